@@ -1,0 +1,36 @@
+"""csstdask: reprocessing of space-telescope surveys on chunked arrays.
+
+>>> import csstdask
+>>> campaign = csstdask.open_campaign("campaign.zarr")  # doctest: +SKIP
+>>> run = csstdask.open_run("run.zarr")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from csstdask import cosmicray
+    from csstdask.pipeline.views import open_run
+    from csstdask.store.campaign import open_campaign
+
+try:
+    __version__ = version("csstdask")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0"
+
+__all__ = ["__version__", "cosmicray", "open_campaign", "open_run"]
+
+#: Where public names live. They are imported when first asked for, so that `import csstdask` is quick.
+_HOMES = {"open_campaign": "csstdask.store.campaign", "open_run": "csstdask.pipeline.views"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "cosmicray":
+        return import_module("csstdask.cosmicray")
+    if name in _HOMES:
+        import_module("csstdask.accessor")
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'csstdask' has no attribute {name!r}")

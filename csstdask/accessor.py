@@ -1,0 +1,186 @@
+"""The notebook's door: ``campaign.csst`` on an xarray.Dataset, lazy, with the run's own kernels inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from astropy import units as u
+from astropy.coordinates import Angle, SkyCoord
+from astropy.io.fits import Header
+
+from csstdask.errors import InputError
+from csstdask.instrument import Instrument, celestial_wcs, validate_instrument
+from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.frame import Frame
+from csstdask.pipeline.steps.background import measure_background
+from csstdask.pipeline.steps.detect import detect_cosmic_rays
+from csstdask.pipeline.steps.repair import repair_pixels
+from csstdask.store.campaign import UnitFacts
+from csstdask.store.schema import NO_TIME
+
+
+def _unit_products(
+    sci: npt.NDArray[Any],
+    wht: npt.NDArray[Any],
+    flag: npt.NDArray[Any],
+    exptime: float,
+    gain: float,
+    read_noise: float,
+    detector: int,
+    *,
+    units: str,
+    instrument: Instrument,
+    config: RunConfig,
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
+    """Return mask and repaired frame of one unit or cut-out: background, detect and repair as a run has them."""
+    if not np.isfinite(sci).any():
+        return np.zeros(sci.shape, dtype=bool), sci
+    facts = UnitFacts("", int(detector), "imaging", "", float(exptime), NO_TIME, float(gain), float(read_noise), "")
+    planes = {"sci": sci, "wht": wht, "flag": flag}
+    frame = Frame(facts, instrument, units, lambda name: planes[name].copy(), lambda name: planes[name])
+    frame.keep(measure_background(frame, config).arrays)
+    frame.keep(detect_cosmic_rays(frame, config).arrays)
+    frame.keep(repair_pixels(frame, config).arrays)
+    hit = frame.product("cr_mask")
+    return hit, np.where(hit, frame.product("repair"), sci)
+
+
+@xr.register_dataset_accessor("csst")
+class CsstAccessor:
+    """Methods of a campaign, or of a selection from one."""
+
+    def __init__(self, dataset: xr.Dataset) -> None:
+        self._dataset = dataset
+
+    @property
+    def instrument(self) -> Instrument:
+        """Return the camera."""
+        if "instrument" not in self._dataset.attrs:
+            raise InputError("dataset", "no instrument among its attributes", "a campaign, from csstdask.open_campaign")
+        return validate_instrument(self._dataset.attrs["instrument"], "dataset.attrs['instrument']")
+
+    def _both(self, config: RunConfig | None) -> tuple[xr.DataArray, xr.DataArray]:
+        data = self._dataset
+        planes = [data[name].chunk({"y": -1, "x": -1}) for name in ("sci", "wht", "flag")]
+        hit, clean = xr.apply_ufunc(
+            _unit_products,
+            *planes,
+            data["exptime"],
+            data["gain"],
+            data["read_noise"],
+            data["detector"],
+            kwargs={
+                "units": data["sci"].attrs["units"],
+                "instrument": self.instrument,
+                "config": config or RunConfig(),
+            },
+            input_core_dims=[["y", "x"]] * 3 + [[]] * 4,
+            output_core_dims=[["y", "x"]] * 2,
+            vectorize=True,
+            dask="parallelized",
+            output_dtypes=[bool, np.float32],
+        )
+        return hit, clean
+
+    def detect_cosmic_rays(self, config: RunConfig | None = None) -> xr.DataArray:
+        """Return ``cr_mask`` (exposure, detector, y, x), lazily, one block a detector.
+
+        On a whole campaign it is what a run stores. On a cut-out the sky is that of the cut-out, so
+        borderline pixels may differ.
+        """
+        return self._both(config)[0].rename("cr_mask")
+
+    def clean(self, config: RunConfig | None = None) -> xr.DataArray:
+        """Return ``sci`` with cosmic rays repaired, lazily, in the units of ``sci``."""
+        clean = self._both(config)[1].rename("clean")
+        clean.attrs = dict(self._dataset["sci"].attrs)
+        return clean
+
+    def sel_sky(self, ra: Any, dec: Any, size: Any) -> list[xr.Dataset]:
+        """Return cut-outs of all units that see a place on the sky.
+
+        Parameters
+        ----------
+        ra, dec : float or Quantity
+            [deg].
+        size : float or Quantity
+            Side of the cut-out [arcsec].
+
+        Returns
+        -------
+        list of xarray.Dataset
+            One a unit, lazy, cut at the detector's edges; empty where nobody looked.
+        """
+        place = SkyCoord(Angle(ra, u.deg), Angle(dec, u.deg))
+        side = Angle(size, u.arcsec).deg
+        found = []
+        present = np.asarray(self._dataset["present"])
+        for row, column in zip(*np.nonzero(present), strict=True):
+            one = self._dataset.isel(exposure=int(row), detector=int(column))
+            wcs = celestial_wcs(Header.fromstring(str(one["header"].values), sep="\n"))
+            if wcs is None:
+                continue
+            x, y = (float(value) for value in wcs.celestial.world_to_pixel(place))
+            half = 0.5 * side / np.sqrt(abs(np.linalg.det(wcs.celestial.pixel_scale_matrix)))
+            rows, columns = _window(y, half, one.sizes["y"]), _window(x, half, one.sizes["x"])
+            if rows is not None and columns is not None:
+                found.append(one.isel(y=rows, x=columns))
+        return found
+
+    def plot_focal_plane(self, name: str = "sci", *, exposure: int | str = 0, ax: Any = None) -> Any:
+        """Draw one number a detector at its place in the focal plane: the median of an array, or a metric.
+
+        Parameters
+        ----------
+        name : str
+            A variable over (exposure, detector) or (exposure, detector, y, x); of the latter every 16th
+            pixel is looked at.
+        exposure : int or str
+            Index or id.
+        ax : matplotlib.axes.Axes, optional
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+        """
+        import matplotlib.pyplot as plt  # noqa: PLC0415
+        from matplotlib.collections import PatchCollection  # noqa: PLC0415
+        from matplotlib.patches import Rectangle  # noqa: PLC0415
+
+        instrument = self.instrument
+        if instrument.geometry is None:
+            raise InputError(f"instrument {instrument.name}", "no geometry", "detector centres in its TOML")
+        data = (
+            self._dataset.isel(exposure=exposure) if isinstance(exposure, int) else self._dataset.sel(exposure=exposure)
+        )
+        values = data[name]
+        if "y" in values.dims:
+            values = values.isel(y=slice(None, None, 16), x=slice(None, None, 16)).median(("y", "x"))
+        shown = dict(zip(data["detector"].values.tolist(), np.asarray(values, dtype=float).tolist(), strict=True))
+        ax = ax if ax is not None else plt.subplots(figsize=(6, 6))[1]
+        ny, nx = instrument.shape or (data.sizes["y"], data.sizes["x"])
+        boxes, colours = [], []
+        for detector, (x, y) in instrument.geometry.centres.items():
+            boxes.append(Rectangle((x - nx / 2, y - ny / 2), nx, ny))
+            colours.append(shown.get(detector, np.nan))
+            ax.annotate(str(detector), (x, y), ha="center", va="center", fontsize=7)
+        patches = PatchCollection(boxes, edgecolor="0.5")
+        patches.set_array(np.ma.masked_invalid(colours))
+        ax.add_collection(patches)
+        ax.autoscale_view()
+        ax.set_aspect("equal")
+        ax.set_xlabel("x [pixel]")
+        ax.set_ylabel("y [pixel]")
+        label = f"{name} [{self._dataset[name].attrs['units']}]" if "units" in self._dataset[name].attrs else name
+        ax.figure.colorbar(patches, ax=ax, label=label)
+        return ax
+
+
+def _window(centre: float, half: float, length: int) -> slice | None:
+    if not np.isfinite(centre):
+        return None
+    first, last = max(0, round(centre - half)), min(length, round(centre + half) + 1)
+    return slice(first, last) if first < last else None

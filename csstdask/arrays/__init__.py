@@ -1,0 +1,1 @@
+"""Kernels on one frame: NumPy or CuPy arrays in, the same kind out."""

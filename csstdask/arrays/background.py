@@ -1,0 +1,187 @@
+"""Background and noise of a frame on a mesh of boxes, and their interpolation to pixels.
+
+In each box the pixels are clipped about their median until nothing changes; the background is SExtractor's
+mode estimate, ``2.5 median - 1.5 mean`` where the two agree and the median where they do not (Bertin &
+Arnouts 1996, A&A Suppl. 117, 393), the noise is the clipped standard deviation, corrected for what clipping
+a Gaussian takes from it. A 3 x 3 median over the mesh removes boxes that a bright source has filled.
+Between box centres both are interpolated linearly, and extrapolated at the frame's edge.
+
+*When to use it*: for sky that varies on scales of a box or more. Written for NumPy and CuPy alike: the work
+is one sort a box and passes over it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from csstdask.arrays.namespace import namespace_of
+
+CLIP_SIGMA = 3.0
+_ITERATIONS = 8
+#: Standard deviation of a unit Gaussian cut at +-3 sigma.
+_CLIPPED_SIGMA = 0.98658
+#: A box with fewer good pixels than this share of its area says nothing.
+_LEAST_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Background and noise at box centres.
+
+    Attributes
+    ----------
+    background, noise : array (y_mesh, x_mesh), float32
+        In the frame's units; NaN nowhere unless the frame has no good pixel at all.
+    shape : (int, int)
+        Of the frame.
+    """
+
+    background: Any
+    noise: Any
+    shape: tuple[int, int]
+
+    def background_at(self, rows: slice = slice(None)) -> Any:
+        """Return the background of some rows of pixels, float32."""
+        return interpolate(self.background, self.shape, rows)
+
+    def noise_at(self, rows: slice = slice(None)) -> Any:
+        """Return the 1 sigma noise of some rows of pixels, float32."""
+        return interpolate(self.noise, self.shape, rows)
+
+
+def mesh_shape(shape: tuple[int, int], box: int) -> tuple[int, int]:
+    """Return how many boxes a frame is cut into: of about the wanted size, all alike to a pixel."""
+    return max(1, round(shape[0] / box)), max(1, round(shape[1] / box))
+
+
+def _edges(length: int, boxes: int) -> list[int]:
+    return [round(index * length / boxes) for index in range(boxes + 1)]
+
+
+def measure(data: Any, mask: Any = None, *, box: int = 128) -> Mesh:
+    """Measure background and noise on a mesh.
+
+    Parameters
+    ----------
+    data : array (y, x)
+        Any units. Non-finite pixels take no part.
+    mask : bool array (y, x), optional
+        True = takes no part.
+    box : int
+        Wanted size of a box [pixel].
+
+    Returns
+    -------
+    Mesh
+    """
+    xp = namespace_of(data)
+    shape = (int(data.shape[0]), int(data.shape[1]))
+    rows, columns = mesh_shape(shape, box)
+    level = xp.full((rows, columns), np.nan, dtype=np.float32)
+    sigma = xp.full((rows, columns), np.nan, dtype=np.float32)
+    y_edges, x_edges = _edges(shape[0], rows), _edges(shape[1], columns)
+    for row in range(rows):
+        for column in range(columns):
+            window = (slice(y_edges[row], y_edges[row + 1]), slice(x_edges[column], x_edges[column + 1]))
+            values = data[window]
+            good = xp.isfinite(values)
+            if mask is not None:
+                good &= ~mask[window]
+            values = values[good]
+            area = good.size
+            if values.size >= max(5, _LEAST_SHARE * area):
+                level[row, column], sigma[row, column] = _clipped(xp, values)
+    return Mesh(_settle(xp, level), _settle(xp, sigma), shape)
+
+
+def _clipped(xp: Any, values: Any) -> tuple[Any, Any]:
+    """Return mode and standard deviation of pixels after clipping about their median."""
+    ordered = xp.sort(values.astype(np.float64))
+    low, high = 0, int(ordered.size)
+    for _ in range(_ITERATIONS):
+        kept = ordered[low:high]
+        median = 0.5 * (kept[(kept.size - 1) // 2] + kept[kept.size // 2])
+        spread = kept.std()
+        new_low, new_high = (
+            int(edge)
+            for edge in xp.searchsorted(
+                ordered,
+                xp.stack([xp.asarray(median - CLIP_SIGMA * spread), xp.asarray(median + CLIP_SIGMA * spread)]),
+            )
+        )
+        new_low, new_high = max(low, new_low), min(high, max(new_high, new_low + 1))
+        if spread == 0 or (new_low, new_high) == (low, high):
+            break
+        low, high = new_low, new_high
+    kept = ordered[low:high]
+    median = 0.5 * (kept[(kept.size - 1) // 2] + kept[kept.size // 2])
+    mean, spread = kept.mean(), kept.std()
+    mode = xp.where(abs(mean - median) < 0.3 * spread, 2.5 * median - 1.5 * mean, median)
+    return mode, spread / _CLIPPED_SIGMA
+
+
+def _settle(xp: Any, mesh: Any) -> Any:
+    """Fill empty boxes from their neighbours, and take the 3 x 3 median over the mesh."""
+    if not bool(xp.isfinite(mesh).any()):
+        return mesh
+    while not bool(xp.isfinite(mesh).all()):
+        filled = _neighbours(xp, mesh, _nanmedian)
+        mesh = xp.where(xp.isfinite(mesh), mesh, filled)
+    return _neighbours(xp, mesh, _nanmedian).astype(np.float32)
+
+
+def _nanmedian(xp: Any, stack: Any) -> Any:
+    """Return the median over the first axis without NaN; NaN, silently, where all are."""
+    ordered = xp.sort(stack, axis=0)  # NaN go last
+    count = xp.isfinite(stack).sum(axis=0)
+    lower = xp.take_along_axis(ordered, xp.maximum((count - 1) // 2, 0)[None], axis=0)[0]
+    upper = xp.take_along_axis(ordered, xp.minimum(count // 2, stack.shape[0] - 1)[None], axis=0)[0]
+    return xp.where(count > 0, 0.5 * (lower + upper), np.nan)
+
+
+def _neighbours(xp: Any, mesh: Any, reduce: Any) -> Any:
+    padded = xp.pad(mesh, 1, constant_values=np.nan)
+    rows, columns = mesh.shape
+    stack = xp.stack([padded[dy : dy + rows, dx : dx + columns] for dy in range(3) for dx in range(3)])
+    return reduce(xp, stack)
+
+
+def interpolate(mesh: Any, shape: tuple[int, int], rows: slice = slice(None)) -> Any:
+    """Interpolate a mesh to pixels, linearly.
+
+    Parameters
+    ----------
+    mesh : array (y_mesh, x_mesh)
+        Values at box centres.
+    shape : (int, int)
+        Of the frame.
+    rows : slice
+        Which rows of the frame, for work in bands.
+
+    Returns
+    -------
+    array (rows, x), float32
+    """
+    xp = namespace_of(mesh)
+    y = xp.arange(*rows.indices(shape[0]))
+    lower, upper, weight = _weights(xp, y, shape[0], mesh.shape[0])
+    in_rows = mesh[lower] * (1 - weight[:, None]) + mesh[upper] * weight[:, None]
+    lower, upper, weight = _weights(xp, xp.arange(shape[1]), shape[1], mesh.shape[1])
+    result = xp.take(in_rows, lower, axis=1)
+    result *= 1 - weight
+    above = xp.take(in_rows, upper, axis=1)
+    above *= weight
+    result += above
+    return result
+
+
+def _weights(xp: Any, pixel: Any, length: int, boxes: int) -> tuple[Any, Any, Any]:
+    if boxes == 1:
+        zero = xp.zeros(pixel.shape, dtype=np.int64)
+        return zero, zero, zero.astype(np.float32)
+    position = (pixel + 0.5) * (boxes / length) - 0.5
+    lower = xp.clip(xp.floor(position).astype(np.int64), 0, boxes - 2)
+    return lower, lower + 1, (position - lower).astype(np.float32)

@@ -1,0 +1,166 @@
+"""Adaptive masked median: the repair of pixels from their unmasked neighbours.
+
+For each pixel to repair the window grows, 3 x 3 to 11 x 11, until it holds enough donors; the pixel becomes
+their median (CSST cosmic-ray rejection paper, section 3.2, "inpaint of the background region"). Work is done
+only under the mask, donors are never pixels to repair or to ignore, and results do not depend on the order
+of the pixels: donors are always original values. One algorithm twice: a numba loop on the CPU, a raw kernel
+on the GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from csstdask.arrays.namespace import namespace_of
+
+LARGEST_RADIUS = 5
+LEAST_DONORS = 3
+
+
+def adaptive_median(
+    data: Any,
+    target: Any,
+    donor: Any,
+    *,
+    least_donors: int = LEAST_DONORS,
+    largest_radius: int = LARGEST_RADIUS,
+) -> tuple[Any, Any, Any]:
+    """Take the median of the donors round each target pixel.
+
+    Parameters
+    ----------
+    data : array (y, x), float32 or float64
+        Not changed.
+    target : bool array (y, x)
+        Pixels to repair.
+    donor : bool array (y, x)
+        Pixels that may give their value: finite ones, none of them a target.
+    least_donors : int
+        The window grows until it holds so many; at its largest it takes what there is.
+    largest_radius : int
+        Of the window: 5 is 11 x 11.
+
+    Returns
+    -------
+    median : array (n,), dtype of `data`
+        For the targets in row-major order; NaN without a donor.
+    variance : array (n,), float64
+        Sample variance of the donors [units^2]; NaN with fewer than two.
+    count : array (n,), int32
+        Number of donors.
+    """
+    if namespace_of(data) is np:
+        y, x = np.nonzero(target)
+        return _median_cpu(data, donor, y, x, least_donors, largest_radius)
+    return _median_gpu(data, target, donor, least_donors, largest_radius)
+
+
+@numba.njit(nogil=True, cache=True)
+def _median_cpu(
+    data: npt.NDArray[Any],
+    donor: npt.NDArray[np.bool_],
+    y: npt.NDArray[np.int64],
+    x: npt.NDArray[np.int64],
+    least_donors: int,
+    largest_radius: int,
+) -> Any:
+    ny, nx = data.shape
+    n = y.size
+    median = np.empty(n, dtype=data.dtype)
+    variance = np.empty(n, dtype=np.float64)
+    count = np.empty(n, dtype=np.int32)
+    values = np.empty((2 * largest_radius + 1) ** 2, dtype=np.float64)
+    for i in range(n):
+        found = 0
+        for radius in range(1, largest_radius + 1):
+            found = 0
+            for yy in range(max(0, y[i] - radius), min(ny, y[i] + radius + 1)):
+                for xx in range(max(0, x[i] - radius), min(nx, x[i] + radius + 1)):
+                    if donor[yy, xx]:
+                        # Insertion keeps the few values in order.
+                        value = np.float64(data[yy, xx])
+                        place = found
+                        while place > 0 and values[place - 1] > value:
+                            values[place] = values[place - 1]
+                            place -= 1
+                        values[place] = value
+                        found += 1
+            if found >= least_donors:
+                break
+        count[i] = found
+        if found == 0:
+            median[i] = np.nan
+        else:
+            median[i] = 0.5 * (values[(found - 1) // 2] + values[found // 2])
+        if found < 2:
+            variance[i] = np.nan
+        else:
+            mean = 0.0
+            for j in range(found):
+                mean += values[j]
+            mean /= found
+            total = 0.0
+            for j in range(found):
+                total += (values[j] - mean) ** 2
+            variance[i] = total / (found - 1)
+    return median, variance, count
+
+
+_GPU_SOURCE = r"""
+extern "C" __global__ void adaptive_median(
+    const T* data, const bool* donor, const long long* place_of, long long n, int ny, int nx,
+    int least_donors, int largest_radius, T* median, double* variance, int* count)
+{
+    long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    int y = place_of[i] / nx, x = place_of[i] % nx;
+    double values[121];
+    int found = 0;
+    for (int radius = 1; radius <= largest_radius; ++radius) {
+        found = 0;
+        for (int yy = max(0, y - radius); yy < min(ny, y + radius + 1); ++yy)
+            for (int xx = max(0, x - radius); xx < min(nx, x + radius + 1); ++xx) {
+                long long at = (long long)yy * nx + xx;
+                if (!donor[at]) continue;
+                double value = data[at];
+                int place = found;
+                for (; place > 0 && values[place - 1] > value; --place) values[place] = values[place - 1];
+                values[place] = value;
+                ++found;
+            }
+        if (found >= least_donors) break;
+    }
+    count[i] = found;
+    median[i] = found ? (T)(0.5 * (values[(found - 1) / 2] + values[found / 2])) : (T)nan("");
+    if (found < 2) { variance[i] = nan(""); return; }
+    double mean = 0, total = 0;
+    for (int j = 0; j < found; ++j) mean += values[j];
+    mean /= found;
+    for (int j = 0; j < found; ++j) total += (values[j] - mean) * (values[j] - mean);
+    variance[i] = total / (found - 1);
+}
+"""
+
+
+def _median_gpu(data: Any, target: Any, donor: Any, least_donors: int, largest_radius: int) -> tuple[Any, Any, Any]:
+    import cupy  # noqa: PLC0415
+
+    if largest_radius > LARGEST_RADIUS:
+        raise ValueError(f"largest_radius: found {largest_radius}; wanted at most {LARGEST_RADIUS} on a GPU")
+    kind = {"float32": "float", "float64": "double"}[str(data.dtype)]
+    kernel = cupy.RawKernel(_GPU_SOURCE.replace("T*", f"{kind}*").replace("(T)", f"({kind})"), "adaptive_median")
+    places = cupy.flatnonzero(target)
+    n = int(places.size)
+    median = cupy.empty(n, dtype=data.dtype)
+    variance = cupy.empty(n, dtype=np.float64)
+    count = cupy.empty(n, dtype=np.int32)
+    if n:
+        sizes = (np.int64(n), np.int32(data.shape[0]), np.int32(data.shape[1]))
+        settings = (np.int32(least_donors), np.int32(largest_radius))
+        arguments = (cupy.ascontiguousarray(data), cupy.ascontiguousarray(donor), places, *sizes, *settings)
+        kernel((-(-n // 128),), (128,), (*arguments, median, variance, count))
+    return median, variance, count

@@ -1,0 +1,115 @@
+"""Sources of a frame: found, measured in apertures and in Kron ellipses.
+
+The work is SEP's (Barbary 2016, JOSS 1, 58), the library form of SExtractor. It runs on the host.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sep
+
+#: SEP keeps its pixel buffer and limits per process, not per thread.
+_SEP_LOCK = threading.Lock()
+_PIXEL_STACK = 5_000_000
+_SUB_OBJECTS = 4096
+
+#: Second moment of a uniform pixel, as a sigma.
+_PIXEL_SIGMA = 12**-0.5
+
+#: Kron's first-moment radius times this is the photometric ellipse (Bertin & Arnouts 1996).
+KRON_FACTOR = 2.5
+LEAST_KRON_RADIUS = 3.5
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """What counts as a source, and how it is measured."""
+
+    threshold: float = 2.5
+    """Least significance of a pixel after the matched filter [sigma of the sky]."""
+    least_area: int = 5
+    """Least number of connected pixels."""
+    aperture_radius: float = 4.0
+    """Of the circular aperture [pixel]."""
+    deblend_contrast: float = 0.005
+    """Least share of a blend's flux for a source of its own."""
+
+
+def measure_sources(
+    data: npt.NDArray[np.float32],
+    error: npt.NDArray[np.float32],
+    noise: npt.NDArray[np.float32],
+    mask: npt.NDArray[np.bool_],
+    settings: SourceSettings,
+) -> dict[str, npt.NDArray[Any]]:
+    """Find and measure the sources of a background-subtracted frame.
+
+    Parameters
+    ----------
+    data : float32 array (y, x)
+        Sky subtracted, repaired [e-].
+    error : float32 array (y, x)
+        1 sigma including Poisson noise [e-]: for the flux errors.
+    noise : float32 array (y, x)
+        1 sigma of the sky [e-]: for the detection threshold.
+    mask : bool array (y, x)
+        True = takes no part.
+    settings : SourceSettings
+
+    Returns
+    -------
+    dict of arrays (n,)
+        ``x, y`` (zero-based, Gaussian-weighted where that converges), ``flux, flux_err`` (Kron) and
+        ``flux_aperture, flux_aperture_err`` [e-], ``a, b`` [pixel], ``theta`` [deg], ``kron_radius``,
+        ``half_light_radius`` [pixel], ``area``, ``peak`` [e-], ``ellipticity`` and SEP's ``flag``.
+    """
+    with _SEP_LOCK:
+        sep.set_extract_pixstack(max(_PIXEL_STACK, data.size // 4))
+        sep.set_sub_object_limit(_SUB_OBJECTS)
+        found = sep.extract(
+            data,
+            settings.threshold,
+            err=noise,
+            mask=mask,
+            minarea=settings.least_area,
+            deblend_cont=settings.deblend_contrast,
+        )
+        x, y, a, b, theta = (np.asarray(found[name], dtype=np.float64) for name in ("x", "y", "a", "b", "theta"))
+        flag = found["flag"].astype(np.int32)
+        # A source one pixel wide has no second moment (0, or not a number); the pixel itself has one.
+        a, b = np.fmax(a, _PIXEL_SIGMA), np.fmax(b, _PIXEL_SIGMA)
+        theta = np.clip(np.nan_to_num(theta), -np.pi / 2, np.pi / 2)
+        radius, kron_flag = sep.kron_radius(data, x, y, a, b, theta, 6.0, mask=mask)
+        radius = np.where(np.isfinite(radius), radius, 0.0)
+        kron = np.maximum(KRON_FACTOR * radius, LEAST_KRON_RADIUS / np.sqrt(a * b))
+        flux, flux_err, flux_flag = sep.sum_ellipse(data, x, y, a, b, theta, kron, err=error, mask=mask, subpix=5)
+        inside, inside_err, _ = sep.sum_circle(data, x, y, settings.aperture_radius, err=error, mask=mask, subpix=5)
+        half, half_flag = sep.flux_radius(
+            data, x, y, 6.0 * a, 0.5, normflux=np.where(flux > 0, flux, np.nan), mask=mask, subpix=5
+        )
+        good = np.isfinite(half) & (half > 0)
+        x_win, y_win, window_flag = sep.winpos(data, x, y, np.where(good, half, 1.0) * 2 / 2.355, mask=mask)
+    moved = np.hypot(x_win - x, y_win - y)
+    use = good & (window_flag == 0) & np.isfinite(moved) & (moved < 1.0)
+    return {
+        "x": np.where(use, x_win, x),
+        "y": np.where(use, y_win, y),
+        "flux": flux,
+        "flux_err": flux_err,
+        "flux_aperture": inside,
+        "flux_aperture_err": inside_err,
+        "a": a,
+        "b": b,
+        "theta": np.degrees(theta),
+        "ellipticity": 1 - b / a,
+        "kron_radius": kron,
+        "half_light_radius": np.where(half_flag == 0, half, np.nan),
+        "area": found["npix"].astype(np.int32),
+        "peak": found["peak"].astype(np.float64),
+        "flag": flag | kron_flag.astype(np.int32) | flux_flag.astype(np.int32),
+    }

@@ -1,0 +1,350 @@
+"""The shell: one function a verb, no logic.
+
+Exit codes: 0 all done; 1 finished, but some units or files failed, each named; 2 bad usage or unusable input,
+in one line; 130 after Ctrl-C and 143 after SIGTERM, state saved.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import click
+import typer
+
+from csstdask.errors import CsstdaskError
+
+if TYPE_CHECKING:
+    from csstdask.engine.events import Listener
+    from csstdask.pipeline.run import Summary
+
+app = typer.Typer(
+    name="csstdask",
+    help="Reprocess space-telescope surveys on chunked arrays.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
+Scheduler = Annotated[str, typer.Option(help="threads, processes, cuda, slurm, or an address such as tcp://host:8786.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Units at the same time; default: what cores and memory allow.")
+]
+Log = Annotated[Path | None, typer.Option("--log", help="Append one JSON object a line and event to this file.")]
+CampaignOption = Annotated[Path | None, typer.Option(help="Where the campaign lies, if it has moved.")]
+
+TRAINABLE: tuple[str, ...] = ()
+EVALUABLE: tuple[str, ...] = ()
+
+
+@app.command()
+def mock(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as stores/demo.toml.")],
+    to: Annotated[Path, typer.Option(help="The campaign to make, or with --fits a folder.")],
+    fits: Annotated[bool, typer.Option("--fits", help="Write Level 1 FITS files with truth beside them.")] = False,
+    scheduler: Scheduler = "threads",
+    workers: Workers = None,
+) -> None:
+    """Render a mock survey with known truth."""
+    from csstdask.mock import load_recipe
+    from csstdask.pipeline.mock_survey import mock as render
+
+    summary = render(
+        load_recipe(recipe),
+        to,
+        as_fits=fits,
+        scheduler=scheduler,
+        workers=workers,
+        listeners=_listeners(None),
+    )
+    _say(f"{to}: {summary.rendered} units rendered, {summary.unchanged} already there, {summary.seconds:.1f} s")
+    _end(summary.failures or [])
+
+
+@app.command()
+def ingest(
+    files: Annotated[list[str], typer.Argument(metavar="FITS...", help="FITS files, plain or compressed.")],
+    to: Annotated[Path, typer.Option(help="The campaign; added to if it is there.")],
+    instrument: Annotated[
+        str | None, typer.Option(help="A built-in name or a TOML; default: told from the headers.")
+    ] = None,
+    supersede: Annotated[
+        bool, typer.Option("--supersede", help="Let other files replace units that are present.")
+    ] = False,
+    scheduler: Scheduler = "threads",
+    workers: Workers = None,
+    as_json: Json = False,
+    log: Log = None,
+) -> None:
+    """Copy FITS files into a campaign."""
+    from csstdask.pipeline.ingest import ingest as copy
+
+    summary = copy(
+        files,
+        to,
+        instrument=instrument,
+        supersede=supersede,
+        scheduler=scheduler,
+        workers=workers,
+        listeners=_listeners(log),
+    )
+    if as_json:
+        typer.echo(json.dumps(summary.to_json()))
+    dead = f", {len(summary.dead)} of dead detectors" if summary.dead else ""
+    _say(
+        f"{to}: {summary.added} units added, {summary.unchanged} unchanged{dead}, "
+        f"{len(summary.failures)} failed, {summary.seconds:.1f} s"
+    )
+    for item in summary.failures:
+        _say(f"failed {item['reason']}")
+    raise typer.Exit(1 if summary.failures else 0)
+
+
+@app.command()
+def run(
+    campaign: Annotated[Path, typer.Argument(help="The campaign to process.")],
+    to: Annotated[Path, typer.Option(help="The run's store; gone on with if it is there.")],
+    steps: Annotated[str | None, typer.Option(help="Comma-separated; those they read from are added.")] = None,
+    select: Annotated[str | None, typer.Option(help="exposure=ID[,ID...],detector=N-M; ids may hold * and ?.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings, a TOML.")] = None,
+    scheduler: Scheduler = "threads",
+    workers: Workers = None,
+    max_failures: Annotated[int | None, typer.Option(min=1, help="Stop after so many failed units.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say units, bytes, memory and time; write nothing.")
+    ] = False,
+    as_json: Json = False,
+    log: Log = None,
+) -> None:
+    """Run the pipeline over a campaign; resumes by itself."""
+    from csstdask.engine.units import parse_selection
+    from csstdask.pipeline.config import load_config
+    from csstdask.pipeline.run import run as process
+
+    names = steps.split(",") if steps is not None else None
+    selection, settings = parse_selection(select), load_config(config)
+    if dry_run:
+        _dry_run(campaign, names, settings, selection, scheduler, workers, as_json=as_json)
+        return
+    summary = process(
+        campaign,
+        to,
+        steps=names,
+        selection=selection,
+        config=settings,
+        scheduler=scheduler,
+        workers=workers,
+        max_failures=max_failures,
+        listeners=_listeners(log),
+    )
+    _report_summary(summary, to, as_json=as_json)
+    if summary.stopped:
+        _say(f"stopped: {summary.stopped}")
+    _end(summary.failures)
+
+
+def _dry_run(
+    campaign: Path, names: Any, settings: Any, selection: Any, scheduler: str, workers: Any, *, as_json: bool
+) -> None:
+    from csstdask.pipeline.plan import make_plan
+    from csstdask.pipeline.steps import resolve
+
+    plan = make_plan(campaign, resolve(names), settings, selection)
+    count = plan.choose_workers(scheduler, workers)
+    units = sum(1 for _ in plan.units())
+    projection = plan.projection(scheduler, count)
+    facts = {
+        "units": units,
+        "steps": [step.name for step in plan.steps],
+        "bytes_read": units * plan.pixels * 12,
+        "bytes_written_at_most": units * plan.stored_bytes(),
+        "memory_bytes": projection.total,
+        "workers": count,
+        "seconds_estimated": units * plan.unit_seconds() / count,
+        "fingerprint": plan.fingerprint,
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(f"units     {units} ({', '.join(facts['steps'])})")  # type: ignore[arg-type]
+    typer.echo(f"read      {facts['bytes_read'] / 1e9:.2f} GB before compression")  # type: ignore[operator]
+    typer.echo(f"written   at most {facts['bytes_written_at_most'] / 1e9:.2f} GB before compression")  # type: ignore[operator]
+    typer.echo(f"memory    {projection.total / 2**30:.2f} GiB with {count} units at a time")
+    typer.echo(f"time      about {facts['seconds_estimated']:.0f} s (estimated from the reference machine)")
+
+
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(help="The run's store.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Compare checksums of everything recorded.")] = False,
+    campaign: CampaignOption = None,
+    as_json: Json = False,
+) -> None:
+    """Say which units are done, failed and pending, and why they failed."""
+    from csstdask.pipeline.run import status as look
+
+    summary = look(run, campaign=campaign, verify=verify)
+    _report_summary(summary, run, as_json=as_json)
+    _end(summary.failures)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="The run's store.")],
+    to: Annotated[Path, typer.Option(help="The page to write.")],
+    campaign: CampaignOption = None,
+) -> None:
+    """Write an HTML page about a run."""
+    from csstdask.report import write_report
+
+    _say(f"written {write_report(run, to, campaign)}")
+
+
+@app.command()
+def export(
+    store: Annotated[Path, typer.Argument(help="A run or a campaign.")],
+    to: Annotated[Path, typer.Option(help="The folder for FITS files.")],
+    campaign: CampaignOption = None,
+    workers: Workers = None,
+) -> None:
+    """Write units as FITS: <exposure>_<detector>.fits with SCI, WHT, FLG."""
+    from csstdask.pipeline.export import export as write
+
+    summary = write(store, to, campaign=campaign, workers=workers, listeners=_listeners(None))
+    left = f", {summary.pending} not done and left out" if summary.pending else ""
+    _say(f"{to}: {summary.written} files, {len(summary.failures)} failed{left}, {summary.seconds:.1f} s")
+    _end(summary.failures)
+
+
+@app.command()
+def train(target: Annotated[str, typer.Argument(help="What to train.")]) -> None:
+    """Train a network."""
+    _no_target("train", target, TRAINABLE)
+
+
+@app.command()
+def evaluate(target: Annotated[str, typer.Argument(help="What to evaluate.")]) -> None:
+    """Evaluate a network or method."""
+    _no_target("evaluate", target, EVALUABLE)
+
+
+def _no_target(verb: str, target: str, known: tuple[str, ...]) -> NoReturn:
+    _say(
+        f"csstdask {verb}: found {target!r}; wanted one of: {', '.join(known) or 'nothing yet, there are no networks'}"
+    )
+    raise typer.Exit(2)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List models and methods."""
+    from csstdask.cosmicray.card import all_cards
+
+    cards = [card.summary() for card in all_cards()]
+    if as_json:
+        typer.echo(json.dumps({"models": cards}))
+        return
+    for card in cards:
+        widths = (("name", 12), ("task", 10), ("version", 4), ("licence", 14))
+        typer.echo(
+            " ".join(f"{card[key]:<{width}}" for key, width in widths) + f" {card['sha256'][:12]} {card['trained_on']}"
+        )
+
+
+@app.command()
+def demo(
+    to: Annotated[Path, typer.Option(help="Folder for the campaign, the run and the page.")] = Path("demo"),
+) -> None:
+    """Render a small mock night, reprocess it and write a page: a few minutes on two cores."""
+    from csstdask.mock.recipe import demo_recipe
+    from csstdask.pipeline.mock_survey import mock as render
+    from csstdask.pipeline.run import run as process
+    from csstdask.pipeline.truth import score_run
+    from csstdask.report import write_report
+
+    campaign, product = to / "campaign.zarr", to / "run.zarr"
+    rendered = render(demo_recipe(), campaign, listeners=_listeners(None))
+    summary = process(campaign, product, listeners=_listeners(None))
+    page = write_report(product, to / "report.html")
+    _report_summary(summary, product, as_json=False)
+    for line in score_run(product).lines():
+        _say(line)
+    _say(f"look at {page}")
+    _end([*(rendered.failures or []), *summary.failures])
+
+
+def _listeners(log: Path | None) -> list[Listener]:
+    from csstdask.engine.progress import JsonLog, progress_listener
+
+    return [progress_listener(), *([JsonLog(log)] if log is not None else [])]
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _report_summary(summary: Summary, store: Path, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(summary.to_json()))
+    took = f", {summary.seconds:.1f} s" if summary.seconds else ""
+    _say(
+        f"{store}: {summary.total} units, {summary.done} done, {summary.skipped} skipped, "
+        f"{summary.failed} failed, {summary.pending} pending{took}"
+    )
+
+
+def _end(failures: list[dict[str, Any]]) -> NoReturn:
+    for item in failures:
+        _say(f"failed {item['exposure']}/{item['detector']} [{item['step']}]: {item['reason']}")
+    raise typer.Exit(1 if failures else 0)
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM arrived."""
+
+
+def _terminate(_signal: int, _frame: object) -> NoReturn:
+    raise _TerminatedError
+
+
+def main() -> None:
+    """Run the command line, and turn errors into one line and an exit code."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("csstdask").setLevel(logging.INFO if not sys.stderr.isatty() else logging.ERROR)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(standalone_mode=False) or 0
+    except CsstdaskError as error:
+        _say(f"csstdask: {' '.join(str(error).split())}")
+        code = 2
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        _say(f"csstdask: {error.filename}: {error.strerror}")
+        code = 2
+    except OSError as error:
+        _say(f"csstdask: {error.filename or 'input or output'}: {error.strerror or error}")
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        _say("csstdask: interrupted; what is recorded is kept, run again to go on")
+        code = 130
+    except _TerminatedError:
+        _say("csstdask: terminated; what is recorded is kept, run again to go on")
+        code = 143
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code in {130, 143}:
+        os._exit(code)  # units in work on this process's threads cannot be stopped, and no longer own anything
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

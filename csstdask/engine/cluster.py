@@ -1,0 +1,196 @@
+"""Dask, always: in this process, as processes, one process a GPU, on a batch system, or at an address.
+
+There is one code path. What differs is only how the client comes about, and how many units it can work on
+at the same time (its slots).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+from distributed import Client, LocalCluster, WorkerPlugin
+
+from csstdask.errors import InputError
+
+SCHEDULERS = ("threads", "processes", "cuda", "slurm")
+#: Everything that listens does so on loopback, on a port that is free.
+_LOOPBACK = "127.0.0.1:0"
+
+
+@dataclass(frozen=True)
+class Slots:
+    """A client and how many units its workers take at once."""
+
+    client: Client
+    """Connected."""
+    count: int
+    """Units at the same time."""
+    remote: bool = False
+    """True where workers may see another file system and memory than this process."""
+
+
+def default_workers() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class ThreadLimits(WorkerPlugin):
+    """Hold every library on a worker to a number of intra-op threads.
+
+    In-process clusters inherit the interpreter's own settings, and the rounding of some kernels depends on
+    them: the number is part of what decides pixels, so it is set here and nowhere else.
+    """
+
+    name = "csstdask-thread-limits"
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def setup(self, worker: Any) -> None:  # noqa: ARG002
+        """Set the limits in the worker's process."""
+        limit_threads(self.threads)
+
+
+_limited_to: int | None = None
+
+
+def limit_threads(threads: int) -> None:
+    """Set intra-op threads of BLAS, OpenMP, numba, torch and zarr in this process, once.
+
+    Tasks call it too: a plug-in may reach a new worker later than its first task does.
+    """
+    global _limited_to  # noqa: PLW0603
+    if _limited_to == threads:
+        return
+    import sys  # noqa: PLC0415
+
+    import threadpoolctl  # noqa: PLC0415
+
+    threadpoolctl.threadpool_limits(limits=threads)
+    os.environ["NUMBA_NUM_THREADS"] = (
+        str(threads) if "numba" not in sys.modules else os.environ.get("NUMBA_NUM_THREADS", "")
+    )
+    if not os.environ["NUMBA_NUM_THREADS"]:
+        del os.environ["NUMBA_NUM_THREADS"]
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+    _limited_to = threads
+
+
+@contextmanager
+def open_cluster(scheduler: str, workers: int, *, threads_per_unit: int = 1) -> Iterator[Slots]:
+    """Open a client for a run.
+
+    Parameters
+    ----------
+    scheduler : str
+        ``threads``, ``processes``, ``cuda``, ``slurm`` or the address of a Dask scheduler.
+    workers : int
+        Units at the same time; at an address the workers that are there decide.
+    threads_per_unit : int
+        Intra-op threads of one unit.
+
+    Raises
+    ------
+    InputError
+        If the scheduler is none of these, needs a package that is not installed, or has no workers.
+    """
+    config = {
+        "distributed.scheduler.work-stealing": False,
+        "distributed.scheduler.no-workers-timeout": "120s",
+        "distributed.scheduler.allowed-failures": 2,
+        "distributed.comm.timeouts.connect": "30s",
+        "distributed.worker.memory.target": False,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.memory.terminate": False,
+        "distributed.admin.large-graph-warning-threshold": "100MB",
+    }
+    quiet = logging.getLogger("distributed")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with dask.config.set(config), _client(scheduler, workers) as slots:
+            slots.client.register_plugin(ThreadLimits(threads_per_unit))
+            yield slots
+    finally:
+        quiet.setLevel(level)
+
+
+@contextmanager
+def _client(scheduler: str, workers: int) -> Iterator[Slots]:
+    if scheduler == "threads":
+        # No HTTP server: in one process there is nothing to look at that the progress bar does not show.
+        with (
+            LocalCluster(
+                n_workers=1,
+                threads_per_worker=workers,
+                processes=False,
+                dashboard_address=_LOOPBACK,
+                worker_dashboard_address=None,
+                memory_limit=0,
+                silence_logs=logging.ERROR,
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            yield Slots(client, workers)
+    elif scheduler == "processes":
+        with (
+            LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address=_LOOPBACK,
+                worker_dashboard_address=None,
+                memory_limit=0,
+                silence_logs=logging.ERROR,
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            yield Slots(client, workers)
+    elif scheduler == "cuda":
+        cuda_cluster = _optional("dask_cuda", "LocalCUDACluster", "gpu")
+        # Three threads a GPU overlap reading, computing and writing; spilling watches task outputs only, ours are tiny.
+        with (
+            cuda_cluster(threads_per_worker=3, device_memory_limit=0, dashboard_address=_LOOPBACK) as cluster,
+            Client(cluster) as client,
+        ):
+            yield Slots(client, sum(client.nthreads().values()))
+    elif scheduler == "slurm":
+        slurm_cluster = _optional("dask_jobqueue", "SLURMCluster", "slurm")
+        with slurm_cluster() as cluster, Client(cluster) as client:
+            cluster.scale(jobs=workers)
+            client.wait_for_workers(1)
+            yield Slots(client, max(workers, sum(client.nthreads().values())), remote=True)
+    elif "://" in scheduler:
+        try:
+            client = Client(scheduler, timeout="15s")
+        except (OSError, ValueError) as error:
+            raise InputError(
+                "--scheduler", f"no answer from {scheduler} ({type(error).__name__})", "a Dask scheduler"
+            ) from None
+        with client:
+            threads = sum(client.nthreads().values())
+            if threads == 0:
+                raise InputError("--scheduler", f"{scheduler} without workers", "at least one worker")
+            yield Slots(client, threads, remote=True)
+    else:
+        raise InputError(
+            "--scheduler", repr(scheduler), f"{', '.join(SCHEDULERS)}, or an address such as tcp://host:8786"
+        )
+
+
+def _optional(module: str, name: str, extra: str) -> Any:
+    import importlib  # noqa: PLC0415
+
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError:
+        raise InputError("--scheduler", f"no package {module}", f"pip install 'csstdask[{extra}]'") from None

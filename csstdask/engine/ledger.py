@@ -1,0 +1,153 @@
+"""The ledger: what is done. One record a unit, written last.
+
+*Precondition*: whoever writes a record owns the unit (see ``lock.py``).
+
+*Why the order survives a kill.* A unit's step writes its objects (shards, tables), flushes each to disk,
+computes its size and checksum, and only then does the record that lists them take its name in one atomic
+rename. Killed before the rename, the unit has no record, or its old one, whose sizes no longer match what
+lies on disk or whose fingerprint is another: it is pending. Killed after, it is done. Nothing in between
+can be seen.
+
+*Done means recorded, not present.* A unit is done for a step if its record holds the step's fingerprint and
+every object listed there is on disk with its size. Resuming checks sizes, which is cheap; `verify` checks
+checksums, which reads everything.
+
+A record also keeps the last failure: the steps before it stay done, and the unit is pending.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from csstdask.durable import flush_file, sha256_file, write_atomic
+from csstdask.engine.units import Unit
+
+LEDGER_VERSION = 1
+
+
+@dataclass(frozen=True)
+class OwnedObject:
+    """A file that a unit owns, relative to the store."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, root: Path, path: Path) -> OwnedObject:
+        """Flush a file to disk and describe it."""
+        flush_file(path)
+        return cls(path.relative_to(root).as_posix(), path.stat().st_size, sha256_file(path))
+
+    def intact(self, root: Path, *, checksum: bool = False) -> bool:
+        """Tell whether the file is on disk with its size and, if asked, its content."""
+        path = root / self.path
+        try:
+            if path.stat().st_size != self.bytes:
+                return False
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return not checksum or sha256_file(path) == self.sha256
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A step that a unit has been through."""
+
+    fingerprint: str
+    """Of everything that decides what it wrote."""
+    objects: tuple[OwnedObject, ...] = ()
+    """What it wrote."""
+    metrics: dict[str, float | int | None] = field(default_factory=dict)
+    """Numbers for the run's metrics arrays."""
+    seconds: float = 0.0
+    """Of its kernel, for accounting."""
+
+
+@dataclass(frozen=True)
+class UnitRecord:
+    """The ledger's record of one unit."""
+
+    unit: Unit
+    steps: dict[str, StepRecord] = field(default_factory=dict)
+    failure: dict[str, str] | None = None
+    """``step`` and ``reason`` of the last failure, if the last attempt failed."""
+    software: dict[str, str] = field(default_factory=dict)
+    """Library versions: recorded, not fingerprinted."""
+    attempt: str = ""
+    """Token of the attempt that wrote this."""
+
+    def fresh(self, root: Path, fingerprints: Mapping[str, str], *, checksum: bool = False) -> list[str]:
+        """Return the steps, among those asked for, that need no work."""
+        return [
+            name
+            for name, fingerprint in fingerprints.items()
+            if (step := self.steps.get(name)) is not None
+            and step.fingerprint == fingerprint
+            and all(item.intact(root, checksum=checksum) for item in step.objects)
+        ]
+
+
+class Ledger:
+    """The folder of records inside a store.
+
+    Parameters
+    ----------
+    root : Path
+        The store.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder = root / "ledger"
+
+    def path(self, unit: Unit) -> Path:
+        """Return the file of a unit's record."""
+        return self.folder / unit.exposure / f"{unit.detector}.json"
+
+    def claim_path(self, unit: Unit) -> Path:
+        """Return the file of a unit's claim."""
+        return self.folder / unit.exposure / f"{unit.detector}.claim"
+
+    @property
+    def lock_path(self) -> Path:
+        """Return the file of the driver's lock."""
+        return self.root / "driver.json"
+
+    def read(self, unit: Unit) -> UnitRecord:
+        """Return a unit's record; an empty one if there is none, or none that can be read."""
+        try:
+            data = json.loads(self.path(unit).read_text(encoding="utf-8"))
+            if data["version"] != LEDGER_VERSION:
+                return UnitRecord(unit)
+            steps = {
+                name: StepRecord(
+                    step["fingerprint"],
+                    tuple(OwnedObject(**item) for item in step["objects"]),
+                    step["metrics"],
+                    step["seconds"],
+                )
+                for name, step in data["steps"].items()
+            }
+            return UnitRecord(unit, steps, data["failure"], data["software"], data["attempt"])
+        except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+            return UnitRecord(unit)
+
+    def write(self, record: UnitRecord) -> None:
+        """Write a unit's record: the last act of an attempt."""
+        data: dict[str, Any] = asdict(record) | {
+            "version": LEDGER_VERSION,
+            "exposure": record.unit.exposure,
+            "detector": record.unit.detector,
+        }
+        del data["unit"]
+        write_atomic(self.path(record.unit), json.dumps(data, indent=1, sort_keys=True).encode())
+
+    def units(self) -> Iterator[Unit]:
+        """Yield the units that have a record, sorted."""
+        for path in sorted(self.folder.glob("*/*.json")):
+            yield Unit(path.parent.name, int(path.stem))

@@ -1,0 +1,143 @@
+"""Listeners that tell a person how a run is going: a bar on a terminal, plain lines elsewhere, or JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from csstdask.engine.events import (
+    Event,
+    Listener,
+    RunFinished,
+    RunStarted,
+    UnitDone,
+    UnitFailed,
+    UnitRetried,
+    UnitSkipped,
+    UnitSubmitted,
+)
+
+log = logging.getLogger("csstdask")
+
+
+class ProgressBar:
+    """Units done, Mpix/s and the time that is left, on a terminal (standard error)."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task: TaskID | None = None
+        self._pixels = 0
+        self._done = 0
+        self._start = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Take one event."""
+        if isinstance(event, RunStarted):
+            self._pixels, self._start, self._done = event.pixels_per_unit, time.perf_counter(), 0
+            self._task = self._progress.add_task(event.title, total=event.total, rate="")
+            self._progress.start()
+        if self._task is None:
+            return
+        if isinstance(event, UnitDone):
+            self._done += 1
+            rate = self._done * self._pixels / 1e6 / max(time.perf_counter() - self._start, 1e-9)
+            self._progress.update(self._task, advance=1, rate=f"{rate:.1f} Mpix/s")
+        elif isinstance(event, UnitSkipped | UnitFailed):
+            self._progress.update(self._task, advance=1)
+            if isinstance(event, UnitFailed):
+                self._progress.console.print(f"failed {event.unit} [{event.step}]: {event.reason}", markup=False)
+        elif isinstance(event, RunFinished):
+            self._progress.stop()
+
+
+class LogLines:
+    """Plain lines, at most one every few seconds, for logs of batch jobs."""
+
+    def __init__(self, interval: float = 10.0) -> None:
+        self.interval = interval
+        self._last = 0.0
+        self._start = 0.0
+        self._count = {"done": 0, "skipped": 0, "failed": 0}
+        self._begun: RunStarted | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Take one event."""
+        if isinstance(event, RunStarted):
+            self._begun, self._start, self._last = event, time.perf_counter(), time.perf_counter()
+            self._count = dict.fromkeys(self._count, 0)
+            log.info("%s: %d units on %d slots", event.title, event.total, event.slots)
+        elif isinstance(event, UnitFailed):
+            self._count["failed"] += 1
+            log.warning("failed %s [%s]: %s", event.unit, event.step, event.reason)
+        elif isinstance(event, UnitRetried):
+            log.warning("again %s: %s", event.unit, event.reason)
+        elif isinstance(event, UnitSkipped):
+            self._count["skipped"] += 1
+        elif isinstance(event, UnitDone):
+            self._count["done"] += 1
+            if time.perf_counter() - self._last >= self.interval:
+                self._line()
+        elif isinstance(event, RunFinished):
+            log.info(
+                "finished in %.1f s: %d done, %d skipped, %d failed",
+                event.seconds,
+                event.done,
+                event.skipped,
+                event.failed,
+            )
+
+    def _line(self) -> None:
+        if self._begun is None:
+            return
+        self._last = time.perf_counter()
+        elapsed = self._last - self._start
+        finished = sum(self._count.values())
+        rate = self._count["done"] * self._begun.pixels_per_unit / 1e6 / elapsed
+        left = (self._begun.total - finished) * elapsed / max(self._count["done"] + self._count["failed"], 1)
+        log.info("%d of %d units, %.1f Mpix/s, %.0f s left", finished, self._begun.total, rate, left)
+
+
+class JsonLog:
+    """One JSON object a line and event, with its time, appended to a file."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = path.open("a", encoding="utf-8")
+
+    def __call__(self, event: Event) -> None:
+        """Take one event."""
+        if isinstance(event, UnitSkipped | UnitSubmitted):
+            return
+        entry: dict[str, Any] = {"event": type(event).__name__, "time": time.time()}
+        entry |= dataclasses.asdict(event)
+        self._stream.write(json.dumps(entry, default=str) + "\n")
+        self._stream.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+
+def progress_listener() -> Listener:
+    """Return a bar if standard error is a terminal, else plain log lines."""
+    return ProgressBar() if sys.stderr.isatty() else LogLines()

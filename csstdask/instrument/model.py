@@ -1,0 +1,301 @@
+"""What a camera is: a validated description, read from one TOML file.
+
+An instrument is data. Everything the rest of the package needs to know about a camera (detectors and
+bands, electronics, flag bits, how its FITS files are laid out and recognised) is a key of its TOML file;
+a new camera is a new file and no code. The models below are the schema of that file: an unknown or wrong
+key is an error that names the key.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+Kind = Literal["imaging", "slitless", "dark", "bias", "flat", "cosmic_rays"]
+Units = Literal["electron s-1", "electron", "adu", "adu s-1"]
+WeightKind = Literal["inverse_variance", "variance", "error"]
+
+#: Spellings of the four units of ``sci`` found in headers, lower case.
+UNIT_SYNONYMS: dict[str, Units] = {
+    **dict.fromkeys(("electron", "electrons", "e", "e-"), "electron"),
+    **dict.fromkeys(
+        (
+            "electron s-1",
+            "electron/s",
+            "electrons/s",
+            "electrons s-1",
+            "e/s",
+            "e-/s",
+            "e s-1",
+            "e- s-1",
+            "electron / s",
+        ),
+        "electron s-1",
+    ),
+    **dict.fromkeys(("adu", "count", "counts", "dn", "ct"), "adu"),
+    **dict.fromkeys(("adu s-1", "adu/s", "count/s", "counts/s", "counts s-1", "dn/s", "dn s-1", "adu / s"), "adu s-1"),
+}
+
+
+def parse_units(text: str) -> Units | None:
+    """Return the unit of ``sci`` that ``text`` spells, or None if it spells none."""
+    return UNIT_SYNONYMS.get(" ".join(text.lower().split()))
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _check_section(text: str) -> str:
+    if not re.fullmatch(r"\[\s*\d+:\d+\s*,\s*\d+:\d+\s*\]", text):
+        raise ValueError("a FITS section such as '[14:519,11:1022]' (x first, one-based, inclusive)")
+    return text
+
+
+Section = Annotated[str, AfterValidator(_check_section)]
+
+
+def section_slices(section: str) -> tuple[slice, slice]:
+    """Turn a FITS section ``[x1:x2,y1:y2]`` into array slices ``(y, x)``."""
+    x1, x2, y1, y2 = (int(number) for number in re.findall(r"\d+", section))
+    return slice(y1 - 1, y2), slice(x1 - 1, x2)
+
+
+class Electronics(_Model):
+    """What a detector's read-out does; every value may be absent and then comes from a wider scope."""
+
+    gain: float | None = Field(None, gt=0, description="e-/adu")
+    read_noise: float | None = Field(None, ge=0, description="e-")
+    saturation: float | None = Field(None, gt=0, description="full well or converter limit, e-")
+    bias_level: float | None = Field(None, description="pedestal of raw frames, adu")
+    usable: bool | None = Field(None, description="False: a dead detector, recorded and never processed")
+    bad_pixel_map: str | None = Field(None, description="FITS file, non-zero = bad; relative to the TOML")
+
+
+class Detector(Electronics):
+    """One detector: its id, band and electronics."""
+
+    id: int = Field(ge=0)
+    name: str | None = None
+    band: str | None = None
+
+
+class Override(Electronics):
+    """Values that hold for some detectors during some time."""
+
+    detectors: tuple[int, ...] | None = Field(None, description="ids; None: all")
+    valid_from: dt.datetime | dt.date | None = None
+    valid_until: dt.datetime | dt.date | None = Field(None, description="exclusive")
+
+    def applies(self, detector: int, when: np.datetime64 | None) -> bool:
+        """Tell whether these values hold for a detector at a time (an unknown time meets open ends only)."""
+        if self.detectors is not None and detector not in self.detectors:
+            return False
+        if when is None or np.isnat(when):
+            return self.valid_from is None and self.valid_until is None
+        if self.valid_from is not None and when < _instant(self.valid_from):
+            return False
+        return self.valid_until is None or bool(when < _instant(self.valid_until))
+
+
+def _instant(moment: dt.datetime | dt.date) -> np.datetime64:
+    if isinstance(moment, dt.datetime) and moment.tzinfo is not None:
+        moment = moment.astimezone(dt.UTC).replace(tzinfo=None)
+    return np.datetime64(moment, "us")
+
+
+class Flags(_Model):
+    """The data-quality plane: bits, or codes that are turned into bits on ingest."""
+
+    encoding: Literal["bits", "codes"] = "bits"
+    bits: dict[str, int] = Field(description="meaning -> mask, one bit each")
+    codes: dict[str, tuple[int, ...]] = Field(default_factory=dict, description="meaning -> codes in the file")
+    cosmic_ray: str = Field("cosmic_ray", description="the bit that export sets where csstdask found one")
+    incoming_cosmic_ray: tuple[str, ...] = Field(
+        ("cosmic_ray",), description="bits in which the files' own pipeline reports cosmic rays"
+    )
+    inpainted: str = "inpainted"
+    bad: str = Field("bad", description="the bit that a bad-pixel map sets")
+    ignore_flags: tuple[str, ...] = Field((), description="pixels with any of these bits take no part")
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Flags:
+        for key in ("cosmic_ray", "inpainted"):
+            if getattr(self, key) not in self.bits:
+                raise ValueError(f"flags.{key} = {getattr(self, key)!r} is not one of flags.bits {sorted(self.bits)}")
+        for key in ("incoming_cosmic_ray", "ignore_flags"):
+            for name in getattr(self, key):
+                if name not in self.bits:
+                    raise ValueError(f"flags.{key} names {name!r}, not one of flags.bits {sorted(self.bits)}")
+        for name in self.codes:
+            if name not in self.bits:
+                raise ValueError(f"flags.codes names {name!r}, not one of flags.bits {sorted(self.bits)}")
+        for name, value in self.bits.items():
+            if value <= 0 or value & (value - 1) or value >= 2**31:
+                raise ValueError(f"flags.bits.{name} = {value} is not one bit below 2^31")
+        if len(set(self.bits.values())) != len(self.bits):
+            raise ValueError("flags.bits gives two meanings to one bit")
+        if self.encoding == "codes" and not self.codes:
+            raise ValueError("flags.encoding = 'codes' needs flags.codes")
+        if set(self.ignore_flags) & set(self.incoming_cosmic_ray):
+            raise ValueError("flags.ignore_flags may not hold a cosmic-ray bit: ours replaces theirs")
+        return self
+
+    def mask(self, *names: str) -> int:
+        """Return the union of the named bits."""
+        value = 0
+        for name in names:
+            value |= self.bits[name]
+        return value
+
+    @property
+    def cosmic_ray_mask(self) -> int:
+        """Return the bit that export sets."""
+        return self.bits[self.cosmic_ray]
+
+    @property
+    def incoming_cosmic_ray_mask(self) -> int:
+        """Return the bits that other pipelines set for cosmic rays."""
+        return self.mask(*self.incoming_cosmic_ray)
+
+    @property
+    def inpainted_mask(self) -> int:
+        """Return the bit for repaired pixels."""
+        return self.bits[self.inpainted]
+
+    @property
+    def ignore_mask(self) -> int:
+        """Return the bits of pixels that take no part."""
+        return self.mask(*self.ignore_flags)
+
+
+class Plane(_Model):
+    """Where one plane of a unit lies: the first of these HDUs that is there."""
+
+    hdu: tuple[str | int, ...] = Field(description="EXTNAMEs or HDU numbers, tried in order; '*' any image HDU")
+    suffix: str = Field("", description="in a triplet of files: the part of the name that tells this plane")
+    kind: WeightKind = "inverse_variance"
+
+
+class Layout(_Model):
+    """How the planes of a unit are spread over HDUs or files."""
+
+    name: str
+    sci: Plane
+    weight: Plane | None = None
+    flag: Plane | None = None
+    imsets: Literal["none", "exposures", "detectors"] = Field("none", description="what the EXTVERs of one file are")
+    raw_shape: tuple[int, int] | None = Field(None, description="(y, x) of untrimmed frames")
+    trim_section: Section | None = None
+    overscan_section: Section | None = None
+    units: Units | None = Field(None, description="of frames whose header does not say")
+
+    @property
+    def separate_files(self) -> bool:
+        """Tell whether each plane has a file of its own."""
+        return bool(self.sci.suffix)
+
+
+class Time(_Model):
+    """Where the time of the exposure stands."""
+
+    keyword: str
+    format: Literal["isot", "mjd"] = "isot"
+    time_of_day: str | None = Field(None, description="a second keyword, where the first holds only the date")
+
+
+class Keywords(_Model):
+    """Header keywords, tried in order in the SCI header and then in the primary one."""
+
+    exposure: tuple[str, ...] = ("OBSID",)
+    detector: tuple[str, ...] = ("DETECTOR",)
+    detector_pattern: str | None = Field(None, description="regular expression whose group 1 is the id")
+    exptime: tuple[str, ...] = ("EXPTIME",)
+    time: tuple[Time, ...] = (Time(keyword="DATE-OBS"),)
+    band: tuple[str, ...] = ("FILTER",)
+    band_pattern: str | None = Field(None, description="regular expression whose group 1 is the band")
+    gain: tuple[str, ...] = ("GAIN",)
+    read_noise: tuple[str, ...] = ("RDNOISE",)
+    units: tuple[str, ...] = ("BUNIT",)
+    missing: tuple[str | float, ...] = Field((), description="values that mean 'not known'")
+    zero_is_missing: tuple[str, ...] = Field((), description="keywords in which 0 means 'not known'")
+
+
+class KindRule(_Model):
+    """Frames whose keyword (or file-name group) has one of these values are of this kind."""
+
+    kind: Kind
+    keyword: str | None = None
+    file_type: bool = Field(False, description="compare the group 'type' of file_pattern instead")
+    values: tuple[str, ...]
+
+
+class Recognise(_Model):
+    """How a file of this camera is told from others."""
+
+    headers: tuple[dict[str, str], ...] = Field((), description="any of these sets of keyword = regular expression")
+    file_pattern: str | None = Field(
+        None, description="regular expression on the file's name; groups exposure, detector, type are used"
+    )
+
+
+class Geometry(_Model):
+    """The focal plane, in detector pixels from its centre: where each detector's centre lies."""
+
+    pixel_scale: float = Field(gt=0, description="arcsec per pixel")
+    centres: dict[int, tuple[float, float]] = Field(description="id -> (x, y) [pixel]")
+    orientation: tuple[tuple[float, float], tuple[float, float]] = Field(
+        ((-1.0, 0.0), (0.0, 1.0)), description="CD matrix divided by the pixel scale"
+    )
+
+
+class Instrument(_Model):
+    """A camera.
+
+    ``detectors``, ``electronics`` and ``overrides`` are scopes from narrow to wide to dated: see `values`.
+    """
+
+    name: str
+    description: str = ""
+    shape: tuple[int, int] | None = Field(None, description="nominal (y, x) of one detector")
+    units: Units = "electron"
+    kind: Kind = "imaging"
+    detectors: tuple[Detector, ...] = Field(min_length=1)
+    electronics: Electronics = Electronics()
+    overrides: tuple[Override, ...] = ()
+    flags: Flags
+    layouts: tuple[Layout, ...] = Field(min_length=1)
+    keywords: Keywords = Keywords()
+    kinds: tuple[KindRule, ...] = ()
+    recognise: Recognise = Recognise()
+    geometry: Geometry | None = None
+    _by_id: dict[int, Detector] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _ids_unique(self) -> Instrument:
+        self._by_id.update({detector.id: detector for detector in self.detectors})
+        if len(self._by_id) != len(self.detectors):
+            raise ValueError("detectors: an id stands twice")
+        return self
+
+    @property
+    def detector_ids(self) -> tuple[int, ...]:
+        """Return the ids of all detectors, in the order of the file."""
+        return tuple(detector.id for detector in self.detectors)
+
+    def detector(self, detector_id: int) -> Detector:
+        """Return one detector; KeyError if the camera has none with this id."""
+        return self._by_id[detector_id]
+
+    def values(self, detector_id: int, when: np.datetime64 | None = None) -> Electronics:
+        """Return the electronics of a detector at a time: camera-wide, then its own, then dated overrides."""
+        merged: dict[str, object] = {}
+        scopes: list[Electronics] = [self.electronics, self.detector(detector_id)]
+        scopes += [override for override in self.overrides if override.applies(detector_id, when)]
+        for scope in scopes:
+            merged |= {key: value for key in Electronics.model_fields if (value := getattr(scope, key)) is not None}
+        return Electronics.model_validate(merged)

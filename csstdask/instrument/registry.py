@@ -1,0 +1,100 @@
+"""Find and read an instrument: by name, from a user's TOML, or from what a file's header says."""
+
+from __future__ import annotations
+
+import functools
+import re
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from csstdask.errors import InputError
+from csstdask.instrument.model import Instrument
+
+
+def builtin_names() -> tuple[str, ...]:
+    """Return the names of the instruments that come with csstdask."""
+    folder = resources.files("csstdask.instrument")
+    return tuple(sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml")))
+
+
+def load_instrument(name_or_path: str | Path) -> Instrument:
+    """Read an instrument by its built-in name or from a TOML file.
+
+    Raises
+    ------
+    InputError
+        Naming the file and every key that is missing, unknown or wrong.
+    """
+    text = str(name_or_path)
+    if text in builtin_names():
+        return _load_builtin(text)
+    path = Path(name_or_path)
+    if path.suffix != ".toml" or not path.is_file():
+        raise InputError(text, "no such instrument", f"one of {', '.join(builtin_names())}, or a .toml file")
+    return _resolve_paths(parse_instrument(path.read_text(encoding="utf-8"), str(path)), path.parent)
+
+
+@functools.cache
+def _load_builtin(name: str) -> Instrument:
+    text = resources.files("csstdask.instrument").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    return parse_instrument(text, f"{name}.toml")
+
+
+def parse_instrument(text: str, source: str) -> Instrument:
+    """Validate the text of an instrument file; `source` names it in errors."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(source, f"text that is not TOML ({error})", "a TOML file") from None
+    return validate_instrument(data, source)
+
+
+def validate_instrument(data: Mapping[str, object], source: str) -> Instrument:
+    """Validate an instrument given as a mapping; InputError names the keys."""
+    try:
+        return Instrument.model_validate(data)
+    except ValidationError as error:
+        found = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {item['msg']}" for item in error.errors()
+        )
+        raise InputError(source, found, "a valid instrument") from None
+
+
+def _resolve_paths(instrument: Instrument, folder: Path) -> Instrument:
+    """Make the paths of bad-pixel maps absolute: they are relative to the TOML file."""
+
+    def absolute(item: dict[str, object]) -> dict[str, object]:
+        if item.get("bad_pixel_map"):
+            item["bad_pixel_map"] = str((folder / str(item["bad_pixel_map"])).resolve())
+        return item
+
+    data = instrument.model_dump(exclude_none=True)
+    data["electronics"] = absolute(data["electronics"])
+    data["detectors"] = [absolute(item) for item in data["detectors"]]
+    data["overrides"] = [absolute(item) for item in data["overrides"]]
+    return Instrument.model_validate(data)
+
+
+def recognise(file_name: str, header: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the names of the built-in instruments that a file could come from.
+
+    Parameters
+    ----------
+    file_name : str
+        Without its folder.
+    header : mapping
+        Its keywords: those of the primary header and of the first image HDU.
+    """
+    return tuple(name for name in builtin_names() if _matches(_load_builtin(name), file_name, header))
+
+
+def _matches(instrument: Instrument, file_name: str, header: Mapping[str, object]) -> bool:
+    for wanted in instrument.recognise.headers:
+        if all(re.fullmatch(pattern, str(header.get(key, "")).strip()) for key, pattern in wanted.items()):
+            return True
+    pattern = instrument.recognise.file_pattern
+    return pattern is not None and re.match(pattern, file_name) is not None

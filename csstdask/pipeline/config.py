@@ -1,0 +1,79 @@
+"""The settings of a run: one schema makes configuration file, validation and fingerprint."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from csstdask.errors import InputError
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackgroundSettings(_Settings):
+    """Sky and noise on a mesh."""
+
+    box: int = Field(128, ge=8, description="size of a box [pixel]")
+
+
+class DetectSettings(_Settings):
+    """Cosmic-ray detection."""
+
+    model: str = Field("default", description="a name that `csstdask models` lists")
+    threshold: float | None = Field(None, ge=0, le=1, description="probability; default: the model card's")
+
+
+class RepairSettings(_Settings):
+    """Repair of hit pixels."""
+
+    model: str = Field("default", description="a name that `csstdask models` lists")
+
+
+class SourcesSettings(_Settings):
+    """Source detection and photometry."""
+
+    threshold: float = Field(2.5, gt=0, description="least significance of a pixel [sigma of the sky]")
+    least_area: int = Field(5, ge=1, description="least number of connected pixels")
+    aperture_radius: float = Field(4.0, gt=0, description="[pixel]")
+    deblend_contrast: float = Field(0.005, ge=0, le=1)
+
+
+class EngineSettings(_Settings):
+    """What the engine does; `threads_per_unit` decides rounding and is fingerprinted."""
+
+    threads_per_unit: int = Field(1, ge=1, description="intra-op threads of one unit")
+
+
+class RunConfig(_Settings):
+    """All settings of a run."""
+
+    background: BackgroundSettings = BackgroundSettings()
+    detect: DetectSettings = DetectSettings()
+    repair: RepairSettings = RepairSettings()
+    sources: SourcesSettings = SourcesSettings()
+    engine: EngineSettings = EngineSettings()
+
+
+def load_config(path: Path | None) -> RunConfig:
+    """Read the settings of a run from a TOML file; defaults where it says nothing.
+
+    Raises
+    ------
+    InputError
+        Naming the file and every key that is unknown or wrong.
+    """
+    if path is None:
+        return RunConfig()
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise InputError(path, f"no readable TOML ({error})", "a configuration file") from None
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise InputError(path, found, "valid settings") from None

@@ -1,0 +1,123 @@
+"""One unit in work: its pixels in electrons, what may be used of them, and what the steps have made so far.
+
+A frame reads a plane when a step first asks for it and keeps it; products of steps that were done before
+are read from the run's store, so that a step never knows whether its predecessor ran today.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from csstdask.arrays.background import Mesh
+from csstdask.instrument import Instrument
+from csstdask.store.campaign import UnitFacts
+from csstdask.store.fits_input import electrons_per_unit
+
+PlaneReader = Callable[[str], npt.NDArray[Any]]
+
+
+class Frame:
+    """A unit's data as the steps see it.
+
+    Parameters
+    ----------
+    facts : UnitFacts
+        What the campaign knows of the unit.
+    instrument : Instrument
+        Whose flag bits apply.
+    units : str
+        Of the campaign's ``sci``.
+    read_plane, read_product : callable
+        Return a plane of the campaign, or a product of the run, by name.
+    """
+
+    def __init__(
+        self,
+        facts: UnitFacts,
+        instrument: Instrument,
+        units: str,
+        read_plane: PlaneReader,
+        read_product: PlaneReader,
+    ) -> None:
+        self.facts = facts
+        self.instrument = instrument
+        self.scale = electrons_per_unit(units, facts.exptime, facts.gain)
+        self._read_plane = read_plane
+        self._read_product = read_product
+        self._products: dict[str, npt.NDArray[Any]] = {}
+
+    @cached_property
+    def data(self) -> npt.NDArray[np.float32]:
+        """Return the science plane [e-], sky included."""
+        sci = self._read_plane("sci")
+        sci *= np.float32(self.scale)
+        return sci
+
+    @cached_property
+    def flag(self) -> npt.NDArray[np.int32]:
+        """Return the flag plane."""
+        return self._read_plane("flag")
+
+    @cached_property
+    def cr_mask_input(self) -> npt.NDArray[np.bool_]:
+        """Return where the file's own pipeline reports cosmic rays: compared with, never used."""
+        return (self.flag & self.instrument.flags.incoming_cosmic_ray_mask) != 0
+
+    @cached_property
+    def _variance(self) -> npt.NDArray[np.float32]:
+        """Return the variance the weights state [e-^2]; inf where they are 0."""
+        wht = self._read_plane("wht")
+        with np.errstate(divide="ignore"):
+            np.divide(np.float32(self.scale**2), wht, out=wht)
+        return wht
+
+    @cached_property
+    def ignore(self) -> npt.NDArray[np.bool_]:
+        """Return pixels that take no part: unusable by flag, weight or value.
+
+        A weight of 0 under an incoming cosmic-ray bit says what another pipeline believed about cosmic
+        rays, and nothing about the pixel: it does not count.
+        """
+        ignore = (self.flag & self.instrument.flags.ignore_mask) != 0
+        ignore |= ~np.isfinite(self._variance) & ~self.cr_mask_input
+        ignore |= ~np.isfinite(self.data)
+        return ignore
+
+    @cached_property
+    def error(self) -> npt.NDArray[np.float32]:
+        """Return 1 sigma of each pixel [e-], re-estimated where a weight was zeroed for a cosmic ray."""
+        variance = self._variance
+        zeroed = np.isinf(variance) & self.cr_mask_input
+        if zeroed.any():
+            variance[zeroed] = modelled_variance(self.data, self.mesh)[zeroed]
+        return np.sqrt(variance)
+
+    @property
+    def mesh(self) -> Mesh:
+        """Return background and noise [e-]."""
+        background, noise = (self.product(name) * np.float32(self.scale) for name in ("background", "noise"))
+        return Mesh(background, noise, self.data.shape)
+
+    def product(self, name: str) -> npt.NDArray[Any]:
+        """Return a product of an earlier step, as it lies in the store (units of ``sci``)."""
+        if name not in self._products:
+            self._products[name] = self._read_product(name)
+        return self._products[name]
+
+    def keep(self, products: dict[str, npt.NDArray[Any]]) -> None:
+        """Keep what a step has made, for those after it."""
+        self._products.update(products)
+
+
+def modelled_variance(data: npt.NDArray[Any], mesh: Mesh) -> npt.NDArray[np.float32]:
+    """Return the variance of pixels from noise and counts: ``noise^2 + max(data - background, 0)`` [e-^2]."""
+    variance = data - mesh.background_at()
+    np.maximum(variance, 0, out=variance)
+    noise = mesh.noise_at()
+    variance += noise * noise
+    return variance.astype(np.float32, copy=False)

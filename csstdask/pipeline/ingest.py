@@ -1,0 +1,425 @@
+"""The story of an ingest: scan headers, agree on one campaign, let workers copy pixels, admit units.
+
+The campaign's driver (this module) decides from headers alone which unit each file is; a worker then copies
+the three planes of one unit, one HDU at a time, into shards it owns; the driver admits the unit, `present`
+last. Killed anywhere, the next ingest of the same files goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from astropy.io import fits
+
+from csstdask.engine.cluster import default_workers, limit_threads, open_cluster
+from csstdask.engine.events import (
+    Event,
+    Listener,
+    RunFinished,
+    RunStarted,
+    UnitDone,
+    UnitFailed,
+    UnitSkipped,
+    broadcast,
+)
+from csstdask.engine.lock import DriverLock, read_owner
+from csstdask.engine.memory import Projection, check, fitting_slots
+from csstdask.engine.units import Unit
+from csstdask.engine.window import Task, failure, run_window
+from csstdask.errors import CsstdaskError, InputError, LostOwnershipError
+from csstdask.instrument import Instrument, load_instrument, recognise
+from csstdask.store.campaign import Campaign, UnitFacts, create_campaign, write_unit_pixels
+from csstdask.store.fits_input import (
+    UnitSource,
+    companion_of,
+    open_fits,
+    read_flag,
+    read_sci,
+    read_weight,
+    scan,
+)
+
+log = logging.getLogger("csstdask")
+
+#: Peak bytes a pixel of one unit in ingest: a plane as it lies in the file, as float32, and as it is encoded,
+#: and scratch for weights that are worked out in double precision.
+INGEST_BYTES_PER_PIXEL = 26
+#: Units whose records are written at once.
+ADMIT_EVERY = 16
+
+
+@dataclass
+class IngestSummary:
+    """What came of an ingest."""
+
+    added: int = 0
+    """Units whose pixels were copied."""
+    unchanged: int = 0
+    """Units that were there, from the same file."""
+    dead: list[str] = field(default_factory=list)
+    """Units of detectors that the instrument calls unusable: recorded, not copied."""
+    failures: list[dict[str, str]] = field(default_factory=list)
+    """``source`` and ``reason`` of files and units that could not be used."""
+    seconds: float = 0.0
+    stopped: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that ``--json`` prints."""
+        units = {
+            "added": self.added,
+            "unchanged": self.unchanged,
+            "dead": len(self.dead),
+            "failed": len(self.failures),
+        }
+        return {"units": units, "dead": self.dead, "failures": self.failures}
+
+
+@dataclass(frozen=True)
+class IngestJob:
+    """Everything a worker needs to copy one unit."""
+
+    source: UnitSource
+    row: int
+    column: int
+    campaign: str
+    instrument: Instrument
+    driver: str
+
+
+def ingest(
+    files: Iterable[str | Path],
+    to: str | Path,
+    *,
+    instrument: str | Path | Instrument | None = None,
+    supersede: bool = False,
+    scheduler: str = "threads",
+    workers: int | None = None,
+    listeners: Sequence[Listener] = (),
+) -> IngestSummary:
+    """Copy FITS files into a campaign; adds to one that is there.
+
+    Parameters
+    ----------
+    files : iterable of path
+        FITS files, plain or compressed.
+    to : path
+        The campaign; made if it is not there.
+    instrument : str, path or Instrument, optional
+        A built-in name or a TOML; by default the campaign's, or what the headers tell.
+    supersede : bool
+        Let another file take the place of a unit that is present.
+    scheduler, workers, listeners
+        As for `csstdask.pipeline.run.run`.
+
+    Returns
+    -------
+    IngestSummary
+        Files that cannot be used are named in it; the others are ingested.
+
+    Raises
+    ------
+    InputError
+        If no file is usable at all, or no instrument or more than one could be meant.
+    """
+    root = Path(to)
+    if root.exists() and not root.is_dir():
+        raise InputError(root, "a file", "a folder for the campaign, or a new name")
+    paths = list(dict.fromkeys(Path(name) for name in files))
+    if not paths:
+        raise InputError("FITS", "no file", "at least one")
+    summary = IngestSummary()
+    existing = Campaign(root) if (root / "zarr.json").exists() else None
+    camera = _instrument(paths, instrument, existing)
+    sources = list(_scan_all(paths, camera, summary))
+    if not sources:
+        if summary.dead and not summary.failures:
+            return summary
+        first = summary.failures[0]["reason"] if summary.failures else "nothing to ingest"
+        more = f" (and {len(summary.failures) - 1} more)" if len(summary.failures) > 1 else ""
+        raise InputError("FITS", f"no usable file: {first}{more}", "at least one")
+    first_source = sources[0]
+    campaign_shape = existing.shape if existing else first_source.shape
+    campaign_units = existing.units if existing else first_source.units
+    detectors = existing.detectors if existing else list(camera.detector_ids)
+    sources = [
+        source
+        for source in sources
+        if _belongs(
+            source,
+            campaign_shape,
+            campaign_units,
+            detectors,
+            summary,
+            str(root if existing else first_source.name),
+        )
+    ]
+    count = _workers(sources, scheduler, workers)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    lock_path = root.with_name(f".{root.name}.driver.json")
+    with DriverLock(lock_path) as lock:
+        if existing is None and not (root / "zarr.json").exists():
+            create_campaign(root, camera, campaign_shape, campaign_units)
+        campaign = Campaign(root, "r+")
+        campaign.append_exposures([source.exposure for source in sources])
+        jobs = _jobs(sources, campaign, lock.token, summary, supersede=supersede)
+        _copy(jobs, campaign, summary, scheduler, count, listeners)
+    return summary
+
+
+def _instrument(paths: Sequence[Path], given: str | Path | Instrument | None, existing: Campaign | None) -> Instrument:
+    """Return the camera: given, the campaign's, or the one that the first readable header tells."""
+    if isinstance(given, Instrument):
+        camera: Instrument | None = given
+    else:
+        camera = load_instrument(given) if given is not None else None
+    if existing is not None:
+        if camera is not None and camera.name != existing.instrument.name:
+            raise InputError("--instrument", camera.name, f"{existing.instrument.name}, as in {existing.path}")
+        return existing.instrument
+    if camera is not None:
+        return camera
+    problems: list[str] = []
+    for path in paths:
+        try:
+            names = recognise(path.name, _joint_header(path))
+        except CsstdaskError as error:
+            problems.append(str(error))
+            continue
+        if len(names) == 1:
+            return load_instrument(names[0])
+        from csstdask.instrument import builtin_names
+
+        candidates = names or builtin_names()
+        what = "could be more than one instrument" if names else "no instrument that is known"
+        problems.append(f"{path}: found {what}; wanted --instrument with one of {', '.join(candidates)}, or a TOML")
+    raise InputError("FITS", f"no usable file: {problems[0]}", "at least one of a known instrument")
+
+
+def _joint_header(path: Path) -> dict[str, Any]:
+    with open_fits(path) as hdus:
+        joint: dict[str, Any] = dict(hdus[0].header)
+        for hdu in hdus[1:2]:
+            if not isinstance(hdu, fits.BinTableHDU) or isinstance(hdu, fits.CompImageHDU):
+                joint = dict(hdu.header) | joint
+        return joint
+
+
+def _scan_all(paths: Sequence[Path], camera: Instrument, summary: IngestSummary) -> Iterator[UnitSource]:
+    """Yield the units of all files, each once; note files that cannot be used."""
+    given = set(paths)
+    for path in paths:
+        science = companion_of(path, camera)
+        if science is not None:
+            if science not in given and not science.is_file():
+                _note(
+                    summary,
+                    path,
+                    InputError(path, f"no {science.name} beside it", "the image that this plane belongs to"),
+                )
+            continue
+        try:
+            names = recognise(path.name, _joint_header(path))
+            if names and camera.name not in names and _is_builtin(camera):
+                raise InputError(path, f"a file of {', '.join(names)}", f"one of {camera.name}")
+            for source in scan(path, camera):
+                when = source.facts("", "").when
+                if camera.values(source.detector, when).usable is False:
+                    summary.dead.append(f"{source.exposure}/{source.detector}")
+                    log.info("%s: detector %d is not usable then: recorded, not copied", path, source.detector)
+                    continue
+                yield source
+        except (CsstdaskError, OSError) as error:
+            _note(summary, path, error)
+
+
+def _is_builtin(camera: Instrument) -> bool:
+    from csstdask.instrument import builtin_names
+
+    return camera.name in builtin_names()
+
+
+def _note(summary: IngestSummary, source: object, error: Exception) -> None:
+    reason = " ".join(str(error).split())
+    if str(source) not in reason:
+        reason = f"{source}: {reason}"
+    summary.failures.append({"source": str(source), "reason": reason})
+    log.warning("failed %s", reason)
+
+
+def _belongs(
+    source: UnitSource,
+    shape: tuple[int, int],
+    units: str,
+    detectors: Sequence[int],
+    summary: IngestSummary,
+    like: str,
+) -> bool:
+    """Tell whether a unit fits the campaign; note it if not."""
+    own = "(it needs a campaign of its own)"
+    if source.shape != shape:
+        error = InputError(source.name, f"shape {source.shape}", f"{shape} as in {like} {own}")
+    elif source.units != units:
+        error = InputError(source.name, f"pixels in {source.units}", f"{units} as in {like} {own}")
+    elif source.detector not in detectors:
+        error = InputError(source.name, f"detector {source.detector}", f"one of the campaign's, {detectors} {own}")
+    else:
+        return True
+    _note(summary, source.name, error)
+    return False
+
+
+def _workers(sources: Sequence[UnitSource], scheduler: str, workers: int | None) -> int:
+    pixels = max((source.shape[0] * source.shape[1] for source in sources), default=0)
+    each = pixels * INGEST_BYTES_PER_PIXEL
+    if workers is None:
+        workers = max(1, min(default_workers(), fitting_slots(each, processes=scheduler == "processes")))
+    if scheduler in {"threads", "processes"}:
+        check(Projection(each, workers, workers + 1 if scheduler == "processes" else 1))
+    return workers
+
+
+def _jobs(
+    sources: Sequence[UnitSource], campaign: Campaign, driver: str, summary: IngestSummary, *, supersede: bool
+) -> list[tuple[Unit, IngestJob]]:
+    """Return the units to copy: new ones, and, if asked, those whose file is another one now."""
+    planned: dict[Unit, UnitSource] = {}
+    jobs: list[tuple[Unit, IngestJob]] = []
+    for source in sources:
+        unit = Unit(source.exposure, source.detector)
+        if unit in planned:
+            if source.digest() == planned[unit].digest():
+                continue
+            other = planned[unit].name
+            _note(
+                summary,
+                source.name,
+                InputError(source.name, f"unit {unit} a second time", f"one file for it, {other} was first"),
+            )
+            continue
+        if campaign.is_present(*_key(unit)):
+            facts = campaign.facts(*_key(unit))
+            if facts.source_stat == source.stat() or facts.digest == source.digest():
+                summary.unchanged += 1
+                planned[unit] = source
+                continue
+            if not supersede:
+                error = InputError(
+                    source.name,
+                    f"another file for unit {unit} than {facts.source}",
+                    "the same, or --supersede to replace it",
+                )
+                _note(summary, source.name, error)
+                continue
+            campaign.withdraw(*_key(unit))
+        elif not _same_exposure(source, campaign, planned, summary):
+            continue
+        planned[unit] = source
+        row, column = campaign.index(*_key(unit))
+        jobs.append((unit, IngestJob(source, row, column, str(campaign.path.resolve()), campaign.instrument, driver)))
+    return jobs
+
+
+def _key(unit: Unit) -> tuple[str, int]:
+    return unit.exposure, unit.detector
+
+
+def _same_exposure(
+    source: UnitSource, campaign: Campaign, planned: dict[Unit, UnitSource], summary: IngestSummary
+) -> bool:
+    """Tell whether a unit's exposure time is that of its exposure: one number for all detectors."""
+    known = next((other.exptime for unit, other in planned.items() if unit.exposure == source.exposure), None)
+    if known is None and campaign.present[campaign.index(source.exposure, source.detector)[0]].any():
+        known = float(campaign.read("exptime")[campaign.index(source.exposure, source.detector)[0]])
+    if known is None or abs(known - source.exptime) <= 1e-6 * max(known, 1.0):
+        return True
+    error = InputError(
+        source.name,
+        f"an exposure time of {source.exptime} s",
+        f"{known} s as in the rest of {source.exposure}",
+    )
+    _note(summary, source.name, error)
+    return False
+
+
+def _copy(
+    jobs: Sequence[tuple[Unit, IngestJob]],
+    campaign: Campaign,
+    summary: IngestSummary,
+    scheduler: str,
+    workers: int,
+    listeners: Sequence[Listener],
+) -> None:
+    """Let workers copy the units, and admit them as they come back."""
+    keeper = _Registrar(campaign, summary)
+    emit = broadcast([keeper, *listeners])
+    start = time.perf_counter()
+    emit(RunStarted(f"ingest {campaign.path.name}", len(jobs), campaign.shape[0] * campaign.shape[1], workers))
+    try:
+        if jobs:
+            with open_cluster(scheduler, workers) as slots:
+                tasks = (Task(unit, job) for unit, job in jobs)
+                outcome = run_window(slots, tasks, copy_unit, emit, key=f"ingest-{jobs[0][1].driver[:8]}")
+                summary.stopped = outcome.stopped
+    finally:
+        keeper.flush()
+        summary.seconds = time.perf_counter() - start
+        emit(RunFinished(summary.added, summary.unchanged, len(summary.failures), summary.seconds))
+
+
+class _Registrar:
+    """The listener that admits copied units to the campaign."""
+
+    def __init__(self, campaign: Campaign, summary: IngestSummary) -> None:
+        self._campaign, self._summary = campaign, summary
+        self._waiting: list[UnitFacts] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, UnitDone):
+            self._waiting.append(UnitFacts(**event.result["facts"]))
+            if len(self._waiting) >= ADMIT_EVERY:
+                self.flush()
+        elif isinstance(event, UnitFailed):
+            self._summary.failures.append({"source": str(event.unit), "reason": event.reason})
+        elif isinstance(event, UnitSkipped):
+            self._summary.unchanged += 1
+
+    def flush(self) -> None:
+        self._campaign.admit(self._waiting)
+        self._summary.added += len(self._waiting)
+        self._waiting = []
+
+
+def copy_unit(job: IngestJob) -> dict[str, Any]:
+    """Copy one unit's planes into the shards it owns, one HDU at a time: a worker's task."""
+    limit_threads(1)
+    root, source = Path(job.campaign), job.source
+    step = "read"
+    try:
+        # What identifies the unit is read before its pixels: a file that changes meanwhile shows next time.
+        stat, digest = source.stat(), source.digest()
+        for name in ("sci", "wht", "flag"):
+            step = name
+            if name == "sci":
+                plane: Any = read_sci(source)
+            elif name == "wht":
+                plane = read_weight(source)
+            else:
+                plane = read_flag(source, job.instrument)
+            _check_driver(root, job.driver)
+            write_unit_pixels(root, job.row, job.column, name, plane)
+            del plane
+    except Exception as error:
+        log.debug("ingest of %s", source.name, exc_info=True)
+        return failure(step, error)
+    return {"facts": source.facts(digest, stat).to_dict()}
+
+
+def _check_driver(root: Path, driver: str) -> None:
+    owner = read_owner(root.with_name(f".{root.name}.driver.json"))
+    if owner is None or owner["token"] != driver:
+        raise LostOwnershipError(f"{root}: its driver no longer holds the campaign")

@@ -1,0 +1,161 @@
+"""Before a run: which units, which steps, what fingerprints, how much memory, how long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from csstdask.arrays.background import mesh_shape
+from csstdask.engine.cluster import default_workers
+from csstdask.engine.fingerprint import fingerprint
+from csstdask.engine.memory import Projection, check, fitting_slots
+from csstdask.engine.units import Selection, Unit
+from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.step import Step
+from csstdask.store.campaign import Campaign, UnitFacts
+from csstdask.store.run import MESH_DIMS
+from csstdask.store.schema import PIXEL_DIMS, ArraySpec
+
+#: Bytes a pixel that a frame holds itself: sci, variance and error in float32, flags in int32, two masks.
+FRAME_BYTES = 4 + 4 + 4 + 4 + 2
+#: Bytes a pixel of products kept for later steps: cr_mask, repair, repair_variance.
+PRODUCT_BYTES = 1 + 4 + 4
+#: Bytes a pixel while a float32 shard is encoded: the compressed chunks and the shard they are joined to.
+ENCODE_BYTES = 2 * 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, resolved."""
+
+    campaign: Campaign
+    steps: tuple[Step, ...]
+    config: RunConfig
+    selection: Selection
+
+    @property
+    def pixels(self) -> int:
+        """Return the pixels of one unit."""
+        return self.campaign.shape[0] * self.campaign.shape[1]
+
+    @property
+    def mesh_shape(self) -> tuple[int, int]:
+        """Return the boxes along y and x."""
+        return mesh_shape(self.campaign.shape, self.config.background.box)
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the fingerprint of what the run does, without its input."""
+        parts = {step.name: self._step_parts(step) for step in self.steps}
+        return fingerprint({"steps": parts, "instrument": self._instrument_parts()})
+
+    def _step_parts(self, step: Step) -> dict[str, object]:
+        return {
+            "version": step.numerics_version,
+            "settings": step.settings(self.config).model_dump(mode="json"),
+            "model": step.model(self.config),
+            "threads": self.config.engine.threads_per_unit,
+        }
+
+    def _instrument_parts(self) -> dict[str, object]:
+        flags = self.campaign.instrument.flags
+        return {
+            "ignore": flags.ignore_mask,
+            "incoming": flags.incoming_cosmic_ray_mask,
+            "units": self.campaign.units,
+        }
+
+    def steps_of(self, kind: str) -> tuple[Step, ...]:
+        """Return the steps that are for frames of a kind."""
+        return tuple(step for step in self.steps if kind in step.kinds)
+
+    def fingerprints(self, facts: UnitFacts) -> dict[str, str]:
+        """Return the fingerprints of a unit's steps, each chained to those it reads from."""
+        known: dict[str, str] = {}
+        for step in self.steps_of(facts.kind):
+            upstream: object = {name: known[name] for name in step.requires}
+            if not step.requires:
+                upstream = self._instrument_parts() | {
+                    "digest": facts.digest,
+                    "exptime": facts.exptime,
+                    "gain": facts.gain,
+                    "read_noise": facts.read_noise,
+                }
+            known[step.name] = fingerprint({"step": step.name, "upstream": upstream, **self._step_parts(step)})
+        return known
+
+    def units(self) -> Iterator[tuple[Unit, int, int]]:
+        """Yield the units of the run with their row and column, in order of exposure and detector."""
+        kinds = self.campaign.read("kind")
+        wanted = frozenset().union(*(step.kinds for step in self.steps))
+        for row, exposure in enumerate(self.campaign.exposures):
+            for column in np.flatnonzero(self.campaign.present[row]):
+                unit = Unit(exposure, self.campaign.detectors[column])
+                if unit in self.selection and str(kinds[row, column]) in wanted:
+                    yield unit, row, int(column)
+
+    def unit_bytes(self) -> int:
+        """Return the projected peak memory of one unit: the frame, its products and the hungriest step."""
+        working = max(*(step.bytes_per_pixel for step in self.steps), ENCODE_BYTES)
+        return int(self.pixels * (FRAME_BYTES + PRODUCT_BYTES + working))
+
+    def unit_seconds(self) -> float:
+        """Return the expected time of one unit on one slot of the reference machine."""
+        return self.pixels * sum(1 / step.pixels_per_second for step in self.steps)
+
+    def stored_bytes(self) -> int:
+        """Return the bytes of a unit's products before compression: an upper bound on disk."""
+        return sum(
+            np.dtype(product.dtype).itemsize
+            * (self.mesh_shape[0] * self.mesh_shape[1] if product.mesh else self.pixels)
+            for step in self.steps
+            for product in step.products
+        )
+
+    def projection(self, scheduler: str, slots: int) -> Projection:
+        """Return the memory that a run on this machine would need."""
+        return Projection(self.unit_bytes(), slots, slots + 1 if scheduler == "processes" else 1)
+
+    def choose_workers(self, scheduler: str, workers: int | None) -> int:
+        """Return how many units to work on at once, and refuse what cannot fit.
+
+        Raises
+        ------
+        MemoryProjectionError
+            If the wanted number, or without one a single unit, does not fit into memory.
+        """
+        local = scheduler in {"threads", "processes"}
+        if workers is None:
+            fits = fitting_slots(self.unit_bytes(), processes=scheduler == "processes") if local else default_workers()
+            workers = max(1, min(default_workers(), fits))
+        if local:
+            check(self.projection(scheduler, workers))
+        return workers
+
+    def product_specs(self) -> list[tuple[ArraySpec, str | None]]:
+        """Return the arrays of the run's store with their units."""
+        specs: list[tuple[ArraySpec, str | None]] = []
+        for step in self.steps:
+            for product in step.products:
+                dims = MESH_DIMS if product.mesh else PIXEL_DIMS
+                attributes: dict[str, object] = {"long_name": product.long_name}
+                units = {None: None, 1: self.campaign.units, 2: f"({self.campaign.units})^2"}[product.units_power]
+                specs.append(
+                    (
+                        ArraySpec(product.name, dims, product.dtype, product.fill, product.codec, attributes),
+                        units,
+                    )
+                )
+        return specs
+
+    def metric_names(self) -> list[str]:
+        """Return the names of all metrics of the run."""
+        return [name for step in self.steps for name in step.metrics]
+
+
+def make_plan(campaign: Path, steps: Sequence[Step], config: RunConfig, selection: Selection) -> Plan:
+    """Open a campaign and resolve a run over it."""
+    return Plan(Campaign(campaign), tuple(steps), config, selection)

@@ -1,0 +1,279 @@
+"""The story of a run: plan, lock, prepare the store, feed the window, gather, finish."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from csstdask.engine.cluster import open_cluster
+from csstdask.engine.events import (
+    Event,
+    Listener,
+    RunFinished,
+    RunStarted,
+    UnitDone,
+    UnitFailed,
+    UnitSkipped,
+    broadcast,
+)
+from csstdask.engine.ledger import Ledger
+from csstdask.engine.lock import DriverLock
+from csstdask.engine.units import Selection, Unit
+from csstdask.engine.window import Task, run_window
+from csstdask.errors import InputError, StoreError
+from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.plan import Plan, make_plan
+from csstdask.pipeline.steps import resolve
+from csstdask.pipeline.unit import UnitJob, process_unit, software_versions
+from csstdask.store.run import MetricsWriter, campaign_path, prepare_run
+from csstdask.store.zarr_arrays import open_group
+
+log = logging.getLogger("csstdask")
+
+
+@dataclass
+class Summary:
+    """What came of a run."""
+
+    total: int = 0
+    done: int = 0
+    skipped: int = 0
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    fingerprint: str = ""
+    kernel_seconds: float = 0.0
+    """Of the steps' bodies, over all units done now."""
+    seconds: float = 0.0
+    """Wall time."""
+    stopped: str | None = None
+    """Why the run ended early, if it did."""
+
+    @property
+    def failed(self) -> int:
+        """Return the number of failed units."""
+        return len(self.failures)
+
+    @property
+    def pending(self) -> int:
+        """Return the units that are neither done nor failed."""
+        return self.total - self.done - self.skipped - self.failed
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that ``--json`` prints."""
+        units = {name: getattr(self, name) for name in ("total", "done", "skipped", "failed", "pending")}
+        return {"units": units, "failures": self.failures, "fingerprint": self.fingerprint}
+
+
+def run(
+    campaign: str | Path,
+    to: str | Path,
+    *,
+    steps: Sequence[str] | None = None,
+    selection: Selection | None = None,
+    config: RunConfig | None = None,
+    scheduler: str = "threads",
+    workers: int | None = None,
+    max_failures: int | None = None,
+    listeners: Sequence[Listener] = (),
+) -> Summary:
+    """Run the pipeline over a campaign, or go on with a run.
+
+    Parameters
+    ----------
+    campaign : str or Path
+        The input store.
+    to : str or Path
+        The run's store; made if it is not there.
+    steps : sequence of str, optional
+        By default all; those that they read from are added.
+    selection : Selection, optional
+        Units; by default all that are present.
+    config : RunConfig, optional
+        Settings.
+    scheduler : str
+        ``threads``, ``processes``, ``cuda``, ``slurm`` or an address.
+    workers : int, optional
+        Units at the same time; by default as many as cores and memory allow.
+    max_failures : int, optional
+        Stop after so many failed units.
+    listeners : sequence of callable
+        Told what happens (see ``engine/events.py``).
+
+    Returns
+    -------
+    Summary
+
+    Raises
+    ------
+    InputError, StoreError
+        For unusable stores, steps or schedulers.
+    MemoryProjectionError
+        If the run cannot fit into memory.
+    RunLockedError
+        If a live driver owns the run.
+    """
+    root = Path(to)
+    plan = make_plan(Path(campaign), resolve(steps), config or RunConfig(), selection or Selection())
+    _check_target(root, plan)
+    count = plan.choose_workers(scheduler, workers)
+    total = sum(1 for _ in plan.units())
+    ledger = Ledger(root)
+    with DriverLock(ledger.lock_path) as lock:
+        attributes = {
+            "config": plan.config.model_dump(mode="json"),
+            "steps": [step.name for step in plan.steps],
+            "selection": {
+                "exposures": list(plan.selection.exposures),
+                "detectors": sorted(plan.selection.detectors),
+            },
+            "fingerprint": plan.fingerprint,
+            "software": software_versions(),
+        }
+        prepare_run(root, plan.campaign, plan.product_specs(), plan.mesh_shape, plan.metric_names(), attributes)
+        summary = Summary(total=total, fingerprint=plan.fingerprint)
+        metrics = MetricsWriter(root, plan.metric_names())
+        emit = broadcast([_Bookkeeper(plan, metrics, summary), *listeners])
+        with open_cluster(scheduler, count, threads_per_unit=plan.config.engine.threads_per_unit) as slots:
+            start = time.perf_counter()
+            emit(RunStarted(f"run {root.name}", total, plan.pixels, slots.count))
+            try:
+                outcome = run_window(
+                    slots,
+                    _pending(plan, ledger, root, lock.token, emit),
+                    process_unit,
+                    emit,
+                    key=f"unit-{plan.fingerprint[:12]}-{lock.token[:8]}",
+                    max_failures=max_failures,
+                )
+                summary.stopped = outcome.stopped
+            finally:
+                metrics.flush()
+                summary.seconds = time.perf_counter() - start
+                emit(RunFinished(summary.done, summary.skipped, summary.failed, summary.seconds))
+    return summary
+
+
+def _check_target(root: Path, plan: Plan) -> None:
+    if root.resolve() == plan.campaign.path.resolve():
+        raise InputError("--to", "the campaign itself", "a store of its own for the run")
+    if root.exists() and not root.is_dir():
+        raise StoreError(f"{root}: found a file; wanted a folder for the run, or none")
+    if (root / "zarr.json").exists():
+        open_group(root, "run")
+    elif root.is_dir() and any(not item.name.lstrip(".").startswith("driver.json") for item in root.iterdir()):
+        raise StoreError(f"{root}: found a folder that is no run; wanted a csstdask run, or a new name")
+
+
+def _pending(plan: Plan, ledger: Ledger, root: Path, driver: str, emit: Listener) -> Iterator[Task]:
+    """Yield a task for each unit whose record does not prove it done."""
+    for unit, row, column in plan.units():
+        facts = plan.campaign.facts(unit.exposure, unit.detector)
+        fingerprints = plan.fingerprints(facts)
+        record = ledger.read(unit)
+        if len(record.fresh(root, fingerprints)) == len(fingerprints):
+            metrics = {name: value for step in record.steps.values() for name, value in step.metrics.items()}
+            emit(UnitSkipped(unit, {"metrics": metrics}))
+            continue
+        job = UnitJob(
+            unit=unit,
+            row=row,
+            column=column,
+            campaign=str(plan.campaign.path.resolve()),
+            run=str(root.resolve()),
+            units=plan.campaign.units,
+            facts=facts,
+            instrument=plan.campaign.instrument,
+            config=plan.config,
+            fingerprints=fingerprints,
+            driver=driver,
+        )
+        yield Task(unit, job)
+
+
+class _Bookkeeper:
+    """The listener that counts, and hands metrics on."""
+
+    def __init__(self, plan: Plan, metrics: MetricsWriter, summary: Summary) -> None:
+        self._campaign, self._metrics, self._summary = plan.campaign, metrics, summary
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, UnitDone):
+            self._summary.done += 1
+            self._summary.kernel_seconds += sum(event.result["seconds"].values())
+            self._put(event.unit, event.result["metrics"])
+        elif isinstance(event, UnitSkipped):
+            self._summary.skipped += 1
+            self._put(event.unit, event.record["metrics"])
+        elif isinstance(event, UnitFailed):
+            self._summary.failures.append(
+                {
+                    "exposure": event.unit.exposure,
+                    "detector": event.unit.detector,
+                    "step": event.step,
+                    "reason": event.reason,
+                }
+            )
+            self._put(event.unit, {})
+
+    def _put(self, unit: Unit, metrics: dict[str, Any]) -> None:
+        self._metrics.put(*self._campaign.index(unit.exposure, unit.detector), metrics)
+
+
+def plan_of_run(path: str | Path, campaign: str | Path | None = None) -> Plan:
+    """Return the plan that a run's store remembers: of the last ``csstdask run`` on it."""
+    root = Path(path)
+    attributes = dict(open_group(root, "run").attrs)
+    if "steps" not in attributes:
+        raise StoreError(f"{root}: found a run that was stopped before it began; wanted one to look at (run it again)")
+    chosen: Any = attributes["selection"]
+    steps: Any = attributes["steps"]
+    return make_plan(
+        campaign_path(root, campaign),
+        resolve(steps),
+        RunConfig.model_validate(attributes["config"]),
+        Selection(tuple(chosen["exposures"]), frozenset(chosen["detectors"])),
+    )
+
+
+def status(path: str | Path, *, campaign: str | Path | None = None, verify: bool = False) -> Summary:
+    """Tell what of a run is done, failed and pending.
+
+    Parameters
+    ----------
+    path : str or Path
+        The run's store.
+    campaign : str or Path, optional
+        Where the campaign lies, if it has moved.
+    verify : bool
+        Compare checksums of everything that is recorded, not only sizes.
+    """
+    root = Path(path)
+    plan = plan_of_run(root, campaign)
+    ledger = Ledger(root)
+    summary = Summary(fingerprint=plan.fingerprint)
+    for unit, _, _ in plan.units():
+        summary.total += 1
+        record = ledger.read(unit)
+        fingerprints = plan.fingerprints(plan.campaign.facts(unit.exposure, unit.detector))
+        fresh = record.fresh(root, fingerprints, checksum=verify)
+        if len(fresh) == len(fingerprints):
+            summary.done += 1
+        elif record.failure is not None:
+            summary.failures.append({"exposure": unit.exposure, "detector": unit.detector, **record.failure})
+        elif verify and (damaged := _damaged(record.steps, fingerprints, fresh)):
+            reason = "what is on disk differs from its record: run it again"
+            summary.failures.append(
+                {"exposure": unit.exposure, "detector": unit.detector, "step": damaged, "reason": reason}
+            )
+    return summary
+
+
+def _damaged(recorded: Any, fingerprints: dict[str, str], fresh: list[str]) -> str | None:
+    """Return the first step that is recorded with the right fingerprint and yet not fresh."""
+    for name, value in fingerprints.items():
+        if name not in fresh and name in recorded and recorded[name].fingerprint == value:
+            return name
+    return None

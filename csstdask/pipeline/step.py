@@ -1,0 +1,80 @@
+"""What a step is: a declaration of what it reads, writes and costs, round a plain function on a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
+from pydantic import BaseModel
+
+from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.frame import Frame
+from csstdask.store.schema import Codec
+
+Table = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Product:
+    """An array that a step writes for each unit."""
+
+    name: str
+    """In the run's store."""
+    dtype: str
+    """A NumPy type."""
+    fill: object
+    """What reads where no unit has written."""
+    units_power: int | None = None
+    """Its units are those of ``sci`` to this power; None: it has none."""
+    mesh: bool = False
+    """True: on (y_mesh, x_mesh) instead of (y, x)."""
+    codec: Codec = "pixels"
+    """How it is compressed."""
+    long_name: str = ""
+    """For people."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a step returns for one unit."""
+
+    arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    """Its products, in the units they are stored in."""
+    table: Table | None = None
+    """Columns of its table."""
+    metrics: dict[str, float | int | None] = field(default_factory=dict)
+    """Numbers for (exposure, detector) arrays."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of the pipeline."""
+
+    name: str
+    """In ``--steps``, the ledger and fingerprints."""
+    requires: tuple[str, ...]
+    """Steps whose products it reads."""
+    kinds: frozenset[str]
+    """Kinds of frames it is for."""
+    numerics_version: int
+    """Raised whenever the same input would give other numbers."""
+    body: Callable[[Frame, RunConfig], Output]
+    """The work: a plain function of one frame."""
+    settings: Callable[[RunConfig], BaseModel]
+    """The part of the configuration that decides its result."""
+    model: Callable[[RunConfig], str | None]
+    """SHA-256 of its model."""
+    products: tuple[Product, ...] = ()
+    """Arrays it writes."""
+    table: str | None = None
+    """The table it writes, under ``tables/``."""
+    metrics: tuple[str, ...] = ()
+    """Names of its metrics."""
+    halo: int = 0
+    """Pixels beyond a pixel that decide its value; 0 where the whole frame does."""
+    bytes_per_pixel: float = 0.0
+    """Working memory beside the frame itself, measured on a full detector."""
+    pixels_per_second: float = 1e6
+    """On one core of the reference machine, for the estimate of ``--dry-run``."""

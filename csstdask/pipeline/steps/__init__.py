@@ -1,0 +1,35 @@
+"""The steps in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from csstdask.errors import InputError
+from csstdask.pipeline.step import Step
+from csstdask.pipeline.steps.background import BACKGROUND
+from csstdask.pipeline.steps.detect import DETECT
+from csstdask.pipeline.steps.repair import REPAIR
+from csstdask.pipeline.steps.sources import SOURCES
+
+STEPS: dict[str, Step] = {step.name: step for step in (BACKGROUND, DETECT, REPAIR, SOURCES)}
+
+
+def resolve(names: Iterable[str] | None) -> tuple[Step, ...]:
+    """Return the steps to run, in order: those asked for and those they read from.
+
+    Raises
+    ------
+    InputError
+        If a name is no step.
+    """
+    wanted = list(STEPS) if names is None else [name.strip() for name in names if name.strip()]
+    unknown = [name for name in wanted if name not in STEPS]
+    if unknown or not wanted:
+        raise InputError("--steps", ", ".join(unknown) or "nothing", f"some of {', '.join(STEPS)}")
+    closed: set[str] = set()
+    while wanted:
+        name = wanted.pop()
+        if name not in closed:
+            closed.add(name)
+            wanted.extend(STEPS[name].requires)
+    return tuple(step for name, step in STEPS.items() if name in closed)

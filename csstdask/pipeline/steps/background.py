@@ -1,0 +1,44 @@
+"""Step 1: sky and noise on a mesh."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from csstdask.arrays.background import measure
+from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.frame import Frame
+from csstdask.pipeline.step import Output, Product, Step
+
+
+def measure_background(frame: Frame, config: RunConfig) -> Output:
+    """Measure the mesh of a frame."""
+    mesh = measure(frame.data, frame.ignore, box=config.background.box)
+    scale = np.float32(frame.scale)
+    level, noise = mesh.background / scale, mesh.noise / scale
+    known = bool(np.isfinite(level).all())
+    return Output(
+        arrays={"background": level, "noise": noise},
+        metrics={
+            "sky_level": float(np.median(level)) if known else None,
+            "sky_noise": float(np.median(noise)) if known else None,
+            "n_ignored_pixels": int(frame.ignore.sum()),
+        },
+    )
+
+
+BACKGROUND = Step(
+    name="background",
+    requires=(),
+    kinds=frozenset({"imaging", "slitless", "dark"}),
+    numerics_version=1,
+    body=measure_background,
+    settings=lambda config: config.background,
+    model=lambda _: None,
+    products=(
+        Product("background", "float32", float("nan"), 1, mesh=True, long_name="sky at box centres"),
+        Product("noise", "float32", float("nan"), 1, mesh=True, long_name="1 sigma of the sky at box centres"),
+    ),
+    metrics=("sky_level", "sky_noise", "n_ignored_pixels"),
+    bytes_per_pixel=2.0,
+    pixels_per_second=2.5e7,
+)

@@ -1,0 +1,49 @@
+"""Step 2: which pixels cosmic rays have hit."""
+
+from __future__ import annotations
+
+from csstdask.cosmicray import detect
+from csstdask.cosmicray.card import find_card
+from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.frame import Frame
+from csstdask.pipeline.step import Output, Product, Step
+
+
+def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
+    """Find cosmic rays, and compare with what the file's own pipeline reports."""
+    settings = config.detect
+    found = detect(
+        frame.data,
+        frame.error,
+        frame.ignore,
+        detector=frame.facts.detector,
+        threshold=settings.threshold,
+        model=settings.model,
+    )
+    usable = int(found.mask.size - frame.ignore.sum())
+    count = int(found.mask.sum())
+    theirs = frame.cr_mask_input & ~frame.ignore
+    return Output(
+        arrays={"cr_mask": found.mask},
+        metrics={
+            "n_cr_pixels": count,
+            "cr_fraction": count / usable if usable else None,
+            "n_cr_input_pixels": int(theirs.sum()),
+            "n_cr_both_pixels": int((found.mask & theirs).sum()),
+        },
+    )
+
+
+DETECT = Step(
+    name="detect",
+    requires=("background",),
+    kinds=frozenset({"imaging", "slitless", "dark"}),
+    numerics_version=1,
+    body=detect_cosmic_rays,
+    settings=lambda config: config.detect,
+    model=lambda config: find_card("cosmicray", config.detect.model).sha256,
+    products=(Product("cr_mask", "bool", False, codec="mask", long_name="hit by a cosmic ray"),),
+    metrics=("n_cr_pixels", "cr_fraction", "n_cr_input_pixels", "n_cr_both_pixels"),
+    bytes_per_pixel=45.0,
+    pixels_per_second=1.1e6,
+)

@@ -1,0 +1,126 @@
+"""Step 4: sources and their photometry, on the repaired frame."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+from astropy.io.fits import Header
+
+from csstdask.arrays.sources import SourceSettings, measure_sources
+from csstdask.instrument import celestial_wcs
+from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.frame import Frame
+from csstdask.pipeline.step import Output, Step, Table
+
+#: Warning filters are shared by the threads of a process, and WCS parsing warns about harmless keywords.
+_WCS_LOCK = threading.Lock()
+#: Half the side of the box in which a source's hit pixels are counted, in semi-major axes.
+_REACH = 3.0
+
+
+def find_sources(frame: Frame, config: RunConfig) -> Output:
+    """Find and measure sources; fluxes in electron s-1."""
+    hit = frame.product("cr_mask")
+    repaired = hit & np.isfinite(frame.product("repair")) & np.isfinite(frame.product("repair_variance"))
+    scale = np.float32(frame.scale)
+    mesh = frame.mesh
+    if not np.isfinite(mesh.background).all():
+        return Output(table=_table(frame, None), metrics={"n_sources": 0})
+    sky = np.where(repaired, frame.product("repair") * scale, frame.data)
+    sky -= mesh.background_at()
+    error = np.where(repaired, np.sqrt(frame.product("repair_variance")) * scale, frame.error)
+    mask = frame.ignore | (hit & ~repaired)
+    sky[mask] = 0
+    error[~np.isfinite(error)] = 0
+    found = measure_sources(sky, error, mesh.noise_at(), mask, SourceSettings(**config.sources.model_dump()))
+    table = _table(frame, found, hit)
+    return Output(table=table, metrics={"n_sources": len(table["id"])})
+
+
+def _table(frame: Frame, found: Table | None, hit: npt.NDArray[np.bool_] | None = None) -> Table:
+    """Return the columns of the table, sorted by id (down the frame, then along it)."""
+    names = (
+        "flux", "flux_err", "flux_aperture", "flux_aperture_err", "peak", "a", "b", "theta", "ellipticity",
+        "kron_radius", "half_light_radius",
+    )  # fmt: skip
+    if found is None:
+        found = {name: np.empty(0) for name in ("x", "y", *names)} | {
+            "flag": np.empty(0, np.int32), "area": np.empty(0, np.int32),
+        }  # fmt: skip
+    order = np.lexsort((found["x"], found["y"]))
+    found = {name: values[order] for name, values in found.items()}
+    n = len(order)
+    x, y = found["x"], found["y"]
+    ra, dec = _sky_position(frame.facts.header, x, y)
+    per_second = {"flux", "flux_err", "flux_aperture", "flux_aperture_err", "peak"}
+    exptime = frame.facts.exptime if frame.facts.exptime > 0 else np.nan
+    table: Table = {
+        "exposure": np.full(n, frame.facts.exposure, dtype=object),
+        "detector": np.full(n, frame.facts.detector, dtype=np.int32),
+        "id": np.arange(n, dtype=np.int32),
+        "x": x,
+        "y": y,
+        "ra": ra,
+        "dec": dec,
+    }
+    for name in names:
+        table[name] = found[name] / exptime if name in per_second else found[name]
+    table["area"] = found["area"]
+    table["flag"] = found["flag"]
+    table["n_cr_pixels"] = _hits(hit, x, y, found["a"]) if hit is not None else np.zeros(n, np.int32)
+    return table
+
+
+def _hits(
+    hit: npt.NDArray[np.bool_],
+    x: npt.NDArray[np.float64],
+    y: npt.NDArray[np.float64],
+    a: npt.NDArray[np.float64],
+) -> npt.NDArray[np.int32]:
+    """Count the hit pixels in a box of three semi-major axes round each source."""
+    count = np.zeros(len(x), np.int32)
+    reach = np.ceil(_REACH * a).astype(int)
+    for i, (column, row) in enumerate(zip(np.rint(x).astype(int), np.rint(y).astype(int), strict=True)):
+        window = (
+            slice(max(0, row - reach[i]), row + reach[i] + 1),
+            slice(max(0, column - reach[i]), column + reach[i] + 1),
+        )
+        count[i] = np.count_nonzero(hit[window])
+    return count
+
+
+def _sky_position(
+    header: str, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return right ascension and declination [deg]; NaN where the header has no celestial WCS."""
+    nowhere = np.full(len(x), np.nan)
+    if not header or not len(x):
+        return nowhere, nowhere.copy()
+    with _WCS_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            wcs = celestial_wcs(Header.fromstring(header, sep="\n"))
+        except (ValueError, KeyError):
+            wcs = None
+        if wcs is None:
+            return nowhere, nowhere.copy()
+        ra, dec = wcs.celestial.pixel_to_world_values(x, y)
+    return np.asarray(ra, dtype=np.float64), np.asarray(dec, dtype=np.float64)
+
+
+SOURCES = Step(
+    name="sources",
+    requires=("background", "detect", "repair"),
+    kinds=frozenset({"imaging"}),
+    numerics_version=1,
+    body=find_sources,
+    settings=lambda config: config.sources,
+    model=lambda _: None,
+    table="sources",
+    metrics=("n_sources",),
+    bytes_per_pixel=40.0,
+    pixels_per_second=1.0e7,
+)

@@ -1,0 +1,94 @@
+"""A run on a mock campaign, scored against the truth that its steps never read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from csstdask.engine.ledger import Ledger
+from csstdask.pipeline.run import plan_of_run
+from csstdask.store.zarr_arrays import read_shard
+
+#: The CSST rejection paper's definitions: any charge counts for precision, more than the read noise for recall.
+RECALL_ABOVE = 5.0
+#: Visible: above three sigma of the pixel's own noise.
+VISIBLE_SIGMA = 3.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """Detection and repair against truth, pixels pooled over all units.
+
+    Pixels that the steps ignored (saturated, bad, hot) are left out on both sides.
+    """
+
+    precision: float
+    """Share of flagged pixels that hold any charge of a cosmic ray."""
+    recall: float
+    """Share of pixels with more than 5 e- of a cosmic ray that are flagged."""
+    recall_visible: float
+    """The same for pixels with more than 3 sigma of their own noise."""
+    repair_bias: float
+    """Median of (repaired - truth) / sigma over repaired pixels."""
+    repair_pull: float
+    """Half the width between the 16th and 84th percentile of the same: 1 if the variances are right."""
+
+    def lines(self) -> list[str]:
+        """Return the score for people."""
+        detection = (
+            f"detection: precision {self.precision:.3f}, recall {self.recall:.3f} above {RECALL_ABOVE:.0f} e-, "
+            f"{self.recall_visible:.3f} above {VISIBLE_SIGMA:.0f} sigma"
+        )
+        return [detection, f"repair: pull {self.repair_bias:+.2f} +- {self.repair_pull:.2f}"]
+
+
+def score_run(run: str | Path, campaign: str | Path | None = None) -> Score:
+    """Score a run on a mock campaign, unit by unit.
+
+    Parameters
+    ----------
+    run : path
+        With ``cr_mask``, ``repair`` and ``repair_variance``.
+    campaign : path, optional
+        Its campaign, if that has moved; with the child group ``truth``.
+    """
+    root = Path(run)
+    plan = plan_of_run(root, campaign)
+    source, ledger = plan.campaign.path, Ledger(root)
+    flagged = right = strong = strong_found = visible = visible_found = 0
+    pulls = []
+    ignore_bits = plan.campaign.instrument.flags.ignore_mask
+    for unit, row, column in plan.units():
+        fingerprints = plan.fingerprints(plan.campaign.facts(unit.exposure, unit.detector))
+        if len(ledger.read(unit).fresh(root, fingerprints)) < len(fingerprints):
+            continue
+        use = (read_shard(source, "flag", row, column) & ignore_bits) == 0
+        wht = read_shard(source, "wht", row, column)
+        use &= wht > 0
+        charge = read_shard(source, "truth/cr", row, column)[use]
+        truth = read_shard(source, "truth/sci", row, column)[use]
+        hit, repair, variance = (
+            read_shard(root, name, row, column)[use] for name in ("cr_mask", "repair", "repair_variance")
+        )
+        facts = plan.campaign.facts(unit.exposure, unit.detector)
+        sigma = np.sqrt(np.maximum(truth * facts.exptime, 0) + facts.read_noise**2)
+        for_recall, for_visible = charge > RECALL_ABOVE, charge > VISIBLE_SIGMA * sigma
+        flagged += int(hit.sum())
+        right += int((hit & (charge > 0)).sum())
+        strong += int(for_recall.sum())
+        strong_found += int((for_recall & hit).sum())
+        visible += int(for_visible.sum())
+        visible_found += int((for_visible & hit).sum())
+        done = hit & np.isfinite(variance) & (variance > 0)
+        pulls.append((repair[done] - truth[done]) / np.sqrt(variance[done]))
+    pull = np.concatenate(pulls) if pulls else np.empty(0)
+    low, middle, high = np.percentile(pull, [16, 50, 84]) if pull.size else (np.nan, np.nan, np.nan)
+    return Score(
+        precision=right / flagged if flagged else float("nan"),
+        recall=strong_found / strong if strong else float("nan"),
+        recall_visible=visible_found / visible if visible else float("nan"),
+        repair_bias=float(middle),
+        repair_pull=float((high - low) / 2),
+    )

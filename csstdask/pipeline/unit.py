@@ -1,0 +1,162 @@
+"""What a worker does with one unit: read, step after step, write what it owns, record.
+
+*Precondition*: the driver that sent the job holds the run's lock. The order is the ledger's (see
+``engine/ledger.py``): objects first, each flushed and checksummed, the record last; the claim is checked
+before each write. Old objects of steps that will run again are deleted before they run, so that a unit
+that then fails shows nothing, rather than something old.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from csstdask.engine.cluster import limit_threads
+from csstdask.engine.ledger import Ledger, OwnedObject, StepRecord, UnitRecord
+from csstdask.engine.lock import Attempt
+from csstdask.engine.units import Unit
+from csstdask.engine.window import failure
+from csstdask.errors import LostOwnershipError
+from csstdask.instrument import Instrument
+from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.frame import Frame
+from csstdask.pipeline.step import Output, Step
+from csstdask.pipeline.steps import STEPS
+from csstdask.store.campaign import UnitFacts, read_unit_pixels
+from csstdask.store.tables import table_path, write_table
+from csstdask.store.zarr_arrays import read_shard, write_shard
+
+log = logging.getLogger("csstdask")
+
+_PACKAGES = ("csstdask", "numpy", "scipy", "numba", "zarr", "dask", "astropy", "astroscrappy", "sep")
+
+
+@cache
+def software_versions() -> dict[str, str]:
+    """Return versions of what took part: recorded, not fingerprinted."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+@dataclass(frozen=True)
+class UnitJob:
+    """Everything a worker needs for one unit: small, and without arrays."""
+
+    unit: Unit
+    row: int
+    column: int
+    campaign: str
+    run: str
+    units: str
+    facts: UnitFacts
+    instrument: Instrument
+    config: RunConfig
+    fingerprints: Mapping[str, str]
+    """Of the steps to take, in order."""
+    driver: str
+    """Token of the driver's lock."""
+
+
+def process_unit(job: UnitJob) -> dict[str, Any]:
+    """Take one unit through its steps.
+
+    Returns
+    -------
+    dict
+        ``metrics`` and ``seconds`` by step, or ``failure`` (see ``engine/window.py``).
+    """
+    limit_threads(job.config.engine.threads_per_unit)
+    root, ledger = Path(job.run), Ledger(Path(job.run))
+    step_name = "claim"
+    try:
+        attempt = Attempt(ledger.claim_path(job.unit), ledger.lock_path, job.driver)
+        before = ledger.read(job.unit)
+        fresh = before.fresh(root, job.fingerprints)
+        stale = {name: step for name, step in before.steps.items() if name in job.fingerprints and name not in fresh}
+        done = {name: step for name, step in before.steps.items() if name not in stale}
+        for old in stale.values():
+            for item in old.objects:
+                (root / item.path).unlink(missing_ok=True)
+    except (OSError, LostOwnershipError) as error:
+        return failure(step_name, error)
+    frame = _frame(job)
+    problem: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    for step_name, fingerprint in job.fingerprints.items():
+        if step_name in fresh:
+            continue
+        start = time.perf_counter()
+        try:
+            step = STEPS[step_name]
+            output = step.body(frame, job.config)
+            seconds[step_name] = time.perf_counter() - start
+            done[step_name] = _write(job, attempt, root, step, output, fingerprint, seconds[step_name])
+            frame.keep(output.arrays)
+        except Exception as error:
+            log.debug("unit %s, step %s", job.unit, step_name, exc_info=True)
+            problem = failure(step_name, error)
+            break
+    return _record(job, ledger, attempt, done, problem, seconds)
+
+
+def _frame(job: UnitJob) -> Frame:
+    def read_plane(name: str) -> npt.NDArray[Any]:
+        return read_unit_pixels(Path(job.campaign), job.row, job.column, name)
+
+    def read_product(name: str) -> npt.NDArray[Any]:
+        return read_shard(Path(job.run), name, job.row, job.column)
+
+    return Frame(job.facts, job.instrument, job.units, read_plane, read_product)
+
+
+def _write(
+    job: UnitJob, attempt: Attempt, root: Path, step: Step, output: Output, fingerprint: str, seconds: float
+) -> StepRecord:
+    """Write what a step made, each object checked for ownership before and described after."""
+    objects: list[OwnedObject] = []
+    for product in step.products:
+        attempt.check()
+        path = write_shard(root, product.name, job.row, job.column, output.arrays[product.name])
+        objects.append(OwnedObject.of(root, path))
+    if step.table is not None and output.table is not None:
+        attempt.check()
+        path = table_path(root, step.table, job.unit.exposure, job.unit.detector)
+        write_table(path, output.table)
+        objects.append(OwnedObject.of(root, path))
+    return StepRecord(fingerprint, tuple(objects), output.metrics, seconds)
+
+
+def _record(
+    job: UnitJob,
+    ledger: Ledger,
+    attempt: Attempt,
+    done: dict[str, StepRecord],
+    problem: dict[str, Any],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Write the record, the last act, and return what the driver needs."""
+    reason = {key: problem["failure"][key] for key in ("step", "reason")} if problem else None
+    try:
+        attempt.check()
+        ledger.write(UnitRecord(job.unit, done, reason, software_versions(), attempt.token))
+        attempt.release()
+    except (OSError, LostOwnershipError) as error:
+        return problem or failure("record", error)
+    if problem:
+        return problem
+    metrics = {name: value for step in done.values() for name, value in step.metrics.items()}
+    return {"metrics": metrics, "seconds": seconds}

@@ -1,0 +1,118 @@
+"""Calibrated frames as views: what a run says about a campaign's pixels, computed when somebody looks.
+
+``clean`` is the science plane with repaired pixels in it, ``clean_wht`` its inverse variance, ``flag_out``
+the flags as they are exported, ``cr_mask_input`` what the files' own pipeline believed. Nothing of it is
+stored; export writes exactly these views.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from csstdask.arrays.background import Mesh
+from csstdask.instrument import Instrument, validate_instrument
+from csstdask.pipeline.frame import modelled_variance
+from csstdask.store.campaign import open_campaign
+from csstdask.store.fits_input import electrons_per_unit
+from csstdask.store.run import campaign_path
+from csstdask.store.zarr_arrays import open_group
+
+
+def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset:
+    """Open a run, lazily, with calibrated views on its campaign.
+
+    Parameters
+    ----------
+    path : str or Path
+        The run's store.
+    campaign : str or Path, optional
+        Where the campaign lies, if not where the run remembers it.
+
+    Returns
+    -------
+    xarray.Dataset
+        The run's products and metrics, and, where the campaign can be opened, its coordinates and the views
+        ``clean``, ``clean_wht``, ``flag_out`` and ``cr_mask_input``.
+
+    Raises
+    ------
+    StoreError
+        If there is no run or no campaign.
+    """
+    root = Path(path)
+    open_group(root, "run")
+    dataset = xr.open_zarr(root, chunks={})
+    source = open_campaign(campaign_path(root, campaign))
+    source = source.isel(exposure=slice(0, dataset.sizes["exposure"]))
+    coordinates = {name: source[name] for name in source.coords if name not in dataset.coords}
+    dataset = dataset.assign_coords(coordinates)
+    dataset.attrs["path"] = str(root)
+    flags = validate_instrument(source.attrs["instrument"], str(root)).flags
+    incoming = np.int32(flags.incoming_cosmic_ray_mask)
+    dataset["cr_mask_input"] = (source["flag"] & incoming) != 0
+    if "repair" not in dataset:
+        return dataset
+    repaired = dataset["cr_mask"] & np.isfinite(dataset["repair_variance"])
+    dataset["clean"] = xr.where(repaired, dataset["repair"], source["sci"], keep_attrs=False)
+    dataset["clean"].attrs = dict(source["sci"].attrs) | {"long_name": "science plane, cosmic rays repaired"}
+    weight = _restored_weight(source, dataset)
+    dataset["clean_wht"] = xr.where(dataset["cr_mask"], 1 / dataset["repair_variance"], weight, keep_attrs=False)
+    dataset["clean_wht"].attrs = dict(source["wht"].attrs)
+    ours = dataset["cr_mask"] * np.int32(flags.cosmic_ray_mask) | repaired * np.int32(flags.inpainted_mask)
+    dataset["flag_out"] = (source["flag"] & ~incoming) | ours
+    dataset["flag_out"].attrs = dict(source["flag"].attrs)
+    return dataset
+
+
+def _restored_weight(source: xr.Dataset, run: xr.Dataset) -> xr.DataArray:
+    """Return the weights, re-estimated from counts and noise where another pipeline zeroed them for a cosmic ray."""
+    instrument = validate_instrument(source.attrs["instrument"], "campaign")
+    units = str(source["sci"].attrs["units"])
+    exptime = source["exptime"] if "exptime" in source.coords else xr.full_like(source["gain"], np.nan)
+    frame_dims = [["y", "x"], ["y", "x"], ["y", "x"], ["y_mesh", "x_mesh"], ["y_mesh", "x_mesh"], [], []]
+    planes = [source[name].chunk({"y": -1, "x": -1}) for name in ("sci", "wht", "flag")]
+    meshes = [run[name].chunk({"y_mesh": -1, "x_mesh": -1}) for name in ("background", "noise")]
+    restored = xr.apply_ufunc(
+        restore_weight,
+        *planes,
+        *meshes,
+        exptime,
+        source["gain"],
+        kwargs={"units": units, "instrument": instrument},
+        input_core_dims=frame_dims,
+        output_core_dims=[["y", "x"]],
+        vectorize=True,
+        dask="parallelized",
+        output_dtypes=[np.float32],
+    )
+    # Back to the store's chunks, so that a cut-out of a view costs a cut-out of its planes.
+    return restored.chunk(
+        dict(zip(("y", "x"), (source["wht"].chunksizes["y"], source["wht"].chunksizes["x"]), strict=True))
+    )
+
+
+def restore_weight(
+    sci: npt.NDArray[Any],
+    wht: npt.NDArray[Any],
+    flag: npt.NDArray[Any],
+    background: npt.NDArray[Any],
+    noise: npt.NDArray[Any],
+    exptime: float,
+    gain: float,
+    *,
+    units: str,
+    instrument: Instrument,
+) -> npt.NDArray[np.float32]:
+    """Return one frame's weights [units^-2], re-estimated under incoming cosmic-ray bits where they are 0."""
+    zeroed = (wht == 0) & ((flag & instrument.flags.incoming_cosmic_ray_mask) != 0) & np.isfinite(sci)
+    if not zeroed.any() or not np.isfinite(noise).all():
+        return wht
+    scale = electrons_per_unit(units, float(exptime), float(gain))
+    mesh = Mesh(background * np.float32(scale), noise * np.float32(scale), sci.shape)
+    variance = modelled_variance(sci * np.float32(scale), mesh)
+    return np.where(zeroed, np.float32(scale**2) / variance, wht).astype(np.float32)

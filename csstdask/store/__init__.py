@@ -1,0 +1,1 @@
+"""Campaigns and runs on disk, FITS in, FITS out."""

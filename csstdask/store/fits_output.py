@@ -1,0 +1,115 @@
+"""FITS out: one file a unit, HDU 1 SCI, 2 WHT, 3 FLG, with the headers it came with."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from astropy.io import fits
+
+from csstdask.store.campaign import UnitFacts
+
+#: Keywords that describe how the pixels were stored, not what they are.
+_STRUCTURAL = (
+    "BZERO",
+    "BSCALE",
+    "BLANK",
+    "CHECKSUM",
+    "DATASUM",
+    "XTENSION",
+    "SIMPLE",
+    "EXTEND",
+    "NEXTEND",
+    "PCOUNT",
+    "GCOUNT",
+)
+
+
+#: Beginnings of keywords that place pixels on the sky.
+_WORLD = tuple(
+    [
+        "CTYPE",
+        "CRVAL",
+        "CRPIX",
+        "CUNIT",
+        "CD",
+        "PC",
+        "PV",
+        "CDELT",
+        "LTV",
+        "LTM",
+        "RADESYS",
+        "EQUINOX",
+        "WCSAXES",
+        "A_",
+        "B_",
+        "AP_",
+        "BP_",
+        "LONPOLE",
+        "LATPOLE",
+    ]
+)
+
+
+def write_unit(
+    path: Path,
+    facts: UnitFacts,
+    sci: npt.NDArray[np.float32],
+    wht: npt.NDArray[np.float32],
+    flag: npt.NDArray[np.int32],
+    *,
+    units: str,
+    cards: Iterable[tuple[str, Any, str]] = (),
+) -> None:
+    """Write one unit's planes and headers, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        The file; replaced if it is there.
+    facts : UnitFacts
+        With the original headers.
+    sci, wht, flag : arrays (y, x)
+        float32 in `units`, float32 in units^-2, int32.
+    units : str
+        Written as BUNIT.
+    cards : iterable of (keyword, value, comment)
+        Provenance, added to the primary header.
+    """
+    primary = fits.PrimaryHDU(header=_restored(facts.primary_header))
+    primary.header["EXPTIME"] = (facts.exptime, "[s] exposure time")
+    for keyword, value, comment in cards:
+        primary.header[keyword] = (value, comment)
+    science = fits.ImageHDU(np.ascontiguousarray(sci, dtype=np.float32), header=_restored(facts.header), name="SCI")
+    science.header["BUNIT"] = units
+    weight = fits.ImageHDU(np.ascontiguousarray(wht, dtype=np.float32), header=_world(science.header), name="WHT")
+    weight.header["BUNIT"] = (f"({units})^-2", "inverse variance")
+    flags = fits.ImageHDU(np.ascontiguousarray(flag, dtype=np.int32), header=_world(science.header), name="FLG")
+    draft = path.with_name(f".{path.name}.partial")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", fits.verify.VerifyWarning)
+            fits.HDUList([primary, science, weight, flags]).writeto(draft, overwrite=True, output_verify="silentfix")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _restored(text: str) -> fits.Header:
+    header = fits.Header.fromstring(text, sep="\n") if text else fits.Header()
+    for keyword in _STRUCTURAL:
+        header.remove(keyword, ignore_missing=True, remove_all=True)
+    return header
+
+
+def _world(header: fits.Header) -> fits.Header:
+    """Return the world coordinates of a header, for the planes beside it."""
+    kept = fits.Header()
+    for card in header.cards:
+        if card.keyword.startswith(_WORLD):
+            kept.append(card)
+    return kept

@@ -1,0 +1,123 @@
+"""A run: the output store, laid out over the same units as its campaign.
+
+The driver makes the arrays and grows them with the campaign; workers write the shards of their units; the
+driver alone writes metrics, for their chunks span units. Nothing in the arrays tells when, where or in
+which attempt a number was made: two runs of the same input and settings are equal bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from csstdask.store.campaign import Campaign
+from csstdask.store.schema import PIXEL_DIMS, SCHEMA_VERSION, UNIT_DIMS, ArraySpec
+from csstdask.store.zarr_arrays import array_names, consolidate, create_array, get_array, open_group, resize
+
+MESH_DIMS = ("exposure", "detector", "y_mesh", "x_mesh")
+
+
+def prepare_run(
+    path: Path,
+    campaign: Campaign,
+    specs: Sequence[tuple[ArraySpec, str | None]],
+    mesh_shape: tuple[int, int],
+    metrics: Sequence[str],
+    attributes: Mapping[str, Any],
+) -> None:
+    """Create a run's store, or bring one up to its campaign's exposures and to the arrays of this run.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    campaign : Campaign
+        Whose units it is about.
+    specs : sequence of (ArraySpec, units)
+        Product arrays.
+    mesh_shape : (int, int)
+        Boxes along y and x.
+    metrics : sequence of str
+        Names of (exposure, detector) arrays.
+    attributes : mapping
+        What this run is: configuration, steps, fingerprint.
+    """
+    sizes = dict(zip(PIXEL_DIMS, (len(campaign.exposures), len(campaign.detectors), *campaign.shape), strict=True))
+    sizes |= {"y_mesh": mesh_shape[0], "x_mesh": mesh_shape[1]}
+    if (path / "zarr.json").exists():
+        open_group(path, "run")
+        resize(path, sizes["exposure"])
+        group = open_group(path, "run", "r+")
+    else:
+        # Marked at birth: a driver killed while it makes the arrays leaves a run that the next one completes.
+        group = zarr.create_group(path, attributes={"csstdask": "run", "schema_version": SCHEMA_VERSION})
+    known = set(array_names(path))
+    if "exposure" not in known:
+        create_array(group, ArraySpec("exposure", ("exposure",), "str", "", "table"), sizes)
+    if "detector" not in known:
+        create_array(group, ArraySpec("detector", ("detector",), "int32", -1, "table"), sizes)
+    if campaign.exposures:
+        get_array(group, "exposure")[:] = np.array(campaign.exposures, dtype=object)
+    get_array(group, "detector")[:] = np.array(campaign.detectors, dtype=np.int32)
+    for spec, units in specs:
+        if spec.name in known and get_array(group, spec.name).shape != tuple(sizes[dim] for dim in spec.dims):
+            del group[spec.name]  # another mesh: every unit is pending for it anyway
+            known.discard(spec.name)
+        if spec.name not in known:
+            create_array(group, spec, sizes, units)
+    for name in metrics:
+        if name not in known:
+            create_array(group, ArraySpec(name, UNIT_DIMS, "float64", float("nan"), "table"), sizes)
+    group.attrs.update(
+        {
+            "csstdask": "run",
+            "schema_version": SCHEMA_VERSION,
+            "campaign": os.path.relpath(campaign.path, path),
+            **attributes,
+        }
+    )
+    consolidate(path)
+
+
+def campaign_path(path: Path, campaign: str | Path | None = None) -> Path:
+    """Return the campaign of a run: as given, or as the run remembers it, relative to itself."""
+    if campaign is not None:
+        return Path(campaign)
+    group = open_group(path, "run")
+    return Path(os.path.normpath(path / str(group.attrs["campaign"])))
+
+
+class MetricsWriter:
+    """Gather metrics of units and write them in few strokes: the driver's alone."""
+
+    def __init__(self, path: Path, names: Sequence[str], flush_every: int = 512) -> None:
+        self._path, self._names, self._flush_every = path, tuple(names), flush_every
+        self._pending: dict[tuple[int, int], Mapping[str, float | int | None]] = {}
+
+    def put(self, row: int, column: int, metrics: Mapping[str, float | int | None]) -> None:
+        """Take one unit's metrics; a name without a value becomes NaN."""
+        self._pending[row, column] = metrics
+        if len(self._pending) >= self._flush_every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        if not self._pending:
+            return
+        group = open_group(self._path, "run", "r+")
+        rows = sorted({row for row, _ in self._pending})
+        span = slice(rows[0], rows[-1] + 1)
+        for name in self._names:
+            array = get_array(group, name)
+            values: npt.NDArray[np.float64] = np.asarray(array[span])
+            for (row, column), metrics in self._pending.items():
+                value = metrics.get(name)
+                values[row - span.start, column] = np.nan if value is None else value
+            array[span] = values
+        self._pending.clear()
