@@ -318,6 +318,7 @@ def main() -> None:
     """Run the command line, and turn errors into one line and an exit code."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     logging.getLogger("csstdask").setLevel(logging.INFO if not sys.stderr.isatty() else logging.ERROR)
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # its workers complain while they are being closed
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(standalone_mode=False) or 0

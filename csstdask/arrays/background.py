@@ -128,9 +128,20 @@ def _settle(xp: Any, mesh: Any) -> Any:
     if not bool(xp.isfinite(mesh).any()):
         return mesh
     while not bool(xp.isfinite(mesh).all()):
-        filled = _neighbours(xp, mesh, _nanmedian)
-        mesh = xp.where(xp.isfinite(mesh), mesh, filled)
-    return _neighbours(xp, mesh, _nanmedian).astype(np.float32)
+        padded = xp.pad(mesh, 1, constant_values=np.nan)
+        mesh = xp.where(xp.isfinite(mesh), mesh, _median_of_nine(xp, padded))
+    return _median_of_nine(xp, _continued(xp, mesh)).astype(np.float32)
+
+
+def _continued(xp: Any, mesh: Any) -> Any:
+    """Pad a mesh by one box on each side, going on as it came: a slope is no surprise at the edge."""
+    for axis in (0, 1):
+        widths = [(1, 1) if axis == other else (0, 0) for other in (0, 1)]
+        if mesh.shape[axis] > 1:
+            mesh = xp.pad(mesh, widths, mode="reflect", reflect_type="odd")
+        else:
+            mesh = xp.pad(mesh, widths, mode="edge")
+    return mesh
 
 
 def _nanmedian(xp: Any, stack: Any) -> Any:
@@ -142,11 +153,12 @@ def _nanmedian(xp: Any, stack: Any) -> Any:
     return xp.where(count > 0, 0.5 * (lower + upper), np.nan)
 
 
-def _neighbours(xp: Any, mesh: Any, reduce: Any) -> Any:
-    padded = xp.pad(mesh, 1, constant_values=np.nan)
-    rows, columns = mesh.shape
-    stack = xp.stack([padded[dy : dy + rows, dx : dx + columns] for dy in range(3) for dx in range(3)])
-    return reduce(xp, stack)
+def _median_of_nine(xp: Any, padded: Any) -> Any:
+    """Return the median of each box and its eight neighbours, of a mesh padded by one."""
+    rows, columns = padded.shape[0] - 2, padded.shape[1] - 2
+    return _nanmedian(
+        xp, xp.stack([padded[dy : dy + rows, dx : dx + columns] for dy in range(3) for dx in range(3)])
+    )
 
 
 def interpolate(mesh: Any, shape: tuple[int, int], rows: slice = slice(None)) -> Any:

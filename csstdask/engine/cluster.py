@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import dask
+import threadpoolctl
 from distributed import Client, LocalCluster, WorkerPlugin
 
 from csstdask.errors import InputError
@@ -57,30 +59,15 @@ class ThreadLimits(WorkerPlugin):
         limit_threads(self.threads)
 
 
-_limited_to: int | None = None
-
-
 def limit_threads(threads: int) -> None:
-    """Set intra-op threads of BLAS, OpenMP, numba, torch and zarr in this process, once.
+    """Set intra-op threads of BLAS, OpenMP and torch in this process.
 
-    Tasks call it too: a plug-in may reach a new worker later than its first task does.
+    Every task calls it: a plug-in may reach a new worker later than its first task does, and a library that
+    a step has only just imported brings a pool of its own.
     """
-    global _limited_to  # noqa: PLW0603
-    if _limited_to == threads:
-        return
-    import sys  # noqa: PLC0415
-
-    import threadpoolctl  # noqa: PLC0415
-
     threadpoolctl.threadpool_limits(limits=threads)
-    os.environ["NUMBA_NUM_THREADS"] = (
-        str(threads) if "numba" not in sys.modules else os.environ.get("NUMBA_NUM_THREADS", "")
-    )
-    if not os.environ["NUMBA_NUM_THREADS"]:
-        del os.environ["NUMBA_NUM_THREADS"]
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
-    _limited_to = threads
 
 
 @contextmanager
@@ -114,7 +101,7 @@ def open_cluster(scheduler: str, workers: int, *, threads_per_unit: int = 1) -> 
     }
     quiet = logging.getLogger("distributed")
     level = quiet.level
-    quiet.setLevel(logging.ERROR)
+    quiet.setLevel(logging.CRITICAL)
     try:
         with dask.config.set(config), _client(scheduler, workers) as slots:
             slots.client.register_plugin(ThreadLimits(threads_per_unit))
@@ -126,16 +113,16 @@ def open_cluster(scheduler: str, workers: int, *, threads_per_unit: int = 1) -> 
 @contextmanager
 def _client(scheduler: str, workers: int) -> Iterator[Slots]:
     if scheduler == "threads":
-        # No HTTP server: in one process there is nothing to look at that the progress bar does not show.
         with (
+            threadpoolctl.threadpool_limits(),  # puts back what limit_threads changes in the caller's process
             LocalCluster(
                 n_workers=1,
                 threads_per_worker=workers,
                 processes=False,
                 dashboard_address=_LOOPBACK,
-                worker_dashboard_address=None,
+                worker_dashboard_address=_LOOPBACK,
                 memory_limit=0,
-                silence_logs=logging.ERROR,
+                silence_logs=logging.CRITICAL,
             ) as cluster,
             Client(cluster) as client,
         ):
@@ -150,7 +137,7 @@ def _client(scheduler: str, workers: int) -> Iterator[Slots]:
                 dashboard_address=_LOOPBACK,
                 worker_dashboard_address=None,
                 memory_limit=0,
-                silence_logs=logging.ERROR,
+                silence_logs=logging.CRITICAL,
             ) as cluster,
             Client(cluster) as client,
         ):

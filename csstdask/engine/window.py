@@ -42,6 +42,11 @@ TRANSIENT = {
 }
 
 
+#: The step of a unit whose worker died with it.
+KILLED = "worker died"
+_ALONE = -1
+
+
 @dataclass(frozen=True)
 class Task:
     """What is to be done for one unit."""
@@ -113,6 +118,7 @@ def run_window(
     source: Iterator[Task] = iter(tasks)
     outcome = Outcome()
     flying: dict[str, tuple[Task, Future, int]] = {}
+    suspects: list[Task] = []
     finished: queue.SimpleQueue[str] = queue.SimpleQueue()
     limit = IN_FLIGHT_PER_SLOT * slots.count
 
@@ -126,9 +132,13 @@ def run_window(
         while len(flying) < limit and outcome.stopped is None:
             task = next(source, None)
             if task is None:
-                return
+                break
             submit(task, 0)
             emit(UnitSubmitted(task.unit))
+        if not flying and suspects:
+            # A worker that dies takes its neighbours' good name along: who was there at three deaths is
+            # tried once more, alone, when all others are through.
+            submit(suspects.pop(), _ALONE)
 
     try:
         fill()
@@ -141,7 +151,10 @@ def run_window(
             if problem is None:
                 outcome.done += 1
                 emit(UnitDone(task.unit, result))
-            elif problem["transient"] and attempt < retries:
+            elif problem["step"] == KILLED and attempt != _ALONE:
+                emit(UnitRetried(task.unit, problem["reason"]))
+                suspects.append(task)
+            elif problem["transient"] and 0 <= attempt < retries:
                 emit(UnitRetried(task.unit, problem["reason"]))
                 time.sleep(min(0.1 * 2**attempt, 5))
                 submit(task, attempt + 1)
@@ -164,7 +177,7 @@ def _result(future: Future) -> dict[str, Any]:
         value = future.result()
     except KilledWorker as error:
         reason = f"its workers died {error.allowed_failures + 1} times (out of memory, or a crash in native code)"
-        return {"failure": {"step": "worker", "reason": reason, "transient": False, "fatal": False}}
+        return {"failure": {"step": KILLED, "reason": reason, "transient": False, "fatal": False}}
     except Exception as error:  # noqa: BLE001  whatever the machinery raises is a failed unit, not a failed run
         return failure("worker", error)
     return value if isinstance(value, dict) else {"value": value}

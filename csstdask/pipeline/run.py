@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from csstdask.engine.events import (
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.lock import DriverLock
 from csstdask.engine.units import Selection, Unit
-from csstdask.engine.window import Task, run_window
+from csstdask.engine.window import KILLED, Task, run_window
 from csstdask.errors import InputError, StoreError
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.plan import Plan, make_plan
@@ -135,7 +135,7 @@ def run(
         prepare_run(root, plan.campaign, plan.product_specs(), plan.mesh_shape, plan.metric_names(), attributes)
         summary = Summary(total=total, fingerprint=plan.fingerprint)
         metrics = MetricsWriter(root, plan.metric_names())
-        emit = broadcast([_Bookkeeper(plan, metrics, summary), *listeners])
+        emit = broadcast([_Bookkeeper(plan, ledger, metrics, summary), *listeners])
         with open_cluster(scheduler, count, threads_per_unit=plan.config.engine.threads_per_unit) as slots:
             start = time.perf_counter()
             emit(RunStarted(f"run {root.name}", total, plan.pixels, slots.count))
@@ -196,8 +196,8 @@ def _pending(plan: Plan, ledger: Ledger, root: Path, driver: str, emit: Listener
 class _Bookkeeper:
     """The listener that counts, and hands metrics on."""
 
-    def __init__(self, plan: Plan, metrics: MetricsWriter, summary: Summary) -> None:
-        self._campaign, self._metrics, self._summary = plan.campaign, metrics, summary
+    def __init__(self, plan: Plan, ledger: Ledger, metrics: MetricsWriter, summary: Summary) -> None:
+        self._campaign, self._ledger, self._metrics, self._summary = plan.campaign, ledger, metrics, summary
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, UnitDone):
@@ -217,6 +217,9 @@ class _Bookkeeper:
                 }
             )
             self._put(event.unit, {})
+            if event.step == KILLED:  # nobody was left to record it
+                why = {"step": event.step, "reason": event.reason}
+                self._ledger.write(replace(self._ledger.read(event.unit), failure=why))
 
     def _put(self, unit: Unit, metrics: dict[str, Any]) -> None:
         self._metrics.put(*self._campaign.index(unit.exposure, unit.detector), metrics)

@@ -1,0 +1,55 @@
+"""Background and noise against truth by construction and against SEP."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import sep
+
+from csstdask.arrays.background import interpolate, measure, mesh_shape
+
+
+def test_noise_and_sloping_sky_are_recovered(rng):
+    """A tilted plane is what linear interpolation can follow exactly; noise is that of the input."""
+    y, x = np.mgrid[:512, :640]
+    truth = 100 + 0.05 * y - 0.02 * x
+    mesh = measure((truth + rng.normal(0, 4, truth.shape)).astype(np.float32), box=64)
+    # The median over 64 x 64 pixels is known to 1.25 x 4 / 64 = 0.08, the mode to a few times that.
+    assert np.abs(mesh.background_at() - truth).max() < 0.8
+    assert np.median(mesh.noise) == pytest.approx(np.hypot(4, np.hypot(0.05, 0.02) * 64 / 12**0.5), rel=0.03)
+
+
+def test_sources_and_masked_pixels_take_no_part(rng):
+    data = rng.normal(50, 5, (256, 256)).astype(np.float32)
+    data[rng.random(data.shape) < 0.03] += 1000
+    mask = np.zeros(data.shape, dtype=bool)
+    mask[:, 100:140] = True
+    data[mask] = 1e6
+    data[3, 3] = np.nan
+    mesh = measure(data, mask, box=64)
+    assert mesh.background == pytest.approx(50, abs=0.5)
+    assert mesh.noise == pytest.approx(5, rel=0.05)
+
+
+def test_agrees_with_sep(rng):
+    data = rng.normal(200, 12, (512, 512)).astype(np.float32)
+    theirs = sep.Background(data, bw=64, bh=64)
+    mesh = measure(data, box=64)
+    assert float(np.median(mesh.background)) == pytest.approx(theirs.globalback, abs=0.3)
+    assert float(np.median(mesh.noise)) == pytest.approx(theirs.globalrms, rel=0.03)
+
+
+def test_empty_boxes_are_filled_and_an_empty_frame_is_nan(rng):
+    data = rng.normal(10, 1, (256, 256)).astype(np.float32)
+    mask = np.zeros(data.shape, dtype=bool)
+    mask[:128, :128] = True
+    assert np.isfinite(measure(data, mask, box=64).background).all()
+    assert np.isnan(measure(data, np.ones_like(mask), box=64).background).all()
+
+
+def test_rows_are_those_of_the_whole():
+    mesh = np.arange(12, dtype=np.float32).reshape(3, 4)
+    whole = interpolate(mesh, (90, 101))
+    assert np.array_equal(interpolate(mesh, (90, 101), slice(30, 60)), whole[30:60])
+    assert whole.flags.c_contiguous
+    assert mesh_shape((9232, 9216), 128) == (72, 72)

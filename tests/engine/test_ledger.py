@@ -1,0 +1,59 @@
+"""The ledger: done means recorded, and what is recorded is on disk."""
+
+from __future__ import annotations
+
+import pytest
+
+from csstdask.engine.fingerprint import fingerprint
+from csstdask.engine.ledger import Ledger, OwnedObject, StepRecord, UnitRecord
+from csstdask.engine.units import Unit
+
+UNIT = Unit("e1", 7)
+
+
+@pytest.fixture
+def store(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"0123456789")
+    ledger = Ledger(tmp_path)
+    step = StepRecord("f1", (OwnedObject.of(tmp_path, tmp_path / "a.bin"),), {"n": 3}, 0.5)
+    ledger.write(UnitRecord(UNIT, {"one": step}, None, {"numpy": "2"}, "t"))
+    return tmp_path, ledger
+
+
+def test_round_trip(store):
+    _, ledger = store
+    record = ledger.read(UNIT)
+    assert record.steps["one"].metrics == {"n": 3}
+    assert list(ledger.units()) == [UNIT]
+    assert ledger.read(Unit("e1", 8)).steps == {}
+
+
+def test_fresh_only_with_the_same_fingerprint_and_whole_objects(store):
+    root, ledger = store
+    record = ledger.read(UNIT)
+    assert record.fresh(root, {"one": "f1"}) == ["one"]
+    assert record.fresh(root, {"one": "f2"}) == []
+    (root / "a.bin").write_bytes(b"01234")
+    assert record.fresh(root, {"one": "f1"}) == []
+    (root / "a.bin").unlink()
+    assert record.fresh(root, {"one": "f1"}) == []
+
+
+def test_sizes_miss_what_checksums_see(store):
+    root, ledger = store
+    (root / "a.bin").write_bytes(b"0123456780")
+    record = ledger.read(UNIT)
+    assert record.fresh(root, {"one": "f1"}) == ["one"]
+    assert record.fresh(root, {"one": "f1"}, checksum=True) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 0}', '{"version": 1}'])
+def test_a_broken_record_is_no_record(store, content):
+    _, ledger = store
+    ledger.path(UNIT).write_text(content)
+    assert ledger.read(UNIT).steps == {}
+
+
+def test_fingerprints_do_not_depend_on_order():
+    assert fingerprint({"a": 1, "b": 2.5}) == fingerprint({"b": 2.5, "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})

@@ -1,0 +1,25 @@
+"""The public names, and what importing them costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import csstdask
+
+
+def test_public_names():
+    assert {"open_campaign", "open_run", "cosmicray"} <= set(csstdask.__all__)
+    assert callable(csstdask.open_campaign)
+    assert callable(csstdask.cosmicray.detect)
+    with pytest.raises(AttributeError, match="psf"):
+        _ = csstdask.psf
+
+
+def test_import_is_light():
+    """No network library, no cluster and no CUDA at import."""
+    code = "import sys, csstdask; print([m for m in ('torch', 'cupy', 'distributed', 'zarr') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
