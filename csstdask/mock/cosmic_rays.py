@@ -13,7 +13,8 @@ import numpy.typing as npt
 from csstdask.mock.recipe import CosmicRays
 
 _LONGEST = 100.0
-_BATCH = 64
+#: Events drawn at once: about ten million electrons.
+_BATCH = 4096
 
 
 def draw_cosmic_rays(rng: np.random.Generator, settings: CosmicRays, shape: tuple[int, int]) -> npt.NDArray[np.int64]:

@@ -31,7 +31,8 @@ def write_table(path: Path, columns: Mapping[str, npt.NDArray[Any]]) -> None:
     """Write a table, whole or not at all."""
     fields, arrays = [], []
     for name, values in columns.items():
-        array = pa.array(values, type=pa.string()) if values.dtype == object else pa.array(values)
+        # "Not known" is null, not NaN: nulls are equal to each other, and tables can be compared.
+        array = pa.array(values, type=pa.string() if values.dtype == object else None, from_pandas=True)
         metadata = {"unit": COLUMN_UNITS[name]} if name in COLUMN_UNITS else None
         fields.append(pa.field(name, array.type, metadata=metadata))
         arrays.append(array)

@@ -1,0 +1,5 @@
+"""``python -m csstdask``."""
+
+from csstdask.cli import main
+
+main()
