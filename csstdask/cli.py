@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import click
 import typer
 
 from csstdask.errors import CsstdaskError
@@ -93,7 +92,7 @@ def ingest(
         supersede=supersede,
         scheduler=scheduler,
         workers=workers,
-        listeners=_listeners(log),
+        listeners=_listeners(log, announce_failures=False),
     )
     if as_json:
         typer.echo(json.dumps(summary.to_json()))
@@ -192,6 +191,8 @@ def status(
 
     summary = look(run, campaign=campaign, verify=verify)
     _report_summary(summary, run, as_json=as_json)
+    for item in summary.failures:
+        _say(f"failed {item['exposure']}/{item['detector']} [{item['step']}]: {item['reason']}")
     _end(summary.failures)
 
 
@@ -280,10 +281,10 @@ def demo(
     _end([*(rendered.failures or []), *summary.failures])
 
 
-def _listeners(log: Path | None) -> list[Listener]:
+def _listeners(log: Path | None, *, announce_failures: bool = True) -> list[Listener]:
     from csstdask.engine.progress import JsonLog, progress_listener
 
-    return [progress_listener(), *([JsonLog(log)] if log is not None else [])]
+    return [progress_listener(announce_failures=announce_failures), *([JsonLog(log)] if log is not None else [])]
 
 
 def _say(text: str) -> None:
@@ -301,8 +302,6 @@ def _report_summary(summary: Summary, store: Path, *, as_json: bool) -> None:
 
 
 def _end(failures: list[dict[str, Any]]) -> NoReturn:
-    for item in failures:
-        _say(f"failed {item['exposure']}/{item['detector']} [{item['step']}]: {item['reason']}")
     raise typer.Exit(1 if failures else 0)
 
 
@@ -325,21 +324,24 @@ def main() -> None:
     except CsstdaskError as error:
         _say(f"csstdask: {' '.join(str(error).split())}")
         code = 2
-    except click.ClickException as error:
-        error.show()
-        code = 2
     except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         _say(f"csstdask: {error.filename}: {error.strerror}")
         code = 2
     except OSError as error:
         _say(f"csstdask: {error.filename or 'input or output'}: {error.strerror or error}")
         code = 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _say("csstdask: interrupted; what is recorded is kept, run again to go on")
         code = 130
     except _TerminatedError:
         _say("csstdask: terminated; what is recorded is kept, run again to go on")
         code = 143
+    except Exception as error:
+        # Bad usage, in the words of whichever library parsed it: typer carries its own copy of click.
+        if not hasattr(error, "format_message"):
+            raise
+        _say(f"csstdask: {error.format_message()}")
+        code = 2
     sys.stdout.flush()
     sys.stderr.flush()
     if code in {130, 143}:

@@ -156,9 +156,7 @@ def _nanmedian(xp: Any, stack: Any) -> Any:
 def _median_of_nine(xp: Any, padded: Any) -> Any:
     """Return the median of each box and its eight neighbours, of a mesh padded by one."""
     rows, columns = padded.shape[0] - 2, padded.shape[1] - 2
-    return _nanmedian(
-        xp, xp.stack([padded[dy : dy + rows, dx : dx + columns] for dy in range(3) for dx in range(3)])
-    )
+    return _nanmedian(xp, xp.stack([padded[dy : dy + rows, dx : dx + columns] for dy in range(3) for dx in range(3)]))
 
 
 def interpolate(mesh: Any, shape: tuple[int, int], rows: slice = slice(None)) -> Any:

@@ -32,7 +32,8 @@ log = logging.getLogger("csstdask")
 class ProgressBar:
     """Units done, Mpix/s and the time that is left, on a terminal (standard error)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, announce_failures: bool = True) -> None:
+        self.announce_failures = announce_failures
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -60,7 +61,7 @@ class ProgressBar:
             self._progress.update(self._task, advance=1, rate=f"{rate:.1f} Mpix/s")
         elif isinstance(event, UnitSkipped | UnitFailed):
             self._progress.update(self._task, advance=1)
-            if isinstance(event, UnitFailed):
+            if isinstance(event, UnitFailed) and self.announce_failures:
                 self._progress.console.print(f"failed {event.unit} [{event.step}]: {event.reason}", markup=False)
         elif isinstance(event, RunFinished):
             self._progress.stop()
@@ -69,8 +70,8 @@ class ProgressBar:
 class LogLines:
     """Plain lines, at most one every few seconds, for logs of batch jobs."""
 
-    def __init__(self, interval: float = 10.0) -> None:
-        self.interval = interval
+    def __init__(self, interval: float = 10.0, *, announce_failures: bool = True) -> None:
+        self.interval, self.announce_failures = interval, announce_failures
         self._last = 0.0
         self._start = 0.0
         self._count = {"done": 0, "skipped": 0, "failed": 0}
@@ -84,7 +85,8 @@ class LogLines:
             log.info("%s: %d units on %d slots", event.title, event.total, event.slots)
         elif isinstance(event, UnitFailed):
             self._count["failed"] += 1
-            log.warning("failed %s [%s]: %s", event.unit, event.step, event.reason)
+            if self.announce_failures:
+                log.warning("failed %s [%s]: %s", event.unit, event.step, event.reason)
         elif isinstance(event, UnitRetried):
             log.warning("again %s: %s", event.unit, event.reason)
         elif isinstance(event, UnitSkipped):
@@ -138,6 +140,10 @@ class JsonLog:
         self._stream.close()
 
 
-def progress_listener() -> Listener:
-    """Return a bar if standard error is a terminal, else plain log lines."""
-    return ProgressBar() if sys.stderr.isatty() else LogLines()
+def progress_listener(*, announce_failures: bool = True) -> Listener:
+    """Return a bar if standard error is a terminal, else plain log lines.
+
+    Failures are announced as they happen, unless whoever asks prints them all at the end.
+    """
+    kind = ProgressBar if sys.stderr.isatty() else LogLines
+    return kind(announce_failures=announce_failures)

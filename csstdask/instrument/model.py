@@ -179,6 +179,7 @@ class Plane(_Model):
     hdu: tuple[str | int, ...] = Field(description="EXTNAMEs or HDU numbers, tried in order; '*' any image HDU")
     suffix: str = Field("", description="in a triplet of files: the part of the name that tells this plane")
     kind: WeightKind = "inverse_variance"
+    optional: bool = Field(False, description="True: a file without this plane is not incomplete")
 
 
 class Layout(_Model):

@@ -248,7 +248,6 @@ def _note(summary: IngestSummary, source: object, error: Exception) -> None:
     if str(source) not in reason:
         reason = f"{source}: {reason}"
     summary.failures.append({"source": str(source), "reason": reason})
-    log.warning("failed %s", reason)
 
 
 def _belongs(

@@ -135,7 +135,8 @@ def run(
         prepare_run(root, plan.campaign, plan.product_specs(), plan.mesh_shape, plan.metric_names(), attributes)
         summary = Summary(total=total, fingerprint=plan.fingerprint)
         metrics = MetricsWriter(root, plan.metric_names())
-        emit = broadcast([_Bookkeeper(plan, ledger, metrics, summary), *listeners])
+        keeper = _Bookkeeper(plan, ledger, metrics, summary)
+        emit = broadcast([keeper, *listeners])
         with open_cluster(scheduler, count, threads_per_unit=plan.config.engine.threads_per_unit) as slots:
             start = time.perf_counter()
             emit(RunStarted(f"run {root.name}", total, plan.pixels, slots.count))
@@ -150,7 +151,7 @@ def run(
                 )
                 summary.stopped = outcome.stopped
             finally:
-                metrics.flush()
+                keeper.flush()
                 summary.seconds = time.perf_counter() - start
                 emit(RunFinished(summary.done, summary.skipped, summary.failed, summary.seconds))
     return summary
@@ -223,6 +224,15 @@ class _Bookkeeper:
 
     def _put(self, unit: Unit, metrics: dict[str, Any]) -> None:
         self._metrics.put(*self._campaign.index(unit.exposure, unit.detector), metrics)
+        if self._metrics.due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write metrics; if that fails they are not lost: the next run rebuilds them from the ledger."""
+        try:
+            self._metrics.flush()
+        except OSError as error:
+            log.warning("metrics not written (%s): run again to write them", error.strerror)
 
 
 def plan_of_run(path: str | Path, campaign: str | Path | None = None) -> Plan:

@@ -135,11 +135,10 @@ def _check_length(path: Path, hdus: fits.HDUList) -> None:
     info = hdus[-1].fileinfo() if len(hdus) else None
     if info is None:
         return
-    # The last HDU's padding to 2880 bytes may be missing; its pixels may not.
     header = hdus[-1].header
     padded = info["datLoc"] + info["datSpan"]
     actual = path.stat().st_size
-    if actual <= padded - 2880:
+    if actual < padded:
         raise InputError(
             path,
             f"{actual} bytes, a truncated file",
@@ -271,7 +270,12 @@ def _choose_layout(path: Path, hdus: fits.HDUList, instrument: Instrument) -> La
         if layout.sci in there:
             ranked.append((-len(there), len(planes) - len(there), order))
     if ranked:
-        return instrument.layouts[min(ranked)[2]]
+        layout = instrument.layouts[min(ranked)[2]]
+        for plane in (layout.weight, layout.flag):
+            if plane is not None and not plane.optional and not _find_hdus(hdus, plane):
+                names = "/".join(map(str, plane.hdu))
+                raise InputError(path, f"no HDU {names}", f"the planes of layout {layout.name!r} of {instrument.name}")
+        return layout
     found = ", ".join(f"{index} {hdu.name} {getattr(hdu, 'shape', ())}" for index, hdu in enumerate(hdus))
     wanted = "; ".join(f"{layout.name}: {'/'.join(map(str, layout.sci.hdu))}" for layout in instrument.layouts)
     raise InputError(path, f"no science image among its HDUs ({found})", f"a layout of {instrument.name} ({wanted})")
@@ -290,7 +294,7 @@ def _plane_source(
         return None
     if layout.separate_files:
         sibling = _sibling(path, layout.sci.suffix, plane.suffix)
-        if not sibling.is_file():
+        if not sibling.is_file() and plane.optional:
             return None
         with open_fits(sibling) as others:
             found = _find_hdus(others, plane)

@@ -15,6 +15,7 @@ from csstdask.store.campaign import UnitFacts
 
 #: Keywords that describe how the pixels were stored, not what they are.
 _STRUCTURAL = (
+    "EXTVER",
     "BZERO",
     "BSCALE",
     "BLANK",

@@ -103,8 +103,11 @@ class MetricsWriter:
     def put(self, row: int, column: int, metrics: Mapping[str, float | int | None]) -> None:
         """Take one unit's metrics; a name without a value becomes NaN."""
         self._pending[row, column] = metrics
-        if len(self._pending) >= self._flush_every:
-            self.flush()
+
+    @property
+    def due(self) -> bool:
+        """Tell whether enough is gathered to be written."""
+        return len(self._pending) >= self._flush_every
 
     def flush(self) -> None:
         """Write what was gathered."""

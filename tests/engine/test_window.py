@@ -53,7 +53,9 @@ def fail_odd(i):
 
 def test_failures_are_collected_and_the_rest_goes_on(slots):
     failed = []
-    outcome = run_window(slots, tasks(20), fail_odd, lambda e: failed.append(e) if isinstance(e, UnitFailed) else None, key="b")
+    outcome = run_window(
+        slots, tasks(20), fail_odd, lambda e: failed.append(e) if isinstance(e, UnitFailed) else None, key="b"
+    )
     assert (outcome.done, outcome.failed, outcome.stopped) == (10, 10, None)
     assert failed[0].reason == "file: found odd; wanted even"
     assert failed[0].step == "step"
@@ -101,7 +103,9 @@ def raise_anything(_):
 
 def test_an_exception_is_a_failed_unit(slots):
     failed = []
-    run_window(slots, tasks(1), raise_anything, lambda e: failed.append(e) if isinstance(e, UnitFailed) else None, key="f")
+    run_window(
+        slots, tasks(1), raise_anything, lambda e: failed.append(e) if isinstance(e, UnitFailed) else None, key="f"
+    )
     assert failed[0].reason == "RuntimeError: from the machinery"
     assert failed[0].step == "worker"
 

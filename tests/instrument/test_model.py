@@ -61,7 +61,9 @@ def test_nominal_wcs_places_the_focal_plane_centre():
 
 
 def test_scopes_of_values_and_validity_dates():
-    text = MINIMAL + """
+    text = (
+        MINIMAL
+        + """
 [[overrides]]
 detectors = [2]
 valid_from = 2028-01-01
@@ -71,6 +73,7 @@ read_noise = 9.0
 valid_from = 2030-06-01T12:00:00
 usable = false
 """
+    )
     camera = parse_instrument(text, "mine.toml")
     assert camera.values(1).gain == 2.0
     assert camera.values(2).gain == 2.5

@@ -84,7 +84,10 @@ def test_a_second_live_driver_exits_2_in_one_line(small_campaign, tmp_path):
     try:
         assert holder.stdout.readline().strip() == "held"
         second = subprocess.run(
-            [*COMMAND, "run", str(small_campaign), "--to", str(path), "--json"], capture_output=True, text=True, check=False
+            [*COMMAND, "run", str(small_campaign), "--to", str(path), "--json"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert second.returncode == 2
         assert second.stdout == ""

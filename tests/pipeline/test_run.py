@@ -136,7 +136,9 @@ def test_damage_makes_exactly_its_unit_pending(small_campaign, reference, tmp_pa
         record.write_text(record.read_text()[:100])
     assert (status(path, campaign=small_campaign).done, status(path, campaign=small_campaign).pending) == (3, 1)
     redone = []
-    summary = run(small_campaign, path, listeners=[lambda e: redone.append(e.unit) if isinstance(e, UnitDone) else None])
+    summary = run(
+        small_campaign, path, listeners=[lambda e: redone.append(e.unit) if isinstance(e, UnitDone) else None]
+    )
     assert redone == [Unit("10100000002", 7)]
     assert summary.skipped == 3
     assert differences(reference, path) == []

@@ -90,7 +90,9 @@ def test_stis_imsets_null_planes_and_overscan(tmp_path):
         counts[10:1022, 13:519] += 100
         raw.append(counts)
         sci = fits.ImageHDU(counts, name="SCI", ver=version)
-        sci.header.update({"EXPTIME": 900.0 + version, "BUNIT": "COUNTS", "CRPIX1": 269.7, "CRPIX2": 526.7, "LTV1": 10.75})
+        sci.header.update(
+            {"EXPTIME": 900.0 + version, "BUNIT": "COUNTS", "CRPIX1": 269.7, "CRPIX2": 526.7, "LTV1": 10.75}
+        )
         hdus += [sci, fits.ImageHDU(name="ERR", ver=version), fits.ImageHDU(name="DQ", ver=version)]
     path = tmp_path / "o1_raw.fits"
     fits.HDUList(hdus).writeto(path)
@@ -124,7 +126,9 @@ def test_codes_become_bits_and_unknown_codes_are_refused(tmp_path):
     assert unit.band == "g"
     assert read_flag(unit, decam)[0, :7].tolist() == [1, 4, 8, 16, 32, 128, 0]
     codes[5, 5] = 99
-    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(codes, name="N4")]).writeto(tmp_path / "c4d_ood_g.fits", overwrite=True)
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(codes, name="N4")]).writeto(
+        tmp_path / "c4d_ood_g.fits", overwrite=True
+    )
     with pytest.raises(InputError, match=r"\[99\]"):
         read_flag(unit, decam)
 
