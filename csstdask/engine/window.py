@@ -115,60 +115,89 @@ def run_window(
     Outcome
     """
     _check_resources(slots, resources)
-    source: Iterator[Task] = iter(tasks)
-    outcome = Outcome()
-    flying: dict[str, tuple[Task, Future, int]] = {}
-    suspects: list[Task] = []
-    finished: queue.SimpleQueue[str] = queue.SimpleQueue()
-    limit = IN_FLIGHT_PER_SLOT * slots.count
+    window = _Window(slots, iter(tasks), function, emit, key, retries, max_failures, resources or {})
+    try:
+        window.fill()
+        while window.flying:
+            window.settle(*window.next_finished())
+            window.fill()
+    finally:
+        window.cancel()
+    return window.outcome
 
-    def submit(task: Task, attempt: int) -> None:
-        name = f"{key}-{task.unit.exposure}-{task.unit.detector}-{attempt}"
-        future = slots.client.submit(function, task.argument, key=name, pure=False, resources=resources or {})
-        flying[name] = (task, future, attempt)
-        future.add_done_callback(lambda _, name=name: finished.put(name))
 
-    def fill() -> None:
-        while len(flying) < limit and outcome.stopped is None:
-            task = next(source, None)
+class _Window:
+    """Units in flight, and what is decided when one comes back."""
+
+    def __init__(
+        self,
+        slots: Slots,
+        source: Iterator[Task],
+        function: Callable[[Any], dict[str, Any]],
+        emit: Listener,
+        key: str,
+        retries: int,
+        max_failures: int | None,
+        resources: dict[str, float],
+    ) -> None:
+        self._client, self._limit = slots.client, IN_FLIGHT_PER_SLOT * slots.count
+        self._source, self._function, self._emit, self._key = source, function, emit, key
+        self._retries, self._max_failures, self._resources = retries, max_failures, resources
+        self._suspects: list[Task] = []
+        self._finished: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.flying: dict[str, tuple[Task, Future, int]] = {}
+        self.outcome = Outcome()
+
+    def fill(self) -> None:
+        """Let units in while there is room."""
+        while len(self.flying) < self._limit and self.outcome.stopped is None:
+            task = next(self._source, None)
             if task is None:
                 break
-            submit(task, 0)
-            emit(UnitSubmitted(task.unit))
-        if not flying and suspects:
+            self._submit(task, 0)
+            self._emit(UnitSubmitted(task.unit))
+        if not self.flying and self._suspects:
             # A worker that dies takes its neighbours' good name along: who was there at three deaths is
             # tried once more, alone, when all others are through.
-            submit(suspects.pop(), _ALONE)
+            self._submit(self._suspects.pop(), _ALONE)
 
-    try:
-        fill()
-        while flying:
-            name = finished.get()
-            task, future, attempt = flying.pop(name)
-            result = _result(future)
-            future.release()
-            problem = result.get("failure")
-            if problem is None:
-                outcome.done += 1
-                emit(UnitDone(task.unit, result))
-            elif problem["step"] == KILLED and attempt != _ALONE:
-                emit(UnitRetried(task.unit, problem["reason"]))
-                suspects.append(task)
-            elif problem["transient"] and 0 <= attempt < retries:
-                emit(UnitRetried(task.unit, problem["reason"]))
-                time.sleep(min(0.1 * 2**attempt, 5))
-                submit(task, attempt + 1)
-            else:
-                outcome.failed += 1
-                emit(UnitFailed(task.unit, problem["step"], problem["reason"]))
-                if problem["fatal"]:
-                    outcome.stopped = problem["reason"]
-                elif max_failures is not None and outcome.failed >= max_failures:
-                    outcome.stopped = f"{outcome.failed} failed units (--max-failures {max_failures})"
-            fill()
-    finally:
-        slots.client.cancel([future for _, future, _ in flying.values()], force=True)
-    return outcome
+    def _submit(self, task: Task, attempt: int) -> None:
+        name = f"{self._key}-{task.unit.exposure}-{task.unit.detector}-{attempt}"
+        future = self._client.submit(self._function, task.argument, key=name, pure=False, resources=self._resources)
+        self.flying[name] = (task, future, attempt)
+        future.add_done_callback(lambda _: self._finished.put(name))
+
+    def next_finished(self) -> tuple[Task, int, dict[str, Any]]:
+        """Wait for a unit to come back; return it with its attempt and result."""
+        task, future, attempt = self.flying.pop(self._finished.get())
+        result = _result(future)
+        future.release()
+        return task, attempt, result
+
+    def settle(self, task: Task, attempt: int, result: dict[str, Any]) -> None:
+        """Count a unit as done or failed, or give it another try."""
+        problem = result.get("failure")
+        if problem is None:
+            self.outcome.done += 1
+            self._emit(UnitDone(task.unit, result))
+        elif problem["step"] == KILLED and attempt != _ALONE:
+            self._emit(UnitRetried(task.unit, problem["reason"]))
+            self._suspects.append(task)
+        elif problem["transient"] and 0 <= attempt < self._retries:
+            self._emit(UnitRetried(task.unit, problem["reason"]))
+            time.sleep(min(0.1 * 2**attempt, 5))
+            self._submit(task, attempt + 1)
+        else:
+            self.outcome.failed += 1
+            self._emit(UnitFailed(task.unit, problem["step"], problem["reason"]))
+            if problem["fatal"]:
+                self.outcome.stopped = problem["reason"]
+            elif self._max_failures is not None and self.outcome.failed >= self._max_failures:
+                self.outcome.stopped = f"{self.outcome.failed} failed units (--max-failures {self._max_failures})"
+
+    def cancel(self) -> None:
+        """Take back what is still in flight."""
+        self._client.cancel([future for _, future, _ in self.flying.values()], force=True)
 
 
 def _result(future: Future) -> dict[str, Any]:

@@ -31,8 +31,9 @@ _STRUCTURAL = (
 
 
 #: Beginnings of keywords that place pixels on the sky.
-_WORLD = ("CTYPE", "CRVAL", "CRPIX", "CUNIT", "CD", "PC", "PV", "CDELT", "LTV", "LTM", "RADESYS", "EQUINOX") + (
-    "WCSAXES", "A_", "B_", "AP_", "BP_", "LONPOLE", "LATPOLE",
+_WORLD = (
+    "CTYPE", "CRVAL", "CRPIX", "CUNIT", "CD", "PC", "PV", "CDELT", "LTV", "LTM", "RADESYS", "EQUINOX", "WCSAXES",
+    "A_", "B_", "AP_", "BP_", "LONPOLE", "LATPOLE",
 )  # fmt: skip
 
 

@@ -26,7 +26,10 @@ def test_a_live_driver_is_respected_and_its_lock_goes_with_it(tmp_path):
 
 def test_a_dead_process_of_this_host_is_taken_over_at_once(tmp_path):
     path = tmp_path / "driver.json"
-    code = f"import os; from pathlib import Path; from csstdask.engine.lock import DriverLock; DriverLock(Path({str(path)!r})).__enter__(); os._exit(9)"
+    code = (
+        "import os; from pathlib import Path; from csstdask.engine.lock import DriverLock;"
+        f"DriverLock(Path({str(path)!r})).__enter__(); os._exit(9)"
+    )
     subprocess.run([sys.executable, "-c", code], check=False)
     assert read_owner(path) is not None
     start = time.monotonic()

@@ -125,9 +125,9 @@ def absent(folder):
 
 
 BAD = [
-    truncated, truncated_in_the_header, not_fits, no_data, no_image_at_all, three_dimensions, another_shape, other_units,
-    unknown_units, planes_of_two_shapes, missing_exptime, missing_value, exptime_is_text, zero_exptime, unknown_detector,
-    flag_overflow, a_directory, absent,
+    truncated, truncated_in_the_header, not_fits, no_data, no_image_at_all, three_dimensions, another_shape,
+    other_units, unknown_units, planes_of_two_shapes, missing_exptime, missing_value, exptime_is_text, zero_exptime,
+    unknown_detector, flag_overflow, a_directory, absent,
 ]  # fmt: skip
 
 

@@ -76,11 +76,12 @@ def test_asked_to_stop_it_stops_and_says_so(small_campaign, tmp_path, number, co
 def test_a_second_live_driver_exits_2_in_one_line(small_campaign, tmp_path):
     path = tmp_path / "run.zarr"
     path.mkdir()
-    holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys, time; from pathlib import Path; from csstdask.engine.lock import DriverLock\n"
-         "with DriverLock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)", str(path / "driver.json")],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    code = (
+        "import sys, time; from pathlib import Path; from csstdask.engine.lock import DriverLock\n"
+        "with DriverLock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(path / "driver.json")]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline().strip() == "held"
         second = subprocess.run(

@@ -88,7 +88,7 @@ def test_wfpc2(real_images, tmp_path):
     ],
 )
 def test_triplets(real_images, tmp_path, name, exposure, detector, codes):
-    """Image, weight and code files: given all three, each unit once; codes become bits; zero weights under code 5 return."""
+    """Image, weight and code files make one unit; codes become bits; weights zeroed under code 5 return."""
     folder = real_images / "legacypipe"
     files = [folder / f"{name.format(kind)}.fits" for kind in ("ooi", "oow", "ood")]
     campaign, dataset = through(files, tmp_path)

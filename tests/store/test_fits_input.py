@@ -143,8 +143,10 @@ def test_compressed_files(tmp_path, how):
             shutil.copyfileobj(plain, stream)
     else:
         packed = path.with_name(path.name + ".fz")
-        hdus = [fits.PrimaryHDU(header=primary()), fits.CompImageHDU(sci, header=science_header(), name="SCI", compression_type="GZIP_2", quantize_level=0)]  # fmt: skip
-        hdus += [fits.CompImageHDU(wht, name="WHT", compression_type="GZIP_2", quantize_level=0)]
+        lossless = {"compression_type": "GZIP_2", "quantize_level": 0}
+        hdus = [fits.PrimaryHDU(header=primary())]
+        hdus += [fits.CompImageHDU(sci, header=science_header(), name="SCI", **lossless)]
+        hdus += [fits.CompImageHDU(wht, name="WHT", **lossless)]
         hdus += [fits.CompImageHDU(flag, name="FLG", compression_type="RICE_1")]
         fits.HDUList(hdus).writeto(packed)
     (unit,) = scan(packed, CSST)

@@ -1,0 +1,101 @@
+"""Make the README's tables from the committed results: figures in the README come from nowhere else.
+
+``python benchmarks/readme_tables.py`` rewrites what stands between the markers; ``--check`` only compares.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())  # type: ignore[no-any-return]
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+    lines += [" | ".join(str(cell) for cell in row) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def engine() -> str:
+    result = load("engine")
+    place = result["environment"]
+    runs = [
+        [f"run, {row['slots']} x {row['scheduler']}", f"{row['mpix_per_s']} Mpix/s", f"E_k = {row['E_k']}"]
+        for row in result["efficiency"]
+    ]
+    ingests = [
+        [f"ingest, {row['slots']} x {row['scheduler']}", f"{row['mpix_per_s']} Mpix/s", f"{row['mb_per_s']} MB/s"]
+        for row in result["throughput"]
+    ]
+    idle = [
+        [
+            f"{row['units']:,} units of {row['unit_ms']:g} ms, {row['slots']} x {row['scheduler']}",
+            f"{row['overhead_ms_per_unit']} ms overhead a unit",
+            f"memory {row['growth_second_half_mib']:+} MiB over the second half",
+        ]
+        for row in result["overhead"]
+    ]
+    medians = [
+        [
+            f"masked median, {100 * row['masked_share']:g} % masked",
+            f"{row['csstdask_mpix_per_s']} Mpix/s",
+            f"{row['times_scipy_3x3']} x scipy 3 x 3, {row['times_scipy_5x5']} x scipy 5 x 5",
+        ]
+        for row in result["median"]
+    ]
+    full = [
+        [
+            f"one 9232 x 9216 unit: {row['stage']}",
+            f"{row['wall_s']} s",
+            f"peak {row['peak_gib']} GiB of {row['projected_gib']} GiB projected",
+        ]
+        for row in result["memory"]
+    ]
+    note = f"{place['processor']}, {place['cores']} cores, Python {place['python']}, {place['date']}; {place['cache']}."
+    return table(["what", "how fast", "and"], [*runs, *ingests, *idle, *medians, *full]) + f"\n\n{note}"
+
+
+def resume() -> str:
+    rows = [
+        [
+            row["scheduler"],
+            row["units"],
+            row["kills"],
+            row["recorded_units_done_again"],
+            "none" if not row["differences_from_uninterrupted"] else ", ".join(row["differences_from_uninterrupted"]),
+        ]
+        for row in load("resume")["trials"]
+    ]
+    head = ["scheduler", "units", "SIGKILLs", "recorded units done again", "differences from an uninterrupted run"]
+    return table(head, rows)
+
+
+def rendered(text: str) -> str:
+    for name, make in (("engine", engine), ("resume", resume)):
+        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
+        text, count = re.subn(pattern, lambda match, make=make: match[1] + make() + match[2], text, flags=re.DOTALL)
+        if count != 1:
+            raise SystemExit(f"README.md: found {count} places marked {name}; wanted one")
+    return text
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    before = path.read_text()
+    after = rendered(before)
+    if "--check" in sys.argv:
+        raise SystemExit(0 if before == after else "README.md: its tables are not those of benchmarks/results")
+    path.write_text(after)
+
+
+if __name__ == "__main__":
+    main()

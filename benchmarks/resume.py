@@ -1,0 +1,71 @@
+"""Killed at ten random moments, resumed each time: is the end bit-equal, and what was done twice?
+
+``python benchmarks/resume.py`` writes ``results/resume.json`` (about five minutes on two cores).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from environment import save
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from store_equality import differences
+
+from csstdask.mock import Recipe
+from csstdask.pipeline.mock_survey import mock
+from csstdask.pipeline.run import run, status
+
+KILLS = 10
+
+
+def trial(folder: Path, scheduler: str, seed: int) -> dict[str, Any]:
+    """Kill and resume a run of 24 units; count records that were written again."""
+    campaign, target, reference = folder / "campaign.zarr", folder / f"{scheduler}.zarr", folder / "reference.zarr"
+    rng = random.Random(seed)
+    command = [sys.executable, "-m", "csstdask", "run", str(campaign), "--to", str(target), "--scheduler", scheduler]
+    again, moments, recorded = 0, [], []
+    for _ in range(KILLS):
+        kept = {path: path.stat().st_mtime_ns for path in target.glob("ledger/*/*.json")}
+        driver = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.DEVNULL, start_new_session=True)
+        while not (target / "driver.json").exists() and driver.poll() is None:
+            time.sleep(0.005)
+        moment = rng.uniform(0.2, 3.5)
+        time.sleep(moment)
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+        again += sum(path.stat().st_mtime_ns != stamp for path, stamp in kept.items())
+        moments.append(round(moment, 2))
+        recorded.append(sum(1 for _ in target.glob("ledger/*/*.json")))
+    before = status(target).done
+    summary = run(campaign, target, scheduler=scheduler, workers=2)
+    return {
+        "scheduler": scheduler,
+        "units": summary.total,
+        "kills": KILLS,
+        "killed_after_s": moments,
+        "recorded_after_each_kill": recorded,
+        "recorded_units_done_again": again + (before - summary.skipped),
+        "differences_from_uninterrupted": differences(reference, target),
+    }
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        recipe = Recipe(name="resume", seed=44, exposures=8, detectors=(7, 8, 9), shape=(512, 512))
+        mock(recipe, folder / "campaign.zarr")
+        run(folder / "campaign.zarr", folder / "reference.zarr")
+        save("resume", {"trials": [trial(folder, "threads", 1), trial(folder, "processes", 2)]})
+
+
+if __name__ == "__main__":
+    main()

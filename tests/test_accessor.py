@@ -1,0 +1,70 @@
+"""The notebook's door: lazy, and with the run's own kernels inside."""
+
+from __future__ import annotations
+
+import dask.array
+import matplotlib as mpl
+import numpy as np
+import pytest
+from astropy import units as u
+
+import csstdask
+from csstdask.errors import InputError
+from csstdask.pipeline.run import run
+
+mpl.use("Agg")
+
+
+@pytest.fixture(scope="module")
+def products(small_campaign, tmp_path_factory):
+    path = tmp_path_factory.mktemp("accessor") / "r.zarr"
+    run(small_campaign, path)
+    return csstdask.open_run(path)
+
+
+def test_lazy_and_equal_to_the_run(small_campaign, products):
+    campaign = csstdask.open_campaign(small_campaign)
+    mask, clean = campaign.csst.detect_cosmic_rays(), campaign.csst.clean()
+    for array in (mask, clean):
+        assert isinstance(array.data, dask.array.Array)
+        assert array.dims == ("exposure", "detector", "y", "x")
+    assert np.array_equal(mask.values, products["cr_mask"].values)
+    assert np.array_equal(clean.values, products["clean"].values)
+    assert clean.attrs["units"] == "electron s-1"
+
+
+def test_a_cutout_costs_a_cutout(small_campaign):
+    campaign = csstdask.open_campaign(small_campaign).isel(exposure=[0], detector=[1], y=slice(0, 64), x=slice(0, 80))
+    assert campaign.csst.detect_cosmic_rays().values.shape == (1, 1, 64, 80)
+
+
+def test_places_on_the_sky(small_campaign, products):
+    import pyarrow.parquet as pq
+
+    campaign = csstdask.open_campaign(small_campaign)
+    table = pq.read_table(f"{products.attrs['path']}/tables/sources/10100000001/8.parquet").to_pandas()
+    star = table.sort_values("flux").iloc[-1]
+    (cutout,) = campaign.csst.sel_sky(star.ra * u.deg, star.dec, 2 * u.arcsec)
+    assert (int(cutout["detector"]), str(cutout["exposure"].values)) == (8, "10100000001")
+    assert cutout.sizes["y"] == pytest.approx(2 / 0.074, abs=2)
+    peak = np.unravel_index(np.argmax(cutout["sci"].values), cutout["sci"].shape)
+    assert np.hypot(*(np.array(peak) - 13)) < 6
+    assert campaign.csst.sel_sky(200.0, 80.0, 10) == []
+
+
+def test_focal_plane_plot(small_campaign):
+    import matplotlib.pyplot as plt
+
+    campaign = csstdask.open_campaign(small_campaign)
+    ax = campaign.csst.plot_focal_plane("sci", exposure="10100000002")
+    (patches,) = ax.collections
+    assert len(patches.get_paths()) == 30
+    assert (~patches.get_array().mask).sum() == 2
+    plt.close(ax.figure)
+
+
+def test_not_a_campaign():
+    import xarray as xr
+
+    with pytest.raises(InputError, match="no instrument"):
+        _ = xr.Dataset().csst.instrument
