@@ -79,21 +79,21 @@ def measure_sources(
             minarea=settings.least_area,
             deblend_cont=settings.deblend_contrast,
         )
-        x, y, a, b, theta = (np.asarray(found[name], dtype=np.float64) for name in ("x", "y", "a", "b", "theta"))
-        flag = found["flag"].astype(np.int32)
-        # A source one pixel wide has no second moment (0, or not a number); the pixel itself has one.
-        a, b = np.fmax(a, _PIXEL_SIGMA), np.fmax(b, _PIXEL_SIGMA)
-        theta = np.clip(np.nan_to_num(theta), -np.pi / 2, np.pi / 2)
-        radius, kron_flag = sep.kron_radius(data, x, y, a, b, theta, 6.0, mask=mask)
-        radius = np.where(np.isfinite(radius), radius, 0.0)
-        kron = np.maximum(KRON_FACTOR * radius, LEAST_KRON_RADIUS / np.sqrt(a * b))
-        flux, flux_err, flux_flag = sep.sum_ellipse(data, x, y, a, b, theta, kron, err=error, mask=mask, subpix=5)
-        inside, inside_err, _ = sep.sum_circle(data, x, y, settings.aperture_radius, err=error, mask=mask, subpix=5)
-        half, half_flag = sep.flux_radius(
-            data, x, y, 6.0 * a, 0.5, normflux=np.where(flux > 0, flux, np.nan), mask=mask, subpix=5
-        )
-        good = np.isfinite(half) & (half > 0)
-        x_win, y_win, window_flag = sep.winpos(data, x, y, np.where(good, half, 1.0) * 2 / 2.355, mask=mask)
+    x, y, a, b, theta = (np.asarray(found[name], dtype=np.float64) for name in ("x", "y", "a", "b", "theta"))
+    flag = found["flag"].astype(np.int32)
+    # A source one pixel wide has no second moment (0, or not a number); the pixel itself has one.
+    a, b = np.fmax(a, _PIXEL_SIGMA), np.fmax(b, _PIXEL_SIGMA)
+    theta = np.clip(np.nan_to_num(theta), -np.pi / 2, np.pi / 2)
+    radius, kron_flag = sep.kron_radius(data, x, y, a, b, theta, 6.0, mask=mask)
+    radius = np.where(np.isfinite(radius), radius, 0.0)
+    kron = np.maximum(KRON_FACTOR * radius, LEAST_KRON_RADIUS / np.sqrt(a * b))
+    flux, flux_err, flux_flag = sep.sum_ellipse(data, x, y, a, b, theta, kron, err=error, mask=mask, subpix=5)
+    inside, inside_err, _ = sep.sum_circle(data, x, y, settings.aperture_radius, err=error, mask=mask, subpix=5)
+    half, half_flag = sep.flux_radius(
+        data, x, y, 6.0 * a, 0.5, normflux=np.where(flux > 0, flux, np.nan), mask=mask, subpix=5
+    )
+    good = np.isfinite(half) & (half > 0)
+    x_win, y_win, window_flag = sep.winpos(data, x, y, np.where(good, half, 1.0) * 2 / 2.355, mask=mask)
     moved = np.hypot(x_win - x, y_win - y)
     use = good & (window_flag == 0) & np.isfinite(moved) & (moved < 1.0)
     return {

@@ -126,11 +126,11 @@ def _lacosmic(frame: Any, variance: Any, ignore: Any, parameters: dict[str, Any]
         variance = sky if known is None else xp.where(known, variance, sky)
         frame = xp.where(xp.isfinite(frame), frame, background)
     # A noiseless frame (constant, or made by hand) would divide by zero.
-    variance = xp.maximum(variance, np.float32(1e-12))
+    variance = xp.maximum(variance, np.float32(1e-12), dtype=np.float32)
     hit, _ = astroscrappy.detect_cosmics(
-        to_host(frame.astype(np.float32)),
+        to_host(frame.astype(np.float32, copy=False)),
         inmask=to_host(ignore),
-        invar=to_host(variance.astype(np.float32)),
+        invar=to_host(variance),
         gain=1.0,
         satlevel=np.inf,
         **parameters,

@@ -29,7 +29,7 @@ from csstdask.store.fits_output import write_unit
 from csstdask.store.zarr_arrays import open_group
 
 #: Peak bytes a pixel of one unit in export: three planes in their views, with scratch, and as FITS.
-EXPORT_BYTES_PER_PIXEL = 60
+EXPORT_BYTES_PER_PIXEL = 42
 
 
 @dataclass

@@ -91,11 +91,11 @@ class Frame:
     @cached_property
     def error(self) -> npt.NDArray[np.float32]:
         """Return 1 sigma of each pixel [e-], re-estimated where a weight was zeroed for a cosmic ray."""
-        variance = self._variance
+        variance = self._variance.copy()
         zeroed = np.isinf(variance) & self.cr_mask_input
         if zeroed.any():
             variance[zeroed] = modelled_variance(self.data, self.mesh)[zeroed]
-        return np.sqrt(variance)
+        return np.sqrt(variance, out=variance)
 
     @property
     def mesh(self) -> Mesh:

@@ -46,9 +46,8 @@ from csstdask.store.fits_input import (
 
 log = logging.getLogger("csstdask")
 
-#: Peak bytes a pixel of one unit in ingest: a plane as it lies in the file, as float32, and as it is encoded,
-#: and scratch for weights that are worked out in double precision.
-INGEST_BYTES_PER_PIXEL = 26
+#: Peak bytes a pixel of one unit in ingest: a plane as it lies in the file, as float32, and as it is encoded.
+INGEST_BYTES_PER_PIXEL = 18
 #: Units whose records are written at once.
 ADMIT_EVERY = 16
 

@@ -19,13 +19,6 @@ from csstdask.store.campaign import Campaign, UnitFacts
 from csstdask.store.run import MESH_DIMS
 from csstdask.store.schema import PIXEL_DIMS, ArraySpec
 
-#: Bytes a pixel that a frame holds itself: sci, variance and error in float32, flags in int32, two masks.
-FRAME_BYTES = 4 + 4 + 4 + 4 + 2
-#: Bytes a pixel of products kept for later steps: cr_mask, repair, repair_variance.
-PRODUCT_BYTES = 1 + 4 + 4
-#: Bytes a pixel while a float32 shard is encoded: the compressed chunks and the shard they are joined to.
-ENCODE_BYTES = 2 * 4
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -98,9 +91,8 @@ class Plan:
                     yield unit, row, int(column)
 
     def unit_bytes(self) -> int:
-        """Return the projected peak memory of one unit: the frame, its products and the hungriest step."""
-        working = max(*(step.bytes_per_pixel for step in self.steps), ENCODE_BYTES)
-        return int(self.pixels * (FRAME_BYTES + PRODUCT_BYTES + working))
+        """Return the projected peak memory of one unit: that of its hungriest step."""
+        return int(self.pixels * max(step.bytes_per_pixel for step in self.steps))
 
     def unit_seconds(self) -> float:
         """Return the expected time of one unit on one slot of the reference machine."""

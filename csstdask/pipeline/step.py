@@ -75,6 +75,6 @@ class Step:
     halo: int = 0
     """Pixels beyond a pixel that decide its value; 0 where the whole frame does."""
     bytes_per_pixel: float = 0.0
-    """Working memory beside the frame itself, measured on a full detector."""
+    """Peak memory of a unit in this step, its planes and earlier products included, measured on a full detector."""
     pixels_per_second: float = 1e6
     """On one core of the reference machine, for the estimate of ``--dry-run``."""

@@ -29,6 +29,7 @@ from csstdask.store.campaign import UnitFacts
 from csstdask.store.schema import NO_TIME
 
 _OPEN_LOCK = threading.Lock()
+_BAND = 256
 _COMPRESSED = {".gz", ".fz", ".bz2", ".xz"}
 
 
@@ -520,17 +521,16 @@ def read_weight(source: UnitSource) -> npt.NDArray[np.float32]:
     path = Path(source.weight.path)
     with open_fits(path) as hdus:
         raw = np.array(_trim(plane_data(path, hdus, source.weight.hdu), source), dtype=np.float32)
-    usable = np.isfinite(raw) & (raw >= 0 if source.weight_kind == "inverse_variance" else raw > 0)
-    if source.weight_kind == "inverse_variance":
-        raw[~usable] = 0
-        return raw
-    power = -1.0 if source.weight_kind == "variance" else -2.0
-    result = np.zeros_like(raw)
-    with np.errstate(over="ignore"):
-        result[usable] = (raw[usable].astype(np.float64) ** power).astype(np.float32)
-    # An error so small that its weight overflows is no measurement.
-    result[~np.isfinite(result)] = 0
-    return result
+    power = {"inverse_variance": 1.0, "variance": -1.0, "error": -2.0}[source.weight_kind]
+    for first in range(0, len(raw), _BAND):  # in bands, for double precision is wanted and memory is not free
+        band = raw[first : first + _BAND]
+        usable = np.isfinite(band) & (band > 0)
+        if power != 1:
+            with np.errstate(all="ignore"):
+                band[:] = band.astype(np.float64) ** power
+            usable &= np.isfinite(band)  # an error so small that its weight overflows is no measurement
+        band[~usable] = 0
+    return raw
 
 
 def _modelled_weight(source: UnitSource) -> npt.NDArray[np.float32]:

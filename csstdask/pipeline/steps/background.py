@@ -39,6 +39,6 @@ BACKGROUND = Step(
         Product("noise", "float32", float("nan"), 1, mesh=True, long_name="1 sigma of the sky at box centres"),
     ),
     metrics=("sky_level", "sky_noise", "n_ignored_pixels"),
-    bytes_per_pixel=2.0,
+    bytes_per_pixel=22.0,
     pixels_per_second=2.5e7,
 )

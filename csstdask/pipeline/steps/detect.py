@@ -44,6 +44,6 @@ DETECT = Step(
     model=lambda config: find_card("cosmicray", config.detect.model).sha256,
     products=(Product("cr_mask", "bool", False, codec="mask", long_name="hit by a cosmic ray"),),
     metrics=("n_cr_pixels", "cr_fraction", "n_cr_input_pixels", "n_cr_both_pixels"),
-    bytes_per_pixel=45.0,
-    pixels_per_second=1.1e6,
+    bytes_per_pixel=86.0,
+    pixels_per_second=6e5,
 )

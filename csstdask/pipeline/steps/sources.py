@@ -121,6 +121,6 @@ SOURCES = Step(
     model=lambda _: None,
     table="sources",
     metrics=("n_sources",),
-    bytes_per_pixel=40.0,
-    pixels_per_second=1.0e7,
+    bytes_per_pixel=60.0,
+    pixels_per_second=2.5e6,
 )
