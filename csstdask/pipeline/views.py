@@ -47,11 +47,12 @@ def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset
     root = Path(path)
     open_group(root, "run")
     dataset = xr.open_zarr(root, chunks={})
-    source = open_campaign(campaign_path(root, campaign))
+    source_path = campaign_path(root, campaign)
+    source = open_campaign(source_path)
     source = source.isel(exposure=slice(0, dataset.sizes["exposure"]))
     coordinates = {name: source[name] for name in source.coords if name not in dataset.coords}
     dataset = dataset.assign_coords(coordinates)
-    dataset.attrs["path"] = str(root)
+    dataset.attrs |= {"path": str(root), "campaign_path": str(source_path)}
     flags = validate_instrument(source.attrs["instrument"], str(root)).flags
     incoming = np.int32(flags.incoming_cosmic_ray_mask)
     dataset["cr_mask_input"] = (source["flag"] & incoming) != 0

@@ -17,6 +17,7 @@ import xarray as xr
 from csstdask.durable import write_atomic
 from csstdask.pipeline.run import Summary, status
 from csstdask.pipeline.views import open_run
+from csstdask.store.campaign import open_campaign
 
 _CUTOUT = 160
 _LARGEST_TABLE = 500
@@ -137,11 +138,7 @@ def _cutouts(dataset: xr.Dataset) -> str:
 
 
 def _original(dataset: xr.Dataset, row: int, column: int) -> xr.DataArray:
-    from csstdask.store.campaign import open_campaign  # noqa: PLC0415
-    from csstdask.store.run import campaign_path  # noqa: PLC0415
-
-    source = open_campaign(dataset.attrs.get("campaign_path") or campaign_path(Path(dataset.attrs["path"])))
-    return source["sci"].isel(exposure=row, detector=column)
+    return open_campaign(dataset.attrs["campaign_path"])["sci"].isel(exposure=row, detector=column)
 
 
 def _busiest(mask: npt.NDArray[np.bool_]) -> dict[str, slice]:
