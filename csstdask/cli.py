@@ -146,7 +146,7 @@ def run(
     _report_summary(summary, to, as_json=as_json)
     if summary.stopped:
         _say(f"stopped: {summary.stopped}")
-    _end(summary.failures)
+    raise typer.Exit(1 if summary.failures or summary.stopped else 0)
 
 
 def _dry_run(
@@ -160,7 +160,7 @@ def _dry_run(
     units = sum(1 for _ in plan.units())
     projection = plan.projection(scheduler, count)
     facts = {
-        "units": units,
+        "units": {"total": units, "done": 0, "skipped": 0, "failed": 0, "pending": units},
         "steps": [step.name for step in plan.steps],
         "bytes_read": units * plan.pixels * 12,
         "bytes_written_at_most": units * plan.stored_bytes(),
@@ -331,7 +331,6 @@ def main() -> None:
         _say(f"csstdask: {error.filename or 'input or output'}: {error.strerror or error}")
         code = 2
     except (KeyboardInterrupt, typer.Abort):
-        _say("csstdask: interrupted; what is recorded is kept, run again to go on")
         code = 130
     except _TerminatedError:
         _say("csstdask: terminated; what is recorded is kept, run again to go on")
@@ -342,6 +341,8 @@ def main() -> None:
             raise
         _say(f"csstdask: {error.format_message()}")
         code = 2
+    if code == 130:  # from here or, turned into a code, from typer
+        _say("csstdask: interrupted; what is recorded is kept, run again to go on")
     sys.stdout.flush()
     sys.stderr.flush()
     if code in {130, 143}:

@@ -33,14 +33,17 @@ def write_atomic(path: Path, data: bytes) -> None:
     flush_folder(path.parent)
 
 
-def flush_file(path: Path) -> None:
-    """Flush a file that somebody else has written, and its folder entry, to disk."""
+def flush_file(path: Path, root: Path) -> None:
+    """Flush a file that somebody else has written, and its folders up to a root, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    flush_folder(path.parent)
+    for folder in path.parents:
+        flush_folder(folder)
+        if folder == root:
+            return
 
 
 def flush_folder(path: Path) -> None:

@@ -39,7 +39,7 @@ def test_the_way_of_the_data(tmp_path, small_campaign):
     facts = json.loads(
         csstdask_command("run", tmp_path / "c.zarr", "--to", tmp_path / "r.zarr", "--dry-run", "--json").stdout
     )
-    assert facts["units"] == 2
+    assert facts["units"]["total"] == 2
     done = csstdask_command("run", tmp_path / "c.zarr", "--to", tmp_path / "r.zarr", "--json", "--log", log)
     assert done.returncode == 0
     answer = json.loads(done.stdout)

@@ -4,7 +4,8 @@ In each box the pixels are clipped about their median until nothing changes; the
 mode estimate, ``2.5 median - 1.5 mean`` where the two agree and the median where they do not (Bertin &
 Arnouts 1996, A&A Suppl. 117, 393), the noise is the clipped standard deviation, corrected for what clipping
 a Gaussian takes from it. A 3 x 3 median over the mesh removes boxes that a bright source has filled.
-Between box centres both are interpolated linearly, and extrapolated at the frame's edge.
+Between box centres both are interpolated linearly; towards the frame's edge the background goes on as it came
+and the noise stays.
 
 *When to use it*: for sky that varies on scales of a box or more. Written for NumPy and CuPy alike: the work
 is one sort a box and passes over it.
@@ -12,8 +13,9 @@ is one sort a box and passes over it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -49,7 +51,7 @@ class Mesh:
 
     def noise_at(self, rows: slice = slice(None)) -> Any:
         """Return the 1 sigma noise of some rows of pixels, float32."""
-        return interpolate(self.noise, self.shape, rows)
+        return interpolate(self.noise, self.shape, rows, beyond="hold")
 
 
 def mesh_shape(shape: tuple[int, int], box: int) -> tuple[int, int]:
@@ -94,7 +96,7 @@ def measure(data: Any, mask: Any = None, *, box: int = 128) -> Mesh:
             area = good.size
             if values.size >= max(5, _LEAST_SHARE * area):
                 level[row, column], sigma[row, column] = _clipped(xp, values)
-    return Mesh(_settle(xp, level), _settle(xp, sigma), shape)
+    return Mesh(_settle(xp, level, _continued), _settle(xp, sigma, _held), shape)
 
 
 def _clipped(xp: Any, values: Any) -> tuple[Any, Any]:
@@ -123,14 +125,19 @@ def _clipped(xp: Any, values: Any) -> tuple[Any, Any]:
     return mode, spread / _CLIPPED_SIGMA
 
 
-def _settle(xp: Any, mesh: Any) -> Any:
+def _settle(xp: Any, mesh: Any, pad: Callable[[Any, Any], Any]) -> Any:
     """Fill empty boxes from their neighbours, and take the 3 x 3 median over the mesh."""
     if not bool(xp.isfinite(mesh).any()):
         return mesh
     while not bool(xp.isfinite(mesh).all()):
         padded = xp.pad(mesh, 1, constant_values=np.nan)
         mesh = xp.where(xp.isfinite(mesh), mesh, _median_of_nine(xp, padded))
-    return _median_of_nine(xp, _continued(xp, mesh)).astype(np.float32)
+    return _median_of_nine(xp, pad(xp, mesh)).astype(np.float32)
+
+
+def _held(xp: Any, mesh: Any) -> Any:
+    """Pad a mesh by one box on each side with its own edge."""
+    return xp.pad(mesh, 1, mode="edge")
 
 
 def _continued(xp: Any, mesh: Any) -> Any:
@@ -159,7 +166,9 @@ def _median_of_nine(xp: Any, padded: Any) -> Any:
     return _nanmedian(xp, xp.stack([padded[dy : dy + rows, dx : dx + columns] for dy in range(3) for dx in range(3)]))
 
 
-def interpolate(mesh: Any, shape: tuple[int, int], rows: slice = slice(None)) -> Any:
+def interpolate(
+    mesh: Any, shape: tuple[int, int], rows: slice = slice(None), *, beyond: Literal["continue", "hold"] = "continue"
+) -> Any:
     """Interpolate a mesh to pixels, linearly.
 
     Parameters
@@ -170,6 +179,9 @@ def interpolate(mesh: Any, shape: tuple[int, int], rows: slice = slice(None)) ->
         Of the frame.
     rows : slice
         Which rows of the frame, for work in bands.
+    beyond : str
+        Between the outermost box centres and the frame's edge: ``continue`` the slope, which a sky does, or
+        ``hold`` the value, for what must not become negative.
 
     Returns
     -------
@@ -177,9 +189,9 @@ def interpolate(mesh: Any, shape: tuple[int, int], rows: slice = slice(None)) ->
     """
     xp = namespace_of(mesh)
     y = xp.arange(*rows.indices(shape[0]))
-    lower, upper, weight = _weights(xp, y, shape[0], mesh.shape[0])
+    lower, upper, weight = _weights(xp, y, shape[0], mesh.shape[0], beyond)
     in_rows = mesh[lower] * (1 - weight[:, None]) + mesh[upper] * weight[:, None]
-    lower, upper, weight = _weights(xp, xp.arange(shape[1]), shape[1], mesh.shape[1])
+    lower, upper, weight = _weights(xp, xp.arange(shape[1]), shape[1], mesh.shape[1], beyond)
     result = xp.take(in_rows, lower, axis=1)
     result *= 1 - weight
     above = xp.take(in_rows, upper, axis=1)
@@ -188,10 +200,13 @@ def interpolate(mesh: Any, shape: tuple[int, int], rows: slice = slice(None)) ->
     return result
 
 
-def _weights(xp: Any, pixel: Any, length: int, boxes: int) -> tuple[Any, Any, Any]:
+def _weights(xp: Any, pixel: Any, length: int, boxes: int, beyond: str) -> tuple[Any, Any, Any]:
     if boxes == 1:
         zero = xp.zeros(pixel.shape, dtype=np.int64)
         return zero, zero, zero.astype(np.float32)
     position = (pixel + 0.5) * (boxes / length) - 0.5
     lower = xp.clip(xp.floor(position).astype(np.int64), 0, boxes - 2)
-    return lower, lower + 1, (position - lower).astype(np.float32)
+    weight = position - lower
+    if beyond == "hold":
+        weight = xp.clip(weight, 0, 1)
+    return lower, lower + 1, weight.astype(np.float32)

@@ -43,18 +43,20 @@ class Door:
     """The caller's torch device, or None."""
     dtype: np.dtype[Any]
     """The floating type that the caller gets back."""
+    on_gpu: bool = False
+    """Where the work is done: where the frame is."""
 
     def take(self, array: Any, dtype: Any = None) -> Any:
-        """Return the caller's array as native NumPy or CuPy, C-ordered; a copy only where one is needed."""
-        if self.kind == "torch":
-            array = array.detach()
-            if array.is_cuda:
-                import cupy  # noqa: PLC0415
+        """Return one of the caller's arrays as native NumPy or CuPy, C-ordered; a copy only where one is needed.
 
-                array = cupy.from_dlpack(array.contiguous())
-            else:
-                array = array.contiguous().numpy()
-        xp = namespace_of(array)
+        A mask or error may be of another kind than the frame: it is brought to where the frame is.
+        """
+        if kind_of(array) == "torch":
+            array = _from_torch(array)
+        if self.on_gpu:
+            import cupy as xp  # noqa: PLC0415
+        else:
+            xp, array = np, to_host(array)
         array = xp.asarray(array)
         wanted = np.dtype(dtype) if dtype is not None else array.dtype.newbyteorder("=")
         return xp.ascontiguousarray(array, dtype=wanted)
@@ -89,18 +91,34 @@ def open_door(data: Any) -> Door:
             else np.dtype(np.float32)
         )
         ndim, real = data.dim(), not data.dtype.is_complex
-        device = data.device
+        device, on_gpu = data.device, data.is_cuda
     else:
         xp = namespace_of(data)
         array = xp.asarray(data)
         floating = array.dtype.kind == "f"
         dtype = array.dtype.newbyteorder("=") if floating else np.dtype(np.float32)
-        ndim, real, device = array.ndim, array.dtype.kind in "fiub", None
+        ndim, real, device, on_gpu = array.ndim, array.dtype.kind in "fiub", None, kind == "cupy"
     if ndim != 2 or not real:
         raise ValueError(
             f"data: found {ndim}-D {getattr(data, 'dtype', type(data))}; wanted one frame (y, x) of real numbers"
         )
-    return Door(kind, device, np.dtype(dtype))
+    return Door(kind, device, np.dtype(dtype), on_gpu)
+
+
+def _from_torch(tensor: Any) -> Any:
+    """Return a tensor as NumPy or CuPy, without a copy where that can be."""
+    import torch  # noqa: PLC0415
+
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:  # NumPy has no such type
+        tensor = tensor.float()
+    if tensor.is_cuda:
+        import cupy  # noqa: PLC0415
+
+        if tensor.dtype == torch.bool:  # DLPack carries no bool everywhere
+            return cupy.from_dlpack(tensor.contiguous().view(torch.uint8)).astype(bool)
+        return cupy.from_dlpack(tensor.contiguous())
+    return tensor.contiguous().numpy()
 
 
 def to_host(array: Any) -> np.ndarray[Any, Any]:

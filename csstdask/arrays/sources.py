@@ -6,7 +6,6 @@ The work is SEP's (Barbary 2016, JOSS 1, 58), the library form of SExtractor. It
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,26 +25,16 @@ KRON_FACTOR = 2.5
 LEAST_KRON_RADIUS = 3.5
 
 
-@dataclass(frozen=True)
-class SourceSettings:
-    """What counts as a source, and how it is measured."""
-
-    threshold: float = 2.5
-    """Least significance of a pixel after the matched filter [sigma of the sky]."""
-    least_area: int = 5
-    """Least number of connected pixels."""
-    aperture_radius: float = 4.0
-    """Of the circular aperture [pixel]."""
-    deblend_contrast: float = 0.005
-    """Least share of a blend's flux for a source of its own."""
-
-
 def measure_sources(
     data: npt.NDArray[np.float32],
     error: npt.NDArray[np.float32],
     noise: npt.NDArray[np.float32],
     mask: npt.NDArray[np.bool_],
-    settings: SourceSettings,
+    *,
+    threshold: float = 2.5,
+    least_area: int = 5,
+    aperture_radius: float = 4.0,
+    deblend_contrast: float = 0.005,
 ) -> dict[str, npt.NDArray[Any]]:
     """Find and measure the sources of a background-subtracted frame.
 
@@ -59,7 +48,14 @@ def measure_sources(
         1 sigma of the sky [e-]: for the detection threshold.
     mask : bool array (y, x)
         True = takes no part.
-    settings : SourceSettings
+    threshold : float
+        Least significance of a pixel after the matched filter [sigma of the sky].
+    least_area : int
+        Least number of connected pixels.
+    aperture_radius : float
+        Of the circular aperture [pixel].
+    deblend_contrast : float
+        Least share of a blend's flux for a source of its own.
 
     Returns
     -------
@@ -73,11 +69,11 @@ def measure_sources(
         sep.set_sub_object_limit(_SUB_OBJECTS)
         found = sep.extract(
             data,
-            settings.threshold,
+            threshold,
             err=noise,
             mask=mask,
-            minarea=settings.least_area,
-            deblend_cont=settings.deblend_contrast,
+            minarea=least_area,
+            deblend_cont=deblend_contrast,
         )
     x, y, a, b, theta = (np.asarray(found[name], dtype=np.float64) for name in ("x", "y", "a", "b", "theta"))
     flag = found["flag"].astype(np.int32)
@@ -88,7 +84,7 @@ def measure_sources(
     radius = np.where(np.isfinite(radius), radius, 0.0)
     kron = np.maximum(KRON_FACTOR * radius, LEAST_KRON_RADIUS / np.sqrt(a * b))
     flux, flux_err, flux_flag = sep.sum_ellipse(data, x, y, a, b, theta, kron, err=error, mask=mask, subpix=5)
-    inside, inside_err, _ = sep.sum_circle(data, x, y, settings.aperture_radius, err=error, mask=mask, subpix=5)
+    inside, inside_err, _ = sep.sum_circle(data, x, y, aperture_radius, err=error, mask=mask, subpix=5)
     half, half_flag = sep.flux_radius(
         data, x, y, 6.0 * a, 0.5, normflux=np.where(flux > 0, flux, np.nan), mask=mask, subpix=5
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from csstdask.arrays.background import measure
+from csstdask.arrays.median import adaptive_median
 from csstdask.arrays.namespace import namespace_of, open_door, to_host
 from csstdask.cosmicray.card import ModelCard, find_card
 from csstdask.cosmicray.noise import frame_variance
@@ -113,26 +114,39 @@ def _check_shape(name: str, array: Any, frame: Any) -> None:
 
 
 def _lacosmic(frame: Any, variance: Any, ignore: Any, parameters: dict[str, Any]) -> np.ndarray[Any, Any]:
-    """Run L.A.Cosmic on the host, with pixels it could not digest filled in beforehand."""
+    """Run L.A.Cosmic on the host.
+
+    Ignored pixels are filled from their neighbours instead of being passed as a mask: astroscrappy grows the
+    mask it is given by a pixel, and would miss every cosmic ray beside a bad column or a hot pixel.
+    """
     import astroscrappy  # noqa: PLC0415
 
     xp = namespace_of(frame)
     if bool(ignore.all()):
         return np.zeros(frame.shape, dtype=bool)
-    if variance is None or not bool(xp.isfinite(variance).all() and (variance > 0).all()):
+    frame = frame.astype(np.float32, copy=False)
+    known = None if variance is None else xp.isfinite(variance) & (variance > 0)
+    holes = bool(ignore.any())
+    if holes or known is None or not bool(known.all()):
         mesh = measure(frame, ignore)
-        background, sky = mesh.background_at(), frame_variance(frame, ignore, mesh)
-        known = None if variance is None else xp.isfinite(variance) & (variance > 0)
-        variance = sky if known is None else xp.where(known, variance, sky)
-        frame = xp.where(xp.isfinite(frame), frame, background)
+        if holes:
+            frame = _filled(frame, ignore, mesh.background_at())
+        if known is None:
+            variance = frame_variance(frame, ignore, mesh)
+        elif not bool(known.all()):
+            variance = xp.where(known, variance, frame_variance(frame, ignore, mesh))
     # A noiseless frame (constant, or made by hand) would divide by zero.
     variance = xp.maximum(variance, np.float32(1e-12), dtype=np.float32)
     hit, _ = astroscrappy.detect_cosmics(
-        to_host(frame.astype(np.float32, copy=False)),
-        inmask=to_host(ignore),
-        invar=to_host(variance),
-        gain=1.0,
-        satlevel=np.inf,
-        **parameters,
+        to_host(frame), invar=to_host(variance), gain=1.0, satlevel=np.inf, **parameters
     )
     return np.asarray(hit)
+
+
+def _filled(frame: Any, ignore: Any, background: Any) -> Any:
+    """Return a frame whose ignored pixels hold the median of their neighbours, far from any the background."""
+    xp = namespace_of(frame)
+    median, _, _ = adaptive_median(frame, ignore, ~ignore)
+    filled = frame.copy()
+    filled[ignore] = xp.where(xp.isfinite(median), median, background[ignore])
+    return filled

@@ -56,7 +56,7 @@ def inpaint(
     error : array (y, x), optional
         1 sigma including Poisson noise [e-]; by default background noise plus Poisson.
     mask : bool array (y, x), optional
-        True = ignore: never a donor, never changed.
+        True = ignore: never a donor, never changed. Non-finite pixels count as masked.
     sources, device : optional
         For models that treat sources apart, or run on a device; the median needs neither.
     model : str
@@ -92,9 +92,7 @@ def inpaint(
     hit = door.take(cr_mask, bool)
     if hit.shape != frame.shape:
         raise ValueError(f"cr_mask: found shape {hit.shape}; wanted that of data, {frame.shape}")
-    # A hit pixel may hold anything, NaN too; it is ignored only if the caller said so.
-    given = door.take(mask, bool) if mask is not None else xp.zeros(frame.shape, dtype=bool)
-    target = hit & ~given
+    target = hit & ~ignore
     donor = ~(hit | ignore)
     fixed, variance = frame.copy(), xp.full(frame.shape, np.nan, dtype=np.float32)
     if bool(target.any()):

@@ -7,8 +7,11 @@ at the same time (its slots).
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +26,8 @@ from csstdask.errors import InputError
 SCHEDULERS = ("threads", "processes", "cuda", "slurm")
 #: Everything that listens does so on loopback, on a port that is free.
 _LOOPBACK = "127.0.0.1:0"
+#: How long a batch system may take to start the first worker.
+_BATCH_QUEUE_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,6 @@ class Slots:
     """Connected."""
     count: int
     """Units at the same time."""
-    remote: bool = False
-    """True where workers may see another file system and memory than this process."""
 
 
 def default_workers() -> int:
@@ -42,21 +45,23 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class ThreadLimits(WorkerPlugin):
+class WorkerManners(WorkerPlugin):
     """Hold every library on a worker to a number of intra-op threads.
 
     In-process clusters inherit the interpreter's own settings, and the rounding of some kernels depends on
     them: the number is part of what decides pixels, so it is set here and nowhere else.
     """
 
-    name = "csstdask-thread-limits"
+    name = "csstdask-worker-manners"
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
 
     def setup(self, worker: Any) -> None:  # noqa: ARG002
-        """Set the limits in the worker's process."""
+        """Set the limits in the worker's process; leave Ctrl-C to the driver, who tells the workers."""
         limit_threads(self.threads)
+        if multiprocessing.parent_process() is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def limit_threads(threads: int) -> None:
@@ -99,12 +104,13 @@ def open_cluster(scheduler: str, workers: int, *, threads_per_unit: int = 1) -> 
         "distributed.worker.memory.terminate": False,
         "distributed.admin.large-graph-warning-threshold": "100MB",
     }
+    check_scheduler(scheduler)
     quiet = logging.getLogger("distributed")
     level = quiet.level
     quiet.setLevel(logging.CRITICAL)
     try:
         with dask.config.set(config), _client(scheduler, workers) as slots:
-            slots.client.register_plugin(ThreadLimits(threads_per_unit))
+            slots.client.register_plugin(WorkerManners(threads_per_unit))
             yield slots
     finally:
         quiet.setLevel(level)
@@ -154,9 +160,9 @@ def _client(scheduler: str, workers: int) -> Iterator[Slots]:
         slurm_cluster = _optional("dask_jobqueue", "SLURMCluster", "slurm")
         with slurm_cluster() as cluster, Client(cluster) as client:
             cluster.scale(jobs=workers)
-            client.wait_for_workers(1)
-            yield Slots(client, max(workers, sum(client.nthreads().values())), remote=True)
-    elif "://" in scheduler:
+            client.wait_for_workers(1, timeout=_BATCH_QUEUE_SECONDS)
+            yield Slots(client, max(workers, sum(client.nthreads().values())))
+    else:
         try:
             client = Client(scheduler, timeout="15s")
         except (OSError, ValueError) as error:
@@ -167,8 +173,12 @@ def _client(scheduler: str, workers: int) -> Iterator[Slots]:
             threads = sum(client.nthreads().values())
             if threads == 0:
                 raise InputError("--scheduler", f"{scheduler} without workers", "at least one worker")
-            yield Slots(client, threads, remote=True)
-    else:
+            yield Slots(client, threads)
+
+
+def check_scheduler(scheduler: str) -> None:
+    """Raise InputError for a scheduler that cannot be meant, before anything is written."""
+    if scheduler not in SCHEDULERS and "://" not in scheduler:
         raise InputError(
             "--scheduler", repr(scheduler), f"{', '.join(SCHEDULERS)}, or an address such as tcp://host:8786"
         )

@@ -18,7 +18,7 @@ A record also keeps the last failure: the steps before it stay done, and the uni
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class OwnedObject:
     @classmethod
     def of(cls, root: Path, path: Path) -> OwnedObject:
         """Flush a file to disk and describe it."""
-        flush_file(path)
+        flush_file(path, root)
         return cls(path.relative_to(root).as_posix(), path.stat().st_size, sha256_file(path))
 
     def intact(self, root: Path, *, checksum: bool = False) -> bool:
@@ -49,9 +49,9 @@ class OwnedObject:
         try:
             if path.stat().st_size != self.bytes:
                 return False
-        except (FileNotFoundError, NotADirectoryError):
+            return not checksum or sha256_file(path) == self.sha256
+        except OSError:  # lost, or not to be read any more
             return False
-        return not checksum or sha256_file(path) == self.sha256
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class StepRecord:
     """Numbers for the run's metrics arrays."""
     seconds: float = 0.0
     """Of its kernel, for accounting."""
+    software: dict[str, str] = field(default_factory=dict)
+    """Library versions it ran with: recorded, not fingerprinted."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,6 @@ class UnitRecord:
     steps: dict[str, StepRecord] = field(default_factory=dict)
     failure: dict[str, str] | None = None
     """``step`` and ``reason`` of the last failure, if the last attempt failed."""
-    software: dict[str, str] = field(default_factory=dict)
-    """Library versions: recorded, not fingerprinted."""
     attempt: str = ""
     """Token of the attempt that wrote this."""
 
@@ -130,11 +130,12 @@ class Ledger:
                     tuple(OwnedObject(**item) for item in step["objects"]),
                     step["metrics"],
                     step["seconds"],
+                    step["software"],
                 )
                 for name, step in data["steps"].items()
             }
-            return UnitRecord(unit, steps, data["failure"], data["software"], data["attempt"])
-        except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+            return UnitRecord(unit, steps, data["failure"], data["attempt"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return UnitRecord(unit)
 
     def write(self, record: UnitRecord) -> None:
@@ -146,8 +147,3 @@ class Ledger:
         }
         del data["unit"]
         write_atomic(self.path(record.unit), json.dumps(data, indent=1, sort_keys=True).encode())
-
-    def units(self) -> Iterator[Unit]:
-        """Yield the units that have a record, sorted."""
-        for path in sorted(self.folder.glob("*/*.json")):
-            yield Unit(path.parent.name, int(path.stem))

@@ -1,24 +1,28 @@
 """One driver a store, and proof of ownership for every attempt at a unit.
 
-**The driver's lock** is a file with host, process and heartbeat. It is made with an exclusive create, so two
-drivers that start together cannot both have it. A lock whose process is gone on this host is taken over at
-once; one from another host only when its heartbeat is old, for nothing else can be known about it.
+**The driver's lock** is a file with host, process and heartbeat. Whoever reads it in order to change it does so
+under an advisory lock on its folder, so two drivers that start together cannot both have it. A lock whose
+process is gone on this host is taken over at once; one from another host only when its heartbeat is old, for
+nothing else can be known about it.
 
 **The attempt token.** A worker that was given up (its driver was killed, its connection broke) may still be
 computing, and would write over what its successor wrote. So each attempt leaves its token in the unit's
 claim file and checks, before every write and before the record, that the claim is still its own and that
-the driver that sent it still holds the lock. Between check and write there remains an instant; the claim
-makes it short, and the record's checksums make what could happen in it visible.
+the driver that sent it still holds the lock. What is left is the one write that a check has just allowed; the
+record's checksums make visible what could happen in it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -55,14 +59,14 @@ class DriverLock:
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        while not self._create():
+        with self._alone():
             owner = read_owner(self.path)
             if owner is not None and _alive(owner):
                 raise RunLockedError(
                     f"{self.path.parent}: a live driver owns it "
                     f"(process {owner['pid']} on {owner['host']}, since {owner['since']})"
                 )
-            self._take_over(owner)
+            write_atomic(self.path, json.dumps(self._owner()).encode())
         self._heart = threading.Thread(target=self._beat, name="csstdask-heartbeat", daemon=True)
         self._heart.start()
         return self
@@ -73,13 +77,24 @@ class DriverLock:
         self._stop.set()
         if self._heart is not None:
             self._heart.join(timeout=1)
-        owner = read_owner(self.path)
-        if owner is not None and owner["token"] == self.token:
-            self.path.unlink(missing_ok=True)
+        with self._alone():
+            owner = read_owner(self.path)
+            if owner is not None and owner["token"] == self.token:
+                self.path.unlink(missing_ok=True)
 
-    def _content(self) -> bytes:
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Look at the lock and change it with nobody in between: under an advisory lock on its folder."""
+        descriptor = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _owner(self) -> dict[str, object]:
         process = psutil.Process()
-        owner = {
+        return {
             "token": self.token,
             "host": socket.gethostname(),
             "pid": process.pid,
@@ -87,39 +102,15 @@ class DriverLock:
             "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "heartbeat": time.time(),
         }
-        return json.dumps(owner).encode()
-
-    def _create(self) -> bool:
-        """Make the lock file, whole, if there is none: a link either succeeds or finds a name taken."""
-        draft = self.path.with_name(f".{self.path.name}.{self.token}")
-        draft.write_bytes(self._content())
-        try:
-            os.link(draft, self.path)
-        except FileExistsError:
-            return False
-        finally:
-            draft.unlink()
-        return True
-
-    def _take_over(self, owner: dict[str, object] | None) -> None:
-        """Remove a dead driver's lock: rename it away, so that only one of several successors succeeds."""
-        grave = self.path.with_name(f".{self.path.name}.dead-{self.token}")
-        try:
-            self.path.rename(grave)
-        except FileNotFoundError:
-            return
-        buried = read_owner(grave)
-        if buried is not None and owner is not None and buried["token"] != owner["token"]:
-            os.link(grave, self.path)  # somebody else's fresh lock: give it back
-        grave.unlink()
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            owner = read_owner(self.path)
-            if owner is None or owner["token"] != self.token:
-                return
             try:
-                write_atomic(self.path, json.dumps(owner | {"heartbeat": time.time()}).encode())
+                with self._alone():
+                    owner = read_owner(self.path)
+                    if owner is None or owner["token"] != self.token:
+                        return  # taken over: the workers see it too, and stop
+                    write_atomic(self.path, json.dumps(owner | {"heartbeat": time.time()}).encode())
             except OSError:  # a full disk must not kill the heart; the next beat may succeed
                 continue
 
@@ -128,7 +119,7 @@ def read_owner(path: Path) -> dict[str, object] | None:
     """Return who holds a lock, or None."""
     try:
         owner = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return None
     return owner if isinstance(owner, dict) and "token" in owner else None
 

@@ -33,17 +33,39 @@ class Projection:
 
 
 def available_bytes() -> int:
-    """Return the memory this process may still take: of the machine and of its control group."""
+    """Return the memory this process may still take: of the machine and of its control groups."""
     free = int(psutil.virtual_memory().available)
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):
-            continue
+    for folder in _control_groups():
+        for limit_name, used_name in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            try:
+                limit, used = (int((folder / name).read_text()) for name in (limit_name, used_name))
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # no such file, or "max": no limit
+                continue
+            # Pages of files that were read count as used, and give way when memory is wanted.
+            cache = int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
+            free = min(free, limit - used + cache)
     return max(free, 0)
+
+
+def _control_groups() -> list[Path]:
+    """Return the folders of this process's memory control groups, each with its parents."""
+    folders: list[Path] = []
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return folders
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = Path("/sys/fs/cgroup/memory" if controllers else "/sys/fs/cgroup")
+        inner = root / name.lstrip("/")
+        folders += [folder for folder in (inner, *inner.parents) if folder == root or root in folder.parents]
+    return folders
 
 
 def fitting_slots(per_unit: int, *, processes: bool, budget: int | None = None) -> int:

@@ -31,10 +31,25 @@ class Selection:
     detectors: frozenset[int] = frozenset()
     """Ids."""
 
+    @property
+    def is_everything(self) -> bool:
+        """Tell whether no unit is left out."""
+        return not self.exposures and not self.detectors
+
     def __contains__(self, unit: Unit) -> bool:
         if self.detectors and unit.detector not in self.detectors:
             return False
         return not self.exposures or any(fnmatch.fnmatchcase(unit.exposure, name) for name in self.exposures)
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """Units in any of several selections."""
+
+    selections: tuple[Selection, ...]
+
+    def __contains__(self, unit: Unit) -> bool:
+        return any(unit in selection for selection in self.selections)
 
 
 def parse_selection(text: str | None) -> Selection:

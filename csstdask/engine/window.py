@@ -11,6 +11,7 @@ machinery (a worker died, a connection broke), never from the science.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import queue
 import time
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from distributed import Future
+from distributed.client import ClosedClientError, FutureCancelledError
+from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from csstdask.engine.cluster import Slots
@@ -41,6 +44,12 @@ TRANSIENT = {
     errno.ENETDOWN,
 }
 
+
+#: The client can no longer reach its scheduler: nothing can be submitted or taken back.
+_LOST = (ClosedClientError, CommClosedError)
+
+#: Exceptions of the machinery, not of the unit: worth another try.
+_MACHINERY = (CommClosedError, FutureCancelledError, TimeoutError)
 
 #: The step of a unit whose worker died with it.
 KILLED = "worker died"
@@ -69,7 +78,7 @@ class Outcome:
 
 def failure(step: str, error: BaseException) -> dict[str, Any]:
     """Return what a task returns when its unit failed in ``step``."""
-    transient = isinstance(error, OSError) and error.errno in TRANSIENT
+    transient = isinstance(error, _MACHINERY) or (isinstance(error, OSError) and error.errno in TRANSIENT)
     reason = str(error) or type(error).__name__
     if not isinstance(error, CsstdaskError):
         reason = f"{type(error).__name__}: {reason}"
@@ -86,7 +95,6 @@ def run_window(
     key: str,
     retries: int = 2,
     max_failures: int | None = None,
-    resources: dict[str, float] | None = None,
 ) -> Outcome:
     """Run a task for each unit, a bounded number at a time, in the order they are drawn.
 
@@ -107,20 +115,19 @@ def run_window(
         Further tries after failures of the machinery. A unit that kills its workers three times is given up.
     max_failures : int, optional
         Stop submitting after so many failed units.
-    resources : dict, optional
-        What a task needs of a worker. Each must be there, or Dask would wait for ever.
 
     Returns
     -------
     Outcome
     """
-    _check_resources(slots, resources)
-    window = _Window(slots, iter(tasks), function, emit, key, retries, max_failures, resources or {})
+    window = _Window(slots, iter(tasks), function, emit, key, retries, max_failures)
     try:
         window.fill()
         while window.flying:
             window.settle(*window.next_finished())
             window.fill()
+    except _LOST as error:
+        window.outcome.stopped = f"the connection to the scheduler is lost ({type(error).__name__})"
     finally:
         window.cancel()
     return window.outcome
@@ -138,11 +145,10 @@ class _Window:
         key: str,
         retries: int,
         max_failures: int | None,
-        resources: dict[str, float],
     ) -> None:
         self._client, self._limit = slots.client, IN_FLIGHT_PER_SLOT * slots.count
         self._source, self._function, self._emit, self._key = source, function, emit, key
-        self._retries, self._max_failures, self._resources = retries, max_failures, resources
+        self._retries, self._max_failures = retries, max_failures
         self._suspects: list[Task] = []
         self._finished: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.flying: dict[str, tuple[Task, Future, int]] = {}
@@ -163,7 +169,7 @@ class _Window:
 
     def _submit(self, task: Task, attempt: int) -> None:
         name = f"{self._key}-{task.unit.exposure}-{task.unit.detector}-{attempt}"
-        future = self._client.submit(self._function, task.argument, key=name, pure=False, resources=self._resources)
+        future = self._client.submit(self._function, task.argument, key=name, pure=False)
         self.flying[name] = (task, future, attempt)
         future.add_done_callback(lambda _: self._finished.put(name))
 
@@ -197,7 +203,8 @@ class _Window:
 
     def cancel(self) -> None:
         """Take back what is still in flight."""
-        self._client.cancel([future for _, future, _ in self.flying.values()], force=True)
+        with contextlib.suppress(*_LOST):
+            self._client.cancel([future for _, future, _ in self.flying.values()], force=True)
 
 
 def _result(future: Future) -> dict[str, Any]:
@@ -210,12 +217,3 @@ def _result(future: Future) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001  whatever the machinery raises is a failed unit, not a failed run
         return failure("worker", error)
     return value if isinstance(value, dict) else {"value": value}
-
-
-def _check_resources(slots: Slots, resources: dict[str, float] | None) -> None:
-    if not resources:
-        return
-    workers = slots.client.scheduler_info(n_workers=-1)["workers"].values()
-    for name, amount in resources.items():
-        if not any(worker.get("resources", {}).get(name, 0) >= amount for worker in workers):
-            raise RuntimeError(f"no worker offers {amount} {name}: the run would wait for ever")

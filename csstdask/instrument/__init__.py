@@ -1,8 +1,9 @@
 """What a camera is: instruments as data."""
 
 from csstdask.instrument.geometry import celestial_wcs, nominal_header
-from csstdask.instrument.model import Instrument, Layout, Plane, parse_units, section_slices
+from csstdask.instrument.model import Instrument, Layout, Plane, section_slices
 from csstdask.instrument.registry import builtin_names, load_instrument, recognise, validate_instrument
+from csstdask.instrument.units import electrons_per_unit, parse_units
 
 __all__ = [
     "Instrument",
@@ -10,6 +11,7 @@ __all__ = [
     "Plane",
     "builtin_names",
     "celestial_wcs",
+    "electrons_per_unit",
     "load_instrument",
     "nominal_header",
     "parse_units",

@@ -15,35 +15,10 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from csstdask.instrument.units import Units
+
 Kind = Literal["imaging", "slitless", "dark", "bias", "flat", "cosmic_rays"]
-Units = Literal["electron s-1", "electron", "adu", "adu s-1"]
 WeightKind = Literal["inverse_variance", "variance", "error"]
-
-#: Spellings of the four units of ``sci`` found in headers, lower case.
-UNIT_SYNONYMS: dict[str, Units] = {
-    **dict.fromkeys(("electron", "electrons", "e", "e-"), "electron"),
-    **dict.fromkeys(
-        (
-            "electron s-1",
-            "electron/s",
-            "electrons/s",
-            "electrons s-1",
-            "e/s",
-            "e-/s",
-            "e s-1",
-            "e- s-1",
-            "electron / s",
-        ),
-        "electron s-1",
-    ),
-    **dict.fromkeys(("adu", "count", "counts", "dn", "ct"), "adu"),
-    **dict.fromkeys(("adu s-1", "adu/s", "count/s", "counts/s", "counts s-1", "dn/s", "dn s-1", "adu / s"), "adu s-1"),
-}
-
-
-def parse_units(text: str) -> Units | None:
-    """Return the unit of ``sci`` that ``text`` spells, or None if it spells none."""
-    return UNIT_SYNONYMS.get(" ".join(text.lower().split()))
 
 
 class _Model(BaseModel):
@@ -70,7 +45,8 @@ class Electronics(_Model):
 
     gain: float | None = Field(None, gt=0, description="e-/adu")
     read_noise: float | None = Field(None, ge=0, description="e-")
-    saturation: float | None = Field(None, gt=0, description="full well or converter limit, e-")
+    saturation: float | None = Field(None, gt=0, description="full well, e-")
+    adc_limit: float | None = Field(None, gt=0, description="counts from which a raw frame is saturated, adu")
     bias_level: float | None = Field(None, description="pedestal of raw frames, adu")
     usable: bool | None = Field(None, description="False: a dead detector, recorded and never processed")
     bad_pixel_map: str | None = Field(None, description="FITS file, non-zero = bad; relative to the TOML")
@@ -201,6 +177,25 @@ class Layout(_Model):
         return bool(self.sci.suffix)
 
 
+def _check_pattern(text: str | None) -> str | None:
+    if text is not None:
+        try:
+            re.compile(text)
+        except re.error as error:
+            raise ValueError(f"a regular expression ({error})") from None
+    return text
+
+
+def _check_group(text: str | None) -> str | None:
+    if text is not None and re.compile(_check_pattern(text) or "").groups < 1:
+        raise ValueError("a regular expression with a group")
+    return text
+
+
+Pattern = Annotated[str | None, AfterValidator(_check_pattern)]
+GroupPattern = Annotated[str | None, AfterValidator(_check_group)]
+
+
 class Time(_Model):
     """Where the time of the exposure stands."""
 
@@ -214,11 +209,11 @@ class Keywords(_Model):
 
     exposure: tuple[str, ...] = ("OBSID",)
     detector: tuple[str, ...] = ("DETECTOR",)
-    detector_pattern: str | None = Field(None, description="regular expression whose group 1 is the id")
+    detector_pattern: GroupPattern = Field(None, description="regular expression whose group 1 is the id")
     exptime: tuple[str, ...] = ("EXPTIME",)
     time: tuple[Time, ...] = (Time(keyword="DATE-OBS"),)
     band: tuple[str, ...] = ("FILTER",)
-    band_pattern: str | None = Field(None, description="regular expression whose group 1 is the band")
+    band_pattern: GroupPattern = Field(None, description="regular expression whose group 1 is the band")
     gain: tuple[str, ...] = ("GAIN",)
     read_noise: tuple[str, ...] = ("RDNOISE",)
     units: tuple[str, ...] = ("BUNIT",)
@@ -238,8 +233,10 @@ class KindRule(_Model):
 class Recognise(_Model):
     """How a file of this camera is told from others."""
 
-    headers: tuple[dict[str, str], ...] = Field((), description="any of these sets of keyword = regular expression")
-    file_pattern: str | None = Field(
+    headers: tuple[dict[str, Annotated[str, AfterValidator(_check_pattern)]], ...] = Field(
+        (), description="any of these sets of keyword = regular expression"
+    )
+    file_pattern: Pattern = Field(
         None, description="regular expression on the file's name; groups exposure, detector, type are used"
     )
 

@@ -35,7 +35,11 @@ def load_instrument(name_or_path: str | Path) -> Instrument:
     path = Path(name_or_path)
     if path.suffix != ".toml" or not path.is_file():
         raise InputError(text, "no such instrument", f"one of {', '.join(builtin_names())}, or a .toml file")
-    return _resolve_paths(parse_instrument(path.read_text(encoding="utf-8"), str(path)), path.parent)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(path, f"no readable text ({error})", "an instrument's TOML") from None
+    return _resolve_paths(parse_instrument(text, str(path)), path.parent)
 
 
 @functools.cache

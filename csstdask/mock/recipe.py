@@ -85,8 +85,8 @@ def load_recipe(path: str | Path) -> Recipe:
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(file, f"no readable file ({error.strerror})", "a recipe, such as stores/demo.toml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(file, f"no readable text ({error})", "a recipe, such as stores/demo.toml") from None
     return parse_recipe(text, str(file))
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from csstdask.cosmicray.card import find_card
 from csstdask.errors import InputError
 
 
@@ -20,17 +22,25 @@ class BackgroundSettings(_Settings):
     box: int = Field(128, ge=8, description="size of a box [pixel]")
 
 
+def _model_for(task: str) -> AfterValidator:
+    def check(name: str) -> str:
+        find_card(task, name)
+        return name
+
+    return AfterValidator(check)
+
+
 class DetectSettings(_Settings):
     """Cosmic-ray detection."""
 
-    model: str = Field("default", description="a name that `csstdask models` lists")
+    model: Annotated[str, _model_for("cosmicray")] = Field("default", description="a name that `csstdask models` lists")
     threshold: float | None = Field(None, ge=0, le=1, description="probability; default: the model card's")
 
 
 class RepairSettings(_Settings):
     """Repair of hit pixels."""
 
-    model: str = Field("default", description="a name that `csstdask models` lists")
+    model: Annotated[str, _model_for("inpaint")] = Field("default", description="a name that `csstdask models` lists")
 
 
 class SourcesSettings(_Settings):
@@ -70,7 +80,7 @@ def load_config(path: Path | None) -> RunConfig:
         return RunConfig()
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(path, f"no readable TOML ({error})", "a configuration file") from None
     try:
         return RunConfig.model_validate(data)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +24,10 @@ from csstdask.engine.window import Task, failure, run_window
 from csstdask.errors import StoreError
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.run import plan_of_run
+from csstdask.pipeline.steps.detect import resolved_threshold
 from csstdask.pipeline.unit import software_versions
 from csstdask.pipeline.views import open_run
-from csstdask.store.campaign import Campaign, open_campaign
+from csstdask.store.campaign import Campaign, open_campaign, read_header
 from csstdask.store.fits_output import write_unit
 from csstdask.store.zarr_arrays import open_group
 
@@ -48,6 +51,8 @@ class ExportJob:
     """Everything a worker needs to export one unit."""
 
     unit: Unit
+    row: int
+    column: int
     store: str
     campaign: str
     is_run: bool
@@ -85,7 +90,9 @@ def export(
     source = plan.campaign if plan is not None else Campaign(root)
     target.mkdir(parents=True, exist_ok=True)
     summary = ExportSummary()
-    jobs = list(_jobs(root, source, plan, target, summary))
+    total = int(source.present.sum()) if plan is None else sum(1 for _ in plan.units())
+    jobs = _jobs(root, source, plan, target, summary)
+    _open.cache_clear()
     pixels = source.shape[0] * source.shape[1]
     each = pixels * EXPORT_BYTES_PER_PIXEL
     count = workers or max(1, min(default_workers(), fitting_slots(each, processes=False)))
@@ -100,39 +107,42 @@ def export(
 
     emit = broadcast([keep, *listeners])
     start = time.perf_counter()
-    emit(RunStarted(f"export {root.name}", len(jobs), pixels, count))
-    if jobs:
-        with open_cluster("threads", count) as slots:
-            run_window(slots, (Task(job.unit, job) for job in jobs), export_unit, emit, key=f"export-{id(jobs)}")
+    emit(RunStarted(f"export {root.name}", total, pixels, count))
+    with open_cluster("threads", count) as slots:
+        run_window(
+            slots, (Task(job.unit, job) for job in jobs), export_unit, emit, key=f"export-{uuid.uuid4().hex[:8]}"
+        )
     summary.seconds = time.perf_counter() - start
     emit(RunFinished(summary.written, 0, len(summary.failures), summary.seconds))
     return summary
 
 
 def _is_run(root: Path) -> bool:
+    """Tell a run from a campaign; StoreError if it is neither."""
     try:
+        open_group(root, "campaign")
+    except StoreError:
         open_group(root, "run")
-    except StoreError as error:
-        if "campaign" in str(error).split("; wanted", maxsplit=1)[0].rsplit("found", maxsplit=1)[-1]:
-            return False
-        raise
-    return True
+        return True
+    return False
 
 
 def _jobs(root: Path, source: Campaign, plan: Plan | None, target: Path, summary: ExportSummary) -> Iterator[ExportJob]:
+    """Yield the units to export, and count those of a run that are not repaired."""
     if plan is None:
         for row, exposure in enumerate(source.exposures):
-            for column in np.flatnonzero(source.present[row]):
+            for column in np.flatnonzero(source.present[row]).tolist():
                 unit = Unit(exposure, source.detectors[column])
-                yield ExportJob(unit, str(root), str(root), False, str(target), _common_provenance())
+                yield ExportJob(unit, row, column, str(root), str(root), False, str(target), _common_provenance())
         return
     ledger = Ledger(root)
-    for unit, _, _ in plan.units():
-        fingerprints = plan.fingerprints(source.facts(unit.exposure, unit.detector))
-        if "repair" not in fingerprints or len(ledger.read(unit).fresh(root, fingerprints)) < len(fingerprints):
+    for unit, row, column in plan.units():
+        wanted = plan.fingerprints(source.facts(unit.exposure, unit.detector))
+        needed: dict[str, str] = {name: wanted[name] for name in ("background", "detect", "repair") if name in wanted}
+        if "repair" not in needed or len(ledger.read(unit).fresh(root, needed)) < len(needed):
             summary.pending += 1
             continue
-        yield ExportJob(unit, str(root), str(source.path), True, str(target), _provenance(plan, fingerprints))
+        yield ExportJob(unit, row, column, str(root), str(source.path), True, str(target), _provenance(plan, needed))
 
 
 def _common_provenance() -> tuple[tuple[str, Any, str], ...]:
@@ -143,13 +153,12 @@ def _provenance(plan: Plan, fingerprints: dict[str, str]) -> tuple[tuple[str, An
     """Return header cards that say how the pixels came about."""
     detect = find_card("cosmicray", plan.config.detect.model)
     repair = find_card("inpaint", plan.config.repair.model)
-    threshold = detect.threshold if plan.config.detect.threshold is None else plan.config.detect.threshold
     flags = plan.campaign.instrument.flags
     return (
         *_common_provenance(),
         ("CSDCRMOD", detect.name, "cosmic-ray detection: model"),
         ("CSDCRSHA", detect.sha256, "its SHA-256"),
-        ("CSDCRTHR", threshold, "its probability threshold"),
+        ("CSDCRTHR", resolved_threshold(plan.config), "its probability threshold"),
         ("CSDIPMOD", repair.name, "repair: model"),
         ("CSDIPSHA", repair.sha256, "its SHA-256"),
         ("CSDFPRNT", fingerprints["repair"], "fingerprint of what decides these pixels"),
@@ -162,24 +171,28 @@ def export_unit(job: ExportJob) -> dict[str, Any]:
     """Write one unit: a worker's task."""
     limit_threads(1)
     try:
-        dataset = open_run(job.store, job.campaign) if job.is_run else open_campaign(job.store)
+        dataset = _open(job.store, job.campaign, is_run=job.is_run)
         names = ("clean", "clean_wht", "flag_out") if job.is_run else ("sci", "wht", "flag")
-        one = dataset.sel(exposure=job.unit.exposure, detector=job.unit.detector)
+        one = dataset.isel(exposure=job.row, detector=job.column)
         planes = [_compute(one[name]) for name in names]
-        facts = Campaign(Path(job.campaign)).facts(job.unit.exposure, job.unit.detector)
-        path = Path(job.target) / f"{job.unit.exposure}_{job.unit.detector}.fits"
         write_unit(
-            path,
-            facts,
-            planes[0],
-            planes[1],
-            planes[2],
+            Path(job.target) / f"{job.unit.exposure}_{job.unit.detector}.fits",
+            *planes,
+            exptime=float(one["exptime"]),
+            header=read_header(Path(job.campaign), job.row, job.column),
+            primary_header=read_header(Path(job.campaign), job.row, job.column, "primary_header"),
             units=str(one[names[0]].attrs["units"]),
             cards=job.provenance,
         )
     except Exception as error:  # noqa: BLE001  a unit that cannot be written is named; the others are written
         return failure("export", error)
     return {}
+
+
+@functools.lru_cache(maxsize=2)
+def _open(store: str, campaign: str, *, is_run: bool) -> xr.Dataset:
+    """Open a store once a process: opening costs more than a small unit does."""
+    return open_run(store, campaign) if is_run else open_campaign(store)
 
 
 def _compute(plane: xr.DataArray) -> Any:

@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.arrays.background import Mesh
-from csstdask.instrument import Instrument
+from csstdask.instrument import Instrument, electrons_per_unit
 from csstdask.store.campaign import UnitFacts
-from csstdask.store.fits_input import electrons_per_unit
 
 PlaneReader = Callable[[str], npt.NDArray[Any]]
 
@@ -34,6 +33,8 @@ class Frame:
         Of the campaign's ``sci``.
     read_plane, read_product : callable
         Return a plane of the campaign, or a product of the run, by name.
+    read_header : callable
+        Return the FITS header of the science plane as text.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class Frame:
         units: str,
         read_plane: PlaneReader,
         read_product: PlaneReader,
+        read_header: Callable[[], str] = str,
     ) -> None:
         self.facts = facts
         self.instrument = instrument
         self.scale = electrons_per_unit(units, facts.exptime, facts.gain)
         self._read_plane = read_plane
         self._read_product = read_product
+        self._read_header = read_header
         self._products: dict[str, npt.NDArray[Any]] = {}
 
     @cached_property
@@ -57,6 +60,11 @@ class Frame:
         sci = self._read_plane("sci")
         sci *= np.float32(self.scale)
         return sci
+
+    @property
+    def header(self) -> str:
+        """Return the FITS header of the science plane, a card a line; empty if there is none."""
+        return self._read_header()
 
     @cached_property
     def flag(self) -> npt.NDArray[np.int32]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from astropy.io import fits
 
-from csstdask.engine.cluster import default_workers, limit_threads, open_cluster
+from csstdask.engine.cluster import check_scheduler, default_workers, limit_threads, open_cluster
 from csstdask.engine.events import (
     Event,
     Listener,
@@ -32,17 +32,12 @@ from csstdask.engine.memory import Projection, check, fitting_slots
 from csstdask.engine.units import Unit
 from csstdask.engine.window import Task, failure, run_window
 from csstdask.errors import CsstdaskError, InputError, LostOwnershipError
-from csstdask.instrument import Instrument, load_instrument, recognise
+from csstdask.instrument import Instrument, builtin_names, load_instrument, recognise
 from csstdask.store.campaign import Campaign, UnitFacts, create_campaign, write_unit_pixels
-from csstdask.store.fits_input import (
-    UnitSource,
-    companion_of,
-    open_fits,
-    read_flag,
-    read_sci,
-    read_weight,
-    scan,
-)
+from csstdask.store.fits_file import open_fits, value_of
+from csstdask.store.fits_planes import read_flag, read_headers, read_sci, read_weight
+from csstdask.store.fits_scan import UnitSource, companion_of, scan
+from csstdask.store.zarr_arrays import shard_path
 
 log = logging.getLogger("csstdask")
 
@@ -50,6 +45,9 @@ log = logging.getLogger("csstdask")
 INGEST_BYTES_PER_PIXEL = 18
 #: Units whose records are written at once.
 ADMIT_EVERY = 16
+#: Exposure times of one exposure's detectors agree to this.
+_SAME_TIME = 1e-6
+_TELL_EVERY_SECONDS = 10.0
 
 
 @dataclass
@@ -134,14 +132,12 @@ def ingest(
     summary = IngestSummary()
     existing = Campaign(root) if (root / "zarr.json").exists() else None
     camera = _instrument(paths, instrument, existing)
-    sources = list(_scan_all(paths, camera, summary))
-    if not sources:
-        if summary.dead and not summary.failures:
-            return summary
+    sources, dead = _scan_all(paths, camera, summary)
+    if not sources and not dead:
         first = summary.failures[0]["reason"] if summary.failures else "nothing to ingest"
         more = f" (and {len(summary.failures) - 1} more)" if len(summary.failures) > 1 else ""
         raise InputError("FITS", f"no usable file: {first}{more}", "at least one")
-    first_source = sources[0]
+    first_source = (sources or dead)[0]
     campaign_shape = existing.shape if existing else first_source.shape
     campaign_units = existing.units if existing else first_source.units
     detectors = existing.detectors if existing else list(camera.detector_ids)
@@ -157,6 +153,7 @@ def ingest(
             str(root if existing else first_source.name),
         )
     ]
+    check_scheduler(scheduler)
     count = _workers(sources, scheduler, workers)
     root.parent.mkdir(parents=True, exist_ok=True)
     lock_path = root.with_name(f".{root.name}.driver.json")
@@ -164,7 +161,13 @@ def ingest(
         if existing is None and not (root / "zarr.json").exists():
             create_campaign(root, camera, campaign_shape, campaign_units)
         campaign = Campaign(root, "r+")
-        campaign.append_exposures([source.exposure for source in sources])
+        if camera != campaign.instrument:
+            campaign.update_instrument(camera)
+        campaign.append_exposures([source.exposure for source in (*sources, *dead)])
+        for source in dead:
+            summary.dead.append(f"{source.exposure}/{source.detector}")
+            if not campaign.is_present(source.exposure, source.detector):
+                campaign.record_absent(source.facts("", ""))
         jobs = _jobs(sources, campaign, lock.token, summary, supersede=supersede)
         _copy(jobs, campaign, summary, scheduler, count, listeners)
     return summary
@@ -177,73 +180,101 @@ def _instrument(paths: Sequence[Path], given: str | Path | Instrument | None, ex
     else:
         camera = load_instrument(given) if given is not None else None
     if existing is not None:
-        if camera is not None and camera.name != existing.instrument.name:
-            raise InputError("--instrument", camera.name, f"{existing.instrument.name}, as in {existing.path}")
-        return existing.instrument
+        return existing.instrument if camera is None else _updated(camera, existing)
     if camera is not None:
         return camera
     problems: list[str] = []
     for path in paths:
         try:
-            names = recognise(path.name, _joint_header(path))
-        except CsstdaskError as error:
+            names = _recognise(path)
+        except Exception as error:  # noqa: BLE001  the next file may tell
             problems.append(str(error))
             continue
         if len(names) == 1:
             return load_instrument(names[0])
-        from csstdask.instrument import builtin_names
-
         candidates = names or builtin_names()
         what = "could be more than one instrument" if names else "no instrument that is known"
         problems.append(f"{path}: found {what}; wanted --instrument with one of {', '.join(candidates)}, or a TOML")
     raise InputError("FITS", f"no usable file: {problems[0]}", "at least one of a known instrument")
 
 
-def _joint_header(path: Path) -> dict[str, Any]:
+def _updated(camera: Instrument, existing: Campaign) -> Instrument:
+    """Return a camera for more exposures of a campaign: only its dated overrides may have changed."""
+    ours, theirs = (one.model_dump(exclude={"overrides", "description"}) for one in (camera, existing.instrument))
+    different = [key for key in ours if ours[key] != theirs[key]]
+    if different:
+        name = camera.name if "name" in different else f"{camera.name} with another {', '.join(different)}"
+        raise InputError(
+            "--instrument", name, f"{existing.instrument.name}, as in {existing.path} (overrides may change)"
+        )
+    return camera
+
+
+def _recognise(path: Path) -> tuple[str, ...]:
+    """Return the built-in instruments that a file could be of, by its first two headers."""
     with open_fits(path) as hdus:
-        joint: dict[str, Any] = dict(hdus[0].header)
-        for hdu in hdus[1:2]:
-            if not isinstance(hdu, fits.BinTableHDU) or isinstance(hdu, fits.CompImageHDU):
-                joint = dict(hdu.header) | joint
-        return joint
+        images = [hdu.header for hdu in hdus[:2] if not isinstance(hdu, fits.BinTableHDU | fits.TableHDU)]
+        return recognise(path.name, _FirstOf(images))
 
 
-def _scan_all(paths: Sequence[Path], camera: Instrument, summary: IngestSummary) -> Iterator[UnitSource]:
-    """Yield the units of all files, each once; note files that cannot be used."""
+class _FirstOf(Mapping[str, Any]):
+    """Several headers as one: the first that has a keyword answers, and broken cards do not."""
+
+    def __init__(self, headers: Sequence[fits.Header]) -> None:
+        self._headers = headers
+
+    def __getitem__(self, name: str) -> Any:
+        for header in self._headers:
+            value = value_of(header, name)
+            if value is not None:
+                return value
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({name for header in self._headers for name in header})
+
+    def __len__(self) -> int:
+        return len(set(self))
+
+
+def _scan_all(
+    paths: Sequence[Path], camera: Instrument, summary: IngestSummary
+) -> tuple[list[UnitSource], list[UnitSource]]:
+    """Return the units of all files, usable ones and those of dead detectors; note files that cannot be used."""
     given = set(paths)
-    for path in paths:
-        science = companion_of(path, camera)
-        if science is not None:
-            if science not in given and not science.is_file():
-                _note(
-                    summary,
-                    path,
-                    InputError(path, f"no {science.name} beside it", "the image that this plane belongs to"),
-                )
-            continue
+    usable: list[UnitSource] = []
+    dead: list[UnitSource] = []
+    told = time.monotonic()
+    for number, path in enumerate(paths):
+        if time.monotonic() - told > _TELL_EVERY_SECONDS:
+            told = time.monotonic()
+            log.info("looked at %d of %d files", number, len(paths))
         try:
-            names = recognise(path.name, _joint_header(path))
-            if names and camera.name not in names and _is_builtin(camera):
-                raise InputError(path, f"a file of {', '.join(names)}", f"one of {camera.name}")
-            for source in scan(path, camera):
-                when = source.facts("", "").when
-                if camera.values(source.detector, when).usable is False:
-                    summary.dead.append(f"{source.exposure}/{source.detector}")
-                    log.info("%s: detector %d is not usable then: recorded, not copied", path, source.detector)
-                    continue
-                yield source
-        except (CsstdaskError, OSError) as error:
+            for source in _scan_one(path, camera, given):
+                alive = camera.values(source.detector, source.facts("", "").when).usable is not False
+                (usable if alive else dead).append(source)
+        except Exception as error:  # noqa: BLE001  whatever a file does to its reader, the others are read
             _note(summary, path, error)
+    return usable, dead
 
 
-def _is_builtin(camera: Instrument) -> bool:
-    from csstdask.instrument import builtin_names
-
-    return camera.name in builtin_names()
+def _scan_one(path: Path, camera: Instrument, given: set[Path]) -> list[UnitSource]:
+    """Return the units of one file: none if it is a plane of another's."""
+    science = companion_of(path, camera)
+    if science is not None:
+        if science not in given and not science.is_file():
+            raise InputError(path, f"no {science.name} beside it", "the image that this plane belongs to")
+        return []
+    names = _recognise(path)
+    if names and camera.name not in names and camera.name in builtin_names():
+        raise InputError(path, f"a file of {', '.join(names)}", f"one of {camera.name}")
+    return scan(path, camera)
 
 
 def _note(summary: IngestSummary, source: object, error: Exception) -> None:
-    reason = " ".join(str(error).split())
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, CsstdaskError | OSError):
+        reason = f"found something that cannot be read ({type(error).__name__}: {reason}); wanted a FITS file"
     if str(source) not in reason:
         reason = f"{source}: {reason}"
     summary.failures.append({"source": str(source), "reason": reason})
@@ -289,59 +320,74 @@ def _jobs(
     jobs: list[tuple[Unit, IngestJob]] = []
     for source in sources:
         unit = Unit(source.exposure, source.detector)
-        if unit in planned:
-            if source.digest() == planned[unit].digest():
+        try:
+            if unit in planned:
+                _check_same_twice(source, planned[unit], unit)
                 continue
-            other = planned[unit].name
-            _note(
-                summary,
-                source.name,
-                InputError(source.name, f"unit {unit} a second time", f"one file for it, {other} was first"),
-            )
-            continue
-        if campaign.is_present(*_key(unit)):
-            facts = campaign.facts(*_key(unit))
-            if facts.source_stat == source.stat() or facts.digest == source.digest():
+            present = campaign.is_present(*_key(unit))
+            if present and _is_unchanged(source, campaign, unit):
                 summary.unchanged += 1
                 planned[unit] = source
                 continue
-            if not supersede:
-                error = InputError(
-                    source.name,
-                    f"another file for unit {unit} than {facts.source}",
-                    "the same, or --supersede to replace it",
-                )
-                _note(summary, source.name, error)
-                continue
-            campaign.withdraw(*_key(unit))
-        elif not _same_exposure(source, campaign, planned, summary):
+            if present:
+                _check_replacement(source, campaign, unit, supersede=supersede)
+            _check_exposure_time(source, campaign, planned)
+            if present:
+                campaign.withdraw(*_key(unit))
+        except (CsstdaskError, OSError) as error:
+            _note(summary, source.name, error)
             continue
         planned[unit] = source
         row, column = campaign.index(*_key(unit))
         jobs.append((unit, IngestJob(source, row, column, str(campaign.path.resolve()), campaign.instrument, driver)))
+    campaign.describe_exposures([job.source.facts("", "") for _, job in jobs])
     return jobs
+
+
+def _check_same_twice(source: UnitSource, first: UnitSource, unit: Unit) -> None:
+    if source.digest() != first.digest():
+        raise InputError(source.name, f"unit {unit} a second time", f"one file for it, {first.name} was first")
+
+
+def _is_unchanged(source: UnitSource, campaign: Campaign, unit: Unit) -> bool:
+    """Tell whether a present unit came from this very file, and still has its shards."""
+    row, column = campaign.index(*_key(unit))
+    if not all(shard_path(campaign.path, name, row, column).is_file() for name in ("sci", "wht", "flag")):
+        return False
+    facts = campaign.facts(*_key(unit))
+    return facts.source_stat == source.stat() or facts.digest == source.digest()
+
+
+def _check_replacement(source: UnitSource, campaign: Campaign, unit: Unit, *, supersede: bool) -> None:
+    """Raise unless a file may take a present unit's place: it was asked for, and all of it can be read."""
+    facts = campaign.facts(*_key(unit))
+    if facts.digest == source.digest():
+        return  # the same file, for lost shards
+    if not supersede:
+        raise InputError(
+            source.name, f"another file for unit {unit} than {facts.source}", "the same, or --supersede to replace it"
+        )
+    read_sci(source)
+    read_weight(source)
+    read_flag(source, campaign.instrument)
 
 
 def _key(unit: Unit) -> tuple[str, int]:
     return unit.exposure, unit.detector
 
 
-def _same_exposure(
-    source: UnitSource, campaign: Campaign, planned: dict[Unit, UnitSource], summary: IngestSummary
-) -> bool:
-    """Tell whether a unit's exposure time is that of its exposure: one number for all detectors."""
+def _check_exposure_time(source: UnitSource, campaign: Campaign, planned: dict[Unit, UnitSource]) -> None:
+    """Raise unless a unit's exposure time is that of the others of its exposure: there is one number for all."""
+    row, column = campaign.index(source.exposure, source.detector)
+    others = campaign.present[row].copy()
+    others[column] = False
     known = next((other.exptime for unit, other in planned.items() if unit.exposure == source.exposure), None)
-    if known is None and campaign.present[campaign.index(source.exposure, source.detector)[0]].any():
-        known = float(campaign.read("exptime")[campaign.index(source.exposure, source.detector)[0]])
-    if known is None or abs(known - source.exptime) <= 1e-6 * max(known, 1.0):
-        return True
-    error = InputError(
-        source.name,
-        f"an exposure time of {source.exptime} s",
-        f"{known} s as in the rest of {source.exposure}",
-    )
-    _note(summary, source.name, error)
-    return False
+    if others.any():
+        known = float(campaign.read("exptime")[row])
+    if known is not None and abs(known - source.exptime) > _SAME_TIME * max(known, 1.0):
+        raise InputError(
+            source.name, f"an exposure time of {source.exptime} s", f"{known} s as in the rest of {source.exposure}"
+        )
 
 
 def _copy(
@@ -399,7 +445,7 @@ def copy_unit(job: IngestJob) -> dict[str, Any]:
     step = "read"
     try:
         # What identifies the unit is read before its pixels: a file that changes meanwhile shows next time.
-        stat, digest = source.stat(), source.digest()
+        stat, digest, headers = source.stat(), source.digest(), read_headers(source)
         for name in ("sci", "wht", "flag"):
             step = name
             if name == "sci":
@@ -414,7 +460,8 @@ def copy_unit(job: IngestJob) -> dict[str, Any]:
     except Exception as error:
         log.debug("ingest of %s", source.name, exc_info=True)
         return failure(step, error)
-    return {"facts": source.facts(digest, stat).to_dict()}
+    header, primary = headers
+    return {"facts": replace(source.facts(digest, stat), header=header, primary_header=primary).to_dict()}
 
 
 def _check_driver(root: Path, driver: str) -> None:

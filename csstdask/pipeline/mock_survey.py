@@ -91,7 +91,7 @@ def mock(
     with DriverLock(target.with_name(f".{target.name}.driver.json")):
         if not (target / "zarr.json").exists():
             create_campaign(target, instrument, recipe.frame_shape, UNITS, recipe.detectors)
-            add_truth(target, UNITS)
+        add_truth(target, UNITS)
         campaign = Campaign(target, "r+")
         if campaign.shape != recipe.frame_shape or campaign.detectors != list(recipe.detectors):
             raise InputError(target, "a campaign of another shape or other detectors", "a new name, or that recipe's")
@@ -125,7 +125,9 @@ def _render(
     def keep(event: Event) -> None:
         if isinstance(event, UnitDone):
             if campaign is not None:
-                campaign.admit([UnitFacts(**event.result["facts"])])
+                facts = UnitFacts(**event.result["facts"])
+                campaign.describe_exposures([facts])  # alike for all detectors of an exposure
+                campaign.admit([facts])
             summary.rendered += 1
         elif isinstance(event, UnitFailed) and summary.failures is not None:
             unit = {"exposure": event.unit.exposure, "detector": event.unit.detector}

@@ -12,7 +12,7 @@ from csstdask.arrays.background import mesh_shape
 from csstdask.engine.cluster import default_workers
 from csstdask.engine.fingerprint import fingerprint
 from csstdask.engine.memory import Projection, check, fitting_slots
-from csstdask.engine.units import Selection, Unit
+from csstdask.engine.units import AnyOf, Selection, Unit
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.step import Step
 from csstdask.store.campaign import Campaign, UnitFacts
@@ -27,7 +27,7 @@ class Plan:
     campaign: Campaign
     steps: tuple[Step, ...]
     config: RunConfig
-    selection: Selection
+    selection: Selection | AnyOf
 
     @property
     def pixels(self) -> int:
@@ -48,7 +48,7 @@ class Plan:
     def _step_parts(self, step: Step) -> dict[str, object]:
         return {
             "version": step.numerics_version,
-            "settings": step.settings(self.config).model_dump(mode="json"),
+            "settings": step.settings(self.config),
             "model": step.model(self.config),
             "threads": self.config.engine.threads_per_unit,
         }
@@ -75,7 +75,6 @@ class Plan:
                     "digest": facts.digest,
                     "exptime": facts.exptime,
                     "gain": facts.gain,
-                    "read_noise": facts.read_noise,
                 }
             known[step.name] = fingerprint({"step": step.name, "upstream": upstream, **self._step_parts(step)})
         return known
@@ -148,6 +147,6 @@ class Plan:
         return [name for step in self.steps for name in step.metrics]
 
 
-def make_plan(campaign: Path, steps: Sequence[Step], config: RunConfig, selection: Selection) -> Plan:
+def make_plan(campaign: Path, steps: Sequence[Step], config: RunConfig, selection: Selection | AnyOf) -> Plan:
     """Open a campaign and resolve a run over it."""
     return Plan(Campaign(campaign), tuple(steps), config, selection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from csstdask.engine.cluster import open_cluster
+from csstdask.engine.cluster import check_scheduler, open_cluster
 from csstdask.engine.events import (
     Event,
     Listener,
@@ -22,7 +23,7 @@ from csstdask.engine.events import (
 )
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.lock import DriverLock
-from csstdask.engine.units import Selection, Unit
+from csstdask.engine.units import AnyOf, Selection, Unit
 from csstdask.engine.window import KILLED, Task, run_window
 from csstdask.errors import InputError, StoreError
 from csstdask.pipeline.config import RunConfig
@@ -33,6 +34,9 @@ from csstdask.store.run import MetricsWriter, campaign_path, prepare_run
 from csstdask.store.zarr_arrays import open_group
 
 log = logging.getLogger("csstdask")
+
+#: Failures after which no worker was left to record them.
+_UNRECORDED = (KILLED, "worker", "claim", "record")
 
 
 @dataclass
@@ -115,46 +119,61 @@ def run(
     RunLockedError
         If a live driver owns the run.
     """
-    root = Path(to)
-    plan = make_plan(Path(campaign), resolve(steps), config or RunConfig(), selection or Selection())
+    root, chosen = Path(to), selection or Selection()
+    check_scheduler(scheduler)
+    plan = make_plan(Path(campaign), resolve(steps), config or RunConfig(), chosen)
     _check_target(root, plan)
-    count = plan.choose_workers(scheduler, workers)
     total = sum(1 for _ in plan.units())
+    if total == 0 and not chosen.is_everything:
+        raise InputError("--select", "no unit", f"units of {campaign} that are present")
+    count = plan.choose_workers(scheduler, workers)
     ledger = Ledger(root)
-    with DriverLock(ledger.lock_path) as lock:
-        attributes = {
-            "config": plan.config.model_dump(mode="json"),
-            "steps": [step.name for step in plan.steps],
-            "selection": {
-                "exposures": list(plan.selection.exposures),
-                "detectors": sorted(plan.selection.detectors),
-            },
-            "fingerprint": plan.fingerprint,
-            "software": software_versions(),
-        }
-        prepare_run(root, plan.campaign, plan.product_specs(), plan.mesh_shape, plan.metric_names(), attributes)
+    threads = plan.config.engine.threads_per_unit
+    with open_cluster(scheduler, count, threads_per_unit=threads) as slots, DriverLock(ledger.lock_path) as lock:
+        prepare_run(
+            root,
+            plan.campaign,
+            plan.product_specs(),
+            plan.mesh_shape,
+            plan.metric_names(),
+            _attributes(root, plan, chosen),
+            whole=chosen.is_everything,
+        )
         summary = Summary(total=total, fingerprint=plan.fingerprint)
-        metrics = MetricsWriter(root, plan.metric_names())
-        keeper = _Bookkeeper(plan, ledger, metrics, summary)
+        keeper = _Bookkeeper(plan, ledger, MetricsWriter(root, plan.metric_names()), summary)
         emit = broadcast([keeper, *listeners])
-        with open_cluster(scheduler, count, threads_per_unit=plan.config.engine.threads_per_unit) as slots:
-            start = time.perf_counter()
-            emit(RunStarted(f"run {root.name}", total, plan.pixels, slots.count))
-            try:
-                outcome = run_window(
-                    slots,
-                    _pending(plan, ledger, root, lock.token, emit),
-                    process_unit,
-                    emit,
-                    key=f"unit-{plan.fingerprint[:12]}-{lock.token[:8]}",
-                    max_failures=max_failures,
-                )
-                summary.stopped = outcome.stopped
-            finally:
-                keeper.flush()
-                summary.seconds = time.perf_counter() - start
-                emit(RunFinished(summary.done, summary.skipped, summary.failed, summary.seconds))
+        start = time.perf_counter()
+        emit(RunStarted(f"run {root.name}", total, plan.pixels, slots.count))
+        try:
+            outcome = run_window(
+                slots,
+                _pending(plan, ledger, root, lock.token, emit),
+                process_unit,
+                emit,
+                key=f"unit-{plan.fingerprint[:12]}-{lock.token[:8]}",
+                max_failures=max_failures,
+            )
+            summary.stopped = outcome.stopped
+        finally:
+            keeper.flush()
+            summary.seconds = time.perf_counter() - start
+            emit(RunFinished(summary.done, summary.skipped, summary.failed, summary.seconds))
     return summary
+
+
+def _attributes(root: Path, plan: Plan, chosen: Selection) -> dict[str, Any]:
+    """Return what the store says of the run: this command's settings, and the steps and units of all so far."""
+    before: dict[str, Any] = dict(open_group(root, "run").attrs) if (root / "zarr.json").exists() else {}
+    ours = {"exposures": list(chosen.exposures), "detectors": sorted(chosen.detectors)}
+    theirs = [item for item in before.get("selections", []) if item != ours]
+    steps = {step.name for step in plan.steps} | set(before.get("steps", []))
+    return {
+        "config": plan.config.model_dump(mode="json"),
+        "steps": [step.name for step in resolve(steps)],
+        "selections": [*theirs, ours],
+        "fingerprint": plan.fingerprint,
+        "software": software_versions(),
+    }
 
 
 def _check_target(root: Path, plan: Plan) -> None:
@@ -218,9 +237,10 @@ class _Bookkeeper:
                 }
             )
             self._put(event.unit, {})
-            if event.step == KILLED:  # nobody was left to record it
+            if event.step in _UNRECORDED:
                 why = {"step": event.step, "reason": event.reason}
-                self._ledger.write(replace(self._ledger.read(event.unit), failure=why))
+                with contextlib.suppress(OSError):
+                    self._ledger.write(replace(self._ledger.read(event.unit), failure=why))
 
     def _put(self, unit: Unit, metrics: dict[str, Any]) -> None:
         self._metrics.put(*self._campaign.index(unit.exposure, unit.detector), metrics)
@@ -236,18 +256,18 @@ class _Bookkeeper:
 
 
 def plan_of_run(path: str | Path, campaign: str | Path | None = None) -> Plan:
-    """Return the plan that a run's store remembers: of the last ``csstdask run`` on it."""
+    """Return the plan that a run's store remembers: all steps and units so far, with the last settings."""
     root = Path(path)
     attributes = dict(open_group(root, "run").attrs)
     if "steps" not in attributes:
         raise StoreError(f"{root}: found a run that was stopped before it began; wanted one to look at (run it again)")
-    chosen: Any = attributes["selection"]
+    selections: Any = attributes["selections"]
     steps: Any = attributes["steps"]
     return make_plan(
         campaign_path(root, campaign),
         resolve(steps),
         RunConfig.model_validate(attributes["config"]),
-        Selection(tuple(chosen["exposures"]), frozenset(chosen["detectors"])),
+        AnyOf(tuple(Selection(tuple(one["exposures"]), frozenset(one["detectors"])) for one in selections)),
     )
 
 

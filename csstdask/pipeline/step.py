@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
-from pydantic import BaseModel
 
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
@@ -62,8 +61,8 @@ class Step:
     """Raised whenever the same input would give other numbers."""
     body: Callable[[Frame, RunConfig], Output]
     """The work: a plain function of one frame."""
-    settings: Callable[[RunConfig], BaseModel]
-    """The part of the configuration that decides its result."""
+    settings: Callable[[RunConfig], dict[str, Any]]
+    """What of the configuration decides its result, resolved: a default and its value are the same."""
     model: Callable[[RunConfig], str | None]
     """SHA-256 of its model."""
     products: tuple[Product, ...] = ()

@@ -2,8 +2,8 @@
 
 *Precondition*: the driver that sent the job holds the run's lock. The order is the ledger's (see
 ``engine/ledger.py``): objects first, each flushed and checksummed, the record last; the claim is checked
-before each write. Old objects of steps that will run again are deleted before they run, so that a unit
-that then fails shows nothing, rather than something old.
+before each write. Old objects of steps that will run again, and of steps that read from them, are deleted
+first, so that a unit that then fails shows nothing, rather than something old.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Output, Step
 from csstdask.pipeline.steps import STEPS
-from csstdask.store.campaign import UnitFacts, read_unit_pixels
+from csstdask.store.campaign import UnitFacts, read_header, read_unit_pixels
 from csstdask.store.tables import table_path, write_table
 from csstdask.store.zarr_arrays import read_shard, write_shard
 
@@ -86,7 +86,7 @@ def process_unit(job: UnitJob) -> dict[str, Any]:
         attempt = Attempt(ledger.claim_path(job.unit), ledger.lock_path, job.driver)
         before = ledger.read(job.unit)
         fresh = before.fresh(root, job.fingerprints)
-        stale = {name: step for name, step in before.steps.items() if name in job.fingerprints and name not in fresh}
+        stale = _stale(before, job.fingerprints, fresh)
         done = {name: step for name, step in before.steps.items() if name not in stale}
         for old in stale.values():
             for item in old.objects:
@@ -113,6 +113,15 @@ def process_unit(job: UnitJob) -> dict[str, Any]:
     return _record(job, ledger, attempt, done, problem, seconds)
 
 
+def _stale(before: UnitRecord, wanted: Mapping[str, str], fresh: list[str]) -> dict[str, StepRecord]:
+    """Return recorded steps whose products no longer hold: those to be done again, and all that read from them."""
+    undone = set(wanted) - set(fresh)
+    for name, step in STEPS.items():  # in order: what a step reads from comes before it
+        if undone.intersection(step.requires) and name not in fresh:
+            undone.add(name)
+    return {name: step for name, step in before.steps.items() if name in undone}
+
+
 def _frame(job: UnitJob) -> Frame:
     def read_plane(name: str) -> npt.NDArray[Any]:
         return read_unit_pixels(Path(job.campaign), job.row, job.column, name)
@@ -120,7 +129,10 @@ def _frame(job: UnitJob) -> Frame:
     def read_product(name: str) -> npt.NDArray[Any]:
         return read_shard(Path(job.run), name, job.row, job.column)
 
-    return Frame(job.facts, job.instrument, job.units, read_plane, read_product)
+    def header() -> str:
+        return read_header(Path(job.campaign), job.row, job.column)
+
+    return Frame(job.facts, job.instrument, job.units, read_plane, read_product, header)
 
 
 def _write(
@@ -137,7 +149,7 @@ def _write(
         path = table_path(root, step.table, job.unit.exposure, job.unit.detector)
         write_table(path, output.table)
         objects.append(OwnedObject.of(root, path))
-    return StepRecord(fingerprint, tuple(objects), output.metrics, seconds)
+    return StepRecord(fingerprint, tuple(objects), output.metrics, seconds, software_versions())
 
 
 def _record(
@@ -152,7 +164,7 @@ def _record(
     reason = {key: problem["failure"][key] for key in ("step", "reason")} if problem else None
     try:
         attempt.check()
-        ledger.write(UnitRecord(job.unit, done, reason, software_versions(), attempt.token))
+        ledger.write(UnitRecord(job.unit, done, reason, attempt.token))
         attempt.release()
     except (OSError, LostOwnershipError) as error:
         return problem or failure("record", error)

@@ -15,10 +15,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from csstdask.arrays.background import Mesh
-from csstdask.instrument import Instrument, validate_instrument
+from csstdask.instrument import Instrument, electrons_per_unit, validate_instrument
 from csstdask.pipeline.frame import modelled_variance
 from csstdask.store.campaign import open_campaign
-from csstdask.store.fits_input import electrons_per_unit
 from csstdask.store.run import campaign_path
 from csstdask.store.zarr_arrays import open_group
 
@@ -36,8 +35,8 @@ def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset
     Returns
     -------
     xarray.Dataset
-        The run's products and metrics, and, where the campaign can be opened, its coordinates and the views
-        ``clean``, ``clean_wht``, ``flag_out`` and ``cr_mask_input``.
+        The run's products and metrics, its campaign's coordinates, and the views ``clean``, ``clean_wht``,
+        ``flag_out`` and ``cr_mask_input``. It has the campaign's ``.csst`` accessor too.
 
     Raises
     ------
@@ -52,7 +51,7 @@ def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset
     source = source.isel(exposure=slice(0, dataset.sizes["exposure"]))
     coordinates = {name: source[name] for name in source.coords if name not in dataset.coords}
     dataset = dataset.assign_coords(coordinates)
-    dataset.attrs |= {"path": str(root), "campaign_path": str(source_path)}
+    dataset.attrs |= {"path": str(root), "campaign_path": str(source_path), "instrument": source.attrs["instrument"]}
     flags = validate_instrument(source.attrs["instrument"], str(root)).flags
     incoming = np.int32(flags.incoming_cosmic_ray_mask)
     dataset["cr_mask_input"] = (source["flag"] & incoming) != 0

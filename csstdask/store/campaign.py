@@ -34,6 +34,7 @@ from csstdask.store.schema import (
     ArraySpec,
 )
 from csstdask.store.zarr_arrays import (
+    array_names,
     consolidate,
     create_array,
     get_array,
@@ -167,6 +168,7 @@ class Campaign:
         named = itertools.takewhile(bool, (str(value) for value in self.read("exposure")))
         self.exposures: list[str] = list(named)  # a killed ingest may leave rows without a name at the end
         self._rows = {name: row for row, name in enumerate(self.exposures)}
+        self._blocks: dict[str, tuple[int, npt.NDArray[Any]]] = {}
         self._columns = {detector: column for column, detector in enumerate(self.detectors)}
         self.present: npt.NDArray[np.bool_] = self.read("present")[: len(self.exposures)]
 
@@ -182,90 +184,142 @@ class Campaign:
             raise InputError(self.path, f"no detector {detector}", f"one of {self.detectors}")
         return self._rows[exposure], self._columns[detector]
 
-    def has_exposure(self, exposure: str) -> bool:
-        """Tell whether an exposure is in the campaign."""
-        return exposure in self._rows
-
     def is_present(self, exposure: str, detector: int) -> bool:
         """Tell whether a unit has pixels."""
         return exposure in self._rows and bool(self.present[self.index(exposure, detector)])
 
     def append_exposures(self, names: Sequence[str]) -> None:
-        """Give new exposures a row; those already there keep theirs."""
+        """Give new exposures a row; those already there keep theirs.
+
+        Metadata is consolidated whether or not there are new ones: a driver that was killed just before it
+        did so has left readers with the old length.
+        """
         new = [name for name in dict.fromkeys(names) if name not in self._rows]
-        if not new:
-            return
-        first = len(self.exposures)
-        if (self.path / "truth").is_dir():
-            resize(self.path / "truth", first + len(new))
-        resize(self.path, first + len(new))
-        self.group = open_group(self.path, "campaign", "r+")
-        get_array(self.group, "exposure")[first : first + len(new)] = np.array(new, dtype=object)
-        for name in new:
-            self._rows[name] = len(self.exposures)
-            self.exposures.append(name)
-        self.present = np.concatenate([self.present, np.zeros((len(new), len(self.detectors)), dtype=bool)])
+        if new:
+            first = len(self.exposures)
+            if (self.path / "truth").is_dir():
+                resize(self.path / "truth", first + len(new))
+            resize(self.path, first + len(new))
+            self.group = open_group(self.path, "campaign", "r+")
+            get_array(self.group, "exposure")[first : first + len(new)] = np.array(new, dtype=object)
+            for name in new:
+                self._rows[name] = len(self.exposures)
+                self.exposures.append(name)
+            self.present = np.concatenate([self.present, np.zeros((len(new), len(self.detectors)), dtype=bool)])
         consolidate(self.path)
+
+    def update_instrument(self, instrument: Instrument) -> None:
+        """Keep a newer description of the camera; units that are present keep the values they came with."""
+        self.group.attrs["instrument"] = json.loads(instrument.model_dump_json(exclude_none=True))
+        self.instrument = instrument
+
+    def describe_exposures(self, facts: Sequence[UnitFacts]) -> None:
+        """Write time and exposure time of exposures without a present unit yet, from their lowest detector.
+
+        What stands there is not changed afterwards: it decides the numbers of units that are present.
+        """
+        for one in sorted(facts, key=lambda one: one.detector, reverse=True):
+            row, _ = self.index(one.exposure, one.detector)
+            if not self.present[row].any():
+                self._put("time", row, one.time)
+                self._put("exptime", row, one.exptime)
+        self._blocks.clear()
 
     def withdraw(self, exposure: str, detector: int) -> None:
         """Mark a unit absent, before its shards are written anew."""
         row, column = self.index(exposure, detector)
-        get_array(self.group, "present")[row, column] = False
+        self._put("present", (row, column), value=False)
         self.present[row, column] = False
 
     def admit(self, facts: Sequence[UnitFacts]) -> None:
-        """Record units whose shards are on disk, ``present`` last."""
+        """Record units whose shards are on disk: what is known of them first, and flushed, ``present`` last."""
+        for one in facts:
+            self._describe(one)
+        self._flush(facts, [*_UNIT_FACTS, "time", "exptime"])
         for one in facts:
             row, column = self.index(one.exposure, one.detector)
-            get_array(self.group, "time")[row] = one.time
-            get_array(self.group, "exptime")[row] = one.exptime
-            for name in ("gain", "read_noise"):
-                get_array(self.group, name)[row, column] = getattr(one, name)
-            for name in ("band", "kind", "header", "primary_header", "source", "source_stat", "digest"):
-                get_array(self.group, name)[row, column] = getattr(one, name)
-        for one in facts:
-            row, column = self.index(one.exposure, one.detector)
-            get_array(self.group, "present")[row, column] = True
+            self._put("present", (row, column), value=True)
             self.present[row, column] = True
+        self._flush(facts, ["present"])
+        self._blocks.clear()
+
+    def record_absent(self, facts: UnitFacts) -> None:
+        """Record a unit that is known to be absent, such as one of a dead detector: no pixels, not pending."""
+        self._describe(facts)
+        self._blocks.clear()
+
+    def _describe(self, facts: UnitFacts) -> None:
+        row, column = self.index(facts.exposure, facts.detector)
+        for name in _UNIT_FACTS:
+            self._put(name, (row, column), getattr(facts, name))
+
+    def _put(self, name: str, selection: Any, value: Any) -> None:
+        get_array(self.group, name)[selection] = value
+
+    def _flush(self, facts: Sequence[UnitFacts], names: Sequence[str]) -> None:
+        """Flush the chunks that hold these units' facts to disk."""
+        for name in names:
+            array = get_array(self.group, name)
+            rows = {self.index(one.exposure, one.detector)[0] // array.chunks[0] for one in facts}
+            for row in rows:
+                chunk = self.path.joinpath(name, "c", str(row), *["0"] * (array.ndim - 1))
+                if chunk.is_file():
+                    flush_file(chunk, self.path)
 
     def facts(self, exposure: str, detector: int) -> UnitFacts:
-        """Return what is known of one unit."""
+        """Return what is known of one unit, without its headers (see `read_header`)."""
         row, column = self.index(exposure, detector)
-
-        def one(name: str) -> Any:
-            return get_array(self.group, name)[row, column]
-
-        def text(name: str) -> str:
-            return str(np.asarray(one(name)).item())
-
         return UnitFacts(
             exposure=exposure,
             detector=detector,
-            exptime=float(get_array(self.group, "exptime")[row]),  # type: ignore[arg-type]
-            time=int(get_array(self.group, "time")[row]),  # type: ignore[arg-type]
-            gain=float(one("gain")),
-            read_noise=float(one("read_noise")),
+            exptime=float(self._value("exptime", row)),
+            time=int(self._value("time", row)),
+            gain=float(self._value("gain", row)[column]),
+            read_noise=float(self._value("read_noise", row)[column]),
             **{
-                name: text(name)
-                for name in ("band", "kind", "digest", "source", "source_stat", "header", "primary_header")
+                name: str(self._value(name, row)[column])
+                for name in ("band", "kind", "digest", "source", "source_stat")
             },
         )
 
+    def _value(self, name: str, row: int) -> Any:
+        """Return one row of a small array; a chunk's rows are read at once, for units come in order."""
+        block = self._blocks.get(name)
+        if block is None or not 0 <= row - block[0] < len(block[1]):
+            array = get_array(self.group, name)
+            first = row - row % array.chunks[0]
+            block = (first, np.asarray(array[first : first + array.chunks[0]]))
+            self._blocks[name] = block
+        return block[1][row - block[0]]
+
+
+#: What is recorded of each unit.
+_UNIT_FACTS = ("gain", "read_noise", "band", "kind", "header", "primary_header", "source", "source_stat", "digest")
+
+
+def read_header(path: Path, row: int, column: int, name: str = "header") -> str:
+    """Return a unit's FITS header as text, a card a line."""
+    return str(np.asarray(get_array(open_group(path, "campaign"), name)[row, column]).item())
+
 
 def add_truth(path: Path, units: str) -> None:
-    """Give a mock campaign its truth: the scene without cosmic rays, and their charge. Steps never read it."""
+    """Give a mock campaign its truth, or what of it is missing. Steps never read it.
+
+    ``truth/sci`` is the scene with the same noise and without cosmic rays, ``truth/cr`` their charge.
+    """
     root = open_group(path, "campaign", "r+")
-    sci = get_array(root, "sci")
-    sizes = dict(zip(PIXEL_DIMS, sci.shape, strict=True))
-    group = root.create_group("truth")
-    create_array(group, ArraySpec("sci", PIXEL_DIMS, "float32", float("nan")), sizes, units)
-    create_array(group, ArraySpec("cr", PIXEL_DIMS, "float32", 0.0), sizes, "electron")
+    sizes = dict(zip(PIXEL_DIMS, get_array(root, "sci").shape, strict=True))
+    group = root.require_group("truth")
+    known = array_names(path / "truth")
+    for name, fill, unit in (("sci", float("nan"), units), ("cr", 0.0, "electron")):
+        if name not in known:
+            create_array(group, ArraySpec(name, PIXEL_DIMS, "float32", fill), sizes, unit)
     consolidate(path)
 
 
 def write_unit_pixels(path: Path, row: int, column: int, name: str, values: npt.NDArray[Any]) -> None:
     """Write one plane of a unit: a worker's part of an ingest, flushed to disk."""
-    flush_file(write_shard(path, name, row, column, values))
+    flush_file(write_shard(path, name, row, column, values), path)
 
 
 def read_unit_pixels(path: Path, row: int, column: int, name: str) -> npt.NDArray[Any]:

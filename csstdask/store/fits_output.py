@@ -11,8 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
 
-from csstdask.store.campaign import UnitFacts
-
 #: Keywords that describe how the pixels were stored, not what they are.
 _STRUCTURAL = (
     "EXTVER",
@@ -39,11 +37,13 @@ _WORLD = (
 
 def write_unit(
     path: Path,
-    facts: UnitFacts,
     sci: npt.NDArray[np.float32],
     wht: npt.NDArray[np.float32],
     flag: npt.NDArray[np.int32],
     *,
+    exptime: float,
+    header: str,
+    primary_header: str,
     units: str,
     cards: Iterable[tuple[str, Any, str]] = (),
 ) -> None:
@@ -53,20 +53,22 @@ def write_unit(
     ----------
     path : Path
         The file; replaced if it is there.
-    facts : UnitFacts
-        With the original headers.
     sci, wht, flag : arrays (y, x)
         float32 in `units`, float32 in units^-2, int32.
+    exptime : float
+        [s]
+    header, primary_header : str
+        The original ones, a card a line.
     units : str
         Written as BUNIT.
     cards : iterable of (keyword, value, comment)
         Provenance, added to the primary header.
     """
-    primary = fits.PrimaryHDU(header=_restored(facts.primary_header))
-    primary.header["EXPTIME"] = (facts.exptime, "[s] exposure time")
+    primary = fits.PrimaryHDU(header=_restored(primary_header))
+    primary.header["EXPTIME"] = (exptime, "[s] exposure time")
     for keyword, value, comment in cards:
         primary.header[keyword] = (value, comment)
-    science = fits.ImageHDU(np.ascontiguousarray(sci, dtype=np.float32), header=_restored(facts.header), name="SCI")
+    science = fits.ImageHDU(np.ascontiguousarray(sci, dtype=np.float32), header=_restored(header), name="SCI")
     science.header["BUNIT"] = units
     weight = fits.ImageHDU(np.ascontiguousarray(wht, dtype=np.float32), header=_world(science.header), name="WHT")
     weight.header["BUNIT"] = (f"({units})^-2", "inverse variance")

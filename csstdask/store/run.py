@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from csstdask.errors import StoreError
 from csstdask.store.campaign import Campaign
 from csstdask.store.schema import PIXEL_DIMS, SCHEMA_VERSION, UNIT_DIMS, ArraySpec
 from csstdask.store.zarr_arrays import array_names, consolidate, create_array, get_array, open_group, resize
@@ -30,6 +31,8 @@ def prepare_run(
     mesh_shape: tuple[int, int],
     metrics: Sequence[str],
     attributes: Mapping[str, Any],
+    *,
+    whole: bool,
 ) -> None:
     """Create a run's store, or bring one up to its campaign's exposures and to the arrays of this run.
 
@@ -47,11 +50,18 @@ def prepare_run(
         Names of (exposure, detector) arrays.
     attributes : mapping
         What this run is: configuration, steps, fingerprint.
+    whole : bool
+        The run is about all units: only then may it change the mesh, which all units share.
+
+    Raises
+    ------
+    StoreError
+        If the store holds another campaign's products: nothing of it is touched then.
     """
     sizes = dict(zip(PIXEL_DIMS, (len(campaign.exposures), len(campaign.detectors), *campaign.shape), strict=True))
     sizes |= {"y_mesh": mesh_shape[0], "x_mesh": mesh_shape[1]}
     if (path / "zarr.json").exists():
-        open_group(path, "run")
+        _check_same_units(path, campaign, specs, sizes, whole=whole)
         resize(path, sizes["exposure"])
         group = open_group(path, "run", "r+")
     else:
@@ -67,7 +77,7 @@ def prepare_run(
     get_array(group, "detector")[:] = np.array(campaign.detectors, dtype=np.int32)
     for spec, units in specs:
         if spec.name in known and get_array(group, spec.name).shape != tuple(sizes[dim] for dim in spec.dims):
-            del group[spec.name]  # another mesh: every unit is pending for it anyway
+            del group[spec.name]  # another mesh: all units are pending for it
             known.discard(spec.name)
         if spec.name not in known:
             create_array(group, spec, sizes, units)
@@ -83,6 +93,41 @@ def prepare_run(
         }
     )
     consolidate(path)
+
+
+def _check_same_units(
+    path: Path,
+    campaign: Campaign,
+    specs: Sequence[tuple[ArraySpec, str | None]],
+    sizes: Mapping[str, int],
+    *,
+    whole: bool,
+) -> None:
+    """Raise StoreError unless a run's store is about this campaign's units."""
+    group = open_group(path, "run")
+    known = set(array_names(path))
+    wanted = f"the run of {campaign.path}, or a new name"
+    if "exposure" in known:
+        named = [str(name) for name in np.asarray(get_array(group, "exposure")[:]) if str(name)]
+        if named != campaign.exposures[: len(named)]:
+            raise StoreError(f"{path}: found a run over other exposures ({', '.join(named[:3])} ...); wanted {wanted}")
+    if "detector" in known:
+        detectors = [int(value) for value in np.asarray(get_array(group, "detector")[:])]
+        if detectors != campaign.detectors and detectors != [-1] * len(detectors):
+            raise StoreError(f"{path}: found a run over detectors {detectors}; wanted {wanted}")
+    for spec, units in specs:
+        if spec.name not in known:
+            continue
+        array = get_array(group, spec.name)
+        if array.attrs.get("units") != units:
+            raise StoreError(f"{path}: found {spec.name} in {array.attrs.get('units')}; wanted {units}: {wanted}")
+        same = array.shape[1:] == tuple(sizes[dim] for dim in spec.dims[1:])
+        if not same and "y" in spec.dims:
+            raise StoreError(f"{path}: found frames of {array.shape[2:]}; wanted {campaign.shape}: {wanted}")
+        if not same and not whole:
+            raise StoreError(
+                f"{path}: found a mesh of {array.shape[2:]} boxes; wanted all units for another background.box"
+            )
 
 
 def campaign_path(path: Path, campaign: str | Path | None = None) -> Path:

@@ -123,13 +123,24 @@ def write_shard(root: Path, name: str, row: int, column: int, values: npt.NDArra
     """Delete the shard of a unit, write it whole, and return its file."""
     path = shard_path(root, name, row, column)
     path.unlink(missing_ok=True)
+    for stray in path.parent.glob("*.partial"):  # of a writer that was killed
+        stray.unlink(missing_ok=True)
     group = zarr.open_group(root, mode="r+", use_consolidated=False)
     get_array(group, name)[row, column] = values
     return path
 
 
 def read_shard(root: Path, name: str, row: int, column: int) -> npt.NDArray[Any]:
-    """Read the shard of a unit."""
+    """Read the shard of a unit.
+
+    Raises
+    ------
+    StoreError
+        If it is not there: Zarr would give fill values, and nobody would know.
+    """
+    path = shard_path(root, name, row, column)
+    if not path.is_file():
+        raise StoreError(f"{path}: found no shard; wanted the pixels of {name} (ingest or run the unit again)")
     group = zarr.open_group(root, mode="r", use_consolidated=False)
     return np.asarray(get_array(group, name)[row, column])
 

@@ -29,6 +29,19 @@ def test_torch_comes_back_as_torch():
     assert torch.equal(back, frame)
 
 
+def test_kinds_may_be_mixed_and_the_frames_kind_wins():
+    door = open_door(torch.ones(2, 3))
+    assert isinstance(door.take(np.zeros((2, 3), ">i4"), bool), np.ndarray)
+    door = open_door(np.ones((2, 3)))
+    assert isinstance(door.take(torch.zeros(2, 3)), np.ndarray)
+
+
+def test_bfloat16_comes_back_as_float32():
+    door = open_door(torch.ones(2, 3, dtype=torch.bfloat16))
+    assert door.take(torch.ones(2, 3, dtype=torch.bfloat16)).dtype == np.float32
+    assert door.give(np.ones((2, 3), np.float32)).dtype == torch.float32
+
+
 @pytest.mark.parametrize("wrong", [np.ones(3), np.ones((2, 2, 2)), np.ones((2, 2), complex), torch.ones(3)])
 def test_not_a_frame(wrong):
     with pytest.raises(ValueError, match="wanted one frame"):

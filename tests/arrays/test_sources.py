@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from csstdask.arrays.sources import SourceSettings, measure_sources
+from csstdask.arrays.sources import measure_sources
 from csstdask.mock.scene import Catalogue, draw_scene
 
 
@@ -20,7 +20,7 @@ def test_positions_and_fluxes_with_honest_errors(rng):
     error = np.sqrt(scene + sigma**2).astype(np.float32)
     data = (scene + rng.normal(0, 1, scene.shape) * error).astype(np.float32)
     noise = np.full(scene.shape, sigma, np.float32)
-    found = measure_sources(data, error, noise, np.zeros(scene.shape, bool), SourceSettings())
+    found = measure_sources(data, error, noise, np.zeros(scene.shape, bool))
     near = np.hypot(found["x"][:, None] - x, found["y"][:, None] - y)
     match = near.argmin(axis=0)
     assert (near.min(axis=0) < 0.5).all()
@@ -35,5 +35,5 @@ def test_positions_and_fluxes_with_honest_errors(rng):
 
 def test_an_empty_frame_has_no_sources():
     zeros = np.zeros((64, 64), np.float32)
-    found = measure_sources(zeros, zeros + 1, zeros + 1, zeros > 1, SourceSettings())
+    found = measure_sources(zeros, zeros + 1, zeros + 1, zeros > 1)
     assert len(found["x"]) == 0

@@ -42,11 +42,13 @@ def test_a_clean_frame_stays_clean(rng):
     assert detect(data, np.full_like(data, SIGMA)).mask.sum() < 20  # per quarter of a megapixel
 
 
-def test_masked_and_non_finite_pixels_are_never_flagged_and_hide_nobody(struck):
-    """A hit beside NaN is still found (deepCR loses those), and the NaN itself is not one."""
+@pytest.mark.parametrize("offset", [(0, 1), (1, 1), (-1, 0), (0, 2)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_masked_and_non_finite_pixels_are_never_flagged_and_hide_nobody(struck, offset, value):
+    """A hit right beside NaN is still found (deepCR loses those), and the NaN itself is not one."""
     data, hit = struck
-    beside = np.roll(hit, 2, axis=1)
-    data[beside] = np.nan
+    beside = np.roll(hit, offset, axis=(0, 1))
+    data[beside] = value
     mask = np.zeros(hit.shape, dtype=bool)
     mask[:64] = True
     found = detect(data, np.full_like(data, SIGMA), mask)
@@ -54,6 +56,17 @@ def test_masked_and_non_finite_pixels_are_never_flagged_and_hide_nobody(struck):
     assert not found.mask[beside].any()
     assert (found.probability[mask | beside] == 0).all()
     assert found.mask[hit & ~mask].mean() > 0.98
+
+
+def test_a_bad_column_hides_nobody(struck):
+    """Hits in the two columns beside a bad one are found as well as any."""
+    data, hit = struck
+    bad = np.zeros(hit.shape, dtype=bool)
+    bad[:, 9::16] = True
+    data[bad] = 0
+    found = detect(data, np.full_like(data, SIGMA), bad)
+    assert found.mask[hit].mean() > 0.98
+    assert not found.mask[bad].any()
 
 
 def test_input_is_never_changed_and_types_come_back(struck):

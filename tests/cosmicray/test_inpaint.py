@@ -69,11 +69,12 @@ def test_a_pixel_without_a_donor_keeps_its_value_with_infinite_variance():
     assert np.isfinite(fixed.variance[5, 5])
 
 
-def test_a_hit_nan_is_repaired():
+def test_non_finite_pixels_count_as_masked():
     data = np.full((20, 20), 7.0, np.float32)
-    data[4, 4] = np.nan
-    fixed = inpaint(data, np.isnan(data), np.ones_like(data))
-    assert fixed.data[4, 4] == 7
+    data[4, 4], data[5, 5] = np.nan, np.inf
+    fixed = inpaint(data, ~np.isfinite(data), np.ones_like(data))
+    assert np.array_equal(fixed.data, data, equal_nan=True)
+    assert np.isnan(fixed.variance).all()
 
 
 def test_torch_in_torch_out(rng):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 
 import pytest
 
-from csstdask.engine.cluster import open_cluster
+from csstdask.engine.cluster import limit_threads, open_cluster
 from csstdask.engine.events import UnitDone, UnitFailed, UnitRetried, UnitSubmitted
 from csstdask.engine.units import Unit
 from csstdask.engine.window import IN_FLIGHT_PER_SLOT, Task, failure, run_window
@@ -110,11 +109,6 @@ def test_an_exception_is_a_failed_unit(slots):
     assert failed[0].step == "worker"
 
 
-def test_missing_resources_are_refused_before_anything_waits(slots):
-    with pytest.raises(RuntimeError, match="no worker offers"):
-        run_window(slots, tasks(1), double, lambda _: None, key="g", resources={"GPU": 1})
-
-
 def die_on_three(i):
     if i == 3:
         os._exit(1)
@@ -143,6 +137,22 @@ def test_schedulers_that_do_not_exist():
         pass
 
 
+@pytest.mark.timeout(180)
+def test_losing_the_scheduler_stops_the_run_and_says_so():
+    """The scheduler goes away in the middle: no traceback, a reason, the rest stays pending."""
+    with open_cluster("processes", 1) as other, open_cluster(other.client.scheduler.address, 1) as ours:
+        seen = []
+
+        def close_after_two(event):
+            seen.append(event)
+            if sum(isinstance(e, UnitDone) for e in seen) == 2:
+                other.client.cluster.close()
+
+        outcome = run_window(ours, tasks(500), double, close_after_two, key="lost")
+        assert outcome.stopped is not None
+        assert outcome.done < 500
+
+
 def test_an_address_is_a_scheduler(slots):
     del slots
     with open_cluster("processes", 1) as other, open_cluster(other.client.scheduler.address, 5) as ours:
@@ -150,12 +160,24 @@ def test_an_address_is_a_scheduler(slots):
         assert run_window(ours, tasks(5), double, lambda _: None, key="i").done == 5
 
 
-def test_intra_op_threads_are_limited(slots):
+def pools_of_a_task(threads):
     import threadpoolctl
 
-    done = threading.Event()
-    run_window(slots, tasks(1), double, lambda _: done.set(), key="j")
-    assert all(pool["num_threads"] == 1 for pool in threadpoolctl.threadpool_info())
+    limit_threads(threads)
+    return {"pools": [pool["num_threads"] for pool in threadpoolctl.threadpool_info()]}
+
+
+def test_intra_op_threads_are_limited_and_put_back():
+    import threadpoolctl
+
+    before = [pool["num_threads"] for pool in threadpoolctl.threadpool_info()]
+    seen = []
+    with open_cluster("threads", 1) as slots:
+        keep = lambda e: seen.append(e.result["pools"]) if isinstance(e, UnitDone) else None  # noqa: E731
+        run_window(slots, iter([Task(Unit("e", 1), 1)]), pools_of_a_task, keep, key="j")
+    assert seen[0]
+    assert set(seen[0]) == {1}
+    assert [pool["num_threads"] for pool in threadpoolctl.threadpool_info()] == before
 
 
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])

@@ -30,9 +30,9 @@ BACKGROUND = Step(
     name="background",
     requires=(),
     kinds=frozenset({"imaging", "slitless", "dark"}),
-    numerics_version=1,
+    numerics_version=2,
     body=measure_background,
-    settings=lambda config: config.background,
+    settings=lambda config: config.background.model_dump(),
     model=lambda _: None,
     products=(
         Product("background", "float32", float("nan"), 1, mesh=True, long_name="sky at box centres"),

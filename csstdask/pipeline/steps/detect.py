@@ -34,13 +34,19 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
     )
 
 
+def resolved_threshold(config: RunConfig) -> float | None:
+    """Return the threshold that counts: the configuration's, else the model card's."""
+    card = find_card("cosmicray", config.detect.model)
+    return card.threshold if config.detect.threshold is None else config.detect.threshold
+
+
 DETECT = Step(
     name="detect",
     requires=("background",),
     kinds=frozenset({"imaging", "slitless", "dark"}),
-    numerics_version=1,
+    numerics_version=2,
     body=detect_cosmic_rays,
-    settings=lambda config: config.detect,
+    settings=lambda config: {"threshold": resolved_threshold(config)},
     model=lambda config: find_card("cosmicray", config.detect.model).sha256,
     products=(Product("cr_mask", "bool", False, codec="mask", long_name="hit by a cosmic ray"),),
     metrics=("n_cr_pixels", "cr_fraction", "n_cr_input_pixels", "n_cr_both_pixels"),

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from astropy.io.fits import Header
 
-from csstdask.arrays.sources import SourceSettings, measure_sources
+from csstdask.arrays.sources import measure_sources
 from csstdask.instrument import celestial_wcs
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
@@ -35,7 +35,7 @@ def find_sources(frame: Frame, config: RunConfig) -> Output:
     mask = frame.ignore | (hit & ~repaired)
     sky[mask] = 0
     error[~np.isfinite(error)] = 0
-    found = measure_sources(sky, error, mesh.noise_at(), mask, SourceSettings(**config.sources.model_dump()))
+    found = measure_sources(sky, error, mesh.noise_at(), mask, **config.sources.model_dump())
     table = _table(frame, found, hit)
     return Output(table=table, metrics={"n_sources": len(table["id"])})
 
@@ -54,7 +54,7 @@ def _table(frame: Frame, found: Table | None, hit: npt.NDArray[np.bool_] | None 
     found = {name: values[order] for name, values in found.items()}
     n = len(order)
     x, y = found["x"], found["y"]
-    ra, dec = _sky_position(frame.facts.header, x, y)
+    ra, dec = _sky_position(frame.header, x, y)
     per_second = {"flux", "flux_err", "flux_aperture", "flux_aperture_err", "peak"}
     exptime = frame.facts.exptime if frame.facts.exptime > 0 else np.nan
     table: Table = {
@@ -117,7 +117,7 @@ SOURCES = Step(
     kinds=frozenset({"imaging"}),
     numerics_version=1,
     body=find_sources,
-    settings=lambda config: config.sources,
+    settings=lambda config: config.sources.model_dump(),
     model=lambda _: None,
     table="sources",
     metrics=("n_sources",),

@@ -11,9 +11,10 @@ from astropy.io import fits
 from make_fits import NAME, level_1, planes, primary, science_header
 
 from csstdask.errors import InputError
-from csstdask.instrument import load_instrument
+from csstdask.instrument import electrons_per_unit, load_instrument
 from csstdask.instrument.registry import parse_instrument
-from csstdask.store.fits_input import companion_of, electrons_per_unit, read_flag, read_sci, read_weight, scan
+from csstdask.store.fits_planes import read_flag, read_headers, read_sci, read_weight
+from csstdask.store.fits_scan import companion_of, scan
 
 CSST = load_instrument("csst")
 
@@ -103,7 +104,7 @@ def test_stis_imsets_null_planes_and_overscan(tmp_path):
         assert unit.shape == (1012, 506)
         sci = read_sci(unit)
         assert np.array_equal(sci, counts[10:1022, 13:519])
-        header = fits.Header.fromstring(unit.header, sep="\n")
+        header = fits.Header.fromstring(read_headers(unit)[0], sep="\n")
         assert header["CRPIX1"] == pytest.approx(269.7 - 13)
         assert header["CRPIX2"] == pytest.approx(526.7 - 10)
         assert header["LTV1"] == pytest.approx(10.75 - 13)

@@ -1,7 +1,7 @@
-"""FITS in: what units a file holds, and the planes of one unit, one HDU at a time.
+"""What units FITS files hold, from their headers alone.
 
-Scanning reads headers only and decides everything (instrument layout, exposure, detector, kind, trim), so
-that the reading of pixels, which happens on a worker, has nothing left to guess.
+Scanning decides everything (layout, exposure, detector, kind, trim), so that the reading of pixels, which
+happens on a worker (``fits_planes.py``), has nothing left to guess.
 """
 
 from __future__ import annotations
@@ -9,16 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from astropy.io import fits
 from astropy.time import Time
 
@@ -26,11 +22,13 @@ from csstdask.durable import sha256_file
 from csstdask.errors import InputError
 from csstdask.instrument import Instrument, Layout, Plane, parse_units, section_slices
 from csstdask.store.campaign import UnitFacts
+from csstdask.store.fits_file import open_fits, value_of
 from csstdask.store.schema import NO_TIME
 
-_OPEN_LOCK = threading.Lock()
-_BAND = 256
-_COMPRESSED = {".gz", ".fz", ".bz2", ".xz"}
+#: Raised whenever the same files would give other planes.
+NUMERICS_VERSION = 1
+#: An exposure's id is the name of a folder.
+_LONGEST_NAME = 120
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,8 @@ class UnitSource:
     overscan: str | None = None
     bias_level: float = 0.0
     saturation: float | None = None
+    adc_limit: float | None = None
     bad_pixel_map: str | None = None
-    header: str = field(default="", repr=False)
-    primary_header: str = field(default="", repr=False)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -85,79 +82,22 @@ class UnitSource:
         return json.dumps([[name, state.st_size, state.st_mtime_ns] for name, state in states])
 
     def digest(self) -> str:
-        """Return the identity of the unit: SHA-256 of its files and of where in them it lies."""
+        """Return the identity of the unit: SHA-256 of its files, of where in them it lies and of how it is read."""
         planes = [plane and plane.hdu for plane in (self.sci, self.weight, self.flag)]
-        parts = [[sha256_file(Path(path)) for path in self.files], planes, self.detector, self.trim]
+        values = [self.detector, self.trim, self.overscan, self.weight_kind, self.gain, self.read_noise]
+        values += [self.bias_level, self.saturation, self.adc_limit, self.units]
+        parts = [NUMERICS_VERSION, [sha256_file(Path(path)) for path in self.files], planes, values]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def facts(self, digest: str, stat: str) -> UnitFacts:
         """Return what the campaign records of this unit."""
-        shared = (
-            "exposure",
-            "detector",
-            "kind",
-            "band",
-            "exptime",
-            "time",
-            "gain",
-            "read_noise",
-            "header",
-            "primary_header",
-        )
+        shared = ("exposure", "detector", "kind", "band", "exptime", "time", "gain", "read_noise")
         return UnitFacts(
             **{name: getattr(self, name) for name in shared},
             digest=digest,
             source=" ".join(Path(path).name for path in self.files),
             source_stat=stat,
         )
-
-
-@contextmanager
-def open_fits(path: Path) -> Iterator[fits.HDUList]:
-    """Open a FITS file, plain or compressed; InputError if it is none or is cut short."""
-    try:
-        # A warning filter is shared by all threads of a process: one at a time, and only around the parsing.
-        with _OPEN_LOCK, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            hdus = fits.open(path, memmap=False, lazy_load_hdus=False)
-    except FileNotFoundError:
-        raise InputError(path, "no such file", "a FITS file") from None
-    except IsADirectoryError:
-        raise InputError(path, "a directory", "a FITS file") from None
-    except (OSError, EOFError, ValueError, TypeError, IndexError, KeyError) as error:
-        raise InputError(path, f"a file that cannot be read ({error})", "a whole FITS file") from None
-    with hdus:
-        if path.suffix not in _COMPRESSED or path.suffix == ".fz":
-            _check_length(path, hdus)
-        yield hdus
-
-
-def _check_length(path: Path, hdus: fits.HDUList) -> None:
-    info = hdus[-1].fileinfo() if len(hdus) else None
-    if info is None:
-        return
-    header = hdus[-1].header
-    padded = info["datLoc"] + info["datSpan"]
-    actual = path.stat().st_size
-    if actual < padded:
-        raise InputError(
-            path,
-            f"{actual} bytes, a truncated file",
-            f"{padded} bytes (HDU {len(hdus) - 1}, {header.get('EXTNAME', '')})",
-        )
-
-
-def plane_data(path: Path, hdus: fits.HDUList, index: int) -> npt.NDArray[Any]:
-    """Return the pixels of one HDU; InputError if there are none, they are not 2-D or cannot be read."""
-    try:
-        data = hdus[index].data
-    except (OSError, EOFError, ValueError, TypeError) as error:
-        raise InputError(f"{path}[{index}]", f"pixels that cannot be read ({error})", "a whole image") from None
-    if data is None:
-        raise InputError(f"{path}[{index}]", "an HDU without data", "an image")
-    if data.ndim != 2:
-        raise InputError(f"{path}[{index}]", f"{data.ndim}-D data of shape {data.shape}", "a 2-D image")
-    return np.asarray(data)
 
 
 class HeaderLookup:
@@ -177,7 +117,7 @@ class HeaderLookup:
         """Return the first value that is there and means something, else None."""
         for name in names:
             for header in self.headers:
-                value = header.get(name)
+                value = value_of(header, name)
                 if value is None or isinstance(value, fits.card.Undefined):
                     continue
                 stripped = value.strip() if isinstance(value, str) else value
@@ -335,12 +275,14 @@ def _scan_unit(path: Path, hdus: fits.HDUList, instrument: Instrument, layout: L
     lookup = HeaderLookup(path, instrument, (header, hdus[0].header), path.name)
     detector = _detector(lookup, instrument, source)
     trimmed = layout.raw_shape is not None and raw_shape == layout.raw_shape
+    if layout.raw_shape is not None and not trimmed:
+        wanted = f"{layout.raw_shape}, the frames of layout {layout.name!r} (others need one in a TOML of your own)"
+        raise InputError(source, f"shape {raw_shape}", wanted)
     trim = layout.trim_section if trimmed else None
     shape = (raw_shape[0], raw_shape[1])
     if trim is not None:
         rows, columns = section_slices(trim)
         shape = (rows.stop - rows.start, columns.stop - columns.start)
-        header = _shift_origin(header, columns.start, rows.start)
     time = _time(lookup)
     electronics = instrument.values(detector, None if time == NO_TIME else np.datetime64(time, "us"))
     band = _band(lookup, instrument, detector)
@@ -385,24 +327,9 @@ def _scan_unit(path: Path, hdus: fits.HDUList, instrument: Instrument, layout: L
         overscan=layout.overscan_section if trimmed else None,
         bias_level=(electronics.bias_level or 0.0) if units.startswith("adu") else 0.0,
         saturation=electronics.saturation,
+        adc_limit=electronics.adc_limit if units == "adu" else None,
         bad_pixel_map=electronics.bad_pixel_map,
-        header=_header_text(header),
-        primary_header=_header_text(hdus[0].header) if index else "",
     )
-
-
-def _header_text(header: fits.Header) -> str:
-    return header.tostring(sep="\n", endcard=False, padding=False)
-
-
-def _shift_origin(header: fits.Header, x: int, y: int) -> fits.Header:
-    """Move the reference pixel of a frame that loses `x` columns and `y` rows at its origin."""
-    shifted = header.copy()
-    for axis, offset in ((1, x), (2, y)):
-        for keyword in (f"CRPIX{axis}", f"LTV{axis}"):
-            if keyword in shifted:
-                shifted[keyword] = shifted[keyword] - offset
-    return shifted
 
 
 def _detector(lookup: HeaderLookup, instrument: Instrument, source: str) -> int:
@@ -439,7 +366,11 @@ def _exposure(lookup: HeaderLookup, instrument: Instrument, layout: Layout, vers
     if value is None:
         stem = re.sub(r"\.(fits|fit|fts)(\.\w+)?$", "", lookup.path.name)
         value = lookup.from_name.get("exposure") or (stem.replace(layout.sci.suffix, "") if layout.sci.suffix else stem)
-    name = re.sub(r"[^\w.+-]", "_", str(value))
+    name = re.sub(r"[^\w.+-]", "_", str(value)).lstrip(".")
+    if not 1 <= len(name) <= _LONGEST_NAME:
+        raise InputError(
+            f"{lookup.path}: {'/'.join(instrument.keywords.exposure)}", repr(value), "an id of an exposure"
+        )
     if layout.imsets == "exposures":
         name = f"{name}_{version}"
     # The cosmic rays of an exposure, alone in a frame, are not that exposure.
@@ -496,121 +427,3 @@ def _time(lookup: HeaderLookup) -> int:
             continue
         return int(moment.datetime64.astype("datetime64[us]").astype(np.int64))
     return NO_TIME
-
-
-def read_sci(source: UnitSource) -> npt.NDArray[np.float32]:
-    """Return the science plane, float32 (y, x), trimmed, in the file's own units."""
-    with open_fits(Path(source.sci.path)) as hdus:
-        data = plane_data(Path(source.sci.path), hdus, source.sci.hdu)
-        with np.errstate(over="ignore"):
-            return np.array(_trim(data, source), dtype=np.float32)
-
-
-def _trim(data: npt.NDArray[Any], source: UnitSource) -> npt.NDArray[Any]:
-    return data if source.trim is None else data[section_slices(source.trim)]
-
-
-def read_weight(source: UnitSource) -> npt.NDArray[np.float32]:
-    """Return the inverse variance [units^-2], 0 where a pixel is unusable.
-
-    From the file's weight, variance or error; where it has none, from gain, read noise and counts:
-    ``variance = max(counts - bias, 0) + read_noise^2`` [e-^2].
-    """
-    if source.weight is None:
-        return _modelled_weight(source)
-    path = Path(source.weight.path)
-    with open_fits(path) as hdus:
-        raw = np.array(_trim(plane_data(path, hdus, source.weight.hdu), source), dtype=np.float32)
-    power = {"inverse_variance": 1.0, "variance": -1.0, "error": -2.0}[source.weight_kind]
-    for first in range(0, len(raw), _BAND):  # in bands, for double precision is wanted and memory is not free
-        band = raw[first : first + _BAND]
-        usable = np.isfinite(band) & (band > 0)
-        if power != 1:
-            with np.errstate(all="ignore"):
-                band[:] = band.astype(np.float64) ** power
-            usable &= np.isfinite(band)  # an error so small that its weight overflows is no measurement
-        band[~usable] = 0
-    return raw
-
-
-def _modelled_weight(source: UnitSource) -> npt.NDArray[np.float32]:
-    scale = electrons_per_unit(source.units, source.exptime, source.gain)
-    bias = _overscan_level(source) if source.overscan else source.bias_level
-    variance = read_sci(source)
-    variance -= np.float32(bias)
-    variance *= np.float32(scale)
-    unusable = ~np.isfinite(variance)
-    np.maximum(variance, 0, out=variance)
-    variance += np.float32(source.read_noise**2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        np.divide(np.float32(scale**2), variance, out=variance)
-    variance[unusable | ~np.isfinite(variance)] = 0
-    return variance
-
-
-def _overscan_level(source: UnitSource) -> float:
-    with open_fits(Path(source.sci.path)) as hdus:
-        data = plane_data(Path(source.sci.path), hdus, source.sci.hdu)
-        return float(np.median(data[section_slices(source.overscan or "")]))
-
-
-def electrons_per_unit(units: str, exptime: float, gain: float) -> float:
-    """Return the factor from ``units`` to electrons: exposure time [s] and gain [e-/adu] as they apply."""
-    scale = gain if units.startswith("adu") else 1.0
-    return scale * exptime if units.endswith("s-1") else scale
-
-
-def read_flag(source: UnitSource, instrument: Instrument) -> npt.NDArray[np.int32]:
-    """Return the flag plane as bits, int32 (y, x).
-
-    Codes become bits; pixels of a bad-pixel map get the instrument's bad bit. A unit without a flag plane
-    has its saturated pixels flagged, where the instrument says at how many electrons that is.
-    """
-    if source.flag is None:
-        flag = _saturation_flag(source, instrument)
-    else:
-        path = Path(source.flag.path)
-        with open_fits(path) as hdus:
-            raw = _trim(plane_data(path, hdus, source.flag.hdu), source)
-            flag = _as_bits(raw, instrument, f"{path}[{source.flag.hdu}]")
-    if source.bad_pixel_map:
-        path = Path(source.bad_pixel_map)
-        with open_fits(path) as hdus:
-            bad = plane_data(path, hdus, _find_hdus(hdus, Plane(hdu=("*",)))[0])
-            if bad.shape != flag.shape:
-                raise InputError(path, f"shape {bad.shape}", f"{flag.shape}")
-            flag[bad != 0] |= instrument.flags.mask(instrument.flags.bad)
-    return flag
-
-
-def _saturation_flag(source: UnitSource, instrument: Instrument) -> npt.NDArray[np.int32]:
-    flag = np.zeros(source.shape, dtype=np.int32)
-    if source.saturation is not None and "saturated" in instrument.flags.bits:
-        scale = electrons_per_unit(source.units, source.exptime, source.gain)
-        with np.errstate(invalid="ignore"):
-            flag[read_sci(source) * scale >= source.saturation] = instrument.flags.mask("saturated")
-    return flag
-
-
-def _as_bits(raw: npt.NDArray[Any], instrument: Instrument, source: str) -> npt.NDArray[np.int32]:
-    if raw.dtype.kind not in "iu" and not (np.isfinite(raw).all() and (raw == np.floor(raw)).all()):
-        raise InputError(source, f"{raw.dtype} flags that are no whole numbers", "integer flags")
-    limits = np.iinfo(np.int32)
-    if raw.size and (raw.min() < limits.min or raw.max() > limits.max):
-        raise InputError(
-            source, f"flags from {raw.min()} to {raw.max()}, an integer overflow", "flags that fit 32 bits"
-        )
-    flag = np.array(raw, dtype=np.int32)
-    if instrument.flags.encoding == "bits":
-        return flag
-    bits = np.zeros_like(flag)
-    known = flag == 0
-    for name, codes in instrument.flags.codes.items():
-        for code in codes:
-            hit = flag == code
-            bits[hit] = instrument.flags.mask(name)
-            known |= hit
-    if not known.all():
-        unknown = sorted({int(code) for code in flag[~known]})[:5]
-        raise InputError(source, f"flag codes {unknown}", f"codes that {instrument.name}'s flags.codes name")
-    return bits

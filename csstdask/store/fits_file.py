@@ -1,0 +1,75 @@
+"""One FITS file: opened, checked for its length, its pixels and keywords asked for with clear errors."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from astropy.io import fits
+
+from csstdask.errors import InputError
+
+_OPEN_LOCK = threading.Lock()
+_COMPRESSED = {".gz", ".fz", ".bz2", ".xz"}
+
+
+@contextmanager
+def open_fits(path: Path) -> Iterator[fits.HDUList]:
+    """Open a FITS file, plain or compressed; InputError if it is none or is cut short."""
+    try:
+        # A warning filter is shared by all threads of a process: one at a time, and only around the parsing.
+        with _OPEN_LOCK, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            hdus = fits.open(path, memmap=False, lazy_load_hdus=False)
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "a FITS file") from None
+    except IsADirectoryError:
+        raise InputError(path, "a directory", "a FITS file") from None
+    except (OSError, EOFError, ValueError, TypeError, IndexError, KeyError) as error:
+        raise InputError(path, f"a file that cannot be read ({error})", "a whole FITS file") from None
+    with hdus:
+        if path.suffix not in _COMPRESSED or path.suffix == ".fz":
+            _check_length(path, hdus)
+        yield hdus
+
+
+def _check_length(path: Path, hdus: fits.HDUList) -> None:
+    info = hdus[-1].fileinfo() if len(hdus) else None
+    if info is None:
+        return
+    header = hdus[-1].header
+    padded = info["datLoc"] + info["datSpan"]
+    actual = path.stat().st_size
+    if actual < padded:
+        raise InputError(
+            path,
+            f"{actual} bytes, a truncated file",
+            f"{padded} bytes (HDU {len(hdus) - 1}, {header.get('EXTNAME', '')})",
+        )
+
+
+def plane_data(path: Path, hdus: fits.HDUList, index: int) -> npt.NDArray[Any]:
+    """Return the pixels of one HDU; InputError if there are none, they are not 2-D or cannot be read."""
+    try:
+        data = hdus[index].data
+    except (OSError, EOFError, ValueError, TypeError) as error:
+        raise InputError(f"{path}[{index}]", f"pixels that cannot be read ({error})", "a whole image") from None
+    if data is None:
+        raise InputError(f"{path}[{index}]", "an HDU without data", "an image")
+    if data.ndim != 2:
+        raise InputError(f"{path}[{index}]", f"{data.ndim}-D data of shape {data.shape}", "a 2-D image")
+    return np.asarray(data)
+
+
+def value_of(header: Mapping[str, Any], name: str) -> Any:
+    """Return a keyword's value; None where it is absent or its card breaks the FITS standard."""
+    try:
+        return header.get(name)
+    except (fits.VerifyError, ValueError):
+        return None

@@ -1,0 +1,175 @@
+"""The pixels and headers of one unit, as a campaign keeps them, one HDU at a time.
+
+Everything was decided when the headers were scanned (``fits_scan.py``); here it is carried out, on a worker.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from astropy.io import fits
+
+from csstdask.errors import InputError
+from csstdask.instrument import Instrument, electrons_per_unit, section_slices
+from csstdask.store.fits_file import open_fits, plane_data
+from csstdask.store.fits_scan import UnitSource
+
+_BAND = 256
+
+
+def read_sci(source: UnitSource) -> npt.NDArray[np.float32]:
+    """Return the science plane, float32 (y, x), trimmed, in the file's own units."""
+    with open_fits(Path(source.sci.path)) as hdus:
+        data = plane_data(Path(source.sci.path), hdus, source.sci.hdu)
+        with np.errstate(over="ignore"):
+            return np.array(_trim(data, source), dtype=np.float32)
+
+
+def _trim(data: npt.NDArray[Any], source: UnitSource) -> npt.NDArray[Any]:
+    return data if source.trim is None else data[section_slices(source.trim)]
+
+
+def read_weight(source: UnitSource) -> npt.NDArray[np.float32]:
+    """Return the inverse variance [units^-2], 0 where a pixel is unusable.
+
+    From the file's weight, variance or error; where it has none, from gain, read noise and counts:
+    ``variance = max(counts - bias, 0) + read_noise^2`` [e-^2].
+    """
+    if source.weight is None:
+        return _modelled_weight(source)
+    path = Path(source.weight.path)
+    with open_fits(path) as hdus:
+        raw = np.array(_trim(plane_data(path, hdus, source.weight.hdu), source), dtype=np.float32)
+    power = {"inverse_variance": 1.0, "variance": -1.0, "error": -2.0}[source.weight_kind]
+    for first in range(0, len(raw), _BAND):  # in bands, for double precision is wanted and memory is not free
+        band = raw[first : first + _BAND]
+        usable = np.isfinite(band) & (band > 0)
+        if power != 1:
+            with np.errstate(all="ignore"):
+                band[:] = band.astype(np.float64) ** power
+            usable &= np.isfinite(band)  # an error so small that its weight overflows is no measurement
+        band[~usable] = 0
+    return raw
+
+
+def _modelled_weight(source: UnitSource) -> npt.NDArray[np.float32]:
+    scale = electrons_per_unit(source.units, source.exptime, source.gain)
+    variance = read_sci(source)
+    variance -= np.float32(_bias(source))
+    variance *= np.float32(scale)
+    unusable = ~np.isfinite(variance)
+    np.maximum(variance, 0, out=variance)
+    variance += np.float32(source.read_noise**2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        np.divide(np.float32(scale**2), variance, out=variance)
+    variance[unusable | ~np.isfinite(variance)] = 0
+    return variance
+
+
+def _bias(source: UnitSource) -> float:
+    """Return the pedestal of a frame [its units]: the overscan's median where there is one."""
+    if not source.overscan:
+        return source.bias_level
+    with open_fits(Path(source.sci.path)) as hdus:
+        data = plane_data(Path(source.sci.path), hdus, source.sci.hdu)
+        return float(np.median(data[section_slices(source.overscan or "")]))
+
+
+def read_flag(source: UnitSource, instrument: Instrument) -> npt.NDArray[np.int32]:
+    """Return the flag plane as bits, int32 (y, x).
+
+    Codes become bits; pixels of a bad-pixel map get the instrument's bad bit. A unit without a flag plane
+    has its saturated pixels flagged, where the instrument says at how many electrons that is.
+    """
+    if source.flag is None:
+        flag = _saturation_flag(source, instrument)
+    else:
+        path = Path(source.flag.path)
+        with open_fits(path) as hdus:
+            raw = _trim(plane_data(path, hdus, source.flag.hdu), source)
+            flag = _as_bits(raw, instrument, f"{path}[{source.flag.hdu}]")
+    if source.bad_pixel_map:
+        path = Path(source.bad_pixel_map)
+        with open_fits(path) as hdus:
+            bad = plane_data(path, hdus, _first_image(hdus))
+            if bad.shape != flag.shape:
+                raise InputError(path, f"shape {bad.shape}", f"{flag.shape}")
+            flag[bad != 0] |= instrument.flags.mask(instrument.flags.bad)
+    return flag
+
+
+def _first_image(hdus: fits.HDUList) -> int:
+    return next((index for index, hdu in enumerate(hdus) if getattr(hdu, "is_image", False) and hdu.header["NAXIS"]), 0)
+
+
+def _saturation_flag(source: UnitSource, instrument: Instrument) -> npt.NDArray[np.int32]:
+    flag = np.zeros(source.shape, dtype=np.int32)
+    if "saturated" not in instrument.flags.bits:
+        return flag
+    sci, bit = read_sci(source), instrument.flags.mask("saturated")
+    with np.errstate(invalid="ignore"):
+        if source.adc_limit is not None:
+            flag[sci >= source.adc_limit] = bit
+        if source.saturation is not None:
+            scale = electrons_per_unit(source.units, source.exptime, source.gain)
+            flag[(sci - np.float32(_bias(source))) * np.float32(scale) >= source.saturation] = bit
+    return flag
+
+
+def _as_bits(raw: npt.NDArray[Any], instrument: Instrument, source: str) -> npt.NDArray[np.int32]:
+    if raw.dtype.kind not in "iu" and not (np.isfinite(raw).all() and (raw == np.floor(raw)).all()):
+        raise InputError(source, f"{raw.dtype} flags that are no whole numbers", "integer flags")
+    limits = np.iinfo(np.int32)
+    if raw.size and (raw.min() < limits.min or raw.max() > limits.max):
+        raise InputError(
+            source, f"flags from {raw.min()} to {raw.max()}, an integer overflow", "flags that fit 32 bits"
+        )
+    flag = np.array(raw, dtype=np.int32)
+    if instrument.flags.encoding == "bits":
+        return flag
+    bits = np.zeros_like(flag)
+    known = flag == 0
+    for name, codes in instrument.flags.codes.items():
+        for code in codes:
+            hit = flag == code
+            bits[hit] = instrument.flags.mask(name)
+            known |= hit
+    if not known.all():
+        unknown = sorted({int(code) for code in flag[~known]})[:5]
+        raise InputError(source, f"flag codes {unknown}", f"codes that {instrument.name}'s flags.codes name")
+    return bits
+
+
+def read_headers(source: UnitSource) -> tuple[str, str]:
+    """Return the header of the science plane, moved by the trim, and the primary one, a card a line."""
+    with open_fits(Path(source.sci.path)) as hdus:
+        header = hdus[source.sci.hdu].header
+        if source.trim is not None:
+            rows, columns = section_slices(source.trim)
+            header = _shift_origin(header, columns.start, rows.start)
+        return _header_text(header), _header_text(hdus[0].header) if source.sci.hdu else ""
+
+
+def _header_text(header: fits.Header) -> str:
+    """Return the cards as text; one that breaks the FITS standard is left out, not the frame."""
+    cards = []
+    for card in header.cards:
+        try:
+            card.verify("silentfix")
+            cards.append(str(card))
+        except (fits.VerifyError, ValueError):
+            continue
+    return "\n".join(cards)
+
+
+def _shift_origin(header: fits.Header, x: int, y: int) -> fits.Header:
+    """Move the reference pixel of a frame that loses `x` columns and `y` rows at its origin."""
+    shifted = header.copy()
+    for axis, offset in ((1, x), (2, y)):
+        for keyword in (f"CRPIX{axis}", f"LTV{axis}"):
+            if keyword in shifted:
+                shifted[keyword] = shifted[keyword] - offset
+    return shifted
