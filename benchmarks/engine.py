@@ -110,6 +110,18 @@ def overhead() -> list[dict[str, Any]]:
     return rows
 
 
+def small_units(folder: Path) -> list[dict[str, Any]]:
+    """Time a thousand units of next to no pixels through a real run, and through one that finds them done."""
+    recipe = Recipe(name="tiny", seed=45, exposures=250, detectors=(6, 7, 8, 9), shape=(32, 32))
+    mock(recipe, folder / "tiny.zarr", scheduler="processes")
+    rows = []
+    for label in ("first run", "again: all done"):
+        summary = run(folder / "tiny.zarr", folder / "run.zarr", steps=["background"], workers=2)
+        units = summary.done + summary.skipped
+        rows.append({"what": label, "units": units, "ms_per_unit": round(1e3 * summary.seconds / units, 2)})
+    return rows
+
+
 def median() -> list[dict[str, Any]]:
     """Time the adaptive masked median beside scipy's plain one: same bytes, same process, one core."""
     rng = np.random.default_rng(1)
@@ -222,7 +234,7 @@ def throughput(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-PARTS = ("efficiency", "overhead", "median", "memory", "throughput")
+PARTS = ("efficiency", "overhead", "small_units", "median", "memory", "throughput")
 
 
 def main() -> None:
@@ -237,7 +249,9 @@ def main() -> None:
             folder = Path(scratch) / part
             folder.mkdir()
             function = globals()[part]
-            result[part] = function(folder) if part in {"efficiency", "memory", "throughput"} else function()
+            result[part] = (
+                function(folder) if part in {"efficiency", "small_units", "memory", "throughput"} else function()
+            )
             shutil.rmtree(folder)
     save("engine", {part: result[part] for part in PARTS if part in result})
     sys.stderr.write(f"peak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB\n")

@@ -44,6 +44,10 @@ def engine() -> str:
         ]
         for row in result["overhead"]
     ]
+    small = [
+        [f"{row['units']:,} units of 32 x 32, background only: {row['what']}", f"{row['ms_per_unit']} ms a unit", ""]
+        for row in result["small_units"]
+    ]
     medians = [
         [
             f"masked median, {100 * row['masked_share']:g} % masked",
@@ -61,7 +65,7 @@ def engine() -> str:
         for row in result["memory"]
     ]
     note = f"{place['processor']}, {place['cores']} cores, Python {place['python']}, {place['date']}; {place['cache']}."
-    return table(["what", "how fast", "and"], [*runs, *ingests, *idle, *medians, *full]) + f"\n\n{note}"
+    return table(["what", "how fast", "and"], [*runs, *ingests, *idle, *small, *medians, *full]) + f"\n\n{note}"
 
 
 def resume() -> str:

@@ -47,6 +47,15 @@ def test_empty_boxes_are_filled_and_an_empty_frame_is_nan(rng):
     assert np.isnan(measure(data, np.ones_like(mask), box=64).background).all()
 
 
+def test_noise_is_never_negative(rng):
+    """Where the noise drops twentyfold from one half to the other, nothing is extrapolated below the smaller."""
+    data = rng.normal(0, 1, (256, 256)).astype(np.float32)
+    data[:, :128] *= 20
+    noise = measure(data, box=128).noise_at()
+    assert noise.min() > 0.9
+    assert noise.max() < 22
+
+
 def test_rows_are_those_of_the_whole():
     mesh = np.arange(12, dtype=np.float32).reshape(3, 4)
     whole = interpolate(mesh, (90, 101))

@@ -51,6 +51,39 @@ def test_another_host_lives_by_its_heartbeat(tmp_path, age, alive):
             assert read_owner(path)["host"] == socket.gethostname()
 
 
+def test_of_many_that_start_together_over_a_dead_lock_one_wins(tmp_path):
+    import threading
+
+    path = tmp_path / "driver.json"
+    owner = {
+        "token": "x",
+        "host": socket.gethostname(),
+        "pid": 2**22 - 1,
+        "started": 0,
+        "since": "then",
+        "heartbeat": 0,
+    }
+    path.write_text(json.dumps(owner))
+    inside, refused, gate = [], [], threading.Barrier(8)
+
+    def start():
+        gate.wait()
+        try:
+            with DriverLock(path) as lock:
+                inside.append(lock.token)
+                gate.wait(timeout=20)
+        except RunLockedError:
+            refused.append(1)
+            gate.wait(timeout=20)
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(inside), len(refused)) == (1, 7)
+
+
 def test_a_superseded_attempt_may_not_write(tmp_path):
     lock_path, claim = tmp_path / "driver.json", tmp_path / "ledger" / "7.claim"
     with DriverLock(lock_path) as lock:

@@ -95,6 +95,8 @@ usable = false
         ("cosmic_ray = 2,", "", "cosmic_ray"),
         ("id = 2", "id = 1", "twice"),
         ('name = "mine"', "", "name"),
+        ('name = "mine"', 'name = "mine"\nkeywords = { detector_pattern = "(" }', "keywords.detector_pattern"),
+        ('name = "mine"', 'name = "mine"\nkeywords = { band_pattern = "x" }', "keywords.band_pattern"),
     ],
 )
 def test_wrong_keys_are_named(old, new, message):

@@ -84,6 +84,17 @@ def test_rendering_again_is_a_no_op_and_another_recipe_is_refused(tmp_path, smal
     assert mock(recipe.model_copy(update={"exposures": 2}), path).rendered == 2
 
 
+def test_a_mock_killed_before_its_truth_was_made_goes_on(tmp_path, small_recipe):
+    import shutil
+
+    path = tmp_path / "c.zarr"
+    recipe = small_recipe.model_copy(update={"exposures": 1, "shape": (64, 64), "detectors": (7,)})
+    mock(recipe, path)
+    shutil.rmtree(path / "truth")
+    mock(recipe.model_copy(update={"exposures": 2}), path)
+    assert xr.open_zarr(path, group="truth")["cr"].values[1].max() > 0
+
+
 def test_recipes():
     demo = load_recipe(ROOT / "stores" / "demo.toml")
     assert demo == demo_recipe()

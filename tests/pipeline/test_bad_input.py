@@ -254,6 +254,17 @@ def test_bad_usage_is_one_line_and_exit_code_2(small_campaign, tmp_path, argumen
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("text", "message"), [(b"[detect]\nmodel = 'nope'\n", "lacosmic"), (b"\xff\xfe", "no readable TOML")]
+)
+def test_configurations_that_cannot_be_used(small_campaign, tmp_path, text, message):
+    (tmp_path / "run.toml").write_bytes(text)
+    done = csstdask_command("run", small_campaign, "--to", tmp_path / "r.zarr", "--config", tmp_path / "run.toml")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_settings_that_do_not_exist_are_named(small_campaign, tmp_path):
     (tmp_path / "run.toml").write_text("[detect]\ntreshold = 0.5\n")
     done = csstdask_command("run", small_campaign, "--to", tmp_path / "r.zarr", "--config", tmp_path / "run.toml")

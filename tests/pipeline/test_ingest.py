@@ -96,7 +96,9 @@ def test_dead_detectors_are_recorded_not_copied(tmp_path):
     files = [level_1(tmp_path, chip) for chip in (7, 8)]
     summary = ingest(files, tmp_path / "c.zarr", instrument=camera)
     assert (summary.added, summary.dead, summary.failures) == (1, ["10100000001/8"], [])
-    assert not Campaign(tmp_path / "c.zarr").is_present("10100000001", 8)
+    campaign = Campaign(tmp_path / "c.zarr")
+    assert not campaign.is_present("10100000001", 8)
+    assert campaign.facts("10100000001", 8).band == "g"  # recorded: known, and known to be absent
 
 
 def test_sigkill_in_an_ingest(tmp_path):
@@ -155,3 +157,93 @@ def test_another_instrument_than_the_campaigns(tmp_path):
     summary = ingest([stis, level_1(tmp_path, 9)], target)
     assert summary.added == 1
     assert "a file of hst_stis" in summary.failures[0]["reason"]
+
+
+def test_a_superseding_file_that_cannot_be_used_changes_nothing(tmp_path):
+    target = tmp_path / "c.zarr"
+    files = [level_1(tmp_path, chip) for chip in (7, 8)]
+    ingest(files, target)
+    sci, wht, flag = planes(seed=50)
+    flag = flag.astype(np.int64)
+    flag[0, 0] = 2**40
+    level_1(tmp_path, 8, arrays=(sci, wht, flag))
+    summary = ingest(files, target, supersede=True)
+    assert "integer overflow" in summary.failures[0]["reason"]
+    level_1(tmp_path, 8, EXPTIME=300.0)
+    summary = ingest(files, target, supersede=True)
+    assert "an exposure time of 300.0 s" in summary.failures[0]["reason"]
+    one = csstdask.open_campaign(target).sel(exposure="10100000001", detector=8)
+    assert bool(one["present"])
+    assert float(one["exptime"]) == 150
+    assert np.array_equal(one["sci"].values, planes(seed=8)[0])
+
+
+def test_time_does_not_depend_on_the_order_of_files(tmp_path):
+    files = [level_1(tmp_path, chip, **{"DATE-OBS": f"2028-03-01T00:00:0{chip - 6}"}) for chip in (7, 8, 9)]
+    times = []
+    for name, order in (("a", files), ("b", files[::-1])):
+        ingest(order, tmp_path / f"{name}.zarr")
+        times.append(csstdask.open_campaign(tmp_path / f"{name}.zarr")["time"].values[0])
+    assert times[0] == times[1] == np.datetime64("2028-03-01T00:00:01")
+
+
+def test_a_kill_before_metadata_is_consolidated_is_repaired(tmp_path):
+    target = tmp_path / "c.zarr"
+    path = level_1(tmp_path)
+    ingest([path], target)
+    old = (target / "zarr.json").read_text()
+    later = level_1(tmp_path, 8, "10100000002")
+    ingest([later], target)
+    (target / "zarr.json").write_text(old)
+    ingest([path, later], target)
+    assert csstdask.open_campaign(target).sizes["exposure"] == 2
+
+
+def test_lost_shards_are_copied_again(tmp_path):
+    target = tmp_path / "c.zarr"
+    path = level_1(tmp_path)
+    ingest([path], target)
+    shard_path(target, "wht", 0, 7).unlink()
+    assert ingest([path], target).added == 1
+    assert shard_path(target, "wht", 0, 7).exists()
+
+
+def test_a_newer_description_of_the_camera(tmp_path):
+    """Dated overrides may be added to a campaign's camera; what its planes mean may not change."""
+    from importlib import resources
+
+    text = resources.files("csstdask.instrument").joinpath("csst.toml").read_text()
+    target, camera = tmp_path / "c.zarr", tmp_path / "csst.toml"
+    ingest([level_1(tmp_path, 7)], target)
+    camera.write_text(text + "\n[[overrides]]\ndetectors = [8]\nusable = false\n")
+    assert ingest([level_1(tmp_path, 8)], target, instrument=camera).dead == ["10100000001/8"]
+    assert ingest([level_1(tmp_path, 8)], target).dead == ["10100000001/8"]
+    camera.write_text(text.replace("hot = 2,", "hot = 256,"))
+    with pytest.raises(InputError, match="another flags"):
+        ingest([level_1(tmp_path, 9)], target, instrument=camera)
+
+
+def test_a_card_that_breaks_the_standard_does_not_break_the_night(tmp_path):
+    path = level_1(tmp_path, WINDSPD=1.0)
+    raw = path.read_bytes()
+    place = raw.index(b"WINDSPD ")
+    broken = b"WINDSPD =                  nan / from a pipeline of theirs".ljust(80)
+    path.write_bytes(raw[:place] + broken + raw[place + 80 :])
+    target = tmp_path / "c.zarr"
+    assert ingest([path], target).failures == []
+    assert csstdask.open_campaign(target)["present"].values.sum() == 1
+
+
+@pytest.mark.parametrize("obsid", ["..", ".", "x" * 300])
+def test_ids_that_are_no_folder_names(tmp_path, obsid):
+    header = primary(8)
+    header["OBSID"] = obsid[:68]
+    path = tmp_path / f"{obsid[:200]}_8.fits"
+    sci, wht, flag = planes()
+    hdus = [fits.PrimaryHDU(header=header), fits.ImageHDU(sci, header=science_header(), name="SCI")]
+    fits.HDUList([*hdus, fits.ImageHDU(wht, name="WHT"), fits.ImageHDU(flag, name="FLG")]).writeto(path)
+    if obsid.startswith("x"):
+        assert ingest([path], tmp_path / "c.zarr").added == 1
+    else:
+        with pytest.raises(InputError, match="an id of an exposure"):
+            ingest([path], tmp_path / "c.zarr")

@@ -51,7 +51,7 @@ def test_stis_raw(real_images, tmp_path):
     folder = real_images / "hst_stis"
     campaign, dataset = through(sorted((folder / "raw").glob("*_raw.fits")), tmp_path)
     assert campaign["exposure"].values.tolist() == [f"o565020{n}_{half}" for n in (10, 20, 30) for half in (1, 2)]
-    assert campaign.sizes["y"], campaign.sizes["x"] == (1012, 506)
+    assert (campaign.sizes["y"], campaign.sizes["x"]) == (1012, 506)
     with fits.open(folder / "raw" / "o56502020_raw.fits") as hdus:
         raw = hdus["SCI", 2].data[10:1022, 13:519]
     assert np.array_equal(campaign["sci"].sel(exposure="o56502020_2", detector=1).values, raw)

@@ -285,3 +285,67 @@ def test_no_variable_tells_time_or_attempt(reference):
     assert not {name for name in names if "time" in name or "host" in name or "attempt" in name}
     attributes = json.dumps(dict(zarr.open_group(reference).attrs))
     assert "token" not in attributes
+
+
+def test_another_campaign_never_touches_a_run(small_recipe, small_campaign, reference, tmp_path):
+    """Another shape, fewer exposures, other detectors: refused, and all products are still there."""
+    from csstdask.pipeline.mock_survey import mock
+
+    path = tmp_path / "run.zarr"
+    shutil.copytree(reference, path)
+    for name, change in (("a", {"shape": (96, 96)}), ("b", {"exposures": 1}), ("c", {"detectors": (7, 9)})):
+        other = tmp_path / f"{name}.zarr"
+        mock(small_recipe.model_copy(update=change), other)
+        with pytest.raises(StoreError, match=r"the run of .*, or a new name"):
+            run(other, path)
+    assert differences(reference, path) == []
+
+
+def test_another_mesh_only_for_all_units(small_campaign, reference, tmp_path):
+    path = tmp_path / "run.zarr"
+    shutil.copytree(reference, path)
+    config = RunConfig.model_validate({"background": {"box": 64}})
+    with pytest.raises(StoreError, match=r"background\.box"):
+        run(small_campaign, path, config=config, selection=parse_selection("detector=8"))
+    assert differences(reference, path) == []
+
+
+def test_products_whose_input_changed_are_not_shown(small_campaign, reference, tmp_path):
+    """A new background alone takes the masks, repairs and tables that were made with the old one away."""
+    path = tmp_path / "run.zarr"
+    shutil.copytree(reference, path)
+    run(small_campaign, path, steps=["background"], config=RunConfig.model_validate({"background": {"box": 64}}))
+    assert int(xr.open_zarr(path)["cr_mask"].sum()) == 0
+    assert not list(path.glob("tables/sources/*/*.parquet"))
+    seen = status(path, campaign=small_campaign)
+    assert (seen.total, seen.done, seen.pending) == (4, 0, 4)
+
+
+def test_status_knows_all_units_and_steps_so_far(small_campaign, tmp_path):
+    path = tmp_path / "run.zarr"
+    run(small_campaign, path)
+    run(small_campaign, path, selection=parse_selection("detector=7"), steps=["detect"])
+    assert (status(path).total, status(path).done) == (4, 4)
+
+
+def test_a_default_and_its_value_are_the_same(small_campaign, tmp_path):
+    run(small_campaign, tmp_path / "run.zarr")
+    named = RunConfig.model_validate({"detect": {"model": "lacosmic", "threshold": 0.5}, "repair": {"model": "median"}})
+    assert run(small_campaign, tmp_path / "run.zarr", config=named).skipped == 4
+
+
+def test_a_lost_shard_of_the_campaign_fails_its_unit(small_campaign, tmp_path):
+    campaign = tmp_path / "c.zarr"
+    shutil.copytree(small_campaign, campaign)
+    shard_path(campaign, "sci", 0, 1).unlink()
+    summary = run(campaign, tmp_path / "run.zarr")
+    assert (summary.done, summary.failed) == (3, 1)
+    assert "no shard" in summary.failures[0]["reason"]
+
+
+def test_nothing_is_written_for_a_run_that_cannot_be(small_campaign, tmp_path):
+    with pytest.raises(InputError, match="--scheduler"):
+        run(small_campaign, tmp_path / "r.zarr", scheduler="magic")
+    with pytest.raises(InputError, match="--select"):
+        run(small_campaign, tmp_path / "r.zarr", selection=parse_selection("detector=30"))
+    assert not (tmp_path / "r.zarr").exists()
