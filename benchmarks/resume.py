@@ -28,7 +28,7 @@ KILLS = 10
 
 
 def trial(folder: Path, scheduler: str, seed: int) -> dict[str, Any]:
-    """Kill and resume a run of 24 units; count records that were written again."""
+    """Kill and resume a run of 60 units; count records that were written again."""
     campaign, target, reference = folder / "campaign.zarr", folder / f"{scheduler}.zarr", folder / "reference.zarr"
     rng = random.Random(seed)
     command = [sys.executable, "-m", "csstdask", "run", str(campaign), "--to", str(target), "--scheduler", scheduler]
@@ -38,7 +38,7 @@ def trial(folder: Path, scheduler: str, seed: int) -> dict[str, Any]:
         driver = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.DEVNULL, start_new_session=True)
         while not (target / "driver.json").exists() and driver.poll() is None:
             time.sleep(0.005)
-        moment = rng.uniform(0.2, 3.5)
+        moment = rng.uniform(0.2, 6.0)
         time.sleep(moment)
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
@@ -61,7 +61,7 @@ def trial(folder: Path, scheduler: str, seed: int) -> dict[str, Any]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        recipe = Recipe(name="resume", seed=44, exposures=8, detectors=(7, 8, 9), shape=(512, 512))
+        recipe = Recipe(name="resume", seed=44, exposures=20, detectors=(7, 8, 9), shape=(512, 512))
         mock(recipe, folder / "campaign.zarr")
         run(folder / "campaign.zarr", folder / "reference.zarr")
         save("resume", {"trials": [trial(folder, "threads", 1), trial(folder, "processes", 2)]})

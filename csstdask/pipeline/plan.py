@@ -142,10 +142,6 @@ class Plan:
                 )
         return specs
 
-    def metric_names(self) -> list[str]:
-        """Return the names of all metrics of the run."""
-        return [name for step in self.steps for name in step.metrics]
-
 
 def make_plan(campaign: Path, steps: Sequence[Step], config: RunConfig, selection: Selection | AnyOf) -> Plan:
     """Open a campaign and resolve a run over it."""

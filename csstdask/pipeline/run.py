@@ -130,17 +130,20 @@ def run(
     ledger = Ledger(root)
     threads = plan.config.engine.threads_per_unit
     with open_cluster(scheduler, count, threads_per_unit=threads) as slots, DriverLock(ledger.lock_path) as lock:
+        attributes = _attributes(root, plan, chosen)
+        # Of all steps so far: where an earlier one no longer holds, its metrics go too.
+        metrics = [name for step in resolve(attributes["steps"]) for name in step.metrics]
         prepare_run(
             root,
             plan.campaign,
             plan.product_specs(),
             plan.mesh_shape,
-            plan.metric_names(),
-            _attributes(root, plan, chosen),
+            metrics,
+            attributes,
             whole=chosen.is_everything,
         )
         summary = Summary(total=total, fingerprint=plan.fingerprint)
-        keeper = _Bookkeeper(plan, ledger, MetricsWriter(root, plan.metric_names()), summary)
+        keeper = _Bookkeeper(plan, ledger, MetricsWriter(root, metrics), summary)
         emit = broadcast([keeper, *listeners])
         start = time.perf_counter()
         emit(RunStarted(f"run {root.name}", total, plan.pixels, slots.count))

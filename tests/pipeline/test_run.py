@@ -316,6 +316,7 @@ def test_products_whose_input_changed_are_not_shown(small_campaign, reference, t
     shutil.copytree(reference, path)
     run(small_campaign, path, steps=["background"], config=RunConfig.model_validate({"background": {"box": 64}}))
     assert int(xr.open_zarr(path)["cr_mask"].sum()) == 0
+    assert np.isnan(xr.open_zarr(path)["n_cr_pixels"]).all()
     assert not list(path.glob("tables/sources/*/*.parquet"))
     seen = status(path, campaign=small_campaign)
     assert (seen.total, seen.done, seen.pending) == (4, 0, 4)
