@@ -85,8 +85,10 @@ def resume() -> str:
 
 def rendered(text: str) -> str:
     for name, make in (("engine", engine), ("resume", resume)):
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
-        text, count = re.subn(pattern, lambda match, make=make: match[1] + make() + match[2], text, flags=re.DOTALL)
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text, count = re.subn(
+            pattern, lambda match, make=make: f"{match[1]}\n{make()}\n\n{match[2]}", text, flags=re.DOTALL
+        )
         if count != 1:
             raise SystemExit(f"README.md: found {count} places marked {name}; wanted one")
     return text

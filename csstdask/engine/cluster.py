@@ -118,30 +118,17 @@ def open_cluster(scheduler: str, workers: int, *, threads_per_unit: int = 1) -> 
 
 @contextmanager
 def _client(scheduler: str, workers: int) -> Iterator[Slots]:
-    if scheduler == "threads":
+    if scheduler in {"threads", "processes"}:
+        apart = scheduler == "processes"
         with (
             threadpoolctl.threadpool_limits(),  # puts back what limit_threads changes in the caller's process
             LocalCluster(
-                n_workers=1,
-                threads_per_worker=workers,
-                processes=False,
+                n_workers=workers if apart else 1,
+                threads_per_worker=1 if apart else workers,
+                processes=apart,
+                host="127.0.0.1" if apart else None,
                 dashboard_address=_LOOPBACK,
                 worker_dashboard_address=_LOOPBACK,
-                memory_limit=0,
-                silence_logs=logging.CRITICAL,
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            yield Slots(client, workers)
-    elif scheduler == "processes":
-        with (
-            LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address=_LOOPBACK,
-                worker_dashboard_address=None,
                 memory_limit=0,
                 silence_logs=logging.CRITICAL,
             ) as cluster,
