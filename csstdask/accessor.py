@@ -45,7 +45,8 @@ def _unit_products(
     frame.keep(detect_cosmic_rays(frame, config).arrays)
     frame.keep(repair_pixels(frame, config).arrays)
     hit = frame.product("cr_mask")
-    return hit, np.where(hit, frame.product("repair"), sci)
+    repaired = hit & np.isfinite(frame.product("repair_variance"))
+    return hit, np.where(repaired, frame.product("repair"), sci)
 
 
 @xr.register_dataset_accessor("csst")
@@ -64,6 +65,10 @@ class CsstAccessor:
 
     def _both(self, config: RunConfig | None) -> tuple[xr.DataArray, xr.DataArray]:
         data = self._dataset
+        if "sci" not in data:
+            raise InputError(
+                "dataset", "no raw planes (sci, wht, flag)", "a campaign; a run has cr_mask and clean already"
+            )
         planes = [data[name].chunk({"y": -1, "x": -1}) for name in ("sci", "wht", "flag")]
         hit, clean = xr.apply_ufunc(
             _unit_products,
@@ -88,8 +93,8 @@ class CsstAccessor:
     def detect_cosmic_rays(self, config: RunConfig | None = None) -> xr.DataArray:
         """Return ``cr_mask`` (exposure, detector, y, x), lazily, one block a detector.
 
-        On a whole campaign it is what a run stores. On a cut-out the sky is that of the cut-out, so
-        borderline pixels may differ.
+        On whole frames it is what a run stores for the kinds it processes. On a cut-out
+        the sky is that of the cut-out, so borderline pixels may differ.
         """
         return self._both(config)[0].rename("cr_mask")
 
@@ -117,11 +122,15 @@ class CsstAccessor:
         place = SkyCoord(Angle(ra, u.deg), Angle(dec, u.deg))
         side = Angle(size, u.arcsec).deg
         found = []
-        present = np.asarray(self._dataset["present"])
-        for row, column in zip(*np.nonzero(present), strict=True):
-            one = self._dataset.isel(exposure=int(row), detector=int(column))
+        present = self._dataset["present"]
+        for place_in_present in np.argwhere(np.atleast_1d(present.values)).tolist():
+            one = self._dataset.isel(dict(zip(present.dims, place_in_present, strict=False)))
             wcs = celestial_wcs(Header.fromstring(str(one["header"].values), sep="\n"))
             if wcs is None:
+                continue
+            # Distortions are not defined far outside a frame: first without them, then, if it is near, with.
+            linear = wcs.wcs_world2pix([[place.ra.deg, place.dec.deg]], 0)[0]
+            if not np.isfinite(linear).all() or np.abs(linear).max() > 2 * max(one.sizes["y"], one.sizes["x"]):
                 continue
             x, y = (float(value) for value in wcs.celestial.world_to_pixel(place))
             half = 0.5 * side / np.sqrt(abs(np.linalg.det(wcs.celestial.pixel_scale_matrix)))

@@ -64,7 +64,7 @@ def mock(
         listeners=_listeners(None),
     )
     _say(f"{to}: {summary.rendered} units rendered, {summary.unchanged} already there, {summary.seconds:.1f} s")
-    _end(summary.failures or [])
+    _end(summary.failures, summary.stopped)
 
 
 @app.command()
@@ -103,7 +103,7 @@ def ingest(
     )
     for item in summary.failures:
         _say(f"failed {item['reason']}")
-    raise typer.Exit(1 if summary.failures else 0)
+    _end(summary.failures, summary.stopped)
 
 
 @app.command()
@@ -125,12 +125,16 @@ def run(
     """Run the pipeline over a campaign; resumes by itself."""
     from csstdask.engine.units import parse_selection
     from csstdask.pipeline.config import load_config
+    from csstdask.pipeline.run import foresee
     from csstdask.pipeline.run import run as process
 
     names = steps.split(",") if steps is not None else None
     selection, settings = parse_selection(select), load_config(config)
     if dry_run:
-        _dry_run(campaign, names, settings, selection, scheduler, workers, as_json=as_json)
+        facts = foresee(
+            campaign, to, steps=names, selection=selection, config=settings, scheduler=scheduler, workers=workers
+        )
+        typer.echo(json.dumps(facts) if as_json else _foreseen(facts))
         return
     summary = process(
         campaign,
@@ -144,39 +148,20 @@ def run(
         listeners=_listeners(log),
     )
     _report_summary(summary, to, as_json=as_json)
-    if summary.stopped:
-        _say(f"stopped: {summary.stopped}")
-    raise typer.Exit(1 if summary.failures or summary.stopped else 0)
+    _end(summary.failures, summary.stopped)
 
 
-def _dry_run(
-    campaign: Path, names: Any, settings: Any, selection: Any, scheduler: str, workers: Any, *, as_json: bool
-) -> None:
-    from csstdask.pipeline.plan import make_plan
-    from csstdask.pipeline.steps import resolve
-
-    plan = make_plan(campaign, resolve(names), settings, selection)
-    count = plan.choose_workers(scheduler, workers)
-    units = sum(1 for _ in plan.units())
-    projection = plan.projection(scheduler, count)
-    facts = {
-        "units": {"total": units, "done": 0, "skipped": 0, "failed": 0, "pending": units},
-        "steps": [step.name for step in plan.steps],
-        "bytes_read": units * plan.pixels * 12,
-        "bytes_written_at_most": units * plan.stored_bytes(),
-        "memory_bytes": projection.total,
-        "workers": count,
-        "seconds_estimated": units * plan.unit_seconds() / count,
-        "fingerprint": plan.fingerprint,
-    }
-    if as_json:
-        typer.echo(json.dumps(facts))
-        return
-    typer.echo(f"units     {units} ({', '.join(facts['steps'])})")  # type: ignore[arg-type]
-    typer.echo(f"read      {facts['bytes_read'] / 1e9:.2f} GB before compression")  # type: ignore[operator]
-    typer.echo(f"written   at most {facts['bytes_written_at_most'] / 1e9:.2f} GB before compression")  # type: ignore[operator]
-    typer.echo(f"memory    {projection.total / 2**30:.2f} GiB with {count} units at a time")
-    typer.echo(f"time      about {facts['seconds_estimated']:.0f} s (estimated from the reference machine)")
+def _foreseen(facts: dict[str, Any]) -> str:
+    units = facts["units"]
+    return "\n".join(
+        (
+            f"units     {units['total']} ({', '.join(facts['steps'])}), {units['skipped']} of them done before",
+            f"read      {facts['bytes_read'] / 1e9:.2f} GB before compression",
+            f"written   at most {facts['bytes_written_at_most'] / 1e9:.2f} GB before compression",
+            f"memory    {facts['memory_bytes'] / 2**30:.2f} GiB with {facts['workers']} units at a time",
+            f"time      about {facts['seconds_estimated']:.0f} s (estimated from the reference machine)",
+        )
+    )
 
 
 @app.command()
@@ -221,7 +206,7 @@ def export(
     summary = write(store, to, campaign=campaign, workers=workers, listeners=_listeners(None))
     left = f", {summary.pending} not done and left out" if summary.pending else ""
     _say(f"{to}: {summary.written} files, {len(summary.failures)} failed{left}, {summary.seconds:.1f} s")
-    _end(summary.failures)
+    _end(summary.failures, summary.stopped)
 
 
 @app.command()
@@ -278,7 +263,7 @@ def demo(
     for line in score_run(product).lines():
         _say(line)
     _say(f"look at {page}")
-    _end([*(rendered.failures or []), *summary.failures])
+    _end([*rendered.failures, *summary.failures], rendered.stopped or summary.stopped)
 
 
 def _listeners(log: Path | None, *, announce_failures: bool = True) -> list[Listener]:
@@ -301,8 +286,10 @@ def _report_summary(summary: Summary, store: Path, *, as_json: bool) -> None:
     )
 
 
-def _end(failures: list[dict[str, Any]]) -> NoReturn:
-    raise typer.Exit(1 if failures else 0)
+def _end(failures: list[Any], stopped: str | None = None) -> NoReturn:
+    if stopped:
+        _say(f"stopped: {stopped}")
+    raise typer.Exit(1 if failures or stopped else 0)
 
 
 class _TerminatedError(BaseException):

@@ -44,5 +44,9 @@ class LostOwnershipError(CsstdaskError):
     """A worker's attempt is no longer the current one for its unit: it must not write."""
 
 
+class LostDriverError(LostOwnershipError):
+    """The driver that sent a unit no longer holds its store: nothing of it may be written."""
+
+
 class MemoryProjectionError(CsstdaskError):
     """The projected memory of a run does not fit into this machine."""

@@ -9,6 +9,7 @@ import pytest
 from astropy import units as u
 
 import csstdask
+import csstdask.accessor  # registers `.csst`
 from csstdask.errors import InputError
 from csstdask.pipeline.run import run
 
@@ -50,6 +51,13 @@ def test_places_on_the_sky(small_campaign, products):
     peak = np.unravel_index(np.argmax(cutout["sci"].values), cutout["sci"].shape)
     assert np.hypot(*(np.array(peak) - 13)) < 6
     assert campaign.csst.sel_sky(200.0, 80.0, 10) == []
+    assert len(campaign.isel(exposure=0, detector=1).csst.sel_sky(star.ra, star.dec, 2)) == 1
+    assert len(products.csst.sel_sky(star.ra, star.dec, 2)) == 1
+
+
+def test_a_run_has_no_raw_planes(products):
+    with pytest.raises(InputError, match="no raw planes"):
+        products.csst.detect_cosmic_rays()
 
 
 def test_focal_plane_plot(small_campaign):

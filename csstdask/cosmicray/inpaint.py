@@ -75,8 +75,7 @@ def inpaint(
     Notes
     -----
     The variance is that of (repaired value - what the pixel would have measured): for `n` donors of scatter
-    `s`, :math:`s^2 (1 + \pi / 2n)`, the pixel's own noise and that of a median. It is never below a
-    neighbour's variance, since a repaired pixel holds no information that its neighbours do not. `s`
+    `s`, :math:`s^2 (1 + \pi / 2n)`, the pixel's own noise and that of a median. `s`
     combines the donors' sample variance, which sees structure, with their mean noise variance, which is
     known better than a handful of donors can tell: weights `n - 1` and 4.
     """

@@ -30,7 +30,7 @@ from typing import Self
 import psutil
 
 from csstdask.durable import write_atomic
-from csstdask.errors import LostOwnershipError, RunLockedError
+from csstdask.errors import LostDriverError, LostOwnershipError, RunLockedError
 
 HEARTBEAT_SECONDS = 10.0
 #: A lock of another host is dead when its heart has not beaten for so long.
@@ -168,7 +168,7 @@ class Attempt:
     def _check_driver(self) -> None:
         owner = read_owner(self.lock)
         if owner is None or owner["token"] != self.driver:
-            raise LostOwnershipError(f"{self.claim.stem}: its driver no longer holds the run")
+            raise LostDriverError(f"{self.claim.stem}: its driver no longer holds the run")
 
     def release(self) -> None:
         """Drop the claim, if it is still this attempt's."""

@@ -27,7 +27,7 @@ from distributed.scheduler import KilledWorker
 from csstdask.engine.cluster import Slots
 from csstdask.engine.events import Listener, UnitDone, UnitFailed, UnitRetried, UnitSubmitted
 from csstdask.engine.units import Unit
-from csstdask.errors import CsstdaskError
+from csstdask.errors import CsstdaskError, LostDriverError
 
 #: Units in flight for each slot: with one a slot workers idle while results travel (efficiency 0.83 at 50 ms
 #: a unit, 0.96 with two).
@@ -50,6 +50,9 @@ _LOST = (ClosedClientError, CommClosedError)
 
 #: Exceptions of the machinery, not of the unit: worth another try.
 _MACHINERY = (CommClosedError, FutureCancelledError, TimeoutError)
+
+#: The step of a unit that could not be recorded because the store has another driver now.
+LOST = "ownership"
 
 #: The step of a unit whose worker died with it.
 KILLED = "worker died"
@@ -83,6 +86,8 @@ def failure(step: str, error: BaseException) -> dict[str, Any]:
     if not isinstance(error, CsstdaskError):
         reason = f"{type(error).__name__}: {reason}"
     fatal = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+    if isinstance(error, LostDriverError):  # another driver owns the store: nothing more is ours to write
+        step, fatal = LOST, True
     return {"failure": {"step": step, "reason": " ".join(reason.split()), "transient": transient, "fatal": fatal}}
 
 
@@ -162,7 +167,7 @@ class _Window:
                 break
             self._submit(task, 0)
             self._emit(UnitSubmitted(task.unit))
-        if not self.flying and self._suspects:
+        if not self.flying and self._suspects and self.outcome.stopped is None:
             # A worker that dies takes its neighbours' good name along: who was there at three deaths is
             # tried once more, alone, when all others are through.
             self._submit(self._suspects.pop(), _ALONE)
@@ -189,7 +194,7 @@ class _Window:
         elif problem["step"] == KILLED and attempt != _ALONE:
             self._emit(UnitRetried(task.unit, problem["reason"]))
             self._suspects.append(task)
-        elif problem["transient"] and 0 <= attempt < self._retries:
+        elif problem["transient"] and 0 <= attempt < self._retries and self.outcome.stopped is None:
             self._emit(UnitRetried(task.unit, problem["reason"]))
             time.sleep(min(0.1 * 2**attempt, 5))
             self._submit(task, attempt + 1)

@@ -63,10 +63,12 @@ def check_recipe(recipe: Recipe, instrument: Instrument) -> None:
         raise InputError(f"{recipe.name}: instrument", f"{instrument.name} without geometry", "an instrument with one")
 
 
-def unit_digest(recipe: Recipe, exposure: str, detector: int) -> str:
+def unit_digest(recipe: Recipe, instrument: Instrument, exposure: str, detector: int) -> str:
     """Return the identity of a unit: all that decides its pixels."""
     decisive = recipe.model_dump_json(exclude={"name", "exposures", "detectors"})
-    return hashlib.sha256(f"{NUMERICS_VERSION} {decisive} {exposure} {detector}".encode()).hexdigest()
+    return hashlib.sha256(
+        f"{NUMERICS_VERSION} {decisive} {instrument.model_dump_json()} {exposure} {detector}".encode()
+    ).hexdigest()
 
 
 def _stream(recipe: Recipe, index: int, detector: int, what: int) -> np.random.Generator:
@@ -134,7 +136,7 @@ def render_unit(recipe: Recipe, instrument: Instrument, index: int, detector: in
         header=header,
         primary_header=primary,
         time=int(start.datetime64.astype("datetime64[us]").astype(np.int64)),
-        digest=unit_digest(recipe, recipe.exposure_ids[index], detector),
+        digest=unit_digest(recipe, instrument, recipe.exposure_ids[index], detector),
     )
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import dask
 import numpy as np
 import xarray as xr
 
@@ -29,7 +28,7 @@ from csstdask.pipeline.unit import software_versions
 from csstdask.pipeline.views import open_run
 from csstdask.store.campaign import Campaign, open_campaign, read_header
 from csstdask.store.fits_output import write_unit
-from csstdask.store.zarr_arrays import open_group
+from csstdask.store.zarr_arrays import open_group, refuse_inside_store
 
 #: Peak bytes a pixel of one unit in export: three planes in their views, with scratch, and as FITS.
 EXPORT_BYTES_PER_PIXEL = 42
@@ -43,6 +42,8 @@ class ExportSummary:
     failures: list[dict[str, Any]] = field(default_factory=list)
     pending: int = 0
     """Units of a run that are not done, and were left out."""
+    stopped: str | None = None
+    """Why the export ended early, if it did."""
     seconds: float = 0.0
 
 
@@ -57,7 +58,7 @@ class ExportJob:
     campaign: str
     is_run: bool
     target: str
-    provenance: tuple[tuple[str, Any, str], ...]
+    provenance: tuple[tuple[str, Any, str | None], ...]
 
 
 def export(
@@ -86,6 +87,7 @@ def export(
     """
     root, target = Path(store), Path(to)
     is_run = _is_run(root)
+    refuse_inside_store(target)
     plan = plan_of_run(root, campaign) if is_run else None
     source = plan.campaign if plan is not None else Campaign(root)
     target.mkdir(parents=True, exist_ok=True)
@@ -109,9 +111,10 @@ def export(
     start = time.perf_counter()
     emit(RunStarted(f"export {root.name}", total, pixels, count))
     with open_cluster("threads", count) as slots:
-        run_window(
+        outcome = run_window(
             slots, (Task(job.unit, job) for job in jobs), export_unit, emit, key=f"export-{uuid.uuid4().hex[:8]}"
         )
+    summary.stopped = outcome.stopped
     summary.seconds = time.perf_counter() - start
     emit(RunFinished(summary.written, 0, len(summary.failures), summary.seconds))
     return summary
@@ -145,23 +148,26 @@ def _jobs(root: Path, source: Campaign, plan: Plan | None, target: Path, summary
         yield ExportJob(unit, row, column, str(root), str(source.path), True, str(target), _provenance(plan, needed))
 
 
-def _common_provenance() -> tuple[tuple[str, Any, str], ...]:
+def _common_provenance() -> tuple[tuple[str, Any, str | None], ...]:
     return (("CSDVERS", software_versions().get("csstdask", ""), "csstdask version"),)
 
 
-def _provenance(plan: Plan, fingerprints: dict[str, str]) -> tuple[tuple[str, Any, str], ...]:
-    """Return header cards that say how the pixels came about."""
+def _provenance(plan: Plan, fingerprints: dict[str, str]) -> tuple[tuple[str, Any, str | None], ...]:
+    """Return header cards that say how the pixels came about.
+
+    A SHA-256 fills its card: ``...SHA`` are of the models, ``CSDFPRNT`` is of all that decides the pixels.
+    """
     detect = find_card("cosmicray", plan.config.detect.model)
     repair = find_card("inpaint", plan.config.repair.model)
     flags = plan.campaign.instrument.flags
     return (
         *_common_provenance(),
         ("CSDCRMOD", detect.name, "cosmic-ray detection: model"),
-        ("CSDCRSHA", detect.sha256, "its SHA-256"),
+        ("CSDCRSHA", detect.sha256, None),
         ("CSDCRTHR", resolved_threshold(plan.config), "its probability threshold"),
         ("CSDIPMOD", repair.name, "repair: model"),
-        ("CSDIPSHA", repair.sha256, "its SHA-256"),
-        ("CSDFPRNT", fingerprints["repair"], "fingerprint of what decides these pixels"),
+        ("CSDIPSHA", repair.sha256, None),
+        ("CSDFPRNT", fingerprints["repair"], None),
         ("CSDCRBIT", flags.cosmic_ray_mask, "FLG bit: cosmic ray (csstdask)"),
         ("CSDIPBIT", flags.inpainted_mask, "FLG bit: repaired pixel"),
     )
@@ -196,5 +202,4 @@ def _open(store: str, campaign: str, *, is_run: bool) -> xr.Dataset:
 
 
 def _compute(plane: xr.DataArray) -> Any:
-    with dask.config.set(scheduler="synchronous"):
-        return plane.values
+    return plane.compute(scheduler="synchronous").values

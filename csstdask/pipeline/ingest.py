@@ -24,14 +24,13 @@ from csstdask.engine.events import (
     RunStarted,
     UnitDone,
     UnitFailed,
-    UnitSkipped,
     broadcast,
 )
 from csstdask.engine.lock import DriverLock, read_owner
 from csstdask.engine.memory import Projection, check, fitting_slots
 from csstdask.engine.units import Unit
 from csstdask.engine.window import Task, failure, run_window
-from csstdask.errors import CsstdaskError, InputError, LostOwnershipError
+from csstdask.errors import CsstdaskError, InputError, LostDriverError
 from csstdask.instrument import Instrument, builtin_names, load_instrument, recognise
 from csstdask.store.campaign import Campaign, UnitFacts, create_campaign, write_unit_pixels
 from csstdask.store.fits_file import open_fits, value_of
@@ -158,7 +157,11 @@ def ingest(
     root.parent.mkdir(parents=True, exist_ok=True)
     lock_path = root.with_name(f".{root.name}.driver.json")
     with DriverLock(lock_path) as lock:
-        if existing is None and not (root / "zarr.json").exists():
+        if existing is None:
+            if (root / "zarr.json").exists():
+                raise InputError(
+                    root, "a campaign that another ingest has just made", "to be run again, now that it is there"
+                )
             create_campaign(root, camera, campaign_shape, campaign_units)
         campaign = Campaign(root, "r+")
         if camera != campaign.instrument:
@@ -318,6 +321,8 @@ def _jobs(
     """Return the units to copy: new ones, and, if asked, those whose file is another one now."""
     planned: dict[Unit, UnitSource] = {}
     jobs: list[tuple[Unit, IngestJob]] = []
+    times = dict(zip(campaign.exposures, campaign.read("exptime").tolist(), strict=False))
+    settled: dict[str, float] = {}
     for source in sources:
         unit = Unit(source.exposure, source.detector)
         try:
@@ -331,13 +336,14 @@ def _jobs(
                 continue
             if present:
                 _check_replacement(source, campaign, unit, supersede=supersede)
-            _check_exposure_time(source, campaign, planned)
+            _check_exposure_time(source, campaign, times, settled)
             if present:
                 campaign.withdraw(*_key(unit))
         except (CsstdaskError, OSError) as error:
             _note(summary, source.name, error)
             continue
         planned[unit] = source
+        settled.setdefault(unit.exposure, source.exptime)
         row, column = campaign.index(*_key(unit))
         jobs.append((unit, IngestJob(source, row, column, str(campaign.path.resolve()), campaign.instrument, driver)))
     campaign.describe_exposures([job.source.facts("", "") for _, job in jobs])
@@ -376,14 +382,18 @@ def _key(unit: Unit) -> tuple[str, int]:
     return unit.exposure, unit.detector
 
 
-def _check_exposure_time(source: UnitSource, campaign: Campaign, planned: dict[Unit, UnitSource]) -> None:
-    """Raise unless a unit's exposure time is that of the others of its exposure: there is one number for all."""
+def _check_exposure_time(
+    source: UnitSource, campaign: Campaign, times: Mapping[str, float], settled: Mapping[str, float]
+) -> None:
+    """Raise unless a unit's exposure time is that of the others of its exposure: there is one number for all.
+
+    `times` are the campaign's, `settled` those of units that this ingest is going to copy. A wrong time of an
+    exposure with several detectors can therefore not be superseded one by one: it needs a campaign of its own.
+    """
     row, column = campaign.index(source.exposure, source.detector)
     others = campaign.present[row].copy()
     others[column] = False
-    known = next((other.exptime for unit, other in planned.items() if unit.exposure == source.exposure), None)
-    if others.any():
-        known = float(campaign.read("exptime")[row])
+    known = times[source.exposure] if others.any() else settled.get(source.exposure)
     if known is not None and abs(known - source.exptime) > _SAME_TIME * max(known, 1.0):
         raise InputError(
             source.name, f"an exposure time of {source.exptime} s", f"{known} s as in the rest of {source.exposure}"
@@ -429,8 +439,6 @@ class _Registrar:
                 self.flush()
         elif isinstance(event, UnitFailed):
             self._summary.failures.append({"source": str(event.unit), "reason": event.reason})
-        elif isinstance(event, UnitSkipped):
-            self._summary.unchanged += 1
 
     def flush(self) -> None:
         self._campaign.admit(self._waiting)
@@ -467,4 +475,4 @@ def copy_unit(job: IngestJob) -> dict[str, Any]:
 def _check_driver(root: Path, driver: str) -> None:
     owner = read_owner(root.with_name(f".{root.name}.driver.json"))
     if owner is None or owner["token"] != driver:
-        raise LostOwnershipError(f"{root}: its driver no longer holds the campaign")
+        raise LostDriverError(f"{root}: its driver no longer holds the campaign")

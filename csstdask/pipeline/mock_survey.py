@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from astropy.io import fits
 
-from csstdask.engine.cluster import default_workers, limit_threads, open_cluster
+from csstdask.engine.cluster import check_scheduler, default_workers, limit_threads, open_cluster
 from csstdask.engine.events import Event, Listener, RunFinished, RunStarted, UnitDone, UnitFailed, broadcast
 from csstdask.engine.lock import DriverLock
 from csstdask.engine.units import Unit
@@ -46,7 +46,9 @@ class MockSummary:
 
     rendered: int = 0
     unchanged: int = 0
-    failures: list[dict[str, Any]] | None = None
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    stopped: str | None = None
+    """Why the rendering ended early, if it did."""
     seconds: float = 0.0
 
 
@@ -77,9 +79,10 @@ def mock(
         If the recipe cannot be drawn, or the campaign holds something else.
     """
     target = Path(to)
+    check_scheduler(scheduler)
     instrument = load_instrument(recipe.instrument)
     check_recipe(recipe, instrument)
-    summary = MockSummary(failures=[])
+    summary = MockSummary()
     workers = workers or default_workers()
     pairs = [(index, detector) for index in range(recipe.exposures) for detector in recipe.detectors]
     if as_fits:
@@ -100,7 +103,7 @@ def mock(
         for index, detector in pairs:
             exposure = recipe.exposure_ids[index]
             if campaign.is_present(exposure, detector):
-                if campaign.facts(exposure, detector).digest == unit_digest(recipe, exposure, detector):
+                if campaign.facts(exposure, detector).digest == unit_digest(recipe, instrument, exposure, detector):
                     summary.unchanged += 1
                     continue
                 raise InputError(target, f"unit {exposure}/{detector} of another recipe", "a new name for this recipe")
@@ -129,7 +132,7 @@ def _render(
                 campaign.describe_exposures([facts])  # alike for all detectors of an exposure
                 campaign.admit([facts])
             summary.rendered += 1
-        elif isinstance(event, UnitFailed) and summary.failures is not None:
+        elif isinstance(event, UnitFailed):
             unit = {"exposure": event.unit.exposure, "detector": event.unit.detector}
             summary.failures.append({**unit, "step": event.step, "reason": event.reason})
 
@@ -140,9 +143,10 @@ def _render(
     if jobs:
         with open_cluster(scheduler, workers) as slots:
             tasks = (Task(Unit(recipe.exposure_ids[job.index], job.detector), job) for job in jobs)
-            run_window(slots, tasks, render_job, emit, key=f"mock-{recipe.name}-{id(jobs)}")
+            outcome = run_window(slots, tasks, render_job, emit, key=f"mock-{recipe.name}-{id(jobs)}")
+            summary.stopped = outcome.stopped
     summary.seconds = time.perf_counter() - start
-    emit(RunFinished(summary.rendered, summary.unchanged, len(summary.failures or ()), summary.seconds))
+    emit(RunFinished(summary.rendered, summary.unchanged, len(summary.failures), summary.seconds))
 
 
 def render_job(job: MockJob) -> dict[str, Any]:

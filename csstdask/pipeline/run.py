@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from csstdask.engine.cluster import check_scheduler, open_cluster
 from csstdask.engine.events import (
     Event,
@@ -24,14 +26,14 @@ from csstdask.engine.events import (
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.lock import DriverLock
 from csstdask.engine.units import AnyOf, Selection, Unit
-from csstdask.engine.window import KILLED, Task, run_window
+from csstdask.engine.window import KILLED, LOST, Task, run_window
 from csstdask.errors import InputError, StoreError
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.plan import Plan, make_plan
 from csstdask.pipeline.steps import resolve
 from csstdask.pipeline.unit import UnitJob, process_unit, software_versions
 from csstdask.store.run import MetricsWriter, campaign_path, prepare_run
-from csstdask.store.zarr_arrays import open_group
+from csstdask.store.zarr_arrays import open_group, refuse_inside_store
 
 log = logging.getLogger("csstdask")
 
@@ -120,13 +122,7 @@ def run(
         If a live driver owns the run.
     """
     root, chosen = Path(to), selection or Selection()
-    check_scheduler(scheduler)
-    plan = make_plan(Path(campaign), resolve(steps), config or RunConfig(), chosen)
-    _check_target(root, plan)
-    total = sum(1 for _ in plan.units())
-    if total == 0 and not chosen.is_everything:
-        raise InputError("--select", "no unit", f"units of {campaign} that are present")
-    count = plan.choose_workers(scheduler, workers)
+    plan, total, count = _prepare(campaign, root, steps, chosen, config, scheduler, workers)
     ledger = Ledger(root)
     threads = plan.config.engine.threads_per_unit
     with open_cluster(scheduler, count, threads_per_unit=threads) as slots, DriverLock(ledger.lock_path) as lock:
@@ -164,6 +160,61 @@ def run(
     return summary
 
 
+def _prepare(
+    campaign: str | Path,
+    root: Path,
+    steps: Sequence[str] | None,
+    chosen: Selection,
+    config: RunConfig | None,
+    scheduler: str,
+    workers: int | None,
+) -> tuple[Plan, int, int]:
+    """Return plan, number of units and workers of a run that could begin; raise for one that could not."""
+    check_scheduler(scheduler)
+    plan = make_plan(Path(campaign), resolve(steps), config or RunConfig(), chosen)
+    _check_target(root, plan)
+    total = sum(1 for _ in plan.units())
+    if total == 0 and not chosen.is_everything:
+        raise InputError("--select", "no unit", f"units of {campaign} that are present")
+    return plan, total, plan.choose_workers(scheduler, workers)
+
+
+def foresee(
+    campaign: str | Path,
+    to: str | Path,
+    *,
+    steps: Sequence[str] | None = None,
+    selection: Selection | None = None,
+    config: RunConfig | None = None,
+    scheduler: str = "threads",
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Tell what a run would do and cost, with the arguments of `run`; write nothing.
+
+    Returns
+    -------
+    dict
+        ``units`` and ``failures`` as a run's summary has them, ``steps``, ``bytes_read``,
+        ``bytes_written_at_most``, ``memory_bytes``, ``workers``, ``seconds_estimated``, ``fingerprint``.
+    """
+    root = Path(to)
+    plan, total, count = _prepare(campaign, root, steps, selection or Selection(), config, scheduler, workers)
+    ledger, done = Ledger(root), 0
+    for unit, _, _ in plan.units():
+        wanted = plan.fingerprints(plan.campaign.facts(unit.exposure, unit.detector))
+        done += len(ledger.read(unit).fresh(root, wanted)) == len(wanted)
+    pending = total - done
+    return {
+        **Summary(total=total, skipped=done, fingerprint=plan.fingerprint).to_json(),
+        "steps": [step.name for step in plan.steps],
+        "bytes_read": pending * plan.pixels * 12,
+        "bytes_written_at_most": pending * plan.stored_bytes(),
+        "memory_bytes": plan.projection(scheduler, count).total,
+        "workers": count,
+        "seconds_estimated": pending * plan.unit_seconds() / count,
+    }
+
+
 def _attributes(root: Path, plan: Plan, chosen: Selection) -> dict[str, Any]:
     """Return what the store says of the run: this command's settings, and the steps and units of all so far."""
     before: dict[str, Any] = dict(open_group(root, "run").attrs) if (root / "zarr.json").exists() else {}
@@ -186,7 +237,9 @@ def _check_target(root: Path, plan: Plan) -> None:
         raise StoreError(f"{root}: found a file; wanted a folder for the run, or none")
     if (root / "zarr.json").exists():
         open_group(root, "run")
-    elif root.is_dir() and any(not item.name.lstrip(".").startswith("driver.json") for item in root.iterdir()):
+        return
+    refuse_inside_store(root)
+    if root.is_dir() and any(not item.name.lstrip(".").startswith("driver.json") for item in root.iterdir()):
         raise StoreError(f"{root}: found a folder that is no run; wanted a csstdask run, or a new name")
 
 
@@ -239,7 +292,11 @@ class _Bookkeeper:
                     "reason": event.reason,
                 }
             )
-            self._put(event.unit, {})
+            if event.step == LOST:
+                self._metrics.discard()  # they are the other driver's to write
+                return
+            steps = self._ledger.read(event.unit).steps.values()
+            self._put(event.unit, {name: value for step in steps for name, value in step.metrics.items()})
             if event.step in _UNRECORDED:
                 why = {"step": event.step, "reason": event.reason}
                 with contextlib.suppress(OSError):
@@ -266,10 +323,16 @@ def plan_of_run(path: str | Path, campaign: str | Path | None = None) -> Plan:
         raise StoreError(f"{root}: found a run that was stopped before it began; wanted one to look at (run it again)")
     selections: Any = attributes["selections"]
     steps: Any = attributes["steps"]
+    try:
+        config = RunConfig.model_validate(attributes["config"])
+    except ValidationError as error:
+        raise StoreError(
+            f"{root}: found settings of another version ({error.error_count()} unknown); wanted ours"
+        ) from None
     return make_plan(
         campaign_path(root, campaign),
         resolve(steps),
-        RunConfig.model_validate(attributes["config"]),
+        config,
         AnyOf(tuple(Selection(tuple(one["exposures"]), frozenset(one["detectors"])) for one in selections)),
     )
 

@@ -36,7 +36,7 @@ def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset
     -------
     xarray.Dataset
         The run's products and metrics, its campaign's coordinates, and the views ``clean``, ``clean_wht``,
-        ``flag_out`` and ``cr_mask_input``. It has the campaign's ``.csst`` accessor too.
+        ``flag_out`` and ``cr_mask_input``; of its ``.csst`` accessor, what needs no raw planes.
 
     Raises
     ------
@@ -54,6 +54,7 @@ def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset
     dataset.attrs |= {"path": str(root), "campaign_path": str(source_path), "instrument": source.attrs["instrument"]}
     flags = validate_instrument(source.attrs["instrument"], str(root)).flags
     incoming = np.int32(flags.incoming_cosmic_ray_mask)
+    dataset["header"] = source["header"]
     dataset["cr_mask_input"] = (source["flag"] & incoming) != 0
     if "repair" not in dataset:
         return dataset
@@ -109,7 +110,9 @@ def restore_weight(
     instrument: Instrument,
 ) -> npt.NDArray[np.float32]:
     """Return one frame's weights [units^-2], re-estimated under incoming cosmic-ray bits where they are 0."""
-    zeroed = (wht == 0) & ((flag & instrument.flags.incoming_cosmic_ray_mask) != 0) & np.isfinite(sci)
+    flags = instrument.flags
+    zeroed = (wht == 0) & ((flag & flags.incoming_cosmic_ray_mask) != 0) & np.isfinite(sci)
+    zeroed &= (flag & flags.ignore_mask) == 0  # what is bad for another reason stays unusable
     if not zeroed.any() or not np.isfinite(noise).all():
         return wht
     scale = electrons_per_unit(units, float(exptime), float(gain))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +12,8 @@ import numpy.typing as npt
 from astropy.io import fits
 
 from csstdask.errors import InputError
+from csstdask.quiet import no_warnings
 
-_OPEN_LOCK = threading.Lock()
 _COMPRESSED = {".gz", ".fz", ".bz2", ".xz"}
 
 
@@ -23,9 +21,7 @@ _COMPRESSED = {".gz", ".fz", ".bz2", ".xz"}
 def open_fits(path: Path) -> Iterator[fits.HDUList]:
     """Open a FITS file, plain or compressed; InputError if it is none or is cut short."""
     try:
-        # A warning filter is shared by all threads of a process: one at a time, and only around the parsing.
-        with _OPEN_LOCK, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with no_warnings():
             hdus = fits.open(path, memmap=False, lazy_load_hdus=False)
     except FileNotFoundError:
         raise InputError(path, "no such file", "a FITS file") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def write_unit(
     header: str,
     primary_header: str,
     units: str,
-    cards: Iterable[tuple[str, Any, str]] = (),
+    cards: Iterable[tuple[str, Any, str | None]] = (),
 ) -> None:
     """Write one unit's planes and headers, whole or not at all.
 
@@ -75,9 +74,7 @@ def write_unit(
     flags = fits.ImageHDU(np.ascontiguousarray(flag, dtype=np.int32), header=_world(science.header), name="FLG")
     draft = path.with_name(f".{path.name}.partial")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", fits.verify.VerifyWarning)
-            fits.HDUList([primary, science, weight, flags]).writeto(draft, overwrite=True, output_verify="silentfix")
+        fits.HDUList([primary, science, weight, flags]).writeto(draft, overwrite=True, output_verify="silentfix+ignore")
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

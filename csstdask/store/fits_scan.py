@@ -63,6 +63,8 @@ class UnitSource:
     bias_level: float = 0.0
     saturation: float | None = None
     adc_limit: float | None = None
+    flag_rules: str = ""
+    """How flags become bits."""
     bad_pixel_map: str | None = None
 
     @property
@@ -85,7 +87,7 @@ class UnitSource:
         """Return the identity of the unit: SHA-256 of its files, of where in them it lies and of how it is read."""
         planes = [plane and plane.hdu for plane in (self.sci, self.weight, self.flag)]
         values = [self.detector, self.trim, self.overscan, self.weight_kind, self.gain, self.read_noise]
-        values += [self.bias_level, self.saturation, self.adc_limit, self.units]
+        values += [self.bias_level, self.saturation, self.adc_limit, self.units, self.flag_rules]
         parts = [NUMERICS_VERSION, [sha256_file(Path(path)) for path in self.files], planes, values]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -328,6 +330,7 @@ def _scan_unit(path: Path, hdus: fits.HDUList, instrument: Instrument, layout: L
         bias_level=(electronics.bias_level or 0.0) if units.startswith("adu") else 0.0,
         saturation=electronics.saturation,
         adc_limit=electronics.adc_limit if units == "adu" else None,
+        flag_rules=instrument.flags.model_dump_json(include={"encoding", "codes", "bits", "bad"}),
         bad_pixel_map=electronics.bad_pixel_map,
     )
 

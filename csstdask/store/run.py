@@ -135,6 +135,8 @@ def campaign_path(path: Path, campaign: str | Path | None = None) -> Path:
     if campaign is not None:
         return Path(campaign)
     group = open_group(path, "run")
+    if "campaign" not in group.attrs:
+        raise StoreError(f"{path}: found a run that was stopped before it began; wanted one to look at (run it again)")
     return Path(os.path.normpath(path / str(group.attrs["campaign"])))
 
 
@@ -148,6 +150,10 @@ class MetricsWriter:
     def put(self, row: int, column: int, metrics: Mapping[str, float | int | None]) -> None:
         """Take one unit's metrics; a name without a value becomes NaN."""
         self._pending[row, column] = metrics
+
+    def discard(self) -> None:
+        """Forget what was gathered."""
+        self._pending.clear()
 
     @property
     def due(self) -> bool:

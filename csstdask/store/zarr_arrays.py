@@ -91,11 +91,18 @@ def open_group(path: Path, kind: str, mode: str = "r") -> zarr.Group:
     return group
 
 
+def refuse_inside_store(target: Path) -> None:
+    """Raise StoreError for a target that lies in a Zarr store: stores are not nested."""
+    for folder in (target, *target.absolute().parents):
+        if (folder / "zarr.json").exists():
+            raise StoreError(f"{target}: found a place inside the store {folder}; wanted one of its own")
+
+
 def get_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     """Return an array of a group, set to write empty chunks."""
-    array = group[name]
+    array = group.get(name)
     if not isinstance(array, zarr.Array):
-        raise StoreError(f"{group.store}: {name} is not an array")
+        raise StoreError(f"{group.store_path}: found no array {name}; wanted a whole store")
     return array.with_config(_WRITE_EMPTY)
 
 

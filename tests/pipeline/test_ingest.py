@@ -247,3 +247,22 @@ def test_ids_that_are_no_folder_names(tmp_path, obsid):
     else:
         with pytest.raises(InputError, match="an id of an exposure"):
             ingest([path], tmp_path / "c.zarr")
+
+
+def test_a_campaign_that_appears_meanwhile_is_respected(tmp_path, monkeypatch):
+    """Two first ingests at once: the second one checks nothing against a campaign it has not seen, and says so."""
+    import csstdask.pipeline.ingest as module
+
+    target = tmp_path / "c.zarr"
+    first, second = level_1(tmp_path, 7), level_1(tmp_path, 8)
+    original = module._scan_all
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(module, "_scan_all", original)
+        ingest([first], target)
+        return original(*arguments)
+
+    monkeypatch.setattr(module, "_scan_all", meanwhile)
+    with pytest.raises(InputError, match="another ingest has just made"):
+        ingest([second], target)
+    assert ingest([second], target).added == 1

@@ -82,9 +82,10 @@ def test_asked_to_stop_it_stops_and_says_so(campaign, reference, tmp_path, numbe
     """Ctrl-C reaches the whole process group, as from a terminal; SIGTERM the driver, as from a batch system."""
     path = tmp_path / "run.zarr"
     command = [*COMMAND, "run", str(campaign), "--to", str(path), "--workers", "1", "--scheduler", scheduler]
-    # Whoever runs the tests in the background has Ctrl-C ignored, and children inherit that.
-    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed)
+    # Whoever runs the tests in the background has Ctrl-C ignored, and children inherit that: heed it again.
+    heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    heeding = [sys.executable, "-c", heed]
+    driver = subprocess.Popen([*heeding, *command], stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for_more_records(path, driver, 0)
     if number == signal.SIGINT:
         os.killpg(driver.pid, number)

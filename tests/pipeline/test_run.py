@@ -179,7 +179,9 @@ def test_a_failing_unit_is_recorded_and_tried_again(small_campaign, tmp_path, mo
     seen = status(path)
     assert (seen.done, seen.failed) == (2, 2)
     assert seen.failures[0]["reason"] == "ArithmeticError: no numbers left"
-    assert np.isnan(csstdask.open_run(path)["n_cr_pixels"].values[:, 1]).all()
+    dataset = csstdask.open_run(path)
+    assert np.isnan(dataset["n_unrepaired_pixels"].values[:, 1]).all()
+    assert np.isfinite(dataset["n_cr_pixels"].values).all()
     again = run(small_campaign, path)
     assert (again.done, again.skipped, again.failed) == (2, 2, 0)
     assert status(path).failures == []
@@ -350,3 +352,68 @@ def test_nothing_is_written_for_a_run_that_cannot_be(small_campaign, tmp_path):
     with pytest.raises(InputError, match="--select"):
         run(small_campaign, tmp_path / "r.zarr", selection=parse_selection("detector=30"))
     assert not (tmp_path / "r.zarr").exists()
+
+
+def test_a_driver_that_lost_its_run_stops_and_writes_nothing_more(small_campaign, tmp_path):
+    """Another driver's token in the lock: no records, no metrics, a reason."""
+    path = tmp_path / "run.zarr"
+    lock = Ledger(path).lock_path
+
+    def usurp(event):
+        if isinstance(event, UnitDone) and json.loads(lock.read_text())["token"] != "theirs":
+            lock.write_text(json.dumps(json.loads(lock.read_text()) | {"token": "theirs"}))
+
+    summary = run(small_campaign, path, workers=1, listeners=[usurp])
+    assert "no longer holds" in summary.stopped
+    assert summary.done <= 2
+    assert len(list(path.glob("ledger/*/*.json"))) <= 2
+    assert not [p for p in path.glob("ledger/*/*.json") if json.loads(p.read_text())["failure"]]
+    assert json.loads(lock.read_text())["token"] == "theirs"
+
+
+def test_metrics_of_steps_before_a_failure_stay(small_campaign, tmp_path):
+    from csstdask.pipeline.steps import STEPS
+
+    def fail(frame, config):
+        raise ArithmeticError("always")
+
+    original = STEPS["detect"].body
+    object.__setattr__(STEPS["detect"], "body", fail)
+    try:
+        assert run(small_campaign, tmp_path / "run.zarr").failed == 4
+    finally:
+        object.__setattr__(STEPS["detect"], "body", original)
+    dataset = xr.open_zarr(tmp_path / "run.zarr")
+    assert np.isfinite(dataset["sky_level"].values).all()
+    assert np.isnan(dataset["n_cr_pixels"].values).all()
+
+
+def test_what_is_foreseen_is_what_is_left(small_campaign, reference, tmp_path):
+    from csstdask.pipeline.run import foresee
+
+    path = tmp_path / "run.zarr"
+    shutil.copytree(reference, path)
+    (path / "ledger/10100000001/7.json").unlink()
+    facts = foresee(small_campaign, path)
+    assert facts["units"] == {"total": 4, "done": 0, "skipped": 3, "failed": 0, "pending": 1}
+    assert facts["bytes_read"] == 192 * 160 * 12
+    with pytest.raises(InputError, match="--select"):
+        foresee(small_campaign, path, selection=parse_selection("detector=30"))
+
+
+def test_stores_are_not_nested_and_broken_ones_are_named(small_campaign, reference, tmp_path):
+    from csstdask.pipeline.export import export
+
+    with pytest.raises(StoreError, match="inside the store"):
+        run(small_campaign, small_campaign / "sub.zarr")
+    with pytest.raises(StoreError, match="inside the store"):
+        export(reference, reference / "fits")
+    shutil.copytree(small_campaign, tmp_path / "c.zarr")
+    shutil.rmtree(tmp_path / "c.zarr" / "sci")
+    with pytest.raises(StoreError, match="no array sci"):
+        run(tmp_path / "c.zarr", tmp_path / "r.zarr")
+    shutil.copytree(reference, tmp_path / "run.zarr")
+    group = zarr.open_group(tmp_path / "run.zarr", use_consolidated=False)
+    group.attrs["config"] = {"detect": {"sharpness": 3}}
+    with pytest.raises(StoreError, match="settings of another version"):
+        status(tmp_path / "run.zarr", campaign=small_campaign)

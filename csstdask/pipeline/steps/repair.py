@@ -26,7 +26,7 @@ def repair_pixels(frame: Frame, config: RunConfig) -> Output:
 
 REPAIR = Step(
     name="repair",
-    requires=("detect",),
+    requires=("background", "detect"),
     kinds=frozenset({"imaging", "slitless", "dark"}),
     numerics_version=2,
     body=repair_pixels,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import warnings
-
 import numpy as np
 import numpy.typing as npt
 from astropy.io.fits import Header
@@ -14,9 +11,8 @@ from csstdask.instrument import celestial_wcs
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Output, Step, Table
+from csstdask.quiet import no_warnings
 
-#: Warning filters are shared by the threads of a process, and WCS parsing warns about harmless keywords.
-_WCS_LOCK = threading.Lock()
 #: Half the side of the box in which a source's hit pixels are counted, in semi-major axes.
 _REACH = 3.0
 
@@ -99,8 +95,7 @@ def _sky_position(
     nowhere = np.full(len(x), np.nan)
     if not header or not len(x):
         return nowhere, nowhere.copy()
-    with _WCS_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with no_warnings():
         try:
             wcs = celestial_wcs(Header.fromstring(header, sep="\n"))
         except (ValueError, KeyError):
