@@ -25,9 +25,11 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 bench: $(VENV)/installed-dev
+	$(PIP) --editable '.[bench]'
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/lacosmic_settings.py
+	$(BIN)/python benchmarks/cosmicray.py
 	$(BIN)/python benchmarks/readme_tables.py
 
 lint: $(VENV)/installed-dev

@@ -14,7 +14,19 @@ from typing import Any
 import psutil
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("csstdask", "numpy", "scipy", "numba", "zarr", "dask", "distributed", "astropy", "astroscrappy", "sep")
+PACKAGES = (
+    "csstdask",
+    "numpy",
+    "scipy",
+    "numba",
+    "zarr",
+    "dask",
+    "distributed",
+    "astropy",
+    "astroscrappy",
+    "sep",
+    "torch",
+)
 
 
 def processor() -> str:

@@ -39,8 +39,10 @@ Workers = Annotated[
 Log = Annotated[Path | None, typer.Option("--log", help="Append one JSON object a line and event to this file.")]
 CampaignOption = Annotated[Path | None, typer.Option(help="Where the campaign lies, if it has moved.")]
 
-TRAINABLE: tuple[str, ...] = ()
-EVALUABLE: tuple[str, ...] = ()
+DataOption = Annotated[Path | None, typer.Option(help="Folder of real events and frames; none: mock data alone.")]
+
+TRAINABLE: tuple[str, ...] = ("cosmicray",)
+EVALUABLE: tuple[str, ...] = ("cosmicray",)
 
 
 @app.command()
@@ -210,22 +212,43 @@ def export(
 
 
 @app.command()
-def train(target: Annotated[str, typer.Argument(help="What to train.")]) -> None:
-    """Train a network."""
-    _no_target("train", target, TRAINABLE)
+def train(
+    target: Annotated[str, typer.Argument(help="What to train: cosmicray.")],
+    to: Annotated[Path, typer.Option(help="Folder of the training; gone on with if it is there.")],
+    config: Annotated[Path | None, typer.Option(help="Settings, a TOML.")] = None,
+    data: DataOption = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over fresh examples.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cpu.")] = None,
+) -> None:
+    """Train a network; killed, it goes on where it was."""
+    _check_target("train", target, TRAINABLE)
+    from csstdask.cosmicray.train import load_training_config, train_cosmicray
+
+    settings = load_training_config(
+        config, data=None if data is None else str(data.resolve()), epochs=epochs, device=device
+    )
+    _say(f"card {train_cosmicray(settings, to, announce=_say)}")
 
 
 @app.command()
-def evaluate(target: Annotated[str, typer.Argument(help="What to evaluate.")]) -> None:
-    """Evaluate a network or method."""
-    _no_target("evaluate", target, EVALUABLE)
+def evaluate(
+    target: Annotated[str, typer.Argument(help="What to evaluate: cosmicray.")],
+    to: Annotated[Path | None, typer.Option(help="Folder for the figures, as JSON.")] = None,
+    data: DataOption = None,
+    model: Annotated[str, typer.Option(help="A name that `csstdask models` lists, or a card's path.")] = "default",
+) -> None:
+    """Evaluate a network beside the classical method."""
+    _check_target("evaluate", target, EVALUABLE)
+    from csstdask.cosmicray.evaluate import evaluate_cosmicray, table
+
+    for line in table(evaluate_cosmicray(model, data, to)):
+        typer.echo(line)
 
 
-def _no_target(verb: str, target: str, known: tuple[str, ...]) -> NoReturn:
-    _say(
-        f"csstdask {verb}: found {target!r}; wanted one of: {', '.join(known) or 'nothing yet, there are no networks'}"
-    )
-    raise typer.Exit(2)
+def _check_target(verb: str, target: str, known: tuple[str, ...]) -> None:
+    if target not in known:
+        _say(f"csstdask {verb}: found {target!r}; wanted one of: {', '.join(known)}")
+        raise typer.Exit(2)
 
 
 @app.command()

@@ -59,6 +59,25 @@ def adaptive_median(
     return _median_gpu(data, target, donor, least_donors, largest_radius)
 
 
+def filled(data: Any, mask: Any, fallback: Any) -> Any:
+    """Return a frame whose masked pixels hold the median of their unmasked neighbours.
+
+    Parameters
+    ----------
+    data : array (y, x), float32 or float64
+        Not changed.
+    mask : bool array (y, x)
+        Pixels to fill.
+    fallback : array (y, x)
+        What a pixel gets that has no unmasked neighbour within reach.
+    """
+    xp = namespace_of(data)
+    median, _, _ = adaptive_median(data, mask, ~mask)
+    result = data.copy()
+    result[mask] = xp.where(xp.isfinite(median), median, fallback[mask])
+    return result
+
+
 @numba.njit(nogil=True, cache=True)
 def _median_cpu(
     data: npt.NDArray[Any],

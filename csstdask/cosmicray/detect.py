@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from csstdask.arrays.background import measure
-from csstdask.arrays.median import adaptive_median
-from csstdask.arrays.namespace import namespace_of, open_door, to_host
-from csstdask.cosmicray.card import ModelCard, find_card
-from csstdask.cosmicray.noise import frame_variance
+from csstdask.arrays.namespace import namespace_of, open_door
+from csstdask.cosmicray.card import find_card
+from csstdask.cosmicray.lacosmic import lacosmic
+from csstdask.cosmicray.view import BOX, View, view_frame
+from csstdask.nn.card import ModelCard
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Detection:
     mask : bool array (y, x)
         Where probability >= threshold.
     probability : float32 array (y, x)
-        That a pixel is hit; 0 where the input was masked or not finite. L.A.Cosmic decides without a
-        probability: 0 or 1.
+        That a pixel is hit, calibrated on the model's validation split; 0 where the input was masked or not
+        finite. L.A.Cosmic decides without a probability: 0 or 1.
     threshold : float
         The one that was used.
     model : ModelCard
@@ -61,9 +61,10 @@ def detect(
     threshold : float, optional
         In [0, 1]; by default the model card's.
     model : str
-        ``default`` or a name that ``csstdask models`` lists. Now: ``lacosmic`` (van Dokkum 2001, PASP 113, 1420).
+        ``default``, a name that ``csstdask models`` lists (``unet``; ``lacosmic``: van Dokkum 2001, PASP 113,
+        1420), or the path of a card that ``csstdask train cosmicray`` wrote.
     device : optional
-        Where a network would run; L.A.Cosmic runs on the host.
+        Where a network runs, by default where the data is; L.A.Cosmic runs on the host.
 
     Returns
     -------
@@ -73,9 +74,12 @@ def detect(
     Raises
     ------
     ValueError
-        If shapes differ, `data` is not 2-D, the threshold is out of range or the model is unknown.
+        If shapes differ, `data` is not 2-D, the threshold is out of range, the model is unknown or this
+        machine has not the device.
+    InputError
+        If the model's card or weights cannot be used.
     """
-    del detector, device  # a classical method knows neither
+    del detector  # one model for all of them, so far
     card = find_card("cosmicray", model)
     cut = card.threshold if threshold is None else threshold
     if cut is None or not 0 <= cut <= 1:
@@ -90,11 +94,23 @@ def detect(
         variance = door.take(error, np.float32)
         _check_shape("error", variance, frame)
         variance = variance * variance
-    hit = _lacosmic(frame, variance, ignore, card.parameters)
     xp = namespace_of(frame)
-    hit = xp.asarray(hit) & ~ignore
-    probability = hit.astype(np.float32)
+    if bool(ignore.all()):
+        probability = xp.zeros(frame.shape, dtype=np.float32)
+    else:
+        view = view_frame(frame, variance, ignore, box=card.normalisation.get("box", BOX))
+        probability = xp.asarray(_probability(view, card, device), dtype=np.float32)
+        probability[ignore] = 0
     return Detection(door.give((probability >= cut) & ~ignore), door.give(probability), float(cut), card)
+
+
+def _probability(view: View, card: ModelCard, device: Any) -> Any:
+    """Return the probability of a hit, from whichever method a card describes."""
+    if not card.architecture:
+        return lacosmic(view, card.parameters)
+    from csstdask.cosmicray.unet import probability  # noqa: PLC0415  torch takes seconds to import
+
+    return probability(view, card, device=device)
 
 
 def ignored_pixels(door: Any, frame: Any, mask: Any) -> Any:
@@ -111,42 +127,3 @@ def ignored_pixels(door: Any, frame: Any, mask: Any) -> Any:
 def _check_shape(name: str, array: Any, frame: Any) -> None:
     if array.shape != frame.shape:
         raise ValueError(f"{name}: found shape {array.shape}; wanted that of data, {frame.shape}")
-
-
-def _lacosmic(frame: Any, variance: Any, ignore: Any, parameters: dict[str, Any]) -> np.ndarray[Any, Any]:
-    """Run L.A.Cosmic on the host.
-
-    Ignored pixels are filled from their neighbours instead of being passed as a mask: astroscrappy grows the
-    mask it is given by a pixel, and would miss every cosmic ray beside a bad column or a hot pixel.
-    """
-    import astroscrappy  # noqa: PLC0415
-
-    xp = namespace_of(frame)
-    if bool(ignore.all()):
-        return np.zeros(frame.shape, dtype=bool)
-    frame = frame.astype(np.float32, copy=False)
-    known = None if variance is None else xp.isfinite(variance) & (variance > 0)
-    holes = bool(ignore.any())
-    if holes or known is None or not bool(known.all()):
-        mesh = measure(frame, ignore)
-        if holes:
-            frame = _filled(frame, ignore, mesh.background_at())
-        if known is None:
-            variance = frame_variance(frame, ignore, mesh)
-        elif not bool(known.all()):
-            variance = xp.where(known, variance, frame_variance(frame, ignore, mesh))
-    # A noiseless frame (constant, or made by hand) would divide by zero.
-    variance = xp.maximum(variance, np.float32(1e-12), dtype=np.float32)
-    hit, _ = astroscrappy.detect_cosmics(
-        to_host(frame), invar=to_host(variance), gain=1.0, satlevel=np.inf, **parameters
-    )
-    return np.asarray(hit)
-
-
-def _filled(frame: Any, ignore: Any, background: Any) -> Any:
-    """Return a frame whose ignored pixels hold the median of their neighbours, far from any the background."""
-    xp = namespace_of(frame)
-    median, _, _ = adaptive_median(frame, ignore, ~ignore)
-    filled = frame.copy()
-    filled[ignore] = xp.where(xp.isfinite(median), median, background[ignore])
-    return filled

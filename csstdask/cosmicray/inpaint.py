@@ -9,9 +9,10 @@ import numpy as np
 
 from csstdask.arrays.median import adaptive_median
 from csstdask.arrays.namespace import namespace_of, open_door
-from csstdask.cosmicray.card import ModelCard, find_card
+from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.detect import ignored_pixels
 from csstdask.cosmicray.noise import frame_variance
+from csstdask.nn.card import ModelCard
 
 #: How many donors' worth of trust the noise model has against the donors' own scatter.
 _PRIOR_WEIGHT = 4.0

@@ -13,7 +13,7 @@ import re
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from csstdask.instrument.units import Units
 
@@ -60,6 +60,23 @@ class Detector(Electronics):
     band: str | None = None
 
 
+def _spread(detectors: object) -> object:
+    """Turn ``{ ids = "1-62" }`` into that many detectors that are alike."""
+    if not isinstance(detectors, (list, tuple)):
+        return detectors
+    spread: list[object] = []
+    for item in detectors:
+        if not isinstance(item, dict) or "ids" not in item:
+            spread.append(item)
+            continue
+        match = re.fullmatch(r"(\d+)-(\d+)", str(item["ids"]))
+        if match is None or "id" in item:
+            raise ValueError(f"detectors: ids = {item['ids']!r} is not a range such as '1-62', or stands beside an id")
+        rest = {key: value for key, value in item.items() if key != "ids"}
+        spread += [{"id": number} | rest for number in range(int(match[1]), int(match[2]) + 1)]
+    return spread
+
+
 class Override(Electronics):
     """Values that hold for some detectors during some time."""
 
@@ -90,6 +107,11 @@ class Flags(_Model):
     encoding: Literal["bits", "codes"] = "bits"
     bits: dict[str, int] = Field(description="meaning -> mask, one bit each")
     codes: dict[str, tuple[int, ...]] = Field(default_factory=dict, description="meaning -> codes in the file")
+    plane_keyword: str | None = Field(
+        None, description="what begins the keywords of the file's own plane numbers, as MP_ in MP_SAT = 1"
+    )
+    other: str | None = Field(None, description="with plane_keyword: the bit for planes that `bits` does not name")
+    bad_values: tuple[float, ...] | None = Field(None, description="values of the science plane that mean 'bad'")
     cosmic_ray: str = Field("cosmic_ray", description="the bit that export sets where csstdask found one")
     incoming_cosmic_ray: tuple[str, ...] = Field(
         ("cosmic_ray",), description="bits in which the files' own pipeline reports cosmic rays"
@@ -100,7 +122,7 @@ class Flags(_Model):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Flags:
-        for key in ("cosmic_ray", "inpainted"):
+        for key in ("cosmic_ray", "inpainted", *(("bad",) if self.bad_values else ())):
             if getattr(self, key) not in self.bits:
                 raise ValueError(f"flags.{key} = {getattr(self, key)!r} is not one of flags.bits {sorted(self.bits)}")
         for key in ("incoming_cosmic_ray", "ignore_flags"):
@@ -115,6 +137,8 @@ class Flags(_Model):
                 raise ValueError(f"flags.bits.{name} = {value} is not one bit below 2^31")
         if len(set(self.bits.values())) != len(self.bits):
             raise ValueError("flags.bits gives two meanings to one bit")
+        if (self.plane_keyword is None) != (self.other is None) or self.other not in {None, *self.bits}:
+            raise ValueError("flags.plane_keyword and flags.other, one of flags.bits, go together")
         if self.encoding == "codes" and not self.codes:
             raise ValueError("flags.encoding = 'codes' needs flags.codes")
         if set(self.ignore_flags) & set(self.incoming_cosmic_ray):
@@ -260,9 +284,10 @@ class Instrument(_Model):
     name: str
     description: str = ""
     shape: tuple[int, int] | None = Field(None, description="nominal (y, x) of one detector")
+    pixel_size: tuple[float, float] | None = Field(None, description="(y, x) on the detector [um]")
     units: Units = "electron"
     kind: Kind = "imaging"
-    detectors: tuple[Detector, ...] = Field(min_length=1)
+    detectors: Annotated[tuple[Detector, ...], BeforeValidator(_spread)] = Field(min_length=1)
     electronics: Electronics = Electronics()
     overrides: tuple[Override, ...] = ()
     flags: Flags

@@ -21,8 +21,10 @@ from csstdask.mock.recipe import Sky
 ZERO_POINTS = {"NUV": 24.0, "u": 25.0, "g": 26.23, "r": 26.04, "i": 25.85, "z": 25.27, "y": 24.4}
 SKY_RATES = {"NUV": 0.01, "u": 0.04, "g": 0.159, "r": 0.206, "i": 0.214, "z": 0.127, "y": 0.06}
 
-#: (share of the light, sigma [pixel]): full width at half maximum near 1.9 pixels.
-PSF = ((0.85, 0.78), (0.15, 2.0))
+#: Gaussians that sum to a point spread function: (share of the light, sigma [pixel]) of each.
+GaussianPsf = tuple[tuple[float, float], ...]
+#: Full width at half maximum near 1.9 pixels.
+PSF: GaussianPsf = ((0.85, 0.78), (0.15, 2.0))
 _OVERSAMPLING = 5
 _LARGEST_STAMP = 60
 
@@ -72,28 +74,30 @@ def draw_catalogue(rng: np.random.Generator, sky: Sky, shape: tuple[int, int], b
     )
 
 
-def draw_scene(catalogue: Catalogue, shape: tuple[int, int], sky_rate: float) -> npt.NDArray[np.float64]:
+def draw_scene(
+    catalogue: Catalogue, shape: tuple[int, int], sky_rate: float, psf: GaussianPsf = PSF
+) -> npt.NDArray[np.float64]:
     """Return the expected image [e-/s/pixel], sky included."""
     image = np.full(shape, sky_rate)
     for i in range(len(catalogue.x)):
         if catalogue.is_star[i]:
-            half, stamp = _star(catalogue.x[i], catalogue.y[i])
+            half, stamp = _star(catalogue.x[i], catalogue.y[i], psf)
         else:
-            half, stamp = _galaxy(catalogue, i)
+            half, stamp = _galaxy(catalogue, i, psf)
         _add(image, catalogue.flux[i] * stamp, round(catalogue.y[i]) - half, round(catalogue.x[i]) - half)
     return image
 
 
-def _star(x: float, y: float, half: int = 14) -> tuple[int, npt.NDArray[np.float64]]:
+def _star(x: float, y: float, psf: GaussianPsf, half: int = 14) -> tuple[int, npt.NDArray[np.float64]]:
     edges = np.arange(-half, half + 2) - 0.5
     total = np.zeros((2 * half + 1, 2 * half + 1))
-    for share, sigma in PSF:
+    for share, sigma in psf:
         in_x, in_y = (np.diff(erf((edges - (centre - round(centre))) / (sigma * 2**0.5))) / 2 for centre in (x, y))
         total += share * np.outer(in_y, in_x)
     return half, total
 
 
-def _galaxy(catalogue: Catalogue, i: int) -> tuple[int, npt.NDArray[np.float64]]:
+def _galaxy(catalogue: Catalogue, i: int, psf: GaussianPsf) -> tuple[int, npt.NDArray[np.float64]]:
     radius, ratio, angle = catalogue.half_light_radius[i], catalogue.axis_ratio[i], catalogue.angle[i]
     half = int(min(_LARGEST_STAMP, np.ceil(4 * radius) + 6))
     n = _OVERSAMPLING * (2 * half + 1)
@@ -104,7 +108,7 @@ def _galaxy(catalogue: Catalogue, i: int) -> tuple[int, npt.NDArray[np.float64]]
     across = (dy * np.cos(angle) - dx * np.sin(angle)) / ratio
     disk = np.exp(-1.678 * np.hypot(along, across) / radius)  # half of the light within `radius`
     disk /= disk.sum()
-    blurred = sum(share * gaussian_filter(disk, sigma * _OVERSAMPLING, mode="constant") for share, sigma in PSF)
+    blurred = sum(share * gaussian_filter(disk, sigma * _OVERSAMPLING, mode="constant") for share, sigma in psf)
     side = 2 * half + 1
     binned: npt.NDArray[Any] = np.asarray(blurred).reshape(side, _OVERSAMPLING, side, _OVERSAMPLING).sum(axis=(1, 3))
     return half, binned

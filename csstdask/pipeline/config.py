@@ -25,22 +25,25 @@ class BackgroundSettings(_Settings):
 def _model_for(task: str) -> AfterValidator:
     def check(name: str) -> str:
         find_card(task, name)
-        return name
+        return str(Path(name).resolve()) if name.endswith(".json") else name  # workers have folders of their own
 
     return AfterValidator(check)
+
+
+_MODEL_HELP = "a name that `csstdask models` lists, or the path of a model card"
 
 
 class DetectSettings(_Settings):
     """Cosmic-ray detection."""
 
-    model: Annotated[str, _model_for("cosmicray")] = Field("default", description="a name that `csstdask models` lists")
+    model: Annotated[str, _model_for("cosmicray")] = Field("default", description=_MODEL_HELP)
     threshold: float | None = Field(None, ge=0, le=1, description="probability; default: the model card's")
 
 
 class RepairSettings(_Settings):
     """Repair of hit pixels."""
 
-    model: Annotated[str, _model_for("inpaint")] = Field("default", description="a name that `csstdask models` lists")
+    model: Annotated[str, _model_for("inpaint")] = Field("default", description=_MODEL_HELP)
 
 
 class SourcesSettings(_Settings):

@@ -64,7 +64,7 @@ class Step:
     settings: Callable[[RunConfig], dict[str, Any]]
     """What of the configuration decides its result, resolved: a default and its value are the same."""
     model: Callable[[RunConfig], str | None]
-    """SHA-256 of its model."""
+    """Identity of its model: a SHA-256 of everything in it that decides a result."""
     products: tuple[Product, ...] = ()
     """Arrays it writes."""
     table: str | None = None

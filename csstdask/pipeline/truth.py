@@ -9,6 +9,7 @@ import numpy as np
 
 from csstdask.engine.ledger import Ledger
 from csstdask.pipeline.run import plan_of_run
+from csstdask.store.run import campaign_path
 from csstdask.store.zarr_arrays import read_shard
 
 #: The CSST rejection paper's definitions: any charge counts for precision, more than the read noise for recall.
@@ -42,6 +43,13 @@ class Score:
             f"{self.recall_visible:.3f} above {VISIBLE_SIGMA:.0f} sigma"
         )
         return [detection, f"repair: pull {self.repair_bias:+.2f} +- {self.repair_pull:.2f}"]
+
+
+def has_truth(run: str | Path, campaign: str | Path | None = None) -> bool:
+    """Tell whether a run can be scored: a mock campaign, and the steps that a score is about."""
+    root = Path(run)
+    wanted = [campaign_path(root, campaign) / "truth" / "cr", root / "cr_mask", root / "repair_variance"]
+    return all((folder / "zarr.json").is_file() for folder in wanted)
 
 
 def score_run(run: str | Path, campaign: str | Path | None = None) -> Score:

@@ -1,38 +1,50 @@
-"""A small plain page: what was done, what failed, what the cosmic rays look like, before and after."""
+"""One self-contained HTML page about a run: the night at a glance, what failed, what it cost, what was found.
+
+From the top: is it done, does any detector stand out, what failed, how fast it went, how the cosmic rays compare
+with expectation and with the files' own pipeline, how it scores against truth where there is one, and what
+it looks like. No scripts, no other files, no plotting library: it can be mailed.
+"""
 
 from __future__ import annotations
 
-import base64
 import html
 import json
-import struct
-import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
 from csstdask.durable import write_atomic
-from csstdask.pipeline.run import Summary, status
+from csstdask.engine.ledger import Ledger
+from csstdask.instrument import Instrument, validate_instrument
+from csstdask.pipeline.run import Summary, plan_of_run, status
+from csstdask.pipeline.truth import has_truth, score_run
 from csstdask.pipeline.views import open_run
-from csstdask.store.campaign import open_campaign
+from csstdask.quiet import no_warnings
+from csstdask.report.cutouts import draw_cutouts
+from csstdask.report.focal_plane import colour, draw_focal_plane, limits
 
-_CUTOUT = 160
 _LARGEST_TABLE = 500
+#: Units whose times are looked at: enough for a mean, few enough for a survey.
+_TIMED_UNITS = 2000
+#: Metrics of the glance, with their units; the first of them is looked at unit by unit.
+_GLANCE = {"cr_rate": "cosmic-ray events [s⁻¹ cm⁻²]", "sky_level": "sky", "n_sources": "sources"}
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .2rem .7rem; text-align: right }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
+th, td { padding: .2rem .7rem; text-align: right } td.cell { color: #fff; text-shadow: 0 0 3px #000 }
 th { border-bottom: 1px solid #888 } td:first-child, th:first-child { text-align: left }
-figure { display: inline-block; margin: 0 1rem 1rem 0 } figcaption { font-size: 13px; color: #555 }
-img { image-rendering: pixelated; width: 19rem } .failed { color: #a00 }
+figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top }
+figcaption { font-size: 13px; color: #555 } svg text { font: 11px system-ui, sans-serif; text-anchor: middle }
+img { image-rendering: pixelated; width: 19rem } .failed { color: #a00 } .wide { overflow-x: auto }
 """
 
 
 def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = None) -> Path:
-    """Write one self-contained HTML page about a run.
+    """Write the page.
 
     Parameters
     ----------
@@ -42,46 +54,164 @@ def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = 
         The page.
     campaign : path, optional
         Where the campaign lies, if it has moved.
+
+    Raises
+    ------
+    StoreError
+        If there is no run, or no campaign.
     """
     summary = status(run, campaign=campaign)
     dataset = open_run(run, campaign)
-    parts = [
-        _title(run, dataset, summary),
-        _failures(summary),
-        _metrics_table(dataset),
-        _cutouts(dataset),
-        _settings(dataset),
-    ]
-    body = "\n".join(part for part in parts if part)
+    instrument = validate_instrument(dataset.attrs["instrument"], str(run))
+    dataset = _with_rates(dataset, instrument)
+    sections = (
+        ("", _title(run, dataset, summary)),
+        ("Failures", _failures(summary)),
+        ("The night at a glance", _glance(dataset, instrument)),
+        ("Against truth", _truth(run, campaign)),
+        ("Cosmic rays", _cosmic_rays(dataset)),
+        ("Before, mask, after", draw_cutouts(dataset)),
+        ("What it cost", _cost(run, campaign)),
+        ("Units", _units(dataset)),
+        ("Settings", _settings(dataset)),
+    )
+    body = "\n".join((f"<h2>{title}</h2>" if title else "") + content for title, content in sections if content)
     head = f'<meta charset="utf-8"><title>{html.escape(Path(run).name)}</title><style>{_STYLE}</style>'
     page = f'<!doctype html><html lang="en">{head}<body>{body}</body></html>'
     write_atomic(Path(to), page.encode())
     return Path(to)
 
 
+def _with_rates(dataset: xr.Dataset, instrument: Instrument) -> xr.Dataset:
+    """Add ``cr_rate``, events a second and square centimetre, where time and pixel size are known."""
+    if "n_cr_events" not in dataset or instrument.pixel_size is None:
+        return dataset
+    area = dataset.sizes["y"] * dataset.sizes["x"] * np.prod(instrument.pixel_size) * 1e-8
+    exptime = dataset["exptime"].where(dataset["exptime"] > 0)
+    return dataset.assign(cr_rate=dataset["n_cr_events"] / (exptime * area))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return an HTML table; cells that begin with ``<td`` are taken as they are."""
+    lines = []
+    for row in rows:
+        cells = [str(cell) for cell in row]
+        lines.append("".join(cell if cell.startswith("<td") else f"<td>{html.escape(cell)}</td>" for cell in cells))
+    shown = "".join(f"<tr>{line}</tr>" for line in lines[:_LARGEST_TABLE])
+    more = f"<p>and {len(lines) - _LARGEST_TABLE} more</p>" if len(lines) > _LARGEST_TABLE else ""
+    top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    return f'<div class="wide"><table><tr>{top}</tr>{shown}</table></div>{more}'
+
+
+def number(value: float) -> str:
+    """Return a number for people."""
+    if not np.isfinite(value):
+        return "–"
+    return f"{value:.0f}" if value == round(value) and abs(value) < 1e9 else f"{value:.4g}"
+
+
 def _title(run: str | Path, dataset: xr.Dataset, summary: Summary) -> str:
     ny, nx = dataset.sizes["y"], dataset.sizes["x"]
+    mark = ' class="failed"' if summary.failed else ""
     return (
-        f"<h1>{html.escape(Path(run).name)}</h1>"
-        f"<p>{summary.total} units of {ny} x {nx} pixels: <b>{summary.done} done</b>, "
-        f'<span class="{"failed" if summary.failed else ""}">{summary.failed} failed</span>, '
-        f"{summary.pending} pending.</p>"
+        f"<h1>{html.escape(Path(run).name)}</h1><p>{summary.total} units of {ny} x {nx} pixels: "
+        f"<b>{summary.done} done</b>, <span{mark}>{summary.failed} failed</span>, {summary.pending} pending.</p>"
     )
 
 
 def _failures(summary: Summary) -> str:
     if not summary.failures:
         return ""
-    rows = "".join(
-        f"<tr><td>{html.escape(item['exposure'])}</td><td>{item['detector']}</td><td>{html.escape(item['step'])}</td>"
-        f"<td>{html.escape(item['reason'])}</td></tr>"
-        for item in summary.failures[:_LARGEST_TABLE]
+    keys = ("exposure", "detector", "step", "reason")
+    return table(keys, ([item[key] for key in keys] for item in summary.failures))
+
+
+def _glance(dataset: xr.Dataset, instrument: Instrument) -> str:
+    """Draw each metric's median over the exposures on the focal plane, and the first metric unit by unit."""
+    detectors = [int(detector) for detector in dataset["detector"].values]
+    drawings, grid = [], ""
+    for name, title in _GLANCE.items():
+        if name not in dataset or not np.isfinite(dataset[name].values).any():
+            continue
+        unit = f" [{dataset['background'].attrs.get('units', '')}]" if name == "sky_level" else ""
+        with no_warnings():  # a detector may have no unit
+            middle = dataset[name].median("exposure", skipna=True).values
+        drawings.append(
+            draw_focal_plane(instrument, dict(zip(detectors, middle.tolist(), strict=True)), f"{title}{unit}, median")
+        )
+        grid = grid or _grid(dataset[name].values, dataset["exposure"].values.tolist(), detectors, title)
+    return "".join(drawings) + grid
+
+
+def _grid(values: npt.NDArray[np.float64], exposures: Sequence[str], detectors: Sequence[int], title: str) -> str:
+    low, high = limits(values)
+    rows = (
+        [str(exposure)]
+        + [f'<td class="cell" style="background:{colour(value, low, high)}">{number(value)}</td>' for value in line]
+        for exposure, line in zip(exposures, values.tolist(), strict=True)
     )
-    head = "".join(f"<th>{name}</th>" for name in ("exposure", "detector", "step", "reason"))
-    return f'<h2 class="failed">Failures</h2><table><tr>{head}</tr>{rows}</table>'
+    return f"<p>{title}, by exposure and detector</p>" + table(["exposure", *map(str, detectors)], rows)
 
 
-def _metrics_table(dataset: xr.Dataset) -> str:
+def _truth(run: str | Path, campaign: str | Path | None) -> str:
+    if not has_truth(run, campaign):
+        return ""
+    return "".join(f"<p>{html.escape(line)}</p>" for line in score_run(run, campaign).lines())
+
+
+def _cosmic_rays(dataset: xr.Dataset) -> str:
+    """Tell rates by detector, and how the files' own flags compare with ours."""
+    if "n_cr_pixels" not in dataset:
+        return ""
+    summed = {
+        name: dataset[name].sum("exposure", skipna=True).values
+        for name in ("n_cr_pixels", "n_cr_input_pixels", "n_cr_both_pixels")
+    }
+    with no_warnings():  # a detector may have no unit
+        share = 100 * dataset["cr_fraction"].mean("exposure", skipna=True).values
+    rate = (
+        dataset["cr_rate"].mean("exposure", skipna=True).values if "cr_rate" in dataset else np.full_like(share, np.nan)
+    )
+    rows = []
+    for column, detector in enumerate(dataset["detector"].values):
+        ours, theirs, both = (float(values[column]) for values in summed.values())
+        if not np.isfinite(share[column]):
+            continue
+        confirmed = both / theirs if theirs else np.nan
+        rows.append([str(detector), *map(number, (rate[column], share[column], ours, theirs, both, 100 * confirmed))])
+    head = (
+        "detector", "events [s⁻¹ cm⁻²]", "pixels hit [%]", "ours [pixel]", "the files' own [pixel]", "both [pixel]",
+        "of theirs [%]",
+    )  # fmt: skip
+    note = (
+        "<p>The files' own cosmic-ray flags are compared with ours and never used. An event is a set of hit pixels "
+        "that touch; in low orbit about one a second and square centimetre is usual.</p>"
+    )
+    return table(head, rows) + note
+
+
+def _cost(run: str | Path, campaign: str | Path | None) -> str:
+    """Tell the time of each step, from the ledger."""
+    plan = plan_of_run(run, campaign)
+    ledger = Ledger(Path(run))
+    units = [unit for unit, _, _ in plan.units()]
+    seconds: dict[str, list[float]] = {}
+    for unit in units[:: max(1, len(units) // _TIMED_UNITS)]:
+        for name, record in ledger.read(unit).steps.items():
+            seconds.setdefault(name, []).append(record.seconds)
+    if not seconds:
+        return ""
+    means = {name: float(np.mean(values)) for name, values in seconds.items()}
+    total = sum(means.values())
+    rows = [
+        [name, number(mean), f"{100 * mean / total:.0f}", number(plan.pixels / 1e6 / mean)]
+        for name, mean in means.items()
+    ]
+    rows.append(["all", number(total), "100", number(plan.pixels / 1e6 / total)])
+    return table(("step", "s a unit", "%", "Mpix/s on one slot"), rows)
+
+
+def _units(dataset: xr.Dataset) -> str:
     names = [
         name
         for name in dataset.data_vars
@@ -89,94 +219,15 @@ def _metrics_table(dataset: xr.Dataset) -> str:
     ]
     if not names:
         return ""
-    values = {name: dataset[name].values for name in names}
-    head = "".join(f"<th>{name}</th>" for name in ("exposure", "detector", "band", *names))
-    rows = []
-    for row, column in zip(*np.nonzero(np.isfinite(np.stack(list(values.values()))).any(axis=0)), strict=True):
-        cells = [str(dataset["exposure"].values[row]), str(dataset["detector"].values[column])]
-        cells.append(str(dataset["band"].values[row, column]))
-        cells += [_number(values[name][row, column]) for name in names]
-        rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-    more = f"<p>and {len(rows) - _LARGEST_TABLE} more</p>" if len(rows) > _LARGEST_TABLE else ""
-    note = (
-        "<p>Incoming cosmic-ray flags (<i>n_cr_input_pixels</i>) are those of the files' own pipeline: "
-        "compared with ours (<i>n_cr_both_pixels</i> agree), never used.</p>"
+    values = np.stack([dataset[name].values for name in names])
+    exposures, detectors, bands = (dataset[name].values for name in ("exposure", "detector", "band"))
+    rows = (
+        [exposures[row], detectors[column], bands[row, column], *map(number, values[:, row, column])]
+        for row, column in np.argwhere(np.isfinite(values).any(axis=0)).tolist()
     )
-    return f"<h2>Units</h2><table><tr>{head}</tr>{''.join(rows[:_LARGEST_TABLE])}</table>{more}{note}"
-
-
-def _number(value: float) -> str:
-    if not np.isfinite(value):
-        return "–"
-    return f"{value:.0f}" if value == round(value) and abs(value) < 1e9 else f"{value:.4g}"
-
-
-def _cutouts(dataset: xr.Dataset) -> str:
-    """Show the busiest of a few units, before and after, at the place with most hit pixels."""
-    if "clean" not in dataset or "n_cr_pixels" not in dataset:
-        return ""
-    counts = np.nan_to_num(dataset["n_cr_pixels"].values, nan=-1)
-    order = np.argsort(counts, axis=None)[::-1][:2]
-    figures = []
-    for flat in order:
-        row, column = np.unravel_index(flat, counts.shape)
-        if counts[row, column] <= 0:
-            continue
-        one = dataset.isel(exposure=int(row), detector=int(column))
-        sci_source = one["clean"].where(~one["cr_mask"])
-        window = _busiest(one["cr_mask"].values)
-        before, after = (
-            _original(dataset, int(row), int(column)).isel(window).values,
-            one["clean"].isel(window).values,
-        )
-        mask = one["cr_mask"].isel(window).values
-        low, high = np.nanpercentile(sci_source.isel(window).values, [2, 99.5])
-        name = f"{one['exposure'].item()} / {one['detector'].item()}"
-        for what, image in (("before", before), ("mask", np.where(mask, high, low)), ("after", after)):
-            figures.append(_figure(_scale(image, low, high), f"{name}: {what}"))
-    return f"<h2>Before, mask, after</h2>{''.join(figures)}" if figures else ""
-
-
-def _original(dataset: xr.Dataset, row: int, column: int) -> xr.DataArray:
-    return open_campaign(dataset.attrs["campaign_path"])["sci"].isel(exposure=row, detector=column)
-
-
-def _busiest(mask: npt.NDArray[np.bool_]) -> dict[str, slice]:
-    """Return the cut-out with most hit pixels, on a coarse grid."""
-    side_y, side_x = min(_CUTOUT, mask.shape[0]), min(_CUTOUT, mask.shape[1])
-    rows, columns = mask.shape[0] // side_y, mask.shape[1] // side_x
-    blocks = mask[: rows * side_y, : columns * side_x].reshape(rows, side_y, columns, side_x).sum(axis=(1, 3))
-    row, column = np.unravel_index(int(np.argmax(blocks)), blocks.shape)
-    return {
-        "y": slice(int(row) * side_y, (int(row) + 1) * side_y),
-        "x": slice(int(column) * side_x, (int(column) + 1) * side_x),
-    }
-
-
-def _scale(image: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.uint8]:
-    """Return grey levels: asinh between two values, north of the array up."""
-    unit = np.clip((np.nan_to_num(image, nan=low) - low) / max(high - low, 1e-30), 0, 1)
-    return (255 * np.arcsinh(10 * unit) / np.arcsinh(10)).astype(np.uint8)[::-1]
-
-
-def _figure(grey: npt.NDArray[np.uint8], caption: str) -> str:
-    data = base64.b64encode(_png(grey)).decode()
-    label = html.escape(caption)
-    return f'<figure><img alt="{label}" src="data:image/png;base64,{data}"><figcaption>{label}</figcaption></figure>'
-
-
-def _png(grey: npt.NDArray[np.uint8]) -> bytes:
-    """Encode an 8-bit grey image: a page needs no plotting library."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    height, width = grey.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in grey)
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return table(("exposure", "detector", "band", *map(str, names)), rows)
 
 
 def _settings(dataset: xr.Dataset) -> str:
     kept = {key: dataset.attrs[key] for key in ("steps", "config", "fingerprint", "software") if key in dataset.attrs}
-    return f"<h2>Settings</h2><pre>{html.escape(json.dumps(kept, indent=1))}</pre>"
+    return f"<pre>{html.escape(json.dumps(kept, indent=1))}</pre>"

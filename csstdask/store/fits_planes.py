@@ -13,7 +13,7 @@ import numpy.typing as npt
 from astropy.io import fits
 
 from csstdask.errors import InputError
-from csstdask.instrument import Instrument, electrons_per_unit, section_slices
+from csstdask.instrument import Flags, Instrument, electrons_per_unit, section_slices
 from csstdask.store.fits_file import open_fits, plane_data
 from csstdask.store.fits_scan import UnitSource
 
@@ -81,7 +81,8 @@ def _bias(source: UnitSource) -> float:
 def read_flag(source: UnitSource, instrument: Instrument) -> npt.NDArray[np.int32]:
     """Return the flag plane as bits, int32 (y, x).
 
-    Codes become bits; pixels of a bad-pixel map get the instrument's bad bit. A unit without a flag plane
+    Codes become bits, planes that a header numbers move to the instrument's bits, pixels of a bad-pixel map or
+    of a bad value get the bad bit. A unit without a flag plane
     has its saturated pixels flagged, where the instrument says at how many electrons that is.
     """
     if source.flag is None:
@@ -90,7 +91,9 @@ def read_flag(source: UnitSource, instrument: Instrument) -> npt.NDArray[np.int3
         path = Path(source.flag.path)
         with open_fits(path) as hdus:
             raw = _trim(plane_data(path, hdus, source.flag.hdu), source)
-            flag = _as_bits(raw, instrument, f"{path}[{source.flag.hdu}]")
+            flag = _as_bits(raw, hdus[source.flag.hdu].header, instrument, f"{path}[{source.flag.hdu}]")
+    if instrument.flags.bad_values:
+        flag[np.isin(read_sci(source), instrument.flags.bad_values)] |= instrument.flags.mask(instrument.flags.bad)
     if source.bad_pixel_map:
         path = Path(source.bad_pixel_map)
         with open_fits(path) as hdus:
@@ -119,7 +122,7 @@ def _saturation_flag(source: UnitSource, instrument: Instrument) -> npt.NDArray[
     return flag
 
 
-def _as_bits(raw: npt.NDArray[Any], instrument: Instrument, source: str) -> npt.NDArray[np.int32]:
+def _as_bits(raw: npt.NDArray[Any], header: fits.Header, instrument: Instrument, source: str) -> npt.NDArray[np.int32]:
     if raw.dtype.kind not in "iu" and not (np.isfinite(raw).all() and (raw == np.floor(raw)).all()):
         raise InputError(source, f"{raw.dtype} flags that are no whole numbers", "integer flags")
     limits = np.iinfo(np.int32)
@@ -128,6 +131,8 @@ def _as_bits(raw: npt.NDArray[Any], instrument: Instrument, source: str) -> npt.
             source, f"flags from {raw.min()} to {raw.max()}, an integer overflow", "flags that fit 32 bits"
         )
     flag = np.array(raw, dtype=np.int32)
+    if instrument.flags.plane_keyword is not None:
+        return _renumbered(flag, header, instrument.flags)
     if instrument.flags.encoding == "bits":
         return flag
     bits = np.zeros_like(flag)
@@ -141,6 +146,17 @@ def _as_bits(raw: npt.NDArray[Any], instrument: Instrument, source: str) -> npt.
         unknown = sorted({int(code) for code in flag[~known]})[:5]
         raise InputError(source, f"flag codes {unknown}", f"codes that {instrument.name}'s flags.codes name")
     return bits
+
+
+def _renumbered(flag: npt.NDArray[np.int32], header: fits.Header, flags: Flags) -> npt.NDArray[np.int32]:
+    """Move the planes that a header numbers (``MP_SAT = 1``: bit 1) to the instrument's bits."""
+    prefix = flags.plane_keyword or ""
+    names = {value: key[len(prefix) :].lower() for key, value in header.items() if key.startswith(prefix)}
+    moved = np.zeros_like(flag)
+    for bit in range(31):
+        name = names.get(bit, "")
+        moved[(flag >> bit) & 1 == 1] |= flags.bits[name if name in flags.bits else flags.other or ""]
+    return moved
 
 
 def read_headers(source: UnitSource) -> tuple[str, str]:

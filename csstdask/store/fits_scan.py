@@ -27,6 +27,8 @@ from csstdask.store.schema import NO_TIME
 
 #: Raised whenever the same files would give other planes.
 NUMERICS_VERSION = 1
+#: What of an instrument's flags decides the flag plane.
+_FLAG_RULES = {"encoding", "codes", "bits", "bad", "plane_keyword", "other", "bad_values"}
 #: An exposure's id is the name of a folder.
 _LONGEST_NAME = 120
 
@@ -330,7 +332,7 @@ def _scan_unit(path: Path, hdus: fits.HDUList, instrument: Instrument, layout: L
         bias_level=(electronics.bias_level or 0.0) if units.startswith("adu") else 0.0,
         saturation=electronics.saturation,
         adc_limit=electronics.adc_limit if units == "adu" else None,
-        flag_rules=instrument.flags.model_dump_json(include={"encoding", "codes", "bits", "bad"}),
+        flag_rules=instrument.flags.model_dump_json(include=_FLAG_RULES, exclude_none=True),
         bad_pixel_map=electronics.bad_pixel_map,
     )
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
+from scipy.ndimage import label
+
 from csstdask.cosmicray import detect
 from csstdask.cosmicray.card import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Output, Product, Step
+
+#: Pixels that touch at a corner belong to one event.
+_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=int)
 
 
 def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
@@ -22,11 +28,13 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
     )
     usable = int(found.mask.size - frame.ignore.sum())
     count = int(found.mask.sum())
+    events = int(label(found.mask, _EIGHT_NEIGHBOURS)[1])
     theirs = frame.cr_mask_input & ~frame.ignore
     return Output(
         arrays={"cr_mask": found.mask},
         metrics={
             "n_cr_pixels": count,
+            "n_cr_events": events,
             "cr_fraction": count / usable if usable else None,
             "n_cr_input_pixels": int(theirs.sum()),
             "n_cr_both_pixels": int((found.mask & theirs).sum()),
@@ -44,12 +52,12 @@ DETECT = Step(
     name="detect",
     requires=("background",),
     kinds=frozenset({"imaging", "slitless", "dark"}),
-    numerics_version=2,
+    numerics_version=3,
     body=detect_cosmic_rays,
     settings=lambda config: {"threshold": resolved_threshold(config)},
-    model=lambda config: find_card("cosmicray", config.detect.model).sha256,
+    model=lambda config: find_card("cosmicray", config.detect.model).identity,
     products=(Product("cr_mask", "bool", False, codec="mask", long_name="hit by a cosmic ray"),),
-    metrics=("n_cr_pixels", "cr_fraction", "n_cr_input_pixels", "n_cr_both_pixels"),
+    metrics=("n_cr_pixels", "n_cr_events", "cr_fraction", "n_cr_input_pixels", "n_cr_both_pixels"),
     bytes_per_pixel=86.0,
     pixels_per_second=6e5,
 )

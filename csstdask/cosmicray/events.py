@@ -1,0 +1,171 @@
+"""Real cosmic rays: libraries of events that were cut from darks and stacks, to be added to other scenes.
+
+An event is a handful of pixels with their charge. Two published-data libraries can be read: HST/STIS, one night
+of 1999 (the pixels are 42 x 21 um, so its events are mirrored in x and never turned), and LSST ITL darks
+(DESC imSim; 10 um pixels, many long tracks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from astropy.io import fits
+
+from csstdask.errors import InputError
+from csstdask.quiet import no_warnings
+
+#: Footprints of fewer pixels or less charge [e-] than this are, in part, hot pixels.
+_LEAST_PIXELS = 2
+_LEAST_CHARGE = 100.0
+
+
+@dataclass(frozen=True)
+class EventLibrary:
+    """Events as ragged arrays: event ``i`` holds the pixels ``offset[i]:offset[i + 1]``."""
+
+    name: str
+    offset: npt.NDArray[np.int64]
+    dy: npt.NDArray[np.int64]
+    dx: npt.NDArray[np.int64]
+    """From the corner of the event's box."""
+    charge: npt.NDArray[np.float32]
+    """[e-]"""
+    weight: npt.NDArray[np.float64]
+    """Chance of each event to be drawn; sums to 1."""
+    turns: bool
+    """Whether an event may be turned by 90 degrees and mirrored in y: only where pixels are square."""
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    def select(self, keep: npt.NDArray[np.bool_]) -> EventLibrary:
+        """Return a library of some of the events."""
+        counts = np.diff(self.offset)
+        pixels = np.repeat(keep, counts)
+        weight = self.weight[keep] / self.weight[keep].sum()
+        offset = np.concatenate([[0], np.cumsum(counts[keep])])
+        return EventLibrary(
+            self.name, offset, self.dy[pixels], self.dx[pixels], self.charge[pixels], weight, self.turns
+        )
+
+    def scatter(
+        self,
+        rng: np.random.Generator,
+        shape: tuple[int, int],
+        pixel_fraction: float,
+        *,
+        brightness: npt.ArrayLike = 1.0,
+    ) -> npt.NDArray[np.float32]:
+        """Return the charge of events at random places of a frame, some cut off by its edges [e-].
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+        shape : (int, int)
+            (y, x)
+        pixel_fraction : float
+            Wanted share of pixels that hold charge; overlaps are not counted out.
+        brightness : array-like
+            Factors on the charge, of which each event gets one at random.
+        """
+        counts = np.diff(self.offset)
+        wanted = pixel_fraction * shape[0] * shape[1] / float(counts @ self.weight)
+        event = rng.choice(len(self), rng.poisson(wanted), p=self.weight)
+        pixels = np.concatenate([np.arange(self.offset[i], self.offset[i + 1]) for i in event] or [np.empty(0, int)])
+        owner = np.repeat(np.arange(len(event)), counts[event])
+        n = len(event)
+        dy, dx = self.dy[pixels], self.dx[pixels] * rng.choice([-1, 1], n)[owner]
+        if self.turns:
+            dy = dy * rng.choice([-1, 1], n)[owner]
+            turned = rng.random(n)[owner] < 0.5
+            dy, dx = np.where(turned, dx, dy), np.where(turned, dy, dx)
+        y = rng.integers(-8, shape[0] + 8, n)[owner] + dy
+        x = rng.integers(-8, shape[1] + 8, n)[owner] + dx
+        charge = self.charge[pixels] * rng.choice(np.atleast_1d(np.asarray(brightness, dtype=np.float64)), n)[owner]
+        inside = (y >= 0) & (y < shape[0]) & (x >= 0) & (x < shape[1])
+        flat = np.bincount(y[inside] * shape[1] + x[inside], weights=charge[inside], minlength=shape[0] * shape[1])
+        return flat.reshape(shape).astype(np.float32)
+
+
+def read_stis_events(path: Path, exposures: Collection[str]) -> EventLibrary:
+    """Read events of the STIS night, those of some exposures alone.
+
+    Events on hot pixels are left out. They are drawn with one over the chance that an event of their size
+    survived the cutting.
+
+    Raises
+    ------
+    InputError
+        If the file is none, or lacks one of the exposures.
+    """
+    try:
+        with np.load(path) as stored:
+            names = [str(name) for name in stored["exposure_name"]]
+            keep = np.isin(stored["exposure"], [names.index(name) for name in exposures]) & (stored["quality"] == 0)
+            weight = 1 / stored["accept"].astype(np.float64)
+            library = EventLibrary(
+                "HST/STIS 1999",
+                stored["offset"].astype(np.int64),
+                stored["pix_dy"].astype(np.int64),
+                stored["pix_dx"].astype(np.int64),
+                stored["pix_value"].astype(np.float32),
+                weight,
+                turns=False,
+            )
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(path, f"no event library ({error})", f"one with exposures {', '.join(exposures)}") from None
+    return library.select(keep)
+
+
+def read_itl_events(path: Path, band: tuple[float, float] = (0.0, 1.0)) -> EventLibrary:
+    """Read footprints of the LSST ITL darks, those that begin in a band of the detector's rows alone.
+
+    Parameters
+    ----------
+    path : Path
+        The table of spans.
+    band : (float, float)
+        Shares of the range of rows, so that training and test see other places of the detector.
+
+    Raises
+    ------
+    InputError
+        If the file is no such table.
+    """
+    try:
+        with no_warnings(), fits.open(path) as hdus:
+            table = hdus["COSMIC_RAYS"].data
+            identity = np.asarray(table["fp_id"])
+            y0, x0 = np.asarray(table["y0"], dtype=np.int64), np.asarray(table["x0"], dtype=np.int64)
+            spans = [np.asarray(values, dtype=np.float32) for values in table["pixel_values"]]
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(path, f"no table of footprints ({error})", "COSMIC_RAYS with fp_id, x0, y0") from None
+    lengths = np.array([len(span) for span in spans])
+    event = np.repeat(np.unique(identity, return_inverse=True)[1], lengths)
+    y = np.repeat(y0, lengths)
+    x = np.concatenate([first + np.arange(n) for first, n in zip(x0, lengths, strict=True)])
+    charge = np.concatenate(spans)
+    order = np.argsort(event, kind="stable")
+    event, y, x, charge = event[order], y[order], x[order], charge[order]
+    counts = np.bincount(event)
+    offset = np.concatenate([[0], np.cumsum(counts)])
+    first = offset[:-1]
+    y_min, x_min = np.minimum.reduceat(y, first), np.minimum.reduceat(x, first)
+    total = np.add.reduceat(charge, first)
+    n_events = len(counts)
+    library = EventLibrary(
+        "LSST ITL darks",
+        offset,
+        y - y_min[event],
+        x - x_min[event],
+        charge,
+        np.full(n_events, 1 / n_events),
+        turns=True,
+    )
+    place = (y_min - y.min()) / max(1, int(np.ptp(y)))
+    inside = (place >= band[0]) & ((place < band[1]) | (band[1] == 1.0))
+    return library.select(inside & (counts >= _LEAST_PIXELS) & (total >= _LEAST_CHARGE))

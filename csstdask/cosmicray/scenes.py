@@ -1,0 +1,139 @@
+"""Scenes without cosmic rays to put cosmic rays on: mock skies, real frames of cameras that see none, warm pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from astropy.io import fits
+
+from csstdask.errors import InputError
+from csstdask.mock.recipe import Sky
+from csstdask.mock.scene import GaussianPsf, draw_catalogue, draw_scene
+from csstdask.quiet import no_warnings
+
+#: WIRCam's pedestal [adu] and gain [e-/adu], as its headers have them.
+_WIRCAM_BIAS, _WIRCAM_GAIN = 7000.0, 3.8
+#: Of a Gaussian, in median absolute deviations.
+_SIGMA_PER_MAD = 1.4826
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A frame without cosmic rays."""
+
+    data: npt.NDArray[np.float32]
+    """Counts with their noise [e-], sky included."""
+    expected: npt.NDArray[np.float32]
+    """What the counts are drawn from; of a real frame the counts themselves [e-]."""
+    sky: float
+    """[e-]"""
+    read_noise: float
+    """[e-]"""
+    ignore: npt.NDArray[np.bool_]
+    """Pixels that a pipeline would have flagged."""
+    subtracted: npt.NDArray[np.float32] | float = 0.0
+    """What was already taken out of the counts and still adds to their noise [e-]."""
+
+
+@lru_cache(maxsize=256)
+def mock_sky(seed: int, index: int, size: int) -> npt.NDArray[np.float32]:
+    """Return the expected light of one of many mock skies, of unit sky [sky level].
+
+    Skies differ in their density of stars and galaxies (one in four is a cluster's core), and in their point
+    spread function: full width at half maximum of 1.3 to 4 pixels.
+    """
+    rng = np.random.default_rng([seed, index])
+    crowded = rng.random() < 0.25
+    stars = 10 ** (rng.uniform(3.5, 4.5) if crowded else rng.uniform(1.5, 3.5))
+    sky = Sky(
+        stars_per_mpix=stars,
+        galaxies_per_mpix=10 ** rng.uniform(1.5, 3.2),
+        brightest=rng.uniform(13, 19),
+        faintest=26,
+        star_slope=rng.uniform(0.1, 0.3),
+    )
+    core, share = 10 ** rng.uniform(np.log10(0.5), np.log10(1.6)), rng.uniform(0.03, 0.3)
+    psf: GaussianPsf = ((1 - share, core), (share, core * rng.uniform(1.8, 4.0)))
+    catalogue = draw_catalogue(rng, sky, (size, size), "r")
+    return draw_scene(catalogue, (size, size), 0.2, psf).astype(np.float32) / np.float32(0.2)
+
+
+def draw_mock_scene(rng: np.random.Generator, seed: int, skies: int, size: int) -> Scene:
+    """Draw a mock sky, an exposure, warm pixels and defects."""
+    light = mock_sky(seed, int(rng.integers(skies)), size)
+    light = np.rot90(light, int(rng.integers(4)))[:: int(rng.choice([-1, 1]))]
+    level, read_noise = 10 ** rng.uniform(0.5, 2.6), rng.uniform(2.5, 9.0)
+    expected = light * level + rng.uniform(0, 10)
+    warm = rng.random(light.shape) < 10 ** rng.uniform(-5, -2.5)
+    expected = expected + np.where(warm, rng.lognormal(4.5, 1.3, light.shape), 0)
+    counts = rng.poisson(expected) + rng.normal(0, read_noise, light.shape)
+    ignore = warm & (rng.random(light.shape) < rng.uniform(0.3, 1.0))
+    ignore[:, rng.integers(0, size, rng.poisson(1.0))] = True
+    ignore |= rng.random(light.shape) < 10 ** rng.uniform(-6, -2.5)
+    sky = float(np.median(expected))
+    return Scene(counts.astype(np.float32), expected.astype(np.float32), sky, read_noise, ignore)
+
+
+def read_wircam(path: Path) -> Scene:
+    """Read a WIRCam chip: an infrared array, on which cosmic rays leave next to nothing in ten seconds.
+
+    Raises
+    ------
+    InputError
+        If the file has no image.
+    """
+    try:
+        with no_warnings(), fits.open(path) as hdus:
+            raw = np.asarray(hdus[1].data, dtype=np.float32)
+    except (OSError, IndexError, ValueError, TypeError) as error:
+        raise InputError(path, f"no image ({error})", "a WIRCam chip in HDU 1") from None
+    ignore = raw == 0
+    counts = (raw - _WIRCAM_BIAS) * _WIRCAM_GAIN
+    counts[ignore] = 0
+    sky = float(np.median(counts[~ignore]))
+    # Its sky was subtracted: what noise is left of it is taken for read noise.
+    noise = _SIGMA_PER_MAD * float(np.median(np.abs(counts[~ignore] - sky)))
+    return Scene(counts, counts, sky, noise, ignore)
+
+
+def cut(rng: np.random.Generator, scene: Scene, size: int) -> Scene:
+    """Return a random square of a scene, mirrored or turned at random."""
+    y, x = (int(rng.integers(0, length - size + 1)) for length in scene.data.shape)
+    turns, step = int(rng.integers(4)), int(rng.choice([-1, 1]))
+
+    def part(plane: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return np.rot90(plane[y : y + size, x : x + size], turns)[::step]
+
+    ignore = np.rot90(scene.ignore[y : y + size, x : x + size], turns)[::step]
+    return Scene(part(scene.data), part(scene.expected), scene.sky, scene.read_noise, ignore)
+
+
+def draw_warm_scene(rng: np.random.Generator, warmth: npt.NDArray[np.float32], size: int) -> Scene:
+    """Draw a dark with the warm pixels of a real detector, each at a place of its own choosing.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    warmth : float32 array (n,)
+        Rates of real pixels above their neighbourhood [e-/s]: their places are not kept, so that no network
+        can learn a detector's map.
+    size : int
+        Of the frame [pixel].
+    """
+    exptime, read_noise = rng.uniform(300, 1500), rng.uniform(3.0, 6.5)
+    level = rng.uniform(0, 15)
+    expected = level + np.maximum(rng.choice(warmth, (size, size)), 0) * exptime
+    counts = rng.poisson(expected) + rng.normal(0, read_noise, (size, size))
+    known = np.zeros((size, size), dtype=bool)
+    if rng.random() < 0.5:
+        known = expected - level > rng.uniform(10, 60)
+    dark: npt.NDArray[np.float32] | float = 0.0
+    if rng.random() < 0.5:
+        dark = expected.astype(np.float32)
+        counts, expected = counts - dark, np.zeros_like(expected)
+    sky = float(np.median(expected))
+    return Scene(counts.astype(np.float32), expected.astype(np.float32), sky, read_noise, known, dark)

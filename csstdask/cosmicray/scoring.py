@@ -1,0 +1,153 @@
+"""Scores of cosmic-ray masks: precision and recall by pixel and by event, curves, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import binary_dilation, label
+
+Bool = npt.NDArray[np.bool_]
+Float = npt.NDArray[np.float32]
+
+_SEED = 1999
+#: Size of the blocks that are resampled [pixel], and how often.
+_BLOCK, _RESAMPLES = 64, 400
+_EIGHT = np.ones((3, 3), dtype=int)
+_BINS = 2000
+#: Logits beyond this are as good as certain.
+_LARGEST_LOGIT = 20.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One frame to detect on, and what is true of it."""
+
+    data: Float
+    """[e-]"""
+    error: Float | None
+    ignore: Bool
+    hit: Bool
+    """What a method should find."""
+    harmless: Bool
+    """Not to be found, and no fault if it is: pixels of which nobody knows."""
+    use: Bool
+    """Where it is scored."""
+    visible: Bool
+    """Of `hit`: what stands above 3 sigma of its own noise."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Precision and recall over the pixels of several frames, with 68 % intervals."""
+
+    precision: float
+    recall: float
+    f1: float
+    precision_interval: tuple[float, float]
+    recall_interval: tuple[float, float]
+    recall_visible: float
+    precision_without_skirt: float
+    """Neighbours of a true pixel counted neither way."""
+    events_found: float
+    """Share of events (8-connected parts of the truth) of which at least half of the pixels are found."""
+
+
+def score(cases: Sequence[Case], found: Sequence[Bool]) -> Score:
+    """Score masks against the truth of their frames, pixels pooled."""
+    counts = np.concatenate([_block_counts(case, mask) for case, mask in zip(cases, found, strict=True)])
+    rng = np.random.default_rng(_SEED)
+    draws = [counts[rng.integers(0, len(counts), len(counts))].sum(axis=0) for _ in range(_RESAMPLES)]
+    intervals = np.quantile([_rates(draw)[:2] for draw in draws], [0.16, 0.84], axis=0)
+    precision, recall, visible, clean = _rates(counts.sum(axis=0))
+    parts = [_events_found(case, mask) for case, mask in zip(cases, found, strict=True)]
+    total = max(1, sum(n for _, n in parts))
+    return Score(
+        precision,
+        recall,
+        2 * precision * recall / max(1e-9, precision + recall),
+        (float(intervals[0, 0]), float(intervals[1, 0])),
+        (float(intervals[0, 1]), float(intervals[1, 1])),
+        visible,
+        clean,
+        sum(n for n, _ in parts) / total,
+    )
+
+
+def _block_counts(case: Case, mask: Bool) -> npt.NDArray[np.int64]:
+    """Count true, false, missed, visible, visible and found, false off the skirt, in blocks of pixels."""
+    skirt = binary_dilation(case.hit, _EIGHT) & ~case.hit
+    use = case.use
+    maps = (
+        mask & case.hit & use,
+        mask & ~case.hit & ~case.harmless & use,
+        ~mask & case.hit & use,
+        case.visible & use,
+        mask & case.visible & use,
+        mask & ~case.hit & ~case.harmless & ~skirt & use,
+    )
+    rows, columns = (np.arange(0, length, _BLOCK) for length in mask.shape)
+    summed = [np.add.reduceat(np.add.reduceat(part.astype(np.int64), rows, 0), columns, 1) for part in maps]
+    return np.stack(summed, axis=-1).reshape(-1, len(maps))
+
+
+def _rates(counts: npt.NDArray[np.int64]) -> tuple[float, float, float, float]:
+    true, false, missed, visible, seen, off_skirt = (float(value) for value in counts)
+    return (
+        true / max(1.0, true + false),
+        true / max(1.0, true + missed),
+        seen / max(1.0, visible),
+        true / max(1.0, true + off_skirt),
+    )
+
+
+def _events_found(case: Case, mask: Bool) -> tuple[int, int]:
+    parts, n = label(case.hit & case.use, _EIGHT)
+    size = np.bincount(parts.ravel(), minlength=n + 1)[1:]
+    inside = np.bincount(parts.ravel(), weights=mask.ravel(), minlength=n + 1)[1:]
+    return int((inside >= 0.5 * size).sum()), n
+
+
+def f1_of(cases: Sequence[Case], found: Iterable[Bool]) -> float:
+    """Return the harmonic mean of precision and recall, pixels pooled."""
+    counts = sum(_block_counts(case, mask).sum(axis=0) for case, mask in zip(cases, found, strict=True))
+    precision, recall, _, _ = _rates(np.asarray(counts))
+    return 2 * precision * recall / max(1e-9, precision + recall)
+
+
+def precision_recall(
+    logit: npt.NDArray[np.float32], hit: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return thresholds on the logit, falling, with precision and recall at each."""
+    edges = np.linspace(-_LARGEST_LOGIT, _LARGEST_LOGIT, _BINS + 1)
+    inside = np.clip(logit, -_LARGEST_LOGIT, _LARGEST_LOGIT)
+    true = np.histogram(inside[hit], edges)[0][::-1].cumsum()
+    false = np.histogram(inside[~hit], edges)[0][::-1].cumsum()
+    precision = true / np.maximum(1, true + false)
+    return edges[:-1][::-1], precision, true / max(1, int(hit.sum()))
+
+
+def average_precision(precision: npt.NDArray[np.float64], recall: npt.NDArray[np.float64]) -> float:
+    """Return the area under a precision-recall curve."""
+    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+
+
+def calibrate(logit: npt.NDArray[np.float32], hit: npt.NDArray[np.bool_], steps: int = 50) -> tuple[float, float]:
+    """Return scale and offset that make ``sigmoid(scale * logit + offset)`` the frequency of hits (Platt 1999).
+
+    Newton's method on the logistic likelihood; exact for two parameters.
+    """
+    x, y = logit.astype(np.float64), hit.astype(np.float64)
+    parameters = np.array([1.0, 0.0])
+    for _ in range(steps):
+        p = 1 / (1 + np.exp(-np.clip(parameters[0] * x + parameters[1], -40, 40)))
+        w = p * (1 - p)
+        gradient = np.array([((y - p) * x).sum(), (y - p).sum()])
+        curvature = np.array([[(w * x * x).sum(), (w * x).sum()], [(w * x).sum(), w.sum()]])
+        step = np.linalg.solve(curvature + 1e-9 * np.eye(2), gradient)
+        parameters += np.clip(step, -1, 1)
+        if np.abs(step).max() < 1e-9:
+            break
+    return float(parameters[0]), float(parameters[1])

@@ -1,0 +1,62 @@
+"""A frame prepared for detection: nothing missing, its sky known, the noise of every pixel known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from csstdask.arrays.background import Mesh, measure
+from csstdask.arrays.median import filled
+from csstdask.arrays.namespace import namespace_of
+from csstdask.cosmicray.noise import frame_variance
+
+#: Wanted size of a box of the background mesh [pixel].
+BOX = 128
+
+
+@dataclass(frozen=True)
+class View:
+    """A frame as detection sees it."""
+
+    data: Any
+    """float32 (y, x) [e-]; ignored pixels hold the median of their neighbours."""
+    mesh: Mesh
+    """Background and noise [e-]."""
+    variance: Any
+    """float32 (y, x) [e-^2]"""
+    ignore: Any
+    """bool (y, x)"""
+
+
+def view_frame(frame: Any, variance: Any, ignore: Any, *, box: int = BOX) -> View:
+    """Prepare a frame.
+
+    Ignored pixels are filled from their neighbours, whatever the method does with masks: L.A.Cosmic would grow
+    a mask by a pixel and miss every cosmic ray beside a bad column, a network would see a hole
+    where there is none.
+
+    Parameters
+    ----------
+    frame : float array (y, x)
+        [e-], sky included.
+    variance : float32 array (y, x) or None
+        [e-^2]; where it is unknown (None, not finite or not positive) it is the sky's plus Poisson noise.
+    ignore : bool array (y, x)
+        Pixels that take no part; some pixel must.
+    box : int
+        Of the background mesh [pixel].
+    """
+    xp = namespace_of(frame)
+    frame = frame.astype(np.float32, copy=False)
+    mesh = measure(frame, ignore, box=box)
+    if bool(ignore.any()):
+        frame = filled(frame, ignore, mesh.background_at())
+    if variance is None:
+        variance = frame_variance(frame, ignore, mesh)
+    else:
+        known = xp.isfinite(variance) & (variance > 0)
+        if not bool(known.all()):
+            variance = xp.where(known, variance, frame_variance(frame, ignore, mesh))
+    return View(frame, mesh, variance, ignore)

@@ -1,0 +1,1 @@
+"""What all networks share: blocks, weights and their cards, device and precision, one trainer."""

@@ -1,0 +1,92 @@
+"""Model cards: what a method or network is called, where it comes from, and the settings it was judged with.
+
+A card is a JSON file. A network's weights lie beside it as safetensors and the card holds their SHA-256; a
+classical method has a card like a network has. The threshold lives in the card, never apart from the weights
+it was chosen for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from csstdask.durable import write_atomic
+from csstdask.errors import InputError
+
+WEIGHTS_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """One model or method."""
+
+    name: str
+    task: str
+    version: str
+    method: str
+    """In words, with its source."""
+    licence: str
+    trained_on: str
+    sha256: str
+    """Of a network's weights; of a classical method's card."""
+    threshold: float | None = None
+    """Probability from which a pixel counts as hit."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """Of a classical method."""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """Of a network: the arguments of its class."""
+    normalisation: dict[str, Any] = field(default_factory=dict)
+    """How a network's input channels are made."""
+    calibration: dict[str, float] = field(default_factory=dict)
+    """``scale`` and ``offset`` that turn a network's output into the logit of a probability."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    weights: Path | None = None
+    """Where a network's weights lie."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return what ``csstdask models`` tells of it."""
+        keys = ("name", "task", "version", "sha256", "licence", "trained_on", "metrics")
+        return {key: getattr(self, key) for key in keys}
+
+    @property
+    def identity(self) -> str:
+        """Return the SHA-256 of all that decides a result: metrics and texts may be corrected, numbers may not."""
+        keys = ("name", "parameters", "architecture", "normalisation", "calibration")
+        decisive = {key: getattr(self, key) for key in keys} | {"weights": self.sha256 if self.weights else None}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read a model card; a network's weights are looked for beside it, and not opened.
+
+    Raises
+    ------
+    InputError
+        If it is no card, or the weights it speaks of are not there.
+    """
+    try:
+        raw = path.read_bytes()
+        fields = json.loads(raw)
+        fields.setdefault("sha256", hashlib.sha256(raw).hexdigest())
+        card = ModelCard(**fields)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(path, f"no readable model card ({error})", "a card that `csstdask train` wrote") from None
+    if not card.architecture:
+        return card
+    weights = path.with_suffix(WEIGHTS_SUFFIX)
+    if not weights.is_file():
+        raise InputError(weights, "no such file", f"the weights of {path.name}")
+    return ModelCard(**fields | {"weights": weights})
+
+
+def write_card(path: Path, card: ModelCard) -> None:
+    """Write a network's card."""
+    keys = (
+        "name", "task", "version", "method", "licence", "trained_on", "sha256", "threshold", "architecture",
+        "normalisation", "calibration", "metrics",
+    )  # fmt: skip
+    text = json.dumps({key: getattr(card, key) for key in keys}, indent=2)
+    write_atomic(path, f"{text}\n".encode())

@@ -1,0 +1,35 @@
+"""Where a network runs, and with what precision. Nothing here touches CUDA before it is asked to."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, Literal, get_args
+
+import torch
+
+Precision = Literal["float32", "bfloat16"]
+
+
+def choose_device(device: Any = None, *, like: torch.device | None = None) -> torch.device:
+    """Return a device: the one that is asked for, else the data's own, else the host.
+
+    Raises
+    ------
+    ValueError
+        If this machine has no such device.
+    """
+    chosen = torch.device(device) if device is not None else like or torch.device("cpu")
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: found {chosen}, which this machine has not; wanted cpu")
+    return chosen
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """Return a context in which convolutions run with a precision.
+
+    float32 gives the same numbers to rounding wherever a tile's edges lie. bfloat16 is some four times as fast
+    where the processor has it, and moves probabilities by about a hundredth.
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision: found {precision!r}; wanted one of {', '.join(get_args(Precision))}")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

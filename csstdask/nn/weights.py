@@ -1,0 +1,75 @@
+"""Weights on disk and in memory: safetensors, checked against their card, loaded once a process.
+
+A worker receives a path and a SHA-256, never an array. The first unit that needs a network loads it; all later
+ones, on any thread, share it. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from csstdask.durable import sha256_file, write_atomic
+from csstdask.errors import InputError
+from csstdask.nn.card import ModelCard
+
+Network = TypeVar("Network", bound=nn.Module)
+
+_LOADED: dict[tuple[str, str, str], nn.Module] = {}
+_LOCK = threading.Lock()
+
+
+def save_weights(network: nn.Module, path: Path) -> str:
+    """Write a network's weights; return their SHA-256."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    write_atomic(path, save(tensors))
+    return sha256_file(path)
+
+
+def load_network(card: ModelCard, build: Callable[..., Network], device: torch.device) -> Network:
+    """Return a card's network on a device, ready for inference, its normalisation frozen and fused.
+
+    Parameters
+    ----------
+    card : ModelCard
+        Of a network.
+    build : callable
+        Makes the network from the card's architecture.
+    device : torch.device
+
+    Raises
+    ------
+    InputError
+        If the weights are not those of the card, or not of its architecture.
+    """
+    if card.weights is None:
+        raise InputError(card.name, "a method without weights", "a network")
+    key = (str(card.weights), card.sha256, str(device))
+    with _LOCK:
+        if key not in _LOADED:
+            _LOADED[key] = _load(card, card.weights, build).to(device)
+        return _LOADED[key]  # type: ignore[return-value]
+
+
+def _load(card: ModelCard, path: Path, build: Callable[..., Network]) -> Network:
+    found = sha256_file(path)
+    if found != card.sha256:
+        raise InputError(path, f"SHA-256 {found[:12]}", f"{card.sha256[:12]}, as {card.name}'s card says")
+    network = build(**card.architecture)
+    try:
+        network.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        message = " ".join(str(error).split())[:200]
+        raise InputError(path, f"other weights ({message})", f"those of {card.architecture}") from None
+    network.eval().requires_grad_(requires_grad=False)
+    fuse: Any = getattr(network, "fuse", None)
+    if fuse is not None:
+        fuse()
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,88 @@
+"""The focal plane as a drawing: one box a detector at its place, coloured by a number. SVG, no plotting library."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from csstdask.instrument import Instrument
+
+#: From low to high: dark blue, teal, yellow; told apart in grey as well.
+_COLOURS = np.array([(48, 18, 59), (40, 92, 160), (26, 160, 140), (140, 200, 70), (250, 225, 60)], dtype=float)
+_NOTHING = "#e6e6e6"
+_WIDTH = 340
+
+
+def colour(value: float, low: float, high: float) -> str:
+    """Return the colour of a value between two others; grey for none."""
+    if not np.isfinite(value):
+        return _NOTHING
+    place = (len(_COLOURS) - 1) * float(np.clip((value - low) / max(high - low, 1e-30), 0, 1))
+    red, green, blue = (np.interp(place, np.arange(len(_COLOURS)), _COLOURS[:, channel]) for channel in range(3))
+    return f"#{round(red):02x}{round(green):02x}{round(blue):02x}"
+
+
+def limits(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Return the range to colour: the middle 96 % of what is there."""
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return 0.0, 1.0
+    low, high = np.percentile(known, [2, 98])
+    return float(low), float(high)
+
+
+def draw_focal_plane(instrument: Instrument, values: Mapping[int, float], title: str) -> str:
+    """Return an SVG of the focal plane; an empty text for a camera without geometry.
+
+    Parameters
+    ----------
+    instrument : Instrument
+    values : mapping
+        Detector id to the number that colours it.
+    title : str
+        With the unit of the numbers.
+    """
+    geometry = instrument.geometry
+    if geometry is None or instrument.shape is None:
+        return ""
+    ny, nx = instrument.shape
+    centres = np.array(list(geometry.centres.values()))
+    half = np.array([nx / 2, ny / 2])
+    (left, bottom), (right, top) = centres.min(axis=0) - half, centres.max(axis=0) + half
+    scale = _WIDTH / (right - left)
+    height = (top - bottom) * scale
+    low, high = limits(np.array(list(values.values()), dtype=float))
+    boxes = []
+    for detector, (x, y) in geometry.centres.items():
+        value = values.get(detector, np.nan)
+        place = (x - nx / 2 - left) * scale, (top - y - ny / 2) * scale
+        shown = f"{value:.4g}" if np.isfinite(value) else "no data"
+        ink = "#fff" if np.isfinite(value) and value < low + 0.5 * (high - low) else "#222"
+        boxes.append(
+            f'<g><title>detector {detector}: {shown}</title><rect x="{place[0]:.1f}" y="{place[1]:.1f}" '
+            f'width="{nx * scale:.1f}" height="{ny * scale:.1f}" fill="{colour(value, low, high)}" stroke="#888"/>'
+            f'<text x="{place[0] + nx * scale / 2:.1f}" y="{place[1] + ny * scale / 2 + 4:.1f}" fill="{ink}">'
+            f"{detector}</text></g>"
+        )
+    scale_bar = _bar(low, high, height + 14)
+    label = html.escape(title)
+    return (
+        f'<figure><svg role="img" aria-label="{label}" viewBox="0 0 {_WIDTH} {height + 44:.0f}" width="{_WIDTH}">'
+        f"{''.join(boxes)}{scale_bar}</svg><figcaption>{label}</figcaption></figure>"
+    )
+
+
+def _bar(low: float, high: float, y: float) -> str:
+    steps = 40
+    cells = "".join(
+        f'<rect x="{60 + index * 220 / steps:.1f}" y="{y:.0f}" width="{220 / steps + 0.5:.1f}" height="10" '
+        f'fill="{colour(index / (steps - 1), 0, 1)}"/>'
+        for index in range(steps)
+    )
+    return (
+        f'{cells}<text x="30" y="{y + 9:.0f}" fill="#222">{low:.3g}</text>'
+        f'<text x="310" y="{y + 9:.0f}" fill="#222">{high:.3g}</text>'
+    )

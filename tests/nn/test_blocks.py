@@ -1,0 +1,50 @@
+"""Networks: how far they see is what they say, and fusing changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from csstdask.nn.blocks import UNet, radius_of
+
+
+@pytest.mark.parametrize(("pools", "radius"), [(1, 9), (2, 23), (3, 51), (4, 107)])
+def test_radius_formula(pools, radius):
+    assert radius_of(pools) == radius
+    assert radius_of(pools, stem=2) == 2 * radius + 1
+
+
+@pytest.mark.parametrize(("channels", "stem"), [((8, 8), 1), ((8, 8, 8), 1), ((8, 8), 2), ((8, 8, 8), 2)])
+def test_nothing_beyond_the_radius_matters_and_something_at_it_does(channels, stem):
+    """The gradient of one output pixel with respect to the input, over all phases of the grid."""
+    torch.manual_seed(1)
+    network = UNet(inputs=1, outputs=1, channels=channels, stem=stem).double().eval()
+    for weight in network.parameters():  # no unit is dead: everything that can matter does
+        weight.data.abs_()
+    side = (2 * network.radius // network.grid + 4) * network.grid
+    furthest = 0
+    for phase in range(network.grid):
+        frame = torch.randn(1, 1, side, side, dtype=torch.float64, requires_grad=True)
+        centre = side // 2 + phase
+        network(frame)[0, 0, centre, centre].backward()
+        rows = frame.grad[0, 0].abs().sum(dim=1).nonzero().flatten()
+        furthest = max(furthest, int((rows - centre).abs().max()))
+    assert furthest <= network.radius
+    # Not a loose bound: dead units may hide a pixel or two of it, no more than the coarsest cell.
+    assert furthest > network.radius - network.grid
+
+
+def test_fusing_changes_nothing(rng):
+    torch.manual_seed(2)
+    network = UNet(inputs=2, outputs=1, channels=(4, 6), stem=2)
+    with torch.no_grad():  # normalisation statistics that are not those of a newborn
+        for _ in range(3):
+            network(torch.randn(2, 2, 32, 32) * 3 + 1)
+    network.eval()
+    frame = torch.randn(1, 2, 48, 32)
+    with torch.no_grad():
+        before = network(frame)
+        network.fuse()
+        after = network(frame)
+    assert torch.allclose(before, after, atol=1e-5)
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in network.modules())

@@ -1,0 +1,73 @@
+"""Weights and cards: round trips, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from csstdask.errors import InputError
+from csstdask.nn.blocks import UNet
+from csstdask.nn.card import ModelCard, read_card, write_card
+from csstdask.nn.device import autocast, choose_device
+from csstdask.nn.weights import load_network, save_weights
+
+
+def build(channels):
+    return UNet(inputs=1, outputs=1, channels=channels)
+
+
+@pytest.fixture
+def card(tmp_path):
+    torch.manual_seed(3)
+    sha256 = save_weights(build((4, 4)), tmp_path / "small.safetensors")
+    card = ModelCard("small", "cosmicray", "1", "a test", "BSD-3-Clause", "nothing", sha256, 0.5)
+    write_card(tmp_path / "small.json", replace(card, architecture={"channels": [4, 4]}))
+    return read_card(tmp_path / "small.json")
+
+
+def test_round_trip(card):
+    torch.manual_seed(3)
+    same = build((4, 4)).eval()
+    frame = torch.randn(1, 1, 16, 16)
+    loaded = load_network(card, build, torch.device("cpu"))
+    with torch.no_grad():
+        assert torch.allclose(loaded(frame), same(frame), atol=1e-6)
+    assert load_network(card, build, torch.device("cpu")) is loaded  # once a process
+
+
+def test_other_weights_are_refused(card):
+    card.weights.write_bytes(b"not weights")
+    with pytest.raises(InputError, match="SHA-256"):
+        load_network(card, build, torch.device("cpu"))
+
+
+def test_another_architecture_is_refused(card):
+    with pytest.raises(InputError, match="other weights"):
+        load_network(replace(card, architecture={"channels": [8, 4]}), build, torch.device("cpu"))
+
+
+def test_a_card_without_weights_or_sense(card, tmp_path):
+    card.weights.unlink()
+    with pytest.raises(InputError, match="no such file; wanted the weights of small.json"):
+        read_card(tmp_path / "small.json")
+    (tmp_path / "small.json").write_text(json.dumps({"name": "x"}))
+    with pytest.raises(InputError, match="no readable model card"):
+        read_card(tmp_path / "small.json")
+
+
+def test_identity_is_of_numbers_not_of_words(card):
+    assert replace(card, metrics={"recall": 1.0}, trained_on="x").identity == card.identity
+    assert replace(card, calibration={"scale": 2.0, "offset": 0.0}).identity != card.identity
+    assert replace(card, sha256="0").identity != card.identity
+
+
+def test_devices_and_precisions():
+    assert choose_device() == torch.device("cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="cuda"):
+            choose_device("cuda")
+    with pytest.raises(ValueError, match="float16"):
+        autocast(torch.device("cpu"), "float16")
