@@ -1,4 +1,4 @@
-"""Make the README's tables from the committed results: figures in the README come from nowhere else.
+"""Make the tables of README and docs from the committed results: their figures come from nowhere else.
 
 ``python benchmarks/readme_tables.py`` rewrites what stands between the markers; ``--check`` only compares.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,24 +84,68 @@ def resume() -> str:
     return table(head, rows)
 
 
-def rendered(text: str) -> str:
-    for name, make in (("engine", engine), ("resume", resume)):
+def accuracy() -> str:
+    """Precision and recall of all methods, by kind of frame."""
+    result = load("cosmicray_evaluation")
+    rows = []
+    for part in ("stis", "injected"):
+        for kind, methods in result[part].items():
+            if not isinstance(methods, dict):
+                continue
+            for method, row in ({"": methods} if "precision" in methods else methods).items():
+                numbers = [f"{row[key]:.3f}" for key in ("precision", "recall", "precision_without_skirt", "events_found")]
+                rows.append([kind if part == "injected" else f"STIS: {kind}", method, *numbers])
+    head = ["frames", "method", "precision", "recall", "precision off the skirt", "events found"]
+    return table(head, rows)
+
+
+def controls() -> str:
+    rows = [
+        [kind, f"{row['network']:.0f}", f"{row['lacosmic']:.0f}"]
+        for kind, row in load("cosmicray_evaluation")["false_pixels_per_mpix"].items()
+    ]
+    return table(["frames without cosmic rays", "network", "L.A.Cosmic"], rows)
+
+
+def speed() -> str:
+    result = load("cosmicray")
+    place = result["environment"]
+    rows = [
+        [row["method"], row["threads"], row["mpix_per_s"], f"{row['csstdask_is_times_as_fast']} x"]
+        + [row["precision"], row["recall"]]
+        for row in result["rows"]
+    ]
+    head = ["method", "threads", "Mpix/s", "our float32 against it", "precision", "recall above 5 e-"]
+    note = f"{place['processor']}, torch {place['packages']['torch']}, {place['date']}."
+    return table(head, rows) + f"\n\n{note}"
+
+
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"engine": engine, "resume": resume, "cosmicray-speed": speed},
+    "docs/cosmicray.md": {"accuracy": accuracy, "controls": controls},
+}
+
+
+def rendered(text: str, tables: dict[str, Callable[[], str]]) -> str:
+    for name, make in tables.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text, count = re.subn(
             pattern, lambda match, make=make: f"{match[1]}\n{make()}\n\n{match[2]}", text, flags=re.DOTALL
         )
         if count != 1:
-            raise SystemExit(f"README.md: found {count} places marked {name}; wanted one")
+            raise SystemExit(f"found {count} places marked {name}; wanted one")
     return text
 
 
 def main() -> None:
-    path = ROOT / "README.md"
-    before = path.read_text()
-    after = rendered(before)
-    if "--check" in sys.argv:
-        raise SystemExit(0 if before == after else "README.md: its tables are not those of benchmarks/results")
-    path.write_text(after)
+    for name, tables in TABLES.items():
+        path = ROOT / name
+        before = path.read_text()
+        after = rendered(before, tables)
+        if "--check" in sys.argv and before != after:
+            raise SystemExit(f"{name}: its tables are not those of benchmarks/results")
+        if before != after:
+            path.write_text(after)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ from csstdask.mock.recipe import CosmicRays
 from csstdask.quiet import no_warnings
 
 _SEED = 1999
+#: Frames of each kind of injection, and their size [pixel].
+_SKIES, _SIZE = 6, 512
 _GRID = {"sigclip": (3.0, 4.5, 6.0, 8.0), "sigfrac": (0.1, 0.3, 0.5), "objlim": (1.0, 3.0, 8.0)}
 _FIXED = {"niter": 4, "sepmed": True, "cleantype": "meanmask", "fsmode": "median"}
 _THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -191,15 +193,15 @@ def injection_cases(split: str, data: Path | None, libraries: Sequence[EventLibr
     """Yield (kind, frame) of a split: generated tracks and real events on mock skies and on real scenes."""
     seed = list(SPLITS).index(split)
     rng = np.random.default_rng([_SEED, seed])
-    size, skies = 512, 6
-    for _ in range(skies):
-        scene = draw_mock_scene(rng, _SEED * 10 + seed, skies, size)
-        tracks = draw_cosmic_rays(rng, CosmicRays(), (size, size)).astype(np.float32)
+    shape = (_SIZE, _SIZE)
+    for _ in range(_SKIES):
+        scene = draw_mock_scene(rng, _SEED * 10 + seed, _SKIES, _SIZE)
+        tracks = draw_cosmic_rays(rng, CosmicRays(), shape).astype(np.float32)
         yield "generated tracks on mock skies", injected(rng, scene, tracks, poisson=True, faintest=5.0)
     for library in libraries:
-        for _ in range(skies):
-            scene = draw_mock_scene(rng, _SEED * 10 + seed, skies, size)
-            events = library.scatter(rng, (size, size), 0.025)
+        for _ in range(_SKIES):
+            scene = draw_mock_scene(rng, _SEED * 10 + seed, _SKIES, _SIZE)
+            events = library.scatter(rng, shape, 0.025)
             kind = f"{library.name} events on mock skies"
             yield kind, injected(rng, scene, events, poisson=True, faintest=0.0)
     if data is None or split != "test":
@@ -241,7 +243,7 @@ def _libraries(split: str, data: Path | None) -> tuple[EventLibrary, ...]:
 def evaluate_controls(data: Path | None, model: str) -> dict[str, Any]:
     """Count what methods find where there is nothing to find [pixel / Mpix]."""
     rng = np.random.default_rng([_SEED, 9])
-    scenes = {"mock skies": [draw_mock_scene(rng, _SEED * 10 + 2, 6, 512) for _ in range(6)]}
+    scenes = {"mock skies": [draw_mock_scene(rng, _SEED * 10 + 2, _SKIES, _SIZE) for _ in range(_SKIES)]}
     if data is not None:
         scenes |= {name: [scene] for name, scene in real_scenes(data).items()}
     cut = float(find_card("cosmicray", model).threshold or 0.5)

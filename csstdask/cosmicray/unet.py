@@ -19,6 +19,7 @@ from torch import Tensor
 from csstdask.arrays.namespace import kind_of, namespace_of
 from csstdask.arrays.tiles import Window, in_batches, plan_tiles
 from csstdask.cosmicray.view import View
+from csstdask.errors import InputError
 from csstdask.nn.blocks import UNet
 from csstdask.nn.card import ModelCard
 from csstdask.nn.device import Precision, autocast, choose_device
@@ -90,8 +91,11 @@ def probability(
     Raises
     ------
     InputError
-        If the card's weights cannot be used.
+        If the card's weights cannot be used, or are for other channels.
     """
+    if tuple(card.normalisation.get("channels", ())) != CHANNELS:
+        found = f"a network for the channels {card.normalisation.get('channels')}"
+        raise InputError(card.name, found, f"one for {list(CHANNELS)}")
     own = torch.as_tensor(view.data[:1]).device
     place = choose_device(device, like=own)
     network = load_network(card, build_unet, place)

@@ -59,6 +59,9 @@ class EngineSettings(_Settings):
     """What the engine does; `threads_per_unit` decides rounding and is fingerprinted."""
 
     threads_per_unit: int = Field(1, ge=1, description="intra-op threads of one unit")
+    device: str | None = Field(
+        None, description="where networks run; default: cuda with --scheduler cuda, else the host"
+    )
 
 
 class RunConfig(_Settings):

@@ -91,11 +91,11 @@ class Plan:
 
     def unit_bytes(self) -> int:
         """Return the projected peak memory of one unit: that of its hungriest step."""
-        return int(self.pixels * max(step.bytes_per_pixel for step in self.steps))
+        return int(self.pixels * max(step.cost(self.config).bytes_per_pixel for step in self.steps))
 
     def unit_seconds(self) -> float:
         """Return the expected time of one unit on one slot of the reference machine."""
-        return self.pixels * sum(1 / step.pixels_per_second for step in self.steps)
+        return self.pixels * sum(1 / step.cost(self.config).pixels_per_second for step in self.steps)
 
     def stored_bytes(self) -> int:
         """Return the bytes of a unit's products before compression: an upper bound on disk."""

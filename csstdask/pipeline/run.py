@@ -171,7 +171,11 @@ def _prepare(
 ) -> tuple[Plan, int, int]:
     """Return plan, number of units and workers of a run that could begin; raise for one that could not."""
     check_scheduler(scheduler)
-    plan = make_plan(Path(campaign), resolve(steps), config or RunConfig(), chosen)
+    settings = config or RunConfig()
+    if scheduler == "cuda" and settings.engine.device is None:
+        engine = settings.engine.model_copy(update={"device": "cuda"})
+        settings = settings.model_copy(update={"engine": engine})
+    plan = make_plan(Path(campaign), resolve(steps), settings, chosen)
     _check_target(root, plan)
     total = sum(1 for _ in plan.units())
     if total == 0 and not chosen.is_everything:

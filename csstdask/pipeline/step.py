@@ -48,6 +48,16 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a step takes, measured on a full detector."""
+
+    bytes_per_pixel: float = 0.0
+    """Peak memory of a unit in this step, its planes and earlier products included."""
+    pixels_per_second: float = 1e6
+    """On one core of the reference machine, for the estimate of ``--dry-run``."""
+
+
+@dataclass(frozen=True)
 class Step:
     """One stage of the pipeline."""
 
@@ -73,7 +83,5 @@ class Step:
     """Names of its metrics."""
     halo: int = 0
     """Pixels beyond a pixel that decide its value; 0 where the whole frame does."""
-    bytes_per_pixel: float = 0.0
-    """Peak memory of a unit in this step, its planes and earlier products included, measured on a full detector."""
-    pixels_per_second: float = 1e6
-    """On one core of the reference machine, for the estimate of ``--dry-run``."""
+    cost: Callable[[RunConfig], Cost] = lambda _: Cost()
+    """What it costs with a configuration."""

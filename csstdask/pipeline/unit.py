@@ -37,7 +37,7 @@ from csstdask.store.zarr_arrays import read_shard, write_shard
 
 log = logging.getLogger("csstdask")
 
-_PACKAGES = ("csstdask", "numpy", "scipy", "numba", "zarr", "dask", "astropy", "astroscrappy", "sep")
+_PACKAGES = ("csstdask", "numpy", "scipy", "numba", "zarr", "dask", "astropy", "astroscrappy", "sep", "torch")
 
 
 @cache

@@ -95,6 +95,9 @@ usable = false
         ("cosmic_ray = 2,", "", "cosmic_ray"),
         ("id = 2", "id = 1", "twice"),
         ('name = "mine"', "", "name"),
+        ("{ id = 1 }", '{ ids = "1 to 3" }', "not a range"),
+        ("{ id = 1 }", '{ id = 1, ids = "3-4" }', "beside an id"),
+        ("bits = {", 'plane_keyword = "MP_", bits = {', "go together"),
         ('name = "mine"', 'name = "mine"\nkeywords = { detector_pattern = "(" }', "keywords.detector_pattern"),
         ('name = "mine"', 'name = "mine"\nkeywords = { band_pattern = "x" }', "keywords.band_pattern"),
     ],
@@ -103,6 +106,13 @@ def test_wrong_keys_are_named(old, new, message):
     with pytest.raises(InputError, match=message) as caught:
         parse_instrument(MINIMAL.replace(old, new, 1), "mine.toml")
     assert "mine.toml" in str(caught.value)
+
+
+def test_a_range_of_detectors_that_are_alike():
+    camera = parse_instrument(MINIMAL.replace("{ id = 1 }", '{ ids = "3-5", gain = 1.5 }'), "mine.toml")
+    assert camera.detector_ids == (3, 4, 5, 2)
+    assert camera.values(4).gain == 1.5
+    assert len(load_instrument("hsc").detectors) == 112
 
 
 def test_unknown_instrument_names_the_candidates():

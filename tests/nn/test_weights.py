@@ -51,7 +51,7 @@ def test_another_architecture_is_refused(card):
 
 def test_a_card_without_weights_or_sense(card, tmp_path):
     card.weights.unlink()
-    with pytest.raises(InputError, match="no such file; wanted the weights of small.json"):
+    with pytest.raises(InputError, match=r"no such file; wanted the weights of small\.json"):
         read_card(tmp_path / "small.json")
     (tmp_path / "small.json").write_text(json.dumps({"name": "x"}))
     with pytest.raises(InputError, match="no readable model card"):

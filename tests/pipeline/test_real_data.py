@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from astropy.io import fits
 
 import csstdask
+from csstdask.errors import InputError
+from csstdask.instrument import load_instrument
 from csstdask.pipeline.export import export
 from csstdask.pipeline.ingest import ingest
 from csstdask.pipeline.run import run
 from csstdask.report import write_report
 
+ROOT = Path(__file__).resolve().parents[2]
 
-def through(files, folder):
-    """Take files all the way; return the campaign, the run and the two folders of exported FITS."""
-    summary = ingest(files, folder / "c.zarr")
+
+def through(files, folder, instrument=None):
+    """Take files all the way; return the campaign and the run."""
+    summary = ingest(files, folder / "c.zarr", instrument=instrument)
     assert summary.failures == []
     done = run(folder / "c.zarr", folder / "r.zarr")
     assert (done.failed, done.pending) == (0, 0)
@@ -76,6 +83,71 @@ def test_wfpc2(real_images, tmp_path):
     # Not truth, another L.A.Cosmic: the same kind of pixels at the same kind of density.
     assert 0.5 < hit.sum() / other.sum() < 1.5
     assert (hit & other).sum() / min(hit.sum(), other.sum()) > 0.7
+
+
+def test_wircam(real_images, tmp_path):
+    """Four epochs of one infrared chip: value 0 is a bad pixel, and ten seconds hold hardly a cosmic ray."""
+    files = sorted((real_images / "cfht_wircam").glob("*.fits.fz"))
+    campaign, dataset = through(files, tmp_path)
+    assert campaign["exposure"].values.tolist() == ["1319412", "1592961", "1838749", "2094807"]
+    raw = fits.getdata(files[0], 1)
+    one = campaign.sel(exposure="1319412", detector=60)
+    assert np.array_equal(one["sci"].values, raw.astype(np.float32))
+    assert np.array_equal(one["flag"].values & 1 == 1, raw == 0)
+    assert (dataset["cr_fraction"].sel(detector=60) < 0.01).all()
+    assert (dataset["n_sources"].sel(detector=60) > 200).all()
+
+
+def test_nicmos(real_images, tmp_path):
+    """SCI, ERR, DQ of five planes; rates; what the ramp fit has flagged is told apart from bad pixels."""
+    path = real_images / "nicmos" / "n8q624e8q_cal.fits"
+    campaign, _ = through([path], tmp_path)
+    assert campaign["sci"].attrs["units"] == "adu s-1"
+    one = campaign.sel(exposure="n8q624e8q", detector=2)
+    with fits.open(path) as hdus:
+        assert np.array_equal(one["sci"].values, hdus["SCI"].data)
+        assert np.array_equal(one["flag"].values, hdus["DQ"].data)
+        good = hdus["ERR"].data > 0
+        np.testing.assert_allclose(1 / np.sqrt(one["wht"].values[good]), hdus["ERR"].data[good], rtol=1e-6)
+        assert (one["wht"].values[~good] == 0).all()
+
+
+def test_hsc_masked_image(real_images, tmp_path):
+    """Image, mask and variance; no exposure time and no filter, and nothing is divided by them."""
+    path = real_images / "hsc_maskedimage" / "HSC-0908120-056-small.fits"
+    campaign, dataset = through([path], tmp_path)
+    one = campaign.sel(exposure="0908120", detector=56)
+    flags = load_instrument("hsc").flags
+    assert int((one["flag"] & flags.mask("detected") != 0).sum()) == 5390
+    assert int((one["flag"] & flags.mask("crosstalk") != 0).sum()) == 14
+    assert float(one["exptime"]) == 0
+    np.testing.assert_allclose(1 / one["wht"].values, fits.getdata(path, 3), rtol=1e-6)
+    assert dataset["n_sources"].sel(exposure="0908120", detector=56) > 5
+
+
+def test_what_is_no_frame_of_a_known_camera_says_so(real_images, tmp_path):
+    """Tables, point spread functions, and frames that do not say whose they are: one line, the file named."""
+    for name, reason in (
+        ("banzai/cpt1m012-fa06-20200113-0102-matched-cat.fits", "no instrument that is known"),
+        ("lsst_itl_darks/cosmic_rays_itl_2017.fits.gz", "no instrument that is known"),
+        ("stdpsf/PSFSTD_ACSWFC_F606W.fits", "cannot be read"),
+        ("nicmos/nic2_f160w_4xsub00.fits", "no instrument that is known"),
+        ("m51_inpaint/m51_org.fits", "no instrument that is known"),
+    ):
+        with pytest.raises(InputError, match=reason) as caught:
+            ingest([real_images / name], tmp_path / "c.zarr")
+        assert name in str(caught.value)
+
+
+def test_a_camera_of_ones_own(real_images, tmp_path):
+    """The TOML of the documentation takes an old Kitt Peak frame of M51 all the way."""
+    text = (ROOT / "docs" / "cameras.md").read_text()
+    (tmp_path / "kpno.toml").write_text(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
+    path = real_images / "m51_inpaint" / "m51_with_cosmicrays.fits"
+    campaign, dataset = through([path], tmp_path, instrument=str(tmp_path / "kpno.toml"))
+    assert np.array_equal(campaign["sci"].values[0, 0], fits.getdata(path))
+    truth = fits.getdata(real_images / "m51_inpaint" / "m51_mask.fits") > 0
+    assert (dataset["cr_mask"].values[0, 0] & truth).sum() > 0.3 * truth.sum()
 
 
 @pytest.mark.parametrize(

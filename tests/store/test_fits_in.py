@@ -113,6 +113,41 @@ def test_stis_imsets_null_planes_and_overscan(tmp_path):
         assert (read_flag(unit, stis) == 0).all()
 
 
+def test_planes_that_a_header_numbers_move_to_our_bits(tmp_path):
+    """An LSST mask says itself which bit is which; planes that nobody knows are kept as ``other``."""
+    hsc = load_instrument("hsc")
+    mask = np.zeros((20, 20), np.uint16)
+    mask[0, :5] = [1 << 0, 1 << 5, 1 << 7, (1 << 5) | (1 << 0), 1 << 9]
+    image = fits.ImageHDU(mask)
+    image.header.update({"MP_CR": 0, "MP_SAT": 5, "MP_MYOWN": 7})
+    planes_of = [fits.PrimaryHDU(header=fits.Header({"EXPTIME": 0.0})), fits.ImageHDU(np.ones((20, 20), np.float32))]
+    path = tmp_path / "HSC-0001234-050.fits"
+    fits.HDUList([*planes_of, image, fits.ImageHDU(np.full((20, 20), 4, np.float32))]).writeto(path)
+    (unit,) = scan(path, hsc)
+    assert (unit.exposure, unit.detector, unit.exptime) == ("0001234", 50, 0.0)
+    bits = hsc.flags.bits
+    expected = [bits["cr"], bits["sat"], bits["other"], bits["cr"] | bits["sat"], bits["other"], 0]
+    assert read_flag(unit, hsc)[0, :6].tolist() == expected
+    assert (read_weight(unit) == 0.25).all()
+
+
+def test_a_value_that_means_bad(tmp_path):
+    wircam = load_instrument("cfht_wircam")
+    counts = np.full((30, 30), 7100, np.uint16)
+    counts[3, 4], counts[5, 6] = 0, 65535
+    image = fits.ImageHDU(counts, name="HAWAII-2RG-#77")
+    image.header.update({"INSTRUME": "WIRCam", "OBSID": 5, "EXPTIME": 10.0, "GAIN": 4.0, "RDNOISE": 20.0})
+    fits.HDUList([fits.PrimaryHDU(), image]).writeto(tmp_path / "w.fits")
+    (unit,) = scan(tmp_path / "w.fits", wircam)
+    assert unit.detector == 77
+    flag = read_flag(unit, wircam)
+    assert flag[3, 4] == wircam.flags.mask("bad")
+    assert flag[5, 6] == wircam.flags.mask("saturated")
+    assert np.count_nonzero(flag) == 2
+    # Above the pedestal of 7000 lie 100 adu: 400 e- of Poisson noise, and 20 e- of read noise squared.
+    assert 1 / read_weight(unit)[0, 0] == pytest.approx((400 + 400) / 16, rel=1e-5)
+
+
 def test_codes_become_bits_and_unknown_codes_are_refused(tmp_path):
     decam = load_instrument("decam")
     sci, wht, _ = planes((20, 20))

@@ -7,7 +7,7 @@ import numpy as np
 from csstdask.arrays.background import measure
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
-from csstdask.pipeline.step import Output, Product, Step
+from csstdask.pipeline.step import Cost, Output, Product, Step
 
 
 def measure_background(frame: Frame, config: RunConfig) -> Output:
@@ -39,6 +39,5 @@ BACKGROUND = Step(
         Product("noise", "float32", float("nan"), 1, mesh=True, long_name="1 sigma of the sky at box centres"),
     ),
     metrics=("sky_level", "sky_noise", "n_ignored_pixels"),
-    bytes_per_pixel=22.0,
-    pixels_per_second=2.5e7,
+    cost=lambda _: Cost(bytes_per_pixel=22.0, pixels_per_second=2.5e7),
 )

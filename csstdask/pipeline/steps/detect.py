@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.ndimage import label
 
@@ -9,7 +11,7 @@ from csstdask.cosmicray import detect
 from csstdask.cosmicray.card import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
-from csstdask.pipeline.step import Output, Product, Step
+from csstdask.pipeline.step import Cost, Output, Product, Step
 
 #: Pixels that touch at a corner belong to one event.
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=int)
@@ -25,6 +27,7 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
         detector=frame.facts.detector,
         threshold=settings.threshold,
         model=settings.model,
+        device=config.engine.device,
     )
     usable = int(found.mask.size - frame.ignore.sum())
     count = int(found.mask.sum())
@@ -48,16 +51,28 @@ def resolved_threshold(config: RunConfig) -> float | None:
     return card.threshold if config.detect.threshold is None else config.detect.threshold
 
 
+def cost_of_detection(config: RunConfig) -> Cost:
+    """Return the cost of the model that is configured."""
+    if find_card("cosmicray", config.detect.model).architecture:
+        return Cost(bytes_per_pixel=60.0, pixels_per_second=2e6)
+    return Cost(bytes_per_pixel=86.0, pixels_per_second=6e5)
+
+
+def decisive_settings(config: RunConfig) -> dict[str, Any]:
+    """Return what decides the mask: the threshold, and the kind of device where it is not the host."""
+    device = {} if config.engine.device is None else {"device": config.engine.device}
+    return {"threshold": resolved_threshold(config), **device}
+
+
 DETECT = Step(
     name="detect",
     requires=("background",),
     kinds=frozenset({"imaging", "slitless", "dark"}),
     numerics_version=3,
     body=detect_cosmic_rays,
-    settings=lambda config: {"threshold": resolved_threshold(config)},
+    settings=decisive_settings,
     model=lambda config: find_card("cosmicray", config.detect.model).identity,
     products=(Product("cr_mask", "bool", False, codec="mask", long_name="hit by a cosmic ray"),),
     metrics=("n_cr_pixels", "n_cr_events", "cr_fraction", "n_cr_input_pixels", "n_cr_both_pixels"),
-    bytes_per_pixel=86.0,
-    pixels_per_second=6e5,
+    cost=cost_of_detection,
 )

@@ -8,7 +8,7 @@ from csstdask.cosmicray import inpaint
 from csstdask.cosmicray.card import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
-from csstdask.pipeline.step import Output, Product, Step
+from csstdask.pipeline.step import Cost, Output, Product, Step
 
 
 def repair_pixels(frame: Frame, config: RunConfig) -> Output:
@@ -38,6 +38,5 @@ REPAIR = Step(
     ),
     metrics=("n_unrepaired_pixels",),
     halo=5,
-    bytes_per_pixel=40.0,
-    pixels_per_second=2.5e7,
+    cost=lambda _: Cost(bytes_per_pixel=40.0, pixels_per_second=2.5e7),
 )

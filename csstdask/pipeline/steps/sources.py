@@ -10,7 +10,7 @@ from csstdask.arrays.sources import measure_sources
 from csstdask.instrument import celestial_wcs
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
-from csstdask.pipeline.step import Output, Step, Table
+from csstdask.pipeline.step import Cost, Output, Step, Table
 from csstdask.quiet import no_warnings
 
 #: Half the side of the box in which a source's hit pixels are counted, in semi-major axes.
@@ -116,6 +116,5 @@ SOURCES = Step(
     model=lambda _: None,
     table="sources",
     metrics=("n_sources",),
-    bytes_per_pixel=60.0,
-    pixels_per_second=2.5e6,
+    cost=lambda _: Cost(bytes_per_pixel=60.0, pixels_per_second=2.5e6),
 )

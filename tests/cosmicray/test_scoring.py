@@ -1,0 +1,68 @@
+"""Scores: hand-counted frames, curves with known areas, a calibration that is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from csstdask.cosmicray.scoring import Case, average_precision, calibrate, f1_of, precision_recall, score
+
+
+def case(hit, *, harmless=None, use=None, visible=None):
+    nothing = np.zeros(hit.shape, bool)
+    return Case(
+        hit.astype(np.float32), None, nothing, hit, nothing if harmless is None else harmless,
+        ~nothing if use is None else use, hit if visible is None else visible,
+    )  # fmt: skip
+
+
+def test_a_hand_counted_frame():
+    hit, found = np.zeros((40, 40), bool), np.zeros((40, 40), bool)
+    hit[5, 5:9] = True  # an event of four, three of them found
+    hit[20, 20] = True  # an event of one, missed
+    found[5, 5:8] = True
+    found[4, 5] = True  # on the skirt
+    found[30, 30] = True  # out of nothing
+    found[35, 35] = True  # harmless
+    found[0, 0] = True  # not scored
+    harmless, use = np.zeros_like(hit), np.ones_like(hit)
+    harmless[35, 35], use[0, 0] = True, False
+    visible = hit.copy()
+    visible[20, 20] = False
+    result = score([case(hit, harmless=harmless, use=use, visible=visible)], [found])
+    assert result.precision == pytest.approx(3 / 5)
+    assert result.recall == pytest.approx(3 / 5)
+    assert result.f1 == pytest.approx(3 / 5)
+    assert result.recall_visible == pytest.approx(3 / 4)
+    assert result.precision_without_skirt == pytest.approx(3 / 4)
+    assert result.events_found == pytest.approx(1 / 2)
+    assert f1_of([case(hit, harmless=harmless, use=use)], [found]) == pytest.approx(3 / 5)
+
+
+def test_intervals_hold_the_truth(rng):
+    """68 % intervals over blocks cover the expectation about that often."""
+    covered = 0
+    for _ in range(60):
+        hit = rng.random((512, 512)) < 0.02
+        found = hit & (rng.random(hit.shape) < 0.8)
+        low, high = score([case(hit)], [found]).recall_interval
+        covered += low <= 0.8 <= high
+    assert 0.5 < covered / 60 < 0.85
+
+
+def test_curves():
+    """A perfect order has area one; a random one has the share of hits."""
+    hit = np.arange(10_000) % 10 == 0
+    _, precision, recall = precision_recall(np.where(hit, 3.0, -3.0).astype(np.float32), hit)
+    assert average_precision(precision, recall) == pytest.approx(1)
+    noise = np.random.default_rng(1).normal(size=hit.size).astype(np.float32)
+    _, precision, recall = precision_recall(noise, hit)
+    assert average_precision(precision, recall) == pytest.approx(0.1, abs=0.02)
+
+
+def test_calibration_finds_what_was_put_in(rng):
+    logit = rng.normal(0, 2, 200_000).astype(np.float32)
+    hit = rng.random(logit.size) < 1 / (1 + np.exp(-(1.7 * logit - 0.6)))
+    scale, offset = calibrate(logit, hit)
+    assert scale == pytest.approx(1.7, abs=0.03)
+    assert offset == pytest.approx(-0.6, abs=0.03)

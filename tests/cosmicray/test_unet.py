@@ -1,0 +1,129 @@
+"""The network on a frame: tiles leave no trace, masked pixels have no say, and its card holds what it needs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from csstdask.cosmicray import detect
+from csstdask.cosmicray.unet import CHANNELS, build_unet, channels_of, probability
+from csstdask.cosmicray.view import view_frame
+from csstdask.errors import InputError
+from csstdask.nn.card import ModelCard, read_card, write_card
+from csstdask.nn.weights import save_weights
+
+ARCHITECTURE = {"channels": [8, 12, 16], "stem": 2}
+
+
+@pytest.fixture(scope="module")
+def card_path(tmp_path_factory):
+    """An untrained network whose output depends on everything it can see."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(7)
+    network = build_unet(**ARCHITECTURE)
+    for weight in network.parameters():
+        weight.data *= 2
+    sha256 = save_weights(network, folder / "random.safetensors")
+    card = ModelCard(
+        "random", "cosmicray", "1", "untrained", "BSD-3-Clause", "nothing", sha256, 0.5,
+        architecture=ARCHITECTURE, normalisation={"channels": list(CHANNELS), "box": 64},
+        calibration={"scale": 1.0, "offset": 2.0},
+    )  # fmt: skip
+    write_card(folder / "random.json", card)
+    return folder / "random.json"
+
+
+@pytest.fixture
+def frame(rng):
+    """Sky, a bright star, cosmic rays, a bad column, not-a-numbers; no size is a multiple of anything."""
+    data = rng.poisson(40.0, (331, 293)).astype(np.float32) + rng.normal(0, 5, (331, 293)).astype(np.float32)
+    y, x = np.mgrid[:331, :293]
+    data += 4e4 * np.exp(-((y - 130) ** 2 + (x - 128) ** 2) / 4).astype(np.float32)
+    data[rng.integers(0, 331, 300), rng.integers(0, 293, 300)] += 900
+    data[200:205, 100] = np.nan
+    mask = np.zeros(data.shape, bool)
+    mask[:, 77] = True
+    return data, mask
+
+
+@pytest.mark.parametrize("tile", [64, 100, 256])
+def test_tiled_equals_whole(card_path, frame, tile):
+    """To rounding, with the network's own halo; without a halo, the control, it does not."""
+    card = read_card(card_path)
+    data, mask = frame
+    view = view_frame(data, None, mask | ~np.isfinite(data), box=64)
+    whole = probability(view, card, tile=4096)
+    assert whole.std() > 0.01
+    tiled = probability(view, card, tile=tile, batch=3)
+    assert np.abs(tiled - whole).max() <= 1e-6
+    assert np.array_equal(tiled >= 0.5, whole >= 0.5)
+    if tile < 256:
+        seamed = probability(view, card, tile=tile, halo=0)
+        assert np.abs(seamed - whole).max() > 1e-3
+
+
+def test_masked_pixels_have_no_say(card_path, frame):
+    data, mask = frame
+    first = detect(data, mask=mask, model=str(card_path))
+    other = data.copy()
+    other[mask] = 1e6
+    second = detect(other, mask=mask, model=str(card_path))
+    assert np.array_equal(first.probability, second.probability)
+    ignored = mask | np.isnan(data)
+    assert not first.mask[ignored].any()
+    assert (first.probability[ignored] == 0).all()
+    assert first.mask.any()
+
+
+def test_calibration_and_threshold_are_the_cards(card_path, frame):
+    data, mask = frame
+    found = detect(data, mask=mask, model=str(card_path))
+    assert found.threshold == 0.5
+    assert np.array_equal(found.mask, found.probability >= 0.5)
+    card = read_card(card_path)
+    view = view_frame(data, None, mask | ~np.isfinite(data), box=64)
+    plain = probability(view, replace(card, calibration={"scale": 1.0, "offset": 0.0}))
+    use = ~(mask | np.isnan(data)) & (np.abs(plain - 0.5) < 0.499)
+    odds = np.where(use, plain / np.where(use, 1 - plain, 1), 1)
+    expected = 1 / (1 + np.exp(-2) / odds)
+    np.testing.assert_allclose(found.probability[use], expected[use], atol=1e-4)
+
+
+def test_a_network_made_for_other_channels_is_refused(card_path, frame, tmp_path):
+    card = replace(read_card(card_path), normalisation={"channels": ["counts"], "box": 64})
+    (tmp_path / "other.safetensors").write_bytes(card.weights.read_bytes())
+    write_card(tmp_path / "other.json", card)
+    with pytest.raises(InputError, match="counts"):
+        detect(frame[0], model=str(tmp_path / "other.json"))
+
+
+def test_channels_are_what_they_say(frame):
+    """Heights over both noises, in a window that reaches beyond the frame."""
+    data, mask = frame
+    ignore = mask | ~np.isfinite(data)
+    view = view_frame(data, np.full(data.shape, 49, np.float32), ignore, box=64)
+    whole = channels_of(view)
+    height = data - view.mesh.background_at()
+    np.testing.assert_allclose(np.sinh(whole[1])[~ignore], (height / 7)[~ignore], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        np.sinh(whole[0])[~ignore], (height / view.mesh.noise_at())[~ignore], rtol=1e-4, atol=1e-4
+    )
+    assert np.array_equal(whole[2] == 1, ignore)
+    part = channels_of(view, (slice(320, 336), slice(280, 296)))
+    assert part.shape == (3, 16, 16)
+    assert np.array_equal(part[:, :11, :13], whole[:, 320:, 280:])
+    assert (part[:, 11:] == 0).all()
+    assert (part[:, :, 13:] == 0).all()
+
+
+def test_bfloat16_is_near(card_path, frame):
+    """On a processor without bfloat16 it is emulated; either way probabilities move by little."""
+    data, mask = frame
+    view = view_frame(data, None, mask | ~np.isfinite(data), box=64)
+    card = read_card(card_path)
+    exact, rough = probability(view, card), probability(view, card, precision="bfloat16")
+    assert np.abs(exact - rough).max() > 0
+    assert np.abs(exact - rough).mean() < 0.01

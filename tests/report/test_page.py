@@ -1,0 +1,95 @@
+"""The page: numbers on it are those of the run, and pictures show what they say."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+import struct
+import zlib
+
+import numpy as np
+import pytest
+
+import csstdask
+from csstdask.instrument import load_instrument
+from csstdask.pipeline.run import run
+from csstdask.pipeline.truth import score_run
+from csstdask.report import write_report
+from csstdask.report.cutouts import grey_levels, png
+from csstdask.report.focal_plane import colour, draw_focal_plane
+
+
+@pytest.fixture(scope="module")
+def finished(small_campaign, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    shutil.copytree(small_campaign, folder / "c.zarr")
+    run(folder / "c.zarr", folder / "r.zarr")
+    return folder / "r.zarr", write_report(folder / "r.zarr", folder / "r.html").read_text()
+
+
+def decoded(page):
+    """Return the pictures of a page as arrays."""
+    for data in re.findall(r'src="data:image/png;base64,([^"]+)"', page):
+        raw = base64.b64decode(data)
+        width, height = struct.unpack(">II", raw[16:24])
+        pixels = zlib.decompress(raw[raw.index(b"IDAT") + 4 : -16])
+        yield np.frombuffer(pixels, np.uint8).reshape(height, width + 1)[:, 1:]
+
+
+def test_the_page_tells_what_the_run_holds(finished):
+    path, page = finished
+    dataset = csstdask.open_run(path)
+    assert "4 done" in page
+    for line in score_run(path).lines():
+        assert line in page
+    # Events a second and square centimetre: 10 um pixels.
+    events = dataset["n_cr_events"].sel(detector=7).values
+    rate = (events / (150 * 192 * 160 * 1e-6)).mean()
+    assert f"<td>{rate:.4g}</td>" in page
+    assert f"<td>{int(dataset['n_cr_pixels'].sel(detector=8).sum())}</td>" in page
+    assert "Mpix/s" in page
+    assert page.count("<svg") == 3
+    assert "<script" not in page
+    assert re.findall(r'(?:src|href)="(?!data:)', page) == []
+
+
+def test_pictures_are_before_mask_and_after(finished):
+    path, page = finished
+    pictures = list(decoded(page))
+    assert len(pictures) == 6
+    mask = pictures[1]
+    assert set(np.unique(mask)) == {0, 255}
+    run_mask = csstdask.open_run(path)["cr_mask"]
+    assert any(np.array_equal(mask[::-1] == 255, run_mask.values[i, j][:160, :160]) for i in range(2) for j in range(2))
+    before, after = pictures[0].astype(int), pictures[2].astype(int)
+    assert np.array_equal(before[mask == 0], after[mask == 0])
+    assert before[mask == 255].mean() > after[mask == 255].mean() + 20
+
+
+def test_focal_plane_has_each_detector_at_its_place():
+    csst = load_instrument("csst")
+    drawing = draw_focal_plane(csst, {7: 1.0, 8: 2.0}, "a < b")
+    assert drawing.count("<title>detector") == 30
+    assert "detector 7: 1<" in drawing
+    assert "detector 9: no data" in drawing
+    assert "a &lt; b" in drawing
+    assert draw_focal_plane(load_instrument("hst_stis"), {1: 1.0}, "x") == ""
+
+
+def test_colours_run_from_dark_to_light_and_grey_is_nothing():
+    def light(text):
+        return sum(int(text[i : i + 2], 16) for i in (1, 3, 5))
+
+    shades = [light(colour(value, 0, 1)) for value in np.linspace(0, 1, 9)]
+    assert shades == sorted(shades)
+    assert colour(np.nan, 0, 1) == "#e6e6e6"
+    assert colour(5.0, 0, 1) == colour(1.0, 0, 1)
+
+
+def test_png_is_read_back_by_another_library(tmp_path, rng):
+    image = pytest.importorskip("matplotlib.image")
+    grey = rng.integers(0, 256, (31, 17)).astype(np.uint8)
+    (tmp_path / "x.png").write_bytes(png(grey))
+    assert np.array_equal(np.rint(image.imread(tmp_path / "x.png") * 255).astype(np.uint8), grey)
+    assert grey_levels(np.array([[0.0, np.nan], [1.0, 2.0]]), 0, 1).tolist() == [[255, 255], [0, 0]]
