@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from csstdask.errors import CsstdaskError
+from csstdask.errors import CsstdaskError, InputError
 
 if TYPE_CHECKING:
     from csstdask.engine.events import Listener
@@ -214,7 +214,7 @@ def export(
 @app.command()
 def train(
     target: Annotated[str, typer.Argument(help="What to train: cosmicray.")],
-    to: Annotated[Path, typer.Option(help="Folder of the training; gone on with if it is there.")],
+    to: Annotated[Path | None, typer.Option(help="Folder of the training; gone on with if it is there.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings, a TOML.")] = None,
     data: DataOption = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over fresh examples.")] = None,
@@ -222,6 +222,8 @@ def train(
 ) -> None:
     """Train a network; killed, it goes on where it was."""
     _check_target("train", target, TRAINABLE)
+    if to is None:
+        raise InputError(f"train {target}", "no --to", "a folder for the training")
     from csstdask.cosmicray.train import load_training_config, train_cosmicray
 
     settings = load_training_config(

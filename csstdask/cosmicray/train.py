@@ -9,7 +9,6 @@ and weights are written beside each other: ``detect(..., model="that/folder/unet
 from __future__ import annotations
 
 import logging
-import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from csstdask.cosmicray.examples import Examples, draw_examples, gather_material, joined
@@ -32,6 +31,7 @@ from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
 from csstdask.nn.device import autocast, choose_device
 from csstdask.nn.trainer import Learner, Schedule, train
 from csstdask.nn.weights import save_weights
+from csstdask.toml_file import read_toml, validated
 
 log = logging.getLogger("csstdask")
 
@@ -84,15 +84,10 @@ def load_training_config(path: Path | None, **changes: Any) -> TrainingConfig:
     InputError
         Naming the file and every key that is unknown or wrong.
     """
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8")) if path is not None else {}
-        fields |= {key: value for key, value in changes.items() if value is not None}
-        config = TrainingConfig.model_validate(fields)
-    except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise InputError(path or "settings", found, "valid settings of a training") from None
-    except (OSError, ValueError) as error:
-        raise InputError(path, f"no readable TOML ({error})", "settings of a training") from None
+    wanted = "settings of a training"
+    fields = read_toml(path, wanted) if path is not None else {}
+    fields |= {key: value for key, value in changes.items() if value is not None}
+    config = validated(TrainingConfig, fields, str(path or "settings"), f"valid {wanted}")
     if config.data is not None and not Path(config.data).is_dir():
         raise InputError(config.data, "no such folder", "the folder of real events and frames")
     return config

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 import re
-import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from csstdask.errors import InputError
 from csstdask.instrument.model import Instrument
+from csstdask.toml_file import parse_toml, read_toml, validated
 
 
 def builtin_names() -> tuple[str, ...]:
@@ -35,11 +33,7 @@ def load_instrument(name_or_path: str | Path) -> Instrument:
     path = Path(name_or_path)
     if path.suffix != ".toml" or not path.is_file():
         raise InputError(text, "no such instrument", f"one of {', '.join(builtin_names())}, or a .toml file")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(path, f"no readable text ({error})", "an instrument's TOML") from None
-    return _resolve_paths(parse_instrument(text, str(path)), path.parent)
+    return _resolve_paths(validate_instrument(read_toml(path, "an instrument's TOML"), str(path)), path.parent)
 
 
 @functools.cache
@@ -50,22 +44,12 @@ def _load_builtin(name: str) -> Instrument:
 
 def parse_instrument(text: str, source: str) -> Instrument:
     """Validate the text of an instrument file; `source` names it in errors."""
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(source, f"text that is not TOML ({error})", "a TOML file") from None
-    return validate_instrument(data, source)
+    return validate_instrument(parse_toml(text, source, "a TOML file"), source)
 
 
 def validate_instrument(data: Mapping[str, object], source: str) -> Instrument:
     """Validate an instrument given as a mapping; InputError names the keys."""
-    try:
-        return Instrument.model_validate(data)
-    except ValidationError as error:
-        found = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {item['msg']}" for item in error.errors()
-        )
-        raise InputError(source, found, "a valid instrument") from None
+    return validated(Instrument, data, source, "a valid instrument")
 
 
 def _resolve_paths(instrument: Instrument, folder: Path) -> Instrument:

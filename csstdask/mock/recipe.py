@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from importlib import resources
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from csstdask.errors import InputError
+from csstdask.toml_file import parse_toml, read_toml, validated
 
 
 class _Part(BaseModel):
@@ -83,25 +82,11 @@ def load_recipe(path: str | Path) -> Recipe:
         Naming the file and every key that is missing, unknown or wrong.
     """
     file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(file, f"no readable text ({error})", "a recipe, such as stores/demo.toml") from None
-    return parse_recipe(text, str(file))
+    wanted = "a recipe, such as stores/demo.toml"
+    return validated(Recipe, read_toml(file, wanted), str(file), "a valid recipe")
 
 
 def demo_recipe() -> Recipe:
     """Return the recipe of ``csstdask demo``; ``stores/demo.toml`` is the same text, for people to copy."""
     text = resources.files("csstdask.mock").joinpath("demo.toml").read_text(encoding="utf-8")
-    return parse_recipe(text, "demo.toml")
-
-
-def parse_recipe(text: str, source: str) -> Recipe:
-    """Validate a recipe's text; `source` names it in errors."""
-    try:
-        return Recipe.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(source, f"text that is not TOML ({error})", "a recipe") from None
-    except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise InputError(source, found, "a valid recipe") from None
+    return validated(Recipe, parse_toml(text, "demo.toml", "a recipe"), "demo.toml", "a valid recipe")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from csstdask.cosmicray.card import find_card
-from csstdask.errors import InputError
+from csstdask.toml_file import read_toml, validated
 
 
 class _Settings(BaseModel):
@@ -84,12 +83,4 @@ def load_config(path: Path | None) -> RunConfig:
     """
     if path is None:
         return RunConfig()
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(path, f"no readable TOML ({error})", "a configuration file") from None
-    try:
-        return RunConfig.model_validate(data)
-    except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise InputError(path, found, "valid settings") from None
+    return validated(RunConfig, read_toml(path, "a configuration file"), str(path), "valid settings")

@@ -240,7 +240,9 @@ def test_nan_and_infinite_pixels_come_through(tmp_path):
         (["report", "none.zarr", "--to", "x.html"], "none.zarr"),
         (["export", "none.zarr", "--to", "out"], "none.zarr"),
         (["mock", "none.toml", "--to", "OUT"], "none.toml"),
-        (["train", "cosmicray"], "cosmicray"),
+        (["train", "cosmicray"], "--to"),
+        (["train", "cosmicray", "--to", "t", "--data", "nowhere"], "nowhere"),
+        (["train", "psf"], "wanted one of: cosmicray"),
         (["evaluate", "psf"], "psf"),
         (["fly"], "fly"),
     ],
@@ -255,7 +257,7 @@ def test_bad_usage_is_one_line_and_exit_code_2(small_campaign, tmp_path, argumen
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(b"[detect]\nmodel = 'nope'\n", "lacosmic"), (b"\xff\xfe", "no readable TOML")]
+    ("text", "message"), [(b"[detect]\nmodel = 'nope'\n", "lacosmic"), (b"\xff\xfe", "no readable text")]
 )
 def test_configurations_that_cannot_be_used(small_campaign, tmp_path, text, message):
     (tmp_path / "run.toml").write_bytes(text)

@@ -1,0 +1,42 @@
+"""TOML files as validated settings: cameras, recipes, runs and trainings are all read here, with the same errors."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from csstdask.errors import InputError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_toml(path: Path, wanted: str) -> dict[str, Any]:
+    """Read a TOML file; InputError names it and says what was `wanted`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(path, f"no readable text ({error})", wanted) from None
+    return parse_toml(text, str(path), wanted)
+
+
+def parse_toml(text: str, source: str, wanted: str) -> dict[str, Any]:
+    """Parse the text of a TOML file; `source` names it in errors."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(source, f"text that is not TOML ({error})", wanted) from None
+
+
+def validated(model: type[Model], data: Mapping[str, object], source: str, wanted: str) -> Model:
+    """Return settings as their model; InputError names every key that is missing, unknown or wrong."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        found = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {item['msg']}" for item in error.errors()
+        )
+        raise InputError(source, found, wanted) from None
