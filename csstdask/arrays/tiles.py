@@ -49,7 +49,8 @@ def plan_tiles(shape: tuple[int, int], *, tile: int, halo: int, grid: int) -> tu
     shape : (int, int)
         Of the frame (y, x).
     tile : int
-        Wanted size of a core [pixel]; rounded up to the grid.
+        Largest wanted size of a core [pixel]; rounded up to the grid. Cores of a frame are alike, so that the
+        last ones are no slivers with a full window each.
     halo : int
         Least distance from a core to its window's edge, where that is not the frame's [pixel]; rounded up to
         the grid.
@@ -74,7 +75,8 @@ def plan_tiles(shape: tuple[int, int], *, tile: int, halo: int, grid: int) -> tu
 
 def _cut(length: int, tile: int, halo: int, grid: int) -> list[tuple[slice, slice]]:
     """Return (window, core) along one axis."""
-    padded, core, reach = (-(-size // grid) * grid for size in (length, tile, halo))
+    each = -(-length // -(-length // tile))
+    padded, core, reach = (-(-size // grid) * grid for size in (length, each, halo))
     window = min(padded, core + 2 * reach)
     cuts = []
     for first in range(0, length, core):

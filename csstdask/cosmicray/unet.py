@@ -27,9 +27,10 @@ from csstdask.nn.weights import load_network
 
 #: What the channels are; the card of a network names them, so that one made for other channels is refused.
 CHANNELS = ("asinh of height over sky noise", "asinh of height over own noise", "ignored")
-#: Size of a tile's core [pixel], and how many are computed at once.
-TILE = 256
-BATCH = 8
+#: Size of a tile's core [pixel]: larger ones leave the processor's cache, smaller ones are mostly halo.
+TILE = 512
+#: How many are computed at once: a host gains nothing from more than one, a GPU wants to be filled.
+BATCH = {"cpu": 1, "cuda": 8}
 _LEAST_NOISE = np.float32(1e-6)
 #: One hit in twenty, as a logit: where an untrained network begins.
 _PRIOR_LOGIT = -3.0
@@ -64,7 +65,7 @@ def probability(
     precision: Precision = "float32",
     tile: int = TILE,
     halo: int | None = None,
-    batch: int = BATCH,
+    batch: int | None = None,
 ) -> Any:
     """Return the probability that each pixel of a frame is hit.
 
@@ -78,8 +79,10 @@ def probability(
         By default the data's own.
     precision : str
         ``float32`` or ``bfloat16``.
-    tile, batch : int
-        Size of a tile's core [pixel], and how many are computed at once.
+    tile : int
+        Largest size of a tile's core [pixel].
+    batch : int, optional
+        How many are computed at once; by default what suits the device.
     halo : int, optional
         By default the network's receptive radius. A smaller one makes seams.
 
@@ -111,7 +114,9 @@ def probability(
     result = torch.empty(view.data.shape, dtype=torch.float32, device=own)
     reach = network.radius if halo is None else halo
     tiles = plan_tiles(view.data.shape, tile=tile, halo=reach, grid=network.grid)
-    for core, part in in_batches(tiles, lambda window: channels_of(view, window), compute, batch):
+    for core, part in in_batches(
+        tiles, lambda window: channels_of(view, window), compute, batch or BATCH.get(place.type, 1)
+    ):
         result[core] = part.to(own)
     if kind_of(view.data) == "cupy":
         import cupy  # noqa: PLC0415
