@@ -72,11 +72,31 @@ def methods(counts: Any, error: Any, ignore: Mask) -> dict[str, Callable[[], Mas
     def patches() -> Mask:
         return np.asarray(peer.clean(counts, threshold=0.5, inpaint=False, segment=True, patch=256, n_jobs=1)) > 0
 
-    return {
+    calls = {
         "csstdask unet, float32": lambda: np.asarray(detect(counts, error, ignore, model="unet").mask),
         "csstdask unet, bfloat16": bfloat16,
         "deepCR ACS-WFC, 256-pixel patches": patches,
         "astroscrappy, 4 iterations": lacosmic,
+    }
+    return calls | on_gpu(counts, error, ignore)
+
+
+def on_gpu(counts: Any, error: Any, ignore: Mask) -> dict[str, Callable[[], Mask]]:
+    """Return the same with frames that lie on a GPU, where there is one; the mask's way back is in the time."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    import cupy
+    from deepCR import deepCR
+
+    from csstdask.cosmicray import detect
+
+    there = [cupy.asarray(plane) for plane in (counts, error, ignore)]
+    peer = deepCR(mask="ACS-WFC", device="GPU")
+    return {
+        "csstdask unet, float32, GPU": lambda: cupy.asnumpy(detect(*there, model="unet").mask),
+        "deepCR ACS-WFC, whole frame, GPU": lambda: np.asarray(peer.clean(counts, threshold=0.5, inpaint=False)) > 0,
     }
 
 
