@@ -1,10 +1,10 @@
 """How fast are cosmic rays found, and how well, beside deepCR and astroscrappy on the same bytes?
 
-One detector of a mock night, 2048 x 2048, in electrons; every method is given the same frame in a process of its own
-with one thread, then two, and is timed in turn with the others, `REPEATS` times. The first call of each is not counted:
-it loads and compiles. Precision and recall are the CSST rejection paper's, over the pixels that are not flagged;
-deepCR has its published ACS-WFC weights, a detector it was not trained for here. The networks see the frame as it is:
-what csstdask measures of sky and noise is in its time. ``python benchmarks/cosmicray.py`` writes
+One detector of a mock night, 2048 x 2048, in electrons. All methods are given the same frame in one process, with one
+thread and in another process with two, and are timed in turn, `REPEATS` times. The first call of each is not counted:
+it loads and compiles. Precision and recall are the CSST rejection paper's, over the pixels that are not flagged, and
+no contest: deepCR has its published ACS-WFC weights, ours learnt from skies and tracks of this same generator (other
+seeds). What csstdask measures of sky and noise is in its time. ``python benchmarks/cosmicray.py`` writes
 ``results/cosmicray.json`` (some five minutes); peers: ``pip install '.[bench]'``.
 """
 
@@ -82,20 +82,20 @@ def methods(counts: Any, error: Any, ignore: Mask) -> dict[str, Callable[[], Mas
 
 
 def on_gpu(counts: Any, error: Any, ignore: Mask) -> dict[str, Callable[[], Mask]]:
-    """Return the same with frames that lie on a GPU, where there is one; the mask's way back is in the time."""
+    """Return the networks on a GPU, where there is one; frames come from host memory, masks go back to it."""
     import torch
 
     if not torch.cuda.is_available():
         return {}
-    import cupy
     from deepCR import deepCR
 
     from csstdask.cosmicray import detect
 
-    there = [cupy.asarray(plane) for plane in (counts, error, ignore)]
     peer = deepCR(mask="ACS-WFC", device="GPU")
     return {
-        "csstdask unet, float32, GPU": lambda: cupy.asnumpy(detect(*there, model="unet").mask),
+        "csstdask unet, float32, GPU": lambda: np.asarray(
+            detect(counts, error, ignore, model="unet", device="cuda").mask
+        ),
         "deepCR ACS-WFC, whole frame, GPU": lambda: np.asarray(peer.clean(counts, threshold=0.5, inpaint=False)) > 0,
     }
 
@@ -148,7 +148,9 @@ def main() -> None:
         )
         rows += json.loads(done.stdout.splitlines()[-1])
     for row in rows:
-        ours = next(other for other in rows if other["threads"] == row["threads"])
+        alike = [other for other in rows if other["threads"] == row["threads"]]
+        alike = [other for other in alike if ("GPU" in other["method"]) == ("GPU" in row["method"])]
+        ours = alike[0]  # float32, on the same kind of device
         row["csstdask_is_times_as_fast"] = round(ours["mpix_per_s"] / row["mpix_per_s"], 2)
     save("cosmicray", {"frame": [SIDE, SIDE], "seed": SEED, "repeats": REPEATS, "rows": rows})
 

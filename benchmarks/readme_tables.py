@@ -88,17 +88,20 @@ def accuracy() -> str:
     """Precision and recall of all methods, by kind of frame."""
     result = load("cosmicray_evaluation")
     rows = []
-    for part in ("stis", "injected"):
+    for part, prefix in (("stis", "STIS: "), ("injected", "")):
         for kind, methods in result[part].items():
-            if not isinstance(methods, dict):
-                continue
-            for method, row in ({"": methods} if "precision" in methods else methods).items():
-                numbers = [
-                    f"{row[key]:.3f}" for key in ("precision", "recall", "precision_without_skirt", "events_found")
-                ]
-                rows.append([kind if part == "injected" else f"STIS: {kind}", method, *numbers])
-    head = ["frames", "method", "precision", "recall", "precision off the skirt", "events found"]
+            for method, row in methods.items():
+                visible = "" if part == "stis" else f"{row['recall_visible']:.3f}"
+                spans = [f"{row[name]:.3f} ({half(row[f'{name}_interval'])})" for name in ("precision", "recall")]
+                numbers = [f"{row[key]:.3f}" for key in ("precision_without_skirt", "events_found")]
+                rows.append([prefix + kind, method, *spans, visible, *numbers])
+    head = ["frames", "method", "precision", "recall", "of visible", "precision off the skirt", "events found"]
     return table(head, rows)
+
+
+def half(interval: list[float]) -> str:
+    """Return half the width of a 68 % interval."""
+    return f"{(interval[1] - interval[0]) / 2:.3f}"
 
 
 def controls() -> str:

@@ -45,13 +45,13 @@ class Mesh:
     noise: Any
     shape: tuple[int, int]
 
-    def background_at(self, rows: slice = slice(None)) -> Any:
-        """Return the background of some rows of pixels, float32."""
-        return interpolate(self.background, self.shape, rows)
+    def background_at(self, rows: slice = slice(None), columns: slice = slice(None)) -> Any:
+        """Return the background of a window of pixels, float32."""
+        return interpolate(self.background, self.shape, rows, columns)
 
-    def noise_at(self, rows: slice = slice(None)) -> Any:
-        """Return the 1 sigma noise of some rows of pixels, float32."""
-        return interpolate(self.noise, self.shape, rows, beyond="hold")
+    def noise_at(self, rows: slice = slice(None), columns: slice = slice(None)) -> Any:
+        """Return the 1 sigma noise of a window of pixels, float32."""
+        return interpolate(self.noise, self.shape, rows, columns, beyond="hold")
 
 
 def mesh_shape(shape: tuple[int, int], box: int) -> tuple[int, int]:
@@ -167,7 +167,12 @@ def _median_of_nine(xp: Any, padded: Any) -> Any:
 
 
 def interpolate(
-    mesh: Any, shape: tuple[int, int], rows: slice = slice(None), *, beyond: Literal["continue", "hold"] = "continue"
+    mesh: Any,
+    shape: tuple[int, int],
+    rows: slice = slice(None),
+    columns: slice = slice(None),
+    *,
+    beyond: Literal["continue", "hold"] = "continue",
 ) -> Any:
     """Interpolate a mesh to pixels, linearly.
 
@@ -177,21 +182,21 @@ def interpolate(
         Values at box centres.
     shape : (int, int)
         Of the frame.
-    rows : slice
-        Which rows of the frame, for work in bands.
+    rows, columns : slice
+        Which pixels of the frame, for work in parts.
     beyond : str
         Between the outermost box centres and the frame's edge: ``continue`` the slope, which a sky does, or
         ``hold`` the value, for what must not become negative.
 
     Returns
     -------
-    array (rows, x), float32
+    array (rows, columns), float32
     """
     xp = namespace_of(mesh)
     y = xp.arange(*rows.indices(shape[0]))
     lower, upper, weight = _weights(xp, y, shape[0], mesh.shape[0], beyond)
     in_rows = mesh[lower] * (1 - weight[:, None]) + mesh[upper] * weight[:, None]
-    lower, upper, weight = _weights(xp, xp.arange(shape[1]), shape[1], mesh.shape[1], beyond)
+    lower, upper, weight = _weights(xp, xp.arange(*columns.indices(shape[1])), shape[1], mesh.shape[1], beyond)
     result = xp.take(in_rows, lower, axis=1)
     result *= 1 - weight
     above = xp.take(in_rows, upper, axis=1)

@@ -10,7 +10,7 @@ from csstdask.errors import InputError
 from csstdask.nn.card import ModelCard, read_card
 
 #: What ``model="default"`` means for each task.
-DEFAULTS = {"cosmicray": "lacosmic", "inpaint": "median"}
+DEFAULTS = {"cosmicray": "unet", "inpaint": "median"}
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from csstdask.cosmicray.events import EventLibrary, read_itl_events, read_stis_e
 from csstdask.cosmicray.scenes import Scene, cut, draw_mock_scene, draw_warm_scene, read_wircam
 from csstdask.cosmicray.unet import channels_of
 from csstdask.cosmicray.view import view_frame
+from csstdask.errors import InputError
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
 from csstdask.mock.recipe import CosmicRays
 
@@ -28,6 +29,8 @@ LEAST_CHARGE, LEAST_SIGNIFICANCE = 1.0, 0.7
 _SOURCE_WEIGHT, _SOURCE_SIGMA = 5, 3.0
 #: Rows of the ITL detector: for training, for the choice of thresholds, for the test.
 ITL_BANDS = {"training": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
+#: Folders of real events and frames; those that are absent are done without.
+SETS = ("hst_stis", "lsst_itl_darks", "cfht_wircam")
 SPLITS = {
     "training": stis.TRAINING_PAIRS,
     "validation": stis.VALIDATION_PAIRS,
@@ -54,6 +57,23 @@ class Material:
     labelled: tuple[tuple[stis.StisFrame, stis.Reference], ...] = ()
     """Real frames with cosmic rays and their truth."""
 
+    @property
+    def sources(self) -> list[str]:
+        """Return what it is made of, for a model card."""
+        parts = ["generated tracks", *(f"{library.name} ({len(library)} events)" for library in self.libraries)]
+        scenes = [f"{self.skies} mock skies"]
+        scenes += [f"{len(self.frames)} WIRCam frames"] * bool(self.frames)
+        scenes += ["warm pixels of STIS"] * (self.warmth is not None)
+        labelled = [f"STIS frames {', '.join(frame.name for frame, _ in self.labelled)}"] * bool(self.labelled)
+        return [*parts, *scenes, *labelled]
+
+
+def check_data(data: Path) -> None:
+    """Raise InputError unless a folder holds one of the sets of real events and frames."""
+    if not any((data / name).is_dir() for name in SETS):
+        found = "no such folder" if not data.is_dir() else f"none of {', '.join(SETS)} in it"
+        raise InputError(data, found, "a folder of real events and frames")
+
 
 def gather_material(split: str, seed: int, skies: int, data: Path | None) -> Material:
     """Return the material of a split (``training``, ``validation`` or ``test``).
@@ -65,7 +85,7 @@ def gather_material(split: str, seed: int, skies: int, data: Path | None) -> Mat
     seed, skies : int
         Of the mock skies, and how many.
     data : Path, optional
-        Folder with ``hst_stis``, ``lsst_itl_darks`` and ``cfht_wircam``; those that are absent are done without.
+        Folder with some of `SETS`.
     """
     sky_seed = seed * 10 + list(SPLITS).index(split)
     if data is None:
@@ -78,12 +98,13 @@ def gather_material(split: str, seed: int, skies: int, data: Path | None) -> Mat
         folder = data / "hst_stis"
         exposures = stis.exposures_of(SPLITS[split])
         libraries.append(read_stis_events(folder / "cr_events_stis_1999.npz", exposures))
-        learnt = [stis.read_frame(folder, name) for name in stis.exposures_of(stis.TRAINING_PAIRS)]
+        known = [stis.read_frame(folder, name) for name in stis.exposures_of(stis.KNOWN_PAIRS)]
+        learnt = [frame for frame in known if frame.pair in stis.TRAINING_PAIRS]
         reference = stis.build_reference(learnt)
         level = np.median(reference.rate)
         warmth = (reference.rate - level)[np.logical_or.reduce([frame.valid for frame in learnt])]
         if split == "training":
-            labelled = tuple((frame, reference) for frame in learnt)
+            labelled = tuple((frame, stis.reference_for(frame, known)) for frame in learnt)
     if (data / "lsst_itl_darks").is_dir():
         path = data / "lsst_itl_darks" / "cosmic_rays_itl_2017.fits.gz"
         libraries.append(read_itl_events(path, ITL_BANDS[split]))
@@ -102,6 +123,8 @@ class Examples:
     """(n, y, x)"""
     weight: npt.NDArray[np.uint8]
     """(n, y, x) in the loss; 0 where nothing is known."""
+    uniform: npt.NDArray[np.bool_]
+    """(n,) Whether a patch lies anywhere, and not round a source."""
 
 
 @dataclass(frozen=True)
@@ -143,20 +166,37 @@ def draw_charge(rng: np.random.Generator, material: Material, shape: tuple[int, 
     return charge
 
 
-def contaminate(rng: np.random.Generator, scene: Scene, charge: npt.NDArray[np.float32]) -> Contaminated:
-    """Put cosmic rays on a scene: full well, saturation flags, errors from the contaminated counts."""
-    full_well = np.float32(rng.uniform(5e4, 1.2e5))
-    data = np.minimum(scene.data + charge, full_well)
-    ignore = scene.ignore.copy()
-    if rng.random() < 0.8:
-        ignore |= data >= full_well
+def contaminate(
+    scene: Scene,
+    charge: npt.NDArray[np.float32],
+    *,
+    full_well: float = np.inf,
+    flag_saturated: bool = True,
+    with_error: bool = True,
+) -> Contaminated:
+    """Put cosmic rays on a scene: full well, saturation flags, errors from the contaminated counts.
+
+    Parameters
+    ----------
+    scene : Scene
+    charge : float32 array (y, x)
+        Of cosmic rays [e-].
+    full_well : float
+        Charge beyond it is lost, and no longer part of the truth [e-].
+    flag_saturated, with_error : bool
+        Whether a pipeline has flagged the full pixels, and told the noise of each pixel.
+    """
+    full = np.float32(full_well)
+    data = np.minimum(scene.data + charge, full)
+    kept = np.where(charge > 0, data - np.minimum(scene.data, full), 0)
+    ignore = scene.ignore | (data >= full) if flag_saturated else scene.ignore.copy()
     noise = np.sqrt(max(scene.sky, 0) + scene.read_noise**2)
     error = None
-    if rng.random() < 0.65:
-        counts = np.maximum(data + scene.subtracted, 0)
+    if with_error:
+        counts = np.maximum(data + scene.hidden_variance, 0)
         error = np.sqrt(counts + np.float32(scene.read_noise**2)).astype(np.float32)
     source = scene.expected - scene.sky > _SOURCE_SIGMA * noise
-    return Contaminated(data, error, ignore, charge, source)
+    return Contaminated(data, error, ignore, kept.astype(np.float32), source)
 
 
 def draw_frame(rng: np.random.Generator, material: Material, size: int) -> Contaminated:
@@ -173,8 +213,14 @@ def draw_frame(rng: np.random.Generator, material: Material, size: int) -> Conta
     elif kind == "warm" and material.warmth is not None:
         scene = draw_warm_scene(rng, material.warmth, size)
     else:
-        scene = draw_mock_scene(rng, material.seed, material.skies, size)
-    return contaminate(rng, scene, draw_charge(rng, material, scene.data.shape))
+        scene = draw_mock_scene(rng, material.seed, int(rng.integers(material.skies)), size)
+    return contaminate(
+        scene,
+        draw_charge(rng, material, scene.data.shape),
+        full_well=rng.uniform(5e4, 1.2e5),
+        flag_saturated=bool(rng.random() < 0.8),
+        with_error=bool(rng.random() < 0.65),
+    )
 
 
 def patches_of_frame(rng: np.random.Generator, frame: Contaminated, patch: int, count: int, box: int) -> Examples:
@@ -197,15 +243,13 @@ def patches_of_labelled(
     rng: np.random.Generator, frame: stis.StisFrame, reference: stis.Reference, patch: int, count: int, box: int
 ) -> Examples:
     """Cut a real frame with truth into patches: with or without its dark, hot pixels flagged or not."""
-    expected = reference.rate * np.float32(frame.exptime)
     data, ignore = frame.image, np.zeros(frame.image.shape, dtype=bool)
+    noise = np.maximum(frame.image, 0) + np.float32(frame.sigma**2)
     if rng.random() < 0.5:
-        data = frame.image - expected - np.float32(frame.offset)
+        data, noise = frame.image - reference.expected(frame), noise + reference.variance(frame)
     if rng.random() < _FLAGGED_SHARE:
         ignore = reference.hot.copy()
-    variance = None
-    if rng.random() < 0.5:
-        variance = np.maximum(frame.image, 0) + np.float32(frame.sigma**2)
+    variance = noise if rng.random() < 0.5 else None
     view = view_frame(data, variance, ignore, box=box)
     weight = (frame.valid & ~ignore).astype(np.uint8)
     seen = channels_of(view)
@@ -238,6 +282,7 @@ def _cut_patches(
         np.stack([channels[:, rows, columns] for rows, columns in windows]).astype(np.float16),
         np.stack([hit[window] for window in windows]),
         np.stack([weight[window] for window in windows]),
+        np.arange(count) % 2 == 0,
     )
 
 
@@ -268,4 +313,5 @@ def joined(parts: Sequence[Examples]) -> Examples:
         np.concatenate([part.channels for part in parts]),
         np.concatenate([part.hit for part in parts]),
         np.concatenate([part.weight for part in parts]),
+        np.concatenate([part.uniform for part in parts]),
     )

@@ -11,12 +11,11 @@ import numpy.typing as npt
 from astropy.io import fits
 
 from csstdask.errors import InputError
+from csstdask.instrument import load_instrument
 from csstdask.mock.recipe import Sky
 from csstdask.mock.scene import GaussianPsf, draw_catalogue, draw_scene
 from csstdask.quiet import no_warnings
 
-#: WIRCam's pedestal [adu] and gain [e-/adu], as its headers have them.
-_WIRCAM_BIAS, _WIRCAM_GAIN = 7000.0, 3.8
 #: Of a Gaussian, in median absolute deviations.
 _SIGMA_PER_MAD = 1.4826
 
@@ -35,8 +34,8 @@ class Scene:
     """[e-]"""
     ignore: npt.NDArray[np.bool_]
     """Pixels that a pipeline would have flagged."""
-    subtracted: npt.NDArray[np.float32] | float = 0.0
-    """What was already taken out of the counts and still adds to their noise [e-]."""
+    hidden_variance: npt.NDArray[np.float32] | float = 0.0
+    """Noise that the counts do not tell of: of what was subtracted, and of what it was known from [e-^2]."""
 
 
 @lru_cache(maxsize=256)
@@ -44,7 +43,7 @@ def mock_sky(seed: int, index: int, size: int) -> npt.NDArray[np.float32]:
     """Return the expected light of one of many mock skies, of unit sky [sky level].
 
     Skies differ in their density of stars and galaxies (one in four is a cluster's core), and in their point
-    spread function: full width at half maximum of 1.3 to 4 pixels.
+    spread function: full width at half maximum of 1.3 to 4 pixels, one in four without wings.
     """
     rng = np.random.default_rng([seed, index])
     crowded = rng.random() < 0.25
@@ -56,15 +55,16 @@ def mock_sky(seed: int, index: int, size: int) -> npt.NDArray[np.float32]:
         faintest=26,
         star_slope=rng.uniform(0.1, 0.3),
     )
-    core, share = 10 ** rng.uniform(np.log10(0.5), np.log10(1.6)), rng.uniform(0.03, 0.3)
+    core = 10 ** rng.uniform(np.log10(0.55), np.log10(1.6))
+    share = 0.0 if rng.random() < 0.25 else rng.uniform(0.02, 0.3)
     psf: GaussianPsf = ((1 - share, core), (share, core * rng.uniform(1.8, 4.0)))
     catalogue = draw_catalogue(rng, sky, (size, size), "r")
     return draw_scene(catalogue, (size, size), 0.2, psf).astype(np.float32) / np.float32(0.2)
 
 
-def draw_mock_scene(rng: np.random.Generator, seed: int, skies: int, size: int) -> Scene:
-    """Draw a mock sky, an exposure, warm pixels and defects."""
-    light = mock_sky(seed, int(rng.integers(skies)), size)
+def draw_mock_scene(rng: np.random.Generator, seed: int, index: int, size: int) -> Scene:
+    """Draw an exposure of one of the mock skies of a seed, with warm pixels and defects."""
+    light = mock_sky(seed, index, size)
     light = np.rot90(light, int(rng.integers(4)))[:: int(rng.choice([-1, 1]))]
     level, read_noise = 10 ** rng.uniform(0.5, 2.6), rng.uniform(2.5, 9.0)
     expected = light * level + rng.uniform(0, 10)
@@ -91,8 +91,9 @@ def read_wircam(path: Path) -> Scene:
             raw = np.asarray(hdus[1].data, dtype=np.float32)
     except (OSError, IndexError, ValueError, TypeError) as error:
         raise InputError(path, f"no image ({error})", "a WIRCam chip in HDU 1") from None
+    electronics = load_instrument("cfht_wircam").electronics
     ignore = raw == 0
-    counts = (raw - _WIRCAM_BIAS) * _WIRCAM_GAIN
+    counts = (raw - np.float32(electronics.bias_level or 0)) * np.float32(electronics.gain or 1)
     counts[ignore] = 0
     sky = float(np.median(counts[~ignore]))
     # Its sky was subtracted: what noise is left of it is taken for read noise.
@@ -131,9 +132,10 @@ def draw_warm_scene(rng: np.random.Generator, warmth: npt.NDArray[np.float32], s
     known = np.zeros((size, size), dtype=bool)
     if rng.random() < 0.5:
         known = expected - level > rng.uniform(10, 60)
-    dark: npt.NDArray[np.float32] | float = 0.0
-    if rng.random() < 0.5:
-        dark = expected.astype(np.float32)
-        counts, expected = counts - dark, np.zeros_like(expected)
+    hidden: npt.NDArray[np.float32] | float = 0.0
+    if rng.random() < 0.5:  # a dark was subtracted: the median of a few, with noise of its own
+        of_dark = (expected + read_noise**2) * np.pi / 2 / rng.integers(2, 10)
+        counts = counts - expected - rng.normal(0, np.sqrt(of_dark))
+        hidden, expected = (expected + of_dark).astype(np.float32), np.zeros_like(expected)
     sky = float(np.median(expected))
-    return Scene(counts.astype(np.float32), expected.astype(np.float32), sky, read_noise, known, dark)
+    return Scene(counts.astype(np.float32), expected.astype(np.float32), sky, read_noise, known, hidden)

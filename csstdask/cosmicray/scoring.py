@@ -15,7 +15,8 @@ Float = npt.NDArray[np.float32]
 _SEED = 1999
 #: Size of the blocks that are resampled [pixel], and how often.
 _BLOCK, _RESAMPLES = 64, 400
-_EIGHT = np.ones((3, 3), dtype=int)
+#: Pixels that touch at a corner belong together.
+EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=int)
 _BINS = 2000
 #: Logits beyond this are as good as certain.
 _LARGEST_LOGIT = 20.0
@@ -31,12 +32,14 @@ class Case:
     ignore: Bool
     hit: Bool
     """What a method should find."""
-    harmless: Bool
-    """Not to be found, and no fault if it is: pixels of which nobody knows."""
+    faint: Bool
+    """Holds some charge, too little to be asked for: found, it counts as right."""
     use: Bool
     """Where it is scored."""
     visible: Bool
     """Of `hit`: what stands above 3 sigma of its own noise."""
+    charge: Float
+    """Of cosmic rays [e-]."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Score:
     precision_without_skirt: float
     """Neighbours of a true pixel counted neither way."""
     events_found: float
-    """Share of events (8-connected parts of the truth) of which at least half of the pixels are found."""
+    """Share of events (8-connected parts of the truth) of which at least half of the charge is found."""
 
 
 def score(cases: Sequence[Case], found: Sequence[Bool]) -> Score:
@@ -77,16 +80,18 @@ def score(cases: Sequence[Case], found: Sequence[Bool]) -> Score:
 
 
 def _block_counts(case: Case, mask: Bool) -> npt.NDArray[np.int64]:
-    """Count true, false, missed, visible, visible and found, false off the skirt, in blocks of pixels."""
-    skirt = binary_dilation(case.hit, _EIGHT) & ~case.hit
+    """Count found, right, false, missed, visible, visible and found, false off the skirt, in blocks of pixels."""
+    skirt = binary_dilation(case.hit, EIGHT_NEIGHBOURS) & ~case.hit
     use = case.use
+    right = case.hit | case.faint
     maps = (
         mask & case.hit & use,
-        mask & ~case.hit & ~case.harmless & use,
+        mask & right & use,
+        mask & ~right & use,
         ~mask & case.hit & use,
         case.visible & use,
         mask & case.visible & use,
-        mask & ~case.hit & ~case.harmless & ~skirt & use,
+        mask & ~right & ~skirt & use,
     )
     rows, columns = (np.arange(0, length, _BLOCK) for length in mask.shape)
     summed = [np.add.reduceat(np.add.reduceat(part.astype(np.int64), rows, 0), columns, 1) for part in maps]
@@ -94,20 +99,21 @@ def _block_counts(case: Case, mask: Bool) -> npt.NDArray[np.int64]:
 
 
 def _rates(counts: npt.NDArray[np.int64]) -> tuple[float, float, float, float]:
-    true, false, missed, visible, seen, off_skirt = (float(value) for value in counts)
+    found, right, false, missed, visible, seen, off_skirt = (float(value) for value in counts)
     return (
-        true / max(1.0, true + false),
-        true / max(1.0, true + missed),
+        right / max(1.0, right + false),
+        found / max(1.0, found + missed),
         seen / max(1.0, visible),
-        true / max(1.0, true + off_skirt),
+        right / max(1.0, right + off_skirt),
     )
 
 
 def _events_found(case: Case, mask: Bool) -> tuple[int, int]:
-    parts, n = label(case.hit & case.use, _EIGHT)
-    size = np.bincount(parts.ravel(), minlength=n + 1)[1:]
-    inside = np.bincount(parts.ravel(), weights=mask.ravel(), minlength=n + 1)[1:]
-    return int((inside >= 0.5 * size).sum()), n
+    scored = case.hit & case.use
+    parts, n = label(scored, EIGHT_NEIGHBOURS)
+    charge = np.bincount(parts[scored], weights=case.charge[scored], minlength=n + 1)[1:]
+    found = np.bincount(parts[scored & mask], weights=case.charge[scored & mask], minlength=n + 1)[1:]
+    return int((found >= 0.5 * charge).sum()), n
 
 
 def f1_of(cases: Sequence[Case], found: Iterable[Bool]) -> float:

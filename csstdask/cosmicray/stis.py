@@ -21,6 +21,8 @@ PAIRS = ("o56502020", "o56502030", "o56502040", "o56502050")
 TEST_PAIRS = PAIRS[3:]
 VALIDATION_PAIRS = PAIRS[2:3]
 TRAINING_PAIRS = PAIRS[:2]
+#: What a method may know when it meets the test pair.
+KNOWN_PAIRS = PAIRS[:3]
 
 #: A pixel is hot if in this time [s] it gathers so many electrons more than the median of its neighbourhood.
 _HOT_TIME, _HOT_CHARGE, _HOT_BOX = 1350.0, 15.0, 15
@@ -48,6 +50,11 @@ class StisFrame:
     offset: float
     """Pedestal [e-]."""
 
+    @property
+    def pair(self) -> str:
+        """Return the CR-SPLIT pair it belongs to."""
+        return self.name.rpartition("_")[0]
+
 
 def read_frame(folder: Path, exposure: str) -> StisFrame:
     """Read one exposure with its truth from ``truth/`` of the set's folder."""
@@ -74,6 +81,17 @@ class Reference:
     rate: npt.NDArray[np.float32]
     """[e-/s]"""
     hot: npt.NDArray[np.bool_]
+    exposures: int
+    """How many it was made from."""
+
+    def expected(self, frame: StisFrame) -> npt.NDArray[np.float32]:
+        """Return what it foretells of an exposure, pedestal included [e-]."""
+        return self.rate * np.float32(frame.exptime) + np.float32(frame.offset)
+
+    def variance(self, frame: StisFrame) -> npt.NDArray[np.float32]:
+        """Return how far it may be off, as the variance of a median of exposures like this one [e-^2]."""
+        one = np.maximum(self.expected(frame), 0) + np.float32(frame.sigma**2)
+        return one * np.float32(np.pi / 2 / self.exposures)
 
 
 def build_reference(frames: Sequence[StisFrame]) -> Reference:
@@ -86,4 +104,9 @@ def build_reference(frames: Sequence[StisFrame]) -> Reference:
     usable = np.where(hit & ~hit.all(axis=0), np.nan, stack)
     rate = np.nanmedian(usable, axis=0)
     hot = (rate - median_filter(rate, _HOT_BOX)) * _HOT_TIME > _HOT_CHARGE
-    return Reference(rate.astype(np.float32), hot)
+    return Reference(rate.astype(np.float32), hot, len(frames))
+
+
+def reference_for(frame: StisFrame, frames: Sequence[StisFrame]) -> Reference:
+    """Return the reference of all frames but those of the frame's own pair: a frame must not foretell itself."""
+    return build_reference([other for other in frames if other.pair != frame.pair])

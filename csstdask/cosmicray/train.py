@@ -15,25 +15,32 @@ from dataclasses import replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from csstdask.cosmicray.examples import Examples, draw_examples, gather_material, joined
+from csstdask.cosmicray.examples import Examples, check_data, draw_examples, gather_material, joined
 from csstdask.cosmicray.scoring import average_precision, calibrate, precision_recall
 from csstdask.cosmicray.unet import CHANNELS, build_unet
-from csstdask.errors import InputError
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
-from csstdask.nn.device import autocast, choose_device
+from csstdask.nn.device import Precision, autocast, choose_device
 from csstdask.nn.trainer import Learner, Schedule, train
 from csstdask.nn.weights import save_weights
 from csstdask.toml_file import read_toml, validated
 
 log = logging.getLogger("csstdask")
+
+#: Width of the real frames with truth [pixel].
+_NARROWEST = 506
+
+
+def _check_device(name: str | None) -> str | None:
+    choose_device(name)
+    return name
 
 
 class TrainingConfig(BaseModel):
@@ -49,20 +56,36 @@ class TrainingConfig(BaseModel):
     stem: int = Field(2, ge=1, description="pixels folded into channels, along each axis")
     box: int = Field(128, ge=8, description="of the background mesh [pixel]")
     skies: int = Field(192, ge=1, description="mock skies")
-    frames: int = Field(64, ge=1, description="drawn for an epoch")
+    frames: int = Field(48, ge=1, description="drawn for an epoch")
     frame_size: int = Field(768, ge=128, description="[pixel]")
     patch: int = Field(256, ge=32, description="[pixel]")
     patches: int = Field(12, ge=1, description="cut from a frame")
-    passes: int = Field(2, ge=1, description="over the patches of an epoch")
+    passes: int = Field(3, ge=1, description="over the patches of an epoch")
     batch: int = Field(16, ge=1)
     validation_frames: int = Field(24, ge=1)
-    epochs: int = Field(60, ge=1)
+    epochs: int = Field(26, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
     patience: int = Field(20, ge=1)
-    precision: str = Field("bfloat16", description="float32 or bfloat16")
+    precision: Precision = Field("bfloat16", description="float32 or bfloat16")
     threads: int = Field(1, ge=1, description="of the network; examples are drawn on another core")
-    device: str | None = None
+    device: Annotated[str | None, AfterValidator(_check_device)] = None
     seed: int = Field(20261121, ge=0)
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> TrainingConfig:
+        grid = self.stem * 2 ** (len(self.channels) - 1)
+        if self.patch % grid:
+            raise ValueError(f"patch = {self.patch} is no multiple of the network's grid, {grid}")
+        if self.patch > min(self.frame_size, _NARROWEST):
+            raise ValueError(f"patch = {self.patch} is larger than the frames, {min(self.frame_size, _NARROWEST)}")
+        if self.batch > self.frames * self.patches:
+            raise ValueError(f"batch = {self.batch} is more than the {self.frames * self.patches} patches of an epoch")
+        return self
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """Return what decides the weights: a training is gone on with only under the same."""
+        return self.model_dump(mode="json", exclude={"name", "version", "licence", "data", "device", "threads"})
 
     @property
     def schedule(self) -> Schedule:
@@ -71,7 +94,7 @@ class TrainingConfig(BaseModel):
             epochs=self.epochs,
             learning_rate=self.learning_rate,
             patience=self.patience,
-            precision=self.precision,  # type: ignore[arg-type]
+            precision=self.precision,
             seed=self.seed,
         )
 
@@ -88,8 +111,8 @@ def load_training_config(path: Path | None, **changes: Any) -> TrainingConfig:
     fields = read_toml(path, wanted) if path is not None else {}
     fields |= {key: value for key, value in changes.items() if value is not None}
     config = validated(TrainingConfig, fields, str(path or "settings"), f"valid {wanted}")
-    if config.data is not None and not Path(config.data).is_dir():
-        raise InputError(config.data, "no such folder", "the folder of real events and frames")
+    if config.data is not None:
+        check_data(Path(config.data))
     return config
 
 
@@ -159,14 +182,16 @@ def weighted_loss(network: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> T
     return (each * weight).sum() / weight.sum().clamp(min=1)
 
 
-def logits_of(network: nn.Module, examples: Examples, config: TrainingConfig) -> npt.NDArray[np.float32]:
+def logits_of(
+    network: nn.Module, examples: Examples, config: TrainingConfig, precision: Precision
+) -> npt.NDArray[np.float32]:
     """Return a network's output for all pixels of some patches."""
     device = next(network.parameters()).device
     network.eval()
     parts = []
     for first in range(0, len(examples.hit), config.batch):
         chosen = np.arange(first, min(first + config.batch, len(examples.hit)))
-        with torch.inference_mode(), autocast(device, config.schedule.precision):
+        with torch.inference_mode(), autocast(device, precision):
             logit = network(as_batch(examples, chosen)[0].to(device))
         parts.append(logit[:, 0].float().cpu().numpy())
     return np.concatenate(parts)
@@ -192,6 +217,7 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
     device = choose_device(config.device)
     to.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
+    sources = _material("training", config.seed, config.skies, config.data).sources
     architecture = {"channels": list(config.channels), "stem": config.stem}
     network = build_unet(**architecture)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -201,15 +227,19 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
         truth = validation.hit[counted]
 
         def validate(network: nn.Module) -> dict[str, float]:
-            _, precision, recall = precision_recall(logits_of(network, validation, config)[counted], truth)
+            _, precision, recall = precision_recall(
+                logits_of(network, validation, config, config.precision)[counted], truth
+            )
             f1 = 2 * precision * recall / np.maximum(1e-9, precision + recall)
             return {"score": average_precision(precision, recall), "f1": float(f1.max())}
 
         batches = config.passes * (config.frames * config.patches // config.batch)
-        learner = Learner(network, feed, batches, weighted_loss, validate)
+        learner = Learner(network, feed, batches, weighted_loss, validate, config.decisive | {"sources": sources})
         history = train(learner, config.schedule, to, device=device, announce=announce)
-    logit = logits_of(network, validation, config)[counted]
-    card = _card(config, architecture, network, logit, truth, history, to)
+    # What the card says is of the network as it will run: in float32, on places of a frame as they come.
+    counted &= validation.uniform[:, None, None]
+    logit = logits_of(network, validation, config, "float32")[counted]
+    card = _card(config, architecture, sources, network, logit, validation.hit[counted], history, to)
     path = to / f"{config.name}.json"
     write_card(path, card)
     return path
@@ -218,6 +248,7 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
 def _card(
     config: TrainingConfig,
     architecture: dict[str, Any],
+    sources: list[str],
     network: nn.Module,
     logit: npt.NDArray[np.float32],
     truth: npt.NDArray[np.bool_],
@@ -235,9 +266,9 @@ def _card(
         version=config.version,
         method="U-Net of double convolutions behind a space-to-depth stem (csstdask.cosmicray.unet)",
         licence=config.licence,
-        trained_on="generated tracks" if config.data is None else _TRAINED_ON,
+        trained_on="; ".join(sources),
         sha256=sha256,
-        threshold=round(float(1 / (1 + np.exp(-threshold[best]))), 4),
+        threshold=float(1 / (1 + np.exp(-threshold[best]))),
         architecture=architecture,
         normalisation={"channels": list(CHANNELS), "box": config.box},
         calibration={"scale": scale, "offset": offset},
@@ -251,9 +282,3 @@ def _card(
         "epochs": len(history),
     }
     return replace(card, metrics=metrics)
-
-
-_TRAINED_ON = (
-    "generated tracks, HST/STIS events of 1999-10-02 (two of four CR-SPLIT pairs) and LSST ITL darks (60 % of rows), "
-    "on mock skies, CFHT WIRCam frames, warm pixels of STIS; the STIS frames of the same pairs"
-)

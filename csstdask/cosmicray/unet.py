@@ -48,8 +48,8 @@ def channels_of(view: View, window: Window = (slice(None), slice(None))) -> Any:
     xp = namespace_of(view.data)
     shape = view.data.shape
     rows, columns = (slice(*part.indices(length)) for part, length in zip(window, shape, strict=True))
-    height = view.data[rows, columns] - view.mesh.background_at(rows)[:, columns]
-    sky = xp.maximum(view.mesh.noise_at(rows)[:, columns], _LEAST_NOISE)
+    height = view.data[rows, columns] - view.mesh.background_at(rows, columns)
+    sky = xp.maximum(view.mesh.noise_at(rows, columns), _LEAST_NOISE)
     own = xp.maximum(xp.sqrt(view.variance[rows, columns]), _LEAST_NOISE)
     ignored = view.ignore[rows, columns].astype(np.float32)
     seen = xp.stack([xp.arcsinh(height / sky), xp.arcsinh(height / own), ignored])
@@ -99,7 +99,8 @@ def probability(
     if tuple(card.normalisation.get("channels", ())) != CHANNELS:
         found = f"a network for the channels {card.normalisation.get('channels')}"
         raise InputError(card.name, found, f"one for {list(CHANNELS)}")
-    own = torch.as_tensor(view.data[:1]).device
+    on_gpu = kind_of(view.data) == "cupy"
+    own = torch.device("cuda", view.data.device.id) if on_gpu else torch.device("cpu")
     place = choose_device(device, like=own)
     network = load_network(card, build_unet, place)
     scale, offset = card.calibration["scale"], card.calibration["offset"]
@@ -118,7 +119,7 @@ def probability(
         tiles, lambda window: channels_of(view, window), compute, batch or BATCH.get(place.type, 1)
     ):
         result[core] = part.to(own)
-    if kind_of(view.data) == "cupy":
+    if on_gpu:
         import cupy  # noqa: PLC0415
 
         return cupy.from_dlpack(result)

@@ -67,15 +67,18 @@ def read_card(path: Path) -> ModelCard:
     InputError
         If it is no card, or the weights it speaks of are not there.
     """
+    wanted = "a card that `csstdask train` wrote"
     try:
         raw = path.read_bytes()
-        fields = json.loads(raw)
-        fields.setdefault("sha256", hashlib.sha256(raw).hexdigest())
+        fields = {"sha256": hashlib.sha256(raw).hexdigest(), **json.loads(raw)}
         card = ModelCard(**fields)
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(path, f"no readable model card ({error})", "a card that `csstdask train` wrote") from None
+        raise InputError(path, f"no readable model card ({error})", wanted) from None
     if not card.architecture:
         return card
+    absent = {"scale", "offset"} - set(card.calibration) or {"channels", "box"} - set(card.normalisation)
+    if absent or card.threshold is None:
+        raise InputError(path, f"a card without {', '.join(sorted(absent)) or 'a threshold'}", wanted)
     weights = path.with_suffix(WEIGHTS_SUFFIX)
     if not weights.is_file():
         raise InputError(weights, "no such file", f"the weights of {path.name}")
@@ -90,3 +93,16 @@ def write_card(path: Path, card: ModelCard) -> None:
     )  # fmt: skip
     text = json.dumps({key: getattr(card, key) for key in keys}, indent=2)
     write_atomic(path, f"{text}\n".encode())
+
+
+def copy_model(card: ModelCard, path: Path, folder: Path) -> Path:
+    """Copy a card and its weights into a folder, under the identity of the model; return the copy's card.
+
+    Weights first, then the card: a card that is there has its weights.
+    """
+    copy = folder / f"{card.name}-{card.identity[:16]}.json"
+    if not copy.is_file():
+        if card.weights is not None:
+            write_atomic(copy.with_suffix(WEIGHTS_SUFFIX), card.weights.read_bytes())
+        write_atomic(copy, path.read_bytes())
+    return copy

@@ -18,7 +18,10 @@ def choose_device(device: Any = None, *, like: torch.device | None = None) -> to
     ValueError
         If this machine has no such device.
     """
-    chosen = torch.device(device) if device is not None else like or torch.device("cpu")
+    try:
+        chosen = torch.device(device) if device is not None else like or torch.device("cpu")
+    except RuntimeError:
+        raise ValueError(f"device: found {device!r}; wanted cpu or cuda") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: found {chosen}, which this machine has not; wanted cpu")
     return chosen
@@ -27,9 +30,13 @@ def choose_device(device: Any = None, *, like: torch.device | None = None) -> to
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """Return a context in which convolutions run with a precision.
 
-    float32 gives the same numbers to rounding wherever a tile's edges lie. bfloat16 is some four times as fast
+    float32 gives the same numbers to rounding wherever a tile's edges lie: on a GPU it is kept from TF32, which
+    has the mantissa of a half. bfloat16 is some four times as fast
     where the processor has it, and moves probabilities by about a hundredth.
     """
     if precision not in get_args(Precision):
         raise ValueError(f"precision: found {precision!r}; wanted one of {', '.join(get_args(Precision))}")
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

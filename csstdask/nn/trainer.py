@@ -70,6 +70,8 @@ class Learner(Generic[Batch]):
     loss: Callable[[nn.Module, Batch], Tensor]
     validate: Callable[[nn.Module], dict[str, float]]
     """Numbers for the log; ``score`` is the one to maximise."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What decides the batches and the score: a training is gone on with only under the same."""
 
 
 @dataclass
@@ -108,12 +110,12 @@ def train(
     Raises
     ------
     InputError
-        If the folder holds a training with another schedule or network.
+        If the folder holds a training with another schedule, network or examples.
     """
     torch.manual_seed(schedule.seed)
     network = learner.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(network.parameters(), lr=schedule.rate(0), weight_decay=schedule.weight_decay)
-    state = _resume(folder, schedule, network, optimiser)
+    state = _resume(folder, _identity(learner, schedule), network, optimiser)
     if state.epoch:
         announce(f"going on with epoch {state.epoch} of the training in {folder}")
     while state.epoch < schedule.epochs and state.epoch - state.best_epoch <= schedule.patience:
@@ -130,7 +132,7 @@ def train(
             state.best, state.best_epoch = metrics["score"], state.epoch
             save_weights(network, folder / "best.safetensors")
         state.epoch += 1
-        _keep(folder, schedule, network, optimiser, state)
+        _keep(folder, _identity(learner, schedule), network, optimiser, state)
         announce(", ".join(f"{name} {value:.4g}" for name, value in line.items()))
     network.load_state_dict(load_file(folder / "best.safetensors"))
     return state.history
@@ -159,13 +161,13 @@ def _one_epoch(
     return total / max(1, count)
 
 
-def _identity(schedule: Schedule, network: nn.Module) -> dict[str, Any]:
-    shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
-    return {"schedule": asdict(schedule), "network": shapes}
+def _identity(learner: Learner[Any], schedule: Schedule) -> dict[str, Any]:
+    shapes = {name: list(value.shape) for name, value in learner.network.state_dict().items()}
+    return {"schedule": asdict(schedule), "network": shapes, "examples": learner.identity}
 
 
 def _keep(
-    folder: Path, schedule: Schedule, network: nn.Module, optimiser: torch.optim.Optimizer, state: _State
+    folder: Path, identity: dict[str, Any], network: nn.Module, optimiser: torch.optim.Optimizer, state: _State
 ) -> None:
     """Write the checkpoint: tensors under a name of their epoch first, then the JSON that points at them."""
     tensors = {f"network.{name}": value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
@@ -174,7 +176,7 @@ def _keep(
             tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
     name = f"checkpoint-{state.epoch:04d}.safetensors"
     write_atomic(folder / name, save(tensors))
-    facts = {"tensors": name, "identity": _identity(schedule, network), **asdict(state)}
+    facts = {"tensors": name, "identity": identity, **asdict(state)}
     write_atomic(folder / "checkpoint.json", json.dumps(facts).encode())
     write_atomic(folder / "log.csv", _as_csv(state.history).encode())
     for old in folder.glob("checkpoint-*.safetensors"):
@@ -182,13 +184,15 @@ def _keep(
             old.unlink()
 
 
-def _resume(folder: Path, schedule: Schedule, network: nn.Module, optimiser: torch.optim.Optimizer) -> _State:
+def _resume(folder: Path, identity: dict[str, Any], network: nn.Module, optimiser: torch.optim.Optimizer) -> _State:
     path = folder / "checkpoint.json"
     if not path.exists():
         return _State()
     facts = json.loads(path.read_text(encoding="utf-8"))
-    if facts["identity"] != _identity(schedule, network):
-        raise InputError(folder, "a training with another schedule or network", "a new folder, or the same settings")
+    if facts["identity"] != identity:
+        raise InputError(
+            folder, "a training with another schedule, network or examples", "a new folder, or the same settings"
+        )
     tensors = load_file(folder / facts["tensors"])
     parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimiser": {}}
     for name, value in tensors.items():

@@ -62,10 +62,10 @@ def _load(card: ModelCard, path: Path, build: Callable[..., Network]) -> Network
     found = sha256_file(path)
     if found != card.sha256:
         raise InputError(path, f"SHA-256 {found[:12]}", f"{card.sha256[:12]}, as {card.name}'s card says")
-    network = build(**card.architecture)
     try:
+        network = build(**card.architecture)
         network.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, TypeError) as error:
         message = " ".join(str(error).split())[:200]
         raise InputError(path, f"other weights ({message})", f"those of {card.architecture}") from None
     network.eval().requires_grad_(requires_grad=False)

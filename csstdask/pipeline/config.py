@@ -55,12 +55,18 @@ class SourcesSettings(_Settings):
 
 
 class EngineSettings(_Settings):
-    """What the engine does; `threads_per_unit` decides rounding and is fingerprinted."""
+    """What the engine does; threads and device decide rounding and are fingerprinted."""
 
     threads_per_unit: int = Field(1, ge=1, description="intra-op threads of one unit")
     device: str | None = Field(
-        None, description="where networks run; default: cuda with --scheduler cuda, else the host"
+        None,
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="where networks run; default: cuda with --scheduler cuda, else the host",
     )
+
+
+#: Parts of the settings that name a model, and its task.
+MODEL_SETTINGS = {"detect": "cosmicray", "repair": "inpaint"}
 
 
 class RunConfig(_Settings):

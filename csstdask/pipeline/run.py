@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from csstdask.cosmicray.card import find_card
 from csstdask.engine.cluster import check_scheduler, open_cluster
 from csstdask.engine.events import (
     Event,
@@ -28,7 +29,8 @@ from csstdask.engine.lock import DriverLock
 from csstdask.engine.units import AnyOf, Selection, Unit
 from csstdask.engine.window import KILLED, LOST, Task, run_window
 from csstdask.errors import InputError, StoreError
-from csstdask.pipeline.config import RunConfig
+from csstdask.nn.card import copy_model
+from csstdask.pipeline.config import MODEL_SETTINGS, RunConfig
 from csstdask.pipeline.plan import Plan, make_plan
 from csstdask.pipeline.steps import resolve
 from csstdask.pipeline.unit import UnitJob, process_unit, software_versions
@@ -126,6 +128,7 @@ def run(
     ledger = Ledger(root)
     threads = plan.config.engine.threads_per_unit
     with open_cluster(scheduler, count, threads_per_unit=threads) as slots, DriverLock(ledger.lock_path) as lock:
+        plan = replace(plan, config=_keep_models(root, plan.config))
         attributes = _attributes(root, plan, chosen)
         # Of all steps so far: where an earlier one no longer holds, its metrics go too.
         metrics = [name for step in resolve(attributes["steps"]) for name in step.metrics]
@@ -226,12 +229,38 @@ def _attributes(root: Path, plan: Plan, chosen: Selection) -> dict[str, Any]:
     theirs = [item for item in before.get("selections", []) if item != ours]
     steps = {step.name for step in plan.steps} | set(before.get("steps", []))
     return {
-        "config": plan.config.model_dump(mode="json"),
+        "config": _portable(root, plan.config.model_dump(mode="json")),
         "steps": [step.name for step in resolve(steps)],
         "selections": [*theirs, ours],
         "fingerprint": plan.fingerprint,
         "software": software_versions(),
     }
+
+
+def _keep_models(root: Path, config: RunConfig) -> RunConfig:
+    """Copy models that are not csstdask's own into the run, under their identity; return settings that name the copies.
+
+    Whoever trains on in the same folder changes no run that has begun, and a run can be looked at when the
+    folder is gone.
+    """
+    changed = {}
+    for part, task in MODEL_SETTINGS.items():
+        settings = getattr(config, part)
+        if settings.model.endswith(".json"):
+            copy = copy_model(find_card(task, settings.model), Path(settings.model), root / "models")
+            changed[part] = settings.model_copy(update={"model": str(copy.resolve())})
+    return config.model_copy(update=changed)
+
+
+def _portable(root: Path, config: dict[str, Any], *, back: bool = False) -> dict[str, Any]:
+    """Name the models that lie in a run relative to it, or, `back`, by their full path again."""
+    folder = f"{root.resolve()}/"
+    for part in MODEL_SETTINGS:
+        model = config[part]["model"]
+        if back and model.startswith("models/"):
+            model = folder + model
+        config[part] = config[part] | {"model": model if back else model.removeprefix(folder)}
+    return config
 
 
 def _check_target(root: Path, plan: Plan) -> None:
@@ -327,12 +356,12 @@ def plan_of_run(path: str | Path, campaign: str | Path | None = None) -> Plan:
         raise StoreError(f"{root}: found a run that was stopped before it began; wanted one to look at (run it again)")
     selections: Any = attributes["selections"]
     steps: Any = attributes["steps"]
+    stored: Any = attributes["config"]
     try:
-        config = RunConfig.model_validate(attributes["config"])
-    except ValidationError as error:
-        raise StoreError(
-            f"{root}: found settings of another version ({error.error_count()} unknown); wanted ours"
-        ) from None
+        config = RunConfig.model_validate(_portable(root, dict(stored), back=True))
+    except (ValidationError, KeyError) as error:
+        unknown = error.error_count() if isinstance(error, ValidationError) else 1
+        raise StoreError(f"{root}: found settings of another version ({unknown} unknown); wanted ours") from None
     return make_plan(
         campaign_path(root, campaign),
         resolve(steps),

@@ -31,6 +31,7 @@ from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Output, Step
 from csstdask.pipeline.steps import STEPS
+from csstdask.pipeline.steps.detect import DETECT, uses_network
 from csstdask.store.campaign import UnitFacts, read_header, read_unit_pixels
 from csstdask.store.tables import table_path, write_table
 from csstdask.store.zarr_arrays import read_shard, write_shard
@@ -79,6 +80,8 @@ def process_unit(job: UnitJob) -> dict[str, Any]:
     dict
         ``metrics`` and ``seconds`` by step, or ``failure`` (see ``engine/window.py``).
     """
+    if DETECT.name in job.fingerprints and uses_network(job.config):
+        import torch  # noqa: F401  its threads can only be limited once they are there
     limit_threads(job.config.engine.threads_per_unit)
     root, ledger = Path(job.run), Ledger(Path(job.run))
     step_name = "claim"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -86,19 +87,26 @@ def _with_rates(dataset: xr.Dataset, instrument: Instrument) -> xr.Dataset:
     """Add ``cr_rate``, events a second and square centimetre, where time and pixel size are known."""
     if "n_cr_events" not in dataset or instrument.pixel_size is None:
         return dataset
-    area = dataset.sizes["y"] * dataset.sizes["x"] * np.prod(instrument.pixel_size) * 1e-8
+    pixels = dataset.sizes["y"] * dataset.sizes["x"] - dataset["n_ignored_pixels"]
+    area = pixels.where(pixels > 0) * np.prod(instrument.pixel_size) * 1e-8
     exptime = dataset["exptime"].where(dataset["exptime"] > 0)
     return dataset.assign(cr_rate=dataset["n_cr_events"] / (exptime * area))
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return an HTML table; cells that begin with ``<td`` are taken as they are."""
-    lines = []
-    for row in rows:
-        cells = [str(cell) for cell in row]
-        lines.append("".join(cell if cell.startswith("<td") else f"<td>{html.escape(cell)}</td>" for cell in cells))
-    shown = "".join(f"<tr>{line}</tr>" for line in lines[:_LARGEST_TABLE])
-    more = f"<p>and {len(lines) - _LARGEST_TABLE} more</p>" if len(lines) > _LARGEST_TABLE else ""
+class Cell(str):
+    """A cell that is HTML already; any other text is escaped."""
+
+    __slots__ = ()
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], total: int | None = None) -> str:
+    """Return an HTML table of the first rows; `total` is how many there would be."""
+    lines = [
+        "".join(cell if isinstance(cell, Cell) else f"<td>{html.escape(str(cell))}</td>" for cell in row)
+        for row in islice(rows, _LARGEST_TABLE)
+    ]
+    shown = "".join(f"<tr>{line}</tr>" for line in lines)
+    more = f"<p>and {total - len(lines)} more</p>" if total is not None and total > len(lines) else ""
     top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     return f'<div class="wide"><table><tr>{top}</tr>{shown}</table></div>{more}'
 
@@ -123,7 +131,7 @@ def _failures(summary: Summary) -> str:
     if not summary.failures:
         return ""
     keys = ("exposure", "detector", "step", "reason")
-    return table(keys, ([item[key] for key in keys] for item in summary.failures))
+    return table(keys, ([item[key] for key in keys] for item in summary.failures), len(summary.failures))
 
 
 def _glance(dataset: xr.Dataset, instrument: Instrument) -> str:
@@ -145,12 +153,15 @@ def _glance(dataset: xr.Dataset, instrument: Instrument) -> str:
 
 def _grid(values: npt.NDArray[np.float64], exposures: Sequence[str], detectors: Sequence[int], title: str) -> str:
     low, high = limits(values)
-    rows = (
+    rows: Iterable[list[str]] = (
         [str(exposure)]
-        + [f'<td class="cell" style="background:{colour(value, low, high)}">{number(value)}</td>' for value in line]
-        for exposure, line in zip(exposures, values.tolist(), strict=True)
+        + [
+            Cell(f'<td class="cell" style="background:{colour(value, low, high)}">{number(value)}</td>')
+            for value in line
+        ]
+        for exposure, line in zip(exposures, values, strict=True)
     )
-    return f"<p>{title}, by exposure and detector</p>" + table(["exposure", *map(str, detectors)], rows)
+    return f"<p>{title}, by exposure and detector</p>" + table(["exposure", *map(str, detectors)], rows, len(exposures))
 
 
 def _truth(run: str | Path, campaign: str | Path | None) -> str:
@@ -221,11 +232,12 @@ def _units(dataset: xr.Dataset) -> str:
         return ""
     values = np.stack([dataset[name].values for name in names])
     exposures, detectors, bands = (dataset[name].values for name in ("exposure", "detector", "band"))
+    known = np.argwhere(np.isfinite(values).any(axis=0))
     rows = (
         [exposures[row], detectors[column], bands[row, column], *map(number, values[:, row, column])]
-        for row, column in np.argwhere(np.isfinite(values).any(axis=0)).tolist()
+        for row, column in known
     )
-    return table(("exposure", "detector", "band", *map(str, names)), rows)
+    return table(("exposure", "detector", "band", *map(str, names)), rows, len(known))
 
 
 def _settings(dataset: xr.Dataset) -> str:

@@ -60,5 +60,6 @@ def test_rows_are_those_of_the_whole():
     mesh = np.arange(12, dtype=np.float32).reshape(3, 4)
     whole = interpolate(mesh, (90, 101))
     assert np.array_equal(interpolate(mesh, (90, 101), slice(30, 60)), whole[30:60])
+    assert np.array_equal(interpolate(mesh, (90, 101), slice(30, 60), slice(7, 101)), whole[30:60, 7:])
     assert whole.flags.c_contiguous
     assert mesh_shape((9232, 9216), 128) == (72, 72)

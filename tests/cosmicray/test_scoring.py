@@ -8,35 +8,46 @@ import pytest
 from csstdask.cosmicray.scoring import Case, average_precision, calibrate, f1_of, precision_recall, score
 
 
-def case(hit, *, harmless=None, use=None, visible=None):
+def case(hit, *, faint=None, use=None, visible=None, charge=None):
     nothing = np.zeros(hit.shape, bool)
     return Case(
-        hit.astype(np.float32), None, nothing, hit, nothing if harmless is None else harmless,
-        ~nothing if use is None else use, hit if visible is None else visible,
-    )  # fmt: skip
+        data=hit.astype(np.float32),
+        error=None,
+        ignore=nothing,
+        hit=hit,
+        faint=nothing if faint is None else faint,
+        use=~nothing if use is None else use,
+        visible=hit if visible is None else visible,
+        charge=hit.astype(np.float32) if charge is None else charge,
+    )
 
 
 def test_a_hand_counted_frame():
     hit, found = np.zeros((40, 40), bool), np.zeros((40, 40), bool)
-    hit[5, 5:9] = True  # an event of four, three of them found
+    charge = np.zeros((40, 40), np.float32)
+    hit[5, 5:9] = True  # an event of four, three of them found, with less than half of its charge
+    charge[5, 5:9] = [10, 10, 10, 90]
     hit[20, 20] = True  # an event of one, missed
+    hit[25, 25] = found[25, 25] = True  # an event of one, found
+    charge[20, 20] = charge[25, 25] = 50
     found[5, 5:8] = True
     found[4, 5] = True  # on the skirt
     found[30, 30] = True  # out of nothing
-    found[35, 35] = True  # harmless
+    found[35, 35] = True  # some charge, too little to be asked for
     found[0, 0] = True  # not scored
-    harmless, use = np.zeros_like(hit), np.ones_like(hit)
-    harmless[35, 35], use[0, 0] = True, False
+    faint, use = np.zeros_like(hit), np.ones_like(hit)
+    faint[35, 35], use[0, 0] = True, False
     visible = hit.copy()
     visible[20, 20] = False
-    result = score([case(hit, harmless=harmless, use=use, visible=visible)], [found])
-    assert result.precision == pytest.approx(3 / 5)
-    assert result.recall == pytest.approx(3 / 5)
-    assert result.f1 == pytest.approx(3 / 5)
-    assert result.recall_visible == pytest.approx(3 / 4)
-    assert result.precision_without_skirt == pytest.approx(3 / 4)
-    assert result.events_found == pytest.approx(1 / 2)
-    assert f1_of([case(hit, harmless=harmless, use=use)], [found]) == pytest.approx(3 / 5)
+    frame = case(hit, faint=faint, use=use, visible=visible, charge=charge)
+    result = score([frame], [found])
+    assert result.precision == pytest.approx(5 / 7)
+    assert result.recall == pytest.approx(4 / 6)
+    assert result.f1 == pytest.approx(2 * 5 / 7 * 4 / 6 / (5 / 7 + 4 / 6))
+    assert result.recall_visible == pytest.approx(4 / 5)
+    assert result.precision_without_skirt == pytest.approx(5 / 6)
+    assert result.events_found == pytest.approx(1 / 3)
+    assert f1_of([frame], [found]) == pytest.approx(result.f1)
 
 
 def test_intervals_hold_the_truth(rng):

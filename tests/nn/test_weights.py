@@ -10,7 +10,7 @@ import torch
 
 from csstdask.errors import InputError
 from csstdask.nn.blocks import UNet
-from csstdask.nn.card import ModelCard, read_card, write_card
+from csstdask.nn.card import ModelCard, copy_model, read_card, write_card
 from csstdask.nn.device import autocast, choose_device
 from csstdask.nn.weights import load_network, save_weights
 
@@ -24,7 +24,8 @@ def card(tmp_path):
     torch.manual_seed(3)
     sha256 = save_weights(build((4, 4)), tmp_path / "small.safetensors")
     card = ModelCard("small", "cosmicray", "1", "a test", "BSD-3-Clause", "nothing", sha256, 0.5)
-    write_card(tmp_path / "small.json", replace(card, architecture={"channels": [4, 4]}))
+    card = replace(card, architecture={"channels": [4, 4]}, calibration={"scale": 1.0, "offset": 0.0})
+    write_card(tmp_path / "small.json", replace(card, normalisation={"channels": ["counts"], "box": 64}))
     return read_card(tmp_path / "small.json")
 
 
@@ -56,6 +57,24 @@ def test_a_card_without_weights_or_sense(card, tmp_path):
     (tmp_path / "small.json").write_text(json.dumps({"name": "x"}))
     with pytest.raises(InputError, match="no readable model card"):
         read_card(tmp_path / "small.json")
+
+
+@pytest.mark.parametrize(("part", "reason"), [("calibration", "offset, scale"), ("threshold", "a threshold")])
+def test_a_network_needs_its_numbers(card, tmp_path, part, reason):
+    fields = json.loads((tmp_path / "small.json").read_text())
+    (tmp_path / "small.json").write_text(json.dumps(fields | {part: None if part == "threshold" else {}}))
+    with pytest.raises(InputError, match=f"a card without {reason}"):
+        read_card(tmp_path / "small.json")
+    (tmp_path / "small.json").write_text("[1]")
+    with pytest.raises(InputError, match="no readable model card"):
+        read_card(tmp_path / "small.json")
+
+
+def test_a_copy_is_named_by_its_identity(card, tmp_path):
+    copy = copy_model(card, tmp_path / "small.json", tmp_path / "kept")
+    assert read_card(copy).identity == card.identity
+    assert card.identity[:16] in copy.name
+    assert copy_model(card, tmp_path / "small.json", tmp_path / "kept") == copy
 
 
 def test_identity_is_of_numbers_not_of_words(card):

@@ -18,6 +18,7 @@ from csstdask.pipeline.truth import score_run
 from csstdask.report import write_report
 from csstdask.report.cutouts import grey_levels, png
 from csstdask.report.focal_plane import colour, draw_focal_plane
+from csstdask.report.page import table
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,8 @@ def test_the_page_tells_what_the_run_holds(finished):
         assert line in page
     # Events a second and square centimetre: 10 um pixels.
     events = dataset["n_cr_events"].sel(detector=7).values
-    rate = (events / (150 * 192 * 160 * 1e-6)).mean()
+    usable = 192 * 160 - dataset["n_ignored_pixels"].sel(detector=7).values
+    rate = (events / (150 * usable * 1e-6)).mean()
     assert f"<td>{rate:.4g}</td>" in page
     assert f"<td>{int(dataset['n_cr_pixels'].sel(detector=8).sum())}</td>" in page
     assert "Mpix/s" in page
@@ -75,6 +77,14 @@ def test_focal_plane_has_each_detector_at_its_place():
     assert "detector 9: no data" in drawing
     assert "a &lt; b" in drawing
     assert draw_focal_plane(load_instrument("hst_stis"), {1: 1.0}, "x") == ""
+
+
+def test_text_from_files_is_no_html():
+    """A failure's reason may hold anything."""
+    page = table(["reason"], [["<td><script>alert(1)</script>"]], 3)
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "and 2 more" in page
 
 
 def test_colours_run_from_dark_to_light_and_grey_is_nothing():

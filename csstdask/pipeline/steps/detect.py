@@ -53,14 +53,20 @@ def resolved_threshold(config: RunConfig) -> float | None:
 
 def cost_of_detection(config: RunConfig) -> Cost:
     """Return the cost of the model that is configured."""
-    if find_card("cosmicray", config.detect.model).architecture:
+    if uses_network(config):
         return Cost(bytes_per_pixel=60.0, pixels_per_second=2e6)
     return Cost(bytes_per_pixel=86.0, pixels_per_second=6e5)
 
 
+def uses_network(config: RunConfig) -> bool:
+    """Tell whether the configured model is a network."""
+    return bool(find_card("cosmicray", config.detect.model).architecture)
+
+
 def decisive_settings(config: RunConfig) -> dict[str, Any]:
-    """Return what decides the mask: the threshold, and the kind of device where it is not the host."""
-    device = {} if config.engine.device is None else {"device": config.engine.device}
+    """Return what decides the mask: the threshold, and for a network the kind of device where it is not the host."""
+    kind = (config.engine.device or "cpu").partition(":")[0]
+    device = {"device": kind} if kind != "cpu" and uses_network(config) else {}
     return {"threshold": resolved_threshold(config), **device}
 
 
