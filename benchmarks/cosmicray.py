@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from environment import save
 
-REPEATS = 5
+REPEATS = 3
 THREADS = (1, 2)
 SEED = 4242
 SIDE = 2048

@@ -116,10 +116,16 @@ def _events_found(case: Case, mask: Bool) -> tuple[int, int]:
     return int((found >= 0.5 * charge).sum()), n
 
 
-def f1_of(cases: Sequence[Case], found: Iterable[Bool]) -> float:
-    """Return the harmonic mean of precision and recall, pixels pooled."""
+def rates_of(cases: Sequence[Case], found: Iterable[Bool]) -> tuple[float, float]:
+    """Return precision and recall, pixels pooled."""
     counts = sum(_block_counts(case, mask).sum(axis=0) for case, mask in zip(cases, found, strict=True))
     precision, recall, _, _ = _rates(np.asarray(counts))
+    return precision, recall
+
+
+def f1_of(cases: Sequence[Case], found: Iterable[Bool]) -> float:
+    """Return the harmonic mean of precision and recall, pixels pooled."""
+    precision, recall = rates_of(cases, found)
     return 2 * precision * recall / max(1e-9, precision + recall)
 
 

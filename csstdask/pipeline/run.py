@@ -39,6 +39,8 @@ from csstdask.store.zarr_arrays import open_group, refuse_inside_store
 
 log = logging.getLogger("csstdask")
 
+#: What a run leaves in its folder before the store itself: a driver that was killed then may be followed by another.
+_BEFORE_STORE = ("driver.json", "models")
 #: Failures after which no worker was left to record them.
 _UNRECORDED = (KILLED, "worker", "claim", "record")
 
@@ -272,7 +274,7 @@ def _check_target(root: Path, plan: Plan) -> None:
         open_group(root, "run")
         return
     refuse_inside_store(root)
-    if root.is_dir() and any(not item.name.lstrip(".").startswith("driver.json") for item in root.iterdir()):
+    if root.is_dir() and any(not item.name.lstrip(".").startswith(_BEFORE_STORE) for item in root.iterdir()):
         raise StoreError(f"{root}: found a folder that is no run; wanted a csstdask run, or a new name")
 
 

@@ -60,7 +60,7 @@ def test_a_clean_frame_stays_clean(rng, model):
 
 
 def test_star_cores_are_no_cosmic_rays(rng):
-    """Undersampled stars, a full width at half maximum of 1.6 pixels, no wings, up to full well: hardly a pixel is flagged."""
+    """Undersampled stars, a full width of 1.7 pixels, no wings, up to full well: hardly a pixel is flagged."""
     edges = np.arange(257) - 0.5
     scene = np.full((256, 256), 30.0)
     for row in range(16, 256, 32):

@@ -9,6 +9,7 @@ from astropy.wcs import WCS
 from make_fits import level_1, planes, primary, science_header
 
 import csstdask
+from csstdask.cosmicray.card import find_card
 from csstdask.instrument import load_instrument
 from csstdask.pipeline.export import export
 from csstdask.pipeline.ingest import ingest
@@ -96,9 +97,9 @@ def test_a_runs_export(small_recipe, tmp_path):
         # What is bad, hot or saturated besides stays unusable.
         assert (wht[theirs & ((old & 11) != 0)] == 0).all()
         header = after[0].header
-        assert header["CSDCRMOD"] == "lacosmic"
+        assert header["CSDCRMOD"] == "unet"
         assert len(header["CSDCRSHA"]) == len(header["CSDFPRNT"]) == 64
-        assert header["CSDCRTHR"] == 0.5
+        assert header["CSDCRTHR"] == find_card("cosmicray", "default").threshold
         assert header["CSDVERS"] == csstdask.__version__
 
 

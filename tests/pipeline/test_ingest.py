@@ -139,7 +139,7 @@ def test_kinds_that_are_not_processed_are_not_pending(tmp_path):
 def test_no_instrument_can_be_told(tmp_path):
     path = tmp_path / "x.fits"
     fits.writeto(path, np.zeros((4, 4), np.float32))
-    with pytest.raises(InputError, match="--instrument with one of csst"):
+    with pytest.raises(InputError, match="--instrument with one of cfht_wircam, csst"):
         ingest([path], tmp_path / "c.zarr")
     assert not (tmp_path / "c.zarr").exists()
 

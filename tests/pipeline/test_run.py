@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from own_model import write_own_model
 from store_equality import differences
 
 import csstdask
@@ -417,3 +418,23 @@ def test_stores_are_not_nested_and_broken_ones_are_named(small_campaign, referen
     group.attrs["config"] = {"detect": {"sharpness": 3}}
     with pytest.raises(StoreError, match="settings of another version"):
         status(tmp_path / "run.zarr", campaign=small_campaign)
+
+
+def test_a_run_keeps_the_model_it_was_made_with(small_campaign, tmp_path):
+    """A user's network: its folder may go, or be trained on in, and the run is what it was."""
+    path = write_own_model(tmp_path / "training")
+    config = RunConfig.model_validate({"detect": {"model": str(path)}})
+    done = run(small_campaign, tmp_path / "r.zarr", steps=["detect"], config=config)
+    assert (done.done, done.failed) == (4, 0)
+    assert len(list((tmp_path / "r.zarr" / "models").glob("own-*"))) == 2
+    again = run(small_campaign, tmp_path / "r.zarr", steps=["detect"], config=config)
+    assert (again.done, again.skipped) == (0, 4)
+    write_own_model(tmp_path / "training", seed=8)  # other weights under the same name: another model
+    assert status(tmp_path / "r.zarr").done == 4
+    other = run(small_campaign, tmp_path / "r.zarr", steps=["detect"], config=config)
+    assert (other.done, other.skipped) == (4, 0)
+    (tmp_path / "training").rename(tmp_path / "gone")
+    (tmp_path / "r.zarr").rename(tmp_path / "moved.zarr")
+    assert status(tmp_path / "moved.zarr", campaign=small_campaign).done == 4
+    with pytest.raises(InputError, match=r"own\.json"):
+        RunConfig.model_validate({"detect": {"model": str(path)}})
