@@ -13,6 +13,7 @@ from own_model import write_own_model
 from store_equality import differences
 
 import csstdask
+from csstdask.cosmicray.card import find_card
 from csstdask.engine.events import UnitDone, UnitSkipped
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.lock import DriverLock
@@ -334,7 +335,14 @@ def test_status_knows_all_units_and_steps_so_far(small_campaign, tmp_path):
 
 def test_a_default_and_its_value_are_the_same(small_campaign, tmp_path):
     run(small_campaign, tmp_path / "run.zarr")
-    named = RunConfig.model_validate({"detect": {"model": "lacosmic", "threshold": 0.5}, "repair": {"model": "median"}})
+    threshold = find_card("cosmicray", "unet").threshold
+    named = RunConfig.model_validate(
+        {
+            "detect": {"model": "unet", "threshold": threshold},
+            "repair": {"model": "median"},
+            "engine": {"device": "cpu"},
+        }
+    )
     assert run(small_campaign, tmp_path / "run.zarr", config=named).skipped == 4
 
 

@@ -54,7 +54,7 @@ def resolved_threshold(config: RunConfig) -> float | None:
 def cost_of_detection(config: RunConfig) -> Cost:
     """Return the cost of the model that is configured."""
     if uses_network(config):
-        return Cost(bytes_per_pixel=60.0, pixels_per_second=2e6)
+        return Cost(bytes_per_pixel=60.0, pixels_per_second=1.7e6)
     return Cost(bytes_per_pixel=86.0, pixels_per_second=6e5)
 
 
