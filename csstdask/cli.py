@@ -243,7 +243,7 @@ def evaluate(
     _check_target("evaluate", target, EVALUABLE)
     from csstdask.cosmicray.evaluate import evaluate_cosmicray, table
 
-    for line in table(evaluate_cosmicray(model, data, to)):
+    for line in table(evaluate_cosmicray(model, data, to, announce=_say)):
         typer.echo(line)
 
 

@@ -15,6 +15,7 @@ range are named. Intervals are bootstrapped over blocks of pixels, for neighbour
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,9 @@ _THRESHOLDS = (*(round(0.02 * step, 2) for step in range(1, 50)), 0.99)
 _COLUMNS = ("precision", "recall", "recall_visible", "precision_without_skirt", "events_found")
 
 Detector = Callable[[Case], Bool]
+Announce = Callable[[str], None]
+
+log = logging.getLogger("csstdask")
 
 # --- methods ---------------------------------------------------------------------------------------------------
 
@@ -188,7 +192,7 @@ def threshold_control(frame: stis.StisFrame, reference: stis.Reference) -> Bool:
     return found
 
 
-def evaluate_stis(folder: Path, model: str) -> dict[str, Any]:
+def evaluate_stis(folder: Path, model: str, announce: Announce) -> dict[str, Any]:
     """Score methods on the held-out pair, for each kind of input.
 
     The reference of a frame is made of the known pairs but its own, so that methods are tuned on residuals as noisy
@@ -198,6 +202,7 @@ def evaluate_stis(folder: Path, model: str) -> dict[str, Any]:
     tests = [stis.read_frame(folder, name) for name in stis.exposures_of(stis.TEST_PAIRS)]
     results: dict[str, Any] = {}
     for name, subtract, flag in INPUTS:
+        announce(f"STIS, {name}: tuning, scoring")
         given = {"subtract": subtract, "flag": flag}
         cases = [stis_case(frame, stis.reference_for(frame, known), **given) for frame in known]
         validation = [case for case, frame in zip(cases, known, strict=True) if frame.pair in stis.VALIDATION_PAIRS]
@@ -304,7 +309,7 @@ def mock_cases(split: str, library: EventLibrary | None) -> list[Case]:
     return cases
 
 
-def evaluate_injected(data: Path | None, model: str) -> dict[str, Any]:
+def evaluate_injected(data: Path | None, model: str, announce: Announce) -> dict[str, Any]:
     """Score methods on injected cosmic rays of the test split.
 
     L.A.Cosmic is tuned on the same kind of cosmic rays on the validation split's mock skies.
@@ -315,8 +320,9 @@ def evaluate_injected(data: Path | None, model: str) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for position, library in enumerate((None, *libraries["test"])):
         validation = None if position == 0 else libraries["validation"][position - 1]
-        parameters = tune_lacosmic(mock_cases("validation", validation))
         kind = "generated tracks" if library is None else f"{library.name} events"
+        announce(f"{kind}: tuning, scoring")
+        parameters = tune_lacosmic(mock_cases("validation", validation))
         results[f"{kind} on mock skies"] = compare(mock_cases("test", library), model, parameters)
         if library is None:
             continue
@@ -361,7 +367,9 @@ def _empty_mock_cases() -> list[Case]:
 # --- all of it -------------------------------------------------------------------------------------------------
 
 
-def evaluate_cosmicray(model: str = "default", data: Path | None = None, to: Path | None = None) -> dict[str, Any]:
+def evaluate_cosmicray(
+    model: str = "default", data: Path | None = None, to: Path | None = None, *, announce: Announce = log.info
+) -> dict[str, Any]:
     """Evaluate a network beside L.A.Cosmic.
 
     Parameters
@@ -372,6 +380,8 @@ def evaluate_cosmicray(model: str = "default", data: Path | None = None, to: Pat
         Folder of real events and frames; without it only mock skies with generated tracks are looked at.
     to : Path, optional
         Folder for ``cosmicray_evaluation.json``.
+    announce : callable
+        Told in a line what is done now: with real data it takes some ten minutes on two cores.
 
     Returns
     -------
@@ -390,8 +400,8 @@ def evaluate_cosmicray(model: str = "default", data: Path | None = None, to: Pat
     results: dict[str, Any] = {"model": {"name": card.name, "version": card.version, "sha256": card.sha256}}
     results["seed"] = _SEED
     if data is not None and (data / "hst_stis").is_dir():
-        results["stis"] = evaluate_stis(data / "hst_stis", model)
-    results["injected"] = evaluate_injected(data, model)
+        results["stis"] = evaluate_stis(data / "hst_stis", model, announce)
+    results["injected"] = evaluate_injected(data, model, announce)
     tuned = results["injected"]["generated tracks on mock skies"]["L.A.Cosmic, tuned"]["parameters"]
     results["false_pixels_per_mpix"] = evaluate_controls(data, model, tuned)
     if to is not None:
