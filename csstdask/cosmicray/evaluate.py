@@ -200,16 +200,17 @@ def evaluate_stis(folder: Path, model: str, announce: Announce) -> dict[str, Any
     """
     known = [stis.read_frame(folder, name) for name in stis.exposures_of(stis.KNOWN_PAIRS)]
     tests = [stis.read_frame(folder, name) for name in stis.exposures_of(stis.TEST_PAIRS)]
+    references = [stis.reference_for(frame, known) for frame in known]
+    reference = stis.build_reference(known)
     results: dict[str, Any] = {}
     for name, subtract, flag in INPUTS:
         announce(f"STIS, {name}: tuning, scoring")
         given = {"subtract": subtract, "flag": flag}
-        cases = [stis_case(frame, stis.reference_for(frame, known), **given) for frame in known]
+        cases = [stis_case(frame, own, **given) for frame, own in zip(known, references, strict=True)]
         validation = [case for case, frame in zip(cases, known, strict=True) if frame.pair in stis.VALIDATION_PAIRS]
         parameters = tune_lacosmic([case for case, frame in zip(cases, known, strict=True) if frame.name in _TUNED_ON])
-        held_out = [stis_case(frame, stis.build_reference(known), **given) for frame in tests]
+        held_out = [stis_case(frame, reference, **given) for frame in tests]
         results[name] = compare(held_out, model, parameters, threshold_against(validation, model, parameters))
-    reference = stis.build_reference(known)
     held_out = [stis_case(frame, reference, subtract=True, flag=False) for frame in tests]
     controls = [threshold_control(frame, reference) for frame in tests]
     results["the truth's own definition, with the rebuilt reference"] = {"control": asdict(score(held_out, controls))}

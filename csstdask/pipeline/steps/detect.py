@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from scipy.ndimage import label
 
 from csstdask.cosmicray import detect
 from csstdask.cosmicray.card import find_card
+from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Cost, Output, Product, Step
-
-#: Pixels that touch at a corner belong to one event.
-_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=int)
 
 
 def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
@@ -31,7 +28,7 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
     )
     usable = int(found.mask.size - frame.ignore.sum())
     count = int(found.mask.sum())
-    events = int(label(found.mask, _EIGHT_NEIGHBOURS)[1])
+    events = int(label(found.mask, EIGHT_NEIGHBOURS)[1])
     theirs = frame.cr_mask_input & ~frame.ignore
     return Output(
         arrays={"cr_mask": found.mask},
