@@ -50,17 +50,28 @@ def mock(
     recipe: Annotated[Path, typer.Argument(help="A recipe, such as stores/demo.toml.")],
     to: Annotated[Path, typer.Option(help="The campaign to make, or with --fits a folder.")],
     fits: Annotated[bool, typer.Option("--fits", help="Write Level 1 FITS files with truth beside them.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Folder of real cosmic-ray events, if the recipe asks.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Linear, on the recipe's shape; instead of its own.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it takes; write nothing.")] = False,
     scheduler: Scheduler = "threads",
     workers: Workers = None,
 ) -> None:
     """Render a mock survey with known truth."""
     from csstdask.mock import load_recipe
+    from csstdask.mock.estimate import estimate
     from csstdask.pipeline.mock_survey import mock as render
 
+    wanted = load_recipe(recipe, scale=scale)
+    if dry_run:
+        from csstdask.engine.cluster import default_workers
+
+        _say(f"{wanted.name}: {estimate(wanted).line(workers or default_workers())}")
+        return
     summary = render(
-        load_recipe(recipe),
+        wanted,
         to,
         as_fits=fits,
+        data=data,
         scheduler=scheduler,
         workers=workers,
         listeners=_listeners(None),

@@ -30,8 +30,7 @@ from scipy.ndimage import binary_dilation
 from csstdask.cosmicray import stis
 from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.detect import detect
-from csstdask.cosmicray.events import EventLibrary
-from csstdask.cosmicray.examples import SPLITS, Contaminated, check_data, contaminate, gather_material
+from csstdask.cosmicray.examples import Contaminated, check_data, contaminate, gather_material
 from csstdask.cosmicray.lacosmic import lacosmic
 from csstdask.cosmicray.scenes import Scene, draw_mock_scene
 from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS, Bool, Case, Float, f1_of, rates_of, score
@@ -40,13 +39,15 @@ from csstdask.durable import write_atomic
 from csstdask.errors import InputError
 from csstdask.instrument import electrons_per_unit, load_instrument
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
-from csstdask.mock.recipe import CosmicRays
+from csstdask.mock.events import STIS_PAIRS, EventLibrary, exposures_of
+from csstdask.mock.recipe import CosmicRays, Split
 from csstdask.quiet import no_warnings
 
 _SEED = 1999
 #: Frames of each kind of injection, and their size [pixel].
 _SKIES, _SIZE = 6, 512
 _PIXEL_FRACTION = 0.025
+_HELD_OUT: tuple[Split, ...] = ("validation", "test")
 _RANGES: dict[str, tuple[Any, ...]] = {
     "sigclip": (3.0, 3.75, 4.5, 5.5, 6.5, 8.0, 10.0, 13.0),
     "sigfrac": (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8),
@@ -198,8 +199,8 @@ def evaluate_stis(folder: Path, model: str, announce: Announce) -> dict[str, Any
     The reference of a frame is made of the known pairs but its own, so that methods are tuned on residuals as noisy
     as those of the test.
     """
-    known = [stis.read_frame(folder, name) for name in stis.exposures_of(stis.KNOWN_PAIRS)]
-    tests = [stis.read_frame(folder, name) for name in stis.exposures_of(stis.TEST_PAIRS)]
+    known = [stis.read_frame(folder, name) for name in exposures_of(stis.KNOWN_PAIRS)]
+    tests = [stis.read_frame(folder, name) for name in exposures_of(STIS_PAIRS["test"])]
     references = [stis.reference_for(frame, known) for frame in known]
     reference = stis.build_reference(known)
     results: dict[str, Any] = {}
@@ -207,7 +208,7 @@ def evaluate_stis(folder: Path, model: str, announce: Announce) -> dict[str, Any
         announce(f"STIS, {name}: tuning, scoring")
         given = {"subtract": subtract, "flag": flag}
         cases = [stis_case(frame, own, **given) for frame, own in zip(known, references, strict=True)]
-        validation = [case for case, frame in zip(cases, known, strict=True) if frame.pair in stis.VALIDATION_PAIRS]
+        validation = [case for case, frame in zip(cases, known, strict=True) if frame.pair in STIS_PAIRS["validation"]]
         parameters = tune_lacosmic([case for case, frame in zip(cases, known, strict=True) if frame.name in _TUNED_ON])
         held_out = [stis_case(frame, reference, **given) for frame in tests]
         results[name] = compare(held_out, model, parameters, threshold_against(validation, model, parameters))
@@ -291,16 +292,16 @@ def _draw_charge(
 ) -> Float:
     ny, nx = shape
     if library is None:
-        return draw_cosmic_rays(rng, CosmicRays(pixel_fraction=_PIXEL_FRACTION), (ny, nx)).astype(np.float32)
+        return draw_cosmic_rays(rng, CosmicRays(pixel_fraction=(_PIXEL_FRACTION,)), (ny, nx)).astype(np.float32)
     return library.scatter(rng, (ny, nx), _PIXEL_FRACTION, brightness=brightness)
 
 
-def mock_cases(split: str, library: EventLibrary | None) -> list[Case]:
+def mock_cases(split: Split, library: EventLibrary | None) -> list[Case]:
     """Return mock skies of a split with generated tracks (no library) or real events on them.
 
     Of generated tracks the paper's recall is asked: pixels above 5 e-; of real events every pixel they have.
     """
-    number = list(SPLITS).index(split)
+    number = list(STIS_PAIRS).index(split)
     rng = np.random.default_rng([_SEED, number, 0 if library is None else 1 + len(library)])
     cases = []
     for index in range(_SKIES):
@@ -315,7 +316,7 @@ def evaluate_injected(data: Path | None, model: str, announce: Announce) -> dict
 
     L.A.Cosmic is tuned on the same kind of cosmic rays on the validation split's mock skies.
     """
-    libraries = {split: _libraries(split, data) for split in ("validation", "test")}
+    libraries = {split: _libraries(split, data) for split in _HELD_OUT}
     scenes = {} if data is None else real_scenes(data)
     rng = np.random.default_rng([_SEED, 3])
     results: dict[str, Any] = {}
@@ -333,7 +334,7 @@ def evaluate_injected(data: Path | None, model: str, announce: Announce) -> dict
     return results
 
 
-def _libraries(split: str, data: Path | None) -> tuple[EventLibrary, ...]:
+def _libraries(split: Split, data: Path | None) -> tuple[EventLibrary, ...]:
     return gather_material(split, _SEED, 1, data).libraries
 
 
@@ -358,7 +359,7 @@ def evaluate_controls(data: Path | None, model: str, parameters: dict[str, Any])
 
 
 def _empty_mock_cases() -> list[Case]:
-    number = list(SPLITS).index("test")
+    number = list(STIS_PAIRS).index("test")
     rng = np.random.default_rng([_SEED, 9])
     scenes = [draw_mock_scene(rng, _SEED * 10 + number, index, _SIZE) for index in range(_SKIES)]
     nothing = np.zeros((_SIZE, _SIZE), dtype=np.float32)

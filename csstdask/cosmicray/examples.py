@@ -15,27 +15,20 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.cosmicray import stis
-from csstdask.cosmicray.events import EventLibrary, read_itl_events, read_stis_events
 from csstdask.cosmicray.scenes import Scene, cut, draw_mock_scene, draw_warm_scene, read_wircam
 from csstdask.cosmicray.unet import channels_of
 from csstdask.cosmicray.view import view_frame
 from csstdask.errors import InputError
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
-from csstdask.mock.recipe import CosmicRays
+from csstdask.mock.events import STIS_PAIRS, EventLibrary, exposures_of, library_for
+from csstdask.mock.recipe import CosmicRays, Split
 
 #: Charge from which a pixel counts as hit: this many electrons, and this share of its own noise.
 LEAST_CHARGE, LEAST_SIGNIFICANCE = 1.0, 0.7
 #: Weight of a source's pixels in the loss, and how far above the sky they begin [sigma].
 _SOURCE_WEIGHT, _SOURCE_SIGMA = 5, 3.0
-#: Rows of the ITL detector: for training, for the choice of thresholds, for the test.
-ITL_BANDS = {"training": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
 #: Folders of real events and frames; those that are absent are done without.
 SETS = ("hst_stis", "lsst_itl_darks", "cfht_wircam")
-SPLITS = {
-    "training": stis.TRAINING_PAIRS,
-    "validation": stis.VALIDATION_PAIRS,
-    "test": stis.TEST_PAIRS,
-}
 #: Share of frames that are real ones with truth; of these, how many have their hot pixels flagged.
 _LABELLED_SHARE, _FLAGGED_SHARE = 0.1, 0.5
 
@@ -75,7 +68,7 @@ def check_data(data: Path) -> None:
         raise InputError(data, found, "a folder of real events and frames")
 
 
-def gather_material(split: str, seed: int, skies: int, data: Path | None) -> Material:
+def gather_material(split: Split, seed: int, skies: int, data: Path | None) -> Material:
     """Return the material of a split (``training``, ``validation`` or ``test``).
 
     Parameters
@@ -87,7 +80,7 @@ def gather_material(split: str, seed: int, skies: int, data: Path | None) -> Mat
     data : Path, optional
         Folder with some of `SETS`.
     """
-    sky_seed = seed * 10 + list(SPLITS).index(split)
+    sky_seed = seed * 10 + list(STIS_PAIRS).index(split)
     if data is None:
         return Material(sky_seed, skies)
     libraries: list[EventLibrary] = []
@@ -96,18 +89,16 @@ def gather_material(split: str, seed: int, skies: int, data: Path | None) -> Mat
     labelled: tuple[tuple[stis.StisFrame, stis.Reference], ...] = ()
     if (data / "hst_stis").is_dir():
         folder = data / "hst_stis"
-        exposures = stis.exposures_of(SPLITS[split])
-        libraries.append(read_stis_events(folder / "cr_events_stis_1999.npz", exposures))
-        known = [stis.read_frame(folder, name) for name in stis.exposures_of(stis.KNOWN_PAIRS)]
-        learnt = [frame for frame in known if frame.pair in stis.TRAINING_PAIRS]
+        libraries.append(library_for("stis", split, data))
+        known = [stis.read_frame(folder, name) for name in exposures_of(stis.KNOWN_PAIRS)]
+        learnt = [frame for frame in known if frame.pair in STIS_PAIRS["training"]]
         reference = stis.build_reference(learnt)
         level = np.median(reference.rate)
         warmth = (reference.rate - level)[np.logical_or.reduce([frame.valid for frame in learnt])]
         if split == "training":
             labelled = tuple((frame, stis.reference_for(frame, known)) for frame in learnt)
     if (data / "lsst_itl_darks").is_dir():
-        path = data / "lsst_itl_darks" / "cosmic_rays_itl_2017.fits.gz"
-        libraries.append(read_itl_events(path, ITL_BANDS[split]))
+        libraries.append(library_for("itl", split, data))
     if split == "training":  # one field in four epochs: it cannot be split
         frames = tuple(read_wircam(path) for path in sorted((data / "cfht_wircam").glob("*.fits.fz")))
     return Material(sky_seed, skies, tuple(libraries), frames, warmth, labelled)
@@ -151,7 +142,7 @@ def draw_charge(rng: np.random.Generator, material: Material, shape: tuple[int, 
     real = bool(material.libraries) and kind > 0.4
     if not real or kind > 0.8:
         settings = CosmicRays(
-            pixel_fraction=fraction / 2 if real else fraction,
+            pixel_fraction=(fraction / 2 if real else fraction,),
             point_share=rng.uniform(0.1, 0.6),
             mean_length=10 ** rng.uniform(0.5, 1.5),
             log_charge=rng.normal(3.2, 0.2),

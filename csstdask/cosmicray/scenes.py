@@ -9,15 +9,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
+from scipy.special import ndtr
 
 from csstdask.errors import InputError
 from csstdask.instrument import load_instrument
+from csstdask.mock.catalogue import draw_sky
+from csstdask.mock.optics import CORE, Blur, Sampling, cutoff, effective_psf, sampling_for
+from csstdask.mock.psf import FixedPsf
 from csstdask.mock.recipe import Sky
-from csstdask.mock.scene import GaussianPsf, draw_catalogue, draw_scene
+from csstdask.mock.scene import draw_scene
 from csstdask.quiet import no_warnings
 
 #: Of a Gaussian, in median absolute deviations.
 _SIGMA_PER_MAD = 1.4826
+#: Of the mock skies [e-/s/pixel].
+_SKY_RATE = 0.2
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,9 @@ class Scene:
 def mock_sky(seed: int, index: int, size: int) -> npt.NDArray[np.float32]:
     """Return the expected light of one of many mock skies, of unit sky [sky level].
 
-    Skies differ in their density of stars and galaxies (one in four is a cluster's core), and in their point
-    spread function: full width at half maximum of 1.3 to 4 pixels, one in four without wings.
+    Skies differ in their density of stars and galaxies (one in four is a cluster's core), and in their telescope:
+    aberrations up to a fifth of a wave, jitter and charge diffusion from a quarter of a pixel to one and a half;
+    one in four has a Gaussian point spread function, without rings and wings.
     """
     rng = np.random.default_rng([seed, index])
     crowded = rng.random() < 0.25
@@ -51,15 +58,35 @@ def mock_sky(seed: int, index: int, size: int) -> npt.NDArray[np.float32]:
     sky = Sky(
         stars_per_mpix=stars,
         galaxies_per_mpix=10 ** rng.uniform(1.5, 3.2),
+        large_galaxies_per_mpix=rng.choice([0.0, 1.0]),
         brightest=rng.uniform(13, 19),
         faintest=26,
         star_slope=rng.uniform(0.1, 0.3),
+        morphology=rng.choice(["smooth", "clumpy"]),
     )
-    core = 10 ** rng.uniform(np.log10(0.55), np.log10(1.6))
-    share = 0.0 if rng.random() < 0.25 else rng.uniform(0.02, 0.3)
-    psf: GaussianPsf = ((1 - share, core), (share, core * rng.uniform(1.8, 4.0)))
-    catalogue = draw_catalogue(rng, sky, (size, size), "r")
-    return draw_scene(catalogue, (size, size), 0.2, psf).astype(np.float32) / np.float32(0.2)
+    catalogue = draw_sky(rng, sky, (size, size))
+    light = draw_scene(catalogue, np.ones((len(catalogue), 1)), (size, size), _any_psf(rng))
+    return np.asarray(1 + light / np.float32(_SKY_RATE), dtype=np.float32)
+
+
+def _any_psf(rng: np.random.Generator) -> FixedPsf:
+    """Draw a point spread function of an optical camera in space."""
+    if rng.random() < 0.25:
+        return FixedPsf(_gaussian_core(10 ** rng.uniform(np.log10(0.45), np.log10(1.6))), Sampling(4, 4))
+    orders = tuple(range(4, 16))
+    aberrations = rng.normal(0, rng.uniform(5, 130) / len(orders) ** 0.5, (1, len(orders)))
+    blur = Blur(np.diag(10 ** rng.uniform(-0.6, 0.18, 2)) ** 2, line=False, diffusion=rng.uniform(0.1, 0.35))
+    wavelength, pupil = rng.uniform(420, 950), (2.0, 0.0, 0.074)
+    sampling = sampling_for(cutoff(wavelength, pupil[0], pupil[2]))
+    core = effective_psf(aberrations, orders, wavelength, pupil=pupil, blur=blur, fine=sampling.fine)
+    return FixedPsf(core[0], sampling)
+
+
+def _gaussian_core(sigma: float, fine: int = 4) -> npt.NDArray[np.float32]:
+    """Return a Gaussian's share of native pixels centred at each sample."""
+    at = (np.arange(CORE * fine) - CORE * fine // 2) / fine
+    share = np.diff(ndtr((at[:, None] + np.array([-0.5, 0.5])) / sigma), axis=1)[:, 0]
+    return np.outer(share, share).astype(np.float32)
 
 
 def draw_mock_scene(rng: np.random.Generator, seed: int, index: int, size: int) -> Scene:

@@ -15,22 +15,13 @@ import numpy.typing as npt
 from scipy.ndimage import median_filter
 
 from csstdask.errors import InputError
+from csstdask.mock.events import STIS_PAIRS
 
-PAIRS = ("o56502020", "o56502030", "o56502040", "o56502050")
-#: Held out of everything that learns or is tuned: the pair of the test, and that on which thresholds are chosen.
-TEST_PAIRS = PAIRS[3:]
-VALIDATION_PAIRS = PAIRS[2:3]
-TRAINING_PAIRS = PAIRS[:2]
 #: What a method may know when it meets the test pair.
-KNOWN_PAIRS = PAIRS[:3]
+KNOWN_PAIRS = (*STIS_PAIRS["training"], *STIS_PAIRS["validation"])
 
 #: A pixel is hot if in this time [s] it gathers so many electrons more than the median of its neighbourhood.
 _HOT_TIME, _HOT_CHARGE, _HOT_BOX = 1350.0, 15.0, 15
-
-
-def exposures_of(pairs: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of both halves of pairs."""
-    return tuple(f"{pair}_{half}" for pair in pairs for half in (1, 2))
 
 
 @dataclass(frozen=True)

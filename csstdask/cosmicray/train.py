@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from csstdask.cosmicray.examples import Examples, check_data, draw_examples, gather_material, joined
 from csstdask.cosmicray.scoring import average_precision, calibrate, precision_recall
 from csstdask.cosmicray.unet import CHANNELS, build_unet
+from csstdask.mock.recipe import Split
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
 from csstdask.nn.device import Precision, autocast, choose_device
 from csstdask.nn.trainer import Learner, Schedule, train
@@ -117,11 +118,11 @@ def load_training_config(path: Path | None, **changes: Any) -> TrainingConfig:
 
 
 @cache
-def _material(split: str, seed: int, skies: int, data: str | None) -> Any:
+def _material(split: Split, seed: int, skies: int, data: str | None) -> Any:
     return gather_material(split, seed, skies, None if data is None else Path(data))
 
 
-def draw_patches(config: TrainingConfig, split: str, number: int, frames: int) -> Examples:
+def draw_patches(config: TrainingConfig, split: Split, number: int, frames: int) -> Examples:
     """Draw the examples of an epoch, or of the validation: a function of its arguments.
 
     Parameters

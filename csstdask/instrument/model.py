@@ -275,6 +275,27 @@ class Geometry(_Model):
     )
 
 
+class Band(_Model):
+    """A filter as the camera sees through it."""
+
+    wavelength: tuple[float, float] = Field(description="where it is open [nm]")
+    zero_point: float = Field(description="AB magnitude of 1 e-/s")
+    sky: float = Field(ge=0, description="typical sky [e-/s/pixel]")
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Band:
+        if not 0 < self.wavelength[0] < self.wavelength[1]:
+            raise ValueError(f"wavelength: found {self.wavelength}; wanted two, ascending [nm]")
+        return self
+
+
+class Telescope(_Model):
+    """What collects the light."""
+
+    diameter: float = Field(gt=0, description="of the pupil [m]")
+    obscuration: float = Field(0.0, ge=0, lt=1, description="diameter of the central obscuration / diameter")
+
+
 class Instrument(_Model):
     """A camera.
 
@@ -296,6 +317,8 @@ class Instrument(_Model):
     kinds: tuple[KindRule, ...] = ()
     recognise: Recognise = Recognise()
     geometry: Geometry | None = None
+    telescope: Telescope | None = None
+    bands: dict[str, Band] = Field(default_factory=dict, description="filters; a mock needs them")
     _by_id: dict[int, Detector] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")

@@ -1,13 +1,26 @@
-"""What a mock survey is: a small TOML, validated."""
+"""What a mock survey is: a small TOML, validated.
+
+Each table of it is one part of the world: the sky, the telescope, the sensor, the cosmic rays. A recipe may be
+`like` another: it then says only what differs, and its foreign twin stays a twin.
+"""
 
 from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from csstdask.errors import InputError
 from csstdask.toml_file import parse_toml, read_toml, validated
+
+Split = Literal["training", "validation", "test"]
+Generator = Literal["tracks", "slab", "stis", "itl"]
+#: The smallest frame that the camera's parts (channels, stamps, meshes) still make sense on.
+_SMALLEST = 32
+#: Where a survey without fields begins, and by how much each exposure goes on in RA [deg].
+_FIRST_POINTING, _STEP = (60.0, -30.0), 1.2
 
 
 class _Part(BaseModel):
@@ -15,35 +28,155 @@ class _Part(BaseModel):
 
 
 class Sky(_Part):
-    """Sources."""
+    """Stars and galaxies of a field of ordinary density. Magnitudes are AB, in r."""
 
-    stars_per_mpix: float = Field(300.0, ge=0, description="stars brighter than the faintest, a million pixels")
+    stars_per_mpix: float = Field(300.0, ge=0, description="stars between the limits, a million pixels")
     galaxies_per_mpix: float = Field(500.0, ge=0)
+    large_galaxies_per_mpix: float = Field(0.02, ge=0, description="resolved, many half-light radii across")
     brightest: float = Field(16.0, description="[mag]")
     faintest: float = Field(26.0, description="[mag]")
     star_slope: float = Field(0.15, gt=0, description="d log10 N / d mag of stars")
     galaxy_slope: float = Field(0.35, gt=0, description="d log10 N / d mag of galaxies")
+    morphology: Literal["smooth", "clumpy"] = Field("smooth", description="clumpy: arms of star-forming knots")
+    level: float = Field(1.0, ge=0, description="factor on the instrument's sky")
+    gradient: float = Field(0.02, ge=0, le=0.5, description="of the sky over a detector, peak to peak / mean")
+
+
+class Cluster(_Part):
+    """A globular cluster: an old population with a King profile."""
+
+    centre: tuple[float, float] = Field(description="RA, Dec [deg]")
+    core_radius: float = Field(gt=0, description="[arcsec]")
+    tidal_radius: float = Field(gt=0, description="[arcsec]")
+    stars: int = Field(gt=0, description="brighter than the sky's faintest")
+    turn_off: float = Field(description="magnitude in r of the main sequence's turn-off")
+
+
+class SkyField(_Part):
+    """A place on the sky; a recipe has one or several."""
+
+    name: str = ""
+    pointing: tuple[float, float] = Field(description="RA, Dec of the focal plane's centre [deg]")
+    stars: float = Field(1.0, ge=0, description="factor on the sky's density of stars")
+    galaxies: float = Field(1.0, ge=0, description="factor on the sky's density of galaxies")
+    split: Split | None = Field(None, description="of this field, where a recipe's fields serve different ends")
+    cluster: Cluster | None = None
+
+
+class Pointing(_Part):
+    """How exposures of one field differ."""
+
+    dither: float = Field(0.0, ge=0, le=400, description="offsets are drawn up to this in x and y [pixel]")
+    wcs_error: float = Field(0.0, ge=0, description="of the header's position, one sigma an axis [arcsec]")
+
+
+class Nodes(_Part):
+    """Stars on a grid of the detector instead of a sky: one star a node, of one signal to noise ratio."""
+
+    per_axis: int = Field(30, ge=2, description="nodes along x and along y")
+    snr: tuple[float, float] = Field((300.0, 300.0), description="drawn between, uniform in log")
+
+
+class Optics(_Part):
+    """The telescope as built, and how it ages. Recipes with one seed share one telescope."""
+
+    seed: int = Field(2298, ge=0, description="of the as-built wavefront")
+    wavefront: float = Field(70.0, ge=0, description="typical root mean square over the field [nm]")
+    orders: tuple[int, int] = Field((4, 11), description="first and last Noll index")
+    field_degree: int = Field(3, ge=0, le=6, description="of the polynomials over the focal plane")
+    detector_step: float = Field(0.35, ge=0, description="share of the wavefront that jumps between detectors")
+    band_step: float = Field(0.2, ge=0, description="share of the wavefront that belongs to the filter")
+    mid_frequency: float = Field(0.0, ge=0, description="of polishing errors, root mean square [nm]")
+    drift: float = Field(8.0, ge=0, description="of defocus and astigmatism with time, root mean square [nm]")
+    jitter: float = Field(0.033, ge=0, description="of the line of sight, one sigma an axis [arcsec]")
+    jitter_shape: Literal["gaussian", "line"] = "gaussian"
+    diffusion: float = Field(0.25, ge=0, description="of charge, one sigma [pixel]")
+    enlarge: tuple[float, ...] = Field((0.0,), min_length=1, description="growth of R by a Gaussian; in turns")
+    exact: bool = Field(False, description="each star has the PSF computed at its place, none is interpolated")
+
+    @model_validator(mode="after")
+    def _orders_ascend(self) -> Optics:
+        if not 4 <= self.orders[0] <= self.orders[1] <= 66:
+            raise ValueError(f"orders: found {self.orders}; wanted two Noll indices from 4 to 66, ascending")
+        return self
+
+
+class Sensor(_Part):
+    """The CCDs: defects, how they grow, and effects that can each be switched off (0, or false)."""
+
+    seed: int = Field(290, ge=0, description="of the defects: recipes with one seed share one camera")
+    dark: float = Field(0.02, ge=0, description="at launch [e-/s/pixel]")
+    dark_growth: float = Field(0.1, ge=0, description="a year, share of the dark at launch")
+    hot_fraction: float = Field(1e-4, ge=0, le=0.1, description="pixels hot at launch")
+    hot_growth: float = Field(1e-4, ge=0, le=0.1, description="a year, pixels that turn hot")
+    warm_fraction: float = Field(5e-4, ge=0, le=0.1, description="pixels warm at launch; they grow as hot ones do")
+    flagged_share: float = Field(0.9, ge=0, le=1, description="share of hot, warm and bad pixels that the flags know")
+    bad_fraction: float = Field(2e-5, ge=0, le=0.1, description="dead pixels, in small clusters")
+    bad_columns: int = Field(2, ge=0)
+    cti: float = Field(0.004, ge=0, description="charge lost a year by 1000 e-, read through all rows")
+    brighter_fatter: float = Field(1.5e-7, ge=0, le=1e-6, description="shift of a pixel's edge [pixel/e-]")
+    non_linearity: float = Field(0.01, ge=0, le=0.1, description="of the electronics at full well")
+    prnu: float = Field(0.008, ge=0, le=0.1, description="pixel response non-uniformity, one sigma")
+    vignetting: float = Field(0.03, ge=0, le=0.5, description="smooth part of the flat, peak to peak")
+    channels: bool = Field(True, description="16 channels with gain and bias of their own")
+    bias_structure: float = Field(1.5, ge=0, description="of columns, one sigma [adu]")
+    fringing: float = Field(0.02, ge=0, le=0.2, description="of the sky in z, half of it in i, twice in y")
+    noise: Literal["gaussian", "correlated"] = Field("gaussian", description="correlated: 1/f along rows, and tails")
+    calibration_frames: int = Field(16, ge=1, description="bias, dark and flat frames that Level 1 was made with")
 
 
 class CosmicRays(_Part):
-    """Cosmic rays after the CSST papers' generator, in whole electrons."""
+    """Cosmic rays in whole electrons.
 
-    pixel_fraction: float = Field(0.025, ge=0, le=0.3, description="share of pixels that hold charge")
-    point_share: float = Field(0.4, ge=0, le=1, description="share of events without length")
-    mean_length: float = Field(12.0, gt=0, description="of the others, exponential up to 100 [pixel]")
-    worm_share: float = Field(0.2, ge=0, le=1, description="share of tracks that bend")
-    log_charge: float = Field(3.3, description="mean log10 of an event's charge [e-]")
+    Generators: `tracks`, the rejection paper's (impact fraction, lengths, log-Gaussian charge); `slab`, particles
+    from all directions through a slab of silicon; `stis` and `itl`, real events of those libraries.
+    """
+
+    generators: tuple[Generator, ...] = Field(("tracks",), min_length=1, description="exposures take turns")
+    pixel_fraction: tuple[float, ...] = Field((0.025,), description="share of pixels with charge; exposures take turns")
+    point_share: float = Field(0.4, ge=0, le=1, description="tracks: share of events without length")
+    mean_length: float = Field(12.0, gt=0, description="tracks: of the others, exponential up to 100 [pixel]")
+    worm_share: float = Field(0.2, ge=0, le=1, description="share of tracks that wander")
+    log_charge: float = Field(3.3, description="tracks: mean log10 of an event's charge [e-]")
     log_charge_fwhm: float = Field(0.6, gt=0)
-    diffusion: float = Field(0.2, gt=0, description="[pixel]")
+    diffusion: float = Field(0.2, gt=0, description="[pixel]; of the slab at its far side")
+    thickness: float = Field(1.6, gt=0, description="slab: of the silicon [pixel]")
+    rate_scatter: float = Field(0.0, ge=0, le=2, description="of an exposure's rate, one sigma of its natural log")
+    anomaly_share: float = Field(0.0, ge=0, le=1, description="share of exposures in the South Atlantic anomaly")
+    anomaly_factor: float = Field(4.0, ge=1, description="on the rate there")
+    solar_cycle: float = Field(0.0, ge=0, lt=1, description="amplitude of the rate over eleven years")
+    events_from: Split | None = Field(None, description="stis, itl: which part of the library; default: the split")
+
+    @model_validator(mode="after")
+    def _fractions(self) -> CosmicRays:
+        if not self.pixel_fraction or not all(0 <= value <= 0.3 for value in self.pixel_fraction):
+            raise ValueError(f"pixel_fraction: found {self.pixel_fraction}; wanted one or more, each from 0 to 0.3")
+        return self
 
 
-class Ccd(_Part):
-    """Detector defects."""
+class Artefacts(_Part):
+    """Light that is neither a source nor a cosmic ray."""
 
-    dark: float = Field(0.02, ge=0, description="[e-/s/pixel]")
-    hot_fraction: float = Field(2e-4, ge=0, le=0.1)
-    flagged_share: float = Field(0.9, ge=0, le=1, description="share of hot pixels that the flags know")
-    bad_columns: int = Field(2, ge=0)
+    satellites: float = Field(0.1, ge=0, description="trails a detector and exposure, on average")
+    ghosts_above: float = Field(15.5, description="stars brighter than this have a ghost [mag]")
+    ghost_share: float = Field(2e-4, ge=0, le=0.1, description="of the star's light in its ghost")
+
+
+class Stamps(_Part):
+    """Cut-outs round sources; where a recipe has this table, they are kept and the frames are not."""
+
+    kind: Literal["isolated", "brightness", "injected"] = Field(
+        description="isolated: every isolated star; injected: sources with a cosmic ray moved onto them; brightness: "
+        "the same, sources of given magnitudes, many cosmic rays each"
+    )
+    size: int = Field(64, ge=16, le=256, description="[pixel]")
+    per_unit: int = Field(150, ge=1, description="at most; a unit has room for so many")
+    snr: float = Field(20.0, ge=0, description="least, of the source's whole light")
+    separation: float = Field(12.0, ge=0, description="isolated: from any star or galaxy of 1 % of its light [pixel]")
+    extent: int = Field(10, ge=1, description="injected: least number of pixels above the noise")
+    magnitudes: tuple[float, ...] = Field((17.0, 19.0, 21.0, 23.0), description="brightness: wanted, in the band")
+    cosmic_rays_each: int = Field(100, ge=1, description="brightness: cosmic rays on each source")
+    offset: tuple[float, float] = Field((0.0, 10.0), description="of the cosmic ray from the source [pixel]")
 
 
 class Recipe(_Part):
@@ -51,30 +184,83 @@ class Recipe(_Part):
 
     name: str
     seed: int = Field(ge=0)
+    split: Split | None = Field(None, description="what its data may be used for; decides which real events it sees")
     scale: float = Field(1.0, gt=0)
     instrument: str = "csst"
     exposures: int = Field(4, ge=1)
     detectors: tuple[int, ...] = (7, 8, 9)
     shape: tuple[int, int] = (1024, 1024)
     exptime: float = Field(150.0, gt=0, description="[s]")
-    pointing: tuple[float, float] = Field((60.0, -30.0), description="RA, Dec of the first exposure [deg]")
+    epoch: float = Field(0.0, ge=0, description="of the first exposure, years after launch")
+    span: float = Field(0.0, ge=0, description="years between the first and the last exposure; 0: one after another")
+    fields: tuple[SkyField, ...] = Field((), description="none: each exposure sees one of its own")
+    pointing: Pointing = Pointing()
     sky: Sky = Sky()
+    nodes: Nodes | None = None
+    optics: Optics = Optics()
+    sensor: Sensor = Sensor()
+    artefacts: Artefacts = Artefacts()
     cosmic_rays: CosmicRays = CosmicRays()
-    ccd: Ccd = Ccd()
+    stamps: Stamps | None = None
 
     @property
     def frame_shape(self) -> tuple[int, int]:
         """Return (y, x) after scaling."""
-        return max(32, round(self.shape[0] * self.scale)), max(32, round(self.shape[1] * self.scale))
+        return max(_SMALLEST, round(self.shape[0] * self.scale)), max(_SMALLEST, round(self.shape[1] * self.scale))
 
     @property
     def exposure_ids(self) -> tuple[str, ...]:
         """Return the exposures' ids, eleven digits as the survey has them."""
         return tuple(f"{10_100_000_001 + index}" for index in range(self.exposures))
 
+    def field_index(self, index: int) -> int:
+        """Return which field an exposure sees: they are observed one after another."""
+        return index * len(self.fields) // self.exposures if self.fields else index
 
-def load_recipe(path: str | Path) -> Recipe:
+    def field_of(self, index: int) -> SkyField:
+        """Return the field that an exposure sees."""
+        if self.fields:
+            return self.fields[self.field_index(index)]
+        return SkyField(pointing=(_FIRST_POINTING[0] + _STEP * index % 360, _FIRST_POINTING[1]))
+
+    def split_of(self, index: int) -> Split | None:
+        """Return what an exposure may be used for: its field's split, or the recipe's."""
+        return self.field_of(index).split or self.split
+
+    def epoch_of(self, index: int) -> float:
+        """Return when an exposure is made [years after launch]."""
+        return self.epoch + self.span * index / max(1, self.exposures - 1)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _read(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if file in seen:
+        raise InputError(file, f"a recipe like itself, by way of {seen[-1].name}", "one that ends at a whole recipe")
+    table = read_toml(file, "a recipe, such as stores/demo.toml")
+    like = table.pop("like", [])
+    names = [like] if isinstance(like, str) else like
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(file, f"like = {like!r}", "the file name of another recipe, or several")
+    for name in reversed(names):  # of several, the last has the last word
+        table = _merge(_read(file.parent / name, (*seen, file)), table)
+    return table
+
+
+def load_recipe(path: str | Path, *, scale: float | None = None) -> Recipe:
     """Read a recipe.
+
+    Parameters
+    ----------
+    path : path
+    scale : float, optional
+        In place of the recipe's own.
 
     Raises
     ------
@@ -82,8 +268,8 @@ def load_recipe(path: str | Path) -> Recipe:
         Naming the file and every key that is missing, unknown or wrong.
     """
     file = Path(path)
-    wanted = "a recipe, such as stores/demo.toml"
-    return validated(Recipe, read_toml(file, wanted), str(file), "a valid recipe")
+    table = _read(file) | ({} if scale is None else {"scale": scale})
+    return validated(Recipe, table, str(file), "a valid recipe")
 
 
 def demo_recipe() -> Recipe:

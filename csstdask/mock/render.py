@@ -1,32 +1,59 @@
-"""One unit of a mock survey, as Level 1 has it, with its truth.
+"""One unit of a mock survey, as Level 1 has it, with its truth: the story from sky to pixel.
 
-The order of effects is that of a camera: light and dark current, cosmic rays, full well, read noise,
-digitisation; then Level 1 from the known bias and gain. The weight comes from the contaminated counts, as a
-pipeline would have it, and some hot pixels stay unflagged. Every unit has random streams of its own,
-derived from the recipe's seed and the unit's indices: results do not depend on order or workers.
+Sources, the telescope, sky and artefacts give an expected image; photons are counted; cosmic rays add their charge;
+the detector moves it and reads it; Level 1 is made from what is known of the detector. The same photons and the same
+read noise without cosmic rays are the truth. Every unit has random streams of its own, derived from the recipe's seed
+and the unit's indices: results do not depend on order or workers.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from astropy.io.fits import Header
-from astropy.time import Time, TimeDelta
 
 from csstdask.errors import InputError
 from csstdask.instrument import Instrument, nominal_header
-from csstdask.mock.cosmic_rays import draw_cosmic_rays
-from csstdask.mock.recipe import Recipe
-from csstdask.mock.scene import SKY_RATES, ZERO_POINTS, Catalogue, draw_catalogue, draw_scene
+from csstdask.mock.artefacts import draw_ghosts, draw_trails
+from csstdask.mock.catalogue import Catalogue, dither_of, unit_catalogue
+from csstdask.mock.cosmic_rays import aimed_cosmic_rays, generator_of, unit_cosmic_rays
+from csstdask.mock.events import library_for
+from csstdask.mock.level_1 import calibrate, estimate, flags_of
+from csstdask.mock.psf import ExactPsf, InterpolatedPsf, PsfModel, Window, sub_band_weights
+from csstdask.mock.recipe import Optics, Recipe
+from csstdask.mock.scene import draw_scene
+from csstdask.mock.sensor import (
+    Ccd,
+    Frame,
+    bleed,
+    brighter_fatter,
+    build_ccd,
+    count_photons,
+    digitise,
+    fringes,
+    read_noise_frame,
+    trail,
+)
+from csstdask.mock.stamps import StampSet, Targets, choose_targets, cut
+from csstdask.mock.streams import Purpose, stream
 
 #: Raised whenever the same recipe would give other pixels.
-NUMERICS_VERSION = 1
-_FIRST_EXPOSURE = "2028-03-01T00:00:00"
+NUMERICS_VERSION = 2
+_LAUNCH = np.datetime64("2027-06-01T00:00:00", "us")
 _CADENCE = 210.0
-_ADU_MAX = 65535
+_YEAR = 365.25 * 86400
+#: Where PSFs are to be exact, stars of fewer electrons have interpolated ones all the same.
+_FAINT = 300.0
+#: What is told of a source in tables of the truth.
+TRUTH_COLUMNS = (
+    *("x", "y", "mag", "flux", "is_star", "temperature", "half_light_radius", "axis_ratio", "angle"),
+    *("bulge_share", "bulge_radius", "knot_share"),
+)
 
 
 @dataclass(frozen=True)
@@ -37,51 +64,98 @@ class MockUnit:
     wht: npt.NDArray[np.float32]
     flag: npt.NDArray[np.int32]
     truth_sci: npt.NDArray[np.float32]
-    """The same noise, without cosmic rays."""
+    """The same photons and noise, without cosmic rays."""
     truth_cr: npt.NDArray[np.float32]
-    """Charge of cosmic rays [e-]."""
+    """Charge of cosmic rays where they hit [e-], before any of it is moved."""
+    catalogue: Catalogue
+    targets: Targets | None
+    """The sources that stamps are wanted of."""
     header: Header
     primary_header: Header
     time: int
     """Microseconds since 1970."""
-    digest: str
 
 
-def check_recipe(recipe: Recipe, instrument: Instrument) -> None:
-    """Raise InputError for detectors that this simulator cannot draw."""
+def check_recipe(recipe: Recipe, instrument: Instrument, data: Path | None = None) -> None:
+    """Raise InputError for what this simulator cannot draw."""
+    if instrument.geometry is None or instrument.telescope is None or not instrument.bands:
+        raise InputError(
+            f"{recipe.name}: instrument", f"{instrument.name}", "one with geometry, telescope and bands, such as csst"
+        )
     for detector in recipe.detectors:
         if detector not in instrument.detector_ids:
             raise InputError(f"{recipe.name}: detectors", f"{detector}", f"detectors of {instrument.name}")
-        if instrument.detector(detector).band not in ZERO_POINTS:
-            band = instrument.detector(detector).band
-            raise InputError(
-                f"{recipe.name}: detectors",
-                f"{detector} (band {band})",
-                f"imaging bands {', '.join(ZERO_POINTS)}",
-            )
-    if instrument.geometry is None:
-        raise InputError(f"{recipe.name}: instrument", f"{instrument.name} without geometry", "an instrument with one")
+        band = instrument.detector(detector).band
+        if band not in instrument.bands:
+            wanted = f"imaging bands {', '.join(instrument.bands)}"
+            raise InputError(f"{recipe.name}: detectors", f"{detector} (band {band})", wanted)
+    for index in range(recipe.exposures):
+        generator = generator_of(recipe, index)
+        if generator in ("stis", "itl"):
+            library_for(generator, recipe.cosmic_rays.events_from or recipe.split_of(index), data)
 
 
-def unit_digest(recipe: Recipe, instrument: Instrument, exposure: str, detector: int) -> str:
+def unit_digest(recipe: Recipe, instrument: Instrument, index: int, detector: int) -> str:
     """Return the identity of a unit: all that decides its pixels."""
-    decisive = recipe.model_dump_json(exclude={"name", "exposures", "detectors"})
-    return hashlib.sha256(
-        f"{NUMERICS_VERSION} {decisive} {instrument.model_dump_json()} {exposure} {detector}".encode()
-    ).hexdigest()
+    decisive = recipe.model_dump_json(exclude={"name", "exposures", "span", "detectors", "fields"})
+    place = f"{recipe.epoch_of(index)} {recipe.field_index(index)} {recipe.field_of(index)!r}"
+    text = f"{NUMERICS_VERSION} {decisive} {place} {instrument.model_dump_json()} {index} {detector}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _stream(recipe: Recipe, index: int, detector: int, what: int) -> np.random.Generator:
-    return np.random.default_rng([recipe.seed, index, detector, what])
+@lru_cache(maxsize=2)
+def psf_model(settings: Optics, instrument_json: str) -> PsfModel:
+    """Return the PSF model of a telescope; one is kept for each process."""
+    return PsfModel(settings, Instrument.model_validate_json(instrument_json))
 
 
-def unit_catalogue(recipe: Recipe, instrument: Instrument, index: int, detector: int) -> Catalogue:
-    """Return the true sources of a unit; cheap, so that nobody has to send it about."""
-    band = instrument.detector(detector).band or ""
-    return draw_catalogue(_stream(recipe, index, detector, 0), recipe.sky, recipe.frame_shape, band)
+@lru_cache(maxsize=32)
+def frame_psf(
+    settings: Optics, instrument_json: str, detector: int, shape: tuple[int, int], epoch: float, enlarge: float
+) -> InterpolatedPsf:
+    """Return the PSF of a frame; a few are kept, for exposures of one epoch share theirs."""
+    model = psf_model(settings, instrument_json)
+    window = Window.of(shape, model.instrument)
+    return InterpolatedPsf(model, detector, window, epoch=epoch, enlarge=enlarge)
 
 
-def render_unit(recipe: Recipe, instrument: Instrument, index: int, detector: int) -> MockUnit:
+def enlargement(recipe: Recipe, index: int) -> float:
+    """Return by how much the PSF's R is enlarged in an exposure, relative."""
+    return recipe.optics.enlarge[index % len(recipe.optics.enlarge)]
+
+
+def expected_light(
+    recipe: Recipe, instrument: Instrument, index: int, detector: int, catalogue: Catalogue
+) -> tuple[Frame, dict[str, npt.NDArray[np.bool_]]]:
+    """Return the light that falls on a unit [e-/s/pixel], and where artefacts in it were noticed."""
+    shape, band = recipe.frame_shape, instrument.bands[str(instrument.detector(detector).band)]
+    weights = sub_band_weights(band.wavelength, catalogue.temperature)
+    state = (recipe.epoch_of(index), enlargement(recipe, index))
+    psf = frame_psf(recipe.optics, instrument.model_dump_json(), detector, shape, *state)
+    exact = catalogue.is_star & (catalogue.flux * recipe.exptime > _FAINT) & recipe.optics.exact
+    light = draw_scene(catalogue.select(~exact), weights[~exact], shape, psf)
+    if exact.any():
+        model = psf_model(recipe.optics, instrument.model_dump_json())
+        window = Window.of(shape, instrument)
+        placed = ExactPsf(model, detector, window, epoch=state[0], enlarge=state[1])
+        light += draw_scene(catalogue.select(exact), weights[exact], shape, placed)
+    rng = stream(recipe.seed, Purpose.ARTEFACTS, index, detector)
+    slope_x, slope_y = rng.uniform(-0.5, 0.5, 2) * recipe.sky.gradient
+    along_x, along_y = (np.linspace(-1, 1, n, dtype=np.float32) for n in (shape[1], shape[0]))
+    sky = 1 + np.float32(slope_x) * along_x[None, :] + np.float32(slope_y) * along_y[:, None]
+    sky *= fringes(recipe.sensor, detector, shape, sum(band.wavelength) / 2)
+    light += np.float32(band.sky * recipe.sky.level) * sky
+    trails, on_trail = draw_trails(rng, recipe.artefacts, shape, recipe.exptime)
+    ghosts, on_ghost = draw_ghosts(rng, recipe.artefacts, catalogue, shape, recipe.exptime)
+    light += trails
+    light += ghosts
+    # The profiles' transforms ring by a part in a million: light is not negative.
+    return np.maximum(light, 0, out=light), {"satellite_trail": on_trail, "ghost": on_ghost}
+
+
+def render_unit(
+    recipe: Recipe, instrument: Instrument, index: int, detector: int, data: Path | None = None
+) -> MockUnit:
     """Render one unit.
 
     Parameters
@@ -93,56 +167,128 @@ def render_unit(recipe: Recipe, instrument: Instrument, index: int, detector: in
         Of the exposure.
     detector : int
         Its id.
+    data : Path, optional
+        Folder of real cosmic-ray events, for recipes that want them.
     """
-    shape, band = recipe.frame_shape, instrument.detector(detector).band or ""
     values = instrument.values(detector)
     gain, read_noise = values.gain or 1.0, values.read_noise or 0.0
-    full_well, bias = values.saturation or np.inf, values.bias_level or 0.0
-    scene = draw_scene(unit_catalogue(recipe, instrument, index, detector), shape, SKY_RATES[band])
-    # Defects belong to the detector: the same in every exposure.
-    fixed = _stream(recipe, 0, detector, 1)
-    hot = fixed.random(shape) < recipe.ccd.hot_fraction
-    known_hot = hot & (fixed.random(shape) < recipe.ccd.flagged_share)
-    dark = recipe.ccd.dark * np.where(hot, fixed.lognormal(5.5, 1.0, shape), 1.0)
-    bad = np.zeros(shape, dtype=bool)
-    bad[:, fixed.integers(0, shape[1], recipe.ccd.bad_columns)] = True
-    noise = _stream(recipe, index, detector, 2)
-    clean = noise.poisson((scene + dark) * recipe.exptime)
-    hits = draw_cosmic_rays(_stream(recipe, index, detector, 3), recipe.cosmic_rays, shape)
-    reading = noise.normal(0, read_noise, shape)
+    full_well = values.saturation or np.inf
+    settings, shape, epoch = recipe.sensor, recipe.frame_shape, recipe.epoch_of(index)
+    catalogue = unit_catalogue(recipe, instrument, index, detector)
+    light, artefacts = expected_light(recipe, instrument, index, detector, catalogue)
+    ccd = build_ccd(settings, detector, shape, epoch, gain=gain, bias_level=values.bias_level or 0.0)
+    light *= ccd.flat
+    light += ccd.dark
+    light *= np.float32(recipe.exptime)
+    clean = count_photons(stream(recipe.seed, Purpose.LIGHT, index, detector), light)
+    del light
+    clean = brighter_fatter(clean, settings.brighter_fatter)
+    targets = choose_targets(recipe, index, detector, catalogue, clean, read_noise) if recipe.stamps else None
+    if targets is None or targets.x is None or targets.y is None:
+        hits = unit_cosmic_rays(recipe, index, detector, data)
+    else:
+        hits = aimed_cosmic_rays(recipe, index, detector, targets.x, targets.y)
+    noise = read_noise_frame(stream(recipe.seed, Purpose.READ_NOISE, index, detector), settings, shape, read_noise)
+    known = estimate(ccd, settings, detector, read_noise, recipe.exptime, epoch)
+    usable = ~(ccd.bad & ccd.known)
 
-    def level_1(electrons: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        collected = np.where(bad, 0, np.minimum(electrons, full_well))
-        adu = np.clip(np.rint((collected + reading) / gain + bias), 0, _ADU_MAX)
-        return (adu - bias) * gain, (electrons >= full_well) | (adu >= _ADU_MAX)
+    def level_1(charge: Frame) -> tuple[Frame, Frame, npt.NDArray[np.bool_]]:
+        adu, full = read_out(charge, ccd, recipe, noise, full_well)
+        rate, weight = calibrate(adu, known, recipe.exptime, full_well, usable)
+        return rate, weight, full
 
-    counts, saturated = level_1(clean + hits)
-    without, _ = level_1(clean)
-    flags = instrument.flags
-    flag = np.zeros(shape, dtype=np.int32)
-    flag[bad] |= flags.mask("bad")
-    flag[known_hot] |= flags.mask("hot")
-    flag[saturated] |= flags.mask("saturated")
-    weight = recipe.exptime**2 / (np.maximum(counts, 0) + read_noise**2 + gain**2 / 12)
-    weight[bad] = 0
-    start = Time(_FIRST_EXPOSURE, scale="utc") + TimeDelta(index * _CADENCE, format="sec")
-    header, primary = _headers(recipe, instrument, index, detector, start)
+    truth, _, _ = level_1(clean.copy())
+    clean += hits
+    sci, weight, full = level_1(clean)
+    header, primary = unit_headers(recipe, instrument, index, detector)
     return MockUnit(
-        sci=(counts / recipe.exptime).astype(np.float32),
-        wht=weight.astype(np.float32),
-        flag=flag,
-        truth_sci=(without / recipe.exptime).astype(np.float32),
+        sci=sci,
+        wht=weight,
+        flag=flags_of(ccd, instrument, full, artefacts),
+        truth_sci=truth,
         truth_cr=hits.astype(np.float32),
+        catalogue=catalogue,
+        targets=targets,
         header=header,
         primary_header=primary,
-        time=int(start.datetime64.astype("datetime64[us]").astype(np.int64)),
-        digest=unit_digest(recipe, instrument, recipe.exposure_ids[index], detector),
+        time=int(start_of(recipe, index).astype(np.int64)),
     )
 
 
-def _headers(recipe: Recipe, instrument: Instrument, index: int, detector: int, start: Time) -> tuple[Header, Header]:
-    pointing = (recipe.pointing[0] + 1.2 * index, recipe.pointing[1])
-    header = nominal_header(instrument, detector, pointing, recipe.frame_shape)
+def read_out(
+    charge: Frame, ccd: Ccd, recipe: Recipe, noise: Frame, full_well: float
+) -> tuple[Frame, npt.NDArray[np.bool_]]:
+    """Move charge to the electronics and read it: raw numbers [adu], and which pixels were full.
+
+    Parameters
+    ----------
+    charge : float32 array (y, x)
+        [e-]; changed.
+    ccd : Ccd
+    recipe : Recipe
+    noise : float32 array (y, x)
+        Of the read-out [e-].
+    full_well : float
+        [e-]
+    """
+    charge[ccd.bad] = 0
+    full = bleed(charge, full_well)
+    moved = trail(charge, ccd.cti)
+    adu = digitise(moved, ccd, recipe.sensor, noise, full_well)
+    return adu, full | (adu >= np.iinfo(np.uint16).max)
+
+
+def unit_stamps(recipe: Recipe, instrument: Instrument, index: int, detector: int, unit: MockUnit) -> StampSet:
+    """Cut a unit's stamps, with the truth of their sources.
+
+    Where the stamps are of isolated stars, their effective PSFs at half-pixel sampling are part of the truth.
+    """
+    if recipe.stamps is None or unit.targets is None:
+        raise ValueError(f"{recipe.name}: a recipe without stamps")
+    size, targets = recipe.stamps.size, unit.targets
+    chosen = unit.catalogue.select(targets.source)
+    frames = {"sci": unit.sci, "wht": unit.wht, "flag": unit.flag, "truth/sci": unit.truth_sci}
+    frames["truth/cr"] = unit.truth_cr
+    planes = {name: cut(frame, chosen.x, chosen.y, size) for name, frame in frames.items()}
+    columns = {name: getattr(chosen, name).astype(np.float64) for name in TRUTH_COLUMNS}
+    columns["snr"] = targets.snr
+    if targets.x is not None and targets.y is not None:
+        columns["cr_distance"] = np.hypot(targets.x - chosen.x, targets.y - chosen.y)
+        columns["cr_charge"] = planes["truth/cr"].sum(axis=(1, 2), dtype=np.float64)
+    if recipe.stamps.kind == "isolated":
+        model = psf_model(recipe.optics, instrument.model_dump_json())
+        window = Window.of(recipe.frame_shape, instrument)
+        psf = model.effective(
+            detector,
+            chosen.x + window.x,
+            chosen.y + window.y,
+            temperature=chosen.temperature,
+            epoch=recipe.epoch_of(index),
+            enlarge=enlargement(recipe, index),
+        )
+        planes["truth/psf"] = psf.image
+        columns["psf_outside"] = psf.outside.astype(np.float64)
+    return StampSet(planes, columns)
+
+
+def start_of(recipe: Recipe, index: int) -> np.datetime64:
+    """Return when an exposure begins."""
+    seconds = recipe.epoch_of(index) * _YEAR + (0 if recipe.span else index * _CADENCE)
+    return _LAUNCH + np.timedelta64(round(seconds), "s")
+
+
+def unit_headers(recipe: Recipe, instrument: Instrument, index: int, detector: int) -> tuple[Header, Header]:
+    """Return the science and the primary header of a unit.
+
+    The header's position is that of the dithered pointing, off by the recipe's error.
+    """
+    field = recipe.field_of(index)
+    header = nominal_header(instrument, detector, field.pointing, recipe.frame_shape)
+    dx, dy = dither_of(recipe, index)
+    scale = instrument.geometry.pixel_scale if instrument.geometry is not None else 1.0
+    error = stream(recipe.seed, Purpose.POINTING, index, 1).normal(0, recipe.pointing.wcs_error / scale, 2)
+    header["CRPIX1"] += dx + error[0]
+    header["CRPIX2"] += dy + error[1]
     values = instrument.values(detector)
     header["EXTNAME"] = "SCI"
     header["BUNIT"] = "e/s"
@@ -155,15 +301,15 @@ def _headers(recipe: Recipe, instrument: Instrument, index: int, detector: int, 
     primary["DETECTOR"] = f"MSC_{detector:02d}"
     primary["FILTER"] = instrument.detector(detector).band
     primary["EXPTIME"] = (recipe.exptime, "[s]")
-    primary["DATE-OBS"] = start.isot
-    primary["RA_OBJ"], primary["DEC_OBJ"] = pointing
-    primary["OBJECT"] = f"mock {recipe.name}"
+    primary["DATE-OBS"] = str(start_of(recipe, index))
+    primary["RA_OBJ"], primary["DEC_OBJ"] = field.pointing
+    primary["OBJECT"] = field.name or f"mock {recipe.name}"
     return header, primary
 
 
 def file_stem(recipe: Recipe, index: int, detector: int, kind: str) -> str:
     """Return a unit's file name up to its level: ``CSST_MSC_MS_<kind>_<start>_<stop>_<obsid>_<chip>``."""
-    start = Time(_FIRST_EXPOSURE, scale="utc") + TimeDelta(index * _CADENCE, format="sec")
-    stop = start + TimeDelta(recipe.exptime, format="sec")
-    stamps = "_".join(moment.strftime("%Y%m%d%H%M%S") for moment in (start, stop))
+    start = start_of(recipe, index)
+    stop = start + np.timedelta64(round(recipe.exptime), "s")
+    stamps = "_".join(f"{moment.item():%Y%m%d%H%M%S}" for moment in (start, stop))
     return f"CSST_MSC_MS_{kind}_{stamps}_{recipe.exposure_ids[index]}_{detector:02d}"

@@ -1,29 +1,52 @@
-"""A mock survey, rendered through the engine: into a campaign with truth, or as FITS files beside their truth."""
+"""A mock survey, rendered through the engine: a campaign with truth, a stamp set, or FITS files beside their truth."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from astropy.io import fits
+from astropy.table import Table
 
 from csstdask.engine.cluster import check_scheduler, default_workers, limit_threads, open_cluster
 from csstdask.engine.events import Event, Listener, RunFinished, RunStarted, UnitDone, UnitFailed, broadcast
 from csstdask.engine.lock import DriverLock
+from csstdask.engine.memory import BASE_BYTES, Projection, check, fitting_slots
 from csstdask.engine.units import Unit
 from csstdask.engine.window import Task, failure, run_window
 from csstdask.errors import InputError
 from csstdask.instrument import Instrument, load_instrument
 from csstdask.mock import MockUnit, Recipe, render_unit
-from csstdask.mock.render import check_recipe, file_stem, unit_catalogue, unit_digest
+from csstdask.mock.catalogue import unit_catalogue
+from csstdask.mock.cosmic_rays import generator_of, pixel_fraction
+from csstdask.mock.estimate import estimate
+from csstdask.mock.render import TRUTH_COLUMNS, check_recipe, file_stem, unit_digest, unit_stamps
+from csstdask.mock.stamps import StampSet
 from csstdask.store.campaign import Campaign, UnitFacts, add_truth, create_campaign, write_unit_pixels
+from csstdask.store.stamps import check_identity, create_stamps, finished, record_stamps, write_unit_stamps
 from csstdask.store.tables import write_table
 
 UNITS = "electron s-1"
+#: Units of what is told of a stamp's source.
+_COLUMN_UNITS = {
+    **dict.fromkeys(TRUTH_COLUMNS, ""),
+    "x": "pixel",
+    "y": "pixel",
+    "mag": "mag",
+    "flux": "electron s-1",
+    "temperature": "K",
+    "half_light_radius": "pixel",
+    "bulge_radius": "pixel",
+    "angle": "rad",
+    "snr": "",
+}
+_INJECTED_UNITS = {"cr_distance": "pixel", "cr_charge": "electron"}
+_PSF_UNITS = {"psf_outside": ""}
 
 
 @dataclass(frozen=True)
@@ -35,7 +58,8 @@ class MockJob:
     index: int
     detector: int
     target: str
-    as_fits: bool
+    into: Literal["campaign", "stamps", "fits"]
+    data: str | None = None
     row: int = 0
     column: int = 0
 
@@ -57,6 +81,7 @@ def mock(
     to: str | Path,
     *,
     as_fits: bool = False,
+    data: str | Path | None = None,
     scheduler: str = "threads",
     workers: int | None = None,
     listeners: Sequence[Listener] = (),
@@ -67,53 +92,119 @@ def mock(
     ----------
     recipe : Recipe
     to : path
-        The campaign, or with `as_fits` a folder of Level 1 files and, as truth, cosmic-ray-only frames.
+        The campaign, or for a recipe of stamps the stamp set, or with `as_fits` a folder: Level 1 files and, as
+        truth, cosmic-ray-only frames; of stamps a file a unit.
     as_fits : bool
         Write FITS instead of Zarr.
+    data : path, optional
+        Folder of real cosmic-ray events, for recipes that want them.
     scheduler, workers, listeners
         As for `csstdask.pipeline.run.run`.
 
     Raises
     ------
     InputError
-        If the recipe cannot be drawn, or the campaign holds something else.
+        If the recipe cannot be drawn, or the store holds something else.
     """
     target = Path(to)
     check_scheduler(scheduler)
     instrument = load_instrument(recipe.instrument)
-    check_recipe(recipe, instrument)
+    check_recipe(recipe, instrument, None if data is None else Path(data))
     summary = MockSummary()
-    workers = workers or default_workers()
-    pairs = [(index, detector) for index in range(recipe.exposures) for detector in recipe.detectors]
-    if as_fits:
+    each = estimate(recipe).memory + BASE_BYTES
+    processes = scheduler == "processes"
+    workers = workers or max(1, min(default_workers(), fitting_slots(each, processes=processes)))
+    check(Projection(each, workers, workers + 1 if processes else 1))
+    into: Literal["campaign", "stamps", "fits"] = "fits" if as_fits else "stamps" if recipe.stamps else "campaign"
+    folder = None if data is None else str(Path(data).absolute())
+    jobs = [
+        MockJob(recipe, instrument, index, detector, str(target), into, folder, index, column)
+        for index in range(recipe.exposures)
+        for column, detector in enumerate(recipe.detectors)
+    ]
+    how = (scheduler, workers, listeners)
+    if into == "fits":
         target.mkdir(parents=True, exist_ok=True)
-        jobs = [MockJob(recipe, instrument, index, detector, str(target), as_fits=True) for index, detector in pairs]
-        _render(jobs, recipe, summary, scheduler, workers, listeners, None)
+        _render(jobs, recipe, summary, *how, keep=lambda _job, _result: None)
         return summary
     target.parent.mkdir(parents=True, exist_ok=True)
     with DriverLock(target.with_name(f".{target.name}.driver.json")):
-        if not (target / "zarr.json").exists():
-            create_campaign(target, instrument, recipe.frame_shape, UNITS, recipe.detectors)
-        add_truth(target, UNITS)
-        campaign = Campaign(target, "r+")
-        if campaign.shape != recipe.frame_shape or campaign.detectors != list(recipe.detectors):
-            raise InputError(target, "a campaign of another shape or other detectors", "a new name, or that recipe's")
-        campaign.append_exposures(recipe.exposure_ids)
-        jobs = []
-        for index, detector in pairs:
-            exposure = recipe.exposure_ids[index]
-            if campaign.is_present(exposure, detector):
-                if campaign.facts(exposure, detector).digest == unit_digest(recipe, instrument, exposure, detector):
-                    summary.unchanged += 1
-                    continue
-                raise InputError(target, f"unit {exposure}/{detector} of another recipe", "a new name for this recipe")
-            row, column = campaign.index(exposure, detector)
-            jobs.append(
-                MockJob(recipe, instrument, index, detector, str(target), as_fits=False, row=row, column=column)
-            )
-        _render(jobs, recipe, summary, scheduler, workers, listeners, campaign)
-        write_table(target / "tables" / "truth_sources.parquet", _truth_sources(recipe, instrument, pairs))
+        if into == "stamps":
+            _mock_stamps(jobs, recipe, instrument, target, summary, how)
+        else:
+            _mock_campaign(jobs, recipe, instrument, target, summary, how)
     return summary
+
+
+How = tuple[str, int, Sequence[Listener]]
+
+
+def _mock_campaign(
+    jobs: list[MockJob], recipe: Recipe, instrument: Instrument, target: Path, summary: MockSummary, how: How
+) -> None:
+    if not (target / "zarr.json").exists():
+        create_campaign(target, instrument, recipe.frame_shape, UNITS, recipe.detectors)
+    add_truth(target, UNITS)
+    campaign = Campaign(target, "r+")
+    if campaign.shape != recipe.frame_shape or campaign.detectors != list(recipe.detectors):
+        raise InputError(target, "a campaign of another shape or other detectors", "a new name, or that recipe's")
+    campaign.append_exposures(recipe.exposure_ids)
+    pending = []
+    for job in jobs:
+        exposure, detector = recipe.exposure_ids[job.index], job.detector
+        if not campaign.is_present(exposure, detector):
+            row, column = campaign.index(exposure, detector)
+            pending.append(replace(job, row=row, column=column))
+        elif campaign.facts(exposure, detector).digest != unit_digest(recipe, instrument, job.index, detector):
+            raise InputError(target, f"unit {exposure}/{detector} of another recipe", "a new name for this recipe")
+    summary.unchanged = len(jobs) - len(pending)
+
+    def keep(_job: MockJob, result: dict[str, Any]) -> None:
+        facts = UnitFacts(**result["facts"])
+        campaign.describe_exposures([facts])  # alike for all detectors of an exposure
+        campaign.admit([facts])
+
+    _render(pending, recipe, summary, *how, keep=keep)
+    write_table(target / "tables" / "truth_sources.parquet", _truth_sources(recipe, instrument, jobs))
+    write_table(target / "tables" / "truth_exposures.parquet", _truth_exposures(recipe))
+
+
+def _mock_stamps(
+    jobs: list[MockJob], recipe: Recipe, instrument: Instrument, target: Path, summary: MockSummary, how: How
+) -> None:
+    wanted = recipe.stamps
+    if wanted is None:
+        raise ValueError(f"{recipe.name}: a recipe without stamps")
+    text = "".join(unit_digest(recipe, instrument, job.index, job.detector) for job in jobs)
+    identity = sha256(text.encode()).hexdigest()
+    isolated = wanted.kind == "isolated"
+    if (target / "zarr.json").exists():
+        check_identity(target, identity)
+    else:
+        create_stamps(
+            target,
+            instrument,
+            identity=identity,
+            exposures={
+                name: (recipe.exptime, recipe.epoch_of(index)) for index, name in enumerate(recipe.exposure_ids)
+            },
+            detectors=recipe.detectors,
+            per_unit=wanted.per_unit,
+            size=wanted.size,
+            columns=_COLUMN_UNITS | (_PSF_UNITS if isolated else _INJECTED_UNITS),
+            with_psf=isolated,
+        )
+    write_table(target / "tables" / "truth_exposures.parquet", _truth_exposures(recipe))
+    done = finished(target)
+    pending = [job for job in jobs if not done[job.row, job.column]]
+    summary.unchanged = len(jobs) - len(pending)
+    _render(
+        pending,
+        recipe,
+        summary,
+        *how,
+        keep=lambda job, result: record_stamps(target, job.row, job.column, result["stamps"]),
+    )
 
 
 def _render(
@@ -123,26 +214,26 @@ def _render(
     scheduler: str,
     workers: int,
     listeners: Sequence[Listener],
-    campaign: Campaign | None,
+    *,
+    keep: Callable[[MockJob, dict[str, Any]], None],
 ) -> None:
-    def keep(event: Event) -> None:
+    by_unit = {Unit(recipe.exposure_ids[job.index], job.detector): job for job in jobs}
+
+    def note(event: Event) -> None:
         if isinstance(event, UnitDone):
-            if campaign is not None:
-                facts = UnitFacts(**event.result["facts"])
-                campaign.describe_exposures([facts])  # alike for all detectors of an exposure
-                campaign.admit([facts])
+            keep(by_unit[event.unit], event.result)
             summary.rendered += 1
         elif isinstance(event, UnitFailed):
             unit = {"exposure": event.unit.exposure, "detector": event.unit.detector}
             summary.failures.append({**unit, "step": event.step, "reason": event.reason})
 
-    emit = broadcast([keep, *listeners])
+    emit = broadcast([note, *listeners])
     start = time.perf_counter()
     pixels = recipe.frame_shape[0] * recipe.frame_shape[1]
     emit(RunStarted(f"mock {recipe.name}", len(jobs), pixels, workers))
     if jobs:
         with open_cluster(scheduler, workers) as slots:
-            tasks = (Task(Unit(recipe.exposure_ids[job.index], job.detector), job) for job in jobs)
+            tasks = (Task(unit, job) for unit, job in by_unit.items())
             outcome = run_window(slots, tasks, render_job, emit, key=f"mock-{recipe.name}-{id(jobs)}")
             summary.stopped = outcome.stopped
     summary.seconds = time.perf_counter() - start
@@ -153,9 +244,12 @@ def render_job(job: MockJob) -> dict[str, Any]:
     """Render and write one unit: a worker's task."""
     limit_threads(1)
     try:
-        unit = render_unit(job.recipe, job.instrument, job.index, job.detector)
-        if job.as_fits:
-            _write_fits(job, unit)
+        data = None if job.data is None else Path(job.data)
+        unit = render_unit(job.recipe, job.instrument, job.index, job.detector, data)
+        if job.recipe.stamps is not None:
+            return _keep_stamps(job, unit_stamps(job.recipe, job.instrument, job.index, job.detector, unit), unit)
+        if job.into == "fits":
+            _write_frames(job, unit)
             return {}
         root = Path(job.target)
         planes = {"sci": unit.sci, "wht": unit.wht, "flag": unit.flag}
@@ -165,6 +259,14 @@ def render_job(job: MockJob) -> dict[str, Any]:
         return {"facts": _facts(job, unit).to_dict()}
     except Exception as error:  # noqa: BLE001  a unit that cannot be rendered is named; the others are rendered
         return failure("mock", error)
+
+
+def _keep_stamps(job: MockJob, stamps: StampSet, unit: MockUnit) -> dict[str, Any]:
+    if job.into == "fits":
+        _write_stamps(job, stamps, unit)
+    else:
+        write_unit_stamps(Path(job.target), job.row, job.column, {**stamps.planes, **stamps.columns})
+    return {"stamps": len(stamps)}
 
 
 def _facts(job: MockJob, unit: MockUnit) -> UnitFacts:
@@ -178,52 +280,75 @@ def _facts(job: MockJob, unit: MockUnit) -> UnitFacts:
         time=unit.time,
         gain=values.gain or 1.0,
         read_noise=values.read_noise or 0.0,
-        digest=unit.digest,
+        digest=unit_digest(job.recipe, job.instrument, job.index, job.detector),
         source=f"mock {job.recipe.name}",
         header=unit.header.tostring(sep="\n", endcard=False, padding=False),
         primary_header=unit.primary_header.tostring(sep="\n", endcard=False, padding=False),
     )
 
 
-def _write_fits(job: MockJob, unit: MockUnit) -> None:
-    folder = Path(job.target)
-    level_1 = fits.HDUList(
-        [
-            fits.PrimaryHDU(header=unit.primary_header),
-            fits.ImageHDU(unit.sci, header=unit.header, name="SCI"),
-            fits.ImageHDU(unit.wht, name="WHT"),
-            fits.ImageHDU(unit.flag, name="FLG"),
-        ]
-    )
+def _write_frames(job: MockJob, unit: MockUnit) -> None:
+    level_1 = [
+        fits.PrimaryHDU(header=unit.primary_header),
+        fits.ImageHDU(unit.sci, header=unit.header, name="SCI"),
+        fits.ImageHDU(unit.wht, name="WHT"),
+        fits.ImageHDU(unit.flag, name="FLG"),
+    ]
     truth_header = unit.header.copy()
     truth_header["BUNIT"] = "electron"
-    truth = fits.HDUList(
-        [
-            fits.PrimaryHDU(header=unit.primary_header),
-            fits.ImageHDU(unit.truth_cr, header=truth_header, name="SCI"),
-        ]
-    )
-    for hdus, kind, level in ((level_1, "SCIE", "L1"), (truth, "CRS", "L0")):
-        path = folder / f"{file_stem(job.recipe, job.index, job.detector, kind)}_{level}_V01.fits"
-        draft = path.with_name(f".{path.name}.partial")
-        hdus.writeto(draft, overwrite=True)
-        draft.replace(path)
+    truth = [
+        fits.PrimaryHDU(header=unit.primary_header),
+        fits.ImageHDU(unit.truth_cr, header=truth_header, name="SCI"),
+    ]
+    _write(job, "SCIE", "L1", level_1)
+    _write(job, "CRS", "L0", truth)
 
 
-def _truth_sources(recipe: Recipe, instrument: Instrument, pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """Return the true sources of all units, drawn again from their seeds."""
+def _write_stamps(job: MockJob, stamps: StampSet, unit: MockUnit) -> None:
+    names = {"sci": "SCI", "wht": "WHT", "flag": "FLG"}
+    names |= {"truth/sci": "TRUTHSCI", "truth/cr": "TRUTHCR", "truth/psf": "TRUTHPSF"}
+    cubes = [fits.ImageHDU(values, name=names[name]) for name, values in stamps.planes.items()]
+    cubes[0].header["BUNIT"] = "e/s"
+    table = fits.table_to_hdu(Table(dict(stamps.columns)))
+    table.name = "STAMPS"
+    _write(job, "STAMPS", "L1", [fits.PrimaryHDU(header=unit.primary_header), *cubes, table])
+
+
+def _write(job: MockJob, kind: str, level: str, hdus: list[Any]) -> None:
+    path = Path(job.target) / f"{file_stem(job.recipe, job.index, job.detector, kind)}_{level}_V01.fits"
+    draft = path.with_name(f".{path.name}.partial")
+    fits.HDUList(hdus).writeto(draft, overwrite=True)
+    draft.replace(path)
+
+
+def _truth_exposures(recipe: Recipe) -> dict[str, Any]:
+    """Return what is true of each exposure: its field and what it may be used for, its age, its cosmic rays."""
+    index = range(recipe.exposures)
+    fields = [recipe.field_of(i) for i in index]
+    return {
+        "exposure": np.array(recipe.exposure_ids, dtype=object),
+        "field": np.array([field.name or str(recipe.field_index(i)) for i, field in enumerate(fields)], dtype=object),
+        "split": np.array([recipe.split_of(i) or "" for i in index], dtype=object),
+        "epoch": np.array([recipe.epoch_of(i) for i in index]),
+        "generator": np.array([generator_of(recipe, i) for i in index], dtype=object),
+        "cr_pixel_fraction": np.array([pixel_fraction(recipe, i) for i in index]),
+    }
+
+
+def _truth_sources(recipe: Recipe, instrument: Instrument, jobs: Sequence[MockJob]) -> dict[str, Any]:
+    """Return the true sources of all units, drawn again from their seeds; those beyond a frame's edge are left out."""
+    ny, nx = recipe.frame_shape
     columns: dict[str, list[Any]] = {}
-    for index, detector in pairs:
-        catalogue = unit_catalogue(recipe, instrument, index, detector)
-        n = len(catalogue.x)
+    for job in jobs:
+        drawn = unit_catalogue(recipe, instrument, job.index, job.detector)
+        seen = (drawn.x >= -0.5) & (drawn.y >= -0.5) & (drawn.x < nx - 0.5) & (drawn.y < ny - 0.5)
+        catalogue = drawn.select(seen)
+        n = len(catalogue)
         part = {
-            "exposure": np.full(n, recipe.exposure_ids[index], dtype=object),
-            "detector": np.full(n, detector, dtype=np.int32),
+            "exposure": np.full(n, recipe.exposure_ids[job.index], dtype=object),
+            "detector": np.full(n, job.detector, dtype=np.int32),
             "id": np.arange(n, dtype=np.int32),
-            **{
-                name: getattr(catalogue, name)
-                for name in ("x", "y", "mag", "flux", "is_star", "half_light_radius", "axis_ratio")
-            },
+            **{name: getattr(catalogue, name) for name in TRUTH_COLUMNS},
         }
         for name, values in part.items():
             columns.setdefault(name, []).append(values)

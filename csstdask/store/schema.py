@@ -38,8 +38,13 @@ class ArraySpec:
 
     @property
     def sharded(self) -> bool:
-        """Tell whether each unit owns one shard of it."""
+        """Tell whether each unit owns one shard of it, with chunks inside."""
         return len(self.dims) == 4
+
+    @property
+    def owned_chunk(self) -> bool:
+        """Tell whether each unit owns one chunk of it: small arrays of a unit, such as its stamps."""
+        return self.dims[:2] == UNIT_DIMS and len(self.dims) in (3, 5)
 
 
 CAMPAIGN_PIXELS = (

@@ -43,6 +43,8 @@ def create_array(group: zarr.Group, spec: ArraySpec, sizes: Mapping[str, int], u
     if spec.sharded:
         chunks = (1, 1, inner_chunk(shape[2]), inner_chunk(shape[3]))
         shards = (1, 1, shard_length(shape[2]), shard_length(shape[3]))
+    elif spec.owned_chunk:
+        chunks = (1, 1, *shape[2:])
     elif spec.dtype == "str" and spec.dims == ("exposure", "detector"):
         chunks = (1, max(shape[1], 1))  # a header is kilobytes: one exposure a chunk
     else:
@@ -121,14 +123,14 @@ def resize(root: Path, exposures: int) -> None:
             array.resize((exposures, *array.shape[1:]))
 
 
-def shard_path(root: Path, name: str, row: int, column: int) -> Path:
-    """Return the file of the shard that unit ``(row, column)`` owns in array ``name``."""
-    return root / name / "c" / str(row) / str(column) / "0" / "0"
+def shard_path(root: Path, name: str, row: int, column: int, rank: int = 2) -> Path:
+    """Return the file that unit ``(row, column)`` owns in array ``name``; `rank` is that of the unit's part."""
+    return root.joinpath(name, "c", str(row), str(column), *["0"] * rank)
 
 
 def write_shard(root: Path, name: str, row: int, column: int, values: npt.NDArray[Any]) -> Path:
     """Delete the shard of a unit, write it whole, and return its file."""
-    path = shard_path(root, name, row, column)
+    path = shard_path(root, name, row, column, values.ndim)
     path.unlink(missing_ok=True)
     for stray in path.parent.glob("*.partial"):  # of a writer that was killed
         stray.unlink(missing_ok=True)

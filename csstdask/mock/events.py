@@ -7,8 +7,9 @@ of 1999 (the pixels are 42 x 21 um, so its events are mirrored in x and never tu
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,24 @@ import numpy.typing as npt
 from astropy.io import fits
 
 from csstdask.errors import InputError
+from csstdask.mock.recipe import Split
 from csstdask.quiet import no_warnings
+
+#: CR-SPLIT pairs of the STIS night: what learns, what thresholds are chosen on, what is held out of both.
+STIS_PAIRS: dict[Split, tuple[str, ...]] = {
+    "training": ("o56502020", "o56502030"),
+    "validation": ("o56502040",),
+    "test": ("o56502050",),
+}
+#: Rows of the ITL detector, as shares of their range: the same three.
+ITL_BANDS: dict[Split, tuple[float, float]] = {
+    "training": (0.0, 0.6),
+    "validation": (0.6, 0.8),
+    "test": (0.8, 1.0),
+}
+#: Where the libraries lie in the folder of real data.
+STIS_EVENTS = Path("hst_stis", "cr_events_stis_1999.npz")
+ITL_EVENTS = Path("lsst_itl_darks", "cosmic_rays_itl_2017.fits.gz")
 
 #: Footprints of fewer pixels or less charge [e-] than this are, in part, hot pixels.
 _LEAST_PIXELS = 2
@@ -91,7 +109,39 @@ class EventLibrary:
         return flat.reshape(shape).astype(np.float32)
 
 
-def read_stis_events(path: Path, exposures: Collection[str]) -> EventLibrary:
+def exposures_of(pairs: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of both halves of CR-SPLIT pairs."""
+    return tuple(f"{pair}_{half}" for pair in pairs for half in (1, 2))
+
+
+@lru_cache(maxsize=8)
+def library_for(name: str, split: Split | None, data: Path | None) -> EventLibrary:
+    """Return the part of a library that a recipe may see.
+
+    Parameters
+    ----------
+    name : str
+        ``stis`` or ``itl``.
+    split : str or None
+        The recipe's.
+    data : Path or None
+        Folder of real data.
+
+    Raises
+    ------
+    InputError
+        Without a split, a folder, or a library in it.
+    """
+    if split is None:
+        raise InputError(f"cosmic rays {name!r}", "a recipe without split", "split, or cosmic_rays.events_from")
+    if data is None:
+        raise InputError(f"cosmic rays {name!r}", "no folder of real events", "--data FOLDER")
+    if name == "stis":
+        return read_stis_events(data / STIS_EVENTS, exposures_of(STIS_PAIRS[split]))
+    return read_itl_events(data / ITL_EVENTS, ITL_BANDS[split])
+
+
+def read_stis_events(path: Path, exposures: Sequence[str]) -> EventLibrary:
     """Read events of the STIS night, those of some exposures alone.
 
     Events on hot pixels are left out. They are drawn with one over the chance that an event of their size

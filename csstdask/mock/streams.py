@@ -1,0 +1,44 @@
+"""Random streams: one for each purpose and unit, told from counters.
+
+A stream's key is a few whole numbers: the recipe's seed, a purpose, and the indices of what is drawn. Nothing is
+drawn in one place and used in another, so that results depend neither on order nor on the number of workers.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Purpose(IntEnum):
+    """What a stream is for."""
+
+    STARS = 1
+    GALAXIES = 2
+    CLUSTER = 3
+    SENSOR = 4
+    LIGHT = 5
+    COSMIC_RAYS = 6
+    READ_NOISE = 7
+    CALIBRATION = 8
+    ARTEFACTS = 9
+    POINTING = 10
+    STAMPS = 11
+    OPTICS = 12
+    DRIFT = 13
+    RATE = 14
+
+
+def stream(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:
+    """Return the random stream of a purpose.
+
+    Parameters
+    ----------
+    seed : int
+        The recipe's, the telescope's or the camera's.
+    purpose : Purpose
+    *indices : int
+        Of field, exposure, detector: whatever tells one draw from another. Not negative.
+    """
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, int(purpose), *indices])))
