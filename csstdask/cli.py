@@ -196,14 +196,19 @@ def status(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="The run's store.")],
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="A run; or a mock campaign, or a stamp set.")],
     to: Annotated[Path, typer.Option(help="The page to write.")],
     campaign: CampaignOption = None,
+    data: Annotated[Path | None, typer.Option(help="Real cosmic-ray events, to be shown beside a mock's.")] = None,
 ) -> None:
-    """Write an HTML page about a run."""
-    from csstdask.report import write_report
+    """Write an HTML page about a run, or about a mock."""
+    from csstdask.report import write_mock_report, write_report
+    from csstdask.store.zarr_arrays import store_kind
 
-    _say(f"written {write_report(run, to, campaign)}")
+    if store_kind(store) in ("campaign", "stamps"):
+        _say(f"written {write_mock_report(store, to, data)}")
+    else:
+        _say(f"written {write_report(store, to, campaign)}")
 
 
 @app.command()

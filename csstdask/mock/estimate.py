@@ -11,7 +11,7 @@ BYTES_IN_MEMORY = 85
 #: Bytes a pixel on disk, compressed: science, weight and flag, and the truth beside them.
 _BYTES_ON_DISK = 14.5
 #: Of one core: a unit, a million pixels with some 250 sources, an exact PSF [s] (measured: `benchmarks/mock.py`).
-_SECONDS_A_UNIT, _SECONDS_A_MPIX, _SECONDS_A_PSF = 0.3, 0.55, 0.012
+_SECONDS_A_UNIT, _SECONDS_A_MPIX, _SECONDS_A_PSF = 0.4, 0.55, 0.03
 
 
 @dataclass(frozen=True)

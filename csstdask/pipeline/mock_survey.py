@@ -27,7 +27,14 @@ from csstdask.mock.cosmic_rays import generator_of, pixel_fraction
 from csstdask.mock.estimate import estimate
 from csstdask.mock.render import TRUTH_COLUMNS, check_recipe, file_stem, unit_digest, unit_stamps
 from csstdask.mock.stamps import StampSet
-from csstdask.store.campaign import Campaign, UnitFacts, add_truth, create_campaign, write_unit_pixels
+from csstdask.store.campaign import (
+    Campaign,
+    UnitFacts,
+    add_truth,
+    create_campaign,
+    remember_recipe,
+    write_unit_pixels,
+)
 from csstdask.store.stamps import check_identity, create_stamps, finished, record_stamps, write_unit_stamps
 from csstdask.store.tables import write_table
 
@@ -145,6 +152,7 @@ def _mock_campaign(
     if not (target / "zarr.json").exists():
         create_campaign(target, instrument, recipe.frame_shape, UNITS, recipe.detectors)
     add_truth(target, UNITS)
+    remember_recipe(target, "campaign", recipe.model_dump_json())
     campaign = Campaign(target, "r+")
     if campaign.shape != recipe.frame_shape or campaign.detectors != list(recipe.detectors):
         raise InputError(target, "a campaign of another shape or other detectors", "a new name, or that recipe's")
@@ -195,6 +203,7 @@ def _mock_stamps(
             with_psf=isolated,
         )
     write_table(target / "tables" / "truth_exposures.parquet", _truth_exposures(recipe))
+    remember_recipe(target, "stamps", recipe.model_dump_json())
     done = finished(target)
     pending = [job for job in jobs if not done[job.row, job.column]]
     summary.unchanged = len(jobs) - len(pending)

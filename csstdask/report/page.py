@@ -10,14 +10,12 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from csstdask.durable import write_atomic
 from csstdask.engine.ledger import Ledger
 from csstdask.instrument import Instrument, validate_instrument
 from csstdask.pipeline.run import Summary, plan_of_run, status
@@ -25,23 +23,13 @@ from csstdask.pipeline.truth import has_truth, score_run
 from csstdask.pipeline.views import open_run
 from csstdask.quiet import no_warnings
 from csstdask.report.cutouts import draw_cutouts
+from csstdask.report.document import Cell, number, table, write_document
 from csstdask.report.focal_plane import colour, draw_focal_plane, limits
 
-_LARGEST_TABLE = 500
 #: Units whose times are looked at: enough for a mean, few enough for a survey.
 _TIMED_UNITS = 2000
 #: Metrics of the glance, with their units; the first of them is looked at unit by unit.
 _GLANCE = {"cr_rate": "cosmic-ray events [s⁻¹ cm⁻²]", "sky_level": "sky", "n_sources": "sources"}
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
-th, td { padding: .2rem .7rem; text-align: right } td.cell { color: #fff; text-shadow: 0 0 3px #000 }
-th { border-bottom: 1px solid #888 } td:first-child, th:first-child { text-align: left }
-figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top }
-figcaption { font-size: 13px; color: #555 } svg text { font: 11px system-ui, sans-serif; text-anchor: middle }
-img { image-rendering: pixelated; width: 19rem } .failed { color: #a00 } .wide { overflow-x: auto }
-"""
 
 
 def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = None) -> Path:
@@ -76,11 +64,7 @@ def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = 
         ("Units", _units(dataset)),
         ("Settings", _settings(dataset)),
     )
-    body = "\n".join((f"<h2>{title}</h2>" if title else "") + content for title, content in sections if content)
-    head = f'<meta charset="utf-8"><title>{html.escape(Path(run).name)}</title><style>{_STYLE}</style>'
-    page = f'<!doctype html><html lang="en">{head}<body>{body}</body></html>'
-    write_atomic(Path(to), page.encode())
-    return Path(to)
+    return write_document(Path(to), Path(run).name, sections)
 
 
 def _with_rates(dataset: xr.Dataset, instrument: Instrument) -> xr.Dataset:
@@ -91,31 +75,6 @@ def _with_rates(dataset: xr.Dataset, instrument: Instrument) -> xr.Dataset:
     area = pixels.where(pixels > 0) * np.prod(instrument.pixel_size) * 1e-8
     exptime = dataset["exptime"].where(dataset["exptime"] > 0)
     return dataset.assign(cr_rate=dataset["n_cr_events"] / (exptime * area))
-
-
-class Cell(str):
-    """A cell that is HTML already; any other text is escaped."""
-
-    __slots__ = ()
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]], total: int | None = None) -> str:
-    """Return an HTML table of the first rows; `total` is how many there would be."""
-    lines = [
-        "".join(cell if isinstance(cell, Cell) else f"<td>{html.escape(str(cell))}</td>" for cell in row)
-        for row in islice(rows, _LARGEST_TABLE)
-    ]
-    shown = "".join(f"<tr>{line}</tr>" for line in lines)
-    more = f"<p>and {total - len(lines)} more</p>" if total is not None and total > len(lines) else ""
-    top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    return f'<div class="wide"><table><tr>{top}</tr>{shown}</table></div>{more}'
-
-
-def number(value: float) -> str:
-    """Return a number for people."""
-    if not np.isfinite(value):
-        return "–"
-    return f"{value:.0f}" if value == round(value) and abs(value) < 1e9 else f"{value:.4g}"
 
 
 def _title(run: str | Path, dataset: xr.Dataset, summary: Summary) -> str:

@@ -317,6 +317,12 @@ def add_truth(path: Path, units: str) -> None:
     consolidate(path)
 
 
+def remember_recipe(path: Path, kind: str, recipe: str) -> None:
+    """Keep the recipe that a mock store was made with, as JSON."""
+    open_group(path, kind, "r+").attrs["recipe"] = json.loads(recipe)
+    consolidate(path)
+
+
 def write_unit_pixels(path: Path, row: int, column: int, name: str, values: npt.NDArray[Any]) -> None:
     """Write one plane of a unit: a worker's part of an ingest, flushed to disk."""
     flush_file(write_shard(path, name, row, column, values), path)

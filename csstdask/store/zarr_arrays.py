@@ -8,6 +8,7 @@ old length.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,6 +92,15 @@ def open_group(path: Path, kind: str, mode: str = "r") -> zarr.Group:
             f"(make the {kind} again with this version of csstdask, or read it with the one that wrote it)"
         )
     return group
+
+
+def store_kind(path: Path) -> str | None:
+    """Return what a store says it is: campaign, run or stamps; None for anything else."""
+    try:
+        kind = json.loads((path / "zarr.json").read_text())["attributes"]["csstdask"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(kind)
 
 
 def refuse_inside_store(target: Path) -> None:

@@ -17,8 +17,8 @@ from csstdask.pipeline.run import run
 from csstdask.pipeline.truth import score_run
 from csstdask.report import write_report
 from csstdask.report.cutouts import grey_levels, png
+from csstdask.report.document import table
 from csstdask.report.focal_plane import colour, draw_focal_plane
-from csstdask.report.page import table
 
 
 @pytest.fixture(scope="module")
