@@ -110,11 +110,12 @@ def beside_galsim() -> dict[str, Any]:
     from csstdask.mock.psf import FixedPsf, InterpolatedPsf, PsfModel, Window, sub_band_weights
     from csstdask.mock.recipe import Optics, Sky
     from csstdask.mock.scene import draw_scene
+    from csstdask.mock.stamps import cut
 
     instrument = load_instrument("csst")
     model, shape = PsfModel(Optics(), instrument), (1024, 1024)
     window = Window.of(shape, instrument)
-    sky = draw_sky(np.random.default_rng(5), Sky(large_galaxies_per_mpix=0), shape, margin=-40)
+    sky = draw_sky(np.random.default_rng(5), Sky(large_galaxies_per_mpix=0), shape, margin=-60)
     chosen = sky.select(np.random.default_rng(6).permutation(len(sky))[:OBJECTS])
     weights = sub_band_weights(model.limits(8), chosen.temperature)
     core = model.cores(8, [4608], [4616], 2)[0]
@@ -140,17 +141,7 @@ def beside_galsim() -> dict[str, Any]:
     from csstdask.arrays.moments import adaptive_moments
 
     bright = np.argsort(chosen.flux)[-20:]
-    stamps = [
-        np.stack(
-            [
-                image[
-                    round(chosen.y[i]) - 24 : round(chosen.y[i]) + 24, round(chosen.x[i]) - 24 : round(chosen.x[i]) + 24
-                ]
-                for i in bright
-            ]
-        )
-        for image in (ours, theirs.array)
-    ]
+    stamps = [cut(image, chosen.x[bright], chosen.y[bright], 48) for image in (ours, theirs.array)]
     sizes = [adaptive_moments(stamp.astype(float)).sigma for stamp in stamps]
     return {
         "objects": len(chosen),

@@ -77,7 +77,7 @@ def _any_psf(rng: np.random.Generator) -> FixedPsf:
     aberrations = rng.normal(0, rng.uniform(5, 130) / len(orders) ** 0.5, (1, len(orders)))
     blur = Blur(np.diag(10 ** rng.uniform(-0.6, 0.18, 2)) ** 2, line=False, diffusion=rng.uniform(0.1, 0.35))
     wavelength, pupil = rng.uniform(420, 950), (2.0, 0.0, 0.074)
-    sampling = sampling_for(cutoff(wavelength, pupil[0], pupil[2]))
+    sampling = sampling_for(cutoff(wavelength, pupil[0], pupil[2]), blur)
     core = effective_psf(aberrations, orders, wavelength, pupil=pupil, blur=blur, fine=sampling.fine)
     return FixedPsf(core[0], sampling)
 

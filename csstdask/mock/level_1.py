@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from csstdask.instrument import Instrument
 from csstdask.mock.recipe import Sensor
-from csstdask.mock.sensor import Ccd, Frame, Mask, halves
+from csstdask.mock.sensor import Ccd, Frame, Mask, row_blocks
 from csstdask.mock.streams import Purpose, stream
 
 #: Light in a flat-field frame [e-], and how well gains and non-linearity are known.
@@ -59,13 +59,17 @@ def estimate(ccd: Ccd, settings: Sensor, detector: int, read_noise: float, expti
     rng = stream(settings.seed, Purpose.CALIBRATION, detector, ny, nx, int(epoch * 100))
     share = np.float32(1 / settings.calibration_frames**0.5)
 
-    def noise() -> Frame:
-        return rng.standard_normal(ccd.dark.shape, dtype=np.float32)
-
-    bias = ccd.bias + noise() * share * np.float32(read_noise / float(ccd.gain.mean()))
-    dark_sigma = np.sqrt(ccd.dark * np.float32(exptime) + np.float32(read_noise**2)) * share / np.float32(exptime)
-    dark = ccd.dark + noise() * dark_sigma
-    flat = ccd.flat * (1 + noise() * share * np.float32(_FLAT_LEVEL**-0.5))
+    bias, dark, flat = (np.empty_like(ccd.dark) for _ in range(3))
+    of_bias = share * np.float32(read_noise / float(ccd.gain.mean()))
+    of_flat = share * np.float32(_FLAT_LEVEL**-0.5)
+    for _, rows in row_blocks(ny):
+        drawn = rng.standard_normal((3, *ccd.dark[rows].shape), dtype=np.float32)
+        of_dark = np.sqrt(ccd.dark[rows] * np.float32(exptime) + np.float32(read_noise**2)) * (
+            share / np.float32(exptime)
+        )
+        bias[rows] = ccd.bias[rows] + of_bias * drawn[0]
+        dark[rows] = ccd.dark[rows] + of_dark * drawn[1]
+        flat[rows] = ccd.flat[rows] * (1 + of_flat * drawn[2])
     gain = ccd.gain * (1 + _GAIN_ERROR * rng.normal(size=ccd.gain.shape)).astype(np.float32)
     bend = settings.non_linearity * (1 + _LINEARITY_ERROR * float(rng.normal()))
     return Calibration(bias, dark, flat, gain, bend, read_noise)
@@ -85,19 +89,17 @@ def calibrate(adu: Frame, known: Calibration, exptime: float, full_well: float, 
     usable : bool array (y, x)
         The weight is 0 elsewhere.
     """
-    counts = adu - known.bias
-    gain_step = np.empty((2, 1, counts.shape[1]), dtype=np.float32)
-    for half, rows in enumerate(halves(len(counts))):
-        counts[rows] *= known.gain[half]
-        gain_step[half] = known.gain[half] ** 2 / 12
     reach = full_well if np.isfinite(full_well) else 1e5
-    counts *= 1 + np.float32(known.non_linearity / reach) * counts  # first order, which is what is known
-    variance = np.maximum(counts, 0) + np.float32(known.read_noise**2)
-    for half, rows in enumerate(halves(len(counts))):
-        variance[rows] += gain_step[half]
-    scale = known.flat * np.float32(exptime)
-    rate = (counts - known.dark * np.float32(exptime)) / scale
-    return rate, np.where(usable, scale**2 / variance, np.float32(0))
+    rate, weight = np.empty_like(adu), np.empty_like(adu)
+    for half, rows in row_blocks(len(adu)):
+        counts = (adu[rows] - known.bias[rows]) * known.gain[half]
+        counts *= 1 + np.float32(known.non_linearity / reach) * counts  # first order, which is what is known
+        # Of the counts as they are: light, dark current and cosmic rays; of read noise; of rounding.
+        variance = np.maximum(counts, 0) + np.float32(known.read_noise**2) + known.gain[half] ** 2 / 12
+        scale = known.flat[rows] * np.float32(exptime)
+        rate[rows] = (counts - known.dark[rows] * np.float32(exptime)) / scale
+        weight[rows] = np.where(usable[rows], scale**2 / variance, np.float32(0))
+    return rate, weight
 
 
 def flags_of(

@@ -31,6 +31,8 @@ CORE = 64
 _FIELD = 96
 #: Between these radii [pixel] the core fades out and the wings fade in.
 FADE = (24.0, 31.5)
+#: Of a PSF's spectrum, at zero 1: what may be left out.
+_NOTHING = 2e-5
 _ARCSEC = np.pi / 180 / 3600
 
 
@@ -59,12 +61,6 @@ def cutoff(wavelength: float, diameter: float, pixel_scale: float) -> float:
     return diameter / (wavelength * 1e-9) * pixel_scale * _ARCSEC
 
 
-def sampling_for(highest: float) -> Sampling:
-    """Return the sampling that holds frequencies up to `highest` [cycles / pixel]."""
-    folds = int(np.ceil(2 * highest * 1.02))  # fading the core out widens the spectrum by a hair
-    return Sampling(fine=max(4, folds + folds % 2), folds=folds)
-
-
 @dataclass(frozen=True)
 class Blur:
     """What widens the optical image, as transfer functions."""
@@ -87,6 +83,27 @@ class Blur:
             (xx, xy), (_, yy) = self.jitter
             jitter = np.exp(-2 * np.pi**2 * (xx * fx**2 + 2 * xy * fx * fy + yy * fy**2))
         return np.asarray(diffusion * jitter * np.sinc(fx) * np.sinc(fy))
+
+
+def sampling_for(highest: float, blur: Blur) -> Sampling:
+    """Return the sampling that holds all of a PSF.
+
+    Parameters
+    ----------
+    highest : float
+        The aperture's cut-off [cycles / pixel].
+    blur : Blur
+        Jitter and diffusion let little of the highest frequencies through: what is below `_NOTHING` is not kept.
+    """
+    frequency = np.arange(0, highest + 0.05, 0.05)
+    turn = np.linspace(0, np.pi, 24, endpoint=False)
+    passed = abs(blur.transfer(np.outer(np.cos(turn), frequency), np.outer(np.sin(turn), frequency))).max(axis=0)
+    place = np.minimum(frequency / highest, 1)
+    # Of an unaberrated aperture; aberrations only lower it (Goodman, eq. 6-31).
+    passed *= 2 / np.pi * (np.arccos(place) - place * np.sqrt(1 - place**2))
+    last = frequency[np.flatnonzero(passed > _NOTHING)[-1]]
+    folds = int(np.ceil(2 * last * 1.02))  # fading the core out widens the spectrum by a hair
+    return Sampling(fine=max(4, folds + folds % 2), folds=folds)
 
 
 @lru_cache(maxsize=16)
@@ -174,7 +191,10 @@ def effective_psf(
     functions of jitter, diffusion and pixel.
     """
     rows, columns, x, y, inside = _pupil(wavelength, *pupil)
-    n = _FIELD * fine
+    highest = cutoff(wavelength, pupil[0], pupil[2])
+    # The aperture's own frequencies must not fold onto each other, even those that the blur then takes away.
+    finest = max(fine, 2 * int(np.ceil(highest)))
+    n, wanted = _FIELD * finest, _FIELD * fine
     basis = xp.asarray(_zernikes(orders, wavelength, pupil))
     path = xp.asarray(coefficients, dtype=np.float32) @ basis
     if ripples is not None:
@@ -184,13 +204,15 @@ def effective_psf(
     field[:, rows, columns] = xp.asarray(inside, dtype=np.float32) * xp.exp(1j * phase)
     transform: Any = fft if xp is np else xp.fft
     intensity = xp.abs(transform.ifft2(field)) ** 2
-    frequency = np.fft.fftfreq(n, 1 / fine).astype(np.float64)
-    transfer = blur.transfer(abs(frequency[None, : n // 2 + 1]), frequency[:, None])
-    spectrum = transform.rfft2(intensity)
+    rows_kept = np.r_[: wanted // 2, n - wanted // 2 : n]
+    frequency = np.fft.fftfreq(n, 1 / finest).astype(np.float64)[rows_kept]
+    along_x = np.arange(wanted // 2 + 1, dtype=np.float64) / _FIELD
+    transfer = blur.transfer(along_x[None, :], frequency[:, None])
+    spectrum = transform.rfft2(intensity)[:, rows_kept, : wanted // 2 + 1]
     spectrum *= xp.asarray(transfer, dtype=np.float32) / spectrum[:, :1, :1].real
-    image = transform.irfft2(spectrum, s=(n, n)) * np.float32(fine**2)
+    image = transform.irfft2(spectrum, s=(wanted, wanted)) * np.float32(fine**2)
     keep = np.r_[-CORE * fine // 2 : CORE * fine // 2]
-    core = image[:, keep[:, None] % n, keep[None, :] % n] * xp.asarray(fade(fine))
+    core = image[:, keep[:, None] % wanted, keep[None, :] % wanted] * xp.asarray(fade(fine))
     # The transform has folded the light beyond its field back into it: the share of the wings is known better.
     share = 1 - wing_light(wavelength, pupil[0], pupil[2])
     core *= np.float32(share * fine**2) / core.sum(axis=(1, 2), keepdims=True)

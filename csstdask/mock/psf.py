@@ -65,6 +65,21 @@ def sub_band_weights(limits: tuple[float, float], temperature: npt.ArrayLike) ->
 
 
 @dataclass(frozen=True)
+class OpticalState:
+    """What differs between exposures of one telescope."""
+
+    epoch: float = 0.0
+    """Years after launch."""
+    enlarge: float = 0.0
+    """Growth of R = sigma by a Gaussian blur, relative, at the detector's middle."""
+    jitter: float = 1.0
+    """Factor on the jitter of that time."""
+
+
+AT_LAUNCH = OpticalState()
+
+
+@dataclass(frozen=True)
 class EffectivePsf:
     """Effective PSFs of n sources."""
 
@@ -138,18 +153,18 @@ class PsfModel:
         """Return where a detector's filter is open [nm]."""
         return self.instrument.bands[str(self.instrument.detector(detector).band)].wavelength
 
-    def sampling(self, detector: int) -> Sampling:
+    def sampling(self, detector: int, state: OpticalState = AT_LAUNCH) -> Sampling:
         """Return how finely the PSFs of a detector are sampled."""
         shortest = sub_band_wavelengths(self.limits(detector))[0]
-        return sampling_for(cutoff(shortest, self._pupil[0], self._scale))
+        return sampling_for(cutoff(shortest, self._pupil[0], self._scale), self.blur(state))
 
-    def blur(self, epoch: float) -> Blur:
-        """Return jitter and diffusion at a time."""
-        covariance = self.wavefront.jitter_covariance(epoch) / self._scale**2
+    def blur(self, state: OpticalState) -> Blur:
+        """Return jitter and diffusion of an exposure."""
+        covariance = self.wavefront.jitter_covariance(state.epoch) * (state.jitter / self._scale) ** 2
         return Blur(covariance, self.settings.jitter_shape == "line", self.settings.diffusion)
 
     def cores(
-        self, detector: int, x: npt.ArrayLike, y: npt.ArrayLike, part: int, *, epoch: float = 0.0, enlarge: float = 0.0
+        self, detector: int, x: npt.ArrayLike, y: npt.ArrayLike, part: int, state: OpticalState = AT_LAUNCH
     ) -> Any:
         """Return images of the PSF in one part of the filter.
 
@@ -161,25 +176,22 @@ class PsfModel:
             Zero-based positions on the whole detector [pixel].
         part : int
             Of the filter, 0 to SUB_BANDS - 1.
-        epoch : float
-            Years after launch.
-        enlarge : float
-            Growth of R = sigma by a Gaussian blur, relative, at the detector's middle.
+        state : OpticalState
 
         Returns
         -------
         float32 array (n, CORE * fine, CORE * fine)
         """
-        extra = self._extra_variance(detector, epoch, enlarge) if enlarge else 0.0
-        return self._blurred(detector, x, y, part, epoch, extra)
+        extra = self._extra_variance(detector, state) if state.enlarge else 0.0
+        return self._blurred(detector, x, y, part, state, extra)
 
     def _blurred(
-        self, detector: int, x: npt.ArrayLike, y: npt.ArrayLike, part: int, epoch: float, variance: float
+        self, detector: int, x: npt.ArrayLike, y: npt.ArrayLike, part: int, state: OpticalState, variance: float
     ) -> Any:
         """Return images of the PSF with a Gaussian of some more variance [pixel^2]."""
-        blur = self.blur(epoch)
+        blur = self.blur(state)
         blur = replace(blur, diffusion=float(np.sqrt(blur.diffusion**2 + variance)))
-        coefficients = self.wavefront.coefficients(detector, x, y, epoch)
+        coefficients = self.wavefront.coefficients(detector, x, y, state.epoch)
         orders = tuple(int(order) for order in self.wavefront.orders)
         wavelength = float(sub_band_wavelengths(self.limits(detector))[part])
         batches = [
@@ -189,7 +201,7 @@ class PsfModel:
                 wavelength,
                 pupil=self._pupil,
                 blur=blur,
-                fine=self.sampling(detector).fine,
+                fine=self.sampling(detector, state).fine,
                 ripples=self.wavefront.ripples(),
                 xp=self._xp,
             )
@@ -198,32 +210,30 @@ class PsfModel:
         return self._xp.concatenate(batches)
 
     @lru_cache(maxsize=64)  # noqa: B019  a model lives as long as its process
-    def _extra_variance(self, detector: int, epoch: float, enlarge: float) -> float:
+    def _extra_variance(self, detector: int, state: OpticalState) -> float:
         """Return the variance of the Gaussian that makes the PSF's R grow by a share [pixel^2].
 
         Sizes under an adaptive weight do not add in quadrature: the variance is found by trial.
         """
         ny, nx = self.instrument.shape or (0, 0)
-        fine, middle = self.sampling(detector).fine, SUB_BANDS // 2
+        fine, middle = self.sampling(detector, state).fine, SUB_BANDS // 2
 
         def size(variance: float) -> float:
-            core = self._blurred(detector, [nx / 2], [ny / 2], middle, epoch, variance)
+            core = self._blurred(detector, [nx / 2], [ny / 2], middle, state, variance)
             return float(adaptive_moments(core, start=0.8 * fine).sigma[0]) / fine
 
         plain = size(0.0)
-        variance = plain**2 * ((1 + enlarge) ** 2 - 1)
+        variance = plain**2 * ((1 + state.enlarge) ** 2 - 1)
         for _ in range(_TRIALS):
-            variance *= enlarge / (size(variance) / plain - 1)
+            variance *= state.enlarge / (size(variance) / plain - 1)
         return variance
 
-    def mixed(
-        self, detector: int, x: Float, y: Float, weights: Float, *, epoch: float = 0.0, enlarge: float = 0.0
-    ) -> Any:
+    def mixed(self, detector: int, x: Float, y: Float, weights: Float, state: OpticalState = AT_LAUNCH) -> Any:
         """Return images of the PSF for sources with shares of their light in the parts of the filter (n, parts)."""
         total: Any = 0.0
         for part in range(SUB_BANDS):
             share = self._xp.asarray(weights[:, part, None, None], dtype=np.float32)
-            total = total + share * self.cores(detector, x, y, part, epoch=epoch, enlarge=enlarge)
+            total = total + share * self.cores(detector, x, y, part, state)
         return total
 
     def effective(
@@ -233,8 +243,7 @@ class PsfModel:
         y: npt.ArrayLike,
         *,
         temperature: npt.ArrayLike = 5800.0,
-        epoch: float = 0.0,
-        enlarge: float = 0.0,
+        state: OpticalState = AT_LAUNCH,
         sampling: int = 2,
         size: int = 64,
     ) -> EffectivePsf:
@@ -248,12 +257,9 @@ class PsfModel:
             Zero-based positions on the whole detector [pixel].
         temperature : array-like
             Of the sources' black bodies [K].
-        epoch : float
-            Years after launch.
-        enlarge : float
-            Growth of R, relative.
+        state : OpticalState
         sampling : int
-            Samples a native pixel: 1, 2, or another divisor of `sampling(detector).fine`.
+            Samples a native pixel: 1, 2, or another divisor of `sampling(detector, state).fine`.
         size : int
             Edge of the image [samples].
 
@@ -267,7 +273,7 @@ class PsfModel:
         The samples are values of the effective PSF, not its integrals over half pixels: the native pixel is in
         it once. This is also what PSFEx models.
         """
-        fine = self.sampling(detector).fine
+        fine = self.sampling(detector, state).fine
         if fine % sampling:
             raise ValueError(f"sampling: found {sampling}; wanted a divisor of {fine}")
         if size / sampling > CORE:
@@ -278,7 +284,7 @@ class PsfModel:
         parts = []
         for first in range(0, len(x), _BATCH):
             some = slice(first, first + _BATCH)
-            core = self.mixed(detector, x[some], y[some], weights[some], epoch=epoch, enlarge=enlarge)
+            core = self.mixed(detector, x[some], y[some], weights[some], state)
             step = fine // sampling
             low = CORE * fine // 2 - size // 2 * step
             parts.append(core[:, low : low + size * step : step, low : low + size * step : step])
@@ -308,17 +314,15 @@ class Window:
 class ExactPsf:
     """PSFs computed for each source, at its place: for PSF data sets."""
 
-    def __init__(
-        self, model: PsfModel, detector: int, window: Window, *, epoch: float = 0.0, enlarge: float = 0.0
-    ) -> None:
-        self.sampling = model.sampling(detector)
+    def __init__(self, model: PsfModel, detector: int, window: Window, state: OpticalState = AT_LAUNCH) -> None:
+        self.sampling = model.sampling(detector, state)
         self._model, self._detector, self._window = model, detector, window
-        self._epoch, self._enlarge = epoch, enlarge
+        self._state = state
 
     def cores(self, x: Float, y: Float, weights: Float) -> Any:
         """Return images for sources at frame positions."""
         on_detector = (x + self._window.x, y + self._window.y)
-        return self._model.mixed(self._detector, *on_detector, weights, epoch=self._epoch, enlarge=self._enlarge)
+        return self._model.mixed(self._detector, *on_detector, weights, self._state)
 
     def spectra(self, x: Float, y: Float, weights: Float) -> Any:
         """Return their spectra."""
@@ -334,8 +338,7 @@ class InterpolatedPsf:
     detector : int
     window : Window
         The frame on the detector.
-    epoch, enlarge : float
-        As for `PsfModel.effective`.
+    state : OpticalState
     nodes : int, optional
         Along each axis; by default more on larger frames, enough for 90 dB.
     """
@@ -345,13 +348,12 @@ class InterpolatedPsf:
         model: PsfModel,
         detector: int,
         window: Window,
+        state: OpticalState = AT_LAUNCH,
         *,
-        epoch: float = 0.0,
-        enlarge: float = 0.0,
         nodes: int | None = None,
         xp: ModuleType = np,
     ) -> None:
-        self.sampling = model.sampling(detector)
+        self.sampling = model.sampling(detector, state)
         self._window, self._xp = window, xp
         nodes = nodes or nodes_for(window)
         axis = chebyshev.chebpts1(nodes)
@@ -359,9 +361,7 @@ class InterpolatedPsf:
         x = window.x + (axis + 1) / 2 * nx - 0.5
         y = window.y + (axis + 1) / 2 * ny - 0.5
         grid_y, grid_x = (part.ravel() for part in np.meshgrid(y, x, indexing="ij"))
-        images = xp.stack(
-            [model.cores(detector, grid_x, grid_y, k, epoch=epoch, enlarge=enlarge) for k in range(SUB_BANDS)]
-        )
+        images = xp.stack([model.cores(detector, grid_x, grid_y, k, state) for k in range(SUB_BANDS)])
         side = images.shape[-1]
         flat = images.reshape(SUB_BANDS * nodes * nodes, side * side)
         # Principal images by way of the small Gram matrix; no mean is taken out, for it is one of them.
@@ -451,6 +451,7 @@ __all__ = [
     "ExactPsf",
     "FixedPsf",
     "InterpolatedPsf",
+    "OpticalState",
     "PsfModel",
     "ScenePsf",
     "Window",

@@ -89,6 +89,7 @@ class Optics(_Part):
     mid_frequency: float = Field(0.0, ge=0, description="of polishing errors, root mean square [nm]")
     drift: float = Field(8.0, ge=0, description="of defocus and astigmatism with time, root mean square [nm]")
     jitter: float = Field(0.033, ge=0, description="of the line of sight, one sigma an axis [arcsec]")
+    jitter_scatter: float = Field(0.0, ge=0, le=1, description="between exposures, one sigma of its natural log")
     jitter_shape: Literal["gaussian", "line"] = "gaussian"
     diffusion: float = Field(0.25, ge=0, description="of charge, one sigma [pixel]")
     enlarge: tuple[float, ...] = Field((0.0,), min_length=1, description="growth of R by a Gaussian; in turns")

@@ -24,7 +24,7 @@ from csstdask.mock.catalogue import Catalogue, dither_of, unit_catalogue
 from csstdask.mock.cosmic_rays import aimed_cosmic_rays, generator_of, unit_cosmic_rays
 from csstdask.mock.events import library_for
 from csstdask.mock.level_1 import calibrate, estimate, flags_of
-from csstdask.mock.psf import ExactPsf, InterpolatedPsf, PsfModel, Window, sub_band_weights
+from csstdask.mock.psf import ExactPsf, InterpolatedPsf, OpticalState, PsfModel, Window, sub_band_weights
 from csstdask.mock.recipe import Optics, Recipe
 from csstdask.mock.scene import draw_scene
 from csstdask.mock.sensor import (
@@ -111,17 +111,23 @@ def psf_model(settings: Optics, instrument_json: str) -> PsfModel:
 
 @lru_cache(maxsize=32)
 def frame_psf(
-    settings: Optics, instrument_json: str, detector: int, shape: tuple[int, int], epoch: float, enlarge: float
+    settings: Optics, instrument_json: str, detector: int, shape: tuple[int, int], state: OpticalState
 ) -> InterpolatedPsf:
     """Return the PSF of a frame; a few are kept, for exposures of one epoch share theirs."""
     model = psf_model(settings, instrument_json)
     window = Window.of(shape, model.instrument)
-    return InterpolatedPsf(model, detector, window, epoch=epoch, enlarge=enlarge)
+    return InterpolatedPsf(model, detector, window, state)
 
 
-def enlargement(recipe: Recipe, index: int) -> float:
-    """Return by how much the PSF's R is enlarged in an exposure, relative."""
-    return recipe.optics.enlarge[index % len(recipe.optics.enlarge)]
+def state_of(recipe: Recipe, index: int) -> OpticalState:
+    """Return the state of the telescope in an exposure."""
+    settings = recipe.optics
+    jitter = stream(recipe.seed, Purpose.DRIFT, index).normal() * settings.jitter_scatter
+    return OpticalState(
+        epoch=recipe.epoch_of(index),
+        enlarge=settings.enlarge[index % len(settings.enlarge)],
+        jitter=float(np.exp(jitter)),
+    )
 
 
 def expected_light(
@@ -130,14 +136,14 @@ def expected_light(
     """Return the light that falls on a unit [e-/s/pixel], and where artefacts in it were noticed."""
     shape, band = recipe.frame_shape, instrument.bands[str(instrument.detector(detector).band)]
     weights = sub_band_weights(band.wavelength, catalogue.temperature)
-    state = (recipe.epoch_of(index), enlargement(recipe, index))
-    psf = frame_psf(recipe.optics, instrument.model_dump_json(), detector, shape, *state)
+    state = state_of(recipe, index)
+    psf = frame_psf(recipe.optics, instrument.model_dump_json(), detector, shape, state)
     exact = catalogue.is_star & (catalogue.flux * recipe.exptime > _FAINT) & recipe.optics.exact
     light = draw_scene(catalogue.select(~exact), weights[~exact], shape, psf)
     if exact.any():
         model = psf_model(recipe.optics, instrument.model_dump_json())
         window = Window.of(shape, instrument)
-        placed = ExactPsf(model, detector, window, epoch=state[0], enlarge=state[1])
+        placed = ExactPsf(model, detector, window, state)
         light += draw_scene(catalogue.select(exact), weights[exact], shape, placed)
     rng = stream(recipe.seed, Purpose.ARTEFACTS, index, detector)
     slope_x, slope_y = rng.uniform(-0.5, 0.5, 2) * recipe.sky.gradient
@@ -263,8 +269,7 @@ def unit_stamps(recipe: Recipe, instrument: Instrument, index: int, detector: in
             chosen.x + window.x,
             chosen.y + window.y,
             temperature=chosen.temperature,
-            epoch=recipe.epoch_of(index),
-            enlarge=enlargement(recipe, index),
+            state=state_of(recipe, index),
         )
         planes["truth/psf"] = psf.image
         columns["psf_outside"] = psf.outside.astype(np.float64)

@@ -8,6 +8,7 @@ the camera, whatever it looks at, and grow with its age.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numba
@@ -29,7 +30,7 @@ _TRAPS = ((0.7, 1.6), (0.3, 9.0))
 #: Rate of hot pixels over the dark: natural log, mean and sigma. Warm pixels have a tenth of it.
 _HOT_LOG = (5.5, 1.0)
 _GAIN_SPREAD, _BIAS_SPREAD = 0.015, 12.0
-_ROWS_AT_ONCE = 512
+_ROWS_AT_ONCE = 64
 _FRINGE_WAVES = 14
 
 
@@ -69,6 +70,13 @@ def halves(ny: int) -> tuple[slice, slice]:
     return slice(0, ny // 2), slice(ny // 2, ny)
 
 
+def row_blocks(ny: int) -> Iterator[tuple[int, slice]]:
+    """Return blocks of rows, each with the half it is read by: small enough to stay near the processor."""
+    for half, rows in enumerate(halves(ny)):
+        for first in range(rows.start, rows.stop, _ROWS_AT_ONCE):
+            yield half, slice(first, min(first + _ROWS_AT_ONCE, rows.stop))
+
+
 def build_ccd(
     settings: Sensor, detector: int, shape: tuple[int, int], epoch: float, *, gain: float, bias_level: float
 ) -> Ccd:
@@ -101,8 +109,8 @@ def build_ccd(
     x, y = _axis(nx)[None, :], _axis(ny)[:, None]
     smooth = 0.3 * tilt_x * x + 0.3 * tilt_y * y - (0.5 + 0.1 * bowl) * (x**2 + y**2) / 2
     flat = 1 + np.float32(settings.vignetting) * smooth.astype(np.float32)
-    if settings.prnu:
-        flat *= 1 + np.float32(settings.prnu) * rng.standard_normal(shape, dtype=np.float32)
+    for _, rows in row_blocks(ny if settings.prnu else 0):
+        flat[rows] *= 1 + np.float32(settings.prnu) * rng.standard_normal(flat[rows].shape, dtype=np.float32)
     # A defect is there from the day it appears: years before launch for those that were built in.
     age = np.float32(epoch)
     draw = rng.random(shape, dtype=np.float32)
@@ -284,9 +292,10 @@ def read_noise_frame(rng: np.random.Generator, settings: Sensor, shape: tuple[in
 def digitise(charge: Frame, ccd: Ccd, settings: Sensor, noise: Frame, full_well: float) -> Frame:
     """Return raw numbers [adu]: gain, non-linearity, read noise, bias, rounding, the converter's limit."""
     reach = full_well if np.isfinite(full_well) else 1e5
-    bent = charge * (1 - np.float32(settings.non_linearity / reach) * charge)
-    adu = bent + noise
-    for half, rows in enumerate(halves(len(adu))):
-        adu[rows] /= ccd.gain[half]
-    adu += ccd.bias
-    return np.clip(np.rint(adu, out=adu), 0, _ADU_MAX, out=adu)
+    adu = np.empty_like(charge)
+    for half, rows in row_blocks(len(charge)):
+        packets = charge[rows]
+        bent = packets * (1 - np.float32(settings.non_linearity / reach) * packets)
+        block = (bent + noise[rows]) / ccd.gain[half] + ccd.bias[rows]
+        adu[rows] = np.clip(np.rint(block), 0, _ADU_MAX)
+    return adu

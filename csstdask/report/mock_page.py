@@ -21,7 +21,7 @@ from csstdask.arrays.moments import adaptive_moments
 from csstdask.errors import InputError
 from csstdask.instrument import Instrument, validate_instrument
 from csstdask.mock.events import library_for
-from csstdask.mock.psf import SUB_BANDS, PsfModel, energy_radius
+from csstdask.mock.psf import SUB_BANDS, OpticalState, PsfModel, energy_radius
 from csstdask.mock.recipe import Recipe
 from csstdask.report.cutouts import grey_levels, picture
 from csstdask.report.document import number, table, write_document
@@ -132,7 +132,7 @@ def _telescope(model: PsfModel, instrument: Instrument, recipe: Recipe) -> str:
     for one in instrument.detectors:
         if one.band not in instrument.bands:
             continue
-        core = model.cores(one.id, [nx / 2], [ny / 2], SUB_BANDS // 2, epoch=recipe.epoch)[0]
+        core = model.cores(one.id, [nx / 2], [ny / 2], SUB_BANDS // 2, OpticalState(recipe.epoch))[0]
         fine = model.sampling(one.id).fine
         moments = adaptive_moments(core[None], start=0.8 * fine)
         cores[one.id] = _psf_tile(core, fine)
@@ -161,7 +161,7 @@ def _across(model: PsfModel, instrument: Instrument, recipe: Recipe) -> str:
     ny, nx = instrument.shape or recipe.frame_shape
     axis = np.linspace(0.02, 0.98, _ACROSS)
     grid_y, grid_x = (part.ravel() for part in np.meshgrid(axis[::-1] * ny, axis * nx, indexing="ij"))
-    cores = model.cores(detector, grid_x, grid_y, SUB_BANDS // 2, epoch=recipe.epoch)
+    cores = model.cores(detector, grid_x, grid_y, SUB_BANDS // 2, OpticalState(recipe.epoch))
     fine = model.sampling(detector).fine
     shown = [_psf_tile(core, fine) for core in cores]
     part = np.stack([_middle(core, fine) for core in cores - cores.mean(axis=0)])

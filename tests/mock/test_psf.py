@@ -7,7 +7,7 @@ import pytest
 
 from csstdask.arrays.moments import adaptive_moments
 from csstdask.instrument import load_instrument
-from csstdask.mock.psf import ExactPsf, InterpolatedPsf, PsfModel, Window, energy_radius, sub_band_weights
+from csstdask.mock.psf import ExactPsf, InterpolatedPsf, OpticalState, PsfModel, Window, energy_radius, sub_band_weights
 from csstdask.mock.recipe import Optics
 
 CSST = load_instrument("csst")
@@ -85,9 +85,12 @@ def test_the_psf_varies_smoothly_on_a_detector_and_jumps_between_detectors(model
 def test_red_stars_are_larger_and_time_changes_the_psf(model):
     blue, red = (model.effective(8, [4600], [4600], temperature=heat) for heat in (12000, 3000))
     assert adaptive_moments(red.image).sigma[0] > adaptive_moments(blue.image).sigma[0] * 1.002
-    later = model.effective(8, [4600], [4600], epoch=2.3)
+    later = model.effective(8, [4600], [4600], state=OpticalState(epoch=2.3))
     assert abs(later.image - model.effective(8, [4600], [4600]).image).max() > 1e-4
-    assert np.array_equal(later.image, PsfModel(Optics(), CSST).effective(8, [4600], [4600], epoch=2.3).image)
+    twin = PsfModel(Optics(), CSST).effective(8, [4600], [4600], state=OpticalState(epoch=2.3))
+    assert np.array_equal(later.image, twin.image)
+    shaken = model.effective(8, [4600], [4600], state=OpticalState(jitter=1.5))
+    assert adaptive_moments(shaken.image).sigma[0] > adaptive_moments(blue.image).sigma[0] * 1.03
     assert abs(PsfModel(Optics(seed=1), CSST).effective(8, [4600], [4600]).image - blue.image).max() > 1e-4
 
 
@@ -95,7 +98,7 @@ def test_red_stars_are_larger_and_time_changes_the_psf(model):
 def test_enlarged_psfs_grow_by_what_is_asked(model, growth):
     """R is that of adaptive moments, at the middle of the detector and of the filter."""
     plain, larger = (
-        adaptive_moments(model.effective(9, [4608], [4616], enlarge=enlarge).image).sigma[0]
+        adaptive_moments(model.effective(9, [4608], [4616], state=OpticalState(enlarge=enlarge)).image).sigma[0]
         for enlarge in (0.0, growth)
     )
     assert larger / plain - 1 == pytest.approx(growth, rel=0.05)

@@ -70,17 +70,18 @@ def test_light_is_conserved_to_a_part_in_a_thousand(model, catalogue):
     assert image.min() > -1e-6 * image.max()
 
 
+@pytest.mark.parametrize("detector", [13, 8, 25])
 @pytest.mark.parametrize("kind", [InterpolatedPsf, ExactPsf])
-def test_rendered_stars_are_the_truth_psf_at_their_sub_pixel_places(model, kind):
+def test_rendered_stars_are_the_truth_psf_at_their_sub_pixel_places(model, kind, detector):
     """A star at sixteen sub-pixel places, interlaced, samples the PSF four times finer: it is the truth PSF."""
     window = Window.of((128, 128), CSST)
-    psf = kind(model, 8, window)
-    truth = model.effective(8, [64 + window.x], [64 + window.y], sampling=4, size=128)
+    psf = kind(model, detector, window)
+    truth = model.effective(detector, [64 + window.x], [64 + window.y], sampling=4, size=128)
     interlaced = np.zeros((128, 128))
     for i in range(4):
         for j in range(4):  # a star right of its pixel's middle shows the PSF left of its own
             star = sources([64 - j / 4], [64 - i / 4])
-            weights = sub_band_weights(model.limits(8), star.temperature)
+            weights = sub_band_weights(model.limits(detector), star.temperature)
             interlaced[i::4, j::4] = draw_scene(star, weights, (128, 128), psf)[48:80, 48:80]
     wanted = truth.image[0] * (1 - truth.outside[0]) * 16
     rmse = np.sqrt(((interlaced - wanted) ** 2).mean())
