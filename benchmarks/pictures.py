@@ -1,7 +1,8 @@
-"""What does it look like on real frames? Before, mask and after of WFC3/UVIS and STIS, for the documentation.
+"""What does it look like? Real frames before and after, and a mock one, for the documentation.
 
 ``python benchmarks/pictures.py DATA`` takes the real frames of the folder DATA through ingest and run with the default
 models, and writes ``docs/pictures/<camera>.png``: three panels, the same grey levels in the first and the last.
+``docs/pictures/mock.png`` is a corner of a mock detector, its truth without cosmic rays, and PSFs of a focal plane.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from pathlib import Path
 import numpy as np
 
 import csstdask
+from csstdask.instrument import load_instrument
+from csstdask.mock import render_unit
+from csstdask.mock.psf import PsfModel
+from csstdask.mock.recipe import demo_recipe
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.ingest import ingest
 from csstdask.pipeline.run import run
@@ -27,6 +32,29 @@ VIEWS = {
 GAP = 6
 
 
+def draw_mock() -> None:
+    """Draw a corner of a mock detector beside its truth, and the telescope's PSFs over a detector."""
+    recipe = demo_recipe().model_copy(update={"seed": 8, "shape": (400, 400), "epoch": 6.0})
+    instrument = load_instrument("csst")
+    unit = render_unit(recipe, instrument, 0, 8)
+    sky = np.median(unit.truth_sci)
+    levels = (sky - 0.15, sky + 1.5)
+    panels = [grey_levels(plane[60:320, 60:320], *levels) for plane in (unit.sci, unit.truth_sci)]
+    model, at = PsfModel(recipe.optics, instrument), np.linspace(400, 8800, 5)
+    y, x = (part.ravel() for part in np.meshgrid(at[::-1], at, indexing="ij"))
+    psfs = model.effective(8, x, y, size=26).image
+    depth = 255 * (np.log10(np.maximum(psfs / psfs.max(axis=(1, 2), keepdims=True), 1e-4)) / 4 + 1)
+    tiles = np.kron(depth.astype(np.uint8)[:, ::-1], np.ones((2, 2), np.uint8)).reshape(5, 5, 52, 52)
+    panels.append(tiles.transpose(0, 2, 1, 3).reshape(260, 260))
+    write(panels, "mock")
+
+
+def write(panels: list[np.ndarray], name: str) -> None:
+    gap = np.full((panels[0].shape[0], GAP), 255, np.uint8)
+    joined = np.hstack([part for panel in panels for part in (panel, gap)][:-1])
+    (PICTURES / f"{name}.png").write_bytes(png(np.kron(joined, np.ones((2, 2), np.uint8))))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
@@ -34,6 +62,7 @@ def main() -> None:
     chosen = parser.parse_args()
     data, config = chosen.data, RunConfig.model_validate({"detect": {"model": chosen.model}})
     PICTURES.mkdir(exist_ok=True)
+    draw_mock()
     for name, (file, exposure, detector, rows, columns) in VIEWS.items():
         with tempfile.TemporaryDirectory() as folder:
             campaign, product = Path(folder) / "c.zarr", Path(folder) / "r.zarr"
@@ -48,9 +77,7 @@ def main() -> None:
         noise = 1.4826 * np.median(np.abs(after[~mask] - sky))
         low, high = sky - 3 * noise, sky + 30 * noise
         panels = [grey_levels(image, low, high) for image in (before, np.where(mask, high, low), after)]
-        gap = np.full((panels[0].shape[0], GAP), 255, np.uint8)
-        joined = np.hstack([panels[0], gap, panels[1], gap, panels[2]])
-        (PICTURES / f"{name}.png").write_bytes(png(np.kron(joined, np.ones((2, 2), np.uint8))))
+        write(panels, name)
         print(f"{name}: {mask.mean():.4f} of the pixels shown are flagged")
 
 

@@ -58,14 +58,17 @@ def mock(
 ) -> None:
     """Render a mock survey with known truth."""
     from csstdask.mock import load_recipe
-    from csstdask.mock.estimate import estimate
+    from csstdask.mock.cost import cost_of
     from csstdask.pipeline.mock_survey import mock as render
 
     wanted = load_recipe(recipe, scale=scale)
     if dry_run:
         from csstdask.engine.cluster import default_workers
+        from csstdask.instrument import load_instrument
+        from csstdask.mock.render import check_recipe
 
-        _say(f"{wanted.name}: {estimate(wanted).line(workers or default_workers())}")
+        check_recipe(wanted, load_instrument(wanted.instrument), data)
+        _say(f"{wanted.name}: {cost_of(wanted).line(workers or default_workers())}")
         return
     summary = render(
         wanted,

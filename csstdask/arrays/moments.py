@@ -53,7 +53,7 @@ def adaptive_moments(images: Any, *, start: float = 1.5, tolerance: float = 1e-6
     Returns
     -------
     Moments
-        NaN where it did not converge.
+        Size and ellipticity are NaN where it did not converge.
     """
     xp = namespace_of(images)
     images = xp.asarray(images, dtype=xp.float64)

@@ -15,9 +15,9 @@ from csstdask.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.mock.catalogue import draw_sky
 from csstdask.mock.optics import CORE, Blur, Sampling, cutoff, effective_psf, sampling_for
-from csstdask.mock.psf import FixedPsf
 from csstdask.mock.recipe import Sky
 from csstdask.mock.scene import draw_scene
+from csstdask.mock.scene_psf import FixedPsf
 from csstdask.quiet import no_warnings
 
 #: Of a Gaussian, in median absolute deviations.
@@ -62,7 +62,6 @@ def mock_sky(seed: int, index: int, size: int) -> npt.NDArray[np.float32]:
         brightest=rng.uniform(13, 19),
         faintest=26,
         star_slope=rng.uniform(0.1, 0.3),
-        morphology=rng.choice(["smooth", "clumpy"]),
     )
     catalogue = draw_sky(rng, sky, (size, size))
     light = draw_scene(catalogue, np.ones((len(catalogue), 1)), (size, size), _any_psf(rng))

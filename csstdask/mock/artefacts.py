@@ -51,8 +51,8 @@ def draw_ghosts(
     if bright.size == 0 or settings.ghost_share == 0:
         return 0.0, noticed
     light = np.zeros(shape, dtype=np.float32)
+    radius = float(rng.uniform(*_GHOST_RADIUS))
     for i in bright:
-        radius = rng.uniform(*_GHOST_RADIUS)
         cx, cy = nx - 1 - catalogue.x[i], ny - 1 - catalogue.y[i]
         low_y, high_y = np.clip([int(cy - radius), int(cy + radius) + 2], 0, ny)
         low_x, high_x = np.clip([int(cx - radius), int(cx + radius) + 2], 0, nx)

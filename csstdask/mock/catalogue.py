@@ -136,7 +136,9 @@ def _galaxies(rng: np.random.Generator, place: _Place, sky: Sky, factor: float) 
     # 0.25 arcsec at 24 mag, doubling over five magnitudes, scattered by 40 % (close to what deep fields show).
     radius = 3.4 * 2 ** ((24 - magnitude) / 5) * np.exp(rng.normal(0, 0.4, n))
     radius = np.where(large, rng.uniform(35, 90, n), np.clip(radius, 0.8, 25))
-    ellipticity = np.minimum(np.hypot(*rng.normal(0, 0.3, (2, n))), 0.85)  # (1 - q) / (1 + q) of disks seen anyhow
+    # (1 - q) / (1 + q): faint galaxies are flatter on the sky, for fewer of them are bulges.
+    width = np.interp(magnitude, [19, 25], [0.2, 0.33])
+    ellipticity = np.minimum(np.hypot(*rng.normal(0, 1, (2, n))) * width, 0.85)
     # Bulges: a third of bright galaxies is dominated by one, faint ones are nearly all disk.
     bulge = np.clip(rng.beta(0.8, 2.5, n) * np.clip((27 - magnitude) / 6, 0.2, 1.3), 0, 1)
     bulge = np.where(bulge < 0.03, 0, bulge)
@@ -246,24 +248,31 @@ def _node_stars(rng: np.random.Generator, place: _Place, nodes: Nodes, exptime: 
 _CELL = 96
 
 
+def cells_of(shape: tuple[int, int]) -> int:
+    """Return how many copies of sources a frame has room for."""
+    return (shape[0] // _CELL) * (shape[1] // _CELL)
+
+
 def _copies(rng: np.random.Generator, place: _Place, sky: Sky, magnitudes: tuple[float, ...], count: int) -> Catalogue:
     """Return sources of given magnitudes, each many times over, on a grid: stars and galaxies take turns.
 
     The papers put a hundred cosmic rays on one source; here each falls on a copy with photons of its own.
     """
+    first = int(rng.integers(2))
     parts = []
     for number, mag in enumerate(magnitudes):
-        bright = sky.model_copy(update={"galaxies_per_mpix": 200.0, "large_galaxies_per_mpix": 0.0})
-        pool = draw_sky(rng, bright, (3000, 3000), wavelength=place.wavelength, zero_point=place.zero_point)
-        wanted = pool.is_star if (number + int(rng.integers(2))) % 2 else ~pool.is_star
+        # Sources near the wanted magnitude in this band, whatever their colour.
+        usual = {"brightest": mag - 7, "faintest": mag + 2, "star_slope": 0.05, "galaxy_slope": 0.05}
+        many = {"stars_per_mpix": 3000.0, "galaxies_per_mpix": 3000.0, "large_galaxies_per_mpix": 0.0}
+        wide = sky.model_copy(update=usual | many)
+        pool = draw_sky(rng, wide, (1000, 1000), wavelength=place.wavelength, zero_point=place.zero_point)
+        wanted = pool.is_star if (number + first) % 2 else ~pool.is_star
         nearest = np.flatnonzero(wanted)[np.argmin(abs(pool.mag[wanted] - mag))]
-        parts.append(pool.select(np.repeat(nearest, count)))
         flux = np.full(count, 10 ** (-0.4 * (mag - place.zero_point)))
-        parts[-1] = replace(parts[-1], mag=np.full(count, mag), flux=flux)
+        parts.append(replace(pool.select(np.repeat(nearest, count)), mag=np.full(count, mag), flux=flux))
     sources = joined(parts)
-    ny, nx = place.shape
-    cells = np.arange((ny // _CELL) * (nx // _CELL))
-    taken = rng.permutation(cells)[: len(sources)]
+    nx = place.shape[1]
+    taken = rng.permutation(cells_of(place.shape))[: len(sources)]
     y, x = np.divmod(taken, nx // _CELL)
     middle = _CELL // 2
     return replace(

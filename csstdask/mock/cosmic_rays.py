@@ -24,6 +24,8 @@ from csstdask.mock.streams import Purpose, stream
 Float = npt.NDArray[np.float64]
 
 _LONGEST = 100.0
+#: Events come in from so far beyond a frame's edges [pixel].
+_MARGIN = 50
 #: Of the points of a path [pixel].
 _SPACING = 0.25
 #: Events drawn at once.
@@ -39,7 +41,7 @@ def track_events(rng: np.random.Generator, settings: CosmicRays, shape: tuple[in
     rng : numpy.random.Generator
     settings : CosmicRays
     shape : (int, int)
-        (y, x); events begin inside, and may leave it.
+        (y, x); the middles of events lie on it or up to `_MARGIN` beyond its edges.
     events : int
         How many.
     """
@@ -48,7 +50,7 @@ def track_events(rng: np.random.Generator, settings: CosmicRays, shape: tuple[in
     length = track_lengths(rng, settings, events)
     angle = rng.uniform(0, 2 * np.pi, events)
     bend = np.where(rng.random(events) < settings.worm_share, rng.normal(0, 0.3, events), 0.0) * length
-    x0, y0 = rng.uniform(-0.5, shape[1] - 0.5, events), rng.uniform(-0.5, shape[0] - 0.5, events)
+    y0, x0 = (rng.uniform(-0.5 - _MARGIN, side + _MARGIN - 0.5, events) for side in shape)
     points = np.maximum(1, np.ceil(length / _SPACING)).astype(np.int64)
     offset = np.concatenate([[0], np.cumsum(points)])
     event = np.repeat(np.arange(events), points)
@@ -118,7 +120,7 @@ def pixel_fraction(recipe: Recipe, index: int) -> float:
     if rng.random() < settings.anomaly_share:
         factor *= settings.anomaly_factor
     factor *= 1 - settings.solar_cycle * np.cos(2 * np.pi * recipe.epoch_of(index) / _SOLAR_PERIOD)
-    wanted = settings.pixel_fraction[index % len(settings.pixel_fraction)]
+    wanted = settings.pixel_fraction[recipe.turn(Purpose.DENSITY, index, len(settings.pixel_fraction))]
     return float(min(0.5, wanted * factor))
 
 
@@ -153,11 +155,13 @@ def unit_cosmic_rays(recipe: Recipe, index: int, detector: int, data: Path | Non
 def generator_of(recipe: Recipe, index: int) -> Generator:
     """Return which generator an exposure has."""
     generators = recipe.cosmic_rays.generators
-    return generators[index % len(generators)]
+    return generators[recipe.turn(Purpose.GENERATOR, index, len(generators))]
 
 
-def aimed_cosmic_rays(recipe: Recipe, index: int, detector: int, x: Float, y: Float) -> npt.NDArray[np.int32]:
-    """Return the charge of one event at each of some places, and of no others [e-].
+def aimed_cosmic_rays(
+    recipe: Recipe, index: int, detector: int, x: Float, y: Float
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Return the charge of one event at each of some places, and of no others, and what each event set free [e-].
 
     Parameters
     ----------
@@ -179,4 +183,4 @@ def aimed_cosmic_rays(recipe: Recipe, index: int, detector: int, x: Float, y: Fl
     )
     charge = np.zeros(recipe.frame_shape, dtype=np.int32)
     deposit(rng, replace(paths, x=paths.x + dx[event], y=paths.y + dy[event]), charge)
-    return charge
+    return charge, paths.electrons[: len(x)]

@@ -138,15 +138,16 @@ def fade(fine: int) -> npt.NDArray[np.float32]:
     return (0.5 + 0.5 * np.cos(np.pi * along)).astype(np.float32)
 
 
-def wing_light(wavelength: float, diameter: float, pixel_scale: float) -> float:
+def wing_light(wavelength: float, diameter: float, obscuration: float, pixel_scale: float) -> float:
     """Return the share of the light beyond the core, in the wings of an open aperture.
 
-    Far out the Airy pattern's mean is lambda / (pi^3 D r^3) (from 1 - EE(r) = 2 lambda / (pi^2 D r)).
+    Far out the Airy pattern's mean is lambda / (pi^3 D r^3) (from 1 - EE(r) = 2 lambda / (pi^2 D r)); a central
+    obscuration adds its own edge and takes its own area.
     """
     radius = np.linspace(*FADE, 257)
     along = (radius - FADE[0]) / (FADE[1] - FADE[0])
     fading = np.trapezoid((0.5 - 0.5 * np.cos(np.pi * along)) / radius**2, radius) + 1 / FADE[1]
-    return float(2 / np.pi**2 * wavelength * 1e-9 / (diameter * pixel_scale * _ARCSEC) * fading)
+    return float(2 / np.pi**2 * wavelength * 1e-9 / (diameter * (1 - obscuration) * pixel_scale * _ARCSEC) * fading)
 
 
 def effective_psf(
@@ -214,6 +215,6 @@ def effective_psf(
     keep = np.r_[-CORE * fine // 2 : CORE * fine // 2]
     core = image[:, keep[:, None] % wanted, keep[None, :] % wanted] * xp.asarray(fade(fine))
     # The transform has folded the light beyond its field back into it: the share of the wings is known better.
-    share = 1 - wing_light(wavelength, pupil[0], pupil[2])
+    share = 1 - wing_light(wavelength, *pupil)
     core *= np.float32(share * fine**2) / core.sum(axis=(1, 2), keepdims=True)
     return core.astype(np.float32)

@@ -10,9 +10,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from csstdask.errors import InputError
+from csstdask.mock.streams import Purpose, stream
 from csstdask.toml_file import parse_toml, read_toml, validated
 
 Split = Literal["training", "validation", "test"]
@@ -40,6 +41,12 @@ class Sky(_Part):
     morphology: Literal["smooth", "clumpy"] = Field("smooth", description="clumpy: arms of star-forming knots")
     level: float = Field(1.0, ge=0, description="factor on the instrument's sky")
     gradient: float = Field(0.02, ge=0, le=0.5, description="of the sky over a detector, peak to peak / mean")
+
+    @model_validator(mode="after")
+    def _limits_ascend(self) -> Sky:
+        if self.brightest >= self.faintest:
+            raise ValueError(f"brightest {self.brightest} and faintest {self.faintest}: wanted magnitudes, ascending")
+        return self
 
 
 class Cluster(_Part):
@@ -122,7 +129,9 @@ class Sensor(_Part):
     channels: bool = Field(True, description="16 channels with gain and bias of their own")
     bias_structure: float = Field(1.5, ge=0, description="of columns, one sigma [adu]")
     fringing: float = Field(0.02, ge=0, le=0.2, description="of the sky in z, half of it in i, twice in y")
-    noise: Literal["gaussian", "correlated"] = Field("gaussian", description="correlated: 1/f along rows, and tails")
+    noise: Literal["gaussian", "correlated"] = Field(
+        "gaussian", description="correlated: rows that jump, slow waves along them, tails"
+    )
     calibration_frames: int = Field(16, ge=1, description="bias, dark and flat frames that Level 1 was made with")
 
 
@@ -140,7 +149,7 @@ class CosmicRays(_Part):
     worm_share: float = Field(0.2, ge=0, le=1, description="share of tracks that wander")
     log_charge: float = Field(3.3, description="tracks: mean log10 of an event's charge [e-]")
     log_charge_fwhm: float = Field(0.6, gt=0)
-    diffusion: float = Field(0.2, gt=0, description="[pixel]; of the slab at its far side")
+    diffusion: float = Field(0.2, gt=0, le=2, description="[pixel]; of the slab at its far side")
     thickness: float = Field(1.6, gt=0, description="slab: of the silicon [pixel]")
     rate_scatter: float = Field(0.0, ge=0, le=2, description="of an exposure's rate, one sigma of its natural log")
     anomaly_share: float = Field(0.0, ge=0, le=1, description="share of exposures in the South Atlantic anomaly")
@@ -204,6 +213,20 @@ class Recipe(_Part):
     cosmic_rays: CosmicRays = CosmicRays()
     stamps: Stamps | None = None
 
+    @field_validator("detectors")
+    @classmethod
+    def _some_and_once(cls, detectors: tuple[int, ...]) -> tuple[int, ...]:
+        if not detectors or len(set(detectors)) != len(detectors):
+            raise ValueError(f"found {list(detectors)}; wanted one or more, each once")
+        return detectors
+
+    @field_validator("shape")
+    @classmethod
+    def _positive(cls, shape: tuple[int, int]) -> tuple[int, int]:
+        if min(shape) < 1:
+            raise ValueError(f"found {shape}; wanted two positive lengths (y, x)")
+        return shape
+
     @property
     def frame_shape(self) -> tuple[int, int]:
         """Return (y, x) after scaling."""
@@ -214,15 +237,25 @@ class Recipe(_Part):
         """Return the exposures' ids, eleven digits as the survey has them."""
         return tuple(f"{10_100_000_001 + index}" for index in range(self.exposures))
 
+    def turn(self, purpose: Purpose, index: int, n: int) -> int:
+        """Return which of n things has its turn in an exposure.
+
+        All have it equally often, in an order of their own: so that fields, generators and densities that take turns
+        are not tied to each other, nor to the detectors' age.
+        """
+        order = stream(self.seed, purpose).permutation(self.exposures)
+        return int(order[index]) % n
+
     def field_index(self, index: int) -> int:
-        """Return which field an exposure sees: they are observed one after another."""
-        return index * len(self.fields) // self.exposures if self.fields else index
+        """Return which field an exposure sees."""
+        return self.turn(Purpose.POINTING, index, len(self.fields)) if self.fields else index
 
     def field_of(self, index: int) -> SkyField:
         """Return the field that an exposure sees."""
         if self.fields:
             return self.fields[self.field_index(index)]
-        return SkyField(pointing=(_FIRST_POINTING[0] + _STEP * index % 360, _FIRST_POINTING[1]))
+        turns, way = divmod(_FIRST_POINTING[0] + _STEP * index, 360)
+        return SkyField(pointing=(way, _FIRST_POINTING[1] + _STEP * turns))
 
     def split_of(self, index: int) -> Split | None:
         """Return what an exposure may be used for: its field's split, or the recipe's."""

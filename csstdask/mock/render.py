@@ -9,7 +9,7 @@ and the unit's indices: results do not depend on order or workers.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,13 +20,14 @@ from astropy.io.fits import Header
 from csstdask.errors import InputError
 from csstdask.instrument import Instrument, nominal_header
 from csstdask.mock.artefacts import draw_ghosts, draw_trails
-from csstdask.mock.catalogue import Catalogue, dither_of, unit_catalogue
+from csstdask.mock.catalogue import Catalogue, cells_of, dither_of, unit_catalogue
 from csstdask.mock.cosmic_rays import aimed_cosmic_rays, generator_of, unit_cosmic_rays
 from csstdask.mock.events import library_for
 from csstdask.mock.level_1 import calibrate, estimate, flags_of
-from csstdask.mock.psf import ExactPsf, InterpolatedPsf, OpticalState, PsfModel, Window, sub_band_weights
-from csstdask.mock.recipe import Optics, Recipe
+from csstdask.mock.psf import OpticalState, PsfModel, sub_band_weights
+from csstdask.mock.recipe import Optics, Recipe, Stamps
 from csstdask.mock.scene import draw_scene
+from csstdask.mock.scene_psf import ExactPsf, InterpolatedPsf, Window
 from csstdask.mock.sensor import (
     Ccd,
     Frame,
@@ -93,6 +94,22 @@ def check_recipe(recipe: Recipe, instrument: Instrument, data: Path | None = Non
         generator = generator_of(recipe, index)
         if generator in ("stis", "itl"):
             library_for(generator, recipe.cosmic_rays.events_from or recipe.split_of(index), data)
+    if recipe.stamps is not None:
+        _check_stamps(recipe, recipe.stamps)
+
+
+def _check_stamps(recipe: Recipe, wanted: Stamps) -> None:
+    if wanted.size > min(recipe.frame_shape):
+        raise InputError(f"{recipe.name}: stamps.size", f"{wanted.size}", f"at most the frame's {recipe.frame_shape}")
+    if wanted.kind != "isolated" and set(recipe.cosmic_rays.generators) & {"stis", "itl"}:
+        found = f"{', '.join(recipe.cosmic_rays.generators)} for stamps of kind {wanted.kind}"
+        raise InputError(f"{recipe.name}: cosmic_rays.generators", found, "tracks or slab: these can be aimed")
+    if wanted.kind == "brightness":
+        sources = len(wanted.magnitudes) * wanted.cosmic_rays_each
+        room = min(wanted.per_unit, cells_of(recipe.frame_shape))
+        if sources > room:
+            found = f"{sources} sources, and room for {room}"
+            raise InputError(f"{recipe.name}: stamps", found, "a larger shape, or more per_unit")
 
 
 def unit_digest(recipe: Recipe, instrument: Instrument, index: int, detector: int) -> str:
@@ -122,7 +139,7 @@ def frame_psf(
 def state_of(recipe: Recipe, index: int) -> OpticalState:
     """Return the state of the telescope in an exposure."""
     settings = recipe.optics
-    jitter = stream(recipe.seed, Purpose.DRIFT, index).normal() * settings.jitter_scatter
+    jitter = stream(recipe.seed, Purpose.SHAKE, index).normal() * settings.jitter_scatter
     return OpticalState(
         epoch=recipe.epoch_of(index),
         enlarge=settings.enlarge[index % len(settings.enlarge)],
@@ -152,7 +169,8 @@ def expected_light(
     sky *= fringes(recipe.sensor, detector, shape, sum(band.wavelength) / 2)
     light += np.float32(band.sky * recipe.sky.level) * sky
     trails, on_trail = draw_trails(rng, recipe.artefacts, shape, recipe.exptime)
-    ghosts, on_ghost = draw_ghosts(rng, recipe.artefacts, catalogue, shape, recipe.exptime)
+    of_telescope = stream(recipe.optics.seed, Purpose.ARTEFACTS, detector)  # a ghost's size is not an exposure's
+    ghosts, on_ghost = draw_ghosts(of_telescope, recipe.artefacts, catalogue, shape, recipe.exptime)
     light += trails
     light += ghosts
     # The profiles' transforms ring by a part in a million: light is not negative.
@@ -188,12 +206,13 @@ def render_unit(
     light *= np.float32(recipe.exptime)
     clean = count_photons(stream(recipe.seed, Purpose.LIGHT, index, detector), light)
     del light
-    clean = brighter_fatter(clean, settings.brighter_fatter)
+    clean = brighter_fatter(clean, settings.brighter_fatter, full_well)
     targets = choose_targets(recipe, index, detector, catalogue, clean, read_noise) if recipe.stamps else None
     if targets is None or targets.x is None or targets.y is None:
         hits = unit_cosmic_rays(recipe, index, detector, data)
     else:
-        hits = aimed_cosmic_rays(recipe, index, detector, targets.x, targets.y)
+        hits, electrons = aimed_cosmic_rays(recipe, index, detector, targets.x, targets.y)
+        targets = replace(targets, electrons=electrons)
     noise = read_noise_frame(stream(recipe.seed, Purpose.READ_NOISE, index, detector), settings, shape, read_noise)
     known = estimate(ccd, settings, detector, read_noise, recipe.exptime, epoch)
     usable = ~(ccd.bad & ccd.known)
@@ -258,16 +277,18 @@ def unit_stamps(recipe: Recipe, instrument: Instrument, index: int, detector: in
     planes = {name: cut(frame, chosen.x, chosen.y, size) for name, frame in frames.items()}
     columns = {name: getattr(chosen, name).astype(np.float64) for name in TRUTH_COLUMNS}
     columns["snr"] = targets.snr
-    if targets.x is not None and targets.y is not None:
+    window = Window.of(recipe.frame_shape, instrument)
+    columns["x_detector"], columns["y_detector"] = chosen.x + window.x, chosen.y + window.y
+    if targets.x is not None and targets.y is not None and targets.electrons is not None:
         columns["cr_distance"] = np.hypot(targets.x - chosen.x, targets.y - chosen.y)
-        columns["cr_charge"] = planes["truth/cr"].sum(axis=(1, 2), dtype=np.float64)
+        columns["cr_charge"] = targets.electrons.astype(np.float64)
+        columns["cr_charge_inside"] = planes["truth/cr"].sum(axis=(1, 2), dtype=np.float64)
     if recipe.stamps.kind == "isolated":
         model = psf_model(recipe.optics, instrument.model_dump_json())
-        window = Window.of(recipe.frame_shape, instrument)
         psf = model.effective(
             detector,
-            chosen.x + window.x,
-            chosen.y + window.y,
+            columns["x_detector"],
+            columns["y_detector"],
             temperature=chosen.temperature,
             state=state_of(recipe, index),
         )

@@ -20,7 +20,7 @@ from scipy import fft
 from csstdask.mock.catalogue import Catalogue, Knots, knots_of
 from csstdask.mock.optics import CORE, FADE
 from csstdask.mock.profiles import bulge_spectrum, disk_spectrum, gaussian_spectrum
-from csstdask.mock.psf import ScenePsf, spectra_of
+from csstdask.mock.scene_psf import ScenePsf, spectra_of
 
 Float = npt.NDArray[np.float64]
 
@@ -122,8 +122,11 @@ def _profiles(catalogue: Catalogue, some: npt.NDArray[np.intp], n: int, size: in
     total = each((1 - bulge) * (1 - knots)) * disk_spectrum(k * each(catalogue.half_light_radius[some]))
     bulgy = np.flatnonzero(bulge > 0)
     if bulgy.size:
-        of_bulge = bulge_spectrum(k[bulgy] * each(catalogue.bulge_radius[some[bulgy]]), xp)
-        total[bulgy] += each(bulge[bulgy]) * of_bulge
+        # A bulge is half as flat as its disk: its radius across is that much larger.
+        rounder = each((1 + ratio[bulgy]) / 2 / ratio[bulgy])
+        of_bulge = xp.sqrt(along[bulgy] ** 2 + (across[bulgy] * rounder) ** 2)
+        of_bulge *= each(catalogue.bulge_radius[some[bulgy]])
+        total[bulgy] += each(bulge[bulgy]) * bulge_spectrum(of_bulge, xp)
     if not knots.any():
         return total
     total = total.astype(np.complex64)

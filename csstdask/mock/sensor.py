@@ -45,7 +45,7 @@ class Ccd:
     bias: Frame
     """Level with its structure [adu]."""
     gain: Frame
-    """Of each channel, over the frame (1, channel columns) blocks expanded to (2, nx) [e-/adu]."""
+    """Of the channel of each column, in the lower and in the upper half (2, x) [e-/adu]."""
     hot: Mask
     warm: Mask
     bad: Mask
@@ -59,7 +59,7 @@ def _axis(n: int) -> Frame:
     return ((np.arange(n, dtype=np.float32) + 0.5) / n * 2 - 1).astype(np.float32)
 
 
-def _channel_rows(values: npt.NDArray[np.float64], nx: int) -> Frame:
+def channel_rows(values: npt.NDArray[np.float64], nx: int) -> Frame:
     """Return values of the channels for each column, for the lower and the upper half (2, nx)."""
     owner = np.arange(nx) * CHANNELS[1] // nx
     return np.asarray(values[:, owner], dtype=np.float32)
@@ -99,8 +99,8 @@ def build_ccd(
     ny, nx = shape
     rng = stream(settings.seed, Purpose.SENSOR, detector, ny, nx)
     spread = rng.normal(size=(2, *CHANNELS)) * settings.channels
-    gains = _channel_rows(gain * (1 + _GAIN_SPREAD * spread[0]), nx)
-    levels = _channel_rows(bias_level + _BIAS_SPREAD * spread[1], nx)
+    gains = channel_rows(gain * (1 + _GAIN_SPREAD * spread[0]), nx)
+    levels = channel_rows(bias_level + _BIAS_SPREAD * spread[1], nx)
     tilt_x, tilt_y, bowl = rng.normal(size=3)
     columns = (settings.bias_structure * rng.normal(size=(2, nx))).astype(np.float32)
     bias = np.empty(shape, dtype=np.float32)
@@ -138,8 +138,8 @@ def _bad_pixels(rng: np.random.Generator, settings: Sensor, shape: tuple[int, in
         y, x = int(rng.integers(0, ny)), int(rng.integers(0, nx))
         bad[y : y + int(rng.integers(1, 4)), x : x + int(rng.integers(1, 3))] = True
     for x in rng.integers(0, nx, settings.bad_columns):
-        first = int(rng.integers(0, ny))  # from a defect on, away from the read-out
-        bad[first:, x] = True
+        y = int(rng.integers(0, ny))  # from a defect on, away from the read-out: towards the middle of the detector
+        bad[slice(y, ny // 2) if y < ny // 2 else slice(ny // 2, y + 1), x] = True
     return bad
 
 
@@ -174,7 +174,7 @@ def count_photons(rng: np.random.Generator, expected: Frame) -> Frame:
     return counts
 
 
-def brighter_fatter(charge: Frame, strength: float) -> Frame:
+def brighter_fatter(charge: Frame, strength: float, full_well: float = np.inf) -> Frame:
     """Return charge after the edges of brighter pixels have moved inwards.
 
     Between two neighbours the edge moves towards the brighter by `strength` times the difference of their charges
@@ -184,11 +184,12 @@ def brighter_fatter(charge: Frame, strength: float) -> Frame:
     if strength == 0:
         return charge
     moved = charge.copy()
+    held = np.minimum(charge, np.float32(full_well))  # a full pixel pushes no more than that: the rest bleeds
     for first, second in (
         ((slice(None), slice(1, None)), (slice(None), slice(None, -1))),
         ((slice(1, None), slice(None)), (slice(None, -1), slice(None))),
     ):
-        a, b = charge[first], charge[second]
+        a, b = held[first], held[second]
         flow = np.float32(strength / 2) * (a - b) * (a + b)
         moved[first] -= flow
         moved[second] += flow
@@ -279,7 +280,7 @@ def trail(charge: Frame, cti: float) -> Frame:
 
 
 def read_noise_frame(rng: np.random.Generator, settings: Sensor, shape: tuple[int, int], sigma: float) -> Frame:
-    """Return the noise of the read-out [e-]: Gaussian, or with stripes along rows and heavier tails."""
+    """Return the noise of the read-out [e-]: Gaussian, or with rows that jump, slow waves along them, and tails."""
     noise = rng.standard_normal(shape, dtype=np.float32) * np.float32(sigma)
     if settings.noise == "correlated":
         rows = rng.standard_normal((shape[0], 1), dtype=np.float32)

@@ -23,7 +23,9 @@ _CHARGE = 800.0
 _WIDTH = 0.12
 #: Share of events by protons and helium slower than minimum-ionising, that leave more charge.
 _SLOW_SHARE, _SLOW_FACTOR = 0.2, (1.5, 12.0)
-_LONGEST = 400.0
+_LONGEST = 250.0  # a path must fit into `deposit`'s window
+#: Particles come in from so far beyond a frame's edges [pixel].
+_MARGIN = 50
 _SPACING = 0.25
 #: Delta rays a pixel of chord, and the mean range of one [pixel].
 _DELTA_RATE, _DELTA_RANGE = 0.01, 3.0
@@ -60,7 +62,7 @@ def slab_events(rng: np.random.Generator, settings: CosmicRays, shape: tuple[int
     settings : CosmicRays
         Its thickness, diffusion and share of worms.
     shape : (int, int)
-        (y, x); particles enter inside.
+        (y, x); particles enter on it or up to `_MARGIN` beyond its edges.
     events : int
         How many.
     """
@@ -77,7 +79,7 @@ def slab_events(rng: np.random.Generator, settings: CosmicRays, shape: tuple[int
     electrons = np.rint(np.maximum(charge, 20)).astype(np.int64)
     offset, event, along = _lengths(events, np.maximum(1, np.ceil(run / _SPACING)).astype(np.int64))
     angle = rng.uniform(0, 2 * np.pi, events)
-    x0, y0 = rng.uniform(-0.5, shape[1] - 0.5, events), rng.uniform(-0.5, shape[0] - 0.5, events)
+    y0, x0 = (rng.uniform(-0.5 - _MARGIN, side + _MARGIN - 0.5, events) for side in shape)
     heading = angle[event] + _wander(rng, offset, event, worm)
     step = (run / np.diff(offset))[event]
     x = x0[event] + _from_start(step * np.cos(heading), offset, event)

@@ -28,8 +28,10 @@ _APERTURE = 49
 _NEIGHBOUR = 0.01
 #: A pixel belongs to a source from so many sigma of the sky on.
 _EXTENT_SIGMA = 1.5
-#: Stars whose brightest pixel holds more than this share of their light are saturated at full well / share.
-_PEAK_SHARE, _FULL = 0.3, 60_000.0
+#: Sources with more in their middle pixel are too close to full well [e-].
+_FULL = 60_000.0
+#: Sources that cosmic rays are aimed at are a stamp and this much apart: few tracks reach a neighbour's stamp [pixel].
+_TRACK = 40
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Targets:
     x: Float | None = None
     """(n,) Where a cosmic ray is aimed [pixel]; None: none is."""
     y: Float | None = None
+    electrons: npt.NDArray[np.int64] | None = None
+    """(n,) That it sets free, known once it is drawn [e-]."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,18 @@ def choose_targets(
     noise = float(np.sqrt(sky + read_noise**2))
     snr = signal_to_noise(catalogue.flux, recipe.exptime, noise)
     usable = _inside(catalogue, clean.shape, wanted.size) & (snr >= wanted.snr)
-    faint_enough = catalogue.flux * recipe.exptime * _PEAK_SHARE < _FULL
+    row, column = (
+        np.clip(np.rint(place), 0, side - 1).astype(np.int64)
+        for place, side in zip((catalogue.y, catalogue.x), clean.shape, strict=True)
+    )
+    unsaturated = clean[row, column] < _FULL
     if wanted.kind == "isolated":
-        usable &= faint_enough & catalogue.is_star & _isolated(catalogue, wanted.separation)
+        usable &= unsaturated & catalogue.is_star & _isolated(catalogue, wanted.separation)
     elif wanted.kind == "injected":
-        usable &= faint_enough & _extended(catalogue, clean, sky, noise, wanted.extent)
+        usable &= unsaturated & _extended(catalogue, clean, sky, noise, wanted.extent)
     source = np.flatnonzero(usable)
+    if wanted.kind == "injected":
+        source = _apart(rng, catalogue, source, wanted.size + _TRACK)
     if len(source) > wanted.per_unit:
         source = np.sort(rng.choice(source, wanted.per_unit, replace=False))
     if wanted.kind == "isolated":
@@ -132,6 +142,19 @@ def _isolated(catalogue: Catalogue, separation: float) -> npt.NDArray[np.bool_]:
         alone[i] &= catalogue.flux[j] < _NEIGHBOUR * catalogue.flux[i]
         alone[j] &= catalogue.flux[i] < _NEIGHBOUR * catalogue.flux[j]
     return alone
+
+
+def _apart(
+    rng: np.random.Generator, catalogue: Catalogue, source: npt.NDArray[np.intp], distance: float
+) -> npt.NDArray[np.intp]:
+    """Return sources of which no two are closer than a distance [pixel], those that come first at random."""
+    order = rng.permutation(source)
+    places = np.column_stack([catalogue.x[order], catalogue.y[order]])
+    near = cKDTree(places).query_ball_point(places, distance) if len(order) else []
+    kept = np.zeros(len(order), dtype=bool)
+    for i, others in enumerate(near):
+        kept[i] = not any(kept[j] for j in others)
+    return np.sort(order[kept])
 
 
 def _extended(catalogue: Catalogue, clean: Frame, sky: float, noise: float, pixels: int) -> npt.NDArray[np.bool_]:

@@ -28,6 +28,9 @@ class Purpose(IntEnum):
     OPTICS = 12
     DRIFT = 13
     RATE = 14
+    GENERATOR = 15
+    DENSITY = 16
+    SHAKE = 17
 
 
 def stream(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:

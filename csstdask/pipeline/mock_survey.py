@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -24,7 +24,7 @@ from csstdask.instrument import Instrument, load_instrument
 from csstdask.mock import MockUnit, Recipe, render_unit
 from csstdask.mock.catalogue import unit_catalogue
 from csstdask.mock.cosmic_rays import generator_of, pixel_fraction
-from csstdask.mock.estimate import estimate
+from csstdask.mock.cost import cost_of
 from csstdask.mock.render import TRUTH_COLUMNS, check_recipe, file_stem, unit_digest, unit_stamps
 from csstdask.mock.stamps import StampSet
 from csstdask.store.campaign import (
@@ -36,7 +36,8 @@ from csstdask.store.campaign import (
     write_unit_pixels,
 )
 from csstdask.store.stamps import check_identity, create_stamps, finished, record_stamps, write_unit_stamps
-from csstdask.store.tables import write_table
+from csstdask.store.tables import write_table, write_table_in_parts
+from csstdask.store.zarr_arrays import store_kind
 
 UNITS = "electron s-1"
 #: Units of what is told of a stamp's source.
@@ -51,8 +52,10 @@ _COLUMN_UNITS = {
     "bulge_radius": "pixel",
     "angle": "rad",
     "snr": "",
+    "x_detector": "pixel",
+    "y_detector": "pixel",
 }
-_INJECTED_UNITS = {"cr_distance": "pixel", "cr_charge": "electron"}
+_INJECTED_UNITS = {"cr_distance": "pixel", "cr_charge": "electron", "cr_charge_inside": "electron"}
 _PSF_UNITS = {"psf_outside": ""}
 
 
@@ -118,7 +121,7 @@ def mock(
     instrument = load_instrument(recipe.instrument)
     check_recipe(recipe, instrument, None if data is None else Path(data))
     summary = MockSummary()
-    each = estimate(recipe).memory + BASE_BYTES
+    each = cost_of(recipe).memory + BASE_BYTES
     processes = scheduler == "processes"
     workers = workers or max(1, min(default_workers(), fitting_slots(each, processes=processes)))
     check(Projection(each, workers, workers + 1 if processes else 1))
@@ -134,6 +137,8 @@ def mock(
         target.mkdir(parents=True, exist_ok=True)
         _render(jobs, recipe, summary, *how, keep=lambda _job, _result: None)
         return summary
+    if target.exists() and store_kind(target) is None:
+        raise InputError(target, "something that is no store", "a new name")
     target.parent.mkdir(parents=True, exist_ok=True)
     with DriverLock(target.with_name(f".{target.name}.driver.json")):
         if into == "stamps":
@@ -149,22 +154,20 @@ How = tuple[str, int, Sequence[Listener]]
 def _mock_campaign(
     jobs: list[MockJob], recipe: Recipe, instrument: Instrument, target: Path, summary: MockSummary, how: How
 ) -> None:
-    if not (target / "zarr.json").exists():
+    if (target / "zarr.json").exists():
+        _check_same(jobs, recipe, instrument, target)  # before anything of it is touched
+    else:
         create_campaign(target, instrument, recipe.frame_shape, UNITS, recipe.detectors)
     add_truth(target, UNITS)
     remember_recipe(target, "campaign", recipe.model_dump_json())
     campaign = Campaign(target, "r+")
-    if campaign.shape != recipe.frame_shape or campaign.detectors != list(recipe.detectors):
-        raise InputError(target, "a campaign of another shape or other detectors", "a new name, or that recipe's")
     campaign.append_exposures(recipe.exposure_ids)
     pending = []
     for job in jobs:
-        exposure, detector = recipe.exposure_ids[job.index], job.detector
-        if not campaign.is_present(exposure, detector):
-            row, column = campaign.index(exposure, detector)
+        exposure = recipe.exposure_ids[job.index]
+        if not campaign.is_present(exposure, job.detector):
+            row, column = campaign.index(exposure, job.detector)
             pending.append(replace(job, row=row, column=column))
-        elif campaign.facts(exposure, detector).digest != unit_digest(recipe, instrument, job.index, detector):
-            raise InputError(target, f"unit {exposure}/{detector} of another recipe", "a new name for this recipe")
     summary.unchanged = len(jobs) - len(pending)
 
     def keep(_job: MockJob, result: dict[str, Any]) -> None:
@@ -173,8 +176,25 @@ def _mock_campaign(
         campaign.admit([facts])
 
     _render(pending, recipe, summary, *how, keep=keep)
-    write_table(target / "tables" / "truth_sources.parquet", _truth_sources(recipe, instrument, jobs))
+    sources = target / "tables" / "truth_sources.parquet"
+    if pending or not sources.exists():
+        write_table_in_parts(sources, _truth_sources(recipe, instrument, jobs))
     write_table(target / "tables" / "truth_exposures.parquet", _truth_exposures(recipe))
+
+
+def _check_same(jobs: Sequence[MockJob], recipe: Recipe, instrument: Instrument, target: Path) -> None:
+    """Raise InputError unless a campaign is a mock of this recipe, perhaps with fewer exposures."""
+    campaign = Campaign(target)
+    if campaign.exposures and "recipe" not in campaign.group.attrs:
+        raise InputError(target, "a campaign that is no mock", "a new name for this recipe")
+    if campaign.shape != recipe.frame_shape or campaign.detectors != list(recipe.detectors):
+        raise InputError(target, "a campaign of another shape or other detectors", "a new name, or that recipe's")
+    for job in jobs:
+        exposure, detector = recipe.exposure_ids[job.index], job.detector
+        if campaign.is_present(exposure, detector):
+            known = campaign.facts(exposure, detector).digest
+            if known != unit_digest(recipe, instrument, job.index, detector):
+                raise InputError(target, f"unit {exposure}/{detector} of another recipe", "a new name for this recipe")
 
 
 def _mock_stamps(
@@ -344,21 +364,17 @@ def _truth_exposures(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _truth_sources(recipe: Recipe, instrument: Instrument, jobs: Sequence[MockJob]) -> dict[str, Any]:
-    """Return the true sources of all units, drawn again from their seeds; those beyond a frame's edge are left out."""
+def _truth_sources(recipe: Recipe, instrument: Instrument, jobs: Sequence[MockJob]) -> Iterator[dict[str, Any]]:
+    """Yield the true sources of each unit, drawn again from its seeds; those beyond the frame's edge are left out."""
     ny, nx = recipe.frame_shape
-    columns: dict[str, list[Any]] = {}
     for job in jobs:
         drawn = unit_catalogue(recipe, instrument, job.index, job.detector)
         seen = (drawn.x >= -0.5) & (drawn.y >= -0.5) & (drawn.x < nx - 0.5) & (drawn.y < ny - 0.5)
         catalogue = drawn.select(seen)
         n = len(catalogue)
-        part = {
+        yield {
             "exposure": np.full(n, recipe.exposure_ids[job.index], dtype=object),
             "detector": np.full(n, job.detector, dtype=np.int32),
             "id": np.arange(n, dtype=np.int32),
             **{name: getattr(catalogue, name) for name in TRUTH_COLUMNS},
         }
-        for name, values in part.items():
-            columns.setdefault(name, []).append(values)
-    return {name: np.concatenate(values) for name, values in columns.items()}

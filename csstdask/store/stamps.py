@@ -3,7 +3,7 @@
 It is for training and tests, and no campaign: nothing runs on it. What is known of each stamp (where it lies, the
 truth of its source) is beside it over ``(exposure, detector, stamp)``; the clean twin, the cosmic ray and the PSF are
 in the child group ``truth``. A unit owns one chunk of each array; ``n_stamps`` says how many it filled and is written
-last, by the driver: 0 for a unit that was never finished.
+last, by the driver: -1 for a unit that was never finished.
 """
 
 from __future__ import annotations

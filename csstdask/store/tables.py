@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from csstdask.durable import write_atomic
+from csstdask.durable import flush_file, write_atomic
 
 #: Units of columns, written into the schema.
 COLUMN_UNITS = {
@@ -27,8 +28,7 @@ def table_path(root: Path, table: str, exposure: str, detector: int) -> Path:
     return root / "tables" / table / exposure / f"{detector}.parquet"
 
 
-def write_table(path: Path, columns: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write a table, whole or not at all."""
+def _as_table(columns: Mapping[str, npt.NDArray[Any]]) -> pa.Table:
     fields, arrays = [], []
     for name, values in columns.items():
         # "Not known" is null, not NaN: nulls are equal to each other, and tables can be compared.
@@ -36,6 +36,31 @@ def write_table(path: Path, columns: Mapping[str, npt.NDArray[Any]]) -> None:
         metadata = {"unit": COLUMN_UNITS[name]} if name in COLUMN_UNITS else None
         fields.append(pa.field(name, array.type, metadata=metadata))
         arrays.append(array)
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def write_table(path: Path, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write a table, whole or not at all."""
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(fields)), buffer, compression="zstd")
+    pq.write_table(_as_table(columns), buffer, compression="zstd")
     write_atomic(path, buffer.getvalue())
+
+
+def write_table_in_parts(path: Path, parts: Iterable[Mapping[str, npt.NDArray[Any]]]) -> None:
+    """Write a table part by part, so that it is never in memory whole; there is all of it or none.
+
+    Parameters
+    ----------
+    path : Path
+    parts : iterable of dict
+        At least one; columns of the same names and types.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.partial")
+    tables = (_as_table(part) for part in parts)
+    first = next(tables)
+    with pq.ParquetWriter(draft, first.schema, compression="zstd") as writer:
+        for table in itertools.chain([first], tables):
+            writer.write_table(table)
+    flush_file(draft, path.parent)
+    draft.replace(path)

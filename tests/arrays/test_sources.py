@@ -9,9 +9,10 @@ import numpy as np
 from csstdask.arrays.sources import measure_sources
 from csstdask.instrument import load_instrument
 from csstdask.mock.catalogue import draw_sky
-from csstdask.mock.psf import InterpolatedPsf, PsfModel, Window, sub_band_weights
+from csstdask.mock.psf import PsfModel, sub_band_weights
 from csstdask.mock.recipe import Optics, Sky
 from csstdask.mock.scene import draw_scene
+from csstdask.mock.scene_psf import InterpolatedPsf, Window
 
 
 def test_positions_and_fluxes_with_honest_errors(rng):

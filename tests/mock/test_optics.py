@@ -85,7 +85,7 @@ def test_the_light_beyond_the_core_is_an_airy_patterns(rng):
         v = np.pi * 2.0 / 600e-9 * r * 0.074 * np.pi / 180 / 3600
         enclosed = core[radius < r].sum(dtype=float) / fine**2
         assert enclosed == pytest.approx(1 - j0(v) ** 2 - j1(v) ** 2, abs=2e-3)
-    assert core.sum(dtype=float) / fine**2 == pytest.approx(1 - wing_light(600.0, 2.0, 0.074), rel=1e-5)
+    assert core.sum(dtype=float) / fine**2 == pytest.approx(1 - wing_light(600.0, 2.0, 0.0, 0.074), rel=1e-5)
 
 
 def test_a_line_of_sight_that_drifts_widens_the_psf_along_its_line(rng):

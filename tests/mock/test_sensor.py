@@ -116,6 +116,30 @@ def test_sixteen_channels_have_gains_and_levels_of_their_own():
     assert len(np.unique(ccd.bias)) == 16
     assert np.std(ccd.gain) / GAIN == pytest.approx(0.015, rel=0.6)
     assert len(np.unique(ccd_of(PLAIN).gain)) == 1
+    known = estimate(ccd, Sensor(), 8, READ_NOISE, 150.0, 0.0)
+    errors = np.unique(np.round(known.gain / ccd.gain - 1, 6))
+    assert len(errors) <= 16  # a channel's gain is wrong as a whole
+    assert 2e-4 < np.std(errors) < 4e-3
+
+
+def test_full_pixels_push_no_more_than_full_pixels_do():
+    """A star of 13 mag has twenty times full well in its middle: nothing may become negative before it bleeds."""
+    axis = np.arange(21) - 10
+    star = (3e6 * np.exp(-(axis[:, None] ** 2 + axis[None, :] ** 2) / 1.5)).astype(np.float32) + 50
+    moved = brighter_fatter(star, 1e-6, FULL_WELL)
+    assert moved.min() > 0
+    assert moved.sum(dtype=float) == pytest.approx(star.sum(dtype=float), rel=1e-6)
+    assert abs(moved / star - 1)[star > 1e6].max() < 0.05
+
+
+def test_bad_columns_end_where_their_half_of_the_read_out_does():
+    ccd = ccd_of(PLAIN.model_copy(update={"bad_columns": 8}), (200, 300))
+    columns = np.flatnonzero(ccd.bad.any(axis=0))
+    assert len(columns) == 8
+    for x in columns:
+        rows = np.flatnonzero(ccd.bad[:, x])
+        assert (rows == np.arange(rows[0], rows[-1] + 1)).all()
+        assert rows[-1] == 99 or rows[0] == 100
 
 
 def test_level_1_returns_what_fell_on_the_detector(rng):
