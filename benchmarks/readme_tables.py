@@ -134,7 +134,7 @@ def mock() -> str:
             [
                 f"{what}: {row['at_once']} at once, one thread each",
                 f"{row['seconds']} s, {row['seconds_each']:.0f} s a detector",
-                f"{row['peak_gib']} GiB each",
+                f"{row['peak_gib']} GiB each; {row['system_seconds']} s of it the kernel's, for memory",
             ]
         )
     sources, optics = result["objects"], result["optics"]

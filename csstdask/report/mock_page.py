@@ -7,7 +7,7 @@ each of its defects and artefacts, cosmic rays beside real ones, and for stamp s
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ Image = npt.NDArray[Any]
 #: Native pixels of a PSF that are shown, and the edge of a look at a frame.
 _PSF_SHOWN, _LOOK = 14, 128
 _ACROSS = 5
+#: Edge of a detector in a picture of the focal plane [picture element].
+_THUMB = 110
 _EVENTS, _EVENT_BOX = 40, 24
 _STAMPS = 8
 _EIGHT = np.ones((3, 3))
@@ -118,6 +120,20 @@ def _middle(core: Image, fine: int) -> Image:
     return np.repeat(np.repeat(half_pixels, 2, axis=0), 2, axis=1)[::-1]
 
 
+def on_focal_plane(instrument: Instrument, tiles: Mapping[int, Image]) -> Image:
+    """Return one image a detector, of one size, each at its detector's place; the places of others stay empty."""
+    centres = instrument.geometry.centres if instrument.geometry else {}
+    ny, nx = instrument.shape or (1, 1)
+    across = {detector: (round(centres[detector][1] / ny), round(centres[detector][0] / nx)) for detector in tiles}
+    rows = sorted({row for row, _ in across.values()}, reverse=True)
+    columns = sorted({column for _, column in across.values()})
+    plane: list[list[Image | None]] = [[None] * len(columns) for _ in rows]
+    for detector, tile in tiles.items():
+        row, column = across[detector]
+        plane[rows.index(row)][columns.index(column)] = tile
+    return mosaic(plane)
+
+
 def _psf_tile(core: Image, fine: int) -> Image:
     """Return the middle of a PSF as grey levels over four decades."""
     part = _middle(core, fine)
@@ -139,20 +155,13 @@ def _telescope(model: PsfModel, instrument: Instrument, recipe: Recipe) -> str:
         radius[one.id] = energy_radius(core, fine) * scale
         size[one.id] = float(moments.sigma[0]) / fine
         e[one.id] = float(np.hypot(moments.e1[0], moments.e2[0]))
-    centres = instrument.geometry.centres if instrument.geometry else {}
-    columns = np.array(sorted({round(centres[i][0] / nx) for i in cores}))
-    rows = np.array(sorted({round(centres[i][1] / ny) for i in cores}, reverse=True))
-    tiles: list[list[Image | None]] = [[None] * len(columns) for _ in rows]
-    for detector, tile in cores.items():
-        x, y = centres[detector]
-        tiles[int(np.argmin(abs(rows - y / ny)))][int(np.argmin(abs(columns - x / nx)))] = tile
     caption = f"effective PSF at each detector's middle, {_PSF_SHOWN} pixels, four decades (CSST-PSFNet, figure 1)"
     maps = (
         draw_focal_plane(instrument, radius, "radius of 80 % of the light [arcsec]")
         + draw_focal_plane(instrument, size, "R of adaptive moments [pixel]")
         + draw_focal_plane(instrument, e, "ellipticity |e|")
     )
-    return picture(mosaic(tiles), caption) + maps
+    return picture(on_focal_plane(instrument, cores), caption) + maps
 
 
 def _across(model: PsfModel, instrument: Instrument, recipe: Recipe) -> str:
@@ -178,7 +187,7 @@ def _frame(path: Path, dataset: xr.Dataset, instrument: Instrument) -> str:
     places = np.argwhere(dataset["present"].values)
     if not len(places):
         return "<p>No unit is there yet.</p>"
-    figures = []
+    figures = [_first_exposure(dataset, instrument, int(places[0][0]))]
     row, column = (int(index) for index in places[0])
     sci = dataset["sci"].isel(exposure=row, detector=column).values
     step = max(1, max(sci.shape) // 600)
@@ -198,6 +207,17 @@ def _frame(path: Path, dataset: xr.Dataset, instrument: Instrument) -> str:
         figures.append(picture(grey_levels(look, *_levels(look)), f"{name}: {what.replace('_', ' ')}, {count} pixels"))
     figures.append(_sources(path, dataset))
     return "".join(figures)
+
+
+def _first_exposure(dataset: xr.Dataset, instrument: Instrument, row: int) -> str:
+    """Draw every detector of an exposure at its place in the focal plane, each with grey levels of its own."""
+    step = max(1, max(dataset.sizes["y"], dataset.sizes["x"]) // _THUMB)
+    tiles = {}
+    for column in np.flatnonzero(dataset["present"].values[row]).tolist():
+        look = dataset["sci"].isel(exposure=row, detector=column).values[::step, ::step]
+        tiles[int(dataset["detector"].values[column])] = grey_levels(look, *_levels(look))
+    name = f"{dataset['exposure'].values[row]}: the focal plane"
+    return picture(on_focal_plane(instrument, tiles), name)
 
 
 def _levels(image: Image) -> tuple[float, float]:
