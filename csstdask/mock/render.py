@@ -21,7 +21,7 @@ from csstdask.errors import InputError
 from csstdask.instrument import Instrument, nominal_header
 from csstdask.mock.artefacts import draw_ghosts, draw_trails
 from csstdask.mock.catalogue import Catalogue, cells_of, dither_of, unit_catalogue
-from csstdask.mock.cosmic_rays import aimed_cosmic_rays, generator_of, unit_cosmic_rays
+from csstdask.mock.cosmic_rays import aimed_cosmic_rays, generator_of, pixel_fraction, unit_cosmic_rays
 from csstdask.mock.events import library_for
 from csstdask.mock.level_1 import calibrate, estimate, flags_of
 from csstdask.mock.psf import OpticalState, PsfModel, sub_band_weights
@@ -115,7 +115,9 @@ def _check_stamps(recipe: Recipe, wanted: Stamps) -> None:
 def unit_digest(recipe: Recipe, instrument: Instrument, index: int, detector: int) -> str:
     """Return the identity of a unit: all that decides its pixels."""
     decisive = recipe.model_dump_json(exclude={"name", "exposures", "span", "detectors", "fields"})
+    # What takes turns depends on how many exposures there are: it is told here as it falls to this one.
     place = f"{recipe.epoch_of(index)} {recipe.field_index(index)} {recipe.field_of(index)!r}"
+    place += f" {generator_of(recipe, index)} {pixel_fraction(recipe, index)!r}"
     text = f"{NUMERICS_VERSION} {decisive} {place} {instrument.model_dump_json()} {index} {detector}"
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
+from csstdask.arrays.namespace import to_host
 from csstdask.mock.catalogue import Catalogue, Knots, knots_of
 from csstdask.mock.optics import CORE, FADE
 from csstdask.mock.profiles import bulge_spectrum, disk_spectrum, gaussian_spectrum
@@ -72,14 +73,10 @@ def draw_scene(
         for first in range(0, len(of_size), batch):
             some = of_size[first : first + batch]
             spectra = _spectra(catalogue, weights, some, psf, int(size), xp)
-            beyond[some] = 1 - _to_host(spectra[:, 0, 0].real)
+            beyond[some] = 1 - to_host(spectra[:, 0, 0].real)
             _add_stamps(image, catalogue, some, spectra, int(size), psf.sampling.folds, xp)
     _add_wings(image, catalogue, beyond, xp)
     return image
-
-
-def _to_host(array: Any) -> npt.NDArray[Any]:
-    return np.asarray(array.get() if hasattr(array, "get") else array)
 
 
 def _stamp_sizes(catalogue: Catalogue) -> npt.NDArray[np.int64]:

@@ -15,6 +15,7 @@ import csstdask
 from csstdask.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe, load_recipe, render_unit
+from csstdask.mock.cosmic_rays import pixel_fraction
 from csstdask.mock.recipe import Sensor
 from csstdask.pipeline.mock_survey import mock
 from csstdask.store.stamps import open_stamps
@@ -240,6 +241,18 @@ def test_rendering_again_is_a_no_op_and_another_recipe_is_refused(tmp_path, smal
     with pytest.raises(InputError, match="another recipe"):
         mock(recipe.model_copy(update={"seed": 12}), path)
     assert mock(recipe.model_copy(update={"exposures": 2}), path).rendered == 2
+
+
+def test_a_longer_recipe_whose_turns_fall_otherwise_is_another_recipe(tmp_path, small_recipe):
+    """With more exposures another density may fall to the first: its pixels would not be those that are there."""
+    densities = small_recipe.cosmic_rays.model_copy(update={"pixel_fraction": (0.001, 0.1)})
+    recipe = small_recipe.model_copy(update={"shape": (64, 64), "detectors": (7,), "cosmic_rays": densities})
+    longer = [recipe.model_copy(update={"exposures": n}) for n in range(1, 20)]
+    first = longer[0]
+    other = next(one for one in longer if pixel_fraction(one, 0) != pixel_fraction(first, 0))
+    mock(first, tmp_path / "c.zarr")
+    with pytest.raises(InputError, match="another recipe"):
+        mock(other, tmp_path / "c.zarr")
 
 
 def test_a_refused_mock_leaves_the_store_as_it_was(tmp_path, small_recipe):
