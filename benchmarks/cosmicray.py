@@ -2,10 +2,11 @@
 
 One detector of a mock night, 2048 x 2048, in electrons. All methods are given the same frame in one process, with one
 thread and in another process with two, and are timed in turn, `REPEATS` times. The first call of each is not counted:
-it loads and compiles. Precision and recall are the CSST rejection paper's, over the pixels that are not flagged, and
-no contest: deepCR has its published ACS-WFC weights, ours learnt from skies and tracks of this same generator (other
-seeds). What csstdask measures of sky and noise is in its time. ``python benchmarks/cosmicray.py`` writes
-``results/cosmicray.json`` (some five minutes); peers: ``pip install '.[bench]'``.
+it loads and compiles. And the memory that a full detector takes. Precision and recall are the CSST rejection paper's,
+over the pixels that are not flagged, and no contest: deepCR has its published ACS-WFC weights, ours learnt from skies
+and tracks of this same generator (other seeds). What csstdask measures of sky and noise is in its time.
+``python benchmarks/cosmicray.py`` writes ``results/cosmicray.json`` (some five minutes); peers:
+``pip install '.[bench]'``.
 """
 
 from __future__ import annotations
@@ -52,16 +53,9 @@ def methods(counts: Any, error: Any, ignore: Mask) -> dict[str, Callable[[], Mas
 
     from csstdask.cosmicray import detect
     from csstdask.cosmicray.card import find_card
-    from csstdask.cosmicray.unet import probability
-    from csstdask.cosmicray.view import view_frame
 
-    card = find_card("cosmicray", "unet")
     settings = find_card("cosmicray", "lacosmic").parameters
     peer = deepCR(mask="ACS-WFC", device="CPU")
-
-    def bfloat16() -> Mask:
-        view = view_frame(counts, error**2, ignore)
-        return np.asarray(probability(view, card, precision="bfloat16") >= card.threshold) & ~ignore
 
     def lacosmic() -> Mask:
         hit, _ = astroscrappy.detect_cosmics(
@@ -72,9 +66,13 @@ def methods(counts: Any, error: Any, ignore: Mask) -> dict[str, Callable[[], Mas
     def patches() -> Mask:
         return np.asarray(peer.clean(counts, threshold=0.5, inpaint=False, segment=True, patch=256, n_jobs=1)) > 0
 
+    def ours(model: str, precision: Any) -> Callable[[], Mask]:
+        return lambda: np.asarray(detect(counts, error, ignore, model=model, precision=precision).mask)
+
     calls = {
-        "csstdask unet, float32": lambda: np.asarray(detect(counts, error, ignore, model="unet").mask),
-        "csstdask unet, bfloat16": bfloat16,
+        "csstdask unet, float32": ours("unet", "float32"),
+        "csstdask unet, bfloat16": ours("unet", "bfloat16"),
+        "csstdask deepcr (retrained), float32": ours("deepcr", "float32"),
         "deepCR ACS-WFC, 256-pixel patches": patches,
         "astroscrappy, 4 iterations": lacosmic,
     }
@@ -135,29 +133,61 @@ def measure() -> list[dict[str, Any]]:
     ]
 
 
+def peak_of_a_full_detector() -> None:
+    """Print the peak memory of one detection on a full frame: interpreter, libraries and the caller's arrays in it."""
+    import resource
+
+    from csstdask.cosmicray import detect
+
+    shape = (9232, 9216)
+    rng = np.random.default_rng(SEED)
+    counts = np.empty(shape, dtype=np.float32)
+    for row in range(0, shape[0], 577):  # in parts, so that making the frame is not the peak
+        counts[row : row + 577] = 40 + 8 * rng.standard_normal((577, shape[1]), dtype=np.float32)
+        counts[row : row + 577][rng.random((577, shape[1]), dtype=np.float32) < 0.025] += 300
+    error = np.sqrt(counts.clip(1))
+    ignore = np.zeros(shape, dtype=bool)
+    ignore[:, 4000] = True
+    result: dict[str, Any] = {"gb_before": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+    start = time.perf_counter()
+    detect(counts, error, ignore, precision="bfloat16")
+    result |= {"seconds": time.perf_counter() - start}
+    print(json.dumps(result | {"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}))
+
+
 def main() -> None:
     rows: list[dict[str, Any]] = []
     for threads in THREADS:
-        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-        done = subprocess.run(
-            [sys.executable, __file__, "measure"],
-            env=os.environ | dict.fromkeys(names, str(threads)),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        rows += json.loads(done.stdout.splitlines()[-1])
+        rows += in_a_process("measure", threads)
     for row in rows:
-        alike = [other for other in rows if other["threads"] == row["threads"]]
-        alike = [other for other in alike if ("GPU" in other["method"]) == ("GPU" in row["method"])]
-        ours = alike[0]  # float32, on the same kind of device
-        row["csstdask_is_times_as_fast"] = round(ours["mpix_per_s"] / row["mpix_per_s"], 2)
-    save("cosmicray", {"frame": [SIDE, SIDE], "seed": SEED, "repeats": REPEATS, "rows": rows})
+        place = ", GPU" if row["method"].endswith("GPU") else ""
+        for precision in ("float32", "bfloat16"):
+            for ours in rows:
+                if (ours["method"], ours["threads"]) == (f"csstdask unet, {precision}{place}", row["threads"]):
+                    times = ours["mpix_per_s"] / row["mpix_per_s"]
+                    row[f"csstdask_{precision}_is_times_as_fast"] = round(times, 2)
+    full = {key: round(value, 2) for key, value in in_a_process("full", max(THREADS)).items()}
+    save("cosmicray", {"frame": [SIDE, SIDE], "seed": SEED, "repeats": REPEATS, "rows": rows, "full_detector": full})
+
+
+def in_a_process(what: str, threads: int) -> Any:
+    """Return what another process of this file measures with a number of threads."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    done = subprocess.run(
+        [sys.executable, __file__, what],
+        env=os.environ | dict.fromkeys(names, str(threads)),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":
     if "measure" in sys.argv:
         warnings.simplefilter("ignore")
         print(json.dumps(measure()))
+    elif "full" in sys.argv:
+        peak_of_a_full_detector()
     else:
         main()

@@ -43,6 +43,7 @@ DataOption = Annotated[Path | None, typer.Option(help="Folder of real events and
 
 TRAINABLE: tuple[str, ...] = ("cosmicray",)
 EVALUABLE: tuple[str, ...] = ("cosmicray",)
+LABELLERS: tuple[str, ...] = ("darks", "repeats")
 
 
 @app.command()
@@ -231,11 +232,45 @@ def export(
 
 
 @app.command()
+def label(
+    target: Annotated[str, typer.Argument(help="What to learn of cosmic rays from: darks or repeats.")],
+    campaign: Annotated[Path, typer.Argument(help="A campaign with dark frames, or several exposures of a field.")],
+    to: Annotated[Path | None, typer.Option(help="darks: the library of events to write, .npz.")] = None,
+    sigma: Annotated[float, typer.Option(help="A cosmic ray has a pixel this far above its noise.")] = 5.0,
+    grow: Annotated[float, typer.Option(help="Neighbours this far above it belong to the cosmic ray.")] = 3.0,
+    against_truth: Annotated[bool, typer.Option("--against-truth", help="repeats: beside a mock's truth.")] = False,
+) -> None:
+    """Find cosmic rays to learn from: events in darks, or what repeated exposures do not share."""
+    _check_target("label", target, LABELLERS)
+    if target == "darks":
+        from csstdask.cosmicray.darks import label_darks
+
+        if to is None:
+            raise InputError("label darks", "no --to", "a file for the events, .npz")
+        if against_truth:
+            raise InputError("label darks", "--against-truth", "it with label repeats alone")
+        _say(f"{to}: {len(label_darks(campaign, to, sigma=sigma, grow=grow, announce=_say))} events")
+        return
+    from csstdask.cosmicray.label_score import score_labels
+    from csstdask.cosmicray.repeats import label_repeats
+
+    if to is not None:
+        raise InputError("label repeats", f"--to {to}", "none: labels are written into the campaign")
+    units = label_repeats(campaign, sigma=sigma, grow=grow, announce=_say)
+    _say(f"{campaign}: {units} units labelled")
+    if against_truth:
+        for name, score in score_labels(campaign).items():
+            typer.echo(f"{name}: {score.line()}")
+
+
+@app.command()
 def train(
     target: Annotated[str, typer.Argument(help="What to train: cosmicray.")],
     to: Annotated[Path | None, typer.Option(help="Folder of the training; gone on with if it is there.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings, a TOML.")] = None,
     data: DataOption = None,
+    campaign: Annotated[Path | None, typer.Option(help="With truth or labels, to learn from.")] = None,
+    events: Annotated[list[Path] | None, typer.Option(help="Library of events that `csstdask label` cut.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over fresh examples.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cpu.")] = None,
 ) -> None:
@@ -246,7 +281,12 @@ def train(
     from csstdask.cosmicray.train import load_training_config, train_cosmicray
 
     settings = load_training_config(
-        config, data=None if data is None else str(data.resolve()), epochs=epochs, device=device
+        config,
+        data=None if data is None else str(data.resolve()),
+        campaign=None if campaign is None else str(campaign.resolve()),
+        events=[str(path.resolve()) for path in events] if events else None,
+        epochs=epochs,
+        device=device,
     )
     _say(f"card {train_cosmicray(settings, to, announce=_say)}")
 
@@ -257,12 +297,25 @@ def evaluate(
     to: Annotated[Path | None, typer.Option(help="Folder for the figures, as JSON.")] = None,
     data: DataOption = None,
     model: Annotated[str, typer.Option(help="A name that `csstdask models` lists, or a card's path.")] = "default",
+    recipes: Annotated[Path | None, typer.Option(help="Folder of test recipes, stores/; none: no mocks.")] = None,
+    part: Annotated[list[str] | None, typer.Option(help="Only this part; may be given several times.")] = None,
+    scale: Annotated[float | None, typer.Option(min=0.01, help="Of mock surveys, in place of each part's own.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Instead: a run's own cosmic rays, checked without truth.")] = None,
 ) -> None:
-    """Evaluate a network beside the classical method."""
+    """Evaluate a network beside other methods, or what it found in a run."""
     _check_target("evaluate", target, EVALUABLE)
-    from csstdask.cosmicray.evaluate import evaluate_cosmicray, table
+    if run is not None:
+        if any((data, recipes, part, scale)) or model != "default":
+            raise InputError("evaluate --run", "options of an evaluation with truth beside it", "--run and --to alone")
+        from csstdask.report.cosmic_rays import evaluate_run, lines
 
-    for line in table(evaluate_cosmicray(model, data, to, announce=_say)):
+        for line in lines(evaluate_run(run, to, announce=_say)):
+            typer.echo(line)
+        return
+    from csstdask.cosmicray.evaluate import PARTS, evaluate_cosmicray, table
+
+    results = evaluate_cosmicray(model, data, to, recipes=recipes, parts=part or PARTS, scale=scale, announce=_say)
+    for line in table(results):
         typer.echo(line)
 
 
@@ -273,10 +326,23 @@ def _check_target(verb: str, target: str, known: tuple[str, ...]) -> None:
 
 
 @app.command()
-def models(as_json: Json = False) -> None:
-    """List models and methods."""
+def models(
+    as_json: Json = False,
+    from_deepcr: Annotated[
+        Path | None, typer.Option(help="Weights of deepCR's format (.pth), to be converted.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder for the converted model.")] = None,
+) -> None:
+    """List models and methods; or convert a network of deepCR's format."""
     from csstdask.cosmicray.card import all_cards
 
+    if from_deepcr is not None:
+        from csstdask.cosmicray.deepcr import convert
+
+        if to is None:
+            raise InputError("models --from-deepcr", "no --to", "a folder for card and weights")
+        _say(f"card {convert(from_deepcr, to)}")
+        return
     cards = [card.summary() for card in all_cards()]
     if as_json:
         typer.echo(json.dumps({"models": cards}))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 Window = tuple[slice, slice]
@@ -49,8 +49,7 @@ def plan_tiles(shape: tuple[int, int], *, tile: int, halo: int, grid: int) -> tu
     shape : (int, int)
         Of the frame (y, x).
     tile : int
-        Largest wanted size of a core [pixel]; rounded up to the grid. Cores of a frame are alike, so that the
-        last ones are no slivers with a full window each.
+        Wanted size of a core [pixel]. Windows of a frame are alike, so that the last ones are no slivers.
     halo : int
         Least distance from a core to its window's edge, where that is not the frame's [pixel]; rounded up to
         the grid.
@@ -74,15 +73,18 @@ def plan_tiles(shape: tuple[int, int], *, tile: int, halo: int, grid: int) -> tu
 
 
 def _cut(length: int, tile: int, halo: int, grid: int) -> list[tuple[slice, slice]]:
-    """Return (window, core) along one axis."""
-    each = -(-length // -(-length // tile))
-    padded, core, reach = (-(-size // grid) * grid for size in (length, each, halo))
-    window = min(padded, core + 2 * reach)
-    cuts = []
-    for first in range(0, length, core):
-        start = min(max(0, first - reach), padded - window)
-        cuts.append((slice(start, start + window), slice(first, min(first + core, length))))
-    return cuts
+    """Return (window, core) along one axis.
+
+    Windows at the frame's edge need a halo on one side alone: they decide more, and all are as small as can be.
+    """
+    padded, reach = (-(-size // grid) * grid for size in (length, halo))
+    n = -(-length // tile)
+    window = min(padded, -(-(padded + 2 * reach * (n - 1)) // (n * grid)) * grid)
+    if window == padded:
+        return [(slice(0, padded), slice(0, length))]
+    starts = [min(k * (window - 2 * reach), padded - window) for k in range(n)]
+    edges = [0, *(start + reach for start in starts[1:]), length]
+    return [(slice(start, start + window), slice(*core)) for start, core in zip(starts, pairwise(edges), strict=True)]
 
 
 def in_batches(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -12,6 +12,13 @@ from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.lacosmic import lacosmic
 from csstdask.cosmicray.view import BOX, View, view_frame
 from csstdask.nn.card import ModelCard
+
+#: Of the search for a frame's own density: at most so many steps, until it changes by less; of so many pixels; within.
+_STEPS, _SAME_DENSITY, _SAMPLE = 200, 1e-3, 1_000_000
+_LEAST_DENSITY, _LARGEST_DENSITY = 1e-4, 0.5
+
+if TYPE_CHECKING:  # it takes seconds to import torch, and L.A.Cosmic needs none
+    from csstdask.nn.device import Precision
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ def detect(
     threshold: float | None = None,
     model: str = "default",
     device: Any = None,
+    rate: float | Literal["frame"] | None = None,
+    precision: Precision = "float32",
 ) -> Detection:
     """Find the pixels of one frame that cosmic rays have hit.
 
@@ -65,6 +74,13 @@ def detect(
         1420), or the path of a card that ``csstdask train cosmicray`` wrote.
     device : optional
         Where a network runs, by default where the data is; L.A.Cosmic runs on the host.
+    rate : float or ``frame``, optional
+        Share of pixels that cosmic rays hit, where it is known: a network's probabilities are for the density that
+        its calibration was for, and are rescaled to this one. ``frame``: the share is that which the probabilities
+        themselves add up to.
+    precision : str
+        Of a network's arithmetic: ``float32``, or ``bfloat16``, about twice as fast on processors that have it;
+        probabilities move by about a hundredth.
 
     Returns
     -------
@@ -74,8 +90,8 @@ def detect(
     Raises
     ------
     ValueError
-        If shapes differ, `data` is not 2-D, the threshold is out of range, the model is unknown or this
-        machine has not the device.
+        If shapes differ, `data` is not 2-D, threshold or rate are out of range, the model or the precision is
+        unknown or this machine has not the device.
     InputError
         If the model's card or weights cannot be used.
     """
@@ -84,6 +100,10 @@ def detect(
     cut = card.threshold if threshold is None else threshold
     if cut is None or not 0 <= cut <= 1:
         raise ValueError(f"threshold: found {threshold}; wanted a probability in [0, 1]")
+    if rate is not None and rate != "frame" and not 0 < rate < 1:
+        raise ValueError(f"rate: found {rate!r}; wanted a share of pixels in (0, 1), or 'frame'")
+    if rate is not None and "prior" not in card.calibration:
+        raise ValueError(f"rate: {card.name} was calibrated without a density of cosmic rays; wanted a model that was")
     door = open_door(data)
     frame = door.take(data)
     if frame.dtype.kind != "f":
@@ -99,18 +119,48 @@ def detect(
         probability = xp.zeros(frame.shape, dtype=np.float32)
     else:
         view = view_frame(frame, variance, ignore, box=card.normalisation.get("box", BOX))
-        probability = xp.asarray(_probability(view, card, device), dtype=np.float32)
+        probability = xp.asarray(_probability(view, card, device, precision), dtype=np.float32)
         probability[ignore] = 0
+        if rate is not None:
+            probability = at_rate(probability, card, ignore, rate)
     return Detection(door.give((probability >= cut) & ~ignore), door.give(probability), float(cut), card)
 
 
-def _probability(view: View, card: ModelCard, device: Any) -> Any:
+def at_rate(probability: Any, card: ModelCard, ignore: Any, rate: float | Literal["frame"]) -> Any:
+    """Return probabilities for another density of cosmic rays than that of the calibration.
+
+    Odds are multiplied by those of the density, over those of the calibration's, to a power that was fitted with
+    the calibration: 1 for a network that knows nothing of the density, less for one that sees it round a pixel.
+    ``frame`` is the fixed point: the density that the probabilities add up to (Saerens et al. 2002, Neural
+    Computation 14, 21).
+    """
+    power, reference = card.calibration["prior"], card.calibration["density"]
+
+    def rescaled(density: float, p: Any) -> Any:
+        factor = np.float32((density * (1 - reference) / (reference * (1 - density))) ** power)
+        return p * factor / (1 + (factor - 1) * p)
+
+    if rate != "frame":
+        return rescaled(rate, probability)
+    usable = probability[~ignore]
+    usable = usable[:: max(1, usable.size // _SAMPLE)]
+    density, before = reference, 0.0
+    for _ in range(_STEPS):
+        if usable.size == 0 or abs(density - before) <= _SAME_DENSITY * density:
+            break
+        before = density
+        mean = float(rescaled(density, usable).mean(dtype=np.float64))
+        density = min(max(mean, _LEAST_DENSITY), _LARGEST_DENSITY)
+    return rescaled(density, probability)
+
+
+def _probability(view: View, card: ModelCard, device: Any, precision: Precision) -> Any:
     """Return the probability of a hit, from whichever method a card describes."""
     if not card.architecture:
         return lacosmic(view, card.parameters)
     from csstdask.cosmicray.unet import probability  # noqa: PLC0415  torch takes seconds to import
 
-    return probability(view, card, device=device)
+    return probability(view, card, device=device, precision=precision)
 
 
 def ignored_pixels(door: Any, frame: Any, mask: Any) -> Any:

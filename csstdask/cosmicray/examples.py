@@ -7,30 +7,44 @@ is handed in, so that an example is a function of its seed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import binary_dilation, gaussian_filter
 
 from csstdask.cosmicray import stis
+from csstdask.cosmicray.known import KnownFrame, KnownUnits
 from csstdask.cosmicray.scenes import Scene, cut, draw_mock_scene, draw_warm_scene, read_wircam
+from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS
 from csstdask.cosmicray.unet import channels_of
 from csstdask.cosmicray.view import view_frame
 from csstdask.errors import InputError
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
-from csstdask.mock.events import STIS_PAIRS, EventLibrary, exposures_of, library_for
+from csstdask.mock.events import STIS_PAIRS, EventLibrary, exposures_of, library_for, read_library
 from csstdask.mock.recipe import CosmicRays, Split
 
-#: Charge from which a pixel counts as hit: this many electrons, and this share of its own noise.
-LEAST_CHARGE, LEAST_SIGNIFICANCE = 1.0, 0.7
-#: Weight of a source's pixels in the loss, and how far above the sky they begin [sigma].
-_SOURCE_WEIGHT, _SOURCE_SIGMA = 5, 3.0
+#: How far above the sky a source's pixels begin [sigma].
+_SOURCE_SIGMA = 3.0
+#: Of patches on sources, every other one is centred on a pixel so bright, where there are any [sigma].
+_BRIGHT_SIGMA = 30.0
+#: Share of pixels that cosmic rays hit in drawn examples, uniform in its logarithm.
+_DENSITY = (0.0025, 0.15)
 #: Folders of real events and frames; those that are absent are done without.
 SETS = ("hst_stis", "lsst_itl_darks", "cfht_wircam")
-#: Share of frames that are real ones with truth; of these, how many have their hot pixels flagged.
-_LABELLED_SHARE, _FLAGGED_SHARE = 0.1, 0.5
+#: Of real frames with truth, how many have their hot pixels flagged.
+_FLAGGED_SHARE = 0.5
+#: Kinds of frames, and how often each is drawn where there is material for it: units of a campaign as they were
+#: rendered, the same without their cosmic rays and with new ones, mock skies of any telescope, real frames without
+#: cosmic rays, darks with real warm pixels, real frames with truth.
+Kind = Literal["rendered", "rehit", "skies", "frames", "warm", "labelled"]
+SHARES: dict[Kind, float] = {
+    "rendered": 0.25, "rehit": 0.35, "skies": 0.1, "frames": 0.06, "warm": 0.12, "labelled": 0.12,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,12 +63,30 @@ class Material:
     """Rates of real warm pixels [e-/s]."""
     labelled: tuple[tuple[stis.StisFrame, stis.Reference], ...] = ()
     """Real frames with cosmic rays and their truth."""
+    known: KnownUnits | None = None
+    """Units of a campaign with truth."""
+
+    def has(self, kind: Kind) -> bool:
+        """Tell whether frames of a kind can be drawn."""
+        there = {
+            "rendered": self.known is not None, "rehit": self.known is not None, "skies": self.skies > 0,
+            "frames": bool(self.frames), "warm": self.warmth is not None, "labelled": bool(self.labelled),
+        }  # fmt: skip
+        return there[kind]
+
+    @property
+    def identity(self) -> str:
+        """Return the SHA-256 of what decides examples besides the settings: units, events, and what else there is."""
+        parts = [str(self.sources), "" if self.known is None else self.known.identity]
+        parts += [sha256(library.charge.tobytes() + library.weight.tobytes()).hexdigest() for library in self.libraries]
+        return sha256(" ".join(parts).encode()).hexdigest()
 
     @property
     def sources(self) -> list[str]:
         """Return what it is made of, for a model card."""
         parts = ["generated tracks", *(f"{library.name} ({len(library)} events)" for library in self.libraries)]
-        scenes = [f"{self.skies} mock skies"]
+        scenes = [f"{len(self.known)} units of {self.known.path.name}"] if self.known is not None else []
+        scenes += [f"{self.skies} mock skies"] * (self.skies > 0)
         scenes += [f"{len(self.frames)} WIRCam frames"] * bool(self.frames)
         scenes += ["warm pixels of STIS"] * (self.warmth is not None)
         labelled = [f"STIS frames {', '.join(frame.name for frame, _ in self.labelled)}"] * bool(self.labelled)
@@ -68,7 +100,15 @@ def check_data(data: Path) -> None:
         raise InputError(data, found, "a folder of real events and frames")
 
 
-def gather_material(split: Split, seed: int, skies: int, data: Path | None) -> Material:
+def gather_material(
+    split: Split,
+    seed: int,
+    skies: int,
+    data: Path | None,
+    *,
+    known: KnownUnits | None = None,
+    events: Sequence[Path] = (),
+) -> Material:
     """Return the material of a split (``training``, ``validation`` or ``test``).
 
     Parameters
@@ -79,29 +119,33 @@ def gather_material(split: Split, seed: int, skies: int, data: Path | None) -> M
         Of the mock skies, and how many.
     data : Path, optional
         Folder with some of `SETS`.
+    known : KnownUnits, optional
+        Those of the split, of a campaign with truth.
+    events : sequence of Path
+        Libraries of events, as ``csstdask label darks`` writes them.
     """
     sky_seed = seed * 10 + list(STIS_PAIRS).index(split)
+    libraries = [read_library(path, split) for path in events]
     if data is None:
-        return Material(sky_seed, skies)
-    libraries: list[EventLibrary] = []
+        return Material(sky_seed, skies, tuple(libraries), known=known)
     frames: tuple[Scene, ...] = ()
     warmth: npt.NDArray[np.float32] | None = None
     labelled: tuple[tuple[stis.StisFrame, stis.Reference], ...] = ()
     if (data / "hst_stis").is_dir():
         folder = data / "hst_stis"
         libraries.append(library_for("stis", split, data))
-        known = [stis.read_frame(folder, name) for name in exposures_of(stis.KNOWN_PAIRS)]
-        learnt = [frame for frame in known if frame.pair in STIS_PAIRS["training"]]
+        pairs = [stis.read_frame(folder, name) for name in exposures_of(stis.KNOWN_PAIRS)]
+        learnt = [frame for frame in pairs if frame.pair in STIS_PAIRS["training"]]
         reference = stis.build_reference(learnt)
         level = np.median(reference.rate)
         warmth = (reference.rate - level)[np.logical_or.reduce([frame.valid for frame in learnt])]
         if split == "training":
-            labelled = tuple((frame, stis.reference_for(frame, known)) for frame in learnt)
+            labelled = tuple((frame, stis.reference_for(frame, pairs)) for frame in learnt)
     if (data / "lsst_itl_darks").is_dir():
         libraries.append(library_for("itl", split, data))
     if split == "training":  # one field in four epochs: it cannot be split
         frames = tuple(read_wircam(path) for path in sorted((data / "cfht_wircam").glob("*.fits.fz")))
-    return Material(sky_seed, skies, tuple(libraries), frames, warmth, labelled)
+    return Material(sky_seed, skies, tuple(libraries), frames, warmth, labelled, known)
 
 
 @dataclass(frozen=True)
@@ -116,6 +160,8 @@ class Examples:
     """(n, y, x) in the loss; 0 where nothing is known."""
     uniform: npt.NDArray[np.bool_]
     """(n,) Whether a patch lies anywhere, and not round a source."""
+    density: npt.NDArray[np.float32]
+    """(n,) Share of pixels that are hit, in the frame that a patch is of."""
 
 
 @dataclass(frozen=True)
@@ -130,15 +176,24 @@ class Contaminated:
     charge: npt.NDArray[np.float32]
     """Of cosmic rays [e-]."""
     source: npt.NDArray[np.bool_]
+    bright: npt.NDArray[np.bool_]
+    unknown: npt.NDArray[np.bool_]
+    """Where nobody knows whether there is charge."""
 
 
-def draw_charge(rng: np.random.Generator, material: Material, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Return the charge of generated tracks, of real events, of both or of neither [e-]."""
-    fraction = 10 ** rng.uniform(-2.6, -1.1)
+def draw_charge(
+    rng: np.random.Generator, material: Material, shape: tuple[int, int]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Return the charge of generated tracks, of real events, of both or of neither [e-], and where it is unknown.
+
+    Real events were cut off where they sank into their detector's noise: of the pixels round them nothing is known.
+    """
+    fraction = 10 ** rng.uniform(*np.log10(_DENSITY))
     charge = np.zeros(shape, dtype=np.float32)
+    unknown = np.zeros(shape, dtype=bool)
     kind = rng.random()
     if kind < 0.05:
-        return charge
+        return charge, unknown
     real = bool(material.libraries) and kind > 0.4
     if not real or kind > 0.8:
         settings = CosmicRays(
@@ -153,8 +208,10 @@ def draw_charge(rng: np.random.Generator, material: Material, shape: tuple[int, 
     if real:
         library = material.libraries[rng.integers(len(material.libraries))]
         brightness = 10 ** np.where(rng.random(64) < 0.5, 0.0, rng.uniform(-1.0, 0.2, 64))
-        charge += library.scatter(rng, shape, fraction / (2 if kind > 0.8 else 1), brightness=brightness)
-    return charge
+        events = library.scatter(rng, shape, fraction / (2 if kind > 0.8 else 1), brightness=brightness)
+        unknown = binary_dilation(events > 0, EIGHT_NEIGHBOURS) & (charge + events == 0)
+        charge += events
+    return charge, unknown
 
 
 def contaminate(
@@ -164,6 +221,7 @@ def contaminate(
     full_well: float = np.inf,
     flag_saturated: bool = True,
     with_error: bool = True,
+    unknown: npt.NDArray[np.bool_] | None = None,
 ) -> Contaminated:
     """Put cosmic rays on a scene: full well, saturation flags, errors from the contaminated counts.
 
@@ -176,62 +234,100 @@ def contaminate(
         Charge beyond it is lost, and no longer part of the truth [e-].
     flag_saturated, with_error : bool
         Whether a pipeline has flagged the full pixels, and told the noise of each pixel.
+    unknown : bool array (y, x), optional
+        Where nobody knows whether there is charge.
     """
     full = np.float32(full_well)
     data = np.minimum(scene.data + charge, full)
     kept = np.where(charge > 0, data - np.minimum(scene.data, full), 0)
     ignore = scene.ignore | (data >= full) if flag_saturated else scene.ignore.copy()
-    noise = np.sqrt(max(scene.sky, 0) + scene.read_noise**2)
     error = None
     if with_error:
         counts = np.maximum(data + scene.hidden_variance, 0)
         error = np.sqrt(counts + np.float32(scene.read_noise**2)).astype(np.float32)
-    source = scene.expected - scene.sky > _SOURCE_SIGMA * noise
-    return Contaminated(data, error, ignore, kept.astype(np.float32), source)
+    if unknown is None:
+        unknown = np.zeros(data.shape, dtype=bool)
+    return Contaminated(data, error, ignore, kept.astype(np.float32), *_sources_of(scene), unknown)
 
 
-def draw_frame(rng: np.random.Generator, material: Material, size: int) -> Contaminated:
-    """Draw a scene of any kind and put cosmic rays on it."""
-    kinds = {"mock": 0.62, "frames": 0.14, "warm": 0.24}
-    if not material.frames:
-        kinds.pop("frames")
-    if material.warmth is None:
-        kinds.pop("warm")
-    shares = np.array(list(kinds.values()))
-    kind = rng.choice(list(kinds), p=shares / shares.sum())
-    if kind == "frames":
+def scene_of(frame: KnownFrame) -> Scene:
+    """Return a known frame without its cosmic rays."""
+    sky = float(np.median(frame.clean[~frame.ignore]))
+    return Scene(frame.clean, gaussian_filter(frame.clean, 1.0), sky, frame.read_noise, frame.ignore)
+
+
+def as_rendered(frame: KnownFrame) -> Contaminated:
+    """Return a known frame with its own cosmic rays: what they did to the detector included."""
+    sources = _sources_of(scene_of(frame))
+    return Contaminated(frame.data, frame.error, frame.ignore, frame.charge, *sources, frame.unknown)
+
+
+def _sources_of(scene: Scene) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return which pixels are a source's, and which a bright source's."""
+    noise = np.sqrt(max(scene.sky, 0) + scene.read_noise**2)
+    above = scene.expected - scene.sky
+    return above > _SOURCE_SIGMA * noise, above > _BRIGHT_SIGMA * noise
+
+
+def draw_frame(rng: np.random.Generator, material: Material, kind: Kind, size: int) -> Contaminated:
+    """Draw a scene of a kind and put cosmic rays on it."""
+    uncertain: npt.NDArray[np.bool_] | None = None
+    if kind in ("rendered", "rehit"):
+        if material.known is None:
+            raise ValueError(f"{kind}: no campaign")
+        frame = material.known.read(int(rng.integers(len(material.known))))
+        if kind == "rendered":
+            return as_rendered(frame)
+        scene, uncertain = scene_of(frame), frame.unknown
+    elif kind == "frames":
         scene = cut(rng, material.frames[rng.integers(len(material.frames))], size)
     elif kind == "warm" and material.warmth is not None:
         scene = draw_warm_scene(rng, material.warmth, size)
     else:
         scene = draw_mock_scene(rng, material.seed, int(rng.integers(material.skies)), size)
+    charge, unknown = draw_charge(rng, material, scene.data.shape)
+    if uncertain is not None:
+        unknown |= uncertain
     return contaminate(
         scene,
-        draw_charge(rng, material, scene.data.shape),
+        charge,
         full_well=rng.uniform(5e4, 1.2e5),
         flag_saturated=bool(rng.random() < 0.8),
         with_error=bool(rng.random() < 0.65),
+        unknown=unknown,
     )
 
 
-def patches_of_frame(rng: np.random.Generator, frame: Contaminated, patch: int, count: int, box: int) -> Examples:
-    """Cut a frame into patches, half of them round a source's pixel where there are any."""
+@dataclass(frozen=True)
+class Cutting:
+    """How frames are cut into patches, and what a pixel of them weighs."""
+
+    patch: int = 256
+    """Side [pixel]."""
+    count: int = 12
+    """Patches of a frame."""
+    on_sources: float = 0.5
+    """Share of them on sources, where there are any."""
+    source_weight: int = 5
+    """Of a source's pixels in the loss."""
+    box: int = 128
+    """Of the background mesh [pixel]."""
+    hit_above: float = 1.0
+    """Charge above which a pixel counts as hit [e-]."""
+
+
+def patches_of_frame(rng: np.random.Generator, frame: Contaminated, cutting: Cutting) -> Examples:
+    """Cut a frame into patches, some of them on sources where there are any."""
     variance = None if frame.error is None else frame.error**2
-    view = view_frame(frame.data, variance, frame.ignore, box=box)
-    own = np.maximum(LEAST_CHARGE, LEAST_SIGNIFICANCE * _noise_without(view.variance, frame.charge))
-    hit = frame.charge > own
-    weight = np.where(frame.source, _SOURCE_WEIGHT, 1).astype(np.uint8)
-    weight[frame.ignore] = 0
-    return _cut_patches(rng, channels_of(view), hit, weight, frame.source, patch, count)
-
-
-def _noise_without(variance: npt.NDArray[np.float32], charge: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return the noise of pixels as it would be without the Poisson noise of the cosmic rays' charge."""
-    return np.sqrt(np.maximum(variance - charge, 1.0)).astype(np.float32)
+    view = view_frame(frame.data, variance, frame.ignore, box=cutting.box)
+    hit = frame.charge > cutting.hit_above
+    weight = np.where(frame.source, cutting.source_weight, 1).astype(np.uint8)
+    weight[frame.ignore | frame.unknown] = 0
+    return _cut_patches(rng, channels_of(view), hit, weight, (frame.source, frame.bright), cutting)
 
 
 def patches_of_labelled(
-    rng: np.random.Generator, frame: stis.StisFrame, reference: stis.Reference, patch: int, count: int, box: int
+    rng: np.random.Generator, frame: stis.StisFrame, reference: stis.Reference, cutting: Cutting
 ) -> Examples:
     """Cut a real frame with truth into patches: with or without its dark, hot pixels flagged or not."""
     data, ignore = frame.image, np.zeros(frame.image.shape, dtype=bool)
@@ -241,12 +337,13 @@ def patches_of_labelled(
     if rng.random() < _FLAGGED_SHARE:
         ignore = reference.hot.copy()
     variance = noise if rng.random() < 0.5 else None
-    view = view_frame(data, variance, ignore, box=box)
-    weight = (frame.valid & ~ignore).astype(np.uint8)
+    view = view_frame(data, variance, ignore, box=cutting.box)
+    skirt = binary_dilation(frame.hit, EIGHT_NEIGHBOURS) & ~frame.hit  # cut off at 3 sigma: beyond, nobody knows
+    weight = (frame.valid & ~ignore & ~skirt).astype(np.uint8)
     seen = channels_of(view)
     mirror = slice(None, None, int(rng.choice([-1, 1])))
     return _cut_patches(
-        rng, seen[:, :, mirror], frame.hit[:, mirror], weight[:, mirror], frame.valid[:, mirror], patch, count
+        rng, seen[:, :, mirror], frame.hit[:, mirror], weight[:, mirror], (frame.valid[:, mirror],), cutting
     )
 
 
@@ -255,16 +352,18 @@ def _cut_patches(
     channels: npt.NDArray[np.float32],
     hit: npt.NDArray[np.bool_],
     weight: npt.NDArray[np.uint8],
-    wanted: npt.NDArray[np.bool_],
-    patch: int,
-    count: int,
+    wanted: tuple[npt.NDArray[np.bool_], ...],
+    cutting: Cutting,
 ) -> Examples:
-    ny, nx = hit.shape
-    places = np.argwhere(wanted)
+    """Cut patches: the first ones anywhere, the others round one of the wanted places, kinds in turn."""
+    (ny, nx), patch, count = hit.shape, cutting.patch, cutting.count
+    anywhere = count - round(count * cutting.on_sources)
+    places = [found for found in (np.argwhere(kind) for kind in wanted) if len(found)]
     windows = []
     for index in range(count):
-        if index % 2 and len(places):
-            y, x = places[rng.integers(len(places))] - rng.integers(0, patch, 2)
+        if index >= anywhere and places:
+            among = places[index % len(places)]
+            y, x = among[rng.integers(len(among))] - rng.integers(0, patch, 2)
         else:
             y, x = rng.integers(0, ny - patch + 1), rng.integers(0, nx - patch + 1)
         y, x = int(np.clip(y, 0, ny - patch)), int(np.clip(x, 0, nx - patch))
@@ -273,36 +372,37 @@ def _cut_patches(
         np.stack([channels[:, rows, columns] for rows, columns in windows]).astype(np.float16),
         np.stack([hit[window] for window in windows]),
         np.stack([weight[window] for window in windows]),
-        np.arange(count) % 2 == 0,
+        np.arange(count) < anywhere,
+        np.full(count, hit.mean(), dtype=np.float32),
     )
 
 
-def draw_examples(seed: Sequence[int], material: Material, *, size: int, patch: int, count: int, box: int) -> Examples:
+def draw_examples(
+    seed: Sequence[int], material: Material, shares: Mapping[Kind, float], size: int, cutting: Cutting
+) -> Examples:
     """Draw patches of one frame: a function of the seed and the material.
 
     Parameters
     ----------
     seed : sequence of int
     material : Material
+    shares : mapping
+        How often each kind of frame is drawn; kinds without material are left out.
     size : int
-        Of the frame [pixel].
-    patch, count : int
-        Size and number of patches.
-    box : int
-        Of the background mesh [pixel].
+        Of the frame, where it has not a size of its own [pixel].
+    cutting : Cutting
     """
     rng = np.random.default_rng(list(seed))
-    if material.labelled and rng.random() < _LABELLED_SHARE:
+    kinds = [kind for kind, share in shares.items() if share > 0 and material.has(kind)]
+    share = np.array([shares[kind] for kind in kinds])
+    kind = kinds[rng.choice(len(kinds), p=share / share.sum())]
+    if kind == "labelled":
         frame, reference = material.labelled[rng.integers(len(material.labelled))]
-        return patches_of_labelled(rng, frame, reference, patch, count, box)
-    return patches_of_frame(rng, draw_frame(rng, material, size), patch, count, box)
+        return patches_of_labelled(rng, frame, reference, cutting)
+    return patches_of_frame(rng, draw_frame(rng, material, kind, size), cutting)
 
 
 def joined(parts: Sequence[Examples]) -> Examples:
     """Return several sets of patches as one."""
-    return Examples(
-        np.concatenate([part.channels for part in parts]),
-        np.concatenate([part.hit for part in parts]),
-        np.concatenate([part.weight for part in parts]),
-        np.concatenate([part.uniform for part in parts]),
-    )
+    names = [one.name for one in fields(Examples)]
+    return Examples(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})

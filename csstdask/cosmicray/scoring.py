@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,9 @@ EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=int)
 _BINS = 2000
 #: Logits beyond this are as good as certain.
 _LARGEST_LOGIT = 20.0
+_CLEAR_LOGIT = 7.0
+#: Of hit pixels, what a frame may have.
+_DENSITIES = (1e-4, 0.5)
 
 
 @dataclass(frozen=True)
@@ -146,20 +150,54 @@ def average_precision(precision: npt.NDArray[np.float64], recall: npt.NDArray[np
     return float(np.sum(np.diff(recall, prepend=0.0) * precision))
 
 
-def calibrate(logit: npt.NDArray[np.float32], hit: npt.NDArray[np.bool_], steps: int = 50) -> tuple[float, float]:
-    """Return scale and offset that make ``sigmoid(scale * logit + offset)`` the frequency of hits (Platt 1999).
+def calibrate(
+    logit: npt.NDArray[np.float32],
+    hit: npt.NDArray[np.bool_],
+    density: npt.NDArray[np.float32] | None = None,
+    steps: int = 50,
+) -> dict[str, float]:
+    """Return what makes of a network's output the logit of a frequency of hits (Platt 1999).
 
-    Newton's method on the logistic likelihood; exact for two parameters.
+    ``scale * logit + offset + prior * (logit(density) - logit(reference))``: how much a frame's density of cosmic
+    rays moves a probability is fitted too, for a network that sees part of the frame knows part of it already. The
+    reference is the examples' mean density. Newton's method on the logistic likelihood of the pixels that are in
+    doubt; where all is clear there is nothing to fit.
+
+    Parameters
+    ----------
+    logit : float32 array (n,)
+    hit : bool array (n,)
+    density : float32 array (n,), optional
+        Share of hit pixels in the frame that each pixel is of.
+
+    Returns
+    -------
+    dict
+        ``scale`` and ``offset``; with `density` also ``prior`` and ``density``, the reference.
     """
-    x, y = logit.astype(np.float64), hit.astype(np.float64)
-    parameters = np.array([1.0, 0.0])
+    doubtful = np.abs(logit) < _CLEAR_LOGIT
+    x, y = logit[doubtful].astype(np.float64), hit[doubtful].astype(np.float64)
+    columns = [x, np.ones_like(x)]
+    reference = 0.0
+    if density is not None:
+        inside = np.clip(density, *_DENSITIES)
+        reference = float(inside.mean())
+        columns.append(logit_of(inside[doubtful].astype(np.float64)) - float(logit_of(reference)))
+    design = np.stack(columns, axis=1)
+    parameters = np.eye(1, design.shape[1])[0]
     for _ in range(steps):
-        p = 1 / (1 + np.exp(-np.clip(parameters[0] * x + parameters[1], -40, 40)))
-        w = p * (1 - p)
-        gradient = np.array([((y - p) * x).sum(), (y - p).sum()])
-        curvature = np.array([[(w * x * x).sum(), (w * x).sum()], [(w * x).sum(), w.sum()]])
-        step = np.linalg.solve(curvature + 1e-9 * np.eye(2), gradient)
+        p = 1 / (1 + np.exp(-np.clip(design @ parameters, -40, 40)))
+        gradient = design.T @ (y - p)
+        curvature = (design * (p * (1 - p))[:, None]).T @ design
+        step = np.linalg.solve(curvature + 1e-9 * np.eye(len(parameters)), gradient)
         parameters += np.clip(step, -1, 1)
         if np.abs(step).max() < 1e-9:
             break
-    return float(parameters[0]), float(parameters[1])
+    names = ("scale", "offset", "prior")
+    fitted = {name: float(value) for name, value in zip(names, parameters, strict=False)}
+    return fitted if density is None else fitted | {"density": reference}
+
+
+def logit_of(probability: Any) -> Any:
+    """Return log odds."""
+    return np.log(probability / (1 - probability))

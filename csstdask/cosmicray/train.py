@@ -15,17 +15,31 @@ from dataclasses import replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from csstdask.cosmicray.examples import Examples, check_data, draw_examples, gather_material, joined
+from csstdask.cosmicray.card import find_card
+from csstdask.cosmicray.examples import (
+    SHARES,
+    Cutting,
+    Examples,
+    Kind,
+    Material,
+    check_data,
+    draw_examples,
+    gather_material,
+    joined,
+)
+from csstdask.cosmicray.known import Truth, known_units
 from csstdask.cosmicray.scoring import average_precision, calibrate, precision_recall
 from csstdask.cosmicray.unet import CHANNELS, build_unet
+from csstdask.errors import InputError
 from csstdask.mock.recipe import Split
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
 from csstdask.nn.device import Precision, autocast, choose_device
@@ -35,6 +49,8 @@ from csstdask.toml_file import read_toml, validated
 
 log = logging.getLogger("csstdask")
 
+#: Settings that do not decide the weights: what is at the paths is told by the material.
+_FREE = {"name", "version", "licence", "method", "data", "campaign", "events", "device", "threads"}
 #: Width of the real frames with truth [pixel].
 _NARROWEST = 506
 
@@ -52,25 +68,49 @@ class TrainingConfig(BaseModel):
     name: str = "unet"
     version: str = "1"
     licence: str = "BSD-3-Clause"
+    method: str = "U-Net behind a space-to-depth stem (csstdask.cosmicray.unet)"
     data: str | None = Field(None, description="folder of real events and frames; none: generated tracks alone")
+    campaign: str | None = Field(None, description="campaign with truth, such as one of stores/cr-detection.toml")
+    truth: Truth = Field("truth", description="of the campaign: its simulator's, or labels of `csstdask label repeats`")
+    detectors: tuple[int, ...] = Field((), description="of the campaign; none: all")
+    exposures: int | None = Field(None, ge=1, description="of the campaign's training split, the first so many")
+    events: tuple[str, ...] = Field((), description="libraries of events, as `csstdask label` cuts them from darks")
+    shares: dict[Kind, float] = Field(SHARES, description="how often each kind of frame is drawn")
+    hit_above: float = Field(1.0, ge=0, description="charge above which a pixel counts as hit [e-]")
+    inputs: tuple[str, ...] = Field(CHANNELS, description="what the network sees of a pixel")
     channels: tuple[int, ...] = Field((32, 64, 96), description="of each level, the finest first")
     stem: int = Field(2, ge=1, description="pixels folded into channels, along each axis")
+    merge: Literal["concatenate", "add"] = Field("concatenate", description="how levels meet on the way up")
+    down: int = Field(2, ge=1, description="convolutions of a level on the way down")
+    up: int = Field(2, ge=1, description="convolutions of a level on the way up")
     box: int = Field(128, ge=8, description="of the background mesh [pixel]")
-    skies: int = Field(192, ge=1, description="mock skies")
+    skies: int = Field(192, ge=0, description="mock skies")
     frames: int = Field(48, ge=1, description="drawn for an epoch")
     frame_size: int = Field(768, ge=128, description="[pixel]")
     patch: int = Field(256, ge=32, description="[pixel]")
     patches: int = Field(12, ge=1, description="cut from a frame")
-    passes: int = Field(3, ge=1, description="over the patches of an epoch")
-    batch: int = Field(16, ge=1)
+    start_from: str | None = Field(None, description="card of a network of the same architecture to go on from")
+    on_sources: float = Field(0.5, ge=0, le=1, description="share of the patches on sources")
+    source_weight: int = Field(5, ge=1, le=255, description="of a source's pixels in the loss")
+    passes: int = Field(1, ge=1, description="over the patches of an epoch")
+    batch: int = Field(8, ge=1)
     validation_frames: int = Field(24, ge=1)
     epochs: int = Field(26, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    freeze_norm: float = Field(1.0, ge=0, le=1, description="share of the epochs after which norms are frozen")
     patience: int = Field(20, ge=1)
     precision: Precision = Field("bfloat16", description="float32 or bfloat16")
     threads: int = Field(1, ge=1, description="of the network; examples are drawn on another core")
     device: Annotated[str | None, AfterValidator(_check_device)] = None
     seed: int = Field(20261121, ge=0)
+
+    @field_validator("inputs")
+    @classmethod
+    def _known_channels(cls, inputs: tuple[str, ...]) -> tuple[str, ...]:
+        if not inputs or not set(inputs) <= set(CHANNELS):
+            raise ValueError(f"found {list(inputs)}; wanted some of {list(CHANNELS)}")
+        return inputs
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> TrainingConfig:
@@ -79,6 +119,8 @@ class TrainingConfig(BaseModel):
             raise ValueError(f"patch = {self.patch} is no multiple of the network's grid, {grid}")
         if self.patch > min(self.frame_size, _NARROWEST):
             raise ValueError(f"patch = {self.patch} is larger than the frames, {min(self.frame_size, _NARROWEST)}")
+        if self.patches == round(self.patches * self.on_sources):
+            raise ValueError(f"on_sources = {self.on_sources} leaves no patch of {self.patches} to calibrate on")
         if self.batch > self.frames * self.patches:
             raise ValueError(f"batch = {self.batch} is more than the {self.frames * self.patches} patches of an epoch")
         return self
@@ -86,7 +128,21 @@ class TrainingConfig(BaseModel):
     @property
     def decisive(self) -> dict[str, Any]:
         """Return what decides the weights: a training is gone on with only under the same."""
-        return self.model_dump(mode="json", exclude={"name", "version", "licence", "data", "device", "threads"})
+        return self.model_dump(mode="json", exclude=_FREE)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Return the arguments of the network."""
+        return {
+            "inputs": len(self.inputs), "channels": list(self.channels), "stem": self.stem, "merge": self.merge,
+            "down": self.down, "up": self.up,
+        }  # fmt: skip
+
+    @property
+    def cutting(self) -> Cutting:
+        """Return how frames are cut into patches."""
+        names = ("patch", "on_sources", "source_weight", "box", "hit_above")
+        return Cutting(count=self.patches, **{name: getattr(self, name) for name in names})
 
     @property
     def schedule(self) -> Schedule:
@@ -94,6 +150,8 @@ class TrainingConfig(BaseModel):
         return Schedule(
             epochs=self.epochs,
             learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            freeze_norm=self.freeze_norm,
             patience=self.patience,
             precision=self.precision,
             seed=self.seed,
@@ -117,29 +175,57 @@ def load_training_config(path: Path | None, **changes: Any) -> TrainingConfig:
     return config
 
 
+#: Which of each two detectors of a campaign's validation split serve which end.
+_PARTS = {"training": (0, 1), "validation": (0, 2), "calibration": (1, 2)}
+Use = Literal["training", "validation", "calibration"]
+
+
 @cache
-def _material(split: Split, seed: int, skies: int, data: str | None) -> Any:
-    return gather_material(split, seed, skies, None if data is None else Path(data))
+def _material(use: Use, settings: str) -> Material:
+    config = TrainingConfig.model_validate_json(settings)
+    split: Split = "training" if use == "training" else "validation"
+    known = None
+    if config.campaign is not None:
+        known = known_units(
+            Path(config.campaign),
+            split,
+            part=_PARTS[use],
+            truth=config.truth,
+            detectors=config.detectors,
+            exposures=config.exposures,
+        )
+    skies = config.skies if use == "training" else min(config.skies, config.validation_frames)
+    data = None if config.data is None else Path(config.data)
+    return gather_material(split, config.seed, skies, data, known=known, events=[Path(path) for path in config.events])
 
 
-def draw_patches(config: TrainingConfig, split: Split, number: int, frames: int) -> Examples:
-    """Draw the examples of an epoch, or of the validation: a function of its arguments.
+def material_for(config: TrainingConfig, use: Use) -> Material:
+    """Return what examples are made of; it is gathered once a process."""
+    return _material(use, config.model_dump_json())
+
+
+def draw_patches(config: TrainingConfig, use: Use, number: int, frames: int) -> Examples:
+    """Draw the examples of an epoch, of the validation or of the calibration: a function of its arguments.
 
     Parameters
     ----------
     config : TrainingConfig
-    split : str
-        ``training`` or ``validation``.
+    use : str
+        ``training``, ``validation`` or ``calibration``.
     number : int
         Of the epoch.
     frames : int
         How many to draw.
     """
-    skies = config.skies if split == "training" else config.validation_frames
-    material = _material(split, config.seed, skies, config.data)
-    seeds = ((config.seed, 0 if split == "training" else 1, number, index) for index in range(frames))
-    sizes = {"size": config.frame_size, "patch": config.patch, "count": config.patches, "box": config.box}
-    return joined([draw_examples(seed, material, **sizes) for seed in seeds])
+    material = material_for(config, use)
+    seeds = ((config.seed, list(_PARTS).index(use), number, index) for index in range(frames))
+    # What the card says is of the campaign's own frames, where there is one: of what the network is for.
+    own = use == "calibration" and config.campaign is not None
+    shares: dict[Kind, float] = {"rendered": 1.0} if own else config.shares
+    size, cutting = config.frame_size, config.cutting
+    examples = joined([draw_examples(seed, material, shares, size, cutting) for seed in seeds])
+    seen = [CHANNELS.index(name) for name in config.inputs]
+    return replace(examples, channels=examples.channels[:, seen])
 
 
 class _Feed:
@@ -218,9 +304,11 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
     device = choose_device(config.device)
     to.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    sources = _material("training", config.seed, config.skies, config.data).sources
-    architecture = {"channels": list(config.channels), "stem": config.stem}
-    network = build_unet(**architecture)
+    material = material_for(config, "training")
+    check_material(config, material)
+    network = build_unet(**config.architecture)
+    if config.start_from is not None:
+        copy_weights(find_card("cosmicray", config.start_from), network)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         feed = _Feed(config, pool)
         validation = pool.submit(draw_patches, config, "validation", 0, config.validation_frames).result()
@@ -228,55 +316,86 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
         truth = validation.hit[counted]
 
         def validate(network: nn.Module) -> dict[str, float]:
-            _, precision, recall = precision_recall(
-                logits_of(network, validation, config, config.precision)[counted], truth
-            )
+            logit = logits_of(network, validation, config, config.precision)[counted]
+            _, precision, recall = precision_recall(logit, truth)
             f1 = 2 * precision * recall / np.maximum(1e-9, precision + recall)
-            return {"score": average_precision(precision, recall), "f1": float(f1.max())}
+            loss = float(np.mean(np.logaddexp(0, np.where(truth, -logit, logit))))
+            return {"validation_loss": loss, "score": average_precision(precision, recall), "f1": float(f1.max())}
 
         batches = config.passes * (config.frames * config.patches // config.batch)
-        learner = Learner(network, feed, batches, weighted_loss, validate, config.decisive | {"sources": sources})
+        learner = Learner(
+            network, feed, batches, weighted_loss, validate, config.decisive | {"material": material.identity}
+        )
         history = train(learner, config.schedule, to, device=device, announce=announce)
-    # What the card says is of the network as it will run: in float32, on places of a frame as they come.
-    counted &= validation.uniform[:, None, None]
-    logit = logits_of(network, validation, config, "float32")[counted]
-    card = _card(config, architecture, sources, network, logit, validation.hit[counted], history, to)
+        held_out = pool.submit(draw_patches, config, "calibration", 0, config.validation_frames).result()
+    card = _card(config, material.sources, network, held_out, history, to)
     path = to / f"{config.name}.json"
     write_card(path, card)
     return path
 
 
+def check_material(config: TrainingConfig, material: Material) -> None:
+    """Raise InputError unless there is something to learn from, large enough to be cut into patches."""
+    if not any(share > 0 and material.has(kind) for kind, share in config.shares.items()):
+        wanted = "--campaign, --data or mock skies, for one of the frames that it wants"
+        raise InputError("training", f"no material for {', '.join(config.shares)}", wanted)
+    if material.known is not None and min(material.known.shape) < config.patch:
+        found = f"frames of {material.known.shape[0]} x {material.known.shape[1]} pixels"
+        raise InputError(material.known.path, found, f"at least the patch, {config.patch} pixels")
+
+
+def copy_weights(card: ModelCard, network: nn.Module) -> None:
+    """Give a network the weights of a card.
+
+    Raises
+    ------
+    InputError
+        If the card has none, or those of another architecture.
+    """
+    wanted = "a network of the same architecture"
+    if card.weights is None:
+        raise InputError("start_from", f"{card.name}, a method without weights", wanted)
+    try:
+        network.load_state_dict(load_file(card.weights))
+    except RuntimeError as error:
+        raise InputError(card.weights, " ".join(str(error).split())[:160], wanted) from None
+
+
 def _card(
     config: TrainingConfig,
-    architecture: dict[str, Any],
     sources: list[str],
     network: nn.Module,
-    logit: npt.NDArray[np.float32],
-    truth: npt.NDArray[np.bool_],
+    examples: Examples,
     history: list[dict[str, float]],
     to: Path,
 ) -> ModelCard:
-    """Calibrate, choose the threshold of the best F1 on the validation split, write the weights."""
+    """Calibrate, choose the threshold of the best F1, both on examples of their own; write the weights.
+
+    What the card says is of the network as it will run: in float32, on places of a frame as they come.
+    """
     sha256 = save_weights(network, to / f"{config.name}{WEIGHTS_SUFFIX}")
-    scale, offset = calibrate(logit, truth)
-    threshold, precision, recall = precision_recall(scale * logit + offset, truth)
+    counted = (examples.weight > 0) & examples.uniform[:, None, None]
+    logit, truth = logits_of(network, examples, config, "float32")[counted], examples.hit[counted]
+    density = np.broadcast_to(examples.density[:, None, None], counted.shape)[counted]
+    calibration = calibrate(logit, truth, density)
+    threshold, precision, recall = precision_recall(calibration["scale"] * logit + calibration["offset"], truth)
     best = int(np.argmax(2 * precision * recall / np.maximum(1e-9, precision + recall)))
     card = ModelCard(
         name=config.name,
         task="cosmicray",
         version=config.version,
-        method="U-Net of double convolutions behind a space-to-depth stem (csstdask.cosmicray.unet)",
+        method=config.method,
         licence=config.licence,
         trained_on="; ".join(sources),
         sha256=sha256,
         threshold=float(1 / (1 + np.exp(-threshold[best]))),
-        architecture=architecture,
-        normalisation={"channels": list(CHANNELS), "box": config.box},
-        calibration={"scale": scale, "offset": offset},
+        architecture=config.architecture,
+        normalisation={"channels": list(config.inputs), "box": config.box},
+        calibration=calibration,
     )
     metrics = {
-        "data": "validation split: other mock skies, STIS pairs and ITL rows than in training; hit = charge above "
-        "1 e- and 0.7 of the pixel's own sigma",
+        "data": f"places of the validation split as they come, not those that decided when to stop; hit = charge above "
+        f"{config.hit_above:g} e-",
         "precision": round(float(precision[best]), 4),
         "recall": round(float(recall[best]), 4),
         "average_precision": round(average_precision(precision, recall), 4),

@@ -10,6 +10,8 @@ the frame is tiled.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,15 @@ from csstdask.cosmicray.view import View
 from csstdask.errors import InputError
 from csstdask.nn.blocks import UNet
 from csstdask.nn.card import ModelCard
-from csstdask.nn.device import Precision, autocast, choose_device
+from csstdask.nn.device import Precision, choose_device, inference_dtype
 from csstdask.nn.weights import load_network
 
-#: What the channels are; the card of a network names them, so that one made for other channels is refused.
+#: What channels may be; the card of a network names those it was made for.
 CHANNELS = ("asinh of height over sky noise", "asinh of height over own noise", "ignored")
+#: Of other people's networks: the counts as they are [e-], or less their mean and in units of their deviation.
+COUNTS, STANDARDISED = "counts", "standardised counts"
 #: Size of a tile's core [pixel]: larger ones leave the processor's cache, smaller ones are mostly halo.
-TILE = 512
+TILE = 1024
 #: How many are computed at once: a host gains nothing from more than one, a GPU wants to be filled.
 BATCH = {"cpu": 1, "cuda": 8}
 _LEAST_NOISE = np.float32(1e-6)
@@ -36,25 +40,56 @@ _LEAST_NOISE = np.float32(1e-6)
 _PRIOR_LOGIT = -3.0
 
 
-def build_unet(**architecture: Any) -> UNet:
+def build_unet(*, inputs: int = len(CHANNELS), **architecture: Any) -> UNet:
     """Return an untrained network: one logit for each pixel."""
-    network = UNet(inputs=len(CHANNELS), outputs=1, **architecture)
+    network = UNet(inputs=inputs, outputs=1, **architecture)
     torch.nn.init.constant_(network.head.bias, _PRIOR_LOGIT)  # type: ignore[arg-type]
     return network
 
 
-def channels_of(view: View, window: Window = (slice(None), slice(None))) -> Any:
-    """Return what the network sees of a window, float32 (3, y, x); beyond the frame it is zero."""
-    xp = namespace_of(view.data)
-    shape = view.data.shape
-    rows, columns = (slice(*part.indices(length)) for part, length in zip(window, shape, strict=True))
-    height = view.data[rows, columns] - view.mesh.background_at(rows, columns)
-    sky = xp.maximum(view.mesh.noise_at(rows, columns), _LEAST_NOISE)
-    own = xp.maximum(xp.sqrt(view.variance[rows, columns]), _LEAST_NOISE)
-    ignored = view.ignore[rows, columns].astype(np.float32)
-    seen = xp.stack([xp.arcsinh(height / sky), xp.arcsinh(height / own), ignored])
-    beyond = [(0, max(0, (part.stop or 0) - length)) for part, length in zip(window, shape, strict=True)]
-    return xp.pad(seen, [(0, 0), *beyond]) if any(after for _, after in beyond) else seen
+@dataclass(frozen=True)
+class Seen:
+    """What a network sees of a frame, window by window."""
+
+    view: View
+    names: tuple[str, ...] = CHANNELS
+    """Of the channels."""
+
+    def __post_init__(self) -> None:
+        known = {*CHANNELS, COUNTS, STANDARDISED}
+        if not self.names or not set(self.names) <= known:
+            raise InputError("channels of a network", f"{list(self.names)}", f"some of {sorted(known)}")
+
+    @cached_property
+    def _moments(self) -> tuple[float, float]:
+        return float(self.view.data.mean()), max(float(self.view.data.std()), float(_LEAST_NOISE))
+
+    def at(self, window: Window = (slice(None), slice(None))) -> Any:
+        """Return the channels of a window, float32 (channel, y, x); beyond the frame they are zero."""
+        xp = namespace_of(self.view.data)
+        shape = self.view.data.shape
+        rows, columns = (slice(*part.indices(length)) for part, length in zip(window, shape, strict=True))
+        seen = xp.stack([self._channel(name, rows, columns) for name in self.names])
+        beyond = [(0, max(0, (part.stop or 0) - length)) for part, length in zip(window, shape, strict=True)]
+        return xp.pad(seen, [(0, 0), *beyond]) if any(after for _, after in beyond) else seen
+
+    def _channel(self, name: str, rows: slice, columns: slice) -> Any:
+        view, xp = self.view, namespace_of(self.view.data)
+        if name == CHANNELS[2]:
+            return view.ignore[rows, columns].astype(np.float32)
+        if name == COUNTS:
+            return view.data[rows, columns]
+        if name == STANDARDISED:
+            mean, deviation = self._moments
+            return (view.data[rows, columns] - np.float32(mean)) / np.float32(deviation)
+        height = view.data[rows, columns] - view.mesh.background_at(rows, columns)
+        noise = view.mesh.noise_at(rows, columns) if name == CHANNELS[0] else xp.sqrt(view.variance[rows, columns])
+        return xp.arcsinh(height / xp.maximum(noise, _LEAST_NOISE))
+
+
+def channels_of(view: View) -> Any:
+    """Return all channels of a frame, float32 (3, y, x)."""
+    return Seen(view).at()
 
 
 def probability(
@@ -96,28 +131,28 @@ def probability(
     InputError
         If the card's weights cannot be used, or are for other channels.
     """
-    if tuple(card.normalisation.get("channels", ())) != CHANNELS:
-        found = f"a network for the channels {card.normalisation.get('channels')}"
-        raise InputError(card.name, found, f"one for {list(CHANNELS)}")
+    seen = Seen(view, tuple(card.normalisation["channels"]))
+    inputs = card.architecture.get("inputs", len(CHANNELS))
+    if len(seen.names) != inputs:
+        raise InputError(card.name, f"{inputs} channels for {list(seen.names)}", "one for each that its card names")
     on_gpu = kind_of(view.data) == "cupy"
     own = torch.device("cuda", view.data.device.id) if on_gpu else torch.device("cpu")
     place = choose_device(device, like=own)
-    network = load_network(card, build_unet, place)
+    dtype = inference_dtype(place, precision)
+    network = load_network(card, build_unet, place, dtype)
     scale, offset = card.calibration["scale"], card.calibration["offset"]
 
     def compute(windows: list[Any]) -> Tensor:
-        stack = torch.stack([torch.as_tensor(window) for window in windows]).to(place)
+        stack = torch.stack([torch.as_tensor(window).to(place, dtype) for window in windows])
         stack = stack.contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), autocast(place, precision):
+        with torch.inference_mode():
             logit = network(stack)[:, 0].float()
         return torch.sigmoid(scale * logit + offset)
 
     result = torch.empty(view.data.shape, dtype=torch.float32, device=own)
     reach = network.radius if halo is None else halo
     tiles = plan_tiles(view.data.shape, tile=tile, halo=reach, grid=network.grid)
-    for core, part in in_batches(
-        tiles, lambda window: channels_of(view, window), compute, batch or BATCH.get(place.type, 1)
-    ):
+    for core, part in in_batches(tiles, seen.at, compute, batch or BATCH.get(place.type, 1)):
         result[core] = part.to(own)
     if on_gpu:
         import cupy  # noqa: PLC0415

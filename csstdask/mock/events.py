@@ -7,15 +7,18 @@ of 1999 (the pixels are 42 x 21 um, so its events are mirrored in x and never tu
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
 
+from csstdask.durable import write_atomic
 from csstdask.errors import InputError
 from csstdask.mock.recipe import Split
 from csstdask.quiet import no_warnings
@@ -139,6 +142,46 @@ def library_for(name: str, split: Split | None, data: Path | None) -> EventLibra
     if name == "stis":
         return read_stis_events(data / STIS_EVENTS, exposures_of(STIS_PAIRS[split]))
     return read_itl_events(data / ITL_EVENTS, ITL_BANDS[split])
+
+
+def write_library(path: Path, library: EventLibrary, place: npt.NDArray[np.float64]) -> None:
+    """Write a library of events.
+
+    Parameters
+    ----------
+    path : Path
+        ``.npz``
+    library : EventLibrary
+    place : float64 array (n,)
+        Where each event was found, from 0 to 1 along all frames and their rows: what parts splits.
+    """
+    stream = io.BytesIO()
+    arrays = {name: getattr(library, name) for name in ("offset", "dy", "dx", "charge", "weight", "turns")}
+    np.savez_compressed(stream, allow_pickle=False, name=np.array(library.name), place=place, **arrays)
+    write_atomic(path, stream.getvalue())
+
+
+def read_library(path: Path, split: Split | None = None) -> EventLibrary:
+    """Read a library of events that `write_library` wrote: all of it, or one split's.
+
+    Raises
+    ------
+    InputError
+        If the file is none, or has no event of that split.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            names = ("offset", "dy", "dx", "charge", "weight")
+            arrays = {name: stored[name] for name in names}
+            library = EventLibrary(name=str(stored["name"]), turns=bool(stored["turns"]), **arrays)
+            place = stored["place"]
+    except (OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
+        raise InputError(path, f"no event library ({error})", "one that `csstdask label` wrote") from None
+    low, high = (0.0, 1.0) if split is None else ITL_BANDS[split]
+    keep = (place >= low) & ((place < high) | (high == 1.0))
+    if not keep.any():
+        raise InputError(path, f"no event for {split}", f"events from {low:.0%} to {high:.0%} of the frames' rows")
+    return library.select(keep)
 
 
 def read_stis_events(path: Path, exposures: Sequence[str]) -> EventLibrary:

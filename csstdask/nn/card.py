@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ class ModelCard:
     calibration: dict[str, float] = field(default_factory=dict)
     """``scale`` and ``offset`` that turn a network's output into the logit of a probability."""
     metrics: dict[str, Any] = field(default_factory=dict)
+    valid: dict[str, Any] = field(default_factory=dict)
+    """For which data it was made: ``detectors`` (ids), ``from`` and ``until`` (ISO dates, the last exclusive); what
+    is absent is open."""
+    expects: dict[str, Any] = field(default_factory=dict)
+    """What it saw in training, for `csstdask.cosmicray.monitor`: ``rate`` ([lowest, highest] events/cm^2/s),
+    ``log_charge`` and ``log_length`` (quantiles at evenly spaced shares, from 0 to 1, of log10 of e- and pixels)."""
     weights: Path | None = None
     """Where a network's weights lie."""
 
@@ -72,6 +79,7 @@ def read_card(path: Path) -> ModelCard:
         raw = path.read_bytes()
         fields = {"sha256": hashlib.sha256(raw).hexdigest(), **json.loads(raw)}
         card = ModelCard(**fields)
+        _check_valid(card.valid)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(path, f"no readable model card ({error})", wanted) from None
     if not card.architecture:
@@ -85,11 +93,22 @@ def read_card(path: Path) -> ModelCard:
     return ModelCard(**fields | {"weights": weights})
 
 
+def _check_valid(valid: dict[str, Any]) -> None:
+    """Raise ValueError unless a card's `valid` can be understood."""
+    if unknown := set(valid) - {"detectors", "from", "until"}:
+        raise ValueError(f"valid: found {', '.join(sorted(unknown))}; wanted detectors, from, until")
+    if not all(isinstance(detector, int) for detector in valid.get("detectors", [])):
+        raise ValueError(f"valid: found detectors {valid['detectors']}; wanted ids")
+    for key in ("from", "until"):
+        if key in valid:
+            date.fromisoformat(valid[key])
+
+
 def write_card(path: Path, card: ModelCard) -> None:
     """Write a network's card."""
     keys = (
         "name", "task", "version", "method", "licence", "trained_on", "sha256", "threshold", "architecture",
-        "normalisation", "calibration", "metrics",
+        "normalisation", "calibration", "metrics", "valid", "expects",
     )  # fmt: skip
     text = json.dumps({key: getattr(card, key) for key in keys}, indent=2)
     write_atomic(path, f"{text}\n".encode())

@@ -27,16 +27,27 @@ def choose_device(device: Any = None, *, like: torch.device | None = None) -> to
     return chosen
 
 
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Return a context in which convolutions run with a precision.
+def inference_dtype(device: torch.device, precision: Precision) -> torch.dtype:
+    """Return the type that a network computes in.
 
     float32 gives the same numbers to rounding wherever a tile's edges lie: on a GPU it is kept from TF32, which
-    has the mantissa of a half. bfloat16 is some four times as fast
-    where the processor has it, and moves probabilities by about a hundredth.
+    has the mantissa of a half. bfloat16 is two to four times as fast where the processor has it, and moves
+    probabilities by about a hundredth.
+
+    Raises
+    ------
+    ValueError
+        If the precision is unknown.
     """
     if precision not in get_args(Precision):
         raise ValueError(f"precision: found {precision!r}; wanted one of {', '.join(get_args(Precision))}")
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """Return a context in which a network is trained with a precision: its weights stay float32."""
+    dtype = inference_dtype(device, precision)
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype != torch.float32)

@@ -43,6 +43,8 @@ class Schedule:
     warm_up: float = 1.0
     """Epochs in which the rate rises linearly."""
     weight_decay: float = 1e-4
+    freeze_norm: float = 1.0
+    """Share of the epochs after which batch normalisation uses what it has gathered, and gathers no more."""
     patience: int = 20
     """Epochs without a better score after which to stop."""
     clip_norm: float = 1.0
@@ -147,6 +149,10 @@ def _one_epoch(
     device: torch.device,
 ) -> float:
     network.train()
+    if epoch >= schedule.freeze_norm * schedule.epochs:
+        for part in network.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.eval()
     total, count = 0.0, 0
     for step, batch in enumerate(learner.batches(epoch)):
         for group in optimiser.param_groups:

@@ -22,7 +22,7 @@ from csstdask.nn.card import ModelCard
 
 Network = TypeVar("Network", bound=nn.Module)
 
-_LOADED: dict[tuple[str, str, str], nn.Module] = {}
+_LOADED: dict[tuple[str, str, str, torch.dtype], nn.Module] = {}
 _LOCK = threading.Lock()
 
 
@@ -33,7 +33,9 @@ def save_weights(network: nn.Module, path: Path) -> str:
     return sha256_file(path)
 
 
-def load_network(card: ModelCard, build: Callable[..., Network], device: torch.device) -> Network:
+def load_network(
+    card: ModelCard, build: Callable[..., Network], device: torch.device, dtype: torch.dtype = torch.float32
+) -> Network:
     """Return a card's network on a device, ready for inference, its normalisation frozen and fused.
 
     Parameters
@@ -43,6 +45,8 @@ def load_network(card: ModelCard, build: Callable[..., Network], device: torch.d
     build : callable
         Makes the network from the card's architecture.
     device : torch.device
+    dtype : torch.dtype
+        Of its arithmetic.
 
     Raises
     ------
@@ -51,10 +55,10 @@ def load_network(card: ModelCard, build: Callable[..., Network], device: torch.d
     """
     if card.weights is None:
         raise InputError(card.name, "a method without weights", "a network")
-    key = (str(card.weights), card.sha256, str(device))
+    key = (str(card.weights), card.sha256, str(device), dtype)
     with _LOCK:
         if key not in _LOADED:
-            _LOADED[key] = _load(card, card.weights, build).to(device)
+            _LOADED[key] = _load(card, card.weights, build).to(device, dtype)
         return _LOADED[key]  # type: ignore[return-value]
 
 

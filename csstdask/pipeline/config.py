@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from csstdask.cosmicray.card import find_card
 from csstdask.toml_file import read_toml, validated
@@ -37,6 +37,16 @@ class DetectSettings(_Settings):
 
     model: Annotated[str, _model_for("cosmicray")] = Field("default", description=_MODEL_HELP)
     threshold: float | None = Field(None, ge=0, le=1, description="probability; default: the model card's")
+    rate: Annotated[float, Field(gt=0, lt=1)] | Literal["frame"] | None = Field(
+        None, description="share of pixels hit, to rescale probabilities to; frame: each frame's own"
+    )
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of a network's arithmetic")
+
+    @model_validator(mode="after")
+    def _rate_needs_a_density(self) -> DetectSettings:
+        if self.rate is not None and "prior" not in find_card("cosmicray", self.model).calibration:
+            raise ValueError(f"rate = {self.rate}, but {self.model} was calibrated without a density of cosmic rays")
+        return self
 
 
 class RepairSettings(_Settings):

@@ -33,7 +33,7 @@ from csstdask.pipeline.step import Output, Step
 from csstdask.pipeline.steps import STEPS
 from csstdask.pipeline.steps.detect import DETECT, uses_network
 from csstdask.store.campaign import UnitFacts, read_header, read_unit_pixels
-from csstdask.store.tables import table_path, write_table
+from csstdask.store.tables import table_path, units_of, write_table
 from csstdask.store.zarr_arrays import read_shard, write_shard
 
 log = logging.getLogger("csstdask")
@@ -150,7 +150,7 @@ def _write(
     if step.table is not None and output.table is not None:
         attempt.check()
         path = table_path(root, step.table, job.unit.exposure, job.unit.detector)
-        write_table(path, output.table)
+        write_table(path, output.table, units_of(step.table))
         objects.append(OwnedObject.of(root, path))
     return StepRecord(fingerprint, tuple(objects), output.metrics, seconds, software_versions())
 

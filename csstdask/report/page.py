@@ -22,6 +22,7 @@ from csstdask.pipeline.run import Summary, plan_of_run, status
 from csstdask.pipeline.truth import has_truth, score_run
 from csstdask.pipeline.views import open_run
 from csstdask.quiet import no_warnings
+from csstdask.report.cosmic_rays import alarms_and_spectra
 from csstdask.report.cutouts import draw_cutouts
 from csstdask.report.document import Cell, number, table, write_document
 from csstdask.report.focal_plane import colour, draw_focal_plane, limits
@@ -58,7 +59,7 @@ def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = 
         ("Failures", _failures(summary)),
         ("The night at a glance", _glance(dataset, instrument)),
         ("Against truth", _truth(run, campaign)),
-        ("Cosmic rays", _cosmic_rays(dataset)),
+        ("Cosmic rays", alarms_and_spectra(run, campaign) + _cosmic_rays(dataset)),
         ("Before, mask, after", draw_cutouts(dataset)),
         ("What it cost", _cost(run, campaign)),
         ("Units", _units(dataset)),

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from csstdask.store.schema import (
     NO_TIME,
     PIXEL_DIMS,
     SCHEMA_VERSION,
+    UNIT_DIMS,
     ArraySpec,
 )
 from csstdask.store.zarr_arrays import (
@@ -46,6 +47,9 @@ from csstdask.store.zarr_arrays import (
 
 #: Above this many exposures coordinates stay lazy.
 EAGER_EXPOSURES = 10_000
+#: Child groups that tell of cosmic rays: what a simulator knows, what repeated exposures tell.
+_KNOWN = ("truth", "labels")
+_LABEL_IDENTITY = ArraySpec("identity", UNIT_DIMS, "str", "", "table", {"long_name": "SHA-256 of what they came from"})
 
 
 @dataclass(frozen=True)
@@ -197,8 +201,9 @@ class Campaign:
         new = [name for name in dict.fromkeys(names) if name not in self._rows]
         if new:
             first = len(self.exposures)
-            if (self.path / "truth").is_dir():
-                resize(self.path / "truth", first + len(new))
+            for child in _KNOWN:
+                if (self.path / child).is_dir():
+                    resize(self.path / child, first + len(new))
             resize(self.path, first + len(new))
             self.group = open_group(self.path, "campaign", "r+")
             get_array(self.group, "exposure")[first : first + len(new)] = np.array(new, dtype=object)
@@ -228,6 +233,8 @@ class Campaign:
     def withdraw(self, exposure: str, detector: int) -> None:
         """Mark a unit absent, before its shards are written anew."""
         row, column = self.index(exposure, detector)
+        if (self.path / "labels" / _LABEL_IDENTITY.name).is_dir():
+            record_label(self.path, row, column, "")  # they were of the pixels that go
         self._put("present", (row, column), value=False)
         self.present[row, column] = False
 
@@ -302,19 +309,39 @@ def read_header(path: Path, row: int, column: int, name: str = "header") -> str:
     return str(np.asarray(get_array(open_group(path, "campaign"), name)[row, column]).item())
 
 
-def add_truth(path: Path, units: str) -> None:
-    """Give a mock campaign its truth, or what of it is missing. Steps never read it.
+def add_truth(path: Path, units: str, name: Literal["truth", "labels"] = "truth") -> None:
+    """Give a campaign its truth, or labels in its place, or what of them is missing. Steps never read them.
 
-    ``truth/sci`` is the scene with the same noise and without cosmic rays, ``truth/cr`` their charge.
+    ``truth/sci`` is the scene with the same noise and without cosmic rays, ``truth/cr`` their charge. ``labels`` hold
+    what is believed of both, NaN in ``labels/cr`` where nothing is known, and what they were made from.
     """
     root = open_group(path, "campaign", "r+")
     sizes = dict(zip(PIXEL_DIMS, get_array(root, "sci").shape, strict=True))
-    group = root.require_group("truth")
-    known = array_names(path / "truth")
-    for name, fill, unit in (("sci", float("nan"), units), ("cr", 0.0, "electron")):
-        if name not in known:
-            create_array(group, ArraySpec(name, PIXEL_DIMS, "float32", fill), sizes, unit)
+    group = root.require_group(name)
+    there = array_names(path / name)
+    nothing = 0.0 if name == "truth" else float("nan")
+    specs = [(ArraySpec("sci", PIXEL_DIMS, "float32", float("nan")), units)]
+    specs.append((ArraySpec("cr", PIXEL_DIMS, "float32", nothing), "electron"))
+    for spec, unit in specs:
+        if spec.name not in there:
+            create_array(group, spec, sizes, unit)
+    if name == "labels" and _LABEL_IDENTITY.name not in there:
+        create_array(group, _LABEL_IDENTITY, sizes)
     consolidate(path)
+
+
+def label_identity(path: Path, row: int, column: int) -> str:
+    """Return what a unit's labels were made from; nothing where it has none."""
+    return str(np.asarray(_label_identities(path, "r")[row, column]).item())
+
+
+def record_label(path: Path, row: int, column: int, identity: str) -> None:
+    """Record what a unit's labels were made from, once they are on disk; before they are written anew, nothing."""
+    _label_identities(path, "r+")[row, column] = identity
+
+
+def _label_identities(path: Path, mode: str) -> zarr.Array[Any]:
+    return get_array(open_group(path, "campaign", mode), f"labels/{_LABEL_IDENTITY.name}")
 
 
 def remember_recipe(path: Path, kind: str, recipe: str) -> None:

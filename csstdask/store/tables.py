@@ -21,6 +21,18 @@ COLUMN_UNITS = {
     "flux": "electron s-1", "flux_err": "electron s-1", "flux_aperture": "electron s-1",
     "flux_aperture_err": "electron s-1", "peak": "electron s-1",
 }  # fmt: skip
+#: Of tables in which a column's name means another thing.
+_OWN_UNITS = {
+    "cosmic_rays": {
+        "charge": "electron", "charge_err": "electron", "peak": "electron", "length": "pixel", "width": "pixel",
+        "angle": "deg",
+    },
+}  # fmt: skip
+
+
+def units_of(table: str) -> dict[str, str]:
+    """Return the units of a table's columns."""
+    return COLUMN_UNITS | _OWN_UNITS.get(table, {})
 
 
 def table_path(root: Path, table: str, exposure: str, detector: int) -> Path:
@@ -28,21 +40,21 @@ def table_path(root: Path, table: str, exposure: str, detector: int) -> Path:
     return root / "tables" / table / exposure / f"{detector}.parquet"
 
 
-def _as_table(columns: Mapping[str, npt.NDArray[Any]]) -> pa.Table:
+def _as_table(columns: Mapping[str, npt.NDArray[Any]], units: Mapping[str, str] = COLUMN_UNITS) -> pa.Table:
     fields, arrays = [], []
     for name, values in columns.items():
         # "Not known" is null, not NaN: nulls are equal to each other, and tables can be compared.
         array = pa.array(values, type=pa.string() if values.dtype == object else None, from_pandas=True)
-        metadata = {"unit": COLUMN_UNITS[name]} if name in COLUMN_UNITS else None
+        metadata = {"unit": units[name]} if name in units else None
         fields.append(pa.field(name, array.type, metadata=metadata))
         arrays.append(array)
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
-def write_table(path: Path, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+def write_table(path: Path, columns: Mapping[str, npt.NDArray[Any]], units: Mapping[str, str] = COLUMN_UNITS) -> None:
     """Write a table, whole or not at all."""
     buffer = io.BytesIO()
-    pq.write_table(_as_table(columns), buffer, compression="zstd")
+    pq.write_table(_as_table(columns, units), buffer, compression="zstd")
     write_atomic(path, buffer.getvalue())
 
 

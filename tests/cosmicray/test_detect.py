@@ -32,8 +32,8 @@ def test_easy_hits_are_found(struck, model):
     data, hit = struck
     found = detect(data, np.full_like(data, SIGMA), model=model)
     assert found.mask[hit].mean() > 0.99
-    # What else is flagged lies beside a hit.
-    assert (found.mask & ~binary_dilation(hit, np.ones((3, 3)))).sum() < 5
+    # What else is flagged lies within two pixels of a hit: an electron of so strong a one may have strayed there.
+    assert (found.mask & ~binary_dilation(hit, np.ones((5, 5)))).sum() < 5
     assert np.array_equal(found.mask, found.probability >= found.threshold)
 
 

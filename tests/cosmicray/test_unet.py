@@ -10,7 +10,7 @@ import torch
 from own_model import write_own_model
 
 from csstdask.cosmicray import detect
-from csstdask.cosmicray.unet import channels_of, probability
+from csstdask.cosmicray.unet import Seen, channels_of, probability
 from csstdask.cosmicray.view import view_frame
 from csstdask.errors import InputError
 from csstdask.nn.card import read_card, write_card
@@ -89,6 +89,32 @@ def test_calibration_and_threshold_are_the_cards(card_path, frame):
     np.testing.assert_allclose(found.probability[use], expected[use], atol=1e-4)
 
 
+def test_probabilities_are_rescaled_to_a_density(card_path, frame, tmp_path):
+    """With a power of one the odds go with those of the density; a frame's own density is what they add up to."""
+    calibration = {"scale": 1.0, "offset": 0.0, "prior": 1.0, "density": 0.02}
+    card = replace(read_card(card_path), calibration=calibration)
+    (tmp_path / "own.safetensors").write_bytes(card.weights.read_bytes())
+    write_card(tmp_path / "own.json", card)
+    model = str(tmp_path / "own.json")
+    data, mask = frame
+    plain = detect(data, mask=mask, model=model)
+    same = detect(data, mask=mask, model=model, rate=0.02)
+    np.testing.assert_allclose(same.probability, plain.probability, atol=1e-6)
+    other = detect(data, mask=mask, model=model, rate=0.1)
+    p = plain.probability.astype(np.float64)
+    factor = (0.1 / 0.9) / (0.02 / 0.98)
+    np.testing.assert_allclose(other.probability, p * factor / (1 + (factor - 1) * p), atol=1e-5)
+    own = detect(data, mask=mask, model=model, rate="frame")
+    use = ~(mask | np.isnan(data))
+    density = own.probability[use].mean()
+    again = detect(data, mask=mask, model=model, rate=float(density))
+    np.testing.assert_allclose(again.probability, own.probability, atol=2e-3)
+    with pytest.raises(ValueError, match="rate: found 2"):
+        detect(data, model=model, rate=2.0)
+    with pytest.raises(ValueError, match="without a density"):
+        detect(data, model="lacosmic", rate=0.1)
+
+
 def test_a_network_made_for_other_channels_is_refused(card_path, frame, tmp_path):
     card = replace(read_card(card_path), normalisation={"channels": ["counts"], "box": 64})
     (tmp_path / "other.safetensors").write_bytes(card.weights.read_bytes())
@@ -109,7 +135,7 @@ def test_channels_are_what_they_say(frame):
         np.sinh(whole[0])[~ignore], (height / view.mesh.noise_at())[~ignore], rtol=1e-4, atol=1e-4
     )
     assert np.array_equal(whole[2] == 1, ignore)
-    part = channels_of(view, (slice(320, 336), slice(280, 296)))
+    part = Seen(view).at((slice(320, 336), slice(280, 296)))
     assert part.shape == (3, 16, 16)
     assert np.array_equal(part[:, :11, :13], whole[:, 320:, 280:])
     assert (part[:, 11:] == 0).all()

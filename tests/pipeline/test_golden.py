@@ -52,7 +52,8 @@ def measure() -> dict[str, list[object]]:
         frame.keep(output.arrays)
         parts = [output.arrays[product.name] for product in step.products]
         if output.table is not None:
-            parts += [output.table[column] for column in ("x", "y", "flux_aperture", "flag", "n_cr_pixels")]
+            columns = ("x", "y", "flux_aperture", "flag", "n_cr_pixels", "charge", "length", "kind")
+            parts += [output.table[column] for column in columns if column in output.table]
         found[name] = [step.numerics_version, digest(*parts)]
     return found
 

@@ -25,6 +25,8 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
         threshold=settings.threshold,
         model=settings.model,
         device=config.engine.device,
+        rate=settings.rate,
+        precision=settings.precision,
     )
     usable = int(found.mask.size - frame.ignore.sum())
     count = int(found.mask.sum())
@@ -64,14 +66,15 @@ def decisive_settings(config: RunConfig) -> dict[str, Any]:
     """Return what decides the mask: the threshold, and for a network the kind of device where it is not the host."""
     kind = (config.engine.device or "cpu").partition(":")[0]
     device = {"device": kind} if kind != "cpu" and uses_network(config) else {}
-    return {"threshold": resolved_threshold(config), **device}
+    chosen = config.detect.model_dump(include={"rate", "precision"}, exclude_defaults=True)
+    return {"threshold": resolved_threshold(config), **chosen, **device}
 
 
 DETECT = Step(
     name="detect",
     requires=("background",),
     kinds=frozenset({"imaging", "slitless", "dark"}),
-    numerics_version=3,
+    numerics_version=4,
     body=detect_cosmic_rays,
     settings=decisive_settings,
     model=lambda config: find_card("cosmicray", config.detect.model).identity,

@@ -1,10 +1,8 @@
-"""Evaluation of cosmic-ray detection: ``csstdask evaluate cosmicray``.
+"""Real frames, real events in other scenes, and scenes with nothing to find.
 
-Three questions, each asked of every method on the same pixels with the same ignore mask:
-
-* real frames: the STIS pair that nothing learnt from, against the truth of its stack;
+* the STIS pair that nothing learnt from, against the truth of its stack;
 * events of held-out exposures and rows, and generated tracks, injected into scenes that no training saw;
-* negative controls: the same scenes without any cosmic ray.
+* the same scenes without any cosmic ray.
 
 The network has its card's threshold, and on real frames beside it the one that on the validation pair is most clearly
 better than L.A.Cosmic in precision and recall alike. L.A.Cosmic is tuned for each kind of input on frames of all pairs
@@ -14,11 +12,7 @@ range are named. Intervals are bootstrapped over blocks of pixels, for neighbour
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,15 +22,17 @@ from astropy.io import fits
 from scipy.ndimage import binary_dilation
 
 from csstdask.cosmicray import stis
-from csstdask.cosmicray.card import find_card
-from csstdask.cosmicray.detect import detect
-from csstdask.cosmicray.examples import Contaminated, check_data, contaminate, gather_material
-from csstdask.cosmicray.lacosmic import lacosmic
+from csstdask.cosmicray.evaluate.methods import (
+    at_the_edge,
+    by_lacosmic,
+    probability_of,
+    threshold_against,
+    threshold_of,
+    tune_lacosmic,
+)
+from csstdask.cosmicray.examples import Contaminated, contaminate, gather_material
 from csstdask.cosmicray.scenes import Scene, draw_mock_scene
-from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS, Bool, Case, Float, f1_of, rates_of, score
-from csstdask.cosmicray.view import view_frame
-from csstdask.durable import write_atomic
-from csstdask.errors import InputError
+from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS, Bool, Case, Float, score
 from csstdask.instrument import electrons_per_unit, load_instrument
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
 from csstdask.mock.events import STIS_PAIRS, EventLibrary, exposures_of
@@ -48,87 +44,7 @@ _SEED = 1999
 _SKIES, _SIZE = 6, 512
 _PIXEL_FRACTION = 0.025
 _HELD_OUT: tuple[Split, ...] = ("validation", "test")
-_RANGES: dict[str, tuple[Any, ...]] = {
-    "sigclip": (3.0, 3.75, 4.5, 5.5, 6.5, 8.0, 10.0, 13.0),
-    "sigfrac": (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8),
-    "objlim": (0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0),
-    "sepmed": (True, False),
-}
-_START: dict[str, Any] = {"sigclip": 4.5, "sigfrac": 0.3, "objlim": 3.0, "sepmed": True}
-_FIXED = {"niter": 4, "cleantype": "meanmask", "fsmode": "median"}
-_THRESHOLDS = (*(round(0.02 * step, 2) for step in range(1, 50)), 0.99)
-_COLUMNS = ("precision", "recall", "recall_visible", "precision_without_skirt", "events_found")
-
-Detector = Callable[[Case], Bool]
 Announce = Callable[[str], None]
-
-log = logging.getLogger("csstdask")
-
-# --- methods ---------------------------------------------------------------------------------------------------
-
-
-def probability_of(case: Case, model: str) -> Float:
-    """Return a network's probabilities on one frame."""
-    return np.asarray(detect(case.data, case.error, case.ignore, model=model).probability)
-
-
-def by_lacosmic(parameters: dict[str, Any]) -> Detector:
-    """Return L.A.Cosmic with given parameters."""
-
-    def find(case: Case) -> Bool:
-        variance = None if case.error is None else case.error**2
-        view = view_frame(case.data, variance, case.ignore)
-        return lacosmic(view, _FIXED | parameters) & ~case.ignore
-
-    return find
-
-
-def tune_lacosmic(cases: Sequence[Case]) -> dict[str, Any]:
-    """Return the parameters with the best F1: each in turn over its range, until none moves."""
-    tried: dict[tuple[Any, ...], float] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-
-        def quality(parameters: dict[str, Any]) -> float:
-            key = tuple(parameters.values())
-            if key not in tried:
-                tried[key] = f1_of(cases, list(pool.map(by_lacosmic(parameters), cases)))
-            return tried[key]
-
-        best, before = dict(_START), None
-        while best != before:
-            before = dict(best)
-            for name, values in _RANGES.items():
-                best = max((best | {name: value} for value in values), key=quality)
-    return best
-
-
-def at_the_edge(parameters: dict[str, Any]) -> list[str]:
-    """Return the parameters whose best value is the first or last of its range: there may be better ones beyond."""
-    ranges = {name: values for name, values in _RANGES.items() if len(values) > 2}
-    return [name for name, values in ranges.items() if parameters[name] in {values[0], values[-1]}]
-
-
-def threshold_against(cases: Sequence[Case], model: str, parameters: dict[str, Any]) -> float:
-    """Return the threshold at which a network is most clearly better than L.A.Cosmic in precision and recall alike."""
-    probabilities = [probability_of(case, model) for case in cases]
-    classical = rates_of(cases, [by_lacosmic(parameters)(case) for case in cases])
-
-    def lead(cut: float) -> float:
-        ours = rates_of(cases, [probability >= cut for probability in probabilities])
-        return min(ours[0] - classical[0], ours[1] - classical[1])
-
-    return max(_THRESHOLDS, key=lead)
-
-
-def threshold_of(model: str) -> float:
-    """Return the threshold of a network's card; InputError if there is no such network."""
-    try:
-        card = find_card("cosmicray", model)
-    except ValueError as error:
-        raise InputError("--model", str(error), "a network's name, or its card") from None
-    if not card.architecture or card.threshold is None:
-        raise InputError("--model", f"{card.name}, a classical method", "a network: they are compared with L.A.Cosmic")
-    return card.threshold
 
 
 def compare(
@@ -366,58 +282,20 @@ def _empty_mock_cases() -> list[Case]:
     return [as_case(scene, contaminate(scene, nothing, full_well=8e4), 0.0) for scene in scenes]
 
 
-# --- all of it -------------------------------------------------------------------------------------------------
-
-
-def evaluate_cosmicray(
-    model: str = "default", data: Path | None = None, to: Path | None = None, *, announce: Announce = log.info
-) -> dict[str, Any]:
-    """Evaluate a network beside L.A.Cosmic.
+def evaluate_real(data: Path | None, model: str, announce: Announce) -> dict[str, Any]:
+    """Return scores on real frames, of injected events, and where there is nothing to find.
 
     Parameters
     ----------
-    model : str
-        A network's name, or the path of its card.
     data : Path, optional
         Folder of real events and frames; without it only mock skies with generated tracks are looked at.
-    to : Path, optional
-        Folder for ``cosmicray_evaluation.json``.
+    model : str
     announce : callable
-        Told in a line what is done now: with real data it takes some ten minutes on two cores.
-
-    Returns
-    -------
-    dict
-        What is written there.
-
-    Raises
-    ------
-    InputError
-        If the model is no network, or the folder holds none of the sets.
     """
-    threshold_of(model)
-    if data is not None:
-        check_data(data)
-    card = find_card("cosmicray", model)
-    results: dict[str, Any] = {"model": {"name": card.name, "version": card.version, "sha256": card.sha256}}
-    results["seed"] = _SEED
+    results: dict[str, Any] = {"seed": _SEED}
     if data is not None and (data / "hst_stis").is_dir():
         results["stis"] = evaluate_stis(data / "hst_stis", model, announce)
     results["injected"] = evaluate_injected(data, model, announce)
     tuned = results["injected"]["generated tracks on mock skies"]["L.A.Cosmic, tuned"]["parameters"]
     results["false_pixels_per_mpix"] = evaluate_controls(data, model, tuned)
-    if to is not None:
-        to.mkdir(parents=True, exist_ok=True)
-        write_atomic(to / "cosmicray_evaluation.json", (json.dumps(results, indent=2) + "\n").encode())
     return results
-
-
-def table(results: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines of a table of an evaluation, for people."""
-    yield f"{'':<70} " + " ".join(f"{name:>9}" for name in ("precision", "recall", "visible", "no skirt", "events"))
-    for part in ("stis", "injected"):
-        for kind, methods in results.get(part, {}).items():
-            for method, row in methods.items():
-                yield f"{f'{kind}: {method}':<70} " + " ".join(f"{row[key]:>9.3f}" for key in _COLUMNS)
-    for kind, row in results["false_pixels_per_mpix"].items():
-        yield f"nothing there: {kind}: {row['network']:.0f} false pixels per Mpix, L.A.Cosmic {row['lacosmic']:.0f}"

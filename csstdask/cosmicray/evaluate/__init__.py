@@ -1,0 +1,263 @@
+"""Evaluation of cosmic-ray detection: ``csstdask evaluate cosmicray``.
+
+Parts, each asked of every method on the same pixels with the same mask of ignored ones:
+
+* ``real``: the held-out STIS pair, real events in other scenes, scenes with nothing to find;
+* ``field``: the CSST rejection paper's test, all detectors and fields of different density;
+* ``sources``: cosmic rays dropped on sources, where deepCR fails; ``crowded``: a globular cluster's core, big galaxies;
+* ``density`` and ``epochs``: against the density of cosmic rays, and over ten years of ageing.
+
+All but the first need the folder of recipes (``stores/``), render their frames and forget them. ``-foreign`` twins are
+recipes of the same kind outside of what training saw; they are evaluated beside. The methods: the network, ``deepcr``
+(deepCR's architecture retrained on the same campaign), deepCR's own published weights where the package is installed,
+and L.A.Cosmic tuned on the validation fields of the training recipe.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from csstdask.cosmicray.card import find_card
+from csstdask.cosmicray.evaluate import tally
+from csstdask.cosmicray.evaluate.figures import check_figures, draw_field, draw_gallery
+from csstdask.cosmicray.evaluate.frames import draw
+from csstdask.cosmicray.evaluate.methods import Method, network, published_deepcr, threshold_of, tune_lacosmic
+from csstdask.cosmicray.evaluate.real import Announce, evaluate_real
+from csstdask.cosmicray.evaluate.survey import (
+    Survey,
+    crowded_part,
+    density_part,
+    epochs_part,
+    field_part,
+    sources_part,
+)
+from csstdask.cosmicray.examples import check_data
+from csstdask.durable import write_atomic
+from csstdask.errors import InputError
+from csstdask.mock.recipe import Recipe, load_recipe
+from csstdask.nn.device import Precision
+
+log = logging.getLogger("csstdask")
+
+#: Parts, their recipes and the scale that each is drawn at: many small frames tell more than few large ones.
+RECIPES = {
+    "field": ("cr-detection-test", 0.0625),
+    "sources": ("cr-science", 1.0),
+    "crowded": ("cr-crowded", 1.0),
+    "density": ("cr-density", 0.125),
+    "epochs": ("cr-epochs", 0.0625),
+}
+PARTS = ("real", *RECIPES)
+#: Of each three detectors one is looked at where each has hundreds of aimed cosmic rays.
+_SOURCES_STEP = 3
+#: Frames that L.A.Cosmic is tuned on, and their scale.
+_TUNING_UNITS, _TUNING_SCALE = 8, 0.0417
+BASELINE = "deepcr"
+
+
+def evaluate_cosmicray(
+    model: str = "default",
+    data: Path | None = None,
+    to: Path | None = None,
+    *,
+    recipes: Path | None = None,
+    parts: Sequence[str] = PARTS,
+    scale: float | None = None,
+    precision: Precision = "bfloat16",
+    announce: Announce = log.info,
+) -> dict[str, Any]:
+    """Evaluate a network beside the other methods.
+
+    Parameters
+    ----------
+    model : str
+        A network's name, or the path of its card.
+    data : Path, optional
+        Folder of real events and frames; without it part ``real`` is of mock skies with generated tracks alone.
+    to : Path, optional
+        Folder for ``cosmicray_evaluation.json``, tables and figures. Parts that it holds of the same model are kept.
+    recipes : Path, optional
+        Folder of the test recipes; without it only ``real`` is done.
+    parts : sequence of str
+        Some of `PARTS`.
+    scale : float, optional
+        In place of each part's own.
+    precision : str
+        Of all networks on mock surveys.
+    announce : callable
+        Told in a line what is done now: all parts take some three quarters of an hour on two cores.
+
+    Returns
+    -------
+    dict
+        What is written there.
+
+    Raises
+    ------
+    InputError
+        If the model is no network, a part is unknown, or a folder holds nothing that is wanted.
+    """
+    threshold_of(model)
+    if not parts or not set(parts) <= set(PARTS):
+        raise InputError("--part", ", ".join(parts) or "none", f"some of {', '.join(PARTS)}")
+    if data is not None:
+        check_data(data)
+    if recipes is None and "real" not in parts:
+        raise InputError("--recipes", "none", f"the folder of recipes that {', '.join(parts)} are drawn from")
+    if to is not None and recipes is not None and "field" in parts:
+        check_figures()  # now, and not when all is counted
+    results = _kept(to, _identity(model))
+    if "real" in parts:
+        results |= evaluate_real(data, model, announce)
+        _write(to, results)
+    wanted = [part for part in RECIPES if part in parts]
+    if recipes is None or not wanted:
+        return results
+    with tempfile.TemporaryDirectory() as folder:
+        methods = gather_methods(model, recipes, Path(folder), precision, announce)
+        for part in wanted:
+            name, usual = RECIPES[part]
+            for twin in (name, f"{name}-foreign"):
+                path = recipes / f"{twin}.toml"
+                if twin != name and not path.is_file():
+                    continue
+                recipe = load_recipe(path, scale=scale or usual)
+                if part == "sources":
+                    recipe = recipe.model_copy(update={"detectors": recipe.detectors[::_SOURCES_STEP]})
+                announce(f"{part}: {recipe.name}, {recipe.exposures * len(recipe.detectors)} frames")
+                result = _evaluate(part, Survey(recipe, methods), to, announce)
+                results.setdefault(part, {})[recipe.name] = result
+                results.setdefault("settings", {})[recipe.name] = {"scale": recipe.scale, "precision": precision}
+                _write(to, results)
+    return results
+
+
+def _evaluate(part: str, survey: Survey, to: Path | None, announce: Announce) -> dict[str, Any]:
+    if part == "field":
+        result, gallery = field_part(survey, announce)
+        if to is not None:
+            draw_field(result, to / f"{survey.recipe.name}.png")
+            draw_gallery(gallery, to / f"{survey.recipe.name}-gallery.png")
+        return result
+    if part == "sources":
+        return sources_part(survey, 0.0275, announce)
+    if part == "epochs":
+        few = (*survey.methods[:1], *(one for one in survey.methods[1:] if one.name == BASELINE))
+        return epochs_part(replace(survey, methods=few), announce)
+    return (crowded_part if part == "crowded" else density_part)(survey, announce)
+
+
+def gather_methods(
+    model: str, recipes: Path, folder: Path, precision: Precision, announce: Announce
+) -> tuple[Method, ...]:
+    """Return the methods: the network first, the retrained baseline second.
+
+    Parameters
+    ----------
+    model : str
+    recipes : Path
+        With ``cr-detection.toml``, on whose validation fields L.A.Cosmic is tuned.
+    folder : Path
+        For what is converted.
+    precision : str
+        Of networks.
+    announce : callable
+    """
+    methods = [network(model, "network", precision)]
+    if find_card("cosmicray", model).name != BASELINE:
+        methods.append(network(BASELINE, precision=precision))
+    published = published_deepcr(folder, precision)
+    if published is None:
+        announce("deepCR is not installed (pip install 'csstdask[bench]'): its published weights are left out")
+    else:
+        methods.append(published)
+    announce("tuning L.A.Cosmic")
+    cases = [draw(recipe, index, detector).case for recipe, index, detector in _tuning_units(recipes)]
+    methods.append(Method("L.A.Cosmic, tuned", parameters=tune_lacosmic(cases)))
+    return tuple(replace(method, threshold=tally.snapped(method.threshold)) for method in methods)
+
+
+def _tuning_units(recipes: Path) -> Iterator[tuple[Recipe, int, int]]:
+    path = recipes / "cr-detection.toml"
+    recipe = load_recipe(path, scale=_TUNING_SCALE)
+    exposures = [index for index in range(recipe.exposures) if recipe.split_of(index) == "validation"]
+    for number in range(_TUNING_UNITS):
+        yield recipe, exposures[number % len(exposures)], recipe.detectors[(number * 7) % len(recipe.detectors)]
+
+
+def _identity(model: str) -> dict[str, Any]:
+    """Return what decides an evaluation besides the data: the network and its threshold, and the baseline's."""
+    card, baseline = (find_card("cosmicray", name) for name in (model, BASELINE))
+    facts = {"name": card.name, "version": card.version, "sha256": card.sha256, "threshold": card.threshold}
+    return facts | {"identity": card.identity, "baseline": baseline.identity}
+
+
+def _kept(to: Path | None, model: dict[str, Any]) -> dict[str, Any]:
+    """Return what a folder holds of an evaluation of the same model, else the beginning of one."""
+    path = None if to is None else to / "cosmicray_evaluation.json"
+    if path is not None and path.is_file():
+        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if before.get("model") == model:
+            return before
+    return {"model": model}
+
+
+def _write(to: Path | None, results: dict[str, Any]) -> None:
+    if to is None:
+        return
+    to.mkdir(parents=True, exist_ok=True)
+    write_atomic(to / "cosmicray_evaluation.json", (json.dumps(_rounded(results), indent=1) + "\n").encode())
+    write_atomic(to / "cosmicray_evaluation.md", ("\n".join(table(results)) + "\n").encode())
+
+
+def _rounded(value: Any) -> Any:
+    """Return numbers to five significant figures: more would be noise in a file that people compare."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(one) for one in value]
+    if isinstance(value, float):
+        return None if value != value else float(f"{value:.5g}")  # noqa: PLR0124  NaN is no JSON
+    return value
+
+
+def table(results: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of an evaluation's tables, for people."""
+    columns = ("precision", "recall", "recall_visible", "precision_without_skirt", "events_found")
+    names = ("precision", "recall", "of visible", "precision off the skirt", "events found")
+    for part in ("stis", "injected"):
+        if part in results:
+            yield from _head(part, names)
+        for kind, methods in results.get(part, {}).items():
+            for method, row in methods.items():
+                yield _row(f"{kind}: {method}", [row[key] for key in columns])
+    for part in ("field", "crowded"):
+        for recipe, result in results.get(part, {}).items():
+            for name, facts in {recipe: result}.items() if part == "field" else result.items():
+                yield from _head(name if name == recipe else f"{recipe}: {name}", (*names[:4], "false pixels per Mpix"))
+                for method, row in facts["pooled"].items():
+                    rates = [row[key] for key in ("precision", "recall", "recall_visible", "precision_off_skirt")]
+                    yield _row(method, [*rates, facts["false_pixels_per_mpix"][method]])
+    for recipe, result in results.get("sources", {}).items():
+        regions = list(next(iter(result["by_region"].values())))
+        yield from _head(f"{recipe}: visible pixels found", regions)
+        for method, rows in result["by_region"].items():
+            yield _row(method, [row["recall_visible"] for row in rows.values()])
+    for kind, row in results.get("false_pixels_per_mpix", {}).items():
+        yield f"nothing there: {kind}: {row['network']:.0f} false pixels per Mpix, L.A.Cosmic {row['lacosmic']:.0f}"
+
+
+def _head(title: str, columns: Sequence[str]) -> tuple[str, str, str]:
+    return "", f"| {' | '.join((title, *columns))} |", "| --- " * (len(columns) + 1) + "|"
+
+
+def _row(name: str, values: Sequence[float | None]) -> str:
+    """Return a line of a table; what is not a number is empty."""
+    cells = ["" if value is None or value != value else f"{value:.4g}" for value in values]  # noqa: PLR0124  NaN
+    return f"| {' | '.join((name, *cells))} |"

@@ -1,0 +1,180 @@
+"""Frames whose cosmic rays are known: units of a campaign that has truth.
+
+A mock campaign has it from its simulator; of a real one it comes from repeated exposures (`repeats`). Where the
+campaign knows what each unit may be used for (``tables/truth_exposures.parquet``), that is kept to: a field is in one
+split alone. The validation split is parted by detector, so that stopping and calibrating see different skies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from csstdask.errors import InputError
+from csstdask.instrument import electrons_per_unit
+from csstdask.mock.recipe import Split
+from csstdask.store.campaign import Campaign, label_identity
+from csstdask.store.zarr_arrays import read_shard, store_kind
+
+#: Of so many detectors of a campaign that says nothing of splits, one validates.
+_VALIDATES = 5
+#: Where truth lies in a campaign: what its simulator knows, or what `csstdask label repeats` believes.
+Truth = Literal["truth", "labels"]
+
+
+@dataclass(frozen=True)
+class KnownFrame:
+    """One unit in electrons, as its pipeline handed it over, and its cosmic rays."""
+
+    data: npt.NDArray[np.float32]
+    """[e-], sky included."""
+    error: npt.NDArray[np.float32]
+    """1 sigma [e-]."""
+    ignore: npt.NDArray[np.bool_]
+    charge: npt.NDArray[np.float32]
+    """Of cosmic rays [e-]; 0 where it is unknown."""
+    unknown: npt.NDArray[np.bool_]
+    """Where nobody knows whether there is charge."""
+    clean: npt.NDArray[np.float32]
+    """The same photons and noise without cosmic rays [e-]; of a real frame what is believed of them."""
+    read_noise: float
+    """[e-]"""
+
+
+@dataclass(frozen=True)
+class KnownUnits:
+    """Units of a campaign with truth."""
+
+    path: Path
+    places: tuple[tuple[int, int], ...]
+    """(row, column) of each in the campaign's arrays."""
+    truth: Truth = "truth"
+    """The group that it is in."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return that of a frame (y, x)."""
+        return _campaign(self.path).shape
+
+    @property
+    def identity(self) -> str:
+        """Return the SHA-256 of what the units were made from, and their labels."""
+        campaign = _campaign(self.path)
+        names = [(campaign.exposures[row], campaign.detectors[column]) for row, column in self.places]
+        digests = [campaign.facts(exposure, detector).digest for exposure, detector in names]
+        if self.truth == "labels":
+            digests += [label_identity(self.path, row, column) for row, column in self.places]
+        return sha256(" ".join(digests).encode()).hexdigest()
+
+    def read(self, index: int) -> KnownFrame:
+        """Read one of them."""
+        campaign = _campaign(self.path)
+        row, column = self.places[index]
+        facts = campaign.facts(campaign.exposures[row], campaign.detectors[column])
+        scale = np.float32(electrons_per_unit(campaign.units, facts.exptime, facts.gain))
+        planes = {
+            name: read_shard(self.path, name, row, column)
+            for name in ("sci", "wht", "flag", f"{self.truth}/sci", f"{self.truth}/cr")
+        }
+        data, wht = planes["sci"] * scale, planes["wht"]
+        ignore = (planes["flag"] & campaign.instrument.flags.ignore_mask) != 0
+        ignore |= ~(wht > 0) | ~np.isfinite(data)
+        error = scale / np.sqrt(np.where(wht > 0, wht, 1))
+        clean, charge = planes[f"{self.truth}/sci"] * scale, planes[f"{self.truth}/cr"]
+        unknown = np.isnan(charge)
+        charge = np.where(unknown, np.float32(0), charge)
+        return KnownFrame(data, error.astype(np.float32), ignore, charge, unknown, clean, facts.read_noise)
+
+
+@lru_cache(maxsize=4)
+def _campaign(path: Path) -> Campaign:
+    return Campaign(path)
+
+
+def known_units(
+    path: Path,
+    split: Split | None = None,
+    *,
+    part: tuple[int, int] = (0, 1),
+    truth: Truth = "truth",
+    detectors: Sequence[int] = (),
+    exposures: int | None = None,
+) -> KnownUnits:
+    """Return the units of a campaign with truth that belong to a split.
+
+    Parameters
+    ----------
+    path : path
+        The campaign.
+    split : str, optional
+        By default all units. Where the campaign does not say what its exposures are for, each fifth detector
+        validates, or of a single one each fifth exposure: exposures of one field share its sky.
+    part : (int, int)
+        ``(i, n)``: of each n detectors in order, those in place i; of a single one of its exposures.
+    truth : str
+        ``truth``, or ``labels`` for the units that have some.
+    detectors : sequence of int
+        Only these; by default all.
+    exposures : int, optional
+        Only the first so many that learn.
+
+    Raises
+    ------
+    InputError
+        If it is no campaign, has no truth, or nothing of that split.
+    """
+    if store_kind(path) != "campaign":
+        raise InputError(path, "no campaign", "one with truth, as `csstdask mock` writes")
+    if not all((path / truth / name / "zarr.json").is_file() for name in ("sci", "cr")):
+        raise InputError(path, f"a campaign without {truth}", f"one with {truth}/sci and {truth}/cr")
+    campaign = _campaign(path)
+    columns = [column for column, one in enumerate(campaign.detectors) if not detectors or one in detectors]
+    units = [
+        (row, column)
+        for row in range(len(campaign.exposures))
+        for column in columns
+        if campaign.present[row, column] and (truth == "truth" or label_identity(path, row, column))
+    ]
+    use = _uses(path)
+    if split is not None and any(use.values()):
+        units = [unit for unit in units if use.get(campaign.exposures[unit[0]]) == split]
+    elif split is not None:
+        places = _places(units)
+        each = min(_VALIDATES, max(places, default=0) + 1)
+        held = [place % each == each - 1 for place in places]
+        units = [unit for unit, out in zip(units, held, strict=True) if out == (split != "training")]
+    if exposures is not None and split == "training":
+        first = sorted({row for row, _ in units})[:exposures]
+        units = [unit for unit in units if unit[0] in first]
+    first_of, each = part
+    if len(units) >= each:
+        units = [unit for unit, place in zip(units, _places(units), strict=True) if place % each == first_of]
+    if not units:
+        raise InputError(path, f"no unit for {split}", f"exposures whose split is {split}")
+    return KnownUnits(path, tuple(units), truth)
+
+
+def _places(units: Sequence[tuple[int, int]]) -> list[int]:
+    """Return which detector in order each unit is of; of a single detector, which exposure."""
+    columns = sorted({column for _, column in units})
+    return [columns.index(column) for _, column in units] if len(columns) > 1 else list(range(len(units)))
+
+
+def _uses(path: Path) -> dict[str, str]:
+    """Return what a campaign says that its exposures may be used for."""
+    table = path / "tables" / "truth_exposures.parquet"
+    if not table.is_file():
+        return {}
+    known = pq.read_table(table, columns=["exposure", "split"]).to_pydict()
+    return dict(zip(known["exposure"], known["split"], strict=True))

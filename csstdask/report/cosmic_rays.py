@@ -1,0 +1,363 @@
+"""A run's cosmic rays, read for whoever watches them: rates, spectra, alarms, and checks that need no truth."""
+
+from __future__ import annotations
+
+import html
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+from astropy.io.fits import Header
+from astropy.wcs import WCS
+
+from csstdask.cosmicray import ModelCard, detect
+from csstdask.cosmicray.card import find_card
+from csstdask.cosmicray.monitor import (
+    EDGES,
+    Alarm,
+    UnitEvents,
+    by_exposure,
+    count_events,
+    drift,
+    expects_of,
+    rates,
+    spectra,
+)
+from csstdask.cosmicray.truth_free import (
+    CHARGE_BINS,
+    Recovery,
+    Recurrence,
+    recovered,
+    repeated_in_pixels,
+    repeated_on_sky,
+)
+from csstdask.durable import write_atomic
+from csstdask.engine.units import Unit
+from csstdask.errors import StoreError
+from csstdask.instrument import celestial_wcs
+from csstdask.mock.cosmic_rays import draw_cosmic_rays
+from csstdask.mock.recipe import CosmicRays
+from csstdask.pipeline.frame import Frame
+from csstdask.pipeline.plan import Plan
+from csstdask.pipeline.run import plan_of_run
+from csstdask.quiet import no_warnings
+from csstdask.report.spectra import draw_spectrum
+from csstdask.store.campaign import read_header, read_unit_pixels
+from csstdask.store.tables import table_path
+from csstdask.store.zarr_arrays import array_names, get_array, open_group, read_shard
+
+log = logging.getLogger("csstdask")
+
+#: Units whose tables are read: of a larger run every n-th exposure.
+_MOST_UNITS = 3000
+#: Exposures of a detector that are compared with each other: pixel by pixel, and on the sky, where it is by pairs.
+_MOST_IN_PIXELS, _MOST_ON_SKY = 48, 8
+#: Units that known events are added to, and the share of their pixels that get charge.
+_INJECTED_UNITS, _INJECTED_SHARE = 3, 0.003
+_SEED = 1912
+#: Places that are listed for a detector.
+_LISTED = 100
+TABLE = "cosmic_rays"
+_TITLES = {"charge": "charge of an event [electron]", "length": "length of an event [pixel]"}
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A run's cosmic rays and what is odd about them."""
+
+    units: list[UnitEvents]
+    alarms: tuple[Alarm, ...]
+    card: ModelCard
+    every: int
+    """Of the exposures, which one in so many was read."""
+
+
+def watch(run: str | Path, campaign: str | Path | None = None) -> Watched:
+    """Read the tables of cosmic rays of a run, and compare them with what its model expects.
+
+    Parameters
+    ----------
+    run : path
+    campaign : path, optional
+        Its campaign, if that has moved.
+    """
+    root = Path(run)
+    plan = plan_of_run(root, campaign)
+    every, chosen = _some_units(root, plan)
+    card = find_card("cosmicray", plan.config.detect.model)
+    units = [_read_unit(root, plan, *one) for one in chosen]
+    return Watched(units, drift(units, card, campaign=str(plan.campaign.path)), card, every)
+
+
+def _some_units(root: Path, plan: Plan) -> tuple[int, list[tuple[Unit, float]]]:
+    """Return units that have a table, with their usable pixels; of a large run those of every n-th exposure."""
+    ignored = np.zeros((len(plan.campaign.exposures), len(plan.campaign.detectors)))
+    if "n_ignored_pixels" in array_names(root):
+        stored = np.asarray(get_array(open_group(root, "run"), "n_ignored_pixels")[...])
+        ignored[: len(stored)] = np.nan_to_num(stored)
+    every = max(1, -(-int(plan.campaign.present.sum()) // _MOST_UNITS))
+    chosen = [
+        (unit, float(plan.pixels - ignored[row, column]))
+        for unit, row, column in plan.units()
+        if row % every == 0 and table_path(root, TABLE, unit.exposure, unit.detector).is_file()
+    ]
+    return every, chosen
+
+
+def _read_unit(root: Path, plan: Plan, unit: Unit, pixels: float) -> UnitEvents:
+    facts, size = plan.campaign.facts(unit.exposure, unit.detector), plan.campaign.instrument.pixel_size
+    area = pixels * float(np.prod(size)) * 1e-8 if size is not None else float("nan")
+    charge, length = _columns(root, unit, "charge", "length")
+    events = count_events(charge, length, area * facts.exptime if facts.exptime > 0 else float("nan"))
+    return UnitEvents(unit.exposure, unit.detector, facts.when, events)
+
+
+def _columns(root: Path, unit: Unit, *names: str) -> list[npt.NDArray[np.float64]]:
+    table = pq.read_table(table_path(root, TABLE, unit.exposure, unit.detector), columns=list(names))
+    return [table[name].to_numpy().astype(np.float64) for name in names]
+
+
+def alarms_and_spectra(run: str | Path, campaign: str | Path | None = None) -> str:
+    """Return the alarms of a run and its spectra as HTML; nothing for a run without tables of cosmic rays."""
+    watched = watch(run, campaign)
+    if not watched.units:
+        return ""
+    said = "".join(f'<p class="failed">{html.escape(alarm.sentence)}</p>' for alarm in watched.alarms)
+    exposures, total = by_exposure(watched.units), spectra(watched.units)
+    if not said and len(exposures) > 1:
+        said = "<p>Rates and spectra are as expected, exposure by exposure.</p>"
+    drawings = []
+    for name, title in _TITLES.items():
+        curves = {"all": total[name]}
+        odd = next((alarm.exposure for alarm in watched.alarms if alarm.what == name), None)
+        if odd is not None:
+            curves[odd] = getattr(exposures[odd], name)
+        drawings.append(draw_spectrum(EDGES[name], curves, title))
+    sampled = f"<p>Of the exposures, one in {watched.every} was read.</p>" if watched.every > 1 else ""
+    return said + sampled + "".join(drawings)
+
+
+def evaluate_run(
+    run: str | Path,
+    to: Path | None = None,
+    campaign: str | Path | None = None,
+    *,
+    announce: Callable[[str], None] = log.info,
+) -> dict[str, Any]:
+    """Evaluate the cosmic rays of a run without truth.
+
+    Parameters
+    ----------
+    run : path
+        With the step ``repair``.
+    to : Path, optional
+        Folder for ``cosmicray_run.json``.
+    campaign : path, optional
+        Its campaign, if that has moved.
+    announce : callable
+        Told in a line what is being done.
+
+    Raises
+    ------
+    StoreError
+        If the run has no table of cosmic rays.
+    """
+    root = Path(run)
+    watched = watch(root, campaign)
+    if not watched.units:
+        raise StoreError(f"{root}: found no table of cosmic rays; wanted a run with the step repair (run it again)")
+    plan = plan_of_run(root, campaign)
+    announce(f"{len(watched.units)} units read; comparing exposures with each other")
+    by_detector: dict[int, list[Unit]] = {}
+    for unit in watched.units:
+        by_detector.setdefault(unit.detector, []).append(Unit(unit.exposure, unit.detector))
+    in_pixels = {str(detector): _in_pixels(root, plan, units) for detector, units in sorted(by_detector.items())}
+    on_sky = {str(detector): _on_sky(root, plan, units) for detector, units in sorted(by_detector.items())}
+    recovery, units = _recovery(root, plan, announce)
+    exposures = by_exposure(watched.units)
+    results = {
+        "run": root.name,
+        "model": {"name": watched.card.name, "version": watched.card.version, "sha256": watched.card.sha256},
+        "one_exposure_in": watched.every,
+        "rates": rates(watched.units),
+        "log10_edges": {name: edges.tolist() for name, edges in EDGES.items()},
+        "spectra": {name: counts.tolist() for name, counts in spectra(watched.units).items()},
+        "as_a_card_would_expect": expects_of(list(exposures.values())),
+        "alarms": [asdict(alarm) for alarm in watched.alarms],
+        "repeated_in_pixels": {"share": _pooled(in_pixels.values()), "detectors": in_pixels},
+        "repeated_on_sky": {"share": _pooled(on_sky.values()), "detectors": on_sky},
+        "recovered": _as_json(recovery, units),
+    }
+    results = _without_nan(results)
+    if to is not None:
+        to.mkdir(parents=True, exist_ok=True)
+        write_atomic(to / "cosmicray_run.json", f"{json.dumps(results, indent=1)}\n".encode())
+    return results
+
+
+def _spread(units: list[Unit], most: int) -> list[Unit]:
+    return [units[i] for i in sorted({round(place) for place in np.linspace(0, len(units) - 1, most)})]
+
+
+def _in_pixels(root: Path, plan: Plan, units: list[Unit]) -> dict[str, Any] | None:
+    chosen = _spread(units, _MOST_IN_PIXELS)
+    if len(chosen) < 2:
+        return None
+    x_and_y = [_columns(root, unit, "x", "y") for unit in chosen]
+    return _recurrence(repeated_in_pixels([(x, y) for x, y in x_and_y], plan.campaign.shape))
+
+
+def _on_sky(root: Path, plan: Plan, units: list[Unit]) -> dict[str, Any] | None:
+    chosen = [(unit, wcs) for unit in _spread(units, _MOST_ON_SKY) if (wcs := _wcs(plan, unit)) is not None]
+    if len(chosen) < 2:
+        return None
+    x_and_y = [_columns(root, unit, "x", "y") for unit, _ in chosen]
+    found = repeated_on_sky([(x, y) for x, y in x_and_y], [wcs for _, wcs in chosen])
+    return None if found is None else _recurrence(found)
+
+
+def _wcs(plan: Plan, unit: Unit) -> WCS | None:
+    text = read_header(plan.campaign.path, *plan.campaign.index(unit.exposure, unit.detector))
+    if not text:
+        return None
+    with no_warnings():
+        try:
+            wcs = celestial_wcs(Header.fromstring(text, sep="\n"))
+        except (ValueError, KeyError):
+            return None
+    return None if wcs is None else wcs.celestial
+
+
+def _recurrence(found: Recurrence) -> dict[str, Any]:
+    return {
+        "least_exposures": found.least,
+        "n_events": found.n_events,
+        "n_shared": found.n_shared,
+        "by_chance": found.by_chance,
+        "share": found.share,
+        "share_err": found.share_err,
+        "n_places": len(found.table["n_exposures"]),
+        "places": {name: values[:_LISTED].tolist() for name, values in found.table.items()},
+    }
+
+
+def _pooled(parts: Any) -> dict[str, float | int] | None:
+    """Return the share of events of all detectors together; None where nothing could be compared."""
+    known = [part for part in parts if part is not None and part["n_events"]]
+    if not known:
+        return None
+    n = sum(part["n_events"] for part in known)
+    share = sum(part["n_shared"] - part["by_chance"] for part in known) / n
+    error = float(np.sqrt(sum((part["share_err"] * part["n_events"]) ** 2 for part in known))) / n
+    return {"share": share, "share_err": error, "n_places": sum(part["n_places"] for part in known)}
+
+
+def _recovery(root: Path, plan: Plan, announce: Callable[[str], None]) -> tuple[Recovery, list[list[Any]]]:
+    """Add known events to a handful of units of a run, and look for them as the run did."""
+    _, ready = _some_units(root, plan)
+    chosen = _spread([unit for unit, _ in ready], _INJECTED_UNITS)
+    announce(f"adding known cosmic rays to {len(chosen)} units")
+    parts = list(_recovered(root, plan, chosen))
+    return reduce(add, parts), [[unit.exposure, unit.detector] for unit in chosen]
+
+
+def _recovered(root: Path, plan: Plan, units: list[Unit]) -> Iterator[Recovery]:
+    path, settings = plan.campaign.path, plan.config.detect
+    for unit in units:
+        row, column = plan.campaign.index(unit.exposure, unit.detector)
+        frame = Frame(
+            plan.campaign.facts(unit.exposure, unit.detector),
+            plan.campaign.instrument,
+            plan.campaign.units,
+            lambda name, row=row, column=column: read_unit_pixels(path, row, column, name),  # type: ignore[misc]
+            lambda name, row=row, column=column: read_shard(root, name, row, column),  # type: ignore[misc]
+        )
+
+        def find(
+            data: npt.NDArray[np.float32], error: npt.NDArray[np.float32], frame: Frame = frame
+        ) -> npt.NDArray[np.bool_]:
+            found = detect(
+                data,
+                error,
+                frame.ignore,
+                detector=frame.facts.detector,
+                threshold=settings.threshold,
+                model=settings.model,
+                device=plan.config.engine.device,
+                rate=settings.rate,
+                precision=settings.precision,
+            )
+            return np.asarray(found.mask)
+
+        charge = draw_cosmic_rays(
+            np.random.default_rng([_SEED, row, column]),
+            CosmicRays(pixel_fraction=(_INJECTED_SHARE,)),
+            plan.campaign.shape,
+        )
+        flagged = frame.product("cr_mask")
+        yield recovered(frame.data, frame.error, frame.ignore, flagged, charge, find)
+
+
+def _as_json(recovery: Recovery, units: list[list[Any]]) -> dict[str, Any]:
+    return {
+        "units": units,
+        "recall_visible_pixels": recovery.recall,
+        "n_visible_pixels": recovery.n_visible,
+        "charge_edges": CHARGE_BINS.tolist(),
+        "n_events": recovery.n_events.tolist(),
+        "n_events_found": recovery.n_events_found.tolist(),
+        "n_flagged_before": recovery.n_flagged,
+        "n_lost": recovery.n_lost,
+        "n_gained": recovery.n_gained,
+    }
+
+
+def _without_nan(value: Any) -> Any:
+    """Return the same with None for NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def lines(results: dict[str, Any]) -> Iterator[str]:
+    """Yield the evaluation of a run for people."""
+    exposures = results["rates"]
+    for name, n, rate, error in zip(*exposures.values(), strict=True):
+        said = "rate not known" if rate is None else f"{rate:.3g} +- {error:.2g} events/cm^2/s"
+        yield f"{name}  {n} cosmic rays, {said}"
+    for key, word in (
+        ("repeated_in_pixels", "at one pixel of the detector"),
+        ("repeated_on_sky", "at one place of the sky"),
+    ):
+        pooled = results[key]["share"]
+        if pooled is None:
+            yield f"{word}: no exposures that could tell"
+        else:
+            yield (
+                f"{word}: {100 * pooled['share']:.2f} +- {100 * pooled['share_err']:.2f} % of the events above chance, "
+                f"{pooled['n_places']} places stand out"
+            )
+    known = results["recovered"]
+    if known["recall_visible_pixels"] is not None:
+        yield (
+            f"known cosmic rays: {100 * known['recall_visible_pixels']:.1f} % of {known['n_visible_pixels']} visible "
+            f"pixels found; of {known['n_flagged_before']} pixels flagged before {known['n_lost']} lost, "
+            f"{known['n_gained']} gained"
+        )
+    edges = known["charge_edges"]
+    for low, high, n, found in zip(edges, edges[1:], known["n_events"], known["n_events_found"], strict=False):
+        if n:
+            yield f"  {low:.0f} to {high:.0f} e-: {found} of {n} events"
+    yield from (alarm["sentence"] for alarm in results["alarms"])
+    if not results["alarms"]:
+        yield "no alarm"

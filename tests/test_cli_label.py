@@ -1,0 +1,26 @@
+"""``csstdask label``: bad usage is one line and exit code 2."""
+
+from __future__ import annotations
+
+import pytest
+from test_cli import csstdask_command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("flats", "{campaign}"), "found 'flats'; wanted one of: darks, repeats"),
+        (("darks", "{campaign}"), "no --to"),
+        (("darks", "{campaign}", "--to", "{tmp}/e.npz", "--against-truth"), "--against-truth"),
+        (("darks", "{campaign}", "--to", "{tmp}/e.npz"), "no dark frame"),
+        (("repeats", "{campaign}", "--to", "{tmp}/e.npz"), "wanted none: labels are written into the campaign"),
+        (("repeats", "{campaign}"), "no repeats"),
+        (("repeats", "{tmp}/nowhere.zarr"), "found nothing; wanted a csstdask campaign"),
+    ],
+)
+def test_bad_usage_is_one_line(small_campaign, tmp_path, arguments, told):
+    done = csstdask_command("label", *(one.format(campaign=small_campaign, tmp=tmp_path) for one in arguments))
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
