@@ -112,6 +112,11 @@ def controls() -> str:
     return table(["frames without cosmic rays", "network", "L.A.Cosmic"], rows)
 
 
+def part(name: str) -> list[tuple[str, Any]]:
+    """Return what was found of each recipe of a part of the evaluation."""
+    return list(load("cosmicray_evaluation").get(name, {}).items())
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     return "" if value is None else f"{100 * value:.{digits}f}"
 
@@ -119,7 +124,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 def field() -> str:
     """Return detection over all detectors and fields, every method, and the foreign twin."""
     rows = []
-    for recipe, result in load("cosmicray_evaluation")["field"].items():
+    for recipe, result in part("field"):
         for method, row in result["pooled"].items():
             images, against = result["per_image"][method], result["against_baseline"].get(method, {})
             rows.append(
@@ -144,7 +149,7 @@ def field() -> str:
 def detectors() -> str:
     """Tell, detector by detector, whether the network is better than the retrained baseline in both."""
     rows = []
-    for recipe, result in load("cosmicray_evaluation")["field"].items():
+    for recipe, result in part("field"):
         for detector, methods in result["by_detector"].items():
             ours, theirs = methods["network"], methods["deepcr"]
             cells = []
@@ -159,22 +164,20 @@ def detectors() -> str:
 def regions() -> str:
     """Return the assessment paper's table 1, on cosmic rays dropped on sources and in the field."""
     rows = []
-    results = load("cosmicray_evaluation")
-    for part in ("field", "sources"):
-        for recipe, result in results[part].items():
-            for method, levels in result["by_region"].items():
-                cells = [f"{percent(row['recall_visible'])} / {percent(row['precision'])}" for row in levels.values()]
-                rows.append([recipe, method, *cells])
-            for method, levels in result.get("against", {}).items():
-                fewer = [percent(row["fewer_missed_visible"]) for row in levels.values()]
-                rows.append([recipe, f"fewer missed than {method}, at its precision", *fewer])
-    levels = list(next(iter(results["sources"].values()))["by_region"]["network"])
+    for recipe, result in [*part("field"), *part("sources")]:
+        for method, levels in result["by_region"].items():
+            cells = [f"{percent(row['recall_visible'])} / {percent(row['precision'])}" for row in levels.values()]
+            rows.append([recipe, method, *cells])
+        for method, levels in result.get("against", {}).items():
+            fewer = [percent(row["fewer_missed_visible"]) for row in levels.values()]
+            rows.append([recipe, f"fewer missed than {method}, at its precision", *fewer])
+    levels = list(part("field")[0][1]["by_region"]["network"])
     return table(["recipe", "visible recall / precision", *levels], rows)
 
 
 def crowded() -> str:
     rows = []
-    for recipe, fields in load("cosmicray_evaluation")["crowded"].items():
+    for recipe, fields in part("crowded"):
         for name, result in fields.items():
             for method, row in result["pooled"].items():
                 flags = result["stars"].get("flagged_without_cosmic_rays", {})
@@ -197,7 +200,7 @@ def crowded() -> str:
 def stars() -> str:
     """Star cores flagged where there is no cosmic ray, by S/N."""
     rows = []
-    for recipe, result in load("cosmicray_evaluation")["field"].items():
+    for recipe, result in part("field"):
         flags = result["stars"]["flagged_without_cosmic_rays"]
         for method in result["pooled"]:
             own = [row[method] for row in flags.values()]
@@ -208,7 +211,7 @@ def stars() -> str:
 
 def densities() -> str:
     rows = []
-    for recipe, result in load("cosmicray_evaluation")["density"].items():
+    for recipe, result in part("density"):
         for density, facts in result["densities"].items():
             ours = facts["pooled"]["network"]
             fewer = facts["against_baseline"]["deepcr"]["fewer_missed_visible"]
@@ -231,7 +234,7 @@ def densities() -> str:
 
 def star_fractions() -> str:
     rows = []
-    for recipe, result in load("cosmicray_evaluation")["density"].items():
+    for recipe, result in part("density"):
         for name, fit in result["fraction_of_stars_against_density"].items():
             if "slope" in fit:
                 slope = f"{fit['slope']:.2f} ± {fit['slope_error']:.2f}"
@@ -242,7 +245,7 @@ def star_fractions() -> str:
 
 def epochs() -> str:
     rows = []
-    for recipe, terms in load("cosmicray_evaluation")["epochs"].items():
+    for recipe, terms in part("epochs"):
         for term, methods in terms.items():
             for method, trend in methods.items():
                 cells = [

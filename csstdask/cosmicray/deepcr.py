@@ -20,6 +20,7 @@ from csstdask.durable import sha256_file
 from csstdask.errors import InputError
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
 from csstdask.nn.weights import save_weights
+from csstdask.quiet import no_warnings
 
 #: Where deepCR's double convolutions lie, and ours.
 _STACKS = {"inc.conv.conv": "down.0", "down1.mpconv.1.conv": "down.1", "up8.conv.conv": "up.0"}
@@ -94,7 +95,8 @@ def convert(
 def read_state(path: Path) -> tuple[dict[str, Tensor], int]:
     """Return a deepCR state dictionary in the names of `UNet`, and its number of channels."""
     try:
-        stored: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with no_warnings():
+            stored: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(path, "no such file", _WANTED) from None
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:

@@ -221,7 +221,8 @@ def test_networks_can_learn_from_them(labelled):
     assert not frame.charge[frame.unknown].any()
     np.testing.assert_array_equal(as_rendered(frame).unknown, frame.unknown)
     assert not known_units(labelled).read(0).unknown.any()
-    material = gather_material("training", 1, 0, None, campaign=labelled, truth="labels")
+    material = gather_material("training", 1, 0, None, known=known_units(labelled, "training", truth="labels"))
+    assert material.has("rendered")
     assert material.known is not None
     assert material.known.truth == "labels"
 

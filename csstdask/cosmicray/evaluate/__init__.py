@@ -54,6 +54,10 @@ RECIPES = {
     "epochs": ("cr-epochs", 0.0625),
 }
 PARTS = ("real", *RECIPES)
+#: Of the foreign twin of the field, so many exposures: one of each field.
+_TWIN_EXPOSURES = 5
+#: Of ten years, an exposure a year: they are drawn seven times, with other terms of ageing each.
+_EPOCHS = 11
 #: Of each three detectors one is looked at where each has hundreds of aimed cosmic rays.
 _SOURCES_STEP = 3
 #: Frames that L.A.Cosmic is tuned on, and their scale.
@@ -130,10 +134,18 @@ def evaluate_cosmicray(
                 recipe = load_recipe(path, scale=scale or usual)
                 if part == "sources":
                     recipe = recipe.model_copy(update={"detectors": recipe.detectors[::_SOURCES_STEP]})
+                if part == "field" and twin != name:
+                    recipe = recipe.model_copy(update={"exposures": _TWIN_EXPOSURES})
+                if part == "epochs":
+                    recipe = recipe.model_copy(update={"exposures": _EPOCHS})
+                settings = {"scale": recipe.scale, "precision": precision}
+                if recipe.name in results.get(part, {}) and results["settings"].get(recipe.name) == settings:
+                    announce(f"{part}: {recipe.name} is kept as it was")
+                    continue
                 announce(f"{part}: {recipe.name}, {recipe.exposures * len(recipe.detectors)} frames")
                 result = _evaluate(part, Survey(recipe, methods), to, announce)
                 results.setdefault(part, {})[recipe.name] = result
-                results.setdefault("settings", {})[recipe.name] = {"scale": recipe.scale, "precision": precision}
+                results.setdefault("settings", {})[recipe.name] = settings
                 _write(to, results)
     return results
 
@@ -203,7 +215,7 @@ def _kept(to: Path | None, model: dict[str, Any]) -> dict[str, Any]:
     path = None if to is None else to / "cosmicray_evaluation.json"
     if path is not None and path.is_file():
         before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if before.get("model") == model:
+        if before.get("model") == _rounded(model):
             return before
     return {"model": model}
 

@@ -66,7 +66,8 @@ def draw_field(result: dict[str, Any], path: Path) -> None:
     axes[1, 3].plot([0, 1], [0, 1], color="k", lw=0.5)
     axes[1, 3].set(xlabel="probability", ylabel="frequency of hits")
     for axis in (axes[0, 1], axes[0, 2], axes[0, 3], axes[1, 3]):
-        axis.legend(fontsize=7)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
     plt.close(figure)
