@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
+from scipy.ndimage import binary_dilation
 
 import csstdask
 from csstdask.errors import InputError
@@ -80,9 +81,10 @@ def test_wfpc2(real_images, tmp_path):
         assert before[0].data.tobytes() == after["SCI"].data.tobytes()
     hit = dataset["cr_mask"].sel(exposure="u3060301m", detector=3).values
     other = fits.getdata(real_images / "hst_wfpc2" / "hst_im_ext3_iraf_mask.fits") > 0
-    # Not truth, another L.A.Cosmic: the same kind of pixels at the same kind of density.
-    assert 0.5 < hit.sum() / other.sum() < 1.5
-    assert (hit & other).sum() / min(hit.sum(), other.sum()) > 0.7
+    # Not truth, another L.A.Cosmic, which marks what stands out; the network marks a pixel more round it, where charge
+    # has strayed: what the one marks the other does, and hardly anything that does not touch it.
+    assert hit[other].mean() > 0.85
+    assert binary_dilation(other, np.ones((3, 3)))[hit].mean() > 0.95
 
 
 def test_wircam(real_images, tmp_path):
