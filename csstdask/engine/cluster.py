@@ -118,6 +118,8 @@ def open_cluster(scheduler: str, workers: int, *, threads_per_unit: int = 1) -> 
 
 @contextmanager
 def _client(scheduler: str, workers: int) -> Iterator[Slots]:
+    # Never the process's default client: that changes where everybody's arrays are computed, and has been seen to
+    # outlive the client.
     if scheduler in {"threads", "processes"}:
         apart = scheduler == "processes"
         with (
@@ -132,7 +134,7 @@ def _client(scheduler: str, workers: int) -> Iterator[Slots]:
                 memory_limit=0,
                 silence_logs=logging.CRITICAL,
             ) as cluster,
-            Client(cluster) as client,
+            Client(cluster, set_as_default=False) as client,
         ):
             yield Slots(client, workers)
     elif scheduler == "cuda":
@@ -140,18 +142,18 @@ def _client(scheduler: str, workers: int) -> Iterator[Slots]:
         # Three threads a GPU overlap reading, computing and writing; spilling watches task outputs only, ours are tiny.
         with (
             cuda_cluster(threads_per_worker=3, device_memory_limit=0, dashboard_address=_LOOPBACK) as cluster,
-            Client(cluster) as client,
+            Client(cluster, set_as_default=False) as client,
         ):
             yield Slots(client, sum(client.nthreads().values()))
     elif scheduler == "slurm":
         slurm_cluster = _optional("dask_jobqueue", "SLURMCluster", "slurm")
-        with slurm_cluster() as cluster, Client(cluster) as client:
+        with slurm_cluster() as cluster, Client(cluster, set_as_default=False) as client:
             cluster.scale(jobs=workers)
             client.wait_for_workers(1, timeout=_BATCH_QUEUE_SECONDS)
             yield Slots(client, max(workers, sum(client.nthreads().values())))
     else:
         try:
-            client = Client(scheduler, timeout="15s")
+            client = Client(scheduler, timeout="15s", set_as_default=False)
         except (OSError, ValueError) as error:
             raise InputError(
                 "--scheduler", f"no answer from {scheduler} ({type(error).__name__})", "a Dask scheduler"
