@@ -250,14 +250,14 @@ def interpolate(
     array (rows, columns), float32
     """
     xp = namespace_of(mesh)
-    y = xp.arange(*rows.indices(shape[0]))
-    lower, upper, weight = _weights(xp, y, shape[0], mesh.shape[0], beyond)
-    in_rows = mesh[lower] * (1 - weight[:, None]) + mesh[upper] * weight[:, None]
+    # Along the rows of the mesh first: they are few, and what is gathered then for each pixel's row lies together.
     lower, upper, weight = _weights(xp, xp.arange(*columns.indices(shape[1])), shape[1], mesh.shape[1], beyond)
-    result = xp.take(in_rows, lower, axis=1)
-    result *= 1 - weight
-    above = xp.take(in_rows, upper, axis=1)
-    above *= weight
+    across = mesh[:, lower] * (1 - weight) + mesh[:, upper] * weight
+    lower, upper, weight = _weights(xp, xp.arange(*rows.indices(shape[0])), shape[0], mesh.shape[0], beyond)
+    result = across[lower]
+    result *= (1 - weight)[:, None]
+    above = across[upper]
+    above *= weight[:, None]
     result += above
     return result
 

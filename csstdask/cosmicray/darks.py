@@ -24,10 +24,9 @@ from csstdask.cosmicray.register import median_of
 from csstdask.cosmicray.residuals import grown, least_repeats
 from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS
 from csstdask.errors import InputError
-from csstdask.instrument import electrons_per_unit
 from csstdask.mock.events import EventLibrary, write_library
 from csstdask.store.campaign import Campaign, UnitFacts
-from csstdask.store.zarr_arrays import get_array, open_group, read_shard
+from csstdask.store.electrons import read_electrons
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -272,17 +271,8 @@ def _dark_units(campaign: Campaign) -> dict[int, list[UnitFacts]]:
 
 def _read(campaign: Campaign, facts: UnitFacts) -> tuple[Image, Mask]:
     """Return a frame [e-] and which of its pixels are usable."""
-    row, column = campaign.index(facts.exposure, facts.detector)
-    sci, wht, flag = (read_shard(campaign.path, name, row, column) for name in ("sci", "wht", "flag"))
-    return _in_electrons(campaign, facts, sci, wht, flag)
-
-
-def _in_electrons(
-    campaign: Campaign, facts: UnitFacts, sci: Image, wht: Image, flag: npt.NDArray[np.int32]
-) -> tuple[Image, Mask]:
-    data = sci * np.float32(electrons_per_unit(campaign.units, facts.exptime, facts.gain))
-    usable = ((flag & campaign.instrument.flags.ignore_mask) == 0) & (wht > 0) & np.isfinite(data)
-    return np.where(usable, data, 0), usable
+    unit = read_electrons(campaign, facts)
+    return np.where(unit.ignore, np.float32(0), unit.data), ~unit.ignore
 
 
 def _measured(campaign: Campaign, facts: UnitFacts) -> Dark:
@@ -297,17 +287,13 @@ def _whole_reference(
     campaign: Campaign, several: Sequence[UnitFacts], darks: Sequence[Dark], sigma: float, grow: float
 ) -> Reference:
     """Measure a detector's dark current, a band of rows of all its exposures at a time."""
-    group = open_group(campaign.path, "campaign")
-    planes = [get_array(group, name) for name in ("sci", "wht", "flag")]
     bands = []
     for first in range(0, campaign.shape[0], _BAND):
         rows = slice(first, min(first + _BAND, campaign.shape[0]))
         stack = np.empty((len(several), rows.stop - first, campaign.shape[1]), dtype=np.float32)
         for slot, facts in zip(stack, several, strict=True):
-            row, column = campaign.index(facts.exposure, facts.detector)
-            sci, wht, flag = (np.asarray(plane[row, column, rows]) for plane in planes)
-            data, usable = _in_electrons(campaign, facts, sci, wht, flag)
-            slot[:] = np.where(usable, data, np.float32(np.nan))
+            unit = read_electrons(campaign, facts, rows)
+            slot[:] = np.where(unit.ignore, np.float32(np.nan), unit.data)
         bands.append(build_reference(stack, darks, rows, sigma=sigma, grow=grow))
     return Reference(
         *(np.concatenate([getattr(band, name) for band in bands]) for name in ("rate", "frames", "excluded"))

@@ -152,7 +152,7 @@ def gather_material(
 class Examples:
     """Patches of one or several frames."""
 
-    channels: npt.NDArray[np.float16]
+    channels: npt.NDArray[np.float32]
     """(n, 3, y, x), as the network sees them."""
     hit: npt.NDArray[np.bool_]
     """(n, y, x)"""
@@ -369,7 +369,7 @@ def _cut_patches(
         y, x = int(np.clip(y, 0, ny - patch)), int(np.clip(x, 0, nx - patch))
         windows.append((slice(y, y + patch), slice(x, x + patch)))
     return Examples(
-        np.stack([channels[:, rows, columns] for rows, columns in windows]).astype(np.float16),
+        np.stack([channels[:, rows, columns] for rows, columns in windows]).astype(np.float32, copy=False),
         np.stack([hit[window] for window in windows]),
         np.stack([weight[window] for window in windows]),
         np.arange(count) < anywhere,

@@ -19,9 +19,10 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from csstdask.errors import InputError
-from csstdask.instrument import electrons_per_unit
+from csstdask.instrument import Instrument
 from csstdask.mock.recipe import Split
-from csstdask.store.campaign import Campaign, label_identity
+from csstdask.store.campaign import Campaign, UnitFacts, label_identity
+from csstdask.store.electrons import electrons_of, read_electrons
 from csstdask.store.zarr_arrays import read_shard, store_kind
 
 #: Of so many detectors of a campaign that says nothing of splits, one validates.
@@ -37,7 +38,7 @@ class KnownFrame:
     data: npt.NDArray[np.float32]
     """[e-], sky included."""
     error: npt.NDArray[np.float32]
-    """1 sigma [e-]."""
+    """1 sigma [e-]; inf where the weight is 0."""
     ignore: npt.NDArray[np.bool_]
     charge: npt.NDArray[np.float32]
     """Of cosmic rays [e-]; 0 where it is unknown."""
@@ -70,31 +71,38 @@ class KnownUnits:
     @property
     def identity(self) -> str:
         """Return the SHA-256 of what the units were made from, and their labels."""
-        campaign = _campaign(self.path)
-        names = [(campaign.exposures[row], campaign.detectors[column]) for row, column in self.places]
-        digests = [campaign.facts(exposure, detector).digest for exposure, detector in names]
+        digests = [self.facts(index).digest for index in range(len(self))]
         if self.truth == "labels":
             digests += [label_identity(self.path, row, column) for row, column in self.places]
         return sha256(" ".join(digests).encode()).hexdigest()
 
-    def read(self, index: int) -> KnownFrame:
-        """Read one of them."""
+    @property
+    def instrument(self) -> Instrument:
+        """Return the one that they are of."""
+        return _campaign(self.path).instrument
+
+    def facts(self, index: int) -> UnitFacts:
+        """Return what the campaign knows of one of them."""
         campaign = _campaign(self.path)
         row, column = self.places[index]
-        facts = campaign.facts(campaign.exposures[row], campaign.detectors[column])
-        scale = np.float32(electrons_per_unit(campaign.units, facts.exptime, facts.gain))
-        planes = {
-            name: read_shard(self.path, name, row, column)
-            for name in ("sci", "wht", "flag", f"{self.truth}/sci", f"{self.truth}/cr")
-        }
-        data, wht = planes["sci"] * scale, planes["wht"]
-        ignore = (planes["flag"] & campaign.instrument.flags.ignore_mask) != 0
-        ignore |= ~(wht > 0) | ~np.isfinite(data)
-        error = scale / np.sqrt(np.where(wht > 0, wht, 1))
-        clean, charge = planes[f"{self.truth}/sci"] * scale, planes[f"{self.truth}/cr"]
+        return campaign.facts(campaign.exposures[row], campaign.detectors[column])
+
+    def read(self, index: int) -> KnownFrame:
+        """Read one of them."""
+        campaign, facts = _campaign(self.path), self.facts(index)
+        row, column = self.places[index]
+        unit = read_electrons(campaign, facts)
+        clean, charge = (read_shard(self.path, f"{self.truth}/{name}", row, column) for name in ("sci", "cr"))
         unknown = np.isnan(charge)
-        charge = np.where(unknown, np.float32(0), charge)
-        return KnownFrame(data, error.astype(np.float32), ignore, charge, unknown, clean, facts.read_noise)
+        return KnownFrame(
+            unit.data,
+            unit.error,
+            unit.ignore,
+            np.where(unknown, np.float32(0), charge),
+            unknown,
+            clean * electrons_of(campaign, facts),
+            facts.read_noise,
+        )
 
 
 @lru_cache(maxsize=4)

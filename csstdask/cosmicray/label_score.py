@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from csstdask.arrays.background import measure
 from csstdask.errors import InputError
-from csstdask.instrument import electrons_per_unit
 from csstdask.store.campaign import Campaign, label_identity
+from csstdask.store.electrons import electrons_of, read_electrons
 from csstdask.store.zarr_arrays import read_shard
 
 Image = npt.NDArray[np.float32]
@@ -64,10 +64,8 @@ def score_labels(path: Path) -> dict[str, LabelScore]:
             if not label_identity(path, row, column):
                 continue
             facts = campaign.facts(exposure, detector)
-            scale = np.float32(electrons_per_unit(campaign.units, facts.exptime, facts.gain))
-            use = (read_shard(path, "flag", row, column) & campaign.instrument.flags.ignore_mask) == 0
-            use &= read_shard(path, "wht", row, column) > 0
-            clean = read_shard(path, "truth/sci", row, column) * scale
+            use = ~read_electrons(campaign, facts).ignore
+            clean = read_shard(path, "truth/sci", row, column) * electrons_of(campaign, facts)
             truth, labels = (read_shard(path, f"{name}/cr", row, column) for name in ("truth", "labels"))
             visible = truth > _VISIBLE_SIGMA * np.sqrt(np.maximum(clean, 0) + np.float32(facts.read_noise**2))
             mesh = measure(clean)

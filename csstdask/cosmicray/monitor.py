@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import kstwobign
 
+from csstdask.instrument import Instrument
 from csstdask.nn.card import ModelCard
 
 Counts = npt.NDArray[np.int64]
@@ -83,6 +84,11 @@ class Alarm:
     """``detector``, ``date``, ``rate``, ``charge`` or ``length``."""
     sentence: str
     """With what was found, what was expected, and how to train anew."""
+
+
+def pixel_area(instrument: Instrument) -> float:
+    """Return the area of a pixel [cm^2]; NaN where the instrument does not say."""
+    return float(np.prod(instrument.pixel_size)) * 1e-8 if instrument.pixel_size is not None else float("nan")
 
 
 def count_events(charge: npt.NDArray[Any], length: npt.NDArray[Any], cm2_s: float) -> Events:

@@ -29,7 +29,7 @@ from csstdask.cosmicray.register import combine, map_pixels, median_of, register
 from csstdask.cosmicray.residuals import grown, least_repeats
 from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS
 from csstdask.errors import InputError
-from csstdask.instrument import celestial_wcs, electrons_per_unit
+from csstdask.instrument import celestial_wcs
 from csstdask.store.campaign import (
     Campaign,
     add_truth,
@@ -38,7 +38,7 @@ from csstdask.store.campaign import (
     record_label,
     write_unit_pixels,
 )
-from csstdask.store.zarr_arrays import read_shard
+from csstdask.store.electrons import electrons_of, read_electrons
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -343,13 +343,9 @@ def read_exposure(campaign: Campaign, exposure: str, detector: int, position: WC
     facts = campaign.facts(exposure, detector)
     if not facts.exptime > 0:
         raise InputError(f"{campaign.path}: {exposure}/{detector}", f"exptime {facts.exptime}", "seconds")
-    row, column = campaign.index(exposure, detector)
-    rate = np.float32(electrons_per_unit(campaign.units, facts.exptime, facts.gain) / facts.exptime)
-    data = read_shard(campaign.path, "sci", row, column) * rate
-    flag, flags = read_shard(campaign.path, "flag", row, column), campaign.instrument.flags
-    passing = (flag & flags.mask(*(name for name in _PASSING if name in flags.bits))) != 0
-    ignore = (flag & flags.ignore_mask) != 0
-    ignore |= ~(read_shard(campaign.path, "wht", row, column) > 0) | ~np.isfinite(data)
+    unit, flags = read_electrons(campaign, facts), campaign.instrument.flags
+    data, ignore = unit.data / np.float32(facts.exptime), unit.ignore
+    passing = (unit.flag & flags.mask(*(name for name in _PASSING if name in flags.bits))) != 0
     mesh = measure(data, ignore)
     sky, noise = mesh.background_at(), mesh.noise_at()
     if not np.isfinite(noise).all():
@@ -418,7 +414,7 @@ def _label_field(campaign: Campaign, field: Field, sigma: float, grow: float, id
         seed = sha256(f"{identity} {name}".encode()).digest()
         noise = np.random.default_rng(list(seed)).standard_normal(made.clean.shape, dtype=np.float32)
         clean = made.clean + np.where(made.repaired, noise * made.error, 0)
-        unit = np.float32(facts.exptime / electrons_per_unit(campaign.units, facts.exptime, facts.gain))
+        unit = np.float32(facts.exptime) / electrons_of(campaign, facts)
         record_label(campaign.path, row, field.column, "")  # a label is whole, or nobody counts it
         write_unit_pixels(campaign.path, row, field.column, "labels/sci", clean * unit)
         write_unit_pixels(campaign.path, row, field.column, "labels/cr", made.charge)

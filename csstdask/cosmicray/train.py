@@ -36,13 +36,15 @@ from csstdask.cosmicray.examples import (
     gather_material,
     joined,
 )
+from csstdask.cosmicray.expected import expected_of, valid_for
 from csstdask.cosmicray.known import Truth, known_units
 from csstdask.cosmicray.scoring import average_precision, calibrate, precision_recall
 from csstdask.cosmicray.unet import CHANNELS, build_unet
 from csstdask.errors import InputError
 from csstdask.mock.recipe import Split
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
-from csstdask.nn.device import Precision, autocast, choose_device
+from csstdask.nn.device import TrainingPrecision, autocast, choose_device
+from csstdask.nn.int8 import measure_ranges
 from csstdask.nn.trainer import Learner, Schedule, train
 from csstdask.nn.weights import save_weights
 from csstdask.toml_file import read_toml, validated
@@ -100,7 +102,7 @@ class TrainingConfig(BaseModel):
     weight_decay: float = Field(1e-4, ge=0)
     freeze_norm: float = Field(1.0, ge=0, le=1, description="share of the epochs after which norms are frozen")
     patience: int = Field(20, ge=1)
-    precision: Precision = Field("bfloat16", description="float32 or bfloat16")
+    precision: TrainingPrecision = Field("bfloat16", description="float32 or bfloat16")
     threads: int = Field(1, ge=1, description="of the network; examples are drawn on another core")
     device: Annotated[str | None, AfterValidator(_check_device)] = None
     seed: int = Field(20261121, ge=0)
@@ -137,6 +139,11 @@ class TrainingConfig(BaseModel):
             "inputs": len(self.inputs), "channels": list(self.channels), "stem": self.stem, "merge": self.merge,
             "down": self.down, "up": self.up,
         }  # fmt: skip
+
+    @property
+    def is_for_its_campaign(self) -> bool:
+        """Tell whether the model is for the detectors of its campaign alone: a real one, or some of a mock's."""
+        return self.truth == "labels" or bool(self.detectors)
 
     @property
     def cutting(self) -> Cutting:
@@ -270,7 +277,7 @@ def weighted_loss(network: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> T
 
 
 def logits_of(
-    network: nn.Module, examples: Examples, config: TrainingConfig, precision: Precision
+    network: nn.Module, examples: Examples, config: TrainingConfig, precision: TrainingPrecision
 ) -> npt.NDArray[np.float32]:
     """Return a network's output for all pixels of some patches."""
     device = next(network.parameters()).device
@@ -331,6 +338,12 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
     card = _card(config, material.sources, network, held_out, history, to)
     path = to / f"{config.name}.json"
     write_card(path, card)
+    if (units := material_for(config, "calibration").known) is not None:
+        announce(f"measuring what it finds in {len(units)} units that it did not learn from")
+        card = replace(card, expects=expected_of(path, units))
+        if config.is_for_its_campaign and material.known is not None:
+            card = replace(card, valid=valid_for(material.known))
+        write_card(path, card)
     return path
 
 
@@ -359,6 +372,16 @@ def copy_weights(card: ModelCard, network: nn.Module) -> None:
         network.load_state_dict(load_file(card.weights))
     except RuntimeError as error:
         raise InputError(card.weights, " ".join(str(error).split())[:160], wanted) from None
+
+
+def _ranges(network: nn.Module, examples: Examples, config: TrainingConfig) -> dict[str, list[float]]:
+    """Return how far the network's layers go on some patches, sources and all; nothing where it cannot be in int8."""
+    if config.merge != "concatenate":
+        return {}
+    fused = build_unet(**config.architecture)
+    fused.load_state_dict(network.state_dict())
+    fused.eval().to(memory_format=torch.channels_last).fuse()  # type: ignore[call-overload]
+    return measure_ranges(fused, (as_batch(examples, np.asarray([index]))[0] for index in range(len(examples.hit))))
 
 
 def _card(
@@ -392,6 +415,7 @@ def _card(
         architecture=config.architecture,
         normalisation={"channels": list(config.inputs), "box": config.box},
         calibration=calibration,
+        ranges=_ranges(network, examples, config),
     )
     metrics = {
         "data": f"places of the validation split as they come, not those that decided when to stop; hit = charge above "

@@ -24,7 +24,7 @@ from csstdask.cosmicray.view import View
 from csstdask.errors import InputError
 from csstdask.nn.blocks import UNet
 from csstdask.nn.card import ModelCard
-from csstdask.nn.device import Precision, choose_device, inference_dtype
+from csstdask.nn.device import Precision, choose_device
 from csstdask.nn.weights import load_network
 
 #: What channels may be; the card of a network names those it was made for.
@@ -35,6 +35,8 @@ COUNTS, STANDARDISED = "counts", "standardised counts"
 TILE = 1024
 #: How many are computed at once: a host gains nothing from more than one, a GPU wants to be filled.
 BATCH = {"cpu": 1, "cuda": 8}
+#: Rows of which a host computes the channels at once.
+_ROWS = 128
 _LEAST_NOISE = np.float32(1e-6)
 #: One hit in twenty, as a logit: where an untrained network begins.
 _PRIOR_LOGIT = -3.0
@@ -67,16 +69,24 @@ class Seen:
     def at(self, window: Window = (slice(None), slice(None))) -> Any:
         """Return the channels of a window, float32 (channel, y, x); beyond the frame they are zero."""
         xp = namespace_of(self.view.data)
-        shape = self.view.data.shape
-        rows, columns = (slice(*part.indices(length)) for part, length in zip(window, shape, strict=True))
-        seen = xp.stack([self._channel(name, rows, columns) for name in self.names])
-        beyond = [(0, max(0, (part.stop or 0) - length)) for part, length in zip(window, shape, strict=True)]
-        return xp.pad(seen, [(0, 0), *beyond]) if any(after for _, after in beyond) else seen
+        rows, columns = (_within(part, length) for part, length in zip(window, self.view.data.shape, strict=True))
+        sides = [
+            max(part.stop or 0, inner.stop) - inner.start for part, inner in zip(window, (rows, columns), strict=True)
+        ]
+        seen = xp.zeros((len(self.names), *sides), dtype=np.float32)
+        # A host computes a few rows at a time: what lies between two operations then stays in the processor's cache.
+        step = _ROWS if xp is np else max(1, rows.stop - rows.start)
+        for first in range(rows.start, rows.stop, step):
+            strip = slice(first, min(first + step, rows.stop))
+            inside = slice(strip.start - rows.start, strip.stop - rows.start), slice(0, columns.stop - columns.start)
+            for index, name in enumerate(self.names):
+                seen[(index, *inside)] = self._channel(name, strip, columns)
+        return seen
 
     def _channel(self, name: str, rows: slice, columns: slice) -> Any:
         view, xp = self.view, namespace_of(self.view.data)
         if name == CHANNELS[2]:
-            return view.ignore[rows, columns].astype(np.float32)
+            return view.ignore[rows, columns]
         if name == COUNTS:
             return view.data[rows, columns]
         if name == STANDARDISED:
@@ -85,6 +95,11 @@ class Seen:
         height = view.data[rows, columns] - view.mesh.background_at(rows, columns)
         noise = view.mesh.noise_at(rows, columns) if name == CHANNELS[0] else xp.sqrt(view.variance[rows, columns])
         return xp.arcsinh(height / xp.maximum(noise, _LEAST_NOISE))
+
+
+def _within(part: slice, length: int) -> slice:
+    start, stop, _ = part.indices(length)
+    return slice(start, stop)
 
 
 def channels_of(view: View) -> Any:
@@ -113,7 +128,7 @@ def probability(
     device : optional
         By default the data's own.
     precision : str
-        ``float32`` or ``bfloat16``.
+        ``float32``, ``bfloat16`` or, on the host, ``int8``.
     tile : int
         Largest size of a tile's core [pixel].
     batch : int, optional
@@ -138,12 +153,11 @@ def probability(
     on_gpu = kind_of(view.data) == "cupy"
     own = torch.device("cuda", view.data.device.id) if on_gpu else torch.device("cpu")
     place = choose_device(device, like=own)
-    dtype = inference_dtype(place, precision)
-    network = load_network(card, build_unet, place, dtype)
+    network = load_network(card, build_unet, place, precision)
     scale, offset = card.calibration["scale"], card.calibration["offset"]
 
     def compute(windows: list[Any]) -> Tensor:
-        stack = torch.stack([torch.as_tensor(window).to(place, dtype) for window in windows])
+        stack = torch.stack([torch.as_tensor(window).to(place) for window in windows])
         stack = stack.contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             logit = network(stack)[:, 0].float()

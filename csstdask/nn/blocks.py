@@ -16,13 +16,32 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
-class ConvStack(nn.Module):
-    """Several 3 x 3 convolutions, each with batch normalisation and ReLU."""
+class ExactConv2d(nn.Conv2d):
+    """A convolution in float32, whatever type the rest of its network computes in.
 
-    def __init__(self, inputs: int, outputs: int, convolutions: int = 2) -> None:
+    A network's first convolution takes the differences between neighbouring pixels. In the core of a bright star
+    what matters is a hundredth of a pixel's value: less than bfloat16 or eight bits can hold.
+    """
+
+    gives: torch.dtype | None = None
+    """What the next layer computes in; by default the weights' own type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, inputs, y, x) of the weights' type to (n, outputs, y, x) of that which the next layer computes in."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x).to(self.gives)
+
+
+class ConvStack(nn.Module):
+    """Several 3 x 3 convolutions, each with batch normalisation and ReLU; on request the first one is exact."""
+
+    def __init__(self, inputs: int, outputs: int, convolutions: int = 2, *, exact: bool = False) -> None:
         super().__init__()
         widths = [inputs, *[outputs] * convolutions]
-        self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(widths))
+        self.convolutions = nn.ModuleList(
+            (ExactConv2d if exact and index == 0 else nn.Conv2d)(a, b, 3, padding=1, bias=False)
+            for index, (a, b) in enumerate(pairwise(widths))
+        )
         self.norms = nn.ModuleList(nn.BatchNorm2d(outputs) for _ in range(convolutions))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,7 +93,9 @@ class UNet(nn.Module):
         self.stem, self.pools, self.merge = stem, len(channels) - 1, merge
         self.radius = radius_of(self.pools, stem, down=down, up=up)
         widths = [inputs * stem**2, *channels]
-        self.down = nn.ModuleList(ConvStack(a, b, down) for a, b in pairwise(widths))
+        self.down = nn.ModuleList(
+            ConvStack(a, b, down, exact=level == 0) for level, (a, b) in enumerate(pairwise(widths))
+        )
         pairs = list(pairwise(channels))
         self.rise = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairs)
         self.up = nn.ModuleList(ConvStack(fine if merge == "add" else 2 * fine, fine, up) for fine, _ in pairs)
@@ -98,11 +119,23 @@ class UNet(nn.Module):
             x = self.up[level](both)
         return nn.functional.pixel_shuffle(self.head(x), self.stem)
 
+    @property
+    def first(self) -> ExactConv2d:
+        """Return the first convolution, the one that is always exact."""
+        return cast("ExactConv2d", cast("ConvStack", self.down[0]).convolutions[0])
+
     def fuse(self) -> None:
         """Take all frozen normalisation into the convolutions."""
         for block in self.modules():
             if isinstance(block, ConvStack):
                 block.fuse()
+
+    def lower(self, dtype: torch.dtype) -> None:
+        """Compute in a shorter type from here on, but for the first convolution."""
+        for part in self.modules():
+            if not isinstance(part, ExactConv2d) and not any(True for _ in part.children()):
+                part.to(dtype)
+        self.first.gives = dtype
 
 
 def radius_of(pools: int, stem: int = 1, *, down: int = 2, up: int = 2) -> int:

@@ -43,6 +43,8 @@ class ModelCard:
     """How a network's input channels are made."""
     calibration: dict[str, float] = field(default_factory=dict)
     """``scale`` and ``offset`` that turn a network's output into the logit of a probability."""
+    ranges: dict[str, list[float]] = field(default_factory=dict)
+    """How far the outputs of a network's layers go, [lowest, highest], for inference in eight bits."""
     metrics: dict[str, Any] = field(default_factory=dict)
     valid: dict[str, Any] = field(default_factory=dict)
     """For which data it was made: ``detectors`` (ids), ``from`` and ``until`` (ISO dates, the last exclusive); what
@@ -61,7 +63,7 @@ class ModelCard:
     @property
     def identity(self) -> str:
         """Return the SHA-256 of all that decides a result: metrics and texts may be corrected, numbers may not."""
-        keys = ("name", "parameters", "architecture", "normalisation", "calibration")
+        keys = ("name", "parameters", "architecture", "normalisation", "calibration", "ranges")
         decisive = {key: getattr(self, key) for key in keys} | {"weights": self.sha256 if self.weights else None}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -108,7 +110,7 @@ def write_card(path: Path, card: ModelCard) -> None:
     """Write a network's card."""
     keys = (
         "name", "task", "version", "method", "licence", "trained_on", "sha256", "threshold", "architecture",
-        "normalisation", "calibration", "metrics", "valid", "expects",
+        "normalisation", "calibration", "ranges", "metrics", "valid", "expects",
     )  # fmt: skip
     text = json.dumps({key: getattr(card, key) for key in keys}, indent=2)
     write_atomic(path, f"{text}\n".encode())

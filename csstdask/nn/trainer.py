@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from csstdask.durable import write_atomic
 from csstdask.errors import InputError
-from csstdask.nn.device import Precision, autocast
+from csstdask.nn.device import TrainingPrecision, autocast
 from csstdask.nn.weights import save_weights
 
 log = logging.getLogger("csstdask")
@@ -49,7 +49,7 @@ class Schedule:
     """Epochs without a better score after which to stop."""
     clip_norm: float = 1.0
     """Of the gradient."""
-    precision: Precision = "bfloat16"
+    precision: TrainingPrecision = "bfloat16"
     seed: int = 1
 
     def rate(self, epoch: float) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -18,11 +17,12 @@ from torch import nn
 
 from csstdask.durable import sha256_file, write_atomic
 from csstdask.errors import InputError
+from csstdask.nn.blocks import UNet
 from csstdask.nn.card import ModelCard
+from csstdask.nn.device import Precision, check_precision
+from csstdask.nn.int8 import Int8UNet
 
-Network = TypeVar("Network", bound=nn.Module)
-
-_LOADED: dict[tuple[str, str, str, torch.dtype], nn.Module] = {}
+_LOADED: dict[tuple[str, ...], nn.Module] = {}
 _LOCK = threading.Lock()
 
 
@@ -34,8 +34,8 @@ def save_weights(network: nn.Module, path: Path) -> str:
 
 
 def load_network(
-    card: ModelCard, build: Callable[..., Network], device: torch.device, dtype: torch.dtype = torch.float32
-) -> Network:
+    card: ModelCard, build: Callable[..., UNet], device: torch.device, precision: Precision = "float32"
+) -> UNet | Int8UNet:
     """Return a card's network on a device, ready for inference, its normalisation frozen and fused.
 
     Parameters
@@ -45,24 +45,40 @@ def load_network(
     build : callable
         Makes the network from the card's architecture.
     device : torch.device
-    dtype : torch.dtype
+    precision : str
         Of its arithmetic.
 
     Raises
     ------
+    ValueError
+        If the device has not the precision.
     InputError
-        If the weights are not those of the card, or not of its architecture.
+        If the weights are not those of the card, or not of its architecture, or int8 is asked for and the card does
+        not say how far its layers' outputs go.
     """
+    check_precision(device, precision)
     if card.weights is None:
         raise InputError(card.name, "a method without weights", "a network")
-    key = (str(card.weights), card.sha256, str(device), dtype)
+    key = (str(card.weights), card.sha256, str(device), precision, str(card.ranges) if precision == "int8" else "")
     with _LOCK:
         if key not in _LOADED:
-            _LOADED[key] = _load(card, card.weights, build).to(device, dtype)
+            _LOADED[key] = _as_precise(_load(card, card.weights, build), card, precision).to(device)
         return _LOADED[key]  # type: ignore[return-value]
 
 
-def _load(card: ModelCard, path: Path, build: Callable[..., Network]) -> Network:
+def _as_precise(network: UNet, card: ModelCard, precision: Precision) -> nn.Module:
+    if precision == "int8":
+        try:
+            return Int8UNet(network, card.ranges)
+        except ValueError as error:
+            found, wanted = str(error).split("; wanted ")
+            raise InputError(card.name, found.replace("found ", ""), f"{wanted}, or another precision") from None
+    if precision == "bfloat16":
+        network.lower(torch.bfloat16)
+    return network
+
+
+def _load(card: ModelCard, path: Path, build: Callable[..., UNet]) -> UNet:
     found = sha256_file(path)
     if found != card.sha256:
         raise InputError(path, f"SHA-256 {found[:12]}", f"{card.sha256[:12]}, as {card.name}'s card says")
@@ -73,7 +89,5 @@ def _load(card: ModelCard, path: Path, build: Callable[..., Network]) -> Network
         message = " ".join(str(error).split())[:200]
         raise InputError(path, f"other weights ({message})", f"those of {card.architecture}") from None
     network.eval().requires_grad_(requires_grad=False)
-    fuse: Any = getattr(network, "fuse", None)
-    if fuse is not None:
-        fuse()
+    network.fuse()
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -28,6 +28,7 @@ from csstdask.cosmicray.monitor import (
     count_events,
     drift,
     expects_of,
+    pixel_area,
     rates,
     spectra,
 )
@@ -113,8 +114,8 @@ def _some_units(root: Path, plan: Plan) -> tuple[int, list[tuple[Unit, float]]]:
 
 
 def _read_unit(root: Path, plan: Plan, unit: Unit, pixels: float) -> UnitEvents:
-    facts, size = plan.campaign.facts(unit.exposure, unit.detector), plan.campaign.instrument.pixel_size
-    area = pixels * float(np.prod(size)) * 1e-8 if size is not None else float("nan")
+    facts = plan.campaign.facts(unit.exposure, unit.detector)
+    area = pixels * pixel_area(plan.campaign.instrument)
     charge, length = _columns(root, unit, "charge", "length")
     events = count_events(charge, length, area * facts.exptime if facts.exptime > 0 else float("nan"))
     return UnitEvents(unit.exposure, unit.detector, facts.when, events)

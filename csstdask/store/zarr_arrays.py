@@ -149,8 +149,8 @@ def write_shard(root: Path, name: str, row: int, column: int, values: npt.NDArra
     return path
 
 
-def read_shard(root: Path, name: str, row: int, column: int) -> npt.NDArray[Any]:
-    """Read the shard of a unit.
+def read_shard(root: Path, name: str, row: int, column: int, rows: slice = slice(None)) -> npt.NDArray[Any]:
+    """Read the shard of a unit, or some of its rows.
 
     Raises
     ------
@@ -161,7 +161,7 @@ def read_shard(root: Path, name: str, row: int, column: int) -> npt.NDArray[Any]
     if not path.is_file():
         raise StoreError(f"{path}: found no shard; wanted the pixels of {name} (ingest or run the unit again)")
     group = zarr.open_group(root, mode="r", use_consolidated=False)
-    return np.asarray(get_array(group, name)[row, column])
+    return np.asarray(get_array(group, name)[row, column, rows])
 
 
 def consolidate(root: Path) -> None:

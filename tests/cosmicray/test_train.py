@@ -203,6 +203,9 @@ def test_training_on_a_campaign_goes_on_from_a_model(campaign, tmp_path):
     card = find_card("cosmicray", str(first))
     assert set(card.calibration) == {"scale", "offset", "prior", "density"}
     assert "6 units of known.zarr" in card.trained_on
+    assert set(card.expects) == {"rate", "log_charge", "log_length"}
+    assert not card.valid  # a mock's model is for all detectors, unless it was made for some
+    assert {"down.0.0", "rise.0", "up.0.1"} <= set(card.ranges)
     more = settings | {"start_from": str(first), "freeze_norm": 0.0}
     second = train_cosmicray(load_training_config(None, **more), tmp_path / "second")
     losses = [float((path.parent / "log.csv").read_text().splitlines()[-1].split(",")[3]) for path in (first, second)]
@@ -214,6 +217,13 @@ def test_training_on_a_campaign_goes_on_from_a_model(campaign, tmp_path):
     config = load_training_config(None, **settings | {"start_from": str(first), "channels": (8, 16)})
     with pytest.raises(InputError, match="a network of the same architecture"):
         train_cosmicray(config, tmp_path / "third")
+
+
+def test_a_model_for_one_detector_says_so(campaign, tmp_path):
+    settings = TINY | {"campaign": str(campaign), "skies": 0, "epochs": 1, "detectors": (8,)}
+    card = find_card("cosmicray", str(train_cosmicray(load_training_config(None, **settings), tmp_path)))
+    assert card.valid["detectors"] == [8]
+    assert card.valid["from"] in str(known_units(campaign, "training", detectors=(8,)).facts(0).when)
 
 
 def test_wrong_settings_are_named(tmp_path):

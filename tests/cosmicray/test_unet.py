@@ -10,6 +10,7 @@ import torch
 from own_model import write_own_model
 
 from csstdask.cosmicray import detect
+from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.unet import Seen, channels_of, probability
 from csstdask.cosmicray.view import view_frame
 from csstdask.errors import InputError
@@ -157,3 +158,24 @@ def test_bfloat16_is_near(card_path, frame):
     exact, rough = probability(view, card), probability(view, card, precision="bfloat16")
     assert np.abs(exact - rough).max() > 0
     assert np.abs(exact - rough).mean() < 0.01
+
+
+@pytest.mark.parametrize("model", ["unet", "deepcr"])
+def test_the_networks_that_come_with_it_run_in_eight_bits(frame, model):
+    """Masks differ in a few pixels of a thousand that are hit."""
+    data, mask = frame
+    view = view_frame(data, None, mask | ~np.isfinite(data), box=64)
+    card = find_card("cosmicray", model)
+    exact, rough = (probability(view, card, precision=precision) for precision in ("float32", "int8"))
+    assert np.abs(exact - rough).max() > 0
+    assert np.abs(exact - rough).mean() < 2e-3
+    hit, found = exact >= card.threshold, rough >= card.threshold
+    assert hit.sum() > 250
+    assert (hit != found).sum() < 0.03 * hit.sum()
+
+
+def test_int8_needs_a_card_that_knows_its_ranges(card_path, frame):
+    data, mask = frame
+    view = view_frame(data, None, mask | ~np.isfinite(data), box=64)
+    with pytest.raises(InputError, match=r"own: found int8: no range of .*; wanted one for each layer"):
+        probability(view, replace(read_card(card_path), ranges={}), precision="int8")

@@ -1,0 +1,57 @@
+"""A unit of a campaign in electrons: what every measurement outside a run begins with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from csstdask.instrument import electrons_per_unit
+from csstdask.store.campaign import Campaign, UnitFacts
+from csstdask.store.zarr_arrays import read_shard
+
+
+@dataclass(frozen=True)
+class Electrons:
+    """Pixels of a unit, or of some of its rows."""
+
+    data: npt.NDArray[np.float32]
+    """[e-], sky included; as it was read, also where it is ignored."""
+    error: npt.NDArray[np.float32]
+    """1 sigma [e-]; inf where the weight is 0."""
+    ignore: npt.NDArray[np.bool_]
+    """Unusable by flag, weight or value."""
+    flag: npt.NDArray[np.int32]
+
+
+def electrons_of(campaign: Campaign, facts: UnitFacts) -> np.float32:
+    """Return how many electrons one unit of the science plane is."""
+    return np.float32(electrons_per_unit(campaign.units, facts.exptime, facts.gain))
+
+
+def read_electrons(campaign: Campaign, facts: UnitFacts, rows: slice = slice(None)) -> Electrons:
+    """Read a unit.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    facts : UnitFacts
+        Of the unit.
+    rows : slice
+        For work in parts.
+
+    Raises
+    ------
+    StoreError
+        If its pixels are not there.
+    """
+    row, column = campaign.index(facts.exposure, facts.detector)
+    sci, wht, flag = (read_shard(campaign.path, name, row, column, rows) for name in ("sci", "wht", "flag"))
+    scale = electrons_of(campaign, facts)
+    data = sci * scale
+    ignore = (flag & campaign.instrument.flags.ignore_mask) != 0
+    ignore |= ~(wht > 0) | ~np.isfinite(data)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error = scale / np.sqrt(np.where(wht > 0, wht, np.float32(0)))
+    return Electrons(data, error.astype(np.float32, copy=False), ignore, flag)

@@ -1,0 +1,87 @@
+"""Eight bits: near the network in float32, the same with and without the processor's help, exact where it must be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from csstdask.nn import int8
+from csstdask.nn.blocks import ExactConv2d, UNet
+from csstdask.nn.int8 import Int8UNet, is_native, measure_ranges
+
+
+def lived(stem=2, channels=(8, 12, 16), **more):
+    """Return a fused network whose normalisation has seen something."""
+    torch.manual_seed(11)
+    network = UNet(inputs=2, outputs=1, channels=channels, stem=stem, **more)
+    with torch.no_grad():
+        for _ in range(4):
+            network(torch.randn(4, 2, 64, 64) * 2 + 0.5)
+    network.eval().to(memory_format=torch.channels_last).fuse()
+    return network
+
+
+@pytest.fixture
+def frame():
+    torch.manual_seed(12)
+    return torch.randn(1, 2, 96, 64) * 2 + 0.5
+
+
+@pytest.mark.parametrize("architecture", [{}, {"stem": 1, "channels": (8, 8)}, {"up": 1}, {"down": 1, "up": 1}])
+def test_it_is_near_the_network_in_float32(frame, architecture):
+    network = lived(**architecture)
+    ranges = measure_ranges(network, [frame])
+    with torch.inference_mode():
+        exact, rough = network(frame), Int8UNet(network, ranges)(frame)
+    assert rough.shape == exact.shape
+    assert (rough - exact).abs().mean() < 0.03 * exact.std()
+    assert (rough != exact).any()
+
+
+@pytest.mark.skipif(not is_native(), reason="a processor without integer dot products")
+def test_without_the_processors_help_it_says_the_same(frame, monkeypatch):
+    """To a step of the last layers: the two round halves their own ways."""
+    network = lived()
+    ranges = measure_ranges(network, [frame])
+    with torch.inference_mode():
+        native = Int8UNet(network, ranges)(frame)
+        monkeypatch.setattr(int8, "is_native", lambda: False)
+        emulated = Int8UNet(network, ranges)(frame)
+    assert (native - emulated).abs().mean() < 0.002 * native.std()
+
+
+def test_what_lies_beyond_the_range_is_clipped(frame):
+    """A pixel a thousand times as bright as any example neither wraps round nor moves those far from it."""
+    network = lived()
+    quantised = Int8UNet(network, measure_ranges(network, [frame]))
+    bright = frame.clone()
+    bright[0, :, 2, 2] = 5e3
+    with torch.inference_mode():
+        before, after = quantised(frame), quantised(bright)
+    assert torch.isfinite(after).all()
+    far = network.radius + 3
+    assert torch.equal(before[..., far:, far:], after[..., far:, far:])
+    assert not torch.equal(before[..., :4, :4], after[..., :4, :4])
+
+
+def test_what_cannot_be_is_said():
+    with pytest.raises(ValueError, match="merges by add; wanted concatenate"):
+        Int8UNet(lived(merge="add"), {})
+    with pytest.raises(ValueError, match=r"no range of down\.0\.0, .*; wanted one for each layer"):
+        Int8UNet(lived(), {})
+
+
+def test_the_first_convolution_is_exact_whatever_the_rest_is():
+    """A difference of a thousandth, which bfloat16 cannot hold, passes it; its weights stay as they were."""
+    network = lived()
+    weight = network.first.weight.clone()
+    network.lower(torch.bfloat16)
+    assert isinstance(network.first, ExactConv2d)
+    assert torch.equal(network.first.weight, weight)
+    assert network.head.weight.dtype == torch.bfloat16
+    level = torch.full((1, 2, 32, 32), 8.0)
+    nearly = level.clone()
+    nearly[..., 16, 16] += 0.01
+    assert torch.equal(level.bfloat16(), nearly.bfloat16())
+    with torch.inference_mode():
+        assert not torch.equal(network(level), network(nearly))
