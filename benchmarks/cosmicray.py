@@ -1,4 +1,4 @@
-"""How fast are cosmic rays found, and how well, beside deepCR and astroscrappy on the same bytes?
+"""How fast are cosmic rays found, and how well, beside deepCR, astroscrappy and lacosmic on the same bytes?
 
 One detector of a mock night, 2048 x 2048, in electrons. All methods are given the same frame in one process, with one
 thread and in another process with two, and are timed in turn, `REPEATS` times. The first call of each is not counted:
@@ -49,6 +49,7 @@ def frame() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], Mask, npt
 
 def methods(counts: Any, error: Any, ignore: Mask) -> dict[str, Callable[[], Mask]]:
     import astroscrappy
+    import lacosmic
     from deepCR import deepCR
 
     from csstdask.cosmicray import detect
@@ -57,10 +58,16 @@ def methods(counts: Any, error: Any, ignore: Mask) -> dict[str, Callable[[], Mas
     settings = find_card("cosmicray", "lacosmic").parameters
     peer = deepCR(mask="ACS-WFC", device="CPU")
 
-    def lacosmic() -> Mask:
+    def astroscrappy_() -> Mask:
         hit, _ = astroscrappy.detect_cosmics(
             counts, inmask=ignore, invar=error**2, gain=1.0, satlevel=np.inf, **settings
         )
+        return np.asarray(hit)
+
+    def lacosmic_() -> Mask:
+        contrast, cut = settings["objlim"], settings["sigclip"]
+        neighbour = settings["sigfrac"] * cut
+        _, hit = lacosmic.remove_cosmics(counts, contrast, cut, neighbour, error=error, mask=ignore)
         return np.asarray(hit)
 
     def patches() -> Mask:
@@ -72,9 +79,12 @@ def methods(counts: Any, error: Any, ignore: Mask) -> dict[str, Callable[[], Mas
     calls = {
         "csstdask unet, float32": ours("unet", "float32"),
         "csstdask unet, bfloat16": ours("unet", "bfloat16"),
+        "csstdask unet, int8": ours("unet", "int8"),
         "csstdask deepcr (retrained), float32": ours("deepcr", "float32"),
+        "csstdask deepcr (retrained), int8": ours("deepcr", "int8"),
         "deepCR ACS-WFC, 256-pixel patches": patches,
-        "astroscrappy, 4 iterations": lacosmic,
+        "astroscrappy, 4 iterations": astroscrappy_,
+        "lacosmic, 4 iterations": lacosmic_,
     }
     return calls | on_gpu(counts, error, ignore)
 
@@ -133,7 +143,7 @@ def measure() -> list[dict[str, Any]]:
     ]
 
 
-def peak_of_a_full_detector() -> None:
+def peak_of_a_full_detector(precision: Any) -> None:
     """Print the peak memory of one detection on a full frame: interpreter, libraries and the caller's arrays in it."""
     import resource
 
@@ -150,7 +160,7 @@ def peak_of_a_full_detector() -> None:
     ignore[:, 4000] = True
     result: dict[str, Any] = {"gb_before": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
     start = time.perf_counter()
-    detect(counts, error, ignore, precision="bfloat16")
+    detect(counts, error, ignore, precision=precision)
     result |= {"seconds": time.perf_counter() - start}
     print(json.dumps(result | {"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}))
 
@@ -161,17 +171,20 @@ def main() -> None:
         rows += in_a_process("measure", threads)
     for row in rows:
         place = ", GPU" if row["method"].endswith("GPU") else ""
-        for precision in ("float32", "bfloat16"):
+        for precision in ("float32", "bfloat16", "int8"):
             for ours in rows:
                 if (ours["method"], ours["threads"]) == (f"csstdask unet, {precision}{place}", row["threads"]):
                     times = ours["mpix_per_s"] / row["mpix_per_s"]
                     row[f"csstdask_{precision}_is_times_as_fast"] = round(times, 2)
-    full = {key: round(value, 2) for key, value in in_a_process("full", max(THREADS)).items()}
+    full = {
+        precision: {key: round(value, 2) for key, value in in_a_process(precision, max(THREADS)).items()}
+        for precision in ("bfloat16", "int8")
+    }
     save("cosmicray", {"frame": [SIDE, SIDE], "seed": SEED, "repeats": REPEATS, "rows": rows, "full_detector": full})
 
 
 def in_a_process(what: str, threads: int) -> Any:
-    """Return what another process of this file measures with a number of threads."""
+    """Return what another process of this file measures with a number of threads: ``measure``, or a precision."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
     done = subprocess.run(
         [sys.executable, __file__, what],
@@ -187,7 +200,7 @@ if __name__ == "__main__":
     if "measure" in sys.argv:
         warnings.simplefilter("ignore")
         print(json.dumps(measure()))
-    elif "full" in sys.argv:
-        peak_of_a_full_detector()
+    elif len(sys.argv) > 1:
+        peak_of_a_full_detector(sys.argv[1])
     else:
         main()

@@ -21,7 +21,6 @@ from environment import save
 from csstdask.cosmicray import detect
 from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.unet import TILE, build_unet
-from csstdask.nn.device import inference_dtype
 from csstdask.nn.weights import load_network
 
 SHAPE, PART, SEED, REPEATS = (9232, 9216), 2048, 4242, 5
@@ -90,17 +89,16 @@ def main() -> None:
     host, there = (np.asarray(detect(part, device=place).probability) for place in ("cpu", "cuda"))
     rows = []
     for precision in ("float32", "bfloat16"):
-        dtype = inference_dtype(device, precision)  # type: ignore[arg-type]
-        network = load_network(card, build_unet, device, dtype)
+        network = load_network(card, build_unet, device, precision)  # type: ignore[arg-type]
         inputs = card.architecture["inputs"]
         side = TILE + 2 * network.grid * -(-network.radius // network.grid)
-        tiles = torch.randn(BATCH, inputs, side, side, device=device, dtype=dtype)
+        tiles = torch.randn(BATCH, inputs, side, side, device=device)
         tiles = tiles.contiguous(memory_format=torch.channels_last)
         each = multiplications(network, tiles[:1])
         with torch.inference_mode():
             alone = BATCH * TILE**2 / 1e9 / seconds(lambda tiles=tiles, network=network: network(tiles))  # type: ignore[misc]
         whole = gpix / seconds(lambda precision=precision: detect(counts, device="cuda", precision=precision))  # type: ignore[misc]
-        limits = ceilings(dtype)
+        limits = ceilings(getattr(torch, precision))
         tflops = 2 * each * alone * side**2 / TILE**2 / 1e3
         rows.append(
             {

@@ -257,7 +257,7 @@ def epochs() -> str:
     return table(head, rows)
 
 
-_TIMES = ("csstdask_float32_is_times_as_fast", "csstdask_bfloat16_is_times_as_fast")
+_TIMES = ("csstdask_float32_is_times_as_fast", "csstdask_bfloat16_is_times_as_fast", "csstdask_int8_is_times_as_fast")
 
 
 def speed() -> str:
@@ -268,15 +268,16 @@ def speed() -> str:
         for row in result["rows"]
     ]
     head = [
-        "method", "threads", "Mpix/s", "our float32 is times as fast", "our bfloat16", "precision", "recall above 5 e-",
+        "method", "threads", "Mpix/s", "our float32 is times as fast", "our bfloat16", "our int8", "precision",
+        "recall above 5 e-",
     ]  # fmt: skip
-    full = result["full_detector"]
-    note = (
-        f"A full detector of 9232 x 9216 pixels in bfloat16: {full['seconds']} s on two threads, peak memory of the "
-        f"process {full['peak_gb']} GB, {full['gb_before']} GB of it before the call. {place['processor']}, "
-        f"torch {place['packages']['torch']}, {place['date']}."
+    full = "; ".join(
+        f"in {precision} {facts['seconds']} s on two threads, peak memory of the process {facts['peak_gb']} GB, "
+        f"{facts['gb_before']} GB of it before the call"
+        for precision, facts in result["full_detector"].items()
     )
-    return table(head, rows) + f"\n\n{note}"
+    note = f"{place['processor']}, torch {place['packages']['torch']}, {place['date']}."
+    return table(head, rows) + f"\n\nA full detector of 9232 x 9216 pixels: {full}. {note}"
 
 
 def mock() -> str:

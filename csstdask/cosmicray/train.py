@@ -339,7 +339,7 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
     path = to / f"{config.name}.json"
     write_card(path, card)
     if (units := material_for(config, "calibration").known) is not None:
-        announce(f"measuring what it finds in {len(units)} units that it did not learn from")
+        announce("measuring what it finds in units that it did not learn from")
         card = replace(card, expects=expected_of(path, units))
         if config.is_for_its_campaign and material.known is not None:
             card = replace(card, valid=valid_for(material.known))

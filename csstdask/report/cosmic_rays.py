@@ -41,6 +41,7 @@ from csstdask.cosmicray.truth_free import (
     repeated_on_sky,
 )
 from csstdask.durable import write_atomic
+from csstdask.engine.ledger import Ledger
 from csstdask.engine.units import Unit
 from csstdask.errors import StoreError
 from csstdask.instrument import celestial_wcs
@@ -67,6 +68,8 @@ _SEED = 1912
 #: Places that are listed for a detector.
 _LISTED = 100
 TABLE = "cosmic_rays"
+#: The step that writes it.
+_STEP = "repair"
 _TITLES = {"charge": "charge of an event [electron]", "length": "length of an event [pixel]"}
 
 
@@ -99,16 +102,17 @@ def watch(run: str | Path, campaign: str | Path | None = None) -> Watched:
 
 
 def _some_units(root: Path, plan: Plan) -> tuple[int, list[tuple[Unit, float]]]:
-    """Return units that have a table, with their usable pixels; of a large run those of every n-th exposure."""
+    """Return units whose events are recorded, with their usable pixels; of a large run those of every n-th exposure."""
     ignored = np.zeros((len(plan.campaign.exposures), len(plan.campaign.detectors)))
     if "n_ignored_pixels" in array_names(root):
         stored = np.asarray(get_array(open_group(root, "run"), "n_ignored_pixels")[...])
         ignored[: len(stored)] = np.nan_to_num(stored)
+    ledger = Ledger(root)
     every = max(1, -(-int(plan.campaign.present.sum()) // _MOST_UNITS))
     chosen = [
         (unit, float(plan.pixels - ignored[row, column]))
         for unit, row, column in plan.units()
-        if row % every == 0 and table_path(root, TABLE, unit.exposure, unit.detector).is_file()
+        if row % every == 0 and _STEP in ledger.read(unit).steps
     ]
     return every, chosen
 
