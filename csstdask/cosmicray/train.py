@@ -46,10 +46,12 @@ from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
 from csstdask.nn.device import TrainingPrecision, autocast, choose_device
 from csstdask.nn.int8 import measure_ranges
 from csstdask.nn.trainer import Learner, Schedule, train
-from csstdask.nn.weights import save_weights
+from csstdask.nn.weights import load_network, save_weights
 from csstdask.toml_file import read_toml, validated
 
 log = logging.getLogger("csstdask")
+
+Batch = tuple[Tensor, Tensor, Tensor]
 
 #: Settings that do not decide the weights: what is at the paths is told by the material.
 _FREE = {"name", "version", "licence", "method", "data", "campaign", "events", "device", "threads"}
@@ -92,6 +94,8 @@ class TrainingConfig(BaseModel):
     patch: int = Field(256, ge=32, description="[pixel]")
     patches: int = Field(12, ge=1, description="cut from a frame")
     start_from: str | None = Field(None, description="card of a network of the same architecture to go on from")
+    teacher: str | None = Field(None, description="card of a network whose probabilities are learnt beside the truth")
+    teacher_share: float = Field(0.7, ge=0, le=1, description="of the teacher's word in what is to be learnt")
     on_sources: float = Field(0.5, ge=0, le=1, description="share of the patches on sources")
     source_weight: int = Field(5, ge=1, le=255, description="of a source's pixels in the loss")
     passes: int = Field(1, ge=1, description="over the patches of an epoch")
@@ -242,7 +246,7 @@ class _Feed:
         self.config, self.pool = config, pool
         self.drawn: dict[int, Future[Examples]] = {}
 
-    def __call__(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def __call__(self, epoch: int) -> Iterator[Batch]:
         config = self.config
         for wanted in (epoch, epoch + 1):
             if wanted not in self.drawn and wanted < config.epochs:
@@ -256,9 +260,7 @@ class _Feed:
                 yield as_batch(examples, order[first : first + config.batch], mirror=mirror)
 
 
-def as_batch(
-    examples: Examples, chosen: npt.NDArray[np.int64], *, mirror: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+def as_batch(examples: Examples, chosen: npt.NDArray[np.int64], *, mirror: bool = False) -> Batch:
     """Return channels, truth and weights of some patches as tensors, on request mirrored in x."""
     step = slice(None, None, -1 if mirror else 1)
     planes = (examples.channels[chosen], examples.hit[chosen, None], examples.weight[chosen, None])
@@ -268,12 +270,29 @@ def as_batch(
     return channels.contiguous(memory_format=torch.channels_last), hit, weight
 
 
-def weighted_loss(network: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def weighted_loss(network: nn.Module, batch: Batch) -> Tensor:
     """Return the binary cross-entropy, averaged with the pixels' weights."""
     channels, hit, weight = (part.to(next(network.parameters()).device, non_blocking=True) for part in batch)
     logit = network(channels).float()
     each = nn.functional.binary_cross_entropy_with_logits(logit, hit, reduction="none")
     return (each * weight).sum() / weight.sum().clamp(min=1)
+
+
+def taught_by(teacher: nn.Module, share: float, precision: TrainingPrecision) -> Callable[[Batch], Batch]:
+    """Return what mixes a teacher's probabilities into the truth of a batch.
+
+    Whether a pixel that noise hides was hit is chance, and costs a small network many examples to find out; a
+    teacher has found out (Hinton et al. 2015, arXiv:1503.02531).
+    """
+
+    def mixed(batch: Batch) -> Batch:
+        channels, hit, weight = batch
+        device = next(teacher.parameters()).device
+        with torch.inference_mode(), autocast(device, precision):
+            believed = torch.sigmoid(teacher(channels.to(device)).float()).cpu()
+        return channels, torch.lerp(hit, believed.clone(), share), weight
+
+    return mixed
 
 
 def logits_of(
@@ -329,9 +348,15 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
             loss = float(np.mean(np.logaddexp(0, np.where(truth, -logit, logit))))
             return {"validation_loss": loss, "score": average_precision(precision, recall), "f1": float(f1.max())}
 
+        mixed = _teaching(config, device)
         batches = config.passes * (config.frames * config.patches // config.batch)
         learner = Learner(
-            network, feed, batches, weighted_loss, validate, config.decisive | {"material": material.identity}
+            network,
+            feed,
+            batches,
+            lambda network, batch: weighted_loss(network, mixed(batch)),
+            validate,
+            config.decisive | {"material": material.identity},
         )
         history = train(learner, config.schedule, to, device=device, announce=announce)
         held_out = pool.submit(draw_patches, config, "calibration", 0, config.validation_frames).result()
@@ -345,6 +370,19 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
             card = replace(card, valid=valid_for(material.known))
         write_card(path, card)
     return path
+
+
+def _teaching(config: TrainingConfig, device: torch.device) -> Callable[[Batch], Batch]:
+    """Return what is done to each batch before it is learnt from."""
+    if config.teacher is None:
+        return lambda batch: batch
+    card = find_card("cosmicray", config.teacher)
+    if card.normalisation.get("channels") != list(config.inputs):
+        raise InputError(
+            card.name, f"a teacher that sees {card.normalisation.get('channels')}", f"{list(config.inputs)}"
+        )
+    teacher = load_network(card, build_unet, device)
+    return taught_by(teacher, config.teacher_share, config.precision)
 
 
 def check_material(config: TrainingConfig, material: Material) -> None:

@@ -15,10 +15,19 @@ from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.evaluate import evaluate_cosmicray, methods, real, table
 from csstdask.cosmicray.examples import SHARES, Cutting, contaminate, draw_examples, gather_material
 from csstdask.cosmicray.known import known_units
-from csstdask.cosmicray.train import load_training_config, train_cosmicray, weighted_loss
+from csstdask.cosmicray.train import (
+    as_batch,
+    draw_patches,
+    load_training_config,
+    taught_by,
+    train_cosmicray,
+    weighted_loss,
+)
+from csstdask.cosmicray.unet import CHANNELS, build_unet
 from csstdask.errors import InputError
 from csstdask.mock.events import STIS_PAIRS, exposures_of
 from csstdask.mock.recipe import CosmicRays, Recipe, SkyField
+from csstdask.nn.weights import load_network
 from csstdask.pipeline.mock_survey import mock
 
 TINY = {
@@ -217,6 +226,25 @@ def test_training_on_a_campaign_goes_on_from_a_model(campaign, tmp_path):
     config = load_training_config(None, **settings | {"start_from": str(first), "channels": (8, 16)})
     with pytest.raises(InputError, match="a network of the same architecture"):
         train_cosmicray(config, tmp_path / "third")
+
+
+def test_a_teacher_is_learnt_from(campaign, tmp_path):
+    """Its probabilities take the place of the truth; a smaller network learns from them; one that is blind may not."""
+    settings = TINY | {"campaign": str(campaign), "skies": 0, "epochs": 3, "frames": 6}
+    teacher = train_cosmicray(load_training_config(None, **settings), tmp_path / "teacher")
+    network = load_network(find_card("cosmicray", str(teacher)), build_unet, torch.device("cpu"))
+    examples = draw_patches(load_training_config(None, **settings), "validation", 0, 2)
+    batch = as_batch(examples, np.arange(4))
+    _, target, _ = taught_by(network, 1.0, "float32")(batch)
+    assert torch.equal(taught_by(network, 0.0, "float32")(batch)[1], batch[1])
+    assert ((target > 0) & (target < 1)).all()
+    assert target[batch[1] > 0].mean() > 3 * target[batch[1] == 0].mean()
+    pupil = settings | {"teacher": str(teacher), "channels": (4, 8), "epochs": 2}
+    card = find_card("cosmicray", str(train_cosmicray(load_training_config(None, **pupil), tmp_path / "pupil")))
+    assert card.metrics["average_precision"] > 0.2
+    blind = pupil | {"inputs": CHANNELS[:1]}
+    with pytest.raises(InputError, match="a teacher that sees"):
+        train_cosmicray(load_training_config(None, **blind), tmp_path / "blind")
 
 
 def test_a_model_for_one_detector_says_so(campaign, tmp_path):
