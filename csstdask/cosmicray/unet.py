@@ -67,21 +67,24 @@ class Seen:
         return float(self.view.data.mean()), max(float(self.view.data.std()), float(_LEAST_NOISE))
 
     def at(self, window: Window = (slice(None), slice(None))) -> Any:
-        """Return the channels of a window, float32 (channel, y, x); beyond the frame they are zero."""
+        """Return the channels of a window, float32 (channel, y, x).
+
+        Beyond the frame, where a grid ends, it is mirrored: after zeros a star's halo at the edge would break off, and
+        look like a cosmic ray.
+        """
         xp = namespace_of(self.view.data)
-        rows, columns = (_within(part, length) for part, length in zip(window, self.view.data.shape, strict=True))
-        sides = [
-            max(part.stop or 0, inner.stop) - inner.start for part, inner in zip(window, (rows, columns), strict=True)
-        ]
-        seen = xp.zeros((len(self.names), *sides), dtype=np.float32)
+        shape = self.view.data.shape
+        rows, columns = (slice(*part.indices(length)[:2]) for part, length in zip(window, shape, strict=True))
+        ny, nx = rows.stop - rows.start, columns.stop - columns.start
+        seen = xp.empty((len(self.names), ny, nx), dtype=np.float32)
         # A host computes a few rows at a time: what lies between two operations then stays in the processor's cache.
-        step = _ROWS if xp is np else max(1, rows.stop - rows.start)
-        for first in range(rows.start, rows.stop, step):
-            strip = slice(first, min(first + step, rows.stop))
-            inside = slice(strip.start - rows.start, strip.stop - rows.start), slice(0, columns.stop - columns.start)
+        step = _ROWS if xp is np else ny
+        for first in range(0, ny, step):
+            strip = slice(rows.start + first, min(rows.start + first + step, rows.stop))
             for index, name in enumerate(self.names):
-                seen[(index, *inside)] = self._channel(name, strip, columns)
-        return seen
+                seen[index, first : first + step] = self._channel(name, strip, columns)
+        beyond = [(0, max(0, (part.stop or 0) - length)) for part, length in zip(window, shape, strict=True)]
+        return xp.pad(seen, [(0, 0), *beyond], mode="symmetric") if any(after for _, after in beyond) else seen
 
     def _channel(self, name: str, rows: slice, columns: slice) -> Any:
         view, xp = self.view, namespace_of(self.view.data)
@@ -95,11 +98,6 @@ class Seen:
         height = view.data[rows, columns] - view.mesh.background_at(rows, columns)
         noise = view.mesh.noise_at(rows, columns) if name == CHANNELS[0] else xp.sqrt(view.variance[rows, columns])
         return xp.arcsinh(height / xp.maximum(noise, _LEAST_NOISE))
-
-
-def _within(part: slice, length: int) -> slice:
-    start, stop, _ = part.indices(length)
-    return slice(start, stop)
 
 
 def channels_of(view: View) -> Any:
