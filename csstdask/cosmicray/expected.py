@@ -14,7 +14,7 @@ from csstdask.cosmicray.known import KnownUnits
 from csstdask.cosmicray.monitor import UnitEvents, by_exposure, count_events, expects_of, pixel_area
 
 #: How many units are looked at, evenly spread.
-_UNITS = 24
+_UNITS = 12
 
 
 def expected_of(card: Path, units: KnownUnits) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def expects_of(exposures: Sequence[Events]) -> dict[str, Any]:
     expects: dict[str, Any] = {}
     known = [events.rate for events in exposures if np.isfinite(events.rate)]
     if known:
-        expects["rate"] = [min(known) / _RATE_FACTOR, max(known) * _RATE_FACTOR]
+        expects["rate"] = [round(min(known) / _RATE_FACTOR, 4), round(max(known) * _RATE_FACTOR, 4)]
     for name, edges in EDGES.items():
         counts = np.sum([getattr(events, name) for events in exposures], axis=0)
         if counts.sum():
@@ -149,7 +149,8 @@ def expects_of(exposures: Sequence[Events]) -> dict[str, Any]:
             share, last = np.unique(reached[::-1], return_index=True)
             place = edges[::-1][last]
             place[-1] = edges[np.searchsorted(reached, 1.0)]
-            expects[f"log_{name}"] = np.interp(np.linspace(0, 1, _QUANTILES), share, place).tolist()
+            quantiles = np.interp(np.linspace(0, 1, _QUANTILES), share, place)
+            expects[f"log_{name}"] = np.round(quantiles, 3).tolist()
     return expects
 
 

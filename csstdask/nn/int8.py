@@ -174,7 +174,7 @@ def measure_ranges(network: UNet, examples: Iterable[Tensor]) -> dict[str, list[
             high = max(0.0, float(values.topk(beyond).values[-1]))
             low = 0.0 if relu else min(0.0, -float((-values).topk(beyond).values[-1]))
             before = ranges.get(name, [0.0, 0.0])
-            ranges[name] = [min(low, before[0]), max(high, before[1])]
+            ranges[name] = [round(min(low, before[0]), 4), round(max(high, before[1]), 4)]
 
         return hook
 

@@ -40,7 +40,7 @@ class DetectSettings(_Settings):
     rate: Annotated[float, Field(gt=0, lt=1)] | Literal["frame"] | None = Field(
         None, description="share of pixels hit, to rescale probabilities to; frame: each frame's own"
     )
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of a network's arithmetic")
+    precision: Literal["float32", "bfloat16", "int8"] = Field("float32", description="of a network's arithmetic")
 
     @model_validator(mode="after")
     def _rate_needs_a_density(self) -> DetectSettings:
