@@ -9,6 +9,7 @@ on the GPU.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -59,7 +60,7 @@ def adaptive_median(
     return _median_gpu(data, target, donor, least_donors, largest_radius)
 
 
-def filled(data: Any, mask: Any, fallback: Any) -> Any:
+def filled(data: Any, mask: Any, fallback: Callable[[], Any]) -> Any:
     """Return a frame whose masked pixels hold the median of their unmasked neighbours.
 
     Parameters
@@ -68,13 +69,14 @@ def filled(data: Any, mask: Any, fallback: Any) -> Any:
         Not changed.
     mask : bool array (y, x)
         Pixels to fill.
-    fallback : array (y, x)
-        What a pixel gets that has no unmasked neighbour within reach.
+    fallback : callable
+        Returns an array (y, x) with what pixels get that have no unmasked neighbour within reach; called if any are.
     """
     xp = namespace_of(data)
     median, _, _ = adaptive_median(data, mask, ~mask)
     result = data.copy()
-    result[mask] = xp.where(xp.isfinite(median), median, fallback[mask])
+    known = xp.isfinite(median)
+    result[mask] = median if bool(known.all()) else xp.where(known, median, fallback()[mask])
     return result
 
 

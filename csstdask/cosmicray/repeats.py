@@ -350,7 +350,7 @@ def read_exposure(campaign: Campaign, exposure: str, detector: int, position: WC
     sky, noise = mesh.background_at(), mesh.noise_at()
     if not np.isfinite(noise).all():
         raise InputError(f"{campaign.path}: {exposure}/{detector}", "no usable pixel", "a frame")
-    light = filled((data - sky).astype(np.float32), ignore, np.zeros_like(sky))
+    light = filled((data - sky).astype(np.float32), ignore, lambda: np.zeros_like(sky))
     return Exposure(light, sky, noise, ignore, passing, position, facts.exptime)
 
 

@@ -52,7 +52,7 @@ def view_frame(frame: Any, variance: Any, ignore: Any, *, box: int = BOX) -> Vie
     frame = frame.astype(np.float32, copy=False)
     mesh = measure(frame, ignore, box=box)
     if bool(ignore.any()):
-        frame = filled(frame, ignore, mesh.background_at())
+        frame = filled(frame, ignore, mesh.background_at)
     if variance is None:
         variance = frame_variance(frame, ignore, mesh)
     else:
