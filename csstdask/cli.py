@@ -41,7 +41,7 @@ CampaignOption = Annotated[Path | None, typer.Option(help="Where the campaign li
 
 DataOption = Annotated[Path | None, typer.Option(help="Folder of real events and frames; none: mock data alone.")]
 
-TRAINABLE: tuple[str, ...] = ("cosmicray",)
+TRAINABLE: tuple[str, ...] = ("cosmicray", "inpaint")
 EVALUABLE: tuple[str, ...] = ("cosmicray",)
 LABELLERS: tuple[str, ...] = ("darks", "repeats")
 
@@ -265,7 +265,7 @@ def label(
 
 @app.command()
 def train(
-    target: Annotated[str, typer.Argument(help="What to train: cosmicray.")],
+    target: Annotated[str, typer.Argument(help="What to train: cosmicray or inpaint.")],
     to: Annotated[Path | None, typer.Option(help="Folder of the training; gone on with if it is there.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings, a TOML.")] = None,
     data: DataOption = None,
@@ -278,6 +278,15 @@ def train(
     _check_target("train", target, TRAINABLE)
     if to is None:
         raise InputError(f"train {target}", "no --to", "a folder for the training")
+    if target == "inpaint":
+        if data is not None or events:
+            raise InputError("train inpaint", "--data or --events", "--campaign: stamps are cut from frames with truth")
+        from csstdask.cosmicray.train_inpaint import load_repair_config, train_inpaint
+
+        campaigns = None if campaign is None else [str(campaign.resolve())]
+        repair = load_repair_config(config, campaigns=campaigns, epochs=epochs, device=device)
+        _say(f"card {train_inpaint(repair, to, announce=_say)}")
+        return
     from csstdask.cosmicray.train import load_training_config, train_cosmicray
 
     settings = load_training_config(

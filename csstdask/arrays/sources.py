@@ -25,6 +25,30 @@ KRON_FACTOR = 2.5
 LEAST_KRON_RADIUS = 3.5
 
 
+def find_sources(
+    data: npt.NDArray[np.float32],
+    noise: npt.NDArray[np.float32],
+    mask: npt.NDArray[np.bool_],
+    *,
+    threshold: float = 2.5,
+    least_area: int = 5,
+    deblend_contrast: float = 0.005,
+) -> npt.NDArray[Any]:
+    """Find the sources of a background-subtracted frame; see `measure_sources` for the parameters.
+
+    Returns
+    -------
+    structured array (n,)
+        SEP's own columns: isophotal ``x``, ``y``, ``a``, ``b``, ``theta``, ``npix``, ``flux``, ``peak``, ``flag`` ...
+    """
+    with _SEP_LOCK:
+        sep.set_extract_pixstack(max(_PIXEL_STACK, data.size // 4))
+        sep.set_sub_object_limit(_SUB_OBJECTS)
+        return np.asarray(
+            sep.extract(data, threshold, err=noise, mask=mask, minarea=least_area, deblend_cont=deblend_contrast)
+        )
+
+
 def measure_sources(
     data: npt.NDArray[np.float32],
     error: npt.NDArray[np.float32],
@@ -64,17 +88,9 @@ def measure_sources(
         ``flux_aperture, flux_aperture_err`` [e-], ``a, b`` [pixel], ``theta`` [deg], ``kron_radius``,
         ``half_light_radius`` [pixel], ``area``, ``peak`` [e-], ``ellipticity`` and SEP's ``flag``.
     """
-    with _SEP_LOCK:
-        sep.set_extract_pixstack(max(_PIXEL_STACK, data.size // 4))
-        sep.set_sub_object_limit(_SUB_OBJECTS)
-        found = sep.extract(
-            data,
-            threshold,
-            err=noise,
-            mask=mask,
-            minarea=least_area,
-            deblend_cont=deblend_contrast,
-        )
+    found = find_sources(
+        data, noise, mask, threshold=threshold, least_area=least_area, deblend_contrast=deblend_contrast
+    )
     x, y, a, b, theta = (np.asarray(found[name], dtype=np.float64) for name in ("x", "y", "a", "b", "theta"))
     flag = found["flag"].astype(np.int32)
     # A source one pixel wide has no second moment (0, or not a number); the pixel itself has one.

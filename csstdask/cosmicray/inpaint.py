@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from csstdask.arrays.background import measure
 from csstdask.arrays.median import adaptive_median
-from csstdask.arrays.namespace import namespace_of, open_door
+from csstdask.arrays.namespace import namespace_of, open_door, to_host
+from csstdask.arrays.sources import find_sources
 from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.detect import ignored_pixels
 from csstdask.cosmicray.noise import frame_variance
@@ -58,10 +60,14 @@ def inpaint(
         1 sigma including Poisson noise [e-]; by default background noise plus Poisson.
     mask : bool array (y, x), optional
         True = ignore: never a donor, never changed. Non-finite pixels count as masked.
-    sources, device : optional
-        For models that treat sources apart, or run on a device; the median needs neither.
+    sources : array (n, 2) or table, optional
+        x and y of stars and galaxies [pixel], zero-based, or a table with such columns, for a network, which repairs a
+        stamp of 64 x 64 pixels round each; by default found in the frame, its cosmic rays masked.
+    device : optional
+        Where a network runs, by default where the data is.
     model : str
-        ``default`` or a name that ``csstdask models`` lists. Now: ``median``.
+        ``default``, a name that ``csstdask models`` lists, or the path of a card that ``csstdask train inpaint`` wrote.
+        ``median`` treats all pixels alike; networks repair what belongs to sources, and leave the rest to the median.
 
     Returns
     -------
@@ -71,7 +77,9 @@ def inpaint(
     Raises
     ------
     ValueError
-        If shapes differ, `data` is not 2-D or the model is unknown.
+        If shapes differ, `data` is not 2-D, the model is unknown or this machine has not the device.
+    InputError
+        If the model's card or weights cannot be used.
 
     Notes
     -----
@@ -79,9 +87,12 @@ def inpaint(
     `s`, :math:`s^2 (1 + \pi / 2n)`, the pixel's own noise and that of a median. `s`
     combines the donors' sample variance, which sees structure, with their mean noise variance, which is
     known better than a handful of donors can tell: weights `n - 1` and 4.
+
+    Where stamps overlap a pixel belongs to the nearest source; a pixel without a donor within 5 pixels keeps its value
+    whatever the model.
     """
-    del sources, device
     card = find_card("inpaint", model)
+    settings = card.parameters or find_card("inpaint", "median").parameters
     door = open_door(data)
     frame = door.take(data)
     if frame.dtype != door.dtype:
@@ -97,8 +108,8 @@ def inpaint(
     fixed, variance = frame.copy(), xp.full(frame.shape, np.nan, dtype=np.float32)
     if bool(target.any()):
         noise = _noise_variance(door, error, frame, hit | ignore)
-        median, scatter, count = adaptive_median(work, target, donor, **card.parameters)
-        expected = _donor_noise(noise, target, donor, card.parameters["largest_radius"])
+        median, scatter, count = adaptive_median(work, target, donor, **settings)
+        expected = _donor_noise(noise, target, donor, settings["largest_radius"])
         prior = xp.where(xp.isfinite(expected), expected, 0.0)
         samples = xp.where(count > 1, count - 1, 0)
         spread = (xp.where(count > 1, scatter, 0.0) * samples + _PRIOR_WEIGHT * prior) / (samples + _PRIOR_WEIGHT)
@@ -106,7 +117,50 @@ def inpaint(
         fixed[target] = xp.where(reachable, median, frame[target]).astype(frame.dtype)
         predicted = spread * (1 + np.pi / (2 * xp.maximum(count, 1)))
         variance[target] = xp.where(reachable, predicted, np.inf).astype(np.float32)
+        if card.architecture:
+            _repair_sources(fixed, variance, target, hit, ignore, sources, card, device)
     return Inpainting(door.give(fixed), door.give(variance), card)
+
+
+def _repair_sources(
+    fixed: Any, variance: Any, target: Any, hit: Any, ignore: Any, sources: Any, card: ModelCard, device: Any
+) -> None:
+    """Let a network say anew what belongs to sources, in place."""
+    from csstdask.cosmicray.source_repair import repair_sources  # noqa: PLC0415  torch takes seconds to import
+
+    xp = namespace_of(fixed)
+    mesh = measure(fixed, hit | ignore)
+    if not bool(xp.isfinite(mesh.background).all()):
+        return
+    sky, noise = mesh.background_at(), mesh.noise_at()
+    unknown = ignore | (target & ~xp.isfinite(variance))
+    filled = xp.where(unknown, sky, fixed).astype(np.float32, copy=False)
+    places = _found(filled - sky, noise, unknown | hit) if sources is None else _given(sources)
+    which, value, spread = repair_sources(filled, sky, noise, target & ~unknown, unknown, places, card, device)
+    fixed[which], variance[which] = value.astype(fixed.dtype), spread
+
+
+def _found(height: Any, noise: Any, mask: Any) -> tuple[Any, Any]:
+    found = find_sources(to_host(height), to_host(noise), to_host(mask))
+    return found["y"].astype(np.float64), found["x"].astype(np.float64)
+
+
+def _given(sources: Any) -> tuple[Any, Any]:
+    """Return y and x of a caller's sources.
+
+    Raises
+    ------
+    ValueError
+        If they are neither a table with x and y, nor an array (n, 2).
+    """
+    try:
+        x, y = sources["x"], sources["y"]
+    except (TypeError, KeyError, IndexError, ValueError):
+        pairs = np.asarray(sources, dtype=np.float64)
+        if pairs.ndim != 2 or pairs.shape[1] != 2:
+            raise ValueError(f"sources: found shape {pairs.shape}; wanted (n, 2), or a table with x and y") from None
+        x, y = pairs.T
+    return np.asarray(y, dtype=np.float64), np.asarray(x, dtype=np.float64)
 
 
 def _noise_variance(door: Any, error: Any, frame: Any, excluded: Any) -> Any:

@@ -18,6 +18,11 @@ from csstdask.durable import write_atomic
 from csstdask.errors import InputError
 
 WEIGHTS_SUFFIX = ".safetensors"
+#: What a network's card must say, by its task.
+_NEEDS = {
+    "cosmicray": {"calibration": {"scale", "offset"}, "normalisation": {"channels", "box"}},
+    "inpaint": {"calibration": {"sky", "source"}, "normalisation": {"size"}},
+}
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,12 @@ def read_card(path: Path) -> ModelCard:
         raise InputError(path, f"no readable model card ({error})", wanted) from None
     if not card.architecture:
         return card
-    absent = {"scale", "offset"} - set(card.calibration) or {"channels", "box"} - set(card.normalisation)
-    if absent or card.threshold is None:
-        raise InputError(path, f"a card without {', '.join(sorted(absent)) or 'a threshold'}", wanted)
+    needs = _NEEDS.get(card.task, {})
+    absent = {key for part, keys in needs.items() for key in keys - set(getattr(card, part))}
+    if card.task == "cosmicray" and card.threshold is None:
+        absent |= {"a threshold"}
+    if absent:
+        raise InputError(path, f"a card without {', '.join(sorted(absent))}", wanted)
     weights = path.with_suffix(WEIGHTS_SUFFIX)
     if not weights.is_file():
         raise InputError(weights, "no such file", f"the weights of {path.name}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +22,9 @@ from csstdask.nn.blocks import UNet
 from csstdask.nn.card import ModelCard
 from csstdask.nn.device import Precision, check_precision
 from csstdask.nn.int8 import Int8UNet
+from csstdask.nn.unetpp import UNetPlusPlus
+
+Network = TypeVar("Network", UNet, UNetPlusPlus, UNet | UNetPlusPlus)
 
 _LOADED: dict[tuple[str, ...], nn.Module] = {}
 _LOCK = threading.Lock()
@@ -34,8 +38,8 @@ def save_weights(network: nn.Module, path: Path) -> str:
 
 
 def load_network(
-    card: ModelCard, build: Callable[..., UNet], device: torch.device, precision: Precision = "float32"
-) -> UNet | Int8UNet:
+    card: ModelCard, build: Callable[..., Network], device: torch.device, precision: Precision = "float32"
+) -> Network:
     """Return a card's network on a device, ready for inference, its normalisation frozen and fused.
 
     Parameters
@@ -66,19 +70,22 @@ def load_network(
         return _LOADED[key]  # type: ignore[return-value]
 
 
-def _as_precise(network: UNet, card: ModelCard, precision: Precision) -> nn.Module:
+def _as_precise(network: nn.Module, card: ModelCard, precision: Precision) -> nn.Module:
+    if precision == "float32":
+        return network
+    if not isinstance(network, UNet):
+        raise InputError(card.name, f"a {type(network).__name__} in {precision}", "float32")
     if precision == "int8":
         try:
             return Int8UNet(network, card.ranges)
         except ValueError as error:
             found, wanted = str(error).split("; wanted ")
             raise InputError(card.name, found.replace("found ", ""), f"{wanted}, or another precision") from None
-    if precision == "bfloat16":
-        network.lower(torch.bfloat16)
+    network.lower(torch.bfloat16)
     return network
 
 
-def _load(card: ModelCard, path: Path, build: Callable[..., UNet]) -> UNet:
+def _load(card: ModelCard, path: Path, build: Callable[..., Network]) -> Network:
     found = sha256_file(path)
     if found != card.sha256:
         raise InputError(path, f"SHA-256 {found[:12]}", f"{card.sha256[:12]}, as {card.name}'s card says")

@@ -1,0 +1,65 @@
+"""UNet++: a U-Net whose skips pass through convolutions of their own (Zhou et al. 2020, arXiv:1912.05074)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from csstdask.nn.blocks import ConvStack
+
+
+class UNetPlusPlus(nn.Module):
+    """A U-Net of every depth up to its own, nested, each with an output.
+
+    Node ``(i, 0)`` is level `i` of the way down; node ``(i, j)`` sees all nodes of its level before it, and node
+    ``(i + 1, j - 1)`` risen from below. Node ``(0, d)`` is the output of a network of depth `d`: all are learnt from
+    (deep supervision), and any of them can be the last that is computed.
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        Channels of the image that comes in and of those that go out.
+    channels : sequence of int
+        Of each level, the finest first; one level more than there are pools.
+    """
+
+    def __init__(self, *, inputs: int, outputs: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.depth = len(channels) - 1
+        widths = [inputs, *channels]
+        self.down = nn.ModuleList(ConvStack(a, b) for a, b in pairwise(widths))
+        self.rise, self.nested = nn.ModuleDict(), nn.ModuleDict()
+        for j in range(1, self.depth + 1):
+            for i in range(self.depth + 1 - j):
+                self.rise[f"{i}_{j}"] = nn.ConvTranspose2d(channels[i + 1], channels[i], 2, stride=2)
+                self.nested[f"{i}_{j}"] = ConvStack(channels[i] * (j + 1), channels[i])
+        self.heads = nn.ModuleList(nn.Conv2d(channels[0], outputs, 1) for _ in range(self.depth))
+
+    @property
+    def grid(self) -> int:
+        """Return the pixels on whose multiples images must begin and end."""
+        return int(2**self.depth)
+
+    def forward(self, x: Tensor, depth: int | None = None) -> list[Tensor]:
+        """Map (n, inputs, y, x) to an output (n, outputs, y, x) of each depth from 1 to `depth`, by default all."""
+        depth = self.depth if depth is None else depth
+        if not 1 <= depth <= self.depth:
+            raise ValueError(f"depth: found {depth}; wanted 1 to {self.depth}")
+        levels: list[list[Tensor]] = []
+        for level in range(depth + 1):
+            x = self.down[level](x if level == 0 else nn.functional.max_pool2d(x, 2))
+            levels.append([x])
+        for j in range(1, depth + 1):
+            for i in range(depth + 1 - j):
+                risen = self.rise[f"{i}_{j}"](levels[i + 1][j - 1])
+                levels[i].append(self.nested[f"{i}_{j}"](torch.cat([*levels[i], risen], dim=1)))
+        return [head(node) for head, node in zip(self.heads, levels[0][1:], strict=False)]
+
+    def fuse(self) -> None:
+        """Take all frozen normalisation into the convolutions."""
+        for block in self.modules():
+            if isinstance(block, ConvStack):
+                block.fuse()

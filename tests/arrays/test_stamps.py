@@ -1,0 +1,38 @@
+"""Stamps: what they hold, and whose a pixel is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from csstdask.arrays.stamps import cut_stamps, middles, owners
+
+
+def test_a_stamp_holds_its_middle_and_nothing_beyond_the_frame(rng):
+    frame = rng.normal(size=(20, 30)).astype(np.float32)
+    stamps = cut_stamps(frame, np.array([10, 0]), np.array([15, 29]), 8, fill=-1)
+    assert stamps.shape == (2, 8, 8)
+    assert np.array_equal(stamps[0], frame[6:14, 11:19])
+    assert np.array_equal(stamps[1, 4:, :5], frame[:4, 25:])
+    assert (stamps[1, :4] == -1).all()
+    assert (stamps[1, :, 5:] == -1).all()
+    assert list(middles(np.array([3.49, 3.5, -0.2]))) == [3, 4, 0]
+
+
+def test_a_pixel_belongs_to_the_nearest_place_that_holds_it(rng):
+    y, x = rng.uniform(0, 200, 25), rng.uniform(0, 200, 25)
+    pixels = rng.integers(0, 200, (2, 500))
+    found = owners(*pixels, y, x, 16)
+    distance = np.hypot(pixels[0][:, None] - y, pixels[1][:, None] - x)
+    nearest = distance.argmin(axis=1)
+    dy, dx = pixels[0] - middles(y)[nearest], pixels[1] - middles(x)[nearest]
+    held = (dy >= -8) & (dy < 8) & (dx >= -8) & (dx < 8)
+    assert np.array_equal(found, np.where(held, nearest, -1))
+    assert 0 < (found >= 0).sum() < 500
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_two_equally_near_the_first_decides(order):
+    x = np.array([10.0, 14.0])[list(order)]
+    assert list(owners(np.array([5]), np.array([12]), np.array([5.0, 5.0]), x, 16)) == [0]
+    assert list(owners(np.array([5]), np.array([12]), np.empty(0), np.empty(0), 16)) == [-1]

@@ -1,0 +1,132 @@
+"""Networks on stamps: what they see, what they may change, and that they learn to be right and to know how right."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from csstdask.cosmicray import inpaint
+from csstdask.cosmicray.card import find_card
+from csstdask.cosmicray.known import known_units
+from csstdask.cosmicray.repair_examples import as_stamps, batches, gather
+from csstdask.cosmicray.source_repair import Stamps, build_repairer, last_of, seen_of, told_by
+from csstdask.cosmicray.train_inpaint import load_repair_config, scores, train_inpaint
+from csstdask.errors import InputError
+from csstdask.mock.recipe import CosmicRays, Recipe, SkyField
+from csstdask.pipeline.mock_survey import mock
+
+TINY = {"channels": (8, 12), "each": 30, "steps": 12, "batch": 16, "validation_batches": 3, "epochs": 3}
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory):
+    path = tmp_path_factory.mktemp("repair") / "repair.zarr"
+    fields = (
+        SkyField(name="a", pointing=(10.0, -20.0), split="training"),
+        SkyField(name="b", pointing=(50.0, 20.0), split="validation"),
+    )
+    rays = CosmicRays(pixel_fraction=(0.02,))
+    recipe = Recipe(name="repair", seed=4, exposures=2, shape=(320, 320), fields=fields, cosmic_rays=rays)
+    mock(recipe, path, workers=1)
+    return path
+
+
+@pytest.fixture(scope="module", params=["noise", "min-max"])
+def trained(campaign, tmp_path_factory, request):
+    kind = {"noise": "unet", "min-max": "unetpp"}[request.param]
+    settings = TINY | {"campaigns": (str(campaign),), "kind": kind, "scaling": request.param, "name": kind}
+    lines = []
+    path = train_inpaint(load_repair_config(None, **settings), tmp_path_factory.mktemp(kind), announce=lines.append)
+    assert sum(line.startswith("epoch") for line in lines) == 3
+    return path
+
+
+def test_examples_are_contaminated_where_they_are_hit(campaign):
+    """A hit pixel's charge is hidden, an event's faint skirt stays; light is that of the clean frame."""
+    material = gather(known_units(campaign, "training"), 20, 1)
+    (examples,) = batches(material, 1, 40, (1,))
+    stamps = examples.stamps
+    away = ~stamps.hit & ~stamps.unknown
+    excess = stamps.height - examples.light
+    assert stamps.hit.float().mean() > 0.005
+    assert (excess[away] >= -1e-3).all()
+    assert (excess[away] < 2.01 * stamps.noise[away]).all()
+    again = next(iter(batches(material, 1, 40, (1,))))
+    assert torch.equal(again.stamps.height, stamps.height)
+
+
+def test_an_untrained_network_says_the_median_with_the_scaling_of_noise(rng):
+    height = rng.normal(0, 5, (3, 64, 64)).astype(np.float32)
+    hit = rng.random(height.shape) < 0.02
+    stamps = as_stamps(height, np.full(3, 5, np.float32), hit, np.zeros_like(hit))
+    network = build_repairer(kind="unet", scaling="noise", channels=(4, 6)).eval()
+    with torch.no_grad():
+        told, variance = told_by(last_of(network(seen_of(stamps, "noise"))), stamps, "noise")
+    assert torch.allclose(told, stamps.height, atol=1e-4)
+    assert (variance > 25).all()
+
+
+def test_min_max_scaling_does_not_see_what_is_hit(rng):
+    height = torch.from_numpy(rng.normal(0, 5, (2, 64, 64)).astype(np.float32))
+    hit = torch.zeros(2, 64, 64, dtype=torch.bool)
+    hit[:, 30, 30] = True
+    first = Stamps(height, torch.full_like(height, 5.0), hit, torch.zeros_like(hit))
+    other = replace(first, height=torch.where(hit, 1e6, height))
+    assert torch.equal(seen_of(first, "min-max"), seen_of(other, "min-max"))
+    shown = seen_of(first, "min-max")[:, 0]
+    assert shown.min() == 0
+    assert shown.max() == 1
+    with pytest.raises(InputError, match="scaling"):
+        build_repairer(kind="unet", scaling="percentile", channels=(4, 6))
+
+
+def test_only_hit_pixels_change_and_all_have_a_variance(trained, campaign):
+    frame = known_units(campaign, "validation").read(0)
+    hit = frame.charge > 2
+    before = frame.data.copy()
+    fixed = inpaint(frame.data, hit, frame.error, frame.ignore, model=str(trained))
+    target = hit & ~frame.ignore
+    assert np.array_equal(frame.data, before)
+    assert np.array_equal(fixed.data[~target], frame.data[~target], equal_nan=True)
+    assert (fixed.variance[target] > 0).all()
+    assert np.isnan(fixed.variance[~target]).all()
+    assert fixed.model.task == "inpaint"
+    again = inpaint(frame.data, hit, frame.error, frame.ignore, model=str(trained))
+    assert np.array_equal(fixed.data, again.data, equal_nan=True)
+
+
+def test_given_sources_alone_are_repaired_by_the_network(trained, campaign):
+    """Far from them all is as the median has it; a table with columns and an array of pairs say the same."""
+    frame = known_units(campaign, "validation").read(1)
+    hit = frame.charge > 2
+    plain = inpaint(frame.data, hit, frame.error, frame.ignore, model="median")
+    some = inpaint(frame.data, hit, frame.error, frame.ignore, model=str(trained), sources=np.array([[100.0, 60.0]]))
+    table = {"x": np.array([100.0]), "y": np.array([60.0])}
+    same = inpaint(frame.data, hit, frame.error, frame.ignore, model=str(trained), sources=table)
+    assert np.array_equal(some.data, same.data, equal_nan=True)
+    moved = some.data != plain.data
+    moved &= np.isfinite(frame.data)
+    assert moved[28:92, 68:132].any()
+    moved[28:92, 68:132] = False
+    assert not moved.any()
+    with pytest.raises(ValueError, match=r"sources: found shape \(3,\)"):
+        inpaint(frame.data, hit, model=str(trained), sources=[1, 2, 3])
+
+
+def test_our_network_learns_more_than_the_median(campaign, tmp_path):
+    config = load_repair_config(None, **TINY | {"campaigns": (str(campaign),), "epochs": 6, "steps": 25})
+    card = find_card("inpaint", str(train_inpaint(config, tmp_path)))
+    tested = list(batches(gather(known_units(campaign, "validation"), 30, 2), 3, 16, (9,)))
+    torch.manual_seed(1)
+    untrained = scores(build_repairer(**config.architecture), tested, "noise")
+    assert card.metrics["score"] > untrained["score"] + 0.1
+    assert set(card.calibration) == {"sky", "source"}
+
+
+def test_wrong_settings_are_named(tmp_path):
+    (tmp_path / "r.toml").write_text("epochs = 0\nscaling = 'none'\n")
+    with pytest.raises(InputError, match=r"epochs: .*scaling: |scaling: .*epochs: "):
+        load_repair_config(tmp_path / "r.toml")
