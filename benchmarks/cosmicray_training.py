@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def main() -> None:
         folder = Path(name)
         levels = [further(folder, f"above {e} e-", campaign=campaign, hit_above=float(e)) for e in (0, 1, 5)]
         results["training_threshold"] = scores(held_out("cr-detection-test", DETECTORS), [before, *levels])
-        every = further(folder, "all detectors", campaign=campaign)
+        every = replace(levels[1], name="all detectors")
         results["per_detector"] = {}
         for detector in DETECTORS:
             own = further(folder, f"detector {detector}", campaign=campaign, detectors=(detector,))

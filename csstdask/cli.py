@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -309,6 +309,9 @@ def evaluate(
     recipes: Annotated[Path | None, typer.Option(help="Folder of test recipes, stores/; none: no mocks.")] = None,
     part: Annotated[list[str] | None, typer.Option(help="Only this part; may be given several times.")] = None,
     scale: Annotated[float | None, typer.Option(min=0.01, help="Of mock surveys, in place of each part's own.")] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "int8"], typer.Option(help="Of networks on mock surveys.")
+    ] = "bfloat16",
     run: Annotated[Path | None, typer.Option(help="Instead: a run's own cosmic rays, checked without truth.")] = None,
 ) -> None:
     """Evaluate a network beside other methods, or what it found in a run."""
@@ -323,7 +326,9 @@ def evaluate(
         return
     from csstdask.cosmicray.evaluate import PARTS, evaluate_cosmicray, table
 
-    results = evaluate_cosmicray(model, data, to, recipes=recipes, parts=part or PARTS, scale=scale, announce=_say)
+    results = evaluate_cosmicray(
+        model, data, to, recipes=recipes, parts=part or PARTS, scale=scale, precision=precision, announce=_say
+    )
     for line in table(results):
         typer.echo(line)
 

@@ -184,7 +184,8 @@ def gather_methods(
     methods = [network(model, "network", precision)]
     if find_card("cosmicray", model).name != BASELINE:
         methods.append(network(BASELINE, precision=precision))
-    published = published_deepcr(folder, precision)
+    # Its card says nothing of ranges, which int8 needs.
+    published = published_deepcr(folder, "bfloat16" if precision == "int8" else precision)
     if published is None:
         announce("deepCR is not installed (pip install 'csstdask[bench]'): its published weights are left out")
     else:
