@@ -38,13 +38,13 @@ from csstdask.cosmicray.examples import (
 )
 from csstdask.cosmicray.expected import expected_of, valid_for
 from csstdask.cosmicray.known import Truth, known_units
-from csstdask.cosmicray.scoring import average_precision, calibrate, precision_recall
+from csstdask.cosmicray.scoring import average_precision, calibrate, logit_of, precision_recall
 from csstdask.cosmicray.unet import CHANNELS, build_unet
 from csstdask.errors import InputError
 from csstdask.mock.recipe import Split
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
 from csstdask.nn.device import TrainingPrecision, autocast, choose_device
-from csstdask.nn.int8 import measure_ranges
+from csstdask.nn.int8 import Int8UNet, measure_ranges
 from csstdask.nn.trainer import Learner, Schedule, train
 from csstdask.nn.weights import load_network, save_weights
 from csstdask.toml_file import read_toml, validated
@@ -57,6 +57,8 @@ Batch = tuple[Tensor, Tensor, Tensor]
 _FREE = {"name", "version", "licence", "method", "data", "campaign", "events", "device", "threads"}
 #: Width of the real frames with truth [pixel].
 _NARROWEST = 506
+#: Logits that are neither clearly hit nor clearly not.
+_DOUBTFUL = 4.0
 
 
 def _check_device(name: str | None) -> str | None:
@@ -96,6 +98,7 @@ class TrainingConfig(BaseModel):
     start_from: str | None = Field(None, description="card of a network of the same architecture to go on from")
     teacher: str | None = Field(None, description="card of a network whose probabilities are learnt beside the truth")
     teacher_share: float = Field(0.7, ge=0, le=1, description="of the teacher's word in what is to be learnt")
+    lead_over: str | None = Field(None, description="card of a network to be better than, in precision and recall both")
     on_sources: float = Field(0.5, ge=0, le=1, description="share of the patches on sources")
     source_weight: int = Field(5, ge=1, le=255, description="of a source's pixels in the loss")
     passes: int = Field(1, ge=1, description="over the patches of an epoch")
@@ -412,14 +415,46 @@ def copy_weights(card: ModelCard, network: nn.Module) -> None:
         raise InputError(card.weights, " ".join(str(error).split())[:160], wanted) from None
 
 
-def _ranges(network: nn.Module, examples: Examples, config: TrainingConfig) -> dict[str, list[float]]:
-    """Return how far the network's layers go on some patches, sources and all; nothing where it cannot be in int8."""
+def _in_int8(
+    network: nn.Module, examples: Examples, config: TrainingConfig
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Return how far the network's layers go on some patches, and what int8 adds to its output, to be taken off again.
+
+    Nothing where the network cannot be in int8.
+    """
     if config.merge != "concatenate":
-        return {}
+        return {}, {}
     fused = build_unet(**config.architecture)
     fused.load_state_dict(network.state_dict())
     fused.eval().to(memory_format=torch.channels_last).fuse()  # type: ignore[call-overload]
-    return measure_ranges(fused, (as_batch(examples, np.asarray([index]))[0] for index in range(len(examples.hit))))
+    patches = [as_batch(examples, np.asarray([index]))[0] for index in range(len(examples.hit))]
+    ranges = measure_ranges(fused, patches)
+    quantised, added = Int8UNet(fused, ranges), []
+    with torch.inference_mode():
+        for patch in patches:
+            logit = fused(patch)
+            doubtful = logit.abs() < _DOUBTFUL
+            added.append((quantised(patch) - logit)[doubtful])
+    return ranges, {"int8_offset": -round(float(torch.cat(added).mean()), 4)}
+
+
+def _rates_of_another(
+    config: TrainingConfig, examples: Examples, counted: npt.NDArray[np.bool_]
+) -> tuple[float, float]:
+    """Return precision and recall that another network has on these examples at its own threshold."""
+    card = find_card("cosmicray", str(config.lead_over))
+    names = list(card.normalisation.get("channels", []))
+    if card.threshold is None or not set(names) <= set(config.inputs):
+        raise InputError(
+            "lead_over", f"{card.name}, which sees {names}", f"a network that sees some of {config.inputs}"
+        )
+    seen = replace(examples, channels=examples.channels[:, [config.inputs.index(name) for name in names]])
+    network = load_network(card, build_unet, torch.device("cpu"))
+    logit = card.calibration["scale"] * logits_of(network, seen, config, "float32") + card.calibration["offset"]
+    found = logit[counted] >= float(logit_of(card.threshold))
+    truth = examples.hit[counted]
+    right = float((found & truth).sum())
+    return right / max(1, int(found.sum())), right / max(1, int(truth.sum()))
 
 
 def _card(
@@ -430,17 +465,25 @@ def _card(
     history: list[dict[str, float]],
     to: Path,
 ) -> ModelCard:
-    """Calibrate, choose the threshold of the best F1, both on examples of their own; write the weights.
+    """Calibrate, choose the threshold, both on examples of their own; write the weights.
 
-    What the card says is of the network as it will run: in float32, on places of a frame as they come.
+    The threshold is that of the best F1; or, where there is a network to be better than, that at which the smaller of
+    the leads in precision and in recall is largest. What the card says is of the network as it will run: in float32,
+    on places of a frame as they come.
     """
     sha256 = save_weights(network, to / f"{config.name}{WEIGHTS_SUFFIX}")
     counted = (examples.weight > 0) & examples.uniform[:, None, None]
     logit, truth = logits_of(network, examples, config, "float32")[counted], examples.hit[counted]
     density = np.broadcast_to(examples.density[:, None, None], counted.shape)[counted]
     calibration = calibrate(logit, truth, density)
+    ranges, int8_offset = _in_int8(network, examples, config)
     threshold, precision, recall = precision_recall(calibration["scale"] * logit + calibration["offset"], truth)
-    best = int(np.argmax(2 * precision * recall / np.maximum(1e-9, precision + recall)))
+    if config.lead_over is None:
+        merit = 2 * precision * recall / np.maximum(1e-9, precision + recall)
+    else:
+        theirs = _rates_of_another(config, examples, counted)
+        merit = np.minimum(precision - theirs[0], recall - theirs[1])
+    best = int(np.argmax(merit))
     card = ModelCard(
         name=config.name,
         task="cosmicray",
@@ -452,8 +495,8 @@ def _card(
         threshold=float(1 / (1 + np.exp(-threshold[best]))),
         architecture=config.architecture,
         normalisation={"channels": list(config.inputs), "box": config.box},
-        calibration=calibration,
-        ranges=_ranges(network, examples, config),
+        calibration=calibration | int8_offset,
+        ranges=ranges,
     )
     metrics = {
         "data": f"places of the validation split as they come, not those that decided when to stop; hit = charge above "

@@ -153,6 +153,8 @@ def probability(
     place = choose_device(device, like=own)
     network = load_network(card, build_unet, place, precision)
     scale, offset = card.calibration["scale"], card.calibration["offset"]
+    if precision == "int8":
+        offset += scale * card.calibration.get("int8_offset", 0.0)
 
     def compute(windows: list[Any]) -> Tensor:
         stack = torch.stack([torch.as_tensor(window).to(place) for window in windows])
