@@ -109,16 +109,15 @@ def detect(
     if frame.dtype.kind != "f":
         frame = frame.astype(np.float32)
     ignore = ignored_pixels(door, frame, mask)
-    variance = None
+    sigma = None
     if error is not None:
-        variance = door.take(error, np.float32)
-        _check_shape("error", variance, frame)
-        variance = variance * variance
+        sigma = door.take(error, np.float32)
+        _check_shape("error", sigma, frame)
     xp = namespace_of(frame)
     if bool(ignore.all()):
         probability = xp.zeros(frame.shape, dtype=np.float32)
     else:
-        view = view_frame(frame, variance, ignore, box=card.normalisation.get("box", BOX))
+        view = view_frame(frame, sigma, ignore, box=card.normalisation.get("box", BOX))
         probability = xp.asarray(_probability(view, card, device, precision), dtype=np.float32)
         probability[ignore] = 0
         if rate is not None:

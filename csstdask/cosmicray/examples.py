@@ -318,8 +318,7 @@ class Cutting:
 
 def patches_of_frame(rng: np.random.Generator, frame: Contaminated, cutting: Cutting) -> Examples:
     """Cut a frame into patches, some of them on sources where there are any."""
-    variance = None if frame.error is None else frame.error**2
-    view = view_frame(frame.data, variance, frame.ignore, box=cutting.box)
+    view = view_frame(frame.data, frame.error, frame.ignore, box=cutting.box)
     hit = frame.charge > cutting.hit_above
     weight = np.where(frame.source, cutting.source_weight, 1).astype(np.uint8)
     weight[frame.ignore | frame.unknown] = 0
@@ -336,8 +335,8 @@ def patches_of_labelled(
         data, noise = frame.image - reference.expected(frame), noise + reference.variance(frame)
     if rng.random() < _FLAGGED_SHARE:
         ignore = reference.hot.copy()
-    variance = noise if rng.random() < 0.5 else None
-    view = view_frame(data, variance, ignore, box=cutting.box)
+    error = np.sqrt(noise) if rng.random() < 0.5 else None
+    view = view_frame(data, error, ignore, box=cutting.box)
     skirt = binary_dilation(frame.hit, EIGHT_NEIGHBOURS) & ~frame.hit  # cut off at 3 sigma: beyond, nobody knows
     weight = (frame.valid & ~ignore & ~skirt).astype(np.uint8)
     seen = channels_of(view)

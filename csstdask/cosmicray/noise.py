@@ -10,7 +10,7 @@ from csstdask.arrays.background import Mesh, measure
 from csstdask.arrays.namespace import namespace_of
 
 
-def frame_variance(data: Any, mask: Any, mesh: Mesh | None = None) -> Any:
+def frame_variance(data: Any, mask: Any, mesh: Mesh | None = None, rows: slice = slice(None)) -> Any:
     """Return the variance of each pixel of a frame in electrons.
 
     Parameters
@@ -21,6 +21,8 @@ def frame_variance(data: Any, mask: Any, mesh: Mesh | None = None) -> Any:
         True = ignore.
     mesh : Mesh, optional
         Background and noise, if already measured.
+    rows : slice
+        Which rows of the mesh's frame `data` is, for work in parts.
 
     Returns
     -------
@@ -29,7 +31,7 @@ def frame_variance(data: Any, mask: Any, mesh: Mesh | None = None) -> Any:
     """
     xp = namespace_of(data)
     mesh = measure(data, mask) if mesh is None else mesh
-    variance = (data - mesh.background_at()).astype(np.float32)
+    variance = (data - mesh.background_at(rows)).astype(np.float32)
     variance = xp.where(xp.isfinite(variance), xp.maximum(variance, 0), np.float32(0))
-    noise = mesh.noise_at()
+    noise = mesh.noise_at(rows)
     return variance + noise * noise

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from multiprocessing import get_context
@@ -96,6 +97,7 @@ class TrainingConfig(BaseModel):
     patch: int = Field(256, ge=32, description="[pixel]")
     patches: int = Field(12, ge=1, description="cut from a frame")
     start_from: str | None = Field(None, description="card of a network of the same architecture to go on from")
+    remember: float = Field(0.0, ge=0, le=1, description="share of the weights it went on from in those it ends with")
     teacher: str | None = Field(None, description="card of a network whose probabilities are learnt beside the truth")
     teacher_share: float = Field(0.7, ge=0, le=1, description="of the teacher's word in what is to be learnt")
     lead_over: str | None = Field(None, description="card of a network to be better than, in precision and recall both")
@@ -363,6 +365,8 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
         )
         history = train(learner, config.schedule, to, device=device, announce=announce)
         held_out = pool.submit(draw_patches, config, "calibration", 0, config.validation_frames).result()
+    if config.start_from is not None and config.remember:
+        average_with(find_card("cosmicray", config.start_from), network, config.remember)
     card = _card(config, material.sources, network, held_out, history, to)
     path = to / f"{config.name}.json"
     write_card(path, card)
@@ -413,6 +417,21 @@ def copy_weights(card: ModelCard, network: nn.Module) -> None:
         network.load_state_dict(load_file(card.weights))
     except RuntimeError as error:
         raise InputError(card.weights, " ".join(str(error).split())[:160], wanted) from None
+
+
+def average_with(card: ModelCard, network: nn.Module, share: float) -> None:
+    """Mix the weights that a training went on from into those it has come to.
+
+    What they average to keeps most of what was gained on the training's own frames, and what the earlier network could
+    do elsewhere (Wortsman et al. 2022, arXiv:2109.01903).
+    """
+    before = deepcopy(network)
+    copy_weights(card, before)
+    earlier = before.state_dict()
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(earlier[name].to(value), share)
 
 
 def _in_int8(

@@ -96,7 +96,7 @@ class Seen:
             mean, deviation = self._moments
             return (view.data[rows, columns] - np.float32(mean)) / np.float32(deviation)
         height = view.data[rows, columns] - view.mesh.background_at(rows, columns)
-        noise = view.mesh.noise_at(rows, columns) if name == CHANNELS[0] else xp.sqrt(view.variance[rows, columns])
+        noise = view.mesh.noise_at(rows, columns) if name == CHANNELS[0] else view.error[rows, columns]
         return xp.arcsinh(height / xp.maximum(noise, _LEAST_NOISE))
 
 

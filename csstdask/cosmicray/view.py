@@ -14,6 +14,8 @@ from csstdask.cosmicray.noise import frame_variance
 
 #: Wanted size of a box of the background mesh [pixel].
 BOX = 128
+#: Of a frame, so many are worked on at once where few pixels need it.
+_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,13 @@ class View:
     """float32 (y, x) [e-]; ignored pixels hold the median of their neighbours."""
     mesh: Mesh
     """Background and noise [e-]."""
-    variance: Any
-    """float32 (y, x) [e-^2]"""
+    error: Any
+    """float32 (y, x): 1 sigma of each pixel [e-]."""
     ignore: Any
     """bool (y, x)"""
 
 
-def view_frame(frame: Any, variance: Any, ignore: Any, *, box: int = BOX) -> View:
+def view_frame(frame: Any, error: Any, ignore: Any, *, box: int = BOX) -> View:
     """Prepare a frame.
 
     Ignored pixels are filled from their neighbours, whatever the method does with masks: L.A.Cosmic would grow
@@ -41,8 +43,8 @@ def view_frame(frame: Any, variance: Any, ignore: Any, *, box: int = BOX) -> Vie
     ----------
     frame : float array (y, x)
         [e-], sky included.
-    variance : float32 array (y, x) or None
-        [e-^2]; where it is unknown (None, not finite or not positive) it is the sky's plus Poisson noise.
+    error : float32 array (y, x) or None
+        1 sigma [e-]; where it is unknown (None, not finite or not positive) it is the sky's plus Poisson noise.
     ignore : bool array (y, x)
         Pixels that take no part; some pixel must.
     box : int
@@ -53,10 +55,20 @@ def view_frame(frame: Any, variance: Any, ignore: Any, *, box: int = BOX) -> Vie
     mesh = measure(frame, ignore, box=box)
     if bool(ignore.any()):
         frame = filled(frame, ignore, mesh.background_at)
-    if variance is None:
-        variance = frame_variance(frame, ignore, mesh)
-    else:
-        known = xp.isfinite(variance) & (variance > 0)
-        if not bool(known.all()):
-            variance = xp.where(known, variance, frame_variance(frame, ignore, mesh))
-    return View(frame, mesh, variance, ignore)
+    error = xp.sqrt(frame_variance(frame, ignore, mesh)) if error is None else _completed(error, frame, ignore, mesh)
+    return View(frame, mesh, error, ignore)
+
+
+def _completed(error: Any, frame: Any, ignore: Any, mesh: Mesh) -> Any:
+    """Return errors with those that are no errors estimated, a few rows at a time."""
+    xp = namespace_of(frame)
+    unknown = ~(xp.isfinite(error) & (error > 0))
+    if not bool(unknown.any()):
+        return error
+    error = error.copy()
+    for first in range(0, frame.shape[0], _ROWS):
+        rows = slice(first, min(first + _ROWS, frame.shape[0]))
+        if bool(unknown[rows].any()):
+            estimate = xp.sqrt(frame_variance(frame[rows], ignore[rows], mesh, rows))
+            error[rows] = xp.where(unknown[rows], estimate, error[rows])
+    return error

@@ -17,6 +17,7 @@ from csstdask.cosmicray.examples import SHARES, Cutting, contaminate, draw_examp
 from csstdask.cosmicray.known import known_units
 from csstdask.cosmicray.train import (
     as_batch,
+    average_with,
     draw_patches,
     load_training_config,
     taught_by,
@@ -223,6 +224,12 @@ def test_training_on_a_campaign_goes_on_from_a_model(campaign, tmp_path):
     statistics = [name for name in before if name.endswith("running_mean")]
     assert statistics
     assert all(torch.equal(before[name], after[name]) for name in statistics)
+    half = find_card("cosmicray", str(first)), find_card("cosmicray", str(second))
+    old, new = (load_network(card, build_unet, torch.device("cpu")).head.weight for card in half)
+    mixed = build_unet(**half[0].architecture)
+    mixed.load_state_dict(load_file(second.with_suffix(".safetensors")))
+    average_with(half[0], mixed, 0.25)
+    assert torch.allclose(mixed.head.weight, 0.25 * old + 0.75 * new, atol=1e-6)
     config = load_training_config(None, **settings | {"start_from": str(first), "channels": (8, 16)})
     with pytest.raises(InputError, match="a network of the same architecture"):
         train_cosmicray(config, tmp_path / "third")

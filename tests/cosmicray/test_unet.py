@@ -128,7 +128,7 @@ def test_channels_are_what_they_say(frame):
     """Heights over both noises, in a window that reaches beyond the frame."""
     data, mask = frame
     ignore = mask | ~np.isfinite(data)
-    view = view_frame(data, np.full(data.shape, 49, np.float32), ignore, box=64)
+    view = view_frame(data, np.full(data.shape, 7, np.float32), ignore, box=64)
     whole = channels_of(view)
     height = data - view.mesh.background_at()
     np.testing.assert_allclose(np.sinh(whole[1])[~ignore], (height / 7)[~ignore], rtol=1e-4, atol=1e-4)

@@ -83,8 +83,7 @@ def by_lacosmic(parameters: dict[str, Any]) -> Detector:
     """Return L.A.Cosmic with given parameters."""
 
     def find(case: Case) -> Bool:
-        variance = None if case.error is None else case.error**2
-        view = view_frame(case.data, variance, case.ignore)
+        view = view_frame(case.data, case.error, case.ignore)
         return lacosmic(view, _FIXED | parameters) & ~case.ignore
 
     return find
