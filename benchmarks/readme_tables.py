@@ -280,29 +280,6 @@ def speed() -> str:
     return table(head, rows) + f"\n\nA full detector of 9232 x 9216 pixels: {full}. {note}"
 
 
-def training() -> str:
-    """Return what it is worth to train differently."""
-    result = load("cosmicray_training")
-    parts = {"cr-detection-test": result["training_threshold"]}
-    parts |= {f"its detector {detector}": rows for detector, rows in result["per_detector"].items()}
-    parts["cr-detection-test-foreign"] = result["repeats"]
-    rows = [
-        [
-            place,
-            name,
-            *(percent(row[key], 2) for key in ("precision", "precision_off_skirt", "recall", "recall_visible")),
-            percent(row["fewer_missed_visible"]) if name != "unet" else "",
-        ]
-        for place, methods in parts.items()
-        for name, row in methods.items()
-    ]
-    head = [
-        "tested on", "gone on with", "precision", "off the skirt", "recall > 5 e-", "of visible",
-        "fewer missed visible than before, at its precision [%]",
-    ]  # fmt: skip
-    return table(head, rows)
-
-
 def mock() -> str:
     result = load("mock")
     place = result["environment"]

@@ -80,7 +80,8 @@ def detect(
         themselves add up to.
     precision : str
         Of a network's arithmetic: ``float32``; ``bfloat16``, about twice as fast on processors that have it; ``int8``,
-        on the host alone, three times. Probabilities move by about a hundredth.
+        on hosts with integer dot products, three times; elsewhere it is emulated, slowly. Probabilities move by about a
+        hundredth.
 
     Returns
     -------

@@ -31,11 +31,11 @@ def expected_of(card: Path, units: KnownUnits) -> dict[str, Any]:
 
 
 def valid_for(units: KnownUnits) -> dict[str, Any]:
-    """Return detectors and first day of the units that a model was made from: `valid` of a card."""
+    """Return `valid` of a card: detectors of the units that a model was made from, and of real ones the first day."""
     facts = [units.facts(index) for index in range(len(units))]
     valid: dict[str, Any] = {"detectors": sorted({one.detector for one in facts})}
     days = [str(np.datetime_as_string(one.when, unit="D")) for one in facts if one.when is not None]
-    return valid | ({"from": min(days)} if days else {})
+    return valid | ({"from": min(days)} if days and units.truth == "labels" else {})
 
 
 def _found(card: Path, units: KnownUnits) -> Iterator[UnitEvents]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from csstdask.arrays.background import measure
 from csstdask.arrays.median import adaptive_median
-from csstdask.arrays.namespace import namespace_of, open_door, to_host
+from csstdask.arrays.namespace import kind_of, namespace_of, open_door, to_host
 from csstdask.arrays.sources import find_sources
 from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.detect import ignored_pixels
@@ -134,7 +134,11 @@ def _repair_sources(
         return
     sky, noise = mesh.background_at(), mesh.noise_at()
     unknown = ignore | (target & ~xp.isfinite(variance))
-    filled = xp.where(unknown, sky, fixed).astype(np.float32, copy=False)
+    # Ignored pixels as hit ones, at the median of those that are neither: so the network has learnt it.
+    median, _, _ = adaptive_median(fixed, unknown, ~(hit | unknown))
+    filled = fixed.copy()
+    filled[unknown] = xp.where(xp.isfinite(median), median, sky[unknown])
+    filled = filled.astype(np.float32, copy=False)
     places = _found(filled - sky, noise, unknown | hit) if sources is None else _given(sources)
     which, value, spread = repair_sources(filled, sky, noise, target & ~unknown, unknown, places, card, device)
     fixed[which], variance[which] = value.astype(fixed.dtype), spread
@@ -151,16 +155,22 @@ def _given(sources: Any) -> tuple[Any, Any]:
     Raises
     ------
     ValueError
-        If they are neither a table with x and y, nor an array (n, 2).
+        If they are neither a table with x and y, nor an array (n, 2). Places that are not finite are left out.
     """
     try:
         x, y = sources["x"], sources["y"]
     except (TypeError, KeyError, IndexError, ValueError):
-        pairs = np.asarray(sources, dtype=np.float64)
-        if pairs.ndim != 2 or pairs.shape[1] != 2:
+        pairs = np.asarray(_on_host(sources), dtype=np.float64)
+        if pairs.size and (pairs.ndim != 2 or pairs.shape[1] != 2):
             raise ValueError(f"sources: found shape {pairs.shape}; wanted (n, 2), or a table with x and y") from None
-        x, y = pairs.T
-    return np.asarray(y, dtype=np.float64), np.asarray(x, dtype=np.float64)
+        x, y = pairs.reshape(-1, 2).T
+    y, x = (np.asarray(_on_host(place), dtype=np.float64) for place in (y, x))
+    known = np.isfinite(y) & np.isfinite(x)
+    return y[known], x[known]
+
+
+def _on_host(array: Any) -> Any:
+    return array.detach().cpu().numpy() if kind_of(array) == "torch" else to_host(array)
 
 
 def _noise_variance(door: Any, error: Any, frame: Any, excluded: Any) -> Any:

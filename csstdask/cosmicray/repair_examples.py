@@ -94,6 +94,10 @@ class Examples:
     light: torch.Tensor
     """float32 (n, y, x): what hit pixels would have measured, above the sky [e-]."""
 
+    def to(self, device: torch.device) -> Examples:
+        """Return them on a device."""
+        return Examples(self.stamps.to(device), self.light.to(device))
+
 
 def draw(material: Material, count: int, rng: np.random.Generator) -> Examples:
     """Draw contaminated stamps: any event on any source, mirrored, turned and moved."""

@@ -57,12 +57,18 @@ class Stamps:
     unknown: Tensor
     """bool (n, y, x) Ignored, or beyond the frame."""
 
+    def to(self, device: torch.device) -> Stamps:
+        """Return them on a device."""
+        return Stamps(*(plane.to(device) for plane in (self.height, self.noise, self.hit, self.unknown)))
+
 
 def build_repairer(*, kind: Literal["unet", "unetpp"], scaling: Scaling, **architecture: Any) -> UNet | UNetPlusPlus:
     """Return an untrained network."""
     if scaling not in INPUTS:
         raise InputError("scaling", repr(scaling), f"one of {', '.join(INPUTS)}")
     channels: dict[str, Any] = {"inputs": INPUTS[scaling], "outputs": OUTPUTS[scaling]}
+    if kind not in ("unet", "unetpp"):
+        raise InputError("kind", repr(kind), "unet or unetpp")
     if kind == "unetpp":
         return UNetPlusPlus(**channels, **architecture)
     network = UNet(**channels, **architecture)
@@ -93,7 +99,7 @@ def told_by(output: Tensor, stamps: Stamps, scaling: Scaling) -> tuple[Tensor, T
         height = output[:, 0] * span + low
         return height, own_variance(height, stamps.noise)
     most = (_significance(stamps) + output[:, 0]).clamp(-_HIGHEST, _HIGHEST)
-    height = stamps.noise * torch.sinh(most)
+    height = stamps.noise.clamp_min(_LEAST_NOISE) * torch.sinh(most)
     return height, own_variance(height, stamps.noise) * output[:, 1].clamp(-_LARGEST_LOG, _LARGEST_LOG).exp()
 
 
@@ -135,22 +141,24 @@ def repair_sources(
     inside = pixels[0] - y[number] + SIZE // 2, pixels[1] - x[number] + SIZE // 2
     place = choose_device(device, like=_device_of(filled))
     network = load_network(card, build_repairer, place)
+    if card.normalisation["size"] != SIZE:
+        raise InputError(card.name, f"stamps of {card.normalisation['size']} pixels", f"{SIZE}")
     scaling: Scaling = card.architecture["scaling"]
+    above = filled - sky
     value, variance = (torch.empty(len(owner), dtype=torch.float32) for _ in range(2))
     for first in range(0, len(chosen), _BATCH):
         some = slice(first, first + _BATCH)
         stamps = Stamps(
             *(
                 torch.as_tensor(cut_stamps(plane, y[some], x[some], SIZE, fill)).to(place)
-                for plane, fill in ((filled - sky, 0), (noise, 1), (target, False), (ignore, True))
+                for plane, fill in ((above, 0), (noise, 1), (target, False), (ignore, True))
             )
         )
         with torch.inference_mode():
             seen = seen_of(stamps, scaling).contiguous(memory_format=torch.channels_last)
             height, spread = told_by(last_of(network(seen)), stamps, scaling)
-        spread = spread * torch.where(
-            height > _SOURCE_SIGMA * stamps.noise, card.calibration["source"], card.calibration["sky"]
-        )
+        source = is_source(height, stamps)
+        spread = spread * torch.where(source, card.calibration["source"], card.calibration["sky"])
         mine = np.flatnonzero((number >= first) & (number < first + _BATCH))
         at = (torch.as_tensor(number[mine] - first), torch.as_tensor(inside[0][mine]), torch.as_tensor(inside[1][mine]))
         value[mine], variance[mine] = height.cpu()[at], spread.cpu()[at]
@@ -164,6 +172,11 @@ def _device_of(frame: Any) -> torch.device:
 def own_variance(height: Tensor, noise: Tensor) -> Tensor:
     """Return what a pixel of a height would have had of the sky's noise and of its own photons [e-^2]."""
     return noise * noise + height.clamp_min(0)
+
+
+def is_source(height: Tensor, stamps: Stamps) -> Tensor:
+    """Tell where a height is that of a source's pixel, above 3 sigma of the sky."""
+    return height > _SOURCE_SIGMA * stamps.noise
 
 
 def last_of(output: Tensor | list[Tensor]) -> Tensor:

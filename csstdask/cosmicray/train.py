@@ -54,8 +54,10 @@ log = logging.getLogger("csstdask")
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
-#: Settings that do not decide the weights: what is at the paths is told by the material.
-_FREE = {"name", "version", "licence", "method", "data", "campaign", "events", "device", "threads"}
+#: Settings that do not decide the weights that are learnt: what is at the paths is told by the material.
+_FREE = {
+    "name", "version", "licence", "method", "data", "campaign", "events", "device", "threads", "lead_over", "remember",
+}  # fmt: skip
 #: Width of the real frames with truth [pixel].
 _NARROWEST = 506
 #: Logits that are neither clearly hit nor clearly not.
@@ -130,6 +132,8 @@ class TrainingConfig(BaseModel):
             raise ValueError(f"patch = {self.patch} is no multiple of the network's grid, {grid}")
         if self.patch > min(self.frame_size, _NARROWEST):
             raise ValueError(f"patch = {self.patch} is larger than the frames, {min(self.frame_size, _NARROWEST)}")
+        if self.remember and self.start_from is None:
+            raise ValueError(f"remember = {self.remember}, but no start_from: wanted a network to remember")
         if self.patches == round(self.patches * self.on_sources):
             raise ValueError(f"on_sources = {self.on_sources} leaves no patch of {self.patches} to calibrate on")
         if self.batch > self.frames * self.patches:
@@ -337,6 +341,7 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
     torch.manual_seed(config.seed)
     material = material_for(config, "training")
     check_material(config, material)
+    _check_rival(config)
     network = build_unet(**config.architecture)
     if config.start_from is not None:
         copy_weights(find_card("cosmicray", config.start_from), network)
@@ -361,7 +366,7 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
             batches,
             lambda network, batch: weighted_loss(network, mixed(batch)),
             validate,
-            config.decisive | {"material": material.identity},
+            config.decisive | {"material": material.identity} | _origins(config),
         )
         history = train(learner, config.schedule, to, device=device, announce=announce)
         held_out = pool.submit(draw_patches, config, "calibration", 0, config.validation_frames).result()
@@ -454,7 +459,28 @@ def _in_int8(
             logit = fused(patch)
             doubtful = logit.abs() < _DOUBTFUL
             added.append((quantised(patch) - logit)[doubtful])
-    return ranges, {"int8_offset": -round(float(torch.cat(added).mean()), 4)}
+    shifts = torch.cat(added)
+    return ranges, {"int8_offset": -round(float(shifts.mean()), 4) if len(shifts) else 0.0}
+
+
+def _origins(config: TrainingConfig) -> dict[str, str]:
+    """Return the SHA-256 of the networks that a training begins with and learns from."""
+    named = {"weights of start_from": config.start_from, "weights of teacher": config.teacher}
+    return {key: find_card("cosmicray", model).sha256 for key, model in named.items() if model is not None}
+
+
+def _check_rival(config: TrainingConfig) -> None:
+    """Raise InputError if the network to be better than cannot be judged on the same examples: now, not at the end."""
+    if config.lead_over is None:
+        return
+    card = find_card("cosmicray", config.lead_over)
+    names, box = set(card.normalisation.get("channels", [])), card.normalisation.get("box")
+    if card.weights is None or card.threshold is None or not names <= set(config.inputs):
+        raise InputError(
+            "lead_over", f"{card.name}, which sees {sorted(names)}", f"a network that sees {config.inputs}"
+        )
+    if box != config.box:
+        raise InputError("lead_over", f"{card.name}, whose background has boxes of {box}", f"{config.box}")
 
 
 def _rates_of_another(
@@ -462,15 +488,11 @@ def _rates_of_another(
 ) -> tuple[float, float]:
     """Return precision and recall that another network has on these examples at its own threshold."""
     card = find_card("cosmicray", str(config.lead_over))
-    names = list(card.normalisation.get("channels", []))
-    if card.threshold is None or not set(names) <= set(config.inputs):
-        raise InputError(
-            "lead_over", f"{card.name}, which sees {names}", f"a network that sees some of {config.inputs}"
-        )
+    names = card.normalisation["channels"]
     seen = replace(examples, channels=examples.channels[:, [config.inputs.index(name) for name in names]])
     network = load_network(card, build_unet, torch.device("cpu"))
     logit = card.calibration["scale"] * logits_of(network, seen, config, "float32") + card.calibration["offset"]
-    found = logit[counted] >= float(logit_of(card.threshold))
+    found = logit[counted] >= float(logit_of(card.threshold or 0.5))
     truth = examples.hit[counted]
     right = float((found & truth).sum())
     return right / max(1, int(found.sum())), right / max(1, int(truth.sum()))

@@ -20,7 +20,17 @@ from torch import Tensor, nn
 
 from csstdask.cosmicray.known import KnownUnits, known_units
 from csstdask.cosmicray.repair_examples import Examples, Material, batches, gather
-from csstdask.cosmicray.source_repair import SIZE, Scaling, build_repairer, last_of, own_variance, seen_of, told_by
+from csstdask.cosmicray.source_repair import (
+    SIZE,
+    Scaling,
+    build_repairer,
+    is_source,
+    last_of,
+    own_variance,
+    seen_of,
+    told_by,
+)
+from csstdask.errors import InputError
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
 from csstdask.nn.device import TrainingPrecision, choose_device
 from csstdask.nn.trainer import Learner, Schedule, train
@@ -28,9 +38,6 @@ from csstdask.nn.weights import save_weights
 from csstdask.toml_file import read_toml, validated
 
 log = logging.getLogger("csstdask")
-
-#: A pixel of a source stands so far above the sky [sigma].
-_SOURCE_SIGMA = 3.0
 
 
 def _check_device(name: str | None) -> str | None:
@@ -47,7 +54,7 @@ class RepairConfig(BaseModel):
     version: str = "1"
     licence: str = "BSD-3-Clause"
     method: str = "U-Net on 64 x 64 stamps, Gaussian likelihood (csstdask.cosmicray.source_repair)"
-    campaigns: tuple[str, ...] = Field((), description="with truth, of one instrument or several")
+    campaigns: tuple[str, ...] = Field(min_length=1, description="with truth, of one instrument or several")
     kind: Literal["unet", "unetpp"] = "unet"
     scaling: Scaling = "noise"
     channels: tuple[int, ...] = Field((32, 64, 96), description="of each level, the finest first")
@@ -111,15 +118,18 @@ def train_inpaint(config: RepairConfig, to: Path, *, announce: Callable[[str], N
     Raises
     ------
     InputError
-        If a campaign has no truth, or nothing to validate on.
+        If a campaign has no truth, no sources or no cosmic rays, or nothing to validate on.
     """
     torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     to.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     training = [known_units(Path(path), "training") for path in config.campaigns]
-    validation = [known_units(Path(path), "validation") for path in config.campaigns]
-    learnt, held_out = (_material(config, units, announce) for units in (training, validation))
+    # As in detection: of each two detectors one decides when to stop, the other what the card says.
+    stopping, calibrating = (
+        [known_units(Path(path), "validation", part=(place, 2)) for path in config.campaigns] for place in (0, 1)
+    )
+    learnt, held_out, apart = (_material(config, units, announce) for units in (training, stopping, calibrating))
     network = build_repairer(**config.architecture)
     tested = list(batches(held_out, config.validation_batches, config.batch, (config.seed, 1)))
 
@@ -133,10 +143,10 @@ def train_inpaint(config: RepairConfig, to: Path, *, announce: Callable[[str], N
         config.steps,
         partial(loss_of, config=config),
         lambda network: scores(network, tested, config.scaling),
-        identity | {"units": [units.identity for units in training]},
+        identity | {"units": [units.identity for units in (*training, *stopping)]},
     )
     history = train(learner, config.schedule, to, device=device, announce=announce)
-    calibration = list(batches(held_out, config.validation_batches, config.batch, (config.seed, 2)))
+    calibration = list(batches(apart, config.validation_batches, config.batch, (config.seed, 2)))
     return _write(config, network, training, calibration, len(history), to)
 
 
@@ -146,11 +156,16 @@ def _material(config: RepairConfig, campaigns: list[KnownUnits], announce: Calla
         announce(f"cutting stamps from {len(units)} units of {units.path.name}")
         parts.append(gather(units, config.each, config.seed))
     names = ("light", "noise", "unknown", "charge")
-    return Material(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    material = Material(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    if not len(material) or not len(material.charge):
+        found = "no source" if not len(material) else "no cosmic ray"
+        raise InputError(", ".join(config.campaigns), found, "units with both")
+    return material
 
 
 def loss_of(network: nn.Module, examples: Examples, *, config: RepairConfig) -> Tensor:
     """Return what is to be made small."""
+    examples = examples.to(next(network.parameters()).device)
     stamps = examples.stamps
     outputs = network(seen_of(stamps, config.scaling))
     if config.scaling == "min-max":
@@ -158,7 +173,7 @@ def loss_of(network: nn.Module, examples: Examples, *, config: RepairConfig) -> 
     height, variance = told_by(last_of(outputs).float(), stamps, "noise")
     own = own_variance(examples.light, stamps.noise)
     each = (height - examples.light) ** 2 / variance + torch.log(variance / own)
-    source = examples.light > _SOURCE_SIGMA * stamps.noise
+    source = is_source(examples.light, stamps)
     weight = torch.where(source, config.source_weight, 1.0) * stamps.hit
     return 0.5 * (each * weight).sum() / weight.sum().clamp_min(1)
 
@@ -193,16 +208,18 @@ def scores(network: nn.Module, tested: list[Examples], scaling: Scaling) -> dict
 
 
 def _pulls(network: nn.Module, tested: list[Examples], scaling: Scaling) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, of hit pixels, error over its sigma, variance over the pixel's own, and whether a source is there."""
+    """Return, of hit pixels, error over its sigma, variance over its own, and whether it is told a source."""
     network.eval()
+    device = next(network.parameters()).device
     parts = []
-    for examples in tested:
+    for given in tested:
+        examples = given.to(device)
         stamps = examples.stamps
         with torch.inference_mode():
             height, variance = told_by(last_of(network(seen_of(stamps, scaling))).float(), stamps, scaling)
         hit, own = stamps.hit, own_variance(examples.light, stamps.noise)
         pull = (height - examples.light) / variance.sqrt()
-        parts.append((pull[hit], (variance / own)[hit], (examples.light > _SOURCE_SIGMA * stamps.noise)[hit]))
+        parts.append(tuple(one[hit].cpu() for one in (pull, variance / own, is_source(height, stamps))))
     pull, relative, source = (torch.cat(one) for one in zip(*parts, strict=True))
     return pull, relative, source
 
@@ -219,7 +236,8 @@ def _write(
     sha256 = save_weights(network, to / f"{config.name}{WEIGHTS_SUFFIX}")
     pull, _, source = _pulls(network, calibration, config.scaling)
     factors = {
-        name: float(pull[one].clamp(-10, 10).square().mean()) for name, one in (("sky", ~source), ("source", source))
+        name: float(pull[one].clamp(-10, 10).square().mean()) if one.any() else 1.0
+        for name, one in (("sky", ~source), ("source", source))
     }
     found = scores(network, calibration, config.scaling)
     card = ModelCard(

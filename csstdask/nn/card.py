@@ -47,8 +47,9 @@ class ModelCard:
     normalisation: dict[str, Any] = field(default_factory=dict)
     """How a network's input channels are made."""
     calibration: dict[str, float] = field(default_factory=dict)
-    """``scale`` and ``offset`` that turn a network's output into the logit of a probability; ``int8_offset``: what is
-    added to the output in eight bits, whose rounding shifts it."""
+    """Of detection: ``scale`` and ``offset`` that turn a network's output into the logit of a probability,
+    ``int8_offset``, added to the output in eight bits, whose rounding shifts it, and ``prior`` with ``density``, for
+    other densities of cosmic rays. Of repair: what the variance is multiplied with, on ``sky`` and on a ``source``."""
     ranges: dict[str, list[float]] = field(default_factory=dict)
     """How far the outputs of a network's layers go, [lowest, highest], for inference in eight bits."""
     metrics: dict[str, Any] = field(default_factory=dict)

@@ -33,7 +33,7 @@ def check_precision(device: torch.device, precision: Precision) -> None:
     """Make sure that a device computes with a precision.
 
     float32 gives the same numbers to rounding wherever a tile's edges lie: on a GPU it is kept from TF32, which
-    has the mantissa of a half. bfloat16 is twice as fast where the processor has it, int8 four times; both move
+    has the mantissa of a half. bfloat16 is nearly twice as fast where the processor has it, int8 three times; both move
     probabilities by about a hundredth.
 
     Raises

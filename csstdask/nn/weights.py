@@ -76,11 +76,7 @@ def _as_precise(network: nn.Module, card: ModelCard, precision: Precision) -> nn
     if not isinstance(network, UNet):
         raise InputError(card.name, f"a {type(network).__name__} in {precision}", "float32")
     if precision == "int8":
-        try:
-            return Int8UNet(network, card.ranges)
-        except ValueError as error:
-            found, wanted = str(error).split("; wanted ")
-            raise InputError(card.name, found.replace("found ", ""), f"{wanted}, or another precision") from None
+        return Int8UNet(network, card.ranges)
     network.lower(torch.bfloat16)
     return network
 

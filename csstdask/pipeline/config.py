@@ -43,6 +43,13 @@ class DetectSettings(_Settings):
     precision: Literal["float32", "bfloat16", "int8"] = Field("float32", description="of a network's arithmetic")
 
     @model_validator(mode="after")
+    def _int8_needs_ranges(self) -> DetectSettings:
+        card = find_card("cosmicray", self.model)
+        if self.precision == "int8" and card.architecture and not card.ranges:
+            raise ValueError(f"precision = int8, but the card of {card.name} says nothing of its layers' ranges")
+        return self
+
+    @model_validator(mode="after")
     def _rate_needs_a_density(self) -> DetectSettings:
         if self.rate is not None and "prior" not in find_card("cosmicray", self.model).calibration:
             raise ValueError(f"rate = {self.rate}, but {self.model} was calibrated without a density of cosmic rays")

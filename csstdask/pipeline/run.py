@@ -180,6 +180,9 @@ def _prepare(
     if scheduler == "cuda" and settings.engine.device is None:
         engine = settings.engine.model_copy(update={"device": "cuda"})
         settings = settings.model_copy(update={"engine": engine})
+    device = settings.engine.device or "cpu"
+    if settings.detect.precision == "int8" and not device.startswith("cpu"):
+        raise InputError("[detect] precision", f"int8 on {device}", "float32 or bfloat16: int8 is for the host")
     plan = make_plan(Path(campaign), resolve(steps), settings, chosen)
     _check_target(root, plan)
     total = sum(1 for _ in plan.units())

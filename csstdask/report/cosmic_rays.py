@@ -112,9 +112,16 @@ def _some_units(root: Path, plan: Plan) -> tuple[int, list[tuple[Unit, float]]]:
     chosen = [
         (unit, float(plan.pixels - ignored[row, column]))
         for unit, row, column in plan.units()
-        if row % every == 0 and _STEP in ledger.read(unit).steps
+        if row % every == 0 and _has_events(root, unit, ledger)
     ]
     return every, chosen
+
+
+def _has_events(root: Path, unit: Unit, ledger: Ledger) -> bool:
+    """Tell whether a unit's table of events is on record, and there as it was recorded."""
+    record = ledger.read(unit).steps.get(_STEP)
+    wanted = table_path(root, TABLE, unit.exposure, unit.detector).relative_to(root).as_posix()
+    return record is not None and any(one.path == wanted and one.intact(root) for one in record.objects)
 
 
 def _read_unit(root: Path, plan: Plan, unit: Unit, pixels: float) -> UnitEvents:

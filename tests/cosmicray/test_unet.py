@@ -186,5 +186,5 @@ def test_the_networks_that_come_with_it_run_in_eight_bits(frame, model):
 def test_int8_needs_a_card_that_knows_its_ranges(card_path, frame):
     data, mask = frame
     view = view_frame(data, None, mask | ~np.isfinite(data), box=64)
-    with pytest.raises(InputError, match=r"own: found int8: no range of .*; wanted one for each layer"):
+    with pytest.raises(InputError, match=r"int8: found no range of .*; wanted one for each layer"):
         probability(view, replace(read_card(card_path), ranges={}), precision="int8")

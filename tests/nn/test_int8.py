@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from csstdask.errors import InputError
 from csstdask.nn import int8
 from csstdask.nn.blocks import ExactConv2d, UNet
 from csstdask.nn.int8 import Int8UNet, is_native, measure_ranges
@@ -65,9 +66,9 @@ def test_what_lies_beyond_the_range_is_clipped(frame):
 
 
 def test_what_cannot_be_is_said():
-    with pytest.raises(ValueError, match="merges by add; wanted concatenate"):
+    with pytest.raises(InputError, match="merges by add; wanted concatenate"):
         Int8UNet(lived(merge="add"), {})
-    with pytest.raises(ValueError, match=r"no range of down\.0\.0, .*; wanted one for each layer"):
+    with pytest.raises(InputError, match=r"no range of down\.0\.0, .*; wanted one for each layer"):
         Int8UNet(lived(), {})
 
 

@@ -120,3 +120,15 @@ def test_a_run_without_tables_says_so(quiet, tmp_path):
     result = CliRunner().invoke(app, ["evaluate", "cosmicray", "--run", str(tmp_path / "r.zarr")])
     assert result.exit_code != 0
     assert "no table of cosmic rays" in str(result.exception)
+
+
+def test_a_table_that_is_lost_or_not_on_record_is_left_out(quiet, tmp_path):
+    """What the ledger says was written, and is there as it was written, is a run's; nothing else is."""
+    copy = tmp_path / "r.zarr"
+    shutil.copytree(quiet / "r.zarr", copy)
+    tables = sorted((copy / "tables" / "cosmic_rays").glob("*/*.parquet"))
+    tables[0].unlink()
+    tables[1].write_bytes(tables[1].read_bytes()[:-10])
+    (copy / "ledger" / tables[2].parent.name / f"{tables[2].stem}.json").unlink()
+    units = watch(copy, quiet / "c.zarr").units
+    assert sorted(unit.exposure for unit in units) == [table.parent.name for table in tables[3:]]

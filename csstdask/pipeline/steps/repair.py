@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import binary_dilation, uniform_filter
@@ -22,7 +24,7 @@ _COUNTED = dict(zip(KINDS, ("n_points", "n_tracks", "n_worms"), strict=True))
 def repair_pixels(frame: Frame, config: RunConfig) -> Output:
     """Repair hit pixels, and list the cosmic rays; repairs are in the units of ``sci``, NaN elsewhere."""
     hit = frame.product("cr_mask")
-    fixed = inpaint(frame.data, hit, frame.error, frame.ignore, model=config.repair.model)
+    fixed = inpaint(frame.data, hit, frame.error, frame.ignore, model=config.repair.model, device=config.engine.device)
     height = np.subtract(frame.data, fixed.data, where=hit, out=np.zeros_like(frame.data))  # elsewhere may be inf
     events = measure_events(hit, height, fixed.variance, source=_source_pixels(frame, fixed.data))
     scale = np.float32(frame.scale)
@@ -60,13 +62,31 @@ def _table(frame: Frame, events: Table) -> Table:
     }
 
 
+def uses_network(config: RunConfig) -> bool:
+    """Tell whether sources are repaired by a network."""
+    return bool(find_card("inpaint", config.repair.model).architecture)
+
+
+def decisive_settings(config: RunConfig) -> dict[str, Any]:
+    """Return what decides the repair besides the model: for a network the kind of device where it is not the host."""
+    kind = (config.engine.device or "cpu").partition(":")[0]
+    return {"device": kind} if kind != "cpu" and uses_network(config) else {}
+
+
+def cost_of_repair(config: RunConfig) -> Cost:
+    """Return the cost of the model that is configured; of a network in a field of moderate density."""
+    if uses_network(config):
+        return Cost(bytes_per_pixel=90.0, pixels_per_second=4e5)
+    return Cost(bytes_per_pixel=50.0, pixels_per_second=1.0e7)
+
+
 REPAIR = Step(
     name="repair",
     requires=("background", "detect"),
     kinds=frozenset({"imaging", "slitless", "dark"}),
     numerics_version=4,
     body=repair_pixels,
-    settings=lambda _: {},
+    settings=decisive_settings,
     model=lambda config: find_card("inpaint", config.repair.model).identity,
     products=(
         Product("repair", "float32", float("nan"), 1, long_name="repaired value, NaN outside cr_mask"),
@@ -74,6 +94,6 @@ REPAIR = Step(
     ),
     table="cosmic_rays",
     metrics=("n_unrepaired_pixels", *_COUNTED.values(), "cr_charge_median"),
-    halo=5,
-    cost=lambda _: Cost(bytes_per_pixel=50.0, pixels_per_second=1.0e7),
+    halo=32,
+    cost=cost_of_repair,
 )
