@@ -40,3 +40,16 @@ def validated(model: type[Model], data: Mapping[str, object], source: str, wante
             f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {item['msg']}" for item in error.errors()
         )
         raise InputError(source, found, wanted) from None
+
+
+def read_settings(model: type[Model], path: Path | None, wanted: str, changes: Mapping[str, object]) -> Model:
+    """Return settings from a TOML file, if there is one; `changes` that are not None win.
+
+    Raises
+    ------
+    InputError
+        Naming the file and every key that is unknown or wrong.
+    """
+    fields = read_toml(path, wanted) if path is not None else {}
+    fields |= {key: value for key, value in changes.items() if value is not None}
+    return validated(model, fields, str(path or "settings"), f"valid {wanted}")

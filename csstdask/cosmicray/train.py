@@ -44,11 +44,11 @@ from csstdask.cosmicray.unet import CHANNELS, build_unet
 from csstdask.errors import InputError
 from csstdask.mock.recipe import Split
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
-from csstdask.nn.device import TrainingPrecision, autocast, choose_device
+from csstdask.nn.device import TrainingPrecision, autocast, checked_device, choose_device
 from csstdask.nn.int8 import Int8UNet, measure_ranges
 from csstdask.nn.trainer import Learner, Schedule, train
 from csstdask.nn.weights import load_network, save_weights
-from csstdask.toml_file import read_toml, validated
+from csstdask.toml_file import read_settings
 
 log = logging.getLogger("csstdask")
 
@@ -62,11 +62,6 @@ _FREE = {
 _NARROWEST = 506
 #: Logits that are neither clearly hit nor clearly not.
 _DOUBTFUL = 4.0
-
-
-def _check_device(name: str | None) -> str | None:
-    choose_device(name)
-    return name
 
 
 class TrainingConfig(BaseModel):
@@ -115,7 +110,7 @@ class TrainingConfig(BaseModel):
     patience: int = Field(20, ge=1)
     precision: TrainingPrecision = Field("bfloat16", description="float32 or bfloat16")
     threads: int = Field(1, ge=1, description="of the network; examples are drawn on another core")
-    device: Annotated[str | None, AfterValidator(_check_device)] = None
+    device: Annotated[str | None, AfterValidator(checked_device)] = None
     seed: int = Field(20261121, ge=0)
 
     @field_validator("inputs")
@@ -186,10 +181,7 @@ def load_training_config(path: Path | None, **changes: Any) -> TrainingConfig:
     InputError
         Naming the file and every key that is unknown or wrong.
     """
-    wanted = "settings of a training"
-    fields = read_toml(path, wanted) if path is not None else {}
-    fields |= {key: value for key, value in changes.items() if value is not None}
-    config = validated(TrainingConfig, fields, str(path or "settings"), f"valid {wanted}")
+    config = read_settings(TrainingConfig, path, "settings of a training", changes)
     if config.data is not None:
         check_data(Path(config.data))
     return config

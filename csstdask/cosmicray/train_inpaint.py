@@ -32,17 +32,12 @@ from csstdask.cosmicray.source_repair import (
 )
 from csstdask.errors import InputError
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
-from csstdask.nn.device import TrainingPrecision, choose_device
+from csstdask.nn.device import TrainingPrecision, checked_device, choose_device
 from csstdask.nn.trainer import Learner, Schedule, train
 from csstdask.nn.weights import save_weights
-from csstdask.toml_file import read_toml, validated
+from csstdask.toml_file import read_settings
 
 log = logging.getLogger("csstdask")
-
-
-def _check_device(name: str | None) -> str | None:
-    choose_device(name)
-    return name
 
 
 class RepairConfig(BaseModel):
@@ -70,7 +65,7 @@ class RepairConfig(BaseModel):
     patience: int = Field(20, ge=1)
     precision: TrainingPrecision = Field("float32", description="float32 or bfloat16")
     threads: int = Field(1, ge=1)
-    device: Annotated[str | None, AfterValidator(_check_device)] = None
+    device: Annotated[str | None, AfterValidator(checked_device)] = None
     seed: int = Field(20261122, ge=0)
 
     @property
@@ -93,10 +88,7 @@ def load_repair_config(path: Path | None, **changes: Any) -> RepairConfig:
     InputError
         Naming the file and every key that is unknown or wrong.
     """
-    wanted = "settings of a training of repair"
-    fields = read_toml(path, wanted) if path is not None else {}
-    fields |= {key: value for key, value in changes.items() if value is not None}
-    return validated(RepairConfig, fields, str(path or "settings"), f"valid {wanted}")
+    return read_settings(RepairConfig, path, "settings of a training of repair", changes)
 
 
 def train_inpaint(config: RepairConfig, to: Path, *, announce: Callable[[str], None] = log.info) -> Path:

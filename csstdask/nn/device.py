@@ -29,6 +29,12 @@ def choose_device(device: Any = None, *, like: torch.device | None = None) -> to
     return chosen
 
 
+def checked_device(name: str | None) -> str | None:
+    """Return the name of a device that settings ask for; ValueError if this machine has no such device."""
+    choose_device(name)
+    return name
+
+
 def check_precision(device: torch.device, precision: Precision) -> None:
     """Make sure that a device computes with a precision.
 
