@@ -25,7 +25,8 @@ from csstdask.cosmicray.evaluate.frames import Look, look_at_all, pooled
 from csstdask.cosmicray.evaluate.methods import Method, network
 from csstdask.cosmicray.evaluate.survey import at_equal_precision, pooled_rates
 from csstdask.cosmicray.repeats import label_repeats
-from csstdask.cosmicray.train import load_training_config, train_cosmicray
+from csstdask.cosmicray.train import train_cosmicray
+from csstdask.cosmicray.training_config import load_training_config
 from csstdask.mock.recipe import Recipe, load_recipe
 from csstdask.pipeline.mock_survey import mock
 

@@ -287,7 +287,8 @@ def train(
         repair = load_repair_config(config, campaigns=campaigns, epochs=epochs, device=device)
         _say(f"card {train_inpaint(repair, to, announce=_say)}")
         return
-    from csstdask.cosmicray.train import load_training_config, train_cosmicray
+    from csstdask.cosmicray.train import train_cosmicray
+    from csstdask.cosmicray.training_config import load_training_config
 
     settings = load_training_config(
         config,
@@ -308,6 +309,9 @@ def evaluate(
     model: Annotated[str, typer.Option(help="A name that `csstdask models` lists, or a card's path.")] = "default",
     recipes: Annotated[Path | None, typer.Option(help="Folder of test recipes, stores/; none: no mocks.")] = None,
     part: Annotated[list[str] | None, typer.Option(help="Only this part; may be given several times.")] = None,
+    beside: Annotated[
+        list[str] | None, typer.Option(help="A further network on mock surveys; may be given several times.")
+    ] = None,
     scale: Annotated[float | None, typer.Option(min=0.01, help="Of mock surveys, in place of each part's own.")] = None,
     precision: Annotated[
         Literal["float32", "bfloat16", "int8"], typer.Option(help="Of networks on mock surveys.")
@@ -317,7 +321,7 @@ def evaluate(
     """Evaluate a network beside other methods, or what it found in a run."""
     _check_target("evaluate", target, EVALUABLE)
     if run is not None:
-        if any((data, recipes, part, scale)) or model != "default":
+        if any((data, recipes, part, beside, scale)) or model != "default":
             raise InputError("evaluate --run", "options of an evaluation with truth beside it", "--run and --to alone")
         from csstdask.report.cosmic_rays import evaluate_run, lines
 
@@ -327,7 +331,15 @@ def evaluate(
     from csstdask.cosmicray.evaluate import PARTS, evaluate_cosmicray, table
 
     results = evaluate_cosmicray(
-        model, data, to, recipes=recipes, parts=part or PARTS, scale=scale, precision=precision, announce=_say
+        model,
+        data,
+        to,
+        recipes=recipes,
+        parts=part or PARTS,
+        beside=beside or (),
+        scale=scale,
+        precision=precision,
+        announce=_say,
     )
     for line in table(results):
         typer.echo(line)

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+#: Convolutions at full resolution after the U-Net, where there are such.
+_SETTLING = 2
+
 
 class ExactConv2d(nn.Conv2d):
     """A convolution in float32, whatever type the rest of its network computes in.
@@ -25,6 +28,16 @@ class ExactConv2d(nn.Conv2d):
 
     gives: torch.dtype | None = None
     """What the next layer computes in; by default the weights' own type."""
+
+    def over_pixels(self, stem: int) -> ExactConv2d:
+        """Return the same convolution for pixels that were not folded: longer by `stem`, and as many pixels a step."""
+        inputs, size = self.in_channels // stem**2, stem * self.kernel_size[0]
+        padding = stem * int(self.padding[0])
+        whole = ExactConv2d(inputs, self.out_channels, size, stride=stem, padding=padding)
+        taps = self.weight.unflatten(1, (inputs, stem, stem)).permute(0, 1, 4, 2, 5, 3)
+        whole.weight = nn.Parameter(taps.reshape(whole.weight.shape), requires_grad=False)
+        whole.bias = self.bias
+        return whole
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, inputs, y, x) of the weights' type to (n, outputs, y, x) of that which the next layer computes in."""
@@ -61,7 +74,9 @@ class UNet(nn.Module):
     """A U-Net (Ronneberger et al. 2015, arXiv:1505.04597), on request behind a space-to-depth stem.
 
     The stem folds `stem` x `stem` pixels into channels, so that the costly full-resolution layers work on
-    ``1 / stem^2`` of the pixels and see `stem` times as far; the head unfolds them again.
+    ``1 / stem^2`` of the pixels and see `stem` times as far; the head unfolds them again. What a folded pixel then
+    lacks are channels of its own; on request a few layers at full resolution, beside the stem, take up what the U-Net
+    says of a pixel's surroundings and settle what the pixel itself is.
 
     Parameters
     ----------
@@ -76,6 +91,8 @@ class UNet(nn.Module):
         which halves the work of the convolution after it.
     down, up : int
         Convolutions of a level on the way down and up; the lowest level has those of the way down.
+    fine : int
+        Channels at full resolution, 0 for none. Untrained they add nothing to what comes out.
     """
 
     def __init__(
@@ -88,10 +105,12 @@ class UNet(nn.Module):
         merge: Literal["concatenate", "add"] = "concatenate",
         down: int = 2,
         up: int = 2,
+        fine: int = 0,
     ) -> None:
         super().__init__()
         self.stem, self.pools, self.merge = stem, len(channels) - 1, merge
-        self.radius = radius_of(self.pools, stem, down=down, up=up)
+        self._folds = stem > 1
+        self.radius = radius_of(self.pools, stem, down=down, up=up) + (_SETTLING if fine else 0)
         widths = [inputs * stem**2, *channels]
         self.down = nn.ModuleList(
             ConvStack(a, b, down, exact=level == 0) for level, (a, b) in enumerate(pairwise(widths))
@@ -100,6 +119,7 @@ class UNet(nn.Module):
         self.rise = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairs)
         self.up = nn.ModuleList(ConvStack(fine if merge == "add" else 2 * fine, fine, up) for fine, _ in pairs)
         self.head = nn.Conv2d(channels[0], outputs * stem**2, 1)
+        self.fine = FineLayers(inputs, outputs, channels[0], fine, stem) if fine else None
 
     @property
     def grid(self) -> int:
@@ -108,7 +128,8 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, inputs, y, x) to (n, outputs, y, x); y and x are multiples of `grid`."""
-        x = nn.functional.pixel_unshuffle(x, self.stem)
+        image = x
+        x = nn.functional.pixel_unshuffle(x, self.stem) if self._folds else x
         passed = []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else nn.functional.max_pool2d(x, 2))
@@ -117,7 +138,8 @@ class UNet(nn.Module):
             risen = self.rise[level](x)
             both = risen.add_(passed[level]) if self.merge == "add" else torch.cat([passed[level], risen], dim=1)
             x = self.up[level](both)
-        return nn.functional.pixel_shuffle(self.head(x), self.stem)
+        coarse = nn.functional.pixel_shuffle(self.head(x), self.stem)
+        return coarse if self.fine is None else coarse + self.fine(image, x)
 
     @property
     def first(self) -> ExactConv2d:
@@ -125,17 +147,40 @@ class UNet(nn.Module):
         return cast("ExactConv2d", cast("ConvStack", self.down[0]).convolutions[0])
 
     def fuse(self) -> None:
-        """Take all frozen normalisation into the convolutions."""
+        """Take all frozen normalisation, and the stem, into the convolutions: the same function in fewer passes."""
         for block in self.modules():
             if isinstance(block, ConvStack):
                 block.fuse()
+        if self._folds:
+            cast("ConvStack", self.down[0]).convolutions[0] = self.first.over_pixels(self.stem)
+            self._folds = False
 
     def lower(self, dtype: torch.dtype) -> None:
         """Compute in a shorter type from here on, but for the first convolution."""
         for part in self.modules():
             if not isinstance(part, ExactConv2d) and not any(True for _ in part.children()):
                 part.to(dtype)
-        self.first.gives = dtype
+            elif isinstance(part, ExactConv2d):
+                part.gives = dtype
+
+
+class FineLayers(nn.Module):
+    """Layers at full resolution: what a pixel looks like, beside what a U-Net says of where it lies."""
+
+    def __init__(self, inputs: int, outputs: int, coarse: int, width: int, stem: int) -> None:
+        super().__init__()
+        self.stem = stem
+        self.look = ConvStack(inputs, width, 1, exact=True)
+        self.spread = nn.Conv2d(coarse, width * stem**2, 1)
+        self.settle = ConvStack(2 * width, width, _SETTLING)
+        self.head = nn.Conv2d(width, outputs, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(cast("Tensor", self.head.bias))
+
+    def forward(self, image: Tensor, coarse: Tensor) -> Tensor:
+        """Map an image (n, inputs, y, x) and channels of its folded pixels to (n, outputs, y, x)."""
+        spread = nn.functional.pixel_shuffle(self.spread(coarse), self.stem)
+        return cast("Tensor", self.head(self.settle(torch.cat([self.look(image), spread], dim=1))))
 
 
 def radius_of(pools: int, stem: int = 1, *, down: int = 2, up: int = 2) -> int:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from csstdask.errors import InputError
-from csstdask.nn.blocks import ConvStack, ExactConv2d, UNet
+from csstdask.nn.blocks import ConvStack, ExactConv2d, FineLayers, UNet
 
 log = logging.getLogger("csstdask")
 
@@ -62,14 +62,16 @@ class _First:
     """The exact convolution, its ReLU, and the way into integers: the scale is taken into weights and bias."""
 
     def __init__(self, convolution: ExactConv2d, target: _Scale) -> None:
-        self.weight = convolution.weight / target.step
+        self.weight = (convolution.weight / target.step).contiguous(memory_format=torch.channels_last)
+        self.stride, self.padding = convolution.stride, convolution.padding
         # Truncation does the rounding; below the integer that stands for zero ReLU cuts.
         self.bias = cast("Tensor", convolution.bias) / target.step + target.zero + 0.5
         self.zero = target.zero
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map float32 (n, inputs, y, x) to unsigned integers (n, outputs, y, x)."""
-        return nn.functional.conv2d(x, self.weight, self.bias, padding=1).clamp_(self.zero, _LEVELS).to(torch.uint8)
+        y = nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+        return y.clamp_(self.zero, _LEVELS).to(torch.uint8)
 
 
 class _Convolution:
@@ -155,13 +157,13 @@ class Int8UNet(nn.Module):
             self.rise.insert(0, _Convolution(weight, bias, scale, joint[level], relu=False))
             layers, scale = _stack(cast("ConvStack", network.up[level]), f"up.{level}", joint[level], ranges)
             self.up.insert(0, layers)
-        head = network.head
-        self.head = _Convolution(head.weight, cast("Tensor", head.bias), scale, None, relu=False)
+        self.head = _plain(network.head, scale, None)
+        self.fine = None if network.fine is None else _Fine(network.fine, scale, ranges)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float32 (n, inputs, y, x) to float32 (n, outputs, y, x); y and x are multiples of `grid`."""
-        x = nn.functional.pixel_unshuffle(x, self.stem).contiguous(memory_format=torch.channels_last)
-        x = self.first(x)
+        image = x.contiguous(memory_format=torch.channels_last)
+        x = self.first(image)
         passed = []
         for level, layers in enumerate(self.down):
             x = x if level == 0 else _halved(x)
@@ -169,10 +171,39 @@ class Int8UNet(nn.Module):
                 x = layer(x)
             passed.append(x)
         for level in reversed(range(self.pools)):
-            x = _beside(passed[level], self.rise[level](x))
+            x = _beside(passed[level], self.rise[level](x), 2)
             for layer in self.up[level]:
                 x = layer(x)
-        return nn.functional.pixel_shuffle(self.head(x), self.stem)
+        coarse = nn.functional.pixel_shuffle(self.head(x), self.stem)
+        return coarse if self.fine is None else coarse.add_(self.fine(image, x))
+
+
+class _Fine:
+    """`FineLayers` in eight bits."""
+
+    def __init__(self, layers: FineLayers, source: _Scale, ranges: Ranges) -> None:
+        look = cast("ExactConv2d", layers.look.convolutions[0])
+        both = ranges["fine.look.0"], ranges["fine.spread"]
+        joint = _Scale(min(low for low, _ in both), max(high for _, high in both))
+        self.stem, self.look = layers.stem, _First(look, joint)
+        width, corners = look.out_channels, layers.stem**2
+        # Sorted by the corner they go to, as `_beside` takes them.
+        weight = layers.spread.weight.unflatten(0, (width, corners)).transpose(0, 1).flatten(0, 1)
+        bias = cast("Tensor", layers.spread.bias).unflatten(0, (width, corners)).T.flatten()
+        self.spread = _Convolution(weight, bias, source, joint, relu=False)
+        self.settle, last = _stack(layers.settle, "fine.settle", joint, ranges)
+        self.head = _plain(layers.head, last, None)
+
+    def __call__(self, image: Tensor, coarse: Tensor) -> Tensor:
+        """Map a float32 image and unsigned integers of its folded pixels to float32 (n, outputs, y, x)."""
+        x = _beside(self.look(image), self.spread(coarse), self.stem)
+        for layer in self.settle:
+            x = layer(x)
+        return self.head(x)
+
+
+def _plain(convolution: nn.Conv2d, source: _Scale, target: _Scale | None) -> _Convolution:
+    return _Convolution(convolution.weight, cast("Tensor", convolution.bias), source, target, relu=False)
 
 
 def measure_ranges(network: UNet, examples: Iterable[Tensor]) -> dict[str, list[float]]:
@@ -208,6 +239,11 @@ def _layers(network: UNet) -> Iterable[tuple[str, tuple[nn.Module, bool]]]:
                 yield f"{kind}.{level}.{index}", (convolution, True)
     for level, rise in enumerate(network.rise):
         yield f"rise.{level}", (rise, False)
+    if network.fine is not None:
+        for name, block in (("look", network.fine.look), ("settle", network.fine.settle)):
+            for index, convolution in enumerate(block.convolutions):
+                yield f"fine.{name}.{index}", (convolution, True)
+        yield "fine.spread", (network.fine.spread, False)
 
 
 def _outputs_of(network: UNet) -> list[str]:
@@ -243,12 +279,13 @@ def _halved(x: Tensor) -> Tensor:
     return cast("Tensor", torch.ops.quantized.max_pool2d(x, two, two, none, one, False))
 
 
-def _beside(passed: Tensor, risen: Tensor) -> Tensor:
-    """Lay what rises, its channels sorted by corner, at twice its resolution beside what was passed on."""
+def _beside(passed: Tensor, risen: Tensor, times: int) -> Tensor:
+    """Lay what rises, its channels sorted by corner, at so many times its resolution beside what was passed on."""
     n, width, ny, nx = passed.shape
-    channels = risen.shape[1] // 4
+    channels = risen.shape[1] // times**2
     both = torch.empty((n, ny, nx, width + channels), dtype=passed.dtype)
     both[..., :width] = passed.permute(0, 2, 3, 1)
-    corners = both.view(n, ny // 2, 2, nx // 2, 2, width + channels)[..., width:]
-    corners.copy_(risen.permute(0, 2, 3, 1).reshape(n, ny // 2, nx // 2, 2, 2, channels).permute(0, 1, 3, 2, 4, 5))
+    corners = both.view(n, ny // times, times, nx // times, times, width + channels)[..., width:]
+    folded = risen.permute(0, 2, 3, 1).reshape(n, ny // times, nx // times, times, times, channels)
+    corners.copy_(folded.permute(0, 1, 3, 2, 4, 5))
     return both.permute(0, 3, 1, 2)

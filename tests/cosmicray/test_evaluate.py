@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from own_model import write_own_model
 
-from csstdask.cosmicray.evaluate import Survey, evaluate_cosmicray, field_part, table
+from csstdask.cosmicray.evaluate import Survey, _identity, _kept, _write, evaluate_cosmicray, field_part, methods, table
 from csstdask.cosmicray.evaluate.figures import draw_field, draw_gallery
 from csstdask.cosmicray.evaluate.frames import Look, draw, look
-from csstdask.cosmicray.evaluate.methods import Method, network
+from csstdask.cosmicray.evaluate.methods import Method, network, tune_lacosmic
 from csstdask.cosmicray.evaluate.survey import AGEING, epochs_part, sources_part
 from csstdask.errors import InputError
 from csstdask.mock.recipe import load_recipe
@@ -95,3 +96,25 @@ def test_what_is_refused(tmp_path):
         evaluate_cosmicray(parts=["everything"])
     with pytest.raises(InputError, match="a classical method"):
         evaluate_cosmicray("lacosmic", to=tmp_path)
+
+
+def test_lacosmic_is_tuned_once_for_the_same_frames(recipe, monkeypatch):
+    """What decides are the frames' pixels and truth, not who asks."""
+    asked = []
+    monkeypatch.setattr(methods, "_tune", lambda cases: asked.append(len(cases)) or {"sigclip": 4.5})
+    case, tuned = draw(recipe, 0, 7).case, {}
+    assert tune_lacosmic([case], tuned) == tune_lacosmic([draw(recipe, 0, 7).case], tuned) == {"sigclip": 4.5}
+    tune_lacosmic([replace(case, hit=~case.hit)], tuned)
+    assert asked == [1, 1]
+    assert len(tuned) == 2
+
+
+def test_what_is_kept_of_an_evaluation(tmp_path):
+    """With another network beside it, real frames stay; with another model, what L.A.Cosmic was tuned to alone."""
+    before = {"model": _identity("unet", ()), "seed": 1, "stis": {}, "field": {}, "tuned_lacosmic": {"a": {}}}
+    _write(tmp_path, before)
+    assert set(_kept(tmp_path, before["model"])) == set(before)
+    assert set(_kept(tmp_path, _identity("unet", ("deepcr",)))) == set(before)
+    beside = _identity("unet", (str(write_own_model(tmp_path / "own")),))
+    assert set(_kept(tmp_path, beside)) == {"model", "seed", "stis", "tuned_lacosmic"}
+    assert set(_kept(tmp_path, _identity("deepcr", ()))) == {"model", "tuned_lacosmic"}

@@ -11,19 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from csstdask.cosmicray import detect, stis
+from csstdask.cosmicray.batches import as_batch, draw_patches
 from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.evaluate import evaluate_cosmicray, methods, real, table
 from csstdask.cosmicray.examples import SHARES, Cutting, contaminate, draw_examples, gather_material
 from csstdask.cosmicray.known import known_units
-from csstdask.cosmicray.train import (
-    as_batch,
-    average_with,
-    draw_patches,
-    load_training_config,
-    taught_by,
-    train_cosmicray,
-    weighted_loss,
-)
+from csstdask.cosmicray.train import average_with, taught_by, train_cosmicray, weighted_loss
+from csstdask.cosmicray.training_config import load_training_config
 from csstdask.cosmicray.unet import CHANNELS, build_unet
 from csstdask.errors import InputError
 from csstdask.mock.events import STIS_PAIRS, exposures_of

@@ -14,11 +14,15 @@ def test_radius_formula(pools, radius):
     assert radius_of(pools, stem=2) == 2 * radius + 1
 
 
-@pytest.mark.parametrize(("channels", "stem"), [((8, 8), 1), ((8, 8, 8), 1), ((8, 8), 2), ((8, 8, 8), 2)])
-def test_nothing_beyond_the_radius_matters_and_something_at_it_does(channels, stem):
+@pytest.mark.parametrize(
+    ("channels", "stem", "fine"), [((8, 8), 1, 0), ((8, 8, 8), 1, 0), ((8, 8), 2, 0), ((8, 8, 8), 2, 0), ((8, 8), 2, 4)]
+)
+def test_nothing_beyond_the_radius_matters_and_something_at_it_does(channels, stem, fine):
     """The gradient of one output pixel with respect to the input, over all phases of the grid."""
     torch.manual_seed(1)
-    network = UNet(inputs=1, outputs=1, channels=channels, stem=stem).double().eval()
+    network = UNet(inputs=1, outputs=1, channels=channels, stem=stem, fine=fine).double().eval()
+    if network.fine is not None:
+        torch.nn.init.ones_(network.fine.head.weight)
     for weight in network.parameters():  # no unit is dead: everything that can matter does
         weight.data.abs_()
     side = (2 * network.radius // network.grid + 4) * network.grid
@@ -34,17 +38,32 @@ def test_nothing_beyond_the_radius_matters_and_something_at_it_does(channels, st
     assert furthest > network.radius - network.grid
 
 
-def test_fusing_changes_nothing(rng):
+@pytest.mark.parametrize(("stem", "fine"), [(1, 0), (2, 0), (2, 4), (3, 0)])
+def test_fusing_changes_nothing(stem, fine):
+    """Neither does taking the stem into the first convolution."""
     torch.manual_seed(2)
-    network = UNet(inputs=2, outputs=1, channels=(4, 6), stem=2)
+    network = UNet(inputs=2, outputs=1, channels=(4, 6), stem=stem, fine=fine)
+    if network.fine is not None:
+        torch.nn.init.normal_(network.fine.head.weight)
     with torch.no_grad():  # normalisation statistics that are not those of a newborn
         for _ in range(3):
-            network(torch.randn(2, 2, 32, 32) * 3 + 1)
+            network(torch.randn(2, 2, 12 * stem, 12 * stem) * 3 + 1)
     network.eval()
-    frame = torch.randn(1, 2, 48, 32)
+    frame = torch.randn(1, 2, 48 * stem, 32 * stem)
     with torch.no_grad():
         before = network(frame)
         network.fuse()
         after = network(frame)
     assert torch.allclose(before, after, atol=1e-5)
     assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in network.modules())
+
+
+def test_untrained_fine_layers_add_nothing():
+    """So a network can grow them and go on with what it knew."""
+    torch.manual_seed(3)
+    network = UNet(inputs=2, outputs=1, channels=(4, 6), stem=2, fine=4).eval()
+    frame = torch.randn(1, 2, 32, 32)
+    with torch.no_grad():
+        whole = network(frame)
+        network.fine = None
+        assert torch.equal(network(frame), whole)

@@ -15,6 +15,8 @@ def lived(stem=2, channels=(8, 12, 16), **more):
     """Return a fused network whose normalisation has seen something."""
     torch.manual_seed(11)
     network = UNet(inputs=2, outputs=1, channels=channels, stem=stem, **more)
+    if network.fine is not None:
+        torch.nn.init.normal_(network.fine.head.weight)
     with torch.no_grad():
         for _ in range(4):
             network(torch.randn(4, 2, 64, 64) * 2 + 0.5)
@@ -28,7 +30,9 @@ def frame():
     return torch.randn(1, 2, 96, 64) * 2 + 0.5
 
 
-@pytest.mark.parametrize("architecture", [{}, {"stem": 1, "channels": (8, 8)}, {"up": 1}, {"down": 1, "up": 1}])
+@pytest.mark.parametrize(
+    "architecture", [{}, {"stem": 1, "channels": (8, 8)}, {"up": 1}, {"down": 1, "up": 1}, {"fine": 6}]
+)
 def test_it_is_near_the_network_in_float32(frame, architecture):
     network = lived(**architecture)
     ranges = measure_ranges(network, [frame])
@@ -42,7 +46,7 @@ def test_it_is_near_the_network_in_float32(frame, architecture):
 @pytest.mark.skipif(not is_native(), reason="a processor without integer dot products")
 def test_without_the_processors_help_it_says_the_same(frame, monkeypatch):
     """To a step of the last layers: the two round halves their own ways."""
-    network = lived()
+    network = lived(fine=6)
     ranges = measure_ranges(network, [frame])
     with torch.inference_mode():
         native = Int8UNet(network, ranges)(frame)

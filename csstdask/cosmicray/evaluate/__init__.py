@@ -28,7 +28,7 @@ from csstdask.cosmicray.evaluate import tally
 from csstdask.cosmicray.evaluate.figures import check_figures, draw_field, draw_gallery
 from csstdask.cosmicray.evaluate.frames import draw
 from csstdask.cosmicray.evaluate.methods import Method, network, published_deepcr, threshold_of, tune_lacosmic
-from csstdask.cosmicray.evaluate.real import Announce, evaluate_real
+from csstdask.cosmicray.evaluate.real import REAL, Announce, evaluate_real
 from csstdask.cosmicray.evaluate.survey import (
     Survey,
     crowded_part,
@@ -72,6 +72,7 @@ def evaluate_cosmicray(
     *,
     recipes: Path | None = None,
     parts: Sequence[str] = PARTS,
+    beside: Sequence[str] = (),
     scale: float | None = None,
     precision: Precision = "bfloat16",
     announce: Announce = log.info,
@@ -90,6 +91,8 @@ def evaluate_cosmicray(
         Folder of the test recipes; without it only ``real`` is done.
     parts : sequence of str
         Some of `PARTS`.
+    beside : sequence of str
+        Further networks on mock surveys, by name or card.
     scale : float, optional
         In place of each part's own.
     precision : str
@@ -105,9 +108,10 @@ def evaluate_cosmicray(
     Raises
     ------
     InputError
-        If the model is no network, a part is unknown, or a folder holds nothing that is wanted.
+        If a model is no network, a part is unknown, or a folder holds nothing that is wanted.
     """
-    threshold_of(model)
+    for name in (model, *beside):
+        threshold_of(name)
     if not parts or not set(parts) <= set(PARTS):
         raise InputError("--part", ", ".join(parts) or "none", f"some of {', '.join(PARTS)}")
     if data is not None:
@@ -116,15 +120,16 @@ def evaluate_cosmicray(
         raise InputError("--recipes", "none", f"the folder of recipes that {', '.join(parts)} are drawn from")
     if to is not None and recipes is not None and "field" in parts:
         check_figures()  # now, and not when all is counted
-    results = _kept(to, _identity(model))
+    results = _kept(to, _identity(model, beside))
     if "real" in parts:
-        results |= evaluate_real(data, model, announce)
+        results |= evaluate_real(data, model, results.setdefault("tuned_lacosmic", {}), announce)
         _write(to, results)
     wanted = [part for part in RECIPES if part in parts]
     if recipes is None or not wanted:
         return results
     with tempfile.TemporaryDirectory() as folder:
-        methods = gather_methods(model, recipes, Path(folder), precision, announce)
+        methods = gather_methods(model, beside, Path(folder), precision)
+        methods += (_lacosmic(recipes, results.setdefault("tuned_lacosmic", {}), announce),)
         for part in wanted:
             name, usual = RECIPES[part]
             for twin in (name, f"{name}-foreign"):
@@ -165,35 +170,35 @@ def _evaluate(part: str, survey: Survey, to: Path | None, announce: Announce) ->
     return (crowded_part if part == "crowded" else density_part)(survey, announce)
 
 
-def gather_methods(
-    model: str, recipes: Path, folder: Path, precision: Precision, announce: Announce
-) -> tuple[Method, ...]:
-    """Return the methods: the network first, the retrained baseline second.
+def gather_methods(model: str, beside: Sequence[str], folder: Path, precision: Precision) -> tuple[Method, ...]:
+    """Return the networks: the one that is evaluated first, the retrained baseline second.
 
     Parameters
     ----------
     model : str
-    recipes : Path
-        With ``cr-detection.toml``, on whose validation fields L.A.Cosmic is tuned.
+    beside : sequence of str
+        Further ones.
     folder : Path
         For what is converted.
     precision : str
-        Of networks.
-    announce : callable
     """
+    baseline = [] if find_card("cosmicray", model).name == BASELINE else [BASELINE]
     methods = [network(model, "network", precision)]
-    if find_card("cosmicray", model).name != BASELINE:
-        methods.append(network(BASELINE, precision=precision))
+    methods += [network(other, precision=precision) for other in (*baseline, *beside)]
     # Its card says nothing of ranges, which int8 needs.
     published = published_deepcr(folder, "bfloat16" if precision == "int8" else precision)
     if published is None:
-        announce("deepCR is not installed (pip install 'csstdask[bench]'): its published weights are left out")
+        log.warning("deepCR is not installed (pip install 'csstdask[bench]'): its published weights are left out")
     else:
         methods.append(published)
+    return tuple(replace(method, threshold=tally.snapped(method.threshold)) for method in methods)
+
+
+def _lacosmic(recipes: Path, tuned: dict[str, Any], announce: Announce) -> Method:
+    """Return L.A.Cosmic tuned on the validation fields of ``cr-detection.toml``."""
     announce("tuning L.A.Cosmic")
     cases = [draw(recipe, index, detector).case for recipe, index, detector in _tuning_units(recipes)]
-    methods.append(Method("L.A.Cosmic, tuned", parameters=tune_lacosmic(cases)))
-    return tuple(replace(method, threshold=tally.snapped(method.threshold)) for method in methods)
+    return Method("L.A.Cosmic, tuned", parameters=tune_lacosmic(cases, tuned))
 
 
 def _tuning_units(recipes: Path) -> Iterator[tuple[Recipe, int, int]]:
@@ -204,21 +209,30 @@ def _tuning_units(recipes: Path) -> Iterator[tuple[Recipe, int, int]]:
         yield recipe, exposures[number % len(exposures)], recipe.detectors[(number * 7) % len(recipe.detectors)]
 
 
-def _identity(model: str) -> dict[str, Any]:
-    """Return what decides an evaluation besides the data: the network and its threshold, and the baseline's."""
-    card, baseline = (find_card("cosmicray", name) for name in (model, BASELINE))
+def _identity(model: str, beside: Sequence[str]) -> dict[str, Any]:
+    """Return what decides an evaluation besides the data: the network and its threshold, and those beside it."""
+    card = find_card("cosmicray", model)
     facts = {"name": card.name, "version": card.version, "sha256": card.sha256, "threshold": card.threshold}
-    return facts | {"identity": card.identity, "baseline": baseline.identity}
+    others = {name: find_card("cosmicray", name).identity for name in (BASELINE, *beside)}
+    return facts | {"identity": card.identity, "beside": others}
 
 
 def _kept(to: Path | None, model: dict[str, Any]) -> dict[str, Any]:
-    """Return what a folder holds of an evaluation of the same model, else the beginning of one."""
+    """Return what a folder holds of an evaluation of the same model, else the beginning of one.
+
+    Real frames are looked at by the model alone: with other networks beside it they stay. How L.A.Cosmic was tuned
+    is told by the frames it was tuned on, and stays in any case.
+    """
     path = None if to is None else to / "cosmicray_evaluation.json"
-    if path is not None and path.is_file():
-        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if before.get("model") == _rounded(model):
-            return before
-    return {"model": model}
+    if path is None or not path.is_file():
+        return {"model": model}
+    before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found, wanted = before.get("model", {}), _rounded(model)
+    if found == wanted:
+        return before
+    same = {**found, "beside": None} == {**wanted, "beside": None}
+    kept = ("tuned_lacosmic", *REAL) if same else ("tuned_lacosmic",)
+    return {"model": model} | {key: before[key] for key in kept if key in before}
 
 
 def _write(to: Path | None, results: dict[str, Any]) -> None:

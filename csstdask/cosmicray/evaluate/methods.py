@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from csstdask.errors import InputError
 from csstdask.nn.device import Precision
 
 Detector = Callable[[Case], Bool]
+#: Parameters that L.A.Cosmic was tuned to, by the digest of the frames it was tuned on.
+Tuned = dict[str, dict[str, Any]]
 
 _RANGES: dict[str, tuple[Any, ...]] = {
     "sigclip": (3.0, 3.75, 4.5, 5.5, 6.5, 8.0, 10.0, 13.0),
@@ -89,8 +93,31 @@ def by_lacosmic(parameters: dict[str, Any]) -> Detector:
     return find
 
 
-def tune_lacosmic(cases: Sequence[Case]) -> dict[str, Any]:
-    """Return the parameters with the best F1: each in turn over its range, until none moves."""
+def tune_lacosmic(cases: Sequence[Case], tuned: Tuned) -> dict[str, Any]:
+    """Return the parameters with the best F1: each in turn over its range, until none moves.
+
+    Parameters
+    ----------
+    cases : sequence of Case
+    tuned : dict
+        What is known already, by the frames' digest; what is found is added. Tuning takes minutes a set of frames.
+    """
+    digest = _digest(cases)
+    if digest not in tuned:
+        tuned[digest] = _tune(cases)
+    return tuned[digest]
+
+
+def _digest(cases: Sequence[Case]) -> str:
+    """Return what decides the outcome of tuning: pixels, truth, what is tried, and whose code it is."""
+    whole = hashlib.sha256(repr((_RANGES, _START, _FIXED, version("astroscrappy"))).encode())
+    for case in cases:
+        for plane in (case.data, case.error, case.ignore, case.hit, case.faint, case.use):
+            whole.update(np.ascontiguousarray(plane).tobytes())
+    return whole.hexdigest()
+
+
+def _tune(cases: Sequence[Case]) -> dict[str, Any]:
     tried: dict[tuple[Any, ...], float] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
 

@@ -23,6 +23,7 @@ from scipy.ndimage import binary_dilation
 
 from csstdask.cosmicray import stis
 from csstdask.cosmicray.evaluate.methods import (
+    Tuned,
     at_the_edge,
     by_lacosmic,
     probability_of,
@@ -43,6 +44,8 @@ _SEED = 1999
 #: Frames of each kind of injection, and their size [pixel].
 _SKIES, _SIZE = 6, 512
 _PIXEL_FRACTION = 0.025
+#: What `evaluate_real` returns.
+REAL = ("seed", "stis", "injected", "false_pixels_per_mpix")
 _HELD_OUT: tuple[Split, ...] = ("validation", "test")
 Announce = Callable[[str], None]
 
@@ -109,7 +112,7 @@ def threshold_control(frame: stis.StisFrame, reference: stis.Reference) -> Bool:
     return found
 
 
-def evaluate_stis(folder: Path, model: str, announce: Announce) -> dict[str, Any]:
+def evaluate_stis(folder: Path, model: str, tuned: Tuned, announce: Announce) -> dict[str, Any]:
     """Score methods on the held-out pair, for each kind of input.
 
     The reference of a frame is made of the known pairs but its own, so that methods are tuned on residuals as noisy
@@ -125,7 +128,8 @@ def evaluate_stis(folder: Path, model: str, announce: Announce) -> dict[str, Any
         given = {"subtract": subtract, "flag": flag}
         cases = [stis_case(frame, own, **given) for frame, own in zip(known, references, strict=True)]
         validation = [case for case, frame in zip(cases, known, strict=True) if frame.pair in STIS_PAIRS["validation"]]
-        parameters = tune_lacosmic([case for case, frame in zip(cases, known, strict=True) if frame.name in _TUNED_ON])
+        half = [case for case, frame in zip(cases, known, strict=True) if frame.name in _TUNED_ON]
+        parameters = tune_lacosmic(half, tuned)
         held_out = [stis_case(frame, reference, **given) for frame in tests]
         results[name] = compare(held_out, model, parameters, threshold_against(validation, model, parameters))
     held_out = [stis_case(frame, reference, subtract=True, flag=False) for frame in tests]
@@ -227,7 +231,7 @@ def mock_cases(split: Split, library: EventLibrary | None) -> list[Case]:
     return cases
 
 
-def evaluate_injected(data: Path | None, model: str, announce: Announce) -> dict[str, Any]:
+def evaluate_injected(data: Path | None, model: str, tuned: Tuned, announce: Announce) -> dict[str, Any]:
     """Score methods on injected cosmic rays of the test split.
 
     L.A.Cosmic is tuned on the same kind of cosmic rays on the validation split's mock skies.
@@ -240,7 +244,7 @@ def evaluate_injected(data: Path | None, model: str, announce: Announce) -> dict
         validation = None if position == 0 else libraries["validation"][position - 1]
         kind = "generated tracks" if library is None else f"{library.name} events"
         announce(f"{kind}: tuning, scoring")
-        parameters = tune_lacosmic(mock_cases("validation", validation))
+        parameters = tune_lacosmic(mock_cases("validation", validation), tuned)
         results[f"{kind} on mock skies"] = compare(mock_cases("test", library), model, parameters)
         if library is None:
             continue
@@ -282,7 +286,7 @@ def _empty_mock_cases() -> list[Case]:
     return [as_case(scene, contaminate(scene, nothing, full_well=8e4), 0.0) for scene in scenes]
 
 
-def evaluate_real(data: Path | None, model: str, announce: Announce) -> dict[str, Any]:
+def evaluate_real(data: Path | None, model: str, tuned: Tuned, announce: Announce) -> dict[str, Any]:
     """Return scores on real frames, of injected events, and where there is nothing to find.
 
     Parameters
@@ -290,12 +294,14 @@ def evaluate_real(data: Path | None, model: str, announce: Announce) -> dict[str
     data : Path, optional
         Folder of real events and frames; without it only mock skies with generated tracks are looked at.
     model : str
+    tuned : dict
+        How L.A.Cosmic was tuned before, as `tune_lacosmic` takes it.
     announce : callable
     """
     results: dict[str, Any] = {"seed": _SEED}
     if data is not None and (data / "hst_stis").is_dir():
-        results["stis"] = evaluate_stis(data / "hst_stis", model, announce)
-    results["injected"] = evaluate_injected(data, model, announce)
-    tuned = results["injected"]["generated tracks on mock skies"]["L.A.Cosmic, tuned"]["parameters"]
-    results["false_pixels_per_mpix"] = evaluate_controls(data, model, tuned)
+        results["stis"] = evaluate_stis(data / "hst_stis", model, tuned, announce)
+    results["injected"] = evaluate_injected(data, model, tuned, announce)
+    parameters = results["injected"]["generated tracks on mock skies"]["L.A.Cosmic, tuned"]["parameters"]
+    results["false_pixels_per_mpix"] = evaluate_controls(data, model, parameters)
     return results
