@@ -42,7 +42,7 @@ CampaignOption = Annotated[Path | None, typer.Option(help="Where the campaign li
 DataOption = Annotated[Path | None, typer.Option(help="Folder of real events and frames; none: mock data alone.")]
 
 TRAINABLE: tuple[str, ...] = ("cosmicray", "inpaint")
-EVALUABLE: tuple[str, ...] = ("cosmicray",)
+EVALUABLE: tuple[str, ...] = ("cosmicray", "inpaint")
 LABELLERS: tuple[str, ...] = ("darks", "repeats")
 
 
@@ -303,15 +303,13 @@ def train(
 
 @app.command()
 def evaluate(
-    target: Annotated[str, typer.Argument(help="What to evaluate: cosmicray.")],
+    target: Annotated[str, typer.Argument(help="What to evaluate: cosmicray or inpaint.")],
     to: Annotated[Path | None, typer.Option(help="Folder for the figures, as JSON.")] = None,
     data: DataOption = None,
     model: Annotated[str, typer.Option(help="A name that `csstdask models` lists, or a card's path.")] = "default",
     recipes: Annotated[Path | None, typer.Option(help="Folder of test recipes, stores/; none: no mocks.")] = None,
     part: Annotated[list[str] | None, typer.Option(help="Only this part; may be given several times.")] = None,
-    beside: Annotated[
-        list[str] | None, typer.Option(help="A further network on mock surveys; may be given several times.")
-    ] = None,
+    beside: Annotated[list[str] | None, typer.Option(help="A further network; may be given several times.")] = None,
     scale: Annotated[float | None, typer.Option(min=0.01, help="Of mock surveys, in place of each part's own.")] = None,
     precision: Annotated[
         Literal["float32", "bfloat16", "int8"], typer.Option(help="Of networks on mock surveys.")
@@ -326,6 +324,18 @@ def evaluate(
         from csstdask.report.cosmic_rays import evaluate_run, lines
 
         for line in lines(evaluate_run(run, to, announce=_say)):
+            typer.echo(line)
+        return
+    if target == "inpaint":
+        from csstdask.cosmicray.evaluate_inpaint import PARTS as REPAIR_PARTS
+        from csstdask.cosmicray.evaluate_inpaint import evaluate_inpaint
+        from csstdask.cosmicray.evaluate_inpaint import table as repair_table
+
+        models = [*([] if model == "default" else [model]), *(beside or ())]
+        repaired = evaluate_inpaint(
+            models, data, to, recipes=recipes, parts=part or REPAIR_PARTS, scale=scale, announce=_say
+        )
+        for line in repair_table(repaired):
             typer.echo(line)
         return
     from csstdask.cosmicray.evaluate import PARTS, evaluate_cosmicray, table

@@ -37,6 +37,7 @@ from csstdask.cosmicray.evaluate.survey import (
     field_part,
     sources_part,
 )
+from csstdask.cosmicray.evaluate.tables import rounded, table_head, table_row
 from csstdask.cosmicray.examples import check_data
 from csstdask.durable import write_atomic
 from csstdask.errors import InputError
@@ -227,7 +228,7 @@ def _kept(to: Path | None, model: dict[str, Any]) -> dict[str, Any]:
     if path is None or not path.is_file():
         return {"model": model}
     before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    found, wanted = before.get("model", {}), _rounded(model)
+    found, wanted = before.get("model", {}), rounded(model)
     if found == wanted:
         return before
     same = {**found, "beside": None} == {**wanted, "beside": None}
@@ -239,19 +240,8 @@ def _write(to: Path | None, results: dict[str, Any]) -> None:
     if to is None:
         return
     to.mkdir(parents=True, exist_ok=True)
-    write_atomic(to / "cosmicray_evaluation.json", (json.dumps(_rounded(results), indent=1) + "\n").encode())
+    write_atomic(to / "cosmicray_evaluation.json", (json.dumps(rounded(results), indent=1) + "\n").encode())
     write_atomic(to / "cosmicray_evaluation.md", ("\n".join(table(results)) + "\n").encode())
-
-
-def _rounded(value: Any) -> Any:
-    """Return numbers to five significant figures: more would be noise in a file that people compare."""
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(one) for one in value]
-    if isinstance(value, float):
-        return None if value != value else float(f"{value:.5g}")  # noqa: PLR0124  NaN is no JSON
-    return value
 
 
 def table(results: dict[str, Any]) -> Iterator[str]:
@@ -260,31 +250,23 @@ def table(results: dict[str, Any]) -> Iterator[str]:
     names = ("precision", "recall", "of visible", "precision off the skirt", "events found")
     for part in ("stis", "injected"):
         if part in results:
-            yield from _head(part, names)
+            yield from table_head(part, names)
         for kind, methods in results.get(part, {}).items():
             for method, row in methods.items():
-                yield _row(f"{kind}: {method}", [row[key] for key in columns])
+                yield table_row(f"{kind}: {method}", [row[key] for key in columns])
     for part in ("field", "crowded"):
         for recipe, result in results.get(part, {}).items():
             for name, facts in {recipe: result}.items() if part == "field" else result.items():
-                yield from _head(name if name == recipe else f"{recipe}: {name}", (*names[:4], "false pixels per Mpix"))
+                yield from table_head(
+                    name if name == recipe else f"{recipe}: {name}", (*names[:4], "false pixels per Mpix")
+                )
                 for method, row in facts["pooled"].items():
                     rates = [row[key] for key in ("precision", "recall", "recall_visible", "precision_off_skirt")]
-                    yield _row(method, [*rates, facts["false_pixels_per_mpix"][method]])
+                    yield table_row(method, [*rates, facts["false_pixels_per_mpix"][method]])
     for recipe, result in results.get("sources", {}).items():
         regions = list(next(iter(result["by_region"].values())))
-        yield from _head(f"{recipe}: visible pixels found", regions)
+        yield from table_head(f"{recipe}: visible pixels found", regions)
         for method, rows in result["by_region"].items():
-            yield _row(method, [row["recall_visible"] for row in rows.values()])
+            yield table_row(method, [row["recall_visible"] for row in rows.values()])
     for kind, row in results.get("false_pixels_per_mpix", {}).items():
         yield f"nothing there: {kind}: {row['network']:.0f} false pixels per Mpix, L.A.Cosmic {row['lacosmic']:.0f}"
-
-
-def _head(title: str, columns: Sequence[str]) -> tuple[str, str, str]:
-    return "", f"| {' | '.join((title, *columns))} |", "| --- " * (len(columns) + 1) + "|"
-
-
-def _row(name: str, values: Sequence[float | None]) -> str:
-    """Return a line of a table; what is not a number is empty."""
-    cells = ["" if value is None or value != value else f"{value:.4g}" for value in values]  # noqa: PLR0124  NaN
-    return f"| {' | '.join((name, *cells))} |"

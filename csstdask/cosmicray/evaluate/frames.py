@@ -10,10 +10,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS, Bool, Case, Float
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe, render_unit
 from csstdask.mock.catalogue import Catalogue
+
+Result = TypeVar("Result")
 
 #: Distances from a source [pixel], and charges of a pixel [e-], at which bins begin.
 DISTANCES = (0.0, 1.5, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0)
@@ -183,9 +185,34 @@ def look_at_all(
     ----------
     recipe : Recipe
     asked : callable
-        Says what is asked of an exposure.
+        Says what is asked of an exposure; it is called in this process.
     data : Path, optional
         Folder of real events.
+    announce, workers
+        As `over_units` takes them.
+    """
+    looks = tuple(asked(index) for index in range(recipe.exposures))
+    yield from over_units(recipe, partial(_look, looks=looks, data=data), announce=announce, workers=workers)
+
+
+def _look(recipe: Recipe, index: int, detector: int, *, looks: Sequence[Look], data: Path | None) -> Seen:
+    return look(recipe, index, detector, looks[index], data)
+
+
+def over_units(
+    recipe: Recipe,
+    work: Callable[[Recipe, int, int], Result],
+    *,
+    announce: Callable[[str], None],
+    workers: int | None = None,
+) -> Iterator[Result]:
+    """Yield what a function makes of each unit of a recipe, in order.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    work : callable
+        Of the recipe, the exposure's number and the detector; it must be known to other processes.
     announce : callable
         Told five times how far it is.
     workers : int, optional
@@ -193,18 +220,15 @@ def look_at_all(
     """
     units = [(index, detector) for index in range(recipe.exposures) for detector in recipe.detectors]
     if workers == 0:
-        yield from (look(recipe, index, detector, asked(index), data) for index, detector in units)
+        yield from (work(recipe, index, detector) for index, detector in units)
         return
-    done: dict[tuple[int, int], Seen] = {}
     with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), _one_thread) as pool:
-        jobs = [pool.submit(look, recipe, index, detector, asked(index), data) for index, detector in units]
+        jobs = [pool.submit(work, recipe, index, detector) for index, detector in units]
         for number, job in enumerate(as_completed(jobs), start=1):
-            seen = job.result()
-            done[seen.exposure, seen.detector] = seen
+            job.result()
             if number % max(1, len(jobs) // 5) == 0:
                 announce(f"{recipe.name}: {number} of {len(jobs)} frames")
-    for unit in units:
-        yield done[unit]
+    yield from (job.result() for job in jobs)
 
 
 def _one_thread() -> None:
