@@ -318,6 +318,8 @@ def evaluate(
 ) -> None:
     """Evaluate a network beside other methods, or what it found in a run."""
     _check_target("evaluate", target, EVALUABLE)
+    if target == "inpaint" and (run is not None or precision != "bfloat16"):
+        raise InputError("evaluate inpaint", "--run or --precision", "neither: they are of cosmic rays' detection")
     if run is not None:
         if any((data, recipes, part, beside, scale)) or model != "default":
             raise InputError("evaluate --run", "options of an evaluation with truth beside it", "--run and --to alone")

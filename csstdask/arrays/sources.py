@@ -55,6 +55,7 @@ def measure_sources(
     noise: npt.NDArray[np.float32],
     mask: npt.NDArray[np.bool_],
     *,
+    repaired: npt.NDArray[np.bool_] | None = None,
     threshold: float = 2.5,
     least_area: int = 5,
     aperture_radius: float = 4.0,
@@ -72,6 +73,8 @@ def measure_sources(
         1 sigma of the sky [e-]: for the detection threshold.
     mask : bool array (y, x)
         True = takes no part.
+    repaired : bool array (y, x), optional
+        Pixels whose value is an estimate.
     threshold : float
         Least significance of a pixel after the matched filter [sigma of the sky].
     least_area : int
@@ -86,7 +89,8 @@ def measure_sources(
     dict of arrays (n,)
         ``x, y`` (zero-based, Gaussian-weighted where that converges), ``flux, flux_err`` (Kron) and
         ``flux_aperture, flux_aperture_err`` [e-], ``a, b`` [pixel], ``theta`` [deg], ``kron_radius``,
-        ``half_light_radius`` [pixel], ``area``, ``peak`` [e-], ``ellipticity`` and SEP's ``flag``.
+        ``half_light_radius`` [pixel], ``area``, ``peak`` [e-], ``ellipticity``, SEP's ``flag``, and the
+        ``repaired_fraction`` of the Kron ellipse's pixels.
     """
     found = find_sources(
         data, noise, mask, threshold=threshold, least_area=least_area, deblend_contrast=deblend_contrast
@@ -123,5 +127,15 @@ def measure_sources(
         "half_light_radius": np.where(half_flag == 0, half, np.nan),
         "area": found["npix"].astype(np.int32),
         "peak": found["peak"].astype(np.float64),
+        "repaired_fraction": _share_of(repaired, x, y, a, b, theta, kron),
         "flag": flag | kron_flag.astype(np.int32) | flux_flag.astype(np.int32),
     }
+
+
+def _share_of(repaired: npt.NDArray[np.bool_] | None, x: Any, y: Any, a: Any, b: Any, theta: Any, kron: Any) -> Any:
+    """Return which share of each Kron ellipse, of what the frame holds of it, was repaired."""
+    if repaired is None or not len(x):
+        return np.zeros(len(x))
+    planes = (repaired.astype(np.float32), np.ones(repaired.shape, np.float32))
+    inside, whole = (sep.sum_ellipse(plane, x, y, a, b, theta, kron, subpix=5)[0] for plane in planes)
+    return inside / np.maximum(whole, 1e-9)

@@ -165,7 +165,7 @@ def copy_weights(card: ModelCard, network: nn.Module) -> None:
     InputError
         If the card has none, or those of another architecture.
     """
-    wanted = "a network of the same architecture, but perhaps for `fine`"
+    wanted = "a network of the same architecture; `fine` may be absent from it"
     if card.weights is None:
         raise InputError("start_from", f"{card.name}, a method without weights", wanted)
     weights = load_file(card.weights)

@@ -52,7 +52,7 @@ class TrainingConfig(BaseModel):
     frame_size: int = Field(768, ge=128, description="[pixel]")
     patch: int = Field(256, ge=32, description="[pixel]")
     patches: int = Field(12, ge=1, description="cut from a frame")
-    start_from: str | None = Field(None, description="card of a network to go on from, alike but for `fine`")
+    start_from: str | None = Field(None, description="card of such a network to go on from, perhaps one without `fine`")
     remember: float = Field(0.0, ge=0, le=1, description="share of the weights it went on from in those it ends with")
     teacher: str | None = Field(None, description="card of a network whose probabilities are learnt beside the truth")
     teacher_share: float = Field(0.7, ge=0, le=1, description="of the teacher's word in what is to be learnt")

@@ -22,21 +22,25 @@ _SETTLING = 2
 class ExactConv2d(nn.Conv2d):
     """A convolution in float32, whatever type the rest of its network computes in.
 
-    A network's first convolution takes the differences between neighbouring pixels. In the core of a bright star
-    what matters is a hundredth of a pixel's value: less than bfloat16 or eight bits can hold.
+    Convolutions that see the image itself take the differences between neighbouring pixels. In the core of a bright
+    star what matters is a hundredth of a pixel's value: less than bfloat16 or eight bits can hold.
     """
 
     gives: torch.dtype | None = None
     """What the next layer computes in; by default the weights' own type."""
 
     def over_pixels(self, stem: int) -> ExactConv2d:
-        """Return the same convolution for pixels that were not folded: longer by `stem`, and as many pixels a step."""
+        """Return the same convolution of the image before it was folded.
+
+        Its kernel is `stem` times as long, and it goes `stem` pixels a step: (n, inputs, stem y, stem x) to what this
+        one makes of (n, inputs stem^2, y, x).
+        """
         inputs, size = self.in_channels // stem**2, stem * self.kernel_size[0]
         padding = stem * int(self.padding[0])
         whole = ExactConv2d(inputs, self.out_channels, size, stride=stem, padding=padding)
         taps = self.weight.unflatten(1, (inputs, stem, stem)).permute(0, 1, 4, 2, 5, 3)
         whole.weight = nn.Parameter(taps.reshape(whole.weight.shape), requires_grad=False)
-        whole.bias = self.bias
+        whole.bias, whole.gives = self.bias, self.gives
         return whole
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,8 +120,8 @@ class UNet(nn.Module):
             ConvStack(a, b, down, exact=level == 0) for level, (a, b) in enumerate(pairwise(widths))
         )
         pairs = list(pairwise(channels))
-        self.rise = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairs)
-        self.up = nn.ModuleList(ConvStack(fine if merge == "add" else 2 * fine, fine, up) for fine, _ in pairs)
+        self.rise = nn.ModuleList(nn.ConvTranspose2d(coarser, finer, 2, stride=2) for finer, coarser in pairs)
+        self.up = nn.ModuleList(ConvStack(finer if merge == "add" else 2 * finer, finer, up) for finer, _ in pairs)
         self.head = nn.Conv2d(channels[0], outputs * stem**2, 1)
         self.fine = FineLayers(inputs, outputs, channels[0], fine, stem) if fine else None
 
@@ -143,7 +147,7 @@ class UNet(nn.Module):
 
     @property
     def first(self) -> ExactConv2d:
-        """Return the first convolution, the one that is always exact."""
+        """Return the U-Net's first convolution, which is always exact."""
         return cast("ExactConv2d", cast("ConvStack", self.down[0]).convolutions[0])
 
     def fuse(self) -> None:
@@ -156,7 +160,7 @@ class UNet(nn.Module):
             self._folds = False
 
     def lower(self, dtype: torch.dtype) -> None:
-        """Compute in a shorter type from here on, but for the first convolution."""
+        """Compute in a shorter type from here on, but for the convolutions that see the image itself."""
         for part in self.modules():
             if not isinstance(part, ExactConv2d) and not any(True for _ in part.children()):
                 part.to(dtype)

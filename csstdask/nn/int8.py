@@ -1,9 +1,9 @@
 """A U-Net in eight bits: on processors with integer dot products nearly twice as fast as bfloat16.
 
 Post-training quantisation, affine and one scale a layer for what flows, symmetric and one scale a channel for the
-weights (Jacob et al. 2018, CVPR, arXiv:1712.05877). The first convolution stays
-in float32, as in every `UNet`, and the head gives float32 logits. How far each layer's output goes is measured once, on
-examples, and kept on the model's card: the same card gives the same numbers on any frame.
+weights (Jacob et al. 2018, CVPR, arXiv:1712.05877). Convolutions that see the image itself stay in float32, as in every
+`UNet`, and the head gives float32 logits. How far each layer's output goes is measured once, on examples, and kept on
+the model's card: the same card gives the same numbers on any frame.
 
 Where the processor has no such instructions (VNNI), or PyTorch does not tell (before 2.9), the same arithmetic is done
 in float32: the same result to a step of rounding, slowly, and a warning says so.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from csstdask.arrays.sources import measure_sources
 from csstdask.instrument import load_instrument
@@ -52,3 +53,17 @@ def test_an_empty_frame_has_no_sources():
     zeros = np.zeros((64, 64), np.float32)
     found = measure_sources(zeros, zeros + 1, zeros + 1, zeros > 1)
     assert len(found["x"]) == 0
+
+
+@pytest.mark.parametrize("column", [32.0, 1.0])
+def test_the_repaired_share_of_a_source_is_that_of_its_ellipse(column):
+    """At the frame's edge of what lies inside."""
+    y, x = np.mgrid[:64, :64]
+    data = (5000 * np.exp(-((x - column) ** 2 + (y - 32.0) ** 2) / 8)).astype(np.float32)
+    error, nothing = np.full(data.shape, 5, np.float32), np.zeros(data.shape, bool)
+    half = nothing.copy()
+    half[33:] = True
+    for repaired, share in ((None, 0), (nothing, 0), (~nothing, 1), (half, 0.5)):
+        found = measure_sources(data, error, error, nothing, repaired=repaired)
+        assert len(found["x"]) == 1
+        assert abs(found["repaired_fraction"][0] - share) < 0.06

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 from own_model import write_own_model
 
-from csstdask.cosmicray.evaluate import Survey, _identity, _kept, _write, evaluate_cosmicray, field_part, methods, table
+from csstdask.cosmicray.evaluate import (
+    Survey,
+    _identity,
+    _kept,
+    _write,
+    evaluate_cosmicray,
+    field_part,
+    gather_methods,
+    methods,
+    table,
+)
 from csstdask.cosmicray.evaluate.figures import draw_field, draw_gallery
 from csstdask.cosmicray.evaluate.frames import Look, draw, look
 from csstdask.cosmicray.evaluate.methods import Method, network, tune_lacosmic
@@ -94,6 +104,9 @@ def test_sources_and_epochs(tmp_path):
 def test_what_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"--part.*some of real, field"):
         evaluate_cosmicray(parts=["everything"])
+    cards = [str(write_own_model(tmp_path / name)) for name in ("a", "b")]
+    with pytest.raises(InputError, match="two networks called own; wanted cards of different names"):
+        gather_methods("unet", cards, tmp_path, "float32")
     with pytest.raises(InputError, match="a classical method"):
         evaluate_cosmicray("lacosmic", to=tmp_path)
 

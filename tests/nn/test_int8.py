@@ -76,9 +76,13 @@ def test_what_cannot_be_is_said():
         Int8UNet(lived(), {})
 
 
-def test_the_first_convolution_is_exact_whatever_the_rest_is():
-    """A difference of a thousandth, which bfloat16 cannot hold, passes it; its weights stay as they were."""
-    network = lived()
+@pytest.mark.parametrize("fine", [0, 6])
+def test_convolutions_that_see_the_image_are_exact_whatever_the_rest_is(fine):
+    """A difference of a thousandth, which bfloat16 cannot hold, passes them; their weights stay as they were."""
+    network = lived(fine=fine)
+    if network.fine is not None:
+        assert isinstance(network.fine.look.convolutions[0], ExactConv2d)
+        network.head.weight.data.zero_()  # what passes now has passed the fine layers
     weight = network.first.weight.clone()
     network.lower(torch.bfloat16)
     assert isinstance(network.first, ExactConv2d)

@@ -26,9 +26,9 @@ from typing import Any
 from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.evaluate import tally
 from csstdask.cosmicray.evaluate.figures import check_figures, draw_field, draw_gallery
-from csstdask.cosmicray.evaluate.frames import draw
+from csstdask.cosmicray.evaluate.frames import Announce, draw
 from csstdask.cosmicray.evaluate.methods import Method, network, published_deepcr, threshold_of, tune_lacosmic
-from csstdask.cosmicray.evaluate.real import REAL, Announce, evaluate_real
+from csstdask.cosmicray.evaluate.real import REAL, evaluate_real
 from csstdask.cosmicray.evaluate.survey import (
     Survey,
     crowded_part,
@@ -37,9 +37,8 @@ from csstdask.cosmicray.evaluate.survey import (
     field_part,
     sources_part,
 )
-from csstdask.cosmicray.evaluate.tables import rounded, table_head, table_row
+from csstdask.cosmicray.evaluate.tables import rounded, table_head, table_row, write_results
 from csstdask.cosmicray.examples import check_data
-from csstdask.durable import write_atomic
 from csstdask.errors import InputError
 from csstdask.mock.recipe import Recipe, load_recipe
 from csstdask.nn.device import Precision
@@ -182,10 +181,18 @@ def gather_methods(model: str, beside: Sequence[str], folder: Path, precision: P
     folder : Path
         For what is converted.
     precision : str
+
+    Raises
+    ------
+    InputError
+        If two of them have the same name.
     """
     baseline = [] if find_card("cosmicray", model).name == BASELINE else [BASELINE]
     methods = [network(model, "network", precision)]
     methods += [network(other, precision=precision) for other in (*baseline, *beside)]
+    names = [method.name for method in methods]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError("--beside", f"two networks called {', '.join(sorted(twice))}", "cards of different names")
     # Its card says nothing of ranges, which int8 needs.
     published = published_deepcr(folder, "bfloat16" if precision == "int8" else precision)
     if published is None:
@@ -237,11 +244,8 @@ def _kept(to: Path | None, model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(to: Path | None, results: dict[str, Any]) -> None:
-    if to is None:
-        return
-    to.mkdir(parents=True, exist_ok=True)
-    write_atomic(to / "cosmicray_evaluation.json", (json.dumps(rounded(results), indent=1) + "\n").encode())
-    write_atomic(to / "cosmicray_evaluation.md", ("\n".join(table(results)) + "\n").encode())
+    if to is not None:
+        write_results(to / "cosmicray_evaluation", results, table(results))
 
 
 def table(results: dict[str, Any]) -> Iterator[str]:

@@ -31,6 +31,7 @@ from csstdask.mock import Recipe, render_unit
 from csstdask.mock.catalogue import Catalogue
 
 Result = TypeVar("Result")
+Announce = Callable[[str], None]
 
 #: Distances from a source [pixel], and charges of a pixel [e-], at which bins begin.
 DISTANCES = (0.0, 1.5, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0)
@@ -176,7 +177,7 @@ def look_at_all(
     asked: Callable[[int], Look],
     *,
     data: Path | None = None,
-    announce: Callable[[str], None],
+    announce: Announce,
     workers: int | None = None,
 ) -> Iterator[Seen]:
     """Yield what methods made of all units of a recipe, in order.
@@ -203,7 +204,7 @@ def over_units(
     recipe: Recipe,
     work: Callable[[Recipe, int, int], Result],
     *,
-    announce: Callable[[str], None],
+    announce: Announce,
     workers: int | None = None,
 ) -> Iterator[Result]:
     """Yield what a function makes of each unit of a recipe, in order.
@@ -214,9 +215,14 @@ def over_units(
     work : callable
         Of the recipe, the exposure's number and the detector; it must be known to other processes.
     announce : callable
-        Told five times how far it is.
+        Told some five times how far it is, unless there is but this process.
     workers : int, optional
         Processes; 0 for none but this one.
+
+    Yields
+    ------
+    what the function returns
+        When all units are done; the first that fails ends the others.
     """
     units = [(index, detector) for index in range(recipe.exposures) for detector in recipe.detectors]
     if workers == 0:
@@ -225,8 +231,10 @@ def over_units(
     with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), _one_thread) as pool:
         jobs = [pool.submit(work, recipe, index, detector) for index, detector in units]
         for number, job in enumerate(as_completed(jobs), start=1):
-            job.result()
-            if number % max(1, len(jobs) // 5) == 0:
+            if job.exception() is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
+                job.result()
+            if number % -(-len(jobs) // 5) == 0:
                 announce(f"{recipe.name}: {number} of {len(jobs)} frames")
     yield from (job.result() for job in jobs)
 

@@ -34,6 +34,8 @@ _RANGES: dict[str, tuple[Any, ...]] = {
     "sepmed": (True, False),
 }
 _START: dict[str, Any] = {"sigclip": 4.5, "sigfrac": 0.3, "objlim": 3.0, "sepmed": True}
+#: To be raised when what L.A.Cosmic is given of a frame changes.
+_NUMERICS_VERSION = 1
 _FIXED = {"niter": 4, "cleantype": "meanmask", "fsmode": "median"}
 _THRESHOLDS = (*(round(0.02 * step, 2) for step in range(1, 50)), 0.99)
 
@@ -101,6 +103,11 @@ def tune_lacosmic(cases: Sequence[Case], tuned: Tuned) -> dict[str, Any]:
     cases : sequence of Case
     tuned : dict
         What is known already, by the frames' digest; what is found is added. Tuning takes minutes a set of frames.
+
+    Returns
+    -------
+    dict
+        ``sigclip``, ``sigfrac``, ``objlim`` and ``sepmed``.
     """
     digest = _digest(cases)
     if digest not in tuned:
@@ -110,10 +117,13 @@ def tune_lacosmic(cases: Sequence[Case], tuned: Tuned) -> dict[str, Any]:
 
 def _digest(cases: Sequence[Case]) -> str:
     """Return what decides the outcome of tuning: pixels, truth, what is tried, and whose code it is."""
-    whole = hashlib.sha256(repr((_RANGES, _START, _FIXED, version("astroscrappy"))).encode())
+    whole = hashlib.sha256(repr((_NUMERICS_VERSION, _RANGES, _START, _FIXED, version("astroscrappy"))).encode())
     for case in cases:
         for plane in (case.data, case.error, case.ignore, case.hit, case.faint, case.use):
-            whole.update(np.ascontiguousarray(plane).tobytes())
+            if plane is None:
+                whole.update(b"none")
+            else:
+                whole.update(f"{plane.shape} {plane.dtype}".encode() + np.ascontiguousarray(plane).tobytes())
     return whole.hexdigest()
 
 

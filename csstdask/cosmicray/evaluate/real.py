@@ -12,7 +12,7 @@ range are named. Intervals are bootstrapped over blocks of pixels, for neighbour
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from astropy.io import fits
 from scipy.ndimage import binary_dilation
 
 from csstdask.cosmicray import stis
+from csstdask.cosmicray.evaluate.frames import Announce
 from csstdask.cosmicray.evaluate.methods import (
     Tuned,
     at_the_edge,
@@ -47,7 +48,6 @@ _PIXEL_FRACTION = 0.025
 #: What `evaluate_real` returns.
 REAL = ("seed", "stis", "injected", "false_pixels_per_mpix")
 _HELD_OUT: tuple[Split, ...] = ("validation", "test")
-Announce = Callable[[str], None]
 
 
 def compare(

@@ -6,7 +6,7 @@ the same run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ from csstdask.cosmicray.evaluate.frames import (
     CHARGES,
     DISTANCES,
     LENGTHS,
+    Announce,
     Look,
     Seen,
     levels,
@@ -29,8 +30,6 @@ from csstdask.cosmicray.evaluate.frames import (
 )
 from csstdask.cosmicray.evaluate.methods import Method
 from csstdask.mock import Recipe
-
-Announce = Callable[[str], None]
 
 #: Of each field, exposures that are also looked at without their cosmic rays.
 _CLEAN_EXPOSURES = 5

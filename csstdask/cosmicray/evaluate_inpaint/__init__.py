@@ -12,15 +12,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
 from csstdask.cosmicray.card import find_card
-from csstdask.cosmicray.evaluate.tables import rounded, table_head, table_row
-from csstdask.cosmicray.evaluate_inpaint.fillers import absent_peers
-from csstdask.cosmicray.evaluate_inpaint.m51 import m51_part
-from csstdask.cosmicray.evaluate_inpaint.science import science_part
-from csstdask.durable import write_atomic
+from csstdask.cosmicray.evaluate.tables import table_head, table_row, write_results
+from csstdask.cosmicray.evaluate_inpaint.fillers import PEERS, absent_peers, fillers, name_of
+from csstdask.cosmicray.evaluate_inpaint.m51 import files_of_m51, m51_part
+from csstdask.cosmicray.evaluate_inpaint.science import BOUND, KNOWN, MASKS, science_part
 from csstdask.errors import InputError
 from csstdask.mock.recipe import load_recipe
 
@@ -28,7 +28,6 @@ log = logging.getLogger("csstdask")
 
 PARTS = ("science", "m51")
 _RECIPE = "cr-science"
-_MASKS = ("true", "detected")
 _FILE = "inpaint_evaluation"
 
 
@@ -52,7 +51,7 @@ def evaluate_inpaint(
     data : Path, optional
         Folder of real images, for ``m51``; without it that part is left out.
     to : Path, optional
-        Folder for ``inpaint_evaluation.json`` and its tables.
+        Folder for ``inpaint_evaluation.json`` and its tables. Parts that it holds of the same models are kept.
     recipes : Path, optional
         Folder of the test recipes, for ``science``; without it that part is left out.
     parts : sequence of str
@@ -76,44 +75,62 @@ def evaluate_inpaint(
     """
     if not parts or not set(parts) <= set(PARTS):
         raise InputError("--part", ", ".join(parts) or "none", f"some of {', '.join(PARTS)}")
-    wanted = {"science": recipes, "m51": data}
-    if not any(wanted[part] for part in parts):
-        raise InputError("evaluate inpaint", "neither --recipes nor --data", f"what {', '.join(parts)} are made of")
-    identities = {model: _identity(model) for model in models}
+    wanted = [part for part, folder in (("science", recipes), ("m51", data)) if part in parts and folder is not None]
+    if not wanted:
+        raise InputError(
+            "evaluate inpaint", f"nothing to make {', '.join(parts)} of", "--recipes or --data, as they want"
+        )
+    identity = _identity(models)
+    if data is not None and "m51" in wanted:
+        files_of_m51(data)  # now, and not when all else is done
     if absent := absent_peers():
         announce(f"not installed (pip install 'csstdask[bench]'), left out: {', '.join(absent)}")
-    results: dict[str, Any] = {"models": identities}
-    if "science" in parts and recipes is not None:
+    results = _kept(to, identity)
+    if recipes is not None and "science" in wanted:
         for twin in (_RECIPE, f"{_RECIPE}-foreign"):
             path = recipes / f"{twin}.toml"
             if twin != _RECIPE and not path.is_file():
                 continue
             recipe = load_recipe(path, scale=scale)
-            for mask in _MASKS:
+            for mask in MASKS:
                 announce(f"science: {twin}, the {mask} mask, {recipe.exposures * len(recipe.detectors)} units")
                 part = science_part(recipe, models, announce, mask=mask, workers=workers)
+                part |= {"seed": recipe.seed, "shape": list(recipe.frame_shape)}
                 results.setdefault("science", {}).setdefault(twin, {})[mask] = part
                 _write(to, results)
-    if "m51" in parts and data is not None:
+    if data is not None and "m51" in wanted:
         announce("m51")
         results["m51"] = m51_part(data, models)
         _write(to, results)
     return results
 
 
-def _identity(model: str) -> str:
+def _identity(models: Sequence[str]) -> dict[str, Any]:
+    """Return what decides an evaluation besides the data: repairers, what finds the detected mask, and the peers."""
     try:
-        return find_card("inpaint", model).identity
+        fillers(models)
+        cards = {name_of(model): find_card("inpaint", model).identity for model in ("median", *models)}
     except ValueError as error:
         raise InputError("--model", str(error), "the name of a repairer, or its card") from None
+    packages = {package for name, (package, _) in PEERS.items() if name not in absent_peers()}
+    distributions = packages_distributions()
+    versions = {name: version(distributions[name][0]) for name in sorted(packages)}
+    return {"models": cards, "detector": find_card("cosmicray", "default").identity, "packages": versions}
+
+
+def _kept(to: Path | None, identity: dict[str, Any]) -> dict[str, Any]:
+    """Return what a folder holds of an evaluation of the same models, else the beginning of one."""
+    path = None if to is None else to / f"{_FILE}.json"
+    if path is not None and path.is_file():
+        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if before.get("identity") == identity:
+            return before
+    return {"identity": identity}
 
 
 def _write(to: Path | None, results: dict[str, Any]) -> None:
-    if to is None:
-        return
-    to.mkdir(parents=True, exist_ok=True)
-    write_atomic(to / f"{_FILE}.json", (json.dumps(rounded(results), indent=1) + "\n").encode())
-    write_atomic(to / f"{_FILE}.md", ("\n".join(table(results)) + "\n").encode())
+    if to is not None:
+        write_results(to / _FILE, results, table(results))
 
 
 def table(results: dict[str, Any]) -> Iterator[str]:
@@ -147,3 +164,6 @@ def _science(title: str, bins: list[dict[str, Any]]) -> Iterator[str]:
         yield from table_head(f"{title}, {quantity}", names)
         for method in bins[0]["methods"]:
             yield table_row(method, [one["methods"][method][quantity] for one in bins])
+        if quantity == "scatter" and KNOWN in bins[0]:
+            yield table_row("who knows the image, not the brightness", [one[KNOWN] for one in bins])
+            yield table_row("bound on the brightness", [one[BOUND] for one in bins])

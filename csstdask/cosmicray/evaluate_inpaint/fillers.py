@@ -9,9 +9,12 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
+import torch
 
+from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.inpaint import inpaint
 from csstdask.cosmicray.scoring import Bool, Float
+from csstdask.errors import InputError
 from csstdask.quiet import no_warnings
 
 #: Radius of what Telea's and the Navier-Stokes fill look at, and width of the interpolating kernel [pixel].
@@ -82,7 +85,9 @@ def by_kernel(frame: Damaged, hit: Bool) -> tuple[Float, None]:
 
 def by_deepcr(frame: Damaged, hit: Bool) -> tuple[Float, None]:
     """Repair with deepCR's inpainter and its published weights (Zhang & Bloom 2020)."""
-    return _under(frame, hit, np.asarray(_deepcr().inpaint(frame.data, (hit | frame.ignore).astype(np.float32)))), None
+    with torch.inference_mode():  # the package itself keeps what gradients would need
+        filled = _deepcr().inpaint(frame.data, (hit | frame.ignore).astype(np.float32))
+    return _under(frame, hit, np.asarray(filled)), None
 
 
 @cache
@@ -97,7 +102,8 @@ def _under(frame: Damaged, hit: Bool, filled: Float) -> Float:
     return np.where(hit & ~frame.ignore & np.isfinite(filled), filled, frame.data).astype(np.float32)
 
 
-_PEERS: dict[str, tuple[str, Filler]] = {
+#: Name: (package, how).
+PEERS: dict[str, tuple[str, Filler]] = {
     "maskfill": ("maskfill", by_maskfill),
     "Telea": ("cv2", partial(by_opencv, flag="INPAINT_TELEA")),
     "Navier-Stokes": ("cv2", partial(by_opencv, flag="INPAINT_NS")),
@@ -108,15 +114,32 @@ _PEERS: dict[str, tuple[str, Filler]] = {
 
 def absent_peers() -> list[str]:
     """Return the methods whose packages are not installed."""
-    return [name for name, (package, _) in _PEERS.items() if importlib.util.find_spec(package) is None]
+    return [name for name, (package, _) in PEERS.items() if importlib.util.find_spec(package) is None]
+
+
+def name_of(model: str) -> str:
+    """Return what a model is called in tables: its card's name and version, wherever the card lies."""
+    card = find_card("inpaint", model)
+    return card.name if card.parameters else f"{card.name} {card.version}"
 
 
 def fillers(models: Sequence[str]) -> dict[str, Filler]:
-    """Return all methods by name: nothing, the median, networks by name or card, and the peers that are installed."""
+    """Return all methods by name: nothing, the median, networks by name or card, and the peers that are installed.
+
+    Raises
+    ------
+    ValueError
+        If a model is unknown.
+    InputError
+        If two have the same name and version.
+    """
+    names = ["median", *(name_of(model) for model in models if name_of(model) != "median")]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError("--model", f"two called {', '.join(sorted(twice))}", "cards of different names or versions")
     absent = absent_peers()
     return {
         "untouched": untouched,
         "median": ours("median"),
-        **{model: ours(model) for model in models if model != "median"},
-        **{name: fill for name, (_, fill) in _PEERS.items() if name not in absent},
+        **{name_of(model): ours(model) for model in models if name_of(model) != "median"},
+        **{name: fill for name, (_, fill) in PEERS.items() if name not in absent},
     }

@@ -11,6 +11,7 @@ import numpy as np
 from astropy.io import fits
 
 from csstdask.cosmicray.evaluate_inpaint.fillers import Damaged, fillers
+from csstdask.cosmicray.evaluate_inpaint.science import summary_of
 from csstdask.errors import InputError
 from csstdask.quiet import no_warnings
 
@@ -18,6 +19,21 @@ from csstdask.quiet import no_warnings
 _GAIN = np.float32(4.0)
 _REPEATS = 3
 _FILES = ("m51_org.fits", "m51_with_cosmicrays.fits", "m51_mask.fits")
+
+
+def files_of_m51(folder: Path) -> list[Path]:
+    """Return the files: as it was, with cosmic rays, and their mask.
+
+    Raises
+    ------
+    InputError
+        If one is absent.
+    """
+    paths = [folder / "m51_inpaint" / name for name in _FILES]
+    for path in paths:
+        if not path.is_file():
+            raise InputError(path, "no file", "the frame of M51, as in the folder of real images")
+    return paths
 
 
 def m51_part(folder: Path, models: Sequence[str]) -> dict[str, Any]:
@@ -30,19 +46,19 @@ def m51_part(folder: Path, models: Sequence[str]) -> dict[str, Any]:
     models : sequence of str
         Networks, by name or card.
 
+    Returns
+    -------
+    dict
+        Of each method ``rms``, ``mean_absolute``, ``median_absolute``, ``bias`` and ``seconds``; of those that tell a
+        variance the ``pull``, too.
+
     Raises
     ------
     InputError
         If a file is absent.
     """
-    planes = []
-    for name in _FILES:
-        path = folder / "m51_inpaint" / name
-        if not path.is_file():
-            raise InputError(path, "no file", "the frame of M51, as in the folder of real images")
-        with no_warnings():
-            planes.append(np.asarray(fits.getdata(path), dtype=np.float32))
-    truth, damaged, mask = planes
+    with no_warnings():
+        truth, damaged, mask = (np.asarray(fits.getdata(path), dtype=np.float32) for path in files_of_m51(folder))
     hit = mask > 0
     frame = Damaged(damaged * _GAIN, None, np.zeros(hit.shape, dtype=bool))
     result: dict[str, Any] = {}
@@ -64,5 +80,5 @@ def m51_part(folder: Path, models: Sequence[str]) -> dict[str, Any]:
         if variance is not None:
             told = hit & np.isfinite(variance) & (variance > 0)
             pull = (fixed / _GAIN - truth)[told] / np.sqrt(variance[told]) * _GAIN
-            result[name] |= {"pull_mean": float(pull.mean()), "pull_sd": float(pull.clip(-20, 20).std())}
+            result[name]["pull"] = summary_of(pull)
     return result

@@ -2,44 +2,53 @@
 
 Each cosmic ray falls on a copy of its source with photons and a place within the pixel of its own, and the same copy
 without it, photon by photon, is measured alike: what differs is the repair. Fluxes are sums in an aperture at the true
-place. Two numbers are told of each bin:
+place; sources with an ignored pixel in it (saturated, bad) are left out, for nobody repairs those. Told of each bin:
 
 * the shift, the median of ``-2.5 log10(repaired / clean twin)``;
 * the scatter, half of the central 68 % of (repaired / what such a source has in the median), photon noise in it;
-  beside it that of the clean twins.
+  beside it that of the clean twins, and for stars two more: that of a repair which knows the star's image but for its
+  brightness, and takes that from the pixels which are left; and the bound of Cramer and Rao on the brightness itself
+  for a known point spread function, which no sum in an aperture reaches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import sep
 
 from csstdask.cosmicray.detect import detect
-from csstdask.cosmicray.evaluate.frames import Known, draw, over_units
+from csstdask.cosmicray.evaluate.frames import Announce, Known, draw, over_units
 from csstdask.cosmicray.evaluate_inpaint.fillers import Damaged, fillers
 from csstdask.cosmicray.scoring import Bool, Float
+from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe
+from csstdask.mock.render import expected_light
 
-Announce = Callable[[str], None]
+Mask = Literal["true", "detected"]
+MASKS: tuple[Mask, ...] = get_args(Mask)
 Column = npt.NDArray[np.float64]
 
 #: Radius of the aperture [pixel], and half the side of what belongs to a source.
 APERTURE, _HALF = 5.0, 16
-#: Distances of the nearest repaired pixel from a source [pixel], at which bins begin.
+#: Distances of the nearest pixel with charge from a source [pixel], at which bins begin.
 DISTANCES = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 15.0)
 #: Sigma of the sky above which a pixel is a source's.
 _SOURCE = 3.0
 #: Pulls beyond this count as this: a few misses must not be all that a deviation tells.
 _FURTHEST = 20.0
 _LEAST = 8
-CLEAN = "clean twin"
+CLEAN, KNOWN, BOUND = "clean twin", "known_star_scatter", "bound"
+
+
+#: Columns that are no flux.
+_FACTS = {"magnitude", "is_star", "distance", "masked", "usable", KNOWN, BOUND}
 
 
 @dataclass
@@ -47,14 +56,16 @@ class Measured:
     """What repair made of the sources of one unit."""
 
     columns: dict[str, Column] = field(default_factory=dict)
-    """``magnitude``, ``is_star``, ``distance`` [pixel], ``charge`` [e-] of each source; its flux [e-] by method."""
+    """Of each source ``magnitude``, ``is_star``, ``distance`` of the nearest charge [pixel], the share ``masked`` of
+    the charge within 16 pixels, whether it is ``usable``; of stars the scatters of `known_star`; by method flux [e-].
+    """
     pulls: dict[str, dict[str, Column]] = field(default_factory=dict)
     """By method: (repaired - clean) / sigma of pixels of ``star``, ``galaxy`` and ``background``."""
     flux_pulls: dict[str, Column] = field(default_factory=dict)
     """By method: the same of aperture fluxes, pixels taken as independent; NaN where nothing was repaired."""
 
 
-def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[str], mask: str) -> Measured:
+def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[str], mask: Mask) -> Measured:
     """Render a unit, repair it in every way, and measure its sources.
 
     Parameters
@@ -67,22 +78,36 @@ def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[
         Networks, by name or card.
     mask : str
         ``true``: all pixels with charge; ``detected``: those that detection finds.
+
+    Returns
+    -------
+    Measured
+
+    Raises
+    ------
+    ValueError
+        If the mask is neither.
     """
+    if mask not in MASKS:
+        raise ValueError(f"mask: found {mask!r}; wanted one of {', '.join(MASKS)}")
     known = draw(recipe, index, detector)
     case = known.case
-    hit = (case.charge > 0) & ~case.ignore
-    if mask == "detected":
-        hit = np.asarray(detect(case.data, case.error, case.ignore).mask)
+    charged = (case.charge > 0) & ~case.ignore
+    hit = charged if mask == "true" else np.asarray(detect(case.data, case.error, case.ignore).mask)
     frame = Damaged(case.data, case.error, case.ignore)
-    x, y = known.catalogue.x, known.catalogue.y
-    measured = Measured({"magnitude": known.catalogue.mag, "is_star": known.catalogue.is_star.astype(float)})
-    measured.columns |= _hits(hit, case.charge, x, y)
-    measured.columns[CLEAN] = aperture_flux(known.clean - np.float32(known.sky), x, y)
-    region = _regions(known)
+    x, y, is_star = known.catalogue.x, known.catalogue.y, known.catalogue.is_star
+    light = _Light.of(recipe, index, detector, known)
+    columns = {"magnitude": known.catalogue.mag, "is_star": is_star.astype(float)}
+    columns |= _hits(charged, hit, case.charge, x, y)
+    columns["usable"] = (aperture_flux(case.ignore.astype(np.float32), x, y) == 0).astype(float)
+    columns |= light.scatters(hit, x, y, is_star)
+    columns[CLEAN] = aperture_flux(known.clean - np.float32(known.sky), x, y)
+    measured = Measured(columns)
+    region = light.regions(x, y, is_star)
     for name, fill in fillers(models).items():
         fixed, variance = fill(frame, hit)
         flux = aperture_flux(fixed - np.float32(known.sky), x, y)
-        measured.columns[name] = flux
+        columns[name] = flux
         if variance is None:
             continue
         told = hit & np.isfinite(variance) & (variance > 0)
@@ -91,7 +116,7 @@ def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[
         measured.pulls[name] = {kind: pull[told & (region == number)].astype(float) for kind, number in _KINDS.items()}
         whole = aperture_flux(np.where(told, variance, 0), x, y)
         with np.errstate(divide="ignore", invalid="ignore"):
-            measured.flux_pulls[name] = np.where(whole > 0, (flux - measured.columns[CLEAN]) / np.sqrt(whole), np.nan)
+            measured.flux_pulls[name] = np.where(whole > 0, (flux - columns[CLEAN]) / np.sqrt(whole), np.nan)
     return measured
 
 
@@ -103,32 +128,93 @@ def aperture_flux(frame: Float, x: Column, y: Column) -> Column:
 _KINDS = {"background": 0, "star": 1, "galaxy": 2}
 
 
-def _regions(known: Known) -> npt.NDArray[np.int8]:
-    """Return what each pixel is of: background, a star or a galaxy."""
-    region = np.zeros(known.clean.shape, dtype=np.int8)
-    for x, y, is_star in zip(known.catalogue.x, known.catalogue.y, known.catalogue.is_star, strict=True):
-        row, column = int(np.floor(y + 0.5)), int(np.floor(x + 0.5))
-        window = (slice(max(0, row - _HALF), row + _HALF), slice(max(0, column - _HALF), column + _HALF))
-        bright = known.clean[window] - known.sky > _SOURCE * known.rms
-        region[window][bright] = _KINDS["star" if is_star else "galaxy"]
-    return region
+@dataclass(frozen=True)
+class _Light:
+    """What is expected of a unit, before photons are counted [e-]."""
+
+    sources: Float
+    """Of all sources."""
+    stars: Float
+    variance: Float
+    """Of each pixel, as measured [e-^2]."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, index: int, detector: int, known: Known) -> _Light:
+        instrument, catalogue = load_instrument(recipe.instrument), known.catalogue
+        chosen = (np.ones(len(catalogue), dtype=bool), catalogue.is_star, np.zeros(len(catalogue), dtype=bool))
+        drawn = (expected_light(recipe, instrument, index, detector, catalogue.select(some))[0] for some in chosen)
+        everything, stars, sky = (light * np.float32(recipe.exptime) for light in drawn)
+        read_noise = np.float32(instrument.values(detector).read_noise or 0.0)
+        return cls(everything - sky, stars - sky, everything + read_noise**2)
+
+    def regions(self, x: Column, y: Column, is_star: Bool) -> npt.NDArray[np.int8]:
+        """Return what each pixel is of: background, or a star or galaxy that is expected above 3 sigma there."""
+        bright = self.sources > _SOURCE * np.sqrt(self.variance - self.sources)
+        region = np.zeros(bright.shape, dtype=np.int8)
+        for column, row, kind in zip(x, y, is_star, strict=True):
+            window = _window(column, row)
+            region[window][bright[window]] = _KINDS["star" if kind else "galaxy"]
+        return region
+
+    def scatters(self, lost: Bool, x: Column, y: Column, is_star: Bool) -> dict[str, Column]:
+        """Return the relative scatters of stars as `known_star` has them; NaN of galaxies."""
+        columns = np.full((2, len(x)), np.nan)
+        for star in np.flatnonzero(is_star):
+            window = _window(x[star], y[star])
+            planes = self.stars[window], self.variance[window], lost[window]
+            rows, across = np.indices(planes[0].shape)
+            inside = np.hypot(rows + window[0].start - y[star], across + window[1].start - x[star]) < APERTURE
+            columns[:, star] = known_star(*planes, inside)
+        return dict(zip((KNOWN, BOUND), columns, strict=True))
 
 
-def _hits(hit: Bool, charge: Float, x: Column, y: Column) -> dict[str, Column]:
-    """Return how far the nearest pixel to repair is from each source, and the charge round it."""
-    distance, total = np.full(len(x), np.inf), np.zeros(len(x))
+def _window(x: float, y: float) -> tuple[slice, slice]:
+    return slice(max(0, int(y) - _HALF), int(y) + _HALF), slice(max(0, int(x) - _HALF), int(x) + _HALF)
+
+
+def known_star(light: Float, variance: Float, lost: Bool, inside: Bool) -> tuple[float, float]:
+    """Return the relative scatter of a star's flux in an aperture, and of its brightness, if its image is known.
+
+    Parameters
+    ----------
+    light : float array (y, x)
+        Expected of the star [e-].
+    variance : float array (y, x)
+        Of each pixel, as measured [e-^2].
+    lost, inside : bool arrays (y, x)
+        Pixels to be foretold; those of the aperture.
+
+    Returns
+    -------
+    float
+        Of the sum in the aperture, its lost pixels foretold with the brightness that all others tell.
+    float
+        Of that brightness: the bound of Cramer and Rao, ``1 / sqrt(sum(light^2 / variance))`` over pixels not lost.
+    """
+    kept = ~lost
+    information = float((light[kept].astype(float) ** 2 / variance[kept]).sum())
+    of_brightness = 1 / information if information > 0 else np.inf
+    share = float(light[inside & lost].sum())
+    seen = inside & kept
+    total = float(variance[seen].sum()) + (share**2 + 2 * share * float(light[seen].sum())) * of_brightness
+    return float(np.sqrt(total)) / max(float(light[inside].sum()), 1e-9), float(np.sqrt(of_brightness))
+
+
+def _hits(charged: Bool, hit: Bool, charge: Float, x: Column, y: Column) -> dict[str, Column]:
+    """Return how far the nearest pixel with charge is from each source, and what share of the charge is masked."""
+    distance, masked = np.full(len(x), np.inf), np.ones(len(x))
     for number, (column, row) in enumerate(zip(x, y, strict=True)):
-        top, left = max(0, int(row) - _HALF), max(0, int(column) - _HALF)
-        window = (slice(top, int(row) + _HALF), slice(left, int(column) + _HALF))
-        rows, columns = np.nonzero(hit[window])
-        total[number] = charge[window].sum()
+        window = _window(column, row)
+        rows, across = np.nonzero(charged[window])
         if len(rows):
-            distance[number] = np.hypot(rows + top - row, columns + left - column).min()
-    return {"distance": distance, "charge": total}
+            distance[number] = np.hypot(rows + window[0].start - row, across + window[1].start - column).min()
+            near = np.where(charged[window], charge[window], 0)
+            masked[number] = near[hit[window]].sum() / near.sum()
+    return {"distance": distance, "masked": masked}
 
 
 def science_part(
-    recipe: Recipe, models: Sequence[str], announce: Announce, *, mask: str = "true", workers: int | None = None
+    recipe: Recipe, models: Sequence[str], announce: Announce, *, mask: Mask = "true", workers: int | None = None
 ) -> dict[str, Any]:
     """Return shifts, scatters and pulls of all methods over the units of a recipe.
 
@@ -141,34 +227,41 @@ def science_part(
         As `measure_unit` takes it.
     workers : int, optional
         Processes; 0 for none but this one.
+
+    Returns
+    -------
+    dict
+        ``bins``, each of a kind, a magnitude and a distance of the nearest pixel with charge, with a row a method, and
+        ``pulls`` of the methods that tell a variance.
     """
     look = partial(measure_unit, models=tuple(models), mask=mask)
     units = list(over_units(recipe, look, announce=announce, workers=workers))
     columns = {name: np.concatenate([unit.columns[name] for unit in units]) for name in units[0].columns}
     relative = _relative([unit.columns for unit in units])
-    names = [name for name in columns if name not in {"magnitude", "is_star", "distance", "charge"}]
+    names = [name for name in columns if name not in _FACTS]
     bins = []
     for kind, is_star in (("star", 1.0), ("galaxy", 0.0)):
         for magnitude in np.unique(np.round(columns["magnitude"], 2)):
             for near, far in pairwise((*DISTANCES, np.inf)):
-                chosen = (
-                    (columns["is_star"] == is_star)
-                    & (np.abs(columns["magnitude"] - magnitude) < 0.01)
-                    & (columns["distance"] >= near)
-                    & (columns["distance"] < far)
+                chosen = (columns["usable"] > 0) & (columns["is_star"] == is_star)
+                chosen &= np.abs(columns["magnitude"] - magnitude) < 0.01
+                chosen &= (columns["distance"] >= near) & ((columns["distance"] < far) | (far == np.inf))
+                if chosen.sum() < _LEAST:
+                    continue
+                of_stars = {name: float(np.median(columns[name][chosen])) for name in (KNOWN, BOUND)} if is_star else {}
+                bins.append(
+                    {
+                        "kind": kind,
+                        "magnitude": float(magnitude),
+                        "distance": [near, far],
+                        "n": int(chosen.sum()),
+                        "masked_charge": float(columns["masked"][chosen].mean()),
+                        **of_stars,
+                        "methods": {name: _row(columns, relative, name, chosen) for name in names},
+                    }
                 )
-                if chosen.sum() >= _LEAST:
-                    rows = {name: _row(columns, relative, name, chosen) for name in names}
-                    bins.append(
-                        {"kind": kind, "magnitude": float(magnitude), "distance": [near, far], "n": int(chosen.sum())}
-                        | {"methods": rows}
-                    )
-    return {
-        "mask": mask,
-        "aperture": APERTURE,
-        "bins": bins,
-        "pulls": {name: _pulls(units, name) for name in units[0].pulls},
-    }
+    pulls = {name: _pulls(units, name) for name in units[0].pulls}
+    return {"mask": mask, "aperture": APERTURE, "bins": bins, "pulls": pulls}
 
 
 def _relative(units: Sequence[dict[str, Column]]) -> dict[str, Column]:
@@ -202,15 +295,13 @@ def _row(columns: dict[str, Column], relative: dict[str, Column], name: str, cho
 def _pulls(units: Sequence[Measured], name: str) -> dict[str, dict[str, float]]:
     parts = {kind: np.concatenate([unit.pulls[name][kind] for unit in units]) for kind in _KINDS}
     flux = np.concatenate([unit.flux_pulls[name] for unit in units])
-    is_star = np.concatenate([unit.columns["is_star"] for unit in units]) > 0
-    known = np.isfinite(flux)
+    is_star, usable = (np.concatenate([unit.columns[key] for unit in units]) > 0 for key in ("is_star", "usable"))
+    known = np.isfinite(flux) & usable
     parts |= {"star, flux": flux[known & is_star], "galaxy, flux": flux[known & ~is_star]}
-    return {
-        kind: {
-            "n": len(pull),
-            "mean": float(pull.clip(-_FURTHEST, _FURTHEST).mean()),
-            "sd": float(pull.clip(-_FURTHEST, _FURTHEST).std()),
-        }
-        for kind, pull in parts.items()
-        if len(pull)
-    }
+    return {kind: summary_of(pull) for kind, pull in parts.items() if len(pull)}
+
+
+def summary_of(pull: Column) -> dict[str, float]:
+    """Return number, mean and deviation of pulls; those beyond 20 count as 20."""
+    near = np.clip(pull, -_FURTHEST, _FURTHEST)
+    return {"n": len(pull), "mean": float(near.mean()), "sd": float(near.std())}

@@ -31,7 +31,7 @@ def find_sources(frame: Frame, config: RunConfig) -> Output:
     mask = frame.ignore | (hit & ~repaired)
     sky[mask] = 0
     error[~np.isfinite(error)] = 0
-    found = measure_sources(sky, error, mesh.noise_at(), mask, **config.sources.model_dump())
+    found = measure_sources(sky, error, mesh.noise_at(), mask, repaired=repaired, **config.sources.model_dump())
     table = _table(frame, found, hit)
     return Output(table=table, metrics={"n_sources": len(table["id"])})
 
@@ -40,7 +40,7 @@ def _table(frame: Frame, found: Table | None, hit: npt.NDArray[np.bool_] | None 
     """Return the columns of the table, sorted by id (down the frame, then along it)."""
     names = (
         "flux", "flux_err", "flux_aperture", "flux_aperture_err", "peak", "a", "b", "theta", "ellipticity",
-        "kron_radius", "half_light_radius",
+        "kron_radius", "half_light_radius", "repaired_fraction",
     )  # fmt: skip
     if found is None:
         found = {name: np.empty(0) for name in ("x", "y", *names)} | {
@@ -110,7 +110,7 @@ SOURCES = Step(
     name="sources",
     requires=("background", "detect", "repair"),
     kinds=frozenset({"imaging"}),
-    numerics_version=2,
+    numerics_version=3,
     body=find_sources,
     settings=lambda config: config.sources.model_dump(),
     model=lambda _: None,
