@@ -28,6 +28,8 @@ REPEATS = 3
 THREADS = (1, 2)
 SEED = 4242
 SIDE = 2048
+#: Network and precision with which the others are compared, and with which a full detector is searched.
+OURS = ("unet, bfloat16", "unet, int8", "unet-fast, int8")
 
 Mask = npt.NDArray[np.bool_]
 
@@ -80,6 +82,8 @@ def methods(counts: Any, error: Any, ignore: Mask) -> dict[str, Callable[[], Mas
         "csstdask unet, float32": ours("unet", "float32"),
         "csstdask unet, bfloat16": ours("unet", "bfloat16"),
         "csstdask unet, int8": ours("unet", "int8"),
+        "csstdask unet-fast, float32": ours("unet-fast", "float32"),
+        "csstdask unet-fast, int8": ours("unet-fast", "int8"),
         "csstdask deepcr (retrained), float32": ours("deepcr", "float32"),
         "csstdask deepcr (retrained), int8": ours("deepcr", "int8"),
         "deepCR ACS-WFC, 256-pixel patches": patches,
@@ -100,12 +104,14 @@ def on_gpu(counts: Any, error: Any, ignore: Mask) -> dict[str, Callable[[], Mask
     from csstdask.cosmicray import detect
 
     peer = deepCR(mask="ACS-WFC", device="GPU")
-    return {
-        "csstdask unet, float32, GPU": lambda: np.asarray(
-            detect(counts, error, ignore, model="unet", device="cuda").mask
-        ),
-        "deepCR ACS-WFC, whole frame, GPU": lambda: np.asarray(peer.clean(counts, threshold=0.5, inpaint=False)) > 0,
+    calls: dict[str, Callable[[], Mask]] = {
+        f"csstdask {model}, float32, GPU": lambda model=model: np.asarray(
+            detect(counts, error, ignore, model=model, device="cuda").mask
+        )
+        for model in ("unet", "unet-fast")
     }
+    calls["deepCR ACS-WFC, whole frame, GPU"] = lambda: np.asarray(peer.clean(counts, threshold=0.5, inpaint=False)) > 0
+    return calls
 
 
 def score(found: Mask, charge: Any, ignore: Mask) -> dict[str, float]:
@@ -143,7 +149,7 @@ def measure() -> list[dict[str, Any]]:
     ]
 
 
-def peak_of_a_full_detector(precision: Any) -> None:
+def peak_of_a_full_detector(model: str, precision: Any) -> None:
     """Print the peak memory of one detection on a full frame: interpreter, libraries and the caller's arrays in it."""
     import resource
 
@@ -160,7 +166,7 @@ def peak_of_a_full_detector(precision: Any) -> None:
     ignore[:, 4000] = True
     result: dict[str, Any] = {"gb_before": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
     start = time.perf_counter()
-    detect(counts, error, ignore, precision=precision)
+    detect(counts, error, ignore, model=model, precision=precision)
     result |= {"seconds": time.perf_counter() - start}
     print(json.dumps(result | {"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}))
 
@@ -169,22 +175,19 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for threads in THREADS:
         rows += in_a_process("measure", threads)
+    speed = {(row["method"], row["threads"]): row["mpix_per_s"] for row in rows}
     for row in rows:
-        place = ", GPU" if row["method"].endswith("GPU") else ""
-        for precision in ("float32", "bfloat16", "int8"):
-            for ours in rows:
-                if (ours["method"], ours["threads"]) == (f"csstdask unet, {precision}{place}", row["threads"]):
-                    times = ours["mpix_per_s"] / row["mpix_per_s"]
-                    row[f"csstdask_{precision}_is_times_as_fast"] = round(times, 2)
-    full = {
-        precision: {key: round(value, 2) for key, value in in_a_process(precision, max(THREADS)).items()}
-        for precision in ("bfloat16", "int8")
-    }
+        place = ", GPU" if row["method"].endswith(", GPU") else ""
+        own = {ours: speed.get((f"csstdask {ours}{place}", row["threads"])) for ours in OURS}
+        row["times_as_fast"] = {
+            ours: None if rate is None else round(rate / row["mpix_per_s"], 2) for ours, rate in own.items()
+        }
+    full = {ours: {key: round(value, 2) for key, value in in_a_process(ours, max(THREADS)).items()} for ours in OURS}
     save("cosmicray", {"frame": [SIDE, SIDE], "seed": SEED, "repeats": REPEATS, "rows": rows, "full_detector": full})
 
 
 def in_a_process(what: str, threads: int) -> Any:
-    """Return what another process of this file measures with a number of threads: ``measure``, or a precision."""
+    """Return what another process of this file measures with a number of threads: ``measure``, or one of `OURS`."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
     done = subprocess.run(
         [sys.executable, __file__, what],
@@ -201,6 +204,6 @@ if __name__ == "__main__":
         warnings.simplefilter("ignore")
         print(json.dumps(measure()))
     elif len(sys.argv) > 1:
-        peak_of_a_full_detector(sys.argv[1])
+        peak_of_a_full_detector(*sys.argv[1].split(", "))
     else:
         main()
