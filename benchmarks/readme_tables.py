@@ -97,8 +97,9 @@ def of_version(part: str, make: Callable[[], str]) -> Callable[[], str]:
     """Return what makes a table and tells which version of the network it is of."""
 
     def with_version() -> str:
-        model = evaluation(part)["model"]
-        return f"{make()}\n\n*network*: `{model['name']}`, version {model['version']}."
+        found = evaluation(part)
+        since = "" if found == load(EVALUATIONS[0]) else " beside version 1 of `deepcr`; not measured anew since"
+        return f"{make()}\n\n*network*: `{found['model']['name']}`, version {found['model']['version']}{since}."
 
     return with_version
 
