@@ -1,8 +1,9 @@
 """Frames whose cosmic rays are known: units of a campaign that has truth.
 
-A mock campaign has it from its simulator; of a real one it comes from repeated exposures (`repeats`). Where the
-campaign knows what each unit may be used for (``tables/truth_exposures.parquet``), that is kept to: a field is in one
-split alone. The validation split is parted by detector, so that stopping and calibrating see different skies.
+A mock campaign has it from its simulator; of a real one it comes from repeated exposures (`repeats`). Who wants to
+learn repair alone needs neither: what detection finds is hit, and everything else is as it was. Where the campaign
+knows what each unit may be used for (``tables/truth_exposures.parquet``), that is kept to: a field is in one split
+alone. The validation split is parted by detector, so that stopping and calibrating see different skies.
 """
 
 from __future__ import annotations
@@ -18,17 +19,24 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from csstdask.cosmicray.card import find_card
+from csstdask.cosmicray.detect import detect
+from csstdask.cosmicray.inpaint import inpaint
 from csstdask.errors import InputError
 from csstdask.instrument import Instrument
 from csstdask.mock.recipe import Split
 from csstdask.store.campaign import Campaign, UnitFacts, label_identity
-from csstdask.store.electrons import electrons_of, read_electrons
+from csstdask.store.electrons import Electrons, electrons_of, read_electrons
 from csstdask.store.zarr_arrays import read_shard, store_kind
 
 #: Of so many detectors of a campaign that says nothing of splits, one validates.
 _VALIDATES = 5
+#: Charge of a pixel that detection finds hit, and that stands no higher than its neighbours [e-].
+_TRACE = 1e-3
 #: Where truth lies in a campaign: what its simulator knows, or what `csstdask label repeats` believes.
 Truth = Literal["truth", "labels"]
+#: The same, or what detection finds in the frame itself: enough for repair, not for detection.
+Known = Literal["truth", "labels", "detected"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +65,8 @@ class KnownUnits:
     path: Path
     places: tuple[tuple[int, int], ...]
     """(row, column) of each in the campaign's arrays."""
-    truth: Truth = "truth"
-    """The group that it is in."""
+    truth: Known = "truth"
+    """Where it is from."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -74,6 +82,8 @@ class KnownUnits:
         digests = [self.facts(index).digest for index in range(len(self))]
         if self.truth == "labels":
             digests += [label_identity(self.path, row, column) for row, column in self.places]
+        if self.truth == "detected":
+            digests.append(find_card("cosmicray", "default").identity)
         return sha256(" ".join(digests).encode()).hexdigest()
 
     @property
@@ -92,6 +102,9 @@ class KnownUnits:
         campaign, facts = _campaign(self.path), self.facts(index)
         row, column = self.places[index]
         unit = read_electrons(campaign, facts)
+        if self.truth == "detected":
+            charge = _detected(unit)
+            return KnownFrame(unit.data, unit.error, unit.ignore, charge, charge > 0, unit.data, facts.read_noise)
         clean, charge = (read_shard(self.path, f"{self.truth}/{name}", row, column) for name in ("sci", "cr"))
         unknown = np.isnan(charge)
         return KnownFrame(
@@ -105,6 +118,14 @@ class KnownUnits:
         )
 
 
+def _detected(unit: Electrons) -> npt.NDArray[np.float32]:
+    """Return what hit pixels hold above their neighbours' median [e-], at least a trace; 0 of all others."""
+    hit = np.asarray(detect(unit.data, unit.error, unit.ignore).mask)
+    below = np.asarray(inpaint(unit.data, hit, unit.error, unit.ignore, model="median").data)
+    above = np.maximum(unit.data - below, np.float32(_TRACE))
+    return np.where(hit, above, np.float32(0))
+
+
 @lru_cache(maxsize=4)
 def _campaign(path: Path) -> Campaign:
     return Campaign(path)
@@ -115,7 +136,7 @@ def known_units(
     split: Split | None = None,
     *,
     part: tuple[int, int] = (0, 1),
-    truth: Truth = "truth",
+    truth: Known = "truth",
     detectors: Sequence[int] = (),
     exposures: int | None = None,
 ) -> KnownUnits:
@@ -131,7 +152,7 @@ def known_units(
     part : (int, int)
         ``(i, n)``: of each n detectors in order, those in place i; of a single one of its exposures.
     truth : str
-        ``truth``, or ``labels`` for the units that have some.
+        ``truth``, ``labels`` for the units that have some, or ``detected`` for what detection finds.
     detectors : sequence of int
         Only these; by default all.
     exposures : int, optional
@@ -144,7 +165,7 @@ def known_units(
     """
     if store_kind(path) != "campaign":
         raise InputError(path, "no campaign", "one with truth, as `csstdask mock` writes")
-    if not all((path / truth / name / "zarr.json").is_file() for name in ("sci", "cr")):
+    if truth != "detected" and not all((path / truth / name / "zarr.json").is_file() for name in ("sci", "cr")):
         raise InputError(path, f"a campaign without {truth}", f"one with {truth}/sci and {truth}/cr")
     campaign = _campaign(path)
     columns = [column for column, one in enumerate(campaign.detectors) if not detectors or one in detectors]
@@ -152,7 +173,7 @@ def known_units(
         (row, column)
         for row in range(len(campaign.exposures))
         for column in columns
-        if campaign.present[row, column] and (truth == "truth" or label_identity(path, row, column))
+        if campaign.present[row, column] and (truth != "labels" or label_identity(path, row, column))
     ]
     use = _uses(path)
     if split is not None and any(use.values()):

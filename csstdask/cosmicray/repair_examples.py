@@ -4,6 +4,8 @@ Any exposure with known cosmic rays gives both. Sources are those that the pipel
 frame, its cosmic rays masked; their light is that of the frame without them, and so is what the network is to say. A
 mask and its charge come from another place of some frame, moved by up to ten pixels, mirrored and turned (CSST
 rejection paper, section 2.2). What a mask leaves out of an event's skirt stays in the stamp, as it does in a pipeline.
+Frames of which nobody knows the truth teach as well: masks of what detection finds in one place are laid on good pixels
+of another, and these are what is to be said (``truth = "detected"``).
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ def gather(units: KnownUnits, each: int, seed: int) -> Material:
     ----------
     units : KnownUnits
     each : int
-        Sources of a unit, at most, drawn from all that are found; and as many events.
+        Sources of a unit, at most, half of them the brightest, the others drawn from the rest; and as many events.
     seed : int
     """
     parts = [_of_unit(units.read(index), each, np.random.default_rng([seed, index])) for index in range(len(units))]
@@ -74,7 +76,8 @@ def _of_unit(frame: KnownFrame, each: int, rng: np.random.Generator) -> tuple[Im
     mesh = measure(frame.data, frame.ignore | hit)
     sky, noise = mesh.background_at(), mesh.noise_at()
     found = find_sources(np.where(frame.ignore, 0, frame.data - sky), noise, frame.ignore | hit)
-    chosen = rng.permutation(len(found["x"]))[:each]
+    order = np.argsort(found["flux"])[::-1]
+    chosen = np.concatenate([order[: each // 2], rng.permutation(order[each // 2 :])])[:each]
     y, x = middles(found["y"][chosen]), middles(found["x"][chosen])
     unknown = cut_stamps(frame.ignore | frame.unknown, y, x, SIZE, fill=True)
     light = cut_stamps((frame.clean - sky).astype(np.float32), y, x, SIZE)

@@ -11,17 +11,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from copy import deepcopy
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from csstdask.cosmicray.batches import Batch, Feed, draw_patches, logits_of, material_for
+from csstdask.cosmicray.beginning import average_with_beginning, begin_from
 from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.examples import Material
 from csstdask.cosmicray.expected import expected_of, valid_for
@@ -30,7 +29,7 @@ from csstdask.cosmicray.trained_card import card_of, check_rival
 from csstdask.cosmicray.training_config import TrainingConfig
 from csstdask.cosmicray.unet import build_unet
 from csstdask.errors import InputError
-from csstdask.nn.card import ModelCard, write_card
+from csstdask.nn.card import write_card
 from csstdask.nn.device import TrainingPrecision, autocast, choose_device
 from csstdask.nn.trainer import Learner, train
 from csstdask.nn.weights import load_network
@@ -87,8 +86,7 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
     check_material(config, material)
     check_rival(config)
     network = build_unet(**config.architecture)
-    if config.start_from is not None:
-        copy_weights(find_card("cosmicray", config.start_from), network)
+    begin_from(config, network)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         feed = Feed(config, pool)
         validation = pool.submit(draw_patches, config, "validation", 0, config.validation_frames).result()
@@ -114,8 +112,8 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
         )
         history = train(learner, config.schedule, to, device=device, announce=announce)
         held_out = pool.submit(draw_patches, config, "calibration", 0, config.validation_frames).result()
-    if config.start_from is not None and config.remember:
-        average_with(find_card("cosmicray", config.start_from), network, config.remember)
+    if config.remember:
+        average_with_beginning(config, network)
     card = card_of(config, material.sources, network, held_out, history, to)
     path = to / f"{config.name}.json"
     write_card(path, card)
@@ -143,7 +141,11 @@ def _teaching(config: TrainingConfig, device: torch.device) -> Callable[[Batch],
 
 def _origins(config: TrainingConfig) -> dict[str, str]:
     """Return the SHA-256 of the networks that a training begins with and learns from."""
-    named = {"weights of start_from": config.start_from, "weights of teacher": config.teacher}
+    named = {
+        "weights of start_from": config.start_from,
+        "weights of close_from": config.close_from,
+        "weights of teacher": config.teacher,
+    }
     return {key: find_card("cosmicray", model).sha256 for key, model in named.items() if model is not None}
 
 
@@ -155,37 +157,3 @@ def check_material(config: TrainingConfig, material: Material) -> None:
     if material.known is not None and min(material.known.shape) < config.patch:
         found = f"frames of {material.known.shape[0]} x {material.known.shape[1]} pixels"
         raise InputError(material.known.path, found, f"at least the patch, {config.patch} pixels")
-
-
-def copy_weights(card: ModelCard, network: nn.Module) -> None:
-    """Give a network the weights of a card; layers at full resolution that the card's has not stay as they are.
-
-    Raises
-    ------
-    InputError
-        If the card has none, or those of another architecture.
-    """
-    wanted = "a network of the same architecture; `fine` may be absent from it"
-    if card.weights is None:
-        raise InputError("start_from", f"{card.name}, a method without weights", wanted)
-    weights = load_file(card.weights)
-    own = {name: value for name, value in network.state_dict().items() if name.startswith("fine.")}
-    try:
-        network.load_state_dict(own | weights)
-    except RuntimeError as error:
-        raise InputError(card.weights, " ".join(str(error).split())[:160], wanted) from None
-
-
-def average_with(card: ModelCard, network: nn.Module, share: float) -> None:
-    """Mix the weights that a training went on from into those it has come to.
-
-    What they average to keeps most of what was gained on the training's own frames, and what the earlier network could
-    do elsewhere (Wortsman et al. 2022, arXiv:2109.01903).
-    """
-    before = deepcopy(network)
-    copy_weights(card, before)
-    earlier = before.state_dict()
-    with torch.no_grad():
-        for name, value in network.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(earlier[name].to(value), share)

@@ -18,7 +18,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from csstdask.cosmicray.known import KnownUnits, known_units
+from csstdask.cosmicray.known import Known, KnownUnits, known_units
 from csstdask.cosmicray.repair_examples import Examples, Material, batches, gather
 from csstdask.cosmicray.source_repair import (
     SIZE,
@@ -49,7 +49,8 @@ class RepairConfig(BaseModel):
     version: str = "1"
     licence: str = "BSD-3-Clause"
     method: str = "U-Net on 64 x 64 stamps, Gaussian likelihood (csstdask.cosmicray.source_repair)"
-    campaigns: tuple[str, ...] = Field(min_length=1, description="with truth, of one instrument or several")
+    campaigns: tuple[str, ...] = Field(min_length=1, description="of one instrument or several")
+    truth: Known = Field("truth", description="of the campaigns: a simulator's, labels, or what detection finds")
     kind: Literal["unet", "unetpp"] = "unet"
     scaling: Scaling = "noise"
     channels: tuple[int, ...] = Field((32, 64, 96), description="of each level, the finest first")
@@ -116,10 +117,11 @@ def train_inpaint(config: RepairConfig, to: Path, *, announce: Callable[[str], N
     device = choose_device(config.device)
     to.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    training = [known_units(Path(path), "training") for path in config.campaigns]
+    training = [known_units(Path(path), "training", truth=config.truth) for path in config.campaigns]
     # As in detection: of each two detectors one decides when to stop, the other what the card says.
     stopping, calibrating = (
-        [known_units(Path(path), "validation", part=(place, 2)) for path in config.campaigns] for place in (0, 1)
+        [known_units(Path(path), "validation", part=(place, 2), truth=config.truth) for path in config.campaigns]
+        for place in (0, 1)
     )
     learnt, held_out, apart = (_material(config, units, announce) for units in (training, stopping, calibrating))
     network = build_repairer(**config.architecture)

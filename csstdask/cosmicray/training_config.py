@@ -46,6 +46,7 @@ class TrainingConfig(BaseModel):
     down: int = Field(2, ge=1, description="convolutions of a level on the way down")
     up: int = Field(2, ge=1, description="convolutions of a level on the way up")
     fine: int = Field(0, ge=0, description="channels at full resolution beside the stem")
+    close: tuple[int, ...] = Field((), description="channels of a second U-Net, without a stem; it wants `fine`")
     box: int = Field(128, ge=8, description="of the background mesh [pixel]")
     skies: int = Field(192, ge=0, description="mock skies")
     frames: int = Field(48, ge=1, description="drawn for an epoch")
@@ -53,6 +54,7 @@ class TrainingConfig(BaseModel):
     patch: int = Field(256, ge=32, description="[pixel]")
     patches: int = Field(12, ge=1, description="cut from a frame")
     start_from: str | None = Field(None, description="card of such a network to go on from, perhaps one without `fine`")
+    close_from: str | None = Field(None, description="card of one to begin the second U-Net with; wants `start_from`")
     remember: float = Field(0.0, ge=0, le=1, description="share of the weights it went on from in those it ends with")
     teacher: str | None = Field(None, description="card of a network whose probabilities are learnt beside the truth")
     teacher_share: float = Field(0.7, ge=0, le=1, description="of the teacher's word in what is to be learnt")
@@ -86,6 +88,10 @@ class TrainingConfig(BaseModel):
             raise ValueError(f"patch = {self.patch} is no multiple of the network's grid, {grid}")
         if self.patch > min(self.frame_size, _NARROWEST):
             raise ValueError(f"patch = {self.patch} is larger than the frames, {min(self.frame_size, _NARROWEST)}")
+        if self.close and not self.fine:
+            raise ValueError(f"close = {list(self.close)}, but fine = 0: wanted layers that take it up")
+        if self.close_from is not None and (self.start_from is None or not self.close):
+            raise ValueError(f"close_from = {self.close_from}: wanted start_from and close as well")
         if self.remember and self.start_from is None:
             raise ValueError(f"remember = {self.remember}, but no start_from: wanted a network to remember")
         if self.patches == round(self.patches * self.on_sources):
@@ -104,7 +110,7 @@ class TrainingConfig(BaseModel):
         """Return the arguments of the network."""
         return {
             "inputs": len(self.inputs), "channels": list(self.channels), "stem": self.stem, "merge": self.merge,
-            "down": self.down, "up": self.up, "fine": self.fine,
+            "down": self.down, "up": self.up, "fine": self.fine, "close": list(self.close),
         }  # fmt: skip
 
     @property

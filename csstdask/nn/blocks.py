@@ -80,7 +80,8 @@ class UNet(nn.Module):
     The stem folds `stem` x `stem` pixels into channels, so that the costly full-resolution layers work on
     ``1 / stem^2`` of the pixels and see `stem` times as far; the head unfolds them again. What a folded pixel then
     lacks are channels of its own; on request a few layers at full resolution, beside the stem, take up what the U-Net
-    says of a pixel's surroundings and settle what the pixel itself is.
+    says of a pixel's surroundings and settle what the pixel itself is. Beside it a second U-Net without a stem may look
+    closely: what both say is added, and what it sees goes to the layers at full resolution as well.
 
     Parameters
     ----------
@@ -97,6 +98,13 @@ class UNet(nn.Module):
         Convolutions of a level on the way down and up; the lowest level has those of the way down.
     fine : int
         Channels at full resolution, 0 for none. Untrained they add nothing to what comes out.
+    close : sequence of int
+        Channels of each level of the second U-Net, none for none; it wants `fine`.
+
+    Raises
+    ------
+    ValueError
+        If there is `close`, but not `fine`.
     """
 
     def __init__(
@@ -110,8 +118,11 @@ class UNet(nn.Module):
         down: int = 2,
         up: int = 2,
         fine: int = 0,
+        close: Sequence[int] = (),
     ) -> None:
         super().__init__()
+        if close and not fine:
+            raise ValueError(f"close: found {list(close)} without fine; wanted both, or neither")
         self.stem, self.pools, self.merge = stem, len(channels) - 1, merge
         self._folds = stem > 1
         self.radius = radius_of(self.pools, stem, down=down, up=up) + (_SETTLING if fine else 0)
@@ -123,16 +134,32 @@ class UNet(nn.Module):
         self.rise = nn.ModuleList(nn.ConvTranspose2d(coarser, finer, 2, stride=2) for finer, coarser in pairs)
         self.up = nn.ModuleList(ConvStack(finer if merge == "add" else 2 * finer, finer, up) for finer, _ in pairs)
         self.head = nn.Conv2d(channels[0], outputs * stem**2, 1)
-        self.fine = FineLayers(inputs, outputs, channels[0], fine, stem) if fine else None
+        self.close = UNet(inputs=inputs, outputs=outputs, channels=close) if close else None
+        seen = close[0] if close else 0
+        self.fine = FineLayers(inputs, outputs, channels[0], fine, stem, close=seen) if fine else None
+        if self.close is not None:
+            self.radius = max(self.radius, self.close.radius + _SETTLING)
+            nn.init.zeros_(self.close.head.weight)
+            nn.init.zeros_(cast("Tensor", self.close.head.bias))
 
     @property
     def grid(self) -> int:
         """Return the pixels on whose multiples tiles must begin and end."""
-        return self.stem * 2**self.pools
+        return max(self.stem * 2**self.pools, 1 if self.close is None else self.close.grid)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, inputs, y, x) to (n, outputs, y, x); y and x are multiples of `grid`."""
-        image = x
+        seen = self.see(x)
+        coarse = nn.functional.pixel_shuffle(self.head(seen), self.stem)
+        if self.fine is None:
+            return coarse
+        if self.close is None:
+            return coarse + self.fine(x, seen)
+        closely = self.close.see(x)
+        return coarse + self.close.head(closely) + self.fine(x, seen, closely)
+
+    def see(self, x: Tensor) -> Tensor:
+        """Map (n, inputs, y, x) to the channels of folded pixels that the head decides by."""
         x = nn.functional.pixel_unshuffle(x, self.stem) if self._folds else x
         passed = []
         for level, block in enumerate(self.down):
@@ -142,8 +169,7 @@ class UNet(nn.Module):
             risen = self.rise[level](x)
             both = risen.add_(passed[level]) if self.merge == "add" else torch.cat([passed[level], risen], dim=1)
             x = self.up[level](both)
-        coarse = nn.functional.pixel_shuffle(self.head(x), self.stem)
-        return coarse if self.fine is None else coarse + self.fine(image, x)
+        return x
 
     @property
     def first(self) -> ExactConv2d:
@@ -169,22 +195,26 @@ class UNet(nn.Module):
 
 
 class FineLayers(nn.Module):
-    """Layers at full resolution: what a pixel looks like, beside what a U-Net says of where it lies."""
+    """Layers at full resolution: what a pixel looks like, beside what a U-Net says of where it lies.
 
-    def __init__(self, inputs: int, outputs: int, coarse: int, width: int, stem: int) -> None:
+    `close` channels of another U-Net, which has no stem, may come to that. Untrained they count for nothing.
+    """
+
+    def __init__(self, inputs: int, outputs: int, coarse: int, width: int, stem: int, *, close: int = 0) -> None:
         super().__init__()
         self.stem = stem
         self.look = ConvStack(inputs, width, 1, exact=True)
         self.spread = nn.Conv2d(coarse, width * stem**2, 1)
-        self.settle = ConvStack(2 * width, width, _SETTLING)
+        self.settle = ConvStack(2 * width + close, width, _SETTLING)
         self.head = nn.Conv2d(width, outputs, 1)
+        nn.init.zeros_(cast("nn.Conv2d", self.settle.convolutions[0]).weight[:, 2 * width :])
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(cast("Tensor", self.head.bias))
 
-    def forward(self, image: Tensor, coarse: Tensor) -> Tensor:
-        """Map an image (n, inputs, y, x) and channels of its folded pixels to (n, outputs, y, x)."""
+    def forward(self, image: Tensor, coarse: Tensor, *closely: Tensor) -> Tensor:
+        """Map an image (n, inputs, y, x), channels of its folded pixels and perhaps its own to (n, outputs, y, x)."""
         spread = nn.functional.pixel_shuffle(self.spread(coarse), self.stem)
-        return cast("Tensor", self.head(self.settle(torch.cat([self.look(image), spread], dim=1))))
+        return cast("Tensor", self.head(self.settle(torch.cat([self.look(image), spread, *closely], dim=1))))
 
 
 def radius_of(pools: int, stem: int = 1, *, down: int = 2, up: int = 2) -> int:

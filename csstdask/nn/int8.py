@@ -12,7 +12,7 @@ in float32: the same result to a step of rounding, slowly, and a warning says so
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
@@ -137,17 +137,45 @@ class Int8UNet(nn.Module):
             raise InputError("int8", f"no range of {', '.join(sorted(absent))}", "one for each layer on the card")
         if not is_native():
             _warn_once()
-        self.stem, self.pools, self.radius, self.grid = network.stem, network.pools, network.radius, network.grid
-        joint = {level: _join(ranges, network, level) for level in range(self.pools)}
+        self.stem, self.radius, self.grid = network.stem, network.radius, network.grid
+        self.trunk = _Trunk(network, ranges)
+        self.head = _plain(network.head, self.trunk.scale, None)
+        self.fine = None if network.fine is None else _Fine(network, network.fine, self.trunk.scale, ranges)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float32 (n, inputs, y, x) to float32 (n, outputs, y, x); y and x are multiples of `grid`."""
+        image = x.contiguous(memory_format=torch.channels_last)
+        seen = self.trunk(image)
+        coarse = nn.functional.pixel_shuffle(self.head(seen), self.stem)
+        return coarse if self.fine is None else coarse.add_(self.fine(image, seen))
+
+
+class _Trunk:
+    """What a `UNet` sees, up to its head, in eight bits.
+
+    Parameters
+    ----------
+    network : UNet
+    ranges : mapping of str to (float, float)
+    prefix : str
+        Of the names of its layers.
+    last : _Scale, optional
+        Of what comes out, by default its own.
+    """
+
+    def __init__(self, network: UNet, ranges: Ranges, prefix: str = "", last: _Scale | None = None) -> None:
+        own = {name.removeprefix(prefix): one for name, one in ranges.items() if name.startswith(prefix)}
+        self.pools = network.pools
+        joint = {level: _join(own, network, level) for level in range(self.pools)}
+        ends = joint if self.pools or last is None else {0: last}
         self.down: list[list[_Convolution]] = []
         self.rise: list[_Convolution] = []
         self.up: list[list[_Convolution]] = []
         alone = len(cast("ConvStack", network.down[0]).convolutions) == 1
-        scale = joint[0] if alone and joint else _Scale(*ranges["down.0.0"])
+        scale = ends[0] if alone and ends else _Scale(*own["down.0.0"])
         self.first = _First(network.first, scale)
         for level, block in enumerate(cast("list[ConvStack]", network.down)):
-            last = joint.get(level)
-            layers, scale = _stack(block, f"down.{level}", scale, ranges, last, skip=int(level == 0))
+            layers, scale = _stack(block, f"down.{level}", scale, own, ends.get(level), skip=int(level == 0))
             self.down.append(layers)
         for level in reversed(range(self.pools)):
             rise = cast("nn.ConvTranspose2d", network.rise[level])
@@ -155,14 +183,13 @@ class Int8UNet(nn.Module):
             weight = rise.weight.permute(2, 3, 1, 0).reshape(-1, rise.in_channels, 1, 1)
             bias = cast("Tensor", rise.bias).repeat(4)
             self.rise.insert(0, _Convolution(weight, bias, scale, joint[level], relu=False))
-            layers, scale = _stack(cast("ConvStack", network.up[level]), f"up.{level}", joint[level], ranges)
+            end = last if level == 0 else None
+            layers, scale = _stack(cast("ConvStack", network.up[level]), f"up.{level}", joint[level], own, end)
             self.up.insert(0, layers)
-        self.head = _plain(network.head, scale, None)
-        self.fine = None if network.fine is None else _Fine(network.fine, scale, ranges)
+        self.scale = scale
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map float32 (n, inputs, y, x) to float32 (n, outputs, y, x); y and x are multiples of `grid`."""
-        image = x.contiguous(memory_format=torch.channels_last)
+    def __call__(self, image: Tensor) -> Tensor:
+        """Map float32 (n, inputs, y, x) to unsigned integers (n, channels, y / stem, x / stem)."""
         x = self.first(image)
         passed = []
         for level, layers in enumerate(self.down):
@@ -174,17 +201,18 @@ class Int8UNet(nn.Module):
             x = _beside(passed[level], self.rise[level](x), 2)
             for layer in self.up[level]:
                 x = layer(x)
-        coarse = nn.functional.pixel_shuffle(self.head(x), self.stem)
-        return coarse if self.fine is None else coarse.add_(self.fine(image, x))
+        return x
 
 
 class _Fine:
-    """`FineLayers` in eight bits."""
+    """`FineLayers`, and the second U-Net where there is one, in eight bits."""
 
-    def __init__(self, layers: FineLayers, source: _Scale, ranges: Ranges) -> None:
+    def __init__(self, network: UNet, layers: FineLayers, source: _Scale, ranges: Ranges) -> None:
         look = cast("ExactConv2d", layers.look.convolutions[0])
-        both = ranges["fine.look.0"], ranges["fine.spread"]
-        joint = _Scale(min(low for low, _ in both), max(high for _, high in both))
+        names = ["fine.look.0", "fine.spread"]
+        if network.close is not None:
+            names.append(f"close.{_last_of(network.close)}")
+        joint = _Scale(min(ranges[name][0] for name in names), max(ranges[name][1] for name in names))
         self.stem, self.look = layers.stem, _First(look, joint)
         width, corners = look.out_channels, layers.stem**2
         # Sorted by the corner they go to, as `_beside` takes them.
@@ -193,13 +221,17 @@ class _Fine:
         self.spread = _Convolution(weight, bias, source, joint, relu=False)
         self.settle, last = _stack(layers.settle, "fine.settle", joint, ranges)
         self.head = _plain(layers.head, last, None)
+        self.close = None if network.close is None else _Trunk(network.close, ranges, "close.", joint)
+        self.close_head = None if network.close is None else _plain(network.close.head, joint, None)
 
     def __call__(self, image: Tensor, coarse: Tensor) -> Tensor:
         """Map a float32 image and unsigned integers of its folded pixels to float32 (n, outputs, y, x)."""
-        x = _beside(self.look(image), self.spread(coarse), self.stem)
+        closely = [] if self.close is None else [self.close(image)]
+        x = _beside(self.look(image), self.spread(coarse), self.stem, *closely)
         for layer in self.settle:
             x = layer(x)
-        return self.head(x)
+        said = self.head(x)
+        return said if self.close_head is None else said.add_(self.close_head(*closely))
 
 
 def _plain(convolution: nn.Conv2d, source: _Scale, target: _Scale | None) -> _Convolution:
@@ -232,7 +264,7 @@ def measure_ranges(network: UNet, examples: Iterable[Tensor]) -> dict[str, list[
     return ranges
 
 
-def _layers(network: UNet) -> Iterable[tuple[str, tuple[nn.Module, bool]]]:
+def _layers(network: UNet) -> Iterator[tuple[str, tuple[nn.Module, bool]]]:
     for kind in ("down", "up"):
         for level, block in enumerate(getattr(network, kind)):
             for index, convolution in enumerate(block.convolutions):
@@ -244,10 +276,18 @@ def _layers(network: UNet) -> Iterable[tuple[str, tuple[nn.Module, bool]]]:
             for index, convolution in enumerate(block.convolutions):
                 yield f"fine.{name}.{index}", (convolution, True)
         yield "fine.spread", (network.fine.spread, False)
+    if network.close is not None:
+        yield from ((f"close.{name}", layer) for name, layer in _layers(network.close))
 
 
 def _outputs_of(network: UNet) -> list[str]:
     return [name for name, _ in _layers(network)]
+
+
+def _last_of(network: UNet) -> str:
+    """Return the name of the last layer before a network's head."""
+    kind, block = ("up", network.up[0]) if network.pools else ("down", network.down[0])
+    return f"{kind}.0.{len(cast('ConvStack', block).convolutions) - 1}"
 
 
 def _join(ranges: Ranges, network: UNet, level: int) -> _Scale:
@@ -279,13 +319,19 @@ def _halved(x: Tensor) -> Tensor:
     return cast("Tensor", torch.ops.quantized.max_pool2d(x, two, two, none, one, False))
 
 
-def _beside(passed: Tensor, risen: Tensor, times: int) -> Tensor:
-    """Lay what rises, its channels sorted by corner, at so many times its resolution beside what was passed on."""
+def _beside(passed: Tensor, risen: Tensor, times: int, *more: Tensor) -> Tensor:
+    """Lay what rises, its channels sorted by corner, at so many times its resolution behind what was passed on.
+
+    Behind both, what else there is at the full resolution.
+    """
     n, width, ny, nx = passed.shape
-    channels = risen.shape[1] // times**2
-    both = torch.empty((n, ny, nx, width + channels), dtype=passed.dtype)
+    end = width + risen.shape[1] // times**2
+    both = torch.empty((n, ny, nx, end + sum(one.shape[1] for one in more)), dtype=passed.dtype)
     both[..., :width] = passed.permute(0, 2, 3, 1)
-    corners = both.view(n, ny // times, times, nx // times, times, width + channels)[..., width:]
-    folded = risen.permute(0, 2, 3, 1).reshape(n, ny // times, nx // times, times, times, channels)
+    corners = both.view(n, ny // times, times, nx // times, times, -1)[..., width:end]
+    folded = risen.permute(0, 2, 3, 1).reshape(n, ny // times, nx // times, times, times, end - width)
     corners.copy_(folded.permute(0, 1, 3, 2, 4, 5))
+    for one in more:
+        both[..., end : end + one.shape[1]] = one.permute(0, 2, 3, 1)
+        end += one.shape[1]
     return both.permute(0, 3, 1, 2)

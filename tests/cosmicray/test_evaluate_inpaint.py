@@ -11,7 +11,8 @@ from astropy.io import fits
 
 from csstdask.cosmicray import evaluate_inpaint as evaluate_inpaint_module
 from csstdask.cosmicray.evaluate.tables import rounded
-from csstdask.cosmicray.evaluate_inpaint import evaluate_inpaint, table
+from csstdask.cosmicray.evaluate_inpaint import evaluate_inpaint, fields, table
+from csstdask.cosmicray.evaluate_inpaint.figures import draw_fields, draw_science
 from csstdask.cosmicray.evaluate_inpaint.fillers import PEERS, Damaged, absent_peers, fillers
 from csstdask.cosmicray.evaluate_inpaint.m51 import m51_part
 from csstdask.cosmicray.evaluate_inpaint.science import BOUND, CLEAN, KNOWN, known_star, measure_unit, science_part
@@ -88,7 +89,7 @@ def test_what_a_repair_can_do_that_knows_the_star(rng):
     assert whole == pytest.approx(np.sqrt(variance[inside].sum()) / light[inside].sum())
 
 
-def test_bins_tell_shift_and_scatter(recipe):
+def test_bins_tell_shift_and_scatter(recipe, tmp_path):
     stamps = recipe.stamps.model_copy(update={"offset": (0.0, 1.0)})  # all in the same bin
     recipe = recipe.model_copy(update={"stamps": stamps})
     part = science_part(recipe, (), lambda _: None, workers=0)
@@ -104,6 +105,8 @@ def test_bins_tell_shift_and_scatter(recipe):
     assert min(methods["untouched"]["shift_5"] for methods in near) < -0.05
     assert min(methods["median"]["shift_5"] for methods in near) > -0.05
     json.dumps(rounded(part), allow_nan=False)  # the last bin has no end
+    draw_science({"true": part}, tmp_path / "science.png")
+    assert (tmp_path / "science.png").stat().st_size > 20_000
     lines = list(table({"science": {"small": {"true": part}}}))
     assert any(line.startswith("| median |") for line in lines)
 
@@ -162,7 +165,80 @@ def test_what_was_evaluated_is_kept_beside_what_is_new(tmp_path, like_m51, monke
     assert "science" not in evaluate_inpaint(data=like_m51, to=tmp_path / "out")
 
 
-EMPTY = {"mask": "true", "aperture": 5.0, "bins": [], "pulls": {}}
+EMPTY = {"mask": "true", "aperture": 5.0, "bins": [], "pulls": {}, "shapes": {}}
+
+
+def test_shapes_are_those_of_sources_that_a_mask_touches(unit):
+    """Round stars stay round under a repair that is good, and the untouched frame is not."""
+    touched = np.isfinite(unit.shapes["untouched"]).all(axis=1)
+    assert 5 < touched.sum() < len(touched)
+    assert (unit.columns["distance"][touched] < 7).all()
+    bright = touched & (unit.columns["magnitude"] < 20)
+    size = {name: np.abs(shape[bright, 0]).mean() for name, shape in unit.shapes.items() if np.isfinite(shape).any()}
+    assert size["median"] < 0.1
+
+
+@pytest.fixture(scope="module")
+def frame():
+    """A field of a thousand galaxies and stars a megapixel, one pixel in forty hit, in all treatments."""
+    recipe = load_recipe(STORES / "cr-detection-test.toml", scale=0.0625)
+    return fields.measure_unit(recipe.model_copy(update={"exposures": 1}), 0, 8, models=())
+
+
+def test_sources_that_were_hit_are_lost_without_repair(frame):
+    """Left in, cosmic rays are the catalogue; masked or repaired, most of what the clean frame gives is found."""
+    assert list(frame.treated) == [CLEAN, fields.DIRECT, fields.MASKED, fields.DROPPED, "median"]
+    found = {name: one.found[frame.hit].mean() for name, one in frame.treated.items()}
+    purity = {name: one.true[one.hit].mean() for name, one in frame.treated.items()}
+    assert frame.hit.sum() > 8
+    assert found[CLEAN] > 0.6
+    assert found[fields.DIRECT] < found["median"] <= found[CLEAN] + 0.1
+    assert found[fields.DROPPED] < found[fields.MASKED]
+    assert purity[fields.DIRECT] < 0.1 < purity["median"]
+
+
+def test_magnitudes_are_those_of_the_catalogue_where_nothing_was_hit(frame):
+    """Kron ellipses miss a few hundredths; the same ellipse on the same pixels is the same number."""
+    away = frame.bright & ~frame.hit & (frame.magnitude < 22)
+    twin, direct = frame.treated[CLEAN], frame.treated["median"]
+    assert np.nanmedian(np.abs(twin.magnitude - frame.magnitude)[away]) < 0.1
+    assert np.nanmedian(np.abs(direct.forced - twin.forced)[away]) < 0.01
+
+
+def test_each_measured_source_is_one_of_the_catalogue_at_most():
+    """The nearer of two takes it; one of another brightness, or too far, is none."""
+    true = np.array([10.0, 50.0]), np.array([10.0, 50.0]), np.array([20.0, 22.0])
+    x, y = np.array([10.5, 9.9, 50.0, 53.0]), np.array([10.0, 10.0, 50.0, 50.0])
+    magnitude = np.array([20.0, 20.1, 24.0, 22.0])
+    assert fields.match(x, y, magnitude, *true).tolist() == [-1, 0, -1, -1]
+    assert fields.match(x[:1], y[:1], magnitude[:1], *true).tolist() == [0]
+    assert fields.match(np.empty(0), np.empty(0), np.empty(0), *true).tolist() == []
+
+
+def test_percentiles_and_counts_are_those_of_known_errors(rng):
+    true = np.full(4000, 21.2)
+    (row,) = fields.percentiles(true + rng.normal(0.1, 0.2, 4000), true, np.ones(4000, bool))
+    assert (row["from"], row["to"], row["n"]) == (21.0, 21.5, 4000)
+    assert row["p50"] == pytest.approx(0.1, abs=0.02)
+    assert row["p95"] - row["p5"] == pytest.approx(2 * 1.645 * 0.2, rel=0.05)
+    true = rng.uniform(17, 25, 4000)
+    same = fields.number_counts(true, true, np.ones(4000, bool))
+    assert same["ssim"] == pytest.approx(1)
+    assert same["chi2"] == 0
+    half = fields.number_counts(np.where(true > 23, np.nan, true), true, np.ones(4000, bool))
+    assert half["ssim"] < 0.9
+    assert half["chi2"] > 10
+
+
+def test_fields_are_told_in_tables_and_drawn(frame, tmp_path, monkeypatch):
+    monkeypatch.setattr(fields, "over_units", lambda *_, **__: [frame] * 8)
+    part = fields.fields_part(None, (), lambda _: None)
+    assert part["hit"]["star"] + part["hit"]["galaxy"] == 8 * frame.hit.sum()
+    json.dumps(rounded(part), allow_nan=False)
+    lines = list(table({"fields": {"small": {"detected": part}}}))
+    assert any(line.startswith("| touched dropped |") for line in lines)
+    draw_fields(part, tmp_path / "fields.png")
+    assert (tmp_path / "fields.png").stat().st_size > 20_000
 
 
 def test_m51(real_images):
@@ -171,9 +247,9 @@ def test_m51(real_images):
 
 
 def test_what_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"--part.*some of science, m51"):
+    with pytest.raises(InputError, match=r"--part.*some of science, fields, m51"):
         evaluate_inpaint(parts=["everything"])
-    with pytest.raises(InputError, match="nothing to make science, m51 of; wanted --recipes or --data"):
+    with pytest.raises(InputError, match="nothing to make science, fields, m51 of; wanted --recipes or --data"):
         evaluate_inpaint()
     with pytest.raises(InputError, match="--model"):
         evaluate_inpaint(["nobody"], recipes=tmp_path)

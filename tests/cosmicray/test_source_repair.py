@@ -129,6 +129,25 @@ def test_our_network_learns_how_uncertain_it_is(campaign, tmp_path):
     assert set(card.calibration) == {"sky", "source"}
 
 
+def test_frames_without_truth_teach_as_well(campaign, tmp_path):
+    """What detection finds elsewhere is laid on good pixels; of pixels that it finds itself nobody says anything."""
+    units = known_units(campaign, "training", truth="detected")
+    frame, known = units.read(0), known_units(campaign, "training").read(0)
+    assert np.array_equal(frame.clean, frame.data)
+    assert np.array_equal(frame.unknown, frame.charge > 0)
+    assert (frame.unknown & (known.charge > 0)).sum() > 0.8 * (known.charge > 5).sum()
+    (examples,) = batches(gather(units, 20, 1), 1, 40, (1,))
+    assert examples.stamps.hit.float().mean() > 0.003
+    assert not (examples.stamps.hit & examples.stamps.unknown).any()
+    settings = TINY | {"campaigns": (str(campaign),), "truth": "detected", "epochs": 6, "steps": 25}
+    card = find_card("inpaint", str(train_inpaint(load_repair_config(None, **settings), tmp_path)))
+    learnt = load_network(card, build_repairer, torch.device("cpu"))
+    tested = list(batches(gather(known_units(campaign, "validation"), 30, 2), 6, 16, (9,)))  # by the true light
+    untrained = build_repairer(**card.architecture)
+    after, before = (scores(network, tested, "noise") for network in (learnt, untrained))
+    assert after["score_source"] > before["score_source"] + 0.5
+
+
 def test_a_bad_column_through_a_star_is_seen_as_in_training(trained, monkeypatch):
     """Ignored pixels at the median of their neighbours, not at the sky."""
     y, x = np.mgrid[:128, :128]

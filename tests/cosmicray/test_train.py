@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 
 from csstdask.cosmicray import detect, stis
 from csstdask.cosmicray.batches import as_batch, draw_patches
+from csstdask.cosmicray.beginning import average_with_beginning, begin_from
 from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.evaluate import evaluate_cosmicray, methods, real, table
 from csstdask.cosmicray.examples import SHARES, Cutting, contaminate, draw_examples, gather_material
 from csstdask.cosmicray.known import known_units
-from csstdask.cosmicray.train import average_with, copy_weights, taught_by, train_cosmicray, weighted_loss
+from csstdask.cosmicray.train import taught_by, train_cosmicray, weighted_loss
 from csstdask.cosmicray.training_config import load_training_config
 from csstdask.cosmicray.unet import CHANNELS, build_unet
 from csstdask.errors import InputError
@@ -222,10 +223,10 @@ def test_training_on_a_campaign_goes_on_from_a_model(campaign, tmp_path):
     old, new = (load_network(card, build_unet, torch.device("cpu")).head.weight for card in half)
     mixed = build_unet(**half[0].architecture)
     mixed.load_state_dict(load_file(second.with_suffix(".safetensors")))
-    average_with(half[0], mixed, 0.25)
+    average_with_beginning(load_training_config(None, **more | {"remember": 0.25}), mixed)
     assert torch.allclose(mixed.head.weight, 0.25 * old + 0.75 * new, atol=1e-6)
     grown = build_unet(**half[0].architecture | {"fine": 4})
-    copy_weights(half[0], grown)
+    begin_from(load_training_config(None, **more | {"fine": 4}), grown)
     assert torch.equal(grown.head.weight, load_file(first.with_suffix(".safetensors"))["head.weight"])
     config = load_training_config(None, **settings | {"start_from": str(first), "channels": (8, 16)})
     with pytest.raises(InputError, match="a network of the same architecture"):

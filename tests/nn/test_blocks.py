@@ -15,14 +15,23 @@ def test_radius_formula(pools, radius):
 
 
 @pytest.mark.parametrize(
-    ("channels", "stem", "fine"), [((8, 8), 1, 0), ((8, 8, 8), 1, 0), ((8, 8), 2, 0), ((8, 8, 8), 2, 0), ((8, 8), 2, 4)]
+    ("channels", "stem", "more"),
+    [
+        ((8, 8), 1, {}),
+        ((8, 8, 8), 1, {}),
+        ((8, 8), 2, {}),
+        ((8, 8, 8), 2, {}),
+        ((8, 8), 2, {"fine": 4}),
+        ((8, 8), 2, {"fine": 4, "close": (4, 4, 4)}),
+    ],
 )
-def test_nothing_beyond_the_radius_matters_and_something_at_it_does(channels, stem, fine):
+def test_nothing_beyond_the_radius_matters_and_something_at_it_does(channels, stem, more):
     """The gradient of one output pixel with respect to the input, over all phases of the grid."""
     torch.manual_seed(1)
-    network = UNet(inputs=1, outputs=1, channels=channels, stem=stem, fine=fine).double().eval()
+    network = UNet(inputs=1, outputs=1, channels=channels, stem=stem, **more).double().eval()
     if network.fine is not None:
         torch.nn.init.ones_(network.fine.head.weight)
+        torch.nn.init.ones_(network.fine.settle.convolutions[0].weight)
     for weight in network.parameters():  # no unit is dead: everything that can matter does
         weight.data.abs_()
     side = (2 * network.radius // network.grid + 4) * network.grid
@@ -38,13 +47,16 @@ def test_nothing_beyond_the_radius_matters_and_something_at_it_does(channels, st
     assert furthest > network.radius - network.grid
 
 
-@pytest.mark.parametrize(("stem", "fine"), [(1, 0), (2, 0), (2, 4), (3, 0)])
-def test_fusing_changes_nothing(stem, fine):
+@pytest.mark.parametrize(("stem", "fine", "close"), [(1, 0, ()), (2, 0, ()), (2, 4, ()), (2, 4, (4, 6)), (3, 0, ())])
+def test_fusing_changes_nothing(stem, fine, close):
     """Neither does taking the stem into the first convolution."""
     torch.manual_seed(2)
-    network = UNet(inputs=2, outputs=1, channels=(4, 6), stem=stem, fine=fine)
+    network = UNet(inputs=2, outputs=1, channels=(4, 6), stem=stem, fine=fine, close=close)
     if network.fine is not None:
         torch.nn.init.normal_(network.fine.head.weight)
+        torch.nn.init.normal_(network.fine.settle.convolutions[0].weight)
+    if network.close is not None:
+        torch.nn.init.normal_(network.close.head.weight)
     with torch.no_grad():  # normalisation statistics that are not those of a newborn
         for _ in range(3):
             network(torch.randn(2, 2, 12 * stem, 12 * stem) * 3 + 1)
@@ -58,12 +70,18 @@ def test_fusing_changes_nothing(stem, fine):
     assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in network.modules())
 
 
-def test_untrained_fine_layers_add_nothing():
+@pytest.mark.parametrize("close", [(), (4, 6)])
+def test_untrained_fine_layers_and_close_looks_add_nothing(close):
     """So a network can grow them and go on with what it knew."""
     torch.manual_seed(3)
-    network = UNet(inputs=2, outputs=1, channels=(4, 6), stem=2, fine=4).eval()
+    network = UNet(inputs=2, outputs=1, channels=(4, 6), stem=2, fine=4, close=close).eval()
     frame = torch.randn(1, 2, 32, 32)
     with torch.no_grad():
         whole = network(frame)
         network.fine = None
         assert torch.equal(network(frame), whole)
+
+
+def test_a_close_look_wants_layers_that_take_it_up():
+    with pytest.raises(ValueError, match=r"close: found \[4, 6\] without fine"):
+        UNet(inputs=1, outputs=1, channels=(4, 6), close=(4, 6))

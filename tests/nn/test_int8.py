@@ -17,6 +17,9 @@ def lived(stem=2, channels=(8, 12, 16), **more):
     network = UNet(inputs=2, outputs=1, channels=channels, stem=stem, **more)
     if network.fine is not None:
         torch.nn.init.normal_(network.fine.head.weight)
+    if network.close is not None:
+        torch.nn.init.normal_(network.close.head.weight)
+        torch.nn.init.normal_(network.fine.settle.convolutions[0].weight, std=0.1)
     with torch.no_grad():
         for _ in range(4):
             network(torch.randn(4, 2, 64, 64) * 2 + 0.5)
@@ -31,7 +34,16 @@ def frame():
 
 
 @pytest.mark.parametrize(
-    "architecture", [{}, {"stem": 1, "channels": (8, 8)}, {"up": 1}, {"down": 1, "up": 1}, {"fine": 6}]
+    "architecture",
+    [
+        {},
+        {"stem": 1, "channels": (8, 8)},
+        {"up": 1},
+        {"down": 1, "up": 1},
+        {"fine": 6},
+        {"fine": 6, "close": (8, 10)},
+        {"fine": 6, "close": (8,)},
+    ],
 )
 def test_it_is_near_the_network_in_float32(frame, architecture):
     network = lived(**architecture)
@@ -44,9 +56,10 @@ def test_it_is_near_the_network_in_float32(frame, architecture):
 
 
 @pytest.mark.skipif(not is_native(), reason="a processor without integer dot products")
-def test_without_the_processors_help_it_says_the_same(frame, monkeypatch):
+@pytest.mark.parametrize("close", [(), (8, 10)])
+def test_without_the_processors_help_it_says_the_same(frame, monkeypatch, close):
     """To a step of the last layers: the two round halves their own ways."""
-    network = lived(fine=6)
+    network = lived(fine=6, close=close)
     ranges = measure_ranges(network, [frame])
     with torch.inference_mode():
         native = Int8UNet(network, ranges)(frame)
@@ -76,11 +89,15 @@ def test_what_cannot_be_is_said():
         Int8UNet(lived(), {})
 
 
-@pytest.mark.parametrize("fine", [0, 6])
-def test_convolutions_that_see_the_image_are_exact_whatever_the_rest_is(fine):
-    """A difference of a thousandth, which bfloat16 cannot hold, passes them; their weights stay as they were."""
-    network = lived(fine=fine)
-    if network.fine is not None:
+@pytest.mark.parametrize(("fine", "close"), [(0, ()), (6, ()), (6, (8, 10))])
+def test_convolutions_that_see_the_image_are_exact_whatever_the_rest_is(fine, close):
+    """A difference of .03, which bfloat16 cannot hold at 8, passes them; their weights stay as they were."""
+    network = lived(fine=fine, close=close)
+    if network.close is not None:
+        assert isinstance(network.close.first, ExactConv2d)
+        network.fine.head.weight.data.zero_()  # what passes now has passed the second U-Net
+        network.head.weight.data.zero_()
+    elif network.fine is not None:
         assert isinstance(network.fine.look.convolutions[0], ExactConv2d)
         network.head.weight.data.zero_()  # what passes now has passed the fine layers
     weight = network.first.weight.clone()
@@ -90,7 +107,7 @@ def test_convolutions_that_see_the_image_are_exact_whatever_the_rest_is(fine):
     assert network.head.weight.dtype == torch.bfloat16
     level = torch.full((1, 2, 32, 32), 8.0)
     nearly = level.clone()
-    nearly[..., 16, 16] += 0.01
+    nearly[..., 16, 16] += 0.03
     assert torch.equal(level.bfloat16(), nearly.bfloat16())
     with torch.inference_mode():
         assert not torch.equal(network(level), network(nearly))

@@ -11,7 +11,8 @@ import numpy as np
 from csstdask.errors import InputError
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Return matplotlib's plain interface, drawing into files; raise InputError where it is not installed."""
     try:
         import matplotlib as mpl  # noqa: PLC0415
     except ImportError:
@@ -24,7 +25,7 @@ def _pyplot() -> Any:
 
 def check_figures() -> None:
     """Raise InputError unless figures can be drawn."""
-    _pyplot()
+    pyplot()
 
 
 def draw_field(result: dict[str, Any], path: Path) -> None:
@@ -37,7 +38,7 @@ def draw_field(result: dict[str, Any], path: Path) -> None:
     path : Path
         PNG
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(2, 4, figsize=(20, 9), layout="constrained")
     for place, rate in ((axes[0, 0], "recall_visible"), (axes[1, 0], "precision")):
         _by_detector(place, result["by_detector"], rate)
@@ -96,7 +97,7 @@ def draw_gallery(entries: Sequence[dict[str, Any]], path: Path, rows: int = 8) -
     rows : int
         At most, and of one method at most half of them.
     """
-    plt = _pyplot()
+    plt = pyplot()
     chosen: list[dict[str, Any]] = []
     for entry in entries:
         if sum(one["method"] == entry["method"] for one in chosen) < rows // 2 and len(chosen) < rows:

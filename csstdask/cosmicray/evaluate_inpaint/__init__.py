@@ -1,6 +1,7 @@
 """Evaluation of repair: ``csstdask evaluate inpaint``.
 
 * ``science``: sources of 17, 19, 21 and 23 mag, each hit a hundred times, with the true mask and with the detected one;
+* ``fields``: whole frames, their photometry and catalogues, with the detected mask;
 * ``m51``: a real frame with cosmic rays added.
 
 Every method is given the same pixels and the same mask: our median, networks, and what people use instead, where it is
@@ -17,17 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from csstdask.cosmicray.card import find_card
+from csstdask.cosmicray.evaluate.figures import check_figures
 from csstdask.cosmicray.evaluate.tables import table_head, table_row, write_results
+from csstdask.cosmicray.evaluate_inpaint.fields import fields_part
+from csstdask.cosmicray.evaluate_inpaint.figures import draw_fields, draw_science
 from csstdask.cosmicray.evaluate_inpaint.fillers import PEERS, absent_peers, fillers, name_of
 from csstdask.cosmicray.evaluate_inpaint.m51 import files_of_m51, m51_part
-from csstdask.cosmicray.evaluate_inpaint.science import BOUND, KNOWN, MASKS, science_part
+from csstdask.cosmicray.evaluate_inpaint.science import BOUND, CLEAN, KNOWN, MASKS, science_part
 from csstdask.errors import InputError
 from csstdask.mock.recipe import load_recipe
 
 log = logging.getLogger("csstdask")
 
-PARTS = ("science", "m51")
-_RECIPE = "cr-science"
+PARTS = ("science", "fields", "m51")
+#: Parts that are made of recipes; of the fields so many exposures, one of each field, and the scale of their frames.
+RECIPES = {"science": "cr-science", "fields": "cr-detection-test"}
+_EXPOSURES, _SCALE = 5, 0.125
 _FILE = "inpaint_evaluation"
 
 
@@ -51,9 +57,9 @@ def evaluate_inpaint(
     data : Path, optional
         Folder of real images, for ``m51``; without it that part is left out.
     to : Path, optional
-        Folder for ``inpaint_evaluation.json`` and its tables. Parts that it holds of the same models are kept.
+        Folder for ``inpaint_evaluation.json``, its tables and figures. Parts that it holds of the same models are kept.
     recipes : Path, optional
-        Folder of the test recipes, for ``science``; without it that part is left out.
+        Folder of the test recipes, for ``science`` and ``fields``; without it they are left out.
     parts : sequence of str
         Some of `PARTS`.
     scale : float, optional
@@ -75,7 +81,8 @@ def evaluate_inpaint(
     """
     if not parts or not set(parts) <= set(PARTS):
         raise InputError("--part", ", ".join(parts) or "none", f"some of {', '.join(PARTS)}")
-    wanted = [part for part, folder in (("science", recipes), ("m51", data)) if part in parts and folder is not None]
+    folders = {"m51": data, **dict.fromkeys(RECIPES, recipes)}
+    wanted = [part for part in parts if folders[part] is not None]
     if not wanted:
         raise InputError(
             "evaluate inpaint", f"nothing to make {', '.join(parts)} of", "--recipes or --data, as they want"
@@ -86,23 +93,46 @@ def evaluate_inpaint(
     if absent := absent_peers():
         announce(f"not installed (pip install 'csstdask[bench]'), left out: {', '.join(absent)}")
     results = _kept(to, identity)
-    if recipes is not None and "science" in wanted:
-        for twin in (_RECIPE, f"{_RECIPE}-foreign"):
+    if to is not None and set(wanted) & set(RECIPES):
+        check_figures()  # now, and not when all is measured
+    for part, name in RECIPES.items():
+        if recipes is None or part not in wanted:
+            continue
+        for twin in (name, f"{name}-foreign"):
             path = recipes / f"{twin}.toml"
-            if twin != _RECIPE and not path.is_file():
+            if twin != name and not path.is_file():
                 continue
-            recipe = load_recipe(path, scale=scale)
-            for mask in MASKS:
-                announce(f"science: {twin}, the {mask} mask, {recipe.exposures * len(recipe.detectors)} units")
-                part = science_part(recipe, models, announce, mask=mask, workers=workers)
-                part |= {"seed": recipe.seed, "shape": list(recipe.frame_shape)}
-                results.setdefault("science", {}).setdefault(twin, {})[mask] = part
+            make = _science if part == "science" else _fields
+            for key, result in make(path, models, scale, workers, announce):
+                results.setdefault(part, {}).setdefault(twin, {})[key] = result
                 _write(to, results)
     if data is not None and "m51" in wanted:
         announce("m51")
         results["m51"] = m51_part(data, models)
         _write(to, results)
     return results
+
+
+def _science(
+    path: Path, models: Sequence[str], scale: float | None, workers: int | None, announce: Callable[[str], None]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each mask and what is found with it."""
+    recipe = load_recipe(path, scale=scale)
+    for mask in MASKS:
+        announce(f"science: {recipe.name}, the {mask} mask, {recipe.exposures * len(recipe.detectors)} units")
+        part = science_part(recipe, models, announce, mask=mask, workers=workers)
+        yield mask, part | {"seed": recipe.seed, "shape": list(recipe.frame_shape)}
+
+
+def _fields(
+    path: Path, models: Sequence[str], scale: float | None, workers: int | None, announce: Callable[[str], None]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the detected mask and what is found with it: the true one is for the science test."""
+    recipe = load_recipe(path, scale=scale or _SCALE)
+    recipe = recipe.model_copy(update={"exposures": min(_EXPOSURES, recipe.exposures)})
+    announce(f"fields: {recipe.name}, {recipe.exposures * len(recipe.detectors)} frames")
+    part = fields_part(recipe, models, announce, workers=workers)
+    yield "detected", part | {"seed": recipe.seed, "shape": list(recipe.frame_shape)}
 
 
 def _identity(models: Sequence[str]) -> dict[str, Any]:
@@ -129,8 +159,14 @@ def _kept(to: Path | None, identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(to: Path | None, results: dict[str, Any]) -> None:
-    if to is not None:
-        write_results(to / _FILE, results, table(results))
+    if to is None:
+        return
+    write_results(to / _FILE, results, table(results))
+    for recipe, masks in results.get("science", {}).items():
+        if masks:
+            draw_science(masks, to / f"inpaint-{recipe}.png")
+    for recipe, masks in results.get("fields", {}).items():
+        draw_fields(masks["detected"], to / f"inpaint-{recipe}.png")
 
 
 def table(results: dict[str, Any]) -> Iterator[str]:
@@ -139,15 +175,11 @@ def table(results: dict[str, Any]) -> Iterator[str]:
         for mask, part in masks.items():
             for kind in ("star", "galaxy"):
                 bins = [one for one in part["bins"] if one["kind"] == kind]
-                yield from _science(f"{recipe}, {mask} mask: {kind}", bins)
-            if part["pulls"]:
-                kinds = list(next(iter(part["pulls"].values())))
-                yield from table_head(f"{recipe}, {mask} mask: pulls, mean and deviation", kinds)
-            for method, pulls in part["pulls"].items():
-                cells = [
-                    f"{pulls[kind]['mean']:.2f} ± {pulls[kind]['sd']:.2f}" if kind in pulls else "" for kind in kinds
-                ]
-                yield f"| {' | '.join((method, *cells))} |"
+                yield from _of_sources(f"{recipe}, {mask} mask: {kind}", bins)
+            yield from _of_pairs(f"{recipe}, {mask} mask: pulls, mean and deviation", _pulls_of(part))
+            yield from _of_pairs(f"{recipe}, {mask} mask: errors of shape, mean and deviation", _shapes_of(part))
+    for recipe, masks in results.get("fields", {}).items():
+        yield from _of_fields(recipe, masks["detected"])
     if "m51" in results:
         columns = ("rms", "mean_absolute", "median_absolute", "bias", "seconds")
         yield from table_head("M51: error of masked pixels [count]", [name.replace("_", " ") for name in columns])
@@ -155,7 +187,7 @@ def table(results: dict[str, Any]) -> Iterator[str]:
             yield table_row(method, [facts[name] for name in columns])
 
 
-def _science(title: str, bins: list[dict[str, Any]]) -> Iterator[str]:
+def _of_sources(title: str, bins: list[dict[str, Any]]) -> Iterator[str]:
     """Yield a table a quantity: methods down, magnitude and distance across."""
     if not bins:
         return
@@ -167,3 +199,56 @@ def _science(title: str, bins: list[dict[str, Any]]) -> Iterator[str]:
         if quantity == "scatter" and KNOWN in bins[0]:
             yield table_row("who knows the image, not the brightness", [one[KNOWN] for one in bins])
             yield table_row("bound on the brightness", [one[BOUND] for one in bins])
+
+
+Pairs = dict[str, dict[str, tuple[float, float]]]
+
+
+def _pulls_of(part: dict[str, Any]) -> Pairs:
+    return {
+        method: {kind: (one["mean"], one["sd"]) for kind, one in kinds.items()}
+        for method, kinds in part["pulls"].items()
+    }
+
+
+def _shapes_of(part: dict[str, Any]) -> Pairs:
+    return {
+        method: {
+            f"{kind}, {what}": (one[f"{what}_mean"], one[f"{what}_sd"])
+            for kind, one in kinds.items()
+            for what in ("size", "e1", "e2")
+        }
+        for method, kinds in part["shapes"].items()
+    }
+
+
+def _of_pairs(title: str, pairs: Pairs) -> Iterator[str]:
+    """Yield a table of means and deviations: methods down, kinds across."""
+    if not pairs:
+        return
+    kinds = list(next(iter(pairs.values())))
+    yield from table_head(title, kinds)
+    for method, found in pairs.items():
+        cells = [f"{found[kind][0]:.3f} ± {found[kind][1]:.3f}" if kind in found else "" for kind in kinds]
+        yield f"| {' | '.join((method, *cells))} |"
+
+
+def _of_fields(recipe: str, part: dict[str, Any]) -> Iterator[str]:
+    columns = ("found", "found_hit", "completeness", "by_chance", "purity", "purity_by_chance")
+    yield from table_head(f"{recipe}, detected mask: catalogues", [name.replace("_", " ") for name in columns])
+    for method, row in part["catalogue"].items():
+        yield table_row(method, [row[name] for name in columns])
+    for kind, counts in part["number_counts"].items():
+        yield from table_head(f"{recipe}: number counts, {kind}", ["structural similarity", "chi^2"])
+        for method, row in counts.items():
+            yield table_row(method, [row.get("ssim"), row.get("chi2")])
+    for how, kinds in part["photometry"].items():
+        for kind, methods in kinds.items():
+            edges = [row["from"] for row in methods[CLEAN]]
+            title = (
+                f"{recipe}: {kind}, {'forced' if how == 'forced' else 're-detected'}, width of the 5-95 % band [mag]"
+            )
+            yield from table_head(title, [f"from {edge:g} mag" for edge in edges])
+            for method, rows in methods.items():
+                width = {row["from"]: row["p95"] - row["p5"] for row in rows}
+                yield table_row(method, [width.get(edge) for edge in edges])

@@ -9,6 +9,9 @@ place; sources with an ignored pixel in it (saturated, bad) are left out, for no
   beside it that of the clean twins, and for stars two more: that of a repair which knows the star's image but for its
   brightness, and takes that from the pixels which are left; and the bound of Cramer and Rao on the brightness itself
   for a known point spread function, which no sum in an aperture reaches.
+
+Of sources with a masked pixel in the aperture also what became of their shape: size and ellipticity by adaptive
+moments, less those of the clean twin.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ import numpy as np
 import numpy.typing as npt
 import sep
 
+from csstdask.arrays.moments import adaptive_moments
+from csstdask.arrays.stamps import cut_stamps, middles
 from csstdask.cosmicray.detect import detect
 from csstdask.cosmicray.evaluate.frames import Announce, Known, draw, over_units
 from csstdask.cosmicray.evaluate_inpaint.fillers import Damaged, fillers
@@ -63,6 +68,9 @@ class Measured:
     """By method: (repaired - clean) / sigma of pixels of ``star``, ``galaxy`` and ``background``."""
     flux_pulls: dict[str, Column] = field(default_factory=dict)
     """By method: the same of aperture fluxes, pixels taken as independent; NaN where nothing was repaired."""
+    shapes: dict[str, Column] = field(default_factory=dict)
+    """By method (n, 3): relative error of the size, errors of the two distortions; NaN of sources that no mask touches,
+    and where moments did not converge."""
 
 
 def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[str], mask: Mask) -> Measured:
@@ -104,10 +112,15 @@ def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[
     columns[CLEAN] = aperture_flux(known.clean - np.float32(known.sky), x, y)
     measured = Measured(columns)
     region = light.regions(x, y, is_star)
+    touched = (aperture_flux(hit.astype(np.float32), x, y) > 0) & (columns["usable"] > 0)
+    twin = shapes_of(known.clean - np.float32(known.sky), x, y)
     for name, fill in fillers(models).items():
         fixed, variance = fill(frame, hit)
         flux = aperture_flux(fixed - np.float32(known.sky), x, y)
         columns[name] = flux
+        change = shapes_of(fixed - np.float32(known.sky), x, y) - twin
+        change[:, 0] /= twin[:, 0]
+        measured.shapes[name] = np.where(touched[:, None], change, np.nan)
         if variance is None:
             continue
         told = hit & np.isfinite(variance) & (variance > 0)
@@ -123,6 +136,13 @@ def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[
 def aperture_flux(frame: Float, x: Column, y: Column) -> Column:
     """Return the sum of a frame in a circle round each place [the frame's units]."""
     return np.asarray(sep.sum_circle(np.ascontiguousarray(frame, dtype=np.float32), x, y, APERTURE, subpix=5)[0])
+
+
+def shapes_of(frame: Float, x: Column, y: Column) -> Column:
+    """Return size [pixel] and the two distortions of sources, (n, 3), by adaptive moments; NaN where there are none."""
+    stamps = cut_stamps(frame, middles(y), middles(x), 2 * _HALF)
+    found = adaptive_moments(stamps)
+    return np.column_stack([found.sigma, found.e1, found.e2])
 
 
 _KINDS = {"background": 0, "star": 1, "galaxy": 2}
@@ -231,8 +251,8 @@ def science_part(
     Returns
     -------
     dict
-        ``bins``, each of a kind, a magnitude and a distance of the nearest pixel with charge, with a row a method, and
-        ``pulls`` of the methods that tell a variance.
+        ``bins``, each of a kind, a magnitude and a distance of the nearest pixel with charge, with a row a method;
+        ``pulls`` of the methods that tell a variance; ``shapes`` by method and kind.
     """
     look = partial(measure_unit, models=tuple(models), mask=mask)
     units = list(over_units(recipe, look, announce=announce, workers=workers))
@@ -261,7 +281,8 @@ def science_part(
                     }
                 )
     pulls = {name: _pulls(units, name) for name in units[0].pulls}
-    return {"mask": mask, "aperture": APERTURE, "bins": bins, "pulls": pulls}
+    shapes = {name: _shapes(units, name) for name in units[0].shapes}
+    return {"mask": mask, "aperture": APERTURE, "bins": bins, "pulls": pulls, "shapes": shapes}
 
 
 def _relative(units: Sequence[dict[str, Column]]) -> dict[str, Column]:
@@ -299,6 +320,21 @@ def _pulls(units: Sequence[Measured], name: str) -> dict[str, dict[str, float]]:
     known = np.isfinite(flux) & usable
     parts |= {"star, flux": flux[known & is_star], "galaxy, flux": flux[known & ~is_star]}
     return {kind: summary_of(pull) for kind, pull in parts.items() if len(pull)}
+
+
+def _shapes(units: Sequence[Measured], name: str) -> dict[str, dict[str, float]]:
+    """Return mean and deviation of the errors of shapes, errors beyond 1 counted as 1, by kind."""
+    change = np.clip(np.concatenate([unit.shapes[name] for unit in units]), -1, 1)
+    is_star = np.concatenate([unit.columns["is_star"] for unit in units]) > 0
+    known = np.isfinite(change).all(axis=1)
+    rows: dict[str, dict[str, float]] = {}
+    for kind, some in (("star", known & is_star), ("galaxy", known & ~is_star)):
+        if some.any():
+            mean, deviation = change[some].mean(axis=0), change[some].std(axis=0)
+            rows[kind] = {"n": int(some.sum())}
+            for place, column in enumerate(("size", "e1", "e2")):
+                rows[kind] |= {f"{column}_mean": float(mean[place]), f"{column}_sd": float(deviation[place])}
+    return rows
 
 
 def summary_of(pull: Column) -> dict[str, float]:

@@ -1,0 +1,331 @@
+"""Whole frames: what repair leaves of the photometry and of the catalogue (CSST rejection paper, section 4.3).
+
+A frame is treated in every way, its background measured, its sources found and measured by the same kernels as in a
+run. Cosmic rays are those that detection finds. The treatments:
+
+* ``direct``: cosmic rays are left in;
+* ``masked``: hit pixels take no part, neither in detection nor in sums (a sum is scaled to its whole ellipse);
+* ``touched dropped``: the same, and a source with a masked pixel in its ellipse is thrown away;
+* ``median`` and networks: repaired;
+* ``clean twin``: the same photons without cosmic rays, what the best repair would come to.
+
+Everything is told of catalogue sources that were *hit*: with a pixel of more than 5 e- of true charge within 5 pixels,
+and bright enough to be found at all, at a S/N of 5 in 49 pixels. A source is found when a measured one lies within
+2 pixels and 0.75 mag of it; each measured one serves one source. Purity is of measured sources that were hit by the
+same rule: the share that is some source of the catalogue, however faint. The share that still is when the catalogue is
+moved by 37 pixels is what chance finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sep
+from scipy.ndimage import distance_transform_edt
+from scipy.spatial import cKDTree
+
+from csstdask.arrays.background import measure
+from csstdask.arrays.similarity import structural_similarity
+from csstdask.arrays.sources import measure_sources
+from csstdask.cosmicray.detect import detect
+from csstdask.cosmicray.evaluate.frames import Announce, Known, draw, over_units
+from csstdask.cosmicray.evaluate_inpaint.fillers import name_of
+from csstdask.cosmicray.evaluate_inpaint.science import CLEAN
+from csstdask.cosmicray.inpaint import inpaint
+from csstdask.cosmicray.scoring import Bool, Float
+from csstdask.mock import Recipe
+
+Column = npt.NDArray[np.float64]
+
+#: A source is hit by so much charge of a pixel [e-] within so many pixels.
+_HIT_ABOVE, _REACH = 5.0, 5.0
+#: A measured source is a true one within so many pixels and magnitudes; places that are asked.
+RADIUS, TOLERANCE, _NEAREST = 2.0, 0.75, 4
+#: By how much the catalogue is moved to see what chance finds [pixel].
+_MOVED = 37.0
+#: Magnitudes at which bins begin, and the fewest sources of one.
+MAGNITUDES = tuple(float(edge) for edge in np.arange(15, 27.5, 0.5))
+_LEAST = 20
+#: Of number counts, the window of the structural similarity [bin].
+WINDOW = 7
+#: Sources that can be found at all: their S/N in 49 pixels.
+_LEAST_SNR, _PIXELS = 5.0, 49
+DIRECT, MASKED, DROPPED = "direct", "masked", "touched dropped"
+
+
+@dataclass
+class Treated:
+    """What a treatment made of one unit; magnitudes are AB, NaN where there is none."""
+
+    found: Bool
+    """(catalogue,) Whether a source is found."""
+    by_chance: Bool
+    """(catalogue,) The same of the catalogue moved elsewhere."""
+    magnitude: Column
+    """(catalogue,) Measured, re-detected."""
+    forced: Column
+    """(catalogue,) Measured in the clean twin's own ellipse."""
+    hit: Bool
+    """(measured,)"""
+    true: Bool
+    """(measured,) Whether it is a catalogue source."""
+    true_by_chance: Bool
+
+
+@dataclass
+class Unit:
+    """One unit in all treatments."""
+
+    magnitude: Column
+    """(catalogue,) True."""
+    is_star: Bool
+    bright: Bool
+    """Whether it can be found at all."""
+    hit: Bool
+    treated: dict[str, Treated] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    data: Float
+    mask: Bool
+    error: Float
+    repaired: Bool
+
+
+def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[str]) -> Unit:
+    """Render a unit, treat it in every way, and measure its sources."""
+    known = draw(recipe, index, detector)
+    catalogue, (ny, nx) = known.catalogue, known.clean.shape
+    counts = catalogue.flux * known.exptime
+    inside = (catalogue.x > -0.5) & (catalogue.y > -0.5) & (catalogue.x < nx - 0.5) & (catalogue.y < ny - 0.5)
+    catalogue, counts = catalogue.select(inside), counts[inside]
+    near = _near(known.case.charge > _HIT_ABOVE)
+    usable = ~_at(_near(known.case.ignore), catalogue.x, catalogue.y)
+    bright = usable & (counts / np.sqrt(counts + _PIXELS * known.rms**2) > _LEAST_SNR)
+    unit = Unit(catalogue.mag, catalogue.is_star, bright, bright & _at(near, catalogue.x, catalogue.y))
+    zero_point = catalogue.mag + 2.5 * np.log10(counts)  # of the whole light, the same for all
+    zero = float(np.median(zero_point)) if len(zero_point) else 0.0
+    twin: dict[str, npt.NDArray[Any]] | None = None
+    for name, frame in _treatments(known, models).items():
+        sky, found = _measured(frame)
+        twin = found if twin is None else twin
+        keep = np.ones(len(found["x"]), dtype=bool)
+        if name == DROPPED:
+            keep = _ellipse_sum(frame.mask & ~known.case.ignore, found) == 0
+        found = {key: values[keep] for key, values in found.items()}
+        forced = _forced(sky, frame, twin, catalogue.x, catalogue.y)
+        unit.treated[name] = _compared(found, forced, catalogue.x, catalogue.y, catalogue.mag, zero, near)
+    return unit
+
+
+def _near(mask: Bool) -> Bool:
+    """Return where a pixel of a mask is within reach."""
+    if not mask.any():
+        return np.zeros(mask.shape, dtype=bool)
+    return np.asarray(distance_transform_edt(~mask) <= _REACH)
+
+
+def _at(mask: Bool, x: Column, y: Column) -> Bool:
+    rows, columns = (
+        np.clip(np.rint(place).astype(int), 0, length - 1) for place, length in zip((y, x), mask.shape, strict=True)
+    )
+    return np.asarray(mask[rows, columns])
+
+
+def _treatments(known: Known, models: Sequence[str]) -> dict[str, _Frame]:
+    """Return the frame in every treatment, the clean twin first."""
+    case = known.case
+    error = np.ones_like(case.data) if case.error is None else case.error
+    hit = np.asarray(detect(case.data, case.error, case.ignore).mask)
+    nothing = np.zeros_like(hit)
+    frames = {
+        CLEAN: _Frame(known.clean, case.ignore, known.clean_error, nothing),
+        DIRECT: _Frame(case.data, case.ignore, error, nothing),
+        MASKED: _Frame(case.data, case.ignore | hit, error, nothing),
+        DROPPED: _Frame(case.data, case.ignore | hit, error, nothing),
+    }
+    for model in ("median", *(one for one in models if one != "median")):
+        fixed = inpaint(case.data, hit, case.error, case.ignore, model=model)
+        variance = np.asarray(fixed.variance)
+        repaired = hit & np.isfinite(variance)
+        frames[name_of(model)] = _Frame(
+            np.asarray(fixed.data),
+            case.ignore | (hit & ~repaired),
+            np.where(repaired, np.sqrt(np.where(repaired, variance, 0)), error).astype(np.float32),
+            repaired,
+        )
+    return frames
+
+
+def _measured(frame: _Frame) -> tuple[Float, dict[str, npt.NDArray[Any]]]:
+    mesh = measure(frame.data, frame.mask)
+    sky = (frame.data - mesh.background_at()).astype(np.float32)
+    sky[frame.mask] = 0
+    return sky, measure_sources(sky, frame.error, mesh.noise_at(), frame.mask, repaired=frame.repaired)
+
+
+def _ellipse_sum(frame: npt.NDArray[Any], found: dict[str, Any], mask: Bool | None = None) -> Column:
+    shape = (found["x"], found["y"], found["a"], found["b"], np.radians(found["theta"]), found["kron_radius"])
+    if not len(shape[0]):
+        return np.empty(0)
+    return np.asarray(sep.sum_ellipse(frame.astype(np.float32), *shape, mask=mask, subpix=5)[0])
+
+
+def _forced(sky: Float, frame: _Frame, twin: dict[str, Any], x: Column, y: Column) -> Column:
+    """Return fluxes of the catalogue's sources in the ellipses that the clean twin gave them [e-]; NaN for none."""
+    flux = np.full(len(x), np.nan)
+    if len(twin["x"]) and len(x):
+        distance, which = cKDTree(np.column_stack([twin["x"], twin["y"]])).query(np.column_stack([x, y]))
+        near = distance < RADIUS
+        flux[near] = _ellipse_sum(sky, twin, frame.mask)[which[near]]
+    return flux
+
+
+def _compared(
+    found: dict[str, Any], forced: Column, x: Column, y: Column, true: Column, zero: float, near: Bool
+) -> Treated:
+    magnitude = _magnitudes(found["flux"], zero)
+    which = match(found["x"], found["y"], magnitude, x, y, true)
+    chance = match(found["x"], found["y"], magnitude, x + _MOVED, y + _MOVED, true)
+    of_source = np.full(len(x), np.nan)
+    of_source[which[which >= 0]] = magnitude[which >= 0]
+    return Treated(
+        found=np.isin(np.arange(len(x)), which),
+        by_chance=np.isin(np.arange(len(x)), chance),
+        magnitude=of_source,
+        forced=_magnitudes(forced, zero),
+        hit=_at(near, found["x"], found["y"]),
+        true=which >= 0,
+        true_by_chance=chance >= 0,
+    )
+
+
+def _magnitudes(flux: Column, zero: float) -> Column:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(flux > 0, zero - 2.5 * np.log10(flux), np.nan)
+
+
+def match(
+    x: Column, y: Column, magnitude: Column, true_x: Column, true_y: Column, true_magnitude: Column
+) -> npt.NDArray[np.int64]:
+    """Return the catalogue source that each measured one is, -1 for none; each serves one, the nearest pairs first."""
+    which = np.full(len(x), -1, dtype=np.int64)
+    if not len(x) or not len(true_x):
+        return which
+    count = min(_NEAREST, len(true_x))
+    tree = cKDTree(np.column_stack([true_x, true_y]))
+    distance, near = tree.query(np.column_stack([x, y]), k=range(1, count + 1), distance_upper_bound=RADIUS)
+    measured, place = np.nonzero(np.isfinite(distance))
+    source = near[measured, place]
+    alike = np.abs(magnitude[measured] - true_magnitude[source]) < TOLERANCE
+    measured, place, source = measured[alike], place[alike], source[alike]
+    taken = np.zeros(len(true_x), dtype=bool)
+    for one in np.argsort(distance[measured, place], kind="stable"):
+        if which[measured[one]] < 0 and not taken[source[one]]:
+            which[measured[one]], taken[source[one]] = source[one], True
+    return which
+
+
+def fields_part(
+    recipe: Recipe, models: Sequence[str], announce: Announce, *, workers: int | None = None
+) -> dict[str, Any]:
+    """Return photometry, completeness, purity and number counts of all treatments over the units of a recipe.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    models : sequence of str
+        Networks that repair, by name or card.
+    announce : callable
+    workers : int, optional
+        Processes; 0 for none but this one.
+
+    Returns
+    -------
+    dict
+        ``hit``, how many sources were; ``photometry`` of these by kind, treatment and magnitude; ``catalogue``, by
+        kind and treatment; ``number_counts``, the same of all sources.
+    """
+    units = list(over_units(recipe, partial(measure_unit, models=tuple(models)), announce=announce, workers=workers))
+    facts = ("magnitude", "is_star", "bright", "hit")
+    true, is_star, bright, hit = (np.concatenate([getattr(unit, name) for unit in units]) for name in facts)
+    kinds = {"star": is_star & bright, "galaxy": ~is_star & bright}
+    names = list(units[0].treated)
+    columns = {
+        name: {
+            column: np.concatenate([getattr(unit.treated[name], column) for unit in units])
+            for column in ("found", "by_chance", "magnitude", "forced", "hit", "true", "true_by_chance")
+        }
+        for name in names
+    }
+    return {
+        "sources": {kind: int(some.sum()) for kind, some in kinds.items()},
+        "hit": {kind: int((some & hit).sum()) for kind, some in kinds.items()},
+        "photometry": {
+            how: {
+                kind: {name: percentiles(columns[name][how], true, some & hit) for name in names if name != DROPPED}
+                for kind, some in kinds.items()
+            }
+            for how in ("magnitude", "forced")
+        },
+        "catalogue": {name: _catalogue_row(columns[name], kinds, hit) for name in names},
+        "number_counts": {
+            kind: {name: number_counts(columns[name]["magnitude"], true, some) for name in names}
+            for kind, some in kinds.items()
+        },
+    }
+
+
+def _catalogue_row(columns: dict[str, Any], kinds: dict[str, Bool], hit: Bool) -> dict[str, float]:
+    measured = columns["hit"]
+    row = {
+        "found": int(sum(columns["found"][some].sum() for some in kinds.values())),
+        "found_hit": int(columns["found"][hit].sum()),
+        "completeness": _share(columns["found"][hit]),
+        "by_chance": _share(columns["by_chance"][hit]),
+        "measured_hit": int(measured.sum()),
+        "purity": _share(columns["true"][measured]),
+        "purity_by_chance": _share(columns["true_by_chance"][measured]),
+    }
+    return row | {f"completeness_{kind}": _share(columns["found"][hit & some]) for kind, some in kinds.items()}
+
+
+def _share(which: Bool) -> float:
+    return float(which.mean()) if len(which) else float("nan")
+
+
+def percentiles(measured: Column, true: Column, chosen: Bool) -> list[dict[str, float]]:
+    """Return the 5th, 50th and 95th percentile of (measured - true) by true magnitude [mag] (figure 6)."""
+    rows = []
+    for low, high in pairwise(MAGNITUDES):
+        inside = chosen & (true >= low) & (true < high) & np.isfinite(measured)
+        if inside.sum() >= _LEAST:
+            five, middle, most = np.percentile((measured - true)[inside], [5, 50, 95])
+            rows.append({
+                "from": low, "to": high, "n": int(inside.sum()), "p5": float(five), "p50": float(middle),
+                "p95": float(most),
+            })  # fmt: skip
+    return rows
+
+
+def number_counts(measured: Column, true: Column, chosen: Bool) -> dict[str, Any]:
+    """Return how the counts of found sources by measured magnitude follow those of the catalogue (figure 7).
+
+    ``ssim`` of the two curves in windows of 7 bins of 0.5 mag, the span that of the catalogue's counts; ``chi2`` their
+    mean squared difference in units of the catalogue's Poisson error.
+    """
+    counts, _ = np.histogram(measured[chosen & np.isfinite(measured)], MAGNITUDES)
+    wanted, _ = np.histogram(true[chosen], MAGNITUDES)
+    filled = wanted > 0
+    facts: dict[str, Any] = {"counts": counts.tolist(), "catalogue": wanted.tolist()}
+    if filled.any():
+        facts["chi2"] = float(((counts - wanted)[filled] ** 2 / wanted[filled]).mean())
+        facts["ssim"] = structural_similarity(counts, wanted, span=float(wanted.max()), window=WINDOW)
+    return facts
