@@ -34,19 +34,13 @@ OURS = ("unet, bfloat16", "unet, int8", "unet-fast, int8")
 Mask = npt.NDArray[np.bool_]
 
 
-def frame() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], Mask, npt.NDArray[np.float32]]:
+def frame() -> tuple[Any, Any, Mask, Any]:
     """Return counts, errors, ignored pixels and the true charge [e-] of a mock unit."""
-    from csstdask.instrument import load_instrument
-    from csstdask.mock import render_unit
+    from csstdask.cosmicray.evaluate.frames import draw
     from csstdask.mock.recipe import demo_recipe
 
-    recipe = demo_recipe().model_copy(update={"seed": SEED, "shape": (SIDE, SIDE)})
-    instrument = load_instrument(recipe.instrument)
-    unit = render_unit(recipe, instrument, 0, 7)
-    exptime = np.float32(recipe.exptime)
-    ignore = ((unit.flag & instrument.flags.ignore_mask) != 0) | (unit.wht <= 0)
-    error = exptime / np.sqrt(np.where(unit.wht > 0, unit.wht, 1)).astype(np.float32)
-    return unit.sci * exptime, error, ignore, unit.truth_cr
+    case = draw(demo_recipe().model_copy(update={"seed": SEED, "shape": (SIDE, SIDE)}), 0, 7).case
+    return case.data, case.error, case.ignore, case.charge
 
 
 def methods(counts: Any, error: Any, ignore: Mask) -> dict[str, Callable[[], Mask]]:

@@ -24,9 +24,8 @@ from threadpoolctl import threadpool_limits
 
 from csstdask.arrays.median import adaptive_median
 from csstdask.cosmicray import detect
+from csstdask.cosmicray.evaluate.frames import draw
 from csstdask.cosmicray.evaluate_inpaint.fillers import Damaged, fillers
-from csstdask.instrument import load_instrument
-from csstdask.mock import render_unit
 from csstdask.mock.recipe import demo_recipe
 
 SIDE, SEED, SOURCES = 2048, 4243, 500
@@ -72,13 +71,10 @@ def frame() -> tuple[Damaged, Any, int]:
         update={"stars_per_mpix": 0.4 * SOURCES / mpix, "galaxies_per_mpix": 0.6 * SOURCES / mpix}
     )
     recipe = recipe.model_copy(update={"seed": SEED, "shape": (SIDE, SIDE), "sky": sky})
-    instrument = load_instrument(recipe.instrument)
-    unit = render_unit(recipe, instrument, 0, 7)
-    exptime = np.float32(recipe.exptime)
-    ignore = ((unit.flag & instrument.flags.ignore_mask) != 0) | (unit.wht <= 0)
-    error = exptime / np.sqrt(np.where(unit.wht > 0, unit.wht, 1)).astype(np.float32)
-    damaged = Damaged(unit.sci * exptime, error, ignore)
-    return damaged, np.asarray(detect(damaged.data, error, ignore).mask), len(unit.catalogue)
+    known = draw(recipe, 0, 7)
+    case = known.case
+    hit = np.asarray(detect(case.data, case.error, case.ignore).mask)
+    return Damaged(case.data, case.error, case.ignore), hit, len(known.catalogue)
 
 
 def repairs(models: list[str]) -> dict[str, Any]:
