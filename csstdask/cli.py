@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from csstdask.allocator import keep_freed_memory
 from csstdask.errors import CsstdaskError, InputError
 
 if TYPE_CHECKING:
@@ -450,6 +451,7 @@ def _terminate(_signal: int, _frame: object) -> NoReturn:
 
 def main() -> None:
     """Run the command line, and turn errors into one line and an exit code."""
+    keep_freed_memory()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     logging.getLogger("csstdask").setLevel(logging.INFO if not sys.stderr.isatty() else logging.ERROR)
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # its workers complain while they are being closed

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from csstdask.allocator import keep_freed_memory
 from csstdask.cosmicray.batches import Batch, Feed, draw_patches, logits_of, material_for
 from csstdask.cosmicray.beginning import average_with_beginning, begin_from
 from csstdask.cosmicray.card import find_card
@@ -87,7 +88,7 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
     check_rival(config)
     network = build_unet(**config.architecture)
     begin_from(config, network)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), keep_freed_memory) as pool:
         feed = Feed(config, pool)
         validation = pool.submit(draw_patches, config, "validation", 0, config.validation_frames).result()
         counted = validation.weight > 0

@@ -21,6 +21,7 @@ import dask
 import threadpoolctl
 from distributed import Client, LocalCluster, WorkerPlugin
 
+from csstdask.allocator import keep_freed_memory
 from csstdask.errors import InputError
 
 SCHEDULERS = ("threads", "processes", "cuda", "slurm")
@@ -60,7 +61,10 @@ class WorkerManners(WorkerPlugin):
     def setup(self, worker: Any) -> None:  # noqa: ARG002
         """Set the limits in the worker's process; leave Ctrl-C to the driver, who tells the workers."""
         limit_threads(self.threads)
-        if multiprocessing.parent_process() is not None and threading.current_thread() is threading.main_thread():
+        if multiprocessing.parent_process() is None:
+            return  # in the caller's process
+        keep_freed_memory()
+        if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

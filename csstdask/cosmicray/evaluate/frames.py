@@ -22,6 +22,7 @@ import torch
 from scipy.ndimage import binary_dilation, distance_transform_edt, label
 from threadpoolctl import threadpool_limits
 
+from csstdask.allocator import keep_freed_memory
 from csstdask.cosmicray.evaluate.methods import Method
 from csstdask.cosmicray.evaluate.tally import LEVELS, VISIBLE, regions_of, tally, truth_of
 from csstdask.cosmicray.inpaint import inpaint
@@ -39,6 +40,8 @@ CHARGES = tuple(float(value) for value in np.geomspace(1, 1e5, 41))
 #: Events longer than this are tracks [pixel]; and where classes of length begin.
 TRACK_LENGTH = 5
 LENGTHS = (0, 3, 6, 15, 40)
+#: Flags of light that is no source's; how near to a saturated pixel lies beside it [pixel].
+_ARTEFACTS, _BESIDE = ("satellite_trail", "ghost"), 3
 #: A star that is looked at: its S/N in 49 pixels, its distance from the edge, its aperture [pixel].
 _LEAST_SNR, _EDGE, _APERTURE = 5.0, 16, 4.0
 #: Cut-outs of a gallery: half their side [pixel], and from which flux ratio on.
@@ -58,6 +61,8 @@ class Known:
     """Of the sky [e-]."""
     catalogue: Catalogue
     exptime: float
+    odd: dict[str, Bool]
+    """Pixels, none of them ignored, of what is neither sky nor source, by its name."""
 
 
 @dataclass
@@ -80,6 +85,8 @@ class Seen:
     """(all pixels, those of tracks) in bins of charge."""
     clean_counts: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     """Of the frame without cosmic rays."""
+    false_on: dict[str, dict[str, npt.NDArray[np.int64]]] = field(default_factory=dict)
+    """By method, of the same frame: (pixels, found) on satellite trails, on ghosts and beside saturated pixels."""
     stars: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     """A row a star: photometry."""
     gallery: list[dict[str, Any]] = field(default_factory=list)
@@ -135,7 +142,10 @@ def draw(recipe: Recipe, index: int, detector: int, data: Path | None = None) ->
         visible=hit & (unit.truth_cr > 3 * clean_error),
         charge=unit.truth_cr,
     )
-    return Known(case, clean, clean_error, sky, rms, unit.catalogue, recipe.exptime)
+    odd = {name.replace("_", " "): ((unit.flag & instrument.flags.bits[name]) != 0) & ~ignore for name in _ARTEFACTS}
+    full = (unit.flag & instrument.flags.bits["saturated"]) != 0
+    odd["beside saturated pixels"] = binary_dilation(full, EIGHT_NEIGHBOURS, _BESIDE) & ~ignore
+    return Known(case, clean, clean_error, sky, rms, unit.catalogue, recipe.exptime, odd)
 
 
 def look(recipe: Recipe, index: int, detector: int, asked: Look, data: Path | None = None) -> Seen:
@@ -165,8 +175,12 @@ def look(recipe: Recipe, index: int, detector: int, asked: Look, data: Path | No
             empty = method.probability(nothing)
             blank = np.zeros_like(truth)
             seen.clean_counts[method.name] = tally(blank, region, case.use, empty)
+            false = (empty >= method.threshold) & case.use
+            seen.false_on[method.name] = {
+                name: np.array([place.sum(), (place & false).sum()]) for name, place in known.odd.items()
+            }
             if stars is not None:
-                stars.check(method.name, (empty >= method.threshold) & case.use)
+                stars.check(method.name, false)
     if stars is not None:
         seen.stars = stars.columns
     return seen
@@ -243,6 +257,7 @@ def _one_thread() -> None:
     """Begin a worker: there is one for each core."""
     torch.set_num_threads(1)
     threadpool_limits(1)
+    keep_freed_memory()
 
 
 # --- what is counted -------------------------------------------------------------------------------------------

@@ -76,6 +76,7 @@ def field_part(survey: Survey, announce: Announce) -> tuple[dict[str, Any], list
         "reliability": reliabilities(seen),
         "curves": {name: curve(values) for name, values in counts.items()},
         "false_pixels_per_mpix": false_pixels(with_clean, thresholds),
+        "false_pixels_on": false_pixels_on(with_clean),
         "stars": stars_part(with_clean, list(thresholds)),
     }
     gallery = sorted((entry for one in seen for entry in one.gallery), key=lambda entry: entry["ratio"])
@@ -229,6 +230,17 @@ def false_pixels(seen: Sequence[Seen], thresholds: dict[str, float]) -> dict[str
     for name, counts in pooled(seen, "clean_counts").items():
         false = counts[..., tally.bin_of(thresholds[name]) :].sum()
         result[name] = float(false / counts.sum() * 1e6)
+    return result
+
+
+def false_pixels_on(seen: Sequence[Seen]) -> dict[str, Any]:
+    """Return how many pixels are on trails and ghosts and beside saturated ones, and the share that is called hit."""
+    result: dict[str, Any] = {}
+    for name in seen[0].false_on:
+        for place in seen[0].false_on[name]:
+            pixels, found = np.sum([one.false_on[name][place] for one in seen], axis=0)
+            row = result.setdefault(place, {"pixels": int(pixels), "per_mpix": {}})
+            row["per_mpix"][name] = float(found / pixels * 1e6) if pixels else None
     return result
 
 
