@@ -13,7 +13,7 @@ import platform
 #: Of glibc's ``mallopt``: what is set, and to what. No mapping of its own for a large block, nothing given back, and
 #: one arena for all threads, for those of other threads cannot hold a large block.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
-_NEVER, _TOP_PAD = 2**31 - 1, 1 << 28
+_NEVER, _TOP_PAD = -1, 1 << 28
 
 
 def keep_freed_memory() -> bool:
@@ -26,4 +26,5 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _TOP_PAD))
-    return all(mallopt(name, value) == 1 for name, value in settings)
+    taken = [mallopt(name, value) == 1 for name, value in settings]
+    return all(taken)

@@ -270,7 +270,7 @@ def train(
     to: Annotated[Path | None, typer.Option(help="Folder of the training; gone on with if it is there.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings, a TOML.")] = None,
     data: DataOption = None,
-    campaign: Annotated[Path | None, typer.Option(help="With truth or labels, to learn from.")] = None,
+    campaign: Annotated[Path | None, typer.Option(help="To learn from, as a rule with truth or labels.")] = None,
     events: Annotated[list[Path] | None, typer.Option(help="Library of events that `csstdask label` cut.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over fresh examples.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cpu.")] = None,
@@ -281,7 +281,7 @@ def train(
         raise InputError(f"train {target}", "no --to", "a folder for the training")
     if target == "inpaint":
         if data is not None or events:
-            raise InputError("train inpaint", "--data or --events", "--campaign: stamps are cut from frames with truth")
+            raise InputError("train inpaint", "--data or --events", "--campaign: stamps are cut from its frames")
         from csstdask.cosmicray.train_inpaint import load_repair_config, train_inpaint
 
         campaigns = None if campaign is None else [str(campaign.resolve())]

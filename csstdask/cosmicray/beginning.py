@@ -6,8 +6,7 @@ mean of their calibrated logits. Two that miss different pixels miss fewer toget
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import deepcopy
+from collections.abc import Mapping, Sequence
 
 import torch
 from safetensors.torch import load_file
@@ -35,45 +34,48 @@ def begin_from(config: TrainingConfig, network: UNet) -> None:
     Raises
     ------
     InputError
-        If a card has no weights, or those of another architecture.
+        If a card has no weights, those of another architecture or for other channels, or if `close_from` would take
+        the place of a close look that the card of `start_from` has.
     """
     if config.start_from is None:
         return
     card = find_card("cosmicray", config.start_from)
-    weights = _weights_of(card)
+    weights = _weights_of(card, "start_from", _WANTED)
+    if card.normalisation["channels"] != list(config.inputs):
+        raise InputError("start_from", f"{card.name}, which sees {card.normalisation['channels']}", f"{config.inputs}")
+    own = network.state_dict()
+    _check(weights, own, card, _WANTED)
     if config.close_from is not None and network.close is not None:
+        if card.architecture.get("close"):
+            raise InputError("close_from", f"{card.name}, which has a close look already", "start_from alone")
         close_card = find_card("cosmicray", config.close_from)
-        close = _of_channels(_weights_of(close_card), close_card, config.inputs)
+        close = _weights_of(close_card, "close_from", _WANTED_CLOSE)
+        close = _of_channels(close, close_card, config.inputs)
+        _check(close, network.close.state_dict(), close_card, _WANTED_CLOSE)
         _take_half(weights, card, ("head", "fine.head"))
         _take_half(close, close_card, ("head",))
-        _check(close, network.close.state_dict(), close_card)
         weights |= {f"close.{name}": value for name, value in close.items()}
-    own = network.state_dict()
-    _check(weights, own, card)
     with torch.no_grad():
         for name, value in weights.items():
             inputs = (slice(None), slice(value.shape[1])) if name == _JOINT else ...
             own[name][inputs] = value.to(own[name])
 
 
-def average_with_beginning(config: TrainingConfig, network: UNet) -> None:
-    """Mix the weights that a training went on from into those it has come to, as `remember` has it.
+def average_with(earlier: Mapping[str, Tensor], network: UNet, share: float) -> None:
+    """Mix earlier weights into those that a network has come to.
 
     What they average to keeps most of what was gained on the training's own frames, and what the earlier network could
     do elsewhere (Wortsman et al. 2022, arXiv:2109.01903).
     """
-    before = deepcopy(network)
-    begin_from(config, before)
-    earlier = before.state_dict()
     with torch.no_grad():
         for name, value in network.state_dict().items():
             if value.is_floating_point():
-                value.lerp_(earlier[name].to(value), config.remember)
+                value.lerp_(earlier[name].to(value), share)
 
 
-def _weights_of(card: ModelCard) -> dict[str, Tensor]:
+def _weights_of(card: ModelCard, key: str, wanted: str) -> dict[str, Tensor]:
     if card.weights is None:
-        raise InputError("start_from", f"{card.name}, a method without weights", _WANTED)
+        raise InputError(key, f"{card.name}, a method without weights", wanted)
     return dict(load_file(card.weights))
 
 
@@ -86,6 +88,8 @@ def _of_channels(weights: dict[str, Tensor], card: ModelCard, inputs: Sequence[s
         )
     if card.architecture.get("stem", 1) != 1:
         raise InputError("close_from", f"{card.name}, behind a stem", _WANTED_CLOSE)
+    if _ENTRANCE not in weights or weights[_ENTRANCE].shape[1] != len(names):
+        raise InputError(card.weights or card.name, f"no {_ENTRANCE} for {len(names)} channels", _WANTED_CLOSE)
     narrow = weights[_ENTRANCE]
     wide = narrow.new_zeros(narrow.shape[0], len(inputs), *narrow.shape[2:])
     wide[:, [list(inputs).index(name) for name in names]] = narrow
@@ -102,15 +106,15 @@ def _take_half(weights: dict[str, Tensor], card: ModelCard, heads: Sequence[str]
     weights[f"{heads[0]}.bias"] = weights[f"{heads[0]}.bias"] + 0.5 * offset
 
 
-def _check(weights: dict[str, Tensor], own: dict[str, Tensor], card: ModelCard) -> None:
-    """Raise InputError unless weights fit into a network's own: what only adds inputs to a layer does."""
+def _check(weights: dict[str, Tensor], own: dict[str, Tensor], card: ModelCard, wanted: str) -> None:
+    """Raise InputError unless weights fit into a network's own, and are all that it cannot do without."""
     for name, value in weights.items():
         if name not in own or not _fits(name, value, own[name]):
             there = "no such layer" if name not in own else f"{tuple(own[name].shape)}"
-            raise InputError(card.weights or card.name, f"{name} {tuple(value.shape)} for {there}", _WANTED)
+            raise InputError(card.weights or card.name, f"{name} {tuple(value.shape)} for {there}", wanted)
     optional = ("fine.", "close.")
     if absent := [name for name in own if name not in weights and not name.startswith(optional)]:
-        raise InputError(card.weights or card.name, f"no {absent[0]}", _WANTED)
+        raise InputError(card.weights or card.name, f"no {absent[0]}", wanted)
 
 
 def _fits(name: str, value: Tensor, own: Tensor) -> bool:

@@ -36,7 +36,7 @@ _TRACE = 1e-3
 #: Where truth lies in a campaign: what its simulator knows, or what `csstdask label repeats` believes.
 Truth = Literal["truth", "labels"]
 #: The same, or what detection finds in the frame itself: enough for repair, not for detection.
-Known = Literal["truth", "labels", "detected"]
+RepairTruth = Literal["truth", "labels", "detected"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class KnownUnits:
     path: Path
     places: tuple[tuple[int, int], ...]
     """(row, column) of each in the campaign's arrays."""
-    truth: Known = "truth"
+    truth: RepairTruth = "truth"
     """Where it is from."""
 
     def __len__(self) -> int:
@@ -136,11 +136,11 @@ def known_units(
     split: Split | None = None,
     *,
     part: tuple[int, int] = (0, 1),
-    truth: Known = "truth",
+    truth: RepairTruth = "truth",
     detectors: Sequence[int] = (),
     exposures: int | None = None,
 ) -> KnownUnits:
-    """Return the units of a campaign with truth that belong to a split.
+    """Return the units of a campaign that belong to a split, with their truth.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def known_units(
     part : (int, int)
         ``(i, n)``: of each n detectors in order, those in place i; of a single one of its exposures.
     truth : str
-        ``truth``, ``labels`` for the units that have some, or ``detected`` for what detection finds.
+        ``truth``, ``labels`` for the units that have some, or ``detected`` for what detection finds in imaging units.
     detectors : sequence of int
         Only these; by default all.
     exposures : int, optional
@@ -175,6 +175,9 @@ def known_units(
         for column in columns
         if campaign.present[row, column] and (truth != "labels" or label_identity(path, row, column))
     ]
+    if truth == "detected":  # of darks and spectra nothing can be learnt about sources
+        facts = (campaign.facts(campaign.exposures[row], campaign.detectors[column]) for row, column in units)
+        units = [unit for unit, one in zip(units, facts, strict=True) if one.kind == "imaging"]
     use = _uses(path)
     if split is not None and any(use.values()):
         units = [unit for unit in units if use.get(campaign.exposures[unit[0]]) == split]
@@ -190,7 +193,8 @@ def known_units(
     if len(units) >= each:
         units = [unit for unit, place in zip(units, _places(units), strict=True) if place % each == first_of]
     if not units:
-        raise InputError(path, f"no unit for {split}", f"exposures whose split is {split}")
+        kind = "imaging exposures" if truth == "detected" else "exposures"
+        raise InputError(path, f"no unit for {split}", f"{kind} whose split is {split}")
     return KnownUnits(path, tuple(units), truth)
 
 

@@ -52,6 +52,8 @@ class Material:
     """(n, y, x)"""
     charge: Image
     """(m, y, x) Of events from anywhere [e-]."""
+    as_found: bool = False
+    """Whether an event is what detection found: its mask then ends where its charge does."""
 
     def __len__(self) -> int:
         return len(self.light)
@@ -68,7 +70,8 @@ def gather(units: KnownUnits, each: int, seed: int) -> Material:
     seed : int
     """
     parts = [_of_unit(units.read(index), each, np.random.default_rng([seed, index])) for index in range(len(units))]
-    return Material(*(np.concatenate(planes) for planes in zip(*parts, strict=True)))
+    light, noise, unknown, charge = (np.concatenate(planes) for planes in zip(*parts, strict=True))
+    return Material(light, noise, unknown, charge, as_found=units.truth == "detected")
 
 
 def _of_unit(frame: KnownFrame, each: int, rng: np.random.Generator) -> tuple[Image, Image, Mask, Image]:
@@ -116,7 +119,8 @@ def draw(material: Material, count: int, rng: np.random.Generator) -> Examples:
     noise = material.noise[chosen]
     low, high = np.log(_MASK_ENDS)
     ends = np.exp(rng.uniform(low, high, size=count)).astype(np.float32) * noise
-    hit = (charge > np.maximum(ends, 1.0)[:, None, None]) & ~unknown
+    least = np.zeros_like(ends) if material.as_found else np.maximum(ends, 1.0)
+    hit = (charge > least[:, None, None]) & ~unknown
     return Examples(as_stamps(light + charge, noise, hit, unknown), torch.from_numpy(light))
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from csstdask.allocator import keep_freed_memory
 from csstdask.cosmicray.batches import Batch, Feed, draw_patches, logits_of, material_for
-from csstdask.cosmicray.beginning import average_with_beginning, begin_from
+from csstdask.cosmicray.beginning import average_with, begin_from
 from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.examples import Material
 from csstdask.cosmicray.expected import expected_of, valid_for
@@ -88,6 +88,7 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
     check_rival(config)
     network = build_unet(**config.architecture)
     begin_from(config, network)
+    beginning = {name: value.clone() for name, value in network.state_dict().items()} if config.remember else {}
     with ProcessPoolExecutor(1, get_context("spawn"), keep_freed_memory) as pool:
         feed = Feed(config, pool)
         validation = pool.submit(draw_patches, config, "validation", 0, config.validation_frames).result()
@@ -114,7 +115,7 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
         history = train(learner, config.schedule, to, device=device, announce=announce)
         held_out = pool.submit(draw_patches, config, "calibration", 0, config.validation_frames).result()
     if config.remember:
-        average_with_beginning(config, network)
+        average_with(beginning, network, config.remember)
     card = card_of(config, material.sources, network, held_out, history, to)
     path = to / f"{config.name}.json"
     write_card(path, card)

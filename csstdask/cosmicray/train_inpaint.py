@@ -18,7 +18,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from csstdask.cosmicray.known import Known, KnownUnits, known_units
+from csstdask.cosmicray.known import KnownUnits, RepairTruth, known_units
 from csstdask.cosmicray.repair_examples import Examples, Material, batches, gather
 from csstdask.cosmicray.source_repair import (
     SIZE,
@@ -50,7 +50,7 @@ class RepairConfig(BaseModel):
     licence: str = "BSD-3-Clause"
     method: str = "U-Net on 64 x 64 stamps, Gaussian likelihood (csstdask.cosmicray.source_repair)"
     campaigns: tuple[str, ...] = Field(min_length=1, description="of one instrument or several")
-    truth: Known = Field("truth", description="of the campaigns: a simulator's, labels, or what detection finds")
+    truth: RepairTruth = Field("truth", description="of the campaigns: a simulator's, labels, or what detection finds")
     kind: Literal["unet", "unetpp"] = "unet"
     scaling: Scaling = "noise"
     channels: tuple[int, ...] = Field((32, 64, 96), description="of each level, the finest first")
@@ -111,7 +111,7 @@ def train_inpaint(config: RepairConfig, to: Path, *, announce: Callable[[str], N
     Raises
     ------
     InputError
-        If a campaign has no truth, no sources or no cosmic rays, or nothing to validate on.
+        If a campaign has not the truth that is asked for, no sources or no cosmic rays, or nothing to validate on.
     """
     torch.set_num_threads(config.threads)
     device = choose_device(config.device)
@@ -150,7 +150,8 @@ def _material(config: RepairConfig, campaigns: list[KnownUnits], announce: Calla
         announce(f"cutting stamps from {len(units)} units of {units.path.name}")
         parts.append(gather(units, config.each, config.seed))
     names = ("light", "noise", "unknown", "charge")
-    material = Material(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    light, noise, unknown, charge = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
+    material = Material(light, noise, unknown, charge, as_found=config.truth == "detected")
     if not len(material) or not len(material.charge):
         found = "no source" if not len(material) else "no cosmic ray"
         raise InputError(", ".join(config.campaigns), found, "units with both")
@@ -240,7 +241,7 @@ def _write(
         version=config.version,
         method=config.method,
         licence=config.licence,
-        trained_on="; ".join(f"{len(one)} units of {one.path.name}" for one in units),
+        trained_on="; ".join(f"{len(one)} units of {one.path.name}, {one.truth}" for one in units),
         sha256=sha256,
         architecture=config.architecture,
         normalisation={"size": SIZE},

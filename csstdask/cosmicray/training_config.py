@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import lcm
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from csstdask.cosmicray.examples import SHARES, Cutting, Kind, check_data
 from csstdask.cosmicray.known import Truth
 from csstdask.cosmicray.unet import CHANNELS
+from csstdask.nn.blocks import grid_of
 from csstdask.nn.device import TrainingPrecision, checked_device
 from csstdask.nn.trainer import Schedule
 from csstdask.toml_file import read_settings
@@ -83,7 +85,7 @@ class TrainingConfig(BaseModel):
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> TrainingConfig:
-        grid = self.stem * 2 ** (len(self.channels) - 1)
+        grid = lcm(grid_of(len(self.channels) - 1, self.stem), grid_of(max(0, len(self.close) - 1)))
         if self.patch % grid:
             raise ValueError(f"patch = {self.patch} is no multiple of the network's grid, {grid}")
         if self.patch > min(self.frame_size, _NARROWEST):

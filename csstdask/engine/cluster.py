@@ -55,16 +55,17 @@ class WorkerManners(WorkerPlugin):
 
     name = "csstdask-worker-manners"
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, *, own: bool) -> None:
         self.threads = threads
+        self.own = own
+        """Whether its process is of this run alone."""
 
     def setup(self, worker: Any) -> None:  # noqa: ARG002
         """Set the limits in the worker's process; leave Ctrl-C to the driver, who tells the workers."""
         limit_threads(self.threads)
-        if multiprocessing.parent_process() is None:
-            return  # in the caller's process
-        keep_freed_memory()
-        if threading.current_thread() is threading.main_thread():
+        if self.own:
+            keep_freed_memory()
+        if multiprocessing.parent_process() is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -114,7 +115,8 @@ def open_cluster(scheduler: str, workers: int, *, threads_per_unit: int = 1) -> 
     quiet.setLevel(logging.CRITICAL)
     try:
         with dask.config.set(config), _client(scheduler, workers) as slots:
-            slots.client.register_plugin(WorkerManners(threads_per_unit))
+            own = scheduler in {"processes", "cuda"}
+            slots.client.register_plugin(WorkerManners(threads_per_unit, own=own))
             yield slots
     finally:
         quiet.setLevel(level)

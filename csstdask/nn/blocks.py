@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from math import lcm
 from typing import Literal, cast
 
 import torch
@@ -145,7 +146,7 @@ class UNet(nn.Module):
     @property
     def grid(self) -> int:
         """Return the pixels on whose multiples tiles must begin and end."""
-        return max(self.stem * 2**self.pools, 1 if self.close is None else self.close.grid)
+        return lcm(grid_of(self.pools, self.stem), 1 if self.close is None else self.close.grid)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, inputs, y, x) to (n, outputs, y, x); y and x are multiples of `grid`."""
@@ -215,6 +216,11 @@ class FineLayers(nn.Module):
         """Map an image (n, inputs, y, x), channels of its folded pixels and perhaps its own to (n, outputs, y, x)."""
         spread = nn.functional.pixel_shuffle(self.spread(coarse), self.stem)
         return cast("Tensor", self.head(self.settle(torch.cat([self.look(image), spread, *closely], dim=1))))
+
+
+def grid_of(pools: int, stem: int = 1) -> int:
+    """Return the pixels on whose multiples the tiles of a U-Net must begin and end."""
+    return int(stem * 2**pools)
 
 
 def radius_of(pools: int, stem: int = 1, *, down: int = 2, up: int = 2) -> int:

@@ -12,6 +12,7 @@ from astropy.io import fits
 from csstdask.cosmicray import evaluate_inpaint as evaluate_inpaint_module
 from csstdask.cosmicray.evaluate.tables import rounded
 from csstdask.cosmicray.evaluate_inpaint import evaluate_inpaint, fields, table
+from csstdask.cosmicray.evaluate_inpaint import science as science_module
 from csstdask.cosmicray.evaluate_inpaint.figures import draw_fields, draw_science
 from csstdask.cosmicray.evaluate_inpaint.fillers import PEERS, Damaged, absent_peers, fillers
 from csstdask.cosmicray.evaluate_inpaint.m51 import m51_part
@@ -168,14 +169,28 @@ def test_what_was_evaluated_is_kept_beside_what_is_new(tmp_path, like_m51, monke
 EMPTY = {"mask": "true", "aperture": 5.0, "bins": [], "pulls": {}, "shapes": {}}
 
 
-def test_shapes_are_those_of_sources_that_a_mask_touches(unit):
-    """Round stars stay round under a repair that is good, and the untouched frame is not."""
+def test_shapes_are_told_of_sources_that_a_mask_touches(unit):
+    """Of the same sources for all methods; those that have none after a repair are counted, not left out."""
     touched = np.isfinite(unit.shapes["untouched"]).all(axis=1)
     assert 5 < touched.sum() < len(touched)
     assert (unit.columns["distance"][touched] < 7).all()
-    bright = touched & (unit.columns["magnitude"] < 20)
-    size = {name: np.abs(shape[bright, 0]).mean() for name, shape in unit.shapes.items() if np.isfinite(shape).any()}
-    assert size["median"] < 0.1
+    assert (unit.shaped[touched] == 1).all()
+    raw, repaired = (science_module._shapes([unit], name) for name in ("untouched", "median"))
+    for kind in ("star", "galaxy"):
+        assert raw[kind]["n"] == repaired[kind]["n"] > 5
+        assert 0 <= repaired[kind]["lost"] < 0.5
+
+
+def test_shapes_are_size_and_distortions():
+    """Of Gaussians, which adaptive moments give back: sigma^2 is the product of the two widths."""
+    y, x = np.mgrid[:64, :128]
+    wide, high = 2.5, 1.5
+    frame = np.exp(-(((x - 30.2) / wide) ** 2 + ((y - 31.7) / high) ** 2) / 2)
+    frame += np.exp(-((x - 95) ** 2 + (y - 31) ** 2) / 8)
+    size, e1, e2 = science_module.shapes_of(frame.astype(np.float32), np.array([30.2, 95]), np.array([31.7, 31])).T
+    assert size == pytest.approx([np.sqrt(wide * high), 2], rel=1e-3)
+    assert e1 == pytest.approx([(wide**2 - high**2) / (wide**2 + high**2), 0], abs=1e-3)
+    assert e2 == pytest.approx([0, 0], abs=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -198,11 +213,36 @@ def test_sources_that_were_hit_are_lost_without_repair(frame):
 
 
 def test_magnitudes_are_those_of_the_catalogue_where_nothing_was_hit(frame):
-    """Kron ellipses miss a few hundredths; the same ellipse on the same pixels is the same number."""
-    away = frame.bright & ~frame.hit & (frame.magnitude < 22)
-    twin, direct = frame.treated[CLEAN], frame.treated["median"]
-    assert np.nanmedian(np.abs(twin.magnitude - frame.magnitude)[away]) < 0.1
-    assert np.nanmedian(np.abs(direct.forced - twin.forced)[away]) < 0.01
+    """Kron ellipses miss a few hundredths; a sum in the same ellipse over pixels that lack some is scaled to it."""
+    away = frame.bright & ~frame.hit & (frame.magnitude < 24)
+    twin = frame.treated[CLEAN]
+    assert np.nanmedian(np.abs(twin.magnitude - frame.magnitude)[away]) < 0.15
+    assert np.nanmedian(np.abs(twin.forced - twin.magnitude)[away]) < 0.03
+    for name in ("median", fields.MASKED):
+        assert np.nanmedian(np.abs(frame.treated[name].forced - twin.forced)[away]) < 0.02
+
+
+def test_a_forced_sum_without_some_pixels_is_that_of_the_whole_ellipse():
+    """On a flat frame: half of an ellipse masked, and the sum is what it was; all masked, and there is none."""
+    flat = np.full((64, 64), 2.0, np.float32)
+    twin = {"x": [30.0], "y": [30.0], "a": [2.0], "b": [2.0], "theta": [0.0], "kron_radius": [3.0], "flux": [226.0]}
+    twin = {name: np.array(column) for name, column in twin.items()}
+    place = fields._Place(np.array([30.5]), np.array([30.0]), np.array([20.0]))
+    zero, sums = 20 + 2.5 * np.log10(226.0), []
+    for column in (0, 30, 64):
+        mask = np.zeros(flat.shape, bool)
+        mask[:, :column] = True
+        some = fields._Frame(flat, mask, np.ones_like(flat), mask)
+        sums.append(fields._forced(flat, some, twin, place, zero)[0])
+    assert sums[0] == pytest.approx(2 * np.pi * 36, rel=0.01)
+    assert sums[1] == pytest.approx(sums[0], rel=0.02)
+    assert not np.isfinite(sums[2])
+
+
+def test_chance_is_told_by_a_catalogue_that_is_elsewhere(frame):
+    """As many of its sources are hit, and hardly any is found."""
+    assert 0.5 < frame.hit_elsewhere.sum() / frame.hit.sum() < 2
+    assert frame.treated["median"].by_chance[frame.hit_elsewhere].mean() < 0.1
 
 
 def test_each_measured_source_is_one_of_the_catalogue_at_most():
@@ -217,15 +257,19 @@ def test_each_measured_source_is_one_of_the_catalogue_at_most():
 
 def test_percentiles_and_counts_are_those_of_known_errors(rng):
     true = np.full(4000, 21.2)
-    (row,) = fields.percentiles(true + rng.normal(0.1, 0.2, 4000), true, np.ones(4000, bool))
-    assert (row["from"], row["to"], row["n"]) == (21.0, 21.5, 4000)
+    measured = true + rng.normal(0.1, 0.2, 4000)
+    half = np.where(np.arange(4000) % 2, measured, np.nan)
+    rows = fields.photometry({CLEAN: measured, "half": half}, true, np.ones(4000, bool))
+    ((row,), (other,)) = rows[CLEAN], rows["half"]
+    assert (row["from"], row["to"], row["n"], other["n"]) == (21.0, 21.5, 2000, 2000)  # those that both measured
+    assert (row["lost"], other["lost"]) == (0, 0.5)
     assert row["p50"] == pytest.approx(0.1, abs=0.02)
     assert row["p95"] - row["p5"] == pytest.approx(2 * 1.645 * 0.2, rel=0.05)
     true = rng.uniform(17, 25, 4000)
-    same = fields.number_counts(true, true, np.ones(4000, bool))
+    same = fields.number_counts(true, true)
     assert same["ssim"] == pytest.approx(1)
     assert same["chi2"] == 0
-    half = fields.number_counts(np.where(true > 23, np.nan, true), true, np.ones(4000, bool))
+    half = fields.number_counts(np.where(true > 23, np.nan, true), true)
     assert half["ssim"] < 0.9
     assert half["chi2"] > 10
 
@@ -234,6 +278,8 @@ def test_fields_are_told_in_tables_and_drawn(frame, tmp_path, monkeypatch):
     monkeypatch.setattr(fields, "over_units", lambda *_, **__: [frame] * 8)
     part = fields.fields_part(None, (), lambda _: None)
     assert part["hit"]["star"] + part["hit"]["galaxy"] == 8 * frame.hit.sum()
+    false = part["number_counts"]["everything"]
+    assert sum(false[fields.DIRECT]["counts"]) > 2 * sum(false[CLEAN]["counts"])  # cosmic rays taken for sources
     json.dumps(rounded(part), allow_nan=False)
     lines = list(table({"fields": {"small": {"detected": part}}}))
     assert any(line.startswith("| touched dropped |") for line in lines)

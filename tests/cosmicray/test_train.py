@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from csstdask.cosmicray import detect, stis
 from csstdask.cosmicray.batches import as_batch, draw_patches
-from csstdask.cosmicray.beginning import average_with_beginning, begin_from
+from csstdask.cosmicray.beginning import average_with, begin_from
 from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.evaluate import evaluate_cosmicray, methods, real, table
 from csstdask.cosmicray.examples import SHARES, Cutting, contaminate, draw_examples, gather_material
@@ -223,7 +223,7 @@ def test_training_on_a_campaign_goes_on_from_a_model(campaign, tmp_path):
     old, new = (load_network(card, build_unet, torch.device("cpu")).head.weight for card in half)
     mixed = build_unet(**half[0].architecture)
     mixed.load_state_dict(load_file(second.with_suffix(".safetensors")))
-    average_with_beginning(load_training_config(None, **more | {"remember": 0.25}), mixed)
+    average_with(load_file(first.with_suffix(".safetensors")), mixed, 0.25)
     assert torch.allclose(mixed.head.weight, 0.25 * old + 0.75 * new, atol=1e-6)
     grown = build_unet(**half[0].architecture | {"fine": 4})
     begin_from(load_training_config(None, **more | {"fine": 4}), grown)

@@ -23,6 +23,7 @@ def test_radius_formula(pools, radius):
         ((8, 8, 8), 2, {}),
         ((8, 8), 2, {"fine": 4}),
         ((8, 8), 2, {"fine": 4, "close": (4, 4, 4)}),
+        ((4, 6), 3, {"fine": 4, "close": (4, 4, 4)}),
     ],
 )
 def test_nothing_beyond_the_radius_matters_and_something_at_it_does(channels, stem, more):

@@ -142,8 +142,9 @@ def draw(recipe: Recipe, index: int, detector: int, data: Path | None = None) ->
         visible=hit & (unit.truth_cr > 3 * clean_error),
         charge=unit.truth_cr,
     )
-    odd = {name.replace("_", " "): ((unit.flag & instrument.flags.bits[name]) != 0) & ~ignore for name in _ARTEFACTS}
-    full = (unit.flag & instrument.flags.bits["saturated"]) != 0
+    bits = instrument.flags.bits
+    odd = {name.replace("_", " "): ((unit.flag & bits.get(name, 0)) != 0) & ~ignore for name in _ARTEFACTS}
+    full = ((unit.flag & bits.get("saturated", 0)) != 0) & (unit.truth_cr == 0)  # full of its own light
     odd["beside saturated pixels"] = binary_dilation(full, EIGHT_NEIGHBOURS, _BESIDE) & ~ignore
     return Known(case, clean, clean_error, sky, rms, unit.catalogue, recipe.exptime, odd)
 
@@ -242,7 +243,7 @@ def over_units(
     if workers == 0:
         yield from (work(recipe, index, detector) for index, detector in units)
         return
-    with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), _one_thread) as pool:
+    with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), _begin_worker) as pool:
         jobs = [pool.submit(work, recipe, index, detector) for index, detector in units]
         for number, job in enumerate(as_completed(jobs), start=1):
             if job.exception() is not None:
@@ -253,11 +254,11 @@ def over_units(
     yield from (job.result() for job in jobs)
 
 
-def _one_thread() -> None:
-    """Begin a worker: there is one for each core."""
+def _begin_worker() -> None:
+    """Begin a process that works on one core."""
+    keep_freed_memory()
     torch.set_num_threads(1)
     threadpool_limits(1)
-    keep_freed_memory()
 
 
 # --- what is counted -------------------------------------------------------------------------------------------

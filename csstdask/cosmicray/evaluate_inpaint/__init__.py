@@ -31,9 +31,11 @@ from csstdask.mock.recipe import load_recipe
 log = logging.getLogger("csstdask")
 
 PARTS = ("science", "fields", "m51")
-#: Parts that are made of recipes; of the fields so many exposures, one of each field, and the scale of their frames.
+#: Parts that are made of recipes; of the fields so many exposures, one of each field.
 RECIPES = {"science": "cr-science", "fields": "cr-detection-test"}
-_EXPOSURES, _SCALE = 5, 0.125
+_EXPOSURES = 5
+#: Raised when results of the same models would have other contents.
+_FORMAT = 2
 _FILE = "inpaint_evaluation"
 
 
@@ -93,7 +95,7 @@ def evaluate_inpaint(
     if absent := absent_peers():
         announce(f"not installed (pip install 'csstdask[bench]'), left out: {', '.join(absent)}")
     results = _kept(to, identity)
-    if to is not None and set(wanted) & set(RECIPES):
+    if to is not None and set(RECIPES) & {*wanted, *results}:
         check_figures()  # now, and not when all is measured
     for part, name in RECIPES.items():
         if recipes is None or part not in wanted:
@@ -128,7 +130,7 @@ def _fields(
     path: Path, models: Sequence[str], scale: float | None, workers: int | None, announce: Callable[[str], None]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the detected mask and what is found with it: the true one is for the science test."""
-    recipe = load_recipe(path, scale=scale or _SCALE)
+    recipe = load_recipe(path, scale=scale)
     recipe = recipe.model_copy(update={"exposures": min(_EXPOSURES, recipe.exposures)})
     announce(f"fields: {recipe.name}, {recipe.exposures * len(recipe.detectors)} frames")
     part = fields_part(recipe, models, announce, workers=workers)
@@ -145,7 +147,12 @@ def _identity(models: Sequence[str]) -> dict[str, Any]:
     packages = {package for name, (package, _) in PEERS.items() if name not in absent_peers()}
     distributions = packages_distributions()
     versions = {name: version(distributions[name][0]) for name in sorted(packages)}
-    return {"models": cards, "detector": find_card("cosmicray", "default").identity, "packages": versions}
+    return {
+        "models": cards,
+        "detector": find_card("cosmicray", "default").identity,
+        "packages": versions,
+        "format": _FORMAT,
+    }
 
 
 def _kept(to: Path | None, identity: dict[str, Any]) -> dict[str, Any]:

@@ -10,16 +10,17 @@ run. Cosmic rays are those that detection finds. The treatments:
 * ``clean twin``: the same photons without cosmic rays, what the best repair would come to.
 
 Everything is told of catalogue sources that were *hit*: with a pixel of more than 5 e- of true charge within 5 pixels,
-and bright enough to be found at all, at a S/N of 5 in 49 pixels. A source is found when a measured one lies within
-2 pixels and 0.75 mag of it; each measured one serves one source. Purity is of measured sources that were hit by the
-same rule: the share that is some source of the catalogue, however faint. The share that still is when the catalogue is
-moved by 37 pixels is what chance finds.
+no ignored one as near, and bright enough to be found at all, at a S/N of 5 in 49 pixels. A source is found when a
+measured one lies within 2 pixels and 0.75 mag of it; each measured one serves one source. Purity is of measured sources
+that were hit by the same rule: the share that is some source of the catalogue, however faint. What chance finds is told
+by a catalogue that is moved by 37 pixels, round the frame's edges, its sources hit where they then lie.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -71,6 +72,8 @@ class Treated:
     """(catalogue,) Measured, re-detected."""
     forced: Column
     """(catalogue,) Measured in the clean twin's own ellipse."""
+    measured: Column
+    """(measured,) Magnitude."""
     hit: Bool
     """(measured,)"""
     true: Bool
@@ -88,6 +91,8 @@ class Unit:
     bright: Bool
     """Whether it can be found at all."""
     hit: Bool
+    hit_elsewhere: Bool
+    """The same of the catalogue moved elsewhere."""
     treated: dict[str, Treated] = field(default_factory=dict)
 
 
@@ -106,10 +111,13 @@ def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[
     counts = catalogue.flux * known.exptime
     inside = (catalogue.x > -0.5) & (catalogue.y > -0.5) & (catalogue.x < nx - 0.5) & (catalogue.y < ny - 0.5)
     catalogue, counts = catalogue.select(inside), counts[inside]
-    near = _near(known.case.charge > _HIT_ABOVE)
-    usable = ~_at(_near(known.case.ignore), catalogue.x, catalogue.y)
-    bright = usable & (counts / np.sqrt(counts + _PIXELS * known.rms**2) > _LEAST_SNR)
-    unit = Unit(catalogue.mag, catalogue.is_star, bright, bright & _at(near, catalogue.x, catalogue.y))
+    near = _near(known.case.charge > _HIT_ABOVE) & ~_near(known.case.ignore)
+    place = _Place(catalogue.x, catalogue.y, catalogue.mag)
+    elsewhere = _Place(np.mod(place.x + _MOVED, nx - 1), np.mod(place.y + _MOVED, ny - 1), place.magnitude)
+    usable = ~_at(_near(known.case.ignore), place.x, place.y)
+    bright = counts / np.sqrt(counts + _PIXELS * known.rms**2) > _LEAST_SNR
+    hits = (bright & _at(near, one.x, one.y) for one in (place, elsewhere))
+    unit = Unit(catalogue.mag, catalogue.is_star, bright & usable, *hits)
     zero_point = catalogue.mag + 2.5 * np.log10(counts)  # of the whole light, the same for all
     zero = float(np.median(zero_point)) if len(zero_point) else 0.0
     twin: dict[str, npt.NDArray[Any]] | None = None
@@ -120,9 +128,18 @@ def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[
         if name == DROPPED:
             keep = _ellipse_sum(frame.mask & ~known.case.ignore, found) == 0
         found = {key: values[keep] for key, values in found.items()}
-        forced = _forced(sky, frame, twin, catalogue.x, catalogue.y)
-        unit.treated[name] = _compared(found, forced, catalogue.x, catalogue.y, catalogue.mag, zero, near)
+        forced = _magnitudes(_forced(sky, frame, twin, place, zero), zero)
+        unit.treated[name] = _compared(found, forced, place, elsewhere, zero, near)
     return unit
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the sources of a catalogue are, and how bright."""
+
+    x: Column
+    y: Column
+    magnitude: Column
 
 
 def _near(mask: Bool) -> Bool:
@@ -178,29 +195,30 @@ def _ellipse_sum(frame: npt.NDArray[Any], found: dict[str, Any], mask: Bool | No
     return np.asarray(sep.sum_ellipse(frame.astype(np.float32), *shape, mask=mask, subpix=5)[0])
 
 
-def _forced(sky: Float, frame: _Frame, twin: dict[str, Any], x: Column, y: Column) -> Column:
-    """Return fluxes of the catalogue's sources in the ellipses that the clean twin gave them [e-]; NaN for none."""
-    flux = np.full(len(x), np.nan)
-    if len(twin["x"]) and len(x):
-        distance, which = cKDTree(np.column_stack([twin["x"], twin["y"]])).query(np.column_stack([x, y]))
-        near = distance < RADIUS
-        flux[near] = _ellipse_sum(sky, twin, frame.mask)[which[near]]
+def _forced(sky: Float, frame: _Frame, twin: dict[str, Any], place: _Place, zero: float) -> Column:
+    """Return fluxes of the catalogue's sources in the ellipses of the clean twin's, round its places; NaN for none."""
+    flux = np.full(len(place.x), np.nan)
+    which = match(twin["x"], twin["y"], _magnitudes(twin["flux"], zero), place.x, place.y, place.magnitude)
+    flux[which[which >= 0]] = _ellipse_sum(sky, twin, frame.mask)[which >= 0]
     return flux
 
 
 def _compared(
-    found: dict[str, Any], forced: Column, x: Column, y: Column, true: Column, zero: float, near: Bool
+    found: dict[str, Any], forced: Column, place: _Place, elsewhere: _Place, zero: float, near: Bool
 ) -> Treated:
     magnitude = _magnitudes(found["flux"], zero)
-    which = match(found["x"], found["y"], magnitude, x, y, true)
-    chance = match(found["x"], found["y"], magnitude, x + _MOVED, y + _MOVED, true)
-    of_source = np.full(len(x), np.nan)
+    which, chance = (
+        match(found["x"], found["y"], magnitude, one.x, one.y, one.magnitude) for one in (place, elsewhere)
+    )
+    number = np.arange(len(place.x))
+    of_source = np.full(len(place.x), np.nan)
     of_source[which[which >= 0]] = magnitude[which >= 0]
     return Treated(
-        found=np.isin(np.arange(len(x)), which),
-        by_chance=np.isin(np.arange(len(x)), chance),
+        found=np.isin(number, which),
+        by_chance=np.isin(number, chance),
         magnitude=of_source,
-        forced=_magnitudes(forced, zero),
+        forced=forced,
+        measured=magnitude,
         hit=_at(near, found["x"], found["y"]),
         true=which >= 0,
         true_by_chance=chance >= 0,
@@ -254,42 +272,45 @@ def fields_part(
         kind and treatment; ``number_counts``, the same of all sources.
     """
     units = list(over_units(recipe, partial(measure_unit, models=tuple(models)), announce=announce, workers=workers))
-    facts = ("magnitude", "is_star", "bright", "hit")
-    true, is_star, bright, hit = (np.concatenate([getattr(unit, name) for unit in units]) for name in facts)
+    true, is_star, bright, hit, elsewhere = (
+        np.concatenate([getattr(unit, name) for unit in units])
+        for name in ("magnitude", "is_star", "bright", "hit", "hit_elsewhere")
+    )
     kinds = {"star": is_star & bright, "galaxy": ~is_star & bright}
-    names = list(units[0].treated)
     columns = {
         name: {
-            column: np.concatenate([getattr(unit.treated[name], column) for unit in units])
-            for column in ("found", "by_chance", "magnitude", "forced", "hit", "true", "true_by_chance")
+            column.name: np.concatenate([getattr(unit.treated[name], column.name) for unit in units])
+            for column in dataclass_fields(Treated)
         }
-        for name in names
+        for name in units[0].treated
     }
+    counted = {
+        kind: {name: number_counts(one["magnitude"][some], true[some]) for name, one in columns.items()}
+        for kind, some in kinds.items()
+    }
+    counted["everything"] = {name: number_counts(one["measured"], true) for name, one in columns.items()}
     return {
         "sources": {kind: int(some.sum()) for kind, some in kinds.items()},
         "hit": {kind: int((some & hit).sum()) for kind, some in kinds.items()},
         "photometry": {
             how: {
-                kind: {name: percentiles(columns[name][how], true, some & hit) for name in names if name != DROPPED}
+                kind: photometry({name: one[how] for name, one in columns.items() if name != DROPPED}, true, some & hit)
                 for kind, some in kinds.items()
             }
             for how in ("magnitude", "forced")
         },
-        "catalogue": {name: _catalogue_row(columns[name], kinds, hit) for name in names},
-        "number_counts": {
-            kind: {name: number_counts(columns[name]["magnitude"], true, some) for name in names}
-            for kind, some in kinds.items()
-        },
+        "catalogue": {name: _catalogue_row(one, kinds, hit & bright, elsewhere) for name, one in columns.items()},
+        "number_counts": counted,
     }
 
 
-def _catalogue_row(columns: dict[str, Any], kinds: dict[str, Bool], hit: Bool) -> dict[str, float]:
+def _catalogue_row(columns: dict[str, Any], kinds: dict[str, Bool], hit: Bool, elsewhere: Bool) -> dict[str, float]:
     measured = columns["hit"]
     row = {
         "found": int(sum(columns["found"][some].sum() for some in kinds.values())),
         "found_hit": int(columns["found"][hit].sum()),
         "completeness": _share(columns["found"][hit]),
-        "by_chance": _share(columns["by_chance"][hit]),
+        "by_chance": _share(columns["by_chance"][elsewhere]),
         "measured_hit": int(measured.sum()),
         "purity": _share(columns["true"][measured]),
         "purity_by_chance": _share(columns["true_by_chance"][measured]),
@@ -301,31 +322,48 @@ def _share(which: Bool) -> float:
     return float(which.mean()) if len(which) else float("nan")
 
 
-def percentiles(measured: Column, true: Column, chosen: Bool) -> list[dict[str, float]]:
-    """Return the 5th, 50th and 95th percentile of (measured - true) by true magnitude [mag] (figure 6)."""
-    rows = []
+def photometry(measured: dict[str, Column], true: Column, chosen: Bool) -> dict[str, list[dict[str, float]]]:
+    """Return percentiles of (measured - true) of each treatment by true magnitude [mag] (figure 6).
+
+    All are of the same sources, those that each treatment measured; ``lost`` is the share of what the clean twin
+    measured that a treatment did not.
+    """
+    everywhere = chosen & np.all([np.isfinite(one) for one in measured.values()], axis=0)
+    in_twin = chosen & np.isfinite(measured[CLEAN])
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in measured}
     for low, high in pairwise(MAGNITUDES):
-        inside = chosen & (true >= low) & (true < high) & np.isfinite(measured)
-        if inside.sum() >= _LEAST:
-            five, middle, most = np.percentile((measured - true)[inside], [5, 50, 95])
-            rows.append({
-                "from": low, "to": high, "n": int(inside.sum()), "p5": float(five), "p50": float(middle),
-                "p95": float(most),
-            })  # fmt: skip
+        inside = (true >= low) & (true < high)
+        if (inside & everywhere).sum() < _LEAST:
+            continue
+        for name, one in measured.items():
+            five, middle, most = np.percentile((one - true)[inside & everywhere], [5, 50, 95])
+            rows[name].append(
+                {
+                    "from": low,
+                    "to": high,
+                    "n": int((inside & everywhere).sum()),
+                    "p5": float(five),
+                    "p50": float(middle),
+                    "p95": float(most),
+                    "lost": float(1 - np.isfinite(one[inside & in_twin]).mean()),
+                }
+            )
     return rows
 
 
-def number_counts(measured: Column, true: Column, chosen: Bool) -> dict[str, Any]:
-    """Return how the counts of found sources by measured magnitude follow those of the catalogue (figure 7).
+def number_counts(measured: Column, true: Column) -> dict[str, Any]:
+    """Return how counts by measured magnitude follow those of the catalogue (figure 7).
+
+    Of a kind they are of sources that were found: only the catalogue tells a star from a galaxy. Of everything they
+    are of all that was measured, what is no source in it.
 
     ``ssim`` of the two curves in windows of 7 bins of 0.5 mag, the span that of the catalogue's counts; ``chi2`` their
-    mean squared difference in units of the catalogue's Poisson error.
+    mean squared difference in units of the catalogue's Poisson error, of bins without a source that of one.
     """
-    counts, _ = np.histogram(measured[chosen & np.isfinite(measured)], MAGNITUDES)
-    wanted, _ = np.histogram(true[chosen], MAGNITUDES)
-    filled = wanted > 0
+    counts, _ = np.histogram(measured[np.isfinite(measured)], MAGNITUDES)
+    wanted, _ = np.histogram(true, MAGNITUDES)
     facts: dict[str, Any] = {"counts": counts.tolist(), "catalogue": wanted.tolist()}
-    if filled.any():
-        facts["chi2"] = float(((counts - wanted)[filled] ** 2 / wanted[filled]).mean())
+    if wanted.any():
+        facts["chi2"] = float(((counts - wanted) ** 2 / np.maximum(wanted, 1)).mean())
         facts["ssim"] = structural_similarity(counts, wanted, span=float(wanted.max()), window=WINDOW)
     return facts

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from csstdask.cosmicray.evaluate.figures import pyplot
+from csstdask.cosmicray.evaluate_inpaint.fields import MAGNITUDES
+from csstdask.cosmicray.evaluate_inpaint.science import DISTANCES
 
 _ZERO_LINE = {"color": "k", "lw": 0.5}
 
@@ -44,13 +48,12 @@ def draw_science(masks: dict[str, dict[str, Any]], path: Path) -> None:
 def _against_distance(axis: Any, bins: list[dict[str, Any]]) -> None:
     if not bins:
         return
-    at = [one["distance"][0] for one in bins]
+    at = [fmean(one["distance"]) if one["distance"][1] in DISTANCES else one["distance"][0] for one in bins]
     for method in bins[0]["methods"]:
         rows = [one["methods"][method] for one in bins]
-        (line,) = axis.plot(at, [row["shift"] for row in rows], "o-", ms=2, lw=1, label=method)
-        axis.fill_between(
-            at, [row["shift_5"] for row in rows], [row["shift_95"] for row in rows], color=line.get_color(), alpha=0.08
-        )
+        low, middle, high = (_numbers(rows, name) for name in ("shift_5", "shift", "shift_95"))
+        (line,) = axis.plot(at, middle, "o-", ms=2, lw=1, label=method)
+        axis.fill_between(at, low, high, color=line.get_color(), alpha=0.08)
     axis.axhline(0, **_ZERO_LINE)
     axis.set_ylim(-0.6, 0.6)
 
@@ -70,22 +73,24 @@ def draw_fields(part: dict[str, Any], path: Path) -> None:
     for line, kind in zip(axes, ("star", "galaxy"), strict=True):
         for axis, (how, title) in zip(line, (("magnitude", "re-detected"), ("forced", "forced")), strict=False):
             for method, rows in part["photometry"][how][kind].items():
-                at = [row["from"] + 0.25 for row in rows]
-                (drawn,) = axis.plot(at, [row["p50"] for row in rows], lw=1, label=method)
-                axis.fill_between(
-                    at, [row["p5"] for row in rows], [row["p95"] for row in rows], color=drawn.get_color(), alpha=0.1
-                )
+                at = [(row["from"] + row["to"]) / 2 for row in rows]
+                low, middle, high = (_numbers(rows, name) for name in ("p5", "p50", "p95"))
+                (drawn,) = axis.plot(at, middle, lw=1, label=method)
+                axis.fill_between(at, low, high, color=drawn.get_color(), alpha=0.1)
             axis.axhline(0, **_ZERO_LINE)
             axis.set(xlabel="true magnitude", ylabel="measured - true [mag]", title=f"{kind}s that were hit, {title}")
             axis.set_ylim(-1, 1)
-        for method, row in part["number_counts"][kind].items():
-            middle = 15.25 + 0.5 * np.arange(len(row["counts"]))
-            line[2].step(
-                middle, row["counts"], where="mid", lw=1, label=f"{method}, SSIM {row.get('ssim', np.nan):.3f}"
-            )
-        line[2].step(middle, row["catalogue"], "k--", where="mid", lw=1, label="catalogue")
+        counts = part["number_counts"][kind]
+        for method, row in counts.items():
+            line[2].stairs(row["counts"], MAGNITUDES, label=f"{method}, SSIM {row.get('ssim') or np.nan:.3f}")
+        line[2].stairs(next(iter(counts.values()))["catalogue"], MAGNITUDES, color="k", ls="--", label="catalogue")
         line[2].set(xlabel="magnitude", ylabel=f"{kind}s", yscale="log", ylim=(0.5, None))
     _save(plt, figure, axes.flat, path)
+
+
+def _numbers(rows: list[dict[str, Any]], name: str) -> npt.NDArray[np.float64]:
+    """Return a column of rows; NaN for what a file holds as no number."""
+    return np.array([row[name] for row in rows], dtype=np.float64)
 
 
 def _save(plt: Any, figure: Any, axes: Any, path: Path) -> None:

@@ -69,8 +69,10 @@ class Measured:
     flux_pulls: dict[str, Column] = field(default_factory=dict)
     """By method: the same of aperture fluxes, pixels taken as independent; NaN where nothing was repaired."""
     shapes: dict[str, Column] = field(default_factory=dict)
-    """By method (n, 3): relative error of the size, errors of the two distortions; NaN of sources that no mask touches,
-    and where moments did not converge."""
+    """By method (n, 3): relative error of the size, errors of the two distortions; NaN where its moments did not
+    converge, and of sources that no mask touches or whose clean twin has none."""
+    shaped: Column = field(default_factory=lambda: np.empty(0))
+    """1 of the sources that a mask touches and whose clean twin has moments, else 0."""
 
 
 def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[str], mask: Mask) -> Measured:
@@ -114,6 +116,7 @@ def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[
     region = light.regions(x, y, is_star)
     touched = (aperture_flux(hit.astype(np.float32), x, y) > 0) & (columns["usable"] > 0)
     twin = shapes_of(known.clean - np.float32(known.sky), x, y)
+    measured.shaped = (touched & np.isfinite(twin).all(axis=1)).astype(float)
     for name, fill in fillers(models).items():
         fixed, variance = fill(frame, hit)
         flux = aperture_flux(fixed - np.float32(known.sky), x, y)
@@ -323,15 +326,17 @@ def _pulls(units: Sequence[Measured], name: str) -> dict[str, dict[str, float]]:
 
 
 def _shapes(units: Sequence[Measured], name: str) -> dict[str, dict[str, float]]:
-    """Return mean and deviation of the errors of shapes, errors beyond 1 counted as 1, by kind."""
+    """Return mean and deviation of the errors of shapes, beyond 1 counted as 1, and the share without one, by kind."""
     change = np.clip(np.concatenate([unit.shapes[name] for unit in units]), -1, 1)
     is_star = np.concatenate([unit.columns["is_star"] for unit in units]) > 0
+    asked = np.concatenate([unit.shaped for unit in units]) > 0
     known = np.isfinite(change).all(axis=1)
     rows: dict[str, dict[str, float]] = {}
     for kind, some in (("star", known & is_star), ("galaxy", known & ~is_star)):
         if some.any():
             mean, deviation = change[some].mean(axis=0), change[some].std(axis=0)
-            rows[kind] = {"n": int(some.sum())}
+            there = asked & (is_star if kind == "star" else ~is_star)
+            rows[kind] = {"n": int(there.sum()), "lost": float(1 - known[there].mean())}
             for place, column in enumerate(("size", "e1", "e2")):
                 rows[kind] |= {f"{column}_mean": float(mean[place]), f"{column}_sd": float(deviation[place])}
     return rows
