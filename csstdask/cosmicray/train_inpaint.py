@@ -16,8 +16,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.known import KnownUnits, RepairTruth, known_units
 from csstdask.cosmicray.repair_examples import Examples, Material, batches, gather
 from csstdask.cosmicray.source_repair import (
@@ -54,6 +56,7 @@ class RepairConfig(BaseModel):
     kind: Literal["unet", "unetpp"] = "unet"
     scaling: Scaling = "noise"
     channels: tuple[int, ...] = Field((32, 64, 96), description="of each level, the finest first")
+    start_from: str | None = Field(None, description="card of such a network to go on from")
     each: int = Field(120, ge=1, description="sources of a unit")
     alpha: float = Field(4.0, ge=0, description="weight of hit pixels beside 1, of the published loss")
     source_weight: float = Field(4.0, ge=1, description="of a source's pixels in the likelihood")
@@ -125,6 +128,7 @@ def train_inpaint(config: RepairConfig, to: Path, *, announce: Callable[[str], N
     )
     learnt, held_out, apart = (_material(config, units, announce) for units in (training, stopping, calibrating))
     network = build_repairer(**config.architecture)
+    origin = {} if config.start_from is None else {"weights of start_from": _begin_from(config.start_from, network)}
     tested = list(batches(held_out, config.validation_batches, config.batch, (config.seed, 1)))
 
     def drawn(epoch: int) -> Iterator[Examples]:
@@ -137,11 +141,24 @@ def train_inpaint(config: RepairConfig, to: Path, *, announce: Callable[[str], N
         config.steps,
         partial(loss_of, config=config),
         lambda network: scores(network, tested, config.scaling),
-        identity | {"units": [units.identity for units in (*training, *stopping)]},
+        identity | origin | {"units": [units.identity for units in (*training, *stopping)]},
     )
     history = train(learner, config.schedule, to, device=device, announce=announce)
     calibration = list(batches(apart, config.validation_batches, config.batch, (config.seed, 2)))
     return _write(config, network, training, calibration, len(history), to)
+
+
+def _begin_from(model: str, network: nn.Module) -> str:
+    """Give a network the weights of a card; return their SHA-256."""
+    card = find_card("inpaint", model)
+    if card.weights is None:
+        raise InputError("start_from", f"{card.name}, a method without weights", "a network")
+    try:
+        network.load_state_dict(load_file(card.weights))
+    except RuntimeError as error:
+        found = " ".join(str(error).split())[:160]
+        raise InputError(card.weights, found, "a network of the same architecture") from None
+    return card.sha256
 
 
 def _material(config: RepairConfig, campaigns: list[KnownUnits], announce: Callable[[str], None]) -> Material:

@@ -148,6 +148,22 @@ def test_frames_without_truth_teach_as_well(campaign, tmp_path):
     assert after["score_source"] > before["score_source"] + 0.5
 
 
+def test_a_training_goes_on_from_a_card(trained, campaign, tmp_path):
+    """At a rate of nearly nothing it stays what it was; a card of another architecture is refused."""
+    card = find_card("inpaint", str(trained))
+    settings = TINY | {"campaigns": (str(campaign),), **card.architecture, "start_from": str(trained), "epochs": 1}
+    on = find_card("inpaint", str(train_inpaint(load_repair_config(None, **settings, learning_rate=1e-9), tmp_path)))
+    before, after = (load_network(one, build_repairer, torch.device("cpu")).state_dict() for one in (card, on))
+    assert all(torch.allclose(value, after[name], atol=0.05) for name, value in before.items() if "head" in name)
+    for start, message in (
+        (str(trained), "a network of the same architecture"),
+        ("median", "a method without weights"),
+    ):
+        wrong = load_repair_config(None, **settings | {"channels": (8, 16), "start_from": start})
+        with pytest.raises(InputError, match=message):
+            train_inpaint(wrong, tmp_path / "wrong")
+
+
 def test_a_bad_column_through_a_star_is_seen_as_in_training(trained, monkeypatch):
     """Ignored pixels at the median of their neighbours, not at the sky."""
     y, x = np.mgrid[:128, :128]
