@@ -5,25 +5,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from committed import load, percent, table
+
 ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results"
-
-
-def load(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text())  # type: ignore[no-any-return]
-
-
-def table(head: list[str], rows: list[list[Any]]) -> str:
-    lines = [" | ".join(head), " | ".join("---" for _ in head)]
-    lines += [" | ".join(str(cell) for cell in row) for row in rows]
-    return "\n".join(f"| {line} |" for line in lines)
 
 
 def engine() -> str:
@@ -84,29 +74,19 @@ def resume() -> str:
     return table(head, rows)
 
 
-#: The newest evaluation first; what it does not hold stands in the one before.
-EVALUATIONS = ("cosmicray_evaluation", "cosmicray_evaluation_3")
-
-
-def evaluation(part: str) -> dict[str, Any]:
-    """Return the newest evaluation that holds a part."""
-    return next(found for found in map(load, EVALUATIONS) if part in found)
-
-
-def of_version(part: str, make: Callable[[], str]) -> Callable[[], str]:
+def of_version(make: Callable[[], str]) -> Callable[[], str]:
     """Return what makes a table and tells which version of the network it is of."""
 
     def with_version() -> str:
-        found = evaluation(part)
-        since = "" if found == load(EVALUATIONS[0]) else " beside version 1 of `deepcr`; not measured anew since"
-        return f"{make()}\n\n*network*: `{found['model']['name']}`, version {found['model']['version']}{since}."
+        model = load("cosmicray_evaluation")["model"]
+        return f"{make()}\n\n*network*: `{model['name']}`, version {model['version']}."
 
     return with_version
 
 
 def accuracy() -> str:
     """Precision and recall of all methods, by kind of frame."""
-    result = evaluation("stis")
+    result = load("cosmicray_evaluation")
     rows = []
     for part, prefix in (("stis", "STIS: "), ("injected", "")):
         for kind, methods in result[part].items():
@@ -127,18 +107,14 @@ def half(interval: list[float]) -> str:
 def controls() -> str:
     rows = [
         [kind, f"{row['network']:.0f}", f"{row['lacosmic']:.0f}"]
-        for kind, row in evaluation("stis")["false_pixels_per_mpix"].items()
+        for kind, row in load("cosmicray_evaluation")["false_pixels_per_mpix"].items()
     ]
     return table(["frames without cosmic rays", "network", "L.A.Cosmic"], rows)
 
 
 def part(name: str) -> list[tuple[str, Any]]:
     """Return what was found of each recipe of a part of the evaluation."""
-    return list(evaluation(name)[name].items())
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    return "" if value is None else f"{100 * value:.{digits}f}"
+    return list(load("cosmicray_evaluation")[name].items())
 
 
 def field() -> str:
@@ -227,6 +203,17 @@ def stars() -> str:
             cells = [f"{percent(row['core'], 2)} ({percent(row['whole'], 2)})" for row in own]
             rows.append([recipe, method, *cells])
     return table(["recipe", "cores (whole stars) flagged [%]", *flags], rows)
+
+
+def artefacts() -> str:
+    """Tell how many pixels are flagged on light that is neither sky nor source, without cosmic rays."""
+    rows, names = [], []
+    for recipe, result in part("field"):
+        for place, row in result["false_pixels_on"].items():
+            names = list(row["per_mpix"])
+            rates = ["" if rate is None else f"{rate:.0f}" for rate in row["per_mpix"].values()]
+            rows.append([recipe, place, f"{row['pixels'] / 1e6:.2f}", *rates])
+    return table(["recipe", "false pixels per Mpix on", "Mpix", *names], rows)
 
 
 def densities() -> str:
@@ -339,16 +326,17 @@ def mock() -> str:
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"engine": engine, "resume": resume, "cosmicray-speed": speed},
     "docs/cosmicray.md": {
-        "field": of_version("field", field),
-        "detectors": of_version("field", detectors),
-        "regions": of_version("sources", regions),
-        "crowded": of_version("crowded", crowded),
-        "stars": of_version("field", stars),
-        "densities": of_version("density", densities),
-        "star-fractions": of_version("density", star_fractions),
-        "epochs": of_version("epochs", epochs),
-        "accuracy": of_version("stis", accuracy),
-        "controls": of_version("stis", controls),
+        "field": of_version(field),
+        "detectors": of_version(detectors),
+        "regions": of_version(regions),
+        "crowded": of_version(crowded),
+        "stars": of_version(stars),
+        "artefacts": of_version(artefacts),
+        "densities": of_version(densities),
+        "star-fractions": of_version(star_fractions),
+        "epochs": of_version(epochs),
+        "accuracy": of_version(accuracy),
+        "controls": of_version(controls),
     },
     "docs/mock.md": {"mock": mock},
 }

@@ -61,7 +61,9 @@ def test_the_way_of_the_data(tmp_path, small_campaign):
 
 def test_models():
     models = json.loads(csstdask_command("models", "--json").stdout)["models"]
-    assert {model["name"] for model in models} == {"deepcr", "lacosmic", "median", "unet", "unet-fast"}
+    assert {model["name"] for model in models} == {
+        "deepcr", "lacosmic", "median", "source-unet", "unet", "unet-fast",
+    }  # fmt: skip
     for model in models:
         assert set(model) == {"name", "task", "version", "sha256", "licence", "trained_on", "metrics"}
         assert re.fullmatch("[0-9a-f]{64}", model["sha256"])
