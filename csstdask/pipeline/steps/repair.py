@@ -74,9 +74,9 @@ def decisive_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def cost_of_repair(config: RunConfig) -> Cost:
-    """Return the cost of the model that is configured; a network's is an estimate until one is shipped and timed."""
+    """Return the cost of the configured model; the memory of a network is an estimate."""
     if uses_network(config):
-        return Cost(bytes_per_pixel=90.0, pixels_per_second=4e5)
+        return Cost(bytes_per_pixel=90.0, pixels_per_second=8e5)
     return Cost(bytes_per_pixel=50.0, pixels_per_second=1.0e7)
 
 
