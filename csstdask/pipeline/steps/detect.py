@@ -13,7 +13,6 @@ from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Cost, Output, Product, Step
 
-
 #: Pixels a second of the default network on one core, by precision (`benchmarks/cosmicray.py`); others are quicker.
 _SPEED = {"float32": 6e5, "bfloat16": 1e6, "int8": 1.8e6}
 
