@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import repair_tables
 from committed import load, percent, table
 
 ROOT = Path(__file__).parent.parent
@@ -338,6 +339,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "accuracy": of_version(accuracy),
         "controls": of_version(controls),
     },
+    "docs/repair.md": repair_tables.TABLES,
     "docs/mock.md": {"mock": mock},
 }
 
