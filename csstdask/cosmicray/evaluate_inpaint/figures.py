@@ -70,7 +70,7 @@ def draw_fields(part: dict[str, Any], path: Path) -> None:
     """
     plt = pyplot()
     figure, axes = plt.subplots(2, 3, figsize=(17, 8), layout="constrained")
-    for line, kind in zip(axes, ("star", "galaxy"), strict=True):
+    for line, (kind, kinds) in zip(axes, (("star", "stars"), ("galaxy", "galaxies")), strict=True):
         for axis, (how, title) in zip(line, (("magnitude", "re-detected"), ("forced", "forced")), strict=False):
             for method, rows in part["photometry"][how][kind].items():
                 at = [(row["from"] + row["to"]) / 2 for row in rows]
@@ -78,13 +78,13 @@ def draw_fields(part: dict[str, Any], path: Path) -> None:
                 (drawn,) = axis.plot(at, middle, lw=1, label=method)
                 axis.fill_between(at, low, high, color=drawn.get_color(), alpha=0.1)
             axis.axhline(0, **_ZERO_LINE)
-            axis.set(xlabel="true magnitude", ylabel="measured - true [mag]", title=f"{kind}s that were hit, {title}")
+            axis.set(xlabel="true magnitude", ylabel="measured - true [mag]", title=f"{kinds} that were hit, {title}")
             axis.set_ylim(-1, 1)
         counts = part["number_counts"][kind]
         for method, row in counts.items():
             line[2].stairs(row["counts"], MAGNITUDES, label=f"{method}, SSIM {row.get('ssim') or np.nan:.3f}")
         line[2].stairs(next(iter(counts.values()))["catalogue"], MAGNITUDES, color="k", ls="--", label="catalogue")
-        line[2].set(xlabel="magnitude", ylabel=f"{kind}s", yscale="log", ylim=(0.5, None))
+        line[2].set(xlabel="magnitude", ylabel=kinds, yscale="log", ylim=(0.5, None))
     _save(plt, figure, axes.flat, path)
 
 
