@@ -30,7 +30,8 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/lacosmic_settings.py
 	$(BIN)/python benchmarks/cosmicray.py
-	$(BIN)/python benchmarks/inpaint.py
+	$(BIN)/python benchmarks/inpaint.py source-unet
+	$(BIN)/python benchmarks/kept_memory.py
 	$(BIN)/python benchmarks/mock.py
 	$(BIN)/python benchmarks/readme_tables.py
 
