@@ -37,7 +37,7 @@ BEFORE = "unet-fast"
 ARCHITECTURE = {key: value for key, value in find_card("cosmicray", BEFORE).architecture.items() if key != "inputs"}
 #: Of every training that goes on; the camera's own defects need no more.
 FURTHER: dict[str, Any] = ARCHITECTURE | {
-    "start_from": BEFORE, "skies": 0, "frames": 12, "passes": 2, "batch": 8, "epochs": 6, "freeze_norm": 0.0,
+    "start_from": BEFORE, "skies": 0, "frames": 16, "passes": 2, "batch": 8, "epochs": 12, "freeze_norm": 0.0,
     "validation_frames": 8, "learning_rate": 5e-4, "shares": {"rendered": 1.0},
 }  # fmt: skip
 QUICK: dict[str, Any] = {"frames": 1, "epochs": 1, "patches": 8, "validation_frames": 1}

@@ -6,6 +6,7 @@ The work is SEP's (Barbary 2016, JOSS 1, 58), the library form of SExtractor. It
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ def measure_sources(
     mask: npt.NDArray[np.bool_],
     *,
     repaired: npt.NDArray[np.bool_] | None = None,
+    repair_correlation: float = 0.0,
     threshold: float = 2.5,
     least_area: int = 5,
     aperture_radius: float = 4.0,
@@ -75,6 +77,8 @@ def measure_sources(
         True = takes no part.
     repaired : bool array (y, x), optional
         Pixels whose value is an estimate.
+    repair_correlation : float
+        Of the errors of each two repaired pixels of a source: its flux errors are larger by `covariance_of_sums`.
     threshold : float
         Least significance of a pixel after the matched filter [sigma of the sky].
     least_area : int
@@ -105,6 +109,15 @@ def measure_sources(
     kron = np.maximum(KRON_FACTOR * radius, LEAST_KRON_RADIUS / np.sqrt(a * b))
     flux, flux_err, flux_flag = sep.sum_ellipse(data, x, y, a, b, theta, kron, err=error, mask=mask, subpix=5)
     inside, inside_err, _ = sep.sum_circle(data, x, y, aperture_radius, err=error, mask=mask, subpix=5)
+    if repaired is not None and repair_correlation and len(x):
+        told = np.where(repaired & ~mask, error, 0).astype(np.float32)
+        in_ellipses = covariance_of_sums(
+            told, repair_correlation, lambda one: sep.sum_ellipse(one, x, y, a, b, theta, kron, subpix=5)[0]
+        )
+        in_circles = covariance_of_sums(
+            told, repair_correlation, lambda one: sep.sum_circle(one, x, y, aperture_radius, subpix=5)[0]
+        )
+        flux_err, inside_err = np.sqrt(flux_err**2 + in_ellipses), np.sqrt(inside_err**2 + in_circles)
     half, half_flag = sep.flux_radius(
         data, x, y, 6.0 * a, 0.5, normflux=np.where(flux > 0, flux, np.nan), mask=mask, subpix=5
     )
@@ -130,6 +143,28 @@ def measure_sources(
         "repaired_fraction": _share_of(repaired, x, y, a, b, theta, kron),
         "flag": flag | kron_flag.astype(np.int32) | flux_flag.astype(np.int32),
     }
+
+
+def covariance_of_sums(
+    sigma: npt.NDArray[np.float32], correlation: float, total: Callable[[npt.NDArray[np.float32]], Any]
+) -> Any:
+    """Return what correlated errors add to the variance of sums over pixels.
+
+    Parameters
+    ----------
+    sigma : float32 array (y, x)
+        Errors of the pixels that are wrong together, zero elsewhere.
+    correlation : float
+        Of each two of them.
+    total : callable
+        Returns the sums of a plane.
+
+    Returns
+    -------
+    float array
+        ``correlation * (sum(sigma)^2 - sum(sigma^2))`` of each sum.
+    """
+    return correlation * np.maximum(total(sigma) ** 2 - total(sigma * sigma), 0)
 
 
 def _share_of(repaired: npt.NDArray[np.bool_] | None, x: Any, y: Any, a: Any, b: Any, theta: Any, kron: Any) -> Any:

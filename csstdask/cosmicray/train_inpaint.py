@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
+from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from csstdask.cosmicray.card import find_card
@@ -40,6 +41,13 @@ from csstdask.nn.weights import save_weights
 from csstdask.toml_file import read_settings
 
 log = logging.getLogger("csstdask")
+
+#: Radius within which repaired pixels are summed to learn how far they are wrong together [pixel].
+_APERTURE = 5.0
+#: Pulls beyond this count as this: a few misses must not be all that a calibration tells.
+_FURTHEST = 10.0
+#: Batches of calibration for each one of validation: few hits lie on the middle of a source.
+_CALIBRATION = 4
 
 
 class RepairConfig(BaseModel):
@@ -144,7 +152,7 @@ def train_inpaint(config: RepairConfig, to: Path, *, announce: Callable[[str], N
         identity | origin | {"units": [units.identity for units in (*training, *stopping)]},
     )
     history = train(learner, config.schedule, to, device=device, announce=announce)
-    calibration = list(batches(apart, config.validation_batches, config.batch, (config.seed, 2)))
+    calibration = list(batches(apart, _CALIBRATION * config.validation_batches, config.batch, (config.seed, 2)))
     return _write(config, network, training, calibration, len(history), to)
 
 
@@ -221,19 +229,61 @@ def scores(network: nn.Module, tested: list[Examples], scaling: Scaling) -> dict
 
 def _pulls(network: nn.Module, tested: list[Examples], scaling: Scaling) -> tuple[Tensor, Tensor, Tensor]:
     """Return, of hit pixels, error over its sigma, variance over its own, and whether it is told a source."""
-    network.eval()
-    device = next(network.parameters()).device
     parts = []
-    for given in tested:
-        examples = given.to(device)
-        stamps = examples.stamps
-        with torch.inference_mode():
-            height, variance = told_by(last_of(network(seen_of(stamps, scaling))).float(), stamps, scaling)
-        hit, own = stamps.hit, own_variance(examples.light, stamps.noise)
+    for height, variance, examples in _told(network, tested, scaling):
+        stamps, own = examples.stamps, own_variance(examples.light, examples.stamps.noise)
         pull = (height - examples.light) / variance.sqrt()
-        parts.append(tuple(one[hit].cpu() for one in (pull, variance / own, is_source(height, stamps))))
+        parts.append(tuple(one[stamps.hit].cpu() for one in (pull, variance / own, is_source(height, stamps))))
     pull, relative, source = (torch.cat(one) for one in zip(*parts, strict=True))
     return pull, relative, source
+
+
+def _told(network: nn.Module, given: list[Examples], scaling: Scaling) -> Iterator[tuple[Tensor, Tensor, Examples]]:
+    """Yield the heights and variances that a network tells of each batch [e-, e-^2], and the batch on its device."""
+    network.eval()
+    device = next(network.parameters()).device
+    for one in given:
+        examples = one.to(device)
+        with torch.inference_mode():
+            seen = seen_of(examples.stamps, scaling)
+            yield *told_by(last_of(network(seen)).float(), examples.stamps, scaling), examples
+
+
+def correlation_of(network: nn.Module, given: list[Examples], scaling: Scaling, factors: dict[str, float]) -> float:
+    """Return the correlation of each two repaired pixels of a source that makes the pulls of their sums one wide.
+
+    Sums are over the repaired pixels within `_APERTURE` pixels of a stamp's middle; their variance is taken as
+    ``sum(sigma^2) + correlation * (sum(sigma)^2 - sum(sigma^2))``. Between 0 and 1.
+
+    Parameters
+    ----------
+    network : Module
+    given : list of Examples
+        That did not decide about its weights.
+    scaling : str
+        Of its input.
+    factors : dict
+        What its variance is to be multiplied with, on ``sky`` and on a ``source``.
+    """
+    place = torch.arange(SIZE) - SIZE // 2
+    near = torch.hypot(place[:, None].float(), place[None].float()) <= _APERTURE
+    parts = []
+    for height, variance, examples in _told(network, given, scaling):
+        stamps = examples.stamps
+        inside = stamps.hit & near.to(stamps.hit.device)
+        calibrated = variance * torch.where(is_source(height, stamps), factors["source"], factors["sky"])
+        planes = (height - examples.light, calibrated, calibrated.sqrt())
+        parts.append(torch.stack([(plane * inside).sum(dim=(1, 2)) for plane in planes]).cpu())
+    error, alone, sigma = torch.cat(parts, dim=1).double().numpy()
+    some = alone > 0
+    error, alone, together = error[some], alone[some], sigma[some] ** 2 - alone[some]
+
+    def excess(correlation: float) -> float:
+        return float(np.minimum(error**2 / (alone + correlation * together), _FURTHEST**2).mean()) - 1
+
+    if not some.any() or excess(0.0) <= 0:
+        return 0.0
+    return 1.0 if excess(1.0) >= 0 else float(brentq(excess, 0.0, 1.0))
 
 
 def _write(
@@ -248,9 +298,10 @@ def _write(
     sha256 = save_weights(network, to / f"{config.name}{WEIGHTS_SUFFIX}")
     pull, _, source = _pulls(network, calibration, config.scaling)
     factors = {
-        name: float(pull[one].clamp(-10, 10).square().mean()) if one.any() else 1.0
+        name: float(pull[one].clamp(-_FURTHEST, _FURTHEST).square().mean()) if one.any() else 1.0
         for name, one in (("sky", ~source), ("source", source))
     }
+    factors["correlation"] = correlation_of(network, calibration, config.scaling, factors)
     found = scores(network, calibration, config.scaling)
     card = ModelCard(
         name=config.name,

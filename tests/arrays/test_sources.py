@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from csstdask.arrays.sources import measure_sources
+from csstdask.arrays.sources import covariance_of_sums, measure_sources
 from csstdask.instrument import load_instrument
 from csstdask.mock.catalogue import draw_sky
 from csstdask.mock.psf import PsfModel, sub_band_weights
@@ -67,3 +67,31 @@ def test_the_repaired_share_of_a_source_is_that_of_its_ellipse(column):
         found = measure_sources(data, error, error, nothing, repaired=repaired)
         assert len(found["x"]) == 1
         assert abs(found["repaired_fraction"][0] - share) < 0.06
+
+
+def test_sums_of_pixels_that_are_wrong_together_err_as_is_told(rng):
+    """Drawn errors, of which each two correlate by 0.3: the sum's pulls are one wide, and too wide without it."""
+    n, correlation = 4000, 0.3
+    sigma = rng.uniform(1, 5, (6, 6)).astype(np.float32)
+    common = np.sqrt(correlation) * rng.normal(size=(n, 1, 1))
+    errors = sigma * (common + np.sqrt(1 - correlation) * rng.normal(size=(n, 6, 6)))
+    alone = float((sigma**2).sum())
+    added = float(covariance_of_sums(sigma, correlation, np.sum))
+    pull = errors.sum(axis=(1, 2)) / np.sqrt(alone + added)
+    assert abs(pull.std() - 1) < 0.05
+    assert covariance_of_sums(sigma, 0.0, np.sum) == 0
+
+
+def test_flux_errors_grow_by_the_correlation_of_repaired_pixels():
+    """And by nothing where none was repaired; a source that was not touched keeps its error."""
+    y, x = np.mgrid[:64, :128]
+    data = sum(5000 * np.exp(-((x - column) ** 2 + (y - 32.0) ** 2) / 8) for column in (32, 96)).astype(np.float32)
+    error, nothing = np.full(data.shape, 5, np.float32), np.zeros(data.shape, bool)
+    left = nothing.copy()
+    left[30:35, 30:35] = True
+    plain = measure_sources(data, error, error, nothing, repaired=left)
+    wider = measure_sources(data, error, error, nothing, repaired=left, repair_correlation=0.5)
+    for column in ("flux_err", "flux_aperture_err"):
+        assert wider[column][1] == plain[column][1]
+        # 25 pixels of 5 e- each: a half of (125^2 - 625)
+        assert np.isclose(wider[column][0] ** 2 - plain[column][0] ** 2, 7500, rtol=1e-3)

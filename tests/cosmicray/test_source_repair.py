@@ -11,9 +11,9 @@ import torch
 from csstdask.cosmicray import inpaint, source_repair
 from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.known import known_units
-from csstdask.cosmicray.repair_examples import as_stamps, batches, gather
-from csstdask.cosmicray.source_repair import Stamps, build_repairer, last_of, seen_of, told_by
-from csstdask.cosmicray.train_inpaint import load_repair_config, scores, train_inpaint
+from csstdask.cosmicray.repair_examples import Examples, as_stamps, batches, gather
+from csstdask.cosmicray.source_repair import SIZE, Stamps, build_repairer, last_of, seen_of, told_by
+from csstdask.cosmicray.train_inpaint import correlation_of, load_repair_config, scores, train_inpaint
 from csstdask.errors import InputError
 from csstdask.mock.recipe import CosmicRays, Recipe, SkyField
 from csstdask.nn.weights import load_network
@@ -126,7 +126,28 @@ def test_our_network_learns_how_uncertain_it_is(campaign, tmp_path):
     trained, untrained = (scores(one, tested, "noise") for one in (learnt, build_repairer(**config.architecture)))
     assert trained["score_source"] > untrained["score_source"] + 1
     assert trained["score"] > untrained["score"]
-    assert set(card.calibration) == {"sky", "source"}
+    assert set(card.calibration) == {"sky", "source", "correlation"}
+
+
+@pytest.mark.parametrize("wanted", [0.0, 0.25, 1.0])
+def test_how_far_pixels_are_wrong_together_is_learnt(wanted):
+    """From errors that were drawn with such a correlation, of a network that says nothing but zero."""
+    n, shape = 600, (SIZE, SIZE)
+    numbers = torch.Generator().manual_seed(1)
+    noise = torch.full((n, *shape), 2.0)
+    hit = torch.zeros((n, *shape), dtype=torch.bool)
+    hit[:, 30:34, 29:36] = True
+    common = torch.randn((n, 1, 1), generator=numbers) * wanted**0.5
+    alone = torch.randn((n, *shape), generator=numbers) * (1 - wanted) ** 0.5
+    stamps = Stamps(torch.zeros((n, *shape)), noise, hit, torch.zeros_like(hit))
+    light = noise * (common + alone)
+    network = build_repairer(kind="unet", scaling="noise", channels=(4, 4))
+    factors = {"sky": float(np.exp(-1)), "source": float(np.exp(-1))}
+    height, variance = told_by(last_of(network(seen_of(stamps, "noise"))), stamps, "noise")
+    assert torch.allclose(height, torch.zeros_like(height))
+    assert torch.allclose(variance * factors["sky"], noise**2)
+    found = correlation_of(network, [Examples(stamps, light)], "noise", factors)
+    assert abs(found - wanted) < 0.06
 
 
 def test_frames_without_truth_teach_as_well(campaign, tmp_path):

@@ -27,10 +27,12 @@ import numpy.typing as npt
 import sep
 
 from csstdask.arrays.moments import adaptive_moments
+from csstdask.arrays.sources import covariance_of_sums
 from csstdask.arrays.stamps import cut_stamps, middles
+from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.detect import detect
 from csstdask.cosmicray.evaluate.frames import Announce, Known, draw, over_units
-from csstdask.cosmicray.evaluate_inpaint.fillers import Damaged, fillers
+from csstdask.cosmicray.evaluate_inpaint.fillers import Damaged, fillers, name_of
 from csstdask.cosmicray.scoring import Bool, Float
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe
@@ -67,7 +69,8 @@ class Measured:
     pulls: dict[str, dict[str, Column]] = field(default_factory=dict)
     """By method: (repaired - clean) / sigma of pixels of ``star``, ``galaxy`` and ``background``."""
     flux_pulls: dict[str, Column] = field(default_factory=dict)
-    """By method: the same of aperture fluxes, pixels taken as independent; NaN where nothing was repaired."""
+    """By method: the same of aperture fluxes, correlated as a card says; NaN where nothing was repaired.
+    """
     shapes: dict[str, Column] = field(default_factory=dict)
     """By method (n, 3): relative error of the size, errors of the two distortions; NaN where its moments did not
     converge, and of sources that no mask touches or whose clean twin has none."""
@@ -117,6 +120,7 @@ def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[
     touched = (aperture_flux(hit.astype(np.float32), x, y) > 0) & (columns["usable"] > 0)
     twin = shapes_of(known.clean - np.float32(known.sky), x, y)
     measured.shaped = (touched & np.isfinite(twin).all(axis=1)).astype(float)
+    correlations = {name_of(model): find_card("inpaint", model).calibration.get("correlation", 0.0) for model in models}
     for name, fill in fillers(models).items():
         fixed, variance = fill(frame, hit)
         flux = aperture_flux(fixed - np.float32(known.sky), x, y)
@@ -130,7 +134,9 @@ def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[
         pull = np.zeros_like(known.clean)
         pull[told] = (fixed - known.clean)[told] / np.sqrt(variance[told])
         measured.pulls[name] = {kind: pull[told & (region == number)].astype(float) for kind, number in _KINDS.items()}
-        whole = aperture_flux(np.where(told, variance, 0), x, y)
+        sigma = np.sqrt(np.where(told, variance, 0)).astype(np.float32)
+        whole = aperture_flux(sigma**2, x, y)
+        whole += covariance_of_sums(sigma, correlations.get(name, 0.0), partial(aperture_flux, x=x, y=y))
         with np.errstate(divide="ignore", invalid="ignore"):
             measured.flux_pulls[name] = np.where(whole > 0, (flux - columns[CLEAN]) / np.sqrt(whole), np.nan)
     return measured

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from astropy.io.fits import Header
 
 from csstdask.arrays.sources import measure_sources
+from csstdask.cosmicray.card import find_card
 from csstdask.instrument import celestial_wcs
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
@@ -31,7 +32,10 @@ def find_sources(frame: Frame, config: RunConfig) -> Output:
     mask = frame.ignore | (hit & ~repaired)
     sky[mask] = 0
     error[~np.isfinite(error)] = 0
-    found = measure_sources(sky, error, mesh.noise_at(), mask, repaired=repaired, **config.sources.model_dump())
+    together = find_card("inpaint", config.repair.model).calibration.get("correlation", 0.0)
+    found = measure_sources(
+        sky, error, mesh.noise_at(), mask, repaired=repaired, repair_correlation=together, **config.sources.model_dump()
+    )
     table = _table(frame, found, hit)
     return Output(table=table, metrics={"n_sources": len(table["id"])})
 
