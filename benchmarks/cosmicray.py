@@ -49,7 +49,7 @@ def methods(counts: Any, error: Any, ignore: Mask) -> dict[str, Callable[[], Mas
     from deepCR import deepCR
 
     from csstdask.cosmicray import detect
-    from csstdask.cosmicray.card import find_card
+    from csstdask.nn.models import find_card
 
     settings = find_card("cosmicray", "lacosmic").parameters
     peer = deepCR(mask="ACS-WFC", device="CPU")

@@ -19,8 +19,8 @@ import torch
 from environment import save
 
 from csstdask.cosmicray import detect
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.unet import TILE, build_unet
+from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network
 
 SHAPE, PART, SEED, REPEATS = (9232, 9216), 2048, 4242, 5

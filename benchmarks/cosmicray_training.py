@@ -20,7 +20,6 @@ from typing import Any
 
 from environment import save
 
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.evaluate import tally
 from csstdask.cosmicray.evaluate.frames import Look, look_at_all, pooled
 from csstdask.cosmicray.evaluate.methods import Method, network
@@ -29,6 +28,7 @@ from csstdask.cosmicray.repeats import label_repeats
 from csstdask.cosmicray.train import train_cosmicray
 from csstdask.cosmicray.training_config import load_training_config
 from csstdask.mock.recipe import Recipe, load_recipe
+from csstdask.nn.models import find_card
 from csstdask.pipeline.mock_survey import mock
 
 STORES = Path(__file__).parent.parent / "stores"

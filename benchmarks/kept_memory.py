@@ -40,10 +40,10 @@ def measure(*, keep: bool) -> None:
 
     from csstdask.allocator import keep_freed_memory
     from csstdask.cosmicray import detect
-    from csstdask.cosmicray.card import find_card
     from csstdask.cosmicray.train import weighted_loss
     from csstdask.cosmicray.unet import build_unet
     from csstdask.nn.device import autocast
+    from csstdask.nn.models import find_card
 
     if keep:
         keep_freed_memory()

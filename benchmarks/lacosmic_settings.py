@@ -14,12 +14,12 @@ import astroscrappy
 import numpy as np
 from environment import save
 
-from csstdask.cosmicray.card import find_card
 from csstdask.instrument import load_instrument
 from csstdask.mock import MockUnit, render_unit
 from csstdask.mock.recipe import demo_recipe
 from csstdask.mock.render import unit_catalogue
 from csstdask.mock.scene import Catalogue
+from csstdask.nn.models import find_card
 
 SEED = 777
 BRIGHT, SATURATED = 2.0, 400.0  # [e-/s]: stars well above the noise, below full well

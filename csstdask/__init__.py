@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from csstdask import cosmicray
+    from csstdask import cosmicray, psf
     from csstdask.pipeline.views import open_run
     from csstdask.store.campaign import open_campaign
 
@@ -21,15 +21,16 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0"
 
-__all__ = ["__version__", "cosmicray", "open_campaign", "open_run"]
+__all__ = ["__version__", "cosmicray", "open_campaign", "open_run", "psf"]
 
+_ROOMS = {"cosmicray", "psf"}
 #: Where public names live. They are imported when first asked for, so that `import csstdask` is quick.
 _HOMES = {"open_campaign": "csstdask.store.campaign", "open_run": "csstdask.pipeline.views"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "cosmicray":
-        return import_module("csstdask.cosmicray")
+    if name in _ROOMS:
+        return import_module(f"csstdask.{name}")
     if name in _HOMES:
         import_module("csstdask.accessor")
         return getattr(import_module(_HOMES[name]), name)

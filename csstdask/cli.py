@@ -373,7 +373,7 @@ def models(
     to: Annotated[Path | None, typer.Option(help="Folder for the converted model.")] = None,
 ) -> None:
     """List models and methods; or convert a network of deepCR's format."""
-    from csstdask.cosmicray.card import all_cards
+    from csstdask.nn.models import all_cards
 
     if from_deepcr is not None:
         from csstdask.cosmicray.deepcr import convert

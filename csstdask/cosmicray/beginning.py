@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.training_config import TrainingConfig
 from csstdask.errors import InputError
 from csstdask.nn.blocks import UNet
 from csstdask.nn.card import ModelCard
+from csstdask.nn.models import find_card
 
 _WANTED = "a network of the same architecture; `fine` and `close` may be absent from it"
 _WANTED_CLOSE = "a network without a stem whose channels are `close`"

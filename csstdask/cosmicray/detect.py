@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from csstdask.arrays.namespace import namespace_of, open_door
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.lacosmic import lacosmic
 from csstdask.cosmicray.view import BOX, View, view_frame
 from csstdask.nn.card import ModelCard
+from csstdask.nn.models import find_card
 
 #: Of the search for a frame's own density: at most so many steps, until it changes by less; of so many pixels; within.
 _STEPS, _SAME_DENSITY, _SAMPLE = 200, 1e-3, 1_000_000

@@ -11,10 +11,10 @@ from csstdask.arrays.background import measure
 from csstdask.arrays.median import adaptive_median
 from csstdask.arrays.namespace import kind_of, namespace_of, open_door, to_host
 from csstdask.arrays.sources import find_sources
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.detect import ignored_pixels
 from csstdask.cosmicray.noise import frame_variance
 from csstdask.nn.card import ModelCard
+from csstdask.nn.models import find_card
 
 #: How many donors' worth of trust the noise model has against the donors' own scatter.
 _PRIOR_WEIGHT = 4.0

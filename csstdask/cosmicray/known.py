@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.detect import detect
 from csstdask.cosmicray.inpaint import inpaint
 from csstdask.errors import InputError
 from csstdask.instrument import Instrument
 from csstdask.mock.recipe import Split
+from csstdask.nn.models import find_card
 from csstdask.store.campaign import Campaign, UnitFacts, label_identity
 from csstdask.store.electrons import Electrons, electrons_of, read_electrons
 from csstdask.store.zarr_arrays import read_shard, store_kind

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from csstdask.allocator import keep_freed_memory
 from csstdask.cosmicray.batches import Batch, Feed, draw_patches, logits_of, material_for
 from csstdask.cosmicray.beginning import average_with, begin_from
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.examples import Material
 from csstdask.cosmicray.expected import expected_of, valid_for
 from csstdask.cosmicray.scoring import average_precision, precision_recall
@@ -32,6 +31,7 @@ from csstdask.cosmicray.unet import build_unet
 from csstdask.errors import InputError
 from csstdask.nn.card import write_card
 from csstdask.nn.device import TrainingPrecision, autocast, choose_device
+from csstdask.nn.models import find_card
 from csstdask.nn.trainer import Learner, train
 from csstdask.nn.weights import load_network
 

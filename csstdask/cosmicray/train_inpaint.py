@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.known import KnownUnits, RepairTruth, known_units
 from csstdask.cosmicray.repair_examples import Examples, Material, batches, gather
 from csstdask.cosmicray.source_repair import (
@@ -36,6 +35,7 @@ from csstdask.cosmicray.source_repair import (
 from csstdask.errors import InputError
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
 from csstdask.nn.device import TrainingPrecision, checked_device, choose_device
+from csstdask.nn.models import find_card
 from csstdask.nn.trainer import Learner, Schedule, train
 from csstdask.nn.weights import save_weights
 from csstdask.toml_file import read_settings

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from csstdask.cosmicray.batches import as_batch, logits_of
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.examples import Examples
 from csstdask.cosmicray.scoring import average_precision, calibrate, logit_of, precision_recall
 from csstdask.cosmicray.training_config import TrainingConfig
@@ -22,6 +21,7 @@ from csstdask.cosmicray.unet import build_unet
 from csstdask.errors import InputError
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard
 from csstdask.nn.int8 import Int8UNet, measure_ranges
+from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network, save_weights
 
 #: Logits that are neither clearly hit nor clearly not.

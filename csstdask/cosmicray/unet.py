@@ -32,7 +32,7 @@ CHANNELS = ("asinh of height over sky noise", "asinh of height over own noise", 
 #: Of other people's networks: the counts as they are [e-], or less their mean and in units of their deviation.
 COUNTS, STANDARDISED = "counts", "standardised counts"
 #: Size of a tile's core [pixel]: larger ones leave the processor's cache, smaller ones are mostly halo.
-TILE = 960
+TILE = 864
 #: How many are computed at once: a host gains nothing from more than one, a GPU wants to be filled.
 BATCH = {"cpu": 1, "cuda": 8}
 #: Rows of which a host computes the channels at once.

@@ -22,6 +22,7 @@ WEIGHTS_SUFFIX = ".safetensors"
 _NEEDS = {
     "cosmicray": {"calibration": {"scale", "offset"}, "normalisation": {"channels", "box"}},
     "inpaint": {"calibration": {"sky", "source", "correlation"}, "normalisation": {"size"}},
+    "psf": {"architecture": {"kind"}},
 }
 
 

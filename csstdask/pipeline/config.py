@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from csstdask.cosmicray.card import find_card
+from csstdask.nn.models import find_card
 from csstdask.toml_file import read_toml, validated
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from csstdask.cosmicray.card import find_card
 from csstdask.engine.cluster import default_workers, limit_threads, open_cluster
 from csstdask.engine.events import Event, Listener, RunFinished, RunStarted, UnitDone, UnitFailed, broadcast
 from csstdask.engine.ledger import Ledger
@@ -21,6 +20,7 @@ from csstdask.engine.memory import Projection, check, fitting_slots
 from csstdask.engine.units import Unit
 from csstdask.engine.window import Task, failure, run_window
 from csstdask.errors import StoreError
+from csstdask.nn.models import find_card
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.run import plan_of_run
 from csstdask.pipeline.steps.detect import resolved_threshold

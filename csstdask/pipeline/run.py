@@ -12,7 +12,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from csstdask.cosmicray.card import find_card
 from csstdask.engine.cluster import check_scheduler, open_cluster
 from csstdask.engine.events import (
     Event,
@@ -30,6 +29,7 @@ from csstdask.engine.units import AnyOf, Selection, Unit
 from csstdask.engine.window import KILLED, LOST, Task, run_window
 from csstdask.errors import InputError, StoreError
 from csstdask.nn.card import copy_model
+from csstdask.nn.models import find_card
 from csstdask.pipeline.config import MODEL_SETTINGS, RunConfig
 from csstdask.pipeline.plan import Plan, make_plan
 from csstdask.pipeline.steps import resolve

@@ -19,7 +19,6 @@ from astropy.io.fits import Header
 from astropy.wcs import WCS
 
 from csstdask.cosmicray import ModelCard, detect
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.monitor import (
     EDGES,
     Alarm,
@@ -47,6 +46,7 @@ from csstdask.errors import StoreError
 from csstdask.instrument import celestial_wcs
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
 from csstdask.mock.recipe import CosmicRays
+from csstdask.nn.models import find_card
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.run import plan_of_run

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from csstdask.cosmicray.beginning import average_with, begin_from
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.training_config import load_training_config
 from csstdask.cosmicray.unet import CHANNELS, build_unet
 from csstdask.errors import InputError
 from csstdask.nn.card import ModelCard, write_card
+from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network, save_weights
 
 OURS = {"channels": (8, 12), "stem": 2, "fine": 4}

@@ -18,9 +18,8 @@ def model(request):
     return request.param
 
 
-@pytest.fixture
-def struck(rng):
-    """A flat sky with hits of three pixels at 40 sigma: nothing is easier, so nearly all must be found."""
+def strike(rng):
+    """Return a flat sky with hits of three pixels at 40 sigma: nothing is easier, so nearly all must be found."""
     data = rng.normal(100, SIGMA, (256, 256)).astype(np.float32)
     hit = np.zeros(data.shape, dtype=bool)
     hit[8::16, 8::16] = hit[9::16, 8::16] = hit[8::16, 9::16] = True
@@ -28,13 +27,22 @@ def struck(rng):
     return data, hit
 
 
-def test_easy_hits_are_found(struck, model):
-    data, hit = struck
-    found = detect(data, np.full_like(data, SIGMA), model=model)
-    assert found.mask[hit].mean() > 0.99
-    # What else is flagged lies within two pixels of a hit: an electron of so strong a one may have strayed there.
-    assert (found.mask & ~binary_dilation(hit, np.ones((5, 5)))).sum() < 5
-    assert np.array_equal(found.mask, found.probability >= found.threshold)
+@pytest.fixture
+def struck(rng):
+    return strike(rng)
+
+
+def test_easy_hits_are_found(rng, model):
+    """And little else, over some frames: noise that happens to line up as a faint track is eight pixels at once."""
+    beyond = []
+    for _ in range(8):
+        data, hit = strike(rng)
+        found = detect(data, np.full_like(data, SIGMA), model=model)
+        assert found.mask[hit].mean() > 0.99
+        # What else is flagged lies within two pixels of a hit: an electron of so strong a one may have strayed there.
+        beyond.append((found.mask & ~binary_dilation(hit, np.ones((5, 5)))).sum())
+        assert np.array_equal(found.mask, found.probability >= found.threshold)
+    assert np.mean(beyond) < 5
 
 
 def test_a_lone_bright_pixel_is_a_hit_and_a_lone_faint_one_is_rather_warm(rng):

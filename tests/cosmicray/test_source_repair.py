@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from csstdask.cosmicray import inpaint, source_repair
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.known import known_units
 from csstdask.cosmicray.repair_examples import Examples, as_stamps, batches, gather
 from csstdask.cosmicray.source_repair import SIZE, Stamps, build_repairer, last_of, seen_of, told_by
 from csstdask.cosmicray.train_inpaint import correlation_of, load_repair_config, scores, train_inpaint
 from csstdask.errors import InputError
 from csstdask.mock.recipe import CosmicRays, Recipe, SkyField
+from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network
 from csstdask.pipeline.mock_survey import mock
 

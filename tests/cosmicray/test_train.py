@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from csstdask.cosmicray import detect, stis
 from csstdask.cosmicray.batches import as_batch, draw_patches
 from csstdask.cosmicray.beginning import average_with, begin_from
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.evaluate import evaluate_cosmicray, methods, real, table
 from csstdask.cosmicray.examples import SHARES, Cutting, contaminate, draw_examples, gather_material
 from csstdask.cosmicray.known import known_units
@@ -23,6 +22,7 @@ from csstdask.cosmicray.unet import CHANNELS, build_unet
 from csstdask.errors import InputError
 from csstdask.mock.events import STIS_PAIRS, exposures_of
 from csstdask.mock.recipe import CosmicRays, Recipe, SkyField
+from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network
 from csstdask.pipeline.mock_survey import mock
 

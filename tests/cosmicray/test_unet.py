@@ -10,11 +10,11 @@ import torch
 from own_model import write_own_model
 
 from csstdask.cosmicray import detect
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.unet import Seen, channels_of, probability
 from csstdask.cosmicray.view import view_frame
 from csstdask.errors import InputError
 from csstdask.nn.card import read_card, write_card
+from csstdask.nn.models import find_card
 
 
 @pytest.fixture(scope="module")

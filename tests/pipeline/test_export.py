@@ -9,8 +9,8 @@ from astropy.wcs import WCS
 from make_fits import level_1, planes, primary, science_header
 
 import csstdask
-from csstdask.cosmicray.card import find_card
 from csstdask.instrument import load_instrument
+from csstdask.nn.models import find_card
 from csstdask.pipeline.export import export
 from csstdask.pipeline.ingest import ingest
 from csstdask.pipeline.mock_survey import mock

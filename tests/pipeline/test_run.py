@@ -13,12 +13,12 @@ from own_model import write_own_model
 from store_equality import differences
 
 import csstdask
-from csstdask.cosmicray.card import find_card
 from csstdask.engine.events import UnitDone, UnitSkipped
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.lock import DriverLock
 from csstdask.engine.units import Unit, parse_selection
 from csstdask.errors import InputError, MemoryProjectionError, RunLockedError, StoreError
+from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.run import run, status
 from csstdask.pipeline.truth import score_run

@@ -13,10 +13,10 @@ import zarr
 from typer.testing import CliRunner
 
 from csstdask.cli import app
-from csstdask.cosmicray.card import find_card
 from csstdask.engine.units import parse_selection
 from csstdask.mock import Recipe
 from csstdask.mock.recipe import Pointing, Sensor, SkyField
+from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.mock_survey import mock
 from csstdask.pipeline.run import run

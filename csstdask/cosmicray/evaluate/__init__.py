@@ -23,7 +23,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.evaluate import tally
 from csstdask.cosmicray.evaluate.figures import check_figures, draw_field, draw_gallery
 from csstdask.cosmicray.evaluate.frames import Announce, draw
@@ -42,6 +41,7 @@ from csstdask.cosmicray.examples import check_data
 from csstdask.errors import InputError
 from csstdask.mock.recipe import Recipe, load_recipe
 from csstdask.nn.device import Precision
+from csstdask.nn.models import find_card
 
 log = logging.getLogger("csstdask")
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.deepcr import convert
 from csstdask.cosmicray.detect import at_rate, detect
 from csstdask.cosmicray.lacosmic import lacosmic
@@ -22,6 +21,7 @@ from csstdask.cosmicray.scoring import Bool, Case, Float, f1_of, rates_of
 from csstdask.cosmicray.view import view_frame
 from csstdask.errors import InputError
 from csstdask.nn.device import Precision
+from csstdask.nn.models import find_card
 
 Detector = Callable[[Case], Bool]
 #: Parameters that L.A.Cosmic was tuned to, by the digest of the frames it was tuned on.

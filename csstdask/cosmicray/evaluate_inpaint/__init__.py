@@ -17,7 +17,6 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.evaluate.figures import check_figures
 from csstdask.cosmicray.evaluate.tables import table_head, table_row, write_results
 from csstdask.cosmicray.evaluate_inpaint.fields import fields_part
@@ -27,6 +26,7 @@ from csstdask.cosmicray.evaluate_inpaint.m51 import files_of_m51, m51_part
 from csstdask.cosmicray.evaluate_inpaint.science import BOUND, CLEAN, KNOWN, MASKS, science_part
 from csstdask.errors import InputError
 from csstdask.mock.recipe import load_recipe
+from csstdask.nn.models import find_card
 
 log = logging.getLogger("csstdask")
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.inpaint import inpaint
 from csstdask.cosmicray.scoring import Bool, Float
 from csstdask.errors import InputError
+from csstdask.nn.models import find_card
 from csstdask.quiet import no_warnings
 
 #: Radius of what Telea's and the Navier-Stokes fill look at, and width of the interpolating kernel [pixel].
@@ -123,8 +123,8 @@ def name_of(model: str) -> str:
     return card.name if card.parameters else f"{card.name} {card.version}"
 
 
-def fillers(models: Sequence[str]) -> dict[str, Filler]:
-    """Return all methods by name: nothing, the median, networks by name or card, and the peers that are installed.
+def fillers(models: Sequence[str], *, peers: bool = True) -> dict[str, Filler]:
+    """Return methods by name: nothing, the median, networks by name or card, and perhaps the peers that are installed.
 
     Raises
     ------
@@ -141,5 +141,5 @@ def fillers(models: Sequence[str]) -> dict[str, Filler]:
         "untouched": untouched,
         "median": ours("median"),
         **{name_of(model): ours(model) for model in models if name_of(model) != "median"},
-        **{name: fill for name, (_, fill) in PEERS.items() if name not in absent},
+        **{name: fill for name, (_, fill) in PEERS.items() if peers and name not in absent},
     }

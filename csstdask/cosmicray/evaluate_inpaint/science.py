@@ -29,7 +29,6 @@ import sep
 from csstdask.arrays.moments import adaptive_moments
 from csstdask.arrays.sources import covariance_of_sums
 from csstdask.arrays.stamps import cut_stamps, middles
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.detect import detect
 from csstdask.cosmicray.evaluate.frames import Announce, Known, draw, over_units
 from csstdask.cosmicray.evaluate_inpaint.fillers import Damaged, fillers, name_of
@@ -37,6 +36,7 @@ from csstdask.cosmicray.scoring import Bool, Float
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe
 from csstdask.mock.render import expected_light
+from csstdask.nn.models import find_card
 
 Mask = Literal["true", "detected"]
 MASKS: tuple[Mask, ...] = get_args(Mask)
@@ -78,7 +78,9 @@ class Measured:
     """1 of the sources that a mask touches and whose clean twin has moments, else 0."""
 
 
-def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[str], mask: Mask) -> Measured:
+def measure_unit(
+    recipe: Recipe, index: int, detector: int, *, models: Sequence[str], mask: Mask, peers: bool = True
+) -> Measured:
     """Render a unit, repair it in every way, and measure its sources.
 
     Parameters
@@ -91,6 +93,8 @@ def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[
         Networks, by name or card.
     mask : str
         ``true``: all pixels with charge; ``detected``: those that detection finds.
+    peers : bool
+        Whether what people use instead is measured as well.
 
     Returns
     -------
@@ -121,7 +125,7 @@ def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[
     twin = shapes_of(known.clean - np.float32(known.sky), x, y)
     measured.shaped = (touched & np.isfinite(twin).all(axis=1)).astype(float)
     correlations = {name_of(model): find_card("inpaint", model).calibration.get("correlation", 0.0) for model in models}
-    for name, fill in fillers(models).items():
+    for name, fill in fillers(models, peers=peers).items():
         fixed, variance = fill(frame, hit)
         flux = aperture_flux(fixed - np.float32(known.sky), x, y)
         columns[name] = flux
@@ -243,7 +247,13 @@ def _hits(charged: Bool, hit: Bool, charge: Float, x: Column, y: Column) -> dict
 
 
 def science_part(
-    recipe: Recipe, models: Sequence[str], announce: Announce, *, mask: Mask = "true", workers: int | None = None
+    recipe: Recipe,
+    models: Sequence[str],
+    announce: Announce,
+    *,
+    mask: Mask = "true",
+    peers: bool = True,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Return shifts, scatters and pulls of all methods over the units of a recipe.
 
@@ -252,8 +262,8 @@ def science_part(
     recipe : Recipe
     models : sequence of str
     announce : callable
-    mask : str
-        As `measure_unit` takes it.
+    mask, peers
+        As `measure_unit` takes them.
     workers : int, optional
         Processes; 0 for none but this one.
 
@@ -263,7 +273,7 @@ def science_part(
         ``bins``, each of a kind, a magnitude and a distance of the nearest pixel with charge, with a row a method;
         ``pulls`` of the methods that tell a variance; ``shapes`` by method and kind.
     """
-    look = partial(measure_unit, models=tuple(models), mask=mask)
+    look = partial(measure_unit, models=tuple(models), mask=mask, peers=peers)
     units = list(over_units(recipe, look, announce=announce, workers=workers))
     columns = {name: np.concatenate([unit.columns[name] for unit in units]) for name in units[0].columns}
     relative = _relative([unit.columns for unit in units])

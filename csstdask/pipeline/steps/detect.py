@@ -7,8 +7,8 @@ from typing import Any
 from scipy.ndimage import label
 
 from csstdask.cosmicray import detect
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS
+from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Cost, Output, Product, Step
@@ -77,7 +77,7 @@ DETECT = Step(
     name="detect",
     requires=("background",),
     kinds=frozenset({"imaging", "slitless", "dark"}),
-    numerics_version=7,
+    numerics_version=8,
     body=detect_cosmic_rays,
     settings=decisive_settings,
     model=lambda config: find_card("cosmicray", config.detect.model).identity,

@@ -9,9 +9,9 @@ import numpy.typing as npt
 from scipy.ndimage import binary_dilation, uniform_filter
 
 from csstdask.cosmicray import inpaint
-from csstdask.cosmicray.card import find_card
 from csstdask.cosmicray.catalogue import KINDS, measure_events
 from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS
+from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Cost, Output, Product, Step, Table

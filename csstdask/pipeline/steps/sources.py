@@ -7,8 +7,8 @@ import numpy.typing as npt
 from astropy.io.fits import Header
 
 from csstdask.arrays.sources import measure_sources
-from csstdask.cosmicray.card import find_card
 from csstdask.instrument import celestial_wcs
+from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Cost, Output, Step, Table

@@ -1,4 +1,4 @@
-"""The models for cosmic rays: those that come with csstdask, and a user's own."""
+"""Models of all tasks: those that come with csstdask, in the folder ``models`` of each room, and a user's own."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from csstdask.errors import InputError
 from csstdask.nn.card import ModelCard, read_card
 
 #: What ``model="default"`` means for each task.
-DEFAULTS = {"cosmicray": "unet", "inpaint": "median"}
+DEFAULTS = {"cosmicray": "unet", "inpaint": "median", "psf": "principal"}
 
 
 @functools.cache
 def all_cards() -> tuple[ModelCard, ...]:
     """Return the cards of everything that comes with csstdask, by task and name."""
-    with resources.as_file(resources.files("csstdask.cosmicray").joinpath("models")) as folder:
-        cards = [read_card(path) for path in folder.glob("*.json")]
+    with resources.as_file(resources.files("csstdask")) as rooms:
+        cards = [read_card(path) for path in rooms.glob("*/models/*.json")]
     return tuple(sorted(cards, key=lambda card: (card.task, card.name)))
 
 
@@ -27,7 +27,7 @@ def find_card(task: str, model: str) -> ModelCard:
     Parameters
     ----------
     task : str
-        ``cosmicray`` or ``inpaint``.
+        ``cosmicray``, ``inpaint`` or ``psf``.
     model : str
         ``default``, a name, or the path of a card (``.json``) with its weights beside it.
 

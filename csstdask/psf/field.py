@@ -1,0 +1,91 @@
+"""The PSF of a detector, at any place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from csstdask.psf.principal import FINE, SIDE, PrincipalPsfs, polynomials
+
+Float = npt.NDArray[np.float64]
+Images = npt.NDArray[np.float32]
+
+#: Samples along the edge of a reconstructed PSF, two a native pixel.
+HALF_PIXELS = 64
+_BATCH = 128
+
+
+@dataclass(frozen=True)
+class PsfField:
+    """The PSF of a detector, at any place."""
+
+    detector: int
+    shape: tuple[int, int]
+    """Of the detector (y, x) [pixel]."""
+    psfs: PrincipalPsfs
+    amounts: Float
+    """(p, k) Of each polynomial and principal image."""
+    covariance: Float
+    """(p k, p k)"""
+
+    def __call__(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Images, Images]:
+        """Return the PSF at places, and its sigma.
+
+        Parameters
+        ----------
+        x, y : array-like (n,)
+            On the whole detector, zero-based [pixel].
+
+        Returns
+        -------
+        image, sigma : float32 arrays (n, 64, 64)
+            As those of `csstdask.psf.reconstruct`; sigma is that of a star's own PSF there, its colour unknown.
+        """
+        across, down = (np.atleast_1d(np.asarray(place, dtype=np.float64)) for place in (x, y))
+        place = polynomials(*on_unit(across, down, self.shape), self.psfs.degree)
+        k, count = len(self.psfs), place.shape[1]
+        blocks = self.covariance.reshape(count, k, count, k)
+        spread = np.einsum("np,paqb,nq->nab", place, blocks, place, optimize=True) + np.diag(self.psfs.own)
+        return half_pixels(self.psfs, place @ self.amounts, spread)
+
+
+def on_unit(x: Float, y: Float, shape: tuple[int, int]) -> tuple[Float, Float]:
+    """Return places on a detector as numbers between -1 and 1."""
+    return (x + 0.5) / shape[1] * 2 - 1, (y + 0.5) / shape[0] * 2 - 1
+
+
+def half_pixels(psfs: PrincipalPsfs, amounts: Float, spread: Float) -> tuple[Images, Images]:
+    """Return PSFs at half-pixel sampling, each of unit sum, and their sigmas.
+
+    Parameters
+    ----------
+    psfs : PrincipalPsfs
+    amounts : float64 array (n, k)
+    spread : float64 array (n, k, k)
+        Covariances of the amounts.
+
+    Returns
+    -------
+    image, sigma : float32 arrays (n, 64, 64)
+    """
+    middle, half = SIDE // 2, HALF_PIXELS // 2
+    step = FINE // 2
+    window = slice(middle - half * step, middle + half * step, step)
+    mean, images = psfs.mean[window, window], psfs.images[:, window, window]
+    flat = images.reshape(len(images), -1)
+    n = len(amounts)
+    image = np.empty((n, HALF_PIXELS, HALF_PIXELS), np.float32)
+    sigma = np.empty_like(image)
+    for first in range(0, n, _BATCH):
+        some = slice(first, first + _BATCH)
+        whole = mean.ravel() + amounts[some].astype(np.float32) @ flat
+        total = whole.sum(axis=1, keepdims=True)
+        image[some] = (whole / total).reshape(-1, HALF_PIXELS, HALF_PIXELS)
+        # Of a sum that is held at one: d(image) = (images - image sum(images)) / total.
+        share = flat.sum(axis=1)
+        root = np.linalg.cholesky(spread[some] + 1e-12 * np.eye(len(flat))).transpose(0, 2, 1).astype(np.float32)
+        change = root @ flat - (root @ share)[..., None] * image[some].reshape(len(root), 1, -1)
+        sigma[some] = (np.sqrt((change**2).sum(axis=1)) / total).reshape(-1, HALF_PIXELS, HALF_PIXELS)
+    return image, sigma

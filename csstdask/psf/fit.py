@@ -1,0 +1,271 @@
+"""A fit of principal PSFs to the stars of a detector: what they say together, and each alone, and how well it is known.
+
+Everything is linear and Gaussian but for a star's flux and place, about which the fit is linearised anew in each round.
+One star leans on what simulated telescopes look like; a thousand lean on themselves.
+
+With the amounts ``c_i`` of star `i` (`csstdask.psf.principal`), its pixels are ``flux (mean + images c_i)`` seen from
+its place, on a constant sky. Flux, sky and place are its own and are eliminated first (Schur complement); what is left
+is quadratic in ``c_i``, with curvature ``H_i``. Of the field's amounts ``C``, ``c_i = polynomials_i C + own_i``, the
+own parts are eliminated next, by ``(1 + H_i own)^-1 H_i``, and `C` follows from one system with as many unknowns as
+there are polynomials times images. Both posteriors are then exact, at the last linearisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from csstdask.psf.pixels import interpolation, rendered
+from csstdask.psf.principal import PrincipalPsfs
+
+Float = npt.NDArray[np.float64]
+Pixels = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+#: How far a star may lie from where it is said to lie, one sigma [pixel].
+_PLACE = 0.05
+#: Rounds of linearisation, the last but one of which rejects.
+_ROUNDS = 3
+#: A pixel so far from what is fitted is another's: in units of its noise and of a share of the star's own light.
+_FURTHEST, _SHARE = 5.0, 0.01
+#: Stars with so much more scatter than noise, or such a share of pixels of others, take no part in the field.
+_WORST, _MOST = 3.0, 0.1
+#: Edge of what is fitted of a stamp [pixel], and stars that are rendered at once.
+_FITTED, _BATCH = 24, 64
+
+
+@dataclass(frozen=True)
+class FieldFit:
+    """What the stars of a detector say of its PSF.
+
+    Amounts are those of `PrincipalPsfs`; `n` stars, `k` images, `p` polynomials.
+    """
+
+    psfs: PrincipalPsfs
+    field: Float
+    """(p, k) Amounts of each polynomial."""
+    covariance: Float
+    """(p k, p k) Theirs."""
+    amounts: Float
+    """(n, k) Of each star."""
+    spread: Float
+    """(n, k, k) Their covariances."""
+    flux: Float
+    """(n,)"""
+    x_offset: Float
+    """(n,) Of a star from the place that it was said to have [pixel]."""
+    y_offset: Float
+    chi2: Float
+    """(n,) A degree of freedom."""
+    used: Mask
+    """(n,) Whether a star took part in the field."""
+
+
+@dataclass
+class _Stars:
+    """The stars of one detector as the fit sees them."""
+
+    pixels: Pixels
+    """(n, size, size)"""
+    weight: Pixels
+    """(n, size, size), zero where nothing is known [1/variance]."""
+    x: Float
+    """(n,) Offset from the middle of pixel ``[size // 2, size // 2]`` [pixel]."""
+    y: Float
+    polynomials: Float
+    """(n, p)"""
+
+
+@dataclass
+class _State:
+    """What is believed of each star."""
+
+    amounts: Float
+    flux: Float
+    sky: Float
+    x: Float
+    y: Float
+
+
+def fit_field(
+    psfs: PrincipalPsfs, pixels: Pixels, variance: Pixels, x: Float, y: Float, polynomials: Float
+) -> FieldFit:
+    """Fit the PSF of one detector to its stars.
+
+    Parameters
+    ----------
+    psfs : PrincipalPsfs
+        Of the detector's band.
+    pixels : float32 array (n, y, x)
+        Stamps of stars, of any flux.
+    variance : float32 array (n, y, x)
+        Of each pixel, inf where nothing is known.
+    x, y : float64 array (n,)
+        Offset of each star from the middle of pixel ``[size // 2, size // 2]`` [pixel].
+    polynomials : float64 array (n, p)
+        At each star's place on the detector.
+
+    Returns
+    -------
+    FieldFit
+    """
+    middle, half = pixels.shape[-1] // 2, min(_FITTED, pixels.shape[-1]) // 2
+    window = (slice(None), *2 * (slice(middle - half, middle + half),))
+    usable = np.isfinite(variance) & (variance > 0) & np.isfinite(pixels)
+    weight = np.where(usable, 1 / np.where(usable, variance, 1), 0).astype(np.float32)[window]
+    stars = _Stars(np.where(usable, pixels, 0).astype(np.float32)[window], weight, x, y, polynomials)
+    n, k = len(pixels), len(psfs)
+    state = _State(np.zeros((n, k)), np.zeros(n), np.zeros(n), x.copy(), y.copy())
+    _first_flux(psfs, stars, state)
+    good = np.ones(n, dtype=bool)
+    for number in range(_ROUNDS):
+        curvature, slope, eliminated = _normal_equations(psfs, stars, state)
+        field, covariance = _solve_field(psfs, stars.polynomials, curvature, slope, state.amounts, good)
+        amounts, spread = _solve_stars(psfs, stars.polynomials, curvature, slope, state.amounts, field, covariance)
+        _update(state, eliminated, amounts)
+        chi2, outlying = _residuals(psfs, stars, state)
+        if number < _ROUNDS - 1:
+            stars.weight = np.where(outlying, 0, stars.weight)
+            others = ((weight > 0) & (stars.weight == 0)).mean(axis=(1, 2))
+            good = (chi2 < _WORST * max(1.0, float(np.median(chi2)))) & (others < _MOST)
+    return FieldFit(psfs, field, covariance, amounts, spread, state.flux, state.x - x, state.y - y, chi2, good)
+
+
+def _first_flux(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> None:
+    """Set flux and sky by the mean PSF."""
+    for some, _, _, plain in _seen(psfs.mean[None], stars, state):
+        design = np.stack([plain[:, 0].reshape(len(plain), -1), np.ones_like(plain[:, 0]).reshape(len(plain), -1)], 2)
+        state.flux[some], state.sky[some] = _weighted_solution(design, stars, some).T
+
+
+def _weighted_solution(design: Pixels, stars: _Stars, some: slice) -> Float:
+    weight = stars.weight[some].reshape(len(design), -1).astype(float)
+    pixels = stars.pixels[some].reshape(len(design), -1).astype(float)
+    normal = np.einsum("nma,nm,nmb->nab", design, weight, design, optimize=True)
+    right = np.einsum("nma,nm->na", design, weight * pixels)
+    ridge = 1e-9 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(normal.shape[-1]) + 1e-30 * np.eye(2)
+    return np.asarray(np.linalg.solve(normal + ridge, right[..., None])[..., 0])
+
+
+def _seen(images: Pixels, stars: _Stars, state: _State) -> Iterator[tuple[slice, Pixels, Pixels, Pixels]]:
+    """Yield batches of stars: which, matrices along y and x, and images as they see them (n, k, size, size)."""
+    size = stars.pixels.shape[-1]
+    for first in range(0, len(stars.pixels), _BATCH):
+        some = slice(first, first + _BATCH)
+        along_y, along_x = interpolation(state.y[some], size), interpolation(state.x[some], size)
+        yield some, along_y, along_x, rendered(images, along_y, along_x)
+
+
+#: Of a batch of stars: how flux, sky and place follow amounts (n, 4, k), and what they are moved by else (n, 4).
+_Eliminated = tuple[slice, Float, Float]
+
+
+def _normal_equations(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> tuple[Float, Float, list[_Eliminated]]:
+    """Return curvature (n, k, k) and slope (n, k) in the amounts about the state, flux, sky and place eliminated."""
+    n, k, size = len(stars.pixels), len(psfs), stars.pixels.shape[-1]
+    curvature, slope = np.empty((n, k, k)), np.empty((n, k))
+    eliminated: list[_Eliminated] = []
+    images = np.concatenate([psfs.mean[None], psfs.images])
+    prior = np.diag([0.0, 0.0, _PLACE**-2, _PLACE**-2])
+    for some, along_y, along_x, seen in _seen(images, stars, state):
+        count = len(seen)
+        amounts, flux = state.amounts[some].astype(np.float32), state.flux[some].astype(np.float32)
+        plain = seen[:, 0] + np.einsum("nk,nkyx->nyx", amounts, seen[:, 1:])
+        whole = psfs.mean + np.einsum("nk,kyx->nyx", amounts, psfs.images)
+        moved_x = along_y @ whole @ interpolation(state.x[some], size, slope=True).transpose(0, 2, 1)
+        moved_y = interpolation(state.y[some], size, slope=True) @ whole @ along_x.transpose(0, 2, 1)
+        scale = flux[:, None, None]
+        own = np.stack([plain, np.ones_like(plain), scale * moved_x, scale * moved_y], axis=1).reshape(count, 4, -1)
+        free = (scale[:, None] * seen[:, 1:]).reshape(count, k, -1)
+        root = np.sqrt(stars.weight[some]).reshape(count, 1, -1)
+        left = stars.pixels[some] - scale * plain - state.sky[some].astype(np.float32)[:, None, None]
+        own, free, rest = own * root, free * root, left.reshape(count, 1, -1) * root
+        own_own = (own @ own.transpose(0, 2, 1)).astype(float) + prior
+        own_own += 1e-9 * np.trace(own_own, axis1=1, axis2=2)[:, None, None] * np.eye(4)
+        own_free, own_rest = (
+            (own @ free.transpose(0, 2, 1)).astype(float),
+            (own @ rest.transpose(0, 2, 1)).astype(float),
+        )
+        # The prior holds places to where they were said to lie, wherever the state has them by now.
+        own_rest[:, 2, 0] -= (state.x[some] - stars.x[some]) * _PLACE**-2
+        own_rest[:, 3, 0] -= (state.y[some] - stars.y[some]) * _PLACE**-2
+        to_free, to_rest = np.linalg.solve(own_own, own_free), np.linalg.solve(own_own, own_rest)
+        curvature[some] = (free @ free.transpose(0, 2, 1)).astype(float) - own_free.transpose(0, 2, 1) @ to_free
+        slope[some] = ((free @ rest.transpose(0, 2, 1)).astype(float) - own_free.transpose(0, 2, 1) @ to_rest)[..., 0]
+        eliminated.append((some, to_free, to_rest[..., 0]))
+    return curvature, slope, eliminated
+
+
+def _solve_field(
+    psfs: PrincipalPsfs, polynomials: Float, curvature: Float, slope: Float, about: Float, good: Mask
+) -> tuple[Float, Float]:
+    """Return the field's amounts (p, k) and their covariance (p k, p k)."""
+    k, count = len(psfs), polynomials.shape[1]
+    # What a star says of the polynomials, its own part being unknown.
+    blunted = np.linalg.inv(np.eye(k) + curvature[good] * psfs.own[None, None, :])
+    curved = blunted @ curvature[good]
+    right = np.einsum("nab,nb->na", blunted, slope[good]) + np.einsum("nab,nb->na", curved, about[good])
+    place = polynomials[good]
+    normal = np.einsum("npq,nab->paqb", place[:, :, None] * place[:, None, :], curved, optimize=True)
+    normal = normal.reshape(count * k, count * k)
+    for p in range(count):
+        block = slice(p * k, (p + 1) * k)
+        normal[block, block] += np.linalg.inv(psfs.field[p])
+    covariance = np.linalg.inv((normal + normal.T) / 2)
+    field = covariance @ (place.T @ right).ravel()
+    return field.reshape(count, k), covariance
+
+
+def _solve_stars(
+    psfs: PrincipalPsfs,
+    polynomials: Float,
+    curvature: Float,
+    slope: Float,
+    about: Float,
+    field: Float,
+    covariance: Float,
+) -> tuple[Float, Float]:
+    """Return the amounts of each star (n, k) and their covariances (n, k, k): the field's and its own."""
+    k, count = len(psfs), polynomials.shape[1]
+    expected = polynomials @ field
+    own = np.linalg.inv(curvature + np.diag(1 / psfs.own))
+    step = slope - np.einsum("nab,nb->na", curvature, expected - about)
+    amounts = expected + np.einsum("nab,nb->na", own, step)
+    kept = np.eye(k) - own @ curvature
+    blocks = covariance.reshape(count, k, count, k)
+    of_field = np.einsum("np,paqb,nq->nab", polynomials, blocks, polynomials, optimize=True)
+    return amounts, own + kept @ of_field @ kept.transpose(0, 2, 1)
+
+
+def _update(state: _State, eliminated: list[_Eliminated], amounts: Float) -> None:
+    """Move to what was solved for, flux, sky and place included."""
+    change = amounts - state.amounts
+    for some, to_free, to_rest in eliminated:
+        step = to_rest - np.einsum("nak,nk->na", to_free, change[some])
+        state.flux[some] += step[:, 0]
+        state.sky[some] += step[:, 1]
+        state.x[some] += np.clip(step[:, 2], -0.5, 0.5)
+        state.y[some] += np.clip(step[:, 3], -0.5, 0.5)
+    state.amounts = amounts
+
+
+def _residuals(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> tuple[Float, Mask]:
+    """Return chi^2 a degree of freedom of each star, and pixels that are far from what is fitted."""
+    n = len(stars.pixels)
+    chi2, outlying = np.empty(n), np.zeros(stars.pixels.shape, dtype=bool)
+    size = stars.pixels.shape[-1]
+    for first in range(0, n, _BATCH):
+        some = slice(first, first + _BATCH)
+        whole = psfs.mean + np.einsum("nk,kyx->nyx", state.amounts[some].astype(np.float32), psfs.images)
+        plain = interpolation(state.y[some], size) @ whole @ interpolation(state.x[some], size).transpose(0, 2, 1)
+        light = state.flux[some, None, None] * plain
+        left = stars.pixels[some] - light - state.sky[some, None, None]
+        weight = stars.weight[some].astype(float)
+        pull2 = left**2 * weight
+        outlying[some] = left**2 * weight > _FURTHEST**2 * (1 + (_SHARE * light) ** 2 * weight)
+        usable = (weight > 0) & ~outlying[some]
+        chi2[some] = (pull2 * usable).sum(axis=(1, 2)) / np.maximum(usable.sum(axis=(1, 2)) - 4, 1)
+    return chi2, outlying

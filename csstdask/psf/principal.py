@@ -1,0 +1,127 @@
+"""Principal PSFs: what the PSFs of a band may look like, as a mean, a few dozen images, and how much of each to expect.
+
+PSFs of one band form a smooth family: optics differ from telescope to telescope and drift with time, but some fifty
+principal images hold all of it to a few parts in 10^5 of the peak. Over a detector their amounts are low polynomials of
+position. What is expected of these, learnt from simulated telescopes, is the prior of a fit to stars
+(`csstdask.psf.fit`); so is how far a single star strays from the polynomial, by its colour.
+
+Images are samples of the effective PSF (optics, jitter, diffusion, native pixel), four a native pixel. An aperture
+passes no frequency beyond ``D / lambda``, and blur takes most of what is left: fewer samples hold all of it, and files
+keep as few as do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.polynomial import legendre
+from safetensors.numpy import load_file, save
+from scipy import fft
+
+from csstdask.durable import sha256_file
+from csstdask.errors import InputError
+from csstdask.nn.card import ModelCard
+
+Float = npt.NDArray[np.float64]
+
+#: Samples a native pixel, and native pixels along an image's edge: a stamp's, its star anywhere in a pixel, and what
+#: interpolation reaches beyond.
+FINE, FIELD = 4, 40
+SIDE = FINE * FIELD
+
+
+@dataclass(frozen=True)
+class PrincipalPsfs:
+    """The PSFs of a band, and what is expected of them over a detector.
+
+    The PSF of a star at a place is ``mean + sum over k of amount_k images_k``, and
+    ``amount_k = sum over p of field_pk polynomial_p(place) + own_k``.
+    """
+
+    mean: npt.NDArray[np.float32]
+    """(SIDE, SIDE), the source at ``[SIDE // 2, SIDE // 2]``; values of the effective PSF a native pixel."""
+    images: npt.NDArray[np.float32]
+    """(k, SIDE, SIDE), scaled so that amounts are of the order of one."""
+    field: Float
+    """(p, k, k) Covariances of the amounts that belong to each polynomial."""
+    own: Float
+    """(k,) Variances of what is a star's own."""
+    degree: int
+    """Of the polynomials."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def powers_of(degree: int) -> list[tuple[int, int]]:
+    """Return the degrees in x and y of each polynomial, of all whose sum is at most `degree`."""
+    return [(p, q) for total in range(degree + 1) for p in range(total, -1, -1) for q in (total - p,)]
+
+
+def polynomials(u: Float, v: Float, degree: int) -> Float:
+    """Return products of Legendre polynomials (n, p) at places u, v (n,) between -1 and 1."""
+    in_u, in_v = legendre.legvander(u, degree), legendre.legvander(v, degree)
+    return np.stack([in_u[:, p] * in_v[:, q] for p, q in powers_of(degree)], axis=1)
+
+
+def resampled(images: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
+    """Return band-limited images (n, y, x) with another even number of samples along their edges.
+
+    The middle stays at ``side // 2``; frequencies that `side` samples cannot hold are lost.
+    """
+    found = images.shape[-1]
+    if found == side:
+        return images
+    spectrum = fft.rfft2(np.fft.ifftshift(images, axes=(-2, -1)))
+    half = min(found, side) // 2
+    out = np.zeros((*images.shape[:-2], side, side // 2 + 1), dtype=spectrum.dtype)
+    for rows in (slice(0, half), slice(-half + 1, None)):
+        out[..., rows, :half] = spectrum[..., rows, :half]
+    image = fft.irfft2(out, s=(side, side)) * (side / found) ** 2
+    return np.fft.fftshift(image, axes=(-2, -1)).astype(np.float32)
+
+
+def write_principal(bands: dict[str, tuple[PrincipalPsfs, int]]) -> bytes:
+    """Return the principal PSFs of bands as safetensors, images in half precision with so many samples a pixel."""
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    for band, (psfs, samples) in bands.items():
+        tensors[f"{band}.mean"] = resampled(psfs.mean, FIELD * samples)
+        tensors[f"{band}.images"] = resampled(psfs.images, FIELD * samples).astype(np.float16)
+        tensors[f"{band}.field"] = psfs.field.astype(np.float32)
+        tensors[f"{band}.own"] = psfs.own.astype(np.float32)
+    return save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
+
+
+def principal_psfs(card: ModelCard, band: str) -> PrincipalPsfs:
+    """Return a card's principal PSFs of a band, read once a process.
+
+    Raises
+    ------
+    InputError
+        If the weights are not those of the card, or know nothing of the band.
+    """
+    if band not in card.architecture["bands"]:
+        known = ", ".join(card.architecture["bands"])
+        raise InputError(card.name, f"band {band}", f"one that it learnt: {known}")
+    return _read(Path(str(card.weights)), card.sha256, band, int(card.architecture["degree"]))
+
+
+@cache
+def _read(path: Path, sha256: str, band: str, degree: int) -> PrincipalPsfs:
+    found = sha256_file(path)
+    if found != sha256:
+        raise InputError(path, f"SHA-256 {found[:12]}", f"{sha256[:12]}, as its card says")
+    tensors = load_file(path)
+    mean, images, field, own = (tensors[f"{band}.{name}"] for name in ("mean", "images", "field", "own"))
+    return PrincipalPsfs(
+        resampled(mean, SIDE),
+        resampled(images.astype(np.float32), SIDE),
+        field.astype(float),
+        own.astype(float),
+        degree,
+    )

@@ -1,0 +1,151 @@
+"""The fit of principal PSFs: of a family whose members are known, without optics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from csstdask.psf.field import PsfField, half_pixels
+from csstdask.psf.fit import fit_field
+from csstdask.psf.pixels import interpolation
+from csstdask.psf.principal import FINE, SIDE, polynomials
+from csstdask.psf.telescopes import Sights
+from csstdask.psf.train import decibels, learn
+
+AXIS = (np.arange(SIDE) - SIDE // 2) / FINE
+NODES = np.cos(np.pi * (np.arange(4) + 0.5) / 4)
+
+
+def blob(width, e1, e2):
+    """Return Gaussians of a width and two distortions, each a number or an array (n,); sum over native pixels 1."""
+    width, e1, e2 = (np.atleast_1d(one)[:, None, None] for one in (width, e1, e2))
+    xx, yy, xy = width**2 * (1 + e1), width**2 * (1 - e1), width**2 * e2
+    det = xx * yy - xy**2
+    x, y = AXIS[None, None, :], AXIS[None, :, None]
+    image = np.exp(-0.5 * (yy * x**2 - 2 * xy * x * y + xx * y**2) / det) / (2 * np.pi * np.sqrt(det))
+    return image.astype(np.float32)
+
+
+def telescope(rng):
+    """Return how width and distortions of a telescope change over its detector."""
+    width, tilt, e1, e2 = (
+        rng.uniform(0.75, 0.95),
+        rng.normal(0, 0.03, 2),
+        rng.normal(0, 0.05, 2),
+        rng.normal(0, 0.05, 2),
+    )
+    return lambda u, v: blob(width + tilt[0] * u + tilt[1] * v, e1[0] + e1[1] * u, e2[0] + e2[1] * v * u)
+
+
+@pytest.fixture(scope="module")
+def psfs():
+    rng = np.random.default_rng(1)
+    v, u = (part.ravel() for part in np.meshgrid(NODES, NODES, indexing="ij"))
+    seen = [Sights(telescope(rng)(u, v), u, v) for _ in range(40)]
+    found = learn(seen, 12, 3)
+    assert decibels(found, [Sights(telescope(rng)(u, v), u, v)]).min() > 75
+    return found
+
+
+class Night:
+    """Stars on one detector of a telescope that nobody has learnt from."""
+
+    def __init__(self, n, snr, seed=2, noise=5.0):
+        rng = np.random.default_rng(seed)
+        self.truth = telescope(rng)
+        self.u, self.v = rng.uniform(-1, 1, (2, n))
+        self.x, self.y = rng.uniform(-0.5, 0.5, (2, n))
+        self.places = polynomials(self.u, self.v, 3)
+        self.image = self.truth(self.u, self.v)
+        along_y, along_x = interpolation(self.y, 32), interpolation(self.x, 32)
+        flux = snr**2 / 2 * (1 + np.sqrt(1 + 4 * 49 * noise**2 / snr**2))  # in 49 pixels
+        light = flux * (along_y @ self.image @ along_x.transpose(0, 2, 1)) + 20
+        self.variance = (noise**2 + light).astype(np.float32)
+        self.pixels = (light + rng.normal(size=light.shape) * np.sqrt(self.variance)).astype(np.float32)
+        self.flux = flux
+
+    def fit(self, psfs, some=slice(None)):
+        arrays = (self.pixels, self.variance, self.x, self.y, self.places)
+        return fit_field(psfs, *(array[some] for array in arrays))
+
+    def half(self, psfs):
+        window = slice(SIDE // 2 - 64, SIDE // 2 + 64, 2)
+        image = self.image[:, window, window]
+        return image / image.sum(axis=(1, 2), keepdims=True)
+
+
+def decibels_of(found, true):
+    peak = true.max(axis=(1, 2), keepdims=True)
+    return -20 * np.log10(np.sqrt((((found - true) / peak) ** 2).mean(axis=(1, 2))))
+
+
+def test_many_stars_know_more_than_one(psfs):
+    night = Night(200, 100)
+    true = night.half(psfs)
+    together = night.fit(psfs)
+    image, _ = half_pixels(psfs, together.amounts, together.spread)
+    alone = np.concatenate(
+        [half_pixels(psfs, one.amounts, one.spread)[0] for one in (night.fit(psfs, slice(i, i + 1)) for i in range(20))]
+    )
+    mean = np.repeat(true.mean(axis=0)[None], len(true), axis=0)
+    of_all, of_one, by_mean = (decibels_of(*pair).mean() for pair in ((image, true), (alone, true[:20]), (mean, true)))
+    assert of_all > of_one + 8
+    assert of_one > by_mean
+    assert of_all > 70
+    assert np.allclose(image.sum(axis=(1, 2)), 1, atol=1e-4)
+    assert abs(np.median(together.flux) / night.flux - 1) < 0.01
+
+
+def test_sigmas_are_honest(psfs):
+    """Of pixels that are known worse than a few 10^-5 of the peak; for one star, for a few, for many."""
+    for n, snr in ((1, 60), (10, 60), (100, 60)):
+        pulls = []
+        for seed in range(12 if n < 100 else 4):
+            night = Night(n, snr, seed=100 + seed)
+            fit = night.fit(psfs)
+            image, sigma = half_pixels(psfs, fit.amounts, fit.spread)
+            true = night.half(psfs)
+            counted = sigma > 3e-4 * sigma.max()
+            counted &= true > 0.02 * true.max(axis=(1, 2), keepdims=True)
+            pulls.append((image - true)[counted] / sigma[counted])
+        pull = np.concatenate(pulls)
+        assert 0.6 < pull.std() < 1.5, (n, pull.std())
+
+
+def test_a_field_answers_anywhere(psfs):
+    night = Night(200, 100)
+    fit = night.fit(psfs)
+    field = PsfField(8, (2000, 1000), psfs, fit.field, fit.covariance)
+    image, sigma = field((np.array([0.3]) + 1) / 2 * 1000 - 0.5, (np.array([-0.6]) + 1) / 2 * 2000 - 0.5)
+    window = slice(SIDE // 2 - 64, SIDE // 2 + 64, 2)
+    true = night.truth(0.3, -0.6)[:, window, window]
+    assert image.shape == sigma.shape == (1, 64, 64)
+    assert decibels_of(image, true / true.sum()).min() > 68
+
+
+def test_places_that_were_told_wrongly_are_found(psfs):
+    night = Night(100, 200)
+    night.x = night.x + 0.03
+    fit = night.fit(psfs)
+    assert abs(np.median(fit.x_offset) + 0.03) < 0.01
+    assert abs(np.median(fit.y_offset)) < 0.005
+
+
+def test_pixels_of_others_and_galaxies_are_left_out(psfs):
+    """A cosmic ray on one star, a companion beside another, ignored pixels that hold anything, a galaxy."""
+    night = Night(60, 150)
+    clean = night.fit(psfs)
+    night.pixels[0, 14, 18] += 5000
+    night.pixels[1] += np.roll(night.pixels[2] - 20, (3, 3), axis=(0, 1))
+    night.pixels[3, 16, 16] = np.nan
+    night.pixels[4, 15, 16], night.variance[4, 15, 16] = 1e9, np.inf
+    wide = interpolation(night.y, 32)[5] @ blob(2.5, 0.3, 0.0)[0] @ interpolation(night.x, 32)[5].T
+    night.pixels[5] = (night.flux * wide + 20).astype(np.float32)
+    fit = night.fit(psfs)
+    true = night.half(psfs)
+    found, without = (half_pixels(psfs, one.amounts, one.spread)[0] for one in (fit, clean))
+    for star in (0, 1, 3, 4):
+        assert decibels_of(found, true)[star] > decibels_of(without, true)[star] - 3
+    assert fit.used[[0, 2, 3, 4, *range(6, 60)]].all()
+    assert not fit.used[5]
+    assert clean.used.all()

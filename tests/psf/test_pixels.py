@@ -1,0 +1,54 @@
+"""From samples of a PSF to a star's pixels: exact for what an aperture passes, wherever the star lies."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from csstdask.psf.pixels import interpolation, rendered
+from csstdask.psf.principal import FIELD, FINE, SIDE, polynomials, powers_of, resampled
+
+
+def image_of(offset_x, offset_y, *, size, step=1.0, limit=1.4):
+    """Return a function whose spectrum ends at 1.4 cycles a pixel, at pixels round a star."""
+    axis = (np.arange(size) - size // 2) * step
+    x, y = np.meshgrid(axis - offset_x, axis - offset_y)
+    return np.sinc(limit * x) ** 2 * np.sinc(limit * y) ** 2
+
+
+def test_pixels_of_a_star_anywhere_follow_from_four_samples_a_pixel(rng):
+    samples = image_of(0, 0, size=SIDE, step=1 / FINE)[None].astype(np.float32)
+    x, y = rng.uniform(-0.5, 0.5, (2, 50))
+    found = rendered(samples, interpolation(y, 24), interpolation(x, 24))
+    wanted = np.stack([image_of(*place, size=24) for place in zip(x, y, strict=True)])
+    assert found.shape == (50, 1, 24, 24)
+    assert np.abs(found[:, 0] - wanted).max() < 3e-5  # of the peak
+
+
+def test_slopes_are_those_of_a_star_that_moves(rng):
+    samples = image_of(0, 0, size=SIDE, step=1 / FINE).astype(np.float32)
+    x, y = rng.uniform(-0.5, 0.5, (2, 20))
+    slope = interpolation(y, 24) @ samples @ interpolation(x, 24, slope=True).transpose(0, 2, 1)
+    ahead, behind = (
+        np.stack([image_of(a + step, b, size=24) for a, b in zip(x, y, strict=True)]) for step in (1e-4, -1e-4)
+    )
+    assert np.abs(slope - (ahead - behind) / 2e-4).max() < 1e-3
+
+
+def test_files_keep_as_few_samples_as_hold_all():
+    fine = image_of(0, 0, size=SIDE, step=1 / FINE).astype(np.float32)[None]
+    few = resampled(fine, 3 * FIELD)
+    assert few.shape == (1, 3 * FIELD, 3 * FIELD)
+    assert few[0, 3 * FIELD // 2, 3 * FIELD // 2] == few.max()
+    assert np.abs(resampled(few, SIDE) - fine).max() < 2e-3  # what wraps round the edge
+    middle = slice(SIDE // 2 - 24, SIDE // 2 + 24)
+    assert np.abs(resampled(few, SIDE) - fine)[0, middle, middle].max() < 5e-5
+    assert np.abs(resampled(resampled(fine, 2 * FIELD), SIDE) - fine).max() > 0.01  # too few
+
+
+def test_polynomials_are_orthogonal_over_a_detector():
+    axis, weight = np.polynomial.legendre.leggauss(6)
+    u, v = (part.ravel() for part in np.meshgrid(axis, axis))
+    found = polynomials(u, v, 3)
+    assert found.shape[1] == len(powers_of(3)) == 10
+    product = (found * np.outer(weight, weight).ravel()[:, None]).T @ found
+    assert np.allclose(product, np.diag(np.diag(product)), atol=1e-12)
