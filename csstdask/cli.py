@@ -42,8 +42,8 @@ CampaignOption = Annotated[Path | None, typer.Option(help="Where the campaign li
 
 DataOption = Annotated[Path | None, typer.Option(help="Folder of real events and frames; none: mock data alone.")]
 
-TRAINABLE: tuple[str, ...] = ("cosmicray", "inpaint")
-EVALUABLE: tuple[str, ...] = ("cosmicray", "inpaint")
+TRAINABLE: tuple[str, ...] = ("cosmicray", "inpaint", "psf")
+EVALUABLE: tuple[str, ...] = ("cosmicray", "inpaint", "psf")
 LABELLERS: tuple[str, ...] = ("darks", "repeats")
 
 
@@ -266,7 +266,7 @@ def label(
 
 @app.command()
 def train(
-    target: Annotated[str, typer.Argument(help="What to train: cosmicray or inpaint.")],
+    target: Annotated[str, typer.Argument(help="What to train: cosmicray, inpaint or psf.")],
     to: Annotated[Path | None, typer.Option(help="Folder of the training; gone on with if it is there.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings, a TOML.")] = None,
     data: DataOption = None,
@@ -279,6 +279,13 @@ def train(
     _check_target("train", target, TRAINABLE)
     if to is None:
         raise InputError(f"train {target}", "no --to", "a folder for the training")
+    if target == "psf":
+        if any((data, campaign, events, epochs, device)):
+            raise InputError("train psf", "options of other trainings", "--config and --to alone: it draws telescopes")
+        from csstdask.psf.train import load_psf_config, train_psf
+
+        _say(f"card {train_psf(load_psf_config(config), to, announce=_say)}")
+        return
     if target == "inpaint":
         if data is not None or events:
             raise InputError("train inpaint", "--data or --events", "--campaign: stamps are cut from its frames")
@@ -304,7 +311,7 @@ def train(
 
 @app.command()
 def evaluate(
-    target: Annotated[str, typer.Argument(help="What to evaluate: cosmicray or inpaint.")],
+    target: Annotated[str, typer.Argument(help="What to evaluate: cosmicray, inpaint or psf.")],
     to: Annotated[Path | None, typer.Option(help="Folder for the figures, as JSON.")] = None,
     data: DataOption = None,
     model: Annotated[str, typer.Option(help="A name that `csstdask models` lists, or a card's path.")] = "default",
@@ -319,14 +326,24 @@ def evaluate(
 ) -> None:
     """Evaluate a network beside other methods, or what it found in a run."""
     _check_target("evaluate", target, EVALUABLE)
-    if target == "inpaint" and (run is not None or precision != "bfloat16"):
-        raise InputError("evaluate inpaint", "--run or --precision", "neither: they are of cosmic rays' detection")
+    if target != "cosmicray" and (run is not None or precision != "bfloat16"):
+        raise InputError(f"evaluate {target}", "--run or --precision", "neither: they are of cosmic rays' detection")
     if run is not None:
         if any((data, recipes, part, beside, scale)) or model != "default":
             raise InputError("evaluate --run", "options of an evaluation with truth beside it", "--run and --to alone")
         from csstdask.report.cosmic_rays import evaluate_run, lines
 
         for line in lines(evaluate_run(run, to, announce=_say)):
+            typer.echo(line)
+        return
+    if target == "psf":
+        if data is not None or beside or scale is not None or recipes is None:
+            raise InputError("evaluate psf", "--data, --beside or --scale, or no --recipes", "--recipes, a folder")
+        from csstdask.psf.evaluate import PARTS as PSF_PARTS
+        from csstdask.psf.evaluate import evaluate_psf
+        from csstdask.psf.evaluate.tables import table as psf_table
+
+        for line in psf_table(evaluate_psf(model, to, recipes=recipes, parts=part or tuple(PSF_PARTS), announce=_say)):
             typer.echo(line)
         return
     if target == "inpaint":

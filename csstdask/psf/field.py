@@ -87,5 +87,6 @@ def half_pixels(psfs: PrincipalPsfs, amounts: Float, spread: Float) -> tuple[Ima
         share = flat.sum(axis=1)
         root = np.linalg.cholesky(spread[some] + 1e-12 * np.eye(len(flat))).transpose(0, 2, 1).astype(np.float32)
         change = root @ flat - (root @ share)[..., None] * image[some].reshape(len(root), 1, -1)
-        sigma[some] = (np.sqrt((change**2).sum(axis=1)) / total).reshape(-1, HALF_PIXELS, HALF_PIXELS)
+        variance = (change**2).sum(axis=1) + psfs.beyond[window, window].ravel()
+        sigma[some] = (np.sqrt(variance) / total).reshape(-1, HALF_PIXELS, HALF_PIXELS)
     return image, sigma

@@ -33,6 +33,8 @@ _ROUNDS = 3
 _FURTHEST, _SHARE = 5.0, 0.01
 #: Stars with so much more scatter than noise, or such a share of pixels of others, take no part in the field.
 _WORST, _MOST = 3.0, 0.1
+#: Of what is solved for, beside what stars say of it.
+_RIDGE = 1e-12
 #: Edge of what is fitted of a stamp [pixel], and stars that are rendered at once.
 _FITTED, _BATCH = 24, 64
 
@@ -120,6 +122,7 @@ def fit_field(
     n, k = len(pixels), len(psfs)
     state = _State(np.zeros((n, k)), np.zeros(n), np.zeros(n), x.copy(), y.copy())
     _first_flux(psfs, stars, state)
+    _doubt(psfs, stars, state)
     good = np.ones(n, dtype=bool)
     for number in range(_ROUNDS):
         curvature, slope, eliminated = _normal_equations(psfs, stars, state)
@@ -141,13 +144,26 @@ def _first_flux(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> None:
         state.flux[some], state.sky[some] = _weighted_solution(design, stars, some).T
 
 
+def _doubt(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> None:
+    """Trust pixels no more than principal images can tell them."""
+    for some, _, _, beyond in _seen(np.sqrt(psfs.beyond)[None], stars, state):
+        unsure = (state.flux[some, None, None] * beyond[:, 0]) ** 2
+        stars.weight[some] = stars.weight[some] / (1 + stars.weight[some] * unsure)
+
+
 def _weighted_solution(design: Pixels, stars: _Stars, some: slice) -> Float:
     weight = stars.weight[some].reshape(len(design), -1).astype(float)
     pixels = stars.pixels[some].reshape(len(design), -1).astype(float)
     normal = np.einsum("nma,nm,nmb->nab", design, weight, design, optimize=True)
     right = np.einsum("nma,nm->na", design, weight * pixels)
-    ridge = 1e-9 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(normal.shape[-1]) + 1e-30 * np.eye(2)
-    return np.asarray(np.linalg.solve(normal + ridge, right[..., None])[..., 0])
+    return _solve(normal, right[..., None])[..., 0]
+
+
+def _solve(matrix: Float, right: Float) -> Float:
+    """Solve small systems (n, a, a), each unknown of a scale of its own, some of them known nothing about."""
+    scale = 1 / np.sqrt(np.maximum(np.einsum("naa->na", matrix), 1e-30))
+    scaled = matrix * scale[:, :, None] * scale[:, None, :] + _RIDGE * np.eye(matrix.shape[-1])
+    return np.asarray(scale[:, :, None] * np.linalg.solve(scaled, scale[:, :, None] * right))
 
 
 def _seen(images: Pixels, stars: _Stars, state: _State) -> Iterator[tuple[slice, Pixels, Pixels, Pixels]]:
@@ -184,7 +200,6 @@ def _normal_equations(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> tupl
         left = stars.pixels[some] - scale * plain - state.sky[some].astype(np.float32)[:, None, None]
         own, free, rest = own * root, free * root, left.reshape(count, 1, -1) * root
         own_own = (own @ own.transpose(0, 2, 1)).astype(float) + prior
-        own_own += 1e-9 * np.trace(own_own, axis1=1, axis2=2)[:, None, None] * np.eye(4)
         own_free, own_rest = (
             (own @ free.transpose(0, 2, 1)).astype(float),
             (own @ rest.transpose(0, 2, 1)).astype(float),
@@ -192,7 +207,7 @@ def _normal_equations(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> tupl
         # The prior holds places to where they were said to lie, wherever the state has them by now.
         own_rest[:, 2, 0] -= (state.x[some] - stars.x[some]) * _PLACE**-2
         own_rest[:, 3, 0] -= (state.y[some] - stars.y[some]) * _PLACE**-2
-        to_free, to_rest = np.linalg.solve(own_own, own_free), np.linalg.solve(own_own, own_rest)
+        to_free, to_rest = _solve(own_own, own_free), _solve(own_own, own_rest)
         curvature[some] = (free @ free.transpose(0, 2, 1)).astype(float) - own_free.transpose(0, 2, 1) @ to_free
         slope[some] = ((free @ rest.transpose(0, 2, 1)).astype(float) - own_free.transpose(0, 2, 1) @ to_rest)[..., 0]
         eliminated.append((some, to_free, to_rest[..., 0]))

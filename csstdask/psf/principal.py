@@ -53,6 +53,8 @@ class PrincipalPsfs:
     """(k,) Variances of what is a star's own."""
     degree: int
     """Of the polynomials."""
+    beyond: npt.NDArray[np.float32]
+    """(SIDE, SIDE) Variance of what the images cannot tell, of telescopes that they were not learnt from."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -94,6 +96,7 @@ def write_principal(bands: dict[str, tuple[PrincipalPsfs, int]]) -> bytes:
         tensors[f"{band}.images"] = resampled(psfs.images, FIELD * samples).astype(np.float16)
         tensors[f"{band}.field"] = psfs.field.astype(np.float32)
         tensors[f"{band}.own"] = psfs.own.astype(np.float32)
+        tensors[f"{band}.beyond"] = resampled(np.sqrt(psfs.beyond), FIELD * samples).astype(np.float16)
     return save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
 
 
@@ -117,11 +120,14 @@ def _read(path: Path, sha256: str, band: str, degree: int) -> PrincipalPsfs:
     if found != sha256:
         raise InputError(path, f"SHA-256 {found[:12]}", f"{sha256[:12]}, as its card says")
     tensors = load_file(path)
-    mean, images, field, own = (tensors[f"{band}.{name}"] for name in ("mean", "images", "field", "own"))
+    mean, images, field, own, beyond = (
+        tensors[f"{band}.{name}"] for name in ("mean", "images", "field", "own", "beyond")
+    )
     return PrincipalPsfs(
         resampled(mean, SIDE),
         resampled(images.astype(np.float32), SIDE),
         field.astype(float),
         own.astype(float),
         degree,
+        resampled(beyond.astype(np.float32), SIDE) ** 2,
     )

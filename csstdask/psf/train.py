@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -98,6 +99,7 @@ def train_psf(config: PsfConfig, to: Path, *, announce: Callable[[str], None] = 
             seen = list(pool.map(look, range(config.telescopes)))
             known, apart = seen[config.held_out :], seen[: config.held_out]
             psfs = learn(known, config.images, config.degree)
+            psfs = replace(psfs, beyond=beyond(psfs, apart))
             error = decibels(psfs, apart)
             metrics[f"psnr_{band}"] = round(float(error.mean()), 2)
             reach = f"PSNR {error.mean():.1f} dB, least {error.min():.1f}"
@@ -191,6 +193,7 @@ def learn(seen: list[Sights], count: int, degree: int) -> PrincipalPsfs:
         _covariances(np.stack(fields)),
         np.mean(left, axis=0) + _LEAST_OWN,
         degree,
+        np.zeros((SIDE, SIDE), dtype=np.float32),
     )
 
 
@@ -203,15 +206,26 @@ def _covariances(fields: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def decibels(psfs: PrincipalPsfs, seen: list[Sights]) -> npt.NDArray[np.float64]:
     """Return the PSNR of each PSF as principal images alone can tell it, peak 1 [dB]."""
+    parts = []
+    for one, left in zip(seen, _left(psfs, seen), strict=True):
+        peak = one.images.max(axis=(1, 2))
+        parts.append(-20 * np.log10(np.sqrt((left**2).mean(axis=1)) / peak))
+    return np.concatenate(parts)
+
+
+def beyond(psfs: PrincipalPsfs, seen: list[Sights]) -> npt.NDArray[np.float32]:
+    """Return the mean square of what principal images cannot tell of telescopes' PSFs, (SIDE, SIDE)."""
+    left = np.concatenate(list(_left(psfs, seen)))
+    return (left**2).mean(axis=0).reshape(SIDE, SIDE).astype(np.float32)
+
+
+def _left(psfs: PrincipalPsfs, seen: list[Sights]) -> Iterator[npt.NDArray[np.float64]]:
+    """Yield what principal images leave of each telescope's PSFs, (n, SIDE * SIDE)."""
     images = psfs.images.reshape(len(psfs), -1).astype(float)
     square = (images**2).sum(axis=1)
-    parts = []
     for one in seen:
         flat = one.images.reshape(len(one.images), -1).astype(float) - psfs.mean.ravel()
-        rest = flat - (flat @ images.T / square) @ images
-        peak = one.images.max(axis=(1, 2))
-        parts.append(-20 * np.log10(np.sqrt((rest**2).mean(axis=1)) / peak))
-    return np.concatenate(parts)
+        yield flat - (flat @ images.T / square) @ images
 
 
 def _samples_of(psfs: PrincipalPsfs) -> int:

@@ -1,0 +1,202 @@
+"""Evaluation of PSF reconstruction: ``csstdask evaluate psf``.
+
+Stars of test recipes, whose effective PSFs are known, at S/N 100 unless a recipe's point is another:
+
+* ``nodes``: all imaging detectors (DATASET 2 of the CSST-PSFNet paper), and the same blurred (DATASET 3);
+* ``epochs``: other optical states of that telescope; ``newoptics``: another telescope.
+
+Beside the model stand two that see no star, or one: ``without stars``, what it believes before it sees any, and ``one
+star``, each star alone; and PSFEx, where it is installed, given the very same stamps.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from csstdask.errors import InputError
+from csstdask.mock import Recipe
+from csstdask.mock.recipe import load_recipe
+from csstdask.nn.models import find_card
+from csstdask.psf.evaluate.stars import Images, Stars, draw_stars, errors_of, pulls_of
+from csstdask.psf.psfex import is_installed, run_psfex
+from csstdask.psf.reconstruct import reconstruct
+
+log = logging.getLogger("csstdask")
+
+#: Parts, and the recipe that each is made of.
+PARTS = {
+    "nodes": "psf-dataset2", "blurred": "psf-dataset3", "epochs": "psf-epochs", "newoptics": "psf-newoptics",
+}  # fmt: skip
+#: S/N of stars where a recipe's own is not the point.
+_SNR = (100.0, 100.0)
+#: Stars that are looked at one by one, and how many a fit is given in turn.
+_ALONE, _COUNTS = 40, (10, 100)
+_FILE = "psf_evaluation"
+MODEL, ALONE, PRIOR, PSFEX = "all stars", "one star", "without stars", "PSFEx"
+
+
+def evaluate_psf(
+    model: str = "default",
+    to: Path | None = None,
+    *,
+    recipes: Path,
+    parts: Sequence[str] = tuple(PARTS),
+    foreign: bool = True,
+    psfex: bool = True,
+    detectors: Sequence[int] | None = None,
+    workers: int = 2,
+    announce: Callable[[str], None] = log.info,
+) -> dict[str, Any]:
+    """Evaluate PSF reconstruction beside PSFEx.
+
+    Parameters
+    ----------
+    model : str
+        A name that ``csstdask models`` lists, or a card's path.
+    to : Path, optional
+        Folder for ``psf_evaluation.json`` and its tables.
+    recipes : Path
+        Folder of the test recipes.
+    parts : sequence of str
+        Some of `PARTS`.
+    foreign : bool
+        Whether the recipes' foreign twins are looked at, too.
+    psfex : bool
+        Whether PSFEx is run, where it is installed: a minute or two a detector.
+    detectors : sequence of int, optional
+        Only these.
+    workers : int
+        Processes.
+    announce : callable
+        Told in a line what is done now.
+
+    Returns
+    -------
+    dict
+        What is written there.
+
+    Raises
+    ------
+    InputError
+        If a part or the model is unknown.
+    """
+    from csstdask.psf.evaluate.tables import write_psf_results  # noqa: PLC0415
+
+    if not parts or not set(parts) <= set(PARTS):
+        raise InputError("--part", ", ".join(parts) or "none", f"some of {', '.join(PARTS)}")
+    try:
+        card = find_card("psf", model)
+    except ValueError as error:
+        raise InputError("--model", str(error), "the name of a model, or its card") from None
+    if psfex and not is_installed():
+        announce("PSFEx is not installed (Debian: apt-get install psfex), left out")
+        psfex = False
+    results: dict[str, Any] = {"model": card.name, "version": card.version, "identity": card.identity, "recipes": {}}
+    for part in parts:
+        for name in (PARTS[part], f"{PARTS[part]}-foreign"):
+            path = recipes / f"{name}.toml"
+            if name.endswith("-foreign") and not (foreign and path.is_file()):
+                continue
+            recipe = _as_asked(load_recipe(path), part, detectors)
+            look = partial(measure_unit, recipe, model=model, psfex=psfex)
+            results["recipes"][name] = list(_over_units(recipe, look, workers, announce))
+            if to is not None:
+                write_psf_results(to / _FILE, results)
+    return results
+
+
+def _as_asked(recipe: Recipe, part: str, detectors: Sequence[int] | None) -> Recipe:
+    update: dict[str, Any] = {}
+    if part != "epochs" and recipe.nodes is not None:
+        update["nodes"] = recipe.nodes.model_copy(update={"snr": _SNR})
+    if detectors is not None:
+        update["detectors"] = tuple(one for one in recipe.detectors if one in detectors)
+    return recipe.model_copy(update=update)
+
+
+def _over_units(
+    recipe: Recipe, look: Callable[[int, int], dict[str, Any]], workers: int, announce: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    units = [(index, detector) for index in range(recipe.exposures) for detector in recipe.detectors]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(look, *unit): unit for unit in units}
+        done: dict[tuple[int, int], dict[str, Any]] = {}
+        for future in as_completed(waiting):
+            done[waiting[future]] = future.result()
+            announce(f"{recipe.name}: {len(done)} of {len(units)} units")
+    yield from (done[unit] for unit in units)
+
+
+def measure_unit(recipe: Recipe, index: int, detector: int, *, model: str, psfex: bool) -> dict[str, Any]:
+    """Render a unit's stars, and return by method how far it is from their PSFs."""
+    with threadpool_limits(1):
+        return measure_stars(draw_stars(recipe, index, detector), model=model, psfex=psfex) | {
+            "exposure": index,
+            "epoch": recipe.epoch_of(index),
+        }
+
+
+def measure_stars(stars: Stars, *, model: str, psfex: bool) -> dict[str, Any]:
+    """Return by method how far it is from the PSFs of stars of one detector."""
+    start = time.perf_counter()
+    found = _reconstructed(stars, model)
+    took = time.perf_counter() - start
+    rows: dict[str, Any] = {MODEL: _row(stars, found.image, found.sigma, took)}
+    rng = np.random.default_rng(len(stars))
+    some = np.sort(rng.permutation(len(stars))[:_ALONE])
+    single = [_reconstructed(stars.take([one]), model) for one in some]
+    images, sigmas = (np.concatenate([getattr(one, name) for one in single]) for name in ("image", "sigma"))
+    rows[ALONE] = _row(stars.take(some), images, sigmas)
+    for count in _COUNTS:
+        if count < len(stars):
+            few = stars.take(np.sort(rng.permutation(len(stars))[:count]))
+            part = _reconstructed(few, model)
+            rows[f"{count} stars"] = _row(few, part.image, part.sigma)
+    unseen = _reconstructed(stars, model, blank=True)
+    rows[PRIOR] = _row(stars, unseen.image, unseen.sigma)
+    if psfex:
+        start = time.perf_counter()
+        rows[PSFEX] = _row(stars, _by_psfex(stars), None, time.perf_counter() - start)
+    return {"detector": stars.detector, "band": stars.band, "n": len(stars), "methods": rows}
+
+
+def _reconstructed(stars: Stars, model: str, *, blank: bool = False) -> Any:
+    mask = np.ones_like(stars.mask) if blank else stars.mask
+    detectors = np.full(len(stars), stars.detector)
+    return reconstruct(stars.stamps, detectors, stars.x, stars.y, error=stars.error, mask=mask, model=model)
+
+
+def _by_psfex(stars: Stars) -> Images:
+    rim = np.ones(stars.stamps.shape[1:], dtype=bool)
+    rim[2:-2, 2:-2] = False
+    edge = stars.stamps[:, rim]
+    sky = float(np.median(edge))
+    noise = 1.4826 * float(np.median(np.abs(edge - sky)))
+    with tempfile.TemporaryDirectory() as folder:
+        fitted = run_psfex(Path(folder), stars.stamps - np.float32(sky), stars.x, stars.y, mask=stars.mask, noise=noise)
+    return fitted(stars.x, stars.y)
+
+
+def _row(stars: Stars, image: Images, sigma: Images | None, seconds: float | None = None) -> dict[str, Any]:
+    errors = errors_of(image, stars.truth)
+    row: dict[str, Any] = {"n": len(stars)}
+    for name, values in errors.items():
+        row[name] = {"mean": float(np.nanmean(values)), "sd": float(np.nanstd(values))}
+    row["psnr"]["least"] = float(errors["psnr"].min())
+    if sigma is not None:
+        pull = np.clip(pulls_of(image, sigma, stars.truth), -20, 20)
+        row["pull"] = {"mean": float(pull.mean()), "sd": float(pull.std())}
+    if seconds is not None:
+        row["seconds"] = seconds
+    return row

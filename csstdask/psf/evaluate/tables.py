@@ -1,0 +1,66 @@
+"""Tables of an evaluation of PSF reconstruction."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from csstdask.durable import write_atomic
+
+_COLUMNS = (
+    "PSNR [dB]", "least band", "SSIM", "dR/R, mean", "SD, largest band", "de, SD, largest band", "pulls, SD", "seconds",
+)  # fmt: skip
+
+
+def write_psf_results(stem: Path, results: dict[str, Any]) -> None:
+    """Write an evaluation as JSON and its tables as Markdown."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(stem.with_suffix(".json"), (json.dumps(_rounded(results), indent=1) + "\n").encode())
+    write_atomic(stem.with_suffix(".md"), ("\n".join(table(results)) + "\n").encode())
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return value
+
+
+def by_band(units: list[dict[str, Any]], method: str, quantity: str, what: str) -> dict[str, float]:
+    """Return the mean of a quantity over the units of each band."""
+    bands: dict[str, list[float]] = {}
+    for unit in units:
+        if method in unit["methods"] and quantity in unit["methods"][method]:
+            bands.setdefault(unit["band"], []).append(unit["methods"][method][quantity][what])
+    return {band: float(np.mean(values)) for band, values in bands.items()}
+
+
+def table(results: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of an evaluation's tables, for people."""
+    for recipe, units in results["recipes"].items():
+        yield from ("", f"| {recipe} | {' | '.join(_COLUMNS)} |", "| --- " * (len(_COLUMNS) + 1) + "|")
+        for method in units[0]["methods"]:
+            psnr, ssim = (by_band(units, method, name, "mean") for name in ("psnr", "ssim"))
+            size, spread = by_band(units, method, "size", "mean"), by_band(units, method, "size", "sd")
+            bent = [max(by_band(units, method, name, "sd").values()) for name in ("e1", "e2")]
+            pulls = by_band(units, method, "pull", "sd")
+            took = [unit["methods"][method].get("seconds") for unit in units]
+            cells = [
+                f"{np.mean(list(psnr.values())):.1f}",
+                f"{min(psnr.values()):.1f} ({min(psnr, key=lambda band: psnr[band])})",
+                f"{np.mean(list(ssim.values())):.5f}",
+                f"{np.mean(list(size.values())):+.5f}",
+                f"{max(spread.values()):.5f}",
+                f"{max(bent):.5f}",
+                f"{np.mean(list(pulls.values())):.2f}" if pulls else "",
+                "" if None in took else f"{np.mean([one for one in took if one is not None]):.1f}",
+            ]
+            yield f"| {method} | {' | '.join(cells)} |"

@@ -1,0 +1,112 @@
+"""The public function: what goes in, what comes out, and what it says to what cannot go in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import csstdask
+from csstdask.errors import InputError
+from csstdask.psf.evaluate.stars import errors_of, pulls_of
+
+
+@pytest.fixture(scope="module")
+def found(psf_stars, psf_model):
+    stars = psf_stars
+    detectors = np.full(len(stars), stars.detector)
+    return csstdask.psf.reconstruct(
+        stars.stamps, detectors, stars.x, stars.y, error=stars.error, mask=stars.mask, model=str(psf_model)
+    )
+
+
+def test_stars_of_a_telescope_that_nobody_has_seen(found, psf_stars):
+    """Twelve telescopes were learnt from: the stars must tell the rest."""
+    errors = errors_of(found.image, psf_stars.truth)
+    assert found.image.shape == found.sigma.shape == (len(psf_stars), 64, 64)
+    assert np.allclose(found.image.sum(axis=(1, 2)), 1, atol=1e-4)
+    assert errors["psnr"].mean() > 58
+    assert errors["ssim"].mean() > 0.999
+    assert abs(errors["size"].mean()) < 0.005
+    assert errors["e1"].std() < 0.01
+    assert np.median(found.chi2) < 1.5
+    assert found.used.mean() > 0.9
+    assert 0.3 < pulls_of(found.image, found.sigma, psf_stars.truth).std() < 4
+
+
+def test_flux_and_sky_do_not_matter_and_nothing_is_changed(found, psf_stars, psf_model):
+    stars = psf_stars
+    detectors = np.full(len(stars), stars.detector)
+    stamps, error = 0.01 * (stars.stamps + 500), 0.01 * stars.error
+    before = stamps.copy()
+    again = csstdask.psf.reconstruct(
+        stamps, detectors, stars.x, stars.y, error=error, mask=stars.mask, model=str(psf_model)
+    )
+    assert np.array_equal(before, stamps)
+    assert np.abs(again.image - found.image).max() < 1e-3 * found.image.max()
+
+
+def test_stars_are_kept_in_order_and_detectors_apart(psf_stars, psf_model):
+    """Two detectors of a band: each is fitted alone, whatever the order."""
+    stars = psf_stars.take(slice(0, 12))
+    detectors = np.array([7, 24] * 6)
+    both = csstdask.psf.reconstruct(stars.stamps, detectors, stars.x, stars.y, error=stars.error, model=str(psf_model))
+    of_one = stars.take(detectors == 24)
+    alone = csstdask.psf.reconstruct(
+        of_one.stamps, np.full(6, 24), of_one.x, of_one.y, error=of_one.error, model=str(psf_model)
+    )
+    assert np.allclose(both.image[detectors == 24], alone.image, atol=1e-7)
+    assert set(both.fields) == {7, 24}
+    image, sigma = both.fields[7](stars.x[:3], stars.y[:3])
+    assert image.shape == sigma.shape == (3, 64, 64)
+
+
+def test_tensors_come_back_as_tensors_and_without_error_the_rim_tells(psf_stars, psf_model):
+    stars = psf_stars.take(slice(0, 10))
+    found = csstdask.psf.reconstruct(
+        torch.from_numpy(stars.stamps), torch.full((10,), 7), stars.x, stars.y, model=str(psf_model)
+    )
+    assert isinstance(found.image, torch.Tensor)
+    assert errors_of(found.image.numpy(), stars.truth)["psnr"].mean() > 50
+
+
+def test_nothing_seen_is_nothing_known(psf_stars, psf_model):
+    """All pixels ignored: what is believed of telescopes is told, and told to be uncertain."""
+    stars = psf_stars.take(slice(0, 3))
+    args = (stars.stamps, np.full(3, 7), stars.x, stars.y)
+    blind = csstdask.psf.reconstruct(*args, mask=np.ones_like(stars.mask), model=str(psf_model))
+    seen = csstdask.psf.reconstruct(*args, error=stars.error, model=str(psf_model))
+    assert np.isfinite(blind.image).all()
+    assert errors_of(blind.image, stars.truth)["psnr"].mean() < errors_of(seen.image, stars.truth)["psnr"].mean() - 3
+    assert (blind.sigma.sum() > 2 * seen.sigma.sum()).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"stamps": np.zeros((2, 31, 32))}, r"stamps: found shape \(2, 31, 32\); wanted \(n, 32, 32\)"),
+        ({"detector": np.array([7])}, r"detector: found shape \(1,\); wanted \(2,\)"),
+        ({"detector": np.array([7, 99])}, "detector: found 99; wanted one of"),
+        ({"x": np.array([1.0, np.nan])}, "x: found a value that is not finite"),
+        ({"error": np.zeros((2, 3, 3))}, "error: found shape"),
+        ({"mask": np.zeros((2, 3, 3), bool)}, "mask: found shape"),
+    ],
+)
+def test_what_cannot_be_used_is_named(change, said, psf_model):
+    given = {"stamps": np.zeros((2, 32, 32)), "detector": np.array([7, 7]), "x": np.ones(2), "y": np.ones(2)} | change
+    with pytest.raises(ValueError, match=said):
+        csstdask.psf.reconstruct(**given, model=str(psf_model))
+
+
+def test_models_that_are_none_are_named(tmp_path):
+    given = {"stamps": np.zeros((2, 32, 32)), "detector": np.array([7, 7]), "x": np.ones(2), "y": np.ones(2)}
+    with pytest.raises(ValueError, match="model: found 'nonsense'"):
+        csstdask.psf.reconstruct(**given, model="nonsense")
+    with pytest.raises(InputError, match="no readable model card"):
+        csstdask.psf.reconstruct(**given, model=str(tmp_path / "absent.json"))
+
+
+def test_no_stars_are_no_error(psf_model):
+    none = np.zeros(0)
+    found = csstdask.psf.reconstruct(np.zeros((0, 32, 32)), none, none, none, model=str(psf_model))
+    assert found.image.shape == (0, 64, 64)
