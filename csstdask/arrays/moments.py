@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.namespace import namespace_of
+from csstdask.arrays.namespace import namespace_of, open_door
 
 Array = npt.NDArray[np.float64]
 
@@ -42,7 +42,7 @@ def adaptive_moments(images: Any, *, start: float = 1.5, tolerance: float = 1e-6
     Parameters
     ----------
     images : array (n, y, x)
-        Background-subtracted, of any flux. NumPy or CuPy.
+        Background-subtracted, of any flux. NumPy, CuPy or torch.
     start : float
         First guess of sigma [pixel].
     tolerance : float
@@ -53,23 +53,24 @@ def adaptive_moments(images: Any, *, start: float = 1.5, tolerance: float = 1e-6
     Returns
     -------
     Moments
-        Size and ellipticity are NaN where it did not converge.
+        Arrays of the caller's kind. Size and ellipticity are NaN where it did not converge: no light, or noise alone.
     """
+    door = open_door(images, stamps=True)
+    images = door.take(images, np.float64)
     xp = namespace_of(images)
-    images = xp.asarray(images, dtype=xp.float64)
     n, ny, nx = images.shape
     column, row = xp.arange(nx, dtype=xp.float64), xp.arange(ny, dtype=xp.float64)
     x, y = xp.full(n, (nx - 1) / 2), xp.full(n, (ny - 1) / 2)
     total = images.sum(axis=(1, 2))
     mxx, mxy, myy = xp.full(n, start**2), xp.zeros(n), xp.full(n, start**2)
-    done, lost = xp.zeros(n, dtype=bool), total <= 0
+    done, lost = xp.zeros(n, dtype=bool), ~(total > 0)
     for _ in range(iterations):
         dx, dy = column[None, None, :] - x[:, None, None], row[None, :, None] - y[:, None, None]
         det = mxx * myy - mxy**2
         ixx, ixy, iyy = (part[:, None, None] for part in (myy / det, -mxy / det, mxx / det))
         weighted = images * xp.exp(-0.5 * (ixx * dx**2 + 2 * ixy * dx * dy + iyy * dy**2))
         norm = weighted.sum(axis=(1, 2))
-        lost |= norm <= 0
+        lost |= ~(norm > 0)
         norm = xp.where(lost, 1.0, norm)
         step_x, step_y = (weighted * dx).sum(axis=(1, 2)) / norm, (weighted * dy).sum(axis=(1, 2)) / norm
         new = [
@@ -92,4 +93,4 @@ def adaptive_moments(images: Any, *, start: float = 1.5, tolerance: float = 1e-6
     bad = ~done
     sigma = xp.where(bad, xp.nan, xp.maximum(mxx * myy - mxy**2, 0) ** 0.25)
     trace = xp.where(bad, xp.nan, mxx + myy)
-    return Moments(x, y, sigma, (mxx - myy) / trace, 2 * mxy / trace, ~bad)
+    return Moments(*(door.give(one) for one in (x, y, sigma, (mxx - myy) / trace, 2 * mxy / trace, ~bad)))

@@ -72,13 +72,13 @@ class Door:
         return torch.from_dlpack(array)
 
 
-def open_door(data: Any) -> Door:
-    """Return the door for a caller's frame.
+def open_door(data: Any, *, stamps: bool = False) -> Door:
+    """Return the door for a caller's frame, or for stamps (n, y, x).
 
     Raises
     ------
     ValueError
-        If it is not a 2-D array of real numbers.
+        If it is not a 2-D array of real numbers, or for stamps a 3-D one.
     """
     kind = kind_of(data)
     if kind == "torch":
@@ -98,10 +98,9 @@ def open_door(data: Any) -> Door:
         floating = array.dtype.kind == "f"
         dtype = array.dtype.newbyteorder("=") if floating else np.dtype(np.float32)
         ndim, real, device, on_gpu = array.ndim, array.dtype.kind in "fiub", None, kind == "cupy"
-    if ndim != 2 or not real:
-        raise ValueError(
-            f"data: found {ndim}-D {getattr(data, 'dtype', type(data))}; wanted one frame (y, x) of real numbers"
-        )
+    if ndim != (3 if stamps else 2) or not real:
+        wanted = "stamps (n, y, x)" if stamps else "one frame (y, x)"
+        raise ValueError(f"data: found {ndim}-D {getattr(data, 'dtype', type(data))}; wanted {wanted} of real numbers")
     return Door(kind, device, np.dtype(dtype), on_gpu)
 
 
