@@ -26,9 +26,9 @@ from csstdask.nn.device import TrainingPrecision, autocast
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
-#: Which of each two detectors of a campaign's validation split serve which end.
-_PARTS = {"training": (0, 1), "validation": (0, 2), "calibration": (1, 2)}
-Use = Literal["training", "validation", "calibration"]
+#: Which of each two detectors of a campaign's validation split serve which end; thresholds are compared on them all.
+_PARTS = {"training": (0, 1), "validation": (0, 2), "calibration": (1, 2), "comparison": (0, 1)}
+Use = Literal["training", "validation", "calibration", "comparison"]
 
 
 @cache

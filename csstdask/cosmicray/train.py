@@ -24,12 +24,13 @@ from csstdask.cosmicray.batches import Batch, Feed, draw_patches, logits_of, mat
 from csstdask.cosmicray.beginning import average_with, begin_from
 from csstdask.cosmicray.examples import Material
 from csstdask.cosmicray.expected import expected_of, valid_for
+from csstdask.cosmicray.lead import ahead_of
 from csstdask.cosmicray.scoring import average_precision, precision_recall
 from csstdask.cosmicray.trained_card import card_of, check_rival
 from csstdask.cosmicray.training_config import TrainingConfig
 from csstdask.cosmicray.unet import build_unet
 from csstdask.errors import InputError
-from csstdask.nn.card import write_card
+from csstdask.nn.card import read_card, write_card
 from csstdask.nn.device import TrainingPrecision, autocast, choose_device
 from csstdask.nn.models import find_card
 from csstdask.nn.trainer import Learner, train
@@ -121,6 +122,9 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
     write_card(path, card)
     if (units := material_for(config, "calibration").known) is not None:
         announce("measuring what it finds in units that it did not learn from")
+        if config.lead_over is not None and (compared := material_for(config, "comparison").known) is not None:
+            card = ahead_of(find_card("cosmicray", config.lead_over), read_card(path), compared)
+            write_card(path, card)
         card = replace(card, expects=expected_of(path, units))
         if config.is_for_its_campaign and material.known is not None:
             card = replace(card, valid=valid_for(material.known))

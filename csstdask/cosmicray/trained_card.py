@@ -9,52 +9,33 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from csstdask.cosmicray.batches import as_batch, logits_of
 from csstdask.cosmicray.examples import Examples
-from csstdask.cosmicray.scoring import average_precision, calibrate, logit_of, precision_recall
+from csstdask.cosmicray.scoring import average_precision, calibrate, precision_recall
 from csstdask.cosmicray.training_config import TrainingConfig
 from csstdask.cosmicray.unet import build_unet
 from csstdask.errors import InputError
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard
 from csstdask.nn.int8 import Int8UNet, measure_ranges
 from csstdask.nn.models import find_card
-from csstdask.nn.weights import load_network, save_weights
+from csstdask.nn.weights import save_weights
 
 #: Logits that are neither clearly hit nor clearly not.
 _DOUBTFUL = 4.0
 
 
 def check_rival(config: TrainingConfig) -> None:
-    """Raise InputError if the network to be better than cannot be judged on the same examples: now, not at the end."""
+    """Raise InputError if the network to be ahead of cannot be compared with: now, not at the end."""
     if config.lead_over is None:
         return
     card = find_card("cosmicray", config.lead_over)
-    names, box = set(card.normalisation.get("channels", [])), card.normalisation.get("box")
-    if card.weights is None or card.threshold is None or not names <= set(config.inputs):
-        raise InputError(
-            "lead_over", f"{card.name}, which sees {sorted(names)}", f"a network that sees {config.inputs}"
-        )
-    if box != config.box:
-        raise InputError("lead_over", f"{card.name}, whose background has boxes of {box}", f"{config.box}")
-
-
-def _rates_of_another(
-    config: TrainingConfig, examples: Examples, counted: npt.NDArray[np.bool_]
-) -> tuple[float, float]:
-    """Return precision and recall that another network has on these examples at its own threshold."""
-    card = find_card("cosmicray", str(config.lead_over))
-    names = card.normalisation["channels"]
-    seen = replace(examples, channels=examples.channels[:, [config.inputs.index(name) for name in names]])
-    network = load_network(card, build_unet, torch.device("cpu"))
-    logit = card.calibration["scale"] * logits_of(network, seen, config, "float32") + card.calibration["offset"]
-    found = logit[counted] >= float(logit_of(card.threshold or 0.5))
-    truth = examples.hit[counted]
-    right = float((found & truth).sum())
-    return right / max(1, int(found.sum())), right / max(1, int(truth.sum()))
+    if card.weights is None:
+        raise InputError("lead_over", f"{card.name}, a method without weights", "a network")
+    if config.campaign is None:
+        raise InputError("lead_over", f"{card.name}, and no campaign", "one on whose frames the two are compared")
 
 
 def card_of(
@@ -67,9 +48,8 @@ def card_of(
 ) -> ModelCard:
     """Calibrate, choose the threshold, both on examples of their own; write the weights.
 
-    The threshold is that of the best F1; or, where there is a network to be better than, that at which the smaller of
-    the leads in precision and in recall is largest. What the card says is of the network as it will run: in float32,
-    on places of a frame as they come.
+    The threshold is that of the best F1, unless `csstdask.cosmicray.lead` chooses another later. What the card says is
+    of the network as it will run: in float32, on places of a frame as they come.
     """
     sha256 = save_weights(network, to / f"{config.name}{WEIGHTS_SUFFIX}")
     counted = (examples.weight > 0) & examples.uniform[:, None, None]
@@ -78,12 +58,7 @@ def card_of(
     calibration = calibrate(logit, truth, density)
     ranges, int8_offset = _in_int8(network, examples, config)
     threshold, precision, recall = precision_recall(calibration["scale"] * logit + calibration["offset"], truth)
-    if config.lead_over is None:
-        merit = 2 * precision * recall / np.maximum(1e-9, precision + recall)
-    else:
-        theirs = _rates_of_another(config, examples, counted)
-        merit = np.minimum(precision - theirs[0], recall - theirs[1])
-    best = int(np.argmax(merit))
+    best = int(np.argmax(2 * precision * recall / np.maximum(1e-9, precision + recall)))
     card = ModelCard(
         name=config.name,
         task="cosmicray",

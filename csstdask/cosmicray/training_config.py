@@ -60,7 +60,7 @@ class TrainingConfig(BaseModel):
     remember: float = Field(0.0, ge=0, le=1, description="share of the weights it went on from in those it ends with")
     teacher: str | None = Field(None, description="card of a network whose probabilities are learnt beside the truth")
     teacher_share: float = Field(0.7, ge=0, le=1, description="of the teacher's word in what is to be learnt")
-    lead_over: str | None = Field(None, description="card of a network to be better than, in precision and recall both")
+    lead_over: str | None = Field(None, description="card of a network that the threshold is ahead of, where it can be")
     on_sources: float = Field(0.5, ge=0, le=1, description="share of the patches on sources")
     source_weight: int = Field(5, ge=1, le=255, description="of a source's pixels in the loss")
     passes: int = Field(1, ge=1, description="over the patches of an epoch")
