@@ -324,6 +324,27 @@ def mock() -> str:
     return table(["what", "how fast", "and"], rows) + f"\n\n{place['processor']}, {place['date']}."
 
 
+def trainings() -> str:
+    result = load("cosmicray_training")
+    groups = [("all three detectors", result["training_threshold"])]
+    groups += [(f"detector {detector}", rows) for detector, rows in result["per_detector"].items()]
+    groups += [("another camera", result["repeats"])]
+    rows = [
+        [
+            where, how,
+            *(percent(row[key]) for key in ("precision", "precision_off_skirt", "recall", "recall_visible")),
+            percent(row["fewer_missed_visible"]) if row["fewer_missed_visible"] else "",
+        ]
+        for where, found in groups
+        for how, row in found.items()
+    ]  # fmt: skip
+    head = [
+        "frames of", "trained on", "precision", "off the skirt", "recall > 5 e-", "of visible",
+        "fewer missed visible pixels at the precision of unet-fast [%]",
+    ]  # fmt: skip
+    return table(head, rows)
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"engine": engine, "resume": resume, "cosmicray-speed": speed},
     "docs/cosmicray.md": {
@@ -338,6 +359,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "epochs": of_version(epochs),
         "accuracy": of_version(accuracy),
         "controls": of_version(controls),
+        "trainings": trainings,
     },
     "docs/repair.md": repair_tables.TABLES,
     "docs/mock.md": {"mock": mock},
