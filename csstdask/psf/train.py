@@ -32,6 +32,8 @@ log = logging.getLogger("csstdask")
 
 #: Of the covariances between amounts, what is believed of the diagonal alone: few telescopes tell them.
 _SHRINKAGE = 0.2
+#: Share of the images' spectrum below which frequencies are not kept: some 10^-6 of a PSF's peak.
+_NOTHING = 1e-3
 #: Least variance of a star's own amount, beside that of all.
 _LEAST_OWN = 1e-8
 
@@ -234,6 +236,6 @@ def _samples_of(psfs: PrincipalPsfs) -> int:
     for samples in (2, 3):
         frequency = np.abs(np.fft.fftfreq(SIDE, 1 / FINE))
         beyond = (frequency[:, None] >= samples / 2) | (frequency[None, :] >= samples / 2)
-        if spectrum[beyond].max() < 1e-4 * spectrum.max():
+        if spectrum[beyond].max() < _NOTHING * spectrum.max():
             return samples
     return FINE

@@ -20,15 +20,16 @@ _COLUMNS = (
 def write_psf_results(stem: Path, results: dict[str, Any]) -> None:
     """Write an evaluation as JSON and its tables as Markdown."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(stem.with_suffix(".json"), (json.dumps(_rounded(results), indent=1) + "\n").encode())
+    write_atomic(stem.with_suffix(".json"), (json.dumps(rounded(results), indent=1) + "\n").encode())
     write_atomic(stem.with_suffix(".md"), ("\n".join(table(results)) + "\n").encode())
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """Return numbers to five significant figures, and None for what is no number."""
     if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
+        return {key: rounded(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_rounded(one) for one in value]
+        return [rounded(one) for one in value]
     if isinstance(value, float):
         return float(f"{value:.5g}") if math.isfinite(value) else None
     return value

@@ -1,0 +1,37 @@
+"""How well, and how fast, are PSFs reconstructed, beside PSFEx on the very same stamps?
+
+A detector of each band of `psf-dataset2` and three of `psf-newoptics`, some 900 stars each at S/N 100, on one thread.
+``python benchmarks/psf.py`` (half an hour) writes ``results/psf.json``; ``--quick`` tries one detector without PSFEx.
+PSFEx: Debian, ``apt-get install psfex``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from environment import save
+
+from csstdask.psf.evaluate import evaluate_psf
+from csstdask.psf.evaluate.tables import rounded
+
+STORES = Path(__file__).parent.parent / "stores"
+#: By part: detectors.
+ASKED = {"nodes": (12, 14, 8, 9, 7, 11, 6), "newoptics": (12, 8, 7)}
+
+
+def main() -> None:
+    quick = "--quick" in sys.argv
+    results = {}
+    for part, detectors in ASKED.items():
+        found = evaluate_psf(
+            recipes=STORES, parts=(part,), foreign=False, psfex=not quick, workers=1, announce=print,
+            detectors=detectors[:1] if quick else detectors,
+        )  # fmt: skip
+        results |= found.pop("recipes")
+    if not quick:
+        save("psf", {"model": f"{found['model']} {found['version']}", "recipes": rounded(results)})
+
+
+if __name__ == "__main__":
+    main()
