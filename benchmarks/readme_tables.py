@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import repair_tables
@@ -345,6 +346,36 @@ def trainings() -> str:
     return table(head, rows)
 
 
+def psf() -> str:
+    """Tell by recipe and method how far PSFs are off, over a detector of each band."""
+    result = load("psf")
+    rows = []
+    for recipe, units in result["recipes"].items():
+        for method in units[0]["methods"]:
+            found = [(unit["band"], unit["methods"][method]) for unit in units]
+            psnr = {band: row["psnr"]["mean"] for band, row in found}
+            worst = min(psnr, key=lambda band: psnr[band])
+            size = [row["size"] for _, row in found]
+            bent = [max(row["e1"]["sd"], row["e2"]["sd"]) for _, row in found]
+            pulls = [row["pull"]["sd"] for _, row in found if "pull" in row]
+            took = [row["seconds"] for _, row in found if "seconds" in row]
+            rows.append(
+                [
+                    recipe, method, f"{fmean(psnr.values()):.1f}", f"{psnr[worst]:.1f} ({worst})",
+                    f"{fmean(row['ssim']['mean'] for _, row in found):.5f}",
+                    f"{max((one['mean'] for one in size), key=abs):+.4f}", f"{max(one['sd'] for one in size):.4f}",
+                    f"{max(bent):.4f}", f"{fmean(pulls):.2f}" if pulls else "", f"{fmean(took):.1f}" if took else "",
+                ]
+            )  # fmt: skip
+    head = [
+        "recipe", "method", "PSNR, mean over bands [dB]", "least band", "SSIM", "mean dR/R, largest of a band",
+        "SD of dR/R, largest", "SD of de, largest", "pulls, SD", "seconds a detector",
+    ]  # fmt: skip
+    place = result["environment"]
+    note = f"*all stars*: `{result['model']}`. {place['processor']}, one thread, {place['date']}."
+    return table(head, rows) + f"\n\n{note}"
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"engine": engine, "resume": resume, "cosmicray-speed": speed},
     "docs/cosmicray.md": {
@@ -362,6 +393,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "trainings": trainings,
     },
     "docs/repair.md": repair_tables.TABLES,
+    "docs/psf.md": {"psf": psf},
     "docs/mock.md": {"mock": mock},
 }
 

@@ -24,11 +24,21 @@ class UNetPlusPlus(nn.Module):
         Channels of the image that comes in and of those that go out.
     channels : sequence of int
         Of each level, the finest first; one level more than there are pools.
+    pruned : int, optional
+        Depth that is computed once training is over, by default all: a shallower one costs less, from the same weights.
+
+    Raises
+    ------
+    ValueError
+        If it is pruned to no depth of its own.
     """
 
-    def __init__(self, *, inputs: int, outputs: int, channels: Sequence[int]) -> None:
+    def __init__(self, *, inputs: int, outputs: int, channels: Sequence[int], pruned: int | None = None) -> None:
         super().__init__()
         self.depth = len(channels) - 1
+        if pruned is not None and not 1 <= pruned <= self.depth:
+            raise ValueError(f"pruned: found {pruned}; wanted 1 to {self.depth}")
+        self.pruned = pruned
         widths = [inputs, *channels]
         self.down = nn.ModuleList(ConvStack(a, b) for a, b in pairwise(widths))
         self.rise, self.nested = nn.ModuleDict(), nn.ModuleDict()
@@ -44,8 +54,12 @@ class UNetPlusPlus(nn.Module):
         return int(2**self.depth)
 
     def forward(self, x: Tensor, depth: int | None = None) -> list[Tensor]:
-        """Map (n, inputs, y, x) to an output (n, outputs, y, x) of each depth from 1 to `depth`, by default all."""
-        depth = self.depth if depth is None else depth
+        """Map (n, inputs, y, x) to an output (n, outputs, y, x) of each depth from 1 to `depth`.
+
+        By default all in training, and then to the depth that it is pruned to.
+        """
+        if depth is None:
+            depth = self.depth if self.training or self.pruned is None else self.pruned
         if not 1 <= depth <= self.depth:
             raise ValueError(f"depth: found {depth}; wanted 1 to {self.depth}")
         levels: list[list[Tensor]] = []

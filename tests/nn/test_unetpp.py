@@ -38,3 +38,16 @@ def test_fusing_changes_nothing(network):
         before = network(frame)[-1]
         network.fuse()
         assert torch.allclose(network(frame)[-1], before, atol=1e-5)
+
+
+def test_a_pruned_network_says_what_a_shallower_one_says_and_still_learns_at_every_depth(network):
+    pruned = UNetPlusPlus(inputs=2, outputs=1, channels=(4, 6, 8, 10), pruned=2)
+    pruned.load_state_dict(network.state_dict())
+    frame = torch.randn(1, 2, 32, 32)
+    network.eval()
+    pruned.eval()
+    with torch.inference_mode():
+        assert torch.equal(pruned(frame)[-1], network(frame, depth=2)[-1])
+    assert len(pruned.train()(frame)) == network.depth
+    with pytest.raises(ValueError, match="pruned: found 9"):
+        UNetPlusPlus(inputs=2, outputs=1, channels=(4, 8), pruned=9)

@@ -1,0 +1,112 @@
+"""Evaluation: what is measured of a reconstruction, by methods that must come out in a known order."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from csstdask.cli import app
+from csstdask.errors import InputError
+from csstdask.psf.evaluate import ALONE, MODEL, PRIOR, evaluate_psf, measure_stars
+from csstdask.psf.evaluate.stars import errors_of, pulls_of
+from csstdask.psf.evaluate.tables import table
+
+RUNNER = CliRunner()
+
+
+def test_errors_are_what_they_say(psf_stars):
+    """Of a PSF that is a percent too large, and of one that is right."""
+    truth = psf_stars.truth[:5]
+    same = errors_of(truth, truth)
+    assert (same["psnr"] > 200).all()
+    assert np.allclose(same["ssim"], 1)
+    assert np.allclose(same["size"], 0)
+    noisy = truth + np.random.default_rng(1).normal(0, 1e-3, truth.shape).astype(np.float32) * truth.max(
+        axis=(1, 2), keepdims=True
+    )
+    assert np.abs(errors_of(noisy, truth)["psnr"] - 60).max() < 0.5
+    sheared = errors_of(np.roll(truth, 1, axis=2) + truth, truth)
+    assert (sheared["size"] > 0).all()
+    assert (sheared["e1"] > 0).all()
+
+
+def test_pulls_are_of_what_is_bright(psf_stars):
+    truth = psf_stars.truth[:3]
+    sigma = np.full_like(truth, 1e-4)
+    pull = pulls_of(truth + sigma, sigma, truth)
+    assert np.allclose(pull, 1, atol=1e-2)
+    assert len(pull) == (truth > 0.01 * truth.max(axis=(1, 2), keepdims=True)).sum()
+
+
+def test_more_stars_are_better_and_none_is_worst(psf_stars, psf_model):
+    found = measure_stars(psf_stars, model=str(psf_model), psfex=False)
+    psnr = {name: row["psnr"]["mean"] for name, row in found["methods"].items()}
+    assert psnr[MODEL] > psnr["10 stars"] > psnr[PRIOR]
+    assert psnr[MODEL] > psnr[ALONE] > psnr[PRIOR]
+    assert found["methods"][MODEL]["seconds"] > 0
+    assert found["n"] == len(psf_stars)
+
+
+def test_results_are_written_with_their_tables(psf_recipe, psf_model, tmp_path):
+    stores = tmp_path / "stores"
+    stores.mkdir()
+    text = """
+name = "psf-dataset2"
+seed = 5
+split = "test"
+instrument = "csst"
+exposures = 1
+detectors = [7]
+shape = [700, 700]
+[[fields]]
+name = "nodes"
+pointing = [10.0, -20.0]
+[nodes]
+per_axis = 4
+[optics]
+exact = true
+[cosmic_rays]
+pixel_fraction = [0.0]
+[artefacts]
+satellites = 0.0
+ghosts_above = 0.0
+[stamps]
+kind = "isolated"
+size = 64
+per_unit = 20
+"""
+    (stores / "psf-dataset2.toml").write_text(text)
+    results = evaluate_psf(
+        str(psf_model), tmp_path, recipes=stores, parts=("nodes",), psfex=False, workers=1, announce=lambda _: None
+    )
+    kept = json.loads((tmp_path / "psf_evaluation.json").read_text())
+    assert kept["recipes"]["psf-dataset2"][0]["detector"] == 7
+    assert kept["identity"] == results["identity"]
+    lines = list(table(results))
+    assert (tmp_path / "psf_evaluation.md").read_text() == "\n".join(lines) + "\n"
+    assert any(line.startswith("| all stars | ") for line in lines)
+
+
+def test_what_is_unknown_is_named(tmp_path):
+    with pytest.raises(InputError, match="--part: found nonsense"):
+        evaluate_psf(recipes=tmp_path, parts=("nonsense",))
+    with pytest.raises(InputError, match="--model: found model"):
+        evaluate_psf("nonsense", recipes=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "psf"],
+        ["train", "psf", "--to", "x", "--epochs", "3"],
+        ["evaluate", "psf"],
+        ["evaluate", "psf", "--recipes", "stores", "--scale", "0.1"],
+        ["evaluate", "psf", "--recipes", "stores", "--run", "x"],
+    ],
+)
+def test_the_command_line_refuses_what_it_does_not_take(arguments):
+    result = RUNNER.invoke(app, arguments)
+    assert result.exit_code != 0
