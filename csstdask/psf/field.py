@@ -43,12 +43,20 @@ class PsfField:
         image, sigma : float32 arrays (n, 64, 64)
             As those of `csstdask.psf.reconstruct`; sigma is that of a star's own PSF there, its colour unknown.
         """
-        across, down = (np.atleast_1d(np.asarray(place, dtype=np.float64)) for place in (x, y))
-        place = polynomials(*on_unit(across, down, self.shape), self.psfs.degree)
+        place = self._polynomials(x, y)
         k, count = len(self.psfs), place.shape[1]
         blocks = self.covariance.reshape(count, k, count, k)
         spread = np.einsum("np,paqb,nq->nab", place, blocks, place, optimize=True) + np.diag(self.psfs.own)
         return half_pixels(self.psfs, place @ self.amounts, spread)
+
+    def fine(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Images:
+        """Return the PSF at places, four samples a native pixel, float32 (n, SIDE, SIDE): light a native pixel."""
+        amounts = (self._polynomials(x, y) @ self.amounts).astype(np.float32)
+        return np.asarray(self.psfs.mean + np.einsum("nk,kyx->nyx", amounts, self.psfs.images))
+
+    def _polynomials(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Float:
+        across, down = (np.atleast_1d(np.asarray(place, dtype=np.float64)) for place in (x, y))
+        return polynomials(*on_unit(across, down, self.shape), self.psfs.degree)
 
 
 def on_unit(x: Float, y: Float, shape: tuple[int, int]) -> tuple[Float, Float]:
