@@ -12,14 +12,18 @@ there are polynomials times images. Both posteriors are then exact, at the last 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import maximum_filter
 
 from csstdask.psf.pixels import interpolation, rendered
 from csstdask.psf.principal import PrincipalPsfs
+
+log = logging.getLogger("csstdask")
 
 Float = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.float32]
@@ -27,14 +31,19 @@ Mask = npt.NDArray[np.bool_]
 
 #: How far a star may lie from where it is said to lie, one sigma [pixel].
 _PLACE = 0.05
-#: Rounds of linearisation, the last but one of which rejects.
-_ROUNDS = 3
-#: A pixel so far from what is fitted is another's: in units of its noise and of a share of the star's own light.
-_FURTHEST, _SHARE = 5.0, 0.01
+#: Rounds of linearisation. In the first each star stands alone: none can lead the others astray before it is judged.
+_ROUNDS = 4
+#: A pixel so far from what is fitted is another's, in units of its noise and of a share of the light within a
+#: pixel: first from the mean PSF, which is only roughly right, then from the star's own.
+_FURTHEST, _FIRST_SHARE, _SHARE, _NEAR = 5.0, 1.0, 0.01, 3
+#: Pixels above such a share of a star's brightest tell its first flux, by their median.
+_CORE = 0.2
 #: Stars with so much more scatter than noise, or such a share of pixels of others, take no part in the field.
 _WORST, _MOST = 3.0, 0.1
 #: Of what is solved for, beside what stars say of it.
 _RIDGE = 1e-12
+#: Rows and columns along the edge of what is fitted, for a first sky.
+_RIM = 3
 #: Edge of what is fitted of a stamp [pixel], and stars that are rendered at once.
 _FITTED, _BATCH = 24, 64
 
@@ -61,7 +70,7 @@ class FieldFit:
     """(n,) Of a star from the place that it was said to have [pixel]."""
     y_offset: Float
     chi2: Float
-    """(n,) A degree of freedom."""
+    """(n,) A degree of freedom; NaN of stars without a pixel."""
     used: Mask
     """(n,) Whether a star took part in the field."""
 
@@ -121,27 +130,64 @@ def fit_field(
     stars = _Stars(np.where(usable, pixels, 0).astype(np.float32)[window], weight, x, y, polynomials)
     n, k = len(pixels), len(psfs)
     state = _State(np.zeros((n, k)), np.zeros(n), np.zeros(n), x.copy(), y.copy())
+    seen = (stars.weight > 0).any(axis=(1, 2))
     _first_flux(psfs, stars, state)
     _doubt(psfs, stars, state)
-    good = np.ones(n, dtype=bool)
+    trusted = stars.weight
+    good = np.zeros(n, dtype=bool)
+    _, outlying = _residuals(psfs, stars, state, _FIRST_SHARE)
+    stars.weight = np.where(outlying, 0, trusted)
+    _better_flux(psfs, stars, state)
     for number in range(_ROUNDS):
+        stars.weight = np.where(outlying, 0, trusted)
         curvature, slope, eliminated = _normal_equations(psfs, stars, state)
-        field, covariance = _solve_field(psfs, stars.polynomials, curvature, slope, state.amounts, good)
-        amounts, spread = _solve_stars(psfs, stars.polynomials, curvature, slope, state.amounts, field, covariance)
+        if number == 0:
+            amounts = _alone(psfs, stars.polynomials, curvature, slope, state.amounts)
+        else:
+            field, covariance = _solve_field(psfs, stars.polynomials, curvature, slope, state.amounts, good)
+            amounts, spread = _solve_stars(psfs, stars.polynomials, curvature, slope, state.amounts, field, covariance)
         _update(state, eliminated, amounts)
-        chi2, outlying = _residuals(psfs, stars, state)
         if number < _ROUNDS - 1:
-            stars.weight = np.where(outlying, 0, stars.weight)
-            others = ((weight > 0) & (stars.weight == 0)).mean(axis=(1, 2))
-            good = (chi2 < _WORST * max(1.0, float(np.median(chi2)))) & (others < _MOST)
+            stars.weight = trusted
+            chi2, outlying = _residuals(psfs, stars, state, _SHARE)
+            usual = float(np.median(chi2[seen])) if seen.any() else 1.0
+            others = (outlying & (trusted > 0)).mean(axis=(1, 2))
+            good = seen & (chi2 < _WORST * max(1.0, usual)) & (others < _MOST)
+    chi2, _ = _residuals(psfs, stars, state, _SHARE)
+    if seen.any() and not good.any():
+        log.warning("none of %d stars looks like one: their PSFs are what is believed of telescopes", len(pixels))
+    chi2 = np.where(seen, chi2, np.nan)
     return FieldFit(psfs, field, covariance, amounts, spread, state.flux, state.x - x, state.y - y, chi2, good)
 
 
 def _first_flux(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> None:
-    """Set flux and sky by the mean PSF."""
-    for some, _, _, plain in _seen(psfs.mean[None], stars, state):
-        design = np.stack([plain[:, 0].reshape(len(plain), -1), np.ones_like(plain[:, 0]).reshape(len(plain), -1)], 2)
-        state.flux[some], state.sky[some] = _weighted_solution(design, stars, some).T
+    """Set flux and sky by the mean PSF, as medians: single pixels may hold anything."""
+    size = stars.pixels.shape[-1]
+    rim = np.ones((size, size), dtype=bool)
+    rim[_RIM:-_RIM, _RIM:-_RIM] = False
+    for some, _, _, seen in _seen(psfs.mean[None], stars, state):
+        plain, known = seen[:, 0], stars.weight[some] > 0
+        sky = _median(stars.pixels[some], known & rim)
+        core = known & (plain > _CORE * plain.max(axis=(1, 2), keepdims=True))
+        ratio = (stars.pixels[some] - sky[:, None, None]) / np.where(core, plain, 1)
+        state.flux[some], state.sky[some] = np.maximum(_median(ratio, core), 0), sky
+
+
+def _better_flux(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> None:
+    """Set flux and sky by the mean PSF, as weighted least squares have it."""
+    for some, _, _, seen in _seen(psfs.mean[None], stars, state):
+        count = len(seen)
+        design = np.stack([seen[:, 0], np.ones_like(seen[:, 0])], axis=1).reshape(count, 2, -1).astype(float)
+        weight = stars.weight[some].reshape(count, 1, -1)
+        right = (design * weight) @ stars.pixels[some].reshape(count, -1, 1)
+        normal = np.asarray((design * weight) @ design.transpose(0, 2, 1), dtype=np.float64)
+        state.flux[some], state.sky[some] = _solve(normal, np.asarray(right, dtype=np.float64))[..., 0].T
+
+
+def _median(values: Pixels | Float, which: Mask) -> Float:
+    """Return the median of each plane over some of its pixels, 0 where there are none."""
+    found = np.ma.median(np.ma.masked_array(values, ~which).reshape(len(values), -1), axis=1)
+    return np.asarray(np.ma.filled(found, 0), dtype=np.float64)
 
 
 def _doubt(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> None:
@@ -149,14 +195,6 @@ def _doubt(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> None:
     for some, _, _, beyond in _seen(np.sqrt(psfs.beyond)[None], stars, state):
         unsure = (state.flux[some, None, None] * beyond[:, 0]) ** 2
         stars.weight[some] = stars.weight[some] / (1 + stars.weight[some] * unsure)
-
-
-def _weighted_solution(design: Pixels, stars: _Stars, some: slice) -> Float:
-    weight = stars.weight[some].reshape(len(design), -1).astype(float)
-    pixels = stars.pixels[some].reshape(len(design), -1).astype(float)
-    normal = np.einsum("nma,nm,nmb->nab", design, weight, design, optimize=True)
-    right = np.einsum("nma,nm->na", design, weight * pixels)
-    return _solve(normal, right[..., None])[..., 0]
 
 
 def _solve(matrix: Float, right: Float) -> Float:
@@ -214,6 +252,13 @@ def _normal_equations(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> tupl
     return curvature, slope, eliminated
 
 
+def _alone(psfs: PrincipalPsfs, polynomials: Float, curvature: Float, slope: Float, about: Float) -> Float:
+    """Return the amounts of each star (n, k) as it alone tells them."""
+    prior = np.einsum("np,pab->nab", polynomials**2, psfs.field) + np.diag(psfs.own)
+    right = slope + np.einsum("nab,nb->na", curvature, about)
+    return np.asarray(np.linalg.solve(curvature + np.linalg.inv(prior), right[..., None])[..., 0])
+
+
 def _solve_field(
     psfs: PrincipalPsfs, polynomials: Float, curvature: Float, slope: Float, about: Float, good: Mask
 ) -> tuple[Float, Float]:
@@ -267,7 +312,7 @@ def _update(state: _State, eliminated: list[_Eliminated], amounts: Float) -> Non
     state.amounts = amounts
 
 
-def _residuals(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> tuple[Float, Mask]:
+def _residuals(psfs: PrincipalPsfs, stars: _Stars, state: _State, share: float) -> tuple[Float, Mask]:
     """Return chi^2 a degree of freedom of each star, and pixels that are far from what is fitted."""
     n = len(stars.pixels)
     chi2, outlying = np.empty(n), np.zeros(stars.pixels.shape, dtype=bool)
@@ -280,7 +325,8 @@ def _residuals(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> tuple[Float
         left = stars.pixels[some] - light - state.sky[some, None, None]
         weight = stars.weight[some].astype(float)
         pull2 = left**2 * weight
-        outlying[some] = left**2 * weight > _FURTHEST**2 * (1 + (_SHARE * light) ** 2 * weight)
+        near = maximum_filter(np.abs(light), (1, _NEAR, _NEAR))
+        outlying[some] = left**2 * weight > _FURTHEST**2 * (1 + (share * near) ** 2 * weight)
         usable = (weight > 0) & ~outlying[some]
         chi2[some] = (pull2 * usable).sum(axis=(1, 2)) / np.maximum(usable.sum(axis=(1, 2)) - 4, 1)
     return chi2, outlying

@@ -149,3 +149,27 @@ def test_pixels_of_others_and_galaxies_are_left_out(psfs):
     assert fit.used[[0, 2, 3, 4, *range(6, 60)]].all()
     assert not fit.used[5]
     assert clean.used.all()
+
+
+@pytest.mark.parametrize("charge", [1e5, 1e6, 1e8])
+def test_one_bad_star_leads_no_other_astray(psfs, charge):
+    """A cosmic ray that is brighter than the star, with an error that does not know of it."""
+    night = Night(60, 150)
+    true = night.half(psfs)
+    clean = night.fit(psfs)
+    night.pixels[7, 14, 18] += charge
+    fit = night.fit(psfs)
+    found, without = (half_pixels(psfs, one.amounts, one.spread)[0] for one in (fit, clean))
+    assert (decibels_of(found, true) > decibels_of(without, true) - 4).all()
+    assert fit.used.sum() >= 59
+
+
+def test_stars_without_a_pixel_are_told_and_lead_nobody(psfs):
+    night = Night(40, 150)
+    clean = night.fit(psfs, slice(20, 40))
+    night.variance[:20] = np.inf
+    fit = night.fit(psfs)
+    assert not fit.used[:20].any()
+    assert np.isnan(fit.chi2[:20]).all()
+    assert fit.used[20:].all()
+    assert np.allclose(fit.field, clean.field, atol=1e-3)
