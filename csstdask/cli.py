@@ -337,8 +337,10 @@ def evaluate(
             typer.echo(line)
         return
     if target == "psf":
-        if data is not None or beside or scale is not None or recipes is None:
-            raise InputError("evaluate psf", "--data, --beside or --scale, or no --recipes", "--recipes, a folder")
+        if recipes is None:
+            raise InputError("evaluate psf", "no --recipes", "a folder of test recipes")
+        if data is not None or beside or scale is not None:
+            raise InputError("evaluate psf", "--data, --beside or --scale", "none of them: its stars are of --recipes")
         from csstdask.psf.evaluate import PARTS as PSF_PARTS
         from csstdask.psf.evaluate import evaluate_psf
         from csstdask.psf.evaluate.tables import table as psf_table

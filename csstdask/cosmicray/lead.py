@@ -15,6 +15,7 @@ import numpy.typing as npt
 from csstdask.cosmicray.known import KnownFrame, KnownUnits
 from csstdask.cosmicray.unet import probability
 from csstdask.cosmicray.view import view_frame
+from csstdask.errors import InputError
 from csstdask.nn.card import ModelCard
 
 Rates = npt.NDArray[np.float64]
@@ -39,24 +40,34 @@ def ahead_of(rival: ModelCard, card: ModelCard, units: KnownUnits) -> ModelCard:
     -------
     ModelCard
         Its metrics are those of all these units, and ``smallest_lead``: negative where it is behind on some detector.
+
+    Raises
+    ------
+    InputError
+        If the units hold nothing that is asked for.
     """
-    ours, theirs = (_counts(one, units) for one in (card, rival))
-    at = int(np.argmin(abs(THRESHOLDS - (rival.threshold or 0.5))))
+    ours = _counts(card, units, THRESHOLDS)
+    theirs = _counts(rival, units, np.array([rival.threshold or 0.5]))
     leads = [
-        np.minimum(*(mine - other[at] for mine, other in zip(rates(ours[one]), rates(theirs[one]), strict=True)))
+        np.minimum(*(mine - other for mine, other in zip(rates(ours[one]), rates(theirs[one]), strict=True)))
         for one in ours
+        if ours[one][3].any()
     ]
+    if not leads:
+        raise InputError(units.path, "no cosmic ray that is asked for", f"units with charge above {_ASKED:g} e-")
     smallest = np.min(leads, axis=0)
     best = int(np.argmax(smallest))
     precision, recall = (float(rate[best]) for rate in rates(np.sum(list(ours.values()), axis=0)))
     metrics = {
-        "data": f"validation split of {units.path.name}; any charge is right, more than {_ASKED:g} e- is asked for",
+        "data": f"validation split of {units.path.name}, on which the threshold was chosen; any charge is right, "
+        f"more than {_ASKED:g} e- is asked for",
         "precision": round(precision, 4),
         "recall": round(recall, 4),
         "smallest_lead": round(float(smallest[best]), 4),
         "ahead_of": f"{rival.name} {rival.version}, on each detector",
     }
-    return replace(card, threshold=float(THRESHOLDS[best]), metrics=card.metrics | metrics)
+    kept = {key: card.metrics[key] for key in ("epochs",) if key in card.metrics}
+    return replace(card, threshold=float(THRESHOLDS[best]), metrics=metrics | kept)
 
 
 def rates(counts: Rates) -> tuple[Rates, Rates]:
@@ -65,24 +76,24 @@ def rates(counts: Rates) -> tuple[Rates, Rates]:
     return right / np.maximum(found, 1), recalled / np.maximum(asked, 1)
 
 
-def count(probabilities: npt.NDArray[np.floating], frame: KnownFrame) -> Rates:
+def count(probabilities: npt.NDArray[np.floating], frame: KnownFrame, thresholds: Rates) -> Rates:
     """Return how many pixels are found at each threshold, rightly so, among those asked for, and how many are asked."""
     use = ~frame.ignore & ~frame.unknown
     likely, charge = probabilities[use], frame.charge[use]
     asked = charge > _ASKED
-    parts = [_at_least(likely[some]) for some in (slice(None), charge > 0, asked)]
-    return np.stack([*parts, np.full(len(THRESHOLDS), asked.sum(), dtype=float)])
+    parts = [_at_least(likely[some], thresholds) for some in (slice(None), charge > 0, asked)]
+    return np.stack([*parts, np.full(len(thresholds), asked.sum(), dtype=float)])
 
 
-def _at_least(values: npt.NDArray[np.floating]) -> Rates:
-    return len(values) - np.searchsorted(np.sort(values), THRESHOLDS).astype(float)
+def _at_least(values: npt.NDArray[np.floating], thresholds: Rates) -> Rates:
+    return len(values) - np.searchsorted(np.sort(values), thresholds).astype(float)
 
 
-def _counts(card: ModelCard, units: KnownUnits) -> dict[int, Rates]:
+def _counts(card: ModelCard, units: KnownUnits, thresholds: Rates) -> dict[int, Rates]:
     """Return the counts of each detector."""
     total: dict[int, Rates] = {}
     for index in range(len(units)):
         frame, detector = units.read(index), units.facts(index).detector
         view = view_frame(frame.data, frame.error, frame.ignore, box=card.normalisation["box"])
-        total[detector] = total.get(detector, 0.0) + count(np.asarray(probability(view, card)), frame)
+        total[detector] = total.get(detector, 0.0) + count(np.asarray(probability(view, card)), frame, thresholds)
     return total

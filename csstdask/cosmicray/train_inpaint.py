@@ -246,7 +246,8 @@ def _told(network: nn.Module, given: list[Examples], scaling: Scaling) -> Iterat
         examples = one.to(device)
         with torch.inference_mode():
             seen = seen_of(examples.stamps, scaling)
-            yield *told_by(last_of(network(seen)).float(), examples.stamps, scaling), examples
+            height, variance = told_by(last_of(network(seen)).float(), examples.stamps, scaling)
+        yield height, variance, examples
 
 
 def correlation_of(network: nn.Module, given: list[Examples], scaling: Scaling, factors: dict[str, float]) -> float:

@@ -1,6 +1,7 @@
 """What becomes of a trained network: calibrated, its threshold chosen, in eight bits as well, its card.
 
-All of it is decided on examples of the validation split that did not decide when the training stopped.
+All of it is decided on examples of the validation split that did not decide when the training stopped, but for a
+threshold that is compared with another network's (`csstdask.cosmicray.lead`): that takes the whole split.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ WEIGHTS_SUFFIX = ".safetensors"
 #: What a network's card must say, by its task.
 _NEEDS = {
     "cosmicray": {"calibration": {"scale", "offset"}, "normalisation": {"channels", "box"}},
-    "inpaint": {"calibration": {"sky", "source", "correlation"}, "normalisation": {"size"}},
+    "inpaint": {"calibration": {"sky", "source"}, "normalisation": {"size"}},
     "psf": {"architecture": {"kind"}},
 }
 
@@ -51,7 +51,7 @@ class ModelCard:
     """Of detection: ``scale`` and ``offset`` that turn a network's output into the logit of a probability,
     ``int8_offset``, added to the output in eight bits, whose rounding shifts it, and ``prior`` with ``density``, for
     other densities of cosmic rays. Of repair: what the variance is multiplied with, on ``sky`` and on a ``source``, and
-    the ``correlation`` of the errors of each two repaired pixels of a source."""
+    the ``correlation`` of the errors of each two repaired pixels of a source, 0 where a card does not say."""
     ranges: dict[str, list[float]] = field(default_factory=dict)
     """How far the outputs of a network's layers go, [lowest, highest], for inference in eight bits."""
     metrics: dict[str, Any] = field(default_factory=dict)

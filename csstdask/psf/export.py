@@ -37,9 +37,8 @@ def write_psf(path: Path, field: PsfField) -> None:
     terms = np.einsum("pk,kyx->pyx", field.amounts, psfs.images[:, window, window])
     terms[0] += psfs.mean[window, window]
     powers = [(p, q) for q in range(psfs.degree + 1) for p in range(psfs.degree + 1 - q)]  # PSFEx's order
-    mask = np.einsum("ml,lyx->myx", _to_monomials(psfs.degree, powers), terms) / step**2
-    # PSFEx's samples sum to 1 where the PSF is the mean over the detector.
-    mask /= mask[0].sum()
+    mask = np.einsum("ml,lyx->myx", _to_monomials(psfs.degree, powers), terms)
+    mask /= mask[0].sum()  # so that samples sum to 1 at the detector's middle
     table = fits.BinTableHDU.from_columns(
         [fits.Column("PSF_MASK", f"{mask.size}E", dim=str(mask.shape[::-1]), array=mask.astype(np.float32)[None])],
         name="PSF_DATA",

@@ -46,8 +46,6 @@ class PsfexModel:
     """Of x and y, one-based [pixel]."""
     scale: tuple[float, float]
     degree: int
-    sampling: float
-    """Native pixels a sample."""
 
     def __call__(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Pixels:
         """Return PSFs at zero-based places, float32 (n, 64, 64), the source at ``[32, 32]``; each sums to 1."""
@@ -173,24 +171,26 @@ def run_psfex(
 
 
 def read_psf(path: Path) -> PsfexModel:
-    """Read a ``.psf`` file.
+    """Read a ``.psf`` file of two samples a pixel.
 
     Raises
     ------
     InputError
-        If it is none.
+        If it is none, or of another sampling or a smaller image.
     """
+    wanted = f"a PSFEx model of {_SAMPLING} pixels a sample, at least {_SIDE} x {_SIDE}"
     try:
         with fits.open(path) as hdus:
             table: Any = hdus["PSF_DATA"]
             header, mask = table.header, np.asarray(table.data["PSF_MASK"][0], dtype=float)
+        varied = header.get("POLNAXIS", 0) == 2
+        zero, scale = (
+            (float(header[f"{key}1"]), float(header[f"{key}2"])) if varied else (other, other)
+            for key, other in (("POLZERO", 0.0), ("POLSCAL", 1.0))
+        )
+        sampling, degree = float(header["PSF_SAMP"]), int(header["POLDEG1"]) if varied else 0
     except (OSError, KeyError, IndexError) as error:
-        raise InputError(path, f"no PSFEx model ({error})", "a .psf file") from None
-    varied = header.get("POLNAXIS", 0) == 2
-    return PsfexModel(
-        mask if mask.ndim == 3 else mask[None],
-        (header["POLZERO1"], header["POLZERO2"]) if varied else (0.0, 0.0),
-        (header["POLSCAL1"], header["POLSCAL2"]) if varied else (1.0, 1.0),
-        int(header["POLDEG1"]) if varied else 0,
-        float(header["PSF_SAMP"]),
-    )
+        raise InputError(path, f"no PSFEx model ({error})", wanted) from None
+    if abs(sampling - _SAMPLING) > 1e-6 or min(mask.shape[-2:]) < _SIDE:
+        raise InputError(path, f"{mask.shape[-1]} x {mask.shape[-2]} samples of {sampling:g} pixels", wanted)
+    return PsfexModel(mask if mask.ndim == 3 else mask[None], zero, scale, degree)

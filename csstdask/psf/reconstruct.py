@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.namespace import kind_of, to_host
+from csstdask.arrays.namespace import kind_of, namespace_of, open_door, to_host
 from csstdask.errors import InputError
 from csstdask.instrument import Instrument, load_instrument
 from csstdask.nn.card import ModelCard
@@ -23,6 +23,8 @@ Float = npt.NDArray[np.float64]
 SIZE = 32
 #: Rows and columns along a stamp's edge whose scatter is taken for the noise where none is told.
 _RIM = 3
+#: Such a share of a star's brightest pixel is the least error where none is told.
+_LEAST_ERROR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def reconstruct(
     error: Any = None,
     mask: Any = None,
     model: str = "default",
-    device: Any = None,  # noqa: ARG001  the fit runs on the host: a second for a thousand stars
+    device: Any = None,  # noqa: ARG001  the fit runs on the host
 ) -> Reconstruction:
     """Reconstruct the PSF at each of some stars; those of one detector lean on each other.
 
@@ -75,51 +77,61 @@ def reconstruct(
     x, y : float array (n,)
         Of each star on its whole detector, zero-based [pixel].
     error : array (n, 32, 32), optional
-        1 sigma, in units of the stamps; by default the scatter along a stamp's edge, everywhere.
+        1 sigma, in units of the stamps. By default the scatter along a stamp's edge, everywhere; as that knows nothing
+        of the star's photons, sigmas are then scaled by the scatter that the fit finds.
     mask : bool array (n, 32, 32), optional
         True = ignore. Pixels that are not finite, or whose error is not, are ignored as well.
     model : str
         ``default``, a name that ``csstdask models`` lists, or the path of a card that ``csstdask train psf`` wrote.
     device : optional
-        Taken for the sake of the other models.
+        The fit runs on the host, wherever it is asked to: a few seconds for a thousand stars.
 
     Returns
     -------
     Reconstruction
-        Images of the caller's kind of array, on the host.
+        Images of the caller's kind of array, on its device.
 
     Raises
     ------
     ValueError
-        If shapes differ, a place is not finite, the model or a detector is unknown.
+        If shapes differ, a place is not finite or off its detector, the model or a detector is unknown.
     InputError
         If the model's card or weights cannot be used.
     """
     card = find_card("psf", model)
-    pixels = np.asarray(_on_host(stamps), dtype=np.float32)
-    if pixels.ndim != 3 or pixels.shape[1:] != (SIZE, SIZE):
+    door = open_door(stamps, stamps=True)
+    given = door.take(stamps)
+    pixels = to_host(given).astype(np.float64)
+    if pixels.shape[1:] != (SIZE, SIZE):
         raise ValueError(f"stamps: found shape {pixels.shape}; wanted (n, {SIZE}, {SIZE})")
     n = len(pixels)
-    ids = np.asarray(_on_host(detector)).astype(np.int64)
-    across, down = (np.asarray(_on_host(place), dtype=np.float64) for place in (x, y))
-    for name, values in (("detector", ids), ("x", across), ("y", down)):
-        if values.shape != (n,):
-            raise ValueError(f"{name}: found shape {values.shape}; wanted ({n},)")
-        if not np.isfinite(values).all():
-            raise ValueError(f"{name}: found a value that is not finite")
-    variance = _variance(pixels, error, mask)
+    ids, across, down = (_column(name, one, n) for name, one in (("detector", detector), ("x", x), ("y", y)))
+    if (ids != np.rint(ids)).any():
+        raise ValueError(f"detector: found {ids[ids != np.rint(ids)][0]}; wanted ids, whole numbers")
+    if mask is not None:
+        pixels = np.where(_plane("mask", door.take(mask, bool), pixels.shape), np.nan, pixels)
+    sigma_of = _error(pixels, None if error is None else _plane("error", door.take(error), pixels.shape))
+    ignored = ~np.isfinite(pixels) | ~np.isfinite(sigma_of) | (sigma_of <= 0)
+    # Any flux and unit: errors of the order of one, or squares of them would leave single precision.
+    unit = np.ma.filled(np.ma.median(np.ma.masked_array(sigma_of, ignored).reshape(n, SIZE**2), axis=1), 1.0)
+    unit = np.where(unit > 0, unit, 1.0)[:, None, None]
+    with np.errstate(over="ignore"):
+        variance = np.where(ignored, np.inf, (sigma_of / unit) ** 2).astype(np.float32)
+    scaled = np.where(ignored, 0, pixels / unit).astype(np.float32)
     instrument = load_instrument(card.architecture["instrument"])
     image, sigma = np.empty((n, 64, 64), np.float32), np.empty((n, 64, 64), np.float32)
     chi2, used = np.full(n, np.nan), np.zeros(n, dtype=bool)
     fields: dict[int, PsfField] = {}
-    for one in np.unique(ids):
+    for one in np.unique(ids).astype(int):
         some = np.flatnonzero(ids == one)
-        fit, field = fit_detector(card, instrument, int(one), pixels[some], variance[some], across[some], down[some])
+        fit, field = fit_detector(card, instrument, int(one), scaled[some], variance[some], across[some], down[some])
         image[some], sigma[some] = half_pixels(fit.psfs, fit.amounts, fit.spread)
         chi2[some], used[some] = fit.chi2, fit.used
         fields[int(one)] = field
-    given = _like(stamps)
-    return Reconstruction(given(image), given(sigma), chi2, used, fields, card)
+    if error is None:
+        sigma *= np.sqrt(np.fmax(chi2, 1.0))[:, None, None].astype(np.float32)
+    xp = namespace_of(given)
+    return Reconstruction(door.give(xp.asarray(image)), door.give(xp.asarray(sigma)), chi2, used, fields, card)
 
 
 def fit_detector(
@@ -149,7 +161,7 @@ def fit_detector(
     Raises
     ------
     ValueError
-        If the instrument has no such detector, or the card knows nothing of its band.
+        If the instrument has no such detector, the card knows nothing of its band, or a star is off the detector.
     """
     known = {one.id: one.band for one in instrument.detectors if one.band in card.architecture["bands"]}
     if detector not in known:
@@ -158,7 +170,15 @@ def fit_detector(
         psfs = principal_psfs(card, str(known[detector]))
     except KeyError as error:
         raise InputError(card.name, f"no tensor {error}", "weights as its card has them") from None
-    shape = instrument.shape or (1, 1)
+    if instrument.shape is None:
+        raise InputError(card.name, f"{instrument.name}, whose detectors have no size", "an instrument with a shape")
+    shape = instrument.shape
+    for name, places, length in (("x", x, shape[1]), ("y", y, shape[0])):
+        off = (places < -0.5) | (places > length - 0.5)
+        if off.any():
+            raise ValueError(
+                f"{name}: found {places[off][0]:g}; wanted a place on detector {detector}, 0 to {length - 1}"
+            )
     fit = fit_field(
         psfs,
         pixels,
@@ -170,37 +190,33 @@ def fit_detector(
     return fit, PsfField(detector, shape, psfs, fit.field, fit.covariance)
 
 
-def _variance(pixels: npt.NDArray[np.float32], error: Any, mask: Any) -> npt.NDArray[np.float32]:
-    """Return the variance of each pixel, inf where it is ignored."""
-    if error is None:
-        rim = np.ones((SIZE, SIZE), dtype=bool)
-        rim[_RIM:-_RIM, _RIM:-_RIM] = False
-        edge = pixels[:, rim]
-        middle = np.nanmedian(edge, axis=1, keepdims=True)
-        scatter = 1.4826 * np.nanmedian(np.abs(edge - middle), axis=1)
-        variance = np.broadcast_to((scatter**2)[:, None, None], pixels.shape).astype(np.float32)
-    else:
-        sigma = np.asarray(_on_host(error), dtype=np.float32)
-        if sigma.shape != pixels.shape:
-            raise ValueError(f"error: found shape {sigma.shape}; wanted that of stamps, {pixels.shape}")
-        variance = sigma**2
-    ignored = ~np.isfinite(pixels) | ~np.isfinite(variance) | (variance <= 0)
-    if mask is not None:
-        given = np.asarray(_on_host(mask), dtype=bool)
-        if given.shape != pixels.shape:
-            raise ValueError(f"mask: found shape {given.shape}; wanted that of stamps, {pixels.shape}")
-        ignored |= given
-    return np.where(ignored, np.float32(np.inf), variance)
+def _column(name: str, values: Any, n: int) -> Float:
+    """Return a column of n numbers on the host."""
+    column = np.asarray(values.detach().cpu().numpy() if kind_of(values) == "torch" else to_host(values), dtype=float)
+    if column.shape != (n,):
+        raise ValueError(f"{name}: found shape {column.shape}; wanted ({n},)")
+    if not np.isfinite(column).all():
+        raise ValueError(f"{name}: found a value that is not finite")
+    return column
 
 
-def _on_host(array: Any) -> Any:
-    return array.detach().cpu().numpy() if kind_of(array) == "torch" else to_host(array)
+def _plane(name: str, values: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Return an array of the stamps' shape on the host."""
+    if values.shape != shape:
+        raise ValueError(f"{name}: found shape {values.shape}; wanted that of stamps, {shape}")
+    return to_host(values)
 
 
-def _like(stamps: Any) -> Any:
-    """Return what makes a host array one of the caller's kind."""
-    if kind_of(stamps) != "torch":
-        return lambda array: array
-    import torch  # noqa: PLC0415  it takes seconds to import
-
-    return torch.from_numpy
+def _error(pixels: Float, error: npt.NDArray[Any] | None) -> Float:
+    """Return the error of each pixel: as it is told, or the scatter along its stamp's edge."""
+    if error is not None:
+        return error.astype(np.float64)
+    rim = np.ones((SIZE, SIZE), dtype=bool)
+    rim[_RIM:-_RIM, _RIM:-_RIM] = False
+    edge = np.ma.masked_invalid(pixels[:, rim])
+    scatter = 1.4826 * np.ma.median(np.ma.abs(edge - np.ma.median(edge, axis=1, keepdims=True)), axis=1)
+    # Of stamps without any noise, something that is small beside the star.
+    light = np.ma.masked_invalid(pixels).reshape(len(pixels), SIZE**2)
+    least = _LEAST_ERROR * (light.max(axis=1) - np.ma.median(light, axis=1)) if pixels.size else scatter
+    told = np.ma.filled(np.ma.maximum(scatter, least), 0.0)
+    return np.broadcast_to(np.asarray(told, dtype=np.float64)[:, None, None], pixels.shape)

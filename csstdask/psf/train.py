@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from csstdask.durable import sha256_file, write_atomic
 from csstdask.errors import InputError
@@ -57,6 +57,21 @@ class PsfConfig(BaseModel):
     workers: int = Field(1, ge=1)
     seed: int = Field(20261125, ge=0)
 
+    @model_validator(mode="after")
+    def _enough_is_drawn(self) -> PsfConfig:
+        known = self.telescopes - self.held_out
+        if known < 2:
+            raise ValueError(
+                f"held_out = {self.held_out} of {self.telescopes} telescopes: wanted two and more to learn from"
+            )
+        if self.degree >= self.nodes:
+            raise ValueError(f"degree = {self.degree} with {self.nodes} nodes: wanted fewer than nodes")
+        if self.images >= known * self.nodes**2:
+            raise ValueError(
+                f"images = {self.images}: wanted fewer than the {known * self.nodes**2} PSFs that are drawn"
+            )
+        return self
+
 
 def load_psf_config(path: Path | None, **changes: object) -> PsfConfig:
     """Read the settings of a training from a TOML file; `changes` that are not None win.
@@ -88,10 +103,12 @@ def train_psf(config: PsfConfig, to: Path, *, announce: Callable[[str], None] = 
     Raises
     ------
     InputError
-        If the folder holds telescopes that were drawn by other settings.
+        If the folder holds telescopes that were drawn by other settings, or the instrument has not the bands.
     """
     instrument = load_instrument(config.instrument)
-    bands = config.bands or tuple(sorted({str(one.band) for one in instrument.detectors if _is_imaging(one.band)}))
+    bands = config.bands or tuple(sorted(instrument.bands))
+    if unknown := set(bands) - set(instrument.bands):
+        raise InputError("bands", ", ".join(sorted(unknown)), f"some of {', '.join(sorted(instrument.bands))}")
     _claim(config, to / "telescopes")
     learnt: dict[str, tuple[PrincipalPsfs, int]] = {}
     metrics: dict[str, float] = {}
@@ -140,10 +157,6 @@ def _claim(config: PsfConfig, folder: Path) -> None:
         write_atomic(path, json.dumps(wanted).encode())
     elif (found := json.loads(path.read_text(encoding="utf-8"))) != wanted:
         raise InputError(path, f"telescopes drawn by {found}", f"{wanted}, or another folder")
-
-
-def _is_imaging(band: str | None) -> bool:
-    return band is not None and not band.startswith("G")
 
 
 def _sights_of(config: PsfConfig, to: Path, band: str, number: int) -> Sights:
@@ -231,11 +244,13 @@ def _left(psfs: PrincipalPsfs, seen: list[Sights]) -> Iterator[npt.NDArray[np.fl
 
 
 def _samples_of(psfs: PrincipalPsfs) -> int:
-    """Return the least samples a pixel that hold all of the images."""
-    spectrum = np.abs(np.fft.fft2(psfs.images, axes=(1, 2))).max(axis=0)
+    """Return the least samples a pixel that hold all of the mean and of the images."""
+    frequency = np.abs(np.fft.fftfreq(SIDE, 1 / FINE))
+    spectra = [
+        np.abs(np.fft.fft2(images, axes=(-2, -1))).reshape(-1, SIDE, SIDE) for images in (psfs.mean, psfs.images)
+    ]
     for samples in (2, 3):
-        frequency = np.abs(np.fft.fftfreq(SIDE, 1 / FINE))
-        beyond = (frequency[:, None] >= samples / 2) | (frequency[None, :] >= samples / 2)
-        if spectrum[beyond].max() < _NOTHING * spectrum.max():
+        left_out = (frequency[:, None] >= samples / 2) | (frequency[None, :] >= samples / 2)
+        if all(found.max(axis=0)[left_out].max() < _NOTHING * found.max() for found in spectra):
             return samples
     return FINE

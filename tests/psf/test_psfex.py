@@ -76,7 +76,6 @@ def test_psfex_sees_the_very_same_stars(tmp_path, psf_stars):
     )
     assert isinstance(model, PsfexModel)
     assert model.degree == 1
-    assert model.sampling == 0.5
     errors = errors_of(model(stars.x, stars.y), stars.truth)
     assert errors["psnr"].mean() > 40
     assert abs(errors["size"].mean()) < 0.1

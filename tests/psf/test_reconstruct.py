@@ -87,6 +87,9 @@ def test_nothing_seen_is_nothing_known(psf_stars, psf_model):
         ({"stamps": np.zeros((2, 31, 32))}, r"stamps: found shape \(2, 31, 32\); wanted \(n, 32, 32\)"),
         ({"detector": np.array([7])}, r"detector: found shape \(1,\); wanted \(2,\)"),
         ({"detector": np.array([7, 99])}, "detector: found 99; wanted one of"),
+        ({"detector": np.array([7, 7.5])}, "detector: found 7.5; wanted ids"),
+        ({"y": np.array([1.0, 9300.0])}, "y: found 9300; wanted a place on detector 7, 0 to 9231"),
+        ({"stamps": np.zeros((32, 32))}, "data: found 2-D"),
         ({"x": np.array([1.0, np.nan])}, "x: found a value that is not finite"),
         ({"error": np.zeros((2, 3, 3))}, "error: found shape"),
         ({"mask": np.zeros((2, 3, 3), bool)}, "mask: found shape"),
@@ -104,6 +107,32 @@ def test_models_that_are_none_are_named(tmp_path):
         csstdask.psf.reconstruct(**given, model="nonsense")
     with pytest.raises(InputError, match="no readable model card"):
         csstdask.psf.reconstruct(**given, model=str(tmp_path / "absent.json"))
+
+
+@pytest.mark.parametrize("unit", [1e-18, 1e18])
+def test_units_may_be_anything(psf_stars, psf_model, unit):
+    stars = psf_stars.take(slice(0, 10))
+    args = (np.full(10, 7), stars.x, stars.y)
+    plain, other = (
+        csstdask.psf.reconstruct(
+            stars.stamps.astype(float) * scale, *args, error=stars.error.astype(float) * scale, mask=stars.mask,
+            model=str(psf_model),
+        )
+        for scale in (1.0, unit)
+    )  # fmt: skip
+    assert np.abs(plain.image - other.image).max() < 1e-4 * plain.image.max()
+
+
+def test_stamps_without_noise_need_no_error(psf_stars, psf_model):
+    """Rounded to whole numbers, their edges have no scatter at all; one has no finite pixel."""
+    stars = psf_stars.take(slice(0, 10))
+    stamps = np.round(stars.stamps / 100) * 100
+    stamps[9] = np.nan
+    found = csstdask.psf.reconstruct(stamps, np.full(10, 7), stars.x, stars.y, model=str(psf_model))
+    assert errors_of(found.image, stars.truth)["psnr"][:9].mean() > 45
+    assert np.isnan(found.chi2[9])
+    assert not found.used[9]
+    assert np.isfinite(found.sigma).all()
 
 
 def test_no_stars_are_no_error(psf_model):

@@ -109,6 +109,8 @@ def evaluate_psf(
             if name.endswith("-foreign") and not (foreign and path.is_file()):
                 continue
             recipe = _as_asked(load_recipe(path), part, detectors)
+            if not recipe.detectors:
+                raise InputError("detectors", f"none of {detectors} in {path}", "some of its detectors")
             look = partial(measure_unit, recipe, model=model, psfex=psfex)
             results["recipes"][name] = list(_over_units(recipe, look, workers, announce))
             if to is not None:
