@@ -13,7 +13,7 @@ from pathlib import Path
 from environment import save
 
 from csstdask.psf.evaluate import evaluate_psf
-from csstdask.psf.evaluate.tables import rounded
+from csstdask.results import rounded
 
 STORES = Path(__file__).parent.parent / "stores"
 #: By part: detectors.

@@ -10,7 +10,6 @@ import pytest
 from astropy.io import fits
 
 from csstdask.cosmicray import evaluate_inpaint as evaluate_inpaint_module
-from csstdask.cosmicray.evaluate.tables import rounded
 from csstdask.cosmicray.evaluate_inpaint import evaluate_inpaint, fields, table
 from csstdask.cosmicray.evaluate_inpaint import science as science_module
 from csstdask.cosmicray.evaluate_inpaint.figures import draw_fields, draw_science
@@ -19,6 +18,7 @@ from csstdask.cosmicray.evaluate_inpaint.m51 import m51_part
 from csstdask.cosmicray.evaluate_inpaint.science import BOUND, CLEAN, KNOWN, known_star, measure_unit, science_part
 from csstdask.errors import InputError
 from csstdask.mock.recipe import load_recipe
+from csstdask.results import rounded
 
 STORES = Path(__file__).parents[2] / "stores"
 

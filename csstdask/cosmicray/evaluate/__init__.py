@@ -36,12 +36,12 @@ from csstdask.cosmicray.evaluate.survey import (
     field_part,
     sources_part,
 )
-from csstdask.cosmicray.evaluate.tables import rounded, table_head, table_row, write_results
 from csstdask.cosmicray.examples import check_data
 from csstdask.errors import InputError
 from csstdask.mock.recipe import Recipe, load_recipe
 from csstdask.nn.device import Precision
 from csstdask.nn.models import find_card
+from csstdask.results import rounded, table_head, table_row, write_results
 
 log = logging.getLogger("csstdask")
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from csstdask.cosmicray.evaluate.figures import check_figures
-from csstdask.cosmicray.evaluate.tables import table_head, table_row, write_results
 from csstdask.cosmicray.evaluate_inpaint.fields import fields_part
 from csstdask.cosmicray.evaluate_inpaint.figures import draw_fields, draw_science
 from csstdask.cosmicray.evaluate_inpaint.fillers import PEERS, absent_peers, fillers, name_of
@@ -27,6 +26,7 @@ from csstdask.cosmicray.evaluate_inpaint.science import BOUND, CLEAN, KNOWN, MAS
 from csstdask.errors import InputError
 from csstdask.mock.recipe import load_recipe
 from csstdask.nn.models import find_card
+from csstdask.results import table_head, table_row, write_results
 
 log = logging.getLogger("csstdask")
 

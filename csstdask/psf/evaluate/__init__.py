@@ -29,8 +29,10 @@ from csstdask.mock import Recipe
 from csstdask.mock.recipe import load_recipe
 from csstdask.nn.models import find_card
 from csstdask.psf.evaluate.stars import Images, Stars, draw_stars, errors_of, pulls_of
+from csstdask.psf.evaluate.tables import table
 from csstdask.psf.psfex import is_installed, run_psfex
 from csstdask.psf.reconstruct import reconstruct
+from csstdask.results import write_results
 
 log = logging.getLogger("csstdask")
 
@@ -91,8 +93,6 @@ def evaluate_psf(
     InputError
         If a part or the model is unknown.
     """
-    from csstdask.psf.evaluate.tables import write_psf_results  # noqa: PLC0415
-
     if not parts or not set(parts) <= set(PARTS):
         raise InputError("--part", ", ".join(parts) or "none", f"some of {', '.join(PARTS)}")
     try:
@@ -114,7 +114,7 @@ def evaluate_psf(
             look = partial(measure_unit, recipe, model=model, psfex=psfex)
             results["recipes"][name] = list(_over_units(recipe, look, workers, announce))
             if to is not None:
-                write_psf_results(to / _FILE, results)
+                write_results(to / _FILE, results, table(results))
     return results
 
 

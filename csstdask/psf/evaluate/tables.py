@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from csstdask.durable import write_atomic
+from csstdask.results import table_head
 
 _COLUMNS = (
     "PSNR [dB]", "least band", "SSIM", "dR/R, mean", "SD, largest band", "de, SD, largest band", "pulls, SD", "seconds",
 )  # fmt: skip
-
-
-def write_psf_results(stem: Path, results: dict[str, Any]) -> None:
-    """Write an evaluation as JSON and its tables as Markdown."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(stem.with_suffix(".json"), (json.dumps(rounded(results), indent=1) + "\n").encode())
-    write_atomic(stem.with_suffix(".md"), ("\n".join(table(results)) + "\n").encode())
-
-
-def rounded(value: Any) -> Any:
-    """Return numbers to five significant figures, and None for what is no number."""
-    if isinstance(value, dict):
-        return {key: rounded(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [rounded(one) for one in value]
-    if isinstance(value, float):
-        return float(f"{value:.5g}") if math.isfinite(value) else None
-    return value
 
 
 def by_band(units: list[dict[str, Any]], method: str, quantity: str, what: str) -> dict[str, float]:
@@ -47,7 +26,7 @@ def by_band(units: list[dict[str, Any]], method: str, quantity: str, what: str) 
 def table(results: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of an evaluation's tables, for people."""
     for recipe, units in results["recipes"].items():
-        yield from ("", f"| {recipe} | {' | '.join(_COLUMNS)} |", "| --- " * (len(_COLUMNS) + 1) + "|")
+        yield from table_head(recipe, _COLUMNS)
         for method in units[0]["methods"]:
             psnr, ssim = (by_band(units, method, name, "mean") for name in ("psnr", "ssim"))
             size, spread = by_band(units, method, "size", "mean"), by_band(units, method, "size", "sd")

@@ -1,4 +1,4 @@
-"""Tables for people, and numbers for files that people compare."""
+"""Results of evaluations: numbers for files that people compare, tables for people."""
 
 from __future__ import annotations
 
