@@ -4,5 +4,15 @@ from csstdask.nn.card import ModelCard
 from csstdask.psf.export import write_psf, write_stdpsf
 from csstdask.psf.field import PsfField
 from csstdask.psf.reconstruct import Reconstruction, reconstruct
+from csstdask.psf.selection import Selection, select_stars
 
-__all__ = ["ModelCard", "PsfField", "Reconstruction", "reconstruct", "write_psf", "write_stdpsf"]
+__all__ = [
+    "ModelCard",
+    "PsfField",
+    "Reconstruction",
+    "Selection",
+    "reconstruct",
+    "select_stars",
+    "write_psf",
+    "write_stdpsf",
+]
