@@ -51,8 +51,7 @@ class PsfField:
 
     def fine(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Images:
         """Return the PSF at places, four samples a native pixel, float32 (n, SIDE, SIDE): light a native pixel."""
-        amounts = (self._polynomials(x, y) @ self.amounts).astype(np.float32)
-        return np.asarray(self.psfs.mean + np.einsum("nk,kyx->nyx", amounts, self.psfs.images))
+        return self.psfs.at(self._polynomials(x, y) @ self.amounts)
 
     def _polynomials(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Float:
         across, down = (np.atleast_1d(np.asarray(place, dtype=np.float64)) for place in (x, y))

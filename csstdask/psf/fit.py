@@ -227,8 +227,8 @@ def _normal_equations(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> tupl
     for some, along_y, along_x, seen in _seen(images, stars, state):
         count = len(seen)
         amounts, flux = state.amounts[some].astype(np.float32), state.flux[some].astype(np.float32)
-        plain = seen[:, 0] + np.einsum("nk,nkyx->nyx", amounts, seen[:, 1:])
-        whole = psfs.mean + np.einsum("nk,kyx->nyx", amounts, psfs.images)
+        plain = seen[:, 0] + (amounts[:, None] @ seen[:, 1:].reshape(count, k, -1)).reshape(count, size, size)
+        whole = psfs.at(amounts)
         moved_x = along_y @ whole @ interpolation(state.x[some], size, slope=True).transpose(0, 2, 1)
         moved_y = interpolation(state.y[some], size, slope=True) @ whole @ along_x.transpose(0, 2, 1)
         scale = flux[:, None, None]
@@ -319,7 +319,7 @@ def _residuals(psfs: PrincipalPsfs, stars: _Stars, state: _State, share: float) 
     size = stars.pixels.shape[-1]
     for first in range(0, n, _BATCH):
         some = slice(first, first + _BATCH)
-        whole = psfs.mean + np.einsum("nk,kyx->nyx", state.amounts[some].astype(np.float32), psfs.images)
+        whole = psfs.at(state.amounts[some])
         plain = interpolation(state.y[some], size) @ whole @ interpolation(state.x[some], size).transpose(0, 2, 1)
         light = state.flux[some, None, None] * plain
         left = stars.pixels[some] - light - state.sky[some, None, None]

@@ -61,10 +61,8 @@ def rendered(images: Any, along_y: Any, along_x: Any) -> Any:
     seen = slice(*_seen(size))  # samples that any star looks at
     images, along_y, along_x = images[:, seen, seen], along_y[..., seen], along_x[..., seen]
     side = along_x.shape[-1]
-    # One matrix product along x for all stars, then one along y for each.
-    wide = images.reshape(k * side, side) @ along_x.reshape(n * size, side).T
-    wide = wide.reshape(k, side, n, size).transpose(2, 1, 0, 3).reshape(n, side, k * size)
-    return (along_y @ wide).reshape(n, size, k, size).transpose(0, 2, 1, 3)
+    wide = images.reshape(1, k * side, side) @ along_x.transpose(0, 2, 1)
+    return along_y[:, None] @ wide.reshape(n, k, side, size)
 
 
 def _seen(size: int) -> tuple[int, int]:

@@ -59,6 +59,11 @@ class PrincipalPsfs:
     def __len__(self) -> int:
         return len(self.images)
 
+    def at(self, amounts: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+        """Return PSFs (n, SIDE, SIDE) of some amounts (n, k)."""
+        flat = amounts.astype(np.float32) @ self.images.reshape(len(self), -1)
+        return np.asarray(self.mean + flat.reshape(-1, SIDE, SIDE))
+
 
 def powers_of(degree: int) -> list[tuple[int, int]]:
     """Return the degrees in x and y of each polynomial, of all whose sum is at most `degree`."""
