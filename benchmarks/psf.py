@@ -1,7 +1,7 @@
 """How well, and how fast, are PSFs reconstructed, beside PSFEx on the very same stamps?
 
-Four detectors of `psf-dataset2` (NUV, g, i, y) and one of `psf-newoptics` (g), some 900 stars each at S/N 100, on one
-thread. ``python benchmarks/psf.py`` (ten minutes) writes ``results/psf.json``; ``--quick`` tries one detector
+Four detectors of `psf-dataset2` (NUV, g, i, y) and one of `psf-newoptics` (g), some 900 stars each at S/N 100, two
+at a time, a thread each. ``python benchmarks/psf.py`` (ten minutes) writes ``results/psf.json``; ``--quick`` tries one detector
 without PSFEx. PSFEx: Debian, ``apt-get install psfex``.
 """
 
@@ -25,7 +25,7 @@ def main() -> None:
     results = {}
     for part, detectors in ASKED.items():
         found = evaluate_psf(
-            recipes=STORES, parts=(part,), foreign=False, psfex=not quick, workers=1, announce=print,
+            recipes=STORES, parts=(part,), foreign=False, psfex=not quick, workers=2, announce=print,
             detectors=detectors[:1] if quick else detectors,
         )  # fmt: skip
         results |= found.pop("recipes")
