@@ -1,8 +1,8 @@
 """How well, and how fast, are PSFs reconstructed, beside PSFEx on the very same stamps?
 
 Four detectors of `psf-dataset2` (NUV, g, i, y) and one of `psf-newoptics` (g), some 900 stars each at S/N 100, two
-at a time, a thread each. ``python benchmarks/psf.py`` (ten minutes) writes ``results/psf.json``; ``--quick`` tries one detector
-without PSFEx. PSFEx: Debian, ``apt-get install psfex``.
+at a time, a thread each. ``python benchmarks/psf.py`` (ten minutes) writes ``results/psf.json``; ``--quick`` tries one
+detector without PSFEx. PSFEx: Debian, ``apt-get install psfex``.
 """
 
 from __future__ import annotations
