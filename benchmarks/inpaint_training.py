@@ -2,7 +2,7 @@
 
 Short trainings, alike in all but alpha, go on from `unetpp`; each is scored on the science test's sources (units of
 three detectors, the true mask), beside what they went on from.
-``python benchmarks/inpaint_training.py CR_DETECTION.zarr`` (the campaign of stores/cr-detection.toml; some fifteen
+``python benchmarks/inpaint_training.py CR_DETECTION.zarr`` (the campaign of stores/cr-detection.toml; some ten
 minutes on two cores) writes ``results/inpaint_training.json``; ``--quick`` tries the way and writes nothing.
 """
 
@@ -26,7 +26,7 @@ BEFORE = "unetpp"
 ALPHAS = (1.0, 2.0, 3.0, 4.0, 5.0)
 #: Of every training; batches are the same ones for all.
 FURTHER: dict[str, Any] = find_card("inpaint", BEFORE).architecture | {
-    "start_from": BEFORE, "each": 120, "steps": 60, "epochs": 4, "learning_rate": 1e-3, "validation_batches": 12,
+    "start_from": BEFORE, "each": 60, "steps": 60, "epochs": 2, "learning_rate": 1e-3, "validation_batches": 12,
     "seed": 20261130,
 }  # fmt: skip
 QUICK: dict[str, Any] = {"each": 10, "steps": 2, "epochs": 1, "validation_batches": 1}
