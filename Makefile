@@ -32,6 +32,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/cosmicray.py
 	$(BIN)/python benchmarks/inpaint.py source-unet
 	$(BIN)/python benchmarks/kept_memory.py
+	$(BIN)/python benchmarks/psf.py
 	$(BIN)/python benchmarks/mock.py
 	$(BIN)/python benchmarks/readme_tables.py
 

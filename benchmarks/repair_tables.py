@@ -182,7 +182,31 @@ def speed() -> str:
     return "\n\n".join(parts)
 
 
+def alphas() -> str:
+    result = load("inpaint_training")
+    rows = []
+    for method in result["bins"][0]["methods"]:
+        if method in ("untouched", _CLEAN):
+            continue
+        cells = []
+        for kind in ("star", "galaxy"):
+            bins = [one for one in result["bins"] if one["kind"] == kind]
+            near = [one for one in bins if one["distance"][0] < _NEAR]
+            bright = [one for one in bins if one["magnitude"] < _BRIGHT]
+            cells += [
+                _largest(bright, method), _scatter_over(near, method, lambda one: one["methods"][_MEDIAN]["scatter"])
+            ]  # fmt: skip
+        learnt = result["validation"].get(method)
+        rows.append([method, *cells, "" if learnt is None else f"{learnt['rms_source']:.2f}"])
+    head = [
+        "method", "star: largest shift, 17 to 21 mag", "scatter over the median's, within 3 px",
+        "galaxy: largest shift", "scatter", "rms of hit pixels of sources, validation [sigma]",
+    ]  # fmt: skip
+    return table(head, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "repair-alpha": alphas,
     "repair-science": science,
     "repair-pulls": pulls,
     "repair-shapes": shapes,
