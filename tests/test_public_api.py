@@ -11,11 +11,12 @@ import csstdask
 
 
 def test_public_names():
-    assert {"open_campaign", "open_run", "cosmicray"} <= set(csstdask.__all__)
+    assert {"open_campaign", "open_run", "cosmicray", "psf"} <= set(csstdask.__all__)
     assert callable(csstdask.open_campaign)
     assert callable(csstdask.cosmicray.detect)
-    with pytest.raises(AttributeError, match="psf"):
-        _ = csstdask.psf
+    assert callable(csstdask.psf.reconstruct)
+    with pytest.raises(AttributeError, match="zeropoint"):
+        _ = csstdask.zeropoint
 
 
 def test_import_is_light():

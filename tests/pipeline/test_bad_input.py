@@ -242,7 +242,7 @@ def test_nan_and_infinite_pixels_come_through(tmp_path):
         (["mock", "none.toml", "--to", "OUT"], "none.toml"),
         (["train", "cosmicray"], "--to"),
         (["train", "cosmicray", "--to", "t", "--data", "nowhere"], "nowhere"),
-        (["train", "psf"], "wanted one of: cosmicray"),
+        (["train", "sed"], "wanted one of: cosmicray"),
         (["evaluate", "psf"], "psf"),
         (["fly"], "fly"),
     ],
