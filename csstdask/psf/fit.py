@@ -31,7 +31,8 @@ Mask = npt.NDArray[np.bool_]
 
 #: How far a star may lie from where it is said to lie, one sigma [pixel].
 _PLACE = 0.05
-#: Rounds of linearisation. In the first each star stands alone: none can lead the others astray before it is judged.
+#: Rounds of linearisation, all but the last of which judge pixels and stars anew. In the first each star stands alone:
+#: none can lead the others astray before it is judged.
 _ROUNDS = 4
 #: A pixel so far from what is fitted is another's, in units of its noise and of a share of the light within a
 #: pixel: first from the mean PSF, which is only roughly right, then from the star's own.
@@ -139,7 +140,6 @@ def fit_field(
     stars.weight = np.where(outlying, 0, trusted)
     _better_flux(psfs, stars, state)
     for number in range(_ROUNDS):
-        stars.weight = np.where(outlying, 0, trusted)
         curvature, slope, eliminated = _normal_equations(psfs, stars, state)
         if number == 0:
             amounts = _alone(psfs, stars.polynomials, curvature, slope, state.amounts)
@@ -153,6 +153,7 @@ def fit_field(
             usual = float(np.median(chi2[seen])) if seen.any() else 1.0
             others = (outlying & (trusted > 0)).mean(axis=(1, 2))
             good = seen & (chi2 < _WORST * max(1.0, usual)) & (others < _MOST)
+            stars.weight = np.where(outlying, 0, trusted)
     chi2, _ = _residuals(psfs, stars, state, _SHARE)
     if seen.any() and not good.any():
         log.warning("none of %d stars looks like one: their PSFs are what is believed of telescopes", len(pixels))
@@ -326,7 +327,7 @@ def _residuals(psfs: PrincipalPsfs, stars: _Stars, state: _State, share: float) 
         weight = stars.weight[some].astype(float)
         pull2 = left**2 * weight
         near = maximum_filter(np.abs(light), (1, _NEAR, _NEAR))
-        outlying[some] = left**2 * weight > _FURTHEST**2 * (1 + (share * near) ** 2 * weight)
+        outlying[some] = pull2 > _FURTHEST**2 * (1 + (share * near) ** 2 * weight)
         usable = (weight > 0) & ~outlying[some]
         chi2[some] = (pull2 * usable).sum(axis=(1, 2)) / np.maximum(usable.sum(axis=(1, 2)) - 4, 1)
     return chi2, outlying
