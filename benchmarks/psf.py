@@ -1,8 +1,8 @@
 """How well, and how fast, are PSFs reconstructed, beside PSFEx on the very same stamps?
 
-Four detectors of `psf-dataset2` (NUV, g, i, y) and one of `psf-newoptics` (g), some 900 stars each at S/N 100, two
-at a time, a thread each. ``python benchmarks/psf.py`` (ten minutes) writes ``results/psf.json``; ``--quick`` tries one
-detector without PSFEx. PSFEx: Debian, ``apt-get install psfex``.
+A detector of each band of `psf-dataset2`, two of `psf-dataset3` (NUV, g; three blurs each) and one of `psf-newoptics`
+(g), some 900 stars each at S/N 100, two at a time, a thread each. ``python benchmarks/psf.py`` (ten minutes) writes
+``results/psf.json``; ``--quick`` tries one detector of each without PSFEx. PSFEx: Debian, ``apt-get install psfex``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from csstdask.results import rounded
 
 STORES = Path(__file__).parent.parent / "stores"
 #: By part: detectors.
-ASKED = {"nodes": (12, 8, 7, 6), "newoptics": (8,)}
+ASKED = {"nodes": (12, 14, 8, 9, 7, 11, 6), "blurred": (12, 8), "newoptics": (8,)}
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.steps.background import measure_background
 from csstdask.pipeline.steps.detect import detect_cosmic_rays
 from csstdask.pipeline.steps.repair import repair_pixels
+from csstdask.psf.field import between_nodes, on_unit
 from csstdask.store.campaign import UnitFacts
 from csstdask.store.schema import NO_TIME
 
@@ -138,6 +139,33 @@ class CsstAccessor:
             if rows is not None and columns is not None:
                 found.append(one.isel(y=rows, x=columns))
         return found
+
+    def psf_at(self, x: npt.ArrayLike, y: npt.ArrayLike, *, exposure: int | str = 0, detector: int) -> xr.DataArray:
+        """Return the PSF of a unit at places, from a run's nodes.
+
+        Parameters
+        ----------
+        x, y : array-like (n,)
+            Zero-based [pixel].
+        exposure : int or str
+            Index or id.
+        detector : int
+            Its id.
+
+        Returns
+        -------
+        xarray.DataArray (place, v, u)
+            Effective PSF (native pixel included) in half pixels, centred on ``[32, 32]``, sums to 1; NaN where the run
+            has none.
+        """
+        data = self._dataset
+        if "psf" not in data:
+            raise InputError("dataset", "no psf", "a run with the step psf")
+        data = data.isel(exposure=exposure) if isinstance(exposure, int) else data.sel(exposure=exposure)
+        nodes = data["psf"].sel(detector=detector).values
+        across, down = (np.atleast_1d(np.asarray(place, dtype=np.float64)) for place in (x, y))
+        image = between_nodes(nodes, *on_unit(across, down, (data.sizes["y"], data.sizes["x"])))
+        return xr.DataArray(image, dims=("place", "v", "u"), coords={"x": ("place", across), "y": ("place", down)})
 
     def plot_focal_plane(self, name: str = "sci", *, exposure: int | str = 0, ax: Any = None) -> Any:
         """Draw one number a detector at its place in the focal plane: the median of an array, or a metric.

@@ -78,7 +78,8 @@ def measure_sources(
     repaired : bool array (y, x), optional
         Pixels whose value is an estimate.
     repair_correlation : float
-        Of the errors of each two repaired pixels of a source: its flux errors are larger by `covariance_of_sums`.
+        Of what repaired pixels of a source are wrong by, beyond the noise that they would have had themselves: flux
+        errors are larger by `covariance_of_sums`.
     threshold : float
         Least significance of a pixel after the matched filter [sigma of the sky].
     least_area : int
@@ -110,7 +111,7 @@ def measure_sources(
     flux, flux_err, flux_flag = sep.sum_ellipse(data, x, y, a, b, theta, kron, err=error, mask=mask, subpix=5)
     inside, inside_err, _ = sep.sum_circle(data, x, y, aperture_radius, err=error, mask=mask, subpix=5)
     if repaired is not None and repair_correlation and len(x):
-        told = np.where(repaired & ~mask, error, 0).astype(np.float32)
+        told = wrong_together(data, error, noise, repaired & ~mask)
         in_ellipses = covariance_of_sums(
             told, repair_correlation, lambda one: sep.sum_ellipse(one, x, y, a, b, theta, kron, subpix=5)[0]
         )
@@ -143,6 +144,21 @@ def measure_sources(
         "repaired_fraction": _share_of(repaired, x, y, a, b, theta, kron),
         "flag": flag | kron_flag.astype(np.int32) | flux_flag.astype(np.int32),
     }
+
+
+def wrong_together(
+    data: npt.NDArray[np.float32],
+    error: npt.NDArray[np.float32],
+    noise: npt.NDArray[np.float32] | np.float32,
+    repaired: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.float32]:
+    """Return what repaired pixels are wrong by, one sigma, beyond the noise that they would have had; 0 of others.
+
+    Their own noise, of the sky and of the source's photons, is each pixel's own. What a repair does not know of a
+    source, its brightness or its shape, is wrong in all its pixels alike.
+    """
+    beyond = error**2 - noise**2 - np.maximum(data, 0)
+    return np.where(repaired, np.sqrt(np.maximum(beyond, 0)), 0).astype(np.float32)
 
 
 def covariance_of_sums(

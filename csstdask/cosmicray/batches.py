@@ -45,9 +45,11 @@ def _material(use: Use, settings: str) -> Material:
             detectors=config.detectors,
             exposures=config.exposures,
         )
+    others = [known_units(Path(path), split, part=_PARTS[use]) for path in config.others]
     skies = config.skies if use == "training" else min(config.skies, config.validation_frames)
     data = None if config.data is None else Path(config.data)
-    return gather_material(split, config.seed, skies, data, known=known, events=[Path(path) for path in config.events])
+    events = [Path(path) for path in config.events]
+    return gather_material(split, config.seed, skies, data, known=known, others=others, events=events)
 
 
 def material_for(config: TrainingConfig, use: Use) -> Material:

@@ -34,16 +34,18 @@ _SOURCE_SIGMA = 3.0
 _BRIGHT_SIGMA = 30.0
 #: Share of pixels that cosmic rays hit in drawn examples, uniform in its logarithm.
 _DENSITY = (0.0025, 0.15)
+#: Share of other campaigns' units that keep their own cosmic rays.
+_AS_RENDERED = 0.5
 #: Folders of real events and frames; those that are absent are done without.
 SETS = ("hst_stis", "lsst_itl_darks", "cfht_wircam")
 #: Of real frames with truth, how many have their hot pixels flagged.
 _FLAGGED_SHARE = 0.5
 #: Kinds of frames, and how often each is drawn where there is material for it: units of a campaign as they were
-#: rendered, the same without their cosmic rays and with new ones, mock skies of any telescope, real frames without
-#: cosmic rays, darks with real warm pixels, real frames with truth.
-Kind = Literal["rendered", "rehit", "skies", "frames", "warm", "labelled"]
+#: rendered, the same without their cosmic rays and with new ones, units of other campaigns (both kinds alike), mock
+#: skies of any telescope, real frames without cosmic rays, darks with real warm pixels, real frames with truth.
+Kind = Literal["rendered", "rehit", "others", "skies", "frames", "warm", "labelled"]
 SHARES: dict[Kind, float] = {
-    "rendered": 0.25, "rehit": 0.35, "skies": 0.1, "frames": 0.06, "warm": 0.12, "labelled": 0.12,
+    "rendered": 0.25, "rehit": 0.35, "others": 0.2, "skies": 0.1, "frames": 0.06, "warm": 0.12, "labelled": 0.12,
 }  # fmt: skip
 
 
@@ -65,11 +67,14 @@ class Material:
     """Real frames with cosmic rays and their truth."""
     known: KnownUnits | None = None
     """Units of a campaign with truth."""
+    others: tuple[KnownUnits, ...] = ()
+    """Those of other campaigns, of which the network is not to be the model."""
 
     def has(self, kind: Kind) -> bool:
         """Tell whether frames of a kind can be drawn."""
         there = {
-            "rendered": self.known is not None, "rehit": self.known is not None, "skies": self.skies > 0,
+            "rendered": self.known is not None, "rehit": self.known is not None, "others": bool(self.others),
+            "skies": self.skies > 0,
             "frames": bool(self.frames), "warm": self.warmth is not None, "labelled": bool(self.labelled),
         }  # fmt: skip
         return there[kind]
@@ -78,6 +83,7 @@ class Material:
     def identity(self) -> str:
         """Return the SHA-256 of what decides examples besides the settings: units, events, and what else there is."""
         parts = [str(self.sources), "" if self.known is None else self.known.identity]
+        parts += [units.identity for units in self.others]
         parts += [sha256(library.charge.tobytes() + library.weight.tobytes()).hexdigest() for library in self.libraries]
         return sha256(" ".join(parts).encode()).hexdigest()
 
@@ -85,7 +91,8 @@ class Material:
     def sources(self) -> list[str]:
         """Return what it is made of, for a model card."""
         parts = ["generated tracks", *(f"{library.name} ({len(library)} events)" for library in self.libraries)]
-        scenes = [f"{len(self.known)} units of {self.known.path.name}"] if self.known is not None else []
+        campaigns = [units for units in (self.known, *self.others) if units is not None]
+        scenes = [f"{len(units)} units of {units.path.name}" for units in campaigns]
         scenes += [f"{self.skies} mock skies"] * (self.skies > 0)
         scenes += [f"{len(self.frames)} WIRCam frames"] * bool(self.frames)
         scenes += ["warm pixels of STIS"] * (self.warmth is not None)
@@ -107,6 +114,7 @@ def gather_material(
     data: Path | None,
     *,
     known: KnownUnits | None = None,
+    others: Sequence[KnownUnits] = (),
     events: Sequence[Path] = (),
 ) -> Material:
     """Return the material of a split (``training``, ``validation`` or ``test``).
@@ -121,13 +129,15 @@ def gather_material(
         Folder with some of `SETS`.
     known : KnownUnits, optional
         Those of the split, of a campaign with truth.
+    others : sequence of KnownUnits
+        The same of other campaigns.
     events : sequence of Path
         Libraries of events, as ``csstdask label darks`` writes them.
     """
     sky_seed = seed * 10 + list(STIS_PAIRS).index(split)
     libraries = [read_library(path, split) for path in events]
     if data is None:
-        return Material(sky_seed, skies, tuple(libraries), known=known)
+        return Material(sky_seed, skies, tuple(libraries), known=known, others=tuple(others))
     frames: tuple[Scene, ...] = ()
     warmth: npt.NDArray[np.float32] | None = None
     labelled: tuple[tuple[stis.StisFrame, stis.Reference], ...] = ()
@@ -145,7 +155,7 @@ def gather_material(
         libraries.append(library_for("itl", split, data))
     if split == "training":  # one field in four epochs: it cannot be split
         frames = tuple(read_wircam(path) for path in sorted((data / "cfht_wircam").glob("*.fits.fz")))
-    return Material(sky_seed, skies, tuple(libraries), frames, warmth, labelled, known)
+    return Material(sky_seed, skies, tuple(libraries), frames, warmth, labelled, known, tuple(others))
 
 
 @dataclass(frozen=True)
@@ -272,11 +282,12 @@ def _sources_of(scene: Scene) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.boo
 def draw_frame(rng: np.random.Generator, material: Material, kind: Kind, size: int) -> Contaminated:
     """Draw a scene of a kind and put cosmic rays on it."""
     uncertain: npt.NDArray[np.bool_] | None = None
-    if kind in ("rendered", "rehit"):
-        if material.known is None:
+    if kind in ("rendered", "rehit", "others"):
+        units = material.others[rng.integers(len(material.others))] if kind == "others" else material.known
+        if units is None:
             raise ValueError(f"{kind}: no campaign")
-        frame = material.known.read(int(rng.integers(len(material.known))))
-        if kind == "rendered":
+        frame = units.read(int(rng.integers(len(units))))
+        if kind == "rendered" or (kind == "others" and rng.random() < _AS_RENDERED):
             return as_rendered(frame)
         scene, uncertain = scene_of(frame), frame.unknown
     elif kind == "frames":

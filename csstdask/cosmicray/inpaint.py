@@ -10,7 +10,7 @@ import numpy as np
 from csstdask.arrays.background import measure
 from csstdask.arrays.median import adaptive_median
 from csstdask.arrays.namespace import kind_of, namespace_of, open_door, to_host
-from csstdask.arrays.sources import find_sources
+from csstdask.arrays.sources import find_sources, measure_sources
 from csstdask.cosmicray.detect import ignored_pixels
 from csstdask.cosmicray.noise import frame_variance
 from csstdask.nn.card import ModelCard
@@ -47,6 +47,8 @@ def inpaint(
     sources: Any = None,
     model: str = "default",
     device: Any = None,
+    detector: int | None = None,
+    psf: str = "default",
 ) -> Inpainting:
     r"""Repair the pixels of one frame that cosmic rays have hit.
 
@@ -68,6 +70,11 @@ def inpaint(
     model : str
         ``default``, a name that ``csstdask models`` lists, or the path of a card that ``csstdask train inpaint`` wrote.
         ``median`` treats all pixels alike; networks repair what belongs to sources, and leave the rest to the median.
+    detector : int, optional
+        Its id, as the instrument has it that `psf` was learnt for (CSST): stars are then repaired by the PSF that the
+        frame's own stars have, wherever the model of repair is worse than that (`csstdask.cosmicray.star_repair`).
+    psf : str
+        What is known of PSFs: as `csstdask.psf.reconstruct` takes it as its model.
 
     Returns
     -------
@@ -77,7 +84,8 @@ def inpaint(
     Raises
     ------
     ValueError
-        If shapes differ, `data` is not 2-D, the model is unknown or this machine has not the device.
+        If shapes differ, `data` is not 2-D, a model is unknown, it knows nothing of the detector, or this machine has
+        not the device.
     InputError
         If the model's card or weights cannot be used.
 
@@ -117,7 +125,10 @@ def inpaint(
         fixed[target] = xp.where(reachable, median, frame[target]).astype(frame.dtype)
         predicted = spread * (1 + np.pi / (2 * xp.maximum(count, 1)))
         variance[target] = xp.where(reachable, predicted, np.inf).astype(np.float32)
-        if card.architecture:
+        if detector is not None:
+            target = target & ~_repair_stars(fixed, variance, target, ignore, noise, detector, psf)
+            hit = hit & (target | ignore)
+        if card.architecture and bool(target.any()):
             _repair_sources(fixed, variance, target, hit, ignore, sources, card, device)
     return Inpainting(door.give(fixed), door.give(variance), card)
 
@@ -142,6 +153,28 @@ def _repair_sources(
     places = _found(filled - sky, noise, unknown | hit) if sources is None else _given(sources)
     which, value, spread = repair_sources(filled, sky, noise, target & ~unknown, unknown, places, card, device)
     fixed[which], variance[which] = value.astype(fixed.dtype), spread
+
+
+def _repair_stars(fixed: Any, variance: Any, target: Any, ignore: Any, noise: Any, detector: int, psf: str) -> Any:
+    """Let the frame's own PSF say anew what belongs to stars, in place; return which pixels do."""
+    from csstdask.cosmicray.star_repair import repair_stars  # noqa: PLC0415
+
+    xp = namespace_of(fixed)
+    none = xp.zeros(fixed.shape, dtype=bool)
+    mesh = measure(fixed, target | ignore)
+    if not bool(xp.isfinite(mesh.background).all()):
+        return none
+    sky, of_sky = (to_host(plane) for plane in (mesh.background_at(), mesh.noise_at()))
+    lost, unknown = to_host(target), to_host(ignore | (target & ~xp.isfinite(variance)))
+    height = np.where(unknown, 0, to_host(fixed) - sky).astype(np.float32)
+    error = np.sqrt(to_host(noise)).astype(np.float32)
+    sources = measure_sources(height, error, of_sky, unknown)
+    which, value, spread = repair_stars(height, error, lost & ~unknown, unknown, sources, detector, model=psf)
+    own = of_sky[which] ** 2 + np.maximum(value, 0)
+    mine = xp.asarray(which)
+    fixed[mine] = xp.asarray(value + sky[which]).astype(fixed.dtype)
+    variance[mine] = xp.asarray((spread + own).astype(np.float32))
+    return mine
 
 
 def _found(height: Any, noise: Any, mask: Any) -> tuple[Any, Any]:

@@ -251,10 +251,11 @@ def _told(network: nn.Module, given: list[Examples], scaling: Scaling) -> Iterat
 
 
 def correlation_of(network: nn.Module, given: list[Examples], scaling: Scaling, factors: dict[str, float]) -> float:
-    """Return the correlation of each two repaired pixels of a source that makes the pulls of their sums one wide.
+    """Return the correlation of repaired pixels of a source that makes the pulls of their sums one wide, 0 to 1.
 
     Sums are over the repaired pixels within `_APERTURE` pixels of a stamp's middle; their variance is taken as
-    ``sum(sigma^2) + correlation * (sum(sigma)^2 - sum(sigma^2))``. Between 0 and 1.
+    ``sum(sigma^2) + correlation * (sum(beyond)^2 - sum(beyond^2))``, with ``beyond^2`` what the variance is beyond the
+    noise that a pixel would have had itself.
 
     Parameters
     ----------
@@ -273,11 +274,12 @@ def correlation_of(network: nn.Module, given: list[Examples], scaling: Scaling, 
         stamps = examples.stamps
         inside = stamps.hit & near.to(stamps.hit.device)
         calibrated = variance * torch.where(is_source(height, stamps), factors["source"], factors["sky"])
-        planes = (height - examples.light, calibrated, calibrated.sqrt())
+        beyond = (calibrated - own_variance(height, stamps.noise)).clamp_min(0)
+        planes = (height - examples.light, calibrated, beyond, beyond.sqrt())
         parts.append(torch.stack([(plane * inside).sum(dim=(1, 2)) for plane in planes]).cpu())
-    error, alone, sigma = torch.cat(parts, dim=1).double().numpy()
+    error, alone, beyond_alone, beyond_sigma = torch.cat(parts, dim=1).double().numpy()
     some = alone > 0
-    error, alone, together = error[some], alone[some], sigma[some] ** 2 - alone[some]
+    error, alone, together = error[some], alone[some], beyond_sigma[some] ** 2 - beyond_alone[some]
 
     def excess(correlation: float) -> float:
         return float(np.minimum(error**2 / (alone + correlation * together), _FURTHEST**2).mean()) - 1

@@ -56,7 +56,7 @@ def card_of(
     counted = (examples.weight > 0) & examples.uniform[:, None, None]
     logit, truth = logits_of(network, examples, config, "float32")[counted], examples.hit[counted]
     density = np.broadcast_to(examples.density[:, None, None], counted.shape)[counted]
-    calibration = calibrate(logit, truth, density)
+    calibration = calibrate(logit, truth, density) | {"hit_above": config.hit_above}
     ranges, int8_offset = _in_int8(network, examples, config)
     threshold, precision, recall = precision_recall(calibration["scale"] * logit + calibration["offset"], truth)
     best = int(np.argmax(2 * precision * recall / np.maximum(1e-9, precision + recall)))

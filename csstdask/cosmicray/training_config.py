@@ -13,12 +13,13 @@ from csstdask.cosmicray.known import Truth
 from csstdask.cosmicray.unet import CHANNELS
 from csstdask.nn.blocks import grid_of
 from csstdask.nn.device import TrainingPrecision, checked_device
-from csstdask.nn.trainer import Schedule
+from csstdask.nn.trainer import Keep, Schedule
 from csstdask.toml_file import read_settings
 
 #: Settings that do not decide the weights that are learnt: what is at the paths is told by the material.
 _FREE = {
-    "name", "version", "licence", "method", "data", "campaign", "events", "device", "threads", "lead_over", "remember",
+    "name", "version", "licence", "method", "data", "campaign", "others", "events", "device", "threads", "lead_over",
+    "remember",
 }  # fmt: skip
 #: Width of the real frames with truth [pixel].
 _NARROWEST = 506
@@ -37,6 +38,7 @@ class TrainingConfig(BaseModel):
     campaign: str | None = Field(None, description="campaign with truth, such as one of stores/cr-detection.toml")
     truth: Truth = Field("truth", description="of the campaign: its simulator's, or labels of `csstdask label repeats`")
     detectors: tuple[int, ...] = Field((), description="of the campaign; none: all")
+    others: tuple[str, ...] = Field((), description="other campaigns with truth, to learn from beside it")
     exposures: int | None = Field(None, ge=1, description="of the campaign's training split, the first so many")
     events: tuple[str, ...] = Field((), description="libraries of events, as `csstdask label` cuts them from darks")
     shares: dict[Kind, float] = Field(SHARES, description="how often each kind of frame is drawn")
@@ -70,7 +72,8 @@ class TrainingConfig(BaseModel):
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     freeze_norm: float = Field(1.0, ge=0, le=1, description="share of the epochs after which norms are frozen")
-    patience: int = Field(20, ge=1)
+    patience: int = Field(20, ge=1, description="epochs without a better score after which to stop")
+    keep: Keep = Field("best", description="weights of the best epoch, or of the last, with no regard to patience")
     precision: TrainingPrecision = Field("bfloat16", description="float32 or bfloat16")
     threads: int = Field(1, ge=1, description="of the network; examples are drawn on another core")
     device: Annotated[str | None, AfterValidator(checked_device)] = None
@@ -135,6 +138,7 @@ class TrainingConfig(BaseModel):
             weight_decay=self.weight_decay,
             freeze_norm=self.freeze_norm,
             patience=self.patience,
+            keep=self.keep,
             precision=self.precision,
             seed=self.seed,
         )

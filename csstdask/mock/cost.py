@@ -46,7 +46,7 @@ def cost_of(recipe: Recipe) -> Cost:
     mpix = pixels / 1e6
     seconds = units * (_A_UNIT + _A_MPIX * mpix)
     # Exposures of one epoch share their PSFs.
-    alike = recipe.span == 0 and recipe.optics.jitter_scatter == 0
+    alike = recipe.span == 0 and recipe.optics.jitter_scatter == 0 and not recipe.optics.drawn
     states = len(recipe.optics.enlarge) if alike else recipe.exposures
     seconds += _A_FRAME_PSF * detectors * min(states, recipe.exposures)
     stamps = recipe.stamps

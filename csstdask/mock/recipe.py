@@ -101,6 +101,7 @@ class Optics(_Part):
     diffusion: float = Field(0.25, ge=0, description="of charge, one sigma [pixel]")
     enlarge: tuple[float, ...] = Field((0.0,), min_length=1, description="growth of R by a Gaussian; in turns")
     exact: bool = Field(False, description="each star has the PSF computed at its place, none is interpolated")
+    drawn: bool = Field(False, description="each exposure sees through a telescope of its own, drawn by the seed")
 
     @model_validator(mode="after")
     def _orders_ascend(self) -> Optics:

@@ -42,6 +42,7 @@ from csstdask.mock.sensor import (
 )
 from csstdask.mock.stamps import StampSet, Targets, choose_targets, cut
 from csstdask.mock.streams import Purpose, stream
+from csstdask.mock.telescopes import draw_optics
 
 #: Raised whenever the same recipe would give other pixels.
 NUMERICS_VERSION = 2
@@ -138,6 +139,13 @@ def frame_psf(
     return InterpolatedPsf(model, detector, window, state)
 
 
+def optics_of(recipe: Recipe, index: int) -> Optics:
+    """Return the telescope that an exposure sees through."""
+    if not recipe.optics.drawn:
+        return recipe.optics
+    return draw_optics(stream(recipe.optics.seed, Purpose.TELESCOPE, index))
+
+
 def state_of(recipe: Recipe, index: int) -> OpticalState:
     """Return the state of the telescope in an exposure."""
     settings = recipe.optics
@@ -155,12 +163,12 @@ def expected_light(
     """Return the light that falls on a unit [e-/s/pixel], and where artefacts in it were noticed."""
     shape, band = recipe.frame_shape, instrument.bands[str(instrument.detector(detector).band)]
     weights = sub_band_weights(band.wavelength, catalogue.temperature)
-    state = state_of(recipe, index)
-    psf = frame_psf(recipe.optics, instrument.model_dump_json(), detector, shape, state)
-    exact = catalogue.is_star & (catalogue.flux * recipe.exptime > _FAINT) & recipe.optics.exact
+    optics, state = optics_of(recipe, index), state_of(recipe, index)
+    psf = frame_psf(optics, instrument.model_dump_json(), detector, shape, state)
+    exact = catalogue.is_star & (catalogue.flux * recipe.exptime > _FAINT) & optics.exact
     light = draw_scene(catalogue.select(~exact), weights[~exact], shape, psf)
     if exact.any():
-        model = psf_model(recipe.optics, instrument.model_dump_json())
+        model = psf_model(optics, instrument.model_dump_json())
         window = Window.of(shape, instrument)
         placed = ExactPsf(model, detector, window, state)
         light += draw_scene(catalogue.select(exact), weights[exact], shape, placed)
@@ -171,7 +179,7 @@ def expected_light(
     sky *= fringes(recipe.sensor, detector, shape, sum(band.wavelength) / 2)
     light += np.float32(band.sky * recipe.sky.level) * sky
     trails, on_trail = draw_trails(rng, recipe.artefacts, shape, recipe.exptime)
-    of_telescope = stream(recipe.optics.seed, Purpose.ARTEFACTS, detector)  # a ghost's size is not an exposure's
+    of_telescope = stream(optics.seed, Purpose.ARTEFACTS, detector)  # a ghost's size is not an exposure's
     ghosts, on_ghost = draw_ghosts(of_telescope, recipe.artefacts, catalogue, shape, recipe.exptime)
     light += trails
     light += ghosts
@@ -286,7 +294,7 @@ def unit_stamps(recipe: Recipe, instrument: Instrument, index: int, detector: in
         columns["cr_charge"] = targets.electrons.astype(np.float64)
         columns["cr_charge_inside"] = planes["truth/cr"].sum(axis=(1, 2), dtype=np.float64)
     if recipe.stamps.kind == "isolated":
-        model = psf_model(recipe.optics, instrument.model_dump_json())
+        model = psf_model(optics_of(recipe, index), instrument.model_dump_json())
         psf = model.effective(
             detector,
             columns["x_detector"],

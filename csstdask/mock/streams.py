@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     GENERATOR = 15
     DENSITY = 16
     SHAKE = 17
+    TELESCOPE = 18
 
 
 def stream(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from safetensors.torch import load_file, save
@@ -31,6 +31,7 @@ from csstdask.nn.weights import save_weights
 log = logging.getLogger("csstdask")
 
 Batch = TypeVar("Batch")
+Keep = Literal["best", "last"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class Schedule:
     freeze_norm: float = 1.0
     """Share of the epochs after which batch normalisation uses what it has gathered, and gathers no more."""
     patience: int = 20
-    """Epochs without a better score after which to stop."""
+    """Epochs without a better score after which to stop, where the best are kept."""
+    keep: Keep = "best"
+    """Which weights: of the epoch with the best score, or the last, where a score is noisier than what is learnt."""
     clip_norm: float = 1.0
     """Of the gradient."""
     precision: TrainingPrecision = "bfloat16"
@@ -107,7 +110,7 @@ def train(
     Returns
     -------
     list of dict
-        The log, an epoch an item. The network holds the weights of the best epoch.
+        The log, an epoch an item. The network holds the weights of the best epoch, or of the last.
 
     Raises
     ------
@@ -120,7 +123,8 @@ def train(
     state = _resume(folder, _identity(learner, schedule), network, optimiser)
     if state.epoch:
         announce(f"going on with epoch {state.epoch} of the training in {folder}")
-    while state.epoch < schedule.epochs and state.epoch - state.best_epoch <= schedule.patience:
+    to_the_end = schedule.keep == "last"
+    while state.epoch < schedule.epochs and (to_the_end or state.epoch - state.best_epoch <= schedule.patience):
         start = time.perf_counter()
         torch.manual_seed(schedule.seed + 1000 * (state.epoch + 1))
         mean_loss = _one_epoch(learner, network, optimiser, schedule, state.epoch, device)
@@ -136,7 +140,8 @@ def train(
         state.epoch += 1
         _keep(folder, _identity(learner, schedule), network, optimiser, state)
         announce(", ".join(f"{name} {value:.4g}" for name, value in line.items()))
-    network.load_state_dict(load_file(folder / "best.safetensors"))
+    if not to_the_end:
+        network.load_state_dict(load_file(folder / "best.safetensors"))
     return state.history
 
 

@@ -60,6 +60,9 @@ class RepairSettings(_Settings):
     """Repair of hit pixels."""
 
     model: Annotated[str, _model_for("inpaint")] = Field("default", description=_MODEL_HELP)
+    psf: Annotated[str, _model_for("psf")] | Literal["none"] = Field(
+        "default", description=f"of stars, where it knows the detector's band: {_MODEL_HELP}; none: stars as all else"
+    )
 
 
 class SourcesSettings(_Settings):
@@ -69,6 +72,13 @@ class SourcesSettings(_Settings):
     least_area: int = Field(5, ge=1, description="least number of connected pixels")
     aperture_radius: float = Field(4.0, gt=0, description="[pixel]")
     deblend_contrast: float = Field(0.005, ge=0, le=1)
+
+
+class PsfSettings(_Settings):
+    """The point spread function, from a frame's stars."""
+
+    model: Annotated[str, _model_for("psf")] = Field("default", description=_MODEL_HELP)
+    least_snr: float = Field(30.0, gt=0, description="of a star that it is fitted to")
 
 
 class EngineSettings(_Settings):
@@ -82,8 +92,10 @@ class EngineSettings(_Settings):
     )
 
 
-#: Parts of the settings that name a model, and its task.
-MODEL_SETTINGS = {"detect": "cosmicray", "repair": "inpaint"}
+#: Settings that name a model (part, key), and its task.
+MODEL_SETTINGS = {
+    ("detect", "model"): "cosmicray", ("repair", "model"): "inpaint", ("repair", "psf"): "psf", ("psf", "model"): "psf",
+}  # fmt: skip
 
 
 class RunConfig(_Settings):
@@ -93,6 +105,7 @@ class RunConfig(_Settings):
     detect: DetectSettings = DetectSettings()
     repair: RepairSettings = RepairSettings()
     sources: SourcesSettings = SourcesSettings()
+    psf: PsfSettings = PsfSettings()
     engine: EngineSettings = EngineSettings()
 
 

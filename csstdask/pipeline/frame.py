@@ -7,6 +7,7 @@ are read from the run's store, so that a step never knows whether its predecesso
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +19,23 @@ from csstdask.instrument import Instrument, electrons_per_unit
 from csstdask.store.campaign import UnitFacts
 
 PlaneReader = Callable[[str], npt.NDArray[Any]]
+Table = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """A frame after repair, in electrons."""
+
+    height: npt.NDArray[np.float32]
+    """(y, x) Above the sky; 0 where `mask`."""
+    error: npt.NDArray[np.float32]
+    """(y, x) 1 sigma, of repaired pixels that of the repair."""
+    noise: npt.NDArray[np.float32]
+    """(y, x) 1 sigma of the sky."""
+    mask: npt.NDArray[np.bool_]
+    """(y, x) Pixels that take no part."""
+    repaired: npt.NDArray[np.bool_]
+    """(y, x) Pixels whose value is an estimate."""
 
 
 class Frame:
@@ -35,6 +53,8 @@ class Frame:
         Return a plane of the campaign, or a product of the run, by name.
     read_header : callable
         Return the FITS header of the science plane as text.
+    read_table : callable
+        Return a table of the run, by name.
     """
 
     def __init__(
@@ -45,6 +65,7 @@ class Frame:
         read_plane: PlaneReader,
         read_product: PlaneReader,
         read_header: Callable[[], str] = str,
+        read_table: Callable[[str], Table] | None = None,
     ) -> None:
         self.facts = facts
         self.instrument = instrument
@@ -52,7 +73,9 @@ class Frame:
         self._read_plane = read_plane
         self._read_product = read_product
         self._read_header = read_header
+        self._read_table = read_table or (lambda _: {})
         self._products: dict[str, npt.NDArray[Any]] = {}
+        self._tables: dict[str, Table] = {}
 
     @cached_property
     def data(self) -> npt.NDArray[np.float32]:
@@ -117,9 +140,35 @@ class Frame:
             self._products[name] = self._read_product(name)
         return self._products[name]
 
+    def table(self, name: str) -> Table:
+        """Return the table of an earlier step, as it lies in the store."""
+        if name not in self._tables:
+            self._tables[name] = self._read_table(name)
+        return self._tables[name]
+
+    def repaired(self) -> Repaired | None:
+        """Return the frame after repair; None where its sky is not known."""
+        mesh = self.mesh
+        if not np.isfinite(mesh.background).all():
+            return None
+        hit, repair, variance = (self.product(name) for name in ("cr_mask", "repair", "repair_variance"))
+        repaired = hit & np.isfinite(repair) & np.isfinite(variance)
+        scale = np.float32(self.scale)
+        height = np.where(repaired, repair * scale, self.data)
+        height -= mesh.background_at()
+        error = np.where(repaired, np.sqrt(variance) * scale, self.error)
+        mask = self.ignore | (hit & ~repaired)
+        height[mask] = 0
+        error[~np.isfinite(error)] = 0
+        return Repaired(height, error, mesh.noise_at(), mask, repaired)
+
     def keep(self, products: dict[str, npt.NDArray[Any]]) -> None:
         """Keep what a step has made, for those after it."""
         self._products.update(products)
+
+    def keep_table(self, name: str, table: Table) -> None:
+        """Keep a table that a step has made, for those after it."""
+        self._tables[name] = table
 
 
 def modelled_variance(data: npt.NDArray[Any], mesh: Mesh) -> npt.NDArray[np.float32]:

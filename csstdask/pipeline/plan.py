@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,13 @@ from csstdask.engine.fingerprint import fingerprint
 from csstdask.engine.memory import Projection, check, fitting_slots
 from csstdask.engine.units import AnyOf, Selection, Unit
 from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.step import Step
+from csstdask.pipeline.step import Grid, Step
+from csstdask.psf.field import HALF_PIXELS, NODES
 from csstdask.store.campaign import Campaign, UnitFacts
-from csstdask.store.run import MESH_DIMS
-from csstdask.store.schema import PIXEL_DIMS, ArraySpec
+from csstdask.store.schema import MESH_DIMS, PIXEL_DIMS, PSF_DIMS, ArraySpec
+
+#: Dimensions of products.
+GRIDS: dict[Grid, tuple[str, ...]] = {"pixels": PIXEL_DIMS, "mesh": MESH_DIMS, "psf": PSF_DIMS}
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,13 @@ class Plan:
     def mesh_shape(self) -> tuple[int, int]:
         """Return the boxes along y and x."""
         return mesh_shape(self.campaign.shape, self.config.background.box)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Return the lengths of a unit's dimensions."""
+        names = ("y", "x", "y_mesh", "x_mesh", "y_psf", "x_psf", "v", "u")
+        lengths = (*self.campaign.shape, *self.mesh_shape, NODES, NODES, HALF_PIXELS, HALF_PIXELS)
+        return dict(zip(names, lengths, strict=True))
 
     @property
     def fingerprint(self) -> str:
@@ -99,9 +110,9 @@ class Plan:
 
     def stored_bytes(self) -> int:
         """Return the bytes of a unit's products before compression: an upper bound on disk."""
+        sizes = self.sizes
         return sum(
-            np.dtype(product.dtype).itemsize
-            * (self.mesh_shape[0] * self.mesh_shape[1] if product.mesh else self.pixels)
+            np.dtype(product.dtype).itemsize * prod(sizes[dim] for dim in GRIDS[product.grid][2:])
             for step in self.steps
             for product in step.products
         )
@@ -131,7 +142,7 @@ class Plan:
         specs: list[tuple[ArraySpec, str | None]] = []
         for step in self.steps:
             for product in step.products:
-                dims = MESH_DIMS if product.mesh else PIXEL_DIMS
+                dims = GRIDS[product.grid]
                 attributes: dict[str, object] = {"long_name": product.long_name}
                 units = {None: None, 1: self.campaign.units, 2: f"({self.campaign.units})^2"}[product.units_power]
                 specs.append(

@@ -138,7 +138,7 @@ def run(
             root,
             plan.campaign,
             plan.product_specs(),
-            plan.mesh_shape,
+            plan.sizes,
             metrics,
             attributes,
             whole=chosen.is_everything,
@@ -248,23 +248,24 @@ def _keep_models(root: Path, config: RunConfig) -> RunConfig:
     Whoever trains on in the same folder changes no run that has begun, and a run can be looked at when the
     folder is gone.
     """
-    changed = {}
-    for part, task in MODEL_SETTINGS.items():
+    for (part, key), task in MODEL_SETTINGS.items():
         settings = getattr(config, part)
-        if settings.model.endswith(".json"):
-            copy = copy_model(find_card(task, settings.model), Path(settings.model), root / "models")
-            changed[part] = settings.model_copy(update={"model": str(copy.resolve())})
-    return config.model_copy(update=changed)
+        model = getattr(settings, key)
+        if model.endswith(".json"):
+            copy = copy_model(find_card(task, model), Path(model), root / "models")
+            changed = settings.model_copy(update={key: str(copy.resolve())})
+            config = config.model_copy(update={part: changed})
+    return config
 
 
 def _portable(root: Path, config: dict[str, Any], *, back: bool = False) -> dict[str, Any]:
     """Name the models that lie in a run relative to it, or, `back`, by their full path again."""
     folder = f"{root.resolve()}/"
-    for part in MODEL_SETTINGS:
-        model = config[part]["model"]
+    for part, key in MODEL_SETTINGS:
+        model = config[part].get(key, RunConfig.model_fields[part].default.model_dump()[key])
         if back and model.startswith("models/"):
             model = folder + model
-        config[part] = config[part] | {"model": model if back else model.removeprefix(folder)}
+        config[part] = config[part] | {key: model if back else model.removeprefix(folder)}
     return config
 
 

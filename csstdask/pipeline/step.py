@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy.typing as npt
 
 from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.frame import Frame
+from csstdask.pipeline.frame import Frame, Table
 from csstdask.store.schema import Codec
 
-Table = dict[str, npt.NDArray[Any]]
+Grid = Literal["pixels", "mesh", "psf"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Product:
     """What reads where no unit has written."""
     units_power: int | None = None
     """Its units are those of ``sci`` to this power; None: it has none."""
-    mesh: bool = False
-    """True: on (y_mesh, x_mesh) instead of (y, x)."""
+    grid: Grid = "pixels"
+    """What it has a value for: each pixel, each box of the background's mesh, or half pixels of PSFs on their nodes."""
     codec: Codec = "pixels"
     """How it is compressed."""
     long_name: str = ""

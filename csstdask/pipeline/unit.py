@@ -28,12 +28,12 @@ from csstdask.engine.window import failure
 from csstdask.errors import LostOwnershipError
 from csstdask.instrument import Instrument
 from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.frame import Frame
+from csstdask.pipeline.frame import Frame, Table
 from csstdask.pipeline.step import Output, Step
 from csstdask.pipeline.steps import STEPS
 from csstdask.pipeline.steps.detect import DETECT, uses_network
 from csstdask.store.campaign import UnitFacts, read_header, read_unit_pixels
-from csstdask.store.tables import table_path, units_of, write_table
+from csstdask.store.tables import read_table, table_path, units_of, write_table
 from csstdask.store.zarr_arrays import read_shard, write_shard
 
 log = logging.getLogger("csstdask")
@@ -109,6 +109,8 @@ def process_unit(job: UnitJob) -> dict[str, Any]:
             seconds[step_name] = time.perf_counter() - start
             done[step_name] = _write(job, attempt, root, step, output, fingerprint, seconds[step_name])
             frame.keep(output.arrays)
+            if step.table is not None and output.table is not None:
+                frame.keep_table(step.table, output.table)
         except Exception as error:
             log.debug("unit %s, step %s", job.unit, step_name, exc_info=True)
             problem = failure(step_name, error)
@@ -135,7 +137,10 @@ def _frame(job: UnitJob) -> Frame:
     def header() -> str:
         return read_header(Path(job.campaign), job.row, job.column)
 
-    return Frame(job.facts, job.instrument, job.units, read_plane, read_product, header)
+    def read_unit_table(name: str) -> Table:
+        return read_table(table_path(Path(job.run), name, job.unit.exposure, job.unit.detector))
+
+    return Frame(job.facts, job.instrument, job.units, read_plane, read_product, header, read_unit_table)
 
 
 def _write(

@@ -53,6 +53,10 @@ def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset
     dataset = dataset.assign_coords(coordinates)
     dataset.attrs |= {"path": str(root), "campaign_path": str(source_path), "instrument": source.attrs["instrument"]}
     flags = validate_instrument(source.attrs["instrument"], str(root)).flags
+    if "psf" in dataset:
+        nodes = {"x_psf": ("x", dataset.sizes["x_psf"]), "y_psf": ("y", dataset.sizes["y_psf"])}
+        places = {dim: (np.arange(n) + 0.5) / n * source.sizes[axis] - 0.5 for dim, (axis, n) in nodes.items()}
+        dataset = dataset.assign_coords(places)
     incoming = np.int32(flags.incoming_cosmic_ray_mask)
     dataset["header"] = source["header"]
     dataset["cr_mask_input"] = (source["flag"] & incoming) != 0

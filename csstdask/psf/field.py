@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,8 @@ from csstdask.psf.principal import FINE, SIDE, PrincipalPsfs, polynomials
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
 
+#: Along each axis, where a detector's PSF is kept: enough for polynomials of this degree, and one to spare.
+NODES, _DEGREE = 5, 3
 #: Samples along the edge of a reconstructed PSF, two a native pixel.
 HALF_PIXELS = 64
 _BATCH = 128
@@ -43,19 +46,42 @@ class PsfField:
         image, sigma : float32 arrays (n, 64, 64)
             As those of `csstdask.psf.reconstruct`; sigma is that of a star's own PSF there, its colour unknown.
         """
+        return half_pixels(self.psfs, *self.amounts_at(x, y))
+
+    def amounts_at(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Float, Float]:
+        """Return amounts (n, k) that are expected of stars at places, and their covariances (n, k, k)."""
         place = self._polynomials(x, y)
         k, count = len(self.psfs), place.shape[1]
         blocks = self.covariance.reshape(count, k, count, k)
         spread = np.einsum("np,paqb,nq->nab", place, blocks, place, optimize=True) + np.diag(self.psfs.own)
-        return half_pixels(self.psfs, place @ self.amounts, spread)
+        return place @ self.amounts, spread
 
     def fine(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Images:
         """Return the PSF at places, four samples a native pixel, float32 (n, SIDE, SIDE): light a native pixel."""
         return self.psfs.at(self._polynomials(x, y) @ self.amounts)
 
+    def profile(self) -> Float:
+        """Return the light on a pixel so many pixels from a star, 0, 1, ..., for the mean of the band's PSFs."""
+        steps = (np.arange(SIDE) - SIDE // 2) / FINE
+        distance = np.hypot(steps[:, None], steps).ravel()
+        rings = np.rint(distance).astype(int)
+        light = np.bincount(rings, self.psfs.mean.ravel()) / np.bincount(rings)
+        return np.asarray(light[: SIDE // FINE // 2])
+
     def _polynomials(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Float:
         across, down = (np.atleast_1d(np.asarray(place, dtype=np.float64)) for place in (x, y))
         return polynomials(*on_unit(across, down, self.shape), self.psfs.degree)
+
+
+def between_nodes(images: npt.NDArray[Any], u: Float, v: Float) -> npt.NDArray[np.floating[Any]]:
+    """Return images (n, ...) at places u, v (n,) between -1 and 1, from those (NODES, NODES, ...) at a field's nodes.
+
+    Amounts of principal images are cubic polynomials of the place: through the nodes goes just one of that degree.
+    """
+    axis = (np.arange(NODES) + 0.5) / NODES * 2 - 1
+    at_v, at_u = (part.ravel() for part in np.meshgrid(axis, axis, indexing="ij"))
+    weight = polynomials(u, v, _DEGREE) @ np.linalg.pinv(polynomials(at_u, at_v, _DEGREE))
+    return np.tensordot(weight, images.reshape(NODES**2, *images.shape[2:]), axes=1)
 
 
 def on_unit(x: Float, y: Float, shape: tuple[int, int]) -> tuple[Float, Float]:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import maximum_filter
 
-from csstdask.psf.pixels import interpolation, rendered
+from csstdask.psf.pixels import Renderer, interpolation
 from csstdask.psf.principal import PrincipalPsfs
 
 log = logging.getLogger("csstdask")
@@ -139,8 +139,9 @@ def fit_field(
     _, outlying = _residuals(psfs, stars, state, _FIRST_SHARE)
     stars.weight = np.where(outlying, 0, trusted)
     _better_flux(psfs, stars, state)
+    renderer = Renderer(np.concatenate([psfs.mean[None], psfs.images]), stars.pixels.shape[-1])
     for number in range(_ROUNDS):
-        curvature, slope, eliminated = _normal_equations(psfs, stars, state)
+        curvature, slope, eliminated = _normal_equations(psfs, renderer, stars, state)
         if number == 0:
             amounts = _alone(psfs, stars.polynomials, curvature, slope, state.amounts)
         else:
@@ -166,7 +167,7 @@ def _first_flux(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> None:
     size = stars.pixels.shape[-1]
     rim = np.ones((size, size), dtype=bool)
     rim[_RIM:-_RIM, _RIM:-_RIM] = False
-    for some, _, _, seen in _seen(psfs.mean[None], stars, state):
+    for some, seen in _seen(Renderer(psfs.mean[None], size), stars, state):
         plain, known = seen[:, 0], stars.weight[some] > 0
         sky = _median(stars.pixels[some], known & rim)
         core = known & (plain > _CORE * plain.max(axis=(1, 2), keepdims=True))
@@ -176,7 +177,7 @@ def _first_flux(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> None:
 
 def _better_flux(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> None:
     """Set flux and sky by the mean PSF, as weighted least squares have it."""
-    for some, _, _, seen in _seen(psfs.mean[None], stars, state):
+    for some, seen in _seen(Renderer(psfs.mean[None], stars.pixels.shape[-1]), stars, state):
         count = len(seen)
         design = np.stack([seen[:, 0], np.ones_like(seen[:, 0])], axis=1).reshape(count, 2, -1).astype(float)
         weight = stars.weight[some].reshape(count, 1, -1)
@@ -193,7 +194,7 @@ def _median(values: Pixels | Float, which: Mask) -> Float:
 
 def _doubt(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> None:
     """Trust pixels no more than principal images can tell them."""
-    for some, _, _, beyond in _seen(np.sqrt(psfs.beyond)[None], stars, state):
+    for some, beyond in _seen(Renderer(np.sqrt(psfs.beyond)[None], stars.pixels.shape[-1]), stars, state):
         unsure = (state.flux[some, None, None] * beyond[:, 0]) ** 2
         stars.weight[some] = stars.weight[some] / (1 + stars.weight[some] * unsure)
 
@@ -205,28 +206,28 @@ def _solve(matrix: Float, right: Float) -> Float:
     return np.asarray(scale[:, :, None] * np.linalg.solve(scaled, scale[:, :, None] * right))
 
 
-def _seen(images: Pixels, stars: _Stars, state: _State) -> Iterator[tuple[slice, Pixels, Pixels, Pixels]]:
-    """Yield batches of stars: which, matrices along y and x, and images as they see them (n, k, size, size)."""
-    size = stars.pixels.shape[-1]
+def _seen(renderer: Renderer, stars: _Stars, state: _State) -> Iterator[tuple[slice, Pixels]]:
+    """Yield batches of stars: which, and images as they see them (n, k, size, size)."""
     for first in range(0, len(stars.pixels), _BATCH):
         some = slice(first, first + _BATCH)
-        along_y, along_x = interpolation(state.y[some], size), interpolation(state.x[some], size)
-        yield some, along_y, along_x, rendered(images, along_y, along_x)
+        yield some, renderer(state.y[some], state.x[some])
 
 
 #: Of a batch of stars: how flux, sky and place follow amounts (n, 4, k), and what they are moved by else (n, 4).
 _Eliminated = tuple[slice, Float, Float]
 
 
-def _normal_equations(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> tuple[Float, Float, list[_Eliminated]]:
+def _normal_equations(
+    psfs: PrincipalPsfs, renderer: Renderer, stars: _Stars, state: _State
+) -> tuple[Float, Float, list[_Eliminated]]:
     """Return curvature (n, k, k) and slope (n, k) in the amounts about the state, flux, sky and place eliminated."""
     n, k, size = len(stars.pixels), len(psfs), stars.pixels.shape[-1]
     curvature, slope = np.empty((n, k, k)), np.empty((n, k))
     eliminated: list[_Eliminated] = []
-    images = np.concatenate([psfs.mean[None], psfs.images])
     prior = np.diag([0.0, 0.0, _PLACE**-2, _PLACE**-2])
-    for some, along_y, along_x, seen in _seen(images, stars, state):
+    for some, seen in _seen(renderer, stars, state):
         count = len(seen)
+        along_y, along_x = interpolation(state.y[some], size), interpolation(state.x[some], size)
         amounts, flux = state.amounts[some].astype(np.float32), state.flux[some].astype(np.float32)
         plain = seen[:, 0] + (amounts[:, None] @ seen[:, 1:].reshape(count, k, -1)).reshape(count, size, size)
         whole = psfs.at(amounts)

@@ -142,6 +142,7 @@ def fit_detector(
     variance: npt.NDArray[np.float32],
     x: Float,
     y: Float,
+    shape: tuple[int, int] | None = None,
 ) -> tuple[FieldFit, PsfField]:
     """Fit the stars of one detector.
 
@@ -156,7 +157,9 @@ def fit_detector(
     pixels, variance : float32 arrays (n, y, x)
         As `csstdask.psf.fit.fit_field` takes them.
     x, y : float64 arrays (n,)
-        Of each star on the whole detector, zero-based [pixel].
+        Of each star, zero-based [pixel].
+    shape : (int, int), optional
+        Of what they lie on (y, x): by default the whole detector.
 
     Raises
     ------
@@ -170,9 +173,9 @@ def fit_detector(
         psfs = principal_psfs(card, str(known[detector]))
     except KeyError as error:
         raise InputError(card.name, f"no tensor {error}", "weights as its card has them") from None
-    if instrument.shape is None:
+    shape = shape or instrument.shape
+    if shape is None:
         raise InputError(card.name, f"{instrument.name}, whose detectors have no size", "an instrument with a shape")
-    shape = instrument.shape
     for name, places, length in (("x", x, shape[1]), ("y", y, shape[0])):
         off = (places < -0.5) | (places > length - 0.5)
         if off.any():

@@ -26,8 +26,9 @@ _LOCUS_SNR, _LOCUS_SIGMA, _LEAST_LOCUS = 50.0, 4.0, 0.05
 _FEWEST = 10
 #: Cells along each axis of the detector, of which every fifth holds stars in reserve, none beside another.
 _CELLS, _EVERY = 10, 5
-#: Bins of a star's place within its pixel along each axis, and the least share of stars in each.
-_PHASES, _LEAST_SHARE = 4, 0.25 / 16
+#: Bins of a star's place within its pixel along each axis; how far below the mean of all a bin is worth a warning, as a
+#: share of it and in sigmas of its chance.
+_PHASES, _LEAST_SHARE, _CHANCE = 4, 0.25, 3.0
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ def select_stars(
     kept = (column + 2 * row) % _EVERY == 0
     fitted, reserve = left & ~kept, left & kept
     phases = _phases(x[fitted], y[fitted])
-    if fitted.sum() >= _FEWEST and phases.min() < _LEAST_SHARE * phases.sum():
+    usual = phases.mean()
+    if phases.min() < min(_LEAST_SHARE * usual, usual - _CHANCE * usual**0.5):
         log.warning(
             "of %d stars only %d lie in one sixteenth of a pixel: the PSF between samples is poorly told",
             phases.sum(), phases.min(),
@@ -147,7 +149,7 @@ def _locus(radius: Float, snr: Float) -> tuple[float, float]:
         half = (len(core) + 1) // 2
         first = int(np.argmin(core[half - 1 :] - core[: len(core) - half + 1]))
         core = core[first : first + half]
-    middle = float(np.median(core))
+    middle = float(core[len(core) // 2])  # one of them: of two that are far apart, the mean is near neither
     near = bright[np.abs(bright - middle) < 0.2 * middle]
     sigma = 1.4826 * float(np.median(np.abs(near - np.median(near))))
     width = max(_LOCUS_SIGMA * sigma, _LEAST_LOCUS * middle)

@@ -1,8 +1,4 @@
-"""Telescopes that might be: what a band's PSFs are learnt from.
-
-Each is built, aged and shaken otherwise: wavefront, its reach in Zernike orders and over the field, polishing errors,
-jitter and its shape, diffusion, an isotropic blur. None is a telescope of the test recipes: their seeds are small.
-"""
+"""What a band's PSFs are learnt from: telescopes that might be, each looked through at stars of all colours."""
 
 from __future__ import annotations
 
@@ -13,13 +9,13 @@ import numpy.typing as npt
 
 from csstdask.instrument import Instrument
 from csstdask.mock.psf import OpticalState, PsfModel
-from csstdask.mock.recipe import Optics
+from csstdask.mock.telescopes import draw_optics
 from csstdask.psf.principal import FIELD, SIDE, resampled
 
-#: Seeds of telescopes begin here; those of recipes are below.
-_FIRST_SEED = 10_000_000
 #: Years after launch, and colours of stars [K].
 _YEARS, _TEMPERATURES = 10.0, (3200.0, 12000.0)
+#: How often a telescope's PSFs are larger than its parts explain, and by how much R grows at most.
+_ENLARGED, _LARGEST = 0.4, 0.12
 
 
 @dataclass(frozen=True)
@@ -33,23 +29,6 @@ class Sights:
     v: npt.NDArray[np.float64]
 
 
-def draw_optics(rng: np.random.Generator) -> tuple[Optics, OpticalState]:
-    """Draw a telescope and its state."""
-    high = bool(rng.random() < 0.4)
-    optics = Optics(
-        seed=_FIRST_SEED + int(rng.integers(2**31)),
-        wavefront=float(rng.uniform(45, 95)),
-        orders=(4, 22 if high else 11),
-        mid_frequency=float(rng.uniform(2, 10)) if rng.random() < 0.3 else 0.0,
-        drift=float(rng.uniform(0, 25)),
-        jitter=float(0.033 * np.exp(rng.normal(0, 0.2))),
-        jitter_shape="line" if rng.random() < 0.25 else "gaussian",
-        diffusion=float(rng.uniform(0.18, 0.34)),
-    )
-    enlarge = float(rng.uniform(0, 0.12)) if rng.random() < 0.4 else 0.0
-    return optics, OpticalState(epoch=float(rng.uniform(0, _YEARS)), enlarge=enlarge)
-
-
 def draw_sights(rng: np.random.Generator, instrument: Instrument, band: str, nodes: int) -> Sights:
     """Draw a telescope, and look through it at stars of all colours, on a grid of nodes of one of the band's detectors.
 
@@ -61,7 +40,9 @@ def draw_sights(rng: np.random.Generator, instrument: Instrument, band: str, nod
     nodes : int
         Along each axis, Chebyshev's.
     """
-    optics, state = draw_optics(rng)
+    optics = draw_optics(rng)
+    enlarge = float(rng.uniform(0, _LARGEST)) if rng.random() < _ENLARGED else 0.0
+    state = OpticalState(epoch=float(rng.uniform(0, _YEARS)), enlarge=enlarge)
     model = PsfModel(optics, instrument)
     detectors = [one.id for one in instrument.detectors if one.band == band]
     detector = int(rng.choice(detectors))

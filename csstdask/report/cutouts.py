@@ -62,6 +62,12 @@ def grey_levels(image: npt.NDArray[Any], low: float, high: float) -> npt.NDArray
     return (255 * np.arcsinh(10 * unit) / np.arcsinh(10)).astype(np.uint8)[::-1]
 
 
+def four_decades(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return an image as grey levels of its logarithm, four decades from its highest value."""
+    share = np.maximum(image / max(float(np.max(image)), 1e-30), 1e-4)
+    return np.asarray(255 * (np.log10(share) / 4 + 1), dtype=np.uint8)
+
+
 def picture(grey: npt.NDArray[np.uint8], caption: str) -> str:
     """Return a figure that holds its own pixels."""
     data = base64.b64encode(png(grey)).decode()

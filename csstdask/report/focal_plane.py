@@ -1,14 +1,19 @@
-"""The focal plane as a drawing: one box a detector at its place, coloured by a number. SVG, no plotting library."""
+"""The focal plane as a drawing: at each detector's place a box coloured by a number, or a small image.
+
+SVG and grey levels, no plotting library.
+"""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from csstdask.instrument import Instrument
+
+Image = npt.NDArray[np.uint8]
 
 #: From low to high: dark blue, teal, yellow; told apart in grey as well.
 _COLOURS = np.array([(48, 18, 59), (40, 92, 160), (26, 160, 140), (140, 200, 70), (250, 225, 60)], dtype=float)
@@ -86,3 +91,30 @@ def _bar(low: float, high: float, y: float) -> str:
         f'{cells}<text x="30" y="{y + 9:.0f}" fill="#222">{low:.3g}</text>'
         f'<text x="310" y="{y + 9:.0f}" fill="#222">{high:.3g}</text>'
     )
+
+
+def mosaic(tiles: Sequence[Sequence[Image | None]], gap: int = 1) -> Image:
+    """Return images of one size side by side, top row first; None leaves a place empty."""
+    height, width = next(tile.shape for row in tiles for tile in row if tile is not None)
+    rows, columns = len(tiles), len(tiles[0])
+    canvas = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap), dtype=np.uint8)
+    for i, row in enumerate(tiles):
+        for j, tile in enumerate(row):
+            if tile is not None:
+                y, x = i * (height + gap), j * (width + gap)
+                canvas[y : y + height, x : x + width] = tile
+    return canvas
+
+
+def on_focal_plane(instrument: Instrument, tiles: Mapping[int, Image]) -> Image:
+    """Return one image a detector, of one size, each at its detector's place; the places of others stay empty."""
+    centres = instrument.geometry.centres if instrument.geometry else {}
+    ny, nx = instrument.shape or (1, 1)
+    across = {detector: (round(centres[detector][1] / ny), round(centres[detector][0] / nx)) for detector in tiles}
+    rows = sorted({row for row, _ in across.values()}, reverse=True)
+    columns = sorted({column for _, column in across.values()})
+    plane: list[list[Image | None]] = [[None] * len(columns) for _ in rows]
+    for detector, tile in tiles.items():
+        row, column = across[detector]
+        plane[rows.index(row)][columns.index(column)] = tile
+    return mosaic(plane)

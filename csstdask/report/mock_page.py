@@ -7,7 +7,7 @@ each of its defects and artefacts, cosmic rays beside real ones, and for stamp s
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from csstdask.instrument import Instrument, validate_instrument
 from csstdask.mock.events import library_for
 from csstdask.mock.psf import SUB_BANDS, OpticalState, PsfModel, energy_radius
 from csstdask.mock.recipe import Recipe
-from csstdask.report.cutouts import grey_levels, picture
+from csstdask.mock.render import optics_of
+from csstdask.report.cutouts import four_decades, grey_levels, picture
 from csstdask.report.document import number, table, write_document
-from csstdask.report.focal_plane import draw_focal_plane
+from csstdask.report.focal_plane import draw_focal_plane, mosaic, on_focal_plane
 from csstdask.store.campaign import open_campaign
 from csstdask.store.stamps import open_stamps
 from csstdask.store.zarr_arrays import store_kind
@@ -65,7 +66,7 @@ def write_mock_report(store: str | Path, to: str | Path, data: str | Path | None
         raise InputError(path, "a store without a recipe", "a run, a mock campaign or a stamp set")
     recipe = Recipe.model_validate(dataset.attrs["recipe"])
     instrument = validate_instrument(dataset.attrs["instrument"], str(path))
-    model = PsfModel(recipe.optics, instrument)
+    model = PsfModel(optics_of(recipe, 0), instrument)
     sections = [
         ("", _title(path, dataset, recipe)),
         ("Exposures", _exposures(path)),
@@ -99,19 +100,6 @@ def _exposures(path: Path) -> str:
     return table(("exposure", "field", "split", "years", "cosmic rays", "share of pixels"), shown, len(rows))
 
 
-def mosaic(tiles: Sequence[Sequence[Image | None]], gap: int = 1) -> Image:
-    """Return images of one size side by side, top row first; None leaves a place empty."""
-    height, width = next(tile.shape for row in tiles for tile in row if tile is not None)
-    rows, columns = len(tiles), len(tiles[0])
-    canvas = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap), dtype=np.uint8)
-    for i, row in enumerate(tiles):
-        for j, tile in enumerate(row):
-            if tile is not None:
-                y, x = i * (height + gap), j * (width + gap)
-                canvas[y : y + height, x : x + width] = tile
-    return canvas
-
-
 def _middle(core: Image, fine: int) -> Image:
     """Return the middle of a PSF at half-pixel sampling, each sample as four points of a picture."""
     step = fine // 2
@@ -120,24 +108,9 @@ def _middle(core: Image, fine: int) -> Image:
     return np.repeat(np.repeat(half_pixels, 2, axis=0), 2, axis=1)[::-1]
 
 
-def on_focal_plane(instrument: Instrument, tiles: Mapping[int, Image]) -> Image:
-    """Return one image a detector, of one size, each at its detector's place; the places of others stay empty."""
-    centres = instrument.geometry.centres if instrument.geometry else {}
-    ny, nx = instrument.shape or (1, 1)
-    across = {detector: (round(centres[detector][1] / ny), round(centres[detector][0] / nx)) for detector in tiles}
-    rows = sorted({row for row, _ in across.values()}, reverse=True)
-    columns = sorted({column for _, column in across.values()})
-    plane: list[list[Image | None]] = [[None] * len(columns) for _ in rows]
-    for detector, tile in tiles.items():
-        row, column = across[detector]
-        plane[rows.index(row)][columns.index(column)] = tile
-    return mosaic(plane)
-
-
 def _psf_tile(core: Image, fine: int) -> Image:
     """Return the middle of a PSF as grey levels over four decades."""
-    part = _middle(core, fine)
-    return np.asarray(255 * (np.log10(np.maximum(part / core.max(), 1e-4)) / 4 + 1), dtype=np.uint8)
+    return four_decades(_middle(core, fine))
 
 
 def _telescope(model: PsfModel, instrument: Instrument, recipe: Recipe) -> str:

@@ -26,6 +26,7 @@ from csstdask.report.cosmic_rays import alarms_and_spectra
 from csstdask.report.cutouts import draw_cutouts
 from csstdask.report.document import Cell, number, table, write_document
 from csstdask.report.focal_plane import colour, draw_focal_plane, limits
+from csstdask.report.psf import draw_psfs
 
 #: Units whose times are looked at: enough for a mean, few enough for a survey.
 _TIMED_UNITS = 2000
@@ -61,6 +62,7 @@ def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = 
         ("Against truth", _truth(run, campaign)),
         ("Cosmic rays", alarms_and_spectra(run, campaign) + _cosmic_rays(dataset)),
         ("Before, mask, after", draw_cutouts(dataset)),
+        ("Point spread functions", draw_psfs(dataset, instrument, run)),
         ("What it cost", _cost(run, campaign)),
         ("Units", _units(dataset)),
         ("Settings", _settings(dataset)),

@@ -18,17 +18,15 @@ import zarr
 
 from csstdask.errors import StoreError
 from csstdask.store.campaign import Campaign
-from csstdask.store.schema import PIXEL_DIMS, SCHEMA_VERSION, UNIT_DIMS, ArraySpec
+from csstdask.store.schema import SCHEMA_VERSION, UNIT_DIMS, ArraySpec
 from csstdask.store.zarr_arrays import array_names, consolidate, create_array, get_array, open_group, resize
-
-MESH_DIMS = ("exposure", "detector", "y_mesh", "x_mesh")
 
 
 def prepare_run(
     path: Path,
     campaign: Campaign,
     specs: Sequence[tuple[ArraySpec, str | None]],
-    mesh_shape: tuple[int, int],
+    sizes: Mapping[str, int],
     metrics: Sequence[str],
     attributes: Mapping[str, Any],
     *,
@@ -44,8 +42,8 @@ def prepare_run(
         Whose units it is about.
     specs : sequence of (ArraySpec, units)
         Product arrays.
-    mesh_shape : (int, int)
-        Boxes along y and x.
+    sizes : mapping
+        Lengths of a unit's dimensions.
     metrics : sequence of str
         Names of (exposure, detector) arrays.
     attributes : mapping
@@ -58,8 +56,7 @@ def prepare_run(
     StoreError
         If the store holds another campaign's products: nothing of it is touched then.
     """
-    sizes = dict(zip(PIXEL_DIMS, (len(campaign.exposures), len(campaign.detectors), *campaign.shape), strict=True))
-    sizes |= {"y_mesh": mesh_shape[0], "x_mesh": mesh_shape[1]}
+    sizes = {**sizes, "exposure": len(campaign.exposures), "detector": len(campaign.detectors)}
     if (path / "zarr.json").exists():
         _check_same_units(path, campaign, specs, sizes, whole=whole)
         resize(path, sizes["exposure"])

@@ -11,6 +11,8 @@ import numpy as np
 SCHEMA_VERSION = 1
 
 PIXEL_DIMS = ("exposure", "detector", "y", "x")
+MESH_DIMS = ("exposure", "detector", "y_mesh", "x_mesh")
+PSF_DIMS = ("exposure", "detector", "y_psf", "x_psf", "v", "u")
 UNIT_DIMS = ("exposure", "detector")
 #: Rows of `(exposure, ...)` arrays that share one chunk.
 ROWS_PER_CHUNK = 1024
@@ -43,8 +45,8 @@ class ArraySpec:
 
     @property
     def owned_chunk(self) -> bool:
-        """Tell whether each unit owns one chunk of it: small arrays of a unit, such as its stamps."""
-        return self.dims[:2] == UNIT_DIMS and len(self.dims) in (3, 5)
+        """Tell whether each unit owns one chunk of it: small arrays of a unit, such as its stamps or PSFs."""
+        return self.dims[:2] == UNIT_DIMS and len(self.dims) in (3, 5, 6)
 
 
 CAMPAIGN_PIXELS = (

@@ -27,6 +27,7 @@ _OWN_UNITS = {
         "charge": "electron", "charge_err": "electron", "peak": "electron", "length": "pixel", "width": "pixel",
         "angle": "deg",
     },
+    "psf_stars": {"size": "pixel", "psf_size": "pixel"},
 }  # fmt: skip
 
 
@@ -56,6 +57,12 @@ def write_table(path: Path, columns: Mapping[str, npt.NDArray[Any]], units: Mapp
     buffer = io.BytesIO()
     pq.write_table(_as_table(columns, units), buffer, compression="zstd")
     write_atomic(path, buffer.getvalue())
+
+
+def read_table(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Return the columns of a table; what is not known is NaN."""
+    table = pq.read_table(path)
+    return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
 
 
 def write_table_in_parts(path: Path, parts: Iterable[Mapping[str, npt.NDArray[Any]]]) -> None:

@@ -89,8 +89,9 @@ def test_flux_errors_grow_by_the_correlation_of_repaired_pixels():
     error, nothing = np.full(data.shape, 5, np.float32), np.zeros(data.shape, bool)
     left = nothing.copy()
     left[30:35, 30:35] = True
-    plain = measure_sources(data, error, error, nothing, repaired=left)
-    wider = measure_sources(data, error, error, nothing, repaired=left, repair_correlation=0.5)
+    wrong = np.sqrt(2 * error**2 + data)  # by 5 e- beyond the noise of the sky and of the photons
+    plain = measure_sources(data, wrong, error, nothing, repaired=left)
+    wider = measure_sources(data, wrong, error, nothing, repaired=left, repair_correlation=0.5)
     for column in ("flux_err", "flux_aperture_err"):
         assert wider[column][1] == plain[column][1]
         # 25 pixels of 5 e- each: a half of (125^2 - 625)

@@ -66,7 +66,7 @@ def test_pulls_are_of_repaired_pixels_alone(unit):
     assert 0.7 < pulls["background"].std() < 1.4
     repaired = np.isfinite(unit.flux_pulls["median"])
     assert (unit.columns["distance"][repaired] < 6).all()
-    assert set(unit.pulls) == {"median"}  # peers tell no variance
+    assert set(unit.pulls) == {"median", "median, stars by PSF"}  # peers tell no variance
     # A median in a source's flank is too low or too high, not both: its pulls there are wide, and no matter of noise.
     assert unit.pulls["median"]["star"].std() > 1.5
 
@@ -202,7 +202,14 @@ def frame():
 
 def test_sources_that_were_hit_are_lost_without_repair(frame):
     """Left in, cosmic rays are the catalogue; masked or repaired, most of what the clean frame gives is found."""
-    assert list(frame.treated) == [CLEAN, fields.DIRECT, fields.MASKED, fields.DROPPED, "median"]
+    assert list(frame.treated) == [
+        CLEAN,
+        fields.DIRECT,
+        fields.MASKED,
+        fields.DROPPED,
+        "median",
+        "median, stars by PSF",
+    ]
     found = {name: one.found[frame.hit].mean() for name, one in frame.treated.items()}
     purity = {name: one.true[one.hit].mean() for name, one in frame.treated.items()}
     assert frame.hit.sum() > 8

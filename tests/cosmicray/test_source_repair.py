@@ -131,21 +131,21 @@ def test_our_network_learns_how_uncertain_it_is(campaign, tmp_path):
 
 @pytest.mark.parametrize("wanted", [0.0, 0.25, 1.0])
 def test_how_far_pixels_are_wrong_together_is_learnt(wanted):
-    """From errors that were drawn with such a correlation, of a network that says nothing but zero."""
+    """From errors that were drawn with such a correlation, beside the pixels' own, of a network that says zero."""
     n, shape = 600, (SIZE, SIZE)
     numbers = torch.Generator().manual_seed(1)
     noise = torch.full((n, *shape), 2.0)
     hit = torch.zeros((n, *shape), dtype=torch.bool)
     hit[:, 30:34, 29:36] = True
     common = torch.randn((n, 1, 1), generator=numbers) * wanted**0.5
-    alone = torch.randn((n, *shape), generator=numbers) * (1 - wanted) ** 0.5
+    alone = torch.randn((n, *shape), generator=numbers) * (2 - wanted) ** 0.5
     stamps = Stamps(torch.zeros((n, *shape)), noise, hit, torch.zeros_like(hit))
     light = noise * (common + alone)
     network = build_repairer(kind="unet", scaling="noise", channels=(4, 4))
-    factors = {"sky": float(np.exp(-1)), "source": float(np.exp(-1))}
+    factors = {"sky": float(2 * np.exp(-1)), "source": float(2 * np.exp(-1))}
     height, variance = told_by(last_of(network(seen_of(stamps, "noise"))), stamps, "noise")
     assert torch.allclose(height, torch.zeros_like(height))
-    assert torch.allclose(variance * factors["sky"], noise**2)
+    assert torch.allclose(variance * factors["sky"], 2 * noise**2)
     found = correlation_of(network, [Examples(stamps, light)], "noise", factors)
     assert abs(found - wanted) < 0.06
 

@@ -6,6 +6,7 @@ import csv
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from csstdask.errors import InputError
 from csstdask.nn.trainer import Learner, Schedule, train
@@ -70,6 +71,17 @@ def test_it_stops_when_nothing_gets_better(tmp_path):
     never = Learner(stuck.network, stuck.batches, 8, stuck.loss, lambda _: {"score": 0.0})
     history = train(never, Schedule(epochs=12, patience=3), tmp_path, device=torch.device("cpu"))
     assert len(history) == 4
+
+
+def test_the_last_epoch_may_be_kept(tmp_path):
+    """Whatever its score: here each is worse than the one before."""
+    one, scores = learner(), iter(range(0, -20, -1))
+    worse = Learner(one.network, one.batches, 8, one.loss, lambda _: {"score": float(next(scores))})
+    schedule = Schedule(epochs=8, learning_rate=0.05, precision="float32", patience=3, keep="last")
+    history = train(worse, schedule, tmp_path, device=torch.device("cpu"))
+    assert len(history) == 8
+    kept = load_file(tmp_path / "best.safetensors")
+    assert any(not torch.equal(value, kept[name]) for name, value in worse.network.state_dict().items())
 
 
 def test_the_rate_rises_and_falls():

@@ -21,6 +21,9 @@ from csstdask.pipeline.steps import STEPS
 from csstdask.store.campaign import UnitFacts
 
 GOLDEN = Path(__file__).with_name("golden.json")
+#: Stars and PSFs come of systems of equations, whose digits differ between processors: tests/psf hold them.
+CONFIG = RunConfig.model_validate({"repair": {"psf": "none"}})
+SOLVED = {"psf"}
 RECIPE = Recipe(name="golden", seed=7, exposures=1, detectors=(8,), shape=(256, 256))
 
 
@@ -48,7 +51,9 @@ def measure() -> dict[str, list[object]]:
     frame = Frame(facts, instrument, "electron s-1", lambda name: planes[name].copy(), lambda name: planes[name])
     found: dict[str, list[object]] = {"mock": [NUMERICS_VERSION, digest(unit.sci, unit.wht, unit.flag, unit.truth_cr)]}
     for name, step in STEPS.items():
-        output = step.body(frame, RunConfig())
+        if name in SOLVED:
+            continue
+        output = step.body(frame, CONFIG)
         frame.keep(output.arrays)
         parts = [output.arrays[product.name] for product in step.products]
         if output.table is not None:

@@ -101,7 +101,7 @@ def test_done_is_done_and_a_new_step_recomputes_nothing_upstream(small_campaign,
     assert (second.done, second.skipped) == (4, 0)
     assert mask.stat().st_mtime_ns == before
     record = Ledger(path).read(Unit("10100000001", 7))
-    assert set(record.steps) == {"background", "detect", "repair", "sources"}
+    assert set(record.steps) == {"background", "detect", "repair", "sources", "psf"}
     assert run(small_campaign, path).skipped == 4
     assert differences(reference, path) == []
 

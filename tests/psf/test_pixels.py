@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from csstdask.psf.pixels import interpolation, rendered
+from csstdask.psf.pixels import Renderer, interpolation
 from csstdask.psf.principal import FIELD, FINE, SIDE, polynomials, powers_of, resampled
 
 
@@ -18,10 +18,18 @@ def image_of(offset_x, offset_y, *, size, step=1.0, limit=1.4):
 def test_pixels_of_a_star_anywhere_follow_from_four_samples_a_pixel(rng):
     samples = image_of(0, 0, size=SIDE, step=1 / FINE)[None].astype(np.float32)
     x, y = rng.uniform(-0.5, 0.5, (2, 50))
-    found = rendered(samples, interpolation(y, 24), interpolation(x, 24))
+    found = Renderer(samples, 24)(y, x)
     wanted = np.stack([image_of(*place, size=24) for place in zip(x, y, strict=True)])
     assert found.shape == (50, 1, 24, 24)
     assert np.abs(found[:, 0] - wanted).max() < 3e-5  # of the peak
+
+
+def test_a_batch_of_images_is_each_of_them_interpolated(rng):
+    images = rng.normal(size=(3, SIDE, SIDE)).astype(np.float32)
+    x, y = rng.uniform(-2.5, 2.5, (2, 40))
+    found = Renderer(images, 24)(y, x)
+    wanted = interpolation(y, 24)[:, None] @ images @ interpolation(x, 24).transpose(0, 2, 1)[:, None]
+    assert np.abs(found - wanted).max() < 1e-4
 
 
 def test_slopes_are_those_of_a_star_that_moves(rng):

@@ -109,6 +109,13 @@ def test_places_within_a_pixel_that_are_missing_are_told(sources, caplog):
     assert "sixteenth of a pixel" in caplog.text
 
 
+def test_two_sources_of_different_sizes_have_a_locus(sources):
+    table, _ = sources
+    two = {name: values[[0, -1]] for name, values in table.items()} | {"half_light_radius": np.array([1.0, 6.0])}
+    low, high = select_stars(two, SHAPE).radius
+    assert low < high
+
+
 def test_nothing_is_no_error_and_absent_columns_are_named(sources):
     table, _ = sources
     none = select_stars({name: values[:0] for name, values in table.items()}, SHAPE)

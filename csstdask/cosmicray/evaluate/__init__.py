@@ -15,6 +15,7 @@ and L.A.Cosmic tuned on the validation fields of the training recipe.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -143,7 +144,8 @@ def evaluate_cosmicray(
                     recipe = recipe.model_copy(update={"exposures": _TWIN_EXPOSURES})
                 if part == "epochs":
                     recipe = recipe.model_copy(update={"exposures": _EPOCHS})
-                settings = {"scale": recipe.scale, "precision": precision}
+                digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
+                settings = {"scale": recipe.scale, "precision": precision, "recipe": digest[:16]}
                 if recipe.name in results.get(part, {}) and results["settings"].get(recipe.name) == settings:
                     announce(f"{part}: {recipe.name} is kept as it was")
                     continue

@@ -52,6 +52,12 @@ class Method:
     threshold: float = 0.5
     precision: Precision = "float32"
 
+    @property
+    def hit_above(self) -> float:
+        """Return the charge above which a pixel is hit, for who gave the probabilities [e-]."""
+        calibration = {} if self.card is None else find_card("cosmicray", self.card).calibration
+        return calibration.get("hit_above", 1.0)
+
     def probability(self, case: Case) -> Float:
         """Return the probability of each pixel of a frame; of L.A.Cosmic 0 or 1."""
         if self.card is None:

@@ -73,7 +73,7 @@ def field_part(survey: Survey, announce: Announce) -> tuple[dict[str, Any], list
         "by_distance": {name: by_distance(values) for name, values in pooled(seen, "by_distance").items()},
         "events_by_length": {name: by_length(values) for name, values in pooled(seen, "by_length").items()},
         "charges": charges(seen),
-        "reliability": reliabilities(seen),
+        "reliability": reliabilities(seen, survey.methods),
         "curves": {name: curve(values) for name, values in counts.items()},
         "false_pixels_per_mpix": false_pixels(with_clean, thresholds),
         "false_pixels_on": false_pixels_on(with_clean),
@@ -201,16 +201,17 @@ def charges(seen: Sequence[Seen]) -> dict[str, Any]:
     }
 
 
-def reliabilities(seen: Sequence[Seen]) -> dict[str, Any]:
+def reliabilities(seen: Sequence[Seen], methods: Sequence[Method]) -> dict[str, Any]:
     """Return how true the networks' probabilities are, as the card has them and rescaled, everywhere and on sources."""
     result: dict[str, Any] = {}
+    above = {method.name: method.hit_above for method in methods}
     for what in ("counts", "rescaled"):
         for name, counts in pooled(seen, what).items():
             if name in seen[0].rescaled:
                 rows = result.setdefault(name, {})
                 rows["as the card has it" if what == "counts" else "rescaled to the frame"] = {
-                    "everywhere": tally.reliability(counts),
-                    "within sources": tally.reliability(counts, level=1),
+                    "everywhere": tally.reliability(counts, hit_above=above[name]),
+                    "within sources": tally.reliability(counts, hit_above=above[name], level=1),
                 }
     return result
 
@@ -366,7 +367,7 @@ def density_part(survey: Survey, announce: Announce) -> dict[str, Any]:
         rows[f"{100 * density:.3g} %"] = {
             "pooled": {name: pooled_rates(values, thresholds[name]) for name, values in counts.items()},
             "against_baseline": against(counts, survey.methods),
-            "reliability": reliabilities(own),
+            "reliability": reliabilities(own, survey.methods),
         }
         for one in own:
             for size, (low, high) in _SIZES.items():

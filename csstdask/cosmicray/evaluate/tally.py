@@ -24,6 +24,8 @@ LEVELS = (3, 5, 10, 20, 40, 80, 160)
 #: training calls hit; above; above the read noise, hidden in the pixel's own noise; above three times that.
 FAR, SKIRT, TRACE, FAINT, HIDDEN, VISIBLE = range(6)
 _HIT_ABOVE, _ASKED_ABOVE, _VISIBLE_SIGMA = 1.0, 5.0, 3.0
+#: What is hit for a network, by the charge above which it was taught so [e-].
+_FIRST_HIT = {0.0: TRACE, _HIT_ABOVE: FAINT, _ASKED_ABOVE: HIDDEN}
 #: Bins of the logit of a probability, and how far they go.
 _BINS, _LARGEST = 240, 12.0
 #: A region of fewer connected pixels is noise.
@@ -154,12 +156,14 @@ def share_visible(counts: Counts) -> float:
     return float(visible / max(1, asked))
 
 
-def reliability(counts: Counts, *, level: int = 0, bins: int = 15) -> dict[str, Any]:
+def reliability(counts: Counts, *, hit_above: float = 1.0, level: int = 0, bins: int = 15) -> dict[str, Any]:
     """Return how frequencies of hits follow probabilities, over pixels in doubt (0.02 < p < 0.98).
 
     Parameters
     ----------
     counts : int64 array (truth, region, bin)
+    hit_above : float
+        0, 1 or 5: the charge above which the probabilities say that a pixel is hit [e-].
     level : int
         As in `rates`.
     bins : int
@@ -171,10 +175,13 @@ def reliability(counts: Counts, *, level: int = 0, bins: int = 15) -> dict[str, 
         ``ece`` (mean distance of frequency from probability, weighted by pixels), ``slope`` of frequency against
         probability, ``n``, and the points ``probability``, ``frequency``, ``count``.
     """
+    if hit_above not in _FIRST_HIT:
+        raise ValueError(f"hit_above: found {hit_above}; wanted one of {', '.join(map(str, _FIRST_HIT))}")
     inside = counts[:, level:].sum(axis=1)
     p = probabilities()
     doubtful = (p > 0.02) & (p < 0.98)
-    total, hit = inside.sum(axis=0)[doubtful].astype(float), inside[FAINT:].sum(axis=0)[doubtful].astype(float)
+    total = inside.sum(axis=0)[doubtful].astype(float)
+    hit = inside[_FIRST_HIT[hit_above] :].sum(axis=0)[doubtful].astype(float)
     p = p[doubtful]
     n = total.sum()
     if n < bins:

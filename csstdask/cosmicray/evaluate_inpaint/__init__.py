@@ -35,7 +35,7 @@ PARTS = ("science", "fields", "m51")
 RECIPES = {"science": "cr-science", "fields": "cr-detection-test"}
 _EXPOSURES = 5
 #: Raised when results of the same models would have other contents.
-_FORMAT = 2
+_FORMAT = 3
 _FILE = "inpaint_evaluation"
 
 
@@ -150,6 +150,7 @@ def _identity(models: Sequence[str]) -> dict[str, Any]:
     return {
         "models": cards,
         "detector": find_card("cosmicray", "default").identity,
+        "psf": find_card("psf", "default").identity,
         "packages": versions,
         "format": _FORMAT,
     }

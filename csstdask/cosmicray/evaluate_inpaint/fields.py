@@ -36,11 +36,12 @@ from csstdask.arrays.similarity import structural_similarity
 from csstdask.arrays.sources import measure_sources
 from csstdask.cosmicray.detect import detect
 from csstdask.cosmicray.evaluate.frames import Announce, Known, draw, over_units
-from csstdask.cosmicray.evaluate_inpaint.fillers import name_of
+from csstdask.cosmicray.evaluate_inpaint.fillers import ways_of
 from csstdask.cosmicray.evaluate_inpaint.science import CLEAN
 from csstdask.cosmicray.inpaint import inpaint
 from csstdask.cosmicray.scoring import Bool, Float
 from csstdask.mock import Recipe
+from csstdask.psf.frame import knows_band
 
 Column = npt.NDArray[np.float64]
 
@@ -121,7 +122,9 @@ def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[
     zero_point = catalogue.mag + 2.5 * np.log10(counts)  # of the whole light, the same for all
     zero = float(np.median(zero_point)) if len(zero_point) else 0.0
     twin: dict[str, npt.NDArray[Any]] | None = None
-    for name, frame in _treatments(known, models).items():
+    for name, frame in _treatments(
+        known, models, detector if knows_band(recipe.instrument, detector) else None
+    ).items():
         sky, found = _measured(frame)
         twin = found if twin is None else twin
         keep = np.ones(len(found["x"]), dtype=bool)
@@ -156,8 +159,8 @@ def _at(mask: Bool, x: Column, y: Column) -> Bool:
     return np.asarray(mask[rows, columns])
 
 
-def _treatments(known: Known, models: Sequence[str]) -> dict[str, _Frame]:
-    """Return the frame in every treatment, the clean twin first."""
+def _treatments(known: Known, models: Sequence[str], detector: int | None) -> dict[str, _Frame]:
+    """Return the frame in every treatment, the clean twin first; stars by PSF where a detector's id is told."""
     case = known.case
     error = np.ones_like(case.data) if case.error is None else case.error
     hit = np.asarray(detect(case.data, case.error, case.ignore).mask)
@@ -168,11 +171,11 @@ def _treatments(known: Known, models: Sequence[str]) -> dict[str, _Frame]:
         MASKED: _Frame(case.data, case.ignore | hit, error, nothing),
         DROPPED: _Frame(case.data, case.ignore | hit, error, nothing),
     }
-    for model in ("median", *(one for one in models if one != "median")):
-        fixed = inpaint(case.data, hit, case.error, case.ignore, model=model)
+    for name, (model, by_psf) in ways_of(models, psf=detector is not None).items():
+        fixed = inpaint(case.data, hit, case.error, case.ignore, model=model, detector=detector if by_psf else None)
         variance = np.asarray(fixed.variance)
         repaired = hit & np.isfinite(variance)
-        frames[name_of(model)] = _Frame(
+        frames[name] = _Frame(
             np.asarray(fixed.data),
             case.ignore | (hit & ~repaired),
             np.where(repaired, np.sqrt(np.where(repaired, variance, 0)), error).astype(np.float32),

@@ -33,17 +33,20 @@ class Damaged:
     """1 sigma [e-]"""
     ignore: Bool
     """Pixels that nobody asks for, and that are no donors."""
+    detector: int | None = None
+    """Its id, where the model of PSFs knows its band."""
 
 
 #: Returns the repaired frame, and the variance of repaired pixels [e-^2] of methods that tell one.
 Filler = Callable[[Damaged, Bool], tuple[Float, Float | None]]
 
 
-def ours(model: str) -> Filler:
-    """Return a method of this package: ``median``, or a network by its name or card."""
+def ours(model: str, *, by_psf: bool = False) -> Filler:
+    """Return a method of this package: ``median``, or a network by its name or card; perhaps stars by their PSF."""
 
     def fill(frame: Damaged, hit: Bool) -> tuple[Float, Float | None]:
-        fixed = inpaint(frame.data, hit, frame.error, frame.ignore, model=model)
+        detector = frame.detector if by_psf else None
+        fixed = inpaint(frame.data, hit, frame.error, frame.ignore, model=model, detector=detector)
         return np.asarray(fixed.data), np.asarray(fixed.variance)
 
     return fill
@@ -117,14 +120,27 @@ def absent_peers() -> list[str]:
     return [name for name, (package, _) in PEERS.items() if importlib.util.find_spec(package) is None]
 
 
-def name_of(model: str) -> str:
+def name_of(model: str, *, by_psf: bool = False) -> str:
     """Return what a model is called in tables: its card's name and version, wherever the card lies."""
     card = find_card("inpaint", model)
-    return card.name if card.parameters else f"{card.name} {card.version}"
+    name = card.name if card.parameters else f"{card.name} {card.version}"
+    return f"{name}, stars by PSF" if by_psf else name
 
 
-def fillers(models: Sequence[str], *, peers: bool = True) -> dict[str, Filler]:
-    """Return methods by name: nothing, the median, networks by name or card, and perhaps the peers that are installed.
+def ways_of(models: Sequence[str], *, psf: bool) -> dict[str, tuple[str, bool]]:
+    """Return our own ways of repair by name, as a model and whether stars are repaired by their PSF.
+
+    The median and every network; with `psf`, the median and the first network once more.
+    """
+    networks = [model for model in models if name_of(model) != "median"]
+    ways = [(model, False) for model in ("median", *networks)]
+    if psf:
+        ways += [(model, True) for model in ("median", *networks[:1])]
+    return {name_of(model, by_psf=stars): (model, stars) for model, stars in ways}
+
+
+def fillers(models: Sequence[str], *, psf: bool = False, peers: bool = True) -> dict[str, Filler]:
+    """Return methods by name: nothing, our own ways of repair, and perhaps the peers that are installed.
 
     Raises
     ------
@@ -139,7 +155,6 @@ def fillers(models: Sequence[str], *, peers: bool = True) -> dict[str, Filler]:
     absent = absent_peers()
     return {
         "untouched": untouched,
-        "median": ours("median"),
-        **{name_of(model): ours(model) for model in models if name_of(model) != "median"},
+        **{name: ours(model, by_psf=stars) for name, (model, stars) in ways_of(models, psf=psf).items()},
         **{name: fill for name, (_, fill) in PEERS.items() if peers and name not in absent},
     }

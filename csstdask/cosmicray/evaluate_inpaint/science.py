@@ -27,16 +27,17 @@ import numpy.typing as npt
 import sep
 
 from csstdask.arrays.moments import adaptive_moments
-from csstdask.arrays.sources import covariance_of_sums
+from csstdask.arrays.sources import covariance_of_sums, wrong_together
 from csstdask.arrays.stamps import cut_stamps, middles
 from csstdask.cosmicray.detect import detect
 from csstdask.cosmicray.evaluate.frames import Announce, Known, draw, over_units
-from csstdask.cosmicray.evaluate_inpaint.fillers import Damaged, fillers, name_of
+from csstdask.cosmicray.evaluate_inpaint.fillers import Damaged, fillers, ways_of
 from csstdask.cosmicray.scoring import Bool, Float
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe
 from csstdask.mock.render import expected_light
 from csstdask.nn.models import find_card
+from csstdask.psf.frame import knows_band
 
 Mask = Literal["true", "detected"]
 MASKS: tuple[Mask, ...] = get_args(Mask)
@@ -111,7 +112,8 @@ def measure_unit(
     case = known.case
     charged = (case.charge > 0) & ~case.ignore
     hit = charged if mask == "true" else np.asarray(detect(case.data, case.error, case.ignore).mask)
-    frame = Damaged(case.data, case.error, case.ignore)
+    psf = knows_band(recipe.instrument, detector)
+    frame = Damaged(case.data, case.error, case.ignore, detector if psf else None)
     x, y, is_star = known.catalogue.x, known.catalogue.y, known.catalogue.is_star
     light = _Light.of(recipe, index, detector, known)
     columns = {"magnitude": known.catalogue.mag, "is_star": is_star.astype(float)}
@@ -124,8 +126,11 @@ def measure_unit(
     touched = (aperture_flux(hit.astype(np.float32), x, y) > 0) & (columns["usable"] > 0)
     twin = shapes_of(known.clean - np.float32(known.sky), x, y)
     measured.shaped = (touched & np.isfinite(twin).all(axis=1)).astype(float)
-    correlations = {name_of(model): find_card("inpaint", model).calibration.get("correlation", 0.0) for model in models}
-    for name, fill in fillers(models, peers=peers).items():
+    correlations = {
+        name: find_card("inpaint", model).calibration.get("correlation", 0.0)
+        for name, (model, _) in ways_of(models, psf=psf).items()
+    }
+    for name, fill in fillers(models, psf=psf, peers=peers).items():
         fixed, variance = fill(frame, hit)
         flux = aperture_flux(fixed - np.float32(known.sky), x, y)
         columns[name] = flux
@@ -139,8 +144,9 @@ def measure_unit(
         pull[told] = (fixed - known.clean)[told] / np.sqrt(variance[told])
         measured.pulls[name] = {kind: pull[told & (region == number)].astype(float) for kind, number in _KINDS.items()}
         sigma = np.sqrt(np.where(told, variance, 0)).astype(np.float32)
+        together = wrong_together(fixed - np.float32(known.sky), sigma, np.float32(known.rms), told)
         whole = aperture_flux(sigma**2, x, y)
-        whole += covariance_of_sums(sigma, correlations.get(name, 0.0), partial(aperture_flux, x=x, y=y))
+        whole += covariance_of_sums(together, correlations.get(name, 0.0), partial(aperture_flux, x=x, y=y))
         with np.errstate(divide="ignore", invalid="ignore"):
             measured.flux_pulls[name] = np.where(whole > 0, (flux - columns[CLEAN]) / np.sqrt(whole), np.nan)
     return measured

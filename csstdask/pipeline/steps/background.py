@@ -35,8 +35,8 @@ BACKGROUND = Step(
     settings=lambda config: config.background.model_dump(),
     model=lambda _: None,
     products=(
-        Product("background", "float32", float("nan"), 1, mesh=True, long_name="sky at box centres"),
-        Product("noise", "float32", float("nan"), 1, mesh=True, long_name="1 sigma of the sky at box centres"),
+        Product("background", "float32", float("nan"), 1, grid="mesh", long_name="sky at box centres"),
+        Product("noise", "float32", float("nan"), 1, grid="mesh", long_name="1 sigma of the sky at box centres"),
     ),
     metrics=("sky_level", "sky_noise", "n_ignored_pixels"),
     cost=lambda _: Cost(bytes_per_pixel=22.0, pixels_per_second=2.5e7),

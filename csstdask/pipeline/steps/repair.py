@@ -15,6 +15,7 @@ from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Cost, Output, Product, Step, Table
+from csstdask.psf.frame import knows_band
 
 #: A source's pixels: the mean of each and its neighbours stands this above the sky [sigma of one pixel].
 _SOURCE_SIGMA = 3.0
@@ -24,7 +25,16 @@ _COUNTED = dict(zip(KINDS, ("n_points", "n_tracks", "n_worms"), strict=True))
 def repair_pixels(frame: Frame, config: RunConfig) -> Output:
     """Repair hit pixels, and list the cosmic rays; repairs are in the units of ``sci``, NaN elsewhere."""
     hit = frame.product("cr_mask")
-    fixed = inpaint(frame.data, hit, frame.error, frame.ignore, model=config.repair.model, device=config.engine.device)
+    fixed = inpaint(
+        frame.data,
+        hit,
+        frame.error,
+        frame.ignore,
+        model=config.repair.model,
+        device=config.engine.device,
+        detector=frame.facts.detector if psf_is_known(frame, config) else None,
+        psf=config.repair.psf,
+    )
     height = np.subtract(frame.data, fixed.data, where=hit, out=np.zeros_like(frame.data))  # elsewhere may be inf
     events = measure_events(hit, height, fixed.variance, source=_source_pixels(frame, fixed.data))
     scale = np.float32(frame.scale)
@@ -62,6 +72,19 @@ def _table(frame: Frame, events: Table) -> Table:
     }
 
 
+def psf_is_known(frame: Frame, config: RunConfig) -> bool:
+    """Tell whether the stars of a frame are repaired by their PSF."""
+    if config.repair.psf == "none" or frame.facts.kind != "imaging":
+        return False
+    return knows_band(frame.instrument.name, frame.facts.detector, config.repair.psf)
+
+
+def model_identity(config: RunConfig) -> str:
+    """Return the identity of the models of repair."""
+    repair, psf = find_card("inpaint", config.repair.model), config.repair.psf
+    return repair.identity if psf == "none" else f"{repair.identity} {find_card('psf', psf).identity}"
+
+
 def uses_network(config: RunConfig) -> bool:
     """Tell whether sources are repaired by a network."""
     return bool(find_card("inpaint", config.repair.model).architecture)
@@ -74,9 +97,11 @@ def decisive_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def cost_of_repair(config: RunConfig) -> Cost:
-    """Return the cost of the configured model; the memory of a network is an estimate."""
+    """Return the cost of the configured models; the memory of a network is an estimate."""
     if uses_network(config):
-        return Cost(bytes_per_pixel=90.0, pixels_per_second=8e5)
+        return Cost(bytes_per_pixel=90.0, pixels_per_second=6e5)
+    if config.repair.psf != "none":
+        return Cost(bytes_per_pixel=70.0, pixels_per_second=1.5e6)
     return Cost(bytes_per_pixel=50.0, pixels_per_second=1.0e7)
 
 
@@ -84,16 +109,15 @@ REPAIR = Step(
     name="repair",
     requires=("background", "detect"),
     kinds=frozenset({"imaging", "slitless", "dark"}),
-    numerics_version=4,
+    numerics_version=5,
     body=repair_pixels,
     settings=decisive_settings,
-    model=lambda config: find_card("inpaint", config.repair.model).identity,
+    model=model_identity,
     products=(
         Product("repair", "float32", float("nan"), 1, long_name="repaired value, NaN outside cr_mask"),
         Product("repair_variance", "float32", float("nan"), 2, long_name="variance of repair, inf without a donor"),
     ),
     table="cosmic_rays",
     metrics=("n_unrepaired_pixels", *_COUNTED.values(), "cr_charge_median"),
-    halo=32,
     cost=cost_of_repair,
 )

@@ -20,23 +20,20 @@ _REACH = 3.0
 
 def find_sources(frame: Frame, config: RunConfig) -> Output:
     """Find and measure sources; fluxes in electron s-1."""
-    hit = frame.product("cr_mask")
-    repaired = hit & np.isfinite(frame.product("repair")) & np.isfinite(frame.product("repair_variance"))
-    scale = np.float32(frame.scale)
-    mesh = frame.mesh
-    if not np.isfinite(mesh.background).all():
+    seen = frame.repaired()
+    if seen is None:
         return Output(table=_table(frame, None), metrics={"n_sources": 0})
-    sky = np.where(repaired, frame.product("repair") * scale, frame.data)
-    sky -= mesh.background_at()
-    error = np.where(repaired, np.sqrt(frame.product("repair_variance")) * scale, frame.error)
-    mask = frame.ignore | (hit & ~repaired)
-    sky[mask] = 0
-    error[~np.isfinite(error)] = 0
     together = find_card("inpaint", config.repair.model).calibration.get("correlation", 0.0)
     found = measure_sources(
-        sky, error, mesh.noise_at(), mask, repaired=repaired, repair_correlation=together, **config.sources.model_dump()
+        seen.height,
+        seen.error,
+        seen.noise,
+        seen.mask,
+        repaired=seen.repaired,
+        repair_correlation=together,
+        **config.sources.model_dump(),
     )
-    table = _table(frame, found, hit)
+    table = _table(frame, found, frame.product("cr_mask"))
     return Output(table=table, metrics={"n_sources": len(table["id"])})
 
 
@@ -114,7 +111,7 @@ SOURCES = Step(
     name="sources",
     requires=("background", "detect", "repair"),
     kinds=frozenset({"imaging"}),
-    numerics_version=3,
+    numerics_version=4,
     body=find_sources,
     settings=lambda config: config.sources.model_dump(),
     model=lambda _: None,

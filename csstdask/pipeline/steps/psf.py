@@ -1,0 +1,113 @@
+"""Step 5: the point spread function of a frame, from its stars: anywhere on it, and how it stands beside them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from csstdask.arrays.moments import adaptive_moments
+from csstdask.nn.models import find_card
+from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.frame import Frame
+from csstdask.pipeline.step import Cost, Output, Product, Step, Table
+from csstdask.psf import fit_frame
+from csstdask.psf.field import HALF_PIXELS, NODES
+from csstdask.psf.frame import FramePsf, judge, knows_band
+
+_COLUMNS = ("flux", "chi2", "size", "e1", "e2", "psf_size", "psf_e1", "psf_e2")
+
+
+def fit_psf(frame: Frame, config: RunConfig) -> Output:
+    """Fit the PSF of a frame to its stars; nothing where none is known of its band, or there is no star."""
+    seen = frame.repaired()
+    if seen is None or not knows_band(frame.instrument.name, frame.facts.detector, config.psf.model):
+        return _nothing(frame)
+    sources = frame.table("sources")
+    unknown = seen.mask | frame.product("cr_mask")  # what was repaired is no observation
+    psf = fit_frame(
+        seen.height,
+        seen.error,
+        unknown,
+        sources,
+        frame.facts.detector,
+        model=config.psf.model,
+        least_snr=config.psf.least_snr,
+    )
+    if psf is None:
+        return _nothing(frame)
+    image, sigma = psf.field(*nodes_of(frame.data.shape))
+    shape = (NODES, NODES, HALF_PIXELS, HALF_PIXELS)
+    stars = judge(psf, seen.height, seen.error, unknown, sources)
+    return Output(
+        arrays={"psf": image.reshape(shape), "psf_sigma": sigma.reshape(shape)},
+        table=_table(frame, sources, stars),
+        metrics=_metrics(psf, image, stars),
+    )
+
+
+def nodes_of(shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return x and y of the nodes of a frame, row by row [pixel]: in the middle of as many equal parts."""
+    along_y, along_x = ((np.arange(NODES) + 0.5) / NODES * length - 0.5 for length in shape)
+    y, x = np.meshgrid(along_y, along_x, indexing="ij")
+    return x.ravel(), y.ravel()
+
+
+def _metrics(psf: FramePsf, nodes: npt.NDArray[np.float32], stars: Table) -> dict[str, float | int | None]:
+    """Return numbers of a frame: its PSF's usual shape, and of stars in reserve how far they are from it."""
+    reserve = stars["reserve"] & (stars["psf_size"] > 0) & (stars["size"] > 0)
+    change = stars["size"][reserve] / stars["psf_size"][reserve] - 1
+    found: dict[str, float | int | None] = {"n_psf_stars": int(psf.fit.used.sum()), "n_psf_reserve": int(reserve.sum())}
+    moments = adaptive_moments(nodes)
+    for name, values in (("size", moments.sigma / 2), ("e1", moments.e1), ("e2", moments.e2)):
+        found[f"psf_{name}"] = float(np.median(values[moments.converged])) if moments.converged.any() else None
+    found["psf_chi2"] = float(np.median(stars["chi2"][reserve])) if reserve.any() else None
+    found["psf_size_residual"] = float(np.median(change)) if reserve.any() else None
+    return found
+
+
+def _table(frame: Frame, sources: Table, stars: Table) -> Table:
+    which = stars["star"]
+    n = len(which)
+    exptime = frame.facts.exptime if frame.facts.exptime > 0 else np.nan
+    table: Table = {
+        "exposure": np.full(n, frame.facts.exposure, dtype=object),
+        "detector": np.full(n, frame.facts.detector, dtype=np.int32),
+        **{name: np.asarray(sources[name])[which] for name in ("id", "x", "y")},
+        "reserve": stars["reserve"],
+        **{name: np.asarray(stars[name], dtype=np.float64) for name in _COLUMNS},
+    }
+    table["flux"] = table["flux"] / exptime
+    return table
+
+
+def _nothing(frame: Frame) -> Output:
+    shape = (NODES, NODES, HALF_PIXELS, HALF_PIXELS)
+    none = {name: np.empty(0) for name in ("id", "x", "y", *_COLUMNS)}
+    stars: Table = {"star": np.empty(0, np.int64), "reserve": np.empty(0, bool), **none}
+    stars["id"] = np.empty(0, np.int32)
+    empty = np.full(shape, np.nan, np.float32)
+    return Output(
+        arrays={"psf": empty, "psf_sigma": empty},
+        table=_table(frame, stars, stars),
+        metrics={"n_psf_stars": 0, "n_psf_reserve": 0},
+    )
+
+
+PSF = Step(
+    name="psf",
+    requires=("background", "detect", "repair", "sources"),
+    kinds=frozenset({"imaging"}),
+    numerics_version=1,
+    body=fit_psf,
+    settings=lambda config: {"least_snr": config.psf.least_snr},
+    model=lambda config: find_card("psf", config.psf.model).identity,
+    products=(
+        Product("psf", "float32", float("nan"), grid="psf", long_name="effective PSF in half pixels, sums to 1"),
+        Product("psf_sigma", "float32", float("nan"), grid="psf", long_name="1 sigma of it, for a star of any colour"),
+    ),
+    table="psf_stars",
+    metrics=(
+        "n_psf_stars", "n_psf_reserve", "psf_size", "psf_e1", "psf_e2", "psf_chi2", "psf_size_residual",
+    ),
+    cost=lambda _: Cost(bytes_per_pixel=60.0, pixels_per_second=8e6),
+)  # fmt: skip

@@ -1,0 +1,166 @@
+"""The PSF of one frame: its sources found, its stars chosen, and a field fitted to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from csstdask.arrays.stamps import cut_stamps, middles
+from csstdask.instrument import load_instrument
+from csstdask.nn.models import find_card
+from csstdask.psf.field import PsfField
+from csstdask.psf.fit import FieldFit
+from csstdask.psf.reconstruct import SIZE, fit_detector
+from csstdask.psf.selection import Selection, select_stars
+from csstdask.psf.stars import FITTED, fit_stars
+
+Float = npt.NDArray[np.float64]
+Frame = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+#: Stars that a field is fitted to, the brightest of a frame: more tell little that these do not.
+MOST = 1200
+#: How well a source's place is known, and the width under which moments are taken, one sigma [pixel].
+_PLACE, _WEIGHT = 0.1, 1.5
+
+
+@dataclass(frozen=True)
+class FramePsf:
+    """The PSF of a frame, and the stars that it is known from.
+
+    `n` sources, of which `m` are fitted.
+    """
+
+    field: PsfField
+    """Answers at places of the frame."""
+    fit: FieldFit
+    """Of the fitted stars."""
+    selection: Selection
+    """Of all sources."""
+    fitted: npt.NDArray[np.int64]
+    """(m,) Which sources are fitted."""
+
+
+def knows_band(instrument: str, detector: int, model: str = "default") -> bool:
+    """Tell whether a model was learnt for an instrument, by its name, and knows the band of a detector of it."""
+    card = find_card("psf", model)
+    own = load_instrument(card.architecture["instrument"])
+    bands = card.architecture["bands"]
+    return instrument == own.name and any(one.id == detector and one.band in bands for one in own.detectors)
+
+
+def fit_frame(
+    height: Frame,
+    error: Frame,
+    mask: Mask,
+    sources: Mapping[str, Any],
+    detector: int,
+    *,
+    model: str = "default",
+    least_snr: float = 30.0,
+    full: float | None = None,
+) -> FramePsf | None:
+    """Fit the PSF of a frame to its stars.
+
+    Parameters
+    ----------
+    height : float32 array (y, x)
+        Above the sky; any unit.
+    error : float32 array (y, x)
+        1 sigma, in that unit.
+    mask : bool array (y, x)
+        True = ignore: bad and saturated pixels, cosmic rays.
+    sources : mapping
+        Their table, as `select_stars` takes it.
+    detector : int
+        Its id, as the model's instrument has it.
+    model : str
+        As `csstdask.psf.reconstruct` takes it.
+    least_snr : float
+        Of a star.
+    full : float, optional
+        Stars whose ``peak`` reaches it are saturated.
+
+    Returns
+    -------
+    FramePsf or None
+        None where there is no star.
+
+    Raises
+    ------
+    ValueError
+        If the model knows nothing of the detector.
+    InputError
+        If a column is absent.
+    """
+    card = find_card("psf", model)
+    instrument = load_instrument(card.architecture["instrument"])
+    selection = select_stars(sources, height.shape, least_snr=least_snr, full=full)
+    x, y, flux = (np.asarray(sources[name], dtype=np.float64) for name in ("x", "y", "flux"))
+    stars = np.flatnonzero(selection.fitted)
+    if not len(stars):
+        return None
+    fitted = np.sort(stars[np.argsort(-flux[stars], kind="stable")[:MOST]])
+    pixels, variance = stamps_of(height, error, mask, x[fitted], y[fitted])
+    fit, field = fit_detector(card, instrument, detector, pixels, variance, x[fitted], y[fitted], height.shape)
+    return FramePsf(field, fit, selection, fitted)
+
+
+def judge(psf: FramePsf, height: Frame, error: Frame, mask: Mask, sources: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how selected stars look, and how the field's PSF looks where they are.
+
+    Parameters
+    ----------
+    psf : FramePsf
+    height, error, mask, sources
+        Those that it was made of.
+
+    Returns
+    -------
+    dict of arrays (n,)
+        ``star``, a number among the sources; ``reserve``, whether no fit has seen it; ``flux``; ``chi2``, a degree of
+        freedom, of the field's PSF at the star with a flux, a sky and a place of its own; and the moments ``size``
+        [pixel], ``e1``, ``e2`` of the star, its unknown pixels filled from the PSF, and ``psf_size``, ``psf_e1``,
+        ``psf_e2`` of the PSF on the same pixels. Moments are second ones under a round Gaussian of 1.5 pixels: those
+        that adapt to the image do not converge on all pixels of a star that is undersampled.
+    """
+    which = np.sort(np.concatenate([psf.fitted, np.flatnonzero(psf.selection.reserve)]))
+    x, y = (np.asarray(sources[name], dtype=np.float64)[which] for name in ("x", "y"))
+    pixels, variance = stamps_of(height, error, mask, x, y)
+    fit = fit_stars(psf.field, pixels, variance, x, y, place=_PLACE, rigid=True)
+    half, middle = FITTED // 2, SIZE // 2
+    window = (slice(None), *2 * (slice(middle - half, middle + half),))
+    sky = fit.sky[:, None, None]
+    seen = np.where(np.isfinite(variance[window]), pixels[window], fit.light) - sky
+    places = tuple(said - np.floor(said + 0.5) + found for said, found in ((x, fit.x_offset), (y, fit.y_offset)))
+    columns = {"star": which, "reserve": psf.selection.reserve[which], "flux": fit.flux, "chi2": fit.chi2}
+    for prefix, images in (("", seen), ("psf_", fit.light - sky)):
+        moments = _moments(images, *places)
+        columns |= {f"{prefix}{name}": values for name, values in zip(("size", "e1", "e2"), moments, strict=True)}
+    return columns
+
+
+def _moments(images: npt.NDArray[np.floating[Any]], x: Float, y: Float) -> tuple[Float, Float, Float]:
+    """Return size [pixel] and the two distortions of stars at places in their stamps; NaN where there is no light."""
+    steps = np.arange(images.shape[-1]) - images.shape[-1] // 2
+    dx, dy = steps[None, None, :] - x[:, None, None], steps[None, :, None] - y[:, None, None]
+    light = images * np.exp(-0.5 * (dx**2 + dy**2) / _WEIGHT**2)
+    total = light.sum(axis=(1, 2))
+    xx, yy, xy = ((light * product).sum(axis=(1, 2)) for product in (dx**2, dy**2, dx * dy))
+    good = (total > 0) & (xx + yy > 0)
+    both, whole = np.where(good, xx + yy, np.nan), np.where(good, total, np.nan)
+    return np.sqrt(both / whole / 2), (xx - yy) / both, 2 * xy / both
+
+
+def stamps_of(height: Frame, error: Frame, mask: Mask, x: Float, y: Float) -> tuple[Frame, Frame]:
+    """Return stamps (n, 32, 32) round places of a frame, and the variance of each pixel, inf where nothing is known."""
+    places = middles(y), middles(x)
+    pixels, sigma = (np.asarray(cut_stamps(plane, *places, SIZE), dtype=np.float32) for plane in (height, error))
+    bad = cut_stamps(mask, *places, SIZE, fill=True) | ~np.isfinite(pixels) | ~np.isfinite(sigma) | (sigma <= 0)
+    with np.errstate(over="ignore"):
+        variance = np.where(bad, np.inf, sigma**2).astype(np.float32)
+    return np.where(bad, np.float32(0), pixels), variance

@@ -1,0 +1,98 @@
+"""The step `psf`: a frame's PSF in the run, at its nodes; nothing where nothing is known, and no failure."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import csstdask
+from csstdask.errors import InputError
+from csstdask.mock import Recipe
+from csstdask.mock.recipe import Sky
+from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.frame import Frame
+from csstdask.pipeline.mock_survey import mock
+from csstdask.pipeline.run import run
+from csstdask.pipeline.steps.psf import PSF, nodes_of
+from csstdask.report import write_report
+from csstdask.store.campaign import Campaign
+
+CONFIG = RunConfig.model_validate({"detect": {"model": "unet-fast"}})
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("psf-step")
+    recipe = Recipe(
+        name="stars", seed=12, exposures=1, detectors=(7, 8), shape=(512, 512),
+        sky=Sky(stars_per_mpix=400, galaxies_per_mpix=200, brightest=17.5),
+    )  # fmt: skip
+    mock(recipe, folder / "c.zarr")
+    assert run(folder / "c.zarr", folder / "r.zarr", config=CONFIG, workers=1).failed == 0
+    return folder
+
+
+def test_psfs_lie_at_their_nodes(night):
+    found = csstdask.open_run(night / "r.zarr")
+    psf = found["psf"].isel(exposure=0, detector=0)
+    assert psf.dims == ("y_psf", "x_psf", "v", "u")
+    assert psf.shape == (5, 5, 64, 64)
+    assert np.allclose(psf.sum(("v", "u")), 1, atol=1e-4)
+    assert (found["psf_sigma"].isel(exposure=0, detector=0) > 0).all()
+    peak = psf.isel(y_psf=2, x_psf=2).values
+    assert np.unravel_index(peak.argmax(), peak.shape) == (32, 32)
+    x, y = nodes_of((512, 512))
+    assert np.array_equal(found["x_psf"], x[:5])
+    assert np.array_equal(found["y_psf"], y[::5])
+    assert (found["n_psf_stars"] > 10).all()
+    assert (found["psf_chi2"] < 2).all()
+    assert (np.abs(found["psf_size_residual"]) < 0.1).all()
+
+
+def test_stars_and_what_the_psf_says_of_them(night):
+    table = pq.read_table(night / "r.zarr/tables/psf_stars/10100000001/7.parquet")
+    stars = table.to_pandas()
+    assert table.schema.field("size").metadata == {b"unit": b"pixel"}
+    assert stars["reserve"].any()
+    assert not stars["reserve"].all()
+    sources = pq.read_table(night / "r.zarr/tables/sources/10100000001/7.parquet").to_pandas().set_index("id")
+    assert np.array_equal(sources.loc[stars["id"], "x"], stars["x"])
+    assert np.median(np.abs(stars["size"] / stars["psf_size"] - 1)) < 0.1
+
+
+def test_a_psf_between_nodes(night):
+    run_ = csstdask.open_run(night / "r.zarr")
+    x, y = nodes_of((512, 512))
+    found = run_.csst.psf_at(x[[0, 12]], y[[0, 12]], detector=7)
+    nodes = run_["psf"].isel(exposure=0, detector=0)
+    assert found.dims == ("place", "v", "u")
+    assert np.abs(found[0] - nodes[0, 0]).max() < 1e-4 * float(nodes.max())
+    assert np.abs(found[1] - nodes[2, 2]).max() < 1e-4 * float(nodes.max())
+    edge = run_.csst.psf_at([0.0], [511.0], detector=7)
+    assert float(edge.sum()) == pytest.approx(1, abs=1e-3)
+    with pytest.raises(InputError, match="no psf"):
+        csstdask.open_campaign(night / "c.zarr").csst.psf_at(1, 1, detector=7)
+
+
+def test_the_report_shows_them(night, tmp_path):
+    page = write_report(night / "r.zarr", tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "Point spread functions" in page
+    assert "PSF at each detector" in page
+    assert "rho1" in page
+
+
+def test_of_a_band_that_nobody_knows_there_is_nothing(night):
+    campaign = Campaign(night / "c.zarr")
+    facts = campaign.facts("10100000001", 7)
+    flat, none = np.ones((64, 64), np.float32), np.full((64, 64), np.nan, np.float32)
+    planes = {"sci": flat, "wht": flat, "flag": np.zeros((64, 64), np.int32)}
+    products = {"background": flat[:1, :1], "noise": flat[:1, :1], "cr_mask": np.zeros((64, 64), bool)}
+    products |= {"repair": none, "repair_variance": none}
+    another = campaign.instrument.model_copy(update={"name": "another"})
+    frame = Frame(facts, another, "electron s-1", lambda name: planes[name].copy(), lambda name: products[name])
+    output = PSF.body(frame, CONFIG)
+    assert np.isnan(output.arrays["psf"]).all()
+    assert output.metrics["n_psf_stars"] == 0
+    assert output.table is not None
+    assert len(output.table["id"]) == 0

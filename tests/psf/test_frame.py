@@ -1,0 +1,93 @@
+"""A frame's PSF: from the frame and its sources alone, without a hand in between."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from csstdask.arrays.background import measure
+from csstdask.arrays.sources import measure_sources
+from csstdask.cosmicray import inpaint
+from csstdask.instrument import load_instrument
+from csstdask.mock import Recipe, render_unit
+from csstdask.mock.recipe import Optics, Sky
+from csstdask.psf.frame import fit_frame, judge, knows_band
+
+DETECTOR = 7
+
+
+@pytest.fixture(scope="module")
+def frame():
+    """Stars and galaxies of one detector, without and with cosmic rays [e-]."""
+    recipe = Recipe(
+        name="stars", seed=3, exposures=1, detectors=(DETECTOR,), shape=(900, 900), optics=Optics(seed=44),
+        sky=Sky(stars_per_mpix=250, galaxies_per_mpix=150, brightest=17.5, faintest=24),
+        cosmic_rays={"pixel_fraction": (0.03,)},
+    )  # fmt: skip
+    instrument = load_instrument("csst")
+    unit = render_unit(recipe, instrument, 0, DETECTOR)
+    ignore = ((unit.flag & instrument.flags.ignore_mask) != 0) | ~(unit.wht > 0)
+    error = (recipe.exptime / np.sqrt(np.where(unit.wht > 0, unit.wht, 1))).astype(np.float32)
+    return unit, unit.sci * np.float32(recipe.exptime), error, ignore, (unit.truth_cr > 0) & ~ignore
+
+
+@pytest.fixture(scope="module")
+def measured(frame):
+    _, data, error, ignore, hit = frame
+    fixed = np.asarray(inpaint(data, hit, error, ignore).data)
+    mesh = measure(fixed, ignore)
+    height = np.where(ignore, 0, fixed - mesh.background_at()).astype(np.float32)
+    return height, error, ignore | hit, measure_sources(height, error, mesh.noise_at(), ignore)
+
+
+def test_a_field_is_fitted_and_stands_beside_stars_in_reserve(measured, psf_model):
+    psf = fit_frame(*measured, DETECTOR, model=str(psf_model))
+    assert psf is not None
+    assert psf.fit.used.sum() > 20
+    found = judge(psf, *measured)
+    reserve = found["reserve"]
+    assert 3 < reserve.sum() < len(reserve) / 2
+    assert not set(found["star"][reserve]) & set(psf.fitted)
+    assert np.median(found["chi2"][reserve]) < 1.5
+    change = found["size"][reserve] / found["psf_size"][reserve] - 1
+    assert abs(np.median(change)) < 0.02
+    # A PSF that is a tenth too wide would show.
+    assert np.std(change) < 0.08
+
+
+def test_a_frame_without_stars_has_no_psf(measured, psf_model):
+    height, error, mask, sources = measured
+    none = {name: values[:0] for name, values in sources.items()}
+    assert fit_frame(height, error, mask, none, DETECTOR, model=str(psf_model)) is None
+
+
+def test_what_a_model_knows():
+    assert knows_band("csst", DETECTOR)
+    assert not knows_band("hst_stis", DETECTOR)
+    assert not knows_band("csst", 99)
+
+
+def test_stars_are_repaired_by_their_own_psf(frame, psf_model):
+    """Nearer to what they were, and as near as is told; what is not a star's is as the model of repair has it."""
+    unit, data, error, ignore, hit = frame
+    clean = unit.truth_sci * np.float32(150.0)
+    plain = inpaint(data, hit, error, ignore, model="median")
+    by_psf = inpaint(data, hit, error, ignore, model="median", detector=DETECTOR, psf=str(psf_model))
+    changed = hit & (plain.data != by_psf.data)
+    assert 50 < changed.sum() < hit.sum() / 2
+    assert np.array_equal(by_psf.data[~hit], data[~hit])
+    assert np.isnan(by_psf.variance[~hit]).all()
+    errors = {
+        name: float(np.sqrt(np.mean((fixed.data - clean)[changed] ** 2)))
+        for name, fixed in (("median", plain), ("psf", by_psf))
+    }
+    assert errors["psf"] < 0.5 * errors["median"]
+    pull = (by_psf.data - clean)[changed] / np.sqrt(by_psf.variance[changed])
+    assert abs(pull.mean()) < 0.2
+    assert 0.8 < pull.std() < 1.3
+
+
+def test_a_detector_that_no_psf_is_known_of(frame):
+    _, data, error, ignore, hit = frame
+    with pytest.raises(ValueError, match="detector: found 99"):
+        inpaint(data, hit, error, ignore, detector=99)
