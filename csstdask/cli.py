@@ -317,7 +317,9 @@ def evaluate(
     model: Annotated[str, typer.Option(help="A name that `csstdask models` lists, or a card's path.")] = "default",
     recipes: Annotated[Path | None, typer.Option(help="Folder of test recipes, stores/; none: no mocks.")] = None,
     part: Annotated[list[str] | None, typer.Option(help="Only this part; may be given several times.")] = None,
-    beside: Annotated[list[str] | None, typer.Option(help="A further network; may be given several times.")] = None,
+    beside: Annotated[
+        list[str] | None, typer.Option(help="A further network; may be given several times. Of psf: piff.")
+    ] = None,
     scale: Annotated[float | None, typer.Option(min=0.01, help="Of mock surveys, in place of each part's own.")] = None,
     precision: Annotated[
         Literal["float32", "bfloat16", "int8"], typer.Option(help="Of networks on mock surveys.")
@@ -339,13 +341,18 @@ def evaluate(
     if target == "psf":
         if recipes is None:
             raise InputError("evaluate psf", "no --recipes", "a folder of test recipes")
-        if data is not None or beside or scale is not None:
-            raise InputError("evaluate psf", "--data, --beside or --scale", "none of them: its stars are of --recipes")
+        if data is not None or scale is not None or set(beside or ()) - {"piff"}:
+            raise InputError(
+                "evaluate psf", "--data, --scale or --beside", "--beside piff at most: its stars are of --recipes"
+            )
         from csstdask.psf.evaluate import PARTS as PSF_PARTS
         from csstdask.psf.evaluate import evaluate_psf
         from csstdask.psf.evaluate.tables import table as psf_table
 
-        for line in psf_table(evaluate_psf(model, to, recipes=recipes, parts=part or tuple(PSF_PARTS), announce=_say)):
+        found = evaluate_psf(
+            model, to, recipes=recipes, parts=part or tuple(PSF_PARTS), piff=bool(beside), announce=_say
+        )
+        for line in psf_table(found):
             typer.echo(line)
         return
     if target == "inpaint":

@@ -6,7 +6,7 @@ Stars of test recipes, whose effective PSFs are known, at S/N 100 unless a recip
 * ``epochs``: other optical states of that telescope; ``newoptics``: another telescope.
 
 Beside the model stand two that see no star, or one: ``without stars``, what it believes before it sees any, and ``one
-star``, each star alone; and PSFEx, where it is installed, given the very same stamps.
+star``, each star alone; and PSFEx and Piff, where they are installed, given the very same stamps.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from csstdask.errors import InputError
 from csstdask.mock import Recipe
 from csstdask.mock.recipe import load_recipe
 from csstdask.nn.models import find_card
+from csstdask.psf import piff as piff_runner
 from csstdask.psf.evaluate.stars import Images, Stars, draw_stars, errors_of, pulls_of
 from csstdask.psf.evaluate.tables import table
 from csstdask.psf.psfex import is_installed, run_psfex
@@ -45,7 +46,7 @@ _SNR = (100.0, 100.0)
 #: Stars that are looked at one by one, and how many a fit is given in turn.
 _ALONE, _COUNTS = 40, (10, 100)
 _FILE = "psf_evaluation"
-MODEL, ALONE, PRIOR, PSFEX = "all stars", "one star", "without stars", "PSFEx"
+MODEL, ALONE, PRIOR, PSFEX, PIFF = "all stars", "one star", "without stars", "PSFEx", "Piff"
 
 
 def evaluate_psf(
@@ -56,6 +57,7 @@ def evaluate_psf(
     parts: Sequence[str] = tuple(PARTS),
     foreign: bool = True,
     psfex: bool = True,
+    piff: bool = False,
     detectors: Sequence[int] | None = None,
     workers: int = 2,
     announce: Callable[[str], None] = log.info,
@@ -76,6 +78,8 @@ def evaluate_psf(
         Whether the recipes' foreign twins are looked at, too.
     psfex : bool
         Whether PSFEx is run, where it is installed: a minute or two a detector.
+    piff : bool
+        Whether Piff is run, where it is installed: many minutes a detector.
     detectors : sequence of int, optional
         Only these.
     workers : int
@@ -102,6 +106,9 @@ def evaluate_psf(
     if psfex and not is_installed():
         announce("PSFEx is not installed (Debian: apt-get install psfex), left out")
         psfex = False
+    if piff and not piff_runner.is_installed():
+        announce("Piff is not installed (pip install 'csstdask[bench]'), left out")
+        piff = False
     results: dict[str, Any] = {"model": card.name, "version": card.version, "identity": card.identity, "recipes": {}}
     for part in parts:
         for name in (PARTS[part], f"{PARTS[part]}-foreign"):
@@ -111,7 +118,7 @@ def evaluate_psf(
             recipe = _as_asked(load_recipe(path), part, detectors)
             if not recipe.detectors:
                 raise InputError("detectors", f"none of {detectors} in {path}", "some of its detectors")
-            look = partial(measure_unit, recipe, model=model, psfex=psfex)
+            look = partial(measure_unit, recipe, model=model, psfex=psfex, piff=piff)
             results["recipes"][name] = list(_over_units(recipe, look, workers, announce))
             if to is not None:
                 write_results(to / _FILE, results, table(results))
@@ -140,16 +147,18 @@ def _over_units(
     yield from (done[unit] for unit in units)
 
 
-def measure_unit(recipe: Recipe, index: int, detector: int, *, model: str, psfex: bool) -> dict[str, Any]:
+def measure_unit(
+    recipe: Recipe, index: int, detector: int, *, model: str, psfex: bool, piff: bool = False
+) -> dict[str, Any]:
     """Render a unit's stars, and return by method how far it is from their PSFs."""
     with threadpool_limits(1):
-        return measure_stars(draw_stars(recipe, index, detector), model=model, psfex=psfex) | {
+        return measure_stars(draw_stars(recipe, index, detector), model=model, psfex=psfex, piff=piff) | {
             "exposure": index,
             "epoch": recipe.epoch_of(index),
         }
 
 
-def measure_stars(stars: Stars, *, model: str, psfex: bool) -> dict[str, Any]:
+def measure_stars(stars: Stars, *, model: str, psfex: bool, piff: bool = False) -> dict[str, Any]:
     """Return by method how far it is from the PSFs of stars of one detector."""
     start = time.perf_counter()
     found = _reconstructed(stars, model)
@@ -170,6 +179,9 @@ def measure_stars(stars: Stars, *, model: str, psfex: bool) -> dict[str, Any]:
     if psfex:
         start = time.perf_counter()
         rows[PSFEX] = _row(stars, _by_psfex(stars), None, time.perf_counter() - start)
+    if piff:
+        start = time.perf_counter()
+        rows[PIFF] = _row(stars, _by_piff(stars), None, time.perf_counter() - start)
     return {"detector": stars.detector, "band": stars.band, "n": len(stars), "methods": rows}
 
 
@@ -180,14 +192,25 @@ def _reconstructed(stars: Stars, model: str, *, blank: bool = False) -> Any:
 
 
 def _by_psfex(stars: Stars) -> Images:
+    sky, noise = _sky_of(stars)
+    with tempfile.TemporaryDirectory() as folder:
+        fitted = run_psfex(Path(folder), stars.stamps - np.float32(sky), stars.x, stars.y, mask=stars.mask, noise=noise)
+    return fitted(stars.x, stars.y)
+
+
+def _by_piff(stars: Stars) -> Images:
+    sky, _ = _sky_of(stars)
+    variance = np.where(stars.mask, np.inf, stars.error.astype(float) ** 2).astype(np.float32)
+    return piff_runner.run_piff(stars.stamps - np.float32(sky), variance, stars.x, stars.y)(stars.x, stars.y)
+
+
+def _sky_of(stars: Stars) -> tuple[float, float]:
+    """Return the sky that is left of stamps, and its noise, from their edges."""
     rim = np.ones(stars.stamps.shape[1:], dtype=bool)
     rim[2:-2, 2:-2] = False
     edge = stars.stamps[:, rim]
     sky = float(np.median(edge))
-    noise = 1.4826 * float(np.median(np.abs(edge - sky)))
-    with tempfile.TemporaryDirectory() as folder:
-        fitted = run_psfex(Path(folder), stars.stamps - np.float32(sky), stars.x, stars.y, mask=stars.mask, noise=noise)
-    return fitted(stars.x, stars.y)
+    return sky, 1.4826 * float(np.median(np.abs(edge - sky)))
 
 
 def _row(stars: Stars, image: Images, sigma: Images | None, seconds: float | None = None) -> dict[str, Any]:
