@@ -31,23 +31,29 @@ def _unit_products(
     gain: float,
     read_noise: float,
     detector: int,
+    kind: str,
+    band: str,
     *,
     units: str,
     instrument: Instrument,
     config: RunConfig,
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
-    """Return mask and repaired frame of one unit or cut-out: background, detect and repair as a run has them."""
+    repair: bool,
+) -> npt.NDArray[Any]:
+    """Return the mask, or the repaired frame, of one unit or cut-out, by the steps of a run."""
     if not np.isfinite(sci).any():
-        return np.zeros(sci.shape, dtype=bool), sci
-    facts = UnitFacts("", int(detector), "imaging", "", float(exptime), NO_TIME, float(gain), float(read_noise), "")
+        return sci if repair else np.zeros(sci.shape, dtype=bool)
+    number = (float(exptime), NO_TIME, float(gain), float(read_noise))
+    facts = UnitFacts("", int(detector), str(kind), str(band), *number, "")
     planes = {"sci": sci, "wht": wht, "flag": flag}
     frame = Frame(facts, instrument, units, lambda name: planes[name].copy(), lambda name: planes[name])
     frame.keep(measure_background(frame, config).arrays)
     frame.keep(detect_cosmic_rays(frame, config).arrays)
-    frame.keep(repair_pixels(frame, config).arrays)
     hit = frame.product("cr_mask")
+    if not repair:
+        return hit
+    frame.keep(repair_pixels(frame, config).arrays)
     repaired = hit & np.isfinite(frame.product("repair_variance"))
-    return hit, np.where(repaired, frame.product("repair"), sci)
+    return np.where(repaired, frame.product("repair"), sci)
 
 
 @xr.register_dataset_accessor("csst")
@@ -64,32 +70,35 @@ class CsstAccessor:
             raise InputError("dataset", "no instrument among its attributes", "a campaign, from csstdask.open_campaign")
         return validate_instrument(self._dataset.attrs["instrument"], "dataset.attrs['instrument']")
 
-    def _both(self, config: RunConfig | None) -> tuple[xr.DataArray, xr.DataArray]:
+    def _made(self, config: RunConfig | None, *, repair: bool) -> xr.DataArray:
         data = self._dataset
         if "sci" not in data:
             raise InputError(
                 "dataset", "no raw planes (sci, wht, flag)", "a campaign; a run has cr_mask and clean already"
             )
         planes = [data[name].chunk({"y": -1, "x": -1}) for name in ("sci", "wht", "flag")]
-        hit, clean = xr.apply_ufunc(
+        made: xr.DataArray = xr.apply_ufunc(
             _unit_products,
             *planes,
             data["exptime"],
             data["gain"],
             data["read_noise"],
             data["detector"],
+            data["kind"],
+            data["band"],
             kwargs={
                 "units": data["sci"].attrs["units"],
                 "instrument": self.instrument,
                 "config": config or RunConfig(),
+                "repair": repair,
             },
-            input_core_dims=[["y", "x"]] * 3 + [[]] * 4,
-            output_core_dims=[["y", "x"]] * 2,
+            input_core_dims=[["y", "x"]] * 3 + [[]] * 6,
+            output_core_dims=[["y", "x"]],
             vectorize=True,
             dask="parallelized",
-            output_dtypes=[bool, np.float32],
+            output_dtypes=[np.float32 if repair else bool],
         )
-        return hit, clean
+        return made
 
     def detect_cosmic_rays(self, config: RunConfig | None = None) -> xr.DataArray:
         """Return ``cr_mask`` (exposure, detector, y, x), lazily, one block a detector.
@@ -97,11 +106,11 @@ class CsstAccessor:
         On whole frames it is what a run stores for the kinds it processes. On a cut-out
         the sky is that of the cut-out, so borderline pixels may differ.
         """
-        return self._both(config)[0].rename("cr_mask")
+        return self._made(config, repair=False).rename("cr_mask")
 
     def clean(self, config: RunConfig | None = None) -> xr.DataArray:
         """Return ``sci`` with cosmic rays repaired, lazily, in the units of ``sci``."""
-        clean = self._both(config)[1].rename("clean")
+        clean = self._made(config, repair=True).rename("clean")
         clean.attrs = dict(self._dataset["sci"].attrs)
         return clean
 
@@ -157,14 +166,24 @@ class CsstAccessor:
         xarray.DataArray (place, v, u)
             Effective PSF (native pixel included) in half pixels, centred on ``[32, 32]``, sums to 1; NaN where the run
             has none.
+
+        Raises
+        ------
+        ValueError
+            If a place is off the detector.
         """
         data = self._dataset
         if "psf" not in data:
             raise InputError("dataset", "no psf", "a run with the step psf")
         data = data.isel(exposure=exposure) if isinstance(exposure, int) else data.sel(exposure=exposure)
-        nodes = data["psf"].sel(detector=detector).values
+        images = data["psf"].sel(detector=detector).values
         across, down = (np.atleast_1d(np.asarray(place, dtype=np.float64)) for place in (x, y))
-        image = between_nodes(nodes, *on_unit(across, down, (data.sizes["y"], data.sizes["x"])))
+        # Of the whole detector, of which this may be a cut-out: nodes are equal parts of it apart.
+        ny, nx = (float(data[name][1] - data[name][0]) * data.sizes[name] for name in ("y_psf", "x_psf"))
+        u, v = on_unit(across, down, (round(ny), round(nx)))
+        if (np.abs(np.concatenate([u, v])) > 1).any():
+            raise ValueError(f"x, y: found a place off the detector; wanted 0 to {round(nx) - 1} and {round(ny) - 1}")
+        image = between_nodes(images, u, v)
         return xr.DataArray(image, dims=("place", "v", "u"), coords={"x": ("place", across), "y": ("place", down)})
 
     def plot_focal_plane(self, name: str = "sci", *, exposure: int | str = 0, ax: Any = None) -> Any:

@@ -169,7 +169,7 @@ def covariance_of_sums(
     Parameters
     ----------
     sigma : float32 array (y, x)
-        Errors of the pixels that are wrong together, zero elsewhere.
+        What pixels are wrong by together, as `wrong_together` has it; zero elsewhere.
     correlation : float
         Of each two of them.
     total : callable

@@ -72,7 +72,7 @@ def inpaint(
         ``median`` treats all pixels alike; networks repair what belongs to sources, and leave the rest to the median.
     detector : int, optional
         Its id, as the instrument has it that `psf` was learnt for (CSST): stars are then repaired by the PSF that the
-        frame's own stars have, wherever the model of repair is worse than that (`csstdask.cosmicray.star_repair`).
+        frame's own stars have (`csstdask.cosmicray.star_repair`), on the host, of sources that are found in the frame.
     psf : str
         What is known of PSFs: as `csstdask.psf.reconstruct` takes it as its model.
 
@@ -111,6 +111,10 @@ def inpaint(
     hit = door.take(cr_mask, bool)
     if hit.shape != frame.shape:
         raise ValueError(f"cr_mask: found shape {hit.shape}; wanted that of data, {frame.shape}")
+    if detector is not None:
+        from csstdask.psf.reconstruct import band_of  # noqa: PLC0415
+
+        band_of(find_card("psf", psf), detector)  # refused now, and not only where there is a star
     target = hit & ~ignore
     donor = ~(hit | ignore)
     fixed, variance = frame.copy(), xp.full(frame.shape, np.nan, dtype=np.float32)
@@ -160,16 +164,17 @@ def _repair_stars(fixed: Any, variance: Any, target: Any, ignore: Any, noise: An
     from csstdask.cosmicray.star_repair import repair_stars  # noqa: PLC0415
 
     xp = namespace_of(fixed)
-    none = xp.zeros(fixed.shape, dtype=bool)
     mesh = measure(fixed, target | ignore)
     if not bool(xp.isfinite(mesh.background).all()):
-        return none
+        return xp.zeros(fixed.shape, dtype=bool)
     sky, of_sky = (to_host(plane) for plane in (mesh.background_at(), mesh.noise_at()))
     lost, unknown = to_host(target), to_host(ignore | (target & ~xp.isfinite(variance)))
     height = np.where(unknown, 0, to_host(fixed) - sky).astype(np.float32)
-    error = np.sqrt(to_host(noise)).astype(np.float32)
+    # What a cosmic ray has left behind says nothing: hit pixels are as uncertain as their repair.
+    told = np.sqrt(np.where(lost, to_host(variance), to_host(noise)))
+    error = np.where(np.isfinite(told), told, 0).astype(np.float32)
     sources = measure_sources(height, error, of_sky, unknown)
-    which, value, spread = repair_stars(height, error, lost & ~unknown, unknown, sources, detector, model=psf)
+    which, value, spread = repair_stars(height, error, of_sky, lost & ~unknown, unknown, sources, detector, model=psf)
     own = of_sky[which] ** 2 + np.maximum(value, 0)
     mine = xp.asarray(which)
     fixed[mine] = xp.asarray(value + sky[which]).astype(fixed.dtype)

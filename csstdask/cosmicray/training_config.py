@@ -79,6 +79,13 @@ class TrainingConfig(BaseModel):
     device: Annotated[str | None, AfterValidator(checked_device)] = None
     seed: int = Field(20261121, ge=0)
 
+    @field_validator("hit_above")
+    @classmethod
+    def _can_be_judged(cls, charge: float) -> float:
+        if charge not in (0.0, 1.0, 5.0):
+            raise ValueError(f"found {charge}; wanted 0, 1 or 5, which evaluations tell apart")
+        return charge
+
     @field_validator("inputs")
     @classmethod
     def _known_channels(cls, inputs: tuple[str, ...]) -> tuple[str, ...]:

@@ -104,6 +104,14 @@ class Optics(_Part):
     drawn: bool = Field(False, description="each exposure sees through a telescope of its own, drawn by the seed")
 
     @model_validator(mode="after")
+    def _drawn_or_said(self) -> Optics:
+        fields = type(self).model_fields.items()
+        said = {name for name, one in fields if getattr(self, name) != one.default} - {"seed", "drawn", "exact"}
+        if self.drawn and said:
+            raise ValueError(f"drawn, and {', '.join(sorted(said))}: wanted one or the other")
+        return self
+
+    @model_validator(mode="after")
     def _orders_ascend(self) -> Optics:
         if not 4 <= self.orders[0] <= self.orders[1] <= 66:
             raise ValueError(f"orders: found {self.orders}; wanted two Noll indices from 4 to 66, ascending")

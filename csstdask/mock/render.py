@@ -116,6 +116,8 @@ def _check_stamps(recipe: Recipe, wanted: Stamps) -> None:
 def unit_digest(recipe: Recipe, instrument: Instrument, index: int, detector: int) -> str:
     """Return the identity of a unit: all that decides its pixels."""
     decisive = recipe.model_dump_json(exclude={"name", "exposures", "span", "detectors", "fields"})
+    if not recipe.optics.drawn:  # as it was before any were
+        decisive = decisive.replace(',"drawn":false', "")
     # What takes turns depends on how many exposures there are: it is told here as it falls to this one.
     place = f"{recipe.epoch_of(index)} {recipe.field_index(index)} {recipe.field_of(index)!r}"
     place += f" {generator_of(recipe, index)} {pixel_fraction(recipe, index)!r}"
@@ -143,7 +145,8 @@ def optics_of(recipe: Recipe, index: int) -> Optics:
     """Return the telescope that an exposure sees through."""
     if not recipe.optics.drawn:
         return recipe.optics
-    return draw_optics(stream(recipe.optics.seed, Purpose.TELESCOPE, index))
+    drawn = draw_optics(stream(recipe.optics.seed, Purpose.TELESCOPE, index))
+    return drawn.model_copy(update={"exact": recipe.optics.exact})
 
 
 def state_of(recipe: Recipe, index: int) -> OpticalState:

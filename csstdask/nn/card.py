@@ -51,8 +51,8 @@ class ModelCard:
     """Of detection: ``scale`` and ``offset`` that turn a network's output into the logit of the probability that a
     pixel holds more charge than ``hit_above`` (1 e- where a card does not say), ``int8_offset``, added to the output in
     eight bits, whose rounding shifts it, and ``prior`` with ``density``, for other densities of cosmic rays. Of repair:
-    what the variance is multiplied with, on ``sky`` and on a ``source``, and the ``correlation`` of the errors of each
-    two repaired pixels of a source, 0 where a card does not say."""
+    what the variance is multiplied with, on ``sky`` and on a ``source``, and the ``correlation`` of what
+    repaired pixels of a source are wrong by, beyond their own noise, 0 where a card does not say."""
     ranges: dict[str, list[float]] = field(default_factory=dict)
     """How far the outputs of a network's layers go, [lowest, highest], for inference in eight bits."""
     metrics: dict[str, Any] = field(default_factory=dict)

@@ -21,8 +21,10 @@ class BackgroundSettings(_Settings):
     box: int = Field(128, ge=8, description="size of a box [pixel]")
 
 
-def _model_for(task: str) -> AfterValidator:
+def _model_for(task: str, *, or_none: bool = False) -> AfterValidator:
     def check(name: str) -> str:
+        if or_none and name == "none":
+            return name
         find_card(task, name)
         return str(Path(name).resolve()) if name.endswith(".json") else name  # workers have folders of their own
 
@@ -60,7 +62,7 @@ class RepairSettings(_Settings):
     """Repair of hit pixels."""
 
     model: Annotated[str, _model_for("inpaint")] = Field("default", description=_MODEL_HELP)
-    psf: Annotated[str, _model_for("psf")] | Literal["none"] = Field(
+    psf: Annotated[str, _model_for("psf", or_none=True)] = Field(
         "default", description=f"of stars, where it knows the detector's band: {_MODEL_HELP}; none: stars as all else"
     )
 

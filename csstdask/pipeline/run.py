@@ -262,10 +262,11 @@ def _portable(root: Path, config: dict[str, Any], *, back: bool = False) -> dict
     """Name the models that lie in a run relative to it, or, `back`, by their full path again."""
     folder = f"{root.resolve()}/"
     for part, key in MODEL_SETTINGS:
-        model = config[part].get(key, RunConfig.model_fields[part].default.model_dump()[key])
+        known = RunConfig.model_fields[part].default.model_dump() | config.get(part, {})  # of before it had that key
+        model = known[key]
         if back and model.startswith("models/"):
             model = folder + model
-        config[part] = config[part] | {key: model if back else model.removeprefix(folder)}
+        config[part] = known | {key: model if back else model.removeprefix(folder)}
     return config
 
 

@@ -17,6 +17,7 @@ import xarray as xr
 from csstdask.arrays.background import Mesh
 from csstdask.instrument import Instrument, electrons_per_unit, validate_instrument
 from csstdask.pipeline.frame import modelled_variance
+from csstdask.psf.field import nodes
 from csstdask.store.campaign import open_campaign
 from csstdask.store.run import campaign_path
 from csstdask.store.zarr_arrays import open_group
@@ -54,9 +55,7 @@ def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset
     dataset.attrs |= {"path": str(root), "campaign_path": str(source_path), "instrument": source.attrs["instrument"]}
     flags = validate_instrument(source.attrs["instrument"], str(root)).flags
     if "psf" in dataset:
-        nodes = {"x_psf": ("x", dataset.sizes["x_psf"]), "y_psf": ("y", dataset.sizes["y_psf"])}
-        places = {dim: (np.arange(n) + 0.5) / n * source.sizes[axis] - 0.5 for dim, (axis, n) in nodes.items()}
-        dataset = dataset.assign_coords(places)
+        dataset = dataset.assign_coords(x_psf=nodes(source.sizes["x"]), y_psf=nodes(source.sizes["y"]))
     incoming = np.int32(flags.incoming_cosmic_ray_mask)
     dataset["header"] = source["header"]
     dataset["cr_mask_input"] = (source["flag"] & incoming) != 0

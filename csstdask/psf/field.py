@@ -73,12 +73,18 @@ class PsfField:
         return polynomials(*on_unit(across, down, self.shape), self.psfs.degree)
 
 
+def nodes(length: int) -> Float:
+    """Return the places of a field's nodes along an axis of so many pixels: in the middle of as many equal parts."""
+    return (np.arange(NODES) + 0.5) / NODES * length - 0.5
+
+
 def between_nodes(images: npt.NDArray[Any], u: Float, v: Float) -> npt.NDArray[np.floating[Any]]:
     """Return images (n, ...) at places u, v (n,) between -1 and 1, from those (NODES, NODES, ...) at a field's nodes.
 
-    Amounts of principal images are cubic polynomials of the place: through the nodes goes just one of that degree.
+    Amounts of principal images are cubic polynomials of the place; but for what makes each sum to one, to some 1e-4,
+    so are the images.
     """
-    axis = (np.arange(NODES) + 0.5) / NODES * 2 - 1
+    axis = (nodes(2) + 0.5) - 1
     at_v, at_u = (part.ravel() for part in np.meshgrid(axis, axis, indexing="ij"))
     weight = polynomials(u, v, _DEGREE) @ np.linalg.pinv(polynomials(at_u, at_v, _DEGREE))
     return np.tensordot(weight, images.reshape(NODES**2, *images.shape[2:]), axes=1)

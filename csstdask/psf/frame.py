@@ -14,7 +14,7 @@ from csstdask.instrument import load_instrument
 from csstdask.nn.models import find_card
 from csstdask.psf.field import PsfField
 from csstdask.psf.fit import FieldFit
-from csstdask.psf.reconstruct import SIZE, fit_detector
+from csstdask.psf.reconstruct import SIZE, band_of, bands_of, fit_detector
 from csstdask.psf.selection import Selection, select_stars
 from csstdask.psf.stars import FITTED, fit_stars
 
@@ -45,12 +45,12 @@ class FramePsf:
     """(m,) Which sources are fitted."""
 
 
-def knows_band(instrument: str, detector: int, model: str = "default") -> bool:
-    """Tell whether a model was learnt for an instrument, by its name, and knows the band of a detector of it."""
+def knows_band(instrument: str, detector: int, band: str | None = None, model: str = "default") -> bool:
+    """Tell whether a model was learnt for an instrument, by its name, and for this band on a detector of it."""
     card = find_card("psf", model)
-    own = load_instrument(card.architecture["instrument"])
-    bands = card.architecture["bands"]
-    return instrument == own.name and any(one.id == detector and one.band in bands for one in own.detectors)
+    known = bands_of(card).get(detector)
+    of_it = instrument == load_instrument(card.architecture["instrument"]).name
+    return of_it and known is not None and band in (None, known)
 
 
 def fit_frame(
@@ -62,7 +62,6 @@ def fit_frame(
     *,
     model: str = "default",
     least_snr: float = 30.0,
-    full: float | None = None,
 ) -> FramePsf | None:
     """Fit the PSF of a frame to its stars.
 
@@ -82,13 +81,11 @@ def fit_frame(
         As `csstdask.psf.reconstruct` takes it.
     least_snr : float
         Of a star.
-    full : float, optional
-        Stars whose ``peak`` reaches it are saturated.
 
     Returns
     -------
     FramePsf or None
-        None where there is no star.
+        None where no star tells it.
 
     Raises
     ------
@@ -99,7 +96,8 @@ def fit_frame(
     """
     card = find_card("psf", model)
     instrument = load_instrument(card.architecture["instrument"])
-    selection = select_stars(sources, height.shape, least_snr=least_snr, full=full)
+    band_of(card, detector)
+    selection = select_stars(sources, height.shape, least_snr=least_snr)
     x, y, flux = (np.asarray(sources[name], dtype=np.float64) for name in ("x", "y", "flux"))
     stars = np.flatnonzero(selection.fitted)
     if not len(stars):
@@ -107,6 +105,8 @@ def fit_frame(
     fitted = np.sort(stars[np.argsort(-flux[stars], kind="stable")[:MOST]])
     pixels, variance = stamps_of(height, error, mask, x[fitted], y[fitted])
     fit, field = fit_detector(card, instrument, detector, pixels, variance, x[fitted], y[fitted], height.shape)
+    if not fit.used.any():
+        return None
     return FramePsf(field, fit, selection, fitted)
 
 
@@ -124,8 +124,8 @@ def judge(psf: FramePsf, height: Frame, error: Frame, mask: Mask, sources: Mappi
     dict of arrays (n,)
         ``star``, a number among the sources; ``reserve``, whether no fit has seen it; ``flux``; ``chi2``, a degree of
         freedom, of the field's PSF at the star with a flux, a sky and a place of its own; and the moments ``size``
-        [pixel], ``e1``, ``e2`` of the star, its unknown pixels filled from the PSF, and ``psf_size``, ``psf_e1``,
-        ``psf_e2`` of the PSF on the same pixels. Moments are second ones under a round Gaussian of 1.5 pixels: those
+        [pixel], ``e1``, ``e2`` of the star, its unknown pixels filled from the PSF, and ``model_size``, ``model_e1``,
+        ``model_e2`` of the PSF on the same pixels. Moments are second ones under a round Gaussian of 1.5 pixels: those
         that adapt to the image do not converge on all pixels of a star that is undersampled.
     """
     which = np.sort(np.concatenate([psf.fitted, np.flatnonzero(psf.selection.reserve)]))
@@ -138,7 +138,7 @@ def judge(psf: FramePsf, height: Frame, error: Frame, mask: Mask, sources: Mappi
     seen = np.where(np.isfinite(variance[window]), pixels[window], fit.light) - sky
     places = tuple(said - np.floor(said + 0.5) + found for said, found in ((x, fit.x_offset), (y, fit.y_offset)))
     columns = {"star": which, "reserve": psf.selection.reserve[which], "flux": fit.flux, "chi2": fit.chi2}
-    for prefix, images in (("", seen), ("psf_", fit.light - sky)):
+    for prefix, images in (("", seen), ("model_", fit.light - sky)):
         moments = _moments(images, *places)
         columns |= {f"{prefix}{name}": values for name, values in zip(("size", "e1", "e2"), moments, strict=True)}
     return columns

@@ -166,11 +166,9 @@ def fit_detector(
     ValueError
         If the instrument has no such detector, the card knows nothing of its band, or a star is off the detector.
     """
-    known = {one.id: one.band for one in instrument.detectors if one.band in card.architecture["bands"]}
-    if detector not in known:
-        raise ValueError(f"detector: found {detector}; wanted one of {', '.join(map(str, sorted(known)))}")
+    band = band_of(card, detector)
     try:
-        psfs = principal_psfs(card, str(known[detector]))
+        psfs = principal_psfs(card, band)
     except KeyError as error:
         raise InputError(card.name, f"no tensor {error}", "weights as its card has them") from None
     shape = shape or instrument.shape
@@ -191,6 +189,26 @@ def fit_detector(
         polynomials(*on_unit(x, y, shape), psfs.degree),
     )
     return fit, PsfField(detector, shape, psfs, fit.field, fit.covariance)
+
+
+def band_of(card: ModelCard, detector: int) -> str:
+    """Return the band of a detector of the instrument that a card was made for.
+
+    Raises
+    ------
+    ValueError
+        If there is no such detector, or the card knows nothing of its band.
+    """
+    known = bands_of(card)
+    if detector not in known:
+        raise ValueError(f"detector: found {detector}; wanted one of {', '.join(map(str, sorted(known)))}")
+    return known[detector]
+
+
+def bands_of(card: ModelCard) -> dict[int, str]:
+    """Return the band of each detector that a card knows the PSFs of."""
+    instrument = load_instrument(card.architecture["instrument"])
+    return {one.id: str(one.band) for one in instrument.detectors if one.band in card.architecture["bands"]}
 
 
 def _column(name: str, values: Any, n: int) -> Float:

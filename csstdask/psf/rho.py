@@ -20,8 +20,8 @@ from scipy.spatial import cKDTree
 Float = npt.NDArray[np.float64]
 
 RHO = ("rho1", "rho2", "rho3", "rho4", "rho5")
-#: Separations at which bins begin, as shares of the widest.
-_BINS = 8
+#: Bins of separation, and where the first begins, as a share of the widest.
+_BINS, _NEAREST = 8, 1 / 30
 
 
 def rho_statistics(
@@ -32,8 +32,8 @@ def rho_statistics(
     Parameters
     ----------
     frames : sequence of mapping
-        Columns (n,) of the stars of one frame each: ``x, y`` [pixel], ``size, e1, e2, psf_size, psf_e1, psf_e2``, as
-        `csstdask.psf.frame.judge` has them. Pairs are of one frame; stars without moments are left out.
+        Columns (n,) of the stars of one frame each: ``x, y`` [pixel], ``size, e1, e2`` and ``model_size, model_e1,
+        model_e2``, as `csstdask.psf.frame.judge` has them. Pairs are of one frame; stars without moments are left out.
     furthest : float, optional
         The widest separation [pixel]; by default the widest there is.
     bins : int
@@ -50,15 +50,16 @@ def rho_statistics(
         furthest = max(
             (float(np.hypot(np.ptp(one["x"]), np.ptp(one["y"]))) for one in stars if len(one["x"])), default=1
         )
-    edges = np.geomspace(furthest / 30, furthest, bins + 1)
+    furthest = furthest if furthest > 0 else 1.0
+    edges = np.geomspace(furthest * _NEAREST, furthest, bins + 1)
     total = np.zeros((len(RHO) + 2, bins))
     for one in stars:
         if len(one["x"]) < 2:
             continue
         i, j = cKDTree(np.column_stack([one["x"], one["y"]])).query_pairs(furthest, output_type="ndarray").T
         distance = np.hypot(one["x"][i] - one["x"][j], one["y"][i] - one["y"][j])
-        place = np.searchsorted(edges, distance, side="right") - 1
-        use = (place >= 0) & (place < bins)
+        place = np.minimum(np.searchsorted(edges, distance, side="right") - 1, bins - 1)  # the widest is in the last
+        use = place >= 0
         i, j, distance, place = i[use], j[use], distance[use], place[use]
         e, error, sized = one["e"], one["error"], one["sized"]
         products = (
@@ -73,12 +74,12 @@ def rho_statistics(
 
 
 def _known(frame: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("x", "y", "size", "e1", "e2", "psf_size", "psf_e1", "psf_e2")
+    names = ("x", "y", "size", "e1", "e2", "model_size", "model_e1", "model_e2")
     columns = {name: np.asarray(frame[name], dtype=np.float64) for name in names}
     good = np.logical_and.reduce([np.isfinite(values) for values in columns.values()]) & (columns["size"] > 0)
     columns = {name: values[good] for name, values in columns.items()}
     e = columns["e1"] + 1j * columns["e2"]
-    error = e - (columns["psf_e1"] + 1j * columns["psf_e2"])
+    error = e - (columns["model_e1"] + 1j * columns["model_e2"])
     return {"x": columns["x"], "y": columns["y"], "e": e, "error": error} | {
-        "sized": e * (1 - (columns["psf_size"] / columns["size"]) ** 2)
+        "sized": e * (1 - (columns["model_size"] / columns["size"]) ** 2)
     }

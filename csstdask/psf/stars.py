@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import maximum_filter
 
-from csstdask.psf.field import PsfField
+from csstdask.psf.field import PsfField, nodes
 from csstdask.psf.pixels import Renderer, interpolation
 from csstdask.psf.principal import PrincipalPsfs
 
@@ -81,12 +81,13 @@ def fit_stars(
     rigid : bool
         All have the field's PSF as it is, and only a flux, a sky and a place of their own.
     tolerance : float
-        Share of the light on a pixel that chi^2 forgives: no PSF is known better.
+        Share of the light on a pixel to which a PSF is known at best: variances have it, and chi^2 forgives it.
     """
     middle, half = pixels.shape[-1] // 2, FITTED // 2
     window = (slice(None), *2 * (slice(middle - half, middle + half),))
+    free = _Freedom.of(field, rigid=rigid)
     parts = [
-        _fit(field, pixels[window][some], variance[window][some], x[some], y[some], place, rigid, tolerance)
+        _fit(field, free, pixels[window][some], variance[window][some], x[some], y[some], place, tolerance)
         for some in (slice(first, first + _BATCH) for first in range(0, len(pixels), _BATCH))
     ]
     if not parts:
@@ -103,20 +104,32 @@ class _Freedom:
     """Of r combinations of principal images."""
     to_amounts: Float
     """(r, k)"""
-    prior: Float
-    """(n, r, r) Inverse covariances of their amounts."""
+    from_amounts: Float
+    """(k, r)"""
 
     @classmethod
-    def of(cls, psfs: PrincipalPsfs, spread: Float) -> _Freedom:
+    def of(cls, field: PsfField, *, rigid: bool) -> _Freedom:
+        """Decide by what is undecided at the field's nodes, the same for all of its stars."""
+        psfs = field.psfs
+        y, x = (place.ravel() for place in np.meshgrid(*(nodes(length) for length in field.shape), indexing="ij"))
+        _, spread = field.amounts_at(x, y)
         flat = psfs.images.reshape(len(psfs), -1)
         size = np.sqrt((flat.astype(float) ** 2).sum(axis=1))
-        scaled = size[:, None] * spread * size
-        values, vectors = np.linalg.eigh(scaled.mean(axis=0))
-        kept = vectors[:, values > (_DECIDED * np.linalg.norm(psfs.mean)) ** 2]
+        values, vectors = np.linalg.eigh(size[:, None] * spread.mean(axis=0) * size)
+        least = np.inf if rigid else (_DECIDED * np.linalg.norm(psfs.mean)) ** 2
+        kept = vectors[:, values > least]
         to_amounts = kept.T / size
-        covariance = kept.T @ scaled @ kept
         images = (to_amounts.astype(np.float32) @ flat).reshape(-1, *psfs.mean.shape)
-        return cls(Renderer(images, FITTED), to_amounts, np.linalg.inv(covariance) if kept.size else covariance)
+        return cls(Renderer(images, FITTED), to_amounts, size[:, None] * kept)
+
+    def prior(self, spread: Float, place: float) -> Float:
+        """Return inverse covariances (n, r + 4, r + 4) of amounts, flux, sky, x and y, by those of all amounts."""
+        r = self.seen.k
+        prior = np.zeros((len(spread), r + 4, r + 4))
+        if r:
+            prior[:, :r, :r] = np.linalg.inv(self.from_amounts.T @ spread @ self.from_amounts)
+        prior[:, [r + 2, r + 3], [r + 2, r + 3]] = place**-2
+        return prior
 
 
 @dataclass
@@ -140,22 +153,29 @@ class _State:
 
 
 def _fit(
-    field: PsfField, pixels: Pixels, variance: Pixels, x: Float, y: Float, place: float, rigid: bool, tolerance: float
+    field: PsfField,
+    free: _Freedom,
+    pixels: Pixels,
+    variance: Pixels,
+    x: Float,
+    y: Float,
+    place: float,
+    tolerance: float,
 ) -> tuple[Any, ...]:
-    n = len(pixels)
+    """Fit a batch of stars; what `StarFit` has, in its order."""
+    n, r = len(pixels), free.seen.k
     expected, spread = field.amounts_at(x, y)
-    free = _Freedom.of(field.psfs, np.zeros_like(spread) if rigid else spread)
-    r = free.seen.k
+    prior = free.prior(spread, place)
     at_x, at_y = x - np.floor(x + 0.5), y - np.floor(y + 0.5)
     state = _State(np.zeros((n, r)), np.zeros(n), np.zeros(n), at_x.copy(), at_y.copy())
     known = np.isfinite(variance) & (variance > 0)
     trusted = np.where(known, 1 / np.where(known, variance, 1), 0).astype(np.float32)
     values = np.where(known, pixels, 0).astype(np.float32)
-    prior = np.zeros((n, r + 4, r + 4))
-    prior[:, :r, :r] = free.prior
-    prior[:, [r + 2, r + 3], [r + 2, r + 3]] = place**-2
     image, design = _seen(field.psfs, expected, free, state)
     state.flux = _first_flux(image, values, trusted)
+    # Pixels are trusted no more than principal images, or any PSF, can tell them.
+    flux = state.flux[:, None, None].astype(np.float32)
+    trusted /= 1 + trusted * flux**2 * (_beyond(field.psfs, state) + (np.float32(tolerance) * image) ** 2)
     for share in _SHARES:
         image, design = _seen(field.psfs, expected, free, state)
         light = state.flux[:, None, None] * image
@@ -173,13 +193,13 @@ def _fit(
     image, design = _seen(field.psfs, expected, free, state)
     light = state.flux[:, None, None] * image
     told = ((covariance @ design) * design).sum(axis=1).reshape(light.shape)
-    told += _beyond(field.psfs, state) * state.flux[:, None, None] ** 2
+    told += (_beyond(field.psfs, state) + (tolerance * image) ** 2) * state.flux[:, None, None] ** 2
     left = values - light - state.sky[:, None, None]
-    chi2, degrees = _chi2(left, tolerance * light, trusted, at_x, at_y)
+    chi2, degrees = _chi2(left, trusted, at_x, at_y)
     whole = (light + state.sky[:, None, None]).astype(np.float32)
     with np.errstate(over="ignore"):  # of a star without a pixel
-        variance = told.astype(np.float32)
-    return whole, variance, state.flux, state.sky, state.x - at_x, state.y - at_y, chi2, degrees
+        spread_of_light = told.astype(np.float32)
+    return whole, spread_of_light, state.flux, state.sky, state.x - at_x, state.y - at_y, chi2, degrees
 
 
 def _inverse(matrix: Float) -> Float:
@@ -216,12 +236,12 @@ def _first_flux(plain: Pixels, pixels: Pixels, weight: Pixels) -> Float:
     return np.maximum(np.asarray(np.ma.filled(found, 0), dtype=np.float64), 0)
 
 
-def _chi2(left: Any, forgiven: Any, weight: Any, x: Float, y: Float) -> tuple[Float, Float]:
+def _chi2(left: Any, weight: Any, x: Float, y: Float) -> tuple[Float, Float]:
     """Return chi^2 a degree of freedom over pixels near stars, and how many there are."""
     steps = np.arange(FITTED) - FITTED // 2
     distance = np.hypot(steps[None, :, None] - y[:, None, None], steps[None, None, :] - x[:, None, None])
     use = (weight > 0) & (distance < _WITHIN)
-    pull2 = np.minimum(left**2 * weight / (1 + forgiven**2 * weight), _FURTHEST**2)
+    pull2 = np.minimum(left**2 * weight, _FURTHEST**2)
     degrees = use.sum(axis=(1, 2)) - 4.0
     chi2 = np.where(degrees > 0, (pull2 * use).sum(axis=(1, 2)) / np.maximum(degrees, 1), np.inf)
     return chi2, degrees

@@ -107,8 +107,10 @@ def mosaic(tiles: Sequence[Sequence[Image | None]], gap: int = 1) -> Image:
 
 
 def on_focal_plane(instrument: Instrument, tiles: Mapping[int, Image]) -> Image:
-    """Return one image a detector, of one size, each at its detector's place; the places of others stay empty."""
-    centres = instrument.geometry.centres if instrument.geometry else {}
+    """Return one image a detector, of one size, each at its detector's place; without geometry, in a row."""
+    if instrument.geometry is None:
+        return mosaic([list(tiles.values())])
+    centres = instrument.geometry.centres
     ny, nx = instrument.shape or (1, 1)
     across = {detector: (round(centres[detector][1] / ny), round(centres[detector][0] / nx)) for detector in tiles}
     rows = sorted({row for row, _ in across.values()}, reverse=True)

@@ -27,7 +27,7 @@ _OWN_UNITS = {
         "charge": "electron", "charge_err": "electron", "peak": "electron", "length": "pixel", "width": "pixel",
         "angle": "deg",
     },
-    "psf_stars": {"size": "pixel", "psf_size": "pixel"},
+    "psf_stars": {"size": "pixel", "model_size": "pixel"},
 }  # fmt: skip
 
 

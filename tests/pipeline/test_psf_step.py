@@ -58,7 +58,7 @@ def test_stars_and_what_the_psf_says_of_them(night):
     assert not stars["reserve"].all()
     sources = pq.read_table(night / "r.zarr/tables/sources/10100000001/7.parquet").to_pandas().set_index("id")
     assert np.array_equal(sources.loc[stars["id"], "x"], stars["x"])
-    assert np.median(np.abs(stars["size"] / stars["psf_size"] - 1)) < 0.1
+    assert np.median(np.abs(stars["size"] / stars["model_size"] - 1)) < 0.1
 
 
 def test_a_psf_between_nodes(night):

@@ -106,6 +106,25 @@ def test_done_is_done_and_a_new_step_recomputes_nothing_upstream(small_campaign,
     assert differences(reference, path) == []
 
 
+def test_a_step_reads_the_tables_of_an_earlier_run(small_campaign, reference, tmp_path):
+    path = tmp_path / "run.zarr"
+    assert run(small_campaign, path, steps=["sources"]).done == 4
+    assert run(small_campaign, path).done == 4
+    assert differences(reference, path) == []
+
+
+def test_a_run_of_before_there_were_psfs_can_be_looked_at(small_campaign, reference, tmp_path):
+    path = tmp_path / "run.zarr"
+    shutil.copytree(reference, path)
+    for file in (path / "zarr.json",):
+        stored = json.loads(file.read_text())
+        for attributes in (stored["attributes"],):
+            del attributes["config"]["psf"], attributes["config"]["repair"]["psf"]
+        file.write_text(json.dumps(stored))
+    summary = status(path, campaign=small_campaign)
+    assert summary.total == 4
+
+
 def test_a_setting_reopens_what_lies_below_it_and_nothing_else(small_campaign, tmp_path):
     path = tmp_path / "run.zarr"
     run(small_campaign, path)

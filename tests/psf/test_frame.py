@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from csstdask.arrays.background import measure
 from csstdask.arrays.sources import measure_sources
@@ -49,9 +50,8 @@ def test_a_field_is_fitted_and_stands_beside_stars_in_reserve(measured, psf_mode
     assert 3 < reserve.sum() < len(reserve) / 2
     assert not set(found["star"][reserve]) & set(psf.fitted)
     assert np.median(found["chi2"][reserve]) < 1.5
-    change = found["size"][reserve] / found["psf_size"][reserve] - 1
+    change = found["size"][reserve] / found["model_size"][reserve] - 1
     assert abs(np.median(change)) < 0.02
-    # A PSF that is a tenth too wide would show.
     assert np.std(change) < 0.08
 
 
@@ -91,3 +91,19 @@ def test_a_detector_that_no_psf_is_known_of(frame):
     _, data, error, ignore, hit = frame
     with pytest.raises(ValueError, match="detector: found 99"):
         inpaint(data, hit, error, ignore, detector=99)
+    with pytest.raises(ValueError, match="detector: found 99"):
+        inpaint(np.ones((64, 64), np.float32), np.zeros((64, 64), bool), detector=99)
+
+
+def test_tensors_and_what_hit_pixels_are_told_to_be(frame, psf_model):
+    """The same of a tensor; and whatever error the pixels have that a cosmic ray hit."""
+    _, data, error, ignore, hit = frame
+    known = {"detector": DETECTOR, "psf": str(psf_model)}
+    plain = inpaint(data, hit, error, ignore, **known)
+    tensors = (torch.from_numpy(np.ascontiguousarray(plane)) for plane in (data, hit, error, ignore))
+    found = inpaint(*tensors, **known)
+    assert torch.is_tensor(found.data)
+    assert np.array_equal(found.data.numpy(), plain.data)
+    unknown = inpaint(data, hit, np.where(hit, np.inf, error), ignore, **known)
+    same = np.isclose(unknown.data, plain.data, rtol=0.02, atol=3 * np.nanmedian(error))
+    assert same.mean() > 0.999

@@ -15,7 +15,7 @@ def stars(rng, n=600, *, common=0.0, alone=0.0, growth=0.0):
     wrong = common + alone * rng.normal(size=(2, n))
     return {
         "x": rng.uniform(0, 1000, n), "y": rng.uniform(0, 1000, n), "size": size, "e1": e1, "e2": e2,
-        "psf_size": size * (1 - growth), "psf_e1": e1 - wrong[0], "psf_e2": e2 - wrong[1],
+        "model_size": size * (1 - growth), "model_e1": e1 - wrong[0], "model_e2": e2 - wrong[1],
     }  # fmt: skip
 
 

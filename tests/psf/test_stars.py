@@ -77,8 +77,8 @@ def test_rigid_stars_have_the_fields_psf(field):
     x, y = of_field(night)
     found = fit_stars(field, night.pixels, night.variance, x, y, rigid=True)
     free = fit_stars(field, night.pixels, night.variance, x, y)
-    assert np.median(found.chi2) >= np.median(free.chi2) - 0.02
-    assert (found.variance[:, 12, 12] <= free.variance[:, 12, 12] * 1.01).all()
+    assert np.median(found.chi2) > np.median(free.chi2)
+    assert (found.variance[:, 12, 12] < 0.9 * free.variance[:, 12, 12]).mean() > 0.9
 
 
 def test_nothing_to_fit_gives_nothing(field):

@@ -11,16 +11,16 @@ from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Cost, Output, Product, Step, Table
 from csstdask.psf import fit_frame
-from csstdask.psf.field import HALF_PIXELS, NODES
+from csstdask.psf.field import HALF_PIXELS, NODES, nodes
 from csstdask.psf.frame import FramePsf, judge, knows_band
 
-_COLUMNS = ("flux", "chi2", "size", "e1", "e2", "psf_size", "psf_e1", "psf_e2")
+_COLUMNS = ("flux", "chi2", "size", "e1", "e2", "model_size", "model_e1", "model_e2")
 
 
 def fit_psf(frame: Frame, config: RunConfig) -> Output:
     """Fit the PSF of a frame to its stars; nothing where none is known of its band, or there is no star."""
     seen = frame.repaired()
-    if seen is None or not knows_band(frame.instrument.name, frame.facts.detector, config.psf.model):
+    if seen is None or not knows_band(frame.instrument.name, frame.facts.detector, frame.facts.band, config.psf.model):
         return _nothing(frame)
     sources = frame.table("sources")
     unknown = seen.mask | frame.product("cr_mask")  # what was repaired is no observation
@@ -46,16 +46,15 @@ def fit_psf(frame: Frame, config: RunConfig) -> Output:
 
 
 def nodes_of(shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return x and y of the nodes of a frame, row by row [pixel]: in the middle of as many equal parts."""
-    along_y, along_x = ((np.arange(NODES) + 0.5) / NODES * length - 0.5 for length in shape)
-    y, x = np.meshgrid(along_y, along_x, indexing="ij")
+    """Return x and y of the nodes of a frame, row by row [pixel]."""
+    y, x = np.meshgrid(*(nodes(length) for length in shape), indexing="ij")
     return x.ravel(), y.ravel()
 
 
 def _metrics(psf: FramePsf, nodes: npt.NDArray[np.float32], stars: Table) -> dict[str, float | int | None]:
     """Return numbers of a frame: its PSF's usual shape, and of stars in reserve how far they are from it."""
-    reserve = stars["reserve"] & (stars["psf_size"] > 0) & (stars["size"] > 0)
-    change = stars["size"][reserve] / stars["psf_size"][reserve] - 1
+    reserve = stars["reserve"] & (stars["model_size"] > 0) & (stars["size"] > 0)
+    change = stars["size"][reserve] / stars["model_size"][reserve] - 1
     found: dict[str, float | int | None] = {"n_psf_stars": int(psf.fit.used.sum()), "n_psf_reserve": int(reserve.sum())}
     moments = adaptive_moments(nodes)
     for name, values in (("size", moments.sigma / 2), ("e1", moments.e1), ("e2", moments.e2)):

@@ -76,7 +76,7 @@ def psf_is_known(frame: Frame, config: RunConfig) -> bool:
     """Tell whether the stars of a frame are repaired by their PSF."""
     if config.repair.psf == "none" or frame.facts.kind != "imaging":
         return False
-    return knows_band(frame.instrument.name, frame.facts.detector, config.repair.psf)
+    return knows_band(frame.instrument.name, frame.facts.detector, frame.facts.band, config.repair.psf)
 
 
 def model_identity(config: RunConfig) -> str:
