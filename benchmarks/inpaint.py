@@ -29,6 +29,8 @@ from csstdask.cosmicray.evaluate_inpaint.fillers import Damaged, fillers
 from csstdask.mock.recipe import demo_recipe
 
 SIDE, SEED, SOURCES = 2048, 4243, 500
+#: Whose band the PSFs' model knows.
+DETECTOR = 7
 SHARES = (0.0025, 0.025, 0.14)
 LARGEST = 11
 REPEATS = 3
@@ -71,16 +73,16 @@ def frame() -> tuple[Damaged, Any, int]:
         update={"stars_per_mpix": 0.4 * SOURCES / mpix, "galaxies_per_mpix": 0.6 * SOURCES / mpix}
     )
     recipe = recipe.model_copy(update={"seed": SEED, "shape": (SIDE, SIDE), "sky": sky})
-    known = draw(recipe, 0, 7)
+    known = draw(recipe, 0, DETECTOR)
     case = known.case
     hit = np.asarray(detect(case.data, case.error, case.ignore).mask)
-    return Damaged(case.data, case.error, case.ignore), hit, len(known.catalogue)
+    return Damaged(case.data, case.error, case.ignore, DETECTOR), hit, len(known.catalogue)
 
 
 def repairs(models: list[str]) -> dict[str, Any]:
     damaged, hit, sources = frame()
     rows = []
-    for name, fill in fillers(models).items():
+    for name, fill in fillers(models, psf=True).items():
         if name == "untouched":
             continue
         took = seconds(lambda fill=fill: fill(damaged, hit))
