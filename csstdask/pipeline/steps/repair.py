@@ -99,9 +99,9 @@ def decisive_settings(config: RunConfig) -> dict[str, Any]:
 def cost_of_repair(config: RunConfig) -> Cost:
     """Return the cost of the configured models; the memory of a network is an estimate."""
     if uses_network(config):
-        return Cost(bytes_per_pixel=90.0, pixels_per_second=6e5)
+        return Cost(bytes_per_pixel=110.0, pixels_per_second=5e5)
     if config.repair.psf != "none":
-        return Cost(bytes_per_pixel=70.0, pixels_per_second=1.5e6)
+        return Cost(bytes_per_pixel=95.0, pixels_per_second=8e5)
     return Cost(bytes_per_pixel=50.0, pixels_per_second=1.0e7)
 
 
