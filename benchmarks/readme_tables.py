@@ -353,9 +353,7 @@ def psf() -> str:
     for recipe, units in result["recipes"].items():
         for method in units[0]["methods"]:
             found = [(unit["band"], unit["methods"][method]) for unit in units]
-            psnr = {
-                band: fmean(row["psnr"]["mean"] for other, row in found if other == band) for band in dict(found)
-            }
+            psnr = {band: fmean(row["psnr"]["mean"] for other, row in found if other == band) for band in dict(found)}
             worst = min(psnr, key=lambda band: psnr[band])
             size = [row["size"] for _, row in found]
             bent = [max(row["e1"]["sd"], row["e2"]["sd"]) for _, row in found]
