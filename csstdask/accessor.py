@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import xarray as xr
 from astropy import units as u
 from astropy.coordinates import Angle, SkyCoord
 from astropy.io.fits import Header
+from threadpoolctl import threadpool_limits
 
 from csstdask.errors import InputError
 from csstdask.instrument import Instrument, celestial_wcs, validate_instrument
@@ -22,6 +24,9 @@ from csstdask.psf.field import between_nodes, on_unit
 from csstdask.store.campaign import UnitFacts
 from csstdask.store.schema import NO_TIME
 
+#: Systems of equations are solved as in a run, on one thread: to the same bits.
+_SOLVING = Lock()
+
 
 def _unit_products(
     sci: npt.NDArray[Any],
@@ -31,9 +36,10 @@ def _unit_products(
     gain: float,
     read_noise: float,
     detector: int,
-    kind: str,
-    band: str,
+    kind: int,
+    band: int,
     *,
+    words: tuple[str, ...],
     units: str,
     instrument: Instrument,
     config: RunConfig,
@@ -43,7 +49,7 @@ def _unit_products(
     if not np.isfinite(sci).any():
         return sci if repair else np.zeros(sci.shape, dtype=bool)
     number = (float(exptime), NO_TIME, float(gain), float(read_noise))
-    facts = UnitFacts("", int(detector), str(kind), str(band), *number, "")
+    facts = UnitFacts("", int(detector), words[int(kind)], words[int(band)], *number, "")
     planes = {"sci": sci, "wht": wht, "flag": flag}
     frame = Frame(facts, instrument, units, lambda name: planes[name].copy(), lambda name: planes[name])
     frame.keep(measure_background(frame, config).arrays)
@@ -51,7 +57,8 @@ def _unit_products(
     hit = frame.product("cr_mask")
     if not repair:
         return hit
-    frame.keep(repair_pixels(frame, config).arrays)
+    with _SOLVING, threadpool_limits(1, "blas"):
+        frame.keep(repair_pixels(frame, config).arrays)
     repaired = hit & np.isfinite(frame.product("repair_variance"))
     return np.where(repaired, frame.product("repair"), sci)
 
@@ -77,6 +84,7 @@ class CsstAccessor:
                 "dataset", "no raw planes (sci, wht, flag)", "a campaign; a run has cr_mask and clean already"
             )
         planes = [data[name].chunk({"y": -1, "x": -1}) for name in ("sci", "wht", "flag")]
+        words, codes = _coded(data["kind"], data["band"])
         made: xr.DataArray = xr.apply_ufunc(
             _unit_products,
             *planes,
@@ -84,9 +92,9 @@ class CsstAccessor:
             data["gain"],
             data["read_noise"],
             data["detector"],
-            data["kind"],
-            data["band"],
+            *codes,
             kwargs={
+                "words": words,
                 "units": data["sci"].attrs["units"],
                 "instrument": self.instrument,
                 "config": config or RunConfig(),
@@ -233,6 +241,15 @@ class CsstAccessor:
         label = f"{name} [{self._dataset[name].attrs['units']}]" if "units" in self._dataset[name].attrs else name
         ax.figure.colorbar(patches, ax=ax, label=label)
         return ax
+
+
+def _coded(*texts: xr.DataArray) -> tuple[tuple[str, ...], list[xr.DataArray]]:
+    """Return words, and arrays of text as numbers of them: Dask takes numbers."""
+    words = sorted({str(value) for text in texts for value in np.ravel(text.values)})
+    return tuple(words), [
+        text.copy(data=np.reshape([words.index(str(value)) for value in np.ravel(text.values)], text.shape))
+        for text in texts
+    ]
 
 
 def _window(centre: float, half: float, length: int) -> slice | None:

@@ -206,7 +206,7 @@ def test_training_on_a_campaign_goes_on_from_a_model(campaign, tmp_path):
     settings = TINY | {"campaign": str(campaign), "skies": 0, "frames": 6, "epochs": 3}
     first = train_cosmicray(load_training_config(None, **settings), tmp_path / "first")
     card = find_card("cosmicray", str(first))
-    assert set(card.calibration) == {"scale", "offset", "prior", "density", "int8_offset"}
+    assert set(card.calibration) == {"scale", "offset", "prior", "density", "hit_above", "int8_offset"}
     assert "6 units of known.zarr" in card.trained_on
     assert set(card.expects) == {"rate", "log_charge", "log_length"}
     assert not card.valid  # a mock's model is for all detectors, unless it was made for some

@@ -51,7 +51,7 @@ def test_the_page_tells_what_the_run_holds(finished):
     assert f"<td>{rate:.4g}</td>" in page
     assert f"<td>{int(dataset['n_cr_pixels'].sel(detector=8).sum())}</td>" in page
     assert "Mpix/s" in page
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 9
     assert "<script" not in page
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
 
@@ -59,7 +59,7 @@ def test_the_page_tells_what_the_run_holds(finished):
 def test_pictures_are_before_mask_and_after(finished):
     path, page = finished
     pictures = list(decoded(page))
-    assert len(pictures) == 6
+    assert len(pictures) == 8
     mask = pictures[1]
     assert set(np.unique(mask)) == {0, 255}
     run_mask = csstdask.open_run(path)["cr_mask"]
