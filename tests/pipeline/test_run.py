@@ -116,11 +116,10 @@ def test_a_step_reads_the_tables_of_an_earlier_run(small_campaign, reference, tm
 def test_a_run_of_before_there_were_psfs_can_be_looked_at(small_campaign, reference, tmp_path):
     path = tmp_path / "run.zarr"
     shutil.copytree(reference, path)
-    for file in (path / "zarr.json",):
-        stored = json.loads(file.read_text())
-        for attributes in (stored["attributes"],):
-            del attributes["config"]["psf"], attributes["config"]["repair"]["psf"]
-        file.write_text(json.dumps(stored))
+    stored = json.loads((path / "zarr.json").read_text())
+    config = stored["attributes"]["config"]
+    del config["psf"], config["repair"]["psf"]
+    (path / "zarr.json").write_text(json.dumps(stored))
     summary = status(path, campaign=small_campaign)
     assert summary.total == 4
 

@@ -51,12 +51,12 @@ def nodes_of(shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float64], npt.NDArr
     return x.ravel(), y.ravel()
 
 
-def _metrics(psf: FramePsf, nodes: npt.NDArray[np.float32], stars: Table) -> dict[str, float | int | None]:
+def _metrics(psf: FramePsf, images: npt.NDArray[np.float32], stars: Table) -> dict[str, float | int | None]:
     """Return numbers of a frame: its PSF's usual shape, and of stars in reserve how far they are from it."""
     reserve = stars["reserve"] & (stars["model_size"] > 0) & (stars["size"] > 0)
     change = stars["size"][reserve] / stars["model_size"][reserve] - 1
     found: dict[str, float | int | None] = {"n_psf_stars": int(psf.fit.used.sum()), "n_psf_reserve": int(reserve.sum())}
-    moments = adaptive_moments(nodes)
+    moments = adaptive_moments(images)
     for name, values in (("size", moments.sigma / 2), ("e1", moments.e1), ("e2", moments.e2)):
         found[f"psf_{name}"] = float(np.median(values[moments.converged])) if moments.converged.any() else None
     found["psf_chi2"] = float(np.median(stars["chi2"][reserve])) if reserve.any() else None
