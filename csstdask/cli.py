@@ -273,6 +273,10 @@ def train(
     campaign: Annotated[Path | None, typer.Option(help="To learn from, as a rule with truth or labels.")] = None,
     events: Annotated[list[Path] | None, typer.Option(help="Library of events that `csstdask label` cut.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over fresh examples.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="What teaches psfnet: truth, psfex, or the stars' own pixels (stars).")
+    ] = None,
+    start_from: Annotated[str | None, typer.Option("--from", help="Model of PSFs to go on from: name or card.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cpu.")] = None,
 ) -> None:
     """Train a network; killed, it goes on where it was."""
@@ -280,12 +284,18 @@ def train(
     if to is None:
         raise InputError(f"train {target}", "no --to", "a folder for the training")
     if target == "psf":
-        if any((data, campaign, events, epochs, device)):
-            raise InputError("train psf", "options of other trainings", "--config and --to alone: it draws telescopes")
+        if data is not None or events:
+            raise InputError("train psf", "--data or --events", "--campaign: stamps of stars, where a network learns")
         from csstdask.psf.train import load_psf_config, train_psf
 
-        _say(f"card {train_psf(load_psf_config(config), to, announce=_say)}")
+        sets = None if campaign is None else [str(campaign.resolve())]
+        psf = load_psf_config(
+            config, campaigns=sets, labels=labels, start_from=start_from, epochs=epochs, device=device
+        )
+        _say(f"card {train_psf(psf, to, announce=_say)}")
         return
+    if labels is not None or start_from is not None:
+        raise InputError(f"train {target}", "--labels or --from", "neither: settings say what teaches")
     if target == "inpaint":
         if data is not None or events:
             raise InputError("train inpaint", "--data or --events", "--campaign: stamps are cut from its frames")
@@ -341,16 +351,21 @@ def evaluate(
     if target == "psf":
         if recipes is None:
             raise InputError("evaluate psf", "no --recipes", "a folder of test recipes")
-        if data is not None or scale is not None or set(beside or ()) - {"piff"}:
-            raise InputError(
-                "evaluate psf", "--data, --scale or --beside", "--beside piff at most: its stars are of --recipes"
-            )
+        if data is not None or scale is not None:
+            raise InputError("evaluate psf", "--data or --scale", "neither: its stars are of --recipes")
         from csstdask.psf.evaluate import PARTS as PSF_PARTS
         from csstdask.psf.evaluate import evaluate_psf
         from csstdask.psf.evaluate.tables import table as psf_table
 
+        others = [one for one in beside or () if one != "piff"]
         found = evaluate_psf(
-            model, to, recipes=recipes, parts=part or tuple(PSF_PARTS), piff=bool(beside), announce=_say
+            model,
+            to,
+            recipes=recipes,
+            parts=part or tuple(PSF_PARTS),
+            piff="piff" in (beside or ()),
+            beside=others,
+            announce=_say,
         )
         for line in psf_table(found):
             typer.echo(line)

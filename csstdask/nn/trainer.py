@@ -43,6 +43,8 @@ class Schedule:
     """At its highest, after the warm-up."""
     warm_up: float = 1.0
     """Epochs in which the rate rises linearly."""
+    least_rate: float = 0.0
+    """What is left of the rate at the end, as a share of its highest."""
     weight_decay: float = 1e-4
     freeze_norm: float = 1.0
     """Share of the epochs after which batch normalisation uses what it has gathered, and gathers no more."""
@@ -56,11 +58,12 @@ class Schedule:
     seed: int = 1
 
     def rate(self, epoch: float) -> float:
-        """Return the learning rate at a moment, in epochs: linear warm-up, then a cosine to zero."""
+        """Return the learning rate at a moment, in epochs: linear warm-up, then a cosine to its least."""
         if epoch < self.warm_up:
             return self.learning_rate * (epoch + 1e-3) / self.warm_up
         past = (epoch - self.warm_up) / max(1e-9, self.epochs - self.warm_up)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, past)))
+        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, past)))
+        return self.learning_rate * (self.least_rate + (1 - self.least_rate) * fall)
 
 
 @dataclass(frozen=True)

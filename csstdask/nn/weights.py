@@ -22,9 +22,10 @@ from csstdask.nn.blocks import UNet
 from csstdask.nn.card import ModelCard
 from csstdask.nn.device import Precision, check_precision
 from csstdask.nn.int8 import Int8UNet
+from csstdask.nn.psfnet import PsfNet
 from csstdask.nn.unetpp import UNetPlusPlus
 
-Network = TypeVar("Network", UNet, UNetPlusPlus, UNet | UNetPlusPlus)
+Network = TypeVar("Network", UNet, UNetPlusPlus, UNet | UNetPlusPlus, PsfNet)
 
 _LOADED: dict[tuple[str, ...], nn.Module] = {}
 _LOCK = threading.Lock()
@@ -40,7 +41,7 @@ def save_weights(network: nn.Module, path: Path) -> str:
 def load_network(
     card: ModelCard, build: Callable[..., Network], device: torch.device, precision: Precision = "float32"
 ) -> Network:
-    """Return a card's network on a device, ready for inference, its normalisation frozen and fused.
+    """Return a card's network on a device, ready for inference, batch normalisation frozen and fused.
 
     Parameters
     ----------
@@ -92,5 +93,6 @@ def _load(card: ModelCard, path: Path, build: Callable[..., Network]) -> Network
         message = " ".join(str(error).split())[:200]
         raise InputError(path, f"other weights ({message})", f"those of {card.architecture}") from None
     network.eval().requires_grad_(requires_grad=False)
-    network.fuse()
+    if not isinstance(network, PsfNet):
+        network.fuse()
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -33,6 +33,9 @@ Float = npt.NDArray[np.float64]
 #: interpolation reaches beyond.
 FINE, FIELD = 4, 40
 SIDE = FINE * FIELD
+#: Images that are kept in half precision; those that tell less are kept in eight bits.
+_STRONG = 16
+_LEVELS = 127
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,17 @@ def resampled(images: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.floa
 
 
 def write_principal(bands: dict[str, tuple[PrincipalPsfs, int]]) -> bytes:
-    """Return the principal PSFs of bands as safetensors, images in half precision with so many samples a pixel."""
+    """Return the principal PSFs of bands as safetensors, images with so many samples a pixel, and in few bits."""
     tensors: dict[str, npt.NDArray[Any]] = {}
     for band, (psfs, samples) in bands.items():
         tensors[f"{band}.mean"] = resampled(psfs.mean, FIELD * samples)
-        tensors[f"{band}.images"] = resampled(psfs.images, FIELD * samples).astype(np.float16)
-        tensors[f"{band}.field"] = psfs.field.astype(np.float32)
+        images = resampled(psfs.images, FIELD * samples)
+        weak = images[_STRONG:]
+        step = np.abs(weak).max(axis=(1, 2), initial=0) / _LEVELS
+        tensors[f"{band}.images"] = images[:_STRONG].astype(np.float16)
+        tensors[f"{band}.weak_images"] = np.rint(weak / step[:, None, None]).astype(np.int8)
+        tensors[f"{band}.weak_steps"] = step.astype(np.float32)
+        tensors[f"{band}.field_root"] = np.linalg.cholesky(psfs.field).astype(np.float16)
         tensors[f"{band}.own"] = psfs.own.astype(np.float32)
         tensors[f"{band}.beyond"] = resampled(np.sqrt(psfs.beyond), FIELD * samples).astype(np.float16)
     return save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
@@ -125,13 +133,15 @@ def _read(path: Path, sha256: str, band: str, degree: int) -> PrincipalPsfs:
     if found != sha256:
         raise InputError(path, f"SHA-256 {found[:12]}", f"{sha256[:12]}, as its card says")
     tensors = load_file(path)
-    mean, images, field, own, beyond = (
-        tensors[f"{band}.{name}"] for name in ("mean", "images", "field", "own", "beyond")
+    mean, strong, weak, step, root, own, beyond = (
+        tensors[f"{band}.{name}"]
+        for name in ("mean", "images", "weak_images", "weak_steps", "field_root", "own", "beyond")
     )
+    images = np.concatenate([strong.astype(np.float32), weak * step[:, None, None]])
     return PrincipalPsfs(
         resampled(mean, SIDE),
-        resampled(images.astype(np.float32), SIDE),
-        field.astype(float),
+        resampled(images, SIDE),
+        root.astype(float) @ root.astype(float).transpose(0, 2, 1),
         own.astype(float),
         degree,
         resampled(beyond.astype(np.float32), SIDE) ** 2,

@@ -16,8 +16,10 @@ from csstdask.nn.models import find_card
 from csstdask.psf.field import PsfField, half_pixels, on_unit
 from csstdask.psf.fit import FieldFit, fit_field
 from csstdask.psf.principal import polynomials, principal_psfs
+from csstdask.psf.psfnet import psfs_by_network
 
 Float = npt.NDArray[np.float64]
+Images = npt.NDArray[np.float32]
 
 #: Edge of a stamp [pixel].
 SIZE = 32
@@ -63,9 +65,11 @@ def reconstruct(
     error: Any = None,
     mask: Any = None,
     model: str = "default",
-    device: Any = None,  # noqa: ARG001  the fit runs on the host
+    device: Any = None,
 ) -> Reconstruction:
-    """Reconstruct the PSF at each of some stars; those of one detector lean on each other.
+    """Reconstruct the PSF at each of some stars; by the default model those of one detector lean on each other.
+
+    ``psfnet``, CSST-PSFNet as published, sees each star alone; it gives no fields.
 
     Parameters
     ----------
@@ -84,7 +88,8 @@ def reconstruct(
     model : str
         ``default``, a name that ``csstdask models`` lists, or the path of a card that ``csstdask train psf`` wrote.
     device : optional
-        The fit runs on the host, wherever it is asked to: a few seconds for a thousand stars.
+        Of a network, ``cpu`` or ``cuda``. The fit of the default model runs on the host, wherever it is asked to: a few
+        seconds for a thousand stars.
 
     Returns
     -------
@@ -99,6 +104,7 @@ def reconstruct(
         If the model's card or weights cannot be used.
     """
     card = find_card("psf", model)
+    by_network = card.architecture["kind"] == "psfnet"
     door = open_door(stamps, stamps=True)
     given = door.take(stamps)
     pixels = to_host(given).astype(np.float64)
@@ -108,6 +114,7 @@ def reconstruct(
     ids, across, down = (_column(name, one, n) for name, one in (("detector", detector), ("x", x), ("y", y)))
     if (ids != np.rint(ids)).any():
         raise ValueError(f"detector: found {ids[ids != np.rint(ids)][0]}; wanted ids, whole numbers")
+    numbers = ids.astype(np.int64)
     if mask is not None:
         pixels = np.where(_plane("mask", door.take(mask, bool), pixels.shape), np.nan, pixels)
     sigma_of = _error(pixels, None if error is None else _plane("error", door.take(error), pixels.shape))
@@ -118,20 +125,36 @@ def reconstruct(
     with np.errstate(over="ignore"):
         variance = np.where(ignored, np.inf, (sigma_of / unit) ** 2).astype(np.float32)
     scaled = np.where(ignored, 0, pixels / unit).astype(np.float32)
+    solve = psfs_by_network if by_network else _by_fields
+    image, sigma, chi2, used, fields = solve(card, scaled, variance, numbers, across, down, device)
+    if error is None and not by_network:
+        sigma *= np.sqrt(np.fmax(chi2, 1.0))[:, None, None].astype(np.float32)
+    xp = namespace_of(given)
+    return Reconstruction(door.give(xp.asarray(image)), door.give(xp.asarray(sigma)), chi2, used, fields, card)
+
+
+def _by_fields(
+    card: ModelCard,
+    pixels: npt.NDArray[np.float32],
+    variance: npt.NDArray[np.float32],
+    detector: npt.NDArray[np.int64],
+    x: Float,
+    y: Float,
+    device: Any = None,  # noqa: ARG001  the fit runs on the host
+) -> tuple[Images, Images, Float, npt.NDArray[np.bool_], dict[int, PsfField]]:
+    """Return images, sigmas, chi^2, which stars took part, and the fields: all stars of a detector fitted at once."""
+    n = len(pixels)
     instrument = load_instrument(card.architecture["instrument"])
     image, sigma = np.empty((n, 64, 64), np.float32), np.empty((n, 64, 64), np.float32)
     chi2, used = np.full(n, np.nan), np.zeros(n, dtype=bool)
     fields: dict[int, PsfField] = {}
-    for one in np.unique(ids).astype(int):
-        some = np.flatnonzero(ids == one)
-        fit, field = fit_detector(card, instrument, int(one), scaled[some], variance[some], across[some], down[some])
+    for one in np.unique(detector).tolist():
+        some = np.flatnonzero(detector == one)
+        fit, field = fit_detector(card, instrument, one, pixels[some], variance[some], x[some], y[some])
         image[some], sigma[some] = half_pixels(fit.psfs, fit.amounts, fit.spread)
         chi2[some], used[some] = fit.chi2, fit.used
-        fields[int(one)] = field
-    if error is None:
-        sigma *= np.sqrt(np.fmax(chi2, 1.0))[:, None, None].astype(np.float32)
-    xp = namespace_of(given)
-    return Reconstruction(door.give(xp.asarray(image)), door.give(xp.asarray(sigma)), chi2, used, fields, card)
+        fields[one] = field
+    return image, sigma, chi2, used, fields
 
 
 def fit_detector(
@@ -206,7 +229,9 @@ def band_of(card: ModelCard, detector: int) -> str:
 
 
 def bands_of(card: ModelCard) -> dict[int, str]:
-    """Return the band of each detector that a card knows the PSFs of."""
+    """Return the band of each detector that a card knows the PSFs of; InputError where it knows single stars alone."""
+    if card.architecture["kind"] != "principal":
+        raise InputError(card.name, f"a model of kind {card.architecture['kind']}", "one that knows fields: principal")
     instrument = load_instrument(card.architecture["instrument"])
     return {one.id: str(one.band) for one in instrument.detectors if one.band in card.architecture["bands"]}
 

@@ -27,6 +27,8 @@ class Sights:
     u: npt.NDArray[np.float64]
     """(n,) Place on the detector, -1 to 1."""
     v: npt.NDArray[np.float64]
+    temperature: npt.NDArray[np.float64]
+    """(n,) Of each star [K]."""
 
 
 def draw_sights(rng: np.random.Generator, instrument: Instrument, band: str, nodes: int) -> Sights:
@@ -54,4 +56,4 @@ def draw_sights(rng: np.random.Generator, instrument: Instrument, band: str, nod
     heat = np.exp(rng.uniform(coldest, hottest, len(u)))
     fine = model.sampling(detector, state).fine
     found = model.effective(detector, x, y, temperature=heat, state=state, sampling=fine, size=FIELD * fine)
-    return Sights(resampled(found.image * np.float32(fine**2), SIDE), u, v)
+    return Sights(resampled(found.image * np.float32(fine**2), SIDE), u, v, heat)

@@ -1,99 +1,52 @@
-"""Training of PSF reconstruction: ``csstdask train psf``.
-
-Principal PSFs are learnt from telescopes that might be: their PSFs on a grid of places of a detector give, band by
-band, a mean, principal images, and the covariances of their amounts over places and telescopes. Each telescope's PSFs
-are a file of the training's folder: killed, it goes on where it was.
-"""
+"""Training of PSF reconstruction: ``csstdask train psf``, whichever kind of model its settings ask for."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from functools import partial
-from multiprocessing import get_context
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from csstdask.durable import sha256_file, write_atomic
 from csstdask.errors import InputError
-from csstdask.instrument import load_instrument
-from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
-from csstdask.psf.principal import FINE, SIDE, PrincipalPsfs, polynomials, write_principal
-from csstdask.psf.telescopes import Sights, draw_sights
-from csstdask.toml_file import read_settings
+from csstdask.psf.train_principal import PrincipalConfig, train_principal
+from csstdask.psf.train_psfnet import PsfNetConfig, train_psfnet
+from csstdask.toml_file import read_settings, read_toml
 
 log = logging.getLogger("csstdask")
 
-#: Of the covariances between amounts, what is believed of the diagonal alone: few telescopes tell them.
-_SHRINKAGE = 0.2
-#: Share of the images' spectrum below which frequencies are not kept: some 10^-6 of a PSF's peak.
-_NOTHING = 1e-3
-#: Least variance of a star's own amount, beside that of all.
-_LEAST_OWN = 1e-8
+_WANTED = "settings of a training of PSFs"
 
 
-class PsfConfig(BaseModel):
-    """All settings of a training of PSF reconstruction."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = "principal"
-    version: str = "1"
-    licence: str = "BSD-3-Clause"
-    method: str = "principal PSFs over a detector, with what is expected of their amounts (csstdask.psf.fit)"
-    instrument: str = "csst"
-    bands: tuple[str, ...] = Field((), description="none: all of the instrument's imaging bands")
-    telescopes: int = Field(96, ge=4, description="drawn for each band")
-    held_out: int = Field(12, ge=2, description="of them, those that the card's figures are of")
-    nodes: int = Field(4, ge=2, description="places on a detector along each axis")
-    degree: int = Field(3, ge=0, description="of the polynomials over a detector; at most nodes - 1")
-    images: int = Field(48, ge=1, description="principal images")
-    workers: int = Field(1, ge=1)
-    seed: int = Field(20261125, ge=0)
-
-    @model_validator(mode="after")
-    def _enough_is_drawn(self) -> PsfConfig:
-        known = self.telescopes - self.held_out
-        if known < 2:
-            raise ValueError(
-                f"held_out = {self.held_out} of {self.telescopes} telescopes: wanted two and more to learn from"
-            )
-        if self.degree >= self.nodes:
-            raise ValueError(f"degree = {self.degree} with {self.nodes} nodes: wanted fewer than nodes")
-        if self.images >= known * self.nodes**2:
-            raise ValueError(
-                f"images = {self.images}: wanted fewer than the {known * self.nodes**2} PSFs that are drawn"
-            )
-        return self
-
-
-def load_psf_config(path: Path | None, **changes: object) -> PsfConfig:
+def load_psf_config(path: Path | None, **changes: object) -> PrincipalConfig | PsfNetConfig:
     """Read the settings of a training from a TOML file; `changes` that are not None win.
+
+    ``kind`` says of which model: ``principal`` or ``psfnet``; without it, what learns from stamps is ``psfnet``.
 
     Raises
     ------
     InputError
         Naming the file and every key that is unknown or wrong.
     """
-    return read_settings(PsfConfig, path, "settings of a training of PSFs", changes)
+    told = {key: value for key, value in changes.items() if value is not None}
+    of_file = {} if path is None else read_toml(path, _WANTED)
+    network = "psfnet" if "campaigns" in told else "principal"
+    kind = str(told.get("kind", of_file.get("kind", network)))
+    if kind == "principal":
+        return read_settings(PrincipalConfig, path, _WANTED, told)
+    if kind == "psfnet":
+        return read_settings(PsfNetConfig, path, _WANTED, told)
+    raise InputError(path or "settings", f"kind = {kind!r}", "principal or psfnet")
 
 
-def train_psf(config: PsfConfig, to: Path, *, announce: Callable[[str], None] = log.info) -> Path:
-    """Learn the principal PSFs of an instrument's bands, or go on with a training.
+def train_psf(config: PrincipalConfig | PsfNetConfig, to: Path, *, announce: Callable[[str], None] = log.info) -> Path:
+    """Train a model of PSFs, or go on with a training.
 
     Parameters
     ----------
-    config : PsfConfig
+    config : PrincipalConfig or PsfNetConfig
     to : Path
         Folder of the training.
     announce : callable
-        Told in a line what was learnt of each band.
+        Told in a line how it goes.
 
     Returns
     -------
@@ -103,154 +56,8 @@ def train_psf(config: PsfConfig, to: Path, *, announce: Callable[[str], None] = 
     Raises
     ------
     InputError
-        If the folder holds telescopes that were drawn by other settings, or the instrument has not the bands.
+        As the training of either does.
     """
-    instrument = load_instrument(config.instrument)
-    bands = config.bands or tuple(sorted(instrument.bands))
-    if unknown := set(bands) - set(instrument.bands):
-        raise InputError("bands", ", ".join(sorted(unknown)), f"some of {', '.join(sorted(instrument.bands))}")
-    _claim(config, to / "telescopes")
-    learnt: dict[str, tuple[PrincipalPsfs, int]] = {}
-    metrics: dict[str, float] = {}
-    with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool:
-        for band in bands:
-            look = partial(_sights_of, config, to, band)
-            seen = list(pool.map(look, range(config.telescopes)))
-            known, apart = seen[config.held_out :], seen[: config.held_out]
-            psfs = learn(known, config.images, config.degree)
-            psfs = replace(psfs, beyond=beyond(psfs, apart))
-            error = decibels(psfs, apart)
-            metrics[f"psnr_{band}"] = round(float(error.mean()), 2)
-            reach = f"PSNR {error.mean():.1f} dB, least {error.min():.1f}"
-            announce(f"{band}: PSFs of other telescopes by {len(psfs)} images, {reach}")
-            learnt[band] = (psfs, _samples_of(psfs))
-    weights = to / f"{config.name}{WEIGHTS_SUFFIX}"
-    write_atomic(weights, write_principal(learnt))
-    card = ModelCard(
-        name=config.name,
-        task="psf",
-        version=config.version,
-        method=config.method,
-        licence=config.licence,
-        trained_on=f"{config.telescopes - config.held_out} mock telescopes a band",
-        sha256=sha256_file(weights),
-        architecture={
-            "kind": "principal",
-            "instrument": config.instrument,
-            "bands": list(bands),
-            "degree": config.degree,
-            "images": config.images,
-        },
-        metrics={"data": "PSFs of telescopes that were not learnt from, by principal images alone [dB]", **metrics},
-    )
-    path = to / f"{config.name}.json"
-    write_card(path, card)
-    return path
-
-
-def _claim(config: PsfConfig, folder: Path) -> None:
-    """Make the folder of drawn telescopes, or make sure that it is of these settings."""
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = config.model_dump(mode="json", include={"instrument", "nodes", "seed"})
-    path = folder / "settings.json"
-    if not path.is_file():
-        write_atomic(path, json.dumps(wanted).encode())
-    elif (found := json.loads(path.read_text(encoding="utf-8"))) != wanted:
-        raise InputError(path, f"telescopes drawn by {found}", f"{wanted}, or another folder")
-
-
-def _sights_of(config: PsfConfig, to: Path, band: str, number: int) -> Sights:
-    """Return a telescope's PSFs, drawn now or before."""
-    path = to / "telescopes" / f"{band}-{number:04d}.npz"
-    if path.is_file():
-        with np.load(path) as kept:
-            return Sights(kept["images"].astype(np.float32), kept["u"], kept["v"])
-    rng = np.random.default_rng([config.seed, number, *band.encode()])
-    sights = draw_sights(rng, load_instrument(config.instrument), band, config.nodes)
-    draft = path.with_suffix(".part.npz")
-    np.savez(draft, images=sights.images, u=sights.u, v=sights.v)
-    draft.rename(path)
-    return sights
-
-
-def learn(seen: list[Sights], count: int, degree: int) -> PrincipalPsfs:
-    """Return the principal PSFs of telescopes, and what is to be expected of their amounts.
-
-    Parameters
-    ----------
-    seen : list of Sights
-    count : int
-        Of principal images; no more than there are PSFs.
-    degree : int
-        Of the polynomials over a detector.
-    """
-    flat = np.concatenate([one.images for one in seen]).reshape(-1, SIDE * SIDE)
-    mean = flat.mean(axis=0)
-    flat = flat - mean
-    n, count = len(flat), min(count, len(flat) - 1)
-    _, vectors = np.linalg.eigh((flat @ flat.T).astype(float))
-    strongest = slice(-1, -count - 1, -1)
-    amounts = vectors[:, strongest] * np.sqrt(n)
-    images = (amounts.T.astype(np.float32) @ flat) / np.float32(n)
-    fields, left = [], []
-    first = 0
-    for one in seen:
-        place = polynomials(one.u, one.v, degree)
-        here = amounts[first : first + len(one.u)]
-        first += len(one.u)
-        field = np.linalg.lstsq(place, here, rcond=None)[0]
-        fields.append(field)
-        freedom = len(one.u) - place.shape[1]
-        left.append(((here - place @ field) ** 2).sum(axis=0) / max(freedom, 1))
-    return PrincipalPsfs(
-        mean.reshape(SIDE, SIDE),
-        images.reshape(-1, SIDE, SIDE),
-        _covariances(np.stack(fields)),
-        np.mean(left, axis=0) + _LEAST_OWN,
-        degree,
-        np.zeros((SIDE, SIDE), dtype=np.float32),
-    )
-
-
-def _covariances(fields: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the second moments of fields (telescope, p, k) by polynomial (p, k, k), shrunk towards the diagonal."""
-    moments = np.einsum("tpa,tpb->pab", fields, fields) / len(fields)
-    diagonal = np.einsum("paa->pa", moments)[..., None] * np.eye(fields.shape[-1])
-    return (1 - _SHRINKAGE) * moments + _SHRINKAGE * diagonal
-
-
-def decibels(psfs: PrincipalPsfs, seen: list[Sights]) -> npt.NDArray[np.float64]:
-    """Return the PSNR of each PSF as principal images alone can tell it, peak 1 [dB]."""
-    parts = []
-    for one, left in zip(seen, _left(psfs, seen), strict=True):
-        peak = one.images.max(axis=(1, 2))
-        parts.append(-20 * np.log10(np.sqrt((left**2).mean(axis=1)) / peak))
-    return np.concatenate(parts)
-
-
-def beyond(psfs: PrincipalPsfs, seen: list[Sights]) -> npt.NDArray[np.float32]:
-    """Return the mean square of what principal images cannot tell of telescopes' PSFs, (SIDE, SIDE)."""
-    left = np.concatenate(list(_left(psfs, seen)))
-    return (left**2).mean(axis=0).reshape(SIDE, SIDE).astype(np.float32)
-
-
-def _left(psfs: PrincipalPsfs, seen: list[Sights]) -> Iterator[npt.NDArray[np.float64]]:
-    """Yield what principal images leave of each telescope's PSFs, (n, SIDE * SIDE)."""
-    images = psfs.images.reshape(len(psfs), -1).astype(float)
-    square = (images**2).sum(axis=1)
-    for one in seen:
-        flat = one.images.reshape(len(one.images), -1).astype(float) - psfs.mean.ravel()
-        yield flat - (flat @ images.T / square) @ images
-
-
-def _samples_of(psfs: PrincipalPsfs) -> int:
-    """Return the least samples a pixel that hold all of the mean and of the images."""
-    frequency = np.abs(np.fft.fftfreq(SIDE, 1 / FINE))
-    spectra = [
-        np.abs(np.fft.fft2(images, axes=(-2, -1))).reshape(-1, SIDE, SIDE) for images in (psfs.mean, psfs.images)
-    ]
-    for samples in (2, 3):
-        left_out = (frequency[:, None] >= samples / 2) | (frequency[None, :] >= samples / 2)
-        if all(found.max(axis=0)[left_out].max() < _NOTHING * found.max() for found in spectra):
-            return samples
-    return FINE
+    if isinstance(config, PsfNetConfig):
+        return train_psfnet(config, to, announce=announce)
+    return train_principal(config, to, announce=announce)

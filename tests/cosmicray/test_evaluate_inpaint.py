@@ -15,7 +15,15 @@ from csstdask.cosmicray.evaluate_inpaint import science as science_module
 from csstdask.cosmicray.evaluate_inpaint.figures import draw_fields, draw_science
 from csstdask.cosmicray.evaluate_inpaint.fillers import PEERS, Damaged, absent_peers, fillers
 from csstdask.cosmicray.evaluate_inpaint.m51 import m51_part
-from csstdask.cosmicray.evaluate_inpaint.science import BOUND, CLEAN, KNOWN, known_star, measure_unit, science_part
+from csstdask.cosmicray.evaluate_inpaint.science import (
+    BOUND,
+    CLEAN,
+    KNOWN,
+    UNPLACED,
+    known_star,
+    measure_unit,
+    science_part,
+)
 from csstdask.errors import InputError
 from csstdask.mock.recipe import load_recipe
 from csstdask.results import rounded
@@ -79,15 +87,21 @@ def test_what_a_repair_can_do_that_knows_the_star(rng):
     variance = light + 60
     lost = (np.abs(x) < 1.5) & (np.abs(y - 1) < 1.5)
     trials = light + rng.normal(0, 1, (10_000, 17, 17)) * np.sqrt(variance)
-    weight = np.where(lost, 0, light / variance)
-    brightness = (trials * weight).sum(axis=(1, 2)) / (light * weight).sum()
-    flux = trials[:, inside & ~lost].sum(axis=1) + brightness * light[inside & lost].sum()
-    aperture, bound = known_star(light, variance, lost, inside)
-    assert aperture == pytest.approx(flux.std() / light[inside].sum(), rel=0.03)
-    assert bound == pytest.approx(brightness.std(), rel=0.03)
-    assert bound < aperture
-    whole, _ = known_star(light, variance, np.zeros_like(lost), inside)
-    assert whole == pytest.approx(np.sqrt(variance[inside].sum()) / light[inside].sum())
+    bounds = []
+    for unknown in (light[None], np.stack([light, light * x / 2, light * y / 2])):
+        kept, weight = unknown[:, ~lost], 1 / variance[~lost]
+        told = np.linalg.solve(kept * weight @ kept.T, kept * weight @ (trials - light)[:, ~lost].T)
+        flux = trials[:, inside & ~lost].sum(axis=1) + (
+            light[inside & lost].sum() + unknown[:, inside & lost].sum(1) @ told
+        )
+        aperture, bound = known_star(unknown, variance, lost, inside)
+        assert aperture == pytest.approx(flux.std() / light[inside].sum(), rel=0.03)
+        assert bound == pytest.approx(told[0].std(), rel=0.03)
+        assert bound < aperture
+        bounds.append(aperture)
+        whole, _ = known_star(unknown, variance, np.zeros_like(lost), inside)
+        assert whole == pytest.approx(np.sqrt(variance[inside].sum()) / light[inside].sum())
+    assert bounds[1] > 1.1 * bounds[0]  # the pixels that tell the place best are lost
 
 
 def test_bins_tell_shift_and_scatter(recipe, tmp_path):
@@ -100,7 +114,7 @@ def test_bins_tell_shift_and_scatter(recipe, tmp_path):
         assert 0 < clean["scatter"] < 1
         assert raw["shift"] <= 0  # light was added
         if one["kind"] == "star":
-            assert one[BOUND] < one[KNOWN]
+            assert one[BOUND] < one[KNOWN] <= one[UNPLACED]
             assert 0.8 * clean["scatter"] < one[KNOWN] < 10 * clean["scatter"]
     near = [one["methods"] for one in part["bins"] if one["distance"][0] < 1]
     assert min(methods["untouched"]["shift_5"] for methods in near) < -0.05

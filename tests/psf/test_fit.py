@@ -10,7 +10,7 @@ from csstdask.psf.fit import fit_field
 from csstdask.psf.pixels import interpolation
 from csstdask.psf.principal import FINE, SIDE, polynomials
 from csstdask.psf.telescopes import Sights
-from csstdask.psf.train import decibels, learn
+from csstdask.psf.train_principal import decibels, learn
 
 AXIS = (np.arange(SIDE) - SIDE // 2) / FINE
 NODES = np.cos(np.pi * (np.arange(4) + 0.5) / 4)
@@ -41,9 +41,9 @@ def telescope(rng):
 def psfs():
     rng = np.random.default_rng(1)
     v, u = (part.ravel() for part in np.meshgrid(NODES, NODES, indexing="ij"))
-    seen = [Sights(telescope(rng)(u, v), u, v) for _ in range(40)]
+    seen = [Sights(telescope(rng)(u, v), u, v, np.full(len(u), 6000.0)) for _ in range(40)]
     found = learn(seen, 12, 3)
-    assert decibels(found, [Sights(telescope(rng)(u, v), u, v)]).min() > 75
+    assert decibels(found, [Sights(telescope(rng)(u, v), u, v, np.full(len(u), 6000.0))]).min() > 75
     return found
 
 

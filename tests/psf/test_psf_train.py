@@ -10,7 +10,8 @@ import pytest
 from csstdask.errors import InputError
 from csstdask.nn.models import find_card
 from csstdask.psf.principal import SIDE, principal_psfs
-from csstdask.psf.train import decibels, load_psf_config, train_psf
+from csstdask.psf.train import load_psf_config, train_psf
+from csstdask.psf.train_principal import decibels
 
 TINY = {"bands": ("i",), "telescopes": 5, "held_out": 2, "nodes": 2, "degree": 1, "images": 8}
 
@@ -67,12 +68,12 @@ def test_bands_that_were_not_learnt_and_other_weights_are_refused(trained, tmp_p
 def test_more_images_tell_more(trained):
     """Of a telescope that was not learnt from; and a PSF that was learnt from is told better than one that was not."""
     from csstdask.psf.telescopes import Sights
-    from csstdask.psf.train import learn
+    from csstdask.psf.train_principal import learn
 
     seen = []
     for number in range(5):
         with np.load(trained.parent / "telescopes" / f"i-{number:04d}.npz") as kept:
-            seen.append(Sights(kept["images"], kept["u"], kept["v"]))
+            seen.append(Sights(*(kept[name] for name in ("images", "u", "v", "temperature"))))
     few, many = (learn(seen[1:], count, 1) for count in (3, 10))
     assert decibels(many, seen[:1]).mean() > decibels(few, seen[:1]).mean() + 1
     assert decibels(many, seen[1:]).mean() > decibels(many, seen[:1]).mean() + 5

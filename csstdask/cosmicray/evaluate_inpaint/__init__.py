@@ -22,7 +22,7 @@ from csstdask.cosmicray.evaluate_inpaint.fields import fields_part
 from csstdask.cosmicray.evaluate_inpaint.figures import draw_fields, draw_science
 from csstdask.cosmicray.evaluate_inpaint.fillers import PEERS, absent_peers, fillers, name_of
 from csstdask.cosmicray.evaluate_inpaint.m51 import files_of_m51, m51_part
-from csstdask.cosmicray.evaluate_inpaint.science import BOUND, CLEAN, KNOWN, MASKS, science_part
+from csstdask.cosmicray.evaluate_inpaint.science import BOUND, CLEAN, KNOWN, MASKS, UNPLACED, science_part
 from csstdask.errors import InputError
 from csstdask.mock.recipe import load_recipe
 from csstdask.nn.models import find_card
@@ -35,7 +35,7 @@ PARTS = ("science", "fields", "m51")
 RECIPES = {"science": "cr-science", "fields": "cr-detection-test"}
 _EXPOSURES = 5
 #: Raised when results of the same models would have other contents.
-_FORMAT = 3
+_FORMAT = 4
 _FILE = "inpaint_evaluation"
 
 
@@ -206,6 +206,7 @@ def _of_sources(title: str, bins: list[dict[str, Any]]) -> Iterator[str]:
             yield table_row(method, [one["methods"][method][quantity] for one in bins])
         if quantity == "scatter" and KNOWN in bins[0]:
             yield table_row("who knows the image, not the brightness", [one[KNOWN] for one in bins])
+            yield table_row("who knows the image, not brightness and place", [one[UNPLACED] for one in bins])
             yield table_row("bound on the brightness", [one[BOUND] for one in bins])
 
 

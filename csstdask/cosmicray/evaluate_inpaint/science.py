@@ -6,9 +6,9 @@ place; sources with an ignored pixel in it (saturated, bad) are left out, for no
 
 * the shift, the median of ``-2.5 log10(repaired / clean twin)``;
 * the scatter, half of the central 68 % of (repaired / what such a source has in the median), photon noise in it;
-  beside it that of the clean twins, and for stars two more: that of a repair which knows the star's image but for its
-  brightness, and takes that from the pixels which are left; and the bound of Cramer and Rao on the brightness itself
-  for a known point spread function, which no sum in an aperture reaches.
+  beside it that of the clean twins, and for stars three more: that of a repair which knows the star's image but for its
+  brightness, or but for brightness and place, and takes these from the pixels which are left; and the bound of Cramer
+  and Rao on the brightness itself for a known point spread function, which no sum in an aperture reaches.
 
 Of sources with a masked pixel in the aperture also what became of their shape: size and ellipticity by adaptive
 moments, less those of the clean twin.
@@ -17,7 +17,7 @@ moments, less those of the clean twin.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, get_args
@@ -35,6 +35,7 @@ from csstdask.cosmicray.evaluate_inpaint.fillers import Damaged, fillers, ways_o
 from csstdask.cosmicray.scoring import Bool, Float
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe
+from csstdask.mock.catalogue import Catalogue
 from csstdask.mock.render import expected_light
 from csstdask.nn.models import find_card
 from csstdask.psf.frame import knows_band
@@ -52,11 +53,14 @@ _SOURCE = 3.0
 #: Pulls beyond this count as this: a few misses must not be all that a deviation tells.
 _FURTHEST = 20.0
 _LEAST = 8
-CLEAN, KNOWN, BOUND = "clean twin", "known_star_scatter", "bound"
-
+CLEAN, KNOWN, UNPLACED, BOUND = "clean twin", "known_star_scatter", "unplaced_star_scatter", "bound"
+#: What is told of stars alone.
+OF_STARS = (KNOWN, UNPLACED, BOUND)
+#: Moves of all stars, for slopes in their place [pixel].
+_STEP = 0.1
 
 #: Columns that are no flux.
-_FACTS = {"magnitude", "is_star", "distance", "masked", "usable", KNOWN, BOUND}
+_FACTS = {"magnitude", "is_star", "distance", "masked", "usable", *OF_STARS}
 
 
 @dataclass
@@ -174,17 +178,27 @@ class _Light:
     sources: Float
     """Of all sources."""
     stars: Float
+    slopes: tuple[Float, Float]
+    """By how much that of stars changes as they move along x and y [e-/pixel]."""
     variance: Float
     """Of each pixel, as measured [e-^2]."""
 
     @classmethod
     def of(cls, recipe: Recipe, index: int, detector: int, known: Known) -> _Light:
         instrument, catalogue = load_instrument(recipe.instrument), known.catalogue
-        chosen = (np.ones(len(catalogue), dtype=bool), catalogue.is_star, np.zeros(len(catalogue), dtype=bool))
-        drawn = (expected_light(recipe, instrument, index, detector, catalogue.select(some))[0] for some in chosen)
-        everything, stars, sky = (light * np.float32(recipe.exptime) for light in drawn)
+
+        def drawn(some: Catalogue) -> Float:
+            return expected_light(recipe, instrument, index, detector, some)[0] * np.float32(recipe.exptime)
+
+        stars = catalogue.select(catalogue.is_star)
+        moved = {
+            axis: [drawn(replace(stars, **{axis: getattr(stars, axis) + step})) for step in (-_STEP, _STEP)]
+            for axis in ("x", "y")
+        }
+        in_x, in_y = ((ahead - behind) / np.float32(2 * _STEP) for behind, ahead in moved.values())
+        everything, sky = drawn(catalogue), drawn(catalogue.select(np.zeros(len(catalogue), dtype=bool)))
         read_noise = np.float32(instrument.values(detector).read_noise or 0.0)
-        return cls(everything - sky, stars - sky, everything + read_noise**2)
+        return cls(everything - sky, drawn(stars) - sky, (in_x, in_y), everything + read_noise**2)
 
     def regions(self, x: Column, y: Column, is_star: Bool) -> npt.NDArray[np.int8]:
         """Return what each pixel is of: background, or a star or galaxy that is expected above 3 sigma there."""
@@ -197,27 +211,30 @@ class _Light:
 
     def scatters(self, lost: Bool, x: Column, y: Column, is_star: Bool) -> dict[str, Column]:
         """Return the relative scatters of stars as `known_star` has them; NaN of galaxies."""
-        columns = np.full((2, len(x)), np.nan)
+        columns = np.full((3, len(x)), np.nan)
         for star in np.flatnonzero(is_star):
             window = _window(x[star], y[star])
-            planes = self.stars[window], self.variance[window], lost[window]
-            rows, across = np.indices(planes[0].shape)
+            light, variance, there = self.stars[window], self.variance[window], lost[window]
+            rows, across = np.indices(light.shape)
             inside = np.hypot(rows + window[0].start - y[star], across + window[1].start - x[star]) < APERTURE
-            columns[:, star] = known_star(*planes, inside)
-        return dict(zip((KNOWN, BOUND), columns, strict=True))
+            placed, bound = known_star(light[None], variance, there, inside)
+            unknown = np.stack([light, *(slope[window] for slope in self.slopes)])
+            columns[:, star] = placed, known_star(unknown, variance, there, inside)[0], bound
+        return dict(zip(OF_STARS, columns, strict=True))
 
 
 def _window(x: float, y: float) -> tuple[slice, slice]:
     return slice(max(0, int(y) - _HALF), int(y) + _HALF), slice(max(0, int(x) - _HALF), int(x) + _HALF)
 
 
-def known_star(light: Float, variance: Float, lost: Bool, inside: Bool) -> tuple[float, float]:
+def known_star(unknown: Float, variance: Float, lost: Bool, inside: Bool) -> tuple[float, float]:
     """Return the relative scatter of a star's flux in an aperture, and of its brightness, if its image is known.
 
     Parameters
     ----------
-    light : float array (y, x)
-        Expected of the star [e-].
+    unknown : float array (k, y, x)
+        How the star's image changes with what is not known of it: first with its brightness, which is the light that
+        is expected of it [e-]; perhaps with its place along x and y.
     variance : float array (y, x)
         Of each pixel, as measured [e-^2].
     lost, inside : bool arrays (y, x)
@@ -226,17 +243,22 @@ def known_star(light: Float, variance: Float, lost: Bool, inside: Bool) -> tuple
     Returns
     -------
     float
-        Of the sum in the aperture, its lost pixels foretold with the brightness that all others tell.
+        Of the sum in the aperture, its lost pixels foretold by what all others tell of the unknown: the bound of Cramer
+        and Rao on these, carried over to the sum.
     float
-        Of that brightness: the bound of Cramer and Rao, ``1 / sqrt(sum(light^2 / variance))`` over pixels not lost.
+        Of the brightness: the bound itself, ``1 / sqrt(sum(light^2 / variance))`` over pixels not lost where nothing
+        else is unknown.
     """
     kept = ~lost
-    information = float((light[kept].astype(float) ** 2 / variance[kept]).sum())
-    of_brightness = 1 / information if information > 0 else np.inf
-    share = float(light[inside & lost].sum())
-    seen = inside & kept
-    total = float(variance[seen].sum()) + (share**2 + 2 * share * float(light[seen].sum())) * of_brightness
-    return float(np.sqrt(total)) / max(float(light[inside].sum()), 1e-9), float(np.sqrt(of_brightness))
+    planes = unknown.astype(float)
+    information = (planes[:, kept] / variance[kept]) @ planes[:, kept].T
+    told = np.linalg.pinv(information, hermitian=True)
+    foretold, seen = planes[:, inside & lost].sum(axis=1), planes[:, inside & kept].sum(axis=1)
+    # What is foretold was learnt from pixels that are in the sum as well.
+    total = float(variance[inside & kept].sum()) + float(foretold @ told @ (foretold + 2 * seen))
+    if not information[0, 0] > 0:
+        return np.inf, np.inf
+    return float(np.sqrt(total)) / max(float(planes[0][inside].sum()), 1e-9), float(np.sqrt(told[0, 0]))
 
 
 def _hits(charged: Bool, hit: Bool, charge: Float, x: Column, y: Column) -> dict[str, Column]:
@@ -293,7 +315,7 @@ def science_part(
                 chosen &= (columns["distance"] >= near) & ((columns["distance"] < far) | (far == np.inf))
                 if chosen.sum() < _LEAST:
                     continue
-                of_stars = {name: float(np.median(columns[name][chosen])) for name in (KNOWN, BOUND)} if is_star else {}
+                of_stars = {name: float(np.median(columns[name][chosen])) for name in OF_STARS} if is_star else {}
                 bins.append(
                     {
                         "kind": kind,

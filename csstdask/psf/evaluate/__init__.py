@@ -3,10 +3,12 @@
 Stars of test recipes, whose effective PSFs are known, at S/N 100 unless a recipe's point is another:
 
 * ``nodes``: all imaging detectors (DATASET 2 of the CSST-PSFNet paper), and the same blurred (DATASET 3);
-* ``epochs``: other optical states of that telescope; ``newoptics``: another telescope.
+* ``epochs``: other optical states of that telescope; ``newoptics``: another telescope; ``snr``: the same at other S/N.
 
 Beside the model stand two that see no star, or one: ``without stars``, what it believes before it sees any, and ``one
-star``, each star alone; and PSFEx and Piff, where they are installed, given the very same stamps.
+star``, each star alone; further models, each also with its stamps ``blank``, and a ``polynomial``, the PSF of the place
+as half of the true ones tell it: what does not beat these two recalls a telescope instead of measuring it; and PSFEx
+and Piff, where they are installed, given the very same stamps.
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ from threadpoolctl import threadpool_limits
 from csstdask.errors import InputError
 from csstdask.mock import Recipe
 from csstdask.mock.recipe import load_recipe
+from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
 from csstdask.psf import piff as piff_runner
 from csstdask.psf.evaluate.stars import Images, Stars, draw_stars, errors_of, pulls_of
 from csstdask.psf.evaluate.tables import table
+from csstdask.psf.principal import polynomials
 from csstdask.psf.psfex import is_installed, run_psfex
 from csstdask.psf.reconstruct import reconstruct
 from csstdask.results import write_results
@@ -40,13 +44,21 @@ log = logging.getLogger("csstdask")
 #: Parts, and the recipe that each is made of.
 PARTS = {
     "nodes": "psf-dataset2", "blurred": "psf-dataset3", "epochs": "psf-epochs", "newoptics": "psf-newoptics",
+    "snr": "psf-newoptics",
 }  # fmt: skip
-#: S/N of stars where a recipe's own is not the point.
-_SNR = (100.0, 100.0)
+#: S/N of stars where it is not the point, and where it is.
+SNR, SNRS = 100.0, (30.0, 100.0, 300.0, 1000.0)
+#: PSFEx's, the best of those that ``benchmarks/psfex_settings.py`` tries.
+PSFEX_SETTINGS: dict[str, Any] = {"basis_number": 20, "accuracy": 0.01, "degree": 3}
+#: Degree of the polynomial that tells the PSF of a place.
+_DEGREE = 3
 #: Stars that are looked at one by one, and how many a fit is given in turn.
 _ALONE, _COUNTS = 40, (10, 100)
+#: Fewer stars tell nothing of how errors change with a star's colour.
+_FEWEST = 20
 _FILE = "psf_evaluation"
 MODEL, ALONE, PRIOR, PSFEX, PIFF = "all stars", "one star", "without stars", "PSFEx", "Piff"
+PLACE = "polynomial"
 
 
 def evaluate_psf(
@@ -58,6 +70,7 @@ def evaluate_psf(
     foreign: bool = True,
     psfex: bool = True,
     piff: bool = False,
+    beside: Sequence[str] = (),
     detectors: Sequence[int] | None = None,
     workers: int = 2,
     announce: Callable[[str], None] = log.info,
@@ -80,6 +93,8 @@ def evaluate_psf(
         Whether PSFEx is run, where it is installed: a minute or two a detector.
     piff : bool
         Whether Piff is run, where it is installed: many minutes a detector.
+    beside : sequence of str
+        Further models, by name or card; on detectors that they know.
     detectors : sequence of int, optional
         Only these.
     workers : int
@@ -100,7 +115,7 @@ def evaluate_psf(
     if not parts or not set(parts) <= set(PARTS):
         raise InputError("--part", ", ".join(parts) or "none", f"some of {', '.join(PARTS)}")
     try:
-        card = find_card("psf", model)
+        card, *others = (find_card("psf", one) for one in (model, *beside))
     except ValueError as error:
         raise InputError("--model", str(error), "the name of a model, or its card") from None
     if psfex and not is_installed():
@@ -109,29 +124,39 @@ def evaluate_psf(
     if piff and not piff_runner.is_installed():
         announce("Piff is not installed (pip install 'csstdask[bench]'), left out")
         piff = False
-    results: dict[str, Any] = {"model": card.name, "version": card.version, "identity": card.identity, "recipes": {}}
+    results: dict[str, Any] = {"model": card.name, "version": card.version, "identity": card.identity}
+    results |= {"beside": {name_of(one): one.identity for one in others}, "recipes": {}}
     for part in parts:
         for name in (PARTS[part], f"{PARTS[part]}-foreign"):
             path = recipes / f"{name}.toml"
             if name.endswith("-foreign") and not (foreign and path.is_file()):
                 continue
-            recipe = _as_asked(load_recipe(path), part, detectors)
-            if not recipe.detectors:
-                raise InputError("detectors", f"none of {detectors} in {path}", "some of its detectors")
-            look = partial(measure_unit, recipe, model=model, psfex=psfex, piff=piff)
-            results["recipes"][name] = list(_over_units(recipe, look, workers, announce))
-            if to is not None:
-                write_results(to / _FILE, results, table(results))
+            for title, recipe in _as_asked(load_recipe(path), part, detectors):
+                if not recipe.detectors:
+                    raise InputError("detectors", f"none of {detectors} in {path}", "some of its detectors")
+                look = partial(measure_unit, recipe, model=model, psfex=psfex, piff=piff, beside=tuple(beside))
+                results["recipes"][title] = list(_over_units(recipe, look, workers, announce))
+                if to is not None:
+                    write_results(to / _FILE, results, table(results))
     return results
 
 
-def _as_asked(recipe: Recipe, part: str, detectors: Sequence[int] | None) -> Recipe:
-    update: dict[str, Any] = {}
-    if part != "epochs" and recipe.nodes is not None:
-        update["nodes"] = recipe.nodes.model_copy(update={"snr": _SNR})
+def name_of(card: ModelCard) -> str:
+    """Return what tables call a model."""
+    return f"{card.name} {card.version}"
+
+
+def _as_asked(recipe: Recipe, part: str, detectors: Sequence[int] | None) -> Iterator[tuple[str, Recipe]]:
+    """Yield titles and recipes: the detectors that are asked for, stars as bright as the part wants them."""
     if detectors is not None:
-        update["detectors"] = tuple(one for one in recipe.detectors if one in detectors)
-    return recipe.model_copy(update=update)
+        some = tuple(one for one in recipe.detectors if one in detectors)
+        recipe = recipe.model_copy(update={"detectors": some})
+    if part == "epochs" or recipe.nodes is None:
+        yield recipe.name, recipe
+        return
+    for snr in SNRS if part == "snr" else (SNR,):
+        title = f"{recipe.name}, S/N {snr:.0f}" if part == "snr" else recipe.name
+        yield title, recipe.model_copy(update={"nodes": recipe.nodes.model_copy(update={"snr": (snr, snr)})})
 
 
 def _over_units(
@@ -148,17 +173,27 @@ def _over_units(
 
 
 def measure_unit(
-    recipe: Recipe, index: int, detector: int, *, model: str, psfex: bool, piff: bool = False
+    recipe: Recipe,
+    index: int,
+    detector: int,
+    *,
+    model: str,
+    psfex: bool,
+    piff: bool = False,
+    beside: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Render a unit's stars, and return by method how far it is from their PSFs."""
     with threadpool_limits(1):
-        return measure_stars(draw_stars(recipe, index, detector), model=model, psfex=psfex, piff=piff) | {
+        stars = draw_stars(recipe, index, detector)
+        return measure_stars(stars, model=model, psfex=psfex, piff=piff, beside=beside) | {
             "exposure": index,
             "epoch": recipe.epoch_of(index),
         }
 
 
-def measure_stars(stars: Stars, *, model: str, psfex: bool, piff: bool = False) -> dict[str, Any]:
+def measure_stars(
+    stars: Stars, *, model: str, psfex: bool, piff: bool = False, beside: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return by method how far it is from the PSFs of stars of one detector."""
     start = time.perf_counter()
     found = _reconstructed(stars, model)
@@ -176,6 +211,12 @@ def measure_stars(stars: Stars, *, model: str, psfex: bool, piff: bool = False) 
             rows[f"{count} stars"] = _row(few, part.image, part.sigma)
     unseen = _reconstructed(stars, model, blank=True)
     rows[PRIOR] = _row(stars, unseen.image, unseen.sigma)
+    half = np.arange(len(stars)) % 2 == 0
+    rows[PLACE] = _row(stars.take(~half), _by_place(stars.take(half), stars.take(~half)), None)
+    for other in beside:
+        card = find_card("psf", other)
+        if stars.detector in card.architecture.get("detectors", [stars.detector]):
+            rows |= _of_network(stars, card, other)
     if psfex:
         start = time.perf_counter()
         rows[PSFEX] = _row(stars, _by_psfex(stars), None, time.perf_counter() - start)
@@ -191,10 +232,34 @@ def _reconstructed(stars: Stars, model: str, *, blank: bool = False) -> Any:
     return reconstruct(stars.stamps, detectors, stars.x, stars.y, error=stars.error, mask=mask, model=model)
 
 
+def _of_network(stars: Stars, card: ModelCard, model: str) -> dict[str, Any]:
+    """Return how far a further model is off, and how far without its stamps."""
+    start = time.perf_counter()
+    found = _reconstructed(stars, model)
+    took = time.perf_counter() - start
+    blank = _reconstructed(stars, model, blank=True)
+    return {
+        name_of(card): _row(stars, found.image, found.sigma, took),
+        f"{name_of(card)}, blank": _row(stars, blank.image, blank.sigma),
+    }
+
+
+def _by_place(known: Stars, asked: Stars) -> Images:
+    """Return PSFs of places, a polynomial of true ones elsewhere: what recalls a telescope knows no more."""
+    middle = [(one.max() + one.min()) / 2 for one in (known.x, known.y)]
+    reach = [max(float(np.ptp(one)) / 2, 1.0) for one in (known.x, known.y)]
+    terms = [
+        polynomials((one.x - middle[0]) / reach[0], (one.y - middle[1]) / reach[1], _DEGREE) for one in (known, asked)
+    ]
+    flat = np.linalg.lstsq(terms[0], known.truth.reshape(len(known), -1).astype(float), rcond=None)[0]
+    return (terms[1] @ flat).reshape(-1, *known.truth.shape[1:]).astype(np.float32)
+
+
 def _by_psfex(stars: Stars) -> Images:
     sky, noise = _sky_of(stars)
     with tempfile.TemporaryDirectory() as folder:
-        fitted = run_psfex(Path(folder), stars.stamps - np.float32(sky), stars.x, stars.y, mask=stars.mask, noise=noise)
+        light = stars.stamps - np.float32(sky)
+        fitted = run_psfex(Path(folder), light, stars.x, stars.y, mask=stars.mask, noise=noise, **PSFEX_SETTINGS)
     return fitted(stars.x, stars.y)
 
 
@@ -219,6 +284,10 @@ def _row(stars: Stars, image: Images, sigma: Images | None, seconds: float | Non
     for name, values in errors.items():
         row[name] = {"mean": float(np.nanmean(values)), "sd": float(np.nanstd(values))}
     row["psnr"]["least"] = float(errors["psnr"].min())
+    heat = np.log10(stars.temperature)
+    sized = np.isfinite(errors["size"])
+    if sized.sum() > _FEWEST and np.ptp(heat) > 0:
+        row["size"]["per_dex"] = float(np.polyfit(heat[sized], errors["size"][sized], 1)[0])
     if sigma is not None:
         pull = np.clip(pulls_of(image, sigma, stars.truth), -20, 20)
         row["pull"] = {"mean": float(pull.mean()), "sd": float(pull.std())}

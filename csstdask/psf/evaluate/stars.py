@@ -84,7 +84,8 @@ def errors_of(image: Images, truth: Images) -> dict[str, Float]:
     -------
     dict of arrays (n,)
         ``rmse``, ``psnr`` [dB] and ``ssim`` of images each divided by its own peak; by adaptive moments ``size``,
-        (R - R_true) / R_true with R = sigma, ``e1`` and ``e2``, differences of the distortions.
+        (R - R_true) / R_true with R = sigma, ``e1`` and ``e2``, differences of the distortions, and ``x`` and ``y``,
+        differences of the centroids [native pixel].
     """
     found, true = (one.astype(float) / one.max(axis=(1, 2), keepdims=True) for one in (image, truth))
     rmse = np.sqrt(((found - true) ** 2).mean(axis=(1, 2)))
@@ -97,6 +98,8 @@ def errors_of(image: Images, truth: Images) -> dict[str, Float]:
         "size": shape.sigma / wanted.sigma - 1,
         "e1": shape.e1 - wanted.e1,
         "e2": shape.e2 - wanted.e2,
+        "x": (shape.x - wanted.x) / 2,
+        "y": (shape.y - wanted.y) / 2,
     }
 
 

@@ -1,0 +1,60 @@
+"""Which settings of PSFEx give the best PSFs, so that it is compared at its best?
+
+Some 900 stars of one detector of `psf-dataset2` (g) at S/N 100, on one thread. ``python benchmarks/psfex_settings.py``
+(fifteen minutes) writes ``results/psfex_settings.json``; `csstdask.psf.evaluate.PSFEX_SETTINGS` has the best of them.
+PSFEx: Debian, ``apt-get install psfex``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from environment import save
+
+from csstdask.mock.recipe import load_recipe
+from csstdask.psf.evaluate import SNR
+from csstdask.psf.evaluate.stars import draw_stars, errors_of
+from csstdask.psf.psfex import run_psfex
+from csstdask.results import rounded
+
+STORES = Path(__file__).parent.parent / "stores"
+DETECTOR = 8
+#: BASIS_NUMBER, PSF_ACCURACY, degree.
+GRID = (
+    (20, 0.01, 3), (20, 0.001, 3), (30, 0.01, 3), (30, 0.001, 3), (30, 0.001, 2), (40, 0.001, 3),
+)  # fmt: skip
+
+
+def main() -> None:
+    recipe = load_recipe(STORES / "psf-dataset2.toml")
+    nodes = recipe.nodes.model_copy(update={"snr": (SNR, SNR)})
+    stars = draw_stars(recipe.model_copy(update={"nodes": nodes}), 0, DETECTOR)
+    rim = np.ones(stars.stamps.shape[1:], dtype=bool)
+    rim[2:-2, 2:-2] = False
+    sky = np.float32(np.median(stars.stamps[:, rim]))
+    noise = float(np.median(stars.error[:, rim]))
+    rows = []
+    for number, accuracy, degree in GRID:
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            fitted = run_psfex(
+                Path(folder), stars.stamps - sky, stars.x, stars.y, mask=stars.mask, noise=noise,
+                basis_number=number, accuracy=accuracy, degree=degree,
+            )  # fmt: skip
+        took = time.perf_counter() - start
+        errors = errors_of(fitted(stars.x, stars.y), stars.truth)
+        rows.append({
+            "basis_number": number, "accuracy": accuracy, "degree": degree, "seconds": took,
+            "psnr": float(errors["psnr"].mean()),
+            **{f"{name}_{what}": float(getattr(np, f"nan{what}")(errors[name]))
+               for name in ("size", "e1", "e2") for what in ("mean", "std")},
+        })  # fmt: skip
+        print(rows[-1], flush=True)
+    save("psfex_settings", {"recipe": recipe.name, "detector": DETECTOR, "snr": SNR, "rows": rounded(rows)})
+
+
+if __name__ == "__main__":
+    main()
