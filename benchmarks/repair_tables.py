@@ -9,6 +9,8 @@ from typing import Any
 
 from committed import load, percent, table
 
+from csstdask.nn.models import find_card
+
 _CLEAN, _MEDIAN, _KNOWN, _UNPLACED = "clean twin", "median", "known_star_scatter", "unplaced_star_scatter"
 #: Sources no fainter than this are bright [mag], and what is near them [pixel].
 _BRIGHT, _NEAR = 21.5, 3.0
@@ -25,6 +27,20 @@ def _largest(bins: list[dict[str, Any]], method: str) -> str:
     """Return the largest shift of any bin."""
     shifts = [one["methods"][method]["shift"] for one in bins]
     return "" if None in shifts or not shifts else f"{max(map(abs, shifts)):.3f}"
+
+
+def _earlier(name: str) -> str:
+    """Return a line on sections of a part that were measured with other models than those of today."""
+    measured = load("inpaint_evaluation")["measured"]
+    today = {"detector": find_card("cosmicray", "default").identity, "psf": find_card("psf", "default").identity}
+    what = {"detector": "detection", "psf": "PSFs"}
+    lines = []
+    for key, identity in today.items():
+        sections = [one for one in measured if one.startswith(name) and measured[one][key] != identity]
+        if sections:
+            found = ", ".join(section.removeprefix(f"{name}/").replace("/", " (") + " mask)" for section in sections)
+            lines.append(f"Measured with an earlier model of {what[key]}: {found}.")
+    return "".join(f"\n\n{line}" for line in lines)
 
 
 def _scatter_over(bins: list[dict[str, Any]], method: str, other: Callable[[dict[str, Any]], float]) -> str:
@@ -46,7 +62,7 @@ def science() -> str:
                 ]
                 of_known = [
                     _scatter_over([one for one in bins if one["distance"][0] == first], method, itemgetter(who))
-                    if kind == "star"
+                    if kind == "star" and who in bins[0]
                     else ""
                     for who in (_KNOWN, _UNPLACED)
                     for first in (0, 1, 2)
@@ -59,7 +75,7 @@ def science() -> str:
         "scatter over that of who knows image and place, 0 to 1 px", "1 to 2", "2 to 3",
         "of who knows the image, 0 to 1 px", "1 to 2", "2 to 3",
     ]  # fmt: skip
-    return table(head, rows)
+    return table(head, rows) + _earlier("science")
 
 
 def pulls() -> str:
@@ -112,7 +128,7 @@ def catalogues() -> str:
         "recipe", "treatment", "sources found", "more than masked [%]", "of hit ones", "completeness [%]", "stars",
         "galaxies", "by chance", "purity [%]", "by chance",
     ]  # fmt: skip
-    return table(head, rows)
+    return table(head, rows) + _earlier("fields")
 
 
 def counts() -> str:

@@ -95,12 +95,12 @@ class PsfNet(nn.Module):
         self,
         detectors: int,
         *,
-        channels: Sequence[int] = (16, 32, 96),
-        width: int = 96,
+        channels: Sequence[int] = (8, 16, 32),
+        width: int = 64,
         heads: int = 4,
         layers: int = 2,
         latent: int = 64,
-        upward: Sequence[int] = (48, 24, 16),
+        upward: Sequence[int] = (32, 16, 8),
     ) -> None:
         super().__init__()
         first, second, third = channels

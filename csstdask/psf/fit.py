@@ -30,7 +30,7 @@ Pixels = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 #: How far a star may lie from where it is said to lie, one sigma [pixel].
-_PLACE = 0.05
+_PLACE = 0.02
 #: Rounds of linearisation, all but the last of which judge pixels and stars anew. In the first each star stands alone:
 #: none can lead the others astray before it is judged.
 _ROUNDS = 4

@@ -12,7 +12,7 @@ keep as few as do.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ SIDE = FINE * FIELD
 #: Images that are kept in half precision; those that tell less are kept in eight bits.
 _STRONG = 16
 _LEVELS = 127
+#: Polynomials that are multiplied with a star's colour at most: those of degree 0 and 1.
+COLOUR_TERMS = 3
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class PrincipalPsfs:
     """The PSFs of a band, and what is expected of them over a detector.
 
     The PSF of a star at a place is ``mean + sum over k of amount_k images_k``, and
-    ``amount_k = sum over p of field_pk polynomial_p(place) + own_k``.
+    ``amount_k = sum over p of field_pk polynomial_p(place) + own_k``. What is a star's own is for the most part due to
+    its colour; where that is known (`of_known_colour`), it goes into the field, as colour times the lowest polynomials.
     """
 
     mean: npt.NDArray[np.float32]
@@ -54,6 +57,10 @@ class PrincipalPsfs:
     """(p, k, k) Covariances of the amounts that belong to each polynomial."""
     own: Float
     """(k,) Variances of what is a star's own."""
+    colour_field: Float
+    """(q, k, k) Covariances of the amounts that belong to a star's colour times each of the q lowest polynomials."""
+    own_beside_colour: Float
+    """(k,) Variances of what is a star's own where its colour is known."""
     degree: int
     """Of the polynomials."""
     beyond: npt.NDArray[np.float32]
@@ -61,6 +68,10 @@ class PrincipalPsfs:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def of_known_colour(self) -> PrincipalPsfs:
+        """Return what is expected of stars whose colour is known: fields have q terms more."""
+        return replace(self, field=np.concatenate([self.field, self.colour_field]), own=self.own_beside_colour)
 
     def at(self, amounts: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
         """Return PSFs (n, SIDE, SIDE) of some amounts (n, k)."""
@@ -77,6 +88,11 @@ def polynomials(u: Float, v: Float, degree: int) -> Float:
     """Return products of Legendre polynomials (n, p) at places u, v (n,) between -1 and 1."""
     in_u, in_v = legendre.legvander(u, degree), legendre.legvander(v, degree)
     return np.stack([in_u[:, p] * in_v[:, q] for p, q in powers_of(degree)], axis=1)
+
+
+def with_colour(places: Float, colour: Float) -> Float:
+    """Return polynomials (n, p + q) of stars of known colour (n,), from those of their places (n, p)."""
+    return np.concatenate([places, colour[:, None] * places[:, :COLOUR_TERMS]], axis=1)
 
 
 def resampled(images: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
@@ -108,7 +124,8 @@ def write_principal(bands: dict[str, tuple[PrincipalPsfs, int]]) -> bytes:
         tensors[f"{band}.weak_images"] = np.rint(weak / step[:, None, None]).astype(np.int8)
         tensors[f"{band}.weak_steps"] = step.astype(np.float32)
         tensors[f"{band}.field_root"] = np.linalg.cholesky(psfs.field).astype(np.float16)
-        tensors[f"{band}.own"] = psfs.own.astype(np.float32)
+        tensors[f"{band}.colour_root"] = np.linalg.cholesky(psfs.colour_field).astype(np.float16)
+        tensors[f"{band}.own"] = np.stack([psfs.own, psfs.own_beside_colour]).astype(np.float32)
         tensors[f"{band}.beyond"] = resampled(np.sqrt(psfs.beyond), FIELD * samples).astype(np.float16)
     return save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
 
@@ -133,16 +150,17 @@ def _read(path: Path, sha256: str, band: str, degree: int) -> PrincipalPsfs:
     if found != sha256:
         raise InputError(path, f"SHA-256 {found[:12]}", f"{sha256[:12]}, as its card says")
     tensors = load_file(path)
-    mean, strong, weak, step, root, own, beyond = (
-        tensors[f"{band}.{name}"]
-        for name in ("mean", "images", "weak_images", "weak_steps", "field_root", "own", "beyond")
-    )
+    names = ("mean", "images", "weak_images", "weak_steps", "field_root", "colour_root", "own", "beyond")
+    mean, strong, weak, step, *roots, own, beyond = (tensors[f"{band}.{name}"] for name in names)
     images = np.concatenate([strong.astype(np.float32), weak * step[:, None, None]])
+    field, colour_field = (root.astype(float) @ root.astype(float).transpose(0, 2, 1) for root in roots)
     return PrincipalPsfs(
-        resampled(mean, SIDE),
-        resampled(images, SIDE),
-        root.astype(float) @ root.astype(float).transpose(0, 2, 1),
-        own.astype(float),
-        degree,
-        resampled(beyond.astype(np.float32), SIDE) ** 2,
+        mean=resampled(mean, SIDE),
+        images=resampled(images, SIDE),
+        field=field,
+        own=own[0].astype(float),
+        colour_field=colour_field,
+        own_beside_colour=own[1].astype(float),
+        degree=degree,
+        beyond=resampled(beyond.astype(np.float32), SIDE) ** 2,
     )

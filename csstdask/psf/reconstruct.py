@@ -13,9 +13,10 @@ from csstdask.errors import InputError
 from csstdask.instrument import Instrument, load_instrument
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
+from csstdask.psf.colour import colour_of
 from csstdask.psf.field import PsfField, half_pixels, on_unit
 from csstdask.psf.fit import FieldFit, fit_field
-from csstdask.psf.principal import polynomials, principal_psfs
+from csstdask.psf.principal import polynomials, principal_psfs, with_colour
 from csstdask.psf.psfnet import psfs_by_network
 
 Float = npt.NDArray[np.float64]
@@ -64,6 +65,7 @@ def reconstruct(
     *,
     error: Any = None,
     mask: Any = None,
+    temperature: Any = None,
     model: str = "default",
     device: Any = None,
 ) -> Reconstruction:
@@ -85,6 +87,9 @@ def reconstruct(
         of the star's photons, sigmas are then scaled by the scatter that the fit finds.
     mask : bool array (n, 32, 32), optional
         True = ignore. Pixels that are not finite, or whose error is not, are ignored as well.
+    temperature : float array (n,), optional
+        Effective, of each star, as its colours tell it [K]. The PSFs of two stars at one place differ by their
+        colour, which their own pixels hardly tell; networks do not look at it.
     model : str
         ``default``, a name that ``csstdask models`` lists, or the path of a card that ``csstdask train psf`` wrote.
     device : optional
@@ -125,8 +130,12 @@ def reconstruct(
     with np.errstate(over="ignore"):
         variance = np.where(ignored, np.inf, (sigma_of / unit) ** 2).astype(np.float32)
     scaled = np.where(ignored, 0, pixels / unit).astype(np.float32)
-    solve = psfs_by_network if by_network else _by_fields
-    image, sigma, chi2, used, fields = solve(card, scaled, variance, numbers, across, down, device)
+    if by_network:
+        found = psfs_by_network(card, scaled, variance, numbers, across, down, device)
+    else:
+        heat = None if temperature is None else _column("temperature", temperature, n)
+        found = _by_fields(card, scaled, variance, numbers, across, down, heat)
+    image, sigma, chi2, used, fields = found
     if error is None and not by_network:
         sigma *= np.sqrt(np.fmax(chi2, 1.0))[:, None, None].astype(np.float32)
     xp = namespace_of(given)
@@ -140,7 +149,7 @@ def _by_fields(
     detector: npt.NDArray[np.int64],
     x: Float,
     y: Float,
-    device: Any = None,  # noqa: ARG001  the fit runs on the host
+    temperature: Float | None,
 ) -> tuple[Images, Images, Float, npt.NDArray[np.bool_], dict[int, PsfField]]:
     """Return images, sigmas, chi^2, which stars took part, and the fields: all stars of a detector fitted at once."""
     n = len(pixels)
@@ -150,7 +159,9 @@ def _by_fields(
     fields: dict[int, PsfField] = {}
     for one in np.unique(detector).tolist():
         some = np.flatnonzero(detector == one)
-        fit, field = fit_detector(card, instrument, one, pixels[some], variance[some], x[some], y[some])
+        stars = pixels[some], variance[some], x[some], y[some]
+        heat = None if temperature is None else temperature[some]
+        fit, field = fit_detector(card, instrument, one, *stars, temperature=heat)
         image[some], sigma[some] = half_pixels(fit.psfs, fit.amounts, fit.spread)
         chi2[some], used[some] = fit.chi2, fit.used
         fields[one] = field
@@ -166,6 +177,7 @@ def fit_detector(
     x: Float,
     y: Float,
     shape: tuple[int, int] | None = None,
+    temperature: Float | None = None,
 ) -> tuple[FieldFit, PsfField]:
     """Fit the stars of one detector.
 
@@ -183,6 +195,8 @@ def fit_detector(
         Of each star, zero-based [pixel].
     shape : (int, int), optional
         Of what they lie on (y, x): by default the whole detector.
+    temperature : float64 array (n,), optional
+        Of each star [K], where it is known. The field is then that of a star of their usual colour.
 
     Raises
     ------
@@ -203,15 +217,15 @@ def fit_detector(
             raise ValueError(
                 f"{name}: found {places[off][0]:g}; wanted a place on detector {detector}, 0 to {length - 1}"
             )
-    fit = fit_field(
-        psfs,
-        pixels,
-        variance,
-        x - np.floor(x + 0.5),
-        y - np.floor(y + 0.5),
-        polynomials(*on_unit(x, y, shape), psfs.degree),
-    )
-    return fit, PsfField(detector, shape, psfs, fit.field, fit.covariance)
+    places = polynomials(*on_unit(x, y, shape), psfs.degree)
+    expected = psfs
+    if temperature is not None:
+        colour = colour_of(temperature, instrument.bands[band].wavelength)
+        expected, places = psfs.of_known_colour(), with_colour(places, colour - np.median(colour))
+    fit = fit_field(expected, pixels, variance, x - np.floor(x + 0.5), y - np.floor(y + 0.5), places)
+    terms = len(psfs.field)  # those of the place alone
+    covariance = fit.covariance[: terms * len(psfs), : terms * len(psfs)]
+    return fit, PsfField(detector, shape, psfs, fit.field[:terms], covariance)
 
 
 def band_of(card: ModelCard, detector: int) -> str:

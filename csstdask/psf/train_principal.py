@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,7 +26,8 @@ from csstdask.durable import sha256_file, write_atomic
 from csstdask.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
-from csstdask.psf.principal import FINE, SIDE, PrincipalPsfs, polynomials, write_principal
+from csstdask.psf.colour import colour_of
+from csstdask.psf.principal import FINE, SIDE, PrincipalPsfs, polynomials, with_colour, write_principal
 from csstdask.psf.telescopes import Sights, draw_sights
 
 log = logging.getLogger("csstdask")
@@ -110,7 +111,7 @@ def train_principal(config: PrincipalConfig, to: Path, *, announce: Callable[[st
             look = partial(_sights_of, config, to, band)
             seen = list(pool.map(look, range(config.telescopes)))
             known, apart = seen[config.held_out :], seen[: config.held_out]
-            psfs = learn(known, config.images, config.degree)
+            psfs = learn(known, config.images, config.degree, instrument.bands[band].wavelength)
             psfs = replace(psfs, beyond=beyond(psfs, apart))
             error = decibels(psfs, apart)
             metrics[f"psnr_{band}"] = round(float(error.mean()), 2)
@@ -166,7 +167,7 @@ def _sights_of(config: PrincipalConfig, to: Path, band: str, number: int) -> Sig
     return sights
 
 
-def learn(seen: list[Sights], count: int, degree: int) -> PrincipalPsfs:
+def learn(seen: list[Sights], count: int, degree: int, limits: tuple[float, float]) -> PrincipalPsfs:
     """Return the principal PSFs of telescopes, and what is to be expected of their amounts.
 
     Parameters
@@ -176,6 +177,8 @@ def learn(seen: list[Sights], count: int, degree: int) -> PrincipalPsfs:
         Of principal images; no more than there are PSFs.
     degree : int
         Of the polynomials over a detector.
+    limits : (float, float)
+        Of the band [nm].
     """
     flat = np.concatenate([one.images for one in seen]).reshape(-1, SIDE * SIDE)
     mean = flat.mean(axis=0)
@@ -184,31 +187,49 @@ def learn(seen: list[Sights], count: int, degree: int) -> PrincipalPsfs:
     _, vectors = eigh((flat @ flat.T).astype(float), subset_by_index=(n - count, n - 1))
     amounts = vectors[:, ::-1] * np.sqrt(n)
     images = (amounts.T.astype(np.float32) @ flat) / np.float32(n)
-    fields, left = [], []
+    blind, seeing = _Fields(), _Fields()
     first = 0
     for one in seen:
         place = polynomials(one.u, one.v, degree)
         here = amounts[first : first + len(one.u)]
         first += len(one.u)
-        field = np.linalg.lstsq(place, here, rcond=None)[0]
-        fields.append(field)
-        freedom = len(one.u) - place.shape[1]
-        left.append(((here - place @ field) ** 2).sum(axis=0) / max(freedom, 1))
+        blind.add(place, here)
+        colour = colour_of(one.temperature, limits)
+        seeing.add(with_colour(place, colour - np.median(colour)), here)
     return PrincipalPsfs(
-        mean.reshape(SIDE, SIDE),
-        images.reshape(-1, SIDE, SIDE),
-        _covariances(np.stack(fields)),
-        np.mean(left, axis=0) + _LEAST_OWN,
-        degree,
-        np.zeros((SIDE, SIDE), dtype=np.float32),
+        mean=mean.reshape(SIDE, SIDE),
+        images=images.reshape(-1, SIDE, SIDE),
+        field=blind.covariances(),
+        own=blind.left(),
+        colour_field=seeing.covariances()[len(blind.of_telescopes[0]) :],
+        own_beside_colour=seeing.left(),
+        degree=degree,
+        beyond=np.zeros((SIDE, SIDE), dtype=np.float32),
     )
 
 
-def _covariances(fields: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the second moments of fields (telescope, p, k) by polynomial (p, k, k), shrunk towards the diagonal."""
-    moments = np.einsum("tpa,tpb->pab", fields, fields) / len(fields)
-    diagonal = np.einsum("paa->pa", moments)[..., None] * np.eye(fields.shape[-1])
-    return (1 - _SHRINKAGE) * moments + _SHRINKAGE * diagonal
+@dataclass
+class _Fields:
+    """Amounts that belong to each polynomial, telescope by telescope, and the variance that they leave."""
+
+    of_telescopes: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    variances: list[npt.NDArray[np.float64]] = field(default_factory=list)
+
+    def add(self, places: npt.NDArray[np.float64], amounts: npt.NDArray[np.float64]) -> None:
+        fitted = np.asarray(np.linalg.lstsq(places, amounts, rcond=None)[0], dtype=np.float64)
+        freedom = len(places) - places.shape[1]
+        self.of_telescopes.append(fitted)
+        self.variances.append(((amounts - places @ fitted) ** 2).sum(axis=0) / max(freedom, 1))
+
+    def covariances(self) -> npt.NDArray[np.float64]:
+        """Return the second moments of the amounts by polynomial (p, k, k), shrunk towards the diagonal."""
+        fields = np.stack(self.of_telescopes)
+        moments = np.einsum("tpa,tpb->pab", fields, fields) / len(fields)
+        diagonal = np.einsum("paa->pa", moments)[..., None] * np.eye(fields.shape[-1])
+        return np.asarray((1 - _SHRINKAGE) * moments + _SHRINKAGE * diagonal)
+
+    def left(self) -> npt.NDArray[np.float64]:
+        return np.asarray(np.mean(self.variances, axis=0) + _LEAST_OWN)
 
 
 def decibels(psfs: PrincipalPsfs, seen: list[Sights]) -> npt.NDArray[np.float64]:

@@ -166,18 +166,27 @@ def test_errors_on_m51_are_of_masked_pixels_in_counts(like_m51):
 
 
 def test_what_was_evaluated_is_kept_beside_what_is_new(tmp_path, like_m51, monkeypatch):
-    """Parts of the same models stay; with another model, all begins anew."""
+    """A section says what it was measured with: the same is not measured again, other things are."""
     done = []
     monkeypatch.setattr(evaluate_inpaint_module, "science_part", lambda *_, mask, **__: done.append(mask) or EMPTY)
-    evaluate_inpaint(recipes=STORES, to=tmp_path / "out", parts=["science"])
+    again = {"recipes": STORES, "to": tmp_path / "out", "parts": ["science"]}
+    evaluate_inpaint(**again)
     both = evaluate_inpaint(data=like_m51, to=tmp_path / "out")
     assert done == ["true", "detected"] * 2  # and of the foreign twin
     assert {"science", "m51"} <= set(both)
-    stored = json.loads((tmp_path / "out" / "inpaint_evaluation.json").read_text())
+    path = tmp_path / "out" / "inpaint_evaluation.json"
+    stored = json.loads(path.read_text())
     assert set(stored) == set(both)
-    stored["identity"]["models"]["median"] = "another"
-    (tmp_path / "out" / "inpaint_evaluation.json").write_text(json.dumps(stored))
-    assert "science" not in evaluate_inpaint(data=like_m51, to=tmp_path / "out")
+    lines = []
+    evaluate_inpaint(**again, announce=lines.append)
+    assert len(done) == 4
+    assert "science/cr-science/true is there already" in lines
+    stored["measured"]["science/cr-science/detected"]["models"]["median"] = "another"
+    path.write_text(json.dumps(stored))
+    assert "science" in evaluate_inpaint(data=like_m51, to=tmp_path / "out")
+    assert len(done) == 4
+    evaluate_inpaint(**again)
+    assert done[4:] == ["detected"]
 
 
 EMPTY = {"mask": "true", "aperture": 5.0, "bins": [], "pulls": {}, "shapes": {}}

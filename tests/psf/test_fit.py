@@ -42,7 +42,7 @@ def psfs():
     rng = np.random.default_rng(1)
     v, u = (part.ravel() for part in np.meshgrid(NODES, NODES, indexing="ij"))
     seen = [Sights(telescope(rng)(u, v), u, v, np.full(len(u), 6000.0)) for _ in range(40)]
-    found = learn(seen, 12, 3)
+    found = learn(seen, 12, 3, (690.0, 820.0))
     assert decibels(found, [Sights(telescope(rng)(u, v), u, v, np.full(len(u), 6000.0))]).min() > 75
     return found
 

@@ -74,6 +74,6 @@ def test_more_images_tell_more(trained):
     for number in range(5):
         with np.load(trained.parent / "telescopes" / f"i-{number:04d}.npz") as kept:
             seen.append(Sights(*(kept[name] for name in ("images", "u", "v", "temperature"))))
-    few, many = (learn(seen[1:], count, 1) for count in (3, 10))
+    few, many = (learn(seen[1:], count, 1, (690.0, 820.0)) for count in (3, 10))
     assert decibels(many, seen[:1]).mean() > decibels(few, seen[:1]).mean() + 1
     assert decibels(many, seen[1:]).mean() > decibels(many, seen[:1]).mean() + 5

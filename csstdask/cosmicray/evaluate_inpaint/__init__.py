@@ -10,6 +10,7 @@ installed (``pip install 'csstdask[bench]'``).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +23,9 @@ from csstdask.cosmicray.evaluate_inpaint.fields import fields_part
 from csstdask.cosmicray.evaluate_inpaint.figures import draw_fields, draw_science
 from csstdask.cosmicray.evaluate_inpaint.fillers import PEERS, absent_peers, fillers, name_of
 from csstdask.cosmicray.evaluate_inpaint.m51 import files_of_m51, m51_part
-from csstdask.cosmicray.evaluate_inpaint.science import BOUND, CLEAN, KNOWN, MASKS, UNPLACED, science_part
+from csstdask.cosmicray.evaluate_inpaint.science import BOUND, CLEAN, KNOWN, MASKS, UNPLACED, Mask, science_part
 from csstdask.errors import InputError
+from csstdask.mock import Recipe
 from csstdask.mock.recipe import load_recipe
 from csstdask.nn.models import find_card
 from csstdask.results import table_head, table_row, write_results
@@ -34,6 +36,8 @@ PARTS = ("science", "fields", "m51")
 #: Parts that are made of recipes; of the fields so many exposures, one of each field.
 RECIPES = {"science": "cr-science", "fields": "cr-detection-test"}
 _EXPOSURES = 5
+#: Of whole frames; the true mask is for the science test.
+FIELD_MASKS: tuple[Mask, ...] = ("detected",)
 #: Raised when results of the same models would have other contents.
 _FORMAT = 4
 _FILE = "inpaint_evaluation"
@@ -59,7 +63,8 @@ def evaluate_inpaint(
     data : Path, optional
         Folder of real images, for ``m51``; without it that part is left out.
     to : Path, optional
-        Folder for ``inpaint_evaluation.json``, its tables and figures. Parts that it holds of the same models are kept.
+        Folder for ``inpaint_evaluation.json``, its tables and figures. Each section of it says what it was measured
+        with; those that were measured with the same are not measured again, and the others are kept until they are.
     recipes : Path, optional
         Folder of the test recipes, for ``science`` and ``fields``; without it they are left out.
     parts : sequence of str
@@ -89,14 +94,14 @@ def evaluate_inpaint(
         raise InputError(
             "evaluate inpaint", f"nothing to make {', '.join(parts)} of", "--recipes or --data, as they want"
         )
-    identity = _identity(models)
+    identity = _identity(models)  # now, and not when all else is done
     if data is not None and "m51" in wanted:
-        files_of_m51(data)  # now, and not when all else is done
+        files_of_m51(data)
     if absent := absent_peers():
         announce(f"not installed (pip install 'csstdask[bench]'), left out: {', '.join(absent)}")
-    results = _kept(to, identity)
+    results = _kept(to)
     if to is not None and set(RECIPES) & {*wanted, *results}:
-        check_figures()  # now, and not when all is measured
+        check_figures()
     for part, name in RECIPES.items():
         if recipes is None or part not in wanted:
             continue
@@ -104,47 +109,52 @@ def evaluate_inpaint(
             path = recipes / f"{twin}.toml"
             if twin != name and not path.is_file():
                 continue
-            make = _science if part == "science" else _fields
-            for key, result in make(path, models, scale, workers, announce):
-                results.setdefault(part, {}).setdefault(twin, {})[key] = result
+            recipe = load_recipe(path, scale=scale)
+            digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:16]
+            given = identity if part == "science" else _identity(models[:1], peers=False)
+            for mask in MASKS if part == "science" else FIELD_MASKS:
+                section, measured_with = f"{part}/{twin}/{mask}", given | {"recipe": digest}
+                if results["measured"].get(section) == measured_with:
+                    announce(f"{section} is there already")
+                    continue
+                found = _science if part == "science" else _fields
+                result = found(recipe, mask, models, workers, announce)
+                results.setdefault(part, {}).setdefault(twin, {})[mask] = result
+                results["measured"][section] = measured_with
                 _write(to, results)
     if data is not None and "m51" in wanted:
         announce("m51")
         results["m51"] = m51_part(data, models)
+        results["measured"]["m51"] = identity
         _write(to, results)
     return results
 
 
 def _science(
-    path: Path, models: Sequence[str], scale: float | None, workers: int | None, announce: Callable[[str], None]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each mask and what is found with it."""
-    recipe = load_recipe(path, scale=scale)
-    for mask in MASKS:
-        announce(f"science: {recipe.name}, the {mask} mask, {recipe.exposures * len(recipe.detectors)} units")
-        part = science_part(recipe, models, announce, mask=mask, workers=workers)
-        yield mask, part | {"seed": recipe.seed, "shape": list(recipe.frame_shape)}
+    recipe: Recipe, mask: Mask, models: Sequence[str], workers: int | None, announce: Callable[[str], None]
+) -> dict[str, Any]:
+    announce(f"science: {recipe.name}, the {mask} mask, {recipe.exposures * len(recipe.detectors)} units")
+    part = science_part(recipe, models, announce, mask=mask, workers=workers)
+    return part | {"seed": recipe.seed, "shape": list(recipe.frame_shape)}
 
 
 def _fields(
-    path: Path, models: Sequence[str], scale: float | None, workers: int | None, announce: Callable[[str], None]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the detected mask and what is found with it: the true one is for the science test."""
-    recipe = load_recipe(path, scale=scale)
+    recipe: Recipe, mask: Mask, models: Sequence[str], workers: int | None, announce: Callable[[str], None]
+) -> dict[str, Any]:
     recipe = recipe.model_copy(update={"exposures": min(_EXPOSURES, recipe.exposures)})
-    announce(f"fields: {recipe.name}, {recipe.exposures * len(recipe.detectors)} frames")
+    announce(f"fields: {recipe.name}, the {mask} mask, {recipe.exposures * len(recipe.detectors)} frames")
     part = fields_part(recipe, models[:1], announce, workers=workers)
-    yield "detected", part | {"seed": recipe.seed, "shape": list(recipe.frame_shape)}
+    return part | {"seed": recipe.seed, "shape": list(recipe.frame_shape)}
 
 
-def _identity(models: Sequence[str]) -> dict[str, Any]:
-    """Return what decides an evaluation besides the data: repairers, what finds the detected mask, and the peers."""
+def _identity(models: Sequence[str], *, peers: bool = True) -> dict[str, Any]:
+    """Return what decides a section besides its data: repairers, what finds the detected mask, and the peers."""
     try:
         fillers(models)
         cards = {name_of(model): find_card("inpaint", model).identity for model in ("median", *models)}
     except ValueError as error:
         raise InputError("--model", str(error), "the name of a repairer, or its card") from None
-    packages = {package for name, (package, _) in PEERS.items() if name not in absent_peers()}
+    packages = {package for name, (package, _) in PEERS.items() if name not in absent_peers()} if peers else set()
     distributions = packages_distributions()
     versions = {name: version(distributions[name][0]) for name in sorted(packages)}
     return {
@@ -156,14 +166,14 @@ def _identity(models: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _kept(to: Path | None, identity: dict[str, Any]) -> dict[str, Any]:
-    """Return what a folder holds of an evaluation of the same models, else the beginning of one."""
+def _kept(to: Path | None) -> dict[str, Any]:
+    """Return what a folder holds of an evaluation, else the beginning of one."""
     path = None if to is None else to / f"{_FILE}.json"
     if path is not None and path.is_file():
         before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if before.get("identity") == identity:
+        if "measured" in before:
             return before
-    return {"identity": identity}
+    return {"measured": {}}
 
 
 def _write(to: Path | None, results: dict[str, Any]) -> None:
@@ -206,7 +216,7 @@ def _of_sources(title: str, bins: list[dict[str, Any]]) -> Iterator[str]:
             yield table_row(method, [one["methods"][method][quantity] for one in bins])
         if quantity == "scatter" and KNOWN in bins[0]:
             yield table_row("who knows the image, not the brightness", [one[KNOWN] for one in bins])
-            yield table_row("who knows the image, not brightness and place", [one[UNPLACED] for one in bins])
+            yield table_row("who knows the image, not brightness and place", [one.get(UNPLACED) for one in bins])
             yield table_row("bound on the brightness", [one[BOUND] for one in bins])
 
 

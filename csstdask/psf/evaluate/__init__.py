@@ -5,10 +5,10 @@ Stars of test recipes, whose effective PSFs are known, at S/N 100 unless a recip
 * ``nodes``: all imaging detectors (DATASET 2 of the CSST-PSFNet paper), and the same blurred (DATASET 3);
 * ``epochs``: other optical states of that telescope; ``newoptics``: another telescope; ``snr``: the same at other S/N.
 
-Beside the model stand two that see no star, or one: ``without stars``, what it believes before it sees any, and ``one
-star``, each star alone; further models, each also with its stamps ``blank``, and a ``polynomial``, the PSF of the place
-as half of the true ones tell it: what does not beat these two recalls a telescope instead of measuring it; and PSFEx
-and Piff, where they are installed, given the very same stamps.
+Beside the model stand the same with the colours of stars known; two that see no star, or one: ``without stars``, what
+it believes before it sees any, and ``one star``, each star alone; further models, each also with its stamps ``blank``,
+and a ``polynomial``, the PSF of the place as half of the true ones tell it: what does not beat these two recalls a
+telescope instead of measuring it; and PSFEx and Piff, where they are installed, given the very same stamps.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from csstdask.psf.evaluate.stars import Images, Stars, draw_stars, errors_of, pu
 from csstdask.psf.evaluate.tables import table
 from csstdask.psf.principal import polynomials
 from csstdask.psf.psfex import is_installed, run_psfex
-from csstdask.psf.reconstruct import reconstruct
+from csstdask.psf.reconstruct import Reconstruction, reconstruct
 from csstdask.results import write_results
 
 log = logging.getLogger("csstdask")
@@ -57,8 +57,8 @@ _ALONE, _COUNTS = 40, (10, 100)
 #: Fewer stars tell nothing of how errors change with a star's colour.
 _FEWEST = 20
 _FILE = "psf_evaluation"
-MODEL, ALONE, PRIOR, PSFEX, PIFF = "all stars", "one star", "without stars", "PSFEx", "Piff"
-PLACE = "polynomial"
+MODEL, COLOURS, ALONE, PRIOR = "all stars", "all stars, colours known", "one star", "without stars"
+PLACE, PSFEX, PIFF = "polynomial", "PSFEx", "Piff"
 
 
 def evaluate_psf(
@@ -199,6 +199,9 @@ def measure_stars(
     found = _reconstructed(stars, model)
     took = time.perf_counter() - start
     rows: dict[str, Any] = {MODEL: _row(stars, found.image, found.sigma, took)}
+    if find_card("psf", model).architecture["kind"] == "principal":
+        coloured = _reconstructed(stars, model, temperature=stars.temperature)
+        rows[COLOURS] = _row(stars, coloured.image, coloured.sigma)
     rng = np.random.default_rng(len(stars))
     some = np.sort(rng.permutation(len(stars))[:_ALONE])
     single = [_reconstructed(stars.take([one]), model) for one in some]
@@ -226,10 +229,11 @@ def measure_stars(
     return {"detector": stars.detector, "band": stars.band, "n": len(stars), "methods": rows}
 
 
-def _reconstructed(stars: Stars, model: str, *, blank: bool = False) -> Any:
+def _reconstructed(stars: Stars, model: str, *, blank: bool = False, temperature: Any = None) -> Reconstruction:
     mask = np.ones_like(stars.mask) if blank else stars.mask
     detectors = np.full(len(stars), stars.detector)
-    return reconstruct(stars.stamps, detectors, stars.x, stars.y, error=stars.error, mask=mask, model=model)
+    given = {"error": stars.error, "mask": mask, "temperature": temperature, "model": model}
+    return reconstruct(stars.stamps, detectors, stars.x, stars.y, **given)
 
 
 def _of_network(stars: Stars, card: ModelCard, model: str) -> dict[str, Any]:

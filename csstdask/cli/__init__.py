@@ -1,0 +1,68 @@
+"""The shell: one function a verb, no logic. `survey` has those of surveys, `trainings` those of what learns.
+
+Exit codes: 0 all done; 1 finished, but some units or files failed, each named; 2 bad usage or unusable input,
+in one line; 130 after Ctrl-C and 143 after SIGTERM, state saved.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from typing import NoReturn
+
+import typer
+
+from csstdask.allocator import keep_freed_memory
+from csstdask.cli import survey, trainings
+from csstdask.cli.options import app, say
+from csstdask.errors import CsstdaskError
+
+__all__ = ["app", "main", "survey", "trainings"]
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM arrived."""
+
+
+def _terminate(_signal: int, _frame: object) -> NoReturn:
+    raise _TerminatedError
+
+
+def main() -> None:
+    """Run the command line, and turn errors into one line and an exit code."""
+    keep_freed_memory()
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("csstdask").setLevel(logging.INFO if not sys.stderr.isatty() else logging.ERROR)
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # its workers complain while they are being closed
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(standalone_mode=False) or 0
+    except CsstdaskError as error:
+        say(f"csstdask: {' '.join(str(error).split())}")
+        code = 2
+    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        say(f"csstdask: {error.filename}: {error.strerror}")
+        code = 2
+    except OSError as error:
+        say(f"csstdask: {error.filename or 'input or output'}: {error.strerror or error}")
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except _TerminatedError:
+        say("csstdask: terminated; what is recorded is kept, run again to go on")
+        code = 143
+    except Exception as error:
+        # Bad usage, in the words of whichever library parsed it: typer carries its own copy of click.
+        if not hasattr(error, "format_message"):
+            raise
+        say(f"csstdask: {error.format_message()}")
+        code = 2
+    if code == 130:  # from here or, turned into a code, from typer
+        say("csstdask: interrupted; what is recorded is kept, run again to go on")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code in {130, 143}:
+        os._exit(code)  # units in work on this process's threads cannot be stopped, and no longer own anything
+    raise SystemExit(code)

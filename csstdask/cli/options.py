@@ -1,0 +1,32 @@
+"""What the verbs of the shell share: the program, options of several, and how it speaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="csstdask",
+    help="Reprocess space-telescope surveys on chunked arrays.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
+Scheduler = Annotated[str, typer.Option(help="threads, processes, cuda, slurm, or an address such as tcp://host:8786.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Units at the same time; default: what cores and memory allow.")
+]
+Log = Annotated[Path | None, typer.Option("--log", help="Append one JSON object a line and event to this file.")]
+CampaignOption = Annotated[Path | None, typer.Option(help="Where the campaign lies, if it has moved.")]
+
+DataOption = Annotated[Path | None, typer.Option(help="Folder of real events and frames; none: mock data alone.")]
+
+
+def say(text: str) -> None:
+    """Tell a person something, on standard error."""
+    typer.echo(text, err=True)

@@ -1,0 +1,248 @@
+"""Verbs that make, reprocess and look at surveys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from csstdask.cli.options import CampaignOption, Json, Log, Scheduler, Workers, app, say
+
+if TYPE_CHECKING:
+    from csstdask.engine.events import Listener
+    from csstdask.pipeline.run import Summary
+
+
+@app.command()
+def mock(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as stores/demo.toml.")],
+    to: Annotated[Path, typer.Option(help="The campaign to make, or with --fits a folder.")],
+    fits: Annotated[bool, typer.Option("--fits", help="Write Level 1 FITS files with truth beside them.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Folder of real cosmic-ray events, if the recipe asks.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Linear, on the recipe's shape; instead of its own.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it takes; write nothing.")] = False,
+    scheduler: Scheduler = "threads",
+    workers: Workers = None,
+) -> None:
+    """Render a mock survey with known truth."""
+    from csstdask.mock import load_recipe
+    from csstdask.mock.cost import cost_of
+    from csstdask.pipeline.mock_survey import mock as render
+
+    wanted = load_recipe(recipe, scale=scale)
+    if dry_run:
+        from csstdask.engine.cluster import default_workers
+        from csstdask.instrument import load_instrument
+        from csstdask.mock.render import check_recipe
+
+        check_recipe(wanted, load_instrument(wanted.instrument), data)
+        say(f"{wanted.name}: {cost_of(wanted).line(workers or default_workers())}")
+        return
+    summary = render(
+        wanted,
+        to,
+        as_fits=fits,
+        data=data,
+        scheduler=scheduler,
+        workers=workers,
+        listeners=_listeners(None),
+    )
+    say(f"{to}: {summary.rendered} units rendered, {summary.unchanged} already there, {summary.seconds:.1f} s")
+    _end(summary.failures, summary.stopped)
+
+
+@app.command()
+def ingest(
+    files: Annotated[list[str], typer.Argument(metavar="FITS...", help="FITS files, plain or compressed.")],
+    to: Annotated[Path, typer.Option(help="The campaign; added to if it is there.")],
+    instrument: Annotated[
+        str | None, typer.Option(help="A built-in name or a TOML; default: told from the headers.")
+    ] = None,
+    supersede: Annotated[
+        bool, typer.Option("--supersede", help="Let other files replace units that are present.")
+    ] = False,
+    scheduler: Scheduler = "threads",
+    workers: Workers = None,
+    as_json: Json = False,
+    log: Log = None,
+) -> None:
+    """Copy FITS files into a campaign."""
+    from csstdask.pipeline.ingest import ingest as copy
+
+    summary = copy(
+        files,
+        to,
+        instrument=instrument,
+        supersede=supersede,
+        scheduler=scheduler,
+        workers=workers,
+        listeners=_listeners(log, announce_failures=False),
+    )
+    if as_json:
+        typer.echo(json.dumps(summary.to_json()))
+    dead = f", {len(summary.dead)} of dead detectors" if summary.dead else ""
+    say(
+        f"{to}: {summary.added} units added, {summary.unchanged} unchanged{dead}, "
+        f"{len(summary.failures)} failed, {summary.seconds:.1f} s"
+    )
+    for item in summary.failures:
+        say(f"failed {item['reason']}")
+    _end(summary.failures, summary.stopped)
+
+
+@app.command()
+def run(
+    campaign: Annotated[Path, typer.Argument(help="The campaign to process.")],
+    to: Annotated[Path, typer.Option(help="The run's store; gone on with if it is there.")],
+    steps: Annotated[str | None, typer.Option(help="Comma-separated; those they read from are added.")] = None,
+    select: Annotated[str | None, typer.Option(help="exposure=ID[,ID...],detector=N-M; ids may hold * and ?.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings, a TOML.")] = None,
+    scheduler: Scheduler = "threads",
+    workers: Workers = None,
+    max_failures: Annotated[int | None, typer.Option(min=1, help="Stop after so many failed units.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say units, bytes, memory and time; write nothing.")
+    ] = False,
+    as_json: Json = False,
+    log: Log = None,
+) -> None:
+    """Run the pipeline over a campaign; resumes by itself."""
+    from csstdask.engine.units import parse_selection
+    from csstdask.pipeline.config import load_config
+    from csstdask.pipeline.run import foresee
+    from csstdask.pipeline.run import run as process
+
+    names = steps.split(",") if steps is not None else None
+    selection, settings = parse_selection(select), load_config(config)
+    if dry_run:
+        facts = foresee(
+            campaign, to, steps=names, selection=selection, config=settings, scheduler=scheduler, workers=workers
+        )
+        typer.echo(json.dumps(facts) if as_json else _foreseen(facts))
+        return
+    summary = process(
+        campaign,
+        to,
+        steps=names,
+        selection=selection,
+        config=settings,
+        scheduler=scheduler,
+        workers=workers,
+        max_failures=max_failures,
+        listeners=_listeners(log),
+    )
+    _report_summary(summary, to, as_json=as_json)
+    _end(summary.failures, summary.stopped)
+
+
+def _foreseen(facts: dict[str, Any]) -> str:
+    units = facts["units"]
+    return "\n".join(
+        (
+            f"units     {units['total']} ({', '.join(facts['steps'])}), {units['skipped']} of them done before",
+            f"read      {facts['bytes_read'] / 1e9:.2f} GB before compression",
+            f"written   at most {facts['bytes_written_at_most'] / 1e9:.2f} GB before compression",
+            f"memory    {facts['memory_bytes'] / 2**30:.2f} GiB with {facts['workers']} units at a time",
+            f"time      about {facts['seconds_estimated']:.0f} s (estimated from the reference machine)",
+        )
+    )
+
+
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(help="The run's store.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Compare checksums of everything recorded.")] = False,
+    campaign: CampaignOption = None,
+    as_json: Json = False,
+) -> None:
+    """Say which units are done, failed and pending, and why they failed."""
+    from csstdask.pipeline.run import status as look
+
+    summary = look(run, campaign=campaign, verify=verify)
+    _report_summary(summary, run, as_json=as_json)
+    for item in summary.failures:
+        say(f"failed {item['exposure']}/{item['detector']} [{item['step']}]: {item['reason']}")
+    _end(summary.failures)
+
+
+@app.command()
+def report(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="A run; or a mock campaign, or a stamp set.")],
+    to: Annotated[Path, typer.Option(help="The page to write.")],
+    campaign: CampaignOption = None,
+    data: Annotated[Path | None, typer.Option(help="Real cosmic-ray events, to be shown beside a mock's.")] = None,
+) -> None:
+    """Write an HTML page about a run, or about a mock."""
+    from csstdask.report import write_mock_report, write_report
+    from csstdask.store.zarr_arrays import store_kind
+
+    if store_kind(store) in ("campaign", "stamps"):
+        say(f"written {write_mock_report(store, to, data)}")
+    else:
+        say(f"written {write_report(store, to, campaign)}")
+
+
+@app.command()
+def export(
+    store: Annotated[Path, typer.Argument(help="A run or a campaign.")],
+    to: Annotated[Path, typer.Option(help="The folder for FITS files.")],
+    campaign: CampaignOption = None,
+    workers: Workers = None,
+) -> None:
+    """Write units as FITS: <exposure>_<detector>.fits with SCI, WHT, FLG."""
+    from csstdask.pipeline.export import export as write
+
+    summary = write(store, to, campaign=campaign, workers=workers, listeners=_listeners(None))
+    left = f", {summary.pending} not done and left out" if summary.pending else ""
+    say(f"{to}: {summary.written} files, {len(summary.failures)} failed{left}, {summary.seconds:.1f} s")
+    _end(summary.failures, summary.stopped)
+
+
+@app.command()
+def demo(
+    to: Annotated[Path, typer.Option(help="Folder for the campaign, the run and the page.")] = Path("demo"),
+) -> None:
+    """Render a small mock night, reprocess it and write a page: a few minutes on two cores."""
+    from csstdask.mock.recipe import demo_recipe
+    from csstdask.pipeline.mock_survey import mock as render
+    from csstdask.pipeline.run import run as process
+    from csstdask.pipeline.truth import score_run
+    from csstdask.report import write_report
+
+    campaign, product = to / "campaign.zarr", to / "run.zarr"
+    rendered = render(demo_recipe(), campaign, listeners=_listeners(None))
+    summary = process(campaign, product, listeners=_listeners(None))
+    page = write_report(product, to / "report.html")
+    _report_summary(summary, product, as_json=False)
+    for line in score_run(product).lines():
+        say(line)
+    say(f"look at {page}")
+    _end([*rendered.failures, *summary.failures], rendered.stopped or summary.stopped)
+
+
+def _listeners(log: Path | None, *, announce_failures: bool = True) -> list[Listener]:
+    from csstdask.engine.progress import JsonLog, progress_listener
+
+    return [progress_listener(announce_failures=announce_failures), *([JsonLog(log)] if log is not None else [])]
+
+
+def _report_summary(summary: Summary, store: Path, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(summary.to_json()))
+    took = f", {summary.seconds:.1f} s" if summary.seconds else ""
+    say(
+        f"{store}: {summary.total} units, {summary.done} done, {summary.skipped} skipped, "
+        f"{summary.failed} failed, {summary.pending} pending{took}"
+    )
+
+
+def _end(failures: list[Any], stopped: str | None = None) -> NoReturn:
+    if stopped:
+        say(f"stopped: {stopped}")
+    raise typer.Exit(1 if failures or stopped else 0)
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM arrived."""

@@ -1,0 +1,218 @@
+"""Verbs of networks: what they learn from, their trainings, evaluations and cards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from csstdask.cli.options import DataOption, Json, app, say
+from csstdask.errors import InputError
+
+TRAINABLE: tuple[str, ...] = ("cosmicray", "inpaint", "psf")
+EVALUABLE: tuple[str, ...] = ("cosmicray", "inpaint", "psf")
+LABELLERS: tuple[str, ...] = ("darks", "repeats")
+
+
+@app.command()
+def label(
+    target: Annotated[str, typer.Argument(help="What to learn of cosmic rays from: darks or repeats.")],
+    campaign: Annotated[Path, typer.Argument(help="A campaign with dark frames, or several exposures of a field.")],
+    to: Annotated[Path | None, typer.Option(help="darks: the library of events to write, .npz.")] = None,
+    sigma: Annotated[float, typer.Option(help="A cosmic ray has a pixel this far above its noise.")] = 5.0,
+    grow: Annotated[float, typer.Option(help="Neighbours this far above it belong to the cosmic ray.")] = 3.0,
+    against_truth: Annotated[bool, typer.Option("--against-truth", help="repeats: beside a mock's truth.")] = False,
+) -> None:
+    """Find cosmic rays to learn from: events in darks, or what repeated exposures do not share."""
+    _check_target("label", target, LABELLERS)
+    if target == "darks":
+        from csstdask.cosmicray.darks import label_darks
+
+        if to is None:
+            raise InputError("label darks", "no --to", "a file for the events, .npz")
+        if against_truth:
+            raise InputError("label darks", "--against-truth", "it with label repeats alone")
+        say(f"{to}: {len(label_darks(campaign, to, sigma=sigma, grow=grow, announce=say))} events")
+        return
+    from csstdask.cosmicray.label_score import score_labels
+    from csstdask.cosmicray.repeats import label_repeats
+
+    if to is not None:
+        raise InputError("label repeats", f"--to {to}", "none: labels are written into the campaign")
+    units = label_repeats(campaign, sigma=sigma, grow=grow, announce=say)
+    say(f"{campaign}: {units} units labelled")
+    if against_truth:
+        for name, score in score_labels(campaign).items():
+            typer.echo(f"{name}: {score.line()}")
+
+
+@app.command()
+def train(
+    target: Annotated[str, typer.Argument(help="What to train: cosmicray, inpaint or psf.")],
+    to: Annotated[Path | None, typer.Option(help="Folder of the training; gone on with if it is there.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings, a TOML.")] = None,
+    data: DataOption = None,
+    campaign: Annotated[Path | None, typer.Option(help="To learn from, as a rule with truth or labels.")] = None,
+    events: Annotated[list[Path] | None, typer.Option(help="Library of events that `csstdask label` cut.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over fresh examples.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="What teaches psfnet: truth, psfex, or the stars' own pixels (stars).")
+    ] = None,
+    start_from: Annotated[str | None, typer.Option("--from", help="Model of PSFs to go on from: name or card.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cpu.")] = None,
+) -> None:
+    """Train a network; killed, it goes on where it was."""
+    _check_target("train", target, TRAINABLE)
+    if to is None:
+        raise InputError(f"train {target}", "no --to", "a folder for the training")
+    if target == "psf":
+        if data is not None or events:
+            raise InputError("train psf", "--data or --events", "--campaign: stamps of stars, where a network learns")
+        from csstdask.psf.train import load_psf_config, train_psf
+
+        sets = None if campaign is None else [str(campaign.resolve())]
+        psf = load_psf_config(
+            config, campaigns=sets, labels=labels, start_from=start_from, epochs=epochs, device=device
+        )
+        say(f"card {train_psf(psf, to, announce=say)}")
+        return
+    if labels is not None or start_from is not None:
+        raise InputError(f"train {target}", "--labels or --from", "neither: settings say what teaches")
+    if target == "inpaint":
+        if data is not None or events:
+            raise InputError("train inpaint", "--data or --events", "--campaign: stamps are cut from its frames")
+        from csstdask.cosmicray.train_inpaint import load_repair_config, train_inpaint
+
+        campaigns = None if campaign is None else [str(campaign.resolve())]
+        repair = load_repair_config(config, campaigns=campaigns, epochs=epochs, device=device)
+        say(f"card {train_inpaint(repair, to, announce=say)}")
+        return
+    from csstdask.cosmicray.train import train_cosmicray
+    from csstdask.cosmicray.training_config import load_training_config
+
+    settings = load_training_config(
+        config,
+        data=None if data is None else str(data.resolve()),
+        campaign=None if campaign is None else str(campaign.resolve()),
+        events=[str(path.resolve()) for path in events] if events else None,
+        epochs=epochs,
+        device=device,
+    )
+    say(f"card {train_cosmicray(settings, to, announce=say)}")
+
+
+@app.command()
+def evaluate(
+    target: Annotated[str, typer.Argument(help="What to evaluate: cosmicray, inpaint or psf.")],
+    to: Annotated[Path | None, typer.Option(help="Folder for the figures, as JSON.")] = None,
+    data: DataOption = None,
+    model: Annotated[str, typer.Option(help="A name that `csstdask models` lists, or a card's path.")] = "default",
+    recipes: Annotated[Path | None, typer.Option(help="Folder of test recipes, stores/; none: no mocks.")] = None,
+    part: Annotated[list[str] | None, typer.Option(help="Only this part; may be given several times.")] = None,
+    beside: Annotated[
+        list[str] | None, typer.Option(help="A further network; may be given several times. Of psf: piff.")
+    ] = None,
+    scale: Annotated[float | None, typer.Option(min=0.01, help="Of mock surveys, in place of each part's own.")] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "int8"], typer.Option(help="Of networks on mock surveys.")
+    ] = "bfloat16",
+    run: Annotated[Path | None, typer.Option(help="Instead: a run's own cosmic rays, checked without truth.")] = None,
+) -> None:
+    """Evaluate a network beside other methods, or what it found in a run."""
+    _check_target("evaluate", target, EVALUABLE)
+    if target != "cosmicray" and (run is not None or precision != "bfloat16"):
+        raise InputError(f"evaluate {target}", "--run or --precision", "neither: they are of cosmic rays' detection")
+    if run is not None:
+        if any((data, recipes, part, beside, scale)) or model != "default":
+            raise InputError("evaluate --run", "options of an evaluation with truth beside it", "--run and --to alone")
+        from csstdask.report.cosmic_rays import evaluate_run, lines
+
+        for line in lines(evaluate_run(run, to, announce=say)):
+            typer.echo(line)
+        return
+    if target == "psf":
+        if recipes is None:
+            raise InputError("evaluate psf", "no --recipes", "a folder of test recipes")
+        if data is not None or scale is not None:
+            raise InputError("evaluate psf", "--data or --scale", "neither: its stars are of --recipes")
+        from csstdask.psf.evaluate import PARTS as PSF_PARTS
+        from csstdask.psf.evaluate import evaluate_psf
+        from csstdask.psf.evaluate.tables import table as psf_table
+
+        others = [one for one in beside or () if one != "piff"]
+        found = evaluate_psf(
+            model,
+            to,
+            recipes=recipes,
+            parts=part or tuple(PSF_PARTS),
+            piff="piff" in (beside or ()),
+            beside=others,
+            announce=say,
+        )
+        for line in psf_table(found):
+            typer.echo(line)
+        return
+    if target == "inpaint":
+        from csstdask.cosmicray.evaluate_inpaint import PARTS as REPAIR_PARTS
+        from csstdask.cosmicray.evaluate_inpaint import evaluate_inpaint
+        from csstdask.cosmicray.evaluate_inpaint import table as repair_table
+
+        models = [*([] if model == "default" else [model]), *(beside or ())]
+        repaired = evaluate_inpaint(
+            models, data, to, recipes=recipes, parts=part or REPAIR_PARTS, scale=scale, announce=say
+        )
+        for line in repair_table(repaired):
+            typer.echo(line)
+        return
+    from csstdask.cosmicray.evaluate import PARTS, evaluate_cosmicray, table
+
+    results = evaluate_cosmicray(
+        model,
+        data,
+        to,
+        recipes=recipes,
+        parts=part or PARTS,
+        beside=beside or (),
+        scale=scale,
+        precision=precision,
+        announce=say,
+    )
+    for line in table(results):
+        typer.echo(line)
+
+
+def _check_target(verb: str, target: str, known: tuple[str, ...]) -> None:
+    if target not in known:
+        say(f"csstdask {verb}: found {target!r}; wanted one of: {', '.join(known)}")
+        raise typer.Exit(2)
+
+
+@app.command()
+def models(
+    as_json: Json = False,
+    from_deepcr: Annotated[
+        Path | None, typer.Option(help="Weights of deepCR's format (.pth), to be converted.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder for the converted model.")] = None,
+) -> None:
+    """List models and methods; or convert a network of deepCR's format."""
+    from csstdask.nn.models import all_cards
+
+    if from_deepcr is not None:
+        from csstdask.cosmicray.deepcr import convert
+
+        if to is None:
+            raise InputError("models --from-deepcr", "no --to", "a folder for card and weights")
+        say(f"card {convert(from_deepcr, to)}")
+        return
+    cards = [card.summary() for card in all_cards()]
+    if as_json:
+        typer.echo(json.dumps({"models": cards}))
+        return
+    for card in cards:
+        widths = (("name", 12), ("task", 10), ("version", 4), ("licence", 14))
+        typer.echo(
+            " ".join(f"{card[key]:<{width}}" for key, width in widths) + f" {card['sha256'][:12]} {card['trained_on']}"
+        )

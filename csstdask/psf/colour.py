@@ -1,0 +1,35 @@
+"""A star's colour, as a PSF knows it: where within a filter its light lies.
+
+Diffraction scales with the wavelength: two stars at one place have different PSFs where their spectra differ within the
+band. One number tells most of it, the mean wavelength of a star's photons in the filter.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Float = npt.NDArray[np.float64]
+
+#: Planck constant times light's speed over Boltzmann's constant [nm K].
+_SECOND_RADIATION = 1.438776877e7
+#: Wavelengths at which a filter is looked at.
+_SAMPLES = 33
+
+
+def colour_of(temperature: npt.ArrayLike, limits: tuple[float, float]) -> Float:
+    """Return the mean wavelength of black bodies' photons in a filter, -1 at its blue end and 1 at its red one.
+
+    Parameters
+    ----------
+    temperature : array-like (n,)
+        Effective [K].
+    limits : (float, float)
+        Of the filter [nm].
+    """
+    blue, red = limits
+    place = (np.arange(_SAMPLES) + 0.5) / _SAMPLES * 2 - 1
+    wavelength = (blue + red) / 2 + place * (red - blue) / 2
+    heat = np.atleast_1d(np.asarray(temperature, dtype=np.float64))
+    photons = wavelength**-4 / np.expm1(_SECOND_RADIATION / (wavelength * heat[:, None]))
+    return np.asarray(photons @ place / photons.sum(axis=1))
