@@ -1,4 +1,4 @@
-"""Results of evaluations: numbers for files that people compare, tables for people."""
+"""Results of evaluations: numbers for files that people compare, tables and figures for people."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from csstdask.durable import write_atomic
+from csstdask.errors import InputError
 
 
 def rounded(value: Any) -> Any:
@@ -39,3 +40,20 @@ def write_results(stem: Path, results: dict[str, Any], lines: Iterable[str]) -> 
     numbers = json.dumps(rounded(results), indent=1, allow_nan=False)
     write_atomic(stem.with_suffix(".json"), f"{numbers}\n".encode())
     write_atomic(stem.with_suffix(".md"), ("\n".join(lines) + "\n").encode())
+
+
+def pyplot() -> Any:
+    """Return matplotlib's plain interface, drawing into files; raise InputError where it is not installed."""
+    try:
+        import matplotlib as mpl  # noqa: PLC0415
+    except ImportError:
+        raise InputError("figures", "no matplotlib", "pip install 'csstdask[plot]'") from None
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    return plt
+
+
+def check_figures() -> None:
+    """Raise InputError unless figures can be drawn."""
+    pyplot()

@@ -85,6 +85,7 @@ per_unit = 20
     kept = json.loads((tmp_path / "psf_evaluation.json").read_text())
     assert kept["recipes"]["psf-dataset2"][0]["detector"] == 7
     assert kept["identity"] == results["identity"]
+    assert (tmp_path / "psf-dataset2.png").stat().st_size > 10_000
     lines = list(table(results))
     assert (tmp_path / "psf_evaluation.md").read_text() == "\n".join(lines) + "\n"
     assert any(line.startswith("| all stars | ") for line in lines)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from csstdask.cosmicray.evaluate import tally
-from csstdask.cosmicray.evaluate.figures import check_figures, draw_field, draw_gallery
+from csstdask.cosmicray.evaluate.figures import draw_field, draw_gallery
 from csstdask.cosmicray.evaluate.frames import Announce, draw
 from csstdask.cosmicray.evaluate.methods import Method, network, published_deepcr, threshold_of, tune_lacosmic
 from csstdask.cosmicray.evaluate.real import REAL, evaluate_real
@@ -42,7 +42,7 @@ from csstdask.errors import InputError
 from csstdask.mock.recipe import Recipe, load_recipe
 from csstdask.nn.device import Precision
 from csstdask.nn.models import find_card
-from csstdask.results import rounded, table_head, table_row, write_results
+from csstdask.results import check_figures, rounded, table_head, table_row, write_results
 
 log = logging.getLogger("csstdask")
 

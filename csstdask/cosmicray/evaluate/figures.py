@@ -8,24 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from csstdask.errors import InputError
-
-
-def pyplot() -> Any:
-    """Return matplotlib's plain interface, drawing into files; raise InputError where it is not installed."""
-    try:
-        import matplotlib as mpl  # noqa: PLC0415
-    except ImportError:
-        raise InputError("figures", "no matplotlib", "pip install 'csstdask[plot]'") from None
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt  # noqa: PLC0415
-
-    return plt
-
-
-def check_figures() -> None:
-    """Raise InputError unless figures can be drawn."""
-    pyplot()
+from csstdask.results import pyplot
 
 
 def draw_field(result: dict[str, Any], path: Path) -> None:

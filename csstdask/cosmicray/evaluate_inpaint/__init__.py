@@ -18,7 +18,6 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
-from csstdask.cosmicray.evaluate.figures import check_figures
 from csstdask.cosmicray.evaluate_inpaint.fields import fields_part
 from csstdask.cosmicray.evaluate_inpaint.figures import draw_fields, draw_science
 from csstdask.cosmicray.evaluate_inpaint.fillers import PEERS, absent_peers, fillers, name_of
@@ -28,7 +27,7 @@ from csstdask.errors import InputError
 from csstdask.mock import Recipe
 from csstdask.mock.recipe import load_recipe
 from csstdask.nn.models import find_card
-from csstdask.results import table_head, table_row, write_results
+from csstdask.results import check_figures, table_head, table_row, write_results
 
 log = logging.getLogger("csstdask")
 

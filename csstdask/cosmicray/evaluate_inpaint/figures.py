@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.cosmicray.evaluate.figures import pyplot
 from csstdask.cosmicray.evaluate_inpaint.fields import MAGNITUDES
 from csstdask.cosmicray.evaluate_inpaint.science import DISTANCES
+from csstdask.results import pyplot
 
 _ZERO_LINE = {"color": "k", "lw": 0.5}
 

@@ -32,12 +32,13 @@ from csstdask.mock.recipe import load_recipe
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
 from csstdask.psf import piff as piff_runner
+from csstdask.psf.evaluate.figures import Look, draw_looks
 from csstdask.psf.evaluate.stars import Images, Stars, draw_stars, errors_of, pulls_of
 from csstdask.psf.evaluate.tables import table
 from csstdask.psf.principal import polynomials
 from csstdask.psf.psfex import is_installed, run_psfex
 from csstdask.psf.reconstruct import Reconstruction, reconstruct
-from csstdask.results import write_results
+from csstdask.results import check_figures, write_results
 
 log = logging.getLogger("csstdask")
 
@@ -82,7 +83,7 @@ def evaluate_psf(
     model : str
         A name that ``csstdask models`` lists, or a card's path.
     to : Path, optional
-        Folder for ``psf_evaluation.json`` and its tables.
+        Folder for ``psf_evaluation.json``, its tables and figures.
     recipes : Path
         Folder of the test recipes.
     parts : sequence of str
@@ -118,6 +119,8 @@ def evaluate_psf(
         card, *others = (find_card("psf", one) for one in (model, *beside))
     except ValueError as error:
         raise InputError("--model", str(error), "the name of a model, or its card") from None
+    if to is not None:
+        check_figures()  # now, and not when all is measured
     if psfex and not is_installed():
         announce("PSFEx is not installed (Debian: apt-get install psfex), left out")
         psfex = False
@@ -135,9 +138,12 @@ def evaluate_psf(
                 if not recipe.detectors:
                     raise InputError("detectors", f"none of {detectors} in {path}", "some of its detectors")
                 look = partial(measure_unit, recipe, model=model, psfex=psfex, piff=piff, beside=tuple(beside))
-                results["recipes"][title] = list(_over_units(recipe, look, workers, announce))
+                units = list(_over_units(recipe, look, workers, announce))
+                looks = {unit["band"]: unit.pop("looks") for unit in reversed(units)}
+                results["recipes"][title] = units
                 if to is not None:
                     write_results(to / _FILE, results, table(results))
+                    draw_looks(dict(reversed(looks.items())), to / f"{title.replace(', S/N ', '-')}.png")
     return results
 
 
@@ -194,11 +200,13 @@ def measure_unit(
 def measure_stars(
     stars: Stars, *, model: str, psfex: bool, piff: bool = False, beside: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return by method how far it is from the PSFs of stars of one detector."""
+    """Return by method how far it is from the PSFs of stars of one detector, and how some of them look."""
+    looks: dict[str, Look] = {}
     start = time.perf_counter()
     found = _reconstructed(stars, model)
     took = time.perf_counter() - start
     rows: dict[str, Any] = {MODEL: _row(stars, found.image, found.sigma, took)}
+    looks[MODEL] = Look.of(stars, found.image)
     if find_card("psf", model).architecture["kind"] == "principal":
         coloured = _reconstructed(stars, model, temperature=stars.temperature)
         rows[COLOURS] = _row(stars, coloured.image, coloured.sigma)
@@ -219,14 +227,18 @@ def measure_stars(
     for other in beside:
         card = find_card("psf", other)
         if stars.detector in card.architecture.get("detectors", [stars.detector]):
-            rows |= _of_network(stars, card, other)
+            image, of_network = _of_network(stars, card, other)
+            rows |= of_network
+            looks[name_of(card)] = Look.of(stars, image)
     if psfex:
         start = time.perf_counter()
-        rows[PSFEX] = _row(stars, _by_psfex(stars), None, time.perf_counter() - start)
+        image = _by_psfex(stars)
+        rows[PSFEX] = _row(stars, image, None, time.perf_counter() - start)
+        looks[PSFEX] = Look.of(stars, image)
     if piff:
         start = time.perf_counter()
         rows[PIFF] = _row(stars, _by_piff(stars), None, time.perf_counter() - start)
-    return {"detector": stars.detector, "band": stars.band, "n": len(stars), "methods": rows}
+    return {"detector": stars.detector, "band": stars.band, "n": len(stars), "methods": rows, "looks": looks}
 
 
 def _reconstructed(stars: Stars, model: str, *, blank: bool = False, temperature: Any = None) -> Reconstruction:
@@ -236,13 +248,13 @@ def _reconstructed(stars: Stars, model: str, *, blank: bool = False, temperature
     return reconstruct(stars.stamps, detectors, stars.x, stars.y, **given)
 
 
-def _of_network(stars: Stars, card: ModelCard, model: str) -> dict[str, Any]:
-    """Return how far a further model is off, and how far without its stamps."""
+def _of_network(stars: Stars, card: ModelCard, model: str) -> tuple[Images, dict[str, Any]]:
+    """Return PSFs of a further model, how far they are off, and how far without its stamps."""
     start = time.perf_counter()
     found = _reconstructed(stars, model)
     took = time.perf_counter() - start
     blank = _reconstructed(stars, model, blank=True)
-    return {
+    return found.image, {
         name_of(card): _row(stars, found.image, found.sigma, took),
         f"{name_of(card)}, blank": _row(stars, blank.image, blank.sigma),
     }

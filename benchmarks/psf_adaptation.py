@@ -1,0 +1,49 @@
+"""What does CSST-PSFNet make of a telescope that it has not learnt, and what do that telescope's own stars teach it?
+
+One detector (g) of another telescope: 289 stars at S/N 100 of `psf-adaptation` teach, 900 of `psf-newoptics`, another
+sky, judge. Two teachers, neither of which knows a PSF: what PSFEx makes of the 289 stars (the paper's weak labels), and
+their own pixels. ``python benchmarks/psf_adaptation.py`` (fifteen minutes) writes ``results/psf_adaptation.json``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from environment import save
+
+from csstdask.mock.recipe import load_recipe
+from csstdask.nn.models import find_card
+from csstdask.pipeline.mock_survey import mock
+from csstdask.psf.evaluate import evaluate_psf
+from csstdask.psf.train import load_psf_config, train_psf
+from csstdask.results import rounded
+
+STORES = Path(__file__).parent.parent / "stores"
+DETECTOR = 8
+SETTINGS = {"epochs": 40, "learning_rate": 1e-3, "warm_up": 1.0, "patience": 40, "threads": 2}
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        stamps, cards = Path(folder) / "psf-adaptation.zarr", ["psfnet"]
+        mock(load_recipe(STORES / "psf-adaptation.toml").model_copy(update={"detectors": (DETECTOR,)}), stamps)
+        for labels in ("psfex", "stars"):
+            config = load_psf_config(
+                None, kind="psfnet", name=f"psfnet-by-{labels}", campaigns=(str(stamps),), labels=labels,
+                start_from="psfnet", **SETTINGS,
+            )  # fmt: skip
+            cards.append(str(train_psf(config, Path(folder) / labels, announce=print)))
+        found = evaluate_psf(
+            recipes=STORES, parts=("newoptics",), foreign=False, beside=cards, workers=1, detectors=(DETECTOR,),
+            announce=print,
+        )  # fmt: skip
+        learnt = {card: find_card("psf", card).metrics for card in cards}
+    save("psf_adaptation", {
+        "settings": SETTINGS, "metrics": {Path(card).stem: rounded(one) for card, one in learnt.items()},
+        "recipes": rounded(found["recipes"]),
+    })  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
