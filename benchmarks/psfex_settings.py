@@ -7,7 +7,6 @@ PSFEx: Debian, ``apt-get install psfex``.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from environment import save
 from csstdask.mock.recipe import load_recipe
 from csstdask.psf.evaluate import SNR
 from csstdask.psf.evaluate.stars import draw_stars, errors_of
-from csstdask.psf.psfex import run_psfex
+from csstdask.psf.psfex import psfex_at_stars
 from csstdask.results import rounded
 
 STORES = Path(__file__).parent.parent / "stores"
@@ -30,22 +29,15 @@ def main() -> None:
     recipe = load_recipe(STORES / "psf-dataset2.toml")
     nodes = recipe.nodes.model_copy(update={"snr": (SNR, SNR)})
     stars = draw_stars(recipe.model_copy(update={"nodes": nodes}), 0, DETECTOR)
-    rim = np.ones(stars.stamps.shape[1:], dtype=bool)
-    rim[2:-2, 2:-2] = False
-    sky = np.float32(np.median(stars.stamps[:, rim]))
-    noise = float(np.median(stars.error[:, rim]))
     rows = []
     for number, accuracy, degree in GRID:
         start = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            fitted = run_psfex(
-                Path(folder), stars.stamps - sky, stars.x, stars.y, mask=stars.mask, noise=noise,
-                basis_number=number, accuracy=accuracy, degree=degree,
-            )  # fmt: skip
+        settings = {"basis_number": number, "accuracy": accuracy, "degree": degree}
+        image = psfex_at_stars(stars.stamps, stars.mask, stars.x, stars.y, **settings)
         took = time.perf_counter() - start
-        errors = errors_of(fitted(stars.x, stars.y), stars.truth)
+        errors = errors_of(image, stars.truth)
         rows.append({
-            "basis_number": number, "accuracy": accuracy, "degree": degree, "seconds": took,
+            **settings, "seconds": took,
             "psnr": float(errors["psnr"].mean()),
             **{f"{name}_{what}": float(getattr(np, f"nan{what}")(errors[name]))
                for name in ("size", "e1", "e2") for what in ("mean", "std")},

@@ -351,8 +351,8 @@ def psf() -> str:
     result = load("psf")
     rows = []
     for recipe, units in result["recipes"].items():
-        for method in units[0]["methods"]:
-            found = [(unit["band"], unit["methods"][method]) for unit in units]
+        for method in dict.fromkeys(method for unit in units for method in unit["methods"]):
+            found = [(unit["band"], unit["methods"][method]) for unit in units if method in unit["methods"]]
             psnr = {band: fmean(row["psnr"]["mean"] for other, row in found if other == band) for band in dict(found)}
             worst = min(psnr, key=lambda band: psnr[band])
             size = [row["size"] for _, row in found]

@@ -242,7 +242,3 @@ def _end(failures: list[Any], stopped: str | None = None) -> NoReturn:
     if stopped:
         say(f"stopped: {stopped}")
     raise typer.Exit(1 if failures or stopped else 0)
-
-
-class _TerminatedError(BaseException):
-    """SIGTERM arrived."""

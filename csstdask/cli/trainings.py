@@ -112,7 +112,7 @@ def evaluate(
     recipes: Annotated[Path | None, typer.Option(help="Folder of test recipes, stores/; none: no mocks.")] = None,
     part: Annotated[list[str] | None, typer.Option(help="Only this part; may be given several times.")] = None,
     beside: Annotated[
-        list[str] | None, typer.Option(help="A further network; may be given several times. Of psf: piff.")
+        list[str] | None, typer.Option(help="A further model; may be given several times. Of psf: or piff.")
     ] = None,
     scale: Annotated[float | None, typer.Option(min=0.01, help="Of mock surveys, in place of each part's own.")] = None,
     precision: Annotated[

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -22,10 +22,17 @@ from csstdask.nn.blocks import UNet
 from csstdask.nn.card import ModelCard
 from csstdask.nn.device import Precision, check_precision
 from csstdask.nn.int8 import Int8UNet
-from csstdask.nn.psfnet import PsfNet
-from csstdask.nn.unetpp import UNetPlusPlus
 
-Network = TypeVar("Network", UNet, UNetPlusPlus, UNet | UNetPlusPlus, PsfNet)
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@runtime_checkable
+class Fusable(Protocol):
+    """A network whose batch normalisation can be taken into its convolutions."""
+
+    def fuse(self) -> None:
+        """Do so."""
+
 
 _LOADED: dict[tuple[str, ...], nn.Module] = {}
 _LOCK = threading.Lock()
@@ -93,6 +100,6 @@ def _load(card: ModelCard, path: Path, build: Callable[..., Network]) -> Network
         message = " ".join(str(error).split())[:200]
         raise InputError(path, f"other weights ({message})", f"those of {card.architecture}") from None
     network.eval().requires_grad_(requires_grad=False)
-    if not isinstance(network, PsfNet):
+    if isinstance(network, Fusable):
         network.fuse()
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -13,12 +13,14 @@ Float = npt.NDArray[np.float64]
 
 #: Planck constant times light's speed over Boltzmann's constant [nm K].
 _SECOND_RADIATION = 1.438776877e7
+#: Of a star of colour nought [K]: the middle of those that PSFs are learnt from.
+USUAL_TEMPERATURE = 6200.0
 #: Wavelengths at which a filter is looked at.
 _SAMPLES = 33
 
 
 def colour_of(temperature: npt.ArrayLike, limits: tuple[float, float]) -> Float:
-    """Return the mean wavelength of black bodies' photons in a filter, -1 at its blue end and 1 at its red one.
+    """Return the mean wavelength of black bodies' photons in a filter, beside a usual star's, in halves of its width.
 
     Parameters
     ----------
@@ -30,6 +32,7 @@ def colour_of(temperature: npt.ArrayLike, limits: tuple[float, float]) -> Float:
     blue, red = limits
     place = (np.arange(_SAMPLES) + 0.5) / _SAMPLES * 2 - 1
     wavelength = (blue + red) / 2 + place * (red - blue) / 2
-    heat = np.atleast_1d(np.asarray(temperature, dtype=np.float64))
+    heat = np.append(np.asarray(temperature, dtype=np.float64), USUAL_TEMPERATURE)
     photons = wavelength**-4 / np.expm1(_SECOND_RADIATION / (wavelength * heat[:, None]))
-    return np.asarray(photons @ place / photons.sum(axis=1))
+    mean = photons @ place / photons.sum(axis=1)
+    return np.asarray(mean[:-1] - mean[-1])

@@ -29,8 +29,8 @@ Float = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
-#: How far a star may lie from where it is said to lie, one sigma [pixel].
-_PLACE = 0.02
+#: How far a star may lie from where it is said to lie, one sigma, where nobody says [pixel].
+PLACE = 0.02
 #: Rounds of linearisation, all but the last of which judge pixels and stars anew. In the first each star stands alone:
 #: none can lead the others astray before it is judged.
 _ROUNDS = 4
@@ -89,6 +89,8 @@ class _Stars:
     y: Float
     polynomials: Float
     """(n, p)"""
+    place: float
+    """How far a star may lie from there, one sigma [pixel]."""
 
 
 @dataclass
@@ -103,7 +105,13 @@ class _State:
 
 
 def fit_field(
-    psfs: PrincipalPsfs, pixels: Pixels, variance: Pixels, x: Float, y: Float, polynomials: Float
+    psfs: PrincipalPsfs,
+    pixels: Pixels,
+    variance: Pixels,
+    x: Float,
+    y: Float,
+    polynomials: Float,
+    place: float = PLACE,
 ) -> FieldFit:
     """Fit the PSF of one detector to its stars.
 
@@ -119,6 +127,8 @@ def fit_field(
         Offset of each star from the middle of pixel ``[size // 2, size // 2]`` [pixel].
     polynomials : float64 array (n, p)
         At each star's place on the detector.
+    place : float
+        How well places are known, one sigma [pixel].
 
     Returns
     -------
@@ -128,7 +138,7 @@ def fit_field(
     window = (slice(None), *2 * (slice(middle - half, middle + half),))
     usable = np.isfinite(variance) & (variance > 0) & np.isfinite(pixels)
     weight = np.where(usable, 1 / np.where(usable, variance, 1), 0).astype(np.float32)[window]
-    stars = _Stars(np.where(usable, pixels, 0).astype(np.float32)[window], weight, x, y, polynomials)
+    stars = _Stars(np.where(usable, pixels, 0).astype(np.float32)[window], weight, x, y, polynomials, place)
     n, k = len(pixels), len(psfs)
     state = _State(np.zeros((n, k)), np.zeros(n), np.zeros(n), x.copy(), y.copy())
     seen = (stars.weight > 0).any(axis=(1, 2))
@@ -224,7 +234,8 @@ def _normal_equations(
     n, k, size = len(stars.pixels), len(psfs), stars.pixels.shape[-1]
     curvature, slope = np.empty((n, k, k)), np.empty((n, k))
     eliminated: list[_Eliminated] = []
-    prior = np.diag([0.0, 0.0, _PLACE**-2, _PLACE**-2])
+    known = stars.place**-2
+    prior = np.diag([0.0, 0.0, known, known])
     for some, seen in _seen(renderer, stars, state):
         count = len(seen)
         along_y, along_x = interpolation(state.y[some], size), interpolation(state.x[some], size)
@@ -245,8 +256,8 @@ def _normal_equations(
             (own @ rest.transpose(0, 2, 1)).astype(float),
         )
         # The prior holds places to where they were said to lie, wherever the state has them by now.
-        own_rest[:, 2, 0] -= (state.x[some] - stars.x[some]) * _PLACE**-2
-        own_rest[:, 3, 0] -= (state.y[some] - stars.y[some]) * _PLACE**-2
+        own_rest[:, 2, 0] -= (state.x[some] - stars.x[some]) * known
+        own_rest[:, 3, 0] -= (state.y[some] - stars.y[some]) * known
         to_free, to_rest = _solve(own_own, own_free), _solve(own_own, own_rest)
         curvature[some] = (free @ free.transpose(0, 2, 1)).astype(float) - own_free.transpose(0, 2, 1) @ to_free
         slope[some] = ((free @ rest.transpose(0, 2, 1)).astype(float) - own_free.transpose(0, 2, 1) @ to_rest)[..., 0]

@@ -24,8 +24,9 @@ Mask = npt.NDArray[np.bool_]
 
 #: Stars that a field is fitted to, the brightest of a frame: more tell little that these do not.
 MOST = 1200
-#: How well a source's place is known, and the width under which moments are taken, one sigma [pixel].
-_PLACE, _WEIGHT = 0.1, 1.5
+#: How well places are known of stars that are fitted together, and of one alone; and the width under which moments are
+#: taken, one sigma [pixel].
+_PLACES, _PLACE, _WEIGHT = 0.05, 0.1, 1.5
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,10 @@ def fit_frame(
         return None
     fitted = np.sort(stars[np.argsort(-flux[stars], kind="stable")[:MOST]])
     pixels, variance = stamps_of(height, error, mask, x[fitted], y[fitted])
-    fit, field = fit_detector(card, instrument, detector, pixels, variance, x[fitted], y[fitted], height.shape)
+    given = pixels, variance, x[fitted], y[fitted]
+    fit, field = fit_detector(
+        card, instrument, detector, *given, shape=(height.shape[0], height.shape[1]), place=_PLACES
+    )
     if not fit.used.any():
         return None
     return FramePsf(field, fit, selection, fitted)

@@ -141,14 +141,19 @@ def principal_psfs(card: ModelCard, band: str) -> PrincipalPsfs:
     if band not in card.architecture["bands"]:
         known = ", ".join(card.architecture["bands"])
         raise InputError(card.name, f"band {band}", f"one that it learnt: {known}")
-    return _read(Path(str(card.weights)), card.sha256, band, int(card.architecture["degree"]))
+    return _checked(Path(str(card.weights)), card.sha256, band, int(card.architecture["degree"]))
 
 
 @cache
-def _read(path: Path, sha256: str, band: str, degree: int) -> PrincipalPsfs:
+def _checked(path: Path, sha256: str, band: str, degree: int) -> PrincipalPsfs:
     found = sha256_file(path)
     if found != sha256:
         raise InputError(path, f"SHA-256 {found[:12]}", f"{sha256[:12]}, as its card says")
+    return read_principal(path, band, degree)
+
+
+def read_principal(path: Path, band: str, degree: int) -> PrincipalPsfs:
+    """Return the principal PSFs of a band, as `write_principal` wrote them; KeyError if a tensor is absent."""
     tensors = load_file(path)
     names = ("mean", "images", "weak_images", "weak_steps", "field_root", "colour_root", "own", "beyond")
     mean, strong, weak, step, *roots, own, beyond = (tensors[f"{band}.{name}"] for name in names)

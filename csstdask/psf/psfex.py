@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,42 @@ def _header_table(noise: float) -> fits.BinTableHDU:
     table = fits.BinTableHDU(row, name="LDAC_IMHEAD")
     table.header["TDIM1"] = f"(80, {len(text) // 80})"
     return table
+
+
+def sky_of(stamps: Pixels, mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    """Return the sky of stamps (n, y, x), and its noise, as medians along their edges have it."""
+    rim = np.ones(stamps.shape[1:], dtype=bool)
+    rim[2:-2, 2:-2] = False
+    edge = stamps[:, rim][~mask[:, rim]]
+    if not edge.size:
+        return 0.0, 1.0
+    sky = float(np.median(edge))
+    return sky, 1.4826 * float(np.median(np.abs(edge - sky)))
+
+
+def psfex_at_stars(stamps: Pixels, mask: npt.NDArray[np.bool_], x: Float, y: Float, **settings: Any) -> Pixels:
+    """Return what PSFEx makes of stars at their own places, float32 (n, 64, 64).
+
+    Parameters
+    ----------
+    stamps : float32 array (n, y, x)
+        On their sky [e-].
+    mask : bool array (n, y, x)
+        Bad pixels.
+    x, y : float64 arrays (n,)
+        Zero-based [pixel].
+    **settings
+        Of PSFEx, as `run_psfex` takes them.
+
+    Raises
+    ------
+    InputError
+        As `run_psfex` does.
+    """
+    sky, noise = sky_of(stamps, mask)
+    with tempfile.TemporaryDirectory() as folder:
+        fitted = run_psfex(Path(folder), stamps - np.float32(sky), x, y, mask=mask, noise=noise, **settings)
+    return fitted(x, y)
 
 
 def run_psfex(

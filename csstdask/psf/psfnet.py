@@ -13,8 +13,8 @@ from csstdask.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.nn.card import ModelCard
 from csstdask.nn.device import choose_device
-from csstdask.nn.psfnet import PSF, PsfNet
 from csstdask.nn.weights import load_network
+from csstdask.psf.network import PSF, PsfNet
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
@@ -25,10 +25,27 @@ _BATCH = 256
 
 
 def build_psfnet(*, kind: str, instrument: str, detectors: list[int], **sizes: Any) -> PsfNet:
-    """Return an untrained network for the detectors of an instrument."""
+    """Return an untrained network for the detectors of an instrument.
+
+    Parameters
+    ----------
+    kind : str
+        ``psfnet``
+    instrument : str
+        By name or file.
+    detectors : list of int
+        Ids.
+    **sizes
+        Of the network, as `PsfNet` takes them.
+
+    Raises
+    ------
+    InputError
+        If the kind is another, or there is no such instrument.
+    """
     if kind != "psfnet":
         raise InputError("kind", repr(kind), "psfnet")
-    load_instrument(instrument)
+    load_instrument(instrument)  # refused now, and not where its detectors are asked for
     return PsfNet(len(detectors), **sizes)
 
 
@@ -49,6 +66,19 @@ def stamps_seen(pixels: npt.NDArray[np.floating[Any]], ignored: npt.NDArray[np.b
 def places_seen(x: Float, y: Float, shape: tuple[int, int]) -> Images:
     """Return places on a detector as the network sees them (n, 2): x and y, 0 to 1."""
     return np.column_stack([(x + 0.5) / shape[1], (y + 0.5) / shape[0]]).astype(np.float32)
+
+
+def phase_of(place: Float) -> Float:
+    """Return how far places are from the middle of the pixel that they are in [pixel]."""
+    return np.asarray(place - np.floor(place + 0.5))
+
+
+def check_places(x: Float, y: Float, shape: tuple[int, int]) -> None:
+    """Raise ValueError if a place is off a detector of a shape (y, x)."""
+    for name, places, length in (("x", x, shape[1]), ("y", y, shape[0])):
+        off = (places < -0.5) | (places > length - 0.5)
+        if off.any():
+            raise ValueError(f"{name}: found {places[off][0]:g}; wanted a place on the detector, 0 to {length - 1}")
 
 
 def numbers_seen(card_detectors: list[int], detector: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
@@ -110,8 +140,9 @@ def psfs_by_network(
         raise InputError(card.name, "an instrument whose detectors have no size", "one with a shape")
     chosen = choose_device(device)
     network = load_network(card, build_psfnet, chosen)
+    check_places(x, y, shape)
     ignored = ~np.isfinite(variance)
-    phases = (torch.from_numpy((place - np.floor(place + 0.5)).astype(np.float32)) for place in (x, y))
+    phases = (torch.from_numpy(phase_of(place).astype(np.float32)) for place in (x, y))
     given = (
         torch.from_numpy(stamps_seen(pixels.astype(float), ignored)),
         torch.from_numpy(places_seen(x, y, shape)),
@@ -167,9 +198,11 @@ def pulls_of_pixels(image: Tensor, x: Tensor, y: Tensor, pixels: Tensor, weight:
         Of the stars, and 1 / variance; 0 where nothing is known.
     """
     seen = seen_by_stars(image, x, y)
+    root = weight.sqrt()
+    weight = weight / weight.amax(dim=(1, 2), keepdim=True).clamp_min(1e-30)  # any unit: sums of the order of one
     total, light = weight.sum(dim=(1, 2)), (weight * seen).sum(dim=(1, 2))
     light2, both = (weight * seen**2).sum(dim=(1, 2)), (weight * seen * pixels).sum(dim=(1, 2))
     alone = (weight * pixels).sum(dim=(1, 2))
-    flux = (both * total - light * alone) / (light2 * total - light**2).clamp_min(1e-12)
-    sky = (alone - flux * light) / total.clamp_min(1e-12)
-    return (pixels - flux[:, None, None] * seen - sky[:, None, None]) * weight.sqrt()
+    flux = (both * total - light * alone) / (light2 * total - light**2).clamp_min(1e-20)
+    sky = (alone - flux * light) / total.clamp_min(1e-20)
+    return (pixels - flux[:, None, None] * seen - sky[:, None, None]) * root

@@ -15,9 +15,9 @@ from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
 from csstdask.psf.colour import colour_of
 from csstdask.psf.field import PsfField, half_pixels, on_unit
-from csstdask.psf.fit import FieldFit, fit_field
+from csstdask.psf.fit import PLACE, FieldFit, fit_field
 from csstdask.psf.principal import polynomials, principal_psfs, with_colour
-from csstdask.psf.psfnet import psfs_by_network
+from csstdask.psf.psfnet import check_places, phase_of, psfs_by_network
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
@@ -134,6 +134,8 @@ def reconstruct(
         found = psfs_by_network(card, scaled, variance, numbers, across, down, device)
     else:
         heat = None if temperature is None else _column("temperature", temperature, n)
+        if heat is not None and (heat <= 0).any():
+            raise ValueError(f"temperature: found {heat[heat <= 0][0]:g}; wanted kelvins above 0")
         found = _by_fields(card, scaled, variance, numbers, across, down, heat)
     image, sigma, chi2, used, fields = found
     if error is None and not by_network:
@@ -178,6 +180,7 @@ def fit_detector(
     y: Float,
     shape: tuple[int, int] | None = None,
     temperature: Float | None = None,
+    place: float = PLACE,
 ) -> tuple[FieldFit, PsfField]:
     """Fit the stars of one detector.
 
@@ -196,7 +199,9 @@ def fit_detector(
     shape : (int, int), optional
         Of what they lie on (y, x): by default the whole detector.
     temperature : float64 array (n,), optional
-        Of each star [K], where it is known. The field is then that of a star of their usual colour.
+        Of each star [K], where it is known. The field is then that of a star of `USUAL_TEMPERATURE`.
+    place : float
+        How well places are known, one sigma [pixel].
 
     Raises
     ------
@@ -211,21 +216,21 @@ def fit_detector(
     shape = shape or instrument.shape
     if shape is None:
         raise InputError(card.name, f"{instrument.name}, whose detectors have no size", "an instrument with a shape")
-    for name, places, length in (("x", x, shape[1]), ("y", y, shape[0])):
-        off = (places < -0.5) | (places > length - 0.5)
-        if off.any():
-            raise ValueError(
-                f"{name}: found {places[off][0]:g}; wanted a place on detector {detector}, 0 to {length - 1}"
-            )
+    check_places(x, y, shape)
     places = polynomials(*on_unit(x, y, shape), psfs.degree)
     expected = psfs
     if temperature is not None:
         colour = colour_of(temperature, instrument.bands[band].wavelength)
-        expected, places = psfs.of_known_colour(), with_colour(places, colour - np.median(colour))
-    fit = fit_field(expected, pixels, variance, x - np.floor(x + 0.5), y - np.floor(y + 0.5), places)
+        expected, places = psfs.of_known_colour(), with_colour(places, colour)
+    fit = fit_field(expected, pixels, variance, phase_of(x), phase_of(y), places, place)
     terms = len(psfs.field)  # those of the place alone
     covariance = fit.covariance[: terms * len(psfs), : terms * len(psfs)]
     return fit, PsfField(detector, shape, psfs, fit.field[:terms], covariance)
+
+
+def detectors_of(card: ModelCard) -> set[int]:
+    """Return the ids of the detectors that a card, of either kind, knows."""
+    return set(card.architecture["detectors"] if card.architecture["kind"] == "psfnet" else bands_of(card))
 
 
 def band_of(card: ModelCard, detector: int) -> str:

@@ -28,8 +28,8 @@ def load_psf_config(path: Path | None, **changes: object) -> PrincipalConfig | P
     """
     told = {key: value for key, value in changes.items() if value is not None}
     of_file = {} if path is None else read_toml(path, _WANTED)
-    network = "psfnet" if "campaigns" in told else "principal"
-    kind = str(told.get("kind", of_file.get("kind", network)))
+    given = of_file | told
+    kind = str(given.get("kind", "psfnet" if "campaigns" in given else "principal"))
     if kind == "principal":
         return read_settings(PrincipalConfig, path, _WANTED, told)
     if kind == "psfnet":

@@ -27,7 +27,16 @@ from csstdask.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
 from csstdask.psf.colour import colour_of
-from csstdask.psf.principal import FINE, SIDE, PrincipalPsfs, polynomials, with_colour, write_principal
+from csstdask.psf.principal import (
+    COLOUR_TERMS,
+    FINE,
+    SIDE,
+    PrincipalPsfs,
+    polynomials,
+    read_principal,
+    with_colour,
+    write_principal,
+)
 from csstdask.psf.telescopes import Sights, draw_sights
 
 log = logging.getLogger("csstdask")
@@ -69,8 +78,10 @@ class PrincipalConfig(BaseModel):
             raise ValueError(
                 f"held_out = {self.held_out} of {self.telescopes} telescopes: wanted two and more to learn from"
             )
-        if self.degree >= self.nodes:
-            raise ValueError(f"degree = {self.degree} with {self.nodes} nodes: wanted fewer than nodes")
+        terms = (self.degree + 1) * (self.degree + 2) // 2
+        if self.nodes**2 <= terms + COLOUR_TERMS:
+            found = f"nodes = {self.nodes} with degree = {self.degree}"
+            raise ValueError(f"{found}: wanted more places than the {terms + COLOUR_TERMS} terms that are fitted")
         if self.images >= known * self.nodes**2:
             raise ValueError(
                 f"images = {self.images}: wanted fewer than the {known * self.nodes**2} PSFs that are drawn"
@@ -105,7 +116,7 @@ def train_principal(config: PrincipalConfig, to: Path, *, announce: Callable[[st
         raise InputError("bands", ", ".join(sorted(unknown)), f"some of {', '.join(sorted(instrument.bands))}")
     _claim(config, to / "telescopes")
     learnt: dict[str, tuple[PrincipalPsfs, int]] = {}
-    metrics: dict[str, float] = {}
+    held_out: dict[str, list[Sights]] = {}
     with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool:
         for band in bands:
             look = partial(_sights_of, config, to, band)
@@ -113,13 +124,15 @@ def train_principal(config: PrincipalConfig, to: Path, *, announce: Callable[[st
             known, apart = seen[config.held_out :], seen[: config.held_out]
             psfs = learn(known, config.images, config.degree, instrument.bands[band].wavelength)
             psfs = replace(psfs, beyond=beyond(psfs, apart))
-            error = decibels(psfs, apart)
-            metrics[f"psnr_{band}"] = round(float(error.mean()), 2)
-            reach = f"PSNR {error.mean():.1f} dB, least {error.min():.1f}"
-            announce(f"{band}: PSFs of other telescopes by {len(psfs)} images, {reach}")
-            learnt[band] = (psfs, _samples_of(psfs))
+            learnt[band], held_out[band] = (psfs, _samples_of(psfs)), apart
+            announce(f"{band}: {len(psfs)} images of {len(known)} telescopes")
     weights = to / f"{config.name}{WEIGHTS_SUFFIX}"
     write_atomic(weights, write_principal(learnt))
+    metrics: dict[str, float] = {}
+    for band, apart in held_out.items():  # as they are kept, in few bits
+        error = decibels(read_principal(weights, band, config.degree), apart)
+        metrics[f"psnr_{band}"] = round(float(error.mean()), 2)
+        announce(f"{band}: PSFs of other telescopes, PSNR {error.mean():.1f} dB, least {error.min():.1f}")
     card = ModelCard(
         name=config.name,
         task="psf",
@@ -145,7 +158,7 @@ def train_principal(config: PrincipalConfig, to: Path, *, announce: Callable[[st
 def _claim(config: PrincipalConfig, folder: Path) -> None:
     """Make the folder of drawn telescopes, or make sure that it is of these settings."""
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = config.model_dump(mode="json", include={"instrument", "nodes", "seed"})
+    wanted = config.model_dump(mode="json", include={"instrument", "nodes", "seed"}) | {"kept": list(_KEPT)}
     path = folder / "settings.json"
     if not path.is_file():
         write_atomic(path, json.dumps(wanted).encode())
@@ -194,8 +207,7 @@ def learn(seen: list[Sights], count: int, degree: int, limits: tuple[float, floa
         here = amounts[first : first + len(one.u)]
         first += len(one.u)
         blind.add(place, here)
-        colour = colour_of(one.temperature, limits)
-        seeing.add(with_colour(place, colour - np.median(colour)), here)
+        seeing.add(with_colour(place, colour_of(one.temperature, limits)), here)
     return PrincipalPsfs(
         mean=mean.reshape(SIDE, SIDE),
         images=images.reshape(-1, SIDE, SIDE),

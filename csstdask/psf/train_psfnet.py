@@ -14,10 +14,10 @@ lost learning rate, weight decay, size of the code and both weights; ours are th
 
 from __future__ import annotations
 
+import copy
 import logging
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,8 +25,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from safetensors.torch import load_file
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
@@ -35,11 +34,11 @@ from csstdask.instrument import Instrument
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
 from csstdask.nn.device import TrainingPrecision, checked_device, choose_device
 from csstdask.nn.models import find_card
-from csstdask.nn.psfnet import STAMP, PsfNet
 from csstdask.nn.trainer import Learner, Schedule, train
-from csstdask.nn.weights import save_weights
-from csstdask.psf.psfex import run_psfex
-from csstdask.psf.psfnet import build_psfnet, numbers_seen, places_seen, pulls_of_pixels, stamps_seen
+from csstdask.nn.weights import load_network, save_weights
+from csstdask.psf.network import GROUPS, STAMP
+from csstdask.psf.psfex import psfex_at_stars
+from csstdask.psf.psfnet import build_psfnet, numbers_seen, phase_of, places_seen, pulls_of_pixels, stamps_seen
 from csstdask.store.stamps import open_stamps
 
 log = logging.getLogger("csstdask")
@@ -49,8 +48,10 @@ Labels = Literal["truth", "psfex", "stars"]
 
 #: PSFs are multiplied with this: their peaks, some hundredths of their light, are then of the order of one.
 _SCALE = 16.0
-#: A residual of a star's pixel counts as this at most [sigma]: neighbours and cosmic rays must not lead.
+#: Beyond this a residual of a star's pixel counts linearly [sigma]: neighbours and cosmic rays must not lead.
 _FURTHEST = 10.0
+#: Settings that do not decide what is learnt; sets and weights are known by what they hold.
+_NO_MATTER = {"name", "version", "licence", "method", "device", "threads", "campaigns", "start_from"}
 #: Bins of light for the calibration of sigmas.
 _BINS = 24
 
@@ -64,7 +65,7 @@ class PsfNetConfig(BaseModel):
     name: str = "psfnet"
     version: str = "1"
     licence: str = "BSD-3-Clause"
-    method: str = "CSST-PSFNet (csstdask.nn.psfnet)"
+    method: str = "CSST-PSFNet (csstdask.psf.network)"
     campaigns: tuple[str, ...] = Field(min_length=1, description="stamp sets of isolated stars, of one instrument")
     labels: Labels = Field("truth", description="a simulator's PSFs, PSFEx's, or the stars' own pixels")
     start_from: str | None = Field(None, description="card of such a network to go on from")
@@ -88,6 +89,16 @@ class PsfNetConfig(BaseModel):
     threads: int = Field(1, ge=1)
     device: Annotated[str | None, AfterValidator(checked_device)] = None
     seed: int = Field(20261127, ge=0)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> PsfNetConfig:
+        if odd := [one for one in self.channels if one % GROUPS]:
+            raise ValueError(f"channels: found {odd[0]}; wanted multiples of {GROUPS}")
+        if self.width % self.heads:
+            raise ValueError(f"width = {self.width} with {self.heads} heads: wanted a multiple of them")
+        if self.labels == "stars" and self.start_from is None:
+            raise ValueError("labels = stars: wanted a network to start from, whose sigmas are kept")
+        return self
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -116,7 +127,9 @@ class StarStamps:
     y: npt.NDArray[np.float64]
     unit: npt.NDArray[np.int64]
     psf: Images
-    """(n, 64, 64) The simulator's; empty where there is none."""
+    """(n, 64, 64) The simulator's; empty where it does not teach."""
+    identities: tuple[str, ...] = ()
+    """Of the stamp sets."""
 
     def __len__(self) -> int:
         return len(self.stamps)
@@ -134,7 +147,7 @@ class Batch:
     seen: tuple[Tensor, Tensor, Tensor]
     """What the network looks at: stamps, places, detectors."""
     psf: Tensor
-    """(n, 64, 64), or (0, 64, 64) where pixels teach."""
+    """(n, 64, 64), or empty where pixels teach."""
     pixels: Tensor
     """(n, 32, 32) [e-]"""
     weight: Tensor
@@ -185,24 +198,27 @@ def train_psfnet(config: PsfNetConfig, to: Path, *, announce: Callable[[str], No
     if config.labels == "psfex":
         announce(f"PSFEx looks at {len(np.unique(stars.unit))} units")
         stars = labelled_by_psfex(stars)
-    start = None if config.start_from is None else find_card("psf", config.start_from)
-    detectors = start.architecture["detectors"] if start else sorted(int(one) for one in np.unique(stars.detector))
-    architecture = {"kind": "psfnet", "instrument": instrument.name, "detectors": detectors, **config.sizes}
-    network = build_psfnet(**(start.architecture if start else architecture))
-    if start:
-        network.load_state_dict(load_file(Path(str(start.weights))))
+    seen = sorted(int(one) for one in np.unique(stars.detector))
+    if config.start_from is None:
+        start = None
+        architecture = {"kind": "psfnet", "instrument": instrument.name, "detectors": seen, **config.sizes}
+        network = build_psfnet(**architecture)
+    else:
+        start = _card_to_begin_from(config.start_from, instrument, seen)
         architecture = start.architecture
+        network = copy.deepcopy(load_network(start, build_psfnet, torch.device("cpu"))).requires_grad_()
+    detectors = architecture["detectors"]
     apart = _apart(stars, config)
     learnt, held_out = (_prepared(stars, some, instrument, detectors, config) for some in (~apart, apart))
     steps = -(-len(learnt.pixels) // config.batch)
-    identity = config.model_dump(mode="json", exclude={"name", "version", "licence", "method", "device", "threads"})
+    identity = config.model_dump(mode="json", exclude=_NO_MATTER)
     learner = Learner(
         network,
         partial(_batches, learnt, config, steps),
         steps,
         partial(loss_of, labels=config.labels),
         lambda network: scores(network, held_out, config.labels),
-        identity | {"stars": len(learnt.pixels), "start": start.sha256 if start else None},
+        identity | {"stars": len(learnt.pixels), "start": start.sha256 if start else None, "sets": stars.identities},
     )
     history = train(learner, config.schedule, to, device=device, announce=announce)
     sha256 = save_weights(network, to / f"{config.name}{WEIGHTS_SUFFIX}")
@@ -217,7 +233,8 @@ def train_psfnet(config: PsfNetConfig, to: Path, *, announce: Callable[[str], No
         trained_on=f"{len(learnt.pixels)} stars of {sets}, {config.labels}",
         sha256=sha256,
         architecture=architecture,
-        calibration=start.calibration if start and config.labels == "stars" else _calibration(network, held_out),
+        # Where pixels teach, nothing tells how wrong PSFs are: what is said of them stays.
+        calibration=start.calibration if start and config.labels == "stars" else calibration_of(network, held_out),
         metrics={
             "data": f"{int(apart.sum())} stars that were not learnt from, beside what taught ({config.labels})",
             **{name: round(value, 4) for name, value in found.items()},
@@ -238,6 +255,7 @@ def read_stars(config: PsfNetConfig, announce: Callable[[str], None] = log.info)
         If a set is of another instrument than the first, has smaller stamps, or no PSFs where they are asked for.
     """
     parts: list[dict[str, npt.NDArray[Any]]] = []
+    identities = []
     instrument: Instrument | None = None
     for path in config.campaigns:
         data = open_stamps(path)
@@ -245,20 +263,23 @@ def read_stars(config: PsfNetConfig, announce: Callable[[str], None] = log.info)
         if instrument is not None and own.name != instrument.name:
             raise InputError(path, f"stamps of {own.name}", f"of {instrument.name}, as the first set's")
         instrument = own
+        identities.append(str(data.attrs["identity"]))
         if data.sizes["y"] < STAMP or ("truth_psf" not in data and config.labels == "truth"):
             found = f"stamps of {data.sizes['y']} pixels, {'with' if 'truth_psf' in data else 'without'} PSFs"
             raise InputError(path, found, f"{STAMP} pixels at least, of isolated stars, with their PSFs")
         low = data.sizes["y"] // 2 - STAMP // 2
         window = {"y": slice(low, low + STAMP), "x": slice(low, low + STAMP)}
         for row, column in np.argwhere(data["n_stamps"].to_numpy() > 0):
-            count = int(data["n_stamps"][row, column])
-            count = min(count, config.stars or count)
-            unit = data.isel(exposure=row, detector=column, stamp=slice(0, count)).isel(window)
+            whole = int(data["n_stamps"][row, column])
+            rng = np.random.default_rng([config.seed, 2, len(parts)])
+            some = np.sort(rng.permutation(whole)[: config.stars])
+            count = len(some)
+            unit = data.isel(exposure=row, detector=column, stamp=some).isel(window)
             exptime = float(unit["exptime"])
             weight, flag = unit["wht"].to_numpy(), unit["flag"].to_numpy()
             with np.errstate(divide="ignore"):
                 error = np.where(flag == 0, exptime / np.sqrt(weight), np.inf)
-            truth = unit["truth_psf"].to_numpy() if "truth_psf" in unit else np.empty((count, 0, 0))
+            truth = unit["truth_psf"].to_numpy() if config.labels == "truth" else np.empty((count, 0, 0))
             parts.append({
                 "stamps": (unit["sci"].to_numpy() * exptime).astype(np.float32),
                 "error": error.astype(np.float32),
@@ -270,7 +291,8 @@ def read_stars(config: PsfNetConfig, announce: Callable[[str], None] = log.info)
             })  # fmt: skip
     if instrument is None or not parts:
         raise InputError(", ".join(config.campaigns), "no stars", "units with stamps")
-    stars = StarStamps(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    stars = StarStamps(**columns, identities=tuple(identities))
     announce(f"{len(stars)} stars of {len(parts)} units")
     return instrument, stars
 
@@ -286,12 +308,23 @@ def labelled_by_psfex(stars: StarStamps) -> StarStamps:
     psf = np.empty((len(stars), 64, 64), np.float32)
     for unit in np.unique(stars.unit):
         some = stars.unit == unit
-        light, ignored = stars.stamps[some], stars.ignored[some]
-        noise = float(np.median(stars.error[some][~ignored]))
-        x, y = stars.x[some], stars.y[some]
-        with tempfile.TemporaryDirectory() as folder:
-            psf[some] = run_psfex(Path(folder), light, x, y, mask=ignored, noise=noise)(x, y)
-    return StarStamps(stars.stamps, stars.error, stars.detector, stars.x, stars.y, stars.unit, psf)
+        psf[some] = psfex_at_stars(stars.stamps[some], stars.ignored[some], stars.x[some], stars.y[some])
+    return replace(stars, psf=psf)
+
+
+def _card_to_begin_from(model: str, instrument: Instrument, detectors: list[int]) -> ModelCard:
+    """Return the card of a network to go on from; InputError if it is another kind, or has not what is seen."""
+    try:
+        card = find_card("psf", model)
+    except ValueError as error:
+        raise InputError("start_from", str(error), "the name of a network, or its card") from None
+    if (kind := card.architecture["kind"]) != "psfnet":
+        raise InputError("start_from", f"{card.name}, of kind {kind}", "a network: psfnet")
+    if (learnt := card.architecture["instrument"]) != instrument.name:
+        raise InputError("start_from", f"{card.name}, of {learnt}", f"a network of {instrument.name}")
+    if unknown := set(detectors) - set(card.architecture["detectors"]):
+        raise InputError("campaigns", f"stars of detectors {sorted(unknown)}", f"such as {card.name} has learnt")
+    return card
 
 
 def _apart(stars: StarStamps, config: PsfNetConfig) -> npt.NDArray[np.bool_]:
@@ -311,15 +344,14 @@ def _prepared(
     if instrument.shape is None:
         raise InputError(instrument.name, "detectors without a size", "an instrument with a shape")
     pixels, ignored, x, y = stars.stamps[some], stars.ignored[some], stars.x[some], stars.y[some]
-    error = np.where(ignored, np.inf, stars.error[some])
     seen = (
         stamps_seen(pixels.astype(float), ignored),
         places_seen(x, y, instrument.shape),
         numbers_seen(detectors, stars.detector[some]),
     )
     psf = stars.psf[some] if config.labels != "stars" else np.empty((len(pixels), 0, 0), np.float32)
-    planes = psf, np.where(ignored, 0, pixels), (1 / error**2).astype(np.float32)
-    phases = ((place - np.floor(place + 0.5)).astype(np.float32) for place in (x, y))
+    planes = psf, np.where(ignored, 0, pixels), (1 / stars.error[some] ** 2).astype(np.float32)
+    phases = (phase_of(place).astype(np.float32) for place in (x, y))
     stamps, places, numbers, told, light, weight, in_x, in_y = (
         torch.from_numpy(one) for one in (*seen, *planes, *phases)
     )
@@ -339,14 +371,16 @@ def loss_of(network: nn.Module, batch: Batch, *, labels: Labels) -> Tensor:
     image, mean, log_variance = network(*batch.seen)
     divergence = 0.5 * (mean**2 + torch.exp(log_variance) - 1 - log_variance).sum(dim=1).mean()
     if labels == "stars":
-        error = _pulls(image, batch).square().mean()
+        error = _costs(image, batch).mean()
     else:
         error = (_SCALE * (image - batch.psf)).square().sum(dim=(1, 2)).mean()
     return error + batch.divergence * divergence
 
 
-def _pulls(image: Tensor, stars: Batch) -> Tensor:
-    return pulls_of_pixels(image, *stars.phase, stars.pixels, stars.weight).clamp(-_FURTHEST, _FURTHEST)
+def _costs(image: Tensor, stars: Batch) -> Tensor:
+    """Return squares of pulls of the stars' pixels (n, 32, 32), of far ones what is linear in them."""
+    pulls = pulls_of_pixels(image, *stars.phase, stars.pixels, stars.weight)
+    return 2 * nn.functional.huber_loss(pulls, torch.zeros_like(pulls), reduction="none", delta=_FURTHEST)
 
 
 def _told(network: nn.Module, stars: Batch) -> Iterator[tuple[Tensor, Batch]]:
@@ -362,7 +396,7 @@ def scores(network: nn.Module, held_out: Batch, labels: Labels) -> dict[str, flo
     found = []
     for image, batch in _told(network, held_out):
         if labels == "stars":
-            found.append(_pulls(image, batch).square().mean(dim=(1, 2)))
+            found.append(_costs(image, batch).mean(dim=(1, 2)))
             continue
         peaks = [one.amax(dim=(1, 2), keepdim=True) for one in (image, batch.psf)]
         error = (image / peaks[0] - batch.psf / peaks[1]).square().mean(dim=(1, 2))
@@ -371,20 +405,32 @@ def scores(network: nn.Module, held_out: Batch, labels: Labels) -> dict[str, flo
     return {"score": -mean, "chi2": mean} if labels == "stars" else {"score": mean, "psnr": mean}
 
 
-def _calibration(network: PsfNet, held_out: Batch) -> dict[str, float]:
-    """Return the two parts of sigmas: a share of the peak everywhere, and a share of a sample's own light."""
-    if not held_out.psf.numel():
-        return {"floor": 0.0, "share": 0.0}
+def calibration_of(network: nn.Module, held_out: Batch) -> dict[str, float]:
+    """Return the two parts of sigmas as what taught tells them: a share of the peak, and one of a sample's own light.
+
+    Parameters
+    ----------
+    network : Module
+    held_out : Batch
+        That did not decide about its weights, with PSFs.
+
+    Returns
+    -------
+    dict
+        ``floor`` and ``share``, as `csstdask.psf.psfnet.sigma_of` takes them.
+    """
     light, error = [], []
     for image, batch in _told(network, held_out):
         peak = image.amax(dim=(1, 2), keepdim=True)
         light.append((image / peak).flatten().cpu())
         error.append(((image - batch.psf) / peak).flatten().square().cpu())
     of_light, of_error = (torch.cat(one).double().numpy() for one in (light, error))
-    edges = np.geomspace(1e-4, 1, _BINS)
-    number = np.digitize(of_light, edges)
-    counts = np.maximum(np.bincount(number, minlength=_BINS + 1), 1)
-    mean_light, mean_error = (np.bincount(number, one, _BINS + 1) / counts for one in (of_light**2, of_error))
+    number = np.digitize(of_light, np.geomspace(1e-4, 1, _BINS))
+    counts = np.bincount(number, minlength=_BINS + 1)
+    there = counts > 0
+    mean_light, mean_error = (
+        np.bincount(number, one, _BINS + 1)[there] / counts[there] for one in (of_light**2, of_error)
+    )
     told = np.maximum(mean_error, 1e-14)
     floor, share = nnls(np.column_stack([np.ones_like(told), mean_light]) / told[:, None], np.ones_like(told))[0]
     return {"floor": float(np.sqrt(floor)), "share": float(np.sqrt(share))}

@@ -7,23 +7,26 @@ import pytest
 
 import csstdask
 from csstdask.mock.psf import photon_rate
-from csstdask.psf.colour import colour_of
+from csstdask.psf.colour import USUAL_TEMPERATURE, colour_of
 from csstdask.psf.evaluate.stars import errors_of
 
 
 def test_it_is_the_mean_wavelength_of_photons():
     limits = (400.0, 550.0)
     wavelength = np.linspace(*limits, 20_001)
-    for heat in (3500.0, 6000.0, 20_000.0):
+    found = []
+    for heat in (3500.0, USUAL_TEMPERATURE, 20_000.0):
         photons = photon_rate(wavelength, [heat])[0]
         mean = (photons * wavelength).sum() / photons.sum()
-        assert colour_of([heat], limits)[0] == pytest.approx((mean - 475) / 75, abs=1e-3)
-    cold, usual, hot = colour_of([3500, 6000, 20_000], limits)
+        found.append(mean)
+    cold, usual, hot = colour_of([3500, USUAL_TEMPERATURE, 20_000], limits)
+    assert usual == 0
     assert 0.4 > cold > usual > hot > -0.4
+    assert np.allclose(75 * np.array([cold, usual, hot]), np.array(found) - found[1], atol=0.1)
 
 
 def test_a_known_colour_may_be_told(psf_stars, psf_model):
-    """Stars are no worse for it, and sigmas no wider; the field is that of the usual colour."""
+    """Stars are no worse for it; the field is that of a star of the usual colour."""
     stars = psf_stars
     ids = np.full(len(stars), stars.detector)
     blind, told = (
@@ -38,6 +41,10 @@ def test_a_known_colour_may_be_told(psf_stars, psf_model):
     assert not np.array_equal(blind.image, told.image)
     fields = [one.fields[stars.detector]([600.0], [600.0])[0] for one in (blind, told)]
     assert np.abs(fields[0] - fields[1]).max() < 0.05 * fields[0].max()
+    with pytest.raises(ValueError, match="temperature: found 0; wanted kelvins above 0"):
+        csstdask.psf.reconstruct(
+            stars.stamps, ids, stars.x, stars.y, temperature=np.zeros(len(stars)), model=str(psf_model)
+        )
     with pytest.raises(ValueError, match="temperature: found shape"):
         csstdask.psf.reconstruct(
             stars.stamps, ids, stars.x, stars.y, temperature=stars.temperature[:2], model=str(psf_model)

@@ -62,8 +62,8 @@ def evaluate_inpaint(
     data : Path, optional
         Folder of real images, for ``m51``; without it that part is left out.
     to : Path, optional
-        Folder for ``inpaint_evaluation.json``, its tables and figures. Each section of it says what it was measured
-        with; those that were measured with the same are not measured again, and the others are kept until they are.
+        Folder for ``inpaint_evaluation.json``, its tables and figures. It says what each section was measured
+        with; mocks that were measured with the same are not measured again, others are kept until they are.
     recipes : Path, optional
         Folder of the test recipes, for ``science`` and ``fields``; without it they are left out.
     parts : sequence of str

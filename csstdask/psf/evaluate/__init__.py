@@ -14,7 +14,6 @@ telescope instead of measuring it; and PSFEx and Piff, where they are installed,
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -36,8 +35,8 @@ from csstdask.psf.evaluate.figures import Look, draw_looks
 from csstdask.psf.evaluate.stars import Images, Stars, draw_stars, errors_of, pulls_of
 from csstdask.psf.evaluate.tables import table
 from csstdask.psf.principal import polynomials
-from csstdask.psf.psfex import is_installed, run_psfex
-from csstdask.psf.reconstruct import Reconstruction, reconstruct
+from csstdask.psf.psfex import is_installed, psfex_at_stars, sky_of
+from csstdask.psf.reconstruct import Reconstruction, detectors_of, reconstruct
 from csstdask.results import check_figures, write_results
 
 log = logging.getLogger("csstdask")
@@ -97,7 +96,7 @@ def evaluate_psf(
     beside : sequence of str
         Further models, by name or card; on detectors that they know.
     detectors : sequence of int, optional
-        Only these.
+        Only these; those of them that the model knows.
     workers : int
         Processes.
     announce : callable
@@ -115,10 +114,7 @@ def evaluate_psf(
     """
     if not parts or not set(parts) <= set(PARTS):
         raise InputError("--part", ", ".join(parts) or "none", f"some of {', '.join(PARTS)}")
-    try:
-        card, *others = (find_card("psf", one) for one in (model, *beside))
-    except ValueError as error:
-        raise InputError("--model", str(error), "the name of a model, or its card") from None
+    card, *others = (_card_of("--beside" if one in beside else "--model", one) for one in (model, *beside))
     if to is not None:
         check_figures()  # now, and not when all is measured
     if psfex and not is_installed():
@@ -134,9 +130,10 @@ def evaluate_psf(
             path = recipes / f"{name}.toml"
             if name.endswith("-foreign") and not (foreign and path.is_file()):
                 continue
-            for title, recipe in _as_asked(load_recipe(path), part, detectors):
+            known = sorted(detectors_of(card) & set(detectors or detectors_of(card)))
+            for title, recipe in _as_asked(load_recipe(path), part, known):
                 if not recipe.detectors:
-                    raise InputError("detectors", f"none of {detectors} in {path}", "some of its detectors")
+                    raise InputError("detectors", f"none of {known} in {path}", "some of its detectors")
                 look = partial(measure_unit, recipe, model=model, psfex=psfex, piff=piff, beside=tuple(beside))
                 units = list(_over_units(recipe, look, workers, announce))
                 looks = {unit["band"]: unit.pop("looks") for unit in reversed(units)}
@@ -152,11 +149,17 @@ def name_of(card: ModelCard) -> str:
     return f"{card.name} {card.version}"
 
 
-def _as_asked(recipe: Recipe, part: str, detectors: Sequence[int] | None) -> Iterator[tuple[str, Recipe]]:
-    """Yield titles and recipes: the detectors that are asked for, stars as bright as the part wants them."""
-    if detectors is not None:
-        some = tuple(one for one in recipe.detectors if one in detectors)
-        recipe = recipe.model_copy(update={"detectors": some})
+def _card_of(option: str, model: str) -> ModelCard:
+    try:
+        return find_card("psf", model)
+    except ValueError as error:
+        raise InputError(option, str(error), "the name of a model, or its card") from None
+
+
+def _as_asked(recipe: Recipe, part: str, detectors: Sequence[int]) -> Iterator[tuple[str, Recipe]]:
+    """Yield titles and recipes: some detectors, stars as bright as the part wants them."""
+    some = tuple(one for one in recipe.detectors if one in detectors)
+    recipe = recipe.model_copy(update={"detectors": some})
     if part == "epochs" or recipe.nodes is None:
         yield recipe.name, recipe
         return
@@ -226,13 +229,13 @@ def measure_stars(
     rows[PLACE] = _row(stars.take(~half), _by_place(stars.take(half), stars.take(~half)), None)
     for other in beside:
         card = find_card("psf", other)
-        if stars.detector in card.architecture.get("detectors", [stars.detector]):
+        if stars.detector in detectors_of(card):
             image, of_network = _of_network(stars, card, other)
             rows |= of_network
             looks[name_of(card)] = Look.of(stars, image)
     if psfex:
         start = time.perf_counter()
-        image = _by_psfex(stars)
+        image = psfex_at_stars(stars.stamps, stars.mask, stars.x, stars.y, **PSFEX_SETTINGS)
         rows[PSFEX] = _row(stars, image, None, time.perf_counter() - start)
         looks[PSFEX] = Look.of(stars, image)
     if piff:
@@ -271,27 +274,10 @@ def _by_place(known: Stars, asked: Stars) -> Images:
     return (terms[1] @ flat).reshape(-1, *known.truth.shape[1:]).astype(np.float32)
 
 
-def _by_psfex(stars: Stars) -> Images:
-    sky, noise = _sky_of(stars)
-    with tempfile.TemporaryDirectory() as folder:
-        light = stars.stamps - np.float32(sky)
-        fitted = run_psfex(Path(folder), light, stars.x, stars.y, mask=stars.mask, noise=noise, **PSFEX_SETTINGS)
-    return fitted(stars.x, stars.y)
-
-
 def _by_piff(stars: Stars) -> Images:
-    sky, _ = _sky_of(stars)
+    sky, _ = sky_of(stars.stamps, stars.mask)
     variance = np.where(stars.mask, np.inf, stars.error.astype(float) ** 2).astype(np.float32)
     return piff_runner.run_piff(stars.stamps - np.float32(sky), variance, stars.x, stars.y)(stars.x, stars.y)
-
-
-def _sky_of(stars: Stars) -> tuple[float, float]:
-    """Return the sky that is left of stamps, and its noise, from their edges."""
-    rim = np.ones(stars.stamps.shape[1:], dtype=bool)
-    rim[2:-2, 2:-2] = False
-    edge = stars.stamps[:, rim]
-    sky = float(np.median(edge))
-    return sky, 1.4826 * float(np.median(np.abs(edge - sky)))
 
 
 def _row(stars: Stars, image: Images, sigma: Images | None, seconds: float | None = None) -> dict[str, Any]:

@@ -27,12 +27,12 @@ def table(results: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of an evaluation's tables, for people."""
     for recipe, units in results["recipes"].items():
         yield from table_head(recipe, _COLUMNS)
-        for method in units[0]["methods"]:
+        for method in dict.fromkeys(method for unit in units for method in unit["methods"]):
             psnr, ssim = (by_band(units, method, name, "mean") for name in ("psnr", "ssim"))
             size, spread = by_band(units, method, "size", "mean"), by_band(units, method, "size", "sd")
             bent = [max(by_band(units, method, name, "sd").values()) for name in ("e1", "e2")]
             pulls = by_band(units, method, "pull", "sd")
-            took = [unit["methods"][method].get("seconds") for unit in units]
+            took = [unit["methods"][method].get("seconds") for unit in units if method in unit["methods"]]
             cells = [
                 f"{np.mean(list(psnr.values())):.1f}",
                 f"{min(psnr.values()):.1f} ({min(psnr, key=lambda band: psnr[band])})",

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 #: Pixels of a stamp's edge, samples of a PSF's, and tokens along either.
 STAMP, PSF, _TOKENS = 32, 64, 8
-_GROUPS = 8
+#: Groups of channels that are normalised together.
+GROUPS = 8
 #: Logarithm of the variance of a latent number, at most and at least: beyond, its exponential means nothing.
 _LOG_LARGEST, _LOG_LEAST = 4.0, -16.0
 #: What the sigmoid says of dark sky before anything is learnt: a thousandth of the brightest.
@@ -45,10 +46,10 @@ class _Residual(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1),
-            nn.GroupNorm(_GROUPS, outputs),
+            nn.GroupNorm(GROUPS, outputs),
             nn.GELU(),
             nn.Conv2d(outputs, outputs, 3, padding=1),
-            nn.GroupNorm(_GROUPS, outputs),
+            nn.GroupNorm(GROUPS, outputs),
         )
         self.short = nn.Conv2d(inputs, outputs, 1, stride=stride)
         self.after = nn.GELU()
