@@ -1,8 +1,8 @@
 """What does CSST-PSFNet make of a telescope that it has not learnt, and what do that telescope's own stars teach it?
 
 One detector (g) of another telescope. Of 289 stars at S/N 100 of `psf-adaptation` four fifths teach and the others say
-when to stop; 900 of `psf-newoptics`, another sky, judge. Two teachers, neither of which knows a PSF: what PSFEx makes of
-the stars (the paper's weak labels), and their own pixels. ``python benchmarks/psf_adaptation.py`` (fifteen minutes)
+when to stop; 900 of `psf-newoptics`, another sky, judge. Two teachers, neither of which knows a PSF: what PSFEx makes
+of the stars (the paper's weak labels), and their own pixels. ``python benchmarks/psf_adaptation.py`` (fifteen minutes)
 writes ``results/psf_adaptation.json``.
 """
 
