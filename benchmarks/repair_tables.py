@@ -49,6 +49,7 @@ def _scatter_over(bins: list[dict[str, Any]], method: str, other: Callable[[dict
 
 def science() -> str:
     rows = []
+    bounds = [_KNOWN, _UNPLACED] if any(_UNPLACED in part["bins"][0] for _, _, part in _parts("science")) else [_KNOWN]
     for recipe, mask, part in _parts("science"):
         for kind in ("star", "galaxy"):
             bins = [one for one in part["bins"] if one["kind"] == kind]
@@ -64,7 +65,7 @@ def science() -> str:
                     _scatter_over([one for one in bins if one["distance"][0] == first], method, itemgetter(who))
                     if kind == "star" and who in bins[0]
                     else ""
-                    for who in (_KNOWN, _UNPLACED)
+                    for who in bounds
                     for first in (0, 1, 2)
                 ]
                 shifts = [_largest(bright, method), _largest(faint, method)]
@@ -73,7 +74,7 @@ def science() -> str:
         "recipe", "mask", "kind", "method", "largest shift, 17 to 21 mag", "at 23 mag",
         "scatter over the median's, within 3 px", "beyond",
         "scatter over that of who knows image and place, 0 to 1 px", "1 to 2", "2 to 3",
-        "of who knows the image, 0 to 1 px", "1 to 2", "2 to 3",
+        *(["of who knows the image, 0 to 1 px", "1 to 2", "2 to 3"] if _UNPLACED in bounds else []),
     ]  # fmt: skip
     return table(head, rows) + _earlier("science")
 
