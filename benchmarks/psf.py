@@ -21,7 +21,7 @@ from csstdask.results import rounded
 STORES = Path(__file__).parent.parent / "stores"
 #: By part: detectors, and whether PSFEx is asked.
 ASKED = {
-    "nodes": ((12, 14, 8, 9, 7, 11, 6), True), "blurred": ((8,), True), "newoptics": ((8,), True),
+    "nodes": ((12, 14, 8, 9, 7, 11, 6), True), "newoptics": ((8,), True), "blurred": ((8,), False),
     "snr": ((8,), False), "epochs": ((8,), False),
 }  # fmt: skip
 FIGURE = "psf-dataset2.png"
@@ -37,9 +37,11 @@ def main() -> None:
                 beside=("psfnet",), workers=2, announce=print, detectors=detectors[:1] if quick else detectors,
             )  # fmt: skip
             results |= found.pop("recipes")
-        if not quick:
-            shutil.copy(Path(folder) / FIGURE, RESULTS / FIGURE)
+            if quick:
+                continue
             save("psf", {"model": f"{found['model']} {found['version']}", "recipes": rounded(results)})
+            if part == "nodes":
+                shutil.copy(Path(folder) / FIGURE, RESULTS / FIGURE)
 
 
 if __name__ == "__main__":
