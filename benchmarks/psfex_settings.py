@@ -1,8 +1,8 @@
 """Which settings of PSFEx give the best PSFs, so that it is compared at its best?
 
 Some 900 stars of one detector of `psf-dataset2` (g) at S/N 100, on one thread. ``python benchmarks/psfex_settings.py``
-(ten minutes) writes ``results/psfex_settings.json``; `csstdask.psf.evaluate.PSFEX_SETTINGS` has the best of them.
-PSFEx: Debian, ``apt-get install psfex``.
+(ten minutes and more) writes ``results/psfex_settings.json``; the best of them ought to be those of
+`csstdask.psf.evaluate.PSFEX_SETTINGS`. PSFEx: Debian, ``apt-get install psfex``.
 """
 
 from __future__ import annotations

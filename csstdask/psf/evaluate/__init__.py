@@ -48,7 +48,7 @@ PARTS = {
 }  # fmt: skip
 #: S/N of stars where it is not the point, and where it is.
 SNR, SNRS = 100.0, (30.0, 100.0, 300.0, 1000.0)
-#: PSFEx's, the best of those that ``benchmarks/psfex_settings.py`` tries.
+#: PSFEx's; whether others are better, ``benchmarks/psfex_settings.py`` asks.
 PSFEX_SETTINGS: dict[str, Any] = {"basis_number": 20, "accuracy": 0.01, "degree": 3}
 #: Degree of the polynomial that tells the PSF of a place.
 _DEGREE = 3

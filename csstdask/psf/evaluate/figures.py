@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.psf.evaluate.stars import Stars, errors_of
+from csstdask.psf.evaluate.stars import Stars, shape_errors_of
 from csstdask.results import pyplot
 
 Float = npt.NDArray[np.float64]
@@ -38,7 +38,7 @@ class Look:
         low = (image.shape[-1] - _SHOWN) // 2
         window = slice(low, low + _SHOWN)
         left = (found - true).mean(axis=0)[window, window]
-        return cls(left, stars.x, stars.y, errors_of(image, stars.truth)["size"])
+        return cls(left, stars.x, stars.y, shape_errors_of(image, stars.truth)["size"])
 
 
 def draw_looks(looks: Mapping[str, Mapping[str, Look]], path: Path) -> None:

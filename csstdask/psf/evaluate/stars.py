@@ -90,11 +90,14 @@ def errors_of(image: Images, truth: Images) -> dict[str, Float]:
     found, true = (one.astype(float) / one.max(axis=(1, 2), keepdims=True) for one in (image, truth))
     rmse = np.sqrt(((found - true) ** 2).mean(axis=(1, 2)))
     alike = [structural_similarity(*pair, span=1.0) for pair in zip(found, true, strict=True)]
+    of_images = {"rmse": rmse, "psnr": -20 * np.log10(np.maximum(rmse, 1e-12)), "ssim": np.array(alike)}
+    return of_images | shape_errors_of(image, truth)
+
+
+def shape_errors_of(image: Images, truth: Images) -> dict[str, Float]:
+    """Return how far shapes and centroids of reconstructions are from the truth's, as `errors_of` has them."""
     shape, wanted = adaptive_moments(image, start=3.0), adaptive_moments(truth, start=3.0)
     return {
-        "rmse": rmse,
-        "psnr": -20 * np.log10(np.maximum(rmse, 1e-12)),
-        "ssim": np.array(alike),
         "size": shape.sigma / wanted.sigma - 1,
         "e1": shape.e1 - wanted.e1,
         "e2": shape.e2 - wanted.e2,
