@@ -62,8 +62,8 @@ def test_the_way_of_the_data(tmp_path, small_campaign):
 def test_models():
     models = json.loads(csstdask_command("models", "--json").stdout)["models"]
     assert {model["name"] for model in models} == {
-        "deepcr", "deepcr-inpaint", "lacosmic", "median", "principal", "psfnet", "source-unet", "unet", "unet-fast",
-        "unetpp",
+        "deepcr", "deepcr-inpaint", "empirical", "lacosmic", "median", "principal", "psfnet", "source-unet", "unet",
+        "unet-fast", "unetpp",
     }  # fmt: skip
     for model in models:
         assert set(model) == {"name", "task", "version", "sha256", "licence", "trained_on", "metrics"}

@@ -112,9 +112,9 @@ def inpaint(
     if hit.shape != frame.shape:
         raise ValueError(f"cr_mask: found shape {hit.shape}; wanted that of data, {frame.shape}")
     if detector is not None:
-        from csstdask.psf.reconstruct import band_of  # noqa: PLC0415
+        from csstdask.psf.reconstruct import check_detector  # noqa: PLC0415
 
-        band_of(find_card("psf", psf), detector)  # refused now, and not only where there is a star
+        check_detector(find_card("psf", psf), detector)  # now, and not only where there is a star
     target = hit & ~ignore
     donor = ~(hit | ignore)
     fixed, variance = frame.copy(), xp.full(frame.shape, np.nan, dtype=np.float32)

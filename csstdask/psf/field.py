@@ -13,8 +13,8 @@ from csstdask.psf.principal import FINE, SIDE, PrincipalPsfs, polynomials
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
 
-#: Along each axis, where a detector's PSF is kept: enough for polynomials of this degree, and one to spare.
-NODES, _DEGREE = 5, 3
+#: Along each axis, where a detector's PSF is kept: enough for polynomials of this degree.
+NODES, _DEGREE = 5, 4
 #: Samples along the edge of a reconstructed PSF, two a native pixel.
 HALF_PIXELS = 64
 _BATCH = 128
@@ -81,8 +81,8 @@ def nodes(length: int) -> Float:
 def between_nodes(images: npt.NDArray[Any], u: Float, v: Float) -> npt.NDArray[np.floating[Any]]:
     """Return images (n, ...) at places u, v (n,) between -1 and 1, from those (NODES, NODES, ...) at a field's nodes.
 
-    Amounts of principal images are cubic polynomials of the place; but for what makes each sum to one, to some 1e-4,
-    so are the images.
+    Amounts of principal images are polynomials of the place, of the fourth degree at most; but for what makes each sum
+    to one, to some 1e-4, so are the images.
     """
     axis = (nodes(2) + 0.5) - 1
     at_v, at_u = (part.ravel() for part in np.meshgrid(axis, axis, indexing="ij"))

@@ -14,7 +14,7 @@ from csstdask.instrument import load_instrument
 from csstdask.nn.models import find_card
 from csstdask.psf.field import PsfField
 from csstdask.psf.fit import FieldFit
-from csstdask.psf.reconstruct import SIZE, band_of, bands_of, fit_detector
+from csstdask.psf.reconstruct import EMPIRICAL, SIZE, bands_of, fit_detector, kind_of_card
 from csstdask.psf.selection import Selection, select_stars
 from csstdask.psf.stars import FITTED, fit_stars
 
@@ -47,11 +47,23 @@ class FramePsf:
 
 
 def knows_band(instrument: str, detector: int, band: str | None = None, model: str = "default") -> bool:
-    """Tell whether a model was learnt for an instrument, by its name, and for this band on a detector of it."""
+    """Tell whether a model knows an instrument, by its name, and this band on a detector of it."""
     card = find_card("psf", model)
+    if kind_of_card(card) == EMPIRICAL:
+        return True
     known = bands_of(card).get(detector)
     of_it = instrument == load_instrument(card.architecture["instrument"]).name
     return of_it and known is not None and band in (None, known)
+
+
+def model_for(instrument: str, detector: int, band: str | None, model: str = "default") -> str | None:
+    """Return which model a frame's PSF is fitted with: the asked one, if it knows the band.
+
+    Where the default one does not, ``empirical``, which learns from the frame's own stars; otherwise None.
+    """
+    if knows_band(instrument, detector, band, model):
+        return model
+    return EMPIRICAL if model == "default" else None
 
 
 def fit_frame(
@@ -77,7 +89,7 @@ def fit_frame(
     sources : mapping
         Their table, as `select_stars` takes it.
     detector : int
-        Its id, as the model's instrument has it.
+        Its id, as the model's instrument has it; of ``empirical`` any.
     model : str
         As `csstdask.psf.reconstruct` takes it.
     least_snr : float
@@ -96,19 +108,14 @@ def fit_frame(
         If a column is absent.
     """
     card = find_card("psf", model)
-    instrument = load_instrument(card.architecture["instrument"])
-    band_of(card, detector)
     selection = select_stars(sources, height.shape, least_snr=least_snr)
     x, y, flux = (np.asarray(sources[name], dtype=np.float64) for name in ("x", "y", "flux"))
     stars = np.flatnonzero(selection.fitted)
     if not len(stars):
         return None
     fitted = np.sort(stars[np.argsort(-flux[stars], kind="stable")[:MOST]])
-    pixels, variance = stamps_of(height, error, mask, x[fitted], y[fitted])
-    given = pixels, variance, x[fitted], y[fitted]
-    fit, field = fit_detector(
-        card, instrument, detector, *given, shape=(height.shape[0], height.shape[1]), place=_PLACES
-    )
+    given = *stamps_of(height, error, mask, x[fitted], y[fitted]), x[fitted], y[fitted]
+    fit, field = fit_detector(card, detector, *given, shape=(height.shape[0], height.shape[1]), place=_PLACES)
     if not fit.used.any():
         return None
     return FramePsf(field, fit, selection, fitted)
@@ -143,13 +150,16 @@ def judge(psf: FramePsf, height: Frame, error: Frame, mask: Mask, sources: Mappi
     places = tuple(said - np.floor(said + 0.5) + found for said, found in ((x, fit.x_offset), (y, fit.y_offset)))
     columns = {"star": which, "reserve": psf.selection.reserve[which], "flux": fit.flux, "chi2": fit.chi2}
     for prefix, images in (("", seen), ("model_", fit.light - sky)):
-        moments = _moments(images, *places)
+        moments = moments_of(images, *places)
         columns |= {f"{prefix}{name}": values for name, values in zip(("size", "e1", "e2"), moments, strict=True)}
     return columns
 
 
-def _moments(images: npt.NDArray[np.floating[Any]], x: Float, y: Float) -> tuple[Float, Float, Float]:
-    """Return size [pixel] and the two distortions of stars at places in their stamps; NaN where there is no light."""
+def moments_of(images: npt.NDArray[np.floating[Any]], x: Float, y: Float) -> tuple[Float, Float, Float]:
+    """Return size [pixel] and the two distortions of stars at places in their stamps; NaN where there is no light.
+
+    Second moments under a round Gaussian of 1.5 pixels, places from the middle of pixel ``[size // 2, size // 2]``.
+    """
     steps = np.arange(images.shape[-1]) - images.shape[-1] // 2
     dx, dy = steps[None, None, :] - x[:, None, None], steps[None, :, None] - y[:, None, None]
     light = images * np.exp(-0.5 * (dx**2 + dy**2) / _WEIGHT**2)

@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from csstdask.arrays.namespace import kind_of, namespace_of, open_door, to_host
 from csstdask.errors import InputError
-from csstdask.instrument import Instrument, load_instrument
+from csstdask.instrument import load_instrument
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
 from csstdask.psf.colour import colour_of
+from csstdask.psf.empirical import Smoothness, learn_from_stars
 from csstdask.psf.field import PsfField, half_pixels, on_unit
 from csstdask.psf.fit import PLACE, FieldFit, fit_field
 from csstdask.psf.principal import polynomials, principal_psfs, with_colour
@@ -22,6 +23,8 @@ from csstdask.psf.psfnet import check_places, phase_of, psfs_by_network
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
 
+#: The model that learns from the stars at hand: its name, and the kind of cards like its own.
+EMPIRICAL = "empirical"
 #: Edge of a stamp [pixel].
 SIZE = 32
 #: Rows and columns along a stamp's edge whose scatter is taken for the noise where none is told.
@@ -67,10 +70,12 @@ def reconstruct(
     mask: Any = None,
     temperature: Any = None,
     model: str = "default",
+    shape: tuple[int, int] | None = None,
     device: Any = None,
 ) -> Reconstruction:
     """Reconstruct the PSF at each of some stars; by the default model those of one detector lean on each other.
 
+    ``empirical`` does so for any camera: it knows nothing but that PSFs are smooth (`csstdask.psf.empirical`).
     ``psfnet``, CSST-PSFNet as published, sees each star alone; it gives no fields.
 
     Parameters
@@ -79,7 +84,7 @@ def reconstruct(
         Of stars, of any flux and unit, on a sky that is constant or gone. Pixel ``[16, 16]`` is the detector's pixel
         ``[floor(y + 0.5), floor(x + 0.5)]``.
     detector : int array (n,)
-        Ids, as the model's instrument has them.
+        Ids, as the model's instrument has them; of ``empirical`` any.
     x, y : float array (n,)
         Of each star on its whole detector, zero-based [pixel].
     error : array (n, 32, 32), optional
@@ -89,9 +94,11 @@ def reconstruct(
         True = ignore. Pixels that are not finite, or whose error is not, are ignored as well.
     temperature : float array (n,), optional
         Effective, of each star, as its colours tell it [K]. The PSFs of two stars at one place differ by their
-        colour, which their own pixels hardly tell; networks do not look at it.
+        colour, which their own pixels hardly tell; only models that learnt from stars of all colours look at it.
     model : str
         ``default``, a name that ``csstdask models`` lists, or the path of a card that ``csstdask train psf`` wrote.
+    shape : (int, int), optional
+        Of the detectors (y, x): by default as the model's instrument has them. ``empirical`` has none, and wants it.
     device : optional
         Of a network, ``cpu`` or ``cuda``. The fit of the default model runs on the host, wherever it is asked to: a few
         seconds for a thousand stars.
@@ -106,10 +113,10 @@ def reconstruct(
     ValueError
         If shapes differ, a place is not finite or off its detector, the model or a detector is unknown.
     InputError
-        If the model's card or weights cannot be used.
+        If the model's card or weights cannot be used, or nobody says how large the detectors are.
     """
     card = find_card("psf", model)
-    by_network = card.architecture["kind"] == "psfnet"
+    by_network = kind_of_card(card) == "psfnet"
     door = open_door(stamps, stamps=True)
     given = door.take(stamps)
     pixels = to_host(given).astype(np.float64)
@@ -136,7 +143,7 @@ def reconstruct(
         heat = None if temperature is None else _column("temperature", temperature, n)
         if heat is not None and (heat <= 0).any():
             raise ValueError(f"temperature: found {heat[heat <= 0][0]:g}; wanted kelvins above 0")
-        found = _by_fields(card, scaled, variance, numbers, across, down, heat)
+        found = _by_fields(card, scaled, variance, numbers, across, down, heat, shape)
     image, sigma, chi2, used, fields = found
     if error is None and not by_network:
         sigma *= np.sqrt(np.fmax(chi2, 1.0))[:, None, None].astype(np.float32)
@@ -152,10 +159,10 @@ def _by_fields(
     x: Float,
     y: Float,
     temperature: Float | None,
+    shape: tuple[int, int] | None,
 ) -> tuple[Images, Images, Float, npt.NDArray[np.bool_], dict[int, PsfField]]:
     """Return images, sigmas, chi^2, which stars took part, and the fields: all stars of a detector fitted at once."""
     n = len(pixels)
-    instrument = load_instrument(card.architecture["instrument"])
     image, sigma = np.empty((n, 64, 64), np.float32), np.empty((n, 64, 64), np.float32)
     chi2, used = np.full(n, np.nan), np.zeros(n, dtype=bool)
     fields: dict[int, PsfField] = {}
@@ -163,7 +170,7 @@ def _by_fields(
         some = np.flatnonzero(detector == one)
         stars = pixels[some], variance[some], x[some], y[some]
         heat = None if temperature is None else temperature[some]
-        fit, field = fit_detector(card, instrument, one, *stars, temperature=heat)
+        fit, field = fit_detector(card, one, *stars, shape=shape, temperature=heat)
         image[some], sigma[some] = half_pixels(fit.psfs, fit.amounts, fit.spread)
         chi2[some], used[some] = fit.chi2, fit.used
         fields[one] = field
@@ -172,12 +179,12 @@ def _by_fields(
 
 def fit_detector(
     card: ModelCard,
-    instrument: Instrument,
     detector: int,
     pixels: npt.NDArray[np.float32],
     variance: npt.NDArray[np.float32],
     x: Float,
     y: Float,
+    *,
     shape: tuple[int, int] | None = None,
     temperature: Float | None = None,
     place: float = PLACE,
@@ -187,9 +194,7 @@ def fit_detector(
     Parameters
     ----------
     card : ModelCard
-        Of principal PSFs.
-    instrument : Instrument
-        The card's.
+        Of principal PSFs, or of what is to be learnt from these stars.
     detector : int
         Its id.
     pixels, variance : float32 arrays (n, y, x)
@@ -199,7 +204,8 @@ def fit_detector(
     shape : (int, int), optional
         Of what they lie on (y, x): by default the whole detector.
     temperature : float64 array (n,), optional
-        Of each star [K], where it is known. The field is then that of a star of `USUAL_TEMPERATURE`.
+        Of each star [K], where it is known. The field is then that of a star of `USUAL_TEMPERATURE`. What is learnt
+        from these stars alone does not look at it.
     place : float
         How well places are known, one sigma [pixel].
 
@@ -207,30 +213,50 @@ def fit_detector(
     ------
     ValueError
         If the instrument has no such detector, the card knows nothing of its band, or a star is off the detector.
+    InputError
+        If nobody says how large the detector is, or the card's weights cannot be used.
     """
-    band = band_of(card, detector)
-    try:
-        psfs = principal_psfs(card, band)
-    except KeyError as error:
-        raise InputError(card.name, f"no tensor {error}", "weights as its card has them") from None
-    shape = shape or instrument.shape
+    if kind_of_card(card) == EMPIRICAL:
+        psfs, limits = None, None
+    else:
+        instrument = load_instrument(card.architecture["instrument"])
+        band = band_of(card, detector)
+        psfs, limits = principal_psfs(card, band), instrument.bands[band].wavelength
+        shape = shape or instrument.shape
     if shape is None:
-        raise InputError(card.name, f"{instrument.name}, whose detectors have no size", "an instrument with a shape")
+        raise InputError(card.name, "detectors of no known size", "their shape (y, x) [pixel]")
     check_places(x, y, shape)
+    stars = pixels, variance, phase_of(x), phase_of(y)
+    if psfs is None:
+        psfs = learn_from_stars(Smoothness(**card.parameters), *stars, place)
     places = polynomials(*on_unit(x, y, shape), psfs.degree)
     expected = psfs
-    if temperature is not None:
-        colour = colour_of(temperature, instrument.bands[band].wavelength)
-        expected, places = psfs.of_known_colour(), with_colour(places, colour)
-    fit = fit_field(expected, pixels, variance, phase_of(x), phase_of(y), places, place)
+    if temperature is not None and limits is not None:
+        expected, places = psfs.of_known_colour(), with_colour(places, colour_of(temperature, limits))
+    fit = fit_field(expected, *stars, places, place)
     terms = len(psfs.field)  # those of the place alone
     covariance = fit.covariance[: terms * len(psfs), : terms * len(psfs)]
     return fit, PsfField(detector, shape, psfs, fit.field[:terms], covariance)
 
 
-def detectors_of(card: ModelCard) -> set[int]:
-    """Return the ids of the detectors that a card, of either kind, knows."""
-    return set(card.architecture["detectors"] if card.architecture["kind"] == "psfnet" else bands_of(card))
+def kind_of_card(card: ModelCard) -> str:
+    """Return what a card is of: ``principal``, ``psfnet``, or ``empirical``, which has no weights."""
+    return str(card.architecture.get("kind", EMPIRICAL))
+
+
+def knows(card: ModelCard, detector: int) -> bool:
+    """Tell whether a card, of whatever kind, can say anything of a detector."""
+    kind = kind_of_card(card)
+    known = (
+        card.architecture["detectors"] if kind == "psfnet" else bands_of(card) if kind == "principal" else [detector]
+    )
+    return detector in known
+
+
+def check_detector(card: ModelCard, detector: int) -> None:
+    """Raise ValueError if a card of fields knows nothing of a detector."""
+    if kind_of_card(card) != EMPIRICAL:
+        band_of(card, detector)
 
 
 def band_of(card: ModelCard, detector: int) -> str:
@@ -249,8 +275,8 @@ def band_of(card: ModelCard, detector: int) -> str:
 
 def bands_of(card: ModelCard) -> dict[int, str]:
     """Return the band of each detector that a card knows the PSFs of; InputError where it knows single stars alone."""
-    if card.architecture["kind"] != "principal":
-        raise InputError(card.name, f"a model of kind {card.architecture['kind']}", "one that knows fields: principal")
+    if kind_of_card(card) != "principal":
+        raise InputError(card.name, f"a model of kind {kind_of_card(card)}", "one that knows fields: principal")
     instrument = load_instrument(card.architecture["instrument"])
     return {one.id: str(one.band) for one in instrument.detectors if one.band in card.architecture["bands"]}
 

@@ -39,6 +39,7 @@ from csstdask.nn.weights import load_network, save_weights
 from csstdask.psf.network import GROUPS, STAMP
 from csstdask.psf.psfex import psfex_at_stars
 from csstdask.psf.psfnet import build_psfnet, numbers_seen, phase_of, places_seen, pulls_of_pixels, stamps_seen
+from csstdask.psf.reconstruct import kind_of_card
 from csstdask.store.stamps import open_stamps
 
 log = logging.getLogger("csstdask")
@@ -318,7 +319,7 @@ def _card_to_begin_from(model: str, instrument: Instrument, detectors: list[int]
         card = find_card("psf", model)
     except ValueError as error:
         raise InputError("start_from", str(error), "the name of a network, or its card") from None
-    if (kind := card.architecture["kind"]) != "psfnet":
+    if (kind := kind_of_card(card)) != "psfnet":
         raise InputError("start_from", f"{card.name}, of kind {kind}", "a network: psfnet")
     if (learnt := card.architecture["instrument"]) != instrument.name:
         raise InputError("start_from", f"{card.name}, of {learnt}", f"a network of {instrument.name}")

@@ -1,4 +1,4 @@
-"""The step `psf`: a frame's PSF in the run, at its nodes; nothing where nothing is known, and no failure."""
+"""The step `psf`: a frame's PSF in the run, at its nodes; nothing where there are no stars, and no failure."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import csstdask
 from csstdask.errors import InputError
 from csstdask.mock import Recipe
 from csstdask.mock.recipe import Sky
+from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.mock_survey import mock
@@ -82,7 +83,7 @@ def test_the_report_shows_them(night, tmp_path):
     assert "rho1" in page
 
 
-def test_of_a_band_that_nobody_knows_there_is_nothing(night):
+def test_of_a_band_that_the_asked_model_does_not_know_there_is_nothing(night):
     campaign = Campaign(night / "c.zarr")
     facts = campaign.facts("10100000001", 7)
     flat, none = np.ones((64, 64), np.float32), np.full((64, 64), np.nan, np.float32)
@@ -91,8 +92,21 @@ def test_of_a_band_that_nobody_knows_there_is_nothing(night):
     products |= {"repair": none, "repair_variance": none}
     another = campaign.instrument.model_copy(update={"name": "another"})
     frame = Frame(facts, another, "electron s-1", lambda name: planes[name].copy(), lambda name: products[name])
-    output = PSF.body(frame, CONFIG)
+    output = PSF.body(frame, RunConfig.model_validate({"psf": {"model": "principal"}}))
     assert np.isnan(output.arrays["psf"]).all()
     assert output.metrics["n_psf_stars"] == 0
     assert output.table is not None
     assert len(output.table["id"]) == 0
+
+
+def test_stars_alone_tell_it_where_the_default_model_knows_nothing(night, tmp_path):
+    """Both models make a run's identity; here the second is asked for, of frames that the first knows as well."""
+    empirical = find_card("psf", "empirical").identity
+    assert PSF.model(CONFIG).split()[-1] == empirical
+    alone = RunConfig.model_validate({"detect": {"model": "unet-fast"}, "psf": {"model": "empirical"}})
+    assert PSF.model(alone) == empirical
+    assert run(night / "c.zarr", tmp_path / "r.zarr", config=alone, workers=1).failed == 0
+    found, known = (csstdask.open_run(folder / "r.zarr") for folder in (tmp_path, night))
+    difference = found["psf"].isel(y_psf=2, x_psf=2) - known["psf"].isel(y_psf=2, x_psf=2)
+    assert float(np.abs(difference).max()) < 0.1 * float(known["psf"].max())
+    assert (found["psf_chi2"] < 2).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from astropy.io import fits
 
 from csstdask.arrays.background import measure
 from csstdask.arrays.sources import measure_sources
@@ -12,7 +13,7 @@ from csstdask.cosmicray import inpaint
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe, render_unit
 from csstdask.mock.recipe import Optics, Sky
-from csstdask.psf.frame import fit_frame, judge, knows_band
+from csstdask.psf.frame import fit_frame, judge, knows_band, model_for
 
 DETECTOR = 7
 
@@ -65,6 +66,32 @@ def test_what_a_model_knows():
     assert knows_band("csst", DETECTOR)
     assert not knows_band("hst_stis", DETECTOR)
     assert not knows_band("csst", 99)
+    assert knows_band("hst_stis", 1, model="empirical")
+
+
+def test_which_model_fits_a_frame():
+    assert model_for("csst", DETECTOR, "i") == "default"
+    assert model_for("cfht_wircam", 52, None) == "empirical"
+    assert model_for("csst", DETECTOR, "i", "empirical") == "empirical"
+    assert model_for("cfht_wircam", 52, None, "principal") is None
+
+
+def test_a_real_frame_of_a_camera_that_nobody_has_simulated(real_images):
+    """CFHT WIRCam: what its stars in reserve say of the PSF that the others tell."""
+    counts = fits.getdata(real_images / "cfht_wircam/wircam_J_2094807p.fits.fz", 1)[:1200, :1200].astype(np.float32)
+    bad = (counts == 0) | (counts > 25000)
+    electrons = (counts - np.float32(7000)) * np.float32(3.8)
+    mesh = measure(electrons, bad, box=64)
+    height, noise = electrons - mesh.background_at(), mesh.noise_at().astype(np.float32)
+    error = np.sqrt(noise**2 + np.maximum(height, 0)).astype(np.float32)
+    given = height, error, bad, measure_sources(height, error, noise, bad)
+    psf = fit_frame(*given, 52, model="empirical")
+    found = judge(psf, *given)
+    reserve = found["reserve"]
+    assert reserve.sum() > 10
+    assert np.median(found["chi2"][reserve]) < 1.3
+    change = found["size"][reserve] / found["model_size"][reserve] - 1
+    assert abs(np.median(change)) < 0.01
 
 
 def test_stars_are_repaired_by_their_own_psf(frame, psf_model):

@@ -12,15 +12,17 @@ from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Cost, Output, Product, Step, Table
 from csstdask.psf import fit_frame
 from csstdask.psf.field import HALF_PIXELS, NODES, nodes
-from csstdask.psf.frame import FramePsf, judge, knows_band
+from csstdask.psf.frame import FramePsf, judge, model_for
+from csstdask.psf.reconstruct import EMPIRICAL
 
 _COLUMNS = ("flux", "chi2", "size", "e1", "e2", "model_size", "model_e1", "model_e2")
 
 
 def fit_psf(frame: Frame, config: RunConfig) -> Output:
-    """Fit the PSF of a frame to its stars; nothing where none is known of its band, or there is no star."""
+    """Fit the PSF of a frame to its stars; nothing where there are none, or the asked model does not know the band."""
     seen = frame.repaired()
-    if seen is None or not knows_band(frame.instrument.name, frame.facts.detector, frame.facts.band, config.psf.model):
+    model = model_for(frame.instrument.name, frame.facts.detector, frame.facts.band, config.psf.model)
+    if seen is None or model is None:
         return _nothing(frame)
     sources = frame.table("sources")
     unknown = seen.mask | frame.product("cr_mask")  # what was repaired is no observation
@@ -30,7 +32,7 @@ def fit_psf(frame: Frame, config: RunConfig) -> Output:
         unknown,
         sources,
         frame.facts.detector,
-        model=config.psf.model,
+        model=model,
         least_snr=config.psf.least_snr,
     )
     if psf is None:
@@ -43,6 +45,12 @@ def fit_psf(frame: Frame, config: RunConfig) -> Output:
         table=_table(frame, sources, stars),
         metrics=_metrics(psf, image, stars),
     )
+
+
+def model_identity(config: RunConfig) -> str:
+    """Return the identity of the model that is asked for, and of the one that stands in for the default one."""
+    models = [config.psf.model, *([EMPIRICAL] if config.psf.model == "default" else [])]
+    return " ".join(find_card("psf", model).identity for model in models)
 
 
 def nodes_of(shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -96,10 +104,10 @@ PSF = Step(
     name="psf",
     requires=("background", "detect", "repair", "sources"),
     kinds=frozenset({"imaging"}),
-    numerics_version=2,
+    numerics_version=3,
     body=fit_psf,
     settings=lambda config: {"least_snr": config.psf.least_snr},
-    model=lambda config: find_card("psf", config.psf.model).identity,
+    model=model_identity,
     products=(
         Product("psf", "float32", float("nan"), grid="psf", long_name="effective PSF in half pixels, sums to 1"),
         Product("psf_sigma", "float32", float("nan"), grid="psf", long_name="1 sigma of it, for a star of any colour"),

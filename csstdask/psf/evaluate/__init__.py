@@ -36,7 +36,7 @@ from csstdask.psf.evaluate.stars import Images, Stars, draw_stars, errors_of, pu
 from csstdask.psf.evaluate.tables import table
 from csstdask.psf.principal import polynomials
 from csstdask.psf.psfex import is_installed, psfex_at_stars, sky_of
-from csstdask.psf.reconstruct import Reconstruction, detectors_of, reconstruct
+from csstdask.psf.reconstruct import Reconstruction, kind_of_card, knows, reconstruct
 from csstdask.results import check_figures, write_results
 
 log = logging.getLogger("csstdask")
@@ -48,8 +48,8 @@ PARTS = {
 }  # fmt: skip
 #: S/N of stars where it is not the point, and where it is.
 SNR, SNRS = 100.0, (30.0, 100.0, 300.0, 1000.0)
-#: PSFEx's; whether others are better, ``benchmarks/psfex_settings.py`` asks.
-PSFEX_SETTINGS: dict[str, Any] = {"basis_number": 20, "accuracy": 0.01, "degree": 3}
+#: PSFEx's best of those that ``benchmarks/psfex_settings.py`` tries.
+PSFEX_SETTINGS: dict[str, Any] = {"basis_number": 30, "accuracy": 0.001, "degree": 3}
 #: Degree of the polynomial that tells the PSF of a place.
 _DEGREE = 3
 #: Stars that are looked at one by one, and how many a fit is given in turn.
@@ -130,10 +130,11 @@ def evaluate_psf(
             path = recipes / f"{name}.toml"
             if name.endswith("-foreign") and not (foreign and path.is_file()):
                 continue
-            known = sorted(detectors_of(card) & set(detectors or detectors_of(card)))
-            for title, recipe in _as_asked(load_recipe(path), part, known):
-                if not recipe.detectors:
-                    raise InputError("detectors", f"none of {known} in {path}", "some of its detectors")
+            whole = load_recipe(path)
+            known = [one for one in whole.detectors if one in (detectors or whole.detectors) and knows(card, one)]
+            if not known:
+                raise InputError("detectors", f"none that {card.name} knows in {path}", "some of its detectors")
+            for title, recipe in _as_asked(whole.model_copy(update={"detectors": tuple(known)}), part):
                 look = partial(measure_unit, recipe, model=model, psfex=psfex, piff=piff, beside=tuple(beside))
                 units = list(_over_units(recipe, look, workers, announce))
                 looks = {unit["band"]: unit.pop("looks") for unit in reversed(units)}
@@ -156,10 +157,8 @@ def _card_of(option: str, model: str) -> ModelCard:
         raise InputError(option, str(error), "the name of a model, or its card") from None
 
 
-def _as_asked(recipe: Recipe, part: str, detectors: Sequence[int]) -> Iterator[tuple[str, Recipe]]:
-    """Yield titles and recipes: some detectors, stars as bright as the part wants them."""
-    some = tuple(one for one in recipe.detectors if one in detectors)
-    recipe = recipe.model_copy(update={"detectors": some})
+def _as_asked(recipe: Recipe, part: str) -> Iterator[tuple[str, Recipe]]:
+    """Yield titles and recipes: stars as bright as the part wants them."""
     if part == "epochs" or recipe.nodes is None:
         yield recipe.name, recipe
         return
@@ -210,7 +209,7 @@ def measure_stars(
     took = time.perf_counter() - start
     rows: dict[str, Any] = {MODEL: _row(stars, found.image, found.sigma, took)}
     looks[MODEL] = Look.of(stars, found.image)
-    if find_card("psf", model).architecture["kind"] == "principal":
+    if kind_of_card(find_card("psf", model)) == "principal":
         coloured = _reconstructed(stars, model, temperature=stars.temperature)
         rows[COLOURS] = _row(stars, coloured.image, coloured.sigma)
     rng = np.random.default_rng(len(stars))
@@ -229,7 +228,7 @@ def measure_stars(
     rows[PLACE] = _row(stars.take(~half), _by_place(stars.take(half), stars.take(~half)), None)
     for other in beside:
         card = find_card("psf", other)
-        if stars.detector in detectors_of(card):
+        if knows(card, stars.detector):
             image, of_network = _of_network(stars, card, other)
             rows |= of_network
             looks[name_of(card)] = Look.of(stars, image)
@@ -247,7 +246,7 @@ def measure_stars(
 def _reconstructed(stars: Stars, model: str, *, blank: bool = False, temperature: Any = None) -> Reconstruction:
     mask = np.ones_like(stars.mask) if blank else stars.mask
     detectors = np.full(len(stars), stars.detector)
-    given = {"error": stars.error, "mask": mask, "temperature": temperature, "model": model}
+    given = {"error": stars.error, "mask": mask, "temperature": temperature, "model": model, "shape": stars.shape}
     return reconstruct(stars.stamps, detectors, stars.x, stars.y, **given)
 
 

@@ -25,6 +25,8 @@ class Stars:
 
     detector: int
     band: str
+    shape: tuple[int, int]
+    """Of the detector (y, x) [pixel]."""
     stamps: Images
     """(n, 32, 32) [e-]"""
     error: Images
@@ -61,6 +63,7 @@ def draw_stars(recipe: Recipe, index: int, detector: int) -> Stars:
     return Stars(
         detector,
         str(instrument.detector(detector).band),
+        instrument.shape or recipe.shape,
         (rate * recipe.exptime).astype(np.float32),
         np.where(mask, 0, error).astype(np.float32),
         mask,

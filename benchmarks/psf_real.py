@@ -1,0 +1,224 @@
+"""PSFs of cameras that csstdask has never simulated, beside PSFEx and Piff on the very same stars.
+
+* CFHT WIRCam, one field at three epochs in H2, and one in J: a fifth of the stars, in cells of the detector of their
+  own, is in reserve and judges. Nobody knows the truth.
+* WFC3/UVIS F606W: 900 stars at S/N 100, drawn with noise from STScI's grid of effective PSFs (Anderson 2016, WFC3 ISR
+  2016-12), which is the truth.
+
+``python benchmarks/psf_real.py FOLDER`` writes ``results/psf_real.json``; FOLDER holds ``cfht_wircam`` and ``stdpsf``.
+Ours is ``empirical``. Of PSFEx's and Piff's settings those are shown whose stars in reserve (or truth) like them best.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from environment import save
+from scipy.ndimage import map_coordinates
+from threadpoolctl import threadpool_limits
+
+from csstdask.arrays.background import measure
+from csstdask.arrays.sources import measure_sources
+from csstdask.instrument import load_instrument
+from csstdask.psf import reconstruct, select_stars
+from csstdask.psf.evaluate.reserve import beside_stars
+from csstdask.psf.evaluate.stars import Stars, errors_of, pulls_of
+from csstdask.psf.frame import stamps_of
+from csstdask.psf.piff import run_piff
+from csstdask.psf.psfex import psfex_at_stars, run_psfex
+from csstdask.quiet import no_warnings
+from csstdask.results import rounded
+
+#: Of PSFEx: BASIS_NUMBER and degree; of Piff: degree. Few stars bear no high degree.
+PSFEX = tuple({"basis_number": number, "degree": degree} for number in (10, 20) for degree in (1, 2, 3, 4))
+PIFF = tuple({"degree": degree} for degree in (1, 2))
+#: Stars of this S/N and more; a pixel above so many counts is not linear; boxes of the sky [pixel].
+LEAST_SNR, FULL, BOX = 20.0, 25000.0, 64
+#: The stars of the grid: how many, their S/N, their sky and read-out [e-], and the first chip's rows.
+DRAWN, SNR, NOISE, ROWS = 900, 100.0, 6.0, 4
+#: Stars in reserve above such an S/N tell the PSF from noise.
+BRIGHT = 50.0
+
+
+def wircam(path: Path) -> tuple[Any, Any]:
+    """Return the stars of a frame that teach, and those in reserve: stamps, variances, x, y."""
+    camera = load_instrument("cfht_wircam")
+    gain, bias = camera.electronics.gain, camera.electronics.bias_level
+    counts = fits.getdata(path, 1).astype(np.float32)
+    mask = (counts == 0) | (counts > FULL)
+    electrons = (counts - np.float32(bias)) * np.float32(gain)
+    mesh = measure(electrons, mask, box=BOX)
+    height, noise = electrons - mesh.background_at(), mesh.noise_at().astype(np.float32)
+    error = np.sqrt(noise**2 + np.maximum(height, 0)).astype(np.float32)
+    sources = measure_sources(height, error, noise, mask)
+    full = (FULL - bias) * gain
+    stars = select_stars(sources, height.shape, least_snr=LEAST_SNR, full=full)
+    parts = []
+    for chosen in (stars.fitted, stars.reserve):
+        x, y = (sources[name][chosen] for name in ("x", "y"))
+        parts.append((*stamps_of(height, error, mask, x, y), x, y))
+    return parts[0], parts[1]
+
+
+def by_ours(shape: tuple[int, int], given: Any, asked: Any) -> Any:
+    """Return PSFs at asked stars, from given ones."""
+    pixels, variance, x, y = given
+    found = reconstruct(pixels, np.ones(len(x)), x, y, error=np.sqrt(variance), model="empirical", shape=shape)
+    return found.fields[1](*asked[2:])[0]
+
+
+def by_psfex(settings: dict[str, Any], given: Any, asked: Any) -> Any:
+    """Return PSFEx's."""
+    pixels, variance, x, y = given
+    noise = float(np.sqrt(np.median(variance[np.isfinite(variance)])))
+    with tempfile.TemporaryDirectory() as folder:
+        fitted = run_psfex(Path(folder), pixels, x, y, mask=~np.isfinite(variance), noise=noise, **settings)
+    return fitted(*asked[2:])
+
+
+def by_piff(settings: dict[str, Any], given: Any, asked: Any) -> Any:
+    """Return Piff's."""
+    return run_piff(*given, **settings)(*asked[2:])
+
+
+def methods(shape: tuple[int, int]) -> Iterator[tuple[str, dict[str, Any], Callable[[Any, Any], Any]]]:
+    """Yield what is compared: a name, its settings, and what makes PSFs."""
+    yield "empirical", {}, partial(by_ours, shape)
+    yield from (("PSFEx", settings, partial(by_psfex, settings)) for settings in PSFEX)
+    yield from (("Piff", settings, partial(by_piff, settings)) for settings in PIFF)
+
+
+def judged(image: Any, asked: Any) -> dict[str, float]:
+    """Return how PSFs stand beside stars in reserve."""
+    found = beside_stars(image, *asked)
+    bright = found["snr"] > BRIGHT
+    row = {"chi2": float(np.median(found["chi2"])), "chi2_bright": float(np.median(found["chi2"][bright]))}
+    for name in ("size", "e1", "e2"):
+        values = found[name][bright]
+        row |= {f"{name}_mean": float(values.mean()), f"{name}_sd": float(values.std())}
+    return row | {"bright": int(bright.sum())}
+
+
+def grid(path: Path) -> Stars:
+    """Return stars drawn from STScI's grid of PSFs, on the chip of its lower rows."""
+    with no_warnings(), fits.open(path, ignore_missing_end=True) as hdus:
+        header, psfs = hdus[0].header, np.asarray(hdus[0].data, dtype=float)
+    columns = int(header["NXPSFS"])
+    steps = (np.arange(psfs.shape[-1]) - psfs.shape[-1] // 2) / 4
+    psfs = np.where(np.hypot(steps[:, None], steps) < 12.5, psfs, 0)  # outside, some hold what is no PSF
+    psfs = (psfs / psfs.sum(axis=(1, 2), keepdims=True) * 16).reshape(-1, columns, *psfs.shape[1:])[:ROWS]
+    at_x, at_y = (np.array([header[f"{key}{i + 1:02d}"] for i in range(count)]) for key, count in
+                  (("IPSFX", columns), ("JPSFY", ROWS)))  # fmt: skip
+    rng = np.random.default_rng(20261128)
+    x, y = (rng.uniform(16, places[-1] - 17, DRAWN) for places in (at_x, at_y))
+    stamps, truth = np.empty((DRAWN, 32, 32), np.float32), np.empty((DRAWN, 64, 64), np.float32)
+    error = np.empty_like(stamps)
+    pixel, half = np.arange(32) - 16.0, (np.arange(64) - 32) / 2
+    for i in range(DRAWN):
+        (j, v), (k, u) = (
+            (cell, (place - nodes[cell]) / (nodes[cell + 1] - nodes[cell]))
+            for place, nodes in ((y[i], at_y), (x[i], at_x))
+            for cell in [int(np.searchsorted(nodes[1:-1], place))]
+        )
+        shares = ((1 - v) * (1 - u), (1 - v) * u, v * (1 - u), v * u)
+        psf = sum(w * psfs[j + a, k + b] for w, (a, b) in zip(shares, ((0, 0), (0, 1), (1, 0), (1, 1)), strict=True))
+        centre = psf.shape[-1] // 2
+
+        def at(rows: Any, across: Any, psf: Any = psf, centre: int = centre) -> Any:
+            places = np.meshgrid(rows * 4 + centre, across * 4 + centre, indexing="ij")
+            return np.maximum(map_coordinates(psf, places, order=3), 0)
+
+        off_x, off_y = (place - np.floor(place + 0.5) for place in (x[i], y[i]))
+        seen, true = at(pixel - off_y, pixel - off_x), at(half, half)
+        truth[i] = true / true.sum()
+        flux = _flux_of(seen)
+        light = flux * seen
+        error[i] = np.sqrt(light + NOISE**2)
+        stamps[i] = rng.poisson(light) + rng.normal(0, NOISE, light.shape)
+    nothing = np.zeros(stamps.shape, bool)
+    shape = (int(at_y[-1]), int(at_x[-1]))
+    alike = np.full(DRAWN, 5800.0)
+    return Stars(1, "F606W", shape, stamps, error, nothing, x, y, np.full(DRAWN, SNR), alike, truth)
+
+
+def _flux_of(plain: Any) -> float:
+    """Return the flux [e-] whose S/N in an optimal sum is `SNR`."""
+    low, high = 1.0, 1e9
+    while high / low > 1 + 1e-6:
+        flux = float(np.sqrt(low * high))
+        snr = np.sqrt((flux**2 * plain**2 / (flux * plain + NOISE**2)).sum())
+        low, high = (flux, high) if snr < SNR else (low, flux)
+    return low
+
+
+def best(rows: list[dict[str, Any]], key: Callable[[dict[str, Any]], float]) -> list[dict[str, Any]]:
+    """Return of each method the row with the least of something, and how many settings were tried."""
+    names = dict.fromkeys(row["method"] for row in rows)
+    return [
+        min(tried, key=key) | {"tried": len(tried)}
+        for tried in ([row for row in rows if row["method"] == name] for name in names)
+    ]
+
+
+def of_frame(path: Path) -> dict[str, Any]:
+    """Return how methods do on a frame."""
+    given, asked = wircam(path)
+    rows = []
+    for name, settings, make in methods(load_instrument("cfht_wircam").shape or (0, 0)):
+        start = time.perf_counter()
+        image = make(given, asked)
+        took = time.perf_counter() - start
+        rows.append({"method": name, **settings, **judged(image, asked), "seconds": took})
+        print(path.name, rows[-1], flush=True)
+    return {
+        "frame": path.name, "fitted": len(given[2]), "reserve": len(asked[2]),
+        "methods": best(rows, lambda row: row["chi2_bright"]),
+    }  # fmt: skip
+
+
+def of_grid(path: Path) -> dict[str, Any]:
+    """Return how methods do on stars of a grid."""
+    stars = grid(path)
+    rows: list[dict[str, Any]] = []
+    start = time.perf_counter()
+    found = reconstruct(
+        stars.stamps, np.ones(DRAWN), stars.x, stars.y, error=stars.error, model="empirical", shape=stars.shape
+    )
+    took = time.perf_counter() - start
+    pull = pulls_of(found.image, found.sigma, stars.truth)
+    rows.append(_true_row("empirical", {}, found.image, stars, took) | {"pull_sd": float(pull.std())})
+    for settings in PSFEX:
+        start = time.perf_counter()
+        image = psfex_at_stars(stars.stamps, stars.mask, stars.x, stars.y, **settings)
+        rows.append(_true_row("PSFEx", settings, image, stars, time.perf_counter() - start))
+    return {"stars": DRAWN, "snr": SNR, "methods": best(rows, lambda row: -row["psnr"])}
+
+
+def _true_row(name: str, settings: dict[str, Any], image: Any, stars: Stars, seconds: float) -> dict[str, Any]:
+    errors = errors_of(image, stars.truth)
+    row = {"method": name, **settings, "psnr": float(errors["psnr"].mean()), "ssim": float(errors["ssim"].mean())}
+    for what in ("size", "e1", "e2"):
+        row |= {f"{what}_mean": float(np.nanmean(errors[what])), f"{what}_sd": float(np.nanstd(errors[what]))}
+    print(row | {"seconds": seconds}, flush=True)
+    return row | {"seconds": seconds}
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    with threadpool_limits(1):
+        drawn = of_grid(next((folder / "stdpsf").glob("*.fits")))
+        save("psf_real", {"stdpsf": rounded(drawn), "wircam": []})
+        frames = [of_frame(path) for path in sorted((folder / "cfht_wircam").glob("*.fits.fz"))]
+    save("psf_real", {"stdpsf": rounded(drawn), "wircam": rounded(frames)})
+
+
+if __name__ == "__main__":
+    main()

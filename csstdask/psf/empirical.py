@@ -1,0 +1,168 @@
+"""What PSFs of a camera may look like that nobody has simulated, as the very stars tell it that are fitted.
+
+Two things are believed of any camera: its PSFs are smooth over a good third of their width, and they change little over
+a detector. As a Gaussian process: samples of a PSF scatter about a mean by ``width * sqrt(mean * peak)``, two of them
+correlated by ``exp(-d^2 / 2 length^2)``. Its leading eigenimages are principal images (`csstdask.psf.principal`), so
+that all that is fitted to principal PSFs (`csstdask.psf.fit`) is fitted to these.
+
+It is done twice: about a round Moffat profile, the one that suits the stars best, one PSF is fitted to all; about that
+one, a field. An undersampled PSF is known between samples because stars lie anywhere within their pixels (effective
+PSFs: Anderson & King 2000, PASP 112, 1360); what they leave open is smooth, and has its sigma.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import gaussian_filter
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from csstdask.psf.fit import PLACE, fit_field
+from csstdask.psf.pixels import Renderer
+from csstdask.psf.principal import FINE, SIDE, PrincipalPsfs, powers_of
+
+Float = npt.NDArray[np.float64]
+Pixels = npt.NDArray[np.float32]
+
+#: Full widths at half maximum that are tried for a first PSF [pixel], and the exponent of its Moffat profile.
+_FWHM, _MOFFAT = np.geomspace(1.2, 8.0, 20), 3.0
+#: Of a star's light on a pixel, what a round profile is wrong by at least.
+_ROUND = 0.02
+#: Edge of what is looked at for that, and distance from the source beyond which a PSF is its mean [pixel].
+_LOOKED_AT, _REACH = 24, 12
+
+
+@dataclass(frozen=True)
+class Smoothness:
+    """What is believed of a camera's PSFs: the parameters of a card without weights."""
+
+    length: float
+    """Over which PSFs are smooth, of their FWHM."""
+    common_width: float
+    """How far the PSF that all stars share is from a Moffat profile; the geometric mean of mean and peak is 1."""
+    common_images: int
+    common_stars: int
+    """It is fitted to so many stars at most, the brightest."""
+    field_widths: tuple[float, ...]
+    """How far the field is from the common PSF, by degree of its polynomials."""
+    own_width: float
+    """How far a star is from the field."""
+    images: int
+    """Eigenimages that the field is made of."""
+
+
+def learn_from_stars(
+    believed: Smoothness, pixels: Pixels, variance: Pixels, x: Float, y: Float, place: float = PLACE
+) -> PrincipalPsfs:
+    """Return what to expect of the PSFs of stars, their own pixels having been looked at.
+
+    Parameters
+    ----------
+    believed : Smoothness
+    pixels, variance : float32 arrays (n, y, x)
+        As `csstdask.psf.fit.fit_field` takes them.
+    x, y : float64 arrays (n,)
+        Offset of each star from the middle of pixel ``[size // 2, size // 2]`` [pixel].
+    place : float
+        How well places are known, one sigma [pixel].
+    """
+    bright = _brightest(pixels, variance, believed.common_stars)
+    stars = pixels[bright], variance[bright], x[bright], y[bright]
+    first = _best_moffat(*stars)
+    common = _about(first, believed, believed.common_images, (believed.common_width,))
+    fit = fit_field(common, *stars, np.ones((len(bright), 1)), place)
+    mean = np.maximum(common.at(fit.field)[0], 0)
+    return _about(_unit(mean), believed, believed.images, believed.field_widths)
+
+
+def fwhm_of(image: Pixels) -> float:
+    """Return the diameter of the circle as large as what is above half of a PSF's peak [pixel]."""
+    return float(2 * np.sqrt((image > image.max() / 2).sum() / np.pi) / FINE)
+
+
+def _about(mean: Pixels, believed: Smoothness, count: int, widths: tuple[float, ...]) -> PrincipalPsfs:
+    """Return PSFs that scatter about a mean, so much in each degree of the place."""
+    images, left = _eigenimages(mean, believed.length * fwhm_of(mean), count)
+    unit = np.eye(count)
+    own = np.full(count, believed.own_width**2)
+    return PrincipalPsfs(
+        mean=mean,
+        images=images,
+        field=np.stack([unit * widths[p + q] ** 2 for p, q in powers_of(len(widths) - 1)]),
+        own=own,
+        colour_field=np.empty((0, count, count)),
+        own_beside_colour=own,
+        degree=len(widths) - 1,
+        beyond=left * np.float32(widths[0] ** 2),
+    )
+
+
+def _eigenimages(mean: Pixels, length: float, count: int) -> tuple[Pixels, Pixels]:
+    """Return the leading eigenimages (count, SIDE, SIDE) of the process of unit width, and the variance they leave.
+
+    Their light is taken out: how bright a star is says its flux.
+    """
+    half = _REACH * FINE
+    window = slice(SIDE // 2 - half, SIDE // 2 + half)
+    steps = np.arange(-half, half) / FINE
+    smooth = np.exp(-0.5 * ((steps[:, None] - steps) / length) ** 2)
+    # A PSF that noise has roughened is no measure of how much it scatters; towards the edge nothing does.
+    envelope = np.sqrt(np.maximum(gaussian_filter(mean, length * FINE)[window, window], 0) * mean.max())
+    envelope *= np.clip((_REACH - np.hypot(steps[:, None], steps)) / 2, 0, 1)
+
+    def product(flat: Float) -> Float:
+        inner = smooth @ (envelope * flat.reshape(envelope.shape)) @ smooth
+        return np.asarray((envelope * inner).ravel(), dtype=np.float64)
+
+    process = LinearOperator((envelope.size, envelope.size), matvec=product, dtype=np.float64)
+    values, vectors = eigsh(process, count, v0=envelope.ravel())
+    roots = np.sqrt(np.maximum(values, 0))[::-1, None] * vectors.T[::-1]
+    shaped = roots.reshape(count, *envelope.shape)
+    left = np.zeros((SIDE, SIDE), np.float32)
+    left[window, window] = np.maximum(envelope**2 - (shaped**2).sum(axis=0), 0)
+    images = np.zeros((count, SIDE, SIDE), np.float32)
+    images[:, window, window] = shaped
+    light = images.sum(axis=(1, 2)) / mean.sum()
+    return images - light[:, None, None] * mean, left
+
+
+def _brightest(pixels: Pixels, variance: Pixels, most: int) -> npt.NDArray[np.int64]:
+    """Return which stars have the most significant pixels, in their order."""
+    known = np.isfinite(variance) & (variance > 0)
+    pull = np.where(known, pixels, 0) / np.sqrt(np.where(known, variance, 1))
+    middle, near = pixels.shape[-1] // 2, 2
+    window = slice(middle - near, middle + near + 1)
+    return np.sort(np.argsort(-pull[:, window, window].sum(axis=(1, 2)), kind="stable")[:most])
+
+
+def _best_moffat(pixels: Pixels, variance: Pixels, x: Float, y: Float) -> Pixels:
+    """Return the round profile that suits the usual star best."""
+    middle, half = pixels.shape[-1] // 2, min(_LOOKED_AT, pixels.shape[-1]) // 2
+    window = (slice(None), *2 * (slice(middle - half, middle + half),))
+    known = np.isfinite(variance) & (variance > 0)
+    weight = np.where(known, 1 / np.where(known, variance, 1), 0)[window].astype(float)
+    seen = np.where(known, pixels, 0)[window].astype(float)
+    misfits = []
+    for fwhm in _FWHM:
+        plain = Renderer(_moffat(fwhm)[None], 2 * half)(y, x)[:, 0].astype(float)
+        design = np.stack([plain, np.ones_like(plain)], axis=-1)
+        normal = np.einsum("nyxa,nyx,nyxb->nab", design, weight, design)
+        right = np.einsum("nyxa,nyx,nyx->na", design, weight, seen)
+        told = np.einsum("nab,nb->na", np.linalg.pinv(normal), right)
+        left = seen - np.einsum("nyxa,na->nyx", design, told)
+        doubt = _ROUND * told[:, 0, None, None] * plain
+        misfits.append(np.median((weight * left**2 / (1 + weight * doubt**2)).sum(axis=(1, 2))))
+    return _moffat(float(_FWHM[int(np.argmin(misfits))]))
+
+
+def _moffat(fwhm: float) -> Pixels:
+    steps = (np.arange(SIDE) - SIDE // 2) / FINE
+    alpha = fwhm / 2 / np.sqrt(2 ** (1 / _MOFFAT) - 1)
+    return _unit(((1 + (steps[:, None] ** 2 + steps**2) / alpha**2) ** -_MOFFAT).astype(np.float32))
+
+
+def _unit(image: Pixels) -> Pixels:
+    """Return an image with a unit of light."""
+    return np.asarray(image * (np.float32(FINE**2) / image.sum()), dtype=np.float32)

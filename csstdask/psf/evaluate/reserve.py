@@ -1,0 +1,85 @@
+"""How PSFs stand beside stars that no fit has seen, whose truth nobody knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from csstdask.psf.frame import moments_of
+from csstdask.psf.pixels import interpolation
+from csstdask.psf.principal import FINE, SIDE, resampled
+from csstdask.psf.psfnet import phase_of
+
+Float = npt.NDArray[np.float64]
+Images = npt.NDArray[np.float32]
+
+#: Edge of what is compared [pixel], rounds of linearisation, how well places are known, and how far a star moves in a
+#: round at most [pixel].
+_SIZE, _ROUNDS, _PLACE, _STEP = 20, 5, 0.1, 0.3
+#: Half-pixel samples a native pixel.
+_SAMPLES = 2
+
+
+def beside_stars(image: Images, pixels: Images, variance: Images, x: Float, y: Float) -> dict[str, Float]:
+    """Lay PSFs on stars, each with the flux, sky and place that suit it best.
+
+    Parameters
+    ----------
+    image : float32 array (n, 64, 64)
+        PSFs at the stars' places, as `csstdask.psf.reconstruct` has them.
+    pixels, variance : float32 arrays (n, 32, 32)
+        Of the stars; variance is inf where nothing is known.
+    x, y : float64 arrays (n,)
+        Places [pixel].
+
+    Returns
+    -------
+    dict of arrays (n,)
+        ``chi2``, a degree of freedom, of the inner 20 x 20 pixels; ``snr``, flux over its error; ``size``, (R - R_star)
+        / R_star, ``e1`` and ``e2``, PSF - star: moments under a round Gaussian (`csstdask.psf.frame.judge`) on the same
+        pixels, those of the star that are unknown filled from the PSF.
+    """
+    middle, half = pixels.shape[-1] // 2, _SIZE // 2
+    window = (slice(None), *2 * (slice(middle - half, middle + half),))
+    known = (np.isfinite(variance) & (variance > 0))[window]
+    weight = np.where(known, 1 / np.where(known, variance[window], 1), 0).astype(float)
+    seen = np.where(known, pixels[window], 0).astype(float)
+    fine = _fine(image)
+    told = phase_of(x), phase_of(y)
+    places, flux = np.stack(told), np.zeros(len(seen))
+    for _ in range(_ROUNDS):
+        plain, moved = _rendered(fine, *places)
+        slopes = flux[:, None, None, None] * moved
+        design = np.concatenate([plain[..., None], np.ones_like(plain[..., None]), slopes], axis=-1)
+        prior = np.diag([0.0, 0.0, _PLACE**-2, _PLACE**-2])
+        normal = np.einsum("nyxa,nyx,nyxb->nab", design, weight, design) + prior
+        right = np.einsum("nyxa,nyx,nyx->na", design, weight, seen)
+        right[:, 2:] -= (places - told).T * _PLACE**-2
+        solved = np.einsum("nab,nb->na", np.linalg.pinv(normal), right)
+        flux, sky = solved[:, 0], solved[:, 1, None, None]
+        places += np.clip(solved[:, 2:].T, -_STEP, _STEP)
+    plain, _ = _rendered(fine, *places)
+    light = flux[:, None, None] * plain
+    chi2 = (weight * (seen - sky - light) ** 2).sum(axis=(1, 2)) / np.maximum(known.sum(axis=(1, 2)) - 4, 1)
+    star = np.where(known, seen - sky, light)
+    columns = {"chi2": chi2, "snr": flux * np.sqrt((weight * plain**2).sum(axis=(1, 2)))}
+    shape, wanted = moments_of(light, *places), moments_of(star, *places)
+    return columns | {"size": shape[0] / wanted[0] - 1, "e1": shape[1] - wanted[1], "e2": shape[2] - wanted[2]}
+
+
+def _fine(image: Images) -> Images:
+    """Return half-pixel images as those of `csstdask.psf.principal`."""
+    fine = resampled(image, image.shape[-1] // _SAMPLES * FINE) * np.float32(_SAMPLES**2)
+    rim = (SIDE - fine.shape[-1]) // 2
+    return np.pad(fine, ((0, 0), (rim, rim), (rim, rim)))
+
+
+def _rendered(fine: Images, x: Float, y: Float) -> tuple[Any, Any]:
+    """Return what a unit of light is on the pixels of each star, and how that changes with x and y (n, y, x, 2)."""
+    along_x, along_y = (interpolation(place, _SIZE).astype(float) for place in (x, y))
+    by_x, by_y = (interpolation(place, _SIZE, slope=True).astype(float) for place in (x, y))
+    across = fine @ along_x.transpose(0, 2, 1)
+    moved = [along_y @ (fine @ by_x.transpose(0, 2, 1)), by_y @ across]
+    return along_y @ across, np.stack(moved, axis=-1)
