@@ -9,9 +9,9 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+import psf_tables
 import repair_tables
 from committed import load, percent, table
 
@@ -346,36 +346,6 @@ def trainings() -> str:
     return table(head, rows)
 
 
-def psf() -> str:
-    """Tell by recipe and method how far PSFs are off, over a detector of each band."""
-    result = load("psf")
-    rows = []
-    for recipe, units in result["recipes"].items():
-        for method in dict.fromkeys(method for unit in units for method in unit["methods"]):
-            found = [(unit["band"], unit["methods"][method]) for unit in units if method in unit["methods"]]
-            psnr = {band: fmean(row["psnr"]["mean"] for other, row in found if other == band) for band in dict(found)}
-            worst = min(psnr, key=lambda band: psnr[band])
-            size = [row["size"] for _, row in found]
-            bent = [max(row["e1"]["sd"], row["e2"]["sd"]) for _, row in found]
-            pulls = [row["pull"]["sd"] for _, row in found if "pull" in row]
-            took = [row["seconds"] for _, row in found if "seconds" in row]
-            rows.append(
-                [
-                    recipe, method, f"{fmean(psnr.values()):.1f}", f"{psnr[worst]:.1f} ({worst})",
-                    f"{fmean(row['ssim']['mean'] for _, row in found):.5f}",
-                    f"{max((one['mean'] for one in size), key=abs):+.4f}", f"{max(one['sd'] for one in size):.4f}",
-                    f"{max(bent):.4f}", f"{fmean(pulls):.2f}" if pulls else "", f"{fmean(took):.1f}" if took else "",
-                ]
-            )  # fmt: skip
-    head = [
-        "recipe", "method", "PSNR, mean over bands [dB]", "least band", "SSIM", "mean dR/R, largest of a band",
-        "SD of dR/R, largest", "SD of de, largest", "pulls, SD", "seconds a detector",
-    ]  # fmt: skip
-    place = result["environment"]
-    note = f"*all stars*: `{result['model']}`. {place['processor']}, one thread, {place['date']}."
-    return table(head, rows) + f"\n\n{note}"
-
-
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"engine": engine, "resume": resume, "cosmicray-speed": speed},
     "docs/cosmicray.md": {
@@ -393,7 +363,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "trainings": trainings,
     },
     "docs/repair.md": repair_tables.TABLES,
-    "docs/psf.md": {"psf": psf},
+    "docs/psf.md": psf_tables.TABLES,
     "docs/mock.md": {"mock": mock},
 }
 

@@ -103,7 +103,7 @@ def psfs_by_network(
     x: Float,
     y: Float,
     device: Any = None,
-) -> tuple[Images, Images, Float, npt.NDArray[np.bool_], dict[int, Any]]:
+) -> tuple[Images, Images, Float]:
     """Return PSFs of stars, each by itself.
 
     Parameters
@@ -123,10 +123,6 @@ def psfs_by_network(
         Of unit sum; sigmas are what the card says of validation stars.
     chi2 : float64 array (n,)
         A degree of freedom, of each star's pixels beside its PSF.
-    used : bool array (n,)
-        Nobody takes part in anything: False.
-    fields : dict
-        Empty.
 
     Raises
     ------
@@ -162,7 +158,7 @@ def psfs_by_network(
             freedom = np.maximum((~ignored[some]).sum(axis=(1, 2)) - 2, 0)
             image[some], chi2[some] = found.cpu().numpy(), np.where(freedom > 0, pull2 / np.maximum(freedom, 1), np.nan)
     sigma = sigma_of(image, card.calibration["floor"], card.calibration["share"])
-    return image, sigma, chi2, np.zeros(n, dtype=bool), {}
+    return image, sigma, chi2
 
 
 def sigma_of(image: Images, floor: float, share: float) -> Images:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -138,17 +138,18 @@ def reconstruct(
         variance = np.where(ignored, np.inf, (sigma_of / unit) ** 2).astype(np.float32)
     scaled = np.where(ignored, 0, pixels / unit).astype(np.float32)
     if by_network:
-        found = psfs_by_network(card, scaled, variance, numbers, across, down, device)
+        alone = psfs_by_network(card, scaled, variance, numbers, across, down, device)
+        found = Reconstruction(*alone, np.zeros(n, dtype=bool), {}, card)
     else:
         heat = None if temperature is None else _column("temperature", temperature, n)
         if heat is not None and (heat <= 0).any():
             raise ValueError(f"temperature: found {heat[heat <= 0][0]:g}; wanted kelvins above 0")
         found = _by_fields(card, scaled, variance, numbers, across, down, heat, shape)
-    image, sigma, chi2, used, fields = found
-    if error is None and not by_network:
-        sigma *= np.sqrt(np.fmax(chi2, 1.0))[:, None, None].astype(np.float32)
-    xp = namespace_of(given)
-    return Reconstruction(door.give(xp.asarray(image)), door.give(xp.asarray(sigma)), chi2, used, fields, card)
+        if error is None:
+            scatter = np.sqrt(np.fmax(found.chi2, 1.0))[:, None, None].astype(np.float32)
+            found = replace(found, sigma=found.sigma * scatter)
+    image, sigma = (door.give(namespace_of(given).asarray(plane)) for plane in (found.image, found.sigma))
+    return replace(found, image=image, sigma=sigma)
 
 
 def _by_fields(
@@ -160,8 +161,8 @@ def _by_fields(
     y: Float,
     temperature: Float | None,
     shape: tuple[int, int] | None,
-) -> tuple[Images, Images, Float, npt.NDArray[np.bool_], dict[int, PsfField]]:
-    """Return images, sigmas, chi^2, which stars took part, and the fields: all stars of a detector fitted at once."""
+) -> Reconstruction:
+    """Fit all stars of a detector at once, detector by detector."""
     n = len(pixels)
     image, sigma = np.empty((n, 64, 64), np.float32), np.empty((n, 64, 64), np.float32)
     chi2, used = np.full(n, np.nan), np.zeros(n, dtype=bool)
@@ -174,7 +175,7 @@ def _by_fields(
         image[some], sigma[some] = half_pixels(fit.psfs, fit.amounts, fit.spread)
         chi2[some], used[some] = fit.chi2, fit.used
         fields[one] = field
-    return image, sigma, chi2, used, fields
+    return Reconstruction(image, sigma, chi2, used, fields, card)
 
 
 def fit_detector(

@@ -1,0 +1,141 @@
+"""How long does the PSF of a detector take, as a process of its own, and how long adaptive moments, beside their peers?
+
+* One detector, some 900 stars at S/N 100 (`psf-newoptics`, g), one thread: from stamps and a source table on disk to a
+  ``.psf`` file, the choice of stars included. Beside it ``psfex``, from its catalogue to its ``.psf`` file, its own
+  choice included, at the settings that give its best figures, and at the paper's; with ``--piff`` Piff (an hour).
+* Adaptive moments of a thousand PSFs beside `galsim.hsm`, stamp by stamp.
+
+``python benchmarks/psf_speed.py`` (fifteen minutes) writes ``results/psf_speed.json``. PSFEx: Debian, ``apt-get install
+psfex``.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import galsim
+import numpy as np
+from environment import save
+from threadpoolctl import threadpool_limits
+
+from csstdask.arrays.moments import adaptive_moments
+from csstdask.mock.recipe import load_recipe
+from csstdask.psf.evaluate import PSFEX_SETTINGS, SNR
+from csstdask.psf.evaluate.stars import Stars, draw_stars
+from csstdask.psf.piff import run_piff
+from csstdask.psf.psfex import run_psfex, sky_of
+from csstdask.results import rounded
+
+STORES = Path(__file__).parent.parent / "stores"
+DETECTOR, REPEATS, STAMPS = 8, 3, 1000
+#: PSFEx's in the CSST-PSFNet paper.
+PAPER = {"basis_number": 20, "accuracy": 0.01, "degree": 3}
+ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+#: What a user's script does: choose stars, reconstruct, write.
+SCRIPT = """
+import sys, numpy as np, csstdask
+given = dict(np.load(sys.argv[1]))
+sources = {name: given[name] for name in ("x", "y", "flux", "flux_err", "half_light_radius", "ellipticity", "flag")}
+shape = (9232, 9216)
+chosen = csstdask.psf.select_stars(sources, shape)
+stars = chosen.fitted | chosen.reserve
+found = csstdask.psf.reconstruct(
+    given["stamps"][stars], given["detector"][stars], sources["x"][stars], sources["y"][stars],
+    error=given["error"][stars], model=sys.argv[3], shape=shape,
+)
+csstdask.psf.write_psf(sys.argv[2], found.fields[int(given["detector"][0])])
+print(int(stars.sum()))
+"""
+
+
+def source_table(stars: Stars) -> dict[str, Any]:
+    """Return what a source extractor says of isolated stars."""
+    sky, _ = sky_of(stars.stamps, stars.mask)
+    seen = stars.stamps - np.float32(sky)
+    shape = adaptive_moments(seen)
+    return {
+        "x": stars.x, "y": stars.y, "flux": seen.sum(axis=(1, 2)),
+        "flux_err": seen.sum(axis=(1, 2)) / stars.snr, "half_light_radius": 1.1774 * shape.sigma,
+        "ellipticity": np.hypot(shape.e1, shape.e2) / 2, "flag": np.zeros(len(stars), np.int32),
+    }  # fmt: skip
+
+
+def seconds(call: Callable[[], Any], repeats: int = 1) -> float:
+    took = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        took.append(time.perf_counter() - start)
+    return float(np.median(took))
+
+
+def by_process(stars: Stars, folder: Path, *, piff: bool) -> list[dict[str, Any]]:
+    """Return seconds of whole processes, and how many stars took part."""
+    given = folder / "stars.npz"
+    np.savez(given, stamps=stars.stamps, error=stars.error, detector=np.full(len(stars), DETECTOR),
+             **source_table(stars))  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for model in ("principal", "empirical"):
+        command = [sys.executable, "-c", SCRIPT, str(given), str(folder / "ours.psf"), model]
+        said: list[str] = []
+
+        def ours(command: list[str] = command, said: list[str] = said) -> None:
+            environment = os.environ | ONE_THREAD
+            said.append(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+
+        took = seconds(ours, REPEATS)
+        rows.append({"method": model, "seconds": took, "stars": int(said[-1])})
+    sky, noise = sky_of(stars.stamps, stars.mask)
+    height = stars.stamps - np.float32(sky)
+    for name, settings in (("PSFEx, its best", PSFEX_SETTINGS), ("PSFEx, the paper's", PAPER)):
+        work = folder / name.replace(" ", "-")
+        work.mkdir()
+
+        def theirs(work: Path = work, settings: dict[str, Any] = settings) -> None:
+            run_psfex(work, height, stars.x, stars.y, noise=noise, **settings)
+
+        rows.append({"method": name, **settings, "seconds": seconds(theirs), "stars": len(stars)})
+        print(rows, flush=True)
+    if piff:
+        variance = stars.error.astype(float) ** 2
+        took = seconds(lambda: run_piff(height, variance.astype(np.float32), stars.x, stars.y))
+        rows.append({"method": "Piff", "seconds": took, "stars": len(stars)})
+    return [row | {"times_ours": row["seconds"] / rows[0]["seconds"]} for row in rows]
+
+
+def moments(stars: Stars) -> dict[str, float]:
+    """Return stamps a second of adaptive moments, ours and GalSim's, and how far apart they are at most."""
+    images = np.resize(stars.truth, (STAMPS, *stars.truth.shape[1:]))
+    views = [galsim.Image(image, scale=1.0) for image in images.astype(np.float64)]
+    theirs: list[Any] = []
+
+    def hsm() -> None:
+        theirs[:] = [galsim.hsm.FindAdaptiveMom(view, guess_sig=3.0) for view in views]
+
+    took = seconds(lambda: adaptive_moments(images, start=3.0), REPEATS)
+    peer = seconds(hsm, REPEATS)
+    found = adaptive_moments(images, start=3.0)
+    away = max(abs(one.moments_sigma - ours) for one, ours in zip(theirs, found.sigma, strict=True))
+    return {"stamps_per_s": STAMPS / took, "galsim_stamps_per_s": STAMPS / peer, "ratio": peer / took,
+            "most_apart_in_sigma": float(away)}  # fmt: skip
+
+
+def main() -> None:
+    recipe = load_recipe(STORES / "psf-newoptics.toml")
+    nodes = recipe.nodes.model_copy(update={"snr": (SNR, SNR)})
+    stars = draw_stars(recipe.model_copy(update={"nodes": nodes}), 0, DETECTOR)
+    with threadpool_limits(1), tempfile.TemporaryDirectory() as folder:
+        of_stamps = moments(stars)
+        rows = by_process(stars, Path(folder), piff="--piff" in sys.argv)
+    save("psf_speed", {"detector": DETECTOR, "snr": SNR, "processes": rounded(rows), "moments": rounded(of_stamps)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The tables of docs/psf.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import fmean
+from typing import Any
+
+from committed import load, table
+
+
+def psf() -> str:
+    """Tell by recipe and method how far PSFs are off, over a detector of each band."""
+    result = load("psf")
+    rows = []
+    for recipe, units in result["recipes"].items():
+        for method in dict.fromkeys(method for unit in units for method in unit["methods"]):
+            found = [(unit["band"], unit["methods"][method]) for unit in units if method in unit["methods"]]
+            psnr = {band: fmean(row["psnr"]["mean"] for other, row in found if other == band) for band in dict(found)}
+            worst = min(psnr, key=lambda band: psnr[band])
+            size = [row["size"] for _, row in found]
+            bent = [max(row["e1"]["sd"], row["e2"]["sd"]) for _, row in found]
+            pulls = [row["pull"]["sd"] for _, row in found if "pull" in row]
+            took = [row["seconds"] for _, row in found if "seconds" in row]
+            rows.append(
+                [
+                    recipe, method, f"{fmean(psnr.values()):.1f}", f"{psnr[worst]:.1f} ({worst})",
+                    f"{fmean(row['ssim']['mean'] for _, row in found):.5f}",
+                    f"{max((one['mean'] for one in size), key=abs):+.4f}", f"{max(one['sd'] for one in size):.4f}",
+                    f"{max(bent):.4f}", f"{fmean(pulls):.2f}" if pulls else "", f"{fmean(took):.1f}" if took else "",
+                ]
+            )  # fmt: skip
+    head = [
+        "recipe", "method", "PSNR, mean over bands [dB]", "least band", "SSIM", "mean dR/R, largest of a band",
+        "SD of dR/R, largest", "SD of de, largest", "pulls, SD", "seconds a detector",
+    ]  # fmt: skip
+    place = result["environment"]
+    note = f"*all stars*: `{result['model']}`. {place['processor']}, one thread, {place['date']}."
+    return table(head, rows) + f"\n\n{note}"
+
+
+def settings() -> str:
+    """Tell what PSFEx makes of stars by its settings."""
+    rows = [
+        [
+            row["basis_number"], row["accuracy"], row["degree"], f"{row['psnr']:.2f}",
+            f"{row['size_mean']:+.4f} ± {row['size_std']:.4f}", f"{max(row['e1_std'], row['e2_std']):.4f}",
+            f"{row['seconds']:.0f}",
+        ]
+        for row in load("psfex_settings")["rows"]
+    ]  # fmt: skip
+    head = ["`BASIS_NUMBER`", "`PSF_ACCURACY`", "degree", "PSNR [dB]", "dR/R", "SD of de", "seconds"]
+    return table(head, rows)
+
+
+def speed() -> str:
+    """Tell how long a detector takes, process by process."""
+    result = load("psf_speed")
+    rows = [
+        [row["method"], row["stars"], f"{row['seconds']:.1f}", f"{row['times_ours']:.1f}"]
+        for row in result["processes"]
+    ]
+    found, place = result["moments"], result["environment"]
+    note = (
+        f"Adaptive moments: {found['stamps_per_s']:.0f} stamps a second, {found['ratio']:.1f} times `galsim.hsm`'s, "
+        f"sigma equal to {found['most_apart_in_sigma']:.0e}. {place['processor']}, one thread, {place['date']}."
+    )
+    return table(["process", "stars", "seconds", "of ours"], rows) + f"\n\n{note}"
+
+
+def real() -> str:
+    """Tell how PSFs of other cameras stand beside stars, and beside the truth of drawn ones."""
+    result = load("psf_real")
+    rows = [
+        [
+            f"{frame['frame'].removesuffix('.fits.fz')}, {frame['fitted']} + {frame['reserve']}",
+            _with_settings(row), f"{row['chi2']:.2f}", f"{row['chi2_bright']:.2f}",
+            f"{row['size_mean']:+.4f} ± {row['size_sd']:.4f}", f"{max(row['e1_sd'], row['e2_sd']):.4f}",
+            f"{row['seconds']:.1f}",
+        ]
+        for frame in result["wircam"]
+        for row in frame["methods"]
+    ]  # fmt: skip
+    head = ["frame, stars fitted + reserve", "method", "chi², median", "of bright", "dR/R", "SD of de", "seconds"]
+    drawn = [
+        [
+            _with_settings(row), f"{row['psnr']:.1f}", f"{row['ssim']:.5f}",
+            f"{row['size_mean']:+.4f} ± {row['size_sd']:.4f}", f"{max(row['e1_sd'], row['e2_sd']):.4f}",
+            f"{row['pull_sd']:.2f}" if "pull_sd" in row else "", f"{row['seconds']:.1f}",
+        ]
+        for row in result["stdpsf"]["methods"]
+    ]  # fmt: skip
+    of_grid = ["stars of STScI's WFC3/UVIS grid", "PSNR [dB]", "SSIM", "dR/R", "SD of de", "pulls, SD", "seconds"]
+    return table(head, rows) + "\n\n" + table(of_grid, drawn)
+
+
+def _with_settings(row: dict[str, Any]) -> str:
+    told = [f"{row[key]}" for key in ("basis_number", "degree") if key in row]
+    return f"{row['method']} ({', '.join(told)})" if told else f"`{row['method']}`"
+
+
+TABLES: dict[str, Callable[[], str]] = {"psf": psf}
