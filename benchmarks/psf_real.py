@@ -37,9 +37,11 @@ from csstdask.psf.psfex import psfex_at_stars, run_psfex
 from csstdask.quiet import no_warnings
 from csstdask.results import rounded
 
-#: Of PSFEx: BASIS_NUMBER and degree; of Piff: degree. Few stars bear no high degree.
-PSFEX = tuple({"basis_number": number, "degree": degree} for number in (10, 20) for degree in (1, 2, 3, 4))
-PIFF = tuple({"degree": degree} for degree in (1, 2))
+#: Of PSFEx: BASIS_NUMBER and degree, for a frame's stars and for the grid's, of which there are more; of Piff, samples
+#: along the edge of its grid, two a pixel, and degree: more of either takes it many minutes.
+PSFEX = tuple({"basis_number": number, "degree": degree} for number in (10, 20) for degree in (1, 2, 3))
+OF_GRID = tuple({"basis_number": number, "degree": degree} for number, degree in ((10, 3), (20, 2), (20, 3), (20, 4)))
+PIFF = ({"side": 17, "degree": 1},)
 #: Stars of this S/N and more; a pixel above so many counts is not linear; boxes of the sky [pixel].
 LEAST_SNR, FULL, BOX = 20.0, 25000.0, 64
 #: The stars of the grid: how many, their S/N, their sky and read-out [e-], and the first chip's rows.
@@ -195,7 +197,7 @@ def of_grid(path: Path) -> dict[str, Any]:
     took = time.perf_counter() - start
     pull = pulls_of(found.image, found.sigma, stars.truth)
     rows.append(_true_row("empirical", {}, found.image, stars, took) | {"pull_sd": float(pull.std())})
-    for settings in PSFEX:
+    for settings in OF_GRID:
         start = time.perf_counter()
         image = psfex_at_stars(stars.stamps, stars.mask, stars.x, stars.y, **settings)
         rows.append(_true_row("PSFEx", settings, image, stars, time.perf_counter() - start))

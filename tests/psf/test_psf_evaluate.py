@@ -86,9 +86,16 @@ per_unit = 20
     assert kept["recipes"]["psf-dataset2"][0]["detector"] == 7
     assert kept["identity"] == results["identity"]
     assert (tmp_path / "psf-dataset2.png").stat().st_size > 10_000
+    assert (tmp_path / "psf-dataset2-bands.png").stat().st_size > 5_000
     lines = list(table(results))
     assert (tmp_path / "psf_evaluation.md").read_text() == "\n".join(lines) + "\n"
     assert any(line.startswith("| all stars | ") for line in lines)
+
+
+def test_where_few_stars_are_not_the_point_only_all_are_fitted(psf_stars, psf_model):
+    methods = measure_stars(psf_stars, model=str(psf_model), psfex=False, beside=("empirical",), fewer=False)["methods"]
+    assert list(methods) == [MODEL, "empirical 1", "empirical 1, blank"]
+    assert methods["empirical 1"]["psnr"]["mean"] > methods["empirical 1, blank"]["psnr"]["mean"] + 20
 
 
 def test_what_is_unknown_is_named(tmp_path):

@@ -1,8 +1,11 @@
-"""Figures of an evaluation of PSFs: what is left of images, and where (CSST-PSFNet paper, figures 4 to 9)."""
+"""Figures of an evaluation of PSFs, after those of the CSST-PSFNet paper.
+
+What is left of images, and where (its figures 4 to 9), and bands beside each other (its figure 10).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,12 @@ from csstdask.results import pyplot
 
 Float = npt.NDArray[np.float64]
 
+#: What bands are compared by: its label, whether its axis is logarithmic, and how a method's row tells it.
+_COMPARED: tuple[tuple[str, bool, Callable[[Mapping[str, Any]], float]], ...] = (
+    ("PSNR [dB]", False, lambda row: float(row["psnr"]["mean"])),
+    ("SD of dR/R", True, lambda row: float(row["size"]["sd"])),
+    ("SD of de, the larger", True, lambda row: float(max(row["e1"]["sd"], row["e2"]["sd"]))),
+)
 #: Samples about the middle of a PSF that are shown, and what its colours span, as a share of the peak and of the size.
 _SHOWN, _OF_PEAK, _OF_SIZE = 32, 1e-3, 0.01
 
@@ -71,6 +80,32 @@ def draw_looks(looks: Mapping[str, Mapping[str, Look]], path: Path) -> None:
         figure.colorbar(shown, ax=axes[2 * row, :], label="of the peak")
         figure.colorbar(dots, ax=axes[2 * row + 1, :], label="dR/R")
     path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def draw_bands(units: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw how far methods are off in each band: PSNR, sizes and ellipticities.
+
+    Parameters
+    ----------
+    units : sequence of mapping
+        Of an evaluation, each with its ``band`` and ``methods``.
+    path : Path
+        PNG
+    """
+    bands = list(dict.fromkeys(unit["band"] for unit in units))
+    plt = pyplot()
+    figure, axes = plt.subplots(1, len(_COMPARED), figsize=(3.6 * len(_COMPARED), 3.2), layout="constrained")
+    for axis, (label, logarithmic, quantity) in zip(axes, _COMPARED, strict=True):
+        for method in dict.fromkeys(method for unit in units for method in unit["methods"]):
+            found = {unit["band"]: quantity(unit["methods"][method]) for unit in units if method in unit["methods"]}
+            axis.plot([bands.index(band) for band in found], list(found.values()), "o-", ms=4, lw=0.8, label=method)
+        axis.set_xticks(range(len(bands)), bands)
+        axis.set_ylabel(label)
+        if logarithmic:
+            axis.set_yscale("log")
+    axes[-1].legend(fontsize=6)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
