@@ -43,8 +43,8 @@ FIGURE = "psf-dataset2.png"
 def main() -> None:
     quick = "--quick" in sys.argv
     measured_with = {"identity": find_card("psf", "default").identity, "psfex": PSFEX_SETTINGS}
-    kept = load("psf")
-    if quick or kept.get("measured_with") != measured_with:
+    kept = load("psf") if not quick and (RESULTS / "psf.json").is_file() else {}
+    if kept.get("measured_with") != measured_with:
         kept = {}
     results, asked = kept.get("recipes", {}), kept.get("asked", [])
     with tempfile.TemporaryDirectory() as folder:

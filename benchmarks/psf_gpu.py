@@ -1,7 +1,8 @@
 """How many stamps a second does CSST-PSFNet reconstruct on a GPU, and adaptive moments measure, beside this host?
 
-Results are compared as well, float32 for float32. ``python benchmarks/psf_gpu.py`` writes ``results/psf_gpu.json``;
-without a GPU it says so and writes nothing; ``--cpu`` tries it on the host against itself, and writes nothing.
+PSFs and sizes are compared as well, float32 for float32. ``python benchmarks/psf_gpu.py`` writes
+``results/psf_gpu.json``; without a GPU it says so and writes nothing; ``--cpu`` tries it on the host against itself,
+and writes nothing.
 """
 
 from __future__ import annotations
@@ -47,20 +48,24 @@ def main() -> None:
     steps = np.arange(32) - 16
     star = np.exp(-(steps[:, None] ** 2 + steps**2) / 4)
     stamps = (1e4 * star + rng.normal(0, 10, (STAMPS, 32, 32))).astype(np.float32)
-    images, rows = {}, {}
+    images, sizes, rows = {}, {}, {}
     for where in ("cpu", device):
 
         def network(where: str = where) -> Any:
             return reconstruct(stamps, detector, x, y, model="psfnet", device=where).image
 
         images[where] = network()
-        tensor = torch.from_numpy(images[where]).to(where)
+        tensor = torch.from_numpy(images["cpu"]).to(where)
+        sizes[where] = adaptive_moments(tensor, start=3.0).sigma.cpu().numpy()
         rows[where] = {
             "psfnet_stamps_per_s": STAMPS / seconds(network),
             "moments_stamps_per_s": STAMPS / seconds(lambda tensor=tensor: adaptive_moments(tensor, start=3.0)),
         }
     apart = float(np.abs(images["cpu"] - images[device]).max() / images["cpu"].max())
-    result = {"device": device, "stamps": STAMPS, "rows": rows, "most_apart_of_peak": apart}
+    result = {
+        "device": device, "stamps": STAMPS, "host_threads": torch.get_num_threads(), "rows": rows,
+        "most_apart_of_peak": apart, "most_apart_in_sigma": float(np.nanmax(np.abs(sizes["cpu"] - sizes[device]))),
+    }  # fmt: skip
     if device == "cpu":
         sys.stdout.write(f"{result}\n")
         return

@@ -1,8 +1,8 @@
 """How long does the PSF of a detector take, as a process of its own, and how long adaptive moments, beside their peers?
 
 * One detector, some 900 stars at S/N 100 (`psf-newoptics`, g), one thread: from stamps and a source table on disk to a
-  ``.psf`` file, the choice of stars included. Beside it ``psfex``, from its catalogue to its ``.psf`` file, its own
-  choice included, at the settings that give its best figures, and at the paper's; with ``--piff`` Piff (an hour).
+  ``.psf`` file, the choice of stars included. Beside it ``psfex``, from stamps to its ``.psf`` file, its own cuts
+  included, at the paper's settings and at those that give its best figures; with ``--piff`` Piff (an hour).
 * Adaptive moments of a thousand PSFs beside `galsim.hsm`, stamp by stamp.
 
 ``python benchmarks/psf_speed.py`` (fifteen minutes) writes ``results/psf_speed.json``. PSFEx: Debian, ``apt-get install
@@ -41,7 +41,7 @@ SCRIPT = """
 import sys, numpy as np, csstdask
 given = dict(np.load(sys.argv[1]))
 sources = {name: given[name] for name in ("x", "y", "flux", "flux_err", "half_light_radius", "ellipticity", "flag")}
-shape = (9232, 9216)
+shape = tuple(given["shape"].tolist())
 chosen = csstdask.psf.select_stars(sources, shape)
 stars = chosen.fitted | chosen.reserve
 found = csstdask.psf.reconstruct(
@@ -49,7 +49,7 @@ found = csstdask.psf.reconstruct(
     error=given["error"][stars], model=sys.argv[3], shape=shape,
 )
 csstdask.psf.write_psf(sys.argv[2], found.fields[int(given["detector"][0])])
-print(int(stars.sum()))
+print(int(found.used.sum()))
 """
 
 
@@ -77,8 +77,8 @@ def seconds(call: Callable[[], Any], repeats: int = 1) -> float:
 def by_process(stars: Stars, folder: Path, *, piff: bool) -> list[dict[str, Any]]:
     """Return seconds of whole processes, and how many stars took part."""
     given = folder / "stars.npz"
-    np.savez(given, stamps=stars.stamps, error=stars.error, detector=np.full(len(stars), DETECTOR),
-             **source_table(stars))  # fmt: skip
+    planes = {"stamps": stars.stamps, "error": stars.error, "detector": np.full(len(stars), DETECTOR)}
+    np.savez(given, shape=stars.shape, **planes, **source_table(stars))
     rows: list[dict[str, Any]] = []
     for model in ("principal", "empirical"):
         command = [sys.executable, "-c", SCRIPT, str(given), str(folder / "ours.psf"), model]

@@ -71,10 +71,11 @@ def inpaint(
         ``default``, a name that ``csstdask models`` lists, or the path of a card that ``csstdask train inpaint`` wrote.
         ``median`` treats all pixels alike; networks repair what belongs to sources, and leave the rest to the median.
     detector : int, optional
-        Its id, as the instrument has it that `psf` was learnt for (CSST): stars are then repaired by the PSF that the
-        frame's own stars have (`csstdask.cosmicray.star_repair`), on the host, of sources that are found in the frame.
+        Its id, as the instrument has it that `psf` was learnt for (CSST; of ``empirical`` any): stars are then repaired
+        by the PSF that the frame's own stars have (`csstdask.cosmicray.star_repair`), on the host, of sources that are
+        found in the frame.
     psf : str
-        What is known of PSFs: as `csstdask.psf.reconstruct` takes it as its model.
+        What is known of PSFs: as `csstdask.psf.reconstruct` takes it as its model. Not looked at without `detector`.
 
     Returns
     -------

@@ -1,37 +1,54 @@
 """What PSFs of a camera may look like that nobody has simulated, as the very stars tell it that are fitted.
 
-Two things are believed of any camera: its PSFs are smooth over a good third of their width, and they change little over
-a detector. As a Gaussian process: samples of a PSF scatter about a mean by ``width * sqrt(mean * peak)``, two of them
+Two things are believed of any camera: its PSFs are smooth over a third of their width, and they change little over a
+detector. As a Gaussian process: samples of a PSF scatter about a mean by ``width * sqrt(mean * peak)``, two of them
 correlated by ``exp(-d^2 / 2 length^2)``. Its leading eigenimages are principal images (`csstdask.psf.principal`), so
 that all that is fitted to principal PSFs (`csstdask.psf.fit`) is fitted to these.
 
 It is done twice: about a round Moffat profile, the one that suits the stars best, one PSF is fitted to all; about that
 one, a field. An undersampled PSF is known between samples because stars lie anywhere within their pixels (effective
-PSFs: Anderson & King 2000, PASP 112, 1360); what they leave open is smooth, and has its sigma.
+PSFs: Anderson & King 2000, PASP 112, 1360); what they leave open is smooth, and has its sigma. That of the common PSF
+is kept apart, and added: it was fitted to the same stars.
+
+More than 12 pixels from a star, and of PSFs that are wider than 8 pixels, stamps of 32 pixels tell nothing: there the
+PSF is the Moffat profile's, to half of its light.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 from scipy.sparse.linalg import LinearOperator, eigsh
 
+from csstdask.errors import InputError
+from csstdask.nn.card import ModelCard
 from csstdask.psf.fit import PLACE, fit_field
 from csstdask.psf.pixels import Renderer
-from csstdask.psf.principal import FINE, SIDE, PrincipalPsfs, powers_of
+from csstdask.psf.principal import FINE, SIDE, PrincipalPsfs, fwhm_of, powers_of
+
+log = logging.getLogger("csstdask")
 
 Float = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.float32]
 
-#: Full widths at half maximum that are tried for a first PSF [pixel], and the exponent of its Moffat profile.
-_FWHM, _MOFFAT = np.geomspace(1.2, 8.0, 20), 3.0
+#: Full widths at half maximum that are tried for a first PSF [pixel].
+_FWHM = np.geomspace(1.2, 8.0, 20)
+#: The exponent of its Moffat profile.
+_MOFFAT = 3.0
 #: Of a star's light on a pixel, what a round profile is wrong by at least.
 _ROUND = 0.02
-#: Edge of what is looked at for that, and distance from the source beyond which a PSF is its mean [pixel].
-_LOOKED_AT, _REACH = 24, 12
+#: Edge of what is looked at for that [pixel].
+_LOOKED_AT = 24
+#: Distance from the source beyond which a PSF is its mean, and within how many pixels it becomes so [pixel].
+_REACH, _TAPER = 12, 2
+#: To such a share a PSF is its mean there.
+_WING = 0.5
+#: Rows and columns along a stamp's edge that tell its sky.
+_RIM = 3
 
 
 @dataclass(frozen=True)
@@ -43,6 +60,7 @@ class Smoothness:
     common_width: float
     """How far the PSF that all stars share is from a Moffat profile; the geometric mean of mean and peak is 1."""
     common_images: int
+    """Eigenimages that it is made of."""
     common_stars: int
     """It is fitted to so many stars at most, the brightest."""
     field_widths: tuple[float, ...]
@@ -52,9 +70,18 @@ class Smoothness:
     images: int
     """Eigenimages that the field is made of."""
 
+    @classmethod
+    def of(cls, card: ModelCard) -> Smoothness:
+        """Read a card; InputError if it is another method's."""
+        try:
+            found = cls(**card.parameters)
+        except TypeError as error:
+            raise InputError(card.name, f"parameters of another method ({error})", "those of `empirical`") from None
+        return found
+
 
 def learn_from_stars(
-    believed: Smoothness, pixels: Pixels, variance: Pixels, x: Float, y: Float, place: float = PLACE
+    believed: Smoothness, pixels: Pixels, variance: Pixels, x: Float, y: Float, *, place: float = PLACE
 ) -> PrincipalPsfs:
     """Return what to expect of the PSFs of stars, their own pixels having been looked at.
 
@@ -67,19 +94,23 @@ def learn_from_stars(
         Offset of each star from the middle of pixel ``[size // 2, size // 2]`` [pixel].
     place : float
         How well places are known, one sigma [pixel].
+
+    Returns
+    -------
+    PrincipalPsfs
+        Of no band; colours are not looked at. A warning is given where PSFs are too wide to be told.
     """
     bright = _brightest(pixels, variance, believed.common_stars)
+    if not len(bright):
+        return _about(_moffat(_FWHM[0]), believed, believed.images, (believed.common_width, *believed.field_widths[1:]))
     stars = pixels[bright], variance[bright], x[bright], y[bright]
-    first = _best_moffat(*stars)
-    common = _about(first, believed, believed.common_images, (believed.common_width,))
+    common = _about(_best_moffat(*stars), believed, believed.common_images, (believed.common_width,))
     fit = fit_field(common, *stars, np.ones((len(bright), 1)), place)
-    mean = np.maximum(common.at(fit.field)[0], 0)
-    return _about(_unit(mean), believed, believed.images, believed.field_widths)
-
-
-def fwhm_of(image: Pixels) -> float:
-    """Return the diameter of the circle as large as what is above half of a PSF's peak [pixel]."""
-    return float(2 * np.sqrt((image > image.max() / 2).sum() / np.pi) / FINE)
+    mean = _unit(np.maximum(common.at(fit.field)[0], 0))
+    psfs = _about(mean, believed, believed.images, believed.field_widths)
+    root = np.linalg.cholesky(fit.covariance).T.astype(np.float32)
+    told = np.square(root @ common.images.reshape(len(common), -1)).sum(axis=0).reshape(mean.shape)
+    return replace(psfs, beyond=psfs.beyond + told)
 
 
 def _about(mean: Pixels, believed: Smoothness, count: int, widths: tuple[float, ...]) -> PrincipalPsfs:
@@ -87,6 +118,8 @@ def _about(mean: Pixels, believed: Smoothness, count: int, widths: tuple[float, 
     images, left = _eigenimages(mean, believed.length * fwhm_of(mean), count)
     unit = np.eye(count)
     own = np.full(count, believed.own_width**2)
+    steps = (np.arange(SIDE) - SIDE // 2) / FINE
+    wing = _WING * (1 - _within(steps)) * mean
     return PrincipalPsfs(
         mean=mean,
         images=images,
@@ -95,8 +128,13 @@ def _about(mean: Pixels, believed: Smoothness, count: int, widths: tuple[float, 
         colour_field=np.empty((0, count, count)),
         own_beside_colour=own,
         degree=len(widths) - 1,
-        beyond=left * np.float32(widths[0] ** 2),
+        beyond=(left * sum(width**2 for width in widths) + wing**2).astype(np.float32),
     )
+
+
+def _within(steps: Float) -> Float:
+    """Return 1 where a PSF may be anything, towards 0 where it is its mean, for samples at such steps [pixel]."""
+    return np.clip((_REACH - np.hypot(steps[:, None], steps)) / _TAPER, 0, 1)
 
 
 def _eigenimages(mean: Pixels, length: float, count: int) -> tuple[Pixels, Pixels]:
@@ -110,7 +148,7 @@ def _eigenimages(mean: Pixels, length: float, count: int) -> tuple[Pixels, Pixel
     smooth = np.exp(-0.5 * ((steps[:, None] - steps) / length) ** 2)
     # A PSF that noise has roughened is no measure of how much it scatters; towards the edge nothing does.
     envelope = np.sqrt(np.maximum(gaussian_filter(mean, length * FINE)[window, window], 0) * mean.max())
-    envelope *= np.clip((_REACH - np.hypot(steps[:, None], steps)) / 2, 0, 1)
+    envelope *= _within(steps)
 
     def product(flat: Float) -> Float:
         inner = smooth @ (envelope * flat.reshape(envelope.shape)) @ smooth
@@ -129,12 +167,18 @@ def _eigenimages(mean: Pixels, length: float, count: int) -> tuple[Pixels, Pixel
 
 
 def _brightest(pixels: Pixels, variance: Pixels, most: int) -> npt.NDArray[np.int64]:
-    """Return which stars have the most significant pixels, in their order."""
+    """Return which stars have the most significant light, in their order; none without a pixel that is known."""
     known = np.isfinite(variance) & (variance > 0)
-    pull = np.where(known, pixels, 0) / np.sqrt(np.where(known, variance, 1))
+    rim = np.ones(pixels.shape[1:], dtype=bool)
+    rim[_RIM:-_RIM, _RIM:-_RIM] = False
+    values = np.ma.masked_array(pixels, ~known)
+    sky = np.ma.filled(np.ma.median(values[:, rim], axis=1), 0.0)
+    pull = (values - sky[:, None, None]) / np.sqrt(np.where(known, variance, 1))
     middle, near = pixels.shape[-1] // 2, 2
     window = slice(middle - near, middle + near + 1)
-    return np.sort(np.argsort(-pull[:, window, window].sum(axis=(1, 2)), kind="stable")[:most])
+    light = np.ma.filled(pull[:, window, window].mean(axis=(1, 2)), -np.inf)
+    seen = np.flatnonzero(known.any(axis=(1, 2)))
+    return np.sort(seen[np.argsort(-light[seen], kind="stable")[:most]])
 
 
 def _best_moffat(pixels: Pixels, variance: Pixels, x: Float, y: Float) -> Pixels:
@@ -154,7 +198,10 @@ def _best_moffat(pixels: Pixels, variance: Pixels, x: Float, y: Float) -> Pixels
         left = seen - np.einsum("nyxa,na->nyx", design, told)
         doubt = _ROUND * told[:, 0, None, None] * plain
         misfits.append(np.median((weight * left**2 / (1 + weight * doubt**2)).sum(axis=(1, 2))))
-    return _moffat(float(_FWHM[int(np.argmin(misfits))]))
+    best = int(np.argmin(misfits))
+    if best == len(_FWHM) - 1:
+        log.warning("PSFs are wider than %g pixels at half maximum: stamps of 32 pixels do not tell them", _FWHM[-1])
+    return _moffat(float(_FWHM[best]))
 
 
 def _moffat(fwhm: float) -> Pixels:

@@ -14,7 +14,7 @@ from astropy.io import fits
 from numpy.polynomial import legendre
 
 from csstdask.psf.field import PsfField
-from csstdask.psf.principal import FINE, SIDE, powers_of
+from csstdask.psf.principal import FINE, SIDE, fwhm_of, powers_of
 
 #: Samples along the edges of both: odd, for their middle is a sample.
 _PSFEX_SIDE, _STDPSF_SIDE = 65, 129
@@ -49,7 +49,7 @@ def write_psf(path: Path, field: PsfField) -> None:
             "LOADED": 0, "ACCEPTED": 0, "CHI2": 0.0, "POLNAXIS": 2,
             "POLGRP1": 1, "POLNAME1": "X_IMAGE", "POLZERO1": nx / 2 + 0.5, "POLSCAL1": nx / 2,
             "POLGRP2": 1, "POLNAME2": "Y_IMAGE", "POLZERO2": ny / 2 + 0.5, "POLSCAL2": ny / 2,
-            "POLNGRP": 1, "POLDEG1": psfs.degree, "PSF_FWHM": _width_of(psfs.mean), "PSF_SAMP": 1 / 2,
+            "POLNGRP": 1, "POLDEG1": psfs.degree, "PSF_FWHM": fwhm_of(psfs.mean), "PSF_SAMP": 1 / 2,
             "PSFNAXIS": 3, **size,
         }
     )  # fmt: skip
@@ -66,11 +66,6 @@ def _to_monomials(degree: int, powers: list[tuple[int, int]]) -> npt.NDArray[np.
                 if in_u * in_v:
                     matrix[powers.index((a, b)), column] += in_u * in_v
     return matrix
-
-
-def _width_of(mean: npt.NDArray[np.float32]) -> float:
-    """Return the full width at half maximum [native pixel], of a disk of the area that is above half of the peak."""
-    return float(2 * np.sqrt((mean > mean.max() / 2).sum() / np.pi) / FINE)
 
 
 def write_stdpsf(path: Path, field: PsfField, *, nodes: int = 5) -> None:

@@ -167,7 +167,7 @@ def fit_field(
             stars.weight = np.where(outlying, 0, trusted)
     chi2, _ = _residuals(psfs, stars, state, _SHARE)
     if seen.any() and not good.any():
-        log.warning("none of %d stars looks like one: their PSFs are what is believed of telescopes", len(pixels))
+        log.warning("none of %d stars looks like one: their PSFs are what was believed before", len(pixels))
     chi2 = np.where(seen, chi2, np.nan)
     return FieldFit(psfs, field, covariance, amounts, spread, state.flux, state.x - x, state.y - y, chi2, good)
 

@@ -95,6 +95,11 @@ def with_colour(places: Float, colour: Float) -> Float:
     return np.concatenate([places, colour[:, None] * places[:, :COLOUR_TERMS]], axis=1)
 
 
+def fwhm_of(image: npt.NDArray[np.float32]) -> float:
+    """Return a PSF's full width at half maximum [native pixel]: of the disk as large as what is above half its peak."""
+    return float(2 * np.sqrt((image > image.max() / 2).sum() / np.pi) / FINE)
+
+
 def resampled(images: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
     """Return band-limited images (n, y, x) with another even number of samples along their edges.
 
@@ -149,7 +154,10 @@ def _checked(path: Path, sha256: str, band: str, degree: int) -> PrincipalPsfs:
     found = sha256_file(path)
     if found != sha256:
         raise InputError(path, f"SHA-256 {found[:12]}", f"{sha256[:12]}, as its card says")
-    return read_principal(path, band, degree)
+    try:
+        return read_principal(path, band, degree)
+    except KeyError as error:
+        raise InputError(path, f"no tensor {error}", "weights as their card has them") from None
 
 
 def read_principal(path: Path, band: str, degree: int) -> PrincipalPsfs:

@@ -102,6 +102,7 @@ def psfs_by_network(
     detector: npt.NDArray[np.int64],
     x: Float,
     y: Float,
+    shape: tuple[int, int],
     device: Any = None,
 ) -> tuple[Images, Images, Float]:
     """Return PSFs of stars, each by itself.
@@ -114,6 +115,8 @@ def psfs_by_network(
     detector : int64 array (n,)
     x, y : float64 arrays (n,)
         On the whole detector [pixel].
+    shape : (int, int)
+        Of the detectors (y, x).
     device : optional
         Where the network runs.
 
@@ -128,15 +131,9 @@ def psfs_by_network(
     ------
     ValueError
         If the card knows nothing of a detector.
-    InputError
-        If its instrument's detectors have no size.
     """
-    shape = load_instrument(card.architecture["instrument"]).shape
-    if shape is None:
-        raise InputError(card.name, "an instrument whose detectors have no size", "one with a shape")
     chosen = choose_device(device)
     network = load_network(card, build_psfnet, chosen)
-    check_places(x, y, shape)
     ignored = ~np.isfinite(variance)
     phases = (torch.from_numpy(phase_of(place).astype(np.float32)) for place in (x, y))
     given = (

@@ -111,12 +111,15 @@ def reconstruct(
     Raises
     ------
     ValueError
-        If shapes differ, a place is not finite or off its detector, the model or a detector is unknown.
+        If shapes differ, `shape` is none, a place is not finite or off its detector, or the model or a detector is
+        unknown.
     InputError
         If the model's card or weights cannot be used, or nobody says how large the detectors are.
     """
     card = find_card("psf", model)
     by_network = kind_of_card(card) == "psfnet"
+    if shape is not None:
+        shape = _shape(shape)
     door = open_door(stamps, stamps=True)
     given = door.take(stamps)
     pixels = to_host(given).astype(np.float64)
@@ -138,7 +141,9 @@ def reconstruct(
         variance = np.where(ignored, np.inf, (sigma_of / unit) ** 2).astype(np.float32)
     scaled = np.where(ignored, 0, pixels / unit).astype(np.float32)
     if by_network:
-        alone = psfs_by_network(card, scaled, variance, numbers, across, down, device)
+        shape = shape or shape_of(card)
+        check_places(across, down, shape)
+        alone = psfs_by_network(card, scaled, variance, numbers, across, down, shape, device)
         found = Reconstruction(*alone, np.zeros(n, dtype=bool), {}, card)
     else:
         heat = None if temperature is None else _column("temperature", temperature, n)
@@ -215,25 +220,24 @@ def fit_detector(
     ValueError
         If the instrument has no such detector, the card knows nothing of its band, or a star is off the detector.
     InputError
-        If nobody says how large the detector is, or the card's weights cannot be used.
+        If nobody says how large the detector is, or the card or its weights cannot be used.
     """
-    if kind_of_card(card) == EMPIRICAL:
-        psfs, limits = None, None
-    else:
-        instrument = load_instrument(card.architecture["instrument"])
-        band = band_of(card, detector)
-        psfs, limits = principal_psfs(card, band), instrument.bands[band].wavelength
-        shape = shape or instrument.shape
-    if shape is None:
-        raise InputError(card.name, "detectors of no known size", "their shape (y, x) [pixel]")
-    check_places(x, y, shape)
     stars = pixels, variance, phase_of(x), phase_of(y)
-    if psfs is None:
-        psfs = learn_from_stars(Smoothness(**card.parameters), *stars, place)
-    places = polynomials(*on_unit(x, y, shape), psfs.degree)
-    expected = psfs
-    if temperature is not None and limits is not None:
-        expected, places = psfs.of_known_colour(), with_colour(places, colour_of(temperature, limits))
+    if kind_of_card(card) == EMPIRICAL:
+        if shape is None:
+            raise InputError(card.name, "detectors of no known size", "their shape (y, x) [pixel]")
+        check_places(x, y, shape)
+        expected = psfs = learn_from_stars(Smoothness.of(card), *stars, place=place)
+        places = polynomials(*on_unit(x, y, shape), psfs.degree)
+    else:
+        instrument, band = load_instrument(card.architecture["instrument"]), band_of(card, detector)
+        shape = shape or shape_of(card)
+        check_places(x, y, shape)
+        expected = psfs = principal_psfs(card, band)
+        places = polynomials(*on_unit(x, y, shape), psfs.degree)
+        if temperature is not None:
+            colour = colour_of(temperature, instrument.bands[band].wavelength)
+            expected, places = psfs.of_known_colour(), with_colour(places, colour)
     fit = fit_field(expected, *stars, places, place)
     terms = len(psfs.field)  # those of the place alone
     covariance = fit.covariance[: terms * len(psfs), : terms * len(psfs)]
@@ -241,8 +245,17 @@ def fit_detector(
 
 
 def kind_of_card(card: ModelCard) -> str:
-    """Return what a card is of: ``principal``, ``psfnet``, or ``empirical``, which has no weights."""
-    return str(card.architecture.get("kind", EMPIRICAL))
+    """Return what a card is of: ``principal``, ``psfnet``, or ``empirical``, which has no weights.
+
+    Raises
+    ------
+    InputError
+        If it is of something else.
+    """
+    kind = str(card.architecture.get("kind", EMPIRICAL))
+    if kind not in (known := ("principal", "psfnet", EMPIRICAL)):
+        raise InputError(card.name, f"a model of kind {kind}", f"one of {', '.join(known)}")
+    return kind
 
 
 def knows(card: ModelCard, detector: int) -> bool:
@@ -255,7 +268,7 @@ def knows(card: ModelCard, detector: int) -> bool:
 
 
 def check_detector(card: ModelCard, detector: int) -> None:
-    """Raise ValueError if a card of fields knows nothing of a detector."""
+    """Raise ValueError if a card of fields knows nothing of a detector; InputError if it is of no fields."""
     if kind_of_card(card) != EMPIRICAL:
         band_of(card, detector)
 
@@ -280,6 +293,22 @@ def bands_of(card: ModelCard) -> dict[int, str]:
         raise InputError(card.name, f"a model of kind {kind_of_card(card)}", "one that knows fields: principal")
     instrument = load_instrument(card.architecture["instrument"])
     return {one.id: str(one.band) for one in instrument.detectors if one.band in card.architecture["bands"]}
+
+
+def shape_of(card: ModelCard) -> tuple[int, int]:
+    """Return the shape (y, x) of the detectors that a card was made for; InputError if its instrument tells none."""
+    instrument = load_instrument(card.architecture["instrument"])
+    if instrument.shape is None:
+        raise InputError(card.name, f"{instrument.name}, whose detectors have no size", "an instrument with a shape")
+    return instrument.shape
+
+
+def _shape(shape: Any) -> tuple[int, int]:
+    """Return a shape (y, x) of whole numbers; ValueError if it is none."""
+    found = np.asarray(shape)
+    if found.shape != (2,) or found.dtype.kind not in "iu" or (found < 1).any():
+        raise ValueError(f"shape: found {shape}; wanted rows and columns of the detectors, two whole numbers")
+    return int(found[0]), int(found[1])
 
 
 def _column(name: str, values: Any, n: int) -> Float:

@@ -139,7 +139,8 @@ def evaluate_psf(
             whole = load_recipe(path)
             known = [one for one in whole.detectors if one in (detectors or whole.detectors) and knows(card, one)]
             if not known:
-                raise InputError("detectors", f"none that {card.name} knows in {path}", "some of its detectors")
+                wanted = f"some of {path} that {card.name} knows"
+                raise InputError("detectors", ", ".join(map(str, detectors or whole.detectors)), wanted)
             for title, recipe in _as_asked(whole.model_copy(update={"detectors": tuple(known)}), part):
                 look = partial(
                     measure_unit, recipe, model=model, psfex=psfex, piff=piff, beside=tuple(beside), fewer=part in FEWER

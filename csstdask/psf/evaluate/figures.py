@@ -14,15 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.psf.evaluate.stars import Stars, shape_errors_of
+from csstdask.psf.evaluate.tables import by_band
 from csstdask.results import pyplot
 
 Float = npt.NDArray[np.float64]
 
-#: What bands are compared by: its label, whether its axis is logarithmic, and how a method's row tells it.
-_COMPARED: tuple[tuple[str, bool, Callable[[Mapping[str, Any]], float]], ...] = (
-    ("PSNR [dB]", False, lambda row: float(row["psnr"]["mean"])),
-    ("SD of dR/R", True, lambda row: float(row["size"]["sd"])),
-    ("SD of de, the larger", True, lambda row: float(max(row["e1"]["sd"], row["e2"]["sd"]))),
+#: Bands in the order of their wavelengths.
+_BANDS = ("NUV", "u", "g", "r", "i", "z", "y")
+#: What bands are compared by: its label, whether its axis is logarithmic, and how units tell it of a method, by band.
+_COMPARED: tuple[tuple[str, bool, Callable[[Sequence[Mapping[str, Any]], str], dict[str, float]]], ...] = (
+    ("PSNR [dB]", False, lambda units, method: by_band(units, method, "psnr", "mean")),
+    ("SD of dR/R", True, lambda units, method: by_band(units, method, "size", "sd")),
+    ("SD of de1", True, lambda units, method: by_band(units, method, "e1", "sd")),
+    ("SD of de2", True, lambda units, method: by_band(units, method, "e2", "sd")),
 )
 #: Samples about the middle of a PSF that are shown, and what its colours span, as a share of the peak and of the size.
 _SHOWN, _OF_PEAK, _OF_SIZE = 32, 1e-3, 0.01
@@ -90,17 +94,19 @@ def draw_bands(units: Sequence[Mapping[str, Any]], path: Path) -> None:
     Parameters
     ----------
     units : sequence of mapping
-        Of an evaluation, each with its ``band`` and ``methods``.
+        Of an evaluation, each with its ``band`` and ``methods``; those of one band are averaged.
     path : Path
         PNG
     """
-    bands = list(dict.fromkeys(unit["band"] for unit in units))
+    found = {unit["band"] for unit in units}
+    bands = [band for band in _BANDS if band in found] + sorted(found - set(_BANDS))
     plt = pyplot()
     figure, axes = plt.subplots(1, len(_COMPARED), figsize=(3.6 * len(_COMPARED), 3.2), layout="constrained")
     for axis, (label, logarithmic, quantity) in zip(axes, _COMPARED, strict=True):
         for method in dict.fromkeys(method for unit in units for method in unit["methods"]):
-            found = {unit["band"]: quantity(unit["methods"][method]) for unit in units if method in unit["methods"]}
-            axis.plot([bands.index(band) for band in found], list(found.values()), "o-", ms=4, lw=0.8, label=method)
+            values = quantity(units, method)
+            places = [place for place, band in enumerate(bands) if band in values]
+            axis.plot(places, [values[bands[place]] for place in places], "o:", ms=4, lw=0.5, label=method)
         axis.set_xticks(range(len(bands)), bands)
         axis.set_ylabel(label)
         if logarithmic:

@@ -15,10 +15,13 @@ from csstdask.psf.psfnet import phase_of
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
 
-#: Edge of what is compared [pixel], rounds of linearisation, how well places are known, and how far a star moves in a
-#: round at most [pixel].
-_SIZE, _ROUNDS, _PLACE, _STEP = 20, 5, 0.1, 0.3
-#: Half-pixel samples a native pixel.
+#: Edge of what is compared [pixel].
+_SIZE = 20
+#: Rounds of linearisation, and how far a star moves in one at most [pixel].
+_ROUNDS, _STEP = 5, 0.3
+#: How well places are known, one sigma [pixel].
+_PLACE = 0.1
+#: Samples of a reconstructed PSF a native pixel.
 _SAMPLES = 2
 
 
@@ -37,9 +40,10 @@ def beside_stars(image: Images, pixels: Images, variance: Images, x: Float, y: F
     Returns
     -------
     dict of arrays (n,)
-        ``chi2``, a degree of freedom, of the inner 20 x 20 pixels; ``snr``, flux over its error; ``size``, (R - R_star)
-        / R_star, ``e1`` and ``e2``, PSF - star: moments under a round Gaussian (`csstdask.psf.frame.judge`) on the same
-        pixels, those of the star that are unknown filled from the PSF.
+        ``chi2``, a degree of freedom, of the inner 20 x 20 pixels, NaN of a star that shows too few of them; ``snr``,
+        flux over its error; ``size``, (R - R_star) / R_star, ``e1`` and ``e2``, PSF - star, as `errors_of` has them (a
+        run's metrics are star - PSF): moments under a round Gaussian (`csstdask.psf.frame.judge`) on the same pixels,
+        those of the star that are unknown filled from the PSF.
     """
     middle, half = pixels.shape[-1] // 2, _SIZE // 2
     window = (slice(None), *2 * (slice(middle - half, middle + half),))
@@ -62,7 +66,8 @@ def beside_stars(image: Images, pixels: Images, variance: Images, x: Float, y: F
         places += np.clip(solved[:, 2:].T, -_STEP, _STEP)
     plain, _ = _rendered(fine, *places)
     light = flux[:, None, None] * plain
-    chi2 = (weight * (seen - sky - light) ** 2).sum(axis=(1, 2)) / np.maximum(known.sum(axis=(1, 2)) - 4, 1)
+    freedom = known.sum(axis=(1, 2)) - np.float64(design.shape[-1])
+    chi2 = (weight * (seen - sky - light) ** 2).sum(axis=(1, 2)) / np.where(freedom > 0, freedom, np.nan)
     star = np.where(known, seen - sky, light)
     columns = {"chi2": chi2, "snr": flux * np.sqrt((weight * plain**2).sum(axis=(1, 2)))}
     shape, wanted = moments_of(light, *places), moments_of(star, *places)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def by_band(units: list[dict[str, Any]], method: str, quantity: str, what: str) -> dict[str, float]:
+def by_band(units: Sequence[Mapping[str, Any]], method: str, quantity: str, what: str) -> dict[str, float]:
     """Return the mean of a quantity over the units of each band."""
     bands: dict[str, list[float]] = {}
     for unit in units:
