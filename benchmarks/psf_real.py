@@ -40,8 +40,8 @@ from csstdask.results import rounded
 
 #: Of PSFEx: BASIS_NUMBER and degree, for a frame's stars and for the grid's, of which there are more; of Piff, samples
 #: along the edge of its grid, two a pixel, and degree: more of either takes it many minutes.
-PSFEX = tuple({"basis_number": number, "degree": degree} for number in (10, 20) for degree in (1, 2, 3))
-OF_GRID = tuple({"basis_number": number, "degree": degree} for number, degree in ((10, 3), (20, 2), (20, 3), (20, 4)))
+PSFEX = tuple({"basis_number": number, "degree": degree} for number, degree in ((10, 1), (10, 2), (10, 3), (20, 2)))
+OF_GRID = tuple({"basis_number": number, "degree": degree} for number, degree in ((10, 3), (20, 3), (20, 4)))
 PIFF = ({"side": 17, "degree": 1},)
 #: Stars of this S/N and more; a pixel above so many counts is not linear; boxes of the sky [pixel].
 LEAST_SNR, FULL, BOX = 20.0, 25000.0, 64

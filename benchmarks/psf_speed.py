@@ -117,6 +117,7 @@ def moments(stars: Stars) -> dict[str, float]:
     def hsm() -> None:
         theirs[:] = [galsim.hsm.FindAdaptiveMom(view, guess_sig=3.0) for view in views]
 
+    adaptive_moments(images[:1], start=3.0)  # compiled
     took = seconds(lambda: adaptive_moments(images, start=3.0), REPEATS)
     peer = seconds(hsm, REPEATS)
     found = adaptive_moments(images, start=3.0)

@@ -47,8 +47,8 @@ _LOOKED_AT = 24
 _REACH, _TAPER = 12, 2
 #: To such a share a PSF is its mean there.
 _WING = 0.5
-#: Rows and columns along a stamp's edge that tell its sky.
-_RIM = 3
+#: Rows and columns along a stamp's edge that tell its sky, and pixels to each side of its middle that tell its light.
+_RIM, _NEAR = 3, 5
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _brightest(pixels: Pixels, variance: Pixels, most: int) -> npt.NDArray[np.in
     values = np.ma.masked_array(pixels, ~known)
     sky = np.ma.filled(np.ma.median(values[:, rim], axis=1), 0.0)
     pull = (values - sky[:, None, None]) / np.sqrt(np.where(known, variance, 1))
-    middle, near = pixels.shape[-1] // 2, 2
+    middle, near = pixels.shape[-1] // 2, _NEAR  # fewer would prefer stars that lie in the middle of a pixel
     window = slice(middle - near, middle + near + 1)
     light = np.ma.filled(pull[:, window, window].mean(axis=(1, 2)), -np.inf)
     seen = np.flatnonzero(known.any(axis=(1, 2)))

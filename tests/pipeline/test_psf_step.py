@@ -13,6 +13,7 @@ from csstdask.mock.recipe import Sky
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
+from csstdask.pipeline.ingest import ingest
 from csstdask.pipeline.mock_survey import mock
 from csstdask.pipeline.run import run
 from csstdask.pipeline.steps.psf import PSF, nodes_of
@@ -110,3 +111,14 @@ def test_stars_alone_tell_it_where_the_default_model_knows_nothing(night, tmp_pa
     difference = found["psf"].isel(y_psf=2, x_psf=2) - known["psf"].isel(y_psf=2, x_psf=2)
     assert float(np.abs(difference).max()) < 0.1 * float(known["psf"].max())
     assert (found["psf_chi2"] < 2).all()
+
+
+def test_a_real_frame_of_a_camera_that_nobody_has_simulated(real_images, tmp_path):
+    """CFHT WIRCam, from its file to the PSF: what its stars in reserve say of the one that the others tell."""
+    frame = real_images / "cfht_wircam/wircam_H2_1592961p.fits.fz"
+    ingest([frame], tmp_path / "c.zarr")
+    assert run(tmp_path / "c.zarr", tmp_path / "r.zarr", config=CONFIG, workers=1).failed == 0
+    found = csstdask.open_run(tmp_path / "r.zarr")
+    assert float(found["n_psf_stars"].max()) > 60
+    assert float(found["psf_chi2"].max()) < 2
+    assert float(np.abs(found["psf_size_residual"]).max()) < 0.02

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,13 @@ import torch
 import csstdask
 from csstdask.errors import InputError
 from csstdask.nn.models import find_card
-from csstdask.psf.empirical import Smoothness, fwhm_of, learn_from_stars
+from csstdask.psf.empirical import Smoothness, learn_from_stars
 from csstdask.psf.evaluate.reserve import beside_stars
 from csstdask.psf.evaluate.stars import errors_of, pulls_of
+from csstdask.psf.principal import fwhm_of
 from csstdask.psf.psfnet import phase_of
 
-BELIEVED = Smoothness(**find_card("psf", "empirical").parameters)
+BELIEVED = Smoothness.of(find_card("psf", "empirical"))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,7 @@ def test_stars_alone_tell_their_psf(found, psf_stars):
 def test_the_field_answers_anywhere(found, psf_stars):
     image, sigma = found.fields[0](psf_stars.x, psf_stars.y)
     assert image.shape == sigma.shape == found.image.shape
-    assert np.abs(image - found.image).max() < 0.05 * found.image.max()
+    assert errors_of(image, psf_stars.truth)["psnr"].mean() > 54
     assert found.fields[0].shape == psf_stars.shape
 
 
@@ -63,16 +66,60 @@ def test_it_wants_to_know_how_large_a_detector_is(given):
         csstdask.psf.reconstruct(*args, **options | {"shape": None})
     with pytest.raises(ValueError, match="wanted a place on the detector, 0 to 99"):
         csstdask.psf.reconstruct(*args, **options | {"shape": (100, 100)})
+    for wrong in ((2048,), 2048, (2048, 2048, 1), (0, 5), (5.5, 6)):
+        with pytest.raises(ValueError, match="shape: found"):
+            csstdask.psf.reconstruct(*args, **options | {"shape": wrong})
 
 
-def test_nothing_seen_is_nothing_known(given):
+def test_what_was_not_seen_says_nothing_and_is_uncertain(given, psf_stars):
+    """Most stars wholly masked: the others tell the PSF. All of them: nobody does, and sigmas say so."""
     (stamps, detector, x, y), options = given
-    some = slice(0, 3)
-    everything = np.ones_like(options["mask"][some])
-    told = options | {"error": options["error"][some], "mask": everything}
-    blind = csstdask.psf.reconstruct(stamps[some], detector[some], x[some], y[some], **told)
+    mask = options["mask"].copy()
+    mask[10:] = True
+    some = csstdask.psf.reconstruct(stamps, detector, x, y, **options | {"mask": mask})
+    assert some.used.sum() >= 9
+    errors = errors_of(some.image, psf_stars.truth)
+    assert errors["psnr"].mean() > 45
+    assert abs(errors["size"].mean()) < 0.05
+    blind = csstdask.psf.reconstruct(stamps, detector, x, y, **options | {"mask": np.ones_like(mask)})
     assert np.isfinite(blind.image).all()
-    assert not blind.used.any()
+    assert blind.sigma[:, 32, 32].min() > 3 * found_sigma(some)
+
+
+def found_sigma(found):
+    return float(found.sigma[:10, 32, 32].max())
+
+
+def test_one_star_is_told_with_its_sigma(psf_stars):
+    stars = psf_stars.take([5])
+    alone = csstdask.psf.reconstruct(
+        stars.stamps, [0], stars.x, stars.y, error=stars.error, model="empirical", shape=stars.shape
+    )
+    assert 0.3 < pulls_of(alone.image, alone.sigma, stars.truth).std() < 2
+
+
+def test_wings_are_the_profiles_and_told_to_be(found, psf_stars):
+    """Beyond twelve pixels nothing was fitted: sigma is half of the light that is told."""
+    rows, columns = np.indices((64, 64)) - 32
+    far = np.hypot(rows, columns) > 2 * 13
+    assert np.allclose(found.sigma[0][far], 0.5 * found.image[0][far], rtol=0.2)
+
+
+def test_psfs_that_are_too_wide_are_warned_of(rng, caplog):
+    steps = np.arange(32) - 16
+    star = np.exp(-(steps[:, None] ** 2 + steps**2) / 2 / 5.0**2)
+    stamps = 1e4 * star + rng.normal(0, 3, (20, 32, 32))
+    with caplog.at_level("WARNING", logger="csstdask"):
+        csstdask.psf.reconstruct(
+            stamps, np.zeros(20), np.full(20, 50.0), np.full(20, 50.0), error=np.full(stamps.shape, 3.0),
+            model="empirical", shape=(100, 100),
+        )  # fmt: skip
+    assert "wider than 8 pixels" in caplog.text
+
+
+def test_a_card_of_another_method_is_refused():
+    with pytest.raises(InputError, match="parameters of another method"):
+        Smoothness.of(replace(find_card("psf", "empirical"), parameters={"length": 0.3}))
 
 
 def test_what_is_believed_is_centred_has_the_stars_width_and_no_light_of_its_own(psf_stars):

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from csstdask.cli import app
 from csstdask.errors import InputError
 from csstdask.psf.evaluate import ALONE, MODEL, PRIOR, evaluate_psf, measure_stars
+from csstdask.psf.evaluate.figures import draw_bands
 from csstdask.psf.evaluate.stars import errors_of, pulls_of
-from csstdask.psf.evaluate.tables import table
+from csstdask.psf.evaluate.tables import by_band, table
 
 RUNNER = CliRunner()
 
@@ -96,6 +97,17 @@ def test_where_few_stars_are_not_the_point_only_all_are_fitted(psf_stars, psf_mo
     methods = measure_stars(psf_stars, model=str(psf_model), psfex=False, beside=("empirical",), fewer=False)["methods"]
     assert list(methods) == [MODEL, "empirical 1", "empirical 1, blank"]
     assert methods["empirical 1"]["psnr"]["mean"] > methods["empirical 1, blank"]["psnr"]["mean"] + 20
+
+
+def test_bands_are_drawn_from_all_of_their_units(tmp_path):
+    def unit(band, psnr):
+        row = {"psnr": {"mean": psnr}, **{name: {"sd": 0.001} for name in ("size", "e1", "e2")}}
+        return {"band": band, "methods": {"all stars": row}}
+
+    units = [unit("y", 60.0), unit("g", 70.0), unit("y", 80.0)]
+    assert by_band(units, "all stars", "psnr", "mean") == {"y": 70.0, "g": 70.0}
+    draw_bands(units, tmp_path / "bands.png")
+    assert (tmp_path / "bands.png").stat().st_size > 5_000
 
 
 def test_what_is_unknown_is_named(tmp_path):

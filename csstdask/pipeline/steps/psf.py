@@ -53,6 +53,12 @@ def model_identity(config: RunConfig) -> str:
     return " ".join(find_card("psf", model).identity for model in models)
 
 
+def cost_of_psf(config: RunConfig) -> Cost:
+    """Return the cost of the configured model: what learns from the stars at hand does so for each frame."""
+    learns = config.psf.model == EMPIRICAL
+    return Cost(bytes_per_pixel=60.0, pixels_per_second=1e6 if learns else 8e6)
+
+
 def nodes_of(shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return x and y of the nodes of a frame, row by row [pixel]."""
     y, x = np.meshgrid(*(nodes(length) for length in shape), indexing="ij")
@@ -116,5 +122,5 @@ PSF = Step(
     metrics=(
         "n_psf_stars", "n_psf_reserve", "psf_size", "psf_e1", "psf_e2", "psf_chi2", "psf_size_residual",
     ),
-    cost=lambda _: Cost(bytes_per_pixel=60.0, pixels_per_second=8e6),
+    cost=cost_of_psf,
 )  # fmt: skip
