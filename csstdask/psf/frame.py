@@ -14,7 +14,7 @@ from csstdask.instrument import load_instrument
 from csstdask.nn.models import find_card
 from csstdask.psf.field import PsfField
 from csstdask.psf.fit import FieldFit
-from csstdask.psf.reconstruct import EMPIRICAL, SIZE, bands_of, fit_detector, kind_of_card
+from csstdask.psf.reconstruct import EMPIRICAL, SIZE, bands_of, check_detector, fit_detector, kind_of_card
 from csstdask.psf.selection import Selection, select_stars
 from csstdask.psf.stars import FITTED, fit_stars
 
@@ -108,6 +108,7 @@ def fit_frame(
         If a column is absent.
     """
     card = find_card("psf", model)
+    check_detector(card, detector)
     selection = select_stars(sources, height.shape, least_snr=least_snr)
     x, y, flux = (np.asarray(sources[name], dtype=np.float64) for name in ("x", "y", "flux"))
     stars = np.flatnonzero(selection.fitted)

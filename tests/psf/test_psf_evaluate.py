@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 from csstdask.cli import app
 from csstdask.errors import InputError
+from csstdask.mock.recipe import Nodes
 from csstdask.psf.evaluate import ALONE, MODEL, PRIOR, evaluate_psf, measure_stars
 from csstdask.psf.evaluate.figures import draw_bands
-from csstdask.psf.evaluate.stars import errors_of, pulls_of
+from csstdask.psf.evaluate.stars import draw_stars, errors_of, pulls_of
 from csstdask.psf.evaluate.tables import by_band, table
 
 RUNNER = CliRunner()
@@ -108,6 +109,12 @@ def test_bands_are_drawn_from_all_of_their_units(tmp_path):
     assert by_band(units, "all stars", "psnr", "mean") == {"y": 70.0, "g": 70.0}
     draw_bands(units, tmp_path / "bands.png")
     assert (tmp_path / "bands.png").stat().st_size > 5_000
+
+
+def test_stars_that_all_saturate_are_none(psf_recipe):
+    bright = psf_recipe.model_copy(update={"nodes": Nodes(per_axis=3, snr=(3000.0, 3000.0))})
+    with pytest.raises(InputError, match="no isolated star on detector 7; wanted stars that do not saturate"):
+        draw_stars(bright, 0, 7)
 
 
 def test_what_is_unknown_is_named(tmp_path):

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from csstdask.arrays.moments import adaptive_moments
 from csstdask.arrays.similarity import structural_similarity
+from csstdask.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe, render_unit
 from csstdask.mock.render import unit_stamps
@@ -50,9 +51,12 @@ class Stars:
 
 
 def draw_stars(recipe: Recipe, index: int, detector: int) -> Stars:
-    """Render a unit of a recipe with stamps of isolated stars."""
+    """Render a unit of a recipe with stamps of isolated stars; InputError where there are none."""
     instrument = load_instrument(recipe.instrument)
-    found = unit_stamps(recipe, instrument, index, detector, render_unit(recipe, instrument, index, detector))
+    unit = render_unit(recipe, instrument, index, detector)
+    if unit.targets is None or not len(unit.targets.source):
+        raise InputError(recipe.name, f"no isolated star on detector {detector}", "stars that do not saturate")
+    found = unit_stamps(recipe, instrument, index, detector, unit)
     low = found.planes["sci"].shape[-1] // 2 - SIZE // 2
     window = (slice(None), *2 * (slice(low, low + SIZE),))
     rate, weight, flag = (found.planes[name][window] for name in ("sci", "wht", "flag"))
