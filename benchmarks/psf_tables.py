@@ -99,4 +99,4 @@ def _with_settings(row: dict[str, Any]) -> str:
     return f"{row['method']} ({', '.join(told)})" if told else f"`{row['method']}`"
 
 
-TABLES: dict[str, Callable[[], str]] = {"psf": psf}
+TABLES: dict[str, Callable[[], str]] = {"psf-real": real, "psf": psf, "psf-settings": settings, "psf-speed": speed}

@@ -111,7 +111,7 @@ def draw_bands(units: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.set_ylabel(label)
         if logarithmic:
             axis.set_yscale("log")
-    axes[-1].legend(fontsize=6)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
