@@ -3,7 +3,7 @@
 Some 900 stars of a detector at S/N 100 unless that is the point, two at a time, a thread each: of the paper's telescope
 in each band (`psf-dataset2`), of the same blurred by 2, 5 and 10 % in NUV, g and y (`psf-dataset3`); in g of another
 (`psf-newoptics`), of eight optical states (`psf-epochs`) and at S/N 30 to 600. PSFEx stands beside them in every band
-of the first, and in g, blurred and of the other telescope. ``python benchmarks/psf.py`` (an hour) writes
+of the first, and in g, blurred and of the other telescope. ``python benchmarks/psf.py`` (two hours) writes
 ``results/psf.json`` and figures, and goes on where it was; ``--quick`` tries one detector of two without PSFEx. PSFEx:
 Debian, ``apt-get install psfex``.
 """

@@ -74,10 +74,9 @@ class Smoothness:
     def of(cls, card: ModelCard) -> Smoothness:
         """Read a card; InputError if it is another method's."""
         try:
-            found = cls(**card.parameters)
+            return cls(**card.parameters)
         except TypeError as error:
             raise InputError(card.name, f"parameters of another method ({error})", "those of `empirical`") from None
-        return found
 
 
 def learn_from_stars(

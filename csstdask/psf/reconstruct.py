@@ -261,10 +261,9 @@ def kind_of_card(card: ModelCard) -> str:
 def knows(card: ModelCard, detector: int) -> bool:
     """Tell whether a card, of whatever kind, can say anything of a detector."""
     kind = kind_of_card(card)
-    known = (
-        card.architecture["detectors"] if kind == "psfnet" else bands_of(card) if kind == "principal" else [detector]
-    )
-    return detector in known
+    if kind == EMPIRICAL:
+        return True
+    return detector in (card.architecture["detectors"] if kind == "psfnet" else bands_of(card))
 
 
 def check_detector(card: ModelCard, detector: int) -> None:
