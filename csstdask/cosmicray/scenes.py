@@ -11,10 +11,11 @@ import numpy.typing as npt
 from astropy.io import fits
 from scipy.special import ndtr
 
+from csstdask.arrays.aperture import cutoff
 from csstdask.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.mock.catalogue import draw_sky
-from csstdask.mock.optics import CORE, Blur, Sampling, cutoff, effective_psf, sampling_for
+from csstdask.mock.optics import CORE, Blur, Sampling, effective_psf, sampling_for
 from csstdask.mock.recipe import Sky
 from csstdask.mock.scene import draw_scene
 from csstdask.mock.scene_psf import FixedPsf

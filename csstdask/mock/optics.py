@@ -12,7 +12,6 @@ on NumPy or CuPy arrays, with exact sampling; a test holds it to GalSim's result
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -20,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
+from csstdask.arrays.aperture import ARCSEC, Pupil, cutoff, samples, zernikes
 from csstdask.mock.wavefront import Ripples
-from csstdask.mock.zernike import zernike
 
 Float = npt.NDArray[np.float64]
 
@@ -33,7 +32,6 @@ _FIELD = 96
 FADE = (24.0, 31.5)
 #: Of a PSF's spectrum, at zero 1: what may be left out.
 _NOTHING = 2e-5
-_ARCSEC = np.pi / 180 / 3600
 
 
 @dataclass(frozen=True)
@@ -44,21 +42,6 @@ class Sampling:
     """Samples a native pixel of a PSF's image; even, so that half pixels are among them, and at least 4."""
     folds: int
     """The least number of samples a pixel that holds all frequencies: what rendering needs."""
-
-
-def cutoff(wavelength: float, diameter: float, pixel_scale: float) -> float:
-    """Return the highest spatial frequency that an aperture passes [cycles / pixel].
-
-    Parameters
-    ----------
-    wavelength : float
-        [nm]
-    diameter : float
-        [m]
-    pixel_scale : float
-        [arcsec]
-    """
-    return diameter / (wavelength * 1e-9) * pixel_scale * _ARCSEC
 
 
 @dataclass(frozen=True)
@@ -106,30 +89,6 @@ def sampling_for(highest: float, blur: Blur) -> Sampling:
     return Sampling(fine=max(4, folds + folds % 2), folds=folds)
 
 
-@lru_cache(maxsize=16)
-def _pupil(wavelength: float, diameter: float, obscuration: float, pixel_scale: float) -> tuple[Any, ...]:
-    """Return where the pupil's samples lie (row, column), their positions in radii, and how open each is."""
-    step = wavelength * 1e-9 / (_FIELD * pixel_scale * _ARCSEC)  # in the pupil [m]
-    radius = diameter / 2 / step
-    half = int(np.ceil(radius)) + 1
-    axis = np.arange(-half, half + 1, dtype=np.float64)
-    y, x = np.meshgrid(axis, axis, indexing="ij")
-    distance = np.hypot(x, y)
-    # The edge is soft by one sample, or its steps would scatter light.
-    openness = np.clip(radius - distance + 0.5, 0, 1) * np.clip(distance - radius * obscuration + 0.5, 0, 1)
-    if obscuration == 0:
-        openness = np.clip(radius - distance + 0.5, 0, 1)
-    rows, columns = np.nonzero(openness)
-    inside = openness[rows, columns]
-    return rows, columns, x[rows, columns] / radius, y[rows, columns] / radius, inside
-
-
-@lru_cache(maxsize=16)
-def _zernikes(orders: tuple[int, ...], wavelength: float, pupil: tuple[float, float, float]) -> npt.NDArray[np.float32]:
-    _, _, x, y, _ = _pupil(wavelength, *pupil)
-    return np.stack([zernike(order, x, y) for order in orders]).astype(np.float32)
-
-
 def fade(fine: int) -> npt.NDArray[np.float32]:
     """Return the window of a PSF's core: 1 inside, 0 at its edge (y, x), `fine` samples a pixel."""
     axis = (np.arange(CORE * fine) - CORE * fine // 2) / fine
@@ -147,7 +106,7 @@ def wing_light(wavelength: float, diameter: float, obscuration: float, pixel_sca
     radius = np.linspace(*FADE, 257)
     along = (radius - FADE[0]) / (FADE[1] - FADE[0])
     fading = np.trapezoid((0.5 - 0.5 * np.cos(np.pi * along)) / radius**2, radius) + 1 / FADE[1]
-    return float(2 / np.pi**2 * wavelength * 1e-9 / (diameter * (1 - obscuration) * pixel_scale * _ARCSEC) * fading)
+    return float(2 / np.pi**2 * wavelength * 1e-9 / (diameter * (1 - obscuration) * pixel_scale * ARCSEC) * fading)
 
 
 def effective_psf(
@@ -155,7 +114,7 @@ def effective_psf(
     orders: tuple[int, ...],
     wavelength: float,
     *,
-    pupil: tuple[float, float, float],
+    pupil: Pupil,
     blur: Blur,
     fine: int,
     ripples: Ripples | None = None,
@@ -191,12 +150,12 @@ def effective_psf(
     Image = |FT of the pupil function|^2 (Goodman, Introduction to Fourier Optics, ch. 6), times the transfer
     functions of jitter, diffusion and pixel.
     """
-    rows, columns, x, y, inside = _pupil(wavelength, *pupil)
+    rows, columns, x, y, inside = samples(wavelength, pupil, _FIELD)
     highest = cutoff(wavelength, pupil[0], pupil[2])
     # The aperture's own frequencies must not fold onto each other, even those that the blur then takes away.
     finest = max(fine, 2 * int(np.ceil(highest)))
     n, wanted = _FIELD * finest, _FIELD * fine
-    basis = xp.asarray(_zernikes(orders, wavelength, pupil))
+    basis = xp.asarray(zernikes(orders, wavelength, pupil, _FIELD))
     path = xp.asarray(coefficients, dtype=np.float32) @ basis
     if ripples is not None:
         path = path + xp.asarray(ripples.path_difference(x, y), dtype=np.float32)

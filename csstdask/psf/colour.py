@@ -30,9 +30,23 @@ def colour_of(temperature: npt.ArrayLike, limits: tuple[float, float]) -> Float:
         Of the filter [nm].
     """
     blue, red = limits
-    place = (np.arange(_SAMPLES) + 0.5) / _SAMPLES * 2 - 1
-    wavelength = (blue + red) / 2 + place * (red - blue) / 2
     heat = np.append(np.asarray(temperature, dtype=np.float64), USUAL_TEMPERATURE)
-    photons = wavelength**-4 / np.expm1(_SECOND_RADIATION / (wavelength * heat[:, None]))
-    mean = photons @ place / photons.sum(axis=1)
+    mean = mean_wavelength(limits, heat) * 2 / (red - blue)
     return np.asarray(mean[:-1] - mean[-1])
+
+
+def mean_wavelength(limits: tuple[float, float], temperature: npt.ArrayLike = USUAL_TEMPERATURE) -> Float:
+    """Return the mean wavelength of black bodies' photons in a filter [nm].
+
+    Parameters
+    ----------
+    limits : (float, float)
+        Of the filter [nm].
+    temperature : array-like
+        Effective [K].
+    """
+    blue, red = limits
+    wavelength = blue + (red - blue) * (np.arange(_SAMPLES) + 0.5) / _SAMPLES
+    heat = np.asarray(temperature, dtype=np.float64)[..., None]
+    photons = wavelength**-4 / np.expm1(_SECOND_RADIATION / (wavelength * heat))
+    return np.asarray(photons @ wavelength / photons.sum(axis=-1))

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.psf.principal import FINE, SIDE, PrincipalPsfs, polynomials
+from csstdask.psf.wavefront import Wavefront
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
@@ -32,6 +33,8 @@ class PsfField:
     """(p, k) Of each polynomial and principal image."""
     covariance: Float
     """(p k, p k)"""
+    wavefront: Wavefront | None = None
+    """What the stars show of it, where optics explain their PSFs."""
 
     def __call__(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Images, Images]:
         """Return the PSF at places, and its sigma.

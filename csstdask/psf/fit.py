@@ -22,6 +22,7 @@ from scipy.ndimage import maximum_filter
 
 from csstdask.psf.pixels import Renderer, interpolation
 from csstdask.psf.principal import PrincipalPsfs
+from csstdask.psf.wavefront import Optics, Wavefront, prior_of_optics
 
 log = logging.getLogger("csstdask")
 
@@ -34,6 +35,8 @@ PLACE = 0.02
 #: Rounds of linearisation, all but the last of which judge pixels and stars anew. In the first each star stands alone:
 #: none can lead the others astray before it is judged.
 _ROUNDS = 4
+#: Round in which stars are settled enough to show a wavefront.
+_SETTLED = 2
 #: A pixel so far from what is fitted is another's, in units of its noise and of a share of the light within a
 #: pixel: first from the mean PSF, which is only roughly right, then from the star's own.
 _FURTHEST, _FIRST_SHARE, _SHARE, _NEAR = 5.0, 1.0, 0.01, 3
@@ -74,6 +77,8 @@ class FieldFit:
     """(n,) A degree of freedom; NaN of stars without a pixel."""
     used: Mask
     """(n,) Whether a star took part in the field."""
+    wavefront: Wavefront | None = None
+    """What the stars show of it, where optics explain their PSFs."""
 
 
 @dataclass
@@ -112,6 +117,7 @@ def fit_field(
     y: Float,
     polynomials: Float,
     place: float = PLACE,
+    optics: Optics | None = None,
 ) -> FieldFit:
     """Fit the PSF of one detector to its stars.
 
@@ -129,6 +135,8 @@ def fit_field(
         At each star's place on the detector.
     place : float
         How well places are known, one sigma [pixel].
+    optics : Optics, optional
+        Of the band: the wavefront that stars show then says how their PSF may change over the detector.
 
     Returns
     -------
@@ -150,12 +158,17 @@ def fit_field(
     stars.weight = np.where(outlying, 0, trusted)
     _better_flux(psfs, stars, state)
     renderer = Renderer(np.concatenate([psfs.mean[None], psfs.images]), stars.pixels.shape[-1])
+    prior, wavefront = psfs.prior(), None
     for number in range(_ROUNDS):
         curvature, slope, eliminated = _normal_equations(psfs, renderer, stars, state)
         if number == 0:
             amounts = _alone(psfs, stars.polynomials, curvature, slope, state.amounts)
         else:
-            field, covariance = _solve_field(psfs, stars.polynomials, curvature, slope, state.amounts, good)
+            normal, right = _of_field(psfs, stars.polynomials, curvature, slope, state.amounts, good)
+            if number == _SETTLED and optics is not None and good.any():
+                prior, wavefront = prior_of_optics(optics, psfs, prior, normal, right)
+            solved, covariance = prior.posterior(normal, right)
+            field = solved.reshape(-1, k)
             amounts, spread = _solve_stars(psfs, stars.polynomials, curvature, slope, state.amounts, field, covariance)
         _update(state, eliminated, amounts)
         if number < _ROUNDS - 1:
@@ -169,7 +182,9 @@ def fit_field(
     if seen.any() and not good.any():
         log.warning("none of %d stars looks like one: their PSFs are what was believed before", len(pixels))
     chi2 = np.where(seen, chi2, np.nan)
-    return FieldFit(psfs, field, covariance, amounts, spread, state.flux, state.x - x, state.y - y, chi2, good)
+    return FieldFit(
+        psfs, field, covariance, amounts, spread, state.flux, state.x - x, state.y - y, chi2, good, wavefront
+    )
 
 
 def _first_flux(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> None:
@@ -272,10 +287,10 @@ def _alone(psfs: PrincipalPsfs, polynomials: Float, curvature: Float, slope: Flo
     return np.asarray(np.linalg.solve(curvature + np.linalg.inv(prior), right[..., None])[..., 0])
 
 
-def _solve_field(
+def _of_field(
     psfs: PrincipalPsfs, polynomials: Float, curvature: Float, slope: Float, about: Float, good: Mask
 ) -> tuple[Float, Float]:
-    """Return the field's amounts (p, k) and their covariance (p k, p k)."""
+    """Return what stars say of the field's amounts: curvature (p k, p k), and that times the amounts (p k,)."""
     k, count = len(psfs), polynomials.shape[1]
     # What a star says of the polynomials, its own part being unknown.
     blunted = np.linalg.inv(np.eye(k) + curvature[good] * psfs.own[None, None, :])
@@ -284,12 +299,7 @@ def _solve_field(
     place = polynomials[good]
     normal = np.einsum("npq,nab->paqb", place[:, :, None] * place[:, None, :], curved, optimize=True)
     normal = normal.reshape(count * k, count * k)
-    for p in range(count):
-        block = slice(p * k, (p + 1) * k)
-        normal[block, block] += np.linalg.inv(psfs.field[p])
-    covariance = np.linalg.inv((normal + normal.T) / 2)
-    field = covariance @ (place.T @ right).ravel()
-    return field.reshape(count, k), covariance
+    return (normal + normal.T) / 2, (place.T @ right).ravel()
 
 
 def _solve_stars(

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from numpy.polynomial import legendre
 from safetensors.numpy import load_file, save
 from scipy import fft
+from scipy.linalg import block_diag
 
 from csstdask.durable import sha256_file
 from csstdask.errors import InputError
@@ -38,6 +39,43 @@ _STRONG = 16
 _LEVELS = 127
 #: Polynomials that are multiplied with a star's colour at most: those of degree 0 and 1.
 COLOUR_TERMS = 3
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is expected of the amounts of a field, polynomial by polynomial: a Gaussian."""
+
+    mean: Float
+    """(p k,)"""
+    covariance: Float
+    """(p k, p k)"""
+
+    def posterior(self, normal: Float, right: Float) -> tuple[Float, Float]:
+        """Return amounts (p k,) and their covariance (p k, p k), given what stars alone say.
+
+        Parameters
+        ----------
+        normal : float64 array (p k, p k)
+            The curvature of what stars say.
+        right : float64 array (p k,)
+            `normal` times the amounts that they want.
+        """
+        root, inner = self._inner(normal)
+        half = np.asarray(np.linalg.solve(np.linalg.cholesky(inner), root.T), dtype=np.float64)
+        covariance: Float = half.T @ half
+        mean: Float = self.mean + covariance @ (right - normal @ self.mean)
+        return mean, covariance
+
+    def evidence(self, normal: Float, right: Float) -> float:
+        """Return how likely what stars say is by this prior: its natural log, but for a constant of the stars'."""
+        root, inner = self._inner(normal)
+        unexplained = root.T @ (right - normal @ self.mean)
+        told = float(self.mean @ right - self.mean @ normal @ self.mean / 2)
+        return told + float(unexplained @ np.linalg.solve(inner, unexplained) - np.linalg.slogdet(inner)[1]) / 2
+
+    def _inner(self, normal: Float) -> tuple[Float, Float]:
+        root = np.asarray(np.linalg.cholesky(self.covariance), dtype=np.float64)
+        return root, np.eye(len(root)) + root.T @ normal @ root
 
 
 @dataclass(frozen=True)
@@ -72,6 +110,11 @@ class PrincipalPsfs:
     def of_known_colour(self) -> PrincipalPsfs:
         """Return what is expected of stars whose colour is known: fields have q terms more."""
         return replace(self, field=np.concatenate([self.field, self.colour_field]), own=self.own_beside_colour)
+
+    def prior(self) -> Prior:
+        """Return what is expected of a field by telescopes in the mean."""
+        covariance = block_diag(*self.field)
+        return Prior(np.zeros(len(covariance)), covariance)
 
     def at(self, amounts: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
         """Return PSFs (n, SIDE, SIDE) of some amounts (n, k)."""

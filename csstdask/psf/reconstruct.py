@@ -19,6 +19,7 @@ from csstdask.psf.field import PsfField, half_pixels, on_unit
 from csstdask.psf.fit import PLACE, FieldFit, fit_field
 from csstdask.psf.principal import polynomials, principal_psfs, with_colour
 from csstdask.psf.psfnet import check_places, phase_of, psfs_by_network
+from csstdask.psf.wavefront import Optics
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
@@ -227,21 +228,23 @@ def fit_detector(
         if shape is None:
             raise InputError(card.name, "detectors of no known size", "their shape (y, x) [pixel]")
         check_places(x, y, shape)
+        optics = None
         expected = psfs = learn_from_stars(Smoothness.of(card), *stars, place=place)
         places = polynomials(*on_unit(x, y, shape), psfs.degree)
     else:
         instrument, band = load_instrument(card.architecture["instrument"]), band_of(card, detector)
         shape = shape or shape_of(card)
         check_places(x, y, shape)
+        optics = Optics.of(instrument, band)
         expected = psfs = principal_psfs(card, band)
         places = polynomials(*on_unit(x, y, shape), psfs.degree)
         if temperature is not None:
             colour = colour_of(temperature, instrument.bands[band].wavelength)
             expected, places = psfs.of_known_colour(), with_colour(places, colour)
-    fit = fit_field(expected, *stars, places, place)
+    fit = fit_field(expected, *stars, places, place, optics)
     terms = len(psfs.field)  # those of the place alone
     covariance = fit.covariance[: terms * len(psfs), : terms * len(psfs)]
-    return fit, PsfField(detector, shape, psfs, fit.field[:terms], covariance)
+    return fit, PsfField(detector, shape, psfs, fit.field[:terms], covariance, fit.wavefront)
 
 
 def kind_of_card(card: ModelCard) -> str:

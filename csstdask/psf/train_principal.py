@@ -60,7 +60,10 @@ class PrincipalConfig(BaseModel):
     name: str = "principal"
     version: str = "1"
     licence: str = "BSD-3-Clause"
-    method: str = "principal PSFs over a detector, with what is expected of their amounts (csstdask.psf.fit)"
+    method: str = (
+        "principal PSFs over a detector (csstdask.psf.fit), with what is expected of their amounts by telescopes in the"
+        " mean and by the wavefront that the stars show (csstdask.psf.wavefront)"
+    )
     instrument: str = "csst"
     bands: tuple[str, ...] = Field((), description="none: all of the instrument's imaging bands")
     telescopes: int = Field(96, ge=4, description="drawn for each band")

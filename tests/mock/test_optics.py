@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from csstdask.arrays.aperture import cutoff
 from csstdask.arrays.moments import adaptive_moments
-from csstdask.mock.optics import CORE, Blur, cutoff, effective_psf, fade, sampling_for, wing_light
-from csstdask.mock.zernike import noll_to_zernike, zernike
+from csstdask.arrays.zernike import noll_to_zernike, zernike
+from csstdask.mock.optics import CORE, Blur, effective_psf, fade, sampling_for, wing_light
 
 galsim = pytest.importorskip("galsim")
 PUPIL = (2.0, 0.0, 0.074)

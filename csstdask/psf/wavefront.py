@@ -1,0 +1,364 @@
+"""The wavefront that the stars of a detector show, and what it says of how their PSF changes over the detector.
+
+What is learnt of telescopes in the mean (`csstdask.psf.principal`) expects of each polynomial on its own how much of it
+there is. But the terms of one telescope belong together: a PSF is the squared transform of its pupil, and over a single
+detector the wavefront in that pupil changes by little more than a plane. So the stars' mean PSF tells the wavefront in
+the detector's middle, by phase retrieval (Gonsalves 1982, Opt. Eng. 21, 829; Krist & Burrows 1995, Appl. Opt. 34,
+4951); and that tells the few directions in which the PSF can change from there. Ellipticity, a product of aberrations,
+cannot be told so by anything linear.
+
+The unknowns are Zernike coefficients as quadratic polynomials of the place, a Gaussian blur, and a drift.
+Levenberg's and Marquardt's way leads from a few random starts to the wavefront of the mean PSF, and from there to that
+of the whole field. Amounts of principal PSFs linearised about it, with an error of this model, are then a prior as good
+as any other, and the stars' pixels have the last word. Which error, and whether optics are believed at all, is what
+makes the data most likely (the evidence): of stars that no aperture explains, nothing changes.
+
+Even orders might all have the other sign, as stars in focus do not tell it: defocus is said to be positive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import fft
+
+from csstdask.arrays.aperture import cutoff, samples, zernikes
+from csstdask.arrays.zernike import noll_to_zernike
+from csstdask.instrument import Instrument
+from csstdask.psf.colour import mean_wavelength
+from csstdask.psf.principal import FIELD, FINE, SIDE, PrincipalPsfs, Prior, polynomials, powers_of
+
+Float = npt.NDArray[np.float64]
+
+#: Noll indices that are looked for: the lower ones, and where these leave much of the mean PSF, up to the last.
+_FIRST, _LASTS = 4, (11, 22)
+#: What they leave of it, squares in units of the error a principal image, where that is much.
+_MUCH = 1.0
+#: Of the polynomials of a place that Zernike coefficients are.
+_DEGREE = 2
+#: Places along each axis at which optics are computed: they tell cubics.
+_NODES = 4
+#: Expected of a coefficient of radial order one [nm]; of order n it is an n-th. Of what it changes by over half a
+#: detector, as a share: defocus (detectors are tipped), the others, and of their bending.
+_WAVEFRONT, _TIP, _SLOPE, _BEND = 75.0, 0.5, 0.2, 0.05
+#: Of a blur: a Gaussian's covariance x x, y y, x y [pixel^2], and how far a star drifts in x and y [pixel]: what is
+#: expected, one sigma of it, and the least variance.
+_BLUR, _BLUR_SIGMA, _LEAST_BLUR = (0.25, 0.25, 0.0, 0.0, 0.0), (0.15, 0.15, 0.05, 0.8, 0.8), 0.02
+_BLURS = len(_BLUR)
+#: Share of what telescopes differ by that this model may miss, in the mean PSF and in how it changes, by choice: a
+#: descent begins with much, as with little there are more valleys than one.
+_MISSED, _FLOOR = ((0.5, 0.3), (0.5, 0.1), (0.5, 0.02), (0.15, 0.02)), 1e-8
+#: Random starts at most, how far they reach, and how alike two ends are that end the search.
+_STARTS, _REACH, _ALIKE = 8, 0.6, 0.01
+#: Steps of a descent at most, the gain that is worth no further one, and the first damping.
+_STEPS, _LITTLE, _DAMPING = 14, 0.5, 1e-2
+#: Drifts a cycle below which the slope of a sinc is told by its first term.
+_SMALL = 1e-4
+
+
+@dataclass(frozen=True)
+class Wavefront:
+    """The wavefront over a detector, as its stars show it.
+
+    Attributes
+    ----------
+    orders : tuple of int
+        Noll indices.
+    coefficients, sigma : float64 arrays (p, order)
+        Of each polynomial of the place and Zernike polynomial, and one sigma [nm].
+    blur : float64 array (5,)
+        What else widens the PSF, the pixel aside: a Gaussian's covariance x x, y y and x y [pixel^2], and how far a
+        star drifts evenly during an exposure, in x and y [pixel].
+    """
+
+    orders: tuple[int, ...]
+    coefficients: Float
+    sigma: Float
+    blur: Float
+
+    def at(self, u: Float, v: Float) -> Float:
+        """Return Zernike coefficients (n, order) at places between -1 and 1 on the detector [nm]."""
+        return polynomials(u, v, _DEGREE) @ self.coefficients
+
+
+@dataclass(frozen=True)
+class Optics:
+    """What an aperture makes of a wavefront, in amounts of principal PSFs.
+
+    Attributes
+    ----------
+    pupil : (float, float, float)
+        Diameter [m], obscuration, pixel scale [arcsec].
+    wavelength : float
+        At which the band is seen [nm].
+    """
+
+    pupil: tuple[float, float, float]
+    wavelength: float
+
+    @classmethod
+    def of(cls, instrument: Instrument, band: str) -> Optics | None:
+        """Return the optics of a band, None if the instrument tells of none."""
+        if instrument.telescope is None or instrument.geometry is None:
+            return None
+        telescope = instrument.telescope
+        pupil = telescope.diameter, telescope.obscuration, instrument.geometry.pixel_scale
+        return cls(pupil, float(mean_wavelength(instrument.bands[band].wavelength)))
+
+    def frequencies(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Float, Float]:
+        """Return rows and columns of a half spectrum that light reaches, and frequencies x and y [cycles/pixel].
+
+        Images are sampled as principal PSFs are; what these samples cannot hold is left out.
+        """
+        fy, fx = np.fft.fftfreq(SIDE, 1 / FINE)[:, None], np.arange(SIDE // 2) / FIELD
+        highest = cutoff(self.wavelength, self.pupil[0], self.pupil[2])
+        rows, columns = np.nonzero((np.hypot(fx, fy) < highest) & (np.abs(fy) < FINE / 2))
+        return rows, columns, fx[columns], fy[rows, 0]
+
+    def spectra(self, orders: tuple[int, ...], coefficients: Float) -> npt.NDArray[np.complex64]:
+        """Return the spectrum of the optical image, and how it changes with each coefficient.
+
+        Parameters
+        ----------
+        orders : tuple of int
+            Noll indices.
+        coefficients : float64 array (order,)
+            [nm]
+
+        Returns
+        -------
+        complex64 array (1 + order, frequency)
+            At `frequencies`; the image's first, of unit light.
+        """
+        highest = cutoff(self.wavelength, self.pupil[0], self.pupil[2])
+        # As few samples as fold no frequency onto one that is wanted.
+        n = FIELD * int(np.ceil(min(2 * highest, highest + FINE / 2)))
+        rows, columns, _, _, openness = samples(self.wavelength, self.pupil, FIELD)
+        basis = zernikes(orders, self.wavelength, self.pupil, FIELD)
+        wave = 2j * np.pi / self.wavelength
+        passed = (openness * np.exp(wave * (coefficients @ basis))).astype(np.complex64)
+        field = np.zeros((1 + len(orders), n, n), dtype=np.complex64)
+        field[0, rows, columns] = passed
+        field[1:, rows, columns] = np.complex64(wave) * basis * passed
+        light = fft.ifft2(field, overwrite_x=True)
+        intensity = light[0].real * light.real + light[0].imag * light.imag
+        intensity[1:] *= 2
+        spectrum = fft.rfft2(intensity)
+        kept_rows, kept_columns, _, _ = self.frequencies()
+        kept_rows = np.where(kept_rows < SIDE // 2, kept_rows, kept_rows + n - SIDE)
+        return spectrum[:, kept_rows, kept_columns] / spectrum[0, 0, 0].real
+
+
+def _blurred(fx: Float, fy: Float, blur: Float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the transfer of blur and pixel at frequencies (n,), and how it changes with the blur (5, n)."""
+    quadratic = -2 * np.pi**2 * np.stack([fx**2, fy**2, 2 * fx * fy])
+    drift = blur[3] * fx + blur[4] * fy
+    drifted = np.sinc(drift)
+    small = np.abs(drift) < _SMALL
+    slope = np.where(small, -(np.pi**2) / 3 * drift, (np.cos(np.pi * drift) - drifted) / np.where(small, 1, drift))
+    rest = np.exp(blur[:3] @ quadratic) * np.sinc(fx) * np.sinc(fy)
+    change = np.concatenate([quadratic * drifted, np.stack([fx * slope, fy * slope])]) * rest
+    return (drifted * rest).astype(np.float32), change.astype(np.float32)
+
+
+class _Point(NamedTuple):
+    """Unknowns, and what optics make of them."""
+
+    unknowns: Float
+    amounts: Float
+    """(a,)"""
+    change: Float
+    """(a, unknown)"""
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """What unknowns are to explain: a quadratic of amounts, and what is expected of the unknowns themselves."""
+
+    weight: Float
+    """(a, a)"""
+    pull: Float
+    """(a,) `weight` times the amounts that are wanted."""
+    mean: Float
+    """(unknown,)"""
+    sigma: Float
+
+    def cost(self, point: _Point) -> float:
+        strange = ((point.unknowns - self.mean) / self.sigma) ** 2
+        explained = self.weight @ point.amounts - 2 * self.pull
+        return float(point.amounts @ explained + strange.sum())
+
+    def descend(self, model: Callable[[Float], _Point], point: _Point) -> tuple[_Point, float]:
+        """Return unknowns that explain most, from a start, and their cost (Levenberg and Marquardt)."""
+        cost, damping = self.cost(point), _DAMPING
+        for _ in range(_STEPS):
+            curved = point.change.T @ self.weight @ point.change + np.diag(self.sigma**-2)
+            slope = point.change.T @ (self.pull - self.weight @ point.amounts)
+            slope -= (point.unknowns - self.mean) / self.sigma**2
+            further = point.unknowns + np.linalg.solve(curved + damping * np.diag(np.diag(curved)), slope)
+            further[-_BLURS : 2 - _BLURS] = np.maximum(further[-_BLURS : 2 - _BLURS], _LEAST_BLUR)
+            there = model(further)
+            gain = cost - (cost_there := self.cost(there))
+            damping *= 0.1 if gain > 0 else 10
+            if gain > 0:
+                point, cost = there, cost_there
+                if gain < _LITTLE:
+                    break
+        return point, cost
+
+
+def prior_of_optics(
+    optics: Optics, psfs: PrincipalPsfs, broad: Prior, normal: Float, right: Float
+) -> tuple[Prior, Wavefront | None]:
+    """Return what is expected of the amounts of a detector's field by the wavefront that its stars show.
+
+    Parameters
+    ----------
+    optics : Optics
+    psfs : PrincipalPsfs
+        Of the band.
+    broad : Prior
+        Without optics.
+    normal : float64 array (a, a)
+        Of the field's amounts, polynomial by polynomial, as stars alone tell them: their curvature.
+    right : float64 array (a,)
+        `normal` times the amounts.
+
+    Returns
+    -------
+    Prior
+        The likeliest: without optics `broad` itself.
+    Wavefront or None
+    """
+    best, found, most = broad, None, broad.evidence(normal, right)
+    start: Wavefront | None = None
+    for last in _LASTS:
+        orders = tuple(range(_FIRST, last + 1))
+        retrieval = _Retrieval(optics, psfs, orders, broad, normal, right)
+        start, left = retrieval.search(start)
+        wavefront, priors = retrieval.over_the_field(start)
+        for prior in priors:
+            if (evidence := prior.evidence(normal, right)) > most:
+                best, found, most = prior, wavefront, evidence
+        if left < _MUCH * len(psfs):
+            break
+    return best, found
+
+
+class _Retrieval:
+    """One retrieval of a wavefront, with some orders.
+
+    Parameters are those of `prior_of_optics`; `orders` are Noll indices.
+    """
+
+    def __init__(
+        self, optics: Optics, psfs: PrincipalPsfs, orders: tuple[int, ...], broad: Prior, normal: Float, right: Float
+    ) -> None:
+        self.optics, self.orders, self.broad, self.normal, self.right = optics, orders, broad, normal, right
+        self.k, self.degree = len(psfs), psfs.degree
+        self.project, self.at_mean = _projection(optics, psfs)
+        sigma = _WAVEFRONT / np.array([noll_to_zernike(order)[0] for order in orders])
+        defocus = np.array(orders) == _FIRST
+        shares = {0: np.ones(len(orders)), 1: np.where(defocus, _TIP, _SLOPE), 2: np.full(len(orders), _BEND)}
+        self.sigma = np.stack([shares[sum(powers)] * sigma for powers in powers_of(_DEGREE)])
+
+    def search(self, start: Wavefront | None) -> tuple[Wavefront, float]:
+        """Return the wavefront of the mean PSF, from a start and from random ones, and what it leaves."""
+        k = self.k
+        # Nothing is expected of the mean PSF but what optics say: the other polynomials are as they may be.
+        unknown = self.broad.covariance.copy()
+        unknown[:k, :k] *= 1e6
+        amounts, covariance = Prior(self.broad.mean, unknown).posterior(self.normal, self.right)
+        missed = (_MISSED[0][0] ** 2) * np.diag(np.diag(self.broad.covariance)[:k])
+        weight = np.asarray(np.linalg.inv(covariance[:k, :k] + missed), dtype=np.float64)
+        wanted = amounts[:k]
+        mean, sigma = np.append(0 * self.sigma[0], _BLUR), np.append(self.sigma[0], _BLUR_SIGMA)
+        goal = _Goal(weight, weight @ wanted, mean, sigma)
+        rng = np.random.default_rng(0)
+        ends: list[tuple[_Point, float]] = []
+        for number in range(_STARTS):
+            begin = mean + _REACH * sigma * np.append(rng.normal(size=len(self.orders)), [0, 0, 0, *rng.normal(size=2)])
+            if number == 0 and start is not None:
+                begin[: len(start.orders)], begin[-_BLURS:] = start.coefficients[0], start.blur
+            ends.append(goal.descend(self._at_once, self._at_once(begin)))
+            costs = np.sort([cost for _, cost in ends])
+            if number and costs[1] - costs[0] < _ALIKE * k:
+                break
+        best, _ = min(ends, key=lambda end: end[1])
+        left = wanted - best.amounts
+        coefficients = np.zeros_like(self.sigma)
+        coefficients[0] = best.unknowns[:-_BLURS]
+        return Wavefront(self.orders, coefficients, self.sigma, best.unknowns[-_BLURS:]), float(left @ weight @ left)
+
+    def over_the_field(self, start: Wavefront) -> tuple[Wavefront, list[Prior]]:
+        """Return the wavefront of the whole field, from that of its middle, and priors with less and less error."""
+        errors = [self._missed(*shares) for shares in _MISSED]
+        mean = np.append(np.zeros(self.sigma.size), _BLUR)
+        sigma = np.append(self.sigma.ravel(), _BLUR_SIGMA)
+        point = self._over_field(np.append(start.coefficients.ravel(), start.blur))
+        for error in errors:
+            blunted = np.linalg.inv(np.eye(len(error)) + self.normal @ error)
+            goal = _Goal(blunted @ self.normal, blunted @ self.right, mean, sigma)
+            point, _ = goal.descend(self._over_field, point)
+        expected = point.amounts + point.change @ (mean - point.unknowns)
+        of_optics = (point.change * sigma**2) @ point.change.T
+        spread = np.linalg.inv(point.change.T @ goal.weight @ point.change + np.diag(sigma**-2))
+        coefficients = point.unknowns[:-_BLURS].reshape(self.sigma.shape)
+        even = np.array([noll_to_zernike(order)[0] % 2 == 0 for order in self.orders])
+        if coefficients[0, 0] < 0:
+            coefficients = np.where(even, -coefficients, coefficients)
+        unsure = np.sqrt(np.diag(spread)[:-_BLURS]).reshape(self.sigma.shape)
+        wavefront = Wavefront(self.orders, coefficients, unsure, point.unknowns[-_BLURS:])
+        return wavefront, [Prior(expected, error + of_optics) for error in errors]
+
+    def _missed(self, of_mean: float, of_changes: float) -> Float:
+        """Return the covariance of what this model may miss: of stars' colours, which it does not know, everything."""
+        k, terms = self.k, len(powers_of(self.degree))
+        shares = np.repeat([of_mean, *[of_changes] * (terms - 1)], k)
+        shares = np.append(shares, np.ones(len(self.normal) - len(shares)))
+        return self.broad.covariance * shares * shares[:, None] + _FLOOR * np.eye(len(shares))
+
+    def _at_once(self, unknowns: Float) -> _Point:
+        """Return the amounts (k,) at one place, and how they change."""
+        _, _, fx, fy = self.optics.frequencies()
+        spectra = self.optics.spectra(self.orders, unknowns[:-_BLURS])
+        transfer, change = _blurred(fx, fy, unknowns[-_BLURS:])
+        seen = np.concatenate([spectra * transfer, spectra[0] * change])
+        amounts = (seen.view(np.float32) @ self.project).astype(float).T
+        return _Point(unknowns, amounts[:, 0] - self.at_mean, amounts[:, 1:])
+
+    def _over_field(self, unknowns: Float) -> _Point:
+        """Return the amounts of polynomials, and how they change: of those at nodes, polynomials through them."""
+        axis, weight = np.polynomial.legendre.leggauss(_NODES)
+        v, u = (part.ravel() for part in np.meshgrid(axis, axis, indexing="ij"))
+        places = polynomials(u, v, _DEGREE)
+        coefficients = places @ unknowns[:-_BLURS].reshape(self.sigma.shape)
+        here = [self._at_once(np.append(one, unknowns[-_BLURS:])) for one in coefficients]
+        amounts, slopes = np.stack([one.amounts for one in here]), np.stack([one.change for one in here])
+        of_zernikes = np.einsum("nt,nkz->nktz", places, slopes[..., :-_BLURS]).reshape(len(places), self.k, -1)
+        slopes = np.concatenate([of_zernikes, slopes[..., -_BLURS:]], axis=2)
+        root = np.sqrt(np.outer(weight, weight).ravel())
+        to_terms = np.linalg.pinv(polynomials(u, v, min(self.degree, _NODES - 1)) * root[:, None]) * root
+        field, change = to_terms @ amounts, np.tensordot(to_terms, slopes, 1)
+        pad = [(0, len(self.normal) // self.k - len(to_terms)), (0, 0)]
+        return _Point(
+            unknowns, np.pad(field, pad).ravel(), np.pad(change, [*pad, (0, 0)]).reshape(len(self.normal), -1)
+        )
+
+
+def _projection(optics: Optics, psfs: PrincipalPsfs) -> tuple[npt.NDArray[np.float32], Float]:
+    """Return what takes spectra, real and imaginary parts in turn, to amounts (2 frequency, k), and the mean's (k,)."""
+    k = len(psfs)
+    flat = psfs.images.reshape(k, -1).astype(float)
+    project = flat / (flat**2).sum(axis=1, keepdims=True)
+    at_mean = project @ psfs.mean.ravel()
+    middle = np.fft.ifftshift(project.reshape(k, SIDE, SIDE), axes=(-2, -1))
+    rows, columns, _, _ = optics.frequencies()
+    # Parseval: a product of images is one of spectra, the half that is not kept the other's conjugate.
+    spectrum = fft.rfft2(middle)[:, rows, columns] * np.where(columns > 0, 2, 1) / SIDE**2 * FINE**2
+    parts = np.stack([spectrum.real, spectrum.imag], axis=-1).reshape(k, -1)
+    return np.ascontiguousarray(parts.T.astype(np.float32)), at_mean

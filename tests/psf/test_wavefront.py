@@ -1,0 +1,109 @@
+"""Phase retrieval from a detector's stars, and the prior that it makes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+
+from csstdask.instrument import load_instrument
+from csstdask.mock.psf import AT_LAUNCH, PsfModel
+from csstdask.mock.recipe import Optics as OpticsOfMock
+from csstdask.nn.card import read_card
+from csstdask.psf.field import on_unit
+from csstdask.psf.principal import FIELD, SIDE, Prior, principal_psfs, resampled
+from csstdask.psf.reconstruct import reconstruct
+from csstdask.psf.wavefront import Optics, _Retrieval, prior_of_optics
+
+#: Of band i.
+DETECTOR = 7
+ORDERS = tuple(range(4, 12))
+EVEN = np.array([True, True, True, False, False, False, False, True])  # radial orders of 4 to 11
+
+
+@pytest.fixture(scope="module")
+def psfs(psf_model):
+    return principal_psfs(read_card(psf_model), "i")
+
+
+@pytest.fixture(scope="module")
+def retrieval(psfs):
+    count = len(psfs.field) * len(psfs)
+    optics = Optics.of(load_instrument("csst"), "i")
+    return _Retrieval(optics, psfs, ORDERS, psfs.prior(), np.eye(count), np.zeros(count))
+
+
+def test_evidence_and_posterior_are_those_of_gaussians(rng):
+    size = 6
+    roots = rng.normal(size=(2, size, size))
+    covariance, noise = roots @ roots.transpose(0, 2, 1) + 0.1 * np.eye(size)
+    mean, other, seen = rng.normal(size=(3, size))
+    normal = np.linalg.inv(noise)
+    priors = [Prior(mean, covariance), Prior(other, 2 * covariance)]
+    wanted = [multivariate_normal(one.mean, one.covariance + noise).logpdf(seen) for one in priors]
+    found = [one.evidence(normal, normal @ seen) for one in priors]
+    assert np.isclose(found[1] - found[0], wanted[1] - wanted[0])
+    amounts, spread = priors[0].posterior(normal, normal @ seen)
+    assert np.allclose(np.linalg.inv(spread), np.linalg.inv(covariance) + normal)
+    gain = covariance @ np.linalg.inv(covariance + noise)
+    assert np.allclose(amounts, mean + gain @ (seen - mean))
+
+
+def test_optics_are_those_of_the_mock(retrieval, psfs):
+    """The same aperture and wavefront: amounts as the mock's PSF has them, but for the colours of its light."""
+    instrument = load_instrument("csst")
+    model = PsfModel(OpticsOfMock(seed=31), instrument)
+    x, y = np.array([1000.0, 8000.0]), np.array([500.0, 7000.0])
+    fine = model.sampling(DETECTOR).fine
+    images = model.effective(DETECTOR, x, y, temperature=6200.0, sampling=fine, size=FIELD * fine).image
+    flat = resampled(images * np.float32(fine**2), SIDE).reshape(2, -1) - psfs.mean.ravel()
+    principal = psfs.images.reshape(len(psfs), -1)
+    wanted = flat @ (principal / (principal**2).sum(axis=1, keepdims=True)).T
+    blur = model.blur(AT_LAUNCH)
+    (xx, xy), (_, yy) = blur.jitter + np.eye(2) * blur.diffusion**2
+    coefficients = model.wavefront.coefficients(DETECTOR, x, y)
+    found = np.stack([retrieval._at_once(np.array([*one, xx, yy, xy, 0, 0])).amounts for one in coefficients])
+    assert np.std(found - wanted) < 0.1 * np.std(wanted)
+    assert np.std(np.diff(found - wanted, axis=0)) < 0.05 * np.std(np.diff(wanted, axis=0))
+
+
+def test_slopes_are_those_of_differences(retrieval, rng):
+    unknowns = np.array([*rng.normal(0, 20, 8), 0.25, 0.2, 0.02, 0.5, 0.3])
+    change = retrieval._at_once(unknowns).change
+    for number in range(len(unknowns)):
+        step = np.zeros(len(unknowns))
+        step[number] = 0.5 if number < 8 else 0.01
+        ahead, behind = (retrieval._at_once(unknowns + sign * step).amounts for sign in (1, -1))
+        slope = (ahead - behind) / (2 * step[number])
+        assert np.abs(slope - change[:, number]).max() < 0.02 * np.abs(change[:, number]).max()
+    still = retrieval._at_once(np.array([*unknowns[:-2], 0, 0])).change
+    assert np.isfinite(still).all()
+
+
+def test_stars_show_the_wavefront(psf_stars, psf_recipe):
+    stars = psf_stars
+    detectors = np.full(len(stars), DETECTOR)
+    found = reconstruct(stars.stamps, detectors, stars.x, stars.y, error=stars.error, mask=stars.mask)
+    wavefront = found.fields[DETECTOR].wavefront
+    assert wavefront is not None
+    instrument = load_instrument("csst")
+    x, y = np.median(stars.x, keepdims=True), np.median(stars.y, keepdims=True)
+    truth = PsfModel(psf_recipe.optics, instrument).wavefront.coefficients(DETECTOR, x, y)[0]
+    here = wavefront.at(*on_unit(x, y, instrument.shape))[0]
+    # Stars in focus do not tell the sign of even orders; and of odd ones nothing else does.
+    wrong = min(np.abs(sign * here[EVEN] - truth[EVEN]).max() for sign in (1, -1))
+    assert wrong < 6
+    assert np.abs(here[~EVEN] - truth[~EVEN]).max() < 5
+    assert np.abs(truth).max() > 20
+
+
+def test_what_no_aperture_explains_is_left_as_it_was(psfs, rng):
+    """Amounts at random, each polynomial's on its own, as no telescope has them."""
+    prior = psfs.prior()
+    count = len(prior.mean)
+    amounts = rng.multivariate_normal(prior.mean, 4 * prior.covariance)
+    normal = 1e4 * np.eye(count)
+    optics = Optics.of(load_instrument("csst"), "i")
+    found, wavefront = prior_of_optics(optics, psfs, prior, normal, normal @ amounts)
+    assert found is prior
+    assert wavefront is None
