@@ -8,6 +8,9 @@ its place, on a constant sky. Flux, sky and place are its own and are eliminated
 is quadratic in ``c_i``, with curvature ``H_i``. Of the field's amounts ``C``, ``c_i = polynomials_i C + own_i``, the
 own parts are eliminated next, by ``(1 + H_i own)^-1 H_i``, and `C` follows from one system with as many unknowns as
 there are polynomials times images. Both posteriors are then exact, at the last linearisation.
+
+What is expected of `C` is first what telescopes have in the mean, and, once stars have settled, what the wavefront that
+they show expects (`csstdask.psf.wavefront`).
 """
 
 from __future__ import annotations
@@ -169,7 +172,7 @@ def fit_field(
                 prior, wavefront = prior_of_optics(optics, psfs, prior, normal, right)
             solved, covariance = prior.posterior(normal, right)
             field = solved.reshape(-1, k)
-            amounts, spread = _solve_stars(psfs, stars.polynomials, curvature, slope, state.amounts, field, covariance)
+            amounts, own = _solve_stars(psfs, stars.polynomials @ field, curvature, slope, state.amounts)
         _update(state, eliminated, amounts)
         if number < _ROUNDS - 1:
             stars.weight = trusted
@@ -182,6 +185,7 @@ def fit_field(
     if seen.any() and not good.any():
         log.warning("none of %d stars looks like one: their PSFs are what was believed before", len(pixels))
     chi2 = np.where(seen, chi2, np.nan)
+    spread = _spread(stars.polynomials, covariance, curvature, own)
     return FieldFit(
         psfs, field, covariance, amounts, spread, state.flux, state.x - x, state.y - y, chi2, good, wavefront
     )
@@ -303,24 +307,21 @@ def _of_field(
 
 
 def _solve_stars(
-    psfs: PrincipalPsfs,
-    polynomials: Float,
-    curvature: Float,
-    slope: Float,
-    about: Float,
-    field: Float,
-    covariance: Float,
+    psfs: PrincipalPsfs, expected: Float, curvature: Float, slope: Float, about: Float
 ) -> tuple[Float, Float]:
-    """Return the amounts of each star (n, k) and their covariances (n, k, k): the field's and its own."""
-    k, count = len(psfs), polynomials.shape[1]
-    expected = polynomials @ field
-    own = np.linalg.inv(curvature + np.diag(1 / psfs.own))
+    """Return the amounts of each star (n, k) about those that the field expects, and what is left unsure (n, k, k)."""
+    own = np.asarray(np.linalg.inv(curvature + np.diag(1 / psfs.own)), dtype=np.float64)
     step = slope - np.einsum("nab,nb->na", curvature, expected - about)
-    amounts = expected + np.einsum("nab,nb->na", own, step)
+    return expected + np.einsum("nab,nb->na", own, step), own
+
+
+def _spread(polynomials: Float, covariance: Float, curvature: Float, own: Float) -> Float:
+    """Return the covariances of stars' amounts (n, k, k): the field's and their own."""
+    k, count = own.shape[-1], polynomials.shape[1]
     kept = np.eye(k) - own @ curvature
     blocks = covariance.reshape(count, k, count, k)
     of_field = np.einsum("np,paqb,nq->nab", polynomials, blocks, polynomials, optimize=True)
-    return amounts, own + kept @ of_field @ kept.transpose(0, 2, 1)
+    return np.asarray(own + kept @ of_field @ kept.transpose(0, 2, 1))
 
 
 def _update(state: _State, eliminated: list[_Eliminated], amounts: Float) -> None:
