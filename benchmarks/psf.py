@@ -1,11 +1,11 @@
 """How well, and how fast, are PSFs reconstructed, beside PSFEx and CSST-PSFNet on the very same stamps?
 
 Some 900 stars of a detector at S/N 100 unless that is the point, two at a time, a thread each: of the paper's telescope
-in each band (`psf-dataset2`), of the same blurred by 2, 5 and 10 % in NUV, g and y (`psf-dataset3`); in g of another
-(`psf-newoptics`), of eight optical states (`psf-epochs`) and at S/N 30 to 600. PSFEx stands beside them in every band
-of the first, and in g, blurred and of the other telescope. ``python benchmarks/psf.py`` (two hours) writes
-``results/psf.json`` and figures, and goes on where it was; ``--quick`` tries one detector of two without PSFEx. PSFEx:
-Debian, ``apt-get install psfex``.
+in each band (`psf-dataset2`), and of the same blurred by 2, 5 and 10 % (`psf-dataset3`); in g of another
+(`psf-newoptics`), at S/N 30 to 600, and of eight optical states (`psf-epochs`). PSFEx stands beside them but for i, r,
+z and u blurred, and other S/N. ``python benchmarks/psf.py`` (three hours) writes ``results/psf.json`` and figures, and
+goes on where it was; what PSFEx made of the same stars by the same settings is not measured again when our model
+changes. ``--quick`` tries one detector of two without PSFEx. PSFEx: Debian, ``apt-get install psfex``.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from committed import load
 from environment import RESULTS, save
 
 from csstdask.nn.models import find_card
-from csstdask.psf.evaluate import PSFEX_SETTINGS, evaluate_psf
+from csstdask.psf.evaluate import PARTS, PSFEX, PSFEX_SETTINGS, evaluate_psf
 from csstdask.psf.evaluate.figures import draw_bands
 from csstdask.results import rounded
 
@@ -31,9 +32,10 @@ ASKED = (
     ("nodes", (14, 9, 11), True, ("psfnet",)),
     ("newoptics", G, True, ("psfnet", "empirical")),
     ("blurred", G, True, ("psfnet",)),
+    ("epochs", G, True, ("psfnet",)),
+    ("blurred", (12, 6), True, ("psfnet",)),
     ("snr", G, False, ()),
-    ("epochs", G, False, ()),
-    ("blurred", (12, 6), False, ()),
+    ("blurred", (14, 7, 9, 11), False, ("psfnet",)),
 )
 WORKERS = 2
 QUICK = (("nodes", G, False, ()), ("newoptics", G, False, ()))
@@ -44,6 +46,7 @@ def main() -> None:
     quick = "--quick" in sys.argv
     measured_with = {"identity": find_card("psf", "default").identity, "psfex": PSFEX_SETTINGS}
     kept = load("psf") if not quick and (RESULTS / "psf.json").is_file() else {}
+    peers = _of_psfex(kept)
     if kept.get("measured_with") != measured_with:
         kept = {}
     results, asked = kept.get("recipes", {}), kept.get("asked", [])
@@ -51,11 +54,14 @@ def main() -> None:
         for part, detectors, psfex, beside in QUICK if quick else ASKED:
             if [part, list(detectors)] in asked:
                 continue
+            known = {detector for title, _, detector in peers if title == PARTS[part]} >= set(detectors)
             found = evaluate_psf(
-                to=Path(folder), recipes=STORES, parts=(part,), foreign=False, psfex=psfex, beside=beside,
+                to=Path(folder), recipes=STORES, parts=(part,), foreign=False, psfex=psfex and not known, beside=beside,
                 workers=WORKERS, announce=print, detectors=detectors,
             )  # fmt: skip
             for title, units in found["recipes"].items():
+                for unit in units:
+                    unit["methods"] |= peers.get((title, unit["exposure"], unit["detector"]), {})
                 results.setdefault(title, []).extend(rounded(units))
             asked.append([part, list(detectors)])
             if quick:
@@ -68,6 +74,18 @@ def main() -> None:
                 shutil.copy(Path(folder) / FIGURE, RESULTS / FIGURE)
             if part == "nodes":
                 draw_bands(results["psf-dataset2"], RESULTS / "psf-bands.png")
+
+
+def _of_psfex(kept: dict[str, Any]) -> dict[tuple[str, int, int], dict[str, Any]]:
+    """Return rows of PSFEx by recipe, exposure and detector, if they are of the settings that are asked for."""
+    if kept.get("measured_with", {}).get("psfex") != PSFEX_SETTINGS:
+        return {}
+    return {
+        (title, unit["exposure"], unit["detector"]): {PSFEX: {"measured": kept["environment"]["date"]} | found}
+        for title, units in kept["recipes"].items()
+        for unit in units
+        if (found := unit["methods"].get(PSFEX))
+    }
 
 
 if __name__ == "__main__":

@@ -195,6 +195,7 @@ def fit_detector(
     shape: tuple[int, int] | None = None,
     temperature: Float | None = None,
     place: float = PLACE,
+    optics: Optics | None = None,
 ) -> tuple[FieldFit, PsfField]:
     """Fit the stars of one detector.
 
@@ -215,6 +216,9 @@ def fit_detector(
         from these stars alone does not look at it.
     place : float
         How well places are known, one sigma [pixel].
+    optics : Optics, optional
+        By default those of the card's instrument, as far as stars bear them out. What is learnt from these stars alone
+        does not look at them.
 
     Raises
     ------
@@ -235,7 +239,7 @@ def fit_detector(
         instrument, band = load_instrument(card.architecture["instrument"]), band_of(card, detector)
         shape = shape or shape_of(card)
         check_places(x, y, shape)
-        optics = Optics.of(instrument, band)
+        optics = optics or Optics.of(instrument, band)
         expected = psfs = principal_psfs(card, band)
         places = polynomials(*on_unit(x, y, shape), psfs.degree)
         if temperature is not None:

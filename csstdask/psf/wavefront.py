@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from csstdask.arrays.aperture import cutoff, samples, zernikes
+from csstdask.arrays.aperture import Pupil, cutoff, samples, zernikes
 from csstdask.arrays.zernike import noll_to_zernike
 from csstdask.instrument import Instrument
 from csstdask.psf.colour import mean_wavelength
@@ -95,10 +95,13 @@ class Optics:
         Diameter [m], obscuration, pixel scale [arcsec].
     wavelength : float
         At which the band is seen [nm].
+    certain : bool
+        Whether this is all that there is: then evidence is not asked.
     """
 
-    pupil: tuple[float, float, float]
+    pupil: Pupil
     wavelength: float
+    certain: bool = False
 
     @classmethod
     def of(cls, instrument: Instrument, band: str) -> Optics | None:
@@ -241,6 +244,8 @@ def prior_of_optics(
         retrieval = _Retrieval(optics, psfs, orders, broad, normal, right)
         start, left = retrieval.search(start)
         wavefront, priors = retrieval.over_the_field(start)
+        if optics.certain:
+            return priors[-1], wavefront
         for prior in priors:
             if (evidence := prior.evidence(normal, right)) > most:
                 best, found, most = prior, wavefront, evidence
@@ -296,7 +301,7 @@ class _Retrieval:
 
     def over_the_field(self, start: Wavefront) -> tuple[Wavefront, list[Prior]]:
         """Return the wavefront of the whole field, from that of its middle, and priors with less and less error."""
-        errors = [self._missed(*shares) for shares in _MISSED]
+        errors = [self._missed(*shares) for shares in (*_MISSED, *([(0.0, 0.0)] if self.optics.certain else []))]
         mean = np.append(np.zeros(self.sigma.size), _BLUR)
         sigma = np.append(self.sigma.ravel(), _BLUR_SIGMA)
         point = self._over_field(np.append(start.coefficients.ravel(), start.blur))

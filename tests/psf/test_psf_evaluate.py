@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from csstdask.cli import app
 from csstdask.errors import InputError
 from csstdask.mock.recipe import Nodes
-from csstdask.psf.evaluate import ALONE, MODEL, PRIOR, evaluate_psf, measure_stars
+from csstdask.psf.evaluate import ALONE, BOUND, MODEL, PRIOR, evaluate_psf, measure_stars
 from csstdask.psf.evaluate.figures import draw_bands
 from csstdask.psf.evaluate.stars import draw_stars, errors_of, pulls_of
 from csstdask.psf.evaluate.tables import by_band, table
@@ -137,3 +137,11 @@ def test_what_is_unknown_is_named(tmp_path):
 def test_the_command_line_refuses_what_it_does_not_take(arguments):
     result = RUNNER.invoke(app, arguments)
     assert result.exit_code != 0
+
+
+def test_what_could_be_known_at_best(psf_stars, psf_model, monkeypatch):
+    monkeypatch.setattr("csstdask.psf.evaluate._ALONE", 3)
+    methods = measure_stars(psf_stars, model=str(psf_model), psfex=False, fewer=False, bounded=True)["methods"]
+    bound = {name: methods[BOUND + name]["psnr"]["mean"] for name in (MODEL, ALONE, "10 stars")}
+    assert bound[ALONE] < bound["10 stars"] < bound[MODEL]
+    assert methods[MODEL]["psnr"]["mean"] < bound[MODEL] + 3

@@ -9,7 +9,8 @@ Beside the model stand further models, each also with its stamps ``blank``, and 
 installed, given the very same stamps. In some parts (`FEWER`) also the same model with the colours of stars known; with
 no star, or one: ``without stars``, what it believes before it sees any, and ``one star``, each star alone; with few;
 and a ``polynomial``, the PSF of the place as half of the true ones tell it. What does not beat this one, or its own
-blank stamps, recalls a telescope instead of measuring it.
+blank stamps, recalls a telescope instead of measuring it. On a telescope that nobody has learnt (`BOUNDED`) stands
+beside, as ``bound``, what the same stars could tell at best.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,6 +34,7 @@ from csstdask.mock.recipe import load_recipe
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
 from csstdask.psf import piff as piff_runner
+from csstdask.psf.evaluate.bound import drawn_at_bound
 from csstdask.psf.evaluate.figures import Look, draw_bands, draw_looks
 from csstdask.psf.evaluate.stars import Images, Stars, draw_stars, errors_of, pulls_of
 from csstdask.psf.evaluate.tables import table
@@ -49,6 +52,8 @@ PARTS = {
 }  # fmt: skip
 #: Parts in which the model is also given no star, one, and few; and told their colours.
 FEWER = ("nodes", "newoptics", "snr")
+#: Parts in which what could be known at best stands beside.
+BOUNDED = ("newoptics", "snr")
 #: S/N of stars where it is not the point, and where it is: from some 700 on they saturate the camera in 150 s.
 SNR, SNRS = 100.0, (30.0, 100.0, 300.0, 600.0)
 #: PSFEx's: those of the paper. Its best of a grid are 0.2 dB better, in more than three times the time
@@ -65,6 +70,8 @@ _FEWEST = 20
 _FILE = "psf_evaluation"
 MODEL, COLOURS, ALONE, PRIOR = "all stars", "all stars, colours known", "one star", "without stars"
 PLACE, PSFEX, PIFF = "polynomial", "PSFEx", "Piff"
+#: Goes before the name of a method: what it could be at best, given the same stars.
+BOUND = "bound, "
 
 
 def evaluate_psf(
@@ -143,8 +150,9 @@ def evaluate_psf(
                 raise InputError("detectors", ", ".join(map(str, detectors or whole.detectors)), wanted)
             for title, recipe in _as_asked(whole.model_copy(update={"detectors": tuple(known)}), part):
                 look = partial(
-                    measure_unit, recipe, model=model, psfex=psfex, piff=piff, beside=tuple(beside), fewer=part in FEWER
-                )
+                    measure_unit, recipe, model=model, psfex=psfex, piff=piff, beside=tuple(beside),
+                    fewer=part in FEWER, bounded=part in BOUNDED,
+                )  # fmt: skip
                 units = list(_over_units(recipe, look, workers, announce))
                 looks = {unit["band"]: unit.pop("looks") for unit in reversed(units)}
                 results["recipes"][title] = units
@@ -201,18 +209,24 @@ def measure_unit(
     piff: bool = False,
     beside: Sequence[str] = (),
     fewer: bool = True,
+    bounded: bool = False,
 ) -> dict[str, Any]:
     """Render a unit's stars, and return by method how far it is from their PSFs."""
     with threadpool_limits(1):
         stars = draw_stars(recipe, index, detector)
-        return measure_stars(stars, model=model, psfex=psfex, piff=piff, beside=beside, fewer=fewer) | {
-            "exposure": index,
-            "epoch": recipe.epoch_of(index),
-        }
+        found = measure_stars(stars, model=model, psfex=psfex, piff=piff, beside=beside, fewer=fewer, bounded=bounded)
+    return found | {"exposure": index, "epoch": recipe.epoch_of(index)}
 
 
 def measure_stars(
-    stars: Stars, *, model: str, psfex: bool, piff: bool = False, beside: Sequence[str] = (), fewer: bool = True
+    stars: Stars,
+    *,
+    model: str,
+    psfex: bool,
+    piff: bool = False,
+    beside: Sequence[str] = (),
+    fewer: bool = True,
+    bounded: bool = False,
 ) -> dict[str, Any]:
     """Return by method how far it is from the PSFs of stars of one detector, and how some of them look."""
     looks: dict[str, Look] = {}
@@ -223,6 +237,8 @@ def measure_stars(
     looks[MODEL] = Look.of(stars, found.image)
     if fewer:
         rows |= _of_less(stars, model)
+    if bounded:
+        rows |= _at_bound(stars, model)
     for other in beside:
         card = find_card("psf", other)
         if knows(card, stars.detector):
@@ -240,27 +256,56 @@ def measure_stars(
     return {"detector": stars.detector, "band": stars.band, "n": len(stars), "methods": rows, "looks": looks}
 
 
+@dataclass(frozen=True)
+class _Less:
+    """Fewer stars than there are: some, each of which is looked at alone, and few, looked at together."""
+
+    alone: Stars
+    few: dict[str, Stars]
+
+    @classmethod
+    def of(cls, stars: Stars) -> _Less:
+        rng = np.random.default_rng(len(stars))
+        alone = stars.take(np.sort(rng.permutation(len(stars))[:_ALONE]))
+        counts = [count for count in _COUNTS if count < len(stars)]
+        few = {f"{count} stars": stars.take(np.sort(rng.permutation(len(stars))[:count])) for count in counts}
+        return cls(alone, few)
+
+    def singles(self) -> list[Stars]:
+        return [self.alone.take([one]) for one in range(len(self.alone))]
+
+
 def _of_less(stars: Stars, model: str) -> dict[str, Any]:
     """Return how far PSFs are off of a model that is told of colours, or sees one star, few, or none; and of places."""
     rows: dict[str, Any] = {}
     if kind_of_card(find_card("psf", model)) == "principal":
         coloured = _reconstructed(stars, model, temperature=stars.temperature)
         rows[COLOURS] = _row(stars, coloured.image, coloured.sigma)
-    rng = np.random.default_rng(len(stars))
-    some = np.sort(rng.permutation(len(stars))[:_ALONE])
-    single = [_reconstructed(stars.take([one]), model) for one in some]
-    images, sigmas = (np.concatenate([getattr(one, name) for one in single]) for name in ("image", "sigma"))
-    rows[ALONE] = _row(stars.take(some), images, sigmas)
-    for count in _COUNTS:
-        if count < len(stars):
-            few = stars.take(np.sort(rng.permutation(len(stars))[:count]))
-            part = _reconstructed(few, model)
-            rows[f"{count} stars"] = _row(few, part.image, part.sigma)
+    less = _Less.of(stars)
+    found = [_reconstructed(one, model) for one in less.singles()]
+    images, sigmas = (np.concatenate([getattr(one, name) for one in found]) for name in ("image", "sigma"))
+    rows[ALONE] = _row(less.alone, images, sigmas)
+    for name, few in less.few.items():
+        part = _reconstructed(few, model)
+        rows[name] = _row(few, part.image, part.sigma)
     unseen = _reconstructed(stars, model, blank=True)
     rows[PRIOR] = _row(stars, unseen.image, unseen.sigma)
     half = np.arange(len(stars)) % 2 == 0
     rows[PLACE] = _row(stars.take(~half), _by_place(stars.take(half), stars.take(~half)), None)
     return rows
+
+
+def _at_bound(stars: Stars, model: str) -> dict[str, Any]:
+    """Return how far PSFs would be off at best, by all stars, few, and one; of principal PSFs only."""
+    card = find_card("psf", model)
+    if kind_of_card(card) != "principal":
+        return {}
+    less = _Less.of(stars)
+    rows = {name: _row(*drawn_at_bound(some, card), None) for name, some in ({MODEL: stars} | less.few).items()}
+    drawn = [drawn_at_bound(one, card) for one in less.singles()]
+    shown, images = (np.concatenate(part) for part in zip(*((one.truth, image) for one, image in drawn), strict=True))
+    rows[ALONE] = _row(replace(less.alone, truth=shown), images, None)
+    return {BOUND + name: row for name, row in rows.items()}
 
 
 def _reconstructed(stars: Stars, model: str, *, blank: bool = False, temperature: Any = None) -> Reconstruction:
