@@ -20,8 +20,8 @@ from committed import load
 from environment import RESULTS, save
 
 from csstdask.nn.models import find_card
-from csstdask.psf.evaluate import PARTS, PSFEX, PSFEX_SETTINGS, evaluate_psf
-from csstdask.psf.evaluate.figures import draw_bands
+from csstdask.psf.evaluate import COUNTED, PARTS, PSFEX, PSFEX_SETTINGS, by_snr, evaluate_psf
+from csstdask.psf.evaluate.figures import draw_bands, draw_counts
 from csstdask.results import rounded
 
 STORES = Path(__file__).parent.parent / "stores"
@@ -74,6 +74,8 @@ def main() -> None:
                 shutil.copy(Path(folder) / FIGURE, RESULTS / FIGURE)
             if part == "nodes":
                 draw_bands(results["psf-dataset2"], RESULTS / "psf-bands.png")
+            if part == "snr":
+                draw_counts(by_snr(results), COUNTED, RESULTS / "psf-snr.png")
 
 
 def _of_psfex(kept: dict[str, Any]) -> dict[tuple[str, int, int], dict[str, Any]]:

@@ -8,12 +8,16 @@ from typing import Any
 
 from committed import load, table
 
+from csstdask.psf.evaluate import COUNTED, by_snr
+
 
 def psf() -> str:
     """Tell by recipe and method how far PSFs are off, over a detector of each band."""
     result = load("psf")
     rows = []
     for recipe, units in result["recipes"].items():
+        if ", S/N" in recipe:
+            continue
         for method in dict.fromkeys(method for unit in units for method in unit["methods"]):
             found = [(unit["band"], unit["methods"][method]) for unit in units if method in unit["methods"]]
             psnr = {band: fmean(row["psnr"]["mean"] for other, row in found if other == band) for band in dict(found)}
@@ -37,6 +41,19 @@ def psf() -> str:
     place = result["environment"]
     note = f"*all stars*: `{result['model']}`. {place['processor']}, one thread, {place['date']}."
     return table(head, rows) + f"\n\n{note}"
+
+
+def counts() -> str:
+    """Tell how far PSFs are off by S/N and number of stars, and what would be at best."""
+    rows = []
+    for told, unit in by_snr(load("psf")["recipes"]).items():
+        for method, at_best in COUNTED.items():
+            found, bound = unit["methods"][method], unit["methods"][at_best]
+            psnr, size = (
+                [one[name][what] for one in (found, bound)] for name, what in (("psnr", "mean"), ("size", "sd"))
+            )
+            rows.append([told, method, *(f"{one:.1f}" for one in psnr), *(f"{one:.4f}" for one in size)])
+    return table(["stars", "fitted", "PSNR [dB]", "at best", "SD of dR/R", "at best"], rows)
 
 
 def settings() -> str:
@@ -99,4 +116,10 @@ def _with_settings(row: dict[str, Any]) -> str:
     return f"{row['method']} ({', '.join(told)})" if told else f"`{row['method']}`"
 
 
-TABLES: dict[str, Callable[[], str]] = {"psf-real": real, "psf": psf, "psf-settings": settings, "psf-speed": speed}
+TABLES: dict[str, Callable[[], str]] = {
+    "psf-real": real,
+    "psf": psf,
+    "psf-snr": counts,
+    "psf-settings": settings,
+    "psf-speed": speed,
+}

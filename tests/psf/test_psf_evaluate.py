@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from csstdask.cli import app
 from csstdask.errors import InputError
 from csstdask.mock.recipe import Nodes
-from csstdask.psf.evaluate import ALONE, BOUND, MODEL, PRIOR, evaluate_psf, measure_stars
-from csstdask.psf.evaluate.figures import draw_bands
+from csstdask.psf.evaluate import ALONE, BOUND, COUNTED, MODEL, PRIOR, by_snr, evaluate_psf, measure_stars
+from csstdask.psf.evaluate.figures import draw_bands, draw_counts
 from csstdask.psf.evaluate.stars import draw_stars, errors_of, pulls_of
 from csstdask.psf.evaluate.tables import by_band, table
 
@@ -139,9 +139,14 @@ def test_the_command_line_refuses_what_it_does_not_take(arguments):
     assert result.exit_code != 0
 
 
-def test_what_could_be_known_at_best(psf_stars, psf_model, monkeypatch):
+def test_what_could_be_known_at_best(psf_stars, psf_model, monkeypatch, tmp_path):
     monkeypatch.setattr("csstdask.psf.evaluate._ALONE", 3)
-    methods = measure_stars(psf_stars, model=str(psf_model), psfex=False, fewer=False, bounded=True)["methods"]
+    unit = measure_stars(psf_stars, model=str(psf_model), psfex=False, bounded=True)
+    methods = unit["methods"]
     bound = {name: methods[BOUND + name]["psnr"]["mean"] for name in (MODEL, ALONE, "10 stars")}
     assert bound[ALONE] < bound["10 stars"] < bound[MODEL]
     assert methods[MODEL]["psnr"]["mean"] < bound[MODEL] + 3
+    recipes = {"psf-newoptics": [], "psf-newoptics, S/N 150": [unit], "psf-newoptics, S/N 30": [unit]}
+    assert list(by_snr(recipes)) == ["S/N 30", "S/N 150"]
+    draw_counts(by_snr(recipes), COUNTED, tmp_path / "counts.png")
+    assert (tmp_path / "counts.png").stat().st_size > 10_000

@@ -35,7 +35,7 @@ from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
 from csstdask.psf import piff as piff_runner
 from csstdask.psf.evaluate.bound import drawn_at_bound
-from csstdask.psf.evaluate.figures import Look, draw_bands, draw_looks
+from csstdask.psf.evaluate.figures import Look, draw_bands, draw_counts, draw_looks
 from csstdask.psf.evaluate.stars import Images, Stars, draw_stars, errors_of, pulls_of
 from csstdask.psf.evaluate.tables import table
 from csstdask.psf.principal import polynomials
@@ -72,6 +72,8 @@ MODEL, COLOURS, ALONE, PRIOR = "all stars", "all stars, colours known", "one sta
 PLACE, PSFEX, PIFF = "polynomial", "PSFEx", "Piff"
 #: Goes before the name of a method: what it could be at best, given the same stars.
 BOUND = "bound, "
+#: By the number of stars: methods, and what each is at best.
+COUNTED = {name: BOUND + name for name in (ALONE, *(f"{count} stars" for count in _COUNTS), MODEL)}
 
 
 def evaluate_psf(
@@ -161,7 +163,15 @@ def evaluate_psf(
                     picture = to / title.replace(", S/N ", "-")
                     draw_looks(dict(reversed(looks.items())), picture.with_name(f"{picture.name}.png"))
                     draw_bands(units, picture.with_name(f"{picture.name}-bands.png"))
+            if part == "snr" and to is not None:
+                draw_counts(by_snr(results["recipes"], name), COUNTED, to / f"{name}-snr.png")
     return results
+
+
+def by_snr(recipes: dict[str, list[dict[str, Any]]], name: str = PARTS["snr"]) -> dict[str, dict[str, Any]]:
+    """Return the first unit of each that the part ``snr`` made of a recipe, by the S/N of its stars."""
+    titles = {title.partition(", ")[2]: units[0] for title, units in recipes.items() if title.startswith(f"{name}, ")}
+    return dict(sorted(titles.items(), key=lambda one: float(one[0].split()[-1])))
 
 
 def name_of(card: ModelCard) -> str:

@@ -116,5 +116,39 @@ def draw_bands(units: Sequence[Mapping[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+def draw_counts(units: Mapping[str, Mapping[str, Any]], rows: Mapping[str, str], path: Path) -> None:
+    """Draw how far PSFs are off by the number of stars, for stars of several S/N, and at best.
+
+    Parameters
+    ----------
+    units : mapping
+        A unit by what its stars are called.
+    rows : mapping
+        Of methods with one star, few, all: what each is called at best.
+    path : Path
+        PNG
+    """
+    plt = pyplot()
+    quantities = (("PSNR [dB]", "psnr", "mean"), ("SD of dR/R", "size", "sd"))
+    figure, axes = plt.subplots(1, len(quantities), figsize=(4.2 * len(quantities), 3.4), layout="constrained")
+    for axis, (label, quantity, what) in zip(axes, quantities, strict=True):
+        for colour, (name, unit) in enumerate(units.items()):
+            for style, methods in (("o-", rows.keys()), ("--", rows.values())):
+                told = [unit["methods"][method] for method in methods if method in unit["methods"]]
+                # Of single stars many are looked at, each alone.
+                counts = [1, *[row["n"] for row in told[1:]]]
+                values = [row[quantity][what] for row in told]
+                shown = f"{name}{'' if style == 'o-' else ', bound'}"
+                axis.plot(counts[: len(values)], values, style, ms=4, lw=1, color=f"C{colour}", label=shown)
+        axis.set_xscale("log")
+        axis.set_xlabel("stars")
+        axis.set_ylabel(label)
+    axes[1].set_yscale("log")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
 def _scatter(axis: Any, look: Look) -> Any:
     return axis.scatter(look.x, look.y, c=look.size, s=3, marker="s", cmap="RdBu_r", vmin=-_OF_SIZE, vmax=_OF_SIZE)
