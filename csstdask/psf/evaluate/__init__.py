@@ -72,6 +72,7 @@ MODEL, COLOURS, ALONE, PRIOR = "all stars", "all stars, colours known", "one sta
 PLACE, PSFEX, PIFF = "polynomial", "PSFEx", "Piff"
 #: Goes before the name of a method: what it could be at best, given the same stars.
 BOUND = "bound, "
+_BOUND_SEED = 20261128
 #: By the number of stars: methods, and what each is at best.
 COUNTED = {name: BOUND + name for name in (ALONE, *(f"{count} stars" for count in _COUNTS), MODEL)}
 
@@ -310,9 +311,9 @@ def _at_bound(stars: Stars, model: str) -> dict[str, Any]:
     card = find_card("psf", model)
     if kind_of_card(card) != "principal":
         return {}
-    less = _Less.of(stars)
-    rows = {name: _row(*drawn_at_bound(some, card), None) for name, some in ({MODEL: stars} | less.few).items()}
-    drawn = [drawn_at_bound(one, card) for one in less.singles()]
+    less, rng = _Less.of(stars), np.random.default_rng(_BOUND_SEED)
+    rows = {name: _row(*drawn_at_bound(some, card, rng), None) for name, some in ({MODEL: stars} | less.few).items()}
+    drawn = [drawn_at_bound(one, card, rng) for one in less.singles()]
     shown, images = (np.concatenate(part) for part in zip(*((one.truth, image) for one, image in drawn), strict=True))
     rows[ALONE] = _row(replace(less.alone, truth=shown), images, None)
     return {BOUND + name: row for name, row in rows.items()}

@@ -13,10 +13,10 @@ from csstdask.psf.field import half_pixels
 from csstdask.psf.reconstruct import band_of, fit_detector
 from csstdask.psf.wavefront import Optics
 
-_SEED, _RIDGE = 20261128, 1e-12
+_RIDGE = 1e-12
 
 
-def drawn_at_bound(stars: Stars, card: ModelCard) -> tuple[Stars, Images]:
+def drawn_at_bound(stars: Stars, card: ModelCard, rng: np.random.Generator) -> tuple[Stars, Images]:
     """Return what an estimate at the bound might be.
 
     Parameters
@@ -25,6 +25,7 @@ def drawn_at_bound(stars: Stars, card: ModelCard) -> tuple[Stars, Images]:
         Of one detector.
     card : ModelCard
         Of principal PSFs.
+    rng : Generator
 
     Returns
     -------
@@ -48,6 +49,6 @@ def drawn_at_bound(stars: Stars, card: ModelCard) -> tuple[Stars, Images]:
         optics=replace(optics, certain=True),
     )  # fmt: skip
     roots = np.linalg.cholesky(fit.spread + _RIDGE * np.eye(len(fit.psfs)))
-    change = np.einsum("nab,nb->na", roots, np.random.default_rng(_SEED).normal(size=fit.amounts.shape))
+    change = np.einsum("nab,nb->na", roots, rng.normal(size=fit.amounts.shape))
     image, drawn = (half_pixels(fit.psfs, amounts, fit.spread)[0] for amounts in (fit.amounts, fit.amounts + change))
     return replace(stars, truth=image), drawn
