@@ -98,6 +98,14 @@ def on_unit(x: Float, y: Float, shape: tuple[int, int]) -> tuple[Float, Float]:
     return (x + 0.5) / shape[1] * 2 - 1, (y + 0.5) / shape[0] * 2 - 1
 
 
+def check_places(x: Float, y: Float, shape: tuple[int, int]) -> None:
+    """Raise ValueError if a place is off a detector of a shape (y, x)."""
+    for name, places, length in (("x", x, shape[1]), ("y", y, shape[0])):
+        off = (places < -0.5) | (places > length - 0.5)
+        if off.any():
+            raise ValueError(f"{name}: found {places[off][0]:g}; wanted a place on the detector, 0 to {length - 1}")
+
+
 def half_pixels(psfs: PrincipalPsfs, amounts: Float, spread: Float) -> tuple[Images, Images]:
     """Return PSFs at half-pixel sampling, each of unit sum, and their sigmas.
 

@@ -17,6 +17,11 @@ _STEP = 1e-3
 _FURTHEST = 3
 
 
+def phase_of(place: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return how far places are from the middle of the pixel that they are in [pixel]."""
+    return np.asarray(place - np.floor(place + 0.5))
+
+
 def interpolation(offset: npt.NDArray[np.float64], size: int, *, slope: bool = False) -> npt.NDArray[np.float32]:
     """Return what takes samples of a PSF along one axis to the pixels of stars.
 

@@ -15,6 +15,7 @@ from csstdask.nn.card import ModelCard
 from csstdask.nn.device import choose_device
 from csstdask.nn.weights import load_network
 from csstdask.psf.network import PSF, PsfNet
+from csstdask.psf.pixels import phase_of
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
@@ -66,19 +67,6 @@ def stamps_seen(pixels: npt.NDArray[np.floating[Any]], ignored: npt.NDArray[np.b
 def places_seen(x: Float, y: Float, shape: tuple[int, int]) -> Images:
     """Return places on a detector as the network sees them (n, 2): x and y, 0 to 1."""
     return np.column_stack([(x + 0.5) / shape[1], (y + 0.5) / shape[0]]).astype(np.float32)
-
-
-def phase_of(place: Float) -> Float:
-    """Return how far places are from the middle of the pixel that they are in [pixel]."""
-    return np.asarray(place - np.floor(place + 0.5))
-
-
-def check_places(x: Float, y: Float, shape: tuple[int, int]) -> None:
-    """Raise ValueError if a place is off a detector of a shape (y, x)."""
-    for name, places, length in (("x", x, shape[1]), ("y", y, shape[0])):
-        off = (places < -0.5) | (places > length - 0.5)
-        if off.any():
-            raise ValueError(f"{name}: found {places[off][0]:g}; wanted a place on the detector, 0 to {length - 1}")
 
 
 def numbers_seen(card_detectors: list[int], detector: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:

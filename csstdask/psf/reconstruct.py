@@ -15,10 +15,10 @@ from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
 from csstdask.psf.colour import colour_of
 from csstdask.psf.empirical import Smoothness, learn_from_stars
-from csstdask.psf.field import PsfField, half_pixels, on_unit
+from csstdask.psf.field import PsfField, check_places, half_pixels, on_unit
 from csstdask.psf.fit import PLACE, FieldFit, fit_field
+from csstdask.psf.pixels import phase_of
 from csstdask.psf.principal import polynomials, principal_psfs, with_colour
-from csstdask.psf.psfnet import check_places, phase_of, psfs_by_network
 from csstdask.psf.wavefront import Optics
 
 Float = npt.NDArray[np.float64]
@@ -142,6 +142,8 @@ def reconstruct(
         variance = np.where(ignored, np.inf, (sigma_of / unit) ** 2).astype(np.float32)
     scaled = np.where(ignored, 0, pixels / unit).astype(np.float32)
     if by_network:
+        from csstdask.psf.psfnet import psfs_by_network  # noqa: PLC0415  torch takes seconds that a fit does not need
+
         shape = shape or shape_of(card)
         check_places(across, down, shape)
         alone = psfs_by_network(card, scaled, variance, numbers, across, down, shape, device)

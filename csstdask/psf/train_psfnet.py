@@ -37,8 +37,9 @@ from csstdask.nn.models import find_card
 from csstdask.nn.trainer import Learner, Schedule, train
 from csstdask.nn.weights import load_network, save_weights
 from csstdask.psf.network import GROUPS, STAMP
+from csstdask.psf.pixels import phase_of
 from csstdask.psf.psfex import psfex_at_stars
-from csstdask.psf.psfnet import build_psfnet, numbers_seen, phase_of, places_seen, pulls_of_pixels, stamps_seen
+from csstdask.psf.psfnet import build_psfnet, numbers_seen, places_seen, pulls_of_pixels, stamps_seen
 from csstdask.psf.reconstruct import kind_of_card
 from csstdask.store.stamps import open_stamps
 

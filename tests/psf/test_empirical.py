@@ -14,8 +14,8 @@ from csstdask.nn.models import find_card
 from csstdask.psf.empirical import Smoothness, learn_from_stars
 from csstdask.psf.evaluate.reserve import beside_stars
 from csstdask.psf.evaluate.stars import errors_of, pulls_of
+from csstdask.psf.pixels import phase_of
 from csstdask.psf.principal import fwhm_of
-from csstdask.psf.psfnet import phase_of
 
 BELIEVED = Smoothness.of(find_card("psf", "empirical"))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -139,3 +142,9 @@ def test_no_stars_are_no_error(psf_model):
     none = np.zeros(0)
     found = csstdask.psf.reconstruct(np.zeros((0, 32, 32)), none, none, none, model=str(psf_model))
     assert found.image.shape == (0, 64, 64)
+
+
+def test_a_fit_does_not_wait_for_torch():
+    """It takes seconds to import, and only networks need it."""
+    told = "import sys, csstdask; csstdask.psf.reconstruct; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", told], check=False).returncode == 0

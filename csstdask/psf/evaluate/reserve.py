@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.psf.frame import moments_of
-from csstdask.psf.pixels import interpolation
+from csstdask.psf.pixels import interpolation, phase_of
 from csstdask.psf.principal import FINE, SIDE, resampled
-from csstdask.psf.psfnet import phase_of
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
