@@ -10,7 +10,7 @@ own parts are eliminated next, by ``(1 + H_i own)^-1 H_i``, and `C` follows from
 there are polynomials times images. Both posteriors are then exact, at the last linearisation.
 
 What is expected of `C` is first what telescopes have in the mean, and, once stars have settled, what the wavefront that
-they show expects (`csstdask.psf.wavefront`).
+they show expects (`csstdask.psf.wavefront`): linearised once, about the likeliest.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 What is learnt of telescopes in the mean (`csstdask.psf.principal`) expects of each polynomial on its own how much of it
 there is. But the terms of one telescope belong together: a PSF is the squared transform of its pupil, and over a single
-detector the wavefront in that pupil changes by little more than a plane. So the stars' mean PSF tells the wavefront in
-the detector's middle, by phase retrieval (Gonsalves 1982, Opt. Eng. 21, 829; Krist & Burrows 1995, Appl. Opt. 34,
+detector the wavefront in that pupil changes by little more than a plane. So the stars' mean PSF tells the wavefront
+in its middle, by phase retrieval (Gonsalves 1982, Opt. Eng. 21, 829; Krist & Burrows 1995, Appl. Opt. 34,
 4951); and that tells the few directions in which the PSF can change from there. Ellipticity, a product of aberrations,
 cannot be told so by anything linear.
 
@@ -13,7 +13,11 @@ of the whole field. Amounts of principal PSFs linearised about it, with an error
 as any other, and the stars' pixels have the last word. Which error, and whether optics are believed at all, is what
 makes the data most likely (the evidence): of stars that no aperture explains, nothing changes.
 
-Even orders might all have the other sign, as stars in focus do not tell it: defocus is said to be positive.
+Even orders might all have the other sign, as stars in focus do not tell it: the detector's mean defocus is said to be
+positive. Where that is nearly none, the sign is chance.
+
+How much wavefronts and blurs vary is set to what sixty mock telescopes have (`csstdask.mock.telescopes`), generously;
+what optics may miss, to what the fields of twelve that principal PSFs had not learnt from wanted.
 """
 
 from __future__ import annotations
@@ -113,7 +117,7 @@ class Optics:
         return cls(pupil, float(mean_wavelength(instrument.bands[band].wavelength)))
 
     def frequencies(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Float, Float]:
-        """Return rows and columns of a half spectrum that light reaches, and frequencies x and y [cycles/pixel].
+        """Return rows and columns (m,) of a half spectrum that light reaches, and frequencies x, y (m,) [cycles/pixel].
 
         Images are sampled as principal PSFs are; what these samples cannot hold is left out.
         """
@@ -136,6 +140,10 @@ class Optics:
         -------
         complex64 array (1 + order, frequency)
             At `frequencies`; the image's first, of unit light.
+
+        Notes
+        -----
+        Image = |FT of the pupil function|^2 (Goodman, Introduction to Fourier Optics, ch. 6).
         """
         highest = cutoff(self.wavelength, self.pupil[0], self.pupil[2])
         # As few samples as fold no frequency onto one that is wanted.
@@ -236,6 +244,12 @@ def prior_of_optics(
     Prior
         The likeliest: without optics `broad` itself.
     Wavefront or None
+        What the stars show, None where `broad` is the likeliest.
+
+    Notes
+    -----
+    The prior is linearised about the likeliest wavefront, which these stars have shown: a fit with it is unsure as if
+    no other valley were possible.
     """
     best, found, most = broad, None, broad.evidence(normal, right)
     start: Wavefront | None = None
@@ -243,10 +257,10 @@ def prior_of_optics(
         orders = tuple(range(_FIRST, last + 1))
         retrieval = _Retrieval(optics, psfs, orders, broad, normal, right)
         start, left = retrieval.search(start)
-        wavefront, priors = retrieval.over_the_field(start)
+        priors = retrieval.over_the_field(start)
         if optics.certain:
-            return priors[-1], wavefront
-        for prior in priors:
+            return priors[-1]
+        for prior, wavefront in priors:
             if (evidence := prior.evidence(normal, right)) > most:
                 best, found, most = prior, wavefront, evidence
         if left < _MUCH * len(psfs):
@@ -299,26 +313,31 @@ class _Retrieval:
         coefficients[0] = best.unknowns[:-_BLURS]
         return Wavefront(self.orders, coefficients, self.sigma, best.unknowns[-_BLURS:]), float(left @ weight @ left)
 
-    def over_the_field(self, start: Wavefront) -> tuple[Wavefront, list[Prior]]:
-        """Return the wavefront of the whole field, from that of its middle, and priors with less and less error."""
+    def over_the_field(self, start: Wavefront) -> list[tuple[Prior, Wavefront]]:
+        """Return priors with less and less error, each with the wavefront of the whole field, from that of its mean."""
         errors = [self._missed(*shares) for shares in (*_MISSED, *([(0.0, 0.0)] if self.optics.certain else []))]
         mean = np.append(np.zeros(self.sigma.size), _BLUR)
         sigma = np.append(self.sigma.ravel(), _BLUR_SIGMA)
         point = self._over_field(np.append(start.coefficients.ravel(), start.blur))
+        goals = []
         for error in errors:
             blunted = np.linalg.inv(np.eye(len(error)) + self.normal @ error)
-            goal = _Goal(blunted @ self.normal, blunted @ self.right, mean, sigma)
-            point, _ = goal.descend(self._over_field, point)
+            goals.append(_Goal(blunted @ self.normal, blunted @ self.right, mean, sigma))
+            point, _ = goals[-1].descend(self._over_field, point)
         expected = point.amounts + point.change @ (mean - point.unknowns)
         of_optics = (point.change * sigma**2) @ point.change.T
-        spread = np.linalg.inv(point.change.T @ goal.weight @ point.change + np.diag(sigma**-2))
+        priors = [Prior(expected, error + of_optics) for error in errors]
+        return list(zip(priors, [self._wavefront(point, goal) for goal in goals], strict=True))
+
+    def _wavefront(self, point: _Point, goal: _Goal) -> Wavefront:
+        """Return the wavefront of some unknowns, as sure of it as what is to be explained allows."""
+        spread = np.linalg.inv(point.change.T @ goal.weight @ point.change + np.diag(goal.sigma**-2))
         coefficients = point.unknowns[:-_BLURS].reshape(self.sigma.shape)
         even = np.array([noll_to_zernike(order)[0] % 2 == 0 for order in self.orders])
         if coefficients[0, 0] < 0:
             coefficients = np.where(even, -coefficients, coefficients)
         unsure = np.sqrt(np.diag(spread)[:-_BLURS]).reshape(self.sigma.shape)
-        wavefront = Wavefront(self.orders, coefficients, unsure, point.unknowns[-_BLURS:])
-        return wavefront, [Prior(expected, error + of_optics) for error in errors]
+        return Wavefront(self.orders, coefficients, unsure, point.unknowns[-_BLURS:])
 
     def _missed(self, of_mean: float, of_changes: float) -> Float:
         """Return the covariance of what this model may miss: of stars' colours, which it does not know, everything."""

@@ -1,4 +1,4 @@
-"""How well PSFs could be known at best: the bound that stars' photons, and nothing else, set."""
+"""How well PSFs could be known at best, about: the bound that stars' photons set."""
 
 from __future__ import annotations
 
@@ -36,9 +36,12 @@ def drawn_at_bound(stars: Stars, card: ModelCard, rng: np.random.Generator) -> t
 
     Notes
     -----
-    Van Trees' form of Cramer and Rao's bound (van Trees 1968, section 2.4.3): the inverse of what stars tell of the
-    wavefront, the blur, their fluxes, places, skies and colours, and of what is expected of these in the mean over
-    telescopes, were Fourier optics of Noll orders 4 to 11 known to be all that there is.
+    Van Trees' form of Cramer and Rao's bound (van Trees 1968, Detection, Estimation and Modulation Theory, section
+    2.4.3): the inverse of what stars tell of the wavefront, the blur, their fluxes, places, skies and colours, and of
+    what is expected of these in the mean over telescopes, were Fourier optics of Noll orders 4 to 11 known to be all
+    that there is. It is taken about what these very stars show, with the pixels and stars that the fit trusts, and with
+    what principal images cannot tell as noise; one telescope may be luckier than telescopes in the mean, so that a fit
+    may come out above it.
     """
     optics = Optics.of(load_instrument(card.architecture["instrument"]), band_of(card, stars.detector))
     if optics is None:
