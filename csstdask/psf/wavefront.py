@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -116,8 +117,9 @@ class Optics:
         pupil = telescope.diameter, telescope.obscuration, instrument.geometry.pixel_scale
         return cls(pupil, float(mean_wavelength(instrument.bands[band].wavelength)))
 
+    @cached_property
     def frequencies(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Float, Float]:
-        """Return rows and columns (m,) of a half spectrum that light reaches, and frequencies x, y (m,) [cycles/pixel].
+        """Rows and columns (m,) of a half spectrum that light reaches, and frequencies x and y (m,) [cycles/pixel].
 
         Images are sampled as principal PSFs are; what these samples cannot hold is left out.
         """
@@ -159,7 +161,7 @@ class Optics:
         intensity = light[0].real * light.real + light[0].imag * light.imag
         intensity[1:] *= 2
         spectrum = fft.rfft2(intensity)
-        kept_rows, kept_columns, _, _ = self.frequencies()
+        kept_rows, kept_columns, _, _ = self.frequencies
         kept_rows = np.where(kept_rows < SIDE // 2, kept_rows, kept_rows + n - SIDE)
         return spectrum[:, kept_rows, kept_columns] / spectrum[0, 0, 0].real
 
@@ -348,7 +350,7 @@ class _Retrieval:
 
     def _at_once(self, unknowns: Float) -> _Point:
         """Return the amounts (k,) at one place, and how they change."""
-        _, _, fx, fy = self.optics.frequencies()
+        _, _, fx, fy = self.optics.frequencies
         spectra = self.optics.spectra(self.orders, unknowns[:-_BLURS])
         transfer, change = _blurred(fx, fy, unknowns[-_BLURS:])
         seen = np.concatenate([spectra * transfer, spectra[0] * change])
@@ -381,7 +383,7 @@ def _projection(optics: Optics, psfs: PrincipalPsfs) -> tuple[npt.NDArray[np.flo
     project = flat / (flat**2).sum(axis=1, keepdims=True)
     at_mean = project @ psfs.mean.ravel()
     middle = np.fft.ifftshift(project.reshape(k, SIDE, SIDE), axes=(-2, -1))
-    rows, columns, _, _ = optics.frequencies()
+    rows, columns, _, _ = optics.frequencies
     # Parseval: a product of images is one of spectra, the half that is not kept the other's conjugate.
     spectrum = fft.rfft2(middle)[:, rows, columns] * np.where(columns > 0, 2, 1) / SIDE**2 * FINE**2
     parts = np.stack([spectrum.real, spectrum.imag], axis=-1).reshape(k, -1)

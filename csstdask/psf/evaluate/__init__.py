@@ -210,22 +210,10 @@ def _over_units(
     yield from (done[unit] for unit in units)
 
 
-def measure_unit(
-    recipe: Recipe,
-    index: int,
-    detector: int,
-    *,
-    model: str,
-    psfex: bool,
-    piff: bool = False,
-    beside: Sequence[str] = (),
-    fewer: bool = True,
-    bounded: bool = False,
-) -> dict[str, Any]:
-    """Render a unit's stars, and return by method how far it is from their PSFs."""
+def measure_unit(recipe: Recipe, index: int, detector: int, **asked: Any) -> dict[str, Any]:
+    """Render a unit's stars, and return by method how far it is from their PSFs, as `measure_stars` is asked to."""
     with threadpool_limits(1):
-        stars = draw_stars(recipe, index, detector)
-        found = measure_stars(stars, model=model, psfex=psfex, piff=piff, beside=beside, fewer=fewer, bounded=bounded)
+        found = measure_stars(draw_stars(recipe, index, detector), **asked)
     return found | {"exposure": index, "epoch": recipe.epoch_of(index)}
 
 
