@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.psf.optics import Wavefront
 from csstdask.psf.principal import FINE, SIDE, PrincipalPsfs, polynomials
-from csstdask.psf.wavefront import Wavefront
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]

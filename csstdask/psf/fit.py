@@ -9,8 +9,11 @@ is quadratic in ``c_i``, with curvature ``H_i``. Of the field's amounts ``C``, `
 own parts are eliminated next, by ``(1 + H_i own)^-1 H_i``, and `C` follows from one system with as many unknowns as
 there are polynomials times images. Both posteriors are then exact, at the last linearisation.
 
-What is expected of `C` is first what telescopes have in the mean, and, once stars have settled, what the wavefront that
-they show expects (`csstdask.psf.wavefront`): linearised once, about the likeliest.
+What is expected of `C` is first what telescopes have in the mean. From their mean PSF the stars' wavefront is retrieved
+(`csstdask.psf.phase_retrieval`), which tells also what no principal image can; in the round after, the wavefront of the
+whole field is what expects `C`: linearised once, about the likeliest.
+
+What images cannot tell is noise of a kind that bright stars have in common: that of a thousand does not average.
 """
 
 from __future__ import annotations
@@ -23,9 +26,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import maximum_filter
 
+from csstdask.psf.optics import FourierOptics, Wavefront
+from csstdask.psf.phase_retrieval import prior_of_optics, retrieve
 from csstdask.psf.pixels import Renderer, interpolation
 from csstdask.psf.principal import PrincipalPsfs
-from csstdask.psf.wavefront import Optics, Wavefront, prior_of_optics
 
 log = logging.getLogger("csstdask")
 
@@ -38,8 +42,10 @@ PLACE = 0.02
 #: Rounds of linearisation, all but the last of which judge pixels and stars anew. In the first each star stands alone:
 #: none can lead the others astray before it is judged.
 _ROUNDS = 4
-#: Round in which stars are settled enough to show a wavefront.
-_SETTLED = 2
+#: Round in which stars are settled enough to show a wavefront; in the next it is the prior.
+_SETTLED = 1
+#: Stars see PSFs at so many phases that differ: with two samples a pixel along each axis they are told.
+_PHASES = 4
 #: A pixel so far from what is fitted is another's, in units of its noise and of a share of the light within a
 #: pixel: first from the mean PSF, which is only roughly right, then from the star's own.
 _FURTHEST, _FIRST_SHARE, _SHARE, _NEAR = 5.0, 1.0, 0.01, 3
@@ -90,8 +96,12 @@ class _Stars:
 
     pixels: Pixels
     """(n, size, size)"""
+    known: Pixels
+    """(n, size, size) By their noise, zero where nothing is known [1/variance]."""
+    trusted: Pixels
+    """(n, size, size) And by what images cannot tell."""
     weight: Pixels
-    """(n, size, size), zero where nothing is known [1/variance]."""
+    """(n, size, size) But for those of others."""
     x: Float
     """(n,) Offset from the middle of pixel ``[size // 2, size // 2]`` [pixel]."""
     y: Float
@@ -120,7 +130,9 @@ def fit_field(
     y: Float,
     polynomials: Float,
     place: float = PLACE,
-    optics: Optics | None = None,
+    optics: FourierOptics | None = None,
+    *,
+    common: bool = True,
 ) -> FieldFit:
     """Fit the PSF of one detector to its stars.
 
@@ -138,8 +150,10 @@ def fit_field(
         At each star's place on the detector.
     place : float
         How well places are known, one sigma [pixel].
-    optics : Optics, optional
+    optics : FourierOptics, optional
         Of the band: the wavefront that stars show then says how their PSF may change over the detector.
+    common : bool
+        Whether what images cannot tell is the same in all stars, as where one telescope differs from those learnt from.
 
     Returns
     -------
@@ -148,39 +162,44 @@ def fit_field(
     middle, half = pixels.shape[-1] // 2, min(_FITTED, pixels.shape[-1]) // 2
     window = (slice(None), *2 * (slice(middle - half, middle + half),))
     usable = np.isfinite(variance) & (variance > 0) & np.isfinite(pixels)
-    weight = np.where(usable, 1 / np.where(usable, variance, 1), 0).astype(np.float32)[window]
-    stars = _Stars(np.where(usable, pixels, 0).astype(np.float32)[window], weight, x, y, polynomials, place)
+    known = np.where(usable, 1 / np.where(usable, variance, 1), 0).astype(np.float32)[window]
+    light = np.where(usable, pixels, 0).astype(np.float32)[window]
+    stars = _Stars(light, known, known, known, x, y, polynomials, place)
     n, k = len(pixels), len(psfs)
     state = _State(np.zeros((n, k)), np.zeros(n), np.zeros(n), x.copy(), y.copy())
-    seen = (stars.weight > 0).any(axis=(1, 2))
+    seen = (known > 0).any(axis=(1, 2))
+    sharing = max(1.0, int(seen.sum()) / _PHASES) if common else 1.0
     _first_flux(psfs, stars, state)
-    _doubt(psfs, stars, state)
-    trusted = stars.weight
-    good = np.zeros(n, dtype=bool)
-    _, outlying = _residuals(psfs, stars, state, _FIRST_SHARE)
-    stars.weight = np.where(outlying, 0, trusted)
+    _trust(psfs, stars, state, sharing)
+    _judge(psfs, stars, state, _FIRST_SHARE)
     _better_flux(psfs, stars, state)
-    renderer = Renderer(np.concatenate([psfs.mean[None], psfs.images]), stars.pixels.shape[-1])
-    prior, wavefront = psfs.prior(), None
+    learnt, prior, wavefront = psfs, psfs.prior(), None
+    starts: tuple[Wavefront, ...] = ()
+    good = np.zeros(n, dtype=bool)
+    renderer = _renderer(psfs, stars)
     for number in range(_ROUNDS):
         curvature, slope, eliminated = _normal_equations(psfs, renderer, stars, state)
         if number == 0:
             amounts = _alone(psfs, stars.polynomials, curvature, slope, state.amounts)
         else:
-            normal, right = _of_field(psfs, stars.polynomials, curvature, slope, state.amounts, good)
-            if number == _SETTLED and optics is not None and good.any():
-                prior, wavefront = prior_of_optics(optics, psfs, prior, normal, right)
-            solved, covariance = prior.posterior(normal, right)
+            said = _of_field(psfs, stars.polynomials, curvature, slope, state.amounts, good)
+            if optics is not None and good.any() and number == _SETTLED:
+                starts = retrieve(optics, learnt, prior, *said)
+                wavefront = starts[-1]
+            elif optics is not None and starts and number == _SETTLED + 1:
+                prior, wavefront = prior_of_optics(optics, learnt, prior, *said, starts)
+            solved, covariance = prior.posterior(*said)
             field = solved.reshape(-1, k)
             amounts, own = _solve_stars(psfs, stars.polynomials @ field, curvature, slope, state.amounts)
         _update(state, eliminated, amounts)
+        if optics is not None and starts and number < _SETTLED + 2:
+            psfs = learnt if wavefront is None else learnt.told_by(optics.image(wavefront))
+            renderer = _renderer(psfs, stars)
+            _trust(psfs, stars, state, sharing)
         if number < _ROUNDS - 1:
-            stars.weight = trusted
-            chi2, outlying = _residuals(psfs, stars, state, _SHARE)
+            chi2, others = _judge(psfs, stars, state, _SHARE)
             usual = float(np.median(chi2[seen])) if seen.any() else 1.0
-            others = (outlying & (trusted > 0)).mean(axis=(1, 2))
             good = seen & (chi2 < _WORST * max(1.0, usual)) & (others < _MOST)
-            stars.weight = np.where(outlying, 0, trusted)
     chi2, _ = _residuals(psfs, stars, state, _SHARE)
     if seen.any() and not good.any():
         log.warning("none of %d stars looks like one: their PSFs are what was believed before", len(pixels))
@@ -221,11 +240,28 @@ def _median(values: Pixels | Float, which: Mask) -> Float:
     return np.asarray(np.ma.filled(found, 0), dtype=np.float64)
 
 
-def _doubt(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> None:
-    """Trust pixels no more than principal images can tell them."""
+def _renderer(psfs: PrincipalPsfs, stars: _Stars) -> Renderer:
+    """Return what renders the mean and the images for these stars."""
+    return Renderer(np.concatenate([psfs.mean[None], psfs.images]), stars.pixels.shape[-1])
+
+
+def _trust(psfs: PrincipalPsfs, stars: _Stars, state: _State, sharing: float) -> None:
+    """Trust pixels no more than images can tell them.
+
+    What they cannot tell is one error for the pixels of `sharing` stars, hence as much larger in each.
+    """
+    stars.trusted = np.empty_like(stars.known)
     for some, beyond in _seen(Renderer(np.sqrt(psfs.beyond)[None], stars.pixels.shape[-1]), stars, state):
-        unsure = (state.flux[some, None, None] * beyond[:, 0]) ** 2
-        stars.weight[some] = stars.weight[some] / (1 + stars.weight[some] * unsure)
+        unsure = sharing * (state.flux[some, None, None] * beyond[:, 0]) ** 2
+        stars.trusted[some] = stars.known[some] / (1 + stars.known[some] * unsure)
+
+
+def _judge(psfs: PrincipalPsfs, stars: _Stars, state: _State, share: float) -> tuple[Float, Float]:
+    """Weigh pixels that are the stars' own; return chi^2 a degree of freedom (n,), and the share of those of others."""
+    stars.weight = stars.trusted
+    chi2, outlying = _residuals(psfs, stars, state, share)
+    stars.weight = np.where(outlying, 0, stars.trusted)
+    return chi2, (outlying & (stars.trusted > 0)).mean(axis=(1, 2))
 
 
 def _solve(matrix: Float, right: Float) -> Float:

@@ -13,7 +13,7 @@ keep as few as do.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ SIDE = FINE * FIELD
 #: Images that are kept in half precision; those that tell less are kept in eight bits.
 _STRONG = 16
 _LEVELS = 127
+#: Of the variance of what images cannot tell, what is left where optics tell it.
+_UNTOLD = np.float32(0.25)
 #: Polynomials that are multiplied with a star's colour at most: those of degree 0 and 1.
 COLOUR_TERMS = 3
 
@@ -115,6 +117,22 @@ class PrincipalPsfs:
         """Return what is expected of a field by telescopes in the mean."""
         covariance = block_diag(*self.field)
         return Prior(np.zeros(len(covariance)), covariance)
+
+    @cached_property
+    def projection(self) -> Float:
+        """(k, SIDE^2) What takes images to amounts: as they are stored, images are not quite orthogonal."""
+        flat = self.images.reshape(len(self), -1).astype(np.float64)
+        return np.asarray(np.linalg.solve(flat @ flat.T, flat))
+
+    def told_by(self, image: npt.NDArray[np.floating[Any]]) -> PrincipalPsfs:
+        """Return the same for the telescope that a PSF (SIDE, SIDE) is of: what no image can tell of it is the mean's.
+
+        What of that is still unknown is taken for `_UNTOLD` of the variance.
+        """
+        missed = image.ravel() - self.mean.ravel()
+        missed -= (self.projection @ missed) @ self.images.reshape(len(self), -1)
+        mean = self.mean + missed.reshape(SIDE, SIDE).astype(np.float32)
+        return replace(self, mean=mean, beyond=_UNTOLD * self.beyond)
 
     def at(self, amounts: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
         """Return PSFs (n, SIDE, SIDE) of some amounts (n, k)."""

@@ -17,9 +17,9 @@ from csstdask.psf.colour import colour_of
 from csstdask.psf.empirical import Smoothness, learn_from_stars
 from csstdask.psf.field import PsfField, check_places, half_pixels, on_unit
 from csstdask.psf.fit import PLACE, FieldFit, fit_field
+from csstdask.psf.optics import FourierOptics
 from csstdask.psf.pixels import phase_of
 from csstdask.psf.principal import polynomials, principal_psfs, with_colour
-from csstdask.psf.wavefront import Optics
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
@@ -197,7 +197,7 @@ def fit_detector(
     shape: tuple[int, int] | None = None,
     temperature: Float | None = None,
     place: float = PLACE,
-    optics: Optics | None = None,
+    optics: FourierOptics | None = None,
 ) -> tuple[FieldFit, PsfField]:
     """Fit the stars of one detector.
 
@@ -218,7 +218,7 @@ def fit_detector(
         from these stars alone does not look at it.
     place : float
         How well places are known, one sigma [pixel].
-    optics : Optics, optional
+    optics : FourierOptics, optional
         By default those of the card's instrument, as far as stars bear them out. What is learnt from these stars alone
         does not look at them.
 
@@ -230,7 +230,8 @@ def fit_detector(
         If nobody says how large the detector is, or the card or its weights cannot be used.
     """
     stars = pixels, variance, phase_of(x), phase_of(y)
-    if kind_of_card(card) == EMPIRICAL:
+    learnt_here = kind_of_card(card) == EMPIRICAL
+    if learnt_here:
         if shape is None:
             raise InputError(card.name, "detectors of no known size", "their shape (y, x) [pixel]")
         check_places(x, y, shape)
@@ -241,13 +242,14 @@ def fit_detector(
         instrument, band = load_instrument(card.architecture["instrument"]), band_of(card, detector)
         shape = shape or shape_of(card)
         check_places(x, y, shape)
-        optics = optics or Optics.of(instrument, band)
+        optics = optics or FourierOptics.of(instrument, band)
         expected = psfs = principal_psfs(card, band)
         places = polynomials(*on_unit(x, y, shape), psfs.degree)
         if temperature is not None:
             colour = colour_of(temperature, instrument.bands[band].wavelength)
             expected, places = psfs.of_known_colour(), with_colour(places, colour)
-    fit = fit_field(expected, *stars, places, place, optics)
+    fit = fit_field(expected, *stars, places, place, optics, common=not learnt_here)
+    psfs = replace(psfs, mean=fit.psfs.mean, beyond=fit.psfs.beyond)  # as the wavefront tells them
     terms = len(psfs.field)  # those of the place alone
     covariance = fit.covariance[: terms * len(psfs), : terms * len(psfs)]
     return fit, PsfField(detector, shape, psfs, fit.field[:terms], covariance, fit.wavefront)

@@ -62,7 +62,7 @@ class PrincipalConfig(BaseModel):
     licence: str = "BSD-3-Clause"
     method: str = (
         "principal PSFs over a detector (csstdask.psf.fit), with what is expected of their amounts by telescopes in the"
-        " mean and by the wavefront that the stars show (csstdask.psf.wavefront)"
+        " mean and by the wavefront that the stars show (csstdask.psf.phase_retrieval)"
     )
     instrument: str = "csst"
     bands: tuple[str, ...] = Field((), description="none: all of the instrument's imaging bands")

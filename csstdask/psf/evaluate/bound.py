@@ -10,8 +10,8 @@ from csstdask.instrument import load_instrument
 from csstdask.nn.card import ModelCard
 from csstdask.psf.evaluate.stars import Images, Stars
 from csstdask.psf.field import half_pixels
+from csstdask.psf.optics import FourierOptics
 from csstdask.psf.reconstruct import band_of, fit_detector
-from csstdask.psf.wavefront import Optics
 
 _RIDGE = 1e-12
 
@@ -43,7 +43,7 @@ def drawn_at_bound(stars: Stars, card: ModelCard, rng: np.random.Generator) -> t
     what principal images cannot tell as noise; one telescope may be luckier than telescopes in the mean, so that a fit
     may come out above it.
     """
-    optics = Optics.of(load_instrument(card.architecture["instrument"]), band_of(card, stars.detector))
+    optics = FourierOptics.of(load_instrument(card.architecture["instrument"]), band_of(card, stars.detector))
     if optics is None:
         raise ValueError(f"{card.name}: found an instrument without a telescope; wanted one with")
     variance = np.where(stars.mask, np.inf, stars.error.astype(float) ** 2).astype(np.float32)

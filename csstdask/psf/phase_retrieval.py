@@ -24,18 +24,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from csstdask.arrays.aperture import Pupil, cutoff, samples, zernikes
 from csstdask.arrays.zernike import noll_to_zernike
-from csstdask.instrument import Instrument
-from csstdask.psf.colour import mean_wavelength
-from csstdask.psf.principal import FIELD, FINE, SIDE, PrincipalPsfs, Prior, polynomials, powers_of
+from csstdask.psf.optics import DEGREE, FourierOptics, Wavefront, blurred
+from csstdask.psf.principal import FINE, SIDE, PrincipalPsfs, Prior, polynomials, powers_of
 
 Float = npt.NDArray[np.float64]
 
@@ -43,8 +40,6 @@ Float = npt.NDArray[np.float64]
 _FIRST, _LASTS = 4, (11, 22)
 #: What they leave of it, squares in units of the error a principal image, where that is much.
 _MUCH = 1.0
-#: Of the polynomials of a place that Zernike coefficients are.
-_DEGREE = 2
 #: Places along each axis at which optics are computed: they tell cubics.
 _NODES = 4
 #: Expected of a coefficient of radial order one [nm]; of order n it is an n-th. Of what it changes by over half a
@@ -54,6 +49,8 @@ _WAVEFRONT, _TIP, _SLOPE, _BEND = 75.0, 0.5, 0.2, 0.05
 #: expected, one sigma of it, and the least variance.
 _BLUR, _BLUR_SIGMA, _LEAST_BLUR = (0.25, 0.25, 0.0, 0.0, 0.0), (0.15, 0.15, 0.05, 0.8, 0.8), 0.02
 _BLURS = len(_BLUR)
+#: The correlation of a blur's x and y at most.
+_ALIGNED = 0.9
 #: Share of what telescopes differ by that this model may miss, in the mean PSF and in how it changes, by choice: a
 #: descent begins with much, as with little there are more valleys than one.
 _MISSED, _FLOOR = ((0.5, 0.3), (0.5, 0.1), (0.5, 0.02), (0.15, 0.02)), 1e-8
@@ -61,121 +58,6 @@ _MISSED, _FLOOR = ((0.5, 0.3), (0.5, 0.1), (0.5, 0.02), (0.15, 0.02)), 1e-8
 _STARTS, _REACH, _ALIKE = 8, 0.6, 0.01
 #: Steps of a descent at most, the gain that is worth no further one, and the first damping.
 _STEPS, _LITTLE, _DAMPING = 14, 0.5, 1e-2
-#: Drifts a cycle below which the slope of a sinc is told by its first term.
-_SMALL = 1e-4
-
-
-@dataclass(frozen=True)
-class Wavefront:
-    """The wavefront over a detector, as its stars show it.
-
-    Attributes
-    ----------
-    orders : tuple of int
-        Noll indices.
-    coefficients, sigma : float64 arrays (p, order)
-        Of each polynomial of the place and Zernike polynomial, and one sigma [nm].
-    blur : float64 array (5,)
-        What else widens the PSF, the pixel aside: a Gaussian's covariance x x, y y and x y [pixel^2], and how far a
-        star drifts evenly during an exposure, in x and y [pixel].
-    """
-
-    orders: tuple[int, ...]
-    coefficients: Float
-    sigma: Float
-    blur: Float
-
-    def at(self, u: Float, v: Float) -> Float:
-        """Return Zernike coefficients (n, order) at places between -1 and 1 on the detector [nm]."""
-        return polynomials(u, v, _DEGREE) @ self.coefficients
-
-
-@dataclass(frozen=True)
-class Optics:
-    """What an aperture makes of a wavefront, in amounts of principal PSFs.
-
-    Attributes
-    ----------
-    pupil : (float, float, float)
-        Diameter [m], obscuration, pixel scale [arcsec].
-    wavelength : float
-        At which the band is seen [nm].
-    certain : bool
-        Whether this is all that there is: then evidence is not asked.
-    """
-
-    pupil: Pupil
-    wavelength: float
-    certain: bool = False
-
-    @classmethod
-    def of(cls, instrument: Instrument, band: str) -> Optics | None:
-        """Return the optics of a band, None if the instrument tells of none."""
-        if instrument.telescope is None or instrument.geometry is None:
-            return None
-        telescope = instrument.telescope
-        pupil = telescope.diameter, telescope.obscuration, instrument.geometry.pixel_scale
-        return cls(pupil, float(mean_wavelength(instrument.bands[band].wavelength)))
-
-    @cached_property
-    def frequencies(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Float, Float]:
-        """Rows and columns (m,) of a half spectrum that light reaches, and frequencies x and y (m,) [cycles/pixel].
-
-        Images are sampled as principal PSFs are; what these samples cannot hold is left out.
-        """
-        fy, fx = np.fft.fftfreq(SIDE, 1 / FINE)[:, None], np.arange(SIDE // 2) / FIELD
-        highest = cutoff(self.wavelength, self.pupil[0], self.pupil[2])
-        rows, columns = np.nonzero((np.hypot(fx, fy) < highest) & (np.abs(fy) < FINE / 2))
-        return rows, columns, fx[columns], fy[rows, 0]
-
-    def spectra(self, orders: tuple[int, ...], coefficients: Float) -> npt.NDArray[np.complex64]:
-        """Return the spectrum of the optical image, and how it changes with each coefficient.
-
-        Parameters
-        ----------
-        orders : tuple of int
-            Noll indices.
-        coefficients : float64 array (order,)
-            [nm]
-
-        Returns
-        -------
-        complex64 array (1 + order, frequency)
-            At `frequencies`; the image's first, of unit light.
-
-        Notes
-        -----
-        Image = |FT of the pupil function|^2 (Goodman, Introduction to Fourier Optics, ch. 6).
-        """
-        highest = cutoff(self.wavelength, self.pupil[0], self.pupil[2])
-        # As few samples as fold no frequency onto one that is wanted.
-        n = FIELD * int(np.ceil(min(2 * highest, highest + FINE / 2)))
-        rows, columns, _, _, openness = samples(self.wavelength, self.pupil, FIELD)
-        basis = zernikes(orders, self.wavelength, self.pupil, FIELD)
-        wave = 2j * np.pi / self.wavelength
-        passed = (openness * np.exp(wave * (coefficients @ basis))).astype(np.complex64)
-        field = np.zeros((1 + len(orders), n, n), dtype=np.complex64)
-        field[0, rows, columns] = passed
-        field[1:, rows, columns] = np.complex64(wave) * basis * passed
-        light = fft.ifft2(field, overwrite_x=True)
-        intensity = light[0].real * light.real + light[0].imag * light.imag
-        intensity[1:] *= 2
-        spectrum = fft.rfft2(intensity)
-        kept_rows, kept_columns, _, _ = self.frequencies
-        kept_rows = np.where(kept_rows < SIDE // 2, kept_rows, kept_rows + n - SIDE)
-        return spectrum[:, kept_rows, kept_columns] / spectrum[0, 0, 0].real
-
-
-def _blurred(fx: Float, fy: Float, blur: Float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return the transfer of blur and pixel at frequencies (n,), and how it changes with the blur (5, n)."""
-    quadratic = -2 * np.pi**2 * np.stack([fx**2, fy**2, 2 * fx * fy])
-    drift = blur[3] * fx + blur[4] * fy
-    drifted = np.sinc(drift)
-    small = np.abs(drift) < _SMALL
-    slope = np.where(small, -(np.pi**2) / 3 * drift, (np.cos(np.pi * drift) - drifted) / np.where(small, 1, drift))
-    rest = np.exp(blur[:3] @ quadratic) * np.sinc(fx) * np.sinc(fy)
-    change = np.concatenate([quadratic * drifted, np.stack([fx * slope, fy * slope])]) * rest
-    return (drifted * rest).astype(np.float32), change.astype(np.float32)
 
 
 class _Point(NamedTuple):
@@ -213,8 +95,7 @@ class _Goal:
             slope = point.change.T @ (self.pull - self.weight @ point.amounts)
             slope -= (point.unknowns - self.mean) / self.sigma**2
             further = point.unknowns + np.linalg.solve(curved + damping * np.diag(np.diag(curved)), slope)
-            further[-_BLURS : 2 - _BLURS] = np.maximum(further[-_BLURS : 2 - _BLURS], _LEAST_BLUR)
-            there = model(further)
+            there = model(_possible(further))
             gain = cost - (cost_there := self.cost(there))
             damping *= 0.1 if gain > 0 else 10
             if gain > 0:
@@ -224,14 +105,23 @@ class _Goal:
         return point, cost
 
 
-def prior_of_optics(
-    optics: Optics, psfs: PrincipalPsfs, broad: Prior, normal: Float, right: Float
-) -> tuple[Prior, Wavefront | None]:
-    """Return what is expected of the amounts of a detector's field by the wavefront that its stars show.
+def _possible(unknowns: Float) -> Float:
+    """Return unknowns with a blur that a Gaussian can have."""
+    xx, yy, xy = np.arange(3) - _BLURS
+    unknowns[[xx, yy]] = np.maximum(unknowns[[xx, yy]], _LEAST_BLUR)
+    most = _ALIGNED * np.sqrt(unknowns[xx] * unknowns[yy])
+    unknowns[xy] = np.clip(unknowns[xy], -most, most)
+    return unknowns
+
+
+def retrieve(
+    optics: FourierOptics, psfs: PrincipalPsfs, broad: Prior, normal: Float, right: Float
+) -> tuple[Wavefront, ...]:
+    """Return the wavefronts that may be behind a detector's mean PSF.
 
     Parameters
     ----------
-    optics : Optics
+    optics : FourierOptics
     psfs : PrincipalPsfs
         Of the band.
     broad : Prior
@@ -240,6 +130,39 @@ def prior_of_optics(
         Of the field's amounts, polynomial by polynomial, as stars alone tell them: their curvature.
     right : float64 array (a,)
         `normal` times the amounts.
+
+    Returns
+    -------
+    tuple of Wavefront
+        That of the lower orders, and where these leave much of the mean PSF, that of more as well: the last explains
+        most. None changes over the detector.
+    """
+    found: list[Wavefront] = []
+    for last in _LASTS:
+        retrieval = _Retrieval(optics, psfs, tuple(range(_FIRST, last + 1)), broad, normal, right)
+        wavefront, left = retrieval.search(found[-1] if found else None)
+        found.append(wavefront)
+        if left < _MUCH * len(psfs):
+            break
+    return tuple(found)
+
+
+def prior_of_optics(
+    optics: FourierOptics,
+    psfs: PrincipalPsfs,
+    broad: Prior,
+    normal: Float,
+    right: Float,
+    starts: tuple[Wavefront, ...],
+) -> tuple[Prior, Wavefront | None]:
+    """Return what is expected of the amounts of a detector's field by the wavefront that its stars show.
+
+    Parameters
+    ----------
+    optics, psfs, broad, normal, right
+        As `retrieve` takes them.
+    starts : tuple of Wavefront
+        What it found.
 
     Returns
     -------
@@ -253,31 +176,28 @@ def prior_of_optics(
     The prior is linearised about the likeliest wavefront, which these stars have shown: a fit with it is unsure as if
     no other valley were possible.
     """
-    best, found, most = broad, None, broad.evidence(normal, right)
-    start: Wavefront | None = None
-    for last in _LASTS:
-        orders = tuple(range(_FIRST, last + 1))
-        retrieval = _Retrieval(optics, psfs, orders, broad, normal, right)
-        start, left = retrieval.search(start)
-        priors = retrieval.over_the_field(start)
-        if optics.certain:
-            return priors[-1]
-        for prior, wavefront in priors:
-            if (evidence := prior.evidence(normal, right)) > most:
-                best, found, most = prior, wavefront, evidence
-        if left < _MUCH * len(psfs):
-            break
-    return best, found
+    found: list[tuple[Prior, Wavefront | None]] = []
+    for start in starts:
+        found += _Retrieval(optics, psfs, start.orders, broad, normal, right).over_the_field(start)
+    if optics.certain:
+        return found[-1]
+    return max([(broad, None), *found], key=lambda one: one[0].evidence(normal, right))
 
 
 class _Retrieval:
     """One retrieval of a wavefront, with some orders.
 
-    Parameters are those of `prior_of_optics`; `orders` are Noll indices.
+    Parameters are those of `retrieve`; `orders` are Noll indices.
     """
 
     def __init__(
-        self, optics: Optics, psfs: PrincipalPsfs, orders: tuple[int, ...], broad: Prior, normal: Float, right: Float
+        self,
+        optics: FourierOptics,
+        psfs: PrincipalPsfs,
+        orders: tuple[int, ...],
+        broad: Prior,
+        normal: Float,
+        right: Float,
     ) -> None:
         self.optics, self.orders, self.broad, self.normal, self.right = optics, orders, broad, normal, right
         self.k, self.degree = len(psfs), psfs.degree
@@ -285,7 +205,7 @@ class _Retrieval:
         sigma = _WAVEFRONT / np.array([noll_to_zernike(order)[0] for order in orders])
         defocus = np.array(orders) == _FIRST
         shares = {0: np.ones(len(orders)), 1: np.where(defocus, _TIP, _SLOPE), 2: np.full(len(orders), _BEND)}
-        self.sigma = np.stack([shares[sum(powers)] * sigma for powers in powers_of(_DEGREE)])
+        self.sigma = np.stack([shares[sum(powers)] * sigma for powers in powers_of(DEGREE)])
 
     def search(self, start: Wavefront | None) -> tuple[Wavefront, float]:
         """Return the wavefront of the mean PSF, from a start and from random ones, and what it leaves."""
@@ -324,7 +244,8 @@ class _Retrieval:
         goals = []
         for error in errors:
             blunted = np.linalg.inv(np.eye(len(error)) + self.normal @ error)
-            goals.append(_Goal(blunted @ self.normal, blunted @ self.right, mean, sigma))
+            weight = blunted @ self.normal
+            goals.append(_Goal((weight + weight.T) / 2, blunted @ self.right, mean, sigma))
             point, _ = goals[-1].descend(self._over_field, point)
         expected = point.amounts + point.change @ (mean - point.unknowns)
         of_optics = (point.change * sigma**2) @ point.change.T
@@ -352,7 +273,7 @@ class _Retrieval:
         """Return the amounts (k,) at one place, and how they change."""
         _, _, fx, fy = self.optics.frequencies
         spectra = self.optics.spectra(self.orders, unknowns[:-_BLURS])
-        transfer, change = _blurred(fx, fy, unknowns[-_BLURS:])
+        transfer, change = blurred(fx, fy, unknowns[-_BLURS:])
         seen = np.concatenate([spectra * transfer, spectra[0] * change])
         amounts = (seen.view(np.float32) @ self.project).astype(float).T
         return _Point(unknowns, amounts[:, 0] - self.at_mean, amounts[:, 1:])
@@ -361,7 +282,7 @@ class _Retrieval:
         """Return the amounts of polynomials, and how they change: of those at nodes, polynomials through them."""
         axis, weight = np.polynomial.legendre.leggauss(_NODES)
         v, u = (part.ravel() for part in np.meshgrid(axis, axis, indexing="ij"))
-        places = polynomials(u, v, _DEGREE)
+        places = polynomials(u, v, DEGREE)
         coefficients = places @ unknowns[:-_BLURS].reshape(self.sigma.shape)
         here = [self._at_once(np.append(one, unknowns[-_BLURS:])) for one in coefficients]
         amounts, slopes = np.stack([one.amounts for one in here]), np.stack([one.change for one in here])
@@ -376,13 +297,11 @@ class _Retrieval:
         )
 
 
-def _projection(optics: Optics, psfs: PrincipalPsfs) -> tuple[npt.NDArray[np.float32], Float]:
+def _projection(optics: FourierOptics, psfs: PrincipalPsfs) -> tuple[npt.NDArray[np.float32], Float]:
     """Return what takes spectra, real and imaginary parts in turn, to amounts (2 frequency, k), and the mean's (k,)."""
     k = len(psfs)
-    flat = psfs.images.reshape(k, -1).astype(float)
-    project = flat / (flat**2).sum(axis=1, keepdims=True)
-    at_mean = project @ psfs.mean.ravel()
-    middle = np.fft.ifftshift(project.reshape(k, SIDE, SIDE), axes=(-2, -1))
+    at_mean = np.asarray(psfs.projection @ psfs.mean.ravel(), dtype=np.float64)
+    middle = np.fft.ifftshift(psfs.projection.reshape(k, SIDE, SIDE), axes=(-2, -1))
     rows, columns, _, _ = optics.frequencies
     # Parseval: a product of images is one of spectra, the half that is not kept the other's conjugate.
     spectrum = fft.rfft2(middle)[:, rows, columns] * np.where(columns > 0, 2, 1) / SIDE**2 * FINE**2

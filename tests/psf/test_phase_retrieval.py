@@ -8,12 +8,13 @@ from scipy.stats import multivariate_normal
 
 from csstdask.instrument import load_instrument
 from csstdask.mock.psf import AT_LAUNCH, PsfModel
-from csstdask.mock.recipe import Optics as OpticsOfMock
+from csstdask.mock.recipe import Optics
 from csstdask.nn.card import read_card
 from csstdask.psf.field import on_unit
+from csstdask.psf.optics import FourierOptics
+from csstdask.psf.phase_retrieval import _Retrieval, prior_of_optics, retrieve
 from csstdask.psf.principal import FIELD, SIDE, Prior, principal_psfs, resampled
 from csstdask.psf.reconstruct import reconstruct
-from csstdask.psf.wavefront import Optics, _Retrieval, prior_of_optics
 
 #: Of band i.
 DETECTOR = 7
@@ -29,7 +30,7 @@ def psfs(psf_model):
 @pytest.fixture(scope="module")
 def retrieval(psfs):
     count = len(psfs.field) * len(psfs)
-    optics = Optics.of(load_instrument("csst"), "i")
+    optics = FourierOptics.of(load_instrument("csst"), "i")
     return _Retrieval(optics, psfs, ORDERS, psfs.prior(), np.eye(count), np.zeros(count))
 
 
@@ -52,7 +53,7 @@ def test_evidence_and_posterior_are_those_of_gaussians(rng):
 def test_optics_are_those_of_the_mock(retrieval, psfs):
     """The same aperture and wavefront: amounts as the mock's PSF has them, but for the colours of its light."""
     instrument = load_instrument("csst")
-    model = PsfModel(OpticsOfMock(seed=31), instrument)
+    model = PsfModel(Optics(seed=31), instrument)
     x, y = np.array([1000.0, 8000.0]), np.array([500.0, 7000.0])
     fine = model.sampling(DETECTOR).fine
     images = model.effective(DETECTOR, x, y, temperature=6200.0, sampling=fine, size=FIELD * fine).image
@@ -103,7 +104,8 @@ def test_what_no_aperture_explains_is_left_as_it_was(psfs, rng):
     count = len(prior.mean)
     amounts = rng.multivariate_normal(prior.mean, 4 * prior.covariance)
     normal = 1e4 * np.eye(count)
-    optics = Optics.of(load_instrument("csst"), "i")
-    found, wavefront = prior_of_optics(optics, psfs, prior, normal, normal @ amounts)
+    optics = FourierOptics.of(load_instrument("csst"), "i")
+    said = normal, normal @ amounts
+    found, wavefront = prior_of_optics(optics, psfs, prior, *said, retrieve(optics, psfs, prior, *said))
     assert found is prior
     assert wavefront is None
