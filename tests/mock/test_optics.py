@@ -1,4 +1,4 @@
-"""Optics against GalSim: Zernike polynomials, the effective PSF, adaptive moments, the aperture's wings."""
+"""Optics against GalSim: the effective PSF, adaptive moments, the aperture's wings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pytest
 
 from csstdask.arrays.aperture import cutoff
 from csstdask.arrays.moments import adaptive_moments
-from csstdask.arrays.zernike import noll_to_zernike, zernike
 from csstdask.mock.optics import CORE, Blur, effective_psf, fade, sampling_for, wing_light
 
 galsim = pytest.importorskip("galsim")
@@ -23,15 +22,6 @@ def one_psf(rng, wavelength: float, blur: Blur):
     fine = sampling_for(cutoff(wavelength, PUPIL[0], PUPIL[2]), blur).fine
     coef = coefficients(rng)
     return coef, effective_psf(coef, ORDERS, wavelength, pupil=PUPIL, blur=blur, fine=fine)[0], fine
-
-
-def test_zernike_polynomials_are_nolls(rng):
-    x, y = rng.uniform(-0.7, 0.7, (2, 50))
-    for j in range(1, 29):
-        unit = np.zeros(j + 1)
-        unit[j] = 1
-        assert np.allclose(galsim.zernike.Zernike(unit).evalCartesian(x, y), zernike(j, x, y), atol=1e-12)
-    assert [noll_to_zernike(j) for j in (1, 4, 5, 8, 11)] == [(0, 0), (2, 0), (2, -2), (3, 1), (4, 0)]
 
 
 @pytest.mark.parametrize("wavelength", [287.5, 475.0, 950.0])

@@ -8,10 +8,11 @@ from scipy.stats import multivariate_normal
 
 from csstdask.instrument import load_instrument
 from csstdask.mock.psf import AT_LAUNCH, PsfModel
-from csstdask.mock.recipe import Optics
+from csstdask.mock.recipe import Nodes, Optics
 from csstdask.nn.card import read_card
+from csstdask.psf.evaluate.stars import draw_stars, errors_of
 from csstdask.psf.field import on_unit
-from csstdask.psf.optics import FourierOptics
+from csstdask.psf.optics import FourierOptics, Wavefront
 from csstdask.psf.phase_retrieval import _Retrieval, prior_of_optics, retrieve
 from csstdask.psf.principal import FIELD, SIDE, Prior, principal_psfs, resampled
 from csstdask.psf.reconstruct import reconstruct
@@ -50,22 +51,63 @@ def test_evidence_and_posterior_are_those_of_gaussians(rng):
     assert np.allclose(amounts, mean + gain @ (seen - mean))
 
 
-def test_optics_are_those_of_the_mock(retrieval, psfs):
-    """The same aperture and wavefront: amounts as the mock's PSF has them, but for the colours of its light."""
-    instrument = load_instrument("csst")
-    model = PsfModel(Optics(seed=31), instrument)
+@pytest.fixture(scope="module")
+def of_mock():
+    """PSFs of the mock at two places, sampled as principal PSFs are, and their coefficients and blurs."""
+    model = PsfModel(Optics(seed=31), load_instrument("csst"))
     x, y = np.array([1000.0, 8000.0]), np.array([500.0, 7000.0])
     fine = model.sampling(DETECTOR).fine
     images = model.effective(DETECTOR, x, y, temperature=6200.0, sampling=fine, size=FIELD * fine).image
-    flat = resampled(images * np.float32(fine**2), SIDE).reshape(2, -1) - psfs.mean.ravel()
-    principal = psfs.images.reshape(len(psfs), -1)
-    wanted = flat @ (principal / (principal**2).sum(axis=1, keepdims=True)).T
     blur = model.blur(AT_LAUNCH)
     (xx, xy), (_, yy) = blur.jitter + np.eye(2) * blur.diffusion**2
     coefficients = model.wavefront.coefficients(DETECTOR, x, y)
-    found = np.stack([retrieval._at_once(np.array([*one, xx, yy, xy, 0, 0])).amounts for one in coefficients])
+    return resampled(images * np.float32(fine**2), SIDE), coefficients, np.array([xx, yy, xy, 0, 0])
+
+
+def test_optics_are_those_of_the_mock(retrieval, psfs, of_mock):
+    """The same aperture and wavefront: amounts as the mock's PSF has them, but for the colours of its light."""
+    images, coefficients, blur = of_mock
+    flat = (images - psfs.mean).reshape(2, -1)
+    wanted = np.linalg.lstsq(psfs.images.reshape(len(psfs), -1).T, flat.T, rcond=None)[0].T
+    found = np.stack([retrieval._at_once(np.append(one, blur)).amounts for one in coefficients])
     assert np.std(found - wanted) < 0.1 * np.std(wanted)
     assert np.std(np.diff(found - wanted, axis=0)) < 0.05 * np.std(np.diff(wanted, axis=0))
+
+
+def test_optics_tell_what_images_cannot(psfs, of_mock):
+    images, coefficients, blur = of_mock
+    optics = FourierOptics.of(load_instrument("csst"), "i")
+    for image, one in zip(images, coefficients, strict=True):
+        wavefront = Wavefront(ORDERS, np.concatenate([one[None], np.zeros((5, len(ORDERS)))]), np.zeros(6), blur)
+        missed = psfs.told_by(image).mean - psfs.mean
+        left = missed - (psfs.told_by(optics.image(wavefront)).mean - psfs.mean)
+        middle = slice(SIDE // 4, -SIDE // 4)
+        assert np.std(left[middle, middle]) < 0.5 * np.std(missed[middle, middle])
+
+
+def test_an_image_is_told_whole(psfs, rng):
+    image = psfs.mean + np.tensordot(rng.normal(size=len(psfs)), psfs.images, 1) + 1e-3 * psfs.mean[::-1]
+    told = psfs.told_by(image)
+    amounts = psfs.projection @ (image - told.mean).ravel()
+    assert np.allclose(told.at(amounts[None])[0], image, atol=1e-6)
+    assert (told.beyond < psfs.beyond).all()
+    within = psfs.told_by(psfs.at(rng.normal(size=(1, len(psfs))))[0])
+    assert np.allclose(within.mean, psfs.mean, atol=1e-6)
+
+
+def test_bright_stars_tell_more(psf_recipe):
+    """What images cannot tell is not averaged away: stars of three times the light err less by more than half."""
+    errors = {}
+    for snr in (150.0, 400.0):
+        nodes = Nodes(per_axis=7, snr=(snr, snr))
+        stars = draw_stars(psf_recipe.model_copy(update={"nodes": nodes}), 0, DETECTOR)
+        found = reconstruct(
+            stars.stamps, np.full(len(stars), DETECTOR), stars.x, stars.y, error=stars.error, mask=stars.mask
+        )
+        errors[snr] = errors_of(found.image, stars.truth)
+    assert errors[400.0]["psnr"].mean() > errors[150.0]["psnr"].mean() + 5
+    for axis in "xy":
+        assert abs(errors[400.0][axis].mean()) < 0.004
 
 
 def test_slopes_are_those_of_differences(retrieval, rng):
