@@ -14,6 +14,7 @@ from csstdask.instrument import load_instrument
 from csstdask.nn.models import find_card
 from csstdask.psf.field import PsfField
 from csstdask.psf.fit import FieldFit
+from csstdask.psf.pixels import phase_of
 from csstdask.psf.reconstruct import EMPIRICAL, SIZE, bands_of, check_detector, fit_detector, kind_of_card
 from csstdask.psf.selection import Selection, select_stars
 from csstdask.psf.stars import FITTED, fit_stars
@@ -134,22 +135,41 @@ def judge(psf: FramePsf, height: Frame, error: Frame, mask: Mask, sources: Mappi
     Returns
     -------
     dict of arrays (n,)
-        ``star``, a number among the sources; ``reserve``, whether no fit has seen it; ``flux``; ``chi2``, a degree of
-        freedom, of the field's PSF at the star with a flux, a sky and a place of its own; and the moments ``size``
-        [pixel], ``e1``, ``e2`` of the star, its unknown pixels filled from the PSF, and ``model_size``, ``model_e1``,
-        ``model_e2`` of the PSF on the same pixels. Moments are second ones under a round Gaussian of 1.5 pixels: those
-        that adapt to the image do not converge on all pixels of a star that is undersampled.
+        ``star``, a number among the sources; ``reserve``, whether no fit has seen it; and what `judge_stars` tells.
     """
     which = np.sort(np.concatenate([psf.fitted, np.flatnonzero(psf.selection.reserve)]))
     x, y = (np.asarray(sources[name], dtype=np.float64)[which] for name in ("x", "y"))
-    pixels, variance = stamps_of(height, error, mask, x, y)
-    fit = fit_stars(psf.field, pixels, variance, x, y, place=_PLACE, rigid=True)
+    told = judge_stars(psf.field, *stamps_of(height, error, mask, x, y), x, y)
+    return {"star": which, "reserve": psf.selection.reserve[which], **told}
+
+
+def judge_stars(field: PsfField, pixels: Frame, variance: Frame, x: Float, y: Float) -> dict[str, Float]:
+    """Return how stars look, and how a field's PSF looks where they are.
+
+    Parameters
+    ----------
+    field : PsfField
+    pixels, variance : float32 arrays (n, 32, 32)
+        Stamps; variance is inf where nothing is known.
+    x, y : float64 arrays (n,)
+        Places [pixel].
+
+    Returns
+    -------
+    dict of arrays (n,)
+        ``flux``; ``chi2``, a degree of freedom, of the field's PSF at the star with a flux, a sky and a place of its
+        own; and the moments ``size`` [pixel], ``e1``, ``e2`` of the star, its unknown pixels filled from the PSF, and
+        ``model_size``, ``model_e1``, ``model_e2`` of the PSF on the same pixels. Moments are second ones under a round
+        Gaussian of 1.5 pixels: those that adapt to the image do not converge on all pixels of a star that is
+        undersampled.
+    """
+    fit = fit_stars(field, pixels, variance, x, y, place=_PLACE, rigid=True)
     half, middle = FITTED // 2, SIZE // 2
     window = (slice(None), *2 * (slice(middle - half, middle + half),))
     sky = fit.sky[:, None, None]
     seen = np.where(np.isfinite(variance[window]), pixels[window], fit.light) - sky
-    places = tuple(said - np.floor(said + 0.5) + found for said, found in ((x, fit.x_offset), (y, fit.y_offset)))
-    columns = {"star": which, "reserve": psf.selection.reserve[which], "flux": fit.flux, "chi2": fit.chi2}
+    places = tuple(phase_of(said) + found for said, found in ((x, fit.x_offset), (y, fit.y_offset)))
+    columns = {"flux": fit.flux, "chi2": fit.chi2}
     for prefix, images in (("", seen), ("model_", fit.light - sky)):
         moments = moments_of(images, *places)
         columns |= {f"{prefix}{name}": values for name, values in zip(("size", "e1", "e2"), moments, strict=True)}

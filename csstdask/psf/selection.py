@@ -112,10 +112,7 @@ def select_stars(
     for reason, out in reasons.items():
         left_out[reason] = int((left & out).sum())
         left &= ~out
-    column, row = (
-        np.clip(place / length * _CELLS, 0, _CELLS - 1).astype(int) for place, length in ((x, shape[1]), (y, shape[0]))
-    )
-    kept = (column + 2 * row) % _EVERY == 0
+    kept = in_reserve(x, y, shape)
     fitted, reserve = left & ~kept, left & kept
     phases = _phases(x[fitted], y[fitted])
     usual = phases.mean()
@@ -125,6 +122,14 @@ def select_stars(
             phases.sum(), phases.min(),
         )  # fmt: skip
     return Selection(fitted, reserve, left_out, (low, high), phases)
+
+
+def in_reserve(x: Float, y: Float, shape: tuple[int, int]) -> Mask:
+    """Return whether places (n,) lie in the cells of a detector of a shape (y, x) whose stars are in reserve."""
+    column, row = (
+        np.clip(place / length * _CELLS, 0, _CELLS - 1).astype(int) for place, length in ((x, shape[1]), (y, shape[0]))
+    )
+    return np.asarray((column + 2 * row) % _EVERY == 0)
 
 
 def _alone(x: Float, y: Float, flux: Float, separation: float, neighbour: float) -> Mask:

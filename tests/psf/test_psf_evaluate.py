@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.ndimage import uniform_filter
 from typer.testing import CliRunner
 
 from csstdask.cli import app
 from csstdask.errors import InputError
 from csstdask.mock.recipe import Nodes
-from csstdask.psf.evaluate import ALONE, BOUND, COUNTED, MODEL, PRIOR, by_snr, evaluate_psf, measure_stars
+from csstdask.psf.evaluate import ALONE, BOUND, COUNTED, MODEL, PRIOR, by_snr, evaluate_psf, measure_stars, of_reserve
 from csstdask.psf.evaluate.figures import draw_bands, draw_counts
 from csstdask.psf.evaluate.stars import draw_stars, errors_of, pulls_of
 from csstdask.psf.evaluate.tables import by_band, table
+from csstdask.psf.selection import in_reserve
 
 RUNNER = CliRunner()
 
@@ -50,6 +53,23 @@ def test_more_stars_are_better_and_none_is_worst(psf_stars, psf_model):
     assert psnr[MODEL] > psnr[ALONE] > psnr[PRIOR]
     assert found["methods"][MODEL]["seconds"] > 0
     assert found["n"] == len(psf_stars)
+    assert found["reserve"]["n"] > 0
+
+
+def test_stars_in_reserve_judge_without_the_truth(psf_stars, psf_model):
+    """They look like the PSF of the others, as far as noise lets them; if they are wider, they say so."""
+    kept = in_reserve(psf_stars.x, psf_stars.y, psf_stars.shape)
+    assert 5 < kept.sum() < len(psf_stars) - 5
+    right = of_reserve(psf_stars, str(psf_model))
+    assert right["n"] == kept.sum()
+    assert right["chi2"] == pytest.approx(1, abs=0.25)
+    assert abs(right["size"]["mean"]) < 0.01
+    assert any(one is not None for one in right["rho"]["rho1"])
+    wide = psf_stars.stamps.copy()
+    wide[kept] = uniform_filter(wide[kept], (1, 3, 3)) / 2 + wide[kept] / 2
+    wrong = of_reserve(replace(psf_stars, stamps=wide), str(psf_model))
+    assert wrong["size"]["mean"] < right["size"]["mean"] - 0.05
+    assert wrong["chi2"] > 2
 
 
 def test_results_are_written_with_their_tables(psf_recipe, psf_model, tmp_path):

@@ -7,11 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from csstdask.results import table_head
+from csstdask.results import table_head, table_row
 
 _COLUMNS = (
     "PSNR [dB]", "least band", "SSIM", "dR/R, mean", "SD, largest band", "de, SD, largest band", "pulls, SD", "seconds",
 )  # fmt: skip
+
+
+#: Of stars in reserve.
+_RESERVE = (
+    "band",
+    "stars in reserve",
+    "chi2",
+    "dR/R, mean",
+    "SD",
+    "de1, SD",
+    "de2, SD",
+    "rho1, nearest",
+    "rho2, nearest",
+)
 
 
 def by_band(units: Sequence[Mapping[str, Any]], method: str, quantity: str, what: str) -> dict[str, float]:
@@ -44,3 +58,11 @@ def table(results: dict[str, Any]) -> Iterator[str]:
                 "" if None in took else f"{np.mean([one for one in took if one is not None]):.1f}",
             ]
             yield f"| {method} | {' | '.join(cells)} |"
+        kept = [unit for unit in units if unit.get("reserve")]
+        if kept:
+            yield from table_head(f"{recipe}, stars in reserve with their noise", _RESERVE)
+        for unit in kept:
+            found = unit["reserve"]
+            told = [found["size"]["mean"], *(found[name]["sd"] for name in ("size", "e1", "e2"))]
+            rho = [next((one for one in found["rho"][name] if one is not None), None) for name in ("rho1", "rho2")]
+            yield table_row(f"{unit['band']}, detector {unit['detector']}", [found["n"], found["chi2"], *told, *rho])
