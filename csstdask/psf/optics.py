@@ -53,7 +53,7 @@ class Wavefront:
 
 @dataclass(frozen=True)
 class FourierOptics:
-    """What an aperture makes of a wavefront, in amounts of principal PSFs.
+    """The optics of a band: an aperture, seen at one wavelength.
 
     Attributes
     ----------
