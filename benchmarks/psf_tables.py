@@ -56,6 +56,25 @@ def counts() -> str:
     return table(["stars", "fitted", "PSNR [dB]", "at best", "SD of dR/R", "at best"], rows)
 
 
+def reserve() -> str:
+    """Tell how fields suit stars that they have not seen, which needs no truth."""
+    rows = []
+    for recipe, units in load("psf")["recipes"].items():
+        for unit in units:
+            if ", S/N" in recipe or not (found := unit.get("reserve")):
+                continue
+            bent = max(found["e1"]["sd"], found["e2"]["sd"])
+            rho = max(abs(one) for name in ("rho1", "rho2") for one in found["rho"][name] if one is not None)
+            rows.append(
+                [
+                    recipe, unit["band"], str(found["n"]), f"{found['chi2']:.3f}", f"{found['size']['mean']:+.4f}",
+                    f"{found['size']['sd']:.4f}", f"{bent:.4f}", f"{rho:.1e}",
+                ]
+            )  # fmt: skip
+    head = ["recipe", "band", "in reserve", "chi²", "dR/R, mean", "SD", "SD of de", "largest of rho1, rho2"]
+    return table(head, rows)
+
+
 def settings() -> str:
     """Tell what PSFEx makes of stars by its settings."""
     rows = [
@@ -78,9 +97,16 @@ def speed() -> str:
         for row in result["processes"]
     ]
     found, place = result["moments"], result["environment"]
+    off = {row["method"]: row for row in result["processes"] if "psnr" in row}
+    told = "".join(
+        f"{name}: PSNR {row['psnr']:.1f} dB, dR/R {row['size']['mean']:+.4f} ± {row['size']['sd']:.4f}, SD of de "
+        f"{max(row['e1']['sd'], row['e2']['sd']):.4f}. "
+        for name, row in off.items()
+    )
     note = (
-        f"Adaptive moments: {found['stamps_per_s']:.0f} stamps a second, {found['ratio']:.1f} times `galsim.hsm`'s, "
-        f"sigma equal to {found['most_apart_in_sigma']:.0e}. {place['processor']}, one thread, {place['date']}."
+        f"{told}Adaptive moments: {found['stamps_per_s']:.0f} stamps a second, {found['ratio']:.1f} times "
+        f"`galsim.hsm`'s, sigma equal to {found['most_apart_in_sigma']:.0e}. {place['processor']}, one thread, "
+        f"{place['date']}."
     )
     return table(["process", "stars", "seconds", "of ours"], rows) + f"\n\n{note}"
 
@@ -120,6 +146,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "psf-real": real,
     "psf": psf,
     "psf-snr": counts,
+    "psf-reserve": reserve,
     "psf-settings": settings,
     "psf-speed": speed,
 }
