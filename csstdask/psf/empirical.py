@@ -104,7 +104,7 @@ def learn_from_stars(
         return _about(_moffat(_FWHM[0]), believed, believed.images, (believed.common_width, *believed.field_widths[1:]))
     stars = pixels[bright], variance[bright], x[bright], y[bright]
     common = _about(_best_moffat(*stars), believed, believed.common_images, (believed.common_width,))
-    fit = fit_field(common, *stars, np.ones((len(bright), 1)), place, common=False)
+    fit = fit_field(common, *stars, np.ones((len(bright), 1)), place, shared=False)
     mean = _unit(np.maximum(common.at(fit.field)[0], 0))
     psfs = _about(mean, believed, believed.images, believed.field_widths)
     root = np.linalg.cholesky(fit.covariance).T.astype(np.float32)

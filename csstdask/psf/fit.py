@@ -9,11 +9,11 @@ is quadratic in ``c_i``, with curvature ``H_i``. Of the field's amounts ``C``, `
 own parts are eliminated next, by ``(1 + H_i own)^-1 H_i``, and `C` follows from one system with as many unknowns as
 there are polynomials times images. Both posteriors are then exact, at the last linearisation.
 
-What is expected of `C` is first what telescopes have in the mean. From their mean PSF the stars' wavefront is retrieved
-(`csstdask.psf.phase_retrieval`), which tells also what no principal image can; in the round after, the wavefront of the
-whole field is what expects `C`: linearised once, about the likeliest.
+What is expected of `C` is first what telescopes have in the mean. Once stars have settled, the wavefront of their mean
+PSF is retrieved (`csstdask.psf.phase_retrieval`), which tells also what no principal image can; in the round after, the
+wavefront of the whole field says what is expected of `C`: linearised once, about the likeliest.
 
-What images cannot tell is noise of a kind that bright stars have in common: that of a thousand does not average.
+What is left that images cannot tell is an error of one PSF that all stars share: that of a thousand does not average.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy.typing as npt
 from scipy.ndimage import maximum_filter
 
 from csstdask.psf.optics import FourierOptics, Wavefront
-from csstdask.psf.phase_retrieval import prior_of_optics, retrieve
+from csstdask.psf.phase_retrieval import PhaseRetrieval
 from csstdask.psf.pixels import Renderer, interpolation
 from csstdask.psf.principal import PrincipalPsfs
 
@@ -39,12 +39,13 @@ Mask = npt.NDArray[np.bool_]
 
 #: How far a star may lie from where it is said to lie, one sigma, where nobody says [pixel].
 PLACE = 0.02
-#: Rounds of linearisation, all but the last of which judge pixels and stars anew. In the first each star stands alone:
+#: Round of linearisation in which stars are settled enough to show a wavefront. In those before each star stands alone:
 #: none can lead the others astray before it is judged.
-_ROUNDS = 4
-#: Round in which stars are settled enough to show a wavefront; in the next it is the prior.
 _SETTLED = 1
-#: Stars see PSFs at so many phases that differ: with two samples a pixel along each axis they are told.
+#: Rounds: in the next the wavefront is the prior, and one more settles stars with it. All but the last judge pixels and
+#: stars anew.
+_ROUNDS = _SETTLED + 3
+#: Phases at which stars see PSFs that differ: two samples a pixel along each axis tell them.
 _PHASES = 4
 #: A pixel so far from what is fitted is another's, in units of its noise and of a share of the light within a
 #: pixel: first from the mean PSF, which is only roughly right, then from the star's own.
@@ -97,11 +98,11 @@ class _Stars:
     pixels: Pixels
     """(n, size, size)"""
     known: Pixels
-    """(n, size, size) By their noise, zero where nothing is known [1/variance]."""
-    trusted: Pixels
-    """(n, size, size) And by what images cannot tell."""
+    """(n, size, size) Inverse variance by noise, zero where nothing is known."""
+    own: Pixels
+    """(n, size, size) Of a star by itself: what images cannot tell is noise, too. Zero in pixels of others."""
     weight: Pixels
-    """(n, size, size) But for those of others."""
+    """(n, size, size) Among all stars: what images cannot tell is an error that they share."""
     x: Float
     """(n,) Offset from the middle of pixel ``[size // 2, size // 2]`` [pixel]."""
     y: Float
@@ -132,7 +133,7 @@ def fit_field(
     place: float = PLACE,
     optics: FourierOptics | None = None,
     *,
-    common: bool = True,
+    shared: bool = True,
 ) -> FieldFit:
     """Fit the PSF of one detector to its stars.
 
@@ -151,8 +152,9 @@ def fit_field(
     place : float
         How well places are known, one sigma [pixel].
     optics : FourierOptics, optional
-        Of the band: the wavefront that stars show then says how their PSF may change over the detector.
-    common : bool
+        Of the band: the wavefront that stars show, if any is good by the second round, then says how their PSF may
+        change over the detector, and what images cannot tell of it.
+    shared : bool
         Whether what images cannot tell is the same in all stars, as where one telescope differs from those learnt from.
 
     Returns
@@ -168,38 +170,34 @@ def fit_field(
     n, k = len(pixels), len(psfs)
     state = _State(np.zeros((n, k)), np.zeros(n), np.zeros(n), x.copy(), y.copy())
     seen = (known > 0).any(axis=(1, 2))
-    sharing = max(1.0, int(seen.sum()) / _PHASES) if common else 1.0
     _first_flux(psfs, stars, state)
-    _trust(psfs, stars, state, sharing)
-    _judge(psfs, stars, state, _FIRST_SHARE)
+    _judge(psfs, stars, state, _FIRST_SHARE, shared=False)
     _better_flux(psfs, stars, state)
     learnt, prior, wavefront = psfs, psfs.prior(), None
+    retrieval = None if optics is None else PhaseRetrieval(optics, learnt, prior)
     starts: tuple[Wavefront, ...] = ()
     good = np.zeros(n, dtype=bool)
     renderer = _renderer(psfs, stars)
     for number in range(_ROUNDS):
         curvature, slope, eliminated = _normal_equations(psfs, renderer, stars, state)
-        if number == 0:
+        if number < _SETTLED:
             amounts = _alone(psfs, stars.polynomials, curvature, slope, state.amounts)
         else:
             said = _of_field(psfs, stars.polynomials, curvature, slope, state.amounts, good)
-            if optics is not None and good.any() and number == _SETTLED:
-                starts = retrieve(optics, learnt, prior, *said)
+            if retrieval is not None and number == _SETTLED and good.any():
+                starts = retrieval.search(*said, int(good.sum()))
                 wavefront = starts[-1]
-            elif optics is not None and starts and number == _SETTLED + 1:
-                prior, wavefront = prior_of_optics(optics, learnt, prior, *said, starts)
+            elif retrieval is not None and number == _SETTLED + 1 and starts:
+                prior, wavefront = retrieval.prior(*said, starts)
             solved, covariance = prior.posterior(*said)
             field = solved.reshape(-1, k)
             amounts, own = _solve_stars(psfs, stars.polynomials @ field, curvature, slope, state.amounts)
         _update(state, eliminated, amounts)
-        if optics is not None and starts and number < _SETTLED + 2:
-            psfs = learnt if wavefront is None else learnt.told_by(optics.image(wavefront))
+        if retrieval is not None and number in (_SETTLED, _SETTLED + 1):
+            psfs = learnt if wavefront is None else learnt.told_by(retrieval.optics.image(wavefront))
             renderer = _renderer(psfs, stars)
-            _trust(psfs, stars, state, sharing)
         if number < _ROUNDS - 1:
-            chi2, others = _judge(psfs, stars, state, _SHARE)
-            usual = float(np.median(chi2[seen])) if seen.any() else 1.0
-            good = seen & (chi2 < _WORST * max(1.0, usual)) & (others < _MOST)
+            good = _judge(psfs, stars, state, _SHARE, shared=shared and not (optics is not None and optics.certain))
     chi2, _ = _residuals(psfs, stars, state, _SHARE)
     if seen.any() and not good.any():
         log.warning("none of %d stars looks like one: their PSFs are what was believed before", len(pixels))
@@ -245,23 +243,26 @@ def _renderer(psfs: PrincipalPsfs, stars: _Stars) -> Renderer:
     return Renderer(np.concatenate([psfs.mean[None], psfs.images]), stars.pixels.shape[-1])
 
 
-def _trust(psfs: PrincipalPsfs, stars: _Stars, state: _State, sharing: float) -> None:
-    """Trust pixels no more than images can tell them.
+def _judge(psfs: PrincipalPsfs, stars: _Stars, state: _State, share: float, *, shared: bool) -> Mask:
+    """Weigh pixels, those of others not at all, and return which stars look like one (n,).
 
-    What they cannot tell is one error for the pixels of `sharing` stars, hence as much larger in each.
+    What stars know of a pixel of their PSF together, u = sum of flux^2 / variance, leaves open what images cannot tell
+    of it: u / (1 + u beyond), for each phase at which they see it.
     """
-    stars.trusted = np.empty_like(stars.known)
+    unsure = np.empty_like(stars.known)
     for some, beyond in _seen(Renderer(np.sqrt(psfs.beyond)[None], stars.pixels.shape[-1]), stars, state):
-        unsure = sharing * (state.flux[some, None, None] * beyond[:, 0]) ** 2
-        stars.trusted[some] = stars.known[some] / (1 + stars.known[some] * unsure)
-
-
-def _judge(psfs: PrincipalPsfs, stars: _Stars, state: _State, share: float) -> tuple[Float, Float]:
-    """Weigh pixels that are the stars' own; return chi^2 a degree of freedom (n,), and the share of those of others."""
-    stars.weight = stars.trusted
+        unsure[some] = stars.known[some] * (state.flux[some, None, None] * beyond[:, 0]) ** 2
+    stars.own = stars.known / (1 + unsure)
     chi2, outlying = _residuals(psfs, stars, state, share)
-    stars.weight = np.where(outlying, 0, stars.trusted)
-    return chi2, (outlying & (stars.trusted > 0)).mean(axis=(1, 2))
+    seen = (stars.known > 0).any(axis=(1, 2))
+    usual = float(np.median(chi2[seen])) if seen.any() else 1.0
+    others = (outlying & (stars.known > 0)).mean(axis=(1, 2))
+    good = seen & (chi2 < _WORST * max(1.0, usual)) & (others < _MOST)
+    stars.own = np.where(outlying, 0, stars.own)
+    if shared:
+        unsure = np.maximum(unsure, unsure[good].sum(axis=0) / _PHASES)
+    stars.weight = np.where(outlying, 0, stars.known / (1 + unsure))
+    return good
 
 
 def _solve(matrix: Float, right: Float) -> Float:
@@ -383,7 +384,7 @@ def _residuals(psfs: PrincipalPsfs, stars: _Stars, state: _State, share: float) 
         plain = interpolation(state.y[some], size) @ whole @ interpolation(state.x[some], size).transpose(0, 2, 1)
         light = state.flux[some, None, None] * plain
         left = stars.pixels[some] - light - state.sky[some, None, None]
-        weight = stars.weight[some].astype(float)
+        weight = stars.own[some].astype(float)
         pull2 = left**2 * weight
         near = maximum_filter(np.abs(light), (1, _NEAR, _NEAR))
         outlying[some] = pull2 > _FURTHEST**2 * (1 + (share * near) ** 2 * weight)

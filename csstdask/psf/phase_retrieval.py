@@ -38,8 +38,9 @@ Float = npt.NDArray[np.float64]
 
 #: Noll indices that are looked for: the lower ones, and where these leave much of the mean PSF, up to the last.
 _FIRST, _LASTS = 4, (11, 22)
-#: What they leave of it, squares in units of the error a principal image, where that is much.
-_MUCH = 1.0
+#: What they leave of it, squares in units of the error a principal image, where that is much; and how many stars tell
+#: whether that is a wavefront's.
+_MUCH, _MANY = 1.0, 10
 #: Places along each axis at which optics are computed: they tell cubics.
 _NODES = 4
 #: Expected of a coefficient of radial order one [nm]; of order n it is an n-th. Of what it changes by over half a
@@ -114,10 +115,8 @@ def _possible(unknowns: Float) -> Float:
     return unknowns
 
 
-def retrieve(
-    optics: FourierOptics, psfs: PrincipalPsfs, broad: Prior, normal: Float, right: Float
-) -> tuple[Wavefront, ...]:
-    """Return the wavefronts that may be behind a detector's mean PSF.
+class PhaseRetrieval:
+    """The wavefront of a detector's stars, and what is expected of their PSFs by it.
 
     Parameters
     ----------
@@ -125,83 +124,77 @@ def retrieve(
     psfs : PrincipalPsfs
         Of the band.
     broad : Prior
-        Without optics.
-    normal : float64 array (a, a)
-        Of the field's amounts, polynomial by polynomial, as stars alone tell them: their curvature.
-    right : float64 array (a,)
-        `normal` times the amounts.
-
-    Returns
-    -------
-    tuple of Wavefront
-        That of the lower orders, and where these leave much of the mean PSF, that of more as well: the last explains
-        most. None changes over the detector.
-    """
-    found: list[Wavefront] = []
-    for last in _LASTS:
-        retrieval = _Retrieval(optics, psfs, tuple(range(_FIRST, last + 1)), broad, normal, right)
-        wavefront, left = retrieval.search(found[-1] if found else None)
-        found.append(wavefront)
-        if left < _MUCH * len(psfs):
-            break
-    return tuple(found)
-
-
-def prior_of_optics(
-    optics: FourierOptics,
-    psfs: PrincipalPsfs,
-    broad: Prior,
-    normal: Float,
-    right: Float,
-    starts: tuple[Wavefront, ...],
-) -> tuple[Prior, Wavefront | None]:
-    """Return what is expected of the amounts of a detector's field by the wavefront that its stars show.
-
-    Parameters
-    ----------
-    optics, psfs, broad, normal, right
-        As `retrieve` takes them.
-    starts : tuple of Wavefront
-        What it found.
-
-    Returns
-    -------
-    Prior
-        The likeliest: without optics `broad` itself.
-    Wavefront or None
-        What the stars show, None where `broad` is the likeliest.
-
-    Notes
-    -----
-    The prior is linearised about the likeliest wavefront, which these stars have shown: a fit with it is unsure as if
-    no other valley were possible.
-    """
-    found: list[tuple[Prior, Wavefront | None]] = []
-    for start in starts:
-        found += _Retrieval(optics, psfs, start.orders, broad, normal, right).over_the_field(start)
-    if optics.certain:
-        return found[-1]
-    return max([(broad, None), *found], key=lambda one: one[0].evidence(normal, right))
-
-
-class _Retrieval:
-    """One retrieval of a wavefront, with some orders.
-
-    Parameters are those of `retrieve`; `orders` are Noll indices.
+        What is expected without optics.
     """
 
-    def __init__(
-        self,
-        optics: FourierOptics,
-        psfs: PrincipalPsfs,
-        orders: tuple[int, ...],
-        broad: Prior,
-        normal: Float,
-        right: Float,
-    ) -> None:
-        self.optics, self.orders, self.broad, self.normal, self.right = optics, orders, broad, normal, right
-        self.k, self.degree = len(psfs), psfs.degree
+    def __init__(self, optics: FourierOptics, psfs: PrincipalPsfs, broad: Prior) -> None:
+        self.optics, self.psfs, self.broad = optics, psfs, broad
         self.project, self.at_mean = _projection(optics, psfs)
+
+    def search(self, normal: Float, right: Float, stars: int) -> tuple[Wavefront, ...]:
+        """Return the wavefronts that may be behind a detector's mean PSF.
+
+        Parameters
+        ----------
+        normal : float64 array (a, a)
+            Of the field's amounts, polynomial by polynomial, as stars alone tell them: their curvature.
+        right : float64 array (a,)
+            `normal` times the amounts.
+        stars : int
+            How many they are.
+
+        Returns
+        -------
+        tuple of Wavefront
+            That of the lower orders, and where these leave much of the mean PSF of many stars, that of more as well:
+            the last explains most. None changes over the detector yet; `sigma` is what was expected before.
+        """
+        found: list[Wavefront] = []
+        for last in _LASTS:
+            orders = _Orders(self, tuple(range(_FIRST, last + 1)), normal, right)
+            wavefront, left = orders.search(found[-1] if found else None)
+            found.append(wavefront)
+            if left < _MUCH * len(self.psfs) or stars < _MANY or self.optics.certain:
+                break
+        return tuple(found)
+
+    def prior(self, normal: Float, right: Float, starts: tuple[Wavefront, ...]) -> tuple[Prior, Wavefront | None]:
+        """Return what is expected of the amounts of a detector's field by the wavefront that its stars show.
+
+        Parameters
+        ----------
+        normal, right
+            As `search` takes them.
+        starts : tuple of Wavefront
+            What it found.
+
+        Returns
+        -------
+        Prior
+            The likeliest: without optics `broad` itself.
+        Wavefront or None
+            What the stars show, None where `broad` is the likeliest.
+
+        Notes
+        -----
+        The prior is linearised about the likeliest wavefront, which these stars have shown: a fit with it is unsure as
+        if no other valley were possible.
+        """
+        found: list[tuple[Prior, Wavefront | None]] = []
+        for start in starts:
+            found += _Orders(self, start.orders, normal, right).over_the_field(start)
+        if self.optics.certain:
+            return found[-1]
+        return max([(self.broad, None), *found], key=lambda one: one[0].evidence(normal, right))
+
+
+class _Orders:
+    """A retrieval with some orders (Noll indices); the other parameters are those of `PhaseRetrieval.search`."""
+
+    def __init__(self, retrieval: PhaseRetrieval, orders: tuple[int, ...], normal: Float, right: Float) -> None:
+        self.orders, self.normal, self.right = orders, normal, right
+        self.optics, self.broad, self.k = retrieval.optics, retrieval.broad, len(retrieval.psfs)
+        self.degree, self.project, self.at_mean = retrieval.psfs.degree, retrieval.project, retrieval.at_mean
         sigma = _WAVEFRONT / np.array([noll_to_zernike(order)[0] for order in orders])
         defocus = np.array(orders) == _FIRST
         shares = {0: np.ones(len(orders)), 1: np.where(defocus, _TIP, _SLOPE), 2: np.full(len(orders), _BEND)}
@@ -300,10 +293,10 @@ class _Retrieval:
 def _projection(optics: FourierOptics, psfs: PrincipalPsfs) -> tuple[npt.NDArray[np.float32], Float]:
     """Return what takes spectra, real and imaginary parts in turn, to amounts (2 frequency, k), and the mean's (k,)."""
     k = len(psfs)
-    at_mean = np.asarray(psfs.projection @ psfs.mean.ravel(), dtype=np.float64)
-    middle = np.fft.ifftshift(psfs.projection.reshape(k, SIDE, SIDE), axes=(-2, -1))
+    flat = psfs.images.reshape(k, -1).astype(np.float64)
+    middle = np.fft.ifftshift(np.linalg.solve(psfs.gram, flat).reshape(k, SIDE, SIDE), axes=(-2, -1))
     rows, columns, _, _ = optics.frequencies
     # Parseval: a product of images is one of spectra, the half that is not kept the other's conjugate.
     spectrum = fft.rfft2(middle)[:, rows, columns] * np.where(columns > 0, 2, 1) / SIDE**2 * FINE**2
     parts = np.stack([spectrum.real, spectrum.imag], axis=-1).reshape(k, -1)
-    return np.ascontiguousarray(parts.T.astype(np.float32)), at_mean
+    return np.ascontiguousarray(parts.T.astype(np.float32)), psfs.amounts_of(psfs.mean[None])[0]

@@ -248,7 +248,7 @@ def fit_detector(
         if temperature is not None:
             colour = colour_of(temperature, instrument.bands[band].wavelength)
             expected, places = psfs.of_known_colour(), with_colour(places, colour)
-    fit = fit_field(expected, *stars, places, place, optics, common=not learnt_here)
+    fit = fit_field(expected, *stars, places, place, optics, shared=not learnt_here)
     psfs = replace(psfs, mean=fit.psfs.mean, beyond=fit.psfs.beyond)  # as the wavefront tells them
     terms = len(psfs.field)  # those of the place alone
     covariance = fit.covariance[: terms * len(psfs), : terms * len(psfs)]

@@ -264,11 +264,10 @@ def beyond(psfs: PrincipalPsfs, seen: list[Sights]) -> npt.NDArray[np.float32]:
 
 def _left(psfs: PrincipalPsfs, seen: list[Sights]) -> Iterator[npt.NDArray[np.float64]]:
     """Yield what principal images leave of each telescope's PSFs, (n, SIDE * SIDE)."""
-    images = psfs.images.reshape(len(psfs), -1).astype(float)
-    square = (images**2).sum(axis=1)
+    images = psfs.images.reshape(len(psfs), -1).astype(np.float64)
     for one in seen:
-        flat = one.images.reshape(len(one.images), -1).astype(float) - psfs.mean.ravel()
-        yield flat - (flat @ images.T / square) @ images
+        away = one.images.astype(np.float64) - psfs.mean
+        yield away.reshape(len(away), -1) - psfs.amounts_of(away) @ images
 
 
 def _samples_of(psfs: PrincipalPsfs) -> int:

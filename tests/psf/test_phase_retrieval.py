@@ -13,7 +13,7 @@ from csstdask.nn.card import read_card
 from csstdask.psf.evaluate.stars import draw_stars, errors_of
 from csstdask.psf.field import on_unit
 from csstdask.psf.optics import FourierOptics, Wavefront
-from csstdask.psf.phase_retrieval import _Retrieval, prior_of_optics, retrieve
+from csstdask.psf.phase_retrieval import PhaseRetrieval, _Orders
 from csstdask.psf.principal import FIELD, SIDE, Prior, principal_psfs, resampled
 from csstdask.psf.reconstruct import reconstruct
 
@@ -32,7 +32,7 @@ def psfs(psf_model):
 def retrieval(psfs):
     count = len(psfs.field) * len(psfs)
     optics = FourierOptics.of(load_instrument("csst"), "i")
-    return _Retrieval(optics, psfs, ORDERS, psfs.prior(), np.eye(count), np.zeros(count))
+    return _Orders(PhaseRetrieval(optics, psfs, psfs.prior()), ORDERS, np.eye(count), np.zeros(count))
 
 
 def test_evidence_and_posterior_are_those_of_gaussians(rng):
@@ -78,7 +78,9 @@ def test_optics_tell_what_images_cannot(psfs, of_mock):
     images, coefficients, blur = of_mock
     optics = FourierOptics.of(load_instrument("csst"), "i")
     for image, one in zip(images, coefficients, strict=True):
-        wavefront = Wavefront(ORDERS, np.concatenate([one[None], np.zeros((5, len(ORDERS)))]), np.zeros(6), blur)
+        wavefront = Wavefront(
+            ORDERS, np.concatenate([one[None], np.zeros((5, len(ORDERS)))]), np.zeros((6, len(ORDERS))), blur
+        )
         missed = psfs.told_by(image).mean - psfs.mean
         left = missed - (psfs.told_by(optics.image(wavefront)).mean - psfs.mean)
         middle = slice(SIDE // 4, -SIDE // 4)
@@ -88,15 +90,15 @@ def test_optics_tell_what_images_cannot(psfs, of_mock):
 def test_an_image_is_told_whole(psfs, rng):
     image = psfs.mean + np.tensordot(rng.normal(size=len(psfs)), psfs.images, 1) + 1e-3 * psfs.mean[::-1]
     told = psfs.told_by(image)
-    amounts = psfs.projection @ (image - told.mean).ravel()
-    assert np.allclose(told.at(amounts[None])[0], image, atol=1e-6)
+    amounts = psfs.amounts_of((image - told.mean)[None])
+    assert np.allclose(told.at(amounts)[0], image, atol=1e-6)
     assert (told.beyond < psfs.beyond).all()
     within = psfs.told_by(psfs.at(rng.normal(size=(1, len(psfs))))[0])
     assert np.allclose(within.mean, psfs.mean, atol=1e-6)
 
 
 def test_bright_stars_tell_more(psf_recipe):
-    """What images cannot tell is not averaged away: stars of three times the light err less by more than half."""
+    """What images cannot tell is not averaged away: PSFs of stars of 2.7 times the S/N err by half and less."""
     errors = {}
     for snr in (150.0, 400.0):
         nodes = Nodes(per_axis=7, snr=(snr, snr))
@@ -105,7 +107,7 @@ def test_bright_stars_tell_more(psf_recipe):
             stars.stamps, np.full(len(stars), DETECTOR), stars.x, stars.y, error=stars.error, mask=stars.mask
         )
         errors[snr] = errors_of(found.image, stars.truth)
-    assert errors[400.0]["psnr"].mean() > errors[150.0]["psnr"].mean() + 5
+    assert errors[400.0]["psnr"].mean() > errors[150.0]["psnr"].mean() + 6
     for axis in "xy":
         assert abs(errors[400.0][axis].mean()) < 0.004
 
@@ -148,6 +150,7 @@ def test_what_no_aperture_explains_is_left_as_it_was(psfs, rng):
     normal = 1e4 * np.eye(count)
     optics = FourierOptics.of(load_instrument("csst"), "i")
     said = normal, normal @ amounts
-    found, wavefront = prior_of_optics(optics, psfs, prior, *said, retrieve(optics, psfs, prior, *said))
+    retrieval = PhaseRetrieval(optics, psfs, prior)
+    found, wavefront = retrieval.prior(*said, retrieval.search(*said, 100))
     assert found is prior
     assert wavefront is None
