@@ -9,6 +9,7 @@ from typing import Any
 from committed import load, table
 
 from csstdask.psf.evaluate import COUNTED, by_snr
+from csstdask.psf.evaluate.tables import known
 
 
 def psf() -> str:
@@ -64,7 +65,7 @@ def reserve() -> str:
             if ", S/N" in recipe or not (found := unit.get("reserve")):
                 continue
             bent = max(found["e1"]["sd"], found["e2"]["sd"])
-            rho = max(abs(one) for name in ("rho1", "rho2") for one in found["rho"][name] if one is not None)
+            rho = max(abs(one) for name in ("rho1", "rho2") for one in known(found["rho"][name]))
             rows.append(
                 [
                     recipe, unit["band"], str(found["n"]), f"{found['chi2']:.3f}", f"{found['size']['mean']:+.4f}",

@@ -29,6 +29,7 @@ class PsfField:
     shape: tuple[int, int]
     """Of the detector (y, x) [pixel]."""
     psfs: PrincipalPsfs
+    """Of the band; what no image can tell of this telescope is in the mean, where a wavefront tells it."""
     amounts: Float
     """(p, k) Of each polynomial and principal image."""
     covariance: Float
@@ -64,7 +65,7 @@ class PsfField:
         return self.psfs.at(self._polynomials(x, y) @ self.amounts)
 
     def profile(self) -> Float:
-        """Return the light on a pixel so many pixels from a star, 0, 1, ..., for the mean of the band's PSFs."""
+        """Return the light on a pixel so many pixels from a star, 0, 1, ..., for the mean of `psfs`."""
         steps = (np.arange(SIDE) - SIDE // 2) / FINE
         distance = np.hypot(steps[:, None], steps).ravel()
         rings = np.rint(distance).astype(int)

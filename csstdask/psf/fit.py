@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,7 @@ class FieldFit:
     """
 
     psfs: PrincipalPsfs
+    """Those that were given; what no image can tell of this telescope is in the mean, where a wavefront tells it."""
     field: Float
     """(p, k) Amounts of each polynomial."""
     covariance: Float
@@ -193,6 +195,10 @@ def fit_field(
             field = solved.reshape(-1, k)
             amounts, own = _solve_stars(psfs, stars.polynomials @ field, curvature, slope, state.amounts)
         _update(state, eliminated, amounts)
+        if number == _SETTLED:
+            settled = deepcopy(state)
+        elif starts and wavefront is None and number == _SETTLED + 1:
+            state = settled  # what a wavefront that was not there has led to is forgotten
         if retrieval is not None and number in (_SETTLED, _SETTLED + 1):
             psfs = learnt if wavefront is None else learnt.told_by(retrieval.optics.image(wavefront))
             renderer = _renderer(psfs, stars)

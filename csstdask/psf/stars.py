@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.ndimage import maximum_filter
 
 from csstdask.psf.field import PsfField, nodes
-from csstdask.psf.pixels import Renderer, interpolation
+from csstdask.psf.pixels import Renderer, interpolation, phase_of
 from csstdask.psf.principal import PrincipalPsfs
 
 Float = npt.NDArray[np.float64]
@@ -166,7 +166,7 @@ def _fit(
     n, r = len(pixels), free.seen.k
     expected, spread = field.amounts_at(x, y)
     prior = free.prior(spread, place)
-    at_x, at_y = x - np.floor(x + 0.5), y - np.floor(y + 0.5)
+    at_x, at_y = phase_of(x), phase_of(y)
     state = _State(np.zeros((n, r)), np.zeros(n), np.zeros(n), at_x.copy(), at_y.copy())
     known = np.isfinite(variance) & (variance > 0)
     trusted = np.where(known, 1 / np.where(known, variance, 1), 0).astype(np.float32)

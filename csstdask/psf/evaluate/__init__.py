@@ -12,8 +12,8 @@ and a ``polynomial``, the PSF of the place as half of the true ones tell it. Wha
 blank stamps, recalls a telescope instead of measuring it. On a telescope that nobody has learnt (`BOUNDED`) stands
 beside, as ``bound``, what the same stars could tell at best.
 
-What can be told without the truth, as in orbit, stands beside as well: how a field fitted to four fifths of the stars
-suits the others, in cells of the detector of their own (``reserve``; `csstdask.psf.frame.judge_stars`).
+What can be told without the truth, as in orbit, stands beside in the parts `FEWER`: how a field fitted to four fifths
+of the stars suits the others, in cells of the detector of their own (``reserve``).
 """
 
 from __future__ import annotations
@@ -39,15 +39,13 @@ from csstdask.nn.models import find_card
 from csstdask.psf import piff as piff_runner
 from csstdask.psf.evaluate.bound import drawn_at_bound
 from csstdask.psf.evaluate.figures import Look, draw_bands, draw_counts, draw_looks
+from csstdask.psf.evaluate.reserve import of_reserve
 from csstdask.psf.evaluate.stars import Images, Stars, draw_stars, errors_of, pulls_of
 from csstdask.psf.evaluate.tables import table
-from csstdask.psf.frame import judge_stars
 from csstdask.psf.principal import polynomials
 from csstdask.psf.psfex import is_installed, psfex_at_stars, sky_of
 from csstdask.psf.reconstruct import Reconstruction, kind_of_card, knows, reconstruct
-from csstdask.psf.rho import rho_statistics
-from csstdask.psf.selection import in_reserve
-from csstdask.results import check_figures, rounded, write_results
+from csstdask.results import check_figures, write_results
 
 log = logging.getLogger("csstdask")
 
@@ -260,31 +258,6 @@ def measure_stars(
         rows[PIFF] = _row(stars, _by_piff(stars), None, time.perf_counter() - start)
     unit = {"detector": stars.detector, "band": stars.band, "n": len(stars), "methods": rows, "looks": looks}
     return unit | ({"reserve": of_reserve(stars, model)} if fewer else {})
-
-
-def of_reserve(stars: Stars, model: str) -> dict[str, Any]:
-    """Return how the PSF of a field suits stars that it has not seen; nothing of a model without fields.
-
-    Returns
-    -------
-    dict
-        ``n`` stars in reserve; ``chi2``, a degree of freedom, their median; ``size``, ``e1`` and ``e2``, mean and
-        scatter of PSF - star (of sizes relative), noise of stars and all; and `rho_statistics` by separation [pixel].
-    """
-    kept = in_reserve(stars.x, stars.y, stars.shape)
-    given, asked = stars.take(~kept), stars.take(kept)
-    field = _reconstructed(given, model).fields.get(stars.detector) if len(given) else None
-    if field is None or not len(asked):
-        return {}
-    variance = np.where(asked.mask, np.inf, asked.error.astype(float) ** 2).astype(np.float32)
-    seen = judge_stars(field, asked.stamps, variance, asked.x, asked.y)
-    errors = {"size": seen["model_size"] / seen["size"] - 1} | {
-        name: seen[f"model_{name}"] - seen[name] for name in ("e1", "e2")
-    }
-    found: dict[str, Any] = {"n": len(asked), "chi2": float(np.nanmedian(seen["chi2"]))}
-    found |= {name: {"mean": float(np.nanmean(one)), "sd": float(np.nanstd(one))} for name, one in errors.items()}
-    rho = rho_statistics([seen | {"x": asked.x, "y": asked.y}])
-    return found | {"rho": rounded({name: values.tolist() for name, values in rho.items()})}
 
 
 @dataclass(frozen=True)

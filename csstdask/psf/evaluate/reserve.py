@@ -1,4 +1,8 @@
-"""How PSFs stand beside stars that no fit has seen, whose truth nobody knows."""
+"""How PSFs stand beside stars that no fit has seen, whose truth nobody knows.
+
+A field is laid on stars as a run's step does it (`of_reserve`); what has no field, such as a peer's PSFs, is laid on
+them image by image (`beside_stars`).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.psf.frame import moments_of
+from csstdask.psf.evaluate.stars import Stars
+from csstdask.psf.frame import judge_stars, moments_of
 from csstdask.psf.pixels import interpolation, phase_of
 from csstdask.psf.principal import FINE, SIDE, resampled
+from csstdask.psf.reconstruct import reconstruct
+from csstdask.psf.rho import rho_statistics
+from csstdask.psf.selection import in_reserve
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
@@ -22,6 +30,47 @@ _ROUNDS, _STEP = 5, 0.3
 _PLACE = 0.1
 #: Samples of a reconstructed PSF a native pixel.
 _SAMPLES = 2
+
+
+def of_reserve(stars: Stars, model: str) -> dict[str, Any]:
+    """Fit a field to four fifths of the stars of a detector, and return how it suits the others.
+
+    Parameters
+    ----------
+    stars : Stars
+    model : str
+        A name or a card's path.
+
+    Returns
+    -------
+    dict
+        ``n`` stars in reserve that show a shape; ``chi2``, a degree of freedom, their median; ``size``, ``e1`` and
+        ``e2``, mean and scatter of PSF - star (of sizes relative), noise of stars and all; and the rho statistics
+        (`csstdask.psf.rho`) by separation [pixel]. Empty where a model has no fields, or no star is in reserve.
+    """
+    kept = in_reserve(stars.x, stars.y, stars.shape)
+    given, asked = stars.take(~kept), stars.take(kept)
+    if not len(given) or not len(asked):
+        return {}
+    detectors = np.full(len(given), stars.detector)
+    found = reconstruct(
+        given.stamps, detectors, given.x, given.y, error=given.error, mask=given.mask, model=model, shape=stars.shape
+    )
+    if stars.detector not in found.fields:
+        return {}
+    variance = np.where(asked.mask, np.inf, asked.error.astype(float) ** 2).astype(np.float32)
+    seen = judge_stars(found.fields[stars.detector], asked.stamps, variance, asked.x, asked.y)
+    errors = {"size": seen["model_size"] / seen["size"] - 1}
+    errors |= {name: seen[f"model_{name}"] - seen[name] for name in ("e1", "e2")}
+    shown = np.isfinite(np.stack([*errors.values(), seen["chi2"]])).all(axis=0)
+    if not shown.any():
+        return {}
+    rho = rho_statistics([seen | {"x": asked.x, "y": asked.y}])
+    return {
+        "n": int(shown.sum()), "chi2": float(np.median(seen["chi2"][shown])),
+        **{name: {"mean": float(one[shown].mean()), "sd": float(one[shown].std())} for name, one in errors.items()},
+        "rho": {name: values.tolist() for name, values in rho.items()},
+    }  # fmt: skip
 
 
 def beside_stars(image: Images, pixels: Images, variance: Images, x: Float, y: Float) -> dict[str, Float]:

@@ -14,7 +14,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-#: Of stars in reserve.
+#: Columns of the table of stars in reserve.
 _RESERVE = (
     "band",
     "stars in reserve",
@@ -26,6 +26,11 @@ _RESERVE = (
     "rho1, nearest",
     "rho2, nearest",
 )
+
+
+def known(values: Sequence[float | None]) -> list[float]:
+    """Return those of some values that are numbers."""
+    return [value for value in values if value is not None and np.isfinite(value)]
 
 
 def by_band(units: Sequence[Mapping[str, Any]], method: str, quantity: str, what: str) -> dict[str, float]:
@@ -64,5 +69,5 @@ def table(results: dict[str, Any]) -> Iterator[str]:
         for unit in kept:
             found = unit["reserve"]
             told = [found["size"]["mean"], *(found[name]["sd"] for name in ("size", "e1", "e2"))]
-            rho = [next((one for one in found["rho"][name] if one is not None), None) for name in ("rho1", "rho2")]
+            rho = [next(iter(known(found["rho"][name])), None) for name in ("rho1", "rho2")]
             yield table_row(f"{unit['band']}, detector {unit['detector']}", [found["n"], found["chi2"], *told, *rho])
