@@ -158,6 +158,7 @@ def fit_field(
         change over the detector, and what images cannot tell of it.
     shared : bool
         Whether what images cannot tell is the same in all stars, as where one telescope differs from those learnt from.
+        Where optics are certain it never is.
 
     Returns
     -------
@@ -177,6 +178,7 @@ def fit_field(
     _better_flux(psfs, stars, state)
     learnt, prior, wavefront = psfs, psfs.prior(), None
     retrieval = None if optics is None else PhaseRetrieval(optics, learnt, prior)
+    shared &= optics is None or not optics.certain
     starts: tuple[Wavefront, ...] = ()
     good = np.zeros(n, dtype=bool)
     renderer = _renderer(psfs, stars)
@@ -203,7 +205,7 @@ def fit_field(
             psfs = learnt if wavefront is None else learnt.told_by(retrieval.optics.image(wavefront))
             renderer = _renderer(psfs, stars)
         if number < _ROUNDS - 1:
-            good = _judge(psfs, stars, state, _SHARE, shared=shared and not (optics is not None and optics.certain))
+            good = _judge(psfs, stars, state, _SHARE, shared=shared)
     chi2, _ = _residuals(psfs, stars, state, _SHARE)
     if seen.any() and not good.any():
         log.warning("none of %d stars looks like one: their PSFs are what was believed before", len(pixels))

@@ -115,6 +115,21 @@ per_unit = 20
     assert any(line.startswith("| all stars | ") for line in lines)
 
 
+def test_tables_have_a_cell_for_each_column():
+    spread = {"mean": 0.001, "sd": 0.002}
+    row = {"psnr": {"mean": 70.0}, "ssim": {"mean": 1.0}, "size": spread, "e1": spread, "e2": spread}
+    kept = {"n": 5, "chi2": 1.0, "size": spread, "e1": spread, "e2": spread, "rho": {"rho1": [None, 1e-6], "rho2": []}}
+    unit = {"band": "g", "detector": 8, "methods": {MODEL: row}, "reserve": kept}
+    widths: list[list[int]] = []
+    for line in table({"recipes": {"psf-dataset2": [unit]}}):
+        if line:
+            widths[-1].append(line.count("|"))
+        else:
+            widths.append([])
+    assert len(widths) == 2
+    assert all(len(set(one)) == 1 and len(one) == 3 for one in widths)
+
+
 def test_where_few_stars_are_not_the_point_only_all_are_fitted(psf_stars, psf_model):
     methods = measure_stars(psf_stars, model=str(psf_model), psfex=False, beside=("empirical",), fewer=False)["methods"]
     assert list(methods) == [MODEL, "empirical 1", "empirical 1, blank"]

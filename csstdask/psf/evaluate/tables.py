@@ -12,20 +12,8 @@ from csstdask.results import table_head, table_row
 _COLUMNS = (
     "PSNR [dB]", "least band", "SSIM", "dR/R, mean", "SD, largest band", "de, SD, largest band", "pulls, SD", "seconds",
 )  # fmt: skip
-
-
 #: Columns of the table of stars in reserve.
-_RESERVE = (
-    "band",
-    "stars in reserve",
-    "chi2",
-    "dR/R, mean",
-    "SD",
-    "de1, SD",
-    "de2, SD",
-    "rho1, nearest",
-    "rho2, nearest",
-)
+_RESERVE = ("stars", "chi2", "dR/R, mean", "SD", "de1, SD", "de2, SD", "rho1, nearest", "rho2, nearest")
 
 
 def known(values: Sequence[float | None]) -> list[float]:
