@@ -2,12 +2,12 @@
 
 * One detector, some 900 stars at S/N 100 (`psf-newoptics`, g), one thread: from stamps and a source table on disk to a
   ``.psf`` file, the choice of stars included. Beside it ``psfex``, from stamps to its ``.psf`` file, its own cuts
-  included, at the paper's settings and at those that give its best figures; with ``--piff`` Piff's fit, and how
-  far off its PSFs are.
+  included, at the paper's settings and at those that give its best figures; with ``--piff`` Piff's fit, and how far off
+  its PSFs are.
 * Adaptive moments of a thousand PSFs beside `galsim.hsm`, stamp by stamp.
 
-``python benchmarks/psf_speed.py`` (fifteen minutes) writes ``results/psf_speed.json``. PSFEx: Debian, ``apt-get install
-psfex``.
+``python benchmarks/psf_speed.py --piff`` (a quarter of an hour) writes ``results/psf_speed.json``. PSFEx: Debian,
+``apt-get install psfex``.
 """
 
 from __future__ import annotations

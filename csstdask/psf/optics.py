@@ -62,7 +62,7 @@ class FourierOptics:
     wavelength : float
         At which the band is seen [nm].
     certain : bool
-        Whether this is all that there is: then evidence is not asked.
+        Whether this is all that there is, of lower orders: then evidence is not asked, and stars share no error.
     """
 
     pupil: Pupil

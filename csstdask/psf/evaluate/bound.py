@@ -40,8 +40,8 @@ def drawn_at_bound(stars: Stars, card: ModelCard, rng: np.random.Generator) -> t
     2.4.3): the inverse of what stars tell of the wavefront, the blur, their fluxes, places, skies and colours, and of
     what is expected of these in the mean over telescopes, were Fourier optics of Noll orders 4 to 11 known to be all
     that there is. It is taken about what these very stars show, with the pixels and stars that the fit trusts, and with
-    what principal images cannot tell as noise; one telescope may be luckier than telescopes in the mean, so that a fit
-    may come out above it.
+    what neither principal images nor the wavefront tell as noise; one telescope may be luckier than telescopes in the
+    mean, so that a fit may come out above it.
     """
     optics = FourierOptics.of(load_instrument(card.architecture["instrument"]), band_of(card, stars.detector))
     if optics is None:
