@@ -1,6 +1,7 @@
 """A fit of principal PSFs to the stars of a detector: what they say together, and each alone, and how well it is known.
 
 Everything is linear and Gaussian but for a star's flux and place, about which the fit is linearised anew in each round.
+What noise a pixel has is that of the light fitted to it (`csstdask.psf.noise`).
 One star leans on what simulated telescopes look like; a thousand lean on themselves.
 
 With the amounts ``c_i`` of star `i` (`csstdask.psf.principal`), its pixels are ``flux (mean + images c_i)`` seen from
@@ -20,13 +21,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import maximum_filter
 
+from csstdask.psf.noise import expected_variance
 from csstdask.psf.optics import FourierOptics, Wavefront
 from csstdask.psf.phase_retrieval import PhaseRetrieval
 from csstdask.psf.pixels import Renderer, interpolation
@@ -40,12 +41,6 @@ Mask = npt.NDArray[np.bool_]
 
 #: How far a star may lie from where it is said to lie, one sigma, where nobody says [pixel].
 PLACE = 0.02
-#: Round of linearisation in which stars are settled enough to show a wavefront. In those before each star stands alone:
-#: none can lead the others astray before it is judged.
-_SETTLED = 1
-#: Rounds: in the next the wavefront is the prior, and one more settles stars with it. All but the last judge pixels and
-#: stars anew.
-_ROUNDS = _SETTLED + 3
 #: Phases at which stars see PSFs that differ: two samples a pixel along each axis tell them.
 _PHASES = 4
 #: A pixel so far from what is fitted is another's, in units of its noise and of a share of the light within a
@@ -59,6 +54,8 @@ _WORST, _MOST = 3.0, 0.1
 _RIDGE = 1e-12
 #: Rows and columns along the edge of what is fitted, for a first sky.
 _RIM = 3
+#: A place moves by so much in a round at most [pixel].
+_FURTHEST_STEP = 0.5
 #: Edge of what is fitted of a stamp [pixel], and stars that are rendered at once.
 _FITTED, _BATCH = 24, 64
 
@@ -91,38 +88,6 @@ class FieldFit:
     """(n,) Whether a star took part in the field."""
     wavefront: Wavefront | None = None
     """What the stars show of it, where optics explain their PSFs."""
-
-
-@dataclass
-class _Stars:
-    """The stars of one detector as the fit sees them."""
-
-    pixels: Pixels
-    """(n, size, size)"""
-    known: Pixels
-    """(n, size, size) Inverse variance by noise, zero where nothing is known."""
-    own: Pixels
-    """(n, size, size) Of a star by itself: what images cannot tell is noise, too. Zero in pixels of others."""
-    weight: Pixels
-    """(n, size, size) Among all stars: what images cannot tell is an error that they share."""
-    x: Float
-    """(n,) Offset from the middle of pixel ``[size // 2, size // 2]`` [pixel]."""
-    y: Float
-    polynomials: Float
-    """(n, p)"""
-    place: float
-    """How far a star may lie from there, one sigma [pixel]."""
-
-
-@dataclass
-class _State:
-    """What is believed of each star."""
-
-    amounts: Float
-    flux: Float
-    sky: Float
-    x: Float
-    y: Float
 
 
 def fit_field(
@@ -167,77 +132,267 @@ def fit_field(
     middle, half = pixels.shape[-1] // 2, min(_FITTED, pixels.shape[-1]) // 2
     window = (slice(None), *2 * (slice(middle - half, middle + half),))
     usable = np.isfinite(variance) & (variance > 0) & np.isfinite(pixels)
-    known = np.where(usable, 1 / np.where(usable, variance, 1), 0).astype(np.float32)[window]
     light = np.where(usable, pixels, 0).astype(np.float32)[window]
-    stars = _Stars(light, known, known, known, x, y, polynomials, place)
-    n, k = len(pixels), len(psfs)
-    state = _State(np.zeros((n, k)), np.zeros(n), np.zeros(n), x.copy(), y.copy())
-    seen = (known > 0).any(axis=(1, 2))
-    _first_flux(psfs, stars, state)
-    _judge(psfs, stars, state, _FIRST_SHARE, shared=False)
-    _better_flux(psfs, stars, state)
-    learnt, prior, wavefront = psfs, psfs.prior(), None
-    retrieval = None if optics is None else PhaseRetrieval(optics, learnt, prior)
+    noise = np.where(usable, variance, np.inf).astype(np.float32)[window]
+    fit = _Fit(psfs, _Stars(light, noise, x, y, polynomials, place))
     shared &= optics is None or not optics.certain
-    starts: tuple[Wavefront, ...] = ()
-    good = np.zeros(n, dtype=bool)
-    renderer = _renderer(psfs, stars)
-    for number in range(_ROUNDS):
-        curvature, slope, eliminated = _normal_equations(psfs, renderer, stars, state)
-        if number < _SETTLED:
-            amounts = _alone(psfs, stars.polynomials, curvature, slope, state.amounts)
-        else:
-            said = _of_field(psfs, stars.polynomials, curvature, slope, state.amounts, good)
-            if retrieval is not None and number == _SETTLED and good.any():
-                starts = retrieval.search(*said, int(good.sum()))
-                wavefront = starts[-1]
-            elif retrieval is not None and number == _SETTLED + 1 and starts:
-                prior, wavefront = retrieval.prior(*said, starts)
-            solved, covariance = prior.posterior(*said)
-            field = solved.reshape(-1, k)
-            amounts, own = _solve_stars(psfs, stars.polynomials @ field, curvature, slope, state.amounts)
-        _update(state, eliminated, amounts)
-        if number == _SETTLED:
-            settled = deepcopy(state)
-        elif starts and wavefront is None and number == _SETTLED + 1:
-            state = settled  # what a wavefront that was not there has led to is forgotten
-        if retrieval is not None and number in (_SETTLED, _SETTLED + 1):
-            psfs = learnt if wavefront is None else learnt.told_by(retrieval.optics.image(wavefront))
-            renderer = _renderer(psfs, stars)
-        if number < _ROUNDS - 1:
-            good = _judge(psfs, stars, state, _SHARE, shared=shared)
-    chi2, _ = _residuals(psfs, stars, state, _SHARE)
-    if seen.any() and not good.any():
+    # Each star alone: none can lead the others astray before it is judged.
+    fit.alone()
+    good = fit.judge(shared=shared)
+    # All together. The wavefront that they show by now tells what images cannot.
+    said, prior, wavefront = fit.said(good), psfs.prior(), None
+    retrieval = None if optics is None or not good.any() else PhaseRetrieval(optics, psfs, prior)
+    if retrieval is not None:
+        wavefront = retrieval.search(*said)
+        fit.psfs = psfs.told_by(retrieval.optics.image(wavefront))
+    settled = fit.together(prior.posterior(*said)[0])
+    good = fit.judge(shared=shared)
+    # As the wavefront of the whole field expects, if optics explain these stars.
+    said = fit.said(good)
+    if retrieval is not None and wavefront is not None:
+        prior, wavefront = retrieval.prior(*said, int(good.sum()), wavefront)
+    fit.together(prior.posterior(*said)[0])
+    if retrieval is not None and wavefront is not None:
+        fit.psfs = psfs.told_by(retrieval.optics.image(wavefront))
+    elif retrieval is not None:  # what a wavefront that was not there has led to is forgotten
+        fit.psfs, fit.state = psfs, settled
+    good = fit.judge(shared=shared)
+    # Once more about what that led to.
+    field, covariance = prior.posterior(*fit.said(good))
+    state = fit.together(field)
+    if fit.stars.seen.any() and not good.any():
         log.warning("none of %d stars looks like one: their PSFs are what was believed before", len(pixels))
-    chi2 = np.where(seen, chi2, np.nan)
-    spread = _spread(stars.polynomials, covariance, curvature, own)
     return FieldFit(
-        psfs, field, covariance, amounts, spread, state.flux, state.x - x, state.y - y, chi2, good, wavefront
+        fit.psfs,
+        field.reshape(-1, len(psfs)),
+        covariance,
+        state.amounts,
+        fit.spread(covariance),
+        state.flux,
+        state.x - x,
+        state.y - y,
+        fit.chi2(),
+        good,
+        wavefront,
     )
 
 
-def _first_flux(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> None:
-    """Set flux and sky by the mean PSF, as medians: single pixels may hold anything."""
-    size = stars.pixels.shape[-1]
-    rim = np.ones((size, size), dtype=bool)
-    rim[_RIM:-_RIM, _RIM:-_RIM] = False
-    for some, seen in _seen(Renderer(psfs.mean[None], size), stars, state):
-        plain, known = seen[:, 0], stars.weight[some] > 0
-        sky = _median(stars.pixels[some], known & rim)
+@dataclass(frozen=True)
+class _Stars:
+    """The stars of one detector."""
+
+    pixels: Pixels
+    """(n, size, size)"""
+    variance: Pixels
+    """(n, size, size) By noise, as it was given; inf where nothing is known."""
+    x: Float
+    """(n,) Offset from the middle of pixel ``[size // 2, size // 2]`` [pixel]."""
+    y: Float
+    polynomials: Float
+    """(n, p)"""
+    place: float
+    """How far a star may lie from there, one sigma [pixel]."""
+
+    @property
+    def seen(self) -> Mask:
+        """(n,) Whether a star has a pixel that is known."""
+        return np.asarray(np.isfinite(self.variance).any(axis=(1, 2)))
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is believed of each star."""
+
+    amounts: Float
+    """(n, k)"""
+    flux: Float
+    sky: Float
+    x: Float
+    y: Float
+
+
+class _Fit:
+    """What is believed of stars, and how each of their pixels is weighed, round by round."""
+
+    def __init__(self, psfs: PrincipalPsfs, stars: _Stars) -> None:
+        n, self.size = stars.pixels.shape[:2]
+        self.stars, self.psfs = stars, psfs
+        self.state = _State(np.zeros((n, len(psfs))), np.zeros(n), np.zeros(n), stars.x, stars.y)
+        #: Of a star by itself (n, size, size): what images cannot tell is noise, too. Zero in pixels of others.
+        self.own = 1 / stars.variance
+        #: Among all stars (n, size, size): what images cannot tell is an error that they share.
+        self.weight = self.own
+        self.state = self._first_flux()
+        self.judge(_FIRST_SHARE, shared=False)
+        self.state = self._better_flux()
+
+    @property
+    def psfs(self) -> PrincipalPsfs:
+        """Those that stars are looked at through."""
+        return self._psfs
+
+    @psfs.setter
+    def psfs(self, psfs: PrincipalPsfs) -> None:
+        self._psfs = psfs
+        self._renderer = Renderer(np.concatenate([psfs.mean[None], psfs.images]), self.size)
+
+    def alone(self) -> None:
+        """Believe each star's own pixels, and what telescopes look like in the mean."""
+        self._linearise()
+        prior = np.einsum("np,pab->nab", self.stars.polynomials**2, self.psfs.field) + np.diag(self.psfs.own)
+        right = self._slope + np.einsum("nab,nb->na", self._curvature, self.state.amounts)
+        self._move(np.linalg.solve(self._curvature + np.linalg.inv(prior), right[..., None])[..., 0])
+
+    def said(self, good: Mask) -> tuple[Float, Float]:
+        """Return what stars say of the field's amounts: curvature (p k, p k), and that times the amounts (p k,)."""
+        self._linearise()
+        k, place = len(self.psfs), self.stars.polynomials[good]
+        curvature, slope = self._curvature[good], self._slope[good]
+        # What a star says of the polynomials, its own part being unknown.
+        blunted = np.linalg.inv(np.eye(k) + curvature * self.psfs.own)
+        curved = blunted @ curvature
+        right = np.einsum("nab,nb->na", blunted, slope) + np.einsum("nab,nb->na", curved, self.state.amounts[good])
+        normal = np.einsum("npq,nab->paqb", place[:, :, None] * place[:, None, :], curved, optimize=True)
+        normal = normal.reshape(2 * (place.shape[1] * k,))
+        return (normal + normal.T) / 2, (place.T @ right).ravel()
+
+    def together(self, field: Float) -> _State:
+        """Believe what a field (p k,) expects of stars, beside their own pixels, and return it."""
+        expected = self.stars.polynomials @ field.reshape(-1, len(self.psfs))
+        step = self._slope - np.einsum("nab,nb->na", self._curvature, expected - self.state.amounts)
+        self._move(expected + np.einsum("nab,nb->na", self._own_spread(), step))
+        return self.state
+
+    def spread(self, covariance: Float) -> Float:
+        """Return the covariances of stars' amounts (n, k, k): the field's (p k, p k) and their own."""
+        place, k = self.stars.polynomials, len(self.psfs)
+        own = self._own_spread()
+        kept = np.eye(k) - own @ self._curvature
+        blocks = covariance.reshape(2 * (place.shape[1], k))
+        of_field = np.einsum("np,paqb,nq->nab", place, blocks, place, optimize=True)
+        return np.asarray(own + kept @ of_field @ kept.transpose(0, 2, 1))
+
+    def judge(self, share: float = _SHARE, *, shared: bool) -> Mask:
+        """Weigh pixels, those of others not at all, and return which stars look like one (n,).
+
+        What stars know of a pixel of their PSF together, u = sum of flux^2 / variance, leaves open what images cannot
+        tell of it: u / (1 + u beyond), for each phase at which they see it.
+        """
+        light, left = self._light()
+        known = 1 / expected_variance(self.stars.variance, left, self.stars.pixels - left)
+        unsure = np.empty_like(known)
+        beyond = Renderer(np.sqrt(self.psfs.beyond)[None], self.size)
+        for some in self._batches():
+            flux = self.state.flux[some, None, None]
+            unsure[some] = known[some] * (flux * beyond(self.state.y[some], self.state.x[some])[:, 0]) ** 2
+        own = known / (1 + unsure)
+        near = maximum_filter(np.abs(light), (1, _NEAR, _NEAR))
+        outlying = left**2 * own > _FURTHEST**2 * (1 + (share * near) ** 2 * own)
+        self.own = np.where(outlying, 0, own)
+        chi2, others = self._chi2(left), (outlying & (known > 0)).mean(axis=(1, 2))
+        usual = float(np.median(chi2[self.stars.seen])) if self.stars.seen.any() else 1.0
+        good = self.stars.seen & (chi2 < _WORST * max(1.0, usual)) & (others < _MOST)
+        if shared:
+            unsure = np.maximum(unsure, unsure[good].sum(axis=0) / _PHASES)
+        self.weight = np.where(outlying, 0, known / (1 + unsure))
+        return good
+
+    def chi2(self) -> Float:
+        """Return chi^2 a degree of freedom of each star (n,), NaN of those without a pixel."""
+        return np.where(self.stars.seen, self._chi2(self._light()[1]), np.nan)
+
+    def _chi2(self, left: Pixels) -> Float:
+        pixels = (self.own > 0).sum(axis=(1, 2))
+        return np.asarray((left**2 * self.own).sum(axis=(1, 2)) / np.maximum(pixels - 4, 1), dtype=np.float64)
+
+    def _light(self) -> tuple[Pixels, Pixels]:
+        """Return the light of stars on their pixels, and what is left of these beside it and the sky."""
+        light = np.empty_like(self.stars.pixels)
+        for some in self._batches():
+            along_y, along_x = (interpolation(place[some], self.size) for place in (self.state.y, self.state.x))
+            plain = along_y @ self.psfs.at(self.state.amounts[some]) @ along_x.transpose(0, 2, 1)
+            light[some] = self.state.flux[some, None, None] * plain
+        return light, self.stars.pixels - light - self.state.sky[:, None, None].astype(np.float32)
+
+    def _batches(self) -> Iterator[slice]:
+        return (slice(first, first + _BATCH) for first in range(0, len(self.stars.pixels), _BATCH))
+
+    def _mean_psf(self) -> Pixels:
+        """Return the mean PSF as each star sees it (n, size, size)."""
+        seen = Renderer(self.psfs.mean[None], self.size)
+        return np.concatenate([seen(self.state.y[some], self.state.x[some])[:, 0] for some in self._batches()])
+
+    def _first_flux(self) -> _State:
+        """Return flux and sky by the mean PSF, as medians: single pixels may hold anything."""
+        plain, known = self._mean_psf(), self.weight > 0
+        rim = np.ones((self.size, self.size), dtype=bool)
+        rim[_RIM:-_RIM, _RIM:-_RIM] = False
+        sky = _median(self.stars.pixels, known & rim)
         core = known & (plain > _CORE * plain.max(axis=(1, 2), keepdims=True))
-        ratio = (stars.pixels[some] - sky[:, None, None]) / np.where(core, plain, 1)
-        state.flux[some], state.sky[some] = np.maximum(_median(ratio, core), 0), sky
+        ratio = (self.stars.pixels - sky[:, None, None]) / np.where(core, plain, 1)
+        return replace(self.state, flux=np.maximum(_median(ratio, core), 0), sky=sky)
 
+    def _better_flux(self) -> _State:
+        """Return flux and sky by the mean PSF, as weighted least squares have them."""
+        plain, n = self._mean_psf(), len(self.stars.pixels)
+        design = np.stack([plain, np.ones_like(plain)], axis=1).reshape(n, 2, -1).astype(float)
+        weighted = design * self.weight.reshape(n, 1, -1)
+        right = weighted @ self.stars.pixels.reshape(n, -1, 1)
+        flux, sky = _solve(weighted @ design.transpose(0, 2, 1), right)[..., 0].T
+        return replace(self.state, flux=flux, sky=sky)
 
-def _better_flux(psfs: PrincipalPsfs, stars: _Stars, state: _State) -> None:
-    """Set flux and sky by the mean PSF, as weighted least squares have it."""
-    for some, seen in _seen(Renderer(psfs.mean[None], stars.pixels.shape[-1]), stars, state):
-        count = len(seen)
-        design = np.stack([seen[:, 0], np.ones_like(seen[:, 0])], axis=1).reshape(count, 2, -1).astype(float)
-        weight = stars.weight[some].reshape(count, 1, -1)
-        right = (design * weight) @ stars.pixels[some].reshape(count, -1, 1)
-        normal = np.asarray((design * weight) @ design.transpose(0, 2, 1), dtype=np.float64)
-        state.flux[some], state.sky[some] = _solve(normal, np.asarray(right, dtype=np.float64))[..., 0].T
+    def _linearise(self) -> None:
+        """See how stars' pixels follow amounts, about what is believed; flux, sky and place are eliminated."""
+        parts = zip(*(self._linearised(some) for some in self._batches()), strict=True)
+        self._curvature, self._slope, self._following, self._moved = (np.concatenate(part) for part in parts)
+
+    def _linearised(self, some: slice) -> tuple[Float, Float, Float, Float]:
+        """Return of a batch curvature (n, k, k) and slope (n, k) in the amounts.
+
+        And how flux, sky and place follow these (n, 4, k), and what else they are moved by (n, 4).
+        """
+        stars, size, k = self.stars, self.size, len(self.psfs)
+        amounts, flux, sky, x, y = (
+            part[some] for part in (self.state.amounts, self.state.flux, self.state.sky, self.state.x, self.state.y)
+        )
+        seen = self._renderer(y, x)
+        n = len(seen)
+        along_y, along_x = interpolation(y, size), interpolation(x, size)
+        plain = seen[:, 0] + (amounts.astype(np.float32)[:, None] @ seen[:, 1:].reshape(n, k, -1)).reshape(
+            n, size, size
+        )
+        whole = self.psfs.at(amounts)
+        moved_x = along_y @ whole @ interpolation(x, size, slope=True).transpose(0, 2, 1)
+        moved_y = interpolation(y, size, slope=True) @ whole @ along_x.transpose(0, 2, 1)
+        scale = flux.astype(np.float32)[:, None, None]
+        root = np.sqrt(self.weight[some]).reshape(n, 1, -1)
+        own = np.stack([plain, np.ones_like(plain), scale * moved_x, scale * moved_y], axis=1).reshape(n, 4, -1) * root
+        free = (scale[:, None] * seen[:, 1:]).reshape(n, k, -1) * root
+        left = stars.pixels[some] - scale * plain - sky.astype(np.float32)[:, None, None]
+        left = left.reshape(n, 1, -1) * root
+        own_own, own_free, own_left, free_free, free_left = (
+            (a @ b.transpose(0, 2, 1)).astype(float)
+            for a, b in ((own, own), (own, free), (own, left), (free, free), (free, left))
+        )
+        # Places are held to where they were said to lie, wherever they are by now.
+        known = stars.place**-2
+        own_own += np.diag([0.0, 0.0, known, known])
+        own_left[:, 2, 0] -= (x - stars.x[some]) * known
+        own_left[:, 3, 0] -= (y - stars.y[some]) * known
+        following, moved = _solve(own_own, own_free), _solve(own_own, own_left)
+        of_free = own_free.transpose(0, 2, 1)
+        return free_free - of_free @ following, (free_left - of_free @ moved)[..., 0], following, moved[..., 0]
+
+    def _own_spread(self) -> Float:
+        """Return what is unsure of stars' amounts (n, k, k), were the field known."""
+        return np.asarray(np.linalg.inv(self._curvature + np.diag(1 / self.psfs.own)), dtype=np.float64)
+
+    def _move(self, amounts: Float) -> None:
+        """Believe amounts, and what flux, sky and place follow from them."""
+        state = self.state
+        step = self._moved - np.einsum("nak,nk->na", self._following, amounts - state.amounts)
+        dx, dy = np.clip(step[:, 2:], -_FURTHEST_STEP, _FURTHEST_STEP).T
+        self.state = _State(amounts, state.flux + step[:, 0], state.sky + step[:, 1], state.x + dx, state.y + dy)
 
 
 def _median(values: Pixels | Float, which: Mask) -> Float:
@@ -246,156 +401,8 @@ def _median(values: Pixels | Float, which: Mask) -> Float:
     return np.asarray(np.ma.filled(found, 0), dtype=np.float64)
 
 
-def _renderer(psfs: PrincipalPsfs, stars: _Stars) -> Renderer:
-    """Return what renders the mean and the images for these stars."""
-    return Renderer(np.concatenate([psfs.mean[None], psfs.images]), stars.pixels.shape[-1])
-
-
-def _judge(psfs: PrincipalPsfs, stars: _Stars, state: _State, share: float, *, shared: bool) -> Mask:
-    """Weigh pixels, those of others not at all, and return which stars look like one (n,).
-
-    What stars know of a pixel of their PSF together, u = sum of flux^2 / variance, leaves open what images cannot tell
-    of it: u / (1 + u beyond), for each phase at which they see it.
-    """
-    unsure = np.empty_like(stars.known)
-    for some, beyond in _seen(Renderer(np.sqrt(psfs.beyond)[None], stars.pixels.shape[-1]), stars, state):
-        unsure[some] = stars.known[some] * (state.flux[some, None, None] * beyond[:, 0]) ** 2
-    stars.own = stars.known / (1 + unsure)
-    chi2, outlying = _residuals(psfs, stars, state, share)
-    seen = (stars.known > 0).any(axis=(1, 2))
-    usual = float(np.median(chi2[seen])) if seen.any() else 1.0
-    others = (outlying & (stars.known > 0)).mean(axis=(1, 2))
-    good = seen & (chi2 < _WORST * max(1.0, usual)) & (others < _MOST)
-    stars.own = np.where(outlying, 0, stars.own)
-    if shared:
-        unsure = np.maximum(unsure, unsure[good].sum(axis=0) / _PHASES)
-    stars.weight = np.where(outlying, 0, stars.known / (1 + unsure))
-    return good
-
-
 def _solve(matrix: Float, right: Float) -> Float:
     """Solve small systems (n, a, a), each unknown of a scale of its own, some of them known nothing about."""
     scale = 1 / np.sqrt(np.maximum(np.einsum("naa->na", matrix), 1e-30))
     scaled = matrix * scale[:, :, None] * scale[:, None, :] + _RIDGE * np.eye(matrix.shape[-1])
     return np.asarray(scale[:, :, None] * np.linalg.solve(scaled, scale[:, :, None] * right))
-
-
-def _seen(renderer: Renderer, stars: _Stars, state: _State) -> Iterator[tuple[slice, Pixels]]:
-    """Yield batches of stars: which, and images as they see them (n, k, size, size)."""
-    for first in range(0, len(stars.pixels), _BATCH):
-        some = slice(first, first + _BATCH)
-        yield some, renderer(state.y[some], state.x[some])
-
-
-#: Of a batch of stars: how flux, sky and place follow amounts (n, 4, k), and what they are moved by else (n, 4).
-_Eliminated = tuple[slice, Float, Float]
-
-
-def _normal_equations(
-    psfs: PrincipalPsfs, renderer: Renderer, stars: _Stars, state: _State
-) -> tuple[Float, Float, list[_Eliminated]]:
-    """Return curvature (n, k, k) and slope (n, k) in the amounts about the state, flux, sky and place eliminated."""
-    n, k, size = len(stars.pixels), len(psfs), stars.pixels.shape[-1]
-    curvature, slope = np.empty((n, k, k)), np.empty((n, k))
-    eliminated: list[_Eliminated] = []
-    known = stars.place**-2
-    prior = np.diag([0.0, 0.0, known, known])
-    for some, seen in _seen(renderer, stars, state):
-        count = len(seen)
-        along_y, along_x = interpolation(state.y[some], size), interpolation(state.x[some], size)
-        amounts, flux = state.amounts[some].astype(np.float32), state.flux[some].astype(np.float32)
-        plain = seen[:, 0] + (amounts[:, None] @ seen[:, 1:].reshape(count, k, -1)).reshape(count, size, size)
-        whole = psfs.at(amounts)
-        moved_x = along_y @ whole @ interpolation(state.x[some], size, slope=True).transpose(0, 2, 1)
-        moved_y = interpolation(state.y[some], size, slope=True) @ whole @ along_x.transpose(0, 2, 1)
-        scale = flux[:, None, None]
-        own = np.stack([plain, np.ones_like(plain), scale * moved_x, scale * moved_y], axis=1).reshape(count, 4, -1)
-        free = (scale[:, None] * seen[:, 1:]).reshape(count, k, -1)
-        root = np.sqrt(stars.weight[some]).reshape(count, 1, -1)
-        left = stars.pixels[some] - scale * plain - state.sky[some].astype(np.float32)[:, None, None]
-        own, free, rest = own * root, free * root, left.reshape(count, 1, -1) * root
-        own_own = (own @ own.transpose(0, 2, 1)).astype(float) + prior
-        own_free, own_rest = (
-            (own @ free.transpose(0, 2, 1)).astype(float),
-            (own @ rest.transpose(0, 2, 1)).astype(float),
-        )
-        # The prior holds places to where they were said to lie, wherever the state has them by now.
-        own_rest[:, 2, 0] -= (state.x[some] - stars.x[some]) * known
-        own_rest[:, 3, 0] -= (state.y[some] - stars.y[some]) * known
-        to_free, to_rest = _solve(own_own, own_free), _solve(own_own, own_rest)
-        curvature[some] = (free @ free.transpose(0, 2, 1)).astype(float) - own_free.transpose(0, 2, 1) @ to_free
-        slope[some] = ((free @ rest.transpose(0, 2, 1)).astype(float) - own_free.transpose(0, 2, 1) @ to_rest)[..., 0]
-        eliminated.append((some, to_free, to_rest[..., 0]))
-    return curvature, slope, eliminated
-
-
-def _alone(psfs: PrincipalPsfs, polynomials: Float, curvature: Float, slope: Float, about: Float) -> Float:
-    """Return the amounts of each star (n, k) as it alone tells them."""
-    prior = np.einsum("np,pab->nab", polynomials**2, psfs.field) + np.diag(psfs.own)
-    right = slope + np.einsum("nab,nb->na", curvature, about)
-    return np.asarray(np.linalg.solve(curvature + np.linalg.inv(prior), right[..., None])[..., 0])
-
-
-def _of_field(
-    psfs: PrincipalPsfs, polynomials: Float, curvature: Float, slope: Float, about: Float, good: Mask
-) -> tuple[Float, Float]:
-    """Return what stars say of the field's amounts: curvature (p k, p k), and that times the amounts (p k,)."""
-    k, count = len(psfs), polynomials.shape[1]
-    # What a star says of the polynomials, its own part being unknown.
-    blunted = np.linalg.inv(np.eye(k) + curvature[good] * psfs.own[None, None, :])
-    curved = blunted @ curvature[good]
-    right = np.einsum("nab,nb->na", blunted, slope[good]) + np.einsum("nab,nb->na", curved, about[good])
-    place = polynomials[good]
-    normal = np.einsum("npq,nab->paqb", place[:, :, None] * place[:, None, :], curved, optimize=True)
-    normal = normal.reshape(count * k, count * k)
-    return (normal + normal.T) / 2, (place.T @ right).ravel()
-
-
-def _solve_stars(
-    psfs: PrincipalPsfs, expected: Float, curvature: Float, slope: Float, about: Float
-) -> tuple[Float, Float]:
-    """Return the amounts of each star (n, k) about those that the field expects, and what is left unsure (n, k, k)."""
-    own = np.asarray(np.linalg.inv(curvature + np.diag(1 / psfs.own)), dtype=np.float64)
-    step = slope - np.einsum("nab,nb->na", curvature, expected - about)
-    return expected + np.einsum("nab,nb->na", own, step), own
-
-
-def _spread(polynomials: Float, covariance: Float, curvature: Float, own: Float) -> Float:
-    """Return the covariances of stars' amounts (n, k, k): the field's and their own."""
-    k, count = own.shape[-1], polynomials.shape[1]
-    kept = np.eye(k) - own @ curvature
-    blocks = covariance.reshape(count, k, count, k)
-    of_field = np.einsum("np,paqb,nq->nab", polynomials, blocks, polynomials, optimize=True)
-    return np.asarray(own + kept @ of_field @ kept.transpose(0, 2, 1))
-
-
-def _update(state: _State, eliminated: list[_Eliminated], amounts: Float) -> None:
-    """Move to what was solved for, flux, sky and place included."""
-    change = amounts - state.amounts
-    for some, to_free, to_rest in eliminated:
-        step = to_rest - np.einsum("nak,nk->na", to_free, change[some])
-        state.flux[some] += step[:, 0]
-        state.sky[some] += step[:, 1]
-        state.x[some] += np.clip(step[:, 2], -0.5, 0.5)
-        state.y[some] += np.clip(step[:, 3], -0.5, 0.5)
-    state.amounts = amounts
-
-
-def _residuals(psfs: PrincipalPsfs, stars: _Stars, state: _State, share: float) -> tuple[Float, Mask]:
-    """Return chi^2 a degree of freedom of each star, and pixels that are far from what is fitted."""
-    n = len(stars.pixels)
-    chi2, outlying = np.empty(n), np.zeros(stars.pixels.shape, dtype=bool)
-    size = stars.pixels.shape[-1]
-    for first in range(0, n, _BATCH):
-        some = slice(first, first + _BATCH)
-        whole = psfs.at(state.amounts[some])
-        plain = interpolation(state.y[some], size) @ whole @ interpolation(state.x[some], size).transpose(0, 2, 1)
-        light = state.flux[some, None, None] * plain
-        left = stars.pixels[some] - light - state.sky[some, None, None]
-        weight = stars.own[some].astype(float)
-        pull2 = left**2 * weight
-        near = maximum_filter(np.abs(light), (1, _NEAR, _NEAR))
-        outlying[some] = pull2 > _FURTHEST**2 * (1 + (share * near) ** 2 * weight)
-        usable = (weight > 0) & ~outlying[some]
-        chi2[some] = (pull2 * usable).sum(axis=(1, 2)) / np.maximum(usable.sum(axis=(1, 2)) - 4, 1)
-    return chi2, outlying

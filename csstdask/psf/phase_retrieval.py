@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -131,8 +132,8 @@ class PhaseRetrieval:
         self.optics, self.psfs, self.broad = optics, psfs, broad
         self.project, self.at_mean = _projection(optics, psfs)
 
-    def search(self, normal: Float, right: Float, stars: int) -> tuple[Wavefront, ...]:
-        """Return the wavefronts that may be behind a detector's mean PSF.
+    def search(self, normal: Float, right: Float) -> Wavefront:
+        """Return the wavefront of the lower orders that is behind a detector's mean PSF.
 
         Parameters
         ----------
@@ -140,33 +141,26 @@ class PhaseRetrieval:
             Of the field's amounts, polynomial by polynomial, as stars alone tell them: their curvature.
         right : float64 array (a,)
             `normal` times the amounts.
-        stars : int
-            How many they are.
 
         Returns
         -------
-        tuple of Wavefront
-            That of the lower orders, and where these leave much of the mean PSF of many stars, that of more as well:
-            the last explains most. None changes over the detector yet; `sigma` is what was expected before.
+        Wavefront
+            It does not change over the detector yet; `sigma` is what was expected before.
         """
-        found: list[Wavefront] = []
-        for last in _LASTS:
-            orders = _Orders(self, tuple(range(_FIRST, last + 1)), normal, right)
-            wavefront, left = orders.search(found[-1] if found else None)
-            found.append(wavefront)
-            if left < _MUCH * len(self.psfs) or stars < _MANY or self.optics.certain:
-                break
-        return tuple(found)
+        return _Orders(self, _LASTS[0], normal, right).search(None)
 
-    def prior(self, normal: Float, right: Float, starts: tuple[Wavefront, ...]) -> tuple[Prior, Wavefront | None]:
+    def prior(self, normal: Float, right: Float, stars: int, start: Wavefront) -> tuple[Prior, Wavefront | None]:
         """Return what is expected of the amounts of a detector's field by the wavefront that its stars show.
 
         Parameters
         ----------
         normal, right
-            As `search` takes them.
-        starts : tuple of Wavefront
-            What it found.
+            As `search` takes them, of stars that have settled: more orders are looked for where the lower leave much,
+            and the noise of faint stars, each by itself, looks like them.
+        stars : int
+            How many they are.
+        start : Wavefront
+            What was found.
 
         Returns
         -------
@@ -180,36 +174,50 @@ class PhaseRetrieval:
         The prior is linearised about the likeliest wavefront, which these stars have shown: a fit with it is unsure as
         if no other valley were possible.
         """
-        found: list[tuple[Prior, Wavefront | None]] = []
-        for start in starts:
-            found += _Orders(self, start.orders, normal, right).over_the_field(start)
+        lower = _Orders(self, _LASTS[0], normal, right)
+        found = lower.over_the_field(start)
         if self.optics.certain:
             return found[-1]
+        if stars >= _MANY and lower.left_by(start) > _MUCH * len(self.psfs):
+            higher = _Orders(self, _LASTS[1], normal, right)
+            found += higher.over_the_field(higher.search(start))
         return max([(self.broad, None), *found], key=lambda one: one[0].evidence(normal, right))
 
 
 class _Orders:
     """A retrieval with some orders (Noll indices); the other parameters are those of `PhaseRetrieval.search`."""
 
-    def __init__(self, retrieval: PhaseRetrieval, orders: tuple[int, ...], normal: Float, right: Float) -> None:
-        self.orders, self.normal, self.right = orders, normal, right
+    def __init__(self, retrieval: PhaseRetrieval, last: int, normal: Float, right: Float) -> None:
+        self.orders, self.normal, self.right = tuple(range(_FIRST, last + 1)), normal, right
         self.optics, self.broad, self.k = retrieval.optics, retrieval.broad, len(retrieval.psfs)
         self.degree, self.project, self.at_mean = retrieval.psfs.degree, retrieval.project, retrieval.at_mean
-        sigma = _WAVEFRONT / np.array([noll_to_zernike(order)[0] for order in orders])
-        defocus = np.array(orders) == _FIRST
-        shares = {0: np.ones(len(orders)), 1: np.where(defocus, _TIP, _SLOPE), 2: np.full(len(orders), _BEND)}
+        sigma = _WAVEFRONT / np.array([noll_to_zernike(order)[0] for order in self.orders])
+        defocus = np.array(self.orders) == _FIRST
+        shares = {0: np.ones(len(self.orders)), 1: np.where(defocus, _TIP, _SLOPE), 2: np.full(len(self.orders), _BEND)}
         self.sigma = np.stack([shares[sum(powers)] * sigma for powers in powers_of(DEGREE)])
 
-    def search(self, start: Wavefront | None) -> tuple[Wavefront, float]:
-        """Return the wavefront of the mean PSF, from a start and from random ones, and what it leaves."""
+    @cached_property
+    def of_mean(self) -> tuple[Float, Float]:
+        """The mean PSF's amounts (k,) and how well they are known (k, k), the inverse of a covariance.
+
+        Nothing is expected of it but what optics say: the other polynomials are as they may be.
+        """
         k = self.k
-        # Nothing is expected of the mean PSF but what optics say: the other polynomials are as they may be.
         unknown = self.broad.covariance.copy()
         unknown[:k, :k] *= 1e6
         amounts, covariance = Prior(self.broad.mean, unknown).posterior(self.normal, self.right)
         missed = (_MISSED[0][0] ** 2) * np.diag(np.diag(self.broad.covariance)[:k])
-        weight = np.asarray(np.linalg.inv(covariance[:k, :k] + missed), dtype=np.float64)
-        wanted = amounts[:k]
+        return amounts[:k], np.asarray(np.linalg.inv(covariance[:k, :k] + missed), dtype=np.float64)
+
+    def left_by(self, wavefront: Wavefront) -> float:
+        """Return how much of the mean PSF a wavefront leaves: squares in units of its error."""
+        wanted, weight = self.of_mean
+        left = wanted - self._at_once(np.append(wavefront.coefficients[0], wavefront.blur)).amounts
+        return float(left @ weight @ left)
+
+    def search(self, start: Wavefront | None) -> Wavefront:
+        """Return the wavefront of the mean PSF, from a start and from random ones."""
+        wanted, weight = self.of_mean
         mean, sigma = np.append(0 * self.sigma[0], _BLUR), np.append(self.sigma[0], _BLUR_SIGMA)
         goal = _Goal(weight, weight @ wanted, mean, sigma)
         rng = np.random.default_rng(0)
@@ -220,13 +228,12 @@ class _Orders:
                 begin[: len(start.orders)], begin[-_BLURS:] = start.coefficients[0], start.blur
             ends.append(goal.descend(self._at_once, self._at_once(begin)))
             costs = np.sort([cost for _, cost in ends])
-            if number and costs[1] - costs[0] < _ALIKE * k:
+            if number and costs[1] - costs[0] < _ALIKE * self.k:
                 break
         best, _ = min(ends, key=lambda end: end[1])
-        left = wanted - best.amounts
         coefficients = np.zeros_like(self.sigma)
         coefficients[0] = best.unknowns[:-_BLURS]
-        return Wavefront(self.orders, coefficients, self.sigma, best.unknowns[-_BLURS:]), float(left @ weight @ left)
+        return Wavefront(self.orders, coefficients, self.sigma, best.unknowns[-_BLURS:])
 
     def over_the_field(self, start: Wavefront) -> list[tuple[Prior, Wavefront]]:
         """Return priors with less and less error, each with the wavefront of the whole field, from that of its mean."""

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from numpy.polynomial import legendre
 from safetensors.numpy import load_file, save
 from scipy import fft
-from scipy.linalg import block_diag
+from scipy.linalg import block_diag, solve_triangular
 
 from csstdask.durable import sha256_file
 from csstdask.errors import InputError
@@ -63,22 +63,26 @@ class Prior:
         right : float64 array (p k,)
             `normal` times the amounts that they want.
         """
-        root, inner = self._inner(normal)
-        half = np.asarray(np.linalg.solve(np.linalg.cholesky(inner), root.T), dtype=np.float64)
+        _, half = self._halved(normal, self._root.T)
         covariance: Float = half.T @ half
         mean: Float = self.mean + covariance @ (right - normal @ self.mean)
         return mean, covariance
 
     def evidence(self, normal: Float, right: Float) -> float:
         """Return how likely what stars say is by this prior: its natural log, but for a constant of the stars'."""
-        root, inner = self._inner(normal)
-        unexplained = root.T @ (right - normal @ self.mean)
+        triangle, half = self._halved(normal, self._root.T @ (right - normal @ self.mean))
         told = float(self.mean @ right - self.mean @ normal @ self.mean / 2)
-        return told + float(unexplained @ np.linalg.solve(inner, unexplained) - np.linalg.slogdet(inner)[1]) / 2
+        return told + float(half @ half) / 2 - float(np.log(np.diag(triangle)).sum())
 
-    def _inner(self, normal: Float) -> tuple[Float, Float]:
-        root = np.asarray(np.linalg.cholesky(self.covariance), dtype=np.float64)
-        return root, np.eye(len(root)) + root.T @ normal @ root
+    @cached_property
+    def _root(self) -> Float:
+        return np.asarray(np.linalg.cholesky(self.covariance), dtype=np.float64)
+
+    def _halved(self, normal: Float, right: Float) -> tuple[Float, Float]:
+        """Return the Cholesky factor L of ``1 + root' normal root``, and ``L^-1 right``."""
+        inner = np.eye(len(normal)) + self._root.T @ normal @ self._root
+        triangle = np.asarray(np.linalg.cholesky(inner), dtype=np.float64)
+        return triangle, np.asarray(solve_triangular(triangle, right, lower=True), dtype=np.float64)
 
 
 @dataclass(frozen=True)

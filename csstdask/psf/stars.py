@@ -2,7 +2,8 @@
 
 A star's image has a flux, a place, a sky of its own, and differs from the field's PSF as far as stars do, by colour,
 and as the field is not known. All of it is fitted to the pixels that are left, with what is known of the field as
-prior, so that what is said of the others has a variance (`csstdask.psf.fit` has the model).
+prior, so that what is said of the others has a variance (`csstdask.psf.fit` has the model). What noise a pixel has is
+that of the light fitted to it (`csstdask.psf.noise`).
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import numpy.typing as npt
 from scipy.ndimage import maximum_filter
 
 from csstdask.psf.field import PsfField, nodes
+from csstdask.psf.noise import expected_variance
 from csstdask.psf.pixels import Renderer, interpolation, phase_of
 from csstdask.psf.principal import PrincipalPsfs
 
 Float = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
 
 #: Edge of what is fitted of a stamp [pixel].
 FITTED = 24
@@ -169,17 +172,18 @@ def _fit(
     at_x, at_y = phase_of(x), phase_of(y)
     state = _State(np.zeros((n, r)), np.zeros(n), np.zeros(n), at_x.copy(), at_y.copy())
     known = np.isfinite(variance) & (variance > 0)
-    trusted = np.where(known, 1 / np.where(known, variance, 1), 0).astype(np.float32)
+    noise = np.where(known, variance, np.inf).astype(np.float32)
     values = np.where(known, pixels, 0).astype(np.float32)
     image, design = _seen(field.psfs, expected, free, state)
-    state.flux = _first_flux(image, values, trusted)
+    state.flux = _first_flux(image, values, known)
     # Pixels are trusted no more than principal images, or any PSF, can tell them.
     flux = state.flux[:, None, None].astype(np.float32)
-    trusted /= 1 + trusted * flux**2 * (_beyond(field.psfs, state) + (np.float32(tolerance) * image) ** 2)
+    unsure = flux**2 * (_beyond(field.psfs, state) + (np.float32(tolerance) * image) ** 2)
     for share in _SHARES:
         image, design = _seen(field.psfs, expected, free, state)
         light = state.flux[:, None, None] * image
         left = values - light - state.sky[:, None, None]
+        trusted = (1 / (expected_variance(noise, left, values - left) + unsure)).astype(np.float32)
         near = maximum_filter(np.abs(light), (1, _NEAR, _NEAR))
         outlying = left**2 * trusted > _FURTHEST**2 * (1 + (share * near) ** 2 * trusted)
         weight = np.where(outlying, 0, trusted)
@@ -228,9 +232,9 @@ def _beyond(psfs: PrincipalPsfs, state: _State) -> Pixels:
     return np.asarray(Renderer(np.sqrt(psfs.beyond)[None], FITTED)(state.y, state.x)[:, 0] ** 2)
 
 
-def _first_flux(plain: Pixels, pixels: Pixels, weight: Pixels) -> Float:
+def _first_flux(plain: Pixels, pixels: Pixels, known: Mask) -> Float:
     """Return fluxes by the pixels that the brightest share of a star's light falls on, as medians."""
-    core = (weight > 0) & (plain > 0.05 * plain.max(axis=(1, 2), keepdims=True))
+    core = known & (plain > 0.05 * plain.max(axis=(1, 2), keepdims=True))
     ratio = np.ma.masked_array(pixels / np.where(core, plain, 1), ~core)
     found = np.ma.median(ratio.reshape(len(plain), -1), axis=1)
     return np.maximum(np.asarray(np.ma.filled(found, 0), dtype=np.float64), 0)
