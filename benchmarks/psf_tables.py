@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from committed import load, table
 
-from csstdask.psf.evaluate import COUNTED, by_snr
+from csstdask.psf.evaluate import COUNTED, MODEL, by_snr
 from csstdask.psf.evaluate.tables import known
 
 
@@ -75,6 +75,19 @@ def reserve() -> str:
             )  # fmt: skip
     head = ["recipe", "band", "in reserve", "chi²", "dR/R, mean", "SD", "SD of de", "largest of rho1, rho2"]
     return table(head, rows)
+
+
+def adaptation() -> str:
+    """Tell what another telescope's stars teach a network that has learnt one."""
+    result = load("psf_adaptation")
+    rows = [
+        [
+            f"`{result['model']}`" if method == MODEL else method, f"{row['psnr']['mean']:.1f}",
+            *(f"{row[name]['median']:+.4f} ± {row[name]['sd']:.4f}" for name in ("size", "e1", "e2")),
+        ]
+        for method, row in result["methods"].items()
+    ]  # fmt: skip
+    return table(["method", "PSNR [dB]", *(f"{name}, median ± SD" for name in ("dR/R", "de1", "de2"))], rows)
 
 
 def settings() -> str:
@@ -150,6 +163,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "psf": psf,
     "psf-snr": counts,
     "psf-reserve": reserve,
+    "psf-adaptation": adaptation,
     "psf-settings": settings,
     "psf-speed": speed,
 }

@@ -9,19 +9,37 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 
 import pytest
 from store_equality import differences
 
 from csstdask.mock import Recipe
+from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.mock_survey import mock
 from csstdask.pipeline.run import run
 
+#: On one worker: the run that all are compared with is made once.
+pytestmark = pytest.mark.xdist_group("kill")
 COMMAND = [sys.executable, "-m", "csstdask"]
+#: The store is asked about here, and what takes long in small frames, their PSF, does without it.
+STEPS, SETTINGS = "sources", '[repair]\npsf = "none"\n'
+
+
+def command_of(campaign, path, scheduler, workers):
+    settings = path.with_name("settings.toml")
+    settings.write_text(SETTINGS)
+    chosen = ["--steps", STEPS, "--config", str(settings), "--scheduler", scheduler, "--workers", str(workers)]
+    return [*COMMAND, "run", str(campaign), "--to", str(path), *chosen]
+
+
+def run_here(campaign, path, scheduler="threads"):
+    config = RunConfig.model_validate(tomllib.loads(SETTINGS))
+    return run(campaign, path, steps=(STEPS,), config=config, scheduler=scheduler)
 
 
 def launch(campaign, path, scheduler):
-    command = [*COMMAND, "run", str(campaign), "--to", str(path), "--scheduler", scheduler, "--workers", "2"]
+    command = command_of(campaign, path, scheduler, 2)
     # A session of its own: the driver alone is killed, its workers see for themselves.
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
@@ -41,7 +59,7 @@ def campaign(tmp_path_factory):
 @pytest.fixture(scope="module")
 def reference(campaign, tmp_path_factory):
     path = tmp_path_factory.mktemp("kill") / "run.zarr"
-    run(campaign, path)
+    run_here(campaign, path)
     return path
 
 
@@ -68,7 +86,7 @@ def test_sigkill_at_random_moments(campaign, reference, tmp_path, scheduler):
     assert in_work > 0
     done = len(records(path))
     assert done >= 3
-    summary = run(campaign, path, scheduler=scheduler)
+    summary = run_here(campaign, path, scheduler)
     assert summary.failed == 0
     # Workers in processes of their own may have recorded one more before they noticed.
     assert summary.skipped == done if scheduler == "threads" else summary.skipped >= done
@@ -81,11 +99,12 @@ def test_sigkill_at_random_moments(campaign, reference, tmp_path, scheduler):
 def test_asked_to_stop_it_stops_and_says_so(campaign, reference, tmp_path, number, code, scheduler):
     """Ctrl-C reaches the whole process group, as from a terminal; SIGTERM the driver, as from a batch system."""
     path = tmp_path / "run.zarr"
-    command = [*COMMAND, "run", str(campaign), "--to", str(path), "--workers", "1", "--scheduler", scheduler]
     # Whoever runs the tests in the background has Ctrl-C ignored, and children inherit that: heed it again.
     heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     heeding = [sys.executable, "-c", heed]
-    driver = subprocess.Popen([*heeding, *command], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    driver = subprocess.Popen(
+        [*heeding, *command_of(campaign, path, scheduler, 1)], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     wait_for_more_records(path, driver, 0)
     if number == signal.SIGINT:
         os.killpg(driver.pid, number)
@@ -96,7 +115,7 @@ def test_asked_to_stop_it_stops_and_says_so(campaign, reference, tmp_path, numbe
     assert "Traceback" not in errors
     assert "run again to go on" in errors
     assert not (path / "driver.json").exists()
-    summary = run(campaign, path)
+    summary = run_here(campaign, path)
     assert summary.failed == 0
     assert summary.skipped > 0
     assert differences(reference, path) == []

@@ -352,7 +352,11 @@ def _row(stars: Stars, image: Images, sigma: Images | None, seconds: float | Non
     errors = errors_of(image, stars.truth)
     row: dict[str, Any] = {"n": len(stars)}
     for name, values in errors.items():
-        row[name] = {"mean": float(np.nanmean(values)), "sd": float(np.nanstd(values))}
+        row[name] = {
+            "mean": float(np.nanmean(values)),
+            "median": float(np.nanmedian(values)),
+            "sd": float(np.nanstd(values)),
+        }
     row["psnr"]["least"] = float(errors["psnr"].min())
     heat = np.log10(stars.temperature)
     sized = np.isfinite(errors["size"])
