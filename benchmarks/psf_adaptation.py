@@ -16,8 +16,7 @@ from environment import save
 from csstdask.mock.recipe import load_recipe
 from csstdask.nn.models import find_card
 from csstdask.pipeline.mock_survey import mock
-from csstdask.psf.evaluate import SNR, measure_stars
-from csstdask.psf.evaluate.stars import draw_stars
+from csstdask.psf.evaluate import as_asked, measure_unit
 from csstdask.psf.train import load_psf_config, train_psf
 from csstdask.results import rounded
 
@@ -36,13 +35,11 @@ def main() -> None:
                 start_from="psfnet", **SETTINGS,
             )  # fmt: skip
             cards.append(str(train_psf(config, Path(folder) / labels, announce=print)))
-        judges = load_recipe(STORES / "psf-newoptics.toml")
-        nodes = judges.nodes.model_copy(update={"snr": (SNR, SNR)})
-        stars = draw_stars(judges.model_copy(update={"nodes": nodes}), 0, DETECTOR)
-        found = measure_stars(stars, model="default", psfex=True, beside=cards, fewer=False)
+        _, judges = next(as_asked(load_recipe(STORES / "psf-newoptics.toml"), "newoptics"))
+        found = measure_unit(judges, 0, DETECTOR, model="default", psfex=True, beside=cards, fewer=False)
         default = find_card("psf", "default")
         save("psf_adaptation", {
-            "settings": SETTINGS, "model": f"{default.name} {default.version}", "stars": len(stars),
+            "settings": SETTINGS, "model": f"{default.name} {default.version}", "stars": found["n"],
             "learnt": {Path(card).stem: rounded(find_card("psf", card).metrics) for card in cards},
             "methods": rounded(found["methods"]),
         })  # fmt: skip

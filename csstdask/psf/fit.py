@@ -10,9 +10,9 @@ is quadratic in ``c_i``, with curvature ``H_i``. Of the field's amounts ``C``, `
 own parts are eliminated next, by ``(1 + H_i own)^-1 H_i``, and `C` follows from one system with as many unknowns as
 there are polynomials times images. Both posteriors are then exact, at the last linearisation.
 
-What is expected of `C` is first what telescopes have in the mean. Once stars have settled, the wavefront of their mean
-PSF is retrieved (`csstdask.psf.phase_retrieval`), which tells also what no principal image can; in the round after, the
-wavefront of the whole field says what is expected of `C`: linearised once, about the likeliest.
+What is expected of `C` is first what telescopes have in the mean. Once each star has been fitted alone, the wavefront
+of their mean PSF is retrieved (`csstdask.psf.phase_retrieval`), which tells also what no principal image can; in the
+round after, the wavefront of the whole field says what is expected of `C`: linearised once, about the likeliest.
 
 What is left that images cannot tell is an error of one PSF that all stars share: that of a thousand does not average.
 """
@@ -133,24 +133,24 @@ def fit_field(
     window = (slice(None), *2 * (slice(middle - half, middle + half),))
     usable = np.isfinite(variance) & (variance > 0) & np.isfinite(pixels)
     light = np.where(usable, pixels, 0).astype(np.float32)[window]
-    noise = np.where(usable, variance, np.inf).astype(np.float32)[window]
-    fit = _Fit(psfs, _Stars(light, noise, x, y, polynomials, place))
+    given = np.where(usable, variance, np.inf).astype(np.float32)[window]
+    fit = _Fit(psfs, _Stars(light, given, x, y, polynomials, place))
     shared &= optics is None or not optics.certain
     # Each star alone: none can lead the others astray before it is judged.
     fit.alone()
     good = fit.judge(shared=shared)
     # All together. The wavefront that they show by now tells what images cannot.
     said, prior, wavefront = fit.said(good), psfs.prior(), None
+    settled = fit.together(prior.posterior(*said)[0])
     retrieval = None if optics is None or not good.any() else PhaseRetrieval(optics, psfs, prior)
     if retrieval is not None:
-        wavefront = retrieval.search(*said)
-        fit.psfs = psfs.told_by(retrieval.optics.image(wavefront))
-    settled = fit.together(prior.posterior(*said)[0])
+        start = retrieval.search(*said)
+        fit.psfs = psfs.told_by(retrieval.optics.image(start))
     good = fit.judge(shared=shared)
     # As the wavefront of the whole field expects, if optics explain these stars.
     said = fit.said(good)
-    if retrieval is not None and wavefront is not None:
-        prior, wavefront = retrieval.prior(*said, int(good.sum()), wavefront)
+    if retrieval is not None:
+        prior, wavefront = retrieval.prior(*said, int(good.sum()), start)
     fit.together(prior.posterior(*said)[0])
     if retrieval is not None and wavefront is not None:
         fit.psfs = psfs.told_by(retrieval.optics.image(wavefront))
@@ -212,7 +212,11 @@ class _State:
 
 
 class _Fit:
-    """What is believed of stars, and how each of their pixels is weighed, round by round."""
+    """What is believed of stars, and how each of their pixels is weighed, round by round.
+
+    A round begins with `alone` or `said`, which linearise about what is believed by then; `together` and `spread` are
+    of that linearisation.
+    """
 
     def __init__(self, psfs: PrincipalPsfs, stars: _Stars) -> None:
         n, self.size = stars.pixels.shape[:2]
@@ -286,10 +290,9 @@ class _Fit:
             flux = self.state.flux[some, None, None]
             unsure[some] = known[some] * (flux * beyond(self.state.y[some], self.state.x[some])[:, 0]) ** 2
         own = known / (1 + unsure)
-        near = maximum_filter(np.abs(light), (1, _NEAR, _NEAR))
-        outlying = left**2 * own > _FURTHEST**2 * (1 + (share * near) ** 2 * own)
+        outlying = _outlying(light, left, own, share)
         self.own = np.where(outlying, 0, own)
-        chi2, others = self._chi2(left), (outlying & (known > 0)).mean(axis=(1, 2))
+        chi2, others = _chi2(left, self.own), outlying.mean(axis=(1, 2))
         usual = float(np.median(chi2[self.stars.seen])) if self.stars.seen.any() else 1.0
         good = self.stars.seen & (chi2 < _WORST * max(1.0, usual)) & (others < _MOST)
         if shared:
@@ -299,23 +302,21 @@ class _Fit:
 
     def chi2(self) -> Float:
         """Return chi^2 a degree of freedom of each star (n,), NaN of those without a pixel."""
-        return np.where(self.stars.seen, self._chi2(self._light()[1]), np.nan)
+        light, left = self._light()
+        own = np.where(_outlying(light, left, self.own, _SHARE), 0, self.own)
+        return np.where(self.stars.seen, _chi2(left, own), np.nan)
 
-    def _chi2(self, left: Pixels) -> Float:
-        pixels = (self.own > 0).sum(axis=(1, 2))
-        return np.asarray((left**2 * self.own).sum(axis=(1, 2)) / np.maximum(pixels - 4, 1), dtype=np.float64)
-
-    def _light(self) -> tuple[Pixels, Pixels]:
+    def _light(self) -> tuple[Float, Float]:
         """Return the light of stars on their pixels, and what is left of these beside it and the sky."""
-        light = np.empty_like(self.stars.pixels)
+        light = np.empty(self.stars.pixels.shape)
         for some in self._batches():
             along_y, along_x = (interpolation(place[some], self.size) for place in (self.state.y, self.state.x))
             plain = along_y @ self.psfs.at(self.state.amounts[some]) @ along_x.transpose(0, 2, 1)
             light[some] = self.state.flux[some, None, None] * plain
-        return light, self.stars.pixels - light - self.state.sky[:, None, None].astype(np.float32)
+        return light, self.stars.pixels - light - self.state.sky[:, None, None]
 
     def _batches(self) -> Iterator[slice]:
-        return (slice(first, first + _BATCH) for first in range(0, len(self.stars.pixels), _BATCH))
+        return (slice(first, first + _BATCH) for first in range(0, max(len(self.stars.pixels), 1), _BATCH))
 
     def _mean_psf(self) -> Pixels:
         """Return the mean PSF as each star sees it (n, size, size)."""
@@ -335,9 +336,9 @@ class _Fit:
     def _better_flux(self) -> _State:
         """Return flux and sky by the mean PSF, as weighted least squares have them."""
         plain, n = self._mean_psf(), len(self.stars.pixels)
-        design = np.stack([plain, np.ones_like(plain)], axis=1).reshape(n, 2, -1).astype(float)
-        weighted = design * self.weight.reshape(n, 1, -1)
-        right = weighted @ self.stars.pixels.reshape(n, -1, 1)
+        design = np.stack([plain, np.ones_like(plain)], axis=1).reshape(n, 2, self.size**2).astype(float)
+        weighted = design * self.weight.reshape(n, 1, self.size**2)
+        right = weighted @ self.stars.pixels.reshape(n, self.size**2, 1)
         flux, sky = _solve(weighted @ design.transpose(0, 2, 1), right)[..., 0].T
         return replace(self.state, flux=flux, sky=sky)
 
@@ -356,20 +357,20 @@ class _Fit:
             part[some] for part in (self.state.amounts, self.state.flux, self.state.sky, self.state.x, self.state.y)
         )
         seen = self._renderer(y, x)
-        n = len(seen)
+        n, flat = len(seen), size**2
+        images = seen[:, 1:].reshape(n, k, flat)
         along_y, along_x = interpolation(y, size), interpolation(x, size)
-        plain = seen[:, 0] + (amounts.astype(np.float32)[:, None] @ seen[:, 1:].reshape(n, k, -1)).reshape(
-            n, size, size
-        )
+        plain = seen[:, 0] + (amounts.astype(np.float32)[:, None] @ images).reshape(n, size, size)
         whole = self.psfs.at(amounts)
         moved_x = along_y @ whole @ interpolation(x, size, slope=True).transpose(0, 2, 1)
         moved_y = interpolation(y, size, slope=True) @ whole @ along_x.transpose(0, 2, 1)
         scale = flux.astype(np.float32)[:, None, None]
-        root = np.sqrt(self.weight[some]).reshape(n, 1, -1)
-        own = np.stack([plain, np.ones_like(plain), scale * moved_x, scale * moved_y], axis=1).reshape(n, 4, -1) * root
-        free = (scale[:, None] * seen[:, 1:]).reshape(n, k, -1) * root
+        root = np.sqrt(self.weight[some]).reshape(n, 1, flat)
+        own = np.stack([plain, np.ones_like(plain), scale * moved_x, scale * moved_y], axis=1)
+        own = own.reshape(n, 4, flat) * root
+        free = scale * images * root
         left = stars.pixels[some] - scale * plain - sky.astype(np.float32)[:, None, None]
-        left = left.reshape(n, 1, -1) * root
+        left = left.reshape(n, 1, flat) * root
         own_own, own_free, own_left, free_free, free_left = (
             (a @ b.transpose(0, 2, 1)).astype(float)
             for a, b in ((own, own), (own, free), (own, left), (free, free), (free, left))
@@ -395,9 +396,23 @@ class _Fit:
         self.state = _State(amounts, state.flux + step[:, 0], state.sky + step[:, 1], state.x + dx, state.y + dy)
 
 
+def _outlying(light: Float, left: Float, weight: Pixels | Float, share: float) -> Mask:
+    """Return which pixels are another's (n, size, size): far from what is fitted."""
+    near = maximum_filter(np.abs(light), (1, _NEAR, _NEAR))
+    return np.asarray(left**2 * weight > _FURTHEST**2 * (1 + (share * near) ** 2 * weight))
+
+
+def _chi2(left: Float, weight: Pixels | Float) -> Float:
+    """Return chi^2 a degree of freedom of each star (n,), over pixels that have a weight."""
+    used = weight > 0
+    pull2 = np.where(used, left**2 * weight, 0)
+    return np.asarray(pull2.sum(axis=(1, 2)) / np.maximum(used.sum(axis=(1, 2)) - 4, 1), dtype=np.float64)
+
+
 def _median(values: Pixels | Float, which: Mask) -> Float:
     """Return the median of each plane over some of its pixels, 0 where there are none."""
-    found = np.ma.median(np.ma.masked_array(values, ~which).reshape(len(values), -1), axis=1)
+    n, rows, columns = values.shape
+    found = np.ma.median(np.ma.masked_array(values, ~which).reshape(n, rows * columns), axis=1)
     return np.asarray(np.ma.filled(found, 0), dtype=np.float64)
 
 

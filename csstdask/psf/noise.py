@@ -1,8 +1,8 @@
 """What noise pixels were to have, of variances that follow the photons which came.
 
 A variance made of a pixel's own counts makes much of pixels that noise lowers and little of those that it raises:
-whatever is fitted with such weights is too faint, and its sky too low, by about a count a pixel. What is fitted tells
-how much light was expected, so what the noise added to the variance can be taken out of it.
+whatever is fitted with such weights is too faint, and its sky too low, by about one photoelectron a pixel. What is
+fitted tells how much light was expected, so what the noise added to the variance can be taken out of it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ Pixels = npt.NDArray[np.float32]
 
 #: A pixel so far from what is fitted, in units of its noise, says nothing of how variances follow counts.
 _FURTHEST = 5.0
+#: Pixels of a star that tell it at least.
+_FEWEST = 20
+#: A direction that is told so little of, beside the others, is not told at all.
+_UNTOLD = 1e-10
 
 
 def expected_variance(variance: Pixels, left: npt.NDArray[Any], fitted: npt.NDArray[Any]) -> Pixels:
@@ -38,13 +42,17 @@ def expected_variance(variance: Pixels, left: npt.NDArray[Any], fitted: npt.NDAr
     float32 array (n, y, x)
         No less than the smallest of the variances given for a star.
     """
-    n = len(variance)
+    n, pixels = len(variance), variance.shape[1] * variance.shape[2]
     known = np.isfinite(variance) & (variance > 0)
-    told = (known & (left**2 < _FURTHEST**2 * variance)).reshape(n, 1, -1)
-    seen = np.where(told, variance.reshape(n, 1, -1), 1).astype(np.float64)
-    columns = np.stack([np.ones_like(left), fitted, left], axis=1).reshape(n, 3, -1)
+    told = (known & (np.abs(left) < _FURTHEST * np.sqrt(variance))).reshape(n, 1, pixels)
+    seen = np.where(told, variance.reshape(n, 1, pixels), 1).astype(np.float64)
+    columns = np.stack([np.ones_like(seen[:, 0]), fitted.reshape(n, pixels), left.reshape(n, pixels)], axis=1)
     design = np.where(told, columns / seen, 0)
-    solved = np.linalg.pinv(design @ design.transpose(0, 2, 1)) @ design.sum(axis=2, keepdims=True)
-    slope = np.maximum(solved[:, 2:], 0).astype(np.float32)
+    norms = np.maximum(np.linalg.norm(design, axis=2, keepdims=True), np.finfo(float).tiny)
+    design /= norms
+    gram = design @ design.transpose(0, 2, 1)
+    solved = np.linalg.pinv(gram, _UNTOLD, hermitian=True) @ design.sum(axis=2, keepdims=True) / norms
+    enough = told.sum(axis=2, keepdims=True) >= _FEWEST
+    slope = np.where(enough, np.maximum(solved[:, 2:], 0), 0)
     least = np.where(known, variance, np.inf).min(axis=(1, 2), keepdims=True)
     return np.where(known, np.maximum(variance - slope * left, least), np.inf).astype(np.float32)

@@ -50,6 +50,10 @@ class Wavefront:
         """Return Zernike coefficients (n, order) at places between -1 and 1 on the detector [nm]."""
         return polynomials(u, v, DEGREE) @ self.coefficients
 
+    def rms(self, u: Float, v: Float) -> Float:
+        """Return the root mean square over the unit disk at places between -1 and 1 on the detector (n,) [nm]."""
+        return np.asarray(np.linalg.norm(self.at(u, v), axis=1))
+
 
 @dataclass(frozen=True)
 class FourierOptics:

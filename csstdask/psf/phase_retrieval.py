@@ -155,12 +155,11 @@ class PhaseRetrieval:
         Parameters
         ----------
         normal, right
-            As `search` takes them, of stars that have settled: more orders are looked for where the lower leave much,
-            and the noise of faint stars, each by itself, looks like them.
+            As `search` takes them, of stars that have settled.
         stars : int
             How many they are.
         start : Wavefront
-            What was found.
+            What `search` found.
 
         Returns
         -------
@@ -171,21 +170,25 @@ class PhaseRetrieval:
 
         Notes
         -----
+        More orders are looked for where the lower leave much of the mean PSF, and not before stars have settled: the
+        noise of faint ones that are fitted alone looks like them.
+
         The prior is linearised about the likeliest wavefront, which these stars have shown: a fit with it is unsure as
         if no other valley were possible.
         """
         lower = _Orders(self, _LASTS[0], normal, right)
         found = lower.over_the_field(start)
+        surest, shown = found[-1]
         if self.optics.certain:
-            return found[-1]
-        if stars >= _MANY and lower.left_by(start) > _MUCH * len(self.psfs):
+            return surest, shown
+        if stars >= _MANY and lower.left_by(shown) > _MUCH * len(self.psfs):
             higher = _Orders(self, _LASTS[1], normal, right)
             found += higher.over_the_field(higher.search(start))
         return max([(self.broad, None), *found], key=lambda one: one[0].evidence(normal, right))
 
 
 class _Orders:
-    """A retrieval with some orders (Noll indices); the other parameters are those of `PhaseRetrieval.search`."""
+    """A retrieval with the orders up to a `last` one; the other parameters are those of `PhaseRetrieval.search`."""
 
     def __init__(self, retrieval: PhaseRetrieval, last: int, normal: Float, right: Float) -> None:
         self.orders, self.normal, self.right = tuple(range(_FIRST, last + 1)), normal, right

@@ -172,7 +172,7 @@ def _fit(
     at_x, at_y = phase_of(x), phase_of(y)
     state = _State(np.zeros((n, r)), np.zeros(n), np.zeros(n), at_x.copy(), at_y.copy())
     known = np.isfinite(variance) & (variance > 0)
-    noise = np.where(known, variance, np.inf).astype(np.float32)
+    given = np.where(known, variance, np.inf).astype(np.float32)
     values = np.where(known, pixels, 0).astype(np.float32)
     image, design = _seen(field.psfs, expected, free, state)
     state.flux = _first_flux(image, values, known)
@@ -183,7 +183,7 @@ def _fit(
         image, design = _seen(field.psfs, expected, free, state)
         light = state.flux[:, None, None] * image
         left = values - light - state.sky[:, None, None]
-        trusted = (1 / (expected_variance(noise, left, values - left) + unsure)).astype(np.float32)
+        trusted = (1 / (expected_variance(given, left, values - left) + unsure)).astype(np.float32)
         near = maximum_filter(np.abs(light), (1, _NEAR, _NEAR))
         outlying = left**2 * trusted > _FURTHEST**2 * (1 + (share * near) ** 2 * trusted)
         weight = np.where(outlying, 0, trusted)

@@ -26,6 +26,7 @@ _MAPS = {
     "psf_size": "size of the PSF, sigma of adaptive moments [pixel]",
     "psf_e": "ellipticity of the PSF, |e|",
     "psf_size_residual": "stars in reserve: (size - that of the PSF) / that of the PSF",
+    "psf_wavefront_rms": "wavefront in a detector's middle, as its stars show it, rms [nm]",
     "psf_chi2": "stars in reserve: chi² a degree of freedom",
 }
 
@@ -40,6 +41,8 @@ def draw_psfs(dataset: xr.Dataset, instrument: Instrument, run: str | Path) -> s
     for name, title in _MAPS.items():
         with no_warnings():  # a detector may have no star
             middle = dataset[name].median("exposure", skipna=True).values
+        if np.isnan(middle).all():  # of cameras whose optics nobody has told
+            continue
         maps.append(
             draw_focal_plane(instrument, dict(zip(detectors, middle.tolist(), strict=True)), f"{title}, median")
         )

@@ -27,8 +27,7 @@ STEPS, SETTINGS = "sources", '[repair]\npsf = "none"\n'
 
 
 def command_of(campaign, path, scheduler, workers):
-    settings = path.with_name("settings.toml")
-    settings.write_text(SETTINGS)
+    settings = campaign.with_name("settings.toml")
     chosen = ["--steps", STEPS, "--config", str(settings), "--scheduler", scheduler, "--workers", str(workers)]
     return [*COMMAND, "run", str(campaign), "--to", str(path), *chosen]
 
@@ -52,6 +51,7 @@ def records(path):
 def campaign(tmp_path_factory):
     """Twelve units whose shards hold several chunks."""
     path = tmp_path_factory.mktemp("kill") / "campaign.zarr"
+    path.with_name("settings.toml").write_text(SETTINGS)
     mock(Recipe(name="kill", seed=9, exposures=4, detectors=(7, 8, 9), shape=(128, 2048)), path)
     return path
 
@@ -78,7 +78,7 @@ def test_sigkill_at_random_moments(campaign, reference, tmp_path, scheduler):
         driver = launch(campaign, path, scheduler)
         wait_for_more_records(path, driver, len(kept))  # in the middle, not before it began
         time.sleep(rng.uniform(0, 0.5))
-        os.kill(driver.pid, signal.SIGKILL)
+        driver.kill()
         driver.wait()
         in_work += len(list(path.glob("ledger/*/*.claim")))
         # What was recorded before is never done again.

@@ -50,6 +50,7 @@ def test_psfs_lie_at_their_nodes(night):
     assert (found["n_psf_stars"] > 10).all()
     assert (found["psf_chi2"] < 2).all()
     assert (np.abs(found["psf_size_residual"]) < 0.1).all()
+    assert ((found["psf_wavefront_rms"] > 5) & (found["psf_wavefront_rms"] < 150)).all()
 
 
 def test_stars_and_what_the_psf_says_of_them(night):
@@ -81,6 +82,7 @@ def test_the_report_shows_them(night, tmp_path):
     page = write_report(night / "r.zarr", tmp_path / "r.html").read_text(encoding="utf-8")
     assert "Point spread functions" in page
     assert "PSF at each detector" in page
+    assert "wavefront in a detector" in page
     assert "rho1" in page
 
 
@@ -111,6 +113,8 @@ def test_stars_alone_tell_it_where_the_default_model_knows_nothing(night, tmp_pa
     difference = found["psf"].isel(y_psf=2, x_psf=2) - known["psf"].isel(y_psf=2, x_psf=2)
     assert float(np.abs(difference).max()) < 0.1 * float(known["psf"].max())
     assert (found["psf_chi2"] < 2).all()
+    assert found["psf_wavefront_rms"].isnull().all()
+    assert "wavefront in a detector" not in write_report(tmp_path / "r.zarr", tmp_path / "r.html").read_text("utf-8")
 
 
 def test_a_real_frame_of_a_camera_that_nobody_has_simulated(real_images, tmp_path):

@@ -23,10 +23,11 @@ def noise(light, rng):
     return (rng.normal(size=light.shape) * np.sqrt(READ + GAIN * light)).astype(np.float32)
 
 
-def test_of_counts_it_is_that_of_the_light(light, noise):
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
+def test_of_counts_it_is_that_of_the_light(light, noise, unit):
     seen = READ + GAIN * (light + noise)
     assert np.allclose(
-        expected_variance(seen, noise, light),
+        expected_variance(np.float32(unit**2) * seen, unit * noise, unit * light) / unit**2,
         np.maximum(READ + GAIN * light, seen.min((1, 2))[:, None, None]),
         rtol=1e-4,
     )

@@ -142,6 +142,22 @@ def test_stars_show_the_wavefront(psf_stars, psf_recipe):
     assert np.abs(truth).max() > 20
 
 
+@pytest.mark.parametrize("stars", [5, 100])
+def test_more_orders_are_looked_for_where_many_stars_want_them(psfs, stars):
+    """A mean PSF of 30 nm of a tetrafoil and the secondary trefoils, which the lower orders do not explain."""
+    retrieval = PhaseRetrieval(FourierOptics.of(load_instrument("csst"), "i"), psfs, psfs.prior())
+    count, k = len(psfs.field) * len(psfs), len(psfs)
+    unknowns = np.zeros(19 + 5)
+    unknowns[0], unknowns[[10, 14, 15]], unknowns[-5:] = 20, 30, [0.25, 0.25, 0, 0, 0]
+    amounts = np.zeros(count)
+    amounts[:k] = _Orders(retrieval, 22, np.eye(count), amounts)._at_once(unknowns).amounts
+    said = 1e4 * np.eye(count), 1e4 * amounts
+    start = retrieval.search(*said)
+    assert start.orders == ORDERS
+    _, wavefront = retrieval.prior(*said, stars, start)
+    assert (wavefront is not None and wavefront.orders[-1] == 22) == (stars == 100)
+
+
 def test_what_no_aperture_explains_is_left_as_it_was(psfs, rng):
     """Amounts at random, each polynomial's on its own, as no telescope has them."""
     prior = psfs.prior()

@@ -81,6 +81,13 @@ def test_rigid_stars_have_the_fields_psf(field):
     assert (found.variance[:, 12, 12] < 0.9 * free.variance[:, 12, 12]).mean() > 0.9
 
 
+def test_variances_of_counts_put_no_sky_too_low(field):
+    """Weights that follow the noise would, by an electron a pixel."""
+    night = Night(200, 100)
+    found = fit_of(field, night, night.with_variances_of_counts().variance)
+    assert np.median(found.sky) == pytest.approx(20, abs=0.2)
+
+
 def test_nothing_to_fit_gives_nothing(field):
     none = np.empty((0, 32, 32), np.float32)
     found = fit_stars(field, none, none, np.empty(0), np.empty(0))

@@ -73,6 +73,8 @@ def _metrics(psf: FramePsf, images: npt.NDArray[np.float32], stars: Table) -> di
     moments = adaptive_moments(images)
     for name, values in (("size", moments.sigma / 2), ("e1", moments.e1), ("e2", moments.e2)):
         found[f"psf_{name}"] = float(np.median(values[moments.converged])) if moments.converged.any() else None
+    wavefront, middle = psf.fit.wavefront, np.zeros(1)
+    found["psf_wavefront_rms"] = None if wavefront is None else float(wavefront.rms(middle, middle)[0])
     found["psf_chi2"] = float(np.median(stars["chi2"][reserve])) if reserve.any() else None
     found["psf_size_residual"] = float(np.median(change)) if reserve.any() else None
     return found
@@ -121,6 +123,7 @@ PSF = Step(
     table="psf_stars",
     metrics=(
         "n_psf_stars", "n_psf_reserve", "psf_size", "psf_e1", "psf_e2", "psf_chi2", "psf_size_residual",
+        "psf_wavefront_rms",
     ),
     cost=cost_of_psf,
 )  # fmt: skip

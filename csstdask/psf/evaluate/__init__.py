@@ -155,7 +155,7 @@ def evaluate_psf(
             if not known:
                 wanted = f"some of {path} that {card.name} knows"
                 raise InputError("detectors", ", ".join(map(str, detectors or whole.detectors)), wanted)
-            for title, recipe in _as_asked(whole.model_copy(update={"detectors": tuple(known)}), part):
+            for title, recipe in as_asked(whole.model_copy(update={"detectors": tuple(known)}), part):
                 look = partial(
                     measure_unit, recipe, model=model, psfex=psfex, piff=piff, beside=tuple(beside),
                     fewer=part in FEWER, bounded=part in BOUNDED,
@@ -191,7 +191,7 @@ def _card_of(option: str, model: str) -> ModelCard:
         raise InputError(option, str(error), "the name of a model, or its card") from None
 
 
-def _as_asked(recipe: Recipe, part: str) -> Iterator[tuple[str, Recipe]]:
+def as_asked(recipe: Recipe, part: str) -> Iterator[tuple[str, Recipe]]:
     """Yield titles and recipes: stars as bright as the part wants them."""
     if part == "epochs" or recipe.nodes is None:
         yield recipe.name, recipe

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from csstdask.psf.evaluate.stars import Stars
 from csstdask.psf.frame import judge_stars, moments_of
+from csstdask.psf.noise import expected_variance
 from csstdask.psf.pixels import interpolation, phase_of
 from csstdask.psf.principal import FINE, SIDE, resampled
 from csstdask.psf.reconstruct import reconstruct
@@ -96,13 +97,15 @@ def beside_stars(image: Images, pixels: Images, variance: Images, x: Float, y: F
     middle, half = pixels.shape[-1] // 2, _SIZE // 2
     window = (slice(None), *2 * (slice(middle - half, middle + half),))
     known = (np.isfinite(variance) & (variance > 0))[window]
-    weight = np.where(known, 1 / np.where(known, variance[window], 1), 0).astype(float)
+    given = np.where(known, variance[window], np.inf).astype(np.float32)
     seen = np.where(known, pixels[window], 0).astype(float)
     fine = _fine(image)
     told = phase_of(x), phase_of(y)
-    places, flux = np.stack(told), np.zeros(len(seen))
+    places, flux, sky = np.stack(told), np.zeros(len(seen)), np.zeros((len(seen), 1, 1))
     for _ in range(_ROUNDS):
         plain, moved = _rendered(fine, *places)
+        fitted = flux[:, None, None] * plain + sky
+        weight = 1 / expected_variance(given, seen - fitted, fitted).astype(float)
         slopes = flux[:, None, None, None] * moved
         design = np.concatenate([plain[..., None], np.ones_like(plain[..., None]), slopes], axis=-1)
         prior = np.diag([0.0, 0.0, _PLACE**-2, _PLACE**-2])
