@@ -347,7 +347,7 @@ def trainings() -> str:
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"engine": engine, "resume": resume, "cosmicray-speed": speed},
+    "README.md": {"engine": engine, "resume": resume, "cosmicray-speed": speed, "psf-bands": psf_tables.bands},
     "docs/cosmicray.md": {
         "field": of_version(field),
         "detectors": of_version(detectors),
