@@ -28,9 +28,8 @@ from threadpoolctl import threadpool_limits
 
 from csstdask.arrays.moments import adaptive_moments
 from csstdask.mock.recipe import load_recipe
-from csstdask.psf.evaluate import PSFEX_BEST, PSFEX_SETTINGS, SNR
-from csstdask.psf.evaluate.stars import Stars, draw_stars, errors_of
-from csstdask.psf.piff import PiffModel, run_piff
+from csstdask.psf.evaluate import PIFF, PSFEX_BEST, PSFEX_SETTINGS, SNR, as_asked, measure_stars
+from csstdask.psf.evaluate.stars import Stars, draw_stars
 from csstdask.psf.psfex import run_psfex, sky_of
 from csstdask.results import rounded
 
@@ -109,14 +108,8 @@ def by_process(stars: Stars, folder: Path, *, piff: bool) -> list[dict[str, Any]
 
 def by_piff(stars: Stars) -> dict[str, Any]:
     """Return seconds of Piff's fit, at the settings that its runner has, and how far off its PSFs are."""
-    sky, _ = sky_of(stars.stamps, stars.mask)
-    variance = np.where(stars.mask, np.inf, stars.error.astype(float) ** 2).astype(np.float32)
-    made: list[PiffModel] = []
-    took = seconds(lambda: made.append(run_piff(stars.stamps - np.float32(sky), variance, stars.x, stars.y)))
-    errors = errors_of(made[0](stars.x, stars.y), stars.truth)
-    names = ("size", "e1", "e2", "x", "y")
-    off = {name: {"mean": float(np.nanmean(errors[name])), "sd": float(np.nanstd(errors[name]))} for name in names}
-    return {"method": "Piff", "seconds": took, "stars": len(stars), "psnr": float(errors["psnr"].mean()), **off}
+    row = measure_stars(stars, model="default", psfex=False, piff=True, fewer=False)["methods"][PIFF]
+    return {"method": PIFF, "stars": len(stars)} | row
 
 
 def moments(stars: Stars) -> dict[str, float]:
@@ -138,9 +131,8 @@ def moments(stars: Stars) -> dict[str, float]:
 
 
 def main() -> None:
-    recipe = load_recipe(STORES / "psf-newoptics.toml")
-    nodes = recipe.nodes.model_copy(update={"snr": (SNR, SNR)})
-    stars = draw_stars(recipe.model_copy(update={"nodes": nodes}), 0, DETECTOR)
+    _, recipe = next(as_asked(load_recipe(STORES / "psf-newoptics.toml"), "newoptics"))
+    stars = draw_stars(recipe, 0, DETECTOR)
     with threadpool_limits(1), tempfile.TemporaryDirectory() as folder:
         of_stamps = moments(stars)
         rows = by_process(stars, Path(folder), piff="--piff" in sys.argv)

@@ -139,8 +139,8 @@ def speed() -> str:
     found, place = result["moments"], result["environment"]
     off = {row["method"]: row for row in result["processes"] if "psnr" in row}
     told = "".join(
-        f"{name}: PSNR {row['psnr']:.1f} dB, centroids {np.hypot(row['x']['mean'], row['y']['mean']):.2f} pixel off in "
-        f"the mean, dR/R {row['size']['mean']:+.4f} ± {row['size']['sd']:.4f}, SD of de "
+        f"{name}: PSNR {row['psnr']['mean']:.1f} dB, centroids {np.hypot(row['x']['mean'], row['y']['mean']):.2f} "
+        f"pixel off in the mean, dR/R {row['size']['mean']:+.4f} ± {row['size']['sd']:.4f}, SD of de "
         f"{max(row['e1']['sd'], row['e2']['sd']):.4f}. "
         for name, row in off.items()
     )
