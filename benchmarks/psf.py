@@ -3,7 +3,7 @@
 Some 900 stars of a detector at S/N 100 unless that is the point, two at a time, a thread each: of the paper's telescope
 in each band (`psf-dataset2`), and of the same blurred by 2, 5 and 10 % (`psf-dataset3`); in g of another
 (`psf-newoptics`), at S/N 30 to 600, and of eight optical states (`psf-epochs`). PSFEx stands beside them but for other
-bands than g blurred, and other S/N. ``python benchmarks/psf.py`` (two hours) writes ``results/psf.json`` and figures,
+S/N. ``python benchmarks/psf.py`` (two hours) writes ``results/psf.json`` and figures,
 and goes on where it was; what PSFEx made of the same stars by the same settings is not measured again when our model
 changes. ``--quick`` tries one detector of two without PSFEx. PSFEx: Debian, ``apt-get install psfex``.
 """
@@ -26,20 +26,20 @@ from csstdask.results import rounded
 
 STORES = Path(__file__).parent.parent / "stores"
 G = (8,)
-#: Part, detectors (those that `psfnet` has learnt), whether PSFEx is run, and what else stands beside.
+#: One of each band: those that `psfnet` has learnt.
+BANDS = (12, 8, 7, 6, 14, 9, 11)
+#: Part, detectors, whether PSFEx is run, and what else stands beside.
 ASKED = (
-    ("nodes", (12, 8, 7, 6), True, ("psfnet",)),
-    ("nodes", (14, 9, 11), True, ("psfnet",)),
+    ("nodes", BANDS, True, ("psfnet",)),
     ("newoptics", G, True, ("psfnet", "empirical")),
-    ("blurred", G, True, ("psfnet",)),
+    ("blurred", BANDS, True, ("psfnet",)),
     ("epochs", G, True, ("psfnet",)),
-    ("blurred", (12, 6), False, ("psfnet",)),
     ("snr", G, False, ()),
-    ("blurred", (14, 7, 9, 11), False, ("psfnet",)),
 )
 WORKERS = 2
 QUICK = (("nodes", G, False, ()), ("newoptics", G, False, ()))
-FIGURE = "psf-dataset2.png"
+#: Pictures of what is left that are kept, by part.
+LOOKS = {"nodes": "psf-dataset2.png", "blurred": "psf-dataset3.png"}
 
 
 def main() -> None:
@@ -71,8 +71,8 @@ def main() -> None:
                 "model": f"{found['model']} {found['version']}", "measured_with": measured_with, "asked": asked,
                 "recipes": results,
             })  # fmt: skip
-            if detectors == ASKED[0][1]:
-                shutil.copy(Path(folder) / FIGURE, RESULTS / FIGURE)
+            if part in LOOKS:
+                shutil.copy(Path(folder) / LOOKS[part], RESULTS / LOOKS[part])
             if part == "nodes":
                 draw_bands(results["psf-dataset2"], RESULTS / "psf-bands.png")
             if part == "snr":

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from committed import load, table
 
-from csstdask.psf.evaluate import COUNTED, MODEL, PSFEX, by_snr
+from csstdask.psf.evaluate import COLOURS, COUNTED, MODEL, PSFEX, by_snr
 from csstdask.psf.evaluate.tables import known
 
 
@@ -66,6 +66,20 @@ def bands() -> str:
     head = [
         "band", f"PSNR [dB], `{result['model']}`", "PSFEx", "CSST-PSFNet, published", "dR/R", "PSFEx", "SD of de",
         "PSFEx",
+    ]  # fmt: skip
+    return table(head, rows)
+
+
+def centres() -> str:
+    """Tell band by band where centres of PSFs come to lie, and how sizes follow the colour of stars."""
+    rows = []
+    for unit in load("psf")["recipes"]["psf-dataset2"]:
+        ours, coloured = (unit["methods"][method] for method in (MODEL, COLOURS))
+        off = [f"{1e3 * ours[axis]['mean']:+.1f} ± {1e3 * ours[axis]['sd']:.1f}" for axis in "xy"]
+        rows.append([unit["band"], *off, *(f"{1e3 * row['size']['per_dex']:+.1f}" for row in (ours, coloured))])
+    head = [
+        "band", "centre off in x, mean ± SD [0.001 pixel]", "in y", "dR/R a dex of temperature [0.001]",
+        "its colour known",
     ]  # fmt: skip
     return table(head, rows)
 
@@ -186,6 +200,7 @@ def _with_settings(row: dict[str, Any]) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "psf-real": real,
     "psf": psf,
+    "psf-centres": centres,
     "psf-snr": counts,
     "psf-reserve": reserve,
     "psf-adaptation": adaptation,
