@@ -29,8 +29,6 @@ from csstdask.mock.recipe import load_recipe
 from csstdask.results import rounded
 
 STORES = Path(__file__).parents[2] / "stores"
-#: On one worker: what is measured once for many tests takes minutes.
-pytestmark = pytest.mark.xdist_group("evaluate_inpaint")
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,6 @@ from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.mock_survey import mock
 from csstdask.pipeline.run import run
 
-#: On one worker: the run that all are compared with is made once.
-pytestmark = pytest.mark.xdist_group("kill")
 COMMAND = [sys.executable, "-m", "csstdask"]
 #: The store is asked about here, and what takes long in small frames, their PSF, does without it.
 STEPS, SETTINGS = "sources", '[repair]\npsf = "none"\n'

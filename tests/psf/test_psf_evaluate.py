@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from csstdask.cli import app
 from csstdask.errors import InputError
 from csstdask.mock.recipe import Nodes
-from csstdask.psf.evaluate import ALONE, BOUND, COUNTED, MODEL, PRIOR, by_snr, evaluate_psf, measure_stars
+from csstdask.nn.models import find_card
+from csstdask.psf.evaluate import ALONE, BOUND, COUNTED, MODEL, PRIOR, by_snr, evaluate_psf, measure_stars, name_of
 from csstdask.psf.evaluate.figures import draw_bands, draw_counts
 from csstdask.psf.evaluate.reserve import of_reserve
 from csstdask.psf.evaluate.stars import draw_stars, errors_of, pulls_of
@@ -132,8 +133,9 @@ def test_tables_have_a_cell_for_each_column():
 
 def test_where_few_stars_are_not_the_point_only_all_are_fitted(psf_stars, psf_model):
     methods = measure_stars(psf_stars, model=str(psf_model), psfex=False, beside=("empirical",), fewer=False)["methods"]
-    assert list(methods) == [MODEL, "empirical 1", "empirical 1, blank"]
-    assert methods["empirical 1"]["psnr"]["mean"] > methods["empirical 1, blank"]["psnr"]["mean"] + 20
+    other = name_of(find_card("psf", "empirical"))
+    assert list(methods) == [MODEL, other, f"{other}, blank"]
+    assert methods[other]["psnr"]["mean"] > methods[f"{other}, blank"]["psnr"]["mean"] + 20
 
 
 def test_bands_are_drawn_from_all_of_their_units(tmp_path):
