@@ -3,9 +3,9 @@
 Some 900 stars of a detector at S/N 100 unless that is the point, two at a time, a thread each: of the paper's telescope
 in each band (`psf-dataset2`), and of the same blurred by 2, 5 and 10 % (`psf-dataset3`); in g of another
 (`psf-newoptics`), at S/N 30 to 600, and of eight optical states (`psf-epochs`). PSFEx stands beside them but for other
-S/N. ``python benchmarks/psf.py`` (two hours) writes ``results/psf.json`` and figures,
-and goes on where it was; what PSFEx made of the same stars by the same settings is not measured again when our model
-changes. ``--quick`` tries one detector of two without PSFEx. PSFEx: Debian, ``apt-get install psfex``.
+S/N. ``python benchmarks/psf.py`` (two hours) writes ``results/psf.json`` and figures, and goes on where it was; what
+PSFEx made of the same stars by the same settings is not measured again when our model changes. ``--quick`` tries one
+detector of two without PSFEx. PSFEx: Debian, ``apt-get install psfex``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What noise pixels were to have, of variances that follow the photons which came.
 
-A variance made of a pixel's own counts makes much of pixels that noise lowers and little of those that it raises:
-whatever is fitted with such weights is too faint, and its sky too low, by about one photoelectron a pixel. What is
-fitted tells how much light was expected, so what the noise added to the variance can be taken out of it.
+A variance made of a pixel's own counts makes much of pixels that noise lowers and little of those that it raises: with
+such weights a sky comes out about one photoelectron a pixel too low, and the flux of a faint star on it too high. What
+is fitted tells how much light was expected, so what the noise added to the variance can be taken out of it.
 """
 
 from __future__ import annotations
