@@ -17,14 +17,14 @@ from csstdask.errors import InputError
 from csstdask.instrument import Instrument, celestial_wcs, validate_instrument
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
-from csstdask.pipeline.steps.background import measure_background
-from csstdask.pipeline.steps.detect import detect_cosmic_rays
-from csstdask.pipeline.steps.repair import repair_pixels
+from csstdask.pipeline.steps import resolve
+from csstdask.pipeline.steps.detect import DETECT
+from csstdask.pipeline.steps.repair import REPAIR
 from csstdask.psf.field import between_nodes, on_unit
 from csstdask.store.campaign import UnitFacts
 from csstdask.store.schema import NO_TIME
 
-#: Systems of equations are solved as in a run, on one thread: to the same bits.
+#: Systems of equations are solved on one thread, as in a run, so that the bits are the same.
 _SOLVING = Lock()
 
 
@@ -52,13 +52,14 @@ def _unit_products(
     facts = UnitFacts("", int(detector), words[int(kind)], words[int(band)], *number, "")
     planes = {"sci": sci, "wht": wht, "flag": flag}
     frame = Frame(facts, instrument, units, lambda name: planes[name].copy(), lambda name: planes[name])
-    frame.keep(measure_background(frame, config).arrays)
-    frame.keep(detect_cosmic_rays(frame, config).arrays)
+    with _SOLVING, threadpool_limits(1, "blas"):
+        for step in resolve([REPAIR.name if repair else DETECT.name]):
+            if facts.kind in step.kinds:
+                output = step.body(frame, config)
+                frame.keep(output.arrays, output.tables, output.files)
     hit = frame.product("cr_mask")
     if not repair:
         return hit
-    with _SOLVING, threadpool_limits(1, "blas"):
-        frame.keep(repair_pixels(frame, config).arrays)
     repaired = hit & np.isfinite(frame.product("repair_variance"))
     return np.where(repaired, frame.product("repair"), sci)
 

@@ -1,4 +1,4 @@
-"""Two stores are equal when all their arrays and tables are, arrays bit for bit."""
+"""Two stores are equal when all their arrays, tables and files are; arrays and files bit for bit."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ def tables(path: Path) -> dict[str, object]:
     return {p.relative_to(folder).as_posix(): pq.read_table(p) for p in sorted(folder.rglob("*.parquet"))}
 
 
+def files(path: Path) -> dict[str, bytes]:
+    folder = path / "files"
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*.*"))}
+
+
 def differences(first: Path, second: Path) -> list[str]:
     """Return the names of what differs."""
     a, b = arrays(first), arrays(second)
@@ -34,4 +39,7 @@ def differences(first: Path, second: Path) -> list[str]:
     left, right = tables(first), tables(second)
     wrong += sorted(set(left) ^ set(right))
     wrong += [name for name in set(left) & set(right) if not left[name].equals(right[name])]
+    left_files, right_files = files(first), files(second)
+    wrong += sorted(set(left_files) ^ set(right_files))
+    wrong += [name for name in set(left_files) & set(right_files) if left_files[name] != right_files[name]]
     return wrong

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from csstdask.arrays.background import Mesh
 from csstdask.arrays.namespace import namespace_of, open_door
 from csstdask.cosmicray.lacosmic import lacosmic
 from csstdask.cosmicray.view import BOX, View, view_frame
@@ -54,6 +55,7 @@ def detect(
     device: Any = None,
     rate: float | Literal["frame"] | None = None,
     precision: Precision = "float32",
+    mesh: Mesh | None = None,
 ) -> Detection:
     """Find the pixels of one frame that cosmic rays have hit.
 
@@ -82,6 +84,9 @@ def detect(
         Of a network's arithmetic: ``float32``; ``bfloat16``, about twice as fast on processors that have it; ``int8``,
         on hosts with integer dot products, three times; elsewhere it is emulated, slowly. Probabilities move by about a
         hundredth.
+    mesh : Mesh, optional
+        Background of the frame [e-], if it has been measured (`csstdask.arrays.background.measure`): not measured again
+        if its boxes are those of the model.
 
     Returns
     -------
@@ -118,7 +123,7 @@ def detect(
     if bool(ignore.all()):
         probability = xp.zeros(frame.shape, dtype=np.float32)
     else:
-        view = view_frame(frame, sigma, ignore, box=card.normalisation.get("box", BOX))
+        view = view_frame(frame, sigma, ignore, box=card.normalisation.get("box", BOX), mesh=mesh)
         probability = xp.asarray(_probability(view, card, device, precision), dtype=np.float32)
         probability[ignore] = 0
         if rate is not None:

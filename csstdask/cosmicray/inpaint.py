@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from csstdask.arrays.background import measure
+from csstdask.arrays.background import Mesh, measure
 from csstdask.arrays.median import adaptive_median
 from csstdask.arrays.namespace import kind_of, namespace_of, open_door, to_host
-from csstdask.arrays.sources import find_sources, measure_sources
+from csstdask.arrays.sources import find_sources
 from csstdask.cosmicray.detect import ignored_pixels
 from csstdask.cosmicray.noise import frame_variance
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
+
+if TYPE_CHECKING:
+    from csstdask.cosmicray.star_repair import StarRepair
 
 #: How many donors' worth of trust the noise model has against the donors' own scatter.
 _PRIOR_WEIGHT = 4.0
@@ -36,6 +39,23 @@ class Inpainting:
     data: Any
     variance: Any
     model: ModelCard
+
+
+@dataclass(frozen=True)
+class Fill:
+    """Estimates of hit pixels from their unmasked neighbours, in row-major order."""
+
+    value: Any
+    """(k,) [e-] The median of the donors; the pixel's own value where it has none."""
+    variance: Any
+    """(k,) float32 [e-^2] Of (estimate - what the pixel would have measured); inf where it has no donor."""
+
+    def applied(self, frame: Any, target: Any) -> tuple[Any, Any]:
+        """Return a copy of a frame with its target pixels filled, and their variance (y, x), NaN elsewhere."""
+        xp = namespace_of(frame)
+        fixed, variance = frame.copy(), xp.full(frame.shape, np.nan, dtype=np.float32)
+        fixed[target], variance[target] = self.value.astype(frame.dtype), self.variance
+        return fixed, variance
 
 
 def inpaint(
@@ -71,11 +91,11 @@ def inpaint(
         ``default``, a name that ``csstdask models`` lists, or the path of a card that ``csstdask train inpaint`` wrote.
         ``median`` treats all pixels alike; networks repair what belongs to sources, and leave the rest to the median.
     detector : int, optional
-        Its id, as the instrument has it that `psf` was learnt for (CSST; of ``empirical`` any): stars are then repaired
-        by the PSF that the frame's own stars have (`csstdask.cosmicray.star_repair`), on the host, of sources that are
-        found in the frame.
+        Its id, as the instrument of `psf` has it (CSST; any integer with ``empirical``). Stars are then repaired by the
+        PSF that is fitted to the frame's own stars (`csstdask.cosmicray.star_repair`), on the host, with sources that
+        are found in the frame.
     psf : str
-        What is known of PSFs: as `csstdask.psf.reconstruct` takes it as its model. Not looked at without `detector`.
+        Model of the PSF, as `csstdask.psf.reconstruct` takes it. Ignored without `detector`.
 
     Returns
     -------
@@ -85,8 +105,8 @@ def inpaint(
     Raises
     ------
     ValueError
-        If shapes differ, `data` is not 2-D, a model is unknown, it knows nothing of the detector, or this machine has
-        not the device.
+        If shapes differ, `data` is not 2-D, a model is unknown or does not know the detector, or this machine does not
+        have the device.
     InputError
         If the model's card or weights cannot be used.
 
@@ -101,13 +121,10 @@ def inpaint(
     whatever the model.
     """
     card = find_card("inpaint", model)
-    settings = card.parameters or find_card("inpaint", "median").parameters
     door = open_door(data)
     frame = door.take(data)
     if frame.dtype != door.dtype:
         frame = frame.astype(door.dtype)
-    work = frame if frame.dtype.itemsize >= 4 else frame.astype(np.float32)
-    xp = namespace_of(frame)
     ignore = ignored_pixels(door, frame, mask)
     hit = door.take(cr_mask, bool)
     if hit.shape != frame.shape:
@@ -117,40 +134,119 @@ def inpaint(
 
         check_detector(find_card("psf", psf), detector)  # now, and not only where there is a star
     target = hit & ~ignore
-    donor = ~(hit | ignore)
-    fixed, variance = frame.copy(), xp.full(frame.shape, np.nan, dtype=np.float32)
-    if bool(target.any()):
-        noise = _noise_variance(door, error, frame, hit | ignore)
-        median, scatter, count = adaptive_median(work, target, donor, **settings)
-        expected = _donor_noise(noise, target, donor, settings["largest_radius"])
-        prior = xp.where(xp.isfinite(expected), expected, 0.0)
-        samples = xp.where(count > 1, count - 1, 0)
-        spread = (xp.where(count > 1, scatter, 0.0) * samples + _PRIOR_WEIGHT * prior) / (samples + _PRIOR_WEIGHT)
-        reachable = count > 0
-        fixed[target] = xp.where(reachable, median, frame[target]).astype(frame.dtype)
-        predicted = spread * (1 + np.pi / (2 * xp.maximum(count, 1)))
-        variance[target] = xp.where(reachable, predicted, np.inf).astype(np.float32)
-        if detector is not None:
-            target = target & ~_repair_stars(fixed, variance, target, ignore, noise, detector, psf)
-            hit = hit & (target | ignore)
-        if card.architecture and bool(target.any()):
-            _repair_sources(fixed, variance, target, hit, ignore, sources, card, device)
+    if not bool(target.any()):
+        variance = namespace_of(frame).full(frame.shape, np.nan, dtype=np.float32)
+        return Inpainting(door.give(frame.copy()), door.give(variance), card)
+    noise = _noise_variance(door, error, frame, hit | ignore)
+    fill = fill_from_neighbours(frame, target, ~(hit | ignore), noise, card)
+    stars = None
+    if detector is not None:
+        stars = _stars_of(frame, fill, target, ignore, noise, detector, psf)
+    fixed, variance = repair(frame, hit, ignore, fill, card=card, stars=stars, sources=sources, device=device)
     return Inpainting(door.give(fixed), door.give(variance), card)
 
 
+def fill_from_neighbours(frame: Any, target: Any, donor: Any, noise: Any, card: ModelCard) -> Fill:
+    """Estimate hit pixels by the median of their unmasked neighbours.
+
+    Parameters
+    ----------
+    frame : float array (y, x)
+        [e-]
+    target, donor : bool arrays (y, x)
+        Pixels to estimate, and pixels to estimate them from.
+    noise : float array (y, x)
+        Noise variance of each pixel [e-^2].
+    card : ModelCard
+        Of the model of repair; one without parameters takes those of ``median``.
+    """
+    xp = namespace_of(frame)
+    settings = card.parameters or find_card("inpaint", "median").parameters
+    work = frame if frame.dtype.itemsize >= 4 else frame.astype(np.float32)
+    median, scatter, count = adaptive_median(work, target, donor, **settings)
+    expected = _donor_noise(noise, target, donor, settings["largest_radius"])
+    prior = xp.where(xp.isfinite(expected), expected, 0.0)
+    samples = xp.where(count > 1, count - 1, 0)
+    spread = (xp.where(count > 1, scatter, 0.0) * samples + _PRIOR_WEIGHT * prior) / (samples + _PRIOR_WEIGHT)
+    reachable = count > 0
+    predicted = spread * (1 + np.pi / (2 * xp.maximum(count, 1)))
+    variance = xp.where(reachable, predicted, np.inf).astype(np.float32)
+    return Fill(xp.where(reachable, median, frame[target]).astype(frame.dtype), variance)
+
+
+def repair(
+    frame: Any,
+    hit: Any,
+    ignore: Any,
+    fill: Fill,
+    *,
+    card: ModelCard,
+    stars: StarRepair | None = None,
+    sources: Any = None,
+    mesh: Mesh | None = None,
+    device: Any = None,
+) -> tuple[Any, Any]:
+    """Repair a frame in up to three tiers: neighbours, stars by their PSF, sources by a network.
+
+    Parameters
+    ----------
+    frame : float array (y, x)
+        [e-], sky included; NumPy or CuPy.
+    hit, ignore : bool arrays (y, x)
+        Pixels hit by cosmic rays, and unusable pixels.
+    fill : Fill
+        The first tier, of the pixels that are hit and usable.
+    card : ModelCard
+        Of the model; a network makes the third tier.
+    stars : StarRepair, optional
+        The second tier.
+    sources, device : optional
+        As `inpaint` takes them, for a network.
+    mesh : Mesh, optional
+        Background of the frame [e-], for a network; by default measured.
+
+    Returns
+    -------
+    fixed : float array (y, x)
+        [e-]
+    variance : float32 array (y, x)
+        [e-^2] As that of `Inpainting`.
+    """
+    xp = namespace_of(frame)
+    target = hit & ~ignore
+    fixed, variance = fill.applied(frame, target)
+    if stars is not None:
+        which = xp.asarray(stars.pixels)
+        fixed[which] = xp.asarray(stars.value).astype(fixed.dtype)
+        variance[which] = xp.asarray(stars.variance)
+        target = target & ~which
+        hit = hit & (target | ignore)
+    if card.architecture and bool(target.any()):
+        _repair_sources(fixed, variance, target, hit, ignore, sources, card, device, mesh)
+    return fixed, variance
+
+
 def _repair_sources(
-    fixed: Any, variance: Any, target: Any, hit: Any, ignore: Any, sources: Any, card: ModelCard, device: Any
+    fixed: Any,
+    variance: Any,
+    target: Any,
+    hit: Any,
+    ignore: Any,
+    sources: Any,
+    card: ModelCard,
+    device: Any,
+    mesh: Mesh | None,
 ) -> None:
-    """Let a network say anew what belongs to sources, in place."""
+    """Let a network repair the hit pixels of sources, in place."""
     from csstdask.cosmicray.source_repair import repair_sources  # noqa: PLC0415  torch takes seconds to import
 
     xp = namespace_of(fixed)
-    mesh = measure(fixed, hit | ignore)
+    mesh = measure(fixed, hit | ignore) if mesh is None else mesh
     if not bool(xp.isfinite(mesh.background).all()):
         return
     sky, noise = mesh.background_at(), mesh.noise_at()
     unknown = ignore | (target & ~xp.isfinite(variance))
-    # Ignored pixels as hit ones, at the median of those that are neither: so the network has learnt it.
+    # Ignored pixels are filled as hit ones are: the network has been trained on such stamps.
     median, _, _ = adaptive_median(fixed, unknown, ~(hit | unknown))
     filled = fixed.copy()
     filled[unknown] = xp.where(xp.isfinite(median), median, sky[unknown])
@@ -160,27 +256,22 @@ def _repair_sources(
     fixed[which], variance[which] = value.astype(fixed.dtype), spread
 
 
-def _repair_stars(fixed: Any, variance: Any, target: Any, ignore: Any, noise: Any, detector: int, psf: str) -> Any:
-    """Let the frame's own PSF say anew what belongs to stars, in place; return which pixels do."""
+def _stars_of(
+    frame: Any, fill: Fill, target: Any, ignore: Any, noise: Any, detector: int, psf: str
+) -> StarRepair | None:
+    """Fit the PSF of a frame, and repair its stars by it; None where the sky is unknown or no star shows the PSF."""
     from csstdask.cosmicray.star_repair import repair_stars  # noqa: PLC0415
+    from csstdask.psf.frame import MaskedFrame, fit_frame  # noqa: PLC0415
 
-    xp = namespace_of(fixed)
-    mesh = measure(fixed, target | ignore)
-    if not bool(xp.isfinite(mesh.background).all()):
-        return xp.zeros(fixed.shape, dtype=bool)
-    sky, of_sky = (to_host(plane) for plane in (mesh.background_at(), mesh.noise_at()))
-    lost, unknown = to_host(target), to_host(ignore | (target & ~xp.isfinite(variance)))
-    height = np.where(unknown, 0, to_host(fixed) - sky).astype(np.float32)
-    # What a cosmic ray has left behind says nothing: hit pixels are as uncertain as their repair.
-    told = np.sqrt(np.where(lost, to_host(variance), to_host(noise)))
-    error = np.where(np.isfinite(told), told, 0).astype(np.float32)
-    sources = measure_sources(height, error, of_sky, unknown)
-    which, value, spread = repair_stars(height, error, of_sky, lost & ~unknown, unknown, sources, detector, model=psf)
-    own = of_sky[which] ** 2 + np.maximum(value, 0)
-    mine = xp.asarray(which)
-    fixed[mine] = xp.asarray(value + sky[which]).astype(fixed.dtype)
-    variance[mine] = xp.asarray((spread + own).astype(np.float32))
-    return mine
+    fixed, variance = (to_host(plane) for plane in fill.applied(frame, target))
+    lost, unusable = to_host(target), to_host(ignore)
+    mesh = measure(fixed, lost | unusable)
+    if not np.isfinite(mesh.background).all():
+        return None
+    masked = MaskedFrame.of(fixed, np.where(lost, variance, to_host(noise)), lost, unusable, mesh)
+    sources = masked.measure_sources()
+    found = fit_frame(masked.height, masked.error, masked.unobserved, sources, detector, model=psf)
+    return None if found is None else repair_stars(masked, sources, found.field, mesh)
 
 
 def _found(height: Any, noise: Any, mask: Any) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from csstdask.arrays.background import Mesh, measure
+from csstdask.arrays.background import Mesh, measure, mesh_shape
 from csstdask.arrays.median import filled
 from csstdask.arrays.namespace import namespace_of
 from csstdask.cosmicray.noise import frame_variance
@@ -32,7 +32,7 @@ class View:
     """bool (y, x)"""
 
 
-def view_frame(frame: Any, error: Any, ignore: Any, *, box: int = BOX) -> View:
+def view_frame(frame: Any, error: Any, ignore: Any, *, box: int = BOX, mesh: Mesh | None = None) -> View:
     """Prepare a frame.
 
     Ignored pixels are filled from their neighbours, whatever the method does with masks: L.A.Cosmic would grow
@@ -49,10 +49,13 @@ def view_frame(frame: Any, error: Any, ignore: Any, *, box: int = BOX) -> View:
         Pixels that take no part; some pixel must.
     box : int
         Of the background mesh [pixel].
+    mesh : Mesh, optional
+        Background of the frame [e-], if it has been measured; used if its boxes are those that are wanted.
     """
     xp = namespace_of(frame)
     frame = frame.astype(np.float32, copy=False)
-    mesh = measure(frame, ignore, box=box)
+    if mesh is None or tuple(mesh.background.shape) != mesh_shape(frame.shape, box):
+        mesh = measure(frame, ignore, box=box)
     if bool(ignore.any()):
         frame = filled(frame, ignore, mesh.background_at)
     error = xp.sqrt(frame_variance(frame, ignore, mesh)) if error is None else _completed(error, frame, ignore, mesh)

@@ -10,6 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from csstdask.nn.models import find_card
 from csstdask.toml_file import read_toml, validated
 
+#: The model of a run that fits no PSF.
+NO_PSF = "none"
+
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -23,7 +26,7 @@ class BackgroundSettings(_Settings):
 
 def _model_for(task: str, *, or_none: bool = False) -> AfterValidator:
     def check(name: str) -> str:
-        if or_none and name == "none":
+        if or_none and name == NO_PSF:
             return name
         find_card(task, name)
         return str(Path(name).resolve()) if name.endswith(".json") else name  # workers have folders of their own
@@ -62,9 +65,7 @@ class RepairSettings(_Settings):
     """Repair of hit pixels."""
 
     model: Annotated[str, _model_for("inpaint")] = Field("default", description=_MODEL_HELP)
-    psf: Annotated[str, _model_for("psf", or_none=True)] = Field(
-        "default", description=f"of stars, where it knows the detector's band: {_MODEL_HELP}; none: stars as all else"
-    )
+    psf: bool = Field(True, description="repair stars by the PSF that the step psf has fitted, where it has one")
 
 
 class SourcesSettings(_Settings):
@@ -79,7 +80,9 @@ class SourcesSettings(_Settings):
 class PsfSettings(_Settings):
     """The point spread function, from a frame's stars."""
 
-    model: Annotated[str, _model_for("psf")] = Field("default", description=_MODEL_HELP)
+    model: Annotated[str, _model_for("psf", or_none=True)] = Field(
+        "default", description=f"{_MODEL_HELP}; {NO_PSF}: no PSF is fitted, and stars are repaired as everything else"
+    )
     least_snr: float = Field(30.0, gt=0, description="of a star that it is fitted to")
 
 
@@ -96,7 +99,7 @@ class EngineSettings(_Settings):
 
 #: Settings that name a model (part, key), and its task.
 MODEL_SETTINGS = {
-    ("detect", "model"): "cosmicray", ("repair", "model"): "inpaint", ("repair", "psf"): "psf", ("psf", "model"): "psf",
+    ("detect", "model"): "cosmicray", ("repair", "model"): "inpaint", ("psf", "model"): "psf",
 }  # fmt: skip
 
 

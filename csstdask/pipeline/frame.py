@@ -6,7 +6,7 @@ are read from the run's store, so that a step never knows whether its predecesso
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.arrays.background import Mesh
+from csstdask.cosmicray.inpaint import Fill, fill_from_neighbours
 from csstdask.instrument import Instrument, electrons_per_unit
+from csstdask.nn.models import find_card
+from csstdask.psf.frame import MaskedFrame
 from csstdask.store.campaign import UnitFacts
 
 PlaneReader = Callable[[str], npt.NDArray[Any]]
@@ -55,6 +58,8 @@ class Frame:
         Return the FITS header of the science plane as text.
     read_table : callable
         Return a table of the run, by name.
+    read_file : callable
+        Return the content of the unit's file in a folder of the run, by the folder's name; None if there is none.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class Frame:
         read_product: PlaneReader,
         read_header: Callable[[], str] = str,
         read_table: Callable[[str], Table] | None = None,
+        read_file: Callable[[str], bytes | None] | None = None,
     ) -> None:
         self.facts = facts
         self.instrument = instrument
@@ -74,8 +80,10 @@ class Frame:
         self._read_product = read_product
         self._read_header = read_header
         self._read_table = read_table or (lambda _: {})
+        self._read_file = read_file or (lambda _: None)
         self._products: dict[str, npt.NDArray[Any]] = {}
         self._tables: dict[str, Table] = {}
+        self._files: dict[str, bytes | None] = {}
 
     @cached_property
     def data(self) -> npt.NDArray[np.float32]:
@@ -128,6 +136,30 @@ class Frame:
             variance[zeroed] = modelled_variance(self.data, self.mesh)[zeroed]
         return np.sqrt(variance, out=variance)
 
+    @cached_property
+    def fill(self) -> Fill:
+        """Return estimates of the hit, usable pixels from their neighbours [e-]: the first tier of repair."""
+        hit = self.product("cr_mask")
+        donor = ~(hit | self.ignore)
+        card = find_card("inpaint", "median")
+        return fill_from_neighbours(self.data, hit & ~self.ignore, donor, np.square(self.error), card)
+
+    @cached_property
+    def masked(self) -> MaskedFrame | None:
+        """Return the frame above its sky, hit pixels filled from their neighbours; None where the sky is unknown."""
+        mesh = self.mesh
+        if not np.isfinite(mesh.background).all():
+            return None
+        target = self.product("cr_mask") & ~self.ignore
+        filled, variance = self.data.copy(), np.square(self.error)
+        filled[target], variance[target] = self.fill.value, self.fill.variance
+        return MaskedFrame.of(filled, variance, target, self.ignore, mesh)
+
+    def forget_masked(self) -> None:
+        """Free the memory of `masked` and `fill`, which no later step reads."""
+        for name in ("masked", "fill"):
+            self.__dict__.pop(name, None)
+
     @property
     def mesh(self) -> Mesh:
         """Return background and noise [e-]."""
@@ -146,6 +178,12 @@ class Frame:
             self._tables[name] = self._read_table(name)
         return self._tables[name]
 
+    def file(self, name: str) -> bytes | None:
+        """Return the content of a file of an earlier step; None if the unit has none."""
+        if name not in self._files:
+            self._files[name] = self._read_file(name)
+        return self._files[name]
+
     def repaired(self) -> Repaired | None:
         """Return the frame after repair; None where its sky is not known."""
         mesh = self.mesh
@@ -162,13 +200,16 @@ class Frame:
         error[~np.isfinite(error)] = 0
         return Repaired(height, error, mesh.noise_at(), mask, repaired)
 
-    def keep(self, products: dict[str, npt.NDArray[Any]]) -> None:
+    def keep(
+        self,
+        products: Mapping[str, npt.NDArray[Any]],
+        tables: Mapping[str, Table] | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
         """Keep what a step has made, for those after it."""
         self._products.update(products)
-
-    def keep_table(self, name: str, table: Table) -> None:
-        """Keep a table that a step has made, for those after it."""
-        self._tables[name] = table
+        self._tables.update(tables or {})
+        self._files.update(files or {})
 
 
 def modelled_variance(data: npt.NDArray[Any], mesh: Mesh) -> npt.NDArray[np.float32]:

@@ -80,7 +80,7 @@ class Plan:
         """Return the fingerprints of a unit's steps, each chained to those it reads from."""
         known: dict[str, str] = {}
         for step in self.steps_of(facts.kind):
-            upstream: object = {name: known[name] for name in step.requires}
+            upstream: object = {name: known[name] for name in step.requires if name in known}
             if not step.requires:
                 upstream = self._instrument_parts() | {
                     "digest": facts.digest,

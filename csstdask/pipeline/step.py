@@ -41,8 +41,10 @@ class Output:
 
     arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     """Its products, in the units they are stored in."""
-    table: Table | None = None
-    """Columns of its table."""
+    tables: dict[str, Table] = field(default_factory=dict)
+    """Columns of its tables."""
+    files: dict[str, bytes] = field(default_factory=dict)
+    """Contents of its files; a unit without content has no file."""
     metrics: dict[str, float | int | None] = field(default_factory=dict)
     """Numbers for (exposure, detector) arrays."""
 
@@ -64,7 +66,7 @@ class Step:
     name: str
     """In ``--steps``, the ledger and fingerprints."""
     requires: tuple[str, ...]
-    """Steps whose products it reads."""
+    """Steps whose products it reads, where these are for the same kind of frame."""
     kinds: frozenset[str]
     """Kinds of frames it is for."""
     numerics_version: int
@@ -77,8 +79,10 @@ class Step:
     """Identity of its model: a SHA-256 of everything in it that decides a result."""
     products: tuple[Product, ...] = ()
     """Arrays it writes."""
-    table: str | None = None
-    """The table it writes, under ``tables/``."""
+    tables: tuple[str, ...] = ()
+    """Tables it writes, under ``tables/``."""
+    files: tuple[str, ...] = ()
+    """Folders of the files it writes, one file a unit: what later steps read that is no array of a fixed shape."""
     metrics: tuple[str, ...] = ()
     """Names of its metrics."""
     halo: int = 0

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from csstdask.durable import write_atomic
 from csstdask.engine.cluster import limit_threads
 from csstdask.engine.ledger import Ledger, OwnedObject, StepRecord, UnitRecord
 from csstdask.engine.lock import Attempt
@@ -33,7 +34,7 @@ from csstdask.pipeline.step import Output, Step
 from csstdask.pipeline.steps import STEPS
 from csstdask.pipeline.steps.detect import DETECT, uses_network
 from csstdask.store.campaign import UnitFacts, read_header, read_unit_pixels
-from csstdask.store.tables import read_table, table_path, units_of, write_table
+from csstdask.store.tables import read_table, table_path, unit_file_path, units_of, write_table
 from csstdask.store.zarr_arrays import read_shard, write_shard
 
 log = logging.getLogger("csstdask")
@@ -108,9 +109,7 @@ def process_unit(job: UnitJob) -> dict[str, Any]:
             output = step.body(frame, job.config)
             seconds[step_name] = time.perf_counter() - start
             done[step_name] = _write(job, attempt, root, step, output, fingerprint, seconds[step_name])
-            frame.keep(output.arrays)
-            if step.table is not None and output.table is not None:
-                frame.keep_table(step.table, output.table)
+            frame.keep(output.arrays, output.tables, output.files)
         except Exception as error:
             log.debug("unit %s, step %s", job.unit, step_name, exc_info=True)
             problem = failure(step_name, error)
@@ -140,7 +139,12 @@ def _frame(job: UnitJob) -> Frame:
     def read_unit_table(name: str) -> Table:
         return read_table(table_path(Path(job.run), name, job.unit.exposure, job.unit.detector))
 
-    return Frame(job.facts, job.instrument, job.units, read_plane, read_product, header, read_unit_table)
+    def read_unit_file(name: str) -> bytes | None:
+        path = unit_file_path(Path(job.run), name, job.unit.exposure, job.unit.detector)
+        return path.read_bytes() if path.exists() else None
+
+    readers = (read_plane, read_product, header, read_unit_table, read_unit_file)
+    return Frame(job.facts, job.instrument, job.units, *readers)
 
 
 def _write(
@@ -152,10 +156,15 @@ def _write(
         attempt.check()
         path = write_shard(root, product.name, job.row, job.column, output.arrays[product.name])
         objects.append(OwnedObject.of(root, path))
-    if step.table is not None and output.table is not None:
+    for name in step.tables:
         attempt.check()
-        path = table_path(root, step.table, job.unit.exposure, job.unit.detector)
-        write_table(path, output.table, units_of(step.table))
+        path = table_path(root, name, job.unit.exposure, job.unit.detector)
+        write_table(path, output.tables[name], units_of(name))
+        objects.append(OwnedObject.of(root, path))
+    for name, content in output.files.items():
+        attempt.check()
+        path = unit_file_path(root, name, job.unit.exposure, job.unit.detector)
+        write_atomic(path, content)
         objects.append(OwnedObject.of(root, path))
     return StepRecord(fingerprint, tuple(objects), output.metrics, seconds, software_versions())
 

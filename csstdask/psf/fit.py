@@ -30,7 +30,7 @@ from scipy.ndimage import maximum_filter
 from csstdask.psf.noise import expected_variance
 from csstdask.psf.optics import FourierOptics, Wavefront
 from csstdask.psf.phase_retrieval import PhaseRetrieval
-from csstdask.psf.pixels import Renderer, interpolation
+from csstdask.psf.pixels import Renderer, interpolation, laid_out, render_each
 from csstdask.psf.principal import PrincipalPsfs
 
 log = logging.getLogger("csstdask")
@@ -140,9 +140,9 @@ def fit_field(
     fit.alone()
     good = fit.judge(shared=shared)
     # All together. The wavefront that they show by now tells what images cannot.
-    said, prior, wavefront = fit.said(good), psfs.prior(), None
-    settled = fit.together(prior.posterior(*said)[0])
-    retrieval = None if optics is None or not good.any() else PhaseRetrieval(optics, psfs, prior)
+    said, wavefront = fit.said(good), None
+    settled = fit.together(psfs.prior.given(*said).mean)
+    retrieval = None if optics is None or not good.any() else PhaseRetrieval(optics, psfs)
     if retrieval is not None:
         start = retrieval.search(*said)
         fit.psfs = psfs.told_by(retrieval.optics.image(start))
@@ -150,24 +150,26 @@ def fit_field(
     # As the wavefront of the whole field expects, if optics explain these stars.
     said = fit.said(good)
     if retrieval is not None:
-        prior, wavefront = retrieval.prior(*said, int(good.sum()), start)
-    fit.together(prior.posterior(*said)[0])
+        expected, wavefront = retrieval.prior(*said, int(good.sum()), start)
+    else:
+        expected = psfs.prior.given(*said)
+    fit.together(expected.mean)
     if retrieval is not None and wavefront is not None:
         fit.psfs = psfs.told_by(retrieval.optics.image(wavefront))
     elif retrieval is not None:  # what a wavefront that was not there has led to is forgotten
         fit.psfs, fit.state = psfs, settled
     good = fit.judge(shared=shared)
     # Once more about what that led to.
-    field, covariance = prior.posterior(*fit.said(good))
-    state = fit.together(field)
+    final = expected.prior.given(*fit.said(good))
+    state = fit.together(final.mean)
     if fit.stars.seen.any() and not good.any():
         log.warning("none of %d stars looks like one: their PSFs are what was believed before", len(pixels))
     return FieldFit(
         fit.psfs,
-        field.reshape(-1, len(psfs)),
-        covariance,
+        final.mean.reshape(-1, len(psfs)),
+        final.covariance,
         state.amounts,
-        fit.spread(covariance),
+        fit.spread(final.covariance),
         state.flux,
         state.x - x,
         state.y - y,
@@ -359,11 +361,8 @@ class _Fit:
         seen = self._renderer(y, x)
         n, flat = len(seen), size**2
         images = seen[:, 1:].reshape(n, k, flat)
-        along_y, along_x = interpolation(y, size), interpolation(x, size)
         plain = seen[:, 0] + (amounts.astype(np.float32)[:, None] @ images).reshape(n, size, size)
-        whole = self.psfs.at(amounts)
-        moved_x = along_y @ whole @ interpolation(x, size, slope=True).transpose(0, 2, 1)
-        moved_y = interpolation(y, size, slope=True) @ whole @ along_x.transpose(0, 2, 1)
+        _, moved_x, moved_y = render_each(laid_out(self.psfs.at(amounts), size), y, x, size)
         scale = flux.astype(np.float32)[:, None, None]
         root = np.sqrt(self.weight[some]).reshape(n, 1, flat)
         own = np.stack([plain, np.ones_like(plain), scale * moved_x, scale * moved_y], axis=1)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.arrays.background import Mesh
+from csstdask.arrays.sources import measure_sources
 from csstdask.arrays.stamps import cut_stamps, middles
 from csstdask.instrument import load_instrument
 from csstdask.nn.models import find_card
@@ -45,6 +47,43 @@ class FramePsf:
     """Of all sources."""
     fitted: npt.NDArray[np.int64]
     """(m,) Which sources are fitted."""
+
+
+@dataclass(frozen=True)
+class MaskedFrame:
+    """A frame above its sky whose hit pixels hold estimates: what sources are found in before stars are repaired."""
+
+    height: Frame
+    """(y, x) float32, above the sky; any unit. Hit pixels hold their estimate, unusable ones 0."""
+    error: Frame
+    """(y, x) float32, 1 sigma; of hit pixels that of their estimate."""
+    noise: Frame
+    """(y, x) float32, 1 sigma of the sky."""
+    hit: Mask
+    """(y, x) Pixels that hold an estimate: no observation."""
+    unusable: Mask
+    """(y, x) Ignored pixels, and hit ones that could not be estimated."""
+
+    @classmethod
+    def of(
+        cls, filled: npt.NDArray[Any], variance: npt.NDArray[Any], hit: Mask, ignore: Mask, mesh: Mesh
+    ) -> MaskedFrame:
+        """Return the masked frame of pixels with their sky; `variance` is inf where nothing is known."""
+        unusable = ignore | (hit & ~np.isfinite(variance))
+        height = np.subtract(filled, mesh.background_at(), dtype=np.float32)
+        height[unusable] = 0
+        error = np.sqrt(variance, dtype=np.float32)
+        error[~np.isfinite(error)] = 0
+        return cls(height, error, mesh.noise_at(), hit & ~unusable, unusable)
+
+    @property
+    def unobserved(self) -> Mask:
+        """(y, x) Pixels that a fit must ignore."""
+        return self.hit | self.unusable
+
+    def measure_sources(self) -> dict[str, npt.NDArray[Any]]:
+        """Find and measure the sources of the frame."""
+        return measure_sources(self.height, self.error, self.noise, self.unusable)
 
 
 def knows_band(instrument: str, detector: int, band: str | None = None, model: str = "default") -> bool:
@@ -123,24 +162,38 @@ def fit_frame(
     return FramePsf(field, fit, selection, fitted)
 
 
-def judge(psf: FramePsf, height: Frame, error: Frame, mask: Mask, sources: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how selected stars look, and how the field's PSF looks where they are.
+def compare_stars(
+    field: PsfField,
+    fitted: npt.NDArray[np.int64],
+    selection: Selection,
+    height: Frame,
+    error: Frame,
+    mask: Mask,
+    sources: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the shapes of selected stars, and of the PSF at their positions.
 
     Parameters
     ----------
-    psf : FramePsf
+    field : PsfField
+        The PSF of the frame.
+    fitted : int64 array (m,)
+        Sources that it was fitted to.
+    selection : Selection
+        Of all sources.
     height, error, mask, sources
-        Those that it was made of.
+        As `fit_frame` takes them.
 
     Returns
     -------
     dict of arrays (n,)
-        ``star``, a number among the sources; ``reserve``, whether no fit has seen it; and what `judge_stars` tells.
+        ``star``, the row of the source; ``reserve``, whether the star was held out of the fit; and the columns of
+        `judge_stars`.
     """
-    which = np.sort(np.concatenate([psf.fitted, np.flatnonzero(psf.selection.reserve)]))
+    which = np.sort(np.concatenate([fitted, np.flatnonzero(selection.reserve)]))
     x, y = (np.asarray(sources[name], dtype=np.float64)[which] for name in ("x", "y"))
-    told = judge_stars(psf.field, *stamps_of(height, error, mask, x, y), x, y)
-    return {"star": which, "reserve": psf.selection.reserve[which], **told}
+    shapes = judge_stars(field, *stamps_of(height, error, mask, x, y), x, y)
+    return {"star": which, "reserve": selection.reserve[which], **shapes}
 
 
 def judge_stars(field: PsfField, pixels: Frame, variance: Frame, x: Float, y: Float) -> dict[str, Float]:
@@ -163,7 +216,7 @@ def judge_stars(field: PsfField, pixels: Frame, variance: Frame, x: Float, y: Fl
         Gaussian of 1.5 pixels: those that adapt to the image do not converge on all pixels of a star that is
         undersampled.
     """
-    fit = fit_stars(field, pixels, variance, x, y, place=_PLACE, rigid=True)
+    fit = fit_stars(field, pixels, variance, x, y, position_sigma=_PLACE, rigid=True)
     half, middle = FITTED // 2, SIZE // 2
     window = (slice(None), *2 * (slice(middle - half, middle + half),))
     sky = fit.sky[:, None, None]

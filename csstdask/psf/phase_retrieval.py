@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +33,7 @@ from scipy import fft
 
 from csstdask.arrays.zernike import noll_to_zernike
 from csstdask.psf.optics import DEGREE, FourierOptics, Wavefront, blurred
-from csstdask.psf.principal import FINE, SIDE, PrincipalPsfs, Prior, polynomials, powers_of
+from csstdask.psf.principal import FINE, SIDE, Posterior, PrincipalPsfs, Prior, polynomials, powers_of
 
 Float = npt.NDArray[np.float64]
 
@@ -123,13 +123,11 @@ class PhaseRetrieval:
     ----------
     optics : FourierOptics
     psfs : PrincipalPsfs
-        Of the band.
-    broad : Prior
-        What is expected without optics.
+        Of the band; their own prior is what is expected without optics.
     """
 
-    def __init__(self, optics: FourierOptics, psfs: PrincipalPsfs, broad: Prior) -> None:
-        self.optics, self.psfs, self.broad = optics, psfs, broad
+    def __init__(self, optics: FourierOptics, psfs: PrincipalPsfs) -> None:
+        self.optics, self.psfs, self.broad = optics, psfs, psfs.prior
         self.project, self.at_mean = _projection(optics, psfs)
 
     def search(self, normal: Float, right: Float) -> Wavefront:
@@ -149,7 +147,7 @@ class PhaseRetrieval:
         """
         return _Orders(self, _LASTS[0], normal, right).search(None)
 
-    def prior(self, normal: Float, right: Float, stars: int, start: Wavefront) -> tuple[Prior, Wavefront | None]:
+    def prior(self, normal: Float, right: Float, stars: int, start: Wavefront) -> tuple[Posterior, Wavefront | None]:
         """Return what is expected of the amounts of a detector's field by the wavefront that its stars show.
 
         Parameters
@@ -163,8 +161,8 @@ class PhaseRetrieval:
 
         Returns
         -------
-        Prior
-            The likeliest: without optics `broad` itself.
+        Posterior
+            By the likeliest prior, `prior`: without optics that of `psfs`.
         Wavefront or None
             What the stars show, None where `broad` is the likeliest.
 
@@ -180,11 +178,12 @@ class PhaseRetrieval:
         found = lower.over_the_field(start)
         surest, shown = found[-1]
         if self.optics.certain:
-            return surest, shown
+            return surest.given(normal, right), shown
         if stars >= _MANY and lower.left_by(shown) > _MUCH * len(self.psfs):
             higher = _Orders(self, _LASTS[1], normal, right)
             found += higher.over_the_field(higher.search(start))
-        return max([(self.broad, None), *found], key=lambda one: one[0].evidence(normal, right))
+        candidates = [(prior.given(normal, right), shown) for prior, shown in [(self.broad, None), *found]]
+        return max(candidates, key=lambda one: one[0].evidence)
 
 
 class _Orders:
@@ -208,9 +207,9 @@ class _Orders:
         k = self.k
         unknown = self.broad.covariance.copy()
         unknown[:k, :k] *= 1e6
-        amounts, covariance = Prior(self.broad.mean, unknown).posterior(self.normal, self.right)
+        found = Prior(self.broad.mean, unknown).given(self.normal, self.right)
         missed = (_MISSED[0][0] ** 2) * np.diag(np.diag(self.broad.covariance)[:k])
-        return amounts[:k], np.asarray(np.linalg.inv(covariance[:k, :k] + missed), dtype=np.float64)
+        return found.mean[:k], np.asarray(np.linalg.inv(found.covariance[:k, :k] + missed), dtype=np.float64)
 
     def left_by(self, wavefront: Wavefront) -> float:
         """Return how much of the mean PSF a wavefront leaves: squares in units of its error."""
@@ -300,6 +299,7 @@ class _Orders:
         )
 
 
+@lru_cache(maxsize=16)
 def _projection(optics: FourierOptics, psfs: PrincipalPsfs) -> tuple[npt.NDArray[np.float32], Float]:
     """Return what takes spectra, real and imaginary parts in turn, to amounts (2 frequency, k), and the mean's (k,)."""
     k = len(psfs)

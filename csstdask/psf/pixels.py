@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+import numba
 import numpy as np
 import numpy.typing as npt
 
 from csstdask.psf.principal import FINE, SIDE
 
+Images = npt.NDArray[np.float32]
+
 #: Samples on each side that interpolation looks at, and the parameter of Kaiser's window on them: with four samples a
 #: pixel of what holds no more than 1.5 cycles a pixel the error is some 10^-5 of the peak (a test holds it there).
 _REACH, _KAISER = 8, 9.5
 _TAPS = 2 * _REACH
-#: For slopes [pixel].
+#: Step of the numerical derivative of the weights [pixel].
 _STEP = 1e-3
+#: Intervals of the table of weights over one sample, interpolated linearly: good to some 1e-7 of the peak.
+_INTERVALS = 2048
 #: Stars that are further from their stamp's middle are rendered there [pixel].
 _FURTHEST = 3
 
@@ -51,25 +58,34 @@ def _taps(
     offset: npt.NDArray[np.float64], size: int, *, slope: bool = False
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Return the first sample that a star's first pixel looks at (n,), and weights (n, _TAPS), which all share."""
-    place = SIDE // 2 - FINE * (size // 2 + np.asarray(offset, dtype=np.float64))
-    first = np.floor(place).astype(np.int64) - _REACH + 1
-    distance = (place - first)[:, None] - np.arange(_TAPS)
+    position = SIDE // 2 - FINE * (size // 2 + np.asarray(offset, dtype=np.float64))
+    sample = np.floor(position)
+    step = (position - sample) * _INTERVALS
+    interval = np.minimum(step.astype(np.int64), _INTERVALS - 1)
+    table, share = _weight_table(slope=slope), (step - interval)[:, None]
+    weight = table[interval] * (1 - share) + table[interval + 1] * share
+    return sample.astype(np.int64) - _REACH + 1, weight.astype(np.float32)
+
+
+@cache
+def _weight_table(*, slope: bool) -> npt.NDArray[np.float64]:
+    """Return weights (_INTERVALS + 1, _TAPS) of a position between two samples, or their change per pixel."""
+    fraction = np.arange(_INTERVALS + 1) / _INTERVALS
+    distance = (fraction + _REACH - 1)[:, None] - np.arange(_TAPS)
     if not slope:
-        return first, _weights(distance).astype(np.float32)
+        return _weights(distance)
     ahead, behind = (_weights(distance + shift) for shift in (-FINE * _STEP, FINE * _STEP))
-    return first, ((ahead - behind) / (2 * _STEP)).astype(np.float32)
+    return np.asarray((ahead - behind) / (2 * _STEP))
 
 
 def _weights(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the Kaiser-windowed sinc at distances in samples."""
     window = np.i0(_KAISER * np.sqrt(np.clip(1 - (distance / _REACH) ** 2, 0, 1))) / np.i0(_KAISER)
     return np.asarray(np.sinc(distance) * window)
 
 
 class Renderer:
-    """Images as stars see them, whatever part of a pixel the star lies at.
-
-    All pixels of a row look at samples with the same few weights: what they look at is laid out once for each sample
-    that a star's first pixel may begin at, a handful, and a batch of stars is then two products of matrices.
+    """Images as stars see them, wherever in its pixel a star lies.
 
     Parameters
     ----------
@@ -78,31 +94,142 @@ class Renderer:
         Pixels of a stamp's edge.
     """
 
-    def __init__(self, images: npt.NDArray[np.float32], size: int) -> None:
+    def __init__(self, images: Images, size: int) -> None:
         self.size, self.k = size, len(images)
-        reach = FINE * (size // 2 + _FURTHEST) + _TAPS
-        self._low, self._high = max(0, SIDE // 2 - reach), min(SIDE, SIDE // 2 + reach)
-        rows = images[:, self._low : self._high]
-        self._samples = np.pad(rows, ((0, 0), (0, 0), (FINE * _FURTHEST + _TAPS,) * 2))
-        self._laid_out: dict[int, npt.NDArray[np.float32]] = {}
+        self._images = laid_out(images, size)
 
-    def __call__(self, y: npt.NDArray[np.float64], x: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-        """Return images (n, k, size, size) for stars so far from the middle of their stamp's pixel ``size // 2``."""
-        y, x = (np.clip(place, -_FURTHEST, _FURTHEST) for place in (y, x))
-        first, weight = _taps(x, self.size)
-        along_y = interpolation(y, self.size)[..., self._low : self._high]
-        out = np.empty((len(first), self.size, self.k, self.size), np.float32)
-        for start in np.unique(first).tolist():
-            some = np.flatnonzero(first == start)
-            wide = (weight[some] @ self._table(start)).reshape(len(some), self._high - self._low, -1)
-            out[some] = (along_y[some] @ wide).reshape(len(some), self.size, self.k, self.size)
-        return out.transpose(0, 2, 1, 3)
+    def __call__(self, y: npt.NDArray[np.float64], x: npt.NDArray[np.float64]) -> Images:
+        """Return images (n, k, size, size) for stars at offsets from the middle of pixel ``size // 2`` [pixel]."""
+        first_y, weight_y = _clipped_taps(y, self.size)
+        first_x, weight_x = _clipped_taps(x, self.size)
+        out = np.empty((len(y), self.k, self.size, self.size), np.float32)
+        _render_all(self._images, first_y, weight_y, first_x, weight_x, out)
+        return out
 
-    def _table(self, start: int) -> npt.NDArray[np.float32]:
-        """Return the samples (tap, row x image x pixel) that stars look at whose first pixel begins at one of them."""
-        if start not in self._laid_out:
-            begin = start + FINE * _FURTHEST + _TAPS
-            windows = np.lib.stride_tricks.sliding_window_view(self._samples, _TAPS, axis=2)
-            windows = windows[:, :, begin : begin + FINE * self.size : FINE]
-            self._laid_out[start] = np.ascontiguousarray(windows.transpose(3, 1, 0, 2)).reshape(_TAPS, -1)
-        return self._laid_out[start]
+
+def laid_out(images: Images, size: int) -> Images:
+    """Return what stamps of a size need of images, in the order in which `render_each` reads it.
+
+    Parameters
+    ----------
+    images : float32 array (n, SIDE, SIDE)
+    size : int
+        Pixels of a stamp's edge.
+
+    Returns
+    -------
+    float32 array (n, rows, FINE, columns)
+        Cropped to what stamps reach, or padded with zeros. Linear combinations may be formed in this layout.
+    """
+    edge = _margin(size)
+    if edge < 0:
+        images = np.pad(images, ((0, 0), (-edge, -edge), (-edge, -edge)))
+    elif edge:
+        images = images[:, edge:-edge, edge:-edge]
+    n, side = len(images), SIDE - 2 * edge
+    return np.ascontiguousarray(images.reshape(n, side, side // FINE, FINE).transpose(0, 1, 3, 2), dtype=np.float32)
+
+
+def render_each(images: Images, y: npt.NDArray[np.float64], x: npt.NDArray[np.float64], size: int) -> Images:
+    """Return the image of each star as it sees it, and how its pixels change as the star moves.
+
+    Parameters
+    ----------
+    images : float32 array (n, rows, FINE, columns)
+        One for each star, as `laid_out` returns them.
+    y, x : float64 arrays (n,)
+        Offsets from the middle of the stamp's pixel ``size // 2`` [pixel].
+    size : int
+        Pixels of a stamp's edge.
+
+    Returns
+    -------
+    float32 array (3, n, size, size)
+        The image, and its derivatives with x and y [1/pixel].
+    """
+    first_y, weight_y = _clipped_taps(y, size)
+    first_x, weight_x = _clipped_taps(x, size)
+    _, slope_y = _clipped_taps(y, size, slope=True)
+    _, slope_x = _clipped_taps(x, size, slope=True)
+    out = np.empty((3, len(images), size, size), np.float32)
+    _render_slopes(images, first_y, weight_y, slope_y, first_x, weight_x, slope_x, out)
+    return out
+
+
+def _margin(size: int) -> int:
+    """Return the samples along each edge of an image that stamps of a size never reach; negative if they lack some."""
+    reach = FINE * (size // 2 + _FURTHEST) + _TAPS // 2
+    return (SIDE // 2 - reach) // FINE * FINE
+
+
+def _clipped_taps(
+    offset: npt.NDArray[np.float64], size: int, *, slope: bool = False
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return taps in images as `laid_out` has them, of stars no further from the middle than these reach."""
+    first, weight = _taps(np.clip(offset, -_FURTHEST, _FURTHEST), size, slope=slope)
+    return first - _margin(size), weight
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+def _along_x(image: Images, top: int, left: int, weight: npt.NDArray[np.float32], out: Images) -> None:
+    """Interpolate the rows that a stamp looks at along x: `out` has a row for each of them."""
+    for row in range(out.shape[0]):
+        line = out[row]
+        line[:] = 0
+        for tap in range(_TAPS):
+            sample = left + tap
+            samples = image[top + row, sample % FINE, sample // FINE :]
+            for column in range(line.shape[0]):
+                line[column] += weight[tap] * samples[column]
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+def _along_y(rows: Images, weight: npt.NDArray[np.float32], out: Images) -> None:
+    """Interpolate rows along y to the rows of a stamp."""
+    for row in range(out.shape[0]):
+        line = out[row]
+        line[:] = 0
+        for tap in range(_TAPS):
+            samples = rows[FINE * row + tap]
+            for column in range(line.shape[0]):
+                line[column] += weight[tap] * samples[column]
+
+
+@numba.njit(nogil=True, cache=True)
+def _render_all(
+    images: Images,
+    first_y: npt.NDArray[np.int64],
+    weight_y: npt.NDArray[np.float32],
+    first_x: npt.NDArray[np.int64],
+    weight_x: npt.NDArray[np.float32],
+    out: npt.NDArray[np.float32],
+) -> None:
+    """Render all images for each star: `out` is (n, k, size, size)."""
+    size = out.shape[2]
+    rows = np.empty((FINE * (size - 1) + _TAPS, size), np.float32)
+    for star in range(out.shape[0]):
+        for image in range(out.shape[1]):
+            _along_x(images[image], first_y[star], first_x[star], weight_x[star], rows)
+            _along_y(rows, weight_y[star], out[star, image])
+
+
+@numba.njit(nogil=True, cache=True)
+def _render_slopes(
+    images: Images,
+    first_y: npt.NDArray[np.int64],
+    weight_y: npt.NDArray[np.float32],
+    slope_y: npt.NDArray[np.float32],
+    first_x: npt.NDArray[np.int64],
+    weight_x: npt.NDArray[np.float32],
+    slope_x: npt.NDArray[np.float32],
+    out: npt.NDArray[np.float32],
+) -> None:
+    """Render an image for each star with its two derivatives: `out` is (3, n, size, size)."""
+    size = out.shape[2]
+    rows = np.empty((FINE * (size - 1) + _TAPS, size), np.float32)
+    for star in range(out.shape[1]):
+        _along_x(images[star], first_y[star], first_x[star], weight_x[star], rows)
+        _along_y(rows, weight_y[star], out[0, star])
+        _along_y(rows, slope_y[star], out[2, star])
+        _along_x(images[star], first_y[star], first_x[star], slope_x[star], rows)
+        _along_y(rows, weight_y[star], out[1, star])

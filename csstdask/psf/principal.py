@@ -53,39 +53,64 @@ class Prior:
     covariance: Float
     """(p k, p k)"""
 
-    def posterior(self, normal: Float, right: Float) -> tuple[Float, Float]:
-        """Return amounts (p k,) and their covariance (p k, p k), given what stars alone say.
+    def given(self, normal: Float, right: Float) -> Posterior:
+        """Return what follows from this prior and the stars.
 
         Parameters
         ----------
         normal : float64 array (p k, p k)
-            The curvature of what stars say.
+            Curvature of the likelihood of the stars.
         right : float64 array (p k,)
-            `normal` times the amounts that they want.
+            `normal` times the amounts that the stars alone prefer.
         """
-        _, half = self._halved(normal, self._root.T)
-        covariance: Float = half.T @ half
-        mean: Float = self.mean + covariance @ (right - normal @ self.mean)
-        return mean, covariance
-
-    def evidence(self, normal: Float, right: Float) -> float:
-        """Return how likely what stars say is by this prior: its natural log, but for a constant of the stars'."""
-        triangle, half = self._halved(normal, self._root.T @ (right - normal @ self.mean))
-        told = float(self.mean @ right - self.mean @ normal @ self.mean / 2)
-        return told + float(half @ half) / 2 - float(np.log(np.diag(triangle)).sum())
+        return Posterior(self, normal, right)
 
     @cached_property
-    def _root(self) -> Float:
+    def root(self) -> Float:
+        """(p k, p k) Cholesky factor of the covariance."""
         return np.asarray(np.linalg.cholesky(self.covariance), dtype=np.float64)
-
-    def _halved(self, normal: Float, right: Float) -> tuple[Float, Float]:
-        """Return the Cholesky factor L of ``1 + root' normal root``, and ``L^-1 right``."""
-        inner = np.eye(len(normal)) + self._root.T @ normal @ self._root
-        triangle = np.asarray(np.linalg.cholesky(inner), dtype=np.float64)
-        return triangle, np.asarray(solve_triangular(triangle, right, lower=True), dtype=np.float64)
 
 
 @dataclass(frozen=True)
+class Posterior:
+    """A prior and the likelihood of stars, with one factorisation for all that follows from them."""
+
+    prior: Prior
+    normal: Float
+    right: Float
+
+    @cached_property
+    def mean(self) -> Float:
+        """(p k,) The likeliest amounts."""
+        step = solve_triangular(self._triangle, self._half, lower=True, trans="T")
+        return np.asarray(self.prior.mean + self.prior.root @ step, dtype=np.float64)
+
+    @cached_property
+    def covariance(self) -> Float:
+        """(p k, p k) Of the amounts."""
+        half = solve_triangular(self._triangle, self.prior.root.T, lower=True)
+        return np.asarray(half.T @ half, dtype=np.float64)
+
+    @cached_property
+    def evidence(self) -> float:
+        """The natural logarithm of the probability of the stars by this prior, but for a constant of the stars."""
+        mean = self.prior.mean
+        at_mean = float(mean @ self.right - mean @ self.normal @ mean / 2)
+        return at_mean + float(self._half @ self._half) / 2 - float(np.log(np.diag(self._triangle)).sum())
+
+    @cached_property
+    def _triangle(self) -> Float:
+        """(p k, p k) Cholesky factor of ``1 + root' normal root``."""
+        root = self.prior.root
+        return np.asarray(np.linalg.cholesky(np.eye(len(root)) + root.T @ self.normal @ root), dtype=np.float64)
+
+    @cached_property
+    def _half(self) -> Float:
+        slope = self.prior.root.T @ (self.right - self.normal @ self.prior.mean)
+        return np.asarray(solve_triangular(self._triangle, slope, lower=True), dtype=np.float64)
+
+
+@dataclass(frozen=True, eq=False)
 class PrincipalPsfs:
     """The PSFs of a band, and what is expected of them over a detector.
 
@@ -118,8 +143,9 @@ class PrincipalPsfs:
         """Return what is expected of stars whose colour is known: fields have q terms more."""
         return replace(self, field=np.concatenate([self.field, self.colour_field]), own=self.own_beside_colour)
 
+    @cached_property
     def prior(self) -> Prior:
-        """Return what is expected of a field by telescopes in the mean."""
+        """What is expected of a field by telescopes in the mean: the same for all frames of a band."""
         covariance = block_diag(*self.field)
         return Prior(np.zeros(len(covariance)), covariance)
 

@@ -28,6 +28,7 @@ _OWN_UNITS = {
         "angle": "deg",
     },
     "psf_stars": {"size": "pixel", "model_size": "pixel"},
+    "detections": {"flux": "electron", "flux_err": "electron", "peak": "electron"},
 }  # fmt: skip
 
 
@@ -39,6 +40,11 @@ def units_of(table: str) -> dict[str, str]:
 def table_path(root: Path, table: str, exposure: str, detector: int) -> Path:
     """Return the file of a unit's table."""
     return root / "tables" / table / exposure / f"{detector}.parquet"
+
+
+def unit_file_path(root: Path, name: str, exposure: str, detector: int) -> Path:
+    """Return the file of a unit that is neither an array nor a table."""
+    return root / "files" / name / exposure / f"{detector}.safetensors"
 
 
 def _as_table(columns: Mapping[str, npt.NDArray[Any]], units: Mapping[str, str] = COLUMN_UNITS) -> pa.Table:

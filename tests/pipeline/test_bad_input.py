@@ -171,10 +171,10 @@ def test_a_target_that_is_a_file(tmp_path):
 
 @pytest.fixture
 def mounted(tmp_path):
-    """A small file system of its own, 3 MiB, that can be made read-only."""
+    """A small file system of its own, 5 MiB, that can be made read-only."""
     place = tmp_path / "small"
     place.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True, check=False)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", place], capture_output=True, check=False)
     if mount.returncode:
         pytest.skip("cannot mount a tmpfs here (needs root)")
     yield place
@@ -193,7 +193,7 @@ def test_a_read_only_target(tmp_path, mounted):
 def test_a_full_disk_in_a_run(small_campaign, mounted, tmp_path):
     """Every unit that did not fit is named, what fitted is kept, and with room the run goes on."""
     filler = mounted / "filler"
-    filler.write_bytes(b"x" * (3 * 2**20 - 200_000))
+    filler.write_bytes(b"x" * (5 * 2**20 - 200_000))
     done = csstdask_command("run", small_campaign, "--to", mounted / "run.zarr", "--workers", "1")
     assert done.returncode == 1, done.stderr
     assert "No space left" in done.stderr

@@ -21,7 +21,7 @@ from csstdask.pipeline.run import run
 
 COMMAND = [sys.executable, "-m", "csstdask"]
 #: The store is asked about here, and what takes long in small frames, their PSF, does without it.
-STEPS, SETTINGS = "sources", '[repair]\npsf = "none"\n'
+STEPS, SETTINGS = "sources", '[psf]\nmodel = "none"\n'
 
 
 def command_of(campaign, path, scheduler, workers):

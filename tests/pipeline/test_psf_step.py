@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 import csstdask
+from csstdask.engine.units import parse_selection
 from csstdask.errors import InputError
 from csstdask.mock import Recipe
 from csstdask.mock.recipe import Sky
@@ -59,8 +63,8 @@ def test_stars_and_what_the_psf_says_of_them(night):
     assert table.schema.field("size").metadata == {b"unit": b"pixel"}
     assert stars["reserve"].any()
     assert not stars["reserve"].all()
-    sources = pq.read_table(night / "r.zarr/tables/sources/10100000001/7.parquet").to_pandas().set_index("id")
-    assert np.array_equal(sources.loc[stars["id"], "x"], stars["x"])
+    detections = pq.read_table(night / "r.zarr/tables/detections/10100000001/7.parquet").to_pandas().set_index("id")
+    assert np.array_equal(detections.loc[stars["id"], "x"], stars["x"])
     assert np.median(np.abs(stars["size"] / stars["model_size"] - 1)) < 0.1
 
 
@@ -76,6 +80,34 @@ def test_a_psf_between_nodes(night):
     assert float(edge.sum()) == pytest.approx(1, abs=1e-3)
     with pytest.raises(InputError, match="no psf"):
         csstdask.open_campaign(night / "c.zarr").csst.psf_at(1, 1, detector=7)
+
+
+def test_nothing_is_computed_twice_for_a_unit(night, tmp_path, monkeypatch):
+    """One background, one fit of the PSF, one list of detections, one measurement of sources."""
+    from csstdask.arrays.background import measure
+    from csstdask.arrays.sources import find_sources
+    from csstdask.pipeline.steps import STEPS
+    from csstdask.psf.reconstruct import fit_detector
+
+    calls: Counter[str] = Counter()
+
+    def counted(function):
+        def count(*arguments, **settings):
+            calls[function.__name__] += 1
+            return function(*arguments, **settings)
+
+        return count
+
+    ours = [module for name, module in sys.modules.items() if name.startswith("csstdask")]
+    for function in (measure, find_sources, fit_detector):
+        for module in ours:
+            if getattr(module, function.__name__, None) is function:
+                monkeypatch.setattr(module, function.__name__, counted(function))
+    assert list(STEPS) == ["background", "detect", "psf", "repair", "sources"]
+    config = RunConfig.model_validate({"detect": {"model": "lacosmic"}})
+    selection = parse_selection("detector=7")
+    assert run(night / "c.zarr", tmp_path / "r.zarr", config=config, selection=selection, workers=1).done == 1
+    assert calls == {"measure": 1, "find_sources": 2, "fit_detector": 1}
 
 
 def test_the_report_shows_them(night, tmp_path):
@@ -98,8 +130,8 @@ def test_of_a_band_that_the_asked_model_does_not_know_there_is_nothing(night):
     output = PSF.body(frame, RunConfig.model_validate({"psf": {"model": "principal"}}))
     assert np.isnan(output.arrays["psf"]).all()
     assert output.metrics["n_psf_stars"] == 0
-    assert output.table is not None
-    assert len(output.table["id"]) == 0
+    assert len(output.tables["psf_stars"]["id"]) == 0
+    assert output.files == {}
 
 
 def test_stars_alone_tell_it_where_the_default_model_knows_nothing(night, tmp_path):

@@ -236,4 +236,4 @@ def test_without_stars_the_prior_remains(psfs):
     fit = Night(3, 100).fit(psfs, slice(0, 0))
     assert len(fit.flux) == 0
     assert np.allclose(fit.field, 0)
-    assert np.allclose(fit.covariance, psfs.prior().covariance)
+    assert np.allclose(fit.covariance, psfs.prior.covariance)

@@ -12,7 +12,7 @@ from csstdask.cosmicray import inpaint
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe, render_unit
 from csstdask.mock.recipe import Optics, Sky
-from csstdask.psf.frame import fit_frame, judge, knows_band, model_for
+from csstdask.psf.frame import compare_stars, fit_frame, knows_band, model_for
 
 DETECTOR = 7
 
@@ -45,7 +45,7 @@ def test_a_field_is_fitted_and_stands_beside_stars_in_reserve(measured, psf_mode
     psf = fit_frame(*measured, DETECTOR, model=str(psf_model))
     assert psf is not None
     assert psf.fit.used.sum() > 20
-    found = judge(psf, *measured)
+    found = compare_stars(psf.field, psf.fitted, psf.selection, *measured)
     reserve = found["reserve"]
     assert 3 < reserve.sum() < len(reserve) / 2
     assert not set(found["star"][reserve]) & set(psf.fitted)

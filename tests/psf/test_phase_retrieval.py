@@ -32,7 +32,7 @@ def psfs(psf_model):
 def retrieval(psfs):
     count = len(psfs.field) * len(psfs)
     optics = FourierOptics.of(load_instrument("csst"), "i")
-    return _Orders(PhaseRetrieval(optics, psfs, psfs.prior()), ORDERS[-1], np.eye(count), np.zeros(count))
+    return _Orders(PhaseRetrieval(optics, psfs), ORDERS[-1], np.eye(count), np.zeros(count))
 
 
 def test_evidence_and_posterior_are_those_of_gaussians(rng):
@@ -43,9 +43,10 @@ def test_evidence_and_posterior_are_those_of_gaussians(rng):
     normal = np.linalg.inv(noise)
     priors = [Prior(mean, covariance), Prior(other, 2 * covariance)]
     wanted = [multivariate_normal(one.mean, one.covariance + noise).logpdf(seen) for one in priors]
-    found = [one.evidence(normal, normal @ seen) for one in priors]
+    found = [one.given(normal, normal @ seen).evidence for one in priors]
     assert np.isclose(found[1] - found[0], wanted[1] - wanted[0])
-    amounts, spread = priors[0].posterior(normal, normal @ seen)
+    posterior = priors[0].given(normal, normal @ seen)
+    amounts, spread = posterior.mean, posterior.covariance
     assert np.allclose(np.linalg.inv(spread), np.linalg.inv(covariance) + normal)
     gain = covariance @ np.linalg.inv(covariance + noise)
     assert np.allclose(amounts, mean + gain @ (seen - mean))
@@ -145,7 +146,7 @@ def test_stars_show_the_wavefront(psf_stars, psf_recipe):
 @pytest.mark.parametrize("stars", [5, 100])
 def test_more_orders_are_looked_for_where_many_stars_want_them(psfs, stars):
     """A mean PSF of 30 nm of a tetrafoil and the secondary trefoils, which the lower orders do not explain."""
-    retrieval = PhaseRetrieval(FourierOptics.of(load_instrument("csst"), "i"), psfs, psfs.prior())
+    retrieval = PhaseRetrieval(FourierOptics.of(load_instrument("csst"), "i"), psfs)
     count, k = len(psfs.field) * len(psfs), len(psfs)
     unknowns = np.zeros(19 + 5)
     unknowns[0], unknowns[[10, 14, 15]], unknowns[-5:] = 20, 30, [0.25, 0.25, 0, 0, 0]
@@ -160,13 +161,13 @@ def test_more_orders_are_looked_for_where_many_stars_want_them(psfs, stars):
 
 def test_what_no_aperture_explains_is_left_as_it_was(psfs, rng):
     """Amounts at random, each polynomial's on its own, as no telescope has them."""
-    prior = psfs.prior()
+    prior = psfs.prior
     count = len(prior.mean)
     amounts = rng.multivariate_normal(prior.mean, 4 * prior.covariance)
     normal = 1e4 * np.eye(count)
     optics = FourierOptics.of(load_instrument("csst"), "i")
     said = normal, normal @ amounts
-    retrieval = PhaseRetrieval(optics, psfs, prior)
+    retrieval = PhaseRetrieval(optics, psfs)
     found, wavefront = retrieval.prior(*said, 100, retrieval.search(*said))
-    assert found is prior
+    assert found.prior is prior
     assert wavefront is None

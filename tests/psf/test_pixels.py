@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from csstdask.psf.pixels import Renderer, interpolation
+from csstdask.psf.pixels import _REACH, _TAPS, Renderer, _taps, _weights, interpolation, laid_out, render_each
 from csstdask.psf.principal import FIELD, FINE, SIDE, polynomials, powers_of, resampled
 
 
@@ -30,6 +30,25 @@ def test_a_batch_of_images_is_each_of_them_interpolated(rng):
     found = Renderer(images, 24)(y, x)
     wanted = interpolation(y, 24)[:, None] @ images @ interpolation(x, 24).transpose(0, 2, 1)[:, None]
     assert np.abs(found - wanted).max() < 1e-4
+
+
+def test_the_table_of_weights_is_the_kernel(rng):
+    offset = rng.uniform(-0.5, 0.5, 200)
+    first, weight = _taps(offset, 24)
+    position = SIDE // 2 - FINE * (12 + offset)
+    assert np.array_equal(first, np.floor(position).astype(int) - _REACH + 1)
+    assert np.abs(weight - _weights((position - first)[:, None] - np.arange(_TAPS))).max() < 5e-7
+
+
+def test_each_star_has_its_image_and_its_slopes(rng):
+    images = rng.normal(size=(40, SIDE, SIDE)).astype(np.float32)
+    x, y = rng.uniform(-2.5, 2.5, (2, 40))
+    image, slope_x, slope_y = render_each(laid_out(images, 24), y, x, 24)
+    along_y, along_x = interpolation(y, 24), interpolation(x, 24).transpose(0, 2, 1)
+    by_y, by_x = interpolation(y, 24, slope=True), interpolation(x, 24, slope=True).transpose(0, 2, 1)
+    assert np.abs(image - along_y @ images @ along_x).max() < 1e-4
+    assert np.abs(slope_x - along_y @ images @ by_x).max() < 1e-3
+    assert np.abs(slope_y - by_y @ images @ along_x).max() < 1e-3
 
 
 def test_slopes_are_those_of_a_star_that_moves(rng):

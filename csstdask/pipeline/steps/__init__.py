@@ -12,11 +12,11 @@ from csstdask.pipeline.steps.psf import PSF
 from csstdask.pipeline.steps.repair import REPAIR
 from csstdask.pipeline.steps.sources import SOURCES
 
-STEPS: dict[str, Step] = {step.name: step for step in (BACKGROUND, DETECT, REPAIR, SOURCES, PSF)}
+STEPS: dict[str, Step] = {step.name: step for step in (BACKGROUND, DETECT, PSF, REPAIR, SOURCES)}
 
 
 def resolve(names: Iterable[str] | None) -> tuple[Step, ...]:
-    """Return the steps to run, in order: those asked for and those they read from.
+    """Return the steps to run, in order: the requested ones and those they read from.
 
     Raises
     ------

@@ -30,6 +30,7 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
         device=config.engine.device,
         rate=settings.rate,
         precision=settings.precision,
+        mesh=frame.mesh,
     )
     usable = int(found.mask.size - frame.ignore.sum())
     count = int(found.mask.sum())
@@ -77,7 +78,7 @@ DETECT = Step(
     name="detect",
     requires=("background",),
     kinds=frozenset({"imaging", "slitless", "dark"}),
-    numerics_version=9,
+    numerics_version=10,
     body=detect_cosmic_rays,
     settings=decisive_settings,
     model=lambda config: find_card("cosmicray", config.detect.model).identity,

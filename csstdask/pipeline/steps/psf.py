@@ -1,54 +1,71 @@
-"""Step 5: the point spread function of a frame, from its stars: anywhere on it, and how it stands beside them."""
+"""Step 3: sources of the masked frame, and the point spread function from its stars, at any place of the frame."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from csstdask.arrays.moments import adaptive_moments
 from csstdask.nn.models import find_card
-from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.config import NO_PSF, RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Cost, Output, Product, Step, Table
 from csstdask.psf import fit_frame
 from csstdask.psf.field import HALF_PIXELS, NODES, nodes
-from csstdask.psf.frame import FramePsf, judge, model_for
+from csstdask.psf.field_file import read_field, write_field
+from csstdask.psf.frame import FramePsf, compare_stars, model_for
 from csstdask.psf.reconstruct import EMPIRICAL
 
+#: The file that holds the fitted field of a unit.
+PSF_FIELD = "psf_field"
 _COLUMNS = ("flux", "chi2", "size", "e1", "e2", "model_size", "model_e1", "model_e2")
+#: Of the detections, what the choice of stars and the repair read; x and y in pixels, fluxes in electrons.
+_DETECTION_COLUMNS = ("x", "y", "flux", "flux_err", "peak", "half_light_radius", "ellipticity", "flag")
 
 
 def fit_psf(frame: Frame, config: RunConfig) -> Output:
-    """Fit the PSF of a frame to its stars; nothing where there are none, or the asked model does not know the band."""
-    seen = frame.repaired()
-    model = model_for(frame.instrument.name, frame.facts.detector, frame.facts.band, config.psf.model)
-    if seen is None or model is None:
-        return _nothing(frame)
-    sources = frame.table("sources")
-    unknown = seen.mask | frame.product("cr_mask")  # what was repaired is no observation
-    psf = fit_frame(
-        seen.height,
-        seen.error,
-        unknown,
-        sources,
-        frame.facts.detector,
-        model=model,
-        least_snr=config.psf.least_snr,
-    )
+    """Find the sources of the masked frame and fit its PSF to the stars among them.
+
+    There is no PSF where the frame has no stars, or the requested model does not know the band.
+    """
+    model = psf_model(frame, config)
+    masked = frame.masked if config.psf.model != NO_PSF else None
+    if masked is None:
+        return _without_psf(frame, None)
+    detections = _in_order(masked.measure_sources())
+    if model is None:
+        return _without_psf(frame, detections)
+    seen = masked.height, masked.error, masked.unobserved
+    psf = fit_frame(*seen, detections, frame.facts.detector, model=model, least_snr=config.psf.least_snr)
     if psf is None:
-        return _nothing(frame)
-    image, sigma = psf.field(*nodes_of(frame.data.shape))
+        return _without_psf(frame, detections)
+    card = find_card("psf", model)
+    stored = write_field(psf.field, card)
+    field = read_field(stored, card)  # what an interrupted run would read: rounded as the file is
+    image, sigma = field(*nodes_of(frame.data.shape))
     shape = (NODES, NODES, HALF_PIXELS, HALF_PIXELS)
-    stars = judge(psf, seen.height, seen.error, unknown, sources)
+    stars = compare_stars(field, psf.fitted, psf.selection, *seen, detections)
     return Output(
         arrays={"psf": image.reshape(shape), "psf_sigma": sigma.reshape(shape)},
-        table=_table(frame, sources, stars),
+        tables={"detections": _detections(frame, detections), "psf_stars": _stars(frame, detections, stars)},
+        files={PSF_FIELD: stored},
         metrics=_metrics(psf, image, stars),
     )
 
 
+def psf_model(frame: Frame, config: RunConfig) -> str | None:
+    """Return the model that the PSF of a frame is fitted with; None if there is none."""
+    if config.psf.model == NO_PSF:
+        return None
+    return model_for(frame.instrument.name, frame.facts.detector, frame.facts.band, config.psf.model)
+
+
 def model_identity(config: RunConfig) -> str:
-    """Return the identity of the model that is asked for, and of the one that stands in for the default one."""
+    """Return the identity of the requested model, and of the one that replaces the default one for other cameras."""
+    if config.psf.model == NO_PSF:
+        return NO_PSF
     models = [config.psf.model, *([EMPIRICAL] if config.psf.model == "default" else [])]
     return " ".join(find_card("psf", model).identity for model in models)
 
@@ -80,14 +97,27 @@ def _metrics(psf: FramePsf, images: npt.NDArray[np.float32], stars: Table) -> di
     return found
 
 
-def _table(frame: Frame, sources: Table, stars: Table) -> Table:
+def _in_order(found: Table) -> Table:
+    """Return the columns of detections that are kept, sorted down the frame, then along it."""
+    order = np.lexsort((found["x"], found["y"]))
+    return {"id": np.arange(len(order), dtype=np.int32)} | {name: found[name][order] for name in _DETECTION_COLUMNS}
+
+
+def _detections(frame: Frame, found: Table | None) -> Table:
+    """Return the table of detections."""
+    if found is None:
+        none: dict[str, npt.NDArray[Any]] = {name: np.empty(0) for name in _DETECTION_COLUMNS}
+        found = {"id": np.empty(0, np.int32), **none, "flag": np.empty(0, np.int32)}
+    return _of_unit(frame, len(found["id"])) | found
+
+
+def _stars(frame: Frame, detections: Table, stars: Table) -> Table:
+    """Return the table of PSF stars; fluxes in electron s-1, `id` is that of the detection."""
     which = stars["star"]
-    n = len(which)
     exptime = frame.facts.exptime if frame.facts.exptime > 0 else np.nan
     table: Table = {
-        "exposure": np.full(n, frame.facts.exposure, dtype=object),
-        "detector": np.full(n, frame.facts.detector, dtype=np.int32),
-        **{name: np.asarray(sources[name])[which] for name in ("id", "x", "y")},
+        **_of_unit(frame, len(which)),
+        **{name: np.asarray(detections[name])[which] for name in ("id", "x", "y")},
         "reserve": stars["reserve"],
         **{name: np.asarray(stars[name], dtype=np.float64) for name in _COLUMNS},
     }
@@ -95,24 +125,31 @@ def _table(frame: Frame, sources: Table, stars: Table) -> Table:
     return table
 
 
-def _nothing(frame: Frame) -> Output:
+def _of_unit(frame: Frame, n: int) -> Table:
+    return {
+        "exposure": np.full(n, frame.facts.exposure, dtype=object),
+        "detector": np.full(n, frame.facts.detector, dtype=np.int32),
+    }
+
+
+def _without_psf(frame: Frame, detections: Table | None) -> Output:
+    """Return what a frame without a PSF has: its detections, if its sky is known."""
     shape = (NODES, NODES, HALF_PIXELS, HALF_PIXELS)
-    none = {name: np.empty(0) for name in ("id", "x", "y", *_COLUMNS)}
-    stars: Table = {"star": np.empty(0, np.int64), "reserve": np.empty(0, bool), **none}
-    stars["id"] = np.empty(0, np.int32)
+    none = {name: np.empty(0) for name in ("x", "y", *_COLUMNS)}
+    nobody: Table = {"star": np.empty(0, np.int64), "reserve": np.empty(0, bool), "id": np.empty(0, np.int32), **none}
     empty = np.full(shape, np.nan, np.float32)
     return Output(
         arrays={"psf": empty, "psf_sigma": empty},
-        table=_table(frame, stars, stars),
+        tables={"detections": _detections(frame, detections), "psf_stars": _stars(frame, nobody, nobody)},
         metrics={"n_psf_stars": 0, "n_psf_reserve": 0},
     )
 
 
 PSF = Step(
     name="psf",
-    requires=("background", "detect", "repair", "sources"),
+    requires=("background", "detect"),
     kinds=frozenset({"imaging"}),
-    numerics_version=6,
+    numerics_version=7,
     body=fit_psf,
     settings=lambda config: {"least_snr": config.psf.least_snr},
     model=model_identity,
@@ -120,7 +157,8 @@ PSF = Step(
         Product("psf", "float32", float("nan"), grid="psf", long_name="effective PSF in half pixels, sums to 1"),
         Product("psf_sigma", "float32", float("nan"), grid="psf", long_name="1 sigma of it, for a star of any colour"),
     ),
-    table="psf_stars",
+    tables=("detections", "psf_stars"),
+    files=(PSF_FIELD,),
     metrics=(
         "n_psf_stars", "n_psf_reserve", "psf_size", "psf_e1", "psf_e2", "psf_chi2", "psf_size_residual",
         "psf_wavefront_rms",

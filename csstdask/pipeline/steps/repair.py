@@ -1,4 +1,4 @@
-"""Step 3: what the hit pixels would have held, and what that leaves of each cosmic ray."""
+"""Step 4: what the hit pixels would have held, and what that leaves of each cosmic ray."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import binary_dilation, uniform_filter
 
-from csstdask.cosmicray import inpaint
 from csstdask.cosmicray.catalogue import KINDS, measure_events
+from csstdask.cosmicray.inpaint import repair
 from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS
+from csstdask.cosmicray.star_repair import StarRepair, repair_stars
 from csstdask.nn.models import find_card
-from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.config import NO_PSF, RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Cost, Output, Product, Step, Table
-from csstdask.psf.frame import knows_band
+from csstdask.pipeline.steps.psf import PSF, PSF_FIELD, psf_model
+from csstdask.psf.field_file import read_field
 
 #: A source's pixels: the mean of each and its neighbours stands this above the sky [sigma of one pixel].
 _SOURCE_SIGMA = 3.0
@@ -25,25 +27,27 @@ _COUNTED = dict(zip(KINDS, ("n_points", "n_tracks", "n_worms"), strict=True))
 def repair_pixels(frame: Frame, config: RunConfig) -> Output:
     """Repair hit pixels, and list the cosmic rays; repairs are in the units of ``sci``, NaN elsewhere."""
     hit = frame.product("cr_mask")
-    fixed = inpaint(
+    fixed, variance_electrons = repair(
         frame.data,
         hit,
-        frame.error,
         frame.ignore,
-        model=config.repair.model,
+        frame.fill,
+        card=find_card("inpaint", config.repair.model),
+        stars=_repaired_stars(frame, config),
+        sources=frame.table("detections") if _has_detections(frame, config) else None,
+        mesh=frame.mesh,
         device=config.engine.device,
-        detector=frame.facts.detector if psf_is_known(frame, config) else None,
-        psf=config.repair.psf,
     )
-    height = np.subtract(frame.data, fixed.data, where=hit, out=np.zeros_like(frame.data))  # elsewhere may be inf
-    events = measure_events(hit, height, fixed.variance, source=_source_pixels(frame, fixed.data))
+    frame.forget_masked()
+    height = np.subtract(frame.data, fixed, where=hit, out=np.zeros_like(frame.data))  # elsewhere may be inf
+    events = measure_events(hit, height, variance_electrons, source=_source_pixels(frame, fixed))
     scale = np.float32(frame.scale)
-    repaired = np.where(hit, fixed.data / scale, np.float32(np.nan)).astype(np.float32, copy=False)
-    variance = (fixed.variance / (scale * scale)).astype(np.float32, copy=False)
+    repaired = np.where(hit, fixed / scale, np.float32(np.nan)).astype(np.float32, copy=False)
+    variance = (variance_electrons / (scale * scale)).astype(np.float32, copy=False)
     charge = events["charge"][np.isfinite(events["charge"])]
     return Output(
         arrays={"repair": repaired, "repair_variance": variance},
-        table=_table(frame, events),
+        tables={"cosmic_rays": _table(frame, events)},
         metrics={
             "n_unrepaired_pixels": int(np.isinf(variance[hit]).sum()),
             **{name: int((events["kind"] == kind).sum()) for kind, name in _COUNTED.items()},
@@ -72,17 +76,19 @@ def _table(frame: Frame, events: Table) -> Table:
     }
 
 
-def psf_is_known(frame: Frame, config: RunConfig) -> bool:
-    """Tell whether the stars of a frame are repaired by their PSF."""
-    if config.repair.psf == "none" or frame.facts.kind != "imaging":
-        return False
-    return knows_band(frame.instrument.name, frame.facts.detector, frame.facts.band, config.repair.psf)
+def _repaired_stars(frame: Frame, config: RunConfig) -> StarRepair | None:
+    """Return the stars of a frame, repaired by the PSF of the step psf; None if the frame has no PSF."""
+    model = psf_model(frame, config) if config.repair.psf and _has_detections(frame, config) else None
+    stored = None if model is None else frame.file(PSF_FIELD)
+    if model is None or stored is None or frame.masked is None:
+        return None
+    field = read_field(stored, find_card("psf", model))
+    return repair_stars(frame.masked, frame.table("detections"), field, frame.mesh)
 
 
-def model_identity(config: RunConfig) -> str:
-    """Return the identity of the models of repair."""
-    repair, psf = find_card("inpaint", config.repair.model), config.repair.psf
-    return repair.identity if psf == "none" else f"{repair.identity} {find_card('psf', psf).identity}"
+def _has_detections(frame: Frame, config: RunConfig) -> bool:
+    """Tell whether the step psf has looked for sources in a frame."""
+    return frame.facts.kind in PSF.kinds and config.psf.model != NO_PSF
 
 
 def uses_network(config: RunConfig) -> bool:
@@ -91,9 +97,10 @@ def uses_network(config: RunConfig) -> bool:
 
 
 def decisive_settings(config: RunConfig) -> dict[str, Any]:
-    """Return what decides the repair besides the model: for a network the kind of device where it is not the host."""
+    """Return what decides the repair besides the model; the device counts where a network runs on another one."""
     kind = (config.engine.device or "cpu").partition(":")[0]
-    return {"device": kind} if kind != "cpu" and uses_network(config) else {}
+    device = {"device": kind} if kind != "cpu" and uses_network(config) else {}
+    return {"psf": config.repair.psf, **device}
 
 
 def cost_of_repair(config: RunConfig) -> Cost:
@@ -107,17 +114,17 @@ def cost_of_repair(config: RunConfig) -> Cost:
 
 REPAIR = Step(
     name="repair",
-    requires=("background", "detect"),
+    requires=("background", "detect", "psf"),
     kinds=frozenset({"imaging", "slitless", "dark"}),
-    numerics_version=9,
+    numerics_version=10,
     body=repair_pixels,
     settings=decisive_settings,
-    model=model_identity,
+    model=lambda config: find_card("inpaint", config.repair.model).identity,
     products=(
         Product("repair", "float32", float("nan"), 1, long_name="repaired value, NaN outside cr_mask"),
         Product("repair_variance", "float32", float("nan"), 2, long_name="variance of repair, inf without a donor"),
     ),
-    table="cosmic_rays",
+    tables=("cosmic_rays",),
     metrics=("n_unrepaired_pixels", *_COUNTED.values(), "cr_charge_median"),
     cost=cost_of_repair,
 )

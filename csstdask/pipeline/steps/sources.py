@@ -1,4 +1,4 @@
-"""Step 4: sources and their photometry, on the repaired frame."""
+"""Step 5: sources and their photometry, on the repaired frame."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def find_sources(frame: Frame, config: RunConfig) -> Output:
     """Find and measure sources; fluxes in electron s-1."""
     seen = frame.repaired()
     if seen is None:
-        return Output(table=_table(frame, None), metrics={"n_sources": 0})
+        return Output(tables={"sources": _table(frame, None)}, metrics={"n_sources": 0})
     together = find_card("inpaint", config.repair.model).calibration.get("correlation", 0.0)
     found = measure_sources(
         seen.height,
@@ -34,7 +34,7 @@ def find_sources(frame: Frame, config: RunConfig) -> Output:
         **config.sources.model_dump(),
     )
     table = _table(frame, found, frame.product("cr_mask"))
-    return Output(table=table, metrics={"n_sources": len(table["id"])})
+    return Output(tables={"sources": table}, metrics={"n_sources": len(table["id"])})
 
 
 def _table(frame: Frame, found: Table | None, hit: npt.NDArray[np.bool_] | None = None) -> Table:
@@ -111,11 +111,11 @@ SOURCES = Step(
     name="sources",
     requires=("background", "detect", "repair"),
     kinds=frozenset({"imaging"}),
-    numerics_version=4,
+    numerics_version=5,
     body=find_sources,
     settings=lambda config: config.sources.model_dump(),
     model=lambda _: None,
-    table="sources",
+    tables=("sources",),
     metrics=("n_sources",),
     cost=lambda _: Cost(bytes_per_pixel=60.0, pixels_per_second=2.5e6),
 )

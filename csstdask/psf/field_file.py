@@ -1,0 +1,157 @@
+"""Files of fitted PSF fields: what a later step needs to predict the PSF of any star of a frame.
+
+A file refers to the weights of its model by the model's identity, and holds only what the frame's stars have added: the
+amounts, their covariance, and the changes of the mean PSF. Fields of ``empirical``, which has no weights, hold their
+eigenimages as well. Images and the factor of the covariance are kept in half precision, so whoever writes a field must
+continue with what `read_field` returns: then an interrupted run gives the same bits as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from scipy.linalg.lapack import dpstrf
+
+from csstdask.errors import InputError
+from csstdask.nn.card import ModelCard
+from csstdask.psf.field import PsfField
+from csstdask.psf.optics import Wavefront
+from csstdask.psf.principal import PrincipalPsfs, principal_psfs
+from csstdask.psf.reconstruct import EMPIRICAL, band_of, kind_of_card
+
+Float = npt.NDArray[np.float64]
+Tensors = dict[str, npt.NDArray[Any]]
+
+#: Raised whenever an older file can no longer be read.
+FORMAT = 1
+#: Uncertainty below which a combination of amounts is not stored, as a share of the PSF.
+_LEAST_SIGMA = 3e-5
+
+
+def write_field(field: PsfField, card: ModelCard) -> bytes:
+    """Return a fitted field as safetensors.
+
+    Parameters
+    ----------
+    field : PsfField
+        With `n` unknowns: polynomials times images.
+    card : ModelCard
+        Of the model that it was fitted with.
+
+    Returns
+    -------
+    bytes
+        Some 0.25 MB with ``principal``, 2.5 MB with ``empirical``.
+    """
+    psfs = field.psfs
+    empirical = kind_of_card(card) == EMPIRICAL
+    mean = np.zeros_like(psfs.mean) if empirical else _known(card, field.detector).mean
+    tensors: Tensors = {"amounts": field.amounts}
+    tensors |= _halved("mean_change", psfs.mean - mean) | _halved("beyond_sigma", np.sqrt(psfs.beyond))
+    tensors |= _halved("covariance_factor", _factor(field))
+    about: dict[str, Any] = {
+        "format": FORMAT,
+        "model": card.identity,
+        "detector": field.detector,
+        "shape": list(field.shape),
+        "degree": psfs.degree,
+    }
+    if field.wavefront is not None:
+        about["orders"] = list(field.wavefront.orders)
+        for name in ("coefficients", "sigma", "blur"):
+            tensors[f"wavefront.{name}"] = getattr(field.wavefront, name)
+    if empirical:
+        own: Tensors = {"mean": psfs.mean, "field": psfs.field, "own": psfs.own}
+        tensors |= own | _halved("images", psfs.images)
+    contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
+    return save(contiguous, metadata={"csstdask": json.dumps(about, sort_keys=True)})
+
+
+def read_field(data: bytes, card: ModelCard) -> PsfField:
+    """Return the field that `write_field` has written.
+
+    Parameters
+    ----------
+    data : bytes
+        Content of the file.
+    card : ModelCard
+        Of the model that the field was fitted with.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, of another version, or was fitted with another model.
+    """
+    try:
+        about, tensors = _metadata(data), load(data)
+        if about["format"] != FORMAT or about["model"] != card.identity:
+            found = f"format {about['format']}, model {about['model'][:12]}"
+            raise InputError("PSF field", found, f"format {FORMAT}, model {card.identity[:12]}: run the step psf again")
+        psfs = _psfs(about, tensors, card)
+        factor = _doubled("covariance_factor", tensors).astype(np.float64)
+        wavefront = None
+        if "orders" in about:
+            parts = (tensors[f"wavefront.{name}"] for name in ("coefficients", "sigma", "blur"))
+            wavefront = Wavefront(tuple(about["orders"]), *parts)
+        rows, columns = about["shape"]
+        return PsfField(about["detector"], (rows, columns), psfs, tensors["amounts"], factor @ factor.T, wavefront)
+    except (KeyError, ValueError, TypeError, struct.error, SafetensorError) as error:
+        raise InputError("PSF field", f"a damaged file ({error})", "what the step psf wrote: run it again") from None
+
+
+def _known(card: ModelCard, detector: int) -> PrincipalPsfs:
+    return principal_psfs(card, band_of(card, detector))
+
+
+def _factor(field: PsfField) -> Float:
+    """Return L (n, r) with ``L L' = covariance``, but for combinations that are known better than `_LEAST_SIGMA`.
+
+    Amounts are scaled by the norms of their images first. The factor is a Cholesky factor with pivoting, which ends
+    where no remaining variance exceeds the limit.
+    """
+    psfs = field.psfs
+    size = np.tile(np.linalg.norm(psfs.images.reshape(len(psfs), -1).astype(float), axis=1), len(field.amounts))
+    least = (_LEAST_SIGMA * np.linalg.norm(psfs.mean)) ** 2
+    triangle, pivot, rank, _ = dpstrf(field.covariance * size * size[:, None], lower=1, tol=least)
+    factor = np.zeros((len(size), rank))
+    factor[pivot - 1] = np.tril(triangle)[:, :rank]
+    return np.asarray(factor / size[:, None])
+
+
+def _halved(name: str, values: npt.NDArray[Any]) -> Tensors:
+    """Return an array in half precision, with the scale that brings its largest value to one."""
+    scale = np.float32(max(np.abs(values).max(initial=0), np.finfo(np.float32).tiny))
+    return {name: (values / scale).astype(np.float16), f"{name}.scale": np.array([scale])}
+
+
+def _doubled(name: str, tensors: Tensors) -> npt.NDArray[np.float32]:
+    """Return what `_halved` was given."""
+    return np.asarray(tensors[name].astype(np.float32) * tensors[f"{name}.scale"])
+
+
+def _metadata(data: bytes) -> dict[str, Any]:
+    """Return the metadata of safetensors: a JSON header behind its length in eight bytes."""
+    (length,) = struct.unpack_from("<Q", data)
+    about: dict[str, Any] = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["csstdask"])
+    return about
+
+
+def _psfs(about: dict[str, Any], tensors: Tensors, card: ModelCard) -> PrincipalPsfs:
+    """Return the principal PSFs of a field: those of the model's weights, or its own."""
+    beyond = _doubled("beyond_sigma", tensors) ** 2
+    if kind_of_card(card) == EMPIRICAL:
+        own = tensors["own"]
+        no_colour = np.zeros((0, len(own), len(own)))
+        images = _doubled("images", tensors)
+        return PrincipalPsfs(tensors["mean"], images, tensors["field"], own, no_colour, own, about["degree"], beyond)
+    known = _known(card, about["detector"])
+    mean = known.mean + _doubled("mean_change", tensors)
+    return PrincipalPsfs(
+        mean, known.images, known.field, known.own, known.colour_field, known.own_beside_colour, known.degree, beyond
+    )
