@@ -22,7 +22,8 @@ from store_equality import differences
 
 from csstdask.mock import Recipe
 from csstdask.pipeline.mock_survey import mock
-from csstdask.pipeline.run import run, status
+from csstdask.pipeline.run import run
+from csstdask.pipeline.status import status
 
 KILLS = 10
 

@@ -4,8 +4,7 @@ In each box the pixels are clipped about their median until nothing changes; the
 mode estimate, ``2.5 median - 1.5 mean`` where the two agree and the median where they do not (Bertin &
 Arnouts 1996, A&A Suppl. 117, 393), the noise is the clipped standard deviation, corrected for what clipping
 a Gaussian takes from it. A 3 x 3 median over the mesh removes boxes that a bright source has filled.
-Between box centres both are interpolated linearly; towards the frame's edge the background goes on as it came
-and the noise stays.
+`csstdask.arrays.mesh` interpolates both to pixels.
 
 *When to use it*: for sky that varies on scales of a box or more. On the host a box is put into a histogram as wide
 as its sky, finer than a thousandth of its noise, and clipped there: two passes over the pixels. On a GPU it is
@@ -15,13 +14,13 @@ sorted.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.arrays.mesh import Mesh, mesh_shape
 from csstdask.arrays.namespace import namespace_of
 
 CLIP_SIGMA = 3.0
@@ -34,36 +33,6 @@ _HISTOGRAM, _REACH, _SAMPLE = 8192, 8.0, 512
 _LEAST_BINS = 100
 #: A box with fewer good pixels than this share of its area says nothing.
 _LEAST_SHARE = 0.05
-
-
-@dataclass(frozen=True)
-class Mesh:
-    """Background and noise at box centres.
-
-    Attributes
-    ----------
-    background, noise : array (y_mesh, x_mesh), float32
-        In the frame's units; NaN nowhere unless the frame has no good pixel at all.
-    shape : (int, int)
-        Of the frame.
-    """
-
-    background: Any
-    noise: Any
-    shape: tuple[int, int]
-
-    def background_at(self, rows: slice = slice(None), columns: slice = slice(None)) -> Any:
-        """Return the background of a window of pixels, float32."""
-        return interpolate(self.background, self.shape, rows, columns)
-
-    def noise_at(self, rows: slice = slice(None), columns: slice = slice(None)) -> Any:
-        """Return the 1 sigma noise of a window of pixels, float32."""
-        return interpolate(self.noise, self.shape, rows, columns, beyond="hold")
-
-
-def mesh_shape(shape: tuple[int, int], box: int) -> tuple[int, int]:
-    """Return how many boxes a frame is cut into: of about the wanted size, all alike to a pixel."""
-    return max(1, round(shape[0] / box)), max(1, round(shape[1] / box))
 
 
 def _edges(length: int, boxes: int) -> list[int]:
@@ -221,54 +190,3 @@ def _median_of_nine(xp: Any, padded: Any) -> Any:
     """Return the median of each box and its eight neighbours, of a mesh padded by one."""
     rows, columns = padded.shape[0] - 2, padded.shape[1] - 2
     return _nanmedian(xp, xp.stack([padded[dy : dy + rows, dx : dx + columns] for dy in range(3) for dx in range(3)]))
-
-
-def interpolate(
-    mesh: Any,
-    shape: tuple[int, int],
-    rows: slice = slice(None),
-    columns: slice = slice(None),
-    *,
-    beyond: Literal["continue", "hold"] = "continue",
-) -> Any:
-    """Interpolate a mesh to pixels, linearly.
-
-    Parameters
-    ----------
-    mesh : array (y_mesh, x_mesh)
-        Values at box centres.
-    shape : (int, int)
-        Of the frame.
-    rows, columns : slice
-        Which pixels of the frame, for work in parts.
-    beyond : str
-        Between the outermost box centres and the frame's edge: ``continue`` the slope, which a sky does, or
-        ``hold`` the value, for what must not become negative.
-
-    Returns
-    -------
-    array (rows, columns), float32
-    """
-    xp = namespace_of(mesh)
-    # Along the rows of the mesh first: they are few, and what is gathered then for each pixel's row lies together.
-    lower, upper, weight = _weights(xp, xp.arange(*columns.indices(shape[1])), shape[1], mesh.shape[1], beyond)
-    across = mesh[:, lower] * (1 - weight) + mesh[:, upper] * weight
-    lower, upper, weight = _weights(xp, xp.arange(*rows.indices(shape[0])), shape[0], mesh.shape[0], beyond)
-    result = across[lower]
-    result *= (1 - weight)[:, None]
-    above = across[upper]
-    above *= weight[:, None]
-    result += above
-    return result
-
-
-def _weights(xp: Any, pixel: Any, length: int, boxes: int, beyond: str) -> tuple[Any, Any, Any]:
-    if boxes == 1:
-        zero = xp.zeros(pixel.shape, dtype=np.int64)
-        return zero, zero, zero.astype(np.float32)
-    position = (pixel + 0.5) * (boxes / length) - 0.5
-    lower = xp.clip(xp.floor(position).astype(np.int64), 0, boxes - 2)
-    weight = position - lower
-    if beyond == "hold":
-        weight = xp.clip(weight, 0, 1)
-    return lower, lower + 1, weight.astype(np.float32)

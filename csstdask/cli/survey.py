@@ -12,7 +12,7 @@ from csstdask.cli.options import CampaignOption, Json, Log, Scheduler, Workers, 
 
 if TYPE_CHECKING:
     from csstdask.engine.events import Listener
-    from csstdask.pipeline.run import Summary
+    from csstdask.pipeline.status import Summary
 
 
 @app.command()
@@ -33,7 +33,7 @@ def mock(
 
     wanted = load_recipe(recipe, scale=scale)
     if dry_run:
-        from csstdask.engine.cluster import default_workers
+        from csstdask.engine.schedulers import default_workers
         from csstdask.instrument import load_instrument
         from csstdask.mock.render import check_recipe
 
@@ -111,8 +111,7 @@ def run(
     """Run the pipeline over a campaign; resumes by itself."""
     from csstdask.engine.units import parse_selection
     from csstdask.pipeline.config import load_config
-    from csstdask.pipeline.run import foresee
-    from csstdask.pipeline.run import run as process
+    from csstdask.pipeline.prepare import foresee
 
     names = steps.split(",") if steps is not None else None
     selection, settings = parse_selection(select), load_config(config)
@@ -122,6 +121,8 @@ def run(
         )
         typer.echo(json.dumps(facts) if as_json else _foreseen(facts))
         return
+    from csstdask.pipeline.run import run as process
+
     summary = process(
         campaign,
         to,
@@ -158,7 +159,7 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Say which units are done, failed and pending, and why they failed."""
-    from csstdask.pipeline.run import status as look
+    from csstdask.pipeline.status import status as look
 
     summary = look(run, campaign=campaign, verify=verify)
     _report_summary(summary, run, as_json=as_json)

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from scipy.ndimage import binary_dilation, label
 from scipy.stats import chi2
 
-from csstdask.arrays.background import Mesh, measure
+from csstdask.arrays.background import measure
+from csstdask.arrays.mesh import Mesh
 from csstdask.cosmicray.register import median_of
 from csstdask.cosmicray.residuals import grown, least_repeats
 from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from csstdask.arrays.background import Mesh
+from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.namespace import namespace_of, open_door
 from csstdask.cosmicray.lacosmic import lacosmic
 from csstdask.cosmicray.view import BOX, View, view_frame

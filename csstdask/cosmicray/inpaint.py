@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from csstdask.arrays.background import Mesh, measure
+from csstdask.arrays.background import measure
 from csstdask.arrays.median import adaptive_median
+from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.namespace import kind_of, namespace_of, open_door, to_host
 from csstdask.arrays.sources import find_sources
 from csstdask.cosmicray.detect import ignored_pixels

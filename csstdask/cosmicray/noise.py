@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from csstdask.arrays.background import Mesh, measure
+from csstdask.arrays.background import measure
+from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.namespace import namespace_of
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.background import Mesh
+from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.stamps import middles, owners
 from csstdask.psf.field import PsfField
 from csstdask.psf.frame import MaskedFrame, stamps_of

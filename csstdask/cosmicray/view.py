@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from csstdask.arrays.background import Mesh, measure, mesh_shape
+from csstdask.arrays.background import measure
 from csstdask.arrays.median import filled
+from csstdask.arrays.mesh import Mesh, mesh_shape
 from csstdask.arrays.namespace import namespace_of
 from csstdask.cosmicray.noise import frame_variance
 

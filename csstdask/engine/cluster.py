@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import signal
 import sys
 import threading
@@ -22,9 +21,9 @@ import threadpoolctl
 from distributed import Client, LocalCluster, WorkerPlugin
 
 from csstdask.allocator import keep_freed_memory
+from csstdask.engine.schedulers import check_scheduler
 from csstdask.errors import InputError
 
-SCHEDULERS = ("threads", "processes", "cuda", "slurm")
 #: Everything that listens does so on loopback, on a port that is free.
 _LOOPBACK = "127.0.0.1:0"
 #: How long a batch system may take to start the first worker.
@@ -39,11 +38,6 @@ class Slots:
     """Connected."""
     count: int
     """Units at the same time."""
-
-
-def default_workers() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class WorkerManners(WorkerPlugin):
@@ -169,14 +163,6 @@ def _client(scheduler: str, workers: int) -> Iterator[Slots]:
             if threads == 0:
                 raise InputError("--scheduler", f"{scheduler} without workers", "at least one worker")
             yield Slots(client, threads)
-
-
-def check_scheduler(scheduler: str) -> None:
-    """Raise InputError for a scheduler that cannot be meant, before anything is written."""
-    if scheduler not in SCHEDULERS and "://" not in scheduler:
-        raise InputError(
-            "--scheduler", repr(scheduler), f"{', '.join(SCHEDULERS)}, or an address such as tcp://host:8786"
-        )
 
 
 def _optional(module: str, name: str, extra: str) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from astropy.io.fits import Header
-from astropy.wcs import WCS
+from typing import TYPE_CHECKING
 
 from csstdask.instrument.model import Instrument
+
+if TYPE_CHECKING:  # astropy takes half a second to import, and few commands look at the sky
+    from astropy.io.fits import Header
+    from astropy.wcs import WCS
 
 
 def nominal_header(
@@ -29,6 +32,8 @@ def nominal_header(
     astropy.io.fits.Header
         CTYPE, CRVAL, CRPIX and CD of a tangential projection.
     """
+    from astropy.io.fits import Header  # noqa: PLC0415
+
     if instrument.geometry is None:
         raise ValueError(f"instrument {instrument.name} has no geometry")
     geometry = instrument.geometry
@@ -56,6 +61,8 @@ def celestial_wcs(header: Header) -> WCS | None:
     Polynomial distortions (SIP, TPV) are applied; look-up tables (HST's ``D2IM`` and ``CPDIS``, below 0.1
     pixel) are not, for their arrays are not part of a campaign.
     """
+    from astropy.wcs import WCS  # noqa: PLC0415
+
     clean = header.copy()
     for keyword in _LOOKUP:
         clean.remove(keyword, ignore_missing=True, remove_all=True)

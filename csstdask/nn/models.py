@@ -11,6 +11,8 @@ from csstdask.nn.card import ModelCard, read_card
 
 #: What ``model="default"`` means for each task.
 DEFAULTS = {"cosmicray": "unet", "inpaint": "median", "psf": "principal"}
+#: The PSF model that learns from the stars at hand: its name, and the kind of cards like its own.
+EMPIRICAL = "empirical"
 
 
 @functools.cache

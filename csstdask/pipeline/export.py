@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from csstdask.engine.cluster import default_workers, limit_threads, open_cluster
+from csstdask.engine.cluster import limit_threads, open_cluster
 from csstdask.engine.events import Event, Listener, RunFinished, RunStarted, UnitDone, UnitFailed, broadcast
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.memory import Projection, check, fitting_slots
+from csstdask.engine.schedulers import default_workers
 from csstdask.engine.units import Unit
 from csstdask.engine.window import Task, failure, run_window
 from csstdask.errors import StoreError
 from csstdask.nn.models import find_card
 from csstdask.pipeline.plan import Plan
-from csstdask.pipeline.run import plan_of_run
+from csstdask.pipeline.status import plan_of_run
 from csstdask.pipeline.steps.detect import resolved_threshold
 from csstdask.pipeline.unit import software_versions
 from csstdask.pipeline.views import open_run

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.background import Mesh
+from csstdask.arrays.mesh import Mesh
 from csstdask.cosmicray.inpaint import Fill, fill_from_neighbours
 from csstdask.instrument import Instrument, electrons_per_unit
 from csstdask.nn.models import find_card
+from csstdask.pipeline.step import Table
 from csstdask.psf.frame import MaskedFrame
 from csstdask.store.campaign import UnitFacts
 
 PlaneReader = Callable[[str], npt.NDArray[Any]]
-Table = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from astropy.io import fits
 
-from csstdask.engine.cluster import check_scheduler, default_workers, limit_threads, open_cluster
+from csstdask.engine.cluster import limit_threads, open_cluster
 from csstdask.engine.events import (
     Event,
     Listener,
@@ -28,6 +28,7 @@ from csstdask.engine.events import (
 )
 from csstdask.engine.lock import DriverLock, read_owner
 from csstdask.engine.memory import Projection, check, fitting_slots
+from csstdask.engine.schedulers import check_scheduler, default_workers
 from csstdask.engine.units import Unit
 from csstdask.engine.window import Task, failure, run_window
 from csstdask.errors import CsstdaskError, InputError, LostDriverError

@@ -13,10 +13,11 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
-from csstdask.engine.cluster import check_scheduler, default_workers, limit_threads, open_cluster
+from csstdask.engine.cluster import limit_threads, open_cluster
 from csstdask.engine.events import Event, Listener, RunFinished, RunStarted, UnitDone, UnitFailed, broadcast
 from csstdask.engine.lock import DriverLock
 from csstdask.engine.memory import BASE_BYTES, Projection, check, fitting_slots
+from csstdask.engine.schedulers import check_scheduler, default_workers
 from csstdask.engine.units import Unit
 from csstdask.engine.window import Task, failure, run_window
 from csstdask.errors import InputError

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from csstdask.arrays.background import mesh_shape
-from csstdask.engine.cluster import default_workers
+from csstdask.arrays.mesh import mesh_shape
+from csstdask.arrays.psf_grid import HALF_PIXELS, NODES
 from csstdask.engine.fingerprint import fingerprint
 from csstdask.engine.memory import Projection, check, fitting_slots
+from csstdask.engine.schedulers import default_workers
 from csstdask.engine.units import AnyOf, Selection, Unit
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.step import Grid, Step
-from csstdask.psf.field import HALF_PIXELS, NODES
 from csstdask.store.campaign import Campaign, UnitFacts
 from csstdask.store.schema import MESH_DIMS, PIXEL_DIMS, PSF_DIMS, ArraySpec
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy.typing as npt
 
 from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.frame import Frame, Table
 from csstdask.store.schema import Codec
 
+if TYPE_CHECKING:
+    from csstdask.pipeline.frame import Frame
+
+Table = dict[str, npt.NDArray[Any]]
 Grid = Literal["pixels", "mesh", "psf"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from csstdask.engine.ledger import Ledger
-from csstdask.pipeline.run import plan_of_run
+from csstdask.pipeline.status import plan_of_run
 from csstdask.store.run import campaign_path
 from csstdask.store.zarr_arrays import read_shard
 

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from csstdask.arrays.background import Mesh
+from csstdask.arrays.mesh import Mesh
+from csstdask.arrays.psf_grid import nodes
 from csstdask.instrument import Instrument, electrons_per_unit, validate_instrument
 from csstdask.pipeline.frame import modelled_variance
-from csstdask.psf.field import nodes
 from csstdask.store.campaign import open_campaign
 from csstdask.store.run import campaign_path
 from csstdask.store.zarr_arrays import open_group

@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.arrays.psf_grid import HALF_PIXELS, NODES, nodes
 from csstdask.psf.optics import Wavefront
 from csstdask.psf.principal import FINE, SIDE, PrincipalPsfs, polynomials
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
 
-#: Along each axis, where a detector's PSF is kept: enough for polynomials of this degree.
-NODES, _DEGREE = 5, 4
-#: Samples along the edge of a reconstructed PSF, two a native pixel.
-HALF_PIXELS = 64
+#: Degree of the polynomials through the nodes.
+_DEGREE = NODES - 1
 _BATCH = 128
 
 
@@ -75,11 +74,6 @@ class PsfField:
     def _polynomials(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Float:
         across, down = (np.atleast_1d(np.asarray(place, dtype=np.float64)) for place in (x, y))
         return polynomials(*on_unit(across, down, self.shape), self.psfs.degree)
-
-
-def nodes(length: int) -> Float:
-    """Return the places of a field's nodes along an axis of so many pixels: in the middle of as many equal parts."""
-    return (np.arange(NODES) + 0.5) / NODES * length - 0.5
 
 
 def between_nodes(images: npt.NDArray[Any], u: Float, v: Float) -> npt.NDArray[np.floating[Any]]:

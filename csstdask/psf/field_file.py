@@ -20,10 +20,11 @@ from scipy.linalg.lapack import dpstrf
 
 from csstdask.errors import InputError
 from csstdask.nn.card import ModelCard
+from csstdask.nn.models import EMPIRICAL
 from csstdask.psf.field import PsfField
 from csstdask.psf.optics import Wavefront
 from csstdask.psf.principal import PrincipalPsfs, principal_psfs
-from csstdask.psf.reconstruct import EMPIRICAL, band_of, kind_of_card
+from csstdask.psf.reconstruct import band_of, kind_of_card
 
 Float = npt.NDArray[np.float64]
 Tensors = dict[str, npt.NDArray[Any]]

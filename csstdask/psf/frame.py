@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.background import Mesh
+from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.sources import measure_sources
 from csstdask.arrays.stamps import cut_stamps, middles
 from csstdask.instrument import load_instrument
-from csstdask.nn.models import find_card
+from csstdask.nn.models import EMPIRICAL, find_card
 from csstdask.psf.field import PsfField
 from csstdask.psf.fit import FieldFit
 from csstdask.psf.pixels import phase_of
-from csstdask.psf.reconstruct import EMPIRICAL, SIZE, bands_of, check_detector, fit_detector, kind_of_card
+from csstdask.psf.reconstruct import SIZE, bands_of, check_detector, fit_detector, kind_of_card
 from csstdask.psf.selection import Selection, select_stars
 from csstdask.psf.stars import FITTED, fit_stars
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.arrays.psf_grid import HALF_PIXELS
 from csstdask.errors import InputError
-from csstdask.psf.field import HALF_PIXELS
 from csstdask.quiet import no_warnings
 
 Float = npt.NDArray[np.float64]

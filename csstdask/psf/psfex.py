@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
 
+from csstdask.arrays.psf_grid import HALF_PIXELS
 from csstdask.errors import InputError
-from csstdask.psf.field import HALF_PIXELS
 
 Float = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.float32]

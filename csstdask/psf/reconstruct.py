@@ -12,7 +12,7 @@ from csstdask.arrays.namespace import kind_of, namespace_of, open_door, to_host
 from csstdask.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.nn.card import ModelCard
-from csstdask.nn.models import find_card
+from csstdask.nn.models import EMPIRICAL, find_card
 from csstdask.psf.colour import colour_of
 from csstdask.psf.empirical import Smoothness, learn_from_stars
 from csstdask.psf.field import PsfField, check_places, half_pixels, on_unit
@@ -24,8 +24,6 @@ from csstdask.psf.principal import polynomials, principal_psfs, with_colour
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
 
-#: The model that learns from the stars at hand: its name, and the kind of cards like its own.
-EMPIRICAL = "empirical"
 #: Edge of a stamp [pixel].
 SIZE = 32
 #: Rows and columns along a stamp's edge whose scatter is taken for the noise where none is told.

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import maximum_filter
 
-from csstdask.psf.field import PsfField, nodes
+from csstdask.arrays.psf_grid import nodes
+from csstdask.psf.field import PsfField
 from csstdask.psf.noise import expected_variance
 from csstdask.psf.pixels import Renderer, laid_out, phase_of, render_each
 

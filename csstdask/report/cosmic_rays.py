@@ -49,7 +49,7 @@ from csstdask.mock.recipe import CosmicRays
 from csstdask.nn.models import find_card
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.plan import Plan
-from csstdask.pipeline.run import plan_of_run
+from csstdask.pipeline.status import plan_of_run
 from csstdask.quiet import no_warnings
 from csstdask.report.spectra import draw_spectrum
 from csstdask.store.campaign import read_header, read_unit_pixels

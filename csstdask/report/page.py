@@ -18,7 +18,7 @@ import xarray as xr
 
 from csstdask.engine.ledger import Ledger
 from csstdask.instrument import Instrument, validate_instrument
-from csstdask.pipeline.run import Summary, plan_of_run, status
+from csstdask.pipeline.status import Summary, plan_of_run, status
 from csstdask.pipeline.truth import has_truth, score_run
 from csstdask.pipeline.views import open_run
 from csstdask.quiet import no_warnings

@@ -14,11 +14,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 import zarr
 
 from csstdask.durable import flush_file
@@ -44,6 +43,9 @@ from csstdask.store.zarr_arrays import (
     resize,
     write_shard,
 )
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Above this many exposures coordinates stay lazy.
 EAGER_EXPOSURES = 10_000
@@ -378,6 +380,8 @@ def open_campaign(path: str | Path) -> xr.Dataset:
     StoreError
         If there is no campaign, or one of another schema version.
     """
+    import xarray as xr  # noqa: PLC0415  it takes half a second to import
+
     root = Path(path)
     open_group(root, "campaign")
     dataset = xr.open_zarr(root, chunks={})

@@ -7,7 +7,8 @@ import pytest
 import sep
 
 from csstdask.arrays import background
-from csstdask.arrays.background import interpolate, measure, mesh_shape
+from csstdask.arrays.background import measure
+from csstdask.arrays.mesh import interpolate, mesh_shape
 
 
 def test_noise_and_sloping_sky_are_recovered(rng):

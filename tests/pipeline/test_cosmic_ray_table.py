@@ -13,7 +13,8 @@ from scipy.ndimage import label
 
 import csstdask
 from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.run import run, status
+from csstdask.pipeline.run import run
+from csstdask.pipeline.status import status
 from csstdask.store.campaign import write_unit_pixels
 from csstdask.store.zarr_arrays import read_shard
 

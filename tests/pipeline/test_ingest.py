@@ -17,7 +17,8 @@ from make_fits import level_1, planes, primary, science_header
 import csstdask
 from csstdask.errors import InputError
 from csstdask.pipeline.ingest import ingest
-from csstdask.pipeline.run import run, status
+from csstdask.pipeline.run import run
+from csstdask.pipeline.status import status
 from csstdask.store.campaign import Campaign
 from csstdask.store.zarr_arrays import shard_path
 

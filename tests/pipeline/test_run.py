@@ -20,7 +20,8 @@ from csstdask.engine.units import Unit, parse_selection
 from csstdask.errors import InputError, MemoryProjectionError, RunLockedError, StoreError
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.run import run, status
+from csstdask.pipeline.run import run
+from csstdask.pipeline.status import status
 from csstdask.pipeline.truth import score_run
 from csstdask.store.campaign import write_unit_pixels
 from csstdask.store.zarr_arrays import shard_path
@@ -416,7 +417,7 @@ def test_metrics_of_steps_before_a_failure_stay(small_campaign, tmp_path):
 
 
 def test_what_is_foreseen_is_what_is_left(small_campaign, reference, tmp_path):
-    from csstdask.pipeline.run import foresee
+    from csstdask.pipeline.prepare import foresee
 
     path = tmp_path / "run.zarr"
     shutil.copytree(reference, path)

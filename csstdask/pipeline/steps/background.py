@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from csstdask.arrays.background import measure
 from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Cost, Output, Product, Step
+
+if TYPE_CHECKING:
+    from csstdask.pipeline.frame import Frame
 
 
 def measure_background(frame: Frame, config: RunConfig) -> Output:
     """Measure the mesh of a frame."""
+    from csstdask.arrays.background import measure
+
     mesh = measure(frame.data, frame.ignore, box=config.background.box)
     scale = np.float32(frame.scale)
     level, noise = mesh.background / scale, mesh.noise / scale

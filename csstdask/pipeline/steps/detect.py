@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from scipy.ndimage import label
-
-from csstdask.cosmicray import detect
-from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Cost, Output, Product, Step
+
+if TYPE_CHECKING:
+    from csstdask.pipeline.frame import Frame
 
 #: Pixels a second of the default network on one core, by precision (`benchmarks/cosmicray.py`); others are quicker.
 _SPEED = {"float32": 6e5, "bfloat16": 1e6, "int8": 1.8e6}
@@ -19,6 +17,11 @@ _SPEED = {"float32": 6e5, "bfloat16": 1e6, "int8": 1.8e6}
 
 def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
     """Find cosmic rays, and compare with what the file's own pipeline reports."""
+    from scipy.ndimage import label
+
+    from csstdask.cosmicray import detect
+    from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS
+
     settings = config.detect
     found = detect(
         frame.data,

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.moments import adaptive_moments
-from csstdask.nn.models import find_card
+from csstdask.arrays.psf_grid import HALF_PIXELS, NODES, nodes
+from csstdask.nn.models import EMPIRICAL, find_card
 from csstdask.pipeline.config import NO_PSF, RunConfig
-from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Cost, Output, Product, Step, Table
-from csstdask.psf import fit_frame
-from csstdask.psf.field import HALF_PIXELS, NODES, nodes
-from csstdask.psf.field_file import read_field, write_field
-from csstdask.psf.frame import FramePsf, compare_stars, model_for
-from csstdask.psf.reconstruct import EMPIRICAL
+
+if TYPE_CHECKING:
+    from csstdask.pipeline.frame import Frame
+    from csstdask.psf.frame import FramePsf
 
 #: The file that holds the fitted field of a unit.
 PSF_FIELD = "psf_field"
@@ -30,6 +28,9 @@ def fit_psf(frame: Frame, config: RunConfig) -> Output:
 
     There is no PSF where the frame has no stars, or the requested model does not know the band.
     """
+    from csstdask.psf.field_file import read_field, write_field
+    from csstdask.psf.frame import compare_stars, fit_frame
+
     model = psf_model(frame, config)
     masked = frame.masked if config.psf.model != NO_PSF else None
     if masked is None:
@@ -59,6 +60,8 @@ def psf_model(frame: Frame, config: RunConfig) -> str | None:
     """Return the model that the PSF of a frame is fitted with; None if there is none."""
     if config.psf.model == NO_PSF:
         return None
+    from csstdask.psf.frame import model_for
+
     return model_for(frame.instrument.name, frame.facts.detector, frame.facts.band, config.psf.model)
 
 
@@ -83,7 +86,9 @@ def nodes_of(shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float64], npt.NDArr
 
 
 def _metrics(psf: FramePsf, images: npt.NDArray[np.float32], stars: Table) -> dict[str, float | int | None]:
-    """Return numbers of a frame: its PSF's usual shape, and of stars in reserve how far they are from it."""
+    """Return numbers of a frame: the median shape of its PSF, and how far held-out stars deviate from it."""
+    from csstdask.arrays.moments import adaptive_moments
+
     reserve = stars["reserve"] & (stars["model_size"] > 0) & (stars["size"] > 0)
     change = stars["size"][reserve] / stars["model_size"][reserve] - 1
     found: dict[str, float | int | None] = {"n_psf_stars": int(psf.fit.used.sum()), "n_psf_reserve": int(reserve.sum())}

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_dilation, uniform_filter
 
-from csstdask.cosmicray.catalogue import KINDS, measure_events
-from csstdask.cosmicray.inpaint import repair
-from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS
-from csstdask.cosmicray.star_repair import StarRepair, repair_stars
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import NO_PSF, RunConfig
-from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Cost, Output, Product, Step, Table
 from csstdask.pipeline.steps.psf import PSF, PSF_FIELD, psf_model
-from csstdask.psf.field_file import read_field
+
+if TYPE_CHECKING:
+    from csstdask.cosmicray.star_repair import StarRepair
+    from csstdask.pipeline.frame import Frame
 
 #: A source's pixels: the mean of each and its neighbours stands this above the sky [sigma of one pixel].
 _SOURCE_SIGMA = 3.0
-_COUNTED = dict(zip(KINDS, ("n_points", "n_tracks", "n_worms"), strict=True))
+#: Metrics that count the events of each kind of the catalogue.
+_COUNTED = {"point": "n_points", "track": "n_tracks", "worm": "n_worms"}
 
 
 def repair_pixels(frame: Frame, config: RunConfig) -> Output:
     """Repair hit pixels, and list the cosmic rays; repairs are in the units of ``sci``, NaN elsewhere."""
+    from csstdask.cosmicray.catalogue import measure_events
+    from csstdask.cosmicray.inpaint import repair
+
     hit = frame.product("cr_mask")
     fixed, variance_electrons = repair(
         frame.data,
@@ -57,7 +58,11 @@ def repair_pixels(frame: Frame, config: RunConfig) -> Output:
 
 
 def _source_pixels(frame: Frame, clean: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
-    """Return where a repaired frame [e-] holds sources; None where its sky is not known."""
+    """Return where a repaired frame [e-] holds sources; None where its sky is unknown."""
+    from scipy.ndimage import binary_dilation, uniform_filter
+
+    from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS
+
     mesh = frame.mesh
     if not np.isfinite(mesh.background).all():
         return None
@@ -78,6 +83,9 @@ def _table(frame: Frame, events: Table) -> Table:
 
 def _repaired_stars(frame: Frame, config: RunConfig) -> StarRepair | None:
     """Return the stars of a frame, repaired by the PSF of the step psf; None if the frame has no PSF."""
+    from csstdask.cosmicray.star_repair import repair_stars
+    from csstdask.psf.field_file import read_field
+
     model = psf_model(frame, config) if config.repair.psf and _has_detections(frame, config) else None
     stored = None if model is None else frame.file(PSF_FIELD)
     if model is None or stored is None or frame.masked is None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
-from astropy.io.fits import Header
 
-from csstdask.arrays.sources import measure_sources
-from csstdask.instrument import celestial_wcs
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Cost, Output, Step, Table
-from csstdask.quiet import no_warnings
+
+if TYPE_CHECKING:
+    from csstdask.pipeline.frame import Frame
 
 #: Half the side of the box in which a source's hit pixels are counted, in semi-major axes.
 _REACH = 3.0
@@ -20,6 +20,8 @@ _REACH = 3.0
 
 def find_sources(frame: Frame, config: RunConfig) -> Output:
     """Find and measure sources; fluxes in electron s-1."""
+    from csstdask.arrays.sources import measure_sources
+
     seen = frame.repaired()
     if seen is None:
         return Output(tables={"sources": _table(frame, None)}, metrics={"n_sources": 0})
@@ -93,6 +95,11 @@ def _sky_position(
     header: str, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return right ascension and declination [deg]; NaN where the header has no celestial WCS."""
+    from astropy.io.fits import Header
+
+    from csstdask.instrument import celestial_wcs
+    from csstdask.quiet import no_warnings
+
     nowhere = np.full(len(x), np.nan)
     if not header or not len(x):
         return nowhere, nowhere.copy()

@@ -1,0 +1,16 @@
+"""The grid on which the PSF of a detector is stored: nodes over the detector, and half pixels at each of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+#: Nodes along each axis of a detector: enough for a polynomial of degree 4.
+NODES = 5
+#: Samples along the edge of a PSF, two a native pixel.
+HALF_PIXELS = 64
+
+
+def nodes(length: int) -> npt.NDArray[np.float64]:
+    """Return the positions of the nodes along an axis of a number of pixels: the centres of equal parts [pixel]."""
+    return (np.arange(NODES) + 0.5) / NODES * length - 0.5

@@ -1,0 +1,114 @@
+"""Before a run: check the request, resolve it into a plan, and predict its cost. Nothing here imports Dask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from csstdask.engine.ledger import Ledger
+from csstdask.engine.schedulers import check_scheduler
+from csstdask.engine.units import Selection
+from csstdask.errors import InputError, StoreError
+from csstdask.nn.card import copy_model
+from csstdask.nn.models import find_card
+from csstdask.pipeline.config import MODEL_SETTINGS, RunConfig
+from csstdask.pipeline.plan import Plan, make_plan
+from csstdask.pipeline.status import Summary
+from csstdask.pipeline.steps import resolve
+from csstdask.store.zarr_arrays import open_group, refuse_inside_store
+
+#: What a run leaves in its folder before the store itself: a driver that was killed then may be followed by another.
+_BEFORE_STORE = ("driver.json", "models")
+
+
+def prepare(
+    campaign: str | Path,
+    root: Path,
+    steps: Sequence[str] | None,
+    chosen: Selection,
+    config: RunConfig | None,
+    scheduler: str,
+    workers: int | None,
+) -> tuple[Plan, int, int]:
+    """Return plan, number of units and workers of a run that could begin; raise for one that could not."""
+    check_scheduler(scheduler)
+    settings = config or RunConfig()
+    if scheduler == "cuda" and settings.engine.device is None:
+        engine = settings.engine.model_copy(update={"device": "cuda"})
+        settings = settings.model_copy(update={"engine": engine})
+    device = settings.engine.device or "cpu"
+    if settings.detect.precision == "int8" and not device.startswith("cpu"):
+        raise InputError("[detect] precision", f"int8 on {device}", "float32 or bfloat16: int8 is for the host")
+    plan = make_plan(Path(campaign), resolve(steps), settings, chosen)
+    check_target(root, plan)
+    total = sum(1 for _ in plan.units())
+    if total == 0 and not chosen.is_everything:
+        raise InputError("--select", "no unit", f"units of {campaign} that are present")
+    return plan, total, plan.choose_workers(scheduler, workers)
+
+
+def foresee(
+    campaign: str | Path,
+    to: str | Path,
+    *,
+    steps: Sequence[str] | None = None,
+    selection: Selection | None = None,
+    config: RunConfig | None = None,
+    scheduler: str = "threads",
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Tell what a run would do and cost, with the arguments of `run`; write nothing.
+
+    Returns
+    -------
+    dict
+        ``units`` and ``failures`` as a run's summary has them, ``steps``, ``bytes_read``,
+        ``bytes_written_at_most``, ``memory_bytes``, ``workers``, ``seconds_estimated``, ``fingerprint``.
+    """
+    root = Path(to)
+    plan, total, count = prepare(campaign, root, steps, selection or Selection(), config, scheduler, workers)
+    ledger, done = Ledger(root), 0
+    for unit, _, _ in plan.units():
+        wanted = plan.fingerprints(plan.campaign.facts(unit.exposure, unit.detector))
+        done += len(ledger.read(unit).fresh(root, wanted)) == len(wanted)
+    pending = total - done
+    return {
+        **Summary(total=total, skipped=done, fingerprint=plan.fingerprint).to_json(),
+        "steps": [step.name for step in plan.steps],
+        "bytes_read": pending * plan.pixels * 12,
+        "bytes_written_at_most": pending * plan.stored_bytes(),
+        "memory_bytes": plan.projection(scheduler, count).total,
+        "workers": count,
+        "seconds_estimated": pending * plan.unit_seconds() / count,
+    }
+
+
+def keep_models(root: Path, config: RunConfig) -> RunConfig:
+    """Copy models that are not csstdask's own into the run, under their identity; return settings that name the copies.
+
+    Whoever trains on in the same folder changes no run that has begun, and a run can be looked at when the
+    folder is gone.
+    """
+    for (part, key), task in MODEL_SETTINGS.items():
+        settings = getattr(config, part)
+        model = getattr(settings, key)
+        if model.endswith(".json"):
+            copy = copy_model(find_card(task, model), Path(model), root / "models")
+            changed = settings.model_copy(update={key: str(copy.resolve())})
+            config = config.model_copy(update={part: changed})
+    return config
+
+
+def check_target(root: Path, plan: Plan) -> None:
+    """Refuse a target that is neither a run nor free to become one."""
+    if root.resolve() == plan.campaign.path.resolve():
+        raise InputError("--to", "the campaign itself", "a store of its own for the run")
+    if root.exists() and not root.is_dir():
+        raise StoreError(f"{root}: found a file; wanted a folder for the run, or none")
+    if (root / "zarr.json").exists():
+        open_group(root, "run")
+        return
+    refuse_inside_store(root)
+    if root.is_dir() and any(not item.name.lstrip(".").startswith(_BEFORE_STORE) for item in root.iterdir()):
+        raise StoreError(f"{root}: found a folder that is no run; wanted a csstdask run, or a new name")
