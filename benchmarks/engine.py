@@ -25,7 +25,7 @@ from scipy.ndimage import median_filter
 
 from csstdask.arrays.median import adaptive_median
 from csstdask.engine.cluster import open_cluster
-from csstdask.engine.memory import BASE_BYTES
+from csstdask.engine.memory import LIBRARY_BYTES
 from csstdask.engine.units import Selection, Unit
 from csstdask.engine.window import Task, run_window
 from csstdask.mock import Recipe
@@ -176,7 +176,7 @@ def memory(folder: Path) -> list[dict[str, Any]]:
     full_frame(name)
     pixels = FULL[0] * FULL[1]
     campaign, target = folder / "full.zarr", folder / "full_run.zarr"
-    rows = [_stage("ingest", [str(name), "--to", str(campaign)], pixels * INGEST_BYTES_PER_PIXEL + BASE_BYTES)]
+    rows = [_stage("ingest", [str(name), "--to", str(campaign)], pixels * INGEST_BYTES_PER_PIXEL + LIBRARY_BYTES)]
     for steps in ("background", "detect", "repair", "sources"):
         plan = make_plan(campaign, resolve([steps]), RunConfig(), Selection())
         projected = plan.projection("threads", 1).total
@@ -186,7 +186,7 @@ def memory(folder: Path) -> list[dict[str, Any]]:
     shutil.rmtree(target)
     rows.append(_stage("run", [str(campaign), "--to", str(target)], projected, label="run, all steps"))
     exported = [str(target), "--to", str(folder / "out")]
-    rows.append(_stage("export", exported, pixels * EXPORT_BYTES_PER_PIXEL + BASE_BYTES))
+    rows.append(_stage("export", exported, pixels * EXPORT_BYTES_PER_PIXEL + LIBRARY_BYTES))
     return rows
 
 

@@ -7,27 +7,17 @@ in one line; 130 after Ctrl-C and 143 after SIGTERM, state saved.
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import sys
-from typing import NoReturn
 
 import typer
 
 from csstdask.allocator import keep_freed_memory
 from csstdask.cli import survey, trainings
 from csstdask.cli.options import app, say
+from csstdask.cli.signals import TerminatedError, end_now, install_handlers
 from csstdask.errors import CsstdaskError
 
 __all__ = ["app", "main", "survey", "trainings"]
-
-
-class _TerminatedError(BaseException):
-    """SIGTERM arrived."""
-
-
-def _terminate(_signal: int, _frame: object) -> NoReturn:
-    raise _TerminatedError
 
 
 def main() -> None:
@@ -36,7 +26,7 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     logging.getLogger("csstdask").setLevel(logging.INFO if not sys.stderr.isatty() else logging.ERROR)
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # its workers complain while they are being closed
-    signal.signal(signal.SIGTERM, _terminate)
+    install_handlers()
     try:
         code = app(standalone_mode=False) or 0
     except CsstdaskError as error:
@@ -50,8 +40,7 @@ def main() -> None:
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except _TerminatedError:
-        say("csstdask: terminated; what is recorded is kept, run again to go on")
+    except TerminatedError:
         code = 143
     except Exception as error:
         # Bad usage, in the words of whichever library parsed it: typer carries its own copy of click.
@@ -59,10 +48,8 @@ def main() -> None:
             raise
         say(f"csstdask: {error.format_message()}")
         code = 2
-    if code == 130:  # from here or, turned into a code, from typer
-        say("csstdask: interrupted; what is recorded is kept, run again to go on")
+    if code in {130, 143}:
+        end_now(code)  # units that are still in work on threads cannot be stopped, and no longer own anything
     sys.stdout.flush()
     sys.stderr.flush()
-    if code in {130, 143}:
-        os._exit(code)  # units in work on this process's threads cannot be stopped, and no longer own anything
     raise SystemExit(code)

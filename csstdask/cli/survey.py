@@ -135,6 +135,7 @@ def run(
         listeners=_listeners(log),
     )
     _report_summary(summary, to, as_json=as_json)
+    _say_usage(summary)
     _end(summary.failures, summary.stopped)
 
 
@@ -163,6 +164,7 @@ def status(
 
     summary = look(run, campaign=campaign, verify=verify)
     _report_summary(summary, run, as_json=as_json)
+    _say_usage(summary)
     for item in summary.failures:
         say(f"failed {item['exposure']}/{item['detector']} [{item['step']}]: {item['reason']}")
     _end(summary.failures)
@@ -237,6 +239,13 @@ def _report_summary(summary: Summary, store: Path, *, as_json: bool) -> None:
         f"{store}: {summary.total} units, {summary.done} done, {summary.skipped} skipped, "
         f"{summary.failed} failed, {summary.pending} pending{took}"
     )
+
+
+def _say_usage(summary: Summary) -> None:
+    from csstdask.pipeline.accounting import usage_lines
+
+    for line in usage_lines(summary.usage):
+        say(line)
 
 
 def _end(failures: list[Any], stopped: str | None = None) -> NoReturn:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import dask
@@ -38,6 +39,11 @@ class Slots:
     """Connected."""
     count: int
     """Units at the same time."""
+
+    @property
+    def dashboard(self) -> str | None:
+        """Return the address of Dask's dashboard; None without bokeh, which draws it."""
+        return str(self.client.dashboard_link) if find_spec("bokeh") is not None else None
 
 
 class WorkerManners(WorkerPlugin):

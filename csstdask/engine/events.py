@@ -25,6 +25,8 @@ class RunStarted:
     """For rates in Mpix/s."""
     slots: int
     """Units that are worked on at the same time."""
+    dashboard: str | None = None
+    """Address of Dask's dashboard, if bokeh is installed."""
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from typing import Any
 
 from csstdask.durable import flush_file, sha256_file, write_atomic
 from csstdask.engine.units import Unit
+from csstdask.engine.usage import Usage
 
-LEDGER_VERSION = 1
+LEDGER_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,10 @@ class StepRecord:
     """What it wrote."""
     metrics: dict[str, float | int | None] = field(default_factory=dict)
     """Numbers for the run's metrics arrays."""
-    seconds: float = 0.0
-    """Of its kernel, for accounting."""
+    kernel_seconds: float = 0.0
+    """Wall time of its body, reading included and writing not."""
+    usage: Usage = field(default_factory=Usage)
+    """Of the whole step, writing included."""
     software: dict[str, str] = field(default_factory=dict)
     """Library versions it ran with: recorded, not fingerprinted."""
 
@@ -129,7 +132,8 @@ class Ledger:
                     step["fingerprint"],
                     tuple(OwnedObject(**item) for item in step["objects"]),
                     step["metrics"],
-                    step["seconds"],
+                    step["kernel_seconds"],
+                    Usage(**step["usage"]),
                     step["software"],
                 )
                 for name, step in data["steps"].items()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
+from csstdask.engine.schedulers import default_workers
 from csstdask.errors import MemoryProjectionError
 
-#: What a worker process holds before its first unit: interpreter, libraries, compiled kernels.
-BASE_BYTES = 400 << 20
+#: Memory of a worker process before its first unit: interpreter, Dask, Zarr, numerical libraries, compiled kernels.
+LIBRARY_BYTES = 320 << 20
+#: Memory of a driver that has workers in other processes: interpreter, Dask, Zarr.
+DRIVER_BYTES = 160 << 20
 #: Part of the free memory that a run may plan with.
 SHARE = 0.9
 
@@ -23,13 +26,28 @@ class Projection:
     """Peak bytes of one unit in work."""
     slots: int
     """Units at the same time."""
-    processes: int
-    """Processes that hold the libraries."""
+    libraries: int
+    """Bytes that a process holds before its first unit."""
+    processes: bool
+    """Whether each unit has a process, besides the driver's."""
 
     @property
     def total(self) -> int:
         """Return the peak bytes of the whole run on this machine."""
-        return self.per_unit * self.slots + BASE_BYTES * self.processes
+        if self.processes:
+            return DRIVER_BYTES + (self.per_unit + self.libraries) * self.slots
+        return self.libraries + self.per_unit * self.slots
+
+    def fitting_slots(self, budget: int) -> int:
+        """Return how many units at the same time fit into a number of bytes; 0 if not even one does."""
+        if self.processes:
+            return max(0, (budget - DRIVER_BYTES) // max(self.per_unit + self.libraries, 1))
+        return max(0, (budget - self.libraries) // max(self.per_unit, 1))
+
+
+def budget_bytes() -> int:
+    """Return the memory that a run may plan with."""
+    return int(available_bytes() * SHARE)
 
 
 def available_bytes() -> int:
@@ -68,13 +86,6 @@ def _control_groups() -> list[Path]:
     return folders
 
 
-def fitting_slots(per_unit: int, *, processes: bool, budget: int | None = None) -> int:
-    """Return how many units fit into memory at once; 0 if not even one does."""
-    budget = int(available_bytes() * SHARE) if budget is None else budget
-    each = per_unit + (BASE_BYTES if processes else 0)
-    return max(0, (budget - BASE_BYTES) // max(each, 1))
-
-
 def check(projection: Projection, budget: int | None = None) -> None:
     """Refuse a run that cannot fit.
 
@@ -83,13 +94,28 @@ def check(projection: Projection, budget: int | None = None) -> None:
     MemoryProjectionError
         With the sum, and with the number of workers that would fit.
     """
-    budget = int(available_bytes() * SHARE) if budget is None else budget
+    budget = budget_bytes() if budget is None else budget
     if projection.total > budget:
-        fits = fitting_slots(projection.per_unit, processes=projection.processes > 1, budget=budget)
+        fits = projection.fitting_slots(budget)
         advice = f"--workers {fits} fits" if fits else "not even one unit fits"
+        each = " in each process" if projection.processes else ""
         raise MemoryProjectionError(
             f"the run would need {projection.total / 2**30:.2f} GiB "
-            f"({projection.slots} units x {projection.per_unit / 2**30:.2f} GiB, "
-            f"{projection.processes} process(es)); "
+            f"({projection.slots} units x {projection.per_unit / 2**30:.2f} GiB, and "
+            f"{projection.libraries / 2**30:.2f} GiB of libraries{each}); "
             f"{budget / 2**30:.2f} GiB are free to plan with: {advice}"
         )
+
+
+def choose_workers(per_unit: int, libraries: int = LIBRARY_BYTES, *, processes: bool, wanted: int | None) -> int:
+    """Return how many units to work on at the same time: the wanted number, else what cores and memory allow.
+
+    Raises
+    ------
+    MemoryProjectionError
+        If that number, at least one, does not fit into memory.
+    """
+    one = Projection(per_unit, 1, libraries, processes)
+    workers = wanted or max(1, min(default_workers(), one.fitting_slots(budget_bytes())))
+    check(replace(one, slots=workers))
+    return workers

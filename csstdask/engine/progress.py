@@ -53,6 +53,8 @@ class ProgressBar:
             self._pixels, self._start, self._done = event.pixels_per_unit, time.perf_counter(), 0
             self._task = self._progress.add_task(event.title, total=event.total, rate="")
             self._progress.start()
+            if event.dashboard:
+                self._progress.console.print(f"dashboard {event.dashboard}", markup=False)
         if self._task is None:
             return
         if isinstance(event, UnitDone):
@@ -83,6 +85,8 @@ class LogLines:
             self._begun, self._start, self._last = event, time.perf_counter(), time.perf_counter()
             self._count = dict.fromkeys(self._count, 0)
             log.info("%s: %d units on %d slots", event.title, event.total, event.slots)
+            if event.dashboard:
+                log.info("dashboard %s", event.dashboard)
         elif isinstance(event, UnitFailed):
             self._count["failed"] += 1
             if self.announce_failures:

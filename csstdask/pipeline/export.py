@@ -16,8 +16,7 @@ import xarray as xr
 from csstdask.engine.cluster import limit_threads, open_cluster
 from csstdask.engine.events import Event, Listener, RunFinished, RunStarted, UnitDone, UnitFailed, broadcast
 from csstdask.engine.ledger import Ledger
-from csstdask.engine.memory import Projection, check, fitting_slots
-from csstdask.engine.schedulers import default_workers
+from csstdask.engine.memory import choose_workers
 from csstdask.engine.units import Unit
 from csstdask.engine.window import Task, failure, run_window
 from csstdask.errors import StoreError
@@ -98,8 +97,7 @@ def export(
     _open.cache_clear()
     pixels = source.shape[0] * source.shape[1]
     each = pixels * EXPORT_BYTES_PER_PIXEL
-    count = workers or max(1, min(default_workers(), fitting_slots(each, processes=False)))
-    check(Projection(each, count, 1))
+    count = choose_workers(each, processes=False, wanted=workers)
 
     def keep(event: Event) -> None:
         if isinstance(event, UnitDone):

@@ -27,7 +27,7 @@ from csstdask.engine.events import (
     broadcast,
 )
 from csstdask.engine.lock import DriverLock, read_owner
-from csstdask.engine.memory import Projection, check, fitting_slots
+from csstdask.engine.memory import choose_workers
 from csstdask.engine.schedulers import check_scheduler, default_workers
 from csstdask.engine.units import Unit
 from csstdask.engine.window import Task, failure, run_window
@@ -309,11 +309,9 @@ def _belongs(
 def _workers(sources: Sequence[UnitSource], scheduler: str, workers: int | None) -> int:
     pixels = max((source.shape[0] * source.shape[1] for source in sources), default=0)
     each = pixels * INGEST_BYTES_PER_PIXEL
-    if workers is None:
-        workers = max(1, min(default_workers(), fitting_slots(each, processes=scheduler == "processes")))
-    if scheduler in {"threads", "processes"}:
-        check(Projection(each, workers, workers + 1 if scheduler == "processes" else 1))
-    return workers
+    if scheduler not in {"threads", "processes"}:
+        return workers or default_workers()
+    return choose_workers(each, processes=scheduler == "processes", wanted=workers)
 
 
 def _jobs(

@@ -16,8 +16,8 @@ from astropy.table import Table
 from csstdask.engine.cluster import limit_threads, open_cluster
 from csstdask.engine.events import Event, Listener, RunFinished, RunStarted, UnitDone, UnitFailed, broadcast
 from csstdask.engine.lock import DriverLock
-from csstdask.engine.memory import BASE_BYTES, Projection, check, fitting_slots
-from csstdask.engine.schedulers import check_scheduler, default_workers
+from csstdask.engine.memory import choose_workers
+from csstdask.engine.schedulers import check_scheduler
 from csstdask.engine.units import Unit
 from csstdask.engine.window import Task, failure, run_window
 from csstdask.errors import InputError
@@ -122,10 +122,7 @@ def mock(
     instrument = load_instrument(recipe.instrument)
     check_recipe(recipe, instrument, None if data is None else Path(data))
     summary = MockSummary()
-    each = cost_of(recipe).memory + BASE_BYTES
-    processes = scheduler == "processes"
-    workers = workers or max(1, min(default_workers(), fitting_slots(each, processes=processes)))
-    check(Projection(each, workers, workers + 1 if processes else 1))
+    workers = choose_workers(cost_of(recipe).memory, processes=scheduler == "processes", wanted=workers)
     into: Literal["campaign", "stamps", "fits"] = "fits" if as_fits else "stamps" if recipe.stamps else "campaign"
     folder = None if data is None else str(Path(data).absolute())
     jobs = [

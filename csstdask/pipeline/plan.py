@@ -12,7 +12,7 @@ import numpy as np
 from csstdask.arrays.mesh import mesh_shape
 from csstdask.arrays.psf_grid import HALF_PIXELS, NODES
 from csstdask.engine.fingerprint import fingerprint
-from csstdask.engine.memory import Projection, check, fitting_slots
+from csstdask.engine.memory import LIBRARY_BYTES, Projection, choose_workers
 from csstdask.engine.schedulers import default_workers
 from csstdask.engine.units import AnyOf, Selection, Unit
 from csstdask.pipeline.config import RunConfig
@@ -22,6 +22,20 @@ from csstdask.store.schema import MESH_DIMS, PIXEL_DIMS, PSF_DIMS, ArraySpec
 
 #: Dimensions of products.
 GRIDS: dict[Grid, tuple[str, ...]] = {"pixels": PIXEL_DIMS, "mesh": MESH_DIMS, "psf": PSF_DIMS}
+
+
+#: Memory that torch adds to a process (`benchmarks/projections.py`).
+TORCH_BYTES = 160 << 20
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a step of one unit is expected to take."""
+
+    seconds: float
+    """On one core of the reference machine."""
+    peak_bytes: int
+    """Of a process with this unit alone, libraries included."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +114,24 @@ class Plan:
                 if unit in self.selection and str(kinds[row, column]) in wanted:
                     yield unit, row, int(column)
 
+    def predict(self, step: Step) -> Prediction:
+        """Return what a step of one unit is expected to take."""
+        cost = step.cost(self.config)
+        return Prediction(cost.seconds(self.pixels), self.library_bytes + cost.peak_bytes(self.pixels))
+
+    @property
+    def library_bytes(self) -> int:
+        """Return the memory of a process before its first unit: interpreter, libraries, compiled kernels."""
+        torch = any(step.uses_torch(self.config) for step in self.steps)
+        return LIBRARY_BYTES + (TORCH_BYTES if torch else 0)
+
     def unit_bytes(self) -> int:
-        """Return the projected peak memory of one unit: that of its hungriest step."""
-        return int(self.pixels * max(step.cost(self.config).bytes_per_pixel for step in self.steps))
+        """Return the predicted peak memory of one unit: that of its most expensive step."""
+        return max(step.cost(self.config).peak_bytes(self.pixels) for step in self.steps)
 
     def unit_seconds(self) -> float:
-        """Return the expected time of one unit on one slot of the reference machine."""
-        return self.pixels * sum(1 / step.cost(self.config).pixels_per_second for step in self.steps)
+        """Return the predicted time of one unit on one core of the reference machine."""
+        return sum(step.cost(self.config).seconds(self.pixels) for step in self.steps)
 
     def stored_bytes(self) -> int:
         """Return the bytes of a unit's products before compression: an upper bound on disk."""
@@ -118,8 +143,12 @@ class Plan:
         )
 
     def projection(self, scheduler: str, slots: int) -> Projection:
-        """Return the memory that a run on this machine would need."""
-        return Projection(self.unit_bytes(), slots, slots + 1 if scheduler == "processes" else 1)
+        """Return the memory that a run on this machine would need.
+
+        With ``processes`` each worker has its libraries, and the driver holds Dask alone.
+        """
+        processes = scheduler == "processes"
+        return Projection(self.unit_bytes(), slots, self.library_bytes, processes=processes)
 
     def choose_workers(self, scheduler: str, workers: int | None) -> int:
         """Return how many units to work on at once, and refuse what cannot fit.
@@ -129,13 +158,10 @@ class Plan:
         MemoryProjectionError
             If the wanted number, or without one a single unit, does not fit into memory.
         """
-        local = scheduler in {"threads", "processes"}
-        if workers is None:
-            fits = fitting_slots(self.unit_bytes(), processes=scheduler == "processes") if local else default_workers()
-            workers = max(1, min(default_workers(), fits))
-        if local:
-            check(self.projection(scheduler, workers))
-        return workers
+        if scheduler not in {"threads", "processes"}:
+            return workers or default_workers()
+        processes = scheduler == "processes"
+        return choose_workers(self.unit_bytes(), self.library_bytes, processes=processes, wanted=workers)
 
     def product_specs(self) -> list[tuple[ArraySpec, str | None]]:
         """Return the arrays of the run's store with their units."""

@@ -25,6 +25,7 @@ from csstdask.engine.ledger import Ledger
 from csstdask.engine.lock import DriverLock
 from csstdask.engine.units import Selection, Unit
 from csstdask.engine.window import KILLED, LOST, Task, run_window
+from csstdask.pipeline.accounting import usage_of_run
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.prepare import keep_models, prepare
@@ -110,17 +111,18 @@ def run(
         keeper = _Bookkeeper(plan, ledger, MetricsWriter(root, metrics), summary)
         emit = broadcast([keeper, *listeners])
         start = time.perf_counter()
-        emit(RunStarted(f"run {root.name}", total, plan.pixels, slots.count))
+        emit(RunStarted(f"run {root.name}", total, plan.pixels, slots.count, slots.dashboard))
         try:
             outcome = run_window(
                 slots,
-                _pending(plan, ledger, root, lock.token, emit),
+                _pending(plan, ledger, root, lock.token, emit, alone=scheduler == "processes" or slots.count == 1),
                 process_unit,
                 emit,
                 key=f"unit-{plan.fingerprint[:12]}-{lock.token[:8]}",
                 max_failures=max_failures,
             )
             summary.stopped = outcome.stopped
+            summary.usage = usage_of_run(plan, ledger)
         finally:
             keeper.flush()
             summary.seconds = time.perf_counter() - start
@@ -143,7 +145,7 @@ def _attributes(root: Path, plan: Plan, chosen: Selection) -> dict[str, Any]:
     }
 
 
-def _pending(plan: Plan, ledger: Ledger, root: Path, driver: str, emit: Listener) -> Iterator[Task]:
+def _pending(plan: Plan, ledger: Ledger, root: Path, driver: str, emit: Listener, *, alone: bool) -> Iterator[Task]:
     """Yield a task for each unit whose record does not prove it done."""
     for unit, row, column in plan.units():
         facts = plan.campaign.facts(unit.exposure, unit.detector)
@@ -165,6 +167,7 @@ def _pending(plan: Plan, ledger: Ledger, root: Path, driver: str, emit: Listener
             config=plan.config,
             fingerprints=fingerprints,
             driver=driver,
+            alone=alone,
         )
         yield Task(unit, job)
 
@@ -178,7 +181,7 @@ class _Bookkeeper:
     def __call__(self, event: Event) -> None:
         if isinstance(event, UnitDone):
             self._summary.done += 1
-            self._summary.kernel_seconds += sum(event.result["seconds"].values())
+            self._summary.kernel_seconds += sum(event.result["kernel_seconds"].values())
             self._put(event.unit, event.result["metrics"])
         elif isinstance(event, UnitSkipped):
             self._summary.skipped += 1

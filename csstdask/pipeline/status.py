@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.units import AnyOf, Selection
 from csstdask.errors import StoreError
+from csstdask.pipeline.accounting import StepUsage, usage_of_run
 from csstdask.pipeline.config import MODEL_SETTINGS, RunConfig
 from csstdask.pipeline.plan import Plan, make_plan
 from csstdask.pipeline.steps import resolve
@@ -33,6 +34,8 @@ class Summary:
     """Wall time."""
     stopped: str | None = None
     """Why the run ended early, if it did."""
+    usage: list[StepUsage] = field(default_factory=list)
+    """Predicted and actual usage of each step."""
 
     @property
     def failed(self) -> int:
@@ -47,7 +50,8 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``--json`` prints."""
         units = {name: getattr(self, name) for name in ("total", "done", "skipped", "failed", "pending")}
-        return {"units": units, "failures": self.failures, "fingerprint": self.fingerprint}
+        steps = [row.to_json() for row in self.usage]
+        return {"units": units, "failures": self.failures, "fingerprint": self.fingerprint, "steps": steps}
 
 
 def status(path: str | Path, *, campaign: str | Path | None = None, verify: bool = False) -> Summary:
@@ -65,7 +69,7 @@ def status(path: str | Path, *, campaign: str | Path | None = None, verify: bool
     root = Path(path)
     plan = plan_of_run(root, campaign)
     ledger = Ledger(root)
-    summary = Summary(fingerprint=plan.fingerprint)
+    summary = Summary(fingerprint=plan.fingerprint, usage=usage_of_run(plan, ledger))
     for unit, _, _ in plan.units():
         summary.total += 1
         record = ledger.read(unit)

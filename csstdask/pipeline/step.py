@@ -54,12 +54,27 @@ class Output:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step takes, measured on a full detector."""
+    """What a step takes on one core of the reference machine, reading and writing included.
 
+    Measured on frames of 0.04 to 85 Mpix (`benchmarks/projections.py`). The reference machine is named there.
+    """
+
+    seconds_per_mpix: float = 0.0
+    """Time that grows with the frame."""
+    fixed_seconds: float = 0.0
+    """Time that a frame of any size takes."""
     bytes_per_pixel: float = 0.0
-    """Peak memory of a unit in this step, its planes and earlier products included."""
-    pixels_per_second: float = 1e6
-    """On one core of the reference machine, for the estimate of ``--dry-run``."""
+    """Peak memory that grows with the frame: its planes and earlier products included."""
+    fixed_bytes: int = 0
+    """Peak memory of buffers that do not depend on the frame's size."""
+
+    def seconds(self, pixels: int) -> float:
+        """Return the time of a frame."""
+        return self.fixed_seconds + self.seconds_per_mpix * pixels / 1e6
+
+    def peak_bytes(self, pixels: int) -> int:
+        """Return the peak memory of a frame, without libraries."""
+        return round(self.fixed_bytes + self.bytes_per_pixel * pixels)
 
 
 @dataclass(frozen=True)
@@ -92,3 +107,5 @@ class Step:
     """Pixels beyond a pixel that decide its value; 0 where the whole frame does."""
     cost: Callable[[RunConfig], Cost] = lambda _: Cost()
     """What it costs with a configuration."""
+    uses_torch: Callable[[RunConfig], bool] = lambda _: False
+    """Whether it runs a network with a configuration."""

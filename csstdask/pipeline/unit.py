@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import logging
 import platform
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +24,7 @@ from csstdask.engine.cluster import limit_threads
 from csstdask.engine.ledger import Ledger, OwnedObject, StepRecord, UnitRecord
 from csstdask.engine.lock import Attempt
 from csstdask.engine.units import Unit
+from csstdask.engine.usage import Meter
 from csstdask.engine.window import failure
 from csstdask.errors import LostOwnershipError
 from csstdask.instrument import Instrument
@@ -35,7 +35,7 @@ from csstdask.pipeline.steps import STEPS
 from csstdask.pipeline.steps.detect import DETECT, uses_network
 from csstdask.store.campaign import UnitFacts, read_header, read_unit_pixels
 from csstdask.store.tables import read_table, table_path, unit_file_path, units_of, write_table
-from csstdask.store.zarr_arrays import read_shard, write_shard
+from csstdask.store.zarr_arrays import read_shard, shard_path, write_shard
 
 log = logging.getLogger("csstdask")
 
@@ -71,6 +71,8 @@ class UnitJob:
     """Of the steps to take, in order."""
     driver: str
     """Token of the driver's lock."""
+    alone: bool = False
+    """Whether its process works on one unit at a time."""
 
 
 def process_unit(job: UnitJob) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def process_unit(job: UnitJob) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``metrics`` and ``seconds`` by step, or ``failure`` (see ``engine/window.py``).
+        ``metrics``, and ``kernel_seconds`` and ``usage`` by step; or ``failure`` (see ``engine/window.py``).
     """
     if DETECT.name in job.fingerprints and uses_network(job.config):
         import torch  # noqa: F401  its threads can only be limited once they are there
@@ -97,24 +99,29 @@ def process_unit(job: UnitJob) -> dict[str, Any]:
                 (root / item.path).unlink(missing_ok=True)
     except (OSError, LostOwnershipError) as error:
         return failure(step_name, error)
-    frame = _frame(job)
+    meter = Meter(alone=job.alone)
+
+    def count_bytes(path: Path) -> None:
+        meter.bytes_read += path.stat().st_size if path.exists() else 0
+
+    frame = _frame(job, count_bytes)
     problem: dict[str, Any] = {}
-    seconds: dict[str, float] = {}
+    written: list[str] = []
     for step_name, fingerprint in job.fingerprints.items():
         if step_name in fresh:
             continue
-        start = time.perf_counter()
         try:
             step = STEPS[step_name]
+            meter = Meter(alone=job.alone)
             output = step.body(frame, job.config)
-            seconds[step_name] = time.perf_counter() - start
-            done[step_name] = _write(job, attempt, root, step, output, fingerprint, seconds[step_name])
+            done[step_name] = _write(job, attempt, root, step, output, fingerprint, meter)
+            written.append(step_name)
             frame.keep(output.arrays, output.tables, output.files)
         except Exception as error:
             log.debug("unit %s, step %s", job.unit, step_name, exc_info=True)
             problem = failure(step_name, error)
             break
-    return _record(job, ledger, attempt, done, problem, seconds)
+    return _record(job, ledger, attempt, done, problem, written)
 
 
 def _stale(before: UnitRecord, wanted: Mapping[str, str], fresh: list[str]) -> dict[str, StepRecord]:
@@ -126,21 +133,29 @@ def _stale(before: UnitRecord, wanted: Mapping[str, str], fresh: list[str]) -> d
     return {name: step for name, step in before.steps.items() if name in undone}
 
 
-def _frame(job: UnitJob) -> Frame:
+def _frame(job: UnitJob, count: Callable[[Path], None]) -> Frame:
+    """Return the frame of a unit; each file that it reads is counted."""
+    campaign, run = Path(job.campaign), Path(job.run)
+
     def read_plane(name: str) -> npt.NDArray[Any]:
-        return read_unit_pixels(Path(job.campaign), job.row, job.column, name)
+        count(shard_path(campaign, name, job.row, job.column))
+        return read_unit_pixels(campaign, job.row, job.column, name)
 
     def read_product(name: str) -> npt.NDArray[Any]:
-        return read_shard(Path(job.run), name, job.row, job.column)
+        count(shard_path(run, name, job.row, job.column))
+        return read_shard(run, name, job.row, job.column)
 
     def header() -> str:
-        return read_header(Path(job.campaign), job.row, job.column)
+        return read_header(campaign, job.row, job.column)
 
     def read_unit_table(name: str) -> Table:
-        return read_table(table_path(Path(job.run), name, job.unit.exposure, job.unit.detector))
+        path = table_path(run, name, job.unit.exposure, job.unit.detector)
+        count(path)
+        return read_table(path)
 
     def read_unit_file(name: str) -> bytes | None:
-        path = unit_file_path(Path(job.run), name, job.unit.exposure, job.unit.detector)
+        path = unit_file_path(run, name, job.unit.exposure, job.unit.detector)
+        count(path)
         return path.read_bytes() if path.exists() else None
 
     readers = (read_plane, read_product, header, read_unit_table, read_unit_file)
@@ -148,9 +163,10 @@ def _frame(job: UnitJob) -> Frame:
 
 
 def _write(
-    job: UnitJob, attempt: Attempt, root: Path, step: Step, output: Output, fingerprint: str, seconds: float
+    job: UnitJob, attempt: Attempt, root: Path, step: Step, output: Output, fingerprint: str, meter: Meter
 ) -> StepRecord:
     """Write what a step made, each object checked for ownership before and described after."""
+    kernel_seconds = meter.usage().seconds
     objects: list[OwnedObject] = []
     for product in step.products:
         attempt.check()
@@ -166,7 +182,8 @@ def _write(
         path = unit_file_path(root, name, job.unit.exposure, job.unit.detector)
         write_atomic(path, content)
         objects.append(OwnedObject.of(root, path))
-    return StepRecord(fingerprint, tuple(objects), output.metrics, seconds, software_versions())
+    usage = meter.usage(bytes_written=sum(item.bytes for item in objects))
+    return StepRecord(fingerprint, tuple(objects), output.metrics, kernel_seconds, usage, software_versions())
 
 
 def _record(
@@ -175,7 +192,7 @@ def _record(
     attempt: Attempt,
     done: dict[str, StepRecord],
     problem: dict[str, Any],
-    seconds: dict[str, float],
+    written: list[str],
 ) -> dict[str, Any]:
     """Write the record, the last act, and return what the driver needs."""
     reason = {key: problem["failure"][key] for key in ("step", "reason")} if problem else None
@@ -188,4 +205,8 @@ def _record(
     if problem:
         return problem
     metrics = {name: value for step in done.values() for name, value in step.metrics.items()}
-    return {"metrics": metrics, "seconds": seconds}
+    return {
+        "metrics": metrics,
+        "kernel_seconds": {name: done[name].kernel_seconds for name in written},
+        "usage": {name: asdict(done[name].usage) for name in written},
+    }

@@ -18,6 +18,7 @@ import xarray as xr
 
 from csstdask.engine.ledger import Ledger
 from csstdask.instrument import Instrument, validate_instrument
+from csstdask.pipeline.accounting import usage_of_run, whole_unit
 from csstdask.pipeline.status import Summary, plan_of_run, status
 from csstdask.pipeline.truth import has_truth, score_run
 from csstdask.pipeline.views import open_run
@@ -164,24 +165,29 @@ def _cosmic_rays(dataset: xr.Dataset) -> str:
 
 
 def _cost(run: str | Path, campaign: str | Path | None) -> str:
-    """Tell the time of each step, from the ledger."""
+    """Return the predicted and actual usage of each step, from the ledger."""
     plan = plan_of_run(run, campaign)
-    ledger = Ledger(Path(run))
-    units = [unit for unit, _, _ in plan.units()]
-    seconds: dict[str, list[float]] = {}
-    for unit in units[:: max(1, len(units) // _TIMED_UNITS)]:
-        for name, record in ledger.read(unit).steps.items():
-            seconds.setdefault(name, []).append(record.seconds)
-    if not seconds:
+    steps = usage_of_run(plan, Ledger(Path(run)))
+    if not steps:
         return ""
-    means = {name: float(np.mean(values)) for name, values in seconds.items()}
-    total = sum(means.values())
     rows = [
-        [name, number(mean), f"{100 * mean / total:.0f}", number(plan.pixels / 1e6 / mean)]
-        for name, mean in means.items()
-    ]
-    rows.append(["all", number(total), "100", number(plan.pixels / 1e6 / total)])
-    return table(("step", "s a unit", "%", "Mpix/s on one slot"), rows)
+        [
+            row.step, number(row.predicted_seconds), number(row.actual.seconds), number(row.actual.cpu_seconds),
+            number(plan.pixels / 1e6 / max(row.actual.seconds, 1e-9)), number(row.predicted_bytes / 2**30),
+            number(row.actual.peak_bytes / 2**30), number(row.actual.bytes_read / 1e6),
+            number(row.actual.bytes_written / 1e6),
+        ]
+        for row in (*steps, whole_unit(steps))
+    ]  # fmt: skip
+    head = (
+        "step", "s predicted", "s actual", "CPU s", "Mpix/s on one slot", "GiB predicted", "GiB peak", "MB read",
+        "MB written",
+    )  # fmt: skip
+    note = (
+        f"<p>Means per unit, from {steps[0].units} units. Predictions are for one core of the reference machine and a "
+        "process with one unit; peaks are of whole processes, with all the units they work on.</p>"
+    )
+    return table(head, rows) + note
 
 
 def _units(dataset: xr.Dataset) -> str:

@@ -18,7 +18,7 @@ UNIT_DIMS = ("exposure", "detector")
 ROWS_PER_CHUNK = 1024
 NO_TIME = int(np.iinfo(np.int64).min)
 
-Codec = Literal["pixels", "mask", "table"]
+Codec = Literal["pixels", "mask", "sparse", "table"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ArraySpec:
     fill: object
     """What an element that nobody wrote reads as."""
     codec: Codec = "pixels"
-    """pixels: lz4 + bitshuffle; mask: zstd-1 + bitshuffle; table: zstd-1."""
+    """pixels: lz4 + bitshuffle; mask: zstd-1 + bitshuffle; sparse (mostly fill values) and table: zstd-1."""
     attributes: dict[str, object] = field(default_factory=dict)
     """Units and meaning."""
 

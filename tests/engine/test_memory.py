@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from csstdask.engine.memory import BASE_BYTES, Projection, available_bytes, check, fitting_slots
+from csstdask.engine.memory import Projection, available_bytes, check, choose_workers
 from csstdask.errors import MemoryProjectionError
 
 GIB = 2**30
+LIBRARIES = GIB // 4
 
 
 def test_what_fits_passes_and_what_does_not_says_what_would():
     budget = 10 * GIB
-    check(Projection(2 * GIB, 4, 1), budget)
+    check(Projection(2 * GIB, 4, LIBRARIES, processes=False), budget)
     with pytest.raises(MemoryProjectionError, match="--workers 4 fits"):
-        check(Projection(2 * GIB, 5, 1), budget)
+        check(Projection(2 * GIB, 5, LIBRARIES, processes=False), budget)
     with pytest.raises(MemoryProjectionError, match="not even one unit fits"):
-        check(Projection(20 * GIB, 1, 1), budget)
+        check(Projection(20 * GIB, 1, LIBRARIES, processes=False), budget)
 
 
 @pytest.mark.parametrize("processes", [True, False])
 def test_fitting_slots_fit(processes):
-    for budget in (BASE_BYTES, 3 * GIB, 17 * GIB):
-        n = fitting_slots(GIB, processes=processes, budget=budget)
-        assert Projection(GIB, n, n + 1 if processes else 1).total <= budget
-        assert Projection(GIB, n + 1, n + 2 if processes else 1).total > budget
+    one = Projection(GIB, 1, LIBRARIES, processes)
+    for budget in (LIBRARIES, 3 * GIB, 17 * GIB):
+        n = one.fitting_slots(budget)
+        assert n == 0 or replace(one, slots=n).total <= budget
+        assert replace(one, slots=n + 1).total > budget
+
+
+def test_each_process_has_its_libraries():
+    threads, processes = (Projection(GIB, 4, LIBRARIES, apart).total for apart in (False, True))
+    assert threads == 4 * GIB + LIBRARIES
+    assert processes - threads > 3 * LIBRARIES
+
+
+def test_as_many_workers_as_fit_and_no_more_than_cores():
+    assert choose_workers(1, processes=False, wanted=None) >= 1
+    assert choose_workers(1, processes=False, wanted=1000) == 1000
+    with pytest.raises(MemoryProjectionError, match="not even one unit fits"):
+        choose_workers(available_bytes(), processes=False, wanted=None)
 
 
 def test_this_machine_has_memory():

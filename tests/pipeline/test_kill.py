@@ -111,7 +111,7 @@ def test_asked_to_stop_it_stops_and_says_so(campaign, reference, tmp_path, numbe
     _, errors = driver.communicate(timeout=60)
     assert driver.returncode == code
     assert "Traceback" not in errors
-    assert "run again to go on" in errors
+    assert "run the command again to resume" in errors
     assert not (path / "driver.json").exists()
     summary = run_here(campaign, path)
     assert summary.failed == 0

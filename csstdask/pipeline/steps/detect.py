@@ -11,8 +11,8 @@ from csstdask.pipeline.step import Cost, Output, Product, Step
 if TYPE_CHECKING:
     from csstdask.pipeline.frame import Frame
 
-#: Pixels a second of the default network on one core, by precision (`benchmarks/cosmicray.py`); others are quicker.
-_SPEED = {"float32": 6e5, "bfloat16": 1e6, "int8": 1.8e6}
+#: Time of the default network on one core, by precision (`benchmarks/cosmicray.py`); other networks are faster.
+_SECONDS_PER_MPIX = {"float32": 1.1, "bfloat16": 0.7, "int8": 0.4}
 
 
 def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
@@ -58,10 +58,10 @@ def resolved_threshold(config: RunConfig) -> float | None:
 
 
 def cost_of_detection(config: RunConfig) -> Cost:
-    """Return the cost of the model that is configured."""
-    if uses_network(config):
-        return Cost(bytes_per_pixel=60.0, pixels_per_second=_SPEED.get(config.detect.precision, 6e5))
-    return Cost(bytes_per_pixel=86.0, pixels_per_second=6e5)
+    """Return the cost of the configured model."""
+    if not uses_network(config):
+        return Cost(seconds_per_mpix=1.6, bytes_per_pixel=86.0)
+    return Cost(seconds_per_mpix=_SECONDS_PER_MPIX.get(config.detect.precision, 1.1), bytes_per_pixel=60.0)
 
 
 def uses_network(config: RunConfig) -> bool:
@@ -88,4 +88,5 @@ DETECT = Step(
     products=(Product("cr_mask", "bool", False, codec="mask", long_name="hit by a cosmic ray"),),
     metrics=("n_cr_pixels", "n_cr_events", "cr_fraction", "n_cr_input_pixels", "n_cr_both_pixels"),
     cost=cost_of_detection,
+    uses_torch=uses_network,
 )

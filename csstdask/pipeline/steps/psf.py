@@ -74,9 +74,10 @@ def model_identity(config: RunConfig) -> str:
 
 
 def cost_of_psf(config: RunConfig) -> Cost:
-    """Return the cost of the configured model: what learns from the stars at hand does so for each frame."""
-    learns = config.psf.model == EMPIRICAL
-    return Cost(bytes_per_pixel=60.0, pixels_per_second=1e6 if learns else 6e6)
+    """Return the cost of the configured model."""
+    if config.psf.model == NO_PSF:
+        return Cost()
+    return Cost(seconds_per_mpix=0.12, fixed_seconds=0.8, bytes_per_pixel=60.0)
 
 
 def nodes_of(shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -112,12 +112,10 @@ def decisive_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def cost_of_repair(config: RunConfig) -> Cost:
-    """Return the cost of the configured models; the memory of a network is an estimate."""
+    """Return the cost of the configured model."""
     if uses_network(config):
-        return Cost(bytes_per_pixel=110.0, pixels_per_second=5e5)
-    if config.repair.psf != "none":
-        return Cost(bytes_per_pixel=95.0, pixels_per_second=8e5)
-    return Cost(bytes_per_pixel=50.0, pixels_per_second=1.0e7)
+        return Cost(seconds_per_mpix=2.0, bytes_per_pixel=110.0)
+    return Cost(seconds_per_mpix=0.1, bytes_per_pixel=60.0)
 
 
 REPAIR = Step(
@@ -129,10 +127,11 @@ REPAIR = Step(
     settings=decisive_settings,
     model=lambda config: find_card("inpaint", config.repair.model).identity,
     products=(
-        Product("repair", "float32", float("nan"), 1, long_name="repaired value, NaN outside cr_mask"),
-        Product("repair_variance", "float32", float("nan"), 2, long_name="variance of repair, inf without a donor"),
+        Product("repair", "float32", float("nan"), 1, codec="sparse", long_name="repaired value, NaN outside cr_mask"),
+        Product("repair_variance", "float32", float("nan"), 2, codec="sparse", long_name="variance of repair, inf without a donor"),
     ),
     tables=("cosmic_rays",),
     metrics=("n_unrepaired_pixels", *_COUNTED.values(), "cr_charge_median"),
     cost=cost_of_repair,
+    uses_torch=uses_network,
 )

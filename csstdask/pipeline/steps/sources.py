@@ -124,5 +124,5 @@ SOURCES = Step(
     model=lambda _: None,
     tables=("sources",),
     metrics=("n_sources",),
-    cost=lambda _: Cost(bytes_per_pixel=60.0, pixels_per_second=2.5e6),
+    cost=lambda _: Cost(seconds_per_mpix=0.07, bytes_per_pixel=60.0),
 )

@@ -1,0 +1,59 @@
+"""Ctrl-C and SIGTERM: say so at once, and end within two seconds without losing finished work.
+
+The first signal prints a message and raises an exception in the main thread, so that a run releases its lock and writes
+its metrics. Whatever has not ended by itself after a grace period is ended by force, workers included: records of units
+are written last and atomically, so that the next run resumes as after any crash. A second signal ends at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import NoReturn
+
+#: Time that a command has to release locks and to write metrics.
+GRACE_SECONDS = 1.2
+_NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+class TerminatedError(BaseException):
+    """SIGTERM arrived."""
+
+
+def install_handlers() -> None:
+    """Handle SIGTERM, and Ctrl-C unless the parent process had it ignored."""
+    signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _stop)
+
+
+def end_now(code: int) -> NoReturn:
+    """End this process and its workers at once."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    code = 128 + number
+    for other in _NAMES:
+        signal.signal(other, lambda *_: end_now(code))
+    # Written past Python's buffers: the signal may have arrived in the middle of another message.
+    message = (
+        f"\ncsstdask: {_NAMES[signal.Signals(number)]}; finished units are kept, run the command again to resume\n"
+    )
+    os.write(sys.stderr.fileno(), message.encode())
+    timer = threading.Timer(GRACE_SECONDS, end_now, (code,))
+    timer.daemon = True
+    timer.start()
+    raise KeyboardInterrupt if number == signal.SIGINT else TerminatedError

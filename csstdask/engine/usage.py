@@ -1,0 +1,70 @@
+"""What a stage of a unit uses: wall time, CPU time, peak memory, bytes read and written."""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one stage of one unit has used."""
+
+    seconds: float = 0.0
+    """Wall time."""
+    cpu_seconds: float = 0.0
+    """CPU time: of the whole process where the unit has it for itself, else of the unit's own thread."""
+    peak_bytes: int = 0
+    """Largest resident memory of the process during the stage, libraries and other units included."""
+    bytes_read: int = 0
+    """From stores, as they lie on disk."""
+    bytes_written: int = 0
+    """To the store, as they lie on disk."""
+
+
+class Meter:
+    """Measures the usage from its creation on.
+
+    Parameters
+    ----------
+    alone : bool
+        Whether the process works on one unit at a time. Only then can its CPU time and its peak memory be attributed
+        to the unit.
+    """
+
+    def __init__(self, *, alone: bool) -> None:
+        self.alone = alone
+        self.bytes_read = 0
+        if alone:
+            reset_peak()
+        self._cpu = self._clock()
+        self._start = time.perf_counter()
+
+    def usage(self, bytes_written: int = 0) -> Usage:
+        """Return what has been used so far."""
+        seconds, cpu = time.perf_counter() - self._start, self._clock() - self._cpu
+        return Usage(seconds, cpu, peak_bytes(), self.bytes_read, bytes_written)
+
+    def _clock(self) -> float:
+        return time.process_time() if self.alone else time.thread_time()
+
+
+def reset_peak() -> None:
+    """Let `peak_bytes` forget the past, where the system can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # not Linux, or not allowed: peaks are then those since the process began
+        return
+
+
+def peak_bytes() -> int:
+    """Return the largest resident memory of this process since it began, or since `reset_peak`."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
