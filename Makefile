@@ -7,7 +7,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # The tests are many short processes: a few workers, never more than there are cores.
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
 
-.PHONY: demo test bench lint typecheck check clean
+# One thread a worker: workers whose libraries share the cores wait for each other.
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 25
+
+.PHONY: demo test test-all bench lint typecheck check clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,7 +25,11 @@ demo: $(VENV)/installed
 	$(BIN)/csstdask demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+# The tests above, and trainings, evaluations and long kill tests: half an hour.
+test-all: $(VENV)/installed-dev
+	$(PYTEST) $(ARGS)
 
 bench: $(VENV)/installed-dev
 	$(PIP) --editable '.[bench]'

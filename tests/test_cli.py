@@ -9,13 +9,17 @@ import sys
 
 import pytest
 from make_fits import level_1
+from shell import csstdask_command
 
 VERBS = {"mock", "ingest", "run", "status", "report", "export", "train", "evaluate", "models", "demo"}
 
 
-def csstdask_command(*arguments):
-    command = [sys.executable, "-W", "error", "-m", "csstdask", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def test_the_module_is_a_program():
+    """In an interpreter of its own, in which every warning is an error."""
+    command = [sys.executable, "-W", "error", "-m", "csstdask", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
 
 
 def test_help_names_all_verbs():
@@ -76,6 +80,19 @@ def test_json_of_an_ingest_with_a_failure(tmp_path):
     answer = json.loads(done.stdout)
     assert answer["units"] == {"added": 1, "unchanged": 0, "dead": 0, "failed": 1}
     assert "no.fits" in answer["failures"][0]["reason"]
+
+
+def test_a_small_demo(tmp_path, monkeypatch):
+    """A fifth of its scale along each axis."""
+    from csstdask.mock import recipe
+
+    small = recipe.demo_recipe().model_copy(update={"scale": 0.2})
+    monkeypatch.setattr(recipe, "demo_recipe", lambda: small)
+    done = csstdask_command("demo", "--to", tmp_path / "demo")
+    assert done.returncode == 0, done.stderr
+    assert "12 done" in done.stderr
+    assert float(re.search(r"precision (\d\.\d+)", done.stderr).group(1)) > 0.8
+    assert (tmp_path / "demo" / "report.html").exists()
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_cli import csstdask_command
+from shell import csstdask_command
 
 
 @pytest.mark.parametrize(

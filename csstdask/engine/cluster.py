@@ -27,7 +27,9 @@ from csstdask.errors import InputError
 
 #: Everything that listens does so on loopback, on a port that is free.
 _LOOPBACK = "127.0.0.1:0"
-#: How long a batch system may take to start the first worker.
+#: Longest wait for a scheduler at an address.
+CONNECT_SECONDS = 15
+#: Longest wait for a batch system to start the first worker.
 _BATCH_QUEUE_SECONDS = 24 * 3600
 
 
@@ -159,7 +161,7 @@ def _client(scheduler: str, workers: int) -> Iterator[Slots]:
             yield Slots(client, max(workers, sum(client.nthreads().values())))
     else:
         try:
-            client = Client(scheduler, timeout="15s", set_as_default=False)
+            client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError) as error:
             raise InputError(
                 "--scheduler", f"no answer from {scheduler} ({type(error).__name__})", "a Dask scheduler"

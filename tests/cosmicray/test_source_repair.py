@@ -150,6 +150,7 @@ def test_how_far_pixels_are_wrong_together_is_learnt(wanted):
     assert abs(found - wanted) < 0.06
 
 
+@pytest.mark.slow
 def test_frames_without_truth_teach_as_well(campaign, tmp_path):
     """What detection finds elsewhere is laid on good pixels; of pixels that it finds itself nobody says anything."""
     units = known_units(campaign, "training", truth="detected")

@@ -62,6 +62,7 @@ class KilledError(Exception):
     """As if by a signal."""
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
     """Weights and card are those of a training that was never killed; with other examples it is refused."""
     config = load_training_config(None, **TINY | {"passes": 1, "epochs": 3})
@@ -85,6 +86,7 @@ def test_killed_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
             train_cosmicray(config.model_copy(update=changed), tmp_path / "broken")
 
 
+@pytest.mark.slow
 def test_both_methods_are_tuned_and_tested_on_the_same(real_images):
     """No reference foretells its own pair, none knows the test pair, and residuals are as noisy in all."""
     folder = real_images / "hst_stis"
@@ -114,6 +116,7 @@ def test_scored_scenes_keep_their_cosmic_rays(real_images):
     assert len(real.real_scenes(real_images)) == 3
 
 
+@pytest.mark.slow
 def test_what_a_card_says_it_learnt_from(real_images, tmp_path):
     assert gather_material("training", 1, 7, None).sources == ["generated tracks", "7 mock skies"]
     sources = " ".join(gather_material("training", 1, 7, real_images).sources)
@@ -201,6 +204,7 @@ def test_nothing_to_learn_from_is_said_at_once(campaign, tmp_path):
         train_cosmicray(load_training_config(None, **settings), tmp_path)
 
 
+@pytest.mark.slow
 def test_training_on_a_campaign_goes_on_from_a_model(campaign, tmp_path):
     """Better than from nothing after as many epochs; calibrated for its densities; frozen norms stay as they were."""
     settings = TINY | {"campaign": str(campaign), "skies": 0, "frames": 6, "epochs": 3}
@@ -233,6 +237,7 @@ def test_training_on_a_campaign_goes_on_from_a_model(campaign, tmp_path):
         train_cosmicray(config, tmp_path / "third")
 
 
+@pytest.mark.slow
 def test_a_teacher_is_learnt_from(campaign, tmp_path):
     """Its probabilities take the place of the truth; a smaller network learns from them; one that is blind may not."""
     settings = TINY | {"campaign": str(campaign), "skies": 0, "epochs": 3, "frames": 6}
@@ -252,6 +257,7 @@ def test_a_teacher_is_learnt_from(campaign, tmp_path):
         train_cosmicray(load_training_config(None, **blind), tmp_path / "blind")
 
 
+@pytest.mark.slow
 def test_a_model_for_one_detector_says_so(campaign, tmp_path):
     settings = TINY | {"campaign": str(campaign), "skies": 0, "epochs": 1, "detectors": (8,)}
     card = find_card("cosmicray", str(train_cosmicray(load_training_config(None, **settings), tmp_path)))

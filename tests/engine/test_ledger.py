@@ -7,15 +7,17 @@ import pytest
 from csstdask.engine.fingerprint import fingerprint
 from csstdask.engine.ledger import Ledger, OwnedObject, StepRecord, UnitRecord
 from csstdask.engine.units import Unit
+from csstdask.engine.usage import Usage
 
 UNIT = Unit("e1", 7)
+USAGE = Usage(0.6, 0.5, 1 << 20, 100, 10)
 
 
 @pytest.fixture
 def store(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"0123456789")
     ledger = Ledger(tmp_path)
-    step = StepRecord("f1", (OwnedObject.of(tmp_path, tmp_path / "a.bin"),), {"n": 3}, 0.5, {"numpy": "2"})
+    step = StepRecord("f1", (OwnedObject.of(tmp_path, tmp_path / "a.bin"),), {"n": 3}, 0.5, USAGE, {"numpy": "2"})
     ledger.write(UnitRecord(UNIT, {"one": step}, None, "t"))
     return tmp_path, ledger
 
@@ -25,6 +27,7 @@ def test_round_trip(store):
     record = ledger.read(UNIT)
     assert record.steps["one"].metrics == {"n": 3}
     assert record.steps["one"].software == {"numpy": "2"}
+    assert record.steps["one"].usage == USAGE
     assert ledger.read(Unit("e1", 8)).steps == {}
 
 
@@ -48,7 +51,7 @@ def test_sizes_miss_what_checksums_see(store):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"version": 0}', '{"version": 1}', '{"version": 1, "steps": []}', "\xff"]
+    "content", ["", "{", "[]", '{"version": 0}', '{"version": 2}', '{"version": 2, "steps": []}', "\xff"]
 )
 def test_a_broken_record_is_no_record(store, content):
     _, ledger = store

@@ -128,7 +128,8 @@ def test_a_unit_that_kills_its_workers_is_given_up():
     assert "died" in failed[0].reason
 
 
-def test_schedulers_that_do_not_exist():
+def test_schedulers_that_do_not_exist(monkeypatch):
+    monkeypatch.setattr("csstdask.engine.cluster.CONNECT_SECONDS", 1)
     with pytest.raises(InputError, match="threads, processes"), open_cluster("magic", 1):
         pass
     with pytest.raises(InputError, match=r"csstdask\[slurm\]"), open_cluster("slurm", 1):
@@ -137,6 +138,7 @@ def test_schedulers_that_do_not_exist():
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_losing_the_scheduler_stops_the_run_and_says_so():
     """The scheduler goes away in the middle: no traceback, a reason, the rest stays pending."""

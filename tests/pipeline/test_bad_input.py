@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from astropy.io import fits
 from make_fits import NAME, level_1, planes, primary, science_header
+from shell import csstdask_command
 
 import csstdask
-
-
-def csstdask_command(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "csstdask", *map(str, arguments)],
-        capture_output=True, text=True, check=False, **options,
-    )  # fmt: skip
 
 
 def write(path, *hdus):
@@ -170,11 +163,14 @@ def test_a_target_that_is_a_file(tmp_path):
 
 
 @pytest.fixture
-def mounted(tmp_path):
-    """A small file system of its own, 5 MiB, that can be made read-only."""
+def mounted(tmp_path, request):
+    """A small file system, by default of 3 MiB, that can be made read-only."""
+    size = getattr(request, "param", 3)
     place = tmp_path / "small"
     place.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", place], capture_output=True, check=False)
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", place], capture_output=True, check=False
+    )
     if mount.returncode:
         pytest.skip("cannot mount a tmpfs here (needs root)")
     yield place
@@ -190,6 +186,7 @@ def test_a_read_only_target(tmp_path, mounted):
     assert len([line for line in done.stderr.splitlines() if line]) == 1
 
 
+@pytest.mark.parametrize("mounted", [5], indirect=True)
 def test_a_full_disk_in_a_run(small_campaign, mounted, tmp_path):
     """Every unit that did not fit is named, what fitted is kept, and with room the run goes on."""
     filler = mounted / "filler"

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
+from quick import quick_run as run
 from scipy.ndimage import label
 
 import csstdask
 from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.run import run
 from csstdask.pipeline.status import status
 from csstdask.store.campaign import write_unit_pixels
 from csstdask.store.zarr_arrays import read_shard

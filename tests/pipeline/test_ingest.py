@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from make_fits import level_1, planes, primary, science_header
+from quick import quick_run as run
 
 import csstdask
 from csstdask.errors import InputError
 from csstdask.pipeline.ingest import ingest
-from csstdask.pipeline.run import run
 from csstdask.pipeline.status import status
 from csstdask.store.campaign import Campaign
 from csstdask.store.zarr_arrays import shard_path

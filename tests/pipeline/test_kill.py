@@ -66,7 +66,7 @@ def wait_for_more_records(path, driver, known):
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+@pytest.mark.parametrize("scheduler", ["threads", pytest.param("processes", marks=pytest.mark.slow)])
 def test_sigkill_at_random_moments(campaign, reference, tmp_path, scheduler):
     path = tmp_path / "run.zarr"
     rng = random.Random(scheduler)

@@ -13,19 +13,22 @@ from scipy.ndimage import binary_dilation
 import csstdask
 from csstdask.errors import InputError
 from csstdask.instrument import load_instrument
+from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.export import export
 from csstdask.pipeline.ingest import ingest
 from csstdask.pipeline.run import run
 from csstdask.report import write_report
 
 ROOT = Path(__file__).resolve().parents[2]
+#: The small network and no PSF, where a test is about neither.
+FAST = RunConfig.model_validate({"detect": {"model": "unet-fast"}, "psf": {"model": "none"}})
 
 
-def through(files, folder, instrument=None):
+def through(files, folder, instrument=None, config=FAST):
     """Take files all the way; return the campaign and the run."""
     summary = ingest(files, folder / "c.zarr", instrument=instrument)
     assert summary.failures == []
-    done = run(folder / "c.zarr", folder / "r.zarr")
+    done = run(folder / "c.zarr", folder / "r.zarr", config=config)
     assert (done.failed, done.pending) == (0, 0)
     assert export(folder / "c.zarr", folder / "back").failures == []
     assert export(folder / "r.zarr", folder / "out").written == done.total
@@ -37,7 +40,7 @@ def through(files, folder, instrument=None):
 def test_wfc3_uvis(real_images, tmp_path):
     """SCI is bit-identical, ERR to a millionth, DQ equal; AstroDrizzle's bit 4096 is theirs, 8192 ours."""
     path = real_images / "hst_wfc3_uvis" / "Pluto1.fits"
-    campaign, dataset = through([path], tmp_path)
+    campaign, dataset = through([path], tmp_path, config=RunConfig())
     assert str(campaign["exposure"].values[0]) == "ibo821kvq"
     with fits.open(path) as before, fits.open(tmp_path / "back" / "ibo821kvq_2.fits") as after:
         assert before["SCI"].data.tobytes() == after["SCI"].data.tobytes()
@@ -57,7 +60,7 @@ def test_wfc3_uvis(real_images, tmp_path):
 def test_stis_raw(real_images, tmp_path):
     """Three raw pairs: six exposures of trimmed counts; cosmic rays found are mostly the truth's."""
     folder = real_images / "hst_stis"
-    campaign, dataset = through(sorted((folder / "raw").glob("*_raw.fits")), tmp_path)
+    campaign, dataset = through(sorted((folder / "raw").glob("*_raw.fits")), tmp_path, config=RunConfig())
     assert campaign["exposure"].values.tolist() == [f"o565020{n}_{half}" for n in (10, 20, 30) for half in (1, 2)]
     assert (campaign.sizes["y"], campaign.sizes["x"]) == (1012, 506)
     with fits.open(folder / "raw" / "o56502020_raw.fits") as hdus:
@@ -75,7 +78,7 @@ def test_stis_raw(real_images, tmp_path):
 
 def test_wfpc2(real_images, tmp_path):
     path = real_images / "hst_wfpc2" / "hst_im_ext3.fits"
-    campaign, dataset = through([path], tmp_path)
+    campaign, dataset = through([path], tmp_path, config=RunConfig())
     assert campaign["sci"].attrs["units"] == "adu"
     with fits.open(path) as before, fits.open(tmp_path / "back" / "u3060301m_3.fits") as after:
         assert before[0].data.tobytes() == after["SCI"].data.tobytes()

@@ -10,6 +10,8 @@ import pytest
 import xarray as xr
 import zarr
 from own_model import write_own_model
+from quick import quick_run as run
+from quick import quick_settings
 from store_equality import differences
 
 import csstdask
@@ -20,7 +22,7 @@ from csstdask.engine.units import Unit, parse_selection
 from csstdask.errors import InputError, MemoryProjectionError, RunLockedError, StoreError
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.run import run
+from csstdask.pipeline.run import run as full_run
 from csstdask.pipeline.status import status
 from csstdask.pipeline.truth import score_run
 from csstdask.store.campaign import write_unit_pixels
@@ -29,31 +31,42 @@ from csstdask.store.zarr_arrays import shard_path
 
 @pytest.fixture(scope="module")
 def reference(small_campaign, tmp_path_factory):
-    """An uninterrupted run with one worker."""
+    """An uninterrupted quick run with one worker."""
     path = tmp_path_factory.mktemp("reference") / "run.zarr"
     summary = run(small_campaign, path, workers=1)
     assert (summary.done, summary.failed) == (4, 0)
     return path
 
 
+@pytest.fixture(scope="module")
+def full_reference(small_campaign, tmp_path_factory):
+    """The same with the default settings."""
+    path = tmp_path_factory.mktemp("reference") / "run.zarr"
+    summary = full_run(small_campaign, path, workers=1)
+    assert (summary.done, summary.failed) == (4, 0)
+    return path
+
+
 @pytest.mark.parametrize(("scheduler", "workers"), [("threads", 2), ("processes", 1), ("processes", 2)])
-def test_same_bits_for_any_scheduler_and_number_of_workers(small_campaign, reference, tmp_path, scheduler, workers):
-    run(small_campaign, tmp_path / "run.zarr", scheduler=scheduler, workers=workers)
-    assert differences(reference, tmp_path / "run.zarr") == []
+def test_same_bits_for_any_scheduler_and_number_of_workers(
+    small_campaign, full_reference, tmp_path, scheduler, workers
+):
+    full_run(small_campaign, tmp_path / "run.zarr", scheduler=scheduler, workers=workers)
+    assert differences(full_reference, tmp_path / "run.zarr") == []
 
 
-def test_same_bits_in_any_order(small_campaign, reference, tmp_path):
+def test_same_bits_in_any_order(small_campaign, full_reference, tmp_path):
     """Units done one by one, last first, in four runs."""
     for exposure in ("10100000002", "10100000001"):
         for detector in (8, 7):
             selection = parse_selection(f"exposure={exposure},detector={detector}")
-            assert run(small_campaign, tmp_path / "run.zarr", selection=selection, workers=1).done == 1
-    assert run(small_campaign, tmp_path / "run.zarr", workers=1).skipped == 4
-    assert differences(reference, tmp_path / "run.zarr") == []
+            assert full_run(small_campaign, tmp_path / "run.zarr", selection=selection, workers=1).done == 1
+    assert full_run(small_campaign, tmp_path / "run.zarr", workers=1).skipped == 4
+    assert differences(full_reference, tmp_path / "run.zarr") == []
 
 
-def test_products_and_contract(small_campaign, reference):
-    dataset = csstdask.open_run(reference)
+def test_products_and_contract(small_campaign, full_reference):
+    dataset = csstdask.open_run(full_reference)
     assert dataset["cr_mask"].dtype == bool
     hit = dataset["cr_mask"].values
     assert 0.005 < hit.mean() < 0.05
@@ -68,7 +81,7 @@ def test_products_and_contract(small_campaign, reference):
     assert np.array_equal(clean[~hit], campaign["sci"].values[~hit])
     assert np.array_equal(clean[hit], dataset["repair"].values[hit])
     np.testing.assert_allclose(dataset["clean_wht"].values[hit], 1 / dataset["repair_variance"].values[hit])
-    assert xr.open_zarr(reference)["n_cr_pixels"].sum() == hit.sum()
+    assert xr.open_zarr(full_reference)["n_cr_pixels"].sum() == hit.sum()
 
 
 def test_tables(reference):
@@ -84,9 +97,9 @@ def test_tables(reference):
     assert np.abs(np.array(table["dec"]) + 30).max() < 0.5
 
 
-def test_score_against_truth(reference):
+def test_score_against_truth(full_reference):
     """Small numbers of a small scene: far from chance, and the repair's variance is honest."""
-    score = score_run(reference)
+    score = score_run(full_reference)
     assert score.precision > 0.9
     assert score.recall_visible > 0.65
     assert 0.7 < score.repair_pull < 1.3
@@ -107,11 +120,11 @@ def test_done_is_done_and_a_new_step_recomputes_nothing_upstream(small_campaign,
     assert differences(reference, path) == []
 
 
-def test_a_step_reads_the_tables_and_files_of_an_earlier_run(small_campaign, reference, tmp_path):
+def test_a_step_reads_the_tables_and_files_of_an_earlier_run(small_campaign, full_reference, tmp_path):
     path = tmp_path / "run.zarr"
-    assert run(small_campaign, path, steps=["psf"]).done == 4
-    assert run(small_campaign, path).done == 4
-    assert differences(reference, path) == []
+    assert full_run(small_campaign, path, steps=["psf"]).done == 4
+    assert full_run(small_campaign, path).done == 4
+    assert differences(full_reference, path) == []
 
 
 def test_a_run_of_before_there_were_psfs_can_be_looked_at(small_campaign, reference, tmp_path):
@@ -130,10 +143,10 @@ def test_a_setting_reopens_what_lies_below_it_and_nothing_else(small_campaign, t
     run(small_campaign, path)
     mask, repair = shard_path(path, "cr_mask", 0, 0), shard_path(path, "repair", 0, 0)
     before = mask.stat().st_mtime_ns, repair.stat().st_mtime_ns
-    config = RunConfig.model_validate({"sources": {"threshold": 5.0}})
+    config = quick_settings(sources={"threshold": 5.0})
     assert run(small_campaign, path, config=config).done == 4
     assert (mask.stat().st_mtime_ns, repair.stat().st_mtime_ns) == before
-    config = RunConfig.model_validate({"background": {"box": 64}})
+    config = quick_settings(background={"box": 64})
     assert run(small_campaign, path, config=config).done == 4
     assert repair.stat().st_mtime_ns > before[1]
     assert csstdask.open_run(path).sizes["y_mesh"] == 3
@@ -327,7 +340,7 @@ def test_another_campaign_never_touches_a_run(small_recipe, small_campaign, refe
 def test_another_mesh_only_for_all_units(small_campaign, reference, tmp_path):
     path = tmp_path / "run.zarr"
     shutil.copytree(reference, path)
-    config = RunConfig.model_validate({"background": {"box": 64}})
+    config = quick_settings(background={"box": 64})
     with pytest.raises(StoreError, match=r"background\.box"):
         run(small_campaign, path, config=config, selection=parse_selection("detector=8"))
     assert differences(reference, path) == []
@@ -337,7 +350,7 @@ def test_products_whose_input_changed_are_not_shown(small_campaign, reference, t
     """A new background alone takes the masks, repairs and tables that were made with the old one away."""
     path = tmp_path / "run.zarr"
     shutil.copytree(reference, path)
-    run(small_campaign, path, steps=["background"], config=RunConfig.model_validate({"background": {"box": 64}}))
+    run(small_campaign, path, steps=["background"], config=quick_settings(background={"box": 64}))
     assert int(xr.open_zarr(path)["cr_mask"].sum()) == 0
     assert np.isnan(xr.open_zarr(path)["n_cr_pixels"]).all()
     assert not list(path.glob("tables/sources/*/*.parquet"))
@@ -353,7 +366,7 @@ def test_status_knows_all_units_and_steps_so_far(small_campaign, tmp_path):
 
 
 def test_a_default_and_its_value_are_the_same(small_campaign, tmp_path):
-    run(small_campaign, tmp_path / "run.zarr")
+    full_run(small_campaign, tmp_path / "run.zarr")
     threshold = find_card("cosmicray", "unet").threshold
     named = RunConfig.model_validate(
         {
@@ -362,7 +375,7 @@ def test_a_default_and_its_value_are_the_same(small_campaign, tmp_path):
             "engine": {"device": "cpu"},
         }
     )
-    assert run(small_campaign, tmp_path / "run.zarr", config=named).skipped == 4
+    assert full_run(small_campaign, tmp_path / "run.zarr", config=named).skipped == 4
 
 
 def test_a_lost_shard_of_the_campaign_fails_its_unit(small_campaign, tmp_path):
@@ -422,7 +435,7 @@ def test_what_is_foreseen_is_what_is_left(small_campaign, reference, tmp_path):
     path = tmp_path / "run.zarr"
     shutil.copytree(reference, path)
     (path / "ledger/10100000001/7.json").unlink()
-    facts = foresee(small_campaign, path)
+    facts = foresee(small_campaign, path, config=quick_settings())
     assert facts["units"] == {"total": 4, "done": 0, "skipped": 3, "failed": 0, "pending": 1}
     assert facts["bytes_read"] == 192 * 160 * 12
     with pytest.raises(InputError, match="--select"):

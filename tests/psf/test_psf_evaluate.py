@@ -48,6 +48,7 @@ def test_pulls_are_of_what_is_bright(psf_stars):
     assert len(pull) == (truth > 0.01 * truth.max(axis=(1, 2), keepdims=True)).sum()
 
 
+@pytest.mark.slow
 def test_more_stars_are_better_and_none_is_worst(psf_stars, psf_model):
     found = measure_stars(psf_stars, model=str(psf_model), psfex=False)
     psnr = {name: row["psnr"]["mean"] for name, row in found["methods"].items()}
@@ -74,6 +75,7 @@ def test_stars_in_reserve_judge_without_the_truth(psf_stars, psf_model):
     assert wrong["chi2"] > 2
 
 
+@pytest.mark.slow
 def test_results_are_written_with_their_tables(psf_recipe, psf_model, tmp_path):
     stores = tmp_path / "stores"
     stores.mkdir()

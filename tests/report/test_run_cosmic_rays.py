@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import zarr
+from quick import quick_run as run
 from typer.testing import CliRunner
 
 from csstdask.cli import app
@@ -19,7 +20,6 @@ from csstdask.mock.recipe import Pointing, Sensor, SkyField
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.mock_survey import mock
-from csstdask.pipeline.run import run
 from csstdask.report import write_report
 from csstdask.report.cosmic_rays import evaluate_run, watch
 from csstdask.store.campaign import read_unit_pixels, write_unit_pixels

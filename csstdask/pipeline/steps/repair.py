@@ -128,7 +128,14 @@ REPAIR = Step(
     model=lambda config: find_card("inpaint", config.repair.model).identity,
     products=(
         Product("repair", "float32", float("nan"), 1, codec="sparse", long_name="repaired value, NaN outside cr_mask"),
-        Product("repair_variance", "float32", float("nan"), 2, codec="sparse", long_name="variance of repair, inf without a donor"),
+        Product(
+            "repair_variance",
+            "float32",
+            float("nan"),
+            2,
+            codec="sparse",
+            long_name="variance of repair, inf without a donor",
+        ),
     ),
     tables=("cosmic_rays",),
     metrics=("n_unrepaired_pixels", *_COUNTED.values(), "cr_charge_median"),

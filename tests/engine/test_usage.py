@@ -1,0 +1,48 @@
+"""Usage: what a stage takes is measured, not what came before it."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from csstdask.engine.usage import Meter, peak_bytes, reset_peak
+
+
+def work(seconds):
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        sum(range(1000))
+
+
+def test_sleeping_is_wall_time_and_working_is_cpu_time():
+    meter = Meter(alone=True)
+    time.sleep(0.1)
+    work(0.1)
+    usage = meter.usage(bytes_written=7)
+    assert usage.seconds >= 0.2
+    assert 0.1 <= usage.cpu_seconds <= usage.seconds
+    assert (usage.bytes_read, usage.bytes_written) == (0, 7)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_work_of_other_threads_counts_in_a_process_of_ones_own(alone):
+    meter = Meter(alone=alone)
+    other = threading.Thread(target=work, args=(0.2,))
+    other.start()
+    other.join()
+    assert (meter.usage().cpu_seconds > 0.15) == alone
+
+
+def test_a_peak_is_that_of_the_stage():
+    block = np.ones(200 << 17)  # 200 MiB
+    held = peak_bytes()
+    assert held > block.nbytes
+    del block
+    reset_peak()
+    if peak_bytes() < held - (150 << 20):  # Linux can forget a peak
+        meter = Meter(alone=True)
+        block = np.ones(100 << 17)
+        assert meter.usage().peak_bytes - block.nbytes < held - (50 << 20)

@@ -1,0 +1,57 @@
+"""Predicted and actual usage of a run: in its records, its status and its report."""
+
+from __future__ import annotations
+
+import json
+
+from quick import quick_run, quick_settings
+from shell import csstdask_command
+
+from csstdask.engine.ledger import Ledger
+from csstdask.engine.units import Selection
+from csstdask.pipeline.accounting import usage_lines, usage_of_run, whole_unit
+from csstdask.pipeline.plan import make_plan
+from csstdask.pipeline.steps import STEPS, resolve
+from csstdask.store.zarr_arrays import shard_path
+
+
+def test_usage_of_each_step_is_kept_and_shown(small_campaign, tmp_path):
+    path = tmp_path / "r.zarr"
+    summary = quick_run(small_campaign, path, workers=1)
+    assert [row.step for row in summary.usage] == list(STEPS)
+    assert {row.units for row in summary.usage} == {4}
+    rows = {row.step: row for row in summary.usage}
+    written = shard_path(path, "cr_mask", 0, 0).stat().st_size
+    assert 0.3 * written < rows["detect"].actual.bytes_written < 3 * written
+    assert rows["background"].actual.bytes_read >= shard_path(small_campaign, "sci", 0, 0).stat().st_size
+    for row in summary.usage:
+        assert 0 < row.actual.seconds < 60
+        assert row.actual.peak_bytes > 50 << 20
+        assert row.predicted_seconds >= 0
+    whole = whole_unit(summary.usage)
+    assert whole.actual.seconds == sum(row.actual.seconds for row in summary.usage)
+    assert whole.actual.peak_bytes == max(row.actual.peak_bytes for row in summary.usage)
+    lines = usage_lines(summary.usage)
+    assert len(lines) == len(STEPS) + 2
+    shown = csstdask_command("status", path)
+    assert shown.returncode == 0
+    assert lines[1] in shown.stderr.splitlines()
+    answer = json.loads(csstdask_command("status", path, "--json").stdout)
+    assert [step["step"] for step in answer["steps"]] == list(STEPS)
+    assert answer["steps"][0]["actual"]["bytes_read"] == rows["background"].actual.bytes_read
+
+
+def test_predictions_grow_with_the_frame(small_campaign):
+    plan = make_plan(small_campaign, resolve(None), quick_settings(), Selection())
+    for step in plan.steps:
+        cost = step.cost(plan.config)
+        assert cost.seconds(10**8) >= cost.seconds(10**6) >= cost.fixed_seconds
+        assert cost.peak_bytes(10**8) >= cost.peak_bytes(10**6)
+    assert plan.unit_bytes() == max(step.cost(plan.config).peak_bytes(plan.pixels) for step in plan.steps)
+    assert plan.predict(plan.steps[0]).peak_bytes > plan.library_bytes
+
+
+def test_a_run_of_nothing_has_no_table(small_campaign, tmp_path):
+    plan = make_plan(small_campaign, resolve(None), quick_settings(), Selection())
+    assert usage_of_run(plan, Ledger(tmp_path)) == []
+    assert usage_lines([]) == []
