@@ -140,14 +140,15 @@ def run(
 
 
 def _foreseen(facts: dict[str, Any]) -> str:
-    units = facts["units"]
+    units, finished = facts["units"], facts["calibrated_on"]
+    basis = f"from {finished} finished units" if finished else "of the reference machine; finished units calibrate it"
     return "\n".join(
         (
             f"units     {units['total']} ({', '.join(facts['steps'])}), {units['skipped']} of them done before",
             f"read      {facts['bytes_read'] / 1e9:.2f} GB before compression",
             f"written   at most {facts['bytes_written_at_most'] / 1e9:.2f} GB before compression",
             f"memory    {facts['memory_bytes'] / 2**30:.2f} GiB with {facts['workers']} units at a time",
-            f"time      about {facts['seconds_estimated']:.0f} s (estimated from the reference machine)",
+            f"time      about {facts['seconds_estimated']:.0f} s ({basis})",
         )
     )
 

@@ -11,7 +11,7 @@ from csstdask.engine.schedulers import default_workers
 from csstdask.errors import MemoryProjectionError
 
 #: Memory of a worker process before its first unit: interpreter, Dask, Zarr, numerical libraries, compiled kernels.
-LIBRARY_BYTES = 320 << 20
+LIBRARY_BYTES = 440 << 20
 #: Memory of a driver that has workers in other processes: interpreter, Dask, Zarr.
 DRIVER_BYTES = 160 << 20
 #: Part of the free memory that a run may plan with.

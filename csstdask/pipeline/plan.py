@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from csstdask.engine.fingerprint import fingerprint
 from csstdask.engine.memory import LIBRARY_BYTES, Projection, choose_workers
 from csstdask.engine.schedulers import default_workers
 from csstdask.engine.units import AnyOf, Selection, Unit
-from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.step import Grid, Step
+from csstdask.pipeline.config import NO_PSF, RunConfig
+from csstdask.pipeline.step import Cost, Grid, Step
 from csstdask.store.campaign import Campaign, UnitFacts
 from csstdask.store.schema import MESH_DIMS, PIXEL_DIMS, PSF_DIMS, ArraySpec
 
@@ -24,8 +25,13 @@ from csstdask.store.schema import MESH_DIMS, PIXEL_DIMS, PSF_DIMS, ArraySpec
 GRIDS: dict[Grid, tuple[str, ...]] = {"pixels": PIXEL_DIMS, "mesh": MESH_DIMS, "psf": PSF_DIMS}
 
 
-#: Memory that torch adds to a process (`benchmarks/projections.py`).
-TORCH_BYTES = 160 << 20
+#: Memory that torch, and the fit of PSFs with what it imports, add to a process (`benchmarks/projections.py`).
+TORCH_BYTES = 45 << 20
+PSF_BYTES = 180 << 20
+#: Time until the first unit begins: imports, the cluster, the store [s].
+START_SECONDS = 3.0
+#: How much longer a unit takes while others are worked on in the same process or on the same memory.
+SHARED = 1.15
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,32 @@ class Plan:
             "units": self.campaign.units,
         }
 
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        """Return the kinds of the frames that are present."""
+        kinds = np.asarray(self.campaign.read("kind"), dtype=object)
+        return frozenset(str(kind) for kind in kinds[np.asarray(self.campaign.present, dtype=bool)])
+
+    @property
+    def active_steps(self) -> tuple[Step, ...]:
+        """Return the steps that are for some frame of the campaign."""
+        return tuple(step for step in self.steps if step.kinds & self.kinds)
+
+    def seconds(self, units: int, workers: int, unit_seconds: float | None = None) -> float:
+        """Return the predicted time of a run over some units.
+
+        Parameters
+        ----------
+        units : int
+        workers : int
+            Units at the same time.
+        unit_seconds : float, optional
+            Of one unit, if it has been measured.
+        """
+        each = self.unit_seconds() if unit_seconds is None else unit_seconds
+        rounds = -(-units // workers)
+        return (START_SECONDS if units else 0.0) + rounds * each * (SHARED if min(units, workers) > 1 else 1.0)
+
     def steps_of(self, kind: str) -> tuple[Step, ...]:
         """Return the steps that are for frames of a kind."""
         return tuple(step for step in self.steps if kind in step.kinds)
@@ -114,24 +146,29 @@ class Plan:
                 if unit in self.selection and str(kinds[row, column]) in wanted:
                     yield unit, row, int(column)
 
+    def cost(self, step: Step) -> Cost:
+        """Return the cost of a step with this run's settings and instrument."""
+        return step.cost(self.config, self.campaign.instrument)
+
     def predict(self, step: Step) -> Prediction:
         """Return what a step of one unit is expected to take."""
-        cost = step.cost(self.config)
+        cost = self.cost(step)
         return Prediction(cost.seconds(self.pixels), self.library_bytes + cost.peak_bytes(self.pixels))
 
     @property
     def library_bytes(self) -> int:
         """Return the memory of a process before its first unit: interpreter, libraries, compiled kernels."""
-        torch = any(step.uses_torch(self.config) for step in self.steps)
-        return LIBRARY_BYTES + (TORCH_BYTES if torch else 0)
+        networks = any(step.uses_torch(self.config) for step in self.steps)
+        fits_psfs = self.config.psf.model != NO_PSF and "psf" in {step.name for step in self.active_steps}
+        return LIBRARY_BYTES + (TORCH_BYTES if networks else 0) + (PSF_BYTES if fits_psfs else 0)
 
     def unit_bytes(self) -> int:
         """Return the predicted peak memory of one unit: that of its most expensive step."""
-        return max(step.cost(self.config).peak_bytes(self.pixels) for step in self.steps)
+        return max((self.cost(step).peak_bytes(self.pixels) for step in self.active_steps), default=0)
 
     def unit_seconds(self) -> float:
         """Return the predicted time of one unit on one core of the reference machine."""
-        return sum(step.cost(self.config).seconds(self.pixels) for step in self.steps)
+        return sum(self.cost(step).seconds(self.pixels) for step in self.active_steps)
 
     def stored_bytes(self) -> int:
         """Return the bytes of a unit's products before compression: an upper bound on disk."""

@@ -12,6 +12,7 @@ from csstdask.engine.units import Selection
 from csstdask.errors import InputError, StoreError
 from csstdask.nn.card import copy_model
 from csstdask.nn.models import find_card
+from csstdask.pipeline.accounting import usage_of_run, whole_unit
 from csstdask.pipeline.config import MODEL_SETTINGS, RunConfig
 from csstdask.pipeline.plan import Plan, make_plan
 from csstdask.pipeline.status import Summary
@@ -58,13 +59,14 @@ def foresee(
     scheduler: str = "threads",
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Tell what a run would do and cost, with the arguments of `run`; write nothing.
+    """Return what a run would do and cost, with the arguments of `run`; write nothing.
 
     Returns
     -------
     dict
         ``units`` and ``failures`` as a run's summary has them, ``steps``, ``bytes_read``,
-        ``bytes_written_at_most``, ``memory_bytes``, ``workers``, ``seconds_estimated``, ``fingerprint``.
+        ``bytes_written_at_most``, ``memory_bytes``, ``workers``, ``seconds_estimated``, ``calibrated_on`` (number of
+        finished units whose times the estimate is based on; 0: the reference machine's), ``fingerprint``.
     """
     root = Path(to)
     plan, total, count = prepare(campaign, root, steps, selection or Selection(), config, scheduler, workers)
@@ -73,14 +75,18 @@ def foresee(
         wanted = plan.fingerprints(plan.campaign.facts(unit.exposure, unit.detector))
         done += len(ledger.read(unit).fresh(root, wanted)) == len(wanted)
     pending = total - done
+    measured = usage_of_run(plan, ledger) if done else []
+    unit_seconds = whole_unit(measured).actual.seconds if measured else None
     return {
-        **Summary(total=total, skipped=done, fingerprint=plan.fingerprint).to_json(),
+        **Summary(total=total, skipped=done, fingerprint=plan.fingerprint, usage=measured).to_json(),
         "steps": [step.name for step in plan.steps],
         "bytes_read": pending * plan.pixels * 12,
         "bytes_written_at_most": pending * plan.stored_bytes(),
-        "memory_bytes": plan.projection(scheduler, count).total,
+        "memory_bytes": plan.projection(scheduler, max(1, min(count, pending))).total,
         "workers": count,
-        "seconds_estimated": pending * plan.unit_seconds() / count,
+        "seconds_estimated": plan.seconds(pending, count, unit_seconds),
+        "calibrated_on": measured[0].units if measured else 0,
+        "fingerprint": plan.fingerprint,
     }
 
 

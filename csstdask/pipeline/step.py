@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy.typing as npt
 
+from csstdask.instrument import Instrument
 from csstdask.pipeline.config import RunConfig
 from csstdask.store.schema import Codec
 
@@ -67,6 +68,10 @@ class Cost:
     """Peak memory that grows with the frame: its planes and earlier products included."""
     fixed_bytes: int = 0
     """Peak memory of buffers that do not depend on the frame's size."""
+    buffer_bytes_per_pixel: float = 0.0
+    """Peak memory of buffers for as many pixels as are computed at once..."""
+    buffer_pixels: int = 0
+    """...which are at most so many."""
 
     def seconds(self, pixels: int) -> float:
         """Return the time of a frame."""
@@ -74,7 +79,8 @@ class Cost:
 
     def peak_bytes(self, pixels: int) -> int:
         """Return the peak memory of a frame, without libraries."""
-        return round(self.fixed_bytes + self.bytes_per_pixel * pixels)
+        buffers = self.buffer_bytes_per_pixel * min(pixels, self.buffer_pixels)
+        return round(self.fixed_bytes + self.bytes_per_pixel * pixels + buffers)
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class Step:
     """Names of its metrics."""
     halo: int = 0
     """Pixels beyond a pixel that decide its value; 0 where the whole frame does."""
-    cost: Callable[[RunConfig], Cost] = lambda _: Cost()
-    """What it costs with a configuration."""
+    cost: Callable[[RunConfig, Instrument], Cost] = lambda _config, _instrument: Cost()
+    """What it costs with a configuration, on frames of an instrument."""
     uses_torch: Callable[[RunConfig], bool] = lambda _: False
     """Whether it runs a network with a configuration."""

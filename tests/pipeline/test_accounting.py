@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from quick import quick_run, quick_settings
 from shell import csstdask_command
 
 from csstdask.engine.ledger import Ledger
-from csstdask.engine.units import Selection
+from csstdask.engine.units import Selection, parse_selection
 from csstdask.pipeline.accounting import usage_lines, usage_of_run, whole_unit
-from csstdask.pipeline.plan import make_plan
+from csstdask.pipeline.plan import START_SECONDS, make_plan
+from csstdask.pipeline.prepare import foresee
+from csstdask.pipeline.status import status
 from csstdask.pipeline.steps import STEPS, resolve
 from csstdask.store.zarr_arrays import shard_path
 
@@ -44,11 +47,22 @@ def test_usage_of_each_step_is_kept_and_shown(small_campaign, tmp_path):
 def test_predictions_grow_with_the_frame(small_campaign):
     plan = make_plan(small_campaign, resolve(None), quick_settings(), Selection())
     for step in plan.steps:
-        cost = step.cost(plan.config)
+        cost = plan.cost(step)
         assert cost.seconds(10**8) >= cost.seconds(10**6) >= cost.fixed_seconds
         assert cost.peak_bytes(10**8) >= cost.peak_bytes(10**6)
-    assert plan.unit_bytes() == max(step.cost(plan.config).peak_bytes(plan.pixels) for step in plan.steps)
+    assert plan.unit_bytes() == max(plan.cost(step).peak_bytes(plan.pixels) for step in plan.steps)
     assert plan.predict(plan.steps[0]).peak_bytes > plan.library_bytes
+
+
+def test_finished_units_calibrate_the_estimate(small_campaign, tmp_path):
+    path, config = tmp_path / "r.zarr", quick_settings()
+    before = foresee(small_campaign, path, config=config, workers=1)
+    assert before["calibrated_on"] == 0
+    quick_run(small_campaign, path, workers=1, selection=parse_selection("detector=7"))
+    after = foresee(small_campaign, path, config=config, workers=1)
+    assert (after["calibrated_on"], after["units"]["pending"]) == (2, 2)
+    each = whole_unit(status(path).usage).actual.seconds
+    assert after["seconds_estimated"] == pytest.approx(START_SECONDS + 2 * each)
 
 
 def test_a_run_of_nothing_has_no_table(small_campaign, tmp_path):

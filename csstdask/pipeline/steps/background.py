@@ -44,5 +44,5 @@ BACKGROUND = Step(
         Product("noise", "float32", float("nan"), 1, grid="mesh", long_name="1 sigma of the sky at box centres"),
     ),
     metrics=("sky_level", "sky_noise", "n_ignored_pixels"),
-    cost=lambda _: Cost(seconds_per_mpix=0.05, bytes_per_pixel=22.0),
+    cost=lambda _config, _instrument: Cost(seconds_per_mpix=0.05, bytes_per_pixel=22.0),
 )

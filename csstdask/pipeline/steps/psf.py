@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.arrays.psf_grid import HALF_PIXELS, NODES, nodes
+from csstdask.instrument import Instrument
 from csstdask.nn.models import EMPIRICAL, find_card
 from csstdask.pipeline.config import NO_PSF, RunConfig
 from csstdask.pipeline.step import Cost, Output, Product, Step, Table
@@ -73,11 +74,15 @@ def model_identity(config: RunConfig) -> str:
     return " ".join(find_card("psf", model).identity for model in models)
 
 
-def cost_of_psf(config: RunConfig) -> Cost:
-    """Return the cost of the configured model."""
+def cost_of_psf(config: RunConfig, instrument: Instrument) -> Cost:
+    """Return the cost of the model that frames of an instrument are fitted with."""
+    memory: dict[str, Any] = {"bytes_per_pixel": 56.0, "fixed_bytes": 100 << 20}
     if config.psf.model == NO_PSF:
         return Cost()
-    return Cost(seconds_per_mpix=0.12, fixed_seconds=0.8, bytes_per_pixel=60.0)
+    card = find_card("psf", config.psf.model)
+    if card.architecture.get("instrument") != instrument.name:  # learnt from the frame's own stars
+        return Cost(seconds_per_mpix=0.4, fixed_seconds=1.6, **memory)
+    return Cost(seconds_per_mpix=0.155, fixed_seconds=0.8, **memory)
 
 
 def nodes_of(shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

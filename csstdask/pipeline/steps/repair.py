@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.instrument import Instrument
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import NO_PSF, RunConfig
 from csstdask.pipeline.step import Cost, Output, Product, Step, Table
@@ -111,11 +112,11 @@ def decisive_settings(config: RunConfig) -> dict[str, Any]:
     return {"psf": config.repair.psf, **device}
 
 
-def cost_of_repair(config: RunConfig) -> Cost:
-    """Return the cost of the configured model."""
+def cost_of_repair(config: RunConfig, _instrument: Instrument) -> Cost:
+    """Return the cost of the configured model; that of a network is an estimate."""
     if uses_network(config):
-        return Cost(seconds_per_mpix=2.0, bytes_per_pixel=110.0)
-    return Cost(seconds_per_mpix=0.1, bytes_per_pixel=60.0)
+        return Cost(seconds_per_mpix=2.0, bytes_per_pixel=110.0, fixed_bytes=330 << 20)
+    return Cost(seconds_per_mpix=0.09, fixed_seconds=0.05, bytes_per_pixel=56.0, fixed_bytes=100 << 20)
 
 
 REPAIR = Step(

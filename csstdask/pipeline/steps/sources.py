@@ -124,5 +124,7 @@ SOURCES = Step(
     model=lambda _: None,
     tables=("sources",),
     metrics=("n_sources",),
-    cost=lambda _: Cost(seconds_per_mpix=0.07, bytes_per_pixel=60.0),
+    cost=lambda _config, _instrument: Cost(
+        seconds_per_mpix=0.075, fixed_seconds=0.03, bytes_per_pixel=56.0, fixed_bytes=100 << 20
+    ),
 )
