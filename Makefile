@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 VENV := .venv
+# Folder of real images, for benchmarks that use them.
+IMAGES ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # The tests are many short processes: a few workers, never more than there are cores.
@@ -10,7 +12,7 @@ JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
 # One thread a worker: workers whose libraries share the cores wait for each other.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 25
 
-.PHONY: demo test test-all bench lint typecheck check clean
+.PHONY: demo test test-all test-wheel test-newest bench lint typecheck check clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,9 +33,27 @@ test: $(VENV)/installed-dev
 test-all: $(VENV)/installed-dev
 	$(PYTEST) $(ARGS)
 
+# The wheel alone, in an empty environment: it must bring its data and its dependencies.
+test-wheel:
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/*.whl
+	cd build/wheel && venv/bin/csstdask models && venv/bin/csstdask mock demo --scale 0.1 --to demo.zarr && \
+	venv/bin/csstdask run demo.zarr --to run.zarr && venv/bin/csstdask status run.zarr --verify
+
+# The newest versions of everything on another Python: what users there get.
+NEWEST ?= python3
+test-newest:
+	rm -rf build/newest
+	$(NEWEST) -m venv build/newest
+	build/newest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,peers]'
+	OMP_NUM_THREADS=1 build/newest/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)
+
 bench: $(VENV)/installed-dev
 	$(PIP) --editable '.[bench]'
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/projections.py $(IMAGES) --full
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/lacosmic_settings.py
 	$(BIN)/python benchmarks/cosmicray.py

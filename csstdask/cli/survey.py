@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def mock(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, such as stores/demo.toml.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe (TOML), or a name that comes with csstdask, such as demo.")],
     to: Annotated[Path, typer.Option(help="The campaign to make, or with --fits a folder.")],
     fits: Annotated[bool, typer.Option("--fits", help="Write Level 1 FITS files with truth beside them.")] = False,
     data: Annotated[Path | None, typer.Option(help="Folder of real cosmic-ray events, if the recipe asks.")] = None,

@@ -6,7 +6,6 @@ Each table of it is one part of the world: the sky, the telescope, the sensor, t
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from csstdask.errors import InputError
 from csstdask.mock.streams import Purpose, stream
-from csstdask.toml_file import parse_toml, read_toml, validated
+from csstdask.toml_file import read_toml, validated
 
 Split = Literal["training", "validation", "test"]
 Generator = Literal["tracks", "slab", "stis", "itl"]
@@ -296,12 +295,38 @@ def _read(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return table
 
 
+def bundled_recipes() -> Path:
+    """Return the folder of the recipes that come with csstdask: in the package, or ``stores`` of its source."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "stores"
+
+
+def find_recipe(path: str | Path) -> Path:
+    """Return a recipe's file: the given one, or the bundled recipe of that name.
+
+    Raises
+    ------
+    InputError
+        If there is neither; it lists the bundled names.
+    """
+    file = Path(path)
+    bundled = bundled_recipes() / f"{file.stem}.toml"
+    if file.exists() or file.parent != Path() or file.suffix not in ("", ".toml"):
+        return file
+    if not bundled.exists():
+        names = ", ".join(sorted(recipe.stem for recipe in bundled_recipes().glob("*.toml")))
+        raise InputError(file, "no such file", f"a recipe (TOML), or a name that comes with csstdask: {names}")
+    return bundled
+
+
 def load_recipe(path: str | Path, *, scale: float | None = None) -> Recipe:
     """Read a recipe.
 
     Parameters
     ----------
     path : path
+        A file, or the name of a recipe that comes with csstdask, such as ``demo``.
     scale : float, optional
         In place of the recipe's own.
 
@@ -309,13 +334,17 @@ def load_recipe(path: str | Path, *, scale: float | None = None) -> Recipe:
     ------
     InputError
         Naming the file and every key that is missing, unknown or wrong.
+
+    Examples
+    --------
+    >>> load_recipe("demo", scale=0.1).frame_shape
+    (102, 102)
     """
-    file = Path(path)
+    file = find_recipe(path)
     table = _read(file) | ({} if scale is None else {"scale": scale})
     return validated(Recipe, table, str(file), "a valid recipe")
 
 
 def demo_recipe() -> Recipe:
-    """Return the recipe of ``csstdask demo``; ``stores/demo.toml`` is the same text, for people to copy."""
-    text = resources.files("csstdask.mock").joinpath("demo.toml").read_text(encoding="utf-8")
-    return validated(Recipe, parse_toml(text, "demo.toml", "a recipe"), "demo.toml", "a valid recipe")
+    """Return the recipe of ``csstdask demo``, ``stores/demo.toml``."""
+    return load_recipe("demo")

@@ -131,9 +131,14 @@ def test_each_test_has_a_foreign_twin(name):
     assert foreign.optics.seed not in {recipe.optics.seed for recipe in learnt}
 
 
-def test_the_demo_is_the_packages():
+def test_recipes_come_with_the_package(tmp_path, monkeypatch):
     demo = load_recipe(STORES / "demo.toml")
-    assert demo == demo_recipe()
+    assert demo == demo_recipe() == load_recipe("demo") == load_recipe("demo.toml")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo.toml").write_text('name = "mine"\nseed = 1\n')
+    assert load_recipe("demo.toml").name == "mine"  # a file of one's own comes first
+    with pytest.raises(InputError, match=r"comes with csstdask: .*demo"):
+        load_recipe("domo")
     assert demo.exposures * len(demo.detectors) >= 12
     assert Recipe(name="x", seed=1, scale=0.5).frame_shape == (512, 512)
 
