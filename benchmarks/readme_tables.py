@@ -61,6 +61,41 @@ def engine() -> str:
     return table(["what", "how fast", "and"], [*runs, *ingests, *idle, *small, *medians, *full]) + f"\n\n{note}"
 
 
+def projections() -> str:
+    """Predicted and used memory and time of whole runs, and what each step of a full detector takes."""
+    result = load("projections")
+    place = result["environment"]
+    rows = [
+        [
+            row["campaign"], row["units"], row["workers"], row["seconds_predicted"], row["seconds"],
+            f"{row['seconds_predicted'] / row['seconds']:.2f}", row["gib_predicted"], row["gib"],
+            f"{row['gib_predicted'] / row['gib']:.2f}",
+        ]
+        for row in result["rows"]
+    ]  # fmt: skip
+    head = [
+        "campaign", "units", "at a time", "s predicted", "s", "ratio", "GiB predicted", "GiB peak", "ratio",
+    ]  # fmt: skip
+    note = f"{place['processor']}, {place['cores']} cores, {place['date']}: the reference machine of predicted times."
+    return table(head, rows) + f"\n\n{note}"
+
+
+def steps_of_a_detector() -> str:
+    """Return predicted and actual usage of each step of a full mock detector."""
+    (row,) = (row for row in load("projections")["rows"] if row["campaign"] == "full detector")
+    rows = [
+        [
+            step["step"], f"{step['predicted_seconds']:.1f}", f"{step['actual']['seconds']:.1f}",
+            f"{step['actual']['cpu_seconds']:.1f}", f"{step['predicted_bytes'] / 2**30:.2f}",
+            f"{step['actual']['peak_bytes'] / 2**30:.2f}", f"{step['actual']['bytes_read'] / 1e6:.0f}",
+            f"{step['actual']['bytes_written'] / 1e6:.1f}",
+        ]
+        for step in row["steps"]
+    ]  # fmt: skip
+    head = ["step", "s predicted", "s", "CPU s", "GiB predicted", "GiB peak", "MB read", "MB written"]
+    return table(head, rows)
+
+
 def resume() -> str:
     rows = [
         [
@@ -347,7 +382,13 @@ def trainings() -> str:
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"engine": engine, "resume": resume, "cosmicray-speed": speed, "psf-bands": psf_tables.bands},
+    "README.md": {
+        "engine": engine,
+        "resume": resume,
+        "cosmicray-speed": speed,
+        "psf-bands": psf_tables.bands,
+    },
+    "docs/engine.md": {"projections": projections, "steps": steps_of_a_detector},
     "docs/cosmicray.md": {
         "field": of_version(field),
         "detectors": of_version(detectors),

@@ -225,7 +225,21 @@ def alphas() -> str:
     return table(head, rows)
 
 
+def real_stars() -> str:
+    """Stars of real frames, repaired by their own PSF and by a median."""
+    rows = [
+        [
+            row["frame"], row["method"], row["psf_stars"], row["pixels"], row["rms_over_error"],
+            row["p95_over_error"], row["pull_sd"], row["pull_mean"],
+        ]
+        for row in load("repair_real")["rows"]
+    ]  # fmt: skip
+    head = ["frame", "repaired by", "PSF stars", "pixels", "rms / error", "95 % / error", "pulls, SD", "pulls, mean"]
+    return table(head, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "repair-real": real_stars,
     "repair-alpha": alphas,
     "repair-science": science,
     "repair-pulls": pulls,
