@@ -42,7 +42,7 @@ test-wheel:
 	cd build/wheel && venv/bin/csstdask models && venv/bin/csstdask mock demo --scale 0.1 --to demo.zarr && \
 	venv/bin/csstdask run demo.zarr --to run.zarr && venv/bin/csstdask status run.zarr --verify
 
-# The newest versions of everything on another Python: what users there get.
+# Without constraints, with another Python: make test-newest NEWEST=python3.13
 NEWEST ?= python3
 test-newest:
 	rm -rf build/newest
@@ -54,6 +54,7 @@ bench: $(VENV)/installed-dev
 	$(PIP) --editable '.[bench]'
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/projections.py $(IMAGES) --full
+	test -z "$(IMAGES)" || $(BIN)/python benchmarks/repair_real.py $(IMAGES)
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/lacosmic_settings.py
 	$(BIN)/python benchmarks/cosmicray.py

@@ -18,6 +18,53 @@ from committed import load, percent, table
 ROOT = Path(__file__).parent.parent
 
 
+def summary() -> str:
+    """One row for each question that a newcomer asks, with the peer that was measured on the same data."""
+    detection = {row["method"]: row for row in load("cosmicray")["rows"] if row["threads"] == 1}
+
+    def detected(name: str) -> str:
+        row = detection[name]
+        return f"recall {row['recall']:.3f}, precision {row['precision']:.3f}, {row['mpix_per_s']} Mpix/s"
+
+    psfs = {unit["band"]: unit["methods"] for unit in load("psf")["recipes"]["psf-dataset2"]}
+    psnr = [
+        sum(unit[method]["psnr"]["mean"] for unit in psfs.values()) / len(psfs)
+        for method in (psf_tables.MODEL, psf_tables.PSFEX)
+    ]
+    repaired = load("repair_real")["rows"]
+    errors = [
+        [row["rms_over_error"] for row in repaired if row["method"] == method] for method in ("frame's PSF", "median")
+    ]
+    kills = sum(row["kills"] for row in load("resume")["trials"])
+    differences = sum(len(row["differences_from_uninterrupted"]) for row in load("resume")["trials"])
+    rows = [
+        [
+            "cosmic rays, one thread, a mock frame of 2048 x 2048 ([page](docs/cosmicray.md))",
+            f"`unet`: {detected('csstdask unet, float32')}; `unet-fast`: {detected('csstdask unet-fast, int8')}",
+            (
+                f"deepCR, published weights: {detected('deepCR ACS-WFC, 256-pixel patches')}; "
+                f"astroscrappy: {detected('astroscrappy, 4 iterations')}"
+            ),
+        ],
+        [
+            "PSF at stars of an unseen telescope, mean of seven bands ([page](docs/psf.md))",
+            f"{psnr[0]:.1f} dB",
+            f"PSFEx: {psnr[1]:.1f} dB",
+        ],
+        [
+            "hit pixels of stars in four real frames, rms error / noise ([page](docs/repair.md))",
+            f"frame's PSF: {min(errors[0]):.1f} to {max(errors[0]):.1f}",
+            f"median of the neighbours: {min(errors[1]):.1f} to {max(errors[1]):.1f}",
+        ],
+        [
+            f"{kills} SIGKILLs at random moments ([page](docs/engine.md))",
+            f"{differences or 'no'} differences from uninterrupted runs",
+            "",
+        ],
+    ]
+    return table(["question", "csstdask", "peer, same data"], rows)
+
+
 def engine() -> str:
     result = load("engine")
     place = result["environment"]
@@ -382,13 +429,13 @@ def trainings() -> str:
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {
-        "engine": engine,
+    "README.md": {"summary": summary},
+    "docs/engine.md": {
+        "projections": projections,
+        "steps": steps_of_a_detector,
         "resume": resume,
-        "cosmicray-speed": speed,
-        "psf-bands": psf_tables.bands,
+        "engine": engine,
     },
-    "docs/engine.md": {"projections": projections, "steps": steps_of_a_detector},
     "docs/cosmicray.md": {
         "field": of_version(field),
         "detectors": of_version(detectors),
@@ -402,9 +449,10 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "accuracy": of_version(accuracy),
         "controls": of_version(controls),
         "trainings": trainings,
+        "cosmicray-speed": speed,
     },
     "docs/repair.md": repair_tables.TABLES,
-    "docs/psf.md": psf_tables.TABLES,
+    "docs/psf.md": psf_tables.TABLES | {"psf-bands": psf_tables.bands},
     "docs/mock.md": {"mock": mock},
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from threading import Lock
 from typing import Any
 
@@ -19,6 +20,7 @@ from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.steps import resolve
 from csstdask.pipeline.steps.detect import DETECT
+from csstdask.pipeline.steps.psf import PSF
 from csstdask.pipeline.steps.repair import REPAIR
 from csstdask.psf.field import between_nodes, on_unit
 from csstdask.store.campaign import UnitFacts
@@ -52,11 +54,17 @@ def _unit_products(
     facts = UnitFacts("", int(detector), words[int(kind)], words[int(band)], *number, "")
     planes = {"sci": sci, "wht": wht, "flag": flag}
     frame = Frame(facts, instrument, units, lambda name: planes[name].copy(), lambda name: planes[name])
-    with _SOLVING, threadpool_limits(1, "blas"):
-        for step in resolve([REPAIR.name if repair else DETECT.name]):
-            if facts.kind in step.kinds:
+    if facts.kind not in DETECT.kinds:  # a run does not process such frames
+        return sci if repair else np.zeros(sci.shape, dtype=bool)
+    for step in resolve([REPAIR.name if repair else DETECT.name]):
+        if facts.kind in step.kinds:
+            solves = step.name in (PSF.name, REPAIR.name)
+            with contextlib.ExitStack() as stack:
+                if solves:
+                    stack.enter_context(_SOLVING)
+                    stack.enter_context(threadpool_limits(1, "blas"))
                 output = step.body(frame, config)
-                frame.keep(output.arrays, output.tables, output.files)
+            frame.keep(output.arrays, output.tables, dict.fromkeys(step.files) | output.files)
     hit = frame.product("cr_mask")
     if not repair:
         return hit

@@ -16,7 +16,7 @@ import csstdask.cli
 
 @dataclass(frozen=True)
 class Finished:
-    """What a command has left, with the names of `subprocess.CompletedProcess`."""
+    """Result of a command, with the names of `subprocess.CompletedProcess`."""
 
     returncode: int
     stdout: str

@@ -77,3 +77,10 @@ def test_not_a_campaign():
 
     with pytest.raises(InputError, match="no instrument"):
         _ = xr.Dataset().csst.instrument
+
+
+def test_frames_that_a_run_does_not_process_have_no_cosmic_rays(small_campaign):
+    campaign = csstdask.open_campaign(small_campaign).isel(exposure=[0], detector=[0])
+    flat = campaign.assign_coords(kind=campaign["kind"].copy(data=np.full((1, 1), "flat", dtype=object)))
+    assert not flat.csst.detect_cosmic_rays().values.any()
+    assert np.array_equal(flat.csst.clean().values, campaign["sci"].values)

@@ -15,7 +15,7 @@ VERBS = {"mock", "ingest", "run", "status", "report", "export", "train", "evalua
 
 
 def test_the_module_is_a_program():
-    """In an interpreter of its own, in which every warning is an error."""
+    """In a separate interpreter in which every warning is an error."""
     command = [sys.executable, "-W", "error", "-m", "csstdask", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0

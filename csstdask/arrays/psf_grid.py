@@ -9,6 +9,8 @@ import numpy.typing as npt
 NODES = 5
 #: Samples along the edge of a PSF, two a native pixel.
 HALF_PIXELS = 64
+#: Version of the files that hold a fitted field.
+FIELD_FORMAT = 1
 
 
 def nodes(length: int) -> npt.NDArray[np.float64]:

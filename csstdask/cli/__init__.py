@@ -6,6 +6,7 @@ in one line; 130 after Ctrl-C and 143 after SIGTERM, state saved.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 
@@ -49,6 +50,8 @@ def main() -> None:
         say(f"csstdask: {error.format_message()}")
         code = 2
     if code in {130, 143}:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
         end_now(code)  # units that are still in work on threads cannot be stopped, and no longer own anything
     sys.stdout.flush()
     sys.stderr.flush()

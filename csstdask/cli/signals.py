@@ -7,6 +7,7 @@ are written last and atomically, so that the next run resumes as after any crash
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -14,9 +15,11 @@ import threading
 from types import FrameType
 from typing import NoReturn
 
+import psutil
+
 #: Time that a command has to release locks and to write metrics.
 GRACE_SECONDS = 1.2
-_NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_NAMES: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 class TerminatedError(BaseException):
@@ -31,29 +34,26 @@ def install_handlers() -> None:
 
 
 def end_now(code: int) -> NoReturn:
-    """End this process and its workers at once."""
-    import psutil
-
-    for child in psutil.Process().children(recursive=True):
-        try:
-            child.kill()
-        except psutil.NoSuchProcess:
-            continue
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    """End this process and its workers at once; nothing may keep it from ending."""
+    try:
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+    finally:
+        os._exit(code)
 
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:
     code = 128 + number
-    for other in _NAMES:
-        signal.signal(other, lambda *_: end_now(code))
-    # Written past Python's buffers: the signal may have arrived in the middle of another message.
-    message = (
-        f"\ncsstdask: {_NAMES[signal.Signals(number)]}; finished units are kept, run the command again to resume\n"
-    )
-    os.write(sys.stderr.fileno(), message.encode())
     timer = threading.Timer(GRACE_SECONDS, end_now, (code,))
     timer.daemon = True
     timer.start()
+    for other in _NAMES:
+        if signal.getsignal(other) is _stop:
+            signal.signal(other, lambda *_: end_now(code))
+    message = f"\ncsstdask: {_NAMES[number]}; finished units are kept, run the command again to resume\n"
+    # Written past Python's buffers: the signal may have arrived in the middle of another message. The stream may be
+    # closed, or a pipe without a reader.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.write(sys.stderr.fileno(), message.encode())
     raise KeyboardInterrupt if number == signal.SIGINT else TerminatedError

@@ -45,7 +45,12 @@ class Slots:
     @property
     def dashboard(self) -> str | None:
         """Return the address of Dask's dashboard; None without bokeh, which draws it."""
-        return str(self.client.dashboard_link) if find_spec("bokeh") is not None else None
+        if find_spec("bokeh") is None:
+            return None
+        try:
+            return self.client.dashboard_link or None
+        except KeyError:  # a scheduler elsewhere that has none
+            return None
 
 
 class WorkerManners(WorkerPlugin):

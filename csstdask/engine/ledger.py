@@ -95,6 +95,13 @@ class UnitRecord:
         ]
 
 
+def _outdated(steps: Mapping[str, Any]) -> dict[str, StepRecord]:
+    """Return steps of another version's record: not done, but the objects they own are known, and can be deleted."""
+    return {
+        name: StepRecord("", tuple(OwnedObject(**item) for item in step["objects"])) for name, step in steps.items()
+    }
+
+
 class Ledger:
     """The folder of records inside a store.
 
@@ -126,7 +133,7 @@ class Ledger:
         try:
             data = json.loads(self.path(unit).read_text(encoding="utf-8"))
             if data["version"] != LEDGER_VERSION:
-                return UnitRecord(unit)
+                return UnitRecord(unit, _outdated(data["steps"]))
             steps = {
                 name: StepRecord(
                     step["fingerprint"],

@@ -14,8 +14,8 @@ from csstdask.errors import MemoryProjectionError
 LIBRARY_BYTES = 440 << 20
 #: Memory of a driver that has workers in other processes: interpreter, Dask, Zarr.
 DRIVER_BYTES = 160 << 20
-#: Part of the free memory that a run may plan with.
-SHARE = 0.9
+#: Part of the free memory that a run may plan with: projections are good to a quarter.
+SHARE = 0.8
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Names of schedulers, and the number of workers by default: what can be said before Dask is imported."""
+"""Names of schedulers and the default number of workers, without importing Dask."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ class Usage:
     cpu_seconds: float = 0.0
     """CPU time: of the whole process where the unit has it for itself, else of the unit's own thread."""
     peak_bytes: int = 0
-    """Largest resident memory of the process during the stage, libraries and other units included."""
+    """Largest resident memory of the process until the end of the stage, libraries and other units included. A process
+    that keeps freed memory shows the peaks of its stages only in its first unit."""
     bytes_read: int = 0
     """From stores, as they lie on disk."""
     bytes_written: int = 0
@@ -52,7 +54,7 @@ class Meter:
 
 
 def reset_peak() -> None:
-    """Let `peak_bytes` forget the past, where the system can."""
+    """Reset the peak of `peak_bytes` to the present memory, if the system supports it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:  # not Linux, or not allowed: peaks are then those since the process began
@@ -67,4 +69,5 @@ def peak_bytes() -> int:
                 return int(line.split()[1]) << 10
     except OSError:
         pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10

@@ -312,11 +312,11 @@ def find_recipe(path: str | Path) -> Path:
     """
     file = Path(path)
     bundled = bundled_recipes() / f"{file.stem}.toml"
-    if file.exists() or file.parent != Path() or file.suffix not in ("", ".toml"):
+    if file.is_file() or file.parent != Path() or file.suffix not in ("", ".toml"):
         return file
     if not bundled.exists():
         names = ", ".join(sorted(recipe.stem for recipe in bundled_recipes().glob("*.toml")))
-        raise InputError(file, "no such file", f"a recipe (TOML), or a name that comes with csstdask: {names}")
+        raise InputError(file, "no such recipe", f"a TOML file, or a bundled recipe: {names}")
     return bundled
 
 
@@ -347,4 +347,4 @@ def load_recipe(path: str | Path, *, scale: float | None = None) -> Recipe:
 
 def demo_recipe() -> Recipe:
     """Return the recipe of ``csstdask demo``, ``stores/demo.toml``."""
-    return load_recipe("demo")
+    return load_recipe(bundled_recipes() / "demo.toml")

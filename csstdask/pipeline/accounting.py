@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-from csstdask.engine.ledger import Ledger, UnitRecord
+from csstdask.engine.ledger import UnitRecord
 from csstdask.engine.usage import Usage
 from csstdask.pipeline.plan import Plan
 
-#: Records that are read at most: means of a sample are as good, and a survey has millions.
-_SAMPLE = 200
+#: Quantities whose means are reported.
+_SUMMED = ("seconds", "cpu_seconds", "bytes_read", "bytes_written")
 
 
 @dataclass(frozen=True)
@@ -28,31 +26,55 @@ class StepUsage:
     predicted_bytes: int
     """Peak memory of a process with one unit."""
     actual: Usage
-    """Means; the peak is the largest."""
+    """Means. The peak is the smallest, which shows what this step alone needs: processes keep freed memory, so that
+    their later units show the peak of the most expensive step."""
+    largest_peak: int
+    """Largest peak memory of a process."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""
         return asdict(self)
 
 
-def usage_of_run(plan: Plan, ledger: Ledger) -> list[StepUsage]:
-    """Return the usage of each step, from a sample of the records of a run."""
-    units = [unit for unit, _, _ in plan.units()]
-    return usage_of(plan, (ledger.read(unit) for unit in units[:: -(-len(units) // _SAMPLE) or 1]))
+class UsageTally:
+    """Sums the usage of steps over units, one unit at a time."""
+
+    def __init__(self) -> None:
+        self.units = 0
+        """Units that have been added."""
+        self._sums: dict[str, dict[str, float]] = {}
+        self._peaks: dict[str, tuple[int, int]] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, usages: Mapping[str, Usage]) -> None:
+        """Add the usage of the steps of a unit."""
+        self.units += 1
+        for name, usage in usages.items():
+            sums = self._sums.setdefault(name, dict.fromkeys(_SUMMED, 0.0))
+            for quantity in _SUMMED:
+                sums[quantity] += getattr(usage, quantity)
+            least, largest = self._peaks.get(name, (usage.peak_bytes, usage.peak_bytes))
+            self._peaks[name] = min(least, usage.peak_bytes), max(largest, usage.peak_bytes)
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def rows(self, plan: Plan) -> list[StepUsage]:
+        """Return the usage of each step of a plan, in order; without steps that no unit has taken."""
+        rows = []
+        for step in plan.steps:
+            if count := self._counts.get(step.name):
+                mean = {quantity: total / count for quantity, total in self._sums[step.name].items()}
+                least, largest = self._peaks[step.name]
+                actual = Usage(
+                    mean["seconds"], mean["cpu_seconds"], least, round(mean["bytes_read"]), round(mean["bytes_written"])
+                )
+                predicted = plan.predict(step)
+                rows.append(StepUsage(step.name, count, predicted.seconds, predicted.peak_bytes, actual, largest))
+        return rows
 
 
-def usage_of(plan: Plan, records: Iterable[UnitRecord]) -> list[StepUsage]:
-    """Return the usage of each step of a plan, in order; without steps that no record holds."""
-    found: dict[str, list[Usage]] = {}
-    for record in records:
-        for name, done in record.steps.items():
-            found.setdefault(name, []).append(done.usage)
-    rows = []
-    for step in plan.steps:
-        if usages := found.get(step.name):
-            predicted = plan.predict(step)
-            rows.append(StepUsage(step.name, len(usages), predicted.seconds, predicted.peak_bytes, _mean(usages)))
-    return rows
+def fresh_usage(record: UnitRecord, fresh: Sequence[str]) -> dict[str, Usage]:
+    """Return the usage of the steps of a record that hold."""
+    return {name: record.steps[name].usage for name in fresh}
 
 
 def usage_lines(rows: Sequence[StepUsage]) -> list[str]:
@@ -71,13 +93,13 @@ def whole_unit(rows: Sequence[StepUsage]) -> StepUsage:
     actual = Usage(
         seconds=sum(one.seconds for one in usages),
         cpu_seconds=sum(one.cpu_seconds for one in usages),
-        peak_bytes=max(one.peak_bytes for one in usages),
+        peak_bytes=max(row.largest_peak for row in rows),
         bytes_read=sum(one.bytes_read for one in usages),
         bytes_written=sum(one.bytes_written for one in usages),
     )
     units = max(row.units for row in rows)
     seconds, peak = sum(row.predicted_seconds for row in rows), max(row.predicted_bytes for row in rows)
-    return StepUsage("a unit", units, seconds, peak, actual)
+    return StepUsage("a unit", units, seconds, peak, actual, actual.peak_bytes)
 
 
 def _line(name: str, seconds: float, peak: int, actual: Usage) -> str:
@@ -85,8 +107,3 @@ def _line(name: str, seconds: float, peak: int, actual: Usage) -> str:
         f"{name:<12}{seconds:>13.2f}{actual.seconds:>11.2f}{actual.cpu_seconds:>11.2f}{peak / 2**30:>15.2f}"
         f"{actual.peak_bytes / 2**30:>10.2f}{actual.bytes_read / 1e6:>10.1f}{actual.bytes_written / 1e6:>12.1f}"
     )
-
-
-def _mean(usages: Sequence[Usage]) -> Usage:
-    seconds, cpu, _, read, written = np.mean([list(asdict(one).values()) for one in usages], axis=0)
-    return Usage(float(seconds), float(cpu), max(one.peak_bytes for one in usages), round(read), round(written))

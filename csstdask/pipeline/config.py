@@ -77,10 +77,17 @@ class SourcesSettings(_Settings):
     deblend_contrast: float = Field(0.005, ge=0, le=1)
 
 
+def _with_fields(name: str) -> str:
+    """Refuse a model of single stars, which gives no field."""
+    if name != NO_PSF and find_card("psf", name).architecture.get("kind") == "psfnet":
+        raise ValueError(f"{name} sees single stars and gives no PSF field; wanted principal or empirical")
+    return name
+
+
 class PsfSettings(_Settings):
     """The point spread function, from a frame's stars."""
 
-    model: Annotated[str, _model_for("psf", or_none=True)] = Field(
+    model: Annotated[str, _model_for("psf", or_none=True), AfterValidator(_with_fields)] = Field(
         "default", description=f"{_MODEL_HELP}; {NO_PSF}: no PSF is fitted, and stars are repaired as everything else"
     )
     least_snr: float = Field(30.0, gt=0, description="of a star that it is fitted to")

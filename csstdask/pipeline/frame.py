@@ -17,6 +17,7 @@ import numpy.typing as npt
 from csstdask.arrays.mesh import Mesh
 from csstdask.cosmicray.inpaint import Fill, fill_from_neighbours
 from csstdask.instrument import Instrument, electrons_per_unit
+from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
 from csstdask.pipeline.step import Table
 from csstdask.psf.frame import MaskedFrame
@@ -138,10 +139,13 @@ class Frame:
 
     @cached_property
     def fill(self) -> Fill:
-        """Return estimates of the hit, usable pixels from their neighbours [e-]: the first tier of repair."""
+        """Return estimates of the hit, usable pixels from their neighbours, by the model ``median`` [e-]."""
+        return self.fill_by(find_card("inpaint", "median"))
+
+    def fill_by(self, card: ModelCard) -> Fill:
+        """Return estimates of the hit, usable pixels from their neighbours, by a model's parameters [e-]."""
         hit = self.product("cr_mask")
         donor = ~(hit | self.ignore)
-        card = find_card("inpaint", "median")
         return fill_from_neighbours(self.data, hit & ~self.ignore, donor, np.square(self.error), card)
 
     @cached_property
@@ -204,9 +208,9 @@ class Frame:
         self,
         products: Mapping[str, npt.NDArray[Any]],
         tables: Mapping[str, Table] | None = None,
-        files: Mapping[str, bytes] | None = None,
+        files: Mapping[str, bytes | None] | None = None,
     ) -> None:
-        """Keep what a step has made, for those after it."""
+        """Keep what a step has made, for those after it; None marks a file that it has not made."""
         self._products.update(products)
         self._tables.update(tables or {})
         self._files.update(files or {})

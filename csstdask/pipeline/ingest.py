@@ -416,10 +416,12 @@ def _copy(
         if jobs:
             with open_cluster(scheduler, workers) as slots:
                 tasks = (Task(unit, job) for unit, job in jobs)
-                outcome = run_window(slots, tasks, copy_unit, emit, key=f"ingest-{jobs[0][1].driver[:8]}")
-                summary.stopped = outcome.stopped
+                try:
+                    outcome = run_window(slots, tasks, copy_unit, emit, key=f"ingest-{jobs[0][1].driver[:8]}")
+                    summary.stopped = outcome.stopped
+                finally:
+                    keeper.flush()  # before the cluster closes, which waits for units in work
     finally:
-        keeper.flush()
         summary.seconds = time.perf_counter() - start
         emit(RunFinished(summary.added, summary.unchanged, len(summary.failures), summary.seconds))
 

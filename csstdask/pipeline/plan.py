@@ -25,13 +25,14 @@ from csstdask.store.schema import MESH_DIMS, PIXEL_DIMS, PSF_DIMS, ArraySpec
 GRIDS: dict[Grid, tuple[str, ...]] = {"pixels": PIXEL_DIMS, "mesh": MESH_DIMS, "psf": PSF_DIMS}
 
 
-#: Memory that torch, and the fit of PSFs with what it imports, add to a process (`benchmarks/projections.py`).
+#: Memory that torch adds to a process (`benchmarks/projections.py`).
 TORCH_BYTES = 45 << 20
+#: Memory that the fit of PSFs, with the libraries it imports, adds to a process.
 PSF_BYTES = 180 << 20
 #: Time until the first unit begins: imports, the cluster, the store [s].
 START_SECONDS = 3.0
-#: How much longer a unit takes while others are worked on in the same process or on the same memory.
-SHARED = 1.15
+#: Factor on the time of a unit while other units run on the same machine.
+CONCURRENCY_SLOWDOWN = 1.15
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ class Plan:
         """
         each = self.unit_seconds() if unit_seconds is None else unit_seconds
         rounds = -(-units // workers)
-        return (START_SECONDS if units else 0.0) + rounds * each * (SHARED if min(units, workers) > 1 else 1.0)
+        slowdown = CONCURRENCY_SLOWDOWN if min(units, workers) > 1 else 1.0
+        return (START_SECONDS if units else 0.0) + rounds * each * slowdown
 
     def steps_of(self, kind: str) -> tuple[Step, ...]:
         """Return the steps that are for frames of a kind."""

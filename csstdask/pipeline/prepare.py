@@ -12,7 +12,7 @@ from csstdask.engine.units import Selection
 from csstdask.errors import InputError, StoreError
 from csstdask.nn.card import copy_model
 from csstdask.nn.models import find_card
-from csstdask.pipeline.accounting import usage_of_run, whole_unit
+from csstdask.pipeline.accounting import UsageTally, fresh_usage, whole_unit
 from csstdask.pipeline.config import MODEL_SETTINGS, RunConfig
 from csstdask.pipeline.plan import Plan, make_plan
 from csstdask.pipeline.status import Summary
@@ -70,22 +70,25 @@ def foresee(
     """
     root = Path(to)
     plan, total, count = prepare(campaign, root, steps, selection or Selection(), config, scheduler, workers)
-    ledger, done = Ledger(root), 0
+    ledger, tally = Ledger(root), UsageTally()
     for unit, _, _ in plan.units():
         wanted = plan.fingerprints(plan.campaign.facts(unit.exposure, unit.detector))
-        done += len(ledger.read(unit).fresh(root, wanted)) == len(wanted)
+        record = ledger.read(unit)
+        if len(fresh := record.fresh(root, wanted)) == len(wanted):
+            tally.add(fresh_usage(record, fresh))
+    done, measured = tally.units, tally.rows(plan)
     pending = total - done
-    measured = usage_of_run(plan, ledger) if done else []
     unit_seconds = whole_unit(measured).actual.seconds if measured else None
+    slots = max(1, min(count, pending))
     return {
         **Summary(total=total, skipped=done, fingerprint=plan.fingerprint, usage=measured).to_json(),
         "steps": [step.name for step in plan.steps],
         "bytes_read": pending * plan.pixels * 12,
         "bytes_written_at_most": pending * plan.stored_bytes(),
-        "memory_bytes": plan.projection(scheduler, max(1, min(count, pending))).total,
-        "workers": count,
-        "seconds_estimated": plan.seconds(pending, count, unit_seconds),
-        "calibrated_on": measured[0].units if measured else 0,
+        "memory_bytes": plan.projection(scheduler, slots).total,
+        "workers": slots,
+        "seconds_estimated": plan.seconds(pending, slots, unit_seconds),
+        "calibrated_on": done,
         "fingerprint": plan.fingerprint,
     }
 
@@ -93,8 +96,7 @@ def foresee(
 def keep_models(root: Path, config: RunConfig) -> RunConfig:
     """Copy models that are not csstdask's own into the run, under their identity; return settings that name the copies.
 
-    Whoever trains on in the same folder changes no run that has begun, and a run can be looked at when the
-    folder is gone.
+    Later training in the same folder then changes no run that has begun, and a run can be read without the folder.
     """
     for (part, key), task in MODEL_SETTINGS.items():
         settings = getattr(config, part)
@@ -109,7 +111,7 @@ def keep_models(root: Path, config: RunConfig) -> RunConfig:
 def check_target(root: Path, plan: Plan) -> None:
     """Refuse a target that is neither a run nor free to become one."""
     if root.resolve() == plan.campaign.path.resolve():
-        raise InputError("--to", "the campaign itself", "a store of its own for the run")
+        raise InputError("--to", "the campaign itself", "another path for the run")
     if root.exists() and not root.is_dir():
         raise StoreError(f"{root}: found a file; wanted a folder for the run, or none")
     if (root / "zarr.json").exists():

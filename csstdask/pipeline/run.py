@@ -24,8 +24,9 @@ from csstdask.engine.events import (
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.lock import DriverLock
 from csstdask.engine.units import Selection, Unit
+from csstdask.engine.usage import Usage
 from csstdask.engine.window import KILLED, LOST, Task, run_window
-from csstdask.pipeline.accounting import usage_of_run
+from csstdask.pipeline.accounting import UsageTally
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.prepare import keep_models, prepare
@@ -122,7 +123,7 @@ def run(
                 max_failures=max_failures,
             )
             summary.stopped = outcome.stopped
-            summary.usage = usage_of_run(plan, ledger)
+            summary.usage = keeper.tally.rows(plan)
         finally:
             keeper.flush()
             summary.seconds = time.perf_counter() - start
@@ -176,11 +177,13 @@ class _Bookkeeper:
     """The listener that counts, and hands metrics on."""
 
     def __init__(self, plan: Plan, ledger: Ledger, metrics: MetricsWriter, summary: Summary) -> None:
+        self.tally = UsageTally()
         self._campaign, self._ledger, self._metrics, self._summary = plan.campaign, ledger, metrics, summary
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, UnitDone):
             self._summary.done += 1
+            self.tally.add({name: Usage(**used) for name, used in event.result["usage"].items()})
             self._summary.kernel_seconds += sum(event.result["kernel_seconds"].values())
             self._put(event.unit, event.result["metrics"])
         elif isinstance(event, UnitSkipped):

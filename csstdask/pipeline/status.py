@@ -1,4 +1,4 @@
-"""What of a run is done, failed and pending. Nothing here imports Dask."""
+"""Report which units of a run are done, failed and pending. Nothing here imports Dask."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.units import AnyOf, Selection
 from csstdask.errors import StoreError
-from csstdask.pipeline.accounting import StepUsage, usage_of_run
+from csstdask.pipeline.accounting import StepUsage, UsageTally, fresh_usage
 from csstdask.pipeline.config import MODEL_SETTINGS, RunConfig
 from csstdask.pipeline.plan import Plan, make_plan
 from csstdask.pipeline.steps import resolve
@@ -21,7 +21,7 @@ from csstdask.store.zarr_arrays import open_group
 
 @dataclass
 class Summary:
-    """What came of a run."""
+    """Result of a run."""
 
     total: int = 0
     done: int = 0
@@ -50,12 +50,12 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``--json`` prints."""
         units = {name: getattr(self, name) for name in ("total", "done", "skipped", "failed", "pending")}
-        steps = [row.to_json() for row in self.usage]
-        return {"units": units, "failures": self.failures, "fingerprint": self.fingerprint, "steps": steps}
+        usage = [row.to_json() for row in self.usage]
+        return {"units": units, "failures": self.failures, "fingerprint": self.fingerprint, "usage": usage}
 
 
 def status(path: str | Path, *, campaign: str | Path | None = None, verify: bool = False) -> Summary:
-    """Tell what of a run is done, failed and pending.
+    """Report which units of a run are done, failed and pending.
 
     Parameters
     ----------
@@ -69,12 +69,13 @@ def status(path: str | Path, *, campaign: str | Path | None = None, verify: bool
     root = Path(path)
     plan = plan_of_run(root, campaign)
     ledger = Ledger(root)
-    summary = Summary(fingerprint=plan.fingerprint, usage=usage_of_run(plan, ledger))
+    summary, tally = Summary(fingerprint=plan.fingerprint), UsageTally()
     for unit, _, _ in plan.units():
         summary.total += 1
         record = ledger.read(unit)
         fingerprints = plan.fingerprints(plan.campaign.facts(unit.exposure, unit.detector))
         fresh = record.fresh(root, fingerprints, checksum=verify)
+        tally.add(fresh_usage(record, fresh))
         if len(fresh) == len(fingerprints):
             summary.done += 1
         elif record.failure is not None:
@@ -84,6 +85,7 @@ def status(path: str | Path, *, campaign: str | Path | None = None, verify: bool
             summary.failures.append(
                 {"exposure": unit.exposure, "detector": unit.detector, "step": damaged, "reason": reason}
             )
+    summary.usage = tally.rows(plan)
     return summary
 
 

@@ -69,9 +69,9 @@ class Cost:
     fixed_bytes: int = 0
     """Peak memory of buffers that do not depend on the frame's size."""
     buffer_bytes_per_pixel: float = 0.0
-    """Peak memory of buffers for as many pixels as are computed at once..."""
+    """Peak memory of buffers, per pixel that is computed at the same time."""
     buffer_pixels: int = 0
-    """...which are at most so many."""
+    """Largest number of pixels that are computed at the same time."""
 
     def seconds(self, pixels: int) -> float:
         """Return the time of a frame."""

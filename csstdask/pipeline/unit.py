@@ -116,7 +116,7 @@ def process_unit(job: UnitJob) -> dict[str, Any]:
             output = step.body(frame, job.config)
             done[step_name] = _write(job, attempt, root, step, output, fingerprint, meter)
             written.append(step_name)
-            frame.keep(output.arrays, output.tables, output.files)
+            frame.keep(output.arrays, output.tables, dict.fromkeys(step.files) | output.files)
         except Exception as error:
             log.debug("unit %s, step %s", job.unit, step_name, exc_info=True)
             problem = failure(step_name, error)
@@ -177,11 +177,14 @@ def _write(
         path = table_path(root, name, job.unit.exposure, job.unit.detector)
         write_table(path, output.tables[name], units_of(name))
         objects.append(OwnedObject.of(root, path))
-    for name, content in output.files.items():
+    for name in step.files:
         attempt.check()
         path = unit_file_path(root, name, job.unit.exposure, job.unit.detector)
-        write_atomic(path, content)
-        objects.append(OwnedObject.of(root, path))
+        if (content := output.files.get(name)) is None:
+            path.unlink(missing_ok=True)  # of an attempt that was killed before its record
+        else:
+            write_atomic(path, content)
+            objects.append(OwnedObject.of(root, path))
     usage = meter.usage(bytes_written=sum(item.bytes for item in objects))
     return StepRecord(fingerprint, tuple(objects), output.metrics, kernel_seconds, usage, software_versions())
 

@@ -2,8 +2,8 @@
 
 A file refers to the weights of its model by the model's identity, and holds only what the frame's stars have added: the
 amounts, their covariance, and the changes of the mean PSF. Fields of ``empirical``, which has no weights, hold their
-eigenimages as well. Images and the factor of the covariance are kept in half precision, so whoever writes a field must
-continue with what `read_field` returns: then an interrupted run gives the same bits as an uninterrupted one.
+eigenimages as well. Images and the factor of the covariance are kept in half precision, so callers must use the
+field that `read_field` returns: then an interrupted run gives the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from scipy.linalg.lapack import dpstrf
 
+from csstdask.arrays.psf_grid import FIELD_FORMAT
 from csstdask.errors import InputError
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import EMPIRICAL
@@ -29,8 +30,6 @@ from csstdask.psf.reconstruct import band_of, kind_of_card
 Float = npt.NDArray[np.float64]
 Tensors = dict[str, npt.NDArray[Any]]
 
-#: Raised whenever an older file can no longer be read.
-FORMAT = 1
 #: Uncertainty below which a combination of amounts is not stored, as a share of the PSF.
 _LEAST_SIGMA = 3e-5
 
@@ -57,7 +56,7 @@ def write_field(field: PsfField, card: ModelCard) -> bytes:
     tensors |= _halved("mean_change", psfs.mean - mean) | _halved("beyond_sigma", np.sqrt(psfs.beyond))
     tensors |= _halved("covariance_factor", _factor(field))
     about: dict[str, Any] = {
-        "format": FORMAT,
+        "format": FIELD_FORMAT,
         "model": card.identity,
         "detector": field.detector,
         "shape": list(field.shape),
@@ -91,9 +90,11 @@ def read_field(data: bytes, card: ModelCard) -> PsfField:
     """
     try:
         about, tensors = _metadata(data), load(data)
-        if about["format"] != FORMAT or about["model"] != card.identity:
+        if about["format"] != FIELD_FORMAT or about["model"] != card.identity:
             found = f"format {about['format']}, model {about['model'][:12]}"
-            raise InputError("PSF field", found, f"format {FORMAT}, model {card.identity[:12]}: run the step psf again")
+            raise InputError(
+                "PSF field", found, f"format {FIELD_FORMAT}, model {card.identity[:12]}: run the step psf again"
+            )
         psfs = _psfs(about, tensors, card)
         factor = _doubled("covariance_factor", tensors).astype(np.float64)
         wavefront = None

@@ -51,7 +51,7 @@ class FramePsf:
 
 @dataclass(frozen=True)
 class MaskedFrame:
-    """A frame above its sky whose hit pixels hold estimates: what sources are found in before stars are repaired."""
+    """A sky-subtracted frame with hit pixels filled: input of source detection and of the PSF fit."""
 
     height: Frame
     """(y, x) float32, above the sky; any unit. Hit pixels hold their estimate, unusable ones 0."""

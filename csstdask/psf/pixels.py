@@ -85,7 +85,7 @@ def _weights(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 class Renderer:
-    """Images as stars see them, wherever in its pixel a star lies.
+    """Renders images at the pixels of stars, at any sub-pixel position.
 
     Parameters
     ----------
@@ -121,6 +121,8 @@ def laid_out(images: Images, size: int) -> Images:
     float32 array (n, rows, FINE, columns)
         Cropped to what stamps reach, or padded with zeros. Linear combinations may be formed in this layout.
     """
+    if size % 2:
+        raise ValueError(f"size: found {size}; wanted an even number of pixels")
     edge = _margin(size)
     if edge < 0:
         images = np.pad(images, ((0, 0), (-edge, -edge), (-edge, -edge)))
@@ -131,7 +133,7 @@ def laid_out(images: Images, size: int) -> Images:
 
 
 def render_each(images: Images, y: npt.NDArray[np.float64], x: npt.NDArray[np.float64], size: int) -> Images:
-    """Return the image of each star as it sees it, and how its pixels change as the star moves.
+    """Return the rendered image of each star, and its derivatives with respect to the position.
 
     Parameters
     ----------
@@ -166,13 +168,14 @@ def _clipped_taps(
     offset: npt.NDArray[np.float64], size: int, *, slope: bool = False
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Return taps in images as `laid_out` has them, of stars no further from the middle than these reach."""
-    first, weight = _taps(np.clip(offset, -_FURTHEST, _FURTHEST), size, slope=slope)
+    known = np.nan_to_num(offset, nan=0.0)  # of a source without a position, which has no pixels either
+    first, weight = _taps(np.clip(known, -_FURTHEST, _FURTHEST), size, slope=slope)
     return first - _margin(size), weight
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract"})
 def _along_x(image: Images, top: int, left: int, weight: npt.NDArray[np.float32], out: Images) -> None:
-    """Interpolate the rows that a stamp looks at along x: `out` has a row for each of them."""
+    """Interpolate the rows that a stamp needs along x: `out` has a row for each of them."""
     for row in range(out.shape[0]):
         line = out[row]
         line[:] = 0

@@ -61,7 +61,7 @@ class Prior:
         normal : float64 array (p k, p k)
             Curvature of the likelihood of the stars.
         right : float64 array (p k,)
-            `normal` times the amounts that the stars alone prefer.
+            `normal` times the maximum-likelihood amounts of the stars.
         """
         return Posterior(self, normal, right)
 
@@ -73,7 +73,7 @@ class Prior:
 
 @dataclass(frozen=True)
 class Posterior:
-    """A prior and the likelihood of stars, with one factorisation for all that follows from them."""
+    """A prior and the likelihood of stars; mean, covariance and evidence share one factorisation."""
 
     prior: Prior
     normal: Float
@@ -141,6 +141,10 @@ class PrincipalPsfs:
 
     def of_known_colour(self) -> PrincipalPsfs:
         """Return what is expected of stars whose colour is known: fields have q terms more."""
+        return self._with_colour
+
+    @cached_property
+    def _with_colour(self) -> PrincipalPsfs:
         return replace(self, field=np.concatenate([self.field, self.colour_field]), own=self.own_beside_colour)
 
     @cached_property

@@ -40,9 +40,9 @@ _LARGEST_STEP = 0.5
 #: A star that has moved by more than this is rendered again; until then its image is extrapolated linearly, which is
 #: good to 1e-5 of the peak [pixel].
 _EXTRAPOLATED = 0.004
-#: Positions in a pixel at which derivatives with respect to the amounts are rendered, along each axis: they only steer
-#: the fit, so that stars share them.
-_PHASES = 32
+#: Positions in a pixel at which derivatives with respect to the amounts are rendered, along each axis: they steer the
+#: fit, and extrapolate images between renderings, so that stars can share them. At most so many are kept.
+_PHASES, _MOST_VIEWS = 32, 2048
 #: Radius of the pixels whose chi^2 decides whether a source is a star [pixel].
 _WITHIN = 5.0
 #: Relative ridge of the linear systems.
@@ -112,7 +112,7 @@ def fit_stars(
 
 
 class _SharedViews:
-    """Images rendered at the nearest of `_PHASES` positions in a pixel; each of these once, when a star needs it."""
+    """Images rendered at the nearest of `_PHASES` positions in a pixel, each once, on demand."""
 
     def __init__(self, images: Pixels) -> None:
         self._render = Renderer(images, FITTED)
@@ -122,6 +122,8 @@ class _SharedViews:
         """Return images (n, r, FITTED, FITTED) for stars at offsets y, x [pixel]."""
         positions = np.rint(np.stack([y, x], axis=1) * _PHASES).astype(int)
         keys = [(row, column) for row, column in positions.tolist()]
+        if len(self._known) > _MOST_VIEWS:
+            self._known.clear()
         new = list(dict.fromkeys(key for key in keys if key not in self._known))
         rendered = self._render(*(np.array(new, dtype=float).reshape(-1, 2).T / _PHASES))
         self._known.update(zip(new, rendered, strict=True))
@@ -208,10 +210,10 @@ class _View:
         #: (n, r, y, x) Change with the amounts.
         self._seen = np.empty((n, len(free.images), FITTED, FITTED), np.float32)
 
-    def image(self, state: _State) -> Pixels:
-        """Return images of unit flux (n, y, x)."""
+    def image(self, state: _State, *, exact: bool = False) -> Pixels:
+        """Return images of unit flux (n, y, x); `exact`: without extrapolation."""
         self._seen = self._free.seen(state.y, state.x)
-        moved = np.hypot(state.x - self._x, state.y - self._y) > _EXTRAPOLATED
+        moved = exact | (np.hypot(state.x - self._x, state.y - self._y) > _EXTRAPOLATED)
         self._render(state, np.flatnonzero(moved))
         dx, dy = ((now - then).astype(np.float32) for now, then in ((state.x, self._x), (state.y, self._y)))
         change = (state.amounts - self._amounts).astype(np.float32)
@@ -226,7 +228,7 @@ class _View:
         return np.concatenate([flux * self._seen, *own], axis=1).reshape(len(image), -1, FITTED * FITTED)
 
     def _render(self, state: _State, some: npt.NDArray[np.int64]) -> None:
-        """Render some stars anew, where they are by now."""
+        """Render the images of some stars at their current positions."""
         x, y, amounts = state.x[some], state.y[some], state.amounts[some]
         self._x[some], self._y[some], self._amounts[some] = x, y, amounts
         whole = self._expected[some] + amounts.astype(np.float32) @ self._free.images
@@ -276,7 +278,7 @@ def _fit(
         right = (weighted @ residual.reshape(n, -1, 1))[..., 0] - np.einsum("nab,nb->na", prior, away)
         covariance = _inverse(normal)
         state.move(np.einsum("nab,nb->na", covariance, right))
-    image = view.image(state)
+    image = view.image(state, exact=True)
     design = view.design(state, image)
     light = state.flux[:, None, None] * image
     light_variance = ((covariance @ design) * design).sum(axis=1).reshape(light.shape)

@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from csstdask.engine.ledger import Ledger
 from csstdask.instrument import Instrument, validate_instrument
-from csstdask.pipeline.accounting import usage_of_run, whole_unit
+from csstdask.pipeline.accounting import whole_unit
 from csstdask.pipeline.status import Summary, plan_of_run, status
 from csstdask.pipeline.truth import has_truth, score_run
 from csstdask.pipeline.views import open_run
@@ -29,8 +28,6 @@ from csstdask.report.document import Cell, number, table, write_document
 from csstdask.report.focal_plane import colour, draw_focal_plane, limits
 from csstdask.report.psf import draw_psfs
 
-#: Units whose times are looked at: enough for a mean, few enough for a survey.
-_TIMED_UNITS = 2000
 #: Metrics of the glance, with their units; the first of them is looked at unit by unit.
 _GLANCE = {"cr_rate": "cosmic-ray events [s⁻¹ cm⁻²]", "sky_level": "sky", "n_sources": "sources"}
 
@@ -167,7 +164,7 @@ def _cosmic_rays(dataset: xr.Dataset) -> str:
 def _cost(run: str | Path, campaign: str | Path | None) -> str:
     """Return the predicted and actual usage of each step, from the ledger."""
     plan = plan_of_run(run, campaign)
-    steps = usage_of_run(plan, Ledger(Path(run)))
+    steps = status(run, campaign=campaign).usage
     if not steps:
         return ""
     rows = [
@@ -185,7 +182,7 @@ def _cost(run: str | Path, campaign: str | Path | None) -> str:
     )  # fmt: skip
     note = (
         f"<p>Means per unit, from {steps[0].units} units. Predictions are for one core of the reference machine and a "
-        "process with one unit; peaks are of whole processes, with all the units they work on.</p>"
+        "process with one unit. Peaks of steps are the smallest over units, the last one is the largest.</p>"
     )
     return table(head, rows) + note
 

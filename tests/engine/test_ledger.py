@@ -62,3 +62,13 @@ def test_a_broken_record_is_no_record(store, content):
 def test_fingerprints_do_not_depend_on_order():
     assert fingerprint({"a": 1, "b": 2.5}) == fingerprint({"b": 2.5, "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_objects_of_another_versions_record_are_known(store):
+    """They are not done, and can be deleted when their unit runs again."""
+    root, ledger = store
+    path = ledger.path(UNIT)
+    path.write_text(path.read_text().replace('"version": 2', '"version": 1'))
+    record = ledger.read(UNIT)
+    assert record.fresh(root, {"one": "f1"}) == []
+    assert [item.path for item in record.steps["one"].objects] == ["a.bin"]

@@ -136,8 +136,11 @@ def test_recipes_come_with_the_package(tmp_path, monkeypatch):
     assert demo == demo_recipe() == load_recipe("demo") == load_recipe("demo.toml")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo.toml").write_text('name = "mine"\nseed = 1\n')
-    assert load_recipe("demo.toml").name == "mine"  # a file of one's own comes first
-    with pytest.raises(InputError, match=r"comes with csstdask: .*demo"):
+    assert load_recipe("demo.toml").name == "mine"  # a file comes before a bundled recipe
+    (tmp_path / "demo").mkdir()  # as `csstdask demo` makes it
+    assert load_recipe("demo") == demo
+    assert demo_recipe() == demo
+    with pytest.raises(InputError, match=r"bundled recipe: .*demo"):
         load_recipe("domo")
     assert demo.exposures * len(demo.detectors) >= 12
     assert Recipe(name="x", seed=1, scale=0.5).frame_shape == (512, 512)

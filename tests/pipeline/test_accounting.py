@@ -8,9 +8,8 @@ import pytest
 from quick import quick_run, quick_settings
 from shell import csstdask_command
 
-from csstdask.engine.ledger import Ledger
 from csstdask.engine.units import Selection, parse_selection
-from csstdask.pipeline.accounting import usage_lines, usage_of_run, whole_unit
+from csstdask.pipeline.accounting import UsageTally, usage_lines, whole_unit
 from csstdask.pipeline.plan import START_SECONDS, make_plan
 from csstdask.pipeline.prepare import foresee
 from csstdask.pipeline.status import status
@@ -33,15 +32,16 @@ def test_usage_of_each_step_is_kept_and_shown(small_campaign, tmp_path):
         assert row.predicted_seconds >= 0
     whole = whole_unit(summary.usage)
     assert whole.actual.seconds == sum(row.actual.seconds for row in summary.usage)
-    assert whole.actual.peak_bytes == max(row.actual.peak_bytes for row in summary.usage)
+    assert whole.actual.peak_bytes == max(row.largest_peak for row in summary.usage)
+    assert all(row.actual.peak_bytes <= row.largest_peak for row in summary.usage)
     lines = usage_lines(summary.usage)
     assert len(lines) == len(STEPS) + 2
     shown = csstdask_command("status", path)
     assert shown.returncode == 0
     assert lines[1] in shown.stderr.splitlines()
     answer = json.loads(csstdask_command("status", path, "--json").stdout)
-    assert [step["step"] for step in answer["steps"]] == list(STEPS)
-    assert answer["steps"][0]["actual"]["bytes_read"] == rows["background"].actual.bytes_read
+    assert [step["step"] for step in answer["usage"]] == list(STEPS)
+    assert answer["usage"][0]["actual"]["bytes_read"] == rows["background"].actual.bytes_read
 
 
 def test_predictions_grow_with_the_frame(small_campaign):
@@ -65,7 +65,15 @@ def test_finished_units_calibrate_the_estimate(small_campaign, tmp_path):
     assert after["seconds_estimated"] == pytest.approx(START_SECONDS + 2 * each)
 
 
-def test_a_run_of_nothing_has_no_table(small_campaign, tmp_path):
+def test_a_run_of_nothing_has_no_table(small_campaign):
     plan = make_plan(small_campaign, resolve(None), quick_settings(), Selection())
-    assert usage_of_run(plan, Ledger(tmp_path)) == []
+    assert UsageTally().rows(plan) == []
     assert usage_lines([]) == []
+
+
+def test_only_steps_that_hold_count(small_campaign, tmp_path):
+    """Other settings make other costs."""
+    path = tmp_path / "r.zarr"
+    quick_run(small_campaign, path, workers=1)
+    other = foresee(small_campaign, path, config=quick_settings(background={"box": 64}), workers=1)
+    assert (other["calibrated_on"], other["usage"]) == (0, [])

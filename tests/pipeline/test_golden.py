@@ -76,12 +76,12 @@ def test_results_change_only_with_their_version():
         pytest.skip(f"digests are of {of}; found {libraries()}")
     found = measure()
     assert set(golden) == set(found)
-    for name, (version, value) in found.items():
+    for name, (numerics, value) in found.items():
         known_version, known = golden[name]
         if value != known:
-            assert version > known_version, f"{name}: other pixels with the same numerics_version {version}"
-            raise AssertionError(f"{name}: version {version} is new; write its digest with python {__file__}")
-        assert version == known_version, f"{name}: version {version}, but the same pixels as {known_version}"
+            assert numerics > known_version, f"{name}: other pixels with the same numerics_version {numerics}"
+            raise AssertionError(f"{name}: version {numerics} is new; write its digest with python {__file__}")
+        assert numerics == known_version, f"{name}: version {numerics}, but the same pixels as {known_version}"
 
 
 if __name__ == "__main__":

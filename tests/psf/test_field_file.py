@@ -51,7 +51,7 @@ def test_a_field_predicts_the_same_after_its_file(psfs, rng):
 
 
 def test_writing_twice_changes_nothing_more(psfs, rng):
-    """An interrupted run reads what an uninterrupted one goes on with."""
+    """So that an interrupted run and an uninterrupted one use the same field."""
     once = read_field(write_field(field_of(psfs, rng), CARD), CARD)
     for mine, theirs in zip(once(X, Y), read_field(write_field(once, CARD), CARD)(X, Y), strict=True):
         assert np.allclose(mine, theirs, rtol=1e-3)

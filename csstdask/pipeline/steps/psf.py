@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.psf_grid import HALF_PIXELS, NODES, nodes
+from csstdask.arrays.psf_grid import FIELD_FORMAT, HALF_PIXELS, NODES, nodes
 from csstdask.instrument import Instrument
 from csstdask.nn.models import EMPIRICAL, find_card
 from csstdask.pipeline.config import NO_PSF, RunConfig
@@ -71,7 +71,8 @@ def model_identity(config: RunConfig) -> str:
     if config.psf.model == NO_PSF:
         return NO_PSF
     models = [config.psf.model, *([EMPIRICAL] if config.psf.model == "default" else [])]
-    return " ".join(find_card("psf", model).identity for model in models)
+    cards = [find_card("inpaint", "median"), *(find_card("psf", model) for model in models)]
+    return " ".join(card.identity for card in cards)
 
 
 def cost_of_psf(config: RunConfig, instrument: Instrument) -> Cost:
@@ -147,11 +148,11 @@ def _without_psf(frame: Frame, detections: Table | None) -> Output:
     """Return what a frame without a PSF has: its detections, if its sky is known."""
     shape = (NODES, NODES, HALF_PIXELS, HALF_PIXELS)
     none = {name: np.empty(0) for name in ("x", "y", *_COLUMNS)}
-    nobody: Table = {"star": np.empty(0, np.int64), "reserve": np.empty(0, bool), "id": np.empty(0, np.int32), **none}
+    no_stars: Table = {"star": np.empty(0, np.int64), "reserve": np.empty(0, bool), "id": np.empty(0, np.int32), **none}
     empty = np.full(shape, np.nan, np.float32)
     return Output(
         arrays={"psf": empty, "psf_sigma": empty},
-        tables={"detections": _detections(frame, detections), "psf_stars": _stars(frame, nobody, nobody)},
+        tables={"detections": _detections(frame, detections), "psf_stars": _stars(frame, no_stars, no_stars)},
         metrics={"n_psf_stars": 0, "n_psf_reserve": 0},
     )
 
@@ -162,7 +163,7 @@ PSF = Step(
     kinds=frozenset({"imaging"}),
     numerics_version=7,
     body=fit_psf,
-    settings=lambda config: {"least_snr": config.psf.least_snr},
+    settings=lambda config: {"least_snr": config.psf.least_snr, "field_format": FIELD_FORMAT},
     model=model_identity,
     products=(
         Product("psf", "float32", float("nan"), grid="psf", long_name="effective PSF in half pixels, sums to 1"),

@@ -1,4 +1,4 @@
-"""Step 4: what the hit pixels would have held, and what that leaves of each cosmic ray."""
+"""Step 4: repair hit pixels, and catalogue cosmic rays."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def repair_pixels(frame: Frame, config: RunConfig) -> Output:
     from csstdask.cosmicray.catalogue import measure_events
     from csstdask.cosmicray.inpaint import repair
 
-    hit = frame.product("cr_mask")
+    hit, card = frame.product("cr_mask"), find_card("inpaint", config.repair.model)
     fixed, variance_electrons = repair(
         frame.data,
         hit,
         frame.ignore,
-        frame.fill,
-        card=find_card("inpaint", config.repair.model),
+        frame.fill if card.parameters in ({}, find_card("inpaint", "median").parameters) else frame.fill_by(card),
+        card=card,
         stars=_repaired_stars(frame, config),
         sources=frame.table("detections") if _has_detections(frame, config) else None,
         mesh=frame.mesh,
@@ -96,7 +96,7 @@ def _repaired_stars(frame: Frame, config: RunConfig) -> StarRepair | None:
 
 
 def _has_detections(frame: Frame, config: RunConfig) -> bool:
-    """Tell whether the step psf has looked for sources in a frame."""
+    """Return whether the step psf has looked for sources in a frame."""
     return frame.facts.kind in PSF.kinds and config.psf.model != NO_PSF
 
 
