@@ -66,7 +66,7 @@ def measure(campaign: Path, run: Path, workers: int) -> dict[str, Any]:
         "cpu_seconds": round(used["cpu_seconds"], 2),
         "gib_predicted": round(said["memory_bytes"] / 2**30, 3),
         "gib": round(used["peak_bytes"] / 2**30, 3),
-        "steps": answer["steps"],
+        "steps": answer["usage"],
     }
 
 
