@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -15,8 +17,8 @@ from astropy.io.fits import Header
 from threadpoolctl import threadpool_limits
 
 from csstdask.errors import InputError
-from csstdask.instrument import Instrument, celestial_wcs, validate_instrument
-from csstdask.pipeline.config import RunConfig
+from csstdask.instrument import Instrument, celestial_wcs, pixel_of, validate_instrument
+from csstdask.pipeline.config import RunConfig, load_config
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.steps import resolve
 from csstdask.pipeline.steps.detect import DETECT
@@ -25,6 +27,10 @@ from csstdask.pipeline.steps.repair import REPAIR
 from csstdask.psf.field import between_nodes, on_unit
 from csstdask.store.campaign import UnitFacts
 from csstdask.store.schema import NO_TIME
+from csstdask.toml_file import validated
+
+#: Settings of a run, as callers may give them.
+Settings = RunConfig | Mapping[str, Any] | str | Path | None
 
 #: Systems of equations are solved on one thread, as in a run, so that the bits are the same.
 _SOLVING = Lock()
@@ -72,6 +78,13 @@ def _unit_products(
     return np.where(repaired, frame.product("repair"), sci)
 
 
+def _settings(config: Settings) -> RunConfig:
+    """Return settings from what a caller gives: a RunConfig, a dict, the path of a TOML file, or None."""
+    if config is None or isinstance(config, str | Path):
+        return load_config(None if config is None else Path(config))
+    return config if isinstance(config, RunConfig) else validated(RunConfig, config, "config", "valid settings")
+
+
 @xr.register_dataset_accessor("csst")
 class CsstAccessor:
     """Methods of a campaign, or of a selection from one."""
@@ -86,7 +99,7 @@ class CsstAccessor:
             raise InputError("dataset", "no instrument among its attributes", "a campaign, from csstdask.open_campaign")
         return validate_instrument(self._dataset.attrs["instrument"], "dataset.attrs['instrument']")
 
-    def _made(self, config: RunConfig | None, *, repair: bool) -> xr.DataArray:
+    def _made(self, config: Settings, *, repair: bool) -> xr.DataArray:
         data = self._dataset
         if "sci" not in data:
             raise InputError(
@@ -106,7 +119,7 @@ class CsstAccessor:
                 "words": words,
                 "units": data["sci"].attrs["units"],
                 "instrument": self.instrument,
-                "config": config or RunConfig(),
+                "config": _settings(config),
                 "repair": repair,
             },
             input_core_dims=[["y", "x"]] * 3 + [[]] * 6,
@@ -117,22 +130,24 @@ class CsstAccessor:
         )
         return made
 
-    def detect_cosmic_rays(self, config: RunConfig | None = None) -> xr.DataArray:
+    def detect_cosmic_rays(self, config: Settings = None) -> xr.DataArray:
         """Return ``cr_mask`` (exposure, detector, y, x), lazily, one block a detector.
+
+        `config` holds the settings of a run: a `RunConfig`, a dict, or the path of a TOML file.
 
         On whole frames it is what a run stores for the kinds it processes. On a cut-out
         the sky is that of the cut-out, so borderline pixels may differ.
         """
         return self._made(config, repair=False).rename("cr_mask")
 
-    def clean(self, config: RunConfig | None = None) -> xr.DataArray:
+    def clean(self, config: Settings = None) -> xr.DataArray:
         """Return ``sci`` with cosmic rays repaired, lazily, in the units of ``sci``."""
         clean = self._made(config, repair=True).rename("clean")
         clean.attrs = dict(self._dataset["sci"].attrs)
         return clean
 
     def sel_sky(self, ra: Any, dec: Any, size: Any) -> list[xr.Dataset]:
-        """Return cut-outs of all units that see a place on the sky.
+        """Return cut-outs of all units that cover a position on the sky.
 
         Parameters
         ----------
@@ -144,7 +159,7 @@ class CsstAccessor:
         Returns
         -------
         list of xarray.Dataset
-            One a unit, lazy, cut at the detector's edges; empty where nobody looked.
+            One for each unit, lazy, cut at the edges of the detector; units without a usable WCS are left out.
         """
         place = SkyCoord(Angle(ra, u.deg), Angle(dec, u.deg))
         side = Angle(size, u.arcsec).deg
@@ -155,12 +170,11 @@ class CsstAccessor:
             wcs = celestial_wcs(Header.fromstring(str(one["header"].values), sep="\n"))
             if wcs is None:
                 continue
-            # Distortions are not defined far outside a frame: first without them, then, if it is near, with.
-            linear = wcs.wcs_world2pix([[place.ra.deg, place.dec.deg]], 0)[0]
-            if not np.isfinite(linear).all() or np.abs(linear).max() > 2 * max(one.sizes["y"], one.sizes["x"]):
+            pixel = pixel_of(wcs, place, (one.sizes["y"], one.sizes["x"]))
+            if pixel is None:
                 continue
-            x, y = (float(value) for value in wcs.celestial.world_to_pixel(place))
-            half = 0.5 * side / np.sqrt(abs(np.linalg.det(wcs.celestial.pixel_scale_matrix)))
+            x, y = pixel
+            half = 0.5 * side / np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix)))
             rows, columns = _window(y, half, one.sizes["y"]), _window(x, half, one.sizes["x"])
             if rows is not None and columns is not None:
                 found.append(one.isel(y=rows, x=columns))

@@ -7,6 +7,8 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from astropy import units as u
+from astropy.io.fits import Header
+from astropy.wcs import WCS
 
 import csstdask
 import csstdask.accessor  # registers `.csst`
@@ -84,3 +86,31 @@ def test_frames_that_a_run_does_not_process_have_no_cosmic_rays(small_campaign):
     flat = campaign.assign_coords(kind=campaign["kind"].copy(data=np.full((1, 1), "flat", dtype=object)))
     assert not flat.csst.detect_cosmic_rays().values.any()
     assert np.array_equal(flat.csst.clean().values, campaign["sci"].values)
+
+
+def test_settings_as_a_dict_or_a_file(small_campaign, tmp_path):
+    campaign = csstdask.open_campaign(small_campaign).isel(exposure=[0], detector=[0])
+    (tmp_path / "run.toml").write_text('[detect]\nmodel = "lacosmic"\n')
+    by_file = campaign.csst.detect_cosmic_rays(tmp_path / "run.toml").values
+    assert by_file.any()
+    assert np.array_equal(campaign.csst.detect_cosmic_rays({"detect": {"model": "lacosmic"}}).values, by_file)
+    with pytest.raises(InputError, match="sharpness"):
+        campaign.csst.detect_cosmic_rays({"detect": {"sharpness": 3}})
+
+
+def test_one_unit_without_a_usable_wcs_hides_no_other(small_campaign):
+    campaign = csstdask.open_campaign(small_campaign).load()
+    wcs = WCS(Header.fromstring(str(campaign["header"].values[0, 0]), sep="\n"))
+    place = wcs.pixel_to_world(80, 90)
+    found = campaign.csst.sel_sky(place.ra.deg, place.dec.deg, 2)
+    assert found
+    broken = Header.fromstring(str(campaign["header"].values[1, 1]), sep="\n")
+    for key in ("CD1_1", "CD1_2", "CD2_1", "CD2_2"):
+        broken[key] = 0.0
+    headers = campaign["header"].values.copy()
+    headers[1, 1] = broken.tostring(sep="\n")
+    changed = campaign.assign(header=(campaign["header"].dims, headers))
+    again = changed.csst.sel_sky(place.ra.deg, place.dec.deg, 2)
+    kept = [(str(one["exposure"].values), int(one["detector"])) for one in found]
+    lost = (str(campaign["exposure"].values[1]), int(campaign["detector"].values[1]))
+    assert [(str(one["exposure"].values), int(one["detector"])) for one in again] == [k for k in kept if k != lost]

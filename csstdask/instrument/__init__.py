@@ -1,6 +1,6 @@
 """What a camera is: instruments as data."""
 
-from csstdask.instrument.geometry import celestial_wcs, nominal_header
+from csstdask.instrument.geometry import celestial_wcs, nominal_header, pixel_of, sky_positions
 from csstdask.instrument.model import Flags, Instrument, Layout, Plane, section_slices
 from csstdask.instrument.registry import builtin_names, load_instrument, recognise, validate_instrument
 from csstdask.instrument.units import electrons_per_unit, parse_units
@@ -16,7 +16,9 @@ __all__ = [
     "load_instrument",
     "nominal_header",
     "parse_units",
+    "pixel_of",
     "recognise",
     "section_slices",
+    "sky_positions",
     "validate_instrument",
 ]

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from csstdask.instrument.model import Instrument
+from csstdask.quiet import no_warnings
 
 if TYPE_CHECKING:  # astropy takes half a second to import, and few commands look at the sky
+    from astropy.coordinates import SkyCoord
     from astropy.io.fits import Header
     from astropy.wcs import WCS
+
+Float = npt.NDArray[np.float64]
 
 
 def nominal_header(
@@ -51,22 +59,88 @@ def nominal_header(
     return header
 
 
-#: Keywords of table look-up distortions, which need arrays that a campaign does not keep.
-_LOOKUP = ("CPDIS1", "CPDIS2", "CPERR1", "CPERR2", "D2IMDIS1", "D2IMDIS2", "D2IMERR1", "D2IMERR2", "D2IMEXT")
+#: Keywords of table look-up distortions, record-valued ones (``DP1.EXTVER``) included: they need arrays that a campaign
+#: does not keep.
+_LOOKUP = re.compile(r"(CPDIS|CPERR|D2IMDIS|D2IMERR)\d|(DP|D2IM)\d(\.|$)|D2IMEXT")
+
+#: Keywords of a WCS whose values are numbers.
+_NUMBER = re.compile(r"(CRVAL|CRPIX|CDELT)[12]|(CD|PC)[12]_[12]")
 
 
 def celestial_wcs(header: Header) -> WCS | None:
-    """Return the celestial WCS of a header, or None if it has none.
+    """Return the celestial WCS of a header; None if it has none, or one that cannot be used.
 
-    Polynomial distortions (SIP, TPV) are applied; look-up tables (HST's ``D2IM`` and ``CPDIS``, below 0.1
-    pixel) are not, for their arrays are not part of a campaign.
+    Polynomial distortions (SIP, TPV) are applied. Look-up tables (HST's ``D2IM`` and ``CPDIS``, below 0.1 pixel) are
+    not, for their arrays are not part of a campaign; a WCS that is nothing but a table (``-TAB``) cannot be used.
     """
+    from astropy.io.fits import Header  # noqa: PLC0415
     from astropy.wcs import WCS  # noqa: PLC0415
 
-    clean = header.copy()
-    for keyword in _LOOKUP:
-        clean.remove(keyword, ignore_missing=True, remove_all=True)
-    for keyword in ("DP1", "DP2", "D2IM1", "D2IM2"):
-        clean.remove(keyword, ignore_missing=True, remove_all=True)
-    wcs = WCS(clean, naxis=2)
-    return wcs if wcs.has_celestial else None
+    if any("-TAB" in str(header.get(f"CTYPE{axis}", "")) for axis in (1, 2)):
+        return None
+    cards = [card for card in header.cards if not _LOOKUP.match(card.keyword)]
+    if any(_NUMBER.fullmatch(card.keyword) and not isinstance(card.value, int | float) for card in cards):
+        return None  # astropy would take its default instead
+    try:
+        with no_warnings():
+            wcs = WCS(Header(cards), naxis=2)
+            usable = wcs.has_celestial and bool(np.isfinite(wcs.wcs_pix2world([[1.0, 1.0]], 0)).all())
+    except (ValueError, KeyError, MemoryError):  # among them astropy's errors of singular matrices and wrong keywords
+        return None
+    return wcs if usable else None
+
+
+def sky_positions(header: str, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Float, Float]:
+    """Return the positions of pixels on the sky.
+
+    Parameters
+    ----------
+    header : str
+        FITS header of the frame, a card a line; its celestial frame and the order of its axes may be any.
+    x, y : array-like (n,)
+        Zero-based [pixel].
+
+    Returns
+    -------
+    ra, dec : float64 arrays (n,)
+        ICRS [deg], ``0 <= ra < 360``; NaN where the header has no celestial WCS.
+    """
+    from astropy.io.fits import Header  # noqa: PLC0415
+
+    columns, rows = (np.atleast_1d(np.asarray(part, dtype=np.float64)) for part in (x, y))
+    unknown = np.full(columns.shape, np.nan)
+    if not header or not len(columns):
+        return unknown, unknown.copy()
+    with no_warnings():
+        wcs = celestial_wcs(Header.fromstring(header, sep="\n"))
+        if wcs is None:
+            return unknown, unknown.copy()
+        found = wcs.pixel_to_world(columns, rows).icrs
+    return np.asarray(found.ra.wrap_at("360d").deg), np.asarray(found.dec.deg)
+
+
+def pixel_of(wcs: WCS, position: SkyCoord, shape: tuple[int, int]) -> tuple[float, float] | None:
+    """Return the pixel of a position on the sky, zero-based; None if it is far off the frame.
+
+    Parameters
+    ----------
+    wcs : WCS
+        Of the frame, from `celestial_wcs`.
+    position : SkyCoord
+        In any frame.
+    shape : (int, int)
+        Of the frame (y, x).
+
+    Notes
+    -----
+    Distortions are not defined far outside a frame: the position is looked up without them first.
+    """
+    from astropy.wcs.utils import wcs_to_celestial_frame  # noqa: PLC0415
+
+    native = position.transform_to(wcs_to_celestial_frame(wcs)).spherical
+    world = [native.lon.deg, native.lat.deg]
+    near = wcs.wcs_world2pix([world if wcs.wcs.lng == 0 else world[::-1]], 0)[0]
+    if not np.isfinite(near).all() or np.abs(near).max() > 2 * max(shape):
+        return None
+    x, y = (float(value) for value in wcs.world_to_pixel(position))
+    return x, y

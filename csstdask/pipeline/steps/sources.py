@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.instrument import sky_positions
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.step import Cost, Output, Step, Table
@@ -53,7 +54,7 @@ def _table(frame: Frame, found: Table | None, hit: npt.NDArray[np.bool_] | None 
     found = {name: values[order] for name, values in found.items()}
     n = len(order)
     x, y = found["x"], found["y"]
-    ra, dec = _sky_position(frame.header, x, y)
+    ra, dec = sky_positions(frame.header, x, y)
     per_second = {"flux", "flux_err", "flux_aperture", "flux_aperture_err", "peak"}
     exptime = frame.facts.exptime if frame.facts.exptime > 0 else np.nan
     table: Table = {
@@ -91,34 +92,11 @@ def _hits(
     return count
 
 
-def _sky_position(
-    header: str, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return right ascension and declination [deg]; NaN where the header has no celestial WCS."""
-    from astropy.io.fits import Header
-
-    from csstdask.instrument import celestial_wcs
-    from csstdask.quiet import no_warnings
-
-    nowhere = np.full(len(x), np.nan)
-    if not header or not len(x):
-        return nowhere, nowhere.copy()
-    with no_warnings():
-        try:
-            wcs = celestial_wcs(Header.fromstring(header, sep="\n"))
-        except (ValueError, KeyError):
-            wcs = None
-        if wcs is None:
-            return nowhere, nowhere.copy()
-        ra, dec = wcs.celestial.pixel_to_world_values(x, y)
-    return np.asarray(ra, dtype=np.float64), np.asarray(dec, dtype=np.float64)
-
-
 SOURCES = Step(
     name="sources",
     requires=("background", "detect", "repair"),
     kinds=frozenset({"imaging"}),
-    numerics_version=5,
+    numerics_version=6,
     body=find_sources,
     settings=lambda config: config.sources.model_dump(),
     model=lambda _: None,
