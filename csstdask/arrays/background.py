@@ -75,6 +75,9 @@ def measure(data: Any, mask: Any = None, *, box: int = 128) -> Mesh:
                 median, mean, spread = clipped(xp, values)
                 mode = 2.5 * median - 1.5 * mean if abs(mean - median) < 0.3 * spread else median
                 level[row, column], sigma[row, column] = mode, spread / _CLIPPED_SIGMA
+    if bool((sigma > 0).any()):
+        # A box without noise holds padding or a constant: its noise is unknown, and must not spread to neighbours.
+        sigma[sigma == 0] = np.nan
     return Mesh(_settle(xp, level, _continued), _settle(xp, sigma, _held), shape)
 
 

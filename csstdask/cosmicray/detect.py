@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from csstdask.arrays.mesh import Mesh
-from csstdask.arrays.namespace import namespace_of, open_door
+from csstdask.arrays.namespace import Door, namespace_of, open_door
 from csstdask.cosmicray.lacosmic import lacosmic
 from csstdask.cosmicray.view import BOX, View, view_frame
 from csstdask.nn.card import ModelCard
@@ -117,15 +117,17 @@ def detect(
     ignore = ignored_pixels(door, frame, mask)
     sigma = None
     if error is not None:
-        sigma = door.take(error, np.float32)
-        _check_shape("error", sigma, frame)
+        sigma = take_error(door, error, frame)
     xp = namespace_of(frame)
     if bool(ignore.all()):
         probability = xp.zeros(frame.shape, dtype=np.float32)
     else:
         view = view_frame(frame, sigma, ignore, box=card.normalisation.get("box", BOX), mesh=mesh)
-        probability = xp.asarray(_probability(view, card, device, precision), dtype=np.float32)
-        probability[ignore] = 0
+        if bool((view.mesh.noise > 0).any()):
+            probability = xp.asarray(_probability(view, card, device, precision), dtype=np.float32)
+            probability[ignore] = 0
+        else:  # without noise nothing is significant
+            probability = xp.zeros(frame.shape, dtype=np.float32)
         if rate is not None:
             probability = at_rate(probability, card, ignore, rate)
     return Detection(door.give((probability >= cut) & ~ignore), door.give(probability), float(cut), card)
@@ -177,6 +179,15 @@ def ignored_pixels(door: Any, frame: Any, mask: Any) -> Any:
         _check_shape("mask", given, frame)
         ignore |= given
     return ignore
+
+
+def take_error(door: Door, error: Any, frame: Any) -> Any:
+    """Return a caller's errors as float32; ValueError for masks in their place, and for another shape."""
+    if str(getattr(error, "dtype", "")).endswith("bool"):
+        raise ValueError("error: found booleans; wanted 1 sigma [e-] (the mask is the next argument: mask=...)")
+    sigma = door.take(error, np.float32)
+    _check_shape("error", sigma, frame)
+    return sigma
 
 
 def _check_shape(name: str, array: Any, frame: Any) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 from csstdask.arrays.background import measure
 from csstdask.arrays.median import adaptive_median
 from csstdask.arrays.mesh import Mesh
-from csstdask.arrays.namespace import kind_of, namespace_of, open_door, to_host
+from csstdask.arrays.namespace import Door, kind_of, namespace_of, open_door, to_host
 from csstdask.arrays.sources import find_sources
-from csstdask.cosmicray.detect import ignored_pixels
+from csstdask.cosmicray.detect import Detection, ignored_pixels, take_error
 from csstdask.cosmicray.noise import frame_variance
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
@@ -77,8 +77,8 @@ def inpaint(
     ----------
     data : array (y, x)
         [e-], sky included; NumPy, CuPy or torch. Never modified.
-    cr_mask : bool array (y, x)
-        Pixels to repair.
+    cr_mask : bool array (y, x), or Detection
+        Pixels to repair; the result of `csstdask.cosmicray.detect` stands for its mask.
     error : array (y, x), optional
         1 sigma including Poisson noise [e-]; by default background noise plus Poisson.
     mask : bool array (y, x), optional
@@ -127,7 +127,7 @@ def inpaint(
     if frame.dtype != door.dtype:
         frame = frame.astype(door.dtype)
     ignore = ignored_pixels(door, frame, mask)
-    hit = door.take(cr_mask, bool)
+    hit = _take_mask(door, cr_mask)
     if hit.shape != frame.shape:
         raise ValueError(f"cr_mask: found shape {hit.shape}; wanted that of data, {frame.shape}")
     if detector is not None:
@@ -275,6 +275,23 @@ def _stars_of(
     return None if found is None else repair_stars(masked, sources, found.field, mesh)
 
 
+def _take_mask(door: Door, cr_mask: Any) -> Any:
+    """Return a mask of hit pixels as bool: booleans, integers 0 and 1, or the result of `detect`.
+
+    Raises
+    ------
+    ValueError
+        If it holds anything else, such as probabilities.
+    """
+    given = cr_mask.mask if isinstance(cr_mask, Detection) else cr_mask
+    taken = door.take(given)
+    if taken.dtype.kind != "b" and (taken.dtype.kind not in "iu" or bool(((taken != 0) & (taken != 1)).any())):
+        raise ValueError(
+            f"cr_mask: found {taken.dtype} values; wanted booleans (of probabilities: probability >= threshold)"
+        )
+    return taken.astype(bool)
+
+
 def _found(height: Any, noise: Any, mask: Any) -> tuple[Any, Any]:
     found = find_sources(to_host(height), to_host(noise), to_host(mask))
     return found["y"].astype(np.float64), found["x"].astype(np.float64)
@@ -307,9 +324,7 @@ def _on_host(array: Any) -> Any:
 def _noise_variance(door: Any, error: Any, frame: Any, excluded: Any) -> Any:
     if error is None:
         return frame_variance(frame, excluded)
-    sigma = door.take(error, np.float32)
-    if sigma.shape != frame.shape:
-        raise ValueError(f"error: found shape {sigma.shape}; wanted that of data, {frame.shape}")
+    sigma = take_error(door, error, frame)
     return sigma * sigma
 
 

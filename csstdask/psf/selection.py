@@ -90,7 +90,8 @@ def select_stars(
         If a column is absent.
     """
     wanted = (*_COLUMNS, *(("peak",) if full is not None else ()))
-    if absent := [name for name in wanted if name not in sources]:
+    present = getattr(sources, "colnames", sources)  # an astropy table, or any mapping
+    if absent := [name for name in wanted if name not in present]:
         raise InputError("sources", f"no column {', '.join(absent)}", f"a source table with {', '.join(wanted)}")
     x, y, flux, error, radius, ellipticity = (np.asarray(sources[name], dtype=float) for name in _COLUMNS[:-1])
     flag = np.asarray(sources["flag"]).astype(np.int64)
