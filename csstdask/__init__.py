@@ -28,6 +28,10 @@ _ROOMS = {"cosmicray", "psf"}
 _HOMES = {"open_campaign": "csstdask.store.campaign", "open_run": "csstdask.pipeline.views"}
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return import_module(f"csstdask.{name}")

@@ -11,7 +11,7 @@ import csstdask
 
 
 def test_public_names():
-    assert {"open_campaign", "open_run", "cosmicray", "psf"} <= set(csstdask.__all__)
+    assert {"open_campaign", "open_run", "cosmicray", "psf"} <= set(csstdask.__all__) <= set(dir(csstdask))
     assert callable(csstdask.open_campaign)
     assert callable(csstdask.cosmicray.detect)
     assert callable(csstdask.psf.reconstruct)

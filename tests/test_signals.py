@@ -18,9 +18,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from csstdask.cli.signals import install_handlers
 install_handlers()
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-print(child.pid, flush=True)
+pids = [child.pid]
 while True:
     try:
+        while pids:
+            print(pids.pop(), flush=True)
         time.sleep(60)
     except BaseException:
         pass

@@ -15,7 +15,8 @@ from csstdask.pipeline.accounting import StepUsage, UsageTally, fresh_usage
 from csstdask.pipeline.config import MODEL_SETTINGS, RunConfig
 from csstdask.pipeline.plan import Plan, make_plan
 from csstdask.pipeline.steps import resolve
-from csstdask.store.run import campaign_path
+from csstdask.store.campaign import Campaign
+from csstdask.store.run import campaign_path, check_same_campaign
 from csstdask.store.zarr_arrays import open_group
 
 
@@ -111,8 +112,12 @@ def plan_of_run(path: str | Path, campaign: str | Path | None = None) -> Plan:
     except (ValidationError, KeyError) as error:
         unknown = error.error_count() if isinstance(error, ValidationError) else 1
         raise StoreError(f"{root}: found settings of another version ({unknown} unknown); wanted ours") from None
+    source = campaign_path(root, campaign)
+    if not (source / "zarr.json").exists():
+        raise StoreError(f"{source}: found no campaign; wanted that of {root} (moved? give its path: --campaign PATH)")
+    check_same_campaign(root, Campaign(source))
     return make_plan(
-        campaign_path(root, campaign),
+        source,
         resolve(steps),
         config,
         AnyOf(tuple(Selection(tuple(one["exposures"]), frozenset(one["detectors"])) for one in selections)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -133,14 +134,17 @@ class HeaderLookup:
         return None
 
     def number(self, *names: str) -> float | None:
-        """Return a keyword as a number; InputError if it is there and is none."""
+        """Return a keyword as a finite number; InputError if it is present and is not one."""
         value = self.get(*names)
         if value is None:
             return None
         try:
-            return float(value)
+            number = float(value)
         except (TypeError, ValueError):
-            raise InputError(f"{self.path}: {'/'.join(names)}", repr(value), "a number") from None
+            number = math.nan
+        if not math.isfinite(number):
+            raise InputError(f"{self.path}: {'/'.join(names)}", repr(value), "a number that is finite")
+        return number
 
 
 def scan(path: Path, instrument: Instrument) -> list[UnitSource]:
@@ -246,7 +250,7 @@ def _plane_source(
             if not found:
                 raise InputError(sibling, "no image", f"the {plane.suffix} plane of {path.name}")
             _check_shape(f"{sibling}[{found[0]}]", others[found[0]].header, shape)
-            return PlaneSource(str(sibling), found[0])
+            return PlaneSource(str(sibling.absolute()), found[0])
     version = hdus[sci_index].ver
     for index in _find_hdus(hdus, plane):
         header = hdus[index].header
@@ -255,7 +259,7 @@ def _plane_source(
         if index == sci_index or header.get("NAXIS", 0) == 0:
             return None  # a null HDU: the plane was never filled
         _check_shape(f"{path}[{index}]", header, shape)
-        return PlaneSource(str(path), index)
+        return PlaneSource(str(path.absolute()), index)
     return None
 
 
@@ -305,7 +309,10 @@ def _scan_unit(path: Path, hdus: fits.HDUList, instrument: Instrument, layout: L
             f"{exptime} s",
             f"a time > 0 s for pixels in {units}",
         )
-    gain = lookup.number(*instrument.keywords.gain) or electronics.gain
+    gain = lookup.number(*instrument.keywords.gain)
+    if gain is not None and gain <= 0:
+        raise InputError(f"{source}: {'/'.join(instrument.keywords.gain)}", f"{gain} e-/adu", "a gain > 0")
+    gain = electronics.gain if gain is None else gain
     read_noise = lookup.number(*instrument.keywords.read_noise)
     read_noise = electronics.read_noise if read_noise is None else read_noise
     if gain is None or read_noise is None:
@@ -323,7 +330,7 @@ def _scan_unit(path: Path, hdus: fits.HDUList, instrument: Instrument, layout: L
         time=time,
         gain=gain,
         read_noise=read_noise,
-        sci=PlaneSource(str(path), index),
+        sci=PlaneSource(str(path.absolute()), index),
         weight=_plane_source(path, hdus, layout.weight, layout, index, (raw_shape[0], raw_shape[1])),
         weight_kind=layout.weight.kind if layout.weight else "inverse_variance",
         flag=_plane_source(path, hdus, layout.flag, layout, index, (raw_shape[0], raw_shape[1])),

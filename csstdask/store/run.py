@@ -104,14 +104,7 @@ def _check_same_units(
     group = open_group(path, "run")
     known = set(array_names(path))
     wanted = f"the run of {campaign.path}, or a new name"
-    if "exposure" in known:
-        named = [str(name) for name in np.asarray(get_array(group, "exposure")[:]) if str(name)]
-        if named != campaign.exposures[: len(named)]:
-            raise StoreError(f"{path}: found a run over other exposures ({', '.join(named[:3])} ...); wanted {wanted}")
-    if "detector" in known:
-        detectors = [int(value) for value in np.asarray(get_array(group, "detector")[:])]
-        if detectors != campaign.detectors and detectors != [-1] * len(detectors):
-            raise StoreError(f"{path}: found a run over detectors {detectors}; wanted {wanted}")
+    check_same_campaign(path, campaign)
     for spec, units in specs:
         if spec.name not in known:
             continue
@@ -125,6 +118,21 @@ def _check_same_units(
             raise StoreError(
                 f"{path}: found a mesh of {array.shape[2:]} boxes; wanted all units for another background.box"
             )
+
+
+def check_same_campaign(path: Path, campaign: Campaign) -> None:
+    """Raise StoreError unless a campaign has the exposures and detectors of a run."""
+    group = open_group(path, "run")
+    known = set(array_names(path))
+    wanted = f"the run of {campaign.path}, or a new name"
+    if "exposure" in known:
+        named = [str(name) for name in np.asarray(get_array(group, "exposure")[:]) if str(name)]
+        if named != campaign.exposures[: len(named)]:
+            raise StoreError(f"{path}: found a run over other exposures ({', '.join(named[:3])} ...); wanted {wanted}")
+    if "detector" in known:
+        detectors = [int(value) for value in np.asarray(get_array(group, "detector")[:])]
+        if detectors != campaign.detectors and detectors != [-1] * len(detectors):
+            raise StoreError(f"{path}: found a run over detectors {detectors}; wanted {wanted}")
 
 
 def campaign_path(path: Path, campaign: str | Path | None = None) -> Path:

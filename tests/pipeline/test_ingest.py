@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from quick import quick_run as run
 
 import csstdask
 from csstdask.errors import InputError
+from csstdask.instrument import load_instrument
 from csstdask.pipeline.ingest import ingest
 from csstdask.pipeline.status import status
 from csstdask.store.campaign import Campaign
+from csstdask.store.fits_scan import scan
 from csstdask.store.zarr_arrays import shard_path
 
 
@@ -267,3 +270,28 @@ def test_a_campaign_that_appears_meanwhile_is_respected(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="another ingest has just made"):
         ingest([second], target)
     assert ingest([second], target).added == 1
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", 0, -1.5, "much"])
+def test_a_gain_that_is_none_is_refused_by_key_and_file(tmp_path, value):
+    """The TOML's value stands for a keyword that is absent, never for one that is wrong."""
+    good, bad = level_1(tmp_path, 8), level_1(tmp_path, 9)
+    fits.setval(bad, "GAIN1", value=value, ext=1)
+    summary = ingest([good, bad], tmp_path / "c.zarr")
+    assert summary.added == 1
+    (failure,) = summary.failures
+    assert "GAIN1" in failure["reason"]
+    assert bad.name in failure["reason"]
+
+
+def test_workers_read_the_files_that_the_driver_saw(tmp_path, monkeypatch):
+    """Paths are resolved where the command was given, not where a worker happens to be."""
+    for night in ("one", "other"):
+        (tmp_path / night).mkdir()
+    mine = level_1(tmp_path / "one", 8)
+    theirs = level_1(tmp_path / "other", 8, arrays=planes((32, 32), 99))
+    assert mine.name == theirs.name
+    monkeypatch.chdir(tmp_path / "one")
+    (source,) = scan(Path(mine.name), load_instrument("csst"))
+    monkeypatch.chdir(tmp_path / "other")
+    assert [Path(file) for file in source.files] == [mine]

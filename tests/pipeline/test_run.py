@@ -478,3 +478,14 @@ def test_a_run_keeps_the_model_it_was_made_with(small_campaign, tmp_path):
     assert status(tmp_path / "moved.zarr", campaign=small_campaign).done == 4
     with pytest.raises(InputError, match=r"own\.json"):
         RunConfig.model_validate({"detect": {"model": str(path)}})
+
+
+def test_status_with_another_campaign_is_an_error(small_recipe, small_campaign, reference, tmp_path):
+    from csstdask.pipeline.mock_survey import mock
+
+    other = small_recipe.model_copy(update={"exposures": 1, "detectors": (9,)})
+    mock(other, tmp_path / "other.zarr")
+    with pytest.raises(StoreError, match=r"wanted the run of .*other\.zarr"):
+        status(reference, campaign=tmp_path / "other.zarr")
+    with pytest.raises(StoreError, match="--campaign PATH"):
+        status(reference, campaign=tmp_path / "gone.zarr")
