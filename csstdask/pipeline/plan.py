@@ -30,9 +30,9 @@ TORCH_BYTES = 45 << 20
 #: Memory that the fit of PSFs, with the libraries it imports, adds to a process.
 PSF_BYTES = 180 << 20
 #: Time until the first unit begins: imports, the cluster, the store [s].
-START_SECONDS = 3.0
+START_SECONDS = 3.5
 #: Factor on the time of a unit while other units run on the same machine.
-CONCURRENCY_SLOWDOWN = 1.15
+CONCURRENCY_SLOWDOWN = 1.2
 
 
 @dataclass(frozen=True)

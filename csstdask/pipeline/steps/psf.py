@@ -83,7 +83,7 @@ def cost_of_psf(config: RunConfig, instrument: Instrument) -> Cost:
     card = find_card("psf", config.psf.model)
     if card.architecture.get("instrument") != instrument.name:  # learnt from the frame's own stars
         return Cost(seconds_per_mpix=0.4, fixed_seconds=1.6, **memory)
-    return Cost(seconds_per_mpix=0.155, fixed_seconds=0.8, **memory)
+    return Cost(seconds_per_mpix=0.155, fixed_seconds=0.85, **memory)
 
 
 def nodes_of(shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
