@@ -2,7 +2,7 @@
 
     python benchmarks/projections.py FOLDER_OF_REAL_IMAGES [--full]
 
-Each campaign is run in a process of its own with one and with two units at a time, and its peak resident memory, its
+Each campaign is run in a separate process, with one and with two units at a time, and its peak resident memory, its
 CPU time and its wall time are compared with what the dry run has said. ``--full`` adds a mock detector of 9232 x 9216
 pixels with 100 stars and 150 galaxies per Mpix and 2.5 % of the pixels hit, which takes several minutes.
 """

@@ -1,4 +1,4 @@
-"""Repair of stars by the PSF of their own frame.
+"""Repair stars by the PSF of the frame.
 
 The PSF field is fitted to the frame's stars with cosmic rays masked (`csstdask.psf.frame`). Each hit star is then
 fitted to its unmasked pixels, and the fit predicts the masked ones, with a variance (`csstdask.psf.stars`). Whatever

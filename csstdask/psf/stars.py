@@ -40,9 +40,11 @@ _LARGEST_STEP = 0.5
 #: A star that has moved by more than this is rendered again; until then its image is extrapolated linearly, which is
 #: good to 1e-5 of the peak [pixel].
 _EXTRAPOLATED = 0.004
-#: Positions in a pixel at which derivatives with respect to the amounts are rendered, along each axis: they steer the
-#: fit, and extrapolate images between renderings, so that stars can share them. At most so many are kept.
-_PHASES, _MOST_VIEWS = 32, 2048
+#: Positions in a pixel, along each axis, at which derivatives with respect to the amounts are rendered. They steer the
+#: fit, and extrapolate images between renderings, so that stars can share them.
+_PHASES = 32
+#: Rendered positions that are kept at most: 100 MB.
+_MOST_VIEWS = 2048
 #: Radius of the pixels whose chi^2 decides whether a source is a star [pixel].
 _WITHIN = 5.0
 #: Relative ridge of the linear systems.
