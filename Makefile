@@ -29,7 +29,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(PYTEST) -m "not slow" $(ARGS)
 
-# The tests above, and trainings, evaluations and long kill tests: half an hour.
+# The tests above, and trainings, evaluations and long kill tests: half as long again.
 test-all: $(VENV)/installed-dev
 	$(PYTEST) $(ARGS)
 
