@@ -24,7 +24,7 @@ Frame = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Float = npt.NDArray[np.float64]
 
-#: Hit pixels with less expected light of the star than this share of their own noise are left to the other tiers.
+#: Hit pixels on which the expected light of the star is below this share of the pixel noise are left to other tiers.
 _LEAST_LIGHT = 0.3
 #: Degrees of freedom near a star below which it is not known whether it is one.
 _FEWEST_DEGREES = 20

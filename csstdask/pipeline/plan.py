@@ -113,12 +113,13 @@ class Plan:
         workers : int
             Units at the same time.
         unit_seconds : float, optional
-            Of one unit, if it has been measured.
+            Of one unit, if it has been measured: with the other units of its run.
         """
-        each = self.unit_seconds() if unit_seconds is None else unit_seconds
+        each = unit_seconds
+        if each is None:
+            each = self.unit_seconds() * (CONCURRENCY_SLOWDOWN if min(units, workers) > 1 else 1.0)
         rounds = -(-units // workers)
-        slowdown = CONCURRENCY_SLOWDOWN if min(units, workers) > 1 else 1.0
-        return (START_SECONDS if units else 0.0) + rounds * each * slowdown
+        return (START_SECONDS if units else 0.0) + rounds * each
 
     def steps_of(self, kind: str) -> tuple[Step, ...]:
         """Return the steps that are for frames of a kind."""

@@ -18,7 +18,7 @@ import xarray as xr
 
 from csstdask.instrument import Instrument, validate_instrument
 from csstdask.pipeline.accounting import whole_unit
-from csstdask.pipeline.status import Summary, plan_of_run, status
+from csstdask.pipeline.status import Summary, status
 from csstdask.pipeline.truth import has_truth, score_run
 from csstdask.pipeline.views import open_run
 from csstdask.quiet import no_warnings
@@ -61,7 +61,7 @@ def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = 
         ("Cosmic rays", alarms_and_spectra(run, campaign) + _cosmic_rays(dataset)),
         ("Before, mask, after", draw_cutouts(dataset)),
         ("Point spread functions", draw_psfs(dataset, instrument, run)),
-        ("What it cost", _cost(run, campaign)),
+        ("What it cost", _cost(dataset, summary)),
         ("Units", _units(dataset)),
         ("Settings", _settings(dataset)),
     )
@@ -161,16 +161,15 @@ def _cosmic_rays(dataset: xr.Dataset) -> str:
     return table(head, rows) + note
 
 
-def _cost(run: str | Path, campaign: str | Path | None) -> str:
-    """Return the predicted and actual usage of each step, from the ledger."""
-    plan = plan_of_run(run, campaign)
-    steps = status(run, campaign=campaign).usage
+def _cost(dataset: xr.Dataset, summary: Summary) -> str:
+    """Return the predicted and actual usage of each step."""
+    steps, pixels = summary.usage, dataset.sizes["y"] * dataset.sizes["x"]
     if not steps:
         return ""
     rows = [
         [
             row.step, number(row.predicted_seconds), number(row.actual.seconds), number(row.actual.cpu_seconds),
-            number(plan.pixels / 1e6 / max(row.actual.seconds, 1e-9)), number(row.predicted_bytes / 2**30),
+            number(pixels / 1e6 / max(row.actual.seconds, 1e-9)), number(row.predicted_bytes / 2**30),
             number(row.actual.peak_bytes / 2**30), number(row.actual.bytes_read / 1e6),
             number(row.actual.bytes_written / 1e6),
         ]
