@@ -8,6 +8,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+RESET_TOLERANCE = 16 << 20
+"""How far a peak may lie above the present memory just after it was reset [bytes]: the kernel counts pages late."""
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -53,21 +56,36 @@ class Meter:
         return time.process_time() if self.alone else time.thread_time()
 
 
-def reset_peak() -> None:
-    """Reset the peak of `peak_bytes` to the present memory, if the system supports it."""
+def reset_peak() -> bool:
+    """Reset the peak of `peak_bytes` to the present memory, if the system supports it.
+
+    Returns
+    -------
+    bool
+        Whether the peak now is that of the present memory. Systems other than Linux and some containers do not allow
+        it, or accept the request and ignore it; peaks are then those since the process began.
+    """
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # not Linux, or not allowed: peaks are then those since the process began
-        return
+    except OSError:
+        return False
+    peak, resident = _status("VmHWM"), _status("VmRSS")
+    return peak is not None and resident is not None and peak - resident < RESET_TOLERANCE
 
 
 def peak_bytes() -> int:
     """Return the largest resident memory of this process since it began, or since `reset_peak`."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) << 10
-    except OSError:
-        pass
+    peak = _status("VmHWM")
+    if peak is not None:
+        return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak << 10
+
+
+def _status(key: str) -> int | None:
+    """Return a value of the process's status [bytes], None where the system has no such file."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{key}:")), None)
