@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,18 @@ CampaignOption = Annotated[Path | None, typer.Option(help="Where the campaign li
 DataOption = Annotated[Path | None, typer.Option(help="Folder of real events and frames; none: mock data alone.")]
 
 
+LINES_SHOWN = 50
+"""Lines of a list that are printed."""
+
+
 def say(text: str) -> None:
     """Tell a person something, on standard error."""
     typer.echo(text, err=True)
+
+
+def say_all(label: str, lines: Sequence[str]) -> None:
+    """Print a list on standard error, a line each; of a long one the beginning, and how many more there are."""
+    for line in lines[:LINES_SHOWN]:
+        say(f"{label} {line}")
+    if len(lines) > LINES_SHOWN:
+        say(f"{label}: {len(lines) - LINES_SHOWN} more (--json lists all)")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from csstdask.cli.options import CampaignOption, Json, Log, Scheduler, Workers, app, say
+from csstdask.cli.options import CampaignOption, Json, Log, Scheduler, Workers, app, say, say_all
 
 if TYPE_CHECKING:
     from csstdask.engine.events import Listener
@@ -55,7 +55,9 @@ def mock(
 
 @app.command()
 def ingest(
-    files: Annotated[list[str], typer.Argument(metavar="FITS...", help="FITS files, plain or compressed.")],
+    files: Annotated[
+        list[str], typer.Argument(metavar="FITS...", help="FITS files, directories, or @LIST: one path a line.")
+    ],
     to: Annotated[Path, typer.Option(help="The campaign; added to if it is there.")],
     instrument: Annotated[
         str | None, typer.Option(help="A built-in name or a TOML; default: told from the headers.")
@@ -87,8 +89,9 @@ def ingest(
         f"{to}: {summary.added} units added, {summary.unchanged} unchanged{dead}, "
         f"{len(summary.failures)} failed, {summary.seconds:.1f} s"
     )
-    for item in summary.failures:
-        say(f"failed {item['reason']}")
+    say_all("note", summary.notes)
+    say_all("left out", summary.ignored)
+    say_all("failed", [item["reason"] for item in summary.failures])
     _end(summary.failures, summary.stopped)
 
 

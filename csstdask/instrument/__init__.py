@@ -1,9 +1,9 @@
 """What a camera is: instruments as data."""
 
-from csstdask.instrument.geometry import celestial_wcs, nominal_header, pixel_of, sky_positions
+from csstdask.instrument.geometry import celestial_wcs, nominal_header, pixel_of, shifted_header, sky_positions
 from csstdask.instrument.model import Flags, Instrument, Layout, Plane, section_slices
 from csstdask.instrument.registry import builtin_names, load_instrument, recognise, validate_instrument
-from csstdask.instrument.units import electrons_per_unit, parse_units
+from csstdask.instrument.units import electrons_per_unit, parse_units, power_of_units
 
 __all__ = [
     "Flags",
@@ -17,8 +17,10 @@ __all__ = [
     "nominal_header",
     "parse_units",
     "pixel_of",
+    "power_of_units",
     "recognise",
     "section_slices",
+    "shifted_header",
     "sky_positions",
     "validate_instrument",
 ]

@@ -59,12 +59,27 @@ def nominal_header(
     return header
 
 
-#: Keywords of table look-up distortions, record-valued ones (``DP1.EXTVER``) included: they need arrays that a campaign
-#: does not keep.
-_LOOKUP = re.compile(r"(CPDIS|CPERR|D2IMDIS|D2IMERR)\d|(DP|D2IM)\d(\.|$)|D2IMEXT")
+LOOKUP_KEYWORDS = re.compile(r"(CPDIS|CPERR|D2IMDIS|D2IMERR)\d|(DP|D2IM)\d(\.|$)|D2IMEXT|D2IMARR|WCSDVARR")
+"""Keywords of table look-up distortions, record-valued ones (``DP1.EXTVER``) included: they need arrays that a campaign
+does not keep."""
+WORLD_KEYWORDS = re.compile(
+    r"(CTYPE|CRVAL|CRPIX|CUNIT|CDELT|CROTA|CNAME|CRDER|CSYER)\d[A-Z]?|(CD|PC)\d_\d[A-Z]?|P[VS]\d_\d+[A-Z]?"
+    r"|(A|B|AP|BP)_(ORDER|DMAX|\d_\d)|LTV\d|LTM\d_\d|(RADESYS|EQUINOX|WCSAXES|WCSNAME|LONPOLE|LATPOLE)[A-Z]?|RADECSYS"
+)
+"""Keywords that place pixels on the sky."""
 
-#: Keywords of a WCS whose values are numbers.
 _NUMBER = re.compile(r"(CRVAL|CRPIX|CDELT)[12]|(CD|PC)[12]_[12]")
+"""Keywords of a WCS whose values are numbers."""
+
+
+def shifted_header(header: Header, x: int, y: int) -> Header:
+    """Return the header of a frame without its first `x` columns and `y` rows: reference pixels move with it."""
+    shifted = header.copy()
+    for card in header.cards:
+        match = re.fullmatch(r"(CRPIX|LTV)([12])([A-Z]?)", card.keyword)
+        if match is not None and isinstance(card.value, int | float):
+            shifted[card.keyword] = card.value - (x if match[2] == "1" else y)
+    return shifted
 
 
 def celestial_wcs(header: Header) -> WCS | None:
@@ -78,7 +93,7 @@ def celestial_wcs(header: Header) -> WCS | None:
 
     if any("-TAB" in str(header.get(f"CTYPE{axis}", "")) for axis in (1, 2)):
         return None
-    cards = [card for card in header.cards if not _LOOKUP.match(card.keyword)]
+    cards = [card for card in header.cards if not LOOKUP_KEYWORDS.match(card.keyword)]
     if any(_NUMBER.fullmatch(card.keyword) and not isinstance(card.value, int | float) for card in cards):
         return None  # astropy would take its default instead
     try:

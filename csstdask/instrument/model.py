@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import numpy as np
@@ -245,6 +246,30 @@ class Keywords(_Model):
     zero_is_missing: tuple[str, ...] = Field((), description="keywords in which 0 means 'not known'")
 
 
+class ScaledUnit(_Model):
+    """Pixels in a unit that a campaign does not know, such as MJy/sr: how they become one that it knows.
+
+    ``pixels [units] = pixels of the file [unit] * factor / header[divide_by]``. Export undoes it.
+    """
+
+    unit: str = Field(description="BUNIT in the files")
+    units: Units = Field(description="what the campaign holds")
+    factor: float = Field(1.0, gt=0, allow_inf_nan=False)
+    divide_by: tuple[str, ...] = Field(
+        (), description="keywords, tried in order, of the file's own factor, as PHOTMJSR [MJy/sr per adu/s]"
+    )
+
+    @model_validator(mode="after")
+    def _says_how(self) -> ScaledUnit:
+        if self.factor == 1 and not self.divide_by:
+            raise ValueError("scaled_units: found neither factor nor divide_by; wanted one of them")
+        return self
+
+    def matches(self, text: str) -> bool:
+        """Tell whether a header's unit is this one: spaces and case do not matter."""
+        return "".join(text.split()).casefold() == "".join(self.unit.split()).casefold()
+
+
 class KindRule(_Model):
     """Frames whose keyword (or file-name group) has one of these values are of this kind."""
 
@@ -310,7 +335,14 @@ class Instrument(_Model):
     kind: Kind = "imaging"
     detectors: Annotated[tuple[Detector, ...], BeforeValidator(_spread)] = Field(min_length=1)
     electronics: Electronics = Electronics()
+    electronics_from: Literal["header", "toml"] = Field(
+        "header", description="which gain and read noise count where a header and this file both state one"
+    )
     overrides: tuple[Override, ...] = ()
+    ignored_chips: tuple[Annotated[str, AfterValidator(_check_pattern)], ...] = Field(
+        (), description="regular expressions on EXTNAMEs of chips to leave out, such as guide and focus chips"
+    )
+    scaled_units: tuple[ScaledUnit, ...] = ()
     flags: Flags
     layouts: tuple[Layout, ...] = Field(min_length=1)
     keywords: Keywords = Keywords()
@@ -339,9 +371,24 @@ class Instrument(_Model):
 
     def values(self, detector_id: int, when: np.datetime64 | None = None) -> Electronics:
         """Return the electronics of a detector at a time: camera-wide, then its own, then dated overrides."""
-        merged: dict[str, object] = {}
-        scopes: list[Electronics] = [self.electronics, self.detector(detector_id)]
-        scopes += [override for override in self.overrides if override.applies(detector_id, when)]
-        for scope in scopes:
-            merged |= {key: value for key in Electronics.model_fields if (value := getattr(scope, key)) is not None}
-        return Electronics.model_validate(merged)
+        return _merged([self.electronics, *self._own_scopes(detector_id, when)])
+
+    def own_values(self, detector_id: int, when: np.datetime64 | None = None) -> Electronics:
+        """Return what is stated for this very detector at a time, without the camera-wide values."""
+        return _merged(self._own_scopes(detector_id, when))
+
+    def has_dated_overrides(self, detector_id: int) -> bool:
+        """Tell whether the values of a detector depend on the time."""
+        dated = (one for one in self.overrides if one.valid_from is not None or one.valid_until is not None)
+        return any(one.detectors is None or detector_id in one.detectors for one in dated)
+
+    def _own_scopes(self, detector_id: int, when: np.datetime64 | None) -> list[Electronics]:
+        return [self.detector(detector_id), *(one for one in self.overrides if one.applies(detector_id, when))]
+
+
+def _merged(scopes: Iterable[Electronics]) -> Electronics:
+    """Return the values of several scopes; a later one goes before an earlier one."""
+    merged: dict[str, object] = {}
+    for scope in scopes:
+        merged |= {key: value for key in Electronics.model_fields if (value := getattr(scope, key)) is not None}
+    return Electronics.model_validate(merged)

@@ -33,6 +33,23 @@ def parse_units(text: str) -> Units | None:
     return UNIT_SYNONYMS.get(" ".join(text.lower().split()))
 
 
+def power_of_units(units: str, power: int) -> str:
+    """Return a power of units as FITS spells it: ``electron s-1`` to the -2 is ``electron-2 s2``.
+
+    Raises
+    ------
+    ValueError
+        If they are no units that astropy knows.
+    """
+    from astropy import units as u  # noqa: PLC0415  not every command needs astropy
+
+    unit = u.Unit(units)
+    parts = zip(unit.bases, unit.powers, strict=True)
+    return " ".join(
+        f"{base.to_string()}{'' if exponent * power == 1 else exponent * power}" for base, exponent in parts
+    )
+
+
 def electrons_per_unit(units: str, exptime: float, gain: float) -> float:
     """Return the factor from ``units`` to electrons: exposure time [s] and gain [e-/adu] as they apply."""
     scale = gain if units.startswith("adu") else 1.0

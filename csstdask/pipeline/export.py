@@ -59,6 +59,7 @@ class ExportJob:
     is_run: bool
     target: str
     provenance: tuple[tuple[str, Any, str | None], ...]
+    history: tuple[str, ...] = ()
 
 
 def export(
@@ -138,13 +139,16 @@ def _jobs(root: Path, source: Campaign, plan: Plan | None, target: Path, summary
                 yield ExportJob(unit, row, column, str(root), str(root), False, str(target), _common_provenance())
         return
     ledger = Ledger(root)
+    history = _history(plan)
     for unit, row, column in plan.units():
         wanted = plan.fingerprints(source.facts(unit.exposure, unit.detector))
         needed: dict[str, str] = {name: wanted[name] for name in ("background", "detect", "repair") if name in wanted}
         if "repair" not in needed or len(ledger.read(unit).fresh(root, needed)) < len(needed):
             summary.pending += 1
             continue
-        yield ExportJob(unit, row, column, str(root), str(source.path), True, str(target), _provenance(plan, needed))
+        yield ExportJob(
+            unit, row, column, str(root), str(source.path), True, str(target), _provenance(plan, needed), history
+        )
 
 
 def _common_provenance() -> tuple[tuple[str, Any, str | None], ...]:
@@ -172,6 +176,14 @@ def _provenance(plan: Plan, fingerprints: dict[str, str]) -> tuple[tuple[str, An
     )
 
 
+def _history(plan: Plan) -> tuple[str, ...]:
+    detect, repair = plan.config.detect.model, plan.config.repair.model
+    return (
+        f"csstdask {software_versions().get('csstdask', '')}: cosmic rays detected ({detect}) and repaired ({repair})",
+        "csstdask: SCI repaired pixels, WHT their weights, FLG with CSDCRBIT and CSDIPBIT in place of incoming bits",
+    )
+
+
 def export_unit(job: ExportJob) -> dict[str, Any]:
     """Write one unit: a worker's task."""
     limit_threads(1)
@@ -188,6 +200,10 @@ def export_unit(job: ExportJob) -> dict[str, Any]:
             primary_header=read_header(Path(job.campaign), job.row, job.column, "primary_header"),
             units=str(one[names[0]].attrs["units"]),
             cards=job.provenance,
+            history=job.history,
+            planes=_text(one, "planes"),
+            unit_scale=float(one["unit_scale"]) if "unit_scale" in one else 1.0,
+            file_units=_text(one, "file_units"),
         )
     except Exception as error:  # noqa: BLE001  a unit that cannot be written is named; the others are written
         return failure("export", error)
@@ -198,6 +214,11 @@ def export_unit(job: ExportJob) -> dict[str, Any]:
 def _open(store: str, campaign: str, *, is_run: bool) -> xr.Dataset:
     """Open a store once a process: opening costs more than a small unit does."""
     return open_run(store, campaign) if is_run else open_campaign(store)
+
+
+def _text(unit: xr.Dataset, name: str) -> str:
+    """Return what a campaign records of a unit; nothing in campaigns of an earlier version."""
+    return str(unit[name].values) if name in unit else ""
 
 
 def _compute(plane: xr.DataArray) -> Any:

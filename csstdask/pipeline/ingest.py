@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from astropy.io import fits
 
 from csstdask.engine.cluster import limit_threads, open_cluster
 from csstdask.engine.events import (
@@ -32,11 +30,20 @@ from csstdask.engine.schedulers import check_scheduler, default_workers
 from csstdask.engine.units import Unit
 from csstdask.engine.window import Task, failure, run_window
 from csstdask.errors import CsstdaskError, InputError, LostDriverError
-from csstdask.instrument import Instrument, builtin_names, load_instrument, recognise
+from csstdask.instrument import Instrument
+from csstdask.pipeline.ingest_files import (
+    choose_form,
+    describe_mixture,
+    find_files,
+    form_of,
+    given_camera,
+    reason_of,
+    scan_files,
+    those_of_form,
+)
 from csstdask.store.campaign import Campaign, UnitFacts, create_campaign, write_unit_pixels
-from csstdask.store.fits_file import open_fits, value_of
 from csstdask.store.fits_planes import read_flag, read_headers, read_sci, read_weight
-from csstdask.store.fits_scan import UnitSource, companion_of, scan
+from csstdask.store.fits_scan import UnitSource
 from csstdask.store.zarr_arrays import shard_path
 
 log = logging.getLogger("csstdask")
@@ -47,7 +54,6 @@ INGEST_BYTES_PER_PIXEL = 18
 ADMIT_EVERY = 16
 #: Exposure times of one exposure's detectors agree to this.
 _SAME_TIME = 1e-6
-_TELL_EVERY_SECONDS = 10.0
 
 
 @dataclass
@@ -62,6 +68,10 @@ class IngestSummary:
     """Units of detectors that the instrument calls unusable: recorded, not copied."""
     failures: list[dict[str, str]] = field(default_factory=list)
     """``source`` and ``reason`` of files and units that could not be used."""
+    notes: list[str] = field(default_factory=list)
+    """What a user should know of how files were read, such as a header that contradicts the instrument's TOML."""
+    ignored: list[str] = field(default_factory=list)
+    """Chips that the instrument says to leave out."""
     seconds: float = 0.0
     stopped: str | None = None
 
@@ -73,7 +83,17 @@ class IngestSummary:
             "dead": len(self.dead),
             "failed": len(self.failures),
         }
-        return {"units": units, "dead": self.dead, "failures": self.failures}
+        return {
+            "units": units,
+            "dead": self.dead,
+            "ignored": self.ignored,
+            "notes": self.notes,
+            "failures": self.failures,
+        }
+
+    def note_failure(self, source: object, error: Exception) -> None:
+        """Record a file or unit that cannot be used."""
+        self.failures.append({"source": str(source), "reason": reason_of(source, error)})
 
 
 @dataclass(frozen=True)
@@ -103,7 +123,8 @@ def ingest(
     Parameters
     ----------
     files : iterable of path
-        FITS files, plain or compressed.
+        FITS files, plain or compressed; folders, of which every FITS file is taken; and ``@list`` for a text file with
+        one path a line, relative to its own folder, empty lines and lines with # left out.
     to : path
         The campaign; made if it is not there.
     instrument : str, path or Instrument, optional
@@ -121,38 +142,25 @@ def ingest(
     Raises
     ------
     InputError
-        If no file is usable at all, or no instrument or more than one could be meant.
+        If no file is usable at all, no instrument or more than one could be meant, or no camera has most of the files.
     """
     root = Path(to)
     if root.exists() and not root.is_dir():
         raise InputError(root, "a file", "a folder for the campaign, or a new name")
-    paths = list(dict.fromkeys(Path(name) for name in files))
-    if not paths:
-        raise InputError("FITS", "no file", "at least one")
     summary = IngestSummary()
+    paths = find_files(files, summary.note_failure)
     existing = Campaign(root) if (root / "zarr.json").exists() else None
-    camera = _instrument(paths, instrument, existing)
-    sources, dead = _scan_all(paths, camera, summary)
-    if not sources and not dead:
+    scanned = scan_files(paths, given_camera(instrument, existing), summary.note_failure)
+    summary.notes += scanned.notes
+    summary.ignored += scanned.ignored
+    if scanned.camera is None or not (scanned.usable or scanned.dead):
         first = summary.failures[0]["reason"] if summary.failures else "nothing to ingest"
         more = f" (and {len(summary.failures) - 1} more)" if len(summary.failures) > 1 else ""
         raise InputError("FITS", f"no usable file: {first}{more}", "at least one")
-    first_source = (sources or dead)[0]
-    campaign_shape = existing.shape if existing else first_source.shape
-    campaign_units = existing.units if existing else first_source.units
-    detectors = existing.detectors if existing else list(camera.detector_ids)
-    sources = [
-        source
-        for source in sources
-        if _belongs(
-            source,
-            campaign_shape,
-            campaign_units,
-            detectors,
-            summary,
-            str(root if existing else first_source.name),
-        )
-    ]
+    camera, dead = scanned.camera, scanned.dead
+    form = form_of(existing) if existing else choose_form(scanned.usable or dead, camera)
+    sources = those_of_form(scanned.usable, form, summary.note_failure)
+    summary.notes += describe_mixture(scanned.usable, form)
     check_scheduler(scheduler)
     count = _workers(sources, scheduler, workers)
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +171,7 @@ def ingest(
                 raise InputError(
                     root, "a campaign that another ingest has just made", "to be run again, now that it is there"
                 )
-            create_campaign(root, camera, campaign_shape, campaign_units)
+            create_campaign(root, camera, form.shape, form.units)
         campaign = Campaign(root, "r+")
         if camera != campaign.instrument:
             campaign.update_instrument(camera)
@@ -175,135 +183,6 @@ def ingest(
         jobs = _jobs(sources, campaign, lock.token, summary, supersede=supersede)
         _copy(jobs, campaign, summary, scheduler, count, listeners)
     return summary
-
-
-def _instrument(paths: Sequence[Path], given: str | Path | Instrument | None, existing: Campaign | None) -> Instrument:
-    """Return the camera: given, the campaign's, or the one that the first readable header tells."""
-    if isinstance(given, Instrument):
-        camera: Instrument | None = given
-    else:
-        camera = load_instrument(given) if given is not None else None
-    if existing is not None:
-        return existing.instrument if camera is None else _updated(camera, existing)
-    if camera is not None:
-        return camera
-    problems: list[str] = []
-    for path in paths:
-        try:
-            names = _recognise(path)
-        except Exception as error:  # noqa: BLE001  the next file may tell
-            problems.append(str(error))
-            continue
-        if len(names) == 1:
-            return load_instrument(names[0])
-        candidates = names or builtin_names()
-        what = "could be more than one instrument" if names else "no instrument that is known"
-        problems.append(f"{path}: found {what}; wanted --instrument with one of {', '.join(candidates)}, or a TOML")
-    raise InputError("FITS", f"no usable file: {problems[0]}", "at least one of a known instrument")
-
-
-def _updated(camera: Instrument, existing: Campaign) -> Instrument:
-    """Return a camera for more exposures of a campaign: only its dated overrides may have changed."""
-    ours, theirs = (one.model_dump(exclude={"overrides", "description"}) for one in (camera, existing.instrument))
-    different = [key for key in ours if ours[key] != theirs[key]]
-    if different:
-        name = camera.name if "name" in different else f"{camera.name} with another {', '.join(different)}"
-        raise InputError(
-            "--instrument", name, f"{existing.instrument.name}, as in {existing.path} (overrides may change)"
-        )
-    return camera
-
-
-def _recognise(path: Path) -> tuple[str, ...]:
-    """Return the built-in instruments that a file could be of, by its first two headers."""
-    with open_fits(path) as hdus:
-        images = [hdu.header for hdu in hdus[:2] if not isinstance(hdu, fits.BinTableHDU | fits.TableHDU)]
-        return recognise(path.name, _FirstOf(images))
-
-
-class _FirstOf(Mapping[str, Any]):
-    """Several headers as one: the first that has a keyword answers, and broken cards do not."""
-
-    def __init__(self, headers: Sequence[fits.Header]) -> None:
-        self._headers = headers
-
-    def __getitem__(self, name: str) -> Any:
-        for header in self._headers:
-            value = value_of(header, name)
-            if value is not None:
-                return value
-        raise KeyError(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter({name for header in self._headers for name in header})
-
-    def __len__(self) -> int:
-        return len(set(self))
-
-
-def _scan_all(
-    paths: Sequence[Path], camera: Instrument, summary: IngestSummary
-) -> tuple[list[UnitSource], list[UnitSource]]:
-    """Return the units of all files, usable ones and those of dead detectors; note files that cannot be used."""
-    given = set(paths)
-    usable: list[UnitSource] = []
-    dead: list[UnitSource] = []
-    told = time.monotonic()
-    for number, path in enumerate(paths):
-        if time.monotonic() - told > _TELL_EVERY_SECONDS:
-            told = time.monotonic()
-            log.info("looked at %d of %d files", number, len(paths))
-        try:
-            for source in _scan_one(path, camera, given):
-                alive = camera.values(source.detector, source.facts("", "").when).usable is not False
-                (usable if alive else dead).append(source)
-        except Exception as error:  # noqa: BLE001  whatever a file does to its reader, the others are read
-            _note(summary, path, error)
-    return usable, dead
-
-
-def _scan_one(path: Path, camera: Instrument, given: set[Path]) -> list[UnitSource]:
-    """Return the units of one file: none if it is a plane of another's."""
-    science = companion_of(path, camera)
-    if science is not None:
-        if science not in given and not science.is_file():
-            raise InputError(path, f"no {science.name} beside it", "the image that this plane belongs to")
-        return []
-    names = _recognise(path)
-    if names and camera.name not in names and camera.name in builtin_names():
-        raise InputError(path, f"a file of {', '.join(names)}", f"one of {camera.name}")
-    return scan(path, camera)
-
-
-def _note(summary: IngestSummary, source: object, error: Exception) -> None:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    if not isinstance(error, CsstdaskError | OSError):
-        reason = f"found something that cannot be read ({type(error).__name__}: {reason}); wanted a FITS file"
-    if str(source) not in reason:
-        reason = f"{source}: {reason}"
-    summary.failures.append({"source": str(source), "reason": reason})
-
-
-def _belongs(
-    source: UnitSource,
-    shape: tuple[int, int],
-    units: str,
-    detectors: Sequence[int],
-    summary: IngestSummary,
-    like: str,
-) -> bool:
-    """Tell whether a unit fits the campaign; note it if not."""
-    own = "(it needs a campaign of its own)"
-    if source.shape != shape:
-        error = InputError(source.name, f"shape {source.shape}", f"{shape} as in {like} {own}")
-    elif source.units != units:
-        error = InputError(source.name, f"pixels in {source.units}", f"{units} as in {like} {own}")
-    elif source.detector not in detectors:
-        error = InputError(source.name, f"detector {source.detector}", f"one of the campaign's, {detectors} {own}")
-    else:
-        return True
-    _note(summary, source.name, error)
-    return False
 
 
 def _workers(sources: Sequence[UnitSource], scheduler: str, workers: int | None) -> int:
@@ -322,9 +201,11 @@ def _jobs(
     jobs: list[tuple[Unit, IngestJob]] = []
     times = dict(zip(campaign.exposures, campaign.read("exptime").tolist(), strict=False))
     settled: dict[str, float] = {}
+    ids: dict[str, str] = {}
     for source in sources:
         unit = Unit(source.exposure, source.detector)
         try:
+            _check_exposure_id(source, campaign, ids)
             if unit in planned:
                 _check_same_twice(source, planned[unit], unit)
                 continue
@@ -339,7 +220,7 @@ def _jobs(
             if present:
                 campaign.withdraw(*_key(unit))
         except (CsstdaskError, OSError) as error:
-            _note(summary, source.name, error)
+            summary.note_failure(source.name, error)
             continue
         planned[unit] = source
         settled.setdefault(unit.exposure, source.exptime)
@@ -347,6 +228,14 @@ def _jobs(
         jobs.append((unit, IngestJob(source, row, column, str(campaign.path.resolve()), campaign.instrument, driver)))
     campaign.describe_exposures([job.source.facts("", "") for _, job in jobs])
     return jobs
+
+
+def _check_exposure_id(source: UnitSource, campaign: Campaign, ids: dict[str, str]) -> None:
+    """Raise if another exposure, whose id gives the same name, is there already."""
+    known = ids.setdefault(source.exposure, campaign.exposure_id(source.exposure) or source.exposure_id)
+    if known != source.exposure_id:
+        wanted = f"one that is not named like exposure {known!r}, {source.exposure} in the campaign"
+        raise InputError(source.name, f"exposure {source.exposure_id!r}", wanted)
 
 
 def _check_same_twice(source: UnitSource, first: UnitSource, unit: Unit) -> None:

@@ -57,7 +57,9 @@ def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset
     if "psf" in dataset:
         dataset = dataset.assign_coords(x_psf=nodes(source.sizes["x"]), y_psf=nodes(source.sizes["y"]))
     incoming = np.int32(flags.incoming_cosmic_ray_mask)
-    dataset["header"] = source["header"]
+    for name in ("header", "planes", "file_units", "unit_scale"):
+        if name in source:
+            dataset[name] = source[name]
     dataset["cr_mask_input"] = (source["flag"] & incoming) != 0
     if "repair" not in dataset:
         return dataset

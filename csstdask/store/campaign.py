@@ -21,8 +21,8 @@ import numpy.typing as npt
 import zarr
 
 from csstdask.durable import flush_file
-from csstdask.errors import InputError
-from csstdask.instrument import Instrument, validate_instrument
+from csstdask.errors import InputError, StoreError
+from csstdask.instrument import Instrument, power_of_units, shifted_header, validate_instrument
 from csstdask.store.schema import (
     CAMPAIGN_COORDINATES,
     CAMPAIGN_PIXELS,
@@ -74,6 +74,14 @@ class UnitFacts:
     """SHA-256 of what the unit was made from: its identity in fingerprints."""
     source: str = ""
     source_stat: str = ""
+    exposure_id: str = ""
+    """The id as the file has it; `exposure` is the name of a folder."""
+    planes: str = ""
+    """JSON: which plane was taken from which HDU, and what told."""
+    file_units: str = ""
+    """The units that the file states."""
+    unit_scale: float = 1.0
+    """The campaign's pixels are those of the file times this."""
     header: str = field(default="", repr=False)
     primary_header: str = field(default="", repr=False)
 
@@ -138,7 +146,7 @@ def create_campaign(
 
 
 def _units_of(name: str, units: str) -> str | None:
-    return {"sci": units, "wht": f"({units})^-2"}.get(name)
+    return {"sci": units, "wht": power_of_units(units, -2)}.get(name)
 
 
 def _with_flags(spec: ArraySpec, instrument: Instrument) -> ArraySpec:
@@ -166,6 +174,8 @@ class Campaign:
     def __init__(self, path: Path, mode: str = "r") -> None:
         self.path = Path(path)
         self.group = open_group(self.path, "campaign", mode)
+        if mode == "r+":
+            self._add_missing_records()
         self.instrument = validate_instrument(self.group.attrs["instrument"], f"{path}: instrument")  # type: ignore[arg-type]
         sci = get_array(self.group, "sci")
         self.shape: tuple[int, int] = (sci.shape[2], sci.shape[3])
@@ -177,6 +187,15 @@ class Campaign:
         self._blocks: dict[str, tuple[int, npt.NDArray[Any]]] = {}
         self._columns = {detector: column for column, detector in enumerate(self.detectors)}
         self.present: npt.NDArray[np.bool_] = self.read("present")[: len(self.exposures)]
+
+    def _add_missing_records(self) -> None:
+        """Add the records that a campaign of an earlier version does not have yet."""
+        sizes = {"exposure": get_array(self.group, "sci").shape[0], "detector": get_array(self.group, "sci").shape[1]}
+        missing = [spec for spec in CAMPAIGN_RECORDS if spec.name not in self.group]
+        for spec in missing:
+            create_array(self.group, spec, sizes)
+        if missing:
+            consolidate(self.path)
 
     def read(self, name: str) -> npt.NDArray[Any]:
         """Read one of the small arrays."""
@@ -285,11 +304,26 @@ class Campaign:
             time=int(self._value("time", row)),
             gain=float(self._value("gain", row)[column]),
             read_noise=float(self._value("read_noise", row)[column]),
-            **{
-                name: str(self._value(name, row)[column])
-                for name in ("band", "kind", "digest", "source", "source_stat")
-            },
+            band=str(self._value("band", row)[column]),
+            kind=str(self._value("kind", row)[column]),
+            digest=str(self._value("digest", row)[column]),
+            source=str(self._value("source", row)[column]),
+            source_stat=str(self._value("source_stat", row)[column]),
+            **self._reading(row, column),
         )
+
+    def _reading(self, row: int, column: int) -> dict[str, Any]:
+        """Return how a unit was read from its file; campaigns of an earlier version do not say."""
+        if "unit_scale" not in self.group:
+            return {}
+        texts = {name: str(self._value(name, row)[column]) for name in ("planes", "file_units", "exposure_id")}
+        return {**texts, "unit_scale": float(self._value("unit_scale", row)[column])}
+
+    def exposure_id(self, exposure: str) -> str:
+        """Return the id that the files of an exposure state; nothing where it is not recorded."""
+        if exposure not in self._rows or "exposure_id" not in self.group:
+            return ""
+        return next((str(one) for one in self._value("exposure_id", self._rows[exposure]) if one), "")
 
     def _value(self, name: str, row: int) -> Any:
         """Return one row of a small array; a chunk's rows are read at once, for units come in order."""
@@ -303,12 +337,53 @@ class Campaign:
 
 
 #: What is recorded of each unit.
-_UNIT_FACTS = ("gain", "read_noise", "band", "kind", "header", "primary_header", "source", "source_stat", "digest")
+_UNIT_FACTS = (
+    "gain",
+    "read_noise",
+    "band",
+    "kind",
+    "header",
+    "primary_header",
+    "source",
+    "source_stat",
+    "exposure_id",
+    "planes",
+    "file_units",
+    "unit_scale",
+    "digest",
+)
 
 
 def read_header(path: Path, row: int, column: int, name: str = "header") -> str:
-    """Return a unit's FITS header as text, a card a line."""
-    return str(np.asarray(get_array(open_group(path, "campaign"), name)[row, column]).item())
+    """Return a unit's FITS header as text, a card a line; of a campaign that was cut from another, moved by the cut."""
+    group = open_group(path, "campaign")
+    text = str(np.asarray(get_array(group, name)[row, column]).item())
+    x, y = _origin(group, path)
+    if not text or name != "header" or (x, y) == (0, 0):
+        return text
+    from astropy.io.fits import Header  # noqa: PLC0415
+
+    header = shifted_header(Header.fromstring(text, sep="\n"), x, y)
+    return "\n".join(str(card) for card in header.cards)
+
+
+def _origin(group: zarr.Group, path: Path) -> tuple[int, int]:
+    """Return the pixel (x, y) of the original frame that is the first one here.
+
+    Raises
+    ------
+    StoreError
+        If the pixels here are not neighbours in the original frame: no header describes them.
+    """
+    found = []
+    for axis in ("x", "y"):
+        pixels = np.asarray(get_array(group, axis)[...]) if axis in group else np.zeros(1, dtype=int)
+        if len(pixels) > 1 and (np.diff(pixels) != 1).any():
+            raise StoreError(
+                f"{path}: found every {pixels[1] - pixels[0]}th pixel along {axis}; wanted all of a cut-out"
+            )
+        found.append(int(pixels[0]))
+    return found[0], found[1]
 
 
 def add_truth(path: Path, units: str, name: Literal["truth", "labels"] = "truth") -> None:
@@ -373,7 +448,8 @@ def open_campaign(path: str | Path) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        ``sci`` (attribute ``units``), ``wht``, ``flag`` over (exposure, detector, y, x), and coordinates.
+        ``sci`` (attribute ``units``), ``wht``, ``flag`` over (exposure, detector, y, x), and coordinates. ``y`` and
+        ``x`` count the pixels of the whole frame: a cut-out keeps its place on the sky.
 
     Raises
     ------
@@ -387,5 +463,7 @@ def open_campaign(path: str | Path) -> xr.Dataset:
     dataset = xr.open_zarr(root, chunks={})
     if dataset.sizes["exposure"] <= EAGER_EXPOSURES:
         dataset = dataset.assign_coords({name: dataset[name].load() for name in dataset.coords})
+    pixels = {axis: np.arange(dataset.sizes[axis]) for axis in ("y", "x") if axis not in dataset.coords}
+    dataset = dataset.assign_coords(pixels)  # so that a cut-out knows which pixels it has
     dataset.attrs["path"] = str(root)
     return dataset

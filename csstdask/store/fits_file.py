@@ -51,7 +51,14 @@ def _check_length(path: Path, hdus: fits.HDUList) -> None:
 
 
 def plane_data(path: Path, hdus: fits.HDUList, index: int) -> npt.NDArray[Any]:
-    """Return the pixels of one HDU; InputError if there are none, they are not 2-D or cannot be read."""
+    """Return the pixels of one HDU; those of an integer image that are BLANK are NaN, and the image is then float.
+
+    Raises
+    ------
+    InputError
+        If there are no pixels, they are not 2-D or cannot be read.
+    """
+    blank = _blank_value(hdus[index].header)
     try:
         data = hdus[index].data
     except (OSError, EOFError, ValueError, TypeError) as error:
@@ -60,7 +67,20 @@ def plane_data(path: Path, hdus: fits.HDUList, index: int) -> npt.NDArray[Any]:
         raise InputError(f"{path}[{index}]", "an HDU without data", "an image")
     if data.ndim != 2:
         raise InputError(f"{path}[{index}]", f"{data.ndim}-D data of shape {data.shape}", "a 2-D image")
-    return np.asarray(data)
+    if blank is None or data.dtype.kind not in "iu":
+        return np.asarray(data)
+    return np.where(data == blank, np.nan, data) if (data == blank).any() else np.asarray(data)
+
+
+def _blank_value(header: fits.Header) -> int | None:
+    """Return the value that blank pixels of an integer image have, scaled as the others are.
+
+    astropy makes them NaN in images that become float, but leaves them in unsigned integers.
+    """
+    blank = value_of(header, "BLANK")
+    if not isinstance(blank, int) or isinstance(blank, bool) or int(header.get("BITPIX", 0)) < 0:
+        return None
+    return int(blank * float(header.get("BSCALE", 1)) + float(header.get("BZERO", 0)))
 
 
 def value_of(header: Mapping[str, Any], name: str) -> Any:

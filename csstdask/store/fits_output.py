@@ -1,7 +1,11 @@
-"""FITS out: one file a unit, HDU 1 SCI, 2 WHT, 3 FLG, with the headers it came with."""
+"""FITS out: one file a unit, HDU 1 SCI, 2 WHT, 3 FLG, with the headers it came with.
+
+A file whose weights or flags were planes of other names, such as ERR and DQ, gets these back as HDUs of their own.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,10 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
+from astropy.wcs import WCS
 
-#: Keywords that describe how the pixels were stored, not what they are.
+from csstdask.instrument import power_of_units
+from csstdask.instrument.geometry import LOOKUP_KEYWORDS, WORLD_KEYWORDS
+from csstdask.quiet import no_warnings
+
 _STRUCTURAL = (
+    "EXTNAME",
     "EXTVER",
+    "EXTLEVEL",
+    "INHERIT",
     "BZERO",
     "BSCALE",
     "BLANK",
@@ -25,13 +36,9 @@ _STRUCTURAL = (
     "PCOUNT",
     "GCOUNT",
 )
-
-
-#: Beginnings of keywords that place pixels on the sky.
-_WORLD = (
-    "CTYPE", "CRVAL", "CRPIX", "CUNIT", "CD", "PC", "PV", "CDELT", "LTV", "LTM", "RADESYS", "EQUINOX", "WCSAXES",
-    "A_", "B_", "AP_", "BP_", "LONPOLE", "LATPOLE",
-)  # fmt: skip
+"""Keywords that describe how the pixels were stored, not what they are."""
+_TABLE_AXIS = "-TAB"
+"""In CTYPE: an axis whose coordinates are a table, which a campaign does not keep."""
 
 
 def write_unit(
@@ -45,6 +52,10 @@ def write_unit(
     primary_header: str,
     units: str,
     cards: Iterable[tuple[str, Any, str | None]] = (),
+    history: Iterable[str] = (),
+    planes: str = "",
+    unit_scale: float = 1.0,
+    file_units: str = "",
 ) -> None:
     """Write one unit's planes and headers, whole or not at all.
 
@@ -59,22 +70,40 @@ def write_unit(
     header, primary_header : str
         The original ones, a card a line.
     units : str
-        Written as BUNIT.
+        Written as BUNIT, unless pixels were scaled on ingest.
     cards : iterable of (keyword, value, comment)
         Provenance, added to the primary header.
+    history : iterable of str
+        What was done, added to the primary header as HISTORY.
+    planes : str
+        How the planes were found in the original file (JSON). An ERR or DQ plane there is written here too.
+    unit_scale : float
+        What pixels were multiplied by on ingest; they are divided by it.
+    file_units : str
+        The original BUNIT of pixels that were scaled.
     """
     primary = fits.PrimaryHDU(header=_restored(primary_header))
     primary.header["EXPTIME"] = (exptime, "[s] exposure time")
     for keyword, value, comment in cards:
         primary.header[keyword] = (value, comment)
+    for line in history:
+        primary.header.add_history(line)
+    if unit_scale != 1:
+        sci, wht, units = sci / np.float32(unit_scale), wht * np.float32(unit_scale) ** 2, file_units
     science = fits.ImageHDU(np.ascontiguousarray(sci, dtype=np.float32), header=_restored(header), name="SCI")
     science.header["BUNIT"] = units
-    weight = fits.ImageHDU(np.ascontiguousarray(wht, dtype=np.float32), header=_world(science.header), name="WHT")
-    weight.header["BUNIT"] = (f"({units})^-2", "inverse variance")
-    flags = fits.ImageHDU(np.ascontiguousarray(flag, dtype=np.int32), header=_world(science.header), name="FLG")
+    _make_readable(science.header)
+    world = _world(science.header)
+    weight = fits.ImageHDU(np.ascontiguousarray(wht, dtype=np.float32), header=world.copy(), name="WHT")
+    weight_units = _power(units, -2)
+    if weight_units:
+        weight.header["BUNIT"] = (weight_units, "inverse variance")
+    flags = fits.ImageHDU(np.ascontiguousarray(flag, dtype=np.int32), header=world.copy(), name="FLG")
+    flags.header["BUNIT"] = ("", "bits")
+    hdus = [primary, science, weight, flags, *_original_planes(wht, flag, planes, units, world)]
     draft = path.with_name(f".{path.name}.partial")
     try:
-        fits.HDUList([primary, science, weight, flags]).writeto(draft, overwrite=True, output_verify="silentfix+ignore")
+        fits.HDUList(hdus).writeto(draft, overwrite=True, output_verify="silentfix+ignore", checksum=True)
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
@@ -84,13 +113,59 @@ def _restored(text: str) -> fits.Header:
     header = fits.Header.fromstring(text, sep="\n") if text else fits.Header()
     for keyword in _STRUCTURAL:
         header.remove(keyword, ignore_missing=True, remove_all=True)
+    lookups = [card.keyword for card in header.cards if LOOKUP_KEYWORDS.match(card.keyword)]
+    for keyword in dict.fromkeys(lookups):
+        header.remove(keyword, ignore_missing=True, remove_all=True)
+    if lookups:
+        header.add_history("csstdask: left out look-up distortions, whose tables are not kept (below .1 pixel)")
     return header
+
+
+def _make_readable(header: fits.Header) -> None:
+    """Remove a WCS that astropy cannot read, and say so: one in the original that is broken, or needs a table."""
+    tables = any(_TABLE_AXIS in str(header.get(f"CTYPE{axis}", "")) for axis in (1, 2))
+    try:
+        with no_warnings():
+            usable = not tables and WCS(header, naxis=2) is not None
+    except Exception:  # noqa: BLE001  wcslib has many ways to refuse a header
+        usable = False
+    if usable:
+        return
+    for keyword in {card.keyword for card in header.cards if WORLD_KEYWORDS.fullmatch(card.keyword)}:
+        header.remove(keyword, ignore_missing=True, remove_all=True)
+    header.add_history("csstdask: left out the WCS, which cannot be read or needs a table that is not kept")
 
 
 def _world(header: fits.Header) -> fits.Header:
     """Return the world coordinates of a header, for the planes beside it."""
-    kept = fits.Header()
-    for card in header.cards:
-        if card.keyword.startswith(_WORLD):
-            kept.append(card)
-    return kept
+    return fits.Header([card for card in header.cards if WORLD_KEYWORDS.fullmatch(card.keyword)])
+
+
+def _power(units: str, power: int) -> str:
+    """Return a power of units; nothing where they are no units that astropy knows."""
+    try:
+        return power_of_units(units, power)
+    except (ValueError, TypeError):
+        return ""
+
+
+def _original_planes(
+    wht: npt.NDArray[np.float32], flag: npt.NDArray[np.int32], planes: str, units: str, world: fits.Header
+) -> list[fits.ImageHDU]:
+    """Return the weights and flags under the names of the original file, where it had others than WHT and FLG.
+
+    Errors and variances of unusable pixels are NaN.
+    """
+    record = json.loads(planes) if planes else {}
+    extra: list[fits.ImageHDU] = []
+    kind, name = record.get("wht", {}).get("kind"), record.get("wht", {}).get("name")
+    if name and kind in {"error", "variance"}:
+        with np.errstate(divide="ignore"):
+            values = np.where(wht > 0, wht.astype(np.float64) ** (-0.5 if kind == "error" else -1.0), np.nan)
+        extra.append(fits.ImageHDU(values.astype(np.float32), header=world.copy(), name=name))
+        extra[-1].header["BUNIT"] = units if kind == "error" else _power(units, 2)
+    name = record.get("flag", {}).get("name")
+    if name and name != "FLG":
+        extra.append(fits.ImageHDU(np.ascontiguousarray(flag, dtype=np.int32), header=world.copy(), name=name))
+        extra[-1].header["BUNIT"] = ("", "bits")
+    return extra

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from astropy.io import fits
 
 from csstdask.errors import InputError
-from csstdask.instrument import Flags, Instrument, electrons_per_unit, section_slices
+from csstdask.instrument import Flags, Instrument, electrons_per_unit, section_slices, shifted_header
 from csstdask.store.fits_file import open_fits, plane_data
 from csstdask.store.fits_scan import UnitSource
 
@@ -21,7 +21,14 @@ _BAND = 256
 
 
 def read_sci(source: UnitSource) -> npt.NDArray[np.float32]:
-    """Return the science plane, float32 (y, x), trimmed, in the file's own units."""
+    """Return the science plane, float32 (y, x), trimmed, in the campaign's units: the file's, but for a scale."""
+    pixels = _read_sci_of_file(source)
+    if source.scale != 1:
+        pixels *= np.float32(source.scale)
+    return pixels
+
+
+def _read_sci_of_file(source: UnitSource) -> npt.NDArray[np.float32]:
     with open_fits(Path(source.sci.path)) as hdus:
         data = plane_data(Path(source.sci.path), hdus, source.sci.hdu)
         with np.errstate(over="ignore"):
@@ -47,9 +54,9 @@ def read_weight(source: UnitSource) -> npt.NDArray[np.float32]:
     for first in range(0, len(raw), _BAND):  # in bands, for double precision is wanted and memory is not free
         band = raw[first : first + _BAND]
         usable = np.isfinite(band) & (band > 0)
-        if power != 1:
+        if power != 1 or source.scale != 1:
             with np.errstate(all="ignore"):
-                band[:] = band.astype(np.float64) ** power
+                band[:] = band.astype(np.float64) ** power / source.scale**2
             usable &= np.isfinite(band)  # an error so small that its weight overflows is no measurement
         band[~usable] = 0
     return raw
@@ -75,7 +82,7 @@ def _bias(source: UnitSource) -> float:
         return source.bias_level
     with open_fits(Path(source.sci.path)) as hdus:
         data = plane_data(Path(source.sci.path), hdus, source.sci.hdu)
-        return float(np.median(data[section_slices(source.overscan or "")]))
+        return float(np.median(data[section_slices(source.overscan or "")])) * source.scale
 
 
 def read_flag(source: UnitSource, instrument: Instrument) -> npt.NDArray[np.int32]:
@@ -93,7 +100,9 @@ def read_flag(source: UnitSource, instrument: Instrument) -> npt.NDArray[np.int3
             raw = _trim(plane_data(path, hdus, source.flag.hdu), source)
             flag = _as_bits(raw, hdus[source.flag.hdu].header, instrument, f"{path}[{source.flag.hdu}]")
     if instrument.flags.bad_values:
-        flag[np.isin(read_sci(source), instrument.flags.bad_values)] |= instrument.flags.mask(instrument.flags.bad)
+        flag[np.isin(_read_sci_of_file(source), instrument.flags.bad_values)] |= instrument.flags.mask(
+            instrument.flags.bad
+        )
     if source.bad_pixel_map:
         path = Path(source.bad_pixel_map)
         with open_fits(path) as hdus:
@@ -125,11 +134,13 @@ def _saturation_flag(source: UnitSource, instrument: Instrument) -> npt.NDArray[
 def _as_bits(raw: npt.NDArray[Any], header: fits.Header, instrument: Instrument, source: str) -> npt.NDArray[np.int32]:
     if raw.dtype.kind not in "iu" and not (np.isfinite(raw).all() and (raw == np.floor(raw)).all()):
         raise InputError(source, f"{raw.dtype} flags that are no whole numbers", "integer flags")
+    if instrument.flags.encoding == "bits" and raw.dtype.kind == "i" and raw.dtype.itemsize < 4:
+        raw = raw.view(raw.dtype.str.replace("i", "u"))  # the highest bit of a short integer is a flag, not a sign
     limits = np.iinfo(np.int32)
-    if raw.size and (raw.min() < limits.min or raw.max() > limits.max):
-        raise InputError(
-            source, f"flags from {raw.min()} to {raw.max()}, an integer overflow", "flags that fit 32 bits"
-        )
+    lowest = 0 if instrument.flags.encoding == "bits" else limits.min
+    if raw.size and (raw.min() < lowest or raw.max() > limits.max):
+        what = "an integer overflow" if raw.max() > limits.max else "with a sign"
+        raise InputError(source, f"flags from {raw.min()} to {raw.max()}, {what}", "flags that fit bits 0 to 30")
     flag = np.array(raw, dtype=np.int32)
     if instrument.flags.plane_keyword is not None:
         return _renumbered(flag, header, instrument.flags)
@@ -165,7 +176,7 @@ def read_headers(source: UnitSource) -> tuple[str, str]:
         header = hdus[source.sci.hdu].header
         if source.trim is not None:
             rows, columns = section_slices(source.trim)
-            header = _shift_origin(header, columns.start, rows.start)
+            header = shifted_header(header, columns.start, rows.start)
         return _header_text(header), _header_text(hdus[0].header) if source.sci.hdu else ""
 
 
@@ -179,13 +190,3 @@ def _header_text(header: fits.Header) -> str:
         except (fits.VerifyError, ValueError):
             continue
     return "\n".join(cards)
-
-
-def _shift_origin(header: fits.Header, x: int, y: int) -> fits.Header:
-    """Move the reference pixel of a frame that loses `x` columns and `y` rows at its origin."""
-    shifted = header.copy()
-    for axis, offset in ((1, x), (2, y)):
-        for keyword in (f"CRPIX{axis}", f"LTV{axis}"):
-            if keyword in shifted:
-                shifted[keyword] = shifted[keyword] - offset
-    return shifted

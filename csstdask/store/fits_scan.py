@@ -8,30 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from astropy.io import fits
-from astropy.time import Time
 
 from csstdask.durable import sha256_file
 from csstdask.errors import InputError
-from csstdask.instrument import Instrument, Layout, Plane, parse_units, section_slices
+from csstdask.instrument import Instrument, Layout, builtin_names, parse_units, section_slices
+from csstdask.instrument.units import Units
 from csstdask.store.campaign import UnitFacts
-from csstdask.store.fits_file import open_fits, value_of
+from csstdask.store.fits_file import open_fits
+from csstdask.store.fits_header import HeaderLookup, start_time
+from csstdask.store.fits_layout import Chip, ChipsOfFile, FoundPlane, find_chips, sibling
 from csstdask.store.schema import NO_TIME
 
-#: Raised whenever the same files would give other planes.
 NUMERICS_VERSION = 1
-#: What of an instrument's flags decides the flag plane.
+"""Raised whenever the same files would give other planes."""
+DISAGREEMENT = 0.01
+"""Relative difference between a header's and a TOML's gain or read noise above which both are reported."""
 _FLAG_RULES = {"encoding", "codes", "bits", "bad", "plane_keyword", "other", "bad_values"}
-#: An exposure's id is the name of a folder.
+"""The keys of an instrument's flags that decide the flag plane."""
 _LONGEST_NAME = 120
+"""The id of an exposure is the name of a folder."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,16 @@ class UnitSource:
     flag_rules: str = ""
     """How flags become bits."""
     bad_pixel_map: str | None = None
+    scale: float = 1.0
+    """The campaign's pixels are those of the file times this."""
+    file_units: str = ""
+    """The units that the file states."""
+    exposure_id: str = ""
+    """The id as the file has it; `exposure` is the name of a folder."""
+    planes: str = ""
+    """JSON: which plane was taken from which HDU, and what told."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of how the headers were read."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -91,6 +103,7 @@ class UnitSource:
         planes = [plane and plane.hdu for plane in (self.sci, self.weight, self.flag)]
         values = [self.detector, self.trim, self.overscan, self.weight_kind, self.gain, self.read_noise]
         values += [self.bias_level, self.saturation, self.adc_limit, self.units, self.flag_rules]
+        values += [self.scale] if self.scale != 1 else []
         parts = [NUMERICS_VERSION, [sha256_file(Path(path)) for path in self.files], planes, values]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -102,52 +115,25 @@ class UnitSource:
             digest=digest,
             source=" ".join(Path(path).name for path in self.files),
             source_stat=stat,
+            exposure_id=self.exposure_id,
+            planes=self.planes,
+            file_units=self.file_units,
+            unit_scale=self.scale,
         )
 
 
-class HeaderLookup:
-    """Keywords of a unit: the science plane's header first, then the primary one."""
+@dataclass
+class FileScan:
+    """What a file holds."""
 
-    def __init__(
-        self, path: Path, instrument: Instrument, headers: Sequence[Mapping[str, Any]], file_name: str
-    ) -> None:
-        self.path = path
-        self.keywords = instrument.keywords
-        self.headers = headers
-        pattern = instrument.recognise.file_pattern
-        match = re.match(pattern, file_name) if pattern else None
-        self.from_name: dict[str, str] = match.groupdict() if match else {}
-
-    def get(self, *names: str) -> Any:
-        """Return the first value that is there and means something, else None."""
-        for name in names:
-            for header in self.headers:
-                value = value_of(header, name)
-                if value is None or isinstance(value, fits.card.Undefined):
-                    continue
-                stripped = value.strip() if isinstance(value, str) else value
-                if stripped in self.keywords.missing or stripped == "":
-                    continue
-                if name in self.keywords.zero_is_missing and stripped == 0:
-                    continue
-                return stripped
-        return None
-
-    def number(self, *names: str) -> float | None:
-        """Return a keyword as a finite number; InputError if it is present and is not one."""
-        value = self.get(*names)
-        if value is None:
-            return None
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise InputError(f"{self.path}: {'/'.join(names)}", repr(value), "a number that is finite")
-        return number
+    units: list[UnitSource] = field(default_factory=list)
+    problems: list[InputError] = field(default_factory=list)
+    """Chips that cannot be used, one error each."""
+    ignored: list[str] = field(default_factory=list)
+    """Chips that the instrument says to leave out."""
 
 
-def scan(path: Path, instrument: Instrument) -> list[UnitSource]:
+def scan(path: Path, instrument: Instrument, hdus: fits.HDUList | None = None) -> FileScan:
     """Return the units a file holds, from its headers alone.
 
     Parameters
@@ -156,18 +142,38 @@ def scan(path: Path, instrument: Instrument) -> list[UnitSource]:
         A FITS file. In a layout of separate files, the science file: the others are found beside it.
     instrument : Instrument
         Whose layouts are tried.
+    hdus : HDUList, optional
+        The file, if it is open already.
+
+    Returns
+    -------
+    FileScan
+        The units, and an error for each chip of the file that cannot be used.
 
     Raises
     ------
     InputError
-        If the file is none, is truncated, has no image where the layouts want one, or lacks a keyword.
+        If the file is none, is truncated, has no image where the layouts want one, or lacks a plane.
     """
-    with open_fits(path) as hdus:
-        layout = _choose_layout(path, hdus, instrument)
-        first = _find_hdus(hdus, layout.sci)
-        if layout.imsets == "none":
-            first = first[:1]
-        return [_scan_unit(path, hdus, instrument, layout, index) for index in first]
+    if hdus is None:
+        with open_fits(path) as opened:
+            return scan(path, instrument, opened)
+
+    def detector_of(header: fits.Header) -> int | None:
+        lookup = HeaderLookup(path, instrument, (header,), "")
+        return _number_of_detector(lookup.text(*instrument.keywords.detector), instrument)
+
+    found = find_chips(path, hdus, instrument.layouts, detector_of)
+    result = FileScan(problems=list(found.problems))
+    for chip in found.chips:
+        if any(re.fullmatch(pattern or "", chip.sci.name, re.IGNORECASE) for pattern in instrument.ignored_chips):
+            result.ignored.append(f"{path}[{chip.sci.hdu}] {chip.sci.name}")
+            continue
+        try:
+            result.units.append(_scan_unit(path, hdus, instrument, found, chip))
+        except InputError as error:
+            result.problems.append(error)
+    return result
 
 
 def companion_of(path: Path, instrument: Instrument) -> Path | None:
@@ -177,109 +183,23 @@ def companion_of(path: Path, instrument: Instrument) -> Path | None:
             continue
         for plane in (layout.weight, layout.flag):
             if plane is not None and plane.suffix in path.name:
-                return _sibling(path, plane.suffix, layout.sci.suffix)
+                return sibling(path, plane.suffix, layout.sci.suffix)
     return None
 
 
-def _sibling(path: Path, old: str, new: str) -> Path:
-    head, _, tail = path.name.rpartition(old)
-    return path.with_name(head + new + tail)
-
-
-def _image_hdus(hdus: fits.HDUList) -> list[int]:
-    kinds = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)
-    return [index for index, hdu in enumerate(hdus) if isinstance(hdu, kinds)]
-
-
-def _find_hdus(hdus: fits.HDUList, plane: Plane) -> list[int]:
-    """Return the HDUs that a plane's description finds: all with the first EXTNAME that occurs, or one."""
-    images = _image_hdus(hdus)
-    for wanted in plane.hdu:
-        if wanted == "*":
-            found = [index for index in images if hdus[index].header.get("NAXIS", 0) > 0]
-        elif isinstance(wanted, int):
-            found = [wanted] if wanted in images and (wanted > 0 or hdus[0].header.get("NAXIS", 0) > 0) else []
-        else:
-            found = [index for index in images if str(hdus[index].header.get("EXTNAME", "")).strip() == wanted]
-        if found:
-            return found
-    return []
-
-
-def _choose_layout(path: Path, hdus: fits.HDUList, instrument: Instrument) -> Layout:
-    """Take the layout of which most planes are there; among equals the one that misses fewest."""
-    ranked: list[tuple[int, int, int]] = []
-    for order, layout in enumerate(instrument.layouts):
-        if layout.separate_files:
-            if layout.sci.suffix in path.name and _find_hdus(hdus, layout.sci):
-                return layout
-            continue
-        planes = [plane for plane in (layout.sci, layout.weight, layout.flag) if plane is not None]
-        there = [plane for plane in planes if _find_hdus(hdus, plane)]
-        if layout.sci in there:
-            ranked.append((-len(there), len(planes) - len(there), order))
-    if ranked:
-        layout = instrument.layouts[min(ranked)[2]]
-        for plane in (layout.weight, layout.flag):
-            if plane is not None and not plane.optional and not _find_hdus(hdus, plane):
-                names = "/".join(map(str, plane.hdu))
-                raise InputError(path, f"no HDU {names}", f"the planes of layout {layout.name!r} of {instrument.name}")
-        return layout
-    found = ", ".join(f"{index} {hdu.name} {getattr(hdu, 'shape', ())}" for index, hdu in enumerate(hdus))
-    wanted = "; ".join(f"{layout.name}: {'/'.join(map(str, layout.sci.hdu))}" for layout in instrument.layouts)
-    raise InputError(path, f"no science image among its HDUs ({found})", f"a layout of {instrument.name} ({wanted})")
-
-
-def _plane_source(
-    path: Path,
-    hdus: fits.HDUList,
-    plane: Plane | None,
-    layout: Layout,
-    sci_index: int,
-    shape: tuple[int, int],
-) -> PlaneSource | None:
-    """Find the weight or flag plane that belongs to a science HDU; None where there is none or it is empty."""
-    if plane is None:
-        return None
-    if layout.separate_files:
-        sibling = _sibling(path, layout.sci.suffix, plane.suffix)
-        if not sibling.is_file() and plane.optional:
-            return None
-        with open_fits(sibling) as others:
-            found = _find_hdus(others, plane)
-            if not found:
-                raise InputError(sibling, "no image", f"the {plane.suffix} plane of {path.name}")
-            _check_shape(f"{sibling}[{found[0]}]", others[found[0]].header, shape)
-            return PlaneSource(str(sibling.absolute()), found[0])
-    version = hdus[sci_index].ver
-    for index in _find_hdus(hdus, plane):
-        header = hdus[index].header
-        if layout.imsets != "none" and hdus[index].ver != version:
-            continue
-        if index == sci_index or header.get("NAXIS", 0) == 0:
-            return None  # a null HDU: the plane was never filled
-        _check_shape(f"{path}[{index}]", header, shape)
-        return PlaneSource(str(path.absolute()), index)
-    return None
-
-
-def _shape_of(header: fits.Header) -> tuple[int, ...]:
-    return tuple(int(header[f"NAXIS{axis}"]) for axis in range(int(header.get("NAXIS", 0)), 0, -1))
-
-
-def _check_shape(source: str, header: fits.Header, wanted: tuple[int, int]) -> None:
-    if _shape_of(header) != wanted:
-        raise InputError(source, f"shape {_shape_of(header)}", f"the science plane's {wanted}")
-
-
-def _scan_unit(path: Path, hdus: fits.HDUList, instrument: Instrument, layout: Layout, index: int) -> UnitSource:
+def _scan_unit(path: Path, hdus: fits.HDUList, instrument: Instrument, found: ChipsOfFile, chip: Chip) -> UnitSource:
+    layout, index = found.layout, chip.sci.hdu
     header = hdus[index].header
     source = f"{path}[{index}]"
-    raw_shape = _shape_of(header)
+    raw_shape = chip.sci.shape
     if len(raw_shape) == 0:
         raise InputError(source, "an HDU without data", "an image")
     if len(raw_shape) != 2 or min(raw_shape) < 1:
         raise InputError(source, f"{len(raw_shape)}-D data of shape {raw_shape}", "a 2-D image")
+    for plane in (chip.wht, chip.flag):
+        if plane is not None and plane.shape and plane.shape != raw_shape:
+            wanted = f"the science plane's {raw_shape}"
+            raise InputError(f"{plane.path}[{plane.hdu}]", f"shape {plane.shape}", wanted)
     lookup = HeaderLookup(path, instrument, (header, hdus[0].header), path.name)
     detector = _detector(lookup, instrument, source)
     trimmed = layout.raw_shape is not None and raw_shape == layout.raw_shape
@@ -291,49 +211,31 @@ def _scan_unit(path: Path, hdus: fits.HDUList, instrument: Instrument, layout: L
     if trim is not None:
         rows, columns = section_slices(trim)
         shape = (rows.stop - rows.start, columns.stop - columns.start)
-    time = _time(lookup)
-    electronics = instrument.values(detector, None if time == NO_TIME else np.datetime64(time, "us"))
+    notes: list[str] = []
+    time = _time(lookup, instrument, detector, notes)
+    when = None if time == NO_TIME else np.datetime64(time, "us")
+    electronics = instrument.values(detector, when)
     band = _band(lookup, instrument, detector)
     kind = _kind(lookup, instrument, band)
-    units = _units(lookup, instrument, layout, source)
-    exptime = lookup.number(*instrument.keywords.exptime)
-    if exptime is None and kind in {"bias", "cosmic_rays"}:
-        exptime = 0.0
-    if exptime is None:
-        raise InputError(
-            f"{source}: {'/'.join(instrument.keywords.exptime)}", "no such keyword", "the exposure time [s]"
-        )
-    if exptime < 0 or not np.isfinite(exptime) or (exptime == 0 and units.endswith("s-1")):
-        raise InputError(
-            f"{source}: {'/'.join(instrument.keywords.exptime)}",
-            f"{exptime} s",
-            f"a time > 0 s for pixels in {units}",
-        )
-    gain = lookup.number(*instrument.keywords.gain)
-    if gain is not None and gain <= 0:
-        raise InputError(f"{source}: {'/'.join(instrument.keywords.gain)}", f"{gain} e-/adu", "a gain > 0")
-    gain = electronics.gain if gain is None else gain
-    read_noise = lookup.number(*instrument.keywords.read_noise)
-    read_noise = electronics.read_noise if read_noise is None else read_noise
-    if gain is None or read_noise is None:
-        raise InputError(source, "no gain or read noise", "both, in the header or in the instrument's TOML")
-    if gain <= 0 or read_noise < 0:
-        raise InputError(source, f"gain {gain} e-/adu, read noise {read_noise} e-", "gain > 0, read noise >= 0")
+    units, scale, file_units = _units(lookup, instrument, layout, source)
+    gain, read_noise = _gain_and_read_noise(lookup, instrument, detector, when, source, notes)
+    exposure_id = _exposure_id(lookup, instrument, layout)
     return UnitSource(
-        exposure=_exposure(lookup, instrument, layout, hdus[index].ver, kind),
+        exposure=_exposure(exposure_id, lookup, layout, hdus[index].ver, kind),
+        exposure_id=exposure_id,
         detector=detector,
         kind=kind,
         band=band,
         units=units,
         shape=shape,
-        exptime=exptime,
+        exptime=_exposure_time(lookup, kind, units, source),
         time=time,
         gain=gain,
         read_noise=read_noise,
         sci=PlaneSource(str(path.absolute()), index),
-        weight=_plane_source(path, hdus, layout.weight, layout, index, (raw_shape[0], raw_shape[1])),
-        weight_kind=layout.weight.kind if layout.weight else "inverse_variance",
-        flag=_plane_source(path, hdus, layout.flag, layout, index, (raw_shape[0], raw_shape[1])),
+        weight=_source_of(chip.wht),
+        weight_kind=chip.wht.kind if chip.wht else layout.weight.kind if layout.weight else "inverse_variance",
+        flag=_source_of(chip.flag),
         trim=trim,
         overscan=layout.overscan_section if trimmed else None,
         bias_level=(electronics.bias_level or 0.0) if units.startswith("adu") else 0.0,
@@ -341,28 +243,87 @@ def _scan_unit(path: Path, hdus: fits.HDUList, instrument: Instrument, layout: L
         adc_limit=electronics.adc_limit if units == "adu" else None,
         flag_rules=instrument.flags.model_dump_json(include=_FLAG_RULES, exclude_none=True),
         bad_pixel_map=electronics.bad_pixel_map,
+        scale=scale,
+        file_units=file_units,
+        planes=json.dumps(chip.record() | ({"not_used": found.unused} if found.unused else {})),
+        notes=tuple(notes),
     )
+
+
+def _source_of(plane: FoundPlane | None) -> PlaneSource | None:
+    """Return where the pixels of a plane lie; None where there is none, or an HDU that was never filled."""
+    return PlaneSource(str(plane.path.absolute()), plane.hdu) if plane is not None and plane.shape else None
+
+
+def _exposure_time(lookup: HeaderLookup, kind: str, units: str, source: str) -> float:
+    names = lookup.keywords.exptime
+    key = f"{source}: {'/'.join(names)}"
+    exptime = lookup.number(*names, unit="s")
+    if exptime is None and kind in {"bias", "cosmic_rays"}:
+        exptime = 0.0
+    if exptime is None:
+        raise InputError(key, "no such keyword", "the exposure time [s]")
+    if exptime < 0 or (exptime == 0 and units.endswith("s-1")):
+        raise InputError(key, f"{exptime} s", f"a time > 0 s for pixels in {units}")
+    return exptime
+
+
+def _gain_and_read_noise(
+    lookup: HeaderLookup,
+    instrument: Instrument,
+    detector: int,
+    when: np.datetime64 | None,
+    source: str,
+    notes: list[str],
+) -> tuple[float, float]:
+    """Return gain [e-/adu] and read noise [e-]: the header's or the instrument's, as `electronics_from` says.
+
+    A header that contradicts what the instrument states for this detector is noted.
+    """
+    keywords, values = instrument.keywords, instrument.values(detector, when)
+    stated = instrument.own_values(detector, when) if instrument.name in builtin_names() else values
+    found: list[float] = []
+    for names, what, unit, least in (
+        (keywords.gain, "gain", "electron / adu", "a gain > 0"),
+        (keywords.read_noise, "read_noise", "electron", "a read noise >= 0"),
+    ):
+        key = f"{source}: {'/'.join(names)}"
+        header = lookup.number(*names, unit=unit)
+        if header is not None and (header < 0 or (header == 0 and what == "gain")):
+            raise InputError(key, f"{header} {unit}", least)
+        toml, own = getattr(values, what), getattr(stated, what)
+        if header is not None and own is not None and abs(header - own) > DISAGREEMENT * max(abs(own), abs(header)):
+            notes.append(
+                f"detector {detector}: {'/'.join(names)} = {header:g} in the header, {what} = {own:g} in the TOML of "
+                f"{instrument.name}; used the {instrument.electronics_from}'s (electronics_from in the TOML decides)"
+            )
+        prefer_toml = instrument.electronics_from == "toml" and toml is not None
+        value = toml if prefer_toml or header is None else header
+        if value is None:
+            raise InputError(key, f"no {what}", "one in the header or in the instrument's TOML")
+        found.append(float(value))
+    return found[0], found[1]
+
+
+def _number_of_detector(text: str | None, instrument: Instrument) -> int | None:
+    if text is None:
+        return None
+    pattern = instrument.keywords.detector_pattern
+    match = re.search(pattern, text) if pattern else re.fullmatch(r"(\d+)", text)
+    return int(match.group(1)) if match else None
 
 
 def _detector(lookup: HeaderLookup, instrument: Instrument, source: str) -> int:
     keywords = instrument.keywords
-    value = lookup.get(*keywords.detector)
-    number: int | None = None
-    if value is not None:
-        text = str(value)
-        match = (
-            re.search(keywords.detector_pattern, text)
-            if keywords.detector_pattern
-            else re.fullmatch(r"(\d+)(?:\.0)?", text)
-        )
-        number = int(match.group(1)) if match else None
+    text = lookup.text(*keywords.detector)
+    number = _number_of_detector(text, instrument)
     if number is None and "detector" in lookup.from_name:
         number = int(lookup.from_name["detector"])
-    if number is None and value is None and len(instrument.detectors) == 1:
+    if number is None and text is None and len(instrument.detectors) == 1:
         number = instrument.detector_ids[0]
     key = f"{source}: {'/'.join(keywords.detector)}"
     if number is None:
-        raise InputError(key, "no such keyword" if value is None else repr(value), f"a detector of {instrument.name}")
+        raise InputError(key, "no such keyword" if text is None else repr(text), f"a detector of {instrument.name}")
     if number not in instrument.detector_ids:
         raise InputError(key, f"detector {number}", f"one of {instrument.name}'s: {_ranges(instrument.detector_ids)}")
     return number
@@ -373,20 +334,34 @@ def _ranges(ids: Sequence[int]) -> str:
     return f"{first}-{last}" if len(ids) == last - first + 1 > 2 else ", ".join(map(str, sorted(ids)))
 
 
-def _exposure(lookup: HeaderLookup, instrument: Instrument, layout: Layout, version: int, kind: str) -> str:
-    value = lookup.get(*instrument.keywords.exposure)
-    if value is None:
-        stem = re.sub(r"\.(fits|fit|fts)(\.\w+)?$", "", lookup.path.name)
-        value = lookup.from_name.get("exposure") or (stem.replace(layout.sci.suffix, "") if layout.sci.suffix else stem)
-    name = re.sub(r"[^\w.+-]", "_", str(value)).lstrip(".")
-    if not 1 <= len(name) <= _LONGEST_NAME:
-        raise InputError(
-            f"{lookup.path}: {'/'.join(instrument.keywords.exposure)}", repr(value), "an id of an exposure"
-        )
+def _exposure_id(lookup: HeaderLookup, instrument: Instrument, layout: Layout) -> str:
+    value = lookup.text(*instrument.keywords.exposure)
+    if value is not None:
+        return value
+    stem = re.sub(r"\.(fits|fit|fts)(\.\w+)?$", "", lookup.path.name)
+    return lookup.from_name.get("exposure") or (stem.replace(layout.sci.suffix, "") if layout.sci.suffix else stem)
+
+
+def _exposure(exposure_id: str, lookup: HeaderLookup, layout: Layout, version: int, kind: str) -> str:
+    name = _folder_name(exposure_id)
+    if not name.strip("._") or len(name) > _LONGEST_NAME:
+        keywords = "/".join(lookup.keywords.exposure)
+        raise InputError(f"{lookup.path}: {keywords}", repr(exposure_id), "an id of an exposure")
     if layout.imsets == "exposures":
         name = f"{name}_{version}"
     # The cosmic rays of an exposure, alone in a frame, are not that exposure.
     return f"{name}_CRS" if kind == "cosmic_rays" else name
+
+
+def _folder_name(text: str) -> str:
+    """Return an id as the name of a folder: spaces become underscores.
+
+    An id with other characters that a folder cannot have also gets the beginning of its SHA-256, so that
+    ``NGC 1/a`` (``NGC_1_a-f2e3``) is not taken for ``NGC 1:a``.
+    """
+    spaced = re.sub(r"\s", "_", text)
+    name = re.sub(r"[^\w.+-]", "_", spaced).lstrip(".")
+    return name if name in {spaced, ""} else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
 
 
 def _band(lookup: HeaderLookup, instrument: Instrument, detector: int) -> str:
@@ -409,33 +384,37 @@ def _kind(lookup: HeaderLookup, instrument: Instrument, band: str) -> str:
     return instrument.kind
 
 
-def _units(lookup: HeaderLookup, instrument: Instrument, layout: Layout, source: str) -> str:
-    text = lookup.get(*instrument.keywords.units)
+def _units(lookup: HeaderLookup, instrument: Instrument, layout: Layout, source: str) -> tuple[Units, float, str]:
+    """Return the units of the campaign's pixels, the factor from the file's to them, and what the file says."""
+    key = f"{source}: {'/'.join(instrument.keywords.units)}"
+    text = lookup.text(*instrument.keywords.units)
     if text is None:
-        return layout.units or instrument.units
-    units = parse_units(str(text))
+        return layout.units or instrument.units, 1.0, ""
+    for scaled in instrument.scaled_units:
+        if not scaled.matches(text):
+            continue
+        divisor = lookup.number(*scaled.divide_by) if scaled.divide_by else 1.0
+        if divisor is None or divisor <= 0:
+            raise InputError(
+                f"{source}: {'/'.join(scaled.divide_by)}", repr(divisor), f"the factor of {scaled.unit} > 0"
+            )
+        return scaled.units, scaled.factor / divisor, text
+    units = parse_units(text)
     if units is None:
-        raise InputError(
-            f"{source}: {'/'.join(instrument.keywords.units)}",
-            repr(text),
-            "electron, electron s-1, adu or adu s-1",
+        wanted = (
+            f"electron, electron s-1, adu or adu s-1, or how {text!r} becomes one of them ([[scaled_units]] in a TOML)"
         )
-    return units
+        raise InputError(key, repr(text), wanted)
+    return units, 1.0, text
 
 
-def _time(lookup: HeaderLookup) -> int:
-    for wanted in lookup.keywords.time:
-        value = lookup.get(wanted.keyword)
-        if value is None:
-            continue
-        try:
-            if wanted.format == "mjd":
-                moment = Time(float(value), format="mjd", scale="utc")
-            else:
-                clock = lookup.get(wanted.time_of_day) if wanted.time_of_day else None
-                text = f"{value}T{clock}" if clock and "T" not in str(value) else str(value)
-                moment = Time(text.replace("Z", ""), scale="utc")
-        except (ValueError, TypeError):
-            continue
-        return int(moment.datetime64.astype("datetime64[us]").astype(np.int64))
-    return NO_TIME
+def _time(lookup: HeaderLookup, instrument: Instrument, detector: int, notes: list[str]) -> int:
+    """Return the start of the exposure; note or refuse one that cannot be read."""
+    start = start_time(lookup)
+    if start.microseconds == NO_TIME and instrument.has_dated_overrides(detector):
+        found = start.problem or f"no time ({', '.join(time.keyword for time in instrument.keywords.time)})"
+        wanted = f"the time of the exposure, on which {instrument.name}'s overrides depend"
+        raise InputError(lookup.path, found, wanted)
+    if start.problem:
+        notes.append(f"time unknown: {start.problem}")
+    return start.microseconds

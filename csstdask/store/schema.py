@@ -82,5 +82,11 @@ CAMPAIGN_RECORDS = (
     ArraySpec("primary_header", UNIT_DIMS, "str", "", "table", {"long_name": "FITS primary header"}),
     ArraySpec("source", UNIT_DIMS, "str", "", "table", {"long_name": "the file or files the unit came from"}),
     ArraySpec("source_stat", UNIT_DIMS, "str", "", "table", {"long_name": "their sizes and times of change"}),
+    ArraySpec("exposure_id", UNIT_DIMS, "str", "", "table", {"long_name": "id of the exposure as the file states it"}),
+    ArraySpec(
+        "planes", UNIT_DIMS, "str", "", "table", {"long_name": "JSON: which HDU each plane was read from, and why"}
+    ),
+    ArraySpec("file_units", UNIT_DIMS, "str", "", "table", {"long_name": "units that the file states"}),
+    ArraySpec("unit_scale", UNIT_DIMS, "float64", 1.0, "table", {"long_name": "pixels here / pixels of the file"}),
     ArraySpec("digest", UNIT_DIMS, "str", "", "table", {"long_name": "SHA-256 of what the unit was made from"}),
 )

@@ -33,7 +33,7 @@ _NOT_YET = -1
 
 
 def _specs(columns: Mapping[str, str]) -> list[tuple[ArraySpec, str | None]]:
-    rate, weight = "electron s-1", "(electron s-1)^-2"
+    rate, weight = "electron s-1", "electron-2 s2"
     pixels = [
         (ArraySpec("sci", STAMP_DIMS, "float32", float("nan")), rate),
         (ArraySpec("wht", STAMP_DIMS, "float32", 0.0), weight),

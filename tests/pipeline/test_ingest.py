@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from quick import quick_run as run
 import csstdask
 from csstdask.errors import InputError
 from csstdask.instrument import load_instrument
+from csstdask.pipeline.export import export
 from csstdask.pipeline.ingest import ingest
 from csstdask.pipeline.status import status
 from csstdask.store.campaign import Campaign
@@ -214,8 +218,6 @@ def test_lost_shards_are_copied_again(tmp_path):
 
 def test_a_newer_description_of_the_camera(tmp_path):
     """Dated overrides may be added to a campaign's camera; what its planes mean may not change."""
-    from importlib import resources
-
     text = resources.files("csstdask.instrument").joinpath("csst.toml").read_text()
     target, camera = tmp_path / "c.zarr", tmp_path / "csst.toml"
     ingest([level_1(tmp_path, 7)], target)
@@ -259,14 +261,14 @@ def test_a_campaign_that_appears_meanwhile_is_respected(tmp_path, monkeypatch):
 
     target = tmp_path / "c.zarr"
     first, second = level_1(tmp_path, 7), level_1(tmp_path, 8)
-    original = module._scan_all
+    original = module.scan_files
 
     def meanwhile(*arguments):
-        monkeypatch.setattr(module, "_scan_all", original)
+        monkeypatch.setattr(module, "scan_files", original)
         ingest([first], target)
         return original(*arguments)
 
-    monkeypatch.setattr(module, "_scan_all", meanwhile)
+    monkeypatch.setattr(module, "scan_files", meanwhile)
     with pytest.raises(InputError, match="another ingest has just made"):
         ingest([second], target)
     assert ingest([second], target).added == 1
@@ -292,6 +294,184 @@ def test_workers_read_the_files_that_the_driver_saw(tmp_path, monkeypatch):
     theirs = level_1(tmp_path / "other", 8, arrays=planes((32, 32), 99))
     assert mine.name == theirs.name
     monkeypatch.chdir(tmp_path / "one")
-    (source,) = scan(Path(mine.name), load_instrument("csst"))
+    (source,) = scan(Path(mine.name), load_instrument("csst")).units
     monkeypatch.chdir(tmp_path / "other")
     assert [Path(file) for file in source.files] == [mine]
+
+
+def own_camera(folder, *lines, name="own.toml"):
+    """Write a copy of the CSST's TOML under another name, with lines before its first table."""
+    text = resources.files("csstdask.instrument").joinpath("csst.toml").read_text()
+    path = folder / name
+    top, rest = text.split("\n[electronics]", 1)
+    path.write_text(top.replace('name = "csst"', 'name = "own"') + "\n" + "\n".join(lines) + "\n[electronics]" + rest)
+    return path
+
+
+def several_chips(path, chips):
+    """Write one file with the SCI, WHT, FLG of several detectors, given as (detector, shape)."""
+    hdus = [fits.PrimaryHDU(header=primary())]
+    del hdus[0].header["DETECTOR"]
+    for version, (detector, shape) in enumerate(chips, 1):
+        for name, plane in zip(("SCI", "WHT", "FLG"), planes(shape, detector), strict=True):
+            header = science_header() if name == "SCI" else None
+            hdus.append(fits.ImageHDU(plane, header=header, name=name, ver=version))
+            hdus[-1].header["DETECTOR"] = f"MSC_{detector:02d}"
+    fits.HDUList(hdus).writeto(path)
+    return path
+
+
+def test_good_chips_go_in_and_the_others_are_named(tmp_path):
+    """A guide chip of another shape first, then science chips, and a focus chip that the instrument does not have."""
+    path = several_chips(tmp_path / "mosaic.fits", [(10, (16, 16)), (7, (32, 24)), (8, (32, 24)), (99, (32, 24))])
+    camera = own_camera(tmp_path)
+    summary = ingest([path], tmp_path / "c.zarr", instrument=camera)
+    assert summary.added == 2
+    reasons = " / ".join(item["reason"] for item in summary.failures)
+    assert "detector 99" in reasons
+    assert "shape (16, 16); wanted (32, 24)" in reasons
+    assert any("2 of (32, 24)" in note and "1 of (16, 16)" in note for note in summary.notes)
+    campaign = csstdask.open_campaign(tmp_path / "c.zarr")
+    for detector in (7, 8):
+        one = campaign.sel(exposure="10100000001", detector=detector)
+        sci, wht, _ = planes((32, 24), detector)
+        assert np.array_equal(one["sci"].values, sci)
+        assert np.array_equal(one["wht"].values, wht)
+        assert json.loads(str(one["planes"].values))["wht"] == {
+            "file": "mosaic.fits", "hdu": 3 * detector - 16, "name": "WHT", "found_by": "name and EXTVER",
+            "kind": "inverse_variance",
+        }  # fmt: skip
+
+
+def test_chips_that_the_instrument_leaves_out_are_no_failures(tmp_path):
+    header = fits.Header({"INSTRUME": "WIRCam", "OBSID": 1180000, "EXPTIME": 20.0, "MJD-OBS": 54900.5})
+    hdus = [fits.PrimaryHDU(header=header)]
+    hdus += [fits.ImageHDU(np.full((8, 8), 8000, np.uint16), name=name) for name in ("HAWAII-2RG-#52", "GUIDE#1")]
+    path = tmp_path / "w.fits"
+    fits.HDUList(hdus).writeto(path)
+    text = resources.files("csstdask.instrument").joinpath("cfht_wircam.toml").read_text()
+    camera = tmp_path / "wircam.toml"
+    camera.write_text(text.replace('name = "cfht', 'ignored_chips = ["GUIDE.*"]\nname = "cfht'))
+    assert "detector 1" in ingest([path], tmp_path / "a.zarr").failures[0]["reason"]
+    summary = ingest([path], tmp_path / "b.zarr", instrument=camera)
+    assert (summary.added, summary.failures, len(summary.ignored)) == (1, [], 1)
+
+
+def test_ids_that_make_the_same_folder_are_two_exposures_or_refused(tmp_path):
+    """Slashes and the like are told apart by a digest; an id that only differs by a space is refused."""
+    files = [
+        level_1(tmp_path, 8, obsid="1").rename(tmp_path / f"{number}.fits")
+        for number, _ in enumerate(("NGC 1/a", "NGC_1_a", "NGC 1:a", "night one", "night_one"))
+    ]
+    for path, obsid in zip(files, ("NGC 1/a", "NGC_1_a", "NGC 1:a", "night one", "night_one"), strict=True):
+        fits.setval(path, "OBSID", value=obsid)
+    summary = ingest(files[:4], tmp_path / "c.zarr")
+    assert summary.failures == []
+    names = csstdask.open_campaign(tmp_path / "c.zarr")["exposure"].values.tolist()
+    assert len(set(names)) == 4
+    assert {"NGC_1_a", "night_one"} < set(names)
+    summary = ingest([files[4]], tmp_path / "c.zarr")
+    assert "'night one'" in summary.failures[0]["reason"]
+    assert ingest(files[:4], tmp_path / "c.zarr").unchanged == 4
+
+
+def test_directories_and_lists(tmp_path):
+    night = tmp_path / "night" / "deep"
+    night.mkdir(parents=True)
+    files = [level_1(night, chip) for chip in (7, 8, 9)]
+    (night / "log.txt").write_text("no FITS file")
+    assert ingest([tmp_path / "night"], tmp_path / "a.zarr").added == 3
+    listed = tmp_path / "night.lis"
+    listed.write_text(f"# two of them\nnight/deep/{files[0].name}\n\n{files[1]}\n")
+    assert ingest([f"@{listed}"], tmp_path / "b.zarr").added == 2
+    (tmp_path / "empty").mkdir()
+    summary = ingest([tmp_path / "night", tmp_path / "empty", f"@{tmp_path / 'none.lis'}"], tmp_path / "d.zarr")
+    assert summary.added == 3
+    assert ["empty" in summary.failures[0]["reason"], "none.lis" in summary.failures[1]["reason"]] == [True, True]
+
+
+def test_one_camera_a_campaign(tmp_path):
+    header = fits.Header({"TELESCOP": "HST", "INSTRUME": "WFPC2", "ROOTNAME": "u1", "EXPTIME": 9.0, "DETECTOR": 1})
+    others = [tmp_path / "u1_c0f.fits", tmp_path / "u2_c0f.fits"]
+    for path in others:
+        fits.writeto(path, np.zeros((64, 48), np.float32), header=header)
+    ours = [level_1(tmp_path, chip) for chip in (7, 8)]
+    with pytest.raises(InputError, match=r"files of 2 cameras \(hst_wfpc2: 2, csst: 2\)"):
+        ingest([*others, *ours], tmp_path / "c.zarr")
+    summary = ingest([others[0], *ours], tmp_path / "c.zarr")
+    assert summary.added == 2
+    assert "a file of hst_wfpc2; wanted one of csst" in summary.failures[0]["reason"]
+    summary = ingest([*others, *ours], tmp_path / "w.zarr", instrument="csst")
+    assert (summary.added, len(summary.failures)) == (2, 2)
+
+
+def test_mock_files_are_ingested_without_a_warning(tmp_path):
+    """The year 2028 is beyond the table of leap seconds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        summary = ingest([level_1(tmp_path, 8, **{"DATE-OBS": "2038-03-01T00:00:00"})], tmp_path / "c.zarr")
+    assert summary.added == 1
+
+
+def test_a_header_that_contradicts_the_toml_is_noted(tmp_path):
+    path = level_1(tmp_path, 8)
+    fits.setval(path, "GAIN1", value=44.0, ext=1)
+    header = own_camera(tmp_path)
+    toml = own_camera(tmp_path, 'electronics_from = "toml"', name="toml.toml")
+    for name, camera, gain in (("a", header, 44.0), ("b", toml, 1.1)):
+        summary = ingest([path], tmp_path / f"{name}.zarr", instrument=camera)
+        (note,) = summary.notes
+        assert "GAIN1/GAIN = 44 in the header, gain = 1.1 in the TOML of own" in note
+        one = csstdask.open_campaign(tmp_path / f"{name}.zarr").sel(exposure="10100000001", detector=8)
+        assert float(one["gain"]) == gain
+    dated = own_camera(tmp_path, name="dated.toml")
+    dated.write_text(
+        dated.read_text().replace('name = "own"', 'name = "csst"') + "\n[[overrides]]\ndetectors = [8]\ngain = 2.0\n"
+    )
+    assert len(ingest([path], tmp_path / "d.zarr", instrument=dated).notes) == 1
+    assert ingest([path], tmp_path / "e.zarr", instrument="csst").notes == []  # its value stands for headers without
+
+
+def test_a_time_that_cannot_be_read_is_noted_and_refused_where_it_decides(tmp_path):
+    path = level_1(tmp_path, 8, **{"DATE-OBS": "01/06/2024"})
+    summary = ingest([path], tmp_path / "c.zarr")
+    assert summary.added == 1
+    assert "DATE-OBS = '01/06/2024'" in summary.notes[0]
+    dated = own_camera(tmp_path)
+    dated.write_text(dated.read_text() + "\n[[overrides]]\ndetectors = [8]\nvalid_from = 2024-01-01\ngain = 2.0\n")
+    with pytest.raises(InputError, match=r"DATE-OBS = '01/06/2024'.*overrides depend"):
+        ingest([path], tmp_path / "d.zarr", instrument=dated)
+
+
+def test_a_unit_that_the_toml_scales_is_undone_on_export(tmp_path):
+    """Surface brightness: pixels and weights become e-/s on the way in, and what they were on the way out."""
+    path = level_1(tmp_path, 8)
+    sci, wht, _ = planes(seed=8)
+    fits.setval(path, "BUNIT", value="MJy/sr", ext=1)
+    fits.setval(path, "FLUXCONV", value=0.125, ext=1)
+    with pytest.raises(InputError, match=r"'MJy/sr'.*scaled_units"):
+        ingest([path], tmp_path / "c.zarr")
+    camera = own_camera(tmp_path)
+    scaled = '[[scaled_units]]\nunit = "MJy / sr"\nunits = "electron s-1"\nfactor = 2.0\ndivide_by = ["FLUXCONV"]\n'
+    camera.write_text(camera.read_text() + scaled)
+    assert ingest([path], tmp_path / "c.zarr", instrument=camera).added == 1
+    one = csstdask.open_campaign(tmp_path / "c.zarr").sel(exposure="10100000001", detector=8)
+    assert one["sci"].attrs["units"] == "electron s-1"
+    np.testing.assert_allclose(one["sci"].values, sci * 16, rtol=1e-6)
+    np.testing.assert_allclose(one["wht"].values, wht / 256, rtol=1e-6)
+    assert export(tmp_path / "c.zarr", tmp_path / "out").failures == []
+    with fits.open(tmp_path / "out" / "10100000001_8.fits") as hdus:
+        assert hdus["SCI"].header["BUNIT"] == "MJy/sr"
+        np.testing.assert_allclose(hdus["SCI"].data, sci, rtol=1e-6)
+        np.testing.assert_allclose(hdus["WHT"].data, wht, rtol=1e-6)
+
+
+def test_a_campaign_of_an_earlier_version_takes_more_exposures(tmp_path):
+    target = tmp_path / "c.zarr"
+    ingest([level_1(tmp_path, 8)], target)
+    for name in ("planes", "file_units", "unit_scale", "exposure_id"):
+        shutil.rmtree(target / name)
+    assert ingest([level_1(tmp_path, 8), level_1(tmp_path, 9)], target).added == 1
+    campaign = csstdask.open_campaign(target)
+    assert int(campaign["present"].sum()) == 2
+    assert "SCI" in str(campaign["planes"].sel(exposure="10100000001", detector=9).values)

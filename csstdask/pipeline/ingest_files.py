@@ -1,0 +1,279 @@
+"""Look at the files of an ingest: which camera they are of, which units they hold, which of these fit one campaign.
+
+A campaign holds one camera, one shape and one unit of pixels. The camera of most files and the shape of most units
+(or the instrument's own) decide; files that differ are named, and left out.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from astropy.io import fits
+
+from csstdask.errors import CsstdaskError, InputError
+from csstdask.instrument import Instrument, builtin_names, load_instrument, recognise
+from csstdask.store.campaign import Campaign
+from csstdask.store.fits_file import open_fits, value_of
+from csstdask.store.fits_scan import FileScan, UnitSource, companion_of, scan
+
+log = logging.getLogger("csstdask")
+
+SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fts.gz", ".fits.fz", ".fits.bz2", ".fits.xz")
+"""Names of FITS files, as found in folders; a file that is named itself may have any."""
+PROGRESS_SECONDS = 10.0
+"""Time between two lines of progress while headers are read."""
+
+Report = Callable[[object, Exception], None]
+"""Records a file that cannot be used, and why."""
+
+
+def find_files(names: Iterable[str | Path], report: Report) -> list[Path]:
+    """Return the files that were named, those of folders, and those of lists (``@list``), each once.
+
+    Raises
+    ------
+    InputError
+        If there is none at all.
+    """
+    paths: list[Path] = []
+    for name in names:
+        path = Path(name)
+        try:
+            if str(name).startswith("@") and not path.exists():
+                paths += _listed(Path(str(name)[1:]))
+            elif path.is_dir():
+                paths += _in_folder(path)
+            else:
+                paths.append(path)
+        except (InputError, OSError, UnicodeDecodeError) as error:
+            report(path, error)
+    return list(dict.fromkeys(paths))
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    found = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(SUFFIXES) and path.is_file())
+    if not found:
+        raise InputError(folder, "a directory without FITS files", "FITS files, or a directory that holds some")
+    return found
+
+
+def _listed(path: Path) -> list[Path]:
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    found = [path.parent / line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise InputError(path, "a list without files", "one path a line")
+    return found
+
+
+def given_camera(given: str | Path | Instrument | None, existing: Campaign | None) -> Instrument | None:
+    """Return the camera that was named, or the campaign's; None if the files are to decide.
+
+    Raises
+    ------
+    InputError
+        If the camera that was named is not that of the campaign.
+    """
+    camera = given if given is None or isinstance(given, Instrument) else load_instrument(given)
+    if existing is None:
+        return camera
+    return existing.instrument if camera is None else _updated(camera, existing)
+
+
+def _updated(camera: Instrument, existing: Campaign) -> Instrument:
+    """Return a camera for more exposures of a campaign: only its dated overrides may have changed."""
+    ours, theirs = (one.model_dump(exclude={"overrides", "description"}) for one in (camera, existing.instrument))
+    different = [key for key in ours if ours[key] != theirs[key]]
+    if different:
+        name = camera.name if "name" in different else f"{camera.name} with another {', '.join(different)}"
+        raise InputError(
+            "--instrument", name, f"{existing.instrument.name}, as in {existing.path} (overrides may change)"
+        )
+    return camera
+
+
+@dataclass
+class ScannedFiles:
+    """The units of many files."""
+
+    camera: Instrument | None = None
+    usable: list[UnitSource] = field(default_factory=list)
+    dead: list[UnitSource] = field(default_factory=list)
+    """Units of detectors that the instrument calls unusable."""
+    notes: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+
+
+def scan_files(paths: Sequence[Path], camera: Instrument | None, report: Report) -> ScannedFiles:
+    """Read the headers of all files; report those that cannot be used.
+
+    Without a camera each file is read as the camera it is recognised as; the camera of most files is then that of the
+    campaign, and the others are reported.
+
+    Raises
+    ------
+    InputError
+        If the files are of several cameras and none has more than half of them.
+    """
+    given = set(paths)
+    scans: dict[Path, tuple[Instrument, FileScan]] = {}
+    last = time.monotonic()
+    for number, path in enumerate(paths):
+        if time.monotonic() - last > PROGRESS_SECONDS:
+            last = time.monotonic()
+            log.info("read the headers of %d of %d files", number, len(paths))
+        try:
+            scanned = _scan_one(path, camera, given)
+        except Exception as error:  # noqa: BLE001  whatever a file does to its reader, the others are read
+            report(path, error)
+            continue
+        if scanned is not None:
+            scans[path] = scanned
+    result = ScannedFiles(camera or _majority(scans))
+    for path, (instrument, found) in scans.items():
+        if result.camera is None or instrument.name != result.camera.name:
+            wanted = f"one of {result.camera.name if result.camera else 'a known camera'}, as most of the files"
+            report(path, InputError(path, f"a file of {instrument.name}", f"{wanted} (a campaign holds one camera)"))
+            continue
+        for problem in found.problems:
+            report(path, problem)
+        result.ignored += found.ignored
+        for source in found.units:
+            alive = instrument.values(source.detector, source.facts("", "").when).usable is not False
+            (result.usable if alive else result.dead).append(source)
+            result.notes += [f"{source.name}: {note}" for note in source.notes]
+    return result
+
+
+def _scan_one(path: Path, camera: Instrument | None, given: set[Path]) -> tuple[Instrument, FileScan] | None:
+    """Return the camera and the units of a file; None if it is a plane of another file's units."""
+    if camera is not None and _is_companion(path, camera, given):
+        return None
+    with open_fits(path) as hdus:
+        names = _recognise(path, hdus)
+        if camera is not None:
+            if names and camera.name not in names and camera.name in builtin_names():
+                raise InputError(path, f"a file of {', '.join(names)}", f"one of {camera.name}")
+            return camera, scan(path, camera, hdus)
+        if len(names) != 1:
+            candidates = names or builtin_names()
+            what = "what could be more than one instrument" if names else "no instrument that is known"
+            raise InputError(path, what, f"--instrument with one of {', '.join(candidates)}, or a TOML")
+        instrument = load_instrument(names[0])
+        return None if _is_companion(path, instrument, given) else (instrument, scan(path, instrument, hdus))
+
+
+def _is_companion(path: Path, camera: Instrument, given: set[Path]) -> bool:
+    """Tell whether a file holds a plane of another file's units; InputError if that file is missing."""
+    science = companion_of(path, camera)
+    if science is None:
+        return False
+    if science not in given and not science.is_file():
+        raise InputError(path, f"no {science.name} beside it", "the image that this plane belongs to")
+    return True
+
+
+def _majority(scans: Mapping[Path, tuple[Instrument, FileScan]]) -> Instrument | None:
+    cameras = {camera.name: camera for camera, _ in scans.values()}
+    if len(cameras) < 2:
+        return next(iter(cameras.values()), None)
+    counts = Counter(camera.name for camera, _ in scans.values()).most_common()
+    name, most = counts[0]
+    if 2 * most <= len(scans):
+        found = f"files of {len(counts)} cameras ({', '.join(f'{name}: {count}' for name, count in counts)})"
+        raise InputError("FITS", found, "one camera a campaign (--instrument NAME takes the files of one)")
+    return cameras[name]
+
+
+def _recognise(path: Path, hdus: fits.HDUList) -> tuple[str, ...]:
+    """Return the built-in instruments that a file could be of, by its first two headers."""
+    images = [hdu.header for hdu in hdus[:2] if not isinstance(hdu, fits.BinTableHDU | fits.TableHDU)]
+    return recognise(path.name, _FirstOf(images))
+
+
+class _FirstOf(Mapping[str, Any]):
+    """Several headers as one: the first that has a keyword answers, and broken cards do not."""
+
+    def __init__(self, headers: Sequence[fits.Header]) -> None:
+        self._headers = headers
+
+    def __getitem__(self, name: str) -> Any:
+        for header in self._headers:
+            value = value_of(header, name)
+            if value is not None:
+                return value
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({name for header in self._headers for name in header})
+
+    def __len__(self) -> int:
+        return len(set(self))
+
+
+@dataclass(frozen=True)
+class Form:
+    """What all units of a campaign have in common."""
+
+    shape: tuple[int, int]
+    units: str
+    detectors: tuple[int, ...]
+    like: str
+    """What it is that they are like, for messages."""
+
+
+def form_of(campaign: Campaign) -> Form:
+    """Return the form of a campaign that exists."""
+    return Form(campaign.shape, campaign.units, tuple(campaign.detectors), str(campaign.path))
+
+
+def choose_form(sources: Sequence[UnitSource], camera: Instrument) -> Form:
+    """Return the form of a new campaign: the instrument's own shape if any unit has it, else the most common one."""
+    shapes = Counter(source.shape for source in sources)
+    shape = camera.shape if camera.shape in shapes else shapes.most_common(1)[0][0]
+    alike = [source for source in sources if source.shape == shape]
+    units = Counter(source.units for source in alike).most_common(1)[0][0]
+    first = next(source for source in alike if source.units == units)
+    return Form(first.shape, units, camera.detector_ids, first.name)
+
+
+def those_of_form(sources: Sequence[UnitSource], form: Form, report: Report) -> list[UnitSource]:
+    """Return the units that fit a campaign; report the others."""
+    kept: list[UnitSource] = []
+    own = "(it needs a campaign of its own)"
+    for source in sources:
+        if source.shape != form.shape:
+            report(
+                source.name, InputError(source.name, f"shape {source.shape}", f"{form.shape} as in {form.like} {own}")
+            )
+        elif source.units != form.units:
+            wanted = f"{form.units} as in {form.like} {own}"
+            report(source.name, InputError(source.name, f"pixels in {source.units}", wanted))
+        elif source.detector not in form.detectors:
+            wanted = f"one of the campaign's, {list(form.detectors)} {own}"
+            report(source.name, InputError(source.name, f"detector {source.detector}", wanted))
+        else:
+            kept.append(source)
+    return kept
+
+
+def describe_mixture(sources: Sequence[UnitSource], form: Form) -> list[str]:
+    """Return a line that counts units by shape and unit, if there is more than one kind."""
+    kinds = Counter((source.shape, source.units) for source in sources)
+    if len(kinds) < 2:
+        return []
+    counts = ", ".join(f"{count} of {shape} in {units}" for (shape, units), count in kinds.most_common())
+    return [f"a campaign holds one shape and one unit, here {form.shape} in {form.units}; the files hold {counts}"]
+
+
+def reason_of(source: object, error: Exception) -> str:
+    """Return an error as one line that names its source."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, CsstdaskError | OSError):
+        reason = f"found something that cannot be read ({type(error).__name__}: {reason}); wanted a FITS file"
+    return reason if str(source) in reason else f"{source}: {reason}"

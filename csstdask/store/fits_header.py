@@ -1,0 +1,248 @@
+"""Keywords of FITS headers as csstdask understands them: numbers with their units, times in UTC.
+
+A number that decides pixels is finite and in a known unit, or the file is refused by keyword and name.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy import units as u
+from astropy.io import fits
+from astropy.time import Time
+
+from csstdask.errors import InputError
+from csstdask.instrument import Instrument
+from csstdask.instrument.model import Time as TimeKeyword
+from csstdask.quiet import no_warnings
+from csstdask.store.fits_file import value_of
+from csstdask.store.schema import NO_TIME
+
+STANDARD_TIMES = (
+    TimeKeyword(keyword="DATE-BEG"),
+    TimeKeyword(keyword="DATE-OBS", time_of_day="TIME-OBS"),
+    TimeKeyword(keyword="MJD-BEG", format="mjd"),
+    TimeKeyword(keyword="MJD-OBS", format="mjd"),
+)
+"""Where the FITS standard keeps the start of an exposure: tried after the instrument's own keywords."""
+TIME_SCALES = {"UTC": "utc", "UT": "utc", "UT1": "utc", "TAI": "tai", "TT": "tt", "TDT": "tt", "ET": "tt", "TDB": "tdb"}
+"""TIMESYS -> astropy's name of the scale. UT1 is within a second of UTC."""
+PLAUSIBLE_YEARS = (1950, 2200)
+"""Exposures outside of these years have a wrong time."""
+_ISO = re.compile(
+    r"(?P<date>\d{4}-\d{2}-\d{2})"
+    r"(?:[T ](?P<clock>\d{2}:\d{2}(?::\d{2}(?:\.\d*)?)?))?"
+    r"\s*(?P<zone>Z|UTC?|[+-]\d{2}:?\d{2})?",
+    re.IGNORECASE,
+)
+_BEFORE_2000 = re.compile(r"(\d{2})/(\d{2})/(\d{2})")
+"""DD/MM/YY: the form of the standard until 1999, always of the 20th century."""
+_CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2}(?:\.\d*)?)?")
+_BRACKET = re.compile(r"\s*\[([^\]]+)\]")
+_SPELLINGS = {
+    "electron": "electron",
+    "adu": "adu",
+    "electrons": "electron",
+    "e-": "electron",
+    "e": "electron",
+    "dn": "adu",
+    "counts": "adu",
+    "count": "adu",
+    "ct": "adu",
+    "sec": "s",
+    "secs": "s",
+    "second": "s",
+    "seconds": "s",
+    "minutes": "min",
+    "minute": "min",
+    "hours": "h",
+    "hour": "h",
+    "days": "d",
+    "day": "d",
+}
+
+
+@dataclass(frozen=True)
+class StartTime:
+    """The start of an exposure."""
+
+    microseconds: int
+    """Since 1970, UTC; `NO_TIME` where it is not known."""
+    problem: str | None = None
+    """Why it is not known, where a keyword is there and cannot be read."""
+
+
+class HeaderLookup:
+    """Keywords of a unit: the science plane's header first, then the primary one."""
+
+    def __init__(
+        self, path: Path, instrument: Instrument, headers: Sequence[Mapping[str, Any]], file_name: str
+    ) -> None:
+        self.path = path
+        self.keywords = instrument.keywords
+        self.headers = headers
+        pattern = instrument.recognise.file_pattern
+        match = re.match(pattern, file_name) if pattern else None
+        self.from_name: dict[str, str] = match.groupdict() if match else {}
+
+    def get(self, *names: str) -> Any:
+        """Return the first value that is there and means something, else None.
+
+        Raises
+        ------
+        InputError
+            If a header holds the keyword twice with different values.
+        """
+        return self._find(*names)[0]
+
+    def number(self, *names: str, unit: str = "") -> float | None:
+        """Return a keyword as a finite number in a unit; None where it is absent.
+
+        A unit in brackets at the beginning of the comment, as the FITS standard has it, is converted:
+        ``EXPTIME = 2.5 / [min]`` is 150 s, ``GAIN = 0.5 / [adu/e-]`` is 2 e-/adu.
+
+        Raises
+        ------
+        InputError
+            If the value is no finite number, or in a unit that cannot be converted.
+        """
+        value, comment = self._find(*names)
+        if value is None:
+            return None
+        source = f"{self.path}: {'/'.join(names)}"
+        number = _as_number(value)
+        if number is None:
+            raise InputError(source, repr(value), "a number that is finite")
+        return _converted(number, comment, unit, source) if unit else number
+
+    def text(self, *names: str) -> str | None:
+        """Return a keyword as text; InputError if it is a truth value."""
+        value = self.get(*names)
+        if value is None:
+            return None
+        if isinstance(value, bool | np.bool_ | complex):
+            raise InputError(f"{self.path}: {'/'.join(names)}", repr(value), "text or a whole number")
+        if isinstance(value, float) and value.is_integer():
+            return str(int(value))
+        return str(value)
+
+    def _find(self, *names: str) -> tuple[Any, str]:
+        for name in names:
+            for header in self.headers:
+                value = value_of(header, name)
+                if value is None or isinstance(value, fits.card.Undefined):
+                    continue
+                stripped = value.strip() if isinstance(value, str) else value
+                if stripped in self.keywords.missing or stripped == "":
+                    continue
+                if name in self.keywords.zero_is_missing and stripped == 0:
+                    continue
+                self._check_single(header, name)
+                return stripped, header.comments[name] if isinstance(header, fits.Header) else ""
+        return None, ""
+
+    def _check_single(self, header: Mapping[str, Any], name: str) -> None:
+        """Raise if a header holds a keyword twice with different values."""
+        if not isinstance(header, fits.Header) or header.count(name) < 2:
+            return
+        values = {str(header[name, number]) for number in range(header.count(name))}
+        if len(values) > 1:
+            found = f"{len(values)} values, {', '.join(sorted(values))}"
+            raise InputError(f"{self.path}: {name}", found, "one value")
+
+
+def _as_number(value: Any) -> float | None:
+    if isinstance(value, bool | np.bool_ | complex) or (isinstance(value, str) and "_" in value):
+        return None
+    try:
+        number = float(value.upper().replace("D", "E") if isinstance(value, str) else value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _converted(number: float, comment: str, wanted: str, source: str) -> float:
+    match = _BRACKET.match(comment or "")
+    if match is None:
+        return number
+    text = "/".join(_SPELLINGS.get(part.strip().lower(), part.strip()) for part in match[1].split("/"))
+    unit = u.Unit(text, parse_strict="silent")
+    target = u.Unit(wanted)
+    if isinstance(unit, u.UnrecognizedUnit) or unit == u.dimensionless_unscaled:
+        return number  # a comment in brackets, or no unit
+    try:
+        if unit.is_equivalent(target):
+            return number * float(unit.to(target))
+        if number and (unit**-1).is_equivalent(target):
+            return float((unit**-1).to(target)) / number
+    except u.UnitsError:
+        pass
+    raise InputError(source, f"a number in {match[1].strip()}", f"one in {wanted}")
+
+
+def start_time(lookup: HeaderLookup) -> StartTime:
+    """Return the start of an exposure, from the instrument's keywords, else from those of the FITS standard."""
+    problem = None
+    system = str(lookup.get("TIMESYS") or "UTC").upper()
+    if system not in TIME_SCALES:
+        return StartTime(NO_TIME, f"TIMESYS = {system!r}; wanted one of {', '.join(TIME_SCALES)}")
+    scale = TIME_SCALES[system]
+    own = {wanted.keyword for wanted in lookup.keywords.time}
+    for wanted in (*lookup.keywords.time, *(time for time in STANDARD_TIMES if time.keyword not in own)):
+        value = lookup.get(wanted.keyword)
+        if value is None:
+            continue
+        try:
+            with no_warnings():  # erfa's, of years far from ours, which are checked here
+                moment = _mjd(value, scale) if wanted.format == "mjd" else _date(value, wanted, lookup, scale)
+                return StartTime(_microseconds(moment))
+        except (ValueError, TypeError, OverflowError) as error:
+            problem = problem or f"{wanted.keyword} = {value!r}: {error}"
+    return StartTime(NO_TIME, problem)
+
+
+def _mjd(value: Any, scale: str) -> Time:
+    number = _as_number(value)
+    if number is None:
+        raise ValueError("not a finite number; wanted a Modified Julian Date")
+    return Time(number, format="mjd", scale=scale)
+
+
+def _date(value: Any, wanted: TimeKeyword, lookup: HeaderLookup, scale: str) -> Time:
+    text = str(value).strip()
+    old = _BEFORE_2000.fullmatch(text)
+    if old is not None:
+        text = f"19{old[3]}-{old[2]}-{old[1]}"
+    match = _ISO.fullmatch(text)
+    if match is None:
+        raise ValueError("not a date of the FITS standard; wanted YYYY-MM-DDThh:mm:ss, in UTC")
+    clock, zone = match["clock"], match["zone"]
+    time_of_day = wanted.time_of_day or ("TIME-OBS" if wanted.keyword == "DATE-OBS" else None)
+    if clock is None and time_of_day:
+        clock = lookup.get(time_of_day)
+        if clock is not None and not _CLOCK.fullmatch(str(clock)):
+            raise ValueError(f"{time_of_day} = {clock!r}; wanted hh:mm:ss")
+    moment = Time(f"{match['date']}T{clock}" if clock else match["date"], scale=scale)
+    return moment - _offset(zone) if zone else moment
+
+
+def _offset(zone: str) -> u.Quantity:
+    if zone[0] not in "+-":
+        return 0 * u.hour
+    digits = zone[1:].replace(":", "")
+    sign = -1 if zone[0] == "-" else 1
+    return sign * dt.timedelta(hours=int(digits[:2]), minutes=int(digits[2:])).total_seconds() * u.second
+
+
+def _microseconds(moment: Time) -> int:
+    year = int(moment.utc.ymdhms["year"])
+    if not PLAUSIBLE_YEARS[0] <= year <= PLAUSIBLE_YEARS[1]:
+        raise ValueError(f"year {year}; wanted one from {PLAUSIBLE_YEARS[0]} to {PLAUSIBLE_YEARS[1]}")
+    return int(moment.utc.datetime64.astype("datetime64[us]").astype(np.int64))
