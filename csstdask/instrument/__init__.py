@@ -1,6 +1,13 @@
 """What a camera is: instruments as data."""
 
-from csstdask.instrument.geometry import celestial_wcs, nominal_header, pixel_of, shifted_header, sky_positions
+from csstdask.instrument.geometry import (
+    celestial_wcs,
+    nominal_header,
+    pixel_of,
+    readable_wcs,
+    shifted_header,
+    sky_positions,
+)
 from csstdask.instrument.model import Flags, Instrument, Layout, Plane, section_slices
 from csstdask.instrument.registry import builtin_names, load_instrument, recognise, validate_instrument
 from csstdask.instrument.units import electrons_per_unit, parse_units, power_of_units
@@ -18,6 +25,7 @@ __all__ = [
     "parse_units",
     "pixel_of",
     "power_of_units",
+    "readable_wcs",
     "recognise",
     "section_slices",
     "shifted_header",

@@ -88,6 +88,19 @@ def celestial_wcs(header: Header) -> WCS | None:
     Polynomial distortions (SIP, TPV) are applied. Look-up tables (HST's ``D2IM`` and ``CPDIS``, below 0.1 pixel) are
     not, for their arrays are not part of a campaign; a WCS that is nothing but a table (``-TAB``) cannot be used.
     """
+    wcs = readable_wcs(header)
+    if wcs is None or not wcs.has_celestial:
+        return None
+    try:
+        with no_warnings():
+            usable = bool(np.isfinite(wcs.wcs_pix2world([[1.0, 1.0]], 0)).all())
+    except (ValueError, KeyError):  # of singular matrices
+        return None
+    return wcs if usable else None
+
+
+def readable_wcs(header: Header) -> WCS | None:
+    """Return the WCS of a header without its look-up tables, of any kind; None if it cannot be read without them."""
     from astropy.io.fits import Header  # noqa: PLC0415
     from astropy.wcs import WCS  # noqa: PLC0415
 
@@ -99,10 +112,10 @@ def celestial_wcs(header: Header) -> WCS | None:
     try:
         with no_warnings():
             wcs = WCS(Header(cards), naxis=2)
-            usable = wcs.has_celestial and bool(np.isfinite(wcs.wcs_pix2world([[1.0, 1.0]], 0)).all())
+            wcs.wcs.set()
     except (ValueError, KeyError, MemoryError):  # among them astropy's errors of singular matrices and wrong keywords
         return None
-    return wcs if usable else None
+    return wcs
 
 
 def sky_positions(header: str, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Float, Float]:

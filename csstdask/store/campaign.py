@@ -380,7 +380,7 @@ def _origin(group: zarr.Group, path: Path) -> tuple[int, int]:
         pixels = np.asarray(get_array(group, axis)[...]) if axis in group else np.zeros(1, dtype=int)
         if len(pixels) > 1 and (np.diff(pixels) != 1).any():
             raise StoreError(
-                f"{path}: found every {pixels[1] - pixels[0]}th pixel along {axis}; wanted all of a cut-out"
+                f"{path}: found pixels {pixels[1] - pixels[0]} apart along {axis}; wanted all of a cut-out"
             )
         found.append(int(pixels[0]))
     return found[0], found[1]

@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
-from astropy.wcs import WCS
 
-from csstdask.instrument import power_of_units
+from csstdask.instrument import power_of_units, readable_wcs
 from csstdask.instrument.geometry import LOOKUP_KEYWORDS, WORLD_KEYWORDS
-from csstdask.quiet import no_warnings
 
 _STRUCTURAL = (
     "EXTNAME",
@@ -37,8 +35,6 @@ _STRUCTURAL = (
     "GCOUNT",
 )
 """Keywords that describe how the pixels were stored, not what they are."""
-_TABLE_AXIS = "-TAB"
-"""In CTYPE: an axis whose coordinates are a table, which a campaign does not keep."""
 
 
 def write_unit(
@@ -123,13 +119,7 @@ def _restored(text: str) -> fits.Header:
 
 def _make_readable(header: fits.Header) -> None:
     """Remove a WCS that astropy cannot read, and say so: one in the original that is broken, or needs a table."""
-    tables = any(_TABLE_AXIS in str(header.get(f"CTYPE{axis}", "")) for axis in (1, 2))
-    try:
-        with no_warnings():
-            usable = not tables and WCS(header, naxis=2) is not None
-    except Exception:  # noqa: BLE001  wcslib has many ways to refuse a header
-        usable = False
-    if usable:
+    if readable_wcs(header) is not None:
         return
     for keyword in {card.keyword for card in header.cards if WORLD_KEYWORDS.fullmatch(card.keyword)}:
         header.remove(keyword, ignore_missing=True, remove_all=True)

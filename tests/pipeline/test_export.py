@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.units import Unit
 from astropy.wcs import WCS
 from make_fits import level_1, planes, primary, science_header
 
@@ -127,3 +128,78 @@ def test_units_that_are_not_done_are_left_out_and_counted(small_campaign, tmp_pa
     run(small_campaign, tmp_path / "r.zarr", steps=["background"])
     summary = export(tmp_path / "r.zarr", tmp_path / "out")
     assert (summary.written, summary.pending) == (2, 2)
+
+
+HST_CARDS = {
+    "CPDIS1": "LOOKUP", "CPDIS2": "LOOKUP", "CPERR1": 0.02, "D2IMDIS1": "LOOKUP", "D2IMEXT": "ref.fits",
+    "RADESYS": "ICRS",
+}  # fmt: skip
+
+
+def hst_frame(path):
+    """Write a UVIS frame whose header names look-up tables, with ERR and DQ planes."""
+    header = fits.Header({"TELESCOP": "HST", "INSTRUME": "WFC3", "DETECTOR": "UVIS", "ROOTNAME": "i1", "EXPTIME": 5.0})
+    rng = np.random.default_rng(0)
+    science = fits.ImageHDU(rng.normal(100, 3, (64, 48)).astype(np.float32), header=science_header(), name="SCI")
+    science.header.update({"BUNIT": "ELECTRONS", "CCDCHIP": 1} | HST_CARDS)
+    for name, parts in (("DP1", ("EXTVER", "NAXES")), ("D2IM1", ("EXTVER", "AXIS.1"))):
+        for part in parts:
+            science.header.append(fits.Card.fromstring(f"{name:<8}= '{part}: 1.0'".ljust(80)))
+    error = fits.ImageHDU(rng.uniform(2, 3, (64, 48)).astype(np.float32), name="ERR")
+    error.data[0, 0] = 0
+    quality = fits.ImageHDU(np.full((64, 48), 4096, np.int16), name="DQ")
+    fits.HDUList([fits.PrimaryHDU(header=header), science, error, quality]).writeto(path, checksum=True)
+    return path
+
+
+def test_exported_headers_can_be_read(tmp_path):
+    """WCS() and Unit() of every plane; no look-up tables that are not there; ERR and DQ as the input had them."""
+    path = hst_frame(tmp_path / "i1_flt.fits")
+    ingest([path], tmp_path / "c.zarr")
+    export(tmp_path / "c.zarr", tmp_path / "out")
+    with fits.open(path) as before, fits.open(tmp_path / "out" / "i1_1.fits", checksum=True) as after:
+        assert [hdu.name for hdu in after] == ["PRIMARY", "SCI", "WHT", "FLG", "ERR", "DQ"]
+        for hdu in after[1:]:
+            position = WCS(hdu.header).pixel_to_world(10, 20)
+            assert position.separation(WCS(science_header()).pixel_to_world(10, 20)).arcsec < 1e-6
+            Unit(hdu.header["BUNIT"])
+            assert hdu.verify_checksum() == 1
+        assert Unit(after["WHT"].header["BUNIT"]) == Unit("electron") ** -2
+        assert not [key for key in after["SCI"].header if key.startswith(("CPDIS", "D2IM", "DP"))]
+        np.testing.assert_allclose(after["ERR"].data[1:], before["ERR"].data[1:], rtol=1e-6)
+        assert np.isnan(after["ERR"].data[0, 0])
+        assert np.array_equal(after["DQ"].data, before["DQ"].data)
+        assert "look-up" in str(after["SCI"].header["HISTORY"])
+
+
+@pytest.mark.parametrize(
+    "cards", [{"CD1_1": 0.0, "CD2_2": 0.0}, {"CTYPE1": "RA---TAB", "CTYPE2": "DEC--TAB"}, {"CRVAL1": "here"}]
+)
+def test_a_wcs_that_cannot_be_read_is_left_out(tmp_path, cards):
+    path = level_1(tmp_path)
+    for key, value in cards.items():
+        fits.setval(path, key, value=value, ext=1)
+    ingest([path], tmp_path / "c.zarr")
+    assert export(tmp_path / "c.zarr", tmp_path / "out").failures == []
+    with fits.open(tmp_path / "out" / "10100000001_8.fits") as hdus:
+        for hdu in hdus[1:]:
+            WCS(hdu.header)
+        assert "left out the WCS" in str(hdus["SCI"].header["HISTORY"])
+        assert hdus["SCI"].header["MYKEY"] == "kept"
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")  # xarray's own
+def test_a_cut_that_was_saved_keeps_its_place_on_the_sky(tmp_path):
+    """Pixels of a cut-out have the coordinates they had; CRPIX moves with it; thinned pixels are refused."""
+    ingest([level_1(tmp_path)], tmp_path / "c.zarr")
+    campaign = csstdask.open_campaign(tmp_path / "c.zarr")
+    cut = campaign.isel(x=slice(10, None), y=slice(4, 60))
+    cut.to_zarr(tmp_path / "cut.zarr")
+    export(tmp_path / "cut.zarr", tmp_path / "out")
+    header = fits.getheader(tmp_path / "out" / "10100000001_8.fits", "SCI")
+    assert (header["CRPIX1"], header["CRPIX2"]) == (24.5 - 10, 32.5 - 4)
+    expected = WCS(science_header()).pixel_to_world(15, 24)
+    assert WCS(header).pixel_to_world(5, 20).separation(expected).arcsec < 1e-6
+    campaign.isel(x=slice(None, None, 2)).to_zarr(tmp_path / "thin.zarr")
+    (failure,) = export(tmp_path / "thin.zarr", tmp_path / "thin").failures
+    assert "pixels 2 apart along x" in failure["reason"]
