@@ -13,11 +13,10 @@ import numpy.typing as npt
 import xarray as xr
 from astropy import units as u
 from astropy.coordinates import Angle, SkyCoord
-from astropy.io.fits import Header
 from threadpoolctl import threadpool_limits
 
 from csstdask.errors import InputError
-from csstdask.instrument import Instrument, celestial_wcs, pixel_of, validate_instrument
+from csstdask.instrument import Instrument, pixel_of, validate_instrument
 from csstdask.pipeline.config import RunConfig, load_config
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.steps import resolve
@@ -27,6 +26,7 @@ from csstdask.pipeline.steps.repair import REPAIR
 from csstdask.psf.field import between_nodes, on_unit
 from csstdask.store.campaign import UnitFacts
 from csstdask.store.schema import NO_TIME
+from csstdask.store.sky_index import sky_coordinates, units_near, wcs_of
 from csstdask.toml_file import validated
 
 #: Settings of a run, as callers may give them.
@@ -161,24 +161,42 @@ class CsstAccessor:
         list of xarray.Dataset
             One for each unit, lazy, cut at the edges of the detector; units without a usable WCS are left out.
         """
-        place = SkyCoord(Angle(ra, u.deg), Angle(dec, u.deg))
+        position = SkyCoord(Angle(ra, u.deg), Angle(dec, u.deg))
         side = Angle(size, u.arcsec).deg
         found = []
-        present = self._dataset["present"]
-        for place_in_present in np.argwhere(np.atleast_1d(present.values)).tolist():
-            one = self._dataset.isel(dict(zip(present.dims, place_in_present, strict=False)))
-            wcs = celestial_wcs(Header.fromstring(str(one["header"].values), sep="\n"))
-            if wcs is None:
+        for row, column in units_near(self._dataset, position, side):
+            here = {"exposure": row, "detector": column}
+            one = self._dataset.isel({dim: here[dim] for dim in here if dim in self._dataset.sizes})
+            wcs = wcs_of(str(one["header"].values))
+            rows, columns = _pixels(one, "y"), _pixels(one, "x")
+            pixel = None if wcs is None else pixel_of(wcs, position, (int(rows[-1]) + 1, int(columns[-1]) + 1))
+            if wcs is None or pixel is None:
                 continue
-            pixel = pixel_of(wcs, place, (one.sizes["y"], one.sizes["x"]))
-            if pixel is None:
-                continue
-            x, y = pixel
             half = 0.5 * side / np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix)))
-            rows, columns = _window(y, half, one.sizes["y"]), _window(x, half, one.sizes["x"])
-            if rows is not None and columns is not None:
-                found.append(one.isel(y=rows, x=columns))
+            windows = {"y": _window(rows, pixel[1], half), "x": _window(columns, pixel[0], half)}
+            if all(window.stop > window.start for window in windows.values()):
+                found.append(one.isel(windows))
         return found
+
+    def with_sky(self) -> xr.Dataset:
+        """Return the dataset with lazy coordinates ``ra`` and ``dec`` for each pixel.
+
+        They are computed from the headers for the pixels that are looked at, and kept by selections. Drop them
+        (``drop_vars(["ra", "dec"])``) before whole frames are written or loaded.
+
+        Returns
+        -------
+        xarray.Dataset
+            With ``ra`` and ``dec`` [deg, ICRS] over (exposure, detector, y, x).
+
+        Examples
+        --------
+        >>> sky = campaign.csst.with_sky()  # doctest: +SKIP
+        >>> sky["sci"].sel(ra=60.01, dec=-30.02, method="nearest")  # doctest: +SKIP
+        """
+        if "header" not in self._dataset:
+            raise InputError("dataset", "no headers", "a campaign or a run, or a selection from one")
+        return self._dataset.assign_coords(sky_coordinates(self._dataset))
 
     def psf_at(self, x: npt.ArrayLike, y: npt.ArrayLike, *, exposure: int | str = 0, detector: int) -> xr.DataArray:
         """Return the PSF of a unit at places, from a run's nodes.
@@ -275,8 +293,14 @@ def _coded(*texts: xr.DataArray) -> tuple[tuple[str, ...], list[xr.DataArray]]:
     ]
 
 
-def _window(centre: float, half: float, length: int) -> slice | None:
+def _pixels(dataset: xr.Dataset, axis: str) -> npt.NDArray[Any]:
+    """Return which pixels of the whole frame a dataset has along an axis."""
+    return np.asarray(dataset[axis].values if axis in dataset.coords else np.arange(dataset.sizes[axis]))
+
+
+def _window(pixels: npt.NDArray[Any], centre: float, half: float) -> slice:
+    """Return the slice of those pixels, ascending, that lie within `half` of a centre; empty if there are none."""
     if not np.isfinite(centre):
-        return None
-    first, last = max(0, round(centre - half)), min(length, round(centre + half) + 1)
-    return slice(first, last) if first < last else None
+        return slice(0, 0)
+    first, last = np.searchsorted(pixels, [round(centre - half), round(centre + half) + 1])
+    return slice(int(first), int(last))

@@ -2,6 +2,7 @@
 
 from csstdask.instrument.geometry import (
     celestial_wcs,
+    footprint,
     nominal_header,
     pixel_of,
     readable_wcs,
@@ -20,6 +21,7 @@ __all__ = [
     "builtin_names",
     "celestial_wcs",
     "electrons_per_unit",
+    "footprint",
     "load_instrument",
     "nominal_header",
     "parse_units",

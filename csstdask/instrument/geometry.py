@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -145,6 +146,62 @@ def sky_positions(header: str, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Floa
             return unknown, unknown.copy()
         found = wcs.pixel_to_world(columns, rows).icrs
     return np.asarray(found.ra.wrap_at("360d").deg), np.asarray(found.dec.deg)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Where a frame lies on the sky, in the terms of IVOA's ObsCore."""
+
+    s_ra: float
+    """Right ascension of the centre, ICRS [deg]; NaN where it is not known."""
+    s_dec: float
+    """Declination of the centre [deg]."""
+    s_fov: float
+    """Diameter of the circle around the frame [deg]; 0 where the header has no usable WCS, NaN where not known."""
+    s_region: str
+    """The corners, ``POLYGON ICRS ra dec ra dec ...`` [deg]."""
+
+
+EDGE_MARGIN = 1.05
+"""Diameter of the circle around a frame / that of the circle through its corners: edges may bulge."""
+
+
+def footprint(header: str, shape: tuple[int, int]) -> Footprint:
+    """Return where a frame lies on the sky.
+
+    Parameters
+    ----------
+    header : str
+        FITS header of the frame, a card a line.
+    shape : (int, int)
+        (y, x)
+    """
+    x = np.array([0, shape[1], shape[1], 0]) - 0.5
+    y = np.array([0, 0, shape[0], shape[0]]) - 0.5
+    ra, dec = sky_positions(header, x, y)
+    if np.isnan(ra).all():
+        return Footprint(np.nan, np.nan, 0.0, "")
+    corners = unit_vectors(ra, dec)
+    middle = corners.mean(axis=0)
+    if not np.isfinite(middle).all() or not np.linalg.norm(middle):
+        return Footprint(np.nan, np.nan, np.nan, "")  # part of the frame is beyond the projection
+    centre = middle / np.linalg.norm(middle)
+    fov = 2 * EDGE_MARGIN * np.degrees(angle_between(corners, centre).max())
+    region = " ".join(f"{a:.7f} {d:.7f}" for a, d in zip(ra, dec, strict=True))
+    s_ra, s_dec = np.degrees(np.arctan2(centre[1], centre[0])) % 360, np.degrees(np.arcsin(centre[2]))
+    return Footprint(float(s_ra), float(s_dec), float(fov), f"POLYGON ICRS {region}")
+
+
+def unit_vectors(ra: npt.ArrayLike, dec: npt.ArrayLike) -> Float:
+    """Return Cartesian unit vectors (..., 3) of positions [deg]."""
+    a, d = np.radians(ra), np.radians(dec)
+    return np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], axis=-1)
+
+
+def angle_between(first: Float, second: Float) -> Float:
+    """Return the angle between unit vectors (..., 3) [rad]; small ones keep their precision."""
+    chord = np.linalg.norm(first - second, axis=-1)
+    return np.asarray(2 * np.arcsin(np.minimum(chord / 2, 1)))
 
 
 def pixel_of(wcs: WCS, position: SkyCoord, shape: tuple[int, int]) -> tuple[float, float] | None:

@@ -9,18 +9,16 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from astropy.io import fits
 
 from csstdask.errors import CsstdaskError, InputError
-from csstdask.instrument import Instrument, builtin_names, load_instrument, recognise
+from csstdask.instrument import Instrument, builtin_names, load_instrument
 from csstdask.store.campaign import Campaign
-from csstdask.store.fits_file import open_fits, value_of
+from csstdask.store.fits_file import open_fits
 from csstdask.store.fits_scan import FileScan, UnitSource, companion_of, scan
+from csstdask.store.recognise import recognise_hdus
 
 log = logging.getLogger("csstdask")
 
@@ -155,7 +153,7 @@ def _scan_one(path: Path, camera: Instrument | None, given: set[Path]) -> tuple[
     if camera is not None and _is_companion(path, camera, given):
         return None
     with open_fits(path) as hdus:
-        names = _recognise(path, hdus)
+        names = recognise_hdus(path, hdus)
         if camera is not None:
             if names and camera.name not in names and camera.name in builtin_names():
                 raise InputError(path, f"a file of {', '.join(names)}", f"one of {camera.name}")
@@ -188,32 +186,6 @@ def _majority(scans: Mapping[Path, tuple[Instrument, FileScan]]) -> Instrument |
         found = f"files of {len(counts)} cameras ({', '.join(f'{name}: {count}' for name, count in counts)})"
         raise InputError("FITS", found, "one camera a campaign (--instrument NAME takes the files of one)")
     return cameras[name]
-
-
-def _recognise(path: Path, hdus: fits.HDUList) -> tuple[str, ...]:
-    """Return the built-in instruments that a file could be of, by its first two headers."""
-    images = [hdu.header for hdu in hdus[:2] if not isinstance(hdu, fits.BinTableHDU | fits.TableHDU)]
-    return recognise(path.name, _FirstOf(images))
-
-
-class _FirstOf(Mapping[str, Any]):
-    """Several headers as one: the first that has a keyword answers, and broken cards do not."""
-
-    def __init__(self, headers: Sequence[fits.Header]) -> None:
-        self._headers = headers
-
-    def __getitem__(self, name: str) -> Any:
-        for header in self._headers:
-            value = value_of(header, name)
-            if value is not None:
-                return value
-        raise KeyError(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter({name for header in self._headers for name in header})
-
-    def __len__(self) -> int:
-        return len(set(self))
 
 
 @dataclass(frozen=True)

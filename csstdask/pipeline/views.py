@@ -18,7 +18,7 @@ from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.psf_grid import nodes
 from csstdask.instrument import Instrument, electrons_per_unit, validate_instrument
 from csstdask.pipeline.frame import modelled_variance
-from csstdask.store.campaign import open_campaign
+from csstdask.store.campaign import FOOTPRINT, open_campaign
 from csstdask.store.run import campaign_path
 from csstdask.store.zarr_arrays import open_group
 
@@ -57,7 +57,7 @@ def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset
     if "psf" in dataset:
         dataset = dataset.assign_coords(x_psf=nodes(source.sizes["x"]), y_psf=nodes(source.sizes["y"]))
     incoming = np.int32(flags.incoming_cosmic_ray_mask)
-    for name in ("header", "planes", "file_units", "unit_scale"):
+    for name in ("header", *FOOTPRINT, "planes", "file_units", "unit_scale"):
         if name in source:
             dataset[name] = source[name]
     dataset["cr_mask_input"] = (source["flag"] & incoming) != 0

@@ -12,7 +12,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ import zarr
 
 from csstdask.durable import flush_file
 from csstdask.errors import InputError, StoreError
-from csstdask.instrument import Instrument, power_of_units, shifted_header, validate_instrument
+from csstdask.instrument import Instrument, footprint, power_of_units, shifted_header, validate_instrument
 from csstdask.store.schema import (
     CAMPAIGN_COORDINATES,
     CAMPAIGN_PIXELS,
@@ -149,15 +149,16 @@ def _units_of(name: str, units: str) -> str | None:
     return {"sci": units, "wht": power_of_units(units, -2)}.get(name)
 
 
+def flag_attributes(instrument: Instrument) -> dict[str, Any]:
+    """Return the attributes that say what the bits of ``flag`` mean (CF conventions)."""
+    bits = sorted(instrument.flags.bits.items(), key=lambda item: item[1])
+    return {"flag_masks": [mask for _, mask in bits], "flag_meanings": " ".join(name for name, _ in bits)}
+
+
 def _with_flags(spec: ArraySpec, instrument: Instrument) -> ArraySpec:
     if spec.name != "flag":
         return spec
-    bits = sorted(instrument.flags.bits.items(), key=lambda item: item[1])
-    attributes: dict[str, object] = {
-        "flag_masks": [mask for _, mask in bits],
-        "flag_meanings": " ".join(name for name, _ in bits),
-    }
-    return ArraySpec(spec.name, spec.dims, spec.dtype, spec.fill, spec.codec, attributes)
+    return replace(spec, attributes=flag_attributes(instrument))
 
 
 class Campaign:
@@ -190,7 +191,7 @@ class Campaign:
 
     def _add_missing_records(self) -> None:
         """Add the records that a campaign of an earlier version does not have yet."""
-        sizes = {"exposure": get_array(self.group, "sci").shape[0], "detector": get_array(self.group, "sci").shape[1]}
+        sizes = dict(zip(PIXEL_DIMS, get_array(self.group, "sci").shape, strict=True))
         missing = [spec for spec in CAMPAIGN_RECORDS if spec.name not in self.group]
         for spec in missing:
             create_array(self.group, spec, sizes)
@@ -263,7 +264,7 @@ class Campaign:
         """Record units whose shards are on disk: what is known of them first, and flushed, ``present`` last."""
         for one in facts:
             self._describe(one)
-        self._flush(facts, [*_UNIT_FACTS, "time", "exptime"])
+        self._flush(facts, [*_UNIT_FACTS, *FOOTPRINT, "time", "exptime"])
         for one in facts:
             row, column = self.index(one.exposure, one.detector)
             self._put("present", (row, column), value=True)
@@ -280,6 +281,8 @@ class Campaign:
         row, column = self.index(facts.exposure, facts.detector)
         for name in _UNIT_FACTS:
             self._put(name, (row, column), getattr(facts, name))
+        for name, value in asdict(footprint(facts.header, self.shape)).items():
+            self._put(name, (row, column), value)
 
     def _put(self, name: str, selection: Any, value: Any) -> None:
         get_array(self.group, name)[selection] = value
@@ -336,6 +339,8 @@ class Campaign:
         return block[1][row - block[0]]
 
 
+FOOTPRINT = ("s_ra", "s_dec", "s_fov", "s_region")
+"""Where a unit lies on the sky."""
 #: What is recorded of each unit.
 _UNIT_FACTS = (
     "gain",

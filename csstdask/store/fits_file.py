@@ -50,26 +50,41 @@ def _check_length(path: Path, hdus: fits.HDUList) -> None:
         )
 
 
-def plane_data(path: Path, hdus: fits.HDUList, index: int) -> npt.NDArray[Any]:
+def plane_data(
+    path: Path, hdus: fits.HDUList, index: int, section: tuple[slice, slice] | None = None
+) -> npt.NDArray[Any]:
     """Return the pixels of one HDU; those of an integer image that are BLANK are NaN, and the image is then float.
+
+    Parameters
+    ----------
+    path : Path
+        The file, for messages.
+    hdus : HDUList
+        The file, open.
+    index : int
+        The HDU.
+    section : (slice, slice), optional
+        Rows and columns; only their bytes are read.
 
     Raises
     ------
     InputError
         If there are no pixels, they are not 2-D or cannot be read.
     """
-    blank = _blank_value(hdus[index].header)
+    header = hdus[index].header
+    blank = _blank_value(header)
+    shape = tuple(int(header[f"NAXIS{axis}"]) for axis in range(int(header.get("NAXIS", 0)), 0, -1))
+    if not shape:
+        raise InputError(f"{path}[{index}]", "an HDU without data", "an image")
+    if len(shape) != 2:
+        raise InputError(f"{path}[{index}]", f"{len(shape)}-D data of shape {shape}", "a 2-D image")
     try:
-        data = hdus[index].data
+        data = np.asarray(hdus[index].data if section is None else hdus[index].section[section])
     except (OSError, EOFError, ValueError, TypeError) as error:
         raise InputError(f"{path}[{index}]", f"pixels that cannot be read ({error})", "a whole image") from None
-    if data is None:
-        raise InputError(f"{path}[{index}]", "an HDU without data", "an image")
-    if data.ndim != 2:
-        raise InputError(f"{path}[{index}]", f"{data.ndim}-D data of shape {data.shape}", "a 2-D image")
     if blank is None or data.dtype.kind not in "iu":
-        return np.asarray(data)
-    return np.where(data == blank, np.nan, data) if (data == blank).any() else np.asarray(data)
+        return data
+    return np.where(data == blank, np.nan, data) if (data == blank).any() else data
 
 
 def _blank_value(header: fits.Header) -> int | None:

@@ -15,44 +15,62 @@ from astropy.io import fits
 from csstdask.errors import InputError
 from csstdask.instrument import Flags, Instrument, electrons_per_unit, section_slices, shifted_header
 from csstdask.store.fits_file import open_fits, plane_data
-from csstdask.store.fits_scan import UnitSource
+from csstdask.store.fits_scan import PlaneSource, UnitSource
 
-_BAND = 256
+ROWS_AT_ONCE = 256
+"""Rows that are converted at once: powers are taken in double precision, and memory is not free."""
+
+Window = tuple[slice, slice]
+"""Rows and columns of the trimmed frame, in steps of 1."""
+WHOLE: Window = (slice(None), slice(None))
 
 
-def read_sci(source: UnitSource) -> npt.NDArray[np.float32]:
-    """Return the science plane, float32 (y, x), trimmed, in the campaign's units: the file's, but for a scale."""
-    pixels = _read_sci_of_file(source)
+def read_sci(source: UnitSource, window: Window = WHOLE) -> npt.NDArray[np.float32]:
+    """Return the science plane, float32 (y, x), trimmed, in the campaign's units: the file's, but for a scale.
+
+    With a `window`, only its bytes are read.
+    """
+    pixels = _read_sci_of_file(source, window)
     if source.scale != 1:
         pixels *= np.float32(source.scale)
     return pixels
 
 
-def _read_sci_of_file(source: UnitSource) -> npt.NDArray[np.float32]:
-    with open_fits(Path(source.sci.path)) as hdus:
-        data = plane_data(Path(source.sci.path), hdus, source.sci.hdu)
-        with np.errstate(over="ignore"):
-            return np.array(_trim(data, source), dtype=np.float32)
+def _read_sci_of_file(source: UnitSource, window: Window) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        return np.array(_read(source, source.sci, window), dtype=np.float32)
 
 
-def _trim(data: npt.NDArray[Any], source: UnitSource) -> npt.NDArray[Any]:
-    return data if source.trim is None else data[section_slices(source.trim)]
+def _read(source: UnitSource, plane: PlaneSource, window: Window) -> npt.NDArray[Any]:
+    """Return a window of the trimmed pixels of a plane, as the file has them."""
+    with open_fits(Path(plane.path)) as hdus:
+        return plane_data(Path(plane.path), hdus, plane.hdu, _in_file(source, window))
 
 
-def read_weight(source: UnitSource) -> npt.NDArray[np.float32]:
+def _in_file(source: UnitSource, window: Window) -> Window | None:
+    """Return where a window of the trimmed frame lies in the file; None for a whole file."""
+    if source.trim is None and window == WHOLE:
+        return None
+    trim = section_slices(source.trim) if source.trim is not None else (slice(0, None), slice(0, None))
+    parts = []
+    for part, kept, length in zip(window, trim, source.shape, strict=True):
+        first, last, _ = part.indices(length)
+        parts.append(slice(kept.start + first, kept.start + max(first, last)))
+    return parts[0], parts[1]
+
+
+def read_weight(source: UnitSource, window: Window = WHOLE) -> npt.NDArray[np.float32]:
     """Return the inverse variance [units^-2], 0 where a pixel is unusable.
 
     From the file's weight, variance or error; where it has none, from gain, read noise and counts:
     ``variance = max(counts - bias, 0) + read_noise^2`` [e-^2].
     """
     if source.weight is None:
-        return _modelled_weight(source)
-    path = Path(source.weight.path)
-    with open_fits(path) as hdus:
-        raw = np.array(_trim(plane_data(path, hdus, source.weight.hdu), source), dtype=np.float32)
+        return _modelled_weight(source, window)
+    raw = np.array(_read(source, source.weight, window), dtype=np.float32)
     power = {"inverse_variance": 1.0, "variance": -1.0, "error": -2.0}[source.weight_kind]
-    for first in range(0, len(raw), _BAND):  # in bands, for double precision is wanted and memory is not free
-        band = raw[first : first + _BAND]
+    for first in range(0, len(raw), ROWS_AT_ONCE):
+        band = raw[first : first + ROWS_AT_ONCE]
         usable = np.isfinite(band) & (band > 0)
         if power != 1 or source.scale != 1:
             with np.errstate(all="ignore"):
@@ -62,9 +80,9 @@ def read_weight(source: UnitSource) -> npt.NDArray[np.float32]:
     return raw
 
 
-def _modelled_weight(source: UnitSource) -> npt.NDArray[np.float32]:
+def _modelled_weight(source: UnitSource, window: Window) -> npt.NDArray[np.float32]:
     scale = electrons_per_unit(source.units, source.exptime, source.gain)
-    variance = read_sci(source)
+    variance = read_sci(source, window)
     variance -= np.float32(_bias(source))
     variance *= np.float32(scale)
     unusable = ~np.isfinite(variance)
@@ -80,12 +98,12 @@ def _bias(source: UnitSource) -> float:
     """Return the pedestal of a frame [its units]: the overscan's median where there is one."""
     if not source.overscan:
         return source.bias_level
-    with open_fits(Path(source.sci.path)) as hdus:
-        data = plane_data(Path(source.sci.path), hdus, source.sci.hdu)
-        return float(np.median(data[section_slices(source.overscan or "")])) * source.scale
+    path = Path(source.sci.path)
+    with open_fits(path) as hdus:
+        return float(np.median(plane_data(path, hdus, source.sci.hdu, section_slices(source.overscan)))) * source.scale
 
 
-def read_flag(source: UnitSource, instrument: Instrument) -> npt.NDArray[np.int32]:
+def read_flag(source: UnitSource, instrument: Instrument, window: Window = WHOLE) -> npt.NDArray[np.int32]:
     """Return the flag plane as bits, int32 (y, x).
 
     Codes become bits, planes that a header numbers move to the instrument's bits, pixels of a bad-pixel map or
@@ -93,23 +111,22 @@ def read_flag(source: UnitSource, instrument: Instrument) -> npt.NDArray[np.int3
     has its saturated pixels flagged, where the instrument says at how many electrons that is.
     """
     if source.flag is None:
-        flag = _saturation_flag(source, instrument)
+        flag = _saturation_flag(source, instrument, window)
     else:
         path = Path(source.flag.path)
         with open_fits(path) as hdus:
-            raw = _trim(plane_data(path, hdus, source.flag.hdu), source)
+            raw = plane_data(path, hdus, source.flag.hdu, _in_file(source, window))
             flag = _as_bits(raw, hdus[source.flag.hdu].header, instrument, f"{path}[{source.flag.hdu}]")
     if instrument.flags.bad_values:
-        flag[np.isin(_read_sci_of_file(source), instrument.flags.bad_values)] |= instrument.flags.mask(
-            instrument.flags.bad
-        )
+        bad = np.isin(_read_sci_of_file(source, window), instrument.flags.bad_values)
+        flag[bad] |= instrument.flags.mask(instrument.flags.bad)
     if source.bad_pixel_map:
         path = Path(source.bad_pixel_map)
         with open_fits(path) as hdus:
             bad = plane_data(path, hdus, _first_image(hdus))
-            if bad.shape != flag.shape:
-                raise InputError(path, f"shape {bad.shape}", f"{flag.shape}")
-            flag[bad != 0] |= instrument.flags.mask(instrument.flags.bad)
+            if bad.shape != source.shape:
+                raise InputError(path, f"shape {bad.shape}", f"{source.shape}")
+            flag[bad[window] != 0] |= instrument.flags.mask(instrument.flags.bad)
     return flag
 
 
@@ -117,11 +134,11 @@ def _first_image(hdus: fits.HDUList) -> int:
     return next((index for index, hdu in enumerate(hdus) if getattr(hdu, "is_image", False) and hdu.header["NAXIS"]), 0)
 
 
-def _saturation_flag(source: UnitSource, instrument: Instrument) -> npt.NDArray[np.int32]:
-    flag = np.zeros(source.shape, dtype=np.int32)
+def _saturation_flag(source: UnitSource, instrument: Instrument, window: Window) -> npt.NDArray[np.int32]:
+    flag = np.zeros(np.empty(source.shape, dtype=bool)[window].shape, dtype=np.int32)
     if "saturated" not in instrument.flags.bits:
         return flag
-    sci, bit = read_sci(source), instrument.flags.mask("saturated")
+    sci, bit = read_sci(source, window), instrument.flags.mask("saturated")
     with np.errstate(invalid="ignore"):
         if source.adc_limit is not None:
             flag[sci >= source.adc_limit] = bit

@@ -88,5 +88,16 @@ CAMPAIGN_RECORDS = (
     ),
     ArraySpec("file_units", UNIT_DIMS, "str", "", "table", {"long_name": "units that the file states"}),
     ArraySpec("unit_scale", UNIT_DIMS, "float64", 1.0, "table", {"long_name": "pixels here / pixels of the file"}),
+    ArraySpec("s_ra", UNIT_DIMS, "float64", float("nan"), "table", {"units": "deg", "long_name": "centre, ICRS"}),
+    ArraySpec("s_dec", UNIT_DIMS, "float64", float("nan"), "table", {"units": "deg", "long_name": "centre, ICRS"}),
+    ArraySpec(
+        "s_fov",
+        UNIT_DIMS,
+        "float64",
+        float("nan"),
+        "table",
+        {"units": "deg", "long_name": "diameter of the circle around the frame; 0: no usable WCS, NaN: not recorded"},
+    ),
+    ArraySpec("s_region", UNIT_DIMS, "str", "", "table", {"long_name": "corners of the frame (STC-S)"}),
     ArraySpec("digest", UNIT_DIMS, "str", "", "table", {"long_name": "SHA-256 of what the unit was made from"}),
 )

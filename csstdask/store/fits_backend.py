@@ -1,0 +1,224 @@
+"""Raw files in xarray: ``xr.open_dataset("frame.fits", engine="csst")``, lazy, in the form of a campaign.
+
+What the planes, units and coordinates of a file are is decided as in an ingest; pixels are read when they are used,
+and only those.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from xarray.backends import BackendArray, BackendEntrypoint
+from xarray.core import indexing
+
+from csstdask.errors import CsstdaskError, InputError
+from csstdask.instrument import Instrument, footprint, load_instrument, power_of_units
+from csstdask.store.campaign import FOOTPRINT, flag_attributes
+from csstdask.store.fits_planes import Window, read_flag, read_headers, read_sci, read_weight
+from csstdask.store.fits_scan import UnitSource, scan
+from csstdask.store.recognise import recognise_file
+from csstdask.store.schema import CAMPAIGN_COORDINATES, NO_TIME, PIXEL_DIMS, UNIT_DIMS
+
+
+class CsstBackend(BackendEntrypoint):
+    """Open FITS files of the cameras that csstdask knows."""
+
+    description = "FITS frames of the cameras that csstdask knows, in the form of a campaign"
+    url = "https://csstdask.readthedocs.io"
+    open_dataset_parameters = ("filename_or_obj", "drop_variables", "instrument")
+
+    def open_dataset(  # type: ignore[override]
+        self,
+        filename_or_obj: str | os.PathLike[Any],
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        instrument: str | Path | Instrument | None = None,
+    ) -> xr.Dataset:
+        """Open a file, lazily.
+
+        Parameters
+        ----------
+        filename_or_obj : path
+            A FITS file; in a layout of separate files, the science file.
+        drop_variables : str or iterable of str, optional
+            Variables to leave out.
+        instrument : str, path or Instrument, optional
+            A built-in name or a TOML; by default what the headers tell.
+
+        Returns
+        -------
+        xarray.Dataset
+            ``sci``, ``wht``, ``flag`` over (exposure, detector, y, x), with the coordinates of a campaign.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be used, or its camera is not known.
+        """
+        path = Path(filename_or_obj)
+        camera = instrument if isinstance(instrument, Instrument) else _camera(path, instrument)
+        found = scan(path, camera)
+        if not found.units:
+            raise found.problems[0] if found.problems else InputError(path, "no science image", "at least one")
+        for problem in found.problems:
+            warnings.warn(f"left out: {problem}", stacklevel=2)
+        dropped = {drop_variables} if isinstance(drop_variables, str) else set(drop_variables or ())
+        return _dataset(path, found.units, camera).drop_vars(dropped, errors="ignore")
+
+    def guess_can_open(self, filename_or_obj: Any) -> bool:
+        """Tell whether this is a FITS file of a camera that is known."""
+        try:
+            path = Path(filename_or_obj)
+            return ".fit" in path.name.lower() and len(recognise_file(path)) == 1
+        except (CsstdaskError, TypeError, OSError):
+            return False
+
+
+def _camera(path: Path, given: str | Path | None) -> Instrument:
+    if given is not None:
+        return load_instrument(given)
+    names = recognise_file(path)
+    if len(names) != 1:
+        found = f"what could be of {', '.join(names)}" if names else "no camera that is known"
+        raise InputError(path, found, "instrument= with the name of one, or a TOML")
+    return load_instrument(names[0])
+
+
+def _dataset(path: Path, units: list[UnitSource], camera: Instrument) -> xr.Dataset:
+    first = units[0]
+    for unit in units:
+        if (unit.shape, unit.units) != (first.shape, first.units):
+            found = f"frames of {first.shape} in {first.units} and of {unit.shape} in {unit.units}"
+            raise InputError(path, found, "one shape and unit (csstdask ingest takes each into a campaign of its own)")
+    exposures = list(dict.fromkeys(unit.exposure for unit in units))
+    detectors = sorted({unit.detector for unit in units})
+    places = {(exposures.index(unit.exposure), detectors.index(unit.detector)): unit for unit in units}
+    shape = (len(exposures), len(detectors), *first.shape)
+    weight_attributes = {"units": power_of_units(first.units, -2), "long_name": "inverse variance, 0 = unusable"}
+    planes: dict[str, tuple[Callable[[UnitSource, Window], npt.NDArray[Any]], str, float, dict[str, Any]]] = {
+        "sci": (read_sci, "float32", np.nan, {"units": first.units}),
+        "wht": (
+            read_weight,
+            "float32",
+            0,
+            {"units": power_of_units(first.units, -2), "long_name": "inverse variance, 0 = unusable"},
+        ),
+        "flag": (_FlagReader(camera), "int32", 0, flag_attributes(camera)),
+    }
+    variables: dict[str, Any] = {}
+    for name, (reader, dtype, fill, attributes) in planes.items():
+        data = indexing.LazilyIndexedArray(_Plane(places, shape, reader, np.dtype(dtype), fill))
+        variables[name] = (PIXEL_DIMS, data, attributes)
+    headers = {place: read_headers(unit) for place, unit in places.items()}
+    texts = {"header": 0, "primary_header": 1}
+    for name, index in texts.items():
+        variables[name] = (UNIT_DIMS, _over_units(shape, "", {key: text[index] for key, text in headers.items()}))
+    variables["planes"] = (UNIT_DIMS, _over_units(shape, "", {key: unit.planes for key, unit in places.items()}))
+    regions = {place: asdict(footprint(header, first.shape)) for place, (header, _) in headers.items()}
+    for name in FOOTPRINT:
+        of_units = {place: region[name] for place, region in regions.items()}
+        if name == "s_region":
+            variables[name] = (UNIT_DIMS, _over_units(shape, "", of_units))
+        else:
+            variables[name] = (UNIT_DIMS, _over_units(shape, np.nan, of_units).astype(np.float64), {"units": "deg"})
+    coordinates: dict[str, Any] = {
+        "exposure": ("exposure", np.array(exposures, dtype=object)),
+        "detector": ("detector", np.array(detectors, dtype=np.int32)),
+        "y": np.arange(first.shape[0]),
+        "x": np.arange(first.shape[1]),
+    }
+    for spec in CAMPAIGN_COORDINATES:
+        attributes = {key: value for key, value in spec.attributes.items() if spec.name != "time" or key == "long_name"}
+        coordinates[spec.name] = (spec.dims, _coordinate(spec.name, spec.fill, shape, places), attributes)
+    attributes = {
+        "csstdask": "campaign",
+        "instrument": json.loads(camera.model_dump_json(exclude_none=True)),
+        "path": str(path),
+    }
+    return xr.Dataset(variables, coordinates, attributes)
+
+
+def _coordinate(
+    name: str, fill: object, shape: tuple[int, ...], places: dict[tuple[int, int], UnitSource]
+) -> npt.NDArray[Any]:
+    if name == "present":
+        return _over_units(shape, False, dict.fromkeys(places, True)).astype(bool)
+    values = {place: getattr(unit, name) for place, unit in places.items()}
+    if name in ("time", "exptime"):
+        row = np.array(
+            [next(value for (row, _), value in values.items() if row == number) for number in range(shape[0])]
+        )
+        if name == "exptime":
+            return row.astype(np.float64)
+        return np.where(row == NO_TIME, np.datetime64("NaT", "us"), row.astype("datetime64[us]"))
+    filled = _over_units(shape, fill, values)
+    return filled if isinstance(fill, str) else filled.astype(np.float64)
+
+
+def _over_units(shape: tuple[int, ...], fill: object, values: dict[tuple[int, int], Any]) -> npt.NDArray[Any]:
+    filled = np.full(shape[:2], fill, dtype=object)
+    for place, value in values.items():
+        filled[place] = value
+    return filled
+
+
+class _FlagReader:
+    """Reads flags as bits of a camera: a function that can be sent to a worker."""
+
+    def __init__(self, camera: Instrument) -> None:
+        self.camera = camera
+
+    def __call__(self, source: UnitSource, window: Window) -> npt.NDArray[Any]:
+        return read_flag(source, self.camera, window)
+
+
+class _Plane(BackendArray):
+    """One plane of all units of a file; a part of it reads that part of the file."""
+
+    def __init__(
+        self,
+        places: dict[tuple[int, int], UnitSource],
+        shape: tuple[int, ...],
+        reader: Callable[[UnitSource, Window], npt.NDArray[Any]],
+        dtype: np.dtype[Any],
+        fill: float,
+    ) -> None:
+        self.places, self.shape, self.reader, self.dtype, self.fill = places, shape, reader, dtype, fill
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._part)
+
+    def _part(self, key: tuple[int | slice, ...]) -> npt.NDArray[Any]:
+        rows, columns = (np.atleast_1d(np.arange(self.shape[axis])[key[axis]]) for axis in (0, 1))
+        windows = [_ascending(part, self.shape[axis]) for axis, part in enumerate(key[2:], 2)]
+        (y, y_rest), (x, x_rest) = windows
+        size = (y.stop - y.start, x.stop - x.start)
+        part = np.full((len(rows), len(columns), *size), self.fill, dtype=self.dtype)
+        for row_index, row in enumerate(rows):
+            for column_index, column in enumerate(columns):
+                unit = self.places.get((int(row), int(column)))
+                if unit is not None and min(size) > 0:
+                    part[row_index, column_index] = self.reader(unit, (y, x))
+        units = tuple(0 if isinstance(one, int | np.integer) else slice(None) for one in key[:2])
+        return part[(*units, y_rest, x_rest)]
+
+
+def _ascending(part: int | slice, length: int) -> tuple[slice, int | slice]:
+    """Return the contiguous pixels that hold a selection, and the selection within them."""
+    if isinstance(part, int | np.integer):
+        return slice(int(part), int(part) + 1), 0
+    chosen = np.arange(length)[part]
+    if not len(chosen):
+        return slice(0, 0), slice(None)
+    first, last = int(chosen.min()), int(chosen.max()) + 1
+    step = int(chosen[1] - chosen[0]) if len(chosen) > 1 else 1
+    return slice(first, last), slice(None, None, step)

@@ -1,0 +1,44 @@
+"""Which camera a FITS file is of, by its name and its first two headers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from astropy.io import fits
+
+from csstdask.instrument import recognise
+from csstdask.store.fits_file import open_fits, value_of
+
+
+def recognise_file(path: Path) -> tuple[str, ...]:
+    """Return the built-in instruments that a file could be of; InputError if it cannot be read."""
+    with open_fits(path) as hdus:
+        return recognise_hdus(path, hdus)
+
+
+def recognise_hdus(path: Path, hdus: fits.HDUList) -> tuple[str, ...]:
+    """Return the built-in instruments that an open file could be of."""
+    images = [hdu.header for hdu in hdus[:2] if not isinstance(hdu, fits.BinTableHDU | fits.TableHDU)]
+    return recognise(path.name, _FirstOf(images))
+
+
+class _FirstOf(Mapping[str, Any]):
+    """Several headers as one: the first that has a keyword answers, and broken cards do not."""
+
+    def __init__(self, headers: Sequence[fits.Header]) -> None:
+        self._headers = headers
+
+    def __getitem__(self, name: str) -> Any:
+        for header in self._headers:
+            value = value_of(header, name)
+            if value is not None:
+                return value
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({name for header in self._headers for name in header})
+
+    def __len__(self) -> int:
+        return len(set(self))
