@@ -89,13 +89,17 @@ def celestial_wcs(header: Header) -> WCS | None:
     Polynomial distortions (SIP, TPV) are applied. Look-up tables (HST's ``D2IM`` and ``CPDIS``, below 0.1 pixel) are
     not, for their arrays are not part of a campaign; a WCS that is nothing but a table (``-TAB``) cannot be used.
     """
+    from astropy.coordinates import ICRS  # noqa: PLC0415
+    from astropy.wcs.utils import wcs_to_celestial_frame  # noqa: PLC0415
+
     wcs = readable_wcs(header)
     if wcs is None or not wcs.has_celestial:
         return None
     try:
         with no_warnings():
             usable = bool(np.isfinite(wcs.wcs_pix2world([[1.0, 1.0]], 0)).all())
-    except (ValueError, KeyError):  # of singular matrices
+            wcs_to_celestial_frame(wcs).is_transformable_to(ICRS())
+    except (ValueError, KeyError):  # of singular matrices, and of frames without a place on the sky, as the Sun's
         return None
     return wcs if usable else None
 
@@ -107,16 +111,27 @@ def readable_wcs(header: Header) -> WCS | None:
 
     if any("-TAB" in str(header.get(f"CTYPE{axis}", "")) for axis in (1, 2)):
         return None
-    cards = [card for card in header.cards if not LOOKUP_KEYWORDS.match(card.keyword)]
-    if any(_NUMBER.fullmatch(card.keyword) and not isinstance(card.value, int | float) for card in cards):
+    kept = Header([card for card in header.cards if not LOOKUP_KEYWORDS.match(card.keyword)])
+    if any(_NUMBER.fullmatch(card.keyword) and not isinstance(card.value, int | float) for card in kept.cards):
         return None  # astropy would take its default instead
+    _repair_wcs(kept)
     try:
         with no_warnings():
-            wcs = WCS(Header(cards), naxis=2)
+            wcs = WCS(kept, naxis=2)
             wcs.wcs.set()
     except (ValueError, KeyError, MemoryError):  # among them astropy's errors of singular matrices and wrong keywords
         return None
     return wcs
+
+
+def _repair_wcs(header: Header) -> None:
+    """Mend what is wrong in many headers and clear in meaning: ``degree`` for deg, SCAMP's PV beside SIP."""
+    for axis in (1, 2):
+        if str(header.get(f"CUNIT{axis}", "")).strip().lower() in {"degree", "degrees"}:
+            header[f"CUNIT{axis}"] = "deg"
+    if all("-SIP" in str(header.get(f"CTYPE{axis}", "")) for axis in (1, 2)):
+        for keyword in [card.keyword for card in header.cards if re.fullmatch(r"PV[12]_\d+", card.keyword)]:
+            header.remove(keyword, ignore_missing=True)  # the same distortion as the SIP terms, in another form
 
 
 def sky_positions(header: str, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Float, Float]:

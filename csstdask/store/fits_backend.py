@@ -106,12 +106,7 @@ def _dataset(path: Path, units: list[UnitSource], camera: Instrument) -> xr.Data
     weight_attributes = {"units": power_of_units(first.units, -2), "long_name": "inverse variance, 0 = unusable"}
     planes: dict[str, tuple[Callable[[UnitSource, Window], npt.NDArray[Any]], str, float, dict[str, Any]]] = {
         "sci": (read_sci, "float32", np.nan, {"units": first.units}),
-        "wht": (
-            read_weight,
-            "float32",
-            0,
-            {"units": power_of_units(first.units, -2), "long_name": "inverse variance, 0 = unusable"},
-        ),
+        "wht": (read_weight, "float32", 0, weight_attributes),
         "flag": (_FlagReader(camera), "int32", 0, flag_attributes(camera)),
     }
     variables: dict[str, Any] = {}

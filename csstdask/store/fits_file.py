@@ -36,7 +36,9 @@ def open_fits(path: Path) -> Iterator[fits.HDUList]:
 
 
 def _check_length(path: Path, hdus: fits.HDUList) -> None:
-    info = hdus[-1].fileinfo() if len(hdus) else None
+    if not len(hdus) or not hasattr(hdus[-1], "fileinfo"):
+        raise InputError(path, "HDUs that astropy does not know", "images and tables of the FITS standard")
+    info = hdus[-1].fileinfo()
     if info is None:
         return
     header = hdus[-1].header

@@ -32,6 +32,8 @@ STANDARD_TIMES = (
     TimeKeyword(keyword="MJD-OBS", format="mjd"),
 )
 """Where the FITS standard keeps the start of an exposure: tried after the instrument's own keywords."""
+TIMES_OF_DAY = ("TIME-OBS", "UTC-OBS", "UT")
+"""Where the time of day stands if a date is a date alone, and the instrument does not say."""
 TIME_SCALES = {"UTC": "utc", "UT": "utc", "UT1": "utc", "TAI": "tai", "TT": "tt", "TDT": "tt", "ET": "tt", "TDB": "tdb"}
 """TIMESYS -> astropy's name of the scale. UT1 is within a second of UTC."""
 PLAUSIBLE_YEARS = (1950, 2200)
@@ -76,7 +78,7 @@ class StartTime:
     microseconds: int
     """Since 1970, UTC; `NO_TIME` where it is not known."""
     problem: str | None = None
-    """Why it is not known, where a keyword is there and cannot be read."""
+    """Why it is not known, where a keyword is there and cannot be read; what was assumed, where it is known in part."""
 
 
 class HeaderLookup:
@@ -201,8 +203,10 @@ def start_time(lookup: HeaderLookup) -> StartTime:
             continue
         try:
             with no_warnings():  # erfa's, of years far from ours, which are checked here
-                moment = _mjd(value, scale) if wanted.format == "mjd" else _date(value, wanted, lookup, scale)
-                return StartTime(_microseconds(moment))
+                if wanted.format == "mjd":
+                    return StartTime(_microseconds(_mjd(value, scale)))
+                moment, assumed = _date(value, wanted, lookup, scale)
+                return StartTime(_microseconds(moment), assumed)
         except (ValueError, TypeError, OverflowError) as error:
             problem = problem or f"{wanted.keyword} = {value!r}: {error}"
     return StartTime(NO_TIME, problem)
@@ -215,7 +219,8 @@ def _mjd(value: Any, scale: str) -> Time:
     return Time(number, format="mjd", scale=scale)
 
 
-def _date(value: Any, wanted: TimeKeyword, lookup: HeaderLookup, scale: str) -> Time:
+def _date(value: Any, wanted: TimeKeyword, lookup: HeaderLookup, scale: str) -> tuple[Time, str | None]:
+    """Return the time of a date keyword, and what was assumed."""
     text = str(value).strip()
     old = _BEFORE_2000.fullmatch(text)
     if old is not None:
@@ -224,13 +229,14 @@ def _date(value: Any, wanted: TimeKeyword, lookup: HeaderLookup, scale: str) -> 
     if match is None:
         raise ValueError("not a date of the FITS standard; wanted YYYY-MM-DDThh:mm:ss, in UTC")
     clock, zone = match["clock"], match["zone"]
-    time_of_day = wanted.time_of_day or ("TIME-OBS" if wanted.keyword == "DATE-OBS" else None)
-    if clock is None and time_of_day:
-        clock = lookup.get(time_of_day)
+    if clock is None:
+        names = (wanted.time_of_day,) if wanted.time_of_day else TIMES_OF_DAY
+        clock = lookup.get(*names)
         if clock is not None and not _CLOCK.fullmatch(str(clock)):
-            raise ValueError(f"{time_of_day} = {clock!r}; wanted hh:mm:ss")
+            raise ValueError(f"{'/'.join(names)} = {clock!r}; wanted hh:mm:ss")
     moment = Time(f"{match['date']}T{clock}" if clock else match["date"], scale=scale)
-    return moment - _offset(zone) if zone else moment
+    assumed = None if clock else f"{wanted.keyword} = {value!r}: without a time of day; assumed midnight"
+    return (moment - _offset(zone) if zone else moment), assumed
 
 
 def _offset(zone: str) -> u.Quantity:

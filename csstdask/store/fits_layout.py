@@ -27,7 +27,7 @@ Role = Literal["sci", "wht", "flag"]
 COMMON_NAMES: dict[str, tuple[Role, WeightKind]] = {
     **dict.fromkeys(("SCI", "SCIENCE", "IMAGE", "IMG", "DATA"), ("sci", "inverse_variance")),
     **dict.fromkeys(("WHT", "WEIGHT", "WGT", "IVAR", "INVVAR"), ("wht", "inverse_variance")),
-    **dict.fromkeys(("VAR", "VARIANCE"), ("wht", "variance")),
+    **dict.fromkeys(("VAR", "VARIANCE", "STAT"), ("wht", "variance")),
     **dict.fromkeys(("ERR", "ERROR", "RMS", "SIGMA", "STD", "STDDEV", "UNCERT", "UNCERTAINTY"), ("wht", "error")),
     **dict.fromkeys(("FLG", "FLAG", "FLAGS", "DQ", "MASK", "BPM", "QUALITY"), ("flag", "inverse_variance")),
 }
@@ -327,7 +327,11 @@ def _choose_layout(path: Path, hdus: fits.HDUList, layouts: Sequence[Layout]) ->
         matches = [_find_plane(hdus, plane, role, of_chips=of_chips) for role, plane in roles if plane is not None]
         there = [science, *(match for match in matches if match is not None)]
         own = sum(match.found_by != "a name in common use" for match in there)
-        ranked.append((-len(there), -own, len(matches) + 1 - len(there), order))
+        missing = sum(
+            match is None and not plane.optional
+            for match, plane in zip(matches, (one for _, one in roles if one is not None), strict=True)
+        )
+        ranked.append((-len(there), -own, missing, order))
     if not ranked:
         raise _no_science(path, hdus, layouts)
     return layouts[min(ranked)[3]], False
@@ -447,7 +451,7 @@ def _assign(
             continue
         shape = _shape_of(header)
         if not shape:
-            result[index] = FoundPlane(candidates.path, partner, other.name, "empty")
+            result[index] = FoundPlane(candidates.path, partner, other.name, f"{candidates.found_by}, empty")
             continue
         found_by = candidates.found_by + (f" and {how}" if len(science) > 1 else "")
         result[index] = FoundPlane(candidates.path, partner, other.name, found_by, candidates.kind, shape)

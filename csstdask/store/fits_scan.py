@@ -416,5 +416,5 @@ def _time(lookup: HeaderLookup, instrument: Instrument, detector: int, notes: li
         wanted = f"the time of the exposure, on which {instrument.name}'s overrides depend"
         raise InputError(lookup.path, found, wanted)
     if start.problem:
-        notes.append(f"time unknown: {start.problem}")
+        notes.append(f"time{' unknown' if start.microseconds == NO_TIME else ''}: {start.problem}")
     return start.microseconds

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from astropy import units as u
 from astropy.coordinates import SkyCoord
+from astropy.io import fits
 from astropy.io.fits import Header
 
 from csstdask.instrument.geometry import celestial_wcs, sky_positions
@@ -93,3 +94,27 @@ def test_what_cannot_be_used_has_no_positions(keys):
     assert celestial_wcs(made) is None
     ra, dec = sky_positions(made.tostring(sep="\n"), [1.0], [2.0])
     assert np.isnan([*ra, *dec]).all()
+
+
+def test_headers_of_real_cameras_that_need_mending():
+    """The unit "degree" of raw HSC frames; PV terms beside SIP terms, as SCAMP writes them."""
+    header = fits.Header({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CUNIT1": "degree", "CUNIT2": "degree"})
+    header.update({"CRVAL1": 10.0, "CRVAL2": 0.0, "CRPIX1": 1.0, "CRPIX2": 1.0, "CDELT1": -1e-4, "CDELT2": 1e-4})
+    ra, dec = sky_positions(header.tostring(sep="\n"), [0], [0])
+    assert (ra[0], dec[0]) == pytest.approx((10.0, 0.0), abs=1e-12)
+    header.update({"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 2, "B_ORDER": 2, "A_2_0": 1e-6})
+    header.update({"PV1_0": 0.0, "PV1_1": 1.0, "PV1_2": 0.0, "PV1_5": 1e-3, "PV2_5": 1e-3})
+    expected = sky_positions(
+        fits.Header([c for c in header.cards if "PV" not in c.keyword]).tostring(sep="\n"), [50], [9]
+    )
+    np.testing.assert_allclose(sky_positions(header.tostring(sep="\n"), [50], [9]), expected)
+    assert np.isfinite(expected).all()
+
+
+@pytest.mark.parametrize("axes", [("HPLN-TAN", "HPLT-TAN"), ("SOLAR-X", "SOLAR-Y"), ("PIXEL", "PIXEL"), ("", "")])
+def test_frames_without_a_place_on_the_sky(axes):
+    """Images of the Sun are in coordinates of its disk."""
+    header = fits.Header({"CTYPE1": axes[0], "CTYPE2": axes[1], "CRVAL1": 0.0, "CRVAL2": 0.0})
+    ra, dec = sky_positions(header.tostring(sep="\n"), [0, 5], [0, 5])
+    assert np.isnan(ra).all()
+    assert np.isnan(dec).all()
