@@ -1,11 +1,12 @@
 """What a camera is: instruments as data."""
 
 from csstdask.instrument.geometry import celestial_wcs, nominal_header, pixel_of, sky_positions
-from csstdask.instrument.model import Flags, Instrument, Layout, Plane, section_slices
+from csstdask.instrument.model import Expectations, Flags, Instrument, Layout, Plane, section_slices
 from csstdask.instrument.registry import builtin_names, load_instrument, recognise, validate_instrument
 from csstdask.instrument.units import electrons_per_unit, parse_units
 
 __all__ = [
+    "Expectations",
     "Flags",
     "Instrument",
     "Layout",
