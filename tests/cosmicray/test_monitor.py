@@ -68,14 +68,14 @@ def test_rates_have_a_poisson_error(rng):
     assert drift(unknown) == ()
 
 
-def test_a_doubled_rate_is_one_sentence_with_its_remedy(rng):
-    alarms = drift(night(rng, factor=((5, 2.0),)), campaign="night.zarr")
+def test_a_doubled_rate_is_one_sentence_with_advice(rng):
+    alarms = drift(night(rng, factor=((5, 2.0),)), advice="look at it")
     assert [(alarm.exposure, alarm.what) for alarm in alarms] == [("105", "rate")]
     sentence = alarms[0].sentence
     assert sentence.startswith("exposure 105: found ")
     assert "events/cm^2/s, expected " in sentence
     assert "from the run's first 2 exposures" in sentence
-    assert sentence.endswith("retrain with `csstdask train cosmicray --campaign night.zarr --to DIR`")
+    assert sentence == f"{alarms[0].finding}: look at it"
     quiet = replace(CARD, expects={"rate": [0.8, 1.2]})
     found = drift(night(rng, factor=((0, 0.3),)), quiet)
     assert [(alarm.exposure, alarm.what) for alarm in found] == [("100", "rate")]  # a card knows the first exposure too

@@ -1,0 +1,52 @@
+"""The commands that a report gives: each can be pasted into a shell as it stands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.steps import STEPS
+
+#: Name of the file of settings in a command, where a run's differ from the defaults.
+SETTINGS_FILE = "settings.toml"
+
+
+def run_command(run: Path, campaign: Path, *options: str) -> str:
+    """Return the command that makes or resumes a run."""
+    return shlex.join(["csstdask", "run", str(campaign), "--to", str(run), *options])
+
+
+def reproduce_command(run: Path, campaign: Path, failure: Mapping[str, Any], *options: str) -> str:
+    """Return the command that repeats one failed unit, up to the step that failed.
+
+    Parameters
+    ----------
+    run, campaign : Path
+    failure : mapping
+        ``exposure``, ``detector`` and ``step``. A step that is none of the pipeline's (a killed worker) is left out.
+    *options : str
+        Further options, such as ``--config settings.toml``.
+
+    Examples
+    --------
+    >>> failure = {"exposure": "n1", "detector": 7, "step": "detect"}
+    >>> reproduce_command(Path("r.zarr"), Path("c.zarr"), failure)
+    'csstdask run c.zarr --to r.zarr --select exposure=n1,detector=7 --steps detect'
+    """
+    step = ("--steps", str(failure["step"])) if failure["step"] in STEPS else ()
+    select = f"exposure={failure['exposure']},detector={failure['detector']}"
+    return run_command(run, campaign, "--select", select, *step, *options)
+
+
+def changed_settings(config: RunConfig) -> str:
+    """Return the settings that differ from the defaults as TOML; an empty text if none do."""
+    defaults, lines = RunConfig().model_dump(mode="json"), []
+    for part, values in config.model_dump(mode="json").items():
+        changed = {key: value for key, value in values.items() if value != defaults[part][key] and value is not None}
+        if changed:
+            lines += [f"[{part}]", *(f"{key} = {json.dumps(value)}" for key, value in changed.items()), ""]
+    return "\n".join(lines).strip()
