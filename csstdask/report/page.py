@@ -81,12 +81,12 @@ def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = 
     recipe = recipe_of(dict(open_group(plan.campaign.path, "campaign").attrs))
     camera = expectations_of(instrument)
     hits, rates = expected_hits(dataset, camera, recipe), expected_rates(dataset, camera, recipe)
-    paths = root, plan.campaign.path
-    lights = requirements(dataset, summary, watched.alarms, hits, rates, paths)
+    paths, options = (root, plan.campaign.path), settings_option(plan.config)
+    lights = requirements(dataset, summary, watched.alarms, hits, rates, paths, options)
     sections = (
         ("", _title(run, dataset, summary, instrument)),
         ("Requirements", show_lights(lights)),
-        ("Failures", _failures(summary, paths, settings_option(plan.config))),
+        ("Failures", _failures(summary, paths, options)),
         ("The night at a glance", _glance(dataset, instrument)),
         ("Against truth", _truth(run, campaign)),
         ("Cosmic rays", _cosmic_rays(dataset, watched, rates)),

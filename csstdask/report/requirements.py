@@ -104,7 +104,7 @@ def expected_hits(dataset: xr.Dataset, camera: Expectations | None, recipe: Reci
             if str(name) in order:
                 share = 100 * pixel_fraction(recipe, order[str(name)])
                 low[row], high[row] = (factor * share for factor in _MOCK_FACTORS)
-        return Expectation(low, high, f"half to one and a half of the pixels with charge in recipe {recipe.name}")
+        return Expectation(low, high, f"by exposure, 0.5 to 1.5 times the pixels with charge in recipe {recipe.name}")
     if camera is None:
         return Expectation(low, high, "")
     for row, exptime in enumerate(np.atleast_1d(dataset["exptime"].values)):
@@ -150,6 +150,7 @@ def requirements(
     hits: Expectation,
     rates: Expectation,
     paths: tuple[Path, Path],
+    options: tuple[str, ...] = (),
 ) -> list[Light]:
     """Return the lights of a run.
 
@@ -164,9 +165,11 @@ def requirements(
         See `expected_hits` and `expected_rates`.
     paths : (Path, Path)
         Of the run and of its campaign.
+    options : tuple of str
+        Of the command that resumes the run, such as ``--config settings.toml``.
     """
     run, campaign = paths
-    lights = [_completeness(summary, run, campaign)]
+    lights = [_completeness(summary, run_command(run, campaign, *options))]
     if "cr_fraction" in dataset:
         check = shlex.join(["csstdask", "evaluate", "cosmicray", "--run", str(run), "--to", f"{run.stem}_check"])
         lights.append(_hits(dataset, hits, check))
@@ -175,13 +178,13 @@ def requirements(
     return lights
 
 
-def _completeness(summary: Summary, run: Path, campaign: Path) -> Light:
+def _completeness(summary: Summary, resume: str) -> Light:
     found = f"{summary.done} of {summary.total} done, {summary.failed} failed, {summary.pending} pending"
     failed = tuple(Unit(item["exposure"], item["detector"]) for item in summary.failures)
     if not summary.failed and not summary.pending:
         return Light("Units", "pass", found, "all done")
     state: State = "fail" if summary.failed else "warn"
-    return Light("Units", state, found, "all done", failed[:_LINKED], run_command(run, campaign))
+    return Light("Units", state, found, "all done", failed[:_LINKED], resume)
 
 
 def _hits(dataset: xr.Dataset, expected: Expectation, check: str) -> Light:

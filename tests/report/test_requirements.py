@@ -111,7 +111,7 @@ def test_a_mock_is_compared_with_its_recipe(tmp_path):
     dataset = dataset.assign_coords(exposure=list(recipe.exposure_ids))
     lights = lights_of(dataset, "csst", recipe=recipe, folder=tmp_path)
     assert "units above: 1, below: 1" in lights["Pixels hit"].found
-    assert "1.25 to 3.75 (half to one and a half" in lights["Pixels hit"].expected
+    assert "1.25 to 3.75 (by exposure, 0.5 to 1.5 times the pixels" in lights["Pixels hit"].expected
     assert lights["Cosmic-ray events"].state == "none"
 
 
