@@ -76,7 +76,7 @@ def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = 
     root, summary = Path(run), status(run, campaign=campaign)
     dataset, plan = open_run(run, campaign), plan_of_run(root, campaign)
     instrument = validate_instrument(dataset.attrs["instrument"], str(run))
-    dataset = _with_rates(dataset, instrument)
+    dataset = _with_rates(_with_metrics_read(dataset), instrument)
     watched = watch(run, campaign)
     recipe = recipe_of(dict(open_group(plan.campaign.path, "campaign").attrs))
     camera = expectations_of(instrument)
@@ -114,6 +114,12 @@ def show_lights(lights: Sequence[Light]) -> str:
         for light in lights
     ]
     return render("requirements.html.jinja", lights=shown, words=_WORDS)
+
+
+def _with_metrics_read(dataset: xr.Dataset) -> xr.Dataset:
+    """Read the metrics of units once: several sections show them."""
+    metrics = [name for name in dataset.data_vars if dataset[name].dims == ("exposure", "detector")]
+    return dataset.assign({name: dataset[name].load() for name in metrics if dataset[name].dtype == "f8"})
 
 
 def _with_rates(dataset: xr.Dataset, instrument: Instrument) -> xr.Dataset:

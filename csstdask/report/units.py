@@ -92,10 +92,12 @@ def show_units(dataset: xr.Dataset, summary: Summary, sci_units: str, lights: Un
     if not names:
         return ""
     failed = {Unit(item["exposure"], item["detector"]): str(item["step"]) for item in summary.failures}
-    listed = _listed(dataset, names, failed)
+    known, odd = _marked(dataset, names, failed, lights)
+    listed = np.argwhere(known)
     total = len(listed)
     if total > MOST_UNITS:  # those that deserve a look are kept
-        listed = sorted(sorted(listed, key=lambda place: not _stands_out(dataset, place, failed, lights))[:MOST_UNITS])
+        kept = np.argsort(~odd[known], kind="stable")[:MOST_UNITS]
+        listed = listed[np.sort(kept)]
     readable = [name for name in _READABLE if name in names]
     everything = [*readable, *(name for name in _FURTHER if name in names)]
     everything += [name for name in names if name not in everything]
@@ -122,25 +124,18 @@ def show_units(dataset: xr.Dataset, summary: Summary, sci_units: str, lights: Un
     return render("units.html.jinja", main=main, everything=full)
 
 
-def _listed(dataset: xr.Dataset, names: list[str], failed: dict[Unit, str]) -> list[tuple[int, int]]:
-    """Return rows and columns of the units with any metric, and of those that failed."""
-    shown = np.zeros((dataset.sizes["exposure"], dataset.sizes["detector"]), dtype=bool)
-    for name in names:
-        shown |= np.isfinite(dataset[name].values)
+def _marked(
+    dataset: xr.Dataset, names: list[str], failed: dict[Unit, str], lights: UnitLights | None
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return which units have a metric or failed, and which of them failed or are not as expected."""
+    known = np.any([np.isfinite(dataset[name].values) for name in names], axis=0)
+    odd = np.zeros_like(known) if lights is None else (lights.hits != 0) | (lights.rates != 0)
     exposures = {str(name): row for row, name in enumerate(dataset["exposure"].values)}
     detectors = {int(detector): column for column, detector in enumerate(dataset["detector"].values)}
     for unit in failed:
         if unit.exposure in exposures and unit.detector in detectors:
-            shown[exposures[unit.exposure], detectors[unit.detector]] = True
-    return [(int(row), int(column)) for row, column in np.argwhere(shown)]
-
-
-def _stands_out(
-    dataset: xr.Dataset, place: tuple[int, int], failed: dict[Unit, str], lights: UnitLights | None
-) -> bool:
-    """Tell whether a unit failed or is not as expected."""
-    unit = Unit(str(dataset["exposure"].values[place[0]]), int(dataset["detector"].values[place[1]]))
-    return unit in failed or (lights is not None and bool(lights.hits[place] or lights.rates[place]))
+            odd[exposures[unit.exposure], detectors[unit.detector]] = True
+    return known | odd, odd
 
 
 def _state(dataset: xr.Dataset, place: tuple[int, int], *, all_done: bool) -> str:
@@ -161,7 +156,7 @@ def _column(name: str, sci_units: str) -> Column:
 
 def _rows(
     dataset: xr.Dataset,
-    listed: list[tuple[int, int]],
+    listed: npt.NDArray[np.int64],
     names: list[str],
     failed: dict[Unit, str],
     lights: UnitLights | None,
@@ -171,24 +166,22 @@ def _rows(
 ) -> Iterator[Row]:
     values = {name: _metric(name).factor * dataset[name].values for name in names}
     exposures, detectors, bands = (dataset[name].values for name in ("exposure", "detector", "band"))
-    for row, column in listed:
+    fraction = dataset["cr_fraction"].values if "cr_fraction" in dataset else None
+    for row, column in listed.tolist():
         unit = Unit(str(exposures[row]), int(detectors[column]))
         place = row, column
         state = Cell('<td class="fail">failed</td>') if unit in failed else _state(dataset, place, all_done=all_done)
         cells: list[object] = [unit.exposure, unit.detector, bands[place], state]
+        overlap = fraction is not None and bool(fraction[place] > OVERLAP_FRACTION)
         for name in names:
-            value = float(values[name][row, column])
+            value = float(values[name][place])
             side = 0
             if lights is not None and name == "cr_fraction":
-                side = int(lights.hits[row, column])
+                side = int(lights.hits[place])
             elif lights is not None and name == "cr_rate":
-                side = int(lights.rates[row, column])
-            cells.append(_cell(value, side, overlap=name == "cr_rate" and _overlaps(dataset, row, column)))
+                side = int(lights.rates[place])
+            cells.append(_cell(value, side, overlap=name == "cr_rate" and overlap))
         yield Row(cells, unit_anchor(unit) if anchored else "")
-
-
-def _overlaps(dataset: xr.Dataset, row: int, column: int) -> bool:
-    return "cr_fraction" in dataset and bool(dataset["cr_fraction"].values[row, column] > OVERLAP_FRACTION)
 
 
 def _cell(value: float, side: int, *, overlap: bool) -> str:
