@@ -22,13 +22,13 @@ from csstdask.pipeline.status import Summary, plan_of_run, status
 from csstdask.pipeline.truth import has_truth, score_run
 from csstdask.pipeline.views import open_run
 from csstdask.quiet import no_warnings
-from csstdask.report.commands import reproduce_command
+from csstdask.report.commands import reproduce_command, run_commands, settings_option
 from csstdask.report.cosmic_rays import Watched, draw_spectra, watch
 from csstdask.report.cutouts import draw_cutouts
 from csstdask.report.document import Cell, number, render, table, write_document
 from csstdask.report.focal_plane import colour, draw_focal_plane, ink, limits
 from csstdask.report.plots import plot_rates
-from csstdask.report.provenance import settings_option, show_provenance
+from csstdask.report.provenance import show_provenance
 from csstdask.report.psf import draw_psfs
 from csstdask.report.requirements import (
     OVERLAP_FRACTION,
@@ -82,13 +82,13 @@ def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = 
     camera = expectations_of(instrument)
     hits, rates = expected_hits(dataset, camera, recipe), expected_rates(dataset, camera, recipe)
     paths, options = (root, plan.campaign.path), settings_option(plan.config)
-    lights = requirements(dataset, summary, watched.alarms, hits, rates, paths, options)
+    lights = requirements(dataset, summary, watched.alarms, hits, rates, root, run_commands(root, plan, dataset.attrs))
     sections = (
         ("", _title(run, dataset, summary, instrument)),
         ("Requirements", show_lights(lights)),
         ("Failures", _failures(summary, paths, options)),
         ("The night at a glance", _glance(dataset, instrument)),
-        ("Against truth", _truth(run, campaign)),
+        ("Against truth", _truth(run, campaign) if summary.done else ""),
         ("Cosmic rays", _cosmic_rays(dataset, watched, rates)),
         ("Before, mask, after", draw_cutouts(dataset, instrument.flags.ignore_mask)),
         ("Point spread functions", draw_psfs(dataset, instrument, run)),
@@ -213,7 +213,7 @@ def _truth(run: str | Path, campaign: str | Path | None) -> str:
 
 def _cosmic_rays(dataset: xr.Dataset, watched: Watched, expected: Expectation) -> str:
     """Return rates over time and by detector, spectra, and how the flags of the input files compare."""
-    if "n_cr_pixels" not in dataset:
+    if "n_cr_pixels" not in dataset or not np.isfinite(dataset["n_cr_pixels"].values).any():
         return ""
     shown = draw_spectra(watched) if watched.units else ""
     if watched.every > 1:

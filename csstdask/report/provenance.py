@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import xarray as xr
 
 from csstdask.instrument import Instrument
 from csstdask.nn.models import find_card
-from csstdask.pipeline.config import MODEL_SETTINGS, NO_PSF, RunConfig
+from csstdask.pipeline.config import MODEL_SETTINGS, NO_PSF
 from csstdask.pipeline.plan import Plan
-from csstdask.report.commands import SETTINGS_FILE, changed_settings, run_command
+from csstdask.report.commands import SETTINGS_FILE, changed_settings, run_commands
 from csstdask.report.document import render, table
 
 
@@ -45,7 +44,7 @@ def show_provenance(dataset: xr.Dataset, plan: Plan, instrument: Instrument) -> 
     return render(
         "provenance.html.jinja",
         facts=facts,
-        commands=list(_commands(root, campaign, dataset.attrs, has_settings=bool(changed))),
+        commands=run_commands(root, plan, dataset.attrs),
         models=table(("step", "model", "version", "SHA-256"), _models(plan)),
         changed=changed,
         settings_file=SETTINGS_FILE,
@@ -62,17 +61,6 @@ def _dates(root: Path) -> str:
     return f"{first} to {last} UTC" if first != last else f"{first} UTC"
 
 
-def _commands(root: Path, campaign: Path, attributes: Mapping[str, Any], *, has_settings: bool) -> Iterator[str]:
-    """Yield the command of each selection of units, with the settings and all steps of the run."""
-    options = ["--steps", ",".join(attributes.get("steps", []))]
-    if has_settings:
-        options += ["--config", SETTINGS_FILE]
-    for one in attributes.get("selections", []):
-        parts = [f"exposure={','.join(one['exposures'])}"] if one["exposures"] else []
-        parts += [f"detector={','.join(map(str, one['detectors']))}"] if one["detectors"] else []
-        yield run_command(root, campaign, *(["--select", ",".join(parts)] if parts else []), *options)
-
-
 def _models(plan: Plan) -> Iterator[tuple[str, str, str, str]]:
     """Yield the models of a run: step, name, version, SHA-256 of the weights or of a classical method's card."""
     steps = {step.name for step in plan.steps}
@@ -82,8 +70,3 @@ def _models(plan: Plan) -> Iterator[tuple[str, str, str, str]]:
             continue
         card = find_card(task, name)
         yield part, card.name, card.version, card.sha256
-
-
-def settings_option(config: RunConfig) -> tuple[str, ...]:
-    """Return the option that a command needs to repeat what a run did with its settings."""
-    return ("--config", SETTINGS_FILE) if changed_settings(config) else ()

@@ -25,7 +25,6 @@ from csstdask.instrument import Expectations, Instrument, builtin_names, load_in
 from csstdask.mock.cosmic_rays import pixel_fraction
 from csstdask.mock.recipe import Recipe
 from csstdask.pipeline.status import Summary
-from csstdask.report.commands import run_command
 from csstdask.report.document import number
 
 Float = npt.NDArray[np.float64]
@@ -57,9 +56,12 @@ class Expectation:
         """Tell whether anything is expected of any unit."""
         return bool(np.isfinite(self.low).any())
 
-    def limits(self) -> str:
-        """Return the limits for people; those of all units together."""
-        return f"{number(float(np.nanmin(self.low)))} to {number(float(np.nanmax(self.high)))}" if self.known else "–"
+    def sentence(self, values: Float) -> str:
+        """Return the limits of the units with a value, and their source, for people."""
+        use = np.isfinite(values) & np.isfinite(self.low)
+        if not use.any():
+            return self.source
+        return f"{number(float(self.low[use].min()))} to {number(float(self.high[use].max()))} ({self.source})"
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,8 @@ def requirements(
     alarms: Sequence[Alarm],
     hits: Expectation,
     rates: Expectation,
-    paths: tuple[Path, Path],
-    options: tuple[str, ...] = (),
+    run: Path,
+    resume: Sequence[str],
 ) -> list[Light]:
     """Return the lights of a run.
 
@@ -163,13 +165,11 @@ def requirements(
         Of `csstdask.cosmicray.monitor.drift`.
     hits, rates : Expectation
         See `expected_hits` and `expected_rates`.
-    paths : (Path, Path)
-        Of the run and of its campaign.
-    options : tuple of str
-        Of the command that resumes the run, such as ``--config settings.toml``.
+    run : Path
+    resume : sequence of str
+        The commands that resume it.
     """
-    run, campaign = paths
-    lights = [_completeness(summary, run_command(run, campaign, *options))]
+    lights = [_completeness(summary, "; ".join(resume))]
     if "cr_fraction" in dataset:
         check = shlex.join(["csstdask", "evaluate", "cosmicray", "--run", str(run), "--to", f"{run.stem}_check"])
         lights.append(_hits(dataset, hits, check))
@@ -222,7 +222,7 @@ def _rates(dataset: xr.Dataset, expected: Expectation, hits: Expectation, check:
 def _judged(
     title: str, dataset: xr.Dataset, values: Float, side: npt.NDArray[np.int8], expected: Expectation, check: str
 ) -> Light:
-    wanted = f"{expected.limits()} ({expected.source})"
+    wanted = expected.sentence(values)
     if not (np.isfinite(values) & np.isfinite(expected.low)).any():
         return Light(title, "none", _span(values), wanted)
     if not side.any():

@@ -48,7 +48,7 @@ def lights_of(dataset, camera, *, alarms=(), recipe=None, summary=None, folder):
     expectations = expectations_of(load_instrument(camera))
     hits, rates = expected_hits(dataset, expectations, recipe), expected_rates(dataset, expectations, recipe)
     done = summary or Summary(total=1, done=1)
-    found = requirements(dataset, done, alarms, hits, rates, (folder / "r.zarr", folder / "c.zarr"))
+    found = requirements(dataset, done, alarms, hits, rates, folder / "r.zarr", ["csstdask run c --to r"])
     return {light.title.split(" [")[0]: light for light in found}
 
 
@@ -128,7 +128,7 @@ def test_unfinished_runs_and_foreign_detectors_are_named(tmp_path):
     summary = Summary(total=3, done=1, failures=[failure])
     lights = lights_of(night([0.1], [900]), "hst_stis", alarms=alarms, summary=summary, folder=tmp_path)
     assert lights["Units"].state == "fail"
-    assert lights["Units"].advice.startswith("csstdask run ")
+    assert lights["Units"].advice == "csstdask run c --to r"
     assert lights["Model made for these units"].details == ("found detector 1, expected 8",)
     pending = lights_of(night([0.1], [900]), "hst_stis", summary=Summary(total=3, done=1), folder=tmp_path)
     assert pending["Units"].state == "warn"

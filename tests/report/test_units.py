@@ -56,7 +56,10 @@ def test_a_failure_is_repeated_by_its_command(damaged, tmp_path):
                          "--config", "settings.toml"]  # fmt: skip
     assert "[detect]\nmodel = &#34;unet-fast&#34;" in page
     assert "failed" in text_of(page, "Units")
-    assert f"--to {shlex.quote(str(run))} --config settings.toml" in html.unescape(page)  # it resumes the run
+    assert (
+        f"--to {shlex.quote(str(run))} --steps background,detect,psf,repair,sources --config settings.toml"
+        in html.unescape(page)
+    )  # it resumes the run
     shutil.copytree(run, tmp_path / "r.zarr")
     (tmp_path / "settings.toml").write_text(html.unescape(page.split("the commands):</p><pre>")[1].split("</pre>")[0]))
     words[4], words[-1] = str(tmp_path / "r.zarr"), str(tmp_path / "settings.toml")
