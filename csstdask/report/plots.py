@@ -127,10 +127,15 @@ def plot_rates(
 
 def plot_rho(found: Mapping[str, Float], names: Sequence[str], separation: Float, unit: str) -> str:
     """Plot the rho statistics of held-out stars over their separation; negative values are hollow."""
+    shown = {name: np.isfinite(found[name]) & (found[name] != 0) & (separation > 0) for name in names}
+    if not any(use.any() for use in shown.values()):
+        return ""
 
     def draw(axes: Axes) -> None:
         for place, name in enumerate(names):
-            colour, use = _COLOURS[place], np.isfinite(found[name]) & (found[name] != 0) & (separation > 0)
+            colour, use = _COLOURS[place], shown[name]
+            if not use.any():
+                continue
             size = np.abs(found[name][use])
             filled = found[name][use] > 0
             axes.plot(separation[use], size, "-", color=colour, lw=1, label=f"ρ{name.removeprefix('rho')}")

@@ -162,3 +162,13 @@ def test_plots_are_the_same_each_time_and_have_the_colour_of_the_page():
     assert "currentColor" in first
     assert "detector 7" in first
     assert plots.plot_rates(times[:1], rates[:1], [7], None) == ""
+
+
+def test_rho_statistics_of_too_few_stars_are_no_plot():
+    """A logarithmic axis needs a value: pairs without moments give none."""
+    pytest.importorskip("matplotlib")
+    separation, nothing = np.array([1.0, 2.0]), np.array([np.nan, 0.0])
+    assert plots.plot_rho({"rho1": nothing, "rho2": nothing}, ("rho1", "rho2"), separation, "pixel") == ""
+    one = plots.plot_rho({"rho1": nothing, "rho2": -separation}, ("rho1", "rho2"), separation, "pixel")
+    assert "ρ2" in one
+    assert "ρ1" not in one
