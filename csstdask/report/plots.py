@@ -27,6 +27,8 @@ _WIDTH, _HEIGHT = 7.0, 3.2
 _COLOURS = ("#3b82d6", "#d9622b", "#2a9d5c", "#b565c9", "#9a8a1c", "#d64570", "#1b9aaa", "#888888")
 #: Detectors that have a colour of their own.
 _MOST_CURVES = 8
+#: Exposures that are drawn: of a larger run every n-th.
+_MOST_EXPOSURES = 500
 
 
 def plot(draw: Callable[[Axes], None], caption: str, name: str) -> str:
@@ -98,6 +100,8 @@ def plot_rates(
     known = np.isfinite(rates).any(axis=1)
     if known.sum() < 2:
         return ""
+    every = -(-int(known.sum()) // _MOST_EXPOSURES)
+    known[np.flatnonzero(known)[np.arange(known.sum()) % every != 0]] = False
     dated = not np.isnat(times[known]).any() and len(np.unique(times[known])) > 1
     x = times[known] if dated else np.arange(len(times))[known]
 
@@ -122,7 +126,8 @@ def plot_rates(
         axes.set_ylabel("cosmic-ray events [s⁻¹ cm⁻²]")
         axes.legend(frameon=False, ncols=4, loc="lower right", fontsize=8)
 
-    return plot(draw, "Rate of cosmic-ray events over time", "plot-rates")
+    sampled = f", one exposure in {every}" if every > 1 else ""
+    return plot(draw, f"Rate of cosmic-ray events over time{sampled}", "plot-rates")
 
 
 def plot_rho(found: Mapping[str, Float], names: Sequence[str], separation: Float, unit: str) -> str:

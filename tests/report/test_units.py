@@ -162,6 +162,10 @@ def test_plots_are_the_same_each_time_and_have_the_colour_of_the_page():
     assert "currentColor" in first
     assert "detector 7" in first
     assert plots.plot_rates(times[:1], rates[:1], [7], None) == ""
+    many = times[0] + np.arange(5000) * np.timedelta64(1, "h")
+    large = plots.plot_rates(many, np.ones((5000, 1)), [7], None)
+    assert "one exposure in 10" in large
+    assert len(large) < 200_000
 
 
 def test_rho_statistics_of_too_few_stars_are_no_plot():
