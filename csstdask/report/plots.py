@@ -97,13 +97,13 @@ def plot_rates(
     limits : (float, float), optional
         What is expected.
     """
-    known = np.isfinite(rates).any(axis=1)
-    if known.sum() < 2:
+    known = np.flatnonzero(np.isfinite(rates).any(axis=1))
+    if len(known) < 2:
         return ""
-    every = -(-int(known.sum()) // _MOST_EXPOSURES)
-    known[np.flatnonzero(known)[np.arange(known.sum()) % every != 0]] = False
+    every = -(-len(known) // _MOST_EXPOSURES)
+    known = known[::every]
     dated = not np.isnat(times[known]).any() and len(np.unique(times[known])) > 1
-    x = times[known] if dated else np.arange(len(times))[known]
+    x = times[known] if dated else known
 
     def draw(axes: Axes) -> None:
         from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: PLC0415
