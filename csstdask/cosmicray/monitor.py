@@ -2,7 +2,7 @@
 
 Rates and spectra of what was detected are compared, exposure by exposure, with what the model's card expects or, where
 the card says nothing, with the run's own beginning. What has drifted may be the sky's particles, the detectors or the
-model; an alarm says where to look, and how to train anew.
+model; an alarm says where to look, and what to do.
 
 Spectra are histograms in narrow logarithmic bins: a survey's worth is a few numbers an exposure, and a distance
 between distributions that is taken at the bins' edges is short of the true one by less than a bin's content.
@@ -82,8 +82,10 @@ class Alarm:
     """The first that it is about."""
     what: str
     """``detector``, ``date``, ``rate``, ``charge`` or ``length``."""
+    finding: str
+    """What was found and what was expected."""
     sentence: str
-    """With what was found, what was expected, and how to train anew."""
+    """The same with what to do."""
 
 
 def pixel_area(instrument: Instrument) -> float:
@@ -155,7 +157,7 @@ def expects_of(exposures: Sequence[Events]) -> dict[str, Any]:
 
 
 def drift(
-    units: Sequence[UnitEvents], card: ModelCard | None = None, *, campaign: str = "CAMPAIGN"
+    units: Sequence[UnitEvents], card: ModelCard | None = None, *, advice: str = "look at its frames"
 ) -> tuple[Alarm, ...]:
     """Return what is not as a model's card, or a run's own beginning, leads to expect.
 
@@ -165,8 +167,8 @@ def drift(
     card : ModelCard, optional
         Of the model that found them. Where its `valid` or `expects` lack something, so do the alarms; for rate and
         spectra the first quarter of the exposures stands in.
-    campaign : str
-        Named in the command to train anew.
+    advice : str
+        What to do, with a command; it ends each sentence.
 
     Notes
     -----
@@ -174,8 +176,7 @@ def drift(
     spectrum differs by a Kolmogorov-Smirnov distance above 0.1 with a probability by chance below 0.001. Events
     that cross count as one, so that a higher rate alone makes spectra a little harder.
     """
-    remedy = f"retrain with `csstdask train cosmicray --campaign {campaign} --to DIR`"
-    alarms = [*_validity(units, card, remedy)] if card is not None else []
+    alarms = [*_validity(units, card, advice)] if card is not None else []
     exposures = by_exposure(units)
     names = list(exposures)
     expects = card.expects if card is not None else {}
@@ -196,8 +197,8 @@ def drift(
                 reference = None if of_card else sum(int(_counts(exposures[one], key).sum()) for one in first)
                 sentence = _spectrum_differs(events, key.removeprefix("log_"), wanted, reference)
             if sentence:
-                text = f"exposure {name}: {sentence} {source}: {remedy}"
-                alarms.append(Alarm(name, key.removeprefix("log_"), text))
+                finding = f"exposure {name}: {sentence} {source}"
+                alarms.append(Alarm(name, key.removeprefix("log_"), finding, f"{finding}: {advice}"))
     return tuple(alarms)
 
 
@@ -205,7 +206,7 @@ def _counts(events: Events, key: str) -> Counts:
     return np.asarray(getattr(events, key.removeprefix("log_")))
 
 
-def _validity(units: Sequence[UnitEvents], card: ModelCard, remedy: str) -> Iterable[Alarm]:
+def _validity(units: Sequence[UnitEvents], card: ModelCard, advice: str) -> Iterable[Alarm]:
     """Yield an alarm for each detector that a card is not for, and one for dates."""
     ordered = sorted(units, key=_when)
     known = card.valid.get("detectors")
@@ -213,7 +214,8 @@ def _validity(units: Sequence[UnitEvents], card: ModelCard, remedy: str) -> Iter
         for detector in sorted({unit.detector for unit in units} - set(known)):
             name, more = _first_and_more(unit.exposure for unit in ordered if unit.detector == detector)
             expected = f"expected one of {', '.join(map(str, known))} by the card of {card.name} {card.version}"
-            yield Alarm(name, "detector", f"exposure {name}{more}: found detector {detector}, {expected}: {remedy}")
+            finding = f"exposure {name}{more}: found detector {detector}, {expected}"
+            yield Alarm(name, "detector", finding, f"{finding}: {advice}")
     for key, word in (("from", "not before"), ("until", "before")):
         if key not in card.valid:
             continue
@@ -227,7 +229,8 @@ def _validity(units: Sequence[UnitEvents], card: ModelCard, remedy: str) -> Iter
             name, more = _first_and_more(unit.exposure for unit in late)
             day = np.datetime_as_string(late[0].time, "D")  # type: ignore[call-overload]
             expected = f"expected a date {word} {limit} by the card of {card.name} {card.version}"
-            yield Alarm(name, "date", f"exposure {name}{more}: found the date {day}, {expected}: {remedy}")
+            finding = f"exposure {name}{more}: found the date {day}, {expected}"
+            yield Alarm(name, "date", finding, f"{finding}: {advice}")
 
 
 def _first_and_more(exposures: Iterable[str]) -> tuple[str, str]:

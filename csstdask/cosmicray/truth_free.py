@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS
 from scipy.ndimage import binary_dilation, label
 from scipy.spatial import KDTree
@@ -124,13 +125,13 @@ def repeated_on_sky(events: Sequence[Positions], wcs: Sequence[WCS]) -> Recurren
     events : sequence of (x, y)
         Centroids of the events of each exposure [pixel].
     wcs : sequence of WCS
-        Of each exposure.
+        Of each exposure, celestial; their frames and the order of their axes may be any.
 
     Returns
     -------
     Recurrence or None
-        Its table: ``ra``, ``dec`` [deg], ``n_exposures``. None if no two exposures are dithered against each other
-        by 3 pixels or more: there a hot pixel cannot be told from a star.
+        Its table: ``ra``, ``dec`` [deg, ICRS], ``n_exposures``. None if no two exposures are dithered against
+        each other by 3 pixels or more: there a hot pixel cannot be told from a star.
 
     Notes
     -----
@@ -145,7 +146,7 @@ def repeated_on_sky(events: Sequence[Positions], wcs: Sequence[WCS]) -> Recurren
         for j, tree in enumerate(trees):
             if i == j or tree is None or not len(x):
                 continue
-            there = _places_on(wcs[j], *wcs[i].pixel_to_world_values(x, y))
+            there = _places_on(wcs[j], wcs[i].pixel_to_world(x, y))
             if there is None:
                 continue
             if float(np.median(np.hypot(there[:, 0] - x, there[:, 1] - y))) < _LEAST_DITHER:
@@ -159,15 +160,12 @@ def repeated_on_sky(events: Sequence[Positions], wcs: Sequence[WCS]) -> Recurren
     return _on_sky(events, wcs, shared, first) if compared else None
 
 
-def _places_on(wcs: WCS, ra: Float, dec: Float) -> Float | None:
-    """Return where positions on the sky [deg] fall on an exposure [pixel]; None where it sees another field."""
-    ra0, dec0 = (np.deg2rad(value) for value in wcs.wcs.crval)
-    towards = np.sin(dec0) * np.sin(np.deg2rad(dec)) + np.cos(dec0) * np.cos(np.deg2rad(dec)) * np.cos(
-        np.deg2rad(ra) - ra0
-    )
-    if float(np.median(towards)) < np.cos(np.deg2rad(_SAME_FIELD)):
+def _places_on(wcs: WCS, positions: SkyCoord) -> Float | None:
+    """Return where positions on the sky fall on an exposure [pixel]; None where it sees another field."""
+    centre = wcs.pixel_to_world(*(wcs.wcs.crpix - 1.0))
+    if float(np.median(positions.separation(centre).deg)) > _SAME_FIELD:
         return None
-    return np.stack(wcs.world_to_pixel_values(ra, dec), axis=1)
+    return np.stack(wcs.world_to_pixel(positions), axis=1)
 
 
 def _on_sky(
@@ -179,8 +177,8 @@ def _on_sky(
     rows: list[Float] = []
     for (x, y), one, matched, is_first in zip(events, wcs, shared, first, strict=True):
         listed = is_first & (matched[0] + 1 >= least)
-        ra, dec = one.pixel_to_world_values(x[listed], y[listed])
-        rows.append(np.stack([ra, dec, matched[0][listed] + 1], axis=1))
+        sky = one.pixel_to_world(x[listed], y[listed]).icrs
+        rows.append(np.stack([sky.ra.wrap_at("360d").deg, sky.dec.deg, matched[0][listed] + 1], axis=1))
     ra, dec, n = np.concatenate(rows).T
     order = np.argsort(-n, kind="stable")
     return Recurrence(

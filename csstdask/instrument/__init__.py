@@ -9,11 +9,12 @@ from csstdask.instrument.geometry import (
     shifted_header,
     sky_positions,
 )
-from csstdask.instrument.model import Flags, Instrument, Layout, Plane, section_slices
+from csstdask.instrument.model import Expectations, Flags, Instrument, Layout, Plane, section_slices
 from csstdask.instrument.registry import builtin_names, load_instrument, recognise, validate_instrument
 from csstdask.instrument.units import electrons_per_unit, parse_units, power_of_units
 
 __all__ = [
+    "Expectations",
     "Flags",
     "Instrument",
     "Layout",

@@ -321,6 +321,43 @@ class Telescope(_Model):
     obscuration: float = Field(0.0, ge=0, lt=1, description="diameter of the central obscuration / diameter")
 
 
+def _check_range(limits: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= limits[0] < limits[1] < float("inf"):
+        raise ValueError(f"found {limits}; wanted two numbers from 0, ascending")
+    return limits
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_check_range)]
+
+
+class Expectations(_Model):
+    """What is normal for a camera's cosmic rays: a report compares each unit with it.
+
+    Both ranges are of what the run detects, so that they leave room for the orbit, the solar cycle and the threshold
+    of the detection.
+    """
+
+    cosmic_ray_rate: Range | None = Field(None, description="events s-1 cm-2")
+    hit_rate: Range | None = Field(None, description="share of the pixels that is hit in a second [s-1]")
+    source: str = Field(description="where the numbers come from; the report prints it")
+
+    @model_validator(mode="after")
+    def _something_expected(self) -> Expectations:
+        if self.cosmic_ray_rate is None and self.hit_rate is None:
+            raise ValueError("found neither cosmic_ray_rate nor hit_rate; wanted one of them, or no expectations")
+        return self
+
+    def hit_fraction(self, exptime: float) -> tuple[float, float] | None:
+        """Return the share of pixels hit in an exposure [s], lowest and highest; None where nothing is expected.
+
+        Hits of one second are independent of those of another: the share is 1 - exp(-hit_rate exptime).
+        """
+        if self.hit_rate is None or not exptime > 0:
+            return None
+        low, high = (float(-np.expm1(-rate * exptime)) for rate in self.hit_rate)
+        return low, high
+
+
 class Instrument(_Model):
     """A camera.
 
@@ -351,6 +388,7 @@ class Instrument(_Model):
     geometry: Geometry | None = None
     telescope: Telescope | None = None
     bands: dict[str, Band] = Field(default_factory=dict, description="filters; a mock needs them")
+    expectations: Expectations | None = Field(None, description="of the report; None: values are shown, not judged")
     _by_id: dict[int, Detector] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")

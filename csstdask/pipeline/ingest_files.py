@@ -84,8 +84,9 @@ def given_camera(given: str | Path | Instrument | None, existing: Campaign | Non
 
 
 def _updated(camera: Instrument, existing: Campaign) -> Instrument:
-    """Return a camera for more exposures of a campaign: only its dated overrides may have changed."""
-    ours, theirs = (one.model_dump(exclude={"overrides", "description"}) for one in (camera, existing.instrument))
+    """Return a camera for more exposures of a campaign: only dated overrides and expectations may have changed."""
+    changeable = {"overrides", "description", "expectations"}
+    ours, theirs = (one.model_dump(exclude=changeable) for one in (camera, existing.instrument))
     different = [key for key in ours if ours[key] != theirs[key]]
     if different:
         name = camera.name if "name" in different else f"{camera.name} with another {', '.join(different)}"

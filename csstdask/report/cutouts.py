@@ -16,10 +16,20 @@ from csstdask.store.campaign import open_campaign
 
 _CUTOUT = 160
 _UNITS = 2
+#: A picture higher than this many times its width is fitted by its height.
+_PORTRAIT = 1.5
 
 
-def draw_cutouts(dataset: xr.Dataset) -> str:
-    """Return figures of the units with most hit pixels, at the place with most of them, before and after."""
+def draw_cutouts(dataset: xr.Dataset, ignore_mask: int) -> str:
+    """Return figures of the units with most hit pixels, at the place with most of them, before and after.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        Of `csstdask.open_run`.
+    ignore_mask : int
+        Flag bits of pixels that take no part, saturated ones among them.
+    """
     if "clean" not in dataset or "n_cr_pixels" not in dataset:
         return ""
     counts = np.nan_to_num(dataset["n_cr_pixels"].values, nan=-1)
@@ -27,21 +37,48 @@ def draw_cutouts(dataset: xr.Dataset) -> str:
     for flat in np.argsort(counts, axis=None)[::-1][:_UNITS]:
         row, column = (int(index) for index in np.unravel_index(flat, counts.shape))
         if counts[row, column] > 0:
-            figures.append(_triptych(dataset, row, column))
+            figures.append(_triptych(dataset, row, column, ignore_mask))
     return "".join(figures)
 
 
-def _triptych(dataset: xr.Dataset, row: int, column: int) -> str:
+def _triptych(dataset: xr.Dataset, row: int, column: int, ignore_mask: int) -> str:
     one = dataset.isel(exposure=row, detector=column)
     window = _busiest(one["cr_mask"].values)
-    original = open_campaign(dataset.attrs["campaign_path"])["sci"].isel(exposure=row, detector=column)
-    before, after = original.isel(window).values, one["clean"].isel(window).values
+    original = open_campaign(dataset.attrs["campaign_path"]).isel(exposure=row, detector=column).isel(window)
+    before, after = original["sci"].values, one["clean"].isel(window).values
     mask = one["cr_mask"].isel(window).values
-    quiet = after[~mask & np.isfinite(after)]
-    low, high = np.percentile(quiet, [2, 99.5]) if quiet.size else (0.0, 1.0)
+    ignored = (original["flag"].values & np.int32(ignore_mask)) != 0
+    low, high = stretch(after, mask | ignored | (original["wht"].values <= 0))
     name = f"{one['exposure'].item()} / {one['detector'].item()}"
     pictures = (("before", before), ("mask", np.where(mask, high, low)), ("after", after))
     return "".join(picture(grey_levels(image, low, high), f"{name}: {what}") for what, image in pictures)
+
+
+def stretch(image: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    """Return the values that are black and white in a picture.
+
+    Parameters
+    ----------
+    image : float array (y, x)
+    mask : bool array (y, x)
+        Pixels that have no say: hit, saturated or unusable.
+
+    Notes
+    -----
+    From the first to the 99.5th percentile of the other pixels, but no further from their median than 60 times the
+    distance between the median and the 16th percentile, about one sigma of the sky: unmasked pixels next to a
+    saturated core are not to turn the rest black.
+    """
+    use = image[~mask & np.isfinite(image)]
+    if not use.size:
+        use = image[np.isfinite(image)]
+    if not use.size:
+        return 0.0, 1.0
+    low, sky, middle, high = (float(value) for value in np.percentile(use, [1, 16, 50, 99.5]))
+    sigma = middle - sky
+    if sigma <= 0:
+        return low, max(high, low + 1e-30)
+    return max(low, middle - 5 * sigma), min(max(high, middle + 5 * sigma), middle + 60 * sigma)
 
 
 def _busiest(mask: npt.NDArray[np.bool_]) -> dict[str, slice]:
@@ -72,7 +109,9 @@ def picture(grey: npt.NDArray[np.uint8], caption: str) -> str:
     """Return a figure that holds its own pixels."""
     data = base64.b64encode(png(grey)).decode()
     label = html.escape(caption)
-    return f'<figure><img alt="{label}" src="data:image/png;base64,{data}"><figcaption>{label}</figcaption></figure>'
+    shape = ' class="portrait"' if grey.shape[0] > _PORTRAIT * grey.shape[1] else ""
+    image = f'<img{shape} alt="{label}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{label}</figcaption></figure>"
 
 
 def png(grey: npt.NDArray[np.uint8]) -> bytes:

@@ -1,34 +1,41 @@
-"""What all pages share: one self-contained HTML document, its style, its tables and numbers."""
+"""What all pages share: one self-contained HTML document, its style, its script, its tables and numbers."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from csstdask.durable import write_atomic
 
 _LARGEST_TABLE = 500
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
-th, td { padding: .2rem .7rem; text-align: right } td.cell { color: #fff; text-shadow: 0 0 3px #000 }
-th { border-bottom: 1px solid #888 } td:first-child, th:first-child { text-align: left }
-figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top }
-figcaption { font-size: 13px; color: #555 } svg text { font: 11px system-ui, sans-serif; text-anchor: middle }
-img { image-rendering: pixelated; width: 19rem } .failed { color: #a00 } .wide { overflow-x: auto }
-"""
+
+@cache
+def _templates() -> Environment:
+    return Environment(
+        loader=PackageLoader("csstdask.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+
+
+def render(template: str, **values: object) -> str:
+    """Return a template of the folder ``templates`` as HTML; values are escaped."""
+    return _templates().get_template(template).render(**values)
 
 
 def write_document(to: Path, title: str, sections: Iterable[tuple[str, str]]) -> Path:
     """Write sections (heading, HTML) as a page; those without content are left out."""
-    body = "\n".join((f"<h2>{heading}</h2>" if heading else "") + content for heading, content in sections if content)
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-    write_atomic(to, f'<!doctype html><html lang="en">{head}<body>{body}</body></html>'.encode())
+    shown = [(heading, anchor(heading), content) for heading, content in sections if content]
+    write_atomic(to, render("page.html.jinja", title=title, sections=shown).encode())
     return to
 
 
@@ -38,16 +45,63 @@ class Cell(str):
     __slots__ = ()
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]], total: int | None = None) -> str:
-    """Return an HTML table of the first rows; `total` is how many there would be."""
-    lines = [
-        "".join(cell if isinstance(cell, Cell) else f"<td>{html.escape(str(cell))}</td>" for cell in row)
-        for row in islice(rows, _LARGEST_TABLE)
-    ]
-    shown = "".join(f"<tr>{line}</tr>" for line in lines)
-    more = f"<p>and {total - len(lines)} more</p>" if total is not None and total > len(lines) else ""
-    top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    return f'<div class="wide"><table><tr>{top}</tr>{shown}</table></div>{more}'
+@dataclass(frozen=True)
+class Column:
+    """A column of a table."""
+
+    name: str
+    """What a search may call it, as in ``detector=7``."""
+    label: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row that can be linked to."""
+
+    cells: Sequence[object]
+    anchor: str = ""
+
+
+def table(
+    head: Sequence[str | Column],
+    rows: Iterable[Sequence[object] | Row],
+    total: int | None = None,
+    *,
+    name: str = "",
+    most: int = _LARGEST_TABLE,
+) -> str:
+    """Return an HTML table of the first rows.
+
+    Parameters
+    ----------
+    head : sequence of str or Column
+    rows : iterable
+        Values are escaped, a `Cell` is not.
+    total : int, optional
+        How many rows there would be.
+    name : str
+        Of a table that can be sorted and searched.
+    most : int
+        Rows that are shown.
+    """
+    columns = [one if isinstance(one, Column) else Column(one, one) for one in head]
+    lines = [row if isinstance(row, Row) else Row(row) for row in islice(rows, most)]
+    cells = [(row.anchor, [(cell, isinstance(cell, Cell)) for cell in row.cells]) for row in lines]
+    more = max(0, (total or 0) - len(lines))
+    return render("table.html.jinja", columns=columns, rows=cells, more=more, name=name)
+
+
+def anchor(*parts: object) -> str:
+    """Return a name that can be linked to.
+
+    Examples
+    --------
+    >>> anchor("unit", "a 1", 7)
+    'unit-a-1-7'
+    """
+    text = "-".join(str(part) for part in parts)
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in text)
 
 
 def number(value: float) -> str:

@@ -30,6 +30,22 @@ def colour(value: float, low: float, high: float) -> str:
     return f"#{round(red):02x}{round(green):02x}{round(blue):02x}"
 
 
+def ink(background: str) -> str:
+    """Return black or white, whichever has more contrast on a colour ``#rrggbb``.
+
+    Contrast is that of WCAG 2, (L1 + 0.05) / (L2 + 0.05) with relative luminances L; of the two it is at least 4.5.
+
+    Examples
+    --------
+    >>> ink("#fae13c"), ink("#30123b")
+    ('#000', '#fff')
+    """
+    channels = np.array([int(background[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    luminance = float(linear @ (0.2126, 0.7152, 0.0722))
+    return "#000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "#fff"
+
+
 def limits(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     """Return the range to colour: the middle 96 % of what is there."""
     known = values[np.isfinite(values)]
@@ -39,7 +55,7 @@ def limits(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def draw_focal_plane(instrument: Instrument, values: Mapping[int, float], title: str) -> str:
+def draw_focal_plane(instrument: Instrument, values: Mapping[int, float], title: str, link: str = "") -> str:
     """Return an SVG of the focal plane; an empty text for a camera without geometry.
 
     Parameters
@@ -49,6 +65,8 @@ def draw_focal_plane(instrument: Instrument, values: Mapping[int, float], title:
         Detector id to the number that colours it.
     title : str
         With the unit of the numbers.
+    link : str
+        Where detectors with a number lead to; there a search shows the detector's units.
     """
     geometry = instrument.geometry
     if geometry is None or instrument.shape is None:
@@ -65,17 +83,20 @@ def draw_focal_plane(instrument: Instrument, values: Mapping[int, float], title:
         value = values.get(detector, np.nan)
         place = (x - nx / 2 - left) * scale, (top - y - ny / 2) * scale
         shown = f"{value:.4g}" if np.isfinite(value) else "no data"
-        ink = "#fff" if np.isfinite(value) and value < low + 0.5 * (high - low) else "#222"
-        boxes.append(
+        fill = colour(value, low, high)
+        box = (
             f'<g><title>detector {detector}: {shown}</title><rect x="{place[0]:.1f}" y="{place[1]:.1f}" '
-            f'width="{nx * scale:.1f}" height="{ny * scale:.1f}" fill="{colour(value, low, high)}" stroke="#888"/>'
-            f'<text x="{place[0] + nx * scale / 2:.1f}" y="{place[1] + ny * scale / 2 + 4:.1f}" fill="{ink}">'
-            f"{detector}</text></g>"
+            f'width="{nx * scale:.1f}" height="{ny * scale:.1f}" fill="{fill}" stroke="#888"/>'
+            f'<text x="{place[0] + nx * scale / 2:.1f}" y="{place[1] + ny * scale / 2 + 4:.1f}" '
+            f'style="fill:{ink(fill)}">{detector}</text></g>'
         )
+        linked = link and np.isfinite(value)
+        boxes.append(f'<a href="{link}" data-find="detector={detector}">{box}</a>' if linked else box)
     scale_bar = _bar(low, high, height + 14)
     label = html.escape(title)
     return (
-        f'<figure><svg role="img" aria-label="{label}" viewBox="0 0 {_WIDTH} {height + 44:.0f}" width="{_WIDTH}">'
+        f'<figure><svg class="drawing" role="img" aria-label="{label}" '
+        f'viewBox="0 0 {_WIDTH} {height + 44:.0f}" width="{_WIDTH}">'
         f"{''.join(boxes)}{scale_bar}</svg><figcaption>{label}</figcaption></figure>"
     )
 
@@ -87,10 +108,7 @@ def _bar(low: float, high: float, y: float) -> str:
         f'fill="{colour(index / (steps - 1), 0, 1)}"/>'
         for index in range(steps)
     )
-    return (
-        f'{cells}<text x="30" y="{y + 9:.0f}" fill="#222">{low:.3g}</text>'
-        f'<text x="310" y="{y + 9:.0f}" fill="#222">{high:.3g}</text>'
-    )
+    return f'{cells}<text x="30" y="{y + 9:.0f}">{low:.3g}</text><text x="310" y="{y + 9:.0f}">{high:.3g}</text>'
 
 
 def mosaic(tiles: Sequence[Sequence[Image | None]], gap: int = 1) -> Image:

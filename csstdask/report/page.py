@@ -1,14 +1,13 @@
 """One self-contained HTML page about a run: the night at a glance, what failed, what it cost, what was found.
 
-From the top: is it done, does any detector stand out, what failed, how fast it went, how the cosmic rays compare
-with expectation and with the files' own pipeline, how it scores against truth where there is one, and what
-it looks like. No scripts, no other files, no plotting library: it can be mailed.
+From the top: does it meet its requirements, what failed, does any detector stand out, how it scores against truth
+where there is one, what it looks like, what it cost, each unit, and where it comes from. Styles, scripts and pictures
+are inside the page: it can be mailed.
 """
 
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,20 +15,45 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from csstdask.engine.units import Unit
 from csstdask.instrument import Instrument, validate_instrument
 from csstdask.pipeline.accounting import whole_unit
-from csstdask.pipeline.status import Summary, status
+from csstdask.pipeline.status import Summary, plan_of_run, status
 from csstdask.pipeline.truth import has_truth, score_run
 from csstdask.pipeline.views import open_run
 from csstdask.quiet import no_warnings
-from csstdask.report.cosmic_rays import alarms_and_spectra
+from csstdask.report.commands import reproduce_command, run_commands, settings_option
+from csstdask.report.cosmic_rays import Watched, draw_spectra, watch
 from csstdask.report.cutouts import draw_cutouts
-from csstdask.report.document import Cell, number, table, write_document
-from csstdask.report.focal_plane import colour, draw_focal_plane, limits
+from csstdask.report.document import Cell, number, render, table, write_document
+from csstdask.report.focal_plane import colour, draw_focal_plane, ink, limits
+from csstdask.report.plots import plot_rates
+from csstdask.report.provenance import show_provenance
 from csstdask.report.psf import draw_psfs
+from csstdask.report.requirements import (
+    OVERLAP_FRACTION,
+    Expectation,
+    Light,
+    expectations_of,
+    expected_hits,
+    expected_rates,
+    outside,
+    recipe_of,
+    requirements,
+)
+from csstdask.report.units import UnitLights, show_units, unit_anchor
+from csstdask.store.zarr_arrays import open_group
 
 #: Metrics of the glance, with their units; the first of them is looked at unit by unit.
-_GLANCE = {"cr_rate": "cosmic-ray events [s⁻¹ cm⁻²]", "sky_level": "sky", "n_sources": "sources"}
+_GLANCE = {
+    "cr_fraction": "pixels hit [%]",
+    "cr_rate": "cosmic-ray events [s⁻¹ cm⁻²]",
+    "sky_level": "sky",
+    "n_sources": "sources",
+}
+
+#: What a light says in words.
+_WORDS = {"pass": "as expected", "warn": "look at it", "fail": "not as expected", "none": ""}
 
 
 def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = None) -> Path:
@@ -49,23 +73,53 @@ def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = 
     StoreError
         If there is no run, or no campaign.
     """
-    summary = status(run, campaign=campaign)
-    dataset = open_run(run, campaign)
+    root, summary = Path(run), status(run, campaign=campaign)
+    dataset, plan = open_run(run, campaign), plan_of_run(root, campaign)
     instrument = validate_instrument(dataset.attrs["instrument"], str(run))
-    dataset = _with_rates(dataset, instrument)
+    dataset = _with_rates(_with_metrics_read(dataset), instrument)
+    watched = watch(run, campaign)
+    recipe = recipe_of(dict(open_group(plan.campaign.path, "campaign").attrs))
+    camera = expectations_of(instrument)
+    hits, rates = expected_hits(dataset, camera, recipe), expected_rates(dataset, camera, recipe)
+    paths, options = (root, plan.campaign.path), settings_option(plan.config)
+    lights = requirements(dataset, summary, watched.alarms, hits, rates, root, run_commands(root, plan, dataset.attrs))
     sections = (
-        ("", _title(run, dataset, summary)),
-        ("Failures", _failures(summary)),
+        ("", _title(run, dataset, summary, instrument)),
+        ("Requirements", show_lights(lights)),
+        ("Failures", _failures(summary, paths, options)),
         ("The night at a glance", _glance(dataset, instrument)),
-        ("Against truth", _truth(run, campaign)),
-        ("Cosmic rays", alarms_and_spectra(run, campaign) + _cosmic_rays(dataset)),
-        ("Before, mask, after", draw_cutouts(dataset)),
+        ("Against truth", _truth(run, campaign) if summary.done else ""),
+        ("Cosmic rays", _cosmic_rays(dataset, watched, rates)),
+        ("Before, mask, after", draw_cutouts(dataset, instrument.flags.ignore_mask)),
         ("Point spread functions", draw_psfs(dataset, instrument, run)),
-        ("What it cost", _cost(dataset, summary)),
-        ("Units", _units(dataset)),
-        ("Settings", _settings(dataset)),
+        ("Cost", _cost(dataset, summary)),
+        ("Units", show_units(dataset, summary, plan.campaign.units, _unit_lights(dataset, hits, rates))),
+        ("Provenance", show_provenance(dataset, plan, instrument)),
     )
-    return write_document(Path(to), Path(run).name, sections)
+    return write_document(Path(to), f"{root.name}: csstdask report", sections)
+
+
+def show_lights(lights: Sequence[Light]) -> str:
+    """Return requirements with their lights, the units that do not meet them, and what to do."""
+    shown = [
+        {
+            "title": light.title,
+            "state": light.state,
+            "found": light.found,
+            "expected": light.expected,
+            "units": [(str(unit), unit_anchor(unit)) for unit in light.units],
+            "details": light.details,
+            "advice": light.advice,
+        }
+        for light in lights
+    ]
+    return render("requirements.html.jinja", lights=shown, words=_WORDS)
+
+
+def _with_metrics_read(dataset: xr.Dataset) -> xr.Dataset:
+    """Read the metrics of units once: several sections show them."""
+    metrics = [name for name in dataset.data_vars if dataset[name].dims == ("exposure", "detector")]
+    return dataset.assign({name: dataset[name].load() for name in metrics if dataset[name].dtype == "f8"})
 
 
 def _with_rates(dataset: xr.Dataset, instrument: Instrument) -> xr.Dataset:
@@ -78,20 +132,39 @@ def _with_rates(dataset: xr.Dataset, instrument: Instrument) -> xr.Dataset:
     return dataset.assign(cr_rate=dataset["n_cr_events"] / (exptime * area))
 
 
-def _title(run: str | Path, dataset: xr.Dataset, summary: Summary) -> str:
+def _unit_lights(dataset: xr.Dataset, hits: Expectation, rates: Expectation) -> UnitLights | None:
+    if "cr_fraction" not in dataset:
+        return None
+    counts, fraction = dataset["n_cr_events"].values, dataset["cr_fraction"].values
+    judged = (
+        np.where(fraction > OVERLAP_FRACTION, np.nan, dataset["cr_rate"].values)
+        if "cr_rate" in dataset
+        else fraction * np.nan
+    )
+    return UnitLights(outside(100 * fraction, counts, hits), outside(judged, counts, rates))
+
+
+def _title(run: str | Path, dataset: xr.Dataset, summary: Summary, instrument: Instrument) -> str:
     ny, nx = dataset.sizes["y"], dataset.sizes["x"]
     mark = ' class="failed"' if summary.failed else ""
     return (
-        f"<h1>{html.escape(Path(run).name)}</h1><p>{summary.total} units of {ny} x {nx} pixels: "
-        f"<b>{summary.done} done</b>, <span{mark}>{summary.failed} failed</span>, {summary.pending} pending.</p>"
+        f"<h1>{html.escape(Path(run).name)}</h1><p>{html.escape(instrument.name)}, {summary.total} units of "
+        f"{ny} x {nx} pixels: <b>{summary.done} done</b>, <span{mark}>{summary.failed} failed</span>, "
+        f"{summary.pending} pending.</p>"
     )
 
 
-def _failures(summary: Summary) -> str:
+def _failures(summary: Summary, paths: tuple[Path, Path], options: tuple[str, ...]) -> str:
     if not summary.failures:
         return ""
-    keys = ("exposure", "detector", "step", "reason")
-    return table(keys, ([item[key] for key in keys] for item in summary.failures), len(summary.failures))
+    rows = []
+    for item in summary.failures:
+        unit = Unit(str(item["exposure"]), int(item["detector"]))
+        link = f'<td><a href="#{unit_anchor(unit)}">{html.escape(str(unit))}</a></td>'
+        command = html.escape(reproduce_command(*paths, item, *options))
+        rows.append([Cell(link), item["step"], item["reason"], Cell(f"<td><code>{command}</code></td>")])
+    head = ("unit", "step", "reason", "command that repeats it")
+    return f'<div class="text">{table(head, rows, len(rows))}</div>'
 
 
 def _glance(dataset: xr.Dataset, instrument: Instrument) -> str:
@@ -102,26 +175,34 @@ def _glance(dataset: xr.Dataset, instrument: Instrument) -> str:
         if name not in dataset or not np.isfinite(dataset[name].values).any():
             continue
         unit = f" [{dataset['background'].attrs.get('units', '')}]" if name == "sky_level" else ""
+        values = 100 * dataset[name] if name == "cr_fraction" else dataset[name]
         with no_warnings():  # a detector may have no unit
-            middle = dataset[name].median("exposure", skipna=True).values
-        drawings.append(
-            draw_focal_plane(instrument, dict(zip(detectors, middle.tolist(), strict=True)), f"{title}{unit}, median")
-        )
-        grid = grid or _grid(dataset[name].values, dataset["exposure"].values.tolist(), detectors, title)
+            middle = values.median("exposure", skipna=True).values
+        found = dict(zip(detectors, middle.tolist(), strict=True))
+        drawings.append(draw_focal_plane(instrument, found, f"{title}{unit}, median", "#Units"))
+        grid = grid or _grid(values.values, dataset["exposure"].values.tolist(), detectors, title)
     return "".join(drawings) + grid
 
 
 def _grid(values: npt.NDArray[np.float64], exposures: Sequence[str], detectors: Sequence[int], title: str) -> str:
     low, high = limits(values)
     rows: Iterable[list[str]] = (
-        [str(exposure)]
-        + [
-            Cell(f'<td class="cell" style="background:{colour(value, low, high)}">{number(value)}</td>')
-            for value in line
+        [
+            str(exposure),
+            *(
+                _grid_cell(value, low, high, Unit(str(exposure), detector))
+                for value, detector in zip(line, detectors, strict=True)
+            ),
         ]
         for exposure, line in zip(exposures, values, strict=True)
     )
     return f"<p>{title}, by exposure and detector</p>" + table(["exposure", *map(str, detectors)], rows, len(exposures))
+
+
+def _grid_cell(value: float, low: float, high: float, unit: Unit) -> Cell:
+    fill, shown = colour(value, low, high), number(value)
+    text = f'<a href="#{unit_anchor(unit)}">{shown}</a>' if np.isfinite(value) else shown
+    return Cell(f'<td class="cell" style="background:{fill};color:{ink(fill)}">{text}</td>')
 
 
 def _truth(run: str | Path, campaign: str | Path | None) -> str:
@@ -130,10 +211,17 @@ def _truth(run: str | Path, campaign: str | Path | None) -> str:
     return "".join(f"<p>{html.escape(line)}</p>" for line in score_run(run, campaign).lines())
 
 
-def _cosmic_rays(dataset: xr.Dataset) -> str:
-    """Tell rates by detector, and how the files' own flags compare with ours."""
-    if "n_cr_pixels" not in dataset:
+def _cosmic_rays(dataset: xr.Dataset, watched: Watched, expected: Expectation) -> str:
+    """Return rates over time and by detector, spectra, and how the flags of the input files compare."""
+    if "n_cr_pixels" not in dataset or not np.isfinite(dataset["n_cr_pixels"].values).any():
         return ""
+    shown = draw_spectra(watched) if watched.units else ""
+    if watched.every > 1:
+        shown = f"<p>Spectra of every {watched.every}th exposure.</p>{shown}"
+    if "cr_rate" in dataset and "time" in dataset.coords:
+        limits = (float(expected.low.min()), float(expected.high.max())) if expected.known else None
+        detectors = [int(detector) for detector in dataset["detector"].values]
+        shown += plot_rates(dataset["time"].values, dataset["cr_rate"].values, detectors, limits)
     summed = {
         name: dataset[name].sum("exposure", skipna=True).values
         for name in ("n_cr_pixels", "n_cr_input_pixels", "n_cr_both_pixels")
@@ -151,14 +239,14 @@ def _cosmic_rays(dataset: xr.Dataset) -> str:
         confirmed = both / theirs if theirs else np.nan
         rows.append([str(detector), *map(number, (rate[column], share[column], ours, theirs, both, 100 * confirmed))])
     head = (
-        "detector", "events [s⁻¹ cm⁻²]", "pixels hit [%]", "ours [pixel]", "the files' own [pixel]", "both [pixel]",
-        "of theirs [%]",
+        "detector", "events [s⁻¹ cm⁻²]", "pixels hit [%]", "hit [pixel]", "hit in the input flags [pixel]",
+        "hit in both [pixel]", "share of the input flags [%]",
     )  # fmt: skip
     note = (
-        "<p>The files' own cosmic-ray flags are compared with ours and never used. An event is a set of hit pixels "
-        "that touch; in low orbit about one a second and square centimetre is usual.</p>"
+        "<p>An event is a set of hit pixels that touch. Cosmic-ray flags of the input files are compared and never "
+        "used.</p>"
     )
-    return table(head, rows) + note
+    return shown + table(head, rows) + note
 
 
 def _cost(dataset: xr.Dataset, summary: Summary) -> str:
@@ -184,26 +272,3 @@ def _cost(dataset: xr.Dataset, summary: Summary) -> str:
         "process with one unit. Peaks of steps are the smallest over units, the last one is the largest.</p>"
     )
     return table(head, rows) + note
-
-
-def _units(dataset: xr.Dataset) -> str:
-    names = [
-        name
-        for name in dataset.data_vars
-        if dataset[name].dims == ("exposure", "detector") and dataset[name].dtype == "f8"
-    ]
-    if not names:
-        return ""
-    values = np.stack([dataset[name].values for name in names])
-    exposures, detectors, bands = (dataset[name].values for name in ("exposure", "detector", "band"))
-    known = np.argwhere(np.isfinite(values).any(axis=0))
-    rows = (
-        [exposures[row], detectors[column], bands[row, column], *map(number, values[:, row, column])]
-        for row, column in known
-    )
-    return table(("exposure", "detector", "band", *map(str, names)), rows, len(known))
-
-
-def _settings(dataset: xr.Dataset) -> str:
-    kept = {key: dataset.attrs[key] for key in ("steps", "config", "fingerprint", "software") if key in dataset.attrs}
-    return f"<pre>{html.escape(json.dumps(kept, indent=1))}</pre>"

@@ -16,6 +16,7 @@ from csstdask.quiet import no_warnings
 from csstdask.report.cutouts import four_decades, picture
 from csstdask.report.document import number, table
 from csstdask.report.focal_plane import draw_focal_plane, mosaic, on_focal_plane
+from csstdask.report.plots import plot_rho
 from csstdask.store.tables import read_table, table_path
 
 #: Half pixels that are shown of a PSF, round its middle, and points of a picture that each is.
@@ -25,9 +26,9 @@ _MOST_UNITS = 500
 _MAPS = {
     "psf_size": "size of the PSF, sigma of adaptive moments [pixel]",
     "psf_e": "ellipticity of the PSF, |e|",
-    "psf_size_residual": "stars in reserve: (size - that of the PSF) / that of the PSF",
-    "psf_wavefront_rms": "wavefront in a detector's middle, as its stars show it, rms [nm]",
-    "psf_chi2": "stars in reserve: chi² a degree of freedom",
+    "psf_size_residual": "held-out stars: (size - that of the PSF) / that of the PSF",
+    "psf_wavefront_rms": "wavefront in a detector's middle, from its stars, rms [nm]",
+    "psf_chi2": "held-out stars: χ² per degree of freedom",
 }
 
 
@@ -44,7 +45,9 @@ def draw_psfs(dataset: xr.Dataset, instrument: Instrument, run: str | Path) -> s
         if np.isnan(middle).all():  # of cameras whose optics nobody has told
             continue
         maps.append(
-            draw_focal_plane(instrument, dict(zip(detectors, middle.tolist(), strict=True)), f"{title}, median")
+            draw_focal_plane(
+                instrument, dict(zip(detectors, middle.tolist(), strict=True)), f"{title}, median", "#Units"
+            )
         )
     return _pictures(dataset, instrument) + "".join(maps) + _rho(dataset, instrument, Path(run))
 
@@ -82,7 +85,7 @@ def _middle(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _rho(dataset: xr.Dataset, instrument: Instrument, root: Path) -> str:
-    """Tell the rho statistics of stars in reserve."""
+    """Plot and list the rho statistics of held-out stars."""
     frames = [{name: values[stars["reserve"]] for name, values in stars.items()} for stars in _stars(dataset, root)]
     if sum(len(one["x"]) for one in frames) < 2:
         return ""
@@ -94,12 +97,14 @@ def _rho(dataset: xr.Dataset, instrument: Instrument, root: Path) -> str:
         for place in range(len(separation))
         if found["pairs"][place] > 0
     ]
-    head = (f"separation [{'arcsec' if scale else 'pixel'}]", "pairs", *RHO)
+    unit = "arcsec" if scale else "pixel"
+    head = (f"separation [{unit}]", "pairs", *RHO)
     note = (
-        "<p>Rho statistics of stars in reserve, which no fit has seen: how errors of the PSF are correlated. Errors of "
-        "stars alone, from their noise, average to nothing.</p>"
+        "<p>Rho statistics (Rowe 2010; Jarvis et al. 2016) of held-out stars, which are in no fit: how errors of the "
+        "PSF are correlated over the field. Noise of single stars averages to zero.</p>"
     )
-    return table(head, rows) + note
+    curves = plot_rho(found, RHO, separation, unit)
+    return note + curves + f"<details><summary>Rho statistics as numbers</summary>{table(head, rows)}</details>"
 
 
 def _stars(dataset: xr.Dataset, root: Path) -> Iterator[dict[str, npt.NDArray[Any]]]:

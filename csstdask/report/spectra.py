@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 _WIDTH, _HEIGHT = 340, 170
-_LEFT, _BOTTOM, _TOP = 12, 34, 16
-#: The run's own spectrum, and those beside it.
-_COLOURS = ("#285ca0", "#a00", "#888")
+_LEFT, _BOTTOM, _TOP = 20, 34, 16
+#: Classes of the page's style: the run's own spectrum, and others.
+_CURVES = ("curve0", "curve1", "curve2")
 #: Bins drawn as one: narrow ones are for distances, not for eyes.
 _TOGETHER = 5
 
@@ -40,17 +40,18 @@ def draw_spectrum(edges: npt.NDArray[np.float64], curves: Mapping[str, npt.NDArr
         steps = " ".join(
             f"{left:.1f},{level:.1f} {right:.1f},{level:.1f}" for left, right, level in zip(x, x[1:], y, strict=False)
         )
-        ink = _COLOURS[index % len(_COLOURS)]
+        curve = _CURVES[index % len(_CURVES)]
         parts.append(
-            f'<polyline points="{steps}" fill="none" stroke="{ink}"><title>{html.escape(name)}</title></polyline>'
+            f'<polyline points="{steps}" fill="none" class="{curve}"><title>{html.escape(name)}</title></polyline>'
         )
-        parts.append(f'<text x="{_WIDTH - 70}" y="{_TOP + 14 * index}" fill="{ink}">{html.escape(name)}</text>')
+        parts.append(f'<text x="{_WIDTH - _LEFT}" y="{_TOP + 14 * index}" class="{curve}">{html.escape(name)}</text>')
     parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _LEFT}" y1="{base}" y2="{base}" stroke="#888"/>')
     for power in range(int(np.ceil(places[0])), int(np.floor(places[-1])) + 1):
         at = float(np.interp(power, places, x))
-        parts.append(f'<text x="{at:.1f}" y="{base + 16}" fill="#222">{10.0**power:g}</text>')
+        parts.append(f'<text x="{at:.1f}" y="{base + 16}">{10.0**power:g}</text>')
     label = html.escape(title)
     return (
-        f'<figure><svg role="img" aria-label="{label}" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}">'
+        f'<figure><svg class="drawing" role="img" aria-label="{label}" '
+        f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}">'
         f"{''.join(parts)}</svg><figcaption>{label}</figcaption></figure>"
     )

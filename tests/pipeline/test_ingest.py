@@ -217,13 +217,16 @@ def test_lost_shards_are_copied_again(tmp_path):
 
 
 def test_a_newer_description_of_the_camera(tmp_path):
-    """Dated overrides may be added to a campaign's camera; what its planes mean may not change."""
+    """Dated overrides and expectations of a campaign's camera may change; what its planes mean may not."""
     text = resources.files("csstdask.instrument").joinpath("csst.toml").read_text()
     target, camera = tmp_path / "c.zarr", tmp_path / "csst.toml"
     ingest([level_1(tmp_path, 7)], target)
     camera.write_text(text + "\n[[overrides]]\ndetectors = [8]\nusable = false\n")
     assert ingest([level_1(tmp_path, 8)], target, instrument=camera).dead == ["10100000001/8"]
     assert ingest([level_1(tmp_path, 8)], target).dead == ["10100000001/8"]
+    camera.write_text(text.replace("cosmic_ray_rate = [0.3,", "cosmic_ray_rate = [0.2,"))
+    assert ingest([level_1(tmp_path, 6)], target, instrument=camera).added == 1
+    assert Campaign(target).instrument.expectations.cosmic_ray_rate[0] == 0.2
     camera.write_text(text.replace("hot = 2,", "hot = 256,"))
     with pytest.raises(InputError, match="another flags"):
         ingest([level_1(tmp_path, 9)], target, instrument=camera)

@@ -1,0 +1,72 @@
+"""Where a run comes from: when, which camera, what command, which versions and models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import xarray as xr
+
+from csstdask.instrument import Instrument
+from csstdask.nn.models import find_card
+from csstdask.pipeline.config import MODEL_SETTINGS, NO_PSF
+from csstdask.pipeline.plan import Plan
+from csstdask.report.commands import SETTINGS_FILE, changed_settings, run_commands
+from csstdask.report.document import render, table
+
+
+def show_provenance(dataset: xr.Dataset, plan: Plan, instrument: Instrument) -> str:
+    """Return the block about the origin of a run.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        Of `csstdask.open_run`.
+    plan : Plan
+        That the run remembers.
+    instrument : Instrument
+    """
+    root, campaign = Path(dataset.attrs["path"]), plan.campaign.path
+    versions = ", ".join(f"{name} {version}" for name, version in dataset.attrs.get("software", {}).items())
+    camera = f"{instrument.name} ({instrument.description})" if instrument.description else instrument.name
+    facts = [
+        ("run", str(root.resolve())),
+        ("campaign", str(campaign.resolve())),
+        ("camera", camera),
+        ("units recorded", _dates(root)),
+        ("steps", ", ".join(dataset.attrs.get("steps", []))),
+        ("fingerprint", plan.fingerprint),
+        ("software", versions or "unknown"),
+    ]
+    changed = changed_settings(plan.config)
+    return render(
+        "provenance.html.jinja",
+        facts=facts,
+        commands=run_commands(root, plan, dataset.attrs),
+        models=table(("step", "model", "version", "SHA-256"), _models(plan)),
+        changed=changed,
+        settings_file=SETTINGS_FILE,
+        settings=json.dumps(dataset.attrs.get("config", {}), indent=1),
+    )
+
+
+def _dates(root: Path) -> str:
+    """Return when the first and the last unit were recorded; times lie in no array and no attribute of a run."""
+    times = [path.stat().st_mtime for path in (root / "ledger").glob("*/*.json")]
+    if not times:
+        return "none"
+    first, last = (datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S") for time in (min(times), max(times)))
+    return f"{first} to {last} UTC" if first != last else f"{first} UTC"
+
+
+def _models(plan: Plan) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the models of a run: step, name, version, SHA-256 of the weights or of a classical method's card."""
+    steps = {step.name for step in plan.steps}
+    for (part, key), task in MODEL_SETTINGS.items():
+        name = getattr(getattr(plan.config, part), key)
+        if part not in steps or name == NO_PSF:
+            continue
+        card = find_card(task, name)
+        yield part, card.name, card.version, card.sha256

@@ -1,0 +1,193 @@
+"""The tables of a run's units: what a person reads first, and all metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from csstdask.engine.units import Unit
+from csstdask.pipeline.status import Summary
+from csstdask.report.document import Cell, Column, Row, anchor, number, render, table
+from csstdask.report.requirements import OVERLAP_FRACTION
+
+#: Units that are listed.
+MOST_UNITS = 2000
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """How one metric is shown."""
+
+    label: str
+    unit: str = ""
+    factor: float = 1.0
+
+
+#: Metrics with their units; `{sci}` is that of the campaign's pixels. Those of the first table come first.
+_READABLE = {
+    "cr_fraction": _Metric("pixels hit", "%", 100.0),
+    "cr_rate": _Metric("cosmic rays", "s⁻¹ cm⁻²"),
+    "sky_level": _Metric("sky", "{sci}"),
+    "sky_noise": _Metric("sky noise", "{sci}"),
+    "n_sources": _Metric("sources"),
+    "n_psf_stars": _Metric("PSF stars"),
+    "psf_size": _Metric("PSF size", "pixel"),
+}
+_FURTHER = {
+    "n_ignored_pixels": _Metric("ignored", "pixel"),
+    "n_cr_pixels": _Metric("hit", "pixel"),
+    "n_cr_events": _Metric("events"),
+    "n_cr_input_pixels": _Metric("hit in the input flags", "pixel"),
+    "n_cr_both_pixels": _Metric("hit in both", "pixel"),
+    "n_unrepaired_pixels": _Metric("not repaired", "pixel"),
+    "n_points": _Metric("points"),
+    "n_tracks": _Metric("tracks"),
+    "n_worms": _Metric("worms"),
+    "cr_charge_median": _Metric("median charge of an event", "electron"),
+    "n_psf_reserve": _Metric("held-out stars"),
+    "psf_e1": _Metric("PSF e1"),
+    "psf_e2": _Metric("PSF e2"),
+    "psf_chi2": _Metric("χ² of held-out stars"),
+    "psf_size_residual": _Metric("size residual of held-out stars"),
+    "psf_wavefront_rms": _Metric("wavefront rms", "nm"),
+}
+
+
+@dataclass(frozen=True)
+class UnitLights:
+    """What `csstdask.report.requirements.outside` says of each unit."""
+
+    hits: npt.NDArray[np.int8]
+    rates: npt.NDArray[np.int8]
+
+
+def unit_anchor(unit: Unit) -> str:
+    """Return the name of a unit's row."""
+    return anchor("unit", unit.exposure, unit.detector)
+
+
+def show_units(dataset: xr.Dataset, summary: Summary, sci_units: str, lights: UnitLights | None) -> str:
+    """Return the two tables of a run's units.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        The run, with ``cr_rate`` where that is known.
+    summary : Summary
+        Whose failures have rows as well.
+    sci_units : str
+        Of the campaign's pixels.
+    lights : UnitLights, optional
+        By default cosmic rays are not judged.
+    """
+    names = [
+        str(name)
+        for name in dataset.data_vars
+        if dataset[name].dims == ("exposure", "detector") and dataset[name].dtype == "f8"
+    ]
+    if not names:
+        return ""
+    failed = {Unit(item["exposure"], item["detector"]): str(item["step"]) for item in summary.failures}
+    known, odd = _marked(dataset, names, failed, lights)
+    listed = np.argwhere(known)
+    total = len(listed)
+    if total > MOST_UNITS:  # those that deserve a look are kept
+        kept = np.argsort(~odd[known], kind="stable")[:MOST_UNITS]
+        listed = listed[np.sort(kept)]
+    readable = [name for name in _READABLE if name in names]
+    everything = [*readable, *(name for name in _FURTHER if name in names)]
+    everything += [name for name in names if name not in everything]
+    base = [
+        Column("exposure", "exposure"),
+        Column("detector", "detector"),
+        Column("band", "band"),
+        Column("state", "state"),
+    ]
+    main = table(
+        [*base, *(_column(name, sci_units) for name in readable)],
+        _rows(dataset, listed, readable, failed, lights, all_done=summary.pending == 0, anchored=True),
+        total,
+        name="units-main",
+        most=MOST_UNITS,
+    )
+    full = table(
+        [*base, *(_column(name, sci_units) for name in everything)],
+        _rows(dataset, listed, everything, failed, lights, all_done=summary.pending == 0, anchored=False),
+        total,
+        name="units-all",
+        most=MOST_UNITS,
+    )
+    return render("units.html.jinja", main=main, everything=full)
+
+
+def _marked(
+    dataset: xr.Dataset, names: list[str], failed: dict[Unit, str], lights: UnitLights | None
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return which units have a metric or failed, and which of them failed or are not as expected."""
+    known = np.any([np.isfinite(dataset[name].values) for name in names], axis=0)
+    odd = np.zeros_like(known) if lights is None else (lights.hits != 0) | (lights.rates != 0)
+    exposures = {str(name): row for row, name in enumerate(dataset["exposure"].values)}
+    detectors = {int(detector): column for column, detector in enumerate(dataset["detector"].values)}
+    for unit in failed:
+        if unit.exposure in exposures and unit.detector in detectors:
+            odd[exposures[unit.exposure], detectors[unit.detector]] = True
+    return known | odd, odd
+
+
+def _state(dataset: xr.Dataset, place: tuple[int, int], *, all_done: bool) -> str:
+    """Return whether a unit that did not fail is done; nothing where the run does not say."""
+    if "done" in dataset.coords:
+        return "done" if bool(dataset["done"].values[place]) else "pending"
+    return "done" if all_done else "–"
+
+
+def _metric(name: str) -> _Metric:
+    return _READABLE.get(name) or _FURTHER.get(name) or _Metric(name)
+
+
+def _column(name: str, sci_units: str) -> Column:
+    metric = _metric(name)
+    return Column(name, metric.label, metric.unit.format(sci=sci_units))
+
+
+def _rows(
+    dataset: xr.Dataset,
+    listed: npt.NDArray[np.int64],
+    names: list[str],
+    failed: dict[Unit, str],
+    lights: UnitLights | None,
+    *,
+    all_done: bool,
+    anchored: bool,
+) -> Iterator[Row]:
+    values = {name: _metric(name).factor * dataset[name].values for name in names}
+    exposures, detectors, bands = (dataset[name].values for name in ("exposure", "detector", "band"))
+    fraction = dataset["cr_fraction"].values if "cr_fraction" in dataset else None
+    for row, column in listed.tolist():
+        unit = Unit(str(exposures[row]), int(detectors[column]))
+        place = row, column
+        state = Cell('<td class="fail">failed</td>') if unit in failed else _state(dataset, place, all_done=all_done)
+        cells: list[object] = [unit.exposure, unit.detector, bands[place], state]
+        overlap = fraction is not None and bool(fraction[place] > OVERLAP_FRACTION)
+        for name in names:
+            value = float(values[name][place])
+            side = 0
+            if lights is not None and name == "cr_fraction":
+                side = int(lights.hits[place])
+            elif lights is not None and name == "cr_rate":
+                side = int(lights.rates[place])
+            cells.append(_cell(value, side, overlap=name == "cr_rate" and overlap))
+        yield Row(cells, unit_anchor(unit) if anchored else "")
+
+
+def _cell(value: float, side: int, *, overlap: bool) -> str:
+    if side:
+        word = "above" if side > 0 else "below"
+        return Cell(f'<td class="fail" title="{word} what is expected">{number(value)}</td>')
+    if overlap:
+        return Cell(f'<td class="note" title="a lower limit: events overlap">{number(value)}</td>')
+    return number(value)
