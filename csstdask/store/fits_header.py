@@ -22,7 +22,6 @@ from csstdask.errors import InputError
 from csstdask.instrument import Instrument
 from csstdask.instrument.model import Time as TimeKeyword
 from csstdask.quiet import no_warnings
-from csstdask.store.fits_file import value_of
 from csstdask.store.schema import NO_TIME
 
 STANDARD_TIMES = (
@@ -138,7 +137,7 @@ class HeaderLookup:
     def _find(self, *names: str) -> tuple[Any, str]:
         for name in names:
             for header in self.headers:
-                value = value_of(header, name)
+                value = self._value(header, name)
                 if value is None or isinstance(value, fits.card.Undefined):
                     continue
                 stripped = value.strip() if isinstance(value, str) else value
@@ -149,6 +148,14 @@ class HeaderLookup:
                 self._check_single(header, name)
                 return stripped, header.comments[name] if isinstance(header, fits.Header) else ""
         return None, ""
+
+    def _value(self, header: Mapping[str, Any], name: str) -> Any:
+        """Return a keyword's value, None where it is absent; InputError if its card cannot be read."""
+        try:
+            return header[name] if name in header else None
+        except (fits.VerifyError, ValueError):
+            found = "a card that breaks the FITS standard"
+            raise InputError(f"{self.path}: {name}", found, "a value that can be read") from None
 
     def _check_single(self, header: Mapping[str, Any], name: str) -> None:
         """Raise if a header holds a keyword twice with different values."""
@@ -198,15 +205,18 @@ def start_time(lookup: HeaderLookup) -> StartTime:
     scale = TIME_SCALES[system]
     own = {wanted.keyword for wanted in lookup.keywords.time}
     for wanted in (*lookup.keywords.time, *(time for time in STANDARD_TIMES if time.keyword not in own)):
-        value = lookup.get(wanted.keyword)
-        if value is None:
-            continue
+        value = None
         try:
+            value = lookup.get(wanted.keyword)
+            if value is None:
+                continue
             with no_warnings():  # erfa's, of years far from ours, which are checked here
                 if wanted.format == "mjd":
                     return StartTime(_microseconds(_mjd(value, scale)))
                 moment, assumed = _date(value, wanted, lookup, scale)
                 return StartTime(_microseconds(moment), assumed)
+        except InputError as error:
+            problem = problem or f"{wanted.keyword}: {error.found}"
         except (ValueError, TypeError, OverflowError) as error:
             problem = problem or f"{wanted.keyword} = {value!r}: {error}"
     return StartTime(NO_TIME, problem)

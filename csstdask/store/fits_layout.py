@@ -472,9 +472,21 @@ def _pair(science: Mapping[int, _ChipKey], others: Mapping[int, _ChipKey]) -> tu
     pairs = _match_by(science, others, lambda key: key.detector)
     if pairs and len(pairs) == len(science):
         return pairs, "detector"
-    if len(science) == len(others):
-        return dict(zip(sorted(science), sorted(others), strict=True)), "order"
+    in_order = dict(zip(sorted(science), sorted(others), strict=False))
+    if len(science) == len(others) and _is_regular(in_order):
+        return in_order, "order"
     return None, ""
+
+
+def _is_regular(pairs: Mapping[int, int]) -> bool:
+    """Tell whether the HDUs of a file follow each other chip by chip or plane by plane, so that their order tells."""
+    first, second = sorted(pairs), [pairs[index] for index in sorted(pairs)]
+    by_plane = max(first) < min(second) or max(second) < min(first)
+    after = all(one < other for one, other in zip(first, second, strict=True))
+    after = after and all(other < one for one, other in zip(first[1:], second[:-1], strict=True))
+    before = all(other < one for one, other in zip(first, second, strict=True))
+    before = before and all(one < other for one, other in zip(first[:-1], second[1:], strict=True))
+    return len(pairs) == 1 or by_plane or after or before
 
 
 def _match_by(

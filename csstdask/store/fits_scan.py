@@ -161,7 +161,10 @@ def scan(path: Path, instrument: Instrument, hdus: fits.HDUList | None = None) -
 
     def detector_of(header: fits.Header) -> int | None:
         lookup = HeaderLookup(path, instrument, (header,), "")
-        return _number_of_detector(lookup.text(*instrument.keywords.detector), instrument)
+        try:
+            return _number_of_detector(lookup.text(*instrument.keywords.detector), instrument)
+        except InputError:
+            return None  # the chip is refused when its own headers are read
 
     found = find_chips(path, hdus, instrument.layouts, detector_of)
     result = FileScan(problems=list(found.problems))
