@@ -24,6 +24,8 @@ log = logging.getLogger("csstdask")
 
 SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fts.gz", ".fits.fz", ".fits.bz2", ".fits.xz")
 """Names of FITS files, as found in folders; a file that is named itself may have any."""
+SKY_KINDS = {"imaging", "slitless"}
+"""Kinds of frames that show the sky."""
 PROGRESS_SECONDS = 10.0
 """Time between two lines of progress while headers are read."""
 
@@ -206,10 +208,15 @@ def form_of(campaign: Campaign) -> Form:
 
 
 def choose_form(sources: Sequence[UnitSource], camera: Instrument) -> Form:
-    """Return the form of a new campaign: the instrument's own shape if any unit has it, else the most common one."""
-    shapes = Counter(source.shape for source in sources)
+    """Return the form of a new campaign.
+
+    Frames of the sky decide before calibration frames; the instrument's own shape, if any of them has it, before the
+    most common one.
+    """
+    deciding = [source for source in sources if source.kind in SKY_KINDS] or sources
+    shapes = Counter(source.shape for source in deciding)
     shape = camera.shape if camera.shape in shapes else shapes.most_common(1)[0][0]
-    alike = [source for source in sources if source.shape == shape]
+    alike = [source for source in deciding if source.shape == shape]
     units = Counter(source.units for source in alike).most_common(1)[0][0]
     first = next(source for source in alike if source.units == units)
     return Form(first.shape, units, camera.detector_ids, first.name)

@@ -478,3 +478,18 @@ def test_a_campaign_of_an_earlier_version_takes_more_exposures(tmp_path):
     campaign = csstdask.open_campaign(target)
     assert int(campaign["present"].sum()) == 2
     assert "SCI" in str(campaign["planes"].sel(exposure="10100000001", detector=9).values)
+
+
+def test_frames_of_the_sky_decide_what_a_campaign_holds(tmp_path):
+    """A mock's folder holds as many frames of cosmic rays alone, in electrons, whose names come first."""
+    night = tmp_path / "night"
+    night.mkdir()
+    for chip in (7, 8):
+        level_1(night, chip)
+        header = primary(chip)
+        name = f"CSST_MSC_MS_CRS_20280301000000_20280301000230_10100000001_{chip:02d}_L0_V01.fits"
+        image = fits.ImageHDU(np.zeros((64, 48), np.float32), header=fits.Header({"BUNIT": "electron"}))
+        fits.HDUList([fits.PrimaryHDU(header=header), image]).writeto(night / name)
+    summary = ingest([night], tmp_path / "c.zarr")
+    assert (summary.added, len(summary.failures)) == (2, 2)
+    assert csstdask.open_campaign(tmp_path / "c.zarr")["sci"].attrs["units"] == "electron s-1"

@@ -1,0 +1,293 @@
+"""One FITS file: find its cosmic rays, repair them, write it again.
+
+Files of known cameras go through the steps of a run, each chip with its own weights and flags. Images of other
+cameras are cleaned as arrays of electrons, with a noise that is estimated from the image.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from astropy.io import fits
+
+from csstdask.errors import InputError
+from csstdask.instrument import Instrument, load_instrument, parse_units, section_slices
+from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.export import provenance_cards
+from csstdask.pipeline.frame import Frame
+from csstdask.pipeline.steps import apply_steps
+from csstdask.pipeline.steps.repair import REPAIR
+from csstdask.store.fits_file import open_fits, plane_data
+from csstdask.store.fits_planes import read_flag, read_headers, read_sci, read_weight
+from csstdask.store.fits_scan import UnitSource, scan
+from csstdask.store.recognise import recognise_file
+
+MASK_NAME = "CR_MASK"
+"""EXTNAME of the mask that is added: 1 = hit by a cosmic ray."""
+VARIANCE_NAME = "CR_VAR"
+"""EXTNAME of the variance of repaired pixels, added where the file has no weights that could hold it."""
+
+
+@dataclass(frozen=True)
+class CleanedChip:
+    """What was found in one image of a file."""
+
+    name: str
+    """The HDU it was read from, and the detector where it is known."""
+    n_pixels: int
+    n_hit: int
+    n_repaired: int
+    seconds: float
+
+    def __str__(self) -> str:
+        share = 100 * self.n_hit / max(self.n_pixels, 1)
+        return f"{self.name}: {self.n_hit} pixels hit ({share:.2f} %), {self.n_repaired} repaired, {self.seconds:.1f} s"
+
+
+@dataclass
+class CleanedFile:
+    """What came of cleaning a file."""
+
+    chips: list[CleanedChip] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """Images of the file that could not be used, and were copied as they are."""
+
+
+@dataclass(frozen=True)
+class _Result:
+    """The pixels of one image after cleaning, in the units of the file, where they lie in its HDU."""
+
+    source: UnitSource | None
+    hdu: int
+    where: tuple[slice, slice]
+    hit: npt.NDArray[np.bool_]
+    value: npt.NDArray[np.float32]
+    variance: npt.NDArray[np.float32]
+    """NaN where not hit, inf where not repaired."""
+
+    @property
+    def repaired(self) -> npt.NDArray[np.bool_]:
+        return self.hit & np.isfinite(self.variance) & np.isfinite(self.value)
+
+
+def clean_file(
+    path: str | Path,
+    to: str | Path,
+    *,
+    config: RunConfig | None = None,
+    instrument: str | Path | Instrument | None = None,
+    gain: float | None = None,
+    overwrite: bool = False,
+    tell: Callable[[CleanedChip], None] = lambda _: None,
+) -> CleanedFile:
+    """Find and repair the cosmic rays of every image in a FITS file.
+
+    Parameters
+    ----------
+    path : path
+        A FITS file, plain or compressed.
+    to : path
+        The file to write: that of `path` with repaired science images, the variance of repaired pixels in its weights
+        or errors, the bits of cosmic rays and repairs in its flags, and an HDU ``CR_MASK`` for each image.
+    config : RunConfig, optional
+        Settings of a run; by default its own.
+    instrument : str, path or Instrument, optional
+        A built-in name or a TOML; by default what the headers tell.
+    gain : float, optional
+        [e-/adu] Clean the images of a camera that is not known: 1 for pixels in electrons.
+    overwrite : bool
+        Whether `to` may exist.
+    tell : callable
+        Called with each image that is done.
+
+    Returns
+    -------
+    CleanedFile
+        Chips that cannot be used are named in it, and are in the new file as they were.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be used, its camera is not known, or the new one exists.
+    """
+    source, target = Path(path), Path(to)
+    if target.exists() and (not overwrite or target.samefile(source)):
+        wanted = "another name" if target.samefile(source) else "a new name, or --overwrite"
+        raise InputError(target, "a file that exists", wanted)
+    settings = config or RunConfig()
+    summary = CleanedFile()
+    camera = _camera(source, instrument, gain)
+    if camera is not None:
+        found = scan(source, camera)
+        summary.problems += [str(problem) for problem in found.problems]
+        if not found.units:
+            raise found.problems[0] if found.problems else InputError(source, "no science image", "at least one")
+        jobs = [lambda unit=unit: _clean_unit(unit, camera, settings) for unit in found.units]
+        names = [f"{unit.name} detector {unit.detector}" for unit in found.units]
+    else:
+        indices = _plain_images(source)
+        jobs = [lambda index=index: _clean_image(source, index, float(gain or 1), settings) for index in indices]
+        names = [f"{source}[{index}]" for index in indices]
+    results: list[_Result] = []
+    for name, job in zip(names, jobs, strict=True):
+        start = time.perf_counter()
+        result = job()
+        results.append(result)
+        numbers = result.hit.size, int(result.hit.sum()), int(result.repaired.sum())
+        summary.chips.append(CleanedChip(name, *numbers, time.perf_counter() - start))
+        tell(summary.chips[-1])
+    _write(source, target, results, camera, settings)
+    return summary
+
+
+def _camera(path: Path, given: str | Path | Instrument | None, gain: float | None) -> Instrument | None:
+    """Return the camera of a file; None if it is to be cleaned as an image of a given gain."""
+    if given is not None:
+        return given if isinstance(given, Instrument) else load_instrument(given)
+    if gain is not None:
+        if not gain > 0 or not np.isfinite(gain):
+            raise InputError("--gain", f"{gain} e-/adu", "a number > 0")
+        return None
+    names = recognise_file(path)
+    if len(names) == 1:
+        return load_instrument(names[0])
+    found = f"what could be of {', '.join(names)}" if names else "no camera that is known"
+    raise InputError(path, found, "--instrument with a name or a TOML, or --gain [e-/adu] for any camera")
+
+
+def _clean_unit(unit: UnitSource, camera: Instrument, config: RunConfig) -> _Result:
+    """Clean one chip by the steps of a run."""
+    readers = {"sci": read_sci, "wht": read_weight, "flag": lambda source: read_flag(source, camera)}
+    frame = Frame(
+        unit.facts("", ""),
+        camera,
+        unit.units,
+        lambda name: readers[name](unit),
+        _no_product,
+        lambda: read_headers(unit)[0],
+    )
+    apply_steps(frame, (REPAIR.name,), config)
+    names = ("cr_mask", "repair", "repair_variance")
+    missing = [name for name in names if not frame.has(name)]
+    if missing:  # a kind of frame that a run does not repair
+        raise InputError(unit.name, f"a frame of kind {unit.kind}", "one that cosmic rays are repaired in")
+    hit, repair, variance = (frame.product(name) for name in names)
+    where = section_slices(unit.trim) if unit.trim is not None else (slice(None), slice(None))
+    return _Result(unit, unit.sci.hdu, where, hit, repair / np.float32(unit.scale), variance / np.float32(unit.scale) ** 2)
+
+
+def _no_product(name: str) -> npt.NDArray[Any]:
+    raise KeyError(name)
+
+
+def _plain_images(path: Path) -> list[int]:
+    """Return the 2-D images of a file of any camera: those named SCI or the like, else all that have no other name."""
+    with open_fits(path) as hdus:
+        images = [index for index, hdu in enumerate(hdus) if hdu.is_image and hdu.header.get("NAXIS", 0) == 2]
+        named = [index for index in images if str(hdus[index].name).upper() in {"SCI", "SCIENCE", "IMAGE", "DATA"}]
+        unnamed = [index for index in images if str(hdus[index].name).upper() in {"", "PRIMARY"}]
+    chosen = named or unnamed or images[:1]
+    if not chosen:
+        raise InputError(path, "no 2-D image", "at least one")
+    return chosen
+
+
+def _clean_image(path: Path, index: int, gain: float, config: RunConfig) -> _Result:
+    """Clean one image as an array of electrons."""
+    from csstdask.cosmicray.clean import clean
+
+    with open_fits(path) as hdus:
+        units = str(hdus[index].header.get("BUNIT", "")).strip()
+        data = plane_data(path, hdus, index)
+    known = parse_units(units) if units else "adu"
+    if known is None or known.endswith("s-1"):
+        raise InputError(f"{path}[{index}]: BUNIT", repr(units), "counts or electrons; rates need --instrument")
+    scale = np.float32(gain if known == "adu" else 1.0)
+    cleaned = clean(data.astype(np.float32) * scale, model=config.detect.model)
+    value = np.asarray(cleaned.data, dtype=np.float32) / scale
+    variance = np.asarray(cleaned.variance, dtype=np.float32) / scale**2
+    return _Result(None, index, (slice(None), slice(None)), np.asarray(cleaned.mask), value, variance)
+
+
+def _write(
+    source: Path, target: Path, results: list[_Result], camera: Instrument | None, config: RunConfig
+) -> None:
+    """Write the file with the results in their places, whole or not at all."""
+    draft = target.with_name(f".{target.name}.partial{''.join(target.suffixes[-2:])}")
+    try:
+        with open_fits(source) as hdus:
+            added: list[fits.ImageHDU] = []
+            for result in results:
+                added += _place(hdus, source, result, camera)
+            primary = hdus[0].header
+            for keyword, value, comment in provenance_cards(config, camera):
+                primary[keyword] = (value, comment)
+            primary.add_history("csstdask: cosmic rays detected and repaired; CR_MASK = 1 where a pixel was hit")
+            fits.HDUList([*hdus, *added]).writeto(draft, overwrite=True, output_verify="silentfix+ignore")
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _place(hdus: fits.HDUList, path: Path, result: _Result, camera: Instrument | None) -> list[fits.ImageHDU]:
+    """Put a result into the HDUs of its file, and return those to add."""
+    version = hdus[result.hdu].ver
+    repaired, where = result.repaired, result.where
+    science = plane_data(path, hdus, result.hdu)
+    science = science.astype(np.float32 if science.dtype.kind in "iub" else science.dtype.newbyteorder("="))
+    science[where][repaired] = result.value[repaired]
+    _replace(hdus, result.hdu, science)
+    kept = _place_weights(hdus, path, result) if result.source is not None else False
+    if result.source is not None and camera is not None:
+        _place_flags(hdus, path, result, camera)
+    whole = np.zeros(science.shape, np.uint8)
+    whole[where] = result.hit
+    added = [fits.ImageHDU(whole, name=MASK_NAME, ver=version)]
+    if not kept:
+        variance = np.full(science.shape, np.nan, np.float32)
+        variance[where] = result.variance
+        added.append(fits.ImageHDU(variance, name=VARIANCE_NAME, ver=version))
+    return added
+
+
+def _replace(hdus: fits.HDUList, index: int, data: npt.NDArray[Any]) -> None:
+    """Give an HDU other pixels; a compressed one becomes plain, for compression of floats loses digits."""
+    header = hdus[index].header.copy()
+    for keyword in ("BZERO", "BSCALE", "BLANK", "CHECKSUM", "DATASUM"):
+        header.remove(keyword, ignore_missing=True)
+    kind = fits.PrimaryHDU if index == 0 else fits.ImageHDU
+    hdus[index] = kind(data, header=header)
+
+
+def _place_weights(hdus: fits.HDUList, path: Path, result: _Result) -> bool:
+    """Put the variance of repaired pixels into the weights of the same file; False if it has none."""
+    unit = result.source
+    if unit is None or unit.weight is None or Path(unit.weight.path) != path.absolute():
+        return False
+    power = {"inverse_variance": -1.0, "variance": 1.0, "error": 0.5}[unit.weight_kind]
+    weights = plane_data(path, hdus, unit.weight.hdu).astype(np.float32)
+    weights[result.where][result.repaired] = result.variance[result.repaired].astype(np.float64) ** power
+    _replace(hdus, unit.weight.hdu, weights)
+    return True
+
+
+def _place_flags(hdus: fits.HDUList, path: Path, result: _Result, camera: Instrument) -> None:
+    """Set the bits of hit and repaired pixels in the flags of the same file, in place of incoming cosmic-ray bits."""
+    unit, flags = result.source, camera.flags
+    if unit is None or unit.flag is None or Path(unit.flag.path) != path.absolute():
+        return
+    if flags.encoding != "bits" or flags.plane_keyword is not None:
+        return  # the file's flags are of another kind: the mask has an HDU of its own
+    bits = read_flag(unit, camera)
+    bits &= ~np.int32(flags.incoming_cosmic_ray_mask)
+    bits[result.hit] |= flags.cosmic_ray_mask
+    bits[result.repaired] |= flags.inpainted_mask
+    whole = plane_data(path, hdus, unit.flag.hdu).astype(np.int32)
+    whole[result.where] = bits
+    _replace(hdus, unit.flag.hdu, whole)
