@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from astropy.wcs import WCS
+from astropy.wcs.utils import pixel_to_pixel
 from scipy.ndimage import gaussian_filter, map_coordinates, minimum_filter
 
 Image = npt.NDArray[np.float32]
@@ -62,12 +63,12 @@ def map_pixels(of: WCS, to: WCS, shape: tuple[int, int]) -> Mapping:
     Parameters
     ----------
     of, to : WCS
-        Celestial.
+        Celestial, in frames and with axes of any kind.
     shape : (int, int)
         (y, x) of the first frame.
     """
     y, x = (grid.ravel() for grid in np.meshgrid(*(np.linspace(0, n - 1, _NODES) for n in shape), indexing="ij"))
-    x_to, y_to = to.all_world2pix(*of.all_pix2world(x, y, 0), 0)
+    x_to, y_to = pixel_to_pixel(of, to, x, y)
     basis = (_powers(y, shape[0])[:, :, None] * _powers(x, shape[1])[:, None, :]).reshape(len(y), -1)
     terms = np.linalg.lstsq(basis, np.stack([y_to, x_to], axis=1), rcond=None)[0]
     return Mapping(shape, terms.T.reshape(2, _DEGREE + 1, _DEGREE + 1))

@@ -29,7 +29,7 @@ from csstdask.cosmicray.register import combine, map_pixels, median_of, register
 from csstdask.cosmicray.residuals import grown, least_repeats
 from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS
 from csstdask.errors import InputError
-from csstdask.instrument import celestial_wcs
+from csstdask.instrument import celestial_wcs, pixel_of
 from csstdask.store.campaign import (
     Campaign,
     add_truth,
@@ -333,9 +333,9 @@ def _position(path: Path, row: int, column: int) -> WCS | None:
 
 def _same_field(first: WCS, other: WCS, shape: tuple[int, int]) -> bool:
     """Tell whether the middle of one frame lies less than half a frame from another's."""
-    middle = [(n - 1) / 2 for n in reversed(shape)]
-    x, y = first.wcs_world2pix(*other.wcs_pix2world(*middle, 0), 0)
-    return bool(abs(x - middle[0]) < shape[1] / 2 and abs(y - middle[1]) < shape[0] / 2)
+    x_middle, y_middle = (shape[1] - 1) / 2, (shape[0] - 1) / 2
+    found = pixel_of(first, other.pixel_to_world(x_middle, y_middle), shape)
+    return found is not None and abs(found[0] - x_middle) < shape[1] / 2 and abs(found[1] - y_middle) < shape[0] / 2
 
 
 def read_exposure(campaign: Campaign, exposure: str, detector: int, position: WCS) -> Exposure:

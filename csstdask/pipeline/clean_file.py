@@ -179,7 +179,9 @@ def _clean_unit(unit: UnitSource, camera: Instrument, config: RunConfig) -> _Res
         raise InputError(unit.name, f"a frame of kind {unit.kind}", "one that cosmic rays are repaired in")
     hit, repair, variance = (frame.product(name) for name in names)
     where = section_slices(unit.trim) if unit.trim is not None else (slice(None), slice(None))
-    return _Result(unit, unit.sci.hdu, where, hit, repair / np.float32(unit.scale), variance / np.float32(unit.scale) ** 2)
+    return _Result(
+        unit, unit.sci.hdu, where, hit, repair / np.float32(unit.scale), variance / np.float32(unit.scale) ** 2
+    )
 
 
 def _no_product(name: str) -> npt.NDArray[Any]:
@@ -215,9 +217,7 @@ def _clean_image(path: Path, index: int, gain: float, config: RunConfig) -> _Res
     return _Result(None, index, (slice(None), slice(None)), np.asarray(cleaned.mask), value, variance)
 
 
-def _write(
-    source: Path, target: Path, results: list[_Result], camera: Instrument | None, config: RunConfig
-) -> None:
+def _write(source: Path, target: Path, results: list[_Result], camera: Instrument | None, config: RunConfig) -> None:
     """Write the file with the results in their places, whole or not at all."""
     draft = target.with_name(f".{target.name}.partial{''.join(target.suffixes[-2:])}")
     try:

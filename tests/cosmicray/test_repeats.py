@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
+from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS
 from scipy.ndimage import binary_dilation
 
@@ -14,7 +15,7 @@ from csstdask.cosmicray.examples import as_rendered, gather_material
 from csstdask.cosmicray.known import known_units
 from csstdask.cosmicray.label_score import score_labels
 from csstdask.cosmicray.register import map_pixels, register, resample, shifted
-from csstdask.cosmicray.repeats import Exposure, label_exposures, label_repeats
+from csstdask.cosmicray.repeats import Exposure, _same_field, label_exposures, label_repeats
 from csstdask.errors import InputError
 from csstdask.mock import Recipe
 from csstdask.mock.recipe import Pointing, Sky, SkyField
@@ -98,6 +99,22 @@ def test_a_mapping_is_the_headers(rng):
     inside = np.isfinite(seen)
     np.testing.assert_allclose(seen[inside], (2 * places[0] + 3 * places[1])[inside], atol=1e-2)
     assert not inside.all()
+
+
+def test_headers_in_another_frame_show_the_same_sky():
+    """A Galactic header with swapped axes of the same pointing: pixels map onto themselves, and the field is one."""
+    of = plate()
+    to = WCS(naxis=2)
+    centre = SkyCoord(150.0, 2.0, unit="deg").galactic
+    to.wcs.ctype = ["GLAT-TAN", "GLON-TAN"]
+    to.wcs.crval = [centre.b.deg, centre.l.deg]
+    to.wcs.crpix = [130.0, 130.0]
+    to.wcs.cd = 0.074 / 3600 * np.eye(2)
+    to.wcs.set()
+    assert _same_field(of, to, (260, 260))
+    places = map_pixels(of, to, (40, 60)).places()
+    expected = to.world_to_pixel(of.pixel_to_world(7, 30))
+    np.testing.assert_allclose(places[:, 30, 7][::-1], expected, atol=1e-3)
 
 
 def test_what_could_mislead_is_no_cosmic_ray(rng):
