@@ -180,7 +180,9 @@ class CsstAccessor:
                 found.append(one.isel(y=rows, x=columns))
         return found
 
-    def psf_at(self, x: npt.ArrayLike, y: npt.ArrayLike, *, exposure: int | str = 0, detector: int) -> xr.DataArray:
+    def psf_at(
+        self, x: npt.ArrayLike, y: npt.ArrayLike, *, exposure: int | str = 0, detector: int | None = None
+    ) -> xr.DataArray:
         """Return the PSF of a unit at places, from a run's nodes.
 
         Parameters
@@ -188,9 +190,9 @@ class CsstAccessor:
         x, y : array-like (n,)
             Zero-based [pixel].
         exposure : int or str
-            Index or id.
+            Index or id; not needed where the dataset holds one.
         detector : int
-            Its id.
+            Its id; not needed where the dataset holds one.
 
         Returns
         -------
@@ -206,8 +208,7 @@ class CsstAccessor:
         data = self._dataset
         if "psf" not in data:
             raise InputError("dataset", "no psf", "a run with the step psf")
-        data = data.isel(exposure=exposure) if isinstance(exposure, int) else data.sel(exposure=exposure)
-        images = data["psf"].sel(detector=detector).values
+        images = _one_detector(_one_exposure(data, exposure), detector)["psf"].values
         across, down = (np.atleast_1d(np.asarray(place, dtype=np.float64)) for place in (x, y))
         # Of the whole detector, of which this may be a cut-out: nodes are equal parts of it apart.
         ny, nx = (float(data[name][1] - data[name][0]) * data.sizes[name] for name in ("y_psf", "x_psf"))
@@ -240,13 +241,12 @@ class CsstAccessor:
         instrument = self.instrument
         if instrument.geometry is None:
             raise InputError(f"instrument {instrument.name}", "no geometry", "detector centres in its TOML")
-        data = (
-            self._dataset.isel(exposure=exposure) if isinstance(exposure, int) else self._dataset.sel(exposure=exposure)
-        )
+        data = _one_exposure(self._dataset, exposure)
         values = data[name]
         if "y" in values.dims:
             values = values.isel(y=slice(None, None, 16), x=slice(None, None, 16)).median(("y", "x"))
-        shown = dict(zip(data["detector"].values.tolist(), np.asarray(values, dtype=float).tolist(), strict=True))
+        numbers = np.atleast_1d(np.asarray(values, dtype=float))
+        shown = dict(zip(np.atleast_1d(data["detector"].values).tolist(), numbers.tolist(), strict=True))
         ax = ax if ax is not None else plt.subplots(figsize=(6, 6))[1]
         ny, nx = instrument.shape or (data.sizes["y"], data.sizes["x"])
         boxes, colours = [], []
@@ -273,6 +273,25 @@ def _coded(*texts: xr.DataArray) -> tuple[tuple[str, ...], list[xr.DataArray]]:
         text.copy(data=np.reshape([words.index(str(value)) for value in np.ravel(text.values)], text.shape))
         for text in texts
     ]
+
+
+def _one_exposure(data: xr.Dataset, exposure: int | str) -> xr.Dataset:
+    """Return one exposure, by index or id; a dataset of one exposure as it is."""
+    if "exposure" in data.dims:
+        return data.isel(exposure=exposure) if isinstance(exposure, int) else data.sel(exposure=exposure)
+    if exposure not in (0, str(data["exposure"].values)):
+        raise InputError("exposure", repr(exposure), f"{data['exposure'].values}, the dataset's only one")
+    return data
+
+
+def _one_detector(data: xr.Dataset, detector: int | None) -> xr.Dataset:
+    """Return one detector, by id; a dataset of one detector as it is."""
+    ids = np.atleast_1d(data["detector"].values).tolist()
+    if detector is None and len(ids) > 1:
+        raise InputError("detector", "none", f"one of {ids}")
+    if detector is not None and detector not in ids:
+        raise InputError("detector", repr(detector), f"one of {ids}")
+    return data.isel(detector=ids.index(detector or ids[0])) if "detector" in data.dims else data
 
 
 def _window(centre: float, half: float, length: int) -> slice | None:

@@ -17,13 +17,15 @@ import xarray as xr
 from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.psf_grid import nodes
 from csstdask.instrument import Instrument, electrons_per_unit, validate_instrument
+from csstdask.pipeline.done import done_units
 from csstdask.pipeline.frame import modelled_variance
-from csstdask.store.campaign import open_campaign
+from csstdask.pipeline.status import plan_of_run
+from csstdask.store.campaign import open_campaign, portable
 from csstdask.store.run import campaign_path
 from csstdask.store.zarr_arrays import open_group
 
 
-def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset:
+def open_run(path: str | Path, campaign: str | Path | None = None, *, check: bool = True) -> xr.Dataset:
     """Open a run, lazily, with calibrated views on its campaign.
 
     Parameters
@@ -32,12 +34,17 @@ def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset
         The run's store.
     campaign : str or Path, optional
         Where the campaign lies, if not where the run remembers it.
+    check : bool
+        Read the records of all units (some 0.2 ms each) to know which are done. Without it ``done`` is absent, and the
+        views of a unit that is not done mean nothing.
 
     Returns
     -------
     xarray.Dataset
         The run's products and metrics, its campaign's coordinates, and the views ``clean``, ``clean_wht``,
-        ``flag_out`` and ``cr_mask_input``; of its ``.csst`` accessor, what needs no raw planes.
+        ``flag_out`` and ``cr_mask_input``; of its ``.csst`` accessor, what needs no raw planes. The coordinate ``done``
+        (exposure, detector) says which units are done for the pixels that the campaign has now: of others, ``clean`` is
+        NaN, ``clean_wht`` 0, and ``flag_out`` the campaign's flags.
 
     Raises
     ------
@@ -46,7 +53,7 @@ def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset
     """
     root = Path(path)
     open_group(root, "run")
-    dataset = xr.open_zarr(root, chunks={})
+    dataset = portable(xr.open_zarr(root, chunks={}))
     source_path = campaign_path(root, campaign)
     source = open_campaign(source_path)
     source = source.isel(exposure=slice(0, dataset.sizes["exposure"]))
@@ -59,6 +66,9 @@ def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset
     incoming = np.int32(flags.incoming_cosmic_ray_mask)
     dataset["header"] = source["header"]
     dataset["cr_mask_input"] = (source["flag"] & incoming) != 0
+    if check:
+        done = done_units(root, plan_of_run(root, source_path), dataset.sizes["exposure"])
+        dataset = dataset.assign_coords(done=(("exposure", "detector"), done))
     if "repair" not in dataset:
         return dataset
     repaired = dataset["cr_mask"] & np.isfinite(dataset["repair_variance"])
@@ -70,6 +80,18 @@ def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset
     ours = dataset["cr_mask"] * np.int32(flags.cosmic_ray_mask) | repaired * np.int32(flags.inpainted_mask)
     dataset["flag_out"] = (source["flag"] & ~incoming) | ours
     dataset["flag_out"].attrs = dict(source["flag"].attrs)
+    return _only_done(dataset, source["flag"]) if check else dataset
+
+
+def _only_done(dataset: xr.Dataset, flag: xr.DataArray) -> xr.Dataset:
+    """Return a run's views without those of units that are not done: nothing is known of them."""
+    done = dataset["done"]
+    if bool(done.all()):
+        return dataset
+    for name, otherwise in (("clean", np.float32(np.nan)), ("clean_wht", np.float32(0)), ("flag_out", flag)):
+        attributes = dataset[name].attrs
+        dataset[name] = dataset[name].where(done, otherwise)
+        dataset[name].attrs = attributes
     return dataset
 
 
