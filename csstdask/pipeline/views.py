@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import dask
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -84,15 +86,34 @@ def open_run(path: str | Path, campaign: str | Path | None = None, *, check: boo
 
 
 def _only_done(dataset: xr.Dataset, flag: xr.DataArray) -> xr.Dataset:
-    """Return a run's views without those of units that are not done: nothing is known of them."""
-    done = dataset["done"]
-    if bool(done.all()):
-        return dataset
-    for name, otherwise in (("clean", np.float32(np.nan)), ("clean_wht", np.float32(0)), ("flag_out", flag)):
-        attributes = dataset[name].attrs
-        dataset[name] = dataset[name].where(done, otherwise)
-        dataset[name].attrs = attributes
+    """Return a run's views without those of units that are not done: nothing is known of them.
+
+    A block is of one unit, which is looked up in one block of all units: there are no tasks beyond those of the views.
+    That block is itself the result of a task. Otherwise Dask (`fuse_roots`) would expand the graph of all blocks before
+    it drops those that are not asked for.
+    """
+    done = dataset["done"].values[:, :, None, None]
+    table = da.from_delayed(dask.delayed(np.asarray)(done), shape=done.shape, dtype=bool)
+    blank = {"clean": np.float32(np.nan), "clean_wht": np.float32(0)}
+    for name in ("clean", "clean_wht", "flag_out"):
+        view = dataset[name].transpose(*flag.dims)
+        others = [] if name in blank else [flag.data.rechunk(view.data.chunks)]
+        shown = da.map_blocks(_shown, view.data, table, *others, blank=blank.get(name), dtype=view.dtype)
+        dataset[name] = view.copy(data=shown)
     return dataset
+
+
+def _shown(
+    block: npt.NDArray[Any],
+    done: npt.NDArray[np.bool_],
+    *otherwise: npt.NDArray[Any],
+    blank: np.float32 | None,
+    block_id: tuple[int, ...],
+) -> npt.NDArray[Any]:
+    """Return a block of a view, or what stands for it where its unit is not done."""
+    if done[block_id[:2]].all():
+        return block
+    return otherwise[0] if otherwise else np.full_like(block, blank)
 
 
 def _restored_weight(source: xr.Dataset, run: xr.Dataset) -> xr.DataArray:

@@ -449,6 +449,9 @@ def open_campaign(path: str | Path) -> xr.Dataset:
     root = Path(path)
     open_group(root, "campaign")
     dataset = portable(xr.open_zarr(root, chunks={}))
+    if dataset["flag"].dtype.kind == "f":  # of a dataset that was masked with `where` and saved
+        attributes = dataset["flag"].attrs
+        dataset["flag"] = dataset["flag"].fillna(0).astype(np.int32).assign_attrs(attributes)
     if dataset.sizes["exposure"] <= EAGER_EXPOSURES:
         dataset = dataset.assign_coords({name: dataset[name].load() for name in dataset.coords})
     dataset.attrs["path"] = str(root)
