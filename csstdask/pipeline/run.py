@@ -1,4 +1,4 @@
-"""The story of a run: plan, lock, prepare the store, feed the window, gather, finish."""
+"""A run: plan, lock, prepare the store, feed the window, gather, finish."""
 
 from __future__ import annotations
 

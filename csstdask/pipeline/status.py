@@ -118,7 +118,10 @@ def damage_of(
     step, item = found
     path = ledger.root / item.path
     what = "found content that differs from its record" if path.exists() else "found no file, which its record lists"
-    return step, f"{path}: {what}; the next run with --verify does the step again"
+    return (
+        step,
+        f"{path}: {what}; the next run{' with --verify' if item.intact(ledger.root) else ''} does the step again",
+    )
 
 
 def reproduce_command(
