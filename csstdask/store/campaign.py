@@ -234,7 +234,7 @@ class Campaign:
         for one in sorted(facts, key=lambda one: one.detector, reverse=True):
             row, _ = self.index(one.exposure, one.detector)
             if not self.present[row].any():
-                self._put("time", row, one.time)
+                self._put("time", row, _stored_time(one.time, self._time_attributes))
                 self._put("exptime", row, one.exptime)
         self._blocks.clear()
 
@@ -329,16 +329,29 @@ _TIME_UNITS = {
 
 def _microseconds(value: Any, attributes: dict[str, Any]) -> int:
     """Return a stored time in microseconds since 1970; a store that xarray has saved may count in other units."""
+    if not np.isfinite(value) or value == attributes.get("_FillValue", NO_TIME):
+        return NO_TIME
+    start, scale = _time_units(attributes)
+    exact = isinstance(value, np.integer) and isinstance(scale, int)
+    return start + (int(value) * int(scale) if exact else round(float(value) * scale))
+
+
+def _stored_time(time: int, attributes: dict[str, Any]) -> int | float:
+    """Return microseconds since 1970 as a store counts time: the inverse of `_microseconds`."""
+    start, scale = _time_units(attributes)
+    if (start, scale) == (0, 1):
+        return time
+    return float("nan") if time == NO_TIME else (time - start) / scale
+
+
+def _time_units(attributes: dict[str, Any]) -> tuple[int, float]:
+    """Return the origin and the unit of a store's times, in microseconds since 1970."""
     units = str(attributes.get("units", "microseconds since 1970-01-01"))
     found = re.fullmatch(r"(\w+) since (\d{4}-\d\d-\d\d)(?:[ T](\d\d:\d\d:\d\d(?:\.\d+)?))?", units)
     if found is None or found[1] not in _TIME_UNITS:
         raise StoreError(f"time: found {units!r}; wanted microseconds since 1970-01-01")
-    if not np.isfinite(value) or value == attributes.get("_FillValue", NO_TIME):
-        return NO_TIME
     start = np.datetime64(f"{found[2]}T{found[3] or '00:00:00'}", "us").astype(np.int64)
-    scale = _TIME_UNITS[found[1]]
-    exact = isinstance(value, np.integer) and isinstance(scale, int)
-    return int(start) + (int(value) * int(scale) if exact else round(float(value) * scale))
+    return int(start), _TIME_UNITS[found[1]]
 
 
 def add_truth(path: Path, units: str, name: Literal["truth", "labels"] = "truth") -> None:

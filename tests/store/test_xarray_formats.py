@@ -143,6 +143,18 @@ def test_units_of_time(value, units, wanted):
     assert _microseconds(value, {"units": units}) == wanted
 
 
+def test_a_saved_subset_can_be_added_to(small_campaign, tmp_path):
+    """Its times are seconds: new exposures are written in the same units."""
+    path = saved(csstdask.open_campaign(small_campaign).isel(exposure=[0]), tmp_path / "s.zarr")
+    facts = Campaign(small_campaign).facts("10100000002", 8)
+    store = Campaign(path, "r+")
+    store.append_exposures(["10100000002"])
+    store.describe_exposures([facts])
+    store.admit([facts])
+    assert Campaign(path).facts("10100000002", 8) == facts
+    assert csstdask.open_campaign(path)["time"].values[1] == np.datetime64(facts.time, "us")
+
+
 def test_psf_of_one_exposure_and_one_detector(small_campaign, tmp_path):
     from csstdask.pipeline.run import run as full_run
 
