@@ -37,7 +37,7 @@ from csstdask.store.campaign import (
     write_unit_pixels,
 )
 from csstdask.store.stamps import check_identity, create_stamps, finished, record_stamps, write_unit_stamps
-from csstdask.store.tables import write_table, write_table_in_parts
+from csstdask.store.tables import is_whole_table, write_table, write_table_in_parts
 from csstdask.store.zarr_arrays import shard_path, store_kind
 
 UNITS = "electron s-1"
@@ -176,7 +176,7 @@ def _mock_campaign(
 
     _render(pending, recipe, summary, *how, keep=keep)
     sources = target / "tables" / "truth_sources.parquet"
-    if pending or not sources.exists():
+    if pending or not is_whole_table(sources):
         write_table_in_parts(sources, _truth_sources(recipe, instrument, jobs))
     write_table(target / "tables" / "truth_exposures.parquet", _truth_exposures(recipe))
 

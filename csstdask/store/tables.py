@@ -84,6 +84,15 @@ def read_table(path: Path) -> dict[str, npt.NDArray[Any]]:
     return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
 
 
+def is_whole_table(path: Path) -> bool:
+    """Return whether a table is there, with its end: a torn file has none."""
+    try:
+        pq.read_metadata(path)
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return True
+
+
 def write_table_in_parts(path: Path, parts: Iterable[Mapping[str, npt.NDArray[Any]]]) -> None:
     """Write a table part by part, so that it is never in memory whole; there is all of it or none.
 

@@ -304,6 +304,21 @@ def test_a_lost_shard_of_a_mock_is_rendered_again(small_recipe, campaign):
     assert np.array_equal(xr.open_zarr(campaign)["sci"].values, before, equal_nan=True)
 
 
+def test_a_torn_table_of_a_mock_is_written_again(small_recipe, campaign):
+    from csstdask.pipeline.mock_survey import mock
+    from csstdask.store.tables import read_table
+
+    table = campaign / "tables" / "truth_sources.parquet"
+    before = read_table(table)
+    table.write_bytes(table.read_bytes()[:-100])
+    with pytest.raises(StoreError, match=f"{table}: found a damaged table"):
+        read_table(table)
+    assert mock(small_recipe, campaign).unchanged == 4
+    assert {name: values.tolist() for name, values in read_table(table).items()} == {
+        name: values.tolist() for name, values in before.items()
+    }
+
+
 @pytest.mark.parametrize("file", ["zarr.json", "sci/zarr.json", "kind/zarr.json"])
 def test_damaged_metadata_of_a_campaign(campaign, tmp_path, file):
     (campaign / file).write_text("{")
