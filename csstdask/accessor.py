@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,7 +19,8 @@ from csstdask.errors import InputError
 from csstdask.instrument import Instrument, pixel_of, validate_instrument
 from csstdask.pipeline.config import RunConfig, load_config
 from csstdask.pipeline.frame import Frame
-from csstdask.pipeline.steps import resolve
+from csstdask.pipeline.step import Step
+from csstdask.pipeline.steps import apply_steps
 from csstdask.pipeline.steps.detect import DETECT
 from csstdask.pipeline.steps.psf import PSF
 from csstdask.pipeline.steps.repair import REPAIR
@@ -62,20 +63,22 @@ def _unit_products(
     frame = Frame(facts, instrument, units, lambda name: planes[name].copy(), lambda name: planes[name])
     if facts.kind not in DETECT.kinds:  # a run does not process such frames
         return sci if repair else np.zeros(sci.shape, dtype=bool)
-    for step in resolve([REPAIR.name if repair else DETECT.name]):
-        if facts.kind in step.kinds:
-            solves = step.name in (PSF.name, REPAIR.name)
-            with contextlib.ExitStack() as stack:
-                if solves:
-                    stack.enter_context(_SOLVING)
-                    stack.enter_context(threadpool_limits(1, "blas"))
-                output = step.body(frame, config)
-            frame.keep(output.arrays, output.tables, dict.fromkeys(step.files) | output.files)
+    apply_steps(frame, [REPAIR.name if repair else DETECT.name], config, _alone_if_solving)
     hit = frame.product("cr_mask")
     if not repair:
         return hit
     repaired = hit & np.isfinite(frame.product("repair_variance"))
     return np.where(repaired, frame.product("repair"), sci)
+
+
+@contextlib.contextmanager
+def _alone_if_solving(step: Step) -> Iterator[None]:
+    """Let a step that solves equations run alone, on one thread."""
+    if step.name not in (PSF.name, REPAIR.name):
+        yield
+        return
+    with _SOLVING, threadpool_limits(1, "blas"):
+        yield
 
 
 def _settings(config: Settings) -> RunConfig:
@@ -198,7 +201,9 @@ class CsstAccessor:
             raise InputError("dataset", "no headers", "a campaign or a run, or a selection from one")
         return self._dataset.assign_coords(sky_coordinates(self._dataset))
 
-    def psf_at(self, x: npt.ArrayLike, y: npt.ArrayLike, *, exposure: int | str = 0, detector: int) -> xr.DataArray:
+    def psf_at(
+        self, x: npt.ArrayLike, y: npt.ArrayLike, *, exposure: int | str = 0, detector: int | None = None
+    ) -> xr.DataArray:
         """Return the PSF of a unit at places, from a run's nodes.
 
         Parameters
@@ -206,9 +211,9 @@ class CsstAccessor:
         x, y : array-like (n,)
             Zero-based [pixel].
         exposure : int or str
-            Index or id.
+            Index or id; not needed where the dataset holds one.
         detector : int
-            Its id.
+            Its id; not needed where the dataset holds one.
 
         Returns
         -------
@@ -224,8 +229,7 @@ class CsstAccessor:
         data = self._dataset
         if "psf" not in data:
             raise InputError("dataset", "no psf", "a run with the step psf")
-        data = data.isel(exposure=exposure) if isinstance(exposure, int) else data.sel(exposure=exposure)
-        images = data["psf"].sel(detector=detector).values
+        images = _one_detector(_one_exposure(data, exposure), detector)["psf"].values
         across, down = (np.atleast_1d(np.asarray(place, dtype=np.float64)) for place in (x, y))
         # Of the whole detector, of which this may be a cut-out: nodes are equal parts of it apart.
         ny, nx = (float(data[name][1] - data[name][0]) * data.sizes[name] for name in ("y_psf", "x_psf"))
@@ -258,13 +262,12 @@ class CsstAccessor:
         instrument = self.instrument
         if instrument.geometry is None:
             raise InputError(f"instrument {instrument.name}", "no geometry", "detector centres in its TOML")
-        data = (
-            self._dataset.isel(exposure=exposure) if isinstance(exposure, int) else self._dataset.sel(exposure=exposure)
-        )
+        data = _one_exposure(self._dataset, exposure)
         values = data[name]
         if "y" in values.dims:
             values = values.isel(y=slice(None, None, 16), x=slice(None, None, 16)).median(("y", "x"))
-        shown = dict(zip(data["detector"].values.tolist(), np.asarray(values, dtype=float).tolist(), strict=True))
+        numbers = np.atleast_1d(np.asarray(values, dtype=float))
+        shown = dict(zip(np.atleast_1d(data["detector"].values).tolist(), numbers.tolist(), strict=True))
         ax = ax if ax is not None else plt.subplots(figsize=(6, 6))[1]
         ny, nx = instrument.shape or (data.sizes["y"], data.sizes["x"])
         boxes, colours = [], []
@@ -291,6 +294,25 @@ def _coded(*texts: xr.DataArray) -> tuple[tuple[str, ...], list[xr.DataArray]]:
         text.copy(data=np.reshape([words.index(str(value)) for value in np.ravel(text.values)], text.shape))
         for text in texts
     ]
+
+
+def _one_exposure(data: xr.Dataset, exposure: int | str) -> xr.Dataset:
+    """Return one exposure, by index or id; a dataset of one exposure as it is."""
+    if "exposure" in data.dims:
+        return data.isel(exposure=exposure) if isinstance(exposure, int) else data.sel(exposure=exposure)
+    if exposure not in (0, str(data["exposure"].values)):
+        raise InputError("exposure", repr(exposure), f"{data['exposure'].values}, the dataset's only one")
+    return data
+
+
+def _one_detector(data: xr.Dataset, detector: int | None) -> xr.Dataset:
+    """Return one detector, by id; a dataset of one detector as it is."""
+    ids = np.atleast_1d(data["detector"].values).tolist()
+    if detector is None and len(ids) > 1:
+        raise InputError("detector", "none", f"one of {ids}")
+    if detector is not None and detector not in ids:
+        raise InputError("detector", repr(detector), f"one of {ids}")
+    return data.isel(detector=ids.index(detector or ids[0])) if "detector" in data.dims else data
 
 
 def _pixels(dataset: xr.Dataset, axis: str) -> npt.NDArray[Any]:

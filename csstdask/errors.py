@@ -48,5 +48,9 @@ class LostDriverError(LostOwnershipError):
     """The driver that sent a unit no longer holds its store: nothing of it may be written."""
 
 
+class ClusterError(CsstdaskError):
+    """The workers of a cluster do not start."""
+
+
 class MemoryProjectionError(CsstdaskError):
     """The projected memory of a run does not fit into this machine."""

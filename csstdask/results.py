@@ -10,6 +10,7 @@ from typing import Any
 
 from csstdask.durable import write_atomic
 from csstdask.errors import InputError
+from csstdask.optional import install_hint
 
 
 def rounded(value: Any) -> Any:
@@ -47,7 +48,7 @@ def pyplot() -> Any:
     try:
         import matplotlib as mpl  # noqa: PLC0415
     except ImportError:
-        raise InputError("figures", "no matplotlib", "pip install 'csstdask[plot]'") from None
+        raise InputError("figures", "no matplotlib", install_hint("plot")) from None
     mpl.use("Agg")
     import matplotlib.pyplot as plt  # noqa: PLC0415
 

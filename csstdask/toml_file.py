@@ -31,10 +31,10 @@ def parse_toml(text: str, source: str, wanted: str) -> dict[str, Any]:
         raise InputError(source, f"text that is not TOML ({error})", wanted) from None
 
 
-def validated(model: type[Model], data: Mapping[str, object], source: str, wanted: str) -> Model:
-    """Return settings as their model; InputError names every key that is missing, unknown or wrong."""
+def validated(model: type[Model], data: Mapping[str, object] | str, source: str, wanted: str) -> Model:
+    """Return settings, a mapping or JSON text, as their model; InputError names keys that are missing or wrong."""
     try:
-        return model.model_validate(data)
+        return model.model_validate_json(data) if isinstance(data, str) else model.model_validate(data)
     except ValidationError as error:
         found = "; ".join(
             f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {item['msg']}" for item in error.errors()

@@ -12,7 +12,6 @@ app = typer.Typer(
     name="csstdask",
     help="Reprocess space-telescope surveys on chunked arrays.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -25,11 +24,30 @@ Workers = Annotated[
 Log = Annotated[Path | None, typer.Option("--log", help="Append one JSON object a line and event to this file.")]
 CampaignOption = Annotated[Path | None, typer.Option(help="Where the campaign lies, if it has moved.")]
 
+Select = Annotated[str | None, typer.Option(help="exposure=ID[,ID...],detector=N-M; ids may hold * and ?.")]
+
 DataOption = Annotated[Path | None, typer.Option(help="Folder of real events and frames; none: mock data alone.")]
 
 
 LINES_SHOWN = 50
 """Lines of a list that are printed."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from csstdask import __version__
+
+        typer.echo(f"csstdask {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Complete commands with Tab: csstdask --install-completion")
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Reprocess space-telescope surveys on chunked arrays."""
 
 
 def say(text: str) -> None:

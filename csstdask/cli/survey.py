@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from csstdask.cli.options import CampaignOption, Json, Log, Scheduler, Workers, app, say, say_all
+from csstdask.cli.options import CampaignOption, Json, Log, Scheduler, Select, Workers, app, say, say_all
+from csstdask.errors import InputError
 
 if TYPE_CHECKING:
     from csstdask.engine.events import Listener
     from csstdask.pipeline.status import Summary
+
+#: Commands that reproduce failures are printed for so many units at the end of a run; `status` prints all.
+_REPRODUCED = 20
 
 
 @app.command()
@@ -98,20 +103,26 @@ def ingest(
 @app.command()
 def run(
     campaign: Annotated[Path, typer.Argument(help="The campaign to process.")],
-    to: Annotated[Path, typer.Option(help="The run's store; gone on with if it is there.")],
+    to: Annotated[Path, typer.Option(help="The run's store; an existing run is resumed.")],
     steps: Annotated[str | None, typer.Option(help="Comma-separated; those they read from are added.")] = None,
-    select: Annotated[str | None, typer.Option(help="exposure=ID[,ID...],detector=N-M; ids may hold * and ?.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings, a TOML.")] = None,
+    select: Select = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings: a TOML (see `csstdask config`), or a run, whose settings are used.")
+    ] = None,
     scheduler: Scheduler = "threads",
     workers: Workers = None,
     max_failures: Annotated[int | None, typer.Option(min=1, help="Stop after so many failed units.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say units, bytes, memory and time; write nothing.")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare units that are done with their checksums; redo what differs.")
+    ] = False,
+    redo: Annotated[bool, typer.Option("--redo", help="Run the selected units again, even if they are done.")] = False,
     as_json: Json = False,
     log: Log = None,
 ) -> None:
-    """Run the pipeline over a campaign; resumes by itself."""
+    """Run the pipeline over a campaign; an interrupted run resumes."""
     from csstdask.engine.units import parse_selection
     from csstdask.pipeline.config import load_config
     from csstdask.pipeline.prepare import foresee
@@ -120,7 +131,15 @@ def run(
     selection, settings = parse_selection(select), load_config(config)
     if dry_run:
         facts = foresee(
-            campaign, to, steps=names, selection=selection, config=settings, scheduler=scheduler, workers=workers
+            campaign,
+            to,
+            steps=names,
+            selection=selection,
+            config=settings,
+            scheduler=scheduler,
+            workers=workers,
+            verify=verify,
+            redo=redo,
         )
         typer.echo(json.dumps(facts) if as_json else _foreseen(facts))
         return
@@ -136,9 +155,15 @@ def run(
         workers=workers,
         max_failures=max_failures,
         listeners=_listeners(log),
+        verify=verify,
+        redo=redo,
     )
     _report_summary(summary, to, as_json=as_json)
     _say_usage(summary)
+    for item in summary.failures[:_REPRODUCED]:
+        say(f"reproduce {item['exposure']}/{item['detector']}: {item['reproduce']}")
+    if len(summary.failures) > _REPRODUCED:
+        say(f"and {len(summary.failures) - _REPRODUCED} more failures: csstdask status {shlex.quote(str(to))}")
     _end(summary.failures, summary.stopped)
 
 
@@ -171,6 +196,9 @@ def status(
     _say_usage(summary)
     for item in summary.failures:
         say(f"failed {item['exposure']}/{item['detector']} [{item['step']}]: {item['reason']}")
+        say(f"reproduce {item['exposure']}/{item['detector']}: {item['reproduce']}")
+    for line in summary.damaged:
+        say(f"pending {line}")
     _end(summary.failures)
 
 
@@ -196,15 +224,44 @@ def export(
     store: Annotated[Path, typer.Argument(help="A run or a campaign.")],
     to: Annotated[Path, typer.Option(help="The folder for FITS files.")],
     campaign: CampaignOption = None,
+    select: Select = None,
+    scheduler: Scheduler = "threads",
     workers: Workers = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
 ) -> None:
     """Write units as FITS: <exposure>_<detector>.fits with SCI, WHT, FLG."""
+    from csstdask.engine.units import parse_selection
     from csstdask.pipeline.export import export as write
 
-    summary = write(store, to, campaign=campaign, workers=workers, listeners=_listeners(None))
+    summary = write(
+        store,
+        to,
+        campaign=campaign,
+        selection=parse_selection(select),
+        scheduler=scheduler,
+        workers=workers,
+        overwrite=overwrite,
+        listeners=_listeners(None),
+    )
+    kept = f", {summary.unchanged} already there" if summary.unchanged else ""
     left = f", {summary.pending} not done and left out" if summary.pending else ""
-    say(f"{to}: {summary.written} files, {len(summary.failures)} failed{left}, {summary.seconds:.1f} s")
+    say(f"{to}: {summary.written} files{kept}, {len(summary.failures)} failed{left}, {summary.seconds:.1f} s")
     _end(summary.failures, summary.stopped)
+
+
+@app.command()
+def config(
+    settings: Annotated[
+        Path | None, typer.Argument(metavar="[SETTINGS]", help="A TOML file, or a run, whose settings are printed.")
+    ] = None,
+    defaults: Annotated[bool, typer.Option("--defaults", help="Print the default settings.")] = False,
+) -> None:
+    """Print all settings of `csstdask run` as TOML, with a comment for each: a file for --config."""
+    from csstdask.pipeline.config import as_toml, load_config
+
+    if defaults == (settings is not None):
+        raise InputError("config", "both or neither", "--defaults, or the path of a TOML file or a run")
+    typer.echo(as_toml(load_config(settings)), nl=False)
 
 
 @app.command()

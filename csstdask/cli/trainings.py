@@ -197,8 +197,8 @@ def models(
     ] = None,
     to: Annotated[Path | None, typer.Option(help="Folder for the converted model.")] = None,
 ) -> None:
-    """List models and methods; or convert a network of deepCR's format."""
-    from csstdask.nn.models import all_cards
+    """List models and methods, the default of each task marked; or convert a network of deepCR's format."""
+    from csstdask.nn.models import DEFAULTS, all_cards
 
     if from_deepcr is not None:
         from csstdask.cosmicray.deepcr import convert
@@ -209,10 +209,10 @@ def models(
         return
     cards = [card.summary() for card in all_cards()]
     if as_json:
-        typer.echo(json.dumps({"models": cards}))
+        typer.echo(json.dumps({"models": cards, "defaults": DEFAULTS}))
         return
     for card in cards:
         widths = (("name", 12), ("task", 10), ("version", 4), ("licence", 14))
-        typer.echo(
-            " ".join(f"{card[key]:<{width}}" for key, width in widths) + f" {card['sha256'][:12]} {card['trained_on']}"
-        )
+        mark = "default" if DEFAULTS.get(card["task"]) == card["name"] else ""
+        columns = " ".join(f"{card[key]:<{width}}" for key, width in widths)
+        typer.echo(f"{columns} {mark:<7} {card['sha256'][:12]} {card['trained_on']}")

@@ -411,7 +411,8 @@ def _label_field(campaign: Campaign, field: Field, sigma: float, grow: float, id
     ):
         facts = campaign.facts(name, field.detector)
         # The forecast is smoother than a frame: it gets noise, or smoothness would tell where cosmic rays were.
-        seed = sha256(f"{identity} {name}".encode()).digest()
+        # The draw is the exposure's own, whatever else its identity depends on.
+        seed = sha256(f"{LABELS_VERSION} {name} {field.detector}".encode()).digest()
         noise = np.random.default_rng(list(seed)).standard_normal(made.clean.shape, dtype=np.float32)
         clean = made.clean + np.where(made.repaired, noise * made.error, 0)
         unit = np.float32(facts.exptime) / electrons_of(campaign, facts)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -23,7 +25,8 @@ from distributed import Client, LocalCluster, WorkerPlugin
 
 from csstdask.allocator import keep_freed_memory
 from csstdask.engine.schedulers import check_scheduler
-from csstdask.errors import InputError
+from csstdask.errors import ClusterError, InputError
+from csstdask.optional import install_hint
 
 #: Everything that listens does so on loopback, on a port that is free.
 _LOOPBACK = "127.0.0.1:0"
@@ -44,9 +47,9 @@ class Slots:
 
     @property
     def dashboard(self) -> str | None:
-        """Return the address of Dask's dashboard; None without bokeh, which draws it."""
+        """Return the address of Dask's dashboard; how to have one without bokeh, which draws it."""
         if find_spec("bokeh") is None:
-            return None
+            return f"needs bokeh: {install_hint('dashboard')}"
         try:
             return self.client.dashboard_link or None
         except KeyError:  # a scheduler elsewhere that has none
@@ -104,6 +107,8 @@ def open_cluster(scheduler: str, workers: int, *, threads_per_unit: int = 1) -> 
     ------
     InputError
         If the scheduler is none of these, needs a package that is not installed, or has no workers.
+    ClusterError
+        If its workers do not start.
     """
     config = {
         "distributed.scheduler.work-stealing": False,
@@ -117,6 +122,10 @@ def open_cluster(scheduler: str, workers: int, *, threads_per_unit: int = 1) -> 
         "distributed.admin.large-graph-warning-threshold": "100MB",
     }
     check_scheduler(scheduler)
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        # A worker that is starting imports the script of its driver. Without a guard the script opens a cluster again:
+        # this process ends without a word, and the driver says why.
+        raise SystemExit(1)
     quiet = logging.getLogger("distributed")
     level = quiet.level
     quiet.setLevel(logging.CRITICAL)
@@ -137,7 +146,8 @@ def _client(scheduler: str, workers: int) -> Iterator[Slots]:
         apart = scheduler == "processes"
         with (
             threadpoolctl.threadpool_limits(),  # puts back what limit_threads changes in the caller's process
-            LocalCluster(
+            _started(
+                LocalCluster,
                 n_workers=workers if apart else 1,
                 threads_per_worker=1 if apart else workers,
                 processes=apart,
@@ -154,13 +164,12 @@ def _client(scheduler: str, workers: int) -> Iterator[Slots]:
         cuda_cluster = _optional("dask_cuda", "LocalCUDACluster", "gpu")
         # Three threads a GPU overlap reading, computing and writing; spilling watches task outputs only, ours are tiny.
         with (
-            cuda_cluster(threads_per_worker=3, device_memory_limit=0, dashboard_address=_LOOPBACK) as cluster,
+            _started(cuda_cluster, threads_per_worker=3, device_memory_limit=0, dashboard_address=_LOOPBACK) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
             yield Slots(client, sum(client.nthreads().values()))
     elif scheduler == "slurm":
-        slurm_cluster = _optional("dask_jobqueue", "SLURMCluster", "slurm")
-        with slurm_cluster() as cluster, Client(cluster, set_as_default=False) as client:
+        with _slurm_cluster() as cluster, Client(cluster, set_as_default=False) as client:
             cluster.scale(jobs=workers)
             client.wait_for_workers(1, timeout=_BATCH_QUEUE_SECONDS)
             yield Slots(client, max(workers, sum(client.nthreads().values())))
@@ -178,10 +187,58 @@ def _client(scheduler: str, workers: int) -> Iterator[Slots]:
             yield Slots(client, threads)
 
 
+@contextmanager
+def _started(make: Callable[..., Any], **options: Any) -> Iterator[Any]:
+    """Open a cluster of processes on this machine.
+
+    Raises
+    ------
+    ClusterError
+        If a worker ends while it starts: Dask raises whatever it meets first.
+    """
+    try:
+        cluster = make(**options)
+    except (RuntimeError, OSError, TimeoutError) as error:
+        what, cure = f"a worker process ended while it started ({type(error).__name__})", _start_cure()
+        if not options.get("processes", True):
+            what, cure = "Dask's scheduler did not start", " ".join(str(error).split())
+        raise ClusterError(f"--scheduler: {what}; {cure}") from None
+    with cluster:
+        yield cluster
+
+
+def _start_cure() -> str:
+    """Return what to do about workers that do not start: a script without a guard is the usual reason."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    try:
+        guarded = script is None or "__name__" in Path(script).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        guarded = True
+    if guarded:
+        return "was it killed for its memory? Use fewer --workers, or --scheduler threads"
+    return f'put what {script} does under `if __name__ == "__main__":`, since each worker imports it'
+
+
+def _slurm_cluster() -> Any:
+    """Return a cluster of Slurm jobs, as the user's configuration of dask-jobqueue describes them."""
+    slurm_cluster = _optional("dask_jobqueue", "SLURMCluster", "slurm")
+    if shutil.which("sbatch") is None:
+        raise InputError("--scheduler slurm", "no command sbatch", "a machine from which Slurm jobs can be submitted")
+    try:
+        return slurm_cluster()
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            "--scheduler slurm",
+            f"no configuration of its jobs ({reason})",
+            "cores, memory and walltime under jobqueue.slurm in ~/.config/dask/jobqueue.yaml",
+        ) from None
+
+
 def _optional(module: str, name: str, extra: str) -> Any:
     import importlib  # noqa: PLC0415
 
     try:
         return getattr(importlib.import_module(module), name)
     except ImportError:
-        raise InputError("--scheduler", f"no package {module}", f"pip install 'csstdask[{extra}]'") from None
+        raise InputError("--scheduler", f"no package {module}", install_hint(extra)) from None

@@ -26,7 +26,7 @@ class RunStarted:
     slots: int
     """Units that are worked on at the same time."""
     dashboard: str | None = None
-    """Address of Dask's dashboard, if bokeh is installed."""
+    """Address of Dask's dashboard, or how to have one."""
 
 
 @dataclass(frozen=True)

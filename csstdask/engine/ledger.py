@@ -18,6 +18,7 @@ A record also keeps the last failure: the steps before it stay done, and the uni
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,11 +47,11 @@ class OwnedObject:
 
     def intact(self, root: Path, *, checksum: bool = False) -> bool:
         """Tell whether the file is on disk with its size and, if asked, its content."""
-        path = root / self.path
+        path = f"{root}/{self.path}"  # a Path takes longer to make than the file's size to read
         try:
-            if path.stat().st_size != self.bytes:
+            if os.stat(path).st_size != self.bytes:  # noqa: PTH116
                 return False
-            return not checksum or sha256_file(path) == self.sha256
+            return not checksum or sha256_file(Path(path)) == self.sha256
         except OSError:  # lost, or not to be read any more
             return False
 
@@ -83,16 +84,34 @@ class UnitRecord:
     """``step`` and ``reason`` of the last failure, if the last attempt failed."""
     attempt: str = ""
     """Token of the attempt that wrote this."""
+    torn: bool = False
+    """Whether there is a file that cannot be read as a record."""
+
+    def recorded(self, fingerprints: Mapping[str, str]) -> list[str]:
+        """Return the steps, among those asked for, that the record says are done: their objects may be damaged."""
+        return [
+            name
+            for name, fingerprint in fingerprints.items()
+            if (step := self.steps.get(name)) is not None and step.fingerprint == fingerprint
+        ]
 
     def fresh(self, root: Path, fingerprints: Mapping[str, str], *, checksum: bool = False) -> list[str]:
         """Return the steps, among those asked for, that need no work."""
         return [
             name
-            for name, fingerprint in fingerprints.items()
-            if (step := self.steps.get(name)) is not None
-            and step.fingerprint == fingerprint
-            and all(item.intact(root, checksum=checksum) for item in step.objects)
+            for name in self.recorded(fingerprints)
+            if all(item.intact(root, checksum=checksum) for item in self.steps[name].objects)
         ]
+
+    def damaged(
+        self, root: Path, fingerprints: Mapping[str, str], *, checksum: bool = False
+    ) -> tuple[str, OwnedObject] | None:
+        """Return the first object that is not as recorded, with its step; None if there is none."""
+        for name in self.recorded(fingerprints):
+            for item in self.steps[name].objects:
+                if not item.intact(root, checksum=checksum):
+                    return name, item
+        return None
 
 
 def _outdated(steps: Mapping[str, Any]) -> dict[str, StepRecord]:
@@ -129,7 +148,7 @@ class Ledger:
         return self.root / "driver.json"
 
     def read(self, unit: Unit) -> UnitRecord:
-        """Return a unit's record; an empty one if there is none, or none that can be read."""
+        """Return a unit's record; an empty one if there is none, or none that can be read (`torn`)."""
         try:
             data = json.loads(self.path(unit).read_text(encoding="utf-8"))
             if data["version"] != LEDGER_VERSION:
@@ -146,8 +165,10 @@ class Ledger:
                 for name, step in data["steps"].items()
             }
             return UnitRecord(unit, steps, data["failure"], data["attempt"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        except FileNotFoundError:
             return UnitRecord(unit)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return UnitRecord(unit, torn=True)
 
     def write(self, record: UnitRecord) -> None:
         """Write a unit's record: the last act of an attempt."""
@@ -156,5 +177,5 @@ class Ledger:
             "exposure": record.unit.exposure,
             "detector": record.unit.detector,
         }
-        del data["unit"]
+        del data["unit"], data["torn"]
         write_atomic(self.path(record.unit), json.dumps(data, indent=1, sort_keys=True).encode())

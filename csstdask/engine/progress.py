@@ -95,6 +95,9 @@ class LogLines:
             log.warning("again %s: %s", event.unit, event.reason)
         elif isinstance(event, UnitSkipped):
             self._count["skipped"] += 1
+            if self._begun is not None and time.perf_counter() - self._last >= self.interval:  # units are verified
+                self._last = time.perf_counter()
+                log.info("%d of %d units", sum(self._count.values()), self._begun.total)
         elif isinstance(event, UnitDone):
             self._count["done"] += 1
             if time.perf_counter() - self._last >= self.interval:

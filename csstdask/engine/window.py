@@ -25,7 +25,7 @@ from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from csstdask.engine.cluster import Slots
-from csstdask.engine.events import Listener, UnitDone, UnitFailed, UnitRetried, UnitSubmitted
+from csstdask.engine.events import Listener, UnitDone, UnitFailed, UnitRetried, UnitSkipped, UnitSubmitted
 from csstdask.engine.units import Unit
 from csstdask.errors import CsstdaskError, LostDriverError
 
@@ -74,6 +74,8 @@ class Outcome:
     """Counts at the end of a window."""
 
     done: int = 0
+    unchanged: int = 0
+    """Of tasks that found nothing to do."""
     failed: int = 0
     stopped: str | None = None
     """Why no further units were submitted, if that is so."""
@@ -110,7 +112,8 @@ def run_window(
     tasks : iterable of Task
         Drawn one by one, as room appears.
     function : callable
-        Runs on a worker; takes ``Task.argument``, returns a small dict (with `failure` if the unit failed).
+        Runs on a worker; takes ``Task.argument``, returns a small dict: with `failure` if the unit failed, with
+        `unchanged` if there was nothing to do.
     emit : callable
         Told what happens, on this thread.
     key : str
@@ -188,7 +191,10 @@ class _Window:
     def settle(self, task: Task, attempt: int, result: dict[str, Any]) -> None:
         """Count a unit as done or failed, or give it another try."""
         problem = result.get("failure")
-        if problem is None:
+        if "unchanged" in result:
+            self.outcome.unchanged += 1
+            self._emit(UnitSkipped(task.unit, result["unchanged"]))
+        elif problem is None:
             self.outcome.done += 1
             self._emit(UnitDone(task.unit, result))
         elif problem["step"] == KILLED and attempt != _ALONE:

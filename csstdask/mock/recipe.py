@@ -6,6 +6,7 @@ Each table of it is one part of the world: the sky, the telescope, the sensor, t
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -199,6 +200,12 @@ class Stamps(_Part):
 
 class Recipe(_Part):
     """A mock survey. `scale` is linear, on `shape`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_json(cls, data: Any) -> Any:
+        """Accept JSON text, as the attributes of an opened campaign hold it."""
+        return json.loads(data) if isinstance(data, str) else data
 
     name: str
     seed: int = Field(ge=0)

@@ -14,7 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from csstdask.durable import write_atomic
+from csstdask.durable import sha256_file, write_atomic
 from csstdask.errors import InputError
 
 WEIGHTS_SUFFIX = ".safetensors"
@@ -129,13 +129,22 @@ def write_card(path: Path, card: ModelCard) -> None:
     write_atomic(path, f"{text}\n".encode())
 
 
+def _is_whole(copy: Path, card: ModelCard) -> bool:
+    """Tell whether a copy of a model is there, and is that model."""
+    try:
+        same = read_card(copy).identity == card.identity
+        return same and (card.weights is None or sha256_file(copy.with_suffix(WEIGHTS_SUFFIX)) == card.sha256)
+    except InputError:
+        return False
+
+
 def copy_model(card: ModelCard, path: Path, folder: Path) -> Path:
     """Copy a card and its weights into a folder, under the identity of the model; return the copy's card.
 
-    Weights first, then the card: a card that is there has its weights.
+    Weights first, then the card: a card that is there has its weights. A copy that is damaged is made again.
     """
     copy = folder / f"{card.name}-{card.identity[:16]}.json"
-    if not copy.is_file():
+    if copy.resolve() != path.resolve() and not _is_whole(copy, card):
         if card.weights is not None:
             write_atomic(copy.with_suffix(WEIGHTS_SUFFIX), card.weights.read_bytes())
         write_atomic(copy, path.read_bytes())

@@ -67,8 +67,8 @@ class _Result:
     hdu: int
     where: tuple[slice, slice]
     hit: npt.NDArray[np.bool_]
-    value: npt.NDArray[np.float32]
-    variance: npt.NDArray[np.float32]
+    value: npt.NDArray[Any]
+    variance: npt.NDArray[Any]
     """NaN where not hit, inf where not repaired."""
 
     @property
@@ -163,15 +163,13 @@ def _camera(path: Path, given: str | Path | Instrument | None, gain: float | Non
 
 def _clean_unit(unit: UnitSource, camera: Instrument, config: RunConfig) -> _Result:
     """Clean one chip by the steps of a run."""
-    readers = {"sci": read_sci, "wht": read_weight, "flag": lambda source: read_flag(source, camera)}
-    frame = Frame(
-        unit.facts("", ""),
-        camera,
-        unit.units,
-        lambda name: readers[name](unit),
-        _no_product,
-        lambda: read_headers(unit)[0],
-    )
+
+    def read_plane(name: str) -> npt.NDArray[Any]:
+        if name == "flag":
+            return read_flag(unit, camera)
+        return read_sci(unit) if name == "sci" else read_weight(unit)
+
+    frame = Frame(unit.facts("", ""), camera, unit.units, read_plane, _no_product, lambda: read_headers(unit)[0])
     apply_steps(frame, (REPAIR.name,), config)
     names = ("cr_mask", "repair", "repair_variance")
     missing = [name for name in names if not frame.has(name)]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from csstdask.errors import StoreError
 from csstdask.nn.models import find_card
+from csstdask.store.zarr_arrays import open_group
 from csstdask.toml_file import read_toml, validated
 
 #: The model of a run that fits no PSF.
@@ -41,11 +45,13 @@ class DetectSettings(_Settings):
     """Cosmic-ray detection."""
 
     model: Annotated[str, _model_for("cosmicray")] = Field("default", description=_MODEL_HELP)
-    threshold: float | None = Field(None, ge=0, le=1, description="probability; default: the model card's")
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="probability from which a pixel is hit; default: the model card's"
+    )
     rate: Annotated[float, Field(gt=0, lt=1)] | Literal["frame"] | None = Field(
         None, description="share of pixels hit, to rescale probabilities to; frame: each frame's own"
     )
-    precision: Literal["float32", "bfloat16", "int8"] = Field("float32", description="of a network's arithmetic")
+    precision: Literal["float32", "bfloat16", "int8"] = Field("float32", description="arithmetic of a network")
 
     @model_validator(mode="after")
     def _int8_needs_ranges(self) -> DetectSettings:
@@ -73,8 +79,10 @@ class SourcesSettings(_Settings):
 
     threshold: float = Field(2.5, gt=0, description="least significance of a pixel [sigma of the sky]")
     least_area: int = Field(5, ge=1, description="least number of connected pixels")
-    aperture_radius: float = Field(4.0, gt=0, description="[pixel]")
-    deblend_contrast: float = Field(0.005, ge=0, le=1)
+    aperture_radius: float = Field(4.0, gt=0, description="radius of the aperture of `flux_aperture` [pixel]")
+    deblend_contrast: float = Field(
+        0.005, ge=0, le=1, description="least share of a blend's flux that a component of its own has"
+    )
 
 
 def _with_fields(name: str) -> str:
@@ -90,7 +98,7 @@ class PsfSettings(_Settings):
     model: Annotated[str, _model_for("psf", or_none=True), AfterValidator(_with_fields)] = Field(
         "default", description=f"{_MODEL_HELP}; {NO_PSF}: no PSF is fitted, and stars are repaired as everything else"
     )
-    least_snr: float = Field(30.0, gt=0, description="of a star that it is fitted to")
+    least_snr: float = Field(30.0, gt=0, description="least signal-to-noise ratio of a star that it is fitted to")
 
 
 class EngineSettings(_Settings):
@@ -122,13 +130,65 @@ class RunConfig(_Settings):
 
 
 def load_config(path: Path | None) -> RunConfig:
-    """Read the settings of a run from a TOML file; defaults where it says nothing.
+    """Read settings from a TOML file, defaults where it says nothing; or return those of a run, given its store.
 
     Raises
     ------
-    InputError
+    InputError, StoreError
         Naming the file and every key that is unknown or wrong.
     """
     if path is None:
         return RunConfig()
+    if path.is_dir():
+        return settings_of(path)
     return validated(RunConfig, read_toml(path, "a configuration file"), str(path), "valid settings")
+
+
+def as_toml(config: RunConfig) -> str:
+    """Return settings as the text of a TOML file that `load_config` reads back, with a comment for each key.
+
+    Examples
+    --------
+    >>> as_toml(RunConfig()).splitlines()[2:5]
+    ['[background]  # Sky and noise on a mesh', '# size of a box [pixel]', 'box = 128']
+    """
+    lines = ["# Settings of csstdask run, for --config FILE.toml. What is left out keeps its default."]
+    for part in RunConfig.model_fields:
+        settings = getattr(config, part)
+        about = (type(settings).__doc__ or "").strip().splitlines()[0].rstrip(".")
+        lines += ["", f"[{part}]  # {about}"]
+        for name, field in type(settings).model_fields.items():
+            value = getattr(settings, name)
+            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+            one_of = f"; one of {', '.join(choices)}" if choices else ""
+            lines.append(f"# {field.description or name.replace('_', ' ')}{one_of}")
+            lines.append(f"# {name} is not set" if value is None else f"{name} = {json.dumps(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def settings_of(root: Path) -> RunConfig:
+    """Return the settings that a run was last made with."""
+    return settings_from(root, dict(open_group(root, "run").attrs))
+
+
+def settings_from(root: Path, attributes: Mapping[str, Any]) -> RunConfig:
+    """Return the settings among the attributes of a run's store; StoreError if they are another version's."""
+    if "config" not in attributes:
+        raise StoreError(f"{root}: found a run that was stopped before it began; wanted one to look at (run it again)")
+    try:
+        return RunConfig.model_validate(portable_config(root, dict(attributes["config"]), back=True))
+    except (ValidationError, KeyError) as error:
+        unknown = error.error_count() if isinstance(error, ValidationError) else 1
+        raise StoreError(f"{root}: found settings of another version ({unknown} unknown); wanted ours") from None
+
+
+def portable_config(root: Path, config: dict[str, Any], *, back: bool = False) -> dict[str, Any]:
+    """Name the models that lie in a run relative to it, or, `back`, by their full path again."""
+    folder = f"{root.resolve()}/"
+    for part, key in MODEL_SETTINGS:
+        known = RunConfig.model_fields[part].default.model_dump() | config.get(part, {})  # of before it had that key
+        model = known[key]
+        if back and model.startswith("models/"):
+            model = folder + model
+        config[part] = known | {key: model if back else model.removeprefix(folder)}
+    return config

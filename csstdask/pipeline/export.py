@@ -3,35 +3,61 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
+from astropy.io import fits
 
 from csstdask.engine.cluster import limit_threads, open_cluster
-from csstdask.engine.events import Event, Listener, RunFinished, RunStarted, UnitDone, UnitFailed, broadcast
-from csstdask.engine.ledger import Ledger
+from csstdask.engine.events import (
+    Event,
+    Listener,
+    RunFinished,
+    RunStarted,
+    UnitDone,
+    UnitFailed,
+    UnitSkipped,
+    broadcast,
+)
+from csstdask.engine.ledger import Ledger, OwnedObject
 from csstdask.engine.memory import choose_workers
-from csstdask.engine.units import Unit
+from csstdask.engine.schedulers import check_scheduler, default_workers
+from csstdask.engine.units import Selection, Unit
 from csstdask.engine.window import Task, failure, run_window
-from csstdask.errors import StoreError
+from csstdask.errors import InputError, StoreError
+from csstdask.instrument import Instrument
 from csstdask.nn.models import find_card
+from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.done import frame_fingerprints
 from csstdask.pipeline.plan import Plan
-from csstdask.pipeline.status import plan_of_run
+from csstdask.pipeline.status import plan_of_run, reproduce_command
 from csstdask.pipeline.steps.detect import resolved_threshold
 from csstdask.pipeline.unit import software_versions
 from csstdask.pipeline.views import open_run
-from csstdask.store.campaign import Campaign, open_campaign, read_header
+from csstdask.store.campaign import (
+    Campaign,
+    UnitFacts,
+    check_unit_pixels,
+    open_campaign,
+    read_header,
+    read_unit_pixels,
+)
 from csstdask.store.fits_output import write_unit
-from csstdask.store.zarr_arrays import open_group, refuse_inside_store
+from csstdask.store.zarr_arrays import open_group, refuse_inside_store, store_kind
 
 #: Peak bytes a pixel of one unit in export: three planes in their views, with scratch, and as FITS.
 EXPORT_BYTES_PER_PIXEL = 42
+#: Keyword, value and comment of header cards.
+Provenance = tuple[tuple[str, Any, str | None], ...]
 
 
 @dataclass
@@ -40,6 +66,8 @@ class ExportSummary:
 
     written: int = 0
     failures: list[dict[str, Any]] = field(default_factory=list)
+    unchanged: int = 0
+    """Units whose file was there already."""
     pending: int = 0
     """Units of a run that are not done, and were left out."""
     stopped: str | None = None
@@ -58,8 +86,17 @@ class ExportJob:
     campaign: str
     is_run: bool
     target: str
-    provenance: tuple[tuple[str, Any, str | None], ...]
+    provenance: Provenance
+    session: str
+    """Of the export: stores are opened once in each, for workers may outlive it."""
+    objects: tuple[OwnedObject, ...] = ()
+    """Files of the run that are read, to be compared with their checksums."""
+    mend: str = ""
+    """Command that makes these files again."""
+    overwrite: bool = False
+    """Whether to replace a file that is there."""
     history: tuple[str, ...] = ()
+    """What was done, for the file's header."""
 
 
 def export(
@@ -67,7 +104,10 @@ def export(
     to: str | Path,
     *,
     campaign: str | Path | None = None,
+    selection: Selection | None = None,
+    scheduler: str = "threads",
     workers: int | None = None,
+    overwrite: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> ExportSummary:
     """Write a campaign's or a run's units as FITS, ``<exposure>_<detector>.fits``.
@@ -76,103 +116,160 @@ def export(
     ----------
     store : path
         A campaign: planes as they were ingested. A run: repaired pixels, their weights, flags with our
-        cosmic-ray and INPAINTED bits in place of incoming cosmic-ray bits; units that are done.
+        cosmic-ray and INPAINTED bits in place of incoming cosmic-ray bits; units that are done. What is read is
+        verified: a unit with a damaged file fails, and the reason names the file and the command that mends it.
     to : path
-        A folder; made if it is not there.
+        A folder; made if it is not there. A file that an export of the same unit has left is kept; any other file of
+        that name fails its unit, unless `overwrite` is set.
     campaign : path, optional
         The run's campaign, if it has moved.
+    selection : Selection, optional
+        Units; by default all.
+    scheduler : str
+        ``threads``, ``processes``, ``cuda``, ``slurm`` or an address.
     workers : int, optional
         Units at the same time.
+    overwrite : bool
+        Replace files that are there.
     listeners : sequence of callable
         Told what happens.
     """
     root, target = Path(store), Path(to)
+    check_scheduler(scheduler)
+    chosen = selection or Selection()
     is_run = _is_run(root)
     refuse_inside_store(target)
     plan = plan_of_run(root, campaign) if is_run else None
     source = plan.campaign if plan is not None else Campaign(root)
+    units = [item for item in (_units(source) if plan is None else plan.units()) if item[0] in chosen]
+    if not units and not chosen.is_everything:
+        raise InputError("--select", "no unit", f"units of {root} that are present")
     target.mkdir(parents=True, exist_ok=True)
     summary = ExportSummary()
-    total = int(source.present.sum()) if plan is None else sum(1 for _ in plan.units())
-    jobs = _jobs(root, source, plan, target, summary)
-    _open.cache_clear()
+    jobs = _jobs(root, source, plan, target, summary, units, overwrite=overwrite)
     pixels = source.shape[0] * source.shape[1]
     each = pixels * EXPORT_BYTES_PER_PIXEL
-    count = choose_workers(each, processes=False, wanted=workers)
+    if scheduler in {"threads", "processes"}:
+        count = choose_workers(each, processes=scheduler == "processes", wanted=workers)
+    else:
+        count = workers or default_workers()
 
     def keep(event: Event) -> None:
         if isinstance(event, UnitDone):
             summary.written += 1
+        elif isinstance(event, UnitSkipped):
+            summary.unchanged += 1
         elif isinstance(event, UnitFailed):
             unit = {"exposure": event.unit.exposure, "detector": event.unit.detector}
-            summary.failures.append({**unit, "step": event.step, "reason": event.reason})
+            again = _command(root, target, event.unit, campaign)
+            summary.failures.append({**unit, "step": event.step, "reason": event.reason, "reproduce": again})
 
     emit = broadcast([keep, *listeners])
     start = time.perf_counter()
-    emit(RunStarted(f"export {root.name}", total, pixels, count))
-    with open_cluster("threads", count) as slots:
+    emit(RunStarted(f"export {root.name}", len(units), pixels, count))
+    with open_cluster(scheduler, count) as slots:
         outcome = run_window(
             slots, (Task(job.unit, job) for job in jobs), export_unit, emit, key=f"export-{uuid.uuid4().hex[:8]}"
         )
     summary.stopped = outcome.stopped
     summary.seconds = time.perf_counter() - start
-    emit(RunFinished(summary.written, 0, len(summary.failures), summary.seconds))
+    emit(RunFinished(summary.written, summary.unchanged, len(summary.failures), summary.seconds))
     return summary
+
+
+def _command(root: Path, target: Path, unit: Unit, campaign: str | Path | None) -> str:
+    """Return the command that exports one unit."""
+    select = f"exposure={escape(unit.exposure)},detector={unit.detector}"
+    moved = [] if campaign is None else ["--campaign", str(campaign)]
+    return shlex.join(["csstdask", "export", str(root), "--to", str(target), "--select", select, *moved])
 
 
 def _is_run(root: Path) -> bool:
     """Tell a run from a campaign; StoreError if it is neither."""
-    try:
-        open_group(root, "campaign")
-    except StoreError:
-        open_group(root, "run")
-        return True
-    return False
+    kind = store_kind(root) or ("run" if (root / "ledger").is_dir() else "campaign")
+    open_group(root, "campaign" if kind == "campaign" else "run")
+    return kind != "campaign"
 
 
-def _jobs(root: Path, source: Campaign, plan: Plan | None, target: Path, summary: ExportSummary) -> Iterator[ExportJob]:
-    """Yield the units to export, and count those of a run that are not repaired."""
-    if plan is None:
-        for row, exposure in enumerate(source.exposures):
-            for column in np.flatnonzero(source.present[row]).tolist():
-                unit = Unit(exposure, source.detectors[column])
-                yield ExportJob(unit, row, column, str(root), str(root), False, str(target), _common_provenance())
-        return
+def _units(source: Campaign) -> Iterator[tuple[Unit, int, int]]:
+    """Yield the units of a campaign that are present, with row and column."""
+    for row, exposure in enumerate(source.exposures):
+        for column in np.flatnonzero(source.present[row]).tolist():
+            yield Unit(exposure, source.detectors[column]), row, column
+
+
+def _jobs(
+    root: Path,
+    source: Campaign,
+    plan: Plan | None,
+    target: Path,
+    summary: ExportSummary,
+    units: Sequence[tuple[Unit, int, int]],
+    *,
+    overwrite: bool,
+) -> Iterator[ExportJob]:
+    """Yield the units to export, and count those of a run that are not done.
+
+    Paths are those that the driver means: workers may run in other folders.
+    """
+    session = uuid.uuid4().hex
+    places = {"store": str(root.resolve()), "campaign": str(source.path.resolve()), "target": str(target.resolve())}
+    common: dict[str, Any] = {**places, "is_run": plan is not None, "session": session, "overwrite": overwrite}
     ledger = Ledger(root)
-    history = _history(plan)
-    for unit, row, column in plan.units():
-        wanted = plan.fingerprints(source.facts(unit.exposure, unit.detector))
-        needed: dict[str, str] = {name: wanted[name] for name in ("background", "detect", "repair") if name in wanted}
-        if "repair" not in needed or len(ledger.read(unit).fresh(root, needed)) < len(needed):
+    history = _history(plan) if plan is not None else ()
+    for unit, row, column in units:
+        facts = source.facts(unit.exposure, unit.detector)
+        if plan is None:
+            yield ExportJob(unit, row, column, **common, provenance=_provenance_of(facts))
+            continue
+        wanted = frame_fingerprints(plan, plan.fingerprints(facts))
+        record = ledger.read(unit)
+        if "repair" not in wanted or len(record.recorded(wanted)) < len(wanted):
             summary.pending += 1
             continue
-        yield ExportJob(
-            unit, row, column, str(root), str(source.path), True, str(target), _provenance(plan, needed), history
-        )
+        read = [item for name in wanted for item in record.steps[name].objects if not item.path.startswith("tables/")]
+        names = [step.name for step in plan.steps]
+        mend = reproduce_command(source.path, root, unit, "", steps=names, config=plan.config, verify=True)
+        provenance = _provenance(plan, facts, wanted)
+        objects = tuple(read)
+        yield ExportJob(unit, row, column, **common, provenance=provenance, objects=objects, mend=mend, history=history)
 
 
-def _common_provenance() -> tuple[tuple[str, Any, str | None], ...]:
-    return (("CSDVERS", software_versions().get("csstdask", ""), "csstdask version"),)
-
-
-def _provenance(plan: Plan, fingerprints: dict[str, str]) -> tuple[tuple[str, Any, str | None], ...]:
-    """Return header cards that say how the pixels came about.
-
-    A SHA-256 fills its card: ``...SHA`` are of the models, ``CSDFPRNT`` is of all that decides the pixels.
-    """
-    detect = find_card("cosmicray", plan.config.detect.model)
-    repair = find_card("inpaint", plan.config.repair.model)
-    flags = plan.campaign.instrument.flags
+def _provenance_of(facts: UnitFacts) -> Provenance:
+    """Return header cards that say where pixels come from."""
     return (
-        *_common_provenance(),
+        ("CSDVERS", software_versions().get("csstdask", ""), "csstdask version"),
+        ("CSDINPUT", facts.digest, None),
+    )
+
+
+def _provenance(plan: Plan, facts: UnitFacts, fingerprints: Mapping[str, str]) -> Provenance:
+    """Return header cards that say how the pixels of a run came about.
+
+    ``CSDFPRNT`` is the SHA-256 of all that decides the pixels, ``CSDINPUT`` that of what the campaign's unit was made
+    from.
+    """
+    models = provenance_cards(plan.config, plan.campaign.instrument)
+    return (*_provenance_of(facts), *models[1:], ("CSDFPRNT", fingerprints["repair"], None))
+
+
+def provenance_cards(config: RunConfig, camera: Instrument | None) -> Provenance:
+    """Return header cards of the version, the models and the flag bits; a SHA-256 fills its card."""
+    detect, repair = find_card("cosmicray", config.detect.model), find_card("inpaint", config.repair.model)
+    cards: Provenance = (
+        ("CSDVERS", software_versions().get("csstdask", ""), "csstdask version"),
         ("CSDCRMOD", detect.name, "cosmic-ray detection: model"),
         ("CSDCRSHA", detect.sha256, None),
-        ("CSDCRTHR", resolved_threshold(plan.config), "its probability threshold"),
+        ("CSDCRTHR", resolved_threshold(config), "its probability threshold"),
         ("CSDIPMOD", repair.name, "repair: model"),
         ("CSDIPSHA", repair.sha256, None),
-        ("CSDFPRNT", fingerprints["repair"], None),
-        ("CSDCRBIT", flags.cosmic_ray_mask, "FLG bit: cosmic ray (csstdask)"),
-        ("CSDIPBIT", flags.inpainted_mask, "FLG bit: repaired pixel"),
+    )
+    if camera is None:
+        return cards
+    return (
+        *cards,
+        ("CSDCRBIT", camera.flags.cosmic_ray_mask, "FLG bit: cosmic ray (csstdask)"),
+        ("CSDIPBIT", camera.flags.inpainted_mask, "FLG bit: repaired pixel"),
     )
 
 
@@ -188,13 +285,17 @@ def export_unit(job: ExportJob) -> dict[str, Any]:
     """Write one unit: a worker's task."""
     limit_threads(1)
     try:
-        dataset = _open(job.store, job.campaign, is_run=job.is_run)
+        path = Path(job.target) / f"{job.unit.exposure}_{job.unit.detector}.fits"
+        if path.exists() and not job.overwrite:
+            _check_same(path, job.provenance)
+            return {"unchanged": {}}
+        _verify(job)
+        dataset = _open(job.store, job.campaign, job.session, is_run=job.is_run)
         names = ("clean", "clean_wht", "flag_out") if job.is_run else ("sci", "wht", "flag")
         one = dataset.isel(exposure=job.row, detector=job.column)
-        planes = [_compute(one[name]) for name in names]
         write_unit(
-            Path(job.target) / f"{job.unit.exposure}_{job.unit.detector}.fits",
-            *planes,
+            path,
+            *_planes(job, one, names),
             exptime=float(one["exptime"]),
             header=read_header(Path(job.campaign), job.row, job.column),
             primary_header=read_header(Path(job.campaign), job.row, job.column, "primary_header"),
@@ -210,10 +311,43 @@ def export_unit(job: ExportJob) -> dict[str, Any]:
     return {}
 
 
+def _check_same(path: Path, provenance: Provenance) -> None:
+    """Raise InputError unless a file is an export of the same pixels, by the cards of its primary header."""
+    try:
+        header = fits.getheader(path)
+        found = {keyword: header.get(keyword) for keyword, _, _ in provenance}
+    except (OSError, ValueError, fits.VerifyError) as error:
+        raise InputError(path, f"a file that is no FITS ({error})", "no file, or --overwrite to replace it") from None
+    different = [keyword for keyword, value, _ in provenance if found[keyword] != value]
+    if different:
+        what = "an export of other pixels" if found["CSDVERS"] else "a file that csstdask has not written"
+        raise InputError(path, f"{what} ({', '.join(different)} differ)", "no file, or --overwrite to replace it")
+
+
+def _verify(job: ExportJob) -> None:
+    """Raise StoreError if a file that is going to be read is lost or damaged."""
+    for item in job.objects:
+        if not item.intact(Path(job.store), checksum=True):
+            path = Path(job.store) / item.path
+            what = "content that differs from its record" if path.exists() else "no file, which its record lists"
+            raise StoreError(f"{path}: found {what}; wanted that of the run ({job.mend})")
+    check_unit_pixels(Path(job.campaign), job.row, job.column)
+
+
+def _planes(job: ExportJob, one: xr.Dataset, names: Sequence[str]) -> list[npt.NDArray[Any]]:
+    """Return the planes of a unit; StoreError names the file if pixels of the campaign are damaged."""
+    try:
+        return [_compute(one[name]) for name in names]
+    except Exception:
+        for name in ("sci", "wht", "flag"):
+            read_unit_pixels(Path(job.campaign), job.row, job.column, name)
+        raise
+
+
 @functools.lru_cache(maxsize=2)
-def _open(store: str, campaign: str, *, is_run: bool) -> xr.Dataset:
-    """Open a store once a process: opening costs more than a small unit does."""
-    return open_run(store, campaign) if is_run else open_campaign(store)
+def _open(store: str, campaign: str, session: str, *, is_run: bool) -> xr.Dataset:  # noqa: ARG001
+    """Open a store once a process and export: opening costs more than a small unit does."""
+    return open_run(store, campaign, check=False) if is_run else open_campaign(store)
 
 
 def _text(unit: xr.Dataset, name: str) -> str:

@@ -176,6 +176,10 @@ class Frame:
             self._products[name] = self._read_product(name)
         return self._products[name]
 
+    def has(self, name: str) -> bool:
+        """Tell whether a step has made a product of the frame since it was opened."""
+        return name in self._products
+
     def table(self, name: str) -> Table:
         """Return the table of an earlier step, as it lies in the store."""
         if name not in self._tables:

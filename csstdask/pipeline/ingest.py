@@ -29,7 +29,7 @@ from csstdask.engine.memory import choose_workers
 from csstdask.engine.schedulers import check_scheduler, default_workers
 from csstdask.engine.units import Unit
 from csstdask.engine.window import Task, failure, run_window
-from csstdask.errors import CsstdaskError, InputError, LostDriverError
+from csstdask.errors import CsstdaskError, InputError, LostDriverError, StoreError
 from csstdask.instrument import Instrument
 from csstdask.pipeline.ingest_files import (
     choose_form,
@@ -41,7 +41,7 @@ from csstdask.pipeline.ingest_files import (
     scan_files,
     those_of_form,
 )
-from csstdask.store.campaign import Campaign, UnitFacts, create_campaign, write_unit_pixels
+from csstdask.store.campaign import Campaign, UnitFacts, create_campaign, read_unit_pixels, write_unit_pixels
 from csstdask.store.fits_planes import read_flag, read_headers, read_sci, read_weight
 from csstdask.store.fits_scan import UnitSource
 from csstdask.store.zarr_arrays import shard_path
@@ -130,7 +130,7 @@ def ingest(
     instrument : str, path or Instrument, optional
         A built-in name or a TOML; by default the campaign's, or what the headers tell.
     supersede : bool
-        Let another file take the place of a unit that is present.
+        Let another file take the place of a unit that is present, and copy units again whose pixels are damaged.
     scheduler, workers, listeners
         As for `csstdask.pipeline.run.run`.
 
@@ -210,7 +210,7 @@ def _jobs(
                 _check_same_twice(source, planned[unit], unit)
                 continue
             present = campaign.is_present(*_key(unit))
-            if present and _is_unchanged(source, campaign, unit):
+            if present and _is_unchanged(source, campaign, unit) and not (supersede and _is_damaged(campaign, unit)):
                 summary.unchanged += 1
                 planned[unit] = source
                 continue
@@ -250,6 +250,16 @@ def _is_unchanged(source: UnitSource, campaign: Campaign, unit: Unit) -> bool:
         return False
     facts = campaign.facts(*_key(unit))
     return facts.source_stat == source.stat() or facts.digest == source.digest()
+
+
+def _is_damaged(campaign: Campaign, unit: Unit) -> bool:
+    """Tell whether pixels of a present unit cannot be read; all of them are, so this is for units to be replaced."""
+    try:
+        for name in ("sci", "wht", "flag"):
+            read_unit_pixels(campaign.path, *campaign.index(*_key(unit)), name)
+    except (StoreError, OSError):
+        return True
+    return False
 
 
 def _check_replacement(source: UnitSource, campaign: Campaign, unit: Unit, *, supersede: bool) -> None:

@@ -37,8 +37,8 @@ from csstdask.store.campaign import (
     write_unit_pixels,
 )
 from csstdask.store.stamps import check_identity, create_stamps, finished, record_stamps, write_unit_stamps
-from csstdask.store.tables import write_table, write_table_in_parts
-from csstdask.store.zarr_arrays import store_kind
+from csstdask.store.tables import is_whole_table, write_table, write_table_in_parts
+from csstdask.store.zarr_arrays import shard_path, store_kind
 
 UNITS = "electron s-1"
 #: Units of what is told of a stamp's source.
@@ -163,8 +163,9 @@ def _mock_campaign(
     pending = []
     for job in jobs:
         exposure = recipe.exposure_ids[job.index]
-        if not campaign.is_present(exposure, job.detector):
-            row, column = campaign.index(exposure, job.detector)
+        row, column = campaign.index(exposure, job.detector)
+        planes = (shard_path(target, name, row, column) for name in ("sci", "wht", "flag", "truth/sci", "truth/cr"))
+        if not campaign.is_present(exposure, job.detector) or not all(path.is_file() for path in planes):
             pending.append(replace(job, row=row, column=column))
     summary.unchanged = len(jobs) - len(pending)
 
@@ -175,7 +176,7 @@ def _mock_campaign(
 
     _render(pending, recipe, summary, *how, keep=keep)
     sources = target / "tables" / "truth_sources.parquet"
-    if pending or not sources.exists():
+    if pending or not is_whole_table(sources):
         write_table_in_parts(sources, _truth_sources(recipe, instrument, jobs))
     write_table(target / "tables" / "truth_exposures.parquet", _truth_exposures(recipe))
 

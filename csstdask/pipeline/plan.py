@@ -74,15 +74,20 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Return the fingerprint of what the run does, without its input."""
-        parts = {step.name: self._step_parts(step) for step in self.steps}
+        parts = self._parts
         return fingerprint({"steps": parts, "instrument": self._instrument_parts()})
 
-    def _step_parts(self, step: Step) -> dict[str, object]:
+    @cached_property
+    def _parts(self) -> dict[str, dict[str, object]]:
+        """Return what of the settings decides the products of each step."""
         return {
-            "version": step.numerics_version,
-            "settings": step.settings(self.config),
-            "model": step.model(self.config),
-            "threads": self.config.engine.threads_per_unit,
+            step.name: {
+                "version": step.numerics_version,
+                "settings": step.settings(self.config),
+                "model": step.model(self.config),
+                "threads": self.config.engine.threads_per_unit,
+            }
+            for step in self.steps
         }
 
     def _instrument_parts(self) -> dict[str, object]:
@@ -136,7 +141,7 @@ class Plan:
                     "exptime": facts.exptime,
                     "gain": facts.gain,
                 }
-            known[step.name] = fingerprint({"step": step.name, "upstream": upstream, **self._step_parts(step)})
+            known[step.name] = fingerprint({"step": step.name, "upstream": upstream, **self._parts[step.name]})
         return known
 
     def units(self) -> Iterator[tuple[Unit, int, int]]:

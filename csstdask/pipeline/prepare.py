@@ -17,7 +17,7 @@ from csstdask.pipeline.config import MODEL_SETTINGS, RunConfig
 from csstdask.pipeline.plan import Plan, make_plan
 from csstdask.pipeline.status import Summary
 from csstdask.pipeline.steps import resolve
-from csstdask.store.zarr_arrays import open_group, refuse_inside_store
+from csstdask.store.zarr_arrays import open_group, refuse_inside_store, store_kind
 
 #: What a run leaves in its folder before the store itself: a driver that was killed then may be followed by another.
 _BEFORE_STORE = ("driver.json", "models")
@@ -31,8 +31,13 @@ def prepare(
     config: RunConfig | None,
     scheduler: str,
     workers: int | None,
+    *,
+    repair: bool = False,
 ) -> tuple[Plan, int, int]:
-    """Return plan, number of units and workers of a run that could begin; raise for one that could not."""
+    """Return plan, number of units and workers of a run that could begin; raise for one that could not.
+
+    With `repair` an existing run may have damaged metadata.
+    """
     check_scheduler(scheduler)
     settings = config or RunConfig()
     if scheduler == "cuda" and settings.engine.device is None:
@@ -42,7 +47,7 @@ def prepare(
     if settings.detect.precision == "int8" and not device.startswith("cpu"):
         raise InputError("[detect] precision", f"int8 on {device}", "float32 or bfloat16: int8 is for the host")
     plan = make_plan(Path(campaign), resolve(steps), settings, chosen)
-    check_target(root, plan)
+    check_target(root, plan, repair=repair)
     total = sum(1 for _ in plan.units())
     if total == 0 and not chosen.is_everything:
         raise InputError("--select", "no unit", f"units of {campaign} that are present")
@@ -58,6 +63,8 @@ def foresee(
     config: RunConfig | None = None,
     scheduler: str = "threads",
     workers: int | None = None,
+    verify: bool = False,
+    redo: bool = False,
 ) -> dict[str, Any]:
     """Return what a run would do and cost, with the arguments of `run`; write nothing.
 
@@ -69,12 +76,14 @@ def foresee(
         finished units whose times the estimate is based on; 0: the reference machine's), ``fingerprint``.
     """
     root = Path(to)
-    plan, total, count = prepare(campaign, root, steps, selection or Selection(), config, scheduler, workers)
+    plan, total, count = prepare(
+        campaign, root, steps, selection or Selection(), config, scheduler, workers, repair=verify
+    )
     ledger, tally = Ledger(root), UsageTally()
     for unit, _, _ in plan.units():
         wanted = plan.fingerprints(plan.campaign.facts(unit.exposure, unit.detector))
         record = ledger.read(unit)
-        if len(fresh := record.fresh(root, wanted)) == len(wanted):
+        if not redo and len(fresh := record.fresh(root, wanted, checksum=verify)) == len(wanted):
             tally.add(fresh_usage(record, fresh))
     done, measured = tally.units, tally.rows(plan)
     pending = total - done
@@ -108,15 +117,19 @@ def keep_models(root: Path, config: RunConfig) -> RunConfig:
     return config
 
 
-def check_target(root: Path, plan: Plan) -> None:
-    """Refuse a target that is neither a run nor free to become one."""
+def check_target(root: Path, plan: Plan, *, repair: bool = False) -> None:
+    """Refuse a target that is neither a run nor free to become one; with `repair`, a damaged run is one."""
     if root.resolve() == plan.campaign.path.resolve():
         raise InputError("--to", "the campaign itself", "another path for the run")
     if root.exists() and not root.is_dir():
         raise StoreError(f"{root}: found a file; wanted a folder for the run, or none")
+    if repair and (root / "ledger").is_dir() and store_kind(root) in {None, "run"}:
+        return
     if (root / "zarr.json").exists():
         open_group(root, "run")
         return
+    if (root / "ledger").is_dir():
+        raise StoreError(f"{root / 'zarr.json'}: found no file; wanted that of a run (--verify makes it again)")
     refuse_inside_store(root)
     if root.is_dir() and any(not item.name.lstrip(".").startswith(_BEFORE_STORE) for item in root.iterdir()):
         raise StoreError(f"{root}: found a folder that is no run; wanted a csstdask run, or a new name")

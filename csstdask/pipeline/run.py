@@ -1,4 +1,4 @@
-"""The story of a run: plan, lock, prepare the store, feed the window, gather, finish."""
+"""A run: plan, lock, prepare the store, feed the window, gather, finish."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from csstdask.engine.lock import DriverLock
 from csstdask.engine.units import Selection, Unit
 from csstdask.engine.usage import Usage
 from csstdask.engine.window import KILLED, LOST, Task, run_window
+from csstdask.errors import StoreError
 from csstdask.pipeline.accounting import UsageTally
-from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.config import RunConfig, portable_config
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.prepare import keep_models, prepare
-from csstdask.pipeline.status import Summary, portable_config
+from csstdask.pipeline.status import Summary, reproducible
 from csstdask.pipeline.steps import resolve
 from csstdask.pipeline.unit import UnitJob, process_unit, software_versions
 from csstdask.store.run import MetricsWriter, prepare_run
-from csstdask.store.zarr_arrays import open_group
+from csstdask.store.zarr_arrays import root_metadata
 
 log = logging.getLogger("csstdask")
 
@@ -53,8 +54,10 @@ def run(
     workers: int | None = None,
     max_failures: int | None = None,
     listeners: Sequence[Listener] = (),
+    verify: bool = False,
+    redo: bool = False,
 ) -> Summary:
-    """Run the pipeline over a campaign, or go on with a run.
+    """Run the pipeline over a campaign, or resume a run.
 
     Parameters
     ----------
@@ -76,6 +79,11 @@ def run(
         Stop after so many failed units.
     listeners : sequence of callable
         Told what happens (see ``engine/events.py``).
+    verify : bool
+        Compare the products of units that are done with their checksums, and do again what differs. Damaged metadata
+        and metrics of the run are restored.
+    redo : bool
+        Run the steps of the selected units again even if they are done.
 
     Returns
     -------
@@ -91,7 +99,7 @@ def run(
         If a live driver owns the run.
     """
     root, chosen = Path(to), selection or Selection()
-    plan, total, count = prepare(campaign, root, steps, chosen, config, scheduler, workers)
+    plan, total, count = prepare(campaign, root, steps, chosen, config, scheduler, workers, repair=verify)
     ledger = Ledger(root)
     threads = plan.config.engine.threads_per_unit
     with open_cluster(scheduler, count, threads_per_unit=threads) as slots, DriverLock(ledger.lock_path) as lock:
@@ -99,7 +107,7 @@ def run(
         attributes = _attributes(root, plan, chosen)
         # Of all steps so far: where an earlier one no longer holds, its metrics go too.
         metrics = [name for step in resolve(attributes["steps"]) for name in step.metrics]
-        prepare_run(
+        lost = prepare_run(
             root,
             plan.campaign,
             plan.product_specs(),
@@ -107,16 +115,28 @@ def run(
             metrics,
             attributes,
             whole=chosen.is_everything,
+            repair=verify,
         )
         summary = Summary(total=total, fingerprint=plan.fingerprint)
         keeper = _Bookkeeper(plan, ledger, MetricsWriter(root, metrics), summary)
+        if lost:
+            keeper.restore_metrics()
         emit = broadcast([keeper, *listeners])
         start = time.perf_counter()
         emit(RunStarted(f"run {root.name}", total, plan.pixels, slots.count, slots.dashboard))
         try:
             outcome = run_window(
                 slots,
-                _pending(plan, ledger, root, lock.token, emit, alone=scheduler == "processes" or slots.count == 1),
+                _pending(
+                    plan,
+                    ledger,
+                    root,
+                    lock.token,
+                    emit,
+                    alone=scheduler == "processes" or slots.count == 1,
+                    verify=verify,
+                    redo=redo,
+                ),
                 process_unit,
                 emit,
                 key=f"unit-{plan.fingerprint[:12]}-{lock.token[:8]}",
@@ -133,7 +153,8 @@ def run(
 
 def _attributes(root: Path, plan: Plan, chosen: Selection) -> dict[str, Any]:
     """Return what the store says of the run: this command's settings, and the steps and units of all so far."""
-    before: dict[str, Any] = dict(open_group(root, "run").attrs) if (root / "zarr.json").exists() else {}
+    metadata = (root_metadata(root) if (root / "zarr.json").exists() else None) or {}
+    before: dict[str, Any] = metadata.get("attributes", {})
     ours = {"exposures": list(chosen.exposures), "detectors": sorted(chosen.detectors)}
     theirs = [item for item in before.get("selections", []) if item != ours]
     steps = {step.name for step in plan.steps} | set(before.get("steps", []))
@@ -146,13 +167,19 @@ def _attributes(root: Path, plan: Plan, chosen: Selection) -> dict[str, Any]:
     }
 
 
-def _pending(plan: Plan, ledger: Ledger, root: Path, driver: str, emit: Listener, *, alone: bool) -> Iterator[Task]:
-    """Yield a task for each unit whose record does not prove it done."""
+def _pending(
+    plan: Plan, ledger: Ledger, root: Path, driver: str, emit: Listener, *, alone: bool, verify: bool, redo: bool
+) -> Iterator[Task]:
+    """Yield a task for each unit whose record does not prove it done, or that is to be verified or done again.
+
+    Checksums are compared by the workers: there are many of them, and one driver.
+    """
     for unit, row, column in plan.units():
         facts = plan.campaign.facts(unit.exposure, unit.detector)
         fingerprints = plan.fingerprints(facts)
         record = ledger.read(unit)
-        if len(record.fresh(root, fingerprints)) == len(fingerprints):
+        done = not redo and len(record.fresh(root, fingerprints)) == len(fingerprints)
+        if done and not verify:
             metrics = {name: value for step in record.steps.values() for name, value in step.metrics.items()}
             emit(UnitSkipped(unit, {"metrics": metrics}))
             continue
@@ -169,6 +196,8 @@ def _pending(plan: Plan, ledger: Ledger, root: Path, driver: str, emit: Listener
             fingerprints=fingerprints,
             driver=driver,
             alone=alone,
+            verify=done,
+            redo=redo,
         )
         yield Task(unit, job)
 
@@ -178,7 +207,8 @@ class _Bookkeeper:
 
     def __init__(self, plan: Plan, ledger: Ledger, metrics: MetricsWriter, summary: Summary) -> None:
         self.tally = UsageTally()
-        self._campaign, self._ledger, self._metrics, self._summary = plan.campaign, ledger, metrics, summary
+        self._plan, self._campaign = plan, plan.campaign
+        self._ledger, self._metrics, self._summary = ledger, metrics, summary
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, UnitDone):
@@ -191,22 +221,28 @@ class _Bookkeeper:
             self._put(event.unit, event.record["metrics"])
         elif isinstance(event, UnitFailed):
             self._summary.failures.append(
-                {
-                    "exposure": event.unit.exposure,
-                    "detector": event.unit.detector,
-                    "step": event.step,
-                    "reason": event.reason,
-                }
+                reproducible(self._plan, self._ledger.root, event.unit, step=event.step, reason=event.reason)
             )
             if event.step == LOST:
                 self._metrics.discard()  # they are the other driver's to write
                 return
-            steps = self._ledger.read(event.unit).steps.values()
-            self._put(event.unit, {name: value for step in steps for name, value in step.metrics.items()})
+            self._put_recorded(event.unit)
             if event.step in _UNRECORDED:
                 why = {"step": event.step, "reason": event.reason}
                 with contextlib.suppress(OSError):
                     self._ledger.write(replace(self._ledger.read(event.unit), failure=why))
+
+    def restore_metrics(self) -> None:
+        """Take the metrics of all units from their records, for arrays that were begun anew."""
+        campaign = self._campaign
+        for row, exposure in enumerate(campaign.exposures):
+            for column in campaign.present[row].nonzero()[0].tolist():
+                self._put_recorded(Unit(exposure, campaign.detectors[column]))
+        self.flush()
+
+    def _put_recorded(self, unit: Unit) -> None:
+        steps = self._ledger.read(unit).steps.values()
+        self._put(unit, {name: value for step in steps for name, value in step.metrics.items()})
 
     def _put(self, unit: Unit, metrics: dict[str, Any]) -> None:
         self._metrics.put(*self._campaign.index(unit.exposure, unit.detector), metrics)
@@ -219,3 +255,5 @@ class _Bookkeeper:
             self._metrics.flush()
         except OSError as error:
             log.warning("metrics not written (%s): run again to write them", error.strerror)
+        except StoreError as error:
+            log.warning("metrics not written: %s", error)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from csstdask.engine.ledger import Ledger
-from csstdask.engine.units import AnyOf, Selection
+from csstdask.engine.ledger import Ledger, UnitRecord
+from csstdask.engine.units import AnyOf, Selection, Unit
 from csstdask.errors import StoreError
 from csstdask.pipeline.accounting import StepUsage, UsageTally, fresh_usage
-from csstdask.pipeline.config import MODEL_SETTINGS, RunConfig
+from csstdask.pipeline.config import RunConfig, settings_from
 from csstdask.pipeline.plan import Plan, make_plan
-from csstdask.pipeline.steps import resolve
+from csstdask.pipeline.steps import STEPS, resolve
 from csstdask.store.campaign import Campaign
-from csstdask.store.run import campaign_path, check_same_campaign
+from csstdask.store.run import campaign_path, check_metadata, check_same_campaign
 from csstdask.store.zarr_arrays import open_group
 
 
@@ -37,6 +38,8 @@ class Summary:
     """Why the run ended early, if it did."""
     usage: list[StepUsage] = field(default_factory=list)
     """Predicted and actual usage of each step."""
+    damaged: list[str] = field(default_factory=list)
+    """Lines that name files of pending units that are lost or have another size than recorded."""
 
     @property
     def failed(self) -> int:
@@ -58,6 +61,9 @@ class Summary:
 def status(path: str | Path, *, campaign: str | Path | None = None, verify: bool = False) -> Summary:
     """Report which units of a run are done, failed and pending.
 
+    A unit whose products are damaged is pending: the next run does it again. Sizes show most damage; with `verify`,
+    which reads everything, every damaged unit is among the failures.
+
     Parameters
     ----------
     path : str or Path
@@ -66,9 +72,16 @@ def status(path: str | Path, *, campaign: str | Path | None = None, verify: bool
         Where the campaign lies, if it has moved.
     verify : bool
         Compare checksums of everything that is recorded, not only sizes.
+
+    Raises
+    ------
+    StoreError
+        If there is no run, or its campaign is not there; with `verify`, if metadata or metrics of the run are damaged.
     """
     root = Path(path)
     plan = plan_of_run(root, campaign)
+    if verify:
+        check_metadata(root)
     ledger = Ledger(root)
     summary, tally = Summary(fingerprint=plan.fingerprint), UsageTally()
     for unit, _, _ in plan.units():
@@ -80,22 +93,91 @@ def status(path: str | Path, *, campaign: str | Path | None = None, verify: bool
         if len(fresh) == len(fingerprints):
             summary.done += 1
         elif record.failure is not None:
-            summary.failures.append({"exposure": unit.exposure, "detector": unit.detector, **record.failure})
-        elif verify and (damaged := _damaged(record.steps, fingerprints, fresh)):
-            reason = "what is on disk differs from its record: run it again"
             summary.failures.append(
-                {"exposure": unit.exposure, "detector": unit.detector, "step": damaged, "reason": reason}
+                reproducible(plan, root, unit, step=record.failure["step"], reason=record.failure["reason"])
             )
+        elif (damage := damage_of(record, ledger, fingerprints, checksum=verify)) is not None:
+            step, reason = damage
+            if verify:
+                summary.failures.append(reproducible(plan, root, unit, step=step, reason=reason, verify=True))
+            else:
+                summary.damaged.append(f"{unit}: {reason}")
     summary.usage = tally.rows(plan)
     return summary
 
 
-def _damaged(recorded: Any, fingerprints: dict[str, str], fresh: list[str]) -> str | None:
-    """Return the first step that is recorded with the right fingerprint and yet not fresh."""
-    for name, value in fingerprints.items():
-        if name not in fresh and name in recorded and recorded[name].fingerprint == value:
-            return name
-    return None
+def damage_of(
+    record: UnitRecord, ledger: Ledger, fingerprints: Mapping[str, str], *, checksum: bool
+) -> tuple[str, str] | None:
+    """Return the step and a line about the first damaged file of a unit; None if there is none."""
+    if record.torn:
+        return "record", f"{ledger.path(record.unit)}: found a damaged record; the next run does the unit again"
+    found = record.damaged(ledger.root, fingerprints, checksum=checksum)
+    if found is None:
+        return None
+    step, item = found
+    path = ledger.root / item.path
+    what = "found content that differs from its record" if path.exists() else "found no file, which its record lists"
+    return (
+        step,
+        f"{path}: {what}; the next run{' with --verify' if item.intact(ledger.root) else ''} does the step again",
+    )
+
+
+def reproduce_command(
+    campaign: Path,
+    run: Path,
+    unit: Unit,
+    step: str,
+    *,
+    steps: Sequence[str] = (),
+    config: RunConfig | None = None,
+    verify: bool = False,
+) -> str:
+    """Return the command that does one unit again, quoted for a shell.
+
+    Parameters
+    ----------
+    campaign, run : Path
+        The stores.
+    unit : Unit
+        One unit.
+    step : str
+        The step that failed; what is no step, such as a worker's death, stands for all `steps`.
+    steps : sequence of str
+        Of the run; by default all there are.
+    config : RunConfig, optional
+        Settings of the run: where they are not the defaults, the command takes them from the run.
+    verify : bool
+        Whether the unit is done as far as sizes tell, and its checksums are to be compared.
+
+    Examples
+    --------
+    >>> reproduce_command(Path("my night.zarr"), Path("run.zarr"), Unit("101", 7), "detect")
+    "csstdask run 'my night.zarr' --to run.zarr --select exposure=101,detector=7 --steps detect"
+    """
+    select = f"exposure={escape(unit.exposure)},detector={unit.detector}"
+    command = ["csstdask", "run", str(campaign), "--to", str(run), "--select", select]
+    if step in STEPS:
+        command += ["--steps", step]
+    elif steps and set(steps) != set(STEPS):
+        command += ["--steps", ",".join(steps)]
+    if config is not None and config != RunConfig():
+        command += ["--config", str(run)]
+    return shlex.join([*command, *(["--verify"] if verify else [])])
+
+
+def reproducible(plan: Plan, run: Path, unit: Unit, *, step: str, reason: str, verify: bool = False) -> dict[str, Any]:
+    """Return a failure of a unit as summaries list it, with the command that reproduces it."""
+    names = [one.name for one in plan.steps]
+    command = reproduce_command(plan.campaign.path, run, unit, step, steps=names, config=plan.config, verify=verify)
+    return {
+        "exposure": unit.exposure,
+        "detector": unit.detector,
+        "step": step,
+        "reason": reason,
+        "reproduce": command,
+    }
 
 
 def plan_of_run(path: str | Path, campaign: str | Path | None = None) -> Plan:
@@ -106,15 +188,8 @@ def plan_of_run(path: str | Path, campaign: str | Path | None = None) -> Plan:
         raise StoreError(f"{root}: found a run that was stopped before it began; wanted one to look at (run it again)")
     selections: Any = attributes["selections"]
     steps: Any = attributes["steps"]
-    stored: Any = attributes["config"]
-    try:
-        config = RunConfig.model_validate(portable_config(root, dict(stored), back=True))
-    except (ValidationError, KeyError) as error:
-        unknown = error.error_count() if isinstance(error, ValidationError) else 1
-        raise StoreError(f"{root}: found settings of another version ({unknown} unknown); wanted ours") from None
+    config = settings_from(root, attributes)
     source = campaign_path(root, campaign)
-    if not (source / "zarr.json").exists():
-        raise StoreError(f"{source}: found no campaign; wanted that of {root} (moved? give its path: --campaign PATH)")
     check_same_campaign(root, Campaign(source))
     return make_plan(
         source,
@@ -122,15 +197,3 @@ def plan_of_run(path: str | Path, campaign: str | Path | None = None) -> Plan:
         config,
         AnyOf(tuple(Selection(tuple(one["exposures"]), frozenset(one["detectors"])) for one in selections)),
     )
-
-
-def portable_config(root: Path, config: dict[str, Any], *, back: bool = False) -> dict[str, Any]:
-    """Name the models that lie in a run relative to it, or, `back`, by their full path again."""
-    folder = f"{root.resolve()}/"
-    for part, key in MODEL_SETTINGS:
-        known = RunConfig.model_fields[part].default.model_dump() | config.get(part, {})  # of before it had that key
-        model = known[key]
-        if back and model.startswith("models/"):
-            model = folder + model
-        config[part] = known | {key: model if back else model.removeprefix(folder)}
-    return config

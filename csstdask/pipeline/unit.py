@@ -73,6 +73,10 @@ class UnitJob:
     """Token of the driver's lock."""
     alone: bool = False
     """Whether its process works on one unit at a time."""
+    verify: bool = False
+    """Whether it may turn out to be done: its objects are compared with their checksums first."""
+    redo: bool = False
+    """Whether steps run again that are done."""
 
 
 def process_unit(job: UnitJob) -> dict[str, Any]:
@@ -81,7 +85,8 @@ def process_unit(job: UnitJob) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``metrics``, and ``kernel_seconds`` and ``usage`` by step; or ``failure`` (see ``engine/window.py``).
+        ``metrics``, and ``kernel_seconds`` and ``usage`` by step; ``unchanged``, with the metrics, for a unit that was
+        to be verified and is done; or ``failure`` (see ``engine/window.py``).
     """
     if DETECT.name in job.fingerprints and uses_network(job.config):
         import torch  # noqa: F401  its threads can only be limited once they are there
@@ -89,9 +94,12 @@ def process_unit(job: UnitJob) -> dict[str, Any]:
     root, ledger = Path(job.run), Ledger(Path(job.run))
     step_name = "claim"
     try:
-        attempt = Attempt(ledger.claim_path(job.unit), ledger.lock_path, job.driver)
         before = ledger.read(job.unit)
-        fresh = before.fresh(root, job.fingerprints)
+        # What is built on was made by an earlier run: its content is compared, not only its size.
+        fresh = [] if job.redo else before.fresh(root, job.fingerprints, checksum=True)
+        if job.verify and len(fresh) == len(job.fingerprints):
+            return {"unchanged": {"metrics": _metrics(before.steps)}}
+        attempt = Attempt(ledger.claim_path(job.unit), ledger.lock_path, job.driver)
         stale = _stale(before, job.fingerprints, fresh)
         done = {name: step for name, step in before.steps.items() if name not in stale}
         for old in stale.values():
@@ -116,6 +124,11 @@ def process_unit(job: UnitJob) -> dict[str, Any]:
             output = step.body(frame, job.config)
             done[step_name] = _write(job, attempt, root, step, output, fingerprint, meter)
             written.append(step_name)
+            for name in _outdated_by(step_name, before, done[step_name]):
+                if name in fresh:
+                    fresh.remove(name)
+                for item in done.pop(name).objects if name in done else ():
+                    (root / item.path).unlink(missing_ok=True)
             frame.keep(output.arrays, output.tables, dict.fromkeys(step.files) | output.files)
         except Exception as error:
             log.debug("unit %s, step %s", job.unit, step_name, exc_info=True)
@@ -125,12 +138,33 @@ def process_unit(job: UnitJob) -> dict[str, Any]:
 
 
 def _stale(before: UnitRecord, wanted: Mapping[str, str], fresh: list[str]) -> dict[str, StepRecord]:
-    """Return recorded steps whose products no longer hold: those to be done again, and all that read from them."""
+    """Return recorded steps whose products no longer hold: those to be done again, and all that read from them.
+
+    A step that is done again with the same fingerprint gives the same products as a rule: what reads from it stays,
+    until the new products are seen to differ (`_outdated_by`).
+    """
     undone = set(wanted) - set(fresh)
+    changed = undone - set(before.recorded(wanted))
     for name, step in STEPS.items():  # in order: what a step reads from comes before it
-        if undone.intersection(step.requires) and name not in fresh:
-            undone.add(name)
-    return {name: step for name, step in before.steps.items() if name in undone}
+        if changed.intersection(step.requires) and name not in fresh:
+            changed.add(name)
+    return {name: step for name, step in before.steps.items() if name in undone | changed}
+
+
+def _outdated_by(name: str, before: UnitRecord, now: StepRecord) -> list[str]:
+    """Return the steps that read from one whose new products differ from the recorded ones."""
+    old = before.steps.get(name)
+    if old is None or old.fingerprint != now.fingerprint or old.objects == now.objects:
+        return []
+    reached = {name}
+    for other, step in STEPS.items():
+        if reached.intersection(step.requires):
+            reached.add(other)
+    return [other for other in STEPS if other in reached and other != name]
+
+
+def _metrics(steps: Mapping[str, StepRecord]) -> dict[str, Any]:
+    return {name: value for step in steps.values() for name, value in step.metrics.items()}
 
 
 def _frame(job: UnitJob, count: Callable[[Path], None]) -> Frame:
@@ -207,9 +241,8 @@ def _record(
         return problem or failure("record", error)
     if problem:
         return problem
-    metrics = {name: value for step in done.values() for name, value in step.metrics.items()}
     return {
-        "metrics": metrics,
+        "metrics": _metrics(done),
         "kernel_seconds": {name: done[name].kernel_seconds for name in written},
         "usage": {name: asdict(done[name].usage) for name in written},
     }

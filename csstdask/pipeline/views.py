@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import dask
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -17,13 +19,15 @@ import xarray as xr
 from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.psf_grid import nodes
 from csstdask.instrument import Instrument, electrons_per_unit, validate_instrument
+from csstdask.pipeline.done import done_units
 from csstdask.pipeline.frame import modelled_variance
-from csstdask.store.campaign import FOOTPRINT, open_campaign
+from csstdask.pipeline.status import plan_of_run
+from csstdask.store.campaign import FOOTPRINT, open_campaign, portable
 from csstdask.store.run import campaign_path
 from csstdask.store.zarr_arrays import open_group
 
 
-def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset:
+def open_run(path: str | Path, campaign: str | Path | None = None, *, check: bool = True) -> xr.Dataset:
     """Open a run, lazily, with calibrated views on its campaign.
 
     Parameters
@@ -32,12 +36,17 @@ def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset
         The run's store.
     campaign : str or Path, optional
         Where the campaign lies, if not where the run remembers it.
+    check : bool
+        Read the records of all units (some 0.2 ms each) to know which are done. Without it ``done`` is absent, and the
+        views of a unit that is not done mean nothing.
 
     Returns
     -------
     xarray.Dataset
         The run's products and metrics, its campaign's coordinates, and the views ``clean``, ``clean_wht``,
-        ``flag_out`` and ``cr_mask_input``; of its ``.csst`` accessor, what needs no raw planes.
+        ``flag_out`` and ``cr_mask_input``; of its ``.csst`` accessor, what needs no raw planes. The coordinate ``done``
+        (exposure, detector) says which units are done for the pixels that the campaign has now: of others, ``clean`` is
+        NaN, ``clean_wht`` 0, and ``flag_out`` the campaign's flags.
 
     Raises
     ------
@@ -46,7 +55,7 @@ def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset
     """
     root = Path(path)
     open_group(root, "run")
-    dataset = xr.open_zarr(root, chunks={})
+    dataset = portable(xr.open_zarr(root, chunks={}))
     source_path = campaign_path(root, campaign)
     source = open_campaign(source_path)
     source = source.isel(exposure=slice(0, dataset.sizes["exposure"]))
@@ -61,6 +70,9 @@ def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset
         if name in source:
             dataset[name] = source[name]
     dataset["cr_mask_input"] = (source["flag"] & incoming) != 0
+    if check:
+        done = done_units(root, plan_of_run(root, source_path), dataset.sizes["exposure"])
+        dataset = dataset.assign_coords(done=(("exposure", "detector"), done))
     if "repair" not in dataset:
         return dataset
     repaired = dataset["cr_mask"] & np.isfinite(dataset["repair_variance"])
@@ -72,7 +84,38 @@ def open_run(path: str | Path, campaign: str | Path | None = None) -> xr.Dataset
     ours = dataset["cr_mask"] * np.int32(flags.cosmic_ray_mask) | repaired * np.int32(flags.inpainted_mask)
     dataset["flag_out"] = (source["flag"] & ~incoming) | ours
     dataset["flag_out"].attrs = dict(source["flag"].attrs)
+    return _only_done(dataset, source["flag"]) if check else dataset
+
+
+def _only_done(dataset: xr.Dataset, flag: xr.DataArray) -> xr.Dataset:
+    """Return a run's views without those of units that are not done: nothing is known of them.
+
+    A block is of one unit, which is looked up in one block of all units: there are no tasks beyond those of the views.
+    That block is itself the result of a task. Otherwise Dask (`fuse_roots`) would expand the graph of all blocks before
+    it drops those that are not asked for.
+    """
+    done = dataset["done"].values[:, :, None, None]
+    table = da.from_delayed(dask.delayed(np.asarray)(done), shape=done.shape, dtype=bool)
+    blank = {"clean": np.float32(np.nan), "clean_wht": np.float32(0)}
+    for name in ("clean", "clean_wht", "flag_out"):
+        view = dataset[name].transpose(*flag.dims)
+        others = [] if name in blank else [flag.data.rechunk(view.data.chunks)]
+        shown = da.map_blocks(_shown, view.data, table, *others, blank=blank.get(name), dtype=view.dtype)
+        dataset[name] = view.copy(data=shown)
     return dataset
+
+
+def _shown(
+    block: npt.NDArray[Any],
+    done: npt.NDArray[np.bool_],
+    *otherwise: npt.NDArray[Any],
+    blank: np.float32 | None,
+    block_id: tuple[int, ...],
+) -> npt.NDArray[Any]:
+    """Return a block of a view, or what stands for it where its unit is not done."""
+    if done[block_id[:2]].all():
+        return block
+    return otherwise[0] if otherwise else np.full_like(block, blank)
 
 
 def _restored_weight(source: xr.Dataset, run: xr.Dataset) -> xr.DataArray:

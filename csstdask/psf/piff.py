@@ -1,6 +1,6 @@
 """Piff (Jarvis et al. 2021, MNRAS 501, 1282) on the very same stamps: a peer of PSF reconstruction.
 
-It is a package of its own (``pip install 'csstdask[bench]'``): a grid of samples with an interpolating kernel, fitted
+It is a package of its own (extra ``bench``): a grid of samples with an interpolating kernel, fitted
 to all stars at once, each sample a polynomial of the place.
 """
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from csstdask.arrays.psf_grid import HALF_PIXELS
 from csstdask.errors import InputError
+from csstdask.optional import install_hint
 from csstdask.quiet import no_warnings
 
 Float = npt.NDArray[np.float64]
@@ -83,7 +84,7 @@ def run_piff(
         If Piff is not installed, or fails.
     """
     if not is_installed():
-        raise InputError("piff", "no such package", "Piff (pip install 'csstdask[bench]')")
+        raise InputError("piff", "no such package", f"Piff: {install_hint('bench')}")
     with no_warnings():
         import galsim  # noqa: PLC0415
         import piff  # noqa: PLC0415

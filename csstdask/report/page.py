@@ -22,7 +22,7 @@ from csstdask.pipeline.status import Summary, plan_of_run, status
 from csstdask.pipeline.truth import has_truth, score_run
 from csstdask.pipeline.views import open_run
 from csstdask.quiet import no_warnings
-from csstdask.report.commands import reproduce_command, run_commands, settings_option
+from csstdask.report.commands import run_commands
 from csstdask.report.cosmic_rays import Watched, draw_spectra, watch
 from csstdask.report.cutouts import draw_cutouts
 from csstdask.report.document import Cell, number, render, table, write_document
@@ -81,12 +81,12 @@ def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = 
     recipe = recipe_of(dict(open_group(plan.campaign.path, "campaign").attrs))
     camera = expectations_of(instrument)
     hits, rates = expected_hits(dataset, camera, recipe), expected_rates(dataset, camera, recipe)
-    paths, options = (root, plan.campaign.path), settings_option(plan.config)
-    lights = requirements(dataset, summary, watched.alarms, hits, rates, root, run_commands(root, plan, dataset.attrs))
+    attributes = dict(open_group(root, "run").attrs)
+    lights = requirements(dataset, summary, watched.alarms, hits, rates, root, run_commands(root, plan, attributes))
     sections = (
         ("", _title(run, dataset, summary, instrument)),
         ("Requirements", show_lights(lights)),
-        ("Failures", _failures(summary, paths, options)),
+        ("Failures", _failures(summary)),
         ("The night at a glance", _glance(dataset, instrument)),
         ("Against truth", _truth(run, campaign) if summary.done else ""),
         ("Cosmic rays", _cosmic_rays(dataset, watched, rates)),
@@ -94,7 +94,7 @@ def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = 
         ("Point spread functions", draw_psfs(dataset, instrument, run)),
         ("Cost", _cost(dataset, summary)),
         ("Units", show_units(dataset, summary, plan.campaign.units, _unit_lights(dataset, hits, rates))),
-        ("Provenance", show_provenance(dataset, plan, instrument)),
+        ("Provenance", show_provenance(root, attributes, plan, instrument)),
     )
     return write_document(Path(to), f"{root.name}: csstdask report", sections)
 
@@ -154,14 +154,14 @@ def _title(run: str | Path, dataset: xr.Dataset, summary: Summary, instrument: I
     )
 
 
-def _failures(summary: Summary, paths: tuple[Path, Path], options: tuple[str, ...]) -> str:
+def _failures(summary: Summary) -> str:
     if not summary.failures:
         return ""
     rows = []
     for item in summary.failures:
         unit = Unit(str(item["exposure"]), int(item["detector"]))
         link = f'<td><a href="#{unit_anchor(unit)}">{html.escape(str(unit))}</a></td>'
-        command = html.escape(reproduce_command(*paths, item, *options))
+        command = html.escape(str(item["reproduce"]))
         rows.append([Cell(link), item["step"], item["reason"], Cell(f"<td><code>{command}</code></td>")])
     head = ("unit", "step", "reason", "command that repeats it")
     return f'<div class="text">{table(head, rows, len(rows))}</div>'

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.optional import install_hint
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -44,7 +46,7 @@ def plot(draw: Callable[[Axes], None], caption: str, name: str) -> str:
     """
     label = html.escape(caption)
     if find_spec("matplotlib") is None:
-        return f'<p class="note">{label}: not drawn, matplotlib is missing (pip install "csstdask[plot]").</p>'
+        return f'<p class="note">{label}: not drawn, matplotlib is missing: {html.escape(install_hint("plot"))}.</p>'
     import matplotlib as mpl  # noqa: PLC0415
     from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415

@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-
-import xarray as xr
+from typing import Any
 
 from csstdask.instrument import Instrument
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import MODEL_SETTINGS, NO_PSF
 from csstdask.pipeline.plan import Plan
-from csstdask.report.commands import SETTINGS_FILE, changed_settings, run_commands
+from csstdask.report.commands import changed_settings, run_commands
 from csstdask.report.document import render, table
 
 
-def show_provenance(dataset: xr.Dataset, plan: Plan, instrument: Instrument) -> str:
+def show_provenance(root: Path, attributes: Mapping[str, Any], plan: Plan, instrument: Instrument) -> str:
     """Return the block about the origin of a run.
 
     Parameters
     ----------
-    dataset : xarray.Dataset
-        Of `csstdask.open_run`.
+    root : Path
+        The run's store.
+    attributes : mapping
+        Those of the store.
     plan : Plan
         That the run remembers.
     instrument : Instrument
     """
-    root, campaign = Path(dataset.attrs["path"]), plan.campaign.path
-    versions = ", ".join(f"{name} {version}" for name, version in dataset.attrs.get("software", {}).items())
+    campaign = plan.campaign.path
+    versions = ", ".join(f"{name} {version}" for name, version in attributes.get("software", {}).items())
     camera = f"{instrument.name} ({instrument.description})" if instrument.description else instrument.name
     facts = [
         ("run", str(root.resolve())),
         ("campaign", str(campaign.resolve())),
         ("camera", camera),
         ("units recorded", _dates(root)),
-        ("steps", ", ".join(dataset.attrs.get("steps", []))),
+        ("steps", ", ".join(attributes.get("steps", []))),
         ("fingerprint", plan.fingerprint),
         ("software", versions or "unknown"),
     ]
@@ -44,11 +45,10 @@ def show_provenance(dataset: xr.Dataset, plan: Plan, instrument: Instrument) -> 
     return render(
         "provenance.html.jinja",
         facts=facts,
-        commands=run_commands(root, plan, dataset.attrs),
+        commands=run_commands(root, plan, attributes),
         models=table(("step", "model", "version", "SHA-256"), _models(plan)),
         changed=changed,
-        settings_file=SETTINGS_FILE,
-        settings=json.dumps(dataset.attrs.get("config", {}), indent=1),
+        settings=json.dumps(attributes.get("config", {}), indent=1),
     )
 
 

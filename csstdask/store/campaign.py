@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -29,17 +32,20 @@ from csstdask.store.schema import (
     CAMPAIGN_RECORDS,
     NO_TIME,
     PIXEL_DIMS,
+    ROWS_PER_CHUNK,
     SCHEMA_VERSION,
     UNIT_DIMS,
     ArraySpec,
 )
 from csstdask.store.zarr_arrays import (
     array_names,
+    check_shard,
     consolidate,
     create_array,
     get_array,
     open_group,
     read_shard,
+    read_small,
     resize,
     write_shard,
 )
@@ -200,7 +206,7 @@ class Campaign:
 
     def read(self, name: str) -> npt.NDArray[Any]:
         """Read one of the small arrays."""
-        return np.asarray(get_array(self.group, name)[...])
+        return read_small(self.group, name)
 
     def index(self, exposure: str, detector: int) -> tuple[int, int]:
         """Return the (row, column) of a unit; InputError if the campaign has no such exposure or detector."""
@@ -248,7 +254,7 @@ class Campaign:
         for one in sorted(facts, key=lambda one: one.detector, reverse=True):
             row, _ = self.index(one.exposure, one.detector)
             if not self.present[row].any():
-                self._put("time", row, one.time)
+                self._put("time", row, _stored_time(one.time, self._time_attributes))
                 self._put("exptime", row, one.exptime)
         self._blocks.clear()
 
@@ -304,7 +310,7 @@ class Campaign:
             exposure=exposure,
             detector=detector,
             exptime=float(self._value("exptime", row)),
-            time=int(self._value("time", row)),
+            time=_microseconds(self._value("time", row), self._time_attributes),
             gain=float(self._value("gain", row)[column]),
             read_noise=float(self._value("read_noise", row)[column]),
             band=str(self._value("band", row)[column]),
@@ -328,13 +334,16 @@ class Campaign:
             return ""
         return next((str(one) for one in self._value("exposure_id", self._rows[exposure]) if one), "")
 
+    @cached_property
+    def _time_attributes(self) -> dict[str, Any]:
+        return dict(get_array(self.group, "time").attrs)
+
     def _value(self, name: str, row: int) -> Any:
-        """Return one row of a small array; a chunk's rows are read at once, for units come in order."""
+        """Return one row of a small array; many rows are read at once, for units come in order."""
         block = self._blocks.get(name)
         if block is None or not 0 <= row - block[0] < len(block[1]):
-            array = get_array(self.group, name)
-            first = row - row % array.chunks[0]
-            block = (first, np.asarray(array[first : first + array.chunks[0]]))
+            first = row - row % ROWS_PER_CHUNK
+            block = (first, read_small(self.group, name, slice(first, first + ROWS_PER_CHUNK)))
             self._blocks[name] = block
         return block[1][row - block[0]]
 
@@ -362,7 +371,7 @@ _UNIT_FACTS = (
 def read_header(path: Path, row: int, column: int, name: str = "header") -> str:
     """Return a unit's FITS header as text, a card a line; of a campaign that was cut from another, moved by the cut."""
     group = open_group(path, "campaign")
-    text = str(np.asarray(get_array(group, name)[row, column]).item())
+    text = str(read_small(group, name, (row, column)).item())
     x, y = _origin(group, path)
     if not text or name != "header" or (x, y) == (0, 0):
         return text
@@ -389,6 +398,40 @@ def _origin(group: zarr.Group, path: Path) -> tuple[int, int]:
             )
         found.append(int(pixels[0]))
     return found[0], found[1]
+
+
+#: Units of time that a store may count in, in microseconds.
+_TIME_UNITS = {
+    "days": 86_400_000_000, "hours": 3_600_000_000, "minutes": 60_000_000, "seconds": 1_000_000, "milliseconds": 1000,
+    "microseconds": 1, "nanoseconds": 1e-3,
+}  # fmt: skip
+
+
+def _microseconds(value: Any, attributes: dict[str, Any]) -> int:
+    """Return a stored time in microseconds since 1970; a store that xarray has saved may count in other units."""
+    if not np.isfinite(value) or value == attributes.get("_FillValue", NO_TIME):
+        return NO_TIME
+    start, scale = _time_units(attributes)
+    exact = isinstance(value, np.integer) and isinstance(scale, int)
+    return start + (int(value) * int(scale) if exact else round(float(value) * scale))
+
+
+def _stored_time(time: int, attributes: dict[str, Any]) -> int | float:
+    """Return microseconds since 1970 as a store counts time: the inverse of `_microseconds`."""
+    start, scale = _time_units(attributes)
+    if (start, scale) == (0, 1):
+        return time
+    return float("nan") if time == NO_TIME else (time - start) / scale
+
+
+def _time_units(attributes: dict[str, Any]) -> tuple[int, float]:
+    """Return the origin and the unit of a store's times, in microseconds since 1970."""
+    units = str(attributes.get("units", "microseconds since 1970-01-01"))
+    found = re.fullmatch(r"(\w+) since (\d{4}-\d\d-\d\d)(?:[ T](\d\d:\d\d:\d\d(?:\.\d+)?))?", units)
+    if found is None or found[1] not in _TIME_UNITS:
+        raise StoreError(f"time: found {units!r}; wanted microseconds since 1970-01-01")
+    start = np.datetime64(f"{found[2]}T{found[3] or '00:00:00'}", "us").astype(np.int64)
+    return int(start), _TIME_UNITS[found[1]]
 
 
 def add_truth(path: Path, units: str, name: Literal["truth", "labels"] = "truth") -> None:
@@ -438,8 +481,42 @@ def write_unit_pixels(path: Path, row: int, column: int, name: str, values: npt.
 
 
 def read_unit_pixels(path: Path, row: int, column: int, name: str) -> npt.NDArray[Any]:
-    """Read one plane of a unit."""
-    return read_shard(path, name, row, column)
+    """Read one plane of a unit.
+
+    Raises
+    ------
+    StoreError
+        If it is lost or damaged: names the file, and the command that copies the unit again.
+    """
+    try:
+        values = read_shard(path, name, row, column)
+    except StoreError as error:
+        raise StoreError(f"{error} ({_copy_again(path, row, column)})") from None
+    dtype = _DTYPES.get(name, values.dtype)  # xarray saves flags as floats after `where`
+    return values if values.dtype == dtype else np.nan_to_num(values, nan=0.0).astype(dtype)
+
+
+_DTYPES = {spec.name: np.dtype(spec.dtype) for spec in CAMPAIGN_PIXELS}
+
+
+def check_unit_pixels(path: Path, row: int, column: int) -> None:
+    """Raise StoreError if a plane of a unit has no shard, or an empty one: xarray would read fill values."""
+    group = open_group(path, "campaign")
+    try:
+        for spec in CAMPAIGN_PIXELS:
+            check_shard(get_array(group, spec.name), path, spec.name, row, column)
+    except StoreError as error:
+        raise StoreError(f"{error} ({_copy_again(path, row, column)})") from None
+
+
+def _copy_again(path: Path, row: int, column: int) -> str:
+    """Return what makes a unit of a campaign whole again."""
+    group, campaign = open_group(path, "campaign"), quote(str(path))
+    source = str(read_small(group, "source", (row, column)).item())
+    if source.startswith("mock "):
+        return f"delete it and run: csstdask mock RECIPE --to {campaign}"
+    files = " ".join(quote(name) for name in source.split()) or "FITS"
+    return f"run: csstdask ingest {files} --to {campaign} --supersede"
 
 
 def open_campaign(path: str | Path) -> xr.Dataset:
@@ -465,10 +542,43 @@ def open_campaign(path: str | Path) -> xr.Dataset:
 
     root = Path(path)
     open_group(root, "campaign")
-    dataset = xr.open_zarr(root, chunks={})
+    dataset = portable(xr.open_zarr(root, chunks={}))
+    if dataset["flag"].dtype.kind == "f":  # of a dataset that was masked with `where` and saved
+        attributes = dataset["flag"].attrs
+        dataset["flag"] = dataset["flag"].fillna(0).astype(np.int32).assign_attrs(attributes)
     if dataset.sizes["exposure"] <= EAGER_EXPOSURES:
         dataset = dataset.assign_coords({name: dataset[name].load() for name in dataset.coords})
-    pixels = {axis: np.arange(dataset.sizes[axis]) for axis in ("y", "x") if axis not in dataset.coords}
+    pixels = {axis: np.arange(dataset.sizes[axis], dtype=np.int32) for axis in ("y", "x") if axis not in dataset.coords}
     dataset = dataset.assign_coords(pixels)  # so that a cut-out knows which pixels it has
     dataset.attrs["path"] = str(root)
     return dataset
+
+
+#: Python strings, marked for xarray: it then saves them without a look at the values.
+_TEXT = np.dtype("O", metadata={"element_type": str})
+
+
+def portable(dataset: xr.Dataset) -> xr.Dataset:
+    """Return a dataset that other formats can hold, such as netCDF, and that `where` can mask.
+
+    Text becomes Python objects, attributes that are neither text nor numbers become JSON text, and times are saved as
+    seconds in double precision: netCDF 3 has no integers of 64 bits.
+    """
+    text = {name: dataset[name].astype(_TEXT) for name in dataset.variables if dataset[name].dtype.kind in "TO"}
+    dataset = dataset.assign({name: values for name, values in text.items() if name in dataset.data_vars})
+    dataset = dataset.assign_coords({name: values for name, values in text.items() if name in dataset.coords})
+    for name in text:
+        dataset[name].encoding = {}
+    if "time" in dataset.variables:
+        dataset["time"].encoding = {"units": "seconds since 1970-01-01", "dtype": "float64"}
+    for key, value in dataset.attrs.items():
+        if not _is_plain(value):
+            dataset.attrs[key] = json.dumps(value)
+    return dataset
+
+
+def _is_plain(value: object) -> bool:
+    """Tell whether an attribute is text, a number, or a list of numbers."""
+    return isinstance(value, str | int | float) or (
+        isinstance(value, list) and all(isinstance(item, int | float) for item in value)
+    )

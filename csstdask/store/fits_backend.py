@@ -6,7 +6,6 @@ and only those.
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -128,15 +127,15 @@ def _dataset(path: Path, units: list[UnitSource], camera: Instrument) -> xr.Data
     coordinates: dict[str, Any] = {
         "exposure": ("exposure", np.array(exposures, dtype=object)),
         "detector": ("detector", np.array(detectors, dtype=np.int32)),
-        "y": np.arange(first.shape[0]),
-        "x": np.arange(first.shape[1]),
+        "y": np.arange(first.shape[0], dtype=np.int32),
+        "x": np.arange(first.shape[1], dtype=np.int32),
     }
     for spec in CAMPAIGN_COORDINATES:
         attributes = {key: value for key, value in spec.attributes.items() if spec.name != "time" or key == "long_name"}
         coordinates[spec.name] = (spec.dims, _coordinate(spec.name, spec.fill, shape, places), attributes)
     attributes = {
         "csstdask": "campaign",
-        "instrument": json.loads(camera.model_dump_json(exclude_none=True)),
+        "instrument": camera.model_dump_json(exclude_none=True),
         "path": str(path),
     }
     return xr.Dataset(variables, coordinates, attributes)

@@ -152,7 +152,7 @@ class HeaderLookup:
     def _value(self, header: Mapping[str, Any], name: str) -> Any:
         """Return a keyword's value, None where it is absent; InputError if its card cannot be read."""
         try:
-            return header[name] if name in header else None
+            return header.get(name)
         except (fits.VerifyError, ValueError):
             found = "a card that breaks the FITS standard"
             raise InputError(f"{self.path}: {name}", found, "a value that can be read") from None

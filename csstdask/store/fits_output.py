@@ -99,7 +99,11 @@ def write_unit(
     hdus = [primary, science, weight, flags, *_original_planes(wht, flag, planes, units, world)]
     draft = path.with_name(f".{path.name}.partial")
     try:
-        fits.HDUList(hdus).writeto(draft, overwrite=True, output_verify="silentfix+ignore", checksum=True)
+        whole = fits.HDUList(hdus)
+        whole.update_extend()
+        for hdu in whole:
+            hdu.add_checksum(when="HDU checksum")  # without the time, so that the same pixels give the same file
+        whole.writeto(draft, overwrite=True, output_verify="silentfix+ignore")
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ which attempt a number was made: two runs of the same input and settings are equ
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,19 @@ import zarr
 from csstdask.errors import StoreError
 from csstdask.store.campaign import Campaign
 from csstdask.store.schema import SCHEMA_VERSION, UNIT_DIMS, ArraySpec
-from csstdask.store.zarr_arrays import array_names, consolidate, create_array, get_array, open_group, resize
+from csstdask.store.zarr_arrays import (
+    array_names,
+    consolidate,
+    create_array,
+    damaged_arrays,
+    damaged_file,
+    get_array,
+    open_group,
+    read_small,
+    resize,
+    restore_metadata,
+    root_metadata,
+)
 
 
 def prepare_run(
@@ -31,7 +44,8 @@ def prepare_run(
     attributes: Mapping[str, Any],
     *,
     whole: bool,
-) -> None:
+    repair: bool = False,
+) -> list[str]:
     """Create a run's store, or bring one up to its campaign's exposures and to the arrays of this run.
 
     Parameters
@@ -50,6 +64,14 @@ def prepare_run(
         What this run is: configuration, steps, fingerprint.
     whole : bool
         The run is about all units: only then may it change the mesh, which all units share.
+    repair : bool
+        Make damaged metadata of the store anew; begin arrays anew whose metadata is lost, and damaged metrics. Damaged
+        metadata of an array is restored in any case, from the copy that the store holds.
+
+    Returns
+    -------
+    list of str
+        Metrics that were begun anew: their values are in the records of the units.
 
     Raises
     ------
@@ -57,6 +79,10 @@ def prepare_run(
         If the store holds another campaign's products: nothing of it is touched then.
     """
     sizes = {**sizes, "exposure": len(campaign.exposures), "detector": len(campaign.detectors)}
+    restored = _repair(path) if repair else []
+    if (path / "zarr.json").exists() and not repair:
+        for name in restore_metadata(path):
+            raise damaged_file(open_group(path, "run"), path / name / "zarr.json", "damaged metadata")
     if (path / "zarr.json").exists():
         _check_same_units(path, campaign, specs, sizes, whole=whole)
         resize(path, sizes["exposure"])
@@ -85,11 +111,62 @@ def prepare_run(
         {
             "csstdask": "run",
             "schema_version": SCHEMA_VERSION,
-            "campaign": os.path.relpath(campaign.path, path),
+            "campaign": _relative(campaign.path, path),
             **attributes,
         }
     )
     consolidate(path)
+    return restored
+
+
+def _repair(path: Path) -> list[str]:
+    """Restore the metadata of a damaged run, and remove what metrics cannot be read; return the names of these.
+
+    Shards, tables and the ledger are not touched: which of them hold is for their checksums to say.
+    """
+    if not path.is_dir():
+        return []
+    if not (path / "zarr.json").exists() or root_metadata(path) is None:
+        (path / "zarr.json").unlink(missing_ok=True)
+        zarr.create_group(path, attributes={"csstdask": "run", "schema_version": SCHEMA_VERSION})
+    lost = restore_metadata(path)
+    for name in lost:
+        shutil.rmtree(path / name)
+    damaged = damaged_small_arrays(path)
+    for name in damaged:
+        shutil.rmtree(path / name / "c", ignore_errors=True)
+    return [name for name in (*damaged, *lost) if name not in UNIT_DIMS]
+
+
+def damaged_small_arrays(path: Path) -> list[str]:
+    """Return the metrics and coordinates of a run with a chunk that cannot be read."""
+    group, damaged = open_group(path, "run"), []
+    for name in array_names(path):
+        if len(get_array(group, name).shape) <= len(UNIT_DIMS):
+            try:
+                read_small(group, name)
+            except StoreError:
+                damaged.append(name)
+    return damaged
+
+
+def check_metadata(path: Path) -> None:
+    """Raise StoreError, naming the file, if metadata or metrics of a run are damaged."""
+    group = open_group(path, "run")
+    for name in damaged_arrays(path):
+        raise damaged_file(group, path / name / "zarr.json", "damaged metadata")
+    for name in array_names(path):
+        if len(get_array(group, name).shape) <= len(UNIT_DIMS):
+            read_small(group, name)
+
+
+def _relative(campaign: Path, run: Path) -> str:
+    """Return where a campaign lies as seen from its run, with no symbolic link on the way.
+
+    ``..`` leads to the parent of the folder that a link points to. The campaign itself may be a link: it is kept.
+    """
+    there = campaign.absolute()
+    return os.path.relpath(there.parent.resolve() / there.name, run.resolve())
 
 
 def _check_same_units(
@@ -126,23 +203,41 @@ def check_same_campaign(path: Path, campaign: Campaign) -> None:
     known = set(array_names(path))
     wanted = f"the run of {campaign.path}, or a new name"
     if "exposure" in known:
-        named = [str(name) for name in np.asarray(get_array(group, "exposure")[:]) if str(name)]
+        named = [str(name) for name in read_small(group, "exposure") if str(name)]
         if named != campaign.exposures[: len(named)]:
             raise StoreError(f"{path}: found a run over other exposures ({', '.join(named[:3])} ...); wanted {wanted}")
     if "detector" in known:
-        detectors = [int(value) for value in np.asarray(get_array(group, "detector")[:])]
+        detectors = [int(value) for value in read_small(group, "detector")]
         if detectors != campaign.detectors and detectors != [-1] * len(detectors):
             raise StoreError(f"{path}: found a run over detectors {detectors}; wanted {wanted}")
 
 
 def campaign_path(path: Path, campaign: str | Path | None = None) -> Path:
-    """Return the campaign of a run: as given, or as the run remembers it, relative to itself."""
+    """Return the campaign of a run: as given, or as the run remembers it, relative to itself.
+
+    Raises
+    ------
+    StoreError
+        If it is not there.
+    """
     if campaign is not None:
-        return Path(campaign)
-    group = open_group(path, "run")
-    if "campaign" not in group.attrs:
-        raise StoreError(f"{path}: found a run that was stopped before it began; wanted one to look at (run it again)")
-    return Path(os.path.normpath(path / str(group.attrs["campaign"])))
+        found = Path(campaign)
+    else:
+        group = open_group(path, "run")
+        if "campaign" not in group.attrs:
+            raise StoreError(
+                f"{path}: found a run that was stopped before it began; wanted one to look at (run it again)"
+            )
+        remembered = str(group.attrs["campaign"])
+        # Older runs remember a path that may lead through symbolic links.
+        places = [Path(os.path.normpath(root / remembered)) for root in (path, path.resolve(), path.absolute())]
+        found = next((place for place in places if (place / "zarr.json").exists()), places[0])
+    if not (found / "zarr.json").exists():
+        raise StoreError(
+            f"{found}: found no campaign; wanted that of {path} "
+            "(moved? give its path: --campaign PATH, or campaign=PATH in Python)"
+        )
+    return found
 
 
 class MetricsWriter:
@@ -174,7 +269,7 @@ class MetricsWriter:
         span = slice(rows[0], rows[-1] + 1)
         for name in self._names:
             array = get_array(group, name)
-            values: npt.NDArray[np.float64] = np.asarray(array[span])
+            values: npt.NDArray[np.float64] = read_small(group, name, span)
             for (row, column), metrics in self._pending.items():
                 value = metrics.get(name)
                 values[row - span.start, column] = np.nan if value is None else value

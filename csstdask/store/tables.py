@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from csstdask.durable import flush_file, write_atomic
+from csstdask.errors import StoreError
 
 #: Units of columns, written into the schema.
 COLUMN_UNITS = {
@@ -66,9 +67,30 @@ def write_table(path: Path, columns: Mapping[str, npt.NDArray[Any]], units: Mapp
 
 
 def read_table(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Return the columns of a table; what is not known is NaN."""
-    table = pq.read_table(path)
+    """Return the columns of a table; what is not known is NaN.
+
+    Raises
+    ------
+    StoreError
+        If it is damaged.
+    """
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        reason = str(error).partition(".")[0]
+        raise StoreError(
+            f"{path}: found a damaged table ({reason}); wanted Parquet (run again with --verify)"
+        ) from None
     return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+
+
+def is_whole_table(path: Path) -> bool:
+    """Return whether a table is there, with its end: a torn file has none."""
+    try:
+        pq.read_metadata(path)
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return True
 
 
 def write_table_in_parts(path: Path, parts: Iterable[Mapping[str, npt.NDArray[Any]]]) -> None:

@@ -12,14 +12,17 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.codecs import BloscCodec, ZstdCodec
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.array_spec import ArrayConfigParams
 
+from csstdask.durable import write_atomic
 from csstdask.errors import StoreError
 from csstdask.store.chunks import inner_chunk, shard_length
 from csstdask.store.schema import ROWS_PER_CHUNK, SCHEMA_VERSION, ArraySpec
@@ -28,12 +31,18 @@ from csstdask.store.schema import ROWS_PER_CHUNK, SCHEMA_VERSION, ArraySpec
 _WRITE_EMPTY: ArrayConfigParams = {"write_empty_chunks": True}
 
 
-def _compressor(spec: ArraySpec) -> BloscCodec | ZstdCodec:
+#: What Zarr and its codecs raise for metadata or chunks that are torn.
+_DAMAGE = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError)
+
+
+def _codecs(spec: ArraySpec) -> tuple[BytesBytesCodec, ...]:
+    """Return the compressor of an array, and a checksum: every reader notices a damaged chunk."""
+    compressor: BytesBytesCodec = ZstdCodec(level=1)
     if spec.codec == "pixels":
-        return BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
-    if spec.codec == "mask":
-        return BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
-    return ZstdCodec(level=1)
+        compressor = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
+    elif spec.codec == "mask":
+        compressor = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
+    return (compressor, Crc32cCodec())
 
 
 def create_array(group: zarr.Group, spec: ArraySpec, sizes: Mapping[str, int], units: str | None = None) -> None:
@@ -60,7 +69,7 @@ def create_array(group: zarr.Group, spec: ArraySpec, sizes: Mapping[str, int], u
         shards=shards,
         dtype=str if spec.dtype == "str" else spec.dtype,
         fill_value=spec.fill,
-        compressors=_compressor(spec),
+        compressors=_codecs(spec),
         dimension_names=spec.dims,
         attributes=cast("Any", attributes),
     )
@@ -72,14 +81,19 @@ def open_group(path: Path, kind: str, mode: str = "r") -> zarr.Group:
     Raises
     ------
     StoreError
-        If there is no Zarr group, it is no campaign or run, or its schema is another version's.
+        If there is no Zarr group, its metadata is damaged, it is no campaign or run, or its schema is another
+        version's.
     """
     if not path.is_dir():
         raise StoreError(f"{path}: found {'a file' if path.exists() else 'nothing'}; wanted a csstdask {kind}")
+    if not (path / "zarr.json").exists():
+        raise StoreError(f"{path}: found a folder without a Zarr group (no zarr.json); wanted a csstdask {kind}")
+    if root_metadata(path) is None:
+        raise _damaged(path / "zarr.json", "damaged metadata", kind, path)
     try:
         group = zarr.open_group(path, mode=mode, use_consolidated=False)  # type: ignore[arg-type]
-    except (FileNotFoundError, ValueError, KeyError) as error:
-        raise StoreError(f"{path}: found a folder without a Zarr group ({error}); wanted a csstdask {kind}") from None
+    except _DAMAGE:
+        raise _damaged(path / "zarr.json", "damaged metadata", kind, path) from None
     found = group.attrs.get("csstdask")
     if found != kind:
         raise StoreError(
@@ -92,6 +106,84 @@ def open_group(path: Path, kind: str, mode: str = "r") -> zarr.Group:
             f"(make the {kind} again with this version of csstdask, or read it with the one that wrote it)"
         )
     return group
+
+
+def root_metadata(path: Path) -> dict[str, Any] | None:
+    """Return the content of a store's own ``zarr.json``; None if it cannot be read as that of a group."""
+    try:
+        content = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    whole = isinstance(content, dict) and content.get("node_type") == "group"
+    return content if whole and isinstance(content.get("attributes", {}), dict) else None
+
+
+def _path_of(group: zarr.Group) -> Path:
+    return Path(str(group.store_path.store).removeprefix("file://")) / group.path
+
+
+def _kind_of(group: zarr.Group) -> str:
+    return str(group.attrs.get("csstdask", "store"))
+
+
+def _damaged(file: Path, found: str, kind: str, root: Path) -> StoreError:
+    """Return the error of a damaged file of a store, with what mends it."""
+    cures = {
+        "run": f"csstdask run CAMPAIGN --to {quote(str(root))} --verify",
+        "campaign": "restore it from a copy, or ingest the files into a new campaign: csstdask ingest FITS... --to NEW",
+    }
+    cure = cures.get(kind, "make the store again")
+    return StoreError(f"{file}: found {found}; wanted a whole csstdask {kind} ({cure})")
+
+
+def damaged_file(group: zarr.Group, file: Path, found: str) -> StoreError:
+    """Return the error of a damaged file of a store, with the command that mends it."""
+    return _damaged(file, found, _kind_of(group), _path_of(group))
+
+
+def damaged_arrays(root: Path) -> list[str]:
+    """Return the arrays of a store whose own metadata is lost, cannot be read, or is not what the store says of them.
+
+    The store's ``zarr.json`` holds a second copy of each (consolidated metadata).
+    """
+    copies = _consolidated(root)
+    names = sorted({path.parent.name for path in root.glob("*/zarr.json")} | set(copies))
+    return [name for name in names if not _is_whole(root, name, copies.get(name))]
+
+
+def _is_whole(root: Path, name: str, copy: dict[str, Any] | None) -> bool:
+    try:
+        content = json.loads((root / name / "zarr.json").read_text(encoding="utf-8"))
+        if copy is not None:
+            return bool(content == copy)
+        zarr.open_group(root, mode="r", use_consolidated=False)[name]
+    except (OSError, *_DAMAGE):
+        return False
+    return True
+
+
+def _consolidated(root: Path) -> dict[str, dict[str, Any]]:
+    """Return the metadata of a store's arrays as consolidated; empty if there is none."""
+    content = (root_metadata(root) if (root / "zarr.json").exists() else None) or {}
+    try:
+        entries = content["consolidated_metadata"]["metadata"]
+        return {name: entry for name, entry in entries.items() if entry["node_type"] == "array"}
+    except (KeyError, TypeError, AttributeError):
+        return {}
+
+
+def restore_metadata(root: Path) -> list[str]:
+    """Write damaged metadata of arrays anew from the store's copy; return the arrays of which there is none.
+
+    How the chunks of an array are encoded is known from its metadata alone: without it they are lost.
+    """
+    copies, lost = _consolidated(root), []
+    for name in damaged_arrays(root):
+        if name in copies:
+            write_atomic(root / name / "zarr.json", json.dumps(copies[name], indent=2).encode())
+        else:
+            lost.append(name)
+    return lost
 
 
 def store_kind(path: Path) -> str | None:
@@ -112,15 +204,34 @@ def refuse_inside_store(target: Path) -> None:
 
 def get_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     """Return an array of a group, set to write empty chunks."""
-    array = group.get(name)
+    try:
+        array = group.get(name)
+    except _DAMAGE:
+        raise damaged_file(group, _path_of(group) / name / "zarr.json", "damaged metadata") from None
     if not isinstance(array, zarr.Array):
         raise StoreError(f"{group.store_path}: found no array {name}; wanted a whole store")
     return array.with_config(_WRITE_EMPTY)
 
 
+def read_small(group: zarr.Group, name: str, selection: Any = ...) -> npt.NDArray[Any]:
+    """Read from an array whose chunks span units, such as a coordinate or a metric.
+
+    Raises
+    ------
+    StoreError
+        If a chunk of it is damaged.
+    """
+    array = get_array(group, name)
+    try:
+        return np.asarray(array[selection])
+    except _DAMAGE as error:
+        found = f"a damaged chunk ({str(error).partition('.')[0]})"
+        raise damaged_file(group, _path_of(group) / name, found) from None
+
+
 def array_names(root: Path) -> list[str]:
     """Return the arrays of a group, found on disk: Zarr's own listing warns of the ledger and the tables."""
-    return sorted(path.parent.name for path in root.glob("*/zarr.json") if '"array"' in path.read_text())
+    return sorted(path.parent.name for path in root.glob("*/zarr.json") if b'"array"' in path.read_bytes())
 
 
 def resize(root: Path, exposures: int) -> None:
@@ -155,13 +266,29 @@ def read_shard(root: Path, name: str, row: int, column: int, rows: slice = slice
     Raises
     ------
     StoreError
-        If it is not there: Zarr would give fill values, and nobody would know.
+        If it is not there (Zarr would return fill values), or is damaged.
+    """
+    array = get_array(zarr.open_group(root, mode="r", use_consolidated=False), name)
+    check_shard(array, root, name, row, column)
+    try:
+        return np.asarray(array[row, column, rows])
+    except _DAMAGE as error:
+        path = shard_path(root, name, row, column)
+        reason = str(error).partition(".")[0]
+        raise StoreError(f"{path}: found damaged pixels ({reason}); wanted those of {name}") from None
+
+
+def check_shard(array: zarr.Array[Any], root: Path, name: str, row: int, column: int) -> None:
+    """Raise StoreError if the shard of a unit is not on disk.
+
+    Arrays that xarray has saved (`Dataset.to_zarr`) lack the shards that hold only the fill value. They are told by
+    their attribute ``coordinates``, which xarray alone writes.
     """
     path = shard_path(root, name, row, column)
-    if not path.is_file():
-        raise StoreError(f"{path}: found no shard; wanted the pixels of {name} (ingest or run the unit again)")
-    group = zarr.open_group(root, mode="r", use_consolidated=False)
-    return np.asarray(get_array(group, name)[row, column, rows])
+    if not path.is_file() and "coordinates" not in array.attrs:
+        raise StoreError(f"{path}: found no shard; wanted the pixels of {name}")
+    if path.is_file() and path.stat().st_size == 0:  # Zarr would read fill values
+        raise StoreError(f"{path}: found an empty file; wanted the pixels of {name}")
 
 
 def consolidate(root: Path) -> None:

@@ -132,7 +132,7 @@ def test_schedulers_that_do_not_exist(monkeypatch):
     monkeypatch.setattr("csstdask.engine.cluster.CONNECT_SECONDS", 1)
     with pytest.raises(InputError, match="threads, processes"), open_cluster("magic", 1):
         pass
-    with pytest.raises(InputError, match=r"csstdask\[slurm\]"), open_cluster("slurm", 1):
+    with pytest.raises(InputError, match=r"\.\[slurm\]"), open_cluster("slurm", 1):
         pass
     with pytest.raises(InputError, match="no answer"), open_cluster("tcp://127.0.0.1:9", 1):
         pass

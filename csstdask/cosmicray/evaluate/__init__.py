@@ -42,6 +42,7 @@ from csstdask.errors import InputError
 from csstdask.mock.recipe import Recipe, load_recipe
 from csstdask.nn.device import Precision
 from csstdask.nn.models import find_card
+from csstdask.optional import install_hint
 from csstdask.results import check_figures, rounded, table_head, table_row, write_results
 
 log = logging.getLogger("csstdask")
@@ -198,7 +199,7 @@ def gather_methods(model: str, beside: Sequence[str], folder: Path, precision: P
     # Its card says nothing of ranges, which int8 needs.
     published = published_deepcr(folder, "bfloat16" if precision == "int8" else precision)
     if published is None:
-        log.warning("deepCR is not installed (pip install 'csstdask[bench]'): its published weights are left out")
+        log.warning("deepCR is not installed, its published weights are left out: %s", install_hint("bench"))
     else:
         methods.append(published)
     return tuple(replace(method, threshold=tally.snapped(method.threshold)) for method in methods)

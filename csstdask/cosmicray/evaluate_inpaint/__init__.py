@@ -5,7 +5,7 @@
 * ``m51``: a real frame with cosmic rays added.
 
 Every method is given the same pixels and the same mask: our median, networks, and what people use instead, where it is
-installed (``pip install 'csstdask[bench]'``).
+installed (the extra ``bench``).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from csstdask.errors import InputError
 from csstdask.mock import Recipe
 from csstdask.mock.recipe import load_recipe
 from csstdask.nn.models import find_card
+from csstdask.optional import install_hint
 from csstdask.results import check_figures, table_head, table_row, write_results
 
 log = logging.getLogger("csstdask")
@@ -97,7 +98,7 @@ def evaluate_inpaint(
     if data is not None and "m51" in wanted:
         files_of_m51(data)
     if absent := absent_peers():
-        announce(f"not installed (pip install 'csstdask[bench]'), left out: {', '.join(absent)}")
+        announce(f"not installed, left out: {', '.join(absent)} ({install_hint('bench')})")
     results = _kept(to)
     if to is not None and set(RECIPES) & {*wanted, *results}:
         check_figures()

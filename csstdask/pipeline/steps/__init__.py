@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 from csstdask.errors import InputError
+from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Step
 from csstdask.pipeline.steps.background import BACKGROUND
 from csstdask.pipeline.steps.detect import DETECT
@@ -34,3 +37,30 @@ def resolve(names: Iterable[str] | None) -> tuple[Step, ...]:
             closed.add(name)
             wanted.extend(STEPS[name].requires)
     return tuple(step for name, step in STEPS.items() if name in closed)
+
+
+def apply_steps(
+    frame: Frame,
+    names: Iterable[str],
+    config: RunConfig,
+    around: Callable[[Step], AbstractContextManager[object]] = nullcontext,
+) -> None:
+    """Take a frame through the steps that it needs for some, outside of a run.
+
+    Parameters
+    ----------
+    frame : Frame
+        It keeps the products; those of steps that are not for its kind are missing.
+    names : iterable of str
+        Steps; those that they read from come before them.
+    config : RunConfig
+        Settings.
+    around : callable
+        Returns the context in which a step runs.
+    """
+    for step in resolve(names):
+        if frame.facts.kind not in step.kinds:
+            continue
+        with around(step):
+            output = step.body(frame, config)
+        frame.keep(output.arrays, output.tables, dict.fromkeys(step.files) | output.files)

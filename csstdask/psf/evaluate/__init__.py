@@ -36,6 +36,7 @@ from csstdask.mock import Recipe
 from csstdask.mock.recipe import load_recipe
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
+from csstdask.optional import install_hint
 from csstdask.psf import piff as piff_runner
 from csstdask.psf.evaluate.bound import drawn_at_bound
 from csstdask.psf.evaluate.figures import Look, draw_bands, draw_counts, draw_looks
@@ -141,7 +142,7 @@ def evaluate_psf(
         announce("PSFEx is not installed (Debian: apt-get install psfex), left out")
         psfex = False
     if piff and not piff_runner.is_installed():
-        announce("Piff is not installed (pip install 'csstdask[bench]'), left out")
+        announce(f"Piff is not installed, left out; to include it: {install_hint('bench')}")
         piff = False
     results: dict[str, Any] = {"model": card.name, "version": card.version, "identity": card.identity}
     results |= {"beside": {name_of(one): one.identity for one in others}, "recipes": {}}

@@ -1,0 +1,62 @@
+"""Which units of a run hold for the pixels that its campaign has now: one answer for views, export and status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from csstdask.engine.ledger import Ledger, UnitRecord
+from csstdask.pipeline.plan import Plan
+
+#: Steps whose products make a calibrated frame.
+CALIBRATION = ("background", "detect", "repair")
+
+
+def frame_fingerprints(plan: Plan, fingerprints: Mapping[str, str]) -> dict[str, str]:
+    """Return the fingerprints, among those of a unit, that its calibrated frame depends on.
+
+    In a run without the step ``repair``, which has no calibrated frames, those of all its steps. Empty for a unit that
+    the run does not process.
+    """
+    if "repair" not in {step.name for step in plan.steps}:
+        return dict(fingerprints)
+    if "repair" not in fingerprints:
+        return {}
+    return {name: fingerprints[name] for name in CALIBRATION if name in fingerprints}
+
+
+def is_done(record: UnitRecord, root: Path, wanted: Mapping[str, str]) -> bool:
+    """Return whether a unit's record proves some steps done, and their objects have their sizes."""
+    return bool(wanted) and len(record.fresh(root, wanted)) == len(wanted)
+
+
+def done_units(root: Path, plan: Plan, exposures: int) -> npt.NDArray[np.bool_]:
+    """Return which units of a run are done for the campaign's present pixels.
+
+    Each unit costs its record and the sizes of what it wrote, some 0.2 ms.
+
+    Parameters
+    ----------
+    root : Path
+        The run's store.
+    plan : Plan
+        As the run remembers it (`plan_of_run`).
+    exposures : int
+        Number of rows; a campaign may have grown since.
+
+    Returns
+    -------
+    bool array (exposure, detector)
+    """
+    done = np.zeros((exposures, len(plan.campaign.detectors)), dtype=bool)
+    ledger = Ledger(root)
+    for unit, row, column in plan.units():
+        if row < exposures:
+            record = ledger.read(unit)
+            if record.steps:
+                facts = plan.campaign.facts(unit.exposure, unit.detector)
+                done[row, column] = is_done(record, root, frame_fingerprints(plan, plan.fingerprints(facts)))
+    return done

@@ -1,0 +1,413 @@
+"""Damaged stores: every command names the file, `run --verify` mends the run, and nothing finished is lost."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from quick import quick_run as run
+from quick import quick_settings
+from shell import Finished, csstdask_command
+from store_equality import differences
+
+from csstdask.engine.events import UnitDone
+from csstdask.engine.ledger import Ledger
+from csstdask.engine.units import Unit, parse_selection
+from csstdask.errors import StoreError
+from csstdask.pipeline.export import export
+from csstdask.pipeline.status import reproduce_command, status
+from csstdask.store.zarr_arrays import shard_path
+
+FIRST = Unit("10100000001", 7)
+
+
+@pytest.fixture(scope="module")
+def reference(small_campaign, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("reference") / "run.zarr"
+    assert run(small_campaign, path, workers=1).done == 4
+    return path
+
+
+@pytest.fixture
+def product(reference, tmp_path) -> Path:
+    """A run of its own, to be damaged."""
+    return Path(shutil.copytree(reference, tmp_path / "run.zarr"))
+
+
+def flip(path: Path, place: float = 0.5) -> None:
+    """Change one byte and not the size."""
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * place)] ^= 255
+    path.write_bytes(data)
+
+
+def units_done(campaign: Path, product: Path, **options) -> list[Unit]:
+    done = []
+    run(campaign, product, listeners=[lambda e: done.append(e.unit) if isinstance(e, UnitDone) else None], **options)
+    return done
+
+
+def test_a_damaged_shard_is_seen_by_all_and_redone(small_campaign, reference, product, tmp_path):
+    shard = shard_path(product, "cr_mask", 0, 0)
+    flip(shard)
+    seen = status(product, campaign=small_campaign, verify=True)
+    assert (seen.done, seen.failed) == (3, 1)
+    assert str(shard) in seen.failures[0]["reason"]
+    exported = export(product, tmp_path / "out", campaign=small_campaign)
+    assert (exported.written, len(exported.failures), exported.pending) == (3, 1, 0)
+    assert str(shard) in exported.failures[0]["reason"]
+    assert f"--select exposure={FIRST.exposure},detector=7" in exported.failures[0]["reason"]
+    assert not (tmp_path / "out" / "10100000001_7.fits").exists()
+    assert units_done(small_campaign, product) == []  # sizes do not tell
+    assert units_done(small_campaign, product, verify=True) == [FIRST]
+    assert differences(reference, product) == []
+    assert status(product, campaign=small_campaign, verify=True).done == 4
+    again = export(product, tmp_path / "out", campaign=small_campaign)
+    assert (again.written, again.unchanged, again.failures) == (1, 3, [])
+
+
+def owned_file(product: Path, start: str) -> Path:
+    """Return the first file of the first unit that its record lists under a folder."""
+    steps = Ledger(product).read(FIRST).steps.values()
+    return next(product / item.path for step in steps for item in step.objects if item.path.startswith(start))
+
+
+@pytest.mark.parametrize(
+    ("folder", "damage"),
+    [("background", "cut"), ("repair_variance", "empty"), ("tables/sources", "flipped"), ("tables/detections", "lost")],
+)
+def test_whatever_a_unit_owns_is_verified_and_redone(small_campaign, reference, product, folder, damage):
+    file = owned_file(product, folder)
+    if damage == "flipped":
+        flip(file)
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-7])
+    elif damage == "empty":
+        file.write_bytes(b"")
+    else:
+        file.unlink()
+    seen = status(product, campaign=small_campaign, verify=True)
+    assert (seen.done, seen.failed) == (3, 1)
+    assert str(file) in seen.failures[0]["reason"]
+    if damage != "flipped":
+        assert str(file) in status(product, campaign=small_campaign).damaged[0]
+    assert units_done(small_campaign, product, verify=True) == [FIRST]
+    assert differences(reference, product) == []
+
+
+def test_the_file_of_a_psf_is_verified(small_campaign, tmp_path):
+    config = quick_settings(psf={"model": "principal"})
+    product = tmp_path / "run.zarr"
+    one = parse_selection("exposure=10100000001,detector=7")
+    run(small_campaign, product, config=config, selection=one, steps=["repair"])
+    files = list(product.glob("files/*/*/*"))
+    assert files
+    flip(files[0])
+    seen = status(product, verify=True)
+    assert str(files[0]) in seen.failures[0]["reason"]
+    assert units_done(small_campaign, product, config=config, selection=one, steps=["repair"], verify=True) == [FIRST]
+    assert status(product, verify=True).done == 1
+
+
+def test_only_the_damaged_step_runs_again(small_campaign, product):
+    """What was made from the mask has checksums of its own: it stays."""
+    before = shard_path(product, "repair", 0, 0).stat().st_mtime_ns
+    table = owned_file(product, "tables/sources")
+    flip(shard_path(product, "cr_mask", 0, 0))
+    kept = table.stat().st_mtime_ns
+    run(small_campaign, product, verify=True)
+    assert shard_path(product, "repair", 0, 0).stat().st_mtime_ns == before
+    assert table.stat().st_mtime_ns == kept
+
+
+def test_a_lost_mask_does_not_cost_what_was_made_from_it(small_campaign, reference, product):
+    """A run of the first steps alone restores the mask; repairs and tables of the unit stay."""
+    shard_path(product, "cr_mask", 0, 0).unlink()
+    assert units_done(small_campaign, product, steps=["detect"]) == [FIRST]
+    assert status(product, campaign=small_campaign, verify=True).done == 4
+    assert differences(reference, product) == []
+
+
+def test_a_unit_in_work_never_builds_on_damage(small_campaign, reference, tmp_path):
+    """The mask was damaged before the repair was made: it is made again first, without --verify."""
+    product = tmp_path / "run.zarr"
+    run(small_campaign, product, steps=["detect"])
+    flip(shard_path(product, "cr_mask", 0, 0))
+    run(small_campaign, product)
+    assert differences(reference, product) == []
+    assert status(product, verify=True).done == 4
+
+
+def test_other_products_of_a_redone_step_take_what_was_made_from_them_along(small_campaign, product, monkeypatch):
+    """The same fingerprint, and other bits (a fault of the first computation): the repair is made again as well."""
+    record = Ledger(product).read(FIRST)
+    from dataclasses import replace
+
+    old = record.steps["detect"]
+    false = tuple(replace(item, sha256="0" * 64) for item in old.objects)
+    Ledger(product).write(replace(record, steps=record.steps | {"detect": replace(old, objects=false)}))
+    before = shard_path(product, "repair", 0, 0).stat().st_mtime_ns
+    assert units_done(small_campaign, product, verify=True) == [FIRST]
+    assert shard_path(product, "repair", 0, 0).stat().st_mtime_ns > before
+    assert status(product, campaign=small_campaign, verify=True).done == 4
+
+
+def test_redo(small_campaign, reference, product):
+    """Chosen units, even if done; the others are not touched; all without a choice."""
+    mask, other = shard_path(product, "cr_mask", 0, 0), shard_path(product, "cr_mask", 0, 1)
+    before, kept = mask.stat().st_mtime_ns, other.stat().st_mtime_ns
+    chosen = parse_selection("exposure=10100000001,detector=7")
+    assert units_done(small_campaign, product, redo=True, selection=chosen) == [FIRST]
+    assert mask.stat().st_mtime_ns > before
+    assert other.stat().st_mtime_ns == kept
+    assert len(units_done(small_campaign, product, redo=True)) == 4
+    assert units_done(small_campaign, product) == []
+    assert differences(reference, product) == []
+    table = owned_file(product, "tables/sources")
+    assert len(units_done(small_campaign, product, redo=True, steps=["detect"])) == 4
+    assert table.exists()  # the mask came out the same: what was made from it stays
+    assert differences(reference, product) == []
+
+
+def test_a_torn_record(small_campaign, reference, product, tmp_path):
+    record = Ledger(product).path(FIRST)
+    record.write_text(record.read_text()[:200])
+    plain = csstdask_command("status", product, "--campaign", small_campaign)
+    assert plain.returncode == 0
+    assert f"pending {FIRST}: {record}: found a damaged record" in plain.stderr
+    seen = status(product, campaign=small_campaign, verify=True)
+    assert (seen.done, seen.failed) == (3, 1)
+    assert str(record) in seen.failures[0]["reason"]
+    assert units_done(small_campaign, product) == [FIRST]
+    assert differences(reference, product) == []
+
+
+QUICK = '[detect]\nmodel = "unet-fast"\n[psf]\nmodel = "none"\n'
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *(("zarr.json", content) for content in ("", "{", "null", "{}", "\xff\x00")),
+        *(("cr_mask/zarr.json", content) for content in ("", "null", "\xff\x00")),
+        ("n_cr_pixels/zarr.json", "{}"),
+    ],
+)
+def test_damaged_metadata_of_a_run(small_campaign, reference, product, file, content):
+    """One line that names the file; a run restores that of arrays, with --verify all; no unit is done again."""
+    (product / file).write_bytes(content.encode("latin-1"))
+    config = product.parent / "quick.toml"
+    config.write_text(QUICK)
+    command = ["run", small_campaign, "--to", product, "--config", config]
+    seen = csstdask_command("status", product, "--campaign", small_campaign, "--verify")
+    _one_line(seen, str(product / file), f"csstdask run CAMPAIGN --to {product} --verify")
+    if file == "zarr.json":
+        _one_line(csstdask_command(*command), str(product / file), "--verify")
+    done = csstdask_command(*command, *(["--verify"] if file == "zarr.json" else []), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["units"]["skipped"] == 4
+    assert differences(reference, product) == []
+    assert status(product, campaign=small_campaign, verify=True).done == 4
+
+
+def _one_line(done: Finished, *words: str) -> None:
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("csstdask: ")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert [word for word in words if word not in lines[0]] == []
+
+
+def test_a_lost_zarr_json_of_a_run(small_campaign, reference, product):
+    (product / "zarr.json").unlink()
+    with pytest.raises(StoreError, match="--verify"):
+        run(small_campaign, product)
+    assert units_done(small_campaign, product, verify=True) == []
+    assert differences(reference, product) == []
+
+
+def test_lost_metadata_in_both_copies_costs_the_array_alone(small_campaign, reference, product):
+    (product / "zarr.json").write_text("{")
+    (product / "repair" / "zarr.json").write_text("{")
+    assert len(units_done(small_campaign, product, verify=True)) == 4
+    assert differences(reference, product) == []
+
+
+def test_damaged_metrics_come_back_from_the_records(small_campaign, reference, product):
+    (chunk,) = (path for path in (product / "n_cr_pixels" / "c").rglob("*") if path.is_file())
+    flip(chunk)
+    with pytest.raises(StoreError, match=r"n_cr_pixels: found a damaged chunk"):
+        status(product, campaign=small_campaign, verify=True)
+    one = parse_selection("detector=7")  # those of other units are restored as well
+    assert units_done(small_campaign, product, verify=True, selection=one) == []
+    assert differences(reference, product) == []
+
+
+@pytest.fixture
+def campaign(small_campaign, tmp_path) -> Path:
+    return Path(shutil.copytree(small_campaign, tmp_path / "c.zarr"))
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("plane", "damage"),
+    [("sci", flip), ("wht", _cut), ("flag", lambda path: path.write_bytes(b"")), ("flag", Path.unlink)],
+    ids=["flip", "cut", "empty", "lost"],
+)
+def test_damaged_pixels_of_a_campaign(campaign, reference, tmp_path, plane, damage: Callable[[Path], object]):
+    """Every reader fails the unit by the name of its file, with the command that copies it again."""
+    shard = shard_path(campaign, plane, 0, 0)
+    damage(shard)
+    one = parse_selection("detector=7")
+    summary = run(campaign, tmp_path / "run.zarr", selection=one, steps=["background"])
+    written = export(campaign, tmp_path / "out", selection=one)
+    from_run = export(reference, tmp_path / "out2", campaign=campaign, selection=one)
+    assert (summary.done, written.written, from_run.written) == (1, 1, 1)
+    for failures in (summary.failures, written.failures, from_run.failures):
+        assert len(failures) == 1
+        assert str(shard) in failures[0]["reason"]
+        assert f"csstdask mock RECIPE --to {campaign}" in failures[0]["reason"]
+
+
+def test_the_command_for_a_damaged_campaign_mends_it(tmp_path):
+    from make_fits import level_1
+
+    file, path = level_1(tmp_path, 8), tmp_path / "c.zarr"
+    assert csstdask_command("ingest", file, "--to", path).returncode == 0
+    shard = shard_path(path, "sci", 0, 7)
+    flip(shard)
+    (failed,) = export(path, tmp_path / "out").failures
+    command = failed["reason"].rpartition("(run: ")[2].rstrip(")")
+    words = shlex.split(command)
+    assert words == ["csstdask", "ingest", file.name, "--to", str(path), "--supersede"]
+    assert csstdask_command(*words[1:], cwd=file.parent).returncode == 0
+    assert export(path, tmp_path / "out").written == 1
+
+
+def test_a_lost_shard_of_a_mock_is_rendered_again(small_recipe, campaign):
+    from csstdask.pipeline.mock_survey import mock
+
+    before = xr.open_zarr(campaign)["sci"].values
+    shard_path(campaign, "sci", 0, 0).unlink()
+    summary = mock(small_recipe, campaign)
+    assert (summary.rendered, summary.unchanged) == (1, 3)
+    assert np.array_equal(xr.open_zarr(campaign)["sci"].values, before, equal_nan=True)
+
+
+def test_a_torn_table_of_a_mock_is_written_again(small_recipe, campaign):
+    from csstdask.pipeline.mock_survey import mock
+    from csstdask.store.tables import read_table
+
+    table = campaign / "tables" / "truth_sources.parquet"
+    before = read_table(table)
+    table.write_bytes(table.read_bytes()[:-100])
+    with pytest.raises(StoreError, match=f"{table}: found a damaged table"):
+        read_table(table)
+    assert mock(small_recipe, campaign).unchanged == 4
+    assert {name: values.tolist() for name, values in read_table(table).items()} == {
+        name: values.tolist() for name, values in before.items()
+    }
+
+
+@pytest.mark.parametrize("file", ["zarr.json", "sci/zarr.json", "kind/zarr.json"])
+def test_damaged_metadata_of_a_campaign(campaign, tmp_path, file):
+    (campaign / file).write_text("{")
+    for command in (["run", campaign, "--to", tmp_path / "r.zarr"], ["export", campaign, "--to", tmp_path / "out"]):
+        _one_line(csstdask_command(*command), str(campaign / file), "csstdask ingest")
+
+
+def test_a_damaged_coordinate_of_a_campaign(campaign, tmp_path):
+    chunk = next(path for path in (campaign / "digest" / "c").rglob("*") if path.is_file())
+    flip(chunk)
+    _one_line(csstdask_command("run", campaign, "--to", tmp_path / "r.zarr"), str(campaign / "digest"))
+
+
+def test_a_damaged_model_of_a_run_is_copied_again(small_campaign, tmp_path):
+    from own_model import write_own_model
+
+    path, product = write_own_model(tmp_path / "training"), tmp_path / "r.zarr"
+    config = quick_settings(detect={"model": str(path)})
+    run(small_campaign, product, steps=["detect"], config=config, selection=parse_selection("detector=7"))
+    (weights,) = (product / "models").glob("*.safetensors")
+    whole = weights.read_bytes()
+    flip(weights)
+    assert run(small_campaign, product, steps=["detect"], config=config).failed == 0
+    assert weights.read_bytes() == whole
+
+
+def test_commands_that_reproduce_failures(small_campaign, tmp_path, monkeypatch):
+    """Each failure has one, quoted for a shell, and it does that unit with the settings of the run."""
+    from csstdask.pipeline.steps import STEPS
+
+    def fail_on_8(frame, config):
+        if frame.facts.detector == 8:
+            raise ArithmeticError("no numbers left")
+        return original(frame, config)
+
+    folder = tmp_path / "my night"
+    folder.mkdir()
+    campaign, product = shutil.copytree(small_campaign, folder / "c.zarr"), folder / "r.zarr"
+    (tmp_path / "run.toml").write_text(QUICK)
+    original = STEPS["repair"].body
+    object.__setattr__(STEPS["repair"], "body", fail_on_8)
+    try:
+        done = csstdask_command("run", campaign, "--to", product, "--config", tmp_path / "run.toml", "--json")
+    finally:
+        object.__setattr__(STEPS["repair"], "body", original)
+    assert done.returncode == 1
+    failures = json.loads(done.stdout)["failures"]
+    expected = (
+        f"csstdask run '{campaign}' --to '{product}' --select exposure=10100000001,detector=8 --steps repair "
+        f"--config '{product}'"
+    )
+    assert [item["reproduce"] for item in failures if item["exposure"] == "10100000001"] == [expected]
+    assert f"reproduce 10100000001/8: {expected}" in done.stderr
+    seen = csstdask_command("status", product)
+    assert seen.returncode == 1
+    assert f"reproduce 10100000001/8: {expected}" in seen.stderr
+    again = csstdask_command(*shlex.split(expected)[1:], "--json")
+    assert json.loads(again.stdout)["units"] == {"total": 1, "done": 1, "skipped": 0, "failed": 0, "pending": 0}
+    after = status(product)
+    assert (after.done, after.failed) == (2, 1)  # the run keeps its settings; the step after repair is pending
+
+
+@pytest.mark.parametrize(
+    ("step", "options", "command"),
+    [
+        ("detect", {}, "--select exposure=a,detector=7 --steps detect"),
+        ("worker died", {}, "--select exposure=a,detector=7"),
+        ("worker", {"steps": ["background", "detect"]}, "--select exposure=a,detector=7 --steps background,detect"),
+        ("detect", {"verify": True}, "--select exposure=a,detector=7 --steps detect --verify"),
+        ("psf", {"config": quick_settings()}, "--select exposure=a,detector=7 --steps psf --config r"),
+    ],
+)
+def test_reproduce_command(step, options, command):
+    found = reproduce_command(Path("c"), Path("r"), Unit("a", 7), step, **options)
+    assert found == f"csstdask run c --to r {command}"
+
+
+def test_exposures_with_wildcards_in_their_names():
+    found = reproduce_command(Path("c"), Path("r"), Unit("a[1]*", 7), "detect")
+    selection = parse_selection(shlex.split(found)[6])
+    assert Unit("a[1]*", 7) in selection
+    assert Unit("a1b", 7) not in selection
+
+
+def test_a_dry_run_says_what_verify_and_redo_would_do(small_campaign, product):
+    from csstdask.pipeline.prepare import foresee
+
+    flip(shard_path(product, "cr_mask", 0, 0))
+    counts = [
+        foresee(small_campaign, product, config=quick_settings(), **options)["units"]["pending"]
+        for options in ({}, {"verify": True}, {"redo": True})
+    ]
+    assert counts == [0, 1, 4]
