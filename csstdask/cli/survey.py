@@ -11,8 +11,10 @@ import typer
 
 from csstdask.cli.options import CampaignOption, Json, Log, Scheduler, Select, Workers, app, say, say_all
 from csstdask.errors import InputError
+from csstdask.toml_file import validated
 
 if TYPE_CHECKING:
+    from csstdask.pipeline.config import RunConfig
     from csstdask.engine.events import Listener
     from csstdask.pipeline.status import Summary
 
@@ -98,6 +100,46 @@ def ingest(
     say_all("left out", summary.ignored)
     say_all("failed", [item["reason"] for item in summary.failures])
     _end(summary.failures, summary.stopped)
+
+
+@app.command()
+def clean(
+    source: Annotated[Path, typer.Argument(metavar="IN.fits", help="A FITS file, plain or compressed.")],
+    to: Annotated[Path, typer.Option("-o", "--to", metavar="OUT.fits", help="The file to write.")],
+    model: Annotated[str | None, typer.Option(help="Of detection: a name that `csstdask models` lists.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings of a run (TOML).")] = None,
+    instrument: Annotated[
+        str | None, typer.Option(help="A built-in name or a TOML; default: what the headers tell.")
+    ] = None,
+    gain: Annotated[
+        float | None, typer.Option(help="[e-/adu] Clean the images of a camera that is not known; 1 for electrons.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file to write.")] = False,
+) -> None:
+    """Find and repair the cosmic rays of one FITS file."""
+    from csstdask.pipeline.clean_file import clean_file
+    from csstdask.pipeline.config import RunConfig, load_config
+
+    settings = load_config(config)
+    if model is not None:
+        settings = validated(RunConfig, _with_model(settings, model), "--model", "a model of detection")
+    summary = clean_file(
+        source,
+        to,
+        config=settings,
+        instrument=instrument,
+        gain=gain,
+        overwrite=overwrite,
+        on_chip=lambda chip: say(str(chip)),
+    )
+    say_all("failed", summary.problems)
+    if summary.problems:
+        raise typer.Exit(1)
+
+
+def _with_model(settings: RunConfig, model: str) -> dict[str, Any]:
+    values = settings.model_dump(mode="json")
+    return values | {"detect": values["detect"] | {"model": model}}
 
 
 @app.command()

@@ -84,7 +84,7 @@ def clean_file(
     instrument: str | Path | Instrument | None = None,
     gain: float | None = None,
     overwrite: bool = False,
-    tell: Callable[[CleanedChip], None] = lambda _: None,
+    on_chip: Callable[[CleanedChip], None] = lambda _: None,
 ) -> CleanedFile:
     """Find and repair the cosmic rays of every image in a FITS file.
 
@@ -103,7 +103,7 @@ def clean_file(
         [e-/adu] Clean the images of a camera that is not known: 1 for pixels in electrons.
     overwrite : bool
         Whether `to` may exist.
-    tell : callable
+    on_chip : callable
         Called with each image that is done.
 
     Returns
@@ -141,7 +141,7 @@ def clean_file(
         results.append(result)
         numbers = result.hit.size, int(result.hit.sum()), int(result.repaired.sum())
         summary.chips.append(CleanedChip(name, *numbers, time.perf_counter() - start))
-        tell(summary.chips[-1])
+        on_chip(summary.chips[-1])
     _write(source, target, results, camera, settings)
     return summary
 
