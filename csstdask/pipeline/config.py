@@ -7,11 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from csstdask.nn.models import find_card
+from csstdask.nn.models import NO_PSF, find_card
 from csstdask.toml_file import read_toml, validated
-
-#: The model of a run that fits no PSF.
-NO_PSF = "none"
 
 
 class _Settings(BaseModel):

@@ -27,6 +27,9 @@ Mask = npt.NDArray[np.bool_]
 
 #: Stars that a field is fitted to, the brightest of a frame: more tell little that these do not.
 MOST = 1200
+#: Stars from which a PSF is learnt without being asked for: of fewer it is uncertain that their sizes are those of
+#: stars (`csstdask.psf.selection`). In mock frames with 14 stars and more, repair by such a PSF always beat the median.
+ENOUGH = 10
 #: How well places are known of stars that are fitted together, and of one alone; and the width under which moments are
 #: taken, one sigma [pixel].
 _PLACES, _PLACE, _WEIGHT = 0.05, 0.1, 1.5
@@ -115,6 +118,7 @@ def fit_frame(
     *,
     model: str = "default",
     least_snr: float = 30.0,
+    fewest: int = 1,
 ) -> FramePsf | None:
     """Fit the PSF of a frame to its stars.
 
@@ -134,11 +138,13 @@ def fit_frame(
         As `csstdask.psf.reconstruct` takes it.
     least_snr : float
         Of a star.
+    fewest : int
+        Least number of stars.
 
     Returns
     -------
     FramePsf or None
-        None where no star tells it.
+        None where fewer stars show it.
 
     Raises
     ------
@@ -152,7 +158,7 @@ def fit_frame(
     selection = select_stars(sources, height.shape, least_snr=least_snr)
     x, y, flux = (np.asarray(sources[name], dtype=np.float64) for name in ("x", "y", "flux"))
     stars = np.flatnonzero(selection.fitted)
-    if not len(stars):
+    if len(stars) < max(fewest, 1):
         return None
     fitted = np.sort(stars[np.argsort(-flux[stars], kind="stable")[:MOST]])
     given = *stamps_of(height, error, mask, x[fitted], y[fitted]), x[fitted], y[fitted]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.namespace import kind_of, namespace_of, open_door, to_host
+from csstdask.arrays.adapter import adapt, take_column
+from csstdask.arrays.namespace import namespace_of, to_host
 from csstdask.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.nn.card import ModelCard
@@ -80,7 +81,8 @@ def reconstruct(
     Parameters
     ----------
     stamps : array (n, 32, 32)
-        Of stars, of any flux and unit, on a sky that is constant or gone. Pixel ``[16, 16]`` is the detector's pixel
+        Of stars, of any flux and unit, on a sky that is constant or gone. Masks, units and uncertainties are used as in
+        `csstdask.cosmicray.detect`; a list of ``CCDData`` is accepted, too. Pixel ``[16, 16]`` is the detector's pixel
         ``[floor(y + 0.5), floor(x + 0.5)]``.
     detector : int array (n,)
         Ids, as the model's instrument has them; of ``empirical`` any.
@@ -112,6 +114,9 @@ def reconstruct(
     ValueError
         If shapes differ, `shape` is none, a place is not finite or off its detector, or the model or a detector is
         unknown.
+    TypeError
+        If `error` has a unit that does not convert to that of the stamps, or an array carries something that would be
+        lost.
     InputError
         If the model's card or weights cannot be used, or nobody says how large the detectors are.
     """
@@ -119,19 +124,18 @@ def reconstruct(
     by_network = kind_of_card(card) == "psfnet"
     if shape is not None:
         shape = _shape(shape)
-    door = open_door(stamps, stamps=True)
-    given = door.take(stamps)
-    pixels = to_host(given).astype(np.float64)
+    given = adapt(stamps, error, mask, stamps=True)
+    pixels = to_host(given.data).astype(np.float64)
     if pixels.shape[1:] != (SIZE, SIZE):
         raise ValueError(f"stamps: found shape {pixels.shape}; wanted (n, {SIZE}, {SIZE})")
     n = len(pixels)
-    ids, across, down = (_column(name, one, n) for name, one in (("detector", detector), ("x", x), ("y", y)))
+    ids = _column("detector", detector, n)
+    across, down = (_column(name, one, n, "pix") for name, one in (("x", x), ("y", y)))
     if (ids != np.rint(ids)).any():
         raise ValueError(f"detector: found {ids[ids != np.rint(ids)][0]}; wanted ids, whole numbers")
     numbers = ids.astype(np.int64)
-    if mask is not None:
-        pixels = np.where(_plane("mask", door.take(mask, bool), pixels.shape), np.nan, pixels)
-    sigma_of = _error(pixels, None if error is None else _plane("error", door.take(error), pixels.shape))
+    pixels[to_host(given.ignore)] = np.nan
+    sigma_of = _error(pixels, None if given.error is None else to_host(given.error))
     ignored = ~np.isfinite(pixels) | ~np.isfinite(sigma_of) | (sigma_of <= 0)
     # Any flux and unit: errors of the order of one, or squares of them would leave single precision.
     unit = np.ma.filled(np.ma.median(np.ma.masked_array(sigma_of, ignored).reshape(n, SIZE**2), axis=1), 1.0)
@@ -147,14 +151,14 @@ def reconstruct(
         alone = psfs_by_network(card, scaled, variance, numbers, across, down, shape, device)
         found = Reconstruction(*alone, np.zeros(n, dtype=bool), {}, card)
     else:
-        heat = None if temperature is None else _column("temperature", temperature, n)
+        heat = None if temperature is None else _column("temperature", temperature, n, "K")
         if heat is not None and (heat <= 0).any():
             raise ValueError(f"temperature: found {heat[heat <= 0][0]:g}; wanted kelvins above 0")
         found = _by_fields(card, scaled, variance, numbers, across, down, heat, shape)
-        if error is None:
+        if given.error is None:
             scatter = np.sqrt(np.fmax(found.chi2, 1.0))[:, None, None].astype(np.float32)
             found = replace(found, sigma=found.sigma * scatter)
-    image, sigma = (door.give(namespace_of(given).asarray(plane)) for plane in (found.image, found.sigma))
+    image, sigma = (given.door.give(namespace_of(given.data).asarray(plane)) for plane in (found.image, found.sigma))
     return replace(found, image=image, sigma=sigma)
 
 
@@ -319,21 +323,14 @@ def _shape(shape: Any) -> tuple[int, int]:
     return int(found[0]), int(found[1])
 
 
-def _column(name: str, values: Any, n: int) -> Float:
+def _column(name: str, values: Any, n: int, unit: str | None = None) -> Float:
     """Return a column of n numbers on the host."""
-    column = np.asarray(values.detach().cpu().numpy() if kind_of(values) == "torch" else to_host(values), dtype=float)
+    column = take_column(values, name, unit)
     if column.shape != (n,):
         raise ValueError(f"{name}: found shape {column.shape}; wanted ({n},)")
     if not np.isfinite(column).all():
-        raise ValueError(f"{name}: found a value that is not finite")
+        raise ValueError(f"{name}: found a value that is not finite, or masked")
     return column
-
-
-def _plane(name: str, values: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Return an array of the stamps' shape on the host."""
-    if values.shape != shape:
-        raise ValueError(f"{name}: found shape {values.shape}; wanted that of stamps, {shape}")
-    return to_host(values)
 
 
 def _error(pixels: Float, error: npt.NDArray[Any] | None) -> Float:
