@@ -35,6 +35,8 @@ class PsfField:
     """(p k, p k)"""
     wavefront: Wavefront | None = None
     """What the stars show of it, where optics explain their PSFs."""
+    n_stars: int | None = None
+    """Number of stars that it rests on; None if unknown."""
 
     def __call__(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Images, Images]:
         """Return the PSF at places, and its sigma.

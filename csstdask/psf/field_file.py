@@ -62,6 +62,8 @@ def write_field(field: PsfField, card: ModelCard) -> bytes:
         "shape": list(field.shape),
         "degree": psfs.degree,
     }
+    if field.n_stars is not None:
+        about["n_stars"] = field.n_stars
     if field.wavefront is not None:
         about["orders"] = list(field.wavefront.orders)
         for name in ("coefficients", "sigma", "blur"):
@@ -102,7 +104,15 @@ def read_field(data: bytes, card: ModelCard) -> PsfField:
             parts = (tensors[f"wavefront.{name}"] for name in ("coefficients", "sigma", "blur"))
             wavefront = Wavefront(tuple(about["orders"]), *parts)
         rows, columns = about["shape"]
-        return PsfField(about["detector"], (rows, columns), psfs, tensors["amounts"], factor @ factor.T, wavefront)
+        return PsfField(
+            about["detector"],
+            (rows, columns),
+            psfs,
+            tensors["amounts"],
+            factor @ factor.T,
+            wavefront,
+            about.get("n_stars"),
+        )
     except (KeyError, ValueError, TypeError, struct.error, SafetensorError) as error:
         raise InputError("PSF field", f"a damaged file ({error})", "what the step psf wrote: run it again") from None
 

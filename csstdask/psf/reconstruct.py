@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from csstdask.psf.optics import FourierOptics
 from csstdask.psf.pixels import phase_of
 from csstdask.psf.principal import polynomials, principal_psfs, with_colour
 
+log = logging.getLogger("csstdask")
+
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
 
@@ -33,23 +36,27 @@ _RIM = 3
 _LEAST_ERROR = 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reconstruction:
     """PSFs at n stars.
 
     Attributes
     ----------
     image : float32 array (n, 64, 64)
-        Effective PSF (native pixel included) at half-pixel sampling, centred on ``[32, 32]``; sums to 1.
+        Effective PSF (native pixel included) at half-pixel sampling, centred on ``[32, 32]``; sums to 1. NaN for stamps
+        without a usable pixel: ask the detector's field for the PSF there.
     sigma : float32 array (n, 64, 64)
-        One sigma of each of its pixels.
+        One sigma of each of its pixels; inf for stamps without a usable pixel.
     chi2 : float64 array (n,)
-        Of each star's pixels beside what was fitted, a degree of freedom.
+        Of each star's pixels compared with the fit, per degree of freedom; NaN for stamps without a usable pixel.
     used : bool array (n,)
-        Whether the star took part in what its detector's stars say together: blends and galaxies do not.
+        Whether the star took part in the field of its detector: blends, galaxies and empty stamps do not.
     fields : dict
-        `PsfField` of each detector, which answers at any place.
+        `PsfField` of each detector with a usable pixel, which gives the PSF at any place.
     model : ModelCard
+    n_stars : dict
+        Number of stars that each detector's field rests on. With one star, sigmas are mostly those that the model
+        expects of telescopes; a warning says so.
     """
 
     image: Any
@@ -58,6 +65,18 @@ class Reconstruction:
     used: npt.NDArray[np.bool_]
     fields: dict[int, PsfField]
     model: ModelCard
+    n_stars: dict[int, int] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Return one line: how many stars, and how well the PSF is known."""
+        image, sigma = (_host(plane) for plane in (self.image, self.sigma))
+        known = np.isfinite(sigma).all(axis=(1, 2)) if len(sigma) else np.zeros(0, dtype=bool)
+        at_peak = sigma[known][:, 32, 32] / image[known][:, 32, 32] if known.any() else np.array([np.inf])
+        counts = ", ".join(f"{detector}: {number}" for detector, number in self.n_stars.items()) or "none"
+        return (
+            f"Reconstruction({len(self.chi2)} stars, model {self.model.name!r}, n_stars {{{counts}}}, "
+            f"sigma / image at the centre {np.median(at_peak):.2g})"
+        )
 
 
 def reconstruct(
@@ -158,6 +177,10 @@ def reconstruct(
         if given.error is None:
             scatter = np.sqrt(np.fmax(found.chi2, 1.0))[:, None, None].astype(np.float32)
             found = replace(found, sigma=found.sigma * scatter)
+    empty = ignored.all(axis=(1, 2))
+    if empty.any():  # nothing seen, nothing known
+        found.image[empty], found.sigma[empty] = np.nan, np.inf
+        found = replace(found, used=found.used & ~empty, chi2=np.where(empty, np.nan, found.chi2))
     image, sigma = (given.door.give(namespace_of(given.data).asarray(plane)) for plane in (found.image, found.sigma))
     return replace(found, image=image, sigma=sigma)
 
@@ -177,15 +200,17 @@ def _by_fields(
     image, sigma = np.empty((n, 64, 64), np.float32), np.empty((n, 64, 64), np.float32)
     chi2, used = np.full(n, np.nan), np.zeros(n, dtype=bool)
     fields: dict[int, PsfField] = {}
+    n_stars: dict[int, int] = {}
     for one in np.unique(detector).tolist():
         some = np.flatnonzero(detector == one)
         stars = pixels[some], variance[some], x[some], y[some]
         heat = None if temperature is None else temperature[some]
-        fit, field = fit_detector(card, one, *stars, shape=shape, temperature=heat)
+        fit, fitted = fit_detector(card, one, *stars, shape=shape, temperature=heat)
         image[some], sigma[some] = half_pixels(fit.psfs, fit.amounts, fit.spread)
         chi2[some], used[some] = fit.chi2, fit.used
-        fields[one] = field
-    return Reconstruction(image, sigma, chi2, used, fields, card)
+        if np.isfinite(stars[1]).any():
+            fields[one], n_stars[one] = fitted, fitted.n_stars or 0
+    return Reconstruction(image, sigma, chi2, used, fields, card, n_stars)
 
 
 def fit_detector(
@@ -254,7 +279,14 @@ def fit_detector(
     psfs = replace(psfs, mean=fit.psfs.mean, beyond=fit.psfs.beyond)  # as the wavefront tells them
     terms = len(psfs.field)  # those of the place alone
     covariance = fit.covariance[: terms * len(psfs), : terms * len(psfs)]
-    return fit, PsfField(detector, shape, psfs, fit.field[:terms], covariance, fit.wavefront)
+    n_stars = int((fit.used & np.isfinite(variance).any(axis=(1, 2))).sum())
+    if n_stars == 1:
+        log.warning(
+            "the PSF of detector %d rests on 1 star: it is mostly what %s expects, and its sigma says how well"
+            " that is known",
+            detector, card.name,
+        )  # fmt: skip
+    return fit, PsfField(detector, shape, psfs, fit.field[:terms], covariance, fit.wavefront, n_stars)
 
 
 def kind_of_card(card: ModelCard) -> str:
@@ -321,6 +353,10 @@ def _shape(shape: Any) -> tuple[int, int]:
     if found.shape != (2,) or found.dtype.kind not in "iu" or (found < 1).any():
         raise ValueError(f"shape: found {shape}; wanted rows and columns of the detectors, two whole numbers")
     return int(found[0]), int(found[1])
+
+
+def _host(array: Any) -> npt.NDArray[Any]:
+    return np.asarray(array.detach().cpu().numpy() if hasattr(array, "detach") else to_host(array))
 
 
 def _column(name: str, values: Any, n: int, unit: str | None = None) -> Float:

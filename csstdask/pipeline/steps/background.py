@@ -17,7 +17,7 @@ def measure_background(frame: Frame, config: RunConfig) -> Output:
     """Measure the mesh of a frame."""
     from csstdask.arrays.background import measure
 
-    mesh = measure(frame.data, frame.ignore, box=config.background.box)
+    mesh = measure(frame.data, frame.unusable, box=config.background.box)
     scale = np.float32(frame.scale)
     level, noise = mesh.background / scale, mesh.noise / scale
     known = bool(np.isfinite(level).all())
@@ -26,7 +26,7 @@ def measure_background(frame: Frame, config: RunConfig) -> Output:
         metrics={
             "sky_level": float(np.median(level)) if known else None,
             "sky_noise": float(np.median(noise)) if known else None,
-            "n_ignored_pixels": int(frame.ignore.sum()),
+            "n_ignored_pixels": int(frame.unusable.sum()),
         },
     )
 
@@ -35,7 +35,7 @@ BACKGROUND = Step(
     name="background",
     requires=(),
     kinds=frozenset({"imaging", "slitless", "dark"}),
-    numerics_version=4,
+    numerics_version=5,
     body=measure_background,
     settings=lambda config: config.background.model_dump(),
     model=lambda _: None,
