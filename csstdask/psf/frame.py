@@ -17,7 +17,7 @@ from csstdask.nn.models import EMPIRICAL, find_card
 from csstdask.psf.field import PsfField
 from csstdask.psf.fit import FieldFit
 from csstdask.psf.pixels import phase_of
-from csstdask.psf.reconstruct import SIZE, bands_of, check_detector, fit_detector, kind_of_card
+from csstdask.psf.reconstruct import SIZE, bands_of, check_detector, fit_judged, kind_of_card
 from csstdask.psf.selection import Selection, select_stars
 from csstdask.psf.stars import FITTED, fit_stars
 
@@ -144,7 +144,8 @@ def fit_frame(
     Returns
     -------
     FramePsf or None
-        None where fewer stars show it.
+        None where fewer stars show it. The field was fitted with ``field.model``: the requested one, or ``empirical``
+        in place of ``default`` where stars look more like that (`csstdask.psf.reconstruct`).
 
     Raises
     ------
@@ -162,7 +163,8 @@ def fit_frame(
         return None
     fitted = np.sort(stars[np.argsort(-flux[stars], kind="stable")[:MOST]])
     given = *stamps_of(height, error, mask, x[fitted], y[fitted]), x[fitted], y[fitted]
-    fit, field = fit_detector(card, detector, *given, shape=(height.shape[0], height.shape[1]), place=_PLACES)
+    shape = height.shape[0], height.shape[1]
+    fit, field = fit_judged(card, detector, *given, shape=shape, place=_PLACES, fall_back=model == "default")
     if not fit.used.any():
         return None
     return FramePsf(field, fit, selection, fitted)

@@ -19,6 +19,7 @@ from csstdask.psf.colour import colour_of
 from csstdask.psf.empirical import Smoothness, learn_from_stars
 from csstdask.psf.field import PsfField, check_places, half_pixels, on_unit
 from csstdask.psf.fit import PLACE, FieldFit, fit_field
+from csstdask.psf.misfit import MISFIT, misfit_of
 from csstdask.psf.optics import FourierOptics
 from csstdask.psf.pixels import phase_of
 from csstdask.psf.principal import polynomials, principal_psfs, with_colour
@@ -54,6 +55,7 @@ class Reconstruction:
     fields : dict
         `PsfField` of each detector with a usable pixel, which gives the PSF at any place.
     model : ModelCard
+        The requested one. The name of the one that was used is that of each field.
     n_stars : dict
         Number of stars that each detector's field rests on. With one star, sigmas are mostly those that the model
         expects of telescopes; a warning says so.
@@ -72,9 +74,10 @@ class Reconstruction:
         image, sigma = (_host(plane) for plane in (self.image, self.sigma))
         known = np.isfinite(sigma).all(axis=(1, 2)) if len(sigma) else np.zeros(0, dtype=bool)
         at_peak = sigma[known][:, 32, 32] / image[known][:, 32, 32] if known.any() else np.array([np.inf])
+        models = sorted({one.model for one in self.fields.values()}) or [self.model.name]
         counts = ", ".join(f"{detector}: {number}" for detector, number in self.n_stars.items()) or "none"
         return (
-            f"Reconstruction({len(self.chi2)} stars, model {self.model.name!r}, n_stars {{{counts}}}, "
+            f"Reconstruction({len(self.chi2)} stars, model {' and '.join(models)}, n_stars {{{counts}}}, "
             f"sigma / image at the centre {np.median(at_peak):.2g})"
         )
 
@@ -138,6 +141,13 @@ def reconstruct(
         lost.
     InputError
         If the model's card or weights cannot be used, or nobody says how large the detectors are.
+
+    Notes
+    -----
+    Stars of a telescope that the model does not know are recognised by their stacked residuals
+    (`csstdask.psf.misfit`): ``default`` then gives way to ``empirical``, with a warning, where that fits better. In any
+    case sigmas are multiplied by ``sqrt(max(1, misfit))``; ``fields[detector]`` has the ``misfit``, and the name of the
+    ``model`` that was used.
     """
     card = find_card("psf", model)
     by_network = kind_of_card(card) == "psfnet"
@@ -173,7 +183,10 @@ def reconstruct(
         heat = None if temperature is None else _column("temperature", temperature, n, "K")
         if heat is not None and (heat <= 0).any():
             raise ValueError(f"temperature: found {heat[heat <= 0][0]:g}; wanted kelvins above 0")
-        found = _by_fields(card, scaled, variance, numbers, across, down, heat, shape)
+        found = _by_fields(
+            card, scaled, variance, numbers, across, down, heat, shape,
+            fall_back=model == "default", noise_known=given.error is not None,
+        )  # fmt: skip
         if given.error is None:
             scatter = np.sqrt(np.fmax(found.chi2, 1.0))[:, None, None].astype(np.float32)
             found = replace(found, sigma=found.sigma * scatter)
@@ -194,6 +207,9 @@ def _by_fields(
     y: Float,
     temperature: Float | None,
     shape: tuple[int, int] | None,
+    *,
+    fall_back: bool,
+    noise_known: bool,
 ) -> Reconstruction:
     """Fit all stars of a detector at once, detector by detector."""
     n = len(pixels)
@@ -205,8 +221,12 @@ def _by_fields(
         some = np.flatnonzero(detector == one)
         stars = pixels[some], variance[some], x[some], y[some]
         heat = None if temperature is None else temperature[some]
-        fit, fitted = fit_detector(card, one, *stars, shape=shape, temperature=heat)
+        fit, fitted = fit_judged(
+            card, one, *stars, shape=shape, temperature=heat, fall_back=fall_back, noise_known=noise_known
+        )
         image[some], sigma[some] = half_pixels(fit.psfs, fit.amounts, fit.spread)
+        if fitted.misfit > 1:
+            sigma[some] *= np.float32(np.sqrt(fitted.misfit))
         chi2[some], used[some] = fit.chi2, fit.used
         if np.isfinite(stars[1]).any():
             fields[one], n_stars[one] = fitted, fitted.n_stars or 0
@@ -286,7 +306,65 @@ def fit_detector(
             " that is known",
             detector, card.name,
         )  # fmt: skip
-    return fit, PsfField(detector, shape, psfs, fit.field[:terms], covariance, fit.wavefront, n_stars)
+    return fit, PsfField(detector, shape, psfs, fit.field[:terms], covariance, fit.wavefront, n_stars, model=card.name)
+
+
+def fit_judged(
+    card: ModelCard,
+    detector: int,
+    pixels: npt.NDArray[np.float32],
+    variance: npt.NDArray[np.float32],
+    x: Float,
+    y: Float,
+    *,
+    fall_back: bool,
+    shape: tuple[int, int] | None = None,
+    temperature: Float | None = None,
+    place: float = PLACE,
+    noise_known: bool = True,
+) -> tuple[FieldFit, PsfField]:
+    """Fit the stars of one detector, and see whether they look like the result (`csstdask.psf.misfit`).
+
+    Sigmas of the field are widened by the misfit. Where it exceeds `MISFIT`, a warning is given.
+
+    Parameters
+    ----------
+    fall_back : bool
+        Whether ``empirical`` takes the place of a model that the stars do not look like, if they look more like that.
+        A warning says so.
+    noise_known : bool
+        Whether variances are measured: otherwise the misfit is relative to the scatter of single stars.
+    card, detector, pixels, variance, x, y, shape, temperature, place
+        As `fit_detector` takes them.
+    """
+    stars = pixels, variance, x, y
+
+    def judged(one: ModelCard, **more: Any) -> tuple[FieldFit, PsfField]:
+        fit, field = fit_detector(one, detector, *stars, place=place, **more)
+        # If hardly any star looks like one, it is the model that is wrong.
+        which = fit.used if fit.used.sum() * 2 > np.isfinite(fit.chi2).sum() else np.isfinite(fit.chi2)
+        misfit = misfit_of(field, pixels[which], variance[which], x[which], y[which])
+        if not noise_known:
+            misfit /= max(1.0, float(np.median(fit.chi2[which]))) if which.any() else 1.0
+        return fit, field.widened(misfit)
+
+    fit, field = judged(card, shape=shape, temperature=temperature)
+    if field.misfit > MISFIT and fall_back and kind_of_card(card) != EMPIRICAL:
+        other = judged(find_card("psf", EMPIRICAL), shape=field.shape)
+        if other[1].misfit < field.misfit and other[0].used.any():
+            log.warning(
+                "the stars of detector %d do not look like the telescope of %s (misfit %.1f; 1 is noise): their PSF was"
+                " learnt by empirical instead (misfit %.1f)",
+                detector, card.name, field.misfit, other[1].misfit,
+            )  # fmt: skip
+            return other
+    if field.misfit > MISFIT:
+        log.warning(
+            "the stars of detector %d do not look like the PSF of %s (misfit %.1f; 1 is noise): its sigmas are"
+            " multiplied by %.1f",
+            detector, card.name, field.misfit, np.sqrt(field.misfit),
+        )  # fmt: skip
+    return fit, field
 
 
 def kind_of_card(card: ModelCard) -> str:
