@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from csstdask.arrays.adapter import Given, adapt
+from csstdask.arrays.correlation import noise_correlation
 from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.namespace import namespace_of
 from csstdask.cosmicray.lacosmic import lacosmic
 from csstdask.cosmicray.view import BOX, View, view_frame
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
+
+log = logging.getLogger("csstdask")
 
 #: Of the search for a frame's own density: at most so many steps, until it changes by less; of so many pixels; within.
 _STEPS, _SAME_DENSITY, _SAMPLE = 200, 1e-3, 1_000_000
@@ -144,11 +148,24 @@ def find_hits(
         return xp.zeros(given.data.shape, dtype=np.float32), None
     view = view_frame(given.data, given.error, given.ignore, box=card.normalisation.get("box", BOX), mesh=mesh)
     if bool((view.mesh.noise > 0).any()):
+        view = replace(view, excess=_excess(view))
         probability = xp.asarray(_probability(view, card, device, precision), dtype=np.float32)
         probability[given.ignore] = 0
     else:  # without noise nothing is significant
         probability = xp.zeros(given.data.shape, dtype=np.float32)
     return probability if rate is None else at_rate(probability, card, given.ignore, rate), view
+
+
+def _excess(view: View) -> float:
+    """Return by which factor significance is lowered on a frame whose noise is correlated; a warning says so."""
+    correlation = noise_correlation(view.data, view.ignore, view.mesh)
+    if (excess := correlation.excess()) > 1:
+        log.warning(
+            "the noise of neighbouring pixels is correlated (%.2f): the frame was resampled. Significance is lowered by"
+            " %.2f, but false detections and missed cosmic rays are to be expected; detect them before resampling",
+            correlation.mean, excess,
+        )  # fmt: skip
+    return excess
 
 
 def at_rate(probability: Any, card: ModelCard, ignore: Any, rate: float | Literal["frame"]) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.arrays.correlation import noise_correlation
 from csstdask.arrays.mesh import Mesh
 from csstdask.cosmicray.inpaint import Fill, fill_from_neighbours
 from csstdask.instrument import Instrument, electrons_per_unit
@@ -43,6 +44,8 @@ class Repaired:
     """(y, x) Pixels that take no part."""
     repaired: npt.NDArray[np.bool_]
     """(y, x) Pixels whose value is an estimate."""
+    noise_excess: float = 1.0
+    """Factor on `noise` for the detection of sources, where noise is correlated."""
 
 
 class Frame:
@@ -229,7 +232,8 @@ class Frame:
         mask = self.ignore | (hit & ~repaired)
         height[mask] = 0
         error[~np.isfinite(error)] = 0
-        return Repaired(height, error, mesh.noise_at(), mask, repaired)
+        excess = noise_correlation(self.data, mask | hit, mesh).excess()
+        return Repaired(height, error, mesh.noise_at(), mask, repaired, excess)
 
     def keep(
         self,

@@ -180,7 +180,7 @@ def _psfs(about: dict[str, Any], tensors: Tensors, card: ModelCard) -> Principal
         images = _doubled("images", tensors)
         return PrincipalPsfs(tensors["mean"], images, tensors["field"], own, no_colour, own, about["degree"], beyond)
     known = _known(card, about["detector"])
-    own = known.own * max(1.0, about.get("misfit", 1.0))
+    own = known.own * max(1.0, about.get("misfit", 1.0))  # as `PsfField.widened` has it
     mean = known.mean + _doubled("mean_change", tensors)
     return PrincipalPsfs(
         mean, known.images, known.field, own, known.colour_field, known.own_beside_colour, known.degree, beyond

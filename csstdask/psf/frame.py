@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.arrays.correlation import noise_correlation
 from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.sources import measure_sources
 from csstdask.arrays.stamps import cut_stamps, middles
@@ -66,6 +67,8 @@ class MaskedFrame:
     """(y, x) Pixels that hold an estimate: no observation."""
     unusable: Mask
     """(y, x) Ignored pixels, and hit ones that could not be estimated."""
+    noise_excess: float = 1.0
+    """Factor on `noise` for the detection of sources, where noise is correlated."""
 
     @classmethod
     def of(
@@ -77,7 +80,8 @@ class MaskedFrame:
         height[unusable] = 0
         error = np.sqrt(variance, dtype=np.float32)
         error[~np.isfinite(error)] = 0
-        return cls(height, error, mesh.noise_at(), hit & ~unusable, unusable)
+        excess = noise_correlation(filled, hit | unusable, mesh).excess()
+        return cls(height, error, mesh.noise_at(), hit & ~unusable, unusable, excess)
 
     @property
     def unobserved(self) -> Mask:
@@ -86,7 +90,7 @@ class MaskedFrame:
 
     def measure_sources(self) -> dict[str, npt.NDArray[Any]]:
         """Find and measure the sources of the frame."""
-        return measure_sources(self.height, self.error, self.noise, self.unusable)
+        return measure_sources(self.height, self.error, self.noise, self.unusable, noise_excess=self.noise_excess)
 
 
 def knows_band(instrument: str, detector: int, band: str | None = None, model: str = "default") -> bool:

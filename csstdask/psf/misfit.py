@@ -8,7 +8,8 @@ a flux, a sky and a place of its own,
 .. math:: Q = \left\langle \frac{1}{n_p} \left(\sum_i r_{ip} / \sigma_{ip}\right)^2 \right\rangle_p
 
 over the pixels within `REACH` of the centre has the mean 1 if all that differs is noise: it is a chi^2 per degree of
-freedom of the stacked residuals. Sigmas of the PSF are multiplied by :math:`\sqrt{\max(1, Q)}`.
+freedom of the stacked residuals. Sigmas of the PSF are multiplied by :math:`\sqrt{\max(1, Q)}`, but for those of
+``empirical``, which allow for any smooth PSF from the beginning.
 """
 
 from __future__ import annotations

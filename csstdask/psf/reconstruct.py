@@ -145,9 +145,9 @@ def reconstruct(
     Notes
     -----
     Stars of a telescope that the model does not know are recognised by their stacked residuals
-    (`csstdask.psf.misfit`): ``default`` then gives way to ``empirical``, with a warning, where that fits better. In any
-    case sigmas are multiplied by ``sqrt(max(1, misfit))``; ``fields[detector]`` has the ``misfit``, and the name of the
-    ``model`` that was used.
+    (`csstdask.psf.misfit`): ``default`` then gives way to ``empirical``, with a warning, where that fits better. Sigmas
+    of simulated models are multiplied by ``sqrt(max(1, misfit))``; ``fields[detector]`` has the ``misfit``, and the
+    name of the ``model`` that was used.
     """
     card = find_card("psf", model)
     by_network = kind_of_card(card) == "psfnet"
@@ -225,7 +225,7 @@ def _by_fields(
             card, one, *stars, shape=shape, temperature=heat, fall_back=fall_back, noise_known=noise_known
         )
         image[some], sigma[some] = half_pixels(fit.psfs, fit.amounts, fit.spread)
-        if fitted.misfit > 1:
+        if fitted.misfit > 1 and fitted.model != EMPIRICAL:
             sigma[some] *= np.float32(np.sqrt(fitted.misfit))
         chi2[some], used[some] = fit.chi2, fit.used
         if np.isfinite(stars[1]).any():
@@ -346,7 +346,7 @@ def fit_judged(
         misfit = misfit_of(field, pixels[which], variance[which], x[which], y[which])
         if not noise_known:
             misfit /= max(1.0, float(np.median(fit.chi2[which]))) if which.any() else 1.0
-        return fit, field.widened(misfit)
+        return fit, replace(field, misfit=misfit) if kind_of_card(one) == EMPIRICAL else field.widened(misfit)
 
     fit, field = judged(card, shape=shape, temperature=temperature)
     if field.misfit > MISFIT and fall_back and kind_of_card(card) != EMPIRICAL:
@@ -358,7 +358,7 @@ def fit_judged(
                 detector, card.name, field.misfit, other[1].misfit,
             )  # fmt: skip
             return other
-    if field.misfit > MISFIT:
+    if field.misfit > MISFIT and kind_of_card(card) != EMPIRICAL:
         log.warning(
             "the stars of detector %d do not look like the PSF of %s (misfit %.1f; 1 is noise): its sigmas are"
             " multiplied by %.1f",

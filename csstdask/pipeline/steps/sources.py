@@ -34,6 +34,7 @@ def find_sources(frame: Frame, config: RunConfig) -> Output:
         seen.mask,
         repaired=seen.repaired,
         repair_correlation=together,
+        noise_excess=seen.noise_excess,
         **config.sources.model_dump(),
     )
     table = _table(frame, found, frame.product("cr_mask"))
