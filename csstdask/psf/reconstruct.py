@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +94,7 @@ def reconstruct(
     model: str = "default",
     shape: tuple[int, int] | None = None,
     device: Any = None,
+    empty: Literal["unknown", "expected"] = "unknown",
 ) -> Reconstruction:
     """Reconstruct the PSF at each of some stars; by the default model those of one detector lean on each other.
 
@@ -125,6 +126,9 @@ def reconstruct(
     device : optional
         Of a network, ``cpu`` or ``cuda``. The fit of the default model runs on the host, wherever it is asked to: a few
         seconds for a thousand stars.
+    empty : str
+        What to return for stamps without a usable pixel: ``unknown`` is NaN with sigma inf; ``expected`` is what the
+        model and the other stars of the detector let expect there, with its sigma.
 
     Returns
     -------
@@ -190,10 +194,11 @@ def reconstruct(
         if given.error is None:
             scatter = np.sqrt(np.fmax(found.chi2, 1.0))[:, None, None].astype(np.float32)
             found = replace(found, sigma=found.sigma * scatter)
-    empty = ignored.all(axis=(1, 2))
-    if empty.any():  # nothing seen, nothing known
-        found.image[empty], found.sigma[empty] = np.nan, np.inf
-        found = replace(found, used=found.used & ~empty, chi2=np.where(empty, np.nan, found.chi2))
+    blank = ignored.all(axis=(1, 2))
+    if blank.any():
+        found = replace(found, used=found.used & ~blank, chi2=np.where(blank, np.nan, found.chi2))
+        if empty == "unknown":
+            found.image[blank], found.sigma[blank] = np.nan, np.inf
     image, sigma = (given.door.give(namespace_of(given.data).asarray(plane)) for plane in (found.image, found.sigma))
     return replace(found, image=image, sigma=sigma)
 

@@ -88,6 +88,10 @@ def test_nothing_seen_is_nothing_known(psf_stars, psf_model, way):
     assert not found.used[empty].any()
     assert np.isfinite(found.sigma[~empty]).all()
     assert np.isfinite(found.fields[7](stars.x[empty], stars.y[empty])[1]).all()
+    expected = csstdask.psf.reconstruct(stamps, *args, error=error, mask=mask, model=str(psf_model), empty="expected")
+    assert np.isfinite(expected.sigma).all()
+    assert not expected.used[empty].any()
+    assert np.allclose(expected.image[~empty], found.image[~empty])
 
 
 @pytest.mark.parametrize("model", ["empirical", "principal", "psfnet"])
