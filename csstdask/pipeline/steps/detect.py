@@ -79,10 +79,15 @@ class Saturation:
         saturated, mesh = frame.saturated, frame.mesh
         if not saturated.any() or not np.isfinite(mesh.background).all():
             return None
-        height, noise = frame.data - mesh.background_at(), mesh.noise_at()
         unusable = frame.unusable & ~saturated
-        candidate = candidates(height, noise, saturated, unusable)
-        return cls(candidate, lambda hit: enclosed(height, noise, hit, saturated, candidate, unusable))
+        candidate = candidates(frame.data - mesh.background_at(), mesh.noise_at(), saturated, unusable)
+
+        def added_to(hit: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+            # Both planes are made anew: a network needs the memory in between.
+            height, noise = frame.data - mesh.background_at(), mesh.noise_at()
+            return enclosed(height, noise, hit, saturated, candidate, unusable)
+
+        return cls(candidate, added_to)
 
 
 def resolved_threshold(config: RunConfig) -> float | None:
@@ -99,7 +104,7 @@ def cost_of_detection(config: RunConfig, _instrument: Instrument) -> Cost:
     share = _SHARE_OF_DEFAULT.get(card.name, 1.0)
     return Cost(
         seconds_per_mpix=share * _SECONDS_PER_MPIX[config.detect.precision],
-        bytes_per_pixel=33.0,
+        bytes_per_pixel=37.0,
         fixed_bytes=340 << 20,
         buffer_bytes_per_pixel=105.0,
         buffer_pixels=5_000_000,
