@@ -55,6 +55,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/projections.py $(IMAGES) --full
 	test -z "$(IMAGES)" || $(BIN)/python benchmarks/repair_real.py $(IMAGES)
+	test -z "$(IMAGES)" || $(BIN)/python benchmarks/clean.py $(IMAGES)
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/lacosmic_settings.py
 	$(BIN)/python benchmarks/cosmicray.py

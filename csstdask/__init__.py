@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from csstdask import cosmicray, psf
+    from csstdask.cosmicray.clean import clean
     from csstdask.pipeline.views import open_run
     from csstdask.store.campaign import open_campaign
 
@@ -21,11 +22,17 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0"
 
-__all__ = ["__version__", "cosmicray", "open_campaign", "open_run", "psf"]
+__all__ = ["__version__", "clean", "cosmicray", "open_campaign", "open_run", "psf"]
 
 _ROOMS = {"cosmicray", "psf"}
 #: Where public names live. They are imported when first asked for, so that `import csstdask` is quick.
-_HOMES = {"open_campaign": "csstdask.store.campaign", "open_run": "csstdask.pipeline.views"}
+_HOMES = {
+    "clean": "csstdask.cosmicray.clean",
+    "open_campaign": "csstdask.store.campaign",
+    "open_run": "csstdask.pipeline.views",
+}
+#: Those whose results have the xarray accessor.
+_DATASETS = {"open_campaign", "open_run"}
 
 
 def __dir__() -> list[str]:
@@ -36,6 +43,7 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return import_module(f"csstdask.{name}")
     if name in _HOMES:
-        import_module("csstdask.accessor")
+        if name in _DATASETS:
+            import_module("csstdask.accessor")
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'csstdask' has no attribute {name!r}")

@@ -3,7 +3,8 @@
 In each box the pixels are clipped about their median until nothing changes; the background is SExtractor's
 mode estimate, ``2.5 median - 1.5 mean`` where the two agree and the median where they do not (Bertin &
 Arnouts 1996, A&A Suppl. 117, 393), the noise is the clipped standard deviation, corrected for what clipping
-a Gaussian takes from it. A 3 x 3 median over the mesh removes boxes that a bright source has filled.
+a Gaussian takes from it, and no less than that of rounding (`csstdask.arrays.quantisation`). A 3 x 3 median over the
+mesh removes boxes that a bright source has filled.
 `csstdask.arrays.mesh` interpolates both to pixels.
 
 *When to use it*: for sky that varies on scales of a box or more. On the host a box is put into a histogram as wide
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from csstdask.arrays.mesh import Mesh, mesh_shape
 from csstdask.arrays.namespace import namespace_of
+from csstdask.arrays.quantisation import ROUNDING_SIGMA, quantisation_step
 
 CLIP_SIGMA = 3.0
 _ITERATIONS = 8
@@ -31,6 +33,8 @@ _CLIPPED_SIGMA = 0.98658
 _HISTOGRAM, _REACH, _SAMPLE = 8192, 8.0, 512
 #: A spread of fewer bins is not well measured by them.
 _LEAST_BINS = 100
+#: Rounding explains that a box has no noise if its own is at least such a share of the usual box's.
+_LEAST_ROUNDING = 0.1
 #: A box with fewer good pixels than this share of its area says nothing.
 _LEAST_SHARE = 0.05
 
@@ -75,10 +79,20 @@ def measure(data: Any, mask: Any = None, *, box: int = 128) -> Mesh:
                 median, mean, spread = clipped(xp, values)
                 mode = 2.5 * median - 1.5 * mean if abs(mean - median) < 0.3 * spread else median
                 level[row, column], sigma[row, column] = mode, spread / _CLIPPED_SIGMA
-    if bool((sigma > 0).any()):
-        # A box without noise holds padding or a constant: its noise is unknown, and must not spread to neighbours.
-        sigma[sigma == 0] = np.nan
+    floor = np.float32(ROUNDING_SIGMA * quantisation_step(data, mask))
+    sigma = _with_floor(xp, sigma, floor)
     return Mesh(_settle(xp, level, _continued), _settle(xp, sigma, _held), shape)
+
+
+def _with_floor(xp: Any, sigma: Any, floor: np.float32) -> Any:
+    """Return the noise of boxes, no less than that of rounding; NaN where a box shows none that rounding explains."""
+    measured = sigma[sigma > 0]
+    usual = float(xp.median(measured)) if measured.size else 0.0
+    silent = sigma == 0
+    if usual and floor < _LEAST_ROUNDING * usual:
+        # Such a box holds padding or a constant: its noise is unknown, and must not spread to neighbours.
+        return xp.where(silent, np.nan, sigma)
+    return xp.where(silent, floor, xp.maximum(sigma, floor))  # NaN stay NaN
 
 
 def _clipped_in_order(xp: Any, values: Any) -> tuple[Any, Any, Any]:

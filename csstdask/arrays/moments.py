@@ -14,7 +14,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.namespace import namespace_of, open_door
+from csstdask.arrays.adapter import adapt
+from csstdask.arrays.namespace import namespace_of
 
 Array = npt.NDArray[np.float64]
 
@@ -47,7 +48,8 @@ def adaptive_moments(images: Any, *, start: float = 1.5, tolerance: float = 1e-6
     Parameters
     ----------
     images : array (n, y, x)
-        Background-subtracted, of any flux. NumPy, CuPy or torch.
+        Background-subtracted, of any flux and unit. NumPy, CuPy or torch. A stamp with a pixel that is masked or not
+        finite has no moments.
     start : float
         First guess of sigma [pixel].
     tolerance : float
@@ -60,9 +62,9 @@ def adaptive_moments(images: Any, *, start: float = 1.5, tolerance: float = 1e-6
     Moments
         Arrays of the caller's kind. Size and ellipticity are NaN where it did not converge: no light, or noise alone.
     """
-    door = open_door(images, stamps=True)
-    images = door.take(images, np.float64)
-    xp = namespace_of(images)
+    given = adapt(images, stamps=True)
+    door, xp = given.door, namespace_of(given.data)
+    images = xp.where(given.ignore, xp.nan, given.data.astype(np.float64))
     solve = _on_host if xp is np else _on_device
     x, y, mxx, mxy, myy, done = solve(images, start**2, tolerance, iterations)
     sigma = xp.where(done, xp.maximum(mxx * myy - mxy**2, 0) ** 0.25, xp.nan)

@@ -1,8 +1,9 @@
-"""Same kind out as in: the one adapter at the public door.
+"""Same kind out as in: NumPy, CuPy and torch.
 
 A frame comes in as NumPy, CuPy or torch, in either byte order, as floats or integers. Inside, kernels see
 native float arrays of NumPy or CuPy. What goes out is the caller's kind again, on the caller's device.
-Neither CuPy nor torch is imported unless the caller already has.
+Neither CuPy nor torch is imported unless the caller already has. Containers with masks and units are taken apart before
+(`csstdask.arrays.containers`).
 """
 
 from __future__ import annotations
@@ -14,33 +15,6 @@ from typing import Any, Literal
 import numpy as np
 
 Kind = Literal["numpy", "cupy", "torch"]
-
-
-#: Array types whose masks, units or uncertainties would be lost, by module and name, and what to pass instead.
-_LOSSY = {
-    ("numpy.ma", "MaskedArray"): "the plain array, array.data, with mask=array.mask",
-    ("astropy.units", "Quantity"): "electrons without a unit: quantity.to_value('electron')",
-    ("astropy.utils.masked", "Masked"): "array.unmasked with mask=array.mask",
-    ("astropy.nddata", "NDData"): "ccd.data in electrons, with mask=ccd.mask and error=ccd.uncertainty.array",
-}
-
-
-def refuse_lossy(array: Any, name: str = "data") -> None:
-    """Raise TypeError for arrays whose mask, unit or uncertainty would be lost in a plain array.
-
-    Raises
-    ------
-    TypeError
-        It says what to pass instead.
-    """
-    for kind in type(array).__mro__:
-        for (module, class_name), cure in _LOSSY.items():
-            if kind.__module__.startswith(module) and kind.__name__ == class_name:
-                raise TypeError(f"{name}: found {type(array).__name__}, whose mask or unit would be lost; pass {cure}")
-    attributes = getattr(array, "attrs", None)  # of xarray's DataArray
-    units = attributes.get("units") if isinstance(attributes, dict) else None
-    if units is not None and str(units) not in {"electron", "electrons", "e-"}:
-        raise TypeError(f"{name}: found an array in {units}; wanted electrons")
 
 
 def kind_of(array: Any) -> Kind:
@@ -78,7 +52,6 @@ class Door:
 
         A mask or error may be of another kind than the frame: it is brought to where the frame is.
         """
-        refuse_lossy(array, "an array")
         if kind_of(array) == "torch":
             array = _from_torch(array)
         if self.on_gpu:
@@ -107,10 +80,7 @@ def open_door(data: Any, *, stamps: bool = False) -> Door:
     ------
     ValueError
         If it is not a 2-D array of real numbers, or for stamps a 3-D one.
-    TypeError
-        If it has a mask, a unit or an uncertainty, which would be lost.
     """
-    refuse_lossy(data)
     kind = kind_of(data)
     if kind == "torch":
         import torch  # noqa: PLC0415

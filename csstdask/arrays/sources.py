@@ -62,6 +62,7 @@ def measure_sources(
     least_area: int = 5,
     aperture_radius: float = 4.0,
     deblend_contrast: float = 0.005,
+    noise_excess: float = 1.0,
 ) -> dict[str, npt.NDArray[Any]]:
     """Find and measure the sources of a background-subtracted frame.
 
@@ -88,6 +89,9 @@ def measure_sources(
         Of the circular aperture [pixel].
     deblend_contrast : float
         Least share of a blend's flux for a source of its own.
+    noise_excess : float
+        Factor on `noise` for the detection threshold, where noise is correlated (`csstdask.arrays.correlation`). Flux
+        errors are for white noise.
 
     Returns
     -------
@@ -97,8 +101,9 @@ def measure_sources(
         ``half_light_radius`` [pixel], ``area``, ``peak`` [e-], ``ellipticity``, SEP's ``flag``, and the
         ``repaired_fraction`` of the Kron ellipse's pixels.
     """
+    significant = noise if noise_excess == 1 else noise * np.float32(noise_excess)
     found = find_sources(
-        data, noise, mask, threshold=threshold, least_area=least_area, deblend_contrast=deblend_contrast
+        data, significant, mask, threshold=threshold, least_area=least_area, deblend_contrast=deblend_contrast
     )
     x, y, a, b, theta = (np.asarray(found[name], dtype=np.float64) for name in ("x", "y", "a", "b", "theta"))
     flag = found["flag"].astype(np.int32)

@@ -14,8 +14,8 @@ from csstdask.errors import InputError
 from csstdask.toml_file import validated
 
 if TYPE_CHECKING:
-    from csstdask.pipeline.config import RunConfig
     from csstdask.engine.events import Listener
+    from csstdask.pipeline.config import RunConfig
     from csstdask.pipeline.status import Summary
 
 #: Commands that reproduce failures are printed for so many units at the end of a run; `status` prints all.

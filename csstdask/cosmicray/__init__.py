@@ -1,7 +1,8 @@
 """Cosmic rays: found, and repaired."""
 
+from csstdask.cosmicray.clean import Cleaned, clean
 from csstdask.cosmicray.detect import Detection, detect
 from csstdask.cosmicray.inpaint import Inpainting, inpaint
 from csstdask.nn.card import ModelCard
 
-__all__ = ["Detection", "Inpainting", "ModelCard", "detect", "inpaint"]
+__all__ = ["Cleaned", "Detection", "Inpainting", "ModelCard", "clean", "detect", "inpaint"]

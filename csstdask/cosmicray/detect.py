@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from csstdask.arrays.adapter import Given, adapt
+from csstdask.arrays.correlation import noise_correlation
 from csstdask.arrays.mesh import Mesh
-from csstdask.arrays.namespace import Door, namespace_of, open_door
+from csstdask.arrays.namespace import namespace_of
 from csstdask.cosmicray.lacosmic import lacosmic
 from csstdask.cosmicray.view import BOX, View, view_frame
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
+
+log = logging.getLogger("csstdask")
 
 #: Of the search for a frame's own density: at most so many steps, until it changes by less; of so many pixels; within.
 _STEPS, _SAME_DENSITY, _SAMPLE = 200, 1e-3, 1_000_000
@@ -62,9 +67,12 @@ def detect(
     Parameters
     ----------
     data : array (y, x)
-        [e-], sky included; NumPy, CuPy or torch, either byte order, integers or floats. Never modified.
+        [e-], sky included; NumPy, CuPy or torch, either byte order, integers or floats. Never modified. The mask, unit
+        and uncertainty of a masked array, ``Quantity``, ``CCDData`` or ``DataArray`` are used
+        (`csstdask.arrays.containers`).
     error : array (y, x), optional
-        1 sigma including Poisson noise [e-]; by default background noise plus Poisson.
+        1 sigma including Poisson noise [e-]; by default background noise plus Poisson. It is estimated as well where it
+        is not finite or not positive.
     mask : bool array (y, x), optional
         True = ignore. Non-finite pixels count as masked.
     detector : int, optional
@@ -98,39 +106,66 @@ def detect(
     ValueError
         If shapes differ, `data` is not 2-D, threshold or rate are out of range, the model or the precision is
         unknown or this machine has not the device.
+    TypeError
+        If `data`, `error` or `mask` have a unit that does not convert to electrons, or carry something that would be
+        lost.
     InputError
         If the model's card or weights cannot be used.
     """
     del detector  # one model for all of them, so far
     card = find_card("cosmicray", model)
-    cut = card.threshold if threshold is None else threshold
-    if cut is None or not 0 <= cut <= 1:
-        raise ValueError(f"threshold: found {threshold}; wanted a probability in [0, 1]")
+    cut = threshold_of(card, threshold)
     if rate is not None and rate != "frame" and not 0 < rate < 1:
         raise ValueError(f"rate: found {rate!r}; wanted a share of pixels in (0, 1), or 'frame'")
     if rate is not None and "prior" not in card.calibration:
         raise ValueError(f"rate: {card.name} was calibrated without a density of cosmic rays; wanted a model that was")
-    door = open_door(data)
-    frame = door.take(data)
-    if frame.dtype.kind != "f":
-        frame = frame.astype(np.float32)
-    ignore = ignored_pixels(door, frame, mask)
-    sigma = None
-    if error is not None:
-        sigma = take_error(door, error, frame)
-    xp = namespace_of(frame)
-    if bool(ignore.all()):
-        probability = xp.zeros(frame.shape, dtype=np.float32)
-    else:
-        view = view_frame(frame, sigma, ignore, box=card.normalisation.get("box", BOX), mesh=mesh)
-        if bool((view.mesh.noise > 0).any()):
-            probability = xp.asarray(_probability(view, card, device, precision), dtype=np.float32)
-            probability[ignore] = 0
-        else:  # without noise nothing is significant
-            probability = xp.zeros(frame.shape, dtype=np.float32)
-        if rate is not None:
-            probability = at_rate(probability, card, ignore, rate)
-    return Detection(door.give((probability >= cut) & ~ignore), door.give(probability), float(cut), card)
+    given = adapt(data, error, mask)
+    probability, _ = find_hits(given, card, device=device, rate=rate, precision=precision, mesh=mesh)
+    give = given.door.give
+    return Detection(give((probability >= cut) & ~given.ignore), give(probability), cut, card)
+
+
+def threshold_of(card: ModelCard, threshold: float | None = None) -> float:
+    """Return the threshold that applies: the requested one, else the card's; ValueError if it is no probability."""
+    cut = card.threshold if threshold is None else threshold
+    if cut is None or not 0 <= cut <= 1:
+        raise ValueError(f"threshold: found {threshold}; wanted a probability in [0, 1]")
+    return float(cut)
+
+
+def find_hits(
+    given: Given,
+    card: ModelCard,
+    *,
+    device: Any = None,
+    rate: float | Literal["frame"] | None = None,
+    precision: Precision = "float32",
+    mesh: Mesh | None = None,
+) -> tuple[Any, View | None]:
+    """Return the probability of a hit, float32 (y, x), and the prepared frame; None if no pixel is usable."""
+    xp = namespace_of(given.data)
+    if bool(given.ignore.all()):
+        return xp.zeros(given.data.shape, dtype=np.float32), None
+    view = view_frame(given.data, given.error, given.ignore, box=card.normalisation.get("box", BOX), mesh=mesh)
+    if bool((view.mesh.noise > 0).any()):
+        view = replace(view, excess=_excess(view))
+        probability = xp.asarray(_probability(view, card, device, precision), dtype=np.float32)
+        probability[given.ignore] = 0
+    else:  # without noise nothing is significant
+        probability = xp.zeros(given.data.shape, dtype=np.float32)
+    return probability if rate is None else at_rate(probability, card, given.ignore, rate), view
+
+
+def _excess(view: View) -> float:
+    """Return by which factor significance is lowered on a frame whose noise is correlated; a warning says so."""
+    correlation = noise_correlation(view.data, view.ignore, view.mesh)
+    if (excess := correlation.excess()) > 1:
+        log.warning(
+            "the noise of neighbouring pixels is correlated (%.2f): the frame was resampled. Significance is lowered by"
+            " %.2f, but false detections and missed cosmic rays are to be expected; detect them before resampling",
+            correlation.mean, excess,
+        )  # fmt: skip
+    return excess
 
 
 def at_rate(probability: Any, card: ModelCard, ignore: Any, rate: float | Literal["frame"]) -> Any:
@@ -168,28 +203,3 @@ def _probability(view: View, card: ModelCard, device: Any, precision: Precision)
     from csstdask.cosmicray.unet import probability  # noqa: PLC0415  torch takes seconds to import
 
     return probability(view, card, device=device, precision=precision)
-
-
-def ignored_pixels(door: Any, frame: Any, mask: Any) -> Any:
-    """Return a new bool array: the caller's mask and every non-finite pixel."""
-    xp = namespace_of(frame)
-    ignore = ~xp.isfinite(frame)
-    if mask is not None:
-        given = door.take(mask, bool)
-        _check_shape("mask", given, frame)
-        ignore |= given
-    return ignore
-
-
-def take_error(door: Door, error: Any, frame: Any) -> Any:
-    """Return a caller's errors as float32; ValueError for masks in their place, and for another shape."""
-    if str(getattr(error, "dtype", "")).endswith("bool"):
-        raise ValueError("error: found booleans; wanted 1 sigma [e-] (the mask is the next argument: mask=...)")
-    sigma = door.take(error, np.float32)
-    _check_shape("error", sigma, frame)
-    return sigma
-
-
-def _check_shape(name: str, array: Any, frame: Any) -> None:
-    if array.shape != frame.shape:
-        raise ValueError(f"{name}: found shape {array.shape}; wanted that of data, {frame.shape}")

@@ -7,21 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from csstdask.arrays.adapter import adapt, take_column, take_mask
 from csstdask.arrays.background import measure
+from csstdask.arrays.containers import read
 from csstdask.arrays.median import adaptive_median
 from csstdask.arrays.mesh import Mesh
-from csstdask.arrays.namespace import Door, kind_of, namespace_of, open_door, to_host
+from csstdask.arrays.namespace import namespace_of, to_host
 from csstdask.arrays.sources import find_sources
-from csstdask.cosmicray.detect import Detection, ignored_pixels, take_error
+from csstdask.cosmicray.detect import Detection
 from csstdask.cosmicray.noise import frame_variance
 from csstdask.nn.card import ModelCard
-from csstdask.nn.models import find_card
+from csstdask.nn.models import EMPIRICAL, NO_PSF, find_card
 
 if TYPE_CHECKING:
     from csstdask.cosmicray.star_repair import StarRepair
 
 #: How many donors' worth of trust the noise model has against the donors' own scatter.
 _PRIOR_WEIGHT = 4.0
+#: Id of a detector that no one has named, for PSFs that are learnt from the frame.
+_ANY_DETECTOR = 0
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,15 @@ def inpaint(
     model: str = "default",
     device: Any = None,
     detector: int | None = None,
-    psf: str = "default",
+    psf: str | None = None,
 ) -> Inpainting:
     r"""Repair the pixels of one frame that cosmic rays have hit.
 
     Parameters
     ----------
     data : array (y, x)
-        [e-], sky included; NumPy, CuPy or torch. Never modified.
+        [e-], sky included; NumPy, CuPy or torch. Never modified. Masks, units and uncertainties are used as in
+        `csstdask.cosmicray.detect`.
     cr_mask : bool array (y, x), or Detection
         Pixels to repair; the result of `csstdask.cosmicray.detect` stands for its mask.
     error : array (y, x), optional
@@ -92,11 +97,12 @@ def inpaint(
         ``default``, a name that ``csstdask models`` lists, or the path of a card that ``csstdask train inpaint`` wrote.
         ``median`` treats all pixels alike; networks repair what belongs to sources, and leave the rest to the median.
     detector : int, optional
-        Its id, as the instrument of `psf` has it (CSST; any integer with ``empirical``). Stars are then repaired by the
-        PSF that is fitted to the frame's own stars (`csstdask.cosmicray.star_repair`), on the host, with sources that
-        are found in the frame.
-    psf : str
-        Model of the PSF, as `csstdask.psf.reconstruct` takes it. Ignored without `detector`.
+        Its id, as the instrument of `psf` has it (CSST; any integer with ``empirical``).
+    psf : str, optional
+        Model of the PSF, as `csstdask.psf.reconstruct` takes it: hit stars are repaired by the PSF that is fitted to
+        the frame's own stars (`csstdask.cosmicray.star_repair`), on the host, with sources that are found in the frame.
+        By default ``default`` if a detector is given, else ``empirical`` where the frame has enough stars
+        (`csstdask.psf.frame.ENOUGH`). ``none``: stars are repaired as everything else.
 
     Returns
     -------
@@ -108,6 +114,9 @@ def inpaint(
     ValueError
         If shapes differ, `data` is not 2-D, a model is unknown or does not know the detector, or this machine does not
         have the device.
+    TypeError
+        If `data`, `error` or a mask have a unit that does not convert to electrons, or carry something that would be
+        lost.
     InputError
         If the model's card or weights cannot be used.
 
@@ -122,29 +131,88 @@ def inpaint(
     whatever the model.
     """
     card = find_card("inpaint", model)
-    door = open_door(data)
-    frame = door.take(data)
-    if frame.dtype != door.dtype:
-        frame = frame.astype(door.dtype)
-    ignore = ignored_pixels(door, frame, mask)
-    hit = _take_mask(door, cr_mask)
-    if hit.shape != frame.shape:
-        raise ValueError(f"cr_mask: found shape {hit.shape}; wanted that of data, {frame.shape}")
-    if detector is not None:
-        from csstdask.psf.reconstruct import check_detector  # noqa: PLC0415
-
-        check_detector(find_card("psf", psf), detector)  # now, and not only where there is a star
-    target = hit & ~ignore
-    if not bool(target.any()):
+    given = adapt(data, error, mask)
+    frame, ignore, door = given.data, given.ignore, given.door
+    hits = read(cr_mask.mask if isinstance(cr_mask, Detection) else cr_mask, "cr_mask")
+    hit = take_mask(door, hits.values, frame.shape, "cr_mask")
+    if hits.mask is not None:  # unknown whether they are hit: neither repaired nor donors
+        ignore |= take_mask(door, hits.mask, frame.shape, "cr_mask.mask")
+    psf_model = model_of_psf(psf, detector)
+    if not bool((hit & ~ignore).any()):
         variance = namespace_of(frame).full(frame.shape, np.nan, dtype=np.float32)
         return Inpainting(door.give(frame.copy()), door.give(variance), card)
-    noise = _noise_variance(door, error, frame, hit | ignore)
+    mesh = measure(frame, hit | ignore)
+    noise = frame_variance(frame, hit | ignore, mesh) if given.error is None else given.error * given.error
+    fixed, variance = repair_hits(
+        frame, hit, ignore, noise, mesh, card=card, psf=psf_model, detector=detector, sources=sources, device=device
+    )
+    return Inpainting(door.give(fixed), door.give(variance), card)
+
+
+def model_of_psf(psf: str | None, detector: int | None) -> str:
+    """Return which model of the PSF repairs stars, ``none`` included.
+
+    Raises
+    ------
+    ValueError
+        If it is unknown, or does not know the detector.
+    """
+    chosen = psf if psf is not None else EMPIRICAL if detector is None else "default"
+    if chosen != NO_PSF:
+        from csstdask.psf.reconstruct import check_detector  # noqa: PLC0415
+
+        if detector is None and chosen != EMPIRICAL:
+            raise ValueError(f"detector: found none; wanted the id of one that the PSF model {chosen!r} knows")
+        check_detector(find_card("psf", chosen), _ANY_DETECTOR if detector is None else detector)
+    return chosen
+
+
+def repair_hits(
+    frame: Any,
+    hit: Any,
+    ignore: Any,
+    noise: Any,
+    mesh: Mesh,
+    *,
+    card: ModelCard,
+    psf: str,
+    detector: int | None,
+    sources: Any = None,
+    device: Any = None,
+) -> tuple[Any, Any]:
+    """Repair a frame in all tiers, with one background and one list of sources.
+
+    Parameters
+    ----------
+    frame : float array (y, x)
+        [e-], sky included; NumPy or CuPy.
+    hit, ignore : bool arrays (y, x)
+        Pixels hit by cosmic rays, and unusable pixels.
+    noise : float array (y, x)
+        Noise variance of each pixel [e-^2].
+    mesh : Mesh
+        Background of the frame [e-].
+    card : ModelCard
+        Of the model of repair.
+    psf : str
+        Model of the PSF, or ``none``.
+    detector, sources, device : optional
+        As `inpaint` takes them.
+
+    Returns
+    -------
+    fixed : float array (y, x)
+        [e-]
+    variance : float32 array (y, x)
+        [e-^2] As that of `Inpainting`.
+    """
+    target = hit & ~ignore
     fill = fill_from_neighbours(frame, target, ~(hit | ignore), noise, card)
     stars = None
-    if detector is not None:
-        stars = _stars_of(frame, fill, target, ignore, noise, detector, psf)
-    fixed, variance = repair(frame, hit, ignore, fill, card=card, stars=stars, sources=sources, device=device)
-    return Inpainting(door.give(fixed), door.give(variance), card)
+    if psf != NO_PSF:
+        stars, found = _stars_of(frame, fill, target, ignore, noise, mesh, detector, psf)
+        sources = found if sources is None else sources
+    return repair(frame, hit, ignore, fill, card=card, stars=stars, sources=sources, mesh=mesh, device=device)
 
 
 def fill_from_neighbours(frame: Any, target: Any, donor: Any, noise: Any, card: ModelCard) -> Fill:
@@ -258,38 +326,25 @@ def _repair_sources(
 
 
 def _stars_of(
-    frame: Any, fill: Fill, target: Any, ignore: Any, noise: Any, detector: int, psf: str
-) -> StarRepair | None:
-    """Fit the PSF of a frame, and repair its stars by it; None where the sky is unknown or no star shows the PSF."""
+    frame: Any, fill: Fill, target: Any, ignore: Any, noise: Any, mesh: Mesh, detector: int | None, psf: str
+) -> tuple[StarRepair | None, Any]:
+    """Fit the PSF of a frame and repair its stars by it; return the sources that were measured for that, too.
+
+    None for either where the sky is unknown or too few stars show the PSF.
+    """
     from csstdask.cosmicray.star_repair import repair_stars  # noqa: PLC0415
-    from csstdask.psf.frame import MaskedFrame, fit_frame  # noqa: PLC0415
+    from csstdask.psf.frame import ENOUGH, MaskedFrame, fit_frame  # noqa: PLC0415
 
     fixed, variance = (to_host(plane) for plane in fill.applied(frame, target))
     lost, unusable = to_host(target), to_host(ignore)
-    mesh = measure(fixed, lost | unusable)
-    if not np.isfinite(mesh.background).all():
-        return None
+    mesh = Mesh(to_host(mesh.background), to_host(mesh.noise), mesh.shape)
+    if not np.isfinite(mesh.background).all() or not (mesh.noise > 0).any():
+        return None, None
     masked = MaskedFrame.of(fixed, np.where(lost, variance, to_host(noise)), lost, unusable, mesh)
     sources = masked.measure_sources()
-    found = fit_frame(masked.height, masked.error, masked.unobserved, sources, detector, model=psf)
-    return None if found is None else repair_stars(masked, sources, found.field, mesh)
-
-
-def _take_mask(door: Door, cr_mask: Any) -> Any:
-    """Return a mask of hit pixels as bool: booleans, integers 0 and 1, or the result of `detect`.
-
-    Raises
-    ------
-    ValueError
-        If it holds anything else, such as probabilities.
-    """
-    given = cr_mask.mask if isinstance(cr_mask, Detection) else cr_mask
-    taken = door.take(given)
-    if taken.dtype.kind != "b" and (taken.dtype.kind not in "iu" or bool(((taken != 0) & (taken != 1)).any())):
-        raise ValueError(
-            f"cr_mask: found {taken.dtype} values; wanted booleans (of probabilities: probability >= threshold)"
-        )
-    return taken.astype(bool)
+    number, fewest = (_ANY_DETECTOR, ENOUGH) if detector is None else (detector, 1)
+    found = fit_frame(masked.height, masked.error, masked.unobserved, sources, number, model=psf, fewest=fewest)
+    return None if found is None else repair_stars(masked, sources, found.field, mesh), sources
 
 
 def _found(height: Any, noise: Any, mask: Any) -> tuple[Any, Any]:
@@ -306,26 +361,15 @@ def _given(sources: Any) -> tuple[Any, Any]:
         If they are neither a table with x and y, nor an array (n, 2). Places that are not finite are left out.
     """
     try:
-        x, y = sources["x"], sources["y"]
+        columns = [sources[name] for name in ("x", "y")]
     except (TypeError, KeyError, IndexError, ValueError):
-        pairs = np.asarray(_on_host(sources), dtype=np.float64)
+        pairs = take_column(sources, "sources", "pix")
         if pairs.size and (pairs.ndim != 2 or pairs.shape[1] != 2):
             raise ValueError(f"sources: found shape {pairs.shape}; wanted (n, 2), or a table with x and y") from None
-        x, y = pairs.reshape(-1, 2).T
-    y, x = (np.asarray(_on_host(place), dtype=np.float64) for place in (y, x))
+        columns = list(pairs.reshape(-1, 2).T)
+    x, y = (take_column(column, f"sources[{name!r}]", "pix") for name, column in zip("xy", columns, strict=True))
     known = np.isfinite(y) & np.isfinite(x)
     return y[known], x[known]
-
-
-def _on_host(array: Any) -> Any:
-    return array.detach().cpu().numpy() if kind_of(array) == "torch" else to_host(array)
-
-
-def _noise_variance(door: Any, error: Any, frame: Any, excluded: Any) -> Any:
-    if error is None:
-        return frame_variance(frame, excluded)
-    sigma = take_error(door, error, frame)
-    return sigma * sigma
 
 
 def _donor_noise(noise: Any, target: Any, donor: Any, largest_radius: int) -> Any:

@@ -24,7 +24,7 @@ from csstdask.cosmicray.inpaint import inpaint
 from csstdask.errors import InputError
 from csstdask.instrument import Instrument
 from csstdask.mock.recipe import Split
-from csstdask.nn.models import find_card
+from csstdask.nn.models import NO_PSF, find_card
 from csstdask.store.campaign import Campaign, UnitFacts, label_identity
 from csstdask.store.electrons import Electrons, electrons_of, read_electrons
 from csstdask.store.zarr_arrays import read_shard, store_kind
@@ -121,7 +121,7 @@ class KnownUnits:
 def _detected(unit: Electrons) -> npt.NDArray[np.float32]:
     """Return what hit pixels hold above their neighbours' median [e-], at least a trace; 0 of all others."""
     hit = np.asarray(detect(unit.data, unit.error, unit.ignore).mask)
-    below = np.asarray(inpaint(unit.data, hit, unit.error, unit.ignore, model="median").data)
+    below = np.asarray(inpaint(unit.data, hit, unit.error, unit.ignore, model="median", psf=NO_PSF).data)
     above = np.maximum(unit.data - below, np.float32(_TRACE))
     return np.where(hit, above, np.float32(0))
 

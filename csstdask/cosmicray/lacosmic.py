@@ -26,6 +26,6 @@ def lacosmic(view: View, parameters: dict[str, Any]) -> npt.NDArray[np.bool_]:
     """
     import astroscrappy  # noqa: PLC0415
 
-    variance = np.maximum(to_host(view.error) ** 2, _LEAST_VARIANCE, dtype=np.float32)
+    variance = np.maximum((to_host(view.error) * np.float32(view.excess)) ** 2, _LEAST_VARIANCE, dtype=np.float32)
     hit, _ = astroscrappy.detect_cosmics(to_host(view.data), invar=variance, gain=1.0, satlevel=np.inf, **parameters)
     return np.asarray(hit)

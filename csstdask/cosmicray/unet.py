@@ -97,6 +97,8 @@ class Seen:
             return (view.data[rows, columns] - np.float32(mean)) / np.float32(deviation)
         height = view.data[rows, columns] - view.mesh.background_at(rows, columns)
         noise = view.mesh.noise_at(rows, columns) if name == CHANNELS[0] else view.error[rows, columns]
+        if view.excess != 1:
+            noise = noise * np.float32(view.excess)
         return xp.arcsinh(height / xp.maximum(noise, _LEAST_NOISE))
 
 

@@ -31,6 +31,8 @@ class View:
     """float32 (y, x): 1 sigma of each pixel [e-]."""
     ignore: Any
     """bool (y, x)"""
+    excess: float = 1.0
+    """By which factor significance is lowered, because noise is correlated (`csstdask.arrays.correlation`)."""
 
 
 def view_frame(frame: Any, error: Any, ignore: Any, *, box: int = BOX, mesh: Mesh | None = None) -> View:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
 
+log = logging.getLogger("csstdask")
+
+#: Instructions for bfloat16 of processors, as PyTorch names them.
+_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 #: Of a network's arithmetic in training, and in inference.
 TrainingPrecision = Literal["float32", "bfloat16"]
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -35,6 +41,18 @@ def checked_device(name: str | None) -> str | None:
     return name
 
 
+@cache
+def has_bfloat16() -> bool:
+    """Tell whether this processor multiplies bfloat16 in one instruction; True where PyTorch cannot tell."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return not capabilities or any(capabilities.get(name) for name in _BFLOAT16)
+
+
+@cache
+def _warn_once() -> None:
+    log.warning("bfloat16 is emulated: this processor has no instructions for it, float32 would be faster")
+
+
 def check_precision(device: torch.device, precision: Precision) -> None:
     """Make sure that a device computes with a precision.
 
@@ -49,6 +67,8 @@ def check_precision(device: torch.device, precision: Precision) -> None:
     """
     if precision not in get_args(Precision):
         raise ValueError(f"precision: found {precision!r}; wanted one of {', '.join(get_args(Precision))}")
+    if device.type == "cpu" and precision == "bfloat16" and not has_bfloat16():
+        _warn_once()
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False

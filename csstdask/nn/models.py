@@ -13,6 +13,8 @@ from csstdask.nn.card import ModelCard, read_card
 DEFAULTS = {"cosmicray": "unet", "inpaint": "median", "psf": "principal"}
 #: The PSF model that learns from the stars at hand: its name, and the kind of cards like its own.
 EMPIRICAL = "empirical"
+#: What asks for no PSF at all: stars are then repaired as everything else.
+NO_PSF = "none"
 
 
 @functools.cache

@@ -10,12 +10,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from csstdask.errors import StoreError
-from csstdask.nn.models import find_card
+from csstdask.nn.models import NO_PSF, find_card
 from csstdask.store.zarr_arrays import open_group
 from csstdask.toml_file import read_toml, validated
-
-#: The model of a run that fits no PSF.
-NO_PSF = "none"
 
 
 class _Settings(BaseModel):

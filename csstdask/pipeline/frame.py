@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.arrays.correlation import noise_correlation
 from csstdask.arrays.mesh import Mesh
 from csstdask.cosmicray.inpaint import Fill, fill_from_neighbours
 from csstdask.instrument import Instrument, electrons_per_unit
@@ -22,6 +23,9 @@ from csstdask.nn.models import find_card
 from csstdask.pipeline.step import Table
 from csstdask.psf.frame import MaskedFrame
 from csstdask.store.campaign import UnitFacts
+
+#: Names of the flag bits of saturated pixels.
+SATURATED = ("saturated", "sat", "a_to_d_saturated")
 
 PlaneReader = Callable[[str], npt.NDArray[Any]]
 
@@ -40,6 +44,8 @@ class Repaired:
     """(y, x) Pixels that take no part."""
     repaired: npt.NDArray[np.bool_]
     """(y, x) Pixels whose value is an estimate."""
+    noise_excess: float = 1.0
+    """Factor on `noise` for the detection of sources, where noise is correlated."""
 
 
 class Frame:
@@ -85,6 +91,7 @@ class Frame:
         self._products: dict[str, npt.NDArray[Any]] = {}
         self._tables: dict[str, Table] = {}
         self._files: dict[str, bytes | None] = {}
+        self._ignore: npt.NDArray[np.bool_] | None = None
 
     @cached_property
     def data(self) -> npt.NDArray[np.float32]:
@@ -117,8 +124,8 @@ class Frame:
         return wht
 
     @cached_property
-    def ignore(self) -> npt.NDArray[np.bool_]:
-        """Return pixels that take no part: unusable by flag, weight or value.
+    def unusable(self) -> npt.NDArray[np.bool_]:
+        """Return pixels whose values say nothing of the sky: by flag, weight or value.
 
         A weight of 0 under an incoming cosmic-ray bit says what another pipeline believed about cosmic
         rays, and nothing about the pixel: it does not count.
@@ -127,6 +134,29 @@ class Frame:
         ignore |= ~np.isfinite(self._variance) & ~self.cr_mask_input
         ignore |= ~np.isfinite(self.data)
         return ignore
+
+    @cached_property
+    def saturated(self) -> npt.NDArray[np.bool_]:
+        """Return pixels that are unusable because they are saturated, and for no other reason by flag or value.
+
+        Their weight does not matter: many pipelines set it to 0 for saturation.
+        """
+        flags = self.instrument.flags
+        bits = flags.mask(*(name for name in SATURATED if name in flags.ignore_flags))
+        if not bits:
+            return np.zeros(self.flag.shape, dtype=bool)
+        found = ((self.flag & bits) != 0) & ((self.flag & flags.ignore_mask & ~bits) == 0)
+        return found & np.isfinite(self.data)
+
+    @property
+    def ignore(self) -> npt.NDArray[np.bool_]:
+        """Return pixels that take no part in the steps after detection.
+
+        They are the unusable ones but for saturated pixels that a cosmic ray has hit: those are repaired.
+        """
+        if self._ignore is None:
+            self._ignore = self.unusable & ~(self.saturated & self.product("cr_mask"))
+        return self._ignore
 
     @cached_property
     def error(self) -> npt.NDArray[np.float32]:
@@ -206,7 +236,8 @@ class Frame:
         mask = self.ignore | (hit & ~repaired)
         height[mask] = 0
         error[~np.isfinite(error)] = 0
-        return Repaired(height, error, mesh.noise_at(), mask, repaired)
+        excess = noise_correlation(self.data, mask | hit, mesh).excess()
+        return Repaired(height, error, mesh.noise_at(), mask, repaired, excess)
 
     def keep(
         self,
@@ -215,6 +246,8 @@ class Frame:
         files: Mapping[str, bytes | None] | None = None,
     ) -> None:
         """Keep what a step has made, for those after it; None marks a file that it has not made."""
+        if "cr_mask" in products:
+            self._ignore = None
         self._products.update(products)
         self._tables.update(tables or {})
         self._files.update(files or {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,18 @@ class PsfField:
     """(p k, p k)"""
     wavefront: Wavefront | None = None
     """What the stars show of it, where optics explain their PSFs."""
+    n_stars: int | None = None
+    """Number of stars that it rests on; None if unknown."""
+    misfit: float = 1.0
+    """How badly stars look like it: Q of `csstdask.psf.misfit`. Covariances contain it already."""
+    model: str = ""
+    """Name of the model that it was fitted with."""
+
+    def widened(self, misfit: float) -> PsfField:
+        """Return the field with sigmas multiplied by ``sqrt(max(1, misfit))``."""
+        factor = max(1.0, misfit) if np.isfinite(misfit) else 1.0
+        psfs = replace(self.psfs, own=self.psfs.own * factor, beyond=self.psfs.beyond * np.float32(factor))
+        return replace(self, psfs=psfs, covariance=self.covariance * factor, misfit=misfit)
 
     def __call__(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Images, Images]:
         """Return the PSF at places, and its sigma.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,10 @@ def write_field(field: PsfField, card: ModelCard) -> bytes:
         "shape": list(field.shape),
         "degree": psfs.degree,
     }
+    if field.n_stars is not None:
+        about["n_stars"] = field.n_stars
+    if np.isfinite(field.misfit):
+        about["misfit"] = field.misfit
     if field.wavefront is not None:
         about["orders"] = list(field.wavefront.orders)
         for name in ("coefficients", "sigma", "blur"):
@@ -102,9 +107,31 @@ def read_field(data: bytes, card: ModelCard) -> PsfField:
             parts = (tensors[f"wavefront.{name}"] for name in ("coefficients", "sigma", "blur"))
             wavefront = Wavefront(tuple(about["orders"]), *parts)
         rows, columns = about["shape"]
-        return PsfField(about["detector"], (rows, columns), psfs, tensors["amounts"], factor @ factor.T, wavefront)
+        return PsfField(
+            about["detector"],
+            (rows, columns),
+            psfs,
+            tensors["amounts"],
+            factor @ factor.T,
+            wavefront,
+            about.get("n_stars"),
+            about.get("misfit", float("nan")),
+            card.name,
+        )
     except (KeyError, ValueError, TypeError, struct.error, SafetensorError) as error:
         raise InputError("PSF field", f"a damaged file ({error})", "what the step psf wrote: run it again") from None
+
+
+def card_of(data: bytes, cards: Iterable[ModelCard]) -> ModelCard:
+    """Return the card that a stored field was fitted with; InputError if it is none of these."""
+    try:
+        identity = _metadata(data)["model"]
+    except (KeyError, ValueError, TypeError, struct.error) as error:
+        raise InputError("PSF field", f"a damaged file ({error})", "what the step psf wrote: run it again") from None
+    for card in cards:
+        if card.identity == identity:
+            return card
+    raise InputError("PSF field", f"model {identity[:12]}", "one that this run uses: run the step psf again")
 
 
 def _known(card: ModelCard, detector: int) -> PrincipalPsfs:
@@ -153,7 +180,8 @@ def _psfs(about: dict[str, Any], tensors: Tensors, card: ModelCard) -> Principal
         images = _doubled("images", tensors)
         return PrincipalPsfs(tensors["mean"], images, tensors["field"], own, no_colour, own, about["degree"], beyond)
     known = _known(card, about["detector"])
+    own = known.own * max(1.0, about.get("misfit", 1.0))  # as `PsfField.widened` has it
     mean = known.mean + _doubled("mean_change", tensors)
     return PrincipalPsfs(
-        mean, known.images, known.field, known.own, known.colour_field, known.own_beside_colour, known.degree, beyond
+        mean, known.images, known.field, own, known.colour_field, known.own_beside_colour, known.degree, beyond
     )

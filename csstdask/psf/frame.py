@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.arrays.correlation import noise_correlation
 from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.sources import measure_sources
 from csstdask.arrays.stamps import cut_stamps, middles
@@ -17,7 +18,7 @@ from csstdask.nn.models import EMPIRICAL, find_card
 from csstdask.psf.field import PsfField
 from csstdask.psf.fit import FieldFit
 from csstdask.psf.pixels import phase_of
-from csstdask.psf.reconstruct import SIZE, bands_of, check_detector, fit_detector, kind_of_card
+from csstdask.psf.reconstruct import SIZE, bands_of, check_detector, fit_judged, kind_of_card
 from csstdask.psf.selection import Selection, select_stars
 from csstdask.psf.stars import FITTED, fit_stars
 
@@ -27,6 +28,9 @@ Mask = npt.NDArray[np.bool_]
 
 #: Stars that a field is fitted to, the brightest of a frame: more tell little that these do not.
 MOST = 1200
+#: Stars from which a PSF is learnt without being asked for: of fewer it is uncertain that their sizes are those of
+#: stars (`csstdask.psf.selection`). In mock frames with 14 stars and more, repair by such a PSF always beat the median.
+ENOUGH = 10
 #: How well places are known of stars that are fitted together, and of one alone; and the width under which moments are
 #: taken, one sigma [pixel].
 _PLACES, _PLACE, _WEIGHT = 0.05, 0.1, 1.5
@@ -63,6 +67,8 @@ class MaskedFrame:
     """(y, x) Pixels that hold an estimate: no observation."""
     unusable: Mask
     """(y, x) Ignored pixels, and hit ones that could not be estimated."""
+    noise_excess: float = 1.0
+    """Factor on `noise` for the detection of sources, where noise is correlated."""
 
     @classmethod
     def of(
@@ -74,7 +80,8 @@ class MaskedFrame:
         height[unusable] = 0
         error = np.sqrt(variance, dtype=np.float32)
         error[~np.isfinite(error)] = 0
-        return cls(height, error, mesh.noise_at(), hit & ~unusable, unusable)
+        excess = noise_correlation(filled, hit | unusable, mesh).excess()
+        return cls(height, error, mesh.noise_at(), hit & ~unusable, unusable, excess)
 
     @property
     def unobserved(self) -> Mask:
@@ -83,7 +90,7 @@ class MaskedFrame:
 
     def measure_sources(self) -> dict[str, npt.NDArray[Any]]:
         """Find and measure the sources of the frame."""
-        return measure_sources(self.height, self.error, self.noise, self.unusable)
+        return measure_sources(self.height, self.error, self.noise, self.unusable, noise_excess=self.noise_excess)
 
 
 def knows_band(instrument: str, detector: int, band: str | None = None, model: str = "default") -> bool:
@@ -115,6 +122,7 @@ def fit_frame(
     *,
     model: str = "default",
     least_snr: float = 30.0,
+    fewest: int = 1,
 ) -> FramePsf | None:
     """Fit the PSF of a frame to its stars.
 
@@ -134,11 +142,14 @@ def fit_frame(
         As `csstdask.psf.reconstruct` takes it.
     least_snr : float
         Of a star.
+    fewest : int
+        Least number of stars.
 
     Returns
     -------
     FramePsf or None
-        None where no star tells it.
+        None where fewer stars show it. The field was fitted with ``field.model``: the requested one, or ``empirical``
+        in place of ``default`` where stars look more like that (`csstdask.psf.reconstruct`).
 
     Raises
     ------
@@ -152,11 +163,12 @@ def fit_frame(
     selection = select_stars(sources, height.shape, least_snr=least_snr)
     x, y, flux = (np.asarray(sources[name], dtype=np.float64) for name in ("x", "y", "flux"))
     stars = np.flatnonzero(selection.fitted)
-    if not len(stars):
+    if len(stars) < max(fewest, 1):
         return None
     fitted = np.sort(stars[np.argsort(-flux[stars], kind="stable")[:MOST]])
     given = *stamps_of(height, error, mask, x[fitted], y[fitted]), x[fitted], y[fitted]
-    fit, field = fit_detector(card, detector, *given, shape=(height.shape[0], height.shape[1]), place=_PLACES)
+    shape = height.shape[0], height.shape[1]
+    fit, field = fit_judged(card, detector, *given, shape=shape, place=_PLACES, fall_back=model == "default")
     if not fit.used.any():
         return None
     return FramePsf(field, fit, selection, fitted)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.namespace import kind_of, namespace_of, open_door, to_host
+from csstdask.arrays.adapter import adapt, take_column
+from csstdask.arrays.namespace import namespace_of, to_host
 from csstdask.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.nn.card import ModelCard
@@ -17,9 +19,12 @@ from csstdask.psf.colour import colour_of
 from csstdask.psf.empirical import Smoothness, learn_from_stars
 from csstdask.psf.field import PsfField, check_places, half_pixels, on_unit
 from csstdask.psf.fit import PLACE, FieldFit, fit_field
+from csstdask.psf.misfit import MISFIT, misfit_of
 from csstdask.psf.optics import FourierOptics
 from csstdask.psf.pixels import phase_of
 from csstdask.psf.principal import polynomials, principal_psfs, with_colour
+
+log = logging.getLogger("csstdask")
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
@@ -32,23 +37,28 @@ _RIM = 3
 _LEAST_ERROR = 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reconstruction:
     """PSFs at n stars.
 
     Attributes
     ----------
     image : float32 array (n, 64, 64)
-        Effective PSF (native pixel included) at half-pixel sampling, centred on ``[32, 32]``; sums to 1.
+        Effective PSF (native pixel included) at half-pixel sampling, centred on ``[32, 32]``; sums to 1. NaN for stamps
+        without a usable pixel: ask the detector's field for the PSF there.
     sigma : float32 array (n, 64, 64)
-        One sigma of each of its pixels.
+        One sigma of each of its pixels; inf for stamps without a usable pixel.
     chi2 : float64 array (n,)
-        Of each star's pixels beside what was fitted, a degree of freedom.
+        Of each star's pixels compared with the fit, per degree of freedom; NaN for stamps without a usable pixel.
     used : bool array (n,)
-        Whether the star took part in what its detector's stars say together: blends and galaxies do not.
+        Whether the star took part in the field of its detector: blends, galaxies and empty stamps do not.
     fields : dict
-        `PsfField` of each detector, which answers at any place.
+        `PsfField` of each detector with a usable pixel, which gives the PSF at any place.
     model : ModelCard
+        The requested one. The name of the one that was used is that of each field.
+    n_stars : dict
+        Number of stars that each detector's field rests on. With one star, sigmas are mostly those that the model
+        expects of telescopes; a warning says so.
     """
 
     image: Any
@@ -57,6 +67,19 @@ class Reconstruction:
     used: npt.NDArray[np.bool_]
     fields: dict[int, PsfField]
     model: ModelCard
+    n_stars: dict[int, int] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Return one line: how many stars, and how well the PSF is known."""
+        image, sigma = (_host(plane) for plane in (self.image, self.sigma))
+        known = np.isfinite(sigma).all(axis=(1, 2)) if len(sigma) else np.zeros(0, dtype=bool)
+        at_peak = sigma[known][:, 32, 32] / image[known][:, 32, 32] if known.any() else np.array([np.inf])
+        models = sorted({one.model for one in self.fields.values()}) or [self.model.name]
+        counts = ", ".join(f"{detector}: {number}" for detector, number in self.n_stars.items()) or "none"
+        return (
+            f"Reconstruction({len(self.chi2)} stars, model {' and '.join(models)}, n_stars {{{counts}}}, "
+            f"sigma / image at the centre {np.median(at_peak):.2g})"
+        )
 
 
 def reconstruct(
@@ -71,6 +94,7 @@ def reconstruct(
     model: str = "default",
     shape: tuple[int, int] | None = None,
     device: Any = None,
+    empty: Literal["unknown", "expected"] = "unknown",
 ) -> Reconstruction:
     """Reconstruct the PSF at each of some stars; by the default model those of one detector lean on each other.
 
@@ -80,7 +104,8 @@ def reconstruct(
     Parameters
     ----------
     stamps : array (n, 32, 32)
-        Of stars, of any flux and unit, on a sky that is constant or gone. Pixel ``[16, 16]`` is the detector's pixel
+        Of stars, of any flux and unit, on a sky that is constant or gone. Masks, units and uncertainties are used as in
+        `csstdask.cosmicray.detect`; a list of ``CCDData`` is accepted, too. Pixel ``[16, 16]`` is the detector's pixel
         ``[floor(y + 0.5), floor(x + 0.5)]``.
     detector : int array (n,)
         Ids, as the model's instrument has them; of ``empirical`` any.
@@ -101,6 +126,9 @@ def reconstruct(
     device : optional
         Of a network, ``cpu`` or ``cuda``. The fit of the default model runs on the host, wherever it is asked to: a few
         seconds for a thousand stars.
+    empty : str
+        What to return for stamps without a usable pixel: ``unknown`` is NaN with sigma inf; ``expected`` is what the
+        model and the other stars of the detector let expect there, with its sigma.
 
     Returns
     -------
@@ -112,26 +140,35 @@ def reconstruct(
     ValueError
         If shapes differ, `shape` is none, a place is not finite or off its detector, or the model or a detector is
         unknown.
+    TypeError
+        If `error` has a unit that does not convert to that of the stamps, or an array carries something that would be
+        lost.
     InputError
         If the model's card or weights cannot be used, or nobody says how large the detectors are.
+
+    Notes
+    -----
+    Stars of a telescope that the model does not know are recognised by their stacked residuals
+    (`csstdask.psf.misfit`): ``default`` then gives way to ``empirical``, with a warning, where that fits better. Sigmas
+    of simulated models are multiplied by ``sqrt(max(1, misfit))``; ``fields[detector]`` has the ``misfit``, and the
+    name of the ``model`` that was used.
     """
     card = find_card("psf", model)
     by_network = kind_of_card(card) == "psfnet"
     if shape is not None:
         shape = _shape(shape)
-    door = open_door(stamps, stamps=True)
-    given = door.take(stamps)
-    pixels = to_host(given).astype(np.float64)
+    given = adapt(stamps, error, mask, stamps=True)
+    pixels = to_host(given.data).astype(np.float64)
     if pixels.shape[1:] != (SIZE, SIZE):
         raise ValueError(f"stamps: found shape {pixels.shape}; wanted (n, {SIZE}, {SIZE})")
     n = len(pixels)
-    ids, across, down = (_column(name, one, n) for name, one in (("detector", detector), ("x", x), ("y", y)))
+    ids = _column("detector", detector, n)
+    across, down = (_column(name, one, n, "pix") for name, one in (("x", x), ("y", y)))
     if (ids != np.rint(ids)).any():
         raise ValueError(f"detector: found {ids[ids != np.rint(ids)][0]}; wanted ids, whole numbers")
     numbers = ids.astype(np.int64)
-    if mask is not None:
-        pixels = np.where(_plane("mask", door.take(mask, bool), pixels.shape), np.nan, pixels)
-    sigma_of = _error(pixels, None if error is None else _plane("error", door.take(error), pixels.shape))
+    pixels[to_host(given.ignore)] = np.nan
+    sigma_of = _error(pixels, None if given.error is None else to_host(given.error))
     ignored = ~np.isfinite(pixels) | ~np.isfinite(sigma_of) | (sigma_of <= 0)
     # Any flux and unit: errors of the order of one, or squares of them would leave single precision.
     unit = np.ma.filled(np.ma.median(np.ma.masked_array(sigma_of, ignored).reshape(n, SIZE**2), axis=1), 1.0)
@@ -147,14 +184,22 @@ def reconstruct(
         alone = psfs_by_network(card, scaled, variance, numbers, across, down, shape, device)
         found = Reconstruction(*alone, np.zeros(n, dtype=bool), {}, card)
     else:
-        heat = None if temperature is None else _column("temperature", temperature, n)
+        heat = None if temperature is None else _column("temperature", temperature, n, "K")
         if heat is not None and (heat <= 0).any():
             raise ValueError(f"temperature: found {heat[heat <= 0][0]:g}; wanted kelvins above 0")
-        found = _by_fields(card, scaled, variance, numbers, across, down, heat, shape)
-        if error is None:
+        found = _by_fields(
+            card, scaled, variance, numbers, across, down, heat, shape,
+            fall_back=model == "default", noise_known=given.error is not None,
+        )  # fmt: skip
+        if given.error is None:
             scatter = np.sqrt(np.fmax(found.chi2, 1.0))[:, None, None].astype(np.float32)
             found = replace(found, sigma=found.sigma * scatter)
-    image, sigma = (door.give(namespace_of(given).asarray(plane)) for plane in (found.image, found.sigma))
+    blank = ignored.all(axis=(1, 2))
+    if blank.any():
+        found = replace(found, used=found.used & ~blank, chi2=np.where(blank, np.nan, found.chi2))
+        if empty == "unknown":
+            found.image[blank], found.sigma[blank] = np.nan, np.inf
+    image, sigma = (given.door.give(namespace_of(given.data).asarray(plane)) for plane in (found.image, found.sigma))
     return replace(found, image=image, sigma=sigma)
 
 
@@ -167,21 +212,30 @@ def _by_fields(
     y: Float,
     temperature: Float | None,
     shape: tuple[int, int] | None,
+    *,
+    fall_back: bool,
+    noise_known: bool,
 ) -> Reconstruction:
     """Fit all stars of a detector at once, detector by detector."""
     n = len(pixels)
     image, sigma = np.empty((n, 64, 64), np.float32), np.empty((n, 64, 64), np.float32)
     chi2, used = np.full(n, np.nan), np.zeros(n, dtype=bool)
     fields: dict[int, PsfField] = {}
+    n_stars: dict[int, int] = {}
     for one in np.unique(detector).tolist():
         some = np.flatnonzero(detector == one)
         stars = pixels[some], variance[some], x[some], y[some]
         heat = None if temperature is None else temperature[some]
-        fit, field = fit_detector(card, one, *stars, shape=shape, temperature=heat)
+        fit, fitted = fit_judged(
+            card, one, *stars, shape=shape, temperature=heat, fall_back=fall_back, noise_known=noise_known
+        )
         image[some], sigma[some] = half_pixels(fit.psfs, fit.amounts, fit.spread)
+        if fitted.misfit > 1 and fitted.model != EMPIRICAL:
+            sigma[some] *= np.float32(np.sqrt(fitted.misfit))
         chi2[some], used[some] = fit.chi2, fit.used
-        fields[one] = field
-    return Reconstruction(image, sigma, chi2, used, fields, card)
+        if np.isfinite(stars[1]).any():
+            fields[one], n_stars[one] = fitted, fitted.n_stars or 0
+    return Reconstruction(image, sigma, chi2, used, fields, card, n_stars)
 
 
 def fit_detector(
@@ -250,7 +304,72 @@ def fit_detector(
     psfs = replace(psfs, mean=fit.psfs.mean, beyond=fit.psfs.beyond)  # as the wavefront tells them
     terms = len(psfs.field)  # those of the place alone
     covariance = fit.covariance[: terms * len(psfs), : terms * len(psfs)]
-    return fit, PsfField(detector, shape, psfs, fit.field[:terms], covariance, fit.wavefront)
+    n_stars = int((fit.used & np.isfinite(variance).any(axis=(1, 2))).sum())
+    if n_stars == 1:
+        log.warning(
+            "the PSF of detector %d rests on 1 star: it is mostly what %s expects, and its sigma says how well"
+            " that is known",
+            detector, card.name,
+        )  # fmt: skip
+    return fit, PsfField(detector, shape, psfs, fit.field[:terms], covariance, fit.wavefront, n_stars, model=card.name)
+
+
+def fit_judged(
+    card: ModelCard,
+    detector: int,
+    pixels: npt.NDArray[np.float32],
+    variance: npt.NDArray[np.float32],
+    x: Float,
+    y: Float,
+    *,
+    fall_back: bool,
+    shape: tuple[int, int] | None = None,
+    temperature: Float | None = None,
+    place: float = PLACE,
+    noise_known: bool = True,
+) -> tuple[FieldFit, PsfField]:
+    """Fit the stars of one detector, and see whether they look like the result (`csstdask.psf.misfit`).
+
+    Sigmas of the field are widened by the misfit. Where it exceeds `MISFIT`, a warning is given.
+
+    Parameters
+    ----------
+    fall_back : bool
+        Whether ``empirical`` takes the place of a model that the stars do not look like, if they look more like that.
+        A warning says so.
+    noise_known : bool
+        Whether variances are measured: otherwise the misfit is relative to the scatter of single stars.
+    card, detector, pixels, variance, x, y, shape, temperature, place
+        As `fit_detector` takes them.
+    """
+    stars = pixels, variance, x, y
+
+    def judged(one: ModelCard, **more: Any) -> tuple[FieldFit, PsfField]:
+        fit, field = fit_detector(one, detector, *stars, place=place, **more)
+        # If hardly any star looks like one, it is the model that is wrong.
+        which = fit.used if fit.used.sum() * 2 > np.isfinite(fit.chi2).sum() else np.isfinite(fit.chi2)
+        misfit = misfit_of(field, pixels[which], variance[which], x[which], y[which])
+        if not noise_known:
+            misfit /= max(1.0, float(np.median(fit.chi2[which]))) if which.any() else 1.0
+        return fit, replace(field, misfit=misfit) if kind_of_card(one) == EMPIRICAL else field.widened(misfit)
+
+    fit, field = judged(card, shape=shape, temperature=temperature)
+    if field.misfit > MISFIT and fall_back and kind_of_card(card) != EMPIRICAL:
+        other = judged(find_card("psf", EMPIRICAL), shape=field.shape)
+        if other[1].misfit < field.misfit and other[0].used.any():
+            log.warning(
+                "the stars of detector %d do not look like the telescope of %s (misfit %.1f; 1 is noise): their PSF was"
+                " learnt by empirical instead (misfit %.1f)",
+                detector, card.name, field.misfit, other[1].misfit,
+            )  # fmt: skip
+            return other
+    if field.misfit > MISFIT and kind_of_card(card) != EMPIRICAL:
+        log.warning(
+            "the stars of detector %d do not look like the PSF of %s (misfit %.1f; 1 is noise): its sigmas are"
+            " multiplied by %.1f",
+            detector, card.name, field.misfit, np.sqrt(field.misfit),
+        )  # fmt: skip
+    return fit, field
 
 
 def kind_of_card(card: ModelCard) -> str:
@@ -319,21 +438,18 @@ def _shape(shape: Any) -> tuple[int, int]:
     return int(found[0]), int(found[1])
 
 
-def _column(name: str, values: Any, n: int) -> Float:
+def _host(array: Any) -> npt.NDArray[Any]:
+    return np.asarray(array.detach().cpu().numpy() if hasattr(array, "detach") else to_host(array))
+
+
+def _column(name: str, values: Any, n: int, unit: str | None = None) -> Float:
     """Return a column of n numbers on the host."""
-    column = np.asarray(values.detach().cpu().numpy() if kind_of(values) == "torch" else to_host(values), dtype=float)
+    column = take_column(values, name, unit)
     if column.shape != (n,):
         raise ValueError(f"{name}: found shape {column.shape}; wanted ({n},)")
     if not np.isfinite(column).all():
-        raise ValueError(f"{name}: found a value that is not finite")
+        raise ValueError(f"{name}: found a value that is not finite, or masked")
     return column
-
-
-def _plane(name: str, values: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Return an array of the stamps' shape on the host."""
-    if values.shape != shape:
-        raise ValueError(f"{name}: found shape {values.shape}; wanted that of stamps, {shape}")
-    return to_host(values)
 
 
 def _error(pixels: Float, error: npt.NDArray[Any] | None) -> Float:

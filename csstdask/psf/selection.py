@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
+from csstdask.arrays.adapter import take_column
 from csstdask.errors import InputError
 
 log = logging.getLogger("csstdask")
@@ -93,8 +94,12 @@ def select_stars(
     present = getattr(sources, "colnames", sources)  # an astropy table, or any mapping
     if absent := [name for name in wanted if name not in present]:
         raise InputError("sources", f"no column {', '.join(absent)}", f"a source table with {', '.join(wanted)}")
-    x, y, flux, error, radius, ellipticity = (np.asarray(sources[name], dtype=float) for name in _COLUMNS[:-1])
-    flag = np.asarray(sources["flag"]).astype(np.int64)
+    units = {"x": "pix", "y": "pix", "half_light_radius": "pix"}  # of other columns, any
+    x, y, flux, error, radius, ellipticity = (
+        take_column(sources[name], name, units.get(name)) for name in _COLUMNS[:-1]
+    )
+    flags = take_column(sources["flag"], "flag")
+    flag = np.where(np.isfinite(flags), flags, _OVERFLOWN).astype(np.int64)  # unknown: not trusted
     snr = np.divide(flux, error, out=np.zeros_like(flux), where=error > 0)
     half = stamp // 2
     inside = (x >= half) & (y >= half) & (x < shape[1] - half) & (y < shape[0] - half)
@@ -102,7 +107,7 @@ def select_stars(
         "faint": ~(snr >= least_snr),
         "beside the edge": ~inside,
         "flagged": (flag & (_BLENDED | _CUT | _OVERFLOWN)) != 0,
-        "saturated": np.zeros(len(x), bool) if full is None else np.asarray(sources["peak"], dtype=float) >= full,
+        "saturated": np.zeros(len(x), bool) if full is None else ~(take_column(sources["peak"], "peak") < full),
         "long": ~(ellipticity <= most_ellipticity),
         "not alone": ~_alone(x, y, flux, separation, neighbour),
     }

@@ -73,15 +73,58 @@ def test_tensors_come_back_as_tensors_and_without_error_the_rim_tells(psf_stars,
     assert errors_of(found.image.numpy(), stars.truth)["psnr"].mean() > 50
 
 
-def test_nothing_seen_is_nothing_known(psf_stars, psf_model):
-    """All pixels ignored: what is believed of telescopes is told, and told to be uncertain."""
-    stars = psf_stars.take(slice(0, 3))
-    args = (stars.stamps, np.full(3, 7), stars.x, stars.y)
-    blind = csstdask.psf.reconstruct(*args, mask=np.ones_like(stars.mask), model=str(psf_model))
-    seen = csstdask.psf.reconstruct(*args, error=stars.error, model=str(psf_model))
-    assert np.isfinite(blind.image).all()
-    assert errors_of(blind.image, stars.truth)["psnr"].mean() < errors_of(seen.image, stars.truth)["psnr"].mean() - 3
-    assert (blind.sigma.sum() > 2 * seen.sigma.sum()).all()
+@pytest.mark.parametrize("way", ["masked", "NaN", "no error"])
+def test_nothing_seen_is_nothing_known(psf_stars, psf_model, way):
+    """Stamps without a usable pixel: not used, sigma inf, no PSF from nothing; the field still answers there."""
+    stars = psf_stars.take(slice(0, 8))
+    mask, stamps, error = stars.mask.copy(), stars.stamps.copy(), stars.error.copy()
+    {"masked": mask, "NaN": stamps, "no error": error}[way][2:4] = {"masked": True, "NaN": np.nan, "no error": 0}[way]
+    args = np.full(8, 7), stars.x, stars.y
+    found = csstdask.psf.reconstruct(stamps, *args, error=error, mask=mask, model=str(psf_model))
+    empty = np.isin(np.arange(8), [2, 3])
+    assert np.isinf(found.sigma[empty]).all()
+    assert np.isnan(found.image[empty]).all()
+    assert np.isnan(found.chi2[empty]).all()
+    assert not found.used[empty].any()
+    assert np.isfinite(found.sigma[~empty]).all()
+    assert np.isfinite(found.fields[7](stars.x[empty], stars.y[empty])[1]).all()
+    expected = csstdask.psf.reconstruct(stamps, *args, error=error, mask=mask, model=str(psf_model), empty="expected")
+    assert np.isfinite(expected.sigma).all()
+    assert not expected.used[empty].any()
+    assert np.allclose(expected.image[~empty], found.image[~empty])
+
+
+@pytest.mark.parametrize("model", ["empirical", "principal", "psfnet"])
+@pytest.mark.parametrize("value", [np.nan, 0.0])
+def test_only_empty_stamps(psf_model, model, value):
+    """No field either; stamps that are 0 everywhere have no noise, so no pixel of theirs is usable."""
+    place = np.array([500.0, 700.0])
+    card = str(psf_model) if model == "principal" else model
+    found = csstdask.psf.reconstruct(np.full((2, 32, 32), value), [7, 7], place, place, model=card, shape=(1200, 1200))
+    assert np.isinf(found.sigma).all()
+    assert not found.used.any()
+    assert found.fields == {}
+    assert "inf" in repr(found)
+
+
+def test_a_psf_of_one_star_says_so(psf_stars, psf_model, caplog):
+    """Its sigma is wider than that of many stars, the result shows their number, and a warning is given."""
+    args = {"error": psf_stars.error, "mask": psf_stars.mask}
+    one = {name: plane[:1] for name, plane in args.items()}
+    alone = csstdask.psf.reconstruct(
+        psf_stars.stamps[:1], [7], psf_stars.x[:1], psf_stars.y[:1], model=str(psf_model), **one
+    )
+    assert "of detector 7 rests on 1 star" in caplog.text
+    assert alone.n_stars == {7: 1}
+    assert "n_stars {7: 1}" in repr(alone)
+    caplog.clear()
+    together = csstdask.psf.reconstruct(
+        psf_stars.stamps, np.full(len(psf_stars.x), 7), psf_stars.x, psf_stars.y, model=str(psf_model), **args
+    )
+    assert "rests on" not in caplog.text
+    assert together.n_stars[7] == together.used.sum() > 40
+    assert together.fields[7].n_stars == together.n_stars[7]
+    assert together.sigma[0].sum() < alone.sigma[0].sum()
 
 
 @pytest.mark.parametrize(
@@ -135,7 +178,8 @@ def test_stamps_without_noise_need_no_error(psf_stars, psf_model):
     assert errors_of(found.image, stars.truth)["psnr"][:9].mean() > 45
     assert np.isnan(found.chi2[9])
     assert not found.used[9]
-    assert np.isfinite(found.sigma).all()
+    assert np.isfinite(found.sigma[:9]).all()
+    assert np.isinf(found.sigma[9]).all()
 
 
 def test_no_stars_are_no_error(psf_model):

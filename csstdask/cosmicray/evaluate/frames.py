@@ -30,6 +30,7 @@ from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS, Bool, Case, Float
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe, render_unit
 from csstdask.mock.catalogue import Catalogue
+from csstdask.nn.models import NO_PSF
 
 Result = TypeVar("Result")
 Announce = Callable[[str], None]
@@ -382,7 +383,7 @@ class _Stars:
     def measure(self, name: str, found: Bool, gallery: list[dict[str, Any]]) -> None:
         """Measure on the frame that a method's mask was repaired on, and keep the oddest star for a gallery."""
         case = self.known.case
-        fixed = np.asarray(inpaint(case.data, found, case.error, case.ignore, model="median").data)
+        fixed = np.asarray(inpaint(case.data, found, case.error, case.ignore, model="median", psf=NO_PSF).data)
         flux = self._aperture(fixed)
         self.columns[name] = flux
         clean = self.columns["clean"]

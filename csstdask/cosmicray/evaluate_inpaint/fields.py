@@ -41,6 +41,7 @@ from csstdask.cosmicray.evaluate_inpaint.science import CLEAN
 from csstdask.cosmicray.inpaint import inpaint
 from csstdask.cosmicray.scoring import Bool, Float
 from csstdask.mock import Recipe
+from csstdask.nn.models import NO_PSF
 from csstdask.psf.frame import knows_band
 
 Column = npt.NDArray[np.float64]
@@ -172,7 +173,8 @@ def _treatments(known: Known, models: Sequence[str], detector: int | None) -> di
         DROPPED: _Frame(case.data, case.ignore | hit, error, nothing),
     }
     for name, (model, by_psf) in ways_of(models, psf=detector is not None).items():
-        fixed = inpaint(case.data, hit, case.error, case.ignore, model=model, detector=detector if by_psf else None)
+        psf = None if by_psf else NO_PSF
+        fixed = inpaint(case.data, hit, case.error, case.ignore, model=model, detector=detector, psf=psf)
         variance = np.asarray(fixed.variance)
         repaired = hit & np.isfinite(variance)
         frames[name] = _Frame(

@@ -14,7 +14,7 @@ import torch
 from csstdask.cosmicray.inpaint import inpaint
 from csstdask.cosmicray.scoring import Bool, Float
 from csstdask.errors import InputError
-from csstdask.nn.models import find_card
+from csstdask.nn.models import NO_PSF, find_card
 from csstdask.quiet import no_warnings
 
 #: Radius of what Telea's and the Navier-Stokes fill look at, and width of the interpolating kernel [pixel].
@@ -45,8 +45,8 @@ def ours(model: str, *, by_psf: bool = False) -> Filler:
     """Return a method of this package: ``median``, or a network by its name or card; perhaps stars by their PSF."""
 
     def fill(frame: Damaged, hit: Bool) -> tuple[Float, Float | None]:
-        detector = frame.detector if by_psf else None
-        fixed = inpaint(frame.data, hit, frame.error, frame.ignore, model=model, detector=detector)
+        psf = None if by_psf else NO_PSF
+        fixed = inpaint(frame.data, hit, frame.error, frame.ignore, model=model, detector=frame.detector, psf=psf)
         return np.asarray(fixed.data), np.asarray(fixed.variance)
 
     return fill

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 def measure_background(frame: Frame, config: RunConfig) -> Output:
     """Measure the mesh of a frame."""
     from csstdask.arrays.background import measure
+    from csstdask.arrays.correlation import noise_correlation
 
-    mesh = measure(frame.data, frame.ignore, box=config.background.box)
+    mesh = measure(frame.data, frame.unusable, box=config.background.box)
     scale = np.float32(frame.scale)
     level, noise = mesh.background / scale, mesh.noise / scale
     known = bool(np.isfinite(level).all())
@@ -26,7 +27,8 @@ def measure_background(frame: Frame, config: RunConfig) -> Output:
         metrics={
             "sky_level": float(np.median(level)) if known else None,
             "sky_noise": float(np.median(noise)) if known else None,
-            "n_ignored_pixels": int(frame.ignore.sum()),
+            "noise_correlation": noise_correlation(frame.data, frame.unusable, mesh).mean if known else None,
+            "n_ignored_pixels": int(frame.unusable.sum()),
         },
     )
 
@@ -35,7 +37,7 @@ BACKGROUND = Step(
     name="background",
     requires=(),
     kinds=frozenset({"imaging", "slitless", "dark"}),
-    numerics_version=4,
+    numerics_version=5,
     body=measure_background,
     settings=lambda config: config.background.model_dump(),
     model=lambda _: None,
@@ -43,6 +45,6 @@ BACKGROUND = Step(
         Product("background", "float32", float("nan"), 1, grid="mesh", long_name="sky at box centres"),
         Product("noise", "float32", float("nan"), 1, grid="mesh", long_name="1 sigma of the sky at box centres"),
     ),
-    metrics=("sky_level", "sky_noise", "n_ignored_pixels"),
+    metrics=("sky_level", "sky_noise", "noise_correlation", "n_ignored_pixels"),
     cost=lambda _config, _instrument: Cost(seconds_per_mpix=0.05, bytes_per_pixel=22.0),
 )

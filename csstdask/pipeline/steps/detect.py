@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from csstdask.instrument import Instrument
 from csstdask.nn.models import find_card
@@ -26,10 +31,11 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
     from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS
 
     settings = config.detect
+    saturation = Saturation.of(frame)
     found = detect(
         frame.data,
         frame.error,
-        frame.ignore,
+        frame.unusable if saturation is None else frame.unusable & ~saturation.candidate,
         detector=frame.facts.detector,
         threshold=settings.threshold,
         model=settings.model,
@@ -38,20 +44,50 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
         precision=settings.precision,
         mesh=frame.mesh,
     )
-    usable = int(found.mask.size - frame.ignore.sum())
-    count = int(found.mask.sum())
-    events = int(label(found.mask, EIGHT_NEIGHBOURS)[1])
-    theirs = frame.cr_mask_input & ~frame.ignore
+    hit = found.mask if saturation is None else saturation.added_to(found.mask)
+    usable = int(hit.size - (frame.unusable & ~hit).sum())
+    count = int(hit.sum())
+    events = int(label(hit, EIGHT_NEIGHBOURS)[1])
+    theirs = frame.cr_mask_input & ~frame.unusable
     return Output(
-        arrays={"cr_mask": found.mask},
+        arrays={"cr_mask": hit},
         metrics={
             "n_cr_pixels": count,
             "n_cr_events": events,
             "cr_fraction": count / usable if usable else None,
+            "n_cr_saturated_pixels": int((hit & frame.saturated).sum()),
             "n_cr_input_pixels": int(theirs.sum()),
-            "n_cr_both_pixels": int((found.mask & theirs).sum()),
+            "n_cr_both_pixels": int((hit & theirs).sum()),
         },
     )
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """What is known of a frame's saturated pixels before and after detection."""
+
+    candidate: npt.NDArray[np.bool_]
+    """(y, x) Saturated pixels that no star's light surrounds: detection looks at them."""
+    added_to: Callable[[npt.NDArray[np.bool_]], npt.NDArray[np.bool_]]
+    """Add the saturated pixels of cosmic rays to those that detection has flagged."""
+
+    @classmethod
+    def of(cls, frame: Frame) -> Saturation | None:
+        """Judge the saturated pixels of a frame; None if there are none, or its sky is unknown."""
+        from csstdask.cosmicray.saturation import candidates, enclosed
+
+        saturated, mesh = frame.saturated, frame.mesh
+        if not saturated.any() or not np.isfinite(mesh.background).all():
+            return None
+        unusable = frame.unusable & ~saturated
+        candidate = candidates(frame.data - mesh.background_at(), mesh.noise_at(), saturated, unusable)
+
+        def added_to(hit: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+            # Both planes are made anew: a network needs the memory in between.
+            height, noise = frame.data - mesh.background_at(), mesh.noise_at()
+            return enclosed(height, noise, hit, saturated, candidate, unusable)
+
+        return cls(candidate, added_to)
 
 
 def resolved_threshold(config: RunConfig) -> float | None:
@@ -68,7 +104,7 @@ def cost_of_detection(config: RunConfig, _instrument: Instrument) -> Cost:
     share = _SHARE_OF_DEFAULT.get(card.name, 1.0)
     return Cost(
         seconds_per_mpix=share * _SECONDS_PER_MPIX[config.detect.precision],
-        bytes_per_pixel=33.0,
+        bytes_per_pixel=37.0,
         fixed_bytes=340 << 20,
         buffer_bytes_per_pixel=105.0,
         buffer_pixels=5_000_000,
@@ -92,12 +128,19 @@ DETECT = Step(
     name="detect",
     requires=("background",),
     kinds=frozenset({"imaging", "slitless", "dark"}),
-    numerics_version=10,
+    numerics_version=11,
     body=detect_cosmic_rays,
     settings=decisive_settings,
     model=lambda config: find_card("cosmicray", config.detect.model).identity,
     products=(Product("cr_mask", "bool", False, codec="mask", long_name="hit by a cosmic ray"),),
-    metrics=("n_cr_pixels", "n_cr_events", "cr_fraction", "n_cr_input_pixels", "n_cr_both_pixels"),
+    metrics=(
+        "n_cr_pixels",
+        "n_cr_events",
+        "cr_fraction",
+        "n_cr_saturated_pixels",
+        "n_cr_input_pixels",
+        "n_cr_both_pixels",
+    ),
     cost=cost_of_detection,
     uses_torch=uses_network,
-)
+)  # fmt: skip

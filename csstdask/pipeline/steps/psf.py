@@ -43,7 +43,7 @@ def fit_psf(frame: Frame, config: RunConfig) -> Output:
     psf = fit_frame(*seen, detections, frame.facts.detector, model=model, least_snr=config.psf.least_snr)
     if psf is None:
         return _without_psf(frame, detections)
-    card = find_card("psf", model)
+    card = find_card("psf", model if psf.field.model != EMPIRICAL else EMPIRICAL)
     stored = write_field(psf.field, card)
     field = read_field(stored, card)  # what an interrupted run would read: rounded as the file is
     image, sigma = field(*nodes_of(frame.data.shape))
@@ -104,6 +104,7 @@ def _metrics(psf: FramePsf, images: npt.NDArray[np.float32], stars: Table) -> di
         found[f"psf_{name}"] = float(np.median(values[moments.converged])) if moments.converged.any() else None
     wavefront, middle = psf.fit.wavefront, np.zeros(1)
     found["psf_wavefront_rms"] = None if wavefront is None else float(wavefront.rms(middle, middle)[0])
+    found["psf_misfit"] = psf.field.misfit if np.isfinite(psf.field.misfit) else None
     found["psf_chi2"] = float(np.median(stars["chi2"][reserve])) if reserve.any() else None
     found["psf_size_residual"] = float(np.median(change)) if reserve.any() else None
     return found
@@ -161,7 +162,7 @@ PSF = Step(
     name="psf",
     requires=("background", "detect"),
     kinds=frozenset({"imaging"}),
-    numerics_version=7,
+    numerics_version=8,
     body=fit_psf,
     settings=lambda config: {"least_snr": config.psf.least_snr, "field_format": FIELD_FORMAT},
     model=model_identity,
@@ -173,7 +174,7 @@ PSF = Step(
     files=(PSF_FIELD,),
     metrics=(
         "n_psf_stars", "n_psf_reserve", "psf_size", "psf_e1", "psf_e2", "psf_chi2", "psf_size_residual",
-        "psf_wavefront_rms",
+        "psf_wavefront_rms", "psf_misfit",
     ),
     cost=cost_of_psf,
 )  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.instrument import Instrument
-from csstdask.nn.models import find_card
+from csstdask.nn.models import EMPIRICAL, find_card
 from csstdask.pipeline.config import NO_PSF, RunConfig
 from csstdask.pipeline.step import Cost, Output, Product, Step, Table
 from csstdask.pipeline.steps.psf import PSF, PSF_FIELD, psf_model
@@ -85,13 +85,17 @@ def _table(frame: Frame, events: Table) -> Table:
 def _repaired_stars(frame: Frame, config: RunConfig) -> StarRepair | None:
     """Return the stars of a frame, repaired by the PSF of the step psf; None if the frame has no PSF."""
     from csstdask.cosmicray.star_repair import repair_stars
-    from csstdask.psf.field_file import read_field
+    from csstdask.psf.field_file import card_of, read_field
 
     model = psf_model(frame, config) if config.repair.psf and _has_detections(frame, config) else None
     stored = None if model is None else frame.file(PSF_FIELD)
     if model is None or stored is None or frame.masked is None:
         return None
-    field = read_field(stored, find_card("psf", model))
+    names = [
+        model,
+        *([EMPIRICAL] if config.psf.model == "default" else []),
+    ]  # which the step psf may have fallen back to
+    field = read_field(stored, card_of(stored, (find_card("psf", name) for name in names)))
     return repair_stars(frame.masked, frame.table("detections"), field, frame.mesh)
 
 
@@ -123,7 +127,7 @@ REPAIR = Step(
     name="repair",
     requires=("background", "detect", "psf"),
     kinds=frozenset({"imaging", "slitless", "dark"}),
-    numerics_version=10,
+    numerics_version=11,
     body=repair_pixels,
     settings=decisive_settings,
     model=lambda config: find_card("inpaint", config.repair.model).identity,

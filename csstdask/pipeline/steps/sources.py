@@ -34,6 +34,7 @@ def find_sources(frame: Frame, config: RunConfig) -> Output:
         seen.mask,
         repaired=seen.repaired,
         repair_correlation=together,
+        noise_excess=seen.noise_excess,
         **config.sources.model_dump(),
     )
     table = _table(frame, found, frame.product("cr_mask"))
@@ -96,7 +97,7 @@ SOURCES = Step(
     name="sources",
     requires=("background", "detect", "repair"),
     kinds=frozenset({"imaging"}),
-    numerics_version=6,
+    numerics_version=7,
     body=find_sources,
     settings=lambda config: config.sources.model_dump(),
     model=lambda _: None,

@@ -316,8 +316,9 @@ def _at_bound(stars: Stars, model: str) -> dict[str, Any]:
 def _reconstructed(stars: Stars, model: str, *, blank: bool = False, temperature: Any = None) -> Reconstruction:
     mask = np.ones_like(stars.mask) if blank else stars.mask
     detectors = np.full(len(stars), stars.detector)
-    given = {"error": stars.error, "mask": mask, "temperature": temperature, "model": model, "shape": stars.shape}
-    return reconstruct(stars.stamps, detectors, stars.x, stars.y, **given)
+    given = {"error": stars.error, "mask": mask, "temperature": temperature, "shape": stars.shape}
+    name = find_card("psf", model).name if model == "default" else model  # itself, whatever the stars look like
+    return reconstruct(stars.stamps, detectors, stars.x, stars.y, **given, model=name, empty="expected")
 
 
 def _of_other(stars: Stars, card: ModelCard, model: str) -> tuple[Images, dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.nn.models import find_card
 from csstdask.psf.evaluate.stars import Stars
 from csstdask.psf.frame import judge_stars, moments_of
 from csstdask.psf.noise import expected_variance
@@ -54,8 +55,9 @@ def of_reserve(stars: Stars, model: str) -> dict[str, Any]:
     if not len(given) or not len(asked):
         return {}
     detectors = np.full(len(given), stars.detector)
+    name = find_card("psf", model).name if model == "default" else model  # itself, whatever the stars look like
     found = reconstruct(
-        given.stamps, detectors, given.x, given.y, error=given.error, mask=given.mask, model=model, shape=stars.shape
+        given.stamps, detectors, given.x, given.y, error=given.error, mask=given.mask, model=name, shape=stars.shape
     )
     if stars.detector not in found.fields:
         return {}
