@@ -124,14 +124,15 @@ def _restored_weight(source: xr.Dataset, run: xr.Dataset) -> xr.DataArray:
     units = str(source["sci"].attrs["units"])
     exptime = source["exptime"] if "exptime" in source.coords else xr.full_like(source["gain"], np.nan)
     frame_dims = [["y", "x"], ["y", "x"], ["y", "x"], ["y_mesh", "x_mesh"], ["y_mesh", "x_mesh"], [], []]
-    planes = [source[name].chunk({"y": -1, "x": -1}) for name in ("sci", "wht", "flag")]
-    meshes = [run[name].chunk({"y_mesh": -1, "x_mesh": -1}) for name in ("background", "noise")]
+    # Without coordinates, which chunk() would turn into Dask arrays that have to be computed to be compared.
+    planes = [source[name].reset_coords(drop=True).chunk({"y": -1, "x": -1}) for name in ("sci", "wht", "flag")]
+    meshes = [run[name].reset_coords(drop=True).chunk({"y_mesh": -1, "x_mesh": -1}) for name in ("background", "noise")]
     restored = xr.apply_ufunc(
         restore_weight,
         *planes,
         *meshes,
-        exptime,
-        source["gain"],
+        exptime.reset_coords(drop=True),
+        source["gain"].reset_coords(drop=True),
         kwargs={"units": units, "instrument": instrument},
         input_core_dims=frame_dims,
         output_core_dims=[["y", "x"]],

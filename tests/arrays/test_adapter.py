@@ -124,7 +124,7 @@ def test_an_uncertainty_has_a_unit_of_its_own():
         (fits.ImageHDU(VALUES), "hdu.data"),
         ([VALUES[0] * u.electron, *VALUES[1:]], "with and without a unit"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_would_be_lost_is_refused(data, cure):
     with pytest.raises(TypeError, match=cure):

@@ -190,7 +190,7 @@ def test_a_read_only_target(tmp_path, mounted):
 def test_a_full_disk_in_a_run(small_campaign, mounted, tmp_path):
     """Every unit that did not fit is named, what fitted is kept, and with room the run goes on."""
     filler = mounted / "filler"
-    filler.write_bytes(b"x" * (5 * 2**20 - 200_000))
+    filler.write_bytes(b"x" * (5 * 2**20 - 260_000))
     done = csstdask_command("run", small_campaign, "--to", mounted / "run.zarr", "--workers", "1")
     assert done.returncode == 1, done.stderr
     assert "No space left" in done.stderr
