@@ -19,8 +19,8 @@ from astropy.io import fits
 from csstdask.errors import InputError
 from csstdask.instrument import Instrument, load_instrument, parse_units, section_slices
 from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.export import provenance_cards
 from csstdask.pipeline.frame import Frame
+from csstdask.pipeline.provenance import provenance_cards
 from csstdask.pipeline.steps import apply_steps
 from csstdask.pipeline.steps.repair import REPAIR
 from csstdask.store.fits_file import open_fits, plane_data

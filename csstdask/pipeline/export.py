@@ -34,14 +34,10 @@ from csstdask.engine.schedulers import check_scheduler, default_workers
 from csstdask.engine.units import Selection, Unit
 from csstdask.engine.window import Task, failure, run_window
 from csstdask.errors import InputError, StoreError
-from csstdask.instrument import Instrument
-from csstdask.nn.models import find_card
-from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.done import frame_fingerprints
 from csstdask.pipeline.plan import Plan
+from csstdask.pipeline.provenance import Provenance, provenance_cards, software_versions
 from csstdask.pipeline.status import plan_of_run, reproduce_command
-from csstdask.pipeline.steps.detect import resolved_threshold
-from csstdask.pipeline.unit import software_versions
 from csstdask.pipeline.views import open_run
 from csstdask.store.campaign import (
     Campaign,
@@ -57,7 +53,6 @@ from csstdask.store.zarr_arrays import open_group, refuse_inside_store, store_ki
 #: Peak bytes a pixel of one unit in export: three planes in their views, with scratch, and as FITS.
 EXPORT_BYTES_PER_PIXEL = 42
 #: Keyword, value and comment of header cards.
-Provenance = tuple[tuple[str, Any, str | None], ...]
 
 
 @dataclass
@@ -251,26 +246,6 @@ def _provenance(plan: Plan, facts: UnitFacts, fingerprints: Mapping[str, str]) -
     """
     models = provenance_cards(plan.config, plan.campaign.instrument)
     return (*_provenance_of(facts), *models[1:], ("CSDFPRNT", fingerprints["repair"], None))
-
-
-def provenance_cards(config: RunConfig, camera: Instrument | None) -> Provenance:
-    """Return header cards of the version, the models and the flag bits; a SHA-256 fills its card."""
-    detect, repair = find_card("cosmicray", config.detect.model), find_card("inpaint", config.repair.model)
-    cards: Provenance = (
-        ("CSDVERS", software_versions().get("csstdask", ""), "csstdask version"),
-        ("CSDCRMOD", detect.name, "cosmic-ray detection: model"),
-        ("CSDCRSHA", detect.sha256, None),
-        ("CSDCRTHR", resolved_threshold(config), "its probability threshold"),
-        ("CSDIPMOD", repair.name, "repair: model"),
-        ("CSDIPSHA", repair.sha256, None),
-    )
-    if camera is None:
-        return cards
-    return (
-        *cards,
-        ("CSDCRBIT", camera.flags.cosmic_ray_mask, "FLG bit: cosmic ray (csstdask)"),
-        ("CSDIPBIT", camera.flags.inpainted_mask, "FLG bit: repaired pixel"),
-    )
 
 
 def _history(plan: Plan) -> tuple[str, ...]:

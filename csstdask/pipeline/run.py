@@ -31,9 +31,10 @@ from csstdask.pipeline.accounting import UsageTally
 from csstdask.pipeline.config import RunConfig, portable_config
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.prepare import keep_models, prepare
+from csstdask.pipeline.provenance import software_versions
 from csstdask.pipeline.status import Summary, reproducible
 from csstdask.pipeline.steps import resolve
-from csstdask.pipeline.unit import UnitJob, process_unit, software_versions
+from csstdask.pipeline.unit import UnitJob, process_unit
 from csstdask.store.run import MetricsWriter, prepare_run
 from csstdask.store.zarr_arrays import root_metadata
 

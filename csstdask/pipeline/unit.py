@@ -9,11 +9,8 @@ first, so that a unit that then fails shows nothing, rather than something old.
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +27,7 @@ from csstdask.errors import LostOwnershipError
 from csstdask.instrument import Instrument
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame, Table
+from csstdask.pipeline.provenance import software_versions
 from csstdask.pipeline.step import Output, Step
 from csstdask.pipeline.steps import STEPS
 from csstdask.pipeline.steps.detect import DETECT, uses_network
@@ -38,20 +36,6 @@ from csstdask.store.tables import read_table, table_path, unit_file_path, units_
 from csstdask.store.zarr_arrays import read_shard, shard_path, write_shard
 
 log = logging.getLogger("csstdask")
-
-_PACKAGES = ("csstdask", "numpy", "scipy", "numba", "zarr", "dask", "astropy", "astroscrappy", "sep", "torch")
-
-
-@cache
-def software_versions() -> dict[str, str]:
-    """Return versions of what took part: recorded, not fingerprinted."""
-    versions = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 @dataclass(frozen=True)
