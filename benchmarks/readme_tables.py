@@ -16,6 +16,8 @@ import repair_tables
 from committed import load, percent, table
 
 ROOT = Path(__file__).parent.parent
+PEER_COMMAND = ("commands", "astroscrappy")
+"""The row of `clean.json` that is a whole script of the peer."""
 
 
 def summary() -> str:
@@ -63,6 +65,22 @@ def summary() -> str:
         ],
     ]
     return table(["question", "csstdask", "peer, same data"], rows)
+
+
+def clean() -> str:
+    """Time of cleaning one frame, as an array and as a file, compared with astroscrappy."""
+    result = load("clean")
+    place = result["environment"]
+    rows: list[list[Any]] = []
+    for kind, what in (("results", "methods"), ("commands", "commands")):
+        runs = [one[what] for one in result[kind]]
+        for name in runs[0]:
+            cells = [f"{one[name]['seconds']:.2f} s, {one[name]['times_astroscrappy']:.2f}" for one in runs]
+            rows.append(["file: a script with astroscrappy" if (kind, name) == PEER_COMMAND else name, *cells])
+    ny, nx = result["results"][0]["shape"]
+    head = ["", *(f"{one['threads']} thread{'s' * (one['threads'] > 1)}" for one in result["results"])]
+    note = f"{ny} x {nx} pixels; {place['processor']}, {place['cores']} cores, {place['date']}."
+    return table(head, rows) + f"\n\n{note} Seconds, and as a multiple of astroscrappy's."
 
 
 def engine() -> str:
@@ -451,6 +469,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "trainings": trainings,
         "cosmicray-speed": speed,
     },
+    "docs/usage.md": {"clean": clean},
     "docs/repair.md": repair_tables.TABLES,
     "docs/psf.md": psf_tables.TABLES | {"psf-bands": psf_tables.bands},
     "docs/mock.md": {"mock": mock},

@@ -6,6 +6,7 @@ A campaign holds one camera, one shape and one unit of pixels. The camera of mos
 
 from __future__ import annotations
 
+import glob
 import logging
 import time
 from collections import Counter
@@ -34,7 +35,7 @@ Report = Callable[[object, Exception], None]
 
 
 def find_files(names: Iterable[str | Path], report: Report) -> list[Path]:
-    """Return the files that were named, those of folders, and those of lists (``@list``), each once.
+    """Return the files that were named, those of patterns, folders and lists (``@list``), each once.
 
     Raises
     ------
@@ -50,7 +51,7 @@ def find_files(names: Iterable[str | Path], report: Report) -> list[Path]:
             elif path.is_dir():
                 paths += _in_folder(path)
             else:
-                paths.append(path)
+                paths += [path] if path.exists() else sorted(map(Path, glob.glob(str(name)))) or [path]  # noqa: PTH207
         except (InputError, OSError, UnicodeDecodeError) as error:
             report(path, error)
     return list(dict.fromkeys(paths))

@@ -1,0 +1,88 @@
+"""The blocks of README and docs/fits.md run as they stand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from make_fits import science_header
+from shell import csstdask_command
+
+import csstdask
+from csstdask.instrument.registry import parse_instrument
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory):
+    """A folder with a small UVIS file of the name and position that the pages speak of, and its campaign."""
+    folder = tmp_path_factory.mktemp("night")
+    header = fits.Header({"TELESCOP": "HST", "INSTRUME": "WFC3", "DETECTOR": "UVIS"})
+    header.update({"ROOTNAME": "ibo821kvq", "EXPTIME": 350.0, "FILTER": "F606W"})
+    rng = np.random.default_rng(3)
+    hdus = [fits.PrimaryHDU(header=header)]
+    for version, chip in enumerate((2, 1), 1):
+        science = fits.ImageHDU(rng.normal(60, 8, (96, 80)).astype(np.float32), header=science_header(), name="SCI")
+        science.header.update({"BUNIT": "ELECTRONS", "CCDCHIP": chip, "CRVAL1": 150.1, "CRVAL2": 2.2})
+        hdus += [science, fits.ImageHDU(np.full((96, 80), 8, np.float32), name="ERR")]
+        hdus.append(fits.ImageHDU(np.zeros((96, 80), np.int16), name="DQ"))
+        for hdu in hdus[-3:]:
+            hdu.ver = version
+    fits.HDUList(hdus).writeto(folder / "ibo821kvq_flt.fits")
+    shutil.copy(folder / "ibo821kvq_flt.fits", folder / "raw.fits")
+    shutil.copy(folder / "ibo821kvq_flt.fits", folder / "in.fits")
+    for command in shell_commands("README.md"):
+        done = csstdask_command(*command, cwd=folder)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+    return folder
+
+
+def shell_commands(page: str) -> list[list[str]]:
+    """Return the commands of a page that are csstdask's, without its name."""
+    lines = [line for block in blocks(page, "") for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("csstdask ")]
+
+
+def test_the_survey_of_the_readme(night):
+    assert (night / "report.html").stat().st_size > 10_000
+    assert {path.name for path in (night / "fits").iterdir()} == {"ibo821kvq_1.fits", "ibo821kvq_2.fits"}
+    line = re.search(r"`(csstdask clean [^`]*)`", (ROOT / "README.md").read_text())[1]
+    done = csstdask_command(*shlex.split(line)[1:], cwd=night)
+    assert done.returncode == 0, done.stderr
+    assert (night / "out.fits").exists()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/fits.md"])
+def test_python_blocks(night, page, monkeypatch):
+    monkeypatch.chdir(night)
+    frame = np.random.default_rng(1).normal(100, 5, (64, 64)).astype(np.float32)
+    names = {"csstdask": csstdask, "data": frame, "campaign": csstdask.open_campaign("campaign.zarr")}
+    for block in blocks(page, "python"):
+        exec(compile(block, page, "exec"), names)
+
+
+def test_toml_blocks():
+    camera, *_ = blocks("docs/cameras.md", "toml")
+    for more in (*blocks("docs/cameras.md", "toml")[1:], *blocks("docs/fits.md", "toml")):
+        tomllib.loads(more)
+        assert parse_instrument(f"{camera}\n{more}", "page").name == "kpno_1987"
+
+
+def test_commands_of_other_pages_exist():
+    """Each command that the pages show has the options that they show."""
+    for page in ("docs/fits.md", "docs/cameras.md"):
+        for line in re.findall(r"^    (csstdask .*)$", (ROOT / page).read_text(), flags=re.MULTILINE):
+            verb, *words = shlex.split(line)[1:]
+            text = csstdask_command(verb, "--help").stdout
+            assert [word for word in words if word.startswith("--") and word not in text] == []
