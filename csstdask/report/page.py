@@ -82,6 +82,7 @@ def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = 
     camera = expectations_of(instrument)
     hits, rates = expected_hits(dataset, camera, recipe), expected_rates(dataset, camera, recipe)
     attributes = dict(open_group(root, "run").attrs)
+    planes = map(str, dataset["planes"].values.ravel()) if "planes" in dataset else ()
     lights = requirements(dataset, summary, watched.alarms, hits, rates, root, run_commands(root, plan, attributes))
     sections = (
         ("", _title(run, dataset, summary, instrument)),
@@ -94,7 +95,7 @@ def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = 
         ("Point spread functions", draw_psfs(dataset, instrument, run)),
         ("Cost", _cost(dataset, summary)),
         ("Units", show_units(dataset, summary, plan.campaign.units, _unit_lights(dataset, hits, rates))),
-        ("Provenance", show_provenance(root, attributes, plan, instrument)),
+        ("Provenance", show_provenance(root, attributes, planes, plan, instrument)),
     )
     return write_document(Path(to), f"{root.name}: csstdask report", sections)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from csstdask.report.commands import changed_settings, run_commands
 from csstdask.report.document import render, table
 
 
-def show_provenance(root: Path, attributes: Mapping[str, Any], plan: Plan, instrument: Instrument) -> str:
+def show_provenance(
+    root: Path, attributes: Mapping[str, Any], planes: Iterable[str], plan: Plan, instrument: Instrument
+) -> str:
     """Return the block about the origin of a run.
 
     Parameters
@@ -25,6 +28,8 @@ def show_provenance(root: Path, attributes: Mapping[str, Any], plan: Plan, instr
         The run's store.
     attributes : mapping
         Those of the store.
+    planes : iterable of str
+        For each unit which HDU each plane was read from, as JSON.
     plan : Plan
         That the run remembers.
     instrument : Instrument
@@ -36,6 +41,7 @@ def show_provenance(root: Path, attributes: Mapping[str, Any], plan: Plan, instr
         ("run", str(root.resolve())),
         ("campaign", str(campaign.resolve())),
         ("camera", camera),
+        ("planes read", _planes_read(planes)),
         ("units recorded", _dates(root)),
         ("steps", ", ".join(attributes.get("steps", []))),
         ("fingerprint", plan.fingerprint),
@@ -50,6 +56,19 @@ def show_provenance(root: Path, attributes: Mapping[str, Any], plan: Plan, instr
         changed=changed,
         settings=json.dumps(attributes.get("config", {}), indent=1),
     )
+
+
+def _planes_read(planes: Iterable[str]) -> str:
+    """Count where the planes of all units were found, and what told."""
+    found: Counter[str] = Counter()
+    for record in filter(None, planes):
+        for role, plane in json.loads(record).items():
+            if isinstance(plane, dict):
+                name = plane["name"] or f"HDU {plane['hdu']}"
+                found[f"{role} from {name} by {plane['found_by']}"] += 1
+            else:
+                found.update(f"not used: {text}" for text in plane)
+    return "; ".join(f"{text} ({count})" for text, count in sorted(found.items())) or "not recorded"
 
 
 def _dates(root: Path) -> str:

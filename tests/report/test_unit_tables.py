@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import shlex
 import shutil
@@ -22,6 +23,7 @@ from csstdask.report import plots
 from csstdask.report.commands import changed_settings
 from csstdask.report.cutouts import stretch
 from csstdask.report.focal_plane import colour, ink
+from csstdask.report.provenance import _planes_read
 from csstdask.report.units import MOST_UNITS, show_units
 
 
@@ -85,6 +87,19 @@ def test_provenance_is_that_of_the_run(damaged):
     assert find_card("psf", "default").sha256 not in shown  # it fits no PSF
     assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d.* UTC", shown)
     assert "csstdask run" in shown
+
+
+def test_where_planes_were_read_is_counted():
+    plane = {"file": "a.fits", "hdu": 1, "name": "SCI", "found_by": "name"}
+    weight = {"file": "a.fits", "hdu": 2, "name": "", "found_by": "position", "kind": "error"}
+    records = [
+        json.dumps({"sci": plane, "wht": weight}),
+        json.dumps({"sci": plane, "not_used": ["HDU 4 SAMP (9, 9)"]}),
+        "",
+    ]
+    found = _planes_read(records)
+    assert found == "not used: HDU 4 SAMP (9, 9) (1); sci from SCI by name (2); wht from HDU 2 by position (1)"
+    assert _planes_read([""]) == "not recorded"
 
 
 def test_columns_have_units_and_all_metrics_are_there(damaged):

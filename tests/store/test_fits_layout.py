@@ -245,8 +245,11 @@ def decam(folder, science, weights, flags):
     return folder / stem.format("ooi")
 
 
-def test_all_chips_of_a_decam_triplet_with_their_own_planes(tmp_path):
+@pytest.mark.parametrize("imsets", ["none", "detectors"])
+def test_all_chips_of_a_decam_triplet_with_their_own_planes(tmp_path, imsets):
     camera = load_instrument("decam")
+    layout = camera.layouts[0].model_copy(update={"imsets": imsets})
+    camera = camera.model_copy(update={"layouts": (layout,)})
     found = scan(decam(tmp_path, [3, 1, 2], [1, 2, 3], [2, 3, 1]), camera)
     assert [unit.detector for unit in found.units] == [3, 1, 2]
     for unit in found.units:
