@@ -22,7 +22,8 @@ from csstdask.instrument import Instrument, electrons_per_unit, validate_instrum
 from csstdask.pipeline.done import done_units
 from csstdask.pipeline.frame import modelled_variance
 from csstdask.pipeline.status import plan_of_run
-from csstdask.store.campaign import FOOTPRINT, open_campaign, portable
+from csstdask.store.campaign import FOOTPRINT, open_campaign
+from csstdask.store.formats import portable
 from csstdask.store.run import campaign_path
 from csstdask.store.zarr_arrays import open_group
 

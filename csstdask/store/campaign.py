@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +25,7 @@ import zarr
 from csstdask.durable import flush_file
 from csstdask.errors import InputError, StoreError
 from csstdask.instrument import Instrument, footprint, power_of_units, shifted_header, validate_instrument
+from csstdask.store.formats import microseconds, portable, stored_time
 from csstdask.store.schema import (
     CAMPAIGN_COORDINATES,
     CAMPAIGN_PIXELS,
@@ -254,7 +254,7 @@ class Campaign:
         for one in sorted(facts, key=lambda one: one.detector, reverse=True):
             row, _ = self.index(one.exposure, one.detector)
             if not self.present[row].any():
-                self._put("time", row, _stored_time(one.time, self._time_attributes))
+                self._put("time", row, stored_time(one.time, self._time_attributes))
                 self._put("exptime", row, one.exptime)
         self._blocks.clear()
 
@@ -310,7 +310,7 @@ class Campaign:
             exposure=exposure,
             detector=detector,
             exptime=float(self._value("exptime", row)),
-            time=_microseconds(self._value("time", row), self._time_attributes),
+            time=microseconds(self._value("time", row), self._time_attributes),
             gain=float(self._value("gain", row)[column]),
             read_noise=float(self._value("read_noise", row)[column]),
             band=str(self._value("band", row)[column]),
@@ -398,40 +398,6 @@ def _origin(group: zarr.Group, path: Path) -> tuple[int, int]:
             )
         found.append(int(pixels[0]))
     return found[0], found[1]
-
-
-#: Units of time that a store may count in, in microseconds.
-_TIME_UNITS = {
-    "days": 86_400_000_000, "hours": 3_600_000_000, "minutes": 60_000_000, "seconds": 1_000_000, "milliseconds": 1000,
-    "microseconds": 1, "nanoseconds": 1e-3,
-}  # fmt: skip
-
-
-def _microseconds(value: Any, attributes: dict[str, Any]) -> int:
-    """Return a stored time in microseconds since 1970; a store that xarray has saved may count in other units."""
-    if not np.isfinite(value) or value == attributes.get("_FillValue", NO_TIME):
-        return NO_TIME
-    start, scale = _time_units(attributes)
-    exact = isinstance(value, np.integer) and isinstance(scale, int)
-    return start + (int(value) * int(scale) if exact else round(float(value) * scale))
-
-
-def _stored_time(time: int, attributes: dict[str, Any]) -> int | float:
-    """Return microseconds since 1970 as a store counts time: the inverse of `_microseconds`."""
-    start, scale = _time_units(attributes)
-    if (start, scale) == (0, 1):
-        return time
-    return float("nan") if time == NO_TIME else (time - start) / scale
-
-
-def _time_units(attributes: dict[str, Any]) -> tuple[int, float]:
-    """Return the origin and the unit of a store's times, in microseconds since 1970."""
-    units = str(attributes.get("units", "microseconds since 1970-01-01"))
-    found = re.fullmatch(r"(\w+) since (\d{4}-\d\d-\d\d)(?:[ T](\d\d:\d\d:\d\d(?:\.\d+)?))?", units)
-    if found is None or found[1] not in _TIME_UNITS:
-        raise StoreError(f"time: found {units!r}; wanted microseconds since 1970-01-01")
-    start = np.datetime64(f"{found[2]}T{found[3] or '00:00:00'}", "us").astype(np.int64)
-    return int(start), _TIME_UNITS[found[1]]
 
 
 def add_truth(path: Path, units: str, name: Literal["truth", "labels"] = "truth") -> None:
@@ -552,33 +518,3 @@ def open_campaign(path: str | Path) -> xr.Dataset:
     dataset = dataset.assign_coords(pixels)  # so that a cut-out knows which pixels it has
     dataset.attrs["path"] = str(root)
     return dataset
-
-
-#: Python strings, marked for xarray: it then saves them without a look at the values.
-_TEXT = np.dtype("O", metadata={"element_type": str})
-
-
-def portable(dataset: xr.Dataset) -> xr.Dataset:
-    """Return a dataset that other formats can hold, such as netCDF, and that `where` can mask.
-
-    Text becomes Python objects, attributes that are neither text nor numbers become JSON text, and times are saved as
-    seconds in double precision: netCDF 3 has no integers of 64 bits.
-    """
-    text = {name: dataset[name].astype(_TEXT) for name in dataset.variables if dataset[name].dtype.kind in "TO"}
-    dataset = dataset.assign({name: values for name, values in text.items() if name in dataset.data_vars})
-    dataset = dataset.assign_coords({name: values for name, values in text.items() if name in dataset.coords})
-    for name in text:
-        dataset[name].encoding = {}
-    if "time" in dataset.variables:
-        dataset["time"].encoding = {"units": "seconds since 1970-01-01", "dtype": "float64"}
-    for key, value in dataset.attrs.items():
-        if not _is_plain(value):
-            dataset.attrs[key] = json.dumps(value)
-    return dataset
-
-
-def _is_plain(value: object) -> bool:
-    """Tell whether an attribute is text, a number, or a list of numbers."""
-    return isinstance(value, str | int | float) or (
-        isinstance(value, list) and all(isinstance(item, int | float) for item in value)
-    )

@@ -9,11 +9,10 @@ What cannot be told apart is refused, never guessed.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from astropy.io import fits
 
@@ -21,42 +20,8 @@ from csstdask.errors import InputError
 from csstdask.instrument import Layout, Plane
 from csstdask.instrument.model import WeightKind
 from csstdask.store.fits_file import open_fits, value_of
-
-Role = Literal["sci", "wht", "flag"]
-
-COMMON_NAMES: dict[str, tuple[Role, WeightKind]] = {
-    **dict.fromkeys(("SCI", "SCIENCE", "IMAGE", "IMG", "DATA"), ("sci", "inverse_variance")),
-    **dict.fromkeys(("WHT", "WEIGHT", "WGT", "IVAR", "INVVAR"), ("wht", "inverse_variance")),
-    **dict.fromkeys(("VAR", "VARIANCE", "STAT"), ("wht", "variance")),
-    **dict.fromkeys(("ERR", "ERROR", "RMS", "SIGMA", "STD", "STDDEV", "UNCERT", "UNCERTAINTY"), ("wht", "error")),
-    **dict.fromkeys(("FLG", "FLAG", "FLAGS", "DQ", "MASK", "BPM", "QUALITY"), ("flag", "inverse_variance")),
-}
-"""Names of planes in common use -> what they hold, and what a weight plane of that name is."""
-UTYPE_KINDS: dict[str, WeightKind] = {
-    "StdDevUncertainty": "error",
-    "VarianceUncertainty": "variance",
-    "InverseVariance": "inverse_variance",
-}
-"""What an UNCERT plane that astropy.nddata wrote holds, by its keyword UTYPE."""
-
-
-@dataclass(frozen=True)
-class FoundPlane:
-    """One plane of one chip: where it lies and how it was found."""
-
-    path: Path
-    hdu: int
-    name: str
-    """EXTNAME, or nothing."""
-    found_by: str
-    kind: WeightKind = "inverse_variance"
-    """What the values of a weight plane are."""
-    shape: tuple[int, ...] = ()
-    """(y, x); empty where the HDU has no data."""
-
-    def record(self) -> dict[str, Any]:
-        """Return what is kept of where the plane was found."""
-        return {"file": self.path.name, "hdu": self.hdu, "name": self.name, "found_by": self.found_by}
+from csstdask.store.fits_names import COMMON_NAMES, UTYPE_KINDS, Role, name_of, split_name
+from csstdask.store.fits_pairing import ChipKey, DetectorOf, FoundPlane, PlaneCandidates, assign_planes, shape_of
 
 
 @dataclass(frozen=True)
@@ -89,10 +54,6 @@ class ChipsOfFile:
     """Images of the file that no plane of the layout names."""
 
 
-DetectorOf = Callable[[fits.Header], int | None]
-"""Returns the detector that an HDU's own header states."""
-
-
 def find_chips(path: Path, hdus: fits.HDUList, layouts: Sequence[Layout], detector_of: DetectorOf) -> ChipsOfFile:
     """Find the planes of every chip in a file.
 
@@ -117,7 +78,7 @@ def find_chips(path: Path, hdus: fits.HDUList, layouts: Sequence[Layout], detect
     if science is None:
         raise _no_science(path, hdus, layouts)
     found = ChipsOfFile(layout)
-    others: dict[Role, _Candidates | InputError | None] = {}
+    others: dict[Role, PlaneCandidates | InputError | None] = {}
     roles: tuple[tuple[Role, Plane | None], ...] = (("wht", layout.weight), ("flag", layout.flag))
     claimed = set(science.indices)
     for role, plane in roles:
@@ -125,13 +86,13 @@ def find_chips(path: Path, hdus: fits.HDUList, layouts: Sequence[Layout], detect
             path, hdus, layout, plane, role, of_chips=_of_chips(hdus, science), separate=separate
         )
         here = others[role]
-        if isinstance(here, _Candidates) and here.path == path:
+        if isinstance(here, PlaneCandidates) and here.path == path:
             claimed |= set(here.indices)
     indices = science.indices
     if science.found_by == "position" and layout.weight is None and layout.flag is None:
         indices = _further_chips(hdus, science.indices, detector_of)
         claimed |= set(indices)
-    keys = {index: _ChipKey.of(hdus[index], detector_of(hdus[index].header)) for index in indices}
+    keys = {index: ChipKey.of(hdus[index], detector_of(hdus[index].header)) for index in indices}
     chips: dict[int, dict[Role, FoundPlane | None]] = {index: {} for index in indices}
     broken: dict[int, InputError] = {}
     for role, plane in roles:
@@ -140,7 +101,7 @@ def find_chips(path: Path, hdus: fits.HDUList, layouts: Sequence[Layout], detect
             raise candidates
         if candidates is None or plane is None:
             continue
-        for index, match in _assign(path, keys, candidates, detector_of).items():
+        for index, match in assign_planes(path, keys, candidates, detector_of).items():
             if isinstance(match, InputError):
                 broken.setdefault(index, match)
             elif match is None and not plane.optional:
@@ -150,7 +111,7 @@ def find_chips(path: Path, hdus: fits.HDUList, layouts: Sequence[Layout], detect
             else:
                 chips[index][role] = match
     for index in indices:
-        sci = FoundPlane(path, index, keys[index].name, science.found_by, shape=_shape_of(hdus[index].header))
+        sci = FoundPlane(path, index, keys[index].name, science.found_by, shape=shape_of(hdus[index].header))
         if index in broken:
             found.problems.append(broken[index])
         else:
@@ -160,7 +121,7 @@ def find_chips(path: Path, hdus: fits.HDUList, layouts: Sequence[Layout], detect
     ]
     _refuse_unknown_planes(path, hdus, found, layouts, claimed)
     if science.found_by == "position":
-        found.problems += _unnamed_leftovers(path, hdus, claimed, _shape_of(hdus[indices[0]].header))
+        found.problems += _unnamed_leftovers(path, hdus, claimed, shape_of(hdus[indices[0]].header))
     return found
 
 
@@ -171,60 +132,10 @@ def sibling(path: Path, old: str, new: str) -> Path:
 
 
 @dataclass(frozen=True)
-class _ChipKey:
-    """What tells a chip from the others of a file."""
-
-    name: str
-    chip: str | None
-    """The chip in its name: ``2`` in ``ERR_2``, or the whole of a name that is no plane's, such as ``N4``."""
-    version: int | None
-    detector: int | None
-
-    @classmethod
-    def of(cls, hdu: Any, detector: int | None) -> _ChipKey:
-        version = value_of(hdu.header, "EXTVER")
-        usable = isinstance(version, int) and not isinstance(version, bool)
-        name = _name_of(hdu)
-        base, tag = _split_name(name)
-        chip = tag if base in COMMON_NAMES else name
-        return cls(name, chip or None, version if usable else None, detector)
-
-
-@dataclass(frozen=True)
-class _Candidates:
-    """HDUs that hold one kind of plane."""
-
-    path: Path
-    indices: list[int]
-    found_by: str
-    kind: WeightKind
-    keys: Mapping[int, _ChipKey]
-    headers: Mapping[int, fits.Header]
-
-
-@dataclass(frozen=True)
 class _Match:
     indices: list[int]
     found_by: str
     kind: WeightKind | None = None
-
-
-def _name_of(hdu: Any) -> str:
-    return str(value_of(hdu.header, "EXTNAME") or "").strip().upper()
-
-
-def _split_name(name: str) -> tuple[str, str]:
-    """Split ``ERR_2``, ``ERR2`` or ``CCD2.ERR`` into what the plane is and which chip it is of."""
-    if name in COMMON_NAMES:
-        return name, ""
-    match = re.fullmatch(r"([A-Z]+)(\d+)", name)
-    if match is not None and match[1] in COMMON_NAMES:
-        return match[1], match[2]
-    for pattern, base, tag in ((r"([A-Z]+)[ _.:-](.+)", 1, 2), (r"(.+)[ _.:-]([A-Z]+)", 2, 1)):
-        match = re.fullmatch(pattern, name)
-        if match is not None and match[base] in COMMON_NAMES:
-            return match[base], match[tag]
-    return name, ""
 
 
 def _image_hdus(hdus: fits.HDUList) -> list[int]:
@@ -236,12 +147,8 @@ def _has_data(hdus: fits.HDUList, index: int) -> bool:
     return int(hdus[index].header.get("NAXIS", 0)) > 0
 
 
-def _shape_of(header: fits.Header) -> tuple[int, ...]:
-    return tuple(int(header[f"NAXIS{axis}"]) for axis in range(int(header.get("NAXIS", 0)), 0, -1))
-
-
 def _describe(hdus: fits.HDUList, index: int) -> str:
-    return f"HDU {index} {_name_of(hdus[index]) or 'without a name'} {_shape_of(hdus[index].header)}"
+    return f"HDU {index} {name_of(hdus[index]) or 'without a name'} {shape_of(hdus[index].header)}"
 
 
 def _find_plane(hdus: fits.HDUList, plane: Plane, role: Role, *, of_chips: bool = True) -> _Match | None:
@@ -251,7 +158,7 @@ def _find_plane(hdus: fits.HDUList, plane: Plane, role: Role, *, of_chips: bool 
     ``SCI_2``, but something else beside a plain ``SCI``.
     """
     images = _image_hdus(hdus)
-    names = {index: _name_of(hdus[index]) for index in images}
+    names = {index: name_of(hdus[index]) for index in images}
     for wanted in plane.hdu:
         if wanted == "*":
             found = [index for index in images if _has_data(hdus, index) and _may_be(names[index], role)]
@@ -283,17 +190,17 @@ def _named(names: Mapping[int, str], wanted: str, *, of_chips: bool) -> list[int
     exact = [index for index, name in names.items() if name == wanted]
     if exact or not of_chips:
         return exact
-    return [index for index, name in names.items() if name and _split_name(name)[0] == wanted]
+    return [index for index, name in names.items() if name and split_name(name)[0] == wanted]
 
 
 def _of_chips(hdus: fits.HDUList, science: _Match) -> bool:
     """Tell whether the names of science images hold their chips."""
-    return any(_ChipKey.of(hdus[index], None).chip for index in science.indices)
+    return any(ChipKey.of(hdus[index], None).chip for index in science.indices)
 
 
 def _may_be(name: str, role: Role) -> bool:
     """Tell whether an HDU of this name may hold a plane: its name is a chip's, or names this kind of plane."""
-    meaning = COMMON_NAMES.get(_split_name(name)[0])
+    meaning = COMMON_NAMES.get(split_name(name)[0])
     return meaning is None or meaning[0] == role
 
 
@@ -302,7 +209,7 @@ def _position_counts(name: str, role: Role, kind: WeightKind) -> bool:
 
     The name of a chip stands for a science image only.
     """
-    meaning = COMMON_NAMES.get(_split_name(name)[0])
+    meaning = COMMON_NAMES.get(split_name(name)[0])
     if meaning is None:
         return not name or role == "sci"
     return meaning == (role, kind) if role == "wht" else meaning[0] == role
@@ -345,7 +252,7 @@ def _no_science(path: Path, hdus: fits.HDUList, layouts: Sequence[Layout]) -> In
 
 def _candidates(
     path: Path, hdus: fits.HDUList, layout: Layout, plane: Plane | None, role: Role, *, of_chips: bool, separate: bool
-) -> _Candidates | InputError | None:
+) -> PlaneCandidates | InputError | None:
     """Return the HDUs that hold the weights or flags of a file's chips; None where the layout has no such plane."""
     if plane is None:
         return None
@@ -368,10 +275,10 @@ def _candidates(
     return InputError(path, f"no HDU {names} ({held})", f"the planes of layout {layout.name!r}, by name")
 
 
-def _collect(path: Path, hdus: fits.HDUList, match: _Match, plane: Plane) -> _Candidates:
-    keys = {index: _ChipKey.of(hdus[index], None) for index in match.indices}
+def _collect(path: Path, hdus: fits.HDUList, match: _Match, plane: Plane) -> PlaneCandidates:
+    keys = {index: ChipKey.of(hdus[index], None) for index in match.indices}
     headers = {index: hdus[index].header.copy() for index in match.indices}
-    return _Candidates(path, match.indices, match.found_by, match.kind or plane.kind, keys, headers)
+    return PlaneCandidates(path, match.indices, match.found_by, match.kind or plane.kind, keys, headers)
 
 
 def _further_chips(hdus: fits.HDUList, first: list[int], detector_of: DetectorOf) -> list[int]:
@@ -381,7 +288,7 @@ def _further_chips(hdus: fits.HDUList, first: list[int], detector_of: DetectorOf
     if None in seen:
         return chips
     for index in _image_hdus(hdus):
-        if index <= max(first) or not _has_data(hdus, index) or not _may_be(_name_of(hdus[index]), "sci"):
+        if index <= max(first) or not _has_data(hdus, index) or not _may_be(name_of(hdus[index]), "sci"):
             continue
         detector = detector_of(hdus[index].header)
         if detector is not None and detector not in seen:
@@ -398,8 +305,8 @@ def _refuse_unknown_planes(
         return
     science = found.chips[0].sci
     names = {str(name).upper() for layout in layouts for name in layout.sci.hdu if layout is not found.layout}
-    beside = [index for index in _image_hdus(hdus) if index not in claimed and _name_of(hdus[index])]
-    beside = [index for index in beside if _shape_of(hdus[index].header) == science.shape]
+    beside = [index for index in _image_hdus(hdus) if index not in claimed and name_of(hdus[index])]
+    beside = [index for index in beside if shape_of(hdus[index].header) == science.shape]
     if science.name in names and beside:
         planes = [plane for layout in layouts for plane in (layout.weight, layout.flag) if plane is not None]
         wanted = "/".join(dict.fromkeys(str(name) for plane in planes for name in plane.hdu if isinstance(name, str)))
@@ -413,90 +320,11 @@ def _unnamed_leftovers(path: Path, hdus: fits.HDUList, claimed: set[int], shape:
         for index in _image_hdus(hdus)
         if index not in claimed
         and index > 0
-        and not _name_of(hdus[index])
+        and not name_of(hdus[index])
         and _has_data(hdus, index)
-        and _shape_of(hdus[index].header) == shape
+        and shape_of(hdus[index].header) == shape
     ]
     if not left:
         return []
     wanted = "names (EXTNAME), so that their planes and chips can be told, or a layout in a TOML of your own"
     return [InputError(path, f"images without a name in HDUs {', '.join(map(str, left))}", wanted)]
-
-
-def _assign(
-    path: Path, science: Mapping[int, _ChipKey], candidates: _Candidates, detector_of: DetectorOf
-) -> dict[int, FoundPlane | InputError | None]:
-    """Assign the HDUs of one kind of plane to the science images."""
-    others = {
-        index: replace(key, detector=detector_of(candidates.headers[index])) for index, key in candidates.keys.items()
-    }
-    pairs, how = _pair(science, others)
-    if pairs is None:
-        names = sorted({key.name or "without a name" for key in others.values()})
-        found = f"{len(others)} HDUs {'/'.join(names)} for {len(science)} science images"
-        wanted = "EXTVER, the detector keyword or names that tell which belongs to which"
-        return {index: InputError(f"{path}[{index}]", found, wanted) for index in science}
-    result: dict[int, FoundPlane | InputError | None] = {}
-    for index, key in science.items():
-        partner = pairs.get(index)
-        if partner is None:
-            result[index] = None
-            continue
-        other, header = others[partner], candidates.headers[partner]
-        if None not in (key.detector, other.detector) and key.detector != other.detector:
-            found = f"detector {other.detector} in HDU {partner} {other.name}".rstrip()
-            result[index] = InputError(
-                f"{candidates.path}[{partner}]", found, f"detector {key.detector}, as {path}[{index}]"
-            )
-            continue
-        shape = _shape_of(header)
-        if not shape:
-            result[index] = FoundPlane(candidates.path, partner, other.name, f"{candidates.found_by}, empty")
-            continue
-        found_by = candidates.found_by + (f" and {how}" if len(science) > 1 else "")
-        result[index] = FoundPlane(candidates.path, partner, other.name, found_by, candidates.kind, shape)
-    return result
-
-
-def _pair(science: Mapping[int, _ChipKey], others: Mapping[int, _ChipKey]) -> tuple[dict[int, int] | None, str]:
-    """Return which other HDU belongs to which science HDU, and what told; None where nothing tells."""
-    pairs = _match_by(science, others, lambda key: key.chip)
-    if pairs:
-        return pairs, "the chip's name"
-    if all(key.chip for key in (*science.values(), *others.values())):
-        return None, ""  # all are named, after other chips
-    if any(key.version is not None for key in (*science.values(), *others.values())):
-        pairs = _match_by(science, others, lambda key: 1 if key.version is None else key.version)
-        if pairs:
-            return pairs, "EXTVER"
-    pairs = _match_by(science, others, lambda key: key.detector)
-    if pairs and len(pairs) == len(science):
-        return pairs, "detector"
-    in_order = dict(zip(sorted(science), sorted(others), strict=False))
-    if len(science) == len(others) and _is_regular(in_order):
-        return in_order, "order"
-    return None, ""
-
-
-def _is_regular(pairs: Mapping[int, int]) -> bool:
-    """Tell whether the HDUs of a file follow each other chip by chip or plane by plane, so that their order tells."""
-    first, second = sorted(pairs), [pairs[index] for index in sorted(pairs)]
-    by_plane = max(first) < min(second) or max(second) < min(first)
-    after = all(one < other for one, other in zip(first, second, strict=True))
-    after = after and all(other < one for one, other in zip(first[1:], second[:-1], strict=True))
-    before = all(other < one for one, other in zip(first, second, strict=True))
-    before = before and all(one < other for one, other in zip(first[:-1], second[1:], strict=True))
-    return len(pairs) == 1 or by_plane or after or before
-
-
-def _match_by(
-    science: Mapping[int, _ChipKey], others: Mapping[int, _ChipKey], key_of: Callable[[_ChipKey], object]
-) -> dict[int, int] | None:
-    """Return the pairs of equal keys; None where a key stands twice or an HDU has none."""
-    mine = {index: key_of(key) for index, key in science.items()}
-    theirs = {index: key_of(key) for index, key in others.items()}
-    for keys in (list(mine.values()), list(theirs.values())):
-        if None in keys or len(set(keys)) != len(keys):
-            return None
-    by_key = {key: index for index, key in theirs.items()}
-    return {index: by_key[key] for index, key in mine.items() if key in by_key}

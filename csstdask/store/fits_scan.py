@@ -23,7 +23,8 @@ from csstdask.instrument.units import Units
 from csstdask.store.campaign import UnitFacts
 from csstdask.store.fits_file import open_fits
 from csstdask.store.fits_header import HeaderLookup, start_time
-from csstdask.store.fits_layout import Chip, ChipsOfFile, FoundPlane, find_chips, sibling
+from csstdask.store.fits_layout import Chip, ChipsOfFile, find_chips, sibling
+from csstdask.store.fits_pairing import FoundPlane
 from csstdask.store.schema import NO_TIME
 
 NUMERICS_VERSION = 1

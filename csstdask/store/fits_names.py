@@ -1,0 +1,45 @@
+"""What names of FITS HDUs mean: planes in common use, and the chips in names such as ``ERR_2``."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from csstdask.instrument.model import WeightKind
+from csstdask.store.fits_file import value_of
+
+Role = Literal["sci", "wht", "flag"]
+
+COMMON_NAMES: dict[str, tuple[Role, WeightKind]] = {
+    **dict.fromkeys(("SCI", "SCIENCE", "IMAGE", "IMG", "DATA"), ("sci", "inverse_variance")),
+    **dict.fromkeys(("WHT", "WEIGHT", "WGT", "IVAR", "INVVAR"), ("wht", "inverse_variance")),
+    **dict.fromkeys(("VAR", "VARIANCE", "STAT"), ("wht", "variance")),
+    **dict.fromkeys(("ERR", "ERROR", "RMS", "SIGMA", "STD", "STDDEV", "UNCERT", "UNCERTAINTY"), ("wht", "error")),
+    **dict.fromkeys(("FLG", "FLAG", "FLAGS", "DQ", "MASK", "BPM", "QUALITY"), ("flag", "inverse_variance")),
+}
+"""Names of planes in common use -> what they hold, and what a weight plane of that name is."""
+UTYPE_KINDS: dict[str, WeightKind] = {
+    "StdDevUncertainty": "error",
+    "VarianceUncertainty": "variance",
+    "InverseVariance": "inverse_variance",
+}
+"""What an UNCERT plane that astropy.nddata wrote holds, by its keyword UTYPE."""
+
+
+def name_of(hdu: Any) -> str:
+    """Return the name of an HDU in capitals; nothing where it has none."""
+    return str(value_of(hdu.header, "EXTNAME") or "").strip().upper()
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Split ``ERR_2``, ``ERR2`` or ``CCD2.ERR`` into what the plane is and which chip it is of."""
+    if name in COMMON_NAMES:
+        return name, ""
+    match = re.fullmatch(r"([A-Z]+)(\d+)", name)
+    if match is not None and match[1] in COMMON_NAMES:
+        return match[1], match[2]
+    for pattern, base, tag in ((r"([A-Z]+)[ _.:-](.+)", 1, 2), (r"(.+)[ _.:-]([A-Z]+)", 2, 1)):
+        match = re.fullmatch(pattern, name)
+        if match is not None and match[base] in COMMON_NAMES:
+            return match[base], match[tag]
+    return name, ""
