@@ -3,7 +3,7 @@
 ``python benchmarks/clean.py FOLDER_OF_REAL_IMAGES`` writes ``results/clean.json``. The frame is WFPC2 chip 3 of a
 cluster of galaxies (2400 s, 3 % of its pixels hit), repeated 2 x 2 so that fixed costs do not decide. All methods start
 from the same array in electrons, find its cosmic rays and repair them. astroscrappy runs with its default settings and
-the camera's read noise; it parallelises with OpenMP. Each number of threads has a process of its own. Methods take
+the camera's read noise; it parallelises with OpenMP. Each number of threads runs in a separate process. Methods take
 turns, and the time of each is the least of a few calls, after one that loads and compiles.
 
 Whole commands are timed as well, from the shell to the written file: ``csstdask clean``, which adds weights, flags and

@@ -179,7 +179,7 @@ def _labelled(array: Any, name: str) -> Content:
     dims = [one for one in getattr(array, "dims", ()) if one in ("y", "x")]
     if dims == ["x", "y"]:
         raise TypeError(f"{name}: found dimensions {array.dims}; wanted y before x: array.transpose(..., 'y', 'x')")
-    inner = getattr(array, "data", None)  # of a DataArray: what it wraps, with units of its own perhaps
+    inner = getattr(array, "data", None)  # the array inside a DataArray, which may have units too
     content = read(inner, name) if kind_of(inner) == "cupy" or _carries_unit(inner) else Content(_plain(array, name))
     stated = getattr(array, "attrs", {}).get("units")
     return content if content.unit is not None else replace(content, unit=_unit_of(stated, name))

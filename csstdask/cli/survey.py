@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from csstdask.pipeline.config import RunConfig
     from csstdask.pipeline.status import Summary
 
-#: Commands that reproduce failures are printed for so many units at the end of a run; `status` prints all.
+#: Number of failures whose commands are printed at the end of a run; `status` prints all.
 _REPRODUCED = 20
 
 

@@ -125,7 +125,7 @@ def readable_wcs(header: Header) -> WCS | None:
 
 
 def _repair_wcs(header: Header) -> None:
-    """Mend what is wrong in many headers and clear in meaning: ``degree`` for deg, SCAMP's PV beside SIP."""
+    """Correct common errors whose meaning is clear: the unit ``degree``, and PV terms in addition to SIP terms."""
     for axis in (1, 2):
         if str(header.get(f"CUNIT{axis}", "")).strip().lower() in {"degree", "degrees"}:
             header[f"CUNIT{axis}"] = "deg"

@@ -281,7 +281,7 @@ def _place_flags(hdus: fits.HDUList, path: Path, result: _Result, camera: Instru
     if unit is None or unit.flag is None or Path(unit.flag.path) != path.absolute():
         return
     if flags.encoding != "bits" or flags.plane_keyword is not None:
-        return  # the file's flags are of another kind: the mask has an HDU of its own
+        return  # flags of another kind stay as they are; the mask is in CR_MASK
     bits = read_flag(unit, camera)
     bits &= ~np.int32(flags.incoming_cosmic_ray_mask)
     bits[result.hit] |= flags.cosmic_ray_mask

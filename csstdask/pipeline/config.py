@@ -78,7 +78,7 @@ class SourcesSettings(_Settings):
     least_area: int = Field(5, ge=1, description="least number of connected pixels")
     aperture_radius: float = Field(4.0, gt=0, description="radius of the aperture of `flux_aperture` [pixel]")
     deblend_contrast: float = Field(
-        0.005, ge=0, le=1, description="least share of a blend's flux that a component of its own has"
+        0.005, ge=0, le=1, description="smallest share of a blend's flux that makes a separate source"
     )
 
 
@@ -149,7 +149,7 @@ def as_toml(config: RunConfig) -> str:
     >>> as_toml(RunConfig()).splitlines()[2:5]
     ['[background]  # Sky and noise on a mesh', '# size of a box [pixel]', 'box = 128']
     """
-    lines = ["# Settings of csstdask run, for --config FILE.toml. What is left out keeps its default."]
+    lines = ["# Settings of csstdask run, for --config FILE.toml. Settings that are omitted keep their defaults."]
     for part in RunConfig.model_fields:
         settings = getattr(config, part)
         about = (type(settings).__doc__ or "").strip().splitlines()[0].rstrip(".")

@@ -176,7 +176,7 @@ def _is_companion(path: Path, camera: Instrument, given: set[Path]) -> bool:
     if science is None:
         return False
     if science not in given and not science.is_file():
-        raise InputError(path, f"no {science.name} beside it", "the image that this plane belongs to")
+        raise InputError(path, f"no {science.name} in its folder", "the image that this plane belongs to")
     return True
 
 
@@ -217,9 +217,9 @@ def choose_form(sources: Sequence[UnitSource], camera: Instrument) -> Form:
     deciding = [source for source in sources if source.kind in SKY_KINDS] or sources
     shapes = Counter(source.shape for source in deciding)
     shape = camera.shape if camera.shape in shapes else shapes.most_common(1)[0][0]
-    alike = [source for source in deciding if source.shape == shape]
-    units = Counter(source.units for source in alike).most_common(1)[0][0]
-    first = next(source for source in alike if source.units == units)
+    of_shape = [source for source in deciding if source.shape == shape]
+    units = Counter(source.units for source in of_shape).most_common(1)[0][0]
+    first = next(source for source in of_shape if source.units == units)
     return Form(first.shape, units, camera.detector_ids, first.name)
 
 

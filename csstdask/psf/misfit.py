@@ -3,7 +3,7 @@ r"""Whether the stars of a detector look like the PSF that was fitted to them.
 The chi^2 of single stars does not tell: a wrong PSF adds little to the noise of several hundred pixels, less than the
 error of their noise model. What it adds is the same in all stars, though, so that it stands out in their sum. With the
 residuals :math:`r_{ip}` of `n` stars in pixel `p` of their stamps, once the PSF of the field has been laid on each with
-a flux, a sky and a place of its own,
+a separate flux, sky and position,
 
 .. math:: Q = \left\langle \frac{1}{n_p} \left(\sum_i r_{ip} / \sigma_{ip}\right)^2 \right\rangle_p
 

@@ -88,7 +88,7 @@ def watch(run: str | Path, campaign: str | Path | None = None) -> Watched:
     """Read the tables of cosmic rays of a run, and compare them with its model's card and with the run's beginning.
 
     What a card expects counts where it was made for detectors that it names: a model for any camera saw mock surveys
-    in training, whose rates and spectra are nobody else's.
+    in training; its rates and spectra hold for no other camera.
 
     Parameters
     ----------

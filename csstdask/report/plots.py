@@ -27,7 +27,7 @@ _INK = "#010203"
 _WIDTH, _HEIGHT = 7.0, 3.2
 #: Readable on white and on black.
 _COLOURS = ("#3b82d6", "#d9622b", "#2a9d5c", "#b565c9", "#9a8a1c", "#d64570", "#1b9aaa", "#888888")
-#: Detectors that have a colour of their own.
+#: Number of detectors that are drawn in separate colours.
 _MOST_CURVES = 8
 #: Exposures that are drawn: of a larger run every n-th.
 _MOST_EXPOSURES = 500

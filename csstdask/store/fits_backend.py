@@ -97,7 +97,7 @@ def _dataset(path: Path, units: list[UnitSource], camera: Instrument) -> xr.Data
     for unit in units:
         if (unit.shape, unit.units) != (first.shape, first.units):
             found = f"frames of {first.shape} in {first.units} and of {unit.shape} in {unit.units}"
-            raise InputError(path, found, "one shape and unit (csstdask ingest takes each into a campaign of its own)")
+            raise InputError(path, found, "one shape and unit (csstdask ingest copies each into a separate campaign)")
     exposures = list(dict.fromkeys(unit.exposure for unit in units))
     detectors = sorted({unit.detector for unit in units})
     places = {(exposures.index(unit.exposure), detectors.index(unit.detector)): unit for unit in units}

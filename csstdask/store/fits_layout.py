@@ -3,7 +3,7 @@
 A plane is found by the names and positions that the instrument's layout lists. A position counts only for an HDU
 whose name does not say something else. A plane that the layout does not find is looked for under names in common use
 (``ERR``, ``VAR``, ``IVAR``, ``MASK``, ...), whose meaning is then that of the name. Planes are assigned to chips by
-their names, by EXTVER, by the detector keyword of their own headers, and by their order only if nothing else tells.
+their names, by EXTVER, by the detector keyword in their headers, and by order only if nothing else decides.
 What cannot be told apart is refused, never guessed.
 """
 
@@ -326,5 +326,5 @@ def _unnamed_leftovers(path: Path, hdus: fits.HDUList, claimed: set[int], shape:
     ]
     if not left:
         return []
-    wanted = "names (EXTNAME), so that their planes and chips can be told, or a layout in a TOML of your own"
+    wanted = "names (EXTNAME), so that their planes and chips can be told, or a layout in your own TOML"
     return [InputError(path, f"images without a name in HDUs {', '.join(map(str, left))}", wanted)]

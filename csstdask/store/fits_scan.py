@@ -208,7 +208,7 @@ def _scan_unit(path: Path, hdus: fits.HDUList, instrument: Instrument, found: Ch
     detector = _detector(lookup, instrument, source)
     trimmed = layout.raw_shape is not None and raw_shape == layout.raw_shape
     if layout.raw_shape is not None and not trimmed:
-        wanted = f"{layout.raw_shape}, the frames of layout {layout.name!r} (others need one in a TOML of your own)"
+        wanted = f"{layout.raw_shape}, the frames of layout {layout.name!r} (others need a layout in your own TOML)"
         raise InputError(source, f"shape {raw_shape}", wanted)
     trim = layout.trim_section if trimmed else None
     shape = (raw_shape[0], raw_shape[1])

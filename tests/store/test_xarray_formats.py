@@ -16,7 +16,8 @@ import csstdask
 from csstdask.errors import InputError
 from csstdask.instrument import Instrument, validate_instrument
 from csstdask.pipeline.config import RunConfig
-from csstdask.store.campaign import Campaign, _microseconds
+from csstdask.store.campaign import Campaign
+from csstdask.store.formats import microseconds
 from csstdask.store.schema import NO_TIME
 from csstdask.store.zarr_arrays import shard_path
 
@@ -140,7 +141,7 @@ def test_a_masked_selection_can_be_saved_and_processed(with_an_absent_unit, smal
     ],
 )
 def test_units_of_time(value, units, wanted):
-    assert _microseconds(value, {"units": units}) == wanted
+    assert microseconds(value, {"units": units}) == wanted
 
 
 def test_a_saved_subset_can_be_added_to(small_campaign, tmp_path):
