@@ -26,9 +26,12 @@ from csstdask.pipeline.steps.psf import PSF
 from csstdask.pipeline.steps.repair import REPAIR
 from csstdask.psf.field import between_nodes, on_unit
 from csstdask.store.campaign import UnitFacts
+from csstdask.store.fits_backend import CsstBackend
 from csstdask.store.schema import NO_TIME
 from csstdask.store.sky_index import sky_coordinates, units_near, wcs_of
 from csstdask.toml_file import validated
+
+__all__ = ["CsstAccessor", "CsstBackend"]
 
 #: Settings of a run, as callers may give them.
 Settings = RunConfig | Mapping[str, Any] | str | Path | None
@@ -172,7 +175,9 @@ class CsstAccessor:
             one = self._dataset.isel({dim: here[dim] for dim in here if dim in self._dataset.sizes})
             wcs = wcs_of(str(one["header"].values))
             rows, columns = _pixels(one, "y"), _pixels(one, "x")
-            pixel = None if wcs is None else pixel_of(wcs, position, (int(rows[-1]) + 1, int(columns[-1]) + 1))
+            if not (len(rows) and len(columns)):
+                continue
+            pixel = None if wcs is None else pixel_of(wcs, position, (int(rows.max()) + 1, int(columns.max()) + 1))
             if wcs is None or pixel is None:
                 continue
             half = 0.5 * side / np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix)))
@@ -312,7 +317,7 @@ def _one_detector(data: xr.Dataset, detector: int | None) -> xr.Dataset:
         raise InputError("detector", "none", f"one of {ids}")
     if detector is not None and detector not in ids:
         raise InputError("detector", repr(detector), f"one of {ids}")
-    return data.isel(detector=ids.index(detector or ids[0])) if "detector" in data.dims else data
+    return data.isel(detector=ids.index(ids[0] if detector is None else detector)) if "detector" in data.dims else data
 
 
 def _pixels(dataset: xr.Dataset, axis: str) -> npt.NDArray[Any]:
@@ -321,8 +326,8 @@ def _pixels(dataset: xr.Dataset, axis: str) -> npt.NDArray[Any]:
 
 
 def _window(pixels: npt.NDArray[Any], centre: float, half: float) -> slice:
-    """Return the slice of those pixels, ascending, that lie within `half` of a centre; empty if there are none."""
+    """Return the slice of those pixels, in any order, that lie within `half` of a centre; empty if there are none."""
     if not np.isfinite(centre):
         return slice(0, 0)
-    first, last = np.searchsorted(pixels, [round(centre - half), round(centre + half) + 1])
-    return slice(int(first), int(last))
+    inside = np.flatnonzero((pixels >= round(centre - half)) & (pixels <= round(centre + half)))
+    return slice(int(inside.min()), int(inside.max()) + 1) if len(inside) else slice(0, 0)

@@ -202,3 +202,12 @@ def test_verbs_that_look_start_light(product, small_campaign):
             [sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True, check=True, timeout=60
         )
         assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_campaigns_export_does_not_keep_a_runs(small_campaign, product, tmp_path):
+    """Repaired files are no export of the campaign, although they come from the same pixels."""
+    one = parse_selection("exposure=10100000001,detector=7")
+    assert export(product, tmp_path / "out", campaign=small_campaign, selection=one).written == 1
+    again = export(small_campaign, tmp_path / "out", selection=one)
+    assert (again.unchanged, len(again.failures)) == (0, 1)
+    assert "an export of other pixels" in again.failures[0]["reason"]

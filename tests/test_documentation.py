@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -70,6 +72,13 @@ def test_python_blocks(night, page, monkeypatch):
     names = {"csstdask": csstdask, "data": frame, "campaign": csstdask.open_campaign("campaign.zarr")}
     for block in blocks(page, "python"):
         exec(compile(block, page, "exec"), names)
+
+
+def test_the_backend_brings_the_accessor(night):
+    """In a fresh interpreter, without an import of csstdask."""
+    block = next(block for block in blocks("docs/fits.md", "python") if "open_dataset" in block)
+    done = subprocess.run([sys.executable, "-c", block], cwd=night, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_toml_blocks():

@@ -6,7 +6,7 @@ and returns plain arrays for the kernels, with the way back to the caller's kind
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -151,6 +151,8 @@ def _take_error(door: Door, error: Any, shape: tuple[int, ...], data: Content, *
     unit = data.unit if stamps else ELECTRON
     if unit is None and content.unit is not None:
         raise TypeError(f"error: found the unit {content.unit}, but stamps without one; wanted both in one unit")
+    if unit is not None and content.unit is None and data.unit is not None:
+        content = replace(content, unit=data.unit)  # a plain array is in the unit of the data
     sigma = door.take(content.values if unit is None else content.to(unit, "error").values, np.float32)
     unknown = None if content.mask is None else take_mask(door, content.mask, shape, "error.mask")
     return _in_shape(sigma, shape, "error"), unknown

@@ -199,6 +199,8 @@ def _nddata(array: Any, name: str) -> Content:
         if of_sigma is not None and unit is not None:
             sigma = _scaled(sigma, scale_of(of_sigma, unit, f"{name}.uncertainty"))
     mask = inner.mask if array.mask is None else np.asarray(array.mask)
+    if sigma is not None and np.isinf(sigma).any():  # a weight of 0: not usable
+        mask = np.isinf(sigma) if mask is None else np.asarray(mask, dtype=bool) | np.isinf(sigma)
     if mask is not None and mask.shape != np.shape(inner.values):
         mask = np.broadcast_to(mask, np.shape(inner.values))
     return Content(inner.values, mask, sigma, unit)

@@ -132,6 +132,7 @@ def clean(
         overwrite=overwrite,
         on_chip=lambda chip: say(str(chip)),
     )
+    say_all("left as it was", summary.untouched)
     say_all("failed", summary.problems)
     if summary.problems:
         raise typer.Exit(1)

@@ -97,7 +97,8 @@ def celestial_wcs(header: Header) -> WCS | None:
         return None
     try:
         with no_warnings():
-            usable = bool(np.isfinite(wcs.wcs_pix2world([[1.0, 1.0]], 0)).all())
+            reference = np.asarray(wcs.wcs.crpix) - 1  # a corner may lie beyond the projection
+            usable = bool(np.isfinite(wcs.wcs_pix2world([[1.0, 1.0], reference], 0)).all(axis=1).any())
             wcs_to_celestial_frame(wcs).is_transformable_to(ICRS())
     except (ValueError, KeyError):  # of singular matrices, and of frames without a place on the sky, as the Sun's
         return None

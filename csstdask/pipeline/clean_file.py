@@ -24,6 +24,7 @@ from csstdask.pipeline.provenance import provenance_cards
 from csstdask.pipeline.steps import apply_steps
 from csstdask.pipeline.steps.repair import REPAIR
 from csstdask.store.fits_file import open_fits, plane_data
+from csstdask.store.fits_names import COMMON_NAMES, may_be, name_of, split_name
 from csstdask.store.fits_planes import read_flag, read_headers, read_sci, read_weight
 from csstdask.store.fits_scan import UnitSource, scan
 from csstdask.store.recognise import recognise_file
@@ -57,6 +58,8 @@ class CleanedFile:
     chips: list[CleanedChip] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """Images of the file that could not be used, and were copied as they are."""
+    untouched: list[str] = field(default_factory=list)
+    """Images of a camera that is not known whose names say that they are no science images."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def clean_file(
     config : RunConfig, optional
         Settings of a run; by default its own.
     instrument : str, path or Instrument, optional
-        A built-in name or a TOML; by default what the headers tell.
+        A built-in name or a TOML; by default recognised from the headers.
     gain : float, optional
         [e-/adu] Clean the images of a camera that is not known: 1 for pixels in electrons.
     overwrite : bool
@@ -120,6 +123,8 @@ def clean_file(
     if target.exists() and (not overwrite or target.samefile(source)):
         wanted = "another name" if target.samefile(source) else "a new name, or --overwrite"
         raise InputError(target, "a file that exists", wanted)
+    if not target.absolute().parent.is_dir():
+        raise InputError(target, f"no folder {target.parent}", "a folder that exists")
     settings = config or RunConfig()
     summary = CleanedFile()
     camera = _camera(source, instrument, gain)
@@ -131,7 +136,7 @@ def clean_file(
         jobs = [lambda unit=unit: _clean_unit(unit, camera, settings) for unit in found.units]
         names = [f"{unit.name} detector {unit.detector}" for unit in found.units]
     else:
-        indices = _plain_images(source)
+        indices, summary.untouched = _plain_images(source)
         jobs = [lambda index=index: _clean_image(source, index, float(gain or 1), settings) for index in indices]
         names = [f"{source}[{index}]" for index in indices]
     results: list[_Result] = []
@@ -177,25 +182,34 @@ def _clean_unit(unit: UnitSource, camera: Instrument, config: RunConfig) -> _Res
         raise InputError(unit.name, f"a frame of kind {unit.kind}", "one that cosmic rays are repaired in")
     hit, repair, variance = (frame.product(name) for name in names)
     where = section_slices(unit.trim) if unit.trim is not None else (slice(None), slice(None))
-    return _Result(
-        unit, unit.sci.hdu, where, hit, repair / np.float32(unit.scale), variance / np.float32(unit.scale) ** 2
-    )
+    value, width = repair.astype(np.float64) / unit.scale, variance.astype(np.float64) / unit.scale**2
+    return _Result(unit, unit.sci.hdu, where, hit, value, width)
 
 
 def _no_product(name: str) -> npt.NDArray[Any]:
     raise KeyError(name)
 
 
-def _plain_images(path: Path) -> list[int]:
-    """Return the 2-D images of a file of any camera: those named SCI or the like, else all that have no other name."""
+def _plain_images(path: Path) -> tuple[list[int], list[str]]:
+    """Return the science images of a file of any camera, and a line for each other 2-D image.
+
+    Raises
+    ------
+    InputError
+        If there is no image, or there are several and their names do not say which are science images.
+    """
     with open_fits(path) as hdus:
         images = [index for index, hdu in enumerate(hdus) if hdu.is_image and hdu.header.get("NAXIS", 0) == 2]
-        named = [index for index in images if str(hdus[index].name).upper() in {"SCI", "SCIENCE", "IMAGE", "DATA"}]
-        unnamed = [index for index in images if str(hdus[index].name).upper() in {"", "PRIMARY"}]
-    chosen = named or unnamed or images[:1]
+        names = {index: name_of(hdus[index]) for index in images}
+    possible = [index for index in images if may_be(names[index], "sci")]
+    named = [index for index in possible if split_name(names[index])[0] in COMMON_NAMES]
+    chosen = named or possible
     if not chosen:
         raise InputError(path, "no 2-D image", "at least one")
-    return chosen
+    if not named and len(chosen) > 1 and not all(names[index] for index in chosen):
+        found = f"several images without names (HDUs {', '.join(map(str, chosen))})"
+        raise InputError(path, found, "names (EXTNAME), or --instrument with a TOML that says which is which")
+    return chosen, [f"{path}[{index}] {names[index]}".rstrip() for index in images if index not in chosen]
 
 
 def _clean_image(path: Path, index: int, gain: float, config: RunConfig) -> _Result:
@@ -248,7 +262,7 @@ def _place(hdus: fits.HDUList, path: Path, result: _Result, camera: Instrument |
     whole[where] = result.hit
     added = [fits.ImageHDU(whole, name=MASK_NAME, ver=version)]
     if not kept:
-        variance = np.full(science.shape, np.nan, np.float32)
+        variance = np.full(science.shape, np.nan, result.variance.dtype)
         variance[where] = result.variance
         added.append(fits.ImageHDU(variance, name=VARIANCE_NAME, ver=version))
     return added
@@ -269,7 +283,8 @@ def _place_weights(hdus: fits.HDUList, path: Path, result: _Result) -> bool:
     if unit is None or unit.weight is None or Path(unit.weight.path) != path.absolute():
         return False
     power = {"inverse_variance": -1.0, "variance": 1.0, "error": 0.5}[unit.weight_kind]
-    weights = plane_data(path, hdus, unit.weight.hdu).astype(np.float32)
+    weights = plane_data(path, hdus, unit.weight.hdu)
+    weights = weights.astype(np.float32 if weights.dtype.kind in "iub" else weights.dtype.newbyteorder("="))
     weights[result.where][result.repaired] = result.variance[result.repaired].astype(np.float64) ** power
     _replace(hdus, unit.weight.hdu, weights)
     return True

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from csstdask.errors import StoreError
 from csstdask.nn.models import NO_PSF, find_card
-from csstdask.store.zarr_arrays import open_group
+from csstdask.store.zarr_arrays import kept_attributes, open_group, root_metadata
 from csstdask.toml_file import read_toml, validated
 
 
@@ -165,7 +165,9 @@ def as_toml(config: RunConfig) -> str:
 
 def settings_of(root: Path) -> RunConfig:
     """Return the settings that a run was last made with."""
-    return settings_from(root, dict(open_group(root, "run").attrs))
+    kept = kept_attributes(root)
+    damaged = "config" in kept and ((root / "zarr.json").exists() is False or root_metadata(root) is None)
+    return settings_from(root, kept if damaged else dict(open_group(root, "run").attrs))
 
 
 def settings_from(root: Path, attributes: Mapping[str, Any]) -> RunConfig:

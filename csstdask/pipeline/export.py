@@ -294,6 +294,7 @@ def _check_same(path: Path, provenance: Provenance) -> None:
     except (OSError, ValueError, fits.VerifyError) as error:
         raise InputError(path, f"a file that is no FITS ({error})", "no file, or --overwrite to replace it") from None
     different = [keyword for keyword, value, _ in provenance if found[keyword] != value]
+    different += [keyword for keyword in header if keyword.startswith("CSD") and keyword not in found]
     if different:
         what = "an export of other pixels" if found["CSDVERS"] else "a file that csstdask has not written"
         raise InputError(path, f"{what} ({', '.join(different)} differ)", "no file, or --overwrite to replace it")

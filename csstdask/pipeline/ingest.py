@@ -1,4 +1,4 @@
-"""The story of an ingest: scan headers, agree on one campaign, let workers copy pixels, admit units.
+"""Ingest: read headers, agree on one campaign, copy pixels on workers, record units.
 
 The campaign's driver (this module) decides from headers alone which unit each file is; a worker then copies
 the three planes of one unit, one HDU at a time, into shards it owns; the driver admits the unit, `present`
@@ -249,7 +249,8 @@ def _is_unchanged(source: UnitSource, campaign: Campaign, unit: Unit) -> bool:
     if not all(shard_path(campaign.path, name, row, column).is_file() for name in ("sci", "wht", "flag")):
         return False
     facts = campaign.facts(*_key(unit))
-    return facts.source_stat == source.stat() or facts.digest == source.digest()
+    same_files = facts.source_stat == source.stat() and facts.planes == source.planes
+    return same_files or facts.digest == source.digest()
 
 
 def _is_damaged(campaign: Campaign, unit: Unit) -> bool:
@@ -268,9 +269,9 @@ def _check_replacement(source: UnitSource, campaign: Campaign, unit: Unit, *, su
     if facts.digest == source.digest():
         return  # the same file, for lost shards
     if not supersede:
-        raise InputError(
-            source.name, f"another file for unit {unit} than {facts.source}", "the same, or --supersede to replace it"
-        )
+        same = facts.source_stat == source.stat()
+        found = "planes that are read in another way than before" if same else f"another file than {facts.source}"
+        raise InputError(source.name, f"{found} for unit {unit}", "the same, or --supersede to replace it")
     read_sci(source)
     read_weight(source)
     read_flag(source, campaign.instrument)

@@ -58,10 +58,14 @@ def find_files(names: Iterable[str | Path], report: Report) -> list[Path]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(SUFFIXES) and path.is_file())
+    found = sorted(path for path in folder.rglob("*") if _is_fits(path))
     if not found:
         raise InputError(folder, "a directory without FITS files", "FITS files, or a directory that holds some")
     return found
+
+
+def _is_fits(path: Path) -> bool:
+    return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file()
 
 
 def _listed(path: Path) -> list[Path]:
@@ -94,7 +98,9 @@ def _updated(camera: Instrument, existing: Campaign) -> Instrument:
     if different:
         name = camera.name if "name" in different else f"{camera.name} with another {', '.join(different)}"
         raise InputError(
-            "--instrument", name, f"{existing.instrument.name}, as in {existing.path} (overrides may change)"
+            "--instrument",
+            name,
+            f"{existing.instrument.name}, as in {existing.path} (the default without --instrument)",
         )
     return camera
 

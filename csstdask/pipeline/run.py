@@ -36,7 +36,7 @@ from csstdask.pipeline.status import Summary, reproducible
 from csstdask.pipeline.steps import resolve
 from csstdask.pipeline.unit import UnitJob, process_unit
 from csstdask.store.run import MetricsWriter, prepare_run
-from csstdask.store.zarr_arrays import root_metadata
+from csstdask.store.zarr_arrays import kept_attributes, root_metadata
 
 log = logging.getLogger("csstdask")
 
@@ -155,7 +155,7 @@ def run(
 def _attributes(root: Path, plan: Plan, chosen: Selection) -> dict[str, Any]:
     """Return what the store says of the run: this command's settings, and the steps and units of all so far."""
     metadata = (root_metadata(root) if (root / "zarr.json").exists() else None) or {}
-    before: dict[str, Any] = metadata.get("attributes", {})
+    before: dict[str, Any] = metadata.get("attributes", {}) or kept_attributes(root)
     ours = {"exposures": list(chosen.exposures), "detectors": sorted(chosen.detectors)}
     theirs = [item for item in before.get("selections", []) if item != ours]
     steps = {step.name for step in plan.steps} | set(before.get("steps", []))

@@ -59,7 +59,7 @@ def show_provenance(
 
 
 def _planes_read(planes: Iterable[str]) -> str:
-    """Count where the planes of all units were found, and what told."""
+    """Count where the planes of all units were found, and what decided it."""
     found: Counter[str] = Counter()
     for record in filter(None, planes):
         for role, plane in json.loads(record).items():

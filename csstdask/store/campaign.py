@@ -80,10 +80,12 @@ class UnitFacts:
     """SHA-256 of what the unit was made from: its identity in fingerprints."""
     source: str = ""
     source_stat: str = ""
+    source_folder: str = ""
+    """Where the files were."""
     exposure_id: str = ""
     """The id as the file has it; `exposure` is the name of a folder."""
     planes: str = ""
-    """JSON: which plane was taken from which HDU, and what told."""
+    """JSON: which plane was read from which HDU, and what decided it."""
     file_units: str = ""
     """The units that the file states."""
     unit_scale: float = 1.0
@@ -325,7 +327,8 @@ class Campaign:
         """Return how a unit was read from its file; campaigns of an earlier version do not say."""
         if "unit_scale" not in self.group:
             return {}
-        texts = {name: str(self._value(name, row)[column]) for name in ("planes", "file_units", "exposure_id")}
+        names = ("planes", "file_units", "exposure_id", "source_folder")
+        texts = {name: str(self._value(name, row)[column]) for name in names if name in self.group}
         return {**texts, "unit_scale": float(self._value("unit_scale", row)[column])}
 
     def exposure_id(self, exposure: str) -> str:
@@ -360,6 +363,7 @@ _UNIT_FACTS = (
     "primary_header",
     "source",
     "source_stat",
+    "source_folder",
     "exposure_id",
     "planes",
     "file_units",
@@ -481,7 +485,8 @@ def _copy_again(path: Path, row: int, column: int) -> str:
     source = str(read_small(group, "source", (row, column)).item())
     if source.startswith("mock "):
         return f"delete it and run: csstdask mock RECIPE --to {campaign}"
-    files = " ".join(quote(name) for name in source.split()) or "FITS"
+    folder = Path(str(read_small(group, "source_folder", (row, column)).item()) if "source_folder" in group else "")
+    files = " ".join(quote(str(folder / name)) for name in source.split()) or "FITS"
     return f"run: csstdask ingest {files} --to {campaign} --supersede"
 
 

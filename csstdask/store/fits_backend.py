@@ -51,7 +51,7 @@ class CsstBackend(BackendEntrypoint):
         drop_variables : str or iterable of str, optional
             Variables to leave out.
         instrument : str, path or Instrument, optional
-            A built-in name or a TOML; by default what the headers tell.
+            A built-in name or a TOML; by default recognised from the headers.
 
         Returns
         -------
@@ -134,7 +134,7 @@ def _dataset(path: Path, units: list[UnitSource], camera: Instrument) -> xr.Data
         attributes = {key: value for key, value in spec.attributes.items() if spec.name != "time" or key == "long_name"}
         coordinates[spec.name] = (spec.dims, _coordinate(spec.name, spec.fill, shape, places), attributes)
     attributes = {
-        "csstdask": "campaign",
+        "csstdask": "frame",
         "instrument": camera.model_dump_json(exclude_none=True),
         "path": str(path),
     }

@@ -57,6 +57,9 @@ _SPELLINGS = {
     "counts": "adu",
     "count": "adu",
     "ct": "adu",
+    "msec": "ms",
+    "usec": "us",
+    "ksec": "ks",
     "sec": "s",
     "secs": "s",
     "second": "s",
@@ -218,7 +221,7 @@ def start_time(lookup: HeaderLookup) -> StartTime:
         except InputError as error:
             problem = problem or f"{wanted.keyword}: {error.found}"
         except (ValueError, TypeError, OverflowError) as error:
-            problem = problem or f"{wanted.keyword} = {value!r}: {error}"
+            problem = problem or f"{wanted.keyword} = {value!r}: {str(error).splitlines()[0][:120]}"
     return StartTime(NO_TIME, problem)
 
 
@@ -261,4 +264,4 @@ def _microseconds(moment: Time) -> int:
     year = int(moment.utc.ymdhms["year"])
     if not PLAUSIBLE_YEARS[0] <= year <= PLAUSIBLE_YEARS[1]:
         raise ValueError(f"year {year}; wanted one from {PLAUSIBLE_YEARS[0]} to {PLAUSIBLE_YEARS[1]}")
-    return int(moment.utc.datetime64.astype("datetime64[us]").astype(np.int64))
+    return round(moment.utc.unix * 1e6)  # which counts a leap second as the next one

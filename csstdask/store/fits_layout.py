@@ -4,7 +4,7 @@ A plane is found by the names and positions that the instrument's layout lists. 
 whose name does not say something else. A plane that the layout does not find is looked for under names in common use
 (``ERR``, ``VAR``, ``IVAR``, ``MASK``, ...), whose meaning is then that of the name. Planes are assigned to chips by
 their names, by EXTVER, by the detector keyword in their headers, and by order only if nothing else decides.
-What cannot be told apart is refused, never guessed.
+Ambiguous files are refused, never guessed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from csstdask.errors import InputError
 from csstdask.instrument import Layout, Plane
 from csstdask.instrument.model import WeightKind
 from csstdask.store.fits_file import open_fits, value_of
-from csstdask.store.fits_names import COMMON_NAMES, UTYPE_KINDS, Role, name_of, split_name
+from csstdask.store.fits_names import COMMON_NAMES, NOT_SCIENCE, UTYPE_KINDS, Role, may_be, name_of, split_name
 from csstdask.store.fits_pairing import ChipKey, DetectorOf, FoundPlane, PlaneCandidates, assign_planes, shape_of
 
 
@@ -33,7 +33,7 @@ class Chip:
     flag: FoundPlane | None = None
 
     def record(self) -> dict[str, Any]:
-        """Return which HDU each plane was found in, and what told."""
+        """Return which HDU each plane was found in, and what decided it."""
         planes: dict[str, Any] = {"sci": self.sci.record()}
         if self.wht is not None:
             planes["wht"] = self.wht.record() | {"kind": self.wht.kind}
@@ -89,7 +89,7 @@ def find_chips(path: Path, hdus: fits.HDUList, layouts: Sequence[Layout], detect
         if isinstance(here, PlaneCandidates) and here.path == path:
             claimed |= set(here.indices)
     indices = science.indices
-    if science.found_by == "position" and layout.weight is None and layout.flag is None:
+    if science.found_by == "position" and not any(isinstance(one, PlaneCandidates) for one in others.values()):
         indices = _further_chips(hdus, science.indices, detector_of)
         claimed |= set(indices)
     keys = {index: ChipKey.of(hdus[index], detector_of(hdus[index].header)) for index in indices}
@@ -120,8 +120,10 @@ def find_chips(path: Path, hdus: fits.HDUList, layouts: Sequence[Layout], detect
         _describe(hdus, index) for index in _image_hdus(hdus) if index not in claimed and _has_data(hdus, index)
     ]
     _refuse_unknown_planes(path, hdus, found, layouts, claimed)
+    shape = shape_of(hdus[indices[0]].header)
     if science.found_by == "position":
-        found.problems += _unnamed_leftovers(path, hdus, claimed, shape_of(hdus[indices[0]].header))
+        found.problems += _unnamed_leftovers(path, hdus, claimed, shape)
+    found.problems += _chips_left(path, hdus, claimed, shape, detector_of)
     return found
 
 
@@ -161,7 +163,7 @@ def _find_plane(hdus: fits.HDUList, plane: Plane, role: Role, *, of_chips: bool 
     names = {index: name_of(hdus[index]) for index in images}
     for wanted in plane.hdu:
         if wanted == "*":
-            found = [index for index in images if _has_data(hdus, index) and _may_be(names[index], role)]
+            found = [index for index in images if _has_data(hdus, index) and may_be(names[index], role)]
             how = "position" if found and not any(names[index] for index in found) else "name"
         elif isinstance(wanted, int):
             usable = wanted in names and (wanted > 0 or _has_data(hdus, 0))
@@ -186,22 +188,17 @@ def _uncertainty(hdus: fits.HDUList, found: Sequence[int], kind: WeightKind) -> 
 
 
 def _named(names: Mapping[int, str], wanted: str, *, of_chips: bool) -> list[int]:
-    """Return the HDUs of a name; those with the name and a chip only if none has the name alone."""
-    exact = [index for index, name in names.items() if name == wanted]
-    if exact or not of_chips:
-        return exact
-    return [index for index, name in names.items() if name and split_name(name)[0] == wanted]
+    """Return the HDUs of a name, and of the name and a chip."""
+    return [
+        index
+        for index, name in names.items()
+        if name == wanted or (of_chips and name and split_name(name)[0] == wanted)
+    ]
 
 
 def _of_chips(hdus: fits.HDUList, science: _Match) -> bool:
     """Tell whether the names of science images hold their chips."""
     return any(ChipKey.of(hdus[index], None).chip for index in science.indices)
-
-
-def _may_be(name: str, role: Role) -> bool:
-    """Tell whether an HDU of this name may hold a plane: its name is a chip's, or names this kind of plane."""
-    meaning = COMMON_NAMES.get(split_name(name)[0])
-    return meaning is None or meaning[0] == role
 
 
 def _position_counts(name: str, role: Role, kind: WeightKind) -> bool:
@@ -211,7 +208,7 @@ def _position_counts(name: str, role: Role, kind: WeightKind) -> bool:
     """
     meaning = COMMON_NAMES.get(split_name(name)[0])
     if meaning is None:
-        return not name or role == "sci"
+        return not name or (role == "sci" and split_name(name)[0] not in NOT_SCIENCE)
     return meaning == (role, kind) if role == "wht" else meaning[0] == role
 
 
@@ -288,7 +285,7 @@ def _further_chips(hdus: fits.HDUList, first: list[int], detector_of: DetectorOf
     if None in seen:
         return chips
     for index in _image_hdus(hdus):
-        if index <= max(first) or not _has_data(hdus, index) or not _may_be(name_of(hdus[index]), "sci"):
+        if index <= max(first) or not _has_data(hdus, index) or not may_be(name_of(hdus[index]), "sci"):
             continue
         detector = detector_of(hdus[index].header)
         if detector is not None and detector not in seen:
@@ -300,7 +297,7 @@ def _further_chips(hdus: fits.HDUList, first: list[int], detector_of: DetectorOf
 def _refuse_unknown_planes(
     path: Path, hdus: fits.HDUList, found: ChipsOfFile, layouts: Sequence[Layout], claimed: set[int]
 ) -> None:
-    """Raise if a file that another layout names has images beside the science image that none can tell."""
+    """Raise if a file of a layout with weights and flags has images under names that no layout knows."""
     if found.layout.weight is not None or found.layout.flag is not None or not found.chips:
         return
     science = found.chips[0].sci
@@ -311,6 +308,21 @@ def _refuse_unknown_planes(
         planes = [plane for layout in layouts for plane in (layout.weight, layout.flag) if plane is not None]
         wanted = "/".join(dict.fromkeys(str(name) for plane in planes for name in plane.hdu if isinstance(name, str)))
         raise InputError(path, ", ".join(_describe(hdus, index) for index in beside), f"planes named {wanted}")
+
+
+def _chips_left(
+    path: Path, hdus: fits.HDUList, claimed: set[int], shape: tuple[int, ...], detector_of: DetectorOf
+) -> list[InputError]:
+    """Return an error for each image that looks like a further chip, and that the layout does not account for."""
+    problems: list[InputError] = []
+    for index in _image_hdus(hdus):
+        name = name_of(hdus[index])
+        if index in claimed or index == 0 or shape_of(hdus[index].header) != shape or not may_be(name, "sci"):
+            continue
+        if split_name(name)[0] in COMMON_NAMES or (name and detector_of(hdus[index].header) is not None):
+            wanted = "one that a layout of the instrument finds (its names or positions in your own TOML)"
+            problems.append(InputError(f"{path}[{index}]", f"a further science image, {name}", wanted))
+    return problems
 
 
 def _unnamed_leftovers(path: Path, hdus: fits.HDUList, claimed: set[int], shape: tuple[int, ...]) -> list[InputError]:
@@ -326,5 +338,5 @@ def _unnamed_leftovers(path: Path, hdus: fits.HDUList, claimed: set[int], shape:
     ]
     if not left:
         return []
-    wanted = "names (EXTNAME), so that their planes and chips can be told, or a layout in your own TOML"
+    wanted = "names (EXTNAME) that say which planes and chips they are, or a layout in your own TOML"
     return [InputError(path, f"images without a name in HDUs {', '.join(map(str, left))}", wanted)]

@@ -26,6 +26,13 @@ UTYPE_KINDS: dict[str, WeightKind] = {
 """What an UNCERT plane that astropy.nddata wrote holds, by its keyword UTYPE."""
 
 
+NOT_SCIENCE = {
+    "AREA", "BACKGROUND", "BKG", "CON", "CONTEXT", "COVERAGE", "CTX", "EXP", "EXPMAP", "EXPTIME", "MODEL", "PREVIEW",
+    "SAMP", "SEG", "SEGMENTATION", "SKY", "SKYFIT", "THUMBNAIL", "TIME", "WAVELENGTH",
+}  # fmt: skip
+"""Names of images that are neither a science plane nor its weights or flags."""
+
+
 def name_of(hdu: Any) -> str:
     """Return the name of an HDU in capitals; nothing where it has none."""
     return str(value_of(hdu.header, "EXTNAME") or "").strip().upper()
@@ -38,8 +45,20 @@ def split_name(name: str) -> tuple[str, str]:
     match = re.fullmatch(r"([A-Z]+)(\d+)", name)
     if match is not None and match[1] in COMMON_NAMES:
         return match[1], match[2]
+    found = []
     for pattern, base, tag in ((r"([A-Z]+)[ _.:-](.+)", 1, 2), (r"(.+)[ _.:-]([A-Z]+)", 2, 1)):
         match = re.fullmatch(pattern, name)
-        if match is not None and match[base] in COMMON_NAMES:
-            return match[base], match[tag]
-    return name, ""
+        if match is not None and (match[base] in COMMON_NAMES or match[base] in NOT_SCIENCE):
+            found.append((match[base], match[tag]))
+    # Of SCI_ERR, the errors of the science image, ERR says what the plane is.
+    specific = [part for part in found if COMMON_NAMES.get(part[0], ("",))[0] != "sci"]
+    if len(found) == 2 and len(specific) == 1:
+        return specific[0]
+    return found[0] if len(found) == 1 else (name, "")
+
+
+def may_be(name: str, role: Role) -> bool:
+    """Tell whether an HDU of this name may hold a plane: its name is a chip's, or names this kind of plane."""
+    base = split_name(name)[0]
+    meaning = COMMON_NAMES.get(base)
+    return base not in NOT_SCIENCE if meaning is None else meaning[0] == role

@@ -39,8 +39,8 @@ _STRUCTURAL = (
 
 def write_unit(
     path: Path,
-    sci: npt.NDArray[np.float32],
-    wht: npt.NDArray[np.float32],
+    sci: npt.NDArray[Any],
+    wht: npt.NDArray[Any],
     flag: npt.NDArray[np.int32],
     *,
     exptime: float,
@@ -85,12 +85,13 @@ def write_unit(
     for line in history:
         primary.header.add_history(line)
     if unit_scale != 1:
-        sci, wht, units = sci / np.float32(unit_scale), wht * np.float32(unit_scale) ** 2, file_units
-    science = fits.ImageHDU(np.ascontiguousarray(sci, dtype=np.float32), header=_restored(header), name="SCI")
+        # In double precision until they are written: scaled weights may be beyond float32.
+        sci, wht, units = sci.astype(np.float64) / unit_scale, wht.astype(np.float64) * unit_scale**2, file_units
+    science = fits.ImageHDU(_narrow(sci), header=_restored(header), name="SCI")
     science.header["BUNIT"] = units
     _make_readable(science.header)
     world = _world(science.header)
-    weight = fits.ImageHDU(np.ascontiguousarray(wht, dtype=np.float32), header=world.copy(), name="WHT")
+    weight = fits.ImageHDU(_narrow(wht), header=world.copy(), name="WHT")
     weight_units = _power(units, -2)
     if weight_units:
         weight.header["BUNIT"] = (weight_units, "inverse variance")
@@ -107,6 +108,14 @@ def write_unit(
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _narrow(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return values as float32; as float64 where float32 cannot hold them."""
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = np.ascontiguousarray(values, dtype=np.float32)
+    kept = np.isfinite(narrow) == np.isfinite(values)
+    return narrow if (kept & ((narrow != 0) == (values != 0))).all() else np.ascontiguousarray(values, dtype=np.float64)
 
 
 def _restored(text: str) -> fits.Header:
@@ -144,7 +153,7 @@ def _power(units: str, power: int) -> str:
 
 
 def _original_planes(
-    wht: npt.NDArray[np.float32], flag: npt.NDArray[np.int32], planes: str, units: str, world: fits.Header
+    wht: npt.NDArray[Any], flag: npt.NDArray[np.int32], planes: str, units: str, world: fits.Header
 ) -> list[fits.ImageHDU]:
     """Return the weights and flags under the names of the original file, where it had others than WHT and FLG.
 
@@ -156,7 +165,7 @@ def _original_planes(
     if name and kind in {"error", "variance"}:
         with np.errstate(divide="ignore"):
             values = np.where(wht > 0, wht.astype(np.float64) ** (-0.5 if kind == "error" else -1.0), np.nan)
-        extra.append(fits.ImageHDU(values.astype(np.float32), header=world.copy(), name=name))
+        extra.append(fits.ImageHDU(_narrow(values), header=world.copy(), name=name))
         extra[-1].header["BUNIT"] = units if kind == "error" else _power(units, 2)
     name = record.get("flag", {}).get("name")
     if name and name != "FLG":

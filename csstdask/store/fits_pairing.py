@@ -1,6 +1,6 @@
 """Which plane of a FITS file belongs to which chip: by name, EXTVER, detector keyword, or order.
 
-What cannot be told apart is refused, never guessed.
+Ambiguous files are refused, never guessed.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class FoundPlane:
     """(y, x); empty where the HDU has no data."""
 
     def record(self) -> dict[str, Any]:
-        """Return what is kept of where the plane was found."""
+        """Return the record of where the plane was found."""
         return {"file": self.path.name, "hdu": self.hdu, "name": self.name, "found_by": self.found_by}
 
 
 @dataclass(frozen=True)
 class ChipKey:
-    """What tells a chip from the others of a file."""
+    """What identifies a chip among the others of a file."""
 
     name: str
     chip: str | None
@@ -89,7 +89,7 @@ def assign_planes(
     if pairs is None:
         names = sorted({key.name or "without a name" for key in others.values()})
         found = f"{len(others)} HDUs {'/'.join(names)} for {len(science)} science images"
-        wanted = "EXTVER, the detector keyword or names that tell which belongs to which"
+        wanted = "EXTVER, the detector keyword or names that say which belongs to which"
         return {index: InputError(f"{path}[{index}]", found, wanted) for index in science}
     result: dict[int, FoundPlane | InputError | None] = {}
     for index, key in science.items():
@@ -105,6 +105,11 @@ def assign_planes(
             )
             continue
         shape = shape_of(header)
+        constant = value_of(header, "PIXVALUE")
+        if not shape and constant:
+            found = f"a plane without pixels whose value is {constant} (PIXVALUE)"
+            result[index] = InputError(f"{candidates.path}[{partner}]", found, "a plane with pixels, or none")
+            continue
         if not shape:
             result[index] = FoundPlane(candidates.path, partner, other.name, f"{candidates.found_by}, empty")
             continue
@@ -114,16 +119,17 @@ def assign_planes(
 
 
 def _pair(science: Mapping[int, ChipKey], others: Mapping[int, ChipKey]) -> tuple[dict[int, int] | None, str]:
-    """Return which other HDU belongs to which science HDU, and what told; None where nothing tells."""
-    pairs = _match_by(science, others, lambda key: key.chip)
-    if pairs:
-        return pairs, "the chip's name"
+    """Return which other HDU belongs to which science HDU, and what decided it; None if nothing does."""
+    if any(key.chip for key in (*science.values(), *others.values())):
+        pairs = _match_by(science, others, lambda key: key.chip or "")  # beside SCI_2, a plain SCI is a chip too
+        if pairs:
+            return pairs, "the chip's name"
     if all(key.chip for key in (*science.values(), *others.values())):
         return None, ""  # all are named, after other chips
     if any(key.version is not None for key in (*science.values(), *others.values())):
         pairs = _match_by(science, others, lambda key: 1 if key.version is None else key.version)
-        if pairs:
-            return pairs, "EXTVER"
+        if pairs:  # numbers that match in part count all HDUs, not chips
+            return (pairs, "EXTVER") if len(pairs) == min(len(science), len(others)) else (None, "")
     pairs = _match_by(science, others, lambda key: key.detector)
     if pairs and len(pairs) == len(science):
         return pairs, "detector"
@@ -134,7 +140,7 @@ def _pair(science: Mapping[int, ChipKey], others: Mapping[int, ChipKey]) -> tupl
 
 
 def _is_regular(pairs: Mapping[int, int]) -> bool:
-    """Tell whether the HDUs of a file follow each other chip by chip or plane by plane, so that their order tells."""
+    """Return whether the HDUs of a file follow each other chip by chip or plane by plane: then their order decides."""
     first, second = sorted(pairs), [pairs[index] for index in sorted(pairs)]
     by_plane = max(first) < min(second) or max(second) < min(first)
     after = all(one < other for one, other in zip(first, second, strict=True))

@@ -30,10 +30,11 @@ def read_sci(source: UnitSource, window: Window = WHOLE) -> npt.NDArray[np.float
 
     With a `window`, only its bytes are read.
     """
-    pixels = _read_sci_of_file(source, window)
-    if source.scale != 1:
-        pixels *= np.float32(source.scale)
-    return pixels
+    with np.errstate(over="ignore"):
+        raw = _read(source, source.sci, window)
+        if source.scale != 1:  # the values of the file may be beyond float32
+            raw = raw.astype(np.float64) * source.scale
+        return np.array(raw, dtype=np.float32)
 
 
 def _read_sci_of_file(source: UnitSource, window: Window) -> npt.NDArray[np.float32]:
@@ -67,17 +68,19 @@ def read_weight(source: UnitSource, window: Window = WHOLE) -> npt.NDArray[np.fl
     """
     if source.weight is None:
         return _modelled_weight(source, window)
-    raw = np.array(_read(source, source.weight, window), dtype=np.float32)
+    raw = _read(source, source.weight, window)
+    weights = np.empty(raw.shape, dtype=np.float32)
     power = {"inverse_variance": 1.0, "variance": -1.0, "error": -2.0}[source.weight_kind]
     for first in range(0, len(raw), ROWS_AT_ONCE):
         band = raw[first : first + ROWS_AT_ONCE]
         usable = np.isfinite(band) & (band > 0)
-        if power != 1 or source.scale != 1:
-            with np.errstate(all="ignore"):
-                band[:] = band.astype(np.float64) ** power / source.scale**2
-            usable &= np.isfinite(band)  # an error so small that its weight overflows is no measurement
-        band[~usable] = 0
-    return raw
+        with np.errstate(all="ignore"):
+            if power != 1 or source.scale != 1:
+                band = band.astype(np.float64) ** power / source.scale**2
+            weights[first : first + ROWS_AT_ONCE] = band
+        kept = weights[first : first + ROWS_AT_ONCE]
+        kept[~usable | ~np.isfinite(kept)] = 0  # an error so small that its weight overflows is no measurement
+    return weights
 
 
 def _modelled_weight(source: UnitSource, window: Window) -> npt.NDArray[np.float32]:

@@ -79,7 +79,7 @@ class UnitSource:
     exposure_id: str = ""
     """The id as the file has it; `exposure` is the name of a folder."""
     planes: str = ""
-    """JSON: which plane was taken from which HDU, and what told."""
+    """JSON: which plane was read from which HDU, and what decided it."""
     notes: tuple[str, ...] = ()
     """What a user should know of how the headers were read."""
 
@@ -116,6 +116,7 @@ class UnitSource:
             digest=digest,
             source=" ".join(Path(path).name for path in self.files),
             source_stat=stat,
+            source_folder=str(Path(self.sci.path).parent),
             exposure_id=self.exposure_id,
             planes=self.planes,
             file_units=self.file_units,

@@ -7,6 +7,7 @@ which attempt a number was made: two runs of the same input and settings are equ
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,16 +18,19 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from csstdask.durable import write_atomic
 from csstdask.errors import StoreError
 from csstdask.store.campaign import Campaign
 from csstdask.store.schema import SCHEMA_VERSION, UNIT_DIMS, ArraySpec
 from csstdask.store.zarr_arrays import (
+    ATTRIBUTES_COPY,
     array_names,
     consolidate,
     create_array,
     damaged_arrays,
     damaged_file,
     get_array,
+    kept_attributes,
     open_group,
     read_small,
     resize,
@@ -116,6 +120,7 @@ def prepare_run(
         }
     )
     consolidate(path)
+    write_atomic(path / ATTRIBUTES_COPY, json.dumps(dict(group.attrs)).encode())
     return restored
 
 
@@ -128,7 +133,9 @@ def _repair(path: Path) -> list[str]:
         return []
     if not (path / "zarr.json").exists() or root_metadata(path) is None:
         (path / "zarr.json").unlink(missing_ok=True)
-        zarr.create_group(path, attributes={"csstdask": "run", "schema_version": SCHEMA_VERSION})
+        zarr.create_group(
+            path, attributes={"csstdask": "run", "schema_version": SCHEMA_VERSION, **kept_attributes(path)}
+        )
     lost = restore_metadata(path)
     for name in lost:
         shutil.rmtree(path / name)

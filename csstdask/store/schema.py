@@ -82,6 +82,7 @@ CAMPAIGN_RECORDS = (
     ArraySpec("primary_header", UNIT_DIMS, "str", "", "table", {"long_name": "FITS primary header"}),
     ArraySpec("source", UNIT_DIMS, "str", "", "table", {"long_name": "the file or files the unit came from"}),
     ArraySpec("source_stat", UNIT_DIMS, "str", "", "table", {"long_name": "their sizes and times of change"}),
+    ArraySpec("source_folder", UNIT_DIMS, "str", "", "table", {"long_name": "where the file or files were"}),
     ArraySpec("exposure_id", UNIT_DIMS, "str", "", "table", {"long_name": "id of the exposure as the file states it"}),
     ArraySpec(
         "planes", UNIT_DIMS, "str", "", "table", {"long_name": "JSON: which HDU each plane was read from, and why"}

@@ -1,8 +1,8 @@
-"""Sky coordinates of a campaign's pixels: an index for xarray that computes them when somebody looks.
+"""Sky coordinates of a campaign's pixels: an index for xarray that computes them on access.
 
 ``ra`` and ``dec`` have a value for each pixel of each unit, 38 GiB for one exposure of the CSST's main camera. Here
-they are the function of the headers that they are: a coordinate costs what is asked of it, and a position is looked
-up through the footprints of the units and the WCS of the few that come near it.
+they are computed from the headers, for the pixels that are read. A position is looked up through the footprints of the
+units and the WCS of those near it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from astropy import units as u
-from astropy.coordinates import SkyCoord
+from astropy.coordinates import Angle, SkyCoord
 from astropy.io.fits import Header
 from astropy.wcs import WCS
 from xarray.core.indexing import IndexSelResult
@@ -164,6 +164,8 @@ class SkyTransform(CoordinateTransform):
         position = SkyCoord(ra, dec, unit="deg")
         rows, columns = (np.atleast_1d(self.places[name]) for name in UNIT_DIMS)
         y_pixels, x_pixels = (np.atleast_1d(self.places[name]) for name in ("y", "x"))
+        if not (len(y_pixels) and len(x_pixels)):
+            raise KeyError(f"ra = {ra}, dec = {dec}: no pixels here")
         circles = self.circles[np.ix_(rows, columns)]
         usable = _has_wcs(circles)
         candidates = np.argwhere(usable)[_within(circles[usable], position, 0.0)]
@@ -245,10 +247,42 @@ class SkyIndex(CoordinateTransformIndex):
             raise ValueError('found positions on the sky without method="nearest"; wanted sel(..., method="nearest")')
         if set(labels) != set(self.transform.coord_names):
             raise ValueError(f"found {', '.join(map(str, labels))}; wanted both of {self.transform.coord_names}")
-        if all(np.ndim(label) == 0 and not isinstance(label, slice) for label in labels.values()):
-            found = self.transform.reverse({name: np.asarray(label) for name, label in labels.items()})
+        if tolerance is not None:
+            raise ValueError("found a tolerance; wanted none: the pixel that holds a position is found, or KeyError")
+        places = {name: _in_degrees(label) for name, label in labels.items()}
+        if all(np.ndim(label) == 0 for label in places.values()):
+            found = self.transform.reverse({name: np.asarray(label) for name, label in places.items()})
             return IndexSelResult({dim: int(position) for dim, position in found.items()})
-        return super().sel(labels, method=method, tolerance=tolerance)
+        return super().sel(places, method=method)
+
+    def join(self, other: Index, how: str = "inner") -> SkyIndex:  # noqa: ARG002
+        """Raise: pixels at other positions cannot be aligned."""
+        raise ValueError(_NOT_ALIGNED)
+
+    def reindex_like(self, other: Index) -> dict[Hashable, Any]:  # noqa: ARG002
+        """Raise: pixels at other positions cannot be aligned."""
+        raise ValueError(_NOT_ALIGNED)
+
+    @classmethod
+    def concat(cls, indexes: Any, dim: Hashable, positions: Any = None) -> SkyIndex:  # noqa: ARG003
+        """Raise: the frames of a concatenation have separate headers."""
+        raise ValueError(_NOT_ALIGNED)
+
+
+_NOT_ALIGNED = (
+    "found sky coordinates of different pixels; wanted data without them to combine: "
+    'drop_vars(["ra", "dec"]) first, and csst.with_sky() on the result'
+)
+
+
+def _in_degrees(label: Any) -> Any:
+    """Return a label of sel in degrees: numbers are, quantities and angles are converted, lists become points."""
+    if isinstance(label, xr.DataArray | xr.Variable):
+        return label
+    if isinstance(label, slice):
+        raise TypeError("found a slice; wanted positions: numbers, quantities or arrays [deg]")
+    values = Angle(label, u.deg).deg
+    return values if np.ndim(values) == 0 else xr.Variable(("position",), values)
 
 
 def sky_coordinates(dataset: xr.Dataset) -> xr.Coordinates:

@@ -108,6 +108,10 @@ def open_group(path: Path, kind: str, mode: str = "r") -> zarr.Group:
     return group
 
 
+ATTRIBUTES_COPY = "attributes.json"
+"""A second copy of a run's attributes: settings, steps and selections survive damage to its ``zarr.json``."""
+
+
 def root_metadata(path: Path) -> dict[str, Any] | None:
     """Return the content of a store's own ``zarr.json``; None if it cannot be read as that of a group."""
     try:
@@ -126,10 +130,21 @@ def _kind_of(group: zarr.Group) -> str:
     return str(group.attrs.get("csstdask", "store"))
 
 
+def kept_attributes(root: Path) -> dict[str, Any]:
+    """Return the attributes of a run from their second copy; nothing where it has none that can be read."""
+    try:
+        content = json.loads((root / ATTRIBUTES_COPY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _damaged(file: Path, found: str, kind: str, root: Path) -> StoreError:
     """Return the error of a damaged file of a store, with what mends it."""
+    kept = kept_attributes(root)
+    as_before = f" --config {quote(str(root))} --steps {','.join(kept['steps'])}" if "steps" in kept else ""
     cures = {
-        "run": f"csstdask run CAMPAIGN --to {quote(str(root))} --verify",
+        "run": f"csstdask run CAMPAIGN --to {quote(str(root))}{as_before} --verify",
         "campaign": "restore it from a copy, or ingest the files into a new campaign: csstdask ingest FITS... --to NEW",
     }
     cure = cures.get(kind, "make the store again")

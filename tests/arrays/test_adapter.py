@@ -91,7 +91,7 @@ def test_uncertainties_are_errors(uncertainty, values, unit):
     np.testing.assert_allclose(found.data, VALUES * scale)
     np.testing.assert_allclose(found.error, SIGMA * scale)
     assert found.error.dtype == np.float32
-    np.testing.assert_allclose(adapt(frame, SIGMA * 3).error, SIGMA * 3)  # what is given explicitly counts
+    np.testing.assert_allclose(adapt(frame, SIGMA * 3).error, SIGMA * 3 * scale)  # explicit, in the unit of the data
     np.testing.assert_allclose(adapt(VALUES, uncertainty(values)).error, SIGMA)
 
 
@@ -104,7 +104,8 @@ def test_an_uncertainty_has_a_unit_of_its_own():
     np.testing.assert_allclose(adapt(squared).error, SIGMA)
     with np.errstate(divide="ignore"):
         none = adapt(NDData(VALUES, uncertainty=InverseVariance(np.zeros(SHAPE))))
-    assert np.isinf(none.error).all()  # no weight
+    assert np.isinf(none.error).all()
+    assert none.ignore.all()  # no weight: not usable
 
 
 @pytest.mark.parametrize(

@@ -148,3 +148,30 @@ def test_the_verb(frame, tmp_path):
     itself = csstdask_command("clean", frame, "-o", frame, "--overwrite")
     assert itself.returncode == 2
     assert "another name" in itself.stderr
+
+
+def test_only_science_images_of_an_unknown_camera_are_cleaned(tmp_path):
+    """Errors, flags and chips are known by their names; images without names are refused if there are several."""
+    rng = np.random.default_rng(1)
+    counts = rng.normal(500, 10, SHAPE).astype(np.float32)
+    counts[40, 30:38] += 5000
+    flags = rng.integers(0, 9, SHAPE).astype(np.int16)
+    planes_of = {"CCD1": counts, "CCD2": counts, "ERR": np.sqrt(counts), "DQ": flags}
+    path = tmp_path / "x.fits"
+    hdus = [fits.ImageHDU(plane, name=name) for name, plane in planes_of.items()]
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(path)
+    summary = clean_file(path, tmp_path / "out.fits", config=quick_settings(), gain=2.0)
+    assert [one.rpartition(" ")[2] for one in summary.untouched] == ["ERR", "DQ"]
+    with fits.open(tmp_path / "out.fits") as after:
+        assert [hdu.name for hdu in after].count("CR_MASK") == 2
+        assert after["CCD2"].data[40, 30:38].max() < 600
+        assert np.array_equal(after["DQ"].data, flags)
+        assert after["DQ"].data.dtype == np.dtype(">i2")
+        assert np.array_equal(after["ERR"].data, planes_of["ERR"])
+    fits.HDUList([fits.PrimaryHDU(), *(fits.ImageHDU(plane) for plane in planes_of.values())]).writeto(
+        tmp_path / "y.fits"
+    )
+    with pytest.raises(InputError, match=r"several images without names \(HDUs 1, 2, 3, 4\)"):
+        clean_file(tmp_path / "y.fits", tmp_path / "out2.fits", gain=2.0)
+    with pytest.raises(InputError, match="no folder"):
+        clean_file(path, tmp_path / "nowhere" / "out.fits", gain=2.0)

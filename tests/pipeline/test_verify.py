@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from csstdask.engine.events import UnitDone
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.units import Unit, parse_selection
 from csstdask.errors import StoreError
+from csstdask.pipeline.config import load_config
 from csstdask.pipeline.export import export
 from csstdask.pipeline.status import reproduce_command, status
 from csstdask.store.zarr_arrays import shard_path
@@ -206,7 +208,9 @@ def test_damaged_metadata_of_a_run(small_campaign, reference, product, file, con
     config.write_text(QUICK)
     command = ["run", small_campaign, "--to", product, "--config", config]
     seen = csstdask_command("status", product, "--campaign", small_campaign, "--verify")
-    _one_line(seen, str(product / file), f"csstdask run CAMPAIGN --to {product} --verify")
+    _one_line(
+        seen, str(product / file), f"csstdask run CAMPAIGN --to {product} --config {product} --steps ", "--verify"
+    )
     if file == "zarr.json":
         _one_line(csstdask_command(*command), str(product / file), "--verify")
     done = csstdask_command(*command, *(["--verify"] if file == "zarr.json" else []), "--json")
@@ -214,6 +218,23 @@ def test_damaged_metadata_of_a_run(small_campaign, reference, product, file, con
     assert json.loads(done.stdout)["units"]["skipped"] == 4
     assert differences(reference, product) == []
     assert status(product, campaign=small_campaign, verify=True).done == 4
+
+
+def test_the_command_for_damaged_metadata_keeps_the_settings(small_campaign, tmp_path):
+    """Settings and steps that are not the defaults are in the command, and survive."""
+    config, path = tmp_path / "mine.toml", tmp_path / "r.zarr"
+    config.write_text('[detect]\nmodel = "lacosmic"\n[repair]\npsf = false\n')
+    first = csstdask_command("run", small_campaign, "--to", path, "--config", config, "--steps", "repair")
+    assert first.returncode == 0, first.stderr
+    before = load_config(path)
+    (path / "zarr.json").write_text("{")
+    seen = csstdask_command("run", small_campaign, "--to", path)
+    command = re.search(r"\((csstdask run .* --verify)\)", seen.stderr)[1].replace("CAMPAIGN", str(small_campaign))
+    done = csstdask_command(*shlex.split(command)[1:], "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["units"]["skipped"] == 4
+    assert load_config(path) == before
+    assert not (path / "tables" / "sources").exists()
 
 
 def _one_line(done: Finished, *words: str) -> None:
@@ -288,8 +309,8 @@ def test_the_command_for_a_damaged_campaign_mends_it(tmp_path):
     (failed,) = export(path, tmp_path / "out").failures
     command = failed["reason"].rpartition("(run: ")[2].rstrip(")")
     words = shlex.split(command)
-    assert words == ["csstdask", "ingest", file.name, "--to", str(path), "--supersede"]
-    assert csstdask_command(*words[1:], cwd=file.parent).returncode == 0
+    assert words == ["csstdask", "ingest", str(file), "--to", str(path), "--supersede"]
+    assert csstdask_command(*words[1:]).returncode == 0
     assert export(path, tmp_path / "out").written == 1
 
 

@@ -320,3 +320,108 @@ def test_flags_with_a_sign_in_other_types_are_refused(tmp_path, dtype):
     (unit,) = scan(path, CSST).units
     with pytest.raises(InputError, match="flags from -4"):
         read_flag(unit, CSST)
+
+
+def uvis(path, names, *, versions=None, chips=(2, 1)):
+    """Write UVIS planes of the given names, chip after chip; each holds its chip's number."""
+    header = fits.Header({"TELESCOP": "HST", "INSTRUME": "WFC3", "DETECTOR": "UVIS", "ROOTNAME": "i1", "EXPTIME": 5.0})
+    hdus = [fits.PrimaryHDU(header=header)]
+    for index, name in enumerate(names):
+        chip = chips[index // 3]
+        value = (chip, chip / 10, 4 * chip)[index % 3]
+        hdu = fits.ImageHDU(np.full(SHAPE, value, np.int16 if index % 3 == 2 else np.float32))
+        hdu.header["EXTNAME"] = name
+        if index % 3 == 0:
+            hdu.header["CCDCHIP"] = chip
+        if versions:
+            hdu.header["EXTVER"] = versions[index]
+        hdus.append(hdu)
+    fits.HDUList(hdus).writeto(path)
+    return path
+
+
+def test_a_plain_name_does_not_hide_one_with_a_chip(tmp_path):
+    camera = load_instrument("hst_wfc3_uvis")
+    found = scan(uvis(tmp_path / "i.fits", ["SCI", "ERR", "DQ", "SCI_2", "ERR_2", "DQ_2"]), camera)
+    assert [unit.detector for unit in found.units] == [2, 1]
+    for unit in found.units:
+        np.testing.assert_allclose(read_weight(unit), (10 / unit.detector) ** 2, rtol=1e-6)
+        assert (read_flag(unit, camera) == 4 * unit.detector).all()
+
+
+def test_running_numbers_are_no_chips(tmp_path):
+    """EXTVER that counts all HDUs matches by chance: SCI 1, 2 with ERR 2, 3 gave chip 2 the errors of chip 1."""
+    names = ["SCI", "ERR", "DQ", "SCI", "ERR", "DQ"]
+    found = scan(uvis(tmp_path / "i.fits", names, versions=[1, 2, 2, 2, 3, 3]), load_instrument("hst_wfc3_uvis"))
+    assert found.units == []
+    assert len(found.problems) == 2
+
+
+@pytest.mark.parametrize("second", [{"CCDNUM": 2}, {"CCDNUM": 1}])
+@pytest.mark.parametrize("in_primary", [True, False])
+def test_further_chips_that_a_position_misses_are_named(tmp_path, second, in_primary):
+    """A layout of positions with optional planes; the keyword of the first chip in its own header or the primary."""
+    text = CHIPS[: CHIPS.index("[[layouts]]")] + (
+        '[[layouts]]\nname = "raw"\nsci = { hdu = [1] }\nweight = { hdu = ["ERR"], kind = "error", optional = true }\n'
+    )
+    camera = parse_instrument(text, "raw.toml")
+    first = {"CCDNUM": 1}
+    primary_hdu = fits.PrimaryHDU(header=fits.Header({"EXPTIME": 10.0, "OBSID": "e1"} | (first if in_primary else {})))
+    hdus = [primary_hdu, fits.ImageHDU(SCI, name="CCD1"), fits.ImageHDU(SCI, name="CCD2")]
+    hdus[1].header.update({} if in_primary else first)
+    hdus[2].header.update(second)
+    fits.HDUList(hdus).writeto(tmp_path / "r.fits")
+    found = scan(tmp_path / "r.fits", camera)
+    assert len(found.units) + len(found.problems) == 2
+    if len(found.units) == 1:
+        assert "[2]: found a further science image, CCD2" in str(found.problems[0])
+
+
+@pytest.mark.parametrize("names", [("SCI_ERR", "SCI_DQ", "SCI_IMG"), ("IMAGE_ERR", "IMAGE_DQ", "IMAGE_SCI")])
+def test_names_of_two_planes_mean_the_more_specific_one(tmp_path, names):
+    """Errors of the science image are errors."""
+    planes = list(zip(names, ("ERR", "FLG", "SCI"), strict=True))
+    path = csst_file(tmp_path, *planes)
+    try:
+        units = scan(path, CSST).units
+    except InputError:
+        return
+    for unit in units:
+        assert np.array_equal(read_sci(unit), SCI)
+        assert (read_weight(unit) == 4).all()
+
+
+def test_backgrounds_and_models_are_no_chips(tmp_path):
+    camera = parse_instrument(
+        CHIPS[: CHIPS.index("[[layouts]]")] + '[[layouts]]\nname = "any"\nsci = { hdu = ["*"] }\n', "any.toml"
+    )
+    hdus = [fits.PrimaryHDU(header=fits.Header({"EXPTIME": 10.0, "OBSID": "e1", "CCDNUM": 1}))]
+    hdus += [fits.ImageHDU(SCI, name=name) for name in ("CCD1", "BKG", "MODEL", "ERR", "DQ", "SKY_1")]
+    fits.HDUList(hdus).writeto(tmp_path / "a.fits")
+    found = scan(tmp_path / "a.fits", camera)
+    assert [unit.sci.hdu for unit in found.units] == [1]
+    assert found.problems == []
+
+
+def test_a_constant_plane_without_pixels_is_refused(tmp_path):
+    path = uvis(tmp_path / "i.fits", ["SCI", "ERR", "DQ"], chips=(1,))
+    with fits.open(path, mode="update") as hdus:
+        empty = fits.ImageHDU(name="ERR")
+        empty.header.update({"NPIX1": 5, "NPIX2": 6, "PIXVALUE": 0.5})
+        hdus[2] = empty
+    found = scan(path, load_instrument("hst_wfc3_uvis"))
+    assert "PIXVALUE" in str(found.problems[0])
+
+
+@pytest.mark.parametrize(("name", "value"), [("VAR", 1e-46), ("IVAR", 1e46), ("ERR", 1e-23)])
+def test_scaled_weights_beyond_float32(tmp_path, name, value):
+    """Fluxes in erg s-1 cm-2 A-1: pixels and weights become numbers that float32 holds, and are right."""
+    text = CHIPS + '[[scaled_units]]\nunit = "erg / (s cm2 Angstrom)"\nunits = "electron s-1"\nfactor = 1e20\n'
+    camera = parse_instrument(text, "flux.toml")
+    header = fits.Header({"EXPTIME": 10.0, "OBSID": "e1", "CCDNUM": 1, "BUNIT": "erg/(s cm2 Angstrom)"})
+    hdus = [fits.PrimaryHDU(header=header), fits.ImageHDU(np.full(SHAPE, 3e-20), name="SCI")]
+    hdus += [fits.ImageHDU(np.full(SHAPE, value), name=name), fits.ImageHDU(np.zeros(SHAPE, np.int16), name="DQ")]
+    fits.HDUList(hdus).writeto(tmp_path / "f.fits")
+    (unit,) = scan(tmp_path / "f.fits", camera).units
+    np.testing.assert_allclose(read_sci(unit), 3, rtol=1e-6)
+    np.testing.assert_allclose(read_weight(unit), 1e6, rtol=1e-5)

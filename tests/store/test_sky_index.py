@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
+from astropy import units as u
 from astropy.io import fits
 from astropy.io.fits import Header
 from astropy.wcs import WCS
@@ -161,3 +162,35 @@ def test_units_of_an_earlier_version_or_without_a_wcs(campaign):
     blank = campaign.drop_vars("s_fov").assign(header=(campaign["header"].dims, headers))
     assert blank.csst.sel_sky(ra, dec, 0.5) == []
     assert np.isnan(blank.csst.with_sky().isel(x=0, y=0)["ra"].values).all()
+
+
+def test_units_of_labels_are_converted(campaign):
+    ra, dec = expected(campaign, "10100000001", 8, 30, 40)
+    sky = campaign.csst.with_sky()
+    found = sky.sel(ra=ra * u.deg.to(u.hourangle) * u.hourangle, dec=dec * u.deg, method="nearest")
+    assert (int(found["detector"]), int(found["x"]), int(found["y"])) == (8, 30, 40)
+    several = sky.sel(ra=[ra, ra], dec=[dec, dec], method="nearest")
+    assert several["x"].values.tolist() == [30, 30]
+    with pytest.raises(ValueError, match="tolerance"):
+        sky.sel(ra=ra, dec=dec, method="nearest", tolerance=1)
+
+
+def test_a_cut_out_of_descending_pixels(campaign):
+    ra, dec = expected(campaign, "10100000001", 8, 30, 40)
+    for part in (campaign, campaign.isel(x=slice(None, None, -1), y=slice(None, None, -1))):
+        (cut,) = [one for one in part.csst.sel_sky(ra, dec, 0.5) if str(one["exposure"].values) == "10100000001"]
+        assert sorted(cut["x"].values.tolist()) == list(range(27, 34))
+        assert sorted(cut["y"].values.tolist()) == list(range(37, 44))
+
+
+def test_what_cannot_be_combined_says_what_to_do(campaign):
+    sky = campaign.csst.with_sky()
+    for combine in (
+        lambda: xr.concat([sky.isel(exposure=[0]), sky.isel(exposure=[1])], dim="exposure", join="outer"),
+        lambda: sky["sci"].isel(exposure=0) - sky["sci"].isel(exposure=1),
+        lambda: xr.align(sky, sky.isel(x=slice(5, None)), join="inner"),
+    ):
+        with pytest.raises(ValueError, match="drop_vars"):
+            combine()
+    with pytest.raises(KeyError, match="no pixels here"):
+        sky.isel(x=slice(0, 0)).sel(ra=1.0, dec=1.0, method="nearest")

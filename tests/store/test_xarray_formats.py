@@ -19,6 +19,7 @@ from csstdask.pipeline.config import RunConfig
 from csstdask.store.campaign import Campaign
 from csstdask.store.formats import microseconds
 from csstdask.store.schema import NO_TIME
+from csstdask.store.tables import read_table, table_path
 from csstdask.store.zarr_arrays import shard_path
 
 ENGINES = {"scipy": "scipy", "h5netcdf": "h5netcdf", "netcdf4": "netCDF4"}
@@ -198,3 +199,20 @@ def test_attributes_are_text_or_numbers(small_campaign, product):
     for dataset in (csstdask.open_campaign(small_campaign), csstdask.open_run(product, small_campaign)):
         assert all(isinstance(value, str | int | float) for value in dataset.attrs.values())
         assert isinstance(validate_instrument(dataset.attrs["instrument"], "attributes"), Instrument)
+
+
+def test_sources_of_a_cut_are_where_they_were(small_campaign, product, tmp_path):
+    """A cut-out that is saved and processed gives the positions on the sky of the whole frame."""
+    unit = {"exposure": [0], "detector": [0]}
+    cut = csstdask.open_campaign(small_campaign).isel(unit | {"y": slice(20, None), "x": slice(10, 150)})
+    path = saved(cut, tmp_path / "cut.zarr")
+    assert run(path, tmp_path / "r.zarr").done == 1
+    ours, theirs = (
+        read_table(table_path(store, "sources", "10100000001", 7)) for store in (tmp_path / "r.zarr", product)
+    )
+    brightest = int(np.argmax(np.where((ours["x"] > 20) & (ours["y"] > 20), ours["flux"], 0)))
+    there = np.hypot(theirs["x"] - ours["x"][brightest] - 10, theirs["y"] - ours["y"][brightest] - 20)
+    same = int(there.argmin())
+    assert there[same] < 0.5
+    assert ours["ra"][brightest] == pytest.approx(theirs["ra"][same], abs=0.1 / 3600)
+    assert ours["dec"][brightest] == pytest.approx(theirs["dec"][same], abs=0.1 / 3600)
