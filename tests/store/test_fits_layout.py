@@ -262,7 +262,7 @@ def test_all_chips_of_a_decam_triplet_with_their_own_planes(tmp_path, imsets):
 def test_a_triplet_whose_weights_are_of_another_chip_is_refused(tmp_path):
     found = scan(decam(tmp_path, [1], [2], [1]), load_instrument("decam"))
     assert found.units == []
-    assert "oow" in str(found.problems[0]) or "names that tell" in str(found.problems[0])
+    assert "oow" in str(found.problems[0]) or "names that say" in str(found.problems[0])
 
 
 def test_uvis_without_extver_goes_by_order(tmp_path):
