@@ -8,6 +8,7 @@ are written last and atomically, so that the next run resumes as after any crash
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -19,6 +20,8 @@ import psutil
 
 #: Time that a command has to release locks and to write metrics.
 GRACE_SECONDS = 1.2
+_OF_THE_CLUSTER = ("distributed", "tornado", "asyncio")
+"""Loggers that report callbacks which the end of a cluster has interrupted."""
 _NAMES: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -51,6 +54,8 @@ def _stop(number: int, _frame: FrameType | None) -> NoReturn:
     for other in _NAMES:
         if signal.getsignal(other) is _stop:
             signal.signal(other, lambda *_: end_now(code))
+    for name in _OF_THE_CLUSTER:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     message = f"\ncsstdask: {_NAMES[number]}; finished units are kept, run the command again to resume\n"
     # Written past Python's buffers: the signal may have arrived in the middle of another message. The stream may be
     # closed, or a pipe without a reader.
