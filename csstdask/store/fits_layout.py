@@ -157,7 +157,7 @@ def _find_plane(hdus: fits.HDUList, plane: Plane, role: Role, *, of_chips: bool 
     """Return the HDUs of one kind of plane: by the layout's names and positions, else by names in common use.
 
     `of_chips` says whether names may hold a chip besides the plane: ``MASK_2`` is the flags of chip 2 in a file with
-    ``SCI_2``, but something else beside a plain ``SCI``.
+    ``SCI_2``, but something else in a file with a plain ``SCI`` only.
     """
     images = _image_hdus(hdus)
     names = {index: name_of(hdus[index]) for index in images}
@@ -302,12 +302,12 @@ def _refuse_unknown_planes(
         return
     science = found.chips[0].sci
     names = {str(name).upper() for layout in layouts for name in layout.sci.hdu if layout is not found.layout}
-    beside = [index for index in _image_hdus(hdus) if index not in claimed and name_of(hdus[index])]
-    beside = [index for index in beside if shape_of(hdus[index].header) == science.shape]
-    if science.name in names and beside:
+    unknown = [index for index in _image_hdus(hdus) if index not in claimed and name_of(hdus[index])]
+    unknown = [index for index in unknown if shape_of(hdus[index].header) == science.shape]
+    if science.name in names and unknown:
         planes = [plane for layout in layouts for plane in (layout.weight, layout.flag) if plane is not None]
         wanted = "/".join(dict.fromkeys(str(name) for plane in planes for name in plane.hdu if isinstance(name, str)))
-        raise InputError(path, ", ".join(_describe(hdus, index) for index in beside), f"planes named {wanted}")
+        raise InputError(path, ", ".join(_describe(hdus, index) for index in unknown), f"planes named {wanted}")
 
 
 def _chips_left(

@@ -1,6 +1,6 @@
 """FITS out: one file a unit, HDU 1 SCI, 2 WHT, 3 FLG, with the headers it came with.
 
-A file whose weights or flags were planes of other names, such as ERR and DQ, gets these back as HDUs of their own.
+A file whose weights or flags were planes of other names, such as ERR and DQ, gets these back as separate HDUs.
 """
 
 from __future__ import annotations

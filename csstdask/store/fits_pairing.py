@@ -121,7 +121,7 @@ def assign_planes(
 def _pair(science: Mapping[int, ChipKey], others: Mapping[int, ChipKey]) -> tuple[dict[int, int] | None, str]:
     """Return which other HDU belongs to which science HDU, and what decided it; None if nothing does."""
     if any(key.chip for key in (*science.values(), *others.values())):
-        pairs = _match_by(science, others, lambda key: key.chip or "")  # beside SCI_2, a plain SCI is a chip too
+        pairs = _match_by(science, others, lambda key: key.chip or "")  # a plain SCI, with SCI_2, is a chip
         if pairs:
             return pairs, "the chip's name"
     if all(key.chip for key in (*science.values(), *others.values())):

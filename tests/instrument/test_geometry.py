@@ -97,7 +97,7 @@ def test_what_cannot_be_used_has_no_positions(keys):
 
 
 def test_headers_of_real_cameras_that_need_mending():
-    """The unit "degree" of raw HSC frames; PV terms beside SIP terms, as SCAMP writes them."""
+    """The unit "degree" of raw HSC frames; PV terms in addition to SIP terms, as SCAMP writes them."""
     header = fits.Header({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CUNIT1": "degree", "CUNIT2": "degree"})
     header.update({"CRVAL1": 10.0, "CRVAL2": 0.0, "CRPIX1": 1.0, "CRPIX2": 1.0, "CDELT1": -1e-4, "CDELT2": 1e-4})
     ra, dec = sky_positions(header.tostring(sep="\n"), [0], [0])

@@ -95,7 +95,7 @@ def test_every_chip_of_a_file_and_a_bad_one(tmp_path):
 
 
 def test_raw_integers_of_a_trimmed_frame(tmp_path):
-    """The overscan stays as it was; integers become float32; the variance has an HDU of its own."""
+    """The overscan stays as it was; integers become float32; the variance is in a separate HDU."""
     header = fits.Header({"TELESCOP": "HST", "INSTRUME": "STIS", "DETECTOR": "CCD", "ROOTNAME": "o1", "CCDGAIN": 1})
     header.update({"OBSTYPE": "IMAGING", "TARGNAME": "M51"})
     counts = np.random.default_rng(5).normal(1500, 12, (1034, 532)).astype(np.uint16)

@@ -361,7 +361,7 @@ def test_chips_that_the_instrument_leaves_out_are_no_failures(tmp_path):
 
 
 def test_ids_that_make_the_same_folder_are_two_exposures_or_refused(tmp_path):
-    """Slashes and the like are told apart by a digest; an id that only differs by a space is refused."""
+    """Ids with slashes and the like get a digest; an id that only differs by a space is refused."""
     files = [
         level_1(tmp_path, 8, obsid="1").rename(tmp_path / f"{number}.fits")
         for number, _ in enumerate(("NGC 1/a", "NGC_1_a", "NGC 1:a", "night one", "night_one"))

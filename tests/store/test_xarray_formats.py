@@ -118,7 +118,7 @@ def test_chunks_that_xarray_leaves_out_are_not_lost(small_campaign, tmp_path):
 
 
 def test_a_masked_selection_can_be_saved_and_processed(with_an_absent_unit, small_campaign, product, tmp_path):
-    """`where` makes flags floats, and xarray chooses units of time of its own."""
+    """`where` makes flags floats, and xarray chooses other units of time."""
     cut = with_an_absent_unit.where(with_an_absent_unit.present, drop=True).load()
     assert cut["flag"].dtype == np.float64
     for name in cut.variables:
