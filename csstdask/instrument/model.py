@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import numpy as np
@@ -314,6 +315,42 @@ class Band(_Model):
         return self
 
 
+FieldPolynomial = tuple[float, float, float, float, float, float]
+
+
+class SlitlessOrder(_Model):
+    """One diffraction order of a grating: trace, wavelength solution, throughput (see `instrument/dispersion.py`)."""
+
+    order: int = Field(description="diffraction order; 0 is an undispersed image")
+    wavelength: tuple[float, float] = Field(description="first and last wavelength, vacuum [Angstrom]")
+    dx: tuple[FieldPolynomial, ...] = Field(
+        min_length=1, description="offset along x [pixel]: a row for each power of t, of 1, u, v, u^2, u v, v^2"
+    )
+    dy: tuple[FieldPolynomial, ...] = Field(min_length=1, description="offset along y [pixel], as dx")
+    throughput: tuple[tuple[float, float], ...] = Field(
+        min_length=2, description="pairs of wavelength [Angstrom] and throughput, ascending; monotone in between"
+    )
+
+    @model_validator(mode="after")
+    def _usable(self) -> SlitlessOrder:
+        if not 0 < self.wavelength[0] < self.wavelength[1]:
+            raise ValueError(f"wavelength: found {self.wavelength}; wanted two, ascending [Angstrom]")
+        waves = [wavelength for wavelength, _ in self.throughput]
+        if any(second <= first for first, second in pairwise(waves)):
+            raise ValueError("throughput: found wavelengths that do not ascend; wanted ascending ones [Angstrom]")
+        if self.order != 0 and (len(self.dx) < 2 or self.dx[1][0] == 0):
+            raise ValueError(f"order {self.order}: found no dispersion (dx[1]); wanted one, except in order 0")
+        return self
+
+
+class SlitlessBand(_Model):
+    """A grating as the camera sees through it."""
+
+    resolution: float = Field(gt=0, description="R = wavelength / FWHM of a point source, pixel included")
+    sky: float = Field(ge=0, description="typical sky, all orders [e-/s/pixel]")
+    orders: tuple[SlitlessOrder, ...] = Field(min_length=1)
+
+
 class Telescope(_Model):
     """What collects the light."""
 
@@ -388,6 +425,7 @@ class Instrument(_Model):
     geometry: Geometry | None = None
     telescope: Telescope | None = None
     bands: dict[str, Band] = Field(default_factory=dict, description="filters; a mock needs them")
+    slitless: dict[str, SlitlessBand] = Field(default_factory=dict, description="gratings, by band")
     expectations: Expectations | None = Field(None, description="of the report; None: values are shown, not judged")
     _by_id: dict[int, Detector] = PrivateAttr(default_factory=dict)
 

@@ -121,7 +121,7 @@ def unit_digest(recipe: Recipe, instrument: Instrument, index: int, detector: in
     # What takes turns depends on how many exposures there are: it is told here as it falls to this one.
     place = f"{recipe.epoch_of(index)} {recipe.field_index(index)} {recipe.field_of(index)!r}"
     place += f" {generator_of(recipe, index)} {pixel_fraction(recipe, index)!r}"
-    camera = instrument.model_dump_json(exclude={"description", "expectations"}, exclude_defaults=True)
+    camera = instrument.model_dump_json(exclude={"description", "expectations", "slitless"}, exclude_defaults=True)
     text = f"{NUMERICS_VERSION} {decisive} {place} {camera} {index} {detector}"
     return hashlib.sha256(text.encode()).hexdigest()
 

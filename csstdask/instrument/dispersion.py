@@ -1,0 +1,185 @@
+"""Traces and wavelength solutions of slitless spectra: where the light of a source falls on a detector.
+
+As in grism configuration files, positions are polynomials of a parameter t along the spectrum whose coefficients are
+polynomials of the source's position: t = (wavelength - first) / (last - first), x_pixel = x + dx(t; u, v) and
+y_pixel = y + dy(t; u, v), where (x, y) is the position of the source without the grating, and u and v are -1 and 1 at
+the edges of the detector. Spectra run along x. Wavelengths are in vacuum [Angstrom].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from csstdask.errors import InputError
+from csstdask.instrument.model import Instrument, SlitlessOrder
+
+Float = npt.NDArray[np.float64]
+
+PLANCK_LIGHT_SPEED = 1.986445857e-8
+"""h c [erg Angstrom]."""
+_NEWTON_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Dispersion:
+    """The trace and wavelength solution of one order on one frame.
+
+    Examples
+    --------
+    >>> from csstdask.instrument import load_instrument
+    >>> first = dispersion_of(load_instrument("csst"), detector=2, shape=(9232, 9216))
+    >>> x, y = first.position(4608.0, 4616.0, 5000.0)
+    >>> float(first.wavelength(4608.0, 4616.0, x).round(6))
+    5000.0
+    """
+
+    order: int
+    """Diffraction order."""
+    limits: tuple[float, float]
+    """First and last wavelength [Angstrom]."""
+    dx: Float
+    """(power of t, 6) Coefficients of 1, u, v, u^2, u v, v^2 [pixel]."""
+    dy: Float
+    """(power of t, 6) The same across the spectrum [pixel]."""
+    detector_shape: tuple[int, int]
+    """(y, x) of the whole detector."""
+    origin: tuple[float, float] = (0.0, 0.0)
+    """(x, y) of the frame's first pixel on the detector [pixel]."""
+
+    def position(self, x: npt.ArrayLike, y: npt.ArrayLike, wavelength: npt.ArrayLike) -> tuple[Float, Float]:
+        """Return where light falls.
+
+        Parameters
+        ----------
+        x, y : array-like
+            Positions of sources without the grating, in the frame, zero-based [pixel].
+        wavelength : array-like
+            [Angstrom]; broadcast with `x` and `y`.
+
+        Returns
+        -------
+        x_pixel, y_pixel : float64 arrays
+            In the frame, zero-based.
+        """
+        x, y, wavelength = np.broadcast_arrays(*(np.asarray(part, dtype=np.float64) for part in (x, y, wavelength)))
+        field = self._field_terms(x, y)
+        t = (wavelength - self.limits[0]) / (self.limits[1] - self.limits[0])
+        return x + _evaluate(field @ self.dx.T, t), y + _evaluate(field @ self.dy.T, t)
+
+    def wavelength(self, x: npt.ArrayLike, y: npt.ArrayLike, column: npt.ArrayLike) -> Float:
+        """Return the wavelength [Angstrom] that falls on a column: the inverse of `position` along x.
+
+        Columns beyond the spectrum have wavelengths outside of `limits`. NaN for an order without dispersion.
+        """
+        x, y, column = np.broadcast_arrays(*(np.asarray(part, dtype=np.float64) for part in (x, y, column)))
+        coefficients = self._field_terms(x, y) @ self.dx.T
+        slope = coefficients[..., 1:] * np.arange(1, coefficients.shape[-1])
+        if not slope.shape[-1] or not np.any(slope):
+            return np.full(x.shape, np.nan)
+        target = column - x
+        t = (target - coefficients[..., 0]) / slope[..., 0]
+        for _ in range(_NEWTON_STEPS):
+            t = t - (_evaluate(coefficients, t) - target) / _evaluate(slope, t)
+        return np.asarray(self.limits[0] + t * (self.limits[1] - self.limits[0]))
+
+    def angstrom_per_pixel(self, x: npt.ArrayLike, y: npt.ArrayLike, wavelength: npt.ArrayLike) -> Float:
+        """Return the local dispersion d(wavelength)/dx [Angstrom/pixel]; inf for an order without dispersion."""
+        x, y, wavelength = np.broadcast_arrays(*(np.asarray(part, dtype=np.float64) for part in (x, y, wavelength)))
+        width = self.limits[1] - self.limits[0]
+        coefficients = self._field_terms(x, y) @ self.dx.T
+        slope = coefficients[..., 1:] * np.arange(1, coefficients.shape[-1])
+        if not slope.shape[-1]:
+            return np.full(x.shape, np.inf)
+        with np.errstate(divide="ignore"):
+            return np.asarray(width / _evaluate(slope, (wavelength - self.limits[0]) / width))
+
+    def _field_terms(self, x: Float, y: Float) -> Float:
+        ny, nx = self.detector_shape
+        u = 2 * (x + self.origin[0] + 0.5) / nx - 1
+        v = 2 * (y + self.origin[1] + 0.5) / ny - 1
+        return np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], axis=-1)
+
+
+def _evaluate(coefficients: Float, t: Float) -> Float:
+    """Return sum_k coefficients[..., k] t^k."""
+    total = np.zeros(np.broadcast_shapes(coefficients.shape[:-1], t.shape))
+    for k in range(coefficients.shape[-1] - 1, -1, -1):
+        total = total * t + coefficients[..., k]
+    return total
+
+
+def slitless_order(instrument: Instrument, detector: int, order: int = 1) -> SlitlessOrder:
+    """Return the description of an order on a detector.
+
+    Raises
+    ------
+    InputError
+        If the detector has no grating, or its grating no such order.
+    """
+    band = instrument.detector(detector).band
+    if band not in instrument.slitless:
+        known = ", ".join(sorted(instrument.slitless)) or "none"
+        raise InputError(
+            f"instrument {instrument.name}", f"no dispersion for band {band}", f"a slitless band ({known})"
+        )
+    found = next((one for one in instrument.slitless[band].orders if one.order == order), None)
+    if found is None:
+        raise InputError(f"instrument {instrument.name}, band {band}", f"no order {order}", "one of its TOML")
+    return found
+
+
+def dispersion_of(instrument: Instrument, detector: int, shape: tuple[int, int], order: int = 1) -> Dispersion:
+    """Return the trace and wavelength solution of an order on a frame of a detector.
+
+    Parameters
+    ----------
+    instrument : Instrument
+        With ``[slitless.BAND]`` for the detector's band, and the shape of its detectors.
+    detector : int
+        Its id.
+    shape : (int, int)
+        (y, x) of the frame; a frame smaller than the detector is its centre.
+    order : int
+        Diffraction order.
+
+    Raises
+    ------
+    InputError
+        If the detector has no grating, or its grating no such order.
+    """
+    found = slitless_order(instrument, detector, order)
+    full = instrument.shape or shape
+    origin = (full[1] - shape[1]) / 2, (full[0] - shape[0]) / 2
+    dx, dy = (np.array(rows, dtype=np.float64) for rows in (found.dx, found.dy))
+    return Dispersion(order, found.wavelength, dx, dy, full, origin)
+
+
+def nominal_throughput(order: SlitlessOrder, wavelength: npt.ArrayLike) -> Float:
+    """Return the throughput of telescope, grating and detector in an order; 0 outside of its range."""
+    from scipy.interpolate import PchipInterpolator  # noqa: PLC0415  slow to import
+
+    points = np.array(order.throughput, dtype=np.float64)
+    values = np.asarray(PchipInterpolator(points[:, 0], points[:, 1], extrapolate=False)(wavelength))
+    return np.where(np.isfinite(values), values, 0.0)
+
+
+def nominal_sensitivity(instrument: Instrument, detector: int, wavelength: npt.ArrayLike, order: int = 1) -> Float:
+    """Return the nominal sensitivity of an order [(e-/s/Angstrom) / (erg/s/cm2/Angstrom)].
+
+    It is A T(wavelength) wavelength / (h c), with the area A of the pupil.
+
+    Raises
+    ------
+    InputError
+        If the detector has no grating, its grating no such order, or the instrument no ``[telescope]``.
+    """
+    found = slitless_order(instrument, detector, order)
+    if instrument.telescope is None:
+        raise InputError(f"instrument {instrument.name}", "no [telescope]", "its diameter, for the sensitivity")
+    mirror = instrument.telescope
+    area = np.pi / 4 * (100 * mirror.diameter) ** 2 * (1 - mirror.obscuration**2)
+    wavelength = np.asarray(wavelength, dtype=np.float64)
+    return np.asarray(area * nominal_throughput(found, wavelength) * wavelength / PLANCK_LIGHT_SPEED)
