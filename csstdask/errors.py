@@ -54,3 +54,7 @@ class ClusterError(CsstdaskError):
 
 class MemoryProjectionError(CsstdaskError):
     """The projected memory of a run does not fit into this machine."""
+
+
+class ReductionError(CsstdaskError):
+    """A reduction cannot be computed from its partials."""

@@ -80,6 +80,51 @@ class UnitRetried:
 
 
 @dataclass(frozen=True)
+class ReductionStarted:
+    """A reduction begins to read its partials."""
+
+    name: str
+    """Which one, and of which detector."""
+    n_inputs: int
+    """Number of partials."""
+
+
+@dataclass(frozen=True)
+class ReductionPass:
+    """A reduction has read all its partials once, and solved."""
+
+    name: str
+    """Which one, and of which detector."""
+    number: int
+    """Of the pass, from 1."""
+    finished: bool
+    """Whether it was the last."""
+
+
+@dataclass(frozen=True)
+class ReductionDone:
+    """A reduction is finished and recorded."""
+
+    name: str
+    """Which one, and of which detector."""
+    n_inputs: int
+    """Number of partials."""
+    passes: int
+    seconds: float
+    """Wall time."""
+
+
+@dataclass(frozen=True)
+class ReductionFailed:
+    """A reduction failed; the others go on."""
+
+    name: str
+    """Which one, and of which detector."""
+    reason: str
+    """Why, in one line."""
+
+
+@dataclass(frozen=True)
 class RunFinished:
     """The run ends, whole or not."""
 
@@ -93,7 +138,19 @@ class RunFinished:
     """Wall time."""
 
 
-Event = RunStarted | UnitSkipped | UnitSubmitted | UnitDone | UnitFailed | UnitRetried | RunFinished
+Event = (
+    RunStarted
+    | UnitSkipped
+    | UnitSubmitted
+    | UnitDone
+    | UnitFailed
+    | UnitRetried
+    | ReductionStarted
+    | ReductionPass
+    | ReductionDone
+    | ReductionFailed
+    | RunFinished
+)
 Listener = Callable[[Event], None]
 
 

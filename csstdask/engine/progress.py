@@ -17,6 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from csstdask.engine.events import (
     Event,
     Listener,
+    ReductionDone,
+    ReductionFailed,
+    ReductionPass,
+    ReductionStarted,
     RunFinished,
     RunStarted,
     UnitDone,
@@ -43,6 +47,7 @@ class ProgressBar:
             console=Console(stderr=True),
         )
         self._task: TaskID | None = None
+        self._reduction: TaskID | None = None
         self._pixels = 0
         self._done = 0
         self._start = 0.0
@@ -65,6 +70,17 @@ class ProgressBar:
             self._progress.update(self._task, advance=1)
             if isinstance(event, UnitFailed) and self.announce_failures:
                 self._progress.console.print(f"failed {event.unit} [{event.step}]: {event.reason}", markup=False)
+        elif isinstance(event, ReductionStarted):
+            self._reduction = self._progress.add_task(f"reduce {event.name}", total=None, rate="")
+        elif isinstance(event, ReductionPass) and self._reduction is not None:
+            self._progress.update(self._reduction, completed=event.number, rate="passes")
+        elif isinstance(event, ReductionDone | ReductionFailed):
+            if self._reduction is not None:
+                self._progress.update(self._reduction, total=getattr(event, "passes", None))
+                self._progress.stop_task(self._reduction)
+                self._reduction = None
+            if isinstance(event, ReductionFailed) and self.announce_failures:
+                self._progress.console.print(f"failed reduction {event.name}: {event.reason}", markup=False)
         elif isinstance(event, RunFinished):
             self._progress.stop()
 
@@ -102,6 +118,13 @@ class LogLines:
             self._count["done"] += 1
             if time.perf_counter() - self._last >= self.interval:
                 self._line()
+        elif isinstance(event, ReductionDone):
+            log.info(
+                "reduced %s: %d inputs, %d passes, %.1f s", event.name, event.n_inputs, event.passes, event.seconds
+            )
+        elif isinstance(event, ReductionFailed):
+            if self.announce_failures:
+                log.warning("failed reduction %s: %s", event.name, event.reason)
         elif isinstance(event, RunFinished):
             log.info(
                 "finished in %.1f s: %d done, %d skipped, %d failed",

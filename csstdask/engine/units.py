@@ -22,6 +22,14 @@ class Unit:
         return f"{self.exposure}/{self.detector}"
 
 
+@dataclass(frozen=True, order=True)
+class Group(Unit):
+    """A group of partials of a reduction: what its tasks are, as units are those of a run."""
+
+    def __str__(self) -> str:
+        return f"{self.exposure}, group {self.detector}"
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which units of a campaign a run is about; empty means all."""

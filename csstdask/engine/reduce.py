@@ -1,0 +1,311 @@
+"""Reductions: many partial files become one small result, on the run's cluster, with the same bits in any order.
+
+A unit leaves a *partial*, a file that it owns. A reduction maps groups of partials to small sums, adds the sums in a
+binary tree whose shape depends on nothing but the number of groups, and solves in the driver. It may take several
+passes: each sends the solution of the one before to the workers.
+
+*Same bits.* Partials are sorted, groups have a fixed size, and the tree is fixed. The order in which groups are
+finished, the number of workers, and interruptions change nothing.
+
+*Bounded memory.* A worker holds one partial and one sum. The driver holds the sums of groups in flight and one node for
+each level of the tree: the list of partials lies in a file, the manifest, and is read group by group.
+
+*Why the order survives a kill.* The objects of the result are written and flushed first, and the record that lists
+them takes its name last, as for a unit (see ``ledger.py``). A reduction that was interrupted has no record of its
+inputs, and is computed again from its partials: no pixel is read for that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from csstdask.durable import flush_file, write_atomic
+from csstdask.engine.cluster import Slots, limit_threads
+from csstdask.engine.events import Event, Listener, ReductionPass, UnitDone, UnitFailed
+from csstdask.engine.ledger import OwnedObject
+from csstdask.engine.units import Group
+from csstdask.engine.window import Task, failure, run_window
+from csstdask.errors import ReductionError
+
+GROUP_SIZE = 32
+"""Partials whose sum is one task. Part of what decides rounding: changing it changes bits."""
+RECORD_VERSION = 1
+
+Sums = TypeVar("Sums")
+Solution = TypeVar("Solution")
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A file that a unit contributes."""
+
+    path: str
+    """Relative to the store."""
+    sha256: str
+    """Of its content."""
+
+
+@dataclass(frozen=True)
+class Pass(Generic[Solution]):
+    """What a pass has led to."""
+
+    solution: Solution
+    """Sent to the workers for the next pass."""
+    finished: bool
+    """Whether this is the last one."""
+
+
+class Algorithm(Protocol[Sums, Solution]):
+    """What a reduction computes. It travels to the workers, so it is small and can be pickled."""
+
+    def map(self, partials: Iterable[tuple[Partial, bytes]], solution: Solution | None) -> Sums:
+        """Return the sum of some partials, given the solution of the pass before; None in the first pass."""
+
+    def combine(self, first: Sums, second: Sums) -> Sums:
+        """Add two sums."""
+
+    def solve(self, total: Sums, solution: Solution | None) -> Pass[Solution]:
+        """Return the solution of the sum of all partials."""
+
+
+class TreeSum(Generic[Sums]):
+    """Add values in a binary tree over their positions, in whatever order they come.
+
+    Neighbours 2i and 2i + 1 are added as soon as both are there. A last value without a neighbour moves up a level.
+
+    Parameters
+    ----------
+    combine : callable
+        Adds two values.
+    count : int
+        Number of values; at least 1.
+
+    Examples
+    --------
+    >>> tree = TreeSum(lambda a, b: f"({a}{b})", 3)
+    >>> for position in (2, 1, 0):
+    ...     tree.add(position, "abc"[position])
+    >>> tree.total
+    '((ab)c)'
+    """
+
+    def __init__(self, combine: Callable[[Sums, Sums], Sums], count: int) -> None:
+        self._combine, self._count = combine, count
+        self._nodes: dict[tuple[int, int], Sums] = {}
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def add(self, position: int, value: Sums) -> None:
+        """Take the value of a position."""
+        level, length = 0, self._count
+        while length > 1:
+            neighbour = position ^ 1
+            if neighbour < length:
+                if (level, neighbour) not in self._nodes:
+                    break
+                other = self._nodes.pop((level, neighbour))
+                value = self._combine(value, other) if position < neighbour else self._combine(other, value)
+            level, position, length = level + 1, position // 2, (length + 1) // 2
+        self._nodes[level, position] = value
+
+    @property
+    def total(self) -> Sums:
+        """Return the sum; ValueError while values are missing."""
+        if len(self._nodes) != 1 or next(iter(self._nodes)) != ((self._count - 1).bit_length(), 0):
+            raise ValueError(f"the sum of {self._count} values is not complete")
+        return next(iter(self._nodes.values()))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The sorted partials of a reduction, in a file of one line each: checksum and path."""
+
+    path: Path
+    count: int
+    digest: str
+    """SHA-256 of the list: the identity of all inputs."""
+
+    @classmethod
+    def write(cls, path: Path, partials: Iterable[Partial]) -> Manifest:
+        """Write a list of partials; it must be sorted already."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.partial")
+        digest, count = hashlib.sha256(), 0
+        with draft.open("wb") as stream:
+            for partial in partials:
+                line = f"{partial.sha256} {partial.path}\n".encode()
+                digest.update(line)
+                stream.write(line)
+                count += 1
+        flush_file(draft, path.parent)
+        draft.replace(path)
+        return cls(path, count, digest.hexdigest())
+
+    @staticmethod
+    def identity(partials: Iterable[Partial]) -> tuple[int, str]:
+        """Return number and digest of a list of partials, as `write` would, without writing."""
+        digest, count = hashlib.sha256(), 0
+        for partial in partials:
+            digest.update(f"{partial.sha256} {partial.path}\n".encode())
+            count += 1
+        return count, digest.hexdigest()
+
+    def groups(self, size: int = GROUP_SIZE) -> Iterator[tuple[Partial, ...]]:
+        """Yield groups of partials, in order."""
+        group: list[Partial] = []
+        with self.path.open(encoding="utf-8") as lines:
+            for line in lines:
+                sha256, _, path = line.rstrip("\n").partition(" ")
+                group.append(Partial(path, sha256))
+                if len(group) == size:
+                    yield tuple(group)
+                    group = []
+        if group:
+            yield tuple(group)
+
+
+@dataclass(frozen=True)
+class _GroupJob(Generic[Sums, Solution]):
+    root: str
+    group: tuple[Partial, ...]
+    algorithm: Algorithm[Sums, Solution]
+    solution: Solution | None
+
+
+def map_group(job: _GroupJob[Any, Any]) -> dict[str, Any]:
+    """Return the sum of one group of partials: a worker's task."""
+    limit_threads(1)
+    try:
+        return {"sums": job.algorithm.map(_contents(Path(job.root), job.group), job.solution)}
+    except Exception as error:  # noqa: BLE001  the driver names what went wrong
+        return failure("map", error)
+
+
+def _contents(root: Path, group: Sequence[Partial]) -> Iterator[tuple[Partial, bytes]]:
+    for partial in group:
+        path = root / partial.path
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise ReductionError(f"{path}: found no file; the next run with --verify makes it again") from None
+        if hashlib.sha256(content).hexdigest() != partial.sha256:
+            raise ReductionError(
+                f"{path}: found content that differs from its record; the next run with --verify makes it again"
+            )
+        yield partial, content
+
+
+def reduce_partials(
+    slots: Slots,
+    root: Path,
+    manifest: Manifest,
+    algorithm: Algorithm[Sums, Solution],
+    emit: Listener,
+    *,
+    name: str,
+    key: str,
+    max_passes: int = 50,
+) -> tuple[Solution, int]:
+    """Compute a reduction.
+
+    Parameters
+    ----------
+    slots : Slots
+        The run's cluster.
+    root : Path
+        The store that holds the partials.
+    manifest : Manifest
+        At least one partial.
+    algorithm : Algorithm
+    emit : callable
+        Receives a `ReductionPass` after each pass.
+    name : str
+        For events and messages.
+    key : str
+        Prefix of task keys.
+    max_passes : int
+        Passes after which the last solution counts.
+
+    Returns
+    -------
+    solution, passes
+        The solution of the last pass, and how many there were.
+
+    Raises
+    ------
+    ReductionError
+        If a partial is lost or damaged, or a group cannot be mapped.
+    """
+    groups = -(-manifest.count // GROUP_SIZE)
+    solution: Solution | None = None
+    for number in range(1, max_passes + 1):
+        tree: TreeSum[Sums] = TreeSum(algorithm.combine, groups)
+        problems: list[str] = []
+
+        def take(event: Event, tree: TreeSum[Sums] = tree, problems: list[str] = problems) -> None:
+            if isinstance(event, UnitDone):
+                tree.add(event.unit.detector, event.result["sums"])
+            elif isinstance(event, UnitFailed):
+                problems.append(event.reason)
+
+        tasks = (
+            Task(Group(name, position), _GroupJob(str(root.resolve()), group, algorithm, solution))
+            for position, group in enumerate(manifest.groups())
+        )
+        outcome = run_window(slots, tasks, map_group, take, key=f"{key}-{number}", max_failures=1)
+        if problems or outcome.stopped:
+            raise ReductionError(problems[0] if problems else str(outcome.stopped))
+        found = algorithm.solve(tree.total, solution)
+        solution = found.solution
+        emit(ReductionPass(name, number, found.finished))
+        if found.finished:
+            break
+    assert solution is not None  # noqa: S101  there is a first pass
+    return solution, number
+
+
+@dataclass(frozen=True)
+class ReductionRecord:
+    """What is recorded of a reduction, written last."""
+
+    fingerprint: str = ""
+    """Of its settings and all its inputs."""
+    n_inputs: int = 0
+    """Number of partials."""
+    n_outdated: int = 0
+    """Partials of other settings, which were left out."""
+    passes: int = 0
+    objects: tuple[OwnedObject, ...] = ()
+    """What it wrote."""
+    metrics: dict[str, float | int | None] = field(default_factory=dict)
+    seconds: float = 0.0
+    failure: str | None = None
+    """Why the last attempt failed, if it did; the objects are then those of an earlier one."""
+
+    def holds(self, root: Path, fingerprint: str, *, checksum: bool = False) -> bool:
+        """Tell whether this is the result for a fingerprint, with its objects on disk."""
+        same = self.failure is None and self.fingerprint == fingerprint
+        return same and all(item.intact(root, checksum=checksum) for item in self.objects)
+
+    @classmethod
+    def read(cls, path: Path) -> ReductionRecord:
+        """Return a record; an empty one if there is none, or none that can be read."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data.pop("version") != RECORD_VERSION:
+                return cls()
+            objects = tuple(OwnedObject(**item) for item in data.pop("objects"))
+            return cls(**data, objects=objects)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return cls()
+
+    def write(self, path: Path) -> None:
+        """Write the record, atomically: the last act."""
+        data = asdict(self) | {"version": RECORD_VERSION}
+        write_atomic(path, json.dumps(data, indent=1, sort_keys=True).encode())
