@@ -147,11 +147,17 @@ def _with_model(settings: RunConfig, model: str) -> dict[str, Any]:
 def run(
     campaign: Annotated[Path, typer.Argument(help="The campaign to process.")],
     to: Annotated[Path, typer.Option(help="The run's store; an existing run is resumed.")],
-    steps: Annotated[str | None, typer.Option(help="Comma-separated; those they read from are added.")] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="Comma-separated steps and reductions; steps they read from are added.")
+    ] = None,
     select: Select = None,
     config: Annotated[
         Path | None, typer.Option(help="Settings: a TOML (see `csstdask config`), or a run, whose settings are used.")
     ] = None,
+    catalogue: Annotated[
+        Path | None, typer.Option(help="Stars of slitless frames: Parquet with id, ra, dec, pmra, pmdec and a flux.")
+    ] = None,
+    spectra: Annotated[Path | None, typer.Option(help="Their SEDs: a table that `csstdask sed` wrote.")] = None,
     scheduler: Scheduler = "threads",
     workers: Workers = None,
     max_failures: Annotated[int | None, typer.Option(min=1, help="Stop after so many failed units.")] = None,
@@ -167,11 +173,11 @@ def run(
 ) -> None:
     """Run the pipeline over a campaign; an interrupted run resumes."""
     from csstdask.engine.units import parse_selection
-    from csstdask.pipeline.config import load_config
+    from csstdask.pipeline.config import load_config, with_inputs
     from csstdask.pipeline.prepare import foresee
 
     names = steps.split(",") if steps is not None else None
-    selection, settings = parse_selection(select), load_config(config)
+    selection, settings = parse_selection(select), with_inputs(load_config(config), catalogue, spectra)
     if dry_run:
         facts = foresee(
             campaign,
@@ -207,7 +213,15 @@ def run(
         say(f"reproduce {item['exposure']}/{item['detector']}: {item['reproduce']}")
     if len(summary.failures) > _REPRODUCED:
         say(f"and {len(summary.failures) - _REPRODUCED} more failures: csstdask status {shlex.quote(str(to))}")
-    _end(summary.failures, summary.stopped)
+    _say_reductions(summary)
+    _end([*summary.failures, *summary.failed_reductions], summary.stopped)
+
+
+def _say_reductions(summary: Summary) -> None:
+    for reduction in summary.reductions:
+        say(reduction.line())
+        for detector, reason in reduction.failures.items():
+            say(f"failed reduction {reduction.name}, detector {detector}: {reason}")
 
 
 def _foreseen(facts: dict[str, Any]) -> str:
@@ -216,6 +230,10 @@ def _foreseen(facts: dict[str, Any]) -> str:
     return "\n".join(
         (
             f"units     {units['total']} ({', '.join(facts['steps'])}), {units['skipped']} of them done before",
+            *(
+                f"reduction {one['name']}: {one['state']}, {one['n_inputs']} partials recorded before"
+                for one in facts["reductions"]
+            ),
             f"read      {facts['bytes_read'] / 1e9:.2f} GB before compression",
             f"written   at most {facts['bytes_written_at_most'] / 1e9:.2f} GB before compression",
             f"memory    {facts['memory_bytes'] / 2**30:.2f} GiB with {facts['workers']} units at a time",
@@ -242,7 +260,8 @@ def status(
         say(f"reproduce {item['exposure']}/{item['detector']}: {item['reproduce']}")
     for line in summary.damaged:
         say(f"pending {line}")
-    _end(summary.failures)
+    _say_reductions(summary)
+    _end([*summary.failures, *summary.failed_reductions])
 
 
 @app.command()

@@ -164,6 +164,34 @@ def sky_positions(header: str, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Floa
     return np.asarray(found.ra.wrap_at("360d").deg), np.asarray(found.dec.deg)
 
 
+def pixel_positions(header: str, ra: npt.ArrayLike, dec: npt.ArrayLike) -> tuple[Float, Float]:
+    """Return where positions on the sky fall on a frame: the inverse of `sky_positions`.
+
+    Parameters
+    ----------
+    header : str
+        FITS header of the frame, a card a line; its celestial frame and the order of its axes may be any.
+    ra, dec : array-like (n,)
+        ICRS [deg].
+
+    Returns
+    -------
+    x, y : float64 arrays (n,)
+        Zero-based [pixel]; NaN where the header has no celestial WCS, or a position cannot be projected.
+    """
+    from astropy.coordinates import SkyCoord  # noqa: PLC0415
+    from astropy.io.fits import Header  # noqa: PLC0415
+
+    first, second = (np.atleast_1d(np.asarray(part, dtype=np.float64)) for part in (ra, dec))
+    unknown = np.full(first.shape, np.nan)
+    with no_warnings():
+        wcs = celestial_wcs(Header.fromstring(header, sep="\n")) if header else None
+        if wcs is None or not len(first):
+            return unknown, unknown.copy()
+        found = wcs.world_to_pixel(SkyCoord(first, second, unit="deg", frame="icrs"))
+    return np.asarray(found[0], dtype=np.float64), np.asarray(found[1], dtype=np.float64)
+
+
 @dataclass(frozen=True)
 class Footprint:
     """Where a frame lies on the sky, in the terms of IVOA's ObsCore."""

@@ -98,6 +98,36 @@ class PsfSettings(_Settings):
     least_snr: float = Field(30.0, gt=0, description="least signal-to-noise ratio of a star that it is fitted to")
 
 
+def _absolute(path: str) -> str:
+    return str(Path(path).resolve())  # workers have folders of their own
+
+
+class ExtractSettings(_Settings):
+    """Slitless spectra of catalogue stars."""
+
+    catalogue: Annotated[str, AfterValidator(_absolute)] | None = Field(
+        None, description="Parquet table of stars (--catalogue); default: that of the campaign, if it holds one"
+    )
+    spectra: Annotated[str, AfterValidator(_absolute)] | None = Field(
+        None, description="Parquet table of their SEDs (--spectra); default: that of the campaign, if it holds one"
+    )
+    catalogue_sha256: str | None = Field(None, repr=False, description="checksum of the catalogue that was used")
+    spectra_sha256: str | None = Field(None, repr=False, description="checksum of the SEDs that were used")
+    half_width: float = Field(6.0, ge=2, le=30, description="half width of the extraction across the trace [pixel]")
+    contamination: float = Field(
+        0.02, gt=0, description="reject columns where other sources hold more than this share of the star's light"
+    )
+
+
+class FlatSettings(_Settings):
+    """The 3-D flat-field cube."""
+
+    degree: int = Field(2, ge=0, le=6, description="total degree of the polynomials over the detector")
+    common_error: float = Field(
+        0.01, ge=0, description="relative error that all SEDs share: of the sensitivity alone, not of the flat"
+    )
+
+
 class EngineSettings(_Settings):
     """What the engine does; threads and device decide rounding and are fingerprinted."""
 
@@ -123,7 +153,16 @@ class RunConfig(_Settings):
     repair: RepairSettings = RepairSettings()
     sources: SourcesSettings = SourcesSettings()
     psf: PsfSettings = PsfSettings()
+    extract: ExtractSettings = ExtractSettings()
+    flat: FlatSettings = FlatSettings()
     engine: EngineSettings = EngineSettings()
+
+
+def with_inputs(config: RunConfig, catalogue: Path | None, spectra: Path | None) -> RunConfig:
+    """Return settings with other tables of stars and SEDs, where these are given."""
+    given = {"catalogue": catalogue, "spectra": spectra}
+    changed = {name: str(path.resolve()) for name, path in given.items() if path is not None}
+    return config.model_copy(update={"extract": config.extract.model_copy(update=changed)})
 
 
 def load_config(path: Path | None) -> RunConfig:
@@ -155,6 +194,8 @@ def as_toml(config: RunConfig) -> str:
         about = (type(settings).__doc__ or "").strip().splitlines()[0].rstrip(".")
         lines += ["", f"[{part}]  # {about}"]
         for name, field in type(settings).model_fields.items():
+            if not field.repr:  # filled in by a run
+                continue
             value = getattr(settings, name)
             choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
             one_of = f"; one of {', '.join(choices)}" if choices else ""

@@ -17,6 +17,7 @@ from csstdask.engine.memory import LIBRARY_BYTES, Projection, choose_workers
 from csstdask.engine.schedulers import default_workers
 from csstdask.engine.units import AnyOf, Selection, Unit
 from csstdask.pipeline.config import NO_PSF, RunConfig
+from csstdask.pipeline.reduction import Reduction
 from csstdask.pipeline.step import Cost, Grid, Step
 from csstdask.store.campaign import Campaign, UnitFacts
 from csstdask.store.schema import MESH_DIMS, PIXEL_DIMS, PSF_DIMS, ArraySpec
@@ -53,6 +54,7 @@ class Plan:
     steps: tuple[Step, ...]
     config: RunConfig
     selection: Selection | AnyOf
+    reductions: tuple[Reduction, ...] = ()
 
     @property
     def pixels(self) -> int:
@@ -69,7 +71,10 @@ class Plan:
         """Return the lengths of a unit's dimensions."""
         names = ("y", "x", "y_mesh", "x_mesh", "y_psf", "x_psf", "v", "u")
         lengths = (*self.campaign.shape, *self.mesh_shape, NODES, NODES, HALF_PIXELS, HALF_PIXELS)
-        return dict(zip(names, lengths, strict=True))
+        sizes = dict(zip(names, lengths, strict=True))
+        for reduction in self.active_reductions:
+            sizes |= reduction.sizes(self.config, self.campaign)
+        return sizes
 
     @property
     def fingerprint(self) -> str:
@@ -108,6 +113,11 @@ class Plan:
     def active_steps(self) -> tuple[Step, ...]:
         """Return the steps that are for some frame of the campaign."""
         return tuple(step for step in self.steps if step.kinds & self.kinds)
+
+    @property
+    def active_reductions(self) -> tuple[Reduction, ...]:
+        """Return the reductions that are for some frame of the campaign."""
+        return tuple(one for one in self.reductions if one.kinds & self.kinds)
 
     def seconds(self, units: int, workers: int, unit_seconds: float | None = None) -> float:
         """Return the predicted time of a run over some units.
@@ -222,9 +232,20 @@ class Plan:
                         units,
                     )
                 )
+        for reduction in self.active_reductions:
+            for one in reduction.products:
+                dims = ("detector", *one.dims)
+                spec = ArraySpec(one.name, dims, one.dtype, one.fill, "table", {"long_name": one.long_name})
+                specs.append((spec, one.units))
         return specs
 
 
-def make_plan(campaign: Path, steps: Sequence[Step], config: RunConfig, selection: Selection | AnyOf) -> Plan:
+def make_plan(
+    campaign: Path,
+    steps: Sequence[Step],
+    config: RunConfig,
+    selection: Selection | AnyOf,
+    reductions: Sequence[Reduction] = (),
+) -> Plan:
     """Open a campaign and resolve a run over it."""
-    return Plan(Campaign(campaign), tuple(steps), config, selection)
+    return Plan(Campaign(campaign), tuple(steps), config, selection, tuple(reductions))

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from csstdask.durable import sha256_file
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.schedulers import check_scheduler
 from csstdask.engine.units import Selection
 from csstdask.errors import InputError, StoreError
+from csstdask.flux.catalogue import check_catalogue
 from csstdask.nn.card import copy_model
 from csstdask.nn.models import find_card
 from csstdask.pipeline.accounting import UsageTally, fresh_usage, whole_unit
-from csstdask.pipeline.config import MODEL_SETTINGS, RunConfig
+from csstdask.pipeline.config import MODEL_SETTINGS, ExtractSettings, RunConfig
 from csstdask.pipeline.plan import Plan, make_plan
+from csstdask.pipeline.reduction_status import reduction_status
+from csstdask.pipeline.stages import resolve_stages
 from csstdask.pipeline.status import Summary
-from csstdask.pipeline.steps import resolve
 from csstdask.store.zarr_arrays import open_group, refuse_inside_store, store_kind
 
+#: Steps and reductions that need a catalogue of stars.
+NEED_CATALOGUE = ("extract", "flat")
 #: What a run leaves in its folder before the store itself: a driver that was killed then may be followed by another.
 _BEFORE_STORE = ("driver.json", "models")
 
@@ -46,7 +52,10 @@ def prepare(
     device = settings.engine.device or "cpu"
     if settings.detect.precision == "int8" and not device.startswith("cpu"):
         raise InputError("[detect] precision", f"int8 on {device}", "float32 or bfloat16: int8 is for the host")
-    plan = make_plan(Path(campaign), resolve(steps), settings, chosen)
+    settings = settings.model_copy(update={"extract": find_inputs(settings.extract, Path(campaign))})
+    stages = resolve_stages(steps if steps is not None else _possible(settings))
+    plan = make_plan(Path(campaign), stages.steps, settings, chosen, stages.reductions)
+    check_inputs(plan)
     check_target(root, plan, repair=repair)
     total = sum(1 for _ in plan.units())
     if total == 0 and not chosen.is_everything:
@@ -99,7 +108,50 @@ def foresee(
         "seconds_estimated": plan.seconds(pending, slots, unit_seconds),
         "calibrated_on": done,
         "fingerprint": plan.fingerprint,
+        "reductions": [one.to_json() for one in reduction_status(plan, ledger)],
     }
+
+
+def find_inputs(settings: ExtractSettings, campaign: Path) -> ExtractSettings:
+    """Return settings that name the tables of stars and SEDs, with their checksums.
+
+    Tables that are not named are those that lie in the campaign, as a mock's do.
+
+    Raises
+    ------
+    InputError
+        If a table that is named is not there.
+    """
+    found: dict[str, str | None] = {}
+    for name in ("catalogue", "spectra"):
+        own, given = campaign / "tables" / f"{name}.parquet", getattr(settings, name)
+        path = Path(given) if given is not None else own if own.is_file() else None
+        if path is not None and not path.is_file():
+            raise InputError(path, "no such file", f"the Parquet table of --{name}")
+        found[name] = None if path is None else str(path.resolve())
+        found[f"{name}_sha256"] = None if path is None else _checksum(str(path), path.stat().st_mtime_ns)
+    return settings.model_copy(update=found)
+
+
+@functools.lru_cache(maxsize=8)
+def _checksum(path: str, _changed: int) -> str:
+    return sha256_file(Path(path))
+
+
+def _possible(config: RunConfig) -> list[str]:
+    """Return all steps and reductions, without those that need a catalogue where there is none."""
+    names = resolve_stages(None).names
+    return [name for name in names if name not in NEED_CATALOGUE or config.extract.catalogue is not None]
+
+
+def check_inputs(plan: Plan) -> None:
+    """Raise InputError if a step for frames of the campaign lacks its tables, or a table cannot be used."""
+    if not any(step.name in NEED_CATALOGUE for step in plan.active_steps):
+        return
+    settings = plan.config.extract
+    if settings.catalogue is None:
+        raise InputError("--steps extract", "no catalogue", "--catalogue STARS.parquet")
+    check_catalogue(Path(settings.catalogue))
 
 
 def keep_models(root: Path, config: RunConfig) -> RunConfig:

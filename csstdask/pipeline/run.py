@@ -32,6 +32,8 @@ from csstdask.pipeline.config import RunConfig, portable_config
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.prepare import keep_models, prepare
 from csstdask.pipeline.provenance import software_versions
+from csstdask.pipeline.run_reductions import run_reductions
+from csstdask.pipeline.stages import Stages, resolve_stages
 from csstdask.pipeline.status import Summary, reproducible
 from csstdask.pipeline.steps import resolve
 from csstdask.pipeline.unit import UnitJob, process_unit
@@ -67,7 +69,7 @@ def run(
     to : str or Path
         The run's store; made if it is not there.
     steps : sequence of str, optional
-        By default all; those that they read from are added.
+        Names of steps and reductions; by default all. Steps that they read from are added.
     selection : Selection, optional
         Units; by default all that are present.
     config : RunConfig, optional
@@ -144,6 +146,8 @@ def run(
                 max_failures=max_failures,
             )
             summary.stopped = outcome.stopped
+            if outcome.stopped is None:
+                summary.reductions = run_reductions(plan, ledger, slots, lock.token, emit, verify=verify, redo=redo)
             summary.usage = keeper.tally.rows(plan)
         finally:
             keeper.flush()
@@ -158,10 +162,12 @@ def _attributes(root: Path, plan: Plan, chosen: Selection) -> dict[str, Any]:
     before: dict[str, Any] = metadata.get("attributes", {}) or kept_attributes(root)
     ours = {"exposures": list(chosen.exposures), "detectors": sorted(chosen.detectors)}
     theirs = [item for item in before.get("selections", []) if item != ours]
-    steps = {step.name for step in plan.steps} | set(before.get("steps", []))
+    names = set(Stages(plan.steps, plan.reductions).names)
+    stages = resolve_stages(names | {*before.get("steps", []), *before.get("reductions", [])})
     return {
         "config": portable_config(root, plan.config.model_dump(mode="json")),
-        "steps": [step.name for step in resolve(steps)],
+        "steps": [step.name for step in stages.steps],
+        "reductions": [reduction.name for reduction in stages.reductions],
         "selections": [*theirs, ours],
         "fingerprint": plan.fingerprint,
         "software": software_versions(),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from csstdask.engine.ledger import Ledger, UnitRecord
 from csstdask.engine.units import AnyOf, Selection, Unit
@@ -15,7 +15,9 @@ from csstdask.errors import StoreError
 from csstdask.pipeline.accounting import StepUsage, UsageTally, fresh_usage
 from csstdask.pipeline.config import RunConfig, settings_from
 from csstdask.pipeline.plan import Plan, make_plan
-from csstdask.pipeline.steps import STEPS, resolve
+from csstdask.pipeline.reduction_status import ReductionSummary, reduction_status
+from csstdask.pipeline.stages import resolve_stages
+from csstdask.pipeline.steps import STEPS
 from csstdask.store.campaign import Campaign
 from csstdask.store.run import campaign_path, check_metadata, check_same_campaign
 from csstdask.store.zarr_arrays import open_group
@@ -38,6 +40,8 @@ class Summary:
     """Why the run ended early, if it did."""
     usage: list[StepUsage] = field(default_factory=list)
     """Predicted and actual usage of each step."""
+    reductions: list[ReductionSummary] = field(default_factory=list)
+    """How each reduction stands."""
     damaged: list[str] = field(default_factory=list)
     """Lines that name files of pending units that are lost or have another size than recorded."""
 
@@ -45,6 +49,11 @@ class Summary:
     def failed(self) -> int:
         """Return the number of failed units."""
         return len(self.failures)
+
+    @property
+    def failed_reductions(self) -> list[ReductionSummary]:
+        """Return the reductions that failed for some detector."""
+        return [one for one in self.reductions if one.failures]
 
     @property
     def pending(self) -> int:
@@ -55,7 +64,13 @@ class Summary:
         """Return the object that ``--json`` prints."""
         units = {name: getattr(self, name) for name in ("total", "done", "skipped", "failed", "pending")}
         usage = [row.to_json() for row in self.usage]
-        return {"units": units, "failures": self.failures, "fingerprint": self.fingerprint, "usage": usage}
+        return {
+            "units": units,
+            "failures": self.failures,
+            "fingerprint": self.fingerprint,
+            "usage": usage,
+            "reductions": [one.to_json() for one in self.reductions],
+        }
 
 
 def status(path: str | Path, *, campaign: str | Path | None = None, verify: bool = False) -> Summary:
@@ -103,6 +118,7 @@ def status(path: str | Path, *, campaign: str | Path | None = None, verify: bool
             else:
                 summary.damaged.append(f"{unit}: {reason}")
     summary.usage = tally.rows(plan)
+    summary.reductions = reduction_status(plan, ledger, verify=verify)
     return summary
 
 
@@ -187,13 +203,10 @@ def plan_of_run(path: str | Path, campaign: str | Path | None = None) -> Plan:
     if "steps" not in attributes:
         raise StoreError(f"{root}: found a run that was stopped before it began; wanted one to look at (run it again)")
     selections: Any = attributes["selections"]
-    steps: Any = attributes["steps"]
+    names: Any = [*cast("list[str]", attributes["steps"]), *cast("list[str]", attributes.get("reductions", []))]
     config = settings_from(root, attributes)
     source = campaign_path(root, campaign)
     check_same_campaign(root, Campaign(source))
-    return make_plan(
-        source,
-        resolve(steps),
-        config,
-        AnyOf(tuple(Selection(tuple(one["exposures"]), frozenset(one["detectors"])) for one in selections)),
-    )
+    stages = resolve_stages(names)
+    chosen = AnyOf(tuple(Selection(tuple(one["exposures"]), frozenset(one["detectors"])) for one in selections))
+    return make_plan(source, stages.steps, config, chosen, stages.reductions)

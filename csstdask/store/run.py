@@ -104,7 +104,7 @@ def prepare_run(
     get_array(group, "detector")[:] = np.array(campaign.detectors, dtype=np.int32)
     for spec, units in specs:
         if spec.name in known and get_array(group, spec.name).shape != tuple(sizes[dim] for dim in spec.dims):
-            del group[spec.name]  # another mesh: all units are pending for it
+            del group[spec.name]  # another mesh, or another cube: pending
             known.discard(spec.name)
         if spec.name not in known:
             create_array(group, spec, sizes, units)
@@ -149,12 +149,18 @@ def damaged_small_arrays(path: Path) -> list[str]:
     """Return the metrics and coordinates of a run with a chunk that cannot be read."""
     group, damaged = open_group(path, "run"), []
     for name in array_names(path):
-        if len(get_array(group, name).shape) <= len(UNIT_DIMS):
+        if _is_small(group, name):
             try:
                 read_small(group, name)
             except StoreError:
                 damaged.append(name)
     return damaged
+
+
+def _is_small(group: zarr.Group, name: str) -> bool:
+    """Tell whether an array is a coordinate or holds metrics: the driver alone writes it, and no record lists it."""
+    dims = tuple(get_array(group, name).metadata.dimension_names or ())  # type: ignore[union-attr]
+    return dims in {("exposure",), ("detector",), UNIT_DIMS}
 
 
 def check_metadata(path: Path) -> None:
@@ -163,7 +169,7 @@ def check_metadata(path: Path) -> None:
     for name in damaged_arrays(path):
         raise damaged_file(group, path / name / "zarr.json", "damaged metadata")
     for name in array_names(path):
-        if len(get_array(group, name).shape) <= len(UNIT_DIMS):
+        if _is_small(group, name):
             read_small(group, name)
 
 
@@ -195,7 +201,7 @@ def _check_same_units(
         array = get_array(group, spec.name)
         if array.attrs.get("units") != units:
             raise StoreError(f"{path}: found {spec.name} in {array.attrs.get('units')}; wanted {units}: {wanted}")
-        same = array.shape[1:] == tuple(sizes[dim] for dim in spec.dims[1:])
+        same = array.shape[1:] == tuple(sizes[dim] for dim in spec.dims[1:]) or spec.detector_chunk
         if not same and "y" in spec.dims:
             raise StoreError(f"{path}: found frames of {array.shape[2:]}; wanted {campaign.shape}: {wanted}")
         if not same and not whole:

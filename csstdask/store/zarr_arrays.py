@@ -55,6 +55,8 @@ def create_array(group: zarr.Group, spec: ArraySpec, sizes: Mapping[str, int], u
         shards = (1, 1, shard_length(shape[2]), shard_length(shape[3]))
     elif spec.owned_chunk:
         chunks = (1, 1, *shape[2:])
+    elif spec.detector_chunk:
+        chunks = (1, *shape[1:])
     elif spec.dtype == "str" and spec.dims == ("exposure", "detector"):
         chunks = (1, max(shape[1], 1))  # a header is kilobytes: one exposure a chunk
     else:
@@ -272,6 +274,17 @@ def write_shard(root: Path, name: str, row: int, column: int, values: npt.NDArra
         stray.unlink(missing_ok=True)
     group = zarr.open_group(root, mode="r+", use_consolidated=False)
     get_array(group, name)[row, column] = values
+    return path
+
+
+def write_detector_chunk(root: Path, name: str, column: int, values: npt.NDArray[Any]) -> Path:
+    """Delete the chunk of a detector, write it whole, and return its file."""
+    path = root.joinpath(name, "c", str(column), *["0"] * values.ndim)
+    path.unlink(missing_ok=True)
+    for stray in path.parent.glob("*.partial"):  # of a writer that was killed
+        stray.unlink(missing_ok=True)
+    group = zarr.open_group(root, mode="r+", use_consolidated=False)
+    get_array(group, name)[column] = values
     return path
 
 

@@ -15,7 +15,8 @@ import pytest
 from csstdask.engine.cluster import open_cluster
 from csstdask.engine.events import ReductionPass
 from csstdask.engine.ledger import OwnedObject
-from csstdask.engine.reduce import GROUP_SIZE, Manifest, Partial, Pass, ReductionRecord, TreeSum, reduce_partials
+from csstdask.engine.partials import GROUP_SIZE, Manifest, Partial, ReductionRecord
+from csstdask.engine.reduce import Pass, TreeSum, reduce_partials
 from csstdask.errors import ReductionError
 
 

@@ -1,0 +1,115 @@
+"""Partials of reductions: the list of them in a file, and the record of what was made of them. No Dask."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from csstdask.durable import flush_file, write_atomic
+from csstdask.engine.ledger import OwnedObject
+
+GROUP_SIZE = 32
+"""Partials whose sum is one task. Part of what decides rounding: changing it changes bits."""
+RECORD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A file that a unit contributes."""
+
+    path: str
+    """Relative to the store."""
+    sha256: str
+    """Of its content."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The sorted partials of a reduction, in a file of one line each: checksum and path."""
+
+    path: Path
+    count: int
+    digest: str
+    """SHA-256 of the list: the identity of all inputs."""
+
+    @classmethod
+    def write(cls, path: Path, partials: Iterable[Partial]) -> Manifest:
+        """Write a list of partials; it must be sorted already."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.partial")
+        digest, count = hashlib.sha256(), 0
+        with draft.open("wb") as stream:
+            for partial in partials:
+                line = f"{partial.sha256} {partial.path}\n".encode()
+                digest.update(line)
+                stream.write(line)
+                count += 1
+        flush_file(draft, path.parent)
+        draft.replace(path)
+        return cls(path, count, digest.hexdigest())
+
+    @staticmethod
+    def identity(partials: Iterable[Partial]) -> tuple[int, str]:
+        """Return number and digest of a list of partials, as `write` would, without writing."""
+        digest, count = hashlib.sha256(), 0
+        for partial in partials:
+            digest.update(f"{partial.sha256} {partial.path}\n".encode())
+            count += 1
+        return count, digest.hexdigest()
+
+    def groups(self, size: int = GROUP_SIZE) -> Iterator[tuple[Partial, ...]]:
+        """Yield groups of partials, in order."""
+        group: list[Partial] = []
+        with self.path.open(encoding="utf-8") as lines:
+            for line in lines:
+                sha256, _, path = line.rstrip("\n").partition(" ")
+                group.append(Partial(path, sha256))
+                if len(group) == size:
+                    yield tuple(group)
+                    group = []
+        if group:
+            yield tuple(group)
+
+
+@dataclass(frozen=True)
+class ReductionRecord:
+    """What is recorded of a reduction, written last."""
+
+    fingerprint: str = ""
+    """Of its settings and all its inputs."""
+    n_inputs: int = 0
+    """Number of partials."""
+    n_outdated: int = 0
+    """Partials of other settings, which were left out."""
+    passes: int = 0
+    objects: tuple[OwnedObject, ...] = ()
+    """What it wrote."""
+    metrics: dict[str, float | int | None] = field(default_factory=dict)
+    seconds: float = 0.0
+    failure: str | None = None
+    """Why the last attempt failed, if it did; the objects are then those of an earlier one."""
+
+    def holds(self, root: Path, fingerprint: str, *, checksum: bool = False) -> bool:
+        """Tell whether this is the result for a fingerprint, with its objects on disk."""
+        same = self.failure is None and self.fingerprint == fingerprint
+        return same and all(item.intact(root, checksum=checksum) for item in self.objects)
+
+    @classmethod
+    def read(cls, path: Path) -> ReductionRecord:
+        """Return a record; an empty one if there is none, or none that can be read."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data.pop("version") != RECORD_VERSION:
+                return cls()
+            objects = tuple(OwnedObject(**item) for item in data.pop("objects"))
+            return cls(**data, objects=objects)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return cls()
+
+    def write(self, path: Path) -> None:
+        """Write the record, atomically: the last act."""
+        data = asdict(self) | {"version": RECORD_VERSION}
+        write_atomic(path, json.dumps(data, indent=1, sort_keys=True).encode())

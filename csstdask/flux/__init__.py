@@ -1,0 +1,1 @@
+"""Flux calibration of slitless spectra."""

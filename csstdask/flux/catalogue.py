@@ -1,0 +1,143 @@
+"""The catalogue of stars of slitless frames: positions, proper motions and fluxes, from a Parquet table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from csstdask.errors import InputError
+
+Float = npt.NDArray[np.float64]
+
+DEFAULT_EPOCH = 2016.0
+"""Epoch of positions where a catalogue has no column ``ref_epoch``: that of Gaia DR3 [Julian year]."""
+J2000_MICROSECONDS = 946_728_000_000_000
+"""2000-01-01T12:00 in microseconds since 1970."""
+JULIAN_YEAR_MICROSECONDS = 365.25 * 86400e6
+_POSITION = ("id", "ra", "dec")
+_FLUX = ("flux_5556", "flux_5556_err")
+_MAGNITUDE = ("mag", "mag_err", "mag_band")
+_WANTED = "columns id, ra, dec [deg] and flux_5556, flux_5556_err [erg/s/cm2/A], or mag, mag_err, mag_band"
+
+
+@dataclass(frozen=True)
+class StarCatalogue:
+    """Stars, one a row."""
+
+    id: npt.NDArray[np.object_]
+    """Names."""
+    ra: Float
+    """Right ascension at `epoch`, ICRS [deg]."""
+    dec: Float
+    """Declination [deg]."""
+    pmra: Float
+    """Proper motion in right ascension times cos(dec) [mas/yr]; 0 where unknown."""
+    pmdec: Float
+    """Proper motion in declination [mas/yr]; 0 where unknown."""
+    epoch: Float
+    """Of the positions [Julian year]."""
+    flux_5556: Float
+    """Mean flux density in 5526-5586 A [erg/s/cm2/A]; NaN where only a magnitude is known."""
+    flux_5556_err: Float
+    """Its error, 1 sigma."""
+    mag: Float
+    """AB magnitude; NaN where not given."""
+    mag_err: Float
+    """Its error, 1 sigma."""
+    mag_band: npt.NDArray[np.object_]
+    """Name of its band, one of the instrument's."""
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    def select(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> StarCatalogue:
+        """Return some of the stars."""
+        return StarCatalogue(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
+
+    def at(self, time: int | None) -> tuple[Float, Float]:
+        """Return right ascension and declination at a time [deg], proper motions applied.
+
+        Parameters
+        ----------
+        time : int, optional
+            Microseconds since 1970; None: positions are returned as they are.
+        """
+        if time is None:
+            return self.ra, self.dec
+        years = (time - J2000_MICROSECONDS) / JULIAN_YEAR_MICROSECONDS + 2000.0 - self.epoch
+        dec = self.dec + self.pmdec * years / 3.6e6
+        cosine = np.maximum(np.cos(np.radians(self.dec)), 1e-6)
+        return (self.ra + self.pmra * years / (3.6e6 * cosine)) % 360, dec
+
+
+def check_catalogue(path: Path) -> None:
+    """Raise InputError unless a file is a catalogue; only its schema is read."""
+    try:
+        names = set(pq.read_schema(path).names)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(path, f"no readable Parquet table ({type(error).__name__})", _WANTED) from None
+    absent = [name for name in _POSITION if name not in names]
+    if not names.issuperset(_FLUX) and not names.issuperset(_MAGNITUDE):
+        absent.append("flux_5556 with flux_5556_err, or mag with mag_err and mag_band")
+    if absent:
+        raise InputError(path, f"no column {', '.join(absent)}", _WANTED)
+
+
+def read_catalogue(path: Path) -> StarCatalogue:
+    """Read a catalogue.
+
+    Parameters
+    ----------
+    path : Path
+        Parquet with ``id, ra, dec`` and ``flux_5556, flux_5556_err`` or ``mag, mag_err, mag_band``; ``pmra, pmdec``
+        [mas/yr] and ``ref_epoch`` [Julian year] where known.
+
+    Raises
+    ------
+    InputError
+        If a column is absent, an id stands twice, or a position is no position.
+    """
+    check_catalogue(path)
+    table = pq.read_table(path)
+    n = table.num_rows
+
+    def column(name: str, default: float) -> Float:
+        if name not in table.column_names:
+            return np.full(n, default)
+        values = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False).copy()
+        if not np.isnan(default):
+            values[~np.isfinite(values)] = default
+        return np.asarray(values)
+
+    def text(name: str) -> npt.NDArray[np.object_]:
+        if name not in table.column_names:
+            return np.full(n, "", dtype=object)
+        return np.array([str(value) for value in table[name].to_pylist()], dtype=object)
+
+    stars = StarCatalogue(
+        id=text("id"),
+        ra=column("ra", np.nan),
+        dec=column("dec", np.nan),
+        pmra=column("pmra", 0.0),
+        pmdec=column("pmdec", 0.0),
+        epoch=column("ref_epoch", DEFAULT_EPOCH),
+        flux_5556=column("flux_5556", np.nan),
+        flux_5556_err=column("flux_5556_err", np.nan),
+        mag=column("mag", np.nan),
+        mag_err=column("mag_err", np.nan),
+        mag_band=text("mag_band"),
+    )
+    names, counts = np.unique(stars.id.astype(str), return_counts=True)
+    if (counts > 1).any():
+        twice = ", ".join(names[counts > 1][:3])
+        raise InputError(path, f"ids that stand twice ({twice})", "each star once")
+    wrong = ~(np.isfinite(stars.ra) & np.isfinite(stars.dec) & (np.abs(stars.dec) <= 90))
+    if wrong.any():
+        first = stars.id[wrong][0]
+        raise InputError(path, f"{int(wrong.sum())} stars without a position (first: {first})", "ra, dec [deg]")
+    return stars

@@ -1,0 +1,68 @@
+"""What a reduction is: a declaration of the partials it reads and the arrays it writes, round an algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from csstdask.pipeline.config import RunConfig
+from csstdask.store.campaign import Campaign
+
+if TYPE_CHECKING:  # it imports Dask, which `status` and `--dry-run` do without
+    from csstdask.engine.reduce import Algorithm
+
+
+@dataclass(frozen=True)
+class DetectorProduct:
+    """An array that a reduction writes for each detector."""
+
+    name: str
+    """In the run's store."""
+    dims: tuple[str, ...]
+    """Its dimensions after ``detector``."""
+    dtype: str
+    """A NumPy type."""
+    fill: object
+    """What reads where nothing is written."""
+    units: str | None = None
+    long_name: str = ""
+    """For people."""
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What a reduction returns for one detector."""
+
+    arrays: dict[str, npt.NDArray[Any]]
+    """Its products."""
+    metrics: dict[str, float | int | None] = field(default_factory=dict)
+    """Numbers for its record."""
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """One product of a whole campaign, detector by detector."""
+
+    name: str
+    """In ``--steps``, records and fingerprints."""
+    step: str
+    """The step whose partials it reads."""
+    partial: str
+    """Which of the files of that step."""
+    kinds: frozenset[str]
+    """Kinds of frames it is for."""
+    numerics_version: int
+    """Raised whenever the same partials would give other numbers."""
+    settings: Callable[[RunConfig], dict[str, Any]]
+    """What of the configuration decides its result."""
+    algorithm: Callable[[RunConfig, Campaign, int], Algorithm[Any, Any]]
+    """What it computes for a detector."""
+    result: Callable[[Any, RunConfig, Campaign, int], Reduced]
+    """Its products, from the last solution."""
+    sizes: Callable[[RunConfig, Campaign], Mapping[str, int]]
+    """Lengths of the dimensions of its products."""
+    products: tuple[DetectorProduct, ...]
+    """Arrays it writes."""

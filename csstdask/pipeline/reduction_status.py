@@ -1,0 +1,156 @@
+"""Which reductions of a run hold for its present partials. Nothing here imports Dask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from csstdask.engine.fingerprint import fingerprint
+from csstdask.engine.ledger import Ledger
+from csstdask.engine.partials import Manifest, Partial, ReductionRecord
+from csstdask.engine.units import Unit
+from csstdask.pipeline.plan import Plan
+from csstdask.pipeline.reduction import Reduction
+from csstdask.store.tables import unit_file_path
+
+State = Literal["done", "pending", "failed"]
+
+
+@dataclass
+class ReductionSummary:
+    """How a reduction of a run stands."""
+
+    name: str
+    state: State = "done"
+    n_inputs: int = 0
+    """Partials of all detectors."""
+    n_outdated: int = 0
+    """Partials of other settings, which take no part until their units are done again."""
+    failures: dict[int, str] = field(default_factory=dict)
+    """Why it failed, by detector."""
+    pending: list[int] = field(default_factory=list)
+    """Detectors whose result is not that of the present partials."""
+    metrics: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Numbers of its records, by detector."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that ``--json`` prints."""
+        failures = [{"detector": detector, "reason": reason} for detector, reason in self.failures.items()]
+        return {
+            "name": self.name,
+            "state": self.state,
+            "n_inputs": self.n_inputs,
+            "n_outdated": self.n_outdated,
+            "pending": self.pending,
+            "failures": failures,
+        }
+
+    def settle(self) -> ReductionSummary:
+        """Set the state from what is known of the detectors."""
+        self.state = "failed" if self.failures else "pending" if self.pending or not self.n_inputs else "done"
+        return self
+
+    def line(self) -> str:
+        """Return it for people."""
+        outdated = f", {self.n_outdated} of other settings left out" if self.n_outdated else ""
+        return f"reduction {self.name}: {self.state}, {self.n_inputs} inputs{outdated}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A reduction of one detector, and the partials it would read now."""
+
+    plan: Plan
+    ledger: Ledger
+    reduction: Reduction
+    detector: int
+
+    @property
+    def name(self) -> str:
+        """Return what it is called in events."""
+        return f"{self.reduction.name} {self.detector}"
+
+    @property
+    def record_path(self) -> Path:
+        """Return the file of its record."""
+        return self.ledger.root / "reductions" / self.reduction.name / f"{self.detector}.json"
+
+    @property
+    def manifest_path(self) -> Path:
+        """Return the file that lists its partials."""
+        return self.record_path.with_suffix(".inputs")
+
+    def recorded(self) -> Iterator[tuple[Partial, bool]]:
+        """Yield the recorded partials, sorted by exposure, and whether each is of the present settings."""
+        campaign, root, column = self.plan.campaign, self.ledger.root, self.plan.campaign.detectors.index(self.detector)
+        kinds = campaign.read("kind")[:, column]
+        present = campaign.present[:, column]
+        exposures = campaign.exposures
+        for row in sorted(np.flatnonzero(present), key=lambda row: exposures[row]):
+            if str(kinds[row]) not in self.reduction.kinds:
+                continue
+            unit = Unit(exposures[row], self.detector)
+            step = self.ledger.read(unit).steps.get(self.reduction.step)
+            path = unit_file_path(root, self.reduction.partial, unit.exposure, unit.detector)
+            name = path.relative_to(root).as_posix()
+            found = next((item for item in step.objects if item.path == name), None) if step is not None else None
+            if step is not None and found is not None:
+                wanted = self.plan.fingerprints(campaign.facts(unit.exposure, unit.detector))[self.reduction.step]
+                yield Partial(found.path, found.sha256), step.fingerprint == wanted
+
+    def fingerprint(self, digest: str) -> str:
+        """Return the identity of its result: its settings and all its inputs."""
+        return fingerprint(
+            {
+                "reduction": self.reduction.name,
+                "version": self.reduction.numerics_version,
+                "settings": self.reduction.settings(self.plan.config),
+                "detector": self.detector,
+                "inputs": digest,
+            }
+        )
+
+
+def parts_of(plan: Plan, ledger: Ledger, reduction: Reduction) -> list[Part]:
+    """Return the parts of a reduction: one for each detector that has frames of its kind."""
+    kinds = np.isin(np.asarray(plan.campaign.read("kind"), dtype=str), sorted(reduction.kinds))
+    columns = np.flatnonzero((kinds & np.asarray(plan.campaign.present, dtype=bool)).any(axis=0))
+    return [Part(plan, ledger, reduction, plan.campaign.detectors[column]) for column in columns]
+
+
+def reduction_status(plan: Plan, ledger: Ledger, *, verify: bool = False) -> list[ReductionSummary]:
+    """Report the reductions of a run: done, pending for present partials, or failed.
+
+    With `verify` the checksums of their products are compared.
+    """
+    summaries = []
+    for reduction in plan.active_reductions:
+        summary = ReductionSummary(reduction.name)
+        for part in parts_of(plan, ledger, reduction):
+            record = ReductionRecord.read(part.record_path)
+            outdated: list[Partial] = []
+            count, digest = Manifest.identity(current_partials(part, outdated))
+            summary.n_inputs += count
+            summary.n_outdated += len(outdated)
+            if count and not record.holds(ledger.root, part.fingerprint(digest), checksum=verify):
+                if record.failure is not None:
+                    summary.failures[part.detector] = record.failure
+                else:
+                    summary.pending.append(part.detector)
+            elif count:
+                summary.metrics[part.detector] = record.metrics
+        summaries.append(summary.settle())
+    return summaries
+
+
+def current_partials(part: Part, outdated: list[Partial]) -> Iterator[Partial]:
+    """Yield the partials of the present settings; the others are put into a list."""
+    for partial, current in part.recorded():
+        if current:
+            yield partial
+        else:
+            outdated.append(partial)

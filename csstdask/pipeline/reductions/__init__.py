@@ -1,0 +1,8 @@
+"""The reductions in their order."""
+
+from __future__ import annotations
+
+from csstdask.pipeline.reduction import Reduction
+from csstdask.pipeline.reductions.flat import FLAT
+
+REDUCTIONS: dict[str, Reduction] = {reduction.name: reduction for reduction in (FLAT,)}

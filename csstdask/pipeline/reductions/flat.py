@@ -1,0 +1,148 @@
+"""Reduction `flat`: the 3-D flat-field cube and the sensitivity of each slitless detector, from ratios of its stars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from csstdask.instrument.dispersion import dispersion_of, nominal_sensitivity
+from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.reduction import DetectorProduct, Reduced, Reduction
+from csstdask.store.campaign import Campaign
+
+if TYPE_CHECKING:
+    from csstdask.engine.partials import Partial
+    from csstdask.engine.reduce import Pass
+    from csstdask.flux.sums import FlatSolution, FlatSums
+
+SENSITIVITY_UNITS = "(electron s-1 Angstrom-1) / (erg s-1 cm-2 Angstrom-1)"
+N_WAVELENGTHS = 195
+"""Of every cube: about one for each column of a spectrum."""
+MAX_NODES = 24
+"""Wavelengths between which covariances are kept."""
+
+
+@dataclass(frozen=True)
+class FlatAlgorithm:
+    """The least-squares fit of polynomials to ratios, with robust weights that depend on the pass before."""
+
+    degree: int
+
+    def map(self, partials: Iterable[tuple[Partial, bytes]], solution: FlatSolution | None) -> FlatSums:
+        """Return the normal equations of some exposures."""
+        from csstdask.flux.ratios import StarRatios
+        from csstdask.flux.sums import normal_equations
+
+        total: FlatSums | None = None
+        for partial, content in partials:
+            sums = normal_equations(StarRatios.from_bytes(content, partial.path), solution, degree=self.degree)
+            total = sums if total is None else total + sums
+        if total is None:
+            raise ValueError("a group without partials")
+        return total
+
+    def combine(self, first: FlatSums, second: FlatSums) -> FlatSums:
+        """Add the normal equations of two groups."""
+        return first + second
+
+    def solve(self, total: FlatSums, solution: FlatSolution | None) -> Pass[FlatSolution]:
+        """Solve for the coefficients at all wavelengths."""
+        from csstdask.engine.reduce import Pass
+        from csstdask.flux.sums import solve_sums
+
+        found = solve_sums(total, solution)
+        return Pass(found, found.finished)
+
+
+def flat_wavelengths(campaign: Campaign, detector: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the wavelengths of a detector's cube [Angstrom]: centres of equal intervals of its first order."""
+    first, last = dispersion_of(campaign.instrument, detector, campaign.shape).limits
+    return first + (np.arange(N_WAVELENGTHS) + 0.5) * (last - first) / N_WAVELENGTHS
+
+
+def products_of(solution: FlatSolution, config: RunConfig, campaign: Campaign, detector: int) -> Reduced:
+    """Return the arrays of a detector from the last solution."""
+    from csstdask.flux.flat import flat_of
+
+    wavelength = flat_wavelengths(campaign, detector)
+    flat = flat_of(solution, wavelength, campaign.shape, detector=detector, common_variance=config.flat.common_error**2)
+    nominal = nominal_sensitivity(campaign.instrument, detector, wavelength)
+    first = np.where(flat.degree >= 0, flat.sensitivity, np.nan)
+    nodes = flat.nodes
+    return Reduced(
+        arrays={
+            "flat": flat.relative_coefficients,
+            "flat_variance": flat.covariance / (first**2)[:, None, None],
+            "sensitivity": first * nominal,
+            "sensitivity_variance": flat.sensitivity_variance * nominal**2,
+            "flat_wavelength": wavelength,
+            "flat_degree": flat.degree.astype(np.int32),
+            "flat_flag": flat.flags.astype(np.int32),
+            "flat_n_stars": flat.n_stars.astype(np.int32),
+            "flat_n_kept": flat.n_kept.astype(np.int32),
+            "flat_scale": flat.scale,
+            "flat_node": nodes.astype(np.int32),
+            "flat_node_covariance": flat.node_covariance
+            / (first[nodes][:, None] * first[nodes][None, :])[:, :, None, None],
+        },
+        metrics={
+            "n_stars": int(np.median(flat.n_stars)),
+            "flat_sigma": float(np.sqrt(np.median(flat.mean_variance))),
+            "lowest_degree": int(flat.degree.min()),
+        },
+    )
+
+
+def sizes(config: RunConfig, _campaign: Campaign) -> Mapping[str, int]:
+    """Return the lengths of the dimensions of the cube."""
+    terms = (config.flat.degree + 1) * (config.flat.degree + 2) // 2
+    return {
+        "flat_wave": N_WAVELENGTHS,
+        "flat_term": terms,
+        "flat_term_2": terms,
+        "flat_node_index": MAX_NODES,
+        "flat_node_index_2": MAX_NODES,
+    }
+
+
+_NAN = float("nan")
+_WAVE = ("flat_wave",)
+FLAT = Reduction(
+    name="flat",
+    step="extract",
+    partial="star_ratios",
+    kinds=frozenset({"slitless"}),
+    numerics_version=1,
+    settings=lambda config: config.flat.model_dump(),
+    algorithm=lambda config, _campaign, _detector: FlatAlgorithm(config.flat.degree),
+    result=products_of,
+    sizes=sizes,
+    products=(
+        DetectorProduct(
+            "flat", ("flat_wave", "flat_term"), "float64", _NAN, None,
+            "flat-field cube: coefficients of products of Legendre polynomials, of which the first is 1",
+        ),
+        DetectorProduct(
+            "flat_variance", ("flat_wave", "flat_term", "flat_term_2"), "float64", _NAN, None,
+            "covariance of sensitivity times flat, over the squared sensitivity",
+        ),
+        DetectorProduct("sensitivity", _WAVE, "float64", _NAN, SENSITIVITY_UNITS, "sensitivity, detector mean"),
+        DetectorProduct(
+            "sensitivity_variance", _WAVE, "float64", _NAN, f"({SENSITIVITY_UNITS})^2", "with the error of all SEDs"
+        ),
+        DetectorProduct("flat_wavelength", _WAVE, "float64", _NAN, "Angstrom", "wavelength of the cube, vacuum"),
+        DetectorProduct("flat_degree", _WAVE, "int32", -1, None, "total degree fitted; -1: no usable star"),
+        DetectorProduct("flat_flag", _WAVE, "int32", 0, None, "1: lower degree, 2: no stars, 4: few kept"),
+        DetectorProduct("flat_n_stars", _WAVE, "int32", 0, None, "usable star images"),
+        DetectorProduct("flat_n_kept", _WAVE, "int32", 0, None, "star images with a positive robust weight"),
+        DetectorProduct("flat_scale", _WAVE, "float64", _NAN, None, "scatter of residuals over quoted errors"),
+        DetectorProduct("flat_node", ("flat_node_index",), "int32", -1, None, "wavelengths of flat_node_covariance"),
+        DetectorProduct(
+            "flat_node_covariance", ("flat_node_index", "flat_node_index_2", "flat_term", "flat_term_2"), "float64",
+            _NAN, None, "as flat_variance, between wavelengths",
+        ),
+    ),
+)  # fmt: skip
