@@ -27,7 +27,7 @@ def mock(
     recipe: Annotated[Path, typer.Argument(help="A recipe (TOML), or a name that comes with csstdask, such as demo.")],
     to: Annotated[Path, typer.Option(help="The campaign to make, or with --fits a folder.")],
     fits: Annotated[bool, typer.Option("--fits", help="Write Level 1 FITS files with truth beside them.")] = False,
-    data: Annotated[Path | None, typer.Option(help="Folder of real cosmic-ray events, if the recipe asks.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of real events or of SEDs, if the recipe asks.")] = None,
     scale: Annotated[float | None, typer.Option(help="Linear, on the recipe's shape; instead of its own.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it takes; write nothing.")] = False,
     scheduler: Scheduler = "threads",

@@ -198,6 +198,37 @@ class Stamps(_Part):
     offset: tuple[float, float] = Field((0.0, 10.0), description="of the cosmic ray from the source [pixel]")
 
 
+class Slitless(_Part):
+    """Slitless spectra of stars: a recipe with this table has frames of slitless detectors."""
+
+    seed: int = Field(574, ge=0, description="of flat and sensitivity: recipes with one seed share one camera")
+    stars: int | None = Field(None, ge=0, description="on a frame; as many for the same area around it are added")
+    stars_per_mpix: float | None = Field(None, ge=0, description="instead of `stars`")
+    separation: float = Field(
+        0.0, ge=0, description="least distance across of stars whose spectra overlap along x; 0: any [pixel]"
+    )
+    flux_5556: tuple[float, float] = Field(
+        (1e-15, 1e-14), description="mean flux in 5526-5586 A, uniform in log [erg s-1 cm-2 A-1]"
+    )
+    proper_motion: float = Field(10.0, ge=0, description="one sigma an axis [mas/yr]")
+    seds: str = Field("desi-atlas9.npz", description="library of SEDs: shipped, next to the recipe, or in --data DIR")
+    flat_amplitude: float = Field(0.02, ge=0, le=0.1, description="of each term of the flat, one sigma")
+    flat_degree: int = Field(2, ge=0, le=6, description="of the flat, total in x and y")
+    sensitivity_error: float = Field(0.03, ge=0, le=0.2, description="of the nominal sensitivity, smooth, one sigma")
+    dispersion_shift: float = Field(0.0, ge=0, description="of an exposure's first orders along x, one sigma [pixel]")
+    sed_sigma: float = Field(0.0, ge=0, le=0.5, description="relative error of the SEDs given, at 3400 A, one sigma")
+    flux_error: float = Field(0.0, ge=0, le=0.5, description="relative error of the catalogue's flux_5556, one sigma")
+    bad_share: float = Field(0.0, ge=0, le=1, description="of stars that are variable or misidentified")
+
+    @model_validator(mode="after")
+    def _drawable(self) -> Slitless:
+        if (self.stars is None) == (self.stars_per_mpix is None):
+            raise ValueError("found both or none of stars and stars_per_mpix; wanted one of them")
+        if not 0 < self.flux_5556[0] <= self.flux_5556[1]:
+            raise ValueError(f"flux_5556: found {self.flux_5556}; wanted two positive fluxes, ascending")
+        return self
+
+
 class Recipe(_Part):
     """A mock survey. `scale` is linear, on `shape`."""
 
@@ -227,6 +258,7 @@ class Recipe(_Part):
     artefacts: Artefacts = Artefacts()
     cosmic_rays: CosmicRays = CosmicRays()
     stamps: Stamps | None = None
+    slitless: Slitless | None = None
 
     @field_validator("detectors")
     @classmethod
@@ -349,6 +381,11 @@ def load_recipe(path: str | Path, *, scale: float | None = None) -> Recipe:
     """
     file = find_recipe(path)
     table = _read(file) | ({} if scale is None else {"scale": scale})
+    slitless = table.get("slitless")
+    if isinstance(slitless, dict) and isinstance(slitless.get("seds"), str):
+        beside = file.parent / slitless["seds"]
+        if beside.is_file():
+            table["slitless"] = slitless | {"seds": str(beside.absolute())}
     return validated(Recipe, table, str(file), "a valid recipe")
 
 

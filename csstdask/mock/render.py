@@ -28,6 +28,7 @@ from csstdask.mock.psf import OpticalState, PsfModel, sub_band_weights
 from csstdask.mock.recipe import Optics, Recipe, Stamps
 from csstdask.mock.scene import draw_scene
 from csstdask.mock.scene_psf import ExactPsf, InterpolatedPsf, Window
+from csstdask.mock.schedule import start_of
 from csstdask.mock.sensor import (
     Ccd,
     Frame,
@@ -40,15 +41,16 @@ from csstdask.mock.sensor import (
     read_noise_frame,
     trail,
 )
+from csstdask.mock.slitless import check_slitless, expected_spectra
+from csstdask.mock.slitless_stars import library_of
 from csstdask.mock.stamps import StampSet, Targets, choose_targets, cut
 from csstdask.mock.streams import Purpose, stream
 from csstdask.mock.telescopes import draw_optics
 
 #: Raised whenever the same recipe would give other pixels.
 NUMERICS_VERSION = 2
-_LAUNCH = np.datetime64("2027-06-01T00:00:00", "us")
-_CADENCE = 210.0
-_YEAR = 365.25 * 86400
+SLITLESS_VERSION = 1
+"""The same of what slitless frames alone have."""
 #: Where PSFs are to be exact, stars of fewer electrons have interpolated ones all the same.
 _FAINT = 300.0
 #: What is told of a source in tables of the truth.
@@ -69,7 +71,8 @@ class MockUnit:
     """The same photons and noise, without cosmic rays."""
     truth_cr: npt.NDArray[np.float32]
     """Charge of cosmic rays where they hit [e-], before any of it is moved."""
-    catalogue: Catalogue
+    catalogue: Catalogue | None
+    """None of slitless frames."""
     targets: Targets | None
     """The sources that stamps are wanted of."""
     header: Header
@@ -88,13 +91,17 @@ def check_recipe(recipe: Recipe, instrument: Instrument, data: Path | None = Non
         if detector not in instrument.detector_ids:
             raise InputError(f"{recipe.name}: detectors", f"{detector}", f"detectors of {instrument.name}")
         band = instrument.detector(detector).band
-        if band not in instrument.bands:
+        if recipe.slitless is None and band not in instrument.bands:
             wanted = f"imaging bands {', '.join(instrument.bands)}"
+            if band in instrument.slitless:
+                wanted += ", or a recipe with a table [slitless]"
             raise InputError(f"{recipe.name}: detectors", f"{detector} (band {band})", wanted)
     for index in range(recipe.exposures):
         generator = generator_of(recipe, index)
         if generator in ("stis", "itl"):
             library_for(generator, recipe.cosmic_rays.events_from or recipe.split_of(index), data)
+    if recipe.slitless is not None:
+        check_slitless(recipe, instrument, data)
     if recipe.stamps is not None:
         _check_stamps(recipe, recipe.stamps)
 
@@ -113,9 +120,11 @@ def _check_stamps(recipe: Recipe, wanted: Stamps) -> None:
             raise InputError(f"{recipe.name}: stamps", found, "a larger shape, or more per_unit")
 
 
-def unit_digest(recipe: Recipe, instrument: Instrument, index: int, detector: int) -> str:
+def unit_digest(
+    recipe: Recipe, instrument: Instrument, index: int, detector: int, data: Path | None = None
+) -> str:
     """Return the identity of a unit: all that decides its pixels."""
-    decisive = recipe.model_dump_json(exclude={"name", "exposures", "span", "detectors", "fields"})
+    decisive = recipe.model_dump_json(exclude={"name", "exposures", "span", "detectors", "fields", "slitless"})
     if not recipe.optics.drawn:  # as it was before any were
         decisive = decisive.replace(',"drawn":false', "")
     # What takes turns depends on how many exposures there are: it is told here as it falls to this one.
@@ -123,6 +132,10 @@ def unit_digest(recipe: Recipe, instrument: Instrument, index: int, detector: in
     place += f" {generator_of(recipe, index)} {pixel_fraction(recipe, index)!r}"
     camera = instrument.model_dump_json(exclude={"description", "expectations", "slitless"}, exclude_defaults=True)
     text = f"{NUMERICS_VERSION} {decisive} {place} {camera} {index} {detector}"
+    if recipe.slitless is not None:
+        text += f" {SLITLESS_VERSION} {recipe.slitless.model_dump_json(exclude={'seds'})} {start_of(recipe, 0)}"
+        text += f" {library_of(recipe, data).sha256}"
+        text += instrument.slitless[str(instrument.detector(detector).band)].model_dump_json()
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -206,14 +219,19 @@ def render_unit(
     detector : int
         Its id.
     data : Path, optional
-        Folder of real cosmic-ray events, for recipes that want them.
+        Folder of real cosmic-ray events and of libraries of SEDs, for recipes that want them.
     """
     values = instrument.values(detector)
     gain, read_noise = values.gain or 1.0, values.read_noise or 0.0
     full_well = values.saturation or np.inf
     settings, shape, epoch = recipe.sensor, recipe.frame_shape, recipe.epoch_of(index)
-    catalogue = unit_catalogue(recipe, instrument, index, detector)
-    light, artefacts = expected_light(recipe, instrument, index, detector, catalogue)
+    catalogue: Catalogue | None = None
+    artefacts: dict[str, npt.NDArray[np.bool_]] = {}
+    if recipe.slitless is None:
+        catalogue = unit_catalogue(recipe, instrument, index, detector)
+        light, artefacts = expected_light(recipe, instrument, index, detector, catalogue)
+    else:
+        light = expected_spectra(recipe, instrument, index, detector, data)
     ccd = build_ccd(settings, detector, shape, epoch, gain=gain, bias_level=values.bias_level or 0.0)
     light *= ccd.flat
     light += ccd.dark
@@ -221,7 +239,9 @@ def render_unit(
     clean = count_photons(stream(recipe.seed, Purpose.LIGHT, index, detector), light)
     del light
     clean = brighter_fatter(clean, settings.brighter_fatter, full_well)
-    targets = choose_targets(recipe, index, detector, catalogue, clean, read_noise) if recipe.stamps else None
+    targets = None
+    if recipe.stamps is not None and catalogue is not None:
+        targets = choose_targets(recipe, index, detector, catalogue, clean, read_noise)
     if targets is None or targets.x is None or targets.y is None:
         hits = unit_cosmic_rays(recipe, index, detector, data)
     else:
@@ -282,7 +302,7 @@ def unit_stamps(recipe: Recipe, instrument: Instrument, index: int, detector: in
 
     Where the stamps are of isolated stars, their effective PSFs at half-pixel sampling are part of the truth.
     """
-    if recipe.stamps is None or unit.targets is None:
+    if recipe.stamps is None or unit.targets is None or unit.catalogue is None:
         raise ValueError(f"{recipe.name}: a recipe without stamps")
     size, targets = recipe.stamps.size, unit.targets
     chosen = unit.catalogue.select(targets.source)
@@ -309,12 +329,6 @@ def unit_stamps(recipe: Recipe, instrument: Instrument, index: int, detector: in
         planes["truth/psf"] = psf.image
         columns["psf_outside"] = psf.outside.astype(np.float64)
     return StampSet(planes, columns)
-
-
-def start_of(recipe: Recipe, index: int) -> np.datetime64:
-    """Return when an exposure begins."""
-    seconds = recipe.epoch_of(index) * _YEAR + (0 if recipe.span else index * _CADENCE)
-    return _LAUNCH + np.timedelta64(round(seconds), "s")
 
 
 def unit_headers(recipe: Recipe, instrument: Instrument, index: int, detector: int) -> tuple[Header, Header]:

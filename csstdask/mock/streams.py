@@ -32,6 +32,11 @@ class Purpose(IntEnum):
     DENSITY = 16
     SHAKE = 17
     TELESCOPE = 18
+    SLITLESS_STARS = 19
+    SLITLESS_INPUTS = 20
+    SLITLESS_FLAT = 21
+    SLITLESS_SENSITIVITY = 22
+    DISPERSION = 23
 
 
 def stream(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:

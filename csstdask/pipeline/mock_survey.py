@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,8 @@ from csstdask.mock.catalogue import unit_catalogue
 from csstdask.mock.cosmic_rays import generator_of, pixel_fraction
 from csstdask.mock.cost import cost_of
 from csstdask.mock.render import TRUTH_COLUMNS, check_recipe, file_stem, unit_digest, unit_stamps
+from csstdask.mock.slitless_camera import flat_coefficients, flat_terms, slitless_of, true_sensitivity
+from csstdask.mock.slitless_stars import catalogue_columns, field_stars, library_of, spectra_columns, truth_columns
 from csstdask.mock.stamps import StampSet
 from csstdask.store.campaign import (
     Campaign,
@@ -34,10 +37,12 @@ from csstdask.store.campaign import (
     add_truth,
     create_campaign,
     remember_recipe,
+    write_truth_arrays,
     write_unit_pixels,
 )
+from csstdask.store.schema import ArraySpec
 from csstdask.store.stamps import check_identity, create_stamps, finished, record_stamps, write_unit_stamps
-from csstdask.store.tables import is_whole_table, write_table, write_table_in_parts
+from csstdask.store.tables import is_whole_table, units_of, write_table, write_table_in_parts
 from csstdask.store.zarr_arrays import shard_path, store_kind
 
 UNITS = "electron s-1"
@@ -74,6 +79,11 @@ class MockJob:
     row: int = 0
     column: int = 0
 
+    @property
+    def folder(self) -> Path | None:
+        """Return the folder of real data."""
+        return None if self.data is None else Path(self.data)
+
 
 @dataclass
 class MockSummary:
@@ -104,11 +114,12 @@ def mock(
     recipe : Recipe
     to : path
         The campaign, or for a recipe of stamps the stamp set, or with `as_fits` a folder: Level 1 files and, as
-        truth, cosmic-ray-only frames; of stamps a file a unit.
+        truth, cosmic-ray-only frames; of stamps a file a unit. Slitless mocks come with the catalogue and the SEDs
+        of their stars.
     as_fits : bool
         Write FITS instead of Zarr.
     data : path, optional
-        Folder of real cosmic-ray events, for recipes that want them.
+        Folder of real cosmic-ray events and of libraries of SEDs, for recipes that want them.
     scheduler, workers, listeners
         As for `csstdask.pipeline.run.run`.
 
@@ -134,6 +145,8 @@ def mock(
     if into == "fits":
         target.mkdir(parents=True, exist_ok=True)
         _render(jobs, recipe, summary, *how, keep=lambda _job, _result: None)
+        if recipe.slitless is not None:
+            _write_slitless_tables(target, recipe, instrument, jobs)
         return summary
     if target.exists() and store_kind(target) is None:
         raise InputError(target, "something that is no store", "a new name")
@@ -153,7 +166,7 @@ def _mock_campaign(
     jobs: list[MockJob], recipe: Recipe, instrument: Instrument, target: Path, summary: MockSummary, how: How
 ) -> None:
     if (target / "zarr.json").exists():
-        _check_same(jobs, recipe, instrument, target)  # before anything of it is touched
+        _check_same(jobs, recipe, target)  # before anything of it is touched
     else:
         create_campaign(target, instrument, recipe.frame_shape, UNITS, recipe.detectors)
     add_truth(target, UNITS)
@@ -175,13 +188,19 @@ def _mock_campaign(
         campaign.admit([facts])
 
     _render(pending, recipe, summary, *how, keep=keep)
-    sources = target / "tables" / "truth_sources.parquet"
-    if pending or not is_whole_table(sources):
-        write_table_in_parts(sources, _truth_sources(recipe, instrument, jobs))
+    if recipe.slitless is not None:
+        names = ("catalogue", "spectra", "truth_spectra")
+        if pending or not all(is_whole_table(target / "tables" / f"{name}.parquet") for name in names):
+            _write_slitless_tables(target / "tables", recipe, instrument, jobs)
+        write_truth_arrays(target, _slitless_truth(recipe, instrument, jobs))
+    else:
+        sources = target / "tables" / "truth_sources.parquet"
+        if pending or not is_whole_table(sources):
+            write_table_in_parts(sources, _truth_sources(recipe, instrument, jobs))
     write_table(target / "tables" / "truth_exposures.parquet", _truth_exposures(recipe))
 
 
-def _check_same(jobs: Sequence[MockJob], recipe: Recipe, instrument: Instrument, target: Path) -> None:
+def _check_same(jobs: Sequence[MockJob], recipe: Recipe, target: Path) -> None:
     """Raise InputError unless a campaign is a mock of this recipe, perhaps with fewer exposures."""
     campaign = Campaign(target)
     if campaign.exposures and "recipe" not in campaign.group.attrs:
@@ -192,7 +211,7 @@ def _check_same(jobs: Sequence[MockJob], recipe: Recipe, instrument: Instrument,
         exposure, detector = recipe.exposure_ids[job.index], job.detector
         if campaign.is_present(exposure, detector):
             known = campaign.facts(exposure, detector).digest
-            if known != unit_digest(recipe, instrument, job.index, detector):
+            if known != _digest(job):
                 raise InputError(target, f"unit {exposure}/{detector} of another recipe", "a new name for this recipe")
 
 
@@ -202,7 +221,7 @@ def _mock_stamps(
     wanted = recipe.stamps
     if wanted is None:
         raise ValueError(f"{recipe.name}: a recipe without stamps")
-    text = "".join(unit_digest(recipe, instrument, job.index, job.detector) for job in jobs)
+    text = "".join(_digest(job) for job in jobs)
     identity = sha256(text.encode()).hexdigest()
     isolated = wanted.kind == "isolated"
     if (target / "zarr.json").exists():
@@ -272,8 +291,7 @@ def render_job(job: MockJob) -> dict[str, Any]:
     """Render and write one unit: a worker's task."""
     limit_threads(1)
     try:
-        data = None if job.data is None else Path(job.data)
-        unit = render_unit(job.recipe, job.instrument, job.index, job.detector, data)
+        unit = render_unit(job.recipe, job.instrument, job.index, job.detector, job.folder)
         if job.recipe.stamps is not None:
             return _keep_stamps(job, unit_stamps(job.recipe, job.instrument, job.index, job.detector, unit), unit)
         if job.into == "fits":
@@ -297,18 +315,22 @@ def _keep_stamps(job: MockJob, stamps: StampSet, unit: MockUnit) -> dict[str, An
     return {"stamps": len(stamps)}
 
 
+def _digest(job: MockJob) -> str:
+    return unit_digest(job.recipe, job.instrument, job.index, job.detector, job.folder)
+
+
 def _facts(job: MockJob, unit: MockUnit) -> UnitFacts:
     values = job.instrument.values(job.detector)
     return UnitFacts(
         exposure=job.recipe.exposure_ids[job.index],
         detector=job.detector,
-        kind="imaging",
+        kind="imaging" if job.recipe.slitless is None else "slitless",
         band=job.instrument.detector(job.detector).band or "",
         exptime=job.recipe.exptime,
         time=unit.time,
         gain=values.gain or 1.0,
         read_noise=values.read_noise or 0.0,
-        digest=unit_digest(job.recipe, job.instrument, job.index, job.detector),
+        digest=_digest(job),
         source=f"mock {job.recipe.name}",
         header=unit.header.tostring(sep="\n", endcard=False, padding=False),
         primary_header=unit.primary_header.tostring(sep="\n", endcard=False, padding=False),
@@ -377,3 +399,51 @@ def _truth_sources(recipe: Recipe, instrument: Instrument, jobs: Sequence[MockJo
             "id": np.arange(n, dtype=np.int32),
             **{name: getattr(catalogue, name) for name in TRUTH_COLUMNS},
         }
+
+
+def _write_slitless_tables(folder: Path, recipe: Recipe, instrument: Instrument, jobs: Sequence[MockJob]) -> None:
+    """Write what a reduction is given (catalogue and SEDs, a row for each star) and what is true in each unit."""
+    settings, library = slitless_of(recipe), library_of(recipe, jobs[0].folder)
+    wavelength = {"wavelength": json.dumps(library.wavelength.tolist())}
+    once = {(recipe.field_index(job.index), job.detector): job for job in reversed(jobs)}.values()
+    fields = [field_stars(recipe, instrument, job.index, job.detector, library) for job in reversed(once)]
+    parts = {
+        "catalogue": ((catalogue_columns(settings, stars) for stars in fields), {"epoch": "J2016.0"}),
+        "spectra": ((spectra_columns(settings, stars, library) for stars in fields), wavelength),
+        "truth_spectra": (
+            (truth_columns(recipe, instrument, job.index, job.detector, library) for job in jobs),
+            wavelength,
+        ),
+    }
+    for name, (columns, metadata) in parts.items():
+        write_table_in_parts(folder / f"{name}.parquet", columns, units_of(name), metadata=metadata)
+
+
+def _slitless_truth(
+    recipe: Recipe, instrument: Instrument, jobs: Sequence[MockJob]
+) -> dict[str, tuple[ArraySpec, np.ndarray[Any, Any]]]:
+    """Return coefficients of the true flats and true sensitivities on the wavelengths of the SEDs."""
+    settings, wavelength = slitless_of(recipe), library_of(recipe, jobs[0].folder).wavelength
+    terms = np.array(flat_terms(settings.flat_degree), dtype=np.int32)
+    sensitivity = np.stack([true_sensitivity(recipe, instrument, one, wavelength) for one in recipe.detectors])
+    flat = np.stack([flat_coefficients(recipe, instrument, one, wavelength) for one in recipe.detectors])
+    flat[sensitivity == 0] = np.nan
+    about_flat = {
+        "long_name": "large-scale flat: sum over terms of flat * L_degree_u(u) * L_degree_v(v), L of Legendre",
+        "u": "2 (x + 1/2) / nx - 1",
+        "v": "2 (y + 1/2) / ny - 1",
+        "shape": list(recipe.frame_shape),
+    }
+    about_sensitivity = {"units": "electron cm2 erg-1", "long_name": "sensitivity of the first order"}
+    values = {
+        "detector": (("detector",), "int32", -1, {}, np.array(recipe.detectors, dtype=np.int32)),
+        "wavelength": (("wavelength",), "float64", np.nan, {"units": "Angstrom", "medium": "vacuum"}, wavelength),
+        "degree_u": (("term",), "int32", -1, {}, terms[:, 0]),
+        "degree_v": (("term",), "int32", -1, {}, terms[:, 1]),
+        "flat": (("detector", "wavelength", "term"), "float64", np.nan, about_flat, flat),
+        "sensitivity": (("detector", "wavelength"), "float64", np.nan, about_sensitivity, sensitivity),
+    }
+    return {
+        name: (ArraySpec(name, dims, dtype, fill, "table", dict(about)), array)
+        for name, (dims, dtype, fill, about, array) in values.items()
+    }

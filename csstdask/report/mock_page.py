@@ -66,13 +66,11 @@ def write_mock_report(store: str | Path, to: str | Path, data: str | Path | None
         raise InputError(path, "a store without a recipe", "a run, a mock campaign or a stamp set")
     recipe = Recipe.model_validate(dataset.attrs["recipe"])
     instrument = validate_instrument(dataset.attrs["instrument"], str(path))
-    model = PsfModel(optics_of(recipe, 0), instrument)
-    sections = [
-        ("", _title(path, dataset, recipe)),
-        ("Exposures", _exposures(path)),
-        ("The telescope", _telescope(model, instrument, recipe)),
-        ("The PSF across one detector", _across(model, instrument, recipe)),
-    ]
+    sections = [("", _title(path, dataset, recipe)), ("Exposures", _exposures(path))]
+    if recipe.slitless is None:
+        model = PsfModel(optics_of(recipe, 0), instrument)
+        sections.append(("The telescope", _telescope(model, instrument, recipe)))
+        sections.append(("The PSF across one detector", _across(model, instrument, recipe)))
     if "stamp" in dataset.dims:
         sections.append(("Stamps", _stamps(dataset)))
     else:
@@ -178,7 +176,8 @@ def _frame(path: Path, dataset: xr.Dataset, instrument: Instrument) -> str:
         look = dataset["sci"].isel(exposure=row, detector=column, y=rows, x=columns).values
         name = f"{dataset['exposure'].values[row]} / {dataset['detector'].values[column]}"
         figures.append(picture(grey_levels(look, *_levels(look)), f"{name}: {what.replace('_', ' ')}, {count} pixels"))
-    figures.append(_sources(path, dataset))
+    if (path / "tables" / "truth_sources.parquet").is_file():  # slitless mocks have none
+        figures.append(_sources(path, dataset))
     return "".join(figures)
 
 

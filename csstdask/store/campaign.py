@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -422,6 +422,17 @@ def add_truth(path: Path, units: str, name: Literal["truth", "labels"] = "truth"
             create_array(group, spec, sizes, unit)
     if name == "labels" and _LABEL_IDENTITY.name not in there:
         create_array(group, _LABEL_IDENTITY, sizes)
+    consolidate(path)
+
+
+def write_truth_arrays(path: Path, arrays: Mapping[str, tuple[ArraySpec, npt.NDArray[Any]]]) -> None:
+    """Write small arrays of a campaign's truth, such as a flat over (detector, wavelength, term), whole."""
+    root = open_group(path, "campaign", "r+")
+    group = root.require_group("truth")
+    for name, (spec, values) in arrays.items():
+        if name not in array_names(path / "truth"):
+            create_array(group, spec, dict(zip(spec.dims, values.shape, strict=True)))
+        get_array(group, name)[...] = values
     consolidate(path)
 
 

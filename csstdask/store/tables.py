@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,6 +31,11 @@ _OWN_UNITS = {
     },
     "psf_stars": {"size": "pixel", "model_size": "pixel"},
     "detections": {"flux": "electron", "flux_err": "electron", "peak": "electron"},
+    "catalogue": {
+        "pmra": "mas yr-1", "pmdec": "mas yr-1",
+        "flux_5556": "erg s-1 cm-2 Angstrom-1", "flux_5556_err": "erg s-1 cm-2 Angstrom-1",
+    },
+    "truth_spectra": {"flux_5556": "erg s-1 cm-2 Angstrom-1", "dispersion_shift": "pixel"},
 }  # fmt: skip
 
 
@@ -52,11 +58,20 @@ def _as_table(columns: Mapping[str, npt.NDArray[Any]], units: Mapping[str, str] 
     fields, arrays = [], []
     for name, values in columns.items():
         # "Not known" is null, not NaN: nulls are equal to each other, and tables can be compared.
-        array = pa.array(values, type=pa.string() if values.dtype == object else None, from_pandas=True)
+        if values.ndim == 2:
+            array = _lists(values)
+        else:
+            array = pa.array(values, type=pa.string() if values.dtype == object else None, from_pandas=True)
         metadata = {"unit": units[name]} if name in units else None
         fields.append(pa.field(name, array.type, metadata=metadata))
         arrays.append(array)
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _lists(values: npt.NDArray[Any]) -> pa.ListArray:
+    """Return the rows of a matrix as lists; what is not known stays NaN in them."""
+    offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values).ravel()))
 
 
 def write_table(path: Path, columns: Mapping[str, npt.NDArray[Any]], units: Mapping[str, str] = COLUMN_UNITS) -> None:
@@ -93,18 +108,28 @@ def is_whole_table(path: Path) -> bool:
     return True
 
 
-def write_table_in_parts(path: Path, parts: Iterable[Mapping[str, npt.NDArray[Any]]]) -> None:
+def write_table_in_parts(
+    path: Path,
+    parts: Iterable[Mapping[str, npt.NDArray[Any]]],
+    units: Mapping[str, str] = COLUMN_UNITS,
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write a table part by part, so that it is never in memory whole; there is all of it or none.
 
     Parameters
     ----------
     path : Path
     parts : iterable of dict
-        At least one; columns of the same names and types.
+        At least one; columns of the same names and types. Matrices become columns of lists.
+    units : dict
+        Of columns, kept in the schema.
+    metadata : dict, optional
+        More about the table, kept in the schema.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.partial")
-    tables = (_as_table(part) for part in parts)
+    tables = (_as_table(part, units).replace_schema_metadata(metadata) for part in parts)
     first = next(tables)
     with pq.ParquetWriter(draft, first.schema, compression="zstd") as writer:
         for table in itertools.chain([first], tables):

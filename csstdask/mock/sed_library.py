@@ -1,0 +1,280 @@
+"""Libraries of stellar SEDs for slitless mocks: the one that ships with csstdask, how it is made, others.
+
+A library is an ``.npz`` file with ``wavelength`` (m,) [Angstrom, vacuum], ``flux`` (star, m) [any unit of F_lambda],
+and labels (star,): ``teff`` [K], ``logg``, ``mh``. Spectra have the resolution R = 200 of the gratings: they are point
+samples of a spectrum that is convolved with the line-spread function, pixel included.
+
+The shipped library is made of the stellar templates of DESI's redrock (BSD-3) above 3100 Angstrom, and of ATLAS9 models
+(Castelli & Kurucz 2004) below 3020 Angstrom, for the labels of each template; both are mixed in between::
+
+    python -m csstdask.mock.sed_library desi_templates.npz ck04.npz csstdask/mock/seds/desi-atlas9.npz
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import gaussian_filter1d
+
+from csstdask.errors import InputError
+from csstdask.numerics.spectral import interpolate_spectrum
+
+Float = npt.NDArray[np.float64]
+
+SHIPPED = "desi-atlas9.npz"
+"""File name of the library that comes with csstdask."""
+REFERENCE = (5526.0, 5586.0)
+"""SEDs are in units of their mean flux in this range [Angstrom]."""
+RESOLUTION = 200.0
+"""R = wavelength / FWHM of the spectra."""
+_GRID = (2500.0, 10500.0)
+_ARRAYS = ("wavelength", "flux", "teff", "logg", "mh")
+
+_STARS = 90
+_FINE = 5e-5
+"""Step of the grid on which templates are convolved [in ln wavelength]."""
+_GRAFT = (3020.0, 3180.0)
+"""ATLAS9 below, the templates above, a linear mixture in between [Angstrom]; fluxes are matched here too."""
+
+
+@dataclass(frozen=True)
+class SedLibrary:
+    """SEDs, each in units of its mean flux in `REFERENCE`."""
+
+    wavelength: Float
+    """(m,) Vacuum [Angstrom]."""
+    sed: Float
+    """(star, m)"""
+    teff: Float
+    """(star,) [K]"""
+    logg: Float
+    mh: Float
+    sha256: str
+    """Of the file."""
+
+    def __len__(self) -> int:
+        return len(self.sed)
+
+
+def sed_grid() -> Float:
+    """Return the grid of SEDs at R = 200, two samples a resolution element (574,) [Angstrom].
+
+    Examples
+    --------
+    >>> len(sed_grid())
+    574
+    """
+    n = int(2 * RESOLUTION * np.log(_GRID[1] / _GRID[0]))
+    return np.asarray(_GRID[0] * np.exp((np.arange(n) + 0.5) / (2 * RESOLUTION)))
+
+
+def reference_mean(wavelength: Float, flux: npt.NDArray[Any]) -> Float:
+    """Return the mean of spectra (..., m) over the samples in `REFERENCE`."""
+    inside = (wavelength >= REFERENCE[0]) & (wavelength <= REFERENCE[1])
+    return np.asarray(flux[..., inside].mean(axis=-1), dtype=np.float64)
+
+
+def find_library(name: str, data: Path | None = None) -> Path:
+    """Return the file of a library: an absolute path, one in the folder `data`, or one that is shipped.
+
+    Raises
+    ------
+    InputError
+        If there is none; it names the places.
+    """
+    shipped = Path(__file__).with_name("seds")
+    candidates = [Path(name)] if Path(name).is_absolute() else [*([data / name] if data else []), shipped / name]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        known = ", ".join(sorted(path.name for path in shipped.glob("*.npz")))
+        wanted = f"a file of SEDs next to the recipe or in --data DIR, or a shipped one: {known}"
+        raise InputError(f"slitless.seds = {name!r}", "no such file", wanted)
+    return found
+
+
+def load_library(path: str | Path) -> SedLibrary:
+    """Read a library.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, lacks an array, or has SEDs that are not finite and positive.
+    """
+    file = Path(path)
+    return _read(file, file.stat().st_mtime_ns if file.is_file() else 0)
+
+
+@lru_cache(maxsize=4)
+def _read(file: Path, _changed: int) -> SedLibrary:
+    try:
+        content = file.read_bytes()
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            missing = [name for name in _ARRAYS if name not in archive]
+            arrays = {name: np.asarray(archive[name], dtype=np.float64) for name in _ARRAYS if name in archive}
+    except (OSError, ValueError) as error:
+        raise InputError(file, f"no library of SEDs ({error})", f"an .npz file of {', '.join(_ARRAYS)}") from None
+    if missing:
+        raise InputError(file, f"no {', '.join(missing)}", f"an .npz file of {', '.join(_ARRAYS)}")
+    wavelength, flux = arrays["wavelength"], arrays["flux"]
+    if wavelength.ndim != 1 or flux.ndim != 2 or flux.shape[1:] != wavelength.shape or not len(flux):
+        raise InputError(file, f"flux of shape {flux.shape}", f"(star, {wavelength.size}), as wavelength has it")
+    if not (np.diff(wavelength) > 0).all():
+        raise InputError(file, "wavelengths that do not ascend", "ascending ones [Angstrom]")
+    if not (np.isfinite(flux).all() and (flux > 0).all()):
+        raise InputError(file, "SEDs with values that are not finite and positive", "positive ones")
+    if wavelength[0] > REFERENCE[0] or wavelength[-1] < REFERENCE[1]:
+        raise InputError(file, _range(wavelength), f"SEDs that cover {REFERENCE[0]:g}-{REFERENCE[1]:g} Angstrom")
+    sed = flux / reference_mean(wavelength, flux)[:, None]
+    labels = (arrays[name] for name in ("teff", "logg", "mh"))
+    return SedLibrary(wavelength, sed, *labels, hashlib.sha256(content).hexdigest())
+
+
+def _range(wavelength: Float) -> str:
+    return f"SEDs from {wavelength[0]:.0f} to {wavelength[-1]:.0f} Angstrom"
+
+
+def check_coverage(library: SedLibrary, limits: tuple[float, float], band: str, source: object) -> None:
+    """Raise InputError unless a library covers a band's wavelengths [Angstrom]."""
+    if library.wavelength[0] > limits[0] or library.wavelength[-1] < limits[1]:
+        wanted = f"SEDs that cover {band}, {limits[0]:g}-{limits[1]:g} Angstrom"
+        raise InputError(source, _range(library.wavelength), wanted)
+
+
+def make_library(templates: str | Path, atlas: str | Path, *, stars: int = _STARS, seed: int = 1) -> dict[str, Any]:
+    """Make a library of DESI templates above 3100 Angstrom and ATLAS9 models below.
+
+    Parameters
+    ----------
+    templates : path
+        ``.npz`` of the templates: for classes t = A, F, G, K ``basis_t`` (5, pixel), ``coeff_t`` (n, 5), ``teff_t``,
+        ``logg_t``, ``mh_t``, ``orig_index_t``, and ``wave0``, ``dwave`` [Angstrom, vacuum].
+    atlas : path
+        ``.npz`` of ATLAS9 models: ``wave`` [Angstrom], ``flux`` (model, pixel), ``teff``, ``logg``, ``mh``.
+    stars : int
+        Size of the library.
+    seed : int
+        Of the choice of templates.
+
+    Returns
+    -------
+    dict of arrays
+        The content of the file.
+    """
+    desi, ck04 = np.load(templates), np.load(atlas)
+    grid, rng = sed_grid(), np.random.default_rng(seed)
+    chosen = _population(desi, rng, stars)
+    wave = desi["wave0"] + desi["dwave"] * np.arange(int(desi["nwave"]))
+    fluxes, labels = [], []
+    for name, row in chosen:
+        teff, logg, mh = (float(desi[f"{label}_{name}"][row]) for label in ("teff", "logg", "mh"))
+        template = _degraded(wave, desi[f"coeff_{name}"][row] @ desi[f"basis_{name}"], grid)
+        blue = interpolate_spectrum(ck04["wave"], _model(ck04, teff, logg, mh), grid)
+        both = (grid >= _GRAFT[0]) & (grid <= _GRAFT[1])
+        blue *= template[both].mean() / blue[both].mean()
+        share = np.clip((grid - _GRAFT[0]) / (_GRAFT[1] - _GRAFT[0]), 0, 1)
+        flux = np.where(share > 0, share * np.nan_to_num(template), 0) + (1 - share) * blue
+        fluxes.append(flux / reference_mean(grid, flux))
+        labels.append((teff, logg, mh, name, int(desi[f"orig_index_{name}"][row])))
+    teffs, loggs, mhs, classes, rows = zip(*labels, strict=True)
+    return {
+        "wavelength": grid,
+        "flux": np.array(fluxes, dtype=np.float32),
+        "teff": np.array(teffs, dtype=np.float32),
+        "logg": np.array(loggs, dtype=np.float32),
+        "mh": np.array(mhs, dtype=np.float32),
+        "template_class": np.array(classes),
+        "template_index": np.array(rows, dtype=np.int32),
+        "provenance": np.array(
+            "Stellar templates rrtemplate-STAR-{A,F,G,K}-v0.1.fits of desihub/redrock-templates (commit 110d448) above "
+            "3180 A, ATLAS9 models (Castelli & Kurucz 2004, IAU Symp. 210, A20; public grid of STScI) below 3020 A, "
+            "a linear mixture in between. R = 200, vacuum, rest frame, mean 1 in 5526-5586 A. The labels were fitted "
+            "to ATLAS9 and are good to some 100 K and 0.5 dex; they are not DESI's."
+        ),
+        "licence": np.array(_LICENCE),
+    }
+
+
+_LICENCE = """Templates: Copyright (c) 2015-2024, DESI Collaboration. BSD 3-Clause License:
+Redistribution and use in source and binary forms, with or without modification, are permitted provided that the
+following conditions are met: 1. Redistributions of source code must retain the above copyright notice, this list of
+conditions and the following disclaimer. 2. Redistributions in binary form must reproduce the above copyright notice,
+this list of conditions and the following disclaimer in the documentation and/or other materials provided with the
+distribution. 3. Neither the name of the copyright holder nor the names of its contributors may be used to endorse or
+promote products derived from this software without specific prior written permission.
+THIS SOFTWARE IS PROVIDED BY THE COPYRIGHT HOLDERS AND CONTRIBUTORS "AS IS" AND ANY EXPRESS OR IMPLIED WARRANTIES,
+INCLUDING, BUT NOT LIMITED TO, THE IMPLIED WARRANTIES OF MERCHANTABILITY AND FITNESS FOR A PARTICULAR PURPOSE ARE
+DISCLAIMED. IN NO EVENT SHALL THE COPYRIGHT HOLDER OR CONTRIBUTORS BE LIABLE FOR ANY DIRECT, INDIRECT, INCIDENTAL,
+SPECIAL, EXEMPLARY, OR CONSEQUENTIAL DAMAGES (INCLUDING, BUT NOT LIMITED TO, PROCUREMENT OF SUBSTITUTE GOODS OR
+SERVICES; LOSS OF USE, DATA, OR PROFITS; OR BUSINESS INTERRUPTION) HOWEVER CAUSED AND ON ANY THEORY OF LIABILITY,
+WHETHER IN CONTRACT, STRICT LIABILITY, OR TORT (INCLUDING NEGLIGENCE OR OTHERWISE) ARISING IN ANY WAY OUT OF THE USE OF
+THIS SOFTWARE, EVEN IF ADVISED OF THE POSSIBILITY OF SUCH DAMAGE."""
+
+
+def _population(desi: Any, rng: np.random.Generator, stars: int) -> list[tuple[str, int]]:
+    """Choose templates: dwarfs and subgiants of the disk and the halo, a few giants below 5750 K."""
+    names, rows, weights, teffs = [], [], [], []
+    for name in "AFGK":
+        teff, logg, mh = (desi[f"{label}_{name}"].astype(float) for label in ("teff", "logg", "mh"))
+        dwarf = (logg >= 3.5) & (logg <= 5)
+        giant = (logg >= 2) & (logg < 3.5) & (teff < 5750)
+        usable = (teff >= 5000) & (teff <= 9750) & (mh >= -2) & (dwarf | giant)
+        usable &= desi[f"fit_rms_{name}"] < (0.08 if name == "K" else 0.05)
+        # [M/H] of a thin disk with a tail towards the halo, giants a fifth as likely as dwarfs.
+        weight = (np.exp(-0.5 * ((mh + 0.35) / 0.35) ** 2) + 0.08) * np.where(giant, 0.2, 1.0) * usable
+        names += [name] * len(teff)
+        rows += list(range(len(teff)))
+        weights.append(weight)
+        teffs.append(teff)
+    weight, teff = np.concatenate(weights), np.concatenate(teffs)
+    # As many stars in each step of 500 K up to 7500 K, half as many in hotter ones.
+    step = np.floor((teff - 4750) / 500).astype(int)
+    for number in np.unique(step):
+        total = weight[step == number].sum()
+        if total > 0:
+            weight[step == number] *= (1.0 if number < 6 else 0.5) / total
+    chosen = rng.choice(len(weight), stars, replace=False, p=weight / weight.sum())
+    return [(names[i], rows[i]) for i in sorted(chosen, key=lambda i: (teff[i], names[i], rows[i]))]
+
+
+def _degraded(wavelength: Float, flux: Float, grid: Float) -> Float:
+    """Return point samples of a finely sampled spectrum convolved to R = `RESOLUTION`; NaN outside of it."""
+    step = wavelength[1] - wavelength[0]
+    total = np.concatenate([[0.0], np.cumsum(flux * step)])
+    edges = np.append(wavelength - step / 2, wavelength[-1] + step / 2)
+    fine = np.exp(np.arange(np.log(edges[0]), np.log(edges[-1]), _FINE))
+    means = np.diff(np.interp(fine, edges, total)) / np.diff(fine)
+    smooth = gaussian_filter1d(means, 1 / (RESOLUTION * np.sqrt(8 * np.log(2))) / _FINE, mode="nearest")
+    return interpolate_spectrum(np.sqrt(fine[1:] * fine[:-1]), smooth, grid)
+
+
+def _model(ck04: Any, teff: float, logg: float, mh: float) -> Float:
+    """Return an ATLAS9 model, interpolated in Teff and [M/H] in log flux, at the nearest log g that the grid has."""
+    metals = np.unique(ck04["mh"])
+    position = float(np.interp(mh, metals, np.arange(len(metals))))
+    low = min(int(position), len(metals) - 2)
+    parts = [_at_metallicity(ck04, teff, logg, float(metal)) for metal in metals[low : low + 2]]
+    return np.asarray(np.exp(parts[0] * (1 - position + low) + parts[1] * (position - low)))
+
+
+def _at_metallicity(ck04: Any, teff: float, logg: float, mh: float) -> Float:
+    near = np.abs(ck04["mh"] - mh) < 1e-3
+    gravities = np.unique(ck04["logg"][near & (np.abs(ck04["teff"] - teff) <= 250)])
+    near &= np.abs(ck04["logg"] - gravities[np.argmin(abs(gravities - logg))]) < 1e-3
+    order = np.argsort(ck04["teff"][near])
+    temperatures = ck04["teff"][near][order].astype(float)
+    flux = np.log(np.maximum(ck04["flux"][near][order].astype(float), 1e-30))
+    position = float(np.interp(teff, temperatures, np.arange(len(temperatures))))
+    low = min(int(position), len(temperatures) - 2)
+    return np.asarray(flux[low] * (1 - position + low) + flux[low + 1] * (position - low))
+
+
+if __name__ == "__main__":
+    np.savez_compressed(sys.argv[3], **make_library(sys.argv[1], sys.argv[2]))

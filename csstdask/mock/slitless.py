@@ -1,0 +1,262 @@
+"""Expected light of a slitless frame: first orders, zeroth orders and sky.
+
+In the column X of its trace a star has the rate
+
+    r(X) = F(wavelength) S(wavelength) |d wavelength / d x|    [e-/s],
+
+where the wavelength follows from the star's position and X by the dispersion relation. F is sampled at R = 200 with the
+pixel included, so that nothing is smoothed along x. Across the trace the rate is spread by a pixel-integrated profile
+that sums to 1, and each pixel is multiplied by the flat at its own position and wavelength.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from numpy.polynomial import legendre
+
+from csstdask.errors import InputError
+from csstdask.instrument import Instrument
+from csstdask.instrument.dispersion import dispersion_of, slitless_order
+from csstdask.mock.recipe import Recipe
+from csstdask.mock.sed_library import SedLibrary, check_coverage, find_library
+from csstdask.mock.sensor import Frame
+from csstdask.mock.slitless_camera import band_flat, flat_coefficients, flat_terms, slitless_of, true_sensitivity
+from csstdask.mock.slitless_stars import dispersion_shift, field_stars, library_of, unit_positions
+from csstdask.mock.streams import Purpose, stream
+from csstdask.numerics.spectral import interpolate_spectrum
+
+Float = npt.NDArray[np.float64]
+
+PROFILE_SHARES = (0.85, 0.15)
+"""Shares of a core and of wings in the light across a trace."""
+PROFILE_SIGMAS = (0.95, 2.3)
+"""Their widths at 5500 Angstrom [pixel]: a star with 80 % of its light within 0.15 arcsec. Plausible, not measured."""
+PROFILE_WAVELENGTH, PROFILE_EXPONENT = 5500.0, 0.3
+"""Widths grow with wavelength as (wavelength / 5500)^0.3: between detector diffusion and diffraction."""
+_HALF = 15
+"""Rows on each side of a trace: 5 sigma of the wings at 10500 Angstrom."""
+_BATCH = 256
+_STEP = 2.0
+"""Of the integral over an undispersed spectrum [Angstrom]."""
+
+
+@dataclass(frozen=True)
+class TracedStars:
+    """Stars on a frame without the grating; all arrays (star, ...)."""
+
+    x: Float
+    y: Float
+    """[pixel], zero-based."""
+    flux_5556: Float
+    """[erg s-1 cm-2 A-1]"""
+    sed: Float
+    """(star, m) In units of `flux_5556`."""
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def unit_stars(
+    recipe: Recipe, instrument: Instrument, index: int, detector: int, library: SedLibrary
+) -> TracedStars:
+    """Return the stars of a unit."""
+    stars = field_stars(recipe, instrument, index, detector, library)
+    x, y = unit_positions(recipe, instrument, index, detector, stars)
+    return TracedStars(x, y, stars.flux_5556, library.sed[stars.sed])
+
+
+def check_slitless(recipe: Recipe, instrument: Instrument, data: Path | None = None) -> None:
+    """Raise InputError for a recipe of slitless frames that cannot be drawn."""
+    where = f"{recipe.name}: detectors"
+    for detector in recipe.detectors:
+        band = instrument.detector(detector).band
+        if band not in instrument.slitless:
+            known = ", ".join(sorted(instrument.slitless)) or "none"
+            found = f"{detector} (band {band}) in a recipe with [slitless]"
+            raise InputError(where, found, f"detectors of slitless bands ({known}), or no table [slitless]")
+    unused = {"stamps": recipe.stamps, "nodes": recipe.nodes}
+    unused["fields.cluster"] = next((field.cluster for field in recipe.fields if field.cluster), None)
+    for name, value in unused.items():
+        if value is not None:
+            raise InputError(f"{recipe.name}: {name}", "a table that slitless frames do not use", "none")
+    file = find_library(slitless_of(recipe).seds, data)
+    library = library_of(recipe, data)
+    for band in {str(instrument.detector(detector).band) for detector in recipe.detectors}:
+        first = next(one for one in instrument.slitless[band].orders if one.order == 1)
+        check_coverage(library, first.wavelength, band, file)
+
+
+def expected_spectra(
+    recipe: Recipe, instrument: Instrument, index: int, detector: int, data: Path | None = None
+) -> Frame:
+    """Return the light that falls on a slitless unit, sky included [e-/s/pixel].
+
+    Parameters
+    ----------
+    recipe : Recipe
+        With a table ``[slitless]``.
+    instrument : Instrument
+    index : int
+        Of the exposure.
+    detector : int
+    data : Path, optional
+        Folder of libraries of SEDs.
+    """
+    library = library_of(recipe, data)
+    stars = unit_stars(recipe, instrument, index, detector, library)
+    rng = stream(recipe.seed, Purpose.ARTEFACTS, index, detector)
+    slope_x, slope_y = rng.uniform(-0.5, 0.5, 2) * recipe.sky.gradient
+    along_y, along_x = (np.linspace(-1, 1, n, dtype=np.float32) for n in recipe.frame_shape)
+    light = 1 + np.float32(slope_x) * along_x[None, :] + np.float32(slope_y) * along_y[:, None]
+    light *= np.float32(instrument.slitless[str(instrument.detector(detector).band)].sky * recipe.sky.level)
+    add_zeroth_orders(light, recipe, instrument, detector, stars, library.wavelength)
+    light *= band_flat(recipe, instrument, detector)
+    shift = dispersion_shift(recipe, index)
+    add_first_orders(light, recipe, instrument, detector, stars, library.wavelength, shift=shift)
+    return np.maximum(light, 0, out=light)  # a spline through a deep line may undershoot
+
+
+def add_first_orders(
+    light: Frame,
+    recipe: Recipe,
+    instrument: Instrument,
+    detector: int,
+    stars: TracedStars,
+    wavelength: Float,
+    *,
+    shift: float = 0.0,
+) -> None:
+    """Add the first orders of stars to a frame, flat included.
+
+    Parameters
+    ----------
+    light : float32 array (y, x)
+        Changed [e-/s/pixel].
+    recipe : Recipe
+        With a table ``[slitless]``.
+    instrument : Instrument
+    detector : int
+    stars : TracedStars
+    wavelength : float64 array (m,)
+        Of their SEDs [Angstrom].
+    shift : float
+        Of the spectra along x [pixel].
+    """
+    shape = (light.shape[0], light.shape[1])
+    relation = dispersion_of(instrument, detector, shape)
+    order = slitless_order(instrument, detector)
+    limits = np.array([order.throughput[0][0], order.throughput[-1][0]])
+    degree = slitless_of(recipe).flat_degree
+    for batch in range(0, len(stars), _BATCH):
+        part = slice(batch, batch + _BATCH)
+        x, y = stars.x[part, None], stars.y[part, None]
+        ends = relation.position(x, y, limits)[0] + shift
+        first = np.floor(ends.min(axis=1)).astype(np.int64)
+        column = first[:, None] + np.arange(int(np.ceil((ends.max(axis=1) - first).max())) + 1)
+        wave = relation.wavelength(x, y, column - shift)
+        seds = zip(stars.sed[part], wave, strict=True)
+        rate = np.nan_to_num(np.array([interpolate_spectrum(wavelength, sed, at) for sed, at in seds]))
+        rate *= stars.flux_5556[part, None] * true_sensitivity(recipe, instrument, detector, wave)
+        rate *= np.abs(relation.angstrom_per_pixel(x, y, wave))
+        in_u = legendre.legvander(2 * (column + 0.5) / shape[1] - 1, degree)
+        coefficients = flat_coefficients(recipe, instrument, detector, wave)
+        in_v = np.zeros((*column.shape, degree + 1))
+        for k, (a, b) in enumerate(flat_terms(degree)):
+            in_v[..., b] += coefficients[..., k] * in_u[..., a]
+        trace = relation.position(x, y, wave)[1]
+        _deposit(light, first, trace, rate, _scale(wave), in_v)
+
+
+def add_zeroth_orders(
+    light: Frame, recipe: Recipe, instrument: Instrument, detector: int, stars: TracedStars, wavelength: Float
+) -> None:
+    """Add the zeroth orders of stars to a frame, without a flat: compact images of the whole band.
+
+    Parameters are those of `add_first_orders`. Nothing is added for a grating without a zeroth order.
+    """
+    band = instrument.slitless[str(instrument.detector(detector).band)]
+    if not any(one.order == 0 for one in band.orders) or not len(stars):
+        return
+    order = slitless_order(instrument, detector, 0)
+    wave = np.arange(order.throughput[0][0], order.throughput[-1][0], _STEP) + _STEP / 2
+    response = true_sensitivity(recipe, instrument, detector, wave, 0)
+    middle = float(np.average(wave, weights=response))
+    x, y = dispersion_of(instrument, detector, light.shape, 0).position(stars.x, stars.y, middle)
+    wave = wave[(wave >= wavelength[0]) & (wave <= wavelength[-1])]
+    response = true_sensitivity(recipe, instrument, detector, wave, 0) * _STEP
+    near = (abs(x - light.shape[1] / 2) < light.shape[1] / 2 + _HALF) & (
+        abs(y - light.shape[0] / 2) < light.shape[0] / 2 + _HALF
+    )
+    rows = np.flatnonzero(near)
+    sigmas = np.array(PROFILE_SIGMAS) * float(_scale(np.array(middle)))
+    offsets = np.arange(-_HALF, _HALF + 1)
+    for i in rows:
+        rate = stars.flux_5556[i] * (interpolate_spectrum(wavelength, stars.sed[i], wave) @ response)
+        column, row = round(float(x[i])) + offsets, round(float(y[i])) + offsets
+        parts = zip(PROFILE_SHARES, sigmas, strict=True)
+        image = sum(
+            share * np.outer(_pixel_shares(row - y[i], sigma), _pixel_shares(column - x[i], sigma))
+            for share, sigma in parts
+        )
+        on_y, on_x = (row >= 0) & (row < light.shape[0]), (column >= 0) & (column < light.shape[1])
+        light[np.ix_(row[on_y], column[on_x])] += (rate * image[np.ix_(on_y, on_x)]).astype(np.float32)
+
+
+def _scale(wavelength: Float) -> Float:
+    """Return the widths of profiles in units of those at 5500 Angstrom."""
+    return np.asarray((np.maximum(wavelength, 1.0) / PROFILE_WAVELENGTH) ** PROFILE_EXPONENT)
+
+
+def _pixel_shares(distance: Float, sigma: float) -> Float:
+    """Return the light of a Gaussian in pixels at distances from its centre [pixel]."""
+    from scipy.special import erf  # noqa: PLC0415  slow to import
+
+    scale = 1 / (sigma * math.sqrt(2))
+    return np.asarray(0.5 * (erf((distance + 0.5) * scale) - erf((distance - 0.5) * scale)))
+
+
+@numba.njit(cache=True)
+def _cumulative(distance: float, scale: float) -> float:
+    """Return the light of the profile below a distance from its centre [pixel]."""
+    total = 0.0
+    for k in range(len(PROFILE_SHARES)):
+        total += PROFILE_SHARES[k] * 0.5 * math.erf(distance / (PROFILE_SIGMAS[k] * scale * math.sqrt(2.0)))
+    return total
+
+
+@numba.njit(cache=True)
+def _deposit(
+    light: npt.NDArray[np.float32],
+    first: npt.NDArray[np.int64],
+    trace: Float,
+    rate: Float,
+    scale: Float,
+    in_v: Float,
+) -> None:
+    """Add spectra to a frame: `rate` (star, column) across `trace`, times the Legendre series `in_v` of the flat."""
+    ny, nx = light.shape
+    for i in range(trace.shape[0]):
+        for j in range(trace.shape[1]):
+            x = first[i] + j
+            if x < 0 or x >= nx or rate[i, j] == 0:
+                continue
+            centre = trace[i, j]
+            middle = int(np.rint(centre))
+            low, high = max(0, middle - _HALF), min(ny - 1, middle + _HALF)
+            below = _cumulative(low - 0.5 - centre, scale[i, j])
+            for y in range(low, high + 1):
+                above = _cumulative(y + 0.5 - centre, scale[i, j])
+                v = 2 * (y + 0.5) / ny - 1
+                before, now = 0.0, 1.0
+                flat = in_v[i, j, 0]
+                for k in range(1, in_v.shape[2]):
+                    before, now = now, ((2 * k - 1) * v * now - (k - 1) * before) / k
+                    flat += in_v[i, j, k] * now
+                light[y, x] += rate[i, j] * (above - below) * flat
+                below = above
