@@ -1,0 +1,420 @@
+"""The least-squares fit of a flat as sums over stars, which add over any groups of them.
+
+Per wavelength, the ratio of star s is r_s = sum_k c_k P_k(x_s, y_s) with the Legendre products of
+`csstdask.numerics.polynomials`. With weights w_s = g_s / v_s (robust weight over variance) the sums are
+
+    A = sum w P P^T,   b = sum w r P,   N = sum w^2 v P P^T,   c = A^-1 b,   cov(c) = A^-1 N A^-1.
+
+N holds the variances as they are, so that neither robust weights nor floors enter the covariance. (Tukey weights at
+normal errors make the true scatter 1.5 % larger than this.) Between wavelengths l and m, N(l, m) = sum w(l) w(m)
+C(l, m) P P^T with the covariance C of a star's ratios, on at most 24 wavelengths.
+
+Robust weights depend on the previous solution, so the fit is iterated. The weights of a pass are a function of the
+solution that is passed in: `normal_equations` of each group, added in a fixed order, then `solve_sums`.
+Medians of residuals come from histograms, which add exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from enum import IntFlag
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from csstdask.errors import InputError
+from csstdask.flux.packed import pack, take, unpack
+from csstdask.flux.ratios import StarRatios
+from csstdask.numerics.linear import invert_symmetric, smallest_eigenvalue
+from csstdask.numerics.polynomials import n_terms, term_degrees
+from csstdask.numerics.robust import HUBER_CUTOFF, NORMAL_MAD, TUKEY_CUTOFF, fewest_kept
+
+Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
+
+START, HUBER, TUKEY = 0, 1, 2
+PASSES = (START, HUBER, HUBER, TUKEY, TUKEY, TUKEY)
+"""Robust weights of each pass."""
+SCALE_PASSES = 4
+"""The scale of the residuals is measured in passes 1 to this one (excluded), then fixed."""
+MAX_NODES = 24
+"""Wavelengths between which covariances are kept."""
+N_BINS = 256
+_BIN_REACH = 15.2
+"""asinh(2 z) at the last edge of the histogram of residuals: z = 1e6 sigma."""
+_START_REACH = 0.5
+"""In the first pass, ratios that differ from 1 by more than this lose weight: nominal sensitivities are better."""
+_LEAST_SCALE = 0.2
+"""Floor of the scale, in quoted errors, with at least 10 degrees of freedom; 1 with fewer."""
+_LEAST_EIGENVALUE = 1e-9
+"""Smaller ones mean that the stars cannot constrain all terms."""
+_MAD_ERROR = 1.17
+"""Standard error of a MAD scale of n normal values, times sqrt(n)."""
+
+
+class FlatFlag(IntFlag):
+    """What is wrong with a flat at a wavelength or point."""
+
+    LOWER_DEGREE = 1
+    """Too few stars for the degree asked for; a lower one was fitted."""
+    NO_STARS = 2
+    """No usable star: sensitivity NaN, flat 1, variance inf."""
+    FEW_KEPT = 4
+    """Robust weights would have left too few stars; the previous iteration was kept."""
+    OUTSIDE_WAVELENGTH = 8
+    """Wavelength out of range: flat 1, variance inf."""
+    OUTSIDE_FRAME = 16
+    """Position off the detector: flat 1, variance inf."""
+
+
+@dataclass(frozen=True)
+class FlatSums:
+    """Sums over star images; those of several groups add."""
+
+    matrix: Float
+    """(wave, p, p) A."""
+    vector: Float
+    """(wave, p) b."""
+    noise: Float
+    """(wave, p, p) N."""
+    cross: Float
+    """(node, node, p, p) N between the wavelengths of `nodes`; of the last pass only, else (0, 0, p, p)."""
+    count: Int
+    """(wave,) Usable samples."""
+    kept: Int
+    """(wave,) Samples of positive weight."""
+    histogram: Int
+    """(wave, N_BINS) Residuals from the solution passed in, in quoted errors."""
+
+    def __add__(self, other: FlatSums) -> FlatSums:
+        return FlatSums(**{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(self)})
+
+    def to_bytes(self) -> bytes:
+        """Return the sums as safetensors."""
+        return pack("flat sums", {one.name: getattr(self, one.name) for one in fields(self)}, {})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, source: object = "flat sums") -> FlatSums:
+        """Return the sums of `to_bytes`; InputError if they are torn or foreign."""
+        arrays, _ = unpack("flat sums", data, source)
+        return cls(**{one.name: take(arrays, one.name, source) for one in fields(cls)})
+
+
+@dataclass(frozen=True)
+class FlatSolution:
+    """Coefficients after some passes; it decides the weights of the next."""
+
+    coefficients: Float
+    """(wave, p) c_k; NaN in term 0 without usable stars."""
+    covariance: Float
+    """(wave, p, p)"""
+    nodes: Int
+    """(node,) Indices of wavelengths between which covariances are kept."""
+    node_covariance: Float
+    """(node, node, p, p) Covariance of c between them; (0, 0, p, p) before the last pass."""
+    degree: Int
+    """(wave,) Degree fitted; -1 without usable stars."""
+    flag: Int
+    """(wave,) `FlatFlag`."""
+    scale: Float
+    """(wave,) Scatter of the residuals over quoted errors."""
+    cutoff: Float
+    """(wave,) Residual over scale at which Tukey weights of the next pass are 0."""
+    count: Int
+    """(wave,) Usable samples."""
+    kept: Int
+    """(wave,) Samples of positive weight."""
+    n_passes: int
+    """Passes done."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether all passes are done."""
+        return self.n_passes >= len(PASSES)
+
+    def to_bytes(self) -> bytes:
+        """Return the solution as safetensors."""
+        arrays = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "n_passes"}
+        return pack("flat solution", arrays, {"n_passes": self.n_passes})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, source: object = "flat solution") -> FlatSolution:
+        """Return the solution of `to_bytes`; InputError if it is torn or foreign."""
+        arrays, facts = unpack("flat solution", data, source)
+        names = [one.name for one in fields(cls) if one.name != "n_passes"]
+        return cls(**{name: take(arrays, name, source) for name in names}, n_passes=facts["n_passes"])
+
+
+def covariance_nodes(n_wave: int) -> Int:
+    """Return the indices of the wavelengths between which covariances are kept."""
+    return np.unique(np.linspace(0, n_wave - 1, min(MAX_NODES, n_wave)).round().astype(np.int64))
+
+
+def normal_equations(ratios: StarRatios, solution: FlatSolution | None = None, *, degree: int = 2) -> FlatSums:
+    """Return the sums of one group of star images for the pass that follows a solution.
+
+    Parameters
+    ----------
+    ratios : StarRatios
+        One or many units of one detector.
+    solution : FlatSolution, optional
+        Of the previous pass; None in the first.
+    degree : int
+        Total degree of the polynomial.
+
+    Returns
+    -------
+    FlatSums
+        Single-threaded sums in the order of the stars: the same input gives the same bits.
+    """
+    n, wave = ratios.ratio.shape
+    p = n_terms(degree)
+    n_passes = 0 if solution is None else solution.n_passes
+    kind = PASSES[min(n_passes, len(PASSES) - 1)]
+    correlated = np.asarray(ratios.grey_error, dtype=np.float64)[:, None] ** 2 + np.zeros((n, wave))
+    modes = np.asarray(ratios.modes, dtype=np.float64)
+    for mode in range(modes.shape[1]):
+        correlated += modes[:, mode] ** 2
+    nodes = covariance_nodes(wave) if n_passes == len(PASSES) - 1 else np.zeros(0, dtype=np.int64)
+    node_of = np.full(wave, -1, dtype=np.int64)
+    node_of[nodes] = np.arange(len(nodes))
+    rows = np.zeros((n if len(nodes) else 0, len(nodes), p))
+    models = np.zeros((n if len(nodes) else 0, len(nodes)))
+    sums = FlatSums(
+        np.zeros((wave, p, p)), np.zeros((wave, p)), np.zeros((wave, p, p)), np.zeros((len(nodes), len(nodes), p, p)),
+        np.zeros(wave, dtype=np.int64), np.zeros(wave, dtype=np.int64), np.zeros((wave, N_BINS), dtype=np.int64),
+    )  # fmt: skip
+    if solution is None:
+        coefficients, scale, cutoff = np.full((wave, p), np.nan), np.ones(wave), np.full(wave, TUKEY_CUTOFF)
+    else:
+        coefficients, scale, cutoff = solution.coefficients, solution.scale, solution.cutoff
+    if coefficients.shape != (wave, p):
+        raise InputError("flat solution", f"coefficients {coefficients.shape}", f"{(wave, p)}: same grid and degree")
+    powers = term_degrees(degree)
+    ny, nx = ratios.shape
+    double = [np.ascontiguousarray(one, dtype=np.float64) for one in (ratios.x.T, ratios.y.T, ratios.ratio.T, ratios.variance_observed.T, ratios.variance_sed.T, correlated.T)]  # fmt: skip
+    _accumulate(
+        *double, np.ascontiguousarray(coefficients), scale, cutoff, kind, powers, degree, float(nx), float(ny), node_of,
+        sums.matrix, sums.vector, sums.noise, sums.count, sums.kept, sums.histogram, rows, models,
+    )  # fmt: skip
+    for part in (sums.matrix, sums.noise):
+        _mirror(part)
+    if len(nodes):
+        factors = np.concatenate([np.broadcast_to(np.asarray(ratios.grey_error)[:, None, None], (n, 1, len(nodes))), modes[:, :, nodes]], axis=1)  # fmt: skip
+        factors = np.nan_to_num(np.ascontiguousarray(factors * models[:, None, :]))
+        flat_cross = np.zeros((len(nodes) * p, len(nodes) * p))
+        _outer_products(rows.reshape(n, len(nodes) * p), factors, p, flat_cross)
+        cross = flat_cross.reshape(len(nodes), p, len(nodes), p).transpose(0, 2, 1, 3)
+        sums.cross[...] = cross
+        for index, node in enumerate(nodes):
+            sums.cross[index, index] = sums.noise[node]
+    return sums
+
+
+def solve_sums(sums: FlatSums, previous: FlatSolution | None = None) -> FlatSolution:
+    """Solve the normal equations of all wavelengths at once.
+
+    Parameters
+    ----------
+    sums : FlatSums
+        Of all groups.
+    previous : FlatSolution, optional
+        The solution that decided the weights; None in the first pass.
+
+    Returns
+    -------
+    FlatSolution
+        Where stars are too few for the degree (fewer than terms + 3) or cannot constrain its terms, of a lower degree
+        and flagged.
+    """
+    wave, p = sums.vector.shape
+    most = (int(round(np.sqrt(8 * p + 1))) - 3) // 2
+    degree = np.full(wave, -1, dtype=np.int64)
+    for one in range(most + 1):
+        terms = n_terms(one)
+        enough = sums.count >= (terms + 3 if one else 1)
+        if not enough.any():
+            continue
+        independent = np.zeros(wave, dtype=bool)
+        independent[enough] = smallest_eigenvalue(sums.matrix[enough, :terms, :terms]) > _LEAST_EIGENVALUE
+        degree[enough & independent & (degree == one - 1)] = one
+    fitted = np.where(degree >= 0, (degree + 1) * (degree + 2) // 2, 0)
+    active = np.arange(p) < fitted[:, None]
+    both = active[:, :, None] & active[:, None, :]
+    inverse = np.where(both, invert_symmetric(np.where(both, sums.matrix, np.eye(p))), 0.0)
+    coefficients = (inverse @ np.where(active, sums.vector, 0.0)[..., None])[..., 0]
+    coefficients[degree < 0, 0] = np.nan
+    n_passes = 1 if previous is None else previous.n_passes + 1
+    if previous is None:
+        scale, cutoff = np.ones(wave), np.full(wave, TUKEY_CUTOFF)
+    else:
+        scale, cutoff = _scale_and_cutoff(sums, previous, fitted, n_passes)
+    inflation = np.where(scale > 1 + 2 * _MAD_ERROR / np.sqrt(np.maximum(sums.count, 1)), scale, 1.0)
+    covariance = inverse @ sums.noise @ inverse * (inflation**2)[:, None, None]
+    covariance[degree < 0] = np.inf
+    flag = np.where(degree < most, int(FlatFlag.LOWER_DEGREE), 0) | np.where(degree < 0, int(FlatFlag.NO_STARS), 0)
+    nodes = covariance_nodes(wave)
+    if len(sums.cross):
+        of_nodes = inverse[nodes] * inflation[nodes, None, None]
+        between = of_nodes[:, None] @ sums.cross @ of_nodes[None, :]
+    else:
+        between = np.zeros((0, 0, p, p))
+    found = FlatSolution(coefficients, covariance, nodes, between, degree, flag, scale, cutoff, sums.count, sums.kept, n_passes)  # fmt: skip
+    return found if previous is None else _keep_previous(found, previous, fitted)
+
+
+def iterate(groups: Iterable[StarRatios], *, degree: int = 2) -> FlatSolution:
+    """Fit a flat to groups of star images in one process: the passes that a distributed reduction makes.
+
+    Parameters
+    ----------
+    groups : iterable of StarRatios
+        Their sums are added in this order.
+    degree : int
+        Total degree of the polynomial.
+
+    Raises
+    ------
+    InputError
+        If there is no group.
+    """
+    groups = tuple(groups)
+    if not groups:
+        raise InputError("star ratios", "no group", "at least one")
+    solution: FlatSolution | None = None
+    while solution is None or not solution.finished:
+        sums = reduce(FlatSums.__add__, [normal_equations(one, solution, degree=degree) for one in groups])
+        solution = solve_sums(sums, solution)
+    return solution
+
+
+def bin_edges() -> Float:
+    """Return the edges of the histogram of residuals, in quoted errors: (N_BINS + 1,)."""
+    return np.sinh(np.linspace(0, _BIN_REACH, N_BINS + 1)) / 2
+
+
+def histogram_quantile(histogram: npt.ArrayLike, rank: npt.ArrayLike) -> Float:
+    """Return the value below which `rank` entries of each histogram lie, by linear interpolation within a bin."""
+    histogram = np.asarray(histogram)
+    total = np.cumsum(histogram, axis=-1)
+    rank = np.minimum(np.asarray(rank, dtype=np.float64), total[..., -1])
+    index = np.minimum((total < rank[..., None]).sum(axis=-1), N_BINS - 1)
+    inside = np.take_along_axis(histogram, index[..., None], -1)[..., 0]
+    before = np.take_along_axis(total, index[..., None], -1)[..., 0] - inside
+    edges = bin_edges()
+    share = np.where(inside > 0, (rank - before) / np.maximum(inside, 1), 0.0)
+    return edges[index] + share * (edges[index + 1] - edges[index])
+
+
+def _scale_and_cutoff(sums: FlatSums, previous: FlatSolution, fitted: Int, n_passes: int) -> tuple[Float, Float]:
+    """Return the scale of the residuals (fixed after some passes), and the cutoff that keeps enough stars."""
+    n = sums.histogram.sum(axis=1)
+    spare = np.maximum(n - fitted, 1)
+    scale = previous.scale
+    if n_passes <= SCALE_PASSES:
+        scale = histogram_quantile(sums.histogram, n / 2) / NORMAL_MAD * np.sqrt(n / spare)
+        scale = np.where(n > 0, np.maximum(scale, np.where(spare >= 10, _LEAST_SCALE, 1.0)), 1.0)
+    reach = 1.05 * histogram_quantile(sums.histogram, fewest_kept(n, fitted)) / scale
+    return scale, np.maximum(TUKEY_CUTOFF, reach)
+
+
+def _keep_previous(found: FlatSolution, previous: FlatSolution, fitted: Int) -> FlatSolution:
+    """Return a solution with the previous one where too few stars kept a weight."""
+    few = (found.kept < fewest_kept(found.count, fitted)) & (previous.degree >= 0)
+    if not few.any():
+        return found
+    coefficients = np.where(few[:, None], previous.coefficients, found.coefficients)
+    covariance = np.where(few[:, None, None], previous.covariance, found.covariance)
+    degree = np.where(few, previous.degree, found.degree)
+    flag = np.where(few, previous.flag | int(FlatFlag.FEW_KEPT), found.flag)
+    cutoff = np.where(few, 1.5 * previous.cutoff, found.cutoff)
+    return replace(found, coefficients=coefficients, covariance=covariance, degree=degree, flag=flag, cutoff=cutoff)
+
+
+def _mirror(matrices: Float) -> None:
+    """Copy the lower triangles to the upper ones."""
+    row, column = np.tril_indices(matrices.shape[-1], -1)
+    matrices[:, column, row] = matrices[:, row, column]
+
+
+@njit(cache=True, nogil=True)
+def _accumulate(  # pragma: no cover
+    x: Any, y: Any, ratio: Any, observed: Any, independent: Any, correlated: Any, coefficients: Any, scale: Any,
+    cutoff: Any, kind: int, powers: Any, degree: int, nx: float, ny: float, node_of: Any,
+    matrix: Any, vector: Any, noise: Any, count: Any, kept: Any, histogram: Any, rows: Any, models: Any,
+) -> None:  # fmt: skip
+    wave, n = ratio.shape
+    p = len(powers)
+    of_x, of_y, terms = np.ones(degree + 1), np.ones(degree + 1), np.empty(p)
+    for w in range(wave):
+        known = np.isfinite(coefficients[w, 0])
+        for s in range(n):
+            r, v = ratio[w, s], observed[w, s]
+            relative = independent[w, s] + correlated[w, s]
+            px, py = x[w, s], y[w, s]
+            if not (np.isfinite(r) and np.isfinite(v) and v > 0 and np.isfinite(relative) and relative >= 0):
+                continue
+            if not (np.isfinite(px) and np.isfinite(py)):
+                continue
+            u, t = 2 * (px + 0.5) / nx - 1, 2 * (py + 0.5) / ny - 1
+            if degree > 0:
+                of_x[1], of_y[1] = u, t
+            for i in range(1, degree):
+                of_x[i + 1] = ((2 * i + 1) * u * of_x[i] - i * of_x[i - 1]) / (i + 1)
+                of_y[i + 1] = ((2 * i + 1) * t * of_y[i] - i * of_y[i - 1]) / (i + 1)
+            model = 0.0
+            for k in range(p):
+                terms[k] = of_x[powers[k, 0]] * of_y[powers[k, 1]]
+                model += coefficients[w, k] * terms[k]
+            if not known:
+                model = 1.0
+            variance = v + relative * model * model
+            z = min(abs(r - model) / np.sqrt(variance), 1e30)
+            histogram[w, min(int(np.arcsinh(2 * z) * (N_BINS / _BIN_REACH)), N_BINS - 1)] += 1
+            z /= scale[w]
+            robust = 1.0
+            if kind == START:
+                robust = 1.0 / max(1.0, abs(r - model) / _START_REACH)
+            elif kind == HUBER:
+                robust = HUBER_CUTOFF / max(HUBER_CUTOFF, z)
+            elif z < cutoff[w]:
+                robust = (1 - (z / cutoff[w]) ** 2) ** 2
+            else:
+                robust = 0.0
+            weight = robust / variance
+            count[w] += 1
+            if robust > 0:
+                kept[w] += 1
+            spread = weight * weight * variance
+            for k in range(p):
+                vector[w, k] += weight * r * terms[k]
+                for q in range(k + 1):
+                    product = terms[k] * terms[q]
+                    matrix[w, k, q] += weight * product
+                    noise[w, k, q] += spread * product
+            if node_of[w] >= 0:
+                models[s, node_of[w]] = model
+                for k in range(p):
+                    rows[s, node_of[w], k] = weight * terms[k]
+
+
+@njit(cache=True, nogil=True)
+def _outer_products(rows: Any, factors: Any, p: int, total: Any) -> None:  # pragma: no cover
+    """Add sum over stars and modes of (f * row) (f * row)^T, with one factor f per wavelength."""
+    n, size = rows.shape
+    row = np.empty(size)
+    for s in range(n):
+        for mode in range(factors.shape[1]):
+            largest = 0.0
+            for k in range(size):
+                row[k] = rows[s, k] * factors[s, mode, k // p]
+                largest = max(largest, abs(row[k]))
+            if not largest > 0:
+                continue
+            for k in range(size):
+                for q in range(size):
+                    total[k, q] += row[k] * row[q]

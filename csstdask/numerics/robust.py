@@ -1,0 +1,116 @@
+"""Robust location, scale and weights of residuals."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Float = npt.NDArray[np.float64]
+
+NORMAL_MAD = 0.6744897501960817
+"""Median of |z| for a standard normal z: sigma = MAD / this."""
+HUBER_CUTOFF = 1.345
+"""|z| from which Huber weights fall; 95 % efficient for normal errors."""
+TUKEY_CUTOFF = 4.685
+"""|z| at which Tukey weights reach 0; 95 % efficient for normal errors."""
+
+
+def mad_scale(
+    values: npt.ArrayLike, axis: int | None = None, *, center: npt.ArrayLike | None = None, floor: float = 0.0
+) -> Float:
+    """Return the standard deviation by the median absolute deviation.
+
+    Parameters
+    ----------
+    values : array-like
+        NaN are ignored.
+    axis : int, optional
+        By default all.
+    center : array-like, optional
+        About which deviations are taken; by default the median. It broadcasts with `values`.
+    floor : float
+        Least value returned, so that a scale of 0 (most residuals equal) cannot reject everything else.
+
+    Examples
+    --------
+    >>> float(mad_scale([1.0, 2.0, 3.0, 4.0, 100.0]).round(4))
+    1.4826
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.size == 0:
+        return np.asarray(floor)
+    with np.errstate(all="ignore"):
+        middle = np.nanmedian(values, axis=axis, keepdims=True) if center is None else np.asarray(center)
+        scale = np.nanmedian(np.abs(values - middle), axis=axis) / NORMAL_MAD
+    return np.maximum(np.nan_to_num(scale, nan=floor), floor)
+
+
+def huber_weights(z: npt.ArrayLike, cutoff: npt.ArrayLike = HUBER_CUTOFF) -> Float:
+    """Return weights 1 for \\|z\\| <= cutoff and cutoff / \\|z\\| beyond."""
+    size = np.abs(np.asarray(z, dtype=np.float64))
+    return np.asarray(cutoff) / np.maximum(size, cutoff)
+
+
+def tukey_weights(z: npt.ArrayLike, cutoff: npt.ArrayLike = TUKEY_CUTOFF) -> Float:
+    """Return Tukey's biweight (1 - (z / cutoff)^2)^2, 0 beyond the cutoff."""
+    t = np.asarray(z, dtype=np.float64) / cutoff
+    return np.where(np.abs(t) < 1, (1 - t * t) ** 2, 0.0)
+
+
+def fewest_kept(n_points: npt.ArrayLike, n_parameters: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Return how many points a robust fit must keep: half of them, and three more than its parameters.
+
+    Examples
+    --------
+    >>> int(fewest_kept(400, 6)), int(fewest_kept(10, 6)), int(fewest_kept(5, 6))
+    (200, 9, 5)
+    """
+    n = np.asarray(n_points, dtype=np.int64)
+    return np.minimum(np.maximum((n + 1) // 2, np.asarray(n_parameters, dtype=np.int64) + 3), n)
+
+
+def robust_polynomial(
+    terms: npt.ArrayLike, values: npt.ArrayLike, variance: npt.ArrayLike, *, floor: float = 1.0, n_steps: int = 8
+) -> tuple[Float, Float]:
+    """Fit a linear model by iteratively reweighted least squares: Huber weights, then Tukey's.
+
+    Parameters
+    ----------
+    terms : array-like (point, term)
+        Design matrix.
+    values, variance : array-like (point,)
+        Measurements; points that are not finite, or whose variance is not positive, are ignored.
+    floor : float
+        Least scale of the residuals in units of their errors.
+    n_steps : int
+        Number of reweightings.
+
+    Returns
+    -------
+    coefficients : float64 array (term,)
+        0 without a usable point.
+    weights : float64 array (point,)
+        Final robust weights; 0 for ignored points. At least half of the points, and three more than the terms, keep a
+        positive weight.
+    """
+    terms, values, variance = (np.asarray(one, dtype=np.float64) for one in (terms, values, variance))
+    usable = np.isfinite(values) & np.isfinite(variance) & (variance > 0) & np.isfinite(terms).all(axis=1)
+    weights = np.zeros(len(values))
+    weights[usable] = 1.0
+    coefficients = np.zeros(terms.shape[1])
+    if not usable.any():
+        return coefficients, weights
+    design, target, sigma = terms[usable], values[usable], np.sqrt(variance[usable])
+    kept = np.ones(len(target))
+    fewest = int(fewest_kept(len(target), terms.shape[1]))
+    for step in range(n_steps + 1):
+        root = np.sqrt(kept) / sigma
+        coefficients = np.linalg.lstsq(design * root[:, None], target * root, rcond=None)[0]
+        if step == n_steps:
+            break
+        z = (target - design @ coefficients) / sigma
+        z = np.abs(z) / mad_scale(z, center=0.0, floor=floor)
+        reach = 1.1 * np.partition(z, fewest - 1)[fewest - 1]
+        kept = huber_weights(z) if step < n_steps // 2 else tukey_weights(z, max(TUKEY_CUTOFF, float(reach)))
+    weights[usable] = kept
+    return coefficients, weights
