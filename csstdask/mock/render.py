@@ -120,9 +120,7 @@ def _check_stamps(recipe: Recipe, wanted: Stamps) -> None:
             raise InputError(f"{recipe.name}: stamps", found, "a larger shape, or more per_unit")
 
 
-def unit_digest(
-    recipe: Recipe, instrument: Instrument, index: int, detector: int, data: Path | None = None
-) -> str:
+def unit_digest(recipe: Recipe, instrument: Instrument, index: int, detector: int, data: Path | None = None) -> str:
     """Return the identity of a unit: all that decides its pixels."""
     decisive = recipe.model_dump_json(exclude={"name", "exposures", "span", "detectors", "fields", "slitless"})
     if not recipe.optics.drawn:  # as it was before any were

@@ -62,9 +62,7 @@ class TracedStars:
         return len(self.x)
 
 
-def unit_stars(
-    recipe: Recipe, instrument: Instrument, index: int, detector: int, library: SedLibrary
-) -> TracedStars:
+def unit_stars(recipe: Recipe, instrument: Instrument, index: int, detector: int, library: SedLibrary) -> TracedStars:
     """Return the stars of a unit."""
     stars = field_stars(recipe, instrument, index, detector, library)
     x, y = unit_positions(recipe, instrument, index, detector, stars)

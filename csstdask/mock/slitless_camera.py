@@ -42,9 +42,7 @@ def flat_terms(degree: int) -> tuple[tuple[int, int], ...]:
     return tuple((total - b, b) for total in range(degree + 1) for b in range(total + 1))
 
 
-def flat_coefficients(
-    recipe: Recipe, instrument: Instrument, detector: int, wavelength: npt.ArrayLike
-) -> Float:
+def flat_coefficients(recipe: Recipe, instrument: Instrument, detector: int, wavelength: npt.ArrayLike) -> Float:
     """Return the coefficients of the true flat.
 
     Parameters

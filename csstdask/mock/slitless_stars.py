@@ -81,9 +81,7 @@ def order_reach(instrument: Instrument, detector: int, shape: tuple[int, int]) -
     return reach
 
 
-def field_stars(
-    recipe: Recipe, instrument: Instrument, index: int, detector: int, library: SedLibrary
-) -> FieldStars:
+def field_stars(recipe: Recipe, instrument: Instrument, index: int, detector: int, library: SedLibrary) -> FieldStars:
     """Return the stars of the field that an exposure sees, on one detector."""
     settings, number = slitless_of(recipe), recipe.field_index(index)
     rng = stream(recipe.seed, Purpose.SLITLESS_STARS, number, detector)
@@ -208,9 +206,7 @@ def catalogue_columns(settings: Slitless, stars: FieldStars) -> dict[str, npt.ND
     }
 
 
-def spectra_columns(
-    settings: Slitless, stars: FieldStars, library: SedLibrary
-) -> dict[str, npt.NDArray[np.generic]]:
+def spectra_columns(settings: Slitless, stars: FieldStars, library: SedLibrary) -> dict[str, npt.NDArray[np.generic]]:
     """Return the SEDs that a reduction is given (``--spectra``).
 
     ``mean`` (star, m) is in units of the mean flux in 5526-5586 Angstrom, ``modes`` (star, rank * m; here of rank 1) are

@@ -45,6 +45,8 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
         mesh=frame.mesh,
     )
     hit = found.mask if saturation is None else saturation.added_to(found.mask)
+    if frame.facts.kind == "slitless":
+        hit = _without_traces(frame, hit)
     usable = int(hit.size - (frame.unusable & ~hit).sum())
     count = int(hit.sum())
     events = int(label(hit, EIGHT_NEIGHBOURS)[1])
@@ -60,6 +62,16 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
             "n_cr_both_pixels": int((hit & theirs).sum()),
         },
     )
+
+
+def _without_traces(frame: Frame, hit: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return the detections of a slitless frame without pixels of spectra."""
+    from csstdask.cosmicray.traces import release_traces
+
+    mesh = frame.mesh
+    if not np.isfinite(mesh.background).all():
+        return hit
+    return release_traces(frame.data - mesh.background_at(), frame.error, mesh.noise_at(), hit, frame.unusable)
 
 
 @dataclass(frozen=True)
@@ -128,7 +140,7 @@ DETECT = Step(
     name="detect",
     requires=("background",),
     kinds=frozenset({"imaging", "slitless", "dark"}),
-    numerics_version=11,
+    numerics_version=12,
     body=detect_cosmic_rays,
     settings=decisive_settings,
     model=lambda config: find_card("cosmicray", config.detect.model).identity,
