@@ -113,10 +113,6 @@ class ExtractSettings(_Settings):
     )
     catalogue_sha256: str | None = Field(None, repr=False, description="checksum of the catalogue that was used")
     spectra_sha256: str | None = Field(None, repr=False, description="checksum of the SEDs that were used")
-    half_width: float = Field(6.0, ge=2, le=30, description="half width of the extraction across the trace [pixel]")
-    contamination: float = Field(
-        0.02, gt=0, description="reject columns where other sources hold more than this share of the star's light"
-    )
 
 
 class FlatSettings(_Settings):

@@ -13,6 +13,7 @@ from csstdask.engine.schedulers import check_scheduler
 from csstdask.engine.units import Selection
 from csstdask.errors import InputError, StoreError
 from csstdask.flux.catalogue import check_catalogue
+from csstdask.flux.seds_table import check_seds
 from csstdask.nn.card import copy_model
 from csstdask.nn.models import find_card
 from csstdask.pipeline.accounting import UsageTally, fresh_usage, whole_unit
@@ -152,6 +153,8 @@ def check_inputs(plan: Plan) -> None:
     if settings.catalogue is None:
         raise InputError("--steps extract", "no catalogue", "--catalogue STARS.parquet")
     check_catalogue(Path(settings.catalogue))
+    if settings.spectra is not None:
+        check_seds(Path(settings.spectra))
 
 
 def keep_models(root: Path, config: RunConfig) -> RunConfig:

@@ -1,0 +1,133 @@
+"""SEDs of stars as a Parquet table: what ``csstdask sed`` writes and ``csstdask run --spectra`` reads.
+
+One row a star: ``id``; ``mean`` and ``sigma`` relative to the mean flux density in 5526-5586 Angstrom; ``modes``, rank
+times as long, errors that are each fully correlated over wavelength, in the same unit; ``out_of_domain``. The
+wavelengths [Angstrom, vacuum] are JSON in the metadata of the schema, under ``wavelength``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from csstdask.durable import write_atomic
+from csstdask.errors import InputError
+
+Single = npt.NDArray[np.float32]
+
+_WANTED = "a table that `csstdask sed` wrote (id, mean, sigma, modes, out_of_domain)"
+_LISTS = ("mean", "sigma")
+
+
+@dataclass(frozen=True)
+class SedTable:
+    """SEDs of n stars on one grid of m wavelengths.
+
+    The covariance of a star is diag(sigma^2 - sum of modes^2) + modes^T modes: `sigma` is the whole 1-sigma error.
+    """
+
+    id: npt.NDArray[np.object_]
+    """(n,) Names, as in the catalogue."""
+    wavelength: npt.NDArray[np.float64]
+    """(m,) Vacuum [Angstrom]."""
+    mean: Single
+    """(n, m) Relative to the mean flux density in 5526-5586 Angstrom."""
+    sigma: Single
+    """(n, m) 1 sigma, all errors included."""
+    modes: Single
+    """(n, rank, m) Errors, each fully correlated over wavelength."""
+    out_of_domain: npt.NDArray[np.bool_]
+    """(n,) Spectra unlike those of the training: the errors may be too small."""
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+
+def check_seds(path: Path) -> None:
+    """Raise InputError unless a file is a table of SEDs; only its schema is read."""
+    _schema(path)
+
+
+def _schema(path: Path) -> npt.NDArray[np.float64]:
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(path, f"no readable Parquet table ({type(error).__name__})", _WANTED) from None
+    absent = [name for name in ("id", *_LISTS) if name not in schema.names]
+    if absent:
+        raise InputError(path, f"no column {', '.join(absent)}", _WANTED)
+    try:
+        wavelength = np.array(json.loads((schema.metadata or {})[b"wavelength"]), dtype=np.float64)
+    except (KeyError, ValueError):
+        raise InputError(path, "no wavelengths in the metadata of its schema", _WANTED) from None
+    if wavelength.ndim != 1 or len(wavelength) < 4 or np.any(np.diff(wavelength) <= 0):
+        raise InputError(path, "wavelengths that do not ascend", _WANTED)
+    return wavelength
+
+
+def read_seds(path: Path, ids: Collection[str] | None = None) -> SedTable:
+    """Read SEDs.
+
+    Parameters
+    ----------
+    path : Path
+    ids : collection of str, optional
+        Stars to read, where they are in the table; by default all.
+
+    Raises
+    ------
+    InputError
+        If it is no table of SEDs, or its lists are not as long as its grid.
+    """
+    wavelength = _schema(path)
+    m = len(wavelength)
+    wanted = None if ids is None else [("id", "in", list(ids))]
+    table = pq.read_table(path, filters=wanted) if ids is None or len(ids) else pq.read_table(path).slice(0, 0)
+    n = table.num_rows
+
+    def lists(name: str) -> Single:
+        values = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        if n and (values.size % (n * m) or (name in _LISTS and values.size != n * m)):
+            raise InputError(
+                path, f"{values.size} values of {name} for {n} stars", f"{m} a star, or a multiple (modes)"
+            )
+        return np.asarray(values, dtype=np.float32).reshape(n, -1 if n else 0, m)
+
+    has_modes = "modes" in table.column_names
+    outside = table["out_of_domain"].to_pylist() if "out_of_domain" in table.column_names else [False] * n
+    return SedTable(
+        id=np.array([str(value) for value in table["id"].to_pylist()], dtype=object),
+        wavelength=wavelength,
+        mean=lists("mean").reshape(n, m),
+        sigma=lists("sigma").reshape(n, m),
+        modes=lists("modes") if has_modes else np.zeros((n, 0, m), dtype=np.float32),
+        out_of_domain=np.array([bool(value) for value in outside], dtype=bool),
+    )
+
+
+def write_seds(path: Path, seds: SedTable) -> None:
+    """Write SEDs, atomically; equal content gives equal bytes."""
+
+    def lists(values: npt.NDArray[Any]) -> pa.Array:
+        n = len(values)
+        flat = np.ascontiguousarray(values, dtype=np.float32).reshape(n, -1)
+        width = flat.shape[1]
+        return pa.ListArray.from_arrays(np.arange(n + 1, dtype=np.int32) * width, pa.array(flat.ravel()))
+
+    columns = {
+        "id": pa.array([str(value) for value in seds.id], type=pa.string()),
+        **{name: lists(getattr(seds, name)) for name in (*_LISTS, "modes")},
+        "out_of_domain": pa.array(seds.out_of_domain, type=pa.bool_()),
+    }
+    table = pa.table(columns).replace_schema_metadata({"wavelength": json.dumps([float(w) for w in seds.wavelength])})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_atomic(path, sink.getvalue().to_pybytes())

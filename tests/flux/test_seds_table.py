@@ -1,0 +1,72 @@
+"""Tables of SEDs: round trip, a choice of stars, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from csstdask.errors import InputError
+from csstdask.flux.seds_table import SedTable, check_seds, read_seds, write_seds
+
+WAVELENGTH = np.geomspace(2500, 10500, 20)
+
+
+@pytest.fixture
+def seds():
+    rng = np.random.default_rng(0)
+    mean = rng.uniform(0.5, 2, (3, 20)).astype(np.float32)
+    modes = rng.normal(size=(3, 2, 20)).astype(np.float32)
+    ids = np.array(["a", "b", "c"], dtype=object)
+    return SedTable(ids, WAVELENGTH, mean, 0.1 * mean, modes, np.array([False, True, False]))
+
+
+def test_a_table_comes_back(seds, tmp_path):
+    write_seds(tmp_path / "seds.parquet", seds)
+    found = read_seds(tmp_path / "seds.parquet")
+    for name in seds.__dataclass_fields__:
+        assert np.array_equal(getattr(found, name), getattr(seds, name)), name
+    first = (tmp_path / "seds.parquet").read_bytes()
+    write_seds(tmp_path / "seds.parquet", found)
+    assert (tmp_path / "seds.parquet").read_bytes() == first
+
+
+def test_some_stars(seds, tmp_path):
+    write_seds(tmp_path / "seds.parquet", seds)
+    found = read_seds(tmp_path / "seds.parquet", ["c", "unknown"])
+    assert found.id.tolist() == ["c"]
+    assert np.array_equal(found.modes[0], seds.modes[2])
+    nothing = read_seds(tmp_path / "seds.parquet", [])
+    assert len(nothing) == 0
+    assert nothing.mean.shape == (0, 20)
+
+
+@pytest.mark.parametrize(
+    ("columns", "metadata", "message"),
+    [
+        ({"id": ["a"]}, {}, "found no column mean, sigma"),
+        ({"id": ["a"], "mean": [[1.0]], "sigma": [[1.0]]}, {}, "found no wavelengths in the metadata"),
+        (
+            {"id": ["a"], "mean": [[1.0] * 3], "sigma": [[1.0] * 4]},
+            {"wavelength": json.dumps([1, 2, 3, 4])},
+            "found 3 values of mean for 1 stars; wanted 4 a star",
+        ),
+        ({"id": ["a"], "mean": [[1.0]], "sigma": [[1.0]]}, {"wavelength": "[4, 3, 2, 1]"}, "do not ascend"),
+    ],
+    ids=["columns", "wavelengths", "length", "order"],
+)
+def test_what_is_no_table_of_seds_is_refused(tmp_path, columns, metadata, message):
+    path = tmp_path / "seds.parquet"
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+    with pytest.raises(InputError, match=message) as caught:
+        read_seds(path)
+    assert str(path) in str(caught.value)
+
+
+def test_another_file_is_refused(tmp_path):
+    (tmp_path / "seds.parquet").write_bytes(b"no table")
+    with pytest.raises(InputError, match="no readable Parquet table"):
+        check_seds(tmp_path / "seds.parquet")
