@@ -66,6 +66,12 @@ class Catalogue:
         return replace(self, x=self.x + dx, y=self.y + dy)
 
 
+def no_sources() -> Catalogue:
+    """Return a catalogue without sources."""
+    columns = {field.name: np.empty(0) for field in fields(Catalogue)}
+    return Catalogue(**{**columns, "is_star": np.empty(0, dtype=bool)})
+
+
 def joined(parts: list[Catalogue]) -> Catalogue:
     """Return several catalogues as one."""
     return Catalogue(

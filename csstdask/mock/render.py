@@ -20,7 +20,7 @@ from astropy.io.fits import Header
 from csstdask.errors import InputError
 from csstdask.instrument import Instrument, nominal_header
 from csstdask.mock.artefacts import draw_ghosts, draw_trails
-from csstdask.mock.catalogue import Catalogue, cells_of, dither_of, unit_catalogue
+from csstdask.mock.catalogue import Catalogue, cells_of, dither_of, no_sources, unit_catalogue
 from csstdask.mock.cosmic_rays import aimed_cosmic_rays, generator_of, pixel_fraction, unit_cosmic_rays
 from csstdask.mock.events import library_for
 from csstdask.mock.level_1 import calibrate, estimate, flags_of
@@ -71,8 +71,8 @@ class MockUnit:
     """The same photons and noise, without cosmic rays."""
     truth_cr: npt.NDArray[np.float32]
     """Charge of cosmic rays where they hit [e-], before any of it is moved."""
-    catalogue: Catalogue | None
-    """None of slitless frames."""
+    catalogue: Catalogue
+    """Empty for slitless frames: see `csstdask.mock.slitless.unit_stars`."""
     targets: Targets | None
     """The sources that stamps are wanted of."""
     header: Header
@@ -223,13 +223,12 @@ def render_unit(
     gain, read_noise = values.gain or 1.0, values.read_noise or 0.0
     full_well = values.saturation or np.inf
     settings, shape, epoch = recipe.sensor, recipe.frame_shape, recipe.epoch_of(index)
-    catalogue: Catalogue | None = None
-    artefacts: dict[str, npt.NDArray[np.bool_]] = {}
     if recipe.slitless is None:
         catalogue = unit_catalogue(recipe, instrument, index, detector)
         light, artefacts = expected_light(recipe, instrument, index, detector, catalogue)
     else:
-        light = expected_spectra(recipe, instrument, index, detector, data)
+        catalogue = no_sources()
+        light, artefacts = expected_spectra(recipe, instrument, index, detector, data), {}
     ccd = build_ccd(settings, detector, shape, epoch, gain=gain, bias_level=values.bias_level or 0.0)
     light *= ccd.flat
     light += ccd.dark
@@ -237,9 +236,7 @@ def render_unit(
     clean = count_photons(stream(recipe.seed, Purpose.LIGHT, index, detector), light)
     del light
     clean = brighter_fatter(clean, settings.brighter_fatter, full_well)
-    targets = None
-    if recipe.stamps is not None and catalogue is not None:
-        targets = choose_targets(recipe, index, detector, catalogue, clean, read_noise)
+    targets = choose_targets(recipe, index, detector, catalogue, clean, read_noise) if recipe.stamps else None
     if targets is None or targets.x is None or targets.y is None:
         hits = unit_cosmic_rays(recipe, index, detector, data)
     else:
@@ -300,7 +297,7 @@ def unit_stamps(recipe: Recipe, instrument: Instrument, index: int, detector: in
 
     Where the stamps are of isolated stars, their effective PSFs at half-pixel sampling are part of the truth.
     """
-    if recipe.stamps is None or unit.targets is None or unit.catalogue is None:
+    if recipe.stamps is None or unit.targets is None:
         raise ValueError(f"{recipe.name}: a recipe without stamps")
     size, targets = recipe.stamps.size, unit.targets
     chosen = unit.catalogue.select(targets.source)

@@ -133,8 +133,8 @@ def _read(file: Path, _changed: int) -> SedLibrary:
     if wavelength[0] > REFERENCE[0] or wavelength[-1] < REFERENCE[1]:
         raise InputError(file, _range(wavelength), f"SEDs that cover {REFERENCE[0]:g}-{REFERENCE[1]:g} Angstrom")
     sed = flux / reference_mean(wavelength, flux)[:, None]
-    labels = (arrays[name] for name in ("teff", "logg", "mh"))
-    return SedLibrary(wavelength, sed, *labels, hashlib.sha256(content).hexdigest())
+    identity = hashlib.sha256(content).hexdigest()
+    return SedLibrary(wavelength, sed, arrays["teff"], arrays["logg"], arrays["mh"], identity)
 
 
 def _range(wavelength: Float) -> str:

@@ -78,10 +78,10 @@ def check_slitless(recipe: Recipe, instrument: Instrument, data: Path | None = N
             known = ", ".join(sorted(instrument.slitless)) or "none"
             found = f"{detector} (band {band}) in a recipe with [slitless]"
             raise InputError(where, found, f"detectors of slitless bands ({known}), or no table [slitless]")
-    unused = {"stamps": recipe.stamps, "nodes": recipe.nodes}
-    unused["fields.cluster"] = next((field.cluster for field in recipe.fields if field.cluster), None)
-    for name, value in unused.items():
-        if value is not None:
+    clusters = any(field.cluster for field in recipe.fields)
+    unused = {"stamps": recipe.stamps is not None, "nodes": recipe.nodes is not None, "fields.cluster": clusters}
+    for name, given in unused.items():
+        if given:
             raise InputError(f"{recipe.name}: {name}", "a table that slitless frames do not use", "none")
     file = find_library(slitless_of(recipe).seds, data)
     library = library_of(recipe, data)
@@ -114,7 +114,7 @@ def expected_spectra(
     light = 1 + np.float32(slope_x) * along_x[None, :] + np.float32(slope_y) * along_y[:, None]
     light *= np.float32(instrument.slitless[str(instrument.detector(detector).band)].sky * recipe.sky.level)
     add_zeroth_orders(light, recipe, instrument, detector, stars, library.wavelength)
-    light *= band_flat(recipe, instrument, detector)
+    light *= band_flat(recipe, detector)
     shift = dispersion_shift(recipe, index)
     add_first_orders(light, recipe, instrument, detector, stars, library.wavelength, shift=shift)
     return np.maximum(light, 0, out=light)  # a spline through a deep line may undershoot
@@ -197,11 +197,9 @@ def add_zeroth_orders(
     for i in rows:
         rate = stars.flux_5556[i] * (interpolate_spectrum(wavelength, stars.sed[i], wave) @ response)
         column, row = round(float(x[i])) + offsets, round(float(y[i])) + offsets
-        parts = zip(PROFILE_SHARES, sigmas, strict=True)
-        image = sum(
-            share * np.outer(_pixel_shares(row - y[i], sigma), _pixel_shares(column - x[i], sigma))
-            for share, sigma in parts
-        )
+        image = np.zeros((len(row), len(column)))
+        for share, sigma in zip(PROFILE_SHARES, sigmas, strict=True):
+            image += share * np.outer(_pixel_shares(row - y[i], sigma), _pixel_shares(column - x[i], sigma))
         on_y, on_x = (row >= 0) & (row < light.shape[0]), (column >= 0) & (column < light.shape[1])
         light[np.ix_(row[on_y], column[on_x])] += (rate * image[np.ix_(on_y, on_x)]).astype(np.float32)
 

@@ -118,7 +118,7 @@ def true_flat(
     )
 
 
-def band_flat(recipe: Recipe, instrument: Instrument, detector: int) -> npt.NDArray[np.float32]:
+def band_flat(recipe: Recipe, detector: int) -> npt.NDArray[np.float32]:
     """Return the true flat of a frame (y, x), averaged over the wavelengths of the band."""
     degree = slitless_of(recipe).flat_degree
     ny, nx = recipe.frame_shape

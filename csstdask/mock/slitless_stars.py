@@ -87,7 +87,8 @@ def field_stars(recipe: Recipe, instrument: Instrument, index: int, detector: in
     rng = stream(recipe.seed, Purpose.SLITLESS_STARS, number, detector)
     x, y = _positions(rng, recipe, settings, order_reach(instrument, detector, recipe.frame_shape))
     n = len(x)
-    flux = np.exp(rng.uniform(*np.log(settings.flux_5556), n))
+    faint, bright = np.log(settings.flux_5556)
+    flux = np.exp(rng.uniform(faint, bright, n))
     sed = rng.integers(0, len(library), n)
     pmra, pmdec = rng.normal(0, settings.proper_motion, (2, n))
     # Positions are drawn at launch, and the catalogue's epoch is J2016.0.
@@ -100,7 +101,7 @@ def field_stars(recipe: Recipe, instrument: Instrument, index: int, detector: in
     change = np.exp(inputs.normal(0, _VARIABILITY, n))
     other = (sed + inputs.integers(1, max(len(library), 2), n)) % len(library)
     error, sed_error = inputs.normal(size=(2, n))
-    told = flux * np.where(bad & variable, change, 1.0) * (1 + settings.flux_error * error)
+    measured = flux * np.where(bad & variable, change, 1.0) * (1 + settings.flux_error * error)
     return FieldStars(
         id=np.array([f"{number:04d}-{detector:02d}-{i:05d}" for i in range(n)], dtype=object),
         ra=ra,
@@ -110,7 +111,7 @@ def field_stars(recipe: Recipe, instrument: Instrument, index: int, detector: in
         flux_5556=flux,
         sed=sed,
         bad=bad,
-        catalogue_flux_5556=np.maximum(told, 0.01 * flux),
+        catalogue_flux_5556=np.maximum(measured, 0.01 * flux),
         catalogue_sed=np.where(bad & ~variable, other, sed),
         sed_error=sed_error,
     )
@@ -209,8 +210,8 @@ def catalogue_columns(settings: Slitless, stars: FieldStars) -> dict[str, npt.ND
 def spectra_columns(settings: Slitless, stars: FieldStars, library: SedLibrary) -> dict[str, npt.NDArray[np.generic]]:
     """Return the SEDs that a reduction is given (``--spectra``).
 
-    ``mean`` (star, m) is in units of the mean flux in 5526-5586 Angstrom, ``modes`` (star, rank * m; here of rank 1) are
-    its fully correlated errors and ``sigma`` (star, m) its total error, one sigma, in the same units.
+    ``mean`` (star, m) is in units of the mean flux in 5526-5586 Angstrom. In the same units, ``modes`` (star, rank * m;
+    here of rank 1) are its fully correlated errors, and ``sigma`` (star, m) its total error, one sigma.
     """
     mode = sed_mode(settings, library.wavelength)
     mean = library.sed[stars.catalogue_sed] * np.exp(stars.sed_error[:, None] * mode)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from astropy.io import fits
 from astropy.table import Table
 
@@ -421,29 +422,29 @@ def _write_slitless_tables(folder: Path, recipe: Recipe, instrument: Instrument,
 
 def _slitless_truth(
     recipe: Recipe, instrument: Instrument, jobs: Sequence[MockJob]
-) -> dict[str, tuple[ArraySpec, np.ndarray[Any, Any]]]:
+) -> dict[str, tuple[ArraySpec, npt.NDArray[Any]]]:
     """Return coefficients of the true flats and true sensitivities on the wavelengths of the SEDs."""
     settings, wavelength = slitless_of(recipe), library_of(recipe, jobs[0].folder).wavelength
     terms = np.array(flat_terms(settings.flat_degree), dtype=np.int32)
     sensitivity = np.stack([true_sensitivity(recipe, instrument, one, wavelength) for one in recipe.detectors])
     flat = np.stack([flat_coefficients(recipe, instrument, one, wavelength) for one in recipe.detectors])
     flat[sensitivity == 0] = np.nan
-    about_flat = {
+    about_flat: dict[str, object] = {
         "long_name": "large-scale flat: sum over terms of flat * L_degree_u(u) * L_degree_v(v), L of Legendre",
         "u": "2 (x + 1/2) / nx - 1",
         "v": "2 (y + 1/2) / ny - 1",
         "shape": list(recipe.frame_shape),
     }
-    about_sensitivity = {"units": "electron cm2 erg-1", "long_name": "sensitivity of the first order"}
-    values = {
-        "detector": (("detector",), "int32", -1, {}, np.array(recipe.detectors, dtype=np.int32)),
-        "wavelength": (("wavelength",), "float64", np.nan, {"units": "Angstrom", "medium": "vacuum"}, wavelength),
-        "degree_u": (("term",), "int32", -1, {}, terms[:, 0]),
-        "degree_v": (("term",), "int32", -1, {}, terms[:, 1]),
-        "flat": (("detector", "wavelength", "term"), "float64", np.nan, about_flat, flat),
-        "sensitivity": (("detector", "wavelength"), "float64", np.nan, about_sensitivity, sensitivity),
-    }
-    return {
-        name: (ArraySpec(name, dims, dtype, fill, "table", dict(about)), array)
-        for name, (dims, dtype, fill, about, array) in values.items()
-    }
+    found: dict[str, tuple[ArraySpec, npt.NDArray[Any]]] = {}
+
+    def add(name: str, dims: tuple[str, ...], values: npt.NDArray[Any], **about: object) -> None:
+        fill = np.nan if values.dtype.kind == "f" else -1
+        found[name] = ArraySpec(name, dims, str(values.dtype), fill, "table", about), values
+
+    add("detector", ("detector",), np.array(recipe.detectors, dtype=np.int32))
+    add("wavelength", ("wavelength",), wavelength, units="Angstrom", medium="vacuum")
+    add("degree_u", ("term",), terms[:, 0])
+    add("degree_v", ("term",), terms[:, 1])
+    add("flat", ("detector", "wavelength", "term"), flat, **about_flat)
+    add("sensitivity", ("detector", "wavelength"), sensitivity, units="electron cm2 erg-1", order=1)
+    return found
