@@ -1,0 +1,28 @@
+"""Flags of extracted spectra."""
+
+from __future__ import annotations
+
+from enum import IntFlag
+
+
+class SpectrumFlag(IntFlag):
+    """What is wrong with one column of an extracted spectrum."""
+
+    NO_DATA = 1
+    """Off the frame, or without a usable pixel: counts NaN, sigma inf."""
+    PARTIAL = 2
+    """Less than 80 % of the profile is in usable pixels."""
+    REJECTED = 4
+    """Pixels were rejected as outliers."""
+    CONTAMINATED = 8
+    """Pixels were rejected because other spectra fall on them."""
+    NEGATIVE = 16
+    """Counts below -3 sigma."""
+    UNRELIABLE = 32
+    """Outliers would have taken half of the profile: none was rejected."""
+
+
+PARTIAL_SHARE = 0.8
+"""Usable share of the profile below which a column is `SpectrumFlag.PARTIAL`."""
+LEAST_SHARE = 0.25
+"""Usable share of the profile below which nothing is extracted."""
