@@ -21,7 +21,7 @@ from csstdask.flux.spectrum_flag import SpectrumFlag
 from csstdask.flux.wavelength_shift import fit_shifts
 from csstdask.instrument.dispersion import Dispersion
 from csstdask.numerics.polynomials import unit_coordinate
-from csstdask.numerics.robust import robust_polynomial
+from csstdask.numerics.robust import nan_median, robust_polynomial
 
 Float = npt.NDArray[np.float64]
 Single = npt.NDArray[np.float32]
@@ -192,20 +192,22 @@ def extract_frame(
     if predicted is not None:
         expected = predicted.counts(traces.wavelength, traces.angstrom_per_pixel)
     nothing = np.zeros(n)
-    first = _extract(frame, traces, shape, nothing, None, np.full_like(expected, np.nan), 1.0, reject=False)
+    at = _shape_of(traces, shape, nothing)
+    first = _extract(frame, traces, at, None, np.full_like(expected, np.nan), 1.0, reject=False)
     light = np.where(np.isfinite(expected), expected, first.smooth)
     spots = _zeroth_orders(dispersion, zeroth, predicted, x, y)
     n_used, offset = 0, nothing
     if fit:
-        others = _light_of_all(frame, traces, shape, offset, light, spots)
+        others = _light_of_all(frame, traces, shape, at, light, spots)
         shape, offset, n_used = _fit_shape(frame, traces, shape, first, others, light, x, y)
-    others = _light_of_all(frame, traces, shape, offset, light, spots)
+        at = _shape_of(traces, shape, offset)
+    others = _light_of_all(frame, traces, shape, at, light, spots)
     expected = _scaled(expected, first)
-    poisson = _poisson_factor(frame, traces, shape, offset, first)
+    poisson = _poisson_factor(frame, traces, at, first)
     rejected = np.zeros(frame.height.shape, dtype=bool)
     contaminated = np.zeros(n)
     final = _extract(
-        frame, traces, shape, offset, others, expected, poisson, reject=True, light=light, rejected=rejected,
+        frame, traces, at, others, expected, poisson, reject=True, light=light, rejected=rejected,
         contaminated=contaminated,
     )  # fmt: skip
     return _assemble(dispersion, predicted, traces, final, x, y, offset, shape, n_used, rejected, contaminated)
@@ -236,6 +238,21 @@ def _cut(frame: _Frame, traces: Traces, first_row: Int) -> _Windows:
     return _Windows(data, sigma * sigma, usable, first_row)
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """The profile in the windows of all stars."""
+
+    distance: Float
+    """(star, column) Of row 0 of the windows from the trace [pixel]."""
+    pixels: Single
+    """(star, column, row)"""
+
+
+def _shape_of(traces: Traces, profile: CrossProfile, offset: Float) -> _Shape:
+    distance = _first_rows(traces) - traces.row - offset[:, None]
+    return _Shape(distance, profile.pixels(-distance, traces.wavelength, 2 * HALF_ROWS + 1))
+
+
 def _first_rows(traces: Traces) -> Int:
     """Return the first rows of the windows; the offset of the traces does not move them."""
     return np.floor(traces.row + 0.5).astype(np.int64) - HALF_ROWS
@@ -244,8 +261,7 @@ def _first_rows(traces: Traces) -> Int:
 def _extract(
     frame: _Frame,
     traces: Traces,
-    profile: CrossProfile,
-    offset: Float,
+    shape: _Shape,
     others: Single | None,
     expected: Float,
     poisson: float,
@@ -266,25 +282,24 @@ def _extract(
         part = slice(start, start + _BATCH)
         some = traces.take(part)
         windows = _cut(frame, some, first_rows[part])
-        distance = windows.first_row - some.row - offset[part, None]
-        shape = profile.pixels(-distance, some.wavelength, windows.data.shape[2])
+        distance, pixels = shape.distance[part], shape.pixels[part]
         foreign = np.zeros_like(windows.data)
         usable = windows.usable
         if others is not None and light is not None:
-            foreign, bad = _foreign_light(others, some, windows, shape, light[part])
+            foreign, bad = _foreign_light(others, some, windows, pixels, light[part])
             if contaminated is not None:
-                contaminated[part] = _share(shape, bad & usable & some.inside[..., None], usable & some.inside[..., None])
+                contaminated[part] = _share(pixels, bad & usable & some.inside[..., None], usable & some.inside[..., None])
             usable = usable & ~bad
         marked = np.zeros(windows.usable.shape, dtype=bool)
         extract_stars(
-            windows.data - foreign, windows.squared, usable, shape, distance, foreign, CONTAMINATION_ERROR,
+            windows.data - foreign, windows.squared, usable, pixels, distance, foreign, CONTAMINATION_ERROR,
             expected[part], poisson, reject, True, out.counts[part], out.sigma[part], out.background[part],
             out.flag[part], out.chi2[part], out.smooth[part], marked,
         )  # fmt: skip
         if others is not None and light is not None:
-            hit = (bad & windows.usable & (shape > 0.02)).any(axis=2)
+            hit = (bad & windows.usable & (pixels > 0.02)).any(axis=2)
             out.flag[part][hit] |= int(SpectrumFlag.CONTAMINATED)
-            marked |= bad & windows.usable & (np.abs(distance[..., None] + np.arange(shape.shape[2])) < BACKGROUND_FROM)
+            marked |= bad & windows.usable & (np.abs(distance[..., None] + np.arange(pixels.shape[2])) < BACKGROUND_FROM)
         if rejected is not None:
             i, j, k = np.nonzero(marked & some.inside[..., None])
             rejected[windows.first_row[i, j] + k, some.column[i, j]] = True
@@ -335,18 +350,12 @@ def _zeroth_orders(
 
 
 def _light_of_all(
-    frame: _Frame, traces: Traces, profile: CrossProfile, offset: Float, light: Float, spots: _Spots | None
+    frame: _Frame, traces: Traces, profile: CrossProfile, shape: _Shape, light: Float, spots: _Spots | None
 ) -> Single:
     """Return the predicted light of all stars on the frame [e-]; NaN round zeroth orders of unknown brightness."""
     total = np.zeros(frame.height.shape, dtype=np.float32)
-    first_rows = _first_rows(traces)
-    for start in range(0, len(light), _BATCH):
-        part = slice(start, start + _BATCH)
-        some = traces.take(part)
-        distance = first_rows[part] - some.row - offset[part, None]
-        shape = profile.pixels(-distance, some.wavelength, 2 * HALF_ROWS + 1)
-        counts = np.where(np.isfinite(light[part]), light[part], 0.0)
-        add_light(total, np.ascontiguousarray(some.column[:, 0]), first_rows[part], counts, shape)
+    counts = np.where(np.isfinite(light), light, 0.0)
+    add_light(total, np.ascontiguousarray(traces.column[:, 0]), _first_rows(traces), counts, shape.pixels)
     if spots is not None:
         _add_spots(total, profile, spots)
     return total
@@ -386,8 +395,7 @@ def _fit_shape(
     none = np.zeros(len(x))
     with np.errstate(invalid="ignore"):
         ratio = np.where(traces.inside & np.isfinite(first.counts), first.counts / first.sigma, np.nan)
-    measured = np.isfinite(ratio)
-    snr = np.array([np.median(one[have]) if have.sum() > 20 else 0.0 for one, have in zip(ratio, measured, strict=True)])
+    snr = np.where(np.isfinite(ratio).sum(axis=1) > 20, np.nan_to_num(nan_median(ratio, axis=1)), 0.0)
     bright = np.flatnonzero(snr > _BRIGHT)
     bright = bright[np.argsort(-snr[bright], kind="stable")][: 4 * _PROFILE_STARS]
     if not len(bright):
@@ -442,8 +450,7 @@ def _centroid(windows: _Windows, traces: Traces, profile: CrossProfile) -> float
     distance = windows.first_row[..., None] - traces.row[..., None] + rows
     center = 0.0
     edge = np.abs(distance) > BACKGROUND_FROM + 2
-    with np.errstate(invalid="ignore"):
-        level = np.nanmedian(np.where(edge & windows.usable, windows.data, np.nan), axis=(1, 2))
+    level = nan_median(np.where(edge & windows.usable, windows.data, np.nan), axis=(1, 2))
     level = np.nan_to_num(level)[:, None, None]
     for reach in (6.0, 4.0, 3.0, 3.0):
         core = (np.abs(distance - center) < reach) & windows.usable & traces.inside[..., None]
@@ -504,9 +511,7 @@ def _scaled(expected: Float, first: _Extracted) -> Float:
     return expected * np.clip(factor, 0.0, None)[:, None]
 
 
-def _poisson_factor(
-    frame: _Frame, traces: Traces, profile: CrossProfile, offset: Float, first: _Extracted
-) -> float:
+def _poisson_factor(frame: _Frame, traces: Traces, at: _Shape, first: _Extracted) -> float:
     """Return the variance per count by which the errors given grow with the light: 1 for electrons."""
     peak = np.where(traces.inside, first.smooth, 0.0).max(axis=1)
     chosen = np.argsort(-peak, kind="stable")[:_PROFILE_STARS]
@@ -515,11 +520,9 @@ def _poisson_factor(
         return 1.0
     some = traces.take(chosen)
     windows = _cut(frame, some, _first_rows(some))
-    distance = windows.first_row - some.row - offset[chosen, None]
-    shape = profile.pixels(-distance, some.wavelength, windows.data.shape[2])
+    distance, shape = at.distance[chosen], at.pixels[chosen]
     far = np.abs(distance[..., None] + np.arange(shape.shape[2])) >= BACKGROUND_FROM
-    with np.errstate(invalid="ignore"):
-        floor = np.array([np.median(one[keep]) if keep.any() else np.nan for one, keep in zip(windows.squared, far & windows.usable, strict=True)])  # fmt: skip
+    floor = nan_median(np.where(far & windows.usable, windows.squared, np.nan), axis=(1, 2))
     light = first.smooth[chosen][..., None] * shape
     use = windows.usable & (light > floor[:, None, None]) & ~far
     if use.sum() < 30:
@@ -567,7 +570,7 @@ def _assemble(
         wavelength, per_pixel = np.where(far, traces.wavelength, wavelength), np.where(far, traces.angstrom_per_pixel, per_pixel)  # fmt: skip
     usable = np.isfinite(counts)
     ratio = np.where(usable, counts / sigma, np.nan)
-    snr = np.array([np.median(one[have]) if have.any() else np.nan for one, have in zip(ratio, usable, strict=True)])
+    snr = nan_median(ratio, axis=1)
     coverage = usable.sum(axis=1) / np.maximum(traces.inside.sum(axis=1), 1)
     background = np.where(usable, final.background, np.nan)
     chi2 = np.where(usable.any(axis=1), final.chi2, np.nan)

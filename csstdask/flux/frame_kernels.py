@@ -84,8 +84,8 @@ def _fit_background(  # pragma: no cover
     """Return level, slope across the trace and variance of the level of a block, robustly."""
     level, slope = 0.0, 0.0
     s0 = 0.0
-    for step in range(4):
-        cutoff = 1e30 if step == 0 and first else (4.0 if step > 1 else 8.0)
+    for step in range(3):
+        cutoff = 1e30 if step == 0 and first else (4.0 if step > 0 else 8.0)
         s0, s1, s2, r0, r1 = 0.0, 0.0, 0.0, 0.0, 0.0
         for j in range(low, high):
             f = counts[j] if np.isfinite(counts[j]) else 0.0
@@ -148,7 +148,7 @@ def extract_stars(  # pragma: no cover
             counts[i, :], sigma[i, :], flag[i, :], background[i, :] = np.nan, np.inf, NO_DATA, np.nan
             continue
         level, slope, level_variance = np.zeros(m), np.zeros(m), np.zeros(m)
-        n_steps = 5 if reject else 4
+        n_steps = 4 if reject else 2
         scale = 1.0
         for step in range(n_steps):
             # variances: the errors given, with the light of the star smoothed

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from csstdask.errors import InputError
 from csstdask.instrument.dispersion import Dispersion
-from csstdask.numerics.spectral import interpolate_spectra, interpolate_spectrum
+from csstdask.numerics.spectral import SpectrumSplines, interpolate_spectrum
 
 Float = npt.NDArray[np.float64]
 Sensitivity = Callable[[npt.ArrayLike], npt.ArrayLike]
@@ -46,13 +47,16 @@ class PredictedLight:
     def counts(self, wavelength: npt.ArrayLike, angstrom_per_pixel: npt.ArrayLike) -> Float:
         """Return the counts in columns (n, column) [e-]; NaN where the spectrum is unknown, 0 beyond the band."""
         wavelength = np.asarray(wavelength, dtype=np.float64)
-        flux = np.asarray(self.flux, dtype=np.float64)
-        known = np.isfinite(flux).all(axis=1)
-        values = interpolate_spectra(self.wavelength, np.where(known[:, None], flux, 0.0), wavelength)
-        values[~known] = np.nan
+        values = self._splines(wavelength)
+        values[~np.isfinite(self.flux).all(axis=1)] = np.nan
         throughput = np.asarray(self.sensitivity(wavelength), dtype=np.float64)
         light = values * throughput * np.abs(np.asarray(angstrom_per_pixel)) * self.exptime
         return np.where(np.isfinite(throughput) & (throughput > 0), light, np.where(np.isfinite(values), 0.0, np.nan))
+
+    @cached_property
+    def _splines(self) -> SpectrumSplines:
+        flux = np.asarray(self.flux, dtype=np.float64)
+        return SpectrumSplines(self.wavelength, np.where(np.isfinite(flux).all(axis=1)[:, None], flux, 0.0))
 
     def zeroth_counts(self, limits: tuple[float, float]) -> Float:
         """Return the counts in zeroth orders (n,) [e-], over some range of wavelengths [Angstrom]; 0 if unknown."""

@@ -7,6 +7,7 @@ P_r = sum_g share_g [Phi((r + 1/2 - y) / s_g) - Phi((r - 1/2 - y) / s_g)], with 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,12 @@ from numba import njit
 
 Float = npt.NDArray[np.float64]
 Single = npt.NDArray[np.float32]
+
+_LINEAR_FROM = 3.0
+"""Residual from which the fit counts it linearly [sigma]."""
+_DIFFERENCE = 1e-3
+"""Step of a parameter for its derivative."""
+_MOST_STEPS = 25
 
 
 @dataclass(frozen=True)
@@ -105,8 +112,6 @@ def fit_profile(
     offset : float
         By which the traces lie above `center` [pixel].
     """
-    from scipy.optimize import least_squares  # noqa: PLC0415  slow to import
-
     data, variance = np.asarray(data, dtype=np.float64), np.asarray(variance, dtype=np.float64)
     center, wavelength = np.asarray(center, dtype=np.float64), np.asarray(wavelength, dtype=np.float64)
     root = np.where(np.isfinite(data) & np.isfinite(variance) & (variance > 0), 1 / np.sqrt(variance), 0.0)
@@ -134,8 +139,41 @@ def fit_profile(
         rest = rest - (rest * shape).sum(axis=1, keepdims=True) / power * shape
         return np.concatenate([rest.ravel(), (parameters - first) / prior])
 
-    steps = np.array([1e-3, 1e-3, 1e-3, 1e-3, 1e-3])
-    found = least_squares(residuals, first, loss="soft_l1", f_scale=3.0, x_scale=0.1, diff_step=steps, max_nfev=40)
-    if not np.all(np.isfinite(found.x)) or abs(found.x[0]) > data.shape[1] / 4:
+    found = _least_squares(residuals, first, n_free=len(first))
+    if not np.all(np.isfinite(found)) or abs(found[0]) > data.shape[1] / 4:
         return start, 0.0
-    return shaped(found.x), float(found.x[0])
+    return shaped(found), float(found[0])
+
+
+def _least_squares(residuals: Callable[[Float], Float], start: Float, *, n_free: int) -> Float:
+    """Minimise the sum of Huber's function of residuals by damped Gauss-Newton steps."""
+
+    def cost_of(rest: Float) -> tuple[Float, float]:
+        size = np.abs(rest)
+        weight = np.minimum(1.0, _LINEAR_FROM / np.maximum(size, _LINEAR_FROM))
+        return weight, float(np.sum(np.where(size < _LINEAR_FROM, rest**2, _LINEAR_FROM * (2 * size - _LINEAR_FROM))))
+
+    at, damping = start.copy(), 1e-3
+    rest = residuals(at)
+    weight, cost = cost_of(rest)
+    for _ in range(_MOST_STEPS):
+        slopes = np.empty((n_free, len(rest)))
+        for k in range(n_free):
+            moved = at.copy()
+            moved[k] += _DIFFERENCE
+            slopes[k] = (residuals(moved) - rest) / _DIFFERENCE
+        normal, gradient = (slopes * weight) @ slopes.T, (slopes * weight) @ rest
+        for _ in range(6):
+            step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), -gradient)
+            new_rest = residuals(at + step)
+            new_weight, new_cost = cost_of(new_rest)
+            if new_cost <= cost:
+                break
+            damping *= 10
+        else:
+            return at
+        gain = cost - new_cost
+        at, rest, weight, cost, damping = at + step, new_rest, new_weight, new_cost, damping / 10
+        if np.abs(step).max() < 1e-6 or gain < 1e-6 * (1e-6 + cost):
+            break
+    return at

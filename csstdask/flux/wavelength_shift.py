@@ -122,10 +122,10 @@ def _combine(shift: Float, error: Float, u: Float, v: Float) -> Shifts:
         coefficients, weights = robust_polynomial(terms, shift, variance)
         rest = shift - terms @ coefficients
         kept = measured & (weights > 0)
-        # excess scatter, by the method of moments with the weights of the most precise stars
-        power = np.where(kept, 1 / variance, 0.0)
-        excess = np.sum(power * (np.where(kept, rest, 0.0) ** 2 - error_squared(error, kept))) / np.sum(power)
-        scatter = max(_LEAST_SCATTER, float(np.sqrt(max(excess, 0.0))))
+        # excess over the errors, of the better half of the stars
+        best = measured & (error <= np.median(error[measured]))
+        excess = mad_scale(rest[best], center=0.0) ** 2 - np.median(error[best] ** 2)
+        scatter = max(_LEAST_SCATTER, float(np.sqrt(max(excess, 0.0)))) if best.sum() > 5 else scatter
     common = terms @ coefficients
     power = np.where(kept, 1 / (error**2 + scatter**2), 0.0)
     inverse = np.linalg.pinv((terms * power[:, None]).T @ terms)
@@ -135,7 +135,3 @@ def _combine(shift: Float, error: Float, u: Float, v: Float) -> Shifts:
     joint = (np.where(measured, shift, 0.0) * alone + common / of_common) / (alone + 1 / of_common)
     return Shifts(shift, error, joint, np.sqrt(1 / (alone + 1 / of_common)), common)
 
-
-def error_squared(error: Float, kept: npt.NDArray[np.bool_]) -> Float:
-    """Return squared errors, 0 where they are not used."""
-    return np.where(kept, np.where(kept, error, 0.0) ** 2, 0.0)

@@ -157,6 +157,22 @@ def dispersion_of(instrument: Instrument, detector: int, shape: tuple[int, int],
     return Dispersion(order, found.wavelength, dx, dy, full, origin)
 
 
+N_WAVELENGTHS = 195
+"""Wavelengths of a flat-field cube: about one for each column of a spectrum."""
+
+
+def wavelength_grid(instrument: Instrument, detector: int) -> Float:
+    """Return the wavelengths of a detector's flat-field cube: centres of equal intervals of its first order [Angstrom].
+
+    Raises
+    ------
+    InputError
+        If the detector has no grating.
+    """
+    first, last = slitless_order(instrument, detector).wavelength
+    return np.asarray(first + (np.arange(N_WAVELENGTHS) + 0.5) * (last - first) / N_WAVELENGTHS)
+
+
 def nominal_throughput(order: SlitlessOrder, wavelength: npt.ArrayLike) -> Float:
     """Return the throughput of telescope, grating and detector in an order; 0 outside of its range."""
     from scipy.interpolate import PchipInterpolator  # noqa: PLC0415  slow to import

@@ -15,6 +15,22 @@ TUKEY_CUTOFF = 4.685
 """|z| at which Tukey weights reach 0; 95 % efficient for normal errors."""
 
 
+def nan_median(values: npt.ArrayLike, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False) -> Float:
+    """Return the median of the numbers; NaN, without a warning, where there is none."""
+    values = np.asarray(values, dtype=np.float64)
+    axes = tuple(range(values.ndim)) if axis is None else np.atleast_1d(np.asarray(axis)) % values.ndim
+    last = np.moveaxis(values, tuple(axes), tuple(range(-len(axes), 0)))
+    ordered = np.sort(last.reshape(*last.shape[: values.ndim - len(axes)], -1), axis=-1)
+    count = np.isfinite(ordered).sum(axis=-1)
+    low, high = np.maximum(count - 1, 0) // 2, count // 2
+    if ordered.shape[-1] == 0:
+        middle = np.full(count.shape, np.nan)
+    else:
+        picked = [np.take_along_axis(ordered, np.minimum(k, ordered.shape[-1] - 1)[..., None], -1)[..., 0] for k in (low, high)]
+        middle = np.where(count > 0, (picked[0] + picked[1]) / 2, np.nan)
+    return np.asarray(np.expand_dims(middle, tuple(axes)) if keepdims else middle)
+
+
 def mad_scale(
     values: npt.ArrayLike, axis: int | None = None, *, center: npt.ArrayLike | None = None, floor: float = 0.0
 ) -> Float:
@@ -37,11 +53,8 @@ def mad_scale(
     1.4826
     """
     values = np.asarray(values, dtype=np.float64)
-    if values.size == 0:
-        return np.asarray(floor)
-    with np.errstate(all="ignore"):
-        middle = np.nanmedian(values, axis=axis, keepdims=True) if center is None else np.asarray(center)
-        scale = np.nanmedian(np.abs(values - middle), axis=axis) / NORMAL_MAD
+    middle = nan_median(values, axis, keepdims=True) if center is None else np.asarray(center)
+    scale = nan_median(np.abs(values - middle), axis) / NORMAL_MAD
     return np.maximum(np.nan_to_num(scale, nan=floor), floor)
 
 

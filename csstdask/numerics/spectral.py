@@ -37,8 +37,8 @@ def interpolate_spectrum(wavelength: npt.ArrayLike, flux: npt.ArrayLike, at: npt
     return np.where(inside, values, np.nan)
 
 
-def interpolate_spectra(wavelength: npt.ArrayLike, flux: npt.ArrayLike, at: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Interpolate spectra at wavelengths of their own; `interpolate_spectrum` for many spectra at once.
+class SpectrumSplines:
+    """`interpolate_spectrum` for many spectra, each at wavelengths of its own; the splines are made once.
 
     Parameters
     ----------
@@ -46,28 +46,30 @@ def interpolate_spectra(wavelength: npt.ArrayLike, flux: npt.ArrayLike, at: npt.
         Ascending [Angstrom], common to all spectra.
     flux : array-like (n, m)
         Samples.
-    at : array-like (n, k)
-        Wavelengths for each spectrum [Angstrom].
-
-    Returns
-    -------
-    float64 array (n, k)
-        NaN outside of `wavelength`.
 
     Examples
     --------
-    >>> interpolate_spectra([1e3, 2e3, 4e3, 8e3], [[0, 1, 2, 3], [3, 2, 1, 0]], [[4e3], [2e3]]).round(6).tolist()
+    >>> splines = SpectrumSplines([1e3, 2e3, 4e3, 8e3], [[0, 1, 2, 3], [3, 2, 1, 0]])
+    >>> splines([[4e3], [2e3]]).round(6).tolist()
     [[2.0], [2.0]]
     """
-    grid, wanted = np.asarray(wavelength, dtype=np.float64), np.asarray(at, dtype=np.float64)
-    if not wanted.size:
-        return np.zeros(wanted.shape)
-    spline = CubicSpline(np.log(grid), np.asarray(flux, dtype=np.float64), axis=-1)
-    inside = (wanted >= grid[0]) & (wanted <= grid[-1])
-    log = np.log(np.where(inside, wanted, grid[0]))
-    piece = np.clip(np.searchsorted(spline.x, log, side="right") - 1, 0, len(grid) - 2)
-    step = log - spline.x[piece]
-    values = np.zeros(wanted.shape)
-    for power in range(spline.c.shape[0]):
-        values = values * step + np.take_along_axis(spline.c[power].T, piece, axis=-1)
-    return np.where(inside, values, np.nan)
+
+    def __init__(self, wavelength: npt.ArrayLike, flux: npt.ArrayLike) -> None:
+        self.wavelength = np.asarray(wavelength, dtype=np.float64)
+        spline = CubicSpline(np.log(self.wavelength), np.asarray(flux, dtype=np.float64), axis=-1)
+        self._knots = spline.x
+        self._powers = np.ascontiguousarray(np.moveaxis(spline.c, -1, 0).swapaxes(1, 2))  # (n, piece, power)
+
+    def __call__(self, at: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Return the spectra at wavelengths (n, k) [Angstrom]; NaN outside of the samples."""
+        wanted = np.asarray(at, dtype=np.float64)
+        inside = (wanted >= self.wavelength[0]) & (wanted <= self.wavelength[-1])
+        log = np.log(np.where(inside, wanted, self.wavelength[0]))
+        piece = np.clip(np.searchsorted(self._knots, log, side="right") - 1, 0, len(self._knots) - 2)
+        step = log - self._knots[piece]
+        row = np.arange(len(wanted))[:, None]
+        coefficients = self._powers[row, piece]
+        values = np.zeros(wanted.shape)
+        for power in range(coefficients.shape[-1]):
+            values = values * step + coefficients[..., power]
+        return np.where(inside, values, np.nan)

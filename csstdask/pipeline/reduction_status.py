@@ -117,7 +117,7 @@ class Part:
 
 def parts_of(plan: Plan, ledger: Ledger, reduction: Reduction) -> list[Part]:
     """Return the parts of a reduction: one for each detector that has frames of its kind."""
-    kinds = np.isin(np.asarray(plan.campaign.read("kind"), dtype=str), sorted(reduction.kinds))
+    kinds = np.isin(np.asarray(plan.campaign.read("kind"), dtype=object).astype(str), sorted(reduction.kinds))
     columns = np.flatnonzero((kinds & np.asarray(plan.campaign.present, dtype=bool)).any(axis=0))
     return [Part(plan, ledger, reduction, plan.campaign.detectors[column]) for column in columns]
 

@@ -30,6 +30,12 @@ _OWN_UNITS = {
         "angle": "deg",
     },
     "psf_stars": {"size": "pixel", "model_size": "pixel"},
+    "spectra": {
+        "wavelength": "Angstrom", "rate": "electron s-1 Angstrom-1", "rate_err": "electron s-1 Angstrom-1",
+        "background": "electron pixel-1", "column": "pixel", "row": "pixel", "shift": "pixel", "shift_err": "pixel",
+        "shift_measured": "pixel", "shift_measured_err": "pixel", "y_offset": "pixel",
+        "flux_5556": "erg s-1 cm-2 Angstrom-1", "flux_5556_err": "erg s-1 cm-2 Angstrom-1",
+    },
     "detections": {"flux": "electron", "flux_err": "electron", "peak": "electron"},
     "catalogue": {
         "pmra": "mas yr-1", "pmdec": "mas yr-1",
@@ -69,9 +75,9 @@ def _as_table(columns: Mapping[str, npt.NDArray[Any]], units: Mapping[str, str] 
 
 
 def _lists(values: npt.NDArray[Any]) -> pa.ListArray:
-    """Return the rows of a matrix as lists; what is not known stays NaN in them."""
+    """Return the rows of a matrix as lists; what is not known is null in them too."""
     offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
-    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values).ravel()))
+    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values).ravel(), from_pandas=True))
 
 
 def write_table(path: Path, columns: Mapping[str, npt.NDArray[Any]], units: Mapping[str, str] = COLUMN_UNITS) -> None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from csstdask.instrument.dispersion import dispersion_of, nominal_sensitivity
+from csstdask.instrument.dispersion import N_WAVELENGTHS, nominal_sensitivity, wavelength_grid
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.reduction import DetectorProduct, Reduced, Reduction
+from csstdask.pipeline.steps.extract import EXTRACT, STAR_RATIOS
 from csstdask.store.campaign import Campaign
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from csstdask.flux.sums import FlatSolution, FlatSums
 
 SENSITIVITY_UNITS = "(electron s-1 Angstrom-1) / (erg s-1 cm-2 Angstrom-1)"
-N_WAVELENGTHS = 195
-"""Of every cube: about one for each column of a spectrum."""
 MAX_NODES = 24
 """Wavelengths between which covariances are kept."""
 
@@ -57,17 +56,11 @@ class FlatAlgorithm:
         return Pass(found, found.finished)
 
 
-def flat_wavelengths(campaign: Campaign, detector: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the wavelengths of a detector's cube [Angstrom]: centres of equal intervals of its first order."""
-    first, last = dispersion_of(campaign.instrument, detector, campaign.shape).limits
-    return first + (np.arange(N_WAVELENGTHS) + 0.5) * (last - first) / N_WAVELENGTHS
-
-
 def products_of(solution: FlatSolution, config: RunConfig, campaign: Campaign, detector: int) -> Reduced:
     """Return the arrays of a detector from the last solution."""
     from csstdask.flux.flat import flat_of
 
-    wavelength = flat_wavelengths(campaign, detector)
+    wavelength = wavelength_grid(campaign.instrument, detector)
     flat = flat_of(solution, wavelength, campaign.shape, detector=detector, common_variance=config.flat.common_error**2)
     nominal = nominal_sensitivity(campaign.instrument, detector, wavelength)
     first = np.where(flat.degree >= 0, flat.sensitivity, np.nan)
@@ -112,8 +105,8 @@ _NAN = float("nan")
 _WAVE = ("flat_wave",)
 FLAT = Reduction(
     name="flat",
-    step="extract",
-    partial="star_ratios",
+    step=EXTRACT.name,
+    partial=STAR_RATIOS,
     kinds=frozenset({"slitless"}),
     numerics_version=1,
     settings=lambda config: config.flat.model_dump(),

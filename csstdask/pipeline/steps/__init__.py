@@ -11,11 +11,12 @@ from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.step import Step
 from csstdask.pipeline.steps.background import BACKGROUND
 from csstdask.pipeline.steps.detect import DETECT
+from csstdask.pipeline.steps.extract import EXTRACT
 from csstdask.pipeline.steps.psf import PSF
 from csstdask.pipeline.steps.repair import REPAIR
 from csstdask.pipeline.steps.sources import SOURCES
 
-STEPS: dict[str, Step] = {step.name: step for step in (BACKGROUND, DETECT, PSF, REPAIR, SOURCES)}
+STEPS: dict[str, Step] = {step.name: step for step in (BACKGROUND, DETECT, PSF, REPAIR, SOURCES, EXTRACT)}
 
 
 def resolve(names: Iterable[str] | None) -> tuple[Step, ...]:
