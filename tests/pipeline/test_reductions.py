@@ -1,0 +1,229 @@
+"""The flat-field cube of a run: the same bits in any order, after kills, for added exposures; failures are named."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from quick import quick_settings
+from shell import csstdask_command
+from store_equality import differences
+
+from csstdask.engine.events import ReductionDone, ReductionPass, ReductionStarted
+from csstdask.engine.units import Selection
+from csstdask.errors import InputError
+from csstdask.mock import load_recipe
+from csstdask.pipeline.mock_survey import mock
+from csstdask.pipeline.reductions.flat import FLAT
+from csstdask.pipeline.run import run
+from csstdask.pipeline.status import status
+
+STEPS = ("flat",)
+ARRAYS = tuple(product.name for product in FLAT.products)
+SETTINGS = quick_settings(flat={"degree": 1})
+DETECTORS = (2, 3)
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory):
+    """Six units of 16 stars each."""
+    path = tmp_path_factory.mktemp("reductions") / "campaign.zarr"
+    recipe = load_recipe("slitless").model_dump()
+    recipe |= {"exposures": 3, "detectors": DETECTORS, "shape": (160, 640), "seed": 77}
+    recipe["slitless"] |= {"stars": 16}
+    mock(type(load_recipe("slitless")).model_validate(recipe), path)
+    return path
+
+
+def run_flat(campaign, path, **options):
+    return run(campaign, path, steps=STEPS, config=options.pop("config", SETTINGS), **options)
+
+
+@pytest.fixture(scope="module")
+def finished(campaign, tmp_path_factory):
+    path = tmp_path_factory.mktemp("reductions") / "run.zarr"
+    summary = run_flat(campaign, path, workers=1)
+    assert [one.state for one in summary.reductions] == ["done"]
+    return path
+
+
+def cube(path):
+    return {name: xr.open_zarr(path, chunks=None)[name].values for name in ARRAYS}
+
+
+def assert_same_cube(path, expected):
+    found = cube(path)
+    for name, values in cube(expected).items():
+        assert values.dtype == found[name].dtype
+        assert values.tobytes() == found[name].tobytes(), name
+
+
+def test_a_run_ends_with_the_cube_and_its_variance(finished, campaign):
+    run_store, truth = xr.open_zarr(finished, chunks=None), xr.open_zarr(campaign, group="truth", chunks=None)
+    assert run_store["sensitivity"].attrs["units"] == "(electron s-1 Angstrom-1) / (erg s-1 cm-2 Angstrom-1)"
+    assert (run_store["flat"][..., 0] == 1).all()
+    assert (run_store["flat_n_stars"].max("flat_wave") > 40).all()
+    for number in range(len(DETECTORS)):
+        wavelength = run_store["flat_wavelength"].values[number]
+        assert (np.diff(wavelength) > 0).all()
+        nominal = truth["sensitivity"].values[number]
+        expected = np.interp(wavelength, truth["wavelength"].values, np.nan_to_num(nominal))
+        sigma = np.sqrt(run_store["sensitivity_variance"].values[number])
+        middle = slice(10, -10)
+        ratio = run_store["sensitivity"].values[number][middle] / expected[middle]
+        assert np.abs(ratio - 1).max() < 0.03
+        assert (sigma[middle] / expected[middle] >= 0.01).all()  # the error that all SEDs share
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "workers"), [("threads", 2), pytest.param("processes", 2, marks=pytest.mark.slow)]
+)
+def test_the_same_bits_for_any_workers(campaign, finished, tmp_path, scheduler, workers):
+    run_flat(campaign, tmp_path / "run.zarr", scheduler=scheduler, workers=workers)
+    assert_same_cube(tmp_path / "run.zarr", finished)
+    assert differences(tmp_path / "run.zarr", finished) == []
+
+
+def test_added_exposures_update_the_cube_without_reading_pixels_again(campaign, finished, tmp_path):
+    path, seen = tmp_path / "run.zarr", []
+    first = sorted(xr.open_zarr(campaign)["exposure"].values.tolist())[0]
+    summary = run_flat(campaign, path, selection=Selection((first,)))
+    assert [(one.state, one.n_inputs) for one in summary.reductions] == [("done", 2)]
+    before = {item: item.stat().st_mtime_ns for item in path.glob(f"ledger/{first}/*.json")}
+    only_few = cube(path)
+    summary = run_flat(campaign, path, listeners=[seen.append])
+    assert (summary.done, summary.skipped) == (4, 2)
+    assert {item: item.stat().st_mtime_ns for item in before} == before
+    assert_same_cube(path, finished)
+    assert only_few["flat_n_stars"].max() < cube(path)["flat_n_stars"].max()
+    assert {event.name for event in seen if isinstance(event, ReductionStarted)} == {"flat 2", "flat 3"}
+    seen.clear()
+    run_flat(campaign, path, selection=Selection((first,)), listeners=[seen.append])  # all partials, whatever --select
+    assert not [event for event in seen if isinstance(event, ReductionStarted | ReductionPass | ReductionDone)]
+    assert_same_cube(path, finished)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from quick import quick_settings
+import csstdask.engine.reduce as reduce, csstdask.pipeline.run_reductions as reductions
+from csstdask.pipeline.run import run
+
+campaign, path, moment = sys.argv[1:]
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+if moment == "mapping":
+    task = reduce.map_group
+    reduce.map_group = lambda job: kill() if job.solution is not None and job.solution.n_passes == 2 else task(job)
+elif moment == "combining":
+    add = reduce.TreeSum.add
+    count = []
+    def counted(self, position, value):
+        count.append(position)
+        if len(count) == 9:
+            kill()
+        add(self, position, value)
+    reduce.TreeSum.add = counted
+else:
+    write = reductions.write_detector_chunk
+    def torn(root, name, column, values):
+        if name == "flat_variance" and column == 1:
+            target = write(root, name, column, values)
+            target.write_bytes(target.read_bytes()[:100])
+            kill()
+        return write(root, name, column, values)
+    reductions.write_detector_chunk = torn
+if __name__ == "__main__":
+    run(campaign, path, steps=("flat",), config=quick_settings(flat={"degree": 1}))
+"""
+
+
+@pytest.mark.parametrize("moment", ["mapping", "combining", "writing"])
+def test_a_kill_changes_no_bit(campaign, finished, tmp_path, moment):
+    path, script = tmp_path / "run.zarr", tmp_path / "killed.py"
+    script.write_text(KILLED)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, str(script), str(campaign), str(path), moment],
+        env=environment, capture_output=True, check=False, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [one.state for one in status(path).reductions] == ["pending"]
+    summary = run_flat(campaign, path)
+    assert (summary.skipped, summary.failed) == (6, 0)
+    assert_same_cube(path, finished)
+
+
+def test_a_torn_partial_is_named_and_mended(campaign, finished, tmp_path):
+    path = tmp_path / "run.zarr"
+    run_flat(campaign, path)
+    partial = sorted(path.glob("files/star_ratios/*/3.safetensors"))[1]
+    content = bytearray(partial.read_bytes())
+    content[-5] ^= 255
+    partial.write_bytes(content)
+    (path / "reductions" / "flat" / "3.json").unlink()
+    command = ["run", campaign, "--to", path, "--config", path, "--steps", "flat", "--json"]
+    done = csstdask_command(*command)
+    assert done.returncode == 1
+    (reduction,) = json.loads(done.stdout)["reductions"]
+    assert (reduction["name"], reduction["state"], reduction["n_inputs"]) == ("flat", "failed", 6)
+    (failure,) = reduction["failures"]
+    assert failure["detector"] == 3
+    assert str(partial) in failure["reason"]
+    assert "--verify" in failure["reason"]
+    told = csstdask_command("status", path, "--json")
+    assert told.returncode == 1
+    assert json.loads(told.stdout)["reductions"] == [reduction]
+    done = csstdask_command(*command, "--verify")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["reductions"][0]["state"] == "done"
+    assert_same_cube(path, finished)
+
+
+def test_partials_of_other_settings_take_no_part(campaign, tmp_path):
+    path = tmp_path / "run.zarr"
+    run_flat(campaign, path)
+    first = sorted(xr.open_zarr(campaign)["exposure"].values.tolist())[0]
+    other = quick_settings(flat={"degree": 1}, detect={"model": "unet-fast", "threshold": 0.9})
+    summary = run_flat(campaign, path, config=other, selection=Selection((first,)))
+    (flat,) = summary.reductions
+    assert (flat.state, flat.n_inputs, flat.n_outdated) == ("done", 2, 4)
+
+
+def test_another_degree_makes_the_cube_anew_from_the_partials(campaign, finished, tmp_path):
+    path = tmp_path / "run.zarr"
+    run_flat(campaign, path)
+    summary = run_flat(campaign, path, config=quick_settings(flat={"degree": 0}))
+    assert (summary.done, summary.skipped) == (0, 6)
+    assert cube(path)["flat"].shape == (2, 195, 1)
+    assert [one.state for one in status(path).reductions] == ["done"]
+
+
+def test_a_dry_run_knows_the_reductions(campaign, finished, tmp_path):
+    done = csstdask_command("run", campaign, "--to", finished, "--config", finished, "--dry-run", "--json")
+    assert json.loads(done.stdout)["reductions"][0]["state"] == "done"
+    done = csstdask_command("run", campaign, "--to", tmp_path / "new.zarr", "--dry-run")
+    assert "reduction flat: pending, 0 partials recorded before" in done.stdout
+
+
+def test_without_a_catalogue_there_is_no_extraction(campaign, tmp_path):
+    import shutil
+
+    bare = tmp_path / "bare.zarr"
+    shutil.copytree(campaign, bare)
+    (bare / "tables" / "catalogue.parquet").unlink()
+    first = sorted(xr.open_zarr(campaign)["exposure"].values.tolist())[0]
+    with pytest.raises(InputError, match="--steps extract: found no catalogue; wanted --catalogue"):
+        run_flat(bare, tmp_path / "run.zarr", selection=Selection((first,)))
+    summary = run(bare, tmp_path / "run.zarr", config=SETTINGS, selection=Selection((first,)))
+    assert (summary.done, summary.reductions) == (2, [])
+    done = csstdask_command("run", bare, "--to", tmp_path / "other.zarr", "--catalogue", tmp_path / "none.parquet")
+    assert done.returncode == 2
+    assert f"{tmp_path / 'none.parquet'}: found no such file; wanted the Parquet table of --catalogue" in done.stderr
