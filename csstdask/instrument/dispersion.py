@@ -179,7 +179,7 @@ def nominal_throughput(order: SlitlessOrder, wavelength: npt.ArrayLike) -> Float
 
     points = np.array(order.throughput, dtype=np.float64)
     values = np.asarray(PchipInterpolator(points[:, 0], points[:, 1], extrapolate=False)(wavelength))
-    return np.where(np.isfinite(values), values, 0.0)
+    return np.where(np.isfinite(values), np.maximum(values, 0.0), 0.0)
 
 
 def nominal_sensitivity(instrument: Instrument, detector: int, wavelength: npt.ArrayLike, order: int = 1) -> Float:

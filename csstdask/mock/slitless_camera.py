@@ -64,7 +64,7 @@ def flat_coefficients(recipe: Recipe, instrument: Instrument, detector: int, wav
     drawn = _flat_numbers(settings, detector)[: len(flat_terms(settings.flat_degree))]
     found = legendre.legvander(2 * t - 1, drawn.shape[1] - 1) @ drawn.T
     found[..., 0] = 1.0
-    return np.asarray(found)
+    return np.asarray(found.reshape(*t.shape, -1))
 
 
 @lru_cache(maxsize=64)
@@ -110,12 +110,11 @@ def true_flat(
     x, y, wavelength = np.broadcast_arrays(*(np.asarray(part, dtype=np.float64) for part in (x, y, wavelength)))
     degree = slitless_of(recipe).flat_degree
     ny, nx = recipe.frame_shape
-    in_u = legendre.legvander(2 * (x + 0.5) / nx - 1, degree)
-    in_v = legendre.legvander(2 * (y + 0.5) / ny - 1, degree)
+    in_u = legendre.legvander(2 * (x + 0.5) / nx - 1, degree).reshape(*x.shape, -1)
+    in_v = legendre.legvander(2 * (y + 0.5) / ny - 1, degree).reshape(*x.shape, -1)
     coefficients = flat_coefficients(recipe, instrument, detector, wavelength)
-    return np.asarray(
-        sum(coefficients[..., k] * in_u[..., a] * in_v[..., b] for k, (a, b) in enumerate(flat_terms(degree)))
-    )
+    terms = enumerate(flat_terms(degree))
+    return np.asarray(sum(coefficients[..., k] * in_u[..., a] * in_v[..., b] for k, (a, b) in terms))
 
 
 def band_flat(recipe: Recipe, detector: int) -> npt.NDArray[np.float32]:
