@@ -1,20 +1,18 @@
-"""Libraries of stellar SEDs for slitless mocks: the one that ships with csstdask, how it is made, others.
+"""Libraries of stellar SEDs for slitless mocks: the shipped one, how it is made, and files of users.
 
 A library is an ``.npz`` file with ``wavelength`` (m,) [Angstrom, vacuum], ``flux`` (star, m) [any unit of F_lambda],
 and labels (star,): ``teff`` [K], ``logg``, ``mh``. Spectra have the resolution R = 200 of the gratings: they are point
 samples of a spectrum that is convolved with the line-spread function, pixel included.
 
-The shipped library is made of the stellar templates of DESI's redrock (BSD-3) above 3100 Angstrom, and of ATLAS9 models
-(Castelli & Kurucz 2004) below 3020 Angstrom, for the labels of each template; both are mixed in between::
-
-    python -m csstdask.mock.sed_library desi_templates.npz ck04.npz csstdask/mock/seds/desi-atlas9.npz
+The shipped library is made of the stellar templates of DESI's redrock (BSD-3) above 3180 Angstrom, and of ATLAS9 models
+(Castelli & Kurucz 2004) below 3020 Angstrom, for the labels of each template; both are mixed in between.
+`benchmarks/sed_library.py` makes it anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -149,7 +147,7 @@ def check_coverage(library: SedLibrary, limits: tuple[float, float], band: str, 
 
 
 def make_library(templates: str | Path, atlas: str | Path, *, stars: int = _STARS, seed: int = 1) -> dict[str, Any]:
-    """Make a library of DESI templates above 3100 Angstrom and ATLAS9 models below.
+    """Make a library of DESI templates above 3180 Angstrom and ATLAS9 models below 3020 Angstrom.
 
     Parameters
     ----------
@@ -198,24 +196,10 @@ def make_library(templates: str | Path, atlas: str | Path, *, stars: int = _STAR
             "a linear mixture in between. R = 200, vacuum, rest frame, mean 1 in 5526-5586 A. The labels were fitted "
             "to ATLAS9 and are good to some 100 K and 0.5 dex; they are not DESI's."
         ),
-        "licence": np.array(_LICENCE),
+        "licence": np.array(
+            "Templates: BSD 3-Clause, Copyright (c) 2016-2026, DESI Collaboration; LICENSE-desi-templates.txt"
+        ),
     }
-
-
-_LICENCE = """Templates: Copyright (c) 2015-2024, DESI Collaboration. BSD 3-Clause License:
-Redistribution and use in source and binary forms, with or without modification, are permitted provided that the
-following conditions are met: 1. Redistributions of source code must retain the above copyright notice, this list of
-conditions and the following disclaimer. 2. Redistributions in binary form must reproduce the above copyright notice,
-this list of conditions and the following disclaimer in the documentation and/or other materials provided with the
-distribution. 3. Neither the name of the copyright holder nor the names of its contributors may be used to endorse or
-promote products derived from this software without specific prior written permission.
-THIS SOFTWARE IS PROVIDED BY THE COPYRIGHT HOLDERS AND CONTRIBUTORS "AS IS" AND ANY EXPRESS OR IMPLIED WARRANTIES,
-INCLUDING, BUT NOT LIMITED TO, THE IMPLIED WARRANTIES OF MERCHANTABILITY AND FITNESS FOR A PARTICULAR PURPOSE ARE
-DISCLAIMED. IN NO EVENT SHALL THE COPYRIGHT HOLDER OR CONTRIBUTORS BE LIABLE FOR ANY DIRECT, INDIRECT, INCIDENTAL,
-SPECIAL, EXEMPLARY, OR CONSEQUENTIAL DAMAGES (INCLUDING, BUT NOT LIMITED TO, PROCUREMENT OF SUBSTITUTE GOODS OR
-SERVICES; LOSS OF USE, DATA, OR PROFITS; OR BUSINESS INTERRUPTION) HOWEVER CAUSED AND ON ANY THEORY OF LIABILITY,
-WHETHER IN CONTRACT, STRICT LIABILITY, OR TORT (INCLUDING NEGLIGENCE OR OTHERWISE) ARISING IN ANY WAY OUT OF THE USE OF
-THIS SOFTWARE, EVEN IF ADVISED OF THE POSSIBILITY OF SUCH DAMAGE."""
 
 
 def _population(desi: Any, rng: np.random.Generator, stars: int) -> list[tuple[str, int]]:
@@ -274,7 +258,3 @@ def _at_metallicity(ck04: Any, teff: float, logg: float, mh: float) -> Float:
     position = float(np.interp(teff, temperatures, np.arange(len(temperatures))))
     low = min(int(position), len(temperatures) - 2)
     return np.asarray(flux[low] * (1 - position + low) + flux[low + 1] * (position - low))
-
-
-if __name__ == "__main__":
-    np.savez_compressed(sys.argv[3], **make_library(sys.argv[1], sys.argv[2]))

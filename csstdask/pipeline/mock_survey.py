@@ -405,7 +405,8 @@ def _truth_sources(recipe: Recipe, instrument: Instrument, jobs: Sequence[MockJo
 def _write_slitless_tables(folder: Path, recipe: Recipe, instrument: Instrument, jobs: Sequence[MockJob]) -> None:
     """Write what a reduction is given (catalogue and SEDs, a row for each star) and what is true in each unit."""
     settings, library = slitless_of(recipe), library_of(recipe, jobs[0].folder)
-    wavelength = {"wavelength": json.dumps(library.wavelength.tolist())}
+    # The second key is that of tables which `csstdask sed` writes.
+    wavelength = dict.fromkeys(("wavelength", "csstdask.wavelength"), json.dumps(library.wavelength.tolist()))
     once = {(recipe.field_index(job.index), job.detector): job for job in reversed(jobs)}.values()
     fields = [field_stars(recipe, instrument, job.index, job.detector, library) for job in reversed(once)]
     parts = {

@@ -28,6 +28,7 @@ def test_the_shipped_library_is_small_licensed_and_covers_the_bands():
     with np.load(file, allow_pickle=False) as content:
         assert "BSD 3-Clause" in str(content["licence"])
         assert "redrock-templates" in str(content["provenance"])
+    assert "Copyright (c) 2016-2026, DESI Collaboration" in (file.parent / "LICENSE-desi-templates.txt").read_text()
 
 
 def test_seds_look_like_stars():
