@@ -16,9 +16,11 @@ from astropy.coordinates import Angle, SkyCoord
 from threadpoolctl import threadpool_limits
 
 from csstdask.errors import InputError
+from csstdask.flux.flat import Flat
 from csstdask.instrument import Instrument, pixel_of, validate_instrument
 from csstdask.pipeline.config import RunConfig, load_config
 from csstdask.pipeline.frame import Frame
+from csstdask.pipeline.reductions.flat import FLAT, flat_of_detector
 from csstdask.pipeline.step import Step
 from csstdask.pipeline.steps import apply_steps
 from csstdask.pipeline.steps.detect import DETECT
@@ -243,6 +245,36 @@ class CsstAccessor:
             raise ValueError(f"x, y: found a place off the detector; wanted 0 to {round(nx) - 1} and {round(ny) - 1}")
         image = between_nodes(images, u, v)
         return xr.DataArray(image, dims=("place", "v", "u"), coords={"x": ("place", across), "y": ("place", down)})
+
+    def flat(self, detector: int | None = None) -> Flat:
+        """Return the flat-field cube and sensitivity of a slitless detector, from a run.
+
+        Parameters
+        ----------
+        detector : int
+            Its id; not needed where the dataset holds one.
+
+        Returns
+        -------
+        csstdask.flux.Flat
+            Its methods evaluate it anywhere, with variance and flags: `evaluate`, `variance`, `to_dataarray`, `apply`,
+            `plot`, `to_axe`.
+
+        Raises
+        ------
+        InputError
+            If the run has no cube, or none of this detector.
+        """
+        data = self._dataset
+        if "flat" not in data:
+            raise InputError("dataset", "no flat", "a run with the reduction flat (--steps flat)")
+        one = _one_detector(data, detector)
+        number = int(one["detector"].values.ravel()[0])
+        values = {product.name: one[product.name].values for product in FLAT.products}
+        if not np.isfinite(values["flat_wavelength"]).any():
+            raise InputError(f"detector {number}", "no flat", "a slitless detector with extracted spectra")
+        rows, columns = (int(_pixels(data, axis).max()) + 1 for axis in ("y", "x"))
+        return flat_of_detector(values, (rows, columns), number)
 
     def plot_focal_plane(self, name: str = "sci", *, exposure: int | str = 0, ax: Any = None) -> Any:
         """Draw one number a detector at its place in the focal plane: the median of an array, or a metric.

@@ -291,7 +291,7 @@ def export(
     workers: Workers = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
 ) -> None:
-    """Write units as FITS: <exposure>_<detector>.fits with SCI, WHT, FLG."""
+    """Write units as FITS: <exposure>_<detector>.fits with SCI, WHT, FLG; of slitless ones also spectra and flats."""
     from csstdask.engine.units import parse_selection
     from csstdask.pipeline.export import export as write
 
@@ -307,7 +307,12 @@ def export(
     )
     kept = f", {summary.unchanged} already there" if summary.unchanged else ""
     left = f", {summary.pending} not done and left out" if summary.pending else ""
-    say(f"{to}: {summary.written} files{kept}, {len(summary.failures)} failed{left}, {summary.seconds:.1f} s")
+    spectra = f", spectra of {summary.spectra} units" if summary.spectra else ""
+    cubes = f", flats of {summary.calibrations} detectors" if summary.calibrations else ""
+    say(
+        f"{to}: {summary.written} files{kept}{spectra}{cubes}, {len(summary.failures)} failed{left}, "
+        f"{summary.seconds:.1f} s"
+    )
     _end(summary.failures, summary.stopped)
 
 

@@ -35,6 +35,7 @@ from csstdask.engine.units import Selection, Unit
 from csstdask.engine.window import Task, failure, run_window
 from csstdask.errors import InputError, StoreError
 from csstdask.pipeline.done import frame_fingerprints
+from csstdask.pipeline.export_spectra import export_unit_spectra, spectra_jobs, write_calibrations
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.provenance import Provenance, provenance_cards, software_versions
 from csstdask.pipeline.status import plan_of_run, reproduce_command
@@ -63,6 +64,10 @@ class ExportSummary:
     failures: list[dict[str, Any]] = field(default_factory=list)
     unchanged: int = 0
     """Units whose file was there already."""
+    spectra: int = 0
+    """Units whose calibrated spectra are there."""
+    calibrations: int = 0
+    """Detectors whose sensitivity and flat-field cube were written."""
     pending: int = 0
     """Units of a run that are not done, and were left out."""
     stopped: str | None = None
@@ -150,7 +155,9 @@ def export(
         count = workers or default_workers()
 
     def keep(event: Event) -> None:
-        if isinstance(event, UnitDone):
+        if isinstance(event, UnitDone | UnitSkipped) and "spectra" in _result_of(event):
+            summary.spectra += 1
+        elif isinstance(event, UnitDone):
             summary.written += 1
         elif isinstance(event, UnitSkipped):
             summary.unchanged += 1
@@ -162,14 +169,24 @@ def export(
     emit = broadcast([keep, *listeners])
     start = time.perf_counter()
     emit(RunStarted(f"export {root.name}", len(units), pixels, count))
+    some = [unit for unit, _, _ in units]
+    spectra = () if plan is None else spectra_jobs(root.resolve(), plan, target.resolve(), some, overwrite=overwrite)
     with open_cluster(scheduler, count) as slots:
-        outcome = run_window(
-            slots, (Task(job.unit, job) for job in jobs), export_unit, emit, key=f"export-{uuid.uuid4().hex[:8]}"
-        )
+        session = uuid.uuid4().hex[:8]
+        outcome = run_window(slots, (Task(job.unit, job) for job in jobs), export_unit, emit, key=f"export-{session}")
+        if outcome.stopped is None:
+            tasks = (Task(job.unit, job) for job in spectra)
+            outcome = run_window(slots, tasks, export_unit_spectra, keep, key=f"spectra-{session}")
+    if plan is not None and outcome.stopped is None:
+        summary.calibrations = write_calibrations(root, plan, target)
     summary.stopped = outcome.stopped
     summary.seconds = time.perf_counter() - start
     emit(RunFinished(summary.written, summary.unchanged, len(summary.failures), summary.seconds))
     return summary
+
+
+def _result_of(event: UnitDone | UnitSkipped) -> dict[str, Any]:
+    return event.result if isinstance(event, UnitDone) else event.record
 
 
 def _command(root: Path, target: Path, unit: Unit, campaign: str | Path | None) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
@@ -16,6 +17,7 @@ from quick import quick_settings
 from shell import csstdask_command
 from store_equality import differences
 
+import csstdask
 from csstdask.engine.events import ReductionDone, ReductionPass, ReductionStarted
 from csstdask.engine.units import Selection
 from csstdask.errors import InputError
@@ -80,6 +82,29 @@ def test_a_run_ends_with_the_cube_and_its_variance(finished, campaign):
         ratio = run_store["sensitivity"].values[number][middle] / expected[middle]
         assert np.abs(ratio - 1).max() < 0.03
         assert (sigma[middle] / expected[middle] >= 0.01).all()  # the error that all SEDs share
+
+
+def test_the_accessor_gives_the_cube_of_a_detector(finished, campaign):
+    dataset = csstdask.open_run(finished)
+    flat = dataset.csst.flat(3)
+    arrays = {name: values[1] for name, values in cube(finished).items()}
+    assert flat.shape == (160, 640)
+    assert np.allclose(flat.relative_coefficients, arrays["flat"], rtol=1e-12, atol=0)
+    assert np.allclose(flat.sensitivity_variance, arrays["sensitivity_variance"], rtol=1e-9)
+    x, y = np.meshgrid(np.linspace(0, 639, 5), np.linspace(0, 159, 5))
+    lazy = flat.to_dataarray(chunks=(50, 80, 320))
+    assert lazy.sizes == {"wavelength": 195, "y": 160, "x": 640}
+    assert dask.is_dask_collection(lazy)
+    there = lazy.isel(wavelength=70, y=30, x=200)
+    wavelength = float(flat.wavelength[70])
+    assert float(there) == pytest.approx(float(flat.evaluate(200.0, 30.0, wavelength)), rel=1e-6)
+    sigma = np.sqrt(flat.variance(x, y, wavelength))
+    assert (sigma < 0.05).all()
+    assert sigma[0, 0] > 3 * sigma[2, 2]  # the corners are known worst
+    with pytest.raises(InputError, match="dataset: found no flat; wanted a run with the reduction flat"):
+        csstdask.open_campaign(campaign).csst.flat(3)
+    with pytest.raises(InputError, match="detector: found 7; wanted one of"):
+        dataset.csst.flat(7)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from csstdask.store.campaign import Campaign
 if TYPE_CHECKING:
     from csstdask.engine.partials import Partial
     from csstdask.engine.reduce import Pass
+    from csstdask.flux.flat import Flat
     from csstdask.flux.sums import FlatSolution, FlatSums
 
 SENSITIVITY_UNITS = "(electron s-1 Angstrom-1) / (erg s-1 cm-2 Angstrom-1)"
@@ -86,6 +87,47 @@ def products_of(solution: FlatSolution, config: RunConfig, campaign: Campaign, d
             "flat_sigma": float(np.sqrt(np.median(flat.mean_variance))),
             "lowest_degree": int(flat.degree.min()),
         },
+    )
+
+
+def flat_of_detector(values: Mapping[str, Any], shape: tuple[int, int], detector: int) -> Flat:
+    """Return the flat and sensitivity of a detector from its arrays in a run: the inverse of `products_of`.
+
+    Parameters
+    ----------
+    values : mapping
+        Arrays of one detector, by name.
+    shape : (int, int)
+        (y, x) of the detector.
+    detector : int
+        Its id.
+    """
+    from csstdask.flux.flat import Flat
+
+    sensitivity, degree = np.asarray(values["sensitivity"]), np.asarray(values["flat_degree"], dtype=np.int64)
+    relative, covariance = np.asarray(values["flat"]), np.asarray(values["flat_variance"])
+    nodes = np.asarray(values["flat_node"], dtype=np.int64)
+    nodes = nodes[nodes >= 0]
+    known = degree >= 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        of_fit = covariance[:, 0, 0]
+        common = np.where(known, np.asarray(values["sensitivity_variance"]) / sensitivity**2 - of_fit, 0.0)
+    at_nodes = sensitivity[nodes]
+    between = np.asarray(values["flat_node_covariance"])[: len(nodes), : len(nodes)]
+    return Flat(
+        wavelength=np.asarray(values["flat_wavelength"]),
+        coefficients=relative * sensitivity[:, None],
+        covariance=np.where(known[:, None, None], covariance * (sensitivity**2)[:, None, None], np.inf),
+        shape=shape,
+        degree=degree,
+        flags=np.asarray(values["flat_flag"], dtype=np.int64),
+        n_stars=np.asarray(values["flat_n_stars"], dtype=np.int64),
+        n_kept=np.asarray(values["flat_n_kept"], dtype=np.int64),
+        scale=np.asarray(values["flat_scale"]),
+        common_variance=np.maximum(common, 0.0),
+        nodes=nodes,
+        node_covariance=between * (at_nodes[:, None] * at_nodes[None, :])[:, :, None, None],
+        detector=detector,
     )
 
 

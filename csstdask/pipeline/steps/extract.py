@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,7 +206,7 @@ def _table(frame: Frame, stars: StarsOnFrame, spectra: FrameSpectra | None) -> T
     if spectra is None:
         empty = np.zeros((0, 0), dtype=np.float32)
         lists = ("column", "row", "wavelength", "rate", "rate_err", "background", "flag")
-        return table | {name: empty for name in lists}
+        return table | dict.fromkeys(lists, empty)
     per_second = 1 / (frame.facts.exptime * spectra.angstrom_per_pixel[chosen])
     sigma = spectra.sigma[chosen]
     return table | {

@@ -1,0 +1,210 @@
+"""Calibrated slitless spectra as FITS: one file a unit, and the sensitivity and flat-field cube of each detector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from astropy.io import fits
+
+from csstdask.engine.cluster import limit_threads
+from csstdask.engine.ledger import Ledger
+from csstdask.engine.units import Unit
+from csstdask.engine.window import failure
+from csstdask.errors import InputError, StoreError
+from csstdask.flux.flat import Flat
+from csstdask.pipeline.plan import Plan
+from csstdask.pipeline.reductions.flat import FLAT, flat_of_detector
+from csstdask.pipeline.steps.extract import EXTRACT
+from csstdask.store.tables import read_table, table_path
+from csstdask.store.zarr_arrays import array_names, get_array, open_group
+
+FLUX_UNITS = "erg s-1 cm-2 Angstrom-1"
+RATE_UNITS = "electron s-1 Angstrom-1"
+_TEXT = 40
+"""Bytes of an id."""
+
+
+@dataclass(frozen=True)
+class SpectraJob:
+    """What a worker needs to export the spectra of one unit."""
+
+    unit: Unit
+    store: str
+    path: str
+    shape: tuple[int, int]
+    overwrite: bool
+    fingerprint: str
+    """Of the step that extracted them."""
+
+
+def spectra_jobs(root: Path, plan: Plan, target: Path, units: list[Unit], *, overwrite: bool) -> list[SpectraJob]:
+    """Return a job for each unit whose spectra are done."""
+    if EXTRACT.name not in {step.name for step in plan.active_steps}:
+        return []
+    ledger, jobs = Ledger(root), []
+    for unit in units:
+        wanted = plan.fingerprints(plan.campaign.facts(unit.exposure, unit.detector)).get(EXTRACT.name)
+        record = ledger.read(unit)
+        if wanted is not None and record.recorded({EXTRACT.name: wanted}):
+            path = target / f"{unit.exposure}_{unit.detector}_spectra.fits"
+            jobs.append(SpectraJob(unit, str(root), str(path), plan.campaign.shape, overwrite, wanted))
+    return jobs
+
+
+def export_unit_spectra(job: SpectraJob) -> dict[str, Any]:
+    """Write the spectra of one unit: a worker's task."""
+    limit_threads(1)
+    try:
+        path, root = Path(job.path), Path(job.store)
+        if path.exists() and not job.overwrite:
+            _check_same(path, job)
+            return {"unchanged": {"spectra": True}}
+        table = _verified_table(root, job.unit)
+        flat = flat_in_run(root, job.unit.detector, job.shape)
+        write_spectra(path, table, flat, job)
+    except Exception as error:  # noqa: BLE001  a unit that cannot be written is named; the others are written
+        return failure("export", error)
+    return {"spectra": True}
+
+
+def flat_in_run(root: Path, detector: int, shape: tuple[int, int]) -> Flat | None:
+    """Return the cube of a detector from a run's store; None if it has none."""
+    names = [product.name for product in FLAT.products]
+    if not set(names) <= set(array_names(root)):
+        return None
+    group = open_group(root, "run")
+    column = np.asarray(get_array(group, "detector")[:]).tolist().index(detector)
+    values = {name: np.asarray(get_array(group, name)[column]) for name in names}
+    return flat_of_detector(values, shape, detector) if np.isfinite(values["flat_wavelength"]).any() else None
+
+
+def _verified_table(root: Path, unit: Unit) -> dict[str, npt.NDArray[Any]]:
+    path = table_path(root, "spectra", unit.exposure, unit.detector)
+    step = Ledger(root).read(unit).steps[EXTRACT.name]
+    item = next((one for one in step.objects if root / one.path == path), None)
+    if item is None or not item.intact(root, checksum=True):
+        raise StoreError(f"{path}: found content that differs from its record; wanted that of the run (run --verify)")
+    return read_table(path)
+
+
+def write_spectra(path: Path, table: dict[str, npt.NDArray[Any]], flat: Flat | None, job: SpectraJob) -> None:
+    """Write one unit's spectra: rates as extracted, and fluxes where the run has the cube of the detector.
+
+    Fluxes are rate / (sensitivity flat). Their errors include those of rate, flat and fitted sensitivity; the error
+    that all SEDs share is the keyword ``COMMON``.
+    """
+    n = len(table["id"])
+    lists = {name: _matrix(table[name]) for name in ("wavelength", "column", "row", "rate", "rate_err", "flag")}
+    width = lists["wavelength"].shape[1]
+    flux, flux_err = (np.full((n, width), np.nan) for _ in range(2))
+    common = np.nan
+    if flat is not None and n:
+        flux, flux_err = calibrate(lists, flat)
+        common = float(np.sqrt(np.median(flat.common_variance)))
+    vector = f"{width}E"
+    columns = [
+        fits.Column("ID", f"{_TEXT}A", array=np.array([str(one) for one in table["id"]], dtype=f"U{_TEXT}")),
+        *(fits.Column(name.upper(), "D", unit="deg", array=table[name]) for name in ("ra", "dec")),
+        *(fits.Column(name.upper(), "D", unit="pixel", array=table[name]) for name in ("x", "y")),
+        *(fits.Column(name.upper(), "E", array=table[name]) for name in ("snr", "chi2", "contaminated")),
+        *(fits.Column(name.upper(), "E", unit="pixel", array=table[name]) for name in ("shift", "shift_err")),
+        fits.Column("WAVELENGTH", vector, unit="Angstrom", array=lists["wavelength"]),
+        fits.Column("FLUX", vector, unit=FLUX_UNITS, array=flux),
+        fits.Column("FLUX_ERR", vector, unit=FLUX_UNITS, array=flux_err),
+        fits.Column("RATE", vector, unit=RATE_UNITS, array=lists["rate"]),
+        fits.Column("RATE_ERR", vector, unit=RATE_UNITS, array=lists["rate_err"]),
+        fits.Column("FLAG", f"{width}J", array=np.nan_to_num(lists["flag"]).astype(np.int32)),
+    ]
+    hdu = fits.BinTableHDU.from_columns(columns, name="SPECTRA")
+    primary = fits.PrimaryHDU()
+    primary.header["OBSID"] = job.unit.exposure
+    primary.header["DETECTOR"] = job.unit.detector
+    primary.header["CSDFPRNT"] = job.fingerprint
+    primary.header["CSDFLAT"] = ("" if flat is None else _flat_identity(flat), "cube the fluxes were divided by")
+    hdu.header["COMMON"] = (None if np.isnan(common) else common, "relative error of all fluxes together")
+    hdu.header["WAVEMED"] = ("vacuum", "medium of the wavelengths")
+    _write(path, [primary, hdu])
+
+
+def calibrate(
+    lists: dict[str, npt.NDArray[Any]], flat: Flat
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return fluxes and their errors (n, column) [erg s-1 cm-2 Angstrom-1] from rates.
+
+    Parameters
+    ----------
+    lists : dict
+        ``wavelength, column, row, rate, rate_err`` (n, column).
+    flat : Flat
+        Of the detector.
+    """
+    wavelength = np.asarray(lists["wavelength"], dtype=np.float64)
+    where = lists["column"], lists["row"], wavelength
+    divided = flat.apply(lists["rate"], *where, np.square(lists["rate_err"]))
+    sensitivity = np.interp(wavelength, flat.wavelength, flat.sensitivity, left=np.nan, right=np.nan)
+    relative = np.interp(
+        wavelength, flat.wavelength, flat.covariance[:, 0, 0] / flat.sensitivity**2, left=np.nan, right=np.nan
+    )
+    flux = divided.counts / sensitivity
+    variance = divided.variance / sensitivity**2 + flux**2 * relative
+    return flux, np.sqrt(np.where(np.isfinite(variance), variance, np.nan))
+
+
+def write_calibrations(root: Path, plan: Plan, target: Path) -> int:
+    """Write ``sensitivity_<detector>.fits`` and ``flat_<detector>.fits`` (aXe) of all cubes; return how many."""
+    written = 0
+    for detector in plan.campaign.detectors:
+        flat = flat_in_run(root, detector, plan.campaign.shape)
+        if flat is None:
+            continue
+        columns = [
+            fits.Column("WAVELENGTH", "D", unit="Angstrom", array=flat.wavelength),
+            fits.Column("SENSITIVITY", "D", unit="(electron/s/Angstrom)/(erg/s/cm2/Angstrom)", array=flat.sensitivity),
+            fits.Column(
+                "ERROR", "D", unit="(electron/s/Angstrom)/(erg/s/cm2/Angstrom)",
+                array=np.sqrt(flat.sensitivity_variance),
+            ),
+        ]  # fmt: skip
+        hdu = fits.BinTableHDU.from_columns(columns, name="SENSITIVITY")
+        hdu.header["DETECTOR"] = detector
+        hdu.header["WAVEMED"] = ("vacuum", "medium of the wavelengths")
+        _write(target / f"sensitivity_{detector}.fits", [fits.PrimaryHDU(), hdu])
+        flat.to_axe(target / f"flat_{detector}.fits")
+        written += 1
+    return written
+
+
+def _matrix(lists: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return rows of equal length as a matrix."""
+    if not len(lists):
+        return np.zeros((0, 1))
+    return np.stack([np.asarray(one, dtype=np.float64) for one in lists])
+
+
+def _flat_identity(flat: Flat) -> str:
+    import hashlib
+
+    return hashlib.sha256(flat.to_bytes()).hexdigest()
+
+
+def _check_same(path: Path, job: SpectraJob) -> None:
+    """Raise InputError unless a file is an export of the same spectra and cube."""
+    flat = flat_in_run(Path(job.store), job.unit.detector, job.shape)
+    wanted = (job.fingerprint, "" if flat is None else _flat_identity(flat))
+    try:
+        header = fits.getheader(path)
+        found = (header.get("CSDFPRNT"), header.get("CSDFLAT"))
+    except (OSError, ValueError) as error:
+        raise InputError(path, f"a file that is no FITS ({error})", "no file, or --overwrite to replace it") from None
+    if found != wanted:
+        raise InputError(path, "an export of other spectra, or of another cube", "no file, or --overwrite")
+
+
+def _write(path: Path, hdus: list[Any]) -> None:
+    draft = path.with_name(f".{path.name}.partial")
+    fits.HDUList(hdus).writeto(draft, overwrite=True)
+    draft.replace(path)
