@@ -17,9 +17,9 @@ from csstdask.mock.recipe import Sensor
 from csstdask.mock.sensor import CHANNELS, Ccd, Frame, Mask, channel_rows, row_blocks
 from csstdask.mock.streams import Purpose, stream
 
-#: Light in a flat-field frame [e-], and how well gains and non-linearity are known.
+#: Light in a flat-field frame [e-], and how well non-linearity is known.
 _FLAT_LEVEL = 30_000.0
-_GAIN_ERROR, _LINEARITY_ERROR = 1e-3, 0.05
+_LINEARITY_ERROR = 0.05
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def estimate(ccd: Ccd, settings: Sensor, detector: int, read_noise: float, expti
         bias[rows] = ccd.bias[rows] + of_bias * drawn[0]
         dark[rows] = ccd.dark[rows] + of_dark * drawn[1]
         flat[rows] = ccd.flat[rows] * (1 + of_flat * drawn[2])
-    gain = ccd.gain * channel_rows(1 + _GAIN_ERROR * rng.normal(size=CHANNELS), nx)
+    gain = ccd.gain * channel_rows(1 + settings.gain_error * rng.normal(size=CHANNELS), nx)
     bend = settings.non_linearity * (1 + _LINEARITY_ERROR * float(rng.normal()))
     return Calibration(bias, dark, flat, gain, bend, read_noise)
 

@@ -142,6 +142,7 @@ class Sensor(_Part):
         "gaussian", description="correlated: rows that jump, slow waves along them, tails"
     )
     calibration_frames: int = Field(16, ge=1, description="bias, dark and flat frames that Level 1 was made with")
+    gain_error: float = Field(1e-3, ge=0, le=0.1, description="of the gains that Level 1 was made with, relative")
 
 
 class CosmicRays(_Part):

@@ -25,7 +25,7 @@ from csstdask.mock.cosmic_rays import aimed_cosmic_rays, generator_of, pixel_fra
 from csstdask.mock.events import library_for
 from csstdask.mock.level_1 import calibrate, estimate, flags_of
 from csstdask.mock.psf import OpticalState, PsfModel, sub_band_weights
-from csstdask.mock.recipe import Optics, Recipe, Stamps
+from csstdask.mock.recipe import Optics, Recipe, Sensor, Stamps
 from csstdask.mock.scene import draw_scene
 from csstdask.mock.scene_psf import ExactPsf, InterpolatedPsf, Window
 from csstdask.mock.schedule import start_of
@@ -125,6 +125,8 @@ def unit_digest(recipe: Recipe, instrument: Instrument, index: int, detector: in
     decisive = recipe.model_dump_json(exclude={"name", "exposures", "span", "detectors", "fields", "slitless"})
     if not recipe.optics.drawn:  # as it was before any were
         decisive = decisive.replace(',"drawn":false', "")
+    if recipe.sensor.gain_error == Sensor().gain_error:  # as it was before it could be set
+        decisive = decisive.replace(f',"gain_error":{recipe.sensor.gain_error}', "")
     # What takes turns depends on how many exposures there are: it is told here as it falls to this one.
     place = f"{recipe.epoch_of(index)} {recipe.field_index(index)} {recipe.field_of(index)!r}"
     place += f" {generator_of(recipe, index)} {pixel_fraction(recipe, index)!r}"
