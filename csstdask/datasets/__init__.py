@@ -1,0 +1,1 @@
+"""Data sets that networks learn from and are judged with."""

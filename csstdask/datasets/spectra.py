@@ -1,0 +1,299 @@
+"""Real stars with known spectra: libraries as arrays (.npz), and files of BOSZ, NGSL and LAMOST.
+
+Wavelengths are converted to vacuum, and to the rest frame where the radial velocity is known, when a file is read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from astropy.io import fits
+
+from csstdask.datasets.synthetic_spectra import TEFF_RANGE, load_npz
+from csstdask.errors import InputError
+from csstdask.flux.spectra import (
+    INPUT_RANGE,
+    INPUT_RESOLUTION,
+    INPUT_WAVELENGTH,
+    LIGHT_SPEED,
+    SED_RESOLUTION,
+    SED_WAVELENGTH,
+    air_to_vacuum,
+    degrade,
+    moving_average,
+    normalise_sed,
+)
+
+Float = npt.NDArray[np.float64]
+Float32 = npt.NDArray[np.float32]
+
+#: Line-spread function of MILES, full width at half maximum [A].
+MILES_FWHM = 2.5
+#: CALSPEC stars with STIS data alone are models beyond this wavelength [A].
+_CALSPEC_END = 10_100.0
+#: Two pixels of the STIS gratings G230LB, G430L and G750L [A], and where they meet [A].
+_STIS_FWHM = (2.8, 5.4, 9.8)
+_STIS_BREAKS = (3060.0, 5650.0)
+#: Not single stars.
+_COMPOSITES = ("SUN",)
+#: Decides which MILES stars are for testing.
+STAR_SEED = 20261130
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """One spectrum as a file has it, in vacuum wavelengths.
+
+    Attributes
+    ----------
+    name : str
+    wavelength : array (pixel,)
+        Vacuum [A].
+    flux : array (pixel,)
+        Per Angstrom; NaN where there is no datum.
+    error : array (pixel,) or None
+        1 sigma, inf where a pixel is to be ignored.
+    labels : dict
+        What the file knows of the star: ``teff``, ``logg``, ``mh``, ``redshift`` ...
+    """
+
+    name: str
+    wavelength: Float
+    flux: Float
+    error: Float | None = None
+    labels: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class RealStars:
+    """Real stars on the grids of the networks.
+
+    Attributes
+    ----------
+    name : array (n,) of str
+    teff, logg, mh : array (n,)
+    flux : float32 array (n, 2238)
+        Normalised spectra; NaN where a library cannot give them at R = 2000 (CALSPEC: everywhere).
+    fwhm : float32 array (n, 2)
+        Of the line-spread function at 4000 and 7000 A [A].
+    sed : float32 array (n, 574)
+        At R = 200, scaled by the mean flux in 5526-5586 A; NaN where not observed.
+    library : str
+    """
+
+    name: npt.NDArray[np.str_]
+    teff: Float
+    logg: Float
+    mh: Float
+    flux: Float32
+    fwhm: Float32
+    sed: Float32
+    library: str
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+    def take(self, which: npt.NDArray[Any]) -> RealStars:
+        """Return some of the stars, by index or mask."""
+        parts = {key: getattr(self, key)[which] for key in ("name", "teff", "logg", "mh", "flux", "fwhm", "sed")}
+        return RealStars(**parts, library=self.library)
+
+    @property
+    def labels(self) -> Float:
+        """Return (Teff, log g, [M/H]) of each star (n, 3)."""
+        return np.stack([self.teff, self.logg, self.mh], axis=1)
+
+
+def load_miles(folder: Path) -> RealStars:
+    """Read the MILES stars with 5000-9750 K and all labels from ``miles.npz``.
+
+    MILES has a constant FWHM of 2.5 A, which is broader than R = 2000 below 5000 A: spectra are degraded to the larger of
+    the two.
+    """
+    arrays = load_npz(folder, "miles")
+    keep = np.isfinite(arrays["teff"] + arrays["logg"] + arrays["feh"])
+    keep &= (arrays["teff"] >= TEFF_RANGE[0]) & (arrays["teff"] <= TEFF_RANGE[1])
+    air = float(arrays["wave0"]) + float(arrays["dwave"]) * np.arange(arrays["flux"].shape[1])
+    wave = air_to_vacuum(air)
+    flux = _bridged(arrays["flux"][keep].astype(float))
+    width = np.maximum(INPUT_WAVELENGTH / INPUT_RESOLUTION, MILES_FWHM)
+    inputs = degrade(wave, flux, INPUT_WAVELENGTH, INPUT_WAVELENGTH / width, fwhm=MILES_FWHM)
+    sed = normalise_sed(degrade(wave, flux, SED_WAVELENGTH, SED_RESOLUTION, fwhm=MILES_FWHM, least_coverage=0.98))
+    n = int(keep.sum())
+    fwhm = np.tile([MILES_FWHM, INPUT_RANGE[1] / INPUT_RESOLUTION], (n, 1))
+    return RealStars(
+        arrays["name"][keep], *(arrays[key][keep].astype(float) for key in ("teff", "logg", "feh")),
+        (inputs / moving_average(inputs)).astype(np.float32), fwhm.astype(np.float32), sed.astype(np.float32), "MILES",
+    )  # fmt: skip
+
+
+def _bridged(flux: Float) -> Float:
+    """Interpolate across gaps of up to five pixels."""
+    out = flux.copy()
+    for row in out:
+        absent = ~np.isfinite(row)
+        if not absent.any():
+            continue
+        index = np.flatnonzero(absent)
+        for run in np.split(index, np.flatnonzero(np.diff(index) > 1) + 1):
+            a, b = run[0] - 1, run[-1] + 1
+            if len(run) <= 5 and a >= 0 and b < len(row):
+                row[run] = np.interp(run, [a, b], [row[a], row[b]])
+    return out
+
+
+def load_calspec(folder: Path) -> RealStars:
+    """Read the CALSPEC stars of 5000-9750 K from ``calspec.npz``, at rest; P330E from ``p330e_003.npz``.
+
+    Spectra are divided by 1 + v/c; pixels beyond 10100 A are models and become NaN. STIS cannot give R = 2000:
+    ``flux`` is NaN, and `csstdask.datasets.gaussian_process` makes inputs from the labels (appendix C).
+    """
+    arrays = load_npz(folder, "calspec")
+    better = load_npz(folder, "p330e_003")
+    names = arrays["name"]
+    keep = (arrays["teff_fit"] >= TEFF_RANGE[0]) & (arrays["teff_fit"] <= TEFF_RANGE[1]) & ~np.isin(names, _COMPOSITES)
+    seds = []
+    for i in np.flatnonzero(keep):
+        part = slice(arrays["offsets"][i], arrays["offsets"][i + 1])
+        wave, flux = arrays["wave"][part].astype(float), arrays["flux"][part].astype(float)
+        if names[i] == "P330E":
+            wave, flux = better["wavelength"].astype(float), better["flux"].astype(float)
+        velocity = arrays["rv_kms"][i] if np.isfinite(arrays["rv_kms"][i]) else 0.0
+        seds.append(_calspec_sed(wave / (1 + float(velocity) / LIGHT_SPEED), flux))
+    n = int(keep.sum())
+    return RealStars(
+        names[keep], *(arrays[f"{key}_fit"][keep].astype(float) for key in ("teff", "logg", "mh")),
+        np.full((n, len(INPUT_WAVELENGTH)), np.nan, dtype=np.float32),
+        np.tile(np.array(INPUT_RANGE) / INPUT_RESOLUTION, (n, 1)).astype(np.float32),
+        np.array(seds, dtype=np.float32), "CALSPEC",
+    )  # fmt: skip
+
+
+def _calspec_sed(wave: Float, flux: Float) -> Float:
+    keep = np.isfinite(flux) & (flux > 0) & (wave <= _CALSPEC_END)
+    order = np.flatnonzero(keep)[np.argsort(wave[keep], kind="stable")]
+    order = order[np.concatenate([[True], np.diff(wave[order]) > 0])]
+    wave, flux = wave[order], flux[order]
+    fwhm = np.select([wave < _STIS_BREAKS[0], wave < _STIS_BREAKS[1]], _STIS_FWHM[:2], _STIS_FWHM[2])
+    return normalise_sed(degrade(wave, flux, SED_WAVELENGTH, SED_RESOLUTION, fwhm=fwhm, least_coverage=0.95))
+
+
+def star_key(name: str) -> str:
+    """Return a name by which the same star is recognised in MILES and CALSPEC.
+
+    Examples
+    --------
+    >>> star_key("BD02D3375"), star_key("BD+023375"), star_key("HD 037725")
+    ('BD+2 3375', 'BD+2 3375', 'HD 37725')
+    """
+    bare = name.upper().replace(" ", "")
+    if found := re.match(r"HD0*(\d+)", bare):
+        return f"HD {found[1]}"
+    if found := re.match(r"BD([+-]?)(\d\d?)D(\d+)", bare) or re.match(r"BD([+-])(\d\d)0*(\d+)", bare):
+        return f"BD{found[1] or '+'}{int(found[2])} {int(found[3])}"
+    return bare
+
+
+def split_by_star(stars: RealStars, test_share: float = 0.4, seed: int = STAR_SEED) -> npt.NDArray[np.bool_]:
+    """Return which stars are for testing (n,): a random choice of stars, by name."""
+    keys = np.array([star_key(str(name)) for name in stars.name])
+    unique = np.unique(keys)
+    chosen = np.random.default_rng(seed).permutation(unique)[: round(test_share * len(unique))]
+    return np.isin(keys, chosen)
+
+
+_BOSZ_2024 = re.compile(
+    r"bosz2024_(?P<atmosphere>mp|ms|ap)_t(?P<teff>\d+)_g(?P<logg>[+-][\d.]+)_m(?P<mh>[+-][\d.]+)_a(?P<alpha>[+-][\d.]+)"
+    r"_c(?P<carbon>[+-][\d.]+)_v(?P<vmicro>[\d.]+)_r(?P<resolution>\w+?)_(?:resam|noresam|lineid)?\.?txt(?:\.gz)?$"
+)
+
+
+def read_bosz(path: Path, wavelength_file: Path | None = None) -> Spectrum:
+    """Read a spectrum of BOSZ 2024 (MAST), ``bosz2024_<atmosphere>_t..._r2000_resam.txt.gz``.
+
+    Its two columns are flux and continuum; the flux is the Eddington flux H, and F = 4 pi H is returned. Wavelengths
+    (vacuum) are in a file apart, by default ``bosz2024_wave_r<resolution>.txt`` in the same folder.
+
+    Raises
+    ------
+    InputError
+        If the name or the columns are not those of BOSZ 2024, or the wavelengths are missing.
+    """
+    found = _BOSZ_2024.match(path.name)
+    if found is None:
+        raise InputError(path, "a name that is not of BOSZ 2024", "bosz2024_<atmosphere>_t..._r<resolution>_resam.txt.gz")
+    wavelengths = wavelength_file or path.with_name(f"bosz2024_wave_r{found['resolution']}.txt")
+    wave, table = _columns(wavelengths)[:, 0], _columns(path)
+    if table.shape != (len(wave), 2):
+        raise InputError(path, f"a table of shape {table.shape}", f"({len(wave)}, 2), as {wavelengths.name} has wavelengths")
+    labels = {key: float(found[key]) for key in ("teff", "logg", "mh", "alpha", "carbon", "vmicro")}
+    return Spectrum(path.name, wave, 4 * np.pi * table[:, 0], labels=labels)
+
+
+def _columns(path: Path) -> Float:
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        rows = [line.split() for line in raw.decode("ascii").splitlines() if line.strip() and not line.startswith("#")]
+        return np.array(rows, dtype=float)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(path, f"no readable columns of numbers ({error})", "a file of BOSZ 2024") from None
+
+
+def read_ngsl(path: Path) -> Spectrum:
+    """Read a spectrum of NGSL, ``h_stis_ngsl_<star>_v2.fits``: air wavelengths, statistical and systematic errors."""
+    with _opened(path) as hdus:
+        table = _table(path, hdus, ("WAVELENGTH", "FLUX"))
+        wave, flux = (np.asarray(table[name], dtype=float).ravel() for name in ("WAVELENGTH", "FLUX"))
+        present = {name for name in ("STATERR", "SYSERR") if name in table.names}
+        variance = sum((np.asarray(table[name], dtype=float).ravel() ** 2 for name in present), np.zeros(len(wave)))
+    flux = np.where(flux > 0, flux, np.nan)
+    error = np.where(variance > 0, np.sqrt(variance), np.inf) if present else None
+    name = re.sub(r"^h_stis_ngsl_|_v\d+$", "", path.name.removesuffix(".fits").removesuffix(".gz"))
+    return Spectrum(name, air_to_vacuum(wave), flux, error)
+
+
+def read_lamost(path: Path, *, rest_frame: bool = True) -> Spectrum:
+    """Read a LAMOST low-resolution spectrum, of either layout.
+
+    Since DR7 the table ``COADD`` has one row of arrays; before, the primary image has rows flux, inverse variance,
+    wavelength, AND mask, OR mask. Wavelengths are vacuum, heliocentric; they are divided by 1 + z of the header
+    unless `rest_frame` is False. Masked pixels and those without inverse variance have an infinite error.
+    """
+    with _opened(path) as hdus:
+        header = hdus[0].header
+        image = hdus[0].data
+        if image is not None and image.ndim == 2 and len(image) >= 3:
+            flux, inverse, wave = (np.asarray(image[k], dtype=float) for k in range(3))
+            mask = np.asarray(image[3]) if len(image) > 3 else np.zeros(len(wave))
+        else:
+            table = _table(path, hdus, ("FLUX", "IVAR", "WAVELENGTH"))
+            flux, inverse, wave = (np.asarray(table[name], dtype=float).ravel() for name in ("FLUX", "IVAR", "WAVELENGTH"))
+            mask = np.asarray(table["ANDMASK"]).ravel() if "ANDMASK" in table.names else np.zeros(len(wave))
+        redshift = float(header.get("Z", 0.0))
+        name = str(header.get("OBSID", path.name.split(".")[0]))
+    if not -0.01 < redshift < 0.01:  # -9999 where LAMOST has none
+        redshift = 0.0
+    good = (inverse > 0) & np.isfinite(flux) & (mask == 0)
+    error = np.where(good, 1 / np.sqrt(np.where(good, inverse, 1.0)), np.inf)
+    scale = 1 + redshift if rest_frame else 1.0
+    return Spectrum(name, wave / scale, np.where(good, flux, np.nan), error, {"redshift": redshift})
+
+
+def _opened(path: Path) -> fits.HDUList:
+    try:
+        return fits.open(path, memmap=False)
+    except (OSError, ValueError) as error:
+        raise InputError(path, f"no readable FITS ({error})", "a spectrum") from None
+
+
+def _table(path: Path, hdus: fits.HDUList, names: tuple[str, ...]) -> Any:
+    for hdu in hdus:
+        if isinstance(hdu, fits.BinTableHDU) and set(names) <= {name.upper() for name in hdu.columns.names}:
+            return hdu.data
+    raise InputError(path, "no table with these columns", ", ".join(names))

@@ -1,0 +1,1 @@
+"""Trainings of networks: settings, examples, losses and the cards that they end with."""

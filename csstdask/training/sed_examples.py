@@ -1,0 +1,105 @@
+"""Noisy examples for the SED networks, made anew in every batch from noise-free spectra."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from csstdask.datasets.synthetic_spectra import SyntheticStars
+from csstdask.flux.spectra import AVERAGE
+
+#: Signal-to-noise ratios of the published training set.
+PUBLISHED_SNR = (20.0, 25.0, 30.0, 35.0, 40.0)
+
+
+@dataclass(frozen=True)
+class SedBatch:
+    """Noisy spectra and their SEDs.
+
+    Attributes
+    ----------
+    flux, error : tensor (n, 2238)
+        Normalised spectra, and their 1 sigma.
+    fwhm : tensor (n, 2)
+        Of the line-spread function at 4000 and 7000 A [A].
+    sed : tensor (n, 574)
+    """
+
+    flux: Tensor
+    error: Tensor
+    fwhm: Tensor
+    sed: Tensor
+
+
+def average(flux: Tensor) -> Tensor:
+    """Return the moving average of `csstdask.flux.spectra.moving_average` for spectra without gaps (n, 2238)."""
+    half = AVERAGE // 2
+    return functional.avg_pool1d(flux[:, None], AVERAGE, 1, half, count_include_pad=False)[:, 0]
+
+
+def noisy(flux: Tensor, noise: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Add multiplicative noise, F' = F + r F, and normalise (equation 1).
+
+    Parameters
+    ----------
+    flux : tensor (n, 2238)
+        Noise-free.
+    noise : tensor (n, 1) or (n, 2238)
+        Standard deviation of r, 1 / SNR.
+    generator : torch.Generator
+
+    Returns
+    -------
+    flux, error : tensor (n, 2238)
+        Divided by the moving average of the noisy spectrum.
+    """
+    r = torch.randn(flux.shape, generator=generator) * noise
+    observed = flux * (1 + r)
+    mean = average(observed)
+    return observed / mean, flux * noise / mean
+
+
+def as_tensors(stars: SyntheticStars) -> tuple[Tensor, Tensor, Tensor]:
+    """Return spectra, widths of the line-spread function and SEDs of stars as tensors that share their memory."""
+    return tuple(torch.from_numpy(part) for part in (stars.flux, stars.fwhm, stars.sed))  # type: ignore[return-value]
+
+
+def published_batches(stars: SyntheticStars, batch: int, seed: int) -> Iterator[SedBatch]:
+    """Yield the stars in a random order, each with one of the published signal-to-noise ratios."""
+    flux, fwhm, sed = as_tensors(stars)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(flux), generator=generator)
+    choices = torch.tensor(PUBLISHED_SNR)
+    for some in order.split(batch):
+        snr = choices[torch.randint(len(choices), (len(some), 1), generator=generator)]
+        x, error = noisy(flux[some], 1 / snr, generator)
+        yield SedBatch(x, error, fwhm[some], sed[some])
+
+
+def varied_noise(n: int, n_pixel: int, generator: torch.Generator) -> Tensor:
+    """Draw noise of spectra (n, n_pixel): SNR 8 to 125, log-uniform; of four in ten it varies along the spectrum.
+
+    Half of those have a smooth slope (spectra are noisier in the blue or in the red), half also a different noise in each
+    half, as spectrographs with two arms have.
+    """
+    snr = torch.exp(torch.rand(n, 1, generator=generator) * 2.75 + 2.08)
+    kind = torch.rand(n, 1, generator=generator)
+    t = torch.linspace(-1, 1, n_pixel)
+    slope = torch.randn(n, 1, generator=generator) * 0.35 * t
+    step = torch.randn(n, 1, generator=generator) * 0.3 * torch.sign(t + 0.3)
+    shape = torch.where(kind < 0.6, torch.zeros(()), torch.where(kind < 0.8, slope, slope + step))
+    return torch.exp(shape) / snr
+
+
+def varied_batches(stars: SyntheticStars, batch: int, seed: int) -> Iterator[SedBatch]:
+    """Yield the stars in a random order, each with noise of `varied_noise`."""
+    flux, fwhm, sed = as_tensors(stars)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(flux), generator=generator)
+    for some in order.split(batch):
+        x, error = noisy(flux[some], varied_noise(len(some), flux.shape[1], generator), generator)
+        yield SedBatch(x, error, fwhm[some], sed[some])
