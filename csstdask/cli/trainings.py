@@ -11,8 +11,8 @@ import typer
 from csstdask.cli.options import DataOption, Json, app, say
 from csstdask.errors import InputError
 
-TRAINABLE: tuple[str, ...] = ("cosmicray", "inpaint", "psf")
-EVALUABLE: tuple[str, ...] = ("cosmicray", "inpaint", "psf")
+TRAINABLE: tuple[str, ...] = ("cosmicray", "inpaint", "psf", "sed")
+EVALUABLE: tuple[str, ...] = ("cosmicray", "inpaint", "psf", "sed")
 LABELLERS: tuple[str, ...] = ("darks", "repeats")
 
 
@@ -50,7 +50,7 @@ def label(
 
 @app.command()
 def train(
-    target: Annotated[str, typer.Argument(help="What to train: cosmicray, inpaint or psf.")],
+    target: Annotated[str, typer.Argument(help="What to train: cosmicray, inpaint, psf or sed.")],
     to: Annotated[Path | None, typer.Option(help="Folder of the training; gone on with if it is there.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings, a TOML.")] = None,
     data: DataOption = None,
@@ -77,6 +77,14 @@ def train(
             config, campaigns=sets, labels=labels, start_from=start_from, epochs=epochs, device=device
         )
         say(f"card {train_psf(psf, to, announce=say)}")
+        return
+    if target == "sed":
+        if campaign is not None or events or labels is not None or start_from is not None or device is not None:
+            raise InputError("train sed", "--campaign, --events, --labels, --from or --device", "--config and --data")
+        from csstdask.training.sed import load_sed_config, train_sed
+
+        folder = None if data is None else str(data.resolve())
+        say(f"card {train_sed(load_sed_config(config, data=folder, epochs=epochs), to, announce=say)}")
         return
     if labels is not None or start_from is not None:
         raise InputError(f"train {target}", "--labels or --from", "neither: settings say what teaches")
@@ -105,7 +113,7 @@ def train(
 
 @app.command()
 def evaluate(
-    target: Annotated[str, typer.Argument(help="What to evaluate: cosmicray, inpaint or psf.")],
+    target: Annotated[str, typer.Argument(help="What to evaluate: cosmicray, inpaint, psf or sed.")],
     to: Annotated[Path | None, typer.Option(help="Folder for the figures, as JSON.")] = None,
     data: DataOption = None,
     model: Annotated[str, typer.Option(help="A name that `csstdask models` lists, or a card's path.")] = "default",
@@ -152,6 +160,21 @@ def evaluate(
             announce=say,
         )
         for line in psf_table(found):
+            typer.echo(line)
+        return
+    if target == "sed":
+        if data is None:
+            raise InputError("evaluate sed", "no --data", "a folder of spectral libraries")
+        if recipes is not None or scale is not None:
+            raise InputError("evaluate sed", "--recipes or --scale", "neither: its stars are of --data")
+        from csstdask.evaluation.sed import PARTS as SED_PARTS
+        from csstdask.evaluation.sed import evaluate_sed
+        from csstdask.evaluation.sed import table as sed_table
+
+        others_of_sed = tuple(beside or ("uaranet",))
+        for line in sed_table(
+            evaluate_sed(data, to, model=model, beside=others_of_sed, parts=part or SED_PARTS, announce=say)
+        ):
             typer.echo(line)
         return
     if target == "inpaint":

@@ -1,4 +1,4 @@
-"""Gaussian processes on stellar labels (appendices A to C of the paper): cleaning of libraries, and inputs by labels."""
+"""Gaussian processes on stellar labels (appendices A-C of UaRA-net): cleaning of libraries, and inputs by labels."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ def relative_rms(predicted: npt.ArrayLike, truth: npt.ArrayLike) -> Float:
     return np.asarray(np.sqrt(np.nanmean(residual**2, axis=1)))
 
 
-def clean_stars(labels: npt.ArrayLike, seds: npt.ArrayLike, *, limit: float = 0.05, folds: int = 5, seed: int = 1) -> npt.NDArray[np.bool_]:
+def clean_stars(
+    labels: npt.ArrayLike, seds: npt.ArrayLike, *, limit: float = 0.05, folds: int = 5, seed: int = 1
+) -> npt.NDArray[np.bool_]:
     """Return which stars are normal (n,): those whose SED a Gaussian process of other stars predicts (appendix B).
 
     Parameters

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from astropy.io import fits
 
 from csstdask.datasets.synthetic_spectra import TEFF_RANGE, load_npz
 from csstdask.errors import InputError
@@ -29,6 +28,7 @@ from csstdask.flux.spectra import (
     moving_average,
     normalise_sed,
 )
+from csstdask.flux.spectrum_files import Spectrum, read_lamost, read_ngsl
 
 Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
@@ -44,30 +44,6 @@ _STIS_BREAKS = (3060.0, 5650.0)
 _COMPOSITES = ("SUN",)
 #: Decides which MILES stars are for testing.
 STAR_SEED = 20261130
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """One spectrum as a file has it, in vacuum wavelengths.
-
-    Attributes
-    ----------
-    name : str
-    wavelength : array (pixel,)
-        Vacuum [A].
-    flux : array (pixel,)
-        Per Angstrom; NaN where there is no datum.
-    error : array (pixel,) or None
-        1 sigma, inf where a pixel is to be ignored.
-    labels : dict
-        What the file knows of the star: ``teff``, ``logg``, ``mh``, ``redshift`` ...
-    """
-
-    name: str
-    wavelength: Float
-    flux: Float
-    error: Float | None = None
-    labels: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,8 +89,8 @@ class RealStars:
 def load_miles(folder: Path) -> RealStars:
     """Read the MILES stars with 5000-9750 K and all labels from ``miles.npz``.
 
-    MILES has a constant FWHM of 2.5 A, which is broader than R = 2000 below 5000 A: spectra are degraded to the larger of
-    the two.
+    MILES has a constant FWHM of 2.5 A, which is broader than R = 2000 below 5000 A: spectra are degraded to the larger
+    of the two.
     """
     arrays = load_npz(folder, "miles")
     keep = np.isfinite(arrays["teff"] + arrays["logg"] + arrays["feh"])
@@ -128,9 +104,15 @@ def load_miles(folder: Path) -> RealStars:
     n = int(keep.sum())
     fwhm = np.tile([MILES_FWHM, INPUT_RANGE[1] / INPUT_RESOLUTION], (n, 1))
     return RealStars(
-        arrays["name"][keep], *(arrays[key][keep].astype(float) for key in ("teff", "logg", "feh")),
-        (inputs / moving_average(inputs)).astype(np.float32), fwhm.astype(np.float32), sed.astype(np.float32), "MILES",
-    )  # fmt: skip
+        name=arrays["name"][keep],
+        teff=arrays["teff"][keep].astype(float),
+        logg=arrays["logg"][keep].astype(float),
+        mh=arrays["feh"][keep].astype(float),
+        flux=(inputs / moving_average(inputs)).astype(np.float32),
+        fwhm=fwhm.astype(np.float32),
+        sed=sed.astype(np.float32),
+        library="MILES",
+    )
 
 
 def _bridged(flux: Float) -> Float:
@@ -168,11 +150,15 @@ def load_calspec(folder: Path) -> RealStars:
         seds.append(_calspec_sed(wave / (1 + float(velocity) / LIGHT_SPEED), flux))
     n = int(keep.sum())
     return RealStars(
-        names[keep], *(arrays[f"{key}_fit"][keep].astype(float) for key in ("teff", "logg", "mh")),
-        np.full((n, len(INPUT_WAVELENGTH)), np.nan, dtype=np.float32),
-        np.tile(np.array(INPUT_RANGE) / INPUT_RESOLUTION, (n, 1)).astype(np.float32),
-        np.array(seds, dtype=np.float32), "CALSPEC",
-    )  # fmt: skip
+        name=names[keep],
+        teff=arrays["teff_fit"][keep].astype(float),
+        logg=arrays["logg_fit"][keep].astype(float),
+        mh=arrays["mh_fit"][keep].astype(float),
+        flux=np.full((n, len(INPUT_WAVELENGTH)), np.nan, dtype=np.float32),
+        fwhm=np.tile(np.array(INPUT_RANGE) / INPUT_RESOLUTION, (n, 1)).astype(np.float32),
+        sed=np.array(seds, dtype=np.float32),
+        library="CALSPEC",
+    )
 
 
 def _calspec_sed(wave: Float, flux: Float) -> Float:
@@ -227,11 +213,15 @@ def read_bosz(path: Path, wavelength_file: Path | None = None) -> Spectrum:
     """
     found = _BOSZ_2024.match(path.name)
     if found is None:
-        raise InputError(path, "a name that is not of BOSZ 2024", "bosz2024_<atmosphere>_t..._r<resolution>_resam.txt.gz")
+        raise InputError(
+            path, "a name that is not of BOSZ 2024", "bosz2024_<atmosphere>_t..._r<resolution>_resam.txt.gz"
+        )
     wavelengths = wavelength_file or path.with_name(f"bosz2024_wave_r{found['resolution']}.txt")
     wave, table = _columns(wavelengths)[:, 0], _columns(path)
     if table.shape != (len(wave), 2):
-        raise InputError(path, f"a table of shape {table.shape}", f"({len(wave)}, 2), as {wavelengths.name} has wavelengths")
+        raise InputError(
+            path, f"a table of shape {table.shape}", f"({len(wave)}, 2), as {wavelengths.name} has wavelengths"
+        )
     labels = {key: float(found[key]) for key in ("teff", "logg", "mh", "alpha", "carbon", "vmicro")}
     return Spectrum(path.name, wave, 4 * np.pi * table[:, 0], labels=labels)
 
@@ -245,55 +235,7 @@ def _columns(path: Path) -> Float:
         raise InputError(path, f"no readable columns of numbers ({error})", "a file of BOSZ 2024") from None
 
 
-def read_ngsl(path: Path) -> Spectrum:
-    """Read a spectrum of NGSL, ``h_stis_ngsl_<star>_v2.fits``: air wavelengths, statistical and systematic errors."""
-    with _opened(path) as hdus:
-        table = _table(path, hdus, ("WAVELENGTH", "FLUX"))
-        wave, flux = (np.asarray(table[name], dtype=float).ravel() for name in ("WAVELENGTH", "FLUX"))
-        present = {name for name in ("STATERR", "SYSERR") if name in table.names}
-        variance = sum((np.asarray(table[name], dtype=float).ravel() ** 2 for name in present), np.zeros(len(wave)))
-    flux = np.where(flux > 0, flux, np.nan)
-    error = np.where(variance > 0, np.sqrt(variance), np.inf) if present else None
-    name = re.sub(r"^h_stis_ngsl_|_v\d+$", "", path.name.removesuffix(".fits").removesuffix(".gz"))
-    return Spectrum(name, air_to_vacuum(wave), flux, error)
-
-
-def read_lamost(path: Path, *, rest_frame: bool = True) -> Spectrum:
-    """Read a LAMOST low-resolution spectrum, of either layout.
-
-    Since DR7 the table ``COADD`` has one row of arrays; before, the primary image has rows flux, inverse variance,
-    wavelength, AND mask, OR mask. Wavelengths are vacuum, heliocentric; they are divided by 1 + z of the header
-    unless `rest_frame` is False. Masked pixels and those without inverse variance have an infinite error.
-    """
-    with _opened(path) as hdus:
-        header = hdus[0].header
-        image = hdus[0].data
-        if image is not None and image.ndim == 2 and len(image) >= 3:
-            flux, inverse, wave = (np.asarray(image[k], dtype=float) for k in range(3))
-            mask = np.asarray(image[3]) if len(image) > 3 else np.zeros(len(wave))
-        else:
-            table = _table(path, hdus, ("FLUX", "IVAR", "WAVELENGTH"))
-            flux, inverse, wave = (np.asarray(table[name], dtype=float).ravel() for name in ("FLUX", "IVAR", "WAVELENGTH"))
-            mask = np.asarray(table["ANDMASK"]).ravel() if "ANDMASK" in table.names else np.zeros(len(wave))
-        redshift = float(header.get("Z", 0.0))
-        name = str(header.get("OBSID", path.name.split(".")[0]))
-    if not -0.01 < redshift < 0.01:  # -9999 where LAMOST has none
-        redshift = 0.0
-    good = (inverse > 0) & np.isfinite(flux) & (mask == 0)
-    error = np.where(good, 1 / np.sqrt(np.where(good, inverse, 1.0)), np.inf)
-    scale = 1 + redshift if rest_frame else 1.0
-    return Spectrum(name, wave / scale, np.where(good, flux, np.nan), error, {"redshift": redshift})
-
-
-def _opened(path: Path) -> fits.HDUList:
-    try:
-        return fits.open(path, memmap=False)
-    except (OSError, ValueError) as error:
-        raise InputError(path, f"no readable FITS ({error})", "a spectrum") from None
-
-
-def _table(path: Path, hdus: fits.HDUList, names: tuple[str, ...]) -> Any:
-    for hdu in hdus:
-        if isinstance(hdu, fits.BinTableHDU) and set(names) <= {name.upper() for name in hdu.columns.names}:
-            return hdu.data
-    raise InputError(path, "no table with these columns", ", ".join(names))
+__all__ = [
+    "RealStars", "Spectrum", "load_calspec", "load_miles", "read_bosz", "read_lamost", "read_ngsl", "split_by_star",
+    "star_key",
+]  # fmt: skip

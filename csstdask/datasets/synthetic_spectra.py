@@ -22,7 +22,6 @@ from scipy.spatial import cKDTree
 
 from csstdask.errors import InputError
 from csstdask.flux.spectra import (
-    FWHM_PER_SIGMA,
     INPUT_RANGE,
     INPUT_RESOLUTION,
     INPUT_WAVELENGTH,
@@ -237,7 +236,7 @@ class AtlasGrid:
             cube[:, j] = np.where(np.isnan(cube[:, j]), cube[:, j + 1], cube[:, j])
         for j in range(1, len(axes[1])):
             cube[:, j] = np.where(np.isnan(cube[:, j]), cube[:, j - 1], cube[:, j])
-        return cls(*axes, cube)
+        return cls(axes[0], axes[1], axes[2], cube)
 
     def sed(self, teff: npt.ArrayLike, logg: npt.ArrayLike, mh: npt.ArrayLike) -> Float:
         """Return SEDs (n, 574) at labels, linear in log flux between models; labels outside are moved to the edge."""
@@ -258,7 +257,7 @@ class AtlasGrid:
 def _continued(sed: Float, atlas: AtlasGrid, teff: Float, logg: Float, mh: Float) -> Float:
     """Continue SEDs to the blue with ATLAS9, matched in level above the splice, blended linearly across it."""
     model = atlas.sed(teff, logg, mh)
-    match = (SED_WAVELENGTH >= _MATCH[0]) & (SED_WAVELENGTH <= _MATCH[1])
+    match = (_MATCH[0] <= SED_WAVELENGTH) & (_MATCH[1] >= SED_WAVELENGTH)
     model *= sed[:, match].mean(axis=1, keepdims=True) / model[:, match].mean(axis=1, keepdims=True)
     share = np.clip((SED_WAVELENGTH - _SPLICE[0]) / (_SPLICE[1] - _SPLICE[0]), 0, 1)
     return np.where(share > 0, share * np.nan_to_num(sed), 0.0) + (1 - share) * model
@@ -299,7 +298,9 @@ def mixtures(bank: TemplateBank, split: Split, n: int, rng: np.random.Generator)
         allowed = np.flatnonzero(bank.split == "train")
         lead = None
     else:
-        own = np.flatnonzero((bank.split == split) & (bank.teff >= TEFF_RANGE[0] - 50) & (bank.teff <= TEFF_RANGE[1] + 300))
+        own = np.flatnonzero(
+            (bank.split == split) & (bank.teff >= TEFF_RANGE[0] - 50) & (bank.teff <= TEFF_RANGE[1] + 300)
+        )
         lead = rng.choice(own, n, p=_density(bank, own, rng))
         centre = labels[lead]
         allowed = np.flatnonzero((bank.split == "train") | (bank.split == split))
@@ -367,12 +368,7 @@ def synthetic_stars(
 
 def _argmax(weights: csr_array) -> npt.NDArray[np.int64]:
     starts = weights.indptr
-    return np.array(
-        [
-            weights.indices[a:b][weights.data[a:b].argmax()]
-            for a, b in zip(starts[:-1], starts[1:], strict=True)
-        ]
-    )
+    return np.array([weights.indices[a:b][weights.data[a:b].argmax()] for a, b in pairwise(starts)])
 
 
 def _widths(n: int, rng: np.random.Generator) -> Float:
@@ -429,13 +425,3 @@ def _smooth_errors(n: int, rng: np.random.Generator) -> Float32:
     terms = np.polynomial.legendre.legvander(t, 5)[:, 1:].T
     tilt = rng.normal(0, 0.06, (n, 5)) @ terms
     return np.exp(tilt - reddening[:, None] * curve).astype(np.float32)
-
-
-def mean_resolution(fwhm: npt.NDArray) -> Float:
-    """Return the resolving power at 4000 and 7000 A of widths (n, 2)."""
-    return np.asarray(np.array(INPUT_RANGE) / fwhm)
-
-
-def sigma_of_fwhm(fwhm: float) -> float:
-    """Return the standard deviation of a Gaussian of a FWHM, in the same unit."""
-    return fwhm / FWHM_PER_SIGMA

@@ -4,10 +4,10 @@
    Each coefficient is divided by its expected scatter, that of stars plus that of noise. The noise level of every
    coefficient follows from the errors of the pixels, so that errors may vary along the spectrum. The width
    of the line-spread function is a feature as well.
-2. *Mean.* An ensemble of small residual networks gives coefficients of the logarithm of the SED in a principal-component
-   basis.
-3. *Covariance.* A head on detached features gives a Cholesky factor in a basis of the errors, and a diagonal. The scatter
-   between the members of the ensemble is added in the same basis.
+2. *Mean.* An ensemble of small residual networks gives coefficients of the logarithm of the SED in a basis of
+   principal components.
+3. *Covariance.* A head on detached features gives a Cholesky factor in a basis of the errors, and a diagonal. The
+   scatter between the members of the ensemble is added in the same basis.
 4. *Calibration.* The sigmas are multiplied by a factor of wavelength, signal-to-noise ratio and temperature that was
    measured on stars of cells that were not used in training.
 
@@ -23,12 +23,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from csstdask.flux.spectra import INPUT_RANGE, INPUT_RESOLUTION, N_INPUT, N_SED, SED_WAVELENGTH
+from csstdask.flux.real_stars import RealStarCorrection
+from csstdask.flux.spectra import INPUT_RANGE, INPUT_RESOLUTION, N_INPUT, N_SED, REFERENCE_PIXELS, SED_WAVELENGTH
 
 #: Knots of the diagonal of the covariance, evenly spaced in pixels.
 N_KNOTS = 12
 #: Nodes of the calibration: wavelength [A], SNR, temperature [K].
-CALIBRATION_WAVELENGTH = (2500.0, 2800.0, 3200.0, 3500.0, 3750.0, 4050.0, 4500.0, 5200.0, 6000.0, 7000.0, 8300.0, 9500.0, 10500.0)
+CALIBRATION_WAVELENGTH = (
+    2500.0,
+    2800.0,
+    3200.0,
+    3500.0,
+    3750.0,
+    4050.0,
+    4500.0,
+    5200.0,
+    6000.0,
+    7000.0,
+    8300.0,
+    9500.0,
+    10500.0,
+)
 CALIBRATION_SNR = (10.0, 20.0, 40.0, 80.0)
 CALIBRATION_TEFF = (5250.0, 5750.0, 6250.0, 7000.0, 8000.0, 9250.0)
 #: Other features than coefficients: log noise in eight ranges, two widths of the line-spread function.
@@ -74,7 +89,7 @@ class SpectrumFeatures(nn.Module):
         self.scatter: Tensor
 
     def forward(self, flux: Tensor, error: Tensor, fwhm: Tensor) -> Features:
-        """Return features of spectra (n, 2238), their errors (inf: no datum), and the widths of their lines (n, 2) [A]."""
+        """Return features of spectra and errors (n, 2238; inf: no datum) with line widths (n, 2) [A]."""
         absent = torch.isinf(error)
         if absent.any():
             flux, error = self._filled(flux, error, absent)
@@ -95,7 +110,9 @@ class SpectrumFeatures(nn.Module):
 
     def _filled(self, flux: Tensor, error: Tensor, absent: Tensor) -> tuple[Tensor, Tensor]:
         """Fill pixels without a datum from the components, by three steps of expectation-maximisation."""
-        level = torch.where(absent, 0.0, error).sum(dim=1, keepdim=True) / (~absent).sum(dim=1, keepdim=True).clamp(min=1)
+        level = torch.where(absent, 0.0, error).sum(dim=1, keepdim=True) / (~absent).sum(dim=1, keepdim=True).clamp(
+            min=1
+        )
         error = torch.where(absent, level, error)
         flux = torch.where(absent, self.mean, flux)
         for _ in range(3):
@@ -113,23 +130,25 @@ class Ensemble(nn.Module):
         super().__init__()
         self.members = members
         self.first = nn.Parameter(torch.empty(members, n_in, width))
-        self.hidden = nn.Parameter(torch.empty(2 * blocks, members, width, width))
-        self.bias = nn.Parameter(torch.zeros(2 * blocks + 1, members, 1, width))
+        self.hidden = nn.Parameter(torch.empty(2 * blocks * members, width, width))
+        self.bias = nn.Parameter(torch.zeros(2 * blocks + 1, members, width))
         self.last = nn.Parameter(torch.zeros(members, width, n_out))
         self.linear = nn.Parameter(torch.zeros(members, n_in + 1, n_out))
         with torch.no_grad():
             self.first.normal_(0, n_in**-0.5)
             self.hidden.normal_(0, (2 / width) ** 0.5)
-            self.hidden[1::2] *= 0.3
+            self.hidden.view(2 * blocks, members, width, width)[1::2] *= 0.3
             self.last.normal_(0, 0.1 * width**-0.5)
 
     def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return outputs (member, n, out) and the last hidden layers (member, n, width) of features (n, in)."""
         x = values.expand(self.members, *values.shape)
-        h = torch.baddbmm(self.bias[0], x, self.first)
-        for k in range(0, len(self.hidden), 2):
-            inner = functional.silu(torch.baddbmm(self.bias[k + 1], functional.silu(h), self.hidden[k]))
-            h = h + torch.baddbmm(self.bias[k + 2], inner, self.hidden[k + 1])
+        bias = self.bias[:, :, None]
+        hidden = self.hidden.split(self.members)
+        h = torch.baddbmm(bias[0], x, self.first)
+        for k in range(0, len(hidden), 2):
+            inner = functional.silu(torch.baddbmm(bias[k + 1], functional.silu(h), hidden[k]))
+            h = h + torch.baddbmm(bias[k + 2], inner, hidden[k + 1])
         last = functional.silu(h)
         straight = torch.baddbmm(self.linear[:, -1:], x, self.linear[:, :-1])
         return straight + torch.bmm(last, self.last), last
@@ -173,7 +192,7 @@ class SedEstimate:
     Attributes
     ----------
     log_mean : tensor (n, 574)
-        Natural logarithm; not yet scaled to the reference range.
+        Natural logarithm of SEDs, whose mean flux in the reference range is 1.
     modes : tensor (n, rank, 574)
         Relative errors: the covariance is ``modes.T @ modes + diag(noise^2)``.
     noise : tensor (n, 574)
@@ -182,6 +201,8 @@ class SedEstimate:
         A temperature for the calibration, not a measurement [K].
     coefficients : tensor (n, component)
         Of the logarithm of the SED, mean of the ensemble.
+    real : tensor (n,)
+        Probability with which the correction for real stars was applied.
     """
 
     log_mean: Tensor
@@ -190,6 +211,7 @@ class SedEstimate:
     features: Features
     teff: Tensor
     coefficients: Tensor
+    real: Tensor
 
 
 class SedNetwork(nn.Module):
@@ -224,6 +246,9 @@ class SedNetwork(nn.Module):
         self.features = SpectrumFeatures(components)
         self.ensemble = Ensemble(components + N_OTHER, sed_components, members, width, blocks)
         self.covariance = CovarianceHead(components + N_OTHER + sed_components, rank)
+        self.real_stars = RealStarCorrection(components + N_OTHER)
+        #: Largest misfit of spectra in the domain, as a share of the continuum, and largest mean square of features.
+        self.register_buffer("domain_limits", torch.full((2,), torch.inf))
         self.register_buffer("sed_mean", torch.zeros(N_SED))
         self.register_buffer("sed_basis", torch.zeros(sed_components, N_SED))
         self.register_buffer("teff_weights", torch.zeros(sed_components + 1))
@@ -232,6 +257,7 @@ class SedNetwork(nn.Module):
         self.register_buffer("log_factor", torch.zeros(shape))
         to_pixels = interpolation_matrix(np.log(CALIBRATION_WAVELENGTH), np.log(SED_WAVELENGTH))
         self.register_buffer("to_pixels", torch.from_numpy(to_pixels.astype(np.float32)))
+        self.domain_limits: Tensor
         self.sed_mean: Tensor
         self.sed_basis: Tensor
         self.teff_weights: Tensor
@@ -247,8 +273,17 @@ class SedNetwork(nn.Module):
         """Return temperatures (n,) [K], linear in the coefficients in ln Teff."""
         return torch.exp(self.teff_weights[0] + coefficients @ self.teff_weights[1:]).clamp(4500, 11000)
 
-    def forward(self, flux: Tensor, error: Tensor, fwhm: Tensor) -> SedEstimate:
-        """Return SEDs of normalised spectra and their errors (n, 2238), with widths of their lines (n, 2) [A]."""
+    def forward(self, flux: Tensor, error: Tensor, fwhm: Tensor, real: float | None = None) -> SedEstimate:
+        """Return SEDs of normalised spectra.
+
+        Parameters
+        ----------
+        flux, error : tensor (n, 2238)
+        fwhm : tensor (n, 2)
+            Widths of their lines at 4000 and 7000 A [A].
+        real : float, optional
+            Probability that they are of real stars; by default it is inferred from each spectrum.
+        """
         features = self.features(flux, error, fwhm)
         outputs, _ = self.ensemble(features.values)
         mean = outputs.mean(dim=0)
@@ -258,7 +293,18 @@ class SedNetwork(nn.Module):
         teff = self.effective_temperature(mean)
         factor = torch.exp(self.log_factors(features.snr, teff) @ self.to_pixels)
         modes = torch.einsum("nij,jp->nip", lower.transpose(1, 2), self.covariance.basis) * factor[:, None]
-        return SedEstimate(self.log_sed(mean), modes, noise * factor, features, teff, mean)
+        noise = noise * factor
+        probability = self.real_stars.probability(features.values)
+        if real is not None:
+            probability = torch.full_like(probability, real)
+        correction = self.real_stars(mean)
+        p = probability[:, None]
+        log_mean = self.log_sed(mean) + p * correction.log_offset
+        undecided = torch.sqrt(p * (1 - p)) * correction.log_offset
+        modes = torch.cat([modes, p[..., None].sqrt() * correction.modes, undecided[:, None]], dim=1)
+        noise = torch.sqrt(noise.square() + p * correction.noise.square())
+        log_mean, modes = _scaled(log_mean, modes)
+        return SedEstimate(log_mean, modes, noise, features, teff, mean, probability)
 
     def _with_ensemble(self, lower: Tensor, outputs: Tensor) -> Tensor:
         """Add the scatter between members, in the basis of the errors."""
@@ -275,6 +321,15 @@ class SedNetwork(nn.Module):
             (1 - share_s) * ((1 - share_t) * table[low_s, low_t] + share_t * table[low_s, low_t + 1])
             + share_s * ((1 - share_t) * table[low_s + 1, low_t] + share_t * table[low_s + 1, low_t + 1])
         )  # fmt: skip
+
+
+def _scaled(log_mean: Tensor, modes: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale SEDs to the mean flux of the reference range, which has no error by definition."""
+    within = log_mean[:, REFERENCE_PIXELS]
+    level = torch.logsumexp(within, dim=1, keepdim=True) - np.log(within.shape[1])
+    share = torch.softmax(within, dim=1)
+    shift = torch.einsum("nkp,np->nk", modes[..., REFERENCE_PIXELS], share)
+    return log_mean - level, modes - shift[..., None]
 
 
 def _between(values: Tensor, nodes: np.ndarray) -> tuple[Tensor, Tensor]:

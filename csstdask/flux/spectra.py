@@ -71,7 +71,7 @@ N_SED = len(SED_WAVELENGTH)
 def in_band(band: str) -> npt.NDArray[np.bool_]:
     """Return which SED pixels lie in a band, ``GU``, ``GV`` or ``GI`` (574,)."""
     low, high = BANDS[band]
-    return (SED_WAVELENGTH >= low) & (SED_WAVELENGTH <= high)
+    return (low <= SED_WAVELENGTH) & (high >= SED_WAVELENGTH)
 
 
 def air_to_vacuum(wavelength: npt.ArrayLike) -> Float:
@@ -332,7 +332,9 @@ def _on_grid(wave: Float, values: Float, sigma: Float | None, resolution: float 
     wave, values = wave[order], values[:, order]
     sigma = None if sigma is None else sigma[:, order]
     if wave[0] > INPUT_WAVELENGTH[0] or wave[-1] < INPUT_WAVELENGTH[-1]:
-        raise InputError(source, f"wavelengths of {wave[0]:.1f}-{wave[-1]:.1f} A (vacuum)", "a range that covers 4000-7000 A")
+        raise InputError(
+            source, f"wavelengths of {wave[0]:.1f}-{wave[-1]:.1f} A (vacuum)", "a range that covers 4000-7000 A"
+        )
     absent = ~np.isfinite(values)
     if sigma is not None:
         absent |= np.isinf(sigma)
@@ -370,7 +372,9 @@ def _resampling(wave: Float, resolution: float | None) -> csr_array:
 def _box_matrix(wave: Float) -> csr_array:
     """Average fine pixels over each output pixel."""
     edges = INPUT_RANGE[0] * np.exp(np.arange(N_INPUT + 1) / (2 * INPUT_RESOLUTION))
-    bounds = np.concatenate([wave[:1] - (wave[1] - wave[0]) / 2, (wave[1:] + wave[:-1]) / 2, wave[-1:] + (wave[-1] - wave[-2]) / 2])
+    bounds = np.concatenate(
+        [wave[:1] - (wave[1] - wave[0]) / 2, (wave[1:] + wave[:-1]) / 2, wave[-1:] + (wave[-1] - wave[-2]) / 2]
+    )
     rows, columns, values = [], [], []
     for k in range(N_INPUT):
         i, j = np.searchsorted(bounds, edges[k], "right") - 1, np.searchsorted(bounds, edges[k + 1], "left")
@@ -405,7 +409,7 @@ def _estimated_error(flux: Float) -> Float:
 
 
 def extinction_curve(wavelength: npt.ArrayLike, r_v: float = 3.1) -> Float:
-    """Return A(wavelength) / A(V) of Cardelli, Clayton & Mathis (1989, ApJ 345, 245), with O'Donnell's (1994) optical part.
+    """Return A(wavelength) / A(V) of Cardelli, Clayton & Mathis (1989), with the optical part of O'Donnell (1994).
 
     Parameters
     ----------

@@ -3,8 +3,8 @@
 ``Conv(4, 3, 2)``, six residual sub-units, batch normalisation and a global average pool give 16 latent numbers ``Z``;
 four fully connected layers turn them into the SED. The error branch maps the errors of the spectrum to 16 numbers,
 joins them with ``Z`` and returns the *relative* error of each SED pixel. A sub-unit has four convolutions: one on the
-feature map ``M``, and three, each with a ReLU, that turn ``|M|`` into the attention ``A``; ``M`` is then shrunk softly by
-the threshold ``tau = A |M|`` (equations 4 to 6). The shortcut is padded with zeros where the number of channels grows.
+feature map ``M``, and three, each with a ReLU, that turn ``|M|`` into the attention ``A``; ``M`` is then shrunk softly
+by the threshold ``tau = A |M|`` (equations 4 to 6). The shortcut is padded with zeros where the number of channels grows.
 
 Two things that the paper leaves open: the last layer of the error branch is a softplus, as sigma must be positive, and
 its least value is 1e-4.
@@ -67,10 +67,7 @@ class UaRANet(nn.Module):
         channels = [4, *(channels for channels, _ in SUB_UNITS)]
         self.first = nn.Conv1d(1, 4, 3, 2, padding=1)
         self.units = nn.Sequential(
-            *(
-                SubUnit(before, after, stride)
-                for before, (after, stride) in zip(channels[:-1], SUB_UNITS, strict=True)
-            )
+            *(SubUnit(before, after, stride) for before, (after, stride) in zip(channels[:-1], SUB_UNITS, strict=True))
         )
         self.norm = nn.BatchNorm1d(16)
         self.sed = nn.Sequential(
@@ -82,7 +79,7 @@ class UaRANet(nn.Module):
         for part in self.modules():
             if isinstance(part, nn.Linear | nn.Conv1d):
                 nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
-                nn.init.zeros_(part.bias)
+                nn.init.zeros_(part.bias)  # type: ignore[arg-type]
 
     def forward(self, flux: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         """Return the SED (n, 574), and its relative error (n, 574).

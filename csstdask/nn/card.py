@@ -23,6 +23,7 @@ _NEEDS = {
     "cosmicray": {"calibration": {"scale", "offset"}, "normalisation": {"channels", "box"}},
     "inpaint": {"calibration": {"sky", "source"}, "normalisation": {"size"}},
     "psf": {"architecture": {"kind"}},
+    "sed": {"architecture": {"kind"}},
 }
 
 

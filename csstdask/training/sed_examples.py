@@ -83,8 +83,8 @@ def published_batches(stars: SyntheticStars, batch: int, seed: int) -> Iterator[
 def varied_noise(n: int, n_pixel: int, generator: torch.Generator) -> Tensor:
     """Draw noise of spectra (n, n_pixel): SNR 8 to 125, log-uniform; of four in ten it varies along the spectrum.
 
-    Half of those have a smooth slope (spectra are noisier in the blue or in the red), half also a different noise in each
-    half, as spectrographs with two arms have.
+    Half of those have a smooth slope (noisier in the blue or in the red), half also a different noise on each side of
+    5000 A, as spectrographs with two arms have.
     """
     snr = torch.exp(torch.rand(n, 1, generator=generator) * 2.75 + 2.08)
     kind = torch.rand(n, 1, generator=generator)

@@ -1,8 +1,8 @@
 """Training of UaRA-net as published, on the synthetic stars that are at hand.
 
-Published (section 4.1): Adam at 1e-3, 41,219 stars with signal-to-noise ratios of 20 to 40, batches of 2048, 3000 epochs
-on a GPU. Here every epoch draws its noise anew, batches are smaller and the rate falls to a hundredth along a cosine, so
-that the training converges within an hour on one core.
+Published (section 4.1): Adam at 1e-3, 41,219 stars with signal-to-noise ratios of 20 to 40, batches of 2048, 3000
+epochs on a GPU. Here every epoch draws its noise anew, batches are smaller and the rate falls to a hundredth along a
+cosine, so that the training converges within an hour on one core.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def _batches(stars: SyntheticStars, config: SedConfig, epoch: int) -> Iterable[S
 
 
 def _loss(network: nn.Module, batch: SedBatch) -> torch.Tensor:
-    return published_loss(*network(batch.flux, batch.error), batch.sed)
+    mean, sigma = network(batch.flux, batch.error)
+    return published_loss(mean, sigma, batch.sed)
 
 
 def _validate(network: nn.Module, batches: list[SedBatch]) -> dict[str, float]:
@@ -93,7 +94,8 @@ def _write(network: UaRANet, config: SedConfig, history: list[dict[str, float]],
         path,
         ModelCard(
             config.name, "sed", config.version, "UaRA-net as published (csstdask.flux.uaranet)", config.licence,
-            f"{config.stars} stars of DESI templates + ATLAS9", sha256, architecture={"kind": "uaranet"}, metrics=metrics,
+            f"{config.stars} stars of DESI templates + ATLAS9", sha256, architecture={"kind": "uaranet"},
+            metrics=metrics,
         ),
     )  # fmt: skip
     return path

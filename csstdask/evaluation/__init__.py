@@ -1,0 +1,1 @@
+"""Evaluations of networks and methods against others, on the same data."""

@@ -1,0 +1,258 @@
+"""SEDs of stars from their normalised spectra, with sigmas and the covariance between wavelengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from csstdask.errors import InputError
+from csstdask.flux.sed_network import SedNetwork
+from csstdask.flux.seds_table import SedTable, covariance
+from csstdask.flux.spectra import (
+    INPUT_RANGE,
+    INPUT_RESOLUTION,
+    N_SED,
+    REFERENCE_PIXELS,
+    SED_WAVELENGTH,
+    InputSpectra,
+    extinction_curve,
+    input_spectra,
+)
+from csstdask.flux.uaranet import UaRANet
+from csstdask.nn.card import ModelCard
+from csstdask.nn.device import choose_device
+from csstdask.nn.models import find_card
+from csstdask.nn.weights import load_network
+
+Float = npt.NDArray[np.float64]
+Float32 = npt.NDArray[np.float32]
+Stars = Literal["auto", "real", "synthetic"]
+
+#: Spectra that are computed together.
+_BATCH = 2048
+#: A misfit counts from here: five standard deviations of chi2 over 2238 pixels.
+_SIGNIFICANT = 5 * (2 / 2238) ** 0.5
+#: Fields of a prediction that batches give, in their order.
+_ARRAYS = ("mean", "sigma", "modes", "out_of_domain", "chi2", "real")
+_REAL: dict[str, float | None] = {"auto": None, "real": 1.0, "synthetic": 0.0}
+
+
+@dataclass(frozen=True, repr=False)
+class SedPrediction:
+    """SEDs of n stars, in units of their mean flux in 5526-5586 A.
+
+    Attributes
+    ----------
+    wavelength : float64 array (574,)
+        2500-10500 A, vacuum, in the rest frame of the star.
+    mean : float32 array (n, 574)
+    sigma : float32 array (n, 574)
+        1 sigma of each pixel: noise of the spectrum, scatter of stars with such a spectrum, and the uncertainty of the
+        network. Errors of neighbouring wavelengths are strongly correlated: use `covariance` for averages over a band.
+    modes : float32 array (n, rank, 574)
+        Correlated part of the errors: the covariance is ``modes.T @ modes`` off the diagonal, ``sigma**2`` on it.
+    out_of_domain : bool array (n,)
+        Whether the spectrum is unlike those that the network learnt from. Do not use these SEDs.
+    chi2 : float64 array (n,)
+        Mean square of (spectrum - its reconstruction) / error; NaN for ``uaranet``.
+    real : float64 array (n,)
+        Probability with which the correction for real stars was applied; NaN for ``uaranet``.
+    model : ModelCard
+    """
+
+    wavelength: Float
+    mean: Float32
+    sigma: Float32
+    modes: Float32
+    out_of_domain: npt.NDArray[np.bool_]
+    chi2: Float
+    real: Float
+    model: ModelCard
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def __repr__(self) -> str:
+        """Return one line: how many stars, and how many are out of the domain."""
+        return (
+            f"SedPrediction({len(self)} stars, model {self.model.name}, {int(self.out_of_domain.sum())} out of domain)"
+        )
+
+    def covariance(self, i: int) -> Float:
+        """Return the covariance of the i-th SED (574, 574)."""
+        return covariance(self.sigma[i], self.modes[i])
+
+    def table(self, ids: list[str]) -> SedTable:
+        """Return the table that ``csstdask sed`` writes, with an id for each star."""
+        return SedTable(
+            np.array(ids, dtype=str), self.wavelength, self.mean, self.sigma, self.modes, self.out_of_domain
+        )
+
+
+def predict_sed(
+    wavelength: npt.ArrayLike,
+    flux: npt.ArrayLike,
+    error: npt.ArrayLike | None = None,
+    *,
+    medium: str = "vacuum",
+    model: str = "default",
+    device: Any = None,
+    resolution: float | None = None,
+    stars: Stars = "auto",
+    ebv: npt.ArrayLike = 0.0,
+    ebv_error: npt.ArrayLike = 0.0,
+) -> SedPrediction:
+    """Predict the SED of stars, 2500-10500 A at R = 200, from spectra of 4000-7000 A at R of about 2000.
+
+    Only lines are looked at: the spectrum is divided by its moving average, so that its flux calibration and
+    reddening do not matter. The SED is that of the unreddened star, unless `ebv` is given.
+
+    Parameters
+    ----------
+    wavelength : array (pixel,) or (n, pixel)
+        In the rest frame of the star [A]; any grid that covers 4000-7000 A.
+    flux : array (pixel,) or (n, pixel)
+        Any unit per Angstrom; NaN where there is no datum.
+    error : array like flux, optional
+        1 sigma; inf where a pixel is to be ignored. By default estimated from neighbouring pixels.
+    medium : str
+        Of the wavelengths: ``vacuum`` or ``air``.
+    model : str
+        ``default``, a name that ``csstdask models`` lists (``sed``, ``uaranet``), or the path of a card.
+    device : optional
+        ``cpu`` or ``cuda``.
+    resolution : float, optional
+        Resolving power of the spectra, if it is not about 2000. Higher ones are degraded; lower ones are told to the
+        network, which knows 1600-2000.
+    stars : str
+        ``real``: corrected with CALSPEC and MILES stars; ``synthetic``: not; ``auto``: by each spectrum's lines.
+    ebv, ebv_error : float or array (n,)
+        Reddening E(B - V) that the star has and the SED shall have, and its error [mag]; R_V = 3.1.
+
+    Returns
+    -------
+    SedPrediction
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, or medium, stars, model or device are unknown.
+    InputError
+        If spectra do not cover 4000-7000 A, too many pixels have no datum, or errors are NaN, zero or negative.
+
+    Examples
+    --------
+    >>> wave = np.arange(3990.0, 7010.0, 1.0)
+    >>> line = 1 - 0.5 * np.exp(-0.5 * ((wave - 4862.7) / 8) ** 2)
+    >>> sed = predict_sed(wave, line, 0.02 * line)
+    >>> sed.mean.shape, sed.covariance(0).shape
+    ((1, 574), (574, 574))
+    """
+    if stars not in _REAL:
+        raise ValueError(f"stars: found {stars!r}; wanted one of {', '.join(_REAL)}")
+    card = find_card("sed", model)
+    where = choose_device(device)
+    spectra = input_spectra(wavelength, flux, error, medium=medium, resolution=resolution)
+    found = predict_normalised(spectra, card, where, fwhm=_widths(len(spectra), resolution), real=_REAL[stars])
+    return _reddened(found, np.broadcast_to(ebv, len(found)), np.broadcast_to(ebv_error, len(found)))
+
+
+def _widths(n: int, resolution: float | None) -> Float32:
+    power = INPUT_RESOLUTION if resolution is None else min(resolution, INPUT_RESOLUTION)
+    return np.tile(np.array(INPUT_RANGE, dtype=np.float32) / np.float32(power), (n, 1))
+
+
+def predict_normalised(
+    spectra: InputSpectra, card: ModelCard, device: torch.device, *, fwhm: Float32, real: float | None = None
+) -> SedPrediction:
+    """Predict SEDs of spectra that are on the input grid and normalised.
+
+    Parameters
+    ----------
+    spectra : InputSpectra
+    card : ModelCard
+        Of an SED network.
+    device : torch.device
+    fwhm : array (n, 2)
+        Of the line-spread function at 4000 and 7000 A [A].
+    real : float, optional
+        Probability that the stars are real; by default inferred from each spectrum.
+    """
+    network = load_network(card, build_network, device)
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(spectra), _BATCH):
+            some = slice(start, start + _BATCH)
+            flux, error, width = (
+                torch.from_numpy(np.ascontiguousarray(one[some])).to(device)
+                for one in (spectra.flux, spectra.error, fwhm)
+            )
+            if isinstance(network, UaRANet):
+                parts.append(_published(network, flux, error))
+            else:
+                parts.append(_ours(network, flux, error, width, real))
+    arrays = [np.concatenate(part) for part in zip(*parts, strict=True)] if parts else _nothing()
+    return SedPrediction(SED_WAVELENGTH.copy(), **dict(zip(_ARRAYS, arrays, strict=True)), model=card)
+
+
+def build_network(kind: str, **architecture: Any) -> nn.Module:
+    """Make the network of a card's architecture; InputError if its kind is unknown."""
+    if kind == "uaranet":
+        return UaRANet(kind, **architecture)
+    if kind == "sed":
+        return SedNetwork(kind, **architecture)
+    raise InputError("architecture", f"kind = {kind!r}", "'sed' or 'uaranet'")
+
+
+def _nothing() -> list[npt.NDArray[Any]]:
+    empty = np.zeros((0, N_SED), dtype=np.float32)
+    return [empty, empty, np.zeros((0, 0, N_SED), dtype=np.float32), np.zeros(0, dtype=bool), np.zeros(0), np.zeros(0)]
+
+
+def _published(network: UaRANet, flux: torch.Tensor, error: torch.Tensor) -> tuple[npt.NDArray[Any], ...]:
+    """Return arrays of `SedPrediction`; errors are as published, relative to the mean, without a covariance."""
+    typical = torch.where(torch.isinf(error), 0.0, error).mean(dim=1, keepdim=True)
+    mean, relative = network(flux, torch.where(torch.isinf(error), 3 * typical, error))
+    level = mean[:, REFERENCE_PIXELS].mean(dim=1, keepdim=True)
+    mean = mean / level
+    n = len(mean)
+    unknown = np.full(n, np.nan)
+    modes = np.zeros((n, 0, N_SED), dtype=np.float32)
+    sed, sigma = (one.cpu().numpy() for one in (mean, relative * mean.abs()))
+    return sed, sigma, modes, np.zeros(n, dtype=bool), unknown, unknown
+
+
+def _ours(
+    network: nn.Module, flux: torch.Tensor, error: torch.Tensor, fwhm: torch.Tensor, real: float | None
+) -> tuple[npt.NDArray[Any], ...]:
+    found = network(flux, error, fwhm, real)
+    mean = torch.exp(found.log_mean)
+    modes = found.modes * mean[:, None]
+    sigma = torch.sqrt((found.noise * mean).square() + modes.square().sum(dim=1))
+    excess = torch.sqrt((found.features.chi2 - 1 - _SIGNIFICANT).clamp(min=0)) / found.features.snr
+    size = found.features.values.square().mean(dim=1)
+    assert isinstance(network, SedNetwork)  # noqa: S101
+    outside = (excess > network.domain_limits[0]) | (size > network.domain_limits[1])
+    arrays = (mean, sigma, modes, outside, found.features.chi2.double(), found.real.double())
+    return tuple(one.cpu().numpy() for one in arrays)
+
+
+def _reddened(found: SedPrediction, ebv: npt.NDArray, ebv_error: npt.NDArray) -> SedPrediction:
+    """Redden SEDs, relative to the reference range; the error of E(B - V) becomes one more mode."""
+    if not (np.any(ebv) or np.any(ebv_error)):
+        return found
+    if not (np.isfinite(ebv).all() and np.isfinite(ebv_error).all() and (np.asarray(ebv_error) >= 0).all()):
+        raise ValueError("ebv: found values that are not finite, or negative errors; wanted E(B - V) in magnitudes")
+    curve = 0.4 * np.log(10) * 3.1 * extinction_curve(SED_WAVELENGTH)
+    curve = curve - curve[REFERENCE_PIXELS].mean()
+    factor = np.exp(-np.asarray(ebv)[:, None] * curve).astype(np.float32)
+    mean = found.mean * factor
+    own = (np.asarray(ebv_error)[:, None] * curve).astype(np.float32) * mean
+    modes = np.concatenate([found.modes * factor[:, None], own[:, None]], axis=1)
+    sigma = np.hypot(found.sigma * factor, own)
+    return SedPrediction(found.wavelength, mean, sigma, modes, found.out_of_domain, found.chi2, found.real, found.model)

@@ -1,0 +1,75 @@
+"""SEDs of spectra in files: what ``csstdask sed`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from csstdask.errors import InputError
+from csstdask.flux.sed import predict_sed
+from csstdask.flux.seds_table import SedTable, join, write_seds
+from csstdask.flux.spectra import SED_WAVELENGTH
+from csstdask.flux.spectrum_files import read_spectrum
+from csstdask.nn.models import find_card
+
+
+def predict_files(
+    paths: Sequence[Path],
+    to: Path,
+    *,
+    medium: str | None = None,
+    model: str = "default",
+    resolution: float | None = None,
+    device: Any = None,
+) -> dict[str, str]:
+    """Predict SEDs of spectra in files, and write them as one table.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        As `csstdask.flux.spectrum_files.read_spectrum` reads them.
+    to : Path
+        Parquet file; ids are the OBSID or OBJECT of the headers, else the names of the files.
+    medium, model, resolution, device : optional
+        As in `csstdask.flux.predict_sed`.
+
+    Returns
+    -------
+    dict
+        Files that failed, and why; the others are in the table.
+
+    Raises
+    ------
+    InputError
+        If no file can be used, or two stars have the same id.
+    ValueError
+        If medium or model are unknown.
+    """
+    if medium not in (None, "air", "vacuum"):
+        raise InputError("--medium", repr(medium), "vacuum or air")
+    try:
+        find_card("sed", model)
+    except ValueError as error:
+        raise InputError("--model", repr(model), str(error).rpartition("wanted ")[2]) from None
+    parts: list[SedTable] = []
+    ids: list[str] = []
+    failed: dict[str, str] = {}
+    for path in paths:
+        try:
+            spectrum = read_spectrum(path, medium=medium)
+            found = predict_sed(
+                spectrum.wavelength, spectrum.flux, spectrum.error, model=model, resolution=resolution, device=device
+            )
+        except InputError as error:
+            failed[str(path)] = f"found {error.found}; wanted {error.wanted}"
+            continue
+        parts.append(found.table([spectrum.name]))
+        ids.append(spectrum.name)
+    if not parts:
+        first, reason = next(iter(failed.items()))
+        raise InputError(first, reason.removeprefix("found "), "at least one usable spectrum")
+    if repeated := {one for one in ids if ids.count(one) > 1}:
+        raise InputError("spectra", f"several with the id {sorted(repeated)[0]}", "one for each star")
+    write_seds(to, join(ids, SED_WAVELENGTH, parts))
+    return failed

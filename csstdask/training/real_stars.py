@@ -1,0 +1,212 @@
+"""Fit of the correction for real stars: a Bayesian linear regression at each wavelength, on CALSPEC and MILES.
+
+CALSPEC (HST) defines the truth. MILES has offsets of its own, a constant and a slope with temperature at each
+wavelength, which are fitted along with a prior as wide as its known disagreement with HST (7 % at 3600 A). Both
+contribute only where they have data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from csstdask.datasets.spectra import RealStars
+from csstdask.flux.real_stars import N_DEPEND, N_MODES, N_TERMS, RealStarCorrection
+from csstdask.flux.spectra import REFERENCE_PIXELS, SED_WAVELENGTH
+
+Float = npt.NDArray[np.float64]
+
+#: Standard deviation of the prior on each term of the correction, at 2500, 4000 and 10500 A.
+_PRIOR_WAVELENGTH = (2500.0, 3700.0, 4200.0, 10500.0)
+_PRIOR = (0.30, 0.15, 0.04, 0.04)
+#: Disagreement of MILES and HST on the same stars [A], [relative].
+_MILES_WAVELENGTH = (3600.0, 4500.0, 5000.0, 6000.0, 7000.0)
+_MILES_ERROR = (0.073, 0.021, 0.018, 0.007, 0.015)
+#: Scatter of stars about the correction, before it is measured, at the wavelengths of the prior.
+_SCATTER = (0.15, 0.05, 0.015, 0.015)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Synthetic predictions for real stars, and what is known of their SEDs.
+
+    Attributes
+    ----------
+    coefficients : array (n, component)
+        Of the predicted log SED.
+    log_synthetic : array (n, 574)
+        Without the correction, scaled to the reference range.
+    log_truth : array (n, 574)
+        NaN where not observed.
+    is_miles : bool array (n,)
+    """
+
+    coefficients: Float
+    log_synthetic: Float
+    log_truth: Float
+    is_miles: npt.NDArray[np.bool_]
+
+    def take(self, which: npt.NDArray) -> Predictions:
+        """Return some of the stars."""
+        return Predictions(*(getattr(self, name)[which] for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class CorrectionFit:
+    """A fitted correction, as arrays of `csstdask.flux.real_stars.RealStarCorrection`."""
+
+    centre: Float
+    scale: Float
+    weights: Float
+    weight_covariance: Float
+    amplitude: Float
+
+    def terms(self, coefficients: Float) -> Float:
+        """Return phi (n, term)."""
+        u = np.clip((coefficients[:, :N_DEPEND] - self.centre) / self.scale, -3, 3)
+        return np.concatenate([np.ones((len(u), 1)), u, u[:, :1] ** 2], axis=1)
+
+    def __call__(self, coefficients: Float) -> Float:
+        """Return offsets of log SEDs (n, 574)."""
+        return self.terms(coefficients) @ self.weights
+
+
+def fit_correction(stars: Predictions, *, centre: Float | None = None, scale: Float | None = None) -> CorrectionFit:
+    """Fit the correction.
+
+    Parameters
+    ----------
+    stars : Predictions
+    centre, scale : array (4,), optional
+        Of the coefficients; by default mean and scatter of the stars.
+    """
+    given = stars.coefficients[:, :N_DEPEND]
+    centre = given.mean(axis=0) if centre is None else centre
+    scale = np.maximum(given.std(axis=0), 1e-6) if scale is None else scale
+    empty = CorrectionFit(centre, scale, np.zeros((N_TERMS, 1)), np.eye(N_TERMS), np.zeros(1))
+    phi = empty.terms(stars.coefficients)
+    nuisance = phi[:, :2] * stars.is_miles[:, None]
+    design = np.concatenate([phi, nuisance], axis=1)
+    prior = np.interp(SED_WAVELENGTH, _PRIOR_WAVELENGTH, _PRIOR)
+    miles = np.interp(SED_WAVELENGTH, _MILES_WAVELENGTH, _MILES_ERROR)
+    scatter = np.interp(SED_WAVELENGTH, _PRIOR_WAVELENGTH, _SCATTER)
+    y = stars.log_truth - stars.log_synthetic
+    n_wave = len(SED_WAVELENGTH)
+    weights = np.zeros((N_TERMS, n_wave))
+    for k in range(n_wave):
+        seen = np.isfinite(y[:, k])
+        if not seen.any():
+            continue
+        variance = scatter[k] ** 2 + np.where(stars.is_miles[seen], miles[k] ** 2, 0.0)
+        precision = np.concatenate([np.full(N_TERMS, prior[k] ** -2), np.full(2, miles[k] ** -2)])
+        precision[1:N_TERMS] *= 4  # terms beyond the constant are smaller
+        a = design[seen]
+        normal = a.T @ (a / variance[:, None]) + np.diag(precision)
+        weights[:, k] = np.linalg.solve(normal, a.T @ (y[seen, k] / variance))[:N_TERMS]
+    weights = _extended(weights, np.isfinite(y).sum(axis=0))
+    hst = phi[~stars.is_miles]
+    covariance = np.asarray(np.linalg.inv(hst.T @ hst + 0.1 * np.eye(N_TERMS)), dtype=float)
+    return CorrectionFit(centre, scale, weights, covariance, np.zeros(n_wave))
+
+
+def _extended(weights: Float, count: npt.NDArray[np.int64]) -> Float:
+    """Keep the weights of the last wavelength that enough stars have, where fewer than four do."""
+    known = np.flatnonzero(count >= 4)
+    nearest = known[np.abs(known[None] - np.arange(weights.shape[1])[:, None]).argmin(axis=1)]
+    return weights[:, nearest]
+
+
+def leave_one_out(stars: Predictions, groups: npt.NDArray | None = None) -> Float:
+    """Return corrected log SEDs of the HST stars (n_hst, 574), each by a fit without the star.
+
+    Parameters
+    ----------
+    stars : Predictions
+    groups : array (n,), optional
+        Stars of the same group are left out together (the same star in MILES).
+    """
+    out = []
+    group = np.arange(len(stars.coefficients)) if groups is None else groups
+    for i in np.flatnonzero(~stars.is_miles):
+        fit = fit_correction(stars.take(group != group[i]))
+        out.append(stars.log_synthetic[i] + fit(stars.coefficients[i : i + 1])[0])
+    return scaled(np.array(out))
+
+
+def scaled(log_sed: Float) -> Float:
+    """Scale log SEDs (n, 574) to a mean flux of 1 in the reference range."""
+    return np.asarray(log_sed - np.log(np.exp(log_sed[:, REFERENCE_PIXELS]).mean(axis=1, keepdims=True)))
+
+
+def scatter_of(residual: Float) -> tuple[Float, Float]:
+    """Return modes (4, 574) and noise (574,) of residuals (n, 574) with NaN, without the mean that they have in common.
+
+    Outliers are limited to three robust standard deviations at each wavelength.
+    """
+    seen = np.isfinite(residual)
+    values = np.where(seen, residual, 0.0)
+    spread = np.full(residual.shape[1], np.nan)
+    known = seen.any(axis=0)
+    spread[known] = 1.4826 * np.nanmedian(np.abs(residual[:, known]), axis=0)
+    spread = _filled(spread)
+    values = np.clip(values, -3 * spread, 3 * spread)
+    count = np.maximum(seen.sum(axis=0), 1)
+    sd = _filled(np.where(count >= 4, np.sqrt((values**2).sum(axis=0) / count), np.nan))
+    unit = values / np.maximum(sd, 1e-6)
+    _, size, vectors = np.linalg.svd(unit, full_matrices=False)
+    modes = (size[:N_MODES, None] * vectors[:N_MODES]) / np.sqrt(len(unit)) * sd
+    rest = np.sqrt(np.maximum(sd**2 - (modes**2).sum(axis=0), (0.2 * sd) ** 2))
+    return modes, rest
+
+
+def _filled(values: Float) -> Float:
+    known = np.isfinite(values)
+    return np.interp(np.arange(len(values)), np.flatnonzero(known), values[known])
+
+
+def fill_module(module: RealStarCorrection, fit: CorrectionFit, modes: Float, noise: Float) -> None:
+    """Write a fit and its scatter into the network's module."""
+    amplitude = np.sqrt((modes**2).sum(axis=0) + noise**2)
+    with torch.no_grad():
+        for name, array in (
+            ("centre", fit.centre), ("scale", fit.scale), ("weights", fit.weights),
+            ("weight_covariance", fit.weight_covariance), ("amplitude", amplitude),
+            ("scatter_modes", modes), ("scatter_noise", noise),
+        ):  # fmt: skip
+            getattr(module, name).copy_(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)))
+
+
+def fit_logistic(synthetic: torch.Tensor, real: torch.Tensor, *, decay: float = 1e-3, steps: int = 100) -> torch.Tensor:
+    """Return the logistic regression (2 n + 1,) that tells real from synthetic spectra by their features (m, n).
+
+    Both kinds have the same weight.
+    """
+
+    def terms(values: torch.Tensor) -> torch.Tensor:
+        clipped = values.clamp(-6, 6)
+        return torch.cat([torch.ones_like(values[:, :1]), clipped, clipped.square()], dim=1)
+
+    x = torch.cat([terms(synthetic), terms(real)])
+    y = torch.cat([torch.zeros(len(synthetic)), torch.ones(len(real))])
+    weight = torch.cat([torch.full((len(synthetic),), 1 / len(synthetic)), torch.full((len(real),), 1 / len(real))])
+    found = torch.zeros(x.shape[1], requires_grad=True)
+    optimiser = torch.optim.LBFGS([found], max_iter=steps, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(x @ found, y, reduction="none")
+        loss = (weight * losses).sum() + decay * found[1:].square().sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return found.detach()
+
+
+def known_seds(stars: RealStars) -> Float:
+    """Return natural logarithms of the SEDs of real stars (n, 574), NaN where not observed."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.log(stars.sed.astype(float)))
