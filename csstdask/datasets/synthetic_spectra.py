@@ -12,6 +12,7 @@ templates; this cannot be avoided with these data.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
 

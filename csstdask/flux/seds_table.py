@@ -2,7 +2,8 @@
 
 A Parquet file with one row per star: ``id`` (string), ``mean`` and ``sigma`` (574 float32, in units of the mean flux in
 5526-5586 A), ``modes`` (rank x 574 float32, flattened) and ``out_of_domain`` (bool). The covariance between
-wavelengths is ``modes.T @ modes + diag(sigma^2 - sum(modes^2))``. The wavelengths [A, vacuum] are in the metadata of the schema.
+wavelengths is ``modes.T @ modes + diag(sigma^2 - sum(modes^2))``. The wavelengths [A, vacuum] are in the metadata of
+the schema.
 """
 
 from __future__ import annotations

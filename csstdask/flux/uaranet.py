@@ -4,7 +4,8 @@
 four fully connected layers turn them into the SED. The error branch maps the errors of the spectrum to 16 numbers,
 joins them with ``Z`` and returns the *relative* error of each SED pixel. A sub-unit has four convolutions: one on the
 feature map ``M``, and three, each with a ReLU, that turn ``|M|`` into the attention ``A``; ``M`` is then shrunk softly
-by the threshold ``tau = A |M|`` (equations 4 to 6). The shortcut is padded with zeros where the number of channels grows.
+by the threshold ``tau = A |M|`` (equations 4 to 6). The shortcut is padded with zeros where the number of
+channels grows.
 
 Two things that the paper leaves open: the last layer of the error branch is a softplus, as sigma must be positive, and
 its least value is 1e-4.

@@ -474,7 +474,7 @@ def train_sed_network(config: SedConfig, to: Path, *, announce: Callable[[str], 
     write_card(
         path,
         ModelCard(
-            config.name, "sed", config.version, "ensemble on principal components, low-rank covariance (csstdask.flux.sed)",
+            config.name, "sed", config.version, "ensemble on principal components with covariance (csstdask.flux.sed)",
             config.licence, trained_on, sha256, architecture=architecture(config), metrics=metrics,
         ),
     )  # fmt: skip
