@@ -12,7 +12,7 @@ from csstdask.cli.options import DataOption, Json, app, say
 from csstdask.errors import InputError
 
 TRAINABLE: tuple[str, ...] = ("cosmicray", "inpaint", "psf", "sed")
-EVALUABLE: tuple[str, ...] = ("cosmicray", "inpaint", "psf", "sed")
+EVALUABLE: tuple[str, ...] = ("cosmicray", "inpaint", "psf", "sed", "flat")
 LABELLERS: tuple[str, ...] = ("darks", "repeats")
 
 
@@ -113,11 +113,13 @@ def train(
 
 @app.command()
 def evaluate(
-    target: Annotated[str, typer.Argument(help="What to evaluate: cosmicray, inpaint, psf or sed.")],
+    target: Annotated[str, typer.Argument(help="What to evaluate: cosmicray, inpaint, psf, sed or flat.")],
     to: Annotated[Path | None, typer.Option(help="Folder for the figures, as JSON.")] = None,
     data: DataOption = None,
     model: Annotated[str, typer.Option(help="A name that `csstdask models` lists, or a card's path.")] = "default",
-    recipes: Annotated[Path | None, typer.Option(help="Folder of test recipes, stores/; none: no mocks.")] = None,
+    recipes: Annotated[
+        Path | None, typer.Option(help="Folder of test recipes, stores/; none: no mocks. Of flat: one recipe.")
+    ] = None,
     part: Annotated[list[str] | None, typer.Option(help="Only this part; may be given several times.")] = None,
     beside: Annotated[
         list[str] | None, typer.Option(help="A further model; may be given several times. Of psf: or piff.")
@@ -176,6 +178,15 @@ def evaluate(
             evaluate_sed(data, to, model=model, beside=others_of_sed, parts=part or SED_PARTS, announce=say)
         ):
             typer.echo(line)
+        return
+    if target == "flat":
+        if to is None:
+            raise InputError("evaluate flat", "no --to", "a folder for the mock, the run, JSON and figures")
+        if data is not None or part or beside or model != "default":
+            raise InputError("evaluate flat", "--data, --part, --beside or --model", "--recipes FILE and --scale alone")
+        from csstdask.evaluation.flat import evaluate_flat
+
+        say(f"written {evaluate_flat(to, recipe=recipes or 'slitless-400', scale=scale, announce=say)}")
         return
     if target == "inpaint":
         from csstdask.cosmicray.evaluate_inpaint import PARTS as REPAIR_PARTS

@@ -1,7 +1,31 @@
 """Flux calibration of slitless spectra: SEDs, extraction, and the flat over position and wavelength."""
 
-from csstdask.flux.extract import extract_spectrum
-from csstdask.flux.flat import Flat, fit_flat
-from csstdask.flux.sed import predict_sed
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from csstdask.flux.extract import extract_spectrum
+    from csstdask.flux.flat import Flat, fit_flat
+    from csstdask.flux.sed import predict_sed
 
 __all__ = ["Flat", "extract_spectrum", "fit_flat", "predict_sed"]
+
+#: Where public names live. They are imported when first asked for: some need PyTorch, others Numba.
+_HOMES = {
+    "Flat": "csstdask.flux.flat",
+    "extract_spectrum": "csstdask.flux.extract",
+    "fit_flat": "csstdask.flux.flat",
+    "predict_sed": "csstdask.flux.sed",
+}
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'csstdask.flux' has no attribute {name!r}")

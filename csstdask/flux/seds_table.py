@@ -1,18 +1,17 @@
-"""Tables of SEDs: what ``csstdask sed`` writes and ``csstdask run --spectra`` reads.
+"""SEDs of stars as a Parquet table: what ``csstdask sed`` writes and ``csstdask run --spectra`` reads.
 
-A Parquet file with one row per star: ``id`` (string), ``mean`` and ``sigma`` (574 float32, in units of the mean flux in
-5526-5586 A), ``modes`` (rank x 574 float32, flattened) and ``out_of_domain`` (bool). The covariance between
-wavelengths is ``modes.T @ modes + diag(sigma^2 - sum(modes^2))``. The wavelengths [A, vacuum] are in the metadata of
-the schema.
+One row a star: ``id``; ``mean`` and ``sigma`` relative to the mean flux density in 5526-5586 Angstrom; ``modes``, rank
+times as long, errors that are each fully correlated over wavelength, in the same unit; ``out_of_domain``. The
+wavelengths [Angstrom, vacuum] are JSON in the metadata of the schema, under ``wavelength``.
 """
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,113 +21,113 @@ import pyarrow.parquet as pq
 from csstdask.durable import write_atomic
 from csstdask.errors import InputError
 
-Float = npt.NDArray[np.float64]
-Float32 = npt.NDArray[np.float32]
+Single = npt.NDArray[np.float32]
 
-_WAVELENGTH = b"csstdask.wavelength"
-_COLUMNS = ("id", "mean", "sigma", "modes", "out_of_domain")
+_WANTED = "a table that `csstdask sed` wrote (id, mean, sigma, modes, out_of_domain)"
+_LISTS = ("mean", "sigma")
 
 
 @dataclass(frozen=True)
 class SedTable:
-    """SEDs of n stars.
+    """SEDs of n stars on one grid of m wavelengths.
 
-    Attributes
-    ----------
-    id : array (n,) of str
-    wavelength : float64 array (wave,)
-        Vacuum [A].
-    mean, sigma : float32 array (n, wave)
-        In units of the mean flux in 5526-5586 A.
-    modes : float32 array (n, rank, wave)
-        Correlated part of the errors.
-    out_of_domain : bool array (n,)
+    The covariance of a star is diag(sigma^2 - sum of modes^2) + modes^T modes: `sigma` is the whole 1-sigma error.
     """
 
-    id: npt.NDArray[np.str_]
-    wavelength: Float
-    mean: Float32
-    sigma: Float32
-    modes: Float32
+    id: npt.NDArray[np.object_]
+    """(n,) Names, as in the catalogue."""
+    wavelength: npt.NDArray[np.float64]
+    """(m,) Vacuum [Angstrom]."""
+    mean: Single
+    """(n, m) Relative to the mean flux density in 5526-5586 Angstrom."""
+    sigma: Single
+    """(n, m) 1 sigma, all errors included."""
+    modes: Single
+    """(n, rank, m) Errors, each fully correlated over wavelength."""
     out_of_domain: npt.NDArray[np.bool_]
+    """(n,) Spectra unlike those of the training: the errors may be too small."""
 
     def __len__(self) -> int:
         return len(self.id)
 
-    def covariance(self, i: int) -> Float:
-        """Return the covariance of the i-th SED (wave, wave)."""
-        return covariance(self.sigma[i], self.modes[i])
+
+def check_seds(path: Path) -> None:
+    """Raise InputError unless a file is a table of SEDs; only its schema is read."""
+    _schema(path)
 
 
-def covariance(sigma: npt.NDArray, modes: npt.NDArray) -> Float:
-    """Return ``modes.T @ modes`` with ``sigma^2`` on the diagonal (wave, wave)."""
-    factors = np.asarray(modes, dtype=float)
-    out = factors.T @ factors
-    np.fill_diagonal(out, np.asarray(sigma, dtype=float) ** 2)
-    return np.asarray(out)
+def _schema(path: Path) -> npt.NDArray[np.float64]:
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(path, f"no readable Parquet table ({type(error).__name__})", _WANTED) from None
+    absent = [name for name in ("id", *_LISTS) if name not in schema.names]
+    if absent:
+        raise InputError(path, f"no column {', '.join(absent)}", _WANTED)
+    try:
+        wavelength = np.array(json.loads((schema.metadata or {})[b"wavelength"]), dtype=np.float64)
+    except (KeyError, ValueError):
+        raise InputError(path, "no wavelengths in the metadata of its schema", _WANTED) from None
+    if wavelength.ndim != 1 or len(wavelength) < 4 or np.any(np.diff(wavelength) <= 0):
+        raise InputError(path, "wavelengths that do not ascend", _WANTED)
+    return wavelength
 
 
-def write_seds(path: Path, table: SedTable) -> None:
-    """Write a table of SEDs; the file appears whole or not at all."""
-    n = len(table)
-    columns = [
-        pa.array([str(one) for one in table.id], pa.string()),
-        *(
-            pa.array(list(np.asarray(values, dtype=np.float32).reshape(n, -1)), pa.list_(pa.float32()))
-            for values in (table.mean, table.sigma, table.modes)
-        ),
-        pa.array(table.out_of_domain.tolist(), pa.bool_()),
-    ]
-    out = pa.table(dict(zip(_COLUMNS, columns, strict=True)))
-    out = out.replace_schema_metadata({_WAVELENGTH: json.dumps([float(one) for one in table.wavelength]).encode()})
-    stream = io.BytesIO()
-    pq.write_table(out, stream)
-    write_atomic(path, stream.getvalue())
+def read_seds(path: Path, ids: Collection[str] | None = None) -> SedTable:
+    """Read SEDs.
 
-
-def read_seds(path: Path) -> SedTable:
-    """Read a table of SEDs.
+    Parameters
+    ----------
+    path : Path
+    ids : collection of str, optional
+        Stars to read, where they are in the table; by default all.
 
     Raises
     ------
     InputError
-        If the file is no such table.
+        If it is no table of SEDs, or its lists are not as long as its grid.
     """
-    wanted = "a table that `csstdask sed` wrote"
-    try:
-        found = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(path, f"no readable Parquet ({error})", wanted) from None
-    if absent := set(_COLUMNS) - set(found.column_names):
-        raise InputError(path, f"a table without {', '.join(sorted(absent))}", wanted)
-    metadata = found.schema.metadata or {}
-    if _WAVELENGTH not in metadata:
-        raise InputError(path, "a table without wavelengths in its schema", wanted)
-    wavelength = np.array(json.loads(metadata[_WAVELENGTH]), dtype=float)
-    n, n_wave = len(found), len(wavelength)
-    mean, sigma = (_rows(path, found[name], n, n_wave, wanted) for name in ("mean", "sigma"))
-    modes = _rows(path, found["modes"], n, None, wanted)
-    if modes.shape[1] % n_wave:
-        raise InputError(path, f"modes of length {modes.shape[1]}", f"a multiple of {n_wave}")
+    wavelength = _schema(path)
+    m = len(wavelength)
+    wanted = None if ids is None else [("id", "in", list(ids))]
+    table = pq.read_table(path, filters=wanted) if ids is None or len(ids) else pq.read_table(path).slice(0, 0)
+    n = table.num_rows
+
+    def lists(name: str) -> Single:
+        values = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        if n and (values.size % (n * m) or (name in _LISTS and values.size != n * m)):
+            raise InputError(
+                path, f"{values.size} values of {name} for {n} stars", f"{m} a star, or a multiple (modes)"
+            )
+        return np.asarray(values, dtype=np.float32).reshape(n, -1 if n else 0, m)
+
+    has_modes = "modes" in table.column_names
+    outside = table["out_of_domain"].to_pylist() if "out_of_domain" in table.column_names else [False] * n
     return SedTable(
-        np.array(found["id"].to_pylist(), dtype=str), wavelength, mean, sigma, modes.reshape(n, -1, n_wave),
-        np.array(found["out_of_domain"].to_pylist(), dtype=bool),
-    )  # fmt: skip
+        id=np.array([str(value) for value in table["id"].to_pylist()], dtype=object),
+        wavelength=wavelength,
+        mean=lists("mean").reshape(n, m),
+        sigma=lists("sigma").reshape(n, m),
+        modes=lists("modes") if has_modes else np.zeros((n, 0, m), dtype=np.float32),
+        out_of_domain=np.array([bool(value) for value in outside], dtype=bool),
+    )
 
 
-def _rows(path: Path, column: pa.ChunkedArray, n: int, width: int | None, wanted: str) -> Float32:
-    values = column.combine_chunks()
-    flat = values.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    expected = flat.size // max(n, 1) if width is None else width
-    if values.null_count or flat.size != n * expected or not (np.diff(values.offsets.to_numpy()) == expected).all():
-        raise InputError(path, "rows of different lengths", wanted)
-    return np.asarray(flat.reshape(n, expected))
+def write_seds(path: Path, seds: SedTable) -> None:
+    """Write SEDs, atomically; equal content gives equal bytes."""
 
+    def lists(values: npt.NDArray[Any]) -> pa.Array:
+        n = len(values)
+        flat = np.ascontiguousarray(values, dtype=np.float32).reshape(n, -1)
+        width = flat.shape[1]
+        return pa.ListArray.from_arrays(np.arange(n + 1, dtype=np.int32) * width, pa.array(flat.ravel()))
 
-def join(ids: Sequence[str], wavelength: Float, parts: Sequence[SedTable]) -> SedTable:
-    """Return several tables as one, with other ids."""
-    arrays = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("mean", "sigma", "modes", "out_of_domain")
+    columns = {
+        "id": pa.array([str(value) for value in seds.id], type=pa.string()),
+        **{name: lists(getattr(seds, name)) for name in (*_LISTS, "modes")},
+        "out_of_domain": pa.array(seds.out_of_domain, type=pa.bool_()),
     }
-    return SedTable(np.array(list(ids), dtype=str), wavelength, **arrays)
+    table = pa.table(columns).replace_schema_metadata({"wavelength": json.dumps([float(w) for w in seds.wavelength])})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_atomic(path, sink.getvalue().to_pybytes())
