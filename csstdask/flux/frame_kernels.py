@@ -165,9 +165,7 @@ def extract_stars(  # pragma: no cover
                     for j in range(low, high):
                         for k in range(rows):
                             if usable[i, j, k]:
-                                values[n_values] = max(
-                                    squared[i, j, k] - poisson * light[j] * p[j, k], 0.05 * squared[i, j, k]
-                                )
+                                values[n_values] = max(squared[i, j, k] - poisson * light[j] * p[j, k], 0.05 * squared[i, j, k])
                                 n_values += 1
                 floor = np.median(values[:n_values]) if n_values else 1.0
                 for j in range(low, high):
@@ -211,11 +209,7 @@ def extract_stars(  # pragma: no cover
                         top += w * (d[j, k] - level[j] - slope[j] * (distance[i, j] + k))
                     if n_rejected == 0:
                         start_share = share
-                    f[j] = (
-                        top / power
-                        if power > 0 and share >= min(LEAST_SHARE, 0.5 * start_share) and share > 0
-                        else np.nan
-                    )
+                    f[j] = top / power if power > 0 and share >= min(LEAST_SHARE, 0.5 * start_share) and share > 0 else np.nan
                     if not reject or step == 0 or not np.isfinite(f[j]):
                         break
                     worst, worst_k = OUTLIER_SIGMA * scale, -1
@@ -272,11 +266,17 @@ def extract_stars(  # pragma: no cover
                 flag[i, j] |= PARTIAL
             if f[j] < -3 * sigma[i, j]:
                 flag[i, j] |= NEGATIVE
-            n_columns += 1
+            of_column, n_column = 0.0, 0
             for k in range(rows):
                 at = distance[i, j] + k
                 if good[j, k] and abs(at) < CORE:
-                    total += (d[j, k] - level[j] - slope[j] * at - f[j] * p[j, k]) ** 2 / variance[j, k]
-                    n_pixels += 1
+                    of_column += (d[j, k] - level[j] - slope[j] * at - f[j] * p[j, k]) ** 2 / variance[j, k]
+                    n_column += 1
+            if flag[i, j] & UNRELIABLE:
+                sigma[i, j] *= np.sqrt(max(1.0, of_column / max(n_column - 1, 1)))
+                continue
+            n_columns += 1
+            total += of_column
+            n_pixels += n_column
         if n_pixels > n_columns:
             chi2[i] = total / (n_pixels - n_columns)
