@@ -71,7 +71,11 @@ def render(x, y, seds, *, band="GV", shape=(400, 900), exptime=150.0, flat=None,
             _put(light, rows, np.array([column]), total * _profile(rows - row, at)[:, None])
         if zeroth:
             at = np.arange(zero.limits[0], zero.limits[1], 5.0)
-            total = exptime * 5.0 * np.nansum(interpolate_spectrum(grid, sed, at) * nominal_sensitivity(INSTRUMENT, detector, at, 0))
+            total = (
+                exptime
+                * 5.0
+                * np.nansum(interpolate_spectrum(grid, sed, at) * nominal_sensitivity(INSTRUMENT, detector, at, 0))
+            )
             px, py = (float(one) for one in zero.position(xi, yi, np.mean(zero.limits)))
             rows, columns = np.arange(round(py) - 15, round(py) + 16), np.arange(round(px) - 15, round(px) + 16)
             middle = float(np.mean(zero.limits))
@@ -86,7 +90,9 @@ def render(x, y, seds, *, band="GV", shape=(400, 900), exptime=150.0, flat=None,
         grid, seds, lambda at: nominal_sensitivity(INSTRUMENT, detector, at), exptime,
         lambda at: nominal_sensitivity(INSTRUMENT, detector, at, 0),
     )  # fmt: skip
-    return Scene(height.astype(np.float32), error.astype(np.float32), first, zero, predicted, np.asarray(x), np.asarray(y)), counts
+    return Scene(
+        height.astype(np.float32), error.astype(np.float32), first, zero, predicted, np.asarray(x), np.asarray(y)
+    ), counts
 
 
 def _profile(distance, wavelength):

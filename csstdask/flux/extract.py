@@ -118,7 +118,9 @@ def extract_spectrum(
     data = np.where(usable, data, 0.0)
     rows = np.arange(data.shape[0])[:, None]
     distance = rows - middle
-    found = _extract(data, squared, usable, distance, half_width, optimal=method == "optimal", with_background=background)
+    found = _extract(
+        data, squared, usable, distance, half_width, optimal=method == "optimal", with_background=background
+    )
     return Spectrum(*(_give(given.door, one) for one in found))
 
 
@@ -138,7 +140,14 @@ def _centers(center: Any, shape: tuple[int, ...], half_width: float) -> Float:
 
 
 def _extract(
-    data: Float, squared: Float | None, usable: Bool, distance: Float, half_width: float, *, optimal: bool, with_background: bool
+    data: Float,
+    squared: Float | None,
+    usable: Bool,
+    distance: Float,
+    half_width: float,
+    *,
+    optimal: bool,
+    with_background: bool,
 ) -> tuple[Float, Float, Float, npt.NDArray[np.int64]]:
     """Return counts, sigma, background and flags."""
     flag = np.zeros(data.shape[1], dtype=np.int64)
@@ -287,7 +296,9 @@ def _profile(rest: Float, variance: Float, good: Bool, counts: Float, distance: 
     total = (box * profile).sum(axis=0)
     uniform = box / np.maximum(box.sum(axis=0) * 1.0, 1e-30)
     uniform_total = (box * uniform).sum(axis=0)
-    return np.where(total > 1e-3, profile / np.where(total > 1e-3, total, 1.0), uniform / np.maximum(uniform_total, 1e-30))
+    return np.where(
+        total > 1e-3, profile / np.where(total > 1e-3, total, 1.0), uniform / np.maximum(uniform_total, 1e-30)
+    )
 
 
 def _estimated_variance(rest: Float, model: Float, outer: Bool, inner: Bool) -> Float:

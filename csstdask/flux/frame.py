@@ -288,7 +288,9 @@ def _extract(
         if others is not None and light is not None:
             foreign, bad = _foreign_light(others, some, windows, pixels, light[part])
             if contaminated is not None:
-                contaminated[part] = _share(pixels, bad & usable & some.inside[..., None], usable & some.inside[..., None])
+                contaminated[part] = _share(
+                    pixels, bad & usable & some.inside[..., None], usable & some.inside[..., None]
+                )
             usable = usable & ~bad
         marked = np.zeros(windows.usable.shape, dtype=bool)
         extract_stars(
@@ -299,14 +301,18 @@ def _extract(
         if others is not None and light is not None:
             hit = (bad & windows.usable & (pixels > 0.02)).any(axis=2)
             out.flag[part][hit] |= int(SpectrumFlag.CONTAMINATED)
-            marked |= bad & windows.usable & (np.abs(distance[..., None] + np.arange(pixels.shape[2])) < BACKGROUND_FROM)
+            marked |= (
+                bad & windows.usable & (np.abs(distance[..., None] + np.arange(pixels.shape[2])) < BACKGROUND_FROM)
+            )
         if rejected is not None:
             i, j, k = np.nonzero(marked & some.inside[..., None])
             rejected[windows.first_row[i, j] + k, some.column[i, j]] = True
     return out
 
 
-def _foreign_light(others: Single, traces: Traces, windows: _Windows, shape: Single, light: Float) -> tuple[Single, Bool]:
+def _foreign_light(
+    others: Single, traces: Traces, windows: _Windows, shape: Single, light: Float
+) -> tuple[Single, Bool]:
     """Return the light of other stars in windows [e-], and where it is too much."""
     foreign = np.empty_like(windows.data)
     cut(others, np.ascontiguousarray(traces.column[:, 0]), windows.first_row, 0.0, foreign)
@@ -389,7 +395,14 @@ def _add_spots(total: Single, profile: CrossProfile, spots: _Spots) -> None:
 
 
 def _fit_shape(
-    frame: _Frame, traces: Traces, start: CrossProfile, first: _Extracted, others: Single, light: Float, x: Float, y: Float
+    frame: _Frame,
+    traces: Traces,
+    start: CrossProfile,
+    first: _Extracted,
+    others: Single,
+    light: Float,
+    x: Float,
+    y: Float,
 ) -> tuple[CrossProfile, Float, int]:
     """Fit profile and offset of the traces to bright isolated stars; return them and the number of stars."""
     none = np.zeros(len(x))
@@ -563,7 +576,12 @@ def _assemble(
         u = 2 * (known_x[:, 0] + 0.5) / rejected.shape[1] - 1
         v = 2 * (known_y[:, 0] + 0.5) / rejected.shape[0] - 1
         shifts = fit_shifts(clean, sigma, moved, u, v)
-        shift, shift_sigma, measured, measured_sigma = shifts.shift, shifts.sigma, shifts.measured, shifts.measured_sigma
+        shift, shift_sigma, measured, measured_sigma = (
+            shifts.shift,
+            shifts.sigma,
+            shifts.measured,
+            shifts.measured_sigma,
+        )
         wavelength = dispersion.wavelength(known_x, known_y, traces.column - shift[:, None])
         per_pixel = np.abs(dispersion.angstrom_per_pixel(known_x, known_y, wavelength))
         far = traces.column[:, :1] < -100_000

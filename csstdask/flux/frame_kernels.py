@@ -165,7 +165,9 @@ def extract_stars(  # pragma: no cover
                     for j in range(low, high):
                         for k in range(rows):
                             if usable[i, j, k]:
-                                values[n_values] = max(squared[i, j, k] - poisson * light[j] * p[j, k], 0.05 * squared[i, j, k])
+                                values[n_values] = max(
+                                    squared[i, j, k] - poisson * light[j] * p[j, k], 0.05 * squared[i, j, k]
+                                )
                                 n_values += 1
                 floor = np.median(values[:n_values]) if n_values else 1.0
                 for j in range(low, high):
@@ -209,7 +211,11 @@ def extract_stars(  # pragma: no cover
                         top += w * (d[j, k] - level[j] - slope[j] * (distance[i, j] + k))
                     if n_rejected == 0:
                         start_share = share
-                    f[j] = top / power if power > 0 and share >= min(LEAST_SHARE, 0.5 * start_share) and share > 0 else np.nan
+                    f[j] = (
+                        top / power
+                        if power > 0 and share >= min(LEAST_SHARE, 0.5 * start_share) and share > 0
+                        else np.nan
+                    )
                     if not reject or step == 0 or not np.isfinite(f[j]):
                         break
                     worst, worst_k = OUTLIER_SIGMA * scale, -1

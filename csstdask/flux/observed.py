@@ -155,4 +155,3 @@ def _nearest(wavelength: Float, per_pixel: Float, grid: Float) -> tuple[npt.NDAr
     row = np.arange(n)[:, None]
     distance = np.abs(wavelength[row, index] - grid)
     return index, distance <= 0.55 * per_pixel[row, index]
-

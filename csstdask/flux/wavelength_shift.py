@@ -134,4 +134,3 @@ def _combine(shift: Float, error: Float, u: Float, v: Float) -> Shifts:
         alone = np.where(measured, 1 / error**2, 0.0)
     joint = (np.where(measured, shift, 0.0) * alone + common / of_common) / (alone + 1 / of_common)
     return Shifts(shift, error, joint, np.sqrt(1 / (alone + 1 / of_common)), common)
-

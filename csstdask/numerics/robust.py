@@ -26,7 +26,10 @@ def nan_median(values: npt.ArrayLike, axis: int | tuple[int, ...] | None = None,
     if ordered.shape[-1] == 0:
         middle = np.full(count.shape, np.nan)
     else:
-        picked = [np.take_along_axis(ordered, np.minimum(k, ordered.shape[-1] - 1)[..., None], -1)[..., 0] for k in (low, high)]
+        picked = [
+            np.take_along_axis(ordered, np.minimum(k, ordered.shape[-1] - 1)[..., None], -1)[..., 0]
+            for k in (low, high)
+        ]
         middle = np.where(count > 0, (picked[0] + picked[1]) / 2, np.nan)
     return np.asarray(np.expand_dims(middle, tuple(axes)) if keepdims else middle)
 

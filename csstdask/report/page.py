@@ -41,6 +41,7 @@ from csstdask.report.requirements import (
     recipe_of,
     requirements,
 )
+from csstdask.report.slitless import draw_slitless
 from csstdask.report.units import UnitLights, show_units, unit_anchor
 from csstdask.store.zarr_arrays import open_group
 
@@ -93,6 +94,7 @@ def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = 
         ("Cosmic rays", _cosmic_rays(dataset, watched, rates)),
         ("Before, mask, after", draw_cutouts(dataset, instrument.flags.ignore_mask)),
         ("Point spread functions", draw_psfs(dataset, instrument, run)),
+        ("Slitless spectra and flat fields", draw_slitless(dataset, run, summary)),
         ("Cost", _cost(dataset, summary)),
         ("Units", show_units(dataset, summary, plan.campaign.units, _unit_lights(dataset, hits, rates))),
         ("Provenance", show_provenance(root, attributes, planes, plan, instrument)),

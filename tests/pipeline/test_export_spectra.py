@@ -14,6 +14,7 @@ from csstdask.mock import Recipe, load_recipe
 from csstdask.pipeline.export import export
 from csstdask.pipeline.mock_survey import mock
 from csstdask.pipeline.run import run
+from csstdask.report import write_report
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +71,12 @@ def test_files_are_kept_and_foreign_ones_not_replaced(exported, tmp_path):
     (failure,) = summary.failures
     assert f"{path}: found an export of other spectra, or of another cube; wanted" in failure["reason"]
     assert export(exported / "run.zarr", tmp_path, overwrite=True).failures == []
+
+
+def test_the_report_shows_cubes_and_spectra(exported, tmp_path):
+    page = write_report(exported / "run.zarr", tmp_path / "page.html").read_text()
+    section = page[page.index("Slitless spectra and flat fields") :]
+    assert "4006-6494" in section
+    for caption in ("flat-field cubes of detectors 2", "sensitivity with 1 σ", "wavelength shift of each star"):
+        assert caption in section
+    assert "calibrated spectra with 1 σ" in section
