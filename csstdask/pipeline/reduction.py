@@ -64,5 +64,7 @@ class Reduction:
     """Its products, from the last solution."""
     sizes: Callable[[RunConfig, Campaign], Mapping[str, int]]
     """Lengths of the dimensions of its products."""
+    without_inputs: Callable[[RunConfig], str]
+    """What is wrong, and what to do, if units are done and none has a partial."""
     products: tuple[DetectorProduct, ...]
     """Arrays it writes."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from csstdask.engine.fingerprint import fingerprint
-from csstdask.engine.ledger import Ledger
+from csstdask.engine.ledger import Ledger, StepRecord
 from csstdask.engine.partials import Manifest, Partial, ReductionRecord
 from csstdask.engine.units import Unit
 from csstdask.pipeline.plan import Plan
@@ -84,23 +84,32 @@ class Part:
         """Return the file that lists its partials."""
         return self.record_path.with_suffix(".inputs")
 
-    def recorded(self) -> Iterator[tuple[Partial, bool]]:
-        """Yield the recorded partials, sorted by exposure, and whether each is of the present settings."""
-        campaign, root, column = self.plan.campaign, self.ledger.root, self.plan.campaign.detectors.index(self.detector)
-        kinds = campaign.read("kind")[:, column]
-        present = campaign.present[:, column]
+    def steps(self) -> Iterator[tuple[Unit, StepRecord, bool]]:
+        """Yield the recorded steps that make partials, sorted by exposure, and whether each is current."""
+        campaign, column = self.plan.campaign, self.plan.campaign.detectors.index(self.detector)
+        kinds, present = campaign.read("kind")[:, column], campaign.present[:, column]
         exposures = campaign.exposures
         for row in sorted(np.flatnonzero(present), key=lambda row: exposures[row]):
             if str(kinds[row]) not in self.reduction.kinds:
                 continue
             unit = Unit(exposures[row], self.detector)
             step = self.ledger.read(unit).steps.get(self.reduction.step)
-            path = unit_file_path(root, self.reduction.partial, unit.exposure, unit.detector)
-            name = path.relative_to(root).as_posix()
-            found = next((item for item in step.objects if item.path == name), None) if step is not None else None
-            if step is not None and found is not None:
+            if step is not None:
                 wanted = self.plan.fingerprints(campaign.facts(unit.exposure, unit.detector))[self.reduction.step]
-                yield Partial(found.path, found.sha256), step.fingerprint == wanted
+                yield unit, step, step.fingerprint == wanted
+
+    def recorded(self) -> Iterator[tuple[Partial, bool]]:
+        """Yield the recorded partials, sorted by exposure, and whether each is current."""
+        for unit, step, current in self.steps():
+            path = unit_file_path(self.ledger.root, self.reduction.partial, unit.exposure, unit.detector)
+            name = path.relative_to(self.ledger.root).as_posix()
+            found = next((item for item in step.objects if item.path == name), None)
+            if found is not None:
+                yield Partial(found.path, found.sha256), current
+
+    def has_done_units(self) -> bool:
+        """Tell whether some unit has been through the step that makes partials, with the present settings."""
+        return any(current for _, _, current in self.steps())
 
     def fingerprint(self, digest: str) -> str:
         """Return the identity of its result: its settings and all its inputs."""
@@ -143,6 +152,8 @@ def reduction_status(plan: Plan, ledger: Ledger, *, verify: bool = False) -> lis
                     summary.pending.append(part.detector)
             elif count:
                 summary.metrics[part.detector] = record.metrics
+            elif record.failure is not None and not outdated:
+                summary.failures[part.detector] = record.failure
         summaries.append(summary.settle())
     return summaries
 

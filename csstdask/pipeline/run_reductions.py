@@ -45,6 +45,7 @@ def _run_part(
     summary.n_inputs += manifest.count
     summary.n_outdated += len(outdated)
     if not manifest.count:
+        _report_empty(part, emit, summary, len(outdated))
         return
     wanted, before = part.fingerprint(manifest.digest), ReductionRecord.read(part.record_path)
     if not redo and before.holds(root, wanted, checksum=verify):
@@ -82,6 +83,16 @@ def _run_part(
         with contextlib.suppress(OSError):
             ReductionRecord(wanted, manifest.count, len(outdated), failure=reason).write(part.record_path)
         emit(ReductionFailed(part.name, reason))
+
+
+def _report_empty(part: Part, emit: Listener, summary: ReductionSummary, outdated: int) -> None:
+    """Record a failure where units are done and none of them has a partial."""
+    if outdated or not part.has_done_units():
+        return
+    reason = part.reduction.without_inputs(part.plan.config)
+    summary.failures[part.detector] = reason
+    ReductionRecord(failure=reason).write(part.record_path)
+    emit(ReductionFailed(part.name, reason))
 
 
 def _check_driver(ledger: Ledger, token: str) -> None:

@@ -252,3 +252,26 @@ def test_without_a_catalogue_there_is_no_extraction(campaign, tmp_path):
     done = csstdask_command("run", bare, "--to", tmp_path / "other.zarr", "--catalogue", tmp_path / "none.parquet")
     assert done.returncode == 2
     assert f"{tmp_path / 'none.parquet'}: found no such file; wanted the Parquet table of --catalogue" in done.stderr
+
+
+def test_a_catalogue_of_another_field_is_named(campaign, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    stars = pq.read_table(campaign / "tables" / "catalogue.parquet")
+    far = stars.set_column(stars.column_names.index("dec"), "dec", pa.array([80.0] * len(stars)))
+    pq.write_table(far, tmp_path / "far.parquet")
+    first = sorted(xr.open_zarr(campaign)["exposure"].values.tolist())[0]
+    options = ["--steps", "flat", "--select", f"exposure={first}", "--catalogue", tmp_path / "far.parquet"]
+    (tmp_path / "quick.toml").write_text('[detect]\nmodel = "unet-fast"\n')
+    done = csstdask_command(
+        "run", campaign, "--to", tmp_path / "run.zarr", *options, "--config", tmp_path / "quick.toml"
+    )
+    assert done.returncode == 1
+    expected = (
+        f"{tmp_path / 'far.parquet'}: found no star with an SED on any frame; wanted stars of the observed fields"
+    )
+    assert expected in done.stderr
+    assert expected in csstdask_command("status", tmp_path / "run.zarr").stderr
+    table = pq.read_table(next((tmp_path / "run.zarr").glob("tables/spectra/*/2.parquet")))
+    assert len(table) == 0

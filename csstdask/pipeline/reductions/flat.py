@@ -155,6 +155,10 @@ FLAT = Reduction(
     algorithm=lambda config, _campaign, _detector: FlatAlgorithm(config.flat.degree),
     result=products_of,
     sizes=sizes,
+    without_inputs=lambda config: (
+        f"{config.extract.catalogue}: found no star with an SED on any frame; wanted stars of the observed fields, "
+        f"with ids of {config.extract.spectra or '--spectra SEDS.parquet'}"
+    ),
     products=(
         DetectorProduct(
             "flat", ("flat_wave", "flat_term"), "float64", _NAN, None,
