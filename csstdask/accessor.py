@@ -276,6 +276,34 @@ class CsstAccessor:
         rows, columns = (int(_pixels(data, axis).max()) + 1 for axis in ("y", "x"))
         return flat_of_detector(values, (rows, columns), number)
 
+    def flat_cube(self, band: str, *, chunks: Any = None) -> xr.DataArray:
+        """Return the flats of all detectors of a band as one lazy array.
+
+        Parameters
+        ----------
+        band : str
+            A slitless band: its detectors have one grid of wavelengths.
+        chunks : optional
+            As Dask has it, for (wavelength, y, x) of a detector.
+
+        Returns
+        -------
+        xarray.DataArray (detector, wavelength, y, x)
+            Values are computed for the parts that are looked at: a whole cube would be 65 GB a detector.
+
+        Raises
+        ------
+        InputError
+            If the run has no cube of this band.
+        """
+        instrument = self.instrument
+        known = np.atleast_1d(self._dataset["detector"].values).tolist()
+        detectors = [int(one) for one in known if instrument.detector(int(one)).band == band]
+        if not detectors:
+            raise InputError("band", repr(band), f"the band of a slitless detector ({', '.join(instrument.slitless)})")
+        cubes = [self.flat(detector).to_dataarray(detector=detector, chunks=chunks) for detector in detectors]
+        return xr.concat(cubes, dim="detector")
+
     def plot_focal_plane(self, name: str = "sci", *, exposure: int | str = 0, ax: Any = None) -> Any:
         """Draw one number a detector at its place in the focal plane: the median of an array, or a metric.
 

@@ -101,6 +101,12 @@ def test_the_accessor_gives_the_cube_of_a_detector(finished, campaign):
     sigma = np.sqrt(flat.variance(x, y, wavelength))
     assert (sigma < 0.05).all()
     assert sigma[0, 0] > 3 * sigma[2, 2]  # the corners are known worst
+    cube_of_band = dataset.csst.flat_cube("GU")
+    assert cube_of_band.dims == ("detector", "wavelength", "y", "x")
+    assert dask.is_dask_collection(cube_of_band)
+    assert float(cube_of_band.sel(detector=3).isel(wavelength=70, y=30, x=200)) == float(there)
+    with pytest.raises(InputError, match="band: found 'g'; wanted the band of a slitless detector"):
+        dataset.csst.flat_cube("g")
     with pytest.raises(InputError, match="dataset: found no flat; wanted a run with the reduction flat"):
         csstdask.open_campaign(campaign).csst.flat(3)
     with pytest.raises(InputError, match="detector: found 7; wanted one of"):
