@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flux_tables
 import psf_tables
 import repair_tables
 from committed import load, percent, table
@@ -472,6 +473,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/usage.md": {"clean": clean},
     "docs/repair.md": repair_tables.TABLES,
     "docs/psf.md": psf_tables.TABLES | {"psf-bands": psf_tables.bands},
+    "docs/flux.md": flux_tables.TABLES,
     "docs/mock.md": {"mock": mock},
 }
 
