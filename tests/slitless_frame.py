@@ -57,7 +57,7 @@ def render(x, y, seds, *, band="GV", shape=(400, 900), exptime=150.0, flat=None,
     light = np.zeros(shape)
     counts = []
     for xi, yi, sed in zip(x, y, seds, strict=True):
-        ends = first.position(xi, yi, np.array(first.limits) + [-150, 150])[0] + shift
+        ends = first.position(xi, yi, np.array([first.limits[0] - 150, first.limits[1] + 150]))[0] + shift
         columns = np.arange(math.ceil(min(ends)), math.floor(max(ends)) + 1)
         wave = first.wavelength(xi, yi, columns - shift)
         rate = interpolate_spectrum(grid, sed, wave) * nominal_sensitivity(INSTRUMENT, detector, wave)

@@ -15,6 +15,7 @@ from csstdask.arrays.adapter import adapt, namespace_of_door, take_column
 from csstdask.arrays.namespace import Door, to_host
 from csstdask.errors import InputError
 from csstdask.flux.spectrum_flag import LEAST_SHARE, PARTIAL_SHARE, SpectrumFlag
+from csstdask.numerics.polynomials import legendre_values
 from csstdask.numerics.robust import huber_weights, mad_scale, nan_median
 
 Float = npt.NDArray[np.float64]
@@ -32,8 +33,10 @@ PROFILE_ERROR = 0.05
 """Relative error of a profile's pixels that is allowed for when outliers are sought."""
 _MOST_OUTLIERS = 4
 _STEPS = 4
-_PROFILE_DEGREE = 2
-"""Degree along x of the change of the profile."""
+_MOST_COEFFICIENTS = 150
+"""Of the profile."""
+_PROFILE_DEGREES = (0, 1, 2, 4, 6, 8, 10)
+"""Degrees along x of the change of the profile; the one of the best Bayesian information criterion is taken."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def extract_spectrum(
     Raises
     ------
     InputError
-        If the method is unknown, the half width is not positive, or the centre has another length or lies off the stamp.
+        If the method is unknown, the half width is not positive, or the centre has another length or is off the stamp.
     ValueError, TypeError
         If arrays do not fit together (`csstdask.arrays.adapter.adapt`).
 
@@ -200,12 +203,11 @@ def _extract(
 
 
 def _scatter(data: Float, outer: Bool, usable: Bool) -> float:
-    """Return a first guess of the noise: the scatter of the rows beyond the box, or of neighbouring columns."""
+    """Return the noise by differences of neighbouring columns, in the rows beyond the box if there are any."""
+    pairs = usable[:, 1:] & usable[:, :-1]
     if outer.sum() > 8:
-        values = np.where(outer, data, np.nan)
-        scale = float(mad_scale(values - nan_median(values, axis=1, keepdims=True)))
-    else:
-        scale = float(mad_scale(np.where(usable[:, 1:] & usable[:, :-1], np.diff(data, axis=1), np.nan))) / np.sqrt(2)
+        pairs = outer[:, 1:] & outer[:, :-1]
+    scale = float(mad_scale(np.where(pairs, np.diff(data, axis=1), np.nan), center=0.0)) / np.sqrt(2)
     return scale if scale > 0 else max(1e-3 * float(np.abs(data).max(initial=0.0)), 1e-30)
 
 
@@ -266,21 +268,40 @@ def _profile(rest: Float, variance: Float, good: Bool, counts: Float, distance: 
     n_pieces = max(int(np.ceil((high - low) / spacing)), 1)
     knots = low + spacing * np.arange(-3, n_pieces + 4)
     n_columns = rest.shape[1]
-    degree = min(_PROFILE_DEGREE, max(n_columns // 20, 0))
     t = np.linspace(-1, 1, n_columns) if n_columns > 1 else np.zeros(1)
-    at = np.clip(distance[inner], low, high)
-    splines = BSpline.design_matrix(at, knots, 3, extrapolate=True).toarray()
+    splines = BSpline.design_matrix(np.clip(distance[inner], low, high), knots, 3, extrapolate=True).toarray()
     column = np.nonzero(inner)[1]
-    design = (splines[:, :, None] * (t[column][:, None] ** np.arange(degree + 1))[:, None, :]).reshape(len(at), -1)
-    weight = np.where(good, 1 / variance, 0.0)[inner]
-    light = counts[column]
-    basis = design * light[:, None]
-    target = rest[inner]
-    penalty = np.zeros((basis.shape[1], basis.shape[1]))
-    bends = np.diff(np.eye(splines.shape[1]), 2, axis=0) if splines.shape[1] > 2 else np.zeros((0, splines.shape[1]))
-    penalty = np.kron(bends.T @ bends, np.eye(degree + 1))
-    robust = np.ones(len(at))
-    coefficients = np.zeros(basis.shape[1])
+    weight, light, target = np.where(good, 1 / variance, 0.0)[inner], counts[column], rest[inner]
+    bends = np.diff(np.eye(splines.shape[1]), 2, axis=0)
+    shape, best, worse = np.zeros(len(target)), np.inf, 0
+    for degree in _PROFILE_DEGREES:
+        n_coefficients = splines.shape[1] * (degree + 1)
+        if degree and (degree * 10 > n_columns or n_coefficients > _MOST_COEFFICIENTS or worse > 1):
+            break
+        along = legendre_values(t, degree)[column]
+        design = (splines[:, :, None] * along[:, None, :]).reshape(len(target), -1)
+        fitted, misfit = _robust_fit(
+            design * light[:, None], target, weight, np.kron(bends.T @ bends, np.eye(degree + 1))
+        )
+        n_used = np.count_nonzero(weight)
+        criterion = n_used * np.log(max(misfit, 1e-300)) + design.shape[1] * np.log(max(n_used, 1))
+        worse = 0 if criterion < best else worse + 1
+        if criterion < best:
+            shape, best = design @ fitted, criterion
+    profile = np.zeros(rest.shape)
+    profile[inner] = np.maximum(shape, 0.0)
+    total = (box * profile).sum(axis=0)
+    uniform = box / np.maximum(box.sum(axis=0) * 1.0, 1e-30)
+    uniform_total = (box * uniform).sum(axis=0)
+    return np.where(
+        total > 1e-3, profile / np.where(total > 1e-3, total, 1.0), uniform / np.maximum(uniform_total, 1e-30)
+    )
+
+
+def _robust_fit(basis: Float, target: Float, weight: Float, penalty: Float) -> tuple[Float, float]:
+    """Return coefficients of a weak-ridge fit with Huber weights, and the mean of Huber's function of its residuals."""
+    robust = np.ones(len(target))
+    coefficients, misfit = np.zeros(basis.shape[1]), np.inf
     for _ in range(3):
         normal = (basis * (weight * robust)[:, None]).T @ basis
         size = np.trace(normal) / len(normal)
@@ -288,17 +309,11 @@ def _profile(rest: Float, variance: Float, good: Bool, counts: Float, distance: 
             break
         normal = normal + size * (1e-6 * penalty + 1e-9 * np.eye(len(normal)))
         coefficients = np.linalg.solve(normal, basis.T @ (weight * robust * target))
-        z = (target - basis @ coefficients) * np.sqrt(weight)
-        scale = float(mad_scale(np.where(weight > 0, z, np.nan), center=0.0, floor=1.0))
+        z = np.abs(target - basis @ coefficients) * np.sqrt(weight)
+        scale = float(mad_scale(np.where(weight > 0, z, np.nan), center=0.0, floor=1e-30))
         robust = huber_weights(z / scale, 2.0)
-    profile = np.zeros(rest.shape)
-    profile[inner] = np.maximum(design @ coefficients, 0.0)
-    total = (box * profile).sum(axis=0)
-    uniform = box / np.maximum(box.sum(axis=0) * 1.0, 1e-30)
-    uniform_total = (box * uniform).sum(axis=0)
-    return np.where(
-        total > 1e-3, profile / np.where(total > 1e-3, total, 1.0), uniform / np.maximum(uniform_total, 1e-30)
-    )
+        misfit = float(np.sum(robust * z**2) / max(np.count_nonzero(weight), 1))
+    return coefficients, misfit
 
 
 def _estimated_variance(rest: Float, model: Float, outer: Bool, inner: Bool) -> Float:

@@ -1,7 +1,7 @@
 """The large-scale flat of a slitless detector as a function of position and wavelength.
 
-The ratio of observed to predicted counts of stars is sensitivity(wavelength) times flat(x, y, wavelength). The flat has a
-detector mean of 1 at every wavelength, so an error of the predicted spectra that is common to all stars changes the
+The ratio of observed to predicted counts of stars is sensitivity(wavelength) times flat(x, y, wavelength). The flat has
+a detector mean of 1 at every wavelength, so an error of the predicted spectra that is common to all stars changes the
 sensitivity only. Nothing is stored as an image: a few coefficients per wavelength give values and variances anywhere.
 """
 
@@ -265,7 +265,8 @@ class Flat:
         arrays, facts = unpack(KIND, data, source)
         names = [one.name for one in fields(cls) if one.name not in ("shape", "detector")]
         rows, columns = facts["shape"]
-        return cls(**{name: take(arrays, name, source) for name in names}, shape=(rows, columns), detector=facts["detector"])  # fmt: skip
+        parts = {name: take(arrays, name, source) for name in names}
+        return cls(**parts, shape=(rows, columns), detector=facts["detector"])
 
     @property
     def relative_coefficients(self) -> Float:

@@ -195,7 +195,7 @@ def extract_frame(
     at = _shape_of(traces, shape, nothing)
     first = _extract(frame, traces, at, None, np.full_like(expected, np.nan), 1.0, reject=False)
     light = np.where(np.isfinite(expected), expected, first.smooth)
-    spots = _zeroth_orders(dispersion, zeroth, predicted, x, y)
+    spots = _zeroth_orders(zeroth, predicted, x, y)
     n_used, offset = 0, nothing
     if fit:
         others = _light_of_all(frame, traces, shape, at, light, spots)
@@ -342,9 +342,7 @@ class _Spots:
     wavelength: float
 
 
-def _zeroth_orders(
-    dispersion: Dispersion, zeroth: Dispersion | None, predicted: PredictedLight | None, x: Float, y: Float
-) -> _Spots | None:
+def _zeroth_orders(zeroth: Dispersion | None, predicted: PredictedLight | None, x: Float, y: Float) -> _Spots | None:
     if zeroth is None:
         return None
     middle = float(np.mean(zeroth.limits))
@@ -484,7 +482,8 @@ def _offsets(
     center = traces.row + offset - windows.first_row
     n_rows = windows.data.shape[2]
     shape = profile.pixels(center, traces.wavelength, n_rows)
-    slope = (profile.pixels(center + 0.05, traces.wavelength, n_rows) - profile.pixels(center - 0.05, traces.wavelength, n_rows)) / 0.1  # fmt: skip
+    above, below = (profile.pixels(center + step, traces.wavelength, n_rows) for step in (0.05, -0.05))
+    slope = (above - below) / 0.1
     weight = np.where(clean & traces.inside[..., None], 1 / windows.squared, 0.0)
     # level, amplitude and slope of each column; the last over the amplitude is the offset
     terms = np.stack([np.ones_like(shape), shape, slope]).astype(np.float64)
@@ -585,7 +584,8 @@ def _assemble(
         wavelength = dispersion.wavelength(known_x, known_y, traces.column - shift[:, None])
         per_pixel = np.abs(dispersion.angstrom_per_pixel(known_x, known_y, wavelength))
         far = traces.column[:, :1] < -100_000
-        wavelength, per_pixel = np.where(far, traces.wavelength, wavelength), np.where(far, traces.angstrom_per_pixel, per_pixel)  # fmt: skip
+        wavelength = np.where(far, traces.wavelength, wavelength)
+        per_pixel = np.where(far, traces.angstrom_per_pixel, per_pixel)
     usable = np.isfinite(counts)
     ratio = np.where(usable, counts / sigma, np.nan)
     snr = nan_median(ratio, axis=1)

@@ -61,7 +61,7 @@ def cut(frame: Any, first_column: Any, first_row: Any, fill: float, out: Any) ->
 
 @njit(cache=True, nogil=True)
 def _smoothed(counts: Any, out: Any) -> None:  # pragma: no cover
-    """Running median, then mean, of the finite counts, not negative."""
+    """Write the running mean of the running median of the finite counts, not negative."""
     n = len(counts)
     middle = np.empty(n)
     buffer = np.empty(2 * _SMOOTH + 1)
@@ -116,7 +116,7 @@ def _fit_background(  # pragma: no cover
 
 
 @njit(cache=True, nogil=True)
-def extract_stars(  # pragma: no cover
+def extract_stars(  # noqa: PLR0915  # pragma: no cover
     data: Any, squared: Any, usable: Any, profile: Any, distance: Any, contamination: Any, contamination_error: float,
     expected: Any, poisson: float, reject: bool, with_background: bool,
     counts: Any, sigma: Any, background: Any, flag: Any, chi2: Any, smooth: Any, rejected: Any,

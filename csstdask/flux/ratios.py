@@ -52,7 +52,8 @@ class StarRatios:
 
     def __post_init__(self) -> None:
         n, wave = len(self.star), len(self.wavelength)
-        wanted = {name: (n, wave) for name in ("x", "y", "ratio", "variance_observed", "variance_sed")}
+        names = ("x", "y", "ratio", "variance_observed", "variance_sed")
+        wanted: dict[str, tuple[int, ...]] = dict.fromkeys(names, (n, wave))
         wanted |= {"grey_error": (n,), "modes": (n, self.modes.shape[1] if self.modes.ndim == 3 else 0, wave)}
         for name, shape in wanted.items():
             if getattr(self, name).shape != shape:
@@ -95,7 +96,8 @@ class StarRatios:
         star = np.array(facts["star"], dtype=str) if "star" in facts else take(arrays, "star", source)
         names = [one.name for one in fields(cls) if one.name not in ("star", "shape", "detector")]
         rows, columns = facts["shape"]
-        return cls(**{name: take(arrays, name, source) for name in names}, star=star, shape=(rows, columns), detector=facts["detector"])  # fmt: skip
+        parts = {name: take(arrays, name, source) for name in names}
+        return cls(**parts, star=star, shape=(rows, columns), detector=facts["detector"])
 
     @classmethod
     def concatenate(cls, parts: Sequence[StarRatios]) -> StarRatios:

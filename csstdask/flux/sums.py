@@ -69,6 +69,8 @@ class FlatFlag(IntFlag):
     """Wavelength out of range: flat 1, variance inf."""
     OUTSIDE_FRAME = 16
     """Position off the detector: flat 1, variance inf."""
+    NO_VARIANCE = 32
+    """Read from a file without errors: variance 0."""
 
 
 @dataclass(frozen=True)
@@ -196,15 +198,18 @@ def normal_equations(ratios: StarRatios, solution: FlatSolution | None = None, *
         raise InputError("flat solution", f"coefficients {coefficients.shape}", f"{(wave, p)}: same grid and degree")
     powers = term_degrees(degree)
     ny, nx = ratios.shape
-    double = [np.ascontiguousarray(one, dtype=np.float64) for one in (ratios.x.T, ratios.y.T, ratios.ratio.T, ratios.variance_observed.T, ratios.variance_sed.T, correlated.T)]  # fmt: skip
+    by_star = (ratios.x, ratios.y, ratios.ratio, ratios.variance_observed, ratios.variance_sed, correlated)
+    by_wave = [np.ascontiguousarray(one.T, dtype=np.float64) for one in by_star]
     _accumulate(
-        *double, np.ascontiguousarray(coefficients), scale, cutoff, kind, powers, degree, float(nx), float(ny), node_of,
+        *by_wave, np.ascontiguousarray(coefficients), scale, cutoff, kind, powers, degree, float(nx), float(ny),
+        node_of,
         sums.matrix, sums.vector, sums.noise, sums.count, sums.kept, sums.histogram, rows, models,
     )  # fmt: skip
     for part in (sums.matrix, sums.noise):
         _mirror(part)
     if len(nodes):
-        factors = np.concatenate([np.broadcast_to(np.asarray(ratios.grey_error)[:, None, None], (n, 1, len(nodes))), modes[:, :, nodes]], axis=1)  # fmt: skip
+        grey = np.broadcast_to(np.asarray(ratios.grey_error)[:, None, None], (n, 1, len(nodes)))
+        factors = np.concatenate([grey, modes[:, :, nodes]], axis=1)
         factors = np.nan_to_num(np.ascontiguousarray(factors * models[:, None, :]))
         flat_cross = np.zeros((len(nodes) * p, len(nodes) * p))
         _outer_products(rows.reshape(n, len(nodes) * p), factors, p, flat_cross)
@@ -232,7 +237,7 @@ def solve_sums(sums: FlatSums, previous: FlatSolution | None = None) -> FlatSolu
         and flagged.
     """
     wave, p = sums.vector.shape
-    most = (int(round(np.sqrt(8 * p + 1))) - 3) // 2
+    most = (round(float(np.sqrt(8 * p + 1))) - 3) // 2
     degree = np.full(wave, -1, dtype=np.int64)
     for one in range(most + 1):
         terms = n_terms(one)
@@ -263,7 +268,9 @@ def solve_sums(sums: FlatSums, previous: FlatSolution | None = None) -> FlatSolu
         between = of_nodes[:, None] @ sums.cross @ of_nodes[None, :]
     else:
         between = np.zeros((0, 0, p, p))
-    found = FlatSolution(coefficients, covariance, nodes, between, degree, flag, scale, cutoff, sums.count, sums.kept, n_passes)  # fmt: skip
+    found = FlatSolution(
+        coefficients, covariance, nodes, between, degree, flag, scale, cutoff, sums.count, sums.kept, n_passes
+    )
     return found if previous is None else _keep_previous(found, previous, fitted)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.numerics.linear import invert_symmetric
-from csstdask.numerics.robust import mad_scale, robust_polynomial
+from csstdask.numerics.robust import huber_weights, mad_scale, robust_polynomial
 
 Float = npt.NDArray[np.float64]
 
@@ -81,20 +81,7 @@ def fit_shifts(
         root = np.where(usable, 1 / np.sqrt(sigma**2 + (_MODEL_ERROR * model) ** 2), 0.0)
         target = np.where(usable, counts, 0.0) * root
         design = np.concatenate([model[:, None] * powers, slope[:, None]], axis=1) * root[:, None]
-        for robust in range(3):
-            if robust:
-                rest = (target - (design * coefficients[..., None]).sum(axis=1)) * (root > 0)
-                scale = mad_scale(np.where(root > 0, rest, np.nan), axis=1, center=0.0, floor=1.0)
-                weight = np.sqrt(np.minimum(1.0, 2.0 / np.maximum(np.abs(rest) / scale[:, None], 1e-9)))
-            else:
-                weight = np.ones((n, m))
-            weighted = design * weight[:, None]
-            normal = weighted @ weighted.swapaxes(1, 2)
-            normal = np.where(enough[:, None, None], normal, np.eye(N_POLYNOMIAL + 1))
-            normal += 1e-9 * np.eye(N_POLYNOMIAL + 1) * np.diagonal(normal, axis1=1, axis2=2)[:, None, :]
-            normal += 1e-300 * np.eye(N_POLYNOMIAL + 1)
-            inverse = invert_symmetric(normal)
-            coefficients = (inverse @ (weighted @ (target * weight)[..., None]))[..., 0]
+        coefficients, inverse = _robust_solutions(design, target, root > 0, enough)
         amplitude = coefficients[:, 0]
         with np.errstate(divide="ignore", invalid="ignore"):
             moved = coefficients[:, -1] / amplitude
@@ -105,6 +92,27 @@ def fit_shifts(
         usual = np.nanmedian(shift[error < 0.5]) if np.any(error < 0.5) else 0.0
         start = np.where(fine & (error < 1), np.clip(shift, usual - _WIDEST, usual + _WIDEST), usual)
     return _combine(shift, error, np.asarray(u, dtype=np.float64), np.asarray(v, dtype=np.float64))
+
+
+def _robust_solutions(
+    design: Float, target: Float, usable: npt.NDArray[np.bool_], enough: npt.NDArray[np.bool_]
+) -> tuple[Float, Float]:
+    """Return coefficients and inverse normal matrices of the stars, with Huber weights."""
+    n, p, m = design.shape
+    weight = np.ones((n, m))
+    coefficients, inverse = np.zeros((n, p)), np.zeros((n, p, p))
+    for _ in range(3):
+        weighted = design * weight[:, None]
+        normal = weighted @ weighted.swapaxes(1, 2)
+        normal = np.where(enough[:, None, None], normal, np.eye(p))
+        normal += 1e-9 * np.eye(p) * np.diagonal(normal, axis1=1, axis2=2)[:, None, :]
+        normal += 1e-300 * np.eye(p)
+        inverse = invert_symmetric(normal)
+        coefficients = (inverse @ (weighted @ (target * weight)[..., None]))[..., 0]
+        rest = target - (design * coefficients[..., None]).sum(axis=1)
+        scale = mad_scale(np.where(usable, rest, np.nan), axis=1, center=0.0, floor=1.0)
+        weight = np.sqrt(huber_weights(rest / scale[:, None], 2.0))
+    return coefficients, inverse
 
 
 def _combine(shift: Float, error: Float, u: Float, v: Float) -> Shifts:

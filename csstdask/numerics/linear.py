@@ -54,6 +54,6 @@ def invert_symmetric(matrix: npt.ArrayLike) -> Float:
 
 
 def smallest_eigenvalue(matrix: npt.ArrayLike) -> Float:
-    """Return the smallest eigenvalue of each matrix scaled to a unit diagonal: 1 for orthogonal terms, 0 if singular."""
+    """Return the smallest eigenvalue of each matrix scaled to a unit diagonal (0: singular)."""
     scaled, _ = unit_diagonal(matrix)
     return np.asarray(np.linalg.eigvalsh(scaled)[..., 0])

@@ -62,7 +62,7 @@ def mad_scale(
 
 
 def huber_weights(z: npt.ArrayLike, cutoff: npt.ArrayLike = HUBER_CUTOFF) -> Float:
-    """Return weights 1 for \\|z\\| <= cutoff and cutoff / \\|z\\| beyond."""
+    """Return weights 1 for abs(z) <= cutoff and cutoff / abs(z) beyond."""
     size = np.abs(np.asarray(z, dtype=np.float64))
     return np.asarray(cutoff) / np.maximum(size, cutoff)
 
