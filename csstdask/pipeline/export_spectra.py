@@ -124,7 +124,7 @@ def write_spectra(path: Path, table: dict[str, npt.NDArray[Any]], flat: Flat | N
     primary.header["OBSID"] = job.unit.exposure
     primary.header["DETECTOR"] = job.unit.detector
     primary.header["CSDFPRNT"] = job.fingerprint
-    primary.header["CSDFLAT"] = ("" if flat is None else _flat_identity(flat), "cube the fluxes were divided by")
+    primary.header["CSDFLAT"] = "" if flat is None else _flat_identity(flat)
     hdu.header["COMMON"] = (None if np.isnan(common) else common, "relative error of all fluxes together")
     hdu.header["WAVEMED"] = ("vacuum", "medium of the wavelengths")
     _write(path, [primary, hdu])
