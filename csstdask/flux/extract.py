@@ -5,6 +5,7 @@ For the spectra of all stars of a frame see `csstdask.flux.frame`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -273,7 +274,8 @@ def _profile(rest: Float, variance: Float, good: Bool, counts: Float, distance: 
     column = np.nonzero(inner)[1]
     weight, light, target = np.where(good, 1 / variance, 0.0)[inner], counts[column], rest[inner]
     bends = np.diff(np.eye(splines.shape[1]), 2, axis=0)
-    shape, best, worse = np.zeros(len(target)), np.inf, 0
+    shape, worse = np.zeros(len(target)), 0
+    best = np.inf
     for degree in _PROFILE_DEGREES:
         n_coefficients = splines.shape[1] * (degree + 1)
         if degree and (degree * 10 > n_columns or n_coefficients > _MOST_COEFFICIENTS or worse > 1):
@@ -283,8 +285,8 @@ def _profile(rest: Float, variance: Float, good: Bool, counts: Float, distance: 
         fitted, misfit = _robust_fit(
             design * light[:, None], target, weight, np.kron(bends.T @ bends, np.eye(degree + 1))
         )
-        n_used = np.count_nonzero(weight)
-        criterion = n_used * np.log(max(misfit, 1e-300)) + design.shape[1] * np.log(max(n_used, 1))
+        n_used = int(np.count_nonzero(weight))
+        criterion = n_used * math.log(max(misfit, 1e-300)) + design.shape[1] * math.log(max(n_used, 1))
         worse = 0 if criterion < best else worse + 1
         if criterion < best:
             shape, best = design @ fitted, criterion
@@ -298,7 +300,7 @@ def _profile(rest: Float, variance: Float, good: Bool, counts: Float, distance: 
     )
 
 
-def _robust_fit(basis: Float, target: Float, weight: Float, penalty: Float) -> tuple[Float, float]:
+def _robust_fit(basis: Float, target: Float, weight: Float, penalty: Any) -> tuple[Float, float]:
     """Return coefficients of a weak-ridge fit with Huber weights, and the mean of Huber's function of its residuals."""
     robust = np.ones(len(target))
     coefficients, misfit = np.zeros(basis.shape[1]), np.inf

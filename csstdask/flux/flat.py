@@ -386,8 +386,9 @@ def fit_flat(
     with np.errstate(divide="ignore", invalid="ignore"):
         variance = np.where(weight > 0, 1 / weight, np.nan)
     if ratio.ndim == 2:  # the first pass expects ratios about 1
-        usable = np.where(np.isfinite(variance) if variance.shape == ratio.shape else True, ratio, np.nan)
-        unit = _medians(usable)
+        if weight.shape not in ((), ratio.shape):
+            raise InputError("weight", f"shape {weight.shape}", f"that of ratio, {ratio.shape}")
+        unit = _medians(np.where(np.isfinite(variance), ratio, np.nan))
         ratio, variance = ratio / unit, variance / unit**2
     else:
         unit = np.ones(1)

@@ -123,13 +123,18 @@ def star_ratios(
     ratio = np.where(usable, counts / safe, np.nan)
     variance = np.where(usable, (sigma / safe) ** 2 + (np.where(usable, change, 0.0) / safe * error) ** 2, np.nan)
     kept = usable.any(axis=1)
-    single = [np.asarray(one, dtype=np.float32)[kept] for one in (
-        spectra.column[row, index] + origin[0], spectra.row[row, index] + origin[1], ratio, variance, of_sed
-    )]  # fmt: skip
-    return StarRatios(
-        grid, ids[kept], *single, grey[kept].astype(np.float32), errors[kept].astype(np.float32),
-        shape or (spectra.rejected.shape[0], spectra.rejected.shape[1]), detector,
-    )  # fmt: skip
+    parts = {
+        "x": spectra.column[row, index] + origin[0],
+        "y": spectra.row[row, index] + origin[1],
+        "ratio": ratio,
+        "variance_observed": variance,
+        "variance_sed": of_sed,
+        "grey_error": grey,
+        "modes": errors,
+    }
+    single = {name: np.asarray(one, dtype=np.float32)[kept] for name, one in parts.items()}
+    whole = shape or (spectra.rejected.shape[0], spectra.rejected.shape[1])
+    return StarRatios(wavelength=grid, star=ids[kept], **single, shape=whole, detector=detector)
 
 
 def _predicted_counts(spectra: FrameSpectra, predicted: PredictedLight) -> tuple[Float, Float]:

@@ -56,7 +56,7 @@ class PredictedLight:
     @cached_property
     def _splines(self) -> SpectrumSplines:
         flux = np.asarray(self.flux, dtype=np.float64)
-        return SpectrumSplines(self.wavelength, np.where(np.isfinite(flux).all(axis=1)[:, None], flux, 0.0))
+        return SpectrumSplines(self.wavelength, np.where(np.isfinite(flux).all(axis=1, keepdims=True), flux, 0.0))
 
     def zeroth_counts(self, limits: tuple[float, float]) -> Float:
         """Return the counts in zeroth orders (n,) [e-], over some range of wavelengths [Angstrom]; 0 if unknown."""

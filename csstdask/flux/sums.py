@@ -199,10 +199,10 @@ def normal_equations(ratios: StarRatios, solution: FlatSolution | None = None, *
     powers = term_degrees(degree)
     ny, nx = ratios.shape
     by_star = (ratios.x, ratios.y, ratios.ratio, ratios.variance_observed, ratios.variance_sed, correlated)
-    by_wave = [np.ascontiguousarray(one.T, dtype=np.float64) for one in by_star]
+    x, y, ratio, observed, independent, total = [np.ascontiguousarray(one.T, dtype=np.float64) for one in by_star]
     _accumulate(
-        *by_wave, np.ascontiguousarray(coefficients), scale, cutoff, kind, powers, degree, float(nx), float(ny),
-        node_of,
+        x, y, ratio, observed, independent, total, np.ascontiguousarray(coefficients), scale, cutoff, kind, powers,
+        degree, float(nx), float(ny), node_of,
         sums.matrix, sums.vector, sums.noise, sums.count, sums.kept, sums.histogram, rows, models,
     )  # fmt: skip
     for part in (sums.matrix, sums.noise):
@@ -261,7 +261,7 @@ def solve_sums(sums: FlatSums, previous: FlatSolution | None = None) -> FlatSolu
     inflation = np.where(scale > 1 + 2 * _MAD_ERROR / np.sqrt(np.maximum(sums.count, 1)), scale, 1.0)
     covariance = inverse @ sums.noise @ inverse * (inflation**2)[:, None, None]
     covariance[degree < 0] = np.inf
-    flag = np.where(degree < most, int(FlatFlag.LOWER_DEGREE), 0) | np.where(degree < 0, int(FlatFlag.NO_STARS), 0)
+    flag: Any = np.where(degree < most, int(FlatFlag.LOWER_DEGREE), 0) | np.where(degree < 0, int(FlatFlag.NO_STARS), 0)
     nodes = covariance_nodes(wave)
     if len(sums.cross):
         of_nodes = inverse[nodes] * inflation[nodes, None, None]
@@ -308,12 +308,12 @@ def histogram_quantile(histogram: npt.ArrayLike, rank: npt.ArrayLike) -> Float:
     """Return the value below which `rank` entries of each histogram lie, by linear interpolation within a bin."""
     histogram = np.asarray(histogram)
     total = np.cumsum(histogram, axis=-1)
-    rank = np.minimum(np.asarray(rank, dtype=np.float64), total[..., -1])
-    index = np.minimum((total < rank[..., None]).sum(axis=-1), N_BINS - 1)
+    wanted = np.asarray(np.minimum(np.asarray(rank, dtype=np.float64), total[..., -1]))
+    index = np.minimum((total < wanted[..., None]).sum(axis=-1), N_BINS - 1)
     inside = np.take_along_axis(histogram, index[..., None], -1)[..., 0]
     before = np.take_along_axis(total, index[..., None], -1)[..., 0] - inside
     edges = bin_edges()
-    share = np.where(inside > 0, (rank - before) / np.maximum(inside, 1), 0.0)
+    share = np.where(inside > 0, (wanted - before) / np.maximum(inside, 1), 0.0)
     return edges[index] + share * (edges[index + 1] - edges[index])
 
 
@@ -339,7 +339,10 @@ def _keep_previous(found: FlatSolution, previous: FlatSolution, fitted: Int) -> 
     degree = np.where(few, previous.degree, found.degree)
     flag = np.where(few, previous.flag | int(FlatFlag.FEW_KEPT), found.flag)
     cutoff = np.where(few, 1.5 * previous.cutoff, found.cutoff)
-    return replace(found, coefficients=coefficients, covariance=covariance, degree=degree, flag=flag, cutoff=cutoff)
+    kept = np.where(few, previous.kept, found.kept)
+    return replace(
+        found, coefficients=coefficients, covariance=covariance, degree=degree, flag=flag, cutoff=cutoff, kept=kept
+    )
 
 
 def _mirror(matrices: Float) -> None:

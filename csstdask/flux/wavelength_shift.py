@@ -7,6 +7,7 @@ constrain it. Each is therefore combined with the smooth shift of the frame, by 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -133,7 +134,7 @@ def _combine(shift: Float, error: Float, u: Float, v: Float) -> Shifts:
         # excess over the errors, of the better half of the stars
         best = measured & (error <= np.median(error[measured]))
         excess = mad_scale(rest[best], center=0.0) ** 2 - np.median(error[best] ** 2)
-        scatter = max(_LEAST_SCATTER, float(np.sqrt(max(excess, 0.0)))) if best.sum() > 5 else scatter
+        scatter = max(_LEAST_SCATTER, math.sqrt(max(float(excess), 0.0))) if best.sum() > 5 else scatter
     common = terms @ coefficients
     power = np.where(kept, 1 / (error**2 + scatter**2), 0.0)
     inverse = np.linalg.pinv((terms * power[:, None]).T @ terms)

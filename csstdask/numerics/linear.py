@@ -50,7 +50,7 @@ def invert_symmetric(matrix: npt.ArrayLike) -> Float:
     scaled, d = unit_diagonal(matrix)
     inverse = np.linalg.inv(scaled)
     inverse = (inverse + np.swapaxes(inverse, -1, -2)) / 2
-    return np.asarray(inverse * d[..., :, None] * d[..., None, :])
+    return np.asarray(inverse * (d[..., :, None] * d[..., None, :]))
 
 
 def smallest_eigenvalue(matrix: npt.ArrayLike) -> Float:

@@ -69,7 +69,7 @@ def huber_weights(z: npt.ArrayLike, cutoff: npt.ArrayLike = HUBER_CUTOFF) -> Flo
 
 def tukey_weights(z: npt.ArrayLike, cutoff: npt.ArrayLike = TUKEY_CUTOFF) -> Float:
     """Return Tukey's biweight (1 - (z / cutoff)^2)^2, 0 beyond the cutoff."""
-    t = np.asarray(z, dtype=np.float64) / cutoff
+    t = np.asarray(z, dtype=np.float64) / np.asarray(cutoff)
     return np.where(np.abs(t) < 1, (1 - t * t) ** 2, 0.0)
 
 
@@ -113,7 +113,7 @@ def robust_polynomial(
     usable = np.isfinite(values) & np.isfinite(variance) & (variance > 0) & np.isfinite(terms).all(axis=1)
     weights = np.zeros(len(values))
     weights[usable] = 1.0
-    coefficients = np.zeros(terms.shape[1])
+    coefficients: Float = np.zeros(terms.shape[1])
     if not usable.any():
         return coefficients, weights
     design, target, sigma = terms[usable], values[usable], np.sqrt(variance[usable])
@@ -121,7 +121,7 @@ def robust_polynomial(
     fewest = int(fewest_kept(len(target), terms.shape[1]))
     for step in range(n_steps + 1):
         root = np.sqrt(kept) / sigma
-        coefficients = np.linalg.lstsq(design * root[:, None], target * root, rcond=None)[0]
+        coefficients = np.asarray(np.linalg.lstsq(design * root[:, None], target * root, rcond=None)[0], dtype=np.float64)
         if step == n_steps:
             break
         z = (target - design @ coefficients) / sigma
