@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 # Folder of real images, for benchmarks that use them.
 IMAGES ?=
+# Folder of spectral libraries, for the benchmark of SEDs.
+SPECTRA ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # The tests are many short processes: a few workers, never more than there are cores.
@@ -63,6 +65,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/kept_memory.py
 	$(BIN)/python benchmarks/psf.py
 	$(BIN)/python benchmarks/mock.py
+	test -z "$(SPECTRA)" || $(BIN)/python benchmarks/sed.py $(SPECTRA)
 	$(BIN)/python benchmarks/readme_tables.py
 
 lint: $(VENV)/installed-dev

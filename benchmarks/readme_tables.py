@@ -14,6 +14,7 @@ from typing import Any
 import flux_tables
 import psf_tables
 import repair_tables
+import sed_tables
 from committed import load, percent, table
 
 ROOT = Path(__file__).parent.parent
@@ -475,6 +476,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/psf.md": psf_tables.TABLES | {"psf-bands": psf_tables.bands},
     "docs/flux.md": flux_tables.TABLES,
     "docs/mock.md": {"mock": mock},
+    "docs/sed.md": sed_tables.TABLES,
 }
 
 

@@ -19,6 +19,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 #: An unmarked test that takes longer is listed with a warning [s].
 LONGEST = 20.0
+REAL_SPECTRA = Path(__file__).resolve().parents[2] / "shared" / "data" / "spectra"
 REAL_IMAGES = Path(__file__).resolve().parents[2] / "shared" / "data" / "images"
 
 
@@ -27,6 +28,13 @@ def real_images() -> Path:
     if not REAL_IMAGES.is_dir():
         pytest.skip(f"real images are not here ({REAL_IMAGES})")
     return REAL_IMAGES
+
+
+@pytest.fixture(scope="session")
+def real_spectra() -> Path:
+    if not REAL_SPECTRA.is_dir():
+        pytest.skip(f"libraries of spectra are not here ({REAL_SPECTRA})")
+    return REAL_SPECTRA
 
 
 @pytest.fixture(scope="session")

@@ -52,12 +52,14 @@ from csstdask.flux.spectra import (
     moving_average,
     normalise_sed,
 )
+from csstdask.flux.uaranet import UaRANet
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network
 from csstdask.training.real_stars import fit_correction, known_seds, scaled, scatter_of
 from csstdask.training.sed_examples import noisy
 from csstdask.training.sed_network import LABEL_SNR, MILES_SNR, RealTraining, real_predictions
+from csstdask.training.uaranet import fine_tune
 
 log = logging.getLogger("csstdask")
 
@@ -92,6 +94,10 @@ class Settings:
     calibration: int = 8192
     """Independent stars for the calibration."""
     draws: int = _DRAWS
+    fine_tuning: int = 200
+    """Epochs of the published network's fine-tuning on real stars; 0: none."""
+    folds: int = 5
+    """Of CALSPEC stars, for that fine-tuning."""
 
 
 def evaluate_sed(
@@ -433,6 +439,10 @@ def _calspec(
     for name, card in cards.items():
         if name not in found:
             found[name] = np.log(np.maximum(_predict(card, spectra, fwhm).mean, 1e-6))
+    for name, card in cards.items():
+        if card.architecture.get("kind") == "uaranet" and settings.fine_tuning:
+            tuned = _fine_tuned_folds(card, real, spectra, settings)
+            found[f"{name}, fine-tuned"] = np.log(np.maximum(tuned, 1e-6))
     basis = InputBasis(synthetic_stars(bank, "train", 8000, np.random.default_rng(_SEED + 1)))
     floor = "kNN + correction"
     found[floor] = _knn_corrected(basis, real, real.calspec_flux, LABEL_SNR, hst=True)
@@ -453,6 +463,26 @@ def _calspec(
         out["calibration"] = _real_calibration(z, settings.draws)
         out["calibration"]["bands"] = {band: coverage(z[:, in_band(band)]) for band in BANDS}
     return out, {"residual": residual, "teff": real.calspec.teff, "sigma": sigma}
+
+
+def _fine_tuned_folds(
+    card: ModelCard, real: RealTraining, spectra: InputSpectra, settings: Settings
+) -> npt.NDArray[np.float32]:
+    """Return SEDs of CALSPEC stars by the published network, fine-tuned on MILES and the other CALSPEC folds."""
+    network = load_network(card, build_network, torch.device("cpu"))
+    assert isinstance(network, UaRANet)  # noqa: S101
+    n = len(real.calspec)
+    fold = np.random.default_rng(_SEED).permutation(n) % settings.folds
+    out = np.zeros_like(real.calspec.sed)
+    for k in range(settings.folds):
+        flux = np.concatenate([real.miles.flux, real.calspec_flux[fold != k]])
+        sed = np.concatenate([real.miles.sed, real.calspec.sed[fold != k]])
+        tuned = fine_tune(network, flux, sed, epochs=settings.fine_tuning)
+        mine = fold == k
+        with torch.inference_mode():
+            mean, _ = tuned(torch.from_numpy(spectra.flux[mine]), torch.from_numpy(spectra.error[mine]))
+        out[mine] = normalise_sed(mean.numpy())
+    return out
 
 
 def _twins(real: RealTraining) -> int:

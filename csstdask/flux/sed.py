@@ -12,7 +12,7 @@ from torch import nn
 
 from csstdask.errors import InputError
 from csstdask.flux.sed_network import SedNetwork
-from csstdask.flux.seds_table import SedTable, covariance
+from csstdask.flux.seds_table import SedTable
 from csstdask.flux.spectra import (
     INPUT_RANGE,
     INPUT_RESOLUTION,
@@ -85,7 +85,10 @@ class SedPrediction:
 
     def covariance(self, i: int) -> Float:
         """Return the covariance of the i-th SED (574, 574)."""
-        return covariance(self.sigma[i], self.modes[i])
+        modes = self.modes[i].astype(float)
+        out = modes.T @ modes
+        np.fill_diagonal(out, self.sigma[i].astype(float) ** 2)
+        return np.asarray(out)
 
     def table(self, ids: list[str]) -> SedTable:
         """Return the table that ``csstdask sed`` writes, with an id for each star."""

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from csstdask.errors import InputError
 from csstdask.flux.sed import predict_sed
-from csstdask.flux.seds_table import SedTable, join, write_seds
+from csstdask.flux.seds_table import SedTable, write_seds
 from csstdask.flux.spectra import SED_WAVELENGTH
 from csstdask.flux.spectrum_files import read_spectrum
 from csstdask.nn.models import find_card
@@ -71,5 +73,12 @@ def predict_files(
         raise InputError(first, reason.removeprefix("found "), "at least one usable spectrum")
     if repeated := {one for one in ids if ids.count(one) > 1}:
         raise InputError("spectra", f"several with the id {sorted(repeated)[0]}", "one for each star")
-    write_seds(to, join(ids, SED_WAVELENGTH, parts))
+    write_seds(to, _joined(ids, parts))
     return failed
+
+
+def _joined(ids: list[str], parts: list[SedTable]) -> SedTable:
+    mean, sigma, modes, outside = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("mean", "sigma", "modes", "out_of_domain")
+    )
+    return SedTable(np.array(ids, dtype=object), SED_WAVELENGTH, mean, sigma, modes, outside)

@@ -121,7 +121,9 @@ def robust_polynomial(
     fewest = int(fewest_kept(len(target), terms.shape[1]))
     for step in range(n_steps + 1):
         root = np.sqrt(kept) / sigma
-        coefficients = np.asarray(np.linalg.lstsq(design * root[:, None], target * root, rcond=None)[0], dtype=np.float64)
+        coefficients = np.asarray(
+            np.linalg.lstsq(design * root[:, None], target * root, rcond=None)[0], dtype=np.float64
+        )
         if step == n_steps:
             break
         z = (target - design @ coefficients) / sigma
