@@ -98,7 +98,10 @@ def _stamps(data: Any, names: list[str], method: Any, fitted: bool) -> dict[str,
         scatters.append(float(mad_scale(ratio)))
         spectra.append((wavelength, found.counts / step))
         sigmas.append(np.interp(_bins(), wavelength, found.sigma / found.counts))
-    compared = {"counts_over_axe": [min(medians), max(medians)], "robust_sd_per_bin": [min(scatters), max(scatters)]}
+    compared = {
+        "counts_over_axe": [min(medians), max(medians)],
+        "robust_sd_per_bin_of_axe": [min(scatters), max(scatters)],
+    }
     return compared | _repeatability(data, names, spectra, np.array(sigmas))
 
 

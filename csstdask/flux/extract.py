@@ -186,10 +186,12 @@ def _extract(
         total_variance = best_variance + spread**2 * level_variance
     else:
         filled = np.where(good, rest, best * profile)
-        best_of_filled = (np.where(good, 0.0, box * profile)).sum(axis=0) ** 2 * best_variance
+        lost_share = np.where(good, 0.0, box * profile).sum(axis=0)
+        # the fill depends on the same pixels: twice their covariance
+        of_filled = (lost_share**2 + 2 * lost_share * share) * np.where(np.isfinite(best_variance), best_variance, 0.0)
         best = (box * filled).sum(axis=0)
         area = box.sum(axis=0)
-        total_variance = np.where(good, box**2 * variance, 0.0).sum(axis=0) + best_of_filled + area**2 * level_variance
+        total_variance = np.where(good, box**2 * variance, 0.0).sum(axis=0) + of_filled + area**2 * level_variance
     flag[rejected] |= int(SpectrumFlag.REJECTED)
     flag[unreliable] |= int(SpectrumFlag.UNRELIABLE)
     flag[share < PARTIAL_SHARE] |= int(SpectrumFlag.PARTIAL)
