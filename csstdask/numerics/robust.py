@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -20,7 +22,8 @@ def nan_median(values: npt.ArrayLike, axis: int | tuple[int, ...] | None = None,
     values = np.asarray(values, dtype=np.float64)
     axes = tuple(range(values.ndim)) if axis is None else np.atleast_1d(np.asarray(axis)) % values.ndim
     last = np.moveaxis(values, tuple(axes), tuple(range(-len(axes), 0)))
-    ordered = np.sort(last.reshape(*last.shape[: values.ndim - len(axes)], -1), axis=-1)
+    kept = last.shape[: values.ndim - len(axes)]
+    ordered = np.sort(last.reshape(*kept, math.prod(last.shape[len(kept) :])), axis=-1)
     count = np.isfinite(ordered).sum(axis=-1)
     low, high = np.maximum(count - 1, 0) // 2, count // 2
     if ordered.shape[-1] == 0:
