@@ -68,7 +68,8 @@ class PredictedLight:
             return np.zeros(n)
         response = np.nan_to_num(np.asarray(self.zeroth_sensitivity(at), dtype=np.float64)) * _STEP * self.exptime
         flux = np.nan_to_num(np.asarray(self.flux, dtype=np.float64))
-        return np.asarray(np.nan_to_num(interpolate_spectrum(self.wavelength, flux, at)) @ response)
+        values = np.nan_to_num(interpolate_spectrum(self.wavelength, flux, at))
+        return np.asarray((values * response).sum(axis=1))
 
 
 @dataclass(frozen=True)

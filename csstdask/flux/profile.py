@@ -162,7 +162,9 @@ def _least_squares(residuals: Callable[[Float], Float], start: Float, *, n_free:
             moved = at.copy()
             moved[k] += _DIFFERENCE
             slopes[k] = (residuals(moved) - rest) / _DIFFERENCE
-        normal, gradient = (slopes * weight) @ slopes.T, (slopes * weight) @ rest
+        # sums without BLAS, whose bits would depend on its threads
+        weighted = slopes * weight
+        normal, gradient = np.einsum("ik,jk->ij", weighted, slopes), np.einsum("ik,k->i", weighted, rest)
         for _ in range(6):
             step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), -gradient)
             new_rest = residuals(at + step)

@@ -43,15 +43,22 @@ SCALE_PASSES = 4
 """The scale of the residuals is measured in passes 1 to this one (excluded), then fixed."""
 MAX_NODES = 24
 """Wavelengths between which covariances are kept."""
-N_BINS = 256
-_BIN_REACH = 15.2
-"""asinh(2 z) at the last edge of the histogram of residuals: z = 1e6 sigma."""
+N_BINS = 320
+"""Bins of the histogram of residuals z, in quoted errors: 16 for each factor of two of z + 0.5, up to 2^19."""
+_BIN_SHIFT = 19
+"""Bits of a float32 below the bins: its exponent and four bits of its fraction are the number of the bin."""
+_FIRST_BIN = 126 << 4
+"""Number of the bin of z = 0."""
+_LARGEST = 5e5
+"""Larger residuals are counted as this one [sigma]."""
 _START_REACH = 0.5
 """In the first pass, ratios that differ from 1 by more than this lose weight: nominal sensitivities are better."""
 _LEAST_SCALE = 0.2
 """Floor of the scale, in quoted errors, with at least 10 degrees of freedom; 1 with fewer."""
 _LEAST_EIGENVALUE = 1e-9
 """Smaller ones mean that the stars cannot constrain all terms."""
+_BLOCK = 128
+"""Wavelengths whose sums are formed together."""
 _MAD_ERROR = 1.17
 """Standard error of a MAD scale of n normal values, times sqrt(n)."""
 
@@ -199,14 +206,19 @@ def normal_equations(ratios: StarRatios, solution: FlatSolution | None = None, *
     powers = term_degrees(degree)
     ny, nx = ratios.shape
     by_star = (ratios.x, ratios.y, ratios.ratio, ratios.variance_observed, ratios.variance_sed, correlated)
-    x, y, ratio, observed, independent, total = [np.ascontiguousarray(one.T, dtype=np.float64) for one in by_star]
+    x, y, ratio, observed, independent, total = [np.ascontiguousarray(one, dtype=np.float64) for one in by_star]
+    n_pairs = p * (p + 1) // 2
+    matrix, noise, vector = np.zeros((n_pairs, wave)), np.zeros((n_pairs, wave)), np.zeros((p, wave))
     _accumulate(
-        x, y, ratio, observed, independent, total, np.ascontiguousarray(coefficients), scale, cutoff, kind, powers,
-        degree, float(nx), float(ny), node_of,
-        sums.matrix, sums.vector, sums.noise, sums.count, sums.kept, sums.histogram, rows, models,
+        x, y, ratio, observed, independent, total, np.ascontiguousarray(coefficients.T), scale, cutoff, kind, powers,
+        degree, float(nx), float(ny), node_of, matrix, vector, noise, sums.count, sums.kept, sums.histogram, rows,
+        models,
     )  # fmt: skip
-    for part in (sums.matrix, sums.noise):
-        _mirror(part)
+    sums.vector[...] = vector.T
+    row, column = np.tril_indices(p)
+    for packed, whole in ((matrix, sums.matrix), (noise, sums.noise)):
+        whole[:, row, column] = packed.T
+        whole[:, column, row] = packed.T
     if len(nodes):
         grey = np.broadcast_to(np.asarray(ratios.grey_error)[:, None, None], (n, 1, len(nodes)))
         factors = np.concatenate([grey, modes[:, :, nodes]], axis=1)
@@ -301,7 +313,8 @@ def iterate(groups: Iterable[StarRatios], *, degree: int = 2) -> FlatSolution:
 
 def bin_edges() -> Float:
     """Return the edges of the histogram of residuals, in quoted errors: (N_BINS + 1,)."""
-    return np.sinh(np.linspace(0, _BIN_REACH, N_BINS + 1)) / 2
+    bits = (np.arange(_FIRST_BIN, _FIRST_BIN + N_BINS + 1) << _BIN_SHIFT).astype(np.int32)
+    return bits.view(np.float32).astype(np.float64) - 0.5
 
 
 def histogram_quantile(histogram: npt.ArrayLike, rank: npt.ArrayLike) -> Float:
@@ -345,71 +358,107 @@ def _keep_previous(found: FlatSolution, previous: FlatSolution, fitted: Int) -> 
     )
 
 
-def _mirror(matrices: Float) -> None:
-    """Copy the lower triangles to the upper ones."""
-    row, column = np.tril_indices(matrices.shape[-1], -1)
-    matrices[:, column, row] = matrices[:, row, column]
-
-
 @njit(cache=True, nogil=True)
-def _accumulate(  # pragma: no cover
+def _accumulate(  # noqa: PLR0915  # pragma: no cover
     x: Any, y: Any, ratio: Any, observed: Any, independent: Any, correlated: Any, coefficients: Any, scale: Any,
     cutoff: Any, kind: int, powers: Any, degree: int, nx: float, ny: float, node_of: Any,
     matrix: Any, vector: Any, noise: Any, count: Any, kept: Any, histogram: Any, rows: Any, models: Any,
 ) -> None:  # fmt: skip
-    wave, n = ratio.shape
+    """Add the stars (star, wave) to the sums, a block of wavelengths at a time so that inner loops are vectorised.
+
+    `coefficients` (term, wave); `matrix` and `noise` (term (term + 1) / 2, wave), lower triangles;
+    `vector` (term, wave).
+    """
+    n, wave = ratio.shape
     p = len(powers)
-    of_x, of_y, terms = np.ones(degree + 1), np.ones(degree + 1), np.empty(p)
-    for w in range(wave):
-        known = np.isfinite(coefficients[w, 0])
+    u, v = np.empty(_BLOCK), np.empty(_BLOCK)
+    of_x, of_y, terms = np.ones((degree + 1, _BLOCK)), np.ones((degree + 1, _BLOCK)), np.empty((p, _BLOCK))
+    usable, r, fixed, relative = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
+    model, variance, z, robust = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
+    weight, spread = np.empty(_BLOCK), np.empty(_BLOCK)
+    single = np.empty(_BLOCK, dtype=np.float32)
+    bits = single.view(np.int32)
+    n_pairs = matrix.shape[0]
+    of_matrix, of_noise, of_vector = np.empty((n_pairs, _BLOCK)), np.empty((n_pairs, _BLOCK)), np.empty((p, _BLOCK))
+    series, sigma, reach = np.zeros((p, _BLOCK)), np.ones(_BLOCK), np.ones(_BLOCK)
+    for low in range(0, wave, _BLOCK):
+        m = min(_BLOCK, wave - low)
+        of_matrix[:], of_noise[:], of_vector[:] = 0.0, 0.0, 0.0
+        series[:, :m] = coefficients[:, low : low + m]
+        sigma[:m], reach[:m] = scale[low : low + m], scale[low : low + m] * cutoff[low : low + m]
         for s in range(n):
-            r, v = ratio[w, s], observed[w, s]
-            relative = independent[w, s] + correlated[w, s]
-            px, py = x[w, s], y[w, s]
-            if not (np.isfinite(r) and np.isfinite(v) and v > 0 and np.isfinite(relative) and relative >= 0):
-                continue
-            if not (np.isfinite(px) and np.isfinite(py)):
-                continue
-            u, t = 2 * (px + 0.5) / nx - 1, 2 * (py + 0.5) / ny - 1
+            for j in range(m):
+                w = low + j
+                total = independent[s, w] + correlated[s, w]
+                # a number minus itself is 0, unless it is infinite or NaN
+                nothing = (ratio[s, w] - ratio[s, w]) + (observed[s, w] - observed[s, w]) + (total - total)
+                nothing += (x[s, w] - x[s, w]) + (y[s, w] - y[s, w])
+                fine = (nothing == 0) & (observed[s, w] > 0) & (total >= 0)
+                usable[j] = 1.0 if fine else 0.0
+                r[j] = ratio[s, w] if fine else 1.0
+                fixed[j] = observed[s, w] if fine else 1.0
+                relative[j] = total if fine else 0.0
+                u[j] = 2 * (x[s, w] + 0.5) / nx - 1 if fine else 0.0
+                v[j] = 2 * (y[s, w] + 0.5) / ny - 1 if fine else 0.0
             if degree > 0:
-                of_x[1], of_y[1] = u, t
+                for j in range(m):
+                    of_x[1, j], of_y[1, j] = u[j], v[j]
             for i in range(1, degree):
-                of_x[i + 1] = ((2 * i + 1) * u * of_x[i] - i * of_x[i - 1]) / (i + 1)
-                of_y[i + 1] = ((2 * i + 1) * t * of_y[i] - i * of_y[i - 1]) / (i + 1)
-            model = 0.0
+                for j in range(m):
+                    of_x[i + 1, j] = ((2 * i + 1) * u[j] * of_x[i, j] - i * of_x[i - 1, j]) / (i + 1)
+                    of_y[i + 1, j] = ((2 * i + 1) * v[j] * of_y[i, j] - i * of_y[i - 1, j]) / (i + 1)
+            for j in range(m):
+                model[j] = 0.0
             for k in range(p):
-                terms[k] = of_x[powers[k, 0]] * of_y[powers[k, 1]]
-                model += coefficients[w, k] * terms[k]
-            if not known:
-                model = 1.0
-            variance = v + relative * model * model
-            z = min(abs(r - model) / np.sqrt(variance), 1e30)
-            histogram[w, min(int(np.arcsinh(2 * z) * (N_BINS / _BIN_REACH)), N_BINS - 1)] += 1
-            z /= scale[w]
-            robust = 1.0
+                a, b = powers[k, 0], powers[k, 1]
+                for j in range(m):
+                    terms[k, j] = of_x[a, j] * of_y[b, j]
+                    model[j] += series[k, j] * terms[k, j]
+            for j in range(m):
+                model[j] = model[j] if model[j] - model[j] == 0 else 1.0
+                variance[j] = fixed[j] + relative[j] * model[j] * model[j]
+                z[j] = min(abs(r[j] - model[j]) / np.sqrt(variance[j]), 1e30)
             if kind == START:
-                robust = 1.0 / max(1.0, abs(r - model) / _START_REACH)
+                for j in range(m):
+                    robust[j] = 1.0 / max(1.0, abs(r[j] - model[j]) / _START_REACH)
             elif kind == HUBER:
-                robust = HUBER_CUTOFF / max(HUBER_CUTOFF, z)
-            elif z < cutoff[w]:
-                robust = (1 - (z / cutoff[w]) ** 2) ** 2
+                for j in range(m):
+                    robust[j] = HUBER_CUTOFF / max(HUBER_CUTOFF, z[j] / sigma[j])
             else:
-                robust = 0.0
-            weight = robust / variance
-            count[w] += 1
-            if robust > 0:
-                kept[w] += 1
-            spread = weight * weight * variance
+                for j in range(m):
+                    t = min(z[j] / reach[j], 1.0)
+                    robust[j] = (1 - t * t) ** 2
+            for j in range(m):
+                robust[j] *= usable[j]
+                weight[j] = robust[j] / variance[j]
+                spread[j] = weight[j] * weight[j] * variance[j]
+                count[low + j] += 1 if usable[j] > 0 else 0
+                kept[low + j] += 1 if robust[j] > 0 else 0
+            if kind != START:
+                for j in range(m):
+                    single[j] = min(z[j], _LARGEST) + 0.5
+                for j in range(m):
+                    if usable[j] > 0:
+                        histogram[low + j, (bits[j] >> _BIN_SHIFT) - _FIRST_BIN] += 1
+            index = 0
             for k in range(p):
-                vector[w, k] += weight * r * terms[k]
+                for j in range(m):
+                    of_vector[k, j] += weight[j] * r[j] * terms[k, j]
                 for q in range(k + 1):
-                    product = terms[k] * terms[q]
-                    matrix[w, k, q] += weight * product
-                    noise[w, k, q] += spread * product
-            if node_of[w] >= 0:
-                models[s, node_of[w]] = model
-                for k in range(p):
-                    rows[s, node_of[w], k] = weight * terms[k]
+                    for j in range(m):
+                        product = terms[k, j] * terms[q, j]
+                        of_matrix[index, j] += weight[j] * product
+                        of_noise[index, j] += spread[j] * product
+                    index += 1
+            if len(rows):
+                for j in range(m):
+                    node = node_of[low + j]
+                    if node >= 0:
+                        models[s, node] = model[j]
+                        for k in range(p):
+                            rows[s, node, k] = weight[j] * terms[k, j]
+        matrix[:, low : low + m], noise[:, low : low + m] = of_matrix[:, :m], of_noise[:, :m]
+        vector[:, low : low + m] = of_vector[:, :m]
 
 
 @njit(cache=True, nogil=True)
