@@ -20,7 +20,7 @@ from csstdask.flux.flat import Flat
 from csstdask.instrument import Instrument, pixel_of, validate_instrument
 from csstdask.pipeline.config import RunConfig, load_config
 from csstdask.pipeline.frame import Frame
-from csstdask.pipeline.reductions.flat import FLAT, flat_of_detector
+from csstdask.pipeline.reductions.flat import read_cube
 from csstdask.pipeline.step import Step
 from csstdask.pipeline.steps import apply_steps
 from csstdask.pipeline.steps.detect import DETECT
@@ -266,15 +266,13 @@ class CsstAccessor:
             If the run has no cube, or none of this detector.
         """
         data = self._dataset
-        if "flat" not in data:
+        if "flat" not in data or "path" not in data.attrs:
             raise InputError("dataset", "no flat", "a run with the reduction flat (--steps flat)")
-        one = _one_detector(data, detector)
-        number = int(one["detector"].values.ravel()[0])
-        values = {product.name: one[product.name].values for product in FLAT.products}
-        if not np.isfinite(values["flat_wavelength"]).any():
-            raise InputError(f"detector {number}", "no flat", "a slitless detector with extracted spectra")
-        rows, columns = (int(_pixels(data, axis).max()) + 1 for axis in ("y", "x"))
-        return flat_of_detector(values, (rows, columns), number)
+        number = int(_one_detector(data, detector)["detector"].values.ravel()[0])
+        flat = read_cube(Path(data.attrs["path"]), number)
+        if flat is None:
+            raise InputError(f"detector {number}", "no finished flat", "a slitless detector (csstdask status says why)")
+        return flat
 
     def flat_cube(self, band: str, *, chunks: Any = None) -> xr.DataArray:
         """Return the flats of all detectors of a band as one lazy array.

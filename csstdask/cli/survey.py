@@ -290,8 +290,11 @@ def export(
     scheduler: Scheduler = "threads",
     workers: Workers = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    cubes: Annotated[
+        bool, typer.Option("--cubes", help="Flat-field cubes of slitless detectors too, as aXe reads them (large).")
+    ] = False,
 ) -> None:
-    """Write units as FITS: <exposure>_<detector>.fits with SCI, WHT, FLG; of slitless ones also spectra and flats."""
+    """Write units as FITS: <exposure>_<detector>.fits with SCI, WHT, FLG; of slitless units also spectra."""
     from csstdask.engine.units import parse_selection
     from csstdask.pipeline.export import export as write
 
@@ -303,14 +306,15 @@ def export(
         scheduler=scheduler,
         workers=workers,
         overwrite=overwrite,
+        cubes=cubes,
         listeners=_listeners(None),
     )
     kept = f", {summary.unchanged} already there" if summary.unchanged else ""
     left = f", {summary.pending} not done and left out" if summary.pending else ""
     spectra = f", spectra of {summary.spectra} units" if summary.spectra else ""
-    cubes = f", flats of {summary.calibrations} detectors" if summary.calibrations else ""
+    calibrations = f", sensitivities of {summary.calibrations} detectors" if summary.calibrations else ""
     say(
-        f"{to}: {summary.written} files{kept}{spectra}{cubes}, {len(summary.failures)} failed{left}, "
+        f"{to}: {summary.written} files{kept}{spectra}{calibrations}, {len(summary.failures)} failed{left}, "
         f"{summary.seconds:.1f} s"
     )
     _end(summary.failures, summary.stopped)

@@ -74,6 +74,11 @@ class Manifest:
             yield tuple(group)
 
 
+def reduction_record_path(root: Path, name: str, detector: int) -> Path:
+    """Return the file of the record of a reduction of one detector."""
+    return root / "reductions" / name / f"{detector}.json"
+
+
 @dataclass(frozen=True)
 class ReductionRecord:
     """What is recorded of a reduction, written last."""
@@ -90,7 +95,7 @@ class ReductionRecord:
     metrics: dict[str, float | int | None] = field(default_factory=dict)
     seconds: float = 0.0
     failure: str | None = None
-    """Why the last attempt failed, if it did; the objects are then those of an earlier one."""
+    """Why there is no result, if the last attempt failed."""
 
     def holds(self, root: Path, fingerprint: str, *, checksum: bool = False) -> bool:
         """Tell whether this is the result for a fingerprint, with its objects on disk."""

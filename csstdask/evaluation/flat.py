@@ -27,8 +27,8 @@ from csstdask.mock import Recipe, load_recipe
 from csstdask.mock.slitless_camera import true_flat
 from csstdask.numerics.polynomials import legendre_products
 from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.export_spectra import flat_in_run
 from csstdask.pipeline.mock_survey import mock
+from csstdask.pipeline.reductions.flat import read_cube
 from csstdask.pipeline.run import run
 from csstdask.pipeline.steps.extract import STAR_RATIOS
 from csstdask.store.campaign import Campaign
@@ -158,7 +158,7 @@ def score_cube(recipe: Recipe, campaign: Path, product: Path, detector: int) -> 
     """Compare the cube of a detector with the truth."""
     store = Campaign(campaign)
     shape = recipe.frame_shape
-    flat = flat_in_run(product, detector, shape)
+    flat = read_cube(product, detector)
     if flat is None:
         raise RuntimeError(f"{product}: no cube of detector {detector}")
     chosen = slice(_SKIP, -_SKIP)
@@ -278,7 +278,7 @@ def bad_stars(
 
 
 def flagged_traces(recipe: Recipe, campaign: Path, product: Path) -> dict[str, dict[str, float]]:
-    """Return the share of the pixels of spectra that are flagged without charge of a cosmic ray on or beside them.
+    """Return the share of the pixels of spectra that are flagged without charge of a cosmic ray on or next to them.
 
     Pixels of a first order lie within 3 rows of a trace; those of a zeroth order within 4 pixels of its position. Only
     pixels where the star's light is above 3 sigma of the sky count.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from csstdask.errors import InputError
@@ -75,8 +77,15 @@ class StarCatalogue:
         return (self.ra + self.pmra * years / (3.6e6 * cosine)) % 360, dec
 
 
-def check_catalogue(path: Path) -> None:
-    """Raise InputError unless a file is a catalogue; only its schema is read."""
+def check_catalogue(path: Path, bands: Container[str] = ()) -> None:
+    """Raise InputError unless a file is a catalogue; its schema is read, and the names of its bands.
+
+    Parameters
+    ----------
+    path : Path
+    bands : container of str
+        Bands whose magnitudes can be used.
+    """
     try:
         names = set(pq.read_schema(path).names)
     except (OSError, pa.ArrowException) as error:
@@ -86,6 +95,11 @@ def check_catalogue(path: Path) -> None:
         absent.append("flux_5556 with flux_5556_err, or mag with mag_err and mag_band")
     if absent:
         raise InputError(path, f"no column {', '.join(absent)}", _WANTED)
+    if bands and not names.issuperset(_FLUX):
+        found = pc.unique(pq.read_table(path, columns=["mag_band"])["mag_band"]).to_pylist()
+        unknown = sorted(str(band) for band in found if band not in bands)
+        if unknown:
+            raise InputError(path, f"mag_band {', '.join(unknown)}", "filters of the camera, or flux_5556")
 
 
 def read_catalogue(path: Path) -> StarCatalogue:
@@ -100,7 +114,7 @@ def read_catalogue(path: Path) -> StarCatalogue:
     Raises
     ------
     InputError
-        If a column is absent, an id stands twice, or a position is no position.
+        If a column is absent, an id occurs twice, or a position is unknown.
     """
     check_catalogue(path)
     table = pq.read_table(path)
@@ -135,7 +149,7 @@ def read_catalogue(path: Path) -> StarCatalogue:
     names, counts = np.unique(stars.id.astype(str), return_counts=True)
     if (counts > 1).any():
         twice = ", ".join(names[counts > 1][:3])
-        raise InputError(path, f"ids that stand twice ({twice})", "each star once")
+        raise InputError(path, f"duplicate ids ({twice})", "each star once")
     wrong = ~(np.isfinite(stars.ra) & np.isfinite(stars.dec) & (np.abs(stars.dec) <= 90))
     if wrong.any():
         first = stars.id[wrong][0]

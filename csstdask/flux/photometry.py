@@ -53,10 +53,30 @@ def flux_from_magnitude(
     >>> print(f"{flux[0]:.4g} {error[0] / flux[0]:.4g}")
     3.526e-17 0.00921
     """
-    at = np.linspace(*limits, _STEPS)
-    spectra = interpolate_spectrum(wavelength, shape, at)
-    mean = np.trapezoid(spectra * at, at, axis=-1) / np.trapezoid(LIGHT_SPEED / at, at)
+    mean = photon_mean(limits, wavelength, shape)
     with np.errstate(divide="ignore", invalid="ignore"):
         flux = AB_FLUX * 10 ** (-0.4 * np.asarray(mag, dtype=np.float64)) / mean
     flux = np.where(flux > 0, flux, np.nan)
     return flux, flux * np.asarray(mag_err, dtype=np.float64) * np.log(10) / 2.5
+
+
+def photon_mean(limits: tuple[float, float], wavelength: npt.ArrayLike, spectra: npt.ArrayLike) -> Float:
+    """Return the mean f_nu of spectra in a top hat that counts photons.
+
+    Parameters
+    ----------
+    limits : (float, float)
+        First and last wavelength of the band [Angstrom].
+    wavelength : array-like (n,)
+        Of the spectra [Angstrom].
+    spectra : array-like (..., n)
+        f_lambda, in any unit per Angstrom.
+
+    Returns
+    -------
+    float64 array (...)
+        f_nu, in that unit times Angstrom per Hz; NaN where the spectra do not cover the band.
+    """
+    at = np.linspace(*limits, _STEPS)
+    values = interpolate_spectrum(wavelength, spectra, at)
+    return np.asarray(np.trapezoid(values * at, at, axis=-1) / np.trapezoid(LIGHT_SPEED / at, at))

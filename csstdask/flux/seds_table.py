@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from csstdask.durable import write_atomic
@@ -49,6 +50,13 @@ class SedTable:
 
     def __len__(self) -> int:
         return len(self.id)
+
+    @property
+    def usable(self) -> npt.NDArray[np.bool_]:
+        """(n,) Stars whose values are all finite and positive, and whose spectra are like those of the training."""
+        finite = np.isfinite(self.mean).all(axis=1) & np.isfinite(self.sigma).all(axis=1)
+        finite &= np.isfinite(self.modes).all(axis=(1, 2)) & (self.sigma >= 0).all(axis=1)
+        return np.asarray(finite & (self.mean > 0).all(axis=1) & ~self.out_of_domain)
 
 
 def check_seds(path: Path) -> None:
@@ -85,26 +93,37 @@ def read_seds(path: Path, ids: Collection[str] | None = None) -> SedTable:
     Raises
     ------
     InputError
-        If it is no table of SEDs, or its lists are not as long as its grid.
+        If it is no table of SEDs, its lists are not as long as its grid, or an id occurs twice.
     """
     wavelength = _schema(path)
     m = len(wavelength)
-    wanted = None if ids is None else [("id", "in", list(ids))]
-    table = pq.read_table(path, filters=wanted) if ids is None or len(ids) else pq.read_table(path).slice(0, 0)
+    names = pq.read_table(path, columns=["id"])["id"].cast(pa.string())
+    wanted = pa.array(list(ids) if ids is not None else [], type=pa.string())
+    rows = None if ids is None else pc.indices_nonzero(pc.is_in(names, value_set=wanted))
+    table = pq.read_table(path) if rows is None or len(rows) else pq.read_table(path).slice(0, 0)
+    if rows is not None and len(rows):
+        table = table.take(rows)
     n = table.num_rows
+    found = [str(value) for value in table["id"].to_pylist()]
+    if len(set(found)) < n:
+        twice = next(name for name in found if found.count(name) > 1)
+        raise InputError(path, f"a duplicate id ({twice})", "each star once")
 
     def lists(name: str) -> Single:
-        values = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        if n and (values.size % (n * m) or (name in _LISTS and values.size != n * m)):
-            raise InputError(
-                path, f"{values.size} values of {name} for {n} stars", f"{m} a star, or a multiple (modes)"
-            )
-        return np.asarray(values, dtype=np.float32).reshape(n, -1 if n else 0, m)
+        column = table[name].combine_chunks()
+        lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+        length = m if name in _LISTS else int(lengths[0]) if n and lengths[0] == lengths[0] else m
+        wrong = np.flatnonzero((lengths != length) | (length % m != 0))
+        if len(wrong):
+            wish = f"{m}" if name in _LISTS else f"{length}, as of the first star" if length % m == 0 else f"{m} a mode"
+            raise InputError(path, f"{lengths[wrong[0]]} values of {name} for star {found[wrong[0]]}", wish)
+        values = column.flatten().to_numpy(zero_copy_only=False)
+        return np.asarray(values, dtype=np.float32).reshape(n, length // m, m)
 
     has_modes = "modes" in table.column_names
     outside = table["out_of_domain"].to_pylist() if "out_of_domain" in table.column_names else [False] * n
     return SedTable(
-        id=np.array([str(value) for value in table["id"].to_pylist()], dtype=object),
+        id=np.array(found, dtype=object),
         wavelength=wavelength,
         mean=lists("mean").reshape(n, m),
         sigma=lists("sigma").reshape(n, m),

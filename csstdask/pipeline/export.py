@@ -108,6 +108,7 @@ def export(
     scheduler: str = "threads",
     workers: int | None = None,
     overwrite: bool = False,
+    cubes: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> ExportSummary:
     """Write a campaign's or a run's units as FITS, ``<exposure>_<detector>.fits``.
@@ -131,6 +132,8 @@ def export(
         Units at the same time.
     overwrite : bool
         Replace files that are there.
+    cubes : bool
+        Write the flat-field cubes of slitless detectors too, as aXe reads them: 1.4 GB for a whole detector.
     listeners : sequence of callable
         Told what happens.
     """
@@ -178,11 +181,18 @@ def export(
             tasks = (Task(job.unit, job) for job in spectra)
             outcome = run_window(slots, tasks, export_unit_spectra, keep, key=f"spectra-{session}")
     if plan is not None and outcome.stopped is None:
-        summary.calibrations = write_calibrations(root, plan, target)
+        detectors = [detector for detector in plan.campaign.detectors if _chosen(detector, units)]
+        written = write_calibrations(root, target, detectors, overwrite=overwrite, cubes=cubes)
+        summary.calibrations, failures = written
+        summary.failures += failures
     summary.stopped = outcome.stopped
     summary.seconds = time.perf_counter() - start
     emit(RunFinished(summary.written, summary.unchanged, len(summary.failures), summary.seconds))
     return summary
+
+
+def _chosen(detector: int, units: Sequence[tuple[Unit, int, int]]) -> bool:
+    return any(unit.detector == detector for unit, _, _ in units)
 
 
 def _result_of(event: UnitDone | UnitSkipped) -> dict[str, Any]:

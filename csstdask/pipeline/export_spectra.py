@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,12 @@ from csstdask.engine.cluster import limit_threads
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.units import Unit
 from csstdask.engine.window import failure
-from csstdask.errors import InputError, StoreError
+from csstdask.errors import CsstdaskError, InputError, StoreError
 from csstdask.flux.flat import Flat
 from csstdask.pipeline.plan import Plan
-from csstdask.pipeline.reductions.flat import FLAT, flat_of_detector
+from csstdask.pipeline.reductions.flat import read_cube
 from csstdask.pipeline.steps.extract import EXTRACT
 from csstdask.store.tables import read_table, table_path
-from csstdask.store.zarr_arrays import array_names, get_array, open_group
 
 FLUX_UNITS = "erg s-1 cm-2 Angstrom-1"
 RATE_UNITS = "electron s-1 Angstrom-1"
@@ -35,7 +35,6 @@ class SpectraJob:
     unit: Unit
     store: str
     path: str
-    shape: tuple[int, int]
     overwrite: bool
     fingerprint: str
     """Of the step that extracted them."""
@@ -51,7 +50,7 @@ def spectra_jobs(root: Path, plan: Plan, target: Path, units: list[Unit], *, ove
         record = ledger.read(unit)
         if wanted is not None and record.recorded({EXTRACT.name: wanted}):
             path = target / f"{unit.exposure}_{unit.detector}_spectra.fits"
-            jobs.append(SpectraJob(unit, str(root), str(path), plan.campaign.shape, overwrite, wanted))
+            jobs.append(SpectraJob(unit, str(root), str(path), overwrite, wanted))
     return jobs
 
 
@@ -64,22 +63,11 @@ def export_unit_spectra(job: SpectraJob) -> dict[str, Any]:
             _check_same(path, job)
             return {"unchanged": {"spectra": True}}
         table = _verified_table(root, job.unit)
-        flat = flat_in_run(root, job.unit.detector, job.shape)
+        flat = read_cube(root, job.unit.detector)
         write_spectra(path, table, flat, job)
     except Exception as error:  # noqa: BLE001  a unit that cannot be written is named; the others are written
         return failure("export", error)
     return {"spectra": True}
-
-
-def flat_in_run(root: Path, detector: int, shape: tuple[int, int]) -> Flat | None:
-    """Return the cube of a detector from a run's store; None if it has none."""
-    names = [product.name for product in FLAT.products]
-    if not set(names) <= set(array_names(root)):
-        return None
-    group = open_group(root, "run")
-    column = np.asarray(get_array(group, "detector")[:]).tolist().index(detector)
-    values = {name: np.asarray(get_array(group, name)[column]) for name in names}
-    return flat_of_detector(values, shape, detector) if np.isfinite(values["flat_wavelength"]).any() else None
 
 
 def _verified_table(root: Path, unit: Unit) -> dict[str, npt.NDArray[Any]]:
@@ -101,9 +89,10 @@ def write_spectra(path: Path, table: dict[str, npt.NDArray[Any]], flat: Flat | N
     lists = {name: _matrix(table[name]) for name in ("wavelength", "column", "row", "rate", "rate_err", "flag")}
     width = lists["wavelength"].shape[1]
     flux, flux_err = (np.full((n, width), np.nan) for _ in range(2))
-    common = np.nan
+    flat_flag, common = np.zeros((n, width), dtype=np.int32), np.nan
     if flat is not None and n:
         flux, flux_err = calibrate(lists, flat)
+        flat_flag = flat.flag(lists["column"], lists["row"], lists["wavelength"]).astype(np.int32)
         common = float(np.sqrt(np.median(flat.common_variance)))
     vector = f"{width}E"
     columns = [
@@ -118,6 +107,7 @@ def write_spectra(path: Path, table: dict[str, npt.NDArray[Any]], flat: Flat | N
         fits.Column("RATE", vector, unit=RATE_UNITS, array=lists["rate"]),
         fits.Column("RATE_ERR", vector, unit=RATE_UNITS, array=lists["rate_err"]),
         fits.Column("FLAG", f"{width}J", array=np.nan_to_num(lists["flag"]).astype(np.int32)),
+        fits.Column("FLAT_FLAG", f"{width}J", array=flat_flag),
     ]
     hdu = fits.BinTableHDU.from_columns(columns, name="SPECTRA")
     primary = fits.PrimaryHDU()
@@ -154,28 +144,65 @@ def calibrate(
     return flux, np.sqrt(np.where(np.isfinite(variance), variance, np.nan))
 
 
-def write_calibrations(root: Path, plan: Plan, target: Path) -> int:
-    """Write ``sensitivity_<detector>.fits`` and ``flat_<detector>.fits`` (aXe) of all cubes; return how many."""
-    written = 0
-    for detector in plan.campaign.detectors:
-        flat = flat_in_run(root, detector, plan.campaign.shape)
-        if flat is None:
-            continue
-        columns = [
-            fits.Column("WAVELENGTH", "D", unit="Angstrom", array=flat.wavelength),
-            fits.Column("SENSITIVITY", "D", unit="(electron/s/Angstrom)/(erg/s/cm2/Angstrom)", array=flat.sensitivity),
-            fits.Column(
-                "ERROR", "D", unit="(electron/s/Angstrom)/(erg/s/cm2/Angstrom)",
-                array=np.sqrt(flat.sensitivity_variance),
-            ),
-        ]  # fmt: skip
-        hdu = fits.BinTableHDU.from_columns(columns, name="SENSITIVITY")
-        hdu.header["DETECTOR"] = detector
-        hdu.header["WAVEMED"] = ("vacuum", "medium of the wavelengths")
-        _write(target / f"sensitivity_{detector}.fits", [fits.PrimaryHDU(), hdu])
-        flat.to_axe(target / f"flat_{detector}.fits")
-        written += 1
-    return written
+def write_calibrations(
+    root: Path, target: Path, detectors: Iterable[int], *, overwrite: bool, cubes: bool
+) -> tuple[int, list[dict[str, Any]]]:
+    """Write ``sensitivity_<detector>.fits``, and with `cubes` ``flat_<detector>.fits`` as aXe reads it.
+
+    Returns
+    -------
+    written, failures
+        Number of detectors, and why others failed. A file that is there is kept unless `overwrite` is set.
+    """
+    written, failures = 0, []
+    for detector in detectors:
+        try:
+            flat = read_cube(root, detector)
+            if flat is None:
+                continue
+            for name, write in (("sensitivity", _write_sensitivity), ("flat", _write_cube)):
+                path = target / f"{name}_{detector}.fits"
+                if name == "flat" and not cubes:
+                    continue
+                if path.exists() and not overwrite:
+                    _check_cube(path, flat)
+                else:
+                    write(path, flat)
+            written += 1
+        except (CsstdaskError, OSError) as error:
+            failures.append({"exposure": "", "detector": detector, "step": "export", "reason": str(error)})
+    return written, failures
+
+
+def _write_sensitivity(path: Path, flat: Flat) -> None:
+    units = "(electron/s/Angstrom)/(erg/s/cm2/Angstrom)"
+    error = np.sqrt(flat.sensitivity_variance)
+    columns = [
+        fits.Column("WAVELENGTH", "D", unit="Angstrom", array=flat.wavelength),
+        fits.Column("SENSITIVITY", "D", unit=units, array=flat.sensitivity),
+        fits.Column("ERROR", "D", unit=units, array=error),
+    ]
+    primary, hdu = fits.PrimaryHDU(), fits.BinTableHDU.from_columns(columns, name="SENSITIVITY")
+    primary.header["DETECTOR"] = flat.detector
+    primary.header["CSDFLAT"] = _flat_identity(flat)
+    hdu.header["WAVEMED"] = ("vacuum", "medium of the wavelengths")
+    _write(path, [primary, hdu])
+
+
+def _write_cube(path: Path, flat: Flat) -> None:
+    flat.to_axe(path)
+    with fits.open(path, mode="update") as hdus:
+        hdus[0].header["CSDFLAT"] = _flat_identity(flat)
+
+
+def _check_cube(path: Path, flat: Flat) -> None:
+    """Raise InputError unless a file is an export of the same cube."""
+    try:
+        found = fits.getheader(path).get("CSDFLAT")
+    except (OSError, ValueError) as error:
+        raise InputError(path, f"a file that is no FITS ({error})", "no file, or --overwrite to replace it") from None
+    if found != _flat_identity(flat):
+        raise InputError(path, "an export of another cube, or another file", "no file, or --overwrite to replace it")
 
 
 def _matrix(lists: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -193,7 +220,7 @@ def _flat_identity(flat: Flat) -> str:
 
 def _check_same(path: Path, job: SpectraJob) -> None:
     """Raise InputError unless a file is an export of the same spectra and cube."""
-    flat = flat_in_run(Path(job.store), job.unit.detector, job.shape)
+    flat = read_cube(Path(job.store), job.unit.detector)
     wanted = (job.fingerprint, "" if flat is None else _flat_identity(flat))
     try:
         header = fits.getheader(path)

@@ -79,8 +79,18 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Return the fingerprint of what the run does, without its input."""
-        parts = self._parts
-        return fingerprint({"steps": parts, "instrument": self._instrument_parts()})
+        parts: dict[str, object] = {"steps": self._parts, "instrument": self._instrument_parts()}
+        if self.active_reductions:
+            parts["reductions"] = {one.name: self.reduction_parts(one) for one in self.active_reductions}
+        return fingerprint(parts)
+
+    def reduction_parts(self, reduction: Reduction) -> dict[str, object]:
+        """Return what decides the result of a reduction, without its inputs."""
+        return {
+            "version": reduction.numerics_version,
+            "settings": reduction.settings(self.config),
+            "camera": reduction.camera(self.campaign.instrument),
+        }
 
     @cached_property
     def _parts(self) -> dict[str, dict[str, object]]:
@@ -91,9 +101,14 @@ class Plan:
                 "settings": step.settings(self.config),
                 "model": step.model(self.config),
                 "threads": self.config.engine.threads_per_unit,
+                **self._camera_part(step.camera(self.campaign.instrument)),
             }
             for step in self.steps
         }
+
+    @staticmethod
+    def _camera_part(camera: dict[str, object]) -> dict[str, object]:
+        return {"camera": camera} if camera else {}
 
     def _instrument_parts(self) -> dict[str, object]:
         flags = self.campaign.instrument.flags

@@ -26,6 +26,8 @@ from csstdask.store.zarr_arrays import open_group, refuse_inside_store, store_ki
 
 #: Steps and reductions that need a catalogue of stars.
 NEED_CATALOGUE = ("extract", "flat")
+#: Reductions that need the SEDs of these stars as well.
+NEED_SPECTRA = ("flat",)
 #: What a run leaves in its folder before the store itself: a driver that was killed then may be followed by another.
 _BEFORE_STORE = ("driver.json", "models")
 
@@ -142,7 +144,9 @@ def _checksum(path: str, _changed: int) -> str:
 def _possible(config: RunConfig) -> list[str]:
     """Return all steps and reductions, without those that need a catalogue where there is none."""
     names = resolve_stages(None).names
-    return [name for name in names if name not in NEED_CATALOGUE or config.extract.catalogue is not None]
+    absent = {name for name in NEED_CATALOGUE if config.extract.catalogue is None}
+    absent |= {name for name in NEED_SPECTRA if config.extract.spectra is None}
+    return [name for name in names if name not in absent]
 
 
 def check_inputs(plan: Plan) -> None:
@@ -152,7 +156,9 @@ def check_inputs(plan: Plan) -> None:
     settings = plan.config.extract
     if settings.catalogue is None:
         raise InputError("--steps extract", "no catalogue", "--catalogue STARS.parquet")
-    check_catalogue(Path(settings.catalogue))
+    if settings.spectra is None and any(one.name in NEED_SPECTRA for one in plan.active_reductions):
+        raise InputError("--steps flat", "no SEDs", "--spectra SEDS.parquet, from csstdask sed")
+    check_catalogue(Path(settings.catalogue), plan.campaign.instrument.bands)
     if settings.spectra is not None:
         check_seds(Path(settings.spectra))
 

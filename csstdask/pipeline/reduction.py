@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from csstdask.instrument import Instrument
 from csstdask.pipeline.config import RunConfig
 from csstdask.store.campaign import Campaign
 
@@ -58,6 +59,8 @@ class Reduction:
     """Raised whenever the same partials would give other numbers."""
     settings: Callable[[RunConfig], dict[str, Any]]
     """What of the configuration decides its result."""
+    camera: Callable[[Instrument], dict[str, Any]]
+    """What of the camera's description decides its result."""
     algorithm: Callable[[RunConfig, Campaign, int], Algorithm[Any, Any]]
     """What it computes for a detector."""
     result: Callable[[Any, RunConfig, Campaign, int], Reduced]

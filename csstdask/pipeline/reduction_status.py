@@ -11,7 +11,7 @@ import numpy as np
 
 from csstdask.engine.fingerprint import fingerprint
 from csstdask.engine.ledger import Ledger, StepRecord
-from csstdask.engine.partials import Manifest, Partial, ReductionRecord
+from csstdask.engine.partials import Manifest, Partial, ReductionRecord, reduction_record_path
 from csstdask.engine.units import Unit
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.reduction import Reduction
@@ -49,7 +49,7 @@ class ReductionSummary:
             "failures": failures,
         }
 
-    def settle(self) -> ReductionSummary:
+    def with_state(self) -> ReductionSummary:
         """Set the state from what is known of the detectors."""
         self.state = "failed" if self.failures else "pending" if self.pending or not self.n_inputs else "done"
         return self
@@ -61,7 +61,7 @@ class ReductionSummary:
 
 
 @dataclass(frozen=True)
-class Part:
+class DetectorReduction:
     """A reduction of one detector, and the partials it would read now."""
 
     plan: Plan
@@ -77,7 +77,7 @@ class Part:
     @property
     def record_path(self) -> Path:
         """Return the file of its record."""
-        return self.ledger.root / "reductions" / self.reduction.name / f"{self.detector}.json"
+        return reduction_record_path(self.ledger.root, self.reduction.name, self.detector)
 
     @property
     def manifest_path(self) -> Path:
@@ -116,19 +116,18 @@ class Part:
         return fingerprint(
             {
                 "reduction": self.reduction.name,
-                "version": self.reduction.numerics_version,
-                "settings": self.reduction.settings(self.plan.config),
+                **self.plan.reduction_parts(self.reduction),
                 "detector": self.detector,
                 "inputs": digest,
             }
         )
 
 
-def parts_of(plan: Plan, ledger: Ledger, reduction: Reduction) -> list[Part]:
+def parts_of(plan: Plan, ledger: Ledger, reduction: Reduction) -> list[DetectorReduction]:
     """Return the parts of a reduction: one for each detector that has frames of its kind."""
     kinds = np.isin(np.asarray(plan.campaign.read("kind"), dtype=object).astype(str), sorted(reduction.kinds))
     columns = np.flatnonzero((kinds & np.asarray(plan.campaign.present, dtype=bool)).any(axis=0))
-    return [Part(plan, ledger, reduction, plan.campaign.detectors[column]) for column in columns]
+    return [DetectorReduction(plan, ledger, reduction, plan.campaign.detectors[column]) for column in columns]
 
 
 def reduction_status(plan: Plan, ledger: Ledger, *, verify: bool = False) -> list[ReductionSummary]:
@@ -140,28 +139,37 @@ def reduction_status(plan: Plan, ledger: Ledger, *, verify: bool = False) -> lis
     for reduction in plan.active_reductions:
         summary = ReductionSummary(reduction.name)
         for part in parts_of(plan, ledger, reduction):
-            record = ReductionRecord.read(part.record_path)
-            outdated: list[Partial] = []
-            count, digest = Manifest.identity(current_partials(part, outdated))
+            record, partials = ReductionRecord.read(part.record_path), CurrentPartials(part)
+            count, digest = Manifest.identity(partials)
             summary.n_inputs += count
-            summary.n_outdated += len(outdated)
-            if count and not record.holds(ledger.root, part.fingerprint(digest), checksum=verify):
-                if record.failure is not None:
-                    summary.failures[part.detector] = record.failure
-                else:
-                    summary.pending.append(part.detector)
-            elif count:
-                summary.metrics[part.detector] = record.metrics
-            elif record.failure is not None and not outdated:
+            summary.n_outdated += partials.n_outdated
+            wanted = part.fingerprint(digest)
+            if record.failure is not None and record.fingerprint == wanted:
                 summary.failures[part.detector] = record.failure
-        summaries.append(summary.settle())
+            elif count and record.holds(ledger.root, wanted, checksum=verify):
+                summary.metrics[part.detector] = record.metrics
+            elif count or partials.n_outdated or record.objects:
+                summary.pending.append(part.detector)
+        summaries.append(summary.with_state())
     return summaries
 
 
-def current_partials(part: Part, outdated: list[Partial]) -> Iterator[Partial]:
-    """Yield the partials of the present settings; the others are put into a list."""
-    for partial, current in part.recorded():
-        if current:
-            yield partial
-        else:
-            outdated.append(partial)
+class CurrentPartials:
+    """The partials of the present settings, in order; those of other settings are counted.
+
+    Parameters
+    ----------
+    part : DetectorReduction
+    """
+
+    def __init__(self, part: DetectorReduction) -> None:
+        self.n_outdated = 0
+        self._part = part
+
+    def __iter__(self) -> Iterator[Partial]:
+        self.n_outdated = 0
+        for partial, current in self._part.recorded():
+            if current:
+                yield partial
+            else:
+                self.n_outdated += 1

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from dataclasses import replace
 
+from csstdask.durable import flush_folder
 from csstdask.engine.cluster import Slots
 from csstdask.engine.events import Listener, ReductionDone, ReductionFailed, ReductionStarted
 from csstdask.engine.ledger import Ledger, OwnedObject
 from csstdask.engine.lock import read_owner
-from csstdask.engine.partials import Manifest, Partial, ReductionRecord
+from csstdask.engine.partials import Manifest, ReductionRecord
 from csstdask.engine.reduce import reduce_partials
 from csstdask.errors import CsstdaskError, LostDriverError
 from csstdask.pipeline.plan import Plan
-from csstdask.pipeline.reduction_status import Part, ReductionSummary, current_partials, parts_of
+from csstdask.pipeline.reduction_status import CurrentPartials, DetectorReduction, ReductionSummary, parts_of
 from csstdask.store.zarr_arrays import write_detector_chunk
 
 log = logging.getLogger("csstdask")
@@ -25,29 +27,40 @@ def run_reductions(
 ) -> list[ReductionSummary]:
     """Compute the reductions of a run that are not recorded for its present partials.
 
-    A detector that fails is recorded with its reason; the others go on.
+    A detector that fails is recorded with its reason; the others are still computed.
     """
     summaries = []
     for reduction in plan.active_reductions:
         summary = ReductionSummary(reduction.name)
         for part in parts_of(plan, ledger, reduction):
             _run_part(part, slots, token, emit, summary, verify=verify, redo=redo)
-        summaries.append(summary.settle())
+        summaries.append(summary.with_state())
     return summaries
 
 
 def _run_part(
-    part: Part, slots: Slots, token: str, emit: Listener, summary: ReductionSummary, *, verify: bool, redo: bool
+    part: DetectorReduction,
+    slots: Slots,
+    token: str,
+    emit: Listener,
+    summary: ReductionSummary,
+    *,
+    verify: bool,
+    redo: bool,
 ) -> None:
     root, reduction, plan = part.ledger.root, part.reduction, part.plan
-    outdated: list[Partial] = []
-    manifest = Manifest.write(part.manifest_path, current_partials(part, outdated))
+    partials = CurrentPartials(part)
+    manifest = Manifest.write(part.manifest_path, partials)
+    outdated = partials.n_outdated
     summary.n_inputs += manifest.count
-    summary.n_outdated += len(outdated)
-    if not manifest.count:
-        _report_empty(part, emit, summary, len(outdated))
-        return
+    summary.n_outdated += outdated
     wanted, before = part.fingerprint(manifest.digest), ReductionRecord.read(part.record_path)
+    if not manifest.count:
+        if outdated or before.objects:
+            summary.pending.append(part.detector)
+        elif part.has_done_units():
+            _fail(part, emit, summary, ReductionRecord(wanted), reduction.without_inputs(plan.config))
+        return
     if not redo and before.holds(root, wanted, checksum=verify):
         summary.metrics[part.detector] = before.metrics
         return
@@ -61,6 +74,9 @@ def _run_part(
         reduced = reduction.result(solution, plan.config, plan.campaign, part.detector)
         column = plan.campaign.detectors.index(part.detector)
         objects = []
+        # What is overwritten is no longer what its record says, even where sizes are the same.
+        part.record_path.unlink(missing_ok=True)
+        flush_folder(part.record_path.parent)
         for product in reduction.products:
             _check_driver(part.ledger, token)
             path = write_detector_chunk(root, product.name, column, reduced.arrays[product.name])
@@ -68,7 +84,7 @@ def _run_part(
         seconds = time.perf_counter() - start
         _check_driver(part.ledger, token)
         record = ReductionRecord(
-            wanted, manifest.count, len(outdated), passes, tuple(objects), reduced.metrics, round(seconds, 3)
+            wanted, manifest.count, outdated, passes, tuple(objects), reduced.metrics, round(seconds, 3)
         )
         record.write(part.record_path)
         summary.metrics[part.detector] = reduced.metrics
@@ -78,20 +94,16 @@ def _run_part(
     except Exception as error:
         log.debug("reduction %s", part.name, exc_info=True)
         reason = str(error) if isinstance(error, CsstdaskError) else f"{type(error).__name__}: {error}"
-        reason = " ".join(reason.split())
-        summary.failures[part.detector] = reason
-        with contextlib.suppress(OSError):
-            ReductionRecord(wanted, manifest.count, len(outdated), failure=reason).write(part.record_path)
-        emit(ReductionFailed(part.name, reason))
+        _fail(part, emit, summary, ReductionRecord(wanted, manifest.count, outdated), " ".join(reason.split()))
 
 
-def _report_empty(part: Part, emit: Listener, summary: ReductionSummary, outdated: int) -> None:
-    """Record a failure where units are done and none of them has a partial."""
-    if outdated or not part.has_done_units():
-        return
-    reason = part.reduction.without_inputs(part.plan.config)
+def _fail(
+    part: DetectorReduction, emit: Listener, summary: ReductionSummary, record: ReductionRecord, reason: str
+) -> None:
+    """Record why a detector has no result."""
     summary.failures[part.detector] = reason
-    ReductionRecord(failure=reason).write(part.record_path)
+    with contextlib.suppress(OSError):
+        replace(record, failure=reason).write(part.record_path)
     emit(ReductionFailed(part.name, reason))
 
 

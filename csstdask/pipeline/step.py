@@ -113,5 +113,7 @@ class Step:
     """Pixels beyond a pixel that decide its value; 0 where the whole frame does."""
     cost: Callable[[RunConfig, Instrument], Cost] = lambda _config, _instrument: Cost()
     """What it costs with a configuration, on frames of an instrument."""
+    camera: Callable[[Instrument], dict[str, Any]] = lambda _: {}
+    """What of the camera's description decides its result, beyond flag bits and units."""
     uses_torch: Callable[[RunConfig], bool] = lambda _: False
     """Whether it runs a network with a configuration."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from csstdask.errors import StoreError
 from csstdask.flux.flat import Flat
 from csstdask.pipeline.export_spectra import calibrate
-from csstdask.pipeline.reductions.flat import FLAT, flat_of_detector
+from csstdask.pipeline.reductions.flat import read_cube
 from csstdask.pipeline.status import Summary
 from csstdask.report.cutouts import picture
 from csstdask.report.document import number, table
@@ -38,7 +40,7 @@ def draw_slitless(dataset: xr.Dataset, run: str | Path, summary: Summary) -> str
     """Return the state of the reductions, the cubes and the spectra; an empty text without slitless frames."""
     if "n_spectra" not in dataset or not (dataset["n_spectra"] > 0).any():
         return ""
-    flats = list(_flats(dataset))
+    flats = list(_flats(dataset, Path(run)))
     parts = [_states(summary, flats), *_cubes(flats)]
     units = list(_tables(dataset, Path(run)))
     if units:
@@ -46,16 +48,13 @@ def draw_slitless(dataset: xr.Dataset, run: str | Path, summary: Summary) -> str
     return "".join(parts)
 
 
-def _flats(dataset: xr.Dataset) -> Iterator[tuple[int, Flat]]:
-    """Yield the cubes that a run holds, by detector."""
-    if "flat" not in dataset:
-        return
-    shape = dataset.sizes["y"], dataset.sizes["x"]
-    for column, detector in enumerate(dataset["detector"].values.tolist()):
-        one = dataset.isel(detector=column)
-        values = {product.name: one[product.name].values for product in FLAT.products}
-        if np.isfinite(values["flat_wavelength"]).any():
-            yield int(detector), flat_of_detector(values, shape, int(detector))
+def _flats(dataset: xr.Dataset, root: Path) -> Iterator[tuple[int, Flat]]:
+    """Yield the finished cubes of a run, by detector; what is damaged is left to the state of the reduction."""
+    for detector in dataset["detector"].values.tolist():
+        with contextlib.suppress(StoreError):
+            flat = read_cube(root, int(detector))
+            if flat is not None:
+                yield int(detector), flat
 
 
 def _states(summary: Summary, flats: Sequence[tuple[int, Flat]]) -> str:

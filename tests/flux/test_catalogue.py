@@ -53,7 +53,7 @@ def test_positions_stay_without_a_time(tmp_path):
     [
         ({**COLUMNS}, "found no column flux_5556 with flux_5556_err, or mag with mag_err and mag_band; wanted"),
         ({"id": ["a"], "ra": [1.0], **{k: v[:1] for k, v in FLUX.items()}}, "found no column dec; wanted"),
-        ({**COLUMNS, **FLUX, "id": ["a", "a"]}, r"found ids that stand twice \(a\); wanted each star once"),
+        ({**COLUMNS, **FLUX, "id": ["a", "a"]}, r"found duplicate ids \(a\); wanted each star once"),
         ({**COLUMNS, **FLUX, "dec": [100.0, None]}, r"found 2 stars without a position \(first: a\); wanted"),
     ],
     ids=["no-flux", "no-dec", "twice", "position"],
@@ -71,3 +71,10 @@ def test_a_file_of_another_format_is_refused(tmp_path):
         InputError, match=r"stars.parquet: found no readable Parquet table \(Arrow\w+\); wanted columns id"
     ):
         check_catalogue(path)
+
+
+def test_bands_that_the_camera_lacks_are_named(tmp_path):
+    path = written(tmp_path, **COLUMNS, mag=[17.0, 18.0], mag_err=[0.01, 0.02], mag_band=["r", "G"])
+    check_catalogue(path, {"r": None, "G": None})
+    with pytest.raises(InputError, match="found mag_band G; wanted filters of the camera, or flux_5556"):
+        check_catalogue(path, {"r": None})

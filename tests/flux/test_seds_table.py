@@ -52,11 +52,26 @@ def test_some_stars(seds, tmp_path):
         (
             {"id": ["a"], "mean": [[1.0] * 3], "sigma": [[1.0] * 4]},
             {"wavelength": json.dumps([1, 2, 3, 4])},
-            "found 3 values of mean for 1 stars; wanted 4 a star",
+            "found 3 values of mean for star a; wanted 4",
         ),
         ({"id": ["a"], "mean": [[1.0]], "sigma": [[1.0]]}, {"wavelength": "[4, 3, 2, 1]"}, "do not ascend"),
+        (
+            {
+                "id": ["a", "b"],
+                "mean": [[1.0] * 4] * 2,
+                "sigma": [[1.0] * 4] * 2,
+                "modes": [[1.0] * 4, [1.0] * 12],
+            },
+            {"wavelength": json.dumps([1, 2, 3, 4])},
+            "found 12 values of modes for star b; wanted 4, as of the first star",
+        ),
+        (
+            {"id": ["a", "a"], "mean": [[1.0] * 4] * 2, "sigma": [[1.0] * 4] * 2},
+            {"wavelength": json.dumps([1, 2, 3, 4])},
+            r"found a duplicate id \(a\); wanted each star once",
+        ),
     ],
-    ids=["columns", "wavelengths", "length", "order"],
+    ids=["columns", "wavelengths", "length", "order", "rank", "twice"],
 )
 def test_what_is_no_table_of_seds_is_refused(tmp_path, columns, metadata, message):
     path = tmp_path / "seds.parquet"
@@ -70,3 +85,18 @@ def test_another_file_is_refused(tmp_path):
     (tmp_path / "seds.parquet").write_bytes(b"no table")
     with pytest.raises(InputError, match="no readable Parquet table"):
         check_seds(tmp_path / "seds.parquet")
+
+
+def test_numbers_as_ids_and_unusable_rows(tmp_path):
+    columns = {
+        "id": [7, 8, 9, 10],
+        "mean": [[1.0] * 4, [1.0, float("nan"), 1.0, 1.0], [1.0, 1.0, 0.0, 1.0], [1.0] * 4],
+        "sigma": [[0.1] * 4] * 4,
+        "out_of_domain": [False, False, False, True],
+    }
+    table = pa.table(columns).replace_schema_metadata({"wavelength": json.dumps([1, 2, 3, 4])})
+    pq.write_table(table, tmp_path / "seds.parquet")
+    found = read_seds(tmp_path / "seds.parquet", ["10", "7"])
+    assert found.id.tolist() == ["7", "10"]
+    assert found.usable.tolist() == [True, False]
+    assert read_seds(tmp_path / "seds.parquet").usable.tolist() == [True, False, False, False]

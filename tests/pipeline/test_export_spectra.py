@@ -28,7 +28,7 @@ def exported(tmp_path_factory):
     mock(Recipe.model_validate(recipe), folder / "campaign.zarr")
     summary = run(folder / "campaign.zarr", folder / "run.zarr", config=quick_settings())
     assert summary.failed == 0
-    summary = export(folder / "run.zarr", folder / "fits")
+    summary = export(folder / "run.zarr", folder / "fits", cubes=True)
     assert (summary.written, summary.spectra, summary.calibrations, summary.failures) == (2, 2, 1, [])
     return folder
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import dask
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import xarray as xr
+import zarr
 from quick import quick_settings
 from shell import csstdask_command
 from store_equality import differences
@@ -21,11 +25,14 @@ import csstdask
 from csstdask.engine.events import ReductionDone, ReductionPass, ReductionStarted
 from csstdask.engine.units import Selection
 from csstdask.errors import InputError
+from csstdask.flux.ratios import StarRatios
 from csstdask.mock import load_recipe
+from csstdask.pipeline.config import with_inputs
 from csstdask.pipeline.mock_survey import mock
 from csstdask.pipeline.reductions.flat import FLAT
 from csstdask.pipeline.run import run
 from csstdask.pipeline.status import status
+from csstdask.store.zarr_arrays import consolidate
 
 STEPS = ("flat",)
 ARRAYS = tuple(product.name for product in FLAT.products)
@@ -141,6 +148,13 @@ def test_added_exposures_update_the_cube_without_reading_pixels_again(campaign, 
     assert_same_cube(path, finished)
 
 
+def adopt(path, campaign):
+    """Let a copy of a run, whose campaign lies elsewhere as seen from it, be about the same campaign."""
+    group = zarr.open_group(path, mode="r+", use_consolidated=False)
+    group.attrs["campaign"] = os.path.relpath(campaign.resolve(), path.resolve())
+    consolidate(path)
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -162,6 +176,14 @@ elif moment == "combining":
             kill()
         add(self, position, value)
     reduce.TreeSum.add = counted
+elif moment == "replacing":
+    write = reductions.write_detector_chunk
+    def replaced(root, name, column, values):
+        target = write(root, name, column, values)
+        if name == "sensitivity_variance" and column == 1:
+            kill()
+        return target
+    reductions.write_detector_chunk = replaced
 else:
     write = reductions.write_detector_chunk
     def torn(root, name, column, values):
@@ -172,13 +194,17 @@ else:
         return write(root, name, column, values)
     reductions.write_detector_chunk = torn
 if __name__ == "__main__":
-    run(campaign, path, steps=("flat",), config=quick_settings(flat={"degree": 1}))
+    flat = {"degree": 1} if moment != "replacing" else {"degree": 1, "common_error": 0.026}
+    run(campaign, path, steps=("flat",), config=quick_settings(flat=flat))
 """
 
 
-@pytest.mark.parametrize("moment", ["mapping", "combining", "writing"])
+@pytest.mark.parametrize("moment", ["mapping", "combining", "writing", "replacing"])
 def test_a_kill_changes_no_bit(campaign, finished, tmp_path, moment):
     path, script = tmp_path / "run.zarr", tmp_path / "killed.py"
+    if moment == "replacing":  # a cube of other settings, whose arrays have the same sizes
+        shutil.copytree(finished, path)
+        adopt(path, campaign)
     script.write_text(KILLED)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     done = subprocess.run(
@@ -187,6 +213,8 @@ def test_a_kill_changes_no_bit(campaign, finished, tmp_path, moment):
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [one.state for one in status(path).reductions] == ["pending"]
+    with pytest.raises(InputError, match="detector 3: found no finished flat"):
+        csstdask.open_run(path).csst.flat(3)
     summary = run_flat(campaign, path)
     assert (summary.skipped, summary.failed) == (6, 0)
     assert_same_cube(path, finished)
@@ -226,6 +254,11 @@ def test_partials_of_other_settings_take_no_part(campaign, tmp_path):
     summary = run_flat(campaign, path, config=other, selection=Selection((first,)))
     (flat,) = summary.reductions
     assert (flat.state, flat.n_inputs, flat.n_outdated) == ("done", 2, 4)
+    chosen = Selection((first,), frozenset({2}))
+    third = quick_settings(flat={"degree": 1}, detect={"model": "unet-fast", "threshold": 0.8})
+    summary = run_flat(campaign, path, config=third, selection=chosen)
+    (flat,) = summary.reductions
+    assert (flat.state, flat.n_inputs, flat.n_outdated, flat.pending) == ("pending", 1, 5, [3])
 
 
 def test_another_degree_makes_the_cube_anew_from_the_partials(campaign, finished, tmp_path):
@@ -245,8 +278,6 @@ def test_a_dry_run_knows_the_reductions(campaign, finished, tmp_path):
 
 
 def test_without_a_catalogue_there_is_no_extraction(campaign, tmp_path):
-    import shutil
-
     bare = tmp_path / "bare.zarr"
     shutil.copytree(campaign, bare)
     (bare / "tables" / "catalogue.parquet").unlink()
@@ -261,9 +292,6 @@ def test_without_a_catalogue_there_is_no_extraction(campaign, tmp_path):
 
 
 def test_a_catalogue_of_another_field_is_named(campaign, tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     stars = pq.read_table(campaign / "tables" / "catalogue.parquet")
     far = stars.set_column(stars.column_names.index("dec"), "dec", pa.array([80.0] * len(stars)))
     pq.write_table(far, tmp_path / "far.parquet")
@@ -281,3 +309,56 @@ def test_a_catalogue_of_another_field_is_named(campaign, tmp_path):
     assert expected in csstdask_command("status", tmp_path / "run.zarr").stderr
     table = pq.read_table(next((tmp_path / "run.zarr").glob("tables/spectra/*/2.parquet")))
     assert len(table) == 0
+
+
+def first_exposure(campaign):
+    return sorted(xr.open_zarr(campaign)["exposure"].values.tolist())[0]
+
+
+def test_without_seds_spectra_are_extracted_and_no_flat_is_asked_for(campaign, tmp_path):
+    bare = tmp_path / "bare.zarr"
+    shutil.copytree(campaign, bare)
+    (bare / "tables" / "spectra.parquet").unlink()
+    chosen = Selection((first_exposure(campaign),), frozenset({2}))
+    with pytest.raises(InputError, match="--steps flat: found no SEDs; wanted --spectra"):
+        run_flat(bare, tmp_path / "run.zarr", selection=chosen)
+    summary = run(bare, tmp_path / "run.zarr", config=SETTINGS, selection=chosen)
+    assert (summary.done, summary.failed, summary.reductions) == (1, 0, [])
+    table = pq.read_table(next((tmp_path / "run.zarr").glob("tables/spectra/*/2.parquet")))
+    assert len(table) > 10
+    assert table["shift"].null_count == 0
+
+
+def test_stars_without_a_flux_error_take_no_part(campaign, tmp_path):
+    stars = pq.read_table(campaign / "tables" / "catalogue.parquet")
+    errors = [None, 0.0, -1e-17, float("inf")]
+    values = pa.array(
+        [errors[i // 2 % 4] if i % 2 else error for i, error in enumerate(stars["flux_5556_err"].to_pylist())]
+    )
+    position = stars.column_names.index("flux_5556_err")
+    pq.write_table(stars.set_column(position, "flux_5556_err", values), tmp_path / "stars.parquet")
+    config = with_inputs(SETTINGS, tmp_path / "stars.parquet", None)
+    run_flat(campaign, tmp_path / "run.zarr", config=config, selection=Selection((first_exposure(campaign),)))
+    usable = {
+        i for i, error in zip(stars["id"].to_pylist(), values.to_pylist(), strict=True) if error and 0 < error < 1
+    }
+    unpredicted = xr.open_zarr(tmp_path / "run.zarr", chunks=None)["n_unpredicted"].values[0]
+    for column, detector in enumerate(DETECTORS):
+        partial = next((tmp_path / "run.zarr").glob(f"files/star_ratios/*/{detector}.safetensors"))
+        found = set(StarRatios.from_bytes(partial.read_bytes(), partial).star.tolist())
+        assert found
+        assert found <= usable
+        assert unpredicted[column] > 3
+
+
+def test_a_frame_without_a_wcs_fails_by_name(campaign, tmp_path):
+    blind = tmp_path / "blind.zarr"
+    shutil.copytree(campaign, blind)
+    exposure = first_exposure(campaign)
+    headers = zarr.open_group(blind, mode="r+", use_consolidated=False)["header"]
+    headers[0, 0] = "EXTNAME = 'SCI'"
+    summary = run_flat(blind, tmp_path / "run.zarr", selection=Selection((exposure,)))
+    (failure,) = summary.failures
+    assert failure["step"] == "extract"
+    assert failure["reason"] == f"{exposure}/2: found no usable WCS in the header; wanted one: stars are placed by it"
+    assert [one.n_inputs for one in summary.reductions] == [1]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from csstdask.engine.partials import ReductionRecord, reduction_record_path
+from csstdask.errors import StoreError
+from csstdask.flux.sums import MAX_NODES
 from csstdask.instrument.dispersion import N_WAVELENGTHS, nominal_sensitivity, wavelength_grid
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.reduction import DetectorProduct, Reduced, Reduction
-from csstdask.pipeline.steps.extract import EXTRACT, STAR_RATIOS
+from csstdask.pipeline.steps.extract import EXTRACT, STAR_RATIOS, slitless_camera
 from csstdask.store.campaign import Campaign
+from csstdask.store.zarr_arrays import get_array, open_group
 
 if TYPE_CHECKING:
     from csstdask.engine.partials import Partial
@@ -21,8 +26,6 @@ if TYPE_CHECKING:
     from csstdask.flux.sums import FlatSolution, FlatSums
 
 SENSITIVITY_UNITS = "(electron s-1 Angstrom-1) / (erg s-1 cm-2 Angstrom-1)"
-MAX_NODES = 24
-"""Wavelengths between which covariances are kept."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def products_of(solution: FlatSolution, config: RunConfig, campaign: Campaign, d
             "n_stars": int(np.median(flat.n_stars)),
             "flat_sigma": float(np.sqrt(np.median(flat.mean_variance))),
             "lowest_degree": int(flat.degree.min()),
+            "rows": campaign.shape[0],
+            "columns": campaign.shape[1],
         },
     )
 
@@ -131,6 +136,32 @@ def flat_of_detector(values: Mapping[str, Any], shape: tuple[int, int], detector
     )
 
 
+def read_cube(root: Path, detector: int) -> Flat | None:
+    """Return the cube of a detector from a run's store; None if the run has no finished one.
+
+    A cube counts as finished if its record says so and all its arrays are on disk as recorded: arrays of a reduction
+    that was interrupted or has failed are not read.
+
+    Raises
+    ------
+    StoreError
+        If an array is damaged.
+    """
+    record = ReductionRecord.read(reduction_record_path(root, FLAT.name, detector))
+    if not record.holds(root, record.fingerprint) or not record.objects:
+        return None
+    for item in record.objects:
+        if not item.intact(root, checksum=True):
+            raise StoreError(
+                f"{root / item.path}: found content that differs from its record; wanted that of the run (run --verify)"
+            )
+    group = open_group(root, "run")
+    column = np.asarray(get_array(group, "detector")[:]).tolist().index(detector)
+    values = {product.name: np.asarray(get_array(group, product.name)[column]) for product in FLAT.products}
+    rows, columns = (int(record.metrics[name] or 0) for name in ("rows", "columns"))
+    return flat_of_detector(values, (rows, columns), detector)
+
+
 def sizes(config: RunConfig, _campaign: Campaign) -> Mapping[str, int]:
     """Return the lengths of the dimensions of the cube."""
     terms = (config.flat.degree + 1) * (config.flat.degree + 2) // 2
@@ -152,6 +183,7 @@ FLAT = Reduction(
     kinds=frozenset({"slitless"}),
     numerics_version=1,
     settings=lambda config: config.flat.model_dump(),
+    camera=slitless_camera,
     algorithm=lambda config, _campaign, _detector: FlatAlgorithm(config.flat.degree),
     result=products_of,
     sizes=sizes,

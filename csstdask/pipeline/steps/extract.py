@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.instrument import Instrument, pixel_positions
+from csstdask.errors import InputError
+from csstdask.instrument import Instrument, pixel_positions, sky_positions
 from csstdask.instrument.dispersion import dispersion_of, nominal_sensitivity, wavelength_grid
+from csstdask.instrument.geometry import angle_between, unit_vectors
 from csstdask.numerics.spectral import interpolate_spectrum
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.step import Cost, Output, Step, Table
@@ -28,8 +30,8 @@ Float = npt.NDArray[np.float64]
 
 #: The file that a unit contributes to the flat-field cube.
 STAR_RATIOS = "star_ratios"
-_REACH_X, _REACH_Y = 450, 30
-"""Stars so far off the frame may have a first or zeroth order on it [pixel]."""
+_MARGIN = 30.0
+"""Distance from the edge of the frame within which light still falls on it [pixel]."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +45,41 @@ class StarsOnFrame:
     flux_5556: Float
     """(n,) [erg s-1 cm-2 A-1]; NaN where unknown."""
     flux_5556_err: Float
+    """(n,) NaN where unknown."""
     seds: SedTable | None
-    """Those of the stars that the table holds."""
+    """Usable SEDs of the stars."""
     row: npt.NDArray[np.intp]
     """(n,) In `seds`; -1 without an SED."""
+    band_modes: Float
+    """(n, rank) What the modes of the SED change the flux by where it was scaled to a magnitude, relative; else 0."""
 
     def __len__(self) -> int:
         return len(self.x)
 
+    @property
+    def predictable(self) -> npt.NDArray[np.bool_]:
+        """(n,) Stars with an SED, and a flux whose error is known."""
+        known = (self.row >= 0) & np.isfinite(self.flux_5556)
+        return np.asarray(known & np.isfinite(self.flux_5556_err) & (self.flux_5556_err > 0))
+
 
 def extract_stars(frame: Frame, config: RunConfig) -> Output:
-    """Extract the spectra of the catalogue's stars, and compare them with their predicted counts."""
+    """Extract the spectra of the catalogue's stars, and compare them with their predicted counts.
+
+    Raises
+    ------
+    InputError
+        If the frame has no usable WCS, or no exposure time.
+    """
     from csstdask.flux.frame import extract_frame
 
     mesh, facts = frame.mesh, frame.facts
+    if not facts.exptime > 0:
+        raise InputError(
+            f"{facts.exposure}/{facts.detector}: EXPTIME", f"{facts.exptime}", "a positive number of seconds"
+        )
     stars = stars_on(frame, config)
-    if not len(stars) or not np.isfinite(mesh.background).all() or not facts.exptime > 0:
+    if not len(stars) or not np.isfinite(mesh.background).all():
         return Output(tables={"spectra": _table(frame, stars, None)}, metrics={"n_spectra": 0})
     where = frame.instrument, facts.detector, frame.data.shape
     predicted = predicted_light(frame, stars)
@@ -72,11 +93,11 @@ def extract_stars(frame: Frame, config: RunConfig) -> Output:
         stars.y,
         predicted=predicted,
     )
-    files = {} if predicted is None else {STAR_RATIOS: _ratios(frame, stars, spectra, predicted)}
+    content = None if predicted is None else _ratios(frame, stars, spectra, predicted)
     return Output(
         tables={"spectra": _table(frame, stars, spectra)},
-        files={name: content for name, content in files.items() if content is not None},
-        metrics=_metrics(spectra),
+        files={} if content is None else {STAR_RATIOS: content},
+        metrics=_metrics(stars, spectra),
     )
 
 
@@ -88,32 +109,62 @@ def _catalogue(path: str, _checksum: str) -> StarCatalogue:
 
 
 def stars_on(frame: Frame, config: RunConfig) -> StarsOnFrame:
-    """Return the stars whose light may fall on a frame, and their SEDs."""
-    from csstdask.flux.photometry import flux_from_magnitude
+    """Return the stars whose light may fall on a frame, and their SEDs.
+
+    Raises
+    ------
+    InputError
+        If the frame has no usable WCS.
+    """
+    from csstdask.flux.photometry import flux_from_magnitude, photon_mean
     from csstdask.flux.seds_table import read_seds
 
-    settings = config.extract
+    settings, facts = config.extract, frame.facts
     catalogue = _catalogue(str(settings.catalogue), str(settings.catalogue_sha256))
-    time = None if frame.facts.time == NO_TIME else frame.facts.time
-    x, y = pixel_positions(frame.header, *catalogue.at(time))
-    ny, nx = frame.data.shape
-    near = (x > -_REACH_X) & (x < nx + _REACH_X) & (y > -_REACH_Y) & (y < ny + _REACH_Y)
-    stars = catalogue.select(near)
+    stars, x, y = _near(frame, catalogue.at(None if facts.time == NO_TIME else facts.time), catalogue)
     seds = None if settings.spectra is None else read_seds(Path(settings.spectra), [str(name) for name in stars.id])
-    rows = {} if seds is None else {str(name): row for row, name in enumerate(seds.id)}
+    rows = {} if seds is None else {str(seds.id[row]): int(row) for row in np.flatnonzero(seds.usable)}
     row = np.array([rows.get(str(name), -1) for name in stars.id], dtype=np.intp)
     flux, flux_err = stars.flux_5556.copy(), stars.flux_5556_err.copy()
+    band_modes = np.zeros((len(stars), 0 if seds is None else seds.modes.shape[1]))
     for band in sorted({str(name) for name in stars.mag_band if str(name) in frame.instrument.bands}):
         some = (stars.mag_band == band) & (row >= 0) & ~np.isfinite(flux)
-        if seds is not None and some.any():
-            first, last = frame.instrument.bands[band].wavelength
-            flux[some], flux_err[some] = flux_from_magnitude(
-                stars.mag[some], stars.mag_err[some], (10 * first, 10 * last), seds.wavelength, seds.mean[row[some]]
-            )
+        if seds is None or not some.any():
+            continue
+        first, last = frame.instrument.bands[band].wavelength
+        limits, grid, of_some = (10 * first, 10 * last), seds.wavelength, row[some]
+        flux[some], flux_err[some] = flux_from_magnitude(
+            stars.mag[some], stars.mag_err[some], limits, grid, seds.mean[of_some]
+        )
+        in_band = photon_mean(limits, grid, seds.mean[of_some])
+        band_modes[some] = photon_mean(limits, grid, seds.modes[of_some]) / in_band[:, None]
     positive = flux > 0
-    return StarsOnFrame(
-        stars, x[near], y[near], np.where(positive, flux, np.nan), np.where(positive, flux_err, np.nan), seds, row
-    )
+    flux, flux_err = np.where(positive, flux, np.nan), np.where(positive, flux_err, np.nan)
+    return StarsOnFrame(stars, x, y, flux, flux_err, seds, row, band_modes)
+
+
+def _near(frame: Frame, positions: tuple[Float, Float], catalogue: StarCatalogue) -> tuple[StarCatalogue, Float, Float]:
+    """Return the stars whose first or zeroth order may fall on a frame, and their positions in it [pixel]."""
+    facts, (ny, nx) = frame.facts, frame.data.shape
+    middle = sky_positions(frame.header, [(nx - 1) / 2, 0.0], [(ny - 1) / 2, 0.0])
+    if not np.isfinite(middle).all():
+        raise InputError(
+            f"{facts.exposure}/{facts.detector}", "no usable WCS in the header", "one: stars are placed by it"
+        )
+    # Sources lie where their orders fall, but for the offsets of the traces from their sources.
+    shifts_x, shifts_y = [0.0], [0.0]
+    for order in (one.order for one in frame.instrument.slitless[facts.band].orders):
+        trace = dispersion_of(frame.instrument, facts.detector, (ny, nx), order)
+        at_x, at_y = trace.position((nx - 1) / 2, (ny - 1) / 2, np.array(trace.limits))
+        shifts_x += (at_x - (nx - 1) / 2).tolist()
+        shifts_y += (at_y - (ny - 1) / 2).tolist()
+    reach_x, reach_y = (max(map(abs, shifts)) + _MARGIN for shifts in (shifts_x, shifts_y))
+    centre, corner = unit_vectors(*middle)
+    half = angle_between(centre, corner) * (1 + 2 * np.hypot(reach_x, reach_y) / np.hypot(nx, ny))
+    close = np.flatnonzero(unit_vectors(*positions) @ centre > np.cos(min(1.1 * half, np.pi)))
+    x, y = pixel_positions(frame.header, positions[0][close], positions[1][close])
+    near = (x > -reach_x) & (x < nx + reach_x) & (y > -reach_y) & (y < ny + reach_y)
+    return catalogue.select(close[near]), x[near], y[near]
 
 
 def predicted_light(frame: Frame, stars: StarsOnFrame) -> PredictedLight | None:
@@ -140,7 +191,7 @@ def _ratios(frame: Frame, stars: StarsOnFrame, spectra: FrameSpectra, predicted:
     from csstdask.flux.observed import star_ratios
 
     seds = stars.seds
-    known = np.flatnonzero((stars.row >= 0) & np.isfinite(stars.flux_5556) & np.isfinite(spectra.snr))
+    known = np.flatnonzero(stars.predictable & np.isfinite(spectra.snr))
     if seds is None or not len(known):
         return None
     grid = wavelength_grid(frame.instrument, frame.facts.detector)
@@ -148,17 +199,18 @@ def _ratios(frame: Frame, stars: StarsOnFrame, spectra: FrameSpectra, predicted:
         interpolate_spectrum(seds.wavelength, values[stars.row[known]], grid)
         for values in (seds.mean, seds.sigma, seds.modes)
     )
-    relative = np.zeros((len(stars), *modes.shape[1:]))
-    independent = np.zeros((len(stars), len(grid)))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative[known] = modes / mean[:, None, :]
-        independent[known] = np.maximum((sigma / mean) ** 2 - (relative[known] ** 2).sum(axis=1), 0.0)
+    n = len(stars)
+    relative, independent, grey = np.zeros((n, *modes.shape[1:])), np.zeros((n, len(grid))), np.zeros(n)
+    # A flux that was scaled to a magnitude carries the error of the SED in that band.
+    relative[known] = modes / mean[:, None, :] - stars.band_modes[known, :, None]
+    independent[known] = np.maximum((sigma / mean) ** 2 - ((modes / mean[:, None, :]) ** 2).sum(axis=1), 0.0)
+    grey[known] = stars.flux_5556_err[known] / stars.flux_5556[known]
     ratios = star_ratios(
         spectra,
         grid,
-        predicted,
+        replace(predicted, flux=np.where(stars.predictable[:, None], predicted.flux, np.nan)),
         star=stars.catalogue.id.astype(str),
-        grey_error=np.nan_to_num(stars.flux_5556_err / stars.flux_5556),
+        grey_error=grey,
         variance_sed=independent,
         modes=relative,
         detector=frame.facts.detector,
@@ -166,11 +218,12 @@ def _ratios(frame: Frame, stars: StarsOnFrame, spectra: FrameSpectra, predicted:
     return ratios.to_bytes() if len(ratios) else None
 
 
-def _metrics(spectra: FrameSpectra) -> dict[str, float | int | None]:
+def _metrics(stars: StarsOnFrame, spectra: FrameSpectra) -> dict[str, float | int | None]:
     measured = np.isfinite(spectra.snr)
     shifted = np.isfinite(spectra.shift_measured)
     return {
         "n_spectra": int(measured.sum()),
+        "n_unpredicted": int((measured & ~stars.predictable).sum()),
         "spectrum_snr": float(np.median(spectra.snr[measured])) if measured.any() else None,
         "spectrum_shift": float(np.median(spectra.shift_measured[shifted])) if shifted.any() else None,
         "trace_offset": float(np.median(spectra.y_offset[measured])) if measured.any() else None,
@@ -225,6 +278,13 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return config.extract.model_dump(exclude={"catalogue", "spectra"})
 
 
+def slitless_camera(instrument: Instrument) -> dict[str, Any]:
+    """Return what of the camera decides spectra and predicted counts: gratings, pupil, shape of the detectors."""
+    gratings = {band: grating.model_dump(mode="json") for band, grating in instrument.slitless.items()}
+    pupil = None if instrument.telescope is None else instrument.telescope.model_dump(mode="json")
+    return {"slitless": gratings, "telescope": pupil, "shape": instrument.shape}
+
+
 def _cost(_config: RunConfig, _instrument: Instrument) -> Cost:
     return Cost(seconds_per_mpix=0.05, fixed_seconds=0.6, bytes_per_pixel=48.0, fixed_bytes=200 << 20)
 
@@ -236,9 +296,10 @@ EXTRACT = Step(
     numerics_version=1,
     body=extract_stars,
     settings=_settings,
+    camera=slitless_camera,
     model=lambda _: None,
     tables=("spectra",),
     files=(STAR_RATIOS,),
-    metrics=("n_spectra", "spectrum_snr", "spectrum_shift", "trace_offset", "contaminated_fraction"),
+    metrics=("n_spectra", "n_unpredicted", "spectrum_snr", "spectrum_shift", "trace_offset", "contaminated_fraction"),
     cost=_cost,
 )
