@@ -25,6 +25,8 @@ from csstdask.numerics.robust import mad_scale, nan_median
 from csstdask.results import rounded
 
 HALF_WIDTH = 4.5
+WHOLE = 20.0
+"""Half width that holds all rows of a stamp [pixel]."""
 RANGE = (11_200.0, 16_600.0)
 """Wavelengths over which the flux standard is compared [Angstrom]."""
 STEP = 46.5
@@ -45,7 +47,8 @@ def closure(folder: Path) -> dict[str, Any]:
             f"{method}, background {'fitted' if fitted else 'not fitted'}": _stamps(data, names, method, fitted)
             for method in ("box", "optimal")
             for fitted in (False, True)
-        },
+        }
+        | {"whole stamp": _stamps(data, names, "box", False, half_width=WHOLE)},
         "axe": _repeatability(data, names, [_axe_spectrum(data, name) for name in names], None),
         "enclosed_energy": _enclosed_energy(data, names),
     }
@@ -82,14 +85,14 @@ def _pixel_stamp(data: Any, name: str) -> tuple[Any, ...]:
     return stamp, error, mask, centers, wavelength, float(np.median(table["dlambda"]))
 
 
-def _stamps(data: Any, names: list[str], method: Any, fitted: bool) -> dict[str, Any]:
+def _stamps(data: Any, names: list[str], method: Any, fitted: bool, half_width: float = HALF_WIDTH) -> dict[str, Any]:
     """Return spectra of the stamps compared with aXe's and with the model."""
     medians, scatters, spectra = [], [], []
     sigmas = []
     for name in names:
         start, step, row = data[f"{name}_stamp_wave0_dwave_y0"]
         stamp = data[f"{name}_stamp"]
-        found = extract_spectrum(stamp, center=-row, method=method, half_width=HALF_WIDTH, background=fitted)
+        found = extract_spectrum(stamp, center=-row, method=method, half_width=half_width, background=fitted)
         wavelength = start + step * np.arange(stamp.shape[1])
         of_axe = data[f"{name}_spc_lambda"]
         ratio = np.interp(of_axe, wavelength, found.counts / step)
@@ -121,8 +124,10 @@ def _repeatability(data: Any, names: list[str], spectra: list[tuple[Any, Any]], 
     ratio = np.array([np.interp(bins, *one) for one in spectra]) / (sensitivity * model)
     grey = np.median(ratio, axis=1)
     shape = np.median(ratio, axis=0)  # single bins of an exposure lose up to half of their light in bad pixels
-    per_bin = mad_scale(ratio / shape, axis=0)
-    own = mad_scale(ratio / grey[:, None] / np.median(ratio / grey[:, None], axis=0), axis=0)
+    # pooled over bins: the MAD of eight values alone is noisy, and low
+    freedom = np.sqrt(len(ratio) / (len(ratio) - 1))
+    per_bin = mad_scale(ratio / shape, center=1.0) * freedom
+    own = mad_scale(ratio / grey[:, None] / np.median(ratio / grey[:, None], axis=0), center=1.0) * freedom
     if sigma is None:
         of_axe = [(data[f"{n}_spc_lambda"], data[f"{n}_spc_error"] / data[f"{n}_spc_count"]) for n in names]
         sigma = np.array([np.interp(bins, *one) for one in of_axe])
@@ -132,8 +137,8 @@ def _repeatability(data: Any, names: list[str], spectra: list[tuple[Any, Any]], 
         "sd_over_wavelength": float(np.std(shape / shape.mean())),
         "robust_sd_over_wavelength_of_each": [float(mad_scale(one / np.median(one))) for one in ratio],
         "grey_sd": float(np.std(grey / grey.mean(), ddof=1)),
-        "robust_sd_per_bin": float(np.median(per_bin)),
-        "robust_sd_per_bin_without_grey": float(np.median(own)),
+        "robust_sd_per_bin": float(per_bin),
+        "robust_sd_per_bin_without_grey": float(own),
         "quoted_error": float(np.median(sigma)),
         "sd_left_out_after_plane": left_out,
         "sd_over_quoted_error_after_plane": pulls,
@@ -172,7 +177,8 @@ def _within(wavelength: Any) -> Any:
 
 
 def _bins() -> Any:
-    return np.arange(RANGE[0], RANGE[1], STEP)
+    """Return the centres of bins that lie in the range."""
+    return np.arange(RANGE[0] + STEP / 2, RANGE[1] - STEP / 2, STEP)
 
 
 def _smooth(wavelength: Any, flux: Any) -> Any:

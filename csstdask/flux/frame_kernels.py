@@ -28,6 +28,8 @@ PROFILE_ERROR = 0.03
 """Relative error of a profile's pixels that is allowed for when outliers are sought."""
 _MOST_OUTLIERS = 4
 """Pixels of one column that may be rejected."""
+_PARTIAL_SIGMA = 6.0
+"""Difference from the neighbouring columns that makes a column with part of its profile unreliable [sigma]."""
 _SMOOTH = 4
 """Columns on each side over which counts are smoothed for their variance."""
 
@@ -270,6 +272,11 @@ def extract_stars(  # noqa: PLR0915  # pragma: no cover
             )
             if share < PARTIAL_SHARE:
                 flag[i, j] |= PARTIAL
+                # an outlier among the last few pixels shows only in comparison with other columns
+                apart = abs(f[j] - light[j])
+                if apart > _PARTIAL_SIGMA * sigma[i, j] + 0.5 * light[j]:
+                    flag[i, j] |= UNRELIABLE
+                    sigma[i, j] = apart
             if f[j] < -3 * sigma[i, j]:
                 flag[i, j] |= NEGATIVE
             of_column, n_column = 0.0, 0

@@ -19,7 +19,7 @@ class SpectrumFlag(IntFlag):
     NEGATIVE = 16
     """Counts below -3 sigma."""
     UNRELIABLE = 32
-    """Outliers would have taken half of the profile: none was rejected, and sigma grows with the residuals."""
+    """Outliers in most of the usable profile: they were not rejected, and sigma grows with the residuals."""
     NO_BACKGROUND = 64
     """No rows beyond the half width: no background was subtracted."""
 
