@@ -141,7 +141,8 @@ class Flat:
         """Return the variance of `evaluate`; inf where the flat is unknown.
 
         At a wavelength of the grid it is g^T cov(c) g with g_0 = -(flat - 1) / c_0 and g_k = P_k / c_0. Between two of
-        them variances are interpolated linearly, an upper bound for any correlation.
+        them variances are interpolated linearly, an upper bound for any correlation. Terms that were left out for lack
+        of stars add nothing: see `flag`.
         """
         x, y, wavelength = _broadcast(x, y, wavelength)
         terms = legendre_products(x, y, self.requested_degree, self.shape)

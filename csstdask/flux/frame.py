@@ -42,8 +42,8 @@ _PROFILE_COLUMNS = 900
 _PROFILE_STARS = 40
 _BRIGHT = 15.0
 """Median signal-to-noise ratio of a column from which a star is bright."""
-_ISOLATED = 0.01
-"""Share of other light up to which a star is isolated."""
+_ISOLATED_COLUMNS = 40
+"""Columns without light of others near the trace that a star needs to take part in the profile."""
 _OFFSET_STARS = 12
 """Bright stars from which the offset of the traces is a plane over the field rather than a constant."""
 _ZEROTH_RADIUS = 5.0
@@ -418,18 +418,16 @@ def _fit_shape(
     shape = start.pixels(-distance, some.wavelength, windows.data.shape[2])
     foreign, bad = _foreign_light(others, some, windows, shape, light[bright])
     core = np.abs(distance[..., None] + np.arange(shape.shape[2])) < BACKGROUND_FROM
-    own = np.maximum(first.smooth[bright] * some.inside, 0).sum(axis=1)
-    polluted = (foreign * core).sum(axis=(1, 2)) / np.maximum(own, 1e-30)
-    isolated = (polluted < _ISOLATED) & (_share(shape, bad & core, core & (shape > -1)) < _ISOLATED)
-    bright, windows = bright[isolated][:_PROFILE_STARS], _pick(windows, np.flatnonzero(isolated)[:_PROFILE_STARS])
-    if not len(bright):
+    alone = some.inside & ~(bad & core).any(axis=2) & np.isfinite(first.counts[bright])
+    kept = np.flatnonzero(alone.sum(axis=1) >= _ISOLATED_COLUMNS)[:_PROFILE_STARS]
+    if not len(kept):
         return start, none, 0
-    some = traces.take(bright)
-    distance = windows.first_row - some.row
-    clean = windows.usable & ~bad[isolated][:_PROFILE_STARS]
+    bright, some, distance, alone = bright[kept], some.take(kept), distance[kept], alone[kept]
+    clean = (windows.usable & ~bad)[kept]
+    windows = _Windows(windows.data[kept] - foreign[kept], windows.squared[kept], clean, windows.first_row[kept])
     variance = np.where(clean, windows.squared, np.inf)
-    chosen = np.argwhere(some.inside & (clean.sum(axis=2) > HALF_ROWS) & np.isfinite(first.counts[bright]))
-    if len(chosen) < 20:
+    chosen = np.argwhere(alone & (clean.sum(axis=2) > HALF_ROWS))
+    if len(chosen) < _ISOLATED_COLUMNS:
         return start, none, 0
     chosen = chosen[np.linspace(0, len(chosen) - 1, min(len(chosen), _PROFILE_COLUMNS)).round().astype(np.int64)]
     i, j = chosen[:, 0], chosen[:, 1]
@@ -437,7 +435,7 @@ def _fit_shape(
         windows.data[i, j], variance[i, j], -distance[i, j] + offset, some.wavelength[i, j], start
     )
     total = offset + extra
-    steps, spread = _offsets(windows, clean, some, profile, total)
+    steps, spread = _offsets(windows, alone, some, profile, total)
     u, v = _unit_positions(frame, x, y)
     plane = len(bright) >= _OFFSET_STARS
     terms = np.stack([np.ones(len(x)), u, v], axis=1) if plane else np.ones((len(x), 1))
@@ -449,10 +447,6 @@ def _fit_shape(
         )
         total += extra
     return profile, total + terms @ coefficients, len(bright)
-
-
-def _pick(windows: _Windows, index: Int) -> _Windows:
-    return _Windows(windows.data[index], windows.squared[index], windows.usable[index], windows.first_row[index])
 
 
 def _centroid(windows: _Windows, traces: Traces, profile: CrossProfile) -> float:
@@ -476,7 +470,7 @@ def _centroid(windows: _Windows, traces: Traces, profile: CrossProfile) -> float
 
 
 def _offsets(
-    windows: _Windows, clean: Bool, traces: Traces, profile: CrossProfile, offset: float
+    windows: _Windows, alone: Bool, traces: Traces, profile: CrossProfile, offset: float
 ) -> tuple[Float, Float]:
     """Return the offset of each trace from the common one and its error [pixel], to first order."""
     center = traces.row + offset - windows.first_row
@@ -484,7 +478,7 @@ def _offsets(
     shape = profile.pixels(center, traces.wavelength, n_rows)
     above, below = (profile.pixels(center + step, traces.wavelength, n_rows) for step in (0.05, -0.05))
     slope = (above - below) / 0.1
-    weight = np.where(clean & traces.inside[..., None], 1 / windows.squared, 0.0)
+    weight = np.where(windows.usable & alone[..., None], 1 / windows.squared, 0.0)
     # level, amplitude and slope of each column; the last over the amplitude is the offset
     terms = np.stack([np.ones_like(shape), shape, slope]).astype(np.float64)
     normal = np.einsum("aijk,ijk,bijk->ijab", terms, weight, terms)

@@ -16,6 +16,8 @@ Float = npt.NDArray[np.float64]
 
 UNUSABLE = SpectrumFlag.NO_DATA | SpectrumFlag.UNRELIABLE
 """Columns with one of these flags give no ratio."""
+UNKNOWN_SHIFT = 0.5
+"""1 sigma of shifts along x that were not fitted [pixel]."""
 _DERIVATIVE_STEP = 0.25
 """Of the derivative of predicted counts [pixel]."""
 
@@ -119,7 +121,7 @@ def star_ratios(
         good = (spectra.snr >= least_snr) & (spectra.contaminated <= most_contaminated)
     usable &= good[:, None]
     safe = np.where(usable, expected, 1.0)
-    error = np.where(np.isfinite(spectra.shift_sigma), spectra.shift_sigma, 0.0)[:, None]
+    error = np.where(np.isfinite(spectra.shift_sigma), spectra.shift_sigma, UNKNOWN_SHIFT)[:, None]
     ratio = np.where(usable, counts / safe, np.nan)
     variance = np.where(usable, (sigma / safe) ** 2 + (np.where(usable, change, 0.0) / safe * error) ** 2, np.nan)
     kept = usable.any(axis=1)

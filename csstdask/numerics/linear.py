@@ -44,8 +44,8 @@ def invert_symmetric(matrix: npt.ArrayLike) -> Float:
 
     Examples
     --------
-    >>> invert_symmetric([[4.0, 0.0], [0.0, 1e-20]]).tolist()
-    [[0.25, 0.0], [0.0, 1e+20]]
+    >>> invert_symmetric([[4.0, 0.0], [0.0, 0.25]]).tolist()
+    [[0.25, 0.0], [0.0, 4.0]]
     """
     scaled, d = unit_diagonal(matrix)
     inverse = np.linalg.inv(scaled)
