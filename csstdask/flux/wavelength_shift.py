@@ -1,8 +1,8 @@
 """Shifts of spectra along the dispersion, by comparison with predicted spectra.
 
-Counts c(X) = (a_0 + a_1 t + a_2 t^2) m(X - shift) with the predicted counts m; t runs from -1 to 1. Linearised, the
-shift is one more coefficient, of -(a_0 + a_1 t + a_2 t^2) dm/dX. Its error depends on the star: smooth spectra hardly
-constrain it. Each is therefore combined with the smooth shift of the frame, by their variances.
+Counts c(X) = (a_0 + a_1 t + a_2 t^2 + a_3 t^3) m(X - shift) with the predicted counts m; t runs from -1 to 1 over the
+usable columns. Linearised, the shift is one more coefficient, of -a_0 dm/dX. Its error depends on the star: smooth
+spectra hardly constrain it. Each is therefore combined with the smooth shift of the frame, by their variances.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ Float = npt.NDArray[np.float64]
 
 N_POLYNOMIAL = 4
 """Terms of the multiplicative polynomial."""
+_LEAST_COLUMNS = 30
+"""Columns that a star needs for a shift of its own."""
 _STEPS = 3
 _MODEL_ERROR = 0.01
 """Relative error of predicted spectra after the polynomial."""
@@ -67,9 +69,7 @@ def fit_shifts(
         Positions, -1 to 1 across the frame.
     """
     counts, sigma = np.asarray(counts, dtype=np.float64), np.asarray(sigma, dtype=np.float64)
-    n, m = counts.shape
-    t = np.linspace(-1, 1, m)
-    powers = t ** np.arange(N_POLYNOMIAL)[:, None]
+    n = len(counts)
     shift, error = np.zeros(n), np.full(n, np.inf)
     start = np.zeros(n)
     for _ in range(_STEPS):
@@ -77,7 +77,8 @@ def fit_shifts(
         slope = (predicted(start + 0.25) - predicted(start - 0.25)) / 0.5
         usable = np.isfinite(counts) & np.isfinite(sigma) & np.isfinite(model) & np.isfinite(slope) & (sigma > 0)
         usable &= model > 0
-        enough = usable.sum(axis=1) >= N_POLYNOMIAL + 8
+        enough = usable.sum(axis=1) >= _LEAST_COLUMNS
+        powers = _unit_columns(usable)[:, None] ** np.arange(N_POLYNOMIAL)[:, None]
         model, slope = np.where(usable, model, 0.0), np.where(usable, slope, 0.0)
         root = np.where(usable, 1 / np.sqrt(sigma**2 + (_MODEL_ERROR * model) ** 2), 0.0)
         target = np.where(usable, counts, 0.0) * root
@@ -95,13 +96,21 @@ def fit_shifts(
     return _combine(shift, error, np.asarray(u, dtype=np.float64), np.asarray(v, dtype=np.float64))
 
 
+def _unit_columns(usable: npt.NDArray[np.bool_]) -> Float:
+    """Return -1 to 1 over the usable columns of each star (n, column)."""
+    m = usable.shape[1]
+    first, last = np.argmax(usable, axis=1), m - 1 - np.argmax(usable[:, ::-1], axis=1)
+    half = np.maximum(last - first, 1) / 2
+    return np.clip((np.arange(m) - first[:, None]) / half[:, None] - 1, -1, 1)
+
+
 def _robust_solutions(
     design: Float, target: Float, usable: npt.NDArray[np.bool_], enough: npt.NDArray[np.bool_]
 ) -> tuple[Float, Float]:
-    """Return coefficients and inverse normal matrices of the stars, with Huber weights."""
+    """Return coefficients and covariances of the stars, with Huber weights; errors grow with the residuals."""
     n, p, m = design.shape
     weight = np.ones((n, m))
-    coefficients, inverse = np.zeros((n, p)), np.zeros((n, p, p))
+    coefficients, inverse, scale = np.zeros((n, p)), np.zeros((n, p, p)), np.ones(n)
     for _ in range(3):
         weighted = design * weight[:, None]
         normal = weighted @ weighted.swapaxes(1, 2)
@@ -113,7 +122,7 @@ def _robust_solutions(
         rest = target - (design * coefficients[..., None]).sum(axis=1)
         scale = mad_scale(np.where(usable, rest, np.nan), axis=1, center=0.0, floor=1.0)
         weight = np.sqrt(huber_weights(rest / scale[:, None], 2.0))
-    return coefficients, inverse
+    return coefficients, inverse * (scale**2)[:, None, None]
 
 
 def _combine(shift: Float, error: Float, u: Float, v: Float) -> Shifts:
@@ -140,6 +149,6 @@ def _combine(shift: Float, error: Float, u: Float, v: Float) -> Shifts:
     inverse = np.linalg.pinv((terms * power[:, None]).T @ terms)
     of_common = np.einsum("ni,ij,nj->n", terms, inverse, terms) + scatter**2
     with np.errstate(divide="ignore", invalid="ignore"):
-        alone = np.where(measured, 1 / error**2, 0.0)
-    joint = (np.where(measured, shift, 0.0) * alone + common / of_common) / (alone + 1 / of_common)
+        alone = np.where(kept, 1 / error**2, 0.0)  # outliers have the shift of the frame
+    joint = (np.where(kept, shift, 0.0) * alone + common / of_common) / (alone + 1 / of_common)
     return Shifts(shift, error, joint, np.sqrt(1 / (alone + 1 / of_common)), common)
