@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,11 +49,13 @@ def made_up_seds(n, rng, level=1e-16):
 
 
 def render(x, y, seds, *, band="GV", shape=(400, 900), exptime=150.0, flat=None, dy=0.0, shift=0.0, sky=40.0,
-           read_noise=5.0, rng=None, zeroth=True):  # fmt: skip
+           read_noise=5.0, rng=None, zeroth=True, mirrored=False):  # fmt: skip
     """Return a scene; without `rng` it has no noise."""
     detector = DETECTORS[band]
     grid, seds = seds
     first, zero = dispersion_of(INSTRUMENT, detector, shape), dispersion_of(INSTRUMENT, detector, shape, 0)
+    if mirrored:  # wavelengths fall along x
+        first = replace(first, dx=-first.dx)
     light = np.zeros(shape)
     counts = []
     for xi, yi, sed in zip(x, y, seds, strict=True):

@@ -76,6 +76,19 @@ def test_without_predictions_nothing_changes_but_the_shift():
     assert np.all(spectra.shift_sigma == np.inf)
 
 
+def test_wavelengths_that_fall_along_x():
+    seds = made_up_seds(len(X), np.random.default_rng(1), 2e-16)
+    scene, counts = render(X, Y, seds, shape=FRAME, flat=sloped_flat, shift=0.3, zeroth=False, mirrored=True)
+    spectra = extract_frame(*scene.inputs()[:4], None, X, Y, predicted=scene.predicted)
+    assert np.nanmax(np.abs(spectra.counts / truth_of(spectra, counts) - 1)) < 1e-4
+    assert np.all(np.diff(spectra.wavelength, axis=1) < 0)
+    np.testing.assert_allclose(spectra.shift, 0.3, atol=0.003)
+    grid = wavelength_grid(scene.dispersion)
+    ratios = star_ratios(spectra, grid, scene.predicted, star=np.arange(len(X)))
+    assert np.isfinite(ratios.ratio).mean() > 0.97
+    assert np.nanmax(np.abs(ratios.ratio - sloped_flat(ratios.x, ratios.y, grid))) < 2e-3
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_errors_are_the_scatter(crowded, known):
     scene, counts, arguments, _ = crowded
