@@ -317,7 +317,7 @@ def _regions(recipe: Recipe, store: Campaign, unit: Unit) -> dict[str, npt.NDArr
     shape = recipe.frame_shape
     regions = {name: np.zeros(shape, dtype=bool) for name in ("first", "zeroth")}
     first = dispersion_of(store.instrument, unit.detector, shape)
-    wavelength = wavelength_grid(store.instrument, unit.detector)
+    wavelength = wavelength_grid(first.limits)
     at_x, at_y = first.position(x[:, None], y[:, None], wavelength[None, :])
     for offset in range(-3, 4):
         _mark(regions["first"], np.rint(at_x).ravel(), np.rint(at_y).ravel() + offset)

@@ -10,7 +10,6 @@ from csstdask.flux.frame import FrameSpectra
 from csstdask.flux.predicted import PredictedLight
 from csstdask.flux.ratios import StarRatios
 from csstdask.flux.spectrum_flag import SpectrumFlag
-from csstdask.instrument.dispersion import Dispersion
 
 Float = npt.NDArray[np.float64]
 
@@ -20,20 +19,6 @@ UNKNOWN_SHIFT = 0.5
 """1 sigma of shifts along x that were not fitted [pixel]."""
 _DERIVATIVE_STEP = 0.25
 """Of the derivative of predicted counts [pixel]."""
-
-
-def wavelength_grid(dispersion: Dispersion) -> Float:
-    """Return the wavelengths of a band: about one per column at the middle of the detector.
-
-    The grid depends on the dispersion relation only, so all exposures of a detector share it.
-    """
-    ny, nx = dispersion.detector_shape
-    x, y = (nx - 1) / 2 - dispersion.origin[0], (ny - 1) / 2 - dispersion.origin[1]
-    ends = dispersion.position(x, y, np.array(dispersion.limits))[0]
-    n = round(float(abs(ends[1] - ends[0])))
-    columns = np.linspace(ends[0], ends[1], n + 1)
-    grid = dispersion.wavelength(x, y, (columns[1:] + columns[:-1]) / 2)
-    return np.sort(grid)
 
 
 def star_ratios(
@@ -62,7 +47,7 @@ def star_ratios(
     spectra : FrameSpectra
         Of n stars.
     grid : array-like (wave,)
-        Wavelengths of the band, ascending [Angstrom] (`wavelength_grid`).
+        Wavelengths of the band, ascending [Angstrom].
     predicted : PredictedLight
         Of the same stars.
     star : array-like (n,)

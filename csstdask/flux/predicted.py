@@ -67,7 +67,7 @@ class PredictedLight:
             return np.zeros(n)
         response = np.nan_to_num(np.asarray(self.zeroth_sensitivity(at), dtype=np.float64)) * _STEP * self.exptime
         flux = np.asarray(self.flux, dtype=np.float64)
-        known = np.isfinite(flux).all(axis=1)
+        known = np.isfinite(flux.sum(axis=1))
         flux = np.where(known[:, None], flux, 0.0)
         values = np.nan_to_num(interpolate_spectrum(self.wavelength, flux, at))
         return np.where(known, (values * response).sum(axis=1), np.nan)

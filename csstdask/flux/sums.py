@@ -9,6 +9,12 @@ N holds the variances as they are, so that neither robust weights nor floors ent
 normal errors make the true scatter 1.5 % larger than this.) Between wavelengths l and m, N(l, m) = sum w(l) w(m)
 C(l, m) P P^T with the covariance C of a star's ratios, on at most 24 wavelengths.
 
+Errors of a prediction are the same in all images of a star. With m = sqrt(relative variance) * model, their part of N
+is the sum over stars of (sum over images w m P)(sum over images w m P)^T. Stars are too many to be kept apart over all
+exposures: each has a random sign, and the signed sums are added in 512 buckets, G_b. The sum of G_b G_b^T is an
+unbiased estimate of that part of N, and gives errors that are known to 3 %. Of a single exposure, in which each star
+occurs once, N is exact.
+
 Robust weights depend on the previous solution, so the fit is iterated. The weights of a pass are a function of the
 solution that is passed in: `normal_equations` of each group, added in a fixed order, then `solve_sums`.
 Medians of residuals come from histograms, which add exactly.
@@ -16,6 +22,7 @@ Medians of residuals come from histograms, which add exactly.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from enum import IntFlag
@@ -35,6 +42,8 @@ from csstdask.numerics.robust import HUBER_CUTOFF, NORMAL_MAD, TUKEY_CUTOFF, few
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
+Single = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
 
 START, HUBER, TUKEY = 0, 1, 2
 PASSES = (START, HUBER, HUBER, TUKEY, TUKEY, TUKEY)
@@ -43,6 +52,8 @@ SCALE_PASSES = 4
 """The scale of the residuals is measured in passes 1 to this one (excluded), then fixed."""
 MAX_NODES = 24
 """Wavelengths between which covariances are kept."""
+N_BUCKETS = 512
+"""Of the signed sums over stars: their estimate of a variance is good to sqrt(2 / 512)."""
 N_BINS = 320
 """Bins of the histogram of residuals z, in quoted errors: 16 for each factor of two of z + 0.5, up to 2^19."""
 _BIN_SHIFT = 19
@@ -98,6 +109,14 @@ class FlatSums:
     """(wave,) Samples of positive weight."""
     histogram: Int
     """(wave, N_BINS) Residuals from the solution passed in, in quoted errors."""
+    predicted: Float
+    """(wave, p, p) Part of N from errors of predictions, if all images were of different stars; of the last pass."""
+    buckets: Single
+    """(bucket, wave, p) Signed sums over stars of w m P; of the last pass, else (0, wave, p)."""
+    node_buckets: Single
+    """(bucket, node, p) The same for each mode of the prediction, at `nodes`."""
+    exposures: Int
+    """(1,) Largest number of images that a star may have."""
 
     def __add__(self, other: FlatSums) -> FlatSums:
         return FlatSums(**{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(self)})
@@ -188,14 +207,15 @@ def normal_equations(ratios: StarRatios, solution: FlatSolution | None = None, *
     modes = np.asarray(ratios.modes, dtype=np.float64)
     for mode in range(modes.shape[1]):
         correlated += modes[:, mode] ** 2
-    nodes = covariance_nodes(wave) if n_passes == len(PASSES) - 1 else np.zeros(0, dtype=np.int64)
-    node_of = np.full(wave, -1, dtype=np.int64)
-    node_of[nodes] = np.arange(len(nodes))
-    rows = np.zeros((n if len(nodes) else 0, len(nodes), p))
-    models = np.zeros((n if len(nodes) else 0, len(nodes)))
+    last = n_passes == len(PASSES) - 1
+    nodes = covariance_nodes(wave) if last else np.zeros(0, dtype=np.int64)
+    rows, models = np.zeros((n if last else 0, wave, p)), np.zeros((n if last else 0, wave))
+    n_buckets = N_BUCKETS if last else 0
     sums = FlatSums(
         np.zeros((wave, p, p)), np.zeros((wave, p)), np.zeros((wave, p, p)), np.zeros((len(nodes), len(nodes), p, p)),
         np.zeros(wave, dtype=np.int64), np.zeros(wave, dtype=np.int64), np.zeros((wave, N_BINS), dtype=np.int64),
+        np.zeros((wave, p, p)), np.zeros((n_buckets, wave, p), dtype=np.float32),
+        np.zeros((n_buckets, len(nodes), p), dtype=np.float32), np.array([_most_images(ratios.star)], dtype=np.int64),
     )  # fmt: skip
     if solution is None:
         coefficients, scale, cutoff = np.full((wave, p), np.nan), np.ones(wave), np.full(wave, TUKEY_CUTOFF)
@@ -211,7 +231,7 @@ def normal_equations(ratios: StarRatios, solution: FlatSolution | None = None, *
     matrix, noise, vector = np.zeros((n_pairs, wave)), np.zeros((n_pairs, wave)), np.zeros((p, wave))
     _accumulate(
         x, y, ratio, observed, independent, total, np.ascontiguousarray(coefficients.T), scale, cutoff, kind, powers,
-        degree, float(nx), float(ny), node_of, matrix, vector, noise, sums.count, sums.kept, sums.histogram, rows,
+        degree, float(nx), float(ny), matrix, vector, noise, sums.count, sums.kept, sums.histogram, rows,
         models,
     )  # fmt: skip
     sums.vector[...] = vector.T
@@ -219,17 +239,49 @@ def normal_equations(ratios: StarRatios, solution: FlatSolution | None = None, *
     for packed, whole in ((matrix, sums.matrix), (noise, sums.noise)):
         whole[:, row, column] = packed.T
         whole[:, column, row] = packed.T
-    if len(nodes):
+    if last:
         grey = np.broadcast_to(np.asarray(ratios.grey_error)[:, None, None], (n, 1, len(nodes)))
         factors = np.concatenate([grey, modes[:, :, nodes]], axis=1)
-        factors = np.nan_to_num(np.ascontiguousarray(factors * models[:, None, :]))
+        factors = np.nan_to_num(np.ascontiguousarray(factors * models[:, None, nodes]))
+        of_nodes = np.ascontiguousarray(rows[:, nodes])
         flat_cross = np.zeros((len(nodes) * p, len(nodes) * p))
-        _outer_products(rows.reshape(n, len(nodes) * p), factors, p, flat_cross)
-        cross = flat_cross.reshape(len(nodes), p, len(nodes), p).transpose(0, 2, 1, 3)
-        sums.cross[...] = cross
+        _outer_products(of_nodes.reshape(n, len(nodes) * p), factors, p, flat_cross)
+        sums.cross[...] = flat_cross.reshape(len(nodes), p, len(nodes), p).transpose(0, 2, 1, 3)
         for index, node in enumerate(nodes):
             sums.cross[index, index] = sums.noise[node]
+        own = rows * (np.sqrt(np.maximum(np.nan_to_num(independent + total), 0.0)) * models)[..., None]
+        sums.predicted[...] = np.einsum("swk,swl->wkl", own, own)
+        for star in range(n):
+            bucket, sign = _bucket(ratios.star[star], 0)
+            sums.buckets[bucket] += sign * own[star].astype(np.float32)
+            for mode in range(factors.shape[1]):
+                bucket, sign = _bucket(ratios.star[star], mode + 1)
+                sums.node_buckets[bucket] += (sign * factors[star, mode, :, None] * of_nodes[star]).astype(np.float32)
     return sums
+
+
+def _most_images(star: Array) -> int:
+    """Return the largest number of images of one star; 0 without any."""
+    return int(np.unique(star, return_counts=True)[1].max(initial=0))
+
+
+def _bucket(star: object, mode: int) -> tuple[int, int]:
+    """Return the bucket of a star's mode, and its sign: the same in all exposures and processes."""
+    digest = hashlib.blake2b(f"{star} {mode}".encode(), digest_size=8).digest()
+    number = int.from_bytes(digest, "little")
+    return number % N_BUCKETS, 1 if (number >> 32) & 1 else -1
+
+
+def _clustered(sums: FlatSums) -> tuple[Float, Float]:
+    """Return N, and N between the wavelengths of `nodes`, with the errors that images of a star have in common."""
+    if sums.exposures.sum() < 2 or not len(sums.buckets):
+        return sums.noise, sums.cross
+    by_bucket, by_node = sums.buckets.astype(np.float64), sums.node_buckets.astype(np.float64)
+    noise = sums.noise - sums.predicted + np.einsum("bwk,bwl->wkl", by_bucket, by_bucket)
+    cross = np.einsum("bik,bjl->ijkl", by_node, by_node)
+    for index, node in enumerate(covariance_nodes(len(noise))):
+        cross[index, index] = noise[node]
+    return noise, cross
 
 
 def solve_sums(sums: FlatSums, previous: FlatSolution | None = None) -> FlatSolution:
@@ -271,13 +323,14 @@ def solve_sums(sums: FlatSums, previous: FlatSolution | None = None) -> FlatSolu
     else:
         scale, cutoff = _scale_and_cutoff(sums, previous, fitted, n_passes)
     inflation = np.where(scale > 1 + 2 * _MAD_ERROR / np.sqrt(np.maximum(sums.count, 1)), scale, 1.0)
-    covariance = inverse @ sums.noise @ inverse * (inflation**2)[:, None, None]
+    noise, cross = _clustered(sums)
+    covariance = inverse @ noise @ inverse * (inflation**2)[:, None, None]
     covariance[degree < 0] = np.inf
     flag: Any = np.where(degree < most, int(FlatFlag.LOWER_DEGREE), 0) | np.where(degree < 0, int(FlatFlag.NO_STARS), 0)
     nodes = covariance_nodes(wave)
-    if len(sums.cross):
+    if len(cross):
         of_nodes = inverse[nodes] * inflation[nodes, None, None]
-        between = of_nodes[:, None] @ sums.cross @ of_nodes[None, :]
+        between = of_nodes[:, None] @ cross @ of_nodes[None, :]
     else:
         between = np.zeros((0, 0, p, p))
     found = FlatSolution(
@@ -361,7 +414,7 @@ def _keep_previous(found: FlatSolution, previous: FlatSolution, fitted: Int) -> 
 @njit(cache=True, nogil=True)
 def _accumulate(  # noqa: PLR0915  # pragma: no cover
     x: Any, y: Any, ratio: Any, observed: Any, independent: Any, correlated: Any, coefficients: Any, scale: Any,
-    cutoff: Any, kind: int, powers: Any, degree: int, nx: float, ny: float, node_of: Any,
+    cutoff: Any, kind: int, powers: Any, degree: int, nx: float, ny: float,
     matrix: Any, vector: Any, noise: Any, count: Any, kept: Any, histogram: Any, rows: Any, models: Any,
 ) -> None:  # fmt: skip
     """Add the stars (star, wave) to the sums, a block of wavelengths at a time so that inner loops are vectorised.
@@ -452,11 +505,9 @@ def _accumulate(  # noqa: PLR0915  # pragma: no cover
                     index += 1
             if len(rows):
                 for j in range(m):
-                    node = node_of[low + j]
-                    if node >= 0:
-                        models[s, node] = model[j]
-                        for k in range(p):
-                            rows[s, node, k] = weight[j] * terms[k, j]
+                    models[s, low + j] = model[j]
+                    for k in range(p):
+                        rows[s, low + j, k] = weight[j] * terms[k, j]
         matrix[:, low : low + m], noise[:, low : low + m] = of_matrix[:, :m], of_noise[:, :m]
         vector[:, low : low + m] = of_vector[:, :m]
 

@@ -161,15 +161,15 @@ N_WAVELENGTHS = 195
 """Wavelengths of a flat-field cube: about one for each column of a spectrum."""
 
 
-def wavelength_grid(instrument: Instrument, detector: int) -> Float:
-    """Return the wavelengths of a detector's flat-field cube: centres of equal intervals of its first order [Angstrom].
+def wavelength_grid(limits: tuple[float, float]) -> Float:
+    """Return the wavelengths of a flat-field cube: the centres of `N_WAVELENGTHS` equal intervals of a first order.
 
-    Raises
-    ------
-    InputError
-        If the detector has no grating.
+    Parameters
+    ----------
+    limits : (float, float)
+        First and last wavelength of the order [Angstrom].
     """
-    first, last = slitless_order(instrument, detector).wavelength
+    first, last = limits
     return np.asarray(first + (np.arange(N_WAVELENGTHS) + 0.5) * (last - first) / N_WAVELENGTHS)
 
 

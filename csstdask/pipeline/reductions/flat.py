@@ -12,7 +12,7 @@ import numpy as np
 from csstdask.engine.partials import ReductionRecord, reduction_record_path
 from csstdask.errors import StoreError
 from csstdask.flux.sums import MAX_NODES
-from csstdask.instrument.dispersion import N_WAVELENGTHS, nominal_sensitivity, wavelength_grid
+from csstdask.instrument.dispersion import N_WAVELENGTHS, nominal_sensitivity, slitless_order, wavelength_grid
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.reduction import DetectorProduct, Reduced, Reduction
 from csstdask.pipeline.steps.extract import EXTRACT, STAR_RATIOS, slitless_camera
@@ -64,7 +64,7 @@ def products_of(solution: FlatSolution, config: RunConfig, campaign: Campaign, d
     """Return the arrays of a detector from the last solution."""
     from csstdask.flux.flat import flat_of
 
-    wavelength = wavelength_grid(campaign.instrument, detector)
+    wavelength = wavelength_grid(slitless_order(campaign.instrument, detector).wavelength)
     flat = flat_of(solution, wavelength, campaign.shape, detector=detector, common_variance=config.flat.common_error**2)
     nominal = nominal_sensitivity(campaign.instrument, detector, wavelength)
     first = np.where(flat.degree >= 0, flat.sensitivity, np.nan)
@@ -181,7 +181,7 @@ FLAT = Reduction(
     step=EXTRACT.name,
     partial=STAR_RATIOS,
     kinds=frozenset({"slitless"}),
-    numerics_version=1,
+    numerics_version=2,
     settings=lambda config: config.flat.model_dump(),
     camera=slitless_camera,
     algorithm=lambda config, _campaign, _detector: FlatAlgorithm(config.flat.degree),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from csstdask.errors import InputError
 from csstdask.instrument import Instrument, pixel_positions, sky_positions
-from csstdask.instrument.dispersion import dispersion_of, nominal_sensitivity, wavelength_grid
+from csstdask.instrument.dispersion import dispersion_of, nominal_sensitivity, slitless_order, wavelength_grid
 from csstdask.instrument.geometry import angle_between, unit_vectors
 from csstdask.numerics.spectral import interpolate_spectrum
 from csstdask.pipeline.config import RunConfig
@@ -194,7 +194,7 @@ def _ratios(frame: Frame, stars: StarsOnFrame, spectra: FrameSpectra, predicted:
     known = np.flatnonzero(stars.predictable & np.isfinite(spectra.snr))
     if seds is None or not len(known):
         return None
-    grid = wavelength_grid(frame.instrument, frame.facts.detector)
+    grid = wavelength_grid(slitless_order(frame.instrument, frame.facts.detector).wavelength)
     mean, sigma, modes = (
         interpolate_spectrum(seds.wavelength, values[stars.row[known]], grid)
         for values in (seds.mean, seds.sigma, seds.modes)
@@ -293,7 +293,7 @@ EXTRACT = Step(
     name="extract",
     requires=("background", "detect"),
     kinds=frozenset({"slitless"}),
-    numerics_version=1,
+    numerics_version=2,
     body=extract_stars,
     settings=_settings,
     camera=slitless_camera,
