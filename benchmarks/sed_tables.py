@@ -9,6 +9,9 @@ from typing import Any
 from committed import RESULTS, load, table
 
 BANDS = ("GU", "GV", "GI")
+_SETS = {
+    "population": "population", "training_cells": "training cells alone", "test_cells": "held-out cells alone"
+}  # fmt: skip
 
 
 def _errors(bands: dict[str, dict[str, float]], kind: str = "rms") -> list[str]:
@@ -51,12 +54,12 @@ def calibration() -> str:
     """Whether sigmas are right on synthetic stars."""
     found = load("sed")["calibration"]
     rows = []
-    for cells in ("test_cells", "training_cells"):
+    for cells, what in _SETS.items():
         for name, one in found[cells].items():
             every = one["all"]
             rows.append(
                 [
-                    f"{name}, {'held-out cells' if cells == 'test_cells' else 'new stars of training cells'}",
+                    f"{name}, {what}",
                     f"{every['ks']:.3f}", f"{100 * every['coverage_68']:.1f}", f"{100 * every['coverage_95']:.1f}",
                     f"{every['robust_sd']:.2f}", f"{one['cells']['failed']} of {one['cells']['tests']}",
                     f"{one['cells']['worst']:.3f}", f"{one['crps']:.4f} ({one['crps_constant_sigma']:.4f})",
@@ -66,7 +69,11 @@ def calibration() -> str:
         "model, stars", "KS of the PIT", "within 68 % [%]", "within 95 % [%]", "robust SD of pulls",
         "tests of cells failed", "largest difference of a cell", "CRPS (constant sigma)",
     ]  # fmt: skip
-    return table(head, rows) + f"\n\n{found['stars']} independent stars for each row, SNR 10, 20, 40 and 80."
+    note = (
+        f"{found['stars']} independent stars for each row, SNR 10, 20, 40 and 80. Of the population, "
+        f"{100 * found['share_of_test_cells']:.0f} % are stars of held-out cells."
+    )
+    return f"{table(head, rows)}\n\n{note}"
 
 
 def calspec() -> str:

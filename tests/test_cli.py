@@ -11,7 +11,7 @@ import pytest
 from make_fits import level_1
 from shell import csstdask_command
 
-VERBS = {"mock", "ingest", "run", "status", "report", "export", "train", "evaluate", "models", "demo"}
+VERBS = {"mock", "ingest", "run", "status", "report", "export", "train", "evaluate", "models", "demo", "sed"}
 
 
 def test_the_module_is_a_program():
@@ -66,8 +66,8 @@ def test_the_way_of_the_data(tmp_path, small_campaign):
 def test_models():
     models = json.loads(csstdask_command("models", "--json").stdout)["models"]
     assert {model["name"] for model in models} == {
-        "deepcr", "deepcr-inpaint", "empirical", "lacosmic", "median", "principal", "psfnet", "source-unet", "unet",
-        "unet-fast", "unetpp",
+        "deepcr", "deepcr-inpaint", "empirical", "lacosmic", "median", "principal", "psfnet", "sed", "source-unet",
+        "uaranet", "unet", "unet-fast", "unetpp",
     }  # fmt: skip
     for model in models:
         assert set(model) == {"name", "task", "version", "sha256", "licence", "trained_on", "metrics"}

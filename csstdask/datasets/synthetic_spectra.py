@@ -11,6 +11,7 @@ templates; this cannot be avoided with these data.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -49,6 +50,8 @@ _MH_NODES = np.array([-2.5, -2, -1.5, -1, -0.5, 0, 0.5])
 SHARES: dict[Split, float] = {"train": 0.55, "validation": 0.09, "calibration": 0.18, "test": 0.18}
 #: Cells with a smaller share of the population always belong to training: at the edges nothing could replace them.
 _LEAST_POPULATED = 8e-4
+#: Folds of cells, of which each member of an ensemble leaves one out.
+FOLDS = 5
 #: Templates beyond the range of the stars that mixtures at its ends may use [K].
 _TEMPLATE_TEFF = (4800.0, 10200.0)
 #: Scales of the distance between templates [K at 6000 K], [dex], [dex].
@@ -79,6 +82,8 @@ class TemplateBank:
     split : array (n,) of str
         Of the template's cell.
     cell : int array (n,)
+    fold : int array (n,)
+        One of five folds of cells: each member of an ensemble leaves out one.
     """
 
     fine: Float32
@@ -88,6 +93,7 @@ class TemplateBank:
     mh: Float
     split: npt.NDArray[np.str_]
     cell: npt.NDArray[np.int64]
+    fold: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.sed)
@@ -113,6 +119,8 @@ class SyntheticStars:
     teff, logg, mh : array (n,)
     cell : int array (n,)
         Of the template with the largest weight.
+    shares : float32 array (n, 5)
+        Weight of the templates of each fold of cells.
     """
 
     flux: Float32
@@ -122,9 +130,14 @@ class SyntheticStars:
     logg: Float
     mh: Float
     cell: npt.NDArray[np.int64]
+    shares: Float32
 
     def __len__(self) -> int:
         return len(self.flux)
+
+    def take(self, which: npt.NDArray | slice) -> SyntheticStars:
+        """Return some of the stars."""
+        return SyntheticStars(**{name: getattr(self, name)[which] for name in self.__dataclass_fields__})
 
 
 def _scaled(teff: Float, logg: Float, mh: Float) -> Float:
@@ -211,8 +224,14 @@ def load_templates(folder: Path, *, seed: int = 20261130) -> TemplateBank:
     return TemplateBank(
         (np.concatenate(fine, axis=1) / scale).astype(np.float32),
         (sed / scale).astype(np.float32),
-        teff, logg, mh, split_of_cells(cell, seed), cell,
+        teff, logg, mh, split_of_cells(cell, seed), cell, _folds(cell, seed),
     )  # fmt: skip
+
+
+def _folds(cell: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
+    """Return the fold of each template, the same for all templates of a cell (n,)."""
+    order = np.random.default_rng(seed + 1).permutation(len(_TEFF_NODES) * len(_LOGG_NODES) * len(_MH_NODES))
+    return np.asarray(order[cell] % FOLDS)
 
 
 @dataclass(frozen=True)
@@ -363,7 +382,7 @@ def synthetic_stars(
         np.asarray(weights @ bank.sed, dtype=np.float32),
         fwhm.astype(np.float32),
         np.asarray(weights @ bank.teff), np.asarray(weights @ bank.logg), np.asarray(weights @ bank.mh),
-        bank.cell[lead],
+        bank.cell[lead], np.asarray(weights @ np.eye(FOLDS)[bank.fold], dtype=np.float32),
     )  # fmt: skip
 
 
@@ -426,3 +445,16 @@ def _smooth_errors(n: int, rng: np.random.Generator) -> Float32:
     terms = np.polynomial.legendre.legvander(t, 5)[:, 1:].T
     tilt = rng.normal(0, 0.06, (n, 5)) @ terms
     return np.exp(tilt - reddening[:, None] * curve).astype(np.float32)
+
+
+def held_out_share(bank: TemplateBank, split: Split, seed: int = 1) -> float:
+    """Return the share of the population nearest to templates of a split, among those of it and of training."""
+    near = cKDTree(bank.scaled_labels).query(_scaled(*population(20_000, np.random.default_rng(seed))))[1]
+    number = {name: float((bank.split[near] == name).sum()) for name in ("train", split)}
+    return number[split] / sum(number.values())
+
+
+def joined(parts: Sequence[SyntheticStars]) -> SyntheticStars:
+    """Return several sets of stars as one."""
+    names = SyntheticStars.__dataclass_fields__
+    return SyntheticStars(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})

@@ -26,7 +26,16 @@ import torch
 
 from csstdask.datasets.gaussian_process import clean_stars
 from csstdask.datasets.spectra import RealStars, load_miles, split_by_star, star_key
-from csstdask.datasets.synthetic_spectra import SyntheticStars, TemplateBank, load_npz, load_templates, synthetic_stars
+from csstdask.datasets.synthetic_spectra import (
+    Split,
+    SyntheticStars,
+    TemplateBank,
+    held_out_share,
+    joined,
+    load_npz,
+    load_templates,
+    synthetic_stars,
+)
 from csstdask.durable import write_atomic
 from csstdask.errors import InputError
 from csstdask.evaluation.sed_baselines import (
@@ -251,26 +260,34 @@ def _held_out(bank: TemplateBank, cards: dict[str, ModelCard], settings: Setting
 
 
 def _calibration(bank: TemplateBank, cards: dict[str, ModelCard], settings: Settings) -> tuple[dict[str, Any], Any]:
-    """Return whether sigmas are right: PIT, coverage, CRPS, for stars of test cells and new stars of training cells."""
-    out: dict[str, Any] = {"stars": settings.calibration}
+    """Return whether sigmas are right: PIT, coverage, CRPS.
+
+    ``population``: new stars of training cells and stars of test cells, with their shares in the population.
+    """
+    unseen = held_out_share(bank, "test")
+    sets: dict[str, dict[Split, float]] = {
+        "population": {"train": 1 - unseen, "test": unseen},
+        "test_cells": {"test": 1.0},
+        "training_cells": {"train": 1.0},
+    }
+    out: dict[str, Any] = {"stars": settings.calibration, "share_of_test_cells": unseen}
     figures: dict[tuple[str, str], npt.NDArray] = {}
-    for name, split in (("test_cells", "test"), ("training_cells", "train")):
-        rng = np.random.default_rng(_SEED + 10 + len(name))
-        stars = synthetic_stars(bank, split, settings.calibration, rng)  # type: ignore[arg-type]
-        snr = np.array(SNRS)[np.arange(len(stars)) % len(SNRS)]
-        spectra = noisy_inputs(stars, snr, _SEED + 20 + len(name))
+    for index, (name, shares) in enumerate(sets.items()):
+        rng = np.random.default_rng(_SEED + 10 + index)
+        parts = [synthetic_stars(bank, split, round(one * settings.calibration), rng) for split, one in shares.items()]
+        stars = joined(parts)
+        snr = np.array(SNRS)[rng.integers(0, len(SNRS), len(stars))]
+        spectra = noisy_inputs(stars, snr, _SEED + 20 + index)
         out[name] = {}
         for model, card in cards.items():
             found = _predict(card, spectra, stars.fwhm)
-            z = (found.mean - stars.sed) / found.sigma
-            out[name][model] = _scores(z, found, stars, snr, settings)
+            z = found.gaussian_pulls(stars.sed)
+            out[name][model] = _scores(z, found, stars, snr)
             figures[name, model] = z
     return out, figures
 
 
-def _scores(
-    z: npt.NDArray, found: SedPrediction, stars: SyntheticStars, snr: npt.NDArray, settings: Settings
-) -> dict[str, Any]:
+def _scores(z: npt.NDArray, found: SedPrediction, stars: SyntheticStars, snr: npt.NDArray) -> dict[str, Any]:
     within = _scored_pixels()
     pooled = z[:, within]
     out: dict[str, Any] = {"all": coverage(pooled)}
@@ -299,7 +316,6 @@ def _scores(
                     worst = max(worst, abs(off))
                 cells.append(row)
     out["cells"] = {"number": len(cells), "tests": 2 * len(cells), "failed": failed, "worst": worst, "rows": cells}
-    del settings
     return out
 
 
@@ -504,11 +520,11 @@ def _corrected_without(network: SedNetwork, real: RealTraining, synthetic: SedPr
         others = [j for j in range(n) if key[j] != key[i]]
         for j in others:
             without = fit_correction(stars.take((key != key[i]) & (key != key[j])))
-            inner.append(stars.log_synthetic[j] + without(stars.coefficients[j : j + 1])[0])
+            inner.append(stars.log_synthetic[j] + without.with_labels(stars.coefficients[j : j + 1])[0])
         residual = scaled(np.array(inner)) - stars.log_truth[others]
         modes, noise = scatter_of(residual)
         own = stars.coefficients[i : i + 1]
-        log_sed.append(stars.log_synthetic[i] + fit(own)[0])
+        log_sed.append(stars.log_synthetic[i] + fit.with_labels(own)[0])
         scatter = (modes**2).sum(axis=0) + noise**2
         phi = fit.terms(own)[0]
         epistemic = phi @ fit.weight_covariance @ phi * scatter

@@ -63,7 +63,7 @@ def _training(found: dict[Any, npt.NDArray], to: Path) -> list[Path]:
     names = list(dict.fromkeys(name for _, name in found))
     figure, axes = pyplot().subplots(len(names), 2, figsize=(10, 2.6 * len(names)), squeeze=False, sharex=True)
     for row, name in zip(axes, names, strict=True):
-        for axis, cells in zip(row, ("training_cells", "test_cells"), strict=True):
+        for axis, cells in zip(row, ("population", "test_cells"), strict=True):
             z = found[cells, name]
             for quantile in (0.025, 0.1587, 0.5, 0.8413, 0.975):
                 axis.plot(SED_WAVELENGTH, np.quantile(z, quantile, axis=0), color="tab:blue", lw=0.9)
@@ -187,6 +187,8 @@ def _miles(found: dict[str, Any], to: Path) -> list[Path]:
 
 
 def _robust(residual: npt.NDArray) -> npt.NDArray:
-    with np.errstate(invalid="ignore"):
-        low, high = np.nanquantile(residual, [0.1587, 0.8413], axis=0)
-    return np.asarray((high - low) / 2)
+    out = np.full(residual.shape[1], np.nan)
+    known = np.isfinite(residual).any(axis=0)
+    low, high = np.nanquantile(residual[:, known], [0.1587, 0.8413], axis=0)
+    out[known] = (high - low) / 2
+    return out

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import ndtri
+from scipy.stats import t as student_t
 from torch import nn
 
 from csstdask.errors import InputError
@@ -38,7 +40,9 @@ _BATCH = 2048
 #: A misfit counts from here: five standard deviations of chi2 over 2238 pixels.
 _SIGNIFICANT = 5 * (2 / 2238) ** 0.5
 #: Fields of a prediction that batches give, in their order.
-_ARRAYS = ("mean", "sigma", "modes", "out_of_domain", "chi2", "real")
+_ARRAYS = ("mean", "sigma", "modes", "out_of_domain", "chi2", "real", "dof")
+#: Share of a distribution below one sigma.
+_UPPER_SIGMA = 0.841345
 _REAL: dict[str, float | None] = {"auto": None, "real": 1.0, "synthetic": 0.0}
 
 
@@ -62,6 +66,9 @@ class SedPrediction:
         Mean square of (spectrum - its reconstruction) / error; NaN for ``uaranet``.
     real : float64 array (n,)
         Probability with which the correction for real stars was applied; NaN for ``uaranet``.
+    dof : float64 array (n,)
+        Degrees of freedom of the errors: they are distributed as Student's t, scaled so that the central 68.3 % are one
+        sigma. inf (a Gaussian) for ``uaranet``.
     model : ModelCard
     """
 
@@ -72,6 +79,7 @@ class SedPrediction:
     out_of_domain: npt.NDArray[np.bool_]
     chi2: Float
     real: Float
+    dof: Float
     model: ModelCard
 
     def __len__(self) -> int:
@@ -82,6 +90,20 @@ class SedPrediction:
         return (
             f"SedPrediction({len(self)} stars, model {self.model.name}, {int(self.out_of_domain.sum())} out of domain)"
         )
+
+    def interval(self, level: float = 0.95) -> tuple[Float, Float]:
+        """Return the lower and upper ends (n, 574) of the central interval that holds a share `level` of the truth."""
+        if not 0 < level < 1:
+            raise ValueError(f"level: found {level}; wanted a share between 0 and 1")
+        width = student_t.ppf(0.5 + level / 2, self.dof) / student_t.ppf(_UPPER_SIGMA, self.dof)
+        half = width[:, None] * self.sigma
+        return self.mean - half, self.mean + half
+
+    def gaussian_pulls(self, truth: npt.ArrayLike) -> Float:
+        """Return residuals (n, 574) in sigmas, made Gaussian: unit normal where `sigma` and `dof` are right."""
+        scale = student_t.ppf(_UPPER_SIGMA, self.dof)[:, None]
+        pulls = (self.mean - np.asarray(truth)) / self.sigma
+        return np.asarray(np.clip(ndtri(student_t.cdf(pulls * scale, self.dof[:, None])), -8, 8))
 
     def covariance(self, i: int) -> Float:
         """Return the covariance of the i-th SED (574, 574)."""
@@ -214,7 +236,7 @@ def build_network(kind: str, **architecture: Any) -> nn.Module:
 
 def _nothing() -> list[npt.NDArray[Any]]:
     empty = np.zeros((0, N_SED), dtype=np.float32)
-    return [empty, empty, np.zeros((0, 0, N_SED), dtype=np.float32), np.zeros(0, dtype=bool), np.zeros(0), np.zeros(0)]
+    return [empty, empty, np.zeros((0, 0, N_SED), dtype=np.float32), np.zeros(0, dtype=bool), *[np.zeros(0)] * 3]
 
 
 def _published(network: UaRANet, flux: torch.Tensor, error: torch.Tensor) -> tuple[npt.NDArray[Any], ...]:
@@ -227,7 +249,7 @@ def _published(network: UaRANet, flux: torch.Tensor, error: torch.Tensor) -> tup
     unknown = np.full(n, np.nan)
     modes = np.zeros((n, 0, N_SED), dtype=np.float32)
     sed, sigma = (one.cpu().numpy() for one in (mean, relative * mean.abs()))
-    return sed, sigma, modes, np.zeros(n, dtype=bool), unknown, unknown
+    return sed, sigma, modes, np.zeros(n, dtype=bool), unknown, unknown, np.full(n, np.inf)
 
 
 def _ours(
@@ -241,7 +263,9 @@ def _ours(
     size = found.features.values.square().mean(dim=1)
     assert isinstance(network, SedNetwork)  # noqa: S101
     outside = (excess > network.domain_limits[0]) | (size > network.domain_limits[1])
-    arrays = (mean, sigma, modes, outside, found.features.chi2.double(), found.real.double())
+    arrays = (
+        mean, sigma, modes, outside, found.features.chi2.double(), found.real.double(), found.dof.double(),
+    )  # fmt: skip
     return tuple(one.cpu().numpy() for one in arrays)
 
 
@@ -258,4 +282,6 @@ def _reddened(found: SedPrediction, ebv: npt.NDArray, ebv_error: npt.NDArray) ->
     own = (np.asarray(ebv_error)[:, None] * curve).astype(np.float32) * mean
     modes = np.concatenate([found.modes * factor[:, None], own[:, None]], axis=1)
     sigma = np.hypot(found.sigma * factor, own)
-    return SedPrediction(found.wavelength, mean, sigma, modes, found.out_of_domain, found.chi2, found.real, found.model)
+    return SedPrediction(
+        found.wavelength, mean, sigma, modes, found.out_of_domain, found.chi2, found.real, found.dof, found.model
+    )

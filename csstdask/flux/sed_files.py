@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from csstdask.errors import InputError
-from csstdask.flux.sed import predict_sed
+from csstdask.flux.sed import Stars, predict_sed
 from csstdask.flux.seds_table import SedTable, write_seds
 from csstdask.flux.spectra import SED_WAVELENGTH
 from csstdask.flux.spectrum_files import read_spectrum
@@ -23,6 +23,7 @@ def predict_files(
     medium: str | None = None,
     model: str = "default",
     resolution: float | None = None,
+    stars: Stars = "real",
     device: Any = None,
 ) -> dict[str, str]:
     """Predict SEDs of spectra in files, and write them as one table.
@@ -33,7 +34,7 @@ def predict_files(
         As `csstdask.flux.spectrum_files.read_spectrum` reads them.
     to : Path
         Parquet file; ids are the OBSID or OBJECT of the headers, else the names of the files.
-    medium, model, resolution, device : optional
+    medium, model, resolution, stars, device : optional
         As in `csstdask.flux.predict_sed`.
 
     Returns
@@ -61,8 +62,9 @@ def predict_files(
         try:
             spectrum = read_spectrum(path, medium=medium)
             found = predict_sed(
-                spectrum.wavelength, spectrum.flux, spectrum.error, model=model, resolution=resolution, device=device
-            )
+                spectrum.wavelength, spectrum.flux, spectrum.error,
+                model=model, resolution=resolution, stars=stars, device=device,
+            )  # fmt: skip
         except InputError as error:
             failed[str(path)] = f"found {error.found}; wanted {error.wanted}"
             continue

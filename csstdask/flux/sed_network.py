@@ -8,8 +8,8 @@
    principal components.
 3. *Covariance.* A head on detached features gives a Cholesky factor in a basis of the errors, and a diagonal. The
    scatter between the members of the ensemble is added in the same basis.
-4. *Calibration.* The sigmas are multiplied by a factor of wavelength, signal-to-noise ratio and temperature that was
-   measured on stars of cells that were not used in training.
+4. *Calibration.* The sigmas are multiplied by a factor of wavelength, signal-to-noise ratio and temperature, and the
+   tails are those of a Student distribution; both were measured on stars that are partly of cells not used in training.
 
 Everything is relative: errors of the logarithm of an SED are relative errors of the SED.
 """
@@ -203,6 +203,8 @@ class SedEstimate:
         Of the logarithm of the SED, mean of the ensemble.
     real : tensor (n,)
         Probability with which the correction for real stars was applied.
+    dof : tensor (n,)
+        Degrees of freedom of the Student distribution of the errors; its central 68 % are one sigma.
     """
 
     log_mean: Tensor
@@ -212,6 +214,7 @@ class SedEstimate:
     teff: Tensor
     coefficients: Tensor
     real: Tensor
+    dof: Tensor
 
 
 class SedNetwork(nn.Module):
@@ -255,6 +258,7 @@ class SedNetwork(nn.Module):
         self.register_buffer("error_projection", torch.zeros(N_SED, rank))
         shape = (len(CALIBRATION_SNR), len(CALIBRATION_TEFF), len(CALIBRATION_WAVELENGTH))
         self.register_buffer("log_factor", torch.zeros(shape))
+        self.register_buffer("log_dof", torch.full(shape[:2], 4.0))
         to_pixels = interpolation_matrix(np.log(CALIBRATION_WAVELENGTH), np.log(SED_WAVELENGTH))
         self.register_buffer("to_pixels", torch.from_numpy(to_pixels.astype(np.float32)))
         self.domain_limits: Tensor
@@ -263,6 +267,7 @@ class SedNetwork(nn.Module):
         self.teff_weights: Tensor
         self.error_projection: Tensor
         self.log_factor: Tensor
+        self.log_dof: Tensor
         self.to_pixels: Tensor
 
     def log_sed(self, coefficients: Tensor) -> Tensor:
@@ -304,7 +309,8 @@ class SedNetwork(nn.Module):
         modes = torch.cat([modes, p[..., None].sqrt() * correction.modes, undecided[:, None]], dim=1)
         noise = torch.sqrt(noise.square() + p * correction.noise.square())
         log_mean, modes = _scaled(log_mean, modes)
-        return SedEstimate(log_mean, modes, noise, features, teff, mean, probability)
+        dof = self.degrees_of_freedom(features.snr, teff)
+        return SedEstimate(log_mean, modes, noise, features, teff, mean, probability, dof)
 
     def _with_ensemble(self, lower: Tensor, outputs: Tensor) -> Tensor:
         """Add the scatter between members, in the basis of the errors."""
@@ -314,9 +320,15 @@ class SedNetwork(nn.Module):
 
     def log_factors(self, snr: Tensor, teff: Tensor) -> Tensor:
         """Return the logarithm of the calibration at its wavelengths (n, node), bilinear in ln SNR and ln Teff."""
+        return self._interpolated(self.log_factor, snr, teff)
+
+    def degrees_of_freedom(self, snr: Tensor, teff: Tensor) -> Tensor:
+        """Return the degrees of freedom (n,) of the Student distribution that has the tails of the errors."""
+        return torch.exp(self._interpolated(self.log_dof[..., None], snr, teff)[:, 0])
+
+    def _interpolated(self, table: Tensor, snr: Tensor, teff: Tensor) -> Tensor:
         low_s, share_s = _between(torch.log(snr), np.log(CALIBRATION_SNR))
         low_t, share_t = _between(torch.log(teff), np.log(CALIBRATION_TEFF))
-        table = self.log_factor
         return (
             (1 - share_s) * ((1 - share_t) * table[low_s, low_t] + share_t * table[low_s, low_t + 1])
             + share_s * ((1 - share_t) * table[low_s + 1, low_t] + share_t * table[low_s + 1, low_t + 1])

@@ -1,8 +1,9 @@
 """Fit of the correction for real stars: a Bayesian linear regression at each wavelength, on CALSPEC and MILES.
 
-CALSPEC (HST) defines the truth. MILES has offsets of its own, a constant and a slope with temperature at each
-wavelength, which are fitted along with a prior as wide as its known disagreement with HST (7 % at 3600 A). Both
-contribute only where they have data.
+CALSPEC (HST) defines the truth. MILES has an offset of its own at each wavelength, which is fitted
+along with a prior as wide as its known disagreement with HST (7 % at 3600 A). The
+inputs of CALSPEC stars come from labels, whose errors vary with temperature: they have two terms of their own, with a
+prior of 3 %, which do not count for stars with real spectra. Both libraries contribute only where they have data.
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ _PRIOR = (0.30, 0.15, 0.04, 0.04)
 #: Disagreement of MILES and HST on the same stars [A], [relative].
 _MILES_WAVELENGTH = (3600.0, 4500.0, 5000.0, 6000.0, 7000.0)
 _MILES_ERROR = (0.073, 0.021, 0.018, 0.007, 0.015)
+#: Terms by which errors of labels bend the SEDs of CALSPEC stars, and their standard deviation.
+_N_LABEL = 2
+_LABEL_ERROR = 0.03
+#: Fits, each with the scatter of both libraries that the one before left, and the least scatter.
+_ITERATIONS = 3
+_LEAST_SCATTER = 0.005
 #: Scatter of stars about the correction, before it is measured, at the wavelengths of the prior.
 _SCATTER = (0.15, 0.05, 0.015, 0.015)
 
@@ -62,7 +69,8 @@ class CorrectionFit:
     scale: Float
     weights: Float
     weight_covariance: Float
-    amplitude: Float
+    label_weights: Float
+    """(2, 574) Further terms of CALSPEC stars, whose inputs come from labels."""
 
     def terms(self, coefficients: Float) -> Float:
         """Return phi (n, term)."""
@@ -72,6 +80,11 @@ class CorrectionFit:
     def __call__(self, coefficients: Float) -> Float:
         """Return offsets of log SEDs (n, 574)."""
         return self.terms(coefficients) @ self.weights
+
+    def with_labels(self, coefficients: Float) -> Float:
+        """Return offsets of log SEDs (n, 574) of stars whose inputs come from labels."""
+        terms = self.terms(coefficients)
+        return terms @ self.weights + terms[:, 1 : 1 + _N_LABEL] @ self.label_weights
 
 
 def fit_correction(stars: Predictions, *, centre: Float | None = None, scale: Float | None = None) -> CorrectionFit:
@@ -86,30 +99,45 @@ def fit_correction(stars: Predictions, *, centre: Float | None = None, scale: Fl
     given = stars.coefficients[:, :N_DEPEND]
     centre = given.mean(axis=0) if centre is None else centre
     scale = np.maximum(given.std(axis=0), 1e-6) if scale is None else scale
-    empty = CorrectionFit(centre, scale, np.zeros((N_TERMS, 1)), np.eye(N_TERMS), np.zeros(1))
+    empty = CorrectionFit(centre, scale, np.zeros((N_TERMS, 1)), np.eye(N_TERMS), np.zeros((_N_LABEL, 1)))
     phi = empty.terms(stars.coefficients)
-    nuisance = phi[:, :2] * stars.is_miles[:, None]
-    design = np.concatenate([phi, nuisance], axis=1)
+    offset = stars.is_miles[:, None].astype(float)
+    by_labels = phi[:, 1 : 1 + _N_LABEL] * ~stars.is_miles[:, None]
+    design = np.concatenate([phi, offset, by_labels], axis=1)
     prior = np.interp(SED_WAVELENGTH, _PRIOR_WAVELENGTH, _PRIOR)
     miles = np.interp(SED_WAVELENGTH, _MILES_WAVELENGTH, _MILES_ERROR)
-    scatter = np.interp(SED_WAVELENGTH, _PRIOR_WAVELENGTH, _SCATTER)
+    start = np.interp(SED_WAVELENGTH, _PRIOR_WAVELENGTH, _SCATTER)
     y = stars.log_truth - stars.log_synthetic
-    n_wave = len(SED_WAVELENGTH)
-    weights = np.zeros((N_TERMS, n_wave))
-    for k in range(n_wave):
-        seen = np.isfinite(y[:, k])
-        if not seen.any():
-            continue
-        variance = scatter[k] ** 2 + np.where(stars.is_miles[seen], miles[k] ** 2, 0.0)
-        precision = np.concatenate([np.full(N_TERMS, prior[k] ** -2), np.full(2, miles[k] ** -2)])
-        precision[1:N_TERMS] *= 4  # terms beyond the constant are smaller
-        a = design[seen]
-        normal = a.T @ (a / variance[:, None]) + np.diag(precision)
-        weights[:, k] = np.linalg.solve(normal, a.T @ (y[seen, k] / variance))[:N_TERMS]
-    weights = _extended(weights, np.isfinite(y).sum(axis=0))
+    seen = np.isfinite(y)
+    y = np.where(seen, y, 0.0)
+    labels = np.full((_N_LABEL, len(SED_WAVELENGTH)), _LABEL_ERROR**-2)
+    precision = np.concatenate([np.tile(prior**-2, (N_TERMS, 1)), miles[None] ** -2, labels])
+    precision[1:N_TERMS] *= 4  # terms beyond the constant are smaller
+    variance = np.where(stars.is_miles[:, None], np.hypot(start, miles), start) ** 2
+    for _ in range(_ITERATIONS):
+        weight = seen / variance
+        normal = np.einsum("ni,nk,nj->kij", design, weight, design, optimize=True)
+        normal += np.eye(len(precision)) * precision.T[:, None]
+        solved = np.linalg.solve(normal, np.einsum("ni,nk->ki", design, weight * y)[..., None])[..., 0]
+        residual = np.where(seen, y - design @ solved.T, np.nan)
+        for library in (stars.is_miles, ~stars.is_miles):
+            spread = robust_scatter(residual[library])
+            variance[library] = np.maximum(spread, _LEAST_SCATTER) ** 2 if np.isfinite(spread).any() else start**2
+    found = _extended(solved.T, seen.sum(axis=0))
     hst = phi[~stars.is_miles]
     covariance = np.asarray(np.linalg.inv(hst.T @ hst + 0.1 * np.eye(N_TERMS)), dtype=float)
-    return CorrectionFit(centre, scale, weights, covariance, np.zeros(n_wave))
+    return CorrectionFit(centre, scale, found[:N_TERMS], covariance, found[N_TERMS + 1 :])
+
+
+def robust_scatter(residual: Float) -> Float:
+    """Return 1.4826 x the median of |residual - median| at each wavelength (574,), interpolated where unknown."""
+    out = np.full(residual.shape[1], np.nan)
+    known = np.isfinite(residual).sum(axis=0) >= 4
+    if known.any():
+        middle = np.nanmedian(residual[:, known], axis=0)
+        out[known] = 1.4826 * np.nanmedian(np.abs(residual[:, known] - middle), axis=0)
+        out = _filled(out)
+    return out
 
 
 def _extended(weights: Float, count: npt.NDArray[np.int64]) -> Float:
@@ -132,7 +160,7 @@ def leave_one_out(stars: Predictions, groups: npt.NDArray | None = None) -> Floa
     group = np.arange(len(stars.coefficients)) if groups is None else groups
     for i in np.flatnonzero(~stars.is_miles):
         fit = fit_correction(stars.take(group != group[i]))
-        out.append(stars.log_synthetic[i] + fit(stars.coefficients[i : i + 1])[0])
+        out.append(stars.log_synthetic[i] + fit.with_labels(stars.coefficients[i : i + 1])[0])
     return scaled(np.array(out))
 
 
@@ -160,6 +188,22 @@ def scatter_of(residual: Float) -> tuple[Float, Float]:
     modes = (size[:N_MODES, None] * vectors[:N_MODES]) / np.sqrt(len(unit)) * sd
     rest = np.sqrt(np.maximum(sd**2 - (modes**2).sum(axis=0), (0.2 * sd) ** 2))
     return modes, rest
+
+
+def scatter_ratio(stars: Predictions, fit: CorrectionFit, hst_residual: Float) -> Float:
+    """Return by how much stars with real spectra scatter less than CALSPEC stars, whose inputs come from labels (574,).
+
+    The ratio of MILES to CALSPEC where both have data, the nearest such value elsewhere; at most 1.
+    """
+    ground = stars.take(stars.is_miles)
+    residual = scaled(ground.log_synthetic + fit(ground.coefficients)) - ground.log_truth
+    common = np.isfinite(residual).mean(axis=0) > 0.5
+    ratio = robust_scatter(residual) / np.maximum(robust_scatter(hst_residual), 1e-4)
+    width = np.ones(41) / 41
+    index = np.flatnonzero(common)
+    padded = np.pad(ratio[index], 20, mode="edge")
+    smooth = np.convolve(padded, width, mode="valid")
+    return np.asarray(np.clip(np.interp(np.arange(len(ratio)), index, smooth), 0.3, 1.0))
 
 
 def _filled(values: Float) -> Float:

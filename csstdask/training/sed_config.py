@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -40,6 +41,8 @@ class SedConfig(BaseModel):
     components: int = Field(96, ge=4, description="principal components of spectra; a quarter is that of real stars")
     sed_components: int = Field(32, ge=2, description="principal components of log SEDs")
     rank: int = Field(12, ge=1, description="of the covariance")
+    scout_epochs: int = Field(70, ge=1, description="of the ensemble whose errors the covariance is learnt from")
+    scout_weight_decay: float = Field(0.05, ge=0)
     covariance_epochs: int = Field(16, ge=1)
     real_test_share: float = Field(0.4, gt=0, lt=1, description="share of the real stars that are never learnt from")
     split_seed: int = Field(20261130, ge=0, description="of the split into cells")
@@ -53,6 +56,13 @@ class SedConfig(BaseModel):
             epochs=self.epochs, learning_rate=self.learning_rate, warm_up=self.warm_up, least_rate=self.least_rate,
             weight_decay=self.weight_decay, patience=self.epochs, keep="last", precision="float32", seed=self.seed,
         )  # fmt: skip
+
+    @property
+    def scout_schedule(self) -> Schedule:
+        """Return how long and how fast the scout learns."""
+        return replace(
+            self.schedule, epochs=self.scout_epochs, patience=self.scout_epochs, weight_decay=self.scout_weight_decay
+        )
 
     @property
     def identity(self) -> dict[str, Any]:

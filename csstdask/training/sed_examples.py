@@ -27,12 +27,19 @@ class SedBatch:
     fwhm : tensor (n, 2)
         Of the line-spread function at 4000 and 7000 A [A].
     sed : tensor (n, 574)
+    shares : tensor (n, 5)
+        Weight of each fold of cells in the star.
     """
 
     flux: Tensor
     error: Tensor
     fwhm: Tensor
     sed: Tensor
+    shares: Tensor
+
+    def take(self, which: Tensor) -> SedBatch:
+        """Return some of the stars."""
+        return SedBatch(self.flux[which], self.error[which], self.fwhm[which], self.sed[which], self.shares[which])
 
 
 def average(flux: Tensor) -> Tensor:
@@ -63,21 +70,21 @@ def noisy(flux: Tensor, noise: Tensor, generator: torch.Generator) -> tuple[Tens
     return observed / mean, flux * noise / mean
 
 
-def as_tensors(stars: SyntheticStars) -> tuple[Tensor, Tensor, Tensor]:
-    """Return spectra, widths of the line-spread function and SEDs of stars as tensors that share their memory."""
-    return tuple(torch.from_numpy(part) for part in (stars.flux, stars.fwhm, stars.sed))  # type: ignore[return-value]
+def as_tensors(stars: SyntheticStars) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return spectra, line widths, SEDs and shares of folds of stars as tensors that share their memory."""
+    return tuple(torch.from_numpy(part) for part in (stars.flux, stars.fwhm, stars.sed, stars.shares))  # type: ignore[return-value]
 
 
 def published_batches(stars: SyntheticStars, batch: int, seed: int) -> Iterator[SedBatch]:
     """Yield the stars in a random order, each with one of the published signal-to-noise ratios."""
-    flux, fwhm, sed = as_tensors(stars)
+    flux, fwhm, sed, shares = as_tensors(stars)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(flux), generator=generator)
     choices = torch.tensor(PUBLISHED_SNR)
     for some in order.split(batch):
         snr = choices[torch.randint(len(choices), (len(some), 1), generator=generator)]
         x, error = noisy(flux[some], 1 / snr, generator)
-        yield SedBatch(x, error, fwhm[some], sed[some])
+        yield SedBatch(x, error, fwhm[some], sed[some], shares[some])
 
 
 def varied_noise(n: int, n_pixel: int, generator: torch.Generator) -> Tensor:
@@ -97,9 +104,9 @@ def varied_noise(n: int, n_pixel: int, generator: torch.Generator) -> Tensor:
 
 def varied_batches(stars: SyntheticStars, batch: int, seed: int) -> Iterator[SedBatch]:
     """Yield the stars in a random order, each with noise of `varied_noise`."""
-    flux, fwhm, sed = as_tensors(stars)
+    flux, fwhm, sed, shares = as_tensors(stars)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(flux), generator=generator)
     for some in order.split(batch):
         x, error = noisy(flux[some], varied_noise(len(some), flux.shape[1], generator), generator)
-        yield SedBatch(x, error, fwhm[some], sed[some])
+        yield SedBatch(x, error, fwhm[some], sed[some], shares[some])

@@ -5,9 +5,10 @@
    mean square relative error in units of a typical one at each wavelength. Afterwards each residual is weighted by
    ``sigma^-1``, as the beta-NLL with beta = 1/2 does (Seitzer et al. 2022), with a sigma that a head on detached
    features learns at the same time: noisy stars and wavelengths must not decide alone.
-3. With the mean frozen, the covariance head learns the joint likelihood of the modes of the errors, and the beta-NLL of
-   the diagonal.
-4. Stars of the calibration cells give a factor on sigma for each wavelength, signal-to-noise ratio and temperature.
+3. A second ensemble, the scout, learns likewise, but each of its members leaves out a fifth of the cells.
+4. The covariance head learns the joint likelihood of the modes of the errors, and the beta-NLL of the diagonal. The
+   errors are those of the member of the scout that does not know the cell of the star.
+5. New stars of the population give a factor on sigma for each wavelength, signal-to-noise ratio and temperature.
 """
 
 from __future__ import annotations
@@ -20,11 +21,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 from csstdask.datasets.gaussian_process import clean_stars, fit_labels
 from csstdask.datasets.spectra import RealStars, load_calspec, load_miles, split_by_star, star_key
-from csstdask.datasets.synthetic_spectra import SyntheticStars, TemplateBank, load_templates, synthetic_stars
+from csstdask.datasets.synthetic_spectra import (
+    SyntheticStars,
+    TemplateBank,
+    held_out_share,
+    load_templates,
+    synthetic_stars,
+)
 from csstdask.flux.sed_network import (
     CALIBRATION_SNR,
     CALIBRATION_TEFF,
@@ -48,6 +56,7 @@ from csstdask.training.real_stars import (
     leave_one_out,
     scaled,
     scatter_of,
+    scatter_ratio,
 )
 from csstdask.training.sed_config import SedConfig
 from csstdask.training.sed_examples import SedBatch, noisy, varied_batches, varied_noise
@@ -67,6 +76,10 @@ _SHRINK = 200.0
 LABEL_SNR = 50.0
 #: Signal-to-noise ratio of MILES spectra, which have no errors of their own.
 MILES_SNR = 100.0
+#: A member learns from stars with less weight of its fold of cells than this.
+_LEARNS = 0.25
+#: A member does not know stars with more weight of its fold than this.
+_UNKNOWN = 0.6
 #: Stars that the principal components come from.
 _PRINCIPAL_STARS = 12_000
 
@@ -74,9 +87,10 @@ _PRINCIPAL_STARS = 12_000
 class MeanLearner(nn.Module):
     """The network with a temporary head for sigma, which only weights residuals."""
 
-    def __init__(self, network: SedNetwork, typical: Tensor) -> None:
+    def __init__(self, network: SedNetwork, typical: Tensor, *, leave_out: bool = False) -> None:
         super().__init__()
         self.network = network
+        self.leave_out = leave_out
         n_in = network.ensemble.first.shape[1]
         self.sigma = nn.Sequential(nn.Linear(n_in, 96), nn.SiLU(), nn.Linear(96, N_KNOTS))
         self.register_buffer("log_typical", torch.log(typical), persistent=False)
@@ -93,12 +107,14 @@ class MeanLearner(nn.Module):
     def loss(self, batch: SedBatch, share: float) -> Tensor:
         """Return the loss at a share of the training."""
         residual, log_sigma = self.residuals(batch)
-        scaled = residual * torch.exp(-self.log_typical)
+        square = (residual * torch.exp(-self.log_typical)).square()
         if share >= _WARM_UP:
-            weight = torch.exp(self.log_typical - log_sigma.detach()).clamp(0.05, 50)
-            mean_loss = (scaled.square() * weight).mean()
+            square = square * torch.exp(self.log_typical - log_sigma.detach()).clamp(0.05, 50)
+        if self.leave_out:
+            learns = (batch.shares[:, : len(residual)].T < _LEARNS).float()
+            mean_loss = (square.mean(dim=2) * learns).sum() / learns.sum()
         else:
-            mean_loss = scaled.square().mean()
+            mean_loss = square.mean()
         fixed = residual.detach().mean(dim=0)
         nll = 0.5 * (fixed * torch.exp(-log_sigma)).square() + log_sigma - self.log_typical
         return mean_loss + 0.2 * nll.mean()
@@ -173,14 +189,17 @@ def train_mean(
     to: Path,
     extra: np.ndarray | None,
     announce: Callable[[str], None],
+    *,
+    leave_out: bool = False,
 ) -> list[dict[str, float]]:
-    """Train the ensemble; return the log."""
+    """Train the ensemble, or the scout, whose members leave out cells; return the log."""
     rng = np.random.default_rng(config.seed)
     stars = synthetic_stars(bank, "train", config.stars, rng, augment=True)
     typical = prepare(network, stars, extra)
     held_out = synthetic_stars(bank, "validation", config.validation, np.random.default_rng(config.seed + 1))
     checked = list(varied_batches(held_out, 512, config.seed))
-    model = MeanLearner(network, typical)
+    model = MeanLearner(network, typical, leave_out=leave_out)
+    schedule = config.scout_schedule if leave_out else config.schedule
     state = {"epoch": 0}
 
     def batches(epoch: int) -> Iterable[SedBatch]:
@@ -191,11 +210,13 @@ def train_mean(
         model,
         batches=batches,
         steps=-(-len(stars) // config.batch),
-        loss=lambda one, batch: one.loss(batch, state["epoch"] / config.epochs),  # type: ignore[operator]
+        loss=lambda one, batch: one.loss(batch, state["epoch"] / schedule.epochs),  # type: ignore[operator]
         validate=lambda one: _validate_mean(one, checked),
         identity=config.identity,
     )
-    return train(learner, config.schedule, to / "mean", device=torch.device("cpu"), announce=announce)
+    return train(
+        learner, schedule, to / ("scout" if leave_out else "mean"), device=torch.device("cpu"), announce=announce
+    )
 
 
 def _validate_mean(model: Any, batches: list[SedBatch]) -> dict[str, float]:
@@ -213,7 +234,7 @@ def _validate_mean(model: Any, batches: list[SedBatch]) -> dict[str, float]:
 
 
 class CovarianceLearner(nn.Module):
-    """The covariance head alone; everything else is frozen."""
+    """The covariance head alone, on errors of members that do not know the cell; everything else is frozen."""
 
     def __init__(self, network: SedNetwork) -> None:
         super().__init__()
@@ -224,9 +245,7 @@ class CovarianceLearner(nn.Module):
         """Return amounts of the modes (n, rank), the rest (n, 574), the Cholesky factors and the diagonal."""
         network = self._network[0]
         with torch.no_grad():
-            values = network.features(batch.flux, batch.error, batch.fwhm).values
-            outputs = network.ensemble(values)[0].mean(dim=0)
-            residual = _scaled_log(network.log_sed(outputs)) - torch.log(batch.sed)
+            residual, values, outputs = out_of_fold(network, batch)
             amounts = residual @ network.error_projection
             rest = residual - amounts @ self.head.basis
         lower, sigma = self.head(torch.cat([values, outputs], dim=1))
@@ -245,14 +264,24 @@ def _scaled_log(log_sed: Tensor) -> Tensor:
     return log_sed - torch.log(torch.exp(log_sed[:, REFERENCE_PIXELS]).mean(dim=1, keepdim=True))
 
 
+def out_of_fold(network: SedNetwork, batch: SedBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return residuals of log SEDs (m, 574), features and mean coefficients of stars that one member does not know.
+
+    The residual is that of this member; stars of training cells without such a member are left out. For stars of
+    held-out cells, which no member knows, it is that of a member, too: the one of the fold with the largest weight.
+    """
+    share, fold = batch.shares[:, : network.ensemble.members].max(dim=1)
+    known = batch.take(share > _UNKNOWN)
+    values = network.features(known.flux, known.error, known.fwhm).values
+    outputs = network.ensemble(values)[0]
+    own = outputs[fold[share > _UNKNOWN], torch.arange(len(values))]
+    return _scaled_log(network.log_sed(own)) - torch.log(known.sed), values, outputs.mean(dim=0)
+
+
 def prepare_covariance(network: SedNetwork, batches: Iterable[SedBatch]) -> None:
     """Fill the fixed basis of the errors from residuals of training stars."""
-    residuals = []
     with torch.no_grad():
-        for one in batches:
-            values = network.features(one.flux, one.error, one.fwhm).values
-            outputs = network.ensemble(values)[0].mean(dim=0)
-            residuals.append((_scaled_log(network.log_sed(outputs)) - torch.log(one.sed)).numpy())
+        residuals = [out_of_fold(network, one)[0].numpy() for one in batches]
     residual = np.concatenate(residuals).astype(float)
     size = np.maximum(np.sqrt((residual**2).mean(axis=0)), 1e-4)
     unit = residual / size
@@ -271,12 +300,11 @@ def train_covariance(
 ) -> list[dict[str, float]]:
     """Train the covariance head on new training stars; return the log."""
     stars = synthetic_stars(bank, "train", config.stars // 2, np.random.default_rng(config.seed + 2), augment=True)
-    some = SyntheticStars(**{name: getattr(stars, name)[:12_000] for name in stars.__dataclass_fields__})
-    prepare_covariance(network, varied_batches(some, 512, config.seed + 3))
+    prepare_covariance(network, varied_batches(stars.take(slice(0, 20_000)), 512, config.seed + 3))
     held_out = synthetic_stars(bank, "validation", config.validation, np.random.default_rng(config.seed + 1))
     checked = list(varied_batches(held_out, 512, config.seed))
     schedule = replace(
-        config.schedule, epochs=config.covariance_epochs, patience=config.covariance_epochs, learning_rate=2e-3
+        config.scout_schedule, epochs=config.covariance_epochs, patience=config.covariance_epochs, learning_rate=2e-3
     )
     learner = Learner(
         CovarianceLearner(network),
@@ -295,15 +323,21 @@ def _validate_covariance(model: Any, batches: list[SedBatch]) -> dict[str, float
 
 
 def calibrate(network: SedNetwork, bank: TemplateBank, config: SedConfig) -> None:
-    """Measure the factors on sigma with stars of the calibration and validation cells."""
+    """Measure the factors on sigma with stars of the population.
+
+    New stars of the training cells, and stars of the calibration and validation cells, have the shares that training
+    and test cells have in the population.
+    """
     rng = np.random.default_rng(config.seed + 4)
+    unseen = held_out_share(bank, "test")
+    numbers = {"train": 1 - unseen, "calibration": 0.6 * unseen, "validation": 0.4 * unseen}
     parts = [
-        synthetic_stars(bank, split, config.calibration // 2, rng, augment=augment)
-        for split in ("calibration", "validation")
+        synthetic_stars(bank, split, max(8, round(share * config.calibration / 2)), rng, augment=augment)  # type: ignore[arg-type]
+        for split, share in numbers.items()
         for augment in (False, True)
     ]
     generator = torch.Generator().manual_seed(config.seed + 5)
-    table = np.zeros(network.log_factor.shape)
+    table, dof = np.zeros(network.log_factor.shape), np.zeros(network.log_dof.shape)
     near = _node_pixels()
     for index, snr in enumerate(CALIBRATION_SNR):
         z, teff = [], []
@@ -316,9 +350,34 @@ def calibrate(network: SedNetwork, bank: TemplateBank, config: SedConfig) -> Non
                 sigma = torch.sqrt(found.noise.square() + found.modes.square().sum(dim=1))
                 z.append(((found.log_mean - torch.log(torch.from_numpy(stars.sed[some]))) / sigma).abs().numpy())
                 teff.append(found.teff.numpy())
-        table[index] = _factors(np.concatenate(z), np.concatenate(teff), near)
+        pulls, temperature = np.concatenate(z), np.concatenate(teff)
+        table[index] = _factors(pulls, temperature, near)
+        factor = np.exp(table[index][_nearest_teff(temperature)])
+        for k, pixels in enumerate(near):
+            pulls[:, pixels] /= factor[:, k : k + 1]
+        dof[index] = _log_dof(pulls[:, np.concatenate(near)], temperature)
     with torch.no_grad():
         network.log_factor.copy_(_tensor(table))
+        network.log_dof.copy_(_tensor(dof))
+
+
+def _nearest_teff(teff: np.ndarray) -> np.ndarray:
+    return np.asarray(np.abs(np.log(teff)[:, None] - np.log(CALIBRATION_TEFF)).argmin(axis=1))
+
+
+def _log_dof(z: np.ndarray, teff: np.ndarray) -> np.ndarray:
+    """Return ln of the degrees of freedom (temperature,) whose 95 % interval holds 95 % of the pulls |z|."""
+    known = np.geomspace(2.5, 60.0, 60)
+    ratio = student_t.ppf(0.975, known) / student_t.ppf(0.841345, known)
+    nearest = _nearest_teff(teff)
+    everything = np.quantile(z, 0.95)
+    out = np.zeros(len(CALIBRATION_TEFF))
+    for k in range(len(out)):
+        mine = z[nearest == k]
+        share = len(mine) / (len(mine) + _SHRINK)
+        own = np.quantile(mine, 0.95) if len(mine) else everything
+        out[k] = np.interp(share * own + (1 - share) * everything, ratio[::-1], np.log(known)[::-1])
+    return out
 
 
 def _node_pixels() -> list[np.ndarray]:
@@ -331,12 +390,11 @@ def _node_pixels() -> list[np.ndarray]:
 
 def _factors(z: np.ndarray, teff: np.ndarray, near: list[np.ndarray]) -> np.ndarray:
     """Return ln of the 68 % quantile of |z| for each (temperature, wavelength) node, shrunk to that of all stars."""
-    nodes = np.log(CALIBRATION_TEFF)
-    node_of = np.abs(np.log(teff)[:, None] - nodes).argmin(axis=1)
-    out = np.zeros((len(nodes), len(near)))
+    node_of = _nearest_teff(teff)
+    out = np.zeros((len(CALIBRATION_TEFF), len(near)))
     for k, pixels in enumerate(near):
         everything = np.log(np.quantile(z[:, pixels], _ONE_SIGMA))
-        for t in range(len(nodes)):
+        for t in range(len(out)):
             mine = z[node_of == t][:, pixels]
             own = np.log(np.quantile(mine, _ONE_SIGMA)) if len(mine) else everything
             share = len(mine) / (len(mine) + _SHRINK)
@@ -397,7 +455,9 @@ def learn_from_real_stars(network: SedNetwork, bank: TemplateBank, real: RealTra
     stars = real_predictions(network, real)
     fit = fit_correction(stars)
     residual = leave_one_out(stars) - stars.log_truth[~stars.is_miles]
-    fill_module(network.real_stars, fit, *scatter_of(residual))
+    ratio = scatter_ratio(stars, fit, residual)
+    modes, noise = scatter_of(residual)
+    fill_module(network.real_stars, fit, modes * ratio, noise * ratio)
     synthetic = synthetic_stars(bank, "train", 6000, np.random.default_rng(seed + 6), augment=True)
     batches = list(varied_batches(synthetic, 1000, seed + 6))
     with torch.no_grad():
@@ -451,9 +511,12 @@ def train_sed_network(config: SedConfig, to: Path, *, announce: Callable[[str], 
     folder = Path(config.data)
     bank = load_templates(folder, seed=config.split_seed)
     real = RealTraining.of(folder, config.real_test_share)
-    network = build(config)
+    network, scout = build(config), build(config)
     means = train_mean(network, bank, config, to, real.miles.flux, announce)
-    covariances = train_covariance(network, bank, config, to, announce)
+    train_mean(scout, bank, config, to, real.miles.flux, announce, leave_out=True)
+    covariances = train_covariance(scout, bank, config, to, announce)
+    network.covariance.load_state_dict(scout.covariance.state_dict())
+    network.error_projection.copy_(scout.error_projection)
     network.eval().requires_grad_(requires_grad=False)
     announce("calibration on held-out cells")
     calibrate(network, bank, config)

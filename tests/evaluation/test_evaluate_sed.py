@@ -63,6 +63,7 @@ def test_small_evaluation(real_spectra: Path, tmp_path: Path) -> None:
     changes = {
         "stars": 600, "validation": 64, "calibration": 128, "batch": 200, "epochs": 2, "members": 2, "width": 16,
         "components": 24, "sed_components": 8, "rank": 4, "covariance_epochs": 1,
+        "scout_epochs": 1,
     }  # fmt: skip
     config = load_sed_config(None, data=str(real_spectra), **changes)
     card = train_sed(config, tmp_path / "training", announce=lambda _: None)

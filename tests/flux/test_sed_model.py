@@ -13,10 +13,12 @@ from torch.distributions import LowRankMultivariateNormal
 
 from csstdask.errors import InputError
 from csstdask.flux import predict_sed
+from csstdask.flux.sed import SedPrediction
 from csstdask.flux.sed_files import predict_files
 from csstdask.flux.sed_network import CALIBRATION_SNR, CALIBRATION_TEFF, SedNetwork, mode_nll
 from csstdask.flux.seds_table import read_seds
 from csstdask.flux.spectra import INPUT_WAVELENGTH, N_INPUT, N_SED, REFERENCE_PIXELS, SED_WAVELENGTH
+from csstdask.nn.card import ModelCard
 
 WAVE = np.arange(3980.0, 7020.0, 1.0)
 FLUX = 1 - 0.4 * np.exp(-0.5 * ((WAVE - 4862.7) / 6) ** 2)
@@ -37,6 +39,26 @@ def test_prediction_has_a_valid_covariance(small_card: str) -> None:
     assert np.allclose(np.sqrt(np.diag(covariance)), found.sigma[1], rtol=1e-5)
     assert np.linalg.eigvalsh(covariance).min() > 0
     assert np.allclose((covariance - found.modes[1].T @ found.modes[1])[3, 40:50], 0, atol=1e-6)
+
+
+def test_intervals_have_the_tails_of_student() -> None:
+    """The central 68.3 % are one sigma for any number of degrees of freedom; 95 % are 1.96 sigma for a Gaussian."""
+    mean, sigma = np.ones((2, N_SED), np.float32), np.full((2, N_SED), 0.1, np.float32)
+    nothing, outside = np.zeros((2, 0, N_SED), np.float32), np.zeros(2, dtype=bool)
+    unknown = np.full(2, np.nan)
+    card = ModelCard("a", "sed", "1", "", "", "", "")
+    found = SedPrediction(
+        SED_WAVELENGTH, mean, sigma, nothing, outside, unknown, unknown, np.array([4.0, np.inf]), card
+    )
+    low, high = found.interval(0.682689)
+    assert np.allclose(high - low, 0.2, rtol=1e-4)
+    low, high = found.interval(0.95)
+    assert high[1, 0] - 1 == pytest.approx(0.196, rel=1e-3)
+    assert high[0, 0] - 1 == pytest.approx(0.1 * 2.776 / 1.142, rel=1e-3)
+    assert np.allclose(found.gaussian_pulls(mean - sigma), 1, atol=1e-3)
+    assert np.allclose(found.gaussian_pulls(low), 1.96, atol=1e-3)
+    with pytest.raises(ValueError, match="level: found 1"):
+        found.interval(1.0)
 
 
 def test_one_spectrum_is_one_row(small_card: str) -> None:
@@ -139,7 +161,7 @@ def test_spectra_of_files_become_a_table(small_card: str, tmp_path: Path) -> Non
     assert list(failed) == [str(paths[2])]
     table = read_seds(tmp_path / "seds.parquet")
     assert table.id.tolist() == ["one", "two"]
-    expected = predict_sed(WAVE, FLUX, model=small_card)
+    expected = predict_sed(WAVE, FLUX, model=small_card, stars="real")
     assert np.array_equal(table.mean[0], expected.mean[0])
     assert np.array_equal(table.modes[1], expected.modes[0])
     assert np.array_equal(table.wavelength, SED_WAVELENGTH)

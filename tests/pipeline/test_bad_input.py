@@ -239,7 +239,7 @@ def test_nan_and_infinite_pixels_come_through(tmp_path):
         (["mock", "none.toml", "--to", "OUT"], "none.toml"),
         (["train", "cosmicray"], "--to"),
         (["train", "cosmicray", "--to", "t", "--data", "nowhere"], "nowhere"),
-        (["train", "sed"], "wanted one of: cosmicray"),
+        (["train", "zeropoint"], "wanted one of: cosmicray"),
         (["evaluate", "psf"], "psf"),
         (["fly"], "fly"),
     ],

@@ -22,6 +22,7 @@ from csstdask.training.uaranet import fine_tune, last_tenth_gain
 TINY = {
     "stars": 600, "validation": 64, "calibration": 128, "batch": 200, "epochs": 2, "members": 2, "width": 16,
     "components": 24, "sed_components": 8, "rank": 4, "covariance_epochs": 1,
+    "scout_epochs": 1,
 }  # fmt: skip
 
 

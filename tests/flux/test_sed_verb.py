@@ -1,0 +1,54 @@
+"""``csstdask sed``, ``train sed`` and ``evaluate sed``: results, and bad usage in one line with exit code 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from shell import csstdask_command
+
+from csstdask.flux.seds_table import read_seds
+
+WAVE = np.arange(3980.0, 7020.0, 1.0)
+
+
+def write_star(path: Path, wave: np.ndarray = WAVE) -> None:
+    columns = [fits.Column(name, "D", array=one) for name, one in (("WAVELENGTH", wave), ("FLUX", 1 + 0 * wave))]
+    fits.BinTableHDU.from_columns(columns).writeto(path)
+
+
+def test_spectra_become_a_table(small_card: str, tmp_path: Path) -> None:
+    write_star(tmp_path / "good.fits")
+    write_star(tmp_path / "short.fits", WAVE[WAVE > 4100])
+    done = csstdask_command("sed", "good.fits", "--to", "seds.parquet", "--model", small_card, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert read_seds(tmp_path / "seds.parquet").id.tolist() == ["good"]
+    both = ("sed", "good.fits", "short.fits", "--to", "both.parquet", "--model", small_card, "--medium", "air")
+    done = csstdask_command(*both, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "failed short.fits: found wavelengths of" in done.stderr
+    assert len(read_seds(tmp_path / "both.parquet")) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sed", "x.fits"), "--to"),
+        (("sed", "x.fits", "--to", "y.parquet"), "x.fits"),
+        (("sed", "x.fits", "--to", "y.parquet", "--medium", "water"), "wanted vacuum or air"),
+        (("sed", "x.fits", "--to", "y.parquet", "--model", "none"), "--model"),
+        (("train", "sed", "--to", "t"), "data: Field required"),
+        (("train", "sed", "--to", "t", "--data", "nowhere"), "desi_templates.npz"),
+        (("train", "sed", "--to", "t", "--campaign", "c.zarr"), "--config and --data"),
+        (("evaluate", "sed"), "--data"),
+        (("evaluate", "sed", "--data", "nowhere"), "no such folder"),
+    ],
+)
+def test_bad_usage_is_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = csstdask_command(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
