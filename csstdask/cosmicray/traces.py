@@ -5,12 +5,18 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.quiet import no_warnings
+
 HALF_WINDOW = 4
 """Neighbours to each side along the row whose median is what a spectrum holds at a pixel."""
 TRACE_SIGMA = 2.0
 """A pixel is on a trace where that median is above the sky by this many sigma of the sky."""
 EXCESS_SIGMA = 3.0
 """A cosmic ray on a trace stands above that median by this many sigma of the pixel."""
+CONTINUED = 0.5
+"""A long run of flagged pixels belongs to a spectrum if the light beyond one of its ends is this share of its own."""
+
+Float = npt.NDArray[np.float64]
 
 
 def release_traces(
@@ -23,7 +29,9 @@ def release_traces(
     """Return detections without those that are pixels of spectra.
 
     Spectra run along x, and change little over a few columns. A flagged pixel on a trace stays flagged only where it
-    stands above the median of its neighbours in the row.
+    stands above the median of its neighbours in the row that are not flagged. In a run of flagged pixels that is too
+    long to have such neighbours the flagged ones count, if the light goes on beyond an end of the run: that of a
+    cosmic ray along the row does not.
 
     Parameters
     ----------
@@ -54,16 +62,48 @@ def release_traces(
     if not len(rows):
         return hit
     offsets = np.r_[-HALF_WINDOW:0, 1 : HALF_WINDOW + 1]
-    around = columns[:, None] + offsets
-    inside = (around >= 0) & (around < hit.shape[1])
-    around = np.clip(around, 0, hit.shape[1] - 1)
-    usable = inside & ~hit[rows[:, None], around] & ~mask[rows[:, None], around]
-    known = usable.any(axis=1)
-    rows, columns, around, usable = rows[known], columns[known], around[known], usable[known]
-    level = np.nanmedian(np.where(usable, height[rows[:, None], around], np.nan), axis=1)
+    level = _median(height, ~(hit | mask), rows, columns[:, None] + offsets)
+    inside_run = np.isnan(level)
+    if inside_run.any():
+        level[inside_run] = _level_in_runs(height, hit, mask, rows[inside_run], columns[inside_run])
     on_trace = level > TRACE_SIGMA * noise[rows, columns]
-    excess = height[rows, columns] - level
-    released = on_trace & (excess < EXCESS_SIGMA * error[rows, columns])
+    released = on_trace & (height[rows, columns] - level < EXCESS_SIGMA * error[rows, columns])
     kept = hit.copy()
     kept[rows[released], columns[released]] = False
     return kept
+
+
+def _median(
+    height: npt.NDArray[np.floating],
+    usable: npt.NDArray[np.bool_],
+    rows: npt.NDArray[np.intp],
+    around: npt.NDArray[np.intp],
+) -> Float:
+    """Return the median of the usable pixels among columns (n, k) of rows (n,); NaN where there are none."""
+    inside = (around >= 0) & (around < height.shape[1])
+    around = np.clip(around, 0, height.shape[1] - 1)
+    chosen = np.where(inside & usable[rows[:, None], around], height[rows[:, None], around], np.nan)
+    with no_warnings():
+        return np.asarray(np.nanmedian(chosen, axis=1), dtype=np.float64)
+
+
+def _level_in_runs(
+    height: npt.NDArray[np.floating],
+    hit: npt.NDArray[np.bool_],
+    mask: npt.NDArray[np.bool_],
+    rows: npt.NDArray[np.intp],
+    columns: npt.NDArray[np.intp],
+) -> Float:
+    """Return the median of flagged and other neighbours of pixels in long runs; NaN where no light goes on beyond."""
+    n = hit.shape[1]
+    blocked = np.pad(hit | mask, ((0, 0), (1, 1)))
+    position = np.arange(n + 2)
+    before = np.maximum.accumulate(np.where(blocked, -1, position), axis=1)[rows, columns + 1] - 1
+    after = np.minimum.accumulate(np.where(blocked, n + 2, position)[:, ::-1], axis=1)[:, ::-1][rows, columns + 1] - 1
+    free, reach = ~(hit | mask), np.arange(HALF_WINDOW)
+    ends = np.fmax(
+        _median(height, free, rows, before[:, None] - reach), _median(height, free, rows, after[:, None] + reach)
+    )
+    local = _median(height, ~mask, rows, columns[:, None] + np.arange(-HALF_WINDOW, HALF_WINDOW + 1))
+    with np.errstate(invalid="ignore"):
+        return np.where(ends > CONTINUED * local, local, np.nan)

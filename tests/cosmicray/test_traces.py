@@ -37,6 +37,18 @@ def test_the_sky_is_left_as_it_is(spectrum):
     assert np.array_equal(kept, hit)
 
 
+def test_long_runs_along_a_trace_are_released_and_cosmic_rays_along_the_row_are_not(spectrum):
+    height, error = spectrum
+    hit = np.zeros(height.shape, bool)
+    hit[9:11, 20:80] = True  # a piece of a spectrum
+    hit[3, 100:140] = True  # a cosmic ray along the row, on the sky
+    height[3, 100:140] += 500
+    noise = np.full(height.shape, 5.0)
+    kept = release_traces(height, np.sqrt(error**2 + np.maximum(height, 0)), noise, hit, np.zeros(hit.shape, bool))
+    assert kept[9:11].sum() <= 6  # of 120, beyond three sigma
+    assert kept[3, 100:140].all()
+
+
 def test_a_row_without_usable_neighbours_is_kept(spectrum):
     height, error = spectrum
     hit = np.zeros(height.shape, bool)
