@@ -1,7 +1,7 @@
 """Memory and time of the reduction `flat` for 1,000 to 100,000 partials, each measured in a process of its own.
 
 ``python benchmarks/reduction.py`` writes ``results/reduction.json``. The partials are few files that are listed many
-times, with four stars each: what is measured is what grows with their number. Two passes of the six.
+times, with four stars each: what is measured is what grows with their number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from environment import save
 
 COUNTS = (1_000, 10_000, 100_000)
-N_FILES, N_STARS, N_WAVE, PASSES = 64, 4, 195, 2
+N_FILES, N_STARS, N_WAVE = 64, 4, 195
 
 
 def write_partials(folder: Path) -> list[tuple[str, str]]:
@@ -60,20 +60,18 @@ def measure(count: int) -> dict[str, float]:
         listed = write_partials(root)
         with open_cluster("threads", 2) as slots:
             small = Manifest.write(root / "small", (Partial(*listed[i % N_FILES]) for i in range(200)))
-            reduce_partials(slots, root, small, FlatAlgorithm(2), lambda _: None, name="warm", key="w", max_passes=2)
+            reduce_partials(slots, root, small, FlatAlgorithm(2), lambda _: None, name="warm", key="w")
             reset_peak()
             before = peak_bytes()
             start = time.perf_counter()
             manifest = Manifest.write(root / "inputs", (Partial(*listed[i % N_FILES]) for i in range(count)))
-            reduce_partials(
-                slots, root, manifest, FlatAlgorithm(2), lambda _: None, name="flat", key="k", max_passes=PASSES
-            )
+            _, passes = reduce_partials(slots, root, manifest, FlatAlgorithm(2), lambda _: None, name="flat", key="k")
             seconds = time.perf_counter() - start
             return {
                 "partials": count,
                 "peak_MiB": round(peak_bytes() / 2**20, 1),
                 "growth_MiB": round((peak_bytes() - before) / 2**20, 1),
-                "seconds_per_pass": round(seconds / PASSES, 2),
+                "seconds_per_pass": round(seconds / passes, 2),
             }
 
 
@@ -91,7 +89,7 @@ def main() -> None:
         )
         rows.append(json.loads(done.stdout))
         print(rows[-1])
-    save("reduction", {"rows": rows, "stars_a_partial": N_STARS, "wavelengths": N_WAVE, "passes": PASSES})
+    save("reduction", {"rows": rows, "stars_a_partial": N_STARS, "wavelengths": N_WAVE})
 
 
 if __name__ == "__main__":
