@@ -78,8 +78,9 @@ def closure() -> str:
         f"Eight exposures of HST WFC3/IR G141, rows within 4.5 pixels. Of the exposure with a table of its pixels the "
         f"counts are {table_of_pixels['counts_over_axe']:.4f} of aXe's, with a robust scatter of "
         f"{percent(table_of_pixels['robust_sd_per_bin'], 3)} % a bin. Within this width 9 % "
-        f"of the light is missing (grey), as of aXe's spectra, for which this is a known problem. Light within some half widths [pixel], relative to 4.5: {curve}. With the background "
-        f"fitted, light in the wings of the star counts as background."
+        "of the light is missing (grey), as of aXe's spectra, for which this is a known problem. Light within some "
+        f"half widths [pixel], relative to 4.5: {curve}. With the background fitted, light in the wings of the star "
+        "counts as background."
     )
     return f"{table(head, rows)}\n\n{note}"
 
