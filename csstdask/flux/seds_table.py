@@ -24,6 +24,8 @@ from csstdask.errors import InputError
 
 Single = npt.NDArray[np.float32]
 
+ROWS_TOGETHER = 64
+"""Stars in a group of rows: what is read at least to have one of them."""
 _WANTED = "a table that `csstdask sed` wrote (id, mean, sigma, modes, out_of_domain)"
 _LISTS = ("mean", "sigma")
 
@@ -97,12 +99,7 @@ def read_seds(path: Path, ids: Collection[str] | None = None) -> SedTable:
     """
     wavelength = _schema(path)
     m = len(wavelength)
-    names = pq.read_table(path, columns=["id"])["id"].cast(pa.string())
-    wanted = pa.array(list(ids) if ids is not None else [], type=pa.string())
-    rows = None if ids is None else pc.indices_nonzero(pc.is_in(names, value_set=wanted))
-    table = pq.read_table(path) if rows is None or len(rows) else pq.read_table(path).slice(0, 0)
-    if rows is not None and len(rows):
-        table = table.take(rows)
+    table = pq.read_table(path) if ids is None else _rows_of(path, ids)
     n = table.num_rows
     found = [str(value) for value in table["id"].to_pylist()]
     if len(set(found)) < n:
@@ -132,6 +129,23 @@ def read_seds(path: Path, ids: Collection[str] | None = None) -> SedTable:
     )
 
 
+def _rows_of(path: Path, ids: Collection[str]) -> pa.Table:
+    """Return the rows of some stars; only the groups of rows that hold them are read."""
+    with pq.ParquetFile(path) as file:
+        names = file.read(columns=["id"])["id"].cast(pa.string())
+        rows = pc.indices_nonzero(pc.is_in(names, value_set=pa.array(list(ids), type=pa.string()))).to_numpy()
+        lengths = np.array([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)], dtype=int)
+        first = np.cumsum(lengths) - lengths
+        group = np.searchsorted(first, rows, side="right") - 1
+        groups = np.unique(group)
+        if not len(groups):
+            return file.schema_arrow.empty_table()
+        # Where the rows lie in what is read: groups that are left out move later ones up.
+        shift = np.cumsum(lengths[groups]) - lengths[groups] - first[groups]
+        at = rows.astype(int) + shift[np.searchsorted(groups, group)]
+        return file.read_row_groups(groups.tolist()).take(pa.array(at))
+
+
 def write_seds(path: Path, seds: SedTable) -> None:
     """Write SEDs, atomically; equal content gives equal bytes."""
 
@@ -148,5 +162,5 @@ def write_seds(path: Path, seds: SedTable) -> None:
     }
     table = pa.table(columns).replace_schema_metadata({"wavelength": json.dumps([float(w) for w in seds.wavelength])})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_TOGETHER)
     write_atomic(path, sink.getvalue().to_pybytes())

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from csstdask.errors import InputError
-from csstdask.flux.seds_table import SedTable, check_seds, read_seds, write_seds
+from csstdask.flux.seds_table import ROWS_TOGETHER, SedTable, check_seds, read_seds, write_seds
 
 WAVELENGTH = np.geomspace(2500, 10500, 20)
 
@@ -100,3 +100,22 @@ def test_numbers_as_ids_and_unusable_rows(tmp_path):
     assert found.id.tolist() == ["7", "10"]
     assert found.usable.tolist() == [True, False]
     assert read_seds(tmp_path / "seds.parquet").usable.tolist() == [True, False, False, False]
+
+
+def test_only_the_groups_of_rows_that_hold_the_stars_are_read(tmp_path, monkeypatch):
+    n = 5 * ROWS_TOGETHER + 7
+    rng = np.random.default_rng(4)
+    mean = rng.uniform(0.5, 2, (n, 20)).astype(np.float32)
+    ids = np.array([f"s{i}" for i in range(n)], dtype=object)
+    whole = SedTable(ids, WAVELENGTH, mean, 0.1 * mean, np.zeros((n, 0, 20), np.float32), np.zeros(n, bool))
+    write_seds(tmp_path / "seds.parquet", whole)
+    chosen = [3, ROWS_TOGETHER + 1, 4 * ROWS_TOGETHER - 1, n - 1]
+    read = []
+    original = pq.ParquetFile.read_row_groups
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_groups", lambda self, groups: read.extend(groups) or original(self, groups)
+    )
+    found = read_seds(tmp_path / "seds.parquet", [f"s{i}" for i in chosen])
+    assert read == [0, 1, 3, 5]
+    assert found.id.tolist() == [f"s{i}" for i in chosen]
+    assert np.array_equal(found.mean, mean[chosen])

@@ -79,6 +79,9 @@ def test_a_run_ends_with_the_cube_and_its_variance(finished, campaign):
     assert run_store["sensitivity"].attrs["units"] == "(electron s-1 Angstrom-1) / (erg s-1 cm-2 Angstrom-1)"
     assert (run_store["flat"][..., 0] == 1).all()
     assert (run_store["flat_n_stars"].max("flat_wave") > 40).all()
+    rejected = run_store["extract_mask"].values
+    assert 0 < rejected.mean() < 0.02
+    assert not (rejected & run_store["cr_mask"].values).any()
     for number in range(len(DETECTORS)):
         wavelength = run_store["flat_wavelength"].values[number]
         assert (np.diff(wavelength) > 0).all()

@@ -16,7 +16,7 @@ from csstdask.instrument.dispersion import dispersion_of, nominal_sensitivity, s
 from csstdask.instrument.geometry import angle_between, unit_vectors
 from csstdask.numerics.spectral import interpolate_spectrum
 from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.step import Cost, Output, Step, Table
+from csstdask.pipeline.step import Cost, Output, Product, Step, Table
 from csstdask.store.schema import NO_TIME
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ Float = npt.NDArray[np.float64]
 
 #: The file that a unit contributes to the flat-field cube.
 STAR_RATIOS = "star_ratios"
+#: The pixels that were left out although no earlier step had flagged them.
+REJECTED = "extract_mask"
 _MARGIN = 30.0
 """Distance from the edge of the frame within which light still falls on it [pixel]."""
 
@@ -80,7 +82,8 @@ def extract_stars(frame: Frame, config: RunConfig) -> Output:
         )
     stars = stars_on(frame, config)
     if not len(stars) or not np.isfinite(mesh.background).all():
-        return Output(tables={"spectra": _table(frame, stars, None)}, metrics={"n_spectra": 0})
+        nothing = np.zeros(frame.data.shape, dtype=bool)
+        return Output({REJECTED: nothing}, {"spectra": _table(frame, stars, None)}, metrics={"n_spectra": 0})
     where = frame.instrument, facts.detector, frame.data.shape
     predicted = predicted_light(frame, stars)
     spectra = extract_frame(
@@ -95,6 +98,7 @@ def extract_stars(frame: Frame, config: RunConfig) -> Output:
     )
     content = None if predicted is None else _ratios(frame, stars, spectra, predicted)
     return Output(
+        arrays={REJECTED: spectra.rejected},
         tables={"spectra": _table(frame, stars, spectra)},
         files={} if content is None else {STAR_RATIOS: content},
         metrics=_metrics(stars, spectra),
@@ -298,6 +302,15 @@ EXTRACT = Step(
     settings=_settings,
     camera=slitless_camera,
     model=lambda _: None,
+    products=(
+        Product(
+            REJECTED,
+            "bool",
+            False,
+            codec="mask",
+            long_name="rejected by the extraction: outliers, light of other stars",
+        ),
+    ),
     tables=("spectra",),
     files=(STAR_RATIOS,),
     metrics=("n_spectra", "n_unpredicted", "spectrum_snr", "spectrum_shift", "trace_offset", "contaminated_fraction"),
