@@ -159,7 +159,7 @@ def _one_epoch(
     network.train()
     if epoch >= schedule.freeze_norm * schedule.epochs:
         for part in network.modules():
-            if isinstance(part, nn.BatchNorm2d):
+            if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
                 part.eval()
     total, count = 0.0, 0
     for step, batch in enumerate(learner.batches(epoch)):

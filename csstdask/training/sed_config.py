@@ -35,6 +35,7 @@ class SedConfig(BaseModel):
     least_rate: float = Field(0.01, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     warm_up: float = Field(1.0, gt=0)
+    freeze_norm: float = Field(1.0, ge=0, le=1, description="share of the epochs after which norms are frozen")
     members: int = Field(5, ge=1, description="networks of the ensemble")
     width: int = Field(256, ge=8, description="of their hidden layers")
     blocks: int = Field(2, ge=1, description="residual blocks of each")
@@ -54,7 +55,8 @@ class SedConfig(BaseModel):
         """Return how long and how fast to learn."""
         return Schedule(
             epochs=self.epochs, learning_rate=self.learning_rate, warm_up=self.warm_up, least_rate=self.least_rate,
-            weight_decay=self.weight_decay, patience=self.epochs, keep="last", precision="float32", seed=self.seed,
+            weight_decay=self.weight_decay, freeze_norm=self.freeze_norm, patience=self.epochs, keep="last",
+            precision="float32", seed=self.seed,
         )  # fmt: skip
 
     @property

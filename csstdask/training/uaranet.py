@@ -1,8 +1,9 @@
 """Training of UaRA-net as published, on the synthetic stars that are at hand.
 
 Published (section 4.1): Adam at 1e-3, 41,219 stars with signal-to-noise ratios of 20 to 40, batches of 2048, 3000
-epochs on a GPU. Here every epoch draws its noise anew, batches are smaller and the rate falls to a hundredth along a
-cosine, so that the training converges within an hour on one core.
+epochs on a GPU. Here every epoch draws its noise anew, and batches are smaller. The rate falls to a hundredth along a
+cosine, and in the last part batch normalisation is frozen: otherwise the means of a few batches make the validation
+loss jump by a percent. The training converges in about an hour on one core.
 """
 
 from __future__ import annotations

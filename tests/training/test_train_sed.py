@@ -63,6 +63,12 @@ def test_published_network_is_trained(real_spectra: Path, tmp_path: Path) -> Non
     assert (tmp_path / "log.csv").is_file()
 
 
+def test_frozen_norms_gather_nothing(real_spectra: Path, tmp_path: Path) -> None:
+    changes = {"kind": "uaranet", "stars": 200, "validation": 64, "batch": 100, "epochs": 1, "freeze_norm": 0.0}
+    path = train_sed(load_sed_config(None, data=str(real_spectra), **changes), tmp_path, announce=lambda _: None)
+    assert not load_file(path.with_suffix(".safetensors"))["norm.running_mean"].any()
+
+
 def test_fine_tuning_ignores_what_was_not_observed() -> None:
     rng = np.random.default_rng(3)
     flux = (1 + 0.01 * rng.normal(size=(8, 2238))).astype(np.float32)
