@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import csv
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
 from committed import RESULTS, load, table
 
 BANDS = ("GU", "GV", "GI")
+#: Length of a line of text.
+_LINE = 130
 _SETS = {
     "population": "population", "training_cells": "training cells alone", "test_cells": "held-out cells alone"
 }  # fmt: skip
+
+
+def _with_note(head: list[str], rows: list[list[Any]], note: str) -> str:
+    return f"{table(head, rows)}\n\n{textwrap.fill(note, _LINE, break_on_hyphens=False)}"
 
 
 def _errors(bands: dict[str, dict[str, float]], kind: str = "rms") -> list[str]:
@@ -30,7 +37,7 @@ def held_out() -> str:
             ["sed / uaranet", *("/".join(f"{found['ratio'][snr][band]['rms']:.2f}" for band in BANDS) for snr in snrs)]
         )
     note = f"{found['stars']} stars of {found['cells']} cells; rms relative error in GU/GV/GI."
-    return table(["method", *(f"SNR {snr}" for snr in snrs)], rows) + f"\n\n{note}"
+    return _with_note(["method", *(f"SNR {snr}" for snr in snrs)], rows, note)
 
 
 def by_teff() -> str:
@@ -66,21 +73,22 @@ def calibration() -> str:
                 ]
             )  # fmt: skip
     head = [
-        "model, stars", "KS of the PIT", "within 68 % [%]", "within 95 % [%]", "robust SD of pulls",
-        "tests of cells failed", "largest difference of a cell", "CRPS (constant sigma)",
+        "model, stars", "KS of the PIT", "in 68 % [%]", "in 95 % [%]", "robust SD", "tests failed", "largest miss",
+        "CRPS (constant sigma)",
     ]  # fmt: skip
     note = (
         f"{found['stars']} independent stars for each row, SNR 10, 20, 40 and 80. Of the population, "
-        f"{100 * found['share_of_test_cells']:.0f} % are stars of held-out cells."
+        f"{100 * found['share_of_test_cells']:.0f} % are stars of held-out cells. Robust SD: of pulls. "
+        "Largest miss: of the coverage of a cell. CRPS: in brackets with one sigma for all stars."
     )
-    return f"{table(head, rows)}\n\n{note}"
+    return _with_note(head, rows, note)
 
 
 def calspec() -> str:
     """Errors on CALSPEC stars."""
     found = load("sed")["calspec"]
     rows = [[name, *_errors(bands), *_errors(bands, "robust")] for name, bands in found["errors"].items()]
-    out = table(["method", *(f"{band}, rms" for band in BANDS), *(f"{band}, robust" for band in BANDS)], rows)
+    head = ["method", *(f"{band}, rms" for band in BANDS), *(f"{band}, robust" for band in BANDS)]
     against = "; ".join(
         f"{band} {one['ratio']:.2f} ({one['interval_68'][0]:.2f} to {one['interval_68'][1]:.2f})"
         for band, one in found["against_knn"].items()
@@ -91,7 +99,7 @@ def calspec() -> str:
         f"68 %: {_interval(pulls, 'coverage_68')}; 95 %: {_interval(pulls, 'coverage_95')}; robust SD of pulls "
         f"{pulls['all']['robust_sd']:.2f}; beyond 3 sigma {100 * pulls['all']['beyond_3']:.1f} %."
     )
-    return f"{out}\n\n{found['stars']} stars. {text}"
+    return _with_note(head, rows, f"{found['stars']} stars. {text}")
 
 
 def _interval(pulls: dict[str, Any], key: str) -> str:
@@ -117,7 +125,7 @@ def miles() -> str:
         f" Coverage of `sed` with the error of MILES added: 68 %: {_interval(pulls, 'coverage_68')}; "
         f"95 %: {_interval(pulls, 'coverage_95')}; robust SD of pulls {pulls['all']['robust_sd']:.2f}."
     )
-    return table(["method", *(f"{one:.0f} A" for one in found["wavelength"])], rows) + f"\n\n{note}"
+    return _with_note(["method", *(f"{one:.0f} A" for one in found["wavelength"])], rows, note)
 
 
 def trainings() -> str:
@@ -130,8 +138,16 @@ def trainings() -> str:
         start = max(1, int(0.9 * len(losses)))
         gain = max(0.0, (min(losses[:start]) - min(losses)) / abs(min(losses[:start])))
         minutes = sum(float(one["seconds"]) for one in log) / 60
-        rows.append([name, len(log), f"{minutes:.0f}", f"{losses[0]:.3f}", f"{losses[-1]:.3f}", f"{100 * gain:.2f} %"])
-    head = ["network", "epochs", "minutes, one shared core", "first validation loss", "last", "gain of the last tenth"]
+        rows.append(
+            [
+                name, len(log), f"{minutes:.0f}", f"{losses[0]:.3f}",
+                f"{min(losses):.3f} ({losses.index(min(losses)) + 1})", f"{losses[-1]:.3f}", f"{100 * gain:.2f} %",
+            ]
+        )  # fmt: skip
+    head = [
+        "network", "epochs", "minutes, one shared core", "first validation loss", "least (epoch)", "last",
+        "gain of the last tenth",
+    ]  # fmt: skip
     return table(head, rows)
 
 
@@ -144,7 +160,7 @@ def speed() -> str:
     ]
     note = f"{found['environment']['processor']}, {found['environment']['date']}; resampling of raw spectra: "
     note += f"{found['speed']['resampled_per_s']} spectra/s."
-    return table(["threads", "`sed`, SEDs/s", "`uaranet`, SEDs/s", "ratio"], rows) + f"\n\n{note}"
+    return _with_note(["threads", "`sed`, SEDs/s", "`uaranet`, SEDs/s", "ratio"], rows, note)
 
 
 TABLES: dict[str, Callable[[], str]] = {
