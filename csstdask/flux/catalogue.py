@@ -53,6 +53,10 @@ class StarCatalogue:
     """Its error, 1 sigma."""
     mag_band: npt.NDArray[np.object_]
     """Name of its band, one of the instrument's."""
+    ebv: Float
+    """Interstellar reddening E(B - V) [mag], 0 where the catalogue has no such column; NaN where unknown."""
+    ebv_err: Float
+    """Its error, 1 sigma."""
 
     def __len__(self) -> int:
         return len(self.id)
@@ -109,7 +113,7 @@ def read_catalogue(path: Path) -> StarCatalogue:
     ----------
     path : Path
         Parquet with ``id, ra, dec`` and ``flux_5556, flux_5556_err`` or ``mag, mag_err, mag_band``; ``pmra, pmdec``
-        [mas/yr] and ``ref_epoch`` [Julian year] where known.
+        [mas/yr], ``ref_epoch`` [Julian year], and ``ebv, ebv_err`` [mag] where known.
 
     Raises
     ------
@@ -145,6 +149,8 @@ def read_catalogue(path: Path) -> StarCatalogue:
         mag=column("mag", np.nan),
         mag_err=column("mag_err", np.nan),
         mag_band=text("mag_band"),
+        ebv=column("ebv", np.nan if "ebv" in table.column_names else 0.0),
+        ebv_err=column("ebv_err", 0.0),
     )
     names, counts = np.unique(stars.id.astype(str), return_counts=True)
     if (counts > 1).any():

@@ -22,8 +22,8 @@ from csstdask.flux.spectra import (
     REFERENCE_PIXELS,
     SED_WAVELENGTH,
     InputSpectra,
-    extinction_curve,
     input_spectra,
+    redden,
 )
 from csstdask.flux.uaranet import UaRANet
 from csstdask.nn.card import ModelCard
@@ -275,13 +275,7 @@ def _reddened(found: SedPrediction, ebv: npt.NDArray, ebv_error: npt.NDArray) ->
         return found
     if not (np.isfinite(ebv).all() and np.isfinite(ebv_error).all() and (np.asarray(ebv_error) >= 0).all()):
         raise ValueError("ebv: found values that are not finite, or negative errors; wanted E(B - V) in magnitudes")
-    curve = 0.4 * np.log(10) * 3.1 * extinction_curve(SED_WAVELENGTH)
-    curve = curve - curve[REFERENCE_PIXELS].mean()
-    factor = np.exp(-np.asarray(ebv)[:, None] * curve).astype(np.float32)
-    mean = found.mean * factor
-    own = (np.asarray(ebv_error)[:, None] * curve).astype(np.float32) * mean
-    modes = np.concatenate([found.modes * factor[:, None], own[:, None]], axis=1)
-    sigma = np.hypot(found.sigma * factor, own)
+    mean, sigma, modes = redden(SED_WAVELENGTH, found.mean, found.sigma, found.modes, ebv, ebv_error)
     return SedPrediction(
         found.wavelength, mean, sigma, modes, found.out_of_domain, found.chi2, found.real, found.dof, found.model
     )

@@ -433,3 +433,36 @@ def extinction_curve(wavelength: npt.ArrayLike, r_v: float = 3.1) -> Float:
     a = np.select(conditions, [0.574 * x**1.61, a_optical], a_uv)
     b = np.select(conditions, [-0.527 * x**1.61, b_optical], b_uv)
     return np.asarray(a + b / r_v)
+
+
+def redden(
+    wavelength: npt.ArrayLike,
+    mean: npt.NDArray[np.float32],
+    sigma: npt.NDArray[np.float32],
+    modes: npt.NDArray[np.float32],
+    ebv: npt.ArrayLike,
+    ebv_error: npt.ArrayLike,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Redden SEDs, relative to the mean flux in 5526-5586 A, by the law of `extinction_curve`.
+
+    Parameters
+    ----------
+    wavelength : array-like (m,)
+        [A], with samples in 5526-5586 A.
+    mean, sigma : float32 arrays (n, m)
+    modes : float32 array (n, rank, m)
+    ebv, ebv_error : array-like (n,)
+        E(B - V) and its error [mag].
+
+    Returns
+    -------
+    mean, sigma, modes
+        Of the reddened stars; the error of E(B - V) is one more mode.
+    """
+    grid = np.asarray(wavelength, dtype=float)
+    curve = 0.4 * np.log(10) * 3.1 * extinction_curve(grid)
+    curve = curve - curve[(grid >= REFERENCE_RANGE[0]) & (grid <= REFERENCE_RANGE[1])].mean()
+    factor = np.exp(-np.asarray(ebv)[:, None] * curve).astype(np.float32)
+    mean = mean * factor
+    own = (np.asarray(ebv_error)[:, None] * curve).astype(np.float32) * mean
+    return mean, np.hypot(sigma * factor, own), np.concatenate([modes * factor[:, None], own[:, None]], axis=1)

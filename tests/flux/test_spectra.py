@@ -21,6 +21,7 @@ from csstdask.flux.spectra import (
     input_spectra,
     moving_average,
     normalise_sed,
+    redden,
     vacuum_to_air,
 )
 
@@ -156,3 +157,19 @@ def test_bad_arguments() -> None:
         input_spectra(wave, np.ones((2, 5)))
     with pytest.raises(ValueError, match=r"error: found shape"):
         input_spectra(wave, np.ones((2, 3000)), np.ones(3000))
+
+
+def test_reddening_keeps_the_reference_and_adds_its_error_as_a_mode():
+    mean = np.ones((2, len(SED_WAVELENGTH)), np.float32)
+    modes = np.zeros((2, 0, len(SED_WAVELENGTH)), np.float32)
+    found, sigma, own = redden(SED_WAVELENGTH, mean, 0.1 * mean, modes, [0.0, 0.2], [0.0, 0.05])
+    assert found[0] == pytest.approx(1, abs=1e-7)
+    at_5556, blue, red = (int(np.abs(SED_WAVELENGTH - at).argmin()) for at in (5556, 4361, 7980))
+    assert found[1, at_5556] == pytest.approx(1, abs=2e-3)
+    # A(B) - A(V) = E(B - V), nearly at these wavelengths
+    assert -2.5 * np.log10(found[1, blue]) == pytest.approx(0.2, abs=0.02)
+    assert found[1, red] > 1.15
+    assert own.shape == (2, 1, len(SED_WAVELENGTH))
+    shifted = redden(SED_WAVELENGTH, mean, 0.1 * mean, modes, [0.0, 0.25], [0.0, 0.0])[0]
+    assert np.abs(own[1, 0]) == pytest.approx(np.abs(shifted[1] - found[1]), rel=0.12, abs=2e-3)
+    assert sigma[1] == pytest.approx(np.hypot(0.1 * found[1], own[1, 0]), rel=1e-5)

@@ -26,6 +26,7 @@ from csstdask.engine.events import ReductionDone, ReductionPass, ReductionStarte
 from csstdask.engine.units import Selection
 from csstdask.errors import InputError
 from csstdask.flux.ratios import StarRatios
+from csstdask.flux.spectra import extinction_curve
 from csstdask.mock import load_recipe
 from csstdask.pipeline.config import with_inputs
 from csstdask.pipeline.mock_survey import mock
@@ -365,3 +366,22 @@ def test_a_frame_without_a_wcs_fails_by_name(campaign, tmp_path):
     assert failure["step"] == "extract"
     assert failure["reason"] == f"{exposure}/2: found no usable WCS in the header; wanted one: stars are placed by it"
     assert [one.n_inputs for one in summary.reductions] == [1]
+
+
+def test_stars_are_reddened_as_the_catalogue_says(campaign, finished, tmp_path):
+    """Predicted counts change by the extinction relative to 5556 Angstrom; stars of unknown reddening take no part."""
+    stars = pq.read_table(campaign / "tables" / "catalogue.parquet")
+    ebv = pa.array([None if i % 5 == 0 else 0.1 for i in range(len(stars))], pa.float64())
+    pq.write_table(stars.append_column("ebv", ebv), tmp_path / "stars.parquet")
+    config = with_inputs(SETTINGS, tmp_path / "stars.parquet", None)
+    chosen = Selection((first_exposure(campaign),), frozenset({3}))
+    run_flat(campaign, tmp_path / "run.zarr", config=config, selection=chosen)
+    name = f"files/star_ratios/{first_exposure(campaign)}/3.safetensors"
+    plain, red = (StarRatios.from_bytes((store / name).read_bytes()) for store in (finished, tmp_path / "run.zarr"))
+    known = dict(zip(stars["id"].to_pylist(), ebv.to_pylist(), strict=True))
+    assert {known[star] for star in red.star} == {0.1}
+    same = np.isin(plain.star, red.star)
+    assert plain.star[same].tolist() == red.star.tolist()
+    ratio = np.nanmedian(red.ratio / plain.ratio[same], axis=0)
+    expected = 10 ** (0.4 * 0.1 * 3.1 * (extinction_curve(plain.wavelength) - extinction_curve(5556.0)))
+    assert ratio[10:-10] == pytest.approx(expected[10:-10], rel=0.01)

@@ -129,6 +129,8 @@ def stars_on(frame: Frame, config: RunConfig) -> StarsOnFrame:
     seds = None if settings.spectra is None else read_seds(Path(settings.spectra), [str(name) for name in stars.id])
     rows = {} if seds is None else {str(seds.id[row]): int(row) for row in np.flatnonzero(seds.usable)}
     row = np.array([rows.get(str(name), -1) for name in stars.id], dtype=np.intp)
+    row[~np.isfinite(stars.ebv)] = -1
+    seds = seds if seds is None else _reddened(seds, stars, row)
     flux, flux_err = stars.flux_5556.copy(), stars.flux_5556_err.copy()
     band_modes = np.zeros((len(stars), 0 if seds is None else seds.modes.shape[1]))
     for band in sorted({str(name) for name in stars.mag_band if str(name) in frame.instrument.bands}):
@@ -145,6 +147,19 @@ def stars_on(frame: Frame, config: RunConfig) -> StarsOnFrame:
     positive = flux > 0
     flux, flux_err = np.where(positive, flux, np.nan), np.where(positive, flux_err, np.nan)
     return StarsOnFrame(stars, x, y, flux, flux_err, seds, row, band_modes)
+
+
+def _reddened(seds: SedTable, stars: StarCatalogue, row: npt.NDArray[np.intp]) -> SedTable:
+    """Return the SEDs as the stars of the catalogue are reddened."""
+    from csstdask.flux.spectra import redden
+
+    known = row >= 0
+    if not (np.any(stars.ebv[known]) or np.any(stars.ebv_err[known])):
+        return seds
+    ebv, ebv_err = np.zeros(len(seds)), np.zeros(len(seds))
+    ebv[row[known]], ebv_err[row[known]] = stars.ebv[known], stars.ebv_err[known]
+    mean, sigma, modes = redden(seds.wavelength, seds.mean, seds.sigma, seds.modes, ebv, ebv_err)
+    return replace(seds, mean=mean, sigma=sigma, modes=modes)
 
 
 def _near(frame: Frame, positions: tuple[Float, Float], catalogue: StarCatalogue) -> tuple[StarCatalogue, Float, Float]:
@@ -297,7 +312,7 @@ EXTRACT = Step(
     name="extract",
     requires=("background", "detect"),
     kinds=frozenset({"slitless"}),
-    numerics_version=2,
+    numerics_version=3,
     body=extract_stars,
     settings=_settings,
     camera=slitless_camera,
