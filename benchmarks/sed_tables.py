@@ -77,7 +77,7 @@ def calibration() -> str:
         "CRPS (constant sigma)",
     ]  # fmt: skip
     note = (
-        f"{found['stars']} independent stars for each row, SNR 10, 20, 40 and 80. Of the population, "
+        f"{found['stars']} stars for each row, SNR 10, 20, 40 and 80. Of the population, "
         f"{100 * found['share_of_test_cells']:.0f} % are stars of held-out cells. Robust SD: of pulls. "
         "Largest miss: of the coverage of a cell. CRPS: in brackets with one sigma for all stars."
     )

@@ -119,6 +119,10 @@ class SedPrediction:
         )
 
 
+LEAST_RESOLUTION = 1500.0
+"""Resolving power of an input below which nothing is predicted: networks have learnt from 1600 to 2000."""
+
+
 def predict_sed(
     wavelength: npt.ArrayLike,
     flux: npt.ArrayLike,
@@ -180,6 +184,8 @@ def predict_sed(
     """
     if stars not in _REAL:
         raise ValueError(f"stars: found {stars!r}; wanted one of {', '.join(_REAL)}")
+    if resolution is not None and not resolution >= LEAST_RESOLUTION:
+        raise InputError("resolution", f"{resolution:g}", f"a resolving power of at least {LEAST_RESOLUTION:g}")
     card = find_card("sed", model)
     where = choose_device(device)
     spectra = input_spectra(wavelength, flux, error, medium=medium, resolution=resolution)

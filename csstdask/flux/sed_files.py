@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from csstdask.errors import InputError
-from csstdask.flux.sed import Stars, predict_sed
+from csstdask.flux.sed import LEAST_RESOLUTION, Stars, predict_sed
 from csstdask.flux.seds_table import SedTable, write_seds
 from csstdask.flux.spectra import SED_WAVELENGTH
 from csstdask.flux.spectrum_files import read_spectrum
+from csstdask.nn.device import choose_device
 from csstdask.nn.models import find_card
+from csstdask.quiet import no_warnings
 
 
 def predict_files(
@@ -55,18 +57,25 @@ def predict_files(
         find_card("sed", model)
     except ValueError as error:
         raise InputError("--model", repr(model), str(error).rpartition("wanted ")[2]) from None
+    choose_device(device)
+    if resolution is not None and not resolution >= LEAST_RESOLUTION:
+        raise InputError("--resolution", f"{resolution:g}", f"at least {LEAST_RESOLUTION:g}")
     parts: list[SedTable] = []
     ids: list[str] = []
     failed: dict[str, str] = {}
     for path in paths:
         try:
-            spectrum = read_spectrum(path, medium=medium)
+            with no_warnings():  # what is wrong with a file becomes its reason
+                spectrum = read_spectrum(path, medium=medium)
             found = predict_sed(
                 spectrum.wavelength, spectrum.flux, spectrum.error,
-                model=model, resolution=resolution, stars=stars, device=device,
+                model=model, resolution=resolution or spectrum.resolution, stars=stars, device=device,
             )  # fmt: skip
         except InputError as error:
             failed[str(path)] = f"found {error.found}; wanted {error.wanted}"
+            continue
+        except (OSError, ValueError, TypeError) as error:  # of torn files and columns of text
+            failed[str(path)] = f"found no readable spectrum ({' '.join(str(error).split())}); wanted a whole file"
             continue
         parts.append(found.table([spectrum.name]))
         ids.append(spectrum.name)

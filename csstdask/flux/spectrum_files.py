@@ -37,6 +37,8 @@ class Spectrum:
         1 sigma; inf where a pixel is to be ignored.
     labels : dict
         What the file knows of the star: ``teff``, ``logg``, ``mh``, ``redshift`` ...
+    resolution : float, optional
+        Resolving power of the format; None where the format does not fix it.
     """
 
     name: str
@@ -44,10 +46,20 @@ class Spectrum:
     flux: Float
     error: Float | None = None
     labels: dict[str, float] = field(default_factory=dict)
+    resolution: float | None = None
+
+
+LAMOST_RESOLUTION = 1800.0
+"""Resolving power of LAMOST's low-resolution spectra."""
+NGSL_RESOLUTION = 740.0
+"""Resolving power of STIS G430L in mid-band."""
 
 
 def read_spectrum(path: Path, *, medium: str | None = None) -> Spectrum:
-    """Read a spectrum, in vacuum wavelengths and, where the file has a redshift, at rest.
+    """Read a spectrum, in vacuum wavelengths.
+
+    Spectra of LAMOST are moved to the rest frame of the star by the redshift Z of the header; those of other formats
+    are taken to be at rest.
 
     Parameters
     ----------
@@ -60,7 +72,7 @@ def read_spectrum(path: Path, *, medium: str | None = None) -> Spectrum:
     Raises
     ------
     InputError
-        If the file is no such spectrum.
+        If the file is no such spectrum, or a LAMOST file has no usable Z.
     """
     with opened(path) as hdus:
         image = hdus[0].data
@@ -99,7 +111,7 @@ def read_ngsl(path: Path, *, medium: str = "air") -> Spectrum:
     error = np.where(good & (variance > 0), np.sqrt(variance), np.inf) if present else None
     name = re.sub(r"^h_stis_ngsl_|_v\d+$", "", path.name.removesuffix(".gz").removesuffix(".fits"))
     vacuum = air_to_vacuum(wave) if medium == "air" else to_vacuum(wave, medium)
-    return Spectrum(name, vacuum, np.where(good, flux, np.nan), error)
+    return Spectrum(name, vacuum, np.where(good, flux, np.nan), error, resolution=NGSL_RESOLUTION)
 
 
 def read_lamost(path: Path, *, medium: str = "vacuum", rest_frame: bool = True) -> Spectrum:
@@ -108,6 +120,11 @@ def read_lamost(path: Path, *, medium: str = "vacuum", rest_frame: bool = True) 
     Since DR7 the table ``COADD`` has one row of arrays; before, the primary image has rows flux, inverse variance,
     wavelength, AND mask, OR mask. Wavelengths are vacuum, heliocentric; they are divided by 1 + z of the header
     unless `rest_frame` is False. Masked pixels and those without inverse variance have an infinite error.
+
+    Raises
+    ------
+    InputError
+        If the file is no such spectrum, or `rest_frame` is wanted and the header has no redshift of a star.
     """
     with opened(path) as hdus:
         header, image = hdus[0].header, hdus[0].data
@@ -119,14 +136,24 @@ def read_lamost(path: Path, *, medium: str = "vacuum", rest_frame: bool = True) 
             flux, inverse, wave = (column(table, name) for name in ("FLUX", "IVAR", "WAVELENGTH"))
             has_mask = "ANDMASK" in {name.upper() for name in table.names}
             mask = column(table, "ANDMASK") if has_mask else np.zeros(len(wave))
-        redshift = float(header.get("Z", 0.0))
+        stated = header.get("Z")
         name = str(header.get("OBSID", path.name.split(".")[0]))
+    redshift = float(stated) if isinstance(stated, int | float) else np.nan
     if not _REDSHIFTS[0] < redshift < _REDSHIFTS[1]:
+        if rest_frame:
+            raise InputError(path, f"no redshift of a star (Z = {stated})", "Z between -0.01 and 0.01 in its header")
         redshift = 0.0
     good = (inverse > 0) & np.isfinite(flux) & (mask == 0)
     error = np.where(good, 1 / np.sqrt(np.where(good, inverse, 1.0)), np.inf)
     scale = 1 + redshift if rest_frame else 1.0
-    return Spectrum(name, to_vacuum(wave, medium) / scale, np.where(good, flux, np.nan), error, {"redshift": redshift})
+    return Spectrum(
+        name,
+        to_vacuum(wave, medium) / scale,
+        np.where(good, flux, np.nan),
+        error,
+        {"redshift": redshift},
+        LAMOST_RESOLUTION,
+    )
 
 
 def opened(path: Path) -> fits.HDUList:

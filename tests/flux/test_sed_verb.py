@@ -39,6 +39,7 @@ def test_spectra_become_a_table(small_card: str, tmp_path: Path) -> None:
         (("sed", "x.fits", "--to", "y.parquet"), "x.fits"),
         (("sed", "x.fits", "--to", "y.parquet", "--medium", "water"), "wanted vacuum or air"),
         (("sed", "x.fits", "--to", "y.parquet", "--model", "none"), "--model"),
+        (("sed", "x.fits", "--to", "y.parquet", "--resolution", "300"), "found 300; wanted at least 1500"),
         (("train", "sed", "--to", "t"), "data: Field required"),
         (("train", "sed", "--to", "t", "--data", "nowhere"), "desi_templates.npz"),
         (("train", "sed", "--to", "t", "--campaign", "c.zarr"), "--config and --data"),
@@ -52,3 +53,35 @@ def test_bad_usage_is_one_line(tmp_path: Path, arguments: tuple[str, ...], messa
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""
+
+
+def write_lamost(path: Path, redshift: object) -> None:
+    columns = [
+        fits.Column(name=name, format=f"{len(WAVE)}D", array=[one])
+        for name, one in (("FLUX", 1 + 0 * WAVE), ("IVAR", 1e4 + 0 * WAVE), ("WAVELENGTH", WAVE))
+    ]
+    primary = fits.PrimaryHDU()
+    primary.header["OBSID"] = path.stem
+    if redshift is not None:
+        primary.header["Z"] = redshift
+    fits.HDUList([primary, fits.BinTableHDU.from_columns(columns)]).writeto(path)
+
+
+def test_what_is_wrong_with_one_file_is_named_and_the_others_are_kept(small_card: str, tmp_path: Path) -> None:
+    write_star(tmp_path / "good.fits")
+    write_lamost(tmp_path / "star.fits", 1e-4)
+    for name, redshift in (("none", None), ("missing", -9999.0), ("text", "null")):
+        write_lamost(tmp_path / f"{name}.fits", redshift)
+    (tmp_path / "torn.fits").write_bytes((tmp_path / "star.fits").read_bytes()[:20000])
+    text = [fits.Column("WAVELENGTH", "5A", array=["blue"] * 9), fits.Column("FLUX", "D", array=np.ones(9))]
+    fits.BinTableHDU.from_columns(text).writeto(tmp_path / "words.fits")
+    (tmp_path / "h_stis_ngsl_x_v2.fits").write_bytes((tmp_path / "good.fits").read_bytes())
+    names = sorted(path.name for path in tmp_path.glob("*.fits"))
+    done = csstdask_command("sed", *names, "--to", "seds.parquet", "--model", small_card, cwd=tmp_path)
+    assert done.returncode == 1
+    assert sorted(read_seds(tmp_path / "seds.parquet").id) == ["good", "star"]
+    failed = dict(line.removeprefix("failed ").split(": ", 1) for line in done.stderr.splitlines() if "failed" in line)
+    assert sorted(failed) == sorted(set(names) - {"good.fits", "star.fits"})
+    for name in ("none", "missing", "text"):
+        assert "found no redshift of a star (Z = " in failed[f"{name}.fits"]
+    assert failed["h_stis_ngsl_x_v2.fits"] == "found 740; wanted a resolving power of at least 1500"
