@@ -80,7 +80,8 @@ def closure() -> str:
         f"{percent(table_of_pixels['robust_sd_per_bin'], 3)} % a bin. Within this width 9 % "
         "of the light is missing (grey), as of aXe's spectra, for which this is a known problem. Light within some "
         f"half widths [pixel], relative to 4.5: {curve}. With the background fitted, light in the wings of the star "
-        "counts as background."
+        "counts as background. Three measures were settled after first figures, with which the scatter over wavelength "
+        "was 1.02 %: medians over exposures, bins wholly within 1.12-1.66 micron, and a scatter pooled over bins."
     )
     return f"{table(head, rows)}\n\n{note}"
 
