@@ -1,4 +1,4 @@
-"""Memory and time of the reduction `flat` for 1,000 to 100,000 partials, each measured in a process of its own.
+"""Memory and time of the reduction `flat` for 1,000 to 100,000 partials, each measured in a separate process.
 
 ``python benchmarks/reduction.py`` writes ``results/reduction.json``. The partials are few files that are listed many
 times, with four stars each: what is measured is what grows with their number.

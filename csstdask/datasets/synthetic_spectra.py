@@ -61,7 +61,7 @@ _NEIGHBOURS = 8
 #: Where ATLAS9 ends and DESI begins [A], and where the two are matched.
 _SPLICE = (3030.0, 3060.0)
 _MATCH = (3060.0, 3200.0)
-#: Half-pixel samples beside the input grid, for shifts.
+#: Half-pixel samples beyond each end of the input grid, for shifts.
 _MARGIN = 6
 #: Widths of the line-spread function in the bank: squared FWHM over that of R = 2000.
 _WIDTHS = (1.0, 1.6, 2.4)

@@ -14,7 +14,7 @@ from csstdask.pipeline.reductions.flat import read_cube
 
 
 def draw_flat_figures(result: dict[str, Any], recipe: Recipe, folder: Path) -> list[Path]:
-    """Draw cube slices beside the truth, and precision against the number of stars."""
+    """Draw slices of cubes next to the truth, and precision against the number of stars."""
     import matplotlib as mpl  # noqa: PLC0415
 
     with mpl.rc_context({"figure.dpi": 100, "savefig.bbox": "tight"}):

@@ -156,8 +156,8 @@ def predict_sed(
     device : optional
         ``cpu`` or ``cuda``.
     resolution : float, optional
-        Resolving power of the spectra, if it is not about 2000. Higher ones are degraded; lower ones are told to the
-        network, which knows 1600-2000.
+        Resolving power of the spectra, if it is not about 2000, and at least 1500. Spectra with a higher one are
+        degraded; a lower one is an input of the network, which was trained with 1600 to 2000.
     stars : str
         ``real``: corrected with CALSPEC and MILES stars; ``synthetic``: not; ``auto``: by each spectrum's lines.
     ebv, ebv_error : float or array (n,)

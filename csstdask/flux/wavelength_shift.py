@@ -22,7 +22,7 @@ Float = npt.NDArray[np.float64]
 N_POLYNOMIAL = 4
 """Terms of the multiplicative polynomial."""
 _LEAST_COLUMNS = 30
-"""Columns that a star needs for a shift of its own."""
+"""Columns of a star from which its shift is measured."""
 _STEPS = 3
 _MODEL_ERROR = 0.01
 """Relative error of predicted spectra after the polynomial."""

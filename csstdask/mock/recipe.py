@@ -384,9 +384,9 @@ def load_recipe(path: str | Path, *, scale: float | None = None) -> Recipe:
     table = _read(file) | ({} if scale is None else {"scale": scale})
     slitless = table.get("slitless")
     if isinstance(slitless, dict) and isinstance(slitless.get("seds"), str):
-        beside = file.parent / slitless["seds"]
-        if beside.is_file():
-            table["slitless"] = slitless | {"seds": str(beside.absolute())}
+        near = file.parent / slitless["seds"]
+        if near.is_file():
+            table["slitless"] = slitless | {"seds": str(near.absolute())}
     return validated(Recipe, table, str(file), "a valid recipe")
 
 

@@ -28,7 +28,7 @@ _FLAT_SHARES = np.array([1.0, 0.5, 0.3])
 """One sigma of a flat's coefficient: its mean over the band, linear and quadratic part, in units of the amplitude."""
 _SENSITIVITY_TERMS = 3
 _MOST_TERMS = 66
-"""Numbers are drawn for so many terms, so that a higher degree adds terms and changes none."""
+"""Terms for which random numbers are drawn: a higher degree then adds terms and changes none."""
 
 
 def flat_terms(degree: int) -> tuple[tuple[int, int], ...]:
@@ -144,7 +144,7 @@ def true_sensitivity(
     wavelength : array-like
         [Angstrom]; the sensitivity is 0 where the order has no throughput.
     order : int
-        Diffraction order; the deviation from the nominal sensitivity is that of the camera, alike for all orders.
+        Diffraction order. The deviation from the nominal sensitivity is the same for all orders.
     """
     settings = slitless_of(recipe)
     drawn = stream(settings.seed, Purpose.SLITLESS_SENSITIVITY, detector).normal(size=_SENSITIVITY_TERMS + 1)

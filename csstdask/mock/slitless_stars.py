@@ -175,11 +175,11 @@ def _apart(stars: Float, new: Float, separation: float, reach: dict[int, tuple[f
     first = reach[1]
     for one in new:
         dx = abs(one[0] - room[:n, 0])
-        beside = abs(one[1] - room[:n, 1]) < separation
+        close = abs(one[1] - room[:n, 1]) < separation
         overlap = dx < first[1] - first[0] + separation
         if 0 in reach:  # the zeroth order of one on the first order of another
             overlap |= (dx > first[0] - reach[0][1] - separation) & (dx < first[1] - reach[0][0] + separation)
-        if not (beside & overlap).any():
+        if not (close & overlap).any():
             room[n] = one
             n += 1
     return room[:n]

@@ -37,7 +37,7 @@ def train_sed(config: SedConfig, to: Path, *, announce: Callable[[str], None] = 
     Returns
     -------
     Path
-        The card; the weights are beside it.
+        The card; the weights are in the same folder.
 
     Raises
     ------
