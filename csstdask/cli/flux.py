@@ -14,7 +14,7 @@ from csstdask.errors import InputError
 @app.command()
 def sed(
     spectra: Annotated[
-        list[Path], typer.Argument(help="FITS files: LAMOST, NGSL, or a table with WAVELENGTH and FLUX.")
+        list[Path], typer.Argument(help="FITS files: LAMOST, or a table with WAVELENGTH and FLUX, at rest.")
     ],
     to: Annotated[Path | None, typer.Option(help="Parquet file for the SEDs.")] = None,
     medium: Annotated[

@@ -116,7 +116,7 @@ class ReductionDone:
 
 @dataclass(frozen=True)
 class ReductionFailed:
-    """A reduction failed; the others go on."""
+    """A reduction of a detector failed; the others are still computed."""
 
     name: str
     """Which one, and of which detector."""

@@ -25,6 +25,11 @@ class Partial:
     sha256: str
     """Of its content."""
 
+    @property
+    def line(self) -> bytes:
+        """Return its line in a manifest."""
+        return f"{self.sha256} {self.path}\n".encode()
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -43,9 +48,8 @@ class Manifest:
         digest, count = hashlib.sha256(), 0
         with draft.open("wb") as stream:
             for partial in partials:
-                line = f"{partial.sha256} {partial.path}\n".encode()
-                digest.update(line)
-                stream.write(line)
+                digest.update(partial.line)
+                stream.write(partial.line)
                 count += 1
         flush_file(draft, path.parent)
         draft.replace(path)
@@ -56,7 +60,7 @@ class Manifest:
         """Return number and digest of a list of partials, as `write` would, without writing."""
         digest, count = hashlib.sha256(), 0
         for partial in partials:
-            digest.update(f"{partial.sha256} {partial.path}\n".encode())
+            digest.update(partial.line)
             count += 1
         return count, digest.hexdigest()
 

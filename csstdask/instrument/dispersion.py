@@ -111,6 +111,23 @@ def _evaluate(coefficients: Float, t: Float) -> Float:
     return total
 
 
+def slitless_orders(instrument: Instrument, detector: int) -> dict[int, SlitlessOrder]:
+    """Return the described orders of a detector's grating, by diffraction order.
+
+    Raises
+    ------
+    InputError
+        If the detector has no grating.
+    """
+    band = instrument.detector(detector).band
+    if band not in instrument.slitless:
+        known = ", ".join(sorted(instrument.slitless)) or "none"
+        raise InputError(
+            f"instrument {instrument.name}", f"no dispersion for band {band}", f"a slitless band ({known})"
+        )
+    return {one.order: one for one in instrument.slitless[band].orders}
+
+
 def slitless_order(instrument: Instrument, detector: int, order: int = 1) -> SlitlessOrder:
     """Return the description of an order on a detector.
 
@@ -119,16 +136,11 @@ def slitless_order(instrument: Instrument, detector: int, order: int = 1) -> Sli
     InputError
         If the detector has no grating, or its grating no such order.
     """
-    band = instrument.detector(detector).band
-    if band not in instrument.slitless:
-        known = ", ".join(sorted(instrument.slitless)) or "none"
-        raise InputError(
-            f"instrument {instrument.name}", f"no dispersion for band {band}", f"a slitless band ({known})"
-        )
-    found = next((one for one in instrument.slitless[band].orders if one.order == order), None)
-    if found is None:
+    orders = slitless_orders(instrument, detector)
+    if order not in orders:
+        band = instrument.detector(detector).band
         raise InputError(f"instrument {instrument.name}, band {band}", f"no order {order}", "one of its TOML")
-    return found
+    return orders[order]
 
 
 def dispersion_of(instrument: Instrument, detector: int, shape: tuple[int, int], order: int = 1) -> Dispersion:

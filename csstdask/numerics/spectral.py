@@ -10,7 +10,7 @@ from scipy.interpolate import CubicSpline
 def interpolate_spectrum(wavelength: npt.ArrayLike, flux: npt.ArrayLike, at: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Interpolate spectra at other wavelengths by cubic splines in log wavelength.
 
-    This is the only definition of a spectrum between its samples: mock frames and predicted counts use it alike.
+    This is the only definition of a spectrum between its samples: mock frames and predicted counts both use it.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def interpolate_spectrum(wavelength: npt.ArrayLike, flux: npt.ArrayLike, at: npt
 
 
 class SpectrumSplines:
-    """`interpolate_spectrum` for many spectra, each at wavelengths of its own; the splines are made once.
+    """`interpolate_spectrum` for many spectra, each at different wavelengths; the splines are made once.
 
     Parameters
     ----------

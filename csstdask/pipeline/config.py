@@ -99,7 +99,7 @@ class PsfSettings(_Settings):
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).resolve())  # workers have folders of their own
+    return str(Path(path).resolve())  # workers run in other folders
 
 
 class ExtractSettings(_Settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,8 +214,6 @@ def _matrix(lists: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 def _flat_identity(flat: Flat) -> str:
-    import hashlib
-
     return hashlib.sha256(flat.to_bytes()).hexdigest()
 
 

@@ -34,8 +34,6 @@ class ReductionSummary:
     """Why it failed, by detector."""
     pending: list[int] = field(default_factory=list)
     """Detectors whose result is not that of the present partials."""
-    metrics: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """Numbers of its records, by detector."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``--json`` prints."""
@@ -147,7 +145,7 @@ def reduction_status(plan: Plan, ledger: Ledger, *, verify: bool = False) -> lis
             if record.failure is not None and record.fingerprint == wanted:
                 summary.failures[part.detector] = record.failure
             elif count and record.holds(ledger.root, wanted, checksum=verify):
-                summary.metrics[part.detector] = record.metrics
+                continue
             elif count or partials.n_outdated or record.objects:
                 summary.pending.append(part.detector)
         summaries.append(summary.with_state())

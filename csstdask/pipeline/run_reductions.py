@@ -62,7 +62,6 @@ def _run_part(
             _fail(part, emit, summary, ReductionRecord(wanted), reduction.without_inputs(plan.config))
         return
     if not redo and before.holds(root, wanted, checksum=verify):
-        summary.metrics[part.detector] = before.metrics
         return
     start = time.perf_counter()
     emit(ReductionStarted(part.name, manifest.count))
@@ -87,7 +86,6 @@ def _run_part(
             wanted, manifest.count, outdated, passes, tuple(objects), reduced.metrics, round(seconds, 3)
         )
         record.write(part.record_path)
-        summary.metrics[part.detector] = reduced.metrics
         emit(ReductionDone(part.name, manifest.count, passes, seconds))
     except LostDriverError:
         raise

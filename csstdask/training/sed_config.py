@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from csstdask.nn.trainer import Schedule
 
-#: Settings that decide the examples and the network, beside the schedule.
+#: Settings that decide the examples and the network, in addition to the schedule.
 _DECISIVE = {
     "kind", "stars", "validation", "batch", "members", "width", "blocks", "components", "sed_components", "split_seed",
     "real_test_share", "seed",

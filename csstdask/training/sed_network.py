@@ -74,7 +74,7 @@ _ONE_SIGMA = 0.6827
 _SHRINK = 200.0
 #: Signal-to-noise ratio of inputs that a Gaussian process made from labels (appendix C).
 LABEL_SNR = 50.0
-#: Signal-to-noise ratio of MILES spectra, which have no errors of their own.
+#: Signal-to-noise ratio assumed for MILES spectra, which come without errors.
 MILES_SNR = 100.0
 #: A member learns from stars with less weight of its fold of cells than this.
 _LEARNS = 0.25

@@ -152,7 +152,7 @@ def test_bad_columns_lose_light_but_not_accuracy():
 
 
 def test_contaminated_pixels_are_rejected():
-    """A neighbour 7 rows away and a zeroth order on the trace: what is left is right, and says so."""
+    """A neighbour 7 rows away and a zeroth order on the trace: the remaining columns are right, and flagged."""
     x = np.array([700.0, 720.0, 700.0, 700.0, 300])
     y = np.array([50.0, 57.0, 150.0, 250.0, 350])
     seds = made_up_seds(5, np.random.default_rng(2), np.array([1e-16, 1e-15, 3e-16, 3e-16, 3e-16]))

@@ -385,3 +385,21 @@ def test_stars_are_reddened_as_the_catalogue_says(campaign, finished, tmp_path):
     ratio = np.nanmedian(red.ratio / plain.ratio[same], axis=0)
     expected = 10 ** (0.4 * 0.1 * 3.1 * (extinction_curve(plain.wavelength) - extinction_curve(5556.0)))
     assert ratio[10:-10] == pytest.approx(expected[10:-10], rel=0.01)
+
+
+def test_a_camera_without_a_described_zeroth_order_is_extracted(campaign, tmp_path):
+    simple = tmp_path / "simple.zarr"
+    shutil.copytree(campaign, simple)
+    group = zarr.open_group(simple, mode="r+", use_consolidated=False)
+    camera = dict(group.attrs["instrument"])
+    gratings = camera["slitless"]
+    camera["slitless"] = {
+        band: grating | {"orders": [one for one in grating["orders"] if one["order"] == 1]}
+        for band, grating in gratings.items()
+    }
+    group.attrs["instrument"] = camera
+    consolidate(simple)
+    chosen = Selection((first_exposure(campaign),), frozenset({2}))
+    summary = run_flat(simple, tmp_path / "run.zarr", selection=chosen)
+    assert (summary.done, summary.failures) == (1, [])
+    assert [(one.state, one.n_inputs) for one in summary.reductions] == [("done", 1)]

@@ -12,7 +12,13 @@ import numpy.typing as npt
 
 from csstdask.errors import InputError
 from csstdask.instrument import Instrument, pixel_positions, sky_positions
-from csstdask.instrument.dispersion import dispersion_of, nominal_sensitivity, slitless_order, wavelength_grid
+from csstdask.instrument.dispersion import (
+    dispersion_of,
+    nominal_sensitivity,
+    slitless_order,
+    slitless_orders,
+    wavelength_grid,
+)
 from csstdask.instrument.geometry import angle_between, unit_vectors
 from csstdask.numerics.spectral import interpolate_spectrum
 from csstdask.pipeline.config import RunConfig
@@ -91,7 +97,7 @@ def extract_stars(frame: Frame, config: RunConfig) -> Output:
         frame.error,
         frame.ignore | frame.product("cr_mask"),
         dispersion_of(*where),
-        dispersion_of(*where, order=0),
+        dispersion_of(*where, order=0) if _has_zeroth_order(frame) else None,
         stars.x,
         stars.y,
         predicted=predicted,
@@ -103,6 +109,10 @@ def extract_stars(frame: Frame, config: RunConfig) -> Output:
         files={} if content is None else {STAR_RATIOS: content},
         metrics=_metrics(stars, spectra),
     )
+
+
+def _has_zeroth_order(frame: Frame) -> bool:
+    return 0 in slitless_orders(frame.instrument, frame.facts.detector)
 
 
 @functools.lru_cache(maxsize=2)
@@ -172,7 +182,7 @@ def _near(frame: Frame, positions: tuple[Float, Float], catalogue: StarCatalogue
         )
     # Sources lie where their orders fall, but for the offsets of the traces from their sources.
     shifts_x, shifts_y = [0.0], [0.0]
-    for order in (one.order for one in frame.instrument.slitless[facts.band].orders):
+    for order in slitless_orders(frame.instrument, facts.detector):
         trace = dispersion_of(frame.instrument, facts.detector, (ny, nx), order)
         at_x, at_y = trace.position((nx - 1) / 2, (ny - 1) / 2, np.array(trace.limits))
         shifts_x += (at_x - (nx - 1) / 2).tolist()
@@ -196,12 +206,13 @@ def predicted_light(frame: Frame, stars: StarsOnFrame) -> PredictedLight | None:
     flux = np.full((len(stars), len(stars.seds.wavelength)), np.nan)
     known = stars.row >= 0
     flux[known] = stars.flux_5556[known, None] * stars.seds.mean[stars.row[known]]
+    zeroth = functools.partial(nominal_sensitivity, instrument, detector, order=0)
     return PredictedLight(
         wavelength=stars.seds.wavelength,
         flux=flux,
         sensitivity=functools.partial(nominal_sensitivity, instrument, detector),
         exptime=frame.facts.exptime,
-        zeroth_sensitivity=functools.partial(nominal_sensitivity, instrument, detector, order=0),
+        zeroth_sensitivity=zeroth if _has_zeroth_order(frame) else None,
     )
 
 
