@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from csstdask import cosmicray, flux, psf
+    from csstdask import cosmicray, flux, psf, zeropoint
     from csstdask.cosmicray.clean import clean
     from csstdask.pipeline.views import open_run
     from csstdask.store.campaign import open_campaign
@@ -22,9 +22,9 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0"
 
-__all__ = ["__version__", "clean", "cosmicray", "flux", "open_campaign", "open_run", "psf"]
+__all__ = ["__version__", "clean", "cosmicray", "flux", "open_campaign", "open_run", "psf", "zeropoint"]
 
-_ROOMS = {"cosmicray", "flux", "psf"}
+_ROOMS = {"cosmicray", "flux", "psf", "zeropoint"}
 #: Where public names live. They are imported when first asked for, so that `import csstdask` is quick.
 _HOMES = {
     "clean": "csstdask.cosmicray.clean",

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.errors import InputError
-from csstdask.flux.packed import pack, take, unpack
+from csstdask.packed import pack, take, unpack
 from csstdask.flux.ratios import plain_ratios
 from csstdask.flux.sums import FlatFlag, FlatSolution, iterate
 from csstdask.numerics.polynomials import legendre_products, on_grid

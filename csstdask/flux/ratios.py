@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.errors import InputError
-from csstdask.flux.packed import pack, take, unpack
+from csstdask.packed import pack, take, unpack
 
 Array = npt.NDArray[Any]
 

@@ -34,7 +34,7 @@ import numpy.typing as npt
 from numba import njit
 
 from csstdask.errors import InputError
-from csstdask.flux.packed import pack, take, unpack
+from csstdask.packed import pack, take, unpack
 from csstdask.flux.ratios import StarRatios
 from csstdask.numerics.linear import invert_symmetric, smallest_eigenvalue
 from csstdask.numerics.polynomials import n_terms, term_degrees
