@@ -1,4 +1,4 @@
-"""The shell: one function a verb, no logic. See `survey`, `trainings` and `flux` (slitless calibration).
+"""The shell: one function a verb, no logic. See `survey`, `trainings`, `flux` (slitless calibration) and `zeropoint`.
 
 Exit codes: 0 all done; 1 finished, but some units or files failed, each named; 2 bad usage or unusable input,
 in one line; 130 after Ctrl-C and 143 after SIGTERM, state saved.
@@ -13,12 +13,12 @@ import sys
 import typer
 
 from csstdask.allocator import keep_freed_memory
-from csstdask.cli import flux, survey, trainings
+from csstdask.cli import flux, survey, trainings, zeropoint
 from csstdask.cli.options import app, say
 from csstdask.cli.signals import TerminatedError, end_now, install_handlers
 from csstdask.errors import CsstdaskError
 
-__all__ = ["app", "flux", "main", "survey", "trainings"]
+__all__ = ["app", "flux", "main", "survey", "trainings", "zeropoint"]
 
 
 def main() -> None:

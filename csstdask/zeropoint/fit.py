@@ -9,7 +9,7 @@ a_k and C have Gaussian priors: with many stars the priors do not matter, and wi
 is honest about what is unknown. A prior on ZP itself joins stars and prior by their precision.
 
 Weights are Huber's until the fit settles and Tukey's after that (Huber & Ronchetti 2009, Robust Statistics,
-chapter 7). The covariance is the sandwich A^-1 B A^-1 of M-estimators, and at least that of the model.
+chapter 7). The covariance is the sandwich A^-1 B A^-1 of M-estimators, and with few stars at least that of the model.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ SCATTER_CEILING = 1.0
 """Largest intrinsic scatter [mag]."""
 _HUBER_STEPS = 6
 _TUKEY_STEPS = 30
+_STARS_A_TERM = 30
+"""Stars a parameter from which the sandwich is trusted alone."""
 _TOLERANCE = 1e-4
 """Change of the zero point, in its errors, at which the iteration ends."""
 _TUKEY_SCATTER = 0.828
@@ -286,7 +288,7 @@ def _scatter(residual: Float, quoted: Float, weights: Float, n_free: float, floo
 
 
 def _covariance(problem: _Problem, residual: Float, weights: Float, scatter: float) -> Float:
-    """Return the covariance of the parameters: sandwich of the M-estimator, at least that of the model."""
+    """Return the covariance of the parameters: sandwich of the M-estimator, with few stars at least the model's."""
     design, total = problem.design, problem.variance + scatter**2
     prior = np.diag(problem.precision)
     model = (design.T * (weights / total)) @ design + prior
@@ -302,7 +304,8 @@ def _covariance(problem: _Problem, residual: Float, weights: Float, scatter: flo
     bread = np.linalg.inv((design.T * (max(slope, 0.2) / total)) @ design + prior)
     meat = (design.T * ((weights * z) ** 2 / total)) @ design * (n / (n - p)) + prior
     sandwich = bread @ meat @ bread
-    return np.asarray(sandwich if sandwich[0, 0] > of_model[0, 0] else of_model)
+    # With few stars the sandwich itself is noisy, and at times too small.
+    return np.asarray(sandwich if n >= _STARS_A_TERM * p or sandwich[0, 0] > of_model[0, 0] else of_model)
 
 
 def _result(

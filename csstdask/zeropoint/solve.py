@@ -9,13 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.errors import InputError
+from csstdask.nn.models import find_card
+from csstdask.zeropoint.features import PriorInputs, star_lists
 from csstdask.zeropoint.fit import COLOR_TERM, StarFit, fit_stars
+from csstdask.zeropoint.prior import NOMINAL_SIGMA, predict_prior, simple_prior
 from csstdask.zeropoint.result import Method, Stars, ZeroPoint
+from csstdask.zeropoint.state import recent
 
 Float = npt.NDArray[np.float64]
 
 J2000 = np.datetime64("2000-01-01T12:00:00", "us")
 """Origin of times in days."""
+LONGEST_MEMORY = 16
+"""Earlier zero points that are looked back at; a model reads as many as its card says."""
 NO_MODEL = "none"
 """Name that asks for no network."""
 _NEEDED = ("inst_mag", "inst_mag_err", "ref_mag", "ref_mag_err")
@@ -38,16 +44,16 @@ def solve(
 ) -> ZeroPoint:
     """Return the zero point of one exposure and detector.
 
-    Stars alone give it by a robust fit (`csstdask.zeropoint.fit`). Telemetry and earlier zero points give a prior, which
-    is joined with the stars by precision and stands alone where there are none.
+    Stars alone give it by a robust fit (`csstdask.zeropoint.fit`). Telemetry and earlier zero points give a prior,
+    which is joined with the stars by precision and stands alone where there are none.
 
     Parameters
     ----------
     stars : table or mapping
-        Columns ``inst_mag`` (-2.5 log10 of electron s-1), ``inst_mag_err``, ``ref_mag`` (AB), ``ref_mag_err`` [mag] and,
-        where known, ``color`` [mag], ``x``, ``y`` (zero-based) [pixel]: a dict of arrays, pandas DataFrame, astropy or
-        pyarrow Table. It may be empty. Missing and sentinel magnitudes (-9999, 99, 130) are left out; unknown errors
-        count as typical ones; repeated rows count once.
+        Columns ``inst_mag`` (-2.5 log10 of electron s-1), ``inst_mag_err``, ``ref_mag`` (AB), ``ref_mag_err`` [mag]
+        and, where known, ``color`` [mag], ``x``, ``y`` (zero-based) [pixel]: a dict of arrays, pandas DataFrame,
+        astropy or pyarrow Table. It may be empty. Missing and sentinel magnitudes (-9999, 99, 130) are left out;
+        unknown errors count as typical ones; repeated rows count once.
     telemetry : mapping, optional
         Conditions of the exposure by name, as the model's card lists them under ``telemetry`` (units in
         `csstdask.zeropoint.features`); missing ones are allowed.
@@ -95,18 +101,13 @@ def solve(
     options = {"degree": degree, "shape": shape, "color_term": color_term}
     alone = _fit(table, options)
     prior, source = _prior(table, telemetry, image, history, time, model, nominal, device)
-    if prior is None:
-        value = nominal if nominal is not None and not alone.solved else alone.value
-        method: Method = "solve" if alone.solved else "nominal"
-        sigma = NOMINAL_SIGMA if nominal is not None and not alone.solved else alone.sigma
-        return ZeroPoint(value, sigma, method, alone, alone, None, table)
-    joined = _fit(table, options, prior)
-    method = "joined" if joined.solved else source
-    return ZeroPoint(joined.value, joined.sigma, method, joined, alone, prior, table)
-
-
-NOMINAL_SIGMA = 0.1
-"""1 sigma of a zero point that only the camera's description gives [mag]."""
+    if prior is not None:
+        joined = _fit(table, options, prior)
+        method = "joined" if joined.solved else source
+        return ZeroPoint(joined.value, joined.sigma, method, joined, alone, prior, table)
+    if alone.solved or nominal is None:
+        return ZeroPoint(alone.value, alone.sigma, "solve" if alone.solved else "nominal", alone, alone, None, table)
+    return ZeroPoint(nominal, NOMINAL_SIGMA, "nominal", alone, alone, None, table)
 
 
 def star_columns(stars: Any) -> Stars:
@@ -159,6 +160,72 @@ def days_of(time: Any) -> float:
     if hasattr(time, "datetime64"):  # astropy
         time = time.datetime64
     return float((np.datetime64(time, "us") - J2000) / np.timedelta64(1, "D"))
+
+
+def _prior(
+    table: Stars,
+    telemetry: Mapping[str, Any] | None,
+    image: npt.ArrayLike | None,
+    history: Mapping[str, Any] | None,
+    time: Any,
+    model: str | None,
+    nominal: float | None,
+    device: str | None,
+) -> tuple[tuple[float, float] | None, Method]:
+    """Return what is expected without the level of the exposure's stars, and the method that this stands for."""
+    past = _past(history, time) if history else {}
+    n_past = len(past.get("value", ()))
+    if not telemetry and not n_past:
+        return None, "nominal"
+    use_network = model is not None and model != NO_MODEL
+    if nominal is None:
+        nominal = float(np.median(past["value"])) if n_past else _nominal_of(model) if use_network else np.nan
+    memory = None
+    if n_past:
+        memory = recent(past["days"], past["value"], past["sigma"], at=np.array([days_of(time)]), last=LONGEST_MEMORY)
+    inputs = PriorInputs(
+        nominal=np.array([nominal]),
+        days=np.array([days_of(time)]),
+        telemetry={name: np.array([_number(value)]) for name, value in (telemetry or {}).items()},
+        memory=memory,
+        memory_telemetry=None if memory is None else {name: memory.of(values) for name, values in past.items()},
+        stars=star_lists([{name: one for name, one in vars(table).items() if one is not None}]),
+        image=None if image is None else np.asarray(image, dtype=np.float32)[None],
+    )
+    expected = predict_prior(inputs, model=str(model), device=device) if use_network else simple_prior(inputs)
+    if not np.isfinite(expected.value[0]):
+        return None, "nominal"
+    method: Method = str(expected.method[0])  # type: ignore[assignment]
+    return (float(expected.value[0]), float(expected.sigma[0])), method
+
+
+def _nominal_of(model: str | None) -> float:
+    """Return the nominal zero point that a model was trained for; NaN if its card does not say."""
+    return float(find_card("zeropoint", str(model)).calibration.get("nominal", np.nan))
+
+
+def _number(value: Any) -> float:
+    return np.nan if value is None else float(value)
+
+
+def _past(history: Mapping[str, Any], time: Any) -> dict[str, Float]:
+    """Return earlier zero points with their telemetry, as arrays; times in days."""
+    when = days_of(time)
+    if not np.isfinite(when):
+        raise InputError("history", "no time of the exposure", "time=, so that only earlier zero points are read")
+    absent = [name for name in ("value", "sigma") if name not in history]
+    if absent or not {"time", "days"} & set(history):
+        raise InputError("history", f"columns {', '.join(history)}", "time or days, value and sigma")
+    if "days" in history:
+        days = np.asarray(history["days"], dtype=np.float64)
+    else:
+        days = np.array([days_of(one) for one in np.atleast_1d(history["time"])])
+    past = {
+        name: np.atleast_1d(np.asarray(values, dtype=np.float64)) for name, values in history.items() if name != "time"
+    }
+    past["days"] = np.atleast_1d(days)
+    earlier = past["days"] < when
+    return {name: values[earlier] for name, values in past.items()}
 
 
 def _fit(table: Stars, options: Mapping[str, Any], prior: tuple[float, float] | None = None) -> StarFit:

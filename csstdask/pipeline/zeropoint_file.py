@@ -1,0 +1,238 @@
+"""``csstdask zeropoint``: the zero point of one table of sources."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from astropy.table import Table
+
+from csstdask.durable import write_atomic
+from csstdask.errors import CsstdaskError, InputError
+from csstdask.store.campaign import Campaign
+from csstdask.store.run import campaign_path
+from csstdask.store.schema import NO_TIME
+from csstdask.zeropoint.match import DEFAULT_RADIUS, Match, match_sources
+from csstdask.zeropoint.photometry import instrumental_magnitude
+from csstdask.zeropoint.reference import ReferenceCatalogue, read_reference
+from csstdask.zeropoint.result import ZeroPoint
+from csstdask.zeropoint.solve import days_of, solve
+
+Float = npt.NDArray[np.float64]
+
+FLUX_COLUMNS = (
+    ("flux_aperture", "flux_aperture_err"),
+    ("flux", "flux_err"),
+    ("flux", "fluxerr"),
+)
+"""Columns of fluxes and errors that are looked for, in order."""
+LEAST_SNR = 20.0
+"""Least signal-to-noise ratio of a source that is used."""
+_WANTED = "a table of sources (Parquet, FITS, ECSV or CSV) with ra, dec [deg] and flux, flux_err [electron s-1]"
+_UNIT_TABLE = ("tables", "sources")
+"""Folders between a run and its tables of sources."""
+_UNIX_EPOCH = np.datetime64("1970-01-01T00:00:00", "us")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Usable sources of a table."""
+
+    ra: Float
+    dec: Float
+    x: Float | None
+    y: Float | None
+    inst_mag: Float
+    inst_mag_err: Float
+    flux_column: str
+    n_sources: int
+    """Rows of the table, unusable ones included."""
+
+
+@dataclass(frozen=True)
+class UnitFacts:
+    """What a run knows of the unit of a table."""
+
+    band: str | None = None
+    days: float = np.nan
+    shape: tuple[int, int] | None = None
+
+
+def solve_table(
+    table: Path,
+    reference: Path,
+    to: Path,
+    *,
+    band: str | None = None,
+    flux: str | None = None,
+    time: str | None = None,
+    radius: float = DEFAULT_RADIUS,
+    aperture_correction: float = 0.0,
+    announce: Callable[[str], None] = print,
+) -> ZeroPoint:
+    """Match the sources of a table to a reference catalogue, solve for their zero point, and write it as JSON.
+
+    Parameters
+    ----------
+    table : Path
+        Sources, one a row: a unit's table of a run, or Parquet, FITS, ECSV or CSV with ``ra``, ``dec`` [deg], a flux
+        and its error [electron s-1] and, where known, ``x``, ``y`` [pixel] and ``flag`` (0: good).
+    reference : Path
+        Parquet, see `csstdask.zeropoint.reference.read_reference`.
+    to : Path
+        The JSON file.
+    band : str, optional
+        Of the reference's magnitudes. By default that of the unit, for a table of a run; else the band in which the
+        sources scatter least, which the file names.
+    flux : str, optional
+        Column of the flux; its error is in ``<flux>_err`` or ``<flux>err``.
+    time : str, optional
+        Begin of the exposure, for proper motions; default: that of the unit, for a table of a run.
+    radius : float
+        Largest distance of a match [arcsec].
+    aperture_correction : float
+        Added to the instrumental magnitudes [mag].
+    announce : callable
+        Receives lines for people.
+
+    Returns
+    -------
+    ZeroPoint
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read or lacks a column, or the reference lacks the band.
+    """
+    sources, facts = read_sources(table, flux), facts_of_unit(table)
+    catalogue = read_reference(reference)
+    days = days_of(time) if time is not None else facts.days
+    match = match_sources(sources.ra, sources.dec, *catalogue.at(days), radius=radius)
+    bands = [band or facts.band] if band or facts.band else catalogue.bands
+    found = {
+        str(name): solve_band(sources, match, catalogue, str(name), facts.shape, aperture_correction) for name in bands
+    }
+    chosen = min(found, key=lambda name: _scatter_of(found[name]))
+    zero_point = found[chosen]
+    about = {
+        "table": table.name,
+        "reference": reference.name,
+        "band": chosen,
+        "band_from": "--band" if band else "run" if facts.band else "least scatter" if len(found) > 1 else "reference",
+        "flux": sources.flux_column,
+        "aperture_correction": aperture_correction,
+        "n_sources": sources.n_sources,
+        "wcs_shift_arcsec": list(match.shift),
+    }
+    others = {
+        name: {"zero_point": one.value, "scatter": one.scatter, "color_term": one.color_term}
+        for name, one in found.items()
+    }
+    write_atomic(to, _json({**zero_point.to_dict(), **about, "bands": others}))
+    announce(f"{to}: {chosen}: {zero_point}")
+    if len(found) > 1:
+        announce(f"band {chosen} has the least scatter of {', '.join(found)}; --band NAME chooses another")
+    if not zero_point.solved.solved:
+        announce(
+            f"{table}: no zero point, {match.n_matched} of {len(sources.ra)} usable sources match one of "
+            f"{len(catalogue)} reference stars"
+        )
+    return zero_point
+
+
+def solve_band(
+    sources: Sources,
+    match: Match,
+    catalogue: ReferenceCatalogue,
+    band: str,
+    shape: tuple[int, int] | None,
+    aperture_correction: float = 0.0,
+) -> ZeroPoint:
+    """Return the zero point of matched sources against the magnitudes of one band."""
+    rows = match.reference >= 0
+    star = match.reference[rows]
+    magnitude, error = catalogue.magnitude(band)
+    columns: dict[str, Any] = {
+        "inst_mag": sources.inst_mag[rows] + aperture_correction,
+        "inst_mag_err": sources.inst_mag_err[rows],
+        "ref_mag": magnitude[star],
+        "ref_mag_err": error[star],
+    }
+    color = catalogue.color()
+    if color is not None:
+        columns["color"] = color[star]
+    if sources.x is not None and sources.y is not None:
+        columns |= {"x": sources.x[rows], "y": sources.y[rows]}
+    return solve(columns, shape=shape)
+
+
+def read_sources(path: Path, flux: str | None = None) -> Sources:
+    """Return the usable sources of a table: flag 0 where there are flags, positive fluxes, a position.
+
+    Raises
+    ------
+    InputError
+        If the table cannot be read or lacks a column.
+    """
+    if not path.is_file():
+        raise InputError(path, "no such file", _WANTED)
+    try:
+        table = Table.read(path)
+    except Exception as error:  # noqa: BLE001  each reader of astropy raises its own
+        raise InputError(path, f"no readable table ({type(error).__name__}: {error})", _WANTED) from None
+    names = table.colnames
+    pairs = FLUX_COLUMNS if flux is None else ((flux, f"{flux}_err"), (flux, f"{flux}err"))
+    pair = next((pair for pair in pairs if set(pair) <= set(names)), None)
+    absent = [name for name in ("ra", "dec") if name not in names]
+    if absent or pair is None:
+        missing = ", ".join([*absent, *([] if pair else [f"{pairs[0][0]} with {pairs[0][1]}"])])
+        raise InputError(path, f"no column {missing}", _WANTED if flux is None else "an existing column for --flux")
+
+    def column(name: str) -> Float:
+        try:
+            return np.ma.filled(np.ma.asarray(table[name], dtype=np.float64), np.nan)
+        except (TypeError, ValueError):
+            raise InputError(path, f"column {name} without numbers", _WANTED) from None
+
+    ra, dec, rate, rate_err = (column(name) for name in ("ra", "dec", *pair))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        good = (rate > 0) & (rate > LEAST_SNR * rate_err) & np.isfinite(ra) & np.isfinite(dec)
+    if "flag" in names:
+        good &= column("flag") == 0
+    magnitude, magnitude_err = instrumental_magnitude(rate[good], rate_err[good])
+    x, y = (column(name)[good] if {"x", "y"} <= set(names) else None for name in ("x", "y"))
+    return Sources(ra[good], dec[good], x, y, magnitude, magnitude_err, pair[0], len(table))
+
+
+def facts_of_unit(table: Path) -> UnitFacts:
+    """Return band, time and frame of the unit whose table this is; nothing for a table outside of a run."""
+    path = table.resolve()
+    run = path.parents[3] if len(path.parents) > 3 else path
+    if path.parts[-4:-2] != _UNIT_TABLE or not (run / "zarr.json").is_file() or not path.stem.isdigit():
+        return UnitFacts()
+    try:
+        campaign = Campaign(campaign_path(run))
+        facts = campaign.facts(path.parent.name, int(path.stem))
+    except (CsstdaskError, KeyError, ValueError, OSError):
+        return UnitFacts()
+    begin = np.nan if facts.time == NO_TIME else days_of(_UNIX_EPOCH + np.timedelta64(facts.time, "us"))
+    return UnitFacts(facts.band or None, begin, campaign.shape)
+
+
+def _scatter_of(zero_point: ZeroPoint) -> float:
+    """Return the robust scatter of a band's stars; inf without any."""
+    return zero_point.solved.scatter if np.isfinite(zero_point.solved.scatter) else np.inf
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(one) for key, one in value.items()}
+        return None if isinstance(value, float) and not np.isfinite(value) else value
+
+    return f"{json.dumps(plain(values), indent=1, allow_nan=False)}\n".encode()
