@@ -14,6 +14,7 @@ from astropy.table import Table
 
 from csstdask.durable import write_atomic
 from csstdask.errors import CsstdaskError, InputError
+from csstdask.numerics.robust import mad_scale
 from csstdask.store.campaign import Campaign
 from csstdask.store.run import campaign_path
 from csstdask.store.schema import NO_TIME
@@ -87,8 +88,8 @@ def solve_table(
     to : Path
         The JSON file.
     band : str, optional
-        Of the reference's magnitudes. By default that of the unit, for a table of a run; else the band in which the
-        sources scatter least, which the file names.
+        Of the reference's magnitudes. By default that of the unit, for a table of a run; else the band in which stars
+        scatter least without a colour term, which the file names.
     flux : str, optional
         Column of the flux; its error is in ``<flux>_err`` or ``<flux>err``.
     time : str, optional
@@ -117,26 +118,28 @@ def solve_table(
     found = {
         str(name): solve_band(sources, match, catalogue, str(name), facts.shape, aperture_correction) for name in bands
     }
-    chosen = min(found, key=lambda name: _scatter_of(found[name]))
+    chosen = min(found, key=lambda name: _spread(found[name]))
     zero_point = found[chosen]
     about = {
         "table": table.name,
         "reference": reference.name,
         "band": chosen,
-        "band_from": "--band" if band else "run" if facts.band else "least scatter" if len(found) > 1 else "reference",
+        "band_from": "--band" if band else "run" if facts.band else "least spread" if len(found) > 1 else "reference",
         "flux": sources.flux_column,
         "aperture_correction": aperture_correction,
         "n_sources": sources.n_sources,
         "wcs_shift_arcsec": list(match.shift),
     }
     others = {
-        name: {"zero_point": one.value, "scatter": one.scatter, "color_term": one.color_term}
+        name: {"zero_point": one.value, "spread": _spread(one), "color_term": one.color_term}
         for name, one in found.items()
     }
     write_atomic(to, _json({**zero_point.to_dict(), **about, "bands": others}))
     announce(f"{to}: {chosen}: {zero_point}")
     if len(found) > 1:
-        announce(f"band {chosen} has the least scatter of {', '.join(found)}; --band NAME chooses another")
+        announce(
+            f"band {chosen}: stars spread least, of {', '.join(found)}, without a colour term; --band chooses another"
+        )
     if not zero_point.solved.solved:
         announce(
             f"{table}: no zero point, {match.n_matched} of {len(sources.ra)} usable sources match one of "
@@ -224,9 +227,15 @@ def facts_of_unit(table: Path) -> UnitFacts:
     return UnitFacts(facts.band or None, begin, campaign.shape)
 
 
-def _scatter_of(zero_point: ZeroPoint) -> float:
-    """Return the robust scatter of a band's stars; inf without any."""
-    return zero_point.solved.scatter if np.isfinite(zero_point.solved.scatter) else np.inf
+def _spread(zero_point: ZeroPoint) -> float:
+    """Return the scatter of a band's stars without a colour term: that of a filter unlike the reference's is large."""
+    used = zero_point.fit.weights > 0
+    if not used.any():
+        return np.inf
+    residual, color = zero_point.fit.residuals[used], zero_point.stars.color
+    if color is not None:
+        residual = residual + zero_point.color_term * np.nan_to_num(color[used], nan=float(np.nanmedian(color)))
+    return float(mad_scale(residual))
 
 
 def _json(values: dict[str, Any]) -> bytes:

@@ -42,10 +42,10 @@ _STARS_A_TERM = 30
 """Stars a parameter from which the sandwich is trusted alone."""
 _TOLERANCE = 1e-4
 """Change of the zero point, in its errors, at which the iteration ends."""
-_TUKEY_SCATTER = 0.828
-"""E[w z^2] / E[w] of Tukey weights for standard normal z: robust weights remove some of the scatter."""
-_HUBER_SCATTER = 0.856
-"""The same of Huber weights."""
+_TUKEY_SCATTER = 0.661
+"""E[w^2 z^2] / E[w] of Tukey weights for standard normal z: robust weights remove some of the scatter."""
+_FEWEST_FOR_MAD = 4
+"""Stars from which deviations from a prior tell their scatter."""
 
 
 @dataclass(frozen=True)
@@ -224,16 +224,14 @@ def _solve(problem: _Problem) -> _Solution:
     parameters = problem.mean.copy()
     parameters[0] = level
     residual = start - level
-    scatter = _first_scatter(residual, quoted, problem.scatter_floor)
+    scatter = _first_scatter(problem, residual)
     weights = np.ones(len(target))
     sigma = np.inf
     for step in range(_HUBER_STEPS + _TUKEY_STEPS):
         tukey = step >= _HUBER_STEPS
         total = quoted + scatter**2
         z = residual / np.sqrt(total)
-        # The scatter already explains what it can: residuals are never measured in less than their errors.
-        z /= max(1.0, float(mad_scale(z, center=0.0))) if len(z) > 2 else 1.0
-        weights = tukey_weights(z) if tukey else huber_weights(z)
+        weights = tukey_weights(z, _cutoff(problem, z)) if tukey else huber_weights(z)
         hessian = (design.T * (weights / total)) @ design + np.diag(problem.precision)
         right = design.T @ (weights / total * target) + problem.precision * problem.mean
         if hessian[0, 0] <= 0:  # every star rejected, and no prior
@@ -241,13 +239,22 @@ def _solve(problem: _Problem) -> _Solution:
         before, parameters = parameters[0], np.asarray(np.linalg.solve(hessian, right), dtype=np.float64)
         residual = target - design @ parameters
         inverse = np.linalg.inv(hessian)
-        # Terms that their priors hold take no freedom from the residuals.
-        n_free = len(parameters) - float(np.diag(inverse) @ problem.precision)
-        scatter = _scatter(residual, quoted, weights, n_free, problem.scatter_floor, tukey=tukey)
+        if tukey:  # before, the first scatter is kept: re-estimated, it would follow one-sided outliers
+            # Terms that their priors hold take no freedom from the residuals.
+            n_free = len(parameters) - float(np.diag(inverse) @ problem.precision)
+            scatter = _scatter(problem, residual, weights, n_free)
         sigma = float(np.sqrt(inverse[0, 0]))
         if tukey and abs(parameters[0] - before) < _TOLERANCE * sigma:
             break
     return _Solution(parameters, _covariance(problem, residual, weights, scatter), weights, scatter)
+
+
+def _cutoff(problem: _Problem, z: Float) -> float:
+    """Return the cut-off of Tukey weights; without a prior half of the stars are kept, however they disagree."""
+    if problem.precision[0] > 0:
+        return TUKEY_CUTOFF
+    half = (len(z) + 1) // 2
+    return max(TUKEY_CUTOFF, 1.1 * float(np.partition(np.abs(z), half - 1)[half - 1]))
 
 
 def _start_level(problem: _Problem, start: Float) -> float:
@@ -260,23 +267,28 @@ def _start_level(problem: _Problem, start: Float) -> float:
     return float(np.median(np.concatenate([start, np.full(copies, problem.mean[0])])))
 
 
-def _first_scatter(residual: Float, quoted: Float, floor: float) -> float:
-    excess = float(mad_scale(residual, center=0.0)) ** 2 - float(np.median(quoted))
-    return float(np.clip(np.sqrt(max(excess, 0.0)), max(floor, SCATTER_GUESS), SCATTER_CEILING))
+def _first_scatter(problem: _Problem, residual: Float) -> float:
+    """Return the scatter from the median absolute deviation: outliers, up to half of the stars, do not inflate it."""
+    least = max(problem.scatter_floor, SCATTER_GUESS)
+    if problem.precision[0] > 0 and len(residual) < _FEWEST_FOR_MAD:
+        return least
+    excess = float(mad_scale(residual, center=0.0)) ** 2 - float(np.median(problem.variance))
+    return float(np.clip(np.sqrt(max(excess, 0.0)), least, SCATTER_CEILING))
 
 
-def _scatter(residual: Float, quoted: Float, weights: Float, n_free: float, floor: float, *, tukey: bool) -> float:
+def _scatter(problem: _Problem, residual: Float, weights: Float, n_free: float) -> float:
     """Return the intrinsic scatter of greatest likelihood, by bisection of its derivative.
 
-    The prior, one star with a residual of `SCATTER_GUESS`, keeps it from 0 where few stars happen to agree.
+    Residuals count as far as their weights bound them (Huber's proposal 2), so that outliers do not inflate it. The
+    prior, one star with a residual of `SCATTER_GUESS`, keeps it from 0 where few stars happen to agree.
     """
-    n = float(weights.sum())
-    lost = (_TUKEY_SCATTER if tukey else _HUBER_SCATTER) * max(1.0 - n_free / max(n, 1.0), 0.5)
-    squared = residual**2 / lost
+    quoted, floor = problem.variance, problem.scatter_floor
+    lost = _TUKEY_SCATTER * max(1.0 - n_free / max(float(weights.sum()), 1.0), 0.5)
+    bounded = (weights * residual) ** 2 / lost
 
     def slope(variance: float) -> float:
         total = quoted + variance
-        return float((weights * (squared - total) / total**2).sum()) + (SCATTER_GUESS**2 - variance) / variance**2
+        return float(((bounded - weights * total) / total**2).sum()) + (SCATTER_GUESS**2 - variance) / variance**2
 
     low, high = np.log(floor), np.log(SCATTER_CEILING)
     if slope(floor**2) <= 0:
@@ -304,6 +316,9 @@ def _covariance(problem: _Problem, residual: Float, weights: Float, scatter: flo
     bread = np.linalg.inv((design.T * (max(slope, 0.2) / total)) @ design + prior)
     meat = (design.T * ((weights * z) ** 2 / total)) @ design * (n / (n - p)) + prior
     sandwich = bread @ meat @ bread
+    # Stars that happen to agree are not better than their quoted errors and the least scatter.
+    best = np.linalg.inv((design.T * (weights / (problem.variance + problem.scatter_floor**2))) @ design + prior)
+    sandwich = sandwich if sandwich[0, 0] > best[0, 0] else best
     # With few stars the sandwich itself is noisy, and at times too small.
     return np.asarray(sandwich if n >= _STARS_A_TERM * p or sandwich[0, 0] > of_model[0, 0] else of_model)
 
