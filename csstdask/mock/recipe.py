@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from csstdask.errors import InputError
 from csstdask.mock.streams import Purpose, stream
+from csstdask.mock.zeropoint_settings import ZeroPoints
 from csstdask.toml_file import read_toml, validated
 
 Split = Literal["training", "validation", "test"]
@@ -260,6 +261,7 @@ class Recipe(_Part):
     cosmic_rays: CosmicRays = CosmicRays()
     stamps: Stamps | None = None
     slitless: Slitless | None = None
+    zeropoint: ZeroPoints | None = None
 
     @field_validator("detectors")
     @classmethod

@@ -51,6 +51,8 @@ from csstdask.mock.telescopes import draw_optics
 NUMERICS_VERSION = 2
 SLITLESS_VERSION = 1
 """The same of what slitless frames alone have."""
+#: What the pixels of a unit do not depend on, or what `unit_digest` adds where a recipe has it.
+_NOT_IN_PIXELS = {"name", "exposures", "span", "detectors", "fields", "slitless", "zeropoint"}
 #: Where PSFs are to be exact, stars of fewer electrons have interpolated ones all the same.
 _FAINT = 300.0
 #: What is told of a source in tables of the truth.
@@ -122,7 +124,7 @@ def _check_stamps(recipe: Recipe, wanted: Stamps) -> None:
 
 def unit_digest(recipe: Recipe, instrument: Instrument, index: int, detector: int, data: Path | None = None) -> str:
     """Return the identity of a unit: all that decides its pixels."""
-    decisive = recipe.model_dump_json(exclude={"name", "exposures", "span", "detectors", "fields", "slitless"})
+    decisive = recipe.model_dump_json(exclude=_NOT_IN_PIXELS)
     if not recipe.optics.drawn:  # as it was before any were
         decisive = decisive.replace(',"drawn":false', "")
     if recipe.sensor.gain_error == Sensor().gain_error:  # as it was before it could be set

@@ -6,7 +6,8 @@ import numpy as np
 
 from csstdask.mock.recipe import Recipe
 
-_LAUNCH = np.datetime64("2027-06-01T00:00:00", "us")
+LAUNCH = np.datetime64("2027-06-01T00:00:00", "us")
+"""When the telescope was launched, in mocks (UTC)."""
 _J2016 = np.datetime64("2016-01-01T12:00:00", "us")
 """Epoch J2016.0 of catalogues (the minute between TT and UTC is left out)."""
 _CADENCE = 210.0
@@ -16,7 +17,7 @@ _YEAR = 365.25 * 86400
 def start_of(recipe: Recipe, index: int) -> np.datetime64:
     """Return when an exposure begins."""
     seconds = recipe.epoch_of(index) * _YEAR + (0 if recipe.span else index * _CADENCE)
-    return _LAUNCH + np.timedelta64(round(seconds), "s")
+    return LAUNCH + np.timedelta64(round(seconds), "s")
 
 
 def years_since_2016(time: np.datetime64) -> float:

@@ -37,6 +37,18 @@ class Purpose(IntEnum):
     SLITLESS_FLAT = 21
     SLITLESS_SENSITIVITY = 22
     DISPERSION = 23
+    ZEROPOINT_SCHEDULE = 24
+    ZEROPOINT_FIELD = 25
+    CONDITIONS = 26
+    DECONTAMINATION = 27
+    THROUGHPUT = 28
+    TELEMETRY = 29
+    OUTAGE = 30
+    REFERENCE_STARS = 31
+    ZEROPOINT_PATCH = 32
+    ZEROPOINT_FLAT = 33
+    ZEROPOINT_UNIT = 34
+    REFERENCE_CATALOGUE = 35
 
 
 def stream(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:
