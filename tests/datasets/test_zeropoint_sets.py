@@ -1,0 +1,164 @@
+"""Surveys of mock zero points: prefixes, consistency of stars with truth, splits and the floor."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from csstdask.datasets.zeropoints import (
+    STAR_CLASSES,
+    make_survey,
+    mock_surveys,
+    oracle,
+    split_by_time,
+    unexplained_floor,
+)
+from csstdask.errors import InputError
+from csstdask.mock import Recipe
+from csstdask.mock.telemetry import CHANNELS
+from csstdask.mock.zeropoint_settings import ZeroPoints
+from csstdask.mock.zeropoint_stars import COLUMNS, psf_sigma
+
+SETTINGS = ZeroPoints()
+N = 600
+
+
+@pytest.fixture(scope="module")
+def surveys():
+    return mock_surveys("zeropoint", exposures=N)
+
+
+def test_the_whole_recipe_has_at_least_ten_thousand_exposures():
+    assert sum(survey.exposures for survey in SETTINGS.surveys) >= 10_000
+    assert [survey.name for survey in SETTINGS.surveys] == ["A", "B"]
+
+
+def test_the_first_exposures_do_not_depend_on_how_many_are_asked_for(surveys):
+    whole, few = surveys["A"], mock_surveys("zeropoint", exposures=37)["A"]
+    for name in (
+        "exposure",
+        "days",
+        "truth",
+        "explained",
+        "walk",
+        "jumps",
+        "white",
+        "solved",
+        "solved_sigma",
+        "n_stars",
+    ):
+        assert np.array_equal(getattr(whole, name)[:37], getattr(few, name), equal_nan=name == "solved"), name
+    for name in CHANNELS:
+        assert np.array_equal(whole.telemetry[name][:37], few.telemetry[name], equal_nan=True), name
+    assert np.array_equal(whole.patch(20), few.patch(20))
+
+
+def test_exposures_are_in_time_order_and_days_are_causal(surveys):
+    for one in surveys.values():
+        assert (np.diff(one.days) > 0).all()
+        assert np.array_equal(one.telemetry["days_since_launch"], one.conditions["days_since_launch"])
+
+
+def test_stars_follow_the_true_zero_point(surveys):
+    """The weighted mean of ref_mag - inst_mag - C color is the truth, to the error of its stars."""
+    one = surveys["A"]
+    pulls = []
+    for i in np.flatnonzero(one.n_stars >= 100)[:30]:
+        stars = one.stars(int(i))
+        assert tuple(stars) == COLUMNS
+        assert {len(column) for column in stars.values()} == {one.n_stars[i]}
+        good = (stars["ref_mag"] > 0) & (stars["ref_mag"] < 50) & (stars["ref_mag_err"] > 0)
+        residual = (stars["ref_mag"] - stars["inst_mag"] - one.color_term[0] * stars["color"])[good] - one.truth[i]
+        sigma = np.hypot(stars["inst_mag_err"], stars["ref_mag_err"])[good]
+        typical = abs(residual) < 4 * np.hypot(sigma, 0.01)  # without variables and blends
+        weight = 1 / sigma[typical] ** 2
+        pulls.append(np.average(residual[typical], weights=weight))
+    # 100 stars of 20 mmag give 2 mmag; colour term and large-scale flat add as much.
+    assert np.std(pulls) < 0.006
+    assert abs(np.mean(pulls)) < 0.003
+
+
+def test_solved_zero_points_and_their_errors(surveys):
+    for one in surveys.values():
+        many = one.n_stars >= 30
+        pull = (one.solved - one.truth)[many] / one.solved_sigma[many]
+        assert 0.6 < np.mean(np.abs(pull) < 1) < 0.85  # 0.68 for normal errors; 200 exposures: +- 0.03
+        none = one.n_stars == 0
+        assert none.any()
+        assert np.isnan(one.solved[none]).all()
+        assert np.isinf(one.solved_sigma[none]).all()
+
+
+def test_every_number_of_stars_occurs(surveys):
+    classes = np.searchsorted(STAR_CLASSES, surveys["A"].n_stars, side="right")
+    assert set(classes) == set(range(1, len(STAR_CLASSES) + 1))
+
+
+def test_sentinels_missing_and_zero_errors_occur(surveys):
+    one = surveys["A"]
+    rows = [one.stars(int(i)) for i in np.flatnonzero(one.n_stars > 100)[:20]]
+    magnitude = np.concatenate([stars["ref_mag"] for stars in rows])
+    error = np.concatenate([stars["ref_mag_err"] for stars in rows])
+    assert {-9999.0, 99.0, 130.0} <= set(magnitude)
+    assert np.isnan(magnitude).any()
+    usable = (magnitude > 0) & (magnitude < 50)
+    assert np.mean(~usable) == pytest.approx(SETTINGS.stars.missing_share, abs=0.015)
+    assert (error[usable] == 0).any()
+
+
+def test_patches_hold_sky_and_a_psf_that_follows_focus(surveys):
+    one = surveys["A"]
+    sky = np.array([np.median(one.patch(i)) for i in range(60)])
+    expected = one.conditions["background"][:60] * 10 ** (0.4 * (one.truth - one.nominal)[:60])
+    assert np.corrcoef(sky, expected)[0, 1] > 0.99
+    assert sky / expected == pytest.approx(1.0, abs=0.05)  # the light of stars adds a little
+    assert one.patch(0).dtype == np.float32
+    assert one.patch(0).shape == (256, 256)
+    assert psf_sigma(10, 0.033) > psf_sigma(0, 0.033)
+    assert psf_sigma(0, 0.06) > psf_sigma(0, 0.033)
+
+
+def test_surveys_respond_differently(surveys):
+    a, b = surveys["A"], surveys["B"]
+    assert a.nominal != b.nominal
+    assert np.median(np.diff(a.days)) != np.median(np.diff(b.days)) or a.about.visit != b.about.visit
+    assert a.about.response != b.about.response
+    assert a.n_stars.mean() > 1.5 * b.n_stars.mean()
+
+
+def test_split_by_time_keeps_days_together():
+    days = np.arange(0, 100, 0.25)
+    labels = split_by_time(days)
+    assert [(labels == name).mean() for name in ("train", "validation", "test")] == pytest.approx([0.6, 0.1, 0.3])
+    assert (np.diff(np.unique(labels, return_index=True)[1]) != 0).all()
+    for day in range(100):
+        assert len(set(labels[np.floor(days) == day])) == 1
+    mixed = np.random.default_rng(1).permutation(len(days))
+    assert np.array_equal(split_by_time(days[mixed]), labels[mixed])
+
+
+def test_the_oracle_knows_its_errors():
+    """Errors over quoted sigma are standard normal: the filter has the noise model of the mock."""
+    one = make_survey(SETTINGS, "A", 7, 1500)
+    best = oracle(one)
+    for value, sigma in ((best.prior, best.prior_sigma), (best.joined, best.joined_sigma)):
+        pull = (value - one.truth) / sigma
+        assert np.std(pull) == pytest.approx(1.0, abs=0.12)
+        assert np.mean(np.abs(pull) < 1) == pytest.approx(0.683, abs=0.05)
+    # Without stars the white part alone is left, and the walk since the last exposure with some.
+    assert one.about.white <= best.prior_sigma.min() < 1.2 * one.about.white
+
+
+def test_the_floor_falls_with_the_number_of_stars(surveys):
+    floor = unexplained_floor(surveys["A"])
+    assert floor.n.sum() == N
+    assert floor.joined[0] == floor.prior[0]
+    assert (np.diff(floor.joined[[0, 3, 4, 5, 6]]) < 0).all()
+    assert floor.joined_all < floor.prior_all
+    late = np.arange(N) >= N // 2
+    assert unexplained_floor(surveys["A"], which=late).n.sum() == N // 2
+
+
+def test_a_recipe_without_the_table_is_refused():
+    with pytest.raises(InputError, match="zeropoint"):
+        mock_surveys(Recipe(name="plain", seed=1))
