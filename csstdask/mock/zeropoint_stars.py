@@ -66,7 +66,7 @@ def star_counts(settings: ZeroPoints, name: str, seed: int, n: int) -> npt.NDArr
     uniform = stream(seed, Purpose.ZEROPOINT_FIELD, number, 1).random((n_visits, 2))[visit].T
     expected = np.where(uniform[0] < survey.empty_share, 0.0, survey.n_stars ** uniform[1])
     # Poisson noise of a fixed number of draws an exposure, so that no exposure depends on another one.
-    normal = stream(seed, Purpose.REFERENCE_STARS, number).normal(size=n)
+    normal = stream(seed, Purpose.ZEROPOINT_FIELD, number, 2).normal(size=n)
     # Anscombe: sqrt of a Poisson number is nearly normal, sigma 1/2.
     counts = np.rint((np.sqrt(expected) + normal / 2) ** 2)
     return np.where(expected > 0, np.minimum(counts, 2 * survey.n_stars), 0).astype(np.int64)
