@@ -19,6 +19,7 @@ from csstdask.instrument import Instrument, nominal_header
 from csstdask.mock.psf import photon_rate
 from csstdask.mock.recipe import Cluster, Nodes, Recipe, Sky
 from csstdask.mock.streams import Purpose, stream
+from csstdask.mock.zeropoint_units import star_share, unit_conditions
 
 Float = npt.NDArray[np.float64]
 
@@ -303,7 +304,7 @@ def dither_of(recipe: Recipe, index: int) -> tuple[float, float]:
 
 
 def unit_catalogue(recipe: Recipe, instrument: Instrument, index: int, detector: int) -> Catalogue:
-    """Return the true sources of a unit, some of them just beyond its edges.
+    """Return the true sources of a unit, some of them just beyond its edges; fluxes have the unit's true zero point.
 
     Parameters
     ----------
@@ -315,27 +316,51 @@ def unit_catalogue(recipe: Recipe, instrument: Instrument, index: int, detector:
     detector : int
         Its id.
     """
-    band = instrument.bands[str(instrument.detector(detector).band)]
-    place = _Place(recipe.frame_shape, _MARGIN + recipe.pointing.dither, sum(band.wavelength) / 2, band.zero_point)
-    number = recipe.field_index(index)
+    offset = unit_conditions(recipe, index, detector).offset
     if recipe.nodes is not None:
+        band = instrument.bands[str(instrument.detector(detector).band)]
         noise = (band.sky * recipe.sky.level + recipe.sensor.dark) * recipe.exptime
         noise = np.sqrt(noise + (instrument.values(detector).read_noise or 0.0) ** 2)
         rng = stream(recipe.seed, Purpose.STARS, index, detector)
-        return _node_stars(rng, place, recipe.nodes, recipe.exptime, noise)
+        return _node_stars(rng, _place_of(recipe, instrument, detector, offset), recipe.nodes, recipe.exptime, noise)
     if recipe.stamps is not None and recipe.stamps.kind == "brightness":
         rng = stream(recipe.seed, Purpose.STARS, index, detector)
+        place = _place_of(recipe, instrument, detector, offset)
         return _copies(rng, place, recipe.sky, recipe.stamps.magnitudes, recipe.stamps.cosmic_rays_each)
+    drawn = field_sources(recipe, instrument, index, detector, offset=offset)
+    return drawn.shifted(*dither_of(recipe, index))
+
+
+def _place_of(recipe: Recipe, instrument: Instrument, detector: int, offset: float) -> _Place:
+    band = instrument.bands[str(instrument.detector(detector).band)]
+    margin = _MARGIN + recipe.pointing.dither
+    return _Place(recipe.frame_shape, margin, sum(band.wavelength) / 2, band.zero_point + offset)
+
+
+def field_sources(
+    recipe: Recipe, instrument: Instrument, index: int, detector: int, *, offset: float = 0.0
+) -> Catalogue:
+    """Return the sources of the field that an exposure sees, on one detector, before any dither.
+
+    Parameters
+    ----------
+    recipe, instrument, index, detector
+        As for `unit_catalogue`.
+    offset : float
+        Of the zero point, for the fluxes [mag].
+    """
+    place, number = _place_of(recipe, instrument, detector, offset), recipe.field_index(index)
     field = recipe.field_of(index)
+    density = field.stars * star_share(recipe, detector)
     parts = [
-        _field_stars(stream(recipe.seed, Purpose.STARS, number, detector), place, recipe.sky, field.stars),
+        _field_stars(stream(recipe.seed, Purpose.STARS, number, detector), place, recipe.sky, density),
         _galaxies(stream(recipe.seed, Purpose.GALAXIES, number, detector), place, recipe.sky, field.galaxies),
     ]
     if field.cluster is not None:
         wcs = field_wcs(recipe, instrument, index, detector)
         rng = stream(recipe.seed, Purpose.CLUSTER, number)  # the same stars for all detectors
         parts.append(_cluster_stars(rng, place, field.cluster, wcs, recipe.sky))
-    return joined(parts).shifted(*dither_of(recipe, index))
+    return joined(parts)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ def cost_of(recipe: Recipe) -> Cost:
         return Cost(units, pixels, round(disk), BYTES_IN_MEMORY * pixels, seconds + _A_SPECTRUM * stars)
     # Exposures of one epoch share their PSFs.
     alike = recipe.span == 0 and recipe.optics.jitter_scatter == 0 and not recipe.optics.drawn
+    alike = alike and recipe.zeropoint is None
     states = len(recipe.optics.enlarge) if alike else recipe.exposures
     seconds += _A_FRAME_PSF * detectors * min(states, recipe.exposures)
     stamps = recipe.stamps

@@ -46,11 +46,15 @@ from csstdask.mock.slitless_stars import library_of
 from csstdask.mock.stamps import StampSet, Targets, choose_targets, cut
 from csstdask.mock.streams import Purpose, stream
 from csstdask.mock.telescopes import draw_optics
+from csstdask.mock.zeropoint_settings import ZeroPoints
+from csstdask.mock.zeropoint_units import decisive_settings, unit_conditions
 
 #: Raised whenever the same recipe would give other pixels.
 NUMERICS_VERSION = 2
 SLITLESS_VERSION = 1
 """The same of what slitless frames alone have."""
+ZEROPOINT_VERSION = 1
+"""The same of what frames alone have whose throughput follows telemetry."""
 #: What the pixels of a unit do not depend on, or what `unit_digest` adds where a recipe has it.
 _NOT_IN_PIXELS = {"name", "exposures", "span", "detectors", "fields", "slitless", "zeropoint"}
 #: Where PSFs are to be exact, stars of fewer electrons have interpolated ones all the same.
@@ -106,6 +110,19 @@ def check_recipe(recipe: Recipe, instrument: Instrument, data: Path | None = Non
         check_slitless(recipe, instrument, data)
     if recipe.stamps is not None:
         _check_stamps(recipe, recipe.stamps)
+    if recipe.zeropoint is not None:
+        _check_zeropoint(recipe, recipe.zeropoint, instrument)
+
+
+def _check_zeropoint(recipe: Recipe, wanted: ZeroPoints, instrument: Instrument) -> None:
+    others = {"slitless": recipe.slitless, "nodes": recipe.nodes, "stamps": recipe.stamps}
+    for name, table in others.items():
+        if table is not None:
+            raise InputError(f"{recipe.name}: zeropoint", f"a table [{name}] too", "frames of imaging detectors")
+    for band in wanted.stars.bands:
+        if band not in instrument.bands:
+            known = ", ".join(instrument.bands)
+            raise InputError(f"{recipe.name}: zeropoint.stars.bands", band, f"bands of {instrument.name}: {known}")
 
 
 def _check_stamps(recipe: Recipe, wanted: Stamps) -> None:
@@ -134,6 +151,8 @@ def unit_digest(recipe: Recipe, instrument: Instrument, index: int, detector: in
     place += f" {generator_of(recipe, index)} {pixel_fraction(recipe, index)!r}"
     camera = instrument.model_dump_json(exclude={"description", "expectations", "slitless"}, exclude_defaults=True)
     text = f"{NUMERICS_VERSION} {decisive} {place} {camera} {index} {detector}"
+    if recipe.zeropoint is not None:
+        text += f" {ZEROPOINT_VERSION} {decisive_settings(recipe, index)}"
     if recipe.slitless is not None:
         text += f" {SLITLESS_VERSION} {recipe.slitless.model_dump_json(exclude={'seds'})} {start_of(recipe, 0)}"
         text += f" {library_of(recipe, data).sha256}"
@@ -169,10 +188,11 @@ def state_of(recipe: Recipe, index: int) -> OpticalState:
     """Return the state of the telescope in an exposure."""
     settings = recipe.optics
     jitter = stream(recipe.seed, Purpose.SHAKE, index).normal() * settings.jitter_scatter
+    shake = unit_conditions(recipe, index, recipe.detectors[0]).jitter  # the same for all detectors
     return OpticalState(
         epoch=recipe.epoch_of(index),
         enlarge=settings.enlarge[index % len(settings.enlarge)],
-        jitter=float(np.exp(jitter)),
+        jitter=float(np.exp(jitter)) * shake,
     )
 
 
@@ -196,7 +216,9 @@ def expected_light(
     along_x, along_y = (np.linspace(-1, 1, n, dtype=np.float32) for n in (shape[1], shape[0]))
     sky = 1 + np.float32(slope_x) * along_x[None, :] + np.float32(slope_y) * along_y[:, None]
     sky *= fringes(recipe.sensor, detector, shape, sum(band.wavelength) / 2)
-    light += np.float32(band.sky * recipe.sky.level) * sky
+    conditions = unit_conditions(recipe, index, detector)
+    level = band.sky * recipe.sky.level * conditions.sky * 10 ** (0.4 * conditions.offset)
+    light += np.float32(level) * sky
     trails, on_trail = draw_trails(rng, recipe.artefacts, shape, recipe.exptime)
     of_telescope = stream(optics.seed, Purpose.ARTEFACTS, detector)  # a ghost's size is not an exposure's
     ghosts, on_ghost = draw_ghosts(of_telescope, recipe.artefacts, catalogue, shape, recipe.exptime)

@@ -113,6 +113,9 @@ class ReferenceStars(_Part):
     outlier_size: float = Field(0.2, ge=0, description="of their difference, one sigma [mag]")
     color: tuple[float, float] = Field((0.8, 0.5), description="mean and scatter of colours [mag]")
     proper_motion: float = Field(10.0, ge=0, description="one sigma an axis [mas/yr]")
+    bands: tuple[str, ...] = Field(
+        ("g", "r", "i", "z"), min_length=1, description="of the catalogue of rendered fields"
+    )
     position_error: float = Field(0.01, ge=0, description="of catalogue positions, one sigma an axis [arcsec]")
 
 
@@ -160,6 +163,9 @@ class ZeroPoints(_Part):
     rendered: str = Field("A", description="survey whose conditions the rendered frames have")
     grey_sigma: float = Field(0.01, ge=0, description="of a detector's constant share of the offset [mag]")
     small_sigma: float = Field(0.002, ge=0, description="of a unit's own share of the offset [mag]")
+    rendered_gap_share: float = Field(0.2, ge=0, le=1, description="as `gap_share`, of the few rendered exposures")
+    sparse_detectors: tuple[int, ...] = Field((), description="rendered detectors with few stars")
+    sparse_share: float = Field(0.1, ge=0, le=1, description="of the density of stars on those detectors")
 
     @model_validator(mode="after")
     def _names(self) -> ZeroPoints:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -28,10 +28,17 @@ from csstdask.mock import MockUnit, Recipe, render_unit
 from csstdask.mock.catalogue import unit_catalogue
 from csstdask.mock.cosmic_rays import generator_of, pixel_fraction
 from csstdask.mock.cost import cost_of
+from csstdask.mock.reference_catalogue import reference_columns
 from csstdask.mock.render import TRUTH_COLUMNS, check_recipe, file_stem, unit_digest, unit_stamps
 from csstdask.mock.slitless_camera import flat_coefficients, flat_terms, slitless_of, true_sensitivity
 from csstdask.mock.slitless_stars import catalogue_columns, field_stars, library_of, spectra_columns, truth_columns
 from csstdask.mock.stamps import StampSet
+from csstdask.mock.zeropoint_units import (
+    exposure_throughput,
+    telemetry_columns,
+    true_zero_points,
+    zeropoints_of,
+)
 from csstdask.store.campaign import (
     Campaign,
     UnitFacts,
@@ -41,12 +48,14 @@ from csstdask.store.campaign import (
     write_truth_arrays,
     write_unit_pixels,
 )
-from csstdask.store.schema import ArraySpec
+from csstdask.store.schema import UNIT_DIMS, ArraySpec
 from csstdask.store.stamps import check_identity, create_stamps, finished, record_stamps, write_unit_stamps
 from csstdask.store.tables import is_whole_table, units_of, write_table, write_table_in_parts
-from csstdask.store.zarr_arrays import shard_path, store_kind
+from csstdask.store.zarr_arrays import array_names, get_array, shard_path, store_kind
 
 UNITS = "electron s-1"
+#: What a recipe with a table [zeropoint] comes with.
+_ZEROPOINT_TABLES = ("reference", "telemetry", "truth_zp")
 #: Units of what is told of a stamp's source.
 _COLUMN_UNITS = {
     **dict.fromkeys(TRUTH_COLUMNS, ""),
@@ -116,7 +125,7 @@ def mock(
     to : path
         The campaign, or for a recipe of stamps the stamp set, or with `as_fits` a folder: Level 1 files and, as
         truth, cosmic-ray-only frames; of stamps a file a unit. Slitless mocks come with the catalogue and the SEDs
-        of their stars.
+        of their stars, mocks of zero points with a reference catalogue and telemetry.
     as_fits : bool
         Write FITS instead of Zarr.
     data : path, optional
@@ -148,6 +157,8 @@ def mock(
         _render(jobs, recipe, summary, *how, keep=lambda _job, _result: None)
         if recipe.slitless is not None:
             _write_slitless_tables(target, recipe, instrument, jobs)
+        if recipe.zeropoint is not None:
+            _write_zeropoint_tables(target, recipe, instrument, jobs)
         return summary
     if target.exists() and store_kind(target) is None:
         raise InputError(target, "something that is no store", "a new name")
@@ -198,6 +209,10 @@ def _mock_campaign(
         sources = target / "tables" / "truth_sources.parquet"
         if pending or not is_whole_table(sources):
             write_table_in_parts(sources, _truth_sources(recipe, instrument, jobs))
+    if recipe.zeropoint is not None:
+        if pending or not all(is_whole_table(target / "tables" / f"{name}.parquet") for name in _ZEROPOINT_TABLES):
+            _write_zeropoint_tables(target / "tables", recipe, instrument, jobs)
+        _write_true_zero_points(target, recipe, instrument)
     write_table(target / "tables" / "truth_exposures.parquet", _truth_exposures(recipe))
 
 
@@ -383,7 +398,14 @@ def _truth_exposures(recipe: Recipe) -> dict[str, Any]:
         "epoch": np.array([recipe.epoch_of(i) for i in index]),
         "generator": np.array([generator_of(recipe, i) for i in index], dtype=object),
         "cr_pixel_fraction": np.array([pixel_fraction(recipe, i) for i in index]),
+        **({} if recipe.zeropoint is None else _truth_throughput(recipe)),
     }
+
+
+def _truth_throughput(recipe: Recipe) -> dict[str, Any]:
+    """Return the parts of each exposure's zero-point offset [mag]."""
+    parts = exposure_throughput(recipe, recipe.exposures)
+    return {f"zp_{name}": getattr(parts, name) for name in ("explained", "walk", "jumps", "white")}
 
 
 def _truth_sources(recipe: Recipe, instrument: Instrument, jobs: Sequence[MockJob]) -> Iterator[dict[str, Any]]:
@@ -419,6 +441,45 @@ def _write_slitless_tables(folder: Path, recipe: Recipe, instrument: Instrument,
     }
     for name, (columns, metadata) in parts.items():
         write_table_in_parts(folder / f"{name}.parquet", columns, units_of(name), metadata=metadata)
+
+
+def _write_zeropoint_tables(folder: Path, recipe: Recipe, instrument: Instrument, jobs: Sequence[MockJob]) -> None:
+    """Write what a reduction is given (reference stars, telemetry) and the true zero point of each unit."""
+    once = {(recipe.field_index(job.index), job.detector): job for job in reversed(jobs)}.values()
+    stars = (reference_columns(recipe, instrument, job.index, job.detector) for job in reversed(once))
+    zero_points = true_zero_points(recipe, instrument)
+    truth = {
+        "exposure": np.repeat(np.array(recipe.exposure_ids, dtype=object), len(recipe.detectors)),
+        "detector": np.tile(np.array(recipe.detectors, dtype=np.int32), recipe.exposures),
+        "zp": zero_points.ravel(),
+    }
+    parts: dict[str, tuple[Iterable[dict[str, Any]], dict[str, str] | None]] = {
+        "reference": (stars, {"epoch": "J2016.0"}),
+        "telemetry": ([telemetry_columns(recipe)], None),
+        "truth_zp": ([truth], None),
+    }
+    for name, (columns, metadata) in parts.items():
+        units = units_of(name) | {key: "mag" for band in _bands(recipe) for key in (f"mag_{band}", f"mag_{band}_err")}
+        write_table_in_parts(folder / f"{name}.parquet", columns, units, metadata=metadata)
+
+
+def _bands(recipe: Recipe) -> tuple[str, ...]:
+    return zeropoints_of(recipe).stars.bands
+
+
+def _write_true_zero_points(target: Path, recipe: Recipe, instrument: Instrument) -> None:
+    """Write ``truth/zp`` (exposure, detector); exposures that are not of this recipe keep theirs."""
+    campaign = Campaign(target)
+    values = np.full((len(campaign.exposures), len(campaign.detectors)), np.nan)
+    if "zp" in array_names(target / "truth"):
+        known = np.asarray(get_array(campaign.group, "truth/zp")[...], dtype=np.float64)
+        values[: len(known)] = known
+    zero_points = true_zero_points(recipe, instrument)
+    for index, exposure in enumerate(recipe.exposure_ids):
+        for column, detector in enumerate(recipe.detectors):
+            values[campaign.index(exposure, detector)] = zero_points[index, column]
+    about: dict[str, object] = {"units": "mag", "long_name": "true zero point: AB magnitude of 1 electron s-1"}
+    write_truth_arrays(target, {"zp": (ArraySpec("zp", UNIT_DIMS, "float64", np.nan, "table", about), values)})
 
 
 def _slitless_truth(

@@ -41,6 +41,12 @@ _OWN_UNITS = {
         "pmra": "mas yr-1", "pmdec": "mas yr-1",
         "flux_5556": "erg s-1 cm-2 Angstrom-1", "flux_5556_err": "erg s-1 cm-2 Angstrom-1",
     },
+    "reference": {"pmra": "mas yr-1", "pmdec": "mas yr-1"},
+    "telemetry": {
+        "detector_temperature": "K", "focus": "um", "jitter": "arcsec", "earth_limb_angle": "deg", "sun_angle": "deg",
+        "background": "electron s-1 pixel-1", "days_since_launch": "d", "contamination": "nm",
+    },
+    "truth_zp": {"zp": "mag"},
     "truth_spectra": {"flux_5556": "erg s-1 cm-2 Angstrom-1", "dispersion_shift": "pixel"},
 }  # fmt: skip
 

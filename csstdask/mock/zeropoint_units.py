@@ -1,0 +1,121 @@
+"""Zero points of rendered units: nominal plus an exposure's offset, a detector's and a unit's own.
+
+    zp(exposure, detector) = nominal(band) + offset(exposure) + grey(detector) + small(exposure, detector)
+
+The offset is that of `csstdask.mock.telemetry`, at the times at which the recipe's exposures begin. Conditions act on
+pixels too: the throughput on all light, the jitter on the PSF, the background on the sky. The focus does not: the
+telescope's own defocus is part of `optics`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from csstdask.instrument import Instrument
+from csstdask.mock.recipe import Recipe
+from csstdask.mock.schedule import start_of
+from csstdask.mock.streams import Purpose, stream
+from csstdask.mock.telemetry import (
+    Throughput,
+    days_since_2000,
+    reported_telemetry,
+    throughput,
+    true_conditions,
+)
+from csstdask.mock.zeropoint_settings import ZeroPoints
+
+Float = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class UnitConditions:
+    """What the conditions of an exposure do to one unit."""
+
+    offset: float
+    """Zero point minus nominal [mag]."""
+    sky: float
+    """Factor on the sky; the throughput is not part of it."""
+    jitter: float
+    """Factor on the jitter."""
+
+
+NOMINAL = UnitConditions(offset=0.0, sky=1.0, jitter=1.0)
+"""Conditions of recipes without a table ``[zeropoint]``."""
+
+
+def zeropoints_of(recipe: Recipe) -> ZeroPoints:
+    """Return the table ``[zeropoint]`` of a recipe that has one."""
+    if recipe.zeropoint is None:
+        raise ValueError(f"{recipe.name}: a recipe without a table [zeropoint]")
+    return recipe.zeropoint
+
+
+def exposure_days(recipe: Recipe, n: int) -> Float:
+    """Return when the first n exposures begin [days since J2000]."""
+    return days_since_2000(np.array([start_of(recipe, index) for index in range(n)], dtype="datetime64[us]"))
+
+
+def exposure_throughput(recipe: Recipe, n: int) -> Throughput:
+    """Return the parts of the offsets of a recipe's first n exposures."""
+    settings = zeropoints_of(recipe)
+    return throughput(settings, settings.rendered, recipe.seed, exposure_days(recipe, n))
+
+
+def unit_conditions(recipe: Recipe, index: int, detector: int) -> UnitConditions:
+    """Return what the conditions of an exposure do to a detector's frame; nothing for recipes without the table."""
+    if recipe.zeropoint is None:
+        return NOMINAL
+    settings = recipe.zeropoint
+    days = exposure_days(recipe, index + 1)
+    conditions = true_conditions(settings, settings.rendered, recipe.seed, days)
+    parts = throughput(settings, settings.rendered, recipe.seed, days, conditions)
+    grey = stream(recipe.seed, Purpose.ZEROPOINT_UNIT, 0, detector).normal() * settings.grey_sigma
+    small = stream(recipe.seed, Purpose.ZEROPOINT_UNIT, 1, detector, index).normal() * settings.small_sigma
+    return UnitConditions(
+        offset=float(parts.offset[index] + grey + small),
+        sky=float(conditions["background"][index] / settings.conditions.background),
+        jitter=float(conditions["jitter"][index] / settings.conditions.jitter),
+    )
+
+
+def star_share(recipe: Recipe, detector: int) -> float:
+    """Return the factor on the density of stars of a detector."""
+    sparse = recipe.zeropoint is not None and detector in recipe.zeropoint.sparse_detectors
+    return recipe.zeropoint.sparse_share if recipe.zeropoint is not None and sparse else 1.0
+
+
+def true_zero_points(recipe: Recipe, instrument: Instrument) -> Float:
+    """Return the true zero points (exposure, detector) [mag]."""
+    nominal = [instrument.bands[str(instrument.detector(one).band)].zero_point for one in recipe.detectors]
+    offsets = [
+        [unit_conditions(recipe, index, detector).offset for detector in recipe.detectors]
+        for index in range(recipe.exposures)
+    ]
+    return np.array(nominal) + np.array(offsets)
+
+
+def telemetry_columns(recipe: Recipe) -> dict[str, npt.NDArray[Any]]:
+    """Return the telemetry that a reduction is given (``--telemetry``): a row for each exposure."""
+    settings = zeropoints_of(recipe)
+    gaps = settings.reported.model_copy(update={"gap_share": settings.rendered_gap_share})
+    settings = settings.model_copy(update={"reported": gaps})
+    days = exposure_days(recipe, recipe.exposures)
+    starts = np.array([start_of(recipe, index) for index in range(recipe.exposures)], dtype="datetime64[us]")
+    return {
+        "exposure": np.array(recipe.exposure_ids, dtype=object),
+        "time": starts,
+        **reported_telemetry(settings, settings.rendered, recipe.seed, days),
+    }
+
+
+def decisive_settings(recipe: Recipe, index: int) -> str:
+    """Return, as text, what of ``[zeropoint]`` decides the pixels of an exposure."""
+    settings = zeropoints_of(recipe)
+    starts = [str(start_of(recipe, one)) for one in range(index + 1)]
+    world = settings.model_dump_json(exclude={"reported", "rendered_gap_share", "stars", "surveys", "rendered"})
+    survey = settings.survey(settings.rendered).model_dump_json()
+    return f"{world} {survey} {settings.number(settings.rendered)} {starts}"
