@@ -1,0 +1,357 @@
+"""Zero points of all exposures and detectors of a campaign at once, from overlaps and reference stars.
+
+The zero point of a unit (one detector in one exposure) is
+
+    zp(exposure, detector) = e(exposure) + g(detector, epoch) + s(exposure, detector)
+
+with a free exposure term e, a grey term g ~ N(0, grey_sigma^2) and a small term s ~ N(0, small_sigma^2). A star of
+magnitude M observed in unit u has the instrumental magnitude m = M - zp_u + noise, with a variance v + t: v as quoted,
+t the intrinsic one. M is free, or has a reference magnitude with an error that all observations of the star share.
+
+Magnitudes are eliminated star by star (`joint_normal`), which leaves one sparse positive definite system; robust
+weights, scale and intrinsic scatter come from iterations (`joint_robust`); errors are elements of the inverse of the
+matrix (`joint_linear`).
+Exposures that no chain of common stars ties to a reference star have no zero point, only values relative to each other
+(`joint_graph`). The result does not depend on the order of the observations or on the labels of the stars.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from csstdask.errors import InputError
+from csstdask.zeropoint.joint_graph import Components, exposure_components
+from csstdask.zeropoint.joint_identify import identify_stars
+from csstdask.zeropoint.joint_linear import Factor, factor, sampled_variance, solve_iteratively
+from csstdask.zeropoint.joint_normal import (
+    Overlaps,
+    PriorTerms,
+    StarEquations,
+    overlaps,
+    precision_matrix,
+    star_equations,
+)
+from csstdask.zeropoint.joint_observations import StarRows, star_rows
+from csstdask.zeropoint.joint_robust import (
+    Loss,
+    Precision,
+    intrinsic_scatter,
+    measurement_precision,
+    residual_scale,
+    weighted_chi2,
+)
+
+__all__ = ["JointSettings", "JointSolution", "StarObservations", "identify_stars", "solve_joint"]
+
+Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class StarObservations:
+    """Instrumental magnitudes of stars, one row per detection."""
+
+    unit: npt.NDArray[np.int32]
+    """(n,) Unit of each."""
+    star: npt.NDArray[np.int32]
+    """(n,) Label of the star, from 0, as `identify_stars` returns it."""
+    magnitude: Float
+    """(n,) Instrumental magnitude with flat and colour term applied; NaN or a sentinel: ignored."""
+    variance: Float
+    """(n,) Quoted variance [mag^2]."""
+
+
+@dataclass(frozen=True)
+class JointSettings:
+    """Priors and iterations of the joint solve."""
+
+    grey_sigma: float = 0.02
+    """Prior error of the term of a detector in an epoch [mag]."""
+    small_sigma: float = 0.002
+    """Prior error of the term of one unit [mag]."""
+    scatter: float | None = None
+    """Intrinsic scatter of an observation [mag]; estimated by default."""
+    scatter_floor: float = 0.001
+    """Least intrinsic scatter [mag]: quoted errors of 0 do not decide alone."""
+    reference_floor: float = 0.001
+    """Least error of a reference magnitude [mag]."""
+    n_steps: int = 12
+    """Most reweightings, of which the first third have Huber's weights and the others Tukey's; 0: least squares."""
+    tolerance: float = 1e-5
+    """Change of all zero points at which Tukey's weights are final [mag]."""
+    max_nonzeros: int = 4_000_000
+    """Matrices with more elements are not factored: solved by conjugate gradients, with errors from `n_samples`."""
+    n_samples: int = 64
+    """Random right-hand sides for errors of such matrices: a sigma is then known to 9 % or better."""
+
+
+@dataclass(frozen=True, repr=False)
+class JointSolution:
+    """Zero points with errors, and what they consist of; arrays (unit,)."""
+
+    value: Float
+    """Zero point [mag]; NaN where no reference star anchors it."""
+    sigma: Float
+    """[mag]; inf where no reference star anchors it."""
+    anchored: Bool
+    """Whether a chain of common stars leads to a reference star."""
+    component: Int
+    """Connected component of the overlap graph, numbered by first exposure."""
+    relative: Float
+    """Zero point against the mean of its component [mag], for components without reference stars; else NaN."""
+    n_stars: Int
+    """Observations of positive weight."""
+    exposure_term: Float
+    """e of the unit's exposure [mag]; NaN where not anchored."""
+    grey: Float
+    """g of the unit's detector and epoch [mag]."""
+    small: Float
+    """s [mag]."""
+    scatter: float
+    """Intrinsic scatter [mag]."""
+    chi2: float
+    """Minimum of the objective with robust weights: measurements and priors."""
+    dof: float
+    """Its expectation for normal errors: weighted number of measurements less free parameters; with Tukey's weights
+    chi2 is 0.85 of it or so."""
+    n_iterations: int
+    """Reweightings done."""
+
+    @property
+    def unanchored(self) -> dict[int, Int]:
+        """Units of each component without reference stars."""
+        labels = np.unique(self.component[~self.anchored])
+        return {int(label): np.flatnonzero(self.component == label) for label in labels}
+
+    def __repr__(self) -> str:
+        """Return one line: how many units are solved, and how well."""
+        alone = self.unanchored
+        sigma = f"{np.median(self.sigma[self.anchored]):.2g} mag" if self.anchored.any() else "unknown"
+        missing = f", {sum(map(len, alone.values()))} units in {len(alone)} unanchored components" if alone else ""
+        ratio = self.chi2 / self.dof if self.dof > 0 else np.nan
+        return (
+            f"JointSolution({np.count_nonzero(self.anchored)} of {len(self.value)} units anchored, "
+            f"median sigma {sigma}, scatter {self.scatter:.2g} mag, chi2/dof {ratio:.2f}{missing})"
+        )
+
+
+def solve_joint(
+    observations: StarObservations,
+    reference: npt.ArrayLike,
+    reference_variance: npt.ArrayLike,
+    exposure: npt.ArrayLike,
+    detector: npt.ArrayLike,
+    epoch: npt.ArrayLike,
+    settings: JointSettings | None = None,
+) -> JointSolution:
+    """Solve for the zero points of all units.
+
+    Zero points may be given against nominal values: add these to the magnitudes, and all detectors share the exposure
+    term whatever their band. Stars of different bands are different stars.
+
+    Parameters
+    ----------
+    observations : StarObservations
+        Detections in any order.
+    reference, reference_variance : array-like (star,)
+        Reference magnitude of each star label and its variance; inf (or NaN) for none.
+    exposure, detector, epoch : array-like (unit,)
+        Labels of the units: numbers or names.
+    settings : JointSettings, optional
+        Priors and iterations.
+
+    Returns
+    -------
+    JointSolution
+
+    Raises
+    ------
+    InputError
+        If arrays differ in length, labels are out of range, or a setting is not positive.
+
+    Notes
+    -----
+    The error of a unit grows with its distance from reference stars in the overlap graph. A unit without stars in an
+    anchored exposure has the error of the exposure and of the grey and small term.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(1)
+    >>> truth, sky = np.array([25.0, 25.1, 24.9]), rng.uniform(18, 22, 400)
+    >>> star = np.concatenate([np.arange(200), np.arange(300), np.arange(300, 400)])
+    >>> unit = np.repeat([0, 1, 2], [200, 300, 100])
+    >>> magnitude = sky[star] - truth[unit] + 0.005 * rng.standard_normal(600)
+    >>> seen = StarObservations(unit, star, magnitude, np.full(600, 0.005**2))
+    >>> known = np.where(np.arange(400) < 50, sky, np.nan)
+    >>> solution = solve_joint(seen, known, np.full(400, 1e-6), ["a", "b", "c"], [7, 7, 7], [0, 0, 0])
+    >>> solution.value.round(2).tolist(), solution.anchored.tolist()
+    ([25.0, 25.1, nan], [True, True, False])
+    """
+    settings = JointSettings() if settings is None else settings
+    _check(observations, reference, reference_variance, exposure, detector, epoch, settings)
+    units, prior = _units(exposure, detector, epoch, settings)
+    position = np.empty(len(units), dtype=np.int32)
+    position[units] = np.arange(len(units), dtype=np.int32)
+    rows = star_rows(
+        observations.unit, observations.star, observations.magnitude, observations.variance,
+        reference, reference_variance, reference_floor=settings.reference_floor, position=position,
+    )  # fmt: skip
+    return _solve(rows, prior, settings, position)
+
+
+@dataclass(frozen=True)
+class _State:
+    """One solution of the weighted normal equations."""
+
+    precision: Precision
+    components: Components
+    equations: StarEquations
+    matrix: sp.csc_array
+    factor: Factor | None
+    unknowns: Float
+    """(z, e, g)."""
+
+
+def _solve(
+    rows: StarRows, prior: PriorTerms, settings: JointSettings, position: npt.NDArray[np.int32]
+) -> JointSolution:
+    """Iterate weights and scatter; return the solution with the units in the caller's order."""
+    n = prior.n_units
+    pairs = overlaps(rows, n)
+    scatter = settings.scatter_floor if settings.scatter is None else settings.scatter
+    scale, loss, step = 1.0, Loss.SQUARE, 0
+    precision = measurement_precision(rows, np.zeros(n), scatter=scatter, scale=1.0, loss=loss)
+    state = _weighted(rows, precision, prior, pairs, settings, None)
+    for step in range(1, settings.n_steps + 1):
+        zero_point = state.unknowns[:n]
+        loss = Loss.HUBER if 3 * step <= settings.n_steps + 2 else Loss.TUKEY
+        scale = residual_scale(rows, zero_point, scatter=scatter, scale=scale, loss=loss)
+        if settings.scatter is None:
+            scatter = intrinsic_scatter(
+                rows, zero_point, scatter=scatter, scale=scale, loss=loss, floor=settings.scatter_floor
+            )
+        precision = measurement_precision(rows, zero_point, scatter=scatter, scale=scale, loss=loss)
+        state = _weighted(rows, precision, prior, pairs, settings, state)
+        anchored = state.components.anchored[state.components.label][prior.exposure]
+        change = np.abs(state.unknowns[:n] - zero_point)[anchored].max(initial=0.0)
+        if loss is Loss.TUKEY and change < settings.tolerance:
+            break
+    solution = _result(rows, state, prior, pairs, settings, scatter)
+    changed: dict[str, Any] = {
+        name: value[position] for name, value in vars(solution).items() if isinstance(value, np.ndarray)
+    }
+    return replace(solution, **changed, n_iterations=step)
+
+
+def _weighted(
+    rows: StarRows,
+    precision: Precision,
+    prior: PriorTerms,
+    pairs: Overlaps,
+    settings: JointSettings,
+    before: _State | None,
+) -> _State:
+    """Solve the normal equations of given weights."""
+    components = exposure_components(rows, precision, prior.exposure, prior.n_exposures)
+    equations = star_equations(rows, precision, pairs)
+    matrix = precision_matrix(equations, pairs, prior, components.free)
+    vector = np.zeros(matrix.shape[0])
+    vector[: prior.n_units] = equations.vector
+    if matrix.nnz <= settings.max_nonzeros:
+        factored = factor(matrix)
+        return _State(precision, components, equations, matrix, factored, factored.solve(vector))
+    start = None if before is None else before.unknowns
+    return _State(precision, components, equations, matrix, None, solve_iteratively(matrix, vector, start)[0])
+
+
+def _result(
+    rows: StarRows, state: _State, prior: PriorTerms, pairs: Overlaps, settings: JointSettings, scatter: float
+) -> JointSolution:
+    """Return values and errors, in the order of the prior's units."""
+    n, exposures = prior.n_units, prior.n_exposures
+    components = state.components
+    label = components.label[prior.exposure]
+    anchored = components.anchored[label]
+    value, by_exposure, by_grey = np.split(state.unknowns, [n, n + exposures])
+    small = prior.design @ state.unknowns
+    if state.factor is not None:
+        variance = state.factor.inverse_diagonal()[:n]
+    else:
+        variance = sampled_variance(
+            state.matrix, state.equations, pairs, prior, components.free, settings.n_samples
+        )[:n]  # fmt: skip
+    mean = np.bincount(label, value) / np.maximum(np.bincount(label), 1)
+    kept = state.precision.observation > 0
+    penalty = (small**2).sum() / settings.small_sigma**2 + (by_grey**2).sum() / settings.grey_sigma**2
+    chi2, measurements = weighted_chi2(rows, state.precision, value, scatter)
+    return JointSolution(
+        value=np.where(anchored, value, np.nan),
+        sigma=np.where(anchored, np.sqrt(variance), np.inf),
+        anchored=anchored,
+        component=label,
+        relative=np.where(anchored, np.nan, value - mean[label]),
+        n_stars=np.bincount(rows.unit[kept], minlength=n).astype(np.int64),
+        exposure_term=np.where(anchored, by_exposure[prior.exposure], np.nan),
+        grey=by_grey[prior.grey],
+        small=small,
+        scatter=float(scatter),
+        chi2=float(chi2 + penalty),
+        dof=float(measurements - exposures + np.count_nonzero(~components.anchored)),
+        n_iterations=0,
+    )
+
+
+def _units(
+    exposure: npt.ArrayLike, detector: npt.ArrayLike, epoch: npt.ArrayLike, settings: JointSettings
+) -> tuple[Int, PriorTerms]:
+    """Return the order of the units by exposure, detector and epoch, and their prior in this order."""
+    exposures, of_exposure = np.unique(np.asarray(exposure), return_inverse=True)
+    detectors, of_detector = np.unique(np.asarray(detector), return_inverse=True)
+    _, of_epoch = np.unique(np.asarray(epoch), return_inverse=True)
+    order = np.lexsort((of_epoch, of_detector, of_exposure)).astype(np.int64)
+    grey_labels, grey = np.unique(of_epoch * max(len(detectors), 1) + of_detector, return_inverse=True)
+    prior = PriorTerms(
+        exposure=of_exposure[order].astype(np.int64),
+        grey=grey[order].astype(np.int64),
+        n_exposures=len(exposures),
+        n_grey=len(grey_labels),
+        grey_sigma=settings.grey_sigma,
+        small_sigma=settings.small_sigma,
+    )
+    return order, prior
+
+
+def _check(
+    observations: StarObservations,
+    reference: npt.ArrayLike,
+    reference_variance: npt.ArrayLike,
+    exposure: npt.ArrayLike,
+    detector: npt.ArrayLike,
+    epoch: npt.ArrayLike,
+    settings: JointSettings,
+) -> None:
+    """Raise InputError if the arguments do not belong together."""
+    n, units, stars = (len(np.asarray(one)) for one in (observations.star, exposure, reference))
+    for name in ("unit", "magnitude", "variance"):
+        size = len(getattr(observations, name))
+        if size != n:
+            raise InputError(f"observations.{name}", f"{size} values", f"{n}, one for each star label")
+    for name, values, wanted in (
+        ("reference_variance", reference_variance, stars),
+        ("detector", detector, units),
+        ("epoch", epoch, units),
+    ):
+        if len(np.asarray(values)) != wanted:
+            raise InputError(name, f"{len(np.asarray(values))} values", f"{wanted}")
+    for name, labels, size in (("unit", observations.unit, units), ("star", observations.star, stars)):
+        if n and (np.min(labels) < 0 or np.max(labels) >= size):
+            raise InputError(f"observations.{name}", f"{np.min(labels)} to {np.max(labels)}", f"0 to {size - 1}")
+    for name in ("grey_sigma", "small_sigma", "scatter_floor", "reference_floor"):
+        if not 0 < getattr(settings, name) < np.inf:
+            raise InputError(name, f"{getattr(settings, name)}", "a positive number [mag]")

@@ -1,0 +1,218 @@
+"""Observations of the joint solve in an order that does not depend on how they were listed.
+
+Sums of floating-point numbers depend on their order. Stars are therefore sorted by a hash of what was observed of them,
+and the observations of a star by unit, magnitude and variance: neither the order of the rows nor the labels of the
+stars changes a bit of the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
+Int32 = npt.NDArray[np.int32]
+
+MAGNITUDE_LIMIT = 50.0
+"""abs(magnitude) from which a value is a sentinel (-9999, 99, 130), not a measurement [mag]."""
+
+
+@dataclass(frozen=True)
+class StarRows:
+    """Observations grouped by star; only stars that constrain a zero point: two observations, or one and a reference.
+
+    Examples
+    --------
+    >>> rows = star_rows([1, 0, 0], [7, 7, 3], [20.1, 20.0, 19.0], [1e-4, 1e-4, 1e-4], np.full(8, np.nan), np.ones(8))
+    >>> rows.start.tolist(), rows.unit.tolist(), rows.magnitude.tolist()
+    ([0, 2], [0, 1], [20.0, 20.1])
+    """
+
+    start: Int
+    """(star + 1,) First observation of each star."""
+    unit: Int32
+    """(n,) Unit of each observation."""
+    magnitude: Float
+    """(n,) [mag]."""
+    variance: Float
+    """(n,) Quoted variance [mag^2]."""
+    reference: Float
+    """(star,) Reference magnitude; NaN without one."""
+    reference_variance: Float
+    """(star,) [mag^2]; inf without a reference magnitude."""
+
+    @property
+    def n_stars(self) -> int:
+        """Number of stars."""
+        return len(self.reference)
+
+
+def star_rows(
+    unit: npt.ArrayLike,
+    star: npt.ArrayLike,
+    magnitude: npt.ArrayLike,
+    variance: npt.ArrayLike,
+    reference: npt.ArrayLike,
+    reference_variance: npt.ArrayLike,
+    *,
+    reference_floor: float = 0.0,
+    position: npt.ArrayLike | None = None,
+) -> StarRows:
+    """Group usable observations by star, in canonical order.
+
+    Observations with a missing or sentinel magnitude, or with an error that is missing or negative, are left out.
+    Identical observations (same unit, star, magnitude and variance) count once.
+
+    Parameters
+    ----------
+    unit, star : array-like of int (n,)
+        Unit and star of each observation.
+    magnitude, variance : array-like (n,)
+        [mag], [mag^2].
+    reference, reference_variance : array-like (label,)
+        Reference magnitude of each star label, and its variance; NaN, a sentinel, or inf: no magnitude.
+    reference_floor : float
+        Least error of a reference magnitude [mag].
+    position : array-like of int, optional
+        New number of each unit.
+
+    Returns
+    -------
+    StarRows
+    """
+    unit = np.ascontiguousarray(unit, dtype=np.int32)
+    star = np.ascontiguousarray(star, dtype=np.int32)
+    magnitude = np.ascontiguousarray(magnitude, dtype=np.float64)
+    variance = np.ascontiguousarray(variance, dtype=np.float64)
+    reference = np.asarray(reference, dtype=np.float64)
+    reference_variance = np.asarray(reference_variance, dtype=np.float64)
+    n_units = int(unit.max(initial=-1)) + 1
+    number = np.arange(n_units, dtype=np.int32) if position is None else np.asarray(position, dtype=np.int32)
+    known = (
+        (np.abs(reference) < MAGNITUDE_LIMIT) & (reference_variance >= 0) & np.isfinite(reference_variance)
+    )  # comparisons with NaN are False
+    with_reference = np.where(known, reference, np.nan)
+    with_variance = np.where(known, np.maximum(reference_variance, reference_floor**2), np.inf)
+    bits = (magnitude.view(np.uint64), variance.view(np.uint64))
+    count, key = _count(unit, star, magnitude, variance, *bits, number, len(reference))
+    _add_reference(key, known, with_reference.view(np.uint64), with_variance.view(np.uint64))
+    kept = np.flatnonzero((count > 0) & (count + known >= 2))
+    kept = kept[np.argsort(key[kept], kind="stable")]
+    rank = np.full(len(reference), -1, dtype=np.int32)
+    rank[kept] = np.arange(len(kept), dtype=np.int32)
+    start = np.concatenate([[0], np.cumsum(count[kept], dtype=np.int64)])
+    n = int(start[-1])
+    rows = (np.empty(n, dtype=np.int32), np.empty(n), np.empty(n))
+    _fill(unit, star, magnitude, variance, number, rank, start, *rows)
+    size = _sort_each(start, known[kept], *rows)
+    several = size > 0
+    kept = kept[several]
+    used = int(size.sum())
+    return StarRows(
+        start=np.concatenate([[0], np.cumsum(size[several])]),
+        unit=rows[0][:used],
+        magnitude=rows[1][:used],
+        variance=rows[2][:used],
+        reference=with_reference[kept],
+        reference_variance=with_variance[kept],
+    )
+
+
+@njit(cache=True, nogil=True)
+def _mixed(value: Any) -> Any:  # pragma: no cover
+    """Return a 64-bit hash of a 64-bit number (the finaliser of SplitMix64)."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@njit(cache=True, nogil=True)
+def _usable(magnitude: Any, variance: Any) -> Any:  # pragma: no cover
+    return abs(magnitude) < MAGNITUDE_LIMIT and variance >= 0.0 and variance < np.inf
+
+
+@njit(cache=True, nogil=True)
+def _count(
+    unit: Any, star: Any, magnitude: Any, variance: Any, bits: Any, variance_bits: Any, number: Any, n_labels: int
+) -> Any:  # pragma: no cover
+    """Count the usable observations of each star, and add up the hashes of what was observed."""
+    count = np.zeros(n_labels, dtype=np.int64)
+    key = np.zeros(n_labels, dtype=np.uint64)
+    for i in range(len(star)):
+        if _usable(magnitude[i], variance[i]):
+            s = star[i]
+            count[s] += 1
+            key[s] += _mixed(_mixed(_mixed(np.uint64(number[unit[i]]) + np.uint64(1)) ^ bits[i]) ^ variance_bits[i])
+    return count, key
+
+
+@njit(cache=True, nogil=True)
+def _add_reference(key: Any, known: Any, bits: Any, variance_bits: Any) -> None:  # pragma: no cover
+    for s in range(len(key)):
+        if known[s]:
+            key[s] += _mixed(_mixed(bits[s]) ^ variance_bits[s])
+
+
+@njit(cache=True, nogil=True)
+def _fill(
+    unit: Any,
+    star: Any,
+    magnitude: Any,
+    variance: Any,
+    number: Any,
+    rank: Any,
+    start: Any,
+    to_unit: Any,
+    to_magnitude: Any,
+    to_variance: Any,
+) -> None:  # pragma: no cover
+    """Bring the observations of each star together."""
+    filled = start[:-1].copy()
+    for i in range(len(star)):
+        if _usable(magnitude[i], variance[i]) and rank[star[i]] >= 0:
+            at = filled[rank[star[i]]]
+            filled[rank[star[i]]] += 1
+            to_unit[at] = number[unit[i]]
+            to_magnitude[at] = magnitude[i]
+            to_variance[at] = variance[i]
+
+
+@njit(cache=True, nogil=True)
+def _sort_each(start: Any, known: Any, unit: Any, magnitude: Any, variance: Any) -> Any:  # pragma: no cover
+    """Sort the observations of each star, drop repeated ones, close the gaps; return the number of each star.
+
+    0 is returned for a star that has no second observation and no reference.
+    """
+    size = np.zeros(len(known), dtype=np.int64)
+    end = 0
+    for s in range(len(known)):
+        low, high = start[s], start[s + 1]
+        for i in range(low + 1, high):
+            u, m, v = unit[i], magnitude[i], variance[i]
+            j = i - 1
+            while j >= low and (
+                unit[j] > u or (unit[j] == u and (magnitude[j] > m or (magnitude[j] == m and variance[j] > v)))
+            ):
+                unit[j + 1], magnitude[j + 1], variance[j + 1] = unit[j], magnitude[j], variance[j]
+                j -= 1
+            unit[j + 1], magnitude[j + 1], variance[j + 1] = u, m, v
+        first = end
+        for i in range(low, high):
+            repeated = (
+                end > first
+                and unit[end - 1] == unit[i]
+                and magnitude[end - 1] == magnitude[i]
+                and variance[end - 1] == variance[i]
+            )
+            if not repeated:
+                unit[end], magnitude[end], variance[end] = unit[i], magnitude[i], variance[i]
+                end += 1
+        if end - first + known[s] < 2:
+            end = first
+        size[s] = end - first
+    return size
