@@ -220,8 +220,8 @@ def run(
 def _say_reductions(summary: Summary) -> None:
     for reduction in summary.reductions:
         say(reduction.line())
-        for detector, reason in reduction.failures.items():
-            say(f"failed reduction {reduction.name}, detector {detector}: {reason}")
+        for line in reduction.failure_lines():
+            say(line)
 
 
 def _foreseen(facts: dict[str, Any]) -> str:

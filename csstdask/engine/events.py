@@ -84,7 +84,7 @@ class ReductionStarted:
     """A reduction begins to read its partials."""
 
     name: str
-    """Which one, and of which detector."""
+    """Which one, and of which detector; that of a whole campaign has none."""
     n_inputs: int
     """Number of partials."""
 
@@ -94,7 +94,7 @@ class ReductionPass:
     """A reduction has read all its partials once, and solved."""
 
     name: str
-    """Which one, and of which detector."""
+    """Which one, and of which detector; that of a whole campaign has none."""
     number: int
     """Of the pass, from 1."""
     finished: bool
@@ -106,7 +106,7 @@ class ReductionDone:
     """A reduction is finished and recorded."""
 
     name: str
-    """Which one, and of which detector."""
+    """Which one, and of which detector; that of a whole campaign has none."""
     n_inputs: int
     """Number of partials."""
     passes: int
@@ -116,10 +116,10 @@ class ReductionDone:
 
 @dataclass(frozen=True)
 class ReductionFailed:
-    """A reduction of a detector failed; the others are still computed."""
+    """A reduction failed, for a detector or for the campaign; the others are still computed."""
 
     name: str
-    """Which one, and of which detector."""
+    """Which one, and of which detector; that of a whole campaign has none."""
     reason: str
     """Why, in one line."""
 

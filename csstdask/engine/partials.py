@@ -78,9 +78,9 @@ class Manifest:
             yield tuple(group)
 
 
-def reduction_record_path(root: Path, name: str, detector: int) -> Path:
-    """Return the file of the record of a reduction of one detector."""
-    return root / "reductions" / name / f"{detector}.json"
+def reduction_record_path(root: Path, name: str, detector: int | None) -> Path:
+    """Return the file of the record of a reduction of one detector; None: of the whole campaign."""
+    return root / "reductions" / name / f"{'all' if detector is None else detector}.json"
 
 
 @dataclass(frozen=True)

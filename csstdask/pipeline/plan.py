@@ -249,8 +249,8 @@ class Plan:
                 )
         for reduction in self.active_reductions:
             for one in reduction.products:
-                dims = ("detector", *one.dims)
-                spec = ArraySpec(one.name, dims, one.dtype, one.fill, "table", {"long_name": one.long_name})
+                dims, attributes = reduction.array_dims(one), {"long_name": one.long_name}
+                spec = ArraySpec(one.name, dims, one.dtype, one.fill, "table", attributes, words=one.dtype == "str")
                 specs.append((spec, one.units))
         return specs
 

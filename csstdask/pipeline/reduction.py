@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy.typing as npt
 
@@ -16,14 +16,18 @@ if TYPE_CHECKING:  # it imports Dask, which `status` and `--dry-run` do without
     from csstdask.engine.reduce import Algorithm
 
 
+Scope = Literal["detector", "campaign"]
+"""What one result of a reduction is for: each detector has its own, or there is one for the whole campaign."""
+
+
 @dataclass(frozen=True)
-class DetectorProduct:
-    """An array that a reduction writes for each detector."""
+class ReductionProduct:
+    """An array that a reduction writes."""
 
     name: str
     """In the run's store."""
     dims: tuple[str, ...]
-    """Its dimensions after ``detector``."""
+    """Its dimensions; for a reduction of each detector those after ``detector``."""
     dtype: str
     """A NumPy type."""
     fill: object
@@ -35,17 +39,17 @@ class DetectorProduct:
 
 @dataclass(frozen=True)
 class Reduced:
-    """What a reduction returns for one detector."""
+    """What a reduction returns for one detector, or for the campaign."""
 
     arrays: dict[str, npt.NDArray[Any]]
-    """Its products."""
+    """Its products, without the dimension ``detector`` where they are for one."""
     metrics: dict[str, float | int | None] = field(default_factory=dict)
     """Numbers for its record."""
 
 
 @dataclass(frozen=True)
 class Reduction:
-    """One product of a whole campaign, detector by detector."""
+    """One product of many units: of each detector, or of the whole campaign."""
 
     name: str
     """In ``--steps``, records and fingerprints."""
@@ -61,13 +65,21 @@ class Reduction:
     """What of the configuration decides its result."""
     camera: Callable[[Instrument], dict[str, Any]]
     """What of the camera's description decides its result."""
-    algorithm: Callable[[RunConfig, Campaign, int], Algorithm[Any, Any]]
-    """What it computes for a detector."""
-    result: Callable[[Any, RunConfig, Campaign, int], Reduced]
-    """Its products, from the last solution."""
+    algorithm: Callable[[RunConfig, Campaign, tuple[int, ...]], Algorithm[Any, Any]]
+    """What it computes for some detectors: one of them, or all."""
+    result: Callable[[Any, RunConfig, Campaign, tuple[int, ...]], Reduced]
+    """Its products for these detectors, from the last solution."""
     sizes: Callable[[RunConfig, Campaign], Mapping[str, int]]
     """Lengths of the dimensions of its products."""
     without_inputs: Callable[[RunConfig], str]
     """What is wrong, and what to do, if units are done and none has a partial."""
-    products: tuple[DetectorProduct, ...]
+    products: tuple[ReductionProduct, ...]
     """Arrays it writes."""
+    scope: Scope = "detector"
+    """Whether each detector has a result, from its own units, or there is one from all units."""
+    remark: Callable[[Mapping[str, float | int | None]], str] = lambda _: ""
+    """What is added to its line of a summary, from the metrics of a record."""
+
+    def array_dims(self, product: ReductionProduct) -> tuple[str, ...]:
+        """Return all dimensions of a product."""
+        return ("detector", *product.dims) if self.scope == "detector" else product.dims

@@ -30,10 +30,12 @@ class ReductionSummary:
     """Partials of all detectors."""
     n_outdated: int = 0
     """Partials of other settings, which take no part until their units are done again."""
-    failures: dict[int, str] = field(default_factory=dict)
-    """Why it failed, by detector."""
-    pending: list[int] = field(default_factory=list)
-    """Detectors whose result is not that of the present partials."""
+    failures: dict[int | None, str] = field(default_factory=dict)
+    """Why it failed, by detector; None: of the whole campaign."""
+    pending: list[int | None] = field(default_factory=list)
+    """Detectors whose result is not that of the present partials; None: the campaign's is not."""
+    remarks: list[str] = field(default_factory=list)
+    """What people should know of the results."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``--json`` prints."""
@@ -48,29 +50,48 @@ class ReductionSummary:
         }
 
     def with_state(self) -> ReductionSummary:
-        """Set the state from what is known of the detectors."""
+        """Set the state from what is known of the parts."""
         self.state = "failed" if self.failures else "pending" if self.pending or not self.n_inputs else "done"
         return self
 
     def line(self) -> str:
         """Return it for people."""
-        outdated = f", {self.n_outdated} of other settings left out" if self.n_outdated else ""
-        return f"reduction {self.name}: {self.state}, {self.n_inputs} inputs{outdated}"
+        outdated = [f"{self.n_outdated} of other settings left out"] if self.n_outdated else []
+        parts = [self.state, f"{self.n_inputs} inputs", *outdated, *self.remarks]
+        return f"reduction {self.name}: {', '.join(parts)}"
+
+    def failure_lines(self) -> list[str]:
+        """Return a line for each failure."""
+        return [
+            f"failed reduction {self.name}{'' if detector is None else f', detector {detector}'}: {reason}"
+            for detector, reason in self.failures.items()
+        ]
+
+    def note(self, reduction: Reduction, record: ReductionRecord) -> None:
+        """Keep what people should know of a result."""
+        if record.objects and (remark := reduction.remark(record.metrics)):
+            self.remarks.append(remark)
 
 
 @dataclass(frozen=True)
-class DetectorReduction:
-    """A reduction of one detector, and the partials it would read now."""
+class ReductionPart:
+    """A reduction of one detector or of the whole campaign, and the partials it would read now."""
 
     plan: Plan
     ledger: Ledger
     reduction: Reduction
-    detector: int
+    detector: int | None
+    """None: the whole campaign."""
 
     @property
     def name(self) -> str:
         """Return what it is called in events."""
-        return f"{self.reduction.name} {self.detector}"
+        return self.reduction.name if self.detector is None else f"{self.reduction.name} {self.detector}"
+
+    @property
+    def detectors(self) -> tuple[int, ...]:
+        """Return the detectors whose partials it reads."""
+        return tuple(sorted(self.plan.campaign.detectors)) if self.detector is None else (self.detector,)
 
     @property
     def record_path(self) -> Path:
@@ -83,21 +104,20 @@ class DetectorReduction:
         return self.record_path.with_suffix(".inputs")
 
     def steps(self) -> Iterator[tuple[Unit, StepRecord, bool]]:
-        """Yield the recorded steps that make partials, sorted by exposure, and whether each is current."""
-        campaign, column = self.plan.campaign, self.plan.campaign.detectors.index(self.detector)
-        kinds, present = campaign.read("kind")[:, column], campaign.present[:, column]
-        exposures = campaign.exposures
-        for row in sorted(np.flatnonzero(present), key=lambda row: exposures[row]):
-            if str(kinds[row]) not in self.reduction.kinds:
-                continue
-            unit = Unit(exposures[row], self.detector)
+        """Yield the recorded steps that make partials, sorted by exposure and detector; tell which are current."""
+        campaign, exposures = self.plan.campaign, self.plan.campaign.exposures
+        columns = [campaign.detectors.index(detector) for detector in self.detectors]
+        kinds = np.asarray(campaign.read("kind"), dtype=object)[: len(exposures), columns].astype(str)
+        chosen = np.isin(kinds, sorted(self.reduction.kinds)) & campaign.present[:, columns]
+        for row, position in sorted(np.argwhere(chosen).tolist(), key=lambda item: (exposures[item[0]], item[1])):
+            unit = Unit(exposures[row], self.detectors[position])
             step = self.ledger.read(unit).steps.get(self.reduction.step)
             if step is not None:
                 wanted = self.plan.fingerprints(campaign.facts(unit.exposure, unit.detector))[self.reduction.step]
                 yield unit, step, step.fingerprint == wanted
 
     def recorded(self) -> Iterator[tuple[Partial, bool]]:
-        """Yield the recorded partials, sorted by exposure, and whether each is current."""
+        """Yield the recorded partials, sorted by exposure and detector, and whether each is current."""
         for unit, step, current in self.steps():
             path = unit_file_path(self.ledger.root, self.reduction.partial, unit.exposure, unit.detector)
             name = path.relative_to(self.ledger.root).as_posix()
@@ -121,11 +141,13 @@ class DetectorReduction:
         )
 
 
-def parts_of(plan: Plan, ledger: Ledger, reduction: Reduction) -> list[DetectorReduction]:
-    """Return the parts of a reduction: one for each detector that has frames of its kind."""
+def parts_of(plan: Plan, ledger: Ledger, reduction: Reduction) -> list[ReductionPart]:
+    """Return the parts of a reduction: one for each detector that has frames of its kind, or one for the campaign."""
+    if reduction.scope == "campaign":
+        return [ReductionPart(plan, ledger, reduction, None)]
     kinds = np.isin(np.asarray(plan.campaign.read("kind"), dtype=object).astype(str), sorted(reduction.kinds))
     columns = np.flatnonzero((kinds & np.asarray(plan.campaign.present, dtype=bool)).any(axis=0))
-    return [DetectorReduction(plan, ledger, reduction, plan.campaign.detectors[column]) for column in columns]
+    return [ReductionPart(plan, ledger, reduction, plan.campaign.detectors[column]) for column in columns]
 
 
 def reduction_status(plan: Plan, ledger: Ledger, *, verify: bool = False) -> list[ReductionSummary]:
@@ -145,7 +167,7 @@ def reduction_status(plan: Plan, ledger: Ledger, *, verify: bool = False) -> lis
             if record.failure is not None and record.fingerprint == wanted:
                 summary.failures[part.detector] = record.failure
             elif count and record.holds(ledger.root, wanted, checksum=verify):
-                continue
+                summary.note(reduction, record)
             elif count or partials.n_outdated or record.objects:
                 summary.pending.append(part.detector)
         summaries.append(summary.with_state())
@@ -157,10 +179,10 @@ class CurrentPartials:
 
     Parameters
     ----------
-    part : DetectorReduction
+    part : ReductionPart
     """
 
-    def __init__(self, part: DetectorReduction) -> None:
+    def __init__(self, part: ReductionPart) -> None:
         self.n_outdated = 0
         self._part = part
 

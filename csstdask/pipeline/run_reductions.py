@@ -1,4 +1,4 @@
-"""The reductions of a run: from the partials of its units to arrays over detectors, each recorded last."""
+"""The reductions of a run: from the partials of its units to arrays, each recorded last."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import contextlib
 import logging
 import time
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
 
 from csstdask.durable import flush_folder
-from csstdask.engine.cluster import Slots
+from csstdask.engine.cluster import Slots, limit_threads
 from csstdask.engine.events import Listener, ReductionDone, ReductionFailed, ReductionStarted
 from csstdask.engine.ledger import Ledger, OwnedObject
 from csstdask.engine.lock import read_owner
@@ -16,8 +20,9 @@ from csstdask.engine.partials import Manifest, ReductionRecord
 from csstdask.engine.reduce import reduce_partials
 from csstdask.errors import CsstdaskError, LostDriverError
 from csstdask.pipeline.plan import Plan
-from csstdask.pipeline.reduction_status import CurrentPartials, DetectorReduction, ReductionSummary, parts_of
-from csstdask.store.zarr_arrays import write_detector_chunk
+from csstdask.pipeline.reduction import ReductionProduct
+from csstdask.pipeline.reduction_status import CurrentPartials, ReductionPart, ReductionSummary, parts_of
+from csstdask.store.zarr_arrays import write_detector_chunk, write_whole_array
 
 log = logging.getLogger("csstdask")
 
@@ -27,7 +32,7 @@ def run_reductions(
 ) -> list[ReductionSummary]:
     """Compute the reductions of a run that are not recorded for its present partials.
 
-    A detector that fails is recorded with its reason; the others are still computed.
+    A part that fails is recorded with its reason; the others are still computed.
     """
     summaries = []
     for reduction in plan.active_reductions:
@@ -39,7 +44,7 @@ def run_reductions(
 
 
 def _run_part(
-    part: DetectorReduction,
+    part: ReductionPart,
     slots: Slots,
     token: str,
     emit: Listener,
@@ -62,30 +67,30 @@ def _run_part(
             _fail(part, emit, summary, ReductionRecord(wanted), reduction.without_inputs(plan.config))
         return
     if not redo and before.holds(root, wanted, checksum=verify):
+        summary.note(reduction, before)
         return
     start = time.perf_counter()
     emit(ReductionStarted(part.name, manifest.count))
     try:
-        algorithm = reduction.algorithm(plan.config, plan.campaign, part.detector)
-        solution, passes = reduce_partials(
-            slots, root, manifest, algorithm, emit, name=part.name, key=f"{reduction.name}-{part.detector}-{token[:8]}"
-        )
-        reduced = reduction.result(solution, plan.config, plan.campaign, part.detector)
-        column = plan.campaign.detectors.index(part.detector)
-        objects = []
+        algorithm = reduction.algorithm(plan.config, plan.campaign, part.detectors)
+        key = f"{part.name.replace(' ', '-')}-{token[:8]}"
+        solution, passes = reduce_partials(slots, root, manifest, algorithm, emit, name=part.name, key=key)
+        limit_threads(plan.config.engine.threads_per_unit)  # the driver's bits are those of a worker
+        reduced = reduction.result(solution, plan.config, plan.campaign, part.detectors)
+        objects: list[OwnedObject] = []
         # What is overwritten is no longer what its record says, even where sizes are the same.
         part.record_path.unlink(missing_ok=True)
         flush_folder(part.record_path.parent)
         for product in reduction.products:
             _check_driver(part.ledger, token)
-            path = write_detector_chunk(root, product.name, column, reduced.arrays[product.name])
-            objects.append(OwnedObject.of(root, path))
+            objects += [OwnedObject.of(root, path) for path in _write(part, product, reduced.arrays[product.name])]
         seconds = time.perf_counter() - start
         _check_driver(part.ledger, token)
         record = ReductionRecord(
             wanted, manifest.count, outdated, passes, tuple(objects), reduced.metrics, round(seconds, 3)
         )
         record.write(part.record_path)
+        summary.note(reduction, record)
         emit(ReductionDone(part.name, manifest.count, passes, seconds))
     except LostDriverError:
         raise
@@ -95,10 +100,16 @@ def _run_part(
         _fail(part, emit, summary, ReductionRecord(wanted, manifest.count, outdated), " ".join(reason.split()))
 
 
-def _fail(
-    part: DetectorReduction, emit: Listener, summary: ReductionSummary, record: ReductionRecord, reason: str
-) -> None:
-    """Record why a detector has no result."""
+def _write(part: ReductionPart, product: ReductionProduct, values: npt.NDArray[Any]) -> list[Path]:
+    """Write a product of a part: the chunk of its detector, or the whole array; return the files."""
+    root, campaign = part.ledger.root, part.plan.campaign
+    if part.detector is None:
+        return write_whole_array(root, product.name, values)
+    return [write_detector_chunk(root, product.name, campaign.detectors.index(part.detector), values)]
+
+
+def _fail(part: ReductionPart, emit: Listener, summary: ReductionSummary, record: ReductionRecord, reason: str) -> None:
+    """Record why a part has no result."""
     summary.failures[part.detector] = reason
     with contextlib.suppress(OSError):
         replace(record, failure=reason).write(part.record_path)

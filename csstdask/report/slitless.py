@@ -67,7 +67,7 @@ def _states(summary: Summary, flats: Sequence[tuple[int, Flat]]) -> str:
                 one.state,
                 one.n_inputs,
                 one.n_outdated,
-                "; ".join(f"{d}: {why}" for d, why in one.failures.items()),
+                "; ".join(why if d is None else f"{d}: {why}" for d, why in one.failures.items()),
             ]
             for one in summary.reductions
         ],

@@ -37,6 +37,8 @@ class ArraySpec:
     """pixels: lz4 + bitshuffle; mask: zstd-1 + bitshuffle; sparse (mostly fill values) and table: zstd-1."""
     attributes: dict[str, object] = field(default_factory=dict)
     """Units and meaning."""
+    words: bool = False
+    """Whether its text is a word per unit: as many exposures share a chunk as of numbers."""
 
     @property
     def sharded(self) -> bool:

@@ -9,6 +9,7 @@ old length.
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +58,7 @@ def create_array(group: zarr.Group, spec: ArraySpec, sizes: Mapping[str, int], u
         chunks = (1, 1, *shape[2:])
     elif spec.detector_chunk:
         chunks = (1, *shape[1:])
-    elif spec.dtype == "str" and spec.dims == ("exposure", "detector"):
+    elif spec.dtype == "str" and spec.dims == ("exposure", "detector") and not spec.words:
         chunks = (1, max(shape[1], 1))  # a header is kilobytes: one exposure a chunk
     else:
         chunks = tuple(ROWS_PER_CHUNK if dim == "exposure" else max(sizes[dim], 1) for dim in spec.dims)
@@ -286,6 +287,15 @@ def write_detector_chunk(root: Path, name: str, column: int, values: npt.NDArray
     group = zarr.open_group(root, mode="r+", use_consolidated=False)
     get_array(group, name)[column] = values
     return path
+
+
+def write_whole_array(root: Path, name: str, values: npt.NDArray[Any]) -> list[Path]:
+    """Delete all chunks of an array, write it whole, and return its files, sorted by name."""
+    chunks = root / name / "c"
+    shutil.rmtree(chunks, ignore_errors=True)
+    group = zarr.open_group(root, mode="r+", use_consolidated=False)
+    get_array(group, name)[...] = values
+    return sorted(path for path in chunks.rglob("*") if path.is_file())
 
 
 def read_shard(root: Path, name: str, row: int, column: int, rows: slice = slice(None)) -> npt.NDArray[Any]:

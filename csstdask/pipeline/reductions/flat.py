@@ -14,7 +14,7 @@ from csstdask.errors import StoreError
 from csstdask.flux.sums import MAX_NODES
 from csstdask.instrument.dispersion import N_WAVELENGTHS, nominal_sensitivity, slitless_order, wavelength_grid
 from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.reduction import DetectorProduct, Reduced, Reduction
+from csstdask.pipeline.reduction import Reduced, Reduction, ReductionProduct
 from csstdask.pipeline.steps.extract import EXTRACT, STAR_RATIOS, slitless_camera
 from csstdask.store.campaign import Campaign
 from csstdask.store.zarr_arrays import get_array, open_group
@@ -60,10 +60,11 @@ class FlatAlgorithm:
         return Pass(found, found.finished)
 
 
-def products_of(solution: FlatSolution, config: RunConfig, campaign: Campaign, detector: int) -> Reduced:
+def products_of(solution: FlatSolution, config: RunConfig, campaign: Campaign, detectors: tuple[int, ...]) -> Reduced:
     """Return the arrays of a detector from the last solution."""
     from csstdask.flux.flat import flat_of
 
+    (detector,) = detectors
     wavelength = wavelength_grid(slitless_order(campaign.instrument, detector).wavelength)
     flat = flat_of(solution, wavelength, campaign.shape, detector=detector, common_variance=config.flat.common_error**2)
     nominal = nominal_sensitivity(campaign.instrument, detector, wavelength)
@@ -184,7 +185,7 @@ FLAT = Reduction(
     numerics_version=2,
     settings=lambda config: config.flat.model_dump(),
     camera=slitless_camera,
-    algorithm=lambda config, _campaign, _detector: FlatAlgorithm(config.flat.degree),
+    algorithm=lambda config, _campaign, _detectors: FlatAlgorithm(config.flat.degree),
     result=products_of,
     sizes=sizes,
     without_inputs=lambda config: (
@@ -192,26 +193,26 @@ FLAT = Reduction(
         f"with ids of {config.extract.spectra or '--spectra SEDS.parquet'}"
     ),
     products=(
-        DetectorProduct(
+        ReductionProduct(
             "flat", ("flat_wave", "flat_term"), "float64", _NAN, None,
             "flat-field cube: coefficients of products of Legendre polynomials, of which the first is 1",
         ),
-        DetectorProduct(
+        ReductionProduct(
             "flat_variance", ("flat_wave", "flat_term", "flat_term_2"), "float64", _NAN, None,
             "covariance of sensitivity times flat, over the squared sensitivity",
         ),
-        DetectorProduct("sensitivity", _WAVE, "float64", _NAN, SENSITIVITY_UNITS, "sensitivity, detector mean"),
-        DetectorProduct(
+        ReductionProduct("sensitivity", _WAVE, "float64", _NAN, SENSITIVITY_UNITS, "sensitivity, detector mean"),
+        ReductionProduct(
             "sensitivity_variance", _WAVE, "float64", _NAN, f"({SENSITIVITY_UNITS})^2", "with the error of all SEDs"
         ),
-        DetectorProduct("flat_wavelength", _WAVE, "float64", _NAN, "Angstrom", "wavelength of the cube, vacuum"),
-        DetectorProduct("flat_degree", _WAVE, "int32", -1, None, "total degree fitted; -1: no usable star"),
-        DetectorProduct("flat_flag", _WAVE, "int32", 0, None, "1: lower degree, 2: no stars, 4: few kept"),
-        DetectorProduct("flat_n_stars", _WAVE, "int32", 0, None, "usable star images"),
-        DetectorProduct("flat_n_kept", _WAVE, "int32", 0, None, "star images with a positive robust weight"),
-        DetectorProduct("flat_scale", _WAVE, "float64", _NAN, None, "scatter of residuals over quoted errors"),
-        DetectorProduct("flat_node", ("flat_node_index",), "int32", -1, None, "wavelengths of flat_node_covariance"),
-        DetectorProduct(
+        ReductionProduct("flat_wavelength", _WAVE, "float64", _NAN, "Angstrom", "wavelength of the cube, vacuum"),
+        ReductionProduct("flat_degree", _WAVE, "int32", -1, None, "total degree fitted; -1: no usable star"),
+        ReductionProduct("flat_flag", _WAVE, "int32", 0, None, "1: lower degree, 2: no stars, 4: few kept"),
+        ReductionProduct("flat_n_stars", _WAVE, "int32", 0, None, "usable star images"),
+        ReductionProduct("flat_n_kept", _WAVE, "int32", 0, None, "star images with a positive robust weight"),
+        ReductionProduct("flat_scale", _WAVE, "float64", _NAN, None, "scatter of residuals over quoted errors"),
+        ReductionProduct("flat_node", ("flat_node_index",), "int32", -1, None, "wavelengths of flat_node_covariance"),
+        ReductionProduct(
             "flat_node_covariance", ("flat_node_index", "flat_node_index_2", "flat_term", "flat_term_2"), "float64",
             _NAN, None, "as flat_variance, between wavelengths",
         ),
