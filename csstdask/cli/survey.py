@@ -158,6 +158,12 @@ def run(
         Path | None, typer.Option(help="Stars of slitless frames: Parquet with id, ra, dec, pmra, pmdec and a flux.")
     ] = None,
     spectra: Annotated[Path | None, typer.Option(help="Their SEDs: a table that `csstdask sed` wrote.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Stars for zero points: Parquet with ra, dec and AB magnitudes mag_BAND.")
+    ] = None,
+    telemetry: Annotated[
+        Path | None, typer.Option(help="Telemetry for zero points: Parquet with exposure, time and sensors.")
+    ] = None,
     scheduler: Scheduler = "threads",
     workers: Workers = None,
     max_failures: Annotated[int | None, typer.Option(min=1, help="Stop after so many failed units.")] = None,
@@ -177,7 +183,8 @@ def run(
     from csstdask.pipeline.prepare import foresee
 
     names = steps.split(",") if steps is not None else None
-    selection, settings = parse_selection(select), with_inputs(load_config(config), catalogue, spectra)
+    selection = parse_selection(select)
+    settings = with_inputs(load_config(config), catalogue, spectra, reference, telemetry)
     if dry_run:
         facts = foresee(
             campaign,

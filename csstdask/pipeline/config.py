@@ -124,6 +124,41 @@ class FlatSettings(_Settings):
     )
 
 
+NO_PRIOR = "none"
+"""The model of zero points that asks for no prior from a network."""
+
+
+class ZeropointSettings(_Settings):
+    """Photometric zero points."""
+
+    reference: Annotated[str, AfterValidator(_absolute)] | None = Field(
+        None, description="Parquet table of reference stars (--reference); default: that of the campaign, if it has one"
+    )
+    telemetry: Annotated[str, AfterValidator(_absolute)] | None = Field(
+        None, description="Parquet table of telemetry (--telemetry); default: that of the campaign, if it has one"
+    )
+    match_radius: float = Field(1.0, gt=0, description="largest distance of a match [arcsec]")
+    color: tuple[str, str] | None = Field(
+        None, description="two bands of the reference whose difference is the colour; default: the first known pair"
+    )
+    color_term: float = Field(0.0, description="expected colour term [mag / mag]")
+    color_term_sigma: float = Field(0.1, gt=0, description="1 sigma of the expected colour term [mag / mag]")
+    degree: int = Field(1, ge=0, le=4, description="total degree of the polynomials over the detector")
+    least_snr: float = Field(20.0, gt=0, description="least signal-to-noise ratio of a star")
+    overlap_stars: int = Field(
+        200, ge=0, description="brightest isolated stars without a reference that a unit adds to the joint solution"
+    )
+    joint_stars: int = Field(
+        500, ge=1, description="best stars with a reference that a unit adds to the joint solution"
+    )
+    epoch_days: float = Field(30.0, gt=0, description="time over which the grey term of a detector is constant [day]")
+    model: Annotated[str, _model_for("zeropoint", or_none=True)] = Field(
+        "default", description=f"{_MODEL_HELP}; {NO_PRIOR}: stars and recent zero points alone"
+    )
+    reference_sha256: str | None = Field(None, repr=False, description="checksum of the reference that was used")
+    telemetry_sha256: str | None = Field(None, repr=False, description="checksum of the telemetry that was used")
+
+
 class EngineSettings(_Settings):
     """What the engine does; threads and device decide rounding and are fingerprinted."""
 
@@ -138,6 +173,7 @@ class EngineSettings(_Settings):
 #: Settings that name a model (part, key), and its task.
 MODEL_SETTINGS = {
     ("detect", "model"): "cosmicray", ("repair", "model"): "inpaint", ("psf", "model"): "psf",
+    ("zeropoint", "model"): "zeropoint",
 }  # fmt: skip
 
 
@@ -151,14 +187,30 @@ class RunConfig(_Settings):
     psf: PsfSettings = PsfSettings()
     extract: ExtractSettings = ExtractSettings()
     flat: FlatSettings = FlatSettings()
+    zeropoint: ZeropointSettings = ZeropointSettings()
     engine: EngineSettings = EngineSettings()
 
 
-def with_inputs(config: RunConfig, catalogue: Path | None, spectra: Path | None) -> RunConfig:
-    """Return settings with other tables of stars and SEDs, where these are given."""
-    given = {"catalogue": catalogue, "spectra": spectra}
-    changed = {name: str(path.resolve()) for name, path in given.items() if path is not None}
-    return config.model_copy(update={"extract": config.extract.model_copy(update=changed)})
+INPUT_TABLES = {
+    "catalogue": "extract", "spectra": "extract", "reference": "zeropoint", "telemetry": "zeropoint",
+}  # fmt: skip
+"""Options that name a table, and the part of the settings that keeps it."""
+
+
+def with_inputs(
+    config: RunConfig,
+    catalogue: Path | None = None,
+    spectra: Path | None = None,
+    reference: Path | None = None,
+    telemetry: Path | None = None,
+) -> RunConfig:
+    """Return settings with other tables of stars, SEDs, reference stars and telemetry, where these are given."""
+    given = {"catalogue": catalogue, "spectra": spectra, "reference": reference, "telemetry": telemetry}
+    for name, path in given.items():
+        if path is not None:
+            part = getattr(config, INPUT_TABLES[name]).model_copy(update={name: str(path.resolve())})
+            config = config.model_copy(update={INPUT_TABLES[name]: part})
+    return config
 
 
 def load_config(path: Path | None) -> RunConfig:

@@ -17,17 +17,21 @@ from csstdask.flux.seds_table import check_seds
 from csstdask.nn.card import copy_model
 from csstdask.nn.models import find_card
 from csstdask.pipeline.accounting import UsageTally, fresh_usage, whole_unit
-from csstdask.pipeline.config import MODEL_SETTINGS, ExtractSettings, RunConfig
+from csstdask.pipeline.config import INPUT_TABLES, MODEL_SETTINGS, RunConfig
 from csstdask.pipeline.plan import Plan, make_plan
 from csstdask.pipeline.reduction_status import reduction_status
 from csstdask.pipeline.stages import resolve_stages
 from csstdask.pipeline.status import Summary
 from csstdask.store.zarr_arrays import open_group, refuse_inside_store, store_kind
+from csstdask.zeropoint.reference import check_reference
+from csstdask.zeropoint.telemetry import check_telemetry
 
 #: Steps and reductions that need a catalogue of stars.
 NEED_CATALOGUE = ("extract", "flat")
 #: Reductions that need the SEDs of these stars as well.
 NEED_SPECTRA = ("flat",)
+#: Steps and reductions that need reference stars.
+NEED_REFERENCE = ("zeropoint", "zeropoints")
 #: What a run leaves in its folder before the store itself: a driver that was killed then may be followed by another.
 _BEFORE_STORE = ("driver.json", "models")
 
@@ -55,7 +59,7 @@ def prepare(
     device = settings.engine.device or "cpu"
     if settings.detect.precision == "int8" and not device.startswith("cpu"):
         raise InputError("[detect] precision", f"int8 on {device}", "float32 or bfloat16: int8 is for the host")
-    settings = settings.model_copy(update={"extract": find_inputs(settings.extract, Path(campaign))})
+    settings = find_inputs(settings, Path(campaign))
     stages = resolve_stages(steps if steps is not None else _possible(settings))
     plan = make_plan(Path(campaign), stages.steps, settings, chosen, stages.reductions)
     check_inputs(plan)
@@ -115,8 +119,8 @@ def foresee(
     }
 
 
-def find_inputs(settings: ExtractSettings, campaign: Path) -> ExtractSettings:
-    """Return settings that name the tables of stars and SEDs, with their checksums.
+def find_inputs(config: RunConfig, campaign: Path) -> RunConfig:
+    """Return settings that name the tables of stars, SEDs and telemetry, with their checksums.
 
     Tables that are not named are those that lie in the campaign, as a mock's do.
 
@@ -125,15 +129,18 @@ def find_inputs(settings: ExtractSettings, campaign: Path) -> ExtractSettings:
     InputError
         If a table that is named is not there.
     """
-    found: dict[str, str | None] = {}
-    for name in ("catalogue", "spectra"):
+    for name, part in INPUT_TABLES.items():
+        settings = getattr(config, part)
         own, given = campaign / "tables" / f"{name}.parquet", getattr(settings, name)
         path = Path(given) if given is not None else own if own.is_file() else None
         if path is not None and not path.is_file():
             raise InputError(path, "no such file", f"the Parquet table of --{name}")
-        found[name] = None if path is None else str(path.resolve())
-        found[f"{name}_sha256"] = None if path is None else _checksum(str(path), path.stat().st_mtime_ns)
-    return settings.model_copy(update=found)
+        found = {
+            name: None if path is None else str(path.resolve()),
+            f"{name}_sha256": None if path is None else _checksum(str(path), path.stat().st_mtime_ns),
+        }
+        config = config.model_copy(update={part: settings.model_copy(update=found)})
+    return config
 
 
 @functools.lru_cache(maxsize=8)
@@ -142,17 +149,24 @@ def _checksum(path: str, _changed: int) -> str:
 
 
 def _possible(config: RunConfig) -> list[str]:
-    """Return all steps and reductions, without those that need a catalogue where there is none."""
+    """Return all steps and reductions, without those that need a table where there is none."""
     names = resolve_stages(None).names
     absent = {name for name in NEED_CATALOGUE if config.extract.catalogue is None}
     absent |= {name for name in NEED_SPECTRA if config.extract.spectra is None}
+    absent |= {name for name in NEED_REFERENCE if config.zeropoint.reference is None}
     return [name for name in names if name not in absent]
 
 
 def check_inputs(plan: Plan) -> None:
     """Raise InputError if a step for frames of the campaign lacks its tables, or a table cannot be used."""
-    if not any(step.name in NEED_CATALOGUE for step in plan.active_steps):
-        return
+    steps = {step.name for step in plan.active_steps}
+    if steps.intersection(NEED_CATALOGUE):
+        _check_catalogue(plan)
+    if steps.intersection(NEED_REFERENCE):
+        _check_reference(plan)
+
+
+def _check_catalogue(plan: Plan) -> None:
     settings = plan.config.extract
     if settings.catalogue is None:
         raise InputError("--steps extract", "no catalogue", "--catalogue STARS.parquet")
@@ -161,6 +175,19 @@ def check_inputs(plan: Plan) -> None:
     check_catalogue(Path(settings.catalogue), plan.campaign.instrument.bands)
     if settings.spectra is not None:
         check_seds(Path(settings.spectra))
+
+
+def _check_reference(plan: Plan) -> None:
+    settings = plan.config.zeropoint
+    if settings.reference is None:
+        raise InputError("--steps zeropoint", "no reference stars", "--reference STARS.parquet")
+    known = check_reference(Path(settings.reference))
+    absent = [band for band in settings.color or () if band not in known]
+    if absent:
+        wanted = f"bands of {settings.reference} ({', '.join(known)})"
+        raise InputError("[zeropoint] color", ", ".join(absent), wanted)
+    if settings.telemetry is not None:
+        check_telemetry(Path(settings.telemetry))
 
 
 def keep_models(root: Path, config: RunConfig) -> RunConfig:

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from csstdask.pipeline.reduction import Reduction
 from csstdask.pipeline.reductions.flat import FLAT
+from csstdask.pipeline.reductions.zeropoints import ZEROPOINTS
 
-REDUCTIONS: dict[str, Reduction] = {reduction.name: reduction for reduction in (FLAT,)}
+REDUCTIONS: dict[str, Reduction] = {reduction.name: reduction for reduction in (FLAT, ZEROPOINTS)}

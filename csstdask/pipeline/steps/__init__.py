@@ -15,8 +15,9 @@ from csstdask.pipeline.steps.extract import EXTRACT
 from csstdask.pipeline.steps.psf import PSF
 from csstdask.pipeline.steps.repair import REPAIR
 from csstdask.pipeline.steps.sources import SOURCES
+from csstdask.pipeline.steps.zeropoint import ZEROPOINT
 
-STEPS: dict[str, Step] = {step.name: step for step in (BACKGROUND, DETECT, PSF, REPAIR, SOURCES, EXTRACT)}
+STEPS: dict[str, Step] = {step.name: step for step in (BACKGROUND, DETECT, PSF, REPAIR, SOURCES, EXTRACT, ZEROPOINT)}
 
 
 def resolve(names: Iterable[str] | None) -> tuple[Step, ...]:

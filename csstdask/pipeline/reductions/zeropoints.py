@@ -1,0 +1,172 @@
+"""Reduction `zeropoints`: the zero point of every unit, from the stars of all units, telemetry and earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from csstdask.engine.partials import ReductionRecord, reduction_record_path
+from csstdask.errors import StoreError
+from csstdask.instrument import Instrument
+from csstdask.nn.models import find_card
+from csstdask.pipeline.config import NO_PRIOR, RunConfig
+from csstdask.pipeline.reduction import Reduced, Reduction, ReductionProduct
+from csstdask.pipeline.steps.zeropoint import ZEROPOINT, ZEROPOINT_STARS
+from csstdask.store.campaign import Campaign
+from csstdask.store.schema import UNIT_DIMS
+from csstdask.store.zarr_arrays import get_array, open_group
+
+if TYPE_CHECKING:
+    from csstdask.engine.partials import Partial
+    from csstdask.engine.reduce import Pass
+    from csstdask.zeropoint.campaign import CampaignStars
+
+METHOD = "zp_method"
+"""The array of texts; the others are numbers."""
+
+
+@dataclass(frozen=True)
+class ZeropointsAlgorithm:
+    """Stars of all units side by side, in the order of the partials; they are solved for once, in the driver."""
+
+    most: int
+    """Stars of a unit with a reference that take part in the joint solution."""
+
+    def map(self, partials: Iterable[tuple[Partial, bytes]], _solution: CampaignStars | None) -> CampaignStars:
+        """Return the stars of some units."""
+        from csstdask.zeropoint.campaign import CampaignStars
+        from csstdask.zeropoint.matched import MatchedStars
+
+        units = [
+            CampaignStars.of(MatchedStars.from_bytes(content, partial.path), self.most) for partial, content in partials
+        ]
+        return CampaignStars.concatenate(units)
+
+    def combine(self, first: CampaignStars, second: CampaignStars) -> CampaignStars:
+        """Return the stars of two groups, the first's first."""
+        from csstdask.zeropoint.campaign import CampaignStars
+
+        return CampaignStars.concatenate([first, second])
+
+    def solve(self, total: CampaignStars, _solution: CampaignStars | None) -> Pass[CampaignStars]:
+        """Return all stars: one pass over the partials is enough."""
+        from csstdask.engine.reduce import Pass
+
+        return Pass(total, finished=True)
+
+
+def zero_points(stars: CampaignStars, config: RunConfig, campaign: Campaign, _detectors: tuple[int, ...]) -> Reduced:
+    """Return the arrays of the campaign from the stars of its units."""
+    from csstdask.zeropoint.campaign import CampaignSettings, calibrate_campaign
+    from csstdask.zeropoint.telemetry import read_telemetry
+
+    settings = config.zeropoint
+    exposures = [str(name) for name in stars.exposure]
+    telemetry = None if settings.telemetry is None else read_telemetry(Path(settings.telemetry)).of(exposures)
+    chosen = CampaignSettings(
+        match_radius=settings.match_radius,
+        epoch_days=settings.epoch_days,
+        model=settings.model,
+        device=config.engine.device,
+    )
+    found = calibrate_campaign(stars, telemetry, chosen)
+    rows = [campaign.index(name, int(one)) for name, one in zip(exposures, stars.detector, strict=True)]
+    where = tuple(np.array(rows, dtype=np.intp).T)
+    shape = len(campaign.exposures), len(campaign.detectors)
+
+    def spread(values: npt.NDArray[Any], fill: object, dtype: Any = np.float64) -> npt.NDArray[Any]:
+        array = np.full(shape, fill, dtype=dtype)
+        array[where] = values
+        return array
+
+    return Reduced(
+        arrays={
+            "zp": spread(found.value, np.nan),
+            "zp_sigma": spread(found.sigma, np.nan),
+            METHOD: spread(found.method.astype(object), "", object),
+            "zp_prior": spread(found.prior, np.nan),
+            "zp_prior_sigma": spread(found.prior_sigma, np.nan),
+            "zp_joint": spread(found.joint, np.nan),
+            "zp_joint_sigma": spread(found.joint_sigma, np.nan),
+        },
+        metrics=found.metrics,
+    )
+
+
+def read_zero_points(root: Path) -> dict[str, npt.NDArray[Any]] | None:
+    """Return the zero points of a run's store (exposure, detector), by name; None if it has no finished ones.
+
+    They count as finished if their record says so and all arrays are on disk as recorded.
+
+    Raises
+    ------
+    StoreError
+        If an array is damaged.
+    """
+    record = ReductionRecord.read(reduction_record_path(root, ZEROPOINTS.name, None))
+    if not record.holds(root, record.fingerprint) or not record.objects:
+        return None
+    for item in record.objects:
+        if not item.intact(root, checksum=True):
+            raise StoreError(
+                f"{root / item.path}: found content that differs from its record; wanted that of the run (run --verify)"
+            )
+    group = open_group(root, "run")
+    return {product.name: np.asarray(get_array(group, product.name)[...]) for product in ZEROPOINTS.products}
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Return what decides the zero points of a campaign, beyond its partials: contents of tables and networks."""
+    settings = config.zeropoint
+    names = {"match_radius", "epoch_days", "joint_stars", "telemetry_sha256"}
+    network = settings.model != NO_PRIOR and settings.telemetry is not None  # without telemetry none is asked
+    model = find_card("zeropoint", settings.model).identity if network else NO_PRIOR
+    device = (config.engine.device or "cpu").partition(":")[0]
+    return settings.model_dump(mode="json", include=names) | {"model": model, "device": device}
+
+
+def _remark(metrics: Mapping[str, float | int | None]) -> str:
+    lost, parts = metrics.get("n_unanchored") or 0, metrics.get("n_unanchored_components") or 0
+    return f"{lost} units in {parts} unanchored parts" if lost else ""
+
+
+def _camera(_instrument: Instrument) -> dict[str, Any]:
+    return {}  # nominal zero points are in the partials
+
+
+_NAN = float("nan")
+
+
+def _product(name: str, long_name: str, dtype: str = "float64", fill: object = _NAN) -> ReductionProduct:
+    return ReductionProduct(name, UNIT_DIMS, dtype, fill, None if dtype == "str" else "mag", long_name)
+
+
+ZEROPOINTS = Reduction(
+    name="zeropoints",
+    step=ZEROPOINT.name,
+    partial=ZEROPOINT_STARS,
+    kinds=ZEROPOINT.kinds,
+    numerics_version=1,
+    settings=_settings,
+    camera=_camera,
+    algorithm=lambda config, _campaign, _detectors: ZeropointsAlgorithm(config.zeropoint.joint_stars),
+    result=zero_points,
+    sizes=lambda _config, _campaign: {},
+    without_inputs=lambda _config: "found no unit with stars; wanted the files of the step zeropoint (run --verify)",
+    scope="campaign",
+    remark=_remark,
+    products=(
+        _product("zp", "zero point: AB magnitude of 1 electron s-1 in the total light of a star"),
+        _product("zp_sigma", "1 sigma of zp"),
+        _product(METHOD, "solve, joined, prior, borrowed or nominal", "str", ""),
+        _product("zp_prior", "zero point expected without the unit's stars"),
+        _product("zp_prior_sigma", "1 sigma of zp_prior"),
+        _product("zp_joint", "zero point of the joint solution of all units"),
+        _product("zp_joint_sigma", "1 sigma of zp_joint"),
+    ),
+)

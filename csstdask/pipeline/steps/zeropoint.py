@@ -1,0 +1,276 @@
+"""Step 7: the zero point that a unit's own stars give, and the stars that it contributes to those of the campaign."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from csstdask.instrument import Instrument, sky_positions
+from csstdask.instrument.geometry import angle_between, unit_vectors
+from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.step import Cost, Output, Step, Table
+
+if TYPE_CHECKING:
+    from csstdask.pipeline.frame import Frame
+    from csstdask.zeropoint.fit import StarFit
+    from csstdask.zeropoint.match import Match
+    from csstdask.zeropoint.reference import ReferenceCatalogue
+
+Float = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.intp]
+
+#: The file that a unit contributes to the zero points of the campaign.
+ZEROPOINT_STARS = "zeropoint_stars"
+MOST_REPAIRED = 0.1
+"""Largest share of a star's ellipse that may have been repaired: the repair of a core may be off by some percent."""
+MARGIN = 10.0
+"""Distance beyond the frame within which reference stars are looked for: a wrong pointing [arcsec]."""
+ISOLATION = 2.0
+"""Least distance of a star of the overlaps from other sources [aperture radius]: apertures do not touch."""
+SIZE_TOLERANCE = 0.25
+"""Largest relative deviation of its half-light radius from that of stars: galaxies change with the PSF."""
+LEAST_FOR_SIZE = 5
+"""Stars with a reference whose median size is that of stars; with fewer there is no cut on size."""
+
+
+@dataclass(frozen=True)
+class UnitStars:
+    """Stars of one frame with instrumental magnitudes of their total light."""
+
+    row: Rows
+    """(n,) In the source table."""
+    x: Float
+    y: Float
+    ra: Float
+    dec: Float
+    inst_mag: Float
+    inst_mag_err: Float
+    size: Float
+    """(n,) Half-light radius [pixel]."""
+    isolated: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def solve_unit(frame: Frame, config: RunConfig) -> Output:
+    """Match the stars of a frame to the reference and fit its zero point."""
+    from csstdask.zeropoint.fit import fit_stars
+    from csstdask.zeropoint.match import match_sources, shifted
+    from csstdask.zeropoint.matched import MatchedStars
+    from csstdask.zeropoint.solve import days_of
+
+    settings, facts = config.zeropoint, frame.facts
+    correction = _aperture_correction(frame, config)
+    stars = select_stars(frame.table("sources"), correction, config)
+    catalogue = _catalogue(str(settings.reference), str(settings.reference_sha256))
+    days = days_of(facts.when)
+    near, ref_ra, ref_dec = _near(frame, catalogue, days)
+    match = match_sources(stars.ra, stars.dec, ref_ra, ref_dec, radius=settings.match_radius)
+    matched = match.reference >= 0
+    reference = np.where(matched, near[match.reference] if len(near) else -1, -1).astype(np.int64)
+    known = _reference_columns(catalogue, facts.band, settings.color, reference)
+    shape = (int(frame.data.shape[0]), int(frame.data.shape[1]))
+    fit = fit_stars(
+        stars.inst_mag,
+        stars.inst_mag_err,
+        known["ref_mag"],
+        known["ref_mag_err"],
+        None if np.isnan(known["color"]).all() else known["color"],
+        stars.x,
+        stars.y,
+        degree=settings.degree,
+        shape=shape,
+        color_term=(settings.color_term, settings.color_term_sigma),
+    )
+    kept = _contributed(stars, matched, settings.overlap_stars)
+    ra, dec = shifted(stars.ra, stars.dec, match.shift)
+    partial = MatchedStars(
+        id=np.asarray(frame.table("sources")["id"])[stars.row[kept]].astype(np.int64),
+        reference=reference[kept],
+        x=stars.x[kept],
+        y=stars.y[kept],
+        ra=ra[kept],
+        dec=dec[kept],
+        inst_mag=stars.inst_mag[kept],
+        inst_mag_err=stars.inst_mag_err[kept],
+        ref_mag=known["ref_mag"][kept],
+        ref_mag_err=known["ref_mag_err"][kept],
+        color=known["color"][kept],
+        weight=fit.weights[kept],
+        residual=fit.residuals[kept],
+        coefficients=fit.coefficients,
+        exposure=facts.exposure,
+        detector=facts.detector,
+        band=facts.band,
+        days=days,
+        shape=shape,
+        nominal=nominal_zero_point(frame.instrument, facts.band),
+        value=fit.value,
+        sigma=fit.sigma,
+        color_term=fit.color_term,
+        color_term_err=fit.color_term_err,
+        scatter=fit.scatter,
+        n_matched=fit.n_matched,
+        n_used=fit.n_used,
+    )
+    return Output(files={ZEROPOINT_STARS: partial.to_bytes()}, metrics=_metrics(fit, match, correction))
+
+
+def nominal_zero_point(instrument: Instrument, band: str) -> float:
+    """Return the zero point that a camera's description expects in a band [mag]; NaN where it says nothing."""
+    return instrument.bands[band].zero_point if band in instrument.bands else float("nan")
+
+
+def select_stars(sources: Table, correction: float, config: RunConfig) -> UnitStars:
+    """Return the sources that can be stars of a zero point: unflagged, hardly repaired, bright enough.
+
+    Parameters
+    ----------
+    sources : mapping of str to array
+        The source table of a unit.
+    correction : float
+        From the aperture to the total light of a star [mag].
+    config : RunConfig
+    """
+    from scipy.spatial import cKDTree
+
+    from csstdask.zeropoint.photometry import instrumental_magnitude
+
+    columns = {name: np.asarray(sources[name], dtype=np.float64) for name in _COLUMNS}
+    flux, error = columns["flux_aperture"], columns["flux_aperture_err"]
+    with np.errstate(invalid="ignore"):
+        good = (np.asarray(sources["flag"]) == 0) & (columns["repaired_fraction"] <= MOST_REPAIRED)
+        good &= (error > 0) & (flux >= config.zeropoint.least_snr * error)
+    good &= np.isfinite([columns[name] for name in ("x", "y", "ra", "dec")]).all(axis=0)
+    row = np.flatnonzero(good)
+    isolated = np.ones(len(row), dtype=bool)
+    placed = np.isfinite(columns["x"]) & np.isfinite(columns["y"])
+    if len(row) and placed.sum() > 1:
+        positions = np.stack([columns["x"], columns["y"]], axis=1)
+        distance, _ = cKDTree(positions[placed]).query(positions[row], k=2)
+        isolated = distance[:, 1] > ISOLATION * config.sources.aperture_radius
+    magnitude, magnitude_error = instrumental_magnitude(flux[row], error[row])
+    some = {name: columns[name][row] for name in ("x", "y", "ra", "dec")}
+    size = columns["half_light_radius"][row]
+    return UnitStars(
+        row=row, **some, inst_mag=magnitude + correction, inst_mag_err=magnitude_error, size=size, isolated=isolated
+    )
+
+
+_COLUMNS = ("x", "y", "ra", "dec", "flux_aperture", "flux_aperture_err", "repaired_fraction", "half_light_radius")
+
+
+def _aperture_correction(frame: Frame, config: RunConfig) -> float:
+    """Return the correction to the total light, a median over the nodes of the PSF [mag]; 0 where there is no PSF."""
+    from csstdask.zeropoint.photometry import aperture_correction
+
+    corrections = aperture_correction(frame.product("psf"), config.sources.aperture_radius)
+    known = np.isfinite(corrections)
+    return float(np.median(corrections[known])) if known.any() else 0.0
+
+
+@functools.lru_cache(maxsize=1)
+def _catalogue(path: str, _checksum: str) -> ReferenceCatalogue:
+    from csstdask.zeropoint.reference import read_reference
+
+    return read_reference(Path(path))
+
+
+def _near(frame: Frame, catalogue: ReferenceCatalogue, days: float) -> tuple[Rows, Float, Float]:
+    """Return the rows of the reference that may lie on a frame, and their positions at its time [deg]."""
+    ny, nx = frame.data.shape
+    middle = sky_positions(frame.header, [(nx - 1) / 2, 0.0], [(ny - 1) / 2, 0.0])
+    if not np.isfinite(middle).all() or not len(catalogue):  # no source has a position then
+        return np.zeros(0, dtype=np.intp), np.zeros(0), np.zeros(0)
+    ra, dec = catalogue.at(days)
+    centre, corner = unit_vectors(*middle)
+    half = 1.1 * angle_between(centre, corner) + np.radians(MARGIN / 3600)
+    known = np.isfinite(ra) & np.isfinite(dec)
+    with np.errstate(invalid="ignore"):
+        rows = np.flatnonzero(known & (unit_vectors(ra, dec) @ centre > np.cos(min(half, np.pi))))
+    return rows, ra[rows], dec[rows]
+
+
+def _reference_columns(
+    catalogue: ReferenceCatalogue, band: str, color: tuple[str, str] | None, reference: npt.NDArray[np.int64]
+) -> dict[str, Float]:
+    """Return magnitude, its error and the colour of matched stars; NaN without a match, or without magnitudes."""
+    nothing = np.full(len(reference), np.nan)
+    found = {"ref_mag": nothing.copy(), "ref_mag_err": nothing.copy(), "color": nothing.copy()}
+    matched = reference >= 0
+    if not matched.any():
+        return found
+    if band in catalogue.bands:
+        magnitude, error = catalogue.magnitude(band)
+        found["ref_mag"][matched] = magnitude[reference[matched]]
+        found["ref_mag_err"][matched] = error[reference[matched]]
+    colors = catalogue.color(color)
+    if colors is not None:
+        found["color"][matched] = colors[reference[matched]]
+    return found
+
+
+def _contributed(stars: UnitStars, matched: npt.NDArray[np.bool_], most: int) -> Rows:
+    """Return all stars with a reference and the brightest isolated ones without, in the order of the table."""
+    free = ~matched & stars.isolated
+    if matched.sum() >= LEAST_FOR_SIZE:
+        typical = float(np.median(stars.size[matched]))
+        free &= np.abs(stars.size / typical - 1) < SIZE_TOLERANCE
+    others = np.flatnonzero(free)
+    brightest = others[np.lexsort((others, stars.inst_mag[others]))][:most]
+    return np.sort(np.concatenate([np.flatnonzero(matched), brightest]))
+
+
+def _metrics(fit: StarFit, match: Match, correction: float) -> dict[str, float | int | None]:
+    known: dict[str, Any] = {
+        "zp_solve": fit.value,
+        "zp_solve_sigma": fit.sigma,
+        "zp_n_matched": fit.n_matched,
+        "zp_n_used": fit.n_used,
+        "zp_chi2": fit.chi2,
+        "zp_color_term": fit.color_term,
+        "zp_color_term_err": fit.color_term_err,
+        "zp_scatter": fit.scatter,
+        "zp_aperture_correction": correction,
+        "zp_wcs_shift": float(np.hypot(*match.shift)),
+    }
+    if not fit.solved:
+        known |= dict.fromkeys(("zp_solve", "zp_solve_sigma", "zp_chi2", "zp_color_term", "zp_color_term_err"))
+    return {name: value if value is None or np.isfinite(value) else None for name, value in known.items()}
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Return what decides a unit's zero point: the content of the reference, not where it lies."""
+    names = {
+        "match_radius", "color", "color_term", "color_term_sigma", "degree", "least_snr", "overlap_stars",
+        "reference_sha256",
+    }  # fmt: skip
+    return config.zeropoint.model_dump(mode="json", include=names) | {"aperture": config.sources.aperture_radius}
+
+
+def _camera(instrument: Instrument) -> dict[str, Any]:
+    return {"zero_points": {name: band.zero_point for name, band in instrument.bands.items()}}
+
+
+ZEROPOINT = Step(
+    name="zeropoint",
+    requires=("psf", "sources"),
+    kinds=frozenset({"imaging"}),
+    numerics_version=1,
+    body=solve_unit,
+    settings=_settings,
+    camera=_camera,
+    model=lambda _: None,
+    files=(ZEROPOINT_STARS,),
+    metrics=(
+        "zp_solve", "zp_solve_sigma", "zp_n_matched", "zp_n_used", "zp_chi2", "zp_color_term", "zp_color_term_err",
+        "zp_scatter", "zp_aperture_correction", "zp_wcs_shift",
+    ),
+    cost=lambda _config, _instrument: Cost(seconds_per_mpix=0.01, fixed_seconds=0.1, fixed_bytes=100 << 20),
+)  # fmt: skip
