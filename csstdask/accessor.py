@@ -6,10 +6,11 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import xarray as xr
 from astropy import units as u
 from astropy.coordinates import Angle, SkyCoord
@@ -26,12 +27,17 @@ from csstdask.pipeline.steps import apply_steps
 from csstdask.pipeline.steps.detect import DETECT
 from csstdask.pipeline.steps.psf import PSF
 from csstdask.pipeline.steps.repair import REPAIR
+from csstdask.pipeline.tables import ZeroPointTable, read_sources
 from csstdask.psf.field import between_nodes, on_unit
 from csstdask.store.campaign import UnitFacts
 from csstdask.store.fits_backend import CsstBackend
 from csstdask.store.schema import NO_TIME
 from csstdask.store.sky_index import sky_coordinates, units_near, wcs_of
+from csstdask.store.tables import table_path
 from csstdask.toml_file import validated
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["CsstAccessor", "CsstBackend"]
 
@@ -301,6 +307,45 @@ class CsstAccessor:
             raise InputError("band", repr(band), f"the band of a slitless detector ({', '.join(instrument.slitless)})")
         cubes = [self.flat(detector).to_dataarray(detector=detector, chunks=chunks) for detector in detectors]
         return xr.concat(cubes, dim="detector")
+
+    def sources(self, exposure: int | str | None = None, detector: int | None = None) -> pd.DataFrame:
+        """Return the sources of a run with calibrated magnitudes.
+
+        Parameters
+        ----------
+        exposure : int or str, optional
+            Index or id; by default all exposures of the dataset.
+        detector : int, optional
+            Id; by default all detectors of the dataset.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Rows of the units that have a source table, fluxes in electron s-1. ``mag`` (AB) is of the Kron ``flux``,
+            ``mag_aperture`` of ``flux_aperture`` corrected to the total light of a star; their errors include that of
+            the zero point. NaN where the run has none. See `csstdask.pipeline.tables.read_sources`.
+
+        Raises
+        ------
+        InputError
+            If the dataset is not a run, or no unit of it has a source table.
+        """
+        data = self._dataset
+        if "path" not in data.attrs or "campaign_path" not in data.attrs:
+            raise InputError("dataset", "no run", "a run, from csstdask.open_run")
+        some = data if exposure is None else _one_exposure(data, exposure)
+        some = some if detector is None else _one_detector(some, detector)
+        root = Path(data.attrs["path"])
+        table = ZeroPointTable(root)
+        units = [
+            (str(name), int(one))
+            for name in np.atleast_1d(some["exposure"].values)
+            for one in np.atleast_1d(some["detector"].values)
+            if table_path(root, "sources", str(name), int(one)).is_file()
+        ]
+        if not units:
+            raise InputError("dataset", "no unit with sources", "units that the step sources has been through")
+        return pa.concat_tables([read_sources(root, *unit, table=table) for unit in units]).to_pandas()
 
     def plot_focal_plane(self, name: str = "sci", *, exposure: int | str = 0, ax: Any = None) -> Any:
         """Draw one number a detector at its place in the focal plane: the median of an array, or a metric.

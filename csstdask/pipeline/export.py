@@ -39,6 +39,7 @@ from csstdask.pipeline.export_spectra import export_unit_spectra, spectra_jobs, 
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.provenance import Provenance, provenance_cards, software_versions
 from csstdask.pipeline.status import plan_of_run, reproduce_command
+from csstdask.pipeline.tables import ZeroPointTable, ZeroPointValue
 from csstdask.pipeline.views import open_run
 from csstdask.store.campaign import (
     Campaign,
@@ -97,6 +98,8 @@ class ExportJob:
     """Whether to replace a file that is there."""
     history: tuple[str, ...] = ()
     """What was done, for the file's header."""
+    zero_point: Provenance = ()
+    """The unit's zero point, for the header of SCI."""
 
 
 def export(
@@ -117,7 +120,8 @@ def export(
     ----------
     store : path
         A campaign: planes as they were ingested. A run: repaired pixels, their weights, flags with our
-        cosmic-ray and INPAINTED bits in place of incoming cosmic-ray bits; units that are done. What is read is
+        cosmic-ray and INPAINTED bits in place of incoming cosmic-ray bits, and, once zero points are done, MAGZERO,
+        MAGZERR and MAGZMETH in the header of SCI; units that are done. What is read is
         verified: a unit with a damaged file fails, and the reason names the file and the command that mends it.
     to : path
         A folder; made if it is not there. A file that an export of the same unit has left is kept; any other file of
@@ -239,6 +243,7 @@ def _jobs(
     common: dict[str, Any] = {**places, "is_run": plan is not None, "session": session, "overwrite": overwrite}
     ledger = Ledger(root)
     history = _history(plan) if plan is not None else ()
+    zero_points = ZeroPointTable(root) if plan is not None else None
     for unit, row, column in units:
         facts = source.facts(unit.exposure, unit.detector)
         if plan is None:
@@ -253,8 +258,17 @@ def _jobs(
         names = [step.name for step in plan.steps]
         mend = reproduce_command(source.path, root, unit, "", steps=names, config=plan.config, verify=True)
         provenance = _provenance(plan, facts, wanted)
-        objects = tuple(read)
-        yield ExportJob(unit, row, column, **common, provenance=provenance, objects=objects, mend=mend, history=history)
+        yield ExportJob(
+            unit,
+            row,
+            column,
+            **common,
+            provenance=provenance,
+            objects=tuple(read),
+            mend=mend,
+            history=history,
+            zero_point=() if zero_points is None else zero_point_cards(zero_points.of(unit.exposure, unit.detector)),
+        )
 
 
 def _provenance_of(facts: UnitFacts) -> Provenance:
@@ -275,6 +289,17 @@ def _provenance(plan: Plan, facts: UnitFacts, fingerprints: Mapping[str, str]) -
     return (*_provenance_of(facts), *models[1:], ("CSDFPRNT", fingerprints["repair"], None))
 
 
+def zero_point_cards(zero_point: ZeroPointValue) -> Provenance:
+    """Return header cards of a unit's zero point; none where it is not known."""
+    if not zero_point.known:
+        return ()
+    return (
+        ("MAGZERO", round(zero_point.value, 6), "[mag] AB magnitude of 1 electron/s"),
+        ("MAGZERR", round(zero_point.sigma, 6), "[mag] 1 sigma of MAGZERO"),
+        ("MAGZMETH", zero_point.method, "solve, joined, prior, borrowed, nominal"),
+    )
+
+
 def _history(plan: Plan) -> tuple[str, ...]:
     detect, repair = plan.config.detect.model, plan.config.repair.model
     return (
@@ -289,7 +314,7 @@ def export_unit(job: ExportJob) -> dict[str, Any]:
     try:
         path = Path(job.target) / f"{job.unit.exposure}_{job.unit.detector}.fits"
         if path.exists() and not job.overwrite:
-            _check_same(path, job.provenance)
+            _check_same(path, job.provenance, job.zero_point)
             return {"unchanged": {}}
         _verify(job)
         dataset = _open(job.store, job.campaign, job.session, is_run=job.is_run)
@@ -304,6 +329,7 @@ def export_unit(job: ExportJob) -> dict[str, Any]:
             units=str(one[names[0]].attrs["units"]),
             cards=job.provenance,
             history=job.history,
+            science_cards=job.zero_point,
             planes=_text(one, "planes"),
             unit_scale=float(one["unit_scale"]) if "unit_scale" in one else 1.0,
             file_units=_text(one, "file_units"),
@@ -313,15 +339,18 @@ def export_unit(job: ExportJob) -> dict[str, Any]:
     return {}
 
 
-def _check_same(path: Path, provenance: Provenance) -> None:
-    """Raise InputError unless a file is an export of the same pixels, by the cards of its primary header."""
+def _check_same(path: Path, provenance: Provenance, zero_point: Provenance) -> None:
+    """Raise InputError unless a file is an export of the same pixels and zero point, by the cards of its headers."""
     try:
-        header = fits.getheader(path)
+        header, science = fits.getheader(path), fits.getheader(path, "SCI") if zero_point else fits.Header()
         found = {keyword: header.get(keyword) for keyword, _, _ in provenance}
-    except (OSError, ValueError, fits.VerifyError) as error:
+    except (OSError, ValueError, KeyError, fits.VerifyError) as error:
         raise InputError(path, f"a file that is no FITS ({error})", "no file, or --overwrite to replace it") from None
     different = [keyword for keyword, value, _ in provenance if found[keyword] != value]
     different += [keyword for keyword in header if keyword.startswith("CSD") and keyword not in found]
+    if not different and (other := [keyword for keyword, value, _ in zero_point if science.get(keyword) != value]):
+        wanted = "no file, or --overwrite to replace it"
+        raise InputError(path, f"an export with another zero point ({', '.join(other)} differ)", wanted)
     if different:
         what = "an export of other pixels" if found["CSDVERS"] else "a file that csstdask has not written"
         raise InputError(path, f"{what} ({', '.join(different)} differ)", "no file, or --overwrite to replace it")

@@ -49,6 +49,7 @@ def write_unit(
     units: str,
     cards: Iterable[tuple[str, Any, str | None]] = (),
     history: Iterable[str] = (),
+    science_cards: Iterable[tuple[str, Any, str | None]] = (),
     planes: str = "",
     unit_scale: float = 1.0,
     file_units: str = "",
@@ -71,6 +72,8 @@ def write_unit(
         Provenance, added to the primary header.
     history : iterable of str
         What was done, added to the primary header as HISTORY.
+    science_cards : iterable of (keyword, value, comment)
+        Added to the header of SCI.
     planes : str
         How the planes were found in the original file (JSON). An ERR or DQ plane there is written here too.
     unit_scale : float
@@ -89,6 +92,8 @@ def write_unit(
         sci, wht, units = sci.astype(np.float64) / unit_scale, wht.astype(np.float64) * unit_scale**2, file_units
     science = fits.ImageHDU(_narrow(sci), header=_restored(header), name="SCI")
     science.header["BUNIT"] = units
+    for keyword, value, comment in science_cards:
+        science.header[keyword] = (value, comment)
     _make_readable(science.header)
     world = _world(science.header)
     weight = fits.ImageHDU(_narrow(wht), header=world.copy(), name="WHT")

@@ -101,14 +101,19 @@ def read_table(path: Path) -> dict[str, npt.NDArray[Any]]:
     StoreError
         If it is damaged.
     """
+    table = read_arrow(path)
+    return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+
+
+def read_arrow(path: Path) -> pa.Table:
+    """Return a table with the units of its columns; StoreError if it is damaged."""
     try:
-        table = pq.read_table(path)
+        return pq.read_table(path)
     except pa.ArrowInvalid as error:
         reason = str(error).partition(".")[0]
         raise StoreError(
             f"{path}: found a damaged table ({reason}); wanted Parquet (run again with --verify)"
         ) from None
-    return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
 
 
 def is_whole_table(path: Path) -> bool:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from csstdask.zeropoint.features import PriorInputs, StarLists, star_lists
 from csstdask.zeropoint.matched import MatchedStars
+from csstdask.zeropoint.photometry import known_error
 from csstdask.zeropoint.prior import Prior, join, predict_prior, simple_prior
 from csstdask.zeropoint.result import ALARM_SIGMA
 from csstdask.zeropoint.state import LocalLevel, fit_local_level, online_scale, recent
@@ -96,7 +97,7 @@ class CampaignStars:
         tied = np.flatnonzero(usable & known & (stars.weight > 0))
         best = np.sort(tied[np.argsort(error[tied], kind="stable")][:most])
         chosen = np.concatenate([best, np.flatnonzero(usable & ~known)])
-        ref_error = np.where(np.isfinite(stars.ref_mag_err), stars.ref_mag_err, 0.0)
+        ref_error = known_error(stars.ref_mag_err)
         names = ("inst_mag", "inst_mag_err", "ref_mag", "ref_mag_err", "color", "x", "y")
         return cls(
             exposure=np.array([stars.exposure], dtype=object),
@@ -299,18 +300,18 @@ def _joint(stars: CampaignStars, level: Float, series: npt.NDArray[np.intp], set
         "n_unanchored_components": len(np.unique(found.component[lost])),
         "joint_scatter": float(found.scatter),
         "joint_chi2": float(found.chi2),
-        "joint_dof": int(found.dof),
+        "joint_dof": float(found.dof),
         "joint_iterations": int(found.n_iterations),
     }
     usable_value = found.anchored & np.isfinite(found.value) & np.isfinite(found.sigma)
     return _Tied(np.where(usable_value, found.value, np.nan), np.where(usable_value, found.sigma, np.inf), metrics)
 
 
-def _labels(stars: CampaignStars, rows: npt.NDArray[np.intp], radius: float) -> Int:
+def _labels(stars: CampaignStars, rows: npt.NDArray[np.intp], radius: float) -> Int32:
     """Return a label for each star; images of a star in another band are another star."""
     from csstdask.zeropoint.joint import identify_stars  # noqa: PLC0415
 
-    label, first = np.zeros(len(rows), dtype=np.int64), 0
+    label, first = np.zeros(len(rows), dtype=np.int32), 0
     band = stars.band[stars.unit[rows]].astype(str)
     for name in np.unique(band):
         chosen = np.flatnonzero(band == name)
