@@ -152,6 +152,12 @@ class ZeropointSettings(_Settings):
         500, ge=1, description="best stars with a reference that a unit adds to the joint solution"
     )
     epoch_days: float = Field(30.0, gt=0, description="time over which the grey term of a detector is constant [day]")
+    grey_sigma: float = Field(
+        0.02, gt=0, description="1 sigma of the term of a detector in an epoch, in the joint solution [mag]"
+    )
+    small_sigma: float = Field(
+        0.002, gt=0, description="1 sigma of the term of a unit beyond exposure and detector [mag]"
+    )
     model: Annotated[str, _model_for("zeropoint", or_none=True)] = Field(
         "default", description=f"{_MODEL_HELP}; {NO_PRIOR}: stars and recent zero points alone"
     )

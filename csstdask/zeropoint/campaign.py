@@ -145,6 +145,10 @@ class CampaignSettings:
     """Largest distance of two images of one star that is not in the reference [arcsec]."""
     epoch_days: float = 30.0
     """Time over which the grey term of a detector is constant [day]."""
+    grey_sigma: float = 0.02
+    """1 sigma of the term of a detector in an epoch [mag]."""
+    small_sigma: float = 0.002
+    """1 sigma of the term of a unit, beyond those of its exposure and of its detector [mag]."""
     model: str = "default"
     """Network of the prior; ``none``: no network."""
     device: str | None = None
@@ -176,7 +180,10 @@ class _Tied:
     """Zero points of the joint solution as offsets."""
 
     offset: Float
+    """NaN where there is none."""
     sigma: Float
+    strained: npt.NDArray[np.bool_]
+    """Whether the small term of a unit is beyond what is expected of it: the zero point is biased towards others."""
     metrics: dict[str, float | int | None]
 
 
@@ -266,11 +273,13 @@ def disagree(value: Float, sigma: Float, other: Float, other_sigma: Float) -> np
 
 def _joint(stars: CampaignStars, level: Float, series: npt.NDArray[np.intp], settings: CampaignSettings) -> _Tied:
     """Return the joint solution of all units, as offsets against their levels."""
-    from csstdask.zeropoint.joint import StarObservations, solve_joint  # noqa: PLC0415  Numba takes seconds
+    from csstdask.zeropoint.joint import JointSettings, StarObservations, solve_joint  # noqa: PLC0415  Numba is slow
 
     usable = np.flatnonzero(np.isfinite(level[stars.unit]))
     unit, n = stars.unit[usable], stars.n_units
-    nothing = _Tied(np.full(n, np.nan), np.full(n, np.inf), {"n_unanchored": 0, "n_unanchored_components": 0})
+    nothing = _Tied(
+        np.full(n, np.nan), np.full(n, np.inf), np.zeros(n, bool), {"n_unanchored": 0, "n_unanchored_components": 0}
+    )
     if not len(usable):
         return nothing
     label = _labels(stars, usable, settings.match_radius)
@@ -292,6 +301,7 @@ def _joint(stars: CampaignStars, level: Float, series: npt.NDArray[np.intp], set
         np.unique(stars.exposure.astype(str), return_inverse=True)[1].ravel(),
         series,
         epoch,
+        JointSettings(grey_sigma=settings.grey_sigma, small_sigma=settings.small_sigma),
     )
     seen = np.bincount(unit, minlength=n) > 0
     lost = seen & ~found.anchored
@@ -303,8 +313,10 @@ def _joint(stars: CampaignStars, level: Float, series: npt.NDArray[np.intp], set
         "joint_dof": float(found.dof),
         "joint_iterations": int(found.n_iterations),
     }
-    usable_value = found.anchored & np.isfinite(found.value) & np.isfinite(found.sigma)
-    return _Tied(np.where(usable_value, found.value, np.nan), np.where(usable_value, found.sigma, np.inf), metrics)
+    strained = np.abs(found.small) > ALARM_SIGMA * settings.small_sigma
+    known = found.anchored & np.isfinite(found.value) & np.isfinite(found.sigma) & np.isfinite(level)
+    metrics["n_strained"] = int((known & strained).sum())
+    return _Tied(np.where(known, found.value, np.nan), np.where(known, found.sigma, np.inf), strained, metrics)
 
 
 def _labels(stars: CampaignStars, rows: npt.NDArray[np.intp], radius: float) -> Int32:
@@ -324,7 +336,8 @@ def _labels(stars: CampaignStars, rows: npt.NDArray[np.intp], radius: float) -> 
 
 def _stars_alone(solved: Float, sigma: Float, tied: _Tied) -> tuple[Float, Float]:
     """Return what stars say of each unit: the joint solution, or the unit's own stars where that contradicts them."""
-    own = np.isnan(tied.offset) | disagree(solved, sigma, tied.offset, tied.sigma)
+    contradicted = tied.strained | disagree(solved, sigma, tied.offset, tied.sigma)
+    own = np.isnan(tied.offset) | (contradicted & np.isfinite(solved))
     return np.where(own, solved, tied.offset), np.where(own, sigma, tied.sigma)
 
 

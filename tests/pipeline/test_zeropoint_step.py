@@ -1,0 +1,248 @@
+"""The step `zeropoint` on source tables with a known zero point: which stars count, and what a unit contributes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from astropy.wcs import WCS
+
+from csstdask.errors import InputError
+from csstdask.instrument import load_instrument
+from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.frame import Frame
+from csstdask.pipeline.prepare import check_inputs, find_inputs, prepare
+from csstdask.pipeline.steps.zeropoint import MOST_REPAIRED, ZEROPOINT, ZEROPOINT_STARS, solve_unit
+from csstdask.store.campaign import UnitFacts
+from csstdask.store.schema import NO_TIME
+from csstdask.store.tables import write_table
+from csstdask.zeropoint.matched import MatchedStars
+
+ZERO_POINT = 25.7
+SHAPE = (400, 500)
+NOISE = 0.004
+YEAR = 365.25 * 86400e6
+"""[us]"""
+T2026 = 820_454_400 * 10**6 + 946_728_000 * 10**6
+"""2026-01-01T00:00 [us since 1970]: ten years after the epoch of the reference."""
+
+
+def wcs():
+    found = WCS(naxis=2)
+    found.wcs.ctype, found.wcs.crval, found.wcs.crpix = ["RA---TAN", "DEC--TAN"], [150.0, 2.0], [250.5, 200.5]
+    found.wcs.cdelt = [-0.074 / 3600, 0.074 / 3600]
+    return found
+
+
+class Unit:
+    """A unit with 80 stars on a grid with noise, of which `write` makes a reference catalogue."""
+
+    def __init__(self, n=80, seed=1):
+        rng = np.random.default_rng(seed)
+        side = int(np.ceil(np.sqrt(n)))
+        place = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2)[:n] + 0.5
+        self.x, self.y = place.T * np.array([[SHAPE[1]], [SHAPE[0]]]) / max(side, 1) + rng.uniform(-5, 5, (2, n))
+        self.mag, self.color = rng.uniform(17, 20, n), rng.normal(0.6, 0.3, n)
+        flux = 10 ** (-0.4 * (self.mag - ZERO_POINT + rng.normal(0, NOISE, n)))
+        self.psf = np.full((5, 5, 64, 64), np.nan, np.float32)
+        self.ra, self.dec = wcs().pixel_to_world_values(self.x, self.y)
+        seen = [values + rng.normal(0, 0.02 / 3600, n) for values in (self.ra, self.dec)]  # to 20 mas
+        self.table = {
+            "id": np.arange(n, dtype=np.int32), "x": self.x, "y": self.y, "ra": seen[0], "dec": seen[1],
+            "flux_aperture": flux, "flux_aperture_err": NOISE * flux, "flag": np.zeros(n, np.int32),
+            "repaired_fraction": np.zeros(n), "half_light_radius": np.full(n, 1.5),
+        }  # fmt: skip
+
+    def write(self, path, rows=slice(None), **columns):
+        reference = {
+            "ra": self.ra, "dec": self.dec, "mag_i": self.mag, "mag_i_err": np.full(len(self.mag), 0.002),
+            "mag_g": self.mag + self.color, "mag_g_err": np.full(len(self.mag), 0.002),
+        } | columns  # fmt: skip
+        write_table(path, {name: values[rows] for name, values in reference.items()}, {})
+        return path
+
+    def solve(self, reference, *, time=T2026, header=None, **settings):
+        facts = UnitFacts("101", 7, "imaging", "i", 150.0, time, 1.0, 5.0, "")
+        text = header if header is not None else "\n".join(str(card) for card in wcs().to_header().cards)
+        frame = Frame(
+            facts, load_instrument("csst"), "electron", lambda _: np.zeros(SHAPE, np.float32), lambda _: self.psf,
+            lambda: text, lambda _: self.table,
+        )  # fmt: skip
+        config = RunConfig.model_validate({"zeropoint": {"reference": str(reference), "model": "none", **settings}})
+        output = solve_unit(frame, config)
+        assert set(output.metrics) == set(ZEROPOINT.metrics)
+        return output.metrics, MatchedStars.from_bytes(output.files[ZEROPOINT_STARS])
+
+
+def test_the_zero_point_of_a_unit_is_that_of_its_stars(tmp_path):
+    unit = Unit()
+    metrics, stars = unit.solve(unit.write(tmp_path / "reference.parquet"))
+    # 80 stars of 4 mmag, and priors of F and the colour term.
+    assert metrics["zp_solve_sigma"] < 0.003
+    assert abs(metrics["zp_solve"] - ZERO_POINT) < 4 * metrics["zp_solve_sigma"]
+    assert (metrics["zp_n_matched"], len(stars)) == (80, 80)
+    assert metrics["zp_wcs_shift"] < 0.02
+    assert abs(metrics["zp_color_term"]) < 4 * metrics["zp_color_term_err"]
+    assert metrics["zp_aperture_correction"] == 0  # no PSF was fitted
+    assert (stars.exposure, stars.detector, stars.band, stars.shape) == ("101", 7, "i", SHAPE)
+    assert stars.nominal == 25.85
+    assert stars.value == metrics["zp_solve"]
+    assert stars.days == pytest.approx((T2026 / 1e6 - 946_728_000) / 86400)
+    np.testing.assert_allclose(stars.color, unit.color, atol=1e-12)
+
+
+def test_the_aperture_is_corrected_to_all_light_of_the_psf(tmp_path):
+    unit, sigma = Unit(), 2.0
+    v, u = np.mgrid[:64, :64] - 32
+    unit.psf[:] = np.exp(-(u**2 + v**2) / 4 / (2 * sigma**2))
+    unit.psf /= unit.psf[0, 0].sum()
+    metrics, _ = unit.solve(unit.write(tmp_path / "reference.parquet"))
+    # Of a Gaussian, convolved with a pixel by the aperture's own edge: 1/12 pixel^2 more in each direction.
+    expected = 2.5 * np.log10(1 - np.exp(-(4.0**2) / (2 * (sigma**2 + 1 / 12))))
+    assert metrics["zp_aperture_correction"] == pytest.approx(expected, abs=0.002)
+    assert metrics["zp_solve"] == pytest.approx(ZERO_POINT - expected, abs=0.008)
+
+
+def test_a_unit_without_stars_contributes_that_it_has_none(tmp_path):
+    nothing = Unit(0)
+    metrics, stars = nothing.solve(Unit().write(tmp_path / "reference.parquet"))
+    assert metrics["zp_solve"] is metrics["zp_solve_sigma"] is metrics["zp_scatter"] is None
+    assert (metrics["zp_n_matched"], metrics["zp_n_used"], len(stars)) == (0, 0, 0)
+    assert np.isnan(stars.value)
+    assert np.isinf(stars.sigma)
+    empty = Unit()
+    metrics, stars = empty.solve(empty.write(tmp_path / "empty.parquet", slice(0)))
+    assert metrics["zp_solve"] is None
+    assert (stars.reference == -1).all()
+
+
+def test_a_frame_without_a_wcs_has_no_stars(tmp_path):
+    unit = Unit()
+    reference = unit.write(tmp_path / "reference.parquet")
+    unit.table |= {"ra": np.full(80, np.nan), "dec": np.full(80, np.nan)}
+    metrics, stars = unit.solve(reference, header="")
+    assert metrics["zp_solve"] is None
+    assert len(stars) == 0
+
+
+def test_stars_that_cannot_be_trusted_take_no_part(tmp_path):
+    unit = Unit()
+    reference = unit.write(tmp_path / "reference.parquet")
+    table = unit.table
+    table["flag"][0], table["repaired_fraction"][1] = 2, 2 * MOST_REPAIRED
+    table["flux_aperture_err"][2] = table["flux_aperture"][2] / 10
+    table["flux_aperture"][3], table["flux_aperture"][4] = np.nan, -5.0
+    table["flux_aperture_err"][5] = 0.0
+    _, stars = unit.solve(reference)
+    assert stars.id.tolist() == list(range(6, 80))
+
+
+@pytest.mark.parametrize("shift", [2.0, -3.5])
+def test_a_wrong_pointing_is_found(tmp_path, shift):
+    unit = Unit()
+    reference = unit.write(tmp_path / "reference.parquet", dec=unit.dec + shift / 3600)
+    metrics, stars = unit.solve(reference)
+    assert metrics["zp_n_matched"] == 80
+    assert metrics["zp_wcs_shift"] == pytest.approx(abs(shift), abs=0.02)
+    np.testing.assert_allclose(stars.dec, unit.dec + shift / 3600, atol=0.1 / 3600)
+
+
+def test_proper_motions_lead_to_the_time_of_the_exposure(tmp_path):
+    unit, rng = Unit(), np.random.default_rng(5)
+    motion = rng.normal(0, 400, (2, 80))  # [mas/yr]: 4 arcsec in ten years, in all directions
+    cosine = np.cos(np.radians(unit.dec))
+    columns = {"pmra": motion[0], "pmdec": motion[1]}
+    columns |= {"ra": unit.ra - 10 * motion[0] / 3.6e6 / cosine, "dec": unit.dec - 10 * motion[1] / 3.6e6}
+    reference = unit.write(tmp_path / "reference.parquet", **columns)
+    assert unit.solve(reference)[0]["zp_n_matched"] == 80
+    assert unit.solve(reference, time=NO_TIME)[0]["zp_n_matched"] < 40
+
+
+def test_bright_isolated_stars_without_a_reference_are_for_overlaps(tmp_path):
+    unit = Unit()
+    reference = unit.write(tmp_path / "reference.parquet", slice(0, 40))
+    unit.table["x"][50], unit.table["y"][50] = unit.table["x"][51] + 3, unit.table["y"][51]  # apertures touch
+    unit.table["half_light_radius"][52] = 3.0  # a galaxy
+    _, stars = unit.solve(reference, overlap_stars=10)
+    assert (stars.reference >= 0).sum() == 40
+    others = stars.id[stars.reference < 0]
+    candidates = [i for i in range(40, 80) if i not in (50, 51, 52)]
+    brightest = sorted(candidates, key=lambda i: -unit.table["flux_aperture"][i])[:10]
+    assert sorted(others.tolist()) == sorted(brightest)
+
+
+def test_a_reference_without_the_band_gives_no_zero_point_but_identities(tmp_path):
+    unit = Unit()
+    table = {"ra": unit.ra, "dec": unit.dec, "mag_g": unit.mag, "mag_g_err": np.full(80, 0.01)}
+    write_table(tmp_path / "reference.parquet", table, {})
+    metrics, stars = unit.solve(tmp_path / "reference.parquet")
+    assert metrics["zp_solve"] is None
+    assert (stars.reference >= 0).all()
+
+
+def test_sentinels_of_the_reference_are_no_magnitudes(tmp_path):
+    unit = Unit()
+    mag, error = unit.mag.copy(), np.full(80, 0.002)
+    mag[:3], error[3:6] = (99.0, -9999.0, 130.0), (0.0, -9999.0, 99.0)
+    metrics, _ = unit.solve(unit.write(tmp_path / "reference.parquet", mag_i=mag, mag_i_err=error))
+    assert metrics["zp_n_matched"] == 77
+    assert abs(metrics["zp_solve"] - ZERO_POINT) < 4 * metrics["zp_solve_sigma"]
+
+
+def test_without_a_reference_the_step_is_left_out_or_refused(small_campaign, tmp_path):
+    config = RunConfig.model_validate({"zeropoint": {"model": "none"}})
+    plan, _, _ = prepare(small_campaign, tmp_path / "run.zarr", None, _everything(), config, "threads", 1)
+    assert "zeropoint" not in [step.name for step in plan.steps]
+    assert plan.reductions == ()
+    wanted = "--steps zeropoint: found no reference stars; wanted --reference STARS.parquet"
+    for steps in (["zeropoint"], ["zeropoints"]):
+        with pytest.raises(InputError, match=wanted):
+            prepare(small_campaign, tmp_path / "run.zarr", steps, _everything(), config, "threads", 1)
+
+
+def test_unusable_tables_are_named_before_a_run(small_campaign, tmp_path):
+    def start(**settings):
+        config = RunConfig.model_validate({"zeropoint": {"model": "none", **settings}})
+        prepare(small_campaign, tmp_path / "run.zarr", ["zeropoints"], _everything(), config, "threads", 1)
+
+    reference = str(Unit().write(tmp_path / "reference.parquet"))
+    start(reference=reference)
+    with pytest.raises(InputError, match=r"none\.parquet: found no such file; wanted the Parquet table of --reference"):
+        start(reference=str(tmp_path / "none.parquet"))
+    with pytest.raises(InputError, match=r"\[zeropoint\] color: found u; wanted bands of .*\(i, g\)"):
+        start(reference=reference, color=("u", "g"))
+    with pytest.raises(InputError, match="found columns ra, dec"):
+        start(reference=reference, telemetry=reference)
+    write_table(tmp_path / "stars.parquet", {"ra": np.zeros(1), "dec": np.zeros(1)}, {})
+    with pytest.raises(InputError, match="found no column of magnitudes"):
+        start(reference=str(tmp_path / "stars.parquet"))
+
+
+def test_the_reference_decides_the_step_and_the_telemetry_the_reduction(small_campaign, tmp_path):
+    def plan_of(**settings):
+        config = RunConfig.model_validate({"zeropoint": {"model": "none", **settings}})
+        config = find_inputs(config, small_campaign)
+        plan, _, _ = prepare(small_campaign, tmp_path / "run.zarr", ["zeropoints"], _everything(), config, "threads", 1)
+        check_inputs(plan)
+        facts = plan.campaign.facts(plan.campaign.exposures[0], 7)
+        return plan.fingerprints(facts)["zeropoint"], plan.reduction_parts(plan.reductions[0])
+
+    unit = Unit()
+    reference = str(unit.write(tmp_path / "reference.parquet"))
+    other = str(unit.write(tmp_path / "other.parquet", mag_i=unit.mag + 0.1))
+    copy = str(unit.write(tmp_path / "copy.parquet"))
+    telemetry = tmp_path / "telemetry.parquet"
+    write_table(telemetry, {"exposure": np.array(["a"], dtype=object), "focus": np.zeros(1)}, {})
+    step, reduction = plan_of(reference=reference)
+    assert plan_of(reference=copy) == (step, reduction)  # content counts, not where it lies
+    assert plan_of(reference=other)[0] != step
+    assert plan_of(reference=reference, match_radius=0.5)[0] != step
+    assert plan_of(reference=reference, telemetry=str(telemetry))[0] == step
+    assert plan_of(reference=reference, telemetry=str(telemetry))[1] != reduction
+    assert plan_of(reference=reference, epoch_days=10.0)[0] == step
+    assert plan_of(reference=reference, epoch_days=10.0)[1] != reduction
+
+
+def _everything():
+    from csstdask.engine.units import Selection
+
+    return Selection()
