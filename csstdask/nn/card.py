@@ -24,6 +24,7 @@ _NEEDS = {
     "inpaint": {"calibration": {"sky", "source"}, "normalisation": {"size"}},
     "psf": {"architecture": {"kind"}},
     "sed": {"architecture": {"kind"}},
+    "zeropoint": {"architecture": {"kind"}},
 }
 
 

@@ -10,7 +10,7 @@ from csstdask.errors import InputError
 from csstdask.nn.card import ModelCard, read_card
 
 #: What ``model="default"`` means for each task.
-DEFAULTS = {"cosmicray": "unet", "inpaint": "median", "psf": "principal", "sed": "sed"}
+DEFAULTS = {"cosmicray": "unet", "inpaint": "median", "psf": "principal", "sed": "sed", "zeropoint": "zeropoint"}
 #: The PSF model that learns from the stars at hand: its name, and the kind of cards like its own.
 EMPIRICAL = "empirical"
 #: What asks for no PSF at all: stars are then repaired as everything else.
@@ -31,7 +31,7 @@ def find_card(task: str, model: str) -> ModelCard:
     Parameters
     ----------
     task : str
-        ``cosmicray``, ``inpaint``, ``psf`` or ``sed``.
+        ``cosmicray``, ``inpaint``, ``psf``, ``sed`` or ``zeropoint``.
     model : str
         ``default``, a name, or the path of a card (``.json``) with its weights beside it.
 

@@ -1,0 +1,241 @@
+"""Priors of zero points from telemetry, image and memory: the network's, or a simpler one where it has no input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from csstdask.nn.models import find_card
+from csstdask.zeropoint.features import PriorInputs, StarLists, image_statistics, prior_arrays, star_lists
+
+if TYPE_CHECKING:
+    import torch
+
+    from csstdask.zeropoint.network import PriorNetwork
+    from csstdask.zeropoint.state import Memory
+
+Float = npt.NDArray[np.float64]
+
+NOMINAL_SIGMA = 0.3
+"""Standard deviation of a zero point about the camera's description [mag]: sensitivities before launch, aging."""
+BORROWED_WALK = 0.01
+"""Random walk of a zero point of which nothing but its past is known [mag day^-1/2]."""
+BORROWED_WHITE = 0.01
+"""Scatter between exposures of which nothing is known [mag]."""
+_BATCH = 1024
+"""Exposures that are computed together."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Zero points of n exposures before their stars are solved.
+
+    Attributes
+    ----------
+    value, sigma : float64 array (n,)
+        [mag]; NaN and inf where not even a nominal value is known.
+    method : str array (n,)
+        ``prior`` (the network), ``borrowed`` (recent zero points alone) or ``nominal``.
+    """
+
+    value: Float
+    sigma: Float
+    method: npt.NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+
+def predict_prior(inputs: PriorInputs, *, model: str = "default", device: Any = None) -> Prior:
+    """Predict zero points of exposures from their telemetry, images, star lists and memory.
+
+    The network is used where a condition or an image is known. Exposures without them borrow their zero point from the
+    memory, those without memory get the nominal one.
+
+    Parameters
+    ----------
+    inputs : PriorInputs
+    model : str
+        ``default``, a name that ``csstdask models`` lists, or the path of a card.
+    device : optional
+        ``cpu`` or ``cuda``.
+
+    Returns
+    -------
+    Prior
+        Independent of the level of the stars, so that it can be joined with their solve by precision.
+
+    Raises
+    ------
+    ValueError
+        If model or device are unknown.
+    InputError
+        If a path leads to no card of a zero-point network.
+
+    Examples
+    --------
+    >>> inputs = PriorInputs(np.array([25.0]), np.array([9000.0]), telemetry={})
+    >>> prior = predict_prior(inputs)
+    >>> prior.method.tolist(), prior.value.tolist(), prior.sigma.tolist()
+    (['nominal'], [25.0], [0.3])
+    """
+    prior = simple_prior(inputs)
+    informed = _informed(inputs)
+    if not informed.any():
+        return prior
+    from csstdask.nn.device import choose_device  # noqa: PLC0415  torch takes seconds
+    from csstdask.nn.weights import load_network  # noqa: PLC0415
+    from csstdask.zeropoint.azprc import build_network  # noqa: PLC0415
+
+    card = find_card("zeropoint", model)
+    network = load_network(card, build_network, choose_device(device))
+    found = predict_with(network, take_inputs(inputs, informed))
+    value, sigma, method = prior.value.copy(), prior.sigma.copy(), prior.method.copy()
+    value[informed], sigma[informed], method[informed] = found.value, found.sigma, found.method
+    return Prior(value, sigma, method)
+
+
+def simple_prior(inputs: PriorInputs) -> Prior:
+    """Return the prior without a network: ``borrowed`` where there is a memory, else ``nominal``."""
+    nominal = np.asarray(inputs.nominal, dtype=float)
+    known = np.isfinite(nominal)
+    value, sigma = np.where(known, nominal, np.nan), np.where(known, NOMINAL_SIGMA, np.inf)
+    method = np.full(len(inputs), "nominal", dtype="<U8")
+    if inputs.memory is not None:
+        mean, error = borrow(inputs.memory, nominal)
+        borrowed = np.isfinite(mean)
+        value, sigma = np.where(borrowed, mean, value), np.where(borrowed, error, sigma)
+        method[borrowed] = "borrowed"
+    return Prior(value, sigma, method)
+
+
+def borrow(memory: Memory, nominal: npt.ArrayLike) -> tuple[Float, Float]:
+    """Estimate zero points from the last solved ones alone.
+
+    A level that walks at random is measured by each entry of the memory. Estimates are filtered from the oldest entry
+    to the newest (Kalman), starting from the nominal value with a wide error.
+
+    Parameters
+    ----------
+    memory : Memory
+    nominal : array (n,)
+        NaN where unknown: the memory stands alone.
+
+    Returns
+    -------
+    value, sigma : float64 arrays (n,)
+        NaN and inf without memory.
+
+    Examples
+    --------
+    >>> from csstdask.zeropoint.state import recent
+    >>> memory = recent([0.0], [25.1], [0.003], at=[1.0, 10_000.0])
+    >>> value, sigma = borrow(memory, [25.0, 25.0])
+    >>> value.round(2).tolist(), sigma.round(2).tolist()
+    ([25.1, 25.01], [0.02, 0.29])
+    """
+    start = np.broadcast_to(np.asarray(nominal, dtype=float), (len(memory.value),))
+    anchored = np.isfinite(start)
+    wide = NOMINAL_SIGMA**2
+    level, variance = np.where(anchored, start, 0.0), np.full(len(start), np.where(anchored, wide, 1e6))
+    time = np.full(len(start), np.nan)
+    for k in range(memory.value.shape[1] - 1, -1, -1):
+        value, sigma, age = memory.value[:, k], memory.sigma[:, k], memory.age[:, k]
+        known = np.isfinite(value) & np.isfinite(sigma) & np.isfinite(age)
+        level, variance = _drift(level, variance, np.where(np.isfinite(time), time - age, 0.0), start, known)
+        noise = sigma**2 + BORROWED_WHITE**2
+        gain = variance / (variance + noise)
+        level = np.where(known, level + gain * (value - level), level)
+        variance = np.where(known, (1 - gain) * variance, variance)
+        time = np.where(known, age, time)
+    solved = np.isfinite(time)
+    level, variance = _drift(level, variance, np.where(solved, time, 0.0), start, solved)
+    sigma = np.sqrt(variance + BORROWED_WHITE**2)
+    return np.where(solved, level, np.nan), np.where(solved, sigma, np.inf)
+
+
+def _drift(level: Float, variance: Float, dt: Float, start: Float, known: npt.NDArray[np.bool_]) -> tuple[Float, Float]:
+    """Move a level forward in time: it forgets its measurements and returns to the nominal value, if there is one.
+
+    The process is that of Ornstein and Uhlenbeck: a random walk of `BORROWED_WALK` at first, and in the end a scatter
+    of `NOMINAL_SIGMA`.
+    """
+    step = np.where(known, np.maximum(dt, 0.0), 0.0)
+    wide = NOMINAL_SIGMA**2
+    keep = np.exp(-step * BORROWED_WALK**2 / (2 * wide))
+    anchored = np.isfinite(start)
+    moved = np.where(anchored, np.nan_to_num(start) + keep * (level - np.nan_to_num(start)), level)
+    grown = np.where(anchored, keep**2 * variance + (1 - keep**2) * wide, variance + step * BORROWED_WALK**2)
+    return moved, grown
+
+
+def _informed(inputs: PriorInputs) -> npt.NDArray[np.bool_]:
+    """Return which exposures have a nominal value and either a condition or an image."""
+    known = np.zeros(len(inputs), dtype=bool)
+    for column in inputs.telemetry.values():
+        known |= np.isfinite(np.asarray(column, dtype=float))
+    if inputs.image is not None:
+        known |= np.isfinite(inputs.image).reshape(len(inputs), -1).any(axis=1)
+    return known & np.isfinite(inputs.nominal)
+
+
+def take_inputs(inputs: PriorInputs, index: Any) -> PriorInputs:
+    """Return some of the exposures."""
+    from csstdask.zeropoint.state import Memory  # noqa: PLC0415  Numba takes seconds
+
+    memory = inputs.memory
+    history = inputs.memory_telemetry
+    return PriorInputs(
+        inputs.nominal[index],
+        inputs.days[index],
+        {name: np.asarray(column)[index] for name, column in inputs.telemetry.items()},
+        memory=None if memory is None else Memory(**{name: value[index] for name, value in vars(memory).items()}),
+        memory_telemetry=None if history is None else {name: value[index] for name, value in history.items()},
+        stars=None if inputs.stars is None else inputs.stars.take(index),
+        image=None if inputs.image is None else inputs.image[index],
+    )
+
+
+def predict_with(network: PriorNetwork | torch.nn.Module, inputs: PriorInputs) -> Prior:
+    """Predict with a network, whatever of its inputs is known; see `predict_prior`."""
+    import torch  # noqa: PLC0415
+
+    from csstdask.zeropoint.network import PriorNetwork, PriorTensors  # noqa: PLC0415
+
+    if not isinstance(network, PriorNetwork):
+        from csstdask.zeropoint.azprc import predict_published  # noqa: PLC0415
+
+        return predict_published(network, inputs)
+    device = next(network.parameters()).device
+    offset, sigma = np.zeros(len(inputs)), np.zeros(len(inputs))
+    for start in range(0, len(inputs), _BATCH):
+        some = slice(start, start + _BATCH)
+        arrays = prior_arrays(take_inputs(inputs, some), network.telemetry, memory=network.memory)
+        with torch.inference_mode():
+            found = network.predict(PriorTensors.of(arrays, device))
+        offset[some], sigma[some] = (one.double().cpu().numpy() for one in found)
+    return Prior(inputs.nominal + offset, sigma, np.full(len(inputs), "prior", dtype="<U8"))
+
+
+def join(value: npt.ArrayLike, sigma: npt.ArrayLike, prior: Prior) -> tuple[Float, Float]:
+    """Join solved zero points (n,) with their priors by precision; where nothing is solved the prior stands alone."""
+    value, sigma = np.asarray(value, dtype=float), np.asarray(sigma, dtype=float)
+    solved = np.isfinite(value) & np.isfinite(sigma) & (sigma > 0)
+    known = np.isfinite(prior.value) & np.isfinite(prior.sigma)
+    precision = np.where(solved, 1 / np.where(solved, sigma, 1.0) ** 2, 0.0)
+    of_prior = np.where(known, 1 / np.where(known, prior.sigma, 1.0) ** 2, 0.0)
+    total = precision + of_prior
+    there = total > 0
+    mean = np.where(solved, precision * np.nan_to_num(value), 0.0)
+    mean = mean + np.where(known, of_prior * np.nan_to_num(prior.value), 0.0)
+    safe = np.where(there, total, 1.0)
+    return np.where(there, mean / safe, np.nan), np.where(there, 1 / np.sqrt(safe), np.inf)
+
+
+__all__ = [
+    "Prior", "PriorInputs", "StarLists", "borrow", "image_statistics", "join", "predict_prior", "predict_with",
+    "simple_prior", "star_lists", "take_inputs",
+]  # fmt: skip
