@@ -311,7 +311,7 @@ def read_shard(root: Path, name: str, row: int, column: int, rows: slice = slice
     try:
         return np.asarray(array[row, column, rows])
     except _DAMAGE as error:
-        path = shard_path(root, name, row, column)
+        path = shard_path(root, name, row, column, array.ndim - 2)
         reason = str(error).partition(".")[0]
         raise StoreError(f"{path}: found damaged pixels ({reason}); wanted those of {name}") from None
 
@@ -322,7 +322,7 @@ def check_shard(array: zarr.Array[Any], root: Path, name: str, row: int, column:
     Arrays that xarray has saved (`Dataset.to_zarr`) lack the shards that hold only the fill value. They are told by
     their attribute ``coordinates``, which xarray alone writes.
     """
-    path = shard_path(root, name, row, column)
+    path = shard_path(root, name, row, column, array.ndim - 2)
     if not path.is_file() and "coordinates" not in array.attrs:
         raise StoreError(f"{path}: found no shard; wanted the pixels of {name}")
     if path.is_file() and path.stat().st_size == 0:  # Zarr would read fill values

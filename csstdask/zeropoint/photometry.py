@@ -115,6 +115,35 @@ def aperture_correction(psf: npt.ArrayLike, radius: float) -> Float:
         return np.asarray(2.5 * np.log10(np.where(share > 0, share, np.nan)))
 
 
+def light_beyond(half_width: float, wavelength: float, diameter: float, obscuration: float = 0.0) -> float:
+    """Return the share of a star's light that diffraction sends beyond a square box around it.
+
+    A PSF that was measured in a box knows nothing of it. The share of an Airy pattern beyond a radius r is
+    J_0(v)^2 + J_1(v)^2 with v = pi r D / wavelength (Born & Wolf, Principles of Optics, section 8.5.2), which is
+    2 / (pi v) far from the core, and grows with the length of the pupil's edges over its area, by
+    1 / (1 - obscuration). Over the edge of a square the mean of 1 / r is sin(pi/4) / (pi/4) over its half-width.
+
+    Parameters
+    ----------
+    half_width : float
+        Of the box [arcsec].
+    wavelength : float
+        [nm]
+    diameter : float
+        Of the pupil [m].
+    obscuration : float
+        Diameter of the central obscuration over that of the pupil.
+
+    Examples
+    --------
+    >>> round(light_beyond(1.184, 755.0, 2.0), 4)
+    0.012
+    """
+    resolution = np.degrees(wavelength * 1e-9 / diameter) * 3600
+    mean_inverse = np.sin(np.pi / 4) / (np.pi / 4) / half_width
+    return float(2 / np.pi**2 * resolution / (1 - obscuration) * mean_inverse)
+
+
 def _aperture(size: int, radius: float) -> Float:
     """Return the share of a pixel inside an aperture, (size, size), for pixels centred on a half-pixel grid."""
     # A native pixel, two samples wide, around each point of the grid.

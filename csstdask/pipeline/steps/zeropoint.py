@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.arrays.psf_grid import HALF_PIXELS
 from csstdask.instrument import Instrument, sky_positions
 from csstdask.instrument.geometry import angle_between, unit_vectors
 from csstdask.pipeline.config import RunConfig
@@ -167,12 +168,29 @@ _COLUMNS = ("x", "y", "ra", "dec", "flux_aperture", "flux_aperture_err", "repair
 
 
 def _aperture_correction(frame: Frame, config: RunConfig) -> float:
-    """Return the correction to the total light, a median over the nodes of the PSF [mag]; 0 where there is no PSF."""
+    """Return the correction to the total light, a median over the nodes of the PSF [mag]; 0 where there is no PSF.
+
+    It includes the light that diffraction sends beyond the box of the PSF, where the camera's description tells it.
+    """
     from csstdask.zeropoint.photometry import aperture_correction
 
     corrections = aperture_correction(frame.product("psf"), config.sources.aperture_radius)
     known = np.isfinite(corrections)
-    return float(np.median(corrections[known])) if known.any() else 0.0
+    if not known.any():
+        return 0.0
+    return float(np.median(corrections[known])) + 2.5 * np.log10(1 - _light_beyond(frame.instrument, frame.facts.band))
+
+
+def _light_beyond(instrument: Instrument, band: str) -> float:
+    """Return the share of light beyond the box of the PSF; 0 for cameras whose optics are not described."""
+    from csstdask.zeropoint.photometry import light_beyond
+
+    telescope, geometry = instrument.telescope, instrument.geometry
+    if telescope is None or geometry is None or band not in instrument.bands:
+        return 0.0
+    half_width = HALF_PIXELS / 4 * geometry.pixel_scale
+    wavelength = sum(instrument.bands[band].wavelength) / 2
+    return light_beyond(half_width, wavelength, telescope.diameter, telescope.obscuration)
 
 
 @functools.lru_cache(maxsize=1)
@@ -255,7 +273,8 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _camera(instrument: Instrument) -> dict[str, Any]:
-    return {"zero_points": {name: band.zero_point for name, band in instrument.bands.items()}}
+    beyond = {name: _light_beyond(instrument, name) for name in instrument.bands}
+    return {"zero_points": {name: band.zero_point for name, band in instrument.bands.items()}, "beyond_psf": beyond}
 
 
 ZEROPOINT = Step(
