@@ -273,8 +273,8 @@ def reported_telemetry(settings: ZeroPoints, name: str, seed: int, days: Float) 
     """Return the telemetry of a survey's first exposures: noisy, late, NaN in gaps.
 
     Noise is of the size of housekeeping sensors, so that all of it together moves a prediction by less than the 3 mmag
-    that nothing explains. The thickness of ice is a model's: reset at decontaminations, updated every other day,
-    in steps, with an error of scale that stays the same for a cycle.
+    that nothing explains. The thickness of ice is a model's: reset at decontaminations, updated daily,
+    in steps, with an error of scale that stays the same for a cycle. Only single values of it are missing.
 
     Parameters
     ----------
@@ -303,7 +303,9 @@ def reported_telemetry(settings: ZeroPoints, name: str, seed: int, days: Float) 
     values["contamination"] = _reported_contamination(settings, name, seed, days)
     lost = stream(seed, Purpose.TELEMETRY, number, 1).random((n, len(CHANNELS))) < how.gap_share
     for position, channel in enumerate(CHANNELS):
-        gap = lost[:, position] | _outages(settings, number, seed, position, days)
+        gap = lost[:, position]
+        if channel != "contamination":  # no sensor, so no stretch without values
+            gap = gap | _outages(settings, number, seed, position, days)
         if channel != "days_since_launch":
             values[channel] = np.where(gap, np.nan, values[channel])
     return values
