@@ -27,7 +27,6 @@ from csstdask.errors import LostOwnershipError
 from csstdask.instrument import Instrument
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame, Table
-from csstdask.pipeline.plan import GRIDS
 from csstdask.pipeline.provenance import software_versions
 from csstdask.pipeline.step import Output, Step
 from csstdask.pipeline.steps import STEPS
@@ -37,9 +36,6 @@ from csstdask.store.tables import read_table, table_path, unit_file_path, units_
 from csstdask.store.zarr_arrays import read_shard, shard_path, write_shard
 
 log = logging.getLogger("csstdask")
-
-#: Dimensions of a unit's part of each product.
-_RANKS = {product.name: len(GRIDS[product.grid]) - 2 for step in STEPS.values() for product in step.products}
 
 
 @dataclass(frozen=True)
@@ -164,8 +160,9 @@ def _frame(job: UnitJob, count: Callable[[Path], None]) -> Frame:
         return read_unit_pixels(campaign, job.row, job.column, name)
 
     def read_product(name: str) -> npt.NDArray[Any]:
-        count(shard_path(run, name, job.row, job.column, _RANKS[name]))
-        return read_shard(run, name, job.row, job.column)
+        values = read_shard(run, name, job.row, job.column)
+        count(shard_path(run, name, job.row, job.column, values.ndim))
+        return values
 
     def header() -> str:
         return read_header(campaign, job.row, job.column)

@@ -299,7 +299,7 @@ def write_whole_array(root: Path, name: str, values: npt.NDArray[Any]) -> list[P
 
 
 def read_shard(root: Path, name: str, row: int, column: int, rows: slice = slice(None)) -> npt.NDArray[Any]:
-    """Read the shard of a unit, or some of its rows.
+    """Read the shard or chunk of a unit, or some of its rows.
 
     Raises
     ------

@@ -1,0 +1,276 @@
+"""The zero points of a run: the same bits in any order and after kills, added exposures, magnitudes and headers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from astropy.io import fits
+from quick import quick_settings
+from shell import csstdask_command
+from store_equality import differences
+from zeropoint_campaign import DETECTORS, make_campaign, true_stars, zero_points
+
+import csstdask
+from csstdask.engine.events import ReductionStarted
+from csstdask.engine.units import Selection
+from csstdask.errors import InputError
+from csstdask.pipeline.export import export
+from csstdask.pipeline.reductions.zeropoints import ZEROPOINTS
+from csstdask.pipeline.run import run
+from csstdask.pipeline.status import status
+from csstdask.pipeline.tables import read_sources
+from csstdask.store.zarr_arrays import consolidate
+
+SETTINGS = quick_settings(zeropoint={"model": "none"})
+RECORD = Path("reductions") / "zeropoints" / "all.json"
+APERTURE_LOSS = {7: -0.07, 8: -0.045}
+"""Zero points less nominal ones: without a PSF, light beyond 4 pixels is missing [mag]."""
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """A campaign of two exposures that was run, was given a third one, and was run again."""
+    folder = tmp_path_factory.mktemp("zeropoints")
+    campaign, path = make_campaign(folder / "campaign.zarr", exposures=2), folder / "run.zarr"
+    before = run(campaign, path, config=SETTINGS, workers=1)
+    assert [(one.name, one.state, one.n_inputs) for one in before.reductions] == [("zeropoints", "done", 4)]
+    arrays = zero_points(path)
+    make_campaign(campaign, exposures=3)
+    seen = []
+    after = run(campaign, path, config=SETTINGS, workers=1, listeners=[seen.append])
+    assert [(event.name, event.n_inputs) for event in seen if isinstance(event, ReductionStarted)] == [
+        ("zeropoints", 6)
+    ]
+    return campaign, path, arrays, after
+
+
+@pytest.fixture(scope="module")
+def finished(grown, tmp_path_factory):
+    """The same in one run, with two workers."""
+    path = tmp_path_factory.mktemp("zeropoints") / "run.zarr"
+    summary = run(grown[0], path, config=SETTINGS, workers=2)
+    assert [(one.name, one.state, one.n_inputs) for one in summary.reductions] == [("zeropoints", "done", 6)]
+    return path
+
+
+@pytest.fixture
+def copied(grown, finished, tmp_path):
+    """A copy of the finished run, to be damaged."""
+    path = tmp_path / "run.zarr"
+    shutil.copytree(finished, path)
+    group = zarr.open_group(path, mode="r+", use_consolidated=False)
+    group.attrs["campaign"] = os.path.relpath(grown[0].resolve(), path.resolve())
+    consolidate(path)
+    return path
+
+
+def assert_same(path, expected):
+    found = zero_points(path)
+    for name, values in zero_points(expected).items():
+        if values.dtype.kind == "f":
+            assert values.tobytes() == found[name].tobytes(), name
+        else:
+            assert values.tolist() == found[name].tolist(), name
+
+
+def test_every_unit_has_a_zero_point_with_an_error_and_a_method(finished):
+    found = zero_points(finished)
+    assert {product.name for product in ZEROPOINTS.products} <= set(found)
+    assert found["zp"].shape == (3, len(DETECTORS))
+    assert set(found["zp_method"].ravel().tolist()) == {"solve"}
+    nominal = np.array([25.85, 26.23])
+    expected = nominal + np.array([APERTURE_LOSS[detector] for detector in DETECTORS])
+    # Some 20 stars of a reference that is known to 10 mmag.
+    assert np.abs(found["zp"] - expected).max() < 0.025
+    assert (found["zp_sigma"] < 0.006).all()
+    assert np.abs(found["zp"] - found["zp_solve"]).max() < 0.02
+    assert np.isnan(found["zp_prior"][0]).all()  # nothing came before
+    assert np.isfinite(found["zp_prior"][1:]).all()
+
+
+def test_added_exposures_and_any_number_of_workers_lead_to_the_same_bits(grown, finished):
+    _, path, before, summary = grown
+    assert (summary.done, summary.skipped) == (2, 4)
+    assert before["zp"].shape == (2, 2)
+    assert_same(path, finished)
+    assert differences(path, finished) == []
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_bits(grown, finished, tmp_path):
+    run(grown[0], tmp_path / "run.zarr", config=SETTINGS, scheduler="processes", workers=2)
+    assert_same(tmp_path / "run.zarr", finished)
+
+
+KILLED = """
+import os, signal, sys
+from quick import quick_settings
+import csstdask.engine.reduce as reduce, csstdask.pipeline.run_reductions as reductions
+from csstdask.pipeline.run import run
+
+campaign, path, moment = sys.argv[1:]
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+if moment == "mapping":
+    reduce.map_group = lambda job: kill()
+else:
+    write = reductions.write_whole_array
+    def replaced(root, name, values):
+        written = write(root, name, values)
+        return kill() if name == "zp_sigma" else written
+    reductions.write_whole_array = replaced
+if __name__ == "__main__":
+    run(campaign, path, config=quick_settings(zeropoint={"model": "none", "epoch_days": 0.01}), workers=1)
+"""
+
+
+@pytest.mark.parametrize("moment", ["mapping", "replacing"])
+def test_a_kill_changes_no_bit(grown, finished, copied, tmp_path, moment):
+    """A run that is killed while it replaces zero points of other settings ends with those of the last settings."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, str(script), str(grown[0]), str(copied), moment],
+        env=environment, capture_output=True, check=False, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [one.state for one in status(copied).reductions] == ["pending"]
+    assert (copied / RECORD).exists() == (moment == "mapping")
+    summary = run(grown[0], copied, config=SETTINGS, workers=1)
+    assert (summary.skipped, summary.failed) == (6, 0)
+    assert_same(copied, finished)
+
+
+def test_damaged_zero_points_are_noticed_and_mended(grown, finished, copied):
+    chunk = copied / "zp" / "c" / "0" / "0"
+    content = bytearray(chunk.read_bytes())
+    content[-1] ^= 255
+    chunk.write_bytes(content)
+    with pytest.raises(Exception, match="zp"):
+        csstdask.open_run(copied).csst.sources()
+    assert csstdask_command("status", copied, "--verify").returncode != 0
+    summary = run(grown[0], copied, config=SETTINGS, verify=True, workers=1)
+    assert (summary.skipped + summary.done, summary.failed) == (6, 0)
+    assert_same(copied, finished)
+    (copied / "zp_method" / "c" / "0" / "0").unlink()
+    assert [one.state for one in status(copied).reductions] == ["pending"]
+    run(grown[0], copied, config=SETTINGS, workers=1)
+    assert_same(copied, finished)
+
+
+def test_a_torn_partial_fails_the_reduction_by_name(grown, finished, copied):
+    partial = sorted(copied.glob("files/zeropoint_stars/*/8.safetensors"))[1]
+    content = bytearray(partial.read_bytes())
+    content[-5] ^= 255
+    partial.write_bytes(content)
+    (copied / RECORD).unlink()
+    summary = run(grown[0], copied, config=SETTINGS, workers=1)
+    (reduction,) = summary.reductions
+    assert (reduction.state, reduction.n_inputs) == ("failed", 6)
+    assert reduction.to_json()["failures"] == [{"detector": None, "reason": reduction.failures[None]}]
+    assert str(partial) in reduction.failures[None]
+    assert reduction.failure_lines()[0].startswith("failed reduction zeropoints: ")
+    run(grown[0], copied, config=SETTINGS, workers=1, verify=True)
+    assert_same(copied, finished)
+
+
+def test_a_part_of_the_campaign_does_not_change_the_rest(grown, finished, copied):
+    """The reduction is of all recorded units, whatever --select says."""
+    seen = []
+    first = csstdask.open_campaign(grown[0])["exposure"].values.tolist()[0]
+    summary = run(grown[0], copied, config=SETTINGS, selection=Selection((first,)), workers=1, listeners=[seen.append])
+    assert [(one.state, one.n_inputs) for one in summary.reductions] == [("done", 6)]
+    assert not [event for event in seen if isinstance(event, ReductionStarted)]
+    assert_same(copied, finished)
+
+
+def test_magnitudes_are_joined_when_tables_are_read(grown, finished):
+    campaign, truth = grown[0], true_stars(grown[0])
+    exposure, detector = csstdask.open_campaign(campaign)["exposure"].values.tolist()[1], 8
+    table = read_sources(finished, exposure, detector)
+    on_disk = pq.read_table(finished / "tables" / "sources" / exposure / f"{detector}.parquet")
+    assert "mag" not in on_disk.column_names
+    assert table.select(on_disk.column_names).equals(on_disk)
+    assert table.schema.field("mag").metadata == {b"unit": b"mag"}
+    found, arrays = table.to_pandas(), zero_points(finished)
+    zp, sigma = arrays["zp"][1, 1], arrays["zp_sigma"][1, 1]
+    bright = found[(found["flag"] == 0) & (found["flux_aperture"] > 50 * found["flux_aperture_err"])]
+    np.testing.assert_allclose(bright["mag"], zp - 2.5 * np.log10(bright["flux"]), atol=1e-9)
+    error = 2.5 / np.log(10) * bright["flux_aperture_err"] / bright["flux_aperture"]
+    np.testing.assert_allclose(bright["mag_aperture_err"], np.hypot(error, sigma), rtol=1e-9)
+    assert found["mag"].isna().sum() == (found["flux"] <= 0).sum()
+    offsets = []
+    for star in bright.itertuples():
+        near = np.hypot((truth["ra"] - star.ra) * np.cos(np.radians(star.dec)), truth["dec"] - star.dec) * 3600
+        if near.min() < 0.15:
+            offsets.append(star.mag_aperture - truth["mag_g"][near.argmin()])
+    assert len(offsets) > 5
+    assert abs(np.median(offsets)) < 0.015
+    whole = csstdask.open_run(finished).csst
+    assert len(whole.sources(exposure, detector)) == len(found)
+    assert len(whole.sources()) == sum(len(pq.read_table(path)) for path in finished.glob("tables/sources/*/*.parquet"))
+    assert len(csstdask.open_run(finished).isel(exposure=1).csst.sources(detector=8)) == len(found)
+    with pytest.raises(InputError, match="wanted a run"):
+        csstdask.open_campaign(campaign).csst.sources()
+    with pytest.raises(InputError, match="no source table of"):
+        read_sources(finished, "nothing")
+
+
+def test_without_zero_points_magnitudes_are_null_and_headers_as_they_were(grown, copied, tmp_path):
+    (copied / RECORD).unlink()
+    table = read_sources(copied)
+    assert table["mag"].null_count == table["mag_aperture_err"].null_count == len(table)
+    export(copied, tmp_path / "out", campaign=grown[0], workers=1)
+    header = fits.getheader(sorted((tmp_path / "out").glob("*.fits"))[0], "SCI")
+    assert not [keyword for keyword in header if keyword.startswith("MAGZ")]
+
+
+def test_export_writes_zero_points_into_the_header_of_sci(grown, finished, tmp_path):
+    summary = export(finished, tmp_path, campaign=grown[0], workers=1)
+    assert (summary.written, summary.failures) == (6, [])
+    arrays, exposures = zero_points(finished), csstdask.open_run(finished)["exposure"].values.tolist()
+    for row, exposure in enumerate(exposures):
+        for column, detector in enumerate(DETECTORS):
+            path = tmp_path / f"{exposure}_{detector}.fits"
+            header = fits.getheader(path, "SCI")
+            assert header["MAGZERO"] == pytest.approx(arrays["zp"][row, column], abs=1e-6)
+            assert header["MAGZERR"] == pytest.approx(arrays["zp_sigma"][row, column], abs=1e-6)
+            assert header["MAGZMETH"] == "solve"
+    assert export(finished, tmp_path, campaign=grown[0], workers=1).unchanged == 6
+    with fits.open(path, mode="update") as hdus:
+        hdus["SCI"].header["MAGZERO"] = 20.0
+    (failure,) = export(finished, tmp_path, campaign=grown[0], workers=1).failures
+    assert "found an export with another zero point (MAGZERO differ)" in failure["reason"]
+
+
+def test_a_unit_without_stars_is_done_and_has_a_zero_point(grown, copied):
+    """Its partial has no star, and the stars of its exposure tell its zero point."""
+    selected = grown[0].parent / "bare.parquet"
+    table = pq.read_table(grown[0] / "tables" / "reference.parquet")
+    pq.write_table(table.slice(0, 0), selected)
+    config = quick_settings(zeropoint={"model": "none", "reference": str(selected), "overlap_stars": 0})
+    summary = run(grown[0], copied, config=config, workers=1)
+    assert (summary.done, summary.failed) == (6, 0)
+    assert [(one.state, one.n_inputs) for one in summary.reductions] == [("done", 6)]
+    found = zero_points(copied)
+    assert set(found["zp_method"].ravel().tolist()) == {"nominal"}
+    np.testing.assert_allclose(found["zp"], [[25.85, 26.23]] * 3)
+    assert np.isnan(found["zp_solve"]).all()
+    assert np.isnan(found["zp_joint"]).all()
+
+
+def test_status_and_dry_run_know_the_reduction(grown, finished):
+    told = csstdask_command("status", finished, "--campaign", grown[0], "--json")
+    assert json.loads(told.stdout)["reductions"][0] == {
+        "name": "zeropoints", "state": "done", "n_inputs": 6, "n_outdated": 0, "pending": [], "failures": [],
+    }  # fmt: skip
