@@ -43,6 +43,7 @@ from csstdask.report.requirements import (
 )
 from csstdask.report.slitless import draw_slitless
 from csstdask.report.units import UnitLights, show_units, unit_anchor
+from csstdask.report.zeropoint import draw_zero_points
 from csstdask.store.zarr_arrays import open_group
 
 #: Metrics of the glance, with their units; the first of them is looked at unit by unit.
@@ -94,6 +95,7 @@ def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = 
         ("Cosmic rays", _cosmic_rays(dataset, watched, rates)),
         ("Before, mask, after", draw_cutouts(dataset, instrument.flags.ignore_mask)),
         ("Point spread functions", draw_psfs(dataset, instrument, run)),
+        ("Zero points", draw_zero_points(dataset, run, summary)),
         ("Slitless spectra and flat fields", draw_slitless(dataset, run, summary)),
         ("Cost", _cost(dataset, summary)),
         ("Units", show_units(dataset, summary, plan.campaign.units, _unit_lights(dataset, hits, rates))),

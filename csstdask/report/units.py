@@ -54,6 +54,13 @@ _FURTHER = {
     "psf_chi2": _Metric("χ² of held-out stars"),
     "psf_size_residual": _Metric("size residual of held-out stars"),
     "psf_wavefront_rms": _Metric("wavefront rms", "nm"),
+    "zp": _Metric("zero point", "mag"),
+    "zp_sigma": _Metric("1 σ of the zero point", "mmag", 1000.0),
+    "zp_solve": _Metric("zero point of its own stars", "mag"),
+    "zp_solve_sigma": _Metric("1 σ of that", "mmag", 1000.0),
+    "zp_n_used": _Metric("stars of the zero point"),
+    "zp_color_term": _Metric("colour term"),
+    "zp_wcs_shift": _Metric("shift of the WCS", "arcsec"),
 }
 
 

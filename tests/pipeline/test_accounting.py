@@ -11,12 +11,12 @@ from shell import csstdask_command
 from csstdask.engine.units import Selection, parse_selection
 from csstdask.pipeline.accounting import UsageTally, usage_lines, whole_unit
 from csstdask.pipeline.plan import START_SECONDS, make_plan
-from csstdask.pipeline.prepare import foresee
+from csstdask.pipeline.prepare import NEED_REFERENCE, foresee
 from csstdask.pipeline.status import status
 from csstdask.pipeline.steps import STEPS, resolve
 from csstdask.store.zarr_arrays import shard_path
 
-IMAGING = [name for name, step in STEPS.items() if "imaging" in step.kinds]
+IMAGING = [name for name, step in STEPS.items() if "imaging" in step.kinds and name not in NEED_REFERENCE]
 
 
 def test_usage_of_each_step_is_kept_and_shown(small_campaign, tmp_path):

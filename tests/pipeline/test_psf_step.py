@@ -105,7 +105,7 @@ def test_nothing_is_computed_twice_for_a_unit(night, tmp_path, monkeypatch):
         for module in ours:
             if getattr(module, function.__name__, None) is function:
                 monkeypatch.setattr(module, function.__name__, counted(function))
-    assert list(STEPS) == ["background", "detect", "psf", "repair", "sources", "extract"]
+    assert list(STEPS) == ["background", "detect", "psf", "repair", "sources", "extract", "zeropoint"]
     config = RunConfig.model_validate({"detect": {"model": "lacosmic"}})
     selection = parse_selection("detector=7")
     assert run(night / "c.zarr", tmp_path / "r.zarr", config=config, selection=selection, workers=1).done == 1

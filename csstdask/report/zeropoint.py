@@ -1,0 +1,211 @@
+"""Zero points in the report: their history, residuals of stars, and the units that are worth a look."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from csstdask.engine.units import Unit
+from csstdask.pipeline.reductions.zeropoints import METHOD, ZEROPOINTS, read_zero_points
+from csstdask.pipeline.status import Summary
+from csstdask.pipeline.steps.zeropoint import ZEROPOINT_STARS
+from csstdask.report.document import Cell, number, table
+from csstdask.report.plots import plot
+from csstdask.report.units import unit_anchor
+from csstdask.store.tables import unit_file_path
+from csstdask.zeropoint.alarms import Alarm, find_alarms
+from csstdask.zeropoint.matched import MatchedStars
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Float = npt.NDArray[np.float64]
+
+METHODS = {
+    "solve": "#3b82d6", "joined": "#2a9d5c", "prior": "#b565c9", "borrowed": "#d9622b", "nominal": "#888888",
+}  # fmt: skip
+"""Methods with the colours of their points."""
+_MOST_HISTORIES = 6
+"""Detectors whose history is drawn: those with the most alarms, then the first."""
+_MOST_UNITS = 200
+"""Units whose stars are read: of a larger run every n-th exposure."""
+_MOST_STARS = 20_000
+"""Stars that are drawn."""
+_BINS = 12
+
+
+@dataclass(frozen=True)
+class _ZeroPoints:
+    """The zero points of a run with what they were made of, all (exposure, detector)."""
+
+    dataset: xr.Dataset
+    arrays: dict[str, npt.NDArray[Any]]
+
+    @property
+    def days(self) -> Float:
+        """(exposure,) Begin of each exposure since the first [day]; their number where times are unknown."""
+        time = self.dataset["time"].values
+        if np.isnat(time).any() or len(np.unique(time)) < len(time):
+            return np.arange(len(time), dtype=np.float64)
+        return np.asarray((time - time.min()) / np.timedelta64(1, "D"), dtype=np.float64)
+
+    def metric(self, name: str) -> Float:
+        """Return a metric of the units."""
+        return np.asarray(self.dataset[name].values, dtype=np.float64)
+
+
+def draw_zero_points(dataset: xr.Dataset, run: str | Path, summary: Summary) -> str:
+    """Return history, alarms and residuals of a run's zero points; an empty text without finished ones."""
+    root = Path(run)
+    state = next((one for one in summary.reductions if one.name == ZEROPOINTS.name), None)
+    if state is None or "zp_solve" not in dataset:
+        return ""
+    arrays = read_zero_points(root)
+    if arrays is None or arrays["zp"].shape != dataset["zp_solve"].shape:
+        return f"<p>{html.escape(state.line())}</p>"
+    found = _ZeroPoints(dataset, arrays)
+    alarms = alarms_of(found)
+    parts = [f"<p>{html.escape(state.line())}</p>", _methods(found), *_histories(found, alarms), _alarms(alarms)]
+    stars = list(_stars(found, root))
+    return "".join([*parts, *_residuals(stars)])
+
+
+def alarms_of(found: _ZeroPoints) -> list[tuple[Unit, Alarm]]:
+    """Return the alarms of all detectors, with their units."""
+    alarms = []
+    for column, detector in enumerate(found.dataset["detector"].values.tolist()):
+        series = (found.metric("zp_solve"), found.metric("zp_solve_sigma"))
+        prior = found.arrays["zp_prior"], found.arrays["zp_prior_sigma"]
+        for row, alarm in find_alarms(found.days, *(one[:, column] for one in (*series, *prior))):
+            alarms.append((Unit(str(found.dataset["exposure"].values[row]), int(detector)), alarm))
+    return alarms
+
+
+def _methods(found: _ZeroPoints) -> str:
+    """Return how many units have which method, and their errors."""
+    rows = []
+    for name in METHODS:
+        chosen = found.arrays[METHOD] == name
+        sigma = found.arrays["zp_sigma"][chosen]
+        if chosen.any():
+            rows.append(
+                [name, int(chosen.sum()), number(1000 * float(np.median(sigma))), number(1000 * float(sigma.max()))]
+            )
+    note = (
+        "<p>solve: stars alone; joined: stars and network; prior: network without stars; borrowed: earlier zero "
+        "points; nominal: the camera's description.</p>"
+    )
+    return table(("method", "units", "median 1 σ [mmag]", "largest 1 σ [mmag]"), rows) + note
+
+
+def _histories(found: _ZeroPoints, alarms: list[tuple[Unit, Alarm]]) -> Iterator[str]:
+    """Yield the zero points of some detectors over time."""
+    detectors = found.dataset["detector"].values.tolist()
+    known = [column for column in range(len(detectors)) if np.isfinite(found.arrays["zp"][:, column]).any()]
+    count = {detector: sum(unit.detector == detector for unit, _ in alarms) for detector in detectors}
+    chosen = sorted(sorted(known, key=lambda column: (-count[detectors[column]], column))[:_MOST_HISTORIES])
+    for column in chosen:
+        yield plot(
+            lambda axes, column=column: _history(axes, found, column),  # type: ignore[misc]
+            f"zero point of detector {detectors[column]} with 1 σ; line: what was expected without the unit's stars",
+            f"zero-points-{detectors[column]}",
+        )
+
+
+def _history(axes: Axes, found: _ZeroPoints, column: int) -> None:
+    value, sigma, prior, prior_sigma = (
+        found.arrays[name][:, column] for name in ("zp", "zp_sigma", "zp_prior", "zp_prior_sigma")
+    )
+    method, days = found.arrays[METHOD][:, column], found.days
+    order = np.argsort(days, kind="stable")
+    known = order[np.isfinite(prior[order]) & np.isfinite(prior_sigma[order])]
+    if len(known):
+        axes.plot(days[known], prior[known], "-", lw=0.8, color="0.6")
+        axes.fill_between(
+            days[known], (prior - prior_sigma)[known], (prior + prior_sigma)[known], color="0.6", alpha=0.25, lw=0
+        )
+    for name, color in METHODS.items():
+        shown = (method == name) & np.isfinite(value) & np.isfinite(sigma)
+        if shown.any():
+            axes.errorbar(days[shown], value[shown], sigma[shown], fmt="o", ms=3, lw=0.8, color=color, label=name)
+    axes.set(xlabel="time since the first exposure [day]", ylabel="zero point [mag]")
+    axes.legend(fontsize=7, ncols=len(METHODS), frameon=False)
+
+
+def _alarms(alarms: list[tuple[Unit, Alarm]]) -> str:
+    """Return a table of the units with alarms, the largest first."""
+    if not alarms:
+        return "<p>No alarms: stars agree with what was expected, and no detector drifts or jumps.</p>"
+    ordered = sorted(alarms, key=lambda item: -abs(item[1].sigma))
+    rows = [
+        [
+            Cell(f'<td><a href="#{unit_anchor(unit)}">{html.escape(str(unit))}</a></td>'),
+            alarm.kind,
+            number(1000 * alarm.size),
+            number(alarm.sigma),
+            alarm.meaning,
+        ]
+        for unit, alarm in ordered
+    ]
+    return table(("unit", "alarm", "size [mmag]", "in its error", "what it means"), rows, len(rows))
+
+
+def _stars(found: _ZeroPoints, root: Path) -> Iterator[MatchedStars]:
+    """Yield the stars of the run's units, of a larger run those of every n-th exposure."""
+    known = found.metric("zp_n_used") > 0
+    every = max(1, -(-int(known.sum()) // _MOST_UNITS))
+    for row, column in np.argwhere(known):
+        if row % every == 0:
+            unit = str(found.dataset["exposure"].values[row]), int(found.dataset["detector"].values[column])
+            path = unit_file_path(root, ZEROPOINT_STARS, *unit)
+            if path.is_file():
+                yield MatchedStars.from_bytes(path.read_bytes(), path)
+
+
+def _residuals(units: list[MatchedStars]) -> Iterator[str]:
+    """Yield residuals of used stars against distance from the centre, colour and magnitude."""
+    if not units:
+        return
+    columns: dict[str, list[Float]] = {"radius": [], "color": [], "magnitude": [], "residual": []}
+    for stars in units:
+        used = (stars.weight > 0) & np.isfinite(stars.residual)
+        middle = [(length - 1) / 2 for length in stars.shape]
+        columns["radius"].append(np.hypot(stars.y - middle[0], stars.x - middle[1])[used])
+        columns["color"].append(stars.color[used])
+        columns["magnitude"].append(stars.ref_mag[used])
+        columns["residual"].append(stars.residual[used])
+    values = {name: np.concatenate(parts) for name, parts in columns.items()}
+    every = max(1, -(-len(values["residual"]) // _MOST_STARS))
+    labels = {
+        "radius": "distance from the centre [pixel]",
+        "color": "colour of the reference [mag]",
+        "magnitude": "magnitude of the reference [mag]",
+    }
+    for name, label in labels.items():
+        if np.isfinite(values[name]).sum() > 1:
+            yield plot(
+                lambda axes, name=name, label=label: _scatter(axes, values[name], values["residual"], label, every),  # type: ignore[misc]
+                f"residuals of stars against the {label.partition(' [')[0]}, with medians",
+                f"zero-point-{name}",
+            )
+
+
+def _scatter(axes: Axes, x: Float, residual: Float, label: str, every: int) -> None:
+    known = np.isfinite(x)
+    x, millimag = x[known], 1000 * residual[known]
+    axes.plot(x[::every], millimag[::every], ".", ms=1.5, alpha=0.4)
+    edges = np.unique(np.quantile(x, np.linspace(0, 1, _BINS + 1)))
+    if len(edges) > 1:
+        place = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, len(edges) - 2)
+        filled = [one for one in range(len(edges) - 1) if (place == one).any()]
+        middle = [float(np.median(millimag[place == one])) for one in filled]
+        axes.plot([(edges[one] + edges[one + 1]) / 2 for one in filled], middle, "o-", ms=3.5, lw=0.8)
+    axes.axhline(0, color="0.5", lw=0.5)
+    axes.set(xlabel=label, ylabel="residual [mmag]")
