@@ -6,7 +6,7 @@ here:
 * image: pixels minus the median in units of the noise, compressed by asinh; the statistics of section 3.1 join the
   output of the convolutions;
 * stars: magnitude, colour, distance from the centre, airmass, instrumental magnitude. In orbit there is no airmass: the
-  Earth-limb angle takes its place. Stars are read in the order of their table, at most `MOST_STARS`;
+  Earth-limb angle takes its place. Stars are read from the smallest error to the largest, at most `MOST_STARS`;
 * telemetry: the vector of the mock in place of (airmass, temperature, humidity, wind speed), gaps filled with the mean.
 
 It has no sigma; the root mean square error on its validation exposures stands for it (buffer ``rms``).
@@ -25,11 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from csstdask.errors import InputError
+from csstdask.nn.device import has_bfloat16
 from csstdask.zeropoint.features import IMAGE_STATISTICS, TELEMETRY, PriorInputs, image_statistics
 from csstdask.zeropoint.network import PriorNetwork
 from csstdask.zeropoint.prior import Prior
 
-MOST_STARS = 300
+MOST_STARS = 128
 """Stars that the recurrent encoder reads."""
 N_CHANNELS = 5
 """Of a star: magnitude, colour, distance from the centre, Earth-limb angle, instrumental magnitude."""
@@ -113,7 +114,10 @@ class AzpRc(nn.Module):
         """Return the concatenated outputs of the branches (n, width)."""
         parts = []
         if self.image is not None:
-            parts += [self.image(x.patch), x.statistics]
+            lowered = self.training and x.patch.device.type == "cpu" and has_bfloat16()
+            with torch.autocast(x.patch.device.type, torch.bfloat16, enabled=lowered):
+                found = self.image(x.patch)
+            parts += [found.float(), x.statistics]
         if self.rnn is not None:
             parts.append(self._stars(x.stars, x.count))
         if self.conditions is not None:
@@ -177,7 +181,7 @@ def published_tensors(
         As of `normalised_patch`.
     statistics : array (n, s)
     stars : array (n, m, 7)
-        As in `PriorArrays`, stars in the order of their table.
+        As in `PriorArrays`.
     telemetry : array (n, t)
     """
     names = network.telemetry

@@ -162,10 +162,10 @@ class PriorNetwork(nn.Module):
 
     def normalise_by(self, arrays: PriorArrays, offset: np.ndarray) -> None:
         """Set means and standard deviations of the inputs and the target from training exposures."""
-        mean, std = _moments(arrays.telemetry)
+        mean, std = moments(arrays.telemetry)
         self.telemetry_mean.copy_(mean)
         self.telemetry_std.copy_(std)
-        mean, std = _moments(arrays.image)
+        mean, std = moments(arrays.image)
         self.image_mean.copy_(mean)
         self.image_std.copy_(std)
         magnitude = arrays.stars[..., 2]
@@ -328,7 +328,7 @@ def _gate_inputs(residual: Tensor, sigma: Tensor, age: Tensor, known: Tensor, ty
     return torch.where(known[..., None], torch.stack(channels, dim=-1), torch.zeros((), dtype=residual.dtype)).float()
 
 
-def _moments(values: np.ndarray) -> tuple[Tensor, Tensor]:
+def moments(values: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return the mean and standard deviation of each column, 0 and 1 where nothing is known."""
     known = np.isfinite(values)
     count = np.maximum(known.sum(axis=0), 1)
