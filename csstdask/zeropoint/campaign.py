@@ -206,8 +206,8 @@ def calibrate_campaign(
     ...     id=[], reference=[], x=[], y=[], ra=np.zeros(0), dec=np.zeros(0), inst_mag=np.zeros(0),
     ...     inst_mag_err=np.zeros(0), ref_mag=np.zeros(0), ref_mag_err=np.zeros(0), color=np.zeros(0),
     ...     weight=np.zeros(0), residual=np.zeros(0), coefficients=np.zeros(0), exposure="1", detector=7, band="i",
-    ...     days=9000.0, shape=(512, 512), nominal=25.85, value=np.nan, sigma=np.inf, color_term=np.nan,
-    ...     color_term_err=np.nan, scatter=np.nan, n_matched=0, n_used=0,
+    ...     days=9000.0, shape=(512, 512), nominal=25.85, value=np.nan, sigma=np.inf, correction_err=0.0,
+    ...     color_term=np.nan, color_term_err=np.nan, scatter=np.nan, n_matched=0, n_used=0,
     ... )
     >>> found = calibrate_campaign(CampaignStars.of(unit, 500))
     >>> found.value.tolist(), found.method.tolist()

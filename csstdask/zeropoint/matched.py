@@ -62,7 +62,9 @@ class MatchedStars:
     value: float
     """Zero point of the unit's stars alone [mag]; NaN without a usable star."""
     sigma: float
-    """Its error; inf without a usable star."""
+    """Its error, that of the aperture correction included; inf without a usable star."""
+    correction_err: float
+    """Error of the aperture correction, which all stars of the unit share [mag]."""
     color_term: float
     """NaN where no colours were given."""
     color_term_err: float

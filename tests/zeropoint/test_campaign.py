@@ -37,7 +37,7 @@ def unit_of(exposure, detector, truth, *, n=60, days=None, band="i", field=0, kn
         ref_mag_err=np.where(has, 0.001, np.nan), color=np.where(has, color, np.nan), weight=fit.weights,
         residual=fit.residuals, coefficients=fit.coefficients, exposure=f"e{exposure:03d}", detector=detector,
         band=band, days=9000.0 + exposure / 10 if days is None else days, shape=(512, 512),
-        nominal=NOMINAL[band] if nominal is None else nominal, value=fit.value, sigma=fit.sigma,
+        nominal=NOMINAL[band] if nominal is None else nominal, value=fit.value, sigma=fit.sigma, correction_err=0.0,
         color_term=fit.color_term, color_term_err=fit.color_term_err, scatter=fit.scatter, n_matched=fit.n_matched,
         n_used=fit.n_used,
     )  # fmt: skip

@@ -67,7 +67,7 @@ def solve_unit(frame: Frame, config: RunConfig) -> Output:
     from csstdask.zeropoint.solve import days_of
 
     settings, facts = config.zeropoint, frame.facts
-    correction = _aperture_correction(frame, config)
+    correction, correction_err = _aperture_correction(frame, config)
     stars = select_stars(frame.table("sources"), correction, config)
     catalogue = _catalogue(str(settings.reference), str(settings.reference_sha256))
     days = days_of(facts.when)
@@ -113,14 +113,15 @@ def solve_unit(frame: Frame, config: RunConfig) -> Output:
         shape=shape,
         nominal=nominal_zero_point(frame.instrument, facts.band),
         value=fit.value,
-        sigma=fit.sigma,
+        sigma=float(np.hypot(fit.sigma, correction_err)),
+        correction_err=correction_err,
         color_term=fit.color_term,
         color_term_err=fit.color_term_err,
         scatter=fit.scatter,
         n_matched=fit.n_matched,
         n_used=fit.n_used,
     )
-    return Output(files={ZEROPOINT_STARS: partial.to_bytes()}, metrics=_metrics(fit, match, correction))
+    return Output(files={ZEROPOINT_STARS: partial.to_bytes()}, metrics=_metrics(fit, match, correction, correction_err))
 
 
 def nominal_zero_point(instrument: Instrument, band: str) -> float:
@@ -167,18 +168,22 @@ def select_stars(sources: Table, correction: float, config: RunConfig) -> UnitSt
 _COLUMNS = ("x", "y", "ra", "dec", "flux_aperture", "flux_aperture_err", "repaired_fraction", "half_light_radius")
 
 
-def _aperture_correction(frame: Frame, config: RunConfig) -> float:
-    """Return the correction to the total light, a median over the nodes of the PSF [mag]; 0 where there is no PSF.
+def _aperture_correction(frame: Frame, config: RunConfig) -> tuple[float, float]:
+    """Return the correction to the total light and its error [mag]; 0 where there is no PSF.
 
-    It includes the light that diffraction sends beyond the box of the PSF, where the camera's description tells it.
+    A median over the nodes of the PSF; the error is their scatter, which is small over a frame with stars enough for
+    its PSF, and large where there are few. The correction includes the light that diffraction sends beyond the box of
+    the PSF, where the camera's description tells it.
     """
+    from csstdask.numerics.robust import mad_scale
     from csstdask.zeropoint.photometry import aperture_correction
 
     corrections = aperture_correction(frame.product("psf"), config.sources.aperture_radius)
-    known = np.isfinite(corrections)
-    if not known.any():
-        return 0.0
-    return float(np.median(corrections[known])) + 2.5 * np.log10(1 - _light_beyond(frame.instrument, frame.facts.band))
+    known = corrections[np.isfinite(corrections)]
+    if not len(known):
+        return 0.0, 0.0
+    beyond = 2.5 * np.log10(1 - _light_beyond(frame.instrument, frame.facts.band))
+    return float(np.median(known)) + beyond, float(mad_scale(known))
 
 
 def _light_beyond(instrument: Instrument, band: str) -> float:
@@ -245,10 +250,10 @@ def _contributed(stars: UnitStars, matched: npt.NDArray[np.bool_], most: int) ->
     return np.sort(np.concatenate([np.flatnonzero(matched), brightest]))
 
 
-def _metrics(fit: StarFit, match: Match, correction: float) -> dict[str, float | int | None]:
+def _metrics(fit: StarFit, match: Match, correction: float, correction_err: float) -> dict[str, float | int | None]:
     known: dict[str, Any] = {
         "zp_solve": fit.value,
-        "zp_solve_sigma": fit.sigma,
+        "zp_solve_sigma": float(np.hypot(fit.sigma, correction_err)),
         "zp_n_matched": fit.n_matched,
         "zp_n_used": fit.n_used,
         "zp_chi2": fit.chi2,
@@ -256,6 +261,7 @@ def _metrics(fit: StarFit, match: Match, correction: float) -> dict[str, float |
         "zp_color_term_err": fit.color_term_err,
         "zp_scatter": fit.scatter,
         "zp_aperture_correction": correction,
+        "zp_aperture_correction_err": correction_err,
         "zp_wcs_shift": float(np.hypot(*match.shift)),
     }
     if not fit.solved:
@@ -289,7 +295,7 @@ ZEROPOINT = Step(
     files=(ZEROPOINT_STARS,),
     metrics=(
         "zp_solve", "zp_solve_sigma", "zp_n_matched", "zp_n_used", "zp_chi2", "zp_color_term", "zp_color_term_err",
-        "zp_scatter", "zp_aperture_correction", "zp_wcs_shift",
+        "zp_scatter", "zp_aperture_correction", "zp_aperture_correction_err", "zp_wcs_shift",
     ),
     cost=lambda _config, _instrument: Cost(seconds_per_mpix=0.01, fixed_seconds=0.1, fixed_bytes=100 << 20),
 )  # fmt: skip
