@@ -13,12 +13,13 @@ zero point, or the median of the solved ones of a detector and band where the ca
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from csstdask.zeropoint.features import PriorInputs, StarLists, star_lists
+from csstdask.zeropoint.fit import COLOR_TERM
 from csstdask.zeropoint.matched import MatchedStars
 from csstdask.zeropoint.photometry import known_error
 from csstdask.zeropoint.prior import Prior, join, predict_prior, simple_prior
@@ -37,6 +38,12 @@ NO_MODEL = "none"
 """Name that asks for no network."""
 GAP_DAYS = 30.0
 """Time without exposures after which a zero point may have jumped [day]."""
+LEAST_STARS = 3
+"""Used stars without which a unit's zero point is no memory: a false match of one or two is not noticed."""
+LEAST_OWN = 5
+"""Used stars from which a unit's own zero point counts where the joint solution contradicts it."""
+DEGREES_OF_FREEDOM = 4.0
+"""Of Student's t for the local level: single zero points that are wrong do not move it."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,12 @@ class CampaignStars:
     """(u,) Zero point of the unit's own stars [mag]; NaN without a usable star."""
     sigma: Float
     """(u,) inf without a usable star."""
+    n_used: Int
+    """(u,) Stars that it was fitted to."""
+    color_term: Float
+    """(u,) Of its own stars, joined with what was expected of it; NaN without colours."""
+    color_term_err: Float
+    """(u,)"""
     lists: StarLists
     """(u, m, 7) What a network may know of the stars."""
     unit: Int32
@@ -67,9 +80,11 @@ class CampaignStars:
     reference: Int
     """(n,) Row in the reference catalogue; -1: not in it."""
     magnitude: Float32
-    """(n,) Instrumental, with F(x, y) and the colour term [mag]."""
+    """(n,) Instrumental, with F(x, y) [mag]."""
     variance: Float32
     """(n,) [mag^2]"""
+    color: Float32
+    """(n,) Of the reference [mag]; NaN where unknown."""
     ref_mag: Float32
     """(n,) NaN where unknown [mag]."""
     ref_variance: Float32
@@ -90,7 +105,7 @@ class CampaignStars:
         most : int
             Stars with a reference that take part in the joint solution: those with the smallest errors.
         """
-        magnitude, error = stars.corrected
+        magnitude, error = replace(stars, color_term=np.nan).corrected  # the colour term is that of the detector
         known = np.isfinite(stars.ref_mag)
         usable = np.isfinite(magnitude) & np.isfinite(error)
         # A star that the fit of its own unit has rejected is variable, or another one.
@@ -107,6 +122,9 @@ class CampaignStars:
             nominal=np.array([stars.nominal]),
             value=np.array([stars.value]),
             sigma=np.array([stars.sigma if np.isfinite(stars.value) else np.inf]),
+            n_used=np.array([stars.n_used], dtype=np.int64),
+            color_term=np.array([stars.color_term]),
+            color_term_err=np.array([stars.color_term_err]),
             lists=star_lists([{name: getattr(stars, name) for name in names}], shape=stars.shape),
             unit=np.zeros(len(chosen), dtype=np.int32),
             ra=stars.ra[chosen],
@@ -114,6 +132,7 @@ class CampaignStars:
             reference=stars.reference[chosen],
             magnitude=magnitude[chosen].astype(np.float32),
             variance=(error[chosen] ** 2).astype(np.float32),
+            color=stars.color[chosen].astype(np.float32),
             ref_mag=stars.ref_mag[chosen].astype(np.float32),
             ref_variance=np.where(known, ref_error**2, np.inf)[chosen].astype(np.float32),
         )
@@ -149,6 +168,8 @@ class CampaignSettings:
     """1 sigma of the term of a detector in an epoch [mag]."""
     small_sigma: float = 0.002
     """1 sigma of the term of a unit, beyond those of its exposure and of its detector [mag]."""
+    color_term: tuple[float, float] = COLOR_TERM
+    """Expected colour term and its 1 sigma, as the units were fitted with [mag / mag]."""
     model: str = "default"
     """Network of the prior; ``none``: no network."""
     device: str | None = None
@@ -202,12 +223,12 @@ def calibrate_campaign(
 
     Examples
     --------
+    >>> none, numbers = np.zeros(0), np.zeros(0, dtype=np.int64)
     >>> unit = MatchedStars(
-    ...     id=[], reference=[], x=[], y=[], ra=np.zeros(0), dec=np.zeros(0), inst_mag=np.zeros(0),
-    ...     inst_mag_err=np.zeros(0), ref_mag=np.zeros(0), ref_mag_err=np.zeros(0), color=np.zeros(0),
-    ...     weight=np.zeros(0), residual=np.zeros(0), coefficients=np.zeros(0), exposure="1", detector=7, band="i",
-    ...     days=9000.0, shape=(512, 512), nominal=25.85, value=np.nan, sigma=np.inf, correction_err=0.0,
-    ...     color_term=np.nan, color_term_err=np.nan, scatter=np.nan, n_matched=0, n_used=0,
+    ...     id=numbers, reference=numbers, x=none, y=none, ra=none, dec=none, inst_mag=none, inst_mag_err=none,
+    ...     ref_mag=none, ref_mag_err=none, color=none, weight=none, residual=none, coefficients=none, exposure="1",
+    ...     detector=7, band="i", days=9000.0, shape=(512, 512), nominal=25.85, value=np.nan, sigma=np.inf,
+    ...     correction_err=0.0, color_term=np.nan, color_term_err=np.nan, scatter=np.nan, n_matched=0, n_used=0,
     ... )
     >>> found = calibrate_campaign(CampaignStars.of(unit, 500))
     >>> found.value.tolist(), found.method.tolist()
@@ -219,7 +240,7 @@ def calibrate_campaign(
     solved = stars.value - level
     tied = _joint(stars, level, series.ravel(), chosen)
     prior = campaign_prior(stars, level, series.ravel(), telemetry or {}, chosen)
-    own, own_sigma = _stars_alone(solved, stars.sigma, tied)
+    own, own_sigma = _stars_alone(stars, solved, tied)
     value, sigma, method = _posterior(own, own_sigma, prior)
     informed = np.isin(prior.method, ("prior", "borrowed"))
     counts = {f"n_{name}": int((method == name).sum()) for name in ("solve", "joined", "prior", "borrowed", "nominal")}
@@ -283,6 +304,7 @@ def _joint(stars: CampaignStars, level: Float, series: npt.NDArray[np.intp], set
     if not len(usable):
         return nothing
     label = _labels(stars, usable, settings.match_radius)
+    magnitude, star_variance, color_error = corrected_magnitudes(stars, series, settings.color_term)
     reference, variance = np.full(label.max() + 1, np.nan), np.full(label.max() + 1, np.inf)
     known = np.isfinite(stars.ref_mag[usable]) & np.isfinite(stars.ref_variance[usable])
     reference[label[known]] = stars.ref_mag[usable][known]
@@ -293,8 +315,8 @@ def _joint(stars: CampaignStars, level: Float, series: npt.NDArray[np.intp], set
             unit=unit,
             star=label,
             # The zero point that is solved for is the offset: its level belongs to the observation.
-            magnitude=stars.magnitude[usable].astype(np.float64) + level[unit],
-            variance=stars.variance[usable].astype(np.float64),
+            magnitude=magnitude[usable] + level[unit],
+            variance=star_variance[usable],
         ),
         reference,
         variance,
@@ -316,7 +338,8 @@ def _joint(stars: CampaignStars, level: Float, series: npt.NDArray[np.intp], set
     strained = np.abs(found.small) > ALARM_SIGMA * settings.small_sigma
     known = found.anchored & np.isfinite(found.value) & np.isfinite(found.sigma) & np.isfinite(level)
     metrics["n_strained"] = int((known & strained).sum())
-    return _Tied(np.where(known, found.value, np.nan), np.where(known, found.sigma, np.inf), strained, metrics)
+    sigma = np.hypot(found.sigma, color_error)  # of the colour term, which all units of a detector share
+    return _Tied(np.where(known, found.value, np.nan), np.where(known, sigma, np.inf), strained, metrics)
 
 
 def _labels(stars: CampaignStars, rows: npt.NDArray[np.intp], radius: float) -> Int32:
@@ -334,11 +357,74 @@ def _labels(stars: CampaignStars, rows: npt.NDArray[np.intp], radius: float) -> 
     return label
 
 
-def _stars_alone(solved: Float, sigma: Float, tied: _Tied) -> tuple[Float, Float]:
-    """Return what stars say of each unit: the joint solution, or the unit's own stars where that contradicts them."""
-    contradicted = tied.strained | disagree(solved, sigma, tied.offset, tied.sigma)
-    own = np.isnan(tied.offset) | (contradicted & np.isfinite(solved))
-    return np.where(own, solved, tied.offset), np.where(own, sigma, tied.sigma)
+def color_terms(
+    value: Float, error: Float, series: npt.NDArray[np.intp], expected: tuple[float, float]
+) -> tuple[Float, Float]:
+    """Return the colour term of each detector and band from those of its units, and its error, for every unit.
+
+    A filter has one colour term, and few stars do not tell it: units are averaged by precision. What was expected,
+    which each of them was joined with, counts once.
+
+    Parameters
+    ----------
+    value, error : float64 array (u,)
+        NaN where unknown.
+    series : int array (u,)
+        Labels of detector and band.
+    expected : (float, float)
+        Mean and 1 sigma.
+
+    Examples
+    --------
+    >>> unit = 0.1 * 0.02**2 / (0.02**2 + 0.1**2) + 0.05 * 0.1**2 / (0.02**2 + 0.1**2)  # 0.05 +- 0.02, joined with 0.1
+    >>> error = (0.02**-2 + 0.1**-2) ** -0.5
+    >>> found = color_terms(np.full(4, unit), np.full(4, error), np.zeros(4, dtype=int), (0.1, 0.1))
+    >>> found[0].round(4).tolist(), found[1].round(4).tolist()
+    ([0.0505, 0.0505, 0.0505, 0.0505], [0.01, 0.01, 0.01, 0.01])
+    """
+    mean, precision = expected[0], expected[1] ** -2.0
+    known = np.isfinite(value) & np.isfinite(error) & (error > 0)
+    own = np.where(known, np.where(known, error, 1.0) ** -2.0 - precision, 0.0)
+    own = np.maximum(own, 0.0)
+    moment = np.where(known, np.where(known, error, 1.0) ** -2.0 * np.nan_to_num(value) - precision * mean, 0.0)
+    n = int(series.max()) + 1
+    total = np.bincount(series, own, n) + precision
+    found = (np.bincount(series, np.where(own > 0, moment, 0.0), n) + precision * mean) / total
+    return found[series], total[series] ** -0.5
+
+
+def corrected_magnitudes(
+    stars: CampaignStars, series: npt.NDArray[np.intp], expected: tuple[float, float]
+) -> tuple[Float, Float, Float]:
+    """Return magnitudes (n,) with the colour term of their detector, their variances, and its error in each unit (u,).
+
+    A star of unknown colour is given the mean colour of its unit, or of its detector.
+    """
+    term, error = color_terms(stars.color_term, stars.color_term_err, series, expected)
+    color = stars.color.astype(np.float64)
+    known = np.isfinite(color)
+    unit, of_series = stars.unit[known], series[stars.unit[known]]
+    n, m = stars.n_units, int(series.max()) + 1
+    in_unit, in_series = np.bincount(unit, minlength=n), np.bincount(of_series, minlength=m)
+    of_detector = np.bincount(of_series, color[known], m) / np.maximum(in_series, 1)
+    mean = np.where(in_unit > 0, np.bincount(unit, color[known], n) / np.maximum(in_unit, 1), of_detector[series])
+    spread = np.bincount(of_series, (color[known] - of_detector[of_series]) ** 2, m) / np.maximum(in_series, 1)
+    used = np.where(known, color, mean[stars.unit])
+    guessed = np.where(known, 0.0, spread[series[stars.unit]] * (term**2 + error**2)[stars.unit])
+    colored = (in_series > 0)[series]
+    magnitude = stars.magnitude + np.where(colored, term, 0.0)[stars.unit] * used
+    return magnitude, stars.variance.astype(np.float64) + guessed, np.where(colored, error * np.abs(mean), 0.0)
+
+
+def _stars_alone(stars: CampaignStars, solved: Float, tied: _Tied) -> tuple[Float, Float]:
+    """Return what stars say of each unit: the joint solution, or the unit's own stars where that contradicts them.
+
+    A unit that differs from others by more than the joint solution allows for is biased towards these, or its stars are
+    left out. Too few stars do not contradict it: they may be other stars.
+    """
+    contradicted = tied.strained | disagree(solved, stars.sigma, tied.offset, tied.sigma)
+    own = np.isnan(tied.offset) | (contradicted & np.isfinite(solved) & (stars.n_used >= LEAST_OWN))
+    return np.where(own, solved, tied.offset), np.where(own, stars.sigma, tied.sigma)
 
 
 def campaign_prior(
@@ -354,7 +440,8 @@ def campaign_prior(
     """
     n = stars.n_units
     conditions = {name: np.asarray(values, dtype=np.float64) for name, values in telemetry.items()}
-    memory = recent(stars.days, stars.value, stars.sigma, last=MEMORY, series=series)
+    remembered = np.where(stars.n_used >= LEAST_STARS, stars.value, np.nan)
+    memory = recent(stars.days, remembered, stars.sigma, last=MEMORY, series=series)
     inputs = PriorInputs(
         nominal=level,
         days=stars.days,
@@ -368,23 +455,22 @@ def campaign_prior(
     value, sigma, method = expected.value - level, expected.sigma.copy(), expected.method.astype("<U8")
     borrowed = method == "borrowed"
     if borrowed.any():
-        mean, error = _local_level(stars, level, series)
+        mean, error = _local_level(stars.days, remembered - level, stars.sigma, series)
         better = borrowed & np.isfinite(mean) & np.isfinite(error)
         value[better], sigma[better] = mean[better], error[better]
-    solved = stars.value - level
+    solved = remembered - level
     of_difference = np.where(method == "nominal", np.nan, np.hypot(sigma, stars.sigma))
     scale = online_scale(solved - value, of_difference, days=stars.days, groups=method) if n else np.ones(0)
     return Prior(value, np.where(method == "nominal", sigma, sigma * scale), method)
 
 
-def _local_level(stars: CampaignStars, level: Float, series: npt.NDArray[np.intp]) -> tuple[Float, Float]:
+def _local_level(days: Float, value: Float, sigma: Float, series: npt.NDArray[np.intp]) -> tuple[Float, Float]:
     """Return what earlier zero points of a detector alone predict; NaN where they are too few to tell how it varies."""
-    history = stars.days, stars.value - level, stars.sigma
     try:
-        model: LocalLevel = fit_local_level(*history, series, gap=GAP_DAYS)
+        model: LocalLevel = fit_local_level(days, value, sigma, series, gap=GAP_DAYS, dof=DEGREES_OF_FREEDOM)
     except ValueError:  # no series of three
-        return np.full(stars.n_units, np.nan), np.full(stars.n_units, np.inf)
-    return model.predict(*history, series=series)
+        return np.full(len(days), np.nan), np.full(len(days), np.inf)
+    return model.predict(days, value, sigma, series=series)
 
 
 def _posterior(value: Float, sigma: Float, prior: Prior) -> tuple[Float, Float, npt.NDArray[np.str_]]:

@@ -82,8 +82,8 @@ def matched(n: int = 5) -> MatchedStars:
         id=np.arange(n), reference=np.arange(n) - 1, x=np.full(n, 99.5), y=np.full(n, 49.5), **numbers,
         inst_mag_err=np.full(n, 0.01), ref_mag_err=np.full(n, 0.01), color=np.array([np.nan, 0.5, 0.5, 0.7, 0.7])[:n],
         coefficients=np.array([0.01, 0.02]), exposure="1", detector=7, band="r", days=9000.5, shape=(100, 100),
-        nominal=26.0, value=np.nan, sigma=np.inf, correction_err=0.001, color_term=0.1, color_term_err=0.0, scatter=0.01, n_matched=n,
-        n_used=n,
+        nominal=26.0, value=np.nan, sigma=np.inf, correction_err=0.001, color_term=0.1, color_term_err=0.0,
+        scatter=0.01, n_matched=n, n_used=n,
     )  # fmt: skip
 
 

@@ -73,6 +73,7 @@ def zero_points(stars: CampaignStars, config: RunConfig, campaign: Campaign, _de
         epoch_days=settings.epoch_days,
         grey_sigma=settings.grey_sigma,
         small_sigma=settings.small_sigma,
+        color_term=(settings.color_term, settings.color_term_sigma),
         model=settings.model,
         device=config.engine.device,
     )
@@ -125,7 +126,16 @@ def read_zero_points(root: Path) -> dict[str, npt.NDArray[Any]] | None:
 def _settings(config: RunConfig) -> dict[str, Any]:
     """Return what decides the zero points of a campaign, beyond its partials: contents of tables and networks."""
     settings = config.zeropoint
-    names = {"match_radius", "epoch_days", "grey_sigma", "small_sigma", "joint_stars", "telemetry_sha256"}
+    names = {
+        "match_radius",
+        "epoch_days",
+        "grey_sigma",
+        "small_sigma",
+        "joint_stars",
+        "color_term",
+        "color_term_sigma",
+        "telemetry_sha256",
+    }
     network = settings.model != NO_PRIOR and settings.telemetry is not None  # without telemetry none is asked
     model = find_card("zeropoint", settings.model).identity if network else NO_PRIOR
     device = (config.engine.device or "cpu").partition(":")[0]
