@@ -16,6 +16,7 @@ import numpy.typing as npt
 from csstdask.errors import InputError
 from csstdask.mock import Recipe, load_recipe
 from csstdask.mock.telemetry import (
+    explained_offset,
     reported_telemetry,
     survey_days,
     throughput,
@@ -23,6 +24,7 @@ from csstdask.mock.telemetry import (
 )
 from csstdask.mock.zeropoint_settings import Survey, ZeroPoints
 from csstdask.mock.zeropoint_stars import COLUMNS, FRAME, exposure_patch, exposure_stars, star_counts, true_flat
+from csstdask.numerics.robust import mad_scale
 from csstdask.zeropoint.fit import fit_stars
 
 Float = npt.NDArray[np.float64]
@@ -206,26 +208,37 @@ class Oracle:
     joined_sigma: Float
 
 
-def oracle(exposures: ZeroPointSet) -> Oracle:
+def oracle(exposures: ZeroPointSet, *, reported: bool = False) -> Oracle:
     """Predict each zero point as well as can be, from earlier exposures and from its own stars.
 
     The state is walk + jumps; its measurements are solved - nominal - explained. A Kalman filter (Kalman 1960) with
     the true walk, white noise, times of jumps and their mean square predicts it. A fit to one or two stars may
     be an outlier's: it is a mixture of a right and a wrong measurement, and moments are kept.
+
+    Parameters
+    ----------
+    exposures : ZeroPointSet
+    reported : bool
+        Know how the throughput responds, but only the reported telemetry, with gaps filled by the last value. Errors
+        of telemetry count as white noise and walk of their typical size.
     """
+    explained, more_white, more_walk = exposures.explained, 0.0, 0.0
+    if reported:
+        explained = reported_explanation(exposures)
+        more_white, more_walk = _telemetry_noise(exposures, explained - exposures.explained)
     about, settings = exposures.about, exposures.settings
     now, stars = settings.conditions, settings.stars
     n = len(exposures)
     gap = np.diff(exposures.days, prepend=exposures.days[:1])
     change = np.diff(exposures.jumps, prepend=exposures.jumps[:1])
     up, down = now.decontamination_jump, now.step
-    growth = about.walk**2 * gap
+    growth = (about.walk**2 + more_walk) * gap
     growth += np.where(change > 0, (up[1] - up[0]) ** 2 / 12, 0) + np.where(
         change < 0, (down[1] - down[0]) ** 2 / 12, 0
     )
     expected = np.where(change > 0, np.mean(up), 0) + np.where(change < 0, np.mean(down), 0)
-    measured = exposures.solved - exposures.nominal - exposures.explained
-    white = about.white**2
+    measured = exposures.solved - exposures.nominal - explained
+    white = about.white**2 + more_white
     out = np.empty((4, n))
     mean, variance = 0.0, 0.0
     for i in range(n):
@@ -240,8 +253,35 @@ def oracle(exposures: ZeroPointSet) -> Oracle:
             own, own_variance = _joined(mean, total, measured[i], (noise, wrong), share)
             mean, variance = _joined(mean, variance, measured[i], (noise + white, wrong + white), share)
         out[2, i], out[3, i] = own, own_variance
-    base = exposures.nominal + exposures.explained
+    base = exposures.nominal + explained
     return Oracle(base + out[0], np.sqrt(out[1]), base + out[2], np.sqrt(out[3]))
+
+
+def reported_explanation(exposures: ZeroPointSet) -> Float:
+    """Return what the true response makes of the reported telemetry, gaps filled by the last value (n,) [mag]."""
+    filled = {}
+    for name, values in exposures.telemetry.items():
+        last = np.maximum.accumulate(np.where(np.isfinite(values), np.arange(len(values)), -1))
+        filled[name] = np.where(last >= 0, values[last], np.nanmedian(values))
+    # The last jitter says nothing about the next one.
+    jitter = exposures.telemetry["jitter"]
+    filled["jitter"] = np.where(np.isfinite(jitter), jitter, exposures.settings.conditions.jitter)
+    return explained_offset(exposures.settings, exposures.about.response, filled)
+
+
+def _telemetry_noise(exposures: ZeroPointSet, error: Float) -> tuple[float, float]:
+    """Return the variances that errors of telemetry add to the white noise [mag^2] and to the walk [mag^2 / day]."""
+    visit = np.arange(len(error)) // exposures.about.visit
+    same = np.diff(visit) == 0
+    if same.all() or not same.any():
+        return 0.0, 0.0
+    white = float(mad_scale(np.diff(error)[same])) ** 2 / 2
+    number = np.bincount(visit)
+    change = np.diff(np.bincount(visit, error) / number)
+    gap = np.diff(np.bincount(visit, exposures.days) / number)
+    # What is white within a visit moves the means of visits, too.
+    of_white = 2 * white / exposures.about.visit / float(np.median(gap))
+    return white, max(float(mad_scale(change / np.sqrt(gap))) ** 2 - of_white, 0.0)
 
 
 def _joined(
@@ -276,7 +316,11 @@ class Floor:
 
 
 def unexplained_floor(
-    exposures: ZeroPointSet, *, which: npt.NDArray[np.bool_] | None = None, classes: Sequence[int] = STAR_CLASSES
+    exposures: ZeroPointSet,
+    *,
+    which: npt.NDArray[np.bool_] | None = None,
+    classes: Sequence[int] = STAR_CLASSES,
+    reported: bool = False,
 ) -> Floor:
     """Return what nothing explains: the error of `oracle`, by number of stars.
 
@@ -287,8 +331,10 @@ def unexplained_floor(
         Exposures to count, by default all. Earlier ones serve as memory all the same.
     classes : sequence of int
         Least number of stars of each class, ascending.
+    reported : bool
+        As for `oracle`: the errors then contain what noise, lag and gaps of telemetry cost.
     """
-    best = oracle(exposures)
+    best = oracle(exposures, reported=reported)
     keep = np.ones(len(exposures), dtype=bool) if which is None else which
     least = np.array(classes, dtype=np.int64)
     label = np.searchsorted(least, exposures.n_stars, side="right") - 1

@@ -4,7 +4,7 @@ An offset (zero point minus nominal) is the sum of four parts:
 
 * explained: a smooth function of the true conditions, `explained_offset`;
 * walk: a random walk, which stands for everything slow that no sensor measures;
-* jumps: steps at decontaminations (ice leaves more than the thin film that is modelled) and at other times;
+* jumps: steps at decontaminations, beyond what the reported thickness of ice explains, and at other times;
 * white: independent from exposure to exposure.
 
 Arrays are over the exposures of one survey, in time order. What is drawn for exposure i does not depend on how many
@@ -258,7 +258,8 @@ def _jumps(settings: ZeroPoints, name: str, seed: int, days: Float) -> Float:
     now, number = settings.conditions, settings.number(name)
     events = decontaminations(settings, name, seed)
     up = stream(seed, Purpose.DECONTAMINATION, number, 2).uniform(*now.decontamination_jump, len(events))
-    gaps = stream(seed, Purpose.DECONTAMINATION, number, 3).exponential(now.step_days, int(4 * _LATEST * YEAR / 100))
+    several = int(4 * _LATEST * YEAR / now.step_days) + 10
+    gaps = stream(seed, Purpose.DECONTAMINATION, number, 3).exponential(now.step_days, several)
     other = LAUNCH_DAYS + np.cumsum(gaps)
     down = stream(seed, Purpose.DECONTAMINATION, number, 4).uniform(*now.step, len(other))
     total = np.zeros(len(days))

@@ -10,13 +10,14 @@ from csstdask.datasets.zeropoints import (
     make_survey,
     mock_surveys,
     oracle,
+    reported_explanation,
     split_by_time,
     unexplained_floor,
 )
 from csstdask.errors import InputError
 from csstdask.mock import Recipe
 from csstdask.mock.telemetry import CHANNELS
-from csstdask.mock.zeropoint_settings import ZeroPoints
+from csstdask.mock.zeropoint_settings import Reported, ZeroPoints
 from csstdask.mock.zeropoint_stars import COLUMNS, psf_sigma
 
 SETTINGS = ZeroPoints()
@@ -26,6 +27,11 @@ N = 600
 @pytest.fixture(scope="module")
 def surveys():
     return mock_surveys("zeropoint", exposures=N)
+
+
+@pytest.fixture(scope="module")
+def half_a_year():
+    return make_survey(SETTINGS, "A", 7, 1200)
 
 
 def test_the_whole_recipe_has_at_least_ten_thousand_exposures():
@@ -137,9 +143,9 @@ def test_split_by_time_keeps_days_together():
     assert np.array_equal(split_by_time(days[mixed]), labels[mixed])
 
 
-def test_the_oracle_knows_its_errors():
+def test_the_oracle_knows_its_errors(half_a_year):
     """Errors over quoted sigma are standard normal: the filter has the noise model of the mock."""
-    one = make_survey(SETTINGS, "A", 7, 1500)
+    one = half_a_year
     best = oracle(one)
     for value, sigma in ((best.prior, best.prior_sigma), (best.joined, best.joined_sigma)):
         pull = (value - one.truth) / sigma
@@ -157,6 +163,25 @@ def test_the_floor_falls_with_the_number_of_stars(surveys):
     assert floor.joined_all < floor.prior_all
     late = np.arange(N) >= N // 2
     assert unexplained_floor(surveys["A"], which=late).n.sum() == N // 2
+
+
+def test_the_reported_floor_is_above_that_of_true_conditions(half_a_year):
+    one = half_a_year
+    best, late = unexplained_floor(one), unexplained_floor(one, reported=True)
+    # Noise of sensors is some 1 mmag within a visit, less than the 3 mmag that nothing explains.
+    assert best.prior_all < late.prior_all < 1.4 * best.prior_all
+    assert best.joined_all < late.joined_all < 1.4 * best.joined_all
+    known = oracle(one, reported=True)
+    assert np.mean(np.abs((known.prior - one.truth) / known.prior_sigma) < 1) == pytest.approx(0.683, abs=0.06)
+
+
+def test_reported_telemetry_without_errors_explains_as_much_as_true_conditions():
+    silent = Reported(
+        lag=0, detector_temperature=0, focus=0, jitter=0, earth_limb_angle=0, sun_angle=0, background=0, gap_share=0,
+        outage_days=1e9, contamination=0, contamination_step=1e-6, contamination_days=1e-6,
+    )  # fmt: skip
+    one = make_survey(SETTINGS.model_copy(update={"reported": silent}), "B", 7, 60)
+    assert reported_explanation(one) == pytest.approx(one.explained, abs=1e-6)
 
 
 def test_a_recipe_without_the_table_is_refused():
