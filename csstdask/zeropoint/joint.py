@@ -44,6 +44,7 @@ from csstdask.zeropoint.joint_robust import (
     measurement_precision,
     residual_scale,
     weighted_chi2,
+    without_inconsistent,
 )
 
 __all__ = ["JointSettings", "JointSolution", "StarObservations", "identify_stars", "solve_joint"]
@@ -116,10 +117,9 @@ class JointSolution:
     scatter: float
     """Intrinsic scatter [mag]."""
     chi2: float
-    """Minimum of the objective with robust weights: measurements and priors."""
-    dof: float
-    """Its expectation for normal errors: weighted number of measurements less free parameters; with Tukey's weights
-    chi2 is 0.85 of it or so."""
+    """Minimum of the objective: squares of measurements, with robust weights w and over E[w z^2], and of priors."""
+    dof: int
+    """Its expectation for normal errors: number of measurements of positive weight less that of free parameters."""
     n_iterations: int
     """Reweightings done."""
 
@@ -232,21 +232,22 @@ def _solve(
         zero_point = state.unknowns[:n]
         loss = Loss.HUBER if 3 * step <= settings.n_steps + 2 else Loss.TUKEY
         scale = residual_scale(rows, zero_point, scatter=scatter, scale=scale, loss=loss)
-        if settings.scatter is None:
-            scatter = intrinsic_scatter(
-                rows, zero_point, scatter=scatter, scale=scale, loss=loss, floor=settings.scatter_floor
-            )
+        if settings.scatter is None and loss is Loss.TUKEY:
+            scatter = intrinsic_scatter(rows, zero_point, scatter=scatter, scale=scale, floor=settings.scatter_floor)
         precision = measurement_precision(rows, zero_point, scatter=scatter, scale=scale, loss=loss)
         state = _weighted(rows, precision, prior, pairs, settings, state)
         anchored = state.components.anchored[state.components.label][prior.exposure]
         change = np.abs(state.unknowns[:n] - zero_point)[anchored].max(initial=0.0)
         if loss is Loss.TUKEY and change < settings.tolerance:
             break
-    solution = _result(rows, state, prior, pairs, settings, scatter)
+    consistent = without_inconsistent(rows, precision, prior.exposure) if loss is Loss.TUKEY else None
+    if consistent is not None:
+        state = _weighted(rows, consistent, prior, pairs, settings, state)
+    solution = _result(rows, state, prior, pairs, settings, loss)
     changed: dict[str, Any] = {
         name: value[position] for name, value in vars(solution).items() if isinstance(value, np.ndarray)
     }
-    return replace(solution, **changed, n_iterations=step)
+    return replace(solution, **changed, scatter=float(scatter), n_iterations=step)
 
 
 def _weighted(
@@ -271,7 +272,7 @@ def _weighted(
 
 
 def _result(
-    rows: StarRows, state: _State, prior: PriorTerms, pairs: Overlaps, settings: JointSettings, scatter: float
+    rows: StarRows, state: _State, prior: PriorTerms, pairs: Overlaps, settings: JointSettings, loss: Loss
 ) -> JointSolution:
     """Return values and errors, in the order of the prior's units."""
     n, exposures = prior.n_units, prior.n_exposures
@@ -289,7 +290,7 @@ def _result(
     mean = np.bincount(label, value) / np.maximum(np.bincount(label), 1)
     kept = state.precision.observation > 0
     penalty = (small**2).sum() / settings.small_sigma**2 + (by_grey**2).sum() / settings.grey_sigma**2
-    chi2, measurements = weighted_chi2(rows, state.precision, value, scatter)
+    chi2, measurements = weighted_chi2(rows, state.precision, value, loss)
     return JointSolution(
         value=np.where(anchored, value, np.nan),
         sigma=np.where(anchored, np.sqrt(variance), np.inf),
@@ -300,9 +301,9 @@ def _result(
         exposure_term=np.where(anchored, by_exposure[prior.exposure], np.nan),
         grey=by_grey[prior.grey],
         small=small,
-        scatter=float(scatter),
+        scatter=0.0,
         chi2=float(chi2 + penalty),
-        dof=float(measurements - exposures + np.count_nonzero(~components.anchored)),
+        dof=measurements - exposures + int(np.count_nonzero(~components.anchored)),
         n_iterations=0,
     )
 

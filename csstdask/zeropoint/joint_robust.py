@@ -26,14 +26,19 @@ from csstdask.zeropoint.joint_observations import StarRows
 Float = npt.NDArray[np.float64]
 
 LOCATION_STEPS = 6
-"""Reweightings of the magnitude of one star; from the median they move it by less than 1e-3 of its error at the end."""
-SAMPLE = 1_000_000
-"""Residuals that measure the scale, taken at equal distances: its error is then below 0.2 %."""
+"""Most reweightings of the magnitude of one star, from the median on."""
+LOCATION_TOLERANCE = 1e-3
+"""Change of the magnitude of a star at which it is final, as a share of its error."""
+SAMPLE = 500_000
+"""Observations that measure scale and scatter: all of every n-th star, in random order; 0.2 % of the scale."""
 LEAST_SHARE = 1e-9
 """Least 1 - b_i / sum b: of a measurement without a second one the residual says nothing."""
 
 LEAST_WEIGHT = 1e-4
 """Tukey weights below this are 0: such a star would tie an exposure to the others in name only."""
+
+LEAST_KEPT = 0.25
+"""Least share of its observations that an exposure has to keep."""
 
 
 class Loss(IntEnum):
@@ -77,40 +82,63 @@ def measurement_precision(rows: StarRows, zero_point: Float, *, scatter: float, 
 
 def residual_scale(rows: StarRows, zero_point: Float, *, scatter: float, scale: float, loss: Loss) -> float:
     """Return the scale of the standardised residuals: 1.4826 times the median of abs(z), at least 1."""
-    step = max(1, len(rows.unit) // SAMPLE)
-    sample = np.empty((len(rows.unit) + step - 1) // step)
-    _sample(_arrays(rows), zero_point, scatter**2, scale, int(loss), step, sample)
+    sample = _sample(_arrays(rows), zero_point, scatter**2, scale, int(loss), _stride(rows))
     return float(mad_scale(sample, center=0.0, floor=1.0))
 
 
-def intrinsic_scatter(
-    rows: StarRows, zero_point: Float, *, scatter: float, scale: float, loss: Loss, floor: float
-) -> float:
-    """Return the intrinsic scatter [mag] that makes weighted residuals agree with their errors.
+def intrinsic_scatter(rows: StarRows, zero_point: Float, *, scatter: float, scale: float, floor: float) -> float:
+    """Return the intrinsic scatter [mag] that makes residuals agree with their errors.
 
     It is one step to the solution t of sum w_i [c r_i^2 / (1 - h_i) - v_i - t] / (v_i + t)^2 = 0 over observations,
-    the likelihood equation of a normal distribution; w are robust weights, h_i = b_i / sum b, and c corrects for the
-    residuals that w takes from a normal distribution.
+    the likelihood equation of a normal distribution. Here w are Tukey's weights, r_i residuals about the mean of those
+    measurements of the star that the robust fit keeps, h_i = b_i / sum b, and c corrects for the residuals that w
+    takes from a normal distribution. Robust means of three or four observations lie closer to the majority than
+    errors allow: with residuals about them t would be too small.
     """
-    above, below = _moments(_arrays(rows), zero_point, scatter**2, scale, int(loss), _consistency(loss))
+    kept, of_squares = _expectations(Loss.TUKEY)
+    above, below = _moments(_arrays(rows), zero_point, scatter**2, scale, _stride(rows), kept / of_squares)
     return float(np.sqrt(max(above / below, floor**2))) if below > 0 else max(scatter, floor)
 
 
-def weighted_chi2(rows: StarRows, precision: Precision, zero_point: Float, scatter: float) -> tuple[float, float]:
-    """Return the weighted sum of squared residuals, and the sum of the robust weights less the number of stars.
+def without_inconsistent(rows: StarRows, precision: Precision, exposure: npt.ArrayLike) -> Precision | None:
+    """Return the precisions without exposures that disagree with everything else; None if there are none.
 
-    Stars without a measurement of positive weight do not count.
+    Of magnitudes that have no relation to those of other exposures a few agree by chance, and Tukey's weights would
+    make a zero point of these. An exposure has to keep a quarter of its observations: less than half, because those
+    of a good one are lost with each star that only it and a bad one observed.
+
+    Parameters
+    ----------
+    rows : StarRows
+        Observations by star.
+    precision : Precision
+        With the last weights.
+    exposure : array-like of int (unit,)
+        Exposure of each unit.
+    """
+    exposure = np.asarray(exposure)
+    n = int(exposure.max(initial=-1)) + 1
+    of_unit = np.bincount(rows.unit, minlength=len(exposure))
+    kept = np.bincount(rows.unit, precision.observation > 0, minlength=len(exposure))
+    share = np.bincount(exposure, kept, n) / np.maximum(np.bincount(exposure, of_unit, n), 1)
+    bad = (share > 0) & (share < LEAST_KEPT)
+    if not bad.any():
+        return None
+    return Precision(np.where(bad[exposure[rows.unit]], 0.0, precision.observation), precision.reference)
+
+
+def weighted_chi2(rows: StarRows, precision: Precision, zero_point: Float, loss: Loss) -> tuple[float, int]:
+    """Return the sum of weighted squared residuals, and the number of measurements of positive weight less stars.
+
+    The sum is divided by E[w z^2], so that for normal errors its expectation is that number.
     """
     chi2 = _chi2(
         rows.start, rows.unit, rows.magnitude, rows.reference, zero_point, precision.observation, precision.reference
     )
-    kept = (
-        np.add.reduceat(precision.observation, rows.start[:-1]) + precision.reference if rows.n_stars else np.empty(0)
-    )
-    weights = float((precision.observation * (rows.variance + scatter**2)).sum())
-    known = precision.reference > 0
-    weights += float((precision.reference[known] * rows.reference_variance[known]).sum())
-    return float(chi2), weights - float(np.count_nonzero(kept > 0))
+    kept, known = precision.observation > 0, precision.reference > 0
+    stars = np.logical_or.reduceat(kept, rows.start[:-1]) | known if rows.n_stars else known
+    counts = [int(np.count_nonzero(one)) for one in (kept, known, stars)]
+    return float(chi2) / _expectations(loss)[1], counts[0] + counts[1] - counts[2]
 
 
 def _arrays(rows: StarRows) -> tuple[Any, ...]:
@@ -118,13 +146,20 @@ def _arrays(rows: StarRows) -> tuple[Any, ...]:
     return rows.start, rows.unit, rows.magnitude, rows.variance, rows.reference, rows.reference_variance
 
 
-def _consistency(loss: Loss) -> float:
-    """Return E[w] / E[w z^2] of a standard normal z."""
+def _stride(rows: StarRows) -> int:
+    """Return of how many stars one is taken."""
+    return max(1, len(rows.unit) // SAMPLE)
+
+
+def _expectations(loss: Loss) -> tuple[float, float]:
+    """Return E[w] and E[w z^2] of a standard normal z."""
     if loss is Loss.SQUARE:
-        return 1.0
+        return 1.0, 1.0
     z = np.linspace(-10, 10, 20001)
-    weight = (huber_weights(z) if loss is Loss.HUBER else tukey_weights(z)) * np.exp(-z * z / 2)
-    return float(weight.sum() / (weight * z * z).sum())
+    density = np.exp(-z * z / 2)
+    density /= density.sum()
+    weight = huber_weights(z) if loss is Loss.HUBER else tukey_weights(z)
+    return float((weight * density).sum()), float((weight * z * z * density).sum())
 
 
 @njit(cache=True, nogil=True)
@@ -163,9 +198,9 @@ def _weighted_median(value: Any, precision: Any, n: int, order: Any) -> float:  
 
 @njit(cache=True, nogil=True)
 def _standardise(
-    value: Any, precision: Any, n: int, loss: int, scale: float, z: Any, order: Any
-) -> float:  # pragma: no cover
-    """Write the standardised residuals of one star's measurements; return its magnitude."""
+    value: Any, precision: Any, n: int, loss: int, scale: float, z: Any, root: Any, order: Any
+) -> None:  # pragma: no cover
+    """Write the standardised residuals of one star's measurements."""
     total = 0.0
     mean = 0.0
     for i in range(n):
@@ -174,21 +209,22 @@ def _standardise(
     mean /= total
     robust = loss > 0 and n > 2
     center = _weighted_median(value, precision, n, order) if robust else mean
+    for i in range(n):
+        root[i] = np.sqrt(precision[i] / max(1.0 - precision[i] / total, LEAST_SHARE))
     for step in range(LOCATION_STEPS if robust else 0):
-        now = loss if step >= LOCATION_STEPS // 2 else 1
         above = 0.0
         below = 0.0
         for i in range(n):
-            share = max(1.0 - precision[i] / total, LEAST_SHARE)
-            weight = precision[i] * _robust_weight((value[i] - center) * np.sqrt(precision[i] / share), now, scale)
-            above += weight * value[i]
+            weight = precision[i] * _robust_weight((value[i] - center) * root[i], 1 if step == 0 else loss, scale)
+            above += weight * (value[i] - center)
             below += weight
-        if below > 0:
-            center = above / below
+        if not below > 0.0:
+            break
+        center += above / below
+        if step > 0 and above * above * total < (LOCATION_TOLERANCE * below) ** 2:
+            break
     for i in range(n):
-        share = max(1.0 - precision[i] / total, LEAST_SHARE)
-        z[i] = (value[i] - center) * np.sqrt(precision[i] / share)
-    return float(center)
+        z[i] = (value[i] - center) * root[i]
 
 
 @njit(cache=True, nogil=True)
@@ -235,11 +271,11 @@ def _weigh(
 ) -> None:  # pragma: no cover
     start = observed[0]
     size = _largest(start)
-    value, precision, z = np.empty(size), np.empty(size), np.empty(size)
+    value, precision, z, root = np.empty(size), np.empty(size), np.empty(size), np.empty(size)
     order = np.empty(size, dtype=np.int64)
     for s in range(len(start) - 1):
         n = _gather(s, observed, zero_point, scatter2, value, precision)
-        _standardise(value, precision, n, loss, scale, z, order)
+        _standardise(value, precision, n, loss, scale, z, root, order)
         low = start[s]
         seen = start[s + 1] - low
         for i in range(seen):
@@ -249,55 +285,55 @@ def _weigh(
 
 @njit(cache=True, nogil=True)
 def _sample(
-    observed: Any,
-    zero_point: Any,
-    scatter2: float,
-    scale: float,
-    loss: int,
-    step: int,
-    sample: Any,
-) -> None:  # pragma: no cover
-    """Write every step-th standardised residual."""
+    observed: Any, zero_point: Any, scatter2: float, scale: float, loss: int, stride: int
+) -> Any:  # pragma: no cover
+    """Return the standardised residuals of one star in `stride`."""
     start = observed[0]
     size = _largest(start)
-    value, precision, z = np.empty(size), np.empty(size), np.empty(size)
+    value, precision, z, root = np.empty(size), np.empty(size), np.empty(size), np.empty(size)
     order = np.empty(size, dtype=np.int64)
-    for s in range(len(start) - 1):
-        low, high = start[s], start[s + 1]
-        first = (low + step - 1) // step * step
-        if first >= high:
-            continue
+    total = 0
+    for s in range(0, len(start) - 1, stride):
+        total += start[s + 1] - start[s]
+    sample = np.empty(total)
+    filled = 0
+    for s in range(0, len(start) - 1, stride):
         n = _gather(s, observed, zero_point, scatter2, value, precision)
-        _standardise(value, precision, n, loss, scale, z, order)
-        for i in range(first, high, step):
-            sample[i // step] = z[i - low]
+        _standardise(value, precision, n, loss, scale, z, root, order)
+        for i in range(start[s + 1] - start[s]):
+            sample[filled] = z[i]
+            filled += 1
+    return sample
 
 
 @njit(cache=True, nogil=True)
 def _moments(
-    observed: Any,
-    zero_point: Any,
-    scatter2: float,
-    scale: float,
-    loss: int,
-    consistency: float,
+    observed: Any, zero_point: Any, scatter2: float, scale: float, stride: int, consistency: float
 ) -> Any:  # pragma: no cover
-    """Return the two sums whose ratio is the next intrinsic variance."""
+    """Return the two sums whose ratio is the next intrinsic variance, from one star in `stride`."""
     start = observed[0]
     size = _largest(start)
-    value, precision, z = np.empty(size), np.empty(size), np.empty(size)
+    value, precision, z, root = np.empty(size), np.empty(size), np.empty(size), np.empty(size)
     order = np.empty(size, dtype=np.int64)
     above = 0.0
     below = 0.0
-    for s in range(len(start) - 1):
+    for s in range(0, len(start) - 1, stride):
         n = _gather(s, observed, zero_point, scatter2, value, precision)
-        _standardise(value, precision, n, loss, scale, z, order)
-        low = start[s]
-        for i in range(start[s + 1] - low):
-            b = precision[i]
-            weight = _robust_weight(z[i], loss, scale) * b * b
-            above += weight * (consistency * z[i] * z[i] / b - observed[3][low + i])
-            below += weight
+        _standardise(value, precision, n, 2, scale, z, root, order)
+        total = 0.0
+        mean = 0.0
+        for i in range(n):
+            if _robust_weight(z[i], 2, scale) > 0.0:
+                total += precision[i]
+                mean += precision[i] * value[i]
+        for i in range(start[s + 1] - start[s]):
+            share = 1.0 - precision[i] / total if total > 0.0 else 0.0
+            if share > LEAST_SHARE and _robust_weight(z[i], 2, scale) > 0.0:
+                b = precision[i]
+                square = (value[i] - mean / total) ** 2 / share
+                weight = b * b * _robust_weight(np.sqrt(square * b), 2, scale)
+                above += weight * (consistency * square - observed[3][start[s] + i])
+                below += weight
     return above, below
 
 

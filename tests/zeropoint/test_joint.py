@@ -88,9 +88,9 @@ def test_quoted_errors_are_the_scatter():
 
 def test_outliers_hardly_change_the_errors():
     scatter = {}
-    for share in (0.0, 0.05):
+    for share in (0.0, 0.05, 0.2):
         errors, pulls = [], []
-        for seed in range(10):
+        for seed in range(8):
             rng = np.random.default_rng(200 + seed)
             one = survey(rng, 10, 3, stars=80)
             bad = rng.random(len(one.seen.star)) < share
@@ -104,6 +104,7 @@ def test_outliers_hardly_change_the_errors():
         scatter[share] = np.sqrt(np.mean(np.square(errors)))
         assert np.sqrt(np.mean(np.square(pulls))) == pytest.approx(1, abs=0.2)
     assert scatter[0.05] < 1.15 * scatter[0.0]
+    assert scatter[0.2] < 1.4 * scatter[0.0]
 
 
 def test_intrinsic_scatter_is_found():
@@ -281,7 +282,7 @@ def test_all_stars_outliers():
     solution = solve_joint(replace(one.seen, magnitude=magnitude), *one.arguments[1:])
     error = solution.value - one.truth
     assert np.abs(error[:10] / solution.sigma[:10]).max() < 4
-    assert not solution.anchored[10:].any() or np.abs(error[10:] / solution.sigma[10:]).max() < 4
+    assert solution.anchored.tolist() == 10 * [True] + 2 * [False]
 
 
 def test_errors_of_zero_do_not_decide_alone():
