@@ -64,15 +64,18 @@ def find_alarms(days: Float, value: Float, sigma: Float, prior: Float, prior_sig
     solved = np.flatnonzero(np.isfinite(value) & np.isfinite(sigma) & np.isfinite(days))
     solved = solved[np.argsort(days[solved], kind="stable")]
     found: list[tuple[int, Alarm]] = []
-    for position, row in enumerate(solved.tolist()):
+    before = -1
+    for row in solved.tolist():
         difference, error = value[row] - prior[row], float(np.hypot(sigma[row], prior_sigma[row]))
         if np.isfinite(difference) and np.isfinite(error) and abs(difference) > ALARM_SIGMA * error:
             found.append((row, Alarm("disagreement", float(difference), float(difference / error))))
-        if position:
-            before = solved[position - 1]
-            jump, error = float(value[row] - value[before]), float(np.hypot(sigma[row], sigma[before]))
-            if jump > JUMP and jump > ALARM_SIGMA * error:
-                found.append((row, Alarm("decontamination", jump, jump / error)))
+        if before >= 0:
+            jump, of_jump = float(value[row] - value[before]), float(np.hypot(sigma[row], sigma[before]))
+            if jump > JUMP and jump > ALARM_SIGMA * of_jump:
+                found.append((row, Alarm("decontamination", jump, jump / of_jump)))
+        # A zero point that is too small by mistake is no level from which the next one has risen.
+        if not (np.isfinite(error) and difference < -ALARM_SIGMA * error):
+            before = row
     last = solved[-DRIFT_EXPOSURES:]
     if len(last) >= LEAST_FOR_DRIFT and (drift := _drift(days[last], value[last], sigma[last])) is not None:
         found.append((int(last[-1]), drift))
