@@ -238,7 +238,7 @@ def peer_system(rows: Any, precision: Any, prior: Any, components: Any) -> tuple
     from csstdask.zeropoint import joint
 
     n, u = len(rows.unit), prior.n_units
-    size = u + prior.n_exposures + prior.n_grey
+    size = u + prior.n_exposures + prior.n_terms
     star = np.repeat(np.arange(rows.n_stars), np.diff(rows.start))
     listed = np.flatnonzero(precision.reference > 0)
     of_star = sp.csr_array((np.ones(n), star, np.arange(n + 1)), shape=(n, rows.n_stars))
@@ -249,8 +249,8 @@ def peer_system(rows: Any, precision: Any, prior: Any, components: Any) -> tuple
         shape=(len(components.free), size),
     )
     grey = sp.csr_array(
-        (np.ones(prior.n_grey), (np.arange(prior.n_grey), size - prior.n_grey + np.arange(prior.n_grey))),
-        shape=(prior.n_grey, size),
+        (np.ones(prior.n_terms), (np.arange(prior.n_terms), size - prior.n_terms + np.arange(prior.n_terms))),
+        shape=(prior.n_terms, size),
     )
     root = np.sqrt(precision.observation)
     of_reference = np.sqrt(precision.reference[listed])

@@ -2,9 +2,10 @@
 
 The zero point of a unit (one detector in one exposure) is
 
-    zp(exposure, detector) = e(exposure) + g(detector, epoch) + s(exposure, detector)
+    zp(exposure, detector) = e(exposure) + d(detector) + g(detector, epoch) + s(exposure, detector)
 
-with a free exposure term e, a grey term g ~ N(0, grey_sigma^2) and a small term s ~ N(0, small_sigma^2). A star of
+with a free exposure term e, a constant of the detector d ~ N(0, detector_sigma^2), a grey term g ~ N(0, grey_sigma^2)
+and a small term s ~ N(0, small_sigma^2). A star of
 magnitude M observed in unit u has the instrumental magnitude m = M - zp_u + noise, with a variance v + t: v as quoted,
 t the intrinsic one. M is free, or has a reference magnitude with an error that all observations of the star share.
 
@@ -72,6 +73,8 @@ class StarObservations:
 class JointSettings:
     """Priors and iterations of the joint solve."""
 
+    detector_sigma: float = 0.0
+    """Prior error of the constant of a detector [mag]; 0: there is none."""
     grey_sigma: float = 0.02
     """Prior error of the term of a detector in an epoch [mag]."""
     small_sigma: float = 0.002
@@ -111,7 +114,7 @@ class JointSolution:
     exposure_term: Float
     """e of the unit's exposure [mag]; NaN where not anchored."""
     grey: Float
-    """g of the unit's detector and epoch [mag]."""
+    """d + g of the unit's detector and epoch [mag]."""
     small: Float
     """s [mag]."""
     scatter: float
@@ -149,6 +152,8 @@ def solve_joint(
     detector: npt.ArrayLike,
     epoch: npt.ArrayLike,
     settings: JointSettings | None = None,
+    *,
+    unit_sigma: npt.ArrayLike | None = None,
 ) -> JointSolution:
     """Solve for the zero points of all units.
 
@@ -165,6 +170,9 @@ def solve_joint(
         Labels of the units: numbers or names.
     settings : JointSettings, optional
         Priors and iterations.
+    unit_sigma : array-like (unit,), optional
+        Error that all magnitudes of a unit share, such as that of an aperture correction [mag]: the unit may differ
+        by as much more from what its exposure and its detector tell.
 
     Returns
     -------
@@ -195,7 +203,7 @@ def solve_joint(
     """
     settings = JointSettings() if settings is None else settings
     _check(observations, reference, reference_variance, exposure, detector, epoch, settings)
-    units, prior = _units(exposure, detector, epoch, settings)
+    units, prior = _units(exposure, detector, epoch, unit_sigma, settings)
     position = np.empty(len(units), dtype=np.int32)
     position[units] = np.arange(len(units), dtype=np.int32)
     rows = star_rows(
@@ -279,7 +287,7 @@ def _result(
     components = state.components
     label = components.label[prior.exposure]
     anchored = components.anchored[label]
-    value, by_exposure, by_grey = np.split(state.unknowns, [n, n + exposures])
+    value, by_exposure, by_term = np.split(state.unknowns, [n, n + exposures])
     small = prior.design @ state.unknowns
     if state.factor is not None:
         variance = state.factor.inverse_diagonal()[:n]
@@ -289,7 +297,7 @@ def _result(
         )[:n]  # fmt: skip
     mean = np.bincount(label, value) / np.maximum(np.bincount(label), 1)
     kept = state.precision.observation > 0
-    penalty = (small**2).sum() / settings.small_sigma**2 + (by_grey**2).sum() / settings.grey_sigma**2
+    penalty = ((small / prior.unit_sigma) ** 2).sum() + ((by_term / prior.term_sigma) ** 2).sum()
     chi2, measurements = weighted_chi2(rows, state.precision, value, loss)
     return JointSolution(
         value=np.where(anchored, value, np.nan),
@@ -299,7 +307,7 @@ def _result(
         relative=np.where(anchored, np.nan, value - mean[label]),
         n_stars=np.bincount(rows.unit[kept], minlength=n).astype(np.int64),
         exposure_term=np.where(anchored, by_exposure[prior.exposure], np.nan),
-        grey=by_grey[prior.grey],
+        grey=by_term[prior.terms].sum(axis=1),
         small=small,
         scatter=0.0,
         chi2=float(chi2 + penalty),
@@ -309,7 +317,11 @@ def _result(
 
 
 def _units(
-    exposure: npt.ArrayLike, detector: npt.ArrayLike, epoch: npt.ArrayLike, settings: JointSettings
+    exposure: npt.ArrayLike,
+    detector: npt.ArrayLike,
+    epoch: npt.ArrayLike,
+    unit_sigma: npt.ArrayLike | None,
+    settings: JointSettings,
 ) -> tuple[Int, PriorTerms]:
     """Return the order of the units by exposure, detector and epoch, and their prior in this order."""
     exposures, of_exposure = np.unique(np.asarray(exposure), return_inverse=True)
@@ -317,13 +329,18 @@ def _units(
     _, of_epoch = np.unique(np.asarray(epoch), return_inverse=True)
     order = np.lexsort((of_epoch, of_detector, of_exposure)).astype(np.int64)
     grey_labels, grey = np.unique(of_epoch * max(len(detectors), 1) + of_detector, return_inverse=True)
+    terms, term_sigma = [grey], [np.full(len(grey_labels), settings.grey_sigma)]
+    if settings.detector_sigma > 0:
+        terms.append(len(grey_labels) + of_detector)
+        term_sigma.append(np.full(len(detectors), settings.detector_sigma))
+    shared = np.zeros(len(order)) if unit_sigma is None else np.asarray(unit_sigma, dtype=np.float64)[order]
     prior = PriorTerms(
         exposure=of_exposure[order].astype(np.int64),
-        grey=grey[order].astype(np.int64),
+        terms=np.column_stack(terms)[order].astype(np.int64),
         n_exposures=len(exposures),
-        n_grey=len(grey_labels),
-        grey_sigma=settings.grey_sigma,
-        small_sigma=settings.small_sigma,
+        term_sigma=np.concatenate(term_sigma),
+        unit_sigma=np.hypot(settings.small_sigma, shared),
+        pin=settings.small_sigma,
     )
     return order, prior
 
@@ -353,6 +370,8 @@ def _check(
     for name, labels, size in (("unit", observations.unit, units), ("star", observations.star, stars)):
         if n and (np.min(labels) < 0 or np.max(labels) >= size):
             raise InputError(f"observations.{name}", f"{np.min(labels)} to {np.max(labels)}", f"0 to {size - 1}")
+    if not 0 <= settings.detector_sigma < np.inf:
+        raise InputError("detector_sigma", f"{settings.detector_sigma}", "0, or a positive number [mag]")
     for name in ("grey_sigma", "small_sigma", "scatter_floor", "reference_floor"):
         if not 0 < getattr(settings, name) < np.inf:
             raise InputError(name, f"{getattr(settings, name)}", "a positive number [mag]")

@@ -89,8 +89,8 @@ def sampled_variance(
     """Return estimates of the diagonal of the inverse of the precision matrix.
 
     The matrix is a sum over terms that are squares of one linear form each, so a right-hand side that has it as
-    covariance is a sum of independent normal deviates times these forms: differences of two units, single units, small
-    terms and grey terms.
+    covariance is a sum of independent normal deviates times these forms: differences of two units, single units, what
+    units have alone, and terms of detectors.
 
     Parameters
     ----------
@@ -102,18 +102,18 @@ def sampled_variance(
         Number of solutions.
     """
     rng = np.random.default_rng(SEED)
-    n, k = prior.n_units, prior.small_sigma**-2
+    n = prior.n_units
     first, design = pairs.first, prior.design
     diagonal = matrix.diagonal()
     squares = np.zeros(len(diagonal))
     free = np.asarray(free, dtype=np.int64)
     for _ in range(n_samples):
         between = np.sqrt(np.maximum(-stars.pair, 0)) * rng.standard_normal(len(stars.pair))
-        vector = np.sqrt(k) * (design.T @ rng.standard_normal(n))
+        vector = design.T @ (rng.standard_normal(n) / prior.unit_sigma)
         vector[:n] += np.bincount(first, between, n) - np.bincount(pairs.second, between, n)
         vector[:n] += np.sqrt(np.maximum(stars.from_reference, 0)) * rng.standard_normal(n)
-        vector[n + free] += np.sqrt(k) * rng.standard_normal(len(free))
-        vector[n + prior.n_exposures :] += rng.standard_normal(prior.n_grey) / prior.grey_sigma
+        vector[n + free] += rng.standard_normal(len(free)) / prior.pin
+        vector[n + prior.n_exposures :] += rng.standard_normal(prior.n_terms) / prior.term_sigma
         solution, _ = _conjugate_gradients(matrix, vector, None, SAMPLE_TOLERANCE)
         squares += (solution - vector / diagonal) ** 2
     return np.asarray(1 / diagonal + squares / n_samples)

@@ -14,16 +14,16 @@ The error of a reference magnitude is thus common to all observations of the sta
 units with a common star; its rows add up to the precision that reference magnitudes contribute, so that without any the
 sum of all zero points is left free.
 
-The zero points have the prior z_u = e + g + s_u, with a free exposure term e, a term g ~ N(0, grey_sigma^2) of the
-detector in an epoch and s_u ~ N(0, small_sigma^2). With incidence matrices X (unit, exposure) and G (unit, grey term),
-and k = small_sigma^-2, the matrix of all unknowns (z, e, g) is
+The zero points have the prior z_u = e + g + s_u, with a free exposure term e, terms g ~ N(0, sigma_g^2) of the detector
+and of the detector in an epoch, and s_u ~ N(0, sigma_u^2). With incidence matrices X (unit, exposure) and G (unit,
+term), and K = diag(sigma_u^-2), the matrix of all unknowns (z, e, g) is
 
-    [ A + k I    -k X       -k G                        ]
-    [ -k X^T     k X^T X    k X^T G                     ]
-    [ -k G^T     k G^T X    k G^T G + grey_sigma^-2 I   ]
+    [ A + K     -K X       -K G                            ]
+    [ -X^T K    X^T K X    X^T K G                         ]
+    [ -G^T K    G^T K X    G^T K G + diag(sigma_g^-2)      ]
 
 and its inverse is their covariance. A component of exposures without reference stars leaves one direction free: all
-its z and e together. A term k e^2 of its first exposure fixes it; differences of zero points do not depend on that.
+its z and e together. A term of the first exposure's e fixes it; differences of zero points do not depend on that.
 """
 
 from __future__ import annotations
@@ -75,18 +75,19 @@ class StarEquations:
 
 @dataclass(frozen=True)
 class PriorTerms:
-    """The prior of the zero points: which exposure and grey term each unit has."""
+    """The prior of the zero points: which exposure and which terms each unit has."""
 
     exposure: Int
     """(unit,) Number of its exposure."""
-    grey: Int
-    """(unit,) Number of its grey term."""
+    terms: Int
+    """(unit, k) Numbers of its terms: that of its detector in an epoch, and that of its detector if there are any."""
     n_exposures: int
-    n_grey: int
-    grey_sigma: float
-    """[mag]."""
-    small_sigma: float
-    """[mag]."""
+    term_sigma: Float
+    """(term,) 1 sigma of each term [mag]."""
+    unit_sigma: Float
+    """(unit,) 1 sigma of what each unit has alone [mag]."""
+    pin: float
+    """1 sigma with which the first exposure of a component without reference stars is held [mag]."""
 
     @property
     def n_units(self) -> int:
@@ -94,13 +95,19 @@ class PriorTerms:
         return len(self.exposure)
 
     @property
+    def n_terms(self) -> int:
+        """Number of terms of detectors."""
+        return len(self.term_sigma)
+
+    @property
     def design(self) -> sp.csr_array:
-        """(unit, unknown) D = [I, -X, -G], so that D (z, e, g) is the small term of each unit."""
-        n = self.n_units
-        columns = np.stack([np.arange(n), n + self.exposure, n + self.n_exposures + self.grey], axis=1)
-        values = np.tile([1.0, -1.0, -1.0], n)
-        shape = (n, n + self.n_exposures + self.n_grey)
-        return sp.csr_array((values, columns.ravel(), 3 * np.arange(n + 1)), shape=shape)
+        """(unit, unknown) D = [I, -X, -G], so that D (z, e, g) is what each unit has alone."""
+        n, k = self.n_units, self.terms.shape[1]
+        first = n + self.n_exposures
+        columns = np.column_stack([np.arange(n), n + self.exposure, first + self.terms])
+        values = np.tile(np.array([1.0, -1.0] + [-1.0] * k), n)
+        shape = (n, first + self.n_terms)
+        return sp.csr_array((values, columns.ravel(), (2 + k) * np.arange(n + 1)), shape=shape)
 
 
 def overlaps(rows: StarRows, n_units: int) -> Overlaps:
@@ -141,18 +148,18 @@ def precision_matrix(stars: StarEquations, pairs: Overlaps, prior: PriorTerms, f
     free : array-like of int
         One exposure of each component without reference stars.
     """
-    n, k = prior.n_units, prior.small_sigma**-2
+    n = prior.n_units
     first, second = pairs.first, pairs.second
     total = stars.from_reference - np.bincount(first, stars.pair, n) - np.bincount(second, stars.pair, n)
     index = np.arange(n)
-    diagonal = np.concatenate([total, np.zeros(prior.n_exposures), np.full(prior.n_grey, prior.grey_sigma**-2)])
-    diagonal[n + np.asarray(free, dtype=np.int64)] = k
+    diagonal = np.concatenate([total, np.zeros(prior.n_exposures), prior.term_sigma**-2])
+    diagonal[n + np.asarray(free, dtype=np.int64)] = prior.pin**-2
     everything = np.arange(len(diagonal))
     values = np.concatenate([stars.pair, stars.pair, diagonal])
     places = (np.concatenate([index[first], second, everything]), np.concatenate([second, index[first], everything]))
     matrix = sp.coo_array((values, places), shape=(len(diagonal), len(diagonal))).tocsc()
-    design = prior.design
-    return (matrix + k * (design.T @ design).tocsc()).tocsc()
+    weighted = sp.diags_array(1 / prior.unit_sigma) @ prior.design
+    return (matrix + (weighted.T @ weighted).tocsc()).tocsc()
 
 
 @njit(cache=True, nogil=True)

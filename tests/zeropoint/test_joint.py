@@ -306,3 +306,34 @@ def test_a_prior_of_no_width_is_refused():
     one = survey(np.random.default_rng(15), 3, 2)
     with pytest.raises(InputError, match="grey_sigma"):
         solve_joint(*one.arguments, JointSettings(grey_sigma=0.0))
+
+
+def test_a_detector_off_by_a_constant_is_not_pulled_to_the_others():
+    """Detector 1 is 0.3 mag off; with a constant of its own it is as well known as its stars allow."""
+    one = survey(np.random.default_rng(30), 8, 2, stars=8, per_epoch=2, known=0.3)
+    off = np.where(one.detector == 1, 0.3, 0.0)
+    seen = replace(one.seen, magnitude=one.seen.magnitude - off[one.seen.unit])
+    truth = one.truth + off
+    free = solve_joint(seen, *one.arguments[1:], replace(LINEAR, detector_sigma=0.5))
+    assert np.sqrt(np.mean(((free.value - truth) / free.sigma) ** 2)) < 1.5
+    pulled = solve_joint(seen, *one.arguments[1:], LINEAR)
+    assert np.abs(pulled.value - truth).max() > np.abs(free.value - truth).max()
+    without = solve_joint(*one.arguments, replace(LINEAR, detector_sigma=0.5))
+    np.testing.assert_allclose(free.value - off, without.value, atol=2e-3)
+
+
+def test_an_error_common_to_a_unit_loosens_it():
+    """Two detectors of an exposure; the second one's magnitudes are off by 50 mmag, and this is known."""
+    n = 200
+    rng = np.random.default_rng(31)
+    sky, unit = rng.uniform(18, 22, 2 * n), np.repeat([0, 1], n)
+    seen = StarObservations(unit, np.arange(2 * n), sky - 25 + 0.05 * unit, np.full(2 * n, 1e-6))
+    arguments = seen, sky, np.full(2 * n, 1e-6), [0, 0], [0, 1], [0, 0]
+    stiff = solve_joint(*arguments, JointSettings(grey_sigma=1e-4, small_sigma=1e-4, n_steps=0, scatter=0.05))
+    loose = solve_joint(
+        *arguments, JointSettings(grey_sigma=1e-4, small_sigma=1e-4, n_steps=0, scatter=0.05), unit_sigma=[0.0, 0.05]
+    )
+    assert abs(stiff.value[0] - 24.975) < 1e-3
+    # The other unit is no longer moved; its own stars, 0.05 / sqrt(200) = 3.5 mmag, decide on the second one.
+    assert loose.value[0] == pytest.approx(25.0, abs=3e-4)
+    assert loose.value[1] == pytest.approx(24.95, abs=3e-4)
