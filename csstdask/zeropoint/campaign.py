@@ -70,6 +70,8 @@ class CampaignStars:
     """(u,) Of its own stars, joined with what was expected of it; NaN without colours."""
     color_term_err: Float
     """(u,)"""
+    correction_err: Float
+    """(u,) Error of the aperture correction, which all stars of a unit share [mag]; part of `sigma`."""
     lists: StarLists
     """(u, m, 7) What a network may know of the stars."""
     unit: Int32
@@ -125,6 +127,7 @@ class CampaignStars:
             n_used=np.array([stars.n_used], dtype=np.int64),
             color_term=np.array([stars.color_term]),
             color_term_err=np.array([stars.color_term_err]),
+            correction_err=np.array([stars.correction_err]),
             lists=star_lists([{name: getattr(stars, name) for name in names}], shape=stars.shape),
             unit=np.zeros(len(chosen), dtype=np.int32),
             ra=stars.ra[chosen],
@@ -338,7 +341,8 @@ def _joint(stars: CampaignStars, level: Float, series: npt.NDArray[np.intp], set
     strained = np.abs(found.small) > ALARM_SIGMA * settings.small_sigma
     known = found.anchored & np.isfinite(found.value) & np.isfinite(found.sigma) & np.isfinite(level)
     metrics["n_strained"] = int((known & strained).sum())
-    sigma = np.hypot(found.sigma, color_error)  # of the colour term, which all units of a detector share
+    # Errors that stars of a unit share: of the aperture, and of the colour term of its detector.
+    sigma = np.sqrt(found.sigma**2 + color_error**2 + stars.correction_err**2)
     return _Tied(np.where(known, found.value, np.nan), np.where(known, sigma, np.inf), strained, metrics)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import xarray as xr
 import zarr
 from astropy.io import fits
 from quick import quick_settings
@@ -24,11 +25,14 @@ import csstdask
 from csstdask.engine.events import ReductionStarted
 from csstdask.engine.units import Selection
 from csstdask.errors import InputError
+from csstdask.mock import load_recipe
 from csstdask.pipeline.export import export
+from csstdask.pipeline.mock_survey import mock
 from csstdask.pipeline.reductions.zeropoints import ZEROPOINTS
 from csstdask.pipeline.run import run
 from csstdask.pipeline.status import status
 from csstdask.pipeline.tables import read_sources
+from csstdask.report import write_report
 from csstdask.store.zarr_arrays import consolidate
 
 SETTINGS = quick_settings(zeropoint={"model": "none"})
@@ -267,6 +271,26 @@ def test_a_unit_without_stars_is_done_and_has_a_zero_point(grown, copied):
     np.testing.assert_allclose(found["zp"], [[25.85, 26.23]] * 3)
     assert np.isnan(found["zp_solve"]).all()
     assert np.isnan(found["zp_joint"]).all()
+
+
+@pytest.mark.slow
+def test_a_mock_survey_is_calibrated_to_its_truth(tmp_path):
+    """Twelve frames whose throughput follows telemetry; detector 8 has five stars of the reference an exposure."""
+    campaign = tmp_path / "campaign.zarr"
+    mock(load_recipe("zeropoint"), campaign, workers=2)
+    truth = xr.open_zarr(campaign, group="truth", chunks=None)["zp"].values
+    run(campaign, tmp_path / "run.zarr", config=quick_settings(psf={"model": "default"}), workers=2)
+    found = zero_points(tmp_path / "run.zarr")
+    assert set(found["zp_method"].ravel().tolist()) == {"joined"}
+    error = found["zp"] - truth
+    assert np.abs(error / found["zp_sigma"]).max() < 4
+    assert np.abs(error[:, [0, 2]]).max() < 0.02
+    # Where stars are few, stars and network together are better than the unit's stars alone.
+    assert np.sqrt((error[:, 1] ** 2).mean()) < 0.5 * np.sqrt(((found["zp_solve"] - truth)[:, 1] ** 2).mean())
+    assert (found["zp_sigma"] < found["zp_solve_sigma"]).all()
+    page = write_report(tmp_path / "run.zarr", tmp_path / "report.html").read_text()
+    assert "reduction zeropoints: done, 12 inputs" in page
+    assert "zero point of detector 8" in page
 
 
 def test_status_and_dry_run_know_the_reduction(grown, finished):

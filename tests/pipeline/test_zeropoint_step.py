@@ -16,6 +16,7 @@ from csstdask.store.campaign import UnitFacts
 from csstdask.store.schema import NO_TIME
 from csstdask.store.tables import write_table
 from csstdask.zeropoint.matched import MatchedStars
+from csstdask.zeropoint.photometry import light_beyond
 
 ZERO_POINT = 25.7
 SHAPE = (400, 500)
@@ -98,6 +99,9 @@ def test_the_aperture_is_corrected_to_all_light_of_the_psf(tmp_path):
     metrics, _ = unit.solve(unit.write(tmp_path / "reference.parquet"))
     # Of a Gaussian, convolved with a pixel by the aperture's own edge: 1/12 pixel^2 more in each direction.
     expected = 2.5 * np.log10(1 - np.exp(-(4.0**2) / (2 * (sigma**2 + 1 / 12))))
+    telescope = load_instrument("csst").telescope
+    beyond = light_beyond(16 * 0.074, 755.0, telescope.diameter, telescope.obscuration)  # i: 690 to 820 nm
+    expected += 2.5 * np.log10(1 - beyond)
     assert metrics["zp_aperture_correction"] == pytest.approx(expected, abs=0.002)
     assert metrics["zp_solve"] == pytest.approx(ZERO_POINT - expected, abs=0.008)
 
