@@ -22,7 +22,7 @@ from csstdask.zeropoint.features import PriorInputs, StarLists, star_lists
 from csstdask.zeropoint.fit import COLOR_TERM
 from csstdask.zeropoint.matched import MatchedStars
 from csstdask.zeropoint.photometry import known_error
-from csstdask.zeropoint.prior import Prior, join, predict_prior, simple_prior
+from csstdask.zeropoint.prior import NOMINAL_SIGMA, Prior, join, predict_prior, simple_prior
 from csstdask.zeropoint.result import ALARM_SIGMA
 from csstdask.zeropoint.state import LocalLevel, fit_local_level, online_scale, recent
 
@@ -167,6 +167,8 @@ class CampaignSettings:
     """Largest distance of two images of one star that is not in the reference [arcsec]."""
     epoch_days: float = 30.0
     """Time over which the grey term of a detector is constant [day]."""
+    detector_sigma: float = NOMINAL_SIGMA
+    """1 sigma of the constant of a detector against its nominal zero point [mag]."""
     grey_sigma: float = 0.02
     """1 sigma of the term of a detector in an epoch [mag]."""
     small_sigma: float = 0.002
@@ -326,7 +328,10 @@ def _joint(stars: CampaignStars, level: Float, series: npt.NDArray[np.intp], set
         np.unique(stars.exposure.astype(str), return_inverse=True)[1].ravel(),
         series,
         epoch,
-        JointSettings(grey_sigma=settings.grey_sigma, small_sigma=settings.small_sigma),
+        JointSettings(
+            detector_sigma=settings.detector_sigma, grey_sigma=settings.grey_sigma, small_sigma=settings.small_sigma
+        ),
+        unit_sigma=stars.correction_err,
     )
     seen = np.bincount(unit, minlength=n) > 0
     lost = seen & ~found.anchored
@@ -338,7 +343,7 @@ def _joint(stars: CampaignStars, level: Float, series: npt.NDArray[np.intp], set
         "joint_dof": float(found.dof),
         "joint_iterations": int(found.n_iterations),
     }
-    strained = np.abs(found.small) > ALARM_SIGMA * settings.small_sigma
+    strained = np.abs(found.small) > ALARM_SIGMA * np.hypot(settings.small_sigma, stars.correction_err)
     known = found.anchored & np.isfinite(found.value) & np.isfinite(found.sigma) & np.isfinite(level)
     metrics["n_strained"] = int((known & strained).sum())
     # Errors that stars of a unit share: of the aperture, and of the colour term of its detector.

@@ -40,6 +40,7 @@ SEED = 20250101
 class Factor:
     """Triangular factors of a symmetric positive definite matrix."""
 
+    matrix: sp.csc_array
     lu: SuperLU
 
     def solve(self, vector: Float) -> Float:
@@ -51,9 +52,33 @@ class Factor:
         """Return the diagonal of A^-1."""
         lower = self.lu.L.tocsc()
         lower.sort_indices()
+        if not _is_closed(lower.indptr, lower.indices):
+            lower = self._with_zeros(lower)
         pivot = self.lu.U.diagonal()
         found = _selected_inverse(lower.indptr, lower.indices, lower.data, pivot)
         return np.asarray(found[self.lu.perm_c])
+
+    def _with_zeros(self, lower: sp.csc_array) -> sp.csc_array:
+        """Return L with the elements that are zero by cancellation, which SuperLU leaves out.
+
+        The recursion needs the elements of the inverse there. A matrix of the same places with a dominant diagonal and
+        nothing positive beside it has factors in which nothing can cancel.
+        """
+        places = self.matrix.copy()
+        places.data = np.full(places.nnz, -1.0)
+        places.setdiag(1.0 + np.bincount(places.indices, minlength=places.shape[0]))
+        full = _decompose(places.tocsc()).L.tocsc()
+        full.sort_indices()
+        full.data = _values_at(full.indptr, full.indices, lower.indptr, lower.indices, lower.data)
+        if np.count_nonzero(full.data) != np.count_nonzero(lower.data):
+            raise ArithmeticError("the factors of the joint solve have elements outside of their places")
+        return full
+
+
+def _decompose(matrix: sp.csc_array) -> SuperLU:
+    """Return the factors of SuperLU, ordered by minimum degree; the order depends on the places of elements alone."""
+    with threadpool_limits(1, "blas"):  # the number of threads must not change sums
+        return splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
 
 
 def factor(matrix: sp.csc_array) -> Factor:
@@ -65,11 +90,10 @@ def factor(matrix: sp.csc_array) -> Factor:
     >>> factor(matrix).inverse_diagonal().round(12).tolist()
     [0.75, 1.0, 0.75]
     """
-    with threadpool_limits(1, "blas"):  # the number of threads must not change sums
-        lu = splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+    lu = _decompose(matrix)
     if not np.array_equal(lu.perm_r, lu.perm_c):
         raise ArithmeticError("the matrix of the joint solve is not positive definite")
-    return Factor(lu)
+    return Factor(matrix, lu)
 
 
 def solve_iteratively(matrix: sp.csc_array, vector: Float, start: Float | None = None) -> tuple[Float, int]:
@@ -136,6 +160,36 @@ def _conjugate_gradients(
     if failed:
         raise ArithmeticError(f"the joint solve did not converge in {iterations} iterations")
     return np.asarray(found), iterations
+
+
+@njit(cache=True, nogil=True)
+def _is_closed(start: Any, row: Any) -> Any:  # pragma: no cover
+    """Return whether the rows of each column below its first one are rows of the column of that number."""
+    n = len(start) - 1
+    marked = np.full(n, -1, dtype=np.int64)
+    for j in range(n):
+        if start[j + 1] - start[j] < 3:
+            continue
+        parent = row[start[j] + 1]
+        for a in range(start[parent], start[parent + 1]):
+            marked[row[a]] = j
+        for a in range(start[j] + 2, start[j + 1]):
+            if marked[row[a]] != j:
+                return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _values_at(start: Any, row: Any, other_start: Any, other_row: Any, other: Any) -> Any:  # pragma: no cover
+    """Return the values of a matrix at the places of another that has all of its places; 0 elsewhere."""
+    values = np.zeros(len(row))
+    for j in range(len(start) - 1):
+        b = other_start[j]
+        for a in range(start[j], start[j + 1]):
+            if b < other_start[j + 1] and other_row[b] == row[a]:
+                values[a] = other[b]
+                b += 1
+    return values
 
 
 @njit(cache=True, nogil=True)

@@ -76,3 +76,13 @@ def test_short_histories_have_no_drift():
     assert kinds(np.arange(3.0), np.array([25.0, 24.0, 23.0]), np.full(3, 0.001)) == []
     assert kinds(np.zeros(0), np.zeros(0), np.zeros(0)) == []
     assert kinds(np.zeros(6), np.full(6, 25.0), np.full(6, 0.001)) == []  # all at one time
+
+
+def test_the_return_from_one_wrong_zero_point_is_no_rise():
+    days, expected = np.arange(6.0), np.full(6, 25.0)
+    errors = np.full(6, 0.002), expected, np.full(6, 0.005)
+    wrong = find_alarms(days, np.array([25, 25, 24, 25, 25, 25.0]), *errors)
+    assert [(row, alarm.kind) for row, alarm in wrong] == [(2, "disagreement")]
+    # A true rise disagrees as well, and stays.
+    risen = find_alarms(days, np.array([25, 25, 25, 25.1, 25.1, 25.1]), *errors)
+    assert (3, "decontamination") in [(row, alarm.kind) for row, alarm in risen]

@@ -337,3 +337,14 @@ def test_an_error_common_to_a_unit_loosens_it():
     # The other unit is no longer moved; its own stars, 0.05 / sqrt(200) = 3.5 mmag, decide on the second one.
     assert loose.value[0] == pytest.approx(25.0, abs=3e-4)
     assert loose.value[1] == pytest.approx(24.95, abs=3e-4)
+
+
+def test_units_without_stars_have_the_errors_of_a_dense_solution():
+    """Eliminating such a unit cancels elements of the matrix exactly, which the inverse must not miss."""
+    one = survey(np.random.default_rng(32), 5, 3, stars=6, per_epoch=3, known=1.0)
+    kept = ~np.isin(one.seen.unit, [4, 8])
+    seen = StarObservations(*(value[kept] for value in vars(one.seen).values()))
+    solution = solve_joint(seen, *one.arguments[1:], LINEAR)
+    value, sigma = dense(replace(one, seen=seen))
+    np.testing.assert_allclose(solution.value, value, atol=1e-8, rtol=0)
+    np.testing.assert_allclose(solution.sigma, sigma, rtol=1e-7)
