@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from csstdask.zeropoint.photometry import BRIGHTEST, FAINTEST, LARGEST_ERROR
+
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
 
-MAGNITUDE_LIMIT = 50.0
-"""abs(magnitude) from which a value is a sentinel (-9999, 99, 130), not a measurement [mag]."""
+LARGEST_VARIANCE = LARGEST_ERROR**2
+"""Variances above are of sentinels [mag^2]."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def star_rows(
 ) -> StarRows:
     """Group usable observations by star, in canonical order.
 
-    Observations with a missing or sentinel magnitude, or with an error that is missing or negative, are left out.
+    Observations whose magnitude or error is missing or a sentinel, or whose variance is negative, are left out.
     Identical observations (same unit, star, magnitude and variance) count once.
 
     Parameters
@@ -93,9 +95,9 @@ def star_rows(
     reference_variance = np.asarray(reference_variance, dtype=np.float64)
     n_units = int(unit.max(initial=-1)) + 1
     number = np.arange(n_units, dtype=np.int32) if position is None else np.asarray(position, dtype=np.int32)
-    known = (
-        (np.abs(reference) < MAGNITUDE_LIMIT) & (reference_variance >= 0) & np.isfinite(reference_variance)
-    )  # comparisons with NaN are False
+    # Comparisons with NaN are False.
+    known = (reference > BRIGHTEST) & (reference < FAINTEST) & (reference_variance >= 0)
+    known &= reference_variance <= LARGEST_VARIANCE
     with_reference = np.where(known, reference, np.nan)
     with_variance = np.where(known, np.maximum(reference_variance, reference_floor**2), np.inf)
     bits = (magnitude.view(np.uint64), variance.view(np.uint64))
@@ -133,7 +135,7 @@ def _mixed(value: Any) -> Any:  # pragma: no cover
 
 @njit(cache=True, nogil=True)
 def _usable(magnitude: Any, variance: Any) -> Any:  # pragma: no cover
-    return abs(magnitude) < MAGNITUDE_LIMIT and variance >= 0.0 and variance < np.inf
+    return BRIGHTEST < magnitude < FAINTEST and 0.0 <= variance <= LARGEST_VARIANCE
 
 
 @njit(cache=True, nogil=True)
