@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 from astropy.io import fits
 from astropy.table import Table
 
@@ -25,19 +22,18 @@ from csstdask.engine.window import Task, failure, run_window
 from csstdask.errors import InputError
 from csstdask.instrument import Instrument, load_instrument
 from csstdask.mock import MockUnit, Recipe, render_unit
-from csstdask.mock.catalogue import unit_catalogue
-from csstdask.mock.cosmic_rays import generator_of, pixel_fraction
 from csstdask.mock.cost import cost_of
-from csstdask.mock.reference_catalogue import reference_columns
 from csstdask.mock.render import TRUTH_COLUMNS, check_recipe, file_stem, unit_digest, unit_stamps
-from csstdask.mock.slitless_camera import flat_coefficients, flat_terms, slitless_of, true_sensitivity
-from csstdask.mock.slitless_stars import catalogue_columns, field_stars, library_of, spectra_columns, truth_columns
 from csstdask.mock.stamps import StampSet
-from csstdask.mock.zeropoint_units import (
-    exposure_throughput,
-    telemetry_columns,
-    true_zero_points,
-    zeropoints_of,
+from csstdask.pipeline.mock_tables import (
+    SLITLESS_TABLES,
+    ZEROPOINT_TABLES,
+    exposure_truth,
+    slitless_truth,
+    source_truth,
+    write_slitless_tables,
+    write_true_zero_points,
+    write_zeropoint_tables,
 )
 from csstdask.store.campaign import (
     Campaign,
@@ -48,14 +44,11 @@ from csstdask.store.campaign import (
     write_truth_arrays,
     write_unit_pixels,
 )
-from csstdask.store.schema import UNIT_DIMS, ArraySpec
 from csstdask.store.stamps import check_identity, create_stamps, finished, record_stamps, write_unit_stamps
-from csstdask.store.tables import is_whole_table, units_of, write_table, write_table_in_parts
-from csstdask.store.zarr_arrays import array_names, get_array, shard_path, store_kind
+from csstdask.store.tables import is_whole_table, write_table, write_table_in_parts
+from csstdask.store.zarr_arrays import shard_path, store_kind
 
 UNITS = "electron s-1"
-#: What a recipe with a table [zeropoint] comes with.
-_ZEROPOINT_TABLES = ("reference", "telemetry", "truth_zp")
 #: Units of what is told of a stamp's source.
 _COLUMN_UNITS = {
     **dict.fromkeys(TRUTH_COLUMNS, ""),
@@ -156,9 +149,9 @@ def mock(
         target.mkdir(parents=True, exist_ok=True)
         _render(jobs, recipe, summary, *how, keep=lambda _job, _result: None)
         if recipe.slitless is not None:
-            _write_slitless_tables(target, recipe, instrument, jobs)
+            write_slitless_tables(target, recipe, instrument, None if data is None else Path(data))
         if recipe.zeropoint is not None:
-            _write_zeropoint_tables(target, recipe, instrument, jobs)
+            write_zeropoint_tables(target, recipe, instrument)
         return summary
     if target.exists() and store_kind(target) is None:
         raise InputError(target, "something that is no store", "a new name")
@@ -201,19 +194,19 @@ def _mock_campaign(
 
     _render(pending, recipe, summary, *how, keep=keep)
     if recipe.slitless is not None:
-        names = ("catalogue", "spectra", "truth_spectra")
-        if pending or not all(is_whole_table(target / "tables" / f"{name}.parquet") for name in names):
-            _write_slitless_tables(target / "tables", recipe, instrument, jobs)
-        write_truth_arrays(target, _slitless_truth(recipe, instrument, jobs))
+        data = jobs[0].folder
+        if pending or not all(is_whole_table(target / "tables" / f"{name}.parquet") for name in SLITLESS_TABLES):
+            write_slitless_tables(target / "tables", recipe, instrument, data)
+        write_truth_arrays(target, slitless_truth(recipe, instrument, data))
     else:
         sources = target / "tables" / "truth_sources.parquet"
         if pending or not is_whole_table(sources):
-            write_table_in_parts(sources, _truth_sources(recipe, instrument, jobs))
+            write_table_in_parts(sources, source_truth(recipe, instrument))
     if recipe.zeropoint is not None:
-        if pending or not all(is_whole_table(target / "tables" / f"{name}.parquet") for name in _ZEROPOINT_TABLES):
-            _write_zeropoint_tables(target / "tables", recipe, instrument, jobs)
-        _write_true_zero_points(target, recipe, instrument)
-    write_table(target / "tables" / "truth_exposures.parquet", _truth_exposures(recipe))
+        if pending or not all(is_whole_table(target / "tables" / f"{name}.parquet") for name in ZEROPOINT_TABLES):
+            write_zeropoint_tables(target / "tables", recipe, instrument)
+        write_true_zero_points(target, recipe, instrument)
+    write_table(target / "tables" / "truth_exposures.parquet", exposure_truth(recipe))
 
 
 def _check_same(jobs: Sequence[MockJob], recipe: Recipe, target: Path) -> None:
@@ -256,7 +249,7 @@ def _mock_stamps(
             columns=_COLUMN_UNITS | (_PSF_UNITS if isolated else _INJECTED_UNITS),
             with_psf=isolated,
         )
-    write_table(target / "tables" / "truth_exposures.parquet", _truth_exposures(recipe))
+    write_table(target / "tables" / "truth_exposures.parquet", exposure_truth(recipe))
     remember_recipe(target, "stamps", recipe.model_dump_json())
     done = finished(target)
     pending = [job for job in jobs if not done[job.row, job.column]]
@@ -385,128 +378,3 @@ def _write(job: MockJob, kind: str, level: str, hdus: list[Any]) -> None:
     draft = path.with_name(f".{path.name}.partial")
     fits.HDUList(hdus).writeto(draft, overwrite=True)
     draft.replace(path)
-
-
-def _truth_exposures(recipe: Recipe) -> dict[str, Any]:
-    """Return what is true of each exposure: its field and what it may be used for, its age, its cosmic rays."""
-    index = range(recipe.exposures)
-    fields = [recipe.field_of(i) for i in index]
-    return {
-        "exposure": np.array(recipe.exposure_ids, dtype=object),
-        "field": np.array([field.name or str(recipe.field_index(i)) for i, field in enumerate(fields)], dtype=object),
-        "split": np.array([recipe.split_of(i) or "" for i in index], dtype=object),
-        "epoch": np.array([recipe.epoch_of(i) for i in index]),
-        "generator": np.array([generator_of(recipe, i) for i in index], dtype=object),
-        "cr_pixel_fraction": np.array([pixel_fraction(recipe, i) for i in index]),
-        **({} if recipe.zeropoint is None else _truth_throughput(recipe)),
-    }
-
-
-def _truth_throughput(recipe: Recipe) -> dict[str, Any]:
-    """Return the parts of each exposure's zero-point offset [mag]."""
-    parts = exposure_throughput(recipe, recipe.exposures)
-    return {f"zp_{name}": getattr(parts, name) for name in ("explained", "walk", "jumps", "white")}
-
-
-def _truth_sources(recipe: Recipe, instrument: Instrument, jobs: Sequence[MockJob]) -> Iterator[dict[str, Any]]:
-    """Yield the true sources of each unit, drawn again from its seeds; those beyond the frame's edge are left out."""
-    ny, nx = recipe.frame_shape
-    for job in jobs:
-        drawn = unit_catalogue(recipe, instrument, job.index, job.detector)
-        seen = (drawn.x >= -0.5) & (drawn.y >= -0.5) & (drawn.x < nx - 0.5) & (drawn.y < ny - 0.5)
-        catalogue = drawn.select(seen)
-        n = len(catalogue)
-        yield {
-            "exposure": np.full(n, recipe.exposure_ids[job.index], dtype=object),
-            "detector": np.full(n, job.detector, dtype=np.int32),
-            "id": np.arange(n, dtype=np.int32),
-            **{name: getattr(catalogue, name) for name in TRUTH_COLUMNS},
-        }
-
-
-def _write_slitless_tables(folder: Path, recipe: Recipe, instrument: Instrument, jobs: Sequence[MockJob]) -> None:
-    """Write what a reduction is given (catalogue and SEDs, a row for each star) and what is true in each unit."""
-    settings, library = slitless_of(recipe), library_of(recipe, jobs[0].folder)
-    # The second key is that of tables which `csstdask sed` writes.
-    wavelength = dict.fromkeys(("wavelength", "csstdask.wavelength"), json.dumps(library.wavelength.tolist()))
-    once = {(recipe.field_index(job.index), job.detector): job for job in reversed(jobs)}.values()
-    fields = [field_stars(recipe, instrument, job.index, job.detector, library) for job in reversed(once)]
-    parts = {
-        "catalogue": ((catalogue_columns(settings, stars) for stars in fields), {"epoch": "J2016.0"}),
-        "spectra": ((spectra_columns(settings, stars, library) for stars in fields), wavelength),
-        "truth_spectra": (
-            (truth_columns(recipe, instrument, job.index, job.detector, library) for job in jobs),
-            wavelength,
-        ),
-    }
-    for name, (columns, metadata) in parts.items():
-        write_table_in_parts(folder / f"{name}.parquet", columns, units_of(name), metadata=metadata)
-
-
-def _write_zeropoint_tables(folder: Path, recipe: Recipe, instrument: Instrument, jobs: Sequence[MockJob]) -> None:
-    """Write what a reduction is given (reference stars, telemetry) and the true zero point of each unit."""
-    once = {(recipe.field_index(job.index), job.detector): job for job in reversed(jobs)}.values()
-    stars = (reference_columns(recipe, instrument, job.index, job.detector) for job in reversed(once))
-    zero_points = true_zero_points(recipe, instrument)
-    truth = {
-        "exposure": np.repeat(np.array(recipe.exposure_ids, dtype=object), len(recipe.detectors)),
-        "detector": np.tile(np.array(recipe.detectors, dtype=np.int32), recipe.exposures),
-        "zp": zero_points.ravel(),
-    }
-    parts: dict[str, tuple[Iterable[dict[str, Any]], dict[str, str] | None]] = {
-        "reference": (stars, {"epoch": "J2016.0"}),
-        "telemetry": ([telemetry_columns(recipe)], None),
-        "truth_zp": ([truth], None),
-    }
-    for name, (columns, metadata) in parts.items():
-        units = units_of(name) | {key: "mag" for band in _bands(recipe) for key in (f"mag_{band}", f"mag_{band}_err")}
-        write_table_in_parts(folder / f"{name}.parquet", columns, units, metadata=metadata)
-
-
-def _bands(recipe: Recipe) -> tuple[str, ...]:
-    return zeropoints_of(recipe).stars.bands
-
-
-def _write_true_zero_points(target: Path, recipe: Recipe, instrument: Instrument) -> None:
-    """Write ``truth/zp`` (exposure, detector); exposures that are not of this recipe keep theirs."""
-    campaign = Campaign(target)
-    values = np.full((len(campaign.exposures), len(campaign.detectors)), np.nan)
-    if "zp" in array_names(target / "truth"):
-        known = np.asarray(get_array(campaign.group, "truth/zp")[...], dtype=np.float64)
-        values[: len(known)] = known
-    zero_points = true_zero_points(recipe, instrument)
-    for index, exposure in enumerate(recipe.exposure_ids):
-        for column, detector in enumerate(recipe.detectors):
-            values[campaign.index(exposure, detector)] = zero_points[index, column]
-    about: dict[str, object] = {"units": "mag", "long_name": "true zero point: AB magnitude of 1 electron s-1"}
-    write_truth_arrays(target, {"zp": (ArraySpec("zp", UNIT_DIMS, "float64", np.nan, "table", about), values)})
-
-
-def _slitless_truth(
-    recipe: Recipe, instrument: Instrument, jobs: Sequence[MockJob]
-) -> dict[str, tuple[ArraySpec, npt.NDArray[Any]]]:
-    """Return coefficients of the true flats and true sensitivities on the wavelengths of the SEDs."""
-    settings, wavelength = slitless_of(recipe), library_of(recipe, jobs[0].folder).wavelength
-    terms = np.array(flat_terms(settings.flat_degree), dtype=np.int32)
-    sensitivity = np.stack([true_sensitivity(recipe, instrument, one, wavelength) for one in recipe.detectors])
-    flat = np.stack([flat_coefficients(recipe, instrument, one, wavelength) for one in recipe.detectors])
-    flat[sensitivity == 0] = np.nan
-    about_flat: dict[str, object] = {
-        "long_name": "large-scale flat: sum over terms of flat * L_degree_u(u) * L_degree_v(v), L of Legendre",
-        "u": "2 (x + 1/2) / nx - 1",
-        "v": "2 (y + 1/2) / ny - 1",
-        "shape": list(recipe.frame_shape),
-    }
-    found: dict[str, tuple[ArraySpec, npt.NDArray[Any]]] = {}
-
-    def add(name: str, dims: tuple[str, ...], values: npt.NDArray[Any], **about: object) -> None:
-        fill = np.nan if values.dtype.kind == "f" else -1
-        found[name] = ArraySpec(name, dims, str(values.dtype), fill, "table", about), values
-
-    add("detector", ("detector",), np.array(recipe.detectors, dtype=np.int32))
-    add("wavelength", ("wavelength",), wavelength, units="Angstrom", medium="vacuum")
-    add("degree_u", ("term",), terms[:, 0])
-    add("degree_v", ("term",), terms[:, 1])
-    add("flat", ("detector", "wavelength", "term"), flat, **about_flat)
-    add("sensitivity", ("detector", "wavelength"), sensitivity, units="electron cm2 erg-1", order=1)
-    return found
