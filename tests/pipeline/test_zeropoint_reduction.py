@@ -26,6 +26,8 @@ from csstdask.engine.events import ReductionStarted
 from csstdask.engine.units import Selection
 from csstdask.errors import InputError
 from csstdask.mock import load_recipe
+from csstdask.nn.models import find_card
+from csstdask.pipeline.config import load_config
 from csstdask.pipeline.export import export
 from csstdask.pipeline.mock_survey import mock
 from csstdask.pipeline.reductions.zeropoints import ZEROPOINTS
@@ -33,6 +35,7 @@ from csstdask.pipeline.run import run
 from csstdask.pipeline.status import status
 from csstdask.pipeline.tables import read_sources
 from csstdask.report import write_report
+from csstdask.store.tables import write_table
 from csstdask.store.zarr_arrays import consolidate
 
 SETTINGS = quick_settings(zeropoint={"model": "none"})
@@ -137,7 +140,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("moment", ["mapping", "replacing"])
+@pytest.mark.parametrize("moment", [pytest.param("mapping", marks=pytest.mark.slow), "replacing"])
 def test_a_kill_changes_no_bit(grown, finished, copied, tmp_path, moment):
     """A run that is killed while it replaces zero points of other settings ends with those of the last settings."""
     script = tmp_path / "killed.py"
@@ -271,6 +274,36 @@ def test_a_unit_without_stars_is_done_and_has_a_zero_point(grown, copied):
     np.testing.assert_allclose(found["zp"], [[25.85, 26.23]] * 3)
     assert np.isnan(found["zp_solve"]).all()
     assert np.isnan(found["zp_joint"]).all()
+
+
+@pytest.mark.slow
+def test_telemetry_and_an_own_network_change_the_reduction_alone(grown, copied, tmp_path):
+    """Units stay as they are; the run keeps its own copy of the network."""
+    exposures = csstdask.open_campaign(grown[0])["exposure"].values.tolist()
+    conditions = {
+        "exposure": np.array(exposures, dtype=object), "detector_temperature": np.full(3, 188.0), "focus": np.zeros(3),
+        "days_since_launch": np.array([400.0, 401.0, np.nan]),
+    }  # fmt: skip
+    write_table(tmp_path / "telemetry.parquet", conditions, {})
+    card = find_card("zeropoint", "default")
+    own = tmp_path / "own"
+    own.mkdir()
+    for path in (card.weights, card.weights.with_suffix(".json")):
+        shutil.copy(path, own)
+    model = str(own / card.weights.with_suffix(".json").name)
+    config = quick_settings(zeropoint={"model": model, "telemetry": str(tmp_path / "telemetry.parquet")})
+    summary = run(grown[0], copied, config=config, workers=1)
+    assert (summary.done, summary.skipped) == (0, 6)
+    assert [(one.state, one.n_inputs) for one in summary.reductions] == [("done", 6)]
+    found = zero_points(copied)
+    assert np.isfinite(found["zp_prior"]).all()  # the network needs no earlier exposure
+    assert set(found["zp_method"].ravel().tolist()) <= {"joined", "solve", "prior"}
+    shutil.rmtree(own)
+    assert [one.state for one in status(copied, campaign=grown[0]).reductions] == ["done"]
+    again = run(grown[0], copied, config=load_config(copied), workers=2, redo=True)
+    assert again.done == 6
+    for name, values in zero_points(copied).items():
+        np.testing.assert_array_equal(values, found[name], err_msg=name)
 
 
 @pytest.mark.slow
