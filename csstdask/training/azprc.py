@@ -35,7 +35,7 @@ from csstdask.zeropoint.azprc import (
     published_star_rows,
     published_tensors,
 )
-from csstdask.zeropoint.features import PriorArrays, join_arrays, star_lists
+from csstdask.zeropoint.features import PriorArrays, image_statistics, join_arrays, star_lists
 from csstdask.zeropoint.network import moments
 
 log = logging.getLogger("csstdask")
@@ -119,11 +119,12 @@ def published_examples(
         lists = star_lists([s.stars(int(i)) for i in rows], shape=s.shape, at_most=MOST_STARS)
         lists.values[..., 0] += np.float32(s.nominal)
         found = one.arrays(0).take(rows)
-        arrays.append(PriorArrays(**{**vars(found), "stars": lists.values}))
         side = 256 if image else 1
-        cut = np.zeros((len(rows), side, side), np.float16)
+        cut, statistics = np.zeros((len(rows), side, side), np.float16), found.image.copy()
         for at, i in enumerate(rows if image else ()):
-            cut[at] = normalised_patch(s.patch(int(i)))
+            patch = s.patch(int(i))
+            cut[at], statistics[at] = normalised_patch(patch), image_statistics(patch)
+        arrays.append(PriorArrays(**{**vars(found), "stars": lists.values, "image": statistics}))
         patches.append(cut)
         offset.append(one.solved[rows])
         label.append(np.full(len(rows), k))
@@ -146,7 +147,7 @@ def train_azprc(config: ZeropointConfig, to: Path, *, announce: Callable[[str], 
     """
     torch.set_num_threads(config.threads)
     announce(f"exposures of recipe {config.recipe}")
-    surveys = load_surveys(config.recipe, config.exposures, memory=0, image=config.image)
+    surveys = load_surveys(config.recipe, config.exposures, memory=0, image=False)
     known = published_examples(surveys, "train", image=config.image)
     checked = published_examples(surveys, "validation", image=config.image, at_most=_VALIDATION, seed=config.seed)
     quick = replace(checked, patches=_middle(checked.patches, config.crop))

@@ -187,7 +187,7 @@ def drop_inputs(arrays: PriorArrays, settings: FitSettings, rng: np.random.Gener
     hidden = rng.random((n,)) < settings.drop_stars
     stars[hidden], n_stars[hidden] = np.nan, 0
     image[rng.random((n,)) < settings.drop_image] = np.nan
-    return PriorArrays(telemetry, memory, history, stars, n_stars, image)
+    return PriorArrays(telemetry, memory, history, stars, n_stars, image, arrays.nominal)
 
 
 def _shifted(rows: npt.NDArray[Any], first: int) -> npt.NDArray[Any]:

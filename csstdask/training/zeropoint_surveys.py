@@ -72,17 +72,17 @@ def survey_inputs(
     ----------
     exposures : ZeroPointSet
     memory : int
-        Solved zero points that are remembered.
+        Solved zero points that are remembered; 0: neither memory nor star lists.
     image : bool
         Whether images are rendered for their statistics (2 ms each).
     row_split : bool
         Split at random and not by time, as most articles do: test exposures then have neighbours in the training.
     """
     s, n = exposures, len(exposures)
-    past = recent(s.days, s.solved, s.solved_sigma, last=memory)
+    past = recent(s.days, s.solved, s.solved_sigma, last=max(memory, 1))
     inputs = PriorInputs(
         np.full(n, s.nominal), s.days, s.telemetry, past, {name: past.of(v) for name, v in s.telemetry.items()},
-        star_lists([s.stars(i) for i in range(n)], shape=s.shape),
+        star_lists([s.stars(i) for i in range(n)], shape=s.shape) if memory else None,
         np.stack([image_statistics(s.patch(i)) for i in range(n)]) if image else None,
     )  # fmt: skip
     return SurveyInputs(s, inputs, split_of(s.days, row_split=row_split))

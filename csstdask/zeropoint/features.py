@@ -118,6 +118,8 @@ class PriorArrays:
     n_stars : float32 array (n,)
     image : float32 array (n, s)
         Statistics.
+    nominal : float32 array (n,)
+        [mag]
     """
 
     telemetry: Float32
@@ -126,6 +128,7 @@ class PriorArrays:
     stars: Float32
     n_stars: Float32
     image: Float32
+    nominal: Float32
 
     def __len__(self) -> int:
         return len(self.telemetry)
@@ -140,7 +143,7 @@ def join_arrays(parts: Sequence[PriorArrays]) -> PriorArrays:
     most = max(part.stars.shape[1] for part in parts)
     fields = {
         name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("telemetry", "memory", "memory_telemetry", "n_stars", "image")
+        for name in ("telemetry", "memory", "memory_telemetry", "n_stars", "image", "nominal")
     }
     stars = [np.pad(p.stars, ((0, 0), (0, most - p.stars.shape[1]), (0, 0)), constant_values=np.nan) for p in parts]
     return PriorArrays(stars=np.concatenate(stars), **fields)
@@ -178,8 +181,9 @@ def prior_arrays(inputs: PriorInputs, telemetry: Sequence[str], *, memory: int) 
     stars = lists.values.copy()
     stars[..., 0] += np.nan_to_num(inputs.nominal)[:, None].astype(np.float32)
     return PriorArrays(
-        _finite(now), values, _finite(history), stars, lists.count.astype(np.float32), _statistics(inputs)
-    )
+        _finite(now), values, _finite(history), stars, lists.count.astype(np.float32), _statistics(inputs),
+        _finite(np.asarray(inputs.nominal)),
+    )  # fmt: skip
 
 
 def _finite(values: npt.NDArray[Any]) -> Float32:

@@ -1,8 +1,9 @@
 """The network ``zeropoint``: a prior of the zero point with an honest sigma, from everything but the star's own level.
 
-1. *Conditions.* Telemetry gives a latent ``u`` and the offset ``G(u)``; gaps are filled with the last value in the
-   memory and marked. Image statistics and a permutation-invariant summary of the stars join in a second latent ``z``,
-   with a further offset ``C(z)``.
+1. *Conditions.* Telemetry gives a latent ``u`` and the offset ``G(u)``, linear in ``u`` with weights that depend on the
+   nominal zero point, by which cameras differ. Gaps are filled with the last value in the memory and marked. Image
+   statistics and a permutation-invariant summary of the stars join in a second latent ``z``, with a further offset
+   ``C(z)``.
 2. *Memory.* Each of the last K solved zero points gives a residual ``r_k = solved_k - nominal - G(u_k)``: what its
    conditions did not explain. Residuals are a Gaussian process (`csstdask.zeropoint.process`) of learned covariance:
    a drift with time scales from minutes to years, and a response to conditions that differs from the mean one. Its
@@ -38,8 +39,8 @@ from csstdask.zeropoint.features import IMAGE_STATISTICS, TELEMETRY, PriorArrays
 from csstdask.zeropoint.process import level_from_memory
 from csstdask.zeropoint.star_encoder import StarEncoder, star_channels
 
-LINEAR = ("days_since_launch",)
-"""Conditions that enter linearly only."""
+CLOCKS = ("days_since_launch",)
+"""Conditions that do not enter."""
 TIME_SCALES = (0.02, 0.3, 5.0, 60.0, 1000.0)
 """Initial time scales of the kernel [d]."""
 N_RESPONSE = 6
@@ -48,6 +49,7 @@ FURTHER = 0.3
 """Largest offset by image and stars, in units of the scatter of zero points."""
 SIGMA_FLOOR = 5e-4
 """Least sigma [mag]."""
+_QUADRATIC_CLIP = 3.0
 _CLIP = 6.0
 """Normalised inputs are limited to this many standard deviations."""
 _N_GATE = 6
@@ -64,6 +66,7 @@ class PriorTensors:
     stars: Tensor
     n_stars: Tensor
     image: Tensor
+    nominal: Tensor
 
     @classmethod
     def of(cls, arrays: PriorArrays, device: torch.device | str = "cpu") -> PriorTensors:
@@ -108,9 +111,9 @@ class PriorNetwork(nn.Module):
         Names of conditions, at least one; any names.
     memory : int
         Solved zero points it looks back at; 0: none.
-    linear : sequence of str
-        Conditions that enter linearly only, as clocks must: otherwise the drift of every month of the training is
-        learnt by heart.
+    clocks : sequence of str
+        Conditions that do not enter. A network with a clock learns the drift of every month of the training by heart,
+        and even a slope cannot be told from the drift; the process accounts for both.
     stars, image : bool
         Whether star lists and image statistics are inputs.
     star_level : bool
@@ -125,7 +128,7 @@ class PriorNetwork(nn.Module):
     """
 
     def __init__(
-        self, telemetry: Sequence[str] = TELEMETRY, *, memory: int = 8, linear: Sequence[str] = LINEAR,
+        self, telemetry: Sequence[str] = TELEMETRY, *, memory: int = 8, clocks: Sequence[str] = CLOCKS,
         stars: bool = True, image: bool = True, star_level: bool = False, members: int = 1, width: int = 48,
         latent: int = 24, kind: str = "zeropoint",
     ) -> None:  # fmt: skip
@@ -133,18 +136,22 @@ class PriorNetwork(nn.Module):
         self.kind, self.telemetry, self.memory = kind, tuple(telemetry), memory
         self.stars, self.image, self.latent = stars, image, latent
         self.architecture = {
-            "kind": kind, "telemetry": list(telemetry), "memory": memory, "linear": list(linear), "stars": stars,
+            "kind": kind, "telemetry": list(telemetry), "memory": memory, "clocks": list(clocks), "stars": stars,
             "image": image, "star_level": star_level, "members": members, "width": width, "latent": latent,
         }  # fmt: skip
         t, s = len(self.telemetry), len(IMAGE_STATISTICS)
         self.register_buffer("telemetry_mean", torch.zeros(t))
         self.register_buffer("telemetry_std", torch.ones(t))
-        curved = torch.tensor([name not in linear for name in self.telemetry])
-        self.register_buffer("curved", curved, persistent=False)
-        self.curved: Tensor
+        entering = torch.tensor([name not in clocks for name in self.telemetry])
+        self.register_buffer("entering", entering, persistent=False)
+        self.entering: Tensor
         self.register_buffer("image_mean", torch.zeros(s))
         self.register_buffer("image_std", torch.ones(s))
         self.register_buffer("magnitude_mean", torch.tensor(20.0))
+        self.register_buffer("nominal_mean", torch.tensor(25.0))
+        self.register_buffer("nominal_std", torch.tensor(1.0))
+        self.nominal_mean: Tensor
+        self.nominal_std: Tensor
         self.register_buffer("offset_mean", torch.tensor(0.0))
         self.register_buffer("offset_std", torch.tensor(0.1))
         self.register_buffer("log_scale", torch.zeros(2))
@@ -171,6 +178,9 @@ class PriorNetwork(nn.Module):
         magnitude = arrays.stars[..., 2]
         if np.isfinite(magnitude).any():
             self.magnitude_mean.fill_(float(np.nanmedian(magnitude)))
+        nominal = arrays.nominal[np.isfinite(arrays.nominal)].astype(float)
+        self.nominal_mean.fill_(float(nominal.mean()))
+        self.nominal_std.fill_(float(nominal.std()) if np.ptp(nominal) > 0.01 else 1e6)
         known = offset[np.isfinite(offset)]
         self.offset_mean.fill_(float(np.median(known)))
         self.offset_std.fill_(max(1e-3, float(known.std())))
@@ -182,8 +192,9 @@ class PriorNetwork(nn.Module):
         known = torch.isfinite(residual_of).all(dim=-1)
         history = torch.where(known[..., None], residual_of, torch.zeros((), dtype=residual_of.dtype))
         image, stars = self._image(x), self._stars(x)
+        camera = ((x.nominal - self.nominal_mean) / self.nominal_std).clamp(-2, 2).nan_to_num()[:, None, None]
         found = [
-            member(straight, conditions, history, known, image, stars, self.offset_mean, self.offset_std)
+            member(camera, straight, conditions, history, known, image, stars, self.offset_mean, self.offset_std)
             for member in self.members
         ]
         offset, log_variance, latent = (torch.stack([one[k] for one in found]) for k in range(3))
@@ -198,9 +209,9 @@ class PriorNetwork(nn.Module):
         return offset, torch.sqrt(variance + SIGMA_FLOOR**2) * scale
 
     def _conditions(self, x: PriorTensors) -> tuple[Tensor, Tensor]:
-        """Return normalised conditions of now and of the memory (n, 1 + K, t) and (n, 1 + K, 4 t).
+        """Return normalised conditions of now and of the memory (n, 1 + K, q) and (n, 1 + K, 4 t).
 
-        The first are for the linear term. The second are values, gaps filled by the next older one, changes since the
+        The first are values and their products, for the linear term. The second are values, gaps filled by the next older one, changes since the
         next older exposure, whether values are known, and whether they are filled.
         """
         series = torch.cat([x.telemetry[:, None], x.memory_telemetry[:, : self.memory]], dim=1)
@@ -217,8 +228,8 @@ class PriorNetwork(nn.Module):
         older = torch.cat([full[:, 1:], full[:, -1:]], dim=1)
         both = there & torch.cat([there[:, 1:], there[:, -1:]], dim=1)
         change = torch.where(both, full - older, torch.zeros(()))
-        bent = torch.cat([full, change], dim=-1) * self.curved.float().repeat(2)
-        return full, torch.cat([bent, known.float(), there.float()], dim=-1)
+        bent = torch.cat([full, change], dim=-1) * self.entering.float().repeat(2)
+        return quadratic(full * self.entering), torch.cat([bent, known.float(), there.float()], dim=-1)
 
     def _image(self, x: PriorTensors) -> Tensor | None:
         if not self.image:
@@ -234,6 +245,14 @@ class PriorNetwork(nn.Module):
         return star_channels(x.stars, x.n_stars, self.magnitude_mean)
 
 
+def quadratic(values: Tensor) -> Tensor:
+    """Return values (..., t), then their squares and products (..., t (t + 1) / 2), limited to a few units."""
+    t = values.shape[-1]
+    limited = values.clamp(-_QUADRATIC_CLIP, _QUADRATIC_CLIP)
+    rows, columns = torch.triu_indices(t, t)
+    return torch.cat([values, limited[..., rows] * limited[..., columns] / 2], dim=-1)
+
+
 class _Member(nn.Module):
     """One network of the ensemble."""
 
@@ -242,24 +261,28 @@ class _Member(nn.Module):
     ) -> None:
         super().__init__()
         self.conditions = nn.Sequential(
-            nn.Linear(4 * n_telemetry, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, latent)
-        )
+            nn.Linear(4 * n_telemetry, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+            nn.Linear(width, latent), nn.Tanh(),
+        )  # fmt: skip
+        self.n_telemetry = n_telemetry
         self.level = nn.Linear(latent, 1)
-        self.straight = nn.Linear(n_telemetry, 1, bias=False)
+        n_quadratic = n_telemetry * (n_telemetry + 3) // 2
+        self.straight = nn.Linear(n_quadratic, 1, bias=False)
+        self.of_camera = nn.Linear(latent + n_quadratic, 1)
         self.noise = nn.Linear(latent, 1)
-        self.response = nn.Linear(latent, N_RESPONSE, bias=False)
+        self.response = nn.Linear(latent + n_telemetry, N_RESPONSE, bias=False)
         if n_image:
             self.from_image = nn.Sequential(nn.Linear(n_image + 1, width), nn.SiLU(), nn.Linear(width, latent))
         if stars:
             self.from_stars = StarEncoder(width, latent, star_level=star_level)
         n_parts = 1 + bool(n_image) + stars
-        self.fuse = nn.Sequential(nn.Linear(n_parts * latent, width), nn.SiLU(), nn.Linear(width, latent), nn.SiLU())
+        self.fuse = nn.Sequential(nn.Linear(n_parts * latent, width), nn.SiLU(), nn.Linear(width, latent), nn.Tanh())
         self.further = nn.Linear(latent, 1)
         self.gate = nn.Sequential(nn.Linear(_N_GATE, 16), nn.SiLU(), nn.Linear(16, 1))
         self.head = nn.Sequential(nn.Linear(2 * latent + _N_SPREAD, width), nn.SiLU(), nn.Linear(width, 2))
         self.log_amplitude = nn.Parameter(torch.full((len(TIME_SCALES),), math.log(0.2)))
         self.log_time = nn.Parameter(torch.log(torch.tensor(TIME_SCALES)))
-        for last in (self.straight, self.further, self.gate[-1], self.head[-1], self.level):
+        for last in (self.straight, self.of_camera, self.further, self.gate[-1], self.head[-1], self.level):
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
         nn.init.normal_(self.response.weight, std=0.1)
@@ -267,12 +290,13 @@ class _Member(nn.Module):
         nn.init.constant_(self.noise.bias, -3.0)
 
     def forward(
-        self, straight: Tensor, conditions: Tensor, history: Tensor, known: Tensor, image: Tensor | None,
-        stars: tuple[Tensor, Tensor, Tensor] | None, mean: Tensor, scale: Tensor,
+        self, camera: Tensor, straight: Tensor, conditions: Tensor, history: Tensor, known: Tensor,
+        image: Tensor | None, stars: tuple[Tensor, Tensor, Tensor] | None, mean: Tensor, scale: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Return the offset (n,), ln of its variance (n,) and the latents (n, 2 latent)."""
         u = self.conditions(conditions)
-        explained = (self.level(u) + self.straight(straight)).squeeze(-1)
+        of_camera = camera * self.of_camera(torch.cat([u, straight], dim=-1))
+        explained = (self.level(u) + self.straight(straight) + of_camera).squeeze(-1)
         noise = torch.exp(2 * self.noise(u).squeeze(-1).clamp(-8, 2))
         parts = [u[:, 0]]
         if image is not None:
@@ -285,7 +309,7 @@ class _Member(nn.Module):
         spread, typical = _spread(residual, known)
         gate = 4 * torch.tanh(self.gate(_gate_inputs(residual, sigma / scale, age, known, typical))).squeeze(-1)
         variance = ((sigma / scale).square() + noise[:, 1:]) * torch.exp(gate)
-        response = torch.tanh(self.response(u) / 3) * 3
+        response = 3 * torch.tanh(self.response(torch.cat([u, straight[..., : self.n_telemetry]], dim=-1)) / 3)
         level, level_variance = level_from_memory(
             residual, variance, age, known, torch.exp(2 * self.log_amplitude), torch.exp(self.log_time), response
         )
