@@ -25,7 +25,7 @@ SCATTER = 0.03
 """Least scatter of zero points about a regression [mag]; residuals are down-weighted from about 1.3 times that."""
 FEWEST = 20
 """Rows that a regression of a group needs; smaller groups get the median of all."""
-N_TREES = 200
+N_TREES = 60
 BOOSTING_ROUNDS = 300
 N_STEPS = 30
 """Reweightings of the robust regression."""
@@ -187,7 +187,7 @@ def random_forest(
     """Predict by a random forest that learns value - base (by default value)."""
     ensemble = _scikit_learn("ensemble")
     model = ensemble.RandomForestRegressor(
-        n_estimators=N_TREES, min_samples_leaf=5, max_features=1 / 3, random_state=seed, n_jobs=1
+        n_estimators=N_TREES, min_samples_leaf=5, max_features=1 / 3, max_samples=0.5, random_state=seed, n_jobs=1
     )
     return _fitted([model], features, value, train, base)
 
