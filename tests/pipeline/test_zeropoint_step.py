@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from astropy.wcs import WCS
+from shell import csstdask_command
 
 from csstdask.errors import InputError
 from csstdask.instrument import load_instrument
@@ -250,3 +251,16 @@ def _everything():
     from csstdask.engine.units import Selection
 
     return Selection()
+
+
+def test_options_of_run_name_the_tables(small_campaign, tmp_path):
+    run = ["run", small_campaign, "--to", tmp_path / "run.zarr", "--dry-run"]
+    done = csstdask_command(*run, "--reference", tmp_path / "none.parquet")
+    assert done.returncode == 2
+    assert "none.parquet: found no such file; wanted the Parquet table of --reference" in done.stderr
+    reference = Unit().write(tmp_path / "reference.parquet")
+    (tmp_path / "quick.toml").write_text('[zeropoint]\nmodel = "none"\n')
+    done = csstdask_command(*run, "--reference", reference, "--config", tmp_path / "quick.toml")
+    assert "reduction zeropoints: pending, 0 partials recorded before" in done.stdout, done.stderr
+    done = csstdask_command(*run, "--reference", reference, "--telemetry", tmp_path / "none.parquet")
+    assert "wanted the Parquet table of --telemetry" in done.stderr
