@@ -23,9 +23,10 @@ from csstdask.pipeline.steps import STEPS
 from csstdask.store.campaign import UnitFacts
 
 GOLDEN = Path(__file__).with_name("golden.json")
-#: Stars and PSFs come of systems of equations, whose digits differ between processors: tests/psf hold them.
+#: PSFs and zero points come of systems of equations, whose digits differ between processors: tests/psf and
+#: tests/zeropoint hold them.
 CONFIG = RunConfig.model_validate({"psf": {"model": "none"}})
-SOLVED = {"psf"}
+SOLVED = {"psf", "zeropoint"}
 RECIPE = Recipe(name="golden", seed=7, exposures=1, detectors=(8,), shape=(256, 256))
 
 
