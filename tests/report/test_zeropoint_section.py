@@ -32,7 +32,7 @@ def stars_of(exposure, detector, n=40):
         ref_mag=mag, ref_mag_err=np.full(n, 0.01), color=np.where(np.arange(n) % 5, 0.6, np.nan),
         weight=(np.arange(n) > 0).astype(float), residual=residual, coefficients=np.zeros(2), exposure=f"e{exposure}",
         detector=detector, band="i", days=9000.0, shape=(500, 500), nominal=25.0, value=25.0, sigma=0.002,
-        color_term=0.0, color_term_err=0.01, scatter=0.002, n_matched=n, n_used=n - 1,
+        correction_err=0.0, color_term=0.0, color_term_err=0.01, scatter=0.002, n_matched=n, n_used=n - 1,
     )  # fmt: skip
 
 
