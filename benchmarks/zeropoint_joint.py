@@ -11,6 +11,9 @@ The peer is `scipy.sparse.linalg.lsmr` on the design matrix with the magnitudes 
 scaled to length 1, the same observations, weights and priors; it gives values without errors, so it is compared with
 one solution of the normal equations, in seconds of one core (neither uses a second one).
 
+`load_average` is that of the machine at the end: above 1, other processes took time from the single thread that this
+needs, and `cpu_seconds` are nearer to `seconds` of an idle one.
+
 Floor: a reweighting reads each observation (unit, magnitude, variance: 20 bytes) three times and writes and reads its
 precision (8 bytes) once each; the time that this takes at the bandwidth of the memory is in the result.
 """
@@ -201,6 +204,7 @@ def measure(path: Path, shuffled: bool) -> dict[str, Any]:
         "seconds_solve": round(solved, 2),
         "seconds": round(prepared + solved, 2),
         "cpu_seconds": round(busy, 2),
+        "load_average": round(os.getloadavg()[0], 1),
         "peak_MiB": peak,
         "stages_s": stages.rounded,
         "reweightings": solution.n_iterations,
