@@ -41,7 +41,7 @@ GAP_DAYS = 30.0
 LEAST_STARS = 3
 """Used stars without which a unit's zero point is no memory: a false match of one or two is not noticed."""
 LEAST_OWN = 5
-"""Used stars from which a unit's own zero point counts where the joint solution contradicts it."""
+"""Used stars from which a unit's own zero point counts where the joint solution or earlier ones contradict it."""
 DEGREES_OF_FREEDOM = 4.0
 """Of Student's t for the local level: single zero points that are wrong do not move it."""
 
@@ -246,7 +246,7 @@ def calibrate_campaign(
     tied = _joint(stars, level, series.ravel(), chosen)
     prior = campaign_prior(stars, level, series.ravel(), telemetry or {}, chosen)
     own, own_sigma = _stars_alone(stars, solved, tied)
-    value, sigma, method = _posterior(own, own_sigma, prior)
+    value, sigma, method = _posterior(stars, own, own_sigma, prior)
     informed = np.isin(prior.method, ("prior", "borrowed"))
     counts = {f"n_{name}": int((method == name).sum()) for name in ("solve", "joined", "prior", "borrowed", "nominal")}
     return CampaignZeroPoints(
@@ -482,14 +482,21 @@ def _local_level(days: Float, value: Float, sigma: Float, series: npt.NDArray[np
     return model.predict(days, value, sigma, series=series)
 
 
-def _posterior(value: Float, sigma: Float, prior: Prior) -> tuple[Float, Float, npt.NDArray[np.str_]]:
-    """Join what stars say with the network; what is not of a network stands in where there are no stars."""
+def _posterior(
+    stars: CampaignStars, value: Float, sigma: Float, prior: Prior
+) -> tuple[Float, Float, npt.NDArray[np.str_]]:
+    """Join what stars say with the network.
+
+    Earlier zero points alone are not joined, for the joint solution knows them. They stand in where there are no stars,
+    or few that contradict them.
+    """
     solved = np.isfinite(value) & np.isfinite(sigma)
-    both = solved & (prior.method == "prior") & np.isfinite(prior.sigma)
+    few = stars.n_used < LEAST_OWN
+    expected = solved & np.isfinite(prior.sigma) & ((prior.method == "prior") | (few & (prior.method == "borrowed")))
     joined, joined_sigma = join(value, sigma, prior)
-    apart = both & disagree(value, sigma, prior.value, prior.sigma)
+    apart = expected & disagree(value, sigma, prior.value, prior.sigma)
     of_prior = ~solved | (apart & (prior.sigma < sigma))
-    together = both & ~apart
+    together = expected & (prior.method == "prior") & ~apart
     method = np.where(of_prior, prior.method, np.where(together, "joined", "solve"))
     return (
         np.where(of_prior, prior.value, np.where(together, joined, value)),

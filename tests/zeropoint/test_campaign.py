@@ -152,6 +152,22 @@ def test_where_stars_and_network_disagree_the_more_precise_one_counts(network, s
     assert found.metrics["n_disagreeing"] == 1
 
 
+def test_a_single_star_that_contradicts_earlier_exposures_is_another_star():
+    units = [unit_of(e, 0, NOMINAL["i"], field=e) for e in range(8)]
+    wrong = unit_of(8, 0, NOMINAL["i"], field=8, n=1)
+    units.append(replace(wrong, ref_mag=wrong.ref_mag - 1.0, value=wrong.value - 1.0))
+    found = calibrate_campaign(joined(units), settings=NO_NETWORK)
+    assert found.method.tolist() == ["solve"] * 8 + ["borrowed"]
+    assert found.value[8] == pytest.approx(NOMINAL["i"], abs=0.01)
+
+
+def test_exposures_without_a_time_have_no_memory_and_are_none():
+    units = [unit_of(e, 0, NOMINAL["i"], field=e, days=np.nan if e % 2 else None) for e in range(6)]
+    found = calibrate_campaign(joined(units), settings=NO_NETWORK)
+    assert set(found.method) == {"solve"}
+    assert np.isfinite(found.prior).tolist() == [False, False, True, False, True, False]
+
+
 def test_the_network_is_asked_only_where_there_is_telemetry(network):
     network["answer"] = lambda _: pytest.fail("asked")
     stars = joined([unit_of(0, 0, NOMINAL["i"])])
