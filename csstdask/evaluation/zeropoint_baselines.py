@@ -25,7 +25,7 @@ SCATTER = 0.03
 """Least scatter of zero points about a regression [mag]; residuals are down-weighted from about 1.3 times that."""
 FEWEST = 20
 """Rows that a regression of a group needs; smaller groups get the median of all."""
-N_TREES = 60
+N_TREES = 40
 BOOSTING_ROUNDS = 300
 N_STEPS = 30
 """Reweightings of the robust regression."""

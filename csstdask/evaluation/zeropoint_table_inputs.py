@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,11 @@ MEMORY = 8
 """Solved zero points of the night that methods remember."""
 MEMORY_SIGMA = 0.003
 """Error of a zero point in the memory [mag]; tables do not give it, 100 matched stars have about this."""
+N_RECENT = 4
+"""Zero points of which the scatter is summarised."""
+LARGEST_STEP = 0.5
+"""Limit of remembered zero points relative to the newest one [mag]: the rest is cloud."""
+FRAMINGS = ("level", "recent", "newest")
 CONDITIONS = ("airmass", "ebv", "log_exptime", "log_seeing", "sky")
 """Conditions of all campaigns; flags of the bands follow. Sky is relative to the training's median of its band."""
 
@@ -81,16 +86,47 @@ class TableInputs:
         """Return the offset of the exposure before in the night, 0 without (n,)."""
         return np.nan_to_num(self.memory.value[:, 0])
 
-    @property
-    def prior_inputs(self) -> PriorInputs:
-        """Return what networks read; offsets take the place of zero points."""
-        return PriorInputs(
+    def prior_inputs(self, framing: str) -> tuple[PriorInputs, Float]:
+        """Return what networks read, and the offsets (n,) that their predictions are added to.
+
+        Parameters
+        ----------
+        framing : str
+            Of `FRAMINGS`. ``level``: the memory is relative to the extinction fit. ``recent``: likewise, with a summary
+            of the memory (`memory_summary`) among the conditions of the exposure itself. ``newest``: memory and
+            prediction are relative to the newest zero point, which no cloud can take out of the domain.
+        """
+        memory, base, now = self.memory, np.zeros(len(self)), {}
+        if framing != "level":
+            now = self.memory_summary
+        if framing == "newest":
+            base = self.persistence
+            relative = np.clip(memory.value - memory.value[:, :1], -LARGEST_STEP, LARGEST_STEP)
+            memory = replace(memory, value=relative)
+        given = PriorInputs(
             nominal=np.zeros(len(self)),
             days=self.days,
-            telemetry=self.conditions,
-            memory=self.memory,
-            memory_telemetry={name: self.memory.of(column) for name, column in self.conditions.items()},
+            telemetry={**self.conditions, **now},
+            memory=memory,
+            memory_telemetry={name: memory.of(column) for name, column in self.conditions.items()},
         )
+        return given, base
+
+    @property
+    def memory_summary(self) -> dict[str, Float]:
+        """Return the newest offset, its last step and scatter, and changes of sky and seeing since then (n,)."""
+        value = self.memory.value
+        steps = np.abs(np.diff(value[:, :N_RECENT], axis=1))
+        known = np.isfinite(steps)
+        unrest = np.where(known, steps, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+        sky, seeing = self.conditions["sky"], self.conditions["log_seeing"]
+        return {
+            "newest": np.arcsinh(value[:, 0] / 0.05),
+            "step": np.arcsinh((value[:, 0] - value[:, 1]) / 0.02),
+            "unrest": np.where(known.any(axis=1), np.log(unrest + 0.003), np.nan),
+            "sky_change": np.arcsinh((sky - self.memory.of(sky)[:, 0]) / 0.1),
+            "seeing_change": seeing - self.memory.of(seeing)[:, 0],
+        }
 
     def folds(self, n: int) -> Int:
         """Return the fold of each training exposure (n,), -1 elsewhere: blocks of successive nights."""
@@ -143,6 +179,11 @@ def table_inputs(tables: Mapping[str, ExposureTable], train: Mapping[str, Bool])
         "log_seeing": _log(raw["seeing"]),
         "sky": raw["sky"] - _typical(raw["sky"], group, chosen),
         **({f"band_{one}": (letter == one).astype(float) for one in letters} if len(letters) > 1 else {}),
+        **{
+            f"campaign_{one}": (campaign == one).astype(float)
+            for one in names[1:]
+            if (chosen & (campaign == one)).sum() >= FEWEST and (chosen & (campaign != one)).any()
+        },
     }
     memory = recent(days, zero_point - level, np.full(len(days), MEMORY_SIGMA), last=MEMORY, series=night)
     return TableInputs(

@@ -21,7 +21,7 @@ from csstdask.evaluation.zeropoint_baselines import (
     recalibrated,
     recent_scatter,
 )
-from csstdask.evaluation.zeropoint_table_inputs import MEMORY_SIGMA, TableInputs
+from csstdask.evaluation.zeropoint_table_inputs import FRAMINGS, MEMORY_SIGMA, TableInputs
 from csstdask.training.zeropoint_table import TableFit, branch_inputs, fit_table_network, fit_telemetry_branch
 from csstdask.zeropoint.azprc import AzpRc
 from csstdask.zeropoint.network import PriorNetwork
@@ -33,8 +33,12 @@ Bool = npt.NDArray[np.bool_]
 Predicted = tuple[Float, Float | None]
 
 N_FOLDS = 5
+BRANCH_EPOCHS = 2
+"""Epochs of AZP-RC's telemetry branch, as a multiple of ours."""
 BRANCH_RATE = 1e-3
 """Learning rate of AZP-RC's telemetry branch."""
+LARGEST_CHANGE = 1.0
+"""Limit of the predicted change between two exposures [mag]."""
 N_SIGMA_GROUPS = 4
 """Groups of predicted sigma that are recalibrated apart, by quartiles of the training nights."""
 
@@ -45,6 +49,7 @@ class MethodSettings:
 
     folds: int = N_FOLDS
     fit: TableFit = field(default_factory=TableFit)
+    framings: tuple[str, ...] = FRAMINGS
     width: int = 48
     latent: int = 24
 
@@ -140,7 +145,7 @@ def forest_conditions(inputs: TableInputs, settings: MethodSettings) -> Predicte
 def azprc(inputs: TableInputs, settings: MethodSettings) -> Predicted:
     """Predict by AZP-RC's telemetry branch: tables have neither images nor star lists."""
     matrix = inputs.matrix
-    how = replace(settings.fit, learning_rate=BRANCH_RATE)
+    how = replace(settings.fit, epochs=BRANCH_EPOCHS * settings.fit.epochs, learning_rate=BRANCH_RATE)
 
     def learn(rows: Bool, k: int) -> Predicted:
         torch.manual_seed(settings.fit.seed + k)
@@ -153,22 +158,35 @@ def azprc(inputs: TableInputs, settings: MethodSettings) -> Predicted:
 
 
 def ours(inputs: TableInputs, settings: MethodSettings) -> Predicted:
-    """Predict by an ensemble of the network ``zeropoint``, from conditions and memory."""
-    given = inputs.prior_inputs
+    """Predict by an ensemble of the network ``zeropoint``, from conditions and memory.
+
+    The mean over `FRAMINGS`, in each of which a prediction may differ from persistence by at most `LARGEST_CHANGE`:
+    networks extrapolate where clouds are thicker than in the training.
+    """
+    found = [_of_framing(inputs, settings, framing) for framing in settings.framings]
+    value = np.mean([one[0] for one in found], axis=0)
+    return value, np.sqrt(np.mean([np.square(one[1]) for one in found], axis=0))
+
+
+def _of_framing(inputs: TableInputs, settings: MethodSettings, framing: str) -> tuple[Float, Float]:
+    given, base = inputs.prior_inputs(framing)
+    target, last = inputs.offset - base, inputs.persistence
 
     def learn(rows: Bool, k: int) -> Predicted:
-        torch.manual_seed(settings.fit.seed + k)
+        seed = settings.fit.seed + k
+        torch.manual_seed(seed)
         network = PriorNetwork(
-            telemetry=tuple(inputs.conditions), memory=inputs.memory.value.shape[1], stars=False, image=False,
+            telemetry=tuple(given.telemetry), memory=inputs.memory.value.shape[1], stars=False, image=False,
             width=settings.width, latent=settings.latent,
         )  # fmt: skip
-        fit_table_network(
-            network, take_inputs(given, rows), inputs.offset[rows], replace(settings.fit, seed=settings.fit.seed + k)
-        )
+        fit_table_network(network, take_inputs(given, rows), target[rows], replace(settings.fit, seed=seed))
         found = predict_with(network, given)
-        return found.value, found.sigma
+        change = np.clip(base + found.value - last, -LARGEST_CHANGE, LARGEST_CHANGE)
+        return last + change, found.sigma
 
-    return in_folds(inputs, learn, settings.folds)
+    value, sigma = in_folds(inputs, learn, settings.folds)
+    assert sigma is not None  # noqa: S101  (networks have one)
+    return value, sigma
 
 
 METHODS: dict[str, Callable[[TableInputs, MethodSettings], Predicted]] = {

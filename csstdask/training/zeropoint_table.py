@@ -30,7 +30,7 @@ RANKING = 0.1
 class TableFit:
     """How networks learn from a table."""
 
-    epochs: int = 16
+    epochs: int = 12
     batch: int = 256
     learning_rate: float = 3e-3
     least_rate: float = 0.02
