@@ -46,9 +46,10 @@ class FitSettings:
     weight_decay: float = 1e-3
     loss: Literal["gaussian", "student"] = "gaussian"
     """``student``: four degrees of freedom, for zero points with outliers (clouds)."""
-    beta: float = 0.5
-    """Exponent of the beta-NLL (Seitzer et al. 2022): 0 is the likelihood, 1 weighs all residuals alike."""
-    warm_up: float = 0.1
+    beta: float = 0.0
+    """Exponent of the beta-NLL (Seitzer et al. 2022): 0 is the likelihood, 1 weighs all residuals alike. Above 0 the
+    few exposures without memory outweigh all others, and the covariance of the process becomes theirs."""
+    warm_up: float = 0.05
     """Share of the training in which sigma does not yet weigh residuals."""
     ranking: float = 0.1
     """Weight of the ranking surrogate."""

@@ -40,7 +40,10 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class PublishedTensors:
-    """Normalised inputs: patch (n, 1, y, x), statistics (n, s), stars (n, m, 5), count (n,), telemetry (n, t)."""
+    """Normalised inputs: patch (n, 1, y, x), statistics (n, s), stars (n, m, 5), count (n,), telemetry (n, t).
+
+    In place of patches the output of the convolutions (n, 64) is accepted.
+    """
 
     patch: Tensor
     statistics: Tensor
@@ -116,7 +119,7 @@ class AzpRc(nn.Module):
         if self.image is not None:
             lowered = self.training and x.patch.device.type == "cpu" and has_bfloat16()
             with torch.autocast(x.patch.device.type, torch.bfloat16, enabled=lowered):
-                found = self.image(x.patch)
+                found = x.patch if x.patch.ndim == 2 else self.image(x.patch)
             parts += [found.float(), x.statistics]
         if self.rnn is not None:
             parts.append(self._stars(x.stars, x.count))
@@ -193,7 +196,9 @@ def published_tensors(
         name: _standard(values, getattr(network, f"{name}_mean"), getattr(network, f"{name}_std"))
         for name, values in (("statistics", statistics), ("star", rows), ("telemetry", telemetry))
     }
-    image = np.zeros((len(telemetry), 1, 1, 1), np.float32) if patches is None else np.asarray(patches)[:, None]
+    image = np.zeros((len(telemetry), 1, 1, 1), np.float32) if patches is None else np.asarray(patches)
+    if patches is not None and image.ndim == 3:
+        image = image[:, None]
     return PublishedTensors(
         torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)), parts["statistics"], parts["star"],
         torch.from_numpy(there.sum(axis=1)), parts["telemetry"],

@@ -27,12 +27,12 @@ exposures. The network is filled in place; `predict_with` gives a `Prior` from i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.stats import skew
 from torch import Tensor, nn
 
 from csstdask.zeropoint.features import IMAGE_STATISTICS, TELEMETRY, PriorArrays
@@ -43,6 +43,8 @@ CLOCKS = ("days_since_launch",)
 """Conditions that do not enter."""
 TIME_SCALES = (0.02, 0.3, 5.0, 60.0, 1000.0)
 """Initial time scales of the kernel [d]."""
+AMPLITUDES = (0.03, 0.03, 0.1, 0.3, 0.6)
+"""Initial standard deviations of its parts, in units of the scatter of zero points."""
 N_RESPONSE = 6
 """Directions in which the response to conditions may differ from one camera or epoch to another."""
 FURTHER = 0.3
@@ -119,6 +121,8 @@ class PriorNetwork(nn.Module):
     star_level : bool
         Whether stars keep their level ``ref_mag - inst_mag``. The output is then a posterior that must not be joined
         with the solve. For comparison only.
+    by_camera : bool
+        Whether the response to conditions depends on the nominal zero point.
     members : int
         Networks of the ensemble.
     width, latent : int
@@ -129,19 +133,23 @@ class PriorNetwork(nn.Module):
 
     def __init__(
         self, telemetry: Sequence[str] = TELEMETRY, *, memory: int = 8, clocks: Sequence[str] = CLOCKS,
-        stars: bool = True, image: bool = True, star_level: bool = False, members: int = 1, width: int = 48,
-        latent: int = 24, kind: str = "zeropoint",
+        stars: bool = True, image: bool = True, star_level: bool = False, by_camera: bool = True, members: int = 1,
+        width: int = 24, latent: int = 10, kind: str = "zeropoint",
     ) -> None:  # fmt: skip
         super().__init__()
         self.kind, self.telemetry, self.memory = kind, tuple(telemetry), memory
         self.stars, self.image, self.latent = stars, image, latent
+        self.by_camera = by_camera
         self.architecture = {
             "kind": kind, "telemetry": list(telemetry), "memory": memory, "clocks": list(clocks), "stars": stars,
-            "image": image, "star_level": star_level, "members": members, "width": width, "latent": latent,
+            "image": image, "star_level": star_level, "by_camera": by_camera, "members": members, "width": width,
+            "latent": latent,
         }  # fmt: skip
         t, s = len(self.telemetry), len(IMAGE_STATISTICS)
         self.register_buffer("telemetry_mean", torch.zeros(t))
         self.register_buffer("telemetry_std", torch.ones(t))
+        self.register_buffer("logarithmic", torch.zeros(t, dtype=torch.bool))
+        self.logarithmic: Tensor
         entering = torch.tensor([name not in clocks for name in self.telemetry])
         self.register_buffer("entering", entering, persistent=False)
         self.entering: Tensor
@@ -169,7 +177,8 @@ class PriorNetwork(nn.Module):
 
     def normalise_by(self, arrays: PriorArrays, offset: np.ndarray) -> None:
         """Set means and standard deviations of the inputs and the target from training exposures."""
-        mean, std = moments(arrays.telemetry)
+        self.logarithmic.copy_(torch.from_numpy(_skewed(arrays.telemetry)))
+        mean, std = moments(self._scaled(torch.from_numpy(arrays.telemetry)).numpy())
         self.telemetry_mean.copy_(mean)
         self.telemetry_std.copy_(std)
         mean, std = moments(arrays.image)
@@ -193,6 +202,7 @@ class PriorNetwork(nn.Module):
         history = torch.where(known[..., None], residual_of, torch.zeros((), dtype=residual_of.dtype))
         image, stars = self._image(x), self._stars(x)
         camera = ((x.nominal - self.nominal_mean) / self.nominal_std).clamp(-2, 2).nan_to_num()[:, None, None]
+        camera = camera if self.by_camera else torch.zeros_like(camera)
         found = [
             member(camera, straight, conditions, history, known, image, stars, self.offset_mean, self.offset_std)
             for member in self.members
@@ -211,10 +221,10 @@ class PriorNetwork(nn.Module):
     def _conditions(self, x: PriorTensors) -> tuple[Tensor, Tensor]:
         """Return normalised conditions of now and of the memory (n, 1 + K, q) and (n, 1 + K, 4 t).
 
-        The first are values and their products, for the linear term. The second are values, gaps filled by the next older one, changes since the
-        next older exposure, whether values are known, and whether they are filled.
+        The first are values and their products, for the linear term. The second are values, gaps filled by the next
+        older one, changes since the next older exposure, whether values are known, and whether they are filled.
         """
-        series = torch.cat([x.telemetry[:, None], x.memory_telemetry[:, : self.memory]], dim=1)
+        series = self._scaled(torch.cat([x.telemetry[:, None], x.memory_telemetry[:, : self.memory]], dim=1))
         values = ((series - self.telemetry_mean) / self.telemetry_std).clamp(-_CLIP, _CLIP)
         known = torch.isfinite(values)
         filled = values[:, -1:]
@@ -230,6 +240,10 @@ class PriorNetwork(nn.Module):
         change = torch.where(both, full - older, torch.zeros(()))
         bent = torch.cat([full, change], dim=-1) * self.entering.float().repeat(2)
         return quadratic(full * self.entering), torch.cat([bent, known.float(), there.float()], dim=-1)
+
+    def _scaled(self, telemetry: Tensor) -> Tensor:
+        """Return telemetry with the logarithm of skewed conditions; NaN where it has none."""
+        return torch.where(self.logarithmic, torch.log(telemetry.clamp(min=1e-9)), telemetry)
 
     def _image(self, x: PriorTensors) -> Tensor | None:
         if not self.image:
@@ -280,12 +294,12 @@ class _Member(nn.Module):
         self.further = nn.Linear(latent, 1)
         self.gate = nn.Sequential(nn.Linear(_N_GATE, 16), nn.SiLU(), nn.Linear(16, 1))
         self.head = nn.Sequential(nn.Linear(2 * latent + _N_SPREAD, width), nn.SiLU(), nn.Linear(width, 2))
-        self.log_amplitude = nn.Parameter(torch.full((len(TIME_SCALES),), math.log(0.2)))
+        self.log_amplitude = nn.Parameter(torch.log(torch.tensor(AMPLITUDES)))
         self.log_time = nn.Parameter(torch.log(torch.tensor(TIME_SCALES)))
         for last in (self.straight, self.of_camera, self.further, self.gate[-1], self.head[-1], self.level):
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
-        nn.init.normal_(self.response.weight, std=0.1)
+        nn.init.normal_(self.response.weight, std=0.02)
         nn.init.zeros_(self.noise.weight)
         nn.init.constant_(self.noise.bias, -3.0)
 
@@ -350,6 +364,16 @@ def _gate_inputs(residual: Tensor, sigma: Tensor, age: Tensor, known: Tensor, ty
         rank,
     ]  # fmt: skip
     return torch.where(known[..., None], torch.stack(channels, dim=-1), torch.zeros((), dtype=residual.dtype)).float()
+
+
+def _skewed(values: np.ndarray) -> np.ndarray:
+    """Return which columns are positive and have a logarithm with less skew than themselves."""
+    out = np.zeros(values.shape[1], dtype=bool)
+    for k, column in enumerate(values.T):
+        known = column[np.isfinite(column)].astype(float)
+        if len(known) > 2 and known.min() > 0 and np.ptp(known) > 0:
+            out[k] = abs(skew(np.log(known))) < abs(skew(known))
+    return out
 
 
 def moments(values: np.ndarray) -> tuple[Tensor, Tensor]:
