@@ -15,8 +15,9 @@ def test_public_names():
     assert callable(csstdask.open_campaign)
     assert callable(csstdask.cosmicray.detect)
     assert callable(csstdask.psf.reconstruct)
-    with pytest.raises(AttributeError, match="zeropoint"):
-        _ = csstdask.zeropoint
+    assert callable(csstdask.zeropoint.solve)
+    with pytest.raises(AttributeError, match="astrometry"):
+        _ = csstdask.astrometry
 
 
 def test_import_is_light():
