@@ -11,8 +11,8 @@ import typer
 from csstdask.cli.options import DataOption, Json, app, say
 from csstdask.errors import InputError
 
-TRAINABLE: tuple[str, ...] = ("cosmicray", "inpaint", "psf", "sed")
-EVALUABLE: tuple[str, ...] = ("cosmicray", "inpaint", "psf", "sed", "flat")
+TRAINABLE: tuple[str, ...] = ("cosmicray", "inpaint", "psf", "sed", "zeropoint")
+EVALUABLE: tuple[str, ...] = ("cosmicray", "inpaint", "psf", "sed", "flat", "zeropoint")
 LABELLERS: tuple[str, ...] = ("darks", "repeats")
 
 
@@ -50,7 +50,7 @@ def label(
 
 @app.command()
 def train(
-    target: Annotated[str, typer.Argument(help="What to train: cosmicray, inpaint, psf or sed.")],
+    target: Annotated[str, typer.Argument(help="What to train: cosmicray, inpaint, psf, sed or zeropoint.")],
     to: Annotated[Path | None, typer.Option(help="Folder of the training; gone on with if it is there.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings, a TOML.")] = None,
     data: DataOption = None,
@@ -86,6 +86,15 @@ def train(
         folder = None if data is None else str(data.resolve())
         say(f"card {train_sed(load_sed_config(config, data=folder, epochs=epochs), to, announce=say)}")
         return
+    if target == "zeropoint":
+        if any(one is not None for one in (data, campaign, labels, start_from, device)) or events:
+            raise InputError(
+                "train zeropoint", "--data, --campaign, --events, --labels, --from or --device", "--config and --epochs"
+            )
+        from csstdask.training.zeropoint import load_zeropoint_config, train_zeropoint
+
+        say(f"card {train_zeropoint(load_zeropoint_config(config, epochs=epochs), to, announce=say)}")
+        return
     if labels is not None or start_from is not None:
         raise InputError(f"train {target}", "--labels or --from", "neither: settings say what teaches")
     if target == "inpaint":
@@ -113,7 +122,7 @@ def train(
 
 @app.command()
 def evaluate(
-    target: Annotated[str, typer.Argument(help="What to evaluate: cosmicray, inpaint, psf, sed or flat.")],
+    target: Annotated[str, typer.Argument(help="What to evaluate: cosmicray, inpaint, psf, sed, flat or zeropoint.")],
     to: Annotated[Path | None, typer.Option(help="Folder for the figures, as JSON.")] = None,
     data: DataOption = None,
     model: Annotated[str, typer.Option(help="A name that `csstdask models` lists, or a card's path.")] = "default",
@@ -129,11 +138,13 @@ def evaluate(
         Literal["float32", "bfloat16", "int8"], typer.Option(help="Of networks on mock surveys.")
     ] = "bfloat16",
     run: Annotated[Path | None, typer.Option(help="Instead: a run's own cosmic rays, checked without truth.")] = None,
+    table: Annotated[
+        Path | None, typer.Option("--table", help="zeropoint: real exposures, one a line (.csv, .csv.gz).")
+    ] = None,
 ) -> None:
     """Evaluate a network beside other methods, or what it found in a run."""
     _check_target("evaluate", target, EVALUABLE)
-    if target != "cosmicray" and (run is not None or precision != "bfloat16"):
-        raise InputError(f"evaluate {target}", "--run or --precision", "neither: they are of cosmic rays' detection")
+    _check_particular(target, run, precision, table)
     if run is not None:
         if any((data, recipes, part, beside, scale)) or model != "default":
             raise InputError("evaluate --run", "options of an evaluation with truth beside it", "--run and --to alone")
@@ -188,6 +199,9 @@ def evaluate(
 
         say(f"written {evaluate_flat(to, recipe=recipes or 'slitless-400', scale=scale, announce=say)}")
         return
+    if target == "zeropoint":
+        _evaluate_zeropoint(to, data, model, recipes, part, beside, scale, table)
+        return
     if target == "inpaint":
         from csstdask.cosmicray.evaluate_inpaint import PARTS as REPAIR_PARTS
         from csstdask.cosmicray.evaluate_inpaint import evaluate_inpaint
@@ -200,7 +214,8 @@ def evaluate(
         for line in repair_table(repaired):
             typer.echo(line)
         return
-    from csstdask.cosmicray.evaluate import PARTS, evaluate_cosmicray, table
+    from csstdask.cosmicray.evaluate import PARTS, evaluate_cosmicray
+    from csstdask.cosmicray.evaluate import table as detection_table
 
     results = evaluate_cosmicray(
         model,
@@ -213,8 +228,54 @@ def evaluate(
         precision=precision,
         announce=say,
     )
-    for line in table(results):
+    for line in detection_table(results):
         typer.echo(line)
+
+
+def _evaluate_zeropoint(
+    to: Path | None,
+    data: Path | None,
+    model: str,
+    recipes: Path | None,
+    part: list[str] | None,
+    beside: list[str] | None,
+    scale: float | None,
+    table: Path | None,
+) -> None:
+    """Evaluate zero points on mock surveys, or on a table of real exposures."""
+    if data is not None or scale is not None:
+        raise InputError("evaluate zeropoint", "--data or --scale", "neither: mock surveys, or --table")
+    if table is not None:
+        if model != "default" or recipes is not None or part or beside:
+            raise InputError("evaluate zeropoint", "--model, --recipes, --part or --beside", "--table and --to alone")
+        if to is None:
+            raise InputError("evaluate zeropoint", "no --to", "a folder for JSON and figures")
+        from csstdask.evaluation.zeropoint_table import evaluate_table
+
+        evaluate_table(table, to, announce=say)
+        say(f"written {to / 'zeropoint_table.json'}")
+        return
+    from csstdask.evaluation.zeropoint import PARTS, evaluate_zeropoint
+    from csstdask.evaluation.zeropoint import table as zeropoint_table
+
+    found = evaluate_zeropoint(
+        to,
+        model=model,
+        beside=beside or ("azprc",),
+        recipe="zeropoint" if recipes is None else str(recipes),
+        parts=part or PARTS,
+        announce=say,
+    )
+    for line in zeropoint_table(found):
+        typer.echo(line)
+
+
+def _check_particular(target: str, run: Path | None, precision: str, table: Path | None) -> None:
+    """Refuse options that only one target of an evaluation has."""
+    if target != "cosmicray" and (run is not None or precision != "bfloat16"):
+        raise InputError(f"evaluate {target}", "--run or --precision", "neither: they are of cosmic rays' detection")
+    if target != "zeropoint" and table is not None:
+        raise InputError(f"evaluate {target}", "--table", "it with evaluate zeropoint alone")
 
 
 def _check_target(verb: str, target: str, known: tuple[str, ...]) -> None:

@@ -301,9 +301,7 @@ def table(found: dict[str, Any]) -> list[str]:
             lines.append(f"{part}, {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in row.items()))
     for name, value in found.get("importance", {}).items():
         lines.append(f"importance of {name}: {value:+.4f} mag")
-    lines += [
-        f"batch {row['batch']}: "
-        + ", ".join(f"{name} {value:.2f} ms" for name, value in row.items() if name != "batch")
-        for row in found.get("latency", {}).get("rows", [])
-    ]
+    for row in found.get("latency", {}).get("rows", []):
+        times = ", ".join(f"{key} {value:.2f} ms" for key, value in row.items() if key != "batch")
+        lines += [f"batch {row['batch']}: {times}"]
     return lines

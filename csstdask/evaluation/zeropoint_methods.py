@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,9 +80,9 @@ def joined(exposures: ZeroPointSet, prior: Prior, rows: npt.NDArray[np.int64]) -
     return Prediction(value, sigma)
 
 
-def conditions_of(one: SurveyInputs) -> Float:
+def conditions_of(one: SurveyInputs, names: Sequence[str] = TELEMETRY) -> Float:
     """Return the telemetry as columns (n, t)."""
-    return np.stack([np.asarray(one.exposures.telemetry[name], dtype=float) for name in TELEMETRY], axis=1)
+    return np.stack([np.asarray(one.exposures.telemetry[name], dtype=float) for name in names], axis=1)
 
 
 def classical(one: SurveyInputs, split: npt.NDArray[np.str_] | None = None) -> dict[str, Prediction]:
@@ -152,7 +152,7 @@ class Published:
         lists.values[..., 0] += np.float32(s.nominal)
         x = published_tensors(
             self.network, self.features[at] if self.network.image is not None else None, self.statistics[at],
-            lists.values, conditions_of(self.one)[rows],
+            lists.values, conditions_of(self.one, self.network.telemetry)[rows],
         )  # fmt: skip
         with torch.inference_mode():
             offset = torch.cat([self.network(x.take(slice(k, k + 256))) for k in range(0, len(rows), 256)])

@@ -29,6 +29,7 @@ from csstdask.training.zeropoint_fit import reverse_gradient
 from csstdask.training.zeropoint_surveys import SurveyInputs, load_surveys
 from csstdask.zeropoint.azprc import (
     MOST_STARS,
+    PUBLISHED_TELEMETRY,
     AzpRc,
     PublishedTensors,
     normalised_patch,
@@ -118,7 +119,7 @@ def published_examples(
             rows = np.sort(np.random.default_rng([seed, k]).permutation(rows)[: max(4, round(share * len(rows)))])
         lists = star_lists([s.stars(int(i)) for i in rows], shape=s.shape, at_most=MOST_STARS)
         lists.values[..., 0] += np.float32(s.nominal)
-        found = one.arrays(0).take(rows)
+        found = one.arrays(0, PUBLISHED_TELEMETRY).take(rows)
         side = 256 if image else 1
         cut, statistics = np.zeros((len(rows), side, side), np.float16), found.image.copy()
         for at, i in enumerate(rows if image else ()):

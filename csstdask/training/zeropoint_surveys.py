@@ -44,9 +44,9 @@ class SurveyInputs:
         """Return the solved zero point minus nominal [mag]; NaN where unsolved."""
         return np.asarray(self.exposures.solved - self.exposures.nominal)
 
-    def arrays(self, memory: int) -> PriorArrays:
-        """Return the inputs in the layout of our network."""
-        return prior_arrays(self.inputs, TELEMETRY, memory=memory)
+    def arrays(self, memory: int, telemetry: Sequence[str] = TELEMETRY) -> PriorArrays:
+        """Return the inputs in the layout of a network."""
+        return prior_arrays(self.inputs, telemetry, memory=memory)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ here:
   output of the convolutions;
 * stars: magnitude, colour, distance from the centre, airmass, instrumental magnitude. In orbit there is no airmass: the
   Earth-limb angle takes its place. Stars are read from the smallest error to the largest, at most `MOST_STARS`;
-* telemetry: the vector of the mock in place of (airmass, temperature, humidity, wind speed), gaps filled with the mean.
+* telemetry: that of a space telescope in place of (airmass, temperature, humidity, wind speed), gaps filled with the
+  mean. The clock is left out: the article has none, and with it the network is worse on later exposures.
 
 It has no sigma; the root mean square error on its validation exposures stands for it (buffer ``rms``).
 """
@@ -27,11 +28,13 @@ from torch import Tensor, nn
 from csstdask.errors import InputError
 from csstdask.nn.device import has_bfloat16
 from csstdask.zeropoint.features import IMAGE_STATISTICS, TELEMETRY, PriorInputs, image_statistics
-from csstdask.zeropoint.network import PriorNetwork
+from csstdask.zeropoint.network import CLOCKS, PriorNetwork
 from csstdask.zeropoint.prior import Prior
 
 MOST_STARS = 128
 """Stars that the recurrent encoder reads."""
+PUBLISHED_TELEMETRY = tuple(name for name in TELEMETRY if name not in CLOCKS)
+"""Its telemetry vector."""
 N_CHANNELS = 5
 """Of a star: magnitude, colour, distance from the centre, Earth-limb angle, instrumental magnitude."""
 _BATCH = 64
@@ -75,7 +78,7 @@ class AzpRc(nn.Module):
     """
 
     def __init__(
-        self, telemetry: Sequence[str] = TELEMETRY, *, image: bool = True, stars: bool = True,
+        self, telemetry: Sequence[str] = PUBLISHED_TELEMETRY, *, image: bool = True, stars: bool = True,
         telemetry_branch: bool = True, kind: str = "azprc",
     ) -> None:  # fmt: skip
         super().__init__()

@@ -1,0 +1,138 @@
+"""Priors of zero points: the network, borrowed and nominal values, causality, joining."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from csstdask.errors import InputError
+from csstdask.zeropoint.features import TELEMETRY, PriorInputs
+from csstdask.zeropoint.prior import (
+    NOMINAL_SIGMA,
+    Prior,
+    borrow,
+    join,
+    predict_prior,
+    simple_prior,
+    take_inputs,
+)
+from csstdask.zeropoint.state import recent
+
+TYPICAL = {
+    "detector_temperature": 188.0, "focus": 1.0, "jitter": 0.033, "earth_limb_angle": 60.0, "sun_angle": 95.0,
+    "background": 0.2, "days_since_launch": 300.0, "contamination": 20.0,
+}  # fmt: skip
+
+
+def inputs_of(n: int, value: np.ndarray | None = None, *, telemetry: bool = True, last: int = 8) -> PriorInputs:
+    days = 9800 + np.arange(n) * 0.1
+    solved = np.full(n, 25.80) if value is None else value
+    memory = recent(days, solved, np.full(n, 0.004), last=last)
+    known = {name: np.full(n, number) for name, number in TYPICAL.items()} if telemetry else {}
+    return PriorInputs(
+        np.full(n, 25.85), days, known, memory, {name: memory.of(column) for name, column in known.items()}
+    )
+
+
+def test_prior_follows_the_memory_and_is_wide_without_it() -> None:
+    prior = predict_prior(inputs_of(30))
+    assert set(prior.method) == {"prior"}
+    assert prior.value[-1] == pytest.approx(25.80, abs=0.01)
+    assert prior.sigma[-1] < 0.01 < prior.sigma[0]
+    fainter = predict_prior(inputs_of(30, np.full(30, 25.75)))
+    assert fainter.value[-1] == pytest.approx(25.75, abs=0.01)
+
+
+def test_memory_older_than_any_is_forgotten() -> None:
+    one = take_inputs(inputs_of(30), slice(29, 30))
+    assert one.memory is not None
+    aged = replace(one, memory=replace(one.memory, age=one.memory.age + 40_000.0))
+    never = replace(one, memory=None, memory_telemetry=None)
+    old, none = predict_prior(aged), predict_prior(never)
+    assert old.value[0] == pytest.approx(none.value[0], abs=0.02)
+    assert old.sigma[0] > 2 * predict_prior(one).sigma[0]
+
+
+def test_later_exposures_never_change_a_prior() -> None:
+    rng = np.random.default_rng(1)
+    value = 25.8 + rng.normal(0, 0.01, 40)
+    before = predict_prior(inputs_of(40, value))
+    changed = value.copy()
+    changed[25:] += 0.5
+    after = predict_prior(inputs_of(40, changed))
+    assert np.array_equal(before.value[:26], after.value[:26])
+    assert np.array_equal(before.sigma[:26], after.sigma[:26])
+    assert abs(before.value[-1] - after.value[-1]) > 0.1
+
+
+def test_batches_do_not_matter() -> None:
+    inputs = inputs_of(20)
+    whole = predict_prior(inputs)
+    single = predict_prior(take_inputs(inputs, slice(11, 12)))
+    assert single.value[0] == pytest.approx(whole.value[11], abs=1e-6)
+    assert single.sigma[0] == pytest.approx(whole.sigma[11], rel=1e-4)
+
+
+def test_gaps_and_unknown_columns() -> None:
+    inputs = inputs_of(20)
+    some = {name: column.copy() for name, column in inputs.telemetry.items()}
+    some["focus"][:] = np.nan
+    del some["sun_angle"]
+    some["colour of the sky"] = np.ones(20)
+    prior = predict_prior(replace(inputs, telemetry=some))
+    assert np.isfinite(prior.value).all()
+    assert set(prior.method) == {"prior"}
+
+
+def test_methods_without_inputs() -> None:
+    """Nothing but memory: borrowed. Not even that: nominal. Without a nominal value: NaN and inf."""
+    inputs = inputs_of(3, telemetry=False)
+    prior = predict_prior(inputs)
+    assert prior.method.tolist() == ["nominal", "borrowed", "borrowed"]
+    assert prior.value[0] == 25.85
+    assert prior.sigma[0] == NOMINAL_SIGMA
+    unknown = predict_prior(replace(inputs, nominal=np.full(3, np.nan), memory=None, memory_telemetry=None))
+    assert np.isnan(unknown.value).all()
+    assert np.isinf(unknown.sigma).all()
+    assert set(unknown.method) == {"nominal"}
+
+
+def test_borrowed_error_grows_with_age() -> None:
+    ages = np.array([0.01, 1.0, 30.0, 1000.0, 1e6])
+    memory = recent([0.0], [26.0], [0.003], at=ages)
+    value, sigma = borrow(memory, np.full(5, 25.0))
+    assert (np.diff(sigma) > 0).all()
+    assert value[0] == pytest.approx(26.0, abs=0.01)
+    assert value[-1] == pytest.approx(25.0, abs=0.01)
+    assert sigma[-1] == pytest.approx(NOMINAL_SIGMA, rel=0.01)
+    alone, _ = borrow(memory, np.full(5, np.nan))
+    assert alone == pytest.approx(26.0, abs=1e-3)
+
+
+def test_borrowed_value_is_that_of_a_filter() -> None:
+    """Two measurements at the same age: their mean, by inverse variance."""
+    memory = recent([0.0, 1e-9], [25.0, 25.1], [0.02, 0.02], at=[1e-6])
+    value, _ = borrow(memory, [np.nan])
+    assert value[0] == pytest.approx(25.05, abs=1e-4)
+
+
+def test_join_by_precision() -> None:
+    prior = Prior(np.array([25.0, 25.0, 25.0]), np.array([0.01, 0.01, np.inf]), np.array(["prior"] * 3))
+    value, sigma = join([25.03, np.nan, 25.5], [0.02, np.inf, 0.1], prior)
+    assert value == pytest.approx([(25.0 * 1e4 + 25.03 * 2500) / 12500, 25.0, 25.5])
+    assert sigma == pytest.approx([1 / np.sqrt(12500), 0.01, 0.1])
+
+
+def test_nothing_at_all() -> None:
+    empty = PriorInputs(np.zeros(0), np.zeros(0), {name: np.zeros(0) for name in TELEMETRY})
+    assert len(predict_prior(empty)) == 0
+    assert len(simple_prior(empty)) == 0
+
+
+def test_unknown_model() -> None:
+    with pytest.raises(ValueError, match="model: found 'hair'"):
+        predict_prior(inputs_of(2), model="hair")
+    with pytest.raises(InputError):
+        predict_prior(inputs_of(2), model="absent.json")
