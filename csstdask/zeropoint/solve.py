@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.errors import InputError
-from csstdask.nn.models import find_card
 from csstdask.zeropoint.features import PriorInputs, star_lists
 from csstdask.zeropoint.fit import COLOR_TERM, StarFit, fit_stars
 from csstdask.zeropoint.prior import NOMINAL_SIGMA, predict_prior, simple_prior
@@ -68,7 +67,8 @@ def solve(
     model : str, optional
         ``default``, a name that ``csstdask models`` lists, or the path of a card; ``none``: no network.
     nominal : float, optional
-        Zero point that the camera's description expects [mag]; default: that of the model's training.
+        Zero point that the camera's description expects [mag]; default: the median of `history`. Telemetry alone says
+        nothing without it.
     shape : (int, int), optional
         (y, x) of the frame; by default the least frame that holds the stars.
     degree : int
@@ -179,7 +179,7 @@ def _prior(
         return None, "nominal"
     use_network = model is not None and model != NO_MODEL
     if nominal is None:
-        nominal = float(np.median(past["value"])) if n_past else _nominal_of(model) if use_network else np.nan
+        nominal = float(np.median(past["value"])) if n_past else np.nan
     memory = None
     if n_past:
         memory = recent(past["days"], past["value"], past["sigma"], at=np.array([days_of(time)]), last=LONGEST_MEMORY)
@@ -197,11 +197,6 @@ def _prior(
         return None, "nominal"
     method: Method = str(expected.method[0])  # type: ignore[assignment]
     return (float(expected.value[0]), float(expected.sigma[0])), method
-
-
-def _nominal_of(model: str | None) -> float:
-    """Return the nominal zero point that a model was trained for; NaN if its card does not say."""
-    return float(find_card("zeropoint", str(model)).calibration.get("nominal", np.nan))
 
 
 def _number(value: Any) -> float:
