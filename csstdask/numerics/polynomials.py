@@ -81,6 +81,17 @@ def legendre_products(x: npt.ArrayLike, y: npt.ArrayLike, degree: int, shape: tu
     return of_x[..., powers[:, 0]] * of_y[..., powers[:, 1]]
 
 
+def mean_squares(degree: int) -> Float:
+    """Return the mean over the frame of the square of every term, 1 / ((2 i + 1) (2 j + 1)).
+
+    Examples
+    --------
+    >>> mean_squares(1).round(3).tolist()
+    [1.0, 0.333, 0.333]
+    """
+    return np.asarray(1.0 / np.prod(2 * term_degrees(degree) + 1, axis=1))
+
+
 def on_grid(
     coefficients: npt.ArrayLike, x: npt.ArrayLike, y: npt.ArrayLike, degree: int, shape: tuple[int, int]
 ) -> Float:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.numerics.polynomials import legendre_products
+from csstdask.numerics.polynomials import legendre_products, mean_squares
 from csstdask.numerics.robust import TUKEY_CUTOFF, huber_weights, mad_scale, tukey_weights
 from csstdask.zeropoint.photometry import known_error, usable_magnitude
 
@@ -44,6 +44,8 @@ _TOLERANCE = 1e-4
 """Change of the zero point, in its errors, at which the iteration ends."""
 _TUKEY_SCATTER = 0.661
 """E[w^2 z^2] / E[w] of Tukey weights for standard normal z: robust weights remove some of the scatter."""
+_UNKNOWN = 1e300
+"""Stands for NaN where rows are compared."""
 _FEWEST_FOR_MAD = 4
 """Stars from which deviations from a prior tell their scatter."""
 
@@ -72,6 +74,8 @@ class StarFit:
     """Intrinsic scatter s [mag]; NaN without a usable star."""
     coefficients: Float
     """(term,) a_k of F(x, y) [mag], in the order of `csstdask.numerics.polynomials` without the constant."""
+    coefficient_covariance: Float
+    """(term, term) Of the a_k; their prior where no star is usable [mag^2]."""
     weights: Float
     """(n,) Robust weights of the stars given, 0 to 1; 0 for unusable ones and repeated rows."""
     residuals: Float
@@ -111,9 +115,11 @@ def fit_stars(
         Reference magnitudes (AB) and their errors. Stars with a magnitude that is not finite or a sentinel are not
         used; an unknown error (0, negative, not finite, sentinel) counts as the median of the known ones.
     color : array-like (n,), optional
-        Colour of the reference [mag]. A star of unknown colour has the mean colour, with a larger variance.
+        Colour of the reference [mag]. A star of unknown colour (not finite, a sentinel) has the mean colour, with a
+        larger variance.
     x, y : array-like (n,), optional
-        Zero-based positions [pixel]; without them there is no F.
+        Zero-based positions [pixel]; without them there is no F. A star of unknown position has F = 0, with a larger
+        variance.
     degree : int
         Total degree of F.
     shape : (int, int), optional
@@ -147,15 +153,17 @@ def fit_stars(
     extra += [x, y] if have_position else []
     columns = np.stack([*given, *(np.asarray(one, dtype=np.float64).ravel() for one in extra)])
     magnitude, reference = usable_magnitude(columns[0]), usable_magnitude(columns[2])
-    usable = np.isfinite(magnitude) & np.isfinite(reference)
+    if have_color:
+        columns[4] = usable_magnitude(columns[4])
     if have_position:
-        usable &= np.isfinite(columns[-2:]).all(axis=0)
-    rows = np.flatnonzero(usable)
+        columns[-2:, ~np.isfinite(columns[-2:]).all(axis=0)] = np.nan
+    rows = np.flatnonzero(np.isfinite(magnitude) & np.isfinite(reference))
     # Equal rows are one star; sorted rows make sums, and so the last bits, independent of the order given.
-    _, first = np.unique(columns[:, rows].T, axis=0, return_index=True)
+    _, first = np.unique(np.nan_to_num(columns[:, rows].T, nan=_UNKNOWN), axis=0, return_index=True)
     rows = rows[first]
-    if have_position and shape is None and len(rows):
-        shape = (int(columns[-1, rows].max()) + 1, int(columns[-2, rows].max()) + 1)
+    placed = columns[-2:, rows][:, np.isfinite(columns[-1, rows])] if have_position else np.zeros((2, 0))
+    if shape is None and placed.size:
+        shape = (int(placed[1].max()) + 1, int(placed[0].max()) + 1)
     design = _design(columns[:, rows], n_color=int(have_color), degree=degree if have_position else 0, shape=shape)
     mean, precision = _priors(design.shape[1], int(have_color), color_term, flat_sigma, prior)
     variance = known_error(columns[1, rows]) ** 2 + known_error(columns[3, rows]) ** 2
@@ -163,6 +171,9 @@ def fit_stars(
         unknown = np.isnan(columns[4, rows])
         spread = np.nanstd(columns[4, rows]) if not unknown.all() else 0.0
         variance[unknown] += (color_term[1] * spread) ** 2
+    if have_position:
+        unplaced = np.isnan(columns[-1, rows])
+        variance[unplaced] += flat_sigma**2 * (mean_squares(degree)[1:].sum())
     parameters = _Problem(design, reference[rows] - magnitude[rows], variance, mean, precision, scatter_floor)
     return _result(parameters, rows, n, have_color=have_color, shape=shape if have_position else None, prior=prior)
 
@@ -200,7 +211,7 @@ def _design(columns: Float, *, n_color: int, degree: int, shape: tuple[int, int]
         known = np.isfinite(color)
         terms.append(np.where(known, color, color[known].mean() if known.any() else 0.0)[:, None])
     if degree > 0 and shape is not None:
-        terms.append(legendre_products(columns[-2], columns[-1], degree, shape)[:, 1:])
+        terms.append(np.nan_to_num(legendre_products(columns[-2], columns[-1], degree, shape)[:, 1:]))
     elif degree > 0:
         terms.append(np.zeros((columns.shape[1], (degree + 1) * (degree + 2) // 2 - 1)))
     return np.concatenate(terms, axis=1)
@@ -340,7 +351,8 @@ def _result(
         n_matched=len(rows), n_used=0, chi2=0.0, dof=0,
         color_term=float(problem.mean[1]) if have_color else np.nan,
         color_term_err=float(problem.precision[1] ** -0.5) if have_color else np.nan,
-        scatter=np.nan, coefficients=np.zeros(len(problem.mean) - first), weights=weights, residuals=residuals,
+        scatter=np.nan, coefficients=np.zeros(len(problem.mean) - first),
+        coefficient_covariance=np.diag(1 / problem.precision[first:]), weights=weights, residuals=residuals,
         shape=shape,
     )  # fmt: skip
     if not len(rows):
@@ -363,6 +375,7 @@ def _result(
         color_term_err=float(errors[1]) if have_color else np.nan,
         scatter=solution.scatter,
         coefficients=solution.parameters[first:],
+        coefficient_covariance=solution.covariance[first:, first:],
         weights=weights,
         residuals=residuals,
         shape=shape,

@@ -180,3 +180,45 @@ def test_three_stars_that_disagree_still_give_a_wide_zero_point() -> None:
     assert np.isfinite(fit.value)
     assert fit.n_used >= 2
     assert fit.sigma > 0.05
+
+
+@pytest.mark.parametrize("sentinel", [-9999.0, 99.0, np.inf, np.nan])
+def test_sentinels_are_no_colours(sentinel: float) -> None:
+    table = stars(50, color_term=0.1)
+    exact = fit_stars(**table, shape=SHAPE)
+    table["color"][:2] = sentinel
+    fit = fit_stars(**table, shape=SHAPE)
+    assert fit.color_term == pytest.approx(exact.color_term, abs=0.02)
+    assert fit.value == pytest.approx(exact.value, abs=0.02)
+    table["color"][:] = sentinel
+    none = fit_stars(**table, shape=SHAPE)
+    assert (none.color_term, none.color_term_err) == pytest.approx(COLOR_TERM)
+    assert none.sigma < 0.02
+
+
+def test_repeated_rows_with_unknown_values_count_once() -> None:
+    table = stars(20)
+    table["ref_mag_err"][:] = np.nan
+    table["color"][:10] = np.nan
+    once = fit_stars(**table, shape=SHAPE)
+    twice = fit_stars(**{name: np.tile(values, 2) for name, values in table.items()}, shape=SHAPE)
+    assert (twice.n_matched, twice.value, twice.sigma) == (20, once.value, once.sigma)
+
+
+def test_a_star_of_unknown_position_counts_less() -> None:
+    table = stars(30)
+    table["x"][:10] = np.nan
+    fit = fit_stars(**table, shape=SHAPE)
+    assert fit.n_matched == 30
+    assert np.isfinite(fit.residuals).all()
+    table["x"][:] = np.nan
+    assert np.isfinite(fit_stars(**table, shape=SHAPE).value)
+
+
+def test_the_covariance_of_f_is_its_prior_without_stars_and_small_with_many() -> None:
+    assert fit_stars([], [], [], [], None, [], [], flat_sigma=0.01).coefficient_covariance == pytest.approx(
+        np.eye(2) * 1e-4
+    )
+    covariance = fit_stars(**stars(1000), shape=SHAPE).coefficient_covariance
+    # 1000 stars of 25 mmag or so, and a mean square of 1/3: 1.4 mmag a term.
+    assert np.sqrt(np.diag(covariance)) == pytest.approx(0.0014, rel=0.3)
