@@ -10,6 +10,7 @@ from astropy import units as u
 from astropy.coordinates import SkyCoord
 from scipy.ndimage import uniform_filter
 from scipy.spatial import cKDTree
+from scipy.stats import poisson
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -18,8 +19,10 @@ DEFAULT_RADIUS = 1.0
 """Largest distance of a match [arcsec]."""
 LARGEST_SHIFT = 5.0
 """Largest offset of the WCS that is looked for along each axis [arcsec]."""
-SHIFT_SIGNIFICANCE = 6.0
-"""Excess of pairs at one offset, over its Poisson error, that makes an offset of the WCS."""
+CHANCE_OF_SHIFT = 1e-4
+"""Probability that chance pairs alone look like an offset of the WCS."""
+FEWEST_FOR_SHIFT = 3
+"""Pairs at one offset that make an offset of the WCS."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def match_sources(
     Parameters
     ----------
     ra, dec : array-like (n,)
-        Of the sources, within a few degrees of each other [deg]; those that are not finite have no match.
+        Of the sources, within a few degrees of each other [deg]; those that are not on the sky have no match.
     ref_ra, ref_dec : array-like (m,)
         Of the reference at the time of the exposure [deg].
     radius : float
@@ -71,27 +74,24 @@ def match_sources(
     """
     ra, dec, ref_ra, ref_dec = (np.asarray(one, dtype=np.float64) for one in (ra, dec, ref_ra, ref_dec))
     nothing = Match(np.full(len(ra), -1, dtype=np.int64), (0.0, 0.0), np.full(len(ra), np.nan))
-    sources = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
-    if not len(sources) or not len(ref_ra):
+    sources, stars = (np.flatnonzero(_on_sky(*one)) for one in ((ra, dec), (ref_ra, ref_dec)))
+    if not len(sources) or not len(stars):
         return nothing
-    there_is = np.flatnonzero(np.isfinite(ref_ra) & np.isfinite(ref_dec))
-    some, others = (
-        SkyCoord(ra[sources], dec[sources], unit="deg"),
-        SkyCoord(ref_ra[there_is], ref_dec[there_is], unit="deg"),
-    )
-    centre = SkyCoord(some.cartesian.mean(), frame="icrs")
-    reach = some.separation(centre).max() + 2 * (radius + largest_shift) * u.arcsec
-    close = others.separation(centre) < reach
-    near, others = there_is[close], others[close]
-    if not len(near):
+    seen = SkyCoord(ra[sources], dec[sources], unit="deg")
+    listed = SkyCoord(ref_ra[stars], ref_dec[stars], unit="deg")
+    centre = SkyCoord(seen.cartesian.mean(), frame="icrs")
+    reach = seen.separation(centre).max() + 2 * (radius + largest_shift) * u.arcsec
+    close = listed.separation(centre) < reach
+    stars, listed = stars[close], listed[close]
+    if not len(stars):
         return nothing
-    here, there = (_offsets(one, centre) for one in (some, others))
+    here, there = (_offsets(positions, centre) for positions in (seen, listed))
     shift = _common_shift(here, there, radius, largest_shift) if largest_shift > 0 else np.zeros(2)
     distance, nearest = cKDTree(there).query(here + shift, distance_upper_bound=radius)
     _, back = cKDTree(here + shift).query(there)
     found = np.isfinite(distance)
     found[found] = back[nearest[found]] == np.flatnonzero(found)
-    nothing.reference[sources[found]] = near[nearest[found]]
+    nothing.reference[sources[found]] = stars[nearest[found]]
     nothing.distance[sources[found]] = distance[found]
     return Match(nothing.reference, (float(shift[0]), float(shift[1])), nothing.distance)
 
@@ -101,6 +101,12 @@ def shifted(ra: npt.ArrayLike, dec: npt.ArrayLike, shift: tuple[float, float]) -
     ra, dec = np.asarray(ra, dtype=np.float64), np.asarray(dec, dtype=np.float64)
     cosine = np.maximum(np.cos(np.radians(dec)), 1e-6)
     return (ra + shift[0] / 3600 / cosine) % 360, dec + shift[1] / 3600
+
+
+def _on_sky(ra: Float, dec: Float) -> npt.NDArray[np.bool_]:
+    """Return which positions are finite and within the range of declinations."""
+    with np.errstate(invalid="ignore"):
+        return np.isfinite(ra) & (np.abs(dec) <= 90)
 
 
 def _offsets(positions: SkyCoord, centre: SkyCoord) -> Float:
@@ -122,9 +128,11 @@ def _common_shift(here: Float, there: Float, radius: float, largest: float) -> F
     counts = np.histogram2d(offsets[:, 0], offsets[:, 1], bins=(edges, edges))[0]
     # Pairs within one cell of each cell: the peak may lie on an edge.
     sums = uniform_filter(counts, size=3, mode="constant") * 9
-    expected = 9 * len(offsets) / counts.size
     row, column = np.unravel_index(int(np.argmax(sums)), sums.shape)
-    if sums[row, column] < expected + SHIFT_SIGNIFICANCE * np.sqrt(expected + 1):
+    n_pairs = round(float(sums[row, column]))
+    expected = 9 * (len(offsets) - n_pairs + 1) / counts.size  # of chance pairs: those elsewhere
+    chance = counts.size * float(poisson.sf(n_pairs - 1, expected))
+    if n_pairs < FEWEST_FOR_SHIFT or chance > CHANCE_OF_SHIFT:
         return np.zeros(2)
     shift = np.array([edges[row], edges[column]]) + cell / 2
     for _ in range(5):

@@ -19,6 +19,9 @@ Float = npt.NDArray[np.float64]
 DEFAULT_EPOCH = 2016.0
 """Epoch of positions where a catalogue has no column ``ref_epoch``: that of Gaia DR3 [Julian year]."""
 DAYS_A_YEAR = 365.25
+FASTEST = 11_000.0
+"""Proper motions above are not real [mas/yr]: Barnard's star has 10,400. -9999 is a sentinel as well."""
+_SENTINEL = -9999.0
 COLOR_BANDS = (("g", "r"), ("g", "i"), ("r", "i"), ("i", "z"), ("u", "g"), ("z", "y"), ("NUV", "u"))
 """Pairs whose difference is the colour, in order of preference."""
 _PREFIX = "mag_"
@@ -65,7 +68,9 @@ class ReferenceCatalogue:
             return self.ra, self.dec
         years = 2000.0 + days / DAYS_A_YEAR - self.epoch
         cosine = np.maximum(np.cos(np.radians(self.dec)), 1e-6)
-        return (self.ra + self.pmra * years / (3.6e6 * cosine)) % 360, self.dec + self.pmdec * years / 3.6e6
+        ra, dec = self.ra + self.pmra * years / (3.6e6 * cosine), self.dec + self.pmdec * years / 3.6e6
+        beyond = np.abs(dec) > 90  # carried over a pole
+        return np.where(beyond, ra + 180, ra) % 360, np.where(beyond, np.sign(dec) * 180 - dec, dec)
 
     def magnitude(self, band: str) -> tuple[Float, Float]:
         """Return magnitudes and errors in a band.
@@ -124,6 +129,11 @@ def check_reference(path: Path) -> list[str]:
     return bands
 
 
+def _proper_motion(values: Float) -> Float:
+    """Return proper motions; 0, which means unknown, for sentinels."""
+    return np.where((np.abs(values) < FASTEST) & (values != _SENTINEL), values, 0.0)
+
+
 def _bands(names: Sequence[str]) -> list[str]:
     return [name[len(_PREFIX) :] for name in names if name.startswith(_PREFIX) and not name.endswith(_ERROR)]
 
@@ -160,8 +170,8 @@ def read_reference(path: Path) -> ReferenceCatalogue:
     return ReferenceCatalogue(
         ra=ra % 360,
         dec=dec,
-        pmra=column("pmra", 0.0),
-        pmdec=column("pmdec", 0.0),
+        pmra=_proper_motion(column("pmra", 0.0)),
+        pmdec=_proper_motion(column("pmdec", 0.0)),
         epoch=column("ref_epoch", DEFAULT_EPOCH),
         magnitudes={band: usable_magnitude(column(f"{_PREFIX}{band}", np.nan)) for band in bands},
         errors={band: usable_error(column(f"{_PREFIX}{band}{_ERROR}", np.nan)) for band in bands},

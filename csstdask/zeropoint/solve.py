@@ -11,6 +11,7 @@ import numpy.typing as npt
 from csstdask.errors import InputError
 from csstdask.zeropoint.features import PriorInputs, star_lists
 from csstdask.zeropoint.fit import COLOR_TERM, StarFit, fit_stars
+from csstdask.zeropoint.photometry import usable_error, usable_magnitude
 from csstdask.zeropoint.prior import NOMINAL_SIGMA, predict_prior, simple_prior
 from csstdask.zeropoint.result import Method, Stars, ZeroPoint
 from csstdask.zeropoint.state import recent
@@ -148,6 +149,11 @@ def days_of(time: Any) -> float:
     ----------
     time : datetime64, str, astropy Time, float or None
 
+    Raises
+    ------
+    InputError
+        If a text is no time.
+
     Examples
     --------
     >>> days_of("2000-01-02T12:00:00")
@@ -159,7 +165,10 @@ def days_of(time: Any) -> float:
         return float(time)
     if hasattr(time, "datetime64"):  # astropy
         time = time.datetime64
-    return float((np.datetime64(time, "us") - J2000) / np.timedelta64(1, "D"))
+    try:
+        return float((np.datetime64(time, "us") - J2000) / np.timedelta64(1, "D"))
+    except ValueError:
+        raise InputError("time", f"{time!r}", "a time such as 2027-06-01T00:20:00, or days since J2000") from None
 
 
 def _prior(
@@ -173,9 +182,9 @@ def _prior(
     device: str | None,
 ) -> tuple[tuple[float, float] | None, Method]:
     """Return what is expected without the level of the exposure's stars, and the method that this stands for."""
-    past = _past(history, time) if history else {}
+    past = _past(history, time) if history is not None else {}
     n_past = len(past.get("value", ()))
-    if not telemetry and not n_past:
+    if not telemetry and not n_past and image is None:
         return None, "nominal"
     use_network = model is not None and model != NO_MODEL
     if nominal is None:
@@ -204,23 +213,36 @@ def _number(value: Any) -> float:
 
 
 def _past(history: Mapping[str, Any], time: Any) -> dict[str, Float]:
-    """Return earlier zero points with their telemetry, as arrays; times in days."""
+    """Return earlier zero points with their telemetry, as arrays; times in days. Sentinels are left out.
+
+    Raises
+    ------
+    InputError
+        If a column is missing, columns differ in length, or the time of the exposure is unknown.
+    """
+    names = list(history.keys())
+    absent = [name for name in ("value", "sigma") if name not in names]
+    if absent or not {"time", "days"} & set(names):
+        raise InputError("history", f"columns {', '.join(map(str, names))}", "time or days, value and sigma")
+    columns: dict[str, Float] = {}
+    for name in names:
+        if name == "time":
+            columns.setdefault("days", np.array([days_of(one) for one in np.atleast_1d(np.asarray(history[name]))]))
+            continue
+        try:
+            columns[name] = np.atleast_1d(np.asarray(history[name], dtype=np.float64))
+        except (TypeError, ValueError):
+            if name in ("days", "value", "sigma"):
+                raise InputError("history", f"column {name} without numbers", "numbers") from None
+    lengths = sorted({len(values) for values in columns.values()})
+    if len(lengths) > 1:
+        raise InputError("history", f"columns of lengths {lengths}", "one row a zero point")
     when = days_of(time)
-    if not np.isfinite(when):
+    if lengths[0] and not np.isfinite(when):
         raise InputError("history", "no time of the exposure", "time=, so that only earlier zero points are read")
-    absent = [name for name in ("value", "sigma") if name not in history]
-    if absent or not {"time", "days"} & set(history):
-        raise InputError("history", f"columns {', '.join(history)}", "time or days, value and sigma")
-    if "days" in history:
-        days = np.asarray(history["days"], dtype=np.float64)
-    else:
-        days = np.array([days_of(one) for one in np.atleast_1d(history["time"])])
-    past = {
-        name: np.atleast_1d(np.asarray(values, dtype=np.float64)) for name, values in history.items() if name != "time"
-    }
-    past["days"] = np.atleast_1d(days)
-    earlier = past["days"] < when
-    return {name: values[earlier] for name, values in past.items()}
+    columns["value"], columns["sigma"] = usable_magnitude(columns["value"]), usable_error(columns["sigma"])
+    usable = (columns["days"] < when) & np.isfinite(columns["value"]) & np.isfinite(columns["sigma"])
+    return {name: values[usable] for name, values in columns.items()}
 
 
 def _fit(table: Stars, options: Mapping[str, Any], prior: tuple[float, float] | None = None) -> StarFit:

@@ -64,3 +64,21 @@ def test_nothing_matches_nothing() -> None:
 def test_distant_reference_stars_are_ignored() -> None:
     reference = np.concatenate([sky(50), sky(50, seed=3, ra=10.0, dec=-20.0)], axis=1)
     assert match_sources(*reference[:, :50], *reference).n_matched == 50
+
+
+def test_an_offset_is_found_from_few_stars() -> None:
+    found = 0
+    for seed in range(50):
+        reference = sky(60, seed)
+        sources = shifted(*reference[:, :4], (2.0, 0.0))
+        found += match_sources(*sources, *reference).n_matched == 4
+    assert found >= 48
+
+
+def test_positions_off_the_sky_have_no_match() -> None:
+    reference = sky(20)
+    dec = reference[1].copy()
+    dec[:2] = -9999.0, 99.0
+    match = match_sources(reference[0], dec, *reference)
+    assert (match.reference[:2] == -1).all()
+    assert (match.reference[2:] == np.arange(2, 20)).all()

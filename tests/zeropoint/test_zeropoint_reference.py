@@ -106,3 +106,15 @@ def test_corrected_magnitudes_add_position_and_color() -> None:
     assert error[0] == pytest.approx(np.hypot(0.01, 0.1 * 0.1))
     plain = replace(stars, color_term=np.nan, coefficients=np.zeros(0))
     assert (plain.corrected[0] == stars.inst_mag).all()
+
+
+def test_proper_motions_over_a_pole_and_sentinels(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "ref.parquet", ra=[10.0, 20.0], dec=[89.9999, 0.0], mag_g=[17.0, 17.0], pmra=[0.0, -9999.0],
+        pmdec=[1000.0, 1e20],
+    )  # fmt: skip
+    ra, dec = read_reference(path).at((2026.0 - 2000.0) * 365.25)
+    # 10 arcsec northwards from 0.36 arcsec below the pole: 9.64 arcsec below it on the other side.
+    assert ra.tolist() == [190.0, 20.0]
+    assert (90 - dec[0]) * 3600 == pytest.approx(9.64)
+    assert dec[1] == 0.0

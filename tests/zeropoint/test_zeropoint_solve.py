@@ -204,3 +204,24 @@ def test_verb_says_what_is_wrong_in_one_line(field: tuple[Path, Path], tmp_path:
     assert len(done.stderr.strip().splitlines()) == 1
     expected = {"no column": "counts", "no band": "mag_z", "no option": "--reference"}.get(problem, "absent.parquet")
     assert expected in done.stderr
+
+
+def test_a_history_with_gaps_sentinels_and_texts() -> None:
+    history = {
+        "days": [0.0, 0.1, 0.2, 0.3], "value": [26.0, -9999.0, 26.002, np.nan], "sigma": [0.003, 0.003, 0.003, 0.003],
+        "method": ["solve", "solve", "solve", ""],
+    }  # fmt: skip
+    found = csstdask.zeropoint.solve(EMPTY, history=history, time=0.4, model="none")
+    assert found.method == "borrowed"
+    assert found.value == pytest.approx(26.001, abs=0.003)
+    with pytest.raises(InputError, match=r"columns of lengths \[1, 2\]"):
+        csstdask.zeropoint.solve(EMPTY, history={"days": [0.0, 1.0], "value": [26.0, 26.0], "sigma": [0.1]}, time=2.0)
+    with pytest.raises(InputError, match="time: found 'yesterday'"):
+        csstdask.zeropoint.solve(EMPTY, history=history, time="yesterday")
+
+
+def test_a_history_table_of_pandas() -> None:
+    pandas = pytest.importorskip("pandas")
+    history = pandas.DataFrame({"days": [0.0, 0.1], "value": [26.0, 26.0], "sigma": [0.003, 0.003]})
+    found = csstdask.zeropoint.solve(EMPTY, history=history, time=0.2, model="none")
+    assert found.value == pytest.approx(26.0)
