@@ -27,7 +27,9 @@ def zeropoint(
     flux: Annotated[str | None, typer.Option(help="Column of the flux; default: flux_aperture, or flux.")] = None,
     time: Annotated[str | None, typer.Option(help="Begin of the exposure (ISO), for proper motions.")] = None,
     radius: Annotated[float, typer.Option(min=0.01, help="Largest distance of a match [arcsec].")] = 1.0,
-    aperture_correction: Annotated[float, typer.Option(help="Added to instrumental magnitudes [mag].")] = 0.0,
+    aperture_correction: Annotated[
+        float | None, typer.Option(help="Added to instrumental magnitudes [mag]; default: the unit's, or 0.")
+    ] = None,
 ) -> None:
     """Solve for the photometric zero point of one table of sources."""
     if reference is None or to is None:

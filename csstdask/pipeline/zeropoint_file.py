@@ -10,11 +10,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 from astropy.table import Table
 
 from csstdask.durable import write_atomic
+from csstdask.engine.ledger import Ledger
+from csstdask.engine.units import Unit
 from csstdask.errors import CsstdaskError, InputError
 from csstdask.numerics.robust import mad_scale
+from csstdask.pipeline.steps.zeropoint import MOST_REPAIRED, ZEROPOINT
 from csstdask.store.campaign import Campaign
 from csstdask.store.run import campaign_path
 from csstdask.store.schema import NO_TIME
@@ -32,9 +36,13 @@ FLUX_COLUMNS = (
     ("flux", "fluxerr"),
 )
 """Columns of fluxes and errors that are looked for, in order."""
+FEWEST_OF_BAND = 5
+"""Stars that a band needs to be chosen by their scatter."""
 LEAST_SNR = 20.0
 """Least signal-to-noise ratio of a source that is used."""
 _WANTED = "a table of sources (Parquet, FITS, ECSV or CSV) with ra, dec [deg] and flux, flux_err [electron s-1]"
+_APERTURE_FLUX = "flux_aperture"
+"""The flux that aperture corrections of a run are for."""
 _UNIT_TABLE = ("tables", "sources")
 """Folders between a run and its tables of sources."""
 _UNIX_EPOCH = np.datetime64("1970-01-01T00:00:00", "us")
@@ -62,6 +70,8 @@ class UnitFacts:
     band: str | None = None
     days: float = np.nan
     shape: tuple[int, int] | None = None
+    aperture_correction: float = 0.0
+    """From the aperture to the total light of a star [mag]; 0 where the run does not know it."""
 
 
 def solve_table(
@@ -73,7 +83,7 @@ def solve_table(
     flux: str | None = None,
     time: str | None = None,
     radius: float = DEFAULT_RADIUS,
-    aperture_correction: float = 0.0,
+    aperture_correction: float | None = None,
     announce: Callable[[str], None] = print,
 ) -> ZeroPoint:
     """Match the sources of a table to a reference catalogue, solve for their zero point, and write it as JSON.
@@ -96,8 +106,9 @@ def solve_table(
         Begin of the exposure, for proper motions; default: that of the unit, for a table of a run.
     radius : float
         Largest distance of a match [arcsec].
-    aperture_correction : float
-        Added to the instrumental magnitudes [mag].
+    aperture_correction : float, optional
+        Added to the instrumental magnitudes [mag]; default: that of the unit, for the aperture flux of a table of a run
+        that knows it, else 0.
     announce : callable
         Receives lines for people.
 
@@ -110,7 +121,11 @@ def solve_table(
     InputError
         If a file cannot be read or lacks a column, or the reference lacks the band.
     """
-    sources, facts = read_sources(table, flux), facts_of_unit(table)
+    if to.is_dir():
+        raise InputError(to, "a folder", "a JSON file for the zero point")
+    sources, facts = load_sources(table, flux), facts_of_unit(table)
+    if aperture_correction is None:
+        aperture_correction = facts.aperture_correction if sources.flux_column == _APERTURE_FLUX else 0.0
     catalogue = read_reference(reference)
     days = days_of(time) if time is not None else facts.days
     match = match_sources(sources.ra, sources.dec, *catalogue.at(days), radius=radius)
@@ -118,7 +133,7 @@ def solve_table(
     found = {
         str(name): solve_band(sources, match, catalogue, str(name), facts.shape, aperture_correction) for name in bands
     }
-    chosen = min(found, key=lambda name: _spread(found[name]))
+    chosen = _likeliest(found)
     zero_point = found[chosen]
     about = {
         "table": table.name,
@@ -131,7 +146,7 @@ def solve_table(
         "wcs_shift_arcsec": list(match.shift),
     }
     others = {
-        name: {"zero_point": one.value, "spread": _spread(one), "color_term": one.color_term}
+        name: {"value": one.value, "n_used": one.n_used, "spread": _spread(one), "color_term": one.color_term}
         for name, one in found.items()
     }
     write_atomic(to, _json({**zero_point.to_dict(), **about, "bands": others}))
@@ -174,7 +189,7 @@ def solve_band(
     return solve(columns, shape=shape)
 
 
-def read_sources(path: Path, flux: str | None = None) -> Sources:
+def load_sources(path: Path, flux: str | None = None) -> Sources:
     """Return the usable sources of a table: flag 0 where there are flags, positive fluxes, a position.
 
     Raises
@@ -184,11 +199,8 @@ def read_sources(path: Path, flux: str | None = None) -> Sources:
     """
     if not path.is_file():
         raise InputError(path, "no such file", _WANTED)
-    try:
-        table = Table.read(path)
-    except Exception as error:  # noqa: BLE001  each reader of astropy raises its own
-        raise InputError(path, f"no readable table ({type(error).__name__}: {error})", _WANTED) from None
-    names = table.colnames
+    table = _read(path)
+    names = list(table)
     pairs = FLUX_COLUMNS if flux is None else ((flux, f"{flux}_err"), (flux, f"{flux}err"))
     pair = next((pair for pair in pairs if set(pair) <= set(names)), None)
     absent = [name for name in ("ra", "dec") if name not in names]
@@ -204,12 +216,26 @@ def read_sources(path: Path, flux: str | None = None) -> Sources:
 
     ra, dec, rate, rate_err = (column(name) for name in ("ra", "dec", *pair))
     with np.errstate(invalid="ignore", divide="ignore"):
-        good = (rate > 0) & (rate > LEAST_SNR * rate_err) & np.isfinite(ra) & np.isfinite(dec)
+        good = (rate > 0) & (rate > LEAST_SNR * rate_err) & np.isfinite(ra) & (np.abs(dec) <= 90)
     if "flag" in names:
         good &= column("flag") == 0
+    if "repaired_fraction" in names:
+        good &= column("repaired_fraction") <= MOST_REPAIRED
     magnitude, magnitude_err = instrumental_magnitude(rate[good], rate_err[good])
     x, y = (column(name)[good] if {"x", "y"} <= set(names) else None for name in ("x", "y"))
-    return Sources(ra[good], dec[good], x, y, magnitude, magnitude_err, pair[0], len(table))
+    return Sources(ra[good], dec[good], x, y, magnitude, magnitude_err, pair[0], len(ra))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the columns of a table, of Parquet or of a format that astropy reads."""
+    try:
+        if path.suffix == ".parquet":
+            columns = pq.read_table(path)
+            return {name: columns[name].to_numpy(zero_copy_only=False) for name in columns.column_names}
+        table = Table.read(path)
+    except Exception as error:  # noqa: BLE001  each reader raises its own
+        raise InputError(path, f"no readable table ({type(error).__name__}: {error})", _WANTED) from None
+    return {name: table[name] for name in table.colnames}
 
 
 def facts_of_unit(table: Path) -> UnitFacts:
@@ -224,7 +250,21 @@ def facts_of_unit(table: Path) -> UnitFacts:
     except (CsstdaskError, KeyError, ValueError, OSError):
         return UnitFacts()
     begin = np.nan if facts.time == NO_TIME else days_of(_UNIX_EPOCH + np.timedelta64(facts.time, "us"))
-    return UnitFacts(facts.band or None, begin, campaign.shape)
+    return UnitFacts(facts.band or None, begin, campaign.shape, _correction_of(run, facts.exposure, facts.detector))
+
+
+def _correction_of(run: Path, exposure: str, detector: int) -> float:
+    """Return the aperture correction that the step zeropoint has recorded for a unit [mag]; else 0."""
+    step = Ledger(run).read(Unit(exposure, detector)).steps.get(ZEROPOINT.name)
+    found = None if step is None else step.metrics.get("zp_aperture_correction")
+    return float(found) if found is not None else 0.0
+
+
+def _likeliest(found: dict[str, ZeroPoint]) -> str:
+    """Return the band in which stars scatter least without a colour term, of those with stars enough to tell."""
+    most = max(one.n_used for one in found.values())
+    enough = [name for name, one in found.items() if one.n_used >= max(most / 2, min(most, FEWEST_OF_BAND))]
+    return min(enough, key=lambda name: _spread(found[name]))
 
 
 def _spread(zero_point: ZeroPoint) -> float:

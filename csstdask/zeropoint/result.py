@@ -101,9 +101,10 @@ class ZeroPoint:
         return bool(abs(self.tension) > ALARM_SIGMA)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for a JSON file; None in place of NaN and inf."""
+        """Return it for a JSON file; None in place of NaN and inf. `zp` and `zp_sigma` are the names of a run."""
         numbers: dict[str, Any] = {
-            "zero_point": self.value, "sigma": self.sigma, "method": self.method, "n_matched": self.n_matched,
+            "value": self.value, "sigma": self.sigma, "zp": self.value, "zp_sigma": self.sigma, "method": self.method,
+            "n_matched": self.n_matched,
             "n_used": self.n_used, "chi2": self.chi2, "dof": self.dof, "color_term": self.color_term,
             "color_term_err": self.color_term_err, "scatter": self.scatter,
             "flat_terms": self.fit.coefficients.tolist(), "shape": self.fit.shape,

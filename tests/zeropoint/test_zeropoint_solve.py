@@ -53,7 +53,7 @@ def test_nothing_known_is_no_number() -> None:
     assert found.method == "nominal"
     assert np.isnan(found.value)
     assert found.sigma == np.inf
-    assert found.to_dict()["zero_point"] is None
+    assert found.to_dict()["zp"] is None
     nominal = csstdask.zeropoint.solve(EMPTY, nominal=26.04)
     assert (nominal.value, nominal.method) == (26.04, "nominal")
     assert nominal.sigma >= 0.1
@@ -167,7 +167,7 @@ def test_verb_finds_offset_and_band(field: tuple[Path, Path], tmp_path: Path) ->
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["band"] == "r"
     assert found["band_from"] == "least spread"
-    assert found["zero_point"] == pytest.approx(26.0, abs=0.02)
+    assert found["zp"] == pytest.approx(26.0, abs=0.02)
     assert found["wcs_shift_arcsec"] == pytest.approx([-2.0, 0.0], abs=0.05)
     assert found["n_matched"] == 200
     assert found["bands"]["g"]["color_term"] == pytest.approx(1.0, abs=0.05)
@@ -181,11 +181,23 @@ def test_verb_without_a_match_writes_null_and_fails(field: tuple[Path, Path], tm
     assert done.returncode == 1
     assert "0 of 200 usable sources match one of 0 reference stars" in done.stderr
     found = json.loads((tmp_path / "out.json").read_text())
-    assert found["zero_point"] is None
+    assert found["zp"] is None
     assert found["method"] == "nominal"
 
 
-@pytest.mark.parametrize("problem", ["no table", "no reference", "no column", "no band", "no option"])
+def test_a_band_of_few_stars_is_not_chosen(field: tuple[Path, Path], tmp_path: Path) -> None:
+    sources, reference = field
+    table = pq.read_table(reference)
+    few = np.where(np.arange(table.num_rows) < 2, table["mag_r"].to_numpy() + 0.3, np.nan)
+    pq.write_table(table.append_column("mag_u", pa.array(few, from_pandas=True)), reference)
+    done = shell("zeropoint", sources, "--reference", reference, "--to", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out.json").read_text())["band"] == "r"
+
+
+@pytest.mark.parametrize(
+    "problem", ["no table", "no reference", "no column", "no band", "no option", "no time", "a folder"]
+)
 def test_verb_says_what_is_wrong_in_one_line(field: tuple[Path, Path], tmp_path: Path, problem: str) -> None:
     sources, reference = field
     arguments: list[object] = [sources, "--reference", reference, "--to", tmp_path / "out.json"]
@@ -197,12 +209,22 @@ def test_verb_says_what_is_wrong_in_one_line(field: tuple[Path, Path], tmp_path:
         arguments += ["--flux", "counts"]
     elif problem == "no band":
         arguments += ["--band", "z"]
+    elif problem == "no time":
+        arguments += ["--time", "yesterday"]
+    elif problem == "a folder":
+        arguments[-1] = tmp_path
     else:
         arguments = arguments[:1] + arguments[3:]
     done = shell("zeropoint", *arguments)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
-    expected = {"no column": "counts", "no band": "mag_z", "no option": "--reference"}.get(problem, "absent.parquet")
+    expected = {
+        "no column": "counts",
+        "no band": "mag_z",
+        "no option": "--reference",
+        "no time": "yesterday",
+        "a folder": "a folder",
+    }.get(problem, "absent.parquet")
     assert expected in done.stderr
 
 
