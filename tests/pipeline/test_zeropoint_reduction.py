@@ -97,9 +97,9 @@ def test_every_unit_has_a_zero_point_with_an_error_and_a_method(finished):
     assert set(found["zp_method"].ravel().tolist()) == {"solve"}
     nominal = np.array([25.85, 26.23])
     expected = nominal + np.array([APERTURE_LOSS[detector] for detector in DETECTORS])
-    # Some 20 stars of a reference that is known to 10 mmag.
+    # Some 20 stars of a reference that is known to 10 mmag, and a colour term that is known to 8 mmag for three units.
     assert np.abs(found["zp"] - expected).max() < 0.025
-    assert (found["zp_sigma"] < 0.006).all()
+    assert (found["zp_sigma"] < 0.009).all()
     assert np.abs(found["zp"] - found["zp_solve"]).max() < 0.02
     assert np.isnan(found["zp_prior"][0]).all()  # nothing came before
     assert np.isfinite(found["zp_prior"][1:]).all()
