@@ -26,7 +26,7 @@ SCATTER = 0.03
 FEWEST = 20
 """Rows that a regression of a group needs; smaller groups get the median of all."""
 N_TREES = 40
-BOOSTING_ROUNDS = 300
+BOOSTING_ROUNDS = 250
 N_STEPS = 30
 """Reweightings of the robust regression."""
 N_CHANGES = 3
@@ -212,7 +212,7 @@ def boosted_trees(
     ensemble = _scikit_learn("ensemble")
     models = [
         ensemble.HistGradientBoostingRegressor(
-            loss="absolute_error", max_iter=BOOSTING_ROUNDS, learning_rate=0.04, max_leaf_nodes=15,
+            loss="absolute_error", max_iter=BOOSTING_ROUNDS, learning_rate=0.05, max_leaf_nodes=15,
             min_samples_leaf=40, l2_regularization=1.0, max_features=0.5, random_state=seed + k,
         )
         for k in range(members)

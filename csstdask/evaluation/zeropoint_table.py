@@ -98,12 +98,13 @@ class TableSettings:
     """How much is evaluated."""
 
     methods: MethodSettings = field(default_factory=MethodSettings)
-    fewer_folds: int = 3
-    """Folds in the split by rows and in the transfer, which are trained several times."""
+    transfer_folds: int = 2
+    """Folds of methods in the transfer, which is repeated for each number of nights."""
     row_split: bool = True
     transfer_nights: tuple[int, ...] = (0, 1, 3, 10)
     seed: int = 1
-    threads: int = 2
+    threads: int = 1
+    """Of networks: with one, sums are in a fixed order."""
 
 
 def evaluate_table(
@@ -163,7 +164,7 @@ def evaluate_table(
 def _evaluated(tables: dict[str, ExposureTable], settings: TableSettings, say: Callable[[str], None]) -> dict[str, Any]:
     train = {name: split_by_night(table) for name, table in tables.items()}
     inputs = table_inputs(tables, train)
-    found = _predictions(inputs, METHODS, settings, say, "")
+    found = _predictions(inputs, METHODS, settings, say, "", folds=settings.methods.folds)
     campaigns = {}
     for name, table in tables.items():
         rows = (inputs.campaign == name) & ~inputs.train
@@ -176,10 +177,10 @@ def _evaluated(tables: dict[str, ExposureTable], settings: TableSettings, say: C
             "paired": _paired(inputs, found, rows, settings.seed),
         }
     if settings.row_split:
-        leaking = _row_split(tables, settings, say)
-        for name, scores in leaking.items():
+        for name, scores in _row_split(tables, inputs, found, settings, say).items():
             campaigns[name]["row_split"] = scores
-    transfer = _transfer(tables, train, settings, say)
+    clear = {name: (inputs.offset > CLEAR)[(inputs.campaign == name) & ~inputs.train] for name in tables}
+    transfer = _transfer(tables, train, clear, settings, say)
     return {
         "campaigns": campaigns,
         "transfer": transfer,
@@ -192,12 +193,11 @@ def _evaluated(tables: dict[str, ExposureTable], settings: TableSettings, say: C
 
 def _predictions(
     inputs: TableInputs, methods: Sequence[str] | Mapping[str, Any], settings: TableSettings,
-    say: Callable[[str], None], where: str,
+    say: Callable[[str], None], where: str, *, folds: int,
 ) -> dict[str, Prediction]:  # fmt: skip
     found = {}
     for method in methods:
-        how = settings.methods if not where else replace(settings.methods, folds=settings.fewer_folds)
-        found[method] = predict(method, inputs, how)
+        found[method] = predict(method, inputs, replace(settings.methods, folds=folds))
         rows = ~inputs.train
         error = errors_of(found[method].value[rows], inputs.zero_point[rows])
         say(f"{where}{method}: mean absolute error {error.mae:.4f} mag of {error.n} exposures")
@@ -215,9 +215,11 @@ def _counts(table: ExposureTable, train: Bool) -> dict[str, int]:
     }
 
 
-def _scores(inputs: TableInputs, found: Prediction, rows: Bool, method: str) -> dict[str, Any]:
+def _scores(
+    inputs: TableInputs, found: Prediction, rows: Bool, method: str, is_clear: Bool | None = None
+) -> dict[str, Any]:
     """Return the errors and coverage of a method on some exposures."""
-    clear = rows & (inputs.offset > CLEAR)
+    clear = rows & (inputs.offset > CLEAR if is_clear is None else is_clear)
     error = (found.value - inputs.zero_point)[rows]
     widths = found.intervals.sigma_68[rows], found.intervals.sigma_95[rows]
     return {
@@ -248,26 +250,38 @@ def _paired(inputs: TableInputs, found: dict[str, Prediction], rows: Bool, seed:
 
 
 def _row_split(
-    tables: dict[str, ExposureTable], settings: TableSettings, say: Callable[[str], None]
-) -> dict[str, dict[str, Any]]:
-    """Return the scores of methods whose training exposures are drawn at random, whatever their night."""
+    tables: dict[str, ExposureTable], by_night: TableInputs, night_found: dict[str, Prediction],
+    settings: TableSettings, say: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Return the errors of methods whose training exposures are drawn at random from all nights.
+
+    Both splits are compared on the same exposures: those of the test nights that the random split does not train on.
+    """
     rng = np.random.default_rng(settings.seed)
     train = {name: rng.random(len(table)) < TRAIN_SHARE for name, table in tables.items()}
     inputs = table_inputs(tables, train)
-    found = _predictions(inputs, LEAKING, settings, say, "split by rows, ")
-    return {
-        name: {
-            method: {part: scores[part] for part in ("all", "clear")}
-            for method, one in found.items()
-            for scores in [_scores(inputs, one, (inputs.campaign == name) & ~inputs.train, method)]
+    found = _predictions(inputs, LEAKING, settings, say, "split by rows, ", folds=1)
+    out: dict[str, dict[str, Any]] = {}
+    for name in tables:
+        rows = (inputs.campaign == name) & ~inputs.train & ~by_night.train
+        clear = rows & (by_night.offset > CLEAR)
+        out[name] = {
+            method: {
+                split: {
+                    part: errors_of(one.value[some], inputs.zero_point[some]).as_dict()
+                    for part, some in (("all", rows), ("clear", clear))
+                }
+                for split, one in (("rows", found[method]), ("nights", night_found[method]))
+            }
+            for method in LEAKING
         }
-        for name in tables
-    }
+    return out
 
 
 def _transfer(
-    tables: dict[str, ExposureTable], train: dict[str, Bool], settings: TableSettings, say: Callable[[str], None]
-) -> dict[str, Any]:
+    tables: dict[str, ExposureTable], train: dict[str, Bool], clear: dict[str, Bool], settings: TableSettings,
+    say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
     """Return the scores of each campaign after a few nights of its own, and all training nights of the largest one."""
     largest = max(tables, key=lambda name: len(tables[name]))
     out: dict[str, Any] = {}
@@ -285,12 +299,16 @@ def _transfer(
             kept = learnt | ~train[name]
             pair = {largest: tables[largest].take(train[largest]), name: table.take(kept)}
             inputs = table_inputs(pair, {largest: np.ones(int(train[largest].sum()), dtype=bool), name: learnt[kept]})
-            found = _predictions(inputs, TRANSFERRED, settings, say, f"{name}, {n} nights, ")
+            found = _predictions(
+                inputs, TRANSFERRED, settings, say, f"{name}, {n} nights, ", folds=settings.transfer_folds
+            )
             rows = (inputs.campaign == name) & ~inputs.train
+            is_clear = np.zeros(len(inputs), dtype=bool)
+            is_clear[rows] = clear[name]
             scores[str(n)] = {
                 "n_train": int(learnt.sum()),
                 "n_test": int(rows.sum()),
-                "methods": {method: _scores(inputs, one, rows, method) for method, one in found.items()},
+                "methods": {method: _scores(inputs, one, rows, method, is_clear) for method, one in found.items()},
             }
         out[name] = {"from": largest, "nights": scores}
     return out

@@ -19,9 +19,9 @@ def report_lines(result: dict[str, Any]) -> Iterator[str]:
         yield from table_head(f"{name}, {one['n_test']} test exposures", COLUMNS)
         for method, scores in one["methods"].items():
             yield table_row(f"{method}: {scores['label']}", _row(scores))
-        yield from table_head(f"{name}, MAE", ("split by nights", "split by rows"))
+        yield from table_head(f"{name}, MAE on the same exposures", ("split by nights", "split by rows"))
         for method, leaking in one.get("row_split", {}).items():
-            yield table_row(method, [one["methods"][method]["all"]["mae"], leaking["all"]["mae"]])
+            yield table_row(method, [leaking[split]["all"]["mae"] for split in ("nights", "rows")])
         yield from table_head(f"{name}, difference of MAE", ("mag", "95 % from", "to", "relative"))
         for comparison, paired in one["paired"].items():
             numbers = [paired["difference"], *paired["interval_95"], paired["relative"]]
@@ -57,7 +57,9 @@ def draw_figures(result: dict[str, Any], to: Path, *, announce: Callable[[str], 
         methods = list(one["methods"])
         left.barh(methods, [one["methods"][m]["all"]["mae"] for m in methods], color="0.6", label="split by nights")
         leaking = one.get("row_split", {})
-        left.plot([leaking[m]["all"]["mae"] for m in leaking], list(leaking), "k|", ms=14, label="split by rows")
+        left.plot(
+            [leaking[m]["rows"]["all"]["mae"] for m in leaking], list(leaking), "k|", ms=14, label="split by rows"
+        )
         left.invert_yaxis()
         left.set_xlabel("mean absolute error [mag]")
         left.set_title(f"{name}, {one['n_test']} exposures")
