@@ -135,7 +135,7 @@ def _common_shift(here: Float, there: Float, radius: float, largest: float) -> F
     if n_pairs < FEWEST_FOR_SHIFT or chance > CHANCE_OF_SHIFT:
         return np.zeros(2)
     shift = np.array([edges[row], edges[column]]) + cell / 2
-    for _ in range(5):
-        close = np.hypot(*(offsets - shift).T) < 1.5 * cell
+    for reach in (2.2, 1.5, 1.5, 1.5, 1.5):  # in cells; the first holds all nine that were added up
+        close = np.hypot(*(offsets - shift).T) < reach * cell
         shift = np.median(offsets[close], axis=0) if close.any() else shift
     return np.asarray(shift)
