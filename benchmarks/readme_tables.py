@@ -15,6 +15,7 @@ import flux_tables
 import psf_tables
 import repair_tables
 import sed_tables
+import zeropoint_tables
 from committed import load, percent, table
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +40,11 @@ def summary() -> str:
     errors = [
         [row["rms_over_error"] for row in repaired if row["method"] == method] for method in ("frame's PSF", "median")
     ]
+    exposures = load("zeropoint_table")["campaigns"]
+
+    def zero_point_errors(method: str) -> str:
+        return " and ".join(f"{one['methods'][method]['all']['mae']:.4f}" for one in exposures.values()) + " mag"
+
     cubes = load("flux")["speed"]["flat"]
     bounds = [one["error"] / one["bound"] for one in load("flat_evaluation")["end_to_end"]["bands"].values()]
     kills = sum(row["kills"] for row in load("resume")["trials"])
@@ -66,6 +72,11 @@ def summary() -> str:
             "flat-field cubes of 12 slitless detectors, 400 stars each ([page](docs/flux.md))",
             f"{cubes['batched_s']:.2f} s; errors {min(bounds):.2f} to {max(bounds):.2f} times the Cramer-Rao bound",
             f"`astropy.modeling`, a loop: {cubes['astropy_loop_s']:.1f} s",
+        ],
+        [
+            "zero points of real exposures on unseen nights, two cameras, mean error ([page](docs/zeropoint.md))",
+            zero_point_errors("ours"),
+            f"previous exposure: {zero_point_errors('previous')}; boosted trees: {zero_point_errors('trees')}",
         ],
         [
             f"{kills} SIGKILLs at random moments ([page](docs/engine.md))",
@@ -485,6 +496,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/flux.md": flux_tables.TABLES,
     "docs/mock.md": {"mock": mock},
     "docs/sed.md": sed_tables.TABLES,
+    "docs/zeropoint.md": zeropoint_tables.TABLES,
 }
 
 
