@@ -90,7 +90,7 @@ def real_stars() -> str:
         for band, one in ((band, result["lco"][band]) for band in BANDS)
     ]
     head = [
-        "band", "zero point [mag]", "error (bootstrap) [mmag]", "stars used", "MAD [mmag]", 
+        "band", "zero point [mag]", "error (bootstrap) [mmag]", "stars used", "MAD [mmag]",
         "without colour term", "slope with g - r",
     ]  # fmt: skip
     pairs = [
@@ -138,8 +138,8 @@ def joint() -> str:
             ]
         )
     head = [
-        "survey", "observations [10^6]", "time (CPU) [s]", "peak memory [GiB]", "error, rms [mmag]", "quoted, "
-        "median", "error / quoted",
+        "survey", "observations [10^6]", "time (CPU) [s]", "peak memory [GiB]", "error, rms [mmag]",
+        "quoted, median", "error / quoted",
     ]  # fmt: skip
     island = sum(result["main"]["unanchored"].values())
     peer = result["peer"]
