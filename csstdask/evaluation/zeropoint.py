@@ -63,7 +63,9 @@ ARTICLE = {
 }
 """Table of the AZP-RC article (section 5), on an A100; its data are not public."""
 _SEED = 20261131
-_STUDY = FitSettings(epochs=15, learning_rate=6e-3, loss="student", weight_decay=0.1, adversarial=0.02)
+_STUDY = FitSettings(
+    epochs=15, learning_rate=6e-3, loss="student", weight_decay=0.02, adversarial=0.02, degrade_memory=0.5
+)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,9 @@ class ZeropointConfig(BaseModel):
     width: int = Field(24, ge=4, description="zero-point: units of hidden layers")
     latent: int = Field(10, ge=2, description="zero-point: units of the latents")
     loss: Literal["gaussian", "student"] = "student"
+    degrade_memory: float = Field(
+        0.5, ge=0, le=1, description="zero-point: share of examples with a memory as of sparse fields"
+    )
     ranking: float = Field(0.1, ge=0, description="weight of the ranking surrogate; of azprc: of the indicator")
     adversarial: float = Field(0.02, ge=0, description="weight of the survey discriminator")
     examples: int = Field(2400, ge=8, description="azprc: exposures of an epoch")
@@ -50,7 +53,7 @@ class ZeropointConfig(BaseModel):
         return FitSettings(
             epochs=self.epochs, batch=self.batch, learning_rate=self.learning_rate, least_rate=self.least_rate,
             weight_decay=self.weight_decay, loss=self.loss, ranking=self.ranking, adversarial=self.adversarial,
-            seed=self.seed,
+            degrade_memory=self.degrade_memory, seed=self.seed,
         )  # fmt: skip
 
     @property

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,14 @@ log = logging.getLogger("csstdask")
 
 ONE_SIGMA = 0.6827
 """Share of the exposures within one sigma that the calibration aims at."""
+_FEWEST = 100
+"""Exposures with small errors of their own from which alone the calibration is measured, if there are so many."""
+_DEGRADED = (0.004, 0.06)
+"""Least and greatest noise of a degraded memory [mag]: from a hundred stars to one."""
+_RUN = 5.0
+"""Mean number of entries of one field."""
+_WRONG, _WRONG_SIZE = 0.06, 0.15
+"""Share and size [mag] of wrong values among the noisiest entries."""
 _RANK_SCALE = 0.1
 """Difference of two zero points at which the ranking surrogate bends, in units of their scatter."""
 
@@ -59,6 +67,9 @@ class FitSettings:
     """Share of exposures without any telemetry; a third of the others misses some."""
     drop_memory: float = 0.1
     """Share of exposures without memory; for as many again the newest entries are withheld."""
+    degrade_memory: float = 0.0
+    """Share of exposures whose memory is made as noisy as that of sparse fields. Targets of sparse fields are too noisy
+    themselves to teach how far such a memory can be trusted."""
     drop_stars: float = 0.2
     drop_image: float = 0.2
     keep: Literal["best", "last"] = "last"
@@ -185,10 +196,31 @@ def drop_inputs(arrays: PriorArrays, settings: FitSettings, rng: np.random.Gener
         late = np.flatnonzero(~blank & (rng.random((n,)) < settings.drop_memory))
         for row, first in zip(late, rng.integers(1, k, len(late)), strict=True):
             memory[row], history[row] = _shifted(memory[row], first), _shifted(history[row], first)
+    memory = degrade_memory(memory, settings.degrade_memory, rng)
     hidden = rng.random((n,)) < settings.drop_stars
     stars[hidden], n_stars[hidden] = np.nan, 0
     image[rng.random((n,)) < settings.drop_image] = np.nan
     return PriorArrays(telemetry, memory, history, stars, n_stars, image, arrays.nominal)
+
+
+def degrade_memory(memory: npt.NDArray[Any], share: float, rng: np.random.Generator) -> npt.NDArray[Any]:
+    """Return a memory (n, K, 3) that is noisier for a share of the exposures, with a few wrong values.
+
+    Noise is drawn for runs of entries, as the exposures of one field are alike. Errors grow with it; wrong values, those
+    of a variable or blended star, are not announced.
+    """
+    n, k, _ = memory.shape
+    out = memory.copy()
+    if share <= 0 or k == 0:
+        return out
+    run = np.cumsum(rng.random((n, k)) < 1 / _RUN, axis=1)
+    log_size = rng.uniform(np.log(_DEGRADED[0]), np.log(_DEGRADED[1]), (n, k + 1))
+    size = np.exp(np.take_along_axis(log_size, run, axis=1))
+    size *= (rng.random((n, k + 1)) < 0.7)[np.arange(n)[:, None], run] * (rng.random((n, 1)) < share)
+    wrong = (rng.random((n, k)) < _WRONG) & (size > _DEGRADED[1] / 3)
+    out[..., 0] += size * rng.standard_normal((n, k)) + np.where(wrong, _WRONG_SIZE * rng.standard_normal((n, k)), 0.0)
+    out[..., 1] = np.hypot(out[..., 1], size)
+    return out
 
 
 def _shifted(rows: npt.NDArray[Any], first: int) -> npt.NDArray[Any]:
@@ -282,7 +314,8 @@ def fit_prior(
             learner, settings.schedule, folder or Path(scratch), device=torch.device("cpu"), announce=announce
         )
     network.eval()
-    calibrate(network, checked, checked_offset, checked_noise)
+    degraded = degrade_memory(checked.memory, settings.degrade_memory, np.random.default_rng(settings.seed))
+    calibrate(network, replace(checked, memory=degraded), checked_offset, checked_noise)
     return history
 
 
@@ -333,7 +366,11 @@ def calibrate(network: PriorNetwork, arrays: PriorArrays, offset: npt.NDArray[An
         history = np.full_like(arrays.memory_telemetry, np.nan) if k == 0 else arrays.memory_telemetry
         some = PriorArrays(**{**vars(arrays), "memory": memory, "memory_telemetry": history}).take(known)
         mean, sigma = predict_offsets(network, some)
-        network.log_scale[k] = float(np.log(_factor(np.abs(mean - offset[known]), sigma, noise[known])))
+        size, own = np.abs(mean - offset[known]), noise[known]
+        clear = own <= np.median(sigma)
+        if clear.sum() >= _FEWEST:
+            size, sigma, own = size[clear], sigma[clear], own[clear]
+        network.log_scale[k] = float(np.log(_factor(size, sigma, own)))
 
 
 def _factor(size: npt.NDArray[Any], sigma: npt.NDArray[Any], noise: npt.NDArray[Any]) -> float:

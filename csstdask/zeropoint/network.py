@@ -1,7 +1,8 @@
 """The network ``zeropoint``: a prior of the zero point with an honest sigma, from everything but the star's own level.
 
 1. *Conditions.* Telemetry gives a latent ``u`` and the offset ``G(u)``, linear in ``u`` with weights that depend on the
-   nominal zero point, by which cameras differ. Gaps are filled with the last value in the memory and marked. Image
+   nominal zero point, by which cameras differ. A gap is filled with a learned share of the last value in the memory
+   (much of that of slow conditions, little of those that change with every exposure) and marked. Image
    statistics and a permutation-invariant summary of the stars join in a second latent ``z``, with a further offset
    ``C(z)``.
 2. *Memory.* Each of the last K solved zero points gives a residual ``r_k = solved_k - nominal - G(u_k)``: what its
@@ -158,6 +159,7 @@ class PriorNetwork(nn.Module):
         self.register_buffer("magnitude_mean", torch.tensor(20.0))
         self.register_buffer("nominal_mean", torch.tensor(25.0))
         self.register_buffer("nominal_std", torch.tensor(1.0))
+        self.hold = nn.Parameter(torch.zeros(t))
         self.nominal_mean: Tensor
         self.nominal_std: Tensor
         self.register_buffer("offset_mean", torch.tensor(0.0))
@@ -221,20 +223,20 @@ class PriorNetwork(nn.Module):
     def _conditions(self, x: PriorTensors) -> tuple[Tensor, Tensor]:
         """Return normalised conditions of now and of the memory (n, 1 + K, q) and (n, 1 + K, 4 t).
 
-        The first are values and their products, for the linear term. The second are values, gaps filled by the next
-        older one, changes since the next older exposure, whether values are known, and whether they are filled.
+        The first are values and their products, for the linear term. The second are values (gaps filled with a share of
+        the next older one), changes since the next older exposure, whether values are known, and whether filled.
         """
         series = self._scaled(torch.cat([x.telemetry[:, None], x.memory_telemetry[:, : self.memory]], dim=1))
         values = ((series - self.telemetry_mean) / self.telemetry_std).clamp(-_CLIP, _CLIP)
         known = torch.isfinite(values)
-        filled = values[:, -1:]
-        steps = [filled]
-        for k in range(values.shape[1] - 2, -1, -1):
-            filled = torch.where(known[:, k : k + 1], values[:, k : k + 1], filled)
-            steps.append(filled)
-        full = torch.cat(steps[::-1], dim=1)
-        there = torch.isfinite(full)
-        full = torch.where(there, full, torch.zeros(()))
+        keep = torch.sigmoid(self.hold)
+        filled, there = torch.zeros_like(values[:, -1]), torch.zeros_like(known[:, -1])
+        steps = []
+        for k in range(values.shape[1] - 1, -1, -1):
+            filled = torch.where(known[:, k], values[:, k], keep * filled)
+            there = there | known[:, k]
+            steps.append((filled, there))
+        full, there = (torch.stack(column[::-1], dim=1) for column in zip(*steps, strict=True))
         older = torch.cat([full[:, 1:], full[:, -1:]], dim=1)
         both = there & torch.cat([there[:, 1:], there[:, -1:]], dim=1)
         change = torch.where(both, full - older, torch.zeros(()))

@@ -129,19 +129,20 @@ def test_every_input_may_be_absent(network: PriorNetwork) -> None:
 
 
 def test_gap_is_filled_from_the_memory() -> None:
-    """A value that is missing now counts as the last one in the memory; a flag tells that it is filled."""
+    """A missing value counts as a share of the older one, half before any training; a flag tells that it is filled."""
     network = PriorNetwork(("focus",), memory=2, stars=False, image=False)
     arrays = PriorArrays(
         np.array([[np.nan]], np.float32), np.zeros((1, 2, 3)), np.array([[[np.nan], [1.5]]], np.float32),
         np.zeros((1, 1, 7), np.float32), np.zeros(1, np.float32), np.zeros((1, len(IMAGE_STATISTICS)), np.float32),
         np.array([25.0], np.float32),
     )  # fmt: skip
-    linear, found = network._conditions(PriorTensors.of(arrays))
-    assert linear[0, :, 0].tolist() == [1.5, 1.5, 1.5]
-    assert linear[0, 0].tolist() == [1.5, 1.5**2 / 2]
+    with torch.inference_mode():
+        linear, found = network._conditions(PriorTensors.of(arrays))
+    assert linear[0, :, 0].tolist() == [0.375, 0.75, 1.5]
+    assert linear[0, 2].tolist() == [1.5, 1.5**2 / 2]
     value, change, known, there = found[0].T.tolist()
-    assert value == [1.5, 1.5, 1.5]
-    assert change == [0.0, 0.0, 0.0]
+    assert value == [0.375, 0.75, 1.5]
+    assert change == [-0.375, -0.75, 0.0]
     assert known == [0.0, 0.0, 1.0]
     assert there == [1.0, 1.0, 1.0]
 
