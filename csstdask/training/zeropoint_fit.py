@@ -206,8 +206,8 @@ def drop_inputs(arrays: PriorArrays, settings: FitSettings, rng: np.random.Gener
 def degrade_memory(memory: npt.NDArray[Any], share: float, rng: np.random.Generator) -> npt.NDArray[Any]:
     """Return a memory (n, K, 3) that is noisier for a share of the exposures, with a few wrong values.
 
-    Noise is drawn for runs of entries, as the exposures of one field are alike. Errors grow with it; wrong values, those
-    of a variable or blended star, are not announced.
+    Noise is drawn for runs of entries, as the exposures of one field are alike, and their errors include it. Wrong
+    values, those of a variable or blended star, have no larger error.
     """
     n, k, _ = memory.shape
     out = memory.copy()
