@@ -19,21 +19,21 @@ from threadpoolctl import threadpool_limits
 from csstdask.errors import InputError
 from csstdask.flux.flat import Flat
 from csstdask.instrument import Instrument, pixel_of, validate_instrument
+from csstdask.pipeline.calibrations import current_flat
 from csstdask.pipeline.config import RunConfig, load_config
 from csstdask.pipeline.frame import Frame
-from csstdask.pipeline.reductions.flat import read_cube
+from csstdask.pipeline.status import plan_of_run
 from csstdask.pipeline.step import Step
 from csstdask.pipeline.steps import apply_steps
 from csstdask.pipeline.steps.detect import DETECT
 from csstdask.pipeline.steps.psf import PSF
 from csstdask.pipeline.steps.repair import REPAIR
-from csstdask.pipeline.tables import ZeroPointTable, read_sources
+from csstdask.pipeline.tables import SourceTables
 from csstdask.psf.field import between_nodes, on_unit
 from csstdask.store.campaign import UnitFacts
 from csstdask.store.fits_backend import CsstBackend
 from csstdask.store.schema import NO_TIME
 from csstdask.store.sky_index import sky_coordinates, units_near, wcs_of
-from csstdask.store.tables import table_path
 from csstdask.toml_file import validated
 
 if TYPE_CHECKING:
@@ -269,13 +269,14 @@ class CsstAccessor:
         Raises
         ------
         InputError
-            If the run has no cube, or none of this detector.
+            If the run has no cube, or none of the present units of this detector.
         """
         data = self._dataset
         if "flat" not in data or "path" not in data.attrs:
             raise InputError("dataset", "no flat", "a run with the reduction flat (--steps flat)")
         number = int(_one_detector(data, detector)["detector"].values.ravel()[0])
-        flat = read_cube(Path(data.attrs["path"]), number)
+        root = Path(data.attrs["path"])
+        flat = current_flat(root, number, plan_of_run(root, data.attrs["campaign_path"]))
         if flat is None:
             raise InputError(f"detector {number}", "no finished flat", "a slitless detector (csstdask status says why)")
         return flat
@@ -321,14 +322,15 @@ class CsstAccessor:
         Returns
         -------
         pandas.DataFrame
-            Rows of the units that have a source table, fluxes in electron s-1. ``mag`` (AB) is of the Kron ``flux``,
+            Rows of the units whose source table is done, fluxes in electron s-1. ``mag`` (AB) is of the Kron ``flux``,
             ``mag_aperture`` of ``flux_aperture`` corrected to the total light of a star; their errors include that of
-            the zero point. NaN where the run has none. See `csstdask.pipeline.tables.read_sources`.
+            the zero point. NaN where the zero points of the run are not done for its present units. See
+            `csstdask.pipeline.tables.read_sources`.
 
         Raises
         ------
         InputError
-            If the dataset is not a run, or no unit of it has a source table.
+            If the dataset is not a run, or the source table of no unit is done.
         """
         data = self._dataset
         if "path" not in data.attrs or "campaign_path" not in data.attrs:
@@ -336,16 +338,16 @@ class CsstAccessor:
         some = data if exposure is None else _one_exposure(data, exposure)
         some = some if detector is None else _one_detector(some, detector)
         root = Path(data.attrs["path"])
-        table = ZeroPointTable(root)
+        table = SourceTables(root, plan_of_run(root, data.attrs["campaign_path"]))
         units = [
             (str(name), int(one))
             for name in np.atleast_1d(some["exposure"].values)
             for one in np.atleast_1d(some["detector"].values)
-            if table_path(root, "sources", str(name), int(one)).is_file()
+            if table.is_done(str(name), int(one))
         ]
         if not units:
-            raise InputError("dataset", "no unit with sources", "units that the step sources has been through")
-        return pa.concat_tables([read_sources(root, *unit, table=table) for unit in units]).to_pandas()
+            raise InputError("dataset", "no unit with sources", "units that are done (csstdask status says which)")
+        return pa.concat_tables([table.read(*unit) for unit in units]).to_pandas()
 
     def plot_focal_plane(self, name: str = "sci", *, exposure: int | str = 0, ax: Any = None) -> Any:
         """Draw one number a detector at its place in the focal plane: the median of an array, or a metric.

@@ -26,9 +26,9 @@ from csstdask.instrument.dispersion import dispersion_of, wavelength_grid
 from csstdask.mock import Recipe, load_recipe
 from csstdask.mock.slitless_camera import true_flat
 from csstdask.numerics.polynomials import legendre_products
+from csstdask.pipeline.calibrations import current_flat
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.mock_survey import mock
-from csstdask.pipeline.reductions.flat import read_cube
 from csstdask.pipeline.run import run
 from csstdask.pipeline.steps.extract import STAR_RATIOS
 from csstdask.store.campaign import Campaign
@@ -158,7 +158,7 @@ def score_cube(recipe: Recipe, campaign: Path, product: Path, detector: int) -> 
     """Compare the cube of a detector with the truth."""
     store = Campaign(campaign)
     shape = recipe.frame_shape
-    flat = read_cube(product, detector)
+    flat = current_flat(product, detector)
     if flat is None:
         raise RuntimeError(f"{product}: no cube of detector {detector}")
     chosen = slice(_SKIP, -_SKIP)

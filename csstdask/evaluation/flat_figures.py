@@ -10,7 +10,7 @@ import numpy as np
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe
 from csstdask.mock.slitless_camera import true_flat
-from csstdask.pipeline.reductions.flat import read_cube
+from csstdask.pipeline.calibrations import current_flat
 
 
 def draw_flat_figures(result: dict[str, Any], recipe: Recipe, folder: Path) -> list[Path]:
@@ -34,7 +34,7 @@ def _slices(recipe: Recipe, folder: Path) -> Path:
     ny, nx = recipe.frame_shape
     x, y = np.meshgrid(np.linspace(0, nx - 1, 80), np.linspace(0, ny - 1, 40))
     for line, (band, detector) in zip(axes, sorted(chosen.items()), strict=True):
-        flat = read_cube(folder / f"{recipe.name}-run.zarr", detector)
+        flat = current_flat(folder / f"{recipe.name}-run.zarr", detector)
         if flat is None:
             continue
         wavelength = float(np.median(flat.wavelength))

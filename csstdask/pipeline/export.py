@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import shlex
 import time
 import uuid
@@ -34,6 +35,7 @@ from csstdask.engine.schedulers import check_scheduler, default_workers
 from csstdask.engine.units import Selection, Unit
 from csstdask.engine.window import Task, failure, run_window
 from csstdask.errors import InputError, StoreError
+from csstdask.instrument import electrons_per_unit
 from csstdask.pipeline.done import frame_fingerprints
 from csstdask.pipeline.export_spectra import export_unit_spectra, spectra_jobs, write_calibrations
 from csstdask.pipeline.plan import Plan
@@ -54,7 +56,8 @@ from csstdask.store.zarr_arrays import open_group, refuse_inside_store, store_ki
 
 #: Peak bytes a pixel of one unit in export: three planes in their views, with scratch, and as FITS.
 EXPORT_BYTES_PER_PIXEL = 42
-#: Keyword, value and comment of header cards.
+ZERO_POINT_KEYWORDS = ("MAGZERO", "MAGZERR", "MAGZMETH")
+"""Cards of the zero point in the header of SCI."""
 
 
 @dataclass
@@ -120,9 +123,9 @@ def export(
     ----------
     store : path
         A campaign: planes as they were ingested. A run: repaired pixels, their weights, flags with our
-        cosmic-ray and INPAINTED bits in place of incoming cosmic-ray bits, and, once zero points are done, MAGZERO,
-        MAGZERR and MAGZMETH in the header of SCI; units that are done. What is read is
-        verified: a unit with a damaged file fails, and the reason names the file and the command that mends it.
+        cosmic-ray and INPAINTED bits in place of incoming cosmic-ray bits, and, once zero points of its present units
+        are done, MAGZERO, MAGZERR and MAGZMETH in the header of SCI (`zero_point_cards`); units that are done. What is
+        read is verified: a unit with a damaged file fails, and the reason names the file and the command that mends it.
     to : path
         A folder; made if it is not there. A file that an export of the same unit has left is kept; any other file of
         that name fails its unit, unless `overwrite` is set.
@@ -186,7 +189,7 @@ def export(
             outcome = run_window(slots, tasks, export_unit_spectra, keep, key=f"spectra-{session}")
     if plan is not None and outcome.stopped is None:
         detectors = [detector for detector in plan.campaign.detectors if _chosen(detector, units)]
-        written = write_calibrations(root, target, detectors, overwrite=overwrite, cubes=cubes)
+        written = write_calibrations(root, plan, target, detectors, overwrite=overwrite, cubes=cubes)
         summary.calibrations, failures = written
         summary.failures += failures
     summary.stopped = outcome.stopped
@@ -211,7 +214,7 @@ def _command(root: Path, target: Path, unit: Unit, campaign: str | Path | None) 
 
 
 def _is_run(root: Path) -> bool:
-    """Tell a run from a campaign; StoreError if it is neither."""
+    """Return whether a store is a run or a campaign; StoreError if it is neither."""
     kind = store_kind(root) or ("run" if (root / "ledger").is_dir() else "campaign")
     open_group(root, "campaign" if kind == "campaign" else "run")
     return kind != "campaign"
@@ -243,7 +246,8 @@ def _jobs(
     common: dict[str, Any] = {**places, "is_run": plan is not None, "session": session, "overwrite": overwrite}
     ledger = Ledger(root)
     history = _history(plan) if plan is not None else ()
-    zero_points = ZeroPointTable(root) if plan is not None else None
+    zero_points = ZeroPointTable(root, plan) if plan is not None else None
+    scales = source.read("unit_scale") if "unit_scale" in source.group else None
     for unit, row, column in units:
         facts = source.facts(unit.exposure, unit.detector)
         if plan is None:
@@ -258,6 +262,8 @@ def _jobs(
         names = [step.name for step in plan.steps]
         mend = reproduce_command(source.path, root, unit, "", steps=names, config=plan.config, verify=True)
         provenance = _provenance(plan, facts, wanted)
+        scale = 1.0 if scales is None else float(scales[row, column])
+        zero_point = ZeroPointValue() if zero_points is None else zero_points.of(unit.exposure, unit.detector)
         yield ExportJob(
             unit,
             row,
@@ -267,7 +273,7 @@ def _jobs(
             objects=tuple(read),
             mend=mend,
             history=history,
-            zero_point=() if zero_points is None else zero_point_cards(zero_points.of(unit.exposure, unit.detector)),
+            zero_point=zero_point_cards(zero_point, electron_rate(source.units, facts, scale)),
         )
 
 
@@ -289,12 +295,51 @@ def _provenance(plan: Plan, facts: UnitFacts, fingerprints: Mapping[str, str]) -
     return (*_provenance_of(facts), *models[1:], ("CSDFPRNT", fingerprints["repair"], None))
 
 
-def zero_point_cards(zero_point: ZeroPointValue) -> Provenance:
-    """Return header cards of a unit's zero point; none where it is not known."""
-    if not zero_point.known:
+def electron_rate(units: str, facts: UnitFacts, unit_scale: float = 1.0) -> float:
+    """Return the rate of 1 unit of an exported SCI [electron s-1]; NaN where exposure time or gain are unknown.
+
+    Parameters
+    ----------
+    units : str
+        Of the campaign's ``sci``.
+    facts : UnitFacts
+        Exposure time and gain.
+    unit_scale : float
+        What pixels were multiplied by on ingest: the exported ones are divided by it.
+
+    Examples
+    --------
+    >>> facts = UnitFacts("101", 7, "imaging", "i", 150.0, 0, 1.5, 5.0, "")
+    >>> [electron_rate(units, facts) for units in ("electron s-1", "electron", "adu", "adu s-1")]
+    [1.0, 0.006666666666666667, 0.01, 1.5]
+    """
+    if units == "electron s-1":
+        return unit_scale
+    rate = unit_scale * electrons_per_unit(units, facts.exptime, facts.gain) / facts.exptime if facts.exptime else 0.0
+    return rate if np.isfinite(rate) and rate > 0 else float("nan")
+
+
+def zero_point_cards(zero_point: ZeroPointValue, rate: float = 1.0) -> Provenance:
+    """Return header cards of a unit's zero point; none where it is not known.
+
+    Parameters
+    ----------
+    zero_point : ZeroPointValue
+        Of 1 electron/s.
+    rate : float
+        Of 1 unit of SCI [electron s-1]. MAGZERO is for sums of SCI as it is written: a star whose total light is S in
+        units of SCI has m = MAGZERO - 2.5 log10(S).
+
+    Examples
+    --------
+    >>> found = ZeroPointValue(25.0, 0.003, "solve", -0.05)
+    >>> [value for _, value, _ in zero_point_cards(found, 0.01)]
+    [30.0, 0.003, 'solve']
+    """
+    if not (zero_point.known and np.isfinite(rate)):
         return ()
     return (
-        ("MAGZERO", round(zero_point.value, 6), "[mag] AB magnitude of 1 electron/s"),
+        ("MAGZERO", round(zero_point.value - 2.5 * math.log10(rate), 6), "[mag] AB magnitude of 1 unit of SCI (BUNIT)"),
         ("MAGZERR", round(zero_point.sigma, 6), "[mag] 1 sigma of MAGZERO"),
         ("MAGZMETH", zero_point.method, "solve, joined, prior, borrowed, nominal"),
     )
@@ -314,7 +359,7 @@ def export_unit(job: ExportJob) -> dict[str, Any]:
     try:
         path = Path(job.target) / f"{job.unit.exposure}_{job.unit.detector}.fits"
         if path.exists() and not job.overwrite:
-            _check_same(path, job.provenance, job.zero_point)
+            _check_same(path, job)
             return {"unchanged": {}}
         _verify(job)
         dataset = _open(job.store, job.campaign, job.session, is_run=job.is_run)
@@ -339,21 +384,37 @@ def export_unit(job: ExportJob) -> dict[str, Any]:
     return {}
 
 
-def _check_same(path: Path, provenance: Provenance, zero_point: Provenance) -> None:
+def _check_same(path: Path, job: ExportJob) -> None:
     """Raise InputError unless a file is an export of the same pixels and zero point, by the cards of its headers."""
+    provenance = job.provenance
     try:
-        header, science = fits.getheader(path), fits.getheader(path, "SCI") if zero_point else fits.Header()
+        header = fits.getheader(path)
         found = {keyword: header.get(keyword) for keyword, _, _ in provenance}
+        other = _other_zero_point(fits.getheader(path, "SCI"), job) if job.is_run else []
     except (OSError, ValueError, KeyError, fits.VerifyError) as error:
         raise InputError(path, f"a file that is no FITS ({error})", "no file, or --overwrite to replace it") from None
     different = [keyword for keyword, value, _ in provenance if found[keyword] != value]
     different += [keyword for keyword in header if keyword.startswith("CSD") and keyword not in found]
-    if not different and (other := [keyword for keyword, value, _ in zero_point if science.get(keyword) != value]):
+    if not different and other:
         wanted = "no file, or --overwrite to replace it"
         raise InputError(path, f"an export with another zero point ({', '.join(other)} differ)", wanted)
     if different:
         what = "an export of other pixels" if found["CSDVERS"] else "a file that csstdask has not written"
         raise InputError(path, f"{what} ({', '.join(different)} differ)", "no file, or --overwrite to replace it")
+
+
+def _other_zero_point(science: fits.Header, job: ExportJob) -> list[str]:
+    """Return the cards of the zero point that differ from those of the run, or that the run has not.
+
+    A file that was exported before the zero points changed has other values, or cards where none are due now. Cards of
+    the same name in the original file stay where the run has none.
+    """
+    due = {keyword: value for keyword, value, _ in job.zero_point}
+    if not due and not any(keyword in science for keyword in ZERO_POINT_KEYWORDS):
+        return []
+    text = read_header(Path(job.campaign), job.row, job.column)
+    original = fits.Header.fromstring(text, sep="\n")
+    return [name for name in ZERO_POINT_KEYWORDS if science.get(name) != due.get(name, original.get(name))]
 
 
 def _verify(job: ExportJob) -> None:

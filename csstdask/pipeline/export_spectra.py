@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from csstdask.engine.window import failure
 from csstdask.errors import CsstdaskError, InputError, StoreError
 from csstdask.flux.flat import Flat
 from csstdask.pipeline.plan import Plan
-from csstdask.pipeline.reductions.flat import read_cube
+from csstdask.pipeline.reduction_status import current_fingerprints
+from csstdask.pipeline.reductions.flat import FLAT, read_cube
 from csstdask.pipeline.steps.extract import EXTRACT
 from csstdask.store.tables import read_table, table_path
 
@@ -39,6 +40,8 @@ class SpectraJob:
     overwrite: bool
     fingerprint: str
     """Of the step that extracted them."""
+    flat: str | None
+    """Fingerprint of the cube of the detector; None without one of the present units."""
 
 
 def spectra_jobs(root: Path, plan: Plan, target: Path, units: list[Unit], *, overwrite: bool) -> list[SpectraJob]:
@@ -46,12 +49,13 @@ def spectra_jobs(root: Path, plan: Plan, target: Path, units: list[Unit], *, ove
     if EXTRACT.name not in {step.name for step in plan.active_steps}:
         return []
     ledger, jobs = Ledger(root), []
+    flats = current_fingerprints(plan, ledger, FLAT, {unit.detector for unit in units})
     for unit in units:
         wanted = plan.fingerprints(plan.campaign.facts(unit.exposure, unit.detector)).get(EXTRACT.name)
         record = ledger.read(unit)
         if wanted is not None and record.recorded({EXTRACT.name: wanted}):
             path = target / f"{unit.exposure}_{unit.detector}_spectra.fits"
-            jobs.append(SpectraJob(unit, str(root), str(path), overwrite, wanted))
+            jobs.append(SpectraJob(unit, str(root), str(path), overwrite, wanted, flats.get(unit.detector)))
     return jobs
 
 
@@ -64,7 +68,7 @@ def export_unit_spectra(job: SpectraJob) -> dict[str, Any]:
             _check_same(path, job)
             return {"unchanged": {"spectra": True}}
         table = _verified_table(root, job.unit)
-        flat = read_cube(root, job.unit.detector)
+        flat = read_cube(root, job.unit.detector, job.flat)
         write_spectra(path, table, flat, job)
     except Exception as error:  # noqa: BLE001  a unit that cannot be written is named; the others are written
         return failure("export", error)
@@ -146,9 +150,11 @@ def calibrate(
 
 
 def write_calibrations(
-    root: Path, target: Path, detectors: Iterable[int], *, overwrite: bool, cubes: bool
+    root: Path, plan: Plan, target: Path, detectors: Collection[int], *, overwrite: bool, cubes: bool
 ) -> tuple[int, list[dict[str, Any]]]:
     """Write ``sensitivity_<detector>.fits``, and with `cubes` ``flat_<detector>.fits`` as aXe reads it.
+
+    Detectors without a cube of their present units are left out.
 
     Returns
     -------
@@ -156,9 +162,10 @@ def write_calibrations(
         Number of detectors, and why others failed. A file that is there is kept unless `overwrite` is set.
     """
     written, failures = 0, []
+    flats = current_fingerprints(plan, Ledger(root), FLAT, detectors)
     for detector in detectors:
         try:
-            flat = read_cube(root, detector)
+            flat = read_cube(root, detector, flats.get(detector))
             if flat is None:
                 continue
             for name, write in (("sensitivity", _write_sensitivity), ("flat", _write_cube)):
@@ -219,7 +226,7 @@ def _flat_identity(flat: Flat) -> str:
 
 def _check_same(path: Path, job: SpectraJob) -> None:
     """Raise InputError unless a file is an export of the same spectra and cube."""
-    flat = read_cube(Path(job.store), job.unit.detector)
+    flat = read_cube(Path(job.store), job.unit.detector, job.flat)
     wanted = (job.fingerprint, "" if flat is None else _flat_identity(flat))
     try:
         header = fits.getheader(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -104,7 +104,7 @@ class ReductionPart:
         return self.record_path.with_suffix(".inputs")
 
     def steps(self) -> Iterator[tuple[Unit, StepRecord, bool]]:
-        """Yield the recorded steps that make partials, sorted by exposure and detector; tell which are current."""
+        """Yield the recorded steps that make partials, sorted by exposure and detector, and whether each is current."""
         campaign, exposures = self.plan.campaign, self.plan.campaign.exposures
         columns = [campaign.detectors.index(detector) for detector in self.detectors]
         kinds = np.asarray(campaign.read("kind"), dtype=object)[: len(exposures), columns].astype(str)
@@ -126,8 +126,13 @@ class ReductionPart:
                 yield Partial(found.path, found.sha256), current
 
     def has_done_units(self) -> bool:
-        """Tell whether some unit has been through the step that makes partials, with the present settings."""
+        """Return whether some unit has been through the step that makes partials, with the present settings."""
         return any(current for _, _, current in self.steps())
+
+    def wanted(self) -> str | None:
+        """Return the identity of the result of its present partials; None if there are none."""
+        count, digest = Manifest.identity(CurrentPartials(self))
+        return self.fingerprint(digest) if count else None
 
     def fingerprint(self, digest: str) -> str:
         """Return the identity of its result: its settings and all its inputs."""
@@ -148,6 +153,39 @@ def parts_of(plan: Plan, ledger: Ledger, reduction: Reduction) -> list[Reduction
     kinds = np.isin(np.asarray(plan.campaign.read("kind"), dtype=object).astype(str), sorted(reduction.kinds))
     columns = np.flatnonzero((kinds & np.asarray(plan.campaign.present, dtype=bool)).any(axis=0))
     return [ReductionPart(plan, ledger, reduction, plan.campaign.detectors[column]) for column in columns]
+
+
+def current_fingerprints(
+    plan: Plan, ledger: Ledger, reduction: Reduction, detectors: Collection[int] | None = None
+) -> dict[int | None, str]:
+    """Return the fingerprints of the parts of a reduction whose results hold for the present partials.
+
+    Parameters
+    ----------
+    plan : Plan
+        As the run remembers it (`csstdask.pipeline.status.plan_of_run`).
+    ledger : Ledger
+        Of the run: the records of all units with frames of the reduction are read, some 0.2 ms each.
+    reduction : Reduction
+    detectors : collection of int, optional
+        Whose parts are asked for; by default all. The part of a whole campaign is always among them.
+
+    Returns
+    -------
+    dict
+        By detector; None: of the whole campaign. Parts that are pending or have failed are absent.
+    """
+    if reduction.name not in {one.name for one in plan.active_reductions}:
+        return {}
+    found = {}
+    for part in parts_of(plan, ledger, reduction):
+        if detectors is not None and part.detector is not None and part.detector not in detectors:
+            continue
+        record = ReductionRecord.read(part.record_path)
+        wanted = part.wanted() if record.objects else None
+        if wanted is not None and record.holds(ledger.root, wanted):
+            found[part.detector] = wanted
+    return found
 
 
 def reduction_status(plan: Plan, ledger: Ledger, *, verify: bool = False) -> list[ReductionSummary]:

@@ -1,24 +1,29 @@
 """Source tables of a run with calibrated magnitudes, which are computed when the tables are read.
 
 The tables on disk hold fluxes. Zero points follow from the whole campaign and change when it grows: magnitudes are
-joined to the rows here, and no table is written again.
+joined to the rows here, and no table is written again. Only what holds for the present settings and pixels is joined:
+tables and aperture corrections of units that are done, and zero points of the present units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from csstdask.engine.ledger import Ledger
+from csstdask.engine.units import Unit
 from csstdask.errors import InputError
-from csstdask.pipeline.reductions.zeropoints import METHOD, read_zero_points
+from csstdask.pipeline.calibrations import current_zero_points
+from csstdask.pipeline.plan import Plan
+from csstdask.pipeline.reductions.zeropoints import METHOD
+from csstdask.pipeline.status import plan_of_run
+from csstdask.pipeline.steps.sources import SOURCES
+from csstdask.pipeline.steps.zeropoint import ZEROPOINT
 from csstdask.store.tables import read_arrow, table_path
-from csstdask.store.zarr_arrays import array_names, get_array, open_group, read_small
 from csstdask.zeropoint.photometry import instrumental_magnitude
 
 Float = npt.NDArray[np.float64]
@@ -31,64 +36,99 @@ CORRECTION = "zp_aperture_correction"
 class ZeroPointValue:
     """The zero point of one unit."""
 
-    value: float
+    value: float = float("nan")
     """[mag]; NaN where unknown."""
-    sigma: float
+    sigma: float = float("inf")
     """inf where unknown."""
-    method: str
+    method: str = ""
     """Empty where unknown."""
-    correction: float
-    """From the aperture to the total light of a star [mag]."""
+    correction: float = float("nan")
+    """From the aperture to the total light of a star [mag]; NaN where unknown."""
 
     @property
     def known(self) -> bool:
-        """Tell whether there is a value with an error."""
+        """Return whether there is a value with an error."""
         return bool(np.isfinite(self.value) and np.isfinite(self.sigma))
 
 
-UNKNOWN = ZeroPointValue(float("nan"), float("inf"), "", 0.0)
-
-
 class ZeroPointTable:
-    """The zero points of a run, by unit.
+    """The zero points of the present units of a run.
+
+    Parameters
+    ----------
+    root : Path
+        The run's store. The records of all units are read, some 0.2 ms each.
+    plan : Plan
+        As the run remembers it (`csstdask.pipeline.status.plan_of_run`).
+    """
+
+    def __init__(self, root: Path, plan: Plan) -> None:
+        self._plan, self._ledger = plan, Ledger(root)
+        self._arrays = current_zero_points(root, plan)
+
+    @property
+    def finished(self) -> bool:
+        """Return whether the run has zero points of its present units."""
+        return self._arrays is not None
+
+    def of(self, exposure: str, detector: int) -> ZeroPointValue:
+        """Return the zero point of a unit; InputError if the campaign has no such unit."""
+        row, column = self._plan.campaign.index(exposure, detector)
+        if self._arrays is None or row >= len(self._arrays["zp"]):
+            return ZeroPointValue()
+        return ZeroPointValue(
+            value=float(self._arrays["zp"][row, column]),
+            sigma=float(self._arrays["zp_sigma"][row, column]),
+            method=str(self._arrays[METHOD][row, column]),
+            correction=self._correction(Unit(exposure, detector)),
+        )
+
+    def _correction(self, unit: Unit) -> float:
+        """Return the aperture correction of a unit, NaN unless its step `zeropoint` is current."""
+        facts = self._plan.campaign.facts(unit.exposure, unit.detector)
+        wanted = self._plan.fingerprints(facts).get(ZEROPOINT.name)
+        step = self._ledger.read(unit).steps.get(ZEROPOINT.name)
+        value = None if step is None or step.fingerprint != wanted else step.metrics.get(CORRECTION)
+        return float("nan") if value is None else float(value)
+
+
+class SourceTables:
+    """The source tables of the units of a run that are done, with calibrated magnitudes.
 
     Parameters
     ----------
     root : Path
         The run's store.
+    plan : Plan
+        As the run remembers it (`csstdask.pipeline.status.plan_of_run`).
     """
 
-    def __init__(self, root: Path) -> None:
-        group = open_group(root, "run")
-        exposures, detectors = (read_small(group, name).tolist() for name in ("exposure", "detector"))
-        self._rows = {str(name): row for row, name in enumerate(exposures)}
-        self._columns = {int(name): column for column, name in enumerate(detectors)}
-        self._arrays: Mapping[str, npt.NDArray[Any]] | None = read_zero_points(root)
-        self._correction = np.asarray(get_array(group, CORRECTION)[...]) if CORRECTION in array_names(root) else None
+    def __init__(self, root: Path, plan: Plan) -> None:
+        self._root, self._plan, self._ledger = root, plan, Ledger(root)
+        self._zero_points = ZeroPointTable(root, plan)
 
-    @property
-    def finished(self) -> bool:
-        """Tell whether the run has finished zero points."""
-        return self._arrays is not None
+    def is_done(self, exposure: str, detector: int) -> bool:
+        """Return whether the source table of a unit is that of the present settings and pixels."""
+        campaign, unit = self._plan.campaign, Unit(exposure, detector)
+        if not table_path(self._root, "sources", exposure, detector).is_file():
+            return False
+        if not campaign.is_present(exposure, detector):
+            return False
+        wanted = self._plan.fingerprints(campaign.facts(exposure, detector)).get(SOURCES.name)
+        return wanted is not None and bool(self._ledger.read(unit).fresh(self._root, {SOURCES.name: wanted}))
 
-    def of(self, exposure: str, detector: int) -> ZeroPointValue:
-        """Return the zero point of a unit; InputError if the run has no such unit."""
-        if exposure not in self._rows or detector not in self._columns:
-            raise InputError("unit", f"{exposure}/{detector}", "an exposure and a detector of the run")
-        where = self._rows[exposure], self._columns[detector]
-        if self._arrays is None:
-            return UNKNOWN
-        correction = np.nan if self._correction is None else float(self._correction[where])
-        return ZeroPointValue(
-            value=float(self._arrays["zp"][where]),
-            sigma=float(self._arrays["zp_sigma"][where]),
-            method=str(self._arrays[METHOD][where]),
-            correction=correction if np.isfinite(correction) else 0.0,
-        )
+    def read(self, exposure: str, detector: int) -> pa.Table:
+        """Return the sources of a unit that is done; see `read_sources`."""
+        path = table_path(self._root, "sources", exposure, detector)
+        return calibrated(read_arrow(path), self._zero_points.of(exposure, detector))
 
 
 def read_sources(
-    run: str | Path, exposure: str | None = None, detector: int | None = None, *, table: ZeroPointTable | None = None
+    run: str | Path,
+    exposure: str | None = None,
+    detector: int | None = None,
+    *,
+    campaign: str | Path | None = None,
 ) -> pa.Table:
     """Read the source tables of a run, with calibrated magnitudes.
 
@@ -100,8 +140,8 @@ def read_sources(
         One exposure; by default all.
     detector : int, optional
         One detector; by default all.
-    table : ZeroPointTable, optional
-        Of the run, where it has been read already.
+    campaign : str or Path, optional
+        Where the campaign lies, if it has moved.
 
     Returns
     -------
@@ -114,29 +154,31 @@ def read_sources(
 
         AB magnitudes in the natural system of the camera: neither a colour term nor a correction over the field is
         applied. Errors include that of the zero point, ``zp_sigma``, which all sources of a unit share. Null where the
-        flux is not positive or the run has no zero point of the unit. Units of columns are in the schema.
+        flux is not positive, and everywhere while the zero points of the run are not those of its present units.
+        Units that are not done for the present settings and pixels are left out. Units of columns are in the schema.
 
     Raises
     ------
     InputError
-        If the run has no such exposure or detector, or no source table of it.
+        If the run has no such exposure or detector, or no source table of it that is done.
     StoreError
-        If there is no run, or a file of it is damaged.
+        If there is no run or no campaign, or a file of the run is damaged.
     """
     root = Path(run)
-    known = ZeroPointTable(root) if table is None else table
+    tables = SourceTables(root, plan_of_run(root, campaign))
     pattern = f"{exposure or '*'}/{'*' if detector is None else detector}.parquet"
-    paths = (
-        sorted((root / "tables" / "sources").glob(pattern), key=lambda path: (path.parent.name, int(path.stem)))
+    found = (
+        sorted((path.parent.name, int(path.stem)) for path in (root / "tables" / "sources").glob(pattern))
         if exposure is None or detector is None
-        else [table_path(root, "sources", exposure, detector)]
+        else [(exposure, detector)]
     )
-    paths = [path for path in paths if path.is_file()]
-    if not paths:
+    units = [unit for unit in found if tables.is_done(*unit)]
+    if not units:
         unit = f"{'any exposure' if exposure is None else exposure}/{'any detector' if detector is None else detector}"
-        raise InputError(root, f"no source table of {unit}", "a unit that the step sources has been through")
-    units = [(path, known.of(path.parent.name, int(path.stem))) for path in paths]
-    return pa.concat_tables([calibrated(read_arrow(path), zero_point) for path, zero_point in units])
+        raise InputError(
+            root, f"no source table of {unit} that is done", "units that are done (csstdask status says which)"
+        )
+    return pa.concat_tables([tables.read(*unit) for unit in units])
 
 
 def calibrated(sources: pa.Table, zero_point: ZeroPointValue) -> pa.Table:

@@ -18,9 +18,13 @@ import xarray as xr
 
 from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.psf_grid import nodes
+from csstdask.engine.ledger import Ledger
 from csstdask.instrument import Instrument, electrons_per_unit, validate_instrument
 from csstdask.pipeline.done import done_units
 from csstdask.pipeline.frame import modelled_variance
+from csstdask.pipeline.plan import Plan
+from csstdask.pipeline.reduction_status import current_fingerprints
+from csstdask.pipeline.reductions import REDUCTIONS
 from csstdask.pipeline.status import plan_of_run
 from csstdask.store.campaign import FOOTPRINT, open_campaign
 from csstdask.store.formats import portable
@@ -38,8 +42,9 @@ def open_run(path: str | Path, campaign: str | Path | None = None, *, check: boo
     campaign : str or Path, optional
         Where the campaign lies, if not where the run remembers it.
     check : bool
-        Read the records of all units (some 0.2 ms each) to know which are done. Without it ``done`` is absent, and the
-        views of a unit that is not done mean nothing.
+        Read the records of all units (some 0.2 ms each, and again for each reduction) to know which are done. Without
+        it ``done`` is absent, the views of a unit that is not done mean nothing, and results of reductions may be those
+        of other settings or pixels.
 
     Returns
     -------
@@ -47,7 +52,9 @@ def open_run(path: str | Path, campaign: str | Path | None = None, *, check: boo
         The run's products and metrics, its campaign's coordinates, and the views ``clean``, ``clean_wht``,
         ``flag_out`` and ``cr_mask_input``; of its ``.csst`` accessor, what needs no raw planes. The coordinate ``done``
         (exposure, detector) says which units are done for the pixels that the campaign has now: of others, ``clean`` is
-        NaN, ``clean_wht`` 0, and ``flag_out`` the campaign's flags.
+        NaN, ``clean_wht`` 0, and ``flag_out`` the campaign's flags. Results of reductions (``zp``, ``zp_sigma``,
+        ``zp_method`` ..., ``flat`` ...) that are not those of the present units (``csstdask status`` says that they are
+        pending or failed) are replaced by their fill values: NaN, or an empty text.
 
     Raises
     ------
@@ -72,8 +79,9 @@ def open_run(path: str | Path, campaign: str | Path | None = None, *, check: boo
             dataset[name] = source[name]
     dataset["cr_mask_input"] = (source["flag"] & incoming) != 0
     if check:
-        done = done_units(root, plan_of_run(root, source_path), dataset.sizes["exposure"])
-        dataset = dataset.assign_coords(done=(("exposure", "detector"), done))
+        plan = plan_of_run(root, source_path)
+        done = done_units(root, plan, dataset.sizes["exposure"])
+        dataset = _only_current(dataset, root, plan).assign_coords(done=(("exposure", "detector"), done))
     if "repair" not in dataset:
         return dataset
     repaired = dataset["cr_mask"] & np.isfinite(dataset["repair_variance"])
@@ -86,6 +94,25 @@ def open_run(path: str | Path, campaign: str | Path | None = None, *, check: boo
     dataset["flag_out"] = (source["flag"] & ~incoming) | ours
     dataset["flag_out"].attrs = dict(source["flag"].attrs)
     return _only_done(dataset, source["flag"]) if check else dataset
+
+
+def _only_current(dataset: xr.Dataset, root: Path, plan: Plan) -> xr.Dataset:
+    """Return a run without the results of reductions that are not those of its present units."""
+    ledger, replaced = Ledger(root), {}
+    detectors = dataset["detector"].values.tolist()
+    for reduction in REDUCTIONS.values():
+        stored = [product for product in reduction.products if product.name in dataset]
+        if not stored:
+            continue
+        current = current_fingerprints(plan, ledger, reduction)
+        kept = np.array([None in current or detector in current for detector in detectors], dtype=bool)
+        for product in [] if kept.all() else stored:
+            values = dataset[product.name]
+            fill = xr.full_like(values, product.fill)
+            if reduction.scope == "detector":
+                fill = xr.where(xr.DataArray(kept, dims="detector"), values, fill).transpose(*values.dims)
+            replaced[product.name] = values.copy(data=fill.data)
+    return dataset.assign(replaced)
 
 
 def _only_done(dataset: xr.Dataset, flag: xr.DataArray) -> xr.Dataset:

@@ -13,9 +13,9 @@ import xarray as xr
 
 from csstdask.errors import StoreError
 from csstdask.flux.flat import Flat
+from csstdask.pipeline.calibrations import current_flat
 from csstdask.pipeline.export_spectra import calibrate
-from csstdask.pipeline.reductions.flat import read_cube
-from csstdask.pipeline.status import Summary
+from csstdask.pipeline.status import Summary, plan_of_run
 from csstdask.report.cutouts import picture
 from csstdask.report.document import number, table
 from csstdask.report.focal_plane import mosaic
@@ -49,10 +49,11 @@ def draw_slitless(dataset: xr.Dataset, run: str | Path, summary: Summary) -> str
 
 
 def _flats(dataset: xr.Dataset, root: Path) -> Iterator[tuple[int, Flat]]:
-    """Yield the finished cubes of a run, by detector; what is damaged is left to the state of the reduction."""
+    """Yield the cubes of the present units of a run; what is damaged is left to the state of the reduction."""
+    plan = plan_of_run(root, dataset.attrs["campaign_path"])
     for detector in dataset["detector"].values.tolist():
         with contextlib.suppress(StoreError):
-            flat = read_cube(root, int(detector))
+            flat = current_flat(root, int(detector), plan)
             if flat is not None:
                 yield int(detector), flat
 

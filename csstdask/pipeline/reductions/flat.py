@@ -137,11 +137,18 @@ def flat_of_detector(values: Mapping[str, Any], shape: tuple[int, int], detector
     )
 
 
-def read_cube(root: Path, detector: int) -> Flat | None:
-    """Return the cube of a detector from a run's store; None if the run has no finished one.
+def read_cube(root: Path, detector: int, wanted: str | None) -> Flat | None:
+    """Return the cube of a detector from a run's store; None if the run has none of its present units.
 
-    A cube counts as finished if its record says so and all its arrays are on disk as recorded: arrays of a reduction
-    that was interrupted or has failed are not read.
+    Parameters
+    ----------
+    root : Path
+        The run's store.
+    detector : int
+        Its id.
+    wanted : str or None
+        Fingerprint of the result of the present partials (`csstdask.pipeline.reduction_status.current_fingerprints`).
+        A cube counts if it is recorded under it and all arrays are on disk as recorded.
 
     Raises
     ------
@@ -149,7 +156,7 @@ def read_cube(root: Path, detector: int) -> Flat | None:
         If an array is damaged.
     """
     record = ReductionRecord.read(reduction_record_path(root, FLAT.name, detector))
-    if not record.holds(root, record.fingerprint) or not record.objects:
+    if wanted is None or not record.objects or not record.holds(root, wanted):
         return None
     for item in record.objects:
         if not item.intact(root, checksum=True):

@@ -101,10 +101,16 @@ def zero_points(stars: CampaignStars, config: RunConfig, campaign: Campaign, _de
     )
 
 
-def read_zero_points(root: Path) -> dict[str, npt.NDArray[Any]] | None:
-    """Return the zero points of a run's store (exposure, detector), by name; None if it has no finished ones.
+def read_zero_points(root: Path, wanted: str | None) -> dict[str, npt.NDArray[Any]] | None:
+    """Return the zero points of a run's store (exposure, detector), by name; None if it has none of its present units.
 
-    They count as finished if their record says so and all arrays are on disk as recorded.
+    Parameters
+    ----------
+    root : Path
+        The run's store.
+    wanted : str or None
+        Fingerprint of the result of the present partials (`csstdask.pipeline.reduction_status.current_fingerprints`).
+        Zero points count if they are recorded under it and all arrays are on disk as recorded.
 
     Raises
     ------
@@ -112,7 +118,7 @@ def read_zero_points(root: Path) -> dict[str, npt.NDArray[Any]] | None:
         If an array is damaged.
     """
     record = ReductionRecord.read(reduction_record_path(root, ZEROPOINTS.name, None))
-    if not record.holds(root, record.fingerprint) or not record.objects:
+    if wanted is None or not record.objects or not record.holds(root, wanted):
         return None
     for item in record.objects:
         if not item.intact(root, checksum=True):
