@@ -13,8 +13,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from csstdask.engine.units import Unit
-from csstdask.pipeline.reductions.zeropoints import METHOD, ZEROPOINTS, read_zero_points
-from csstdask.pipeline.status import Summary
+from csstdask.pipeline.calibrations import current_zero_points
+from csstdask.pipeline.reductions.zeropoints import METHOD, ZEROPOINTS
+from csstdask.pipeline.status import Summary, plan_of_run
 from csstdask.pipeline.steps.zeropoint import ZEROPOINT_STARS
 from csstdask.report.document import Cell, number, table
 from csstdask.report.plots import plot
@@ -49,10 +50,16 @@ class _ZeroPoints:
     arrays: dict[str, npt.NDArray[Any]]
 
     @property
-    def days(self) -> Float:
-        """(exposure,) Begin of each exposure since the first [day]; their number where times are unknown."""
+    def timed(self) -> bool:
+        """Return whether the exposures have times that put them in order: known ones, no two equal."""
         time = self.dataset["time"].values
-        if np.isnat(time).any() or len(np.unique(time)) < len(time):
+        return not np.isnat(time).any() and len(np.unique(time)) == len(time)
+
+    @property
+    def days(self) -> Float:
+        """(exposure,) Begin of each exposure since the first [day]; numbers of exposures unless they are `timed`."""
+        time = self.dataset["time"].values
+        if not self.timed:
             return np.arange(len(time), dtype=np.float64)
         return np.asarray((time - time.min()) / np.timedelta64(1, "D"), dtype=np.float64)
 
@@ -62,12 +69,13 @@ class _ZeroPoints:
 
 
 def draw_zero_points(dataset: xr.Dataset, run: str | Path, summary: Summary) -> str:
-    """Return history, alarms and residuals of a run's zero points; an empty text without finished ones."""
+    """Return history, alarms and residuals of a run's zero points; without those of its present units, their state."""
     root = Path(run)
     state = next((one for one in summary.reductions if one.name == ZEROPOINTS.name), None)
     if state is None or "zp_solve" not in dataset:
         return ""
-    arrays = read_zero_points(root)
+    done = state.state == "done"
+    arrays = current_zero_points(root, plan_of_run(root, dataset.attrs["campaign_path"])) if done else None
     if arrays is None or arrays["zp"].shape != dataset["zp_solve"].shape:
         return f"<p>{html.escape(state.line())}</p>"
     found = _ZeroPoints(dataset, arrays)
@@ -135,7 +143,8 @@ def _history(axes: Axes, found: _ZeroPoints, column: int) -> None:
         shown = (method == name) & np.isfinite(value) & np.isfinite(sigma)
         if shown.any():
             axes.errorbar(days[shown], value[shown], sigma[shown], fmt="o", ms=3, lw=0.8, color=color, label=name)
-    axes.set(xlabel="time since the first exposure [day]", ylabel="zero point [mag]")
+    label = "time since the first exposure [day]" if found.timed else "exposure, as numbered in the campaign"
+    axes.set(xlabel=label, ylabel="zero point [mag]")
     axes.legend(fontsize=7, ncols=len(METHODS), frameon=False)
 
 

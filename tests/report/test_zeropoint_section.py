@@ -16,6 +16,7 @@ from csstdask.report.zeropoint import draw_zero_points
 from csstdask.store.tables import unit_file_path
 from csstdask.zeropoint.matched import MatchedStars
 
+NUMBERED = "exposure, as numbered in the campaign"
 N, DETECTORS, NOISE = 12, [7, 8], 0.002
 SUMMARY = Summary(reductions=[ReductionSummary("zeropoints", "done", 24, remarks=["3 units in 1 unanchored parts"])])
 
@@ -46,7 +47,8 @@ def run(tmp_path, monkeypatch):
     sigma, method = np.full((N, 2), NOISE), np.full((N, 2), "joined", dtype=object)
     method[0] = "solve"
     arrays = {"zp": solve, "zp_sigma": sigma, "zp_method": method, "zp_prior": prior, "zp_prior_sigma": sigma}
-    monkeypatch.setattr(section, "read_zero_points", lambda _: arrays)
+    monkeypatch.setattr(section, "current_zero_points", lambda _root, _plan: arrays)
+    monkeypatch.setattr(section, "plan_of_run", lambda _root, _campaign: None)
     dims = ("exposure", "detector")
     dataset = xr.Dataset(
         {"zp_solve": (dims, solve), "zp_solve_sigma": (dims, sigma), "zp_n_used": (dims, np.full((N, 2), 39.0))},
@@ -55,6 +57,7 @@ def run(tmp_path, monkeypatch):
             "detector": DETECTORS,
             "time": ("exposure", np.datetime64("2028-01-01", "ns") + np.arange(N) * np.timedelta64(1, "D")),
         },
+        {"campaign_path": str(tmp_path)},
     )
     for row in range(N):
         for detector in DETECTORS:
@@ -93,13 +96,27 @@ def test_times_may_be_unknown_and_files_absent(run):
     dataset = dataset.assign_coords(time=("exposure", np.full(N, np.datetime64("NaT", "ns"))))
     for path in root.rglob("*.safetensors"):
         path.unlink()
-    assert draw_zero_points(dataset, root, SUMMARY).count("<svg") == 2
+    page = draw_zero_points(dataset, root, SUMMARY)
+    assert page.count("<svg") == 2
+    assert page.count(NUMBERED) == 2
+    assert "[day]" not in page
+
+
+def test_the_axis_of_time_says_what_it_counts(run):
+    """Two exposures of one time, such as imsets, are numbered."""
+    dataset, root = run
+    page = draw_zero_points(dataset, root, SUMMARY)
+    assert (page.count("time since the first exposure [day]"), page.count(NUMBERED)) == (2, 0)
+    times = dataset["time"].values.copy()
+    times[1] = times[0]
+    page = draw_zero_points(dataset.assign_coords(time=("exposure", times)), root, SUMMARY)
+    assert (page.count("time since the first exposure [day]"), page.count(NUMBERED)) == (0, 2)
 
 
 def test_without_zero_points_there_is_no_section(run, monkeypatch):
     dataset, root = run
     assert draw_zero_points(dataset, root, Summary()) == ""
     assert draw_zero_points(dataset.drop_vars("zp_solve"), root, SUMMARY) == ""
-    monkeypatch.setattr(section, "read_zero_points", lambda _: None)
+    monkeypatch.setattr(section, "current_zero_points", lambda _root, _plan: None)
     pending = Summary(reductions=[ReductionSummary("zeropoints", "pending", 3)])
     assert draw_zero_points(dataset, root, pending) == "<p>reduction zeropoints: pending, 3 inputs</p>"
