@@ -13,8 +13,10 @@ from csstdask.nn.card import ModelCard, read_card
 DEFAULTS = {"cosmicray": "unet", "inpaint": "median", "psf": "principal", "sed": "sed", "zeropoint": "zeropoint"}
 #: The PSF model that learns from the stars at hand: its name, and the kind of cards like its own.
 EMPIRICAL = "empirical"
+#: What asks for no model at all, where a task can do without one.
+NO_MODEL = "none"
 #: What asks for no PSF at all: stars are then repaired as everything else.
-NO_PSF = "none"
+NO_PSF = NO_MODEL
 
 
 @functools.cache

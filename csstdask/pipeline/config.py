@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from csstdask.errors import StoreError
-from csstdask.nn.models import NO_PSF, find_card
+from csstdask.nn.models import NO_MODEL, NO_PSF, find_card
 from csstdask.store.zarr_arrays import kept_attributes, open_group, root_metadata
 from csstdask.toml_file import read_toml, validated
 
@@ -27,7 +27,7 @@ class BackgroundSettings(_Settings):
 
 def _model_for(task: str, *, or_none: bool = False) -> AfterValidator:
     def check(name: str) -> str:
-        if or_none and name == NO_PSF:
+        if or_none and name == NO_MODEL:
             return name
         find_card(task, name)
         return str(Path(name).resolve()) if name.endswith(".json") else name  # workers have folders of their own
@@ -124,10 +124,6 @@ class FlatSettings(_Settings):
     )
 
 
-NO_PRIOR = "none"
-"""The model of zero points that asks for no prior from a network."""
-
-
 class ZeropointSettings(_Settings):
     """Photometric zero points."""
 
@@ -159,7 +155,7 @@ class ZeropointSettings(_Settings):
         0.002, gt=0, description="1 sigma of the term of a unit beyond exposure and detector [mag]"
     )
     model: Annotated[str, _model_for("zeropoint", or_none=True)] = Field(
-        "default", description=f"{_MODEL_HELP}; {NO_PRIOR}: stars and recent zero points alone"
+        "default", description=f"{_MODEL_HELP}; {NO_MODEL}: stars and recent zero points alone"
     )
     reference_sha256: str | None = Field(None, repr=False, description="checksum of the reference that was used")
     telemetry_sha256: str | None = Field(None, repr=False, description="checksum of the telemetry that was used")

@@ -22,9 +22,8 @@ from csstdask.pipeline.plan import Plan, make_plan
 from csstdask.pipeline.reduction_status import reduction_status
 from csstdask.pipeline.stages import resolve_stages
 from csstdask.pipeline.status import Summary
+from csstdask.pipeline.zeropoint_inputs import check_zeropoint_inputs
 from csstdask.store.zarr_arrays import open_group, refuse_inside_store, store_kind
-from csstdask.zeropoint.reference import check_reference
-from csstdask.zeropoint.telemetry import check_telemetry
 
 #: Steps and reductions that need a catalogue of stars.
 NEED_CATALOGUE = ("extract", "flat")
@@ -163,7 +162,7 @@ def check_inputs(plan: Plan) -> None:
     if steps.intersection(NEED_CATALOGUE):
         _check_catalogue(plan)
     if steps.intersection(NEED_REFERENCE):
-        _check_reference(plan)
+        check_zeropoint_inputs(plan)
 
 
 def _check_catalogue(plan: Plan) -> None:
@@ -175,19 +174,6 @@ def _check_catalogue(plan: Plan) -> None:
     check_catalogue(Path(settings.catalogue), plan.campaign.instrument.bands)
     if settings.spectra is not None:
         check_seds(Path(settings.spectra))
-
-
-def _check_reference(plan: Plan) -> None:
-    settings = plan.config.zeropoint
-    if settings.reference is None:
-        raise InputError("--steps zeropoint", "no reference stars", "--reference STARS.parquet")
-    known = check_reference(Path(settings.reference))
-    absent = [band for band in settings.color or () if band not in known]
-    if absent:
-        wanted = f"bands of {settings.reference} ({', '.join(known)})"
-        raise InputError("[zeropoint] color", ", ".join(absent), wanted)
-    if settings.telemetry is not None:
-        check_telemetry(Path(settings.telemetry))
 
 
 def keep_models(root: Path, config: RunConfig) -> RunConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from astropy.wcs import WCS
@@ -9,11 +11,12 @@ from shell import csstdask_command
 
 from csstdask.errors import InputError
 from csstdask.instrument import load_instrument
+from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.prepare import check_inputs, find_inputs, prepare
 from csstdask.pipeline.steps.zeropoint import MOST_REPAIRED, ZEROPOINT, ZEROPOINT_STARS, solve_unit
-from csstdask.store.campaign import UnitFacts
+from csstdask.store.campaign import Campaign, UnitFacts
 from csstdask.store.schema import NO_TIME
 from csstdask.store.tables import write_table
 from csstdask.zeropoint.matched import MatchedStars
@@ -220,6 +223,68 @@ def test_unusable_tables_are_named_before_a_run(small_campaign, tmp_path):
     write_table(tmp_path / "stars.parquet", {"ra": np.zeros(1), "dec": np.zeros(1)}, {})
     with pytest.raises(InputError, match="found no column of magnitudes"):
         start(reference=str(tmp_path / "stars.parquet"))
+    text = np.full(80, "n/a", dtype=object)
+    wanted = r"bad\.parquet: found column mag_z of type string; wanted numbers: convert the column or remove it"
+    with pytest.raises(InputError, match=wanted):
+        start(reference=str(Unit().write(tmp_path / "bad.parquet", mag_z=text, mag_z_err=np.ones(80))))
+    stars = {"ra": np.zeros(1), "dec": np.zeros(1), "mag_NUV": np.full(1, 20.0), "mag_NUV_err": np.full(1, 0.01)}
+    write_table(tmp_path / "uv.parquet", stars, {})
+    wanted = r"uv\.parquet: found magnitudes in NUV alone; wanted mag_BAND of the campaign's images \(.*i.*\)"
+    with pytest.raises(InputError, match=wanted):
+        start(reference=str(tmp_path / "uv.parquet"))
+    twice = {"exposure": np.array(["a", "a"], dtype=object), "focus": np.zeros(2)}
+    write_table(tmp_path / "twice.parquet", twice, {})
+    with pytest.raises(InputError, match="found several rows of exposure a; wanted one row an exposure"):
+        start(reference=reference, telemetry=str(tmp_path / "twice.parquet"))
+    write_table(tmp_path / "text.parquet", {"exposure": twice["exposure"][:1], "focus": text[:1]}, {})
+    with pytest.raises(InputError, match="found column focus of type string; wanted numbers"):
+        start(reference=reference, telemetry=str(tmp_path / "text.parquet"))
+
+
+def test_suspicious_tables_are_warned_of_before_a_run(small_campaign, tmp_path, caplog):
+    def start(**settings):
+        config = RunConfig.model_validate({"zeropoint": {"model": "none", **settings}})
+        caplog.clear()
+        with caplog.at_level("WARNING", "csstdask"):
+            prepare(small_campaign, tmp_path / "run.zarr", ["zeropoints"], _everything(), config, "threads", 1)
+        return caplog.messages
+
+    unit, exposures = Unit(), Campaign(small_campaign).exposures
+    reference = str(unit.write(tmp_path / "reference.parquet"))
+    table = {"exposure": np.array([exposures[0]], dtype=object), "focus": np.zeros(1)}
+    write_table(tmp_path / "telemetry.parquet", table, {})
+    known = start(reference=reference, telemetry=str(tmp_path / "telemetry.parquet"))
+    write_table(tmp_path / "other.parquet", table | {"exposure": np.array(["b", "a"], dtype=object)[:1]}, {})
+    messages = start(reference=reference, telemetry=str(tmp_path / "other.parquet"))
+    assert len(messages) == len(known) + 1
+    assert f"has no row of an exposure of the campaign, such as b: wanted ids such as {exposures[0]}" in messages[-1]
+    (empty,) = set(start(reference=str(unit.write(tmp_path / "empty.parquet", rows=slice(0, 0))))) - set(known)
+    assert empty == f"{tmp_path / 'empty.parquet'} has no stars: zero points come without them"
+    bands = {"ra": unit.ra, "dec": unit.dec, "mag_i": unit.mag, "mag_i_err": np.full(80, 0.01)}
+    write_table(tmp_path / "some.parquet", bands, {})
+    assert any("has no magnitudes in " in message for message in start(reference=str(tmp_path / "some.parquet")))
+
+
+def test_a_network_that_cannot_be_loaded_is_refused_before_a_run(small_campaign, tmp_path):
+    """Weights that are not those of the card."""
+    card = find_card("zeropoint", "default")
+    description = card.weights.with_suffix(".json")
+    shutil.copy(description, tmp_path / description.name)
+    (tmp_path / card.weights.name).write_bytes(card.weights.read_bytes()[:-4] + b"\0\0\0\1")
+    table = {"exposure": np.array(Campaign(small_campaign).exposures, dtype=object), "focus": np.zeros(2)}
+    write_table(tmp_path / "telemetry.parquet", table, {})
+    reference = str(Unit().write(tmp_path / "reference.parquet"))
+
+    def start(**settings):
+        config = RunConfig.model_validate(
+            {"zeropoint": {"reference": reference, "model": str(tmp_path / description.name), **settings}}
+        )
+        prepare(small_campaign, tmp_path / "run.zarr", ["zeropoints"], _everything(), config, "threads", 1)
+
+    start()  # without telemetry no network is asked
+    wanted = r"\[zeropoint\] model: found .*SHA-256.*; wanted a model that can be loaded, or model = \"none\""
+    with pytest.raises(InputError, match=wanted):
+        start(telemetry=str(tmp_path / "telemetry.parquet"))
 
 
 def test_the_reference_decides_the_step_and_the_telemetry_the_reduction(small_campaign, tmp_path):

@@ -13,10 +13,11 @@ import numpy.typing as npt
 from csstdask.engine.partials import ReductionRecord, reduction_record_path
 from csstdask.errors import StoreError
 from csstdask.instrument import Instrument
-from csstdask.nn.models import find_card
-from csstdask.pipeline.config import NO_PRIOR, RunConfig
+from csstdask.nn.models import NO_MODEL, find_card
+from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.reduction import Reduced, Reduction, ReductionProduct
 from csstdask.pipeline.steps.zeropoint import ZEROPOINT, ZEROPOINT_STARS
+from csstdask.pipeline.zeropoint_inputs import check_unchanged, uses_network
 from csstdask.store.campaign import Campaign
 from csstdask.store.schema import UNIT_DIMS
 from csstdask.store.zarr_arrays import get_array, open_group
@@ -63,11 +64,10 @@ class ZeropointsAlgorithm:
 def zero_points(stars: CampaignStars, config: RunConfig, campaign: Campaign, _detectors: tuple[int, ...]) -> Reduced:
     """Return the arrays of the campaign from the stars of its units."""
     from csstdask.zeropoint.campaign import CampaignSettings, calibrate_campaign
-    from csstdask.zeropoint.telemetry import read_telemetry
 
     settings = config.zeropoint
     exposures = [str(name) for name in stars.exposure]
-    telemetry = None if settings.telemetry is None else read_telemetry(Path(settings.telemetry)).of(exposures)
+    telemetry = _telemetry(config, exposures)
     chosen = CampaignSettings(
         match_radius=settings.match_radius,
         epoch_days=settings.epoch_days,
@@ -97,8 +97,45 @@ def zero_points(stars: CampaignStars, config: RunConfig, campaign: Campaign, _de
             "zp_joint": spread(found.joint, np.nan),
             "zp_joint_sigma": spread(found.joint_sigma, np.nan),
         },
-        metrics=found.metrics,
+        metrics=found.metrics
+        | {
+            "n_without_magnitudes": int(_without_magnitudes(stars).sum()),
+            "n_without_telemetry": None if telemetry is None else _without_values(telemetry, len(exposures)),
+        },
     )
+
+
+def _telemetry(config: RunConfig, exposures: list[str]) -> dict[str, npt.NDArray[np.float64]] | None:
+    """Return the telemetry of the exposure of each unit; None without a table.
+
+    Raises
+    ------
+    InputError
+        If the table was replaced since the run began: another one would be recorded under its checksum.
+    """
+    from csstdask.zeropoint.telemetry import read_telemetry
+
+    settings = config.zeropoint
+    if settings.telemetry is None:
+        return None
+    table = read_telemetry(Path(settings.telemetry))
+    check_unchanged(Path(settings.telemetry), settings.telemetry_sha256)
+    return table.of(exposures)
+
+
+def _without_magnitudes(stars: CampaignStars) -> npt.NDArray[np.bool_]:
+    """Return which units (u,) have stars of the reference, none of them with a magnitude in their band."""
+    matched, known = stars.reference >= 0, np.isfinite(stars.ref_mag)
+    counts = [np.bincount(stars.unit[chosen], minlength=stars.n_units) for chosen in (matched, matched & known)]
+    return np.asarray((counts[0] > 0) & (counts[1] == 0) & (stars.n_used == 0))
+
+
+def _without_values(telemetry: Mapping[str, npt.NDArray[np.float64]], n: int) -> int:
+    """Return how many of n units have no value of any telemetry."""
+    known = np.zeros(n, dtype=bool)
+    for values in telemetry.values():
+        known |= np.isfinite(values)
+    return int(n - known.sum())
 
 
 def read_zero_points(root: Path, wanted: str | None) -> dict[str, npt.NDArray[Any]] | None:
@@ -142,15 +179,26 @@ def _settings(config: RunConfig) -> dict[str, Any]:
         "color_term_sigma",
         "telemetry_sha256",
     }
-    network = settings.model != NO_PRIOR and settings.telemetry is not None  # without telemetry none is asked
-    model = find_card("zeropoint", settings.model).identity if network else NO_PRIOR
+    model = find_card("zeropoint", settings.model).identity if uses_network(config) else NO_MODEL
     device = (config.engine.device or "cpu").partition(":")[0]
     return settings.model_dump(mode="json", include=names) | {"model": model, "device": device}
 
 
 def _remark(metrics: Mapping[str, float | int | None]) -> str:
-    lost, parts = metrics.get("n_unanchored") or 0, metrics.get("n_unanchored_components") or 0
-    return f"{lost} units in {parts} unanchored parts" if lost else ""
+    """Return what people should know of the zero points, in a line."""
+    counts = {name: metrics.get(name) or 0 for name in _REMARKS}
+    parts = metrics.get("n_unanchored_components") or 0
+    return ", ".join(text.format(count, parts=parts) for (name, text) in _REMARKS.items() if (count := counts[name]))
+
+
+_REMARKS = {
+    "n_without_magnitudes": "no magnitudes in the reference for the bands of {} units",
+    "n_without_telemetry": "no telemetry of {} units",
+    "n_unanchored": "{} units in {parts} unanchored parts",
+    "n_strained": "{} units away from the joint solution",
+    "n_disagreeing": "{} units whose stars disagree with the prior",
+}
+"""Metrics that are reported where they are positive."""
 
 
 def _camera(_instrument: Instrument) -> dict[str, Any]:
