@@ -9,13 +9,14 @@ import pytest
 from astropy.wcs import WCS
 from shell import csstdask_command
 
+from csstdask.durable import sha256_file
 from csstdask.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.prepare import check_inputs, find_inputs, prepare
-from csstdask.pipeline.steps.zeropoint import MOST_REPAIRED, ZEROPOINT, ZEROPOINT_STARS, solve_unit
+from csstdask.pipeline.steps.zeropoint import MOST_REPAIRED, ZEROPOINT, ZEROPOINT_STARS, _catalogue, solve_unit
 from csstdask.store.campaign import Campaign, UnitFacts
 from csstdask.store.schema import NO_TIME
 from csstdask.store.tables import write_table
@@ -285,6 +286,18 @@ def test_a_network_that_cannot_be_loaded_is_refused_before_a_run(small_campaign,
     wanted = r"\[zeropoint\] model: found .*SHA-256.*; wanted a model that can be loaded, or model = \"none\""
     with pytest.raises(InputError, match=wanted):
         start(telemetry=str(tmp_path / "telemetry.parquet"))
+
+
+def test_a_reference_that_is_replaced_during_a_run_is_refused(tmp_path):
+    """It would be recorded under the checksum of the first one."""
+    unit = Unit()
+    reference = unit.write(tmp_path / "reference.parquet")
+    checksum = sha256_file(reference)
+    unit.solve(reference, reference_sha256=checksum)
+    unit.write(reference, mag_i=unit.mag + 1)
+    _catalogue.cache_clear()  # as another worker that starts later
+    with pytest.raises(InputError, match=r"reference\.parquet: found a file that was replaced during the run"):
+        unit.solve(reference, reference_sha256=checksum)
 
 
 def test_the_reference_decides_the_step_and_the_telemetry_the_reduction(small_campaign, tmp_path):

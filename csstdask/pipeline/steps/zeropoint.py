@@ -15,6 +15,7 @@ from csstdask.instrument import Instrument, sky_positions
 from csstdask.instrument.geometry import angle_between, unit_vectors
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.step import Cost, Output, Step, Table
+from csstdask.pipeline.zeropoint_inputs import check_unchanged
 
 if TYPE_CHECKING:
     from csstdask.pipeline.frame import Frame
@@ -69,7 +70,7 @@ def solve_unit(frame: Frame, config: RunConfig) -> Output:
     settings, facts = config.zeropoint, frame.facts
     correction, correction_err = _aperture_correction(frame, config)
     stars = select_stars(frame.table("sources"), correction, config)
-    catalogue = _catalogue(str(settings.reference), str(settings.reference_sha256))
+    catalogue = _catalogue(str(settings.reference), settings.reference_sha256)
     days = days_of(facts.when)
     near, ref_ra, ref_dec = _near(frame, catalogue, days)
     match = match_sources(stars.ra, stars.dec, ref_ra, ref_dec, radius=settings.match_radius)
@@ -199,10 +200,13 @@ def _light_beyond(instrument: Instrument, band: str) -> float:
 
 
 @functools.lru_cache(maxsize=1)
-def _catalogue(path: str, _checksum: str) -> ReferenceCatalogue:
+def _catalogue(path: str, checksum: str | None) -> ReferenceCatalogue:
+    """Return the reference, read once a process; InputError if it was replaced since the run began."""
     from csstdask.zeropoint.reference import read_reference
 
-    return read_reference(Path(path))
+    catalogue = read_reference(Path(path))
+    check_unchanged(Path(path), checksum)  # afterwards: a replacement while it was read is noticed, too
+    return catalogue
 
 
 def _near(frame: Frame, catalogue: ReferenceCatalogue, days: float) -> tuple[Rows, Float, Float]:
