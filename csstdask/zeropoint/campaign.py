@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.nn.models import NO_MODEL
 from csstdask.zeropoint.features import PriorInputs, StarLists, star_lists
 from csstdask.zeropoint.fit import COLOR_TERM
 from csstdask.zeropoint.matched import MatchedStars
@@ -34,8 +35,6 @@ Text = npt.NDArray[np.object_]
 
 MEMORY = 16
 """Earlier zero points of a detector that a prior may look back at."""
-NO_MODEL = "none"
-"""Name that asks for no network."""
 GAP_DAYS = 30.0
 """Time without exposures after which a zero point may have jumped [day]."""
 LEAST_STARS = 3

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.errors import InputError
+from csstdask.nn.models import NO_MODEL
 from csstdask.zeropoint.features import PriorInputs, star_lists
 from csstdask.zeropoint.fit import COLOR_TERM, StarFit, fit_stars
 from csstdask.zeropoint.photometry import usable_error, usable_magnitude
@@ -22,8 +23,6 @@ J2000 = np.datetime64("2000-01-01T12:00:00", "us")
 """Origin of times in days."""
 LONGEST_MEMORY = 16
 """Earlier zero points that are looked back at; a model reads as many as its card says."""
-NO_MODEL = "none"
-"""Name that asks for no network."""
 _NEEDED = ("inst_mag", "inst_mag_err", "ref_mag", "ref_mag_err")
 _WANTED = f"columns {', '.join(_NEEDED)} and, where known, color, x, y"
 
