@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import shlex
 import time
 import uuid
@@ -35,9 +34,9 @@ from csstdask.engine.schedulers import check_scheduler, default_workers
 from csstdask.engine.units import Selection, Unit
 from csstdask.engine.window import Task, failure, run_window
 from csstdask.errors import InputError, StoreError
-from csstdask.instrument import electrons_per_unit
 from csstdask.pipeline.done import frame_fingerprints
 from csstdask.pipeline.export_spectra import export_unit_spectra, spectra_jobs, write_calibrations
+from csstdask.pipeline.export_zero_points import differing_cards, electron_rate, zero_point_cards
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.provenance import Provenance, provenance_cards, software_versions
 from csstdask.pipeline.status import plan_of_run, reproduce_command
@@ -56,8 +55,6 @@ from csstdask.store.zarr_arrays import open_group, refuse_inside_store, store_ki
 
 #: Peak bytes a pixel of one unit in export: three planes in their views, with scratch, and as FITS.
 EXPORT_BYTES_PER_PIXEL = 42
-ZERO_POINT_KEYWORDS = ("MAGZERO", "MAGZERR", "MAGZMETH")
-"""Cards of the zero point in the header of SCI."""
 
 
 @dataclass
@@ -295,56 +292,6 @@ def _provenance(plan: Plan, facts: UnitFacts, fingerprints: Mapping[str, str]) -
     return (*_provenance_of(facts), *models[1:], ("CSDFPRNT", fingerprints["repair"], None))
 
 
-def electron_rate(units: str, facts: UnitFacts, unit_scale: float = 1.0) -> float:
-    """Return the rate of 1 unit of an exported SCI [electron s-1]; NaN where exposure time or gain are unknown.
-
-    Parameters
-    ----------
-    units : str
-        Of the campaign's ``sci``.
-    facts : UnitFacts
-        Exposure time and gain.
-    unit_scale : float
-        What pixels were multiplied by on ingest: the exported ones are divided by it.
-
-    Examples
-    --------
-    >>> facts = UnitFacts("101", 7, "imaging", "i", 150.0, 0, 1.5, 5.0, "")
-    >>> [electron_rate(units, facts) for units in ("electron s-1", "electron", "adu", "adu s-1")]
-    [1.0, 0.006666666666666667, 0.01, 1.5]
-    """
-    if units == "electron s-1":
-        return unit_scale
-    rate = unit_scale * electrons_per_unit(units, facts.exptime, facts.gain) / facts.exptime if facts.exptime else 0.0
-    return rate if np.isfinite(rate) and rate > 0 else float("nan")
-
-
-def zero_point_cards(zero_point: ZeroPointValue, rate: float = 1.0) -> Provenance:
-    """Return header cards of a unit's zero point; none where it is not known.
-
-    Parameters
-    ----------
-    zero_point : ZeroPointValue
-        Of 1 electron/s.
-    rate : float
-        Of 1 unit of SCI [electron s-1]. MAGZERO is for sums of SCI as it is written: a star whose total light is S in
-        units of SCI has m = MAGZERO - 2.5 log10(S).
-
-    Examples
-    --------
-    >>> found = ZeroPointValue(25.0, 0.003, "solve", -0.05)
-    >>> [value for _, value, _ in zero_point_cards(found, 0.01)]
-    [30.0, 0.003, 'solve']
-    """
-    if not (zero_point.known and np.isfinite(rate)):
-        return ()
-    return (
-        ("MAGZERO", round(zero_point.value - 2.5 * math.log10(rate), 6), "[mag] AB magnitude of 1 unit of SCI (BUNIT)"),
-        ("MAGZERR", round(zero_point.sigma, 6), "[mag] 1 sigma of MAGZERO"),
-        ("MAGZMETH", zero_point.method, "solve, joined, prior, borrowed, nominal"),
-    )
-
-
 def _history(plan: Plan) -> tuple[str, ...]:
     detect, repair = plan.config.detect.model, plan.config.repair.model
     return (
@@ -390,31 +337,18 @@ def _check_same(path: Path, job: ExportJob) -> None:
     try:
         header = fits.getheader(path)
         found = {keyword: header.get(keyword) for keyword, _, _ in provenance}
-        other = _other_zero_point(fits.getheader(path, "SCI"), job) if job.is_run else []
+        science = fits.getheader(path, "SCI") if job.is_run else fits.Header()
     except (OSError, ValueError, KeyError, fits.VerifyError) as error:
         raise InputError(path, f"a file that is no FITS ({error})", "no file, or --overwrite to replace it") from None
     different = [keyword for keyword, value, _ in provenance if found[keyword] != value]
     different += [keyword for keyword in header if keyword.startswith("CSD") and keyword not in found]
-    if not different and other:
+    original = functools.partial(read_header, Path(job.campaign), job.row, job.column)
+    if not different and (other := differing_cards(science, job.zero_point, original)):
         wanted = "no file, or --overwrite to replace it"
         raise InputError(path, f"an export with another zero point ({', '.join(other)} differ)", wanted)
     if different:
         what = "an export of other pixels" if found["CSDVERS"] else "a file that csstdask has not written"
         raise InputError(path, f"{what} ({', '.join(different)} differ)", "no file, or --overwrite to replace it")
-
-
-def _other_zero_point(science: fits.Header, job: ExportJob) -> list[str]:
-    """Return the cards of the zero point that differ from those of the run, or that the run has not.
-
-    A file that was exported before the zero points changed has other values, or cards where none are due now. Cards of
-    the same name in the original file stay where the run has none.
-    """
-    due = {keyword: value for keyword, value, _ in job.zero_point}
-    if not due and not any(keyword in science for keyword in ZERO_POINT_KEYWORDS):
-        return []
-    text = read_header(Path(job.campaign), job.row, job.column)
-    original = fits.Header.fromstring(text, sep="\n")
-    return [name for name in ZERO_POINT_KEYWORDS if science.get(name) != due.get(name, original.get(name))]
 
 
 def _verify(job: ExportJob) -> None:
