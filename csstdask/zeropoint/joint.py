@@ -5,9 +5,10 @@ The zero point of a unit (one detector in one exposure) is
     zp(exposure, detector) = e(exposure) + d(detector) + g(detector, epoch) + s(exposure, detector)
 
 with a free exposure term e, a constant of the detector d ~ N(0, detector_sigma^2), a grey term g ~ N(0, grey_sigma^2)
-and a small term s ~ N(0, small_sigma^2). A star of
-magnitude M observed in unit u has the instrumental magnitude m = M - zp_u + noise, with a variance v + t: v as quoted,
-t the intrinsic one. M is free, or has a reference magnitude with an error that all observations of the star share.
+and a small term s ~ N(0, small_sigma^2). A star of magnitude M observed in unit u has the instrumental magnitude
+m = M - zp_u - c_u + noise, with a variance v + t: v as quoted, t the intrinsic one. The error c_u ~ N(0, unit_sigma_u^2)
+is common to all magnitudes of the unit, such as that of an aperture correction. M is free, or has a reference magnitude
+with an error that all observations of the star share.
 
 Magnitudes are eliminated star by star (`joint_normal`), which leaves one sparse positive definite system; robust
 weights, scale and intrinsic scatter come from iterations (`joint_robust`); errors are elements of the inverse of the
@@ -53,6 +54,9 @@ __all__ = ["JointSettings", "JointSolution", "StarObservations", "identify_stars
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
+
+LEAST_SHARED = 1e-4
+"""Errors common to the magnitudes of a unit that are taken into account [mag]: smaller ones cost precision."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ class JointSolution:
     """d + g of the unit's detector and epoch [mag]."""
     small: Float
     """s [mag]."""
+    shared: Float
+    """c, the error common to the magnitudes of the unit [mag]."""
     scatter: float
     """Intrinsic scatter [mag]."""
     chi2: float
@@ -154,6 +160,7 @@ def solve_joint(
     settings: JointSettings | None = None,
     *,
     unit_sigma: npt.ArrayLike | None = None,
+    small_sigma: npt.ArrayLike | None = None,
 ) -> JointSolution:
     """Solve for the zero points of all units.
 
@@ -171,8 +178,10 @@ def solve_joint(
     settings : JointSettings, optional
         Priors and iterations.
     unit_sigma : array-like (unit,), optional
-        Error that all magnitudes of a unit share, such as that of an aperture correction [mag]: the unit may differ
-        by as much more from what its exposure and its detector tell.
+        1 sigma of the error that all magnitudes of a unit share, such as that of an aperture correction [mag]. The
+        zero point is that of magnitudes without it. Errors below 0.1 mmag are left out.
+    small_sigma : array-like (unit,), optional
+        Prior error of the term of each unit [mag]; by default that of `settings`.
 
     Returns
     -------
@@ -203,7 +212,7 @@ def solve_joint(
     """
     settings = JointSettings() if settings is None else settings
     _check(observations, reference, reference_variance, exposure, detector, epoch, settings)
-    units, prior = _units(exposure, detector, epoch, unit_sigma, settings)
+    units, prior = _units(exposure, detector, epoch, unit_sigma, small_sigma, settings)
     position = np.empty(len(units), dtype=np.int32)
     position[units] = np.arange(len(units), dtype=np.int32)
     rows = star_rows(
@@ -223,7 +232,7 @@ class _State:
     matrix: sp.csc_array
     factor: Factor | None
     unknowns: Float
-    """(z, e, g)."""
+    """Levels y of the units, e, g, and zero points where they differ from the levels."""
 
 
 def _solve(
@@ -287,28 +296,28 @@ def _result(
     components = state.components
     label = components.label[prior.exposure]
     anchored = components.anchored[label]
-    value, by_exposure, by_term = np.split(state.unknowns, [n, n + exposures])
-    small = prior.design @ state.unknowns
+    level, by_exposure, by_term, _ = np.split(state.unknowns, np.cumsum([n, exposures, prior.n_terms]))
+    value = state.unknowns[prior.zero_point]
+    deviation = prior.design @ state.unknowns
     if state.factor is not None:
-        variance = state.factor.inverse_diagonal()[:n]
+        variance = state.factor.inverse_diagonal()
     else:
-        variance = sampled_variance(
-            state.matrix, state.equations, pairs, prior, components.free, settings.n_samples
-        )[:n]  # fmt: skip
+        variance = sampled_variance(state.matrix, state.equations, pairs, prior, components.free, settings.n_samples)
     mean = np.bincount(label, value) / np.maximum(np.bincount(label), 1)
     kept = state.precision.observation > 0
-    penalty = ((small / prior.unit_sigma) ** 2).sum() + ((by_term / prior.term_sigma) ** 2).sum()
-    chi2, measurements = weighted_chi2(rows, state.precision, value, loss)
+    penalty = ((deviation / prior.sigma) ** 2).sum() + ((by_term / prior.term_sigma) ** 2).sum()
+    chi2, measurements = weighted_chi2(rows, state.precision, level, loss)
     return JointSolution(
         value=np.where(anchored, value, np.nan),
-        sigma=np.where(anchored, np.sqrt(variance), np.inf),
+        sigma=np.where(anchored, np.sqrt(variance[prior.zero_point]), np.inf),
         anchored=anchored,
         component=label,
         relative=np.where(anchored, np.nan, value - mean[label]),
         n_stars=np.bincount(rows.unit[kept], minlength=n).astype(np.int64),
         exposure_term=np.where(anchored, by_exposure[prior.exposure], np.nan),
         grey=by_term[prior.terms].sum(axis=1),
-        small=small,
+        small=deviation[:n],
+        shared=level - value,
         scatter=0.0,
         chi2=float(chi2 + penalty),
         dof=measurements - exposures + int(np.count_nonzero(~components.anchored)),
@@ -321,6 +330,7 @@ def _units(
     detector: npt.ArrayLike,
     epoch: npt.ArrayLike,
     unit_sigma: npt.ArrayLike | None,
+    small_sigma: npt.ArrayLike | None,
     settings: JointSettings,
 ) -> tuple[Int, PriorTerms]:
     """Return the order of the units by exposure, detector and epoch, and their prior in this order."""
@@ -334,12 +344,14 @@ def _units(
         terms.append(len(grey_labels) + of_detector)
         term_sigma.append(np.full(len(detectors), settings.detector_sigma))
     shared = np.zeros(len(order)) if unit_sigma is None else np.asarray(unit_sigma, dtype=np.float64)[order]
+    small = settings.small_sigma if small_sigma is None else np.asarray(small_sigma, dtype=np.float64)[order]
     prior = PriorTerms(
         exposure=of_exposure[order].astype(np.int64),
         terms=np.column_stack(terms)[order].astype(np.int64),
         n_exposures=len(exposures),
         term_sigma=np.concatenate(term_sigma),
-        unit_sigma=np.hypot(settings.small_sigma, shared),
+        unit_sigma=np.broadcast_to(np.asarray(small, dtype=np.float64), len(order)),
+        shared_sigma=np.where(shared >= LEAST_SHARED, shared, 0.0),
         pin=settings.small_sigma,
     )
     return order, prior

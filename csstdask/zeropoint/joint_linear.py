@@ -114,7 +114,7 @@ def sampled_variance(
 
     The matrix is a sum over terms that are squares of one linear form each, so a right-hand side that has it as
     covariance is a sum of independent normal deviates times these forms: differences of two units, single units, what
-    units have alone, and terms of detectors.
+    units have alone, errors that magnitudes of a unit share, and terms of detectors.
 
     Parameters
     ----------
@@ -128,16 +128,17 @@ def sampled_variance(
     rng = np.random.default_rng(SEED)
     n = prior.n_units
     first, design = pairs.first, prior.design
+    terms = slice(n + prior.n_exposures, n + prior.n_exposures + prior.n_terms)
     diagonal = matrix.diagonal()
     squares = np.zeros(len(diagonal))
     free = np.asarray(free, dtype=np.int64)
     for _ in range(n_samples):
         between = np.sqrt(np.maximum(-stars.pair, 0)) * rng.standard_normal(len(stars.pair))
-        vector = design.T @ (rng.standard_normal(n) / prior.unit_sigma)
+        vector = design.T @ (rng.standard_normal(len(prior.sigma)) / prior.sigma)
         vector[:n] += np.bincount(first, between, n) - np.bincount(pairs.second, between, n)
         vector[:n] += np.sqrt(np.maximum(stars.from_reference, 0)) * rng.standard_normal(n)
         vector[n + free] += rng.standard_normal(len(free)) / prior.pin
-        vector[n + prior.n_exposures :] += rng.standard_normal(prior.n_terms) / prior.term_sigma
+        vector[terms] += rng.standard_normal(prior.n_terms) / prior.term_sigma
         solution, _ = _conjugate_gradients(matrix, vector, None, SAMPLE_TOLERANCE)
         squares += (solution - vector / diagonal) ** 2
     return np.asarray(1 / diagonal + squares / n_samples)

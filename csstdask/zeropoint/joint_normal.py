@@ -22,7 +22,9 @@ term), and K = diag(sigma_u^-2), the matrix of all unknowns (z, e, g) is
     [ -X^T K    X^T K X    X^T K G                         ]
     [ -G^T K    G^T K X    G^T K G + diag(sigma_g^-2)      ]
 
-and its inverse is their covariance. A component of exposures without reference stars leaves one direction free: all
+and its inverse is their covariance. Where all magnitudes of a unit share an error c_u ~ N(0, tau_u^2), stars measure
+the level y_u = z_u + c_u: A and b are of y, and the zero point z_u is a further unknown with the term
+(y_u - z_u)^2 / tau_u^2. A component of exposures without reference stars leaves one direction free: all
 its z and e together. A term of the first exposure's e fixes it; differences of zero points do not depend on that.
 """
 
@@ -86,6 +88,8 @@ class PriorTerms:
     """(term,) 1 sigma of each term [mag]."""
     unit_sigma: Float
     """(unit,) 1 sigma of what each unit has alone [mag]."""
+    shared_sigma: Float
+    """(unit,) 1 sigma of the error that all magnitudes of a unit share [mag]; 0: none."""
     pin: float
     """1 sigma with which the first exposure of a component without reference stars is held [mag]."""
 
@@ -100,14 +104,37 @@ class PriorTerms:
         return len(self.term_sigma)
 
     @property
+    def shared(self) -> Int:
+        """Units whose magnitudes share an error."""
+        return np.flatnonzero(self.shared_sigma > 0).astype(np.int64)
+
+    @property
+    def zero_point(self) -> Int:
+        """(unit,) Number of the unknown that is the zero point: the level itself, or one after all other unknowns."""
+        number = np.arange(self.n_units, dtype=np.int64)
+        shared = self.shared
+        number[shared] = self.n_units + self.n_exposures + self.n_terms + np.arange(len(shared))
+        return number
+
+    @property
     def design(self) -> sp.csr_array:
-        """(unit, unknown) D = [I, -X, -G], so that D (z, e, g) is what each unit has alone."""
-        n, k = self.n_units, self.terms.shape[1]
+        """(prior, unknown) Linear forms of the unknowns that are 0 +- `sigma`.
+
+        First what each unit has alone, z - e - g; then the errors that magnitudes of a unit share, y - z.
+        """
+        n, k, shared, zero_point = self.n_units, self.terms.shape[1], self.shared, self.zero_point
         first = n + self.n_exposures
-        columns = np.column_stack([np.arange(n), n + self.exposure, first + self.terms])
-        values = np.tile(np.array([1.0, -1.0] + [-1.0] * k), n)
-        shape = (n, first + self.n_terms)
-        return sp.csr_array((values, columns.ravel(), (2 + k) * np.arange(n + 1)), shape=shape)
+        columns = np.column_stack([zero_point, n + self.exposure, first + self.terms])
+        of_shared = np.column_stack([shared, zero_point[shared]])
+        values = np.concatenate([np.tile([1.0, -1.0] + [-1.0] * k, n), np.tile([1.0, -1.0], len(shared))])
+        start = np.concatenate([(2 + k) * np.arange(n), (2 + k) * n + 2 * np.arange(len(shared) + 1)])
+        shape = (n + len(shared), first + self.n_terms + len(shared))
+        return sp.csr_array((values, np.concatenate([columns.ravel(), of_shared.ravel()]), start), shape=shape)
+
+    @property
+    def sigma(self) -> Float:
+        """(prior,) 1 sigma of the forms of `design` [mag]."""
+        return np.concatenate([self.unit_sigma, self.shared_sigma[self.shared]])
 
 
 def overlaps(rows: StarRows, n_units: int) -> Overlaps:
@@ -135,12 +162,12 @@ def star_equations(rows: StarRows, precision: Precision, pairs: Overlaps) -> Sta
 
 
 def precision_matrix(stars: StarEquations, pairs: Overlaps, prior: PriorTerms, free: npt.ArrayLike) -> sp.csc_array:
-    """Return the matrix of the normal equations of (z, e, g).
+    """Return the matrix of the normal equations of (y, e, g), and of the zero points that differ from y.
 
     Parameters
     ----------
     stars : StarEquations
-        What the stars say.
+        Equations of the stars.
     pairs : Overlaps
         Which elements they have.
     prior : PriorTerms
@@ -152,13 +179,14 @@ def precision_matrix(stars: StarEquations, pairs: Overlaps, prior: PriorTerms, f
     first, second = pairs.first, pairs.second
     total = stars.from_reference - np.bincount(first, stars.pair, n) - np.bincount(second, stars.pair, n)
     index = np.arange(n)
-    diagonal = np.concatenate([total, np.zeros(prior.n_exposures), prior.term_sigma**-2])
+    of_terms = [np.zeros(prior.n_exposures), prior.term_sigma**-2, np.zeros(len(prior.shared))]
+    diagonal = np.concatenate([total, *of_terms])
     diagonal[n + np.asarray(free, dtype=np.int64)] = prior.pin**-2
     everything = np.arange(len(diagonal))
     values = np.concatenate([stars.pair, stars.pair, diagonal])
     places = (np.concatenate([index[first], second, everything]), np.concatenate([second, index[first], everything]))
     matrix = sp.coo_array((values, places), shape=(len(diagonal), len(diagonal))).tocsc()
-    weighted = sp.diags_array(1 / prior.unit_sigma) @ prior.design
+    weighted = sp.diags_array(1 / prior.sigma) @ prior.design
     return (matrix + (weighted.T @ weighted).tocsc()).tocsc()
 
 

@@ -13,8 +13,11 @@ LINEAR = JointSettings(n_steps=0, scatter=1e-9)
 """Least squares with quoted errors: what a dense solution of the model gives."""
 
 
-def dense(one, grey_sigma=GREY, small_sigma=SMALL):
-    """Solve for magnitudes and terms at once by `numpy.linalg`: value and sigma of each unit."""
+def dense(one, grey_sigma=GREY, small_sigma=SMALL, unit_sigma=None):
+    """Solve for magnitudes and terms at once by `numpy.linalg`: value and sigma of each unit.
+
+    An error common to the magnitudes of a unit is an unknown of its own, with the prior 0 +- `unit_sigma`.
+    """
     seen = one.seen
     n_stars, n_units = len(one.reference), len(one.exposure)
     n_exposures = one.exposure.max() + 1
@@ -22,7 +25,8 @@ def dense(one, grey_sigma=GREY, small_sigma=SMALL):
     term = one.epoch * n_detectors + one.detector
     first_term = n_stars + n_exposures
     first_small = first_term + term.max() + 1
-    size = first_small + n_units
+    first_shared = first_small + n_units
+    size = first_shared + (0 if unit_sigma is None else n_units)
     combination = np.zeros((n_units, size))  # the zero point of each unit as a sum of unknowns
     for u in range(n_units):
         combination[u, [n_stars + one.exposure[u], first_term + term[u], first_small + u]] = 1
@@ -30,12 +34,16 @@ def dense(one, grey_sigma=GREY, small_sigma=SMALL):
     for u, s, m, v in zip(seen.unit, seen.star, seen.magnitude, seen.variance, strict=True):
         row = -combination[u].copy()
         row[s] += 1
+        row[first_shared + u : first_shared + u + 1] -= 1
         design.append(row), target.append(m), precision.append(1 / v)
     for s in np.flatnonzero(np.isfinite(one.reference_variance)):
         design.append(np.eye(size)[s]), target.append(one.reference[s]), precision.append(1 / one.reference_variance[s])
     for k in range(first_term, size):
         design.append(np.eye(size)[k]), target.append(0.0)
-        precision.append((grey_sigma if k < first_small else small_sigma) ** -2)
+        if k < first_shared:
+            precision.append((grey_sigma if k < first_small else small_sigma) ** -2)
+        else:
+            precision.append(unit_sigma[k - first_shared] ** -2)
     design, target, root = np.array(design), np.array(target), np.sqrt(precision)
     solution = np.linalg.lstsq(design * root[:, None], target * root, rcond=1e-14)[0]
     covariance = np.linalg.inv((design * root[:, None] ** 2).T @ design)
@@ -49,6 +57,41 @@ def test_agrees_with_a_dense_solution_for_all_unknowns():
     np.testing.assert_allclose(solution.value, value, atol=1e-8, rtol=0)
     np.testing.assert_allclose(solution.sigma, sigma, rtol=1e-7)
     np.testing.assert_allclose(solution.exposure_term + solution.grey + solution.small, solution.value, atol=1e-11)
+
+
+def shared_errors(seed):
+    """Return a survey whose magnitudes are off by an error of their unit, and the sigma of it; units 4 and 8 are empty."""
+    rng = np.random.default_rng(seed)
+    one = survey(rng, 6, 3, stars=6, per_epoch=3, known=1.0)
+    sigma = rng.choice([0.001, 0.005, 0.02], len(one.exposure))
+    off = sigma * rng.standard_normal(len(sigma))
+    kept = ~np.isin(one.seen.unit, [4, 8])
+    magnitude = one.seen.magnitude - off[one.seen.unit]
+    seen = StarObservations(*(value[kept] for value in vars(replace(one.seen, magnitude=magnitude)).values()))
+    return replace(one, seen=seen), sigma
+
+
+def test_errors_common_to_a_unit_are_those_of_a_dense_solution():
+    one, sigma = shared_errors(33)
+    solution = solve_joint(*one.arguments, LINEAR, unit_sigma=sigma)
+    value, error = dense(one, unit_sigma=sigma)
+    np.testing.assert_allclose(solution.value, value, atol=1e-8, rtol=0)
+    np.testing.assert_allclose(solution.sigma, error, rtol=1e-7)
+    np.testing.assert_allclose(solution.exposure_term + solution.grey + solution.small, solution.value, atol=1e-11)
+    large = solve_joint(*one.arguments, replace(LINEAR, max_nonzeros=0, n_samples=400), unit_sigma=sigma)
+    np.testing.assert_allclose(large.value, value, atol=1e-7)
+    assert np.abs(large.sigma / error - 1).max() < 4 / np.sqrt(2 * 400)
+
+
+def test_errors_common_to_a_unit_are_covered_with_and_without_stars():
+    z = []
+    for seed in range(60):
+        one, sigma = shared_errors([seed, 34])
+        solution = solve_joint(*one.arguments, LINEAR, unit_sigma=sigma)
+        z.append((solution.value - one.truth) / solution.sigma)
+    root = np.sqrt(np.mean(np.square(z), axis=0))
+    assert 0.85 < np.sqrt(np.mean(np.square(z))) < 1.15  # 1080 values, correlated within each survey
+    assert 0.7 < np.sqrt(np.mean(root[[4, 8]] ** 2)) < 1.3  # 120 values of units without stars
 
 
 def test_conjugate_gradients_agree_with_the_factors():
@@ -322,7 +365,7 @@ def test_a_detector_off_by_a_constant_is_not_pulled_to_the_others():
     np.testing.assert_allclose(free.value - off, without.value, atol=2e-3)
 
 
-def test_an_error_common_to_a_unit_loosens_it():
+def test_an_error_common_to_a_unit_is_not_taken_for_its_zero_point():
     """Two detectors of an exposure; the second one's magnitudes are off by 50 mmag, and this is known."""
     n = 200
     rng = np.random.default_rng(31)
@@ -334,9 +377,9 @@ def test_an_error_common_to_a_unit_loosens_it():
         *arguments, JointSettings(grey_sigma=1e-4, small_sigma=1e-4, n_steps=0, scatter=0.05), unit_sigma=[0.0, 0.05]
     )
     assert abs(stiff.value[0] - 24.975) < 1e-3
-    # The other unit is no longer moved; its own stars, 0.05 / sqrt(200) = 3.5 mmag, decide on the second one.
-    assert loose.value[0] == pytest.approx(25.0, abs=3e-4)
-    assert loose.value[1] == pytest.approx(24.95, abs=3e-4)
+    # The other unit is no longer moved; the zero point of the second one is that of magnitudes without their error.
+    assert loose.value == pytest.approx([25.0, 25.0], abs=4e-4)
+    assert loose.shared[1] == pytest.approx(-0.05, abs=6e-4)  # 1 % less: stars have errors of 3.5 mmag
 
 
 def test_units_without_stars_have_the_errors_of_a_dense_solution():
