@@ -6,9 +6,9 @@ The zero point of a unit (one detector in one exposure) is
 
 with a free exposure term e, a constant of the detector d ~ N(0, detector_sigma^2), a grey term g ~ N(0, grey_sigma^2)
 and a small term s ~ N(0, small_sigma^2). A star of magnitude M observed in unit u has the instrumental magnitude
-m = M - zp_u - c_u + noise, with a variance v + t: v as quoted, t the intrinsic one. The error c_u ~ N(0, unit_sigma_u^2)
-is common to all magnitudes of the unit, such as that of an aperture correction. M is free, or has a reference magnitude
-with an error that all observations of the star share.
+m = M - zp_u - c_u + noise, with a variance v + t: v as quoted, t the intrinsic one. The error c_u of all magnitudes of
+a unit, such as that of an aperture correction, is N(0, unit_sigma_u^2). M is free, or has a reference magnitude with an
+error that all observations of the star share.
 
 Magnitudes are eliminated star by star (`joint_normal`), which leaves one sparse positive definite system; robust
 weights, scale and intrinsic scatter come from iterations (`joint_robust`); errors are elements of the inverse of the
@@ -161,6 +161,7 @@ def solve_joint(
     *,
     unit_sigma: npt.ArrayLike | None = None,
     small_sigma: npt.ArrayLike | None = None,
+    reference_scatter: npt.ArrayLike | None = None,
 ) -> JointSolution:
     """Solve for the zero points of all units.
 
@@ -182,6 +183,10 @@ def solve_joint(
         zero point is that of magnitudes without it. Errors below 0.1 mmag are left out.
     small_sigma : array-like (unit,), optional
         Prior error of the term of each unit [mag]; by default that of `settings`.
+    reference_scatter : array-like (star,), optional
+        Scatter of observations against reference magnitudes that quoted errors do not explain [mag], as single units
+        show it. What observations of one star do not show among themselves is an error of its reference magnitude,
+        which does not decrease with their number. Without it all of the scatter is that of observations.
 
     Returns
     -------
@@ -219,7 +224,8 @@ def solve_joint(
         observations.unit, observations.star, observations.magnitude, observations.variance,
         reference, reference_variance, reference_floor=settings.reference_floor, position=position,
     )  # fmt: skip
-    return _solve(rows, prior, settings, position)
+    spread = None if reference_scatter is None else np.asarray(reference_scatter, dtype=np.float64)[rows.label]
+    return _solve(rows, prior, settings, position, spread)
 
 
 @dataclass(frozen=True)
@@ -236,12 +242,18 @@ class _State:
 
 
 def _solve(
-    rows: StarRows, prior: PriorTerms, settings: JointSettings, position: npt.NDArray[np.int32]
+    rows: StarRows,
+    prior: PriorTerms,
+    settings: JointSettings,
+    position: npt.NDArray[np.int32],
+    spread: Float | None,
 ) -> JointSolution:
     """Iterate weights and scatter; return the solution with the units in the caller's order."""
     n = prior.n_units
     pairs = overlaps(rows, n)
     scatter = settings.scatter_floor if settings.scatter is None else settings.scatter
+    quoted = rows.reference_variance
+    rows = _with_reference_scatter(rows, quoted, spread, scatter)
     scale, loss, step = 1.0, Loss.SQUARE, 0
     precision = measurement_precision(rows, np.zeros(n), scatter=scatter, scale=1.0, loss=loss)
     state = _weighted(rows, precision, prior, pairs, settings, None)
@@ -250,7 +262,11 @@ def _solve(
         loss = Loss.HUBER if 3 * step <= settings.n_steps + 2 else Loss.TUKEY
         scale = residual_scale(rows, zero_point, scatter=scatter, scale=scale, loss=loss)
         if settings.scatter is None and loss is Loss.TUKEY:
-            scatter = intrinsic_scatter(rows, zero_point, scatter=scatter, scale=scale, floor=settings.scatter_floor)
+            scatter = intrinsic_scatter(
+                rows, zero_point, scatter=scatter, scale=scale, floor=settings.scatter_floor,
+                with_reference=spread is None,
+            )  # fmt: skip
+            rows = _with_reference_scatter(rows, quoted, spread, scatter)
         precision = measurement_precision(rows, zero_point, scatter=scatter, scale=scale, loss=loss)
         state = _weighted(rows, precision, prior, pairs, settings, state)
         anchored = state.components.anchored[state.components.label][prior.exposure]
@@ -265,6 +281,13 @@ def _solve(
         name: value[position] for name, value in vars(solution).items() if isinstance(value, np.ndarray)
     }
     return replace(solution, **changed, scatter=float(scatter), n_iterations=step)
+
+
+def _with_reference_scatter(rows: StarRows, quoted: Float, spread: Float | None, scatter: float) -> StarRows:
+    """Return the stars with the scatter against the reference that is not one of observations, in its variance."""
+    if spread is None:
+        return rows
+    return replace(rows, reference_variance=quoted + np.maximum(spread**2 - scatter**2, 0.0))
 
 
 def _weighted(

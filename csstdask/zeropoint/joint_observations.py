@@ -7,7 +7,7 @@ stars changes a bit of the result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,8 @@ class StarRows:
     """(star,) Reference magnitude; NaN without one."""
     reference_variance: Float
     """(star,) [mag^2]; inf without a reference magnitude."""
+    label: Int = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """(star,) Label of each star."""
 
     @property
     def n_stars(self) -> int:
@@ -122,6 +124,7 @@ def star_rows(
         variance=rows[2][:used],
         reference=with_reference[kept],
         reference_variance=with_variance[kept],
+        label=kept,
     )
 
 

@@ -86,17 +86,21 @@ def residual_scale(rows: StarRows, zero_point: Float, *, scatter: float, scale: 
     return float(mad_scale(sample, center=0.0, floor=1.0))
 
 
-def intrinsic_scatter(rows: StarRows, zero_point: Float, *, scatter: float, scale: float, floor: float) -> float:
+def intrinsic_scatter(
+    rows: StarRows, zero_point: Float, *, scatter: float, scale: float, floor: float, with_reference: bool = True
+) -> float:
     """Return the intrinsic scatter [mag] that makes residuals agree with their errors.
 
     It is one step to the solution t of sum w_i [c r_i^2 / (1 - h_i) - v_i - t] / (v_i + t)^2 = 0 over observations,
     the likelihood equation of a normal distribution. Here w are Tukey's weights, r_i residuals about the mean of those
     measurements of the star that the robust fit keeps, h_i = b_i / sum b, and c corrects for the residuals that w
     takes from a normal distribution. Robust means of three or four observations lie closer to the majority than
-    errors allow: with residuals about them t would be too small.
+    errors allow: with residuals about them t would be too small. Without `with_reference` the reference magnitude is no
+    measurement: t is the scatter of the observations of one star about each other.
     """
     kept, of_squares = _expectations(Loss.TUKEY)
-    above, below = _moments(_arrays(rows), zero_point, scatter**2, scale, _stride(rows), kept / of_squares)
+    observed, stride = _arrays(rows), _stride(rows)
+    above, below = _moments(observed, zero_point, scatter**2, scale, stride, kept / of_squares, with_reference)
     return float(np.sqrt(max(above / below, floor**2))) if below > 0 else max(scatter, floor)
 
 
@@ -308,7 +312,7 @@ def _sample(
 
 @njit(cache=True, nogil=True)
 def _moments(
-    observed: Any, zero_point: Any, scatter2: float, scale: float, stride: int, consistency: float
+    observed: Any, zero_point: Any, scatter2: float, scale: float, stride: int, consistency: float, with_reference: bool
 ) -> Any:  # pragma: no cover
     """Return the two sums whose ratio is the next intrinsic variance, from one star in `stride`."""
     start = observed[0]
@@ -319,6 +323,8 @@ def _moments(
     below = 0.0
     for s in range(0, len(start) - 1, stride):
         n = _gather(s, observed, zero_point, scatter2, value, precision)
+        if not with_reference:
+            n = start[s + 1] - start[s]
         _standardise(value, precision, n, 2, scale, z, root, order)
         total = 0.0
         mean = 0.0

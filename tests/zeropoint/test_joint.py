@@ -60,7 +60,7 @@ def test_agrees_with_a_dense_solution_for_all_unknowns():
 
 
 def shared_errors(seed):
-    """Return a survey whose magnitudes are off by an error of their unit, and the sigma of it; units 4 and 8 are empty."""
+    """Return a survey whose units have errors common to their magnitudes, and their sigma; units 4 and 8 are empty."""
     rng = np.random.default_rng(seed)
     one = survey(rng, 6, 3, stars=6, per_epoch=3, known=1.0)
     sigma = rng.choice([0.001, 0.005, 0.02], len(one.exposure))
@@ -247,6 +247,25 @@ def test_observations_of_one_reference_star_share_its_error():
     solution = solve_joint(seen, [20.0], [9e-4], np.arange(n), np.zeros(n), np.zeros(n), LINEAR)
     np.testing.assert_allclose(solution.value, 25, atol=1e-9)
     np.testing.assert_allclose(solution.sigma, np.sqrt(9e-4 + 1e-6), rtol=1e-6)
+
+
+def test_errors_of_a_catalogue_do_not_decrease_with_the_number_of_observations():
+    """20 exposures of 25 stars of a catalogue that is wrong by 20 mmag: 20 / sqrt(25) = 4 mmag, however often seen."""
+    z, sigma = [], []
+    for seed in range(20):
+        rng = np.random.default_rng([seed, 35])
+        n, exposures = 25, 20
+        sky, truth = rng.uniform(18, 22, n), 25 + rng.normal(0, 0.03, exposures)
+        unit, star = np.repeat(np.arange(exposures), n), np.tile(np.arange(n), exposures)
+        magnitude = sky[star] - truth[unit] + 0.005 * rng.standard_normal(len(star))
+        seen = StarObservations(unit, star, magnitude, np.full(len(star), 0.005**2))
+        labels = np.arange(exposures), np.zeros(exposures, int), np.zeros(exposures, int)
+        reference = sky + 0.02 * rng.standard_normal(n)
+        solution = solve_joint(seen, reference, np.full(n, 4e-6), *labels, reference_scatter=np.full(n, 0.02))
+        z.append((solution.value - truth).mean() / solution.sigma.mean())
+        sigma.append(solution.sigma.mean())
+    assert np.median(sigma) == pytest.approx(0.004, rel=0.2)
+    assert 0.6 < np.sqrt(np.mean(np.square(z))) < 1.4
 
 
 def test_repeated_rows_count_once():
