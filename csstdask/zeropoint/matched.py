@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ _ARRAYS = {
     "id": np.int64, "reference": np.int64, "x": np.float64, "y": np.float64, "ra": np.float64, "dec": np.float64,
     "inst_mag": np.float64, "inst_mag_err": np.float64, "ref_mag": np.float64, "ref_mag_err": np.float64,
     "color": np.float64, "weight": np.float64, "residual": np.float64, "coefficients": np.float64,
+    "coefficient_covariance": np.float64,
 }  # fmt: skip
 
 
@@ -72,6 +73,10 @@ class MatchedStars:
     """Intrinsic [mag]; NaN without a usable star."""
     n_matched: int
     n_used: int
+    coefficient_covariance: Float = field(default_factory=lambda: np.zeros((0, 0)))
+    """(term, term) [mag^2]; without elements where unknown."""
+    correction: float = 0.0
+    """Aperture correction that `inst_mag` includes [mag]; NaN: unknown, magnitudes are those of the aperture."""
 
     def __len__(self) -> int:
         return len(self.id)
@@ -120,7 +125,7 @@ class MatchedStars:
         """
         arrays, facts = unpack(KIND, data, source)
         values: dict[str, Any] = {name: take(arrays, name, source) for name in _ARRAYS} | facts
-        for name in ("days", "nominal", "value", "color_term", "color_term_err", "scatter"):
+        for name in ("days", "nominal", "value", "color_term", "color_term_err", "scatter", "correction"):
             values[name] = np.nan if facts[name] is None else facts[name]
         values["sigma"] = np.inf if facts["sigma"] is None else facts["sigma"]
         values["shape"] = tuple(facts["shape"])
