@@ -25,7 +25,7 @@ from csstdask.zeropoint.network import PriorNetwork
 Float = npt.NDArray[np.float64]
 Say = Callable[[str], None]
 
-ADVERSARIAL = 0.05
+ADVERSARIAL = 1.0
 """Weight of the reversed gradient in the study of adaptation."""
 
 
