@@ -35,7 +35,7 @@ class ZeropointConfig(BaseModel):
     latent: int = Field(10, ge=2, description="zero-point: units of the latents")
     loss: Literal["gaussian", "student"] = "student"
     degrade_memory: float = Field(
-        0.5, ge=0, le=1, description="zero-point: share of examples with a memory as of sparse fields"
+        0.0, ge=0, le=1, description="zero-point: share of examples with a memory as of sparse fields"
     )
     ranking: float = Field(0.1, ge=0, description="weight of the ranking surrogate; of azprc: of the indicator")
     adversarial: float = Field(0.02, ge=0, description="weight of the survey discriminator")
