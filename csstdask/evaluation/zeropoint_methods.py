@@ -54,10 +54,13 @@ def scores(prediction: Prediction, truth: Float, rows: npt.NDArray[Any]) -> dict
 
 
 def recalibrated_prior(exposures: ZeroPointSet, prior: Prior) -> Prior:
-    """Return the prior with its sigma recalibrated online, from well solved exposures before each."""
+    """Return the prior with its sigma recalibrated online, from well solved exposures before each.
+
+    Sigma is only increased: well solved exposures are those of rich fields, whose memory is better than that of others.
+    """
     error = np.where(exposures.solved_sigma < GOOD_SOLVE, exposures.solved - prior.value, np.nan)
     sigma = np.hypot(prior.sigma, np.where(np.isfinite(exposures.solved_sigma), exposures.solved_sigma, 0.0))
-    factor = online_scale(error, sigma, days=exposures.days)
+    factor = np.maximum(online_scale(error, sigma, days=exposures.days), 1.0)
     return replace(prior, sigma=prior.sigma * factor)
 
 
