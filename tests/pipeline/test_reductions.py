@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 import zarr
+from astropy.io import fits
 from quick import quick_settings
 from shell import csstdask_command
 from store_equality import differences
@@ -29,6 +30,7 @@ from csstdask.flux.ratios import StarRatios
 from csstdask.flux.spectra import extinction_curve
 from csstdask.mock import load_recipe
 from csstdask.pipeline.config import with_inputs
+from csstdask.pipeline.export import export
 from csstdask.pipeline.mock_survey import mock
 from csstdask.pipeline.reductions.flat import FLAT
 from csstdask.pipeline.run import run
@@ -279,6 +281,28 @@ def test_a_dry_run_knows_the_reductions(campaign, finished, tmp_path):
     assert json.loads(done.stdout)["reductions"][0]["state"] == "done"
     done = csstdask_command("run", campaign, "--to", tmp_path / "new.zarr", "--dry-run")
     assert "reduction flat: pending, 0 partials recorded before" in done.stdout
+
+
+def test_a_flat_of_other_spectra_is_neither_read_nor_exported(campaign, finished, tmp_path):
+    """Spectra of other settings, without the reduction: the cube on disk is that of the old ones."""
+    path = tmp_path / "run.zarr"
+    shutil.copytree(finished, path)
+    export(path, tmp_path / "before", campaign=campaign, workers=1)
+    first = sorted(path.name for path in (tmp_path / "before").glob("*_spectra.fits"))[0]
+    assert np.isfinite(fits.getdata(tmp_path / "before" / first, "SPECTRA")["FLUX"]).any()
+    other = SETTINGS.model_copy(update={"detect": SETTINGS.detect.model_copy(update={"threshold": 0.99})})
+    run(campaign, path, steps=["extract"], config=other, workers=1)
+    assert [one.state for one in status(path, campaign=campaign).reductions] == ["pending"]
+    assert np.isfinite(cube(path)["sensitivity"]).any()
+    opened = csstdask.open_run(path, campaign)
+    assert np.isnan(opened["flat"]).all()
+    assert (opened["flat_degree"].dtype, int(opened["flat_degree"].max())) == (np.int32, -1)
+    with pytest.raises(InputError, match="found no finished flat"):
+        opened.csst.flat(2)
+    again = export(path, tmp_path / "after", campaign=campaign, workers=1)
+    assert (again.spectra, again.calibrations, again.failures) == (6, 0, [])
+    assert fits.getheader(tmp_path / "after" / first)["CSDFLAT"] == ""
+    assert np.isnan(fits.getdata(tmp_path / "after" / first, "SPECTRA")["FLUX"]).all()
 
 
 def test_without_a_catalogue_there_is_no_extraction(campaign, tmp_path):

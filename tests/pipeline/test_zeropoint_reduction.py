@@ -369,6 +369,57 @@ def test_a_unit_without_stars_is_done_and_has_a_zero_point(grown, copied):
     assert np.isnan(found["zp_joint"]).all()
 
 
+def test_the_line_of_the_reduction_says_what_people_should_know():
+    """Counts that are positive, and nothing where all is well."""
+    counts = {
+        "n_units": 6, "n_without_magnitudes": 3, "n_without_telemetry": 4, "n_unanchored": 2,
+        "n_unanchored_components": 1, "n_strained": 5, "n_disagreeing": 6,
+    }  # fmt: skip
+    assert ZEROPOINTS.remark(counts) == (
+        "no magnitudes in the reference for the bands of 3 units, no telemetry of 4 units, "
+        "2 units in 1 unanchored parts, 5 units away from the joint solution, "
+        "6 units whose stars disagree with the prior"
+    )
+    assert ZEROPOINTS.remark(dict.fromkeys(counts, 0) | {"n_without_telemetry": None}) == ""
+
+
+def test_units_without_magnitudes_or_telemetry_are_counted(grown, copied, tmp_path):
+    """A reference of one of two bands, and telemetry of one of three exposures."""
+    table = pq.read_table(grown[0] / "tables" / "reference.parquet").drop_columns(["mag_g", "mag_g_err"])
+    pq.write_table(table, tmp_path / "reference.parquet")
+    first = csstdask.open_campaign(grown[0])["exposure"].values.tolist()[0]
+    telemetry = {"exposure": np.array([first], dtype=object), "focus": np.zeros(1)}
+    write_table(tmp_path / "telemetry.parquet", telemetry, {})
+    config = quick_settings(
+        zeropoint={
+            "model": "none", "reference": str(tmp_path / "reference.parquet"),
+            "telemetry": str(tmp_path / "telemetry.parquet"),
+        }
+    )  # fmt: skip
+    (reduction,) = run(grown[0], copied, config=config, workers=1).reductions
+    assert reduction.remarks[0].startswith("no magnitudes in the reference for the bands of 3 units, no telemetry of 4")
+    assert (zero_points(copied)["zp_method"][:, 0] == "solve").all()
+
+
+def test_telemetry_that_is_replaced_during_a_run_is_refused(grown, copied, tmp_path):
+    path, exposures = tmp_path / "telemetry.parquet", csstdask.open_campaign(grown[0])["exposure"].values
+    telemetry = {"exposure": np.array(exposures, dtype=object), "focus": np.zeros(3)}
+    write_table(path, telemetry, {})
+
+    def replace(event):
+        if isinstance(event, ReductionStarted):
+            write_table(path, telemetry | {"focus": np.ones(3)}, {})
+
+    config = quick_settings(zeropoint={"model": "none", "telemetry": str(path)})
+    (reduction,) = run(grown[0], copied, config=config, workers=1, listeners=[replace]).reductions
+    assert reduction.state == "failed"
+    assert reduction.failures[None] == (
+        f"{path}: found a file that was replaced during the run; wanted that of its beginning: run again"
+    )
+    (again,) = run(grown[0], copied, config=config, workers=1).reductions
+    assert again.state == "done"
+
+
 @pytest.mark.slow
 def test_telemetry_and_an_own_network_change_the_reduction_alone(grown, copied, tmp_path):
     """Units stay as they are; the run keeps its own copy of the network."""
