@@ -67,7 +67,7 @@ def ingest(
     ],
     to: Annotated[Path, typer.Option(help="The campaign; added to if it is there.")],
     instrument: Annotated[
-        str | None, typer.Option(help="A built-in name or a TOML; default: told from the headers.")
+        str | None, typer.Option(help="A built-in name or a TOML; default: recognised from the headers.")
     ] = None,
     supersede: Annotated[
         bool, typer.Option("--supersede", help="Let other files replace units that are present.")

@@ -46,7 +46,7 @@ class OwnedObject:
         return cls(path.relative_to(root).as_posix(), path.stat().st_size, sha256_file(path))
 
     def intact(self, root: Path, *, checksum: bool = False) -> bool:
-        """Tell whether the file is on disk with its size and, if asked, its content."""
+        """Return whether the file is on disk with its size and, if asked, its content."""
         path = f"{root}/{self.path}"  # a Path takes longer to make than the file's size to read
         try:
             if os.stat(path).st_size != self.bytes:  # noqa: PTH116

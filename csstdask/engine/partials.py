@@ -102,7 +102,7 @@ class ReductionRecord:
     """Why there is no result, if the last attempt failed."""
 
     def holds(self, root: Path, fingerprint: str, *, checksum: bool = False) -> bool:
-        """Tell whether this is the result for a fingerprint, with its objects on disk."""
+        """Return whether this is the result for a fingerprint, with its objects on disk."""
         same = self.failure is None and self.fingerprint == fingerprint
         return same and all(item.intact(root, checksum=checksum) for item in self.objects)
 

@@ -41,7 +41,7 @@ class Selection:
 
     @property
     def is_everything(self) -> bool:
-        """Tell whether no unit is left out."""
+        """Return whether no unit is left out."""
         return not self.exposures and not self.detectors
 
     def __contains__(self, unit: Unit) -> bool:

@@ -207,7 +207,7 @@ class Frame:
         return self._products[name]
 
     def has(self, name: str) -> bool:
-        """Tell whether a step has made a product of the frame since it was opened."""
+        """Return whether a step has made a product of the frame since it was opened."""
         return name in self._products
 
     def table(self, name: str) -> Table:

@@ -244,7 +244,7 @@ def _check_same_twice(source: UnitSource, first: UnitSource, unit: Unit) -> None
 
 
 def _is_unchanged(source: UnitSource, campaign: Campaign, unit: Unit) -> bool:
-    """Tell whether a present unit came from this very file, and still has its shards."""
+    """Return whether a present unit came from this very file, and still has its shards."""
     row, column = campaign.index(*_key(unit))
     if not all(shard_path(campaign.path, name, row, column).is_file() for name in ("sci", "wht", "flag")):
         return False
@@ -254,7 +254,7 @@ def _is_unchanged(source: UnitSource, campaign: Campaign, unit: Unit) -> bool:
 
 
 def _is_damaged(campaign: Campaign, unit: Unit) -> bool:
-    """Tell whether pixels of a present unit cannot be read; all of them are, so this is for units to be replaced."""
+    """Return whether pixels of a present unit cannot be read; all of them are, so this is for units to be replaced."""
     try:
         for name in ("sci", "wht", "flag"):
             read_unit_pixels(campaign.path, *campaign.index(*_key(unit)), name)

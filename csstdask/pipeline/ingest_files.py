@@ -177,7 +177,7 @@ def _scan_one(path: Path, camera: Instrument | None, given: set[Path]) -> tuple[
 
 
 def _is_companion(path: Path, camera: Instrument, given: set[Path]) -> bool:
-    """Tell whether a file holds a plane of another file's units; InputError if that file is missing."""
+    """Return whether a file holds a plane of another file's units; InputError if that file is missing."""
     science = companion_of(path, camera)
     if science is None:
         return False

@@ -46,7 +46,7 @@ class Score:
 
 
 def has_truth(run: str | Path, campaign: str | Path | None = None) -> bool:
-    """Tell whether a run can be scored: a mock campaign, and the steps that a score is about."""
+    """Return whether a run can be scored: a mock campaign, and the steps that a score is about."""
     root = Path(run)
     wanted = [campaign_path(root, campaign) / "truth" / "cr", root / "cr_mask", root / "repair_variance"]
     return all((folder / "zarr.json").is_file() for folder in wanted)

@@ -219,7 +219,7 @@ class Campaign:
         return self._rows[exposure], self._columns[detector]
 
     def is_present(self, exposure: str, detector: int) -> bool:
-        """Tell whether a unit has pixels."""
+        """Return whether a unit has pixels."""
         return exposure in self._rows and bool(self.present[self.index(exposure, detector)])
 
     def append_exposures(self, names: Sequence[str]) -> None:

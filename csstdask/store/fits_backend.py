@@ -74,7 +74,7 @@ class CsstBackend(BackendEntrypoint):
         return _dataset(path, found.units, camera).drop_vars(dropped, errors="ignore")
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Tell whether this is a FITS file of a camera that is known."""
+        """Return whether this is a FITS file of a camera that is known."""
         try:
             path = Path(filename_or_obj)
             return ".fit" in path.name.lower() and len(recognise_file(path)) == 1

@@ -197,12 +197,12 @@ def _named(names: Mapping[int, str], wanted: str, *, of_chips: bool) -> list[int
 
 
 def _of_chips(hdus: fits.HDUList, science: _Match) -> bool:
-    """Tell whether the names of science images hold their chips."""
+    """Return whether the names of science images hold their chips."""
     return any(ChipKey.of(hdus[index], None).chip for index in science.indices)
 
 
 def _position_counts(name: str, role: Role, kind: WeightKind) -> bool:
-    """Tell whether an HDU may be taken by its position: its name does not say that it is something else.
+    """Return whether an HDU may be taken by its position: its name does not say that it is something else.
 
     The name of a chip stands for a science image only.
     """

@@ -58,7 +58,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def may_be(name: str, role: Role) -> bool:
-    """Tell whether an HDU of this name may hold a plane: its name is a chip's, or names this kind of plane."""
+    """Return whether an HDU of this name may hold a plane: its name is a chip's, or names this kind of plane."""
     base = split_name(name)[0]
     meaning = COMMON_NAMES.get(base)
     return base not in NOT_SCIENCE if meaning is None else meaning[0] == role

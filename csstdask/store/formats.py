@@ -72,7 +72,7 @@ def portable(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def _is_plain(value: object) -> bool:
-    """Tell whether an attribute is text, a number, or a list of numbers."""
+    """Return whether an attribute is text, a number, or a list of numbers."""
     return isinstance(value, str | int | float) or (
         isinstance(value, list) and len(value) > 0 and all(isinstance(item, int | float) for item in value)
     )

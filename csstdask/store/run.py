@@ -158,7 +158,7 @@ def damaged_small_arrays(path: Path) -> list[str]:
 
 
 def _is_small(group: zarr.Group, name: str) -> bool:
-    """Tell whether an array is a coordinate or holds metrics: the driver alone writes it, and no record lists it."""
+    """Return whether an array is a coordinate or holds metrics: the driver alone writes it, and no record lists it."""
     dims = tuple(get_array(group, name).metadata.dimension_names or ())  # type: ignore[union-attr]
     return dims in {("exposure",), ("detector",), UNIT_DIMS}
 
@@ -270,7 +270,7 @@ class MetricsWriter:
 
     @property
     def due(self) -> bool:
-        """Tell whether enough is gathered to be written."""
+        """Return whether enough is gathered to be written."""
         return len(self._pending) >= self._flush_every
 
     def flush(self) -> None:

@@ -42,17 +42,17 @@ class ArraySpec:
 
     @property
     def sharded(self) -> bool:
-        """Tell whether each unit owns one shard of it, with chunks inside."""
+        """Return whether each unit owns one shard of it, with chunks inside."""
         return self.dims[:2] == UNIT_DIMS and len(self.dims) == 4
 
     @property
     def owned_chunk(self) -> bool:
-        """Tell whether each unit owns one chunk of it: small arrays of a unit, such as its stamps or PSFs."""
+        """Return whether each unit owns one chunk of it: small arrays of a unit, such as its stamps or PSFs."""
         return self.dims[:2] == UNIT_DIMS and len(self.dims) in (3, 5, 6)
 
     @property
     def detector_chunk(self) -> bool:
-        """Tell whether each detector has one chunk of it: what reductions write."""
+        """Return whether each detector has one chunk of it: what reductions write."""
         return self.dims[0] == "detector" and len(self.dims) > 1
 
 

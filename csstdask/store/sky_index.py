@@ -87,7 +87,7 @@ def _over_units(dataset: xr.Dataset, name: str) -> npt.NDArray[Any]:
 
 
 def _within(circles: Float, position: SkyCoord, radius: float) -> npt.NDArray[np.bool_]:
-    """Tell which circles (unit, 3) come within a radius [deg] of a position; those that are not known do."""
+    """Return which circles (unit, 3) come within a radius [deg] of a position; those that are not known do."""
     where = position.icrs
     distance = angle_between(
         unit_vectors(circles[..., 0], circles[..., 1]), unit_vectors(float(where.ra.deg), float(where.dec.deg))
@@ -189,7 +189,7 @@ class SkyTransform(CoordinateTransform):
         return best[1]
 
     def equals(self, other: CoordinateTransform, **_: Any) -> bool:
-        """Tell whether another transform gives the same positions for the same pixels."""
+        """Return whether another transform gives the same positions for the same pixels."""
         if not isinstance(other, SkyTransform) or (self.axes, self.dims) != (other.axes, other.dims):
             return False
         same = all(np.array_equal(self.places[name], other.places[name]) for name in PIXEL_DIMS)

@@ -124,7 +124,7 @@ def cost_of_detection(config: RunConfig, _instrument: Instrument) -> Cost:
 
 
 def uses_network(config: RunConfig) -> bool:
-    """Tell whether the configured model is a network."""
+    """Return whether the configured model is a network."""
     return bool(find_card("cosmicray", config.detect.model).architecture)
 
 

@@ -105,7 +105,7 @@ def _has_detections(frame: Frame, config: RunConfig) -> bool:
 
 
 def uses_network(config: RunConfig) -> bool:
-    """Tell whether sources are repaired by a network."""
+    """Return whether sources are repaired by a network."""
     return bool(find_card("inpaint", config.repair.model).architecture)
 
 
