@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,3 +27,14 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value  # the function, not the module of the same name
         return value
     raise AttributeError(f"module 'csstdask.zeropoint' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """The package, in which `solve` is the function, also after the module of this name was imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):  # the import of a module binds its name
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
