@@ -107,7 +107,7 @@ def _methods(found: _ZeroPoints) -> str:
                 [name, int(chosen.sum()), number(1000 * float(np.median(sigma))), number(1000 * float(sigma.max()))]
             )
     note = (
-        "<p>solve: stars alone; joined: stars and network; prior: network without stars; borrowed: earlier zero "
+        "<p>solve: stars alone; joined: stars and prior; prior: network without stars; borrowed: earlier zero "
         "points; nominal: the camera's description.</p>"
     )
     return table(("method", "units", "median 1 σ [mmag]", "largest 1 σ [mmag]"), rows) + note
