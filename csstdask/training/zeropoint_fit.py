@@ -213,7 +213,7 @@ def degrade_memory(memory: npt.NDArray[Any], share: float, rng: np.random.Genera
     out = memory.copy()
     if share <= 0 or k == 0:
         return out
-    run = np.cumsum(rng.random((n, k)) < 1 / _RUN, axis=1)
+    run: npt.NDArray[np.int64] = np.cumsum(rng.random((n, k)) < 1 / _RUN, axis=1, dtype=np.int64)
     log_size = rng.uniform(np.log(_DEGRADED[0]), np.log(_DEGRADED[1]), (n, k + 1))
     size = np.exp(np.take_along_axis(log_size, run, axis=1))
     size *= (rng.random((n, k + 1)) < 0.7)[np.arange(n)[:, None], run] * (rng.random((n, 1)) < share)
