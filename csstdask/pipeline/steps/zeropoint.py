@@ -36,6 +36,12 @@ ISOLATION = 2.0
 """Least distance of a star of the overlaps from other sources [aperture radius]: apertures do not touch."""
 SIZE_TOLERANCE = 0.25
 """Largest relative deviation of its half-light radius from that of stars: galaxies change with the PSF."""
+UNKNOWN_CORRECTION_ERROR = 0.1
+"""Error of magnitudes whose aperture correction is unknown [mag]: 10 % of a star's light is beyond the aperture."""
+LEAST_NODES = 3
+"""Nodes of a PSF whose scatter is an error of the aperture correction."""
+FEW_NODES_ERROR = 0.02
+"""Least error of an aperture correction from fewer nodes [mag]."""
 LEAST_FOR_SIZE = 5
 """Stars with a reference whose median size is that of stars; with fewer there is no cut on size."""
 
@@ -69,7 +75,7 @@ def solve_unit(frame: Frame, config: RunConfig) -> Output:
 
     settings, facts = config.zeropoint, frame.facts
     correction, correction_err = _aperture_correction(frame, config)
-    stars = select_stars(frame.table("sources"), correction, config)
+    stars = select_stars(frame.table("sources"), correction if np.isfinite(correction) else 0.0, config)
     catalogue = _catalogue(str(settings.reference), settings.reference_sha256)
     days = days_of(facts.when)
     near, ref_ra, ref_dec = _near(frame, catalogue, days)
@@ -115,6 +121,8 @@ def solve_unit(frame: Frame, config: RunConfig) -> Output:
         nominal=nominal_zero_point(frame.instrument, facts.band),
         value=fit.value,
         sigma=float(np.hypot(fit.sigma, correction_err)),
+        coefficient_covariance=fit.coefficient_covariance,
+        correction=correction,
         correction_err=correction_err,
         color_term=fit.color_term,
         color_term_err=fit.color_term_err,
@@ -170,11 +178,11 @@ _COLUMNS = ("x", "y", "ra", "dec", "flux_aperture", "flux_aperture_err", "repair
 
 
 def _aperture_correction(frame: Frame, config: RunConfig) -> tuple[float, float]:
-    """Return the correction to the total light and its error [mag]; 0 where there is no PSF.
+    """Return the correction to the total light and its error [mag]; NaN where there is no PSF.
 
-    A median over the nodes of the PSF; the error is their scatter, which is small over a frame with stars enough for
-    its PSF, and large where there are few. The correction includes the light that diffraction sends beyond the box of
-    the PSF, where the camera's description tells it.
+    It is the median over the nodes of the PSF; the error is their scatter, which is small over a frame with many stars
+    for its PSF, and large where there are few. The correction includes the light that diffraction sends beyond the box
+    of the PSF, where the optics of the camera are described.
     """
     from csstdask.numerics.robust import mad_scale
     from csstdask.zeropoint.photometry import aperture_correction
@@ -182,9 +190,10 @@ def _aperture_correction(frame: Frame, config: RunConfig) -> tuple[float, float]
     corrections = aperture_correction(frame.product("psf"), config.sources.aperture_radius)
     known = corrections[np.isfinite(corrections)]
     if not len(known):
-        return 0.0, 0.0
+        return np.nan, UNKNOWN_CORRECTION_ERROR
     beyond = 2.5 * np.log10(1 - _light_beyond(frame.instrument, frame.facts.band))
-    return float(np.median(known)) + beyond, float(mad_scale(known))
+    floor = FEW_NODES_ERROR if len(known) < LEAST_NODES else 0.0
+    return float(np.median(known)) + beyond, float(mad_scale(known, floor=floor))
 
 
 def _light_beyond(instrument: Instrument, band: str) -> float:
