@@ -23,7 +23,7 @@ from csstdask.nn.models import NO_MODEL
 from csstdask.zeropoint.campaign_joint import JointOffsets, joint_offsets
 from csstdask.zeropoint.campaign_memory import shared_errors
 from csstdask.zeropoint.campaign_stars import CampaignStars
-from csstdask.zeropoint.campaign_terms import CorrectedMagnitudes, corrected_magnitudes, with_corrections
+from csstdask.zeropoint.campaign_terms import CorrectedMagnitudes, corrected_magnitudes, unit_offsets, with_corrections
 from csstdask.zeropoint.features import PriorInputs
 from csstdask.zeropoint.fit import COLOR_TERM
 from csstdask.zeropoint.prior import NOMINAL_SIGMA, predict_prior, simple_prior
@@ -226,15 +226,16 @@ def campaign_prior(
 ) -> CampaignPrior:
     """Return what is known of each unit before its stars are looked at, as offsets against `level`.
 
-    Memory, telemetry, and the errors that scale sigma are of exposures that began earlier. Not causal are three things
-    that are common to all exposures: the level of a camera without a nominal zero point (the median of its solved
-    ones), the parameters of the local level (how much zero points vary, fitted to the whole campaign), and aperture
-    corrections of units without a PSF.
+    Memory, telemetry, and the errors that scale sigma are of exposures that began earlier. Not causal is what is common
+    to all exposures of a detector and band and is determined from the whole campaign: F and colour term, with which
+    remembered zero points are computed; how much zero points vary (the parameters of the local level); the level of a
+    camera without a nominal zero point; aperture corrections of units without a PSF.
     """
     n, series = stars.n_units, stars.series
     conditions = {name: np.asarray(values, dtype=np.float64) for name, values in telemetry.items()}
-    remembered = np.where(stars.n_used >= LEAST_STARS, stars.value, np.nan)
-    memory = recent(stars.days, remembered, stars.sigma, last=MEMORY, series=series)
+    offset, error = unit_offsets(stars, corrected, level)
+    offset = np.where(stars.n_used >= LEAST_STARS, offset, np.nan)
+    memory = recent(stars.days, offset + level, error, last=MEMORY, series=series)
     inputs = PriorInputs(
         nominal=level,
         days=stars.days,
@@ -248,18 +249,21 @@ def campaign_prior(
     value, sigma, method = expected.value - level, expected.sigma.copy(), expected.method.astype("<U8")
     borrowed = method == "borrowed"
     if borrowed.any():
-        mean, error = _local_level(stars.days, remembered - level, stars.sigma, series)
-        better = borrowed & np.isfinite(mean) & np.isfinite(error)
-        value[better], sigma[better] = mean[better], error[better]
+        mean, spread = _local_level(stars.days, offset, error, series)
+        better = borrowed & np.isfinite(mean) & np.isfinite(spread)
+        value[better], sigma[better] = mean[better], spread[better]
     nominal = method == "nominal"
     shared = shared_errors(stars, corrected, memory)
-    common = np.where(nominal, 0.0, shared.common)
-    sigma = np.where(nominal, sigma, np.sqrt(sigma**2 + shared.memory))
-    of_difference = np.sqrt(np.maximum(sigma**2 + stars.sigma**2 - 2 * common, sigma**2 / 4))
+    # The error of a colour term is that of all exposures.
+    of_color = np.where(memory.count > 0, corrected.color_error**2, 0.0)
+    common = np.where(nominal, 0.0, shared.common + of_color)
+    sigma = np.where(nominal, sigma, np.sqrt(sigma**2 + shared.memory + of_color))
+    variance = sigma**2 + error**2 + corrected.color_error**2 - 2 * common
+    of_difference = np.sqrt(np.maximum(variance, sigma**2 / 4))
     scale = np.ones(n)
     if n:
         of_difference = np.where(nominal, np.nan, of_difference)
-        scale = online_scale(remembered - level - value, of_difference, days=stars.days, groups=method)
+        scale = online_scale(offset - value, of_difference, days=stars.days, groups=method)
     return CampaignPrior(value, np.where(nominal, sigma, sigma * scale), method, common)
 
 

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from scipy.sparse.linalg import spsolve
 
 from csstdask.zeropoint.campaign_stars import CampaignStars
-from csstdask.zeropoint.campaign_terms import CorrectedMagnitudes
+from csstdask.zeropoint.campaign_terms import CorrectedMagnitudes, unit_offsets
 from csstdask.zeropoint.result import ALARM_SIGMA
 
 Float = npt.NDArray[np.float64]
@@ -90,7 +90,7 @@ def joint_offsets(
     scatter[label[known]] = corrected.ref_scatter[usable][known]
     exposure, series = np.unique(stars.exposure.astype(str), return_inverse=True)[1].ravel(), stars.series
     epoch = np.floor(np.where(np.isfinite(stars.days), stars.days, 0.0) / epoch_days).astype(np.int64)
-    small = _small_terms(stars, corrected, level, exposure, epoch, small_sigma)
+    small = small_sigmas(*unit_offsets(stars, corrected, level), exposure, series, epoch, small_sigma)
     found = solve_joint(
         StarObservations(
             unit=unit,
@@ -147,23 +147,6 @@ def _labels(stars: CampaignStars, rows: npt.NDArray[np.intp], radius: float) -> 
         label[chosen] = first + found
         first += int(found.max()) + 1
     return label
-
-
-def _small_terms(
-    stars: CampaignStars, corrected: CorrectedMagnitudes, level: Float, exposure: Series, epoch: Int, start: float
-) -> Float:
-    """Return 1 sigma of the small term of each unit, as the units of its detector and band show it (u,)."""
-    n = stars.n_units
-    variance = corrected.variance + stars.ref_variance + corrected.ref_scatter**2
-    known = np.isfinite(stars.ref_mag) & np.isfinite(variance) & np.isfinite(level[stars.unit])
-    unit = stars.unit[known]
-    weight = 1 / np.maximum(variance[known].astype(np.float64), 1e-8)
-    total = np.bincount(unit, weight, n)
-    solved = total > 0
-    moment = np.bincount(unit, weight * (stars.ref_mag[known] - corrected.magnitude[known]), n)
-    offset = np.where(solved, moment / np.where(solved, total, 1.0) - level, np.nan)
-    error = np.sqrt(1 / np.where(solved, total, 1.0) + corrected.shared_error**2)
-    return small_sigmas(offset, error, exposure, stars.series, epoch, start)
 
 
 def small_sigmas(offset: Float, sigma: Float, exposure: Series, series: Series, epoch: Int, start: float) -> Float:

@@ -68,6 +68,8 @@ class CampaignStars:
     """(n,) Instrumental, without F(x, y) and colour term [mag]."""
     variance: Float32
     """(n,) [mag^2]"""
+    weight: Float32
+    """(n,) Robust weight in the fit of its unit."""
     terms: Float32
     """(n, k) Values of the terms of F(x, y)."""
     color: Float32
@@ -136,6 +138,7 @@ class CampaignStars:
             reference=stars.reference[chosen],
             magnitude=stars.inst_mag[chosen].astype(np.float32),
             variance=(stars.inst_mag_err[chosen] ** 2).astype(np.float32),
+            weight=stars.weight[chosen].astype(np.float32),
             terms=terms.astype(np.float32),
             color=stars.color[chosen].astype(np.float32),
             ref_mag=stars.ref_mag[chosen].astype(np.float32),

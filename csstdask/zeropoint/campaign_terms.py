@@ -255,3 +255,23 @@ def reference_scatter(stars: CampaignStars) -> Float:
             reached = np.cumsum(stars.n_used[several][order])
             found[members] = stars.scatter[several][order][np.searchsorted(reached, reached[-1] / 2)]
     return found
+
+
+def unit_offsets(stars: CampaignStars, corrected: CorrectedMagnitudes, level: Float) -> tuple[Float, Float]:
+    """Return the zero points of the units' own stars with F and colour term of their detectors, and their errors (u,).
+
+    They are offsets against `level`; NaN and inf without reference stars. The error of the colour term is left out: it
+    is common to all units of a detector and band.
+    """
+    n = stars.n_units
+    variance = corrected.variance + stars.ref_variance.astype(np.float64) + corrected.ref_scatter**2
+    known = np.isfinite(stars.ref_mag) & np.isfinite(variance)
+    unit = stars.unit[known]
+    weight = stars.weight[known] / np.maximum(variance[known], 1e-8)
+    total = np.bincount(unit, weight, n)
+    solved = total > 0
+    safe = np.where(solved, total, 1.0)
+    offset = np.bincount(unit, weight * (stars.ref_mag[known] - corrected.magnitude[known]), n) / safe - level
+    error = np.hypot(safe**-0.5, corrected.shared_error)
+    solved &= np.isfinite(offset)
+    return np.where(solved, offset, np.nan), np.where(solved, error, np.inf)
