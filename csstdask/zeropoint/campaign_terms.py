@@ -196,7 +196,9 @@ def corrected_magnitudes(stars: CampaignStars, series: Series, expected: tuple[f
     expected : (float, float)
         Mean and 1 sigma of the colour term, as the units were fitted with.
     """
+    scatter = reference_scatter(stars)[stars.unit]
     term, error = color_terms(stars.color_term, stars.color_term_err, series, expected)
+    error = np.minimum(error * repeated_error(stars, scatter, series), expected[1])
     color = stars.color.astype(np.float64)
     known = np.isfinite(color)
     unit, of_series = stars.unit[known], series[stars.unit[known]]
@@ -209,7 +211,6 @@ def corrected_magnitudes(stars: CampaignStars, series: Series, expected: tuple[f
     guessed = np.where(known, 0.0, spread[series[stars.unit]] * (term**2 + error**2)[stars.unit])
     colored = (in_series > 0)[series]
     variance = stars.variance.astype(np.float64) + guessed
-    scatter = reference_scatter(stars)[stars.unit]
     flat, common, own = _flat(stars, series, variance + scatter**2)
     return CorrectedMagnitudes(
         magnitude=stars.magnitude + flat + np.where(colored, term, 0.0)[stars.unit] * used,
@@ -238,6 +239,24 @@ def _flat(stars: CampaignStars, series: Series, variance: Float) -> tuple[Float,
     own = np.einsum("ni,nij,nj->n", apart, covariance[stars.unit], apart)
     flat = (terms * coefficients[stars.unit]).sum(axis=1)
     return flat, np.sqrt(np.maximum(common, 0.0)), np.maximum(own, 0.0)
+
+
+def repeated_error(stars: CampaignStars, scatter: Float, series: Series) -> Float:
+    """Return the error of a mean over units of a detector and band, over that of independent stars (u,).
+
+    Errors of the catalogue are the same each time a star is observed: with a share r of the variance, and k
+    observations of each star, the variance of a mean is larger by r k + 1 - r.
+    """
+    known = np.flatnonzero(np.isfinite(stars.ref_mag) & np.isfinite(stars.ref_variance) & (stars.reference >= 0))
+    factor = np.ones(int(series.max()) + 1)
+    of_star = series[stars.unit[known]]
+    catalogue = stars.ref_variance[known].astype(np.float64) + scatter[known] ** 2
+    share = catalogue / np.maximum(catalogue + stars.variance[known], 1e-12)
+    for one in np.unique(of_star):
+        some = of_star == one
+        repeats = np.count_nonzero(some) / len(np.unique(stars.reference[known][some]))
+        factor[one] = np.sqrt(1 + float(share[some].mean()) * (repeats - 1))
+    return factor[series]
 
 
 def reference_scatter(stars: CampaignStars) -> Float:
