@@ -28,7 +28,7 @@ from csstdask.zeropoint.features import PriorInputs
 from csstdask.zeropoint.fit import COLOR_TERM
 from csstdask.zeropoint.prior import NOMINAL_SIGMA, predict_prior, simple_prior
 from csstdask.zeropoint.result import ALARM_SIGMA
-from csstdask.zeropoint.state import LocalLevel, fit_local_level, online_scale, recent
+from csstdask.zeropoint.state import ONE_SIGMA, LocalLevel, fit_local_level, online_scale, recent
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -46,6 +46,8 @@ LEAST_STARS = 3
 """Used stars without which a unit's zero point is no memory: a false match of one or two is not noticed."""
 LEAST_OWN = 5
 """Used stars from which a zero point counts where the joint solution or the prior contradicts it."""
+LEAST_FOR_SCALE = 20
+"""Solved zero points from which the errors of a local level are scaled to hold 68 % of them."""
 DEGREES_OF_FREEDOM = 4.0
 """Of Student's t for the local level: single zero points that are wrong do not move it."""
 
@@ -273,7 +275,13 @@ def _local_level(days: Float, value: Float, sigma: Float, series: npt.NDArray[np
         model: LocalLevel = fit_local_level(days, value, sigma, series, gap=GAP_DAYS, dof=DEGREES_OF_FREEDOM)
     except ValueError:  # no series of three
         return np.full(len(days), np.nan), np.full(len(days), np.inf)
-    return model.predict(days, value, sigma, series=series)
+    mean, spread = model.predict(days, value, sigma, series=series)
+    known = np.isfinite(value) & np.isfinite(mean) & np.isfinite(spread) & np.isfinite(sigma)
+    if known.sum() < LEAST_FOR_SCALE:
+        return mean, spread
+    # The scale of Student's t is less than the standard deviation of normal errors.
+    excess = np.sqrt(np.maximum((value - mean)[known] ** 2 - sigma[known] ** 2, 0.0)) / spread[known]
+    return mean, spread * max(float(np.quantile(excess, ONE_SIGMA)), 1.0)
 
 
 def _posterior(
