@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from csstdask.errors import InputError
+from csstdask.zeropoint.joint_checks import check_joint_arguments
 from csstdask.zeropoint.joint_graph import Components, exposure_components
 from csstdask.zeropoint.joint_identify import identify_stars
 from csstdask.zeropoint.joint_linear import Factor, factor, sampled_variance, solve_iteratively
@@ -216,7 +216,7 @@ def solve_joint(
     ([25.0, 25.1, nan], [True, True, False])
     """
     settings = JointSettings() if settings is None else settings
-    _check(observations, reference, reference_variance, exposure, detector, epoch, settings)
+    check_joint_arguments(observations, reference, reference_variance, exposure, detector, epoch, settings)
     units, prior = _units(exposure, detector, epoch, unit_sigma, small_sigma, settings)
     position = np.empty(len(units), dtype=np.int32)
     position[units] = np.arange(len(units), dtype=np.int32)
@@ -378,35 +378,3 @@ def _units(
         pin=settings.small_sigma,
     )
     return order, prior
-
-
-def _check(
-    observations: StarObservations,
-    reference: npt.ArrayLike,
-    reference_variance: npt.ArrayLike,
-    exposure: npt.ArrayLike,
-    detector: npt.ArrayLike,
-    epoch: npt.ArrayLike,
-    settings: JointSettings,
-) -> None:
-    """Raise InputError if the arguments do not belong together."""
-    n, units, stars = (len(np.asarray(one)) for one in (observations.star, exposure, reference))
-    for name in ("unit", "magnitude", "variance"):
-        size = len(getattr(observations, name))
-        if size != n:
-            raise InputError(f"observations.{name}", f"{size} values", f"{n}, one for each star label")
-    for name, values, wanted in (
-        ("reference_variance", reference_variance, stars),
-        ("detector", detector, units),
-        ("epoch", epoch, units),
-    ):
-        if len(np.asarray(values)) != wanted:
-            raise InputError(name, f"{len(np.asarray(values))} values", f"{wanted}")
-    for name, labels, size in (("unit", observations.unit, units), ("star", observations.star, stars)):
-        if n and (np.min(labels) < 0 or np.max(labels) >= size):
-            raise InputError(f"observations.{name}", f"{np.min(labels)} to {np.max(labels)}", f"0 to {size - 1}")
-    if not 0 <= settings.detector_sigma < np.inf:
-        raise InputError("detector_sigma", f"{settings.detector_sigma}", "0, or a positive number [mag]")
-    for name in ("grey_sigma", "small_sigma", "scatter_floor", "reference_floor"):
-        if not 0 < getattr(settings, name) < np.inf:
-            raise InputError(name, f"{getattr(settings, name)}", "a positive number [mag]")
