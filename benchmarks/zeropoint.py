@@ -18,6 +18,7 @@ from csstdask.evaluation.zeropoint import evaluate_zeropoint, table
 from csstdask.evaluation.zeropoint_latency import latencies
 from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network
+from csstdask.results import rounded
 from csstdask.training.zeropoint_surveys import load_surveys
 from csstdask.zeropoint.azprc import build_network
 
@@ -34,13 +35,13 @@ def main() -> None:
             found = evaluate_zeropoint(Path(folder), announce=print)
         print("\n".join(table(found)))
         path = RESULTS / "zeropoint_evaluation.json"
-        path.write_text(json.dumps({"environment": environment(), **found}, indent=1) + "\n")
+        path.write_text(json.dumps(rounded({"environment": environment(), **found}), indent=1, allow_nan=False) + "\n")
     networks = {
         name: load_network(find_card("zeropoint", name), build_network, torch.device("cpu"))
         for name in ("zeropoint", "azprc")
     }
     surveys = load_surveys("zeropoint", EXPOSURES, memory=networks["zeropoint"].memory, image=False)
-    save("zeropoint", latencies(surveys, networks["zeropoint"], networks["azprc"]))
+    save("zeropoint", rounded(latencies(surveys, networks["zeropoint"], networks["azprc"])))
 
 
 if __name__ == "__main__":

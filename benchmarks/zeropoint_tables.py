@@ -157,4 +157,148 @@ def joint() -> str:
     return f"{table(head, rows)}\n\n{note}"
 
 
-TABLES = {"table": real_table, "real": real_stars, "joint": joint}
+MOCK = {
+    "lut": "linear regression on telemetry (look-up table)",
+    "forest": "random forest on telemetry",
+    "image-cnn": "image-only CNN",
+    "azprc": "AZP-RC as described",
+    "previous": "previous exposure",
+    "local level": "local level (Kalman)",
+    "boosted with memory": "boosted trees, telemetry and memory",
+    "solve": "stars alone",
+    "prior": "`zeropoint`, prior",
+    "joined": "`zeropoint`, joined with the stars",
+    "oracle": "oracle, prior",
+    "oracle joined": "oracle, joined",
+}
+ARTICLE = {"lut": "lut", "forest": "forest", "image-cnn": "image CNN", "azprc": "azprc"}
+
+
+def mock_methods() -> str:
+    """Errors of all methods on later days of the mock surveys, and of the article."""
+    result = load("zeropoint_evaluation")
+    found, article = result["methods"]["both"], result["article"]
+    rows = []
+    for name, label in MOCK.items():
+        one, theirs = found[name], article.get(ARTICLE.get(name, ""), {})
+        published = (
+            f"{theirs['rmse']:.3f}, {theirs['mae']:.3f}, {theirs['pearson']:.2f}, {percent(theirs['failures'])}"
+            if theirs
+            else ""
+        )
+        coverage = (
+            f"{percent(one['coverage_68'])}, {percent(one['coverage_95'])}" if one.get("coverage_68") is not None "
+            "else ""
+        )
+        rows.append(
+            [
+                label, f"{one['rmse']:.4f}", f"{one['mae']:.4f}", f"{one['mad']:.4f}", f"{one['pearson']:.3f}",
+                f"{one['spearman']:.3f}", percent(one["failures"]), coverage, published,
+            ]
+        )  # fmt: skip
+    head = [
+        "method", "RMSE [mag]", "MAE", "MAD", "r", "Spearman", "above 0.05 mag [%]", "within 68, 95 % [%]",
+        "article: RMSE, MAE, r, failures",
+    ]  # fmt: skip
+    over = result["methods"]["over_floor"]
+    leak = "; ".join(
+        f"{MOCK[name]} {one['by row']:.4f} instead of {one['by time']:.4f}"
+        for name, one in result["row_split"].items()
+        if name in ("forest", "boosted with memory", "prior")
+    )
+    note = (
+        f"{result['test']['A'] + result['test']['B']:,} exposures of the last 30 % of the days of two surveys; the "
+        "first 60 % "
+        "train. The oracle knows the true conditions, the response of the camera and the noise: what it leaves "
+        "nothing "
+        f"explains. The prior has {over['both']['prior']:.2f} times its error, joined {over['both']['joined']:.2f} "
+        "times (1.2 was "
+        "asked); an oracle that is given the reported telemetry, with its noise and gaps, already has 1.16 and "
+        "1.12 times. "
+        "Design choices were made with a look at these days, so the figures are optimistic. The networks of the "
+        "article "
+        "were trained on a subset for minutes. The article's own data are not public: its figures are for another "
+        "survey. "
+        f"A random split of rows instead of one by time, RMSE: {leak}. Command: `csstdask evaluate zeropoint --to "
+        "DIR`."
+    )
+    return f"{table(head, rows)}\n\n{note}"
+
+
+def mock_stars() -> str:
+    """Errors and coverage by the number of stars."""
+    result = load("zeropoint_evaluation")["stars"]
+    rows = []
+    for count, one in result.items():
+        methods = one["methods"]
+        cells = [count]
+        for name in ("lut", "azprc", "prior", "solve", "joined"):
+            value = methods.get(name, {}).get("rmse")
+            cells.append("" if value is None else f"{value:.4f}")
+        joined, solve = methods["joined"], methods["solve"]
+        ratio = "" if not solve.get("rmse") else f"{joined['rmse'] / solve['rmse']:.2f}"
+        rows.append([*cells, ratio, f"{percent(joined['coverage_68'])}, {percent(joined['coverage_95'])}"])
+    head = [
+        "stars", "look-up table, RMSE [mag]", "AZP-RC", "prior", "stars alone", "joined", "joined / alone",
+        "joined within 68, 95 % [%]",
+    ]  # fmt: skip
+    n = next(iter(result.values()))["n"]
+    note = (
+        f"The same {n} test exposures for each row, with as many stars drawn for them (AZP-RC: fewer exposures). The "
+        f"coverage of {n} exposures is known to {percent((0.683 * 0.317 / n) ** 0.5)} and "
+        f"{percent((0.954 * 0.046 / n) ** 0.5)} %."
+    )
+    return f"{table(head, rows)}\n\n{note}"
+
+
+def mock_studies() -> str:
+    """Ablations, adaptation between surveys, and importance of inputs."""
+    result = load("zeropoint_evaluation")
+    rows = [
+        [name, f"{one['retrained']:.4f}", f"{one['withheld']:.4f}" if one.get("withheld") is not None else ""]
+        for name, one in result["ablations"].items()
+    ]
+    adapted = result["adaptation"]
+    surveys = "; ".join(
+        f"{name}: A {one['A']:.4f}, B {one['B']:.4f}, survey recognised from the latent by a linear classifier in "
+        f"{percent(one['linear classifier'])} %, by boosted trees in {percent(one['boosted classifier'])} %"
+        for name, one in adapted.items()
+    )
+    importance = ", ".join(f"{name} {1000 * value:.1f}" for name, value in result["importance"].items() if value > 1e-4)
+    note = (
+        "RMSE of the prior [mag], networks of the studies (one network, 15 epochs); *withheld*: the shipped "
+        "network without "
+        "the input. The article reports .032 instead of .027 without telemetry. Adaptation by gradient reversal, "
+        "RMSE: "
+        f"{surveys}. Permutation importance, rise of the RMSE [mmag]: {importance}."
+    )
+    return f"{table(['input', 'retrained', 'withheld'], rows)}\n\n{note}"
+
+
+def latency() -> str:
+    """Time of an exposure by batch size."""
+    result = load("zeropoint")
+    rows = [
+        [
+            row["batch"],
+            *(
+                f"{row[name]:.2f}" if row.get(name) is not None else ""
+                for name in ("zeropoint", "zeropoint_without_image", "azprc")
+            ),
+        ]
+        for row in result["rows"]
+    ]
+    note = (
+        f"One core of {result['environment']['processor']}, without GPU, all in one run; the time of `zeropoint` "
+        "includes the "
+        f"statistics of the image. The article gives {result['article_a100_ms']} ms on an A100. Command: "
+        "`python benchmarks/zeropoint.py`."
+    )
+    head = ["batch", "`zeropoint` [ms an exposure]", "without image", "AZP-RC as described"]
+    return f"{table(head, rows)}\n\n{note}"
+
+
+TABLES = {
+    "mock-surveys": mock_methods, "mock-stars": mock_stars, "mock-studies": mock_studies, "latency": latency,
+    "table": real_table, "real": real_stars, "joint": joint,
+}  # fmt: skip

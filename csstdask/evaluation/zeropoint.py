@@ -46,6 +46,7 @@ from csstdask.evaluation.zeropoint_studies import (
 )
 from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network
+from csstdask.results import rounded
 from csstdask.training.zeropoint_fit import FitSettings
 from csstdask.training.zeropoint_surveys import SurveyInputs, load_surveys
 from csstdask.zeropoint.azprc import AzpRc, build_network
@@ -54,6 +55,8 @@ from csstdask.zeropoint.network import PriorNetwork
 log = logging.getLogger("csstdask")
 Say = Callable[[str], None]
 
+BESIDE = ("azprc", "image-cnn")
+"""Networks of the article: whole, and its image branch alone."""
 PARTS = ("methods", "stars", "ablations", "adaptation", "importance", "row_split", "latency")
 ARTICLE = {
     "lut": {"rmse": 0.041, "mae": 0.030, "pearson": 0.92, "failures": 0.038, "ms": 1.0},
@@ -86,7 +89,7 @@ def evaluate_zeropoint(
     to: Path | None = None,
     *,
     model: str = "default",
-    beside: Sequence[str] = ("azprc",),
+    beside: Sequence[str] = BESIDE,
     recipe: str = "zeropoint",
     parts: Sequence[str] = PARTS,
     settings: Settings = Settings(),
@@ -157,7 +160,7 @@ def evaluate_zeropoint(
             out[part] = latencies(surveys, networks.ours, networks.published.get("azprc"))
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, (json.dumps(out, indent=1) + "\n").encode())
+            write_atomic(path, (json.dumps(rounded(out), indent=1, allow_nan=False) + "\n").encode())
     if to is not None:
         from csstdask.evaluation.zeropoint_figures import draw  # noqa: PLC0415  matplotlib is optional
 
@@ -292,7 +295,7 @@ def table(found: dict[str, Any]) -> list[str]:
         errors = "  ".join(
             f"{name} {row['methods'][name]['rmse']:.4f}"
             for name in ("lut", "azprc", "prior", "solve", "joined")
-            if row["methods"].get(name, {}).get("n")
+            if row["methods"].get(name, {}).get("n") and row["methods"][name]["rmse"] is not None
         )
         coverage = row["methods"]["joined"]
         lines.append(

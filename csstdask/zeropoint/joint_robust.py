@@ -7,7 +7,8 @@ b_i = 1 / s_i^2 is
 
     z_i = (a_i - M) / (s_i sqrt(1 - b_i / sum b)),
 
-so that both observations of a star that was seen twice have the same abs(z): one pair does not show which of them is wrong.
+so that both observations of a star that was seen twice have the same abs(z): one pair does not show which of them is
+wrong.
 """
 
 from __future__ import annotations
