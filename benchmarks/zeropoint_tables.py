@@ -186,10 +186,9 @@ def mock_methods() -> str:
             if theirs
             else ""
         )
-        coverage = (
-            f"{percent(one['coverage_68'])}, {percent(one['coverage_95'])}" if one.get("coverage_68") is not None "
-            "else ""
-        )
+        coverage = ""
+        if one.get("coverage_68") is not None:
+            coverage = f"{percent(one['coverage_68'])}, {percent(one['coverage_95'])}"
         rows.append(
             [
                 label, f"{one['rmse']:.4f}", f"{one['mae']:.4f}", f"{one['mad']:.4f}", f"{one['pearson']:.3f}",
