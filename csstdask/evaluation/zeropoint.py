@@ -120,13 +120,11 @@ def evaluate_zeropoint(
 
     Raises
     ------
-    ValueError
-        If a part or model is unknown.
     InputError
-        If the recipe has no zero points.
+        If a part or model is unknown, or the recipe has no zero points.
     """
     if unknown := set(parts) - set(PARTS):
-        raise ValueError(f"part: found {', '.join(sorted(unknown))}; wanted some of {', '.join(PARTS)}")
+        raise InputError("part", ", ".join(sorted(unknown)), f"some of {', '.join(PARTS)}")
     networks = _Networks.of(model, beside)
     memory = networks.ours.memory
     path = None if to is None else to / "zeropoint_evaluation.json"
@@ -180,7 +178,12 @@ class _Networks:
     @classmethod
     def of(cls, model: str, beside: Sequence[str]) -> _Networks:
         """Load them; InputError if ours is of another kind."""
-        cards = {card.name: card for card in (find_card("zeropoint", one) for one in (model, *beside))}
+        try:
+            cards = {card.name: card for card in (find_card("zeropoint", one) for one in (model, *beside))}
+        except ValueError as error:
+            raise InputError(
+                "evaluate zeropoint", str(error).partition("found ")[2].partition(";")[0], "a known model"
+            ) from None
         loaded = {name: load_network(card, build_network, torch.device("cpu")) for name, card in cards.items()}
         first = next(iter(loaded.values()))
         if not isinstance(first, PriorNetwork):

@@ -120,7 +120,13 @@ def local_level(
     days, offset, sigma = (np.asarray(one, dtype=np.float64) for one in (days, offset, sigma))
     labels = None if series is None else np.asarray(series)
     of_train = None if labels is None else labels[train]
-    model = fit_local_level(days[train], offset[train], sigma[train], of_train, gap=gap, dof=dof)
+    try:
+        model = fit_local_level(days[train], offset[train], sigma[train], of_train, gap=gap, dof=dof)
+    except ValueError:  # no series of three: too short to show how it varies
+        scatter = float(np.nanstd(offset[train])) or SCATTER
+        model = LocalLevel(
+            walk=scatter, white=scatter / 2, gap=gap, mean=float(np.nanmedian(offset[train])), spread=scatter
+        )
     mean, error = model.predict(days, offset, sigma, series=labels)
     return mean, error, model
 
@@ -236,6 +242,7 @@ def _fitted(
     x, value = np.asarray(features, dtype=np.float64), np.asarray(value, dtype=np.float64)
     start = np.zeros(len(value)) if base is None else np.asarray(base, dtype=np.float64)
     used = train & np.isfinite(value) & np.isfinite(start)
+    x = x[:, np.isfinite(x[used]).any(axis=0)]  # a column that no training row has is no feature
     change = [model.fit(x[used], (value - start)[used]).predict(x) for model in models]
     return np.asarray(start + np.mean(change, axis=0))
 

@@ -13,7 +13,7 @@ from csstdask.datasets.zeropoints import STAR_CLASSES, oracle
 from csstdask.evaluation.zeropoint_methods import Prediction, Published, Stars, fit, recalibrated_prior, with_stars
 from csstdask.evaluation.zeropoint_metrics import coverage, errors_of
 from csstdask.training.zeropoint_surveys import SurveyInputs
-from csstdask.zeropoint.features import BRIGHTEST, FAINTEST
+from csstdask.zeropoint.photometry import BRIGHTEST, FAINTEST
 from csstdask.zeropoint.prior import predict_with
 
 Float = npt.NDArray[np.float64]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from csstdask.nn.card import ModelCard, write_card
 from csstdask.toml_file import read_settings
 from csstdask.training.zeropoint_config import ZeropointConfig
+
+if TYPE_CHECKING:  # it imports PyTorch
+    from csstdask.training.zeropoint_surveys import Examples
 
 log = logging.getLogger("csstdask")
 
@@ -83,7 +87,19 @@ def train_zeropoint(config: ZeropointConfig, to: Path, *, announce: Callable[[st
             config.name, "zeropoint", config.version,
             "Gaussian process of past zero points on a network of conditions (csstdask.zeropoint.network)",
             config.licence, f"{len(train)} exposures of mock surveys {', '.join(surveys)}, first 60 % of their days",
-            sha256, architecture=network.architecture, metrics=metrics,
+            sha256, architecture=network.architecture, calibration=domain_of(train, network.telemetry), metrics=metrics,
         ),
     )  # fmt: skip
     return path
+
+
+def domain_of(train: Examples, telemetry: Sequence[str]) -> dict[str, Any]:
+    """Return the range of each condition that the network may be used in, and the typical offset from nominal.
+
+    A range is three times as wide as that of the training, without the outermost 0.1 %: cameras drift.
+    """
+    ranges = {}
+    for name, values in zip(telemetry, train.arrays.telemetry.T, strict=True):
+        low, high = np.nanquantile(values.astype(float), [0.001, 0.999])
+        ranges[name] = [round(float(low - (high - low)), 6), round(float(high + (high - low)), 6)]
+    return {"telemetry_range": ranges, "offset": round(float(np.nanmedian(train.truth)), 4)}

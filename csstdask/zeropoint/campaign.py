@@ -265,7 +265,8 @@ def campaign_prior(
     scale = np.ones(n)
     if n:
         of_difference = np.where(nominal, np.nan, of_difference)
-        scale = online_scale(offset - value, of_difference, days=stars.days, groups=method)
+        # Errors of stars are part of these differences, and cautious: a sigma is widened by them, never narrowed.
+        scale = np.maximum(online_scale(offset - value, of_difference, days=stars.days, groups=method), 1.0)
     return CampaignPrior(value, np.where(nominal, sigma, sigma * scale), method, common)
 
 

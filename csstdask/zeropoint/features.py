@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy import fft
 
 from csstdask.numerics.robust import mad_scale
+from csstdask.zeropoint.photometry import usable_error, usable_magnitude
 
 if TYPE_CHECKING:
     from csstdask.zeropoint.state import Memory
@@ -43,8 +44,8 @@ STAR_COLUMNS = ("inst_mag", "inst_mag_err", "ref_mag", "ref_mag_err", "color", "
 """Columns of padded star lists; x and y run from -1 to 1 over the frame."""
 MAX_STARS = 64
 """Stars of an exposure that the encoder reads: those with the smallest errors."""
-FAINTEST, BRIGHTEST = 50.0, -40.0
-"""Limits of magnitudes [mag]; others are sentinels (-9999, 99, 130)."""
+_UNKNOWN = 1e300
+"""Stands for NaN where rows are compared."""
 _TINY = 1e-6
 """Least value before a logarithm [electron s-1]."""
 
@@ -181,7 +182,7 @@ def prior_arrays(inputs: PriorInputs, telemetry: Sequence[str], *, memory: int) 
     stars = lists.values.copy()
     stars[..., 0] += np.nan_to_num(inputs.nominal)[:, None].astype(np.float32)
     return PriorArrays(
-        _finite(now), values, _finite(history), stars, lists.count.astype(np.float32), _statistics(inputs),
+        _finite(now), values, _finite(history), stars, lists.count.astype(np.float32), statistics_of(inputs),
         _finite(np.asarray(inputs.nominal)),
     )  # fmt: skip
 
@@ -191,7 +192,8 @@ def _finite(values: npt.NDArray[Any]) -> Float32:
     return np.where(np.isfinite(values), values, np.nan).astype(np.float32)
 
 
-def _statistics(inputs: PriorInputs) -> Float32:
+def statistics_of(inputs: PriorInputs) -> Float32:
+    """Return the statistics of the images (n, statistic); NaN where there is none, or it cannot be used."""
     if inputs.image is None:
         return np.full((len(inputs), len(IMAGE_STATISTICS)), np.nan, np.float32)
     if np.ndim(inputs.image) == 2:
@@ -316,13 +318,11 @@ def _star_rows(table: Mapping[str, npt.ArrayLike] | None, shape: tuple[int, int]
     inst = np.asarray(table["inst_mag"], dtype=float)
     columns = [np.asarray(table[c], dtype=float) if c in table else np.full(inst.shape, np.nan) for c in STAR_COLUMNS]
     rows = np.stack(columns, axis=1)
-    magnitudes = rows[:, [0, 2]]
-    with np.errstate(invalid="ignore"):
-        usable = np.isfinite(magnitudes) & (magnitudes > BRIGHTEST) & (magnitudes < FAINTEST)
-        rows = rows[usable.all(axis=1)]
-        rows[~((rows[:, 1] > 0) & (rows[:, 1] < FAINTEST)), 1] = np.nan
-        rows[~((rows[:, 3] >= 0) & (rows[:, 3] < FAINTEST)), 3] = np.nan
-        rows[np.abs(rows[:, 4]) > FAINTEST, 4] = np.nan
+    rows[:, [0, 2, 4]] = usable_magnitude(rows[:, [0, 2, 4]])
+    rows[:, [1, 3]] = usable_error(rows[:, [1, 3]])
+    rows = rows[np.isfinite(rows[:, [0, 2]]).all(axis=1)]
+    _, first = np.unique(np.nan_to_num(rows, nan=_UNKNOWN), axis=0, return_index=True)  # repeated rows are one star
+    rows = rows[first]
     for column, side in ((5, 1), (6, 0)):
         if len(rows):
             rows[:, column] = _scaled(rows[:, column], None if shape is None else shape[side])

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.errors import InputError
+from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
-from csstdask.zeropoint.features import PriorInputs, StarLists, image_statistics, prior_arrays, star_lists
+from csstdask.zeropoint.features import (
+    PriorInputs,
+    StarLists,
+    image_statistics,
+    prior_arrays,
+    star_lists,
+    statistics_of,
+)
 
 if TYPE_CHECKING:
     import torch
 
     from csstdask.zeropoint.network import PriorNetwork
     from csstdask.zeropoint.state import Memory
+
+log = logging.getLogger("csstdask")
 
 Float = npt.NDArray[np.float64]
 
@@ -73,7 +85,7 @@ def predict_prior(inputs: PriorInputs, *, model: str = "default", device: Any = 
     ValueError
         If model or device are unknown.
     InputError
-        If a path leads to no card of a zero-point network.
+        If a path leads to no card of a zero-point network, or the network is one that reads the level of the stars.
 
     Examples
     --------
@@ -83,14 +95,15 @@ def predict_prior(inputs: PriorInputs, *, model: str = "default", device: Any = 
     (['nominal'], [25.0], [0.3])
     """
     prior = simple_prior(inputs)
-    informed = _informed(inputs)
+    card = prior_card(model)
+    inputs = within_domain(inputs, card)
+    informed = _informed(inputs, card)
     if not informed.any():
         return prior
     from csstdask.nn.device import choose_device  # noqa: PLC0415  torch takes seconds
     from csstdask.nn.weights import load_network  # noqa: PLC0415
     from csstdask.zeropoint.azprc import build_network  # noqa: PLC0415
 
-    card = find_card("zeropoint", model)
     network = load_network(card, build_network, choose_device(device))
     found = predict_with(network, take_inputs(inputs, informed))
     value, sigma, method = prior.value.copy(), prior.sigma.copy(), prior.method.copy()
@@ -172,13 +185,56 @@ def _drift(level: Float, variance: Float, dt: Float, start: Float, known: npt.ND
     return moved, grown
 
 
-def _informed(inputs: PriorInputs) -> npt.NDArray[np.bool_]:
-    """Return which exposures have a nominal value and either a condition or an image."""
+def prior_card(model: str) -> ModelCard:
+    """Return the card of a network whose prior may be joined with stars.
+
+    Raises
+    ------
+    ValueError
+        If there is no model of that name.
+    InputError
+        If it reads the level of the stars, as the published networks do: joined with them, it would count them twice.
+    """
+    card = find_card("zeropoint", model)
+    if card.architecture.get("kind") != "zeropoint" or card.architecture.get("star_level"):
+        raise InputError(f"model {card.name}", "a network that reads the level of the stars", "one of kind zeropoint")
+    return card
+
+
+def conditions_of(card: ModelCard) -> list[str]:
+    """Return the names of the telemetry that a network reads."""
+    clocks = card.architecture.get("clocks", ())
+    return [name for name in card.architecture["telemetry"] if name not in clocks]
+
+
+def within_domain(inputs: PriorInputs, card: ModelCard) -> PriorInputs:
+    """Return inputs with gaps in place of telemetry far outside of what the network was trained on.
+
+    A sentinel, another unit or another camera is no condition that a network has learned anything about; ranges are in
+    the card, and twice as wide on either side as what was seen.
+    """
+    of_card: Any = card.calibration.get("telemetry_range", {})
+    ranges: dict[str, tuple[float, float]] = dict(of_card)
+    changed = {}
+    for name, values in inputs.telemetry.items():
+        column = np.asarray(values, dtype=float)
+        low, high = ranges.get(name, (-np.inf, np.inf))
+        with np.errstate(invalid="ignore"):
+            outside = (column < low) | (column > high)
+        if outside.any():
+            log.warning("telemetry %s: %d values outside of %g to %g are ignored", name, outside.sum(), low, high)
+        changed[name] = np.where(outside, np.nan, column)
+    return replace(inputs, telemetry=changed)
+
+
+def _informed(inputs: PriorInputs, card: ModelCard) -> npt.NDArray[np.bool_]:
+    """Return which exposures have a nominal value and a condition or an image that the network reads."""
     known = np.zeros(len(inputs), dtype=bool)
-    for column in inputs.telemetry.values():
-        known |= np.isfinite(np.asarray(column, dtype=float))
-    if inputs.image is not None:
-        known |= np.isfinite(inputs.image).reshape(len(inputs), -1).any(axis=1)
+    for name in conditions_of(card):
+        if name in inputs.telemetry:
+            known |= np.isfinite(np.asarray(inputs.telemetry[name], dtype=float))
+    if inputs.image is not None and card.architecture.get("image"):
+        known |= np.isfinite(statistics_of(inputs)).any(axis=1)
     return known & np.isfinite(inputs.nominal)
 
 
@@ -205,10 +261,11 @@ def predict_with(network: PriorNetwork | torch.nn.Module, inputs: PriorInputs) -
 
     from csstdask.zeropoint.network import PriorNetwork, PriorTensors  # noqa: PLC0415
 
-    if not isinstance(network, PriorNetwork):
+    if not isinstance(network, PriorNetwork):  # the published network, in comparisons
         from csstdask.zeropoint.azprc import predict_published  # noqa: PLC0415
 
         return predict_published(network, inputs)
+
     device = next(network.parameters()).device
     offset, sigma = np.zeros(len(inputs)), np.zeros(len(inputs))
     for start in range(0, len(inputs), _BATCH):
@@ -220,22 +277,7 @@ def predict_with(network: PriorNetwork | torch.nn.Module, inputs: PriorInputs) -
     return Prior(inputs.nominal + offset, sigma, np.full(len(inputs), "prior", dtype="<U8"))
 
 
-def join(value: npt.ArrayLike, sigma: npt.ArrayLike, prior: Prior) -> tuple[Float, Float]:
-    """Join solved zero points (n,) with their priors by precision; where nothing is solved the prior stands alone."""
-    value, sigma = np.asarray(value, dtype=float), np.asarray(sigma, dtype=float)
-    solved = np.isfinite(value) & np.isfinite(sigma) & (sigma > 0)
-    known = np.isfinite(prior.value) & np.isfinite(prior.sigma)
-    precision = np.where(solved, 1 / np.where(solved, sigma, 1.0) ** 2, 0.0)
-    of_prior = np.where(known, 1 / np.where(known, prior.sigma, 1.0) ** 2, 0.0)
-    total = precision + of_prior
-    there = total > 0
-    mean = np.where(solved, precision * np.nan_to_num(value), 0.0)
-    mean = mean + np.where(known, of_prior * np.nan_to_num(prior.value), 0.0)
-    safe = np.where(there, total, 1.0)
-    return np.where(there, mean / safe, np.nan), np.where(there, 1 / np.sqrt(safe), np.inf)
-
-
 __all__ = [
-    "Prior", "PriorInputs", "StarLists", "borrow", "image_statistics", "join", "predict_prior", "predict_with",
+    "Prior", "PriorInputs", "StarLists", "borrow", "image_statistics", "predict_prior", "predict_with",
     "simple_prior", "star_lists", "take_inputs",
 ]  # fmt: skip

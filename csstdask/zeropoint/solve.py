@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.errors import InputError
+from csstdask.nn.card import ModelCard
 from csstdask.nn.models import NO_MODEL
 from csstdask.zeropoint.features import PriorInputs, star_lists
 from csstdask.zeropoint.fit import COLOR_TERM, StarFit, fit_stars
 from csstdask.zeropoint.photometry import usable_error, usable_magnitude
-from csstdask.zeropoint.prior import NOMINAL_SIGMA, predict_prior, simple_prior
+from csstdask.zeropoint.prior import NOMINAL_SIGMA, predict_prior, prior_card, simple_prior
 from csstdask.zeropoint.result import Method, Stars, ZeroPoint
 from csstdask.zeropoint.state import recent
 
@@ -67,8 +68,8 @@ def solve(
     model : str, optional
         ``default``, a name that ``csstdask models`` lists, or the path of a card; ``none``: no network.
     nominal : float, optional
-        Zero point that the camera's description expects [mag]; default: the median of `history`. Telemetry alone says
-        nothing without it.
+        Zero point that the camera's description expects [mag]; default: what `history` suggests. Telemetry alone is of
+        no use without it.
     shape : (int, int), optional
         (y, x) of the frame; by default the least frame that holds the stars.
     degree : int
@@ -87,7 +88,8 @@ def solve(
     Raises
     ------
     InputError
-        If a column is missing, columns differ in length, or `history` comes without `time`.
+        If a column is missing, columns differ in length, `history` comes without `time`, a name of telemetry is
+        unknown to the model, or the model reads the level of the stars.
 
     Examples
     --------
@@ -100,7 +102,12 @@ def solve(
     table = star_columns(stars)
     options = {"degree": degree, "shape": shape, "color_term": color_term}
     alone = _fit(table, options)
-    prior, source = _prior(table, telemetry, image, history, time, model, nominal, device)
+    use_network = model is not None and model != NO_MODEL
+    card = prior_card(str(model)) if use_network else None
+    inputs = _inputs(table, alone.shape, telemetry, image, history, time, nominal, card)
+    prior, source = (
+        (None, "nominal") if inputs is None else _prior(inputs, None if card is None else str(model), device)
+    )
     if prior is not None:
         joined = _fit(table, options, prior)
         method = "joined" if joined.solved else source
@@ -170,45 +177,77 @@ def days_of(time: Any) -> float:
         raise InputError("time", f"{time!r}", "a time such as 2027-06-01T00:20:00, or days since J2000") from None
 
 
-def _prior(
+def _inputs(
     table: Stars,
+    shape: tuple[int, int] | None,
     telemetry: Mapping[str, Any] | None,
     image: npt.ArrayLike | None,
     history: Mapping[str, Any] | None,
     time: Any,
-    model: str | None,
     nominal: float | None,
-    device: str | None,
-) -> tuple[tuple[float, float] | None, Method]:
-    """Return what is expected without the level of the exposure's stars, and the method that this stands for."""
+    card: ModelCard | None,
+) -> PriorInputs | None:
+    """Return what is known without the level of the exposure's stars; None if nothing is."""
     past = _past(history, time) if history is not None else {}
     n_past = len(past.get("value", ()))
-    if not telemetry and not n_past and image is None:
-        return None, "nominal"
-    use_network = model is not None and model != NO_MODEL
+    conditions = _conditions(telemetry or {}, card)
+    if not conditions and not n_past and image is None:
+        return None
     if nominal is None:
-        nominal = float(np.median(past["value"])) if n_past else np.nan
+        # Offsets from nominal have a mean of their own, that of the training.
+        mean = 0.0 if card is None else card.calibration.get("offset", 0.0)
+        nominal = float(np.median(past["value"])) - mean if n_past else np.nan
     memory = None
     if n_past:
         memory = recent(past["days"], past["value"], past["sigma"], at=np.array([days_of(time)]), last=LONGEST_MEMORY)
-    inputs = PriorInputs(
+    return PriorInputs(
         nominal=np.array([nominal]),
         days=np.array([days_of(time)]),
-        telemetry={name: np.array([_number(value)]) for name, value in (telemetry or {}).items()},
+        telemetry={name: np.array([value]) for name, value in conditions.items()},
         memory=memory,
         memory_telemetry=None if memory is None else {name: memory.of(values) for name, values in past.items()},
-        stars=star_lists([{name: one for name, one in vars(table).items() if one is not None}]),
-        image=None if image is None else np.asarray(image, dtype=np.float32)[None],
+        stars=star_lists([{name: one for name, one in vars(table).items() if one is not None}], shape=shape),
+        image=None if image is None else _patch(image)[None],
     )
-    expected = predict_prior(inputs, model=str(model), device=device) if use_network else simple_prior(inputs)
-    if not np.isfinite(expected.value[0]):
+
+
+def _prior(inputs: PriorInputs, model: str | None, device: str | None) -> tuple[tuple[float, float] | None, Method]:
+    """Return what is expected, and the method that this stands for; None where nothing is."""
+    if inputs is None:
+        return None, "nominal"
+    expected = simple_prior(inputs) if model is None else predict_prior(inputs, model=model, device=device)
+    if not np.isfinite(expected.value[0]) or expected.method[0] == "nominal":
         return None, "nominal"
     method: Method = str(expected.method[0])  # type: ignore[assignment]
     return (float(expected.value[0]), float(expected.sigma[0])), method
 
 
-def _number(value: Any) -> float:
-    return np.nan if value is None else float(value)
+def _conditions(telemetry: Mapping[str, Any], card: ModelCard | None) -> dict[str, float]:
+    """Return the telemetry of an exposure as numbers; NaN in gaps.
+
+    Raises
+    ------
+    InputError
+        If a name is unknown to the model, or a value is no number.
+    """
+    if card is not None and (unknown := sorted(set(telemetry) - set(card.architecture["telemetry"]))):
+        wanted = f"names that the model {card.name} knows: {', '.join(card.architecture['telemetry'])}"
+        raise InputError("telemetry", f"unknown {', '.join(unknown)}", wanted)
+    found = {}
+    for name, value in telemetry.items():
+        try:
+            found[name] = np.nan if value is None else float(np.asarray(value, dtype=np.float64).reshape(()))
+        except (TypeError, ValueError):
+            raise InputError(f"telemetry {name}", f"{value!r}", "one number") from None
+    return found
+
+
+def _patch(image: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Return an image patch; InputError unless it has two dimensions."""
+    patch = np.asarray(image, dtype=np.float32)
+    if patch.ndim != 2:
+        raise InputError("image", f"shape {patch.shape}", "a patch (y, x), such as 256 x 256 pixels")
+    return patch
 
 
 def _past(history: Mapping[str, Any], time: Any) -> dict[str, Float]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from csstdask.datasets.zeropoints import mock_surveys
+from csstdask.errors import InputError
 from csstdask.evaluation.zeropoint import Settings, evaluate_zeropoint, table
 from csstdask.evaluation.zeropoint_methods import Prediction, recalibrated_prior, scores
 from csstdask.training.zeropoint import load_zeropoint_config, train_zeropoint
@@ -99,5 +100,5 @@ def test_small_evaluation(tmp_path: Path) -> None:
 
 
 def test_unknown_part() -> None:
-    with pytest.raises(ValueError, match="part: found hair"):
+    with pytest.raises(InputError, match="part: found hair"):
         evaluate_zeropoint(parts=("hair",))

@@ -11,9 +11,7 @@ from csstdask.errors import InputError
 from csstdask.zeropoint.features import TELEMETRY, PriorInputs
 from csstdask.zeropoint.prior import (
     NOMINAL_SIGMA,
-    Prior,
     borrow,
-    join,
     predict_prior,
     simple_prior,
     take_inputs,
@@ -118,11 +116,24 @@ def test_borrowed_value_is_that_of_a_filter() -> None:
     assert value[0] == pytest.approx(25.05, abs=1e-4)
 
 
-def test_join_by_precision() -> None:
-    prior = Prior(np.array([25.0, 25.0, 25.0]), np.array([0.01, 0.01, np.inf]), np.array(["prior"] * 3))
-    value, sigma = join([25.03, np.nan, 25.5], [0.02, np.inf, 0.1], prior)
-    assert value == pytest.approx([(25.0 * 1e4 + 25.03 * 2500) / 12500, 25.0, 25.5])
-    assert sigma == pytest.approx([1 / np.sqrt(12500), 0.01, 0.1])
+def test_networks_that_read_the_level_of_stars_give_no_prior() -> None:
+    with pytest.raises(InputError, match="model azprc: found a network that reads the level of the stars"):
+        predict_prior(inputs_of(3), model="azprc")
+
+
+@pytest.mark.parametrize(
+    "telemetry", [{"focsu": 1.0}, {"days_since_launch": 300.0}, {"focus": -9999.0}, {"detector_temperature": 208.0}]
+)
+def test_telemetry_that_says_nothing_asks_for_no_network(telemetry: dict[str, float]) -> None:
+    inputs = PriorInputs(
+        np.array([25.85]), np.array([9800.0]), {name: np.array([one]) for name, one in telemetry.items()}
+    )
+    assert predict_prior(inputs).method.tolist() == ["nominal"]
+
+
+def test_an_image_that_cannot_be_used_asks_for_no_network() -> None:
+    for image in (np.full((1, 64, 64), np.nan), np.zeros((1, 5, 5))):
+        assert predict_prior(PriorInputs(np.array([25.85]), np.array([9800.0]), {}, image=image)).method[0] == "nominal"
 
 
 def test_nothing_at_all() -> None:

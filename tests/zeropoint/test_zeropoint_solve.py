@@ -247,3 +247,31 @@ def test_a_history_table_of_pandas() -> None:
     history = pandas.DataFrame({"days": [0.0, 0.1], "value": [26.0, 26.0], "sigma": [0.003, 0.003]})
     found = csstdask.zeropoint.solve(EMPTY, history=history, time=0.2, model="none")
     assert found.value == pytest.approx(26.0)
+
+
+CONDITIONS = {"detector_temperature": 188.0, "focus": 1.0, "jitter": 0.033, "contamination": 20.0}
+
+
+def test_telemetry_gives_a_prior_and_stars_join_it() -> None:
+    alone = csstdask.zeropoint.solve(EMPTY, CONDITIONS, nominal=25.85)
+    assert alone.method == "prior"
+    assert alone.sigma < 0.1
+    stars = {name: values[:3] for name, values in table(zero_point=alone.value).items()}
+    joined = csstdask.zeropoint.solve(stars, CONDITIONS, np.full((256, 256), 0.2), nominal=25.85)
+    assert joined.method == "joined"
+    assert joined.sigma < joined.solved.sigma
+    history = {"days": [9800.0, 9800.1], "value": [25.8, 25.8], "sigma": [0.004, 0.004]}
+    known = csstdask.zeropoint.solve(EMPTY, CONDITIONS, history=history, time=9800.2)
+    assert known.method == "prior"
+    assert known.sigma < alone.sigma
+
+
+def test_unusable_telemetry_and_images_are_one_clear_error() -> None:
+    with pytest.raises(InputError, match=r"unknown focsu.*detector_temperature"):
+        csstdask.zeropoint.solve(EMPTY, {"focsu": 1.0}, nominal=25.85)
+    with pytest.raises(InputError, match="telemetry focus: found 'near'"):
+        csstdask.zeropoint.solve(EMPTY, {"focus": "near"}, nominal=25.85)
+    with pytest.raises(InputError, match=r"image: found shape \(4,\)"):
+        csstdask.zeropoint.solve(EMPTY, None, np.zeros(4), nominal=25.85)
+    with pytest.raises(InputError, match="reads the level of the stars"):
+        csstdask.zeropoint.solve(EMPTY, CONDITIONS, nominal=25.85, model="azprc")
