@@ -105,9 +105,7 @@ def solve(
     use_network = model is not None and model != NO_MODEL
     card = prior_card(str(model)) if use_network else None
     inputs = _inputs(table, alone.shape, telemetry, image, history, time, nominal, card)
-    prior, source = (
-        (None, "nominal") if inputs is None else _prior(inputs, None if card is None else str(model), device)
-    )
+    prior, source = _prior(inputs, str(model) if use_network else None, device)
     if prior is not None:
         joined = _fit(table, options, prior)
         method = "joined" if joined.solved else source
@@ -211,7 +209,9 @@ def _inputs(
     )
 
 
-def _prior(inputs: PriorInputs, model: str | None, device: str | None) -> tuple[tuple[float, float] | None, Method]:
+def _prior(
+    inputs: PriorInputs | None, model: str | None, device: str | None
+) -> tuple[tuple[float, float] | None, Method]:
     """Return what is expected, and the method that this stands for; None where nothing is."""
     if inputs is None:
         return None, "nominal"
