@@ -291,9 +291,7 @@ def compare(path: Path) -> dict[str, Any]:
     compile_kernels()
     seen, known, variance = observations(path, False)
     exposure, detector, epoch = read(path, "exposure", "detector", "epoch")
-    _, prior = joint._units(  # noqa: SLF001
-        exposure, detector, epoch, joint.JointSettings()
-    )
+    _, prior = joint.unit_terms(exposure, detector, epoch, None, None, joint.JointSettings())
     rows = star_rows(seen.unit, seen.star, seen.magnitude, seen.variance, known, variance)
     u = prior.n_units
     precision = measurement_precision(rows, np.zeros(u), scatter=0.001, scale=1.0, loss=Loss.SQUARE)

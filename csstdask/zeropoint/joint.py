@@ -217,7 +217,7 @@ def solve_joint(
     """
     settings = JointSettings() if settings is None else settings
     check_joint_arguments(observations, reference, reference_variance, exposure, detector, epoch, settings)
-    units, prior = _units(exposure, detector, epoch, unit_sigma, small_sigma, settings)
+    units, prior = unit_terms(exposure, detector, epoch, unit_sigma, small_sigma, settings)
     position = np.empty(len(units), dtype=np.int32)
     position[units] = np.arange(len(units), dtype=np.int32)
     rows = star_rows(
@@ -348,7 +348,7 @@ def _result(
     )
 
 
-def _units(
+def unit_terms(
     exposure: npt.ArrayLike,
     detector: npt.ArrayLike,
     epoch: npt.ArrayLike,
