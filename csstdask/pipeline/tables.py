@@ -22,14 +22,10 @@ from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.reductions.zeropoints import METHOD
 from csstdask.pipeline.status import plan_of_run
 from csstdask.pipeline.steps.sources import SOURCES
-from csstdask.pipeline.steps.zeropoint import ZEROPOINT
 from csstdask.store.tables import read_arrow, table_path
 from csstdask.zeropoint.photometry import instrumental_magnitude
 
 Float = npt.NDArray[np.float64]
-
-CORRECTION = "zp_aperture_correction"
-"""The metric that leads from the aperture to the total light of a star [mag]."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class ZeroPointTable:
     """
 
     def __init__(self, root: Path, plan: Plan) -> None:
-        self._plan, self._ledger = plan, Ledger(root)
+        self._plan = plan
         self._arrays = current_zero_points(root, plan)
 
     @property
@@ -80,16 +76,8 @@ class ZeroPointTable:
             value=float(self._arrays["zp"][row, column]),
             sigma=float(self._arrays["zp_sigma"][row, column]),
             method=str(self._arrays[METHOD][row, column]),
-            correction=self._correction(Unit(exposure, detector)),
+            correction=float(self._arrays["zp_correction"][row, column]),
         )
-
-    def _correction(self, unit: Unit) -> float:
-        """Return the aperture correction of a unit, NaN unless its step `zeropoint` is current."""
-        facts = self._plan.campaign.facts(unit.exposure, unit.detector)
-        wanted = self._plan.fingerprints(facts).get(ZEROPOINT.name)
-        step = self._ledger.read(unit).steps.get(ZEROPOINT.name)
-        value = None if step is None or step.fingerprint != wanted else step.metrics.get(CORRECTION)
-        return float("nan") if value is None else float(value)
 
 
 class SourceTables:

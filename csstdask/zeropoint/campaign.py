@@ -85,6 +85,8 @@ class CampaignZeroPoints:
     method: npt.NDArray[np.str_]
     """solve: stars, of the unit or of others that are tied to it; joined: stars and prior; prior: network; borrowed:
     earlier zero points; nominal: the camera's description."""
+    correction: Float
+    """From the aperture to the total light of a star, which the zero point is for; 0 where nothing is known of it."""
     prior: Float
     """What was expected without the unit's stars: of the network or of earlier zero points; NaN where neither is."""
     prior_sigma: Float
@@ -123,7 +125,7 @@ def calibrate_campaign(
     ([25.85], ['nominal'])
     """
     chosen = settings or CampaignSettings()
-    stars = with_corrections(stars)
+    stars, common_error = with_corrections(stars)
     series = stars.series
     level = reference_level(stars.nominal, stars.value, series)
     solved = stars.value - level
@@ -145,12 +147,13 @@ def calibrate_campaign(
     counts = {f"n_{name}": int((method == name).sum()) for name in ("solve", "joined", "prior", "borrowed", "nominal")}
     return CampaignZeroPoints(
         value=level + value,
-        sigma=sigma,
+        sigma=np.where(method == "nominal", sigma, np.hypot(sigma, common_error)),
         method=method,
+        correction=stars.correction,
         prior=np.where(informed, level + prior.value, np.nan),
-        prior_sigma=np.where(informed, prior.sigma, np.inf),
+        prior_sigma=np.where(informed, np.hypot(prior.sigma, common_error), np.inf),
         joint=level + joint.offset,
-        joint_sigma=joint.sigma,
+        joint_sigma=np.hypot(joint.sigma, common_error),
         metrics={
             "n_units": stars.n_units,
             **counts,

@@ -31,15 +31,21 @@ LEAST_STARS_FOR_SCATTER = 8
 """Stars of a unit from which its scatter is one of the campaign."""
 
 
-def with_corrections(stars: CampaignStars) -> CampaignStars:
+def with_corrections(stars: CampaignStars) -> tuple[CampaignStars, Float]:
     """Return the units with the median aperture correction of their detector and band where their own is unknown.
 
-    Units of detectors without any keep magnitudes of the aperture, and the error that says so.
+    Units of detectors without any correction keep magnitudes of the aperture. What these lack is common to all of
+    them: it is no error of single units, which the joint solution and the memory would average away.
+
+    Returns
+    -------
+    stars : CampaignStars
+        Corrections are 0 where nothing is known of them.
+    common_error : float64 array (u,)
+        Error of zero points of such units, to be added in the end [mag]; 0 for others.
     """
     correction, error = stars.correction.copy(), stars.correction_err.copy()
     missing = np.isnan(correction)
-    if not missing.any():
-        return stars
     series = stars.series
     for one in np.unique(series[missing]):
         members = series == one
@@ -48,16 +54,22 @@ def with_corrections(stars: CampaignStars) -> CampaignStars:
             scatter = max(float(mad_scale(known)), CORRECTION_FLOOR)
             correction[members & missing] = np.median(known)
             error[members & missing] = scatter if len(known) >= LEAST_CORRECTIONS else FEW_CORRECTIONS_ERROR
+    unknown = np.isnan(correction)
+    common_error = np.where(unknown, error, 0.0)
+    error[unknown] = 0.0
     change = np.where(missing, np.nan_to_num(correction), 0.0)
     alone = np.sqrt(np.maximum(stars.sigma**2 - stars.correction_err**2, 0.0))
-    return replace(
+    corrected = replace(
         stars,
         value=stars.value - change,
-        sigma=np.where(missing, np.hypot(alone, error), stars.sigma),
-        correction=correction,
+        sigma=np.where(
+            missing & np.isfinite(stars.sigma), np.hypot(np.nan_to_num(alone, posinf=0.0), error), stars.sigma
+        ),
+        correction=np.nan_to_num(correction),
         correction_err=error,
         magnitude=(stars.magnitude + change[stars.unit]).astype(np.float32),
     )
+    return corrected, common_error
 
 
 def flat_terms(

@@ -101,7 +101,10 @@ def test_every_unit_has_a_zero_point_with_an_error_and_a_method(finished):
     expected = nominal + np.array([APERTURE_LOSS[detector] for detector in DETECTORS])
     # Some 20 stars of a reference that is known to 10 mmag, and a colour term that is known to 8 mmag for three units.
     assert np.abs(found["zp"] - expected).max() < 0.025
-    assert (found["zp_sigma"] < 0.009).all()
+    # No PSF was fitted: what the aperture misses, 7 and 4.5 % here, is known to 0.1 mag only, and so is every unit.
+    assert (found["zp_sigma"] > 0.1).all()
+    assert (found["zp_sigma"] < 0.102).all()
+    assert (found["zp_correction"] == 0).all()
     assert np.abs(found["zp"] - found["zp_solve"]).max() < 0.02
     assert np.isnan(found["zp_prior"][0]).all()  # nothing came before
     assert np.isfinite(found["zp_prior"][1:]).all()

@@ -96,6 +96,7 @@ def zero_points(stars: CampaignStars, config: RunConfig, campaign: Campaign, _de
             "zp_prior_sigma": spread(found.prior_sigma, np.nan),
             "zp_joint": spread(found.joint, np.nan),
             "zp_joint_sigma": spread(found.joint_sigma, np.nan),
+            "zp_correction": spread(found.correction, np.nan),
         },
         metrics=found.metrics
         | {
@@ -234,5 +235,6 @@ ZEROPOINTS = Reduction(
         _product("zp_prior_sigma", "1 sigma of zp_prior"),
         _product("zp_joint", "zero point of the joint solution of all units"),
         _product("zp_joint_sigma", "1 sigma of zp_joint"),
+        _product("zp_correction", "from the aperture to the total light of a star, that zp is for"),
     ),
 )
