@@ -255,13 +255,13 @@ def _evaluate_zeropoint(
         evaluate_table(table, to, announce=say)
         say(f"written {to / 'zeropoint_table.json'}")
         return
-    from csstdask.evaluation.zeropoint import BESIDE, PARTS, evaluate_zeropoint
+    from csstdask.evaluation.zeropoint import COMPARED, PARTS, evaluate_zeropoint
     from csstdask.evaluation.zeropoint import table as zeropoint_table
 
     found = evaluate_zeropoint(
         to,
         model=model,
-        beside=beside or BESIDE,
+        beside=beside or COMPARED,
         recipe="zeropoint" if recipes is None else str(recipes),
         parts=part or PARTS,
         announce=say,

@@ -114,7 +114,7 @@ def mock_surveys(recipe: str | Path | Recipe = "zeropoint", *, exposures: int | 
     recipe : path, str or Recipe
         With a table ``[zeropoint]``.
     exposures : int, optional
-        Only the first so many of each survey; they are the same as those of the whole.
+        Number of exposures of each survey, from its start; they do not depend on this number.
 
     Returns
     -------

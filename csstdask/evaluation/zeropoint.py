@@ -55,7 +55,7 @@ from csstdask.zeropoint.network import PriorNetwork
 log = logging.getLogger("csstdask")
 Say = Callable[[str], None]
 
-BESIDE = ("azprc", "image-cnn")
+COMPARED = ("azprc", "image-cnn")
 """Networks of the article: whole, and its image branch alone."""
 PARTS = ("methods", "stars", "ablations", "adaptation", "importance", "row_split", "latency")
 ARTICLE = {
@@ -89,7 +89,7 @@ def evaluate_zeropoint(
     to: Path | None = None,
     *,
     model: str = "default",
-    beside: Sequence[str] = BESIDE,
+    beside: Sequence[str] = COMPARED,
     recipe: str = "zeropoint",
     parts: Sequence[str] = PARTS,
     settings: Settings = Settings(),
@@ -240,8 +240,15 @@ def _methods(surveys: dict[str, SurveyInputs], predictions: dict[str, dict[str, 
         out["both"][method] = scores(Prediction(value, sigma), truth, np.arange(len(truth)))
     out["floor"] = {}
     for name, one in surveys.items():
-        floor = unexplained_floor(one.exposures, which=one.split == "test")
-        out["floor"][name] = {"prior": floor.prior_all, "joined": floor.joined_all}
+        test = one.split == "test"
+        floor = unexplained_floor(one.exposures, which=test)
+        reported = unexplained_floor(one.exposures, which=test, reported=True)
+        out["floor"][name] = {
+            "prior": floor.prior_all,
+            "joined": floor.joined_all,
+            "prior from reported telemetry": reported.prior_all,
+            "joined from reported telemetry": reported.joined_all,
+        }
     out["over_floor"] = {
         name: {
             "prior": out[name]["prior"]["rmse"] / out["floor"][name]["prior"],
@@ -281,7 +288,7 @@ def _stars(
 
 
 def table(found: dict[str, Any]) -> list[str]:
-    """Return lines that tell what an evaluation found."""
+    """Return the results of an evaluation as lines of text."""
     lines = []
     if "methods" in found:
         lines.append(f"{'method':<22} {'RMSE':>7} {'MAE':>7} {'r':>6} {'>0.05':>6}   [mag], last 30 % of the days")

@@ -33,7 +33,7 @@ Float = npt.NDArray[np.float64]
 Stars = Mapping[str, Float]
 
 GOOD_SOLVE = 0.004
-"""Solved zero points with larger errors teach the online recalibration nothing [mag]."""
+"""Solved zero points with larger errors are not used by the online recalibration [mag]."""
 
 
 @dataclass(frozen=True)

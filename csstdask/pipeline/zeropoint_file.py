@@ -261,7 +261,7 @@ def _correction_of(run: Path, exposure: str, detector: int) -> float:
 
 
 def _likeliest(found: dict[str, ZeroPoint]) -> str:
-    """Return the band in which stars scatter least without a colour term, of those with stars enough to tell."""
+    """Return the band in which stars scatter least without a colour term, of those with enough stars."""
     most = max(one.n_used for one in found.values())
     enough = [name for name, one in found.items() if one.n_used >= max(most / 2, min(most, FEWEST_OF_BAND))]
     return min(enough, key=lambda name: _spread(found[name]))

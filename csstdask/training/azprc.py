@@ -2,7 +2,7 @@
 
 The loss is that of the article (sections 3.3 and 3.4): the mean square error, 0.1 times the share of pairs in the wrong
 order, and a discriminator of the survey that sees the predicted offset alone, with alpha = 0.01. The ranking indicator
-has no gradient: it is computed and logged, and teaches nothing. Offsets are in units of their scatter, otherwise
+has no gradient: it is computed and logged, and changes no weight. Offsets are in units of their scatter, otherwise
 alpha would outweigh the mean square error. The minimax over network and discriminator is that of a reversed gradient.
 
 Its target is the solved zero point ("derived from the standard comparison pipeline"), unsolved exposures are left out.
@@ -42,7 +42,7 @@ from csstdask.zeropoint.network import moments
 log = logging.getLogger("csstdask")
 
 LEAST_STARS = 3
-"""Exposures with fewer stars do not teach: their solved zero point may be that of a variable star."""
+"""Exposures with fewer stars are not trained on: their solved zero point may be that of a variable star."""
 _VALIDATION = 256
 """Exposures of the validation."""
 

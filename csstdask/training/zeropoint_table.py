@@ -2,7 +2,7 @@
 
 Clouds make the errors of tables heavy-tailed. The mean is therefore learned by the absolute error, which asks for the
 conditional median, and sigma by the likelihood of a Laplace distribution about a mean that is held fixed, so that
-uncertain exposures teach the mean as much as others.
+uncertain exposures count as much as others for the mean.
 """
 
 from __future__ import annotations

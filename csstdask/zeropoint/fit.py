@@ -47,7 +47,7 @@ _TUKEY_SCATTER = 0.661
 _UNKNOWN = 1e300
 """Stands for NaN where rows are compared."""
 _FEWEST_FOR_MAD = 4
-"""Stars from which deviations from a prior tell their scatter."""
+"""Fewest stars whose scatter is estimated from their deviations from a prior."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ ROUNDING = 1e-7
 def identify_stars(
     ra: npt.ArrayLike, dec: npt.ArrayLike, reference: npt.ArrayLike, unit: npt.ArrayLike, *, radius: float = 1.0
 ) -> Int32:
-    """Return labels that tell which detections are the same star.
+    """Return labels of stars: detections of one star have the same label.
 
     Detections with the same row of the reference are one star. Others are joined by position: those of different units
     within `radius` of each other, and what they are joined to in turn. Where that would join two detections of

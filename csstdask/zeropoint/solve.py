@@ -83,7 +83,7 @@ def solve(
     -------
     ZeroPoint
         ``value``, ``sigma``, ``n_matched``, ``n_used``, ``chi2``, ``color_term``, ``color_term_err``, ``method``; value
-        NaN and sigma inf if neither stars nor anything else tells it.
+        NaN and sigma inf if nothing determines it.
 
     Raises
     ------
