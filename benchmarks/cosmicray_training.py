@@ -20,16 +20,16 @@ from typing import Any
 
 from environment import save
 
-from csstdask.cosmicray.evaluate import tally
-from csstdask.cosmicray.evaluate.frames import Look, look_at_all, pooled
-from csstdask.cosmicray.evaluate.methods import Method, network
-from csstdask.cosmicray.evaluate.survey import at_equal_precision, pooled_rates
-from csstdask.cosmicray.repeats import label_repeats
-from csstdask.cosmicray.train import train_cosmicray
-from csstdask.cosmicray.training_config import load_training_config
+from csstdask.evaluation.cosmicray.evaluate import tally
+from csstdask.evaluation.cosmicray.frames import Look, look_at_all, pooled
+from csstdask.evaluation.cosmicray.methods import Method, network
+from csstdask.evaluation.cosmicray.survey import at_equal_precision, pooled_rates
 from csstdask.mock.recipe import Recipe, load_recipe
 from csstdask.nn.models import find_card
 from csstdask.pipeline.mock_survey import mock
+from csstdask.training.cosmicray.config import load_training_config
+from csstdask.training.cosmicray.train import train_cosmicray
+from csstdask.training.labels.dithered_exposures import label_repeats
 
 STORES = Path(__file__).parent.parent / "stores"
 #: The network that all go on from: the one that learns most in a minute.

@@ -26,8 +26,8 @@ from scipy.ndimage import median_filter
 from csstdask.arrays.median import adaptive_median
 from csstdask.engine.cluster import open_cluster
 from csstdask.engine.memory import LIBRARY_BYTES
-from csstdask.engine.units import Selection, Unit
 from csstdask.engine.window import Task, run_window
+from csstdask.engine.work_units import Selection, Unit
 from csstdask.mock import Recipe
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.export import EXPORT_BYTES_PER_PIXEL

@@ -19,10 +19,10 @@ import numpy as np
 from committed import load
 from environment import RESULTS, environment, processor, save
 
+from csstdask.evaluation.io import rounded
 from csstdask.flux import extract_spectrum, fit_flat
 from csstdask.numerics.polynomials import legendre_products, n_terms
 from csstdask.numerics.robust import mad_scale, nan_median
-from csstdask.results import rounded
 
 HALF_WIDTH = 4.5
 WHOLE = 20.0

@@ -24,8 +24,8 @@ from threadpoolctl import threadpool_limits
 
 from csstdask.arrays.median import adaptive_median
 from csstdask.cosmicray import detect
-from csstdask.cosmicray.evaluate.frames import draw
-from csstdask.cosmicray.evaluate_inpaint.fillers import Damaged, fillers
+from csstdask.evaluation.cosmicray.frames import draw
+from csstdask.evaluation.inpaint.methods import Damaged, fillers
 from csstdask.mock.recipe import demo_recipe
 
 SIDE, SEED, SOURCES = 2048, 4243, 500

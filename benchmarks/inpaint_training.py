@@ -15,11 +15,11 @@ from typing import Any
 
 from environment import save
 
-from csstdask.cosmicray.evaluate_inpaint.fillers import name_of
-from csstdask.cosmicray.evaluate_inpaint.science import science_part
-from csstdask.cosmicray.train_inpaint import load_repair_config, train_inpaint
+from csstdask.evaluation.inpaint.methods import name_of
+from csstdask.evaluation.inpaint.photometry import science_part
 from csstdask.mock.recipe import load_recipe
 from csstdask.nn.models import find_card
+from csstdask.training.inpaint.train import load_repair_config, train_inpaint
 
 STORES = Path(__file__).parent.parent / "stores"
 BEFORE = "unetpp"

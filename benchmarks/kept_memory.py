@@ -38,12 +38,12 @@ def measure(*, keep: bool) -> None:
     """Print seconds, and the peak memory of this process."""
     import torch
 
-    from csstdask.allocator import keep_freed_memory
+    from csstdask.core.malloc import keep_freed_memory
     from csstdask.cosmicray import detect
-    from csstdask.cosmicray.train import weighted_loss
     from csstdask.cosmicray.unet import build_unet
     from csstdask.nn.device import autocast
     from csstdask.nn.models import find_card
+    from csstdask.training.cosmicray.train import weighted_loss
 
     if keep:
         keep_freed_memory()

@@ -19,10 +19,10 @@ from typing import Any
 from committed import load
 from environment import RESULTS, save
 
+from csstdask.evaluation.io import rounded
+from csstdask.evaluation.psf.evaluate import COUNTED, PARTS, PSFEX, PSFEX_SETTINGS, by_snr, evaluate_psf
+from csstdask.evaluation.psf.figures import draw_bands, draw_counts
 from csstdask.nn.models import find_card
-from csstdask.psf.evaluate import COUNTED, PARTS, PSFEX, PSFEX_SETTINGS, by_snr, evaluate_psf
-from csstdask.psf.evaluate.figures import draw_bands, draw_counts
-from csstdask.results import rounded
 
 STORES = Path(__file__).parent.parent / "stores"
 G = (8,)

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from environment import save
 
+from csstdask.evaluation.io import rounded
+from csstdask.evaluation.psf.evaluate import as_asked, measure_unit
 from csstdask.mock.recipe import load_recipe
 from csstdask.nn.models import find_card
 from csstdask.pipeline.mock_survey import mock
-from csstdask.psf.evaluate import as_asked, measure_unit
-from csstdask.psf.train import load_psf_config, train_psf
-from csstdask.results import rounded
+from csstdask.training.psf.train import load_psf_config, train_psf
 
 STORES = Path(__file__).parent.parent / "stores"
 DETECTOR = 8

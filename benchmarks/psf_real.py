@@ -28,15 +28,15 @@ from threadpoolctl import threadpool_limits
 
 from csstdask.arrays.background import measure
 from csstdask.arrays.sources import measure_sources
+from csstdask.core.warnings import no_warnings
+from csstdask.evaluation.baselines.piff import run_piff
+from csstdask.evaluation.io import rounded
 from csstdask.instrument import load_instrument
+from csstdask.metrics.held_out_stars import beside_stars
+from csstdask.metrics.psf import Stars, errors_of, pulls_of
 from csstdask.psf import reconstruct, select_stars
-from csstdask.psf.evaluate.reserve import beside_stars
-from csstdask.psf.evaluate.stars import Stars, errors_of, pulls_of
 from csstdask.psf.frame import stamps_of
-from csstdask.psf.piff import run_piff
-from csstdask.psf.psfex import psfex_at_stars, run_psfex
-from csstdask.quiet import no_warnings
-from csstdask.results import rounded
+from csstdask.training.psf.psfex import psfex_at_stars, run_psfex
 
 #: Of PSFEx: BASIS_NUMBER and degree, for a frame's stars and for the grid's, of which there are more; of Piff, samples
 #: along the edge of its grid, two a pixel, and degree: more of either takes it many minutes.

@@ -27,11 +27,11 @@ from environment import save
 from threadpoolctl import threadpool_limits
 
 from csstdask.arrays.moments import adaptive_moments
+from csstdask.evaluation.io import rounded
+from csstdask.evaluation.psf.evaluate import PIFF, PSFEX_BEST, PSFEX_SETTINGS, SNR, as_asked, measure_stars
+from csstdask.metrics.psf import Stars, draw_stars
 from csstdask.mock.recipe import load_recipe
-from csstdask.psf.evaluate import PIFF, PSFEX_BEST, PSFEX_SETTINGS, SNR, as_asked, measure_stars
-from csstdask.psf.evaluate.stars import Stars, draw_stars
-from csstdask.psf.psfex import run_psfex, sky_of
-from csstdask.results import rounded
+from csstdask.training.psf.psfex import run_psfex, sky_of
 
 STORES = Path(__file__).parent.parent / "stores"
 DETECTOR, REPEATS, STAMPS = 8, 3, 1000

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from committed import load, table
 
-from csstdask.psf.evaluate import COLOURS, COUNTED, MODEL, PSFEX, by_snr
-from csstdask.psf.evaluate.tables import known
+from csstdask.evaluation.psf.evaluate import COLOURS, COUNTED, MODEL, PSFEX, by_snr
+from csstdask.evaluation.psf.tables import known
 
 
 def psf() -> str:

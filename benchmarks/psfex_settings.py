@@ -2,7 +2,7 @@
 
 Some 900 stars of one detector of `psf-dataset2` (g) at S/N 100, on one thread. ``python benchmarks/psfex_settings.py``
 (twenty minutes) writes ``results/psfex_settings.json``; the best of them are those of
-`csstdask.psf.evaluate.PSFEX_BEST`. PSFEx: Debian, ``apt-get install psfex``.
+`csstdask.evaluation.psf.evaluate.PSFEX_BEST`. PSFEx: Debian, ``apt-get install psfex``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from environment import save
 
+from csstdask.evaluation.io import rounded
+from csstdask.evaluation.psf.evaluate import SNR
+from csstdask.metrics.psf import draw_stars, errors_of
 from csstdask.mock.recipe import load_recipe
-from csstdask.psf.evaluate import SNR
-from csstdask.psf.evaluate.stars import draw_stars, errors_of
-from csstdask.psf.psfex import psfex_at_stars
-from csstdask.results import rounded
+from csstdask.training.psf.psfex import psfex_at_stars
 
 STORES = Path(__file__).parent.parent / "stores"
 DETECTOR = 8

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from environment import save
 
-from csstdask.engine.units import Selection
+from csstdask.engine.work_units import Selection
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.ingest import ingest

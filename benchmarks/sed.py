@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from environment import RESULTS, environment, save
 
-from csstdask.evaluation.sed import PARTS, evaluate_sed, table
+from csstdask.evaluation.sed.evaluate import PARTS, evaluate_sed, table
 from csstdask.flux.sed import predict_normalised
 from csstdask.flux.spectra import InputSpectra, input_spectra
 from csstdask.nn.models import find_card

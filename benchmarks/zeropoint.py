@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from environment import RESULTS, environment, save
 
-from csstdask.evaluation.zeropoint import evaluate_zeropoint, table
-from csstdask.evaluation.zeropoint_latency import latencies
+from csstdask.evaluation.io import rounded
+from csstdask.evaluation.zeropoint.evaluate import evaluate_zeropoint, table
+from csstdask.evaluation.zeropoint.latency import latencies
 from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network
-from csstdask.results import rounded
-from csstdask.training.zeropoint_surveys import load_surveys
+from csstdask.training.zeropoint.surveys import load_surveys
 from csstdask.zeropoint.azprc import build_network
 
 #: Exposures of each survey that the measurement is made with.

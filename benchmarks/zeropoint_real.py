@@ -18,10 +18,10 @@ import numpy as np
 from astropy.table import Table
 from environment import save
 
+from csstdask.evaluation.io import rounded
 from csstdask.numerics.robust import mad_scale
 from csstdask.pipeline.ingest import ingest
 from csstdask.pipeline.run import run
-from csstdask.results import rounded
 from csstdask.store.tables import read_table
 from csstdask.zeropoint.fit import bootstrap_sigma, fit_stars
 from csstdask.zeropoint.match import match_sources

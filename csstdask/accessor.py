@@ -16,7 +16,8 @@ from astropy import units as u
 from astropy.coordinates import Angle, SkyCoord
 from threadpoolctl import threadpool_limits
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
+from csstdask.core.settings import validated
 from csstdask.flux.flat import Flat
 from csstdask.instrument import Instrument, pixel_of, validate_instrument
 from csstdask.pipeline.calibrations import current_flat
@@ -34,7 +35,6 @@ from csstdask.store.campaign import UnitFacts
 from csstdask.store.fits_backend import CsstBackend
 from csstdask.store.schema import NO_TIME
 from csstdask.store.sky_index import sky_coordinates, units_near, wcs_of
-from csstdask.toml_file import validated
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from astropy.wcs import WCS
 
 import csstdask
 import csstdask.accessor  # registers `.csst`
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.pipeline.run import run
 
 mpl.use("Agg")

@@ -16,9 +16,9 @@ from quick import quick_settings
 from shell import csstdask_command
 
 import csstdask
-from csstdask.engine.units import parse_selection
+from csstdask.core.optional import install_hint
+from csstdask.engine.work_units import parse_selection
 from csstdask.nn.models import DEFAULTS, all_cards
-from csstdask.optional import install_hint
 from csstdask.pipeline.config import RunConfig, as_toml, load_config
 from csstdask.pipeline.export import export
 

@@ -164,7 +164,7 @@ def _unit_of(stated: Any, name: str) -> Any:
 
     if not isinstance(stated, str):
         return stated
-    from csstdask.instrument.units import parse_units  # noqa: PLC0415
+    from csstdask.instrument.physical_units import parse_units  # noqa: PLC0415
 
     if not stated.strip():
         return None

@@ -12,11 +12,11 @@ import sys
 
 import typer
 
-from csstdask.allocator import keep_freed_memory
 from csstdask.cli import flux, survey, trainings, zeropoint
 from csstdask.cli.options import app, say
 from csstdask.cli.signals import TerminatedError, end_now, install_handlers
-from csstdask.errors import CsstdaskError
+from csstdask.core.errors import CsstdaskError
+from csstdask.core.malloc import keep_freed_memory
 
 __all__ = ["app", "flux", "main", "survey", "trainings", "zeropoint"]
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from csstdask.cli.options import CampaignOption, Json, Log, Scheduler, Select, Workers, app, say, say_all
-from csstdask.errors import InputError
-from csstdask.toml_file import validated
+from csstdask.core.errors import InputError
+from csstdask.core.settings import validated
 
 if TYPE_CHECKING:
     from csstdask.engine.events import Listener
@@ -178,7 +178,7 @@ def run(
     log: Log = None,
 ) -> None:
     """Run the pipeline over a campaign; an interrupted run resumes."""
-    from csstdask.engine.units import parse_selection
+    from csstdask.engine.work_units import parse_selection
     from csstdask.pipeline.config import load_config, with_inputs
     from csstdask.pipeline.prepare import foresee
 
@@ -302,7 +302,7 @@ def export(
     ] = False,
 ) -> None:
     """Write units as FITS: <exposure>_<detector>.fits with SCI, WHT, FLG; of slitless units also spectra."""
-    from csstdask.engine.units import parse_selection
+    from csstdask.engine.work_units import parse_selection
     from csstdask.pipeline.export import export as write
 
     summary = write(
@@ -350,7 +350,7 @@ def demo(
     from csstdask.mock.recipe import demo_recipe
     from csstdask.pipeline.mock_survey import mock as render
     from csstdask.pipeline.run import run as process
-    from csstdask.pipeline.truth import score_run
+    from csstdask.pipeline.score import score_run
     from csstdask.report import write_report
 
     campaign, product = to / "campaign.zarr", to / "run.zarr"

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from csstdask.cli.options import DataOption, Json, app, say
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 
 TRAINABLE: tuple[str, ...] = ("cosmicray", "inpaint", "psf", "sed", "zeropoint")
 EVALUABLE: tuple[str, ...] = ("cosmicray", "inpaint", "psf", "sed", "flat", "zeropoint")
@@ -28,7 +28,7 @@ def label(
     """Find cosmic rays to learn from: events in darks, or what repeated exposures do not share."""
     _check_target("label", target, LABELLERS)
     if target == "darks":
-        from csstdask.cosmicray.darks import label_darks
+        from csstdask.training.labels.darks import label_darks
 
         if to is None:
             raise InputError("label darks", "no --to", "a file for the events, .npz")
@@ -36,8 +36,8 @@ def label(
             raise InputError("label darks", "--against-truth", "it with label repeats alone")
         say(f"{to}: {len(label_darks(campaign, to, sigma=sigma, grow=grow, announce=say))} events")
         return
-    from csstdask.cosmicray.label_score import score_labels
-    from csstdask.cosmicray.repeats import label_repeats
+    from csstdask.training.labels.dithered_exposures import label_repeats
+    from csstdask.training.labels.score import score_labels
 
     if to is not None:
         raise InputError("label repeats", f"--to {to}", "none: labels are written into the campaign")
@@ -70,7 +70,7 @@ def train(
     if target == "psf":
         if data is not None or events:
             raise InputError("train psf", "--data or --events", "--campaign: stamps of stars, where a network learns")
-        from csstdask.psf.train import load_psf_config, train_psf
+        from csstdask.training.psf.train import load_psf_config, train_psf
 
         sets = None if campaign is None else [str(campaign.resolve())]
         psf = load_psf_config(
@@ -81,7 +81,7 @@ def train(
     if target == "sed":
         if campaign is not None or events or labels is not None or start_from is not None or device is not None:
             raise InputError("train sed", "--campaign, --events, --labels, --from or --device", "--config and --data")
-        from csstdask.training.sed import load_sed_config, train_sed
+        from csstdask.training.sed.train import load_sed_config, train_sed
 
         folder = None if data is None else str(data.resolve())
         say(f"card {train_sed(load_sed_config(config, data=folder, epochs=epochs), to, announce=say)}")
@@ -91,7 +91,7 @@ def train(
             raise InputError(
                 "train zeropoint", "--data, --campaign, --events, --labels, --from or --device", "--config and --epochs"
             )
-        from csstdask.training.zeropoint import load_zeropoint_config, train_zeropoint
+        from csstdask.training.zeropoint.train import load_zeropoint_config, train_zeropoint
 
         say(f"card {train_zeropoint(load_zeropoint_config(config, epochs=epochs), to, announce=say)}")
         return
@@ -100,14 +100,14 @@ def train(
     if target == "inpaint":
         if data is not None or events:
             raise InputError("train inpaint", "--data or --events", "--campaign: stamps are cut from its frames")
-        from csstdask.cosmicray.train_inpaint import load_repair_config, train_inpaint
+        from csstdask.training.inpaint.train import load_repair_config, train_inpaint
 
         campaigns = None if campaign is None else [str(campaign.resolve())]
         repair = load_repair_config(config, campaigns=campaigns, epochs=epochs, device=device)
         say(f"card {train_inpaint(repair, to, announce=say)}")
         return
-    from csstdask.cosmicray.train import train_cosmicray
-    from csstdask.cosmicray.training_config import load_training_config
+    from csstdask.training.cosmicray.config import load_training_config
+    from csstdask.training.cosmicray.train import train_cosmicray
 
     settings = load_training_config(
         config,
@@ -158,9 +158,9 @@ def evaluate(
             raise InputError("evaluate psf", "no --recipes", "a folder of test recipes")
         if data is not None or scale is not None:
             raise InputError("evaluate psf", "--data or --scale", "neither: its stars are of --recipes")
-        from csstdask.psf.evaluate import PARTS as PSF_PARTS
-        from csstdask.psf.evaluate import evaluate_psf
-        from csstdask.psf.evaluate.tables import table as psf_table
+        from csstdask.evaluation.psf.evaluate import PARTS as PSF_PARTS
+        from csstdask.evaluation.psf.evaluate import evaluate_psf
+        from csstdask.evaluation.psf.tables import table as psf_table
 
         others = [one for one in beside or () if one != "piff"]
         found = evaluate_psf(
@@ -180,9 +180,9 @@ def evaluate(
             raise InputError("evaluate sed", "no --data", "a folder of spectral libraries")
         if recipes is not None or scale is not None:
             raise InputError("evaluate sed", "--recipes or --scale", "neither: its stars are of --data")
-        from csstdask.evaluation.sed import PARTS as SED_PARTS
-        from csstdask.evaluation.sed import evaluate_sed
-        from csstdask.evaluation.sed import table as sed_table
+        from csstdask.evaluation.sed.evaluate import PARTS as SED_PARTS
+        from csstdask.evaluation.sed.evaluate import evaluate_sed
+        from csstdask.evaluation.sed.evaluate import table as sed_table
 
         others_of_sed = tuple(beside or ("uaranet",))
         for line in sed_table(
@@ -195,7 +195,7 @@ def evaluate(
             raise InputError("evaluate flat", "no --to", "a folder for the mock, the run, JSON and figures")
         if data is not None or part or beside or model != "default":
             raise InputError("evaluate flat", "--data, --part, --beside or --model", "--recipes FILE and --scale alone")
-        from csstdask.evaluation.flat import evaluate_flat
+        from csstdask.evaluation.flat.evaluate import evaluate_flat
 
         say(f"written {evaluate_flat(to, recipe=recipes or 'slitless-400', scale=scale, announce=say)}")
         return
@@ -203,9 +203,9 @@ def evaluate(
         _evaluate_zeropoint(to, data, model, recipes, part, beside, scale, table)
         return
     if target == "inpaint":
-        from csstdask.cosmicray.evaluate_inpaint import PARTS as REPAIR_PARTS
-        from csstdask.cosmicray.evaluate_inpaint import evaluate_inpaint
-        from csstdask.cosmicray.evaluate_inpaint import table as repair_table
+        from csstdask.evaluation.inpaint.evaluate import PARTS as REPAIR_PARTS
+        from csstdask.evaluation.inpaint.evaluate import evaluate_inpaint
+        from csstdask.evaluation.inpaint.evaluate import table as repair_table
 
         models = [*([] if model == "default" else [model]), *(beside or ())]
         repaired = evaluate_inpaint(
@@ -214,8 +214,8 @@ def evaluate(
         for line in repair_table(repaired):
             typer.echo(line)
         return
-    from csstdask.cosmicray.evaluate import PARTS, evaluate_cosmicray
-    from csstdask.cosmicray.evaluate import table as detection_table
+    from csstdask.evaluation.cosmicray.evaluate import PARTS, evaluate_cosmicray
+    from csstdask.evaluation.cosmicray.evaluate import table as detection_table
 
     results = evaluate_cosmicray(
         model,
@@ -250,13 +250,13 @@ def _evaluate_zeropoint(
             raise InputError("evaluate zeropoint", "--model, --recipes, --part or --beside", "--table and --to alone")
         if to is None:
             raise InputError("evaluate zeropoint", "no --to", "a folder for JSON and figures")
-        from csstdask.evaluation.zeropoint_table import evaluate_table
+        from csstdask.evaluation.zeropoint.table import evaluate_table
 
         evaluate_table(table, to, announce=say)
         say(f"written {to / 'zeropoint_table.json'}")
         return
-    from csstdask.evaluation.zeropoint import COMPARED, PARTS, evaluate_zeropoint
-    from csstdask.evaluation.zeropoint import table as zeropoint_table
+    from csstdask.evaluation.zeropoint.evaluate import COMPARED, PARTS, evaluate_zeropoint
+    from csstdask.evaluation.zeropoint.evaluate import table as zeropoint_table
 
     found = evaluate_zeropoint(
         to,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from csstdask.cli.options import app, say
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 
 
 @app.command()

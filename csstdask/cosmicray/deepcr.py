@@ -15,12 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from csstdask.core.atomic_io import sha256_file
+from csstdask.core.errors import InputError
+from csstdask.core.warnings import no_warnings
 from csstdask.cosmicray.unet import COUNTS, STANDARDISED, build_unet
-from csstdask.durable import sha256_file
-from csstdask.errors import InputError
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
 from csstdask.nn.weights import save_weights
-from csstdask.quiet import no_warnings
 
 #: Where deepCR's double convolutions lie, and ours.
 _STACKS = {"inc.conv.conv": "down.0", "down1.mpconv.1.conv": "down.1", "up8.conv.conv": "up.0"}

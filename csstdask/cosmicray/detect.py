@@ -13,7 +13,7 @@ from csstdask.arrays.correlation import noise_correlation
 from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.namespace import namespace_of
 from csstdask.cosmicray.lacosmic import lacosmic
-from csstdask.cosmicray.view import BOX, View, view_frame
+from csstdask.cosmicray.preprocess import BOX, View, view_frame
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
 

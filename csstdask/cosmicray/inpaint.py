@@ -13,14 +13,14 @@ from csstdask.arrays.containers import read
 from csstdask.arrays.median import adaptive_median
 from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.namespace import namespace_of, to_host
+from csstdask.arrays.noise import frame_variance
 from csstdask.arrays.sources import find_sources
 from csstdask.cosmicray.detect import Detection
-from csstdask.cosmicray.noise import frame_variance
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import EMPIRICAL, NO_PSF, find_card
 
 if TYPE_CHECKING:
-    from csstdask.cosmicray.star_repair import StarRepair
+    from csstdask.psf.inpaint import StarRepair
 
 #: How many donors' worth of trust the noise model has against the donors' own scatter.
 _PRIOR_WEIGHT = 4.0
@@ -100,7 +100,7 @@ def inpaint(
         Its id, as the instrument of `psf` has it (CSST; any integer with ``empirical``).
     psf : str, optional
         Model of the PSF, as `csstdask.psf.reconstruct` takes it: hit stars are repaired by the PSF that is fitted to
-        the frame's own stars (`csstdask.cosmicray.star_repair`), on the host, with sources that are found in the frame.
+        the frame's own stars (`csstdask.psf.inpaint`), on the host, with sources that are found in the frame.
         By default ``default`` if a detector is given, else ``empirical`` where the frame has enough stars
         (`csstdask.psf.frame.ENOUGH`). ``none``: stars are repaired as everything else.
 
@@ -307,7 +307,7 @@ def _repair_sources(
     mesh: Mesh | None,
 ) -> None:
     """Let a network repair the hit pixels of sources, in place."""
-    from csstdask.cosmicray.source_repair import repair_sources  # noqa: PLC0415  torch takes seconds to import
+    from csstdask.cosmicray.inpaint_network import repair_sources  # noqa: PLC0415  torch takes seconds to import
 
     xp = namespace_of(fixed)
     mesh = measure(fixed, hit | ignore) if mesh is None else mesh
@@ -332,8 +332,8 @@ def _stars_of(
 
     None for either where the sky is unknown or too few stars show the PSF.
     """
-    from csstdask.cosmicray.star_repair import repair_stars  # noqa: PLC0415
     from csstdask.psf.frame import ENOUGH, MaskedFrame, fit_frame  # noqa: PLC0415
+    from csstdask.psf.inpaint import repair_stars  # noqa: PLC0415
 
     fixed, variance = (to_host(plane) for plane in fill.applied(frame, target))
     lost, unusable = to_host(target), to_host(ignore)

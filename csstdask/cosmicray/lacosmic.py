@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.arrays.namespace import to_host
-from csstdask.cosmicray.view import View
+from csstdask.cosmicray.preprocess import View
 
 #: A noiseless frame (constant, or made by hand) would divide by zero [e-^2].
 _LEAST_VARIANCE = np.float32(1e-12)

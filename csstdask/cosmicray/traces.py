@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.quiet import no_warnings
+from csstdask.core.warnings import no_warnings
 
 HALF_WINDOW = 4
 """Neighbours to each side along the row whose median is what a spectrum holds at a pixel."""

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from csstdask.arrays.namespace import kind_of, namespace_of
 from csstdask.arrays.tiles import Window, in_batches, plan_tiles
-from csstdask.cosmicray.view import View
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
+from csstdask.cosmicray.preprocess import View
 from csstdask.nn.blocks import UNet
 from csstdask.nn.card import ModelCard
 from csstdask.nn.device import Precision, choose_device

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.optional import install_hint
+from csstdask.core.optional import install_hint
 
 Float = npt.NDArray[np.float64]
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.core.errors import InputError
 from csstdask.datasets.synthetic_spectra import TEFF_RANGE, load_npz
-from csstdask.errors import InputError
 from csstdask.flux.spectra import (
     INPUT_RANGE,
     INPUT_RESOLUTION,

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.flux.spectra import (
     INPUT_RANGE,
     INPUT_RESOLUTION,

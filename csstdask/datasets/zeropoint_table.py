@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import csv
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 
 Float = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.mock import Recipe, load_recipe
 from csstdask.mock.telemetry import (
     explained_offset,

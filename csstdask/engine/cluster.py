@@ -23,10 +23,10 @@ import dask
 import threadpoolctl
 from distributed import Client, LocalCluster, WorkerPlugin
 
-from csstdask.allocator import keep_freed_memory
+from csstdask.core.errors import ClusterError, InputError
+from csstdask.core.malloc import keep_freed_memory
+from csstdask.core.optional import install_hint
 from csstdask.engine.schedulers import check_scheduler
-from csstdask.errors import ClusterError, InputError
-from csstdask.optional import install_hint
 
 #: Everything that listens does so on loopback, on a port that is free.
 _LOOPBACK = "127.0.0.1:0"

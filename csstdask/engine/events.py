@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from csstdask.engine.units import Unit
+from csstdask.engine.work_units import Unit
 
 
 @dataclass(frozen=True)

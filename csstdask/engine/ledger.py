@@ -24,9 +24,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from csstdask.durable import flush_file, sha256_file, write_atomic
-from csstdask.engine.units import Unit
+from csstdask.core.atomic_io import flush_file, sha256_file, write_atomic
 from csstdask.engine.usage import Usage
+from csstdask.engine.work_units import Unit
 
 LEDGER_VERSION = 2
 

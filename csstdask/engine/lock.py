@@ -29,8 +29,8 @@ from typing import Self
 
 import psutil
 
-from csstdask.durable import write_atomic
-from csstdask.errors import LostDriverError, LostOwnershipError, RunLockedError
+from csstdask.core.atomic_io import write_atomic
+from csstdask.core.errors import LostDriverError, LostOwnershipError, RunLockedError
 
 HEARTBEAT_SECONDS = 10.0
 #: A lock of another host is dead when its heart has not beaten for so long.

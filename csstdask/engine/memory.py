@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 
+from csstdask.core.errors import MemoryProjectionError
 from csstdask.engine.schedulers import default_workers
-from csstdask.errors import MemoryProjectionError
 
 #: Memory of a worker process before its first unit: interpreter, Dask, Zarr, numerical libraries, compiled kernels.
 LIBRARY_BYTES = 440 << 20

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from csstdask.durable import flush_file, write_atomic
+from csstdask.core.atomic_io import flush_file, write_atomic
 from csstdask.engine.ledger import OwnedObject
 
 GROUP_SIZE = 32

@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from csstdask.core.errors import ReductionError
 from csstdask.engine.cluster import Slots, limit_threads
 from csstdask.engine.events import Event, Listener, ReductionPass, UnitDone, UnitFailed
 from csstdask.engine.partials import GROUP_SIZE, Manifest, Partial
-from csstdask.engine.units import Group
 from csstdask.engine.window import Task, failure, run_window
-from csstdask.errors import ReductionError
+from csstdask.engine.work_units import Group
 
 Sums = TypeVar("Sums")
 Solution = TypeVar("Solution")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 
 SCHEDULERS = ("threads", "processes", "cuda", "slurm")
 

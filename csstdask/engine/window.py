@@ -24,10 +24,10 @@ from distributed.client import ClosedClientError, FutureCancelledError
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
+from csstdask.core.errors import CsstdaskError, LostDriverError
 from csstdask.engine.cluster import Slots
 from csstdask.engine.events import Listener, UnitDone, UnitFailed, UnitRetried, UnitSkipped, UnitSubmitted
-from csstdask.engine.units import Unit
-from csstdask.errors import CsstdaskError, LostDriverError
+from csstdask.engine.work_units import Unit
 
 #: Units in flight for each slot: with one a slot workers idle while results travel (efficiency 0.83 at 50 ms
 #: a unit, 0.96 with two).

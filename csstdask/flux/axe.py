@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.flux.flat import Flat
 from csstdask.flux.sums import FlatFlag, covariance_nodes
 from csstdask.numerics.polynomials import legendre_products, n_terms, on_grid

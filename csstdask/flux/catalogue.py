@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 
 Float = npt.NDArray[np.float64]
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from csstdask.arrays.adapter import adapt, namespace_of_door, take_column
 from csstdask.arrays.namespace import Door, to_host
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.flux.spectrum_flag import LEAST_SHARE, PARTIAL_SHARE, SpectrumFlag
 from csstdask.numerics.polynomials import legendre_values
 from csstdask.numerics.robust import huber_weights, mad_scale, nan_median

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from csstdask.core.plotting import pyplot
 from csstdask.flux.flat import Flat
-from csstdask.results import pyplot
 
 
 def plot_flat(flat: Flat, n_panels: int = 4) -> Any:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
+from csstdask.core.packed_arrays import pack, take, unpack
 from csstdask.flux.ratios import plain_ratios
 from csstdask.flux.sums import FlatFlag, FlatSolution, iterate
 from csstdask.numerics.polynomials import legendre_products, on_grid
-from csstdask.packed import pack, take, unpack
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.flux.frame_kernels import BACKGROUND_FROM, extract_stars
 from csstdask.flux.other_light import bad_share, foreign_light, light_of_all, zeroth_orders
 from csstdask.flux.predicted import PredictedLight

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.flux.frame import FrameSpectra
 from csstdask.flux.predicted import PredictedLight
 from csstdask.flux.ratios import StarRatios

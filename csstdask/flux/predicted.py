@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.numerics.spectral import SpectrumSplines, interpolate_spectrum
 
 Float = npt.NDArray[np.float64]

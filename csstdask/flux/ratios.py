@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.errors import InputError
-from csstdask.packed import pack, take, unpack
+from csstdask.core.errors import InputError
+from csstdask.core.packed_arrays import pack, take, unpack
 
 Array = npt.NDArray[Any]
 

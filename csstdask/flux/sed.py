@@ -12,7 +12,7 @@ from scipy.special import ndtri
 from scipy.stats import t as student_t
 from torch import nn
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.flux.sed_network import SedNetwork
 from csstdask.flux.seds_table import SedTable
 from csstdask.flux.spectra import (

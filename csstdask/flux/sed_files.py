@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
+from csstdask.core.warnings import no_warnings
 from csstdask.flux.sed import LEAST_RESOLUTION, Stars, predict_sed
 from csstdask.flux.seds_table import SedTable, write_seds
 from csstdask.flux.spectra import SED_WAVELENGTH
 from csstdask.flux.spectrum_files import read_spectrum
 from csstdask.nn.device import choose_device
 from csstdask.nn.models import find_card
-from csstdask.quiet import no_warnings
 
 
 def predict_files(

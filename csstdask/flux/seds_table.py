@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from csstdask.durable import write_atomic
-from csstdask.errors import InputError
+from csstdask.core.atomic_io import write_atomic
+from csstdask.core.errors import InputError
 
 Single = npt.NDArray[np.float32]
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 
 Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.flux.spectra import air_to_vacuum, to_vacuum
 
 Float = npt.NDArray[np.float64]

@@ -33,12 +33,12 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
+from csstdask.core.packed_arrays import pack, take, unpack
 from csstdask.flux.ratios import StarRatios
 from csstdask.numerics.linear import invert_symmetric, smallest_eigenvalue
 from csstdask.numerics.polynomials import n_terms, term_degrees
 from csstdask.numerics.robust import HUBER_CUTOFF, NORMAL_MAD, TUKEY_CUTOFF, fewest_kept
-from csstdask.packed import pack, take, unpack
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]

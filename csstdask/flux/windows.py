@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.flux.frame_kernels import cut
 from csstdask.flux.profile import CrossProfile
 from csstdask.flux.traces import Traces

@@ -11,8 +11,8 @@ from csstdask.instrument.geometry import (
     sky_positions,
 )
 from csstdask.instrument.model import Expectations, Flags, Instrument, Layout, Plane, section_slices
+from csstdask.instrument.physical_units import electrons_per_unit, parse_units, power_of_units
 from csstdask.instrument.registry import builtin_names, load_instrument, recognise, validate_instrument
-from csstdask.instrument.units import electrons_per_unit, parse_units, power_of_units
 
 __all__ = [
     "Expectations",

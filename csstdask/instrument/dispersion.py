@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument.model import Instrument, SlitlessOrder
 
 Float = npt.NDArray[np.float64]

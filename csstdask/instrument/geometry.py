@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.core.warnings import no_warnings
 from csstdask.instrument.model import Instrument
-from csstdask.quiet import no_warnings
 
 if TYPE_CHECKING:  # astropy takes half a second to import, and few commands look at the sky
     from astropy.coordinates import SkyCoord

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
-from csstdask.instrument.units import Units
+from csstdask.instrument.physical_units import Units
 
 Kind = Literal["imaging", "slitless", "dark", "bias", "flat", "cosmic_rays"]
 WeightKind = Literal["inverse_variance", "variance", "error"]

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
+from csstdask.core.settings import parse_toml, read_toml, validated
 from csstdask.instrument.model import Instrument
-from csstdask.toml_file import parse_toml, read_toml, validated
 
 
 def builtin_names() -> tuple[str, ...]:

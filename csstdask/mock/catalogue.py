@@ -17,8 +17,8 @@ from astropy.wcs import WCS
 
 from csstdask.instrument import Instrument, nominal_header
 from csstdask.mock.psf import photon_rate
+from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Cluster, Nodes, Recipe, Sky
-from csstdask.mock.streams import Purpose, stream
 from csstdask.mock.zeropoint_units import star_share, unit_conditions
 
 Float = npt.NDArray[np.float64]

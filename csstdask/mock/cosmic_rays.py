@@ -2,7 +2,7 @@
 
 Three generators make paths. `tracks` follows the CSST rejection paper (section 2): an event's charge is log-normal,
 its length up to 100 pixels, its electrons diffuse by 0.2 pixel; points, straight tracks, and worms. `slab` follows
-particles through silicon (`csstdask.mock.slab`). `stis` and `itl` add real events (`csstdask.mock.events`).
+particles through silicon (`csstdask.mock.silicon_tracks`). `stis` and `itl` add real events (`csstdask.mock.events`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.mock.deposit import Paths, deposit
+from csstdask.mock.charge_deposition import Paths, deposit
 from csstdask.mock.events import library_for
+from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import CosmicRays, Generator, Recipe
-from csstdask.mock.slab import slab_events
-from csstdask.mock.streams import Purpose, stream
+from csstdask.mock.silicon_tracks import slab_events
 
 Float = npt.NDArray[np.float64]
 

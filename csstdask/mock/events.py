@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
 
-from csstdask.durable import write_atomic
-from csstdask.errors import InputError
+from csstdask.core.atomic_io import write_atomic
+from csstdask.core.errors import InputError
+from csstdask.core.warnings import no_warnings
 from csstdask.mock.recipe import Split
-from csstdask.quiet import no_warnings
 
 #: CR-SPLIT pairs of the STIS night: what learns, what thresholds are chosen on, what is held out of both.
 STIS_PAIRS: dict[Split, tuple[str, ...]] = {

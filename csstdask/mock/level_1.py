@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.instrument import Instrument
+from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Sensor
 from csstdask.mock.sensor import CHANNELS, Ccd, Frame, Mask, channel_rows, row_blocks
-from csstdask.mock.streams import Purpose, stream
 
 #: Light in a flat-field frame [e-], and how well non-linearity is known.
 _FLAT_LEVEL = 30_000.0

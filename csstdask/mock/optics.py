@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from csstdask.arrays.aperture import ARCSEC, Pupil, cutoff, samples, zernikes
 from csstdask.mock.wavefront import Ripples
+from csstdask.optics.pupil import ARCSEC, Pupil, cutoff, samples, zernikes
 
 Float = npt.NDArray[np.float64]
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.aperture import cutoff
 from csstdask.arrays.moments import adaptive_moments
 from csstdask.instrument import Instrument
 from csstdask.mock.optics import CORE, Blur, Sampling, effective_psf, sampling_for
 from csstdask.mock.recipe import Optics
 from csstdask.mock.wavefront import Wavefront
+from csstdask.optics.pupil import cutoff
 
 Float = npt.NDArray[np.float64]
 

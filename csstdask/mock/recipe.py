@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from csstdask.errors import InputError
-from csstdask.mock.streams import Purpose, stream
+from csstdask.core.errors import InputError
+from csstdask.core.settings import read_toml, validated
+from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.zeropoint_settings import ZeroPoints
-from csstdask.toml_file import read_toml, validated
 
 Split = Literal["training", "validation", "test"]
 Generator = Literal["tracks", "slab", "stis", "itl"]

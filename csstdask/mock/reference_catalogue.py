@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from csstdask.instrument import Instrument
 from csstdask.mock.catalogue import band_magnitude, field_sources, field_wcs
+from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Recipe
 from csstdask.mock.schedule import start_of, years_since_2016
-from csstdask.mock.streams import Purpose, stream
 from csstdask.mock.zeropoint_stars import catalogue_errors
 from csstdask.mock.zeropoint_units import zeropoints_of
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from astropy.io.fits import Header
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import Instrument, nominal_header
 from csstdask.mock.artefacts import draw_ghosts, draw_trails
 from csstdask.mock.catalogue import Catalogue, cells_of, dither_of, no_sources, unit_catalogue
@@ -25,6 +25,8 @@ from csstdask.mock.cosmic_rays import aimed_cosmic_rays, generator_of, pixel_fra
 from csstdask.mock.events import library_for
 from csstdask.mock.level_1 import calibrate, estimate, flags_of
 from csstdask.mock.psf import OpticalState, PsfModel, sub_band_weights
+from csstdask.mock.random_streams import Purpose, stream
+from csstdask.mock.random_telescopes import draw_optics
 from csstdask.mock.recipe import Optics, Recipe, Sensor, Stamps
 from csstdask.mock.scene import draw_scene
 from csstdask.mock.scene_psf import ExactPsf, InterpolatedPsf, Window
@@ -44,8 +46,6 @@ from csstdask.mock.sensor import (
 from csstdask.mock.slitless import check_slitless, expected_spectra
 from csstdask.mock.slitless_stars import library_of
 from csstdask.mock.stamps import StampSet, Targets, choose_targets, cut
-from csstdask.mock.streams import Purpose, stream
-from csstdask.mock.telescopes import draw_optics
 from csstdask.mock.zeropoint_settings import ZeroPoints
 from csstdask.mock.zeropoint_units import decisive_settings, unit_conditions
 

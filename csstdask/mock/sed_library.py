@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter1d
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.numerics.spectral import interpolate_spectrum
 
 Float = npt.NDArray[np.float64]

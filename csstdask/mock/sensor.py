@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import uniform_filter
 
+from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Sensor
-from csstdask.mock.streams import Purpose, stream
 
 Frame = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]

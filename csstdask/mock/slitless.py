@@ -20,15 +20,15 @@ import numpy as np
 import numpy.typing as npt
 from numpy.polynomial import legendre
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import Instrument
 from csstdask.instrument.dispersion import dispersion_of, slitless_order
+from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Recipe
 from csstdask.mock.sed_library import SedLibrary, check_coverage, find_library
 from csstdask.mock.sensor import Frame
 from csstdask.mock.slitless_camera import band_flat, flat_coefficients, flat_terms, slitless_of, true_sensitivity
 from csstdask.mock.slitless_stars import dispersion_shift, field_stars, library_of, unit_positions
-from csstdask.mock.streams import Purpose, stream
 from csstdask.numerics.spectral import interpolate_spectrum
 
 Float = npt.NDArray[np.float64]

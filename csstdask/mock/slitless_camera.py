@@ -19,8 +19,8 @@ from numpy.polynomial import legendre
 
 from csstdask.instrument import Instrument
 from csstdask.instrument.dispersion import nominal_sensitivity, slitless_order
+from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Recipe, Slitless
-from csstdask.mock.streams import Purpose, stream
 
 Float = npt.NDArray[np.float64]
 

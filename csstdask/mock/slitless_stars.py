@@ -16,11 +16,11 @@ import numpy.typing as npt
 from csstdask.instrument import Instrument
 from csstdask.instrument.dispersion import dispersion_of, slitless_order
 from csstdask.mock.catalogue import dither_of, field_wcs
+from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Recipe, Slitless
 from csstdask.mock.schedule import start_of, years_since_2016
 from csstdask.mock.sed_library import SedLibrary, find_library, load_library, reference_mean
 from csstdask.mock.slitless_camera import slitless_of
-from csstdask.mock.streams import Purpose, stream
 
 Float = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

@@ -16,9 +16,9 @@ from scipy.ndimage import label
 from scipy.spatial import cKDTree
 
 from csstdask.mock.catalogue import Catalogue
+from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Recipe
 from csstdask.mock.sensor import Frame
-from csstdask.mock.streams import Purpose, stream
 
 Float = npt.NDArray[np.float64]
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.schedule import LAUNCH
-from csstdask.mock.streams import Purpose, stream
 from csstdask.mock.zeropoint_settings import Response, Survey, ZeroPoints
 
 Float = npt.NDArray[np.float64]

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.zernike import noll_to_zernike
 from csstdask.instrument import Instrument
+from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Optics
-from csstdask.mock.streams import Purpose, stream
+from csstdask.optics.zernike import noll_to_zernike
 
 Float = npt.NDArray[np.float64]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.mock.streams import Purpose, stream
+from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.zeropoint_settings import ReferenceStars, ZeroPoints
 from csstdask.numerics.polynomials import legendre_products, n_terms, term_degrees
 

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.instrument import Instrument
+from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Recipe
 from csstdask.mock.schedule import start_of
-from csstdask.mock.streams import Purpose, stream
 from csstdask.mock.telemetry import (
     Throughput,
     days_since_2000,

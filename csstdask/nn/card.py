@@ -14,8 +14,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from csstdask.durable import sha256_file, write_atomic
-from csstdask.errors import InputError
+from csstdask.core.atomic_io import sha256_file, write_atomic
+from csstdask.core.errors import InputError
 
 WEIGHTS_SUFFIX = ".safetensors"
 #: What a network's card must say, by its task.
@@ -62,7 +62,7 @@ class ModelCard:
     """For which data it was made: ``detectors`` (ids), ``from`` and ``until`` (ISO dates, the last exclusive); what
     is absent is open."""
     expects: dict[str, Any] = field(default_factory=dict)
-    """What it saw in training, for `csstdask.cosmicray.monitor`: ``rate`` ([lowest, highest] events/cm^2/s),
+    """What it saw in training, for `csstdask.metrics.drift`: ``rate`` ([lowest, highest] events/cm^2/s),
     ``log_charge`` and ``log_length`` (quantiles at evenly spaced shares, from 0 to 1, of log10 of e- and pixels)."""
     weights: Path | None = None
     """Where a network's weights lie."""

@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.nn.blocks import ConvStack, ExactConv2d, FineLayers, UNet
 
 log = logging.getLogger("csstdask")

@@ -6,7 +6,7 @@ import functools
 from importlib import resources
 from pathlib import Path
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.nn.card import ModelCard, read_card
 
 #: What ``model="default"`` means for each task.

@@ -23,8 +23,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from csstdask.durable import write_atomic
-from csstdask.errors import InputError
+from csstdask.core.atomic_io import write_atomic
+from csstdask.core.errors import InputError
 from csstdask.nn.device import TrainingPrecision, autocast
 from csstdask.nn.weights import save_weights
 

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from csstdask.durable import sha256_file, write_atomic
-from csstdask.errors import InputError
+from csstdask.core.atomic_io import sha256_file, write_atomic
+from csstdask.core.errors import InputError
 from csstdask.nn.blocks import UNet
 from csstdask.nn.card import ModelCard
 from csstdask.nn.device import Precision, check_precision

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import Instrument, load_instrument, parse_units, section_slices
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame

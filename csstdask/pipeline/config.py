@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from csstdask.errors import StoreError
+from csstdask.core.errors import StoreError
+from csstdask.core.settings import read_toml, validated
 from csstdask.nn.models import NO_MODEL, NO_PSF, find_card
 from csstdask.store.zarr_arrays import kept_attributes, open_group, root_metadata
-from csstdask.toml_file import read_toml, validated
 
 
 class _Settings(BaseModel):

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import xarray as xr
 from astropy.io import fits
 
+from csstdask.core.errors import InputError, StoreError
 from csstdask.engine.cluster import limit_threads, open_cluster
 from csstdask.engine.events import (
     Event,
@@ -31,9 +32,8 @@ from csstdask.engine.events import (
 from csstdask.engine.ledger import Ledger, OwnedObject
 from csstdask.engine.memory import choose_workers
 from csstdask.engine.schedulers import check_scheduler, default_workers
-from csstdask.engine.units import Selection, Unit
 from csstdask.engine.window import Task, failure, run_window
-from csstdask.errors import InputError, StoreError
+from csstdask.engine.work_units import Selection, Unit
 from csstdask.pipeline.done import frame_fingerprints
 from csstdask.pipeline.export_spectra import export_unit_spectra, spectra_jobs, write_calibrations
 from csstdask.pipeline.export_zero_points import differing_cards, electron_rate, zero_point_cards

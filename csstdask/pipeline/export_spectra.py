@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
 
+from csstdask.core.errors import CsstdaskError, InputError, StoreError
 from csstdask.engine.cluster import limit_threads
 from csstdask.engine.ledger import Ledger
-from csstdask.engine.units import Unit
 from csstdask.engine.window import failure
-from csstdask.errors import CsstdaskError, InputError, StoreError
+from csstdask.engine.work_units import Unit
 from csstdask.flux.flat import Flat
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.reduction_status import current_fingerprints

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from csstdask.core.errors import CsstdaskError, InputError, LostDriverError, StoreError
 from csstdask.engine.cluster import limit_threads, open_cluster
 from csstdask.engine.events import (
     Event,
@@ -27,9 +28,8 @@ from csstdask.engine.events import (
 from csstdask.engine.lock import DriverLock, read_owner
 from csstdask.engine.memory import choose_workers
 from csstdask.engine.schedulers import check_scheduler, default_workers
-from csstdask.engine.units import Unit
 from csstdask.engine.window import Task, failure, run_window
-from csstdask.errors import CsstdaskError, InputError, LostDriverError, StoreError
+from csstdask.engine.work_units import Unit
 from csstdask.instrument import Instrument
 from csstdask.pipeline.ingest_files import (
     choose_form,

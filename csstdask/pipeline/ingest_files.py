@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from csstdask.errors import CsstdaskError, InputError
+from csstdask.core.errors import CsstdaskError, InputError
 from csstdask.instrument import Instrument, builtin_names, load_instrument
 from csstdask.store.campaign import Campaign
 from csstdask.store.fits_file import open_fits

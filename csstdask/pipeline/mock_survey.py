@@ -12,14 +12,14 @@ from typing import Any, Literal
 from astropy.io import fits
 from astropy.table import Table
 
+from csstdask.core.errors import InputError
 from csstdask.engine.cluster import limit_threads, open_cluster
 from csstdask.engine.events import Event, Listener, RunFinished, RunStarted, UnitDone, UnitFailed, broadcast
 from csstdask.engine.lock import DriverLock
 from csstdask.engine.memory import choose_workers
 from csstdask.engine.schedulers import check_scheduler
-from csstdask.engine.units import Unit
 from csstdask.engine.window import Task, failure, run_window
-from csstdask.errors import InputError
+from csstdask.engine.work_units import Unit
 from csstdask.instrument import Instrument, load_instrument
 from csstdask.mock import MockUnit, Recipe, render_unit
 from csstdask.mock.cost import cost_of

@@ -15,7 +15,7 @@ from csstdask.arrays.psf_grid import HALF_PIXELS, NODES
 from csstdask.engine.fingerprint import fingerprint
 from csstdask.engine.memory import LIBRARY_BYTES, Projection, choose_workers
 from csstdask.engine.schedulers import default_workers
-from csstdask.engine.units import AnyOf, Selection, Unit
+from csstdask.engine.work_units import AnyOf, Selection, Unit
 from csstdask.pipeline.config import NO_PSF, RunConfig
 from csstdask.pipeline.reduction import Reduction
 from csstdask.pipeline.step import Cost, Grid, Step

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from csstdask.durable import sha256_file
+from csstdask.core.atomic_io import sha256_file
+from csstdask.core.errors import InputError, StoreError
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.schedulers import check_scheduler
-from csstdask.engine.units import Selection
-from csstdask.errors import InputError, StoreError
+from csstdask.engine.work_units import Selection
 from csstdask.flux.catalogue import check_catalogue
 from csstdask.flux.seds_table import check_seds
 from csstdask.nn.card import copy_model

@@ -12,7 +12,7 @@ import numpy as np
 from csstdask.engine.fingerprint import fingerprint
 from csstdask.engine.ledger import Ledger, StepRecord
 from csstdask.engine.partials import Manifest, Partial, ReductionRecord, reduction_record_path
-from csstdask.engine.units import Unit
+from csstdask.engine.work_units import Unit
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.reduction import Reduction
 from csstdask.store.tables import unit_file_path

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from csstdask.core.errors import StoreError
 from csstdask.engine.cluster import open_cluster
 from csstdask.engine.events import (
     Event,
@@ -23,10 +24,9 @@ from csstdask.engine.events import (
 )
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.lock import DriverLock
-from csstdask.engine.units import Selection, Unit
 from csstdask.engine.usage import Usage
 from csstdask.engine.window import KILLED, LOST, Task, run_window
-from csstdask.errors import StoreError
+from csstdask.engine.work_units import Selection, Unit
 from csstdask.pipeline.accounting import UsageTally
 from csstdask.pipeline.config import RunConfig, portable_config
 from csstdask.pipeline.plan import Plan

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy.typing as npt
 
-from csstdask.durable import flush_folder
+from csstdask.core.atomic_io import flush_folder
+from csstdask.core.errors import CsstdaskError, LostDriverError
 from csstdask.engine.cluster import Slots, limit_threads
 from csstdask.engine.events import Listener, ReductionDone, ReductionFailed, ReductionStarted
 from csstdask.engine.ledger import Ledger, OwnedObject
 from csstdask.engine.lock import read_owner
 from csstdask.engine.partials import Manifest, ReductionRecord
 from csstdask.engine.reduce import reduce_partials
-from csstdask.errors import CsstdaskError, LostDriverError
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.reduction import ReductionProduct
 from csstdask.pipeline.reduction_status import CurrentPartials, ReductionPart, ReductionSummary, parts_of

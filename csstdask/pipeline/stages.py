@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.pipeline.reduction import Reduction
 from csstdask.pipeline.reductions import REDUCTIONS
 from csstdask.pipeline.step import Step

@@ -9,9 +9,9 @@ from glob import escape
 from pathlib import Path
 from typing import Any, cast
 
+from csstdask.core.errors import StoreError
 from csstdask.engine.ledger import Ledger, UnitRecord
-from csstdask.engine.units import AnyOf, Selection, Unit
-from csstdask.errors import StoreError
+from csstdask.engine.work_units import AnyOf, Selection, Unit
 from csstdask.pipeline.accounting import StepUsage, UsageTally, fresh_usage
 from csstdask.pipeline.config import RunConfig, settings_from
 from csstdask.pipeline.plan import Plan, make_plan

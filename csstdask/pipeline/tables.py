@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from csstdask.core.errors import InputError
 from csstdask.engine.ledger import Ledger
-from csstdask.engine.units import Unit
-from csstdask.errors import InputError
+from csstdask.engine.work_units import Unit
 from csstdask.pipeline.calibrations import current_zero_points
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.reductions.zeropoints import METHOD

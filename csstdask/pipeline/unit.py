@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy.typing as npt
 
-from csstdask.durable import write_atomic
+from csstdask.core.atomic_io import write_atomic
+from csstdask.core.errors import LostOwnershipError
 from csstdask.engine.cluster import limit_threads
 from csstdask.engine.ledger import Ledger, OwnedObject, StepRecord, UnitRecord
 from csstdask.engine.lock import Attempt
-from csstdask.engine.units import Unit
 from csstdask.engine.usage import Meter
 from csstdask.engine.window import failure
-from csstdask.errors import LostOwnershipError
+from csstdask.engine.work_units import Unit
 from csstdask.instrument import Instrument
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame, Table

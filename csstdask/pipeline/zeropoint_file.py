@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from astropy.table import Table
 
-from csstdask.durable import write_atomic
+from csstdask.core.atomic_io import write_atomic
+from csstdask.core.errors import CsstdaskError, InputError
 from csstdask.engine.ledger import Ledger
-from csstdask.engine.units import Unit
-from csstdask.errors import CsstdaskError, InputError
+from csstdask.engine.work_units import Unit
 from csstdask.numerics.robust import mad_scale
 from csstdask.pipeline.steps.zeropoint import MOST_REPAIRED, ZEROPOINT
 from csstdask.store.campaign import Campaign

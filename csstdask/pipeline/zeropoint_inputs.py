@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from csstdask.durable import sha256_file
-from csstdask.errors import InputError
+from csstdask.core.atomic_io import sha256_file
+from csstdask.core.errors import InputError
 from csstdask.nn.models import NO_MODEL, find_card
 from csstdask.zeropoint.reference import check_reference
 from csstdask.zeropoint.telemetry import read_telemetry

@@ -2,8 +2,8 @@
 
 Two things are believed of any camera: its PSFs are smooth over a third of their width, and they change little over a
 detector. As a Gaussian process: samples of a PSF scatter about a mean by ``width * sqrt(mean * peak)``, two of them
-correlated by ``exp(-d^2 / 2 length^2)``. Its leading eigenimages are principal images (`csstdask.psf.principal`), so
-that all that is fitted to principal PSFs (`csstdask.psf.fit`) is fitted to these.
+correlated by ``exp(-d^2 / 2 length^2)``. Its leading eigenimages are principal images (`csstdask.psf.basis`), so
+that all that is fitted to principal PSFs (`csstdask.psf.fit_field`) is fitted to these.
 
 It is done twice: about a round Moffat profile, the one that suits the stars best, one PSF is fitted to all; about that
 one, a field. An undersampled PSF is known between samples because stars lie anywhere within their pixels (effective
@@ -24,11 +24,11 @@ import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.nn.card import ModelCard
-from csstdask.psf.fit import PLACE, fit_field
+from csstdask.psf.basis import FINE, SIDE, PrincipalPsfs, fwhm_of, powers_of
+from csstdask.psf.fit_field import PLACE, fit_field
 from csstdask.psf.pixels import Renderer
-from csstdask.psf.principal import FINE, SIDE, PrincipalPsfs, fwhm_of, powers_of
 
 log = logging.getLogger("csstdask")
 
@@ -88,7 +88,7 @@ def learn_from_stars(
     ----------
     believed : Smoothness
     pixels, variance : float32 arrays (n, y, x)
-        As `csstdask.psf.fit.fit_field` takes them.
+        As `csstdask.psf.fit_field.fit_field` takes them.
     x, y : float64 arrays (n,)
         Offset of each star from the middle of pixel ``[size // 2, size // 2]`` [pixel].
     place : float

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from astropy.io import fits
 from numpy.polynomial import legendre
 
+from csstdask.psf.basis import FINE, SIDE, fwhm_of, powers_of
 from csstdask.psf.field import PsfField
-from csstdask.psf.principal import FINE, SIDE, fwhm_of, powers_of
 
 #: Samples along the edges of both: odd, for their middle is a sample.
 _PSFEX_SIDE, _STDPSF_SIDE = 65, 129

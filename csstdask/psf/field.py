@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.arrays.psf_grid import HALF_PIXELS, NODES, nodes
-from csstdask.psf.optics import Wavefront
-from csstdask.psf.principal import FINE, SIDE, PrincipalPsfs, polynomials
+from csstdask.psf.basis import FINE, SIDE, PrincipalPsfs, polynomials
+from csstdask.psf.wavefront import Wavefront
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]

@@ -20,13 +20,13 @@ from safetensors.numpy import load, save
 from scipy.linalg.lapack import dpstrf
 
 from csstdask.arrays.psf_grid import FIELD_FORMAT
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import EMPIRICAL
+from csstdask.psf.basis import PrincipalPsfs, principal_psfs
 from csstdask.psf.field import PsfField
-from csstdask.psf.optics import Wavefront
-from csstdask.psf.principal import PrincipalPsfs, principal_psfs
 from csstdask.psf.reconstruct import band_of, kind_of_card
+from csstdask.psf.wavefront import Wavefront
 
 Float = npt.NDArray[np.float64]
 Tensors = dict[str, npt.NDArray[Any]]

@@ -16,11 +16,11 @@ from csstdask.arrays.stamps import cut_stamps, middles
 from csstdask.instrument import load_instrument
 from csstdask.nn.models import EMPIRICAL, find_card
 from csstdask.psf.field import PsfField
-from csstdask.psf.fit import FieldFit
+from csstdask.psf.fit_field import FieldFit
+from csstdask.psf.fit_star import FITTED, fit_stars
 from csstdask.psf.pixels import phase_of
 from csstdask.psf.reconstruct import SIZE, bands_of, check_detector, fit_judged, kind_of_card
 from csstdask.psf.selection import Selection, select_stars
-from csstdask.psf.stars import FITTED, fit_stars
 
 Float = npt.NDArray[np.float64]
 Frame = npt.NDArray[np.float32]

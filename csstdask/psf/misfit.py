@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.psf.field import PsfField
-from csstdask.psf.stars import FITTED, fit_stars
+from csstdask.psf.fit_star import FITTED, fit_stars
 
 Float = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.float32]

@@ -1,6 +1,6 @@
 """The wavefront that the stars of a detector show, and what it says of how their PSF changes over the detector.
 
-What is learnt of telescopes in the mean (`csstdask.psf.principal`) expects of each polynomial on its own how much of it
+What is learnt of telescopes in the mean (`csstdask.psf.basis`) expects of each polynomial on its own how much of it
 there is. But the terms of one telescope belong together: a PSF is the squared transform of its pupil, and over a single
 detector the wavefront in that pupil changes by little more than a plane. So the stars' mean PSF tells the wavefront
 in its middle, by phase retrieval (Gonsalves 1982, Opt. Eng. 21, 829; Krist & Burrows 1995, Appl. Opt. 34,
@@ -16,8 +16,8 @@ makes the data most likely (the evidence): of stars that no aperture explains, n
 Even orders might all have the other sign, as stars in focus do not tell it: the detector's mean defocus is said to be
 positive. Where that is nearly none, the sign is chance.
 
-How much wavefronts and blurs vary is set to what sixty mock telescopes have (`csstdask.mock.telescopes`), generously;
-what optics may miss, to what the fields of twelve that principal PSFs had not learnt from wanted.
+How much wavefronts and blurs vary is set to what sixty mock telescopes have (`csstdask.mock.random_telescopes`),
+generously; what optics may miss, to what the fields of twelve that principal PSFs had not learnt from wanted.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from csstdask.arrays.zernike import noll_to_zernike
-from csstdask.psf.optics import DEGREE, FourierOptics, Wavefront, blurred
-from csstdask.psf.principal import FINE, SIDE, Posterior, PrincipalPsfs, Prior, polynomials, powers_of
+from csstdask.optics.zernike import noll_to_zernike
+from csstdask.psf.basis import FINE, SIDE, Posterior, PrincipalPsfs, Prior, polynomials, powers_of
+from csstdask.psf.wavefront import DEGREE, FourierOptics, Wavefront, blurred
 
 Float = npt.NDArray[np.float64]
 

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.psf.principal import FINE, SIDE
+from csstdask.psf.basis import FINE, SIDE
 
 Images = npt.NDArray[np.float32]
 

@@ -11,18 +11,18 @@ import numpy.typing as npt
 
 from csstdask.arrays.adapter import adapt, take_column
 from csstdask.arrays.namespace import namespace_of, to_host
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import EMPIRICAL, find_card
+from csstdask.psf.basis import polynomials, principal_psfs, with_colour
 from csstdask.psf.colour import colour_of
 from csstdask.psf.empirical import Smoothness, learn_from_stars
 from csstdask.psf.field import PsfField, check_places, half_pixels, on_unit
-from csstdask.psf.fit import PLACE, FieldFit, fit_field
+from csstdask.psf.fit_field import PLACE, FieldFit, fit_field
 from csstdask.psf.misfit import MISFIT, misfit_of
-from csstdask.psf.optics import FourierOptics
 from csstdask.psf.pixels import phase_of
-from csstdask.psf.principal import polynomials, principal_psfs, with_colour
+from csstdask.psf.wavefront import FourierOptics
 
 log = logging.getLogger("csstdask")
 
@@ -260,7 +260,7 @@ def fit_detector(
     detector : int
         Its id.
     pixels, variance : float32 arrays (n, y, x)
-        As `csstdask.psf.fit.fit_field` takes them.
+        As `csstdask.psf.fit_field.fit_field` takes them.
     x, y : float64 arrays (n,)
         Of each star, zero-based [pixel].
     shape : (int, int), optional

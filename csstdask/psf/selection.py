@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from csstdask.arrays.adapter import take_column
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 
 log = logging.getLogger("csstdask")
 

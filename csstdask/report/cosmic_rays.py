@@ -18,8 +18,22 @@ import pyarrow.parquet as pq
 from astropy.io.fits import Header
 from astropy.wcs import WCS
 
+from csstdask.core.atomic_io import write_atomic
+from csstdask.core.errors import StoreError
+from csstdask.core.warnings import no_warnings
 from csstdask.cosmicray import ModelCard, detect
-from csstdask.cosmicray.monitor import (
+from csstdask.engine.ledger import Ledger
+from csstdask.engine.work_units import Unit
+from csstdask.instrument import celestial_wcs
+from csstdask.metrics.consistency import (
+    CHARGE_BINS,
+    Recovery,
+    Recurrence,
+    recovered,
+    repeated_in_pixels,
+    repeated_on_sky,
+)
+from csstdask.metrics.drift import (
     EDGES,
     Alarm,
     UnitEvents,
@@ -31,26 +45,12 @@ from csstdask.cosmicray.monitor import (
     rates,
     spectra,
 )
-from csstdask.cosmicray.truth_free import (
-    CHARGE_BINS,
-    Recovery,
-    Recurrence,
-    recovered,
-    repeated_in_pixels,
-    repeated_on_sky,
-)
-from csstdask.durable import write_atomic
-from csstdask.engine.ledger import Ledger
-from csstdask.engine.units import Unit
-from csstdask.errors import StoreError
-from csstdask.instrument import celestial_wcs
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
 from csstdask.mock.recipe import CosmicRays
 from csstdask.nn.models import find_card
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.status import plan_of_run
-from csstdask.quiet import no_warnings
 from csstdask.report.spectra import draw_spectrum
 from csstdask.store.campaign import read_header, read_unit_pixels
 from csstdask.store.tables import table_path

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from csstdask.durable import write_atomic
+from csstdask.core.atomic_io import write_atomic
 
 _LARGEST_TABLE = 500
 

@@ -18,7 +18,7 @@ import xarray as xr
 from scipy.ndimage import find_objects, label
 
 from csstdask.arrays.moments import adaptive_moments
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import Instrument, validate_instrument
 from csstdask.mock.events import library_for
 from csstdask.mock.psf import SUB_BANDS, OpticalState, PsfModel, energy_radius

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from csstdask.engine.units import Unit
+from csstdask.core.warnings import no_warnings
+from csstdask.engine.work_units import Unit
 from csstdask.instrument import Instrument, validate_instrument
 from csstdask.pipeline.accounting import whole_unit
+from csstdask.pipeline.score import has_truth, score_run
 from csstdask.pipeline.status import Summary, plan_of_run, status
-from csstdask.pipeline.truth import has_truth, score_run
 from csstdask.pipeline.views import open_run
-from csstdask.quiet import no_warnings
 from csstdask.report.commands import run_commands
 from csstdask.report.cosmic_rays import Watched, draw_spectra, watch
 from csstdask.report.cutouts import draw_cutouts

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.optional import install_hint
+from csstdask.core.optional import install_hint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from csstdask.core.warnings import no_warnings
 from csstdask.instrument import Instrument
-from csstdask.psf.rho import RHO, rho_statistics
-from csstdask.quiet import no_warnings
+from csstdask.metrics.rho_statistics import RHO, rho_statistics
 from csstdask.report.cutouts import four_decades, picture
 from csstdask.report.document import number, table
 from csstdask.report.focal_plane import draw_focal_plane, mosaic, on_focal_plane

@@ -19,9 +19,9 @@ import numpy.typing as npt
 import xarray as xr
 from pydantic import ValidationError
 
-from csstdask.cosmicray.monitor import Alarm
-from csstdask.engine.units import Unit
+from csstdask.engine.work_units import Unit
 from csstdask.instrument import Expectations, Instrument, builtin_names, load_instrument
+from csstdask.metrics.drift import Alarm
 from csstdask.mock.cosmic_rays import pixel_fraction
 from csstdask.mock.recipe import Recipe
 from csstdask.pipeline.status import Summary
@@ -162,7 +162,7 @@ def requirements(
         The run, with ``cr_rate`` where that is known.
     summary : Summary
     alarms : sequence of Alarm
-        Of `csstdask.cosmicray.monitor.drift`.
+        Of `csstdask.metrics.drift.drift`.
     hits, rates : Expectation
         See `expected_hits` and `expected_rates`.
     run : Path

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from csstdask.errors import StoreError
+from csstdask.core.errors import StoreError
 from csstdask.flux.flat import Flat
 from csstdask.pipeline.calibrations import current_flat
 from csstdask.pipeline.export_spectra import calibrate

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from csstdask.engine.units import Unit
+from csstdask.engine.work_units import Unit
 from csstdask.pipeline.status import Summary
 from csstdask.report.document import Cell, Column, Row, anchor, number, render, table
 from csstdask.report.requirements import OVERLAP_FRACTION

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from csstdask.engine.units import Unit
+from csstdask.engine.work_units import Unit
 from csstdask.pipeline.calibrations import current_zero_points
 from csstdask.pipeline.reductions.zeropoints import METHOD, ZEROPOINTS
 from csstdask.pipeline.status import Summary, plan_of_run

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from csstdask.durable import flush_file
-from csstdask.errors import InputError, StoreError
+from csstdask.core.atomic_io import flush_file
+from csstdask.core.errors import InputError, StoreError
 from csstdask.instrument import Instrument, footprint, power_of_units, shifted_header, validate_instrument
 from csstdask.store.formats import microseconds, portable, stored_time
 from csstdask.store.schema import (

@@ -19,7 +19,7 @@ import xarray as xr
 from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
-from csstdask.errors import CsstdaskError, InputError
+from csstdask.core.errors import CsstdaskError, InputError
 from csstdask.instrument import Instrument, footprint, load_instrument, power_of_units
 from csstdask.store.campaign import FOOTPRINT, flag_attributes
 from csstdask.store.fits_planes import Window, read_flag, read_headers, read_sci, read_weight

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
 
-from csstdask.errors import InputError
-from csstdask.quiet import no_warnings
+from csstdask.core.errors import InputError
+from csstdask.core.warnings import no_warnings
 
 _COMPRESSED = {".gz", ".fz", ".bz2", ".xz"}
 

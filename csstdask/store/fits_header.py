@@ -18,10 +18,10 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.time import Time
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
+from csstdask.core.warnings import no_warnings
 from csstdask.instrument import Instrument
 from csstdask.instrument.model import Time as TimeKeyword
-from csstdask.quiet import no_warnings
 from csstdask.store.schema import NO_TIME
 
 STANDARD_TIMES = (

@@ -16,7 +16,7 @@ from typing import Any
 
 from astropy.io import fits
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import Layout, Plane
 from csstdask.instrument.model import WeightKind
 from csstdask.store.fits_file import open_fits, value_of

@@ -12,7 +12,7 @@ from typing import Any
 
 from astropy.io import fits
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument.model import WeightKind
 from csstdask.store.fits_file import value_of
 from csstdask.store.fits_names import COMMON_NAMES, name_of, split_name

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import Flags, Instrument, electrons_per_unit, section_slices, shifted_header
 from csstdask.store.fits_file import open_fits, plane_data
 from csstdask.store.fits_scan import PlaneSource, UnitSource

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 
-from csstdask.durable import sha256_file
-from csstdask.errors import InputError
+from csstdask.core.atomic_io import sha256_file
+from csstdask.core.errors import InputError
 from csstdask.instrument import Instrument, Layout, builtin_names, parse_units, section_slices
-from csstdask.instrument.units import Units
+from csstdask.instrument.physical_units import Units
 from csstdask.store.campaign import UnitFacts
 from csstdask.store.fits_file import open_fits
 from csstdask.store.fits_header import HeaderLookup, start_time

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from csstdask.errors import StoreError
+from csstdask.core.errors import StoreError
 from csstdask.store.schema import NO_TIME
 
 if TYPE_CHECKING:

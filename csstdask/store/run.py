@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from csstdask.durable import write_atomic
-from csstdask.errors import StoreError
+from csstdask.core.atomic_io import write_atomic
+from csstdask.core.errors import StoreError
 from csstdask.store.campaign import Campaign
 from csstdask.store.schema import SCHEMA_VERSION, UNIT_DIMS, ArraySpec
 from csstdask.store.zarr_arrays import (

@@ -21,9 +21,9 @@ from astropy.wcs import WCS
 from xarray.core.indexing import IndexSelResult
 from xarray.indexes import CoordinateTransform, CoordinateTransformIndex, Index
 
+from csstdask.core.warnings import no_warnings
 from csstdask.instrument import celestial_wcs, pixel_of
 from csstdask.instrument.geometry import angle_between, unit_vectors
-from csstdask.quiet import no_warnings
 from csstdask.store.schema import PIXEL_DIMS, UNIT_DIMS
 
 Float = npt.NDArray[np.float64]

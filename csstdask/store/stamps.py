@@ -19,8 +19,8 @@ import numpy.typing as npt
 import xarray as xr
 import zarr
 
-from csstdask.durable import flush_file
-from csstdask.errors import InputError
+from csstdask.core.atomic_io import flush_file
+from csstdask.core.errors import InputError
 from csstdask.instrument import Instrument
 from csstdask.store.schema import SCHEMA_VERSION, UNIT_DIMS, ArraySpec
 from csstdask.store.zarr_arrays import consolidate, create_array, get_array, open_group, write_shard

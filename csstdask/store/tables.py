@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from csstdask.durable import flush_file, write_atomic
-from csstdask.errors import StoreError
+from csstdask.core.atomic_io import flush_file, write_atomic
+from csstdask.core.errors import StoreError
 
 #: Units of columns, written into the schema.
 COLUMN_UNITS = {

@@ -23,8 +23,8 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.array_spec import ArrayConfigParams
 
-from csstdask.durable import write_atomic
-from csstdask.errors import StoreError
+from csstdask.core.atomic_io import write_atomic
+from csstdask.core.errors import StoreError
 from csstdask.store.chunks import inner_chunk, shard_length
 from csstdask.store.schema import ROWS_PER_CHUNK, SCHEMA_VERSION, ArraySpec
 

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.nn.device import has_bfloat16
 from csstdask.zeropoint.features import IMAGE_STATISTICS, TELEMETRY, PriorInputs, image_statistics
 from csstdask.zeropoint.network import CLOCKS, PriorNetwork

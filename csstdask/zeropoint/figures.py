@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from csstdask.results import pyplot
+from csstdask.core.plotting import pyplot
 from csstdask.zeropoint.result import ZeroPoint
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 
 if TYPE_CHECKING:
     from csstdask.zeropoint.joint import JointSettings, StarObservations

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.core.packed_arrays import pack, take, unpack
 from csstdask.numerics.polynomials import legendre_products
-from csstdask.packed import pack, take, unpack
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]

@@ -16,7 +16,7 @@
 Stars enter without their level: their offsets ``ref_mag - inst_mag`` are taken from the median of the exposure. A prior
 that had seen the level would count the stars twice when it is joined with the solve.
 
-Training: ``csstdask.training.zeropoint_fit``::
+Training: ``csstdask.training.zeropoint.fit``::
 
     network = PriorNetwork(telemetry=("airmass", "seeing"), memory=8, stars=False, image=False)
     history = fit_prior(network, inputs, target, *, target_sigma=None, validation=None, survey=None,

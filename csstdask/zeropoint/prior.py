@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
 from csstdask.zeropoint.features import (

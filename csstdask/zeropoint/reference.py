@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.zeropoint.photometry import usable_error, usable_magnitude
 
 Float = npt.NDArray[np.float64]

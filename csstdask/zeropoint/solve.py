@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import NO_MODEL
 from csstdask.zeropoint.features import PriorInputs, star_lists

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from csstdask.core.errors import InputError
 from csstdask.cosmicray import detect
 from csstdask.cosmicray.deepcr import convert
-from csstdask.errors import InputError
 from csstdask.nn.card import read_card
 
 HIDDEN = 6
@@ -95,8 +95,8 @@ def test_standardised_counts_are_those_of_the_frame(tmp_path, rng):
 
 def test_seams_do_not_show(tmp_path, rng):
     """Its own package cuts frames into patches without overlap; here tiles overlap by its radius, 9 pixels."""
+    from csstdask.cosmicray.preprocess import view_frame
     from csstdask.cosmicray.unet import probability
-    from csstdask.cosmicray.view import view_frame
 
     torch.save(published_state(normed=True), tmp_path / "mine.pth")
     card = read_card(convert(tmp_path / "mine.pth", tmp_path))

@@ -9,10 +9,10 @@ import pytest
 import torch
 from own_model import write_own_model
 
+from csstdask.core.errors import InputError
 from csstdask.cosmicray import detect
+from csstdask.cosmicray.preprocess import view_frame
 from csstdask.cosmicray.unet import Seen, channels_of, probability
-from csstdask.cosmicray.view import view_frame
-from csstdask.errors import InputError
 from csstdask.nn.card import read_card, write_card
 from csstdask.nn.models import find_card
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from csstdask.core.errors import InputError
 from csstdask.datasets.gaussian_process import clean_stars, fit_labels
 from csstdask.datasets.spectra import (
     load_calspec,
@@ -28,7 +29,6 @@ from csstdask.datasets.synthetic_spectra import (
     population,
     synthetic_stars,
 )
-from csstdask.errors import InputError
 from csstdask.flux.spectra import INPUT_WAVELENGTH, REFERENCE_PIXELS, SED_WAVELENGTH, air_to_vacuum, moving_average
 from csstdask.flux.spectrum_files import read_spectrum
 

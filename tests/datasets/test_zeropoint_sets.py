@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from csstdask.core.errors import InputError
 from csstdask.datasets.zeropoints import (
     STAR_CLASSES,
     make_survey,
@@ -14,7 +15,6 @@ from csstdask.datasets.zeropoints import (
     split_by_time,
     unexplained_floor,
 )
-from csstdask.errors import InputError
 from csstdask.mock import Recipe
 from csstdask.mock.telemetry import CHANNELS
 from csstdask.mock.zeropoint_settings import Reported, ZeroPoints

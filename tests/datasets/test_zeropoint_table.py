@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from csstdask.core.errors import InputError
 from csstdask.datasets.zeropoint_table import night_of, read_exposures, split_by_night, train_nights
-from csstdask.errors import InputError
 
 HEADER = "campaign,camera,band,mjd_obs,exptime,airmass,ebv,seeing,sky,nmatched,zeropoint"
 GOOD = "one,cam,g,57000.9,90,1.2,0.05,1.1,21.5,120,26.5"

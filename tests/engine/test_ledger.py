@@ -6,8 +6,8 @@ import pytest
 
 from csstdask.engine.fingerprint import fingerprint
 from csstdask.engine.ledger import Ledger, OwnedObject, StepRecord, UnitRecord
-from csstdask.engine.units import Unit
 from csstdask.engine.usage import Usage
+from csstdask.engine.work_units import Unit
 
 UNIT = Unit("e1", 7)
 USAGE = Usage(0.6, 0.5, 1 << 20, 100, 10)

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
+from csstdask.core.errors import LostOwnershipError, RunLockedError
 from csstdask.engine.lock import Attempt, DriverLock, read_owner
-from csstdask.errors import LostOwnershipError, RunLockedError
 
 
 def test_a_live_driver_is_respected_and_its_lock_goes_with_it(tmp_path):

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from csstdask.core.errors import MemoryProjectionError
 from csstdask.engine.memory import Projection, available_bytes, check, choose_workers
-from csstdask.errors import MemoryProjectionError
 
 GIB = 2**30
 LIBRARIES = GIB // 4

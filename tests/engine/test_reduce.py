@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from csstdask.core.errors import ReductionError
 from csstdask.engine.cluster import open_cluster
 from csstdask.engine.events import ReductionPass
 from csstdask.engine.ledger import OwnedObject
 from csstdask.engine.partials import GROUP_SIZE, Manifest, Partial, ReductionRecord
 from csstdask.engine.reduce import Pass, TreeSum, reduce_partials
-from csstdask.errors import ReductionError
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import types
 
 import pytest
 
+from csstdask.core.errors import ClusterError, InputError
+from csstdask.core.optional import install_hint
 from csstdask.engine.cluster import open_cluster
-from csstdask.errors import ClusterError, InputError
-from csstdask.optional import install_hint
 
 
 def one_line(error: Exception) -> str:
@@ -72,7 +72,7 @@ def test_a_worker_that_is_killed_while_it_starts(tmp_path):
 SCRIPT = """
 import sys
 from csstdask.engine.cluster import open_cluster
-from csstdask.errors import CsstdaskError
+from csstdask.core.errors import CsstdaskError
 try:
     with open_cluster("processes", 1) as slots:
         print("slots", slots.count)

@@ -7,11 +7,11 @@ import os
 
 import pytest
 
+from csstdask.core.errors import InputError
 from csstdask.engine.cluster import limit_threads, open_cluster
 from csstdask.engine.events import UnitDone, UnitFailed, UnitRetried, UnitSubmitted
-from csstdask.engine.units import Unit
 from csstdask.engine.window import IN_FLIGHT_PER_SLOT, Task, failure, run_window
-from csstdask.errors import InputError
+from csstdask.engine.work_units import Unit
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from csstdask.core.errors import InputError
 from csstdask.datasets.synthetic_spectra import load_templates, synthetic_stars
-from csstdask.errors import InputError
-from csstdask.evaluation.sed import Settings, coverage, crps, evaluate_sed, noisy_inputs, table
-from csstdask.evaluation.sed_baselines import InputBasis, empirical_correction, nearest, ridge
-from csstdask.training.sed import load_sed_config, train_sed
+from csstdask.evaluation.sed.baselines import InputBasis, empirical_correction, nearest, ridge
+from csstdask.evaluation.sed.evaluate import Settings, coverage, crps, evaluate_sed, noisy_inputs, table
+from csstdask.training.sed.train import load_sed_config, train_sed
 
 
 def test_coverage_of_gaussian_pulls() -> None:

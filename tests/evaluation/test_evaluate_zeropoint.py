@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from csstdask.core.errors import InputError
 from csstdask.datasets.zeropoints import mock_surveys
-from csstdask.errors import InputError
-from csstdask.evaluation.zeropoint import Settings, evaluate_zeropoint, table
-from csstdask.evaluation.zeropoint_methods import Prediction, recalibrated_prior, scores
-from csstdask.training.zeropoint import load_zeropoint_config, train_zeropoint
-from csstdask.training.zeropoint_fit import FitSettings
-from csstdask.training.zeropoint_surveys import examples, split_of, survey_inputs
+from csstdask.evaluation.zeropoint.evaluate import Settings, evaluate_zeropoint, table
+from csstdask.evaluation.zeropoint.methods import Prediction, recalibrated_prior, scores
+from csstdask.training.zeropoint.fit import FitSettings
+from csstdask.training.zeropoint.surveys import examples, split_of, survey_inputs
+from csstdask.training.zeropoint.train import load_zeropoint_config, train_zeropoint
 from csstdask.zeropoint.prior import Prior
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from csstdask.core.errors import InputError
 from csstdask.datasets.zeropoint_table import read_exposures, split_by_night
-from csstdask.errors import InputError
-from csstdask.evaluation.zeropoint_baselines import (
+from csstdask.evaluation.zeropoint.baselines import (
     boosted_trees,
     linear_regression,
     local_level,
@@ -20,11 +20,11 @@ from csstdask.evaluation.zeropoint_baselines import (
     recent_scatter,
     tree_features,
 )
-from csstdask.evaluation.zeropoint_metrics import coverage
-from csstdask.evaluation.zeropoint_table import TableSettings, evaluate_table
-from csstdask.evaluation.zeropoint_table_inputs import TableInputs, table_inputs
-from csstdask.evaluation.zeropoint_table_methods import METHODS, MethodSettings, in_folds, predict
-from csstdask.training.zeropoint_table import TableFit
+from csstdask.evaluation.zeropoint.table import TableSettings, evaluate_table
+from csstdask.evaluation.zeropoint.table_inputs import TableInputs, table_inputs
+from csstdask.evaluation.zeropoint.table_methods import METHODS, MethodSettings, in_folds, predict
+from csstdask.metrics.zeropoint import coverage
+from csstdask.training.zeropoint.table import TableFit
 from csstdask.zeropoint.state import recent
 
 REAL_TABLE = Path(__file__).resolve().parents[3] / "shared" / "data" / "zeropoints" / "obsbot_2014_2016.csv.gz"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.flux import Flat, fit_flat
 from csstdask.flux.axe import write_axe
 from csstdask.flux.sums import FlatFlag

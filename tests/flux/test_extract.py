@@ -9,7 +9,7 @@ import torch
 from scipy.special import erf
 
 import csstdask
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.flux.spectrum_flag import SpectrumFlag
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "slitless" / "gd153_g141.npz"

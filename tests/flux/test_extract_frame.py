@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from slitless_frame import made_up_seds, render
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.flux.flat import flat_of
 from csstdask.flux.frame import extract_frame
 from csstdask.flux.observed import star_ratios

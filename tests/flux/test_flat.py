@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import csstdask
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.flux.flat import Flat, fit_flat, flat_of
 from csstdask.flux.ratios import StarRatios
 from csstdask.flux.sums import (

@@ -11,7 +11,7 @@ from astropy.io import fits
 from small_sed import SIZES, small_network
 from torch.distributions import LowRankMultivariateNormal
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.flux import predict_sed
 from csstdask.flux.sed import SedPrediction
 from csstdask.flux.sed_files import predict_files

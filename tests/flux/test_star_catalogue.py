@@ -10,7 +10,7 @@ from astropy import units as u
 from astropy.coordinates import SkyCoord
 from astropy.time import Time
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.flux.catalogue import check_catalogue, read_catalogue
 
 COLUMNS = {"id": ["a", "b"], "ra": [10.0, 359.9999], "dec": [-60.0, 80.0]}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.instrument.dispersion import (
     dispersion_of,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from astropy.wcs import WCS
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import builtin_names, load_instrument, nominal_header, parse_units, recognise, section_slices
 from csstdask.instrument.registry import parse_instrument
 

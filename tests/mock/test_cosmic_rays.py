@@ -7,9 +7,10 @@ import pytest
 from scipy import stats
 from scipy.ndimage import label
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe, render_unit
+from csstdask.mock.charge_deposition import Paths, deposit
 from csstdask.mock.cosmic_rays import (
     aimed_cosmic_rays,
     draw_cosmic_rays,
@@ -18,10 +19,9 @@ from csstdask.mock.cosmic_rays import (
     track_lengths,
     unit_cosmic_rays,
 )
-from csstdask.mock.deposit import Paths, deposit
 from csstdask.mock.events import STIS_EVENTS, STIS_PAIRS, exposures_of, library_for, read_stis_events
 from csstdask.mock.recipe import CosmicRays
-from csstdask.mock.slab import landau, slab_events
+from csstdask.mock.silicon_tracks import landau, slab_events
 
 EIGHT = np.ones((3, 3))
 

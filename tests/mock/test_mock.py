@@ -12,7 +12,7 @@ import xarray as xr
 from astropy.io import fits
 
 import csstdask
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe, load_recipe, render_unit
 from csstdask.mock.cosmic_rays import pixel_fraction

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from csstdask.arrays.aperture import cutoff
 from csstdask.arrays.moments import adaptive_moments
 from csstdask.mock.optics import CORE, Blur, effective_psf, fade, sampling_for, wing_light
+from csstdask.optics.pupil import cutoff
 
 galsim = pytest.importorskip("galsim")
 PUPIL = (2.0, 0.0, 0.074)

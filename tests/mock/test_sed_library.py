@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.mock.sed_library import (
     SHIPPED,
     _degraded,

@@ -10,7 +10,7 @@ from astropy.io.fits import Header
 from astropy.wcs import WCS
 from scipy.integrate import quad
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.instrument.dispersion import dispersion_of, slitless_order
 from csstdask.mock import Recipe, load_recipe, render_unit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.nn import int8
 from csstdask.nn.blocks import ExactConv2d, UNet
 from csstdask.nn.int8 import Int8UNet, is_native, measure_ranges

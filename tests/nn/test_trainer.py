@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.nn.trainer import Learner, Schedule, train
 
 

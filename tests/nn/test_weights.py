@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.nn.blocks import UNet
 from csstdask.nn.card import ModelCard, copy_model, read_card, write_card
 from csstdask.nn.device import autocast, choose_device

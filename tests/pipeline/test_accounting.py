@@ -8,7 +8,7 @@ import pytest
 from quick import quick_run, quick_settings
 from shell import csstdask_command
 
-from csstdask.engine.units import Selection, parse_selection
+from csstdask.engine.work_units import Selection, parse_selection
 from csstdask.pipeline.accounting import UsageTally, usage_lines, whole_unit
 from csstdask.pipeline.plan import START_SECONDS, make_plan
 from csstdask.pipeline.prepare import NEED_REFERENCE, foresee

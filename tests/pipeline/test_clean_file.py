@@ -10,7 +10,7 @@ from quick import quick_settings
 from shell import csstdask_command
 
 import csstdask
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.pipeline.clean_file import clean_file
 from csstdask.pipeline.ingest import ingest
 from csstdask.pipeline.run import run

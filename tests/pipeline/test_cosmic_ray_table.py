@@ -110,7 +110,7 @@ def test_a_frame_without_cosmic_rays_has_an_empty_table_and_no_median(small_camp
 
 
 def test_every_kind_of_the_catalogue_is_counted():
-    from csstdask.cosmicray.catalogue import KINDS
+    from csstdask.cosmicray.events import KINDS
     from csstdask.pipeline.steps.repair import REPAIR
 
     assert [name for name in REPAIR.metrics if name.startswith("n_") and name != "n_unrepaired_pixels"] == [

@@ -14,9 +14,9 @@ from quick import quick_run as run
 from quick import quick_settings
 
 import csstdask
+from csstdask.core.errors import StoreError
 from csstdask.engine.ledger import Ledger
-from csstdask.engine.units import Unit, parse_selection
-from csstdask.errors import StoreError
+from csstdask.engine.work_units import Unit, parse_selection
 from csstdask.pipeline.export import export
 from csstdask.pipeline.status import status
 from csstdask.store.campaign import Campaign

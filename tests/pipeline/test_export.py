@@ -148,7 +148,7 @@ def test_incoming_bits_never_change_what_is_found(small_recipe, tmp_path):
 
 
 def test_units_that_are_not_done_are_left_out_and_counted(small_campaign, tmp_path):
-    from csstdask.engine.units import parse_selection
+    from csstdask.engine.work_units import parse_selection
 
     run(small_campaign, tmp_path / "r.zarr", selection=parse_selection("detector=7"))
     # Another step over all units takes nothing away from those that are repaired.

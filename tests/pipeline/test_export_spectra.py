@@ -8,7 +8,7 @@ import pytest
 from astropy.io import fits
 from quick import quick_settings
 
-from csstdask.engine.units import Selection
+from csstdask.engine.work_units import Selection
 from csstdask.flux.flat import Flat
 from csstdask.mock import Recipe, load_recipe
 from csstdask.numerics.spectral import interpolate_spectrum

@@ -20,7 +20,7 @@ from make_fits import level_1, planes, primary, science_header
 from quick import quick_run as run
 
 import csstdask
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.pipeline.export import export
 from csstdask.pipeline.ingest import ingest

@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 import csstdask
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe
 from csstdask.mock.recipe import Pointing, Sky, SkyField, Slitless

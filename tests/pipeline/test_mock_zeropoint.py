@@ -15,7 +15,7 @@ from astropy.io.fits import Header
 from astropy.wcs import WCS
 
 import csstdask
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.mock import load_recipe
 from csstdask.mock.render import check_recipe, unit_digest

@@ -11,8 +11,8 @@ import pytest
 from store_equality import differences
 
 import csstdask
-from csstdask.engine.units import parse_selection
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
+from csstdask.engine.work_units import parse_selection
 from csstdask.mock import Recipe
 from csstdask.mock.recipe import Sky
 from csstdask.nn.models import find_card

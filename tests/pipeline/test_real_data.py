@@ -11,7 +11,7 @@ from astropy.io import fits
 from scipy.ndimage import binary_dilation
 
 import csstdask
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.export import export

@@ -23,9 +23,9 @@ from shell import csstdask_command
 from store_equality import differences
 
 import csstdask
+from csstdask.core.errors import InputError
 from csstdask.engine.events import ReductionDone, ReductionPass, ReductionStarted
-from csstdask.engine.units import Selection
-from csstdask.errors import InputError
+from csstdask.engine.work_units import Selection
 from csstdask.flux.ratios import StarRatios
 from csstdask.flux.spectra import extinction_curve
 from csstdask.mock import load_recipe

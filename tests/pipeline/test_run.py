@@ -15,16 +15,16 @@ from quick import quick_settings
 from store_equality import differences
 
 import csstdask
+from csstdask.core.errors import InputError, MemoryProjectionError, RunLockedError, StoreError
 from csstdask.engine.events import UnitDone, UnitSkipped
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.lock import DriverLock
-from csstdask.engine.units import Unit, parse_selection
-from csstdask.errors import InputError, MemoryProjectionError, RunLockedError, StoreError
+from csstdask.engine.work_units import Unit, parse_selection
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.run import run as full_run
+from csstdask.pipeline.score import score_run
 from csstdask.pipeline.status import status
-from csstdask.pipeline.truth import score_run
 from csstdask.store.campaign import write_unit_pixels
 from csstdask.store.zarr_arrays import shard_path
 

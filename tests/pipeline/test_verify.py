@@ -17,10 +17,10 @@ from quick import quick_settings
 from shell import Finished, csstdask_command
 from store_equality import differences
 
+from csstdask.core.errors import StoreError
 from csstdask.engine.events import UnitDone
 from csstdask.engine.ledger import Ledger
-from csstdask.engine.units import Unit, parse_selection
-from csstdask.errors import StoreError
+from csstdask.engine.work_units import Unit, parse_selection
 from csstdask.pipeline.config import load_config
 from csstdask.pipeline.export import export
 from csstdask.pipeline.status import reproduce_command, status

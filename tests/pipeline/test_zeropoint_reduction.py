@@ -23,9 +23,9 @@ from store_equality import differences
 from zeropoint_campaign import DETECTORS, make_campaign, true_stars, zero_points
 
 import csstdask
+from csstdask.core.errors import InputError
 from csstdask.engine.events import ReductionStarted
-from csstdask.engine.units import Selection
-from csstdask.errors import InputError
+from csstdask.engine.work_units import Selection
 from csstdask.mock import load_recipe
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import load_config

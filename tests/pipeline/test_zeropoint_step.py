@@ -9,8 +9,8 @@ import pytest
 from astropy.wcs import WCS
 from shell import csstdask_command
 
-from csstdask.durable import sha256_file
-from csstdask.errors import InputError
+from csstdask.core.atomic_io import sha256_file
+from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
@@ -334,7 +334,7 @@ def test_the_reference_decides_the_step_and_the_telemetry_the_reduction(small_ca
 
 
 def _everything():
-    from csstdask.engine.units import Selection
+    from csstdask.engine.work_units import Selection
 
     return Selection()
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from csstdask.metrics.psf import draw_stars
 from csstdask.mock import Recipe
 from csstdask.mock.recipe import Nodes, Optics, Sensor, SkyField, Stamps
-from csstdask.psf.evaluate.stars import draw_stars
-from csstdask.psf.train import load_psf_config, train_psf
+from csstdask.training.psf.train import load_psf_config, train_psf
 
 TINY = {"bands": ("i",), "telescopes": 12, "held_out": 2, "nodes": 4, "degree": 2, "images": 24}
 #: Of band i.

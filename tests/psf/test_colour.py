@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import csstdask
+from csstdask.metrics.psf import errors_of
 from csstdask.mock.psf import photon_rate
 from csstdask.psf.colour import USUAL_TEMPERATURE, colour_of
-from csstdask.psf.evaluate.stars import errors_of
 
 
 def test_it_is_the_mean_wavelength_of_photons():

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import csstdask
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
+from csstdask.metrics.held_out_stars import beside_stars
+from csstdask.metrics.psf import errors_of, pulls_of
 from csstdask.nn.models import find_card
+from csstdask.psf.basis import fwhm_of
 from csstdask.psf.empirical import Smoothness, learn_from_stars
-from csstdask.psf.evaluate.reserve import beside_stars
-from csstdask.psf.evaluate.stars import errors_of, pulls_of
 from csstdask.psf.pixels import phase_of
-from csstdask.psf.principal import fwhm_of
 
 BELIEVED = Smoothness.of(find_card("psf", "empirical"))
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.nn.models import find_card
+from csstdask.psf.basis import PrincipalPsfs, principal_psfs
 from csstdask.psf.field import PsfField
 from csstdask.psf.field_file import read_field, write_field
-from csstdask.psf.optics import Wavefront
-from csstdask.psf.principal import PrincipalPsfs, principal_psfs
 from csstdask.psf.reconstruct import band_of
+from csstdask.psf.wavefront import Wavefront
 
 DETECTOR = 8
 CARD = find_card("psf", "principal")

@@ -9,11 +9,11 @@ import pytest
 
 import csstdask
 from csstdask.instrument import load_instrument
+from csstdask.metrics.psf import errors_of, pulls_of
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.steps import STEPS
-from csstdask.psf.evaluate.stars import errors_of, pulls_of
 from csstdask.psf.field_file import card_of, read_field, write_field
 from csstdask.psf.misfit import MISFIT, misfit_of
 from csstdask.store.campaign import UnitFacts
@@ -112,7 +112,7 @@ def test_a_stored_field_keeps_its_misfit(foreign, psf_model):
         assert (again.n_stars, again.model) == (40, card.name) == (field.n_stars, field.model)
         np.testing.assert_allclose(again(x, y)[1], field(x, y)[1], rtol=0.02, atol=1e-6)
         assert card_of(stored, [find_card("psf", "principal"), card]) is card
-    with pytest.raises(csstdask.errors.InputError, match="run the step psf again"):
+    with pytest.raises(csstdask.core.errors.InputError, match="run the step psf again"):
         card_of(stored, [find_card("psf", "principal")])
 
 

@@ -7,15 +7,15 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from csstdask.instrument import load_instrument
+from csstdask.metrics.psf import draw_stars, errors_of
 from csstdask.mock.psf import AT_LAUNCH, PsfModel
 from csstdask.mock.recipe import Nodes, Optics
 from csstdask.nn.card import read_card
-from csstdask.psf.evaluate.stars import draw_stars, errors_of
+from csstdask.psf.basis import FIELD, SIDE, Prior, principal_psfs, resampled
 from csstdask.psf.field import on_unit
-from csstdask.psf.optics import FourierOptics, Wavefront
 from csstdask.psf.phase_retrieval import PhaseRetrieval, _Orders
-from csstdask.psf.principal import FIELD, SIDE, Prior, principal_psfs, resampled
 from csstdask.psf.reconstruct import reconstruct
+from csstdask.psf.wavefront import FourierOptics, Wavefront
 
 #: Of band i.
 DETECTOR = 7

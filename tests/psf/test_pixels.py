@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from csstdask.psf.basis import FIELD, FINE, SIDE, polynomials, powers_of, resampled
 from csstdask.psf.pixels import _REACH, _TAPS, Renderer, _taps, _weights, interpolation, laid_out, render_each
-from csstdask.psf.principal import FIELD, FINE, SIDE, polynomials, powers_of, resampled
 
 
 def image_of(offset_x, offset_y, *, size, step=1.0, limit=1.4):

@@ -8,7 +8,7 @@ from astropy.io import fits
 
 import csstdask
 from csstdask.psf.export import write_psf, write_stdpsf
-from csstdask.psf.psfex import read_psf
+from csstdask.training.psf.psfex import read_psf
 
 PLACES = (np.array([4000.0, 4608.0, 5200.0]), np.array([4100.0, 4616.0, 5000.0]))
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 import csstdask
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
+from csstdask.metrics.psf import errors_of
 from csstdask.nn.models import find_card
 from csstdask.pipeline.mock_survey import mock
-from csstdask.psf.evaluate.stars import errors_of
 from csstdask.psf.network import PsfNet, Told
-from csstdask.psf.psfex import is_installed
 from csstdask.psf.psfnet import pulls_of_pixels, seen_by_stars, stamps_seen
-from csstdask.psf.train import load_psf_config, train_psf
-from csstdask.psf.train_psfnet import Batch, calibration_of, labelled_by_psfex, read_stars
+from csstdask.training.psf.psfex import is_installed
+from csstdask.training.psf.psfnet import Batch, calibration_of, labelled_by_psfex, read_stars
+from csstdask.training.psf.train import load_psf_config, train_psf
 
 SMALL = {
     "kind": "psfnet", "channels": (8, 8, 16), "width": 16, "heads": 2, "layers": 1, "latent": 8, "upward": (16, 8, 8),

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import csstdask
-from csstdask.errors import InputError
-from csstdask.psf.evaluate.stars import errors_of, pulls_of
+from csstdask.core.errors import InputError
+from csstdask.metrics.psf import errors_of, pulls_of
 
 
 @pytest.fixture(scope="module")

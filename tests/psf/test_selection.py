@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.psf.selection import select_stars
 
 SHAPE = (4000, 5000)

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.mock import Recipe
 from csstdask.pipeline.mock_survey import mock
 from csstdask.report import write_mock_report

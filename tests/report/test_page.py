@@ -14,7 +14,7 @@ import pytest
 import csstdask
 from csstdask.instrument import load_instrument
 from csstdask.pipeline.run import run
-from csstdask.pipeline.truth import score_run
+from csstdask.pipeline.score import score_run
 from csstdask.report import write_report
 from csstdask.report.cutouts import grey_levels, png
 from csstdask.report.document import table

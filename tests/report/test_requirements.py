@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from csstdask.cosmicray.monitor import Alarm
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import builtin_names, load_instrument
 from csstdask.instrument.registry import parse_instrument
+from csstdask.metrics.drift import Alarm
 from csstdask.mock import Recipe
 from csstdask.pipeline.status import Summary
 from csstdask.report.requirements import (

@@ -14,7 +14,7 @@ from quick import quick_run as run
 from typer.testing import CliRunner
 
 from csstdask.cli import app
-from csstdask.engine.units import parse_selection
+from csstdask.engine.work_units import parse_selection
 from csstdask.mock import Recipe
 from csstdask.mock.recipe import Pointing, Sensor, SkyField
 from csstdask.nn.models import find_card

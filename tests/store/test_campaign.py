@@ -11,7 +11,7 @@ import xarray as xr
 import zarr
 
 import csstdask
-from csstdask.errors import StoreError
+from csstdask.core.errors import StoreError
 from csstdask.instrument import load_instrument
 from csstdask.store.campaign import Campaign, UnitFacts, create_campaign, write_unit_pixels
 from csstdask.store.zarr_arrays import shard_path

@@ -11,7 +11,7 @@ from astropy.io import fits
 from make_fits import level_1, planes
 
 import csstdask
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.pipeline.ingest import ingest
 from csstdask.store import fits_backend
 

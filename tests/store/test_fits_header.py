@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.instrument.model import Keywords, Time
 from csstdask.store.fits_header import HeaderLookup, start_time

@@ -10,7 +10,7 @@ import pytest
 from astropy.io import fits
 from make_fits import NAME, level_1, planes, primary, science_header
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import electrons_per_unit, load_instrument
 from csstdask.instrument.registry import parse_instrument
 from csstdask.store.fits_planes import read_flag, read_headers, read_sci, read_weight

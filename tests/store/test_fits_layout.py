@@ -12,7 +12,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData, InverseVariance, StdDevUncertainty, VarianceUncertainty
 from make_fits import NAME, primary, science_header
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.instrument.registry import parse_instrument
 from csstdask.store.fits_planes import read_flag, read_sci, read_weight

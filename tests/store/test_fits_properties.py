@@ -11,7 +11,7 @@ from astropy.io import fits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument.registry import parse_instrument
 from csstdask.store.fits_planes import read_flag, read_sci, read_weight
 from csstdask.store.fits_scan import scan

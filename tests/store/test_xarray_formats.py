@@ -13,7 +13,7 @@ import xarray as xr
 from quick import quick_run as run
 
 import csstdask
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import Instrument, validate_instrument
 from csstdask.pipeline.config import RunConfig
 from csstdask.store.campaign import Campaign

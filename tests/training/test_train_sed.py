@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.flux.spectra import SED_WAVELENGTH
 from csstdask.flux.uaranet import UaRANet
 from csstdask.nn.card import read_card
-from csstdask.training.real_stars import Predictions, fit_correction, leave_one_out, scatter_of
-from csstdask.training.sed import load_sed_config, train_sed
-from csstdask.training.sed_examples import average, noisy, varied_noise
-from csstdask.training.sed_network import _factors
-from csstdask.training.uaranet import fine_tune, last_tenth_gain
+from csstdask.training.sed.examples import average, noisy, varied_noise
+from csstdask.training.sed.network import _factors
+from csstdask.training.sed.real_stars import Predictions, fit_correction, leave_one_out, scatter_of
+from csstdask.training.sed.train import load_sed_config, train_sed
+from csstdask.training.sed.uaranet import fine_tune, last_tenth_gain
 
 TINY = {
     "stars": 600, "validation": 64, "calibration": 128, "batch": 200, "epochs": 2, "members": 2, "width": 16,

@@ -10,11 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.nn.card import read_card
-from csstdask.training.azprc import wrong_order
-from csstdask.training.zeropoint import load_zeropoint_config, train_zeropoint
-from csstdask.training.zeropoint_fit import (
+from csstdask.training.zeropoint.azprc import wrong_order
+from csstdask.training.zeropoint.fit import (
     FitSettings,
     drop_inputs,
     fit_prior,
@@ -22,6 +21,7 @@ from csstdask.training.zeropoint_fit import (
     ranking_loss,
     reverse_gradient,
 )
+from csstdask.training.zeropoint.train import load_zeropoint_config, train_zeropoint
 from csstdask.zeropoint.features import PriorInputs, prior_arrays
 from csstdask.zeropoint.network import PriorNetwork
 from csstdask.zeropoint.prior import predict_with

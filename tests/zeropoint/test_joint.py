@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from joint_surveys import GREY, SMALL, survey
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.zeropoint.joint import JointSettings, StarObservations, solve_joint
 
 LINEAR = JointSettings(n_steps=0, scatter=1e-9)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.zeropoint.azprc import AzpRc, build_network, normalised_patch, published_tensors
 from csstdask.zeropoint.features import (
     IMAGE_STATISTICS,

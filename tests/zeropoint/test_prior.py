@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.zeropoint.features import TELEMETRY, PriorInputs
 from csstdask.zeropoint.prior import (
     NOMINAL_SIGMA,

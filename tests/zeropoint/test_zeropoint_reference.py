@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.zeropoint.matched import MatchedStars
 from csstdask.zeropoint.photometry import aperture_correction, instrumental_magnitude, known_error
 from csstdask.zeropoint.reference import check_reference, read_reference

@@ -14,7 +14,7 @@ from astropy.table import Table
 from shell import csstdask_command as shell
 
 import csstdask
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.numerics.robust import mad_scale
 from csstdask.zeropoint.fit import bootstrap_sigma
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from csstdask.core.errors import StoreError
 from csstdask.engine.partials import ReductionRecord, reduction_record_path
-from csstdask.errors import StoreError
 from csstdask.flux.sums import MAX_NODES
 from csstdask.instrument.dispersion import N_WAVELENGTHS, nominal_sensitivity, slitless_order, wavelength_grid
 from csstdask.pipeline.config import RunConfig

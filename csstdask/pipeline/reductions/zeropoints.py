@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.core.errors import StoreError
 from csstdask.engine.partials import ReductionRecord, reduction_record_path
-from csstdask.errors import StoreError
 from csstdask.instrument import Instrument
 from csstdask.nn.models import NO_MODEL, find_card
 from csstdask.pipeline.config import RunConfig

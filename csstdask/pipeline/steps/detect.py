@@ -27,8 +27,8 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
     """Find cosmic rays, and compare with what the file's own pipeline reports."""
     from scipy.ndimage import label
 
+    from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
     from csstdask.cosmicray import detect
-    from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS
 
     settings = config.detect
     saturation = Saturation.of(frame)

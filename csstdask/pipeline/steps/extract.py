@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.errors import InputError
+from csstdask.core.errors import InputError
 from csstdask.instrument import Instrument, pixel_positions, sky_positions
 from csstdask.instrument.dispersion import (
     dispersion_of,

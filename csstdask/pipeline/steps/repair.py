@@ -14,8 +14,8 @@ from csstdask.pipeline.step import Cost, Output, Product, Step, Table
 from csstdask.pipeline.steps.psf import PSF, PSF_FIELD, psf_model
 
 if TYPE_CHECKING:
-    from csstdask.cosmicray.star_repair import StarRepair
     from csstdask.pipeline.frame import Frame
+    from csstdask.psf.inpaint import StarRepair
 
 #: A source's pixels: the mean of each and its neighbours stands this above the sky [sigma of one pixel].
 _SOURCE_SIGMA = 3.0
@@ -25,7 +25,7 @@ _COUNTED = {"point": "n_points", "track": "n_tracks", "worm": "n_worms"}
 
 def repair_pixels(frame: Frame, config: RunConfig) -> Output:
     """Repair hit pixels, and list the cosmic rays; repairs are in the units of ``sci``, NaN elsewhere."""
-    from csstdask.cosmicray.catalogue import measure_events
+    from csstdask.cosmicray.events import measure_events
     from csstdask.cosmicray.inpaint import repair
 
     hit, card = frame.product("cr_mask"), find_card("inpaint", config.repair.model)
@@ -62,7 +62,7 @@ def _source_pixels(frame: Frame, clean: npt.NDArray[np.float32]) -> npt.NDArray[
     """Return where a repaired frame [e-] holds sources; None where its sky is unknown."""
     from scipy.ndimage import binary_dilation, uniform_filter
 
-    from csstdask.cosmicray.scoring import EIGHT_NEIGHBOURS
+    from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
 
     mesh = frame.mesh
     if not np.isfinite(mesh.background).all():
@@ -84,8 +84,8 @@ def _table(frame: Frame, events: Table) -> Table:
 
 def _repaired_stars(frame: Frame, config: RunConfig) -> StarRepair | None:
     """Return the stars of a frame, repaired by the PSF of the step psf; None if the frame has no PSF."""
-    from csstdask.cosmicray.star_repair import repair_stars
     from csstdask.psf.field_file import card_of, read_field
+    from csstdask.psf.inpaint import repair_stars
 
     model = psf_model(frame, config) if config.repair.psf and _has_detections(frame, config) else None
     stored = None if model is None else frame.file(PSF_FIELD)

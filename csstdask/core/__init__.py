@@ -1,0 +1,1 @@
+"""Foundation without astronomy: errors, atomic files, settings, warnings, optional packages."""

@@ -1,0 +1,55 @@
+"""TOML files as validated settings: cameras, recipes, runs and trainings are all read here, with the same errors."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from csstdask.core.errors import InputError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_toml(path: Path, wanted: str) -> dict[str, Any]:
+    """Read a TOML file; InputError names it and says what was `wanted`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(path, f"no readable text ({error})", wanted) from None
+    return parse_toml(text, str(path), wanted)
+
+
+def parse_toml(text: str, source: str, wanted: str) -> dict[str, Any]:
+    """Parse the text of a TOML file; `source` names it in errors."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(source, f"text that is not TOML ({error})", wanted) from None
+
+
+def validated(model: type[Model], data: Mapping[str, object] | str, source: str, wanted: str) -> Model:
+    """Return settings, a mapping or JSON text, as their model; InputError names keys that are missing or wrong."""
+    try:
+        return model.model_validate_json(data) if isinstance(data, str) else model.model_validate(data)
+    except ValidationError as error:
+        found = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {item['msg']}" for item in error.errors()
+        )
+        raise InputError(source, found, wanted) from None
+
+
+def read_settings(model: type[Model], path: Path | None, wanted: str, changes: Mapping[str, object]) -> Model:
+    """Return settings from a TOML file, if there is one; `changes` that are not None win.
+
+    Raises
+    ------
+    InputError
+        Naming the file and every key that is unknown or wrong.
+    """
+    fields = read_toml(path, wanted) if path is not None else {}
+    fields |= {key: value for key, value in changes.items() if value is not None}
+    return validated(model, fields, str(path or "settings"), f"valid {wanted}")

@@ -1,0 +1,168 @@
+"""Scenes without cosmic rays to put cosmic rays on: mock skies, real frames of cameras that see none, warm pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from astropy.io import fits
+from scipy.special import ndtr
+
+from csstdask.core.errors import InputError
+from csstdask.core.warnings import no_warnings
+from csstdask.instrument import load_instrument
+from csstdask.mock.catalogue import draw_sky
+from csstdask.mock.optics import CORE, Blur, Sampling, effective_psf, sampling_for
+from csstdask.mock.recipe import Sky
+from csstdask.mock.scene import draw_scene
+from csstdask.mock.scene_psf import FixedPsf
+from csstdask.optics.pupil import cutoff
+
+#: Of a Gaussian, in median absolute deviations.
+_SIGMA_PER_MAD = 1.4826
+#: Of the mock skies [e-/s/pixel].
+_SKY_RATE = 0.2
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A frame without cosmic rays."""
+
+    data: npt.NDArray[np.float32]
+    """Counts with their noise [e-], sky included."""
+    expected: npt.NDArray[np.float32]
+    """What the counts are drawn from; of a real frame the counts themselves [e-]."""
+    sky: float
+    """[e-]"""
+    read_noise: float
+    """[e-]"""
+    ignore: npt.NDArray[np.bool_]
+    """Pixels that a pipeline would have flagged."""
+    hidden_variance: npt.NDArray[np.float32] | float = 0.0
+    """Noise that the counts do not tell of: of what was subtracted, and of what it was known from [e-^2]."""
+
+
+@lru_cache(maxsize=256)
+def mock_sky(seed: int, index: int, size: int) -> npt.NDArray[np.float32]:
+    """Return the expected light of one of many mock skies, of unit sky [sky level].
+
+    Skies differ in their density of stars and galaxies (one in four is a cluster's core), and in their telescope:
+    aberrations up to a fifth of a wave, jitter and charge diffusion from a quarter of a pixel to one and a half;
+    one in four has a Gaussian point spread function, without rings and wings.
+    """
+    rng = np.random.default_rng([seed, index])
+    crowded = rng.random() < 0.25
+    stars = 10 ** (rng.uniform(3.5, 4.5) if crowded else rng.uniform(1.5, 3.5))
+    sky = Sky(
+        stars_per_mpix=stars,
+        galaxies_per_mpix=10 ** rng.uniform(1.5, 3.2),
+        large_galaxies_per_mpix=rng.choice([0.0, 1.0]),
+        brightest=rng.uniform(13, 19),
+        faintest=26,
+        star_slope=rng.uniform(0.1, 0.3),
+    )
+    catalogue = draw_sky(rng, sky, (size, size))
+    light = draw_scene(catalogue, np.ones((len(catalogue), 1)), (size, size), _any_psf(rng))
+    return np.asarray(1 + light / np.float32(_SKY_RATE), dtype=np.float32)
+
+
+def _any_psf(rng: np.random.Generator) -> FixedPsf:
+    """Draw a point spread function of an optical camera in space."""
+    if rng.random() < 0.25:
+        return FixedPsf(_gaussian_core(10 ** rng.uniform(np.log10(0.45), np.log10(1.6))), Sampling(4, 4))
+    orders = tuple(range(4, 16))
+    aberrations = rng.normal(0, rng.uniform(5, 130) / len(orders) ** 0.5, (1, len(orders)))
+    blur = Blur(np.diag(10 ** rng.uniform(-0.6, 0.18, 2)) ** 2, line=False, diffusion=rng.uniform(0.1, 0.35))
+    wavelength, pupil = rng.uniform(420, 950), (2.0, 0.0, 0.074)
+    sampling = sampling_for(cutoff(wavelength, pupil[0], pupil[2]), blur)
+    core = effective_psf(aberrations, orders, wavelength, pupil=pupil, blur=blur, fine=sampling.fine)
+    return FixedPsf(core[0], sampling)
+
+
+def _gaussian_core(sigma: float, fine: int = 4) -> npt.NDArray[np.float32]:
+    """Return a Gaussian's share of native pixels centred at each sample."""
+    at = (np.arange(CORE * fine) - CORE * fine // 2) / fine
+    share = np.diff(ndtr((at[:, None] + np.array([-0.5, 0.5])) / sigma), axis=1)[:, 0]
+    return np.outer(share, share).astype(np.float32)
+
+
+def draw_mock_scene(rng: np.random.Generator, seed: int, index: int, size: int) -> Scene:
+    """Draw an exposure of one of the mock skies of a seed, with warm pixels and defects."""
+    light = mock_sky(seed, index, size)
+    light = np.rot90(light, int(rng.integers(4)))[:: int(rng.choice([-1, 1]))]
+    level, read_noise = 10 ** rng.uniform(0.5, 2.6), rng.uniform(2.5, 9.0)
+    expected = light * level + rng.uniform(0, 10)
+    warm = rng.random(light.shape) < 10 ** rng.uniform(-5, -2.5)
+    expected = expected + np.where(warm, rng.lognormal(4.5, 1.3, light.shape), 0)
+    counts = rng.poisson(expected) + rng.normal(0, read_noise, light.shape)
+    ignore = warm & (rng.random(light.shape) < rng.uniform(0.3, 1.0))
+    ignore[:, rng.integers(0, size, rng.poisson(1.0))] = True
+    ignore |= rng.random(light.shape) < 10 ** rng.uniform(-6, -2.5)
+    sky = float(np.median(expected))
+    return Scene(counts.astype(np.float32), expected.astype(np.float32), sky, read_noise, ignore)
+
+
+def read_wircam(path: Path) -> Scene:
+    """Read a WIRCam chip: an infrared array, on which cosmic rays leave next to nothing in ten seconds.
+
+    Raises
+    ------
+    InputError
+        If the file has no image.
+    """
+    try:
+        with no_warnings(), fits.open(path) as hdus:
+            raw = np.asarray(hdus[1].data, dtype=np.float32)
+    except (OSError, IndexError, ValueError, TypeError) as error:
+        raise InputError(path, f"no image ({error})", "a WIRCam chip in HDU 1") from None
+    electronics = load_instrument("cfht_wircam").electronics
+    ignore = raw == 0
+    counts = (raw - np.float32(electronics.bias_level or 0)) * np.float32(electronics.gain or 1)
+    counts[ignore] = 0
+    sky = float(np.median(counts[~ignore]))
+    # Its sky was subtracted: what noise is left of it is taken for read noise.
+    noise = _SIGMA_PER_MAD * float(np.median(np.abs(counts[~ignore] - sky)))
+    return Scene(counts, counts, sky, noise, ignore)
+
+
+def cut(rng: np.random.Generator, scene: Scene, size: int) -> Scene:
+    """Return a random square of a scene, mirrored or turned at random."""
+    y, x = (int(rng.integers(0, length - size + 1)) for length in scene.data.shape)
+    turns, step = int(rng.integers(4)), int(rng.choice([-1, 1]))
+
+    def part(plane: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return np.rot90(plane[y : y + size, x : x + size], turns)[::step]
+
+    ignore = np.rot90(scene.ignore[y : y + size, x : x + size], turns)[::step]
+    return Scene(part(scene.data), part(scene.expected), scene.sky, scene.read_noise, ignore)
+
+
+def draw_warm_scene(rng: np.random.Generator, warmth: npt.NDArray[np.float32], size: int) -> Scene:
+    """Draw a dark with the warm pixels of a real detector, each at a place of its own choosing.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    warmth : float32 array (n,)
+        Rates of real pixels above their neighbourhood [e-/s]: their places are not kept, so that no network
+        can learn a detector's map.
+    size : int
+        Of the frame [pixel].
+    """
+    exptime, read_noise = rng.uniform(300, 1500), rng.uniform(3.0, 6.5)
+    level = rng.uniform(0, 15)
+    expected = level + np.maximum(rng.choice(warmth, (size, size)), 0) * exptime
+    counts = rng.poisson(expected) + rng.normal(0, read_noise, (size, size))
+    known = np.zeros((size, size), dtype=bool)
+    if rng.random() < 0.5:
+        known = expected - level > rng.uniform(10, 60)
+    hidden: npt.NDArray[np.float32] | float = 0.0
+    if rng.random() < 0.5:  # a dark was subtracted: the median of a few, with noise of its own
+        of_dark = (expected + read_noise**2) * np.pi / 2 / rng.integers(2, 10)
+        counts = counts - expected - rng.normal(0, np.sqrt(of_dark))
+        hidden, expected = (expected + of_dark).astype(np.float32), np.zeros_like(expected)
+    sky = float(np.median(expected))
+    return Scene(counts.astype(np.float32), expected.astype(np.float32), sky, read_noise, known, hidden)

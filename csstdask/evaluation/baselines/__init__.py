@@ -1,0 +1,1 @@
+"""Published methods that results are compared with."""

@@ -1,0 +1,1 @@
+"""Evaluate flat-field cubes."""

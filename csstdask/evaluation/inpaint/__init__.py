@@ -1,0 +1,1 @@
+"""Evaluate the repair of hit pixels."""

@@ -1,0 +1,373 @@
+"""Evaluation of PSF reconstruction: ``csstdask evaluate psf``.
+
+Stars of test recipes, whose effective PSFs are known, at S/N 100 unless a recipe's point is another:
+
+* ``nodes``: all imaging detectors (DATASET 2 of the CSST-PSFNet paper), and the same blurred (DATASET 3);
+* ``epochs``: other optical states of that telescope; ``newoptics``: another telescope; ``snr``: the same at other S/N.
+
+Beside the model stand further models, each also with its stamps ``blank``, and PSFEx and Piff, where they are
+installed, given the very same stamps. In some parts (`FEWER`) also the same model with the colours of stars known; with
+no star, or one: ``without stars``, what it believes before it sees any, and ``one star``, each star alone; with few;
+and a ``polynomial``, the PSF of the place as half of the true ones tell it. What does not beat this one, or its own
+blank stamps, recalls a telescope instead of measuring it. On a telescope that nobody has learnt (`BOUNDED`) stands
+beside, as ``bound``, what the same stars could tell at best.
+
+What can be told without the truth, as in orbit, stands beside in the parts `FEWER`: how a field fitted to four fifths
+of the stars suits the others, in cells of the detector of their own (``reserve``).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from csstdask.core.errors import InputError
+from csstdask.core.optional import install_hint
+from csstdask.core.plotting import check_figures
+from csstdask.evaluation.baselines import piff as piff_runner
+from csstdask.evaluation.io import write_results
+from csstdask.evaluation.psf.bound import drawn_at_bound
+from csstdask.evaluation.psf.figures import Look, draw_bands, draw_counts, draw_looks
+from csstdask.evaluation.psf.tables import table
+from csstdask.metrics.held_out_stars import of_reserve
+from csstdask.metrics.psf import Images, Stars, draw_stars, errors_of, pulls_of
+from csstdask.mock import Recipe
+from csstdask.mock.recipe import load_recipe
+from csstdask.nn.card import ModelCard
+from csstdask.nn.models import find_card
+from csstdask.psf.basis import polynomials
+from csstdask.psf.reconstruct import Reconstruction, kind_of_card, knows, reconstruct
+from csstdask.training.psf.psfex import is_installed, psfex_at_stars, sky_of
+
+log = logging.getLogger("csstdask")
+
+#: Parts, and the recipe that each is made of.
+PARTS = {
+    "nodes": "psf-dataset2", "blurred": "psf-dataset3", "epochs": "psf-epochs", "newoptics": "psf-newoptics",
+    "snr": "psf-newoptics",
+}  # fmt: skip
+#: Parts in which the model is also given no star, one, and few; and told their colours.
+FEWER = ("nodes", "newoptics", "snr")
+#: Parts in which what could be known at best stands beside.
+BOUNDED = ("newoptics", "snr")
+#: S/N of stars where it is not the point, and where it is: from some 700 on they saturate the camera in 150 s.
+SNR, SNRS = 100.0, (30.0, 100.0, 300.0, 600.0)
+#: PSFEx's: those of the paper. Its best of a grid are 0.2 dB better, in more than three times the time
+#: (``benchmarks/psfex_settings.py``).
+PSFEX_SETTINGS: dict[str, Any] = {"basis_number": 20, "accuracy": 0.01, "degree": 3}
+#: Its best.
+PSFEX_BEST: dict[str, Any] = {"basis_number": 30, "accuracy": 0.001, "degree": 3}
+#: Degree of the polynomial that tells the PSF of a place.
+_DEGREE = 3
+#: Stars that are looked at one by one, and how many a fit is given in turn.
+_ALONE, _COUNTS = 40, (10, 100)
+#: Fewer stars tell nothing of how errors change with a star's colour.
+_FEWEST = 20
+_FILE = "psf_evaluation"
+MODEL, COLOURS, ALONE, PRIOR = "all stars", "all stars, colours known", "one star", "without stars"
+PLACE, PSFEX, PIFF = "polynomial", "PSFEx", "Piff"
+#: Goes before the name of a method: what it could be at best, given the same stars.
+BOUND = "bound, "
+_BOUND_SEED = 20261128
+#: By the number of stars: methods, and what each is at best.
+COUNTED = {name: BOUND + name for name in (ALONE, *(f"{count} stars" for count in _COUNTS), MODEL)}
+
+
+def evaluate_psf(
+    model: str = "default",
+    to: Path | None = None,
+    *,
+    recipes: Path,
+    parts: Sequence[str] = tuple(PARTS),
+    foreign: bool = True,
+    psfex: bool = True,
+    piff: bool = False,
+    beside: Sequence[str] = (),
+    detectors: Sequence[int] | None = None,
+    workers: int = 2,
+    announce: Callable[[str], None] = log.info,
+) -> dict[str, Any]:
+    """Evaluate PSF reconstruction beside PSFEx.
+
+    Parameters
+    ----------
+    model : str
+        A name that ``csstdask models`` lists, or a card's path.
+    to : Path, optional
+        Folder for ``psf_evaluation.json``, its tables and figures.
+    recipes : Path
+        Folder of the test recipes.
+    parts : sequence of str
+        Some of `PARTS`.
+    foreign : bool
+        Whether the recipes' foreign twins are looked at, too.
+    psfex : bool
+        Whether PSFEx is run, where it is installed: a minute or two a detector.
+    piff : bool
+        Whether Piff is run, where it is installed: many minutes a detector.
+    beside : sequence of str
+        Further models, by name or card; on detectors that they know.
+    detectors : sequence of int, optional
+        Only these; those of them that the model knows.
+    workers : int
+        Processes.
+    announce : callable
+        Told in a line what is done now.
+
+    Returns
+    -------
+    dict
+        What is written there.
+
+    Raises
+    ------
+    InputError
+        If a part or the model is unknown.
+    """
+    if not parts or not set(parts) <= set(PARTS):
+        raise InputError("--part", ", ".join(parts) or "none", f"some of {', '.join(PARTS)}")
+    card, *others = (_card_of("--beside" if one in beside else "--model", one) for one in (model, *beside))
+    if to is not None:
+        check_figures()  # now, and not when all is measured
+    if psfex and not is_installed():
+        announce("PSFEx is not installed (Debian: apt-get install psfex), left out")
+        psfex = False
+    if piff and not piff_runner.is_installed():
+        announce(f"Piff is not installed, left out; to include it: {install_hint('bench')}")
+        piff = False
+    results: dict[str, Any] = {"model": card.name, "version": card.version, "identity": card.identity}
+    results |= {"beside": {name_of(one): one.identity for one in others}, "recipes": {}}
+    for part in parts:
+        for name in (PARTS[part], f"{PARTS[part]}-foreign"):
+            path = recipes / f"{name}.toml"
+            if name.endswith("-foreign") and not (foreign and path.is_file()):
+                continue
+            whole = load_recipe(path)
+            known = [one for one in whole.detectors if one in (detectors or whole.detectors) and knows(card, one)]
+            if not known:
+                wanted = f"some of {path} that {card.name} knows"
+                raise InputError("detectors", ", ".join(map(str, detectors or whole.detectors)), wanted)
+            for title, recipe in as_asked(whole.model_copy(update={"detectors": tuple(known)}), part):
+                look = partial(
+                    measure_unit, recipe, model=model, psfex=psfex, piff=piff, beside=tuple(beside),
+                    fewer=part in FEWER, bounded=part in BOUNDED,
+                )  # fmt: skip
+                units = list(_over_units(recipe, look, workers, announce))
+                looks = {unit["band"]: unit.pop("looks") for unit in reversed(units)}
+                results["recipes"][title] = units
+                if to is not None:
+                    write_results(to / _FILE, results, table(results))
+                    picture = to / title.replace(", S/N ", "-")
+                    draw_looks(dict(reversed(looks.items())), picture.with_name(f"{picture.name}.png"))
+                    draw_bands(units, picture.with_name(f"{picture.name}-bands.png"))
+            if part == "snr" and to is not None:
+                draw_counts(by_snr(results["recipes"], name), COUNTED, to / f"{name}-snr.png")
+    return results
+
+
+def by_snr(recipes: dict[str, list[dict[str, Any]]], name: str = PARTS["snr"]) -> dict[str, dict[str, Any]]:
+    """Return the first unit of each that the part ``snr`` made of a recipe, by the S/N of its stars."""
+    titles = {title.partition(", ")[2]: units[0] for title, units in recipes.items() if title.startswith(f"{name}, ")}
+    return dict(sorted(titles.items(), key=lambda one: float(one[0].split()[-1])))
+
+
+def name_of(card: ModelCard) -> str:
+    """Return what tables call a model."""
+    return f"{card.name} {card.version}"
+
+
+def _card_of(option: str, model: str) -> ModelCard:
+    try:
+        return find_card("psf", model)
+    except ValueError as error:
+        raise InputError(option, str(error), "the name of a model, or its card") from None
+
+
+def as_asked(recipe: Recipe, part: str) -> Iterator[tuple[str, Recipe]]:
+    """Yield titles and recipes: stars as bright as the part wants them."""
+    if part == "epochs" or recipe.nodes is None:
+        yield recipe.name, recipe
+        return
+    for snr in SNRS if part == "snr" else (SNR,):
+        title = f"{recipe.name}, S/N {snr:.0f}" if part == "snr" else recipe.name
+        yield title, recipe.model_copy(update={"nodes": recipe.nodes.model_copy(update={"snr": (snr, snr)})})
+
+
+def _over_units(
+    recipe: Recipe, look: Callable[[int, int], dict[str, Any]], workers: int, announce: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    units = [(index, detector) for index in range(recipe.exposures) for detector in recipe.detectors]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(look, *unit): unit for unit in units}
+        done: dict[tuple[int, int], dict[str, Any]] = {}
+        for future in as_completed(waiting):
+            done[waiting[future]] = future.result()
+            announce(f"{recipe.name}: {len(done)} of {len(units)} units")
+    yield from (done[unit] for unit in units)
+
+
+def measure_unit(recipe: Recipe, index: int, detector: int, **asked: Any) -> dict[str, Any]:
+    """Render a unit's stars, and return by method how far it is from their PSFs, as `measure_stars` is asked to."""
+    with threadpool_limits(1):
+        found = measure_stars(draw_stars(recipe, index, detector), **asked)
+    return found | {"exposure": index, "epoch": recipe.epoch_of(index)}
+
+
+def measure_stars(
+    stars: Stars,
+    *,
+    model: str,
+    psfex: bool,
+    piff: bool = False,
+    beside: Sequence[str] = (),
+    fewer: bool = True,
+    bounded: bool = False,
+) -> dict[str, Any]:
+    """Return by method how far it is from the PSFs of stars of one detector, and how some of them look."""
+    looks: dict[str, Look] = {}
+    start = time.perf_counter()
+    found = _reconstructed(stars, model)
+    took = time.perf_counter() - start
+    rows: dict[str, Any] = {MODEL: _row(stars, found.image, found.sigma, took)}
+    looks[MODEL] = Look.of(stars, found.image)
+    if fewer:
+        rows |= _of_less(stars, model)
+    if bounded:
+        rows |= _at_bound(stars, model)
+    for other in beside:
+        card = find_card("psf", other)
+        if knows(card, stars.detector):
+            image, of_other = _of_other(stars, card, other)
+            rows |= of_other
+            looks[name_of(card)] = Look.of(stars, image)
+    if psfex:
+        start = time.perf_counter()
+        image = psfex_at_stars(stars.stamps, stars.mask, stars.x, stars.y, **PSFEX_SETTINGS)
+        rows[PSFEX] = _row(stars, image, None, time.perf_counter() - start)
+        looks[PSFEX] = Look.of(stars, image)
+    if piff:
+        start = time.perf_counter()
+        rows[PIFF] = _row(stars, _by_piff(stars), None, time.perf_counter() - start)
+    unit = {"detector": stars.detector, "band": stars.band, "n": len(stars), "methods": rows, "looks": looks}
+    return unit | ({"reserve": of_reserve(stars, model)} if fewer else {})
+
+
+@dataclass(frozen=True)
+class _Less:
+    """Fewer stars than there are: some, each of which is looked at alone, and few, looked at together."""
+
+    alone: Stars
+    few: dict[str, Stars]
+
+    @classmethod
+    def of(cls, stars: Stars) -> _Less:
+        rng = np.random.default_rng(len(stars))
+        alone = stars.take(np.sort(rng.permutation(len(stars))[:_ALONE]))
+        counts = [count for count in _COUNTS if count < len(stars)]
+        few = {f"{count} stars": stars.take(np.sort(rng.permutation(len(stars))[:count])) for count in counts}
+        return cls(alone, few)
+
+    def singles(self) -> list[Stars]:
+        return [self.alone.take([one]) for one in range(len(self.alone))]
+
+
+def _of_less(stars: Stars, model: str) -> dict[str, Any]:
+    """Return how far PSFs are off of a model that is told of colours, or sees one star, few, or none; and of places."""
+    rows: dict[str, Any] = {}
+    if kind_of_card(find_card("psf", model)) == "principal":
+        coloured = _reconstructed(stars, model, temperature=stars.temperature)
+        rows[COLOURS] = _row(stars, coloured.image, coloured.sigma)
+    less = _Less.of(stars)
+    found = [_reconstructed(one, model) for one in less.singles()]
+    images, sigmas = (np.concatenate([getattr(one, name) for one in found]) for name in ("image", "sigma"))
+    rows[ALONE] = _row(less.alone, images, sigmas)
+    for name, few in less.few.items():
+        part = _reconstructed(few, model)
+        rows[name] = _row(few, part.image, part.sigma)
+    unseen = _reconstructed(stars, model, blank=True)
+    rows[PRIOR] = _row(stars, unseen.image, unseen.sigma)
+    half = np.arange(len(stars)) % 2 == 0
+    rows[PLACE] = _row(stars.take(~half), _by_place(stars.take(half), stars.take(~half)), None)
+    return rows
+
+
+def _at_bound(stars: Stars, model: str) -> dict[str, Any]:
+    """Return how far PSFs would be off at best, by all stars, few, and one; of principal PSFs only."""
+    card = find_card("psf", model)
+    if kind_of_card(card) != "principal":
+        return {}
+    less, rng = _Less.of(stars), np.random.default_rng(_BOUND_SEED)
+    rows = {name: _row(*drawn_at_bound(some, card, rng), None) for name, some in ({MODEL: stars} | less.few).items()}
+    drawn = [drawn_at_bound(one, card, rng) for one in less.singles()]
+    shown, images = (np.concatenate(part) for part in zip(*((one.truth, image) for one, image in drawn), strict=True))
+    rows[ALONE] = _row(replace(less.alone, truth=shown), images, None)
+    return {BOUND + name: row for name, row in rows.items()}
+
+
+def _reconstructed(stars: Stars, model: str, *, blank: bool = False, temperature: Any = None) -> Reconstruction:
+    mask = np.ones_like(stars.mask) if blank else stars.mask
+    detectors = np.full(len(stars), stars.detector)
+    given = {"error": stars.error, "mask": mask, "temperature": temperature, "shape": stars.shape}
+    name = find_card("psf", model).name if model == "default" else model  # itself, whatever the stars look like
+    return reconstruct(stars.stamps, detectors, stars.x, stars.y, **given, model=name, empty="expected")
+
+
+def _of_other(stars: Stars, card: ModelCard, model: str) -> tuple[Images, dict[str, Any]]:
+    """Return PSFs of a further model, how far they are off, and how far they are without its stamps."""
+    start = time.perf_counter()
+    found = _reconstructed(stars, model)
+    took = time.perf_counter() - start
+    blank = _reconstructed(stars, model, blank=True)
+    return found.image, {
+        name_of(card): _row(stars, found.image, found.sigma, took),
+        f"{name_of(card)}, blank": _row(stars, blank.image, blank.sigma),
+    }
+
+
+def _by_place(known: Stars, asked: Stars) -> Images:
+    """Return PSFs of places, a polynomial of true ones elsewhere: what recalls a telescope knows no more."""
+    middle = [(one.max() + one.min()) / 2 for one in (known.x, known.y)]
+    reach = [max(float(np.ptp(one)) / 2, 1.0) for one in (known.x, known.y)]
+    terms = [
+        polynomials((one.x - middle[0]) / reach[0], (one.y - middle[1]) / reach[1], _DEGREE) for one in (known, asked)
+    ]
+    flat = np.linalg.lstsq(terms[0], known.truth.reshape(len(known), -1).astype(float), rcond=None)[0]
+    return (terms[1] @ flat).reshape(-1, *known.truth.shape[1:]).astype(np.float32)
+
+
+def _by_piff(stars: Stars) -> Images:
+    sky, _ = sky_of(stars.stamps, stars.mask)
+    variance = np.where(stars.mask, np.inf, stars.error.astype(float) ** 2).astype(np.float32)
+    return piff_runner.run_piff(stars.stamps - np.float32(sky), variance, stars.x, stars.y)(stars.x, stars.y)
+
+
+def _row(stars: Stars, image: Images, sigma: Images | None, seconds: float | None = None) -> dict[str, Any]:
+    errors = errors_of(image, stars.truth)
+    row: dict[str, Any] = {"n": len(stars)}
+    for name, values in errors.items():
+        row[name] = {
+            "mean": float(np.nanmean(values)),
+            "median": float(np.nanmedian(values)),
+            "sd": float(np.nanstd(values)),
+        }
+    row["psnr"]["least"] = float(errors["psnr"].min())
+    heat = np.log10(stars.temperature)
+    sized = np.isfinite(errors["size"])
+    if sized.sum() > _FEWEST and np.ptp(heat) > 0:
+        row["size"]["per_dex"] = float(np.polyfit(heat[sized], errors["size"][sized], 1)[0])
+    if sigma is not None:
+        pull = np.clip(pulls_of(image, sigma, stars.truth), -20, 20)
+        row["pull"] = {"mean": float(pull.mean()), "sd": float(pull.std())}
+    if seconds is not None:
+        row["seconds"] = seconds
+    return row

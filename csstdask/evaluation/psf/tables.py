@@ -1,0 +1,61 @@
+"""Tables of an evaluation of PSF reconstruction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from csstdask.evaluation.io import table_head, table_row
+
+_COLUMNS = (
+    "PSNR [dB]", "least band", "SSIM", "dR/R, mean", "SD, largest band", "de, SD, largest band", "pulls, SD", "seconds",
+)  # fmt: skip
+#: Columns of the table of stars in reserve.
+_RESERVE = ("stars", "chi2", "dR/R, mean", "SD", "de1, SD", "de2, SD", "rho1, nearest", "rho2, nearest")
+
+
+def known(values: Sequence[float | None]) -> list[float]:
+    """Return those of some values that are numbers."""
+    return [value for value in values if value is not None and np.isfinite(value)]
+
+
+def by_band(units: Sequence[Mapping[str, Any]], method: str, quantity: str, what: str) -> dict[str, float]:
+    """Return the mean of a quantity over the units of each band."""
+    bands: dict[str, list[float]] = {}
+    for unit in units:
+        if method in unit["methods"] and quantity in unit["methods"][method]:
+            bands.setdefault(unit["band"], []).append(unit["methods"][method][quantity][what])
+    return {band: float(np.mean(values)) for band, values in bands.items()}
+
+
+def table(results: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of an evaluation's tables, for people."""
+    for recipe, units in results["recipes"].items():
+        yield from table_head(recipe, _COLUMNS)
+        for method in dict.fromkeys(method for unit in units for method in unit["methods"]):
+            psnr, ssim = (by_band(units, method, name, "mean") for name in ("psnr", "ssim"))
+            size, spread = by_band(units, method, "size", "mean"), by_band(units, method, "size", "sd")
+            bent = [max(by_band(units, method, name, "sd").values()) for name in ("e1", "e2")]
+            pulls = by_band(units, method, "pull", "sd")
+            took = [unit["methods"][method].get("seconds") for unit in units if method in unit["methods"]]
+            cells = [
+                f"{np.mean(list(psnr.values())):.1f}",
+                f"{min(psnr.values()):.1f} ({min(psnr, key=lambda band: psnr[band])})",
+                f"{np.mean(list(ssim.values())):.5f}",
+                f"{np.mean(list(size.values())):+.5f}",
+                f"{max(spread.values()):.5f}",
+                f"{max(bent):.5f}",
+                f"{np.mean(list(pulls.values())):.2f}" if pulls else "",
+                "" if None in took else f"{np.mean([one for one in took if one is not None]):.1f}",
+            ]
+            yield f"| {method} | {' | '.join(cells)} |"
+        kept = [unit for unit in units if unit.get("reserve")]
+        if kept:
+            yield from table_head(f"{recipe}, stars in reserve with their noise", _RESERVE)
+        for unit in kept:
+            found = unit["reserve"]
+            told = [found["size"]["mean"], *(found[name]["sd"] for name in ("size", "e1", "e2"))]
+            rho = [next(iter(known(found["rho"][name])), None) for name in ("rho1", "rho2")]
+            yield table_row(f"{unit['band']}, detector {unit['detector']}", [found["n"], found["chi2"], *told, *rho])

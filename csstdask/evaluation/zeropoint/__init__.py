@@ -1,0 +1,1 @@
+"""Evaluate photometric zero points."""

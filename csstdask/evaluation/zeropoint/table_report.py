@@ -1,0 +1,77 @@
+"""Tables and figures of the evaluation on tables of zero points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from csstdask.core.errors import InputError
+from csstdask.core.plotting import pyplot
+from csstdask.evaluation.io import table_head, table_row
+
+COLUMNS = ("RMSE", "MAE", "MAD", "failures", "RMSE clear", "MAE clear", "MAD clear", "68 %", "95 %")
+
+
+def report_lines(result: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of ``zeropoint_table.md``."""
+    yield f"# Zero points of {result['table']['name']}"
+    for name, one in result["campaigns"].items():
+        yield from table_head(f"{name}, {one['n_test']} test exposures", COLUMNS)
+        for method, scores in one["methods"].items():
+            yield table_row(f"{method}: {scores['label']}", _row(scores))
+        yield from table_head(f"{name}, MAE on the same exposures", ("split by nights", "split by rows"))
+        for method, leaking in one.get("row_split", {}).items():
+            yield table_row(method, [leaking[split]["all"]["mae"] for split in ("nights", "rows")])
+        yield from table_head(f"{name}, difference of MAE", ("mag", "95 % from", "to", "relative"))
+        for comparison, paired in one["paired"].items():
+            numbers = [paired["difference"], *paired["interval_95"], paired["relative"]]
+            yield table_row(comparison.replace("_", " "), numbers)
+    for name, one in result["transfer"].items():
+        for nights, scores in one["nights"].items():
+            yield from table_head(f"{name} after {nights} own nights and all of {one['from']}", COLUMNS)
+            for method, numbers in scores["methods"].items():
+                yield table_row(method, _row(numbers))
+    yield ""
+    yield "Errors in mag; clear: residual of the extinction fit above -0.1 mag, a diagnostic."
+
+
+def _row(scores: dict[str, Any]) -> list[float]:
+    every, clear = scores["all"], scores["clear"]
+    return [
+        *(every[key] for key in ("rmse", "mae", "mad", "failures")),
+        *(clear[key] for key in ("rmse", "mae", "mad")),
+        scores["coverage_68"],
+        scores["coverage_95"],
+    ]
+
+
+def draw_figures(result: dict[str, Any], to: Path, *, announce: Callable[[str], None]) -> None:
+    """Draw mean absolute errors by method, and coverage by quartile, of each campaign; say so without matplotlib."""
+    try:
+        plt = pyplot()
+    except InputError as error:
+        announce(f"no figures: {error}")
+        return
+    for name, one in result["campaigns"].items():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+        methods = list(one["methods"])
+        left.barh(methods, [one["methods"][m]["all"]["mae"] for m in methods], color="0.6", label="split by nights")
+        leaking = one.get("row_split", {})
+        left.plot(
+            [leaking[m]["rows"]["all"]["mae"] for m in leaking], list(leaking), "k|", ms=14, label="split by rows"
+        )
+        left.invert_yaxis()
+        left.set_xlabel("mean absolute error [mag]")
+        left.set_title(f"{name}, {one['n_test']} exposures")
+        left.legend()
+        for method in ("previous", "trees", "ours"):
+            for level, marker in (("coverage_68", "o"), ("coverage_95", "s")):
+                shares = [quartile[level] for quartile in one["methods"][method]["quartiles"]]
+                right.plot(range(1, len(shares) + 1), shares, marker=marker, label=f"{method}, {level[-2:]} %")
+        for share in (0.6827, 0.9545):
+            right.axhline(share, color="0.5", lw=0.8)
+        right.set(xlabel="quartile of the predicted scatter", ylabel="share within the interval", xticks=range(1, 5))
+        right.legend(fontsize="small")
+        figure.savefig(to / f"zeropoint-{name}.png", dpi=110)
+        plt.close(figure)

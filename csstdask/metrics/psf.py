@@ -1,0 +1,119 @@
+"""Stars of test recipes, what is true of their PSFs, and how far a reconstruction is from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from csstdask.arrays.moments import adaptive_moments
+from csstdask.core.errors import InputError
+from csstdask.instrument import load_instrument
+from csstdask.metrics.similarity import structural_similarity
+from csstdask.mock import Recipe, render_unit
+from csstdask.mock.render import unit_stamps
+from csstdask.psf.reconstruct import SIZE
+
+Float = npt.NDArray[np.float64]
+Images = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Stars:
+    """Stars of one unit."""
+
+    detector: int
+    band: str
+    shape: tuple[int, int]
+    """Of the detector (y, x) [pixel]."""
+    stamps: Images
+    """(n, 32, 32) [e-]"""
+    error: Images
+    mask: npt.NDArray[np.bool_]
+    x: Float
+    """(n,) On the whole detector, zero-based [pixel]."""
+    y: Float
+    snr: Float
+    temperature: Float
+    """(n,) [K]"""
+    truth: Images
+    """(n, 64, 64) Effective PSFs at half-pixel sampling."""
+
+    def __len__(self) -> int:
+        return len(self.stamps)
+
+    def take(self, some: Any) -> Stars:
+        """Return some of them."""
+        names = ("stamps", "error", "mask", "x", "y", "snr", "temperature", "truth")
+        return replace(self, **{name: getattr(self, name)[some] for name in names})
+
+
+def draw_stars(recipe: Recipe, index: int, detector: int) -> Stars:
+    """Render a unit of a recipe with stamps of isolated stars; InputError where there are none."""
+    instrument = load_instrument(recipe.instrument)
+    unit = render_unit(recipe, instrument, index, detector)
+    if unit.targets is None or not len(unit.targets.source):
+        raise InputError(recipe.name, f"no isolated star on detector {detector}", "stars that do not saturate")
+    found = unit_stamps(recipe, instrument, index, detector, unit)
+    low = found.planes["sci"].shape[-1] // 2 - SIZE // 2
+    window = (slice(None), *2 * (slice(low, low + SIZE),))
+    rate, weight, flag = (found.planes[name][window] for name in ("sci", "wht", "flag"))
+    with np.errstate(divide="ignore"):
+        error = recipe.exptime / np.sqrt(weight)
+    mask = (flag != 0) | (weight <= 0)
+    columns = found.columns
+    return Stars(
+        detector,
+        str(instrument.detector(detector).band),
+        instrument.shape or recipe.shape,
+        (rate * recipe.exptime).astype(np.float32),
+        np.where(mask, 0, error).astype(np.float32),
+        mask,
+        x=columns["x_detector"],
+        y=columns["y_detector"],
+        snr=columns["snr"],
+        temperature=columns["temperature"],
+        truth=found.planes["truth/psf"],
+    )
+
+
+def errors_of(image: Images, truth: Images) -> dict[str, Float]:
+    """Return how far reconstructions are from the truth, of each star.
+
+    Parameters
+    ----------
+    image, truth : float32 arrays (n, 64, 64)
+        Half-pixel sampling, two of one centre.
+
+    Returns
+    -------
+    dict of arrays (n,)
+        ``rmse``, ``psnr`` [dB] and ``ssim`` of images each divided by its own peak; by adaptive moments ``size``,
+        (R - R_true) / R_true with R = sigma, ``e1`` and ``e2``, differences of the distortions, and ``x`` and ``y``,
+        differences of the centroids [native pixel].
+    """
+    found, true = (one.astype(float) / one.max(axis=(1, 2), keepdims=True) for one in (image, truth))
+    rmse = np.sqrt(((found - true) ** 2).mean(axis=(1, 2)))
+    alike = [structural_similarity(*pair, span=1.0) for pair in zip(found, true, strict=True)]
+    of_images = {"rmse": rmse, "psnr": -20 * np.log10(np.maximum(rmse, 1e-12)), "ssim": np.array(alike)}
+    return of_images | shape_errors_of(image, truth)
+
+
+def shape_errors_of(image: Images, truth: Images) -> dict[str, Float]:
+    """Return how far shapes and centroids of reconstructions are from the truth's, as `errors_of` has them."""
+    shape, wanted = adaptive_moments(image, start=3.0), adaptive_moments(truth, start=3.0)
+    return {
+        "size": shape.sigma / wanted.sigma - 1,
+        "e1": shape.e1 - wanted.e1,
+        "e2": shape.e2 - wanted.e2,
+        "x": (shape.x - wanted.x) / 2,
+        "y": (shape.y - wanted.y) / 2,
+    }
+
+
+def pulls_of(image: Images, sigma: Images, truth: Images, *, least: float = 0.01) -> Float:
+    """Return (reconstruction - truth) / sigma of all pixels above a share of their PSF's peak."""
+    counted = truth > least * truth.max(axis=(1, 2), keepdims=True)
+    return np.asarray((image - truth)[counted] / sigma[counted], dtype=np.float64)

@@ -1,0 +1,155 @@
+"""What an aperture makes of a wavefront: Fourier optics, seen as principal PSFs are sampled.
+
+A PSF is the squared transform of its pupil, blurred by charge, jitter and drift, and by the pixel. It is worked out as
+its spectrum, at the few frequencies that the aperture passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from scipy import fft
+
+from csstdask.instrument import Instrument
+from csstdask.optics.pupil import Pupil, cutoff, samples, zernikes
+from csstdask.psf.basis import FIELD, FINE, SIDE, polynomials
+from csstdask.psf.colour import mean_wavelength
+
+Float = npt.NDArray[np.float64]
+
+#: Of the polynomials of a place that Zernike coefficients are.
+DEGREE = 2
+#: Drifts a cycle below which the slope of a sinc is told by its first term.
+_SMALL = 1e-4
+
+
+@dataclass(frozen=True)
+class Wavefront:
+    """The wavefront over a detector, as its stars show it.
+
+    Attributes
+    ----------
+    orders : tuple of int
+        Noll indices.
+    coefficients, sigma : float64 arrays (p, order)
+        Of each polynomial of the place and Zernike polynomial, and one sigma [nm].
+    blur : float64 array (5,)
+        What else widens the PSF, the pixel aside: a Gaussian's covariance x x, y y and x y [pixel^2], and how far a
+        star drifts evenly during an exposure, in x and y [pixel].
+    """
+
+    orders: tuple[int, ...]
+    coefficients: Float
+    sigma: Float
+    blur: Float
+
+    def at(self, u: Float, v: Float) -> Float:
+        """Return Zernike coefficients (n, order) at places between -1 and 1 on the detector [nm]."""
+        return polynomials(u, v, DEGREE) @ self.coefficients
+
+    def rms(self, u: Float, v: Float) -> Float:
+        """Return the root mean square over the unit disk at places between -1 and 1 on the detector (n,) [nm]."""
+        return np.asarray(np.linalg.norm(self.at(u, v), axis=1))
+
+
+@dataclass(frozen=True)
+class FourierOptics:
+    """The optics of a band: an aperture, seen at one wavelength.
+
+    Attributes
+    ----------
+    pupil : (float, float, float)
+        Diameter [m], obscuration, pixel scale [arcsec].
+    wavelength : float
+        At which the band is seen [nm].
+    certain : bool
+        Whether this is all that there is, of lower orders: then evidence is not asked, and stars share no error.
+    """
+
+    pupil: Pupil
+    wavelength: float
+    certain: bool = False
+
+    @classmethod
+    def of(cls, instrument: Instrument, band: str) -> FourierOptics | None:
+        """Return the optics of a band, None if the instrument tells of none."""
+        if instrument.telescope is None or instrument.geometry is None:
+            return None
+        telescope = instrument.telescope
+        pupil = telescope.diameter, telescope.obscuration, instrument.geometry.pixel_scale
+        return cls(pupil, float(mean_wavelength(instrument.bands[band].wavelength)))
+
+    @cached_property
+    def frequencies(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Float, Float]:
+        """Rows and columns (m,) of a half spectrum that light reaches, and frequencies x and y (m,) [cycles/pixel].
+
+        Images are sampled as principal PSFs are; what these samples cannot hold is left out.
+        """
+        fy, fx = np.fft.fftfreq(SIDE, 1 / FINE)[:, None], np.arange(SIDE // 2) / FIELD
+        highest = cutoff(self.wavelength, self.pupil[0], self.pupil[2])
+        rows, columns = np.nonzero((np.hypot(fx, fy) < highest) & (np.abs(fy) < FINE / 2))
+        return rows, columns, fx[columns], fy[rows, 0]
+
+    def spectra(self, orders: tuple[int, ...], coefficients: Float) -> npt.NDArray[np.complex64]:
+        """Return the spectrum of the optical image, and how it changes with each coefficient.
+
+        Parameters
+        ----------
+        orders : tuple of int
+            Noll indices.
+        coefficients : float64 array (order,)
+            [nm]
+
+        Returns
+        -------
+        complex64 array (1 + order, frequency)
+            At `frequencies`; the image's first, of unit light.
+
+        Notes
+        -----
+        Image = |FT of the pupil function|^2 (Goodman, Introduction to Fourier Optics, ch. 6).
+        """
+        highest = cutoff(self.wavelength, self.pupil[0], self.pupil[2])
+        # As few samples as fold no frequency onto one that is wanted.
+        n = FIELD * int(np.ceil(min(2 * highest, highest + FINE / 2)))
+        rows, columns, _, _, openness = samples(self.wavelength, self.pupil, FIELD)
+        basis = zernikes(orders, self.wavelength, self.pupil, FIELD)
+        wave = 2j * np.pi / self.wavelength
+        passed = (openness * np.exp(wave * (coefficients @ basis))).astype(np.complex64)
+        field = np.zeros((1 + len(orders), n, n), dtype=np.complex64)
+        field[0, rows, columns] = passed
+        field[1:, rows, columns] = np.complex64(wave) * basis * passed
+        light = fft.ifft2(field, overwrite_x=True)
+        intensity = light[0].real * light.real + light[0].imag * light.imag
+        intensity[1:] *= 2
+        spectrum = fft.rfft2(intensity)
+        kept_rows, kept_columns, _, _ = self.frequencies
+        kept_rows = np.where(kept_rows < SIDE // 2, kept_rows, kept_rows + n - SIDE)
+        return spectrum[:, kept_rows, kept_columns] / spectrum[0, 0, 0].real
+
+    def image(self, wavefront: Wavefront) -> Float:
+        """Return the effective PSF that a wavefront makes in the middle of its detector (SIDE, SIDE).
+
+        Values are those of `PrincipalPsfs`: light a native pixel.
+        """
+        rows, columns, fx, fy = self.frequencies
+        coefficients = wavefront.at(np.zeros(1), np.zeros(1))[0]
+        transfer, _ = blurred(fx, fy, wavefront.blur)
+        spectrum = np.zeros((SIDE, SIDE // 2 + 1), dtype=np.complex128)
+        spectrum[rows, columns] = self.spectra(wavefront.orders, coefficients)[0] * transfer
+        return np.fft.fftshift(fft.irfft2(spectrum, s=(SIDE, SIDE))) * FINE**2
+
+
+def blurred(fx: Float, fy: Float, blur: Float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the transfer of blur and pixel at frequencies (n,), and how it changes with the blur (5, n)."""
+    quadratic = -2 * np.pi**2 * np.stack([fx**2, fy**2, 2 * fx * fy])
+    drift = blur[3] * fx + blur[4] * fy
+    drifted = np.sinc(drift)
+    small = np.abs(drift) < _SMALL
+    slope = np.where(small, -(np.pi**2) / 3 * drift, (np.cos(np.pi * drift) - drifted) / np.where(small, 1, drift))
+    rest = np.exp(blur[:3] @ quadratic) * np.sinc(fx) * np.sinc(fy)
+    change = np.concatenate([quadratic * drifted, np.stack([fx * slope, fy * slope])]) * rest
+    return (drifted * rest).astype(np.float32), change.astype(np.float32)

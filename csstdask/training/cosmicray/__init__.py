@@ -1,0 +1,1 @@
+"""Train the cosmic-ray detector."""

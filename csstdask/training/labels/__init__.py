@@ -1,0 +1,1 @@
+"""Label cosmic rays in real frames: dithered exposures and darks."""

@@ -1,0 +1,53 @@
+"""Training of SED networks: ``csstdask train sed``, whichever network its settings ask for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from csstdask.core.settings import read_settings
+from csstdask.training.sed.config import SedConfig
+
+log = logging.getLogger("csstdask")
+
+
+def load_sed_config(path: Path | None, **changes: object) -> SedConfig:
+    """Read the settings of a training from a TOML file; `changes` that are not None win.
+
+    Raises
+    ------
+    InputError
+        Naming the file and every key that is unknown or wrong.
+    """
+    return read_settings(SedConfig, path, "settings of a training of SEDs (data: folder of spectra)", changes)
+
+
+def train_sed(config: SedConfig, to: Path, *, announce: Callable[[str], None] = log.info) -> Path:
+    """Train an SED network, or resume a training.
+
+    Parameters
+    ----------
+    config : SedConfig
+    to : Path
+        Folder of the training: ``log.csv``, checkpoints, and in the end the card with its weights.
+    announce : callable
+        Receives a line an epoch.
+
+    Returns
+    -------
+    Path
+        The card; the weights are in the same folder.
+
+    Raises
+    ------
+    InputError
+        If the data are absent, or the folder has a training with other settings.
+    """
+    if config.kind == "uaranet":
+        from csstdask.training.sed.uaranet import train_uaranet  # noqa: PLC0415  torch takes seconds
+
+        return train_uaranet(config, to, announce=announce)
+    from csstdask.training.sed.network import train_sed_network  # noqa: PLC0415
+
+    return train_sed_network(config, to, announce=announce)

@@ -1,0 +1,202 @@
+"""Evaluation: what is measured of a reconstruction, by methods that must come out in a known order."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.ndimage import uniform_filter
+from typer.testing import CliRunner
+
+from csstdask.cli import app
+from csstdask.core.errors import InputError
+from csstdask.evaluation.psf.evaluate import (
+    ALONE,
+    BOUND,
+    COUNTED,
+    MODEL,
+    PRIOR,
+    by_snr,
+    evaluate_psf,
+    measure_stars,
+    name_of,
+)
+from csstdask.evaluation.psf.figures import draw_bands, draw_counts
+from csstdask.evaluation.psf.tables import by_band, table
+from csstdask.metrics.held_out_stars import of_reserve
+from csstdask.metrics.psf import draw_stars, errors_of, pulls_of
+from csstdask.mock.recipe import Nodes
+from csstdask.nn.models import find_card
+from csstdask.psf.selection import in_reserve
+
+RUNNER = CliRunner()
+
+
+def test_errors_are_what_they_say(psf_stars):
+    """Of a PSF that is a percent too large, and of one that is right."""
+    truth = psf_stars.truth[:5]
+    same = errors_of(truth, truth)
+    assert (same["psnr"] > 200).all()
+    assert np.allclose(same["ssim"], 1)
+    assert np.allclose(same["size"], 0)
+    noisy = truth + np.random.default_rng(1).normal(0, 1e-3, truth.shape).astype(np.float32) * truth.max(
+        axis=(1, 2), keepdims=True
+    )
+    assert np.abs(errors_of(noisy, truth)["psnr"] - 60).max() < 0.5
+    sheared = errors_of(np.roll(truth, 1, axis=2) + truth, truth)
+    assert (sheared["size"] > 0).all()
+    assert (sheared["e1"] > 0).all()
+
+
+def test_pulls_are_of_what_is_bright(psf_stars):
+    truth = psf_stars.truth[:3]
+    sigma = np.full_like(truth, 1e-4)
+    pull = pulls_of(truth + sigma, sigma, truth)
+    assert np.allclose(pull, 1, atol=1e-2)
+    assert len(pull) == (truth > 0.01 * truth.max(axis=(1, 2), keepdims=True)).sum()
+
+
+@pytest.mark.slow
+def test_more_stars_are_better_and_none_is_worst(psf_stars, psf_model):
+    found = measure_stars(psf_stars, model=str(psf_model), psfex=False)
+    psnr = {name: row["psnr"]["mean"] for name, row in found["methods"].items()}
+    assert psnr[MODEL] > psnr["10 stars"] > psnr[PRIOR]
+    assert psnr[MODEL] > psnr[ALONE] > psnr[PRIOR]
+    assert found["methods"][MODEL]["seconds"] > 0
+    assert found["n"] == len(psf_stars)
+    assert found["reserve"]["n"] > 0
+
+
+def test_stars_in_reserve_judge_without_the_truth(psf_stars, psf_model):
+    """They look like the PSF of the others, as far as noise lets them; if they are wider, they say so."""
+    kept = in_reserve(psf_stars.x, psf_stars.y, psf_stars.shape)
+    assert 5 < kept.sum() < len(psf_stars) - 5
+    right = of_reserve(psf_stars, str(psf_model))
+    assert right["n"] == kept.sum()
+    assert right["chi2"] == pytest.approx(1, abs=0.25)
+    assert abs(right["size"]["mean"]) < 0.01
+    assert np.isfinite(right["rho"]["rho1"]).any()
+    wide = psf_stars.stamps.copy()
+    wide[kept] = uniform_filter(wide[kept], (1, 3, 3)) / 2 + wide[kept] / 2
+    wrong = of_reserve(replace(psf_stars, stamps=wide), str(psf_model))
+    assert wrong["size"]["mean"] < right["size"]["mean"] - 0.05
+    assert wrong["chi2"] > 2
+
+
+@pytest.mark.slow
+def test_results_are_written_with_their_tables(psf_recipe, psf_model, tmp_path):
+    stores = tmp_path / "stores"
+    stores.mkdir()
+    text = """
+name = "psf-dataset2"
+seed = 5
+split = "test"
+instrument = "csst"
+exposures = 1
+detectors = [7]
+shape = [700, 700]
+[[fields]]
+name = "nodes"
+pointing = [10.0, -20.0]
+[nodes]
+per_axis = 4
+[optics]
+exact = true
+[cosmic_rays]
+pixel_fraction = [0.0]
+[artefacts]
+satellites = 0.0
+ghosts_above = 0.0
+[stamps]
+kind = "isolated"
+size = 64
+per_unit = 20
+"""
+    (stores / "psf-dataset2.toml").write_text(text)
+    results = evaluate_psf(
+        str(psf_model), tmp_path, recipes=stores, parts=("nodes",), psfex=False, workers=1, announce=lambda _: None
+    )
+    kept = json.loads((tmp_path / "psf_evaluation.json").read_text())
+    assert kept["recipes"]["psf-dataset2"][0]["detector"] == 7
+    assert kept["identity"] == results["identity"]
+    assert (tmp_path / "psf-dataset2.png").stat().st_size > 10_000
+    assert (tmp_path / "psf-dataset2-bands.png").stat().st_size > 5_000
+    lines = list(table(results))
+    assert (tmp_path / "psf_evaluation.md").read_text() == "\n".join(lines) + "\n"
+    assert any(line.startswith("| all stars | ") for line in lines)
+
+
+def test_tables_have_a_cell_for_each_column():
+    spread = {"mean": 0.001, "sd": 0.002}
+    row = {"psnr": {"mean": 70.0}, "ssim": {"mean": 1.0}, "size": spread, "e1": spread, "e2": spread}
+    kept = {"n": 5, "chi2": 1.0, "size": spread, "e1": spread, "e2": spread, "rho": {"rho1": [None, 1e-6], "rho2": []}}
+    unit = {"band": "g", "detector": 8, "methods": {MODEL: row}, "reserve": kept}
+    widths: list[list[int]] = []
+    for line in table({"recipes": {"psf-dataset2": [unit]}}):
+        if line:
+            widths[-1].append(line.count("|"))
+        else:
+            widths.append([])
+    assert len(widths) == 2
+    assert all(len(set(one)) == 1 and len(one) == 3 for one in widths)
+
+
+def test_where_few_stars_are_not_the_point_only_all_are_fitted(psf_stars, psf_model):
+    methods = measure_stars(psf_stars, model=str(psf_model), psfex=False, beside=("empirical",), fewer=False)["methods"]
+    other = name_of(find_card("psf", "empirical"))
+    assert list(methods) == [MODEL, other, f"{other}, blank"]
+    assert methods[other]["psnr"]["mean"] > methods[f"{other}, blank"]["psnr"]["mean"] + 20
+
+
+def test_bands_are_drawn_from_all_of_their_units(tmp_path):
+    def unit(band, psnr):
+        row = {"psnr": {"mean": psnr}, **{name: {"sd": 0.001} for name in ("size", "e1", "e2")}}
+        return {"band": band, "methods": {"all stars": row}}
+
+    units = [unit("y", 60.0), unit("g", 70.0), unit("y", 80.0)]
+    assert by_band(units, "all stars", "psnr", "mean") == {"y": 70.0, "g": 70.0}
+    draw_bands(units, tmp_path / "bands.png")
+    assert (tmp_path / "bands.png").stat().st_size > 5_000
+
+
+def test_stars_that_all_saturate_are_none(psf_recipe):
+    bright = psf_recipe.model_copy(update={"nodes": Nodes(per_axis=3, snr=(3000.0, 3000.0))})
+    with pytest.raises(InputError, match="no isolated star on detector 7; wanted stars that do not saturate"):
+        draw_stars(bright, 0, 7)
+
+
+def test_what_is_unknown_is_named(tmp_path):
+    with pytest.raises(InputError, match="--part: found nonsense"):
+        evaluate_psf(recipes=tmp_path, parts=("nonsense",))
+    with pytest.raises(InputError, match="--model: found model"):
+        evaluate_psf("nonsense", recipes=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "psf"],
+        ["train", "psf", "--to", "x", "--epochs", "3"],
+        ["evaluate", "psf"],
+        ["evaluate", "psf", "--recipes", "stores", "--scale", "0.1"],
+        ["evaluate", "psf", "--recipes", "stores", "--run", "x"],
+    ],
+)
+def test_the_command_line_refuses_what_it_does_not_take(arguments):
+    result = RUNNER.invoke(app, arguments)
+    assert result.exit_code != 0
+
+
+def test_what_could_be_known_at_best(psf_stars, psf_model, monkeypatch, tmp_path):
+    monkeypatch.setattr("csstdask.evaluation.psf.evaluate._ALONE", 3)
+    unit = measure_stars(psf_stars, model=str(psf_model), psfex=False, bounded=True)
+    methods = unit["methods"]
+    bound = {name: methods[BOUND + name]["psnr"]["mean"] for name in (MODEL, ALONE, "10 stars")}
+    assert bound[ALONE] < bound["10 stars"] < bound[MODEL]
+    assert methods[MODEL]["psnr"]["mean"] < bound[MODEL] + 3
+    recipes = {"psf-newoptics": [], "psf-newoptics, S/N 150": [unit], "psf-newoptics, S/N 30": [unit]}
+    assert list(by_snr(recipes)) == ["S/N 30", "S/N 150"]
+    draw_counts(by_snr(recipes), COUNTED, tmp_path / "counts.png")
+    assert (tmp_path / "counts.png").stat().st_size > 10_000

@@ -1,0 +1,99 @@
+"""Stars of a field whose PSF is known: pixels that nobody saw follow, and how well is told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_fit import Night, psfs  # noqa: F401  a fixture
+
+from csstdask.psf.field import PsfField
+from csstdask.psf.fit_field import fit_field
+from csstdask.psf.fit_star import FITTED, fit_stars
+
+SHAPE = (2000, 2000)
+
+
+@pytest.fixture(scope="module")
+def field(psfs):  # noqa: F811
+    night = Night(150, 100)
+    fit = fit_field(psfs, night.pixels, night.variance, night.x, night.y, night.places)
+    return PsfField(1, SHAPE, psfs, fit.field, fit.covariance)
+
+
+def of_field(night):
+    """Return where stars lie on the detector, to whole pixels where the night has them and as far off in them."""
+    along = [np.rint((place + 1) / 2 * SHAPE[0] - 0.5) for place in (night.u, night.v)]
+    return along[0] + night.x, along[1] + night.y
+
+
+def fit_of(field, night, variance, **settings):
+    return fit_stars(field, night.pixels, variance, *of_field(night), **settings)
+
+
+def without_core(night):
+    variance = night.variance.copy()
+    variance[:, 15:17, 15:18] = np.inf
+    return variance
+
+
+WINDOW = (slice(None), slice(16 - FITTED // 2, 16 + FITTED // 2), slice(16 - FITTED // 2, 16 + FITTED // 2))
+
+
+@pytest.mark.parametrize("snr", [30, 300])
+def test_a_lost_core_is_told_with_honest_sigmas(field, snr):
+    night = Night(80, snr)
+    found = fit_of(field, night, without_core(night))
+    lost = np.isinf(without_core(night)[WINDOW])
+    own = night.variance[WINDOW]
+    pull = (found.light - night.pixels[WINDOW])[lost] / np.sqrt(found.variance + own)[lost]
+    assert abs(pull.mean()) < 0.25
+    assert 0.85 < pull.std() < 1.2
+    assert np.median(found.chi2) == pytest.approx(1, abs=0.15)
+    # Not as well as if the pixels had been seen, but nearly all of the light is told again.
+    told, true = (plane[lost].reshape(80, -1).sum(axis=1) for plane in (found.light, night.pixels[WINDOW]))
+    assert np.std(told / true - 1) < (0.02 if snr == 300 else 0.15)
+
+
+def test_what_lies_on_a_star_does_not_lead_it_astray(field):
+    """A cosmic ray that nobody has flagged: its pixels are told for what they are."""
+    night = Night(40, 200)
+    clean = fit_of(field, night, night.variance)
+    night.pixels[:, 18, 12:22] += 3000
+    night.variance[:, 18, 12:22] += 3000
+    struck = fit_of(field, night, night.variance)
+    assert np.abs(struck.flux / clean.flux - 1).max() < 0.03
+    assert np.abs(struck.x_offset - clean.x_offset).max() < 0.05
+
+
+def test_a_galaxy_is_no_star(field):
+    night = Night(20, 150)
+    wide = (night.pixels - 20 + np.roll(night.pixels - 20, 2, axis=1) + np.roll(night.pixels - 20, -2, axis=2)) / 3
+    night.pixels = (wide + 20).astype(np.float32)
+    assert fit_of(field, night, night.variance, tolerance=0.003).chi2.min() > 3
+
+
+def test_rigid_stars_have_the_fields_psf(field):
+    night = Night(30, 400)
+    x, y = of_field(night)
+    found = fit_stars(field, night.pixels, night.variance, x, y, rigid=True)
+    free = fit_stars(field, night.pixels, night.variance, x, y)
+    assert np.median(found.chi2) > np.median(free.chi2)
+    assert (found.variance[:, 12, 12] < 0.9 * free.variance[:, 12, 12]).mean() > 0.9
+
+
+def test_variances_of_counts_put_no_sky_too_low(field):
+    """Weights that follow the noise would, by an electron a pixel."""
+    night = Night(200, 100)
+    found = fit_of(field, night, night.with_variances_of_counts().variance)
+    assert np.median(found.sky) == pytest.approx(20, abs=0.2)
+
+
+def test_nothing_to_fit_gives_nothing(field):
+    none = np.empty((0, 32, 32), np.float32)
+    found = fit_stars(field, none, none, np.empty(0), np.empty(0))
+    assert found.light.shape == (0, FITTED, FITTED)
+    assert len(found.chi2) == 0
+    night = Night(2, 100)
+    unknown = fit_of(field, night, np.full_like(night.variance, np.inf))
+    assert np.isinf(unknown.chi2).all()
+    assert np.isfinite(unknown.light).all()
