@@ -36,10 +36,10 @@ Mask = npt.NDArray[np.bool_]
 
 def frame() -> tuple[Any, Any, Mask, Any]:
     """Return counts, errors, ignored pixels and the true charge [e-] of a mock unit."""
-    from csstdask.evaluation.cosmicray.frames import draw
+    from csstdask.evaluation.cosmicray.frames import render_truth_frame
     from csstdask.mock.recipe import demo_recipe
 
-    case = draw(demo_recipe().model_copy(update={"seed": SEED, "shape": (SIDE, SIDE)}), 0, 7).case
+    case = render_truth_frame(demo_recipe().model_copy(update={"seed": SEED, "shape": (SIDE, SIDE)}), 0, 7).case
     return case.data, case.error, case.ignore, case.charge
 
 

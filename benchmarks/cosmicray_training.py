@@ -21,13 +21,13 @@ from typing import Any
 from environment import save
 
 from csstdask.evaluation.cosmicray.evaluate import tally
-from csstdask.evaluation.cosmicray.frames import Look, look_at_all, pooled
-from csstdask.evaluation.cosmicray.methods import Method, network
+from csstdask.evaluation.cosmicray.frames import EvaluationRequest, evaluate_frames, sum_counts
+from csstdask.evaluation.cosmicray.methods import Method, network_method
 from csstdask.evaluation.cosmicray.survey import at_equal_precision, pooled_rates
 from csstdask.mock.recipe import Recipe, load_recipe
 from csstdask.nn.models import find_card
 from csstdask.pipeline.mock_survey import mock
-from csstdask.training.cosmicray.config import load_training_config
+from csstdask.training.cosmicray.config import load_cosmicray_config
 from csstdask.training.cosmicray.train import train_cosmicray
 from csstdask.training.labels.dithered_exposures import label_repeats
 
@@ -47,15 +47,15 @@ LABELLED = (1, 3, 8)
 
 def further(folder: Path, name: str, **settings: Any) -> Method:
     """Go on with a training; return what came of it as a method."""
-    config = load_training_config(None, **FURTHER | {"name": name} | settings)
-    card = train_cosmicray(config, folder / name, announce=lambda line: print(f"{name}: {line}", flush=True))
-    return network(str(card), name)
+    config = load_cosmicray_config(None, **FURTHER | {"name": name} | settings)
+    card = train_cosmicray(config, folder / name, on_progress=lambda line: print(f"{name}: {line}", flush=True))
+    return network_method(str(card), name)
 
 
 def scores(recipe: Recipe, methods: list[Method]) -> dict[str, Any]:
     """Return rates of methods on a recipe, and how many fewer visible pixels each misses at the first's precision."""
-    look = Look(tuple(methods))
-    counts = pooled(list(look_at_all(recipe, lambda _: look, announce=print)), "counts")
+    look = EvaluationRequest(tuple(methods))
+    counts = sum_counts(list(evaluate_frames(recipe, lambda _: look, on_progress=print)), "counts")
     first = tally.at(tally.rates(counts[methods[0].name]), tally.bin_of(methods[0].threshold))
     return {
         method.name: pooled_rates(counts[method.name], method.threshold)
@@ -74,7 +74,7 @@ def main() -> None:
     campaign = sys.argv[1]
     if "--quick" in sys.argv:
         FURTHER.update(QUICK)
-    before = network(BEFORE, BEFORE)
+    before = network_method(BEFORE, BEFORE)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

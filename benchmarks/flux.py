@@ -19,7 +19,7 @@ import numpy as np
 from committed import load
 from environment import RESULTS, environment, processor, save
 
-from csstdask.evaluation.io import rounded
+from csstdask.evaluation.io import round_floats
 from csstdask.flux import extract_spectrum, fit_flat
 from csstdask.numerics.polynomials import legendre_products, n_terms
 from csstdask.numerics.robust import mad_scale, nan_median
@@ -299,7 +299,7 @@ def _speed_of_extraction(n_stars: int) -> dict[str, Any]:
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     from slitless_frame import made_up_seds, render
 
-    from csstdask.flux.frame import extract_frame
+    from csstdask.flux.extract_frame import extract_frame
 
     rng = np.random.default_rng(24)
     shape = (4096, 4096)
@@ -328,7 +328,7 @@ def main() -> None:
         section = {"closure": closure(given.closure)}
     else:
         section = {"speed": {"processor": processor(), "cores": environment()["cores"], **speed()}}
-    save("flux", kept | rounded(section))
+    save("flux", kept | round_floats(section))
 
 
 if __name__ == "__main__":

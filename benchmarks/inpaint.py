@@ -24,8 +24,8 @@ from threadpoolctl import threadpool_limits
 
 from csstdask.arrays.median import adaptive_median
 from csstdask.cosmicray import detect
-from csstdask.evaluation.cosmicray.frames import draw
-from csstdask.evaluation.inpaint.methods import Damaged, fillers
+from csstdask.evaluation.cosmicray.frames import render_truth_frame
+from csstdask.evaluation.inpaint.methods import MaskedImage, repair_methods
 from csstdask.mock.recipe import demo_recipe
 
 SIDE, SEED, SOURCES = 2048, 4243, 500
@@ -65,7 +65,7 @@ def medians() -> list[dict[str, float]]:
     return rows
 
 
-def frame() -> tuple[Damaged, Any, int]:
+def frame() -> tuple[MaskedImage, Any, int]:
     """Return a mock frame with about as many sources as are wanted, and the pixels that detection finds."""
     recipe = demo_recipe()
     mpix = SIDE**2 / 1e6
@@ -73,16 +73,16 @@ def frame() -> tuple[Damaged, Any, int]:
         update={"stars_per_mpix": 0.4 * SOURCES / mpix, "galaxies_per_mpix": 0.6 * SOURCES / mpix}
     )
     recipe = recipe.model_copy(update={"seed": SEED, "shape": (SIDE, SIDE), "sky": sky})
-    known = draw(recipe, 0, DETECTOR)
+    known = render_truth_frame(recipe, 0, DETECTOR)
     case = known.case
     hit = np.asarray(detect(case.data, case.error, case.ignore).mask)
-    return Damaged(case.data, case.error, case.ignore, DETECTOR), hit, len(known.catalogue)
+    return MaskedImage(case.data, case.error, case.ignore, DETECTOR), hit, len(known.catalogue)
 
 
 def repairs(models: list[str]) -> dict[str, Any]:
     damaged, hit, sources = frame()
     rows = []
-    for name, fill in fillers(models, psf=True).items():
+    for name, fill in repair_methods(models, psf=True).items():
         if name == "untouched":
             continue
         took = seconds(lambda fill=fill: fill(damaged, hit))

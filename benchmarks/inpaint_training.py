@@ -15,11 +15,11 @@ from typing import Any
 
 from environment import save
 
-from csstdask.evaluation.inpaint.methods import name_of
+from csstdask.evaluation.inpaint.methods import method_name
 from csstdask.evaluation.inpaint.photometry import science_part
 from csstdask.mock.recipe import load_recipe
 from csstdask.nn.models import find_card
-from csstdask.training.inpaint.train import load_repair_config, train_inpaint
+from csstdask.training.inpaint.train import load_inpaint_config, train_inpaint
 
 STORES = Path(__file__).parent.parent / "stores"
 BEFORE = "unetpp"
@@ -36,8 +36,8 @@ DETECTORS = (6, 8, 13)
 def trained(folder: Path, campaign: str, alpha: float) -> str:
     """Go on with a training; return its card's path."""
     name = f"alpha-{alpha:g}"
-    config = load_repair_config(None, **FURTHER | {"name": name, "alpha": alpha, "campaigns": (campaign,)})
-    return str(train_inpaint(config, folder / name, announce=lambda line: print(f"{name}: {line}", flush=True)))
+    config = load_inpaint_config(None, **FURTHER | {"name": name, "alpha": alpha, "campaigns": (campaign,)})
+    return str(train_inpaint(config, folder / name, on_progress=lambda line: print(f"{name}: {line}", flush=True)))
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         cards = [trained(Path(name), sys.argv[1], alpha) for alpha in ALPHAS]
         part = science_part(recipe, (BEFORE, *cards), print, mask="true", peers=False)
-        learnt = {name_of(card): find_card("inpaint", card).metrics for card in cards}
+        learnt = {method_name(card): find_card("inpaint", card).metrics for card in cards}
     result = {"settings": FURTHER, "recipe": recipe.name, "detectors": recipe.detectors, "validation": learnt, **part}
     if "--quick" not in sys.argv:
         save("inpaint_training", result)

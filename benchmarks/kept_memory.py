@@ -38,7 +38,7 @@ def measure(*, keep: bool) -> None:
     """Print seconds, and the peak memory of this process."""
     import torch
 
-    from csstdask.core.malloc import keep_freed_memory
+    from csstdask.core.malloc import retain_freed_memory
     from csstdask.cosmicray import detect
     from csstdask.cosmicray.unet import build_unet
     from csstdask.nn.device import autocast
@@ -46,7 +46,7 @@ def measure(*, keep: bool) -> None:
     from csstdask.training.cosmicray.train import weighted_loss
 
     if keep:
-        keep_freed_memory()
+        retain_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     rng = np.random.default_rng(SEED)

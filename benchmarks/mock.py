@@ -119,7 +119,7 @@ def beside_galsim() -> dict[str, Any]:
     from csstdask.mock.recipe import Optics, Sky
     from csstdask.mock.scene import draw_scene
     from csstdask.mock.scene_psf import FixedPsf, InterpolatedPsf, Window
-    from csstdask.mock.stamps import cut
+    from csstdask.mock.stamps import cut_stamps
 
     instrument = load_instrument("csst")
     model, shape = PsfModel(Optics(), instrument), (1024, 1024)
@@ -150,7 +150,7 @@ def beside_galsim() -> dict[str, Any]:
     from csstdask.arrays.moments import adaptive_moments
 
     bright = np.argsort(chosen.flux)[-20:]
-    stamps = [cut(image, chosen.x[bright], chosen.y[bright], 48) for image in (ours, theirs.array)]
+    stamps = [cut_stamps(image, chosen.x[bright], chosen.y[bright], 48) for image in (ours, theirs.array)]
     sizes = [adaptive_moments(stamp.astype(float)).sigma for stamp in stamps]
     return {
         "objects": len(chosen),

@@ -19,8 +19,8 @@ from typing import Any
 from committed import load
 from environment import RESULTS, save
 
-from csstdask.evaluation.io import rounded
-from csstdask.evaluation.psf.evaluate import COUNTED, PARTS, PSFEX, PSFEX_SETTINGS, by_snr, evaluate_psf
+from csstdask.evaluation.io import round_floats
+from csstdask.evaluation.psf.evaluate import BOUND_OF, PARTS, PSFEX, PSFEX_SETTINGS, by_snr, evaluate_psf
 from csstdask.evaluation.psf.figures import draw_bands, draw_counts
 from csstdask.nn.models import find_card
 
@@ -58,12 +58,12 @@ def main() -> None:
             known = {detector for title, _, detector in peers if title == PARTS[part]} >= set(detectors)
             found = evaluate_psf(
                 to=Path(folder), recipes=STORES, parts=(part,), foreign=False, psfex=psfex and not known, beside=beside,
-                workers=WORKERS, announce=print, detectors=detectors,
+                workers=WORKERS, on_progress=print, detectors=detectors,
             )  # fmt: skip
             for title, units in found["recipes"].items():
                 for unit in units:
                     unit["methods"] |= peers.get((title, unit["exposure"], unit["detector"]), {})
-                results.setdefault(title, []).extend(rounded(units))
+                results.setdefault(title, []).extend(round_floats(units))
             asked.append([part, list(detectors)])
             if quick:
                 continue
@@ -76,7 +76,7 @@ def main() -> None:
             if part == "nodes":
                 draw_bands(results["psf-dataset2"], RESULTS / "psf-bands.png")
             if part == "snr":
-                draw_counts(by_snr(results), COUNTED, RESULTS / "psf-snr.png")
+                draw_counts(by_snr(results), BOUND_OF, RESULTS / "psf-snr.png")
 
 
 def _of_psfex(kept: dict[str, Any]) -> dict[tuple[str, int, int], dict[str, Any]]:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from environment import save
 
-from csstdask.evaluation.io import rounded
-from csstdask.evaluation.psf.evaluate import as_asked, measure_unit
+from csstdask.evaluation.io import round_floats
+from csstdask.evaluation.psf.evaluate import measure_unit, vary_snr
 from csstdask.mock.recipe import load_recipe
 from csstdask.nn.models import find_card
 from csstdask.pipeline.mock_survey import mock
@@ -34,14 +34,14 @@ def main() -> None:
                 None, kind="psfnet", name=f"psfnet-by-{labels}", campaigns=(str(stamps),), labels=labels,
                 start_from="psfnet", **SETTINGS,
             )  # fmt: skip
-            cards.append(str(train_psf(config, Path(folder) / labels, announce=print)))
-        _, judges = next(as_asked(load_recipe(STORES / "psf-newoptics.toml"), "newoptics"))
+            cards.append(str(train_psf(config, Path(folder) / labels, on_progress=print)))
+        _, judges = next(vary_snr(load_recipe(STORES / "psf-newoptics.toml"), "newoptics"))
         found = measure_unit(judges, 0, DETECTOR, model="default", psfex=True, beside=cards, fewer=False)
         default = find_card("psf", "default")
         save("psf_adaptation", {
             "settings": SETTINGS, "model": f"{default.name} {default.version}", "stars": found["n"],
-            "learnt": {Path(card).stem: rounded(find_card("psf", card).metrics) for card in cards},
-            "methods": rounded(found["methods"]),
+            "learnt": {Path(card).stem: round_floats(find_card("psf", card).metrics) for card in cards},
+            "methods": round_floats(found["methods"]),
         })  # fmt: skip
 
 

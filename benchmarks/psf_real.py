@@ -26,16 +26,16 @@ from environment import save
 from scipy.ndimage import map_coordinates
 from threadpoolctl import threadpool_limits
 
-from csstdask.arrays.background import measure
+from csstdask.arrays.background import estimate_background
 from csstdask.arrays.sources import measure_sources
-from csstdask.core.warnings import no_warnings
+from csstdask.core.warnings import suppress_warnings
 from csstdask.evaluation.baselines.piff import run_piff
-from csstdask.evaluation.io import rounded
+from csstdask.evaluation.io import round_floats
 from csstdask.instrument import load_instrument
-from csstdask.metrics.held_out_stars import beside_stars
-from csstdask.metrics.psf import Stars, errors_of, pulls_of
+from csstdask.metrics.held_out_stars import compare_with_stars
+from csstdask.metrics.psf import Stars, psf_errors, psf_pulls
 from csstdask.psf import reconstruct, select_stars
-from csstdask.psf.frame import stamps_of
+from csstdask.psf.frame import cut_star_stamps
 from csstdask.training.psf.psfex import psfex_at_stars, run_psfex
 
 #: Of PSFEx: BASIS_NUMBER and degree, for a frame's stars and for the grid's, of which there are more; of Piff, samples
@@ -58,7 +58,7 @@ def wircam(path: Path) -> tuple[Any, Any]:
     counts = fits.getdata(path, 1).astype(np.float32)
     mask = (counts == 0) | (counts > FULL)
     electrons = (counts - np.float32(bias)) * np.float32(gain)
-    mesh = measure(electrons, mask, box=BOX)
+    mesh = estimate_background(electrons, mask, box=BOX)
     height, noise = electrons - mesh.background_at(), mesh.noise_at().astype(np.float32)
     error = np.sqrt(noise**2 + np.maximum(height, 0)).astype(np.float32)
     sources = measure_sources(height, error, noise, mask)
@@ -67,7 +67,7 @@ def wircam(path: Path) -> tuple[Any, Any]:
     parts = []
     for chosen in (stars.fitted, stars.reserve):
         x, y = (sources[name][chosen] for name in ("x", "y"))
-        parts.append((*stamps_of(height, error, mask, x, y), x, y))
+        parts.append((*cut_star_stamps(height, error, mask, x, y), x, y))
     return parts[0], parts[1]
 
 
@@ -101,7 +101,7 @@ def methods(shape: tuple[int, int]) -> Iterator[tuple[str, dict[str, Any], Calla
 
 def judged(image: Any, asked: Any, bright: Any) -> dict[str, float]:
     """Return how PSFs stand beside stars in reserve, and beside the bright ones among them."""
-    found = beside_stars(image, *asked)
+    found = compare_with_stars(image, *asked)
     row = {"chi2": float(np.nanmedian(found["chi2"])), "chi2_bright": float(np.nanmedian(found["chi2"][bright]))}
     for name in ("size", "e1", "e2"):
         values = found[name][bright & np.isfinite(found[name])]
@@ -111,7 +111,7 @@ def judged(image: Any, asked: Any, bright: Any) -> dict[str, float]:
 
 def grid(path: Path) -> Stars:
     """Return stars drawn from STScI's grid of PSFs, on the chip of its lower rows."""
-    with no_warnings(), fits.open(path, ignore_missing_end=True) as hdus:
+    with suppress_warnings(), fits.open(path, ignore_missing_end=True) as hdus:
         header, psfs = hdus[0].header, np.asarray(hdus[0].data, dtype=float)
     columns = int(header["NXPSFS"])
     steps = (np.arange(psfs.shape[-1]) - psfs.shape[-1] // 2) / 4
@@ -178,7 +178,9 @@ def of_frame(path: Path) -> dict[str, Any]:
         start = time.perf_counter()
         image = make(given, asked)
         took = time.perf_counter() - start
-        bright = beside_stars(image, *asked)["snr"] > BRIGHT if bright is None else bright  # the same stars for all
+        bright = (
+            compare_with_stars(image, *asked)["snr"] > BRIGHT if bright is None else bright
+        )  # the same stars for all
         rows.append({"method": name, **settings, **judged(image, asked, bright), "seconds": took})
         print(path.name, rows[-1], flush=True)
     return {
@@ -196,7 +198,7 @@ def of_grid(path: Path) -> dict[str, Any]:
         stars.stamps, np.ones(DRAWN), stars.x, stars.y, error=stars.error, model="empirical", shape=stars.shape
     )
     took = time.perf_counter() - start
-    pull = pulls_of(found.image, found.sigma, stars.truth)
+    pull = psf_pulls(found.image, found.sigma, stars.truth)
     rows.append(_true_row("empirical", {}, found.image, stars, took) | {"pull_sd": float(pull.std())})
     for settings in OF_GRID:
         start = time.perf_counter()
@@ -206,7 +208,7 @@ def of_grid(path: Path) -> dict[str, Any]:
 
 
 def _true_row(name: str, settings: dict[str, Any], image: Any, stars: Stars, seconds: float) -> dict[str, Any]:
-    errors = errors_of(image, stars.truth)
+    errors = psf_errors(image, stars.truth)
     row = {"method": name, **settings, "psnr": float(errors["psnr"].mean()), "ssim": float(errors["ssim"].mean())}
     for what in ("size", "e1", "e2"):
         row |= {f"{what}_mean": float(np.nanmean(errors[what])), f"{what}_sd": float(np.nanstd(errors[what]))}
@@ -220,9 +222,9 @@ def main() -> None:
     folder = Path(sys.argv[1])
     with threadpool_limits(1):
         drawn = of_grid(next((folder / "stdpsf").glob("*.fits")))
-        save("psf_real", {"stdpsf": rounded(drawn), "wircam": []})
+        save("psf_real", {"stdpsf": round_floats(drawn), "wircam": []})
         frames = [of_frame(path) for path in sorted((folder / "cfht_wircam").glob("*.fits.fz"))]
-    save("psf_real", {"stdpsf": rounded(drawn), "wircam": rounded(frames)})
+    save("psf_real", {"stdpsf": round_floats(drawn), "wircam": round_floats(frames)})
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ from environment import save
 from threadpoolctl import threadpool_limits
 
 from csstdask.arrays.moments import adaptive_moments
-from csstdask.evaluation.io import rounded
-from csstdask.evaluation.psf.evaluate import PIFF, PSFEX_BEST, PSFEX_SETTINGS, SNR, as_asked, measure_stars
+from csstdask.evaluation.io import round_floats
+from csstdask.evaluation.psf.evaluate import PIFF, PSFEX_BEST, PSFEX_SETTINGS, SNR, measure_stars, vary_snr
 from csstdask.metrics.psf import Stars, draw_stars
 from csstdask.mock.recipe import load_recipe
 from csstdask.training.psf.psfex import run_psfex, sky_of
@@ -131,12 +131,15 @@ def moments(stars: Stars) -> dict[str, float]:
 
 
 def main() -> None:
-    _, recipe = next(as_asked(load_recipe(STORES / "psf-newoptics.toml"), "newoptics"))
+    _, recipe = next(vary_snr(load_recipe(STORES / "psf-newoptics.toml"), "newoptics"))
     stars = draw_stars(recipe, 0, DETECTOR)
     with threadpool_limits(1), tempfile.TemporaryDirectory() as folder:
         of_stamps = moments(stars)
         rows = by_process(stars, Path(folder), piff="--piff" in sys.argv)
-    save("psf_speed", {"detector": DETECTOR, "snr": SNR, "processes": rounded(rows), "moments": rounded(of_stamps)})
+    save(
+        "psf_speed",
+        {"detector": DETECTOR, "snr": SNR, "processes": round_floats(rows), "moments": round_floats(of_stamps)},
+    )
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from committed import load, table
 
-from csstdask.evaluation.psf.evaluate import COLOURS, COUNTED, MODEL, PSFEX, by_snr
-from csstdask.evaluation.psf.tables import known
+from csstdask.evaluation.psf.evaluate import ALL_STARS, BOUND_OF, COLOURS_KNOWN, PSFEX, by_snr
+from csstdask.evaluation.psf.tables import finite_values
 
 
 def psf() -> str:
@@ -55,7 +55,7 @@ def bands() -> str:
     units = {unit["band"]: unit["methods"] for unit in result["recipes"]["psf-dataset2"]}
     rows = []
     for band, published in PUBLISHED.items():
-        ours, peer = units[band][MODEL], units[band][PSFEX]
+        ours, peer = units[band][ALL_STARS], units[band][PSFEX]
         rows.append(
             [
                 band, *(f"{row['psnr']['mean']:.1f}" for row in (ours, peer)), f"{published:.1f}",
@@ -74,7 +74,7 @@ def centres() -> str:
     """Tell band by band where centres of PSFs come to lie, and how sizes follow the colour of stars."""
     rows = []
     for unit in load("psf")["recipes"]["psf-dataset2"]:
-        ours, coloured = (unit["methods"][method] for method in (MODEL, COLOURS))
+        ours, coloured = (unit["methods"][method] for method in (ALL_STARS, COLOURS_KNOWN))
         off = [f"{1e3 * ours[axis]['mean']:+.1f} ± {1e3 * ours[axis]['sd']:.1f}" for axis in "xy"]
         rows.append([unit["band"], *off, *(f"{1e3 * row['size']['per_dex']:+.1f}" for row in (ours, coloured))])
     head = [
@@ -88,7 +88,7 @@ def counts() -> str:
     """Tell how far PSFs are off by S/N and number of stars, and what would be at best."""
     rows = []
     for told, unit in by_snr(load("psf")["recipes"]).items():
-        for method, at_best in COUNTED.items():
+        for method, at_best in BOUND_OF.items():
             found, bound = unit["methods"][method], unit["methods"][at_best]
             psnr, size = (
                 [one[name][what] for one in (found, bound)] for name, what in (("psnr", "mean"), ("size", "sd"))
@@ -105,7 +105,7 @@ def reserve() -> str:
             if ", S/N" in recipe or not (found := unit.get("reserve")):
                 continue
             bent = max(found["e1"]["sd"], found["e2"]["sd"])
-            rho = max(abs(one) for name in ("rho1", "rho2") for one in known(found["rho"][name]))
+            rho = max(abs(one) for name in ("rho1", "rho2") for one in finite_values(found["rho"][name]))
             rows.append(
                 [
                     recipe, unit["band"], str(found["n"]), f"{found['chi2']:.3f}", f"{found['size']['mean']:+.4f}",
@@ -121,7 +121,7 @@ def adaptation() -> str:
     result = load("psf_adaptation")
     rows = [
         [
-            f"`{result['model']}`" if method == MODEL else method, f"{row['psnr']['mean']:.1f}",
+            f"`{result['model']}`" if method == ALL_STARS else method, f"{row['psnr']['mean']:.1f}",
             *(f"{row[name]['median']:+.4f} ± {row[name]['sd']:.4f}" for name in ("size", "e1", "e2")),
         ]
         for method, row in result["methods"].items()

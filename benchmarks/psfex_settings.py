@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from environment import save
 
-from csstdask.evaluation.io import rounded
+from csstdask.evaluation.io import round_floats
 from csstdask.evaluation.psf.evaluate import SNR
-from csstdask.metrics.psf import draw_stars, errors_of
+from csstdask.metrics.psf import draw_stars, psf_errors
 from csstdask.mock.recipe import load_recipe
 from csstdask.training.psf.psfex import psfex_at_stars
 
@@ -35,7 +35,7 @@ def main() -> None:
         settings = {"basis_number": number, "accuracy": accuracy, "degree": degree}
         image = psfex_at_stars(stars.stamps, stars.mask, stars.x, stars.y, **settings)
         took = time.perf_counter() - start
-        errors = errors_of(image, stars.truth)
+        errors = psf_errors(image, stars.truth)
         rows.append({
             **settings, "seconds": took,
             "psnr": float(errors["psnr"].mean()),
@@ -43,7 +43,7 @@ def main() -> None:
                for name in ("size", "e1", "e2") for what in ("mean", "std")},
         })  # fmt: skip
         print(rows[-1], flush=True)
-    save("psfex_settings", {"recipe": recipe.name, "detector": DETECTOR, "snr": SNR, "rows": rounded(rows)})
+    save("psfex_settings", {"recipe": recipe.name, "detector": DETECTOR, "snr": SNR, "rows": round_floats(rows)})
 
 
 if __name__ == "__main__":

@@ -46,28 +46,28 @@ def tracks(shape: tuple[int, int], rng: np.random.Generator) -> npt.NDArray[np.b
 def compare(campaign: Path, plan: Plan) -> list[dict[str, Any]]:
     """Return how far repaired pixels of stars are from what they had measured."""
     unit, row, column = next(plan.units())
-    facts = plan.campaign.facts(unit.exposure, unit.detector)
+    metadata = plan.campaign.metadata(unit.exposure, unit.detector)
 
     def opened() -> Frame:
         return Frame(
-            facts, plan.campaign.instrument, plan.campaign.units,
+            metadata, plan.campaign.instrument, plan.campaign.units,
             lambda name: read_unit_pixels(campaign, row, column, name), lambda _: np.empty(0),
             lambda: read_header(campaign, row, column),
         )  # fmt: skip
 
     frame = opened()
     for name in ("background", "detect"):
-        frame.keep(STEPS[name].body(frame, plan.config).arrays)
+        frame.add_results(STEPS[name].body(frame, plan.config).arrays)
     hit = frame.product("cr_mask")
     ours = tracks(hit.shape, np.random.default_rng(SEED)) & ~hit & ~frame.ignore
     products = {name: frame.product(name) for name in ("background", "noise")} | {"cr_mask": hit | ours}
     frame = opened()
-    frame.keep(products)
+    frame.add_results(products)
     fitted = STEPS["psf"].body(frame, plan.config)
     found = {}
     for method, by_psf in (("frame's PSF", True), ("median", False)):
         frame = opened()
-        frame.keep(products | fitted.arrays, fitted.tables, fitted.files)
+        frame.add_results(products | fitted.arrays, fitted.tables, fitted.files)
         config = plan.config.model_copy(update={"repair": plan.config.repair.model_copy(update={"psf": by_psf})})
         found[method] = STEPS["repair"].body(frame, config).arrays
     of_stars = ours & (found["frame's PSF"]["repair"] != found["median"]["repair"])

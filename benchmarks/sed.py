@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from environment import RESULTS, environment, save
 
-from csstdask.evaluation.sed.evaluate import PARTS, evaluate_sed, table
+from csstdask.evaluation.sed.evaluate import PARTS, evaluate_sed, summary_lines
 from csstdask.flux.sed import predict_normalised
-from csstdask.flux.spectra import InputSpectra, input_spectra
+from csstdask.flux.spectra import NormalisedSpectra, normalise_spectra
 from csstdask.nn.models import find_card
 
 #: Spectra of one measurement, and measurements of which the best counts.
@@ -31,7 +31,7 @@ def speed() -> dict[str, Any]:
     """SEDs/s of normalised spectra on the same cores in the same run, turn by turn."""
     rng = np.random.default_rng(1)
     error = np.full((SPECTRA, 2238), 0.03, dtype=np.float32)
-    spectra = InputSpectra((1 + error * rng.normal(size=error.shape)).astype(np.float32), error)
+    spectra = NormalisedSpectra((1 + error * rng.normal(size=error.shape)).astype(np.float32), error)
     fwhm = np.tile(np.array([2.0, 3.5], dtype=np.float32), (SPECTRA, 1))
     rows = []
     for threads in THREADS:
@@ -46,7 +46,7 @@ def speed() -> dict[str, Any]:
     wave = np.arange(3900.0, 7100.0, 0.8)
     flux = 1 + 0.03 * rng.normal(size=(512, len(wave)))
     start = time.perf_counter()
-    input_spectra(wave, flux, np.full(flux.shape, 0.03))
+    normalise_spectra(wave, flux, np.full(flux.shape, 0.03))
     return {"spectra": SPECTRA, "rows": rows, "resampled_per_s": round(512 / (time.perf_counter() - start))}
 
 
@@ -59,8 +59,8 @@ def main() -> None:
         result = json.loads((RESULTS / "sed.json").read_text())
         result["speed"] = speed() | {"environment": environment()}
     else:
-        result = evaluate_sed(arguments.spectra, RESULTS, parts=PARTS, announce=print)
-        print("\n".join(table(result)))
+        result = evaluate_sed(arguments.spectra, RESULTS, parts=PARTS, on_progress=print)
+        print("\n".join(summary_lines(result)))
         result["speed"] = speed()
     result.pop("environment", None)
     save("sed", result)

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from environment import RESULTS, environment, save
 
-from csstdask.evaluation.io import rounded
-from csstdask.evaluation.zeropoint.evaluate import evaluate_zeropoint, table
+from csstdask.evaluation.io import round_floats
+from csstdask.evaluation.zeropoint.evaluate import evaluate_zeropoint, format_results
 from csstdask.evaluation.zeropoint.latency import latencies
 from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network
@@ -32,16 +32,18 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.evaluate:
         with tempfile.TemporaryDirectory() as folder:
-            found = evaluate_zeropoint(Path(folder), announce=print)
-        print("\n".join(table(found)))
+            found = evaluate_zeropoint(Path(folder), on_progress=print)
+        print("\n".join(format_results(found)))
         path = RESULTS / "zeropoint_evaluation.json"
-        path.write_text(json.dumps(rounded({"environment": environment(), **found}), indent=1, allow_nan=False) + "\n")
+        path.write_text(
+            json.dumps(round_floats({"environment": environment(), **found}), indent=1, allow_nan=False) + "\n"
+        )
     networks = {
         name: load_network(find_card("zeropoint", name), build_network, torch.device("cpu"))
         for name in ("zeropoint", "azprc")
     }
     surveys = load_surveys("zeropoint", EXPOSURES, memory=networks["zeropoint"].memory, image=False)
-    save("zeropoint", rounded(latencies(surveys, networks["zeropoint"], networks["azprc"])))
+    save("zeropoint", round_floats(latencies(surveys, networks["zeropoint"], networks["azprc"])))
 
 
 if __name__ == "__main__":

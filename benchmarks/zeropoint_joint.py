@@ -283,29 +283,29 @@ def compare(path: Path) -> dict[str, Any]:
 
     from csstdask.zeropoint import joint
     from csstdask.zeropoint.joint_graph import exposure_components
-    from csstdask.zeropoint.joint_linear import factor, solve_iteratively
-    from csstdask.zeropoint.joint_normal import overlaps, precision_matrix, star_equations
-    from csstdask.zeropoint.joint_observations import star_rows
+    from csstdask.zeropoint.joint_linear import factorise, solve_iteratively
+    from csstdask.zeropoint.joint_normal import find_overlaps, precision_matrix, star_equations
+    from csstdask.zeropoint.joint_observations import group_by_star
     from csstdask.zeropoint.joint_robust import Loss, measurement_precision
 
     compile_kernels()
     seen, known, variance = observations(path, False)
     exposure, detector, epoch = read(path, "exposure", "detector", "epoch")
     _, prior = joint.unit_terms(exposure, detector, epoch, None, None, joint.JointSettings())
-    rows = star_rows(seen.unit, seen.star, seen.magnitude, seen.variance, known, variance)
+    rows = group_by_star(seen.unit, seen.star, seen.magnitude, seen.variance, known, variance)
     u = prior.n_units
     precision = measurement_precision(rows, np.zeros(u), scatter=0.001, scale=1.0, loss=Loss.SQUARE)
     components = exposure_components(rows, precision, prior.exposure, prior.n_exposures)
     times = {}
     start = time.process_time()
-    pairs = overlaps(rows, u)
+    pairs = find_overlaps(rows, u)
     equations = star_equations(rows, precision, pairs)
     matrix = precision_matrix(equations, pairs, prior, components.free)
     vector = np.zeros(matrix.shape[0])
     vector[:u] = equations.vector
     made = time.process_time() - start
     start = time.process_time()
-    factors = factor(matrix)
+    factors = factorise(matrix)
     direct = factors.solve(vector)
     times["normal_equations_factored"] = made + time.process_time() - start
     start = time.process_time()

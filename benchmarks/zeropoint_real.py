@@ -18,13 +18,13 @@ import numpy as np
 from astropy.table import Table
 from environment import save
 
-from csstdask.evaluation.io import rounded
+from csstdask.evaluation.io import round_floats
 from csstdask.numerics.robust import mad_scale
 from csstdask.pipeline.ingest import ingest
 from csstdask.pipeline.run import run
 from csstdask.store.tables import read_table
-from csstdask.zeropoint.fit import bootstrap_sigma, fit_stars
-from csstdask.zeropoint.match import match_sources
+from csstdask.zeropoint.fit_stars import bootstrap_sigma, fit_stars
+from csstdask.zeropoint.matching import match_sources
 from csstdask.zeropoint.photometry import instrumental_magnitude
 
 LCO = "banzai/cpt1m012-fa06-20200113-0102-matched-cat.fits"
@@ -111,7 +111,7 @@ def wircam_epochs(folder: Path) -> dict[str, Any]:
 def main() -> None:
     folder = Path(sys.argv[1])
     result = {"lco": lco_bands(folder / LCO), "wircam": wircam_epochs(folder / "cfht_wircam")}
-    save("zeropoint_real", rounded(result))
+    save("zeropoint_real", round_floats(result))
 
 
 if __name__ == "__main__":

@@ -17,21 +17,21 @@ from astropy.coordinates import Angle, SkyCoord
 from threadpoolctl import threadpool_limits
 
 from csstdask.core.errors import InputError
-from csstdask.core.settings import validated
+from csstdask.core.settings import validate_settings
 from csstdask.flux.flat import Flat
 from csstdask.instrument import Instrument, pixel_of, validate_instrument
 from csstdask.pipeline.calibrations import current_flat
 from csstdask.pipeline.config import RunConfig, load_config
 from csstdask.pipeline.frame import Frame
-from csstdask.pipeline.status import plan_of_run
+from csstdask.pipeline.source_tables import SourceTables
+from csstdask.pipeline.status import load_plan
 from csstdask.pipeline.step import Step
 from csstdask.pipeline.steps import apply_steps
 from csstdask.pipeline.steps.detect import DETECT
 from csstdask.pipeline.steps.psf import PSF
 from csstdask.pipeline.steps.repair import REPAIR
-from csstdask.pipeline.tables import SourceTables
-from csstdask.psf.field import between_nodes, on_unit
-from csstdask.store.campaign import UnitFacts
+from csstdask.psf.field import interpolate_nodes, to_unit_square
+from csstdask.store.campaign import UnitMetadata
 from csstdask.store.fits_backend import CsstBackend
 from csstdask.store.schema import NO_TIME
 from csstdask.store.sky_index import sky_coordinates, units_near, wcs_of
@@ -69,10 +69,10 @@ def _unit_products(
     if not np.isfinite(sci).any():
         return sci if repair else np.zeros(sci.shape, dtype=bool)
     number = (float(exptime), NO_TIME, float(gain), float(read_noise))
-    facts = UnitFacts("", int(detector), words[int(kind)], words[int(band)], *number, "")
+    metadata = UnitMetadata("", int(detector), words[int(kind)], words[int(band)], *number, "")
     planes = {"sci": sci, "wht": wht, "flag": flag}
-    frame = Frame(facts, instrument, units, lambda name: planes[name].copy(), lambda name: planes[name])
-    if facts.kind not in DETECT.kinds:  # a run does not process such frames
+    frame = Frame(metadata, instrument, units, lambda name: planes[name].copy(), lambda name: planes[name])
+    if metadata.kind not in DETECT.kinds:  # a run does not process such frames
         return sci if repair else np.zeros(sci.shape, dtype=bool)
     apply_steps(frame, [REPAIR.name if repair else DETECT.name], config, _alone_if_solving)
     hit = frame.product("cr_mask")
@@ -96,7 +96,7 @@ def _settings(config: Settings) -> RunConfig:
     """Return settings from what a caller gives: a RunConfig, a dict, the path of a TOML file, or None."""
     if config is None or isinstance(config, str | Path):
         return load_config(None if config is None else Path(config))
-    return config if isinstance(config, RunConfig) else validated(RunConfig, config, "config", "valid settings")
+    return config if isinstance(config, RunConfig) else validate_settings(RunConfig, config, "config", "valid settings")
 
 
 @xr.register_dataset_accessor("csst")
@@ -246,10 +246,10 @@ class CsstAccessor:
         across, down = (np.atleast_1d(np.asarray(place, dtype=np.float64)) for place in (x, y))
         # Of the whole detector, of which this may be a cut-out: nodes are equal parts of it apart.
         ny, nx = (float(data[name][1] - data[name][0]) * data.sizes[name] for name in ("y_psf", "x_psf"))
-        u, v = on_unit(across, down, (round(ny), round(nx)))
+        u, v = to_unit_square(across, down, (round(ny), round(nx)))
         if (np.abs(np.concatenate([u, v])) > 1).any():
             raise ValueError(f"x, y: found a place off the detector; wanted 0 to {round(nx) - 1} and {round(ny) - 1}")
-        image = between_nodes(images, u, v)
+        image = interpolate_nodes(images, u, v)
         return xr.DataArray(image, dims=("place", "v", "u"), coords={"x": ("place", across), "y": ("place", down)})
 
     def flat(self, detector: int | None = None) -> Flat:
@@ -276,7 +276,7 @@ class CsstAccessor:
             raise InputError("dataset", "no flat", "a run with the reduction flat (--steps flat)")
         number = int(_one_detector(data, detector)["detector"].values.ravel()[0])
         root = Path(data.attrs["path"])
-        flat = current_flat(root, number, plan_of_run(root, data.attrs["campaign_path"]))
+        flat = current_flat(root, number, load_plan(root, data.attrs["campaign_path"]))
         if flat is None:
             raise InputError(f"detector {number}", "no finished flat", "a slitless detector (csstdask status says why)")
         return flat
@@ -325,7 +325,7 @@ class CsstAccessor:
             Rows of the units whose source table is done, fluxes in electron s-1. ``mag`` (AB) is of the Kron ``flux``,
             ``mag_aperture`` of ``flux_aperture`` corrected to the total light of a star; their errors include that of
             the zero point. NaN where the zero points of the run are not done for its present units. See
-            `csstdask.pipeline.tables.read_sources`.
+            `csstdask.pipeline.source_tables.read_sources`.
 
         Raises
         ------
@@ -338,7 +338,7 @@ class CsstAccessor:
         some = data if exposure is None else _one_exposure(data, exposure)
         some = some if detector is None else _one_detector(some, detector)
         root = Path(data.attrs["path"])
-        table = SourceTables(root, plan_of_run(root, data.attrs["campaign_path"]))
+        table = SourceTables(root, load_plan(root, data.attrs["campaign_path"]))
         units = [
             (str(name), int(one))
             for name in np.atleast_1d(some["exposure"].values)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from csstdask.flux.predicted import PredictedLight
+from csstdask.flux.predicted_spectra import PredictedSpectra
 from csstdask.instrument import load_instrument
 from csstdask.instrument.dispersion import dispersion_of, nominal_sensitivity
 from csstdask.numerics.spectral import interpolate_spectrum
@@ -23,7 +23,7 @@ class Scene:
     error: np.ndarray
     dispersion: object
     zeroth: object
-    predicted: PredictedLight
+    predicted: PredictedSpectra
     x: np.ndarray
     y: np.ndarray
 
@@ -88,7 +88,7 @@ def render(x, y, seds, *, band="GV", shape=(400, 900), exptime=150.0, flat=None,
     else:
         total = rng.poisson(light + sky) + rng.normal(0, read_noise, shape)
         height, error = total - sky, np.sqrt(np.maximum(total, 0) + read_noise**2)
-    predicted = PredictedLight(
+    predicted = PredictedSpectra(
         grid, seds, lambda at: nominal_sensitivity(INSTRUMENT, detector, at), exptime,
         lambda at: nominal_sensitivity(INSTRUMENT, detector, at, 0),
     )  # fmt: skip

@@ -19,7 +19,7 @@ import csstdask
 from csstdask.core.optional import install_hint
 from csstdask.engine.work_units import parse_selection
 from csstdask.nn.models import DEFAULTS, all_cards
-from csstdask.pipeline.config import RunConfig, as_toml, load_config
+from csstdask.pipeline.config import RunConfig, load_config, to_toml
 from csstdask.pipeline.export import export
 
 
@@ -95,7 +95,7 @@ def test_changed_settings_come_back():
             "engine": {"device": "cpu"},
         }
     )
-    assert RunConfig.model_validate(tomllib.loads(as_toml(config))) == config
+    assert RunConfig.model_validate(tomllib.loads(to_toml(config))) == config
 
 
 def test_the_settings_of_a_run(product, tmp_path):

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.containers import Content, read
-from csstdask.arrays.namespace import Door, namespace_of, open_door, to_host
+from csstdask.arrays.containers import ContainerContent, read_container
+from csstdask.arrays.namespace import ArrayAdapter, array_adapter, namespace_of, to_host
 
 ELECTRON = "electron"
 
 
 @dataclass(frozen=True)
-class Given:
+class InputArrays:
     """What a caller has given, as kernels take it: NumPy, or CuPy where the data is on a GPU."""
 
-    door: Door
+    adapter: ArrayAdapter
     """The way back to the caller's kind of array."""
     data: Any
     """Native floats, C-ordered. It may share memory with the caller's array: never write to it."""
@@ -32,7 +32,7 @@ class Given:
     """A new bool array: masked by any of the arguments, or not finite."""
 
 
-def adapt(data: Any, error: Any = None, mask: Any = None, *, stamps: bool = False) -> Given:
+def adapt(data: Any, error: Any = None, mask: Any = None, *, stamps: bool = False) -> InputArrays:
     """Take a caller's arrays.
 
     Parameters
@@ -57,28 +57,28 @@ def adapt(data: Any, error: Any = None, mask: Any = None, *, stamps: bool = Fals
         If a unit does not convert, or a container carries something that would be lost.
     """
     name = "stamps" if stamps else "data"
-    content = read(data, name)
+    content = read_container(data, name)
     if not stamps:
         content = content.to(ELECTRON, name)
-    door = open_door(content.values, stamps=stamps)
-    frame = door.take(content.values)
-    frame = frame if frame.dtype == door.dtype else frame.astype(door.dtype)
+    adapter = array_adapter(content.values, stamps=stamps)
+    frame = adapter.to_internal(content.values)
+    frame = frame if frame.dtype == adapter.dtype else frame.astype(adapter.dtype)
     ignore = ~namespace_of(frame).isfinite(frame)
     if content.mask is not None:
-        ignore |= take_mask(door, content.mask, frame.shape, f"{name}.mask")
+        ignore |= convert_mask(adapter, content.mask, frame.shape, f"{name}.mask")
     if mask is not None:
-        ignore |= take_mask(door, mask, frame.shape)
+        ignore |= convert_mask(adapter, mask, frame.shape)
     sigma = None
     if error is not None:
-        sigma, unknown = _take_error(door, error, frame.shape, content, stamps=stamps)
+        sigma, unknown = _take_error(adapter, error, frame.shape, content, stamps=stamps)
         if unknown is not None:
             ignore |= unknown
     elif content.sigma is not None:
-        sigma = _in_shape(door.take(content.sigma, np.float32), frame.shape, f"{name}.uncertainty")
-    return Given(door, frame, sigma, ignore)
+        sigma = _in_shape(adapter.to_internal(content.sigma, np.float32), frame.shape, f"{name}.uncertainty")
+    return InputArrays(adapter, frame, sigma, ignore)
 
 
-def take_mask(door: Door, mask: Any, shape: tuple[int, ...], name: str = "mask") -> Any:
+def convert_mask(adapter: ArrayAdapter, mask: Any, shape: tuple[int, ...], name: str = "mask") -> Any:
     """Return a mask as bool: booleans, or integers 0 and 1. Elements that are masked themselves count as True.
 
     Raises
@@ -89,11 +89,11 @@ def take_mask(door: Door, mask: Any, shape: tuple[int, ...], name: str = "mask")
         If it has a unit.
     """
     if mask is np.ma.nomask or mask is False:
-        return namespace_of_door(door).zeros(shape, dtype=bool)
-    content = read(mask, name)
+        return namespace_of_adapter(adapter).zeros(shape, dtype=bool)
+    content = read_container(mask, name)
     if content.unit is not None and str(content.unit):
         raise TypeError(f"{name}: found an array in {content.unit}; wanted booleans without a unit")
-    taken = door.take(content.values)
+    taken = adapter.to_internal(content.values)
     if taken.dtype.kind in "iu" and bool(((taken != 0) & (taken != 1)).any()):
         raise ValueError(f"{name}: found integers other than 0 and 1; wanted booleans (of flags: (flags & bits) != 0)")
     if taken.dtype.kind not in "biu":
@@ -101,10 +101,10 @@ def take_mask(door: Door, mask: Any, shape: tuple[int, ...], name: str = "mask")
             f"{name}: found {taken.dtype} values; wanted booleans (of probabilities: probability >= threshold)"
         )
     taken = _in_shape(taken.astype(bool), shape, name)
-    return taken if content.mask is None else taken | take_mask(door, content.mask, shape, f"{name}.mask")
+    return taken if content.mask is None else taken | convert_mask(adapter, content.mask, shape, f"{name}.mask")
 
 
-def take_column(values: Any, name: str, unit: str | None = None) -> npt.NDArray[np.float64]:
+def convert_column(values: Any, name: str, unit: str | None = None) -> npt.NDArray[np.float64]:
     """Return a column of numbers on the host; masked elements are NaN.
 
     Parameters
@@ -121,7 +121,7 @@ def take_column(values: Any, name: str, unit: str | None = None) -> npt.NDArray[
     TypeError
         If its unit does not convert.
     """
-    content = read(values, name)
+    content = read_container(values, name)
     if unit is not None:
         content = content.to(unit, name)
     plain = content.values
@@ -131,18 +131,20 @@ def take_column(values: Any, name: str, unit: str | None = None) -> npt.NDArray[
     return column
 
 
-def namespace_of_door(door: Door) -> Any:
+def namespace_of_adapter(adapter: ArrayAdapter) -> Any:
     """Return the module, NumPy or CuPy, that kernels use for a caller's arrays."""
-    if door.on_gpu:
+    if adapter.on_gpu:
         import cupy  # noqa: PLC0415
 
         return cupy
     return np
 
 
-def _take_error(door: Door, error: Any, shape: tuple[int, ...], data: Content, *, stamps: bool) -> tuple[Any, Any]:
+def _take_error(
+    adapter: ArrayAdapter, error: Any, shape: tuple[int, ...], data: ContainerContent, *, stamps: bool
+) -> tuple[Any, Any]:
     """Return errors as float32, and where they are masked (None: nowhere)."""
-    content = read(error, "error")
+    content = read_container(error, "error")
     dtype = str(getattr(content.values, "dtype", ""))
     if dtype.endswith("bool"):
         raise ValueError("error: found booleans; wanted 1 sigma [e-] (the mask is the next argument: mask=...)")
@@ -153,8 +155,8 @@ def _take_error(door: Door, error: Any, shape: tuple[int, ...], data: Content, *
         raise TypeError(f"error: found the unit {content.unit}, but stamps without one; wanted both in one unit")
     if unit is not None and content.unit is None and data.unit is not None:
         content = replace(content, unit=data.unit)  # a plain array is in the unit of the data
-    sigma = door.take(content.values if unit is None else content.to(unit, "error").values, np.float32)
-    unknown = None if content.mask is None else take_mask(door, content.mask, shape, "error.mask")
+    sigma = adapter.to_internal(content.values if unit is None else content.to(unit, "error").values, np.float32)
+    unknown = None if content.mask is None else convert_mask(adapter, content.mask, shape, "error.mask")
     return _in_shape(sigma, shape, "error"), unknown
 
 

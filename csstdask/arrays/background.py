@@ -43,7 +43,7 @@ def _edges(length: int, boxes: int) -> list[int]:
     return [round(index * length / boxes) for index in range(boxes + 1)]
 
 
-def measure(data: Any, mask: Any = None, *, box: int = 128) -> Mesh:
+def estimate_background(data: Any, mask: Any = None, *, box: int = 128) -> Mesh:
     """Measure background and noise on a mesh.
 
     Parameters

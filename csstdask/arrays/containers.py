@@ -1,8 +1,8 @@
 """What a caller's array container carries besides numbers: a mask, a unit, an uncertainty.
 
 NumPy would drop all three when it makes a plain array of a masked array, an astropy ``Quantity``, ``CCDData`` or an
-xarray ``DataArray``. `read` takes them apart instead. Containers are recognised by the module and name of their class,
-so neither astropy's ``nddata`` nor xarray is imported unless the caller has done so.
+xarray ``DataArray``. `read_container` takes them apart instead. Containers are recognised by the module and name of
+their class, so neither astropy's ``nddata`` nor xarray is imported unless the caller has done so.
 
 =============================================  =====================================================================
 container                                      what is read
@@ -37,7 +37,7 @@ _CURES = {
 
 
 @dataclass(frozen=True)
-class Content:
+class ContainerContent:
     """An array taken apart."""
 
     values: Any
@@ -49,7 +49,7 @@ class Content:
     unit: Any = None
     """An astropy unit, or None if the container states none."""
 
-    def to(self, unit: str | Any, name: str) -> Content:
+    def to(self, unit: str | Any, name: str) -> ContainerContent:
         """Return the content in a unit; without a unit it is taken to be in that one.
 
         Raises
@@ -59,14 +59,14 @@ class Content:
         """
         if self.unit is None:
             return self
-        scale = scale_of(self.unit, unit, name)
+        scale = conversion_factor(self.unit, unit, name)
         if scale == 1:
             return self
         values, sigma = (None if part is None else _scaled(part, scale) for part in (self.values, self.sigma))
         return replace(self, values=values, sigma=sigma)
 
 
-def read(array: Any, name: str) -> Content:
+def read_container(array: Any, name: str) -> ContainerContent:
     """Return what a container holds; of a plain array, the array itself.
 
     Parameters
@@ -82,34 +82,34 @@ def read(array: Any, name: str) -> Content:
         If something would be lost. The message says what to pass instead.
     """
     if kind_of(array) in ("torch", "cupy"):
-        return Content(array)
+        return ContainerContent(array)
     if isinstance(array, list | tuple):
-        return _stacked(array, name) if any(map(_carries, array)) else Content(_plain(array, name))
+        return _stacked(array, name) if any(map(_carries, array)) else ContainerContent(_plain(array, name))
     names = {(kind.__module__, kind.__name__) for kind in type(array).__mro__}
     if isinstance(array, np.ma.MaskedArray):
         unit = _unit_of(getattr(array, "unit", None), name)
         mask = None if array.mask is np.ma.nomask else np.ma.getmaskarray(array)
-        return Content(np.ma.getdata(array, subok=False), mask, unit=unit)
+        return ContainerContent(np.ma.getdata(array, subok=False), mask, unit=unit)
     if _is(names, "astropy.utils.masked", "Masked"):
-        inner = read(array.unmasked, name)
+        inner = read_container(array.unmasked, name)
         return replace(inner, mask=np.asarray(array.mask))
     if _is(names, "astropy.nddata", "NDDataBase"):
         return _nddata(array, name)
     if _is(names, "astropy.nddata", "NDUncertainty"):
         sigma, unit = _uncertainty(array, name)
-        return Content(sigma, unit=unit)
+        return ContainerContent(sigma, unit=unit)
     if isinstance(array, np.ndarray):  # a Quantity or a table column among them
         if _is(names, "unyt", "unyt_array"):
             _refuse(name)
-        return Content(array.view(np.ndarray), unit=_unit_of(getattr(array, "unit", None), name))
+        return ContainerContent(array.view(np.ndarray), unit=_unit_of(getattr(array, "unit", None), name))
     if _is(names, "xarray", "DataArray") or _is(names, "pandas", "NDFrame"):
         return _labelled(array, name)
     if any(hasattr(array, one) for one in ("magnitude", "units", "unit")):
         _refuse(name)
-    return Content(_plain(array, name))
+    return ContainerContent(_plain(array, name))
 
 
-def scale_of(unit: Any, wanted: str | Any, name: str) -> float:
+def conversion_factor(unit: Any, wanted: str | Any, name: str) -> float:
     """Return the factor from one unit to another; TypeError, with what to do, if there is none."""
     from astropy import units as u  # noqa: PLC0415  whoever states a unit has it already
 
@@ -174,13 +174,17 @@ def _unit_of(stated: Any, name: str) -> Any:
         raise TypeError(f"{name}: found units {stated!r}, which are not understood; wanted 'electron'") from None
 
 
-def _labelled(array: Any, name: str) -> Content:
+def _labelled(array: Any, name: str) -> ContainerContent:
     """Read an array of xarray or pandas."""
     dims = [one for one in getattr(array, "dims", ()) if one in ("y", "x")]
     if dims == ["x", "y"]:
         raise TypeError(f"{name}: found dimensions {array.dims}; wanted y before x: array.transpose(..., 'y', 'x')")
     inner = getattr(array, "data", None)  # the array inside a DataArray, which may have units too
-    content = read(inner, name) if kind_of(inner) == "cupy" or _carries_unit(inner) else Content(_plain(array, name))
+    content = (
+        read_container(inner, name)
+        if kind_of(inner) == "cupy" or _carries_unit(inner)
+        else ContainerContent(_plain(array, name))
+    )
     stated = getattr(array, "attrs", {}).get("units")
     return content if content.unit is not None else replace(content, unit=_unit_of(stated, name))
 
@@ -189,21 +193,21 @@ def _carries_unit(array: Any) -> bool:
     return any(hasattr(array, one) for one in ("unit", "units", "unmasked"))
 
 
-def _nddata(array: Any, name: str) -> Content:
+def _nddata(array: Any, name: str) -> ContainerContent:
     """Read an NDData: its uncertainty in the unit of its values."""
-    inner = read(array.data, name)
+    inner = read_container(array.data, name)
     unit = array.unit if array.unit is not None else inner.unit
     sigma = None
     if array.uncertainty is not None and array.uncertainty.array is not None:
         sigma, of_sigma = _uncertainty(array.uncertainty, f"{name}.uncertainty")
         if of_sigma is not None and unit is not None:
-            sigma = _scaled(sigma, scale_of(of_sigma, unit, f"{name}.uncertainty"))
+            sigma = _scaled(sigma, conversion_factor(of_sigma, unit, f"{name}.uncertainty"))
     mask = inner.mask if array.mask is None else np.asarray(array.mask)
     if sigma is not None and np.isinf(sigma).any():  # a weight of 0: not usable
         mask = np.isinf(sigma) if mask is None else np.asarray(mask, dtype=bool) | np.isinf(sigma)
     if mask is not None and mask.shape != np.shape(inner.values):
         mask = np.broadcast_to(mask, np.shape(inner.values))
-    return Content(inner.values, mask, sigma, unit)
+    return ContainerContent(inner.values, mask, sigma, unit)
 
 
 def _uncertainty(uncertainty: Any, name: str) -> tuple[Any, Any]:
@@ -223,9 +227,9 @@ def _uncertainty(uncertainty: Any, name: str) -> tuple[Any, Any]:
     return values, None if unit is None else unit**power
 
 
-def _stacked(arrays: Any, name: str) -> Content:
+def _stacked(arrays: Any, name: str) -> ContainerContent:
     """Read a list of containers, and stack what they hold in the unit of the first."""
-    parts = [read(one, f"{name}[{index}]") for index, one in enumerate(arrays)]
+    parts = [read_container(one, f"{name}[{index}]") for index, one in enumerate(arrays)]
     unit = parts[0].unit
     if any((part.unit is None) != (unit is None) for part in parts):
         raise TypeError(f"{name}: found elements with and without a unit; wanted all in one unit")
@@ -239,7 +243,7 @@ def _stacked(arrays: Any, name: str) -> Content:
         )
     if all(part.sigma is not None for part in parts):
         sigma = np.stack([np.asarray(part.sigma) for part in parts])
-    return Content(values, mask, sigma, unit)
+    return ContainerContent(values, mask, sigma, unit)
 
 
 def _on_host(array: Any) -> Any:

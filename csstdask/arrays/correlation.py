@@ -46,7 +46,7 @@ _RATIO = (3 - 4 * _RHO + _RHO**4) / (1 - _RHO)
 
 
 @dataclass(frozen=True)
-class Correlation:
+class NoiseCorrelation:
     """Of neighbouring pixels, along each axis; 0 where it could not be measured."""
 
     x: float = 0.0
@@ -71,7 +71,7 @@ class Correlation:
         return float(np.sqrt(max(factor, 1.0)))
 
 
-def noise_correlation(data: Any, mask: Any, mesh: Mesh) -> Correlation:
+def noise_correlation(data: Any, mask: Any, mesh: Mesh) -> NoiseCorrelation:
     """Measure the correlation of the sky noise of a frame.
 
     Parameters
@@ -96,9 +96,9 @@ def noise_correlation(data: Any, mask: Any, mesh: Mesh) -> Correlation:
             if sky.mean() >= _LEAST_SKY and np.isfinite(both).all():
                 found.append(both)
     if len(found) < max(1, _LEAST_WINDOWS * windows):
-        return Correlation()
+        return NoiseCorrelation()
     x, y = np.median(np.array(found), axis=0)
-    return Correlation(float(x), float(y))
+    return NoiseCorrelation(float(x), float(y))
 
 
 def _starts(length: int) -> list[int]:

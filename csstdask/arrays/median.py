@@ -60,7 +60,7 @@ def adaptive_median(
     return _median_gpu(data, target, donor, least_donors, largest_radius)
 
 
-def filled(data: Any, mask: Any, fallback: Callable[[], Any]) -> Any:
+def fill_masked(data: Any, mask: Any, fallback: Callable[[], Any]) -> Any:
     """Return a frame whose masked pixels hold the median of their unmasked neighbours.
 
     Parameters

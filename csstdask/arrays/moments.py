@@ -63,13 +63,13 @@ def adaptive_moments(images: Any, *, start: float = 1.5, tolerance: float = 1e-6
         Arrays of the caller's kind. Size and ellipticity are NaN where it did not converge: no light, or noise alone.
     """
     given = adapt(images, stamps=True)
-    door, xp = given.door, namespace_of(given.data)
+    adapter, xp = given.adapter, namespace_of(given.data)
     images = xp.where(given.ignore, xp.nan, given.data.astype(np.float64))
     solve = _on_host if xp is np else _on_device
     x, y, mxx, mxy, myy, done = solve(images, start**2, tolerance, iterations)
     sigma = xp.where(done, xp.maximum(mxx * myy - mxy**2, 0) ** 0.25, xp.nan)
     trace = xp.where(done, mxx + myy, xp.nan)
-    return Moments(*(door.give(one) for one in (x, y, sigma, (mxx - myy) / trace, 2 * mxy / trace, done)))
+    return Moments(*(adapter.to_caller(one) for one in (x, y, sigma, (mxx - myy) / trace, 2 * mxy / trace, done)))
 
 
 def _on_host(images: Array, start: float, tolerance: float, iterations: int) -> tuple[Any, ...]:

@@ -14,12 +14,12 @@ EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=int)
 Mask = npt.NDArray[np.bool_]
 
 
-def grown(seed: Mask, candidate: Mask) -> Mask:
+def hysteresis_threshold(seed: Mask, candidate: Mask) -> Mask:
     """Return the seeds and all candidates that hang together with one, corners included."""
     return np.asarray(binary_propagation(seed & candidate, structure=EIGHT_NEIGHBOURS, mask=candidate), dtype=bool)
 
 
-def least_repeats(shares: Sequence[float], accidents: float = 1e-4) -> int:
+def min_recurrences(shares: Sequence[float], accidents: float = 1e-4) -> int:
     """Return in how many exposures a pixel must be hit before it is no accident.
 
     Parameters

@@ -35,7 +35,7 @@ def namespace_of(array: Any) -> ModuleType:
 
 
 @dataclass(frozen=True)
-class Door:
+class ArrayAdapter:
     """How one caller's arrays are taken in and given back."""
 
     kind: Kind
@@ -47,7 +47,7 @@ class Door:
     on_gpu: bool = False
     """Where the work is done: where the frame is."""
 
-    def take(self, array: Any, dtype: Any = None) -> Any:
+    def to_internal(self, array: Any, dtype: Any = None) -> Any:
         """Return one of the caller's arrays as native NumPy or CuPy, C-ordered; a copy only where one is needed.
 
         A mask or error may be of another kind than the frame: it is brought to where the frame is.
@@ -62,7 +62,7 @@ class Door:
         wanted = np.dtype(dtype) if dtype is not None else array.dtype.newbyteorder("=")
         return xp.ascontiguousarray(array, dtype=wanted)
 
-    def give(self, array: Any) -> Any:
+    def to_caller(self, array: Any) -> Any:
         """Return an array of ours as the caller's kind."""
         if self.kind != "torch":
             return array
@@ -73,7 +73,7 @@ class Door:
         return torch.from_dlpack(array)
 
 
-def open_door(data: Any, *, stamps: bool = False) -> Door:
+def array_adapter(data: Any, *, stamps: bool = False) -> ArrayAdapter:
     """Return the door for a caller's frame, or for stamps (n, y, x).
 
     Raises
@@ -102,7 +102,7 @@ def open_door(data: Any, *, stamps: bool = False) -> Door:
     if ndim != (3 if stamps else 2) or not real:
         wanted = "stamps (n, y, x)" if stamps else "one frame (y, x)"
         raise ValueError(f"data: found {ndim}-D {getattr(data, 'dtype', type(data))}; wanted {wanted} of real numbers")
-    return Door(kind, device, np.dtype(dtype), on_gpu)
+    return ArrayAdapter(kind, device, np.dtype(dtype), on_gpu)
 
 
 def _from_torch(tensor: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from csstdask.arrays.background import measure
+from csstdask.arrays.background import estimate_background
 from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.namespace import namespace_of
 
@@ -31,7 +31,7 @@ def frame_variance(data: Any, mask: Any, mesh: Mesh | None = None, rows: slice =
         ``noise^2 + max(data - background, 0)`` [e-^2]; where data is not finite, noise^2.
     """
     xp = namespace_of(data)
-    mesh = measure(data, mask) if mesh is None else mesh
+    mesh = estimate_background(data, mask) if mesh is None else mesh
     variance = (data - mesh.background_at(rows)).astype(np.float32)
     variance = xp.where(xp.isfinite(variance), xp.maximum(variance, 0), np.float32(0))
     noise = mesh.noise_at(rows)

@@ -80,7 +80,7 @@ def measure_sources(
         Pixels whose value is an estimate.
     repair_correlation : float
         Of what repaired pixels of a source are wrong by, beyond the noise that they would have had themselves: flux
-        errors are larger by `covariance_of_sums`.
+        errors are larger by `sum_covariance`.
     threshold : float
         Least significance of a pixel after the matched filter [sigma of the sky].
     least_area : int
@@ -116,11 +116,11 @@ def measure_sources(
     flux, flux_err, flux_flag = sep.sum_ellipse(data, x, y, a, b, theta, kron, err=error, mask=mask, subpix=5)
     inside, inside_err, _ = sep.sum_circle(data, x, y, aperture_radius, err=error, mask=mask, subpix=5)
     if repaired is not None and repair_correlation and len(x):
-        told = wrong_together(data, error, noise, repaired & ~mask)
-        in_ellipses = covariance_of_sums(
+        told = shared_repair_error(data, error, noise, repaired & ~mask)
+        in_ellipses = sum_covariance(
             told, repair_correlation, lambda one: sep.sum_ellipse(one, x, y, a, b, theta, kron, subpix=5)[0]
         )
-        in_circles = covariance_of_sums(
+        in_circles = sum_covariance(
             told, repair_correlation, lambda one: sep.sum_circle(one, x, y, aperture_radius, subpix=5)[0]
         )
         flux_err, inside_err = np.sqrt(flux_err**2 + in_ellipses), np.sqrt(inside_err**2 + in_circles)
@@ -151,7 +151,7 @@ def measure_sources(
     }
 
 
-def wrong_together(
+def shared_repair_error(
     data: npt.NDArray[np.float32],
     error: npt.NDArray[np.float32],
     noise: npt.NDArray[np.float32] | np.float32,
@@ -166,7 +166,7 @@ def wrong_together(
     return np.where(repaired, np.sqrt(np.maximum(beyond, 0)), 0).astype(np.float32)
 
 
-def covariance_of_sums(
+def sum_covariance(
     sigma: npt.NDArray[np.float32], correlation: float, total: Callable[[npt.NDArray[np.float32]], Any]
 ) -> Any:
     """Return what correlated errors add to the variance of sums over pixels.
@@ -174,7 +174,7 @@ def covariance_of_sums(
     Parameters
     ----------
     sigma : float32 array (y, x)
-        What pixels are wrong by together, as `wrong_together` has it; zero elsewhere.
+        What pixels are wrong by together, as `shared_repair_error` has it; zero elsewhere.
     correlation : float
         Of each two of them.
     total : callable

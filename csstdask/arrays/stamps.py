@@ -19,7 +19,7 @@ from csstdask.arrays.namespace import namespace_of
 _NEAREST = 4
 
 
-def middles(place: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
+def centre_pixels(place: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
     """Return the middle pixel of each stamp along an axis."""
     return np.floor(np.asarray(place, dtype=np.float64) + 0.5).astype(np.int64)
 
@@ -55,7 +55,7 @@ def cut_stamps(
     return stamps
 
 
-def owners(
+def nearest_stamp(
     pixel_y: npt.NDArray[np.int64],
     pixel_x: npt.NDArray[np.int64],
     y: npt.NDArray[np.floating[Any]],
@@ -84,7 +84,7 @@ def owners(
     pixels = np.stack([pixel_y, pixel_x], axis=1).astype(np.float64)
     distance, which = cKDTree(np.stack([y, x], axis=1)).query(pixels, k=range(1, count + 1))
     first = np.where(distance == distance[:, :1], which, len(y)).min(axis=1).astype(np.int64)
-    dy, dx = pixel_y - middles(y)[first], pixel_x - middles(x)[first]
+    dy, dx = pixel_y - centre_pixels(y)[first], pixel_x - centre_pixels(x)[first]
     half = size // 2
     held = (dy >= -half) & (dy < half) & (dx >= -half) & (dx < half)
     return np.where(held, first, nobody)

@@ -16,14 +16,14 @@ from csstdask.cli import flux, survey, trainings, zeropoint
 from csstdask.cli.options import app, say
 from csstdask.cli.signals import TerminatedError, end_now, install_handlers
 from csstdask.core.errors import CsstdaskError
-from csstdask.core.malloc import keep_freed_memory
+from csstdask.core.malloc import retain_freed_memory
 
 __all__ = ["app", "flux", "main", "survey", "trainings", "zeropoint"]
 
 
 def main() -> None:
     """Run the command line, and turn errors into one line and an exit code."""
-    keep_freed_memory()
+    retain_freed_memory()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     logging.getLogger("csstdask").setLevel(logging.INFO if not sys.stderr.isatty() else logging.ERROR)
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # its workers complain while they are being closed

@@ -11,7 +11,7 @@ import typer
 
 from csstdask.cli.options import CampaignOption, Json, Log, Scheduler, Select, Workers, app, say, say_all
 from csstdask.core.errors import InputError
-from csstdask.core.settings import validated
+from csstdask.core.settings import validate_settings
 
 if TYPE_CHECKING:
     from csstdask.engine.events import Listener
@@ -35,7 +35,7 @@ def mock(
 ) -> None:
     """Render a mock survey with known truth."""
     from csstdask.mock import load_recipe
-    from csstdask.mock.cost import cost_of
+    from csstdask.mock.cost import estimate_cost
     from csstdask.pipeline.mock_survey import mock as render
 
     wanted = load_recipe(recipe, scale=scale)
@@ -45,7 +45,7 @@ def mock(
         from csstdask.mock.render import check_recipe
 
         check_recipe(wanted, load_instrument(wanted.instrument), data)
-        say(f"{wanted.name}: {cost_of(wanted).line(workers or default_workers())}")
+        say(f"{wanted.name}: {estimate_cost(wanted).line(workers or default_workers())}")
         return
     summary = render(
         wanted,
@@ -87,7 +87,7 @@ def ingest(
         supersede=supersede,
         scheduler=scheduler,
         workers=workers,
-        listeners=_listeners(log, announce_failures=False),
+        listeners=_listeners(log, show_failures=False),
     )
     if as_json:
         typer.echo(json.dumps(summary.to_json()))
@@ -122,7 +122,7 @@ def clean(
 
     settings = load_config(config)
     if model is not None:
-        settings = validated(RunConfig, _with_model(settings, model), "--model", "a model of detection")
+        settings = validate_settings(RunConfig, _with_model(settings, model), "--model", "a model of detection")
     summary = clean_file(
         source,
         to,
@@ -179,14 +179,14 @@ def run(
 ) -> None:
     """Run the pipeline over a campaign; an interrupted run resumes."""
     from csstdask.engine.work_units import parse_selection
-    from csstdask.pipeline.config import load_config, with_inputs
-    from csstdask.pipeline.prepare import foresee
+    from csstdask.pipeline.config import load_config, with_input_tables
+    from csstdask.pipeline.prepare import estimate
 
     names = steps.split(",") if steps is not None else None
     selection = parse_selection(select)
-    settings = with_inputs(load_config(config), catalogue, spectra, reference, telemetry)
+    settings = with_input_tables(load_config(config), catalogue, spectra, reference, telemetry)
     if dry_run:
-        facts = foresee(
+        facts = estimate(
             campaign,
             to,
             steps=names,
@@ -335,11 +335,11 @@ def config(
     defaults: Annotated[bool, typer.Option("--defaults", help="Print the default settings.")] = False,
 ) -> None:
     """Print all settings of `csstdask run` as TOML, with a comment for each: a file for --config."""
-    from csstdask.pipeline.config import as_toml, load_config
+    from csstdask.pipeline.config import load_config, to_toml
 
     if defaults == (settings is not None):
         raise InputError("config", "both or neither", "--defaults, or the path of a TOML file or a run")
-    typer.echo(as_toml(load_config(settings)), nl=False)
+    typer.echo(to_toml(load_config(settings)), nl=False)
 
 
 @app.command()
@@ -364,10 +364,10 @@ def demo(
     _end([*rendered.failures, *summary.failures], rendered.stopped or summary.stopped)
 
 
-def _listeners(log: Path | None, *, announce_failures: bool = True) -> list[Listener]:
+def _listeners(log: Path | None, *, show_failures: bool = True) -> list[Listener]:
     from csstdask.engine.progress import JsonLog, progress_listener
 
-    return [progress_listener(announce_failures=announce_failures), *([JsonLog(log)] if log is not None else [])]
+    return [progress_listener(show_failures=show_failures), *([JsonLog(log)] if log is not None else [])]
 
 
 def _report_summary(summary: Summary, store: Path, *, as_json: bool) -> None:
@@ -381,7 +381,7 @@ def _report_summary(summary: Summary, store: Path, *, as_json: bool) -> None:
 
 
 def _say_usage(summary: Summary) -> None:
-    from csstdask.pipeline.accounting import usage_lines
+    from csstdask.pipeline.usage_report import usage_lines
 
     for line in usage_lines(summary.usage):
         say(line)

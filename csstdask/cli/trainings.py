@@ -34,14 +34,14 @@ def label(
             raise InputError("label darks", "no --to", "a file for the events, .npz")
         if against_truth:
             raise InputError("label darks", "--against-truth", "it with label repeats alone")
-        say(f"{to}: {len(label_darks(campaign, to, sigma=sigma, grow=grow, announce=say))} events")
+        say(f"{to}: {len(label_darks(campaign, to, sigma=sigma, grow=grow, on_progress=say))} events")
         return
     from csstdask.training.labels.dithered_exposures import label_repeats
     from csstdask.training.labels.score import score_labels
 
     if to is not None:
         raise InputError("label repeats", f"--to {to}", "none: labels are written into the campaign")
-    units = label_repeats(campaign, sigma=sigma, grow=grow, announce=say)
+    units = label_repeats(campaign, sigma=sigma, grow=grow, on_progress=say)
     say(f"{campaign}: {units} units labelled")
     if against_truth:
         for name, score in score_labels(campaign).items():
@@ -76,7 +76,7 @@ def train(
         psf = load_psf_config(
             config, campaigns=sets, labels=labels, start_from=start_from, epochs=epochs, device=device
         )
-        say(f"card {train_psf(psf, to, announce=say)}")
+        say(f"card {train_psf(psf, to, on_progress=say)}")
         return
     if target == "sed":
         if campaign is not None or events or labels is not None or start_from is not None or device is not None:
@@ -84,7 +84,7 @@ def train(
         from csstdask.training.sed.train import load_sed_config, train_sed
 
         folder = None if data is None else str(data.resolve())
-        say(f"card {train_sed(load_sed_config(config, data=folder, epochs=epochs), to, announce=say)}")
+        say(f"card {train_sed(load_sed_config(config, data=folder, epochs=epochs), to, on_progress=say)}")
         return
     if target == "zeropoint":
         if any(one is not None for one in (data, campaign, labels, start_from, device)) or events:
@@ -93,23 +93,23 @@ def train(
             )
         from csstdask.training.zeropoint.train import load_zeropoint_config, train_zeropoint
 
-        say(f"card {train_zeropoint(load_zeropoint_config(config, epochs=epochs), to, announce=say)}")
+        say(f"card {train_zeropoint(load_zeropoint_config(config, epochs=epochs), to, on_progress=say)}")
         return
     if labels is not None or start_from is not None:
         raise InputError(f"train {target}", "--labels or --from", "neither: settings say what teaches")
     if target == "inpaint":
         if data is not None or events:
             raise InputError("train inpaint", "--data or --events", "--campaign: stamps are cut from its frames")
-        from csstdask.training.inpaint.train import load_repair_config, train_inpaint
+        from csstdask.training.inpaint.train import load_inpaint_config, train_inpaint
 
         campaigns = None if campaign is None else [str(campaign.resolve())]
-        repair = load_repair_config(config, campaigns=campaigns, epochs=epochs, device=device)
-        say(f"card {train_inpaint(repair, to, announce=say)}")
+        repair = load_inpaint_config(config, campaigns=campaigns, epochs=epochs, device=device)
+        say(f"card {train_inpaint(repair, to, on_progress=say)}")
         return
-    from csstdask.training.cosmicray.config import load_training_config
+    from csstdask.training.cosmicray.config import load_cosmicray_config
     from csstdask.training.cosmicray.train import train_cosmicray
 
-    settings = load_training_config(
+    settings = load_cosmicray_config(
         config,
         data=None if data is None else str(data.resolve()),
         campaign=None if campaign is None else str(campaign.resolve()),
@@ -117,7 +117,7 @@ def train(
         epochs=epochs,
         device=device,
     )
-    say(f"card {train_cosmicray(settings, to, announce=say)}")
+    say(f"card {train_cosmicray(settings, to, on_progress=say)}")
 
 
 @app.command()
@@ -148,9 +148,9 @@ def evaluate(
     if run is not None:
         if any((data, recipes, part, beside, scale)) or model != "default":
             raise InputError("evaluate --run", "options of an evaluation with truth beside it", "--run and --to alone")
-        from csstdask.report.cosmic_rays import evaluate_run, lines
+        from csstdask.report.cosmic_rays import evaluate_run, summary_lines
 
-        for line in lines(evaluate_run(run, to, announce=say)):
+        for line in summary_lines(evaluate_run(run, to, on_progress=say)):
             typer.echo(line)
         return
     if target == "psf":
@@ -170,7 +170,7 @@ def evaluate(
             parts=part or tuple(PSF_PARTS),
             piff="piff" in (beside or ()),
             beside=others,
-            announce=say,
+            on_progress=say,
         )
         for line in psf_table(found):
             typer.echo(line)
@@ -182,11 +182,11 @@ def evaluate(
             raise InputError("evaluate sed", "--recipes or --scale", "neither: its stars are of --data")
         from csstdask.evaluation.sed.evaluate import PARTS as SED_PARTS
         from csstdask.evaluation.sed.evaluate import evaluate_sed
-        from csstdask.evaluation.sed.evaluate import table as sed_table
+        from csstdask.evaluation.sed.evaluate import summary_lines as sed_table
 
         others_of_sed = tuple(beside or ("uaranet",))
         for line in sed_table(
-            evaluate_sed(data, to, model=model, beside=others_of_sed, parts=part or SED_PARTS, announce=say)
+            evaluate_sed(data, to, model=model, beside=others_of_sed, parts=part or SED_PARTS, on_progress=say)
         ):
             typer.echo(line)
         return
@@ -197,7 +197,7 @@ def evaluate(
             raise InputError("evaluate flat", "--data, --part, --beside or --model", "--recipes FILE and --scale alone")
         from csstdask.evaluation.flat.evaluate import evaluate_flat
 
-        say(f"written {evaluate_flat(to, recipe=recipes or 'slitless-400', scale=scale, announce=say)}")
+        say(f"written {evaluate_flat(to, recipe=recipes or 'slitless-400', scale=scale, on_progress=say)}")
         return
     if target == "zeropoint":
         _evaluate_zeropoint(to, data, model, recipes, part, beside, scale, table)
@@ -205,17 +205,17 @@ def evaluate(
     if target == "inpaint":
         from csstdask.evaluation.inpaint.evaluate import PARTS as REPAIR_PARTS
         from csstdask.evaluation.inpaint.evaluate import evaluate_inpaint
-        from csstdask.evaluation.inpaint.evaluate import table as repair_table
+        from csstdask.evaluation.inpaint.evaluate import summary_lines as repair_table
 
         models = [*([] if model == "default" else [model]), *(beside or ())]
         repaired = evaluate_inpaint(
-            models, data, to, recipes=recipes, parts=part or REPAIR_PARTS, scale=scale, announce=say
+            models, data, to, recipes=recipes, parts=part or REPAIR_PARTS, scale=scale, on_progress=say
         )
         for line in repair_table(repaired):
             typer.echo(line)
         return
     from csstdask.evaluation.cosmicray.evaluate import PARTS, evaluate_cosmicray
-    from csstdask.evaluation.cosmicray.evaluate import table as detection_table
+    from csstdask.evaluation.cosmicray.evaluate import summary_lines as detection_table
 
     results = evaluate_cosmicray(
         model,
@@ -226,7 +226,7 @@ def evaluate(
         beside=beside or (),
         scale=scale,
         precision=precision,
-        announce=say,
+        on_progress=say,
     )
     for line in detection_table(results):
         typer.echo(line)
@@ -252,19 +252,19 @@ def _evaluate_zeropoint(
             raise InputError("evaluate zeropoint", "no --to", "a folder for JSON and figures")
         from csstdask.evaluation.zeropoint.table import evaluate_table
 
-        evaluate_table(table, to, announce=say)
+        evaluate_table(table, to, on_progress=say)
         say(f"written {to / 'zeropoint_table.json'}")
         return
-    from csstdask.evaluation.zeropoint.evaluate import COMPARED, PARTS, evaluate_zeropoint
-    from csstdask.evaluation.zeropoint.evaluate import table as zeropoint_table
+    from csstdask.evaluation.zeropoint.evaluate import COMPARED_MODELS, PARTS, evaluate_zeropoint
+    from csstdask.evaluation.zeropoint.evaluate import format_results as zeropoint_table
 
     found = evaluate_zeropoint(
         to,
         model=model,
-        beside=beside or COMPARED,
+        beside=beside or COMPARED_MODELS,
         recipe="zeropoint" if recipes is None else str(recipes),
         parts=part or PARTS,
-        announce=say,
+        on_progress=say,
     )
     for line in zeropoint_table(found):
         typer.echo(line)

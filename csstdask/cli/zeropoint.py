@@ -39,7 +39,7 @@ def zeropoint(
 
     found = solve_table(
         table, reference, to, band=band, flux=flux, time=time, radius=radius,
-        aperture_correction=aperture_correction, announce=say,
+        aperture_correction=aperture_correction, on_progress=say,
     )  # fmt: skip
     if not found.solved.solved:
         raise typer.Exit(1)

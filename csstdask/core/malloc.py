@@ -16,7 +16,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _NEVER, _TOP_PAD = -1, 1 << 28
 
 
-def keep_freed_memory() -> bool:
+def retain_freed_memory() -> bool:
     """Let this process hold on to memory that it frees, from here on; tell whether its C library can.
 
     For processes of csstdask's own, and before they start threads: their memory stays near its peak. Never for a

@@ -58,7 +58,7 @@ def unpack(kind: str, data: bytes, source: object) -> tuple[dict[str, npt.NDArra
     return arrays, facts
 
 
-def take(arrays: Mapping[str, npt.NDArray[Any]], name: str, source: object) -> npt.NDArray[Any]:
+def get_array(arrays: Mapping[str, npt.NDArray[Any]], name: str, source: object) -> npt.NDArray[Any]:
     """Return one of the arrays; InputError if it is absent."""
     if name not in arrays:
         raise InputError(source, f"no array {name}", "a complete file (delete it and run its unit again)")

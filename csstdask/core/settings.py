@@ -31,7 +31,7 @@ def parse_toml(text: str, source: str, wanted: str) -> dict[str, Any]:
         raise InputError(source, f"text that is not TOML ({error})", wanted) from None
 
 
-def validated(model: type[Model], data: Mapping[str, object] | str, source: str, wanted: str) -> Model:
+def validate_settings(model: type[Model], data: Mapping[str, object] | str, source: str, wanted: str) -> Model:
     """Return settings, a mapping or JSON text, as their model; InputError names keys that are missing or wrong."""
     try:
         return model.model_validate_json(data) if isinstance(data, str) else model.model_validate(data)
@@ -52,4 +52,4 @@ def read_settings(model: type[Model], path: Path | None, wanted: str, changes: M
     """
     fields = read_toml(path, wanted) if path is not None else {}
     fields |= {key: value for key, value in changes.items() if value is not None}
-    return validated(model, fields, str(path or "settings"), f"valid {wanted}")
+    return validate_settings(model, fields, str(path or "settings"), f"valid {wanted}")

@@ -14,7 +14,7 @@ _LOCK = threading.RLock()
 
 
 @contextmanager
-def no_warnings() -> Iterator[None]:
+def suppress_warnings() -> Iterator[None]:
     """Ignore warnings within; meant for short work, since other threads that want the same wait."""
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -9,8 +9,8 @@ import numpy as np
 
 from csstdask.arrays.adapter import adapt
 from csstdask.arrays.namespace import namespace_of
-from csstdask.cosmicray.detect import find_hits, threshold_of
-from csstdask.cosmicray.inpaint import model_of_psf, repair_hits
+from csstdask.cosmicray.detect import detect_probability, select_threshold
+from csstdask.cosmicray.inpaint import repair_frame, select_psf_model
 from csstdask.nn.models import find_card
 
 
@@ -94,17 +94,17 @@ def clean(
     (6, True)
     """
     card, repair_card = find_card("cosmicray", model), find_card("inpaint", "default")
-    cut = threshold_of(card)
-    psf_model = model_of_psf(psf, detector)
+    cut = select_threshold(card)
+    psf_model = select_psf_model(psf, detector)
     given = adapt(data, error, mask)
-    xp, give = namespace_of(given.data), given.door.give
-    probability, view = find_hits(given, card, device=device)
+    xp, to_caller = namespace_of(given.data), given.adapter.to_caller
+    probability, view = detect_probability(given, card, device=device)
     hit = (probability >= cut) & ~given.ignore
     if view is None or not bool(hit.any()):
         variance = xp.full(given.data.shape, np.nan, dtype=np.float32)
-        return Cleaned(give(hit), give(given.data.copy()), give(variance))
+        return Cleaned(to_caller(hit), to_caller(given.data.copy()), to_caller(variance))
     noise = view.error * view.error
-    fixed, variance = repair_hits(
+    fixed, variance = repair_frame(
         given.data, hit, given.ignore, noise, view.mesh, card=repair_card, psf=psf_model, detector=detector
     )
-    return Cleaned(give(hit), give(fixed), give(variance))
+    return Cleaned(to_caller(hit), to_caller(fixed), to_caller(variance))

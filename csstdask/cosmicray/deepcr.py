@@ -17,7 +17,7 @@ from torch import Tensor
 
 from csstdask.core.atomic_io import sha256_file
 from csstdask.core.errors import InputError
-from csstdask.core.warnings import no_warnings
+from csstdask.core.warnings import suppress_warnings
 from csstdask.cosmicray.unet import COUNTS, STANDARDISED, build_unet
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
 from csstdask.nn.weights import save_weights
@@ -68,7 +68,7 @@ def convert(
     source, folder = Path(path), Path(to)
     if input not in (COUNTS, STANDARDISED):
         raise InputError("input", repr(input), f"{COUNTS!r} or {STANDARDISED!r}")
-    state, hidden = read_state(source)
+    state, hidden = read_deepcr_state(source)
     architecture: dict[str, Any] = {"inputs": 1, "channels": [hidden, 2 * hidden], "merge": "concatenate"}
     network = build_unet(**architecture)
     network.load_state_dict(state)
@@ -92,10 +92,10 @@ def convert(
     return folder / f"{name}.json"
 
 
-def read_state(path: Path) -> tuple[dict[str, Tensor], int]:
+def read_deepcr_state(path: Path) -> tuple[dict[str, Tensor], int]:
     """Return a deepCR state dictionary in the names of `UNet`, and its number of channels."""
     try:
-        with no_warnings():
+        with suppress_warnings():
             stored: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(path, "no such file", _WANTED) from None

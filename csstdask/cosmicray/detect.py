@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from csstdask.arrays.adapter import Given, adapt
+from csstdask.arrays.adapter import InputArrays, adapt
 from csstdask.arrays.correlation import noise_correlation
 from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.namespace import namespace_of
 from csstdask.cosmicray.lacosmic import lacosmic
-from csstdask.cosmicray.preprocess import BOX, View, view_frame
+from csstdask.cosmicray.preprocess import BOX, PreparedFrame, prepare_frame
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
 
@@ -114,18 +114,18 @@ def detect(
     """
     del detector  # one model for all of them, so far
     card = find_card("cosmicray", model)
-    cut = threshold_of(card, threshold)
+    cut = select_threshold(card, threshold)
     if rate is not None and rate != "frame" and not 0 < rate < 1:
         raise ValueError(f"rate: found {rate!r}; wanted a share of pixels in (0, 1), or 'frame'")
     if rate is not None and "prior" not in card.calibration:
         raise ValueError(f"rate: {card.name} was calibrated without a density of cosmic rays; wanted a model that was")
     given = adapt(data, error, mask)
-    probability, _ = find_hits(given, card, device=device, rate=rate, precision=precision, mesh=mesh)
-    give = given.door.give
-    return Detection(give((probability >= cut) & ~given.ignore), give(probability), cut, card)
+    hit_probability, _ = detect_probability(given, card, device=device, rate=rate, precision=precision, mesh=mesh)
+    to_caller = given.adapter.to_caller
+    return Detection(to_caller((hit_probability >= cut) & ~given.ignore), to_caller(hit_probability), cut, card)
 
 
-def threshold_of(card: ModelCard, threshold: float | None = None) -> float:
+def select_threshold(card: ModelCard, threshold: float | None = None) -> float:
     """Return the threshold that applies: the requested one, else the card's; ValueError if it is no probability."""
     cut = card.threshold if threshold is None else threshold
     if cut is None or not 0 <= cut <= 1:
@@ -133,30 +133,30 @@ def threshold_of(card: ModelCard, threshold: float | None = None) -> float:
     return float(cut)
 
 
-def find_hits(
-    given: Given,
+def detect_probability(
+    given: InputArrays,
     card: ModelCard,
     *,
     device: Any = None,
     rate: float | Literal["frame"] | None = None,
     precision: Precision = "float32",
     mesh: Mesh | None = None,
-) -> tuple[Any, View | None]:
+) -> tuple[Any, PreparedFrame | None]:
     """Return the probability of a hit, float32 (y, x), and the prepared frame; None if no pixel is usable."""
     xp = namespace_of(given.data)
     if bool(given.ignore.all()):
         return xp.zeros(given.data.shape, dtype=np.float32), None
-    view = view_frame(given.data, given.error, given.ignore, box=card.normalisation.get("box", BOX), mesh=mesh)
+    view = prepare_frame(given.data, given.error, given.ignore, box=card.normalisation.get("box", BOX), mesh=mesh)
     if bool((view.mesh.noise > 0).any()):
         view = replace(view, excess=_excess(view))
-        probability = xp.asarray(_probability(view, card, device, precision), dtype=np.float32)
-        probability[given.ignore] = 0
+        hit_probability = xp.asarray(_probability(view, card, device, precision), dtype=np.float32)
+        hit_probability[given.ignore] = 0
     else:  # without noise nothing is significant
-        probability = xp.zeros(given.data.shape, dtype=np.float32)
-    return probability if rate is None else at_rate(probability, card, given.ignore, rate), view
+        hit_probability = xp.zeros(given.data.shape, dtype=np.float32)
+    return hit_probability if rate is None else rescale_to_rate(hit_probability, card, given.ignore, rate), view
 
 
-def _excess(view: View) -> float:
+def _excess(view: PreparedFrame) -> float:
     """Return by which factor significance is lowered on a frame whose noise is correlated; a warning says so."""
     correlation = noise_correlation(view.data, view.ignore, view.mesh)
     if (excess := correlation.excess()) > 1:
@@ -168,7 +168,7 @@ def _excess(view: View) -> float:
     return excess
 
 
-def at_rate(probability: Any, card: ModelCard, ignore: Any, rate: float | Literal["frame"]) -> Any:
+def rescale_to_rate(hit_probability: Any, card: ModelCard, ignore: Any, rate: float | Literal["frame"]) -> Any:
     """Return probabilities for another density of cosmic rays than that of the calibration.
 
     Odds are multiplied by those of the density, over those of the calibration's, to a power that was fitted with
@@ -183,8 +183,8 @@ def at_rate(probability: Any, card: ModelCard, ignore: Any, rate: float | Litera
         return p * factor / (1 + (factor - 1) * p)
 
     if rate != "frame":
-        return rescaled(rate, probability)
-    usable = probability[~ignore]
+        return rescaled(rate, hit_probability)
+    usable = hit_probability[~ignore]
     usable = usable[:: max(1, usable.size // _SAMPLE)]
     density, before = reference, 0.0
     for _ in range(_STEPS):
@@ -193,13 +193,13 @@ def at_rate(probability: Any, card: ModelCard, ignore: Any, rate: float | Litera
         before = density
         mean = float(rescaled(density, usable).mean(dtype=np.float64))
         density = min(max(mean, _LEAST_DENSITY), _LARGEST_DENSITY)
-    return rescaled(density, probability)
+    return rescaled(density, hit_probability)
 
 
-def _probability(view: View, card: ModelCard, device: Any, precision: Precision) -> Any:
+def _probability(view: PreparedFrame, card: ModelCard, device: Any, precision: Precision) -> Any:
     """Return the probability of a hit, from whichever method a card describes."""
     if not card.architecture:
         return lacosmic(view, card.parameters)
-    from csstdask.cosmicray.unet import probability  # noqa: PLC0415  torch takes seconds to import
+    from csstdask.cosmicray.unet import hit_probability  # noqa: PLC0415  torch takes seconds to import
 
-    return probability(view, card, device=device, precision=precision)
+    return hit_probability(view, card, device=device, precision=precision)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from csstdask.arrays.adapter import adapt, take_column, take_mask
-from csstdask.arrays.background import measure
-from csstdask.arrays.containers import read
+from csstdask.arrays.adapter import adapt, convert_column, convert_mask
+from csstdask.arrays.background import estimate_background
+from csstdask.arrays.containers import read_container
 from csstdask.arrays.median import adaptive_median
 from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.namespace import namespace_of, to_host
@@ -47,7 +47,7 @@ class Inpainting:
 
 
 @dataclass(frozen=True)
-class Fill:
+class NeighbourFill:
     """Estimates of hit pixels from their unmasked neighbours, in row-major order."""
 
     value: Any
@@ -132,24 +132,24 @@ def inpaint(
     """
     card = find_card("inpaint", model)
     given = adapt(data, error, mask)
-    frame, ignore, door = given.data, given.ignore, given.door
-    hits = read(cr_mask.mask if isinstance(cr_mask, Detection) else cr_mask, "cr_mask")
-    hit = take_mask(door, hits.values, frame.shape, "cr_mask")
+    frame, ignore, adapter = given.data, given.ignore, given.adapter
+    hits = read_container(cr_mask.mask if isinstance(cr_mask, Detection) else cr_mask, "cr_mask")
+    hit = convert_mask(adapter, hits.values, frame.shape, "cr_mask")
     if hits.mask is not None:  # unknown whether they are hit: neither repaired nor donors
-        ignore |= take_mask(door, hits.mask, frame.shape, "cr_mask.mask")
-    psf_model = model_of_psf(psf, detector)
+        ignore |= convert_mask(adapter, hits.mask, frame.shape, "cr_mask.mask")
+    psf_model = select_psf_model(psf, detector)
     if not bool((hit & ~ignore).any()):
         variance = namespace_of(frame).full(frame.shape, np.nan, dtype=np.float32)
-        return Inpainting(door.give(frame.copy()), door.give(variance), card)
-    mesh = measure(frame, hit | ignore)
+        return Inpainting(adapter.to_caller(frame.copy()), adapter.to_caller(variance), card)
+    mesh = estimate_background(frame, hit | ignore)
     noise = frame_variance(frame, hit | ignore, mesh) if given.error is None else given.error * given.error
-    fixed, variance = repair_hits(
+    fixed, variance = repair_frame(
         frame, hit, ignore, noise, mesh, card=card, psf=psf_model, detector=detector, sources=sources, device=device
     )
-    return Inpainting(door.give(fixed), door.give(variance), card)
+    return Inpainting(adapter.to_caller(fixed), adapter.to_caller(variance), card)
 
 
-def model_of_psf(psf: str | None, detector: int | None) -> str:
+def select_psf_model(psf: str | None, detector: int | None) -> str:
     """Return which model of the PSF repairs stars, ``none`` included.
 
     Raises
@@ -167,7 +167,7 @@ def model_of_psf(psf: str | None, detector: int | None) -> str:
     return chosen
 
 
-def repair_hits(
+def repair_frame(
     frame: Any,
     hit: Any,
     ignore: Any,
@@ -212,10 +212,10 @@ def repair_hits(
     if psf != NO_PSF:
         stars, found = _stars_of(frame, fill, target, ignore, noise, mesh, detector, psf)
         sources = found if sources is None else sources
-    return repair(frame, hit, ignore, fill, card=card, stars=stars, sources=sources, mesh=mesh, device=device)
+    return combine_repairs(frame, hit, ignore, fill, card=card, stars=stars, sources=sources, mesh=mesh, device=device)
 
 
-def fill_from_neighbours(frame: Any, target: Any, donor: Any, noise: Any, card: ModelCard) -> Fill:
+def fill_from_neighbours(frame: Any, target: Any, donor: Any, noise: Any, card: ModelCard) -> NeighbourFill:
     """Estimate hit pixels by the median of their unmasked neighbours.
 
     Parameters
@@ -240,14 +240,14 @@ def fill_from_neighbours(frame: Any, target: Any, donor: Any, noise: Any, card: 
     reachable = count > 0
     predicted = spread * (1 + np.pi / (2 * xp.maximum(count, 1)))
     variance = xp.where(reachable, predicted, np.inf).astype(np.float32)
-    return Fill(xp.where(reachable, median, frame[target]).astype(frame.dtype), variance)
+    return NeighbourFill(xp.where(reachable, median, frame[target]).astype(frame.dtype), variance)
 
 
-def repair(
+def combine_repairs(
     frame: Any,
     hit: Any,
     ignore: Any,
-    fill: Fill,
+    fill: NeighbourFill,
     *,
     card: ModelCard,
     stars: StarRepair | None = None,
@@ -310,7 +310,7 @@ def _repair_sources(
     from csstdask.cosmicray.inpaint_network import repair_sources  # noqa: PLC0415  torch takes seconds to import
 
     xp = namespace_of(fixed)
-    mesh = measure(fixed, hit | ignore) if mesh is None else mesh
+    mesh = estimate_background(fixed, hit | ignore) if mesh is None else mesh
     if not bool(xp.isfinite(mesh.background).all()):
         return
     sky, noise = mesh.background_at(), mesh.noise_at()
@@ -326,13 +326,13 @@ def _repair_sources(
 
 
 def _stars_of(
-    frame: Any, fill: Fill, target: Any, ignore: Any, noise: Any, mesh: Mesh, detector: int | None, psf: str
+    frame: Any, fill: NeighbourFill, target: Any, ignore: Any, noise: Any, mesh: Mesh, detector: int | None, psf: str
 ) -> tuple[StarRepair | None, Any]:
     """Fit the PSF of a frame and repair its stars by it; return the sources that were measured for that, too.
 
     None for either where the sky is unknown or too few stars show the PSF.
     """
-    from csstdask.psf.frame import ENOUGH, MaskedFrame, fit_frame  # noqa: PLC0415
+    from csstdask.psf.frame import MIN_STARS_EMPIRICAL, MaskedFrame, fit_frame  # noqa: PLC0415
     from csstdask.psf.inpaint import repair_stars  # noqa: PLC0415
 
     fixed, variance = (to_host(plane) for plane in fill.applied(frame, target))
@@ -342,7 +342,7 @@ def _stars_of(
         return None, None
     masked = MaskedFrame.of(fixed, np.where(lost, variance, to_host(noise)), lost, unusable, mesh)
     sources = masked.measure_sources()
-    number, fewest = (_ANY_DETECTOR, ENOUGH) if detector is None else (detector, 1)
+    number, fewest = (_ANY_DETECTOR, MIN_STARS_EMPIRICAL) if detector is None else (detector, 1)
     found = fit_frame(masked.height, masked.error, masked.unobserved, sources, number, model=psf, fewest=fewest)
     return None if found is None else repair_stars(masked, sources, found.field, mesh), sources
 
@@ -363,11 +363,11 @@ def _given(sources: Any) -> tuple[Any, Any]:
     try:
         columns = [sources[name] for name in ("x", "y")]
     except (TypeError, KeyError, IndexError, ValueError):
-        pairs = take_column(sources, "sources", "pix")
+        pairs = convert_column(sources, "sources", "pix")
         if pairs.size and (pairs.ndim != 2 or pairs.shape[1] != 2):
             raise ValueError(f"sources: found shape {pairs.shape}; wanted (n, 2), or a table with x and y") from None
         columns = list(pairs.reshape(-1, 2).T)
-    x, y = (take_column(column, f"sources[{name!r}]", "pix") for name, column in zip("xy", columns, strict=True))
+    x, y = (convert_column(column, f"sources[{name!r}]", "pix") for name, column in zip("xy", columns, strict=True))
     known = np.isfinite(y) & np.isfinite(x)
     return y[known], x[known]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from csstdask.arrays.namespace import kind_of, namespace_of, to_host
-from csstdask.arrays.stamps import cut_stamps, middles, owners
+from csstdask.arrays.stamps import centre_pixels, cut_stamps, nearest_stamp
 from csstdask.core.errors import InputError
 from csstdask.nn.blocks import UNet
 from csstdask.nn.card import ModelCard
@@ -41,7 +41,7 @@ _SOURCE_SIGMA = 3.0
 #: Stamps that are computed at once.
 _BATCH = 128
 
-Places = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+Positions = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ class Stamps:
         return Stamps(*(plane.to(device) for plane in (self.height, self.noise, self.hit, self.unknown)))
 
 
-def build_repairer(*, kind: Literal["unet", "unetpp"], scaling: Scaling, **architecture: Any) -> UNet | UNetPlusPlus:
+def build_inpainting_network(
+    *, kind: Literal["unet", "unetpp"], scaling: Scaling, **architecture: Any
+) -> UNet | UNetPlusPlus:
     """Return an untrained network."""
     if scaling not in INPUTS:
         raise InputError("scaling", repr(scaling), f"one of {', '.join(INPUTS)}")
@@ -78,7 +80,7 @@ def build_repairer(*, kind: Literal["unet", "unetpp"], scaling: Scaling, **archi
     return network
 
 
-def seen_of(stamps: Stamps, scaling: Scaling) -> Tensor:
+def network_inputs(stamps: Stamps, scaling: Scaling) -> Tensor:
     """Return what a network sees, float32 (n, channel, y, x)."""
     marks = [stamps.hit.float(), stamps.unknown.float()]
     if scaling == "noise":
@@ -89,7 +91,7 @@ def seen_of(stamps: Stamps, scaling: Scaling) -> Tensor:
     return torch.stack([torch.where(stamps.hit, 0.0, shown), marks[0]], dim=1)
 
 
-def told_by(output: Tensor, stamps: Stamps, scaling: Scaling) -> tuple[Tensor, Tensor]:
+def decode_output(output: Tensor, stamps: Stamps, scaling: Scaling) -> tuple[Tensor, Tensor]:
     """Return heights above the sky [e-] and their variance [e-^2], float32 (n, y, x), from a network's output.
 
     The variance is that of (the height - what the pixel would have measured).
@@ -97,14 +99,14 @@ def told_by(output: Tensor, stamps: Stamps, scaling: Scaling) -> tuple[Tensor, T
     if scaling == "min-max":
         low, span = _extent(stamps)
         height = output[:, 0] * span + low
-        return height, own_variance(height, stamps.noise)
+        return height, pixel_variance(height, stamps.noise)
     most = (_significance(stamps) + output[:, 0]).clamp(-_HIGHEST, _HIGHEST)
     height = stamps.noise.clamp_min(_LEAST_NOISE) * torch.sinh(most)
-    return height, own_variance(height, stamps.noise) * output[:, 1].clamp(-_LARGEST_LOG, _LARGEST_LOG).exp()
+    return height, pixel_variance(height, stamps.noise) * output[:, 1].clamp(-_LARGEST_LOG, _LARGEST_LOG).exp()
 
 
 def repair_sources(
-    filled: Any, sky: Any, noise: Any, target: Any, ignore: Any, places: Places, card: ModelCard, device: Any = None
+    filled: Any, sky: Any, noise: Any, target: Any, ignore: Any, places: Positions, card: ModelCard, device: Any = None
 ) -> tuple[Any, Any, Any]:
     """Repair the hit pixels that belong to sources.
 
@@ -132,15 +134,15 @@ def repair_sources(
     """
     xp = namespace_of(filled)
     pixels = np.stack([to_host(index) for index in xp.nonzero(target)])
-    owner = owners(pixels[0], pixels[1], *places, SIZE)
+    owner = nearest_stamp(pixels[0], pixels[1], *places, SIZE)
     which = xp.zeros(target.shape, dtype=bool)
     pixels, owner = pixels[:, owner >= 0], owner[owner >= 0]
     which[xp.asarray(pixels[0]), xp.asarray(pixels[1])] = True
     chosen, number = np.unique(owner, return_inverse=True)
-    y, x = (middles(place)[chosen] for place in places)
+    y, x = (centre_pixels(place)[chosen] for place in places)
     inside = pixels[0] - y[number] + SIZE // 2, pixels[1] - x[number] + SIZE // 2
     place = choose_device(device, like=_device_of(filled))
-    network = load_network(card, build_repairer, place)
+    network = load_network(card, build_inpainting_network, place)
     if card.normalisation["size"] != SIZE:
         raise InputError(card.name, f"stamps of {card.normalisation['size']} pixels", f"{SIZE}")
     scaling: Scaling = card.architecture["scaling"]
@@ -155,8 +157,8 @@ def repair_sources(
             )
         )
         with torch.inference_mode():
-            seen = seen_of(stamps, scaling).contiguous(memory_format=torch.channels_last)
-            height, spread = told_by(last_of(network(seen)), stamps, scaling)
+            seen = network_inputs(stamps, scaling).contiguous(memory_format=torch.channels_last)
+            height, spread = decode_output(deepest_output(network(seen)), stamps, scaling)
         source = is_source(height, stamps)
         spread = spread * torch.where(source, card.calibration["source"], card.calibration["sky"])
         mine = np.flatnonzero((number >= first) & (number < first + _BATCH))
@@ -169,7 +171,7 @@ def _device_of(frame: Any) -> torch.device:
     return torch.device("cuda", frame.device.id) if kind_of(frame) == "cupy" else torch.device("cpu")
 
 
-def own_variance(height: Tensor, noise: Tensor) -> Tensor:
+def pixel_variance(height: Tensor, noise: Tensor) -> Tensor:
     """Return what a pixel of a height would have had of the sky's noise and of its own photons [e-^2]."""
     return noise * noise + height.clamp_min(0)
 
@@ -179,7 +181,7 @@ def is_source(height: Tensor, stamps: Stamps) -> Tensor:
     return height > _SOURCE_SIGMA * stamps.noise
 
 
-def last_of(output: Tensor | list[Tensor]) -> Tensor:
+def deepest_output(output: Tensor | list[Tensor]) -> Tensor:
     """Return the output of the deepest of nested networks, or the only one."""
     return output[-1] if isinstance(output, list) else output
 

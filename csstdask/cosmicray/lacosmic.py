@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.arrays.namespace import to_host
-from csstdask.cosmicray.preprocess import View
+from csstdask.cosmicray.preprocess import PreparedFrame
 
 #: A noiseless frame (constant, or made by hand) would divide by zero [e-^2].
 _LEAST_VARIANCE = np.float32(1e-12)
 
 
-def lacosmic(view: View, parameters: dict[str, Any]) -> npt.NDArray[np.bool_]:
+def lacosmic(view: PreparedFrame, parameters: dict[str, Any]) -> npt.NDArray[np.bool_]:
     """Return the pixels that L.A.Cosmic calls hit; it runs on the host.
 
     Parameters

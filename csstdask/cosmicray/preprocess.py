@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from csstdask.arrays.background import measure
-from csstdask.arrays.median import filled
+from csstdask.arrays.background import estimate_background
+from csstdask.arrays.median import fill_masked
 from csstdask.arrays.mesh import Mesh, mesh_shape
 from csstdask.arrays.namespace import namespace_of
 from csstdask.arrays.noise import frame_variance
@@ -20,7 +20,7 @@ _ROWS = 256
 
 
 @dataclass(frozen=True)
-class View:
+class PreparedFrame:
     """A frame as detection sees it."""
 
     data: Any
@@ -35,7 +35,7 @@ class View:
     """By which factor significance is lowered, because noise is correlated (`csstdask.arrays.correlation`)."""
 
 
-def view_frame(frame: Any, error: Any, ignore: Any, *, box: int = BOX, mesh: Mesh | None = None) -> View:
+def prepare_frame(frame: Any, error: Any, ignore: Any, *, box: int = BOX, mesh: Mesh | None = None) -> PreparedFrame:
     """Prepare a frame.
 
     Ignored pixels are filled from their neighbours, whatever the method does with masks: L.A.Cosmic would grow
@@ -58,11 +58,11 @@ def view_frame(frame: Any, error: Any, ignore: Any, *, box: int = BOX, mesh: Mes
     xp = namespace_of(frame)
     frame = frame.astype(np.float32, copy=False)
     if mesh is None or tuple(mesh.background.shape) != mesh_shape(frame.shape, box):
-        mesh = measure(frame, ignore, box=box)
+        mesh = estimate_background(frame, ignore, box=box)
     if bool(ignore.any()):
-        frame = filled(frame, ignore, mesh.background_at)
+        frame = fill_masked(frame, ignore, mesh.background_at)
     error = xp.sqrt(frame_variance(frame, ignore, mesh)) if error is None else _completed(error, frame, ignore, mesh)
-    return View(frame, mesh, error, ignore)
+    return PreparedFrame(frame, mesh, error, ignore)
 
 
 def _completed(error: Any, frame: Any, ignore: Any, mesh: Mesh) -> Any:

@@ -11,7 +11,7 @@ saturated one, the image is still above `LIGHT` of the saturation level and abov
 belongs to its star because it touches it. All other groups are candidates, and detection looks at them.
 
 Tracks that cross, or lie side by side, may surround a group with light that is not a star's. So groups are judged again
-once detection has flagged pixels: lines then pass over what is hit (`enclosed`).
+once detection has flagged pixels: lines then pass over what is hit (`join_enclosed`).
 
 Of both kinds, pixels that are flagged or touch an event are hit; so is the whole group if they are at least half of it.
 All other saturated pixels stay ignored: stars, bleed trails, hot pixels.
@@ -47,7 +47,7 @@ _REACH = 64
 _DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
 
 
-def candidates(height: Any, noise: Any, saturated: Bool, unusable: Bool) -> Bool:
+def find_candidates(height: Any, noise: Any, saturated: Bool, unusable: Bool) -> Bool:
     """Return the saturated pixels that may belong to cosmic rays.
 
     Parameters
@@ -83,7 +83,7 @@ def candidates(height: Any, noise: Any, saturated: Bool, unusable: Bool) -> Bool
     return may_be
 
 
-def joined(hit: Bool, candidate: Bool) -> Bool:
+def join_candidates(hit: Bool, candidate: Bool) -> Bool:
     """Return the hit pixels together with the candidates that belong to their events."""
     rows, columns = np.nonzero(candidate)
     if not len(rows):
@@ -100,24 +100,24 @@ def joined(hit: Bool, candidate: Bool) -> Bool:
     return found
 
 
-def enclosed(height: Any, noise: Any, hit: Bool, saturated: Bool, candidate: Bool, unusable: Bool) -> Bool:
+def join_enclosed(height: Any, noise: Any, hit: Bool, saturated: Bool, candidate: Bool, unusable: Bool) -> Bool:
     """Return hit pixels, with saturated ones that turn out to lie in events once these are known.
 
     Parameters
     ----------
     height, noise, saturated, unusable
-        As `candidates` takes them.
+        As `find_candidates` takes them.
     hit : bool array (y, x)
         Flagged by detection.
     candidate : bool array (y, x)
-        What `candidates` has returned.
+        What `find_candidates` has returned.
     """
-    found = joined(hit, candidate)
+    found = join_candidates(hit, candidate)
     for _ in range(_ROUNDS):
         others = saturated & ~candidate & ~found
         before = found
         if others.any():
-            found = joined(found, candidates(height, noise, others, unusable | found))
+            found = join_candidates(found, find_candidates(height, noise, others, unusable | found))
         if np.array_equal(before, found):
             break
     return found

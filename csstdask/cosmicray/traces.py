@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.core.warnings import no_warnings
+from csstdask.core.warnings import suppress_warnings
 
 HALF_WINDOW = 4
 """Neighbours to each side along the row whose median is what a spectrum holds at a pixel."""
@@ -83,7 +83,7 @@ def _median(
     inside = (around >= 0) & (around < height.shape[1])
     around = np.clip(around, 0, height.shape[1] - 1)
     chosen = np.where(inside & usable[rows[:, None], around], height[rows[:, None], around], np.nan)
-    with no_warnings():
+    with suppress_warnings():
         return np.asarray(np.nanmedian(chosen, axis=1), dtype=np.float64)
 
 

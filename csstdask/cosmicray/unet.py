@@ -21,7 +21,7 @@ from torch import Tensor
 from csstdask.arrays.namespace import kind_of, namespace_of
 from csstdask.arrays.tiles import Window, in_batches, plan_tiles
 from csstdask.core.errors import InputError
-from csstdask.cosmicray.preprocess import View
+from csstdask.cosmicray.preprocess import PreparedFrame
 from csstdask.nn.blocks import UNet
 from csstdask.nn.card import ModelCard
 from csstdask.nn.device import Precision, choose_device
@@ -50,10 +50,10 @@ def build_unet(*, inputs: int = len(CHANNELS), **architecture: Any) -> UNet:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ChannelReader:
     """What a network sees of a frame, window by window."""
 
-    view: View
+    view: PreparedFrame
     names: tuple[str, ...] = CHANNELS
     """Of the channels."""
 
@@ -102,13 +102,13 @@ class Seen:
         return xp.arcsinh(height / xp.maximum(noise, _LEAST_NOISE))
 
 
-def channels_of(view: View) -> Any:
+def network_channels(view: PreparedFrame) -> Any:
     """Return all channels of a frame, float32 (3, y, x)."""
-    return Seen(view).at()
+    return ChannelReader(view).at()
 
 
-def probability(
-    view: View,
+def hit_probability(
+    view: PreparedFrame,
     card: ModelCard,
     *,
     device: Any = None,
@@ -146,7 +146,7 @@ def probability(
     InputError
         If the card's weights cannot be used, or are for other channels.
     """
-    seen = Seen(view, tuple(card.normalisation["channels"]))
+    seen = ChannelReader(view, tuple(card.normalisation["channels"]))
     inputs = card.architecture.get("inputs", len(CHANNELS))
     if len(seen.names) != inputs:
         raise InputError(card.name, f"{inputs} channels for {list(seen.names)}", "one for each that its card names")

@@ -25,8 +25,8 @@ from csstdask.cosmicray.inpaint import inpaint
 from csstdask.instrument import Instrument
 from csstdask.mock.recipe import Split
 from csstdask.nn.models import NO_PSF, find_card
-from csstdask.store.campaign import Campaign, UnitFacts, label_identity
-from csstdask.store.electrons import Electrons, electrons_of, read_electrons
+from csstdask.store.campaign import Campaign, UnitMetadata, label_identity
+from csstdask.store.electrons import ElectronFrame, electrons_per_data_unit, read_electrons
 from csstdask.store.zarr_arrays import read_shard, store_kind
 
 #: Of so many detectors of a campaign that says nothing of splits, one validates.
@@ -40,7 +40,7 @@ RepairTruth = Literal["truth", "labels", "detected"]
 
 
 @dataclass(frozen=True)
-class KnownFrame:
+class LabelledFrame:
     """One unit in electrons, as its pipeline handed it over, and its cosmic rays."""
 
     data: npt.NDArray[np.float32]
@@ -59,7 +59,7 @@ class KnownFrame:
 
 
 @dataclass(frozen=True)
-class KnownUnits:
+class LabelledUnits:
     """Units of a campaign with truth."""
 
     path: Path
@@ -79,7 +79,7 @@ class KnownUnits:
     @property
     def identity(self) -> str:
         """Return the SHA-256 of what the units were made from, and their labels."""
-        digests = [self.facts(index).digest for index in range(len(self))]
+        digests = [self.metadata(index).digest for index in range(len(self))]
         if self.truth == "labels":
             digests += [label_identity(self.path, row, column) for row, column in self.places]
         if self.truth == "detected":
@@ -91,34 +91,34 @@ class KnownUnits:
         """Return the one that they are of."""
         return _campaign(self.path).instrument
 
-    def facts(self, index: int) -> UnitFacts:
+    def metadata(self, index: int) -> UnitMetadata:
         """Return what the campaign knows of one of them."""
         campaign = _campaign(self.path)
         row, column = self.places[index]
-        return campaign.facts(campaign.exposures[row], campaign.detectors[column])
+        return campaign.metadata(campaign.exposures[row], campaign.detectors[column])
 
-    def read(self, index: int) -> KnownFrame:
+    def read(self, index: int) -> LabelledFrame:
         """Read one of them."""
-        campaign, facts = _campaign(self.path), self.facts(index)
+        campaign, metadata = _campaign(self.path), self.metadata(index)
         row, column = self.places[index]
-        unit = read_electrons(campaign, facts)
+        unit = read_electrons(campaign, metadata)
         if self.truth == "detected":
             charge = _detected(unit)
-            return KnownFrame(unit.data, unit.error, unit.ignore, charge, charge > 0, unit.data, facts.read_noise)
+            return LabelledFrame(unit.data, unit.error, unit.ignore, charge, charge > 0, unit.data, metadata.read_noise)
         clean, charge = (read_shard(self.path, f"{self.truth}/{name}", row, column) for name in ("sci", "cr"))
         unknown = np.isnan(charge)
-        return KnownFrame(
+        return LabelledFrame(
             unit.data,
             unit.error,
             unit.ignore,
             np.where(unknown, np.float32(0), charge),
             unknown,
-            clean * electrons_of(campaign, facts),
-            facts.read_noise,
+            clean * electrons_per_data_unit(campaign, metadata),
+            metadata.read_noise,
         )
 
 
-def _detected(unit: Electrons) -> npt.NDArray[np.float32]:
+def _detected(unit: ElectronFrame) -> npt.NDArray[np.float32]:
     """Return what hit pixels hold above their neighbours' median [e-], at least a trace; 0 of all others."""
     hit = np.asarray(detect(unit.data, unit.error, unit.ignore).mask)
     below = np.asarray(inpaint(unit.data, hit, unit.error, unit.ignore, model="median", psf=NO_PSF).data)
@@ -131,7 +131,7 @@ def _campaign(path: Path) -> Campaign:
     return Campaign(path)
 
 
-def known_units(
+def select_units(
     path: Path,
     split: Split | None = None,
     *,
@@ -139,7 +139,7 @@ def known_units(
     truth: RepairTruth = "truth",
     detectors: Sequence[int] = (),
     exposures: int | None = None,
-) -> KnownUnits:
+) -> LabelledUnits:
     """Return the units of a campaign that belong to a split, with their truth.
 
     Parameters
@@ -176,8 +176,8 @@ def known_units(
         if campaign.present[row, column] and (truth != "labels" or label_identity(path, row, column))
     ]
     if truth == "detected":  # of darks and spectra nothing can be learnt about sources
-        facts = (campaign.facts(campaign.exposures[row], campaign.detectors[column]) for row, column in units)
-        units = [unit for unit, one in zip(units, facts, strict=True) if one.kind == "imaging"]
+        metadata = (campaign.metadata(campaign.exposures[row], campaign.detectors[column]) for row, column in units)
+        units = [unit for unit, one in zip(units, metadata, strict=True) if one.kind == "imaging"]
     use = _uses(path)
     if split is not None and any(use.values()):
         units = [unit for unit in units if use.get(campaign.exposures[unit[0]]) == split]
@@ -195,7 +195,7 @@ def known_units(
     if not units:
         kind = "imaging exposures" if truth == "detected" else "exposures"
         raise InputError(path, f"no unit for {split}", f"{kind} whose split is {split}")
-    return KnownUnits(path, tuple(units), truth)
+    return LabelledUnits(path, tuple(units), truth)
 
 
 def _places(units: Sequence[tuple[int, int]]) -> list[int]:

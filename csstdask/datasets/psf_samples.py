@@ -10,7 +10,7 @@ import numpy.typing as npt
 from csstdask.instrument import Instrument
 from csstdask.mock.psf import OpticalState, PsfModel
 from csstdask.mock.random_telescopes import draw_optics
-from csstdask.psf.basis import FIELD, SIDE, resampled
+from csstdask.psf.basis import BASIS_PIXELS, BASIS_SIZE, resample
 
 #: Years after launch, and colours of stars [K].
 _YEARS, _TEMPERATURES = 10.0, (3200.0, 12000.0)
@@ -19,7 +19,7 @@ _ENLARGED, _LARGEST = 0.4, 0.12
 
 
 @dataclass(frozen=True)
-class Sights:
+class PsfSamples:
     """PSFs that one telescope shows on one detector."""
 
     images: npt.NDArray[np.float32]
@@ -31,7 +31,7 @@ class Sights:
     """(n,) Of each star [K]."""
 
 
-def draw_sights(rng: np.random.Generator, instrument: Instrument, band: str, nodes: int) -> Sights:
+def draw_psf_samples(rng: np.random.Generator, instrument: Instrument, band: str, nodes: int) -> PsfSamples:
     """Draw a telescope, and look through it at stars of all colours, on a grid of nodes of one of the band's detectors.
 
     Parameters
@@ -55,5 +55,5 @@ def draw_sights(rng: np.random.Generator, instrument: Instrument, band: str, nod
     coldest, hottest = np.log(_TEMPERATURES)
     heat = np.exp(rng.uniform(coldest, hottest, len(u)))
     fine = model.sampling(detector, state).fine
-    found = model.effective(detector, x, y, temperature=heat, state=state, sampling=fine, size=FIELD * fine)
-    return Sights(resampled(found.image * np.float32(fine**2), SIDE), u, v, heat)
+    found = model.effective(detector, x, y, temperature=heat, state=state, sampling=fine, size=BASIS_PIXELS * fine)
+    return PsfSamples(resample(found.image * np.float32(fine**2), BASIS_SIZE), u, v, heat)

@@ -12,14 +12,14 @@ from astropy.io import fits
 from scipy.special import ndtr
 
 from csstdask.core.errors import InputError
-from csstdask.core.warnings import no_warnings
+from csstdask.core.warnings import suppress_warnings
 from csstdask.instrument import load_instrument
 from csstdask.mock.catalogue import draw_sky
 from csstdask.mock.optics import CORE, Blur, Sampling, effective_psf, sampling_for
 from csstdask.mock.recipe import Sky
 from csstdask.mock.scene import draw_scene
 from csstdask.mock.scene_psf import FixedPsf
-from csstdask.optics.pupil import cutoff
+from csstdask.optics.pupil import cutoff_frequency
 
 #: Of a Gaussian, in median absolute deviations.
 _SIGMA_PER_MAD = 1.4826
@@ -41,12 +41,12 @@ class Scene:
     """[e-]"""
     ignore: npt.NDArray[np.bool_]
     """Pixels that a pipeline would have flagged."""
-    hidden_variance: npt.NDArray[np.float32] | float = 0.0
+    unreported_variance: npt.NDArray[np.float32] | float = 0.0
     """Noise that the counts do not tell of: of what was subtracted, and of what it was known from [e-^2]."""
 
 
 @lru_cache(maxsize=256)
-def mock_sky(seed: int, index: int, size: int) -> npt.NDArray[np.float32]:
+def render_mock_sky(seed: int, index: int, size: int) -> npt.NDArray[np.float32]:
     """Return the expected light of one of many mock skies, of unit sky [sky level].
 
     Skies differ in their density of stars and galaxies (one in four is a cluster's core), and in their telescope:
@@ -77,7 +77,7 @@ def _any_psf(rng: np.random.Generator) -> FixedPsf:
     aberrations = rng.normal(0, rng.uniform(5, 130) / len(orders) ** 0.5, (1, len(orders)))
     blur = Blur(np.diag(10 ** rng.uniform(-0.6, 0.18, 2)) ** 2, line=False, diffusion=rng.uniform(0.1, 0.35))
     wavelength, pupil = rng.uniform(420, 950), (2.0, 0.0, 0.074)
-    sampling = sampling_for(cutoff(wavelength, pupil[0], pupil[2]), blur)
+    sampling = sampling_for(cutoff_frequency(wavelength, pupil[0], pupil[2]), blur)
     core = effective_psf(aberrations, orders, wavelength, pupil=pupil, blur=blur, fine=sampling.fine)
     return FixedPsf(core[0], sampling)
 
@@ -91,7 +91,7 @@ def _gaussian_core(sigma: float, fine: int = 4) -> npt.NDArray[np.float32]:
 
 def draw_mock_scene(rng: np.random.Generator, seed: int, index: int, size: int) -> Scene:
     """Draw an exposure of one of the mock skies of a seed, with warm pixels and defects."""
-    light = mock_sky(seed, index, size)
+    light = render_mock_sky(seed, index, size)
     light = np.rot90(light, int(rng.integers(4)))[:: int(rng.choice([-1, 1]))]
     level, read_noise = 10 ** rng.uniform(0.5, 2.6), rng.uniform(2.5, 9.0)
     expected = light * level + rng.uniform(0, 10)
@@ -114,7 +114,7 @@ def read_wircam(path: Path) -> Scene:
         If the file has no image.
     """
     try:
-        with no_warnings(), fits.open(path) as hdus:
+        with suppress_warnings(), fits.open(path) as hdus:
             raw = np.asarray(hdus[1].data, dtype=np.float32)
     except (OSError, IndexError, ValueError, TypeError) as error:
         raise InputError(path, f"no image ({error})", "a WIRCam chip in HDU 1") from None
@@ -140,7 +140,7 @@ def cut(rng: np.random.Generator, scene: Scene, size: int) -> Scene:
     return Scene(part(scene.data), part(scene.expected), scene.sky, scene.read_noise, ignore)
 
 
-def draw_warm_scene(rng: np.random.Generator, warmth: npt.NDArray[np.float32], size: int) -> Scene:
+def draw_dark_scene(rng: np.random.Generator, warmth: npt.NDArray[np.float32], size: int) -> Scene:
     """Draw a dark with the warm pixels of a real detector, each at a place of its own choosing.
 
     Parameters

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from scipy.ndimage import median_filter
 
 from csstdask.core.errors import InputError
-from csstdask.mock.events import STIS_PAIRS
+from csstdask.mock.event_libraries import STIS_PAIRS
 
 #: What a method may know when it meets the test pair.
-KNOWN_PAIRS = (*STIS_PAIRS["training"], *STIS_PAIRS["validation"])
+DEVELOPMENT_PAIRS = (*STIS_PAIRS["training"], *STIS_PAIRS["validation"])
 
 #: A pixel is hot if in this time [s] it gathers so many electrons more than the median of its neighbourhood.
 _HOT_TIME, _HOT_CHARGE, _HOT_BOX = 1350.0, 15.0, 15
@@ -66,7 +66,7 @@ def read_frame(folder: Path, exposure: str) -> StisFrame:
 
 
 @dataclass(frozen=True)
-class Reference:
+class StisReference:
     """What other exposures tell about the detector and the scene."""
 
     rate: npt.NDArray[np.float32]
@@ -85,7 +85,7 @@ class Reference:
         return one * np.float32(np.pi / 2 / self.exposures)
 
 
-def build_reference(frames: Sequence[StisFrame]) -> Reference:
+def build_reference(frames: Sequence[StisFrame]) -> StisReference:
     """Return the median rate of some exposures and the hot pixels in it.
 
     The median leaves out the pixels that the truth calls hit, where at least one exposure remains.
@@ -95,9 +95,9 @@ def build_reference(frames: Sequence[StisFrame]) -> Reference:
     usable = np.where(hit & ~hit.all(axis=0), np.nan, stack)
     rate = np.nanmedian(usable, axis=0)
     hot = (rate - median_filter(rate, _HOT_BOX)) * _HOT_TIME > _HOT_CHARGE
-    return Reference(rate.astype(np.float32), hot, len(frames))
+    return StisReference(rate.astype(np.float32), hot, len(frames))
 
 
-def reference_for(frame: StisFrame, frames: Sequence[StisFrame]) -> Reference:
+def reference_without_pair(frame: StisFrame, frames: Sequence[StisFrame]) -> StisReference:
     """Return the reference of all frames but those of the frame's own pair: a frame must not foretell itself."""
     return build_reference([other for other in frames if other.pair != frame.pair])

@@ -87,7 +87,7 @@ class ExposureTable:
         return ExposureTable(**arrays)
 
 
-def night_of(mjd: npt.ArrayLike) -> npt.NDArray[np.int64]:
+def night_number(mjd: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Return the night of Modified Julian Dates: floor(mjd - 0.7).
 
     Examples
@@ -163,7 +163,7 @@ def _table(
     return ExposureTable(
         campaign=campaign,
         days=mjd - J2000,
-        night=night_of(mjd),
+        night=night_number(mjd),
         band=band[index],
         zero_point=numbers["zeropoint"][index],
         n_matched=numbers["nmatched"][index],

@@ -24,7 +24,7 @@ import threadpoolctl
 from distributed import Client, LocalCluster, WorkerPlugin
 
 from csstdask.core.errors import ClusterError, InputError
-from csstdask.core.malloc import keep_freed_memory
+from csstdask.core.malloc import retain_freed_memory
 from csstdask.core.optional import install_hint
 from csstdask.engine.schedulers import check_scheduler
 
@@ -56,7 +56,7 @@ class Slots:
             return None
 
 
-class WorkerManners(WorkerPlugin):
+class ThreadLimitPlugin(WorkerPlugin):
     """Hold every library on a worker to a number of intra-op threads.
 
     In-process clusters inherit the interpreter's own settings, and the rounding of some kernels depends on
@@ -74,7 +74,7 @@ class WorkerManners(WorkerPlugin):
         """Set the limits in the worker's process; leave Ctrl-C to the driver, who tells the workers."""
         limit_threads(self.threads)
         if self.own:
-            keep_freed_memory()
+            retain_freed_memory()
         if multiprocessing.parent_process() is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -132,7 +132,7 @@ def open_cluster(scheduler: str, workers: int, *, threads_per_unit: int = 1) -> 
     try:
         with dask.config.set(config), _client(scheduler, workers) as slots:
             own = scheduler in {"processes", "cuda"}
-            slots.client.register_plugin(WorkerManners(threads_per_unit, own=own))
+            slots.client.register_plugin(ThreadLimitPlugin(threads_per_unit, own=own))
             yield slots
     finally:
         quiet.setLevel(level)

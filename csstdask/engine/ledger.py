@@ -45,7 +45,7 @@ class OwnedObject:
         flush_file(path, root)
         return cls(path.relative_to(root).as_posix(), path.stat().st_size, sha256_file(path))
 
-    def intact(self, root: Path, *, checksum: bool = False) -> bool:
+    def is_intact(self, root: Path, *, checksum: bool = False) -> bool:
         """Return whether the file is on disk with its size and, if asked, its content."""
         path = f"{root}/{self.path}"  # a Path takes longer to make than the file's size to read
         try:
@@ -100,7 +100,7 @@ class UnitRecord:
         return [
             name
             for name in self.recorded(fingerprints)
-            if all(item.intact(root, checksum=checksum) for item in self.steps[name].objects)
+            if all(item.is_intact(root, checksum=checksum) for item in self.steps[name].objects)
         ]
 
     def damaged(
@@ -109,7 +109,7 @@ class UnitRecord:
         """Return the first object that is not as recorded, with its step; None if there is none."""
         for name in self.recorded(fingerprints):
             for item in self.steps[name].objects:
-                if not item.intact(root, checksum=checksum):
+                if not item.is_intact(root, checksum=checksum):
                     return name, item
         return None
 

@@ -34,7 +34,7 @@ from csstdask.core.errors import LostDriverError, LostOwnershipError, RunLockedE
 
 HEARTBEAT_SECONDS = 10.0
 #: A lock of another host is dead when its heart has not beaten for so long.
-DEAD_AFTER_SECONDS = 120.0
+STALE_AFTER_SECONDS = 120.0
 
 
 class DriverLock:
@@ -126,7 +126,7 @@ def read_owner(path: Path) -> dict[str, object] | None:
 
 def _alive(owner: dict[str, object]) -> bool:
     if owner.get("host") != socket.gethostname():
-        return time.time() - float(str(owner.get("heartbeat", 0))) < DEAD_AFTER_SECONDS
+        return time.time() - float(str(owner.get("heartbeat", 0))) < STALE_AFTER_SECONDS
     try:
         process = psutil.Process(int(str(owner["pid"])))
         same = abs(process.create_time() - float(str(owner["started"]))) < 2.0  # a pid can be given out again

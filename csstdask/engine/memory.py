@@ -15,7 +15,7 @@ LIBRARY_BYTES = 440 << 20
 #: Memory of a driver that has workers in other processes: interpreter, Dask, Zarr.
 DRIVER_BYTES = 160 << 20
 #: Part of the free memory that a run may plan with: projections are good to a quarter.
-SHARE = 0.8
+MEMORY_FRACTION = 0.8
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Projection:
 
 def budget_bytes() -> int:
     """Return the memory that a run may plan with."""
-    return int(available_bytes() * SHARE)
+    return int(available_bytes() * MEMORY_FRACTION)
 
 
 def available_bytes() -> int:
@@ -86,7 +86,7 @@ def _control_groups() -> list[Path]:
     return folders
 
 
-def check(projection: Projection, budget: int | None = None) -> None:
+def check_projection(projection: Projection, budget: int | None = None) -> None:
     """Refuse a run that cannot fit.
 
     Raises
@@ -117,5 +117,5 @@ def choose_workers(per_unit: int, libraries: int = LIBRARY_BYTES, *, processes: 
     """
     one = Projection(per_unit, 1, libraries, processes)
     workers = wanted or max(1, min(default_workers(), one.fitting_slots(budget_bytes())))
-    check(replace(one, slots=workers))
+    check_projection(replace(one, slots=workers))
     return workers

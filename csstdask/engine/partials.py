@@ -104,7 +104,7 @@ class ReductionRecord:
     def holds(self, root: Path, fingerprint: str, *, checksum: bool = False) -> bool:
         """Return whether this is the result for a fingerprint, with its objects on disk."""
         same = self.failure is None and self.fingerprint == fingerprint
-        return same and all(item.intact(root, checksum=checksum) for item in self.objects)
+        return same and all(item.is_intact(root, checksum=checksum) for item in self.objects)
 
     @classmethod
     def read(cls, path: Path) -> ReductionRecord:

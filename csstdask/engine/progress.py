@@ -36,8 +36,8 @@ log = logging.getLogger("csstdask")
 class ProgressBar:
     """Units done, Mpix/s and the time that is left, on a terminal (standard error)."""
 
-    def __init__(self, *, announce_failures: bool = True) -> None:
-        self.announce_failures = announce_failures
+    def __init__(self, *, show_failures: bool = True) -> None:
+        self.show_failures = show_failures
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -68,7 +68,7 @@ class ProgressBar:
             self._progress.update(self._task, advance=1, rate=f"{rate:.1f} Mpix/s")
         elif isinstance(event, UnitSkipped | UnitFailed):
             self._progress.update(self._task, advance=1)
-            if isinstance(event, UnitFailed) and self.announce_failures:
+            if isinstance(event, UnitFailed) and self.show_failures:
                 self._progress.console.print(f"failed {event.unit} [{event.step}]: {event.reason}", markup=False)
         elif isinstance(event, ReductionStarted):
             self._reduction = self._progress.add_task(f"reduce {event.name}", total=None, rate="")
@@ -79,7 +79,7 @@ class ProgressBar:
                 self._progress.update(self._reduction, total=getattr(event, "passes", None))
                 self._progress.stop_task(self._reduction)
                 self._reduction = None
-            if isinstance(event, ReductionFailed) and self.announce_failures:
+            if isinstance(event, ReductionFailed) and self.show_failures:
                 self._progress.console.print(f"failed reduction {event.name}: {event.reason}", markup=False)
         elif isinstance(event, RunFinished):
             self._progress.stop()
@@ -88,8 +88,8 @@ class ProgressBar:
 class LogLines:
     """Plain lines, at most one every few seconds, for logs of batch jobs."""
 
-    def __init__(self, interval: float = 10.0, *, announce_failures: bool = True) -> None:
-        self.interval, self.announce_failures = interval, announce_failures
+    def __init__(self, interval: float = 10.0, *, show_failures: bool = True) -> None:
+        self.interval, self.show_failures = interval, show_failures
         self._last = 0.0
         self._start = 0.0
         self._count = {"done": 0, "skipped": 0, "failed": 0}
@@ -105,7 +105,7 @@ class LogLines:
                 log.info("dashboard %s", event.dashboard)
         elif isinstance(event, UnitFailed):
             self._count["failed"] += 1
-            if self.announce_failures:
+            if self.show_failures:
                 log.warning("failed %s [%s]: %s", event.unit, event.step, event.reason)
         elif isinstance(event, UnitRetried):
             log.warning("again %s: %s", event.unit, event.reason)
@@ -123,7 +123,7 @@ class LogLines:
                 "reduced %s: %d inputs, %d passes, %.1f s", event.name, event.n_inputs, event.passes, event.seconds
             )
         elif isinstance(event, ReductionFailed):
-            if self.announce_failures:
+            if self.show_failures:
                 log.warning("failed reduction %s: %s", event.name, event.reason)
         elif isinstance(event, RunFinished):
             log.info(
@@ -170,10 +170,10 @@ class JsonLog:
         self._stream.close()
 
 
-def progress_listener(*, announce_failures: bool = True) -> Listener:
+def progress_listener(*, show_failures: bool = True) -> Listener:
     """Return a bar if standard error is a terminal, else plain log lines.
 
     Failures are announced as they happen, unless whoever asks prints them all at the end.
     """
     kind = ProgressBar if sys.stderr.isatty() else LogLines
-    return kind(announce_failures=announce_failures)
+    return kind(show_failures=show_failures)

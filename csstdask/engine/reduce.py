@@ -27,8 +27,8 @@ from csstdask.core.errors import ReductionError
 from csstdask.engine.cluster import Slots, limit_threads
 from csstdask.engine.events import Event, Listener, ReductionPass, UnitDone, UnitFailed
 from csstdask.engine.partials import GROUP_SIZE, Manifest, Partial
-from csstdask.engine.window import Task, failure, run_window
-from csstdask.engine.work_units import Group
+from csstdask.engine.window import Task, describe_failure, run_window
+from csstdask.engine.work_units import PartialGroup
 
 Sums = TypeVar("Sums")
 Solution = TypeVar("Solution")
@@ -120,7 +120,7 @@ def map_group(job: _GroupJob[Any, Any]) -> dict[str, Any]:
     try:
         return {"sums": job.algorithm.map(_contents(Path(job.root), job.group), job.solution)}
     except Exception as error:  # noqa: BLE001  the driver names what went wrong
-        return failure("map", error)
+        return describe_failure("map", error)
 
 
 def _contents(root: Path, group: Sequence[Partial]) -> Iterator[tuple[Partial, bytes]]:
@@ -191,7 +191,7 @@ def reduce_partials(
                 problems.append(event.reason)
 
         tasks = (
-            Task(Group(name, position), _GroupJob(str(root.resolve()), group, algorithm, solution))
+            Task(PartialGroup(name, position), _GroupJob(str(root.resolve()), group, algorithm, solution))
             for position, group in enumerate(manifest.groups())
         )
         outcome = run_window(slots, tasks, map_group, take, key=f"{key}-{number}", max_failures=1)

@@ -52,10 +52,10 @@ _LOST = (ClosedClientError, CommClosedError)
 _MACHINERY = (CommClosedError, FutureCancelledError, TimeoutError)
 
 #: The step of a unit that could not be recorded because the store has another driver now.
-LOST = "ownership"
+OWNERSHIP_LOST = "ownership"
 
 #: The step of a unit whose worker died with it.
-KILLED = "worker died"
+WORKER_DIED = "worker died"
 _ALONE = -1
 
 
@@ -81,7 +81,7 @@ class Outcome:
     """Why no further units were submitted, if that is so."""
 
 
-def failure(step: str, error: BaseException) -> dict[str, Any]:
+def describe_failure(step: str, error: BaseException) -> dict[str, Any]:
     """Return what a task returns when its unit failed in ``step``."""
     transient = isinstance(error, _MACHINERY) or (isinstance(error, OSError) and error.errno in TRANSIENT)
     reason = str(error) or type(error).__name__
@@ -89,7 +89,7 @@ def failure(step: str, error: BaseException) -> dict[str, Any]:
         reason = f"{type(error).__name__}: {reason}"
     fatal = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
     if isinstance(error, LostDriverError):  # another driver owns the store: nothing more is ours to write
-        step, fatal = LOST, True
+        step, fatal = OWNERSHIP_LOST, True
     return {"failure": {"step": step, "reason": " ".join(reason.split()), "transient": transient, "fatal": fatal}}
 
 
@@ -112,8 +112,8 @@ def run_window(
     tasks : iterable of Task
         Drawn one by one, as room appears.
     function : callable
-        Runs on a worker; takes ``Task.argument``, returns a small dict: with `failure` if the unit failed, with
-        `unchanged` if there was nothing to do.
+        Runs on a worker; takes ``Task.argument``, returns a small dict: with `describe_failure` if the unit failed,
+        with `unchanged` if there was nothing to do.
     emit : callable
         Told what happens, on this thread.
     key : str
@@ -197,7 +197,7 @@ class _Window:
         elif problem is None:
             self.outcome.done += 1
             self._emit(UnitDone(task.unit, result))
-        elif problem["step"] == KILLED and attempt != _ALONE:
+        elif problem["step"] == WORKER_DIED and attempt != _ALONE:
             self._emit(UnitRetried(task.unit, problem["reason"]))
             self._suspects.append(task)
         elif problem["transient"] and 0 <= attempt < self._retries and self.outcome.stopped is None:
@@ -224,7 +224,7 @@ def _result(future: Future) -> dict[str, Any]:
         value = future.result()
     except KilledWorker as error:
         reason = f"its workers died {error.allowed_failures + 1} times (out of memory, or a crash in native code)"
-        return {"failure": {"step": KILLED, "reason": reason, "transient": False, "fatal": False}}
+        return {"failure": {"step": WORKER_DIED, "reason": reason, "transient": False, "fatal": False}}
     except Exception as error:  # noqa: BLE001  whatever the machinery raises is a failed unit, not a failed run
-        return failure("worker", error)
+        return describe_failure("worker", error)
     return value if isinstance(value, dict) else {"value": value}

@@ -23,7 +23,7 @@ class Unit:
 
 
 @dataclass(frozen=True, order=True)
-class Group(Unit):
+class PartialGroup(Unit):
     """A group of partials of a reduction: what its tasks are, as units are those of a run."""
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ class Selection:
     """Ids."""
 
     @property
-    def is_everything(self) -> bool:
+    def selects_all(self) -> bool:
         """Return whether no unit is left out."""
         return not self.exposures and not self.detectors
 
@@ -51,7 +51,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class AnyOf:
+class SelectionUnion:
     """Units in any of several selections."""
 
     selections: tuple[Selection, ...]

@@ -11,23 +11,23 @@ from typing import Any
 from csstdask.core.atomic_io import write_atomic
 
 
-def rounded(value: Any) -> Any:
+def round_floats(value: Any) -> Any:
     """Return numbers to five significant figures, and None for what is no number: JSON knows no other."""
     if isinstance(value, dict):
-        return {key: rounded(one) for key, one in value.items()}
+        return {key: round_floats(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [rounded(one) for one in value]
+        return [round_floats(one) for one in value]
     if isinstance(value, float):
         return float(f"{value:.5g}") if math.isfinite(value) else None
     return value
 
 
-def table_head(title: str, columns: Sequence[str]) -> tuple[str, str, str]:
+def markdown_header(title: str, columns: Sequence[str]) -> tuple[str, str, str]:
     """Return the lines that a table begins with, an empty one first."""
     return "", f"| {' | '.join((title, *columns))} |", "| --- " * (len(columns) + 1) + "|"
 
 
-def table_row(name: str, values: Sequence[float | None]) -> str:
+def markdown_row(name: str, values: Sequence[float | None]) -> str:
     """Return a line of a table; what is not a number is empty."""
     cells = ["" if value is None or math.isnan(value) else f"{value:.4g}" for value in values]
     return f"| {' | '.join((name, *cells))} |"
@@ -36,6 +36,6 @@ def table_row(name: str, values: Sequence[float | None]) -> str:
 def write_results(stem: Path, results: dict[str, Any], lines: Iterable[str]) -> None:
     """Write an evaluation as JSON and its tables as Markdown, each whole or not at all."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    numbers = json.dumps(rounded(results), indent=1, allow_nan=False)
+    numbers = json.dumps(round_floats(results), indent=1, allow_nan=False)
     write_atomic(stem.with_suffix(".json"), f"{numbers}\n".encode())
     write_atomic(stem.with_suffix(".md"), ("\n".join(lines) + "\n").encode())

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from csstdask.core.errors import InputError
 from csstdask.flux.flat import Flat
-from csstdask.flux.sums import FlatFlag, covariance_nodes
-from csstdask.numerics.polynomials import legendre_products, n_terms, on_grid
+from csstdask.flux.flat_sums import FlatFlag, covariance_nodes
+from csstdask.numerics.polynomials import evaluate_on_grid, legendre_products, n_terms
 
 if TYPE_CHECKING:
     from astropy.io import fits
@@ -97,7 +97,7 @@ def write_axe(
             file.write(header.tostring().encode("ascii"))
             for row in range(bottom, bottom + height, _ROWS):
                 rows = np.arange(row, min(row + _ROWS, bottom + height))
-                plane = on_grid(coefficients, columns, rows, flat.requested_degree, flat.shape)
+                plane = evaluate_on_grid(coefficients, columns, rows, flat.requested_degree, flat.shape)
                 file.write(plane.astype(">f4").tobytes())
             file.write(b"\0" * (-4 * width * height % _FITS_BLOCK))
     part.replace(path)

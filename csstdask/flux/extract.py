@@ -1,6 +1,6 @@
 """One spectrum from a rectified two-dimensional one: box sums, or optimal weights (Horne 1986, PASP 98, 609).
 
-For the spectra of all stars of a frame see `csstdask.flux.frame`.
+For the spectra of all stars of a frame see `csstdask.flux.extract_frame`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.adapter import adapt, namespace_of_door, take_column
-from csstdask.arrays.namespace import Door, to_host
+from csstdask.arrays.adapter import adapt, convert_column, namespace_of_adapter
+from csstdask.arrays.namespace import ArrayAdapter, to_host
 from csstdask.core.errors import InputError
-from csstdask.flux.spectrum_flag import LEAST_SHARE, PARTIAL_SHARE, SpectrumFlag
+from csstdask.flux.spectrum_flag import MIN_PROFILE_FRACTION, PARTIAL_PROFILE_FRACTION, SpectrumFlag
 from csstdask.numerics.polynomials import legendre_values
 from csstdask.numerics.robust import huber_weights, mad_scale, nan_median
 
@@ -125,12 +125,12 @@ def extract_spectrum(
     found = _extract(
         data, squared, usable, distance, half_width, optimal=method == "optimal", with_background=background
     )
-    return Spectrum(*(_give(given.door, one) for one in found))
+    return Spectrum(*(_to_caller(given.adapter, one) for one in found))
 
 
 def _centers(center: Any, shape: tuple[int, ...], half_width: float) -> Float:
     """Return the row of the trace in every column."""
-    middle = take_column(np.atleast_1d(center) if np.isscalar(center) else center, "center")
+    middle = convert_column(np.atleast_1d(center) if np.isscalar(center) else center, "center")
     if middle.size == 1:
         middle = np.full(shape[1], float(middle.reshape(-1)[0]))
     if middle.shape != (shape[1],):
@@ -194,8 +194,8 @@ def _extract(
         total_variance = np.where(good, box**2 * variance, 0.0).sum(axis=0) + of_filled + area**2 * level_variance
     flag[rejected] |= int(SpectrumFlag.REJECTED)
     flag[unreliable] |= int(SpectrumFlag.UNRELIABLE)
-    flag[share < PARTIAL_SHARE] |= int(SpectrumFlag.PARTIAL)
-    lost = (share < LEAST_SHARE) | ~np.isfinite(best)
+    flag[share < PARTIAL_PROFILE_FRACTION] |= int(SpectrumFlag.PARTIAL)
+    lost = (share < MIN_PROFILE_FRACTION) | ~np.isfinite(best)
     flag[lost] |= int(SpectrumFlag.NO_DATA)
     total_variance[unreliable] *= _misfit(rest, variance, best, profile, good)[unreliable]
     sigma = np.sqrt(np.where(lost, np.inf, total_variance))
@@ -388,8 +388,8 @@ def _weighted(rest: Float, variance: Float, profile: Float, good: Bool) -> tuple
     return counts, np.where(power > 0, 1 / safe, np.inf), weight.sum(axis=0) / safe
 
 
-def _give(door: Door, values: npt.NDArray[Any]) -> Any:
+def _to_caller(adapter: ArrayAdapter, values: npt.NDArray[Any]) -> Any:
     """Return an array as the caller's kind; floats have the caller's type."""
     if values.dtype.kind == "f":
-        values = values.astype(door.dtype)
-    return door.give(namespace_of_door(door).asarray(values))
+        values = values.astype(adapter.dtype)
+    return adapter.to_caller(namespace_of_adapter(adapter).asarray(values))

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.core.errors import InputError
-from csstdask.core.packed_arrays import pack, take, unpack
-from csstdask.flux.ratios import plain_ratios
-from csstdask.flux.sums import FlatFlag, FlatSolution, iterate
-from csstdask.numerics.polynomials import legendre_products, on_grid
+from csstdask.core.packed_arrays import get_array, pack, unpack
+from csstdask.flux.flat_sums import FlatFlag, FlatSolution, fit_ratios
+from csstdask.flux.ratios import uncorrelated_ratios
+from csstdask.numerics.polynomials import evaluate_on_grid, legendre_products
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -220,7 +220,7 @@ class Flat:
         mixed = (1 - share)[:, None] * relative[low] + share[:, None] * relative[high]
         outside = (wavelength < self.wavelength[0]) | (wavelength > self.wavelength[-1])
         mixed[outside] = np.eye(1, mixed.shape[1])
-        return on_grid(mixed, x, y, self.requested_degree, self.shape)
+        return evaluate_on_grid(mixed, x, y, self.requested_degree, self.shape)
 
     def to_dataarray(self, *, detector: int | None = None, chunks: Any = None) -> xr.DataArray:
         """Return the flat as a lazy array over (wavelength, y, x).
@@ -266,7 +266,7 @@ class Flat:
         arrays, facts = unpack(KIND, data, source)
         names = [one.name for one in fields(cls) if one.name not in ("shape", "detector")]
         rows, columns = facts["shape"]
-        parts = {name: take(arrays, name, source) for name in names}
+        parts = {name: get_array(arrays, name, source) for name in names}
         return cls(**parts, shape=(rows, columns), detector=facts["detector"])
 
     @property
@@ -310,7 +310,7 @@ class Flat:
         return np.asarray(flag | np.where(on_frame, 0, int(FlatFlag.OUTSIDE_FRAME)))
 
 
-def flat_of(
+def flat_from_solution(
     solution: FlatSolution,
     wavelength: npt.ArrayLike,
     shape: tuple[int, int],
@@ -393,8 +393,8 @@ def fit_flat(
         ratio, variance = ratio / unit, variance / unit**2
     else:
         unit = np.ones(1)
-    solution = iterate([plain_ratios(wavelength, x, y, ratio, variance, shape)], degree=degree)
-    flat = flat_of(solution, np.atleast_1d(wavelength), shape)
+    solution = fit_ratios([uncorrelated_ratios(wavelength, x, y, ratio, variance, shape)], degree=degree)
+    flat = flat_from_solution(solution, np.atleast_1d(wavelength), shape)
     at_nodes = unit[flat.nodes]
     return Flat(
         flat.wavelength, flat.coefficients * unit[:, None], flat.covariance * (unit**2)[:, None, None], flat.shape,

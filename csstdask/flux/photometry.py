@@ -53,14 +53,14 @@ def flux_from_magnitude(
     >>> print(f"{flux[0]:.4g} {error[0] / flux[0]:.4g}")
     3.526e-17 0.00921
     """
-    mean = photon_mean(limits, wavelength, shape)
+    mean = band_flux_density(limits, wavelength, shape)
     with np.errstate(divide="ignore", invalid="ignore"):
         flux = AB_FLUX * 10 ** (-0.4 * np.asarray(mag, dtype=np.float64)) / mean
     flux = np.where(flux > 0, flux, np.nan)
     return flux, flux * np.asarray(mag_err, dtype=np.float64) * np.log(10) / 2.5
 
 
-def photon_mean(limits: tuple[float, float], wavelength: npt.ArrayLike, spectra: npt.ArrayLike) -> Float:
+def band_flux_density(limits: tuple[float, float], wavelength: npt.ArrayLike, spectra: npt.ArrayLike) -> Float:
     """Return the mean f_nu of spectra in a top hat that counts photons.
 
     Parameters

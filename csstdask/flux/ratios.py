@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.core.errors import InputError
-from csstdask.core.packed_arrays import pack, take, unpack
+from csstdask.core.packed_arrays import get_array, pack, unpack
 
 Array = npt.NDArray[Any]
 
@@ -93,10 +93,10 @@ class StarRatios:
             If it is torn, or anything else than star ratios.
         """
         arrays, facts = unpack(KIND, data, source)
-        star = np.array(facts["star"], dtype=str) if "star" in facts else take(arrays, "star", source)
+        star = np.array(facts["star"], dtype=str) if "star" in facts else get_array(arrays, "star", source)
         names = [one.name for one in fields(cls) if one.name not in ("star", "shape", "detector")]
         rows, columns = facts["shape"]
-        parts = {name: take(arrays, name, source) for name in names}
+        parts = {name: get_array(arrays, name, source) for name in names}
         return cls(**parts, star=star, shape=(rows, columns), detector=facts["detector"])
 
     @classmethod
@@ -128,7 +128,7 @@ class StarRatios:
         return cls(first.wavelength, **joined, modes=np.concatenate(padded), shape=first.shape, detector=first.detector)
 
 
-def plain_ratios(
+def uncorrelated_ratios(
     wavelength: npt.ArrayLike,
     x: npt.ArrayLike,
     y: npt.ArrayLike,

@@ -14,15 +14,15 @@ from torch import nn
 
 from csstdask.core.errors import InputError
 from csstdask.flux.sed_network import SedNetwork
-from csstdask.flux.seds_table import SedTable
+from csstdask.flux.sed_table import SedTable
 from csstdask.flux.spectra import (
     INPUT_RANGE,
     INPUT_RESOLUTION,
     N_SED,
     REFERENCE_PIXELS,
     SED_WAVELENGTH,
-    InputSpectra,
-    input_spectra,
+    NormalisedSpectra,
+    normalise_spectra,
     redden,
 )
 from csstdask.flux.uaranet import UaRANet
@@ -119,7 +119,7 @@ class SedPrediction:
         )
 
 
-LEAST_RESOLUTION = 1500.0
+MIN_RESOLUTION = 1500.0
 """Resolving power of an input below which nothing is predicted: networks have learnt from 1600 to 2000."""
 
 
@@ -184,11 +184,11 @@ def predict_sed(
     """
     if stars not in _REAL:
         raise ValueError(f"stars: found {stars!r}; wanted one of {', '.join(_REAL)}")
-    if resolution is not None and not resolution >= LEAST_RESOLUTION:
-        raise InputError("resolution", f"{resolution:g}", f"a resolving power of at least {LEAST_RESOLUTION:g}")
+    if resolution is not None and not resolution >= MIN_RESOLUTION:
+        raise InputError("resolution", f"{resolution:g}", f"a resolving power of at least {MIN_RESOLUTION:g}")
     card = find_card("sed", model)
     where = choose_device(device)
-    spectra = input_spectra(wavelength, flux, error, medium=medium, resolution=resolution)
+    spectra = normalise_spectra(wavelength, flux, error, medium=medium, resolution=resolution)
     found = predict_normalised(spectra, card, where, fwhm=_widths(len(spectra), resolution), real=_REAL[stars])
     return _reddened(found, np.broadcast_to(ebv, len(found)), np.broadcast_to(ebv_error, len(found)))
 
@@ -199,7 +199,7 @@ def _widths(n: int, resolution: float | None) -> Float32:
 
 
 def predict_normalised(
-    spectra: InputSpectra, card: ModelCard, device: torch.device, *, fwhm: Float32, real: float | None = None
+    spectra: NormalisedSpectra, card: ModelCard, device: torch.device, *, fwhm: Float32, real: float | None = None
 ) -> SedPrediction:
     """Predict SEDs of spectra that are on the input grid and normalised.
 

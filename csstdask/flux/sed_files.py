@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from csstdask.core.errors import InputError
-from csstdask.core.warnings import no_warnings
-from csstdask.flux.sed import LEAST_RESOLUTION, Stars, predict_sed
-from csstdask.flux.seds_table import SedTable, write_seds
+from csstdask.core.warnings import suppress_warnings
+from csstdask.flux.sed import MIN_RESOLUTION, Stars, predict_sed
+from csstdask.flux.sed_table import SedTable, write_seds
 from csstdask.flux.spectra import SED_WAVELENGTH
 from csstdask.flux.spectrum_files import read_spectrum
 from csstdask.nn.device import choose_device
@@ -58,14 +58,14 @@ def predict_files(
     except ValueError as error:
         raise InputError("--model", repr(model), str(error).rpartition("wanted ")[2]) from None
     choose_device(device)
-    if resolution is not None and not resolution >= LEAST_RESOLUTION:
-        raise InputError("--resolution", f"{resolution:g}", f"at least {LEAST_RESOLUTION:g}")
+    if resolution is not None and not resolution >= MIN_RESOLUTION:
+        raise InputError("--resolution", f"{resolution:g}", f"at least {MIN_RESOLUTION:g}")
     parts: list[SedTable] = []
     ids: list[str] = []
     failed: dict[str, str] = {}
     for path in paths:
         try:
-            with no_warnings():  # what is wrong with a file becomes its reason
+            with suppress_warnings():  # what is wrong with a file becomes its reason
                 spectrum = read_spectrum(path, medium=medium)
             found = predict_sed(
                 spectrum.wavelength, spectrum.flux, spectrum.error,

@@ -242,7 +242,7 @@ def normalise_sed(sed: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class InputSpectra:
+class NormalisedSpectra:
     """Spectra on the input grid, divided by their moving average.
 
     Attributes
@@ -260,7 +260,7 @@ class InputSpectra:
         return len(self.flux)
 
 
-def input_spectra(
+def normalise_spectra(
     wavelength: npt.ArrayLike,
     flux: npt.ArrayLike,
     error: npt.ArrayLike | None = None,
@@ -268,7 +268,7 @@ def input_spectra(
     medium: str = "vacuum",
     resolution: float | None = None,
     source: str = "spectrum",
-) -> InputSpectra:
+) -> NormalisedSpectra:
     """Bring spectra onto the input grid and normalise them.
 
     Parameters
@@ -309,7 +309,7 @@ def input_spectra(
         _on_grid(wave[i], values[i : i + 1], None if sigma is None else sigma[i : i + 1], resolution, source)
         for i in range(len(values))
     ]
-    return InputSpectra(*(np.concatenate([getattr(row, name) for row in rows]) for name in ("flux", "error")))
+    return NormalisedSpectra(*(np.concatenate([getattr(row, name) for row in rows]) for name in ("flux", "error")))
 
 
 def _check_errors(values: Float, sigma: Float, source: str) -> None:
@@ -325,7 +325,9 @@ def _check_errors(values: Float, sigma: Float, source: str) -> None:
         )
 
 
-def _on_grid(wave: Float, values: Float, sigma: Float | None, resolution: float | None, source: str) -> InputSpectra:
+def _on_grid(
+    wave: Float, values: Float, sigma: Float | None, resolution: float | None, source: str
+) -> NormalisedSpectra:
     order = np.argsort(wave)
     if not (np.diff(wave[order]) > 0).all() or not np.isfinite(wave).all():
         raise InputError(f"{source}, wavelength", "NaN or repeated values", "distinct wavelengths in Angstrom")
@@ -355,7 +357,7 @@ def _on_grid(wave: Float, values: Float, sigma: Float | None, resolution: float 
         raise InputError(source, "a mean flux that is zero, negative or unknown within 4000-7000 A", "positive fluxes")
     flux = np.where(lost.T, 1.0, out / mean).astype(np.float32)
     error = np.where(lost.T, np.inf, spread / mean).astype(np.float32)
-    return InputSpectra(flux, error)
+    return NormalisedSpectra(flux, error)
 
 
 def _resampling(wave: Float, resolution: float | None) -> csr_array:

@@ -24,7 +24,7 @@ class SpectrumFlag(IntFlag):
     """No rows beyond the half width: no background was subtracted."""
 
 
-PARTIAL_SHARE = 0.8
+PARTIAL_PROFILE_FRACTION = 0.8
 """Usable share of the profile below which a column is `SpectrumFlag.PARTIAL`."""
-LEAST_SHARE = 0.25
+MIN_PROFILE_FRACTION = 0.25
 """Usable share of the profile below which nothing is extracted."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.flux.frame_kernels import BACKGROUND_FROM
-from csstdask.flux.other_light import foreign_light
+from csstdask.flux.contamination import foreign_light
+from csstdask.flux.extraction_kernels import BACKGROUND_FROM
 from csstdask.flux.profile import CrossProfile, fit_profile
 from csstdask.flux.traces import Traces
 from csstdask.flux.windows import HALF_ROWS, Frame, Windows, cut_windows, first_rows
-from csstdask.numerics.polynomials import unit_coordinate
-from csstdask.numerics.robust import nan_median, robust_polynomial
+from csstdask.numerics.polynomials import normalised_coordinate
+from csstdask.numerics.robust import nan_median, robust_linear_fit
 
 Float = npt.NDArray[np.float64]
 Single = npt.NDArray[np.float32]
@@ -102,7 +102,7 @@ def fit_shape(
     u, v = _unit_positions(frame, x, y)
     plane = len(bright) >= _OFFSET_STARS
     terms = np.stack([np.ones(len(x)), u, v], axis=1) if plane else np.ones((len(x), 1))
-    coefficients, _ = robust_polynomial(terms[bright], steps, spread**2 + 0.01**2)
+    coefficients, _ = robust_linear_fit(terms[bright], steps, spread**2 + 0.01**2)
     if plane:  # another profile fit with the field's slope taken out
         moved = (terms @ coefficients)[bright][i]
         profile, extra = fit_profile(
@@ -159,12 +159,12 @@ def _offsets(
     for index, one in enumerate(steps):
         have = np.isfinite(one) & (power[index] > 0)
         if have.sum() > 10:
-            (value,), _ = robust_polynomial(np.ones((int(have.sum()), 1)), one[have], 1 / power[index][have])
+            (value,), _ = robust_linear_fit(np.ones((int(have.sum()), 1)), one[have], 1 / power[index][have])
             found[index], spread[index] = value, power[index][have].sum() ** -0.5
     return found, spread
 
 
 def _unit_positions(frame: Frame, x: Float, y: Float) -> tuple[Float, Float]:
     ny, nx = frame.height.shape
-    u, v = unit_coordinate(x, nx), unit_coordinate(y, ny)
+    u, v = normalised_coordinate(x, nx), normalised_coordinate(y, ny)
     return np.nan_to_num(u), np.nan_to_num(v)

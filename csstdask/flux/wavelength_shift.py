@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.numerics.linear import invert_symmetric
-from csstdask.numerics.robust import huber_weights, mad_scale, robust_polynomial
+from csstdask.numerics.robust import huber_weights, mad_scale, robust_linear_fit
 
 Float = npt.NDArray[np.float64]
 
@@ -137,7 +137,7 @@ def _combine(shift: Float, error: Float, u: Float, v: Float) -> Shifts:
     scatter = _LEAST_SCATTER
     for _ in range(3):
         variance = error**2 + scatter**2
-        coefficients, weights = robust_polynomial(terms, shift, variance)
+        coefficients, weights = robust_linear_fit(terms, shift, variance)
         rest = shift - terms @ coefficients
         kept = measured & (weights > 0)
         # excess over the errors, of the better half of the stars

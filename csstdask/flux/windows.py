@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.core.errors import InputError
-from csstdask.flux.frame_kernels import cut
+from csstdask.flux.extraction_kernels import cut
 from csstdask.flux.profile import CrossProfile
 from csstdask.flux.traces import Traces
 

@@ -18,7 +18,7 @@ from csstdask.instrument.model import Instrument, SlitlessOrder
 
 Float = npt.NDArray[np.float64]
 
-PLANCK_LIGHT_SPEED = 1.986445857e-8
+PLANCK_TIMES_LIGHT_SPEED = 1.986445857e-8
 """h c [erg Angstrom]."""
 _NEWTON_STEPS = 8
 
@@ -210,4 +210,4 @@ def nominal_sensitivity(instrument: Instrument, detector: int, wavelength: npt.A
     mirror = instrument.telescope
     area = np.pi / 4 * (100 * mirror.diameter) ** 2 * (1 - mirror.obscuration**2)
     wavelength = np.asarray(wavelength, dtype=np.float64)
-    return np.asarray(area * nominal_throughput(found, wavelength) * wavelength / PLANCK_LIGHT_SPEED)
+    return np.asarray(area * nominal_throughput(found, wavelength) * wavelength / PLANCK_TIMES_LIGHT_SPEED)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.core.warnings import no_warnings
+from csstdask.core.warnings import suppress_warnings
 from csstdask.instrument.model import Instrument
 
 if TYPE_CHECKING:  # astropy takes half a second to import, and few commands look at the sky
@@ -96,7 +96,7 @@ def celestial_wcs(header: Header) -> WCS | None:
     if wcs is None or not wcs.has_celestial:
         return None
     try:
-        with no_warnings():
+        with suppress_warnings():
             reference = np.asarray(wcs.wcs.crpix) - 1  # a corner may lie beyond the projection
             usable = bool(np.isfinite(wcs.wcs_pix2world([[1.0, 1.0], reference], 0)).all(axis=1).any())
             wcs_to_celestial_frame(wcs).is_transformable_to(ICRS())
@@ -117,7 +117,7 @@ def readable_wcs(header: Header) -> WCS | None:
         return None  # astropy would take its default instead
     _repair_wcs(kept)
     try:
-        with no_warnings():
+        with suppress_warnings():
             wcs = WCS(kept, naxis=2)
             wcs.wcs.set()
     except (ValueError, KeyError, MemoryError):  # among them astropy's errors of singular matrices and wrong keywords
@@ -156,7 +156,7 @@ def sky_positions(header: str, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Floa
     unknown = np.full(columns.shape, np.nan)
     if not header or not len(columns):
         return unknown, unknown.copy()
-    with no_warnings():
+    with suppress_warnings():
         wcs = celestial_wcs(Header.fromstring(header, sep="\n"))
         if wcs is None:
             return unknown, unknown.copy()
@@ -184,7 +184,7 @@ def pixel_positions(header: str, ra: npt.ArrayLike, dec: npt.ArrayLike) -> tuple
 
     first, second = (np.atleast_1d(np.asarray(part, dtype=np.float64)) for part in (ra, dec))
     unknown = np.full(first.shape, np.nan)
-    with no_warnings():
+    with suppress_warnings():
         wcs = celestial_wcs(Header.fromstring(header, sep="\n")) if header else None
         if wcs is None or not len(first):
             return unknown, unknown.copy()

@@ -449,7 +449,7 @@ class Instrument(_Model):
         """Return the electronics of a detector at a time: camera-wide, then its own, then dated overrides."""
         return _merged([self.electronics, *self._own_scopes(detector_id, when)])
 
-    def own_values(self, detector_id: int, when: np.datetime64 | None = None) -> Electronics:
+    def detector_values(self, detector_id: int, when: np.datetime64 | None = None) -> Electronics:
         """Return what is stated for this very detector at a time, without the camera-wide values."""
         return _merged(self._own_scopes(detector_id, when))
 

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from csstdask.core.errors import InputError
-from csstdask.core.settings import parse_toml, read_toml, validated
+from csstdask.core.settings import parse_toml, read_toml, validate_settings
 from csstdask.instrument.model import Instrument
 
 
@@ -49,7 +49,7 @@ def parse_instrument(text: str, source: str) -> Instrument:
 
 def validate_instrument(data: Mapping[str, object], source: str) -> Instrument:
     """Validate an instrument given as a mapping; InputError names the keys."""
-    return validated(Instrument, data, source, "a valid instrument")
+    return validate_settings(Instrument, data, source, "a valid instrument")
 
 
 def _resolve_paths(instrument: Instrument, folder: Path) -> Instrument:

@@ -67,7 +67,7 @@ class Recurrence:
         return float(np.sqrt(counted)) / self.n_events if self.n_events else float("nan")
 
 
-def repeated_in_pixels(events: Sequence[Positions], shape: tuple[int, int]) -> Recurrence:
+def detector_recurrence(events: Sequence[Positions], shape: tuple[int, int]) -> Recurrence:
     """Find pixels of one detector that have an event in more exposures than chance allows.
 
     Parameters
@@ -117,7 +117,7 @@ def _pixel_of(x: npt.NDArray[Any], y: npt.NDArray[Any], shape: tuple[int, int]) 
     return np.clip(np.rint(y).astype(np.int64), 0, shape[0] - 1) * shape[1] + column
 
 
-def repeated_on_sky(events: Sequence[Positions], wcs: Sequence[WCS]) -> Recurrence | None:
+def sky_recurrence(events: Sequence[Positions], wcs: Sequence[WCS]) -> Recurrence | None:
     """Find places of the sky that have an event in several exposures of one detector: stars, not cosmic rays.
 
     Parameters

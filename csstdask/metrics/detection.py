@@ -27,7 +27,7 @@ _DENSITIES = (1e-4, 0.5)
 
 
 @dataclass(frozen=True)
-class Case:
+class DetectionCase:
     """One frame to detect on, and what is true of it."""
 
     data: Float
@@ -62,7 +62,7 @@ class Score:
     """Share of events (8-connected parts of the truth) of which at least half of the charge is found."""
 
 
-def score(cases: Sequence[Case], found: Sequence[Bool]) -> Score:
+def score(cases: Sequence[DetectionCase], found: Sequence[Bool]) -> Score:
     """Score masks against the truth of their frames, pixels pooled."""
     counts = np.concatenate([_block_counts(case, mask) for case, mask in zip(cases, found, strict=True)])
     rng = np.random.default_rng(_SEED)
@@ -83,7 +83,7 @@ def score(cases: Sequence[Case], found: Sequence[Bool]) -> Score:
     )
 
 
-def _block_counts(case: Case, mask: Bool) -> npt.NDArray[np.int64]:
+def _block_counts(case: DetectionCase, mask: Bool) -> npt.NDArray[np.int64]:
     """Count found, right, false, missed, visible, visible and found, false off the skirt, in blocks of pixels."""
     skirt = binary_dilation(case.hit, EIGHT_NEIGHBOURS) & ~case.hit
     use = case.use
@@ -112,7 +112,7 @@ def _rates(counts: npt.NDArray[np.int64]) -> tuple[float, float, float, float]:
     )
 
 
-def _events_found(case: Case, mask: Bool) -> tuple[int, int]:
+def _events_found(case: DetectionCase, mask: Bool) -> tuple[int, int]:
     scored = case.hit & case.use
     parts, n = label(scored, EIGHT_NEIGHBOURS)
     charge = np.bincount(parts[scored], weights=case.charge[scored], minlength=n + 1)[1:]
@@ -120,16 +120,16 @@ def _events_found(case: Case, mask: Bool) -> tuple[int, int]:
     return int((found >= 0.5 * charge).sum()), n
 
 
-def rates_of(cases: Sequence[Case], found: Iterable[Bool]) -> tuple[float, float]:
+def precision_and_recall(cases: Sequence[DetectionCase], found: Iterable[Bool]) -> tuple[float, float]:
     """Return precision and recall, pixels pooled."""
     counts = sum(_block_counts(case, mask).sum(axis=0) for case, mask in zip(cases, found, strict=True))
     precision, recall, _, _ = _rates(np.asarray(counts))
     return precision, recall
 
 
-def f1_of(cases: Sequence[Case], found: Iterable[Bool]) -> float:
+def f1_score(cases: Sequence[DetectionCase], found: Iterable[Bool]) -> float:
     """Return the harmonic mean of precision and recall, pixels pooled."""
-    precision, recall = rates_of(cases, found)
+    precision, recall = precision_and_recall(cases, found)
     return 2 * precision * recall / max(1e-9, precision + recall)
 
 
@@ -150,7 +150,7 @@ def average_precision(precision: npt.NDArray[np.float64], recall: npt.NDArray[np
     return float(np.sum(np.diff(recall, prepend=0.0) * precision))
 
 
-def calibrate(
+def fit_calibration(
     logit: npt.NDArray[np.float32],
     hit: npt.NDArray[np.bool_],
     density: npt.NDArray[np.float32] | None = None,
@@ -182,7 +182,7 @@ def calibrate(
     if density is not None:
         inside = np.clip(density, *_DENSITIES)
         reference = float(inside.mean())
-        columns.append(logit_of(inside[doubtful].astype(np.float64)) - float(logit_of(reference)))
+        columns.append(log_odds(inside[doubtful].astype(np.float64)) - float(log_odds(reference)))
     design = np.stack(columns, axis=1)
     parameters = np.eye(1, design.shape[1])[0]
     for _ in range(steps):
@@ -198,6 +198,6 @@ def calibrate(
     return fitted if density is None else fitted | {"density": reference}
 
 
-def logit_of(probability: Any) -> Any:
+def log_odds(probability: Any) -> Any:
     """Return log odds."""
     return np.log(probability / (1 - probability))

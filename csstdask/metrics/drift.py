@@ -88,7 +88,7 @@ class Alarm:
     """The same with what to do."""
 
 
-def pixel_area(instrument: Instrument) -> float:
+def pixel_area_cm2(instrument: Instrument) -> float:
     """Return the area of a pixel [cm^2]; NaN where the instrument does not say."""
     return float(np.prod(instrument.pixel_size)) * 1e-8 if instrument.pixel_size is not None else float("nan")
 
@@ -113,7 +113,7 @@ def _histogram(values: npt.NDArray[Any], edges: Float) -> Counts:
     return np.histogram(np.clip(logarithm, edges[0], edges[-1]), edges)[0].astype(np.int64)
 
 
-def by_exposure(units: Iterable[UnitEvents]) -> dict[str, Events]:
+def sum_by_exposure(units: Iterable[UnitEvents]) -> dict[str, Events]:
     """Return the cosmic rays of each exposure, all detectors together, in order of time."""
     together: dict[str, Events] = {}
     for unit in sorted(units, key=_when):
@@ -128,7 +128,7 @@ def _when(unit: UnitEvents) -> tuple[bool, Any, str]:
 
 def rates(units: Iterable[UnitEvents]) -> dict[str, list[Any]]:
     """Return a table of the exposures, in order of time: ``n_events``, ``rate``, ``rate_err`` [events/cm^2/s]."""
-    exposures = by_exposure(units)
+    exposures = sum_by_exposure(units)
     return {
         "exposure": list(exposures),
         "n_events": [events.n for events in exposures.values()],
@@ -137,7 +137,7 @@ def rates(units: Iterable[UnitEvents]) -> dict[str, list[Any]]:
     }
 
 
-def expects_of(exposures: Sequence[Events]) -> dict[str, Any]:
+def derive_expectations(exposures: Sequence[Events]) -> dict[str, Any]:
     """Return what some exposures lead to expect of others: a model card's `expects`."""
     expects: dict[str, Any] = {}
     known = [events.rate for events in exposures if np.isfinite(events.rate)]
@@ -177,11 +177,11 @@ def drift(
     that cross count as one, so that a higher rate alone makes spectra a little harder.
     """
     alarms = [*_validity(units, card, advice)] if card is not None else []
-    exposures = by_exposure(units)
+    exposures = sum_by_exposure(units)
     names = list(exposures)
     expects = card.expects if card is not None else {}
     first = names[: max(1, int(_REFERENCE_SHARE * len(names)))]
-    own = expects_of([exposures[name] for name in first])
+    own = derive_expectations([exposures[name] for name in first])
     beginning = f"from the run's first {f'{len(first)} exposures' if len(first) > 1 else 'exposure'}"
     title = "" if card is None else f"by the card of {card.name} {card.version}"
     for name, events in exposures.items():

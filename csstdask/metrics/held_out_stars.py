@@ -1,7 +1,7 @@
 """How PSFs stand beside stars that no fit has seen, whose truth nobody knows.
 
-A field is laid on stars as a run's step does it (`of_reserve`); what has no field, such as a peer's PSFs, is laid on
-them image by image (`beside_stars`).
+A field is laid on stars as a run's step does it (`held_out_stars`); what has no field, such as a peer's PSFs, is laid
+on them image by image (`compare_with_stars`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy.typing as npt
 from csstdask.metrics.psf import Stars
 from csstdask.metrics.rho_statistics import rho_statistics
 from csstdask.nn.models import find_card
-from csstdask.psf.basis import FINE, SIDE, resampled
-from csstdask.psf.frame import judge_stars, moments_of
+from csstdask.psf.basis import BASIS_SIZE, OVERSAMPLING, resample
+from csstdask.psf.frame import measure_residuals, weighted_moments
 from csstdask.psf.noise import expected_variance
-from csstdask.psf.pixels import interpolation, phase_of
+from csstdask.psf.pixels import interpolation_matrix, subpixel_offset
 from csstdask.psf.reconstruct import reconstruct
-from csstdask.psf.selection import in_reserve
+from csstdask.psf.selection import in_held_out_cell
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
@@ -34,7 +34,7 @@ _PLACE = 0.1
 _SAMPLES = 2
 
 
-def of_reserve(stars: Stars, model: str) -> dict[str, Any]:
+def held_out_stars(stars: Stars, model: str) -> dict[str, Any]:
     """Fit a field to four fifths of the stars of a detector, and return how it suits the others.
 
     Parameters
@@ -51,7 +51,7 @@ def of_reserve(stars: Stars, model: str) -> dict[str, Any]:
         (`csstdask.metrics.rho_statistics`) by separation [pixel]. Empty where a model has no fields, or no star is
         in reserve.
     """
-    kept = in_reserve(stars.x, stars.y, stars.shape)
+    kept = in_held_out_cell(stars.x, stars.y, stars.shape)
     given, asked = stars.take(~kept), stars.take(kept)
     if not len(given) or not len(asked):
         return {}
@@ -63,7 +63,7 @@ def of_reserve(stars: Stars, model: str) -> dict[str, Any]:
     if stars.detector not in found.fields:
         return {}
     variance = np.where(asked.mask, np.inf, asked.error.astype(float) ** 2).astype(np.float32)
-    seen = judge_stars(found.fields[stars.detector], asked.stamps, variance, asked.x, asked.y)
+    seen = measure_residuals(found.fields[stars.detector], asked.stamps, variance, asked.x, asked.y)
     errors = {"size": seen["model_size"] / seen["size"] - 1}
     errors |= {name: seen[f"model_{name}"] - seen[name] for name in ("e1", "e2")}
     shown = np.isfinite(np.stack([*errors.values(), seen["chi2"]])).all(axis=0)
@@ -77,7 +77,7 @@ def of_reserve(stars: Stars, model: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def beside_stars(image: Images, pixels: Images, variance: Images, x: Float, y: Float) -> dict[str, Float]:
+def compare_with_stars(image: Images, pixels: Images, variance: Images, x: Float, y: Float) -> dict[str, Float]:
     """Lay PSFs on stars, each with the flux, sky and place that suit it best.
 
     Parameters
@@ -103,7 +103,7 @@ def beside_stars(image: Images, pixels: Images, variance: Images, x: Float, y: F
     given = np.where(known, variance[window], np.inf).astype(np.float32)
     seen = np.where(known, pixels[window], 0).astype(float)
     fine = _fine(image)
-    told = phase_of(x), phase_of(y)
+    told = subpixel_offset(x), subpixel_offset(y)
     places, flux, sky = np.stack(told), np.zeros(len(seen)), np.zeros((len(seen), 1, 1))
     for _ in range(_ROUNDS):
         plain, moved = _rendered(fine, *places)
@@ -124,21 +124,21 @@ def beside_stars(image: Images, pixels: Images, variance: Images, x: Float, y: F
     chi2 = (weight * (seen - sky - light) ** 2).sum(axis=(1, 2)) / np.where(freedom > 0, freedom, np.nan)
     star = np.where(known, seen - sky, light)
     columns = {"chi2": chi2, "snr": flux * np.sqrt((weight * plain**2).sum(axis=(1, 2)))}
-    shape, wanted = moments_of(light, *places), moments_of(star, *places)
+    shape, wanted = weighted_moments(light, *places), weighted_moments(star, *places)
     return columns | {"size": shape[0] / wanted[0] - 1, "e1": shape[1] - wanted[1], "e2": shape[2] - wanted[2]}
 
 
 def _fine(image: Images) -> Images:
     """Return half-pixel images as those of `csstdask.psf.basis`."""
-    fine = resampled(image, image.shape[-1] // _SAMPLES * FINE) * np.float32(_SAMPLES**2)
-    rim = (SIDE - fine.shape[-1]) // 2
+    fine = resample(image, image.shape[-1] // _SAMPLES * OVERSAMPLING) * np.float32(_SAMPLES**2)
+    rim = (BASIS_SIZE - fine.shape[-1]) // 2
     return np.pad(fine, ((0, 0), (rim, rim), (rim, rim)))
 
 
 def _rendered(fine: Images, x: Float, y: Float) -> tuple[Any, Any]:
     """Return what a unit of light is on the pixels of each star, and how that changes with x and y (n, y, x, 2)."""
-    along_x, along_y = (interpolation(place, _SIZE).astype(float) for place in (x, y))
-    by_x, by_y = (interpolation(place, _SIZE, slope=True).astype(float) for place in (x, y))
+    along_x, along_y = (interpolation_matrix(place, _SIZE).astype(float) for place in (x, y))
+    by_x, by_y = (interpolation_matrix(place, _SIZE, slope=True).astype(float) for place in (x, y))
     across = fine @ along_x.transpose(0, 2, 1)
     moved = [along_y @ (fine @ by_x.transpose(0, 2, 1)), by_y @ across]
     return along_y @ across, np.stack(moved, axis=-1)

@@ -14,7 +14,7 @@ from csstdask.instrument import load_instrument
 from csstdask.metrics.similarity import structural_similarity
 from csstdask.mock import Recipe, render_unit
 from csstdask.mock.render import unit_stamps
-from csstdask.psf.reconstruct import SIZE
+from csstdask.psf.reconstruct import STAMP_SIZE
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
@@ -57,8 +57,8 @@ def draw_stars(recipe: Recipe, index: int, detector: int) -> Stars:
     if unit.targets is None or not len(unit.targets.source):
         raise InputError(recipe.name, f"no isolated star on detector {detector}", "stars that do not saturate")
     found = unit_stamps(recipe, instrument, index, detector, unit)
-    low = found.planes["sci"].shape[-1] // 2 - SIZE // 2
-    window = (slice(None), *2 * (slice(low, low + SIZE),))
+    low = found.planes["sci"].shape[-1] // 2 - STAMP_SIZE // 2
+    window = (slice(None), *2 * (slice(low, low + STAMP_SIZE),))
     rate, weight, flag = (found.planes[name][window] for name in ("sci", "wht", "flag"))
     with np.errstate(divide="ignore"):
         error = recipe.exptime / np.sqrt(weight)
@@ -79,7 +79,7 @@ def draw_stars(recipe: Recipe, index: int, detector: int) -> Stars:
     )
 
 
-def errors_of(image: Images, truth: Images) -> dict[str, Float]:
+def psf_errors(image: Images, truth: Images) -> dict[str, Float]:
     """Return how far reconstructions are from the truth, of each star.
 
     Parameters
@@ -98,11 +98,11 @@ def errors_of(image: Images, truth: Images) -> dict[str, Float]:
     rmse = np.sqrt(((found - true) ** 2).mean(axis=(1, 2)))
     alike = [structural_similarity(*pair, span=1.0) for pair in zip(found, true, strict=True)]
     of_images = {"rmse": rmse, "psnr": -20 * np.log10(np.maximum(rmse, 1e-12)), "ssim": np.array(alike)}
-    return of_images | shape_errors_of(image, truth)
+    return of_images | shape_errors(image, truth)
 
 
-def shape_errors_of(image: Images, truth: Images) -> dict[str, Float]:
-    """Return how far shapes and centroids of reconstructions are from the truth's, as `errors_of` has them."""
+def shape_errors(image: Images, truth: Images) -> dict[str, Float]:
+    """Return how far shapes and centroids of reconstructions are from the truth's, as `psf_errors` has them."""
     shape, wanted = adaptive_moments(image, start=3.0), adaptive_moments(truth, start=3.0)
     return {
         "size": shape.sigma / wanted.sigma - 1,
@@ -113,7 +113,7 @@ def shape_errors_of(image: Images, truth: Images) -> dict[str, Float]:
     }
 
 
-def pulls_of(image: Images, sigma: Images, truth: Images, *, least: float = 0.01) -> Float:
+def psf_pulls(image: Images, sigma: Images, truth: Images, *, least: float = 0.01) -> Float:
     """Return (reconstruction - truth) / sigma of all pixels above a share of their PSF's peak."""
     counted = truth > least * truth.max(axis=(1, 2), keepdims=True)
     return np.asarray((image - truth)[counted] / sigma[counted], dtype=np.float64)

@@ -18,7 +18,7 @@ Float = npt.NDArray[np.float64]
 
 FAILURE = 0.05
 """Error above which a zero point counts as failed [mag]; that of the AZP-RC article."""
-LEVELS = {"coverage_68": (0.6827, 1.0), "coverage_95": (0.9545, 2.0)}
+COVERAGE_LEVELS = {"coverage_68": (0.6827, 1.0), "coverage_95": (0.9545, 2.0)}
 """Share of exposures that an interval shall hold, and its half width in standard deviations."""
 N_QUARTILES = 4
 DRAWS = 2000
@@ -54,7 +54,7 @@ class Errors:
         return asdict(self)
 
 
-def errors_of(prediction: npt.ArrayLike, truth: npt.ArrayLike, *, failure: float = FAILURE) -> Errors:
+def error_statistics(prediction: npt.ArrayLike, truth: npt.ArrayLike, *, failure: float = FAILURE) -> Errors:
     """Return the errors of predictions (n,); NaN where there is no pair of numbers.
 
     Examples
@@ -93,7 +93,7 @@ def correlations(prediction: npt.ArrayLike, truth: npt.ArrayLike) -> dict[str, f
     }
 
 
-def inside(error: npt.ArrayLike, sigma: npt.ArrayLike, z: float) -> Float:
+def within_interval(error: npt.ArrayLike, sigma: npt.ArrayLike, z: float) -> Float:
     """Return 1 where abs(error) <= z sigma, 0 elsewhere, NaN where unknown; a sigma of inf holds all errors."""
     error, sigma = np.asarray(error, dtype=np.float64), np.asarray(sigma, dtype=np.float64)
     known = np.isfinite(error) & ~np.isnan(sigma)
@@ -116,7 +116,10 @@ def coverage(error: npt.ArrayLike, sigma_68: npt.ArrayLike, sigma_95: npt.ArrayL
         ``coverage_68``, ``coverage_95``; NaN without an error.
     """
     widths = (sigma_68, sigma_68 if sigma_95 is None else sigma_95)
-    return {name: _mean(inside(error, width, z)) for width, (name, (_, z)) in zip(widths, LEVELS.items(), strict=True)}
+    return {
+        name: _mean(within_interval(error, width, z))
+        for width, (name, (_, z)) in zip(widths, COVERAGE_LEVELS.items(), strict=True)
+    }
 
 
 def coverage_by_quartile(

@@ -19,7 +19,7 @@ from csstdask.instrument import Instrument, nominal_header
 from csstdask.mock.psf import photon_rate
 from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Cluster, Nodes, Recipe, Sky
-from csstdask.mock.zeropoint_units import star_share, unit_conditions
+from csstdask.mock.zeropoint_units import star_density_factor, unit_conditions
 
 Float = npt.NDArray[np.float64]
 
@@ -67,7 +67,7 @@ class Catalogue:
         return replace(self, x=self.x + dx, y=self.y + dy)
 
 
-def no_sources() -> Catalogue:
+def empty_catalogue() -> Catalogue:
     """Return a catalogue without sources."""
     columns = {field.name: np.empty(0) for field in fields(Catalogue)}
     return Catalogue(**{**columns, "is_star": np.empty(0, dtype=bool)})
@@ -255,7 +255,7 @@ def _node_stars(rng: np.random.Generator, place: _Place, nodes: Nodes, exptime: 
 _CELL = 96
 
 
-def cells_of(shape: tuple[int, int]) -> int:
+def max_copies(shape: tuple[int, int]) -> int:
     """Return how many copies of sources a frame has room for."""
     return (shape[0] // _CELL) * (shape[1] // _CELL)
 
@@ -279,7 +279,7 @@ def _copies(rng: np.random.Generator, place: _Place, sky: Sky, magnitudes: tuple
         parts.append(replace(pool.select(np.repeat(nearest, count)), mag=np.full(count, mag), flux=flux))
     sources = joined(parts)
     nx = place.shape[1]
-    taken = rng.permutation(cells_of(place.shape))[: len(sources)]
+    taken = rng.permutation(max_copies(place.shape))[: len(sources)]
     y, x = np.divmod(taken, nx // _CELL)
     middle = _CELL // 2
     return replace(
@@ -295,7 +295,7 @@ def field_wcs(recipe: Recipe, instrument: Instrument, index: int, detector: int)
     return WCS(nominal_header(instrument, detector, field.pointing, recipe.frame_shape))
 
 
-def dither_of(recipe: Recipe, index: int) -> tuple[float, float]:
+def exposure_dither(recipe: Recipe, index: int) -> tuple[float, float]:
     """Return by how much an exposure's sources are shifted against their field, in x and y [pixel]."""
     if recipe.pointing.dither == 0:
         return 0.0, 0.0
@@ -328,7 +328,7 @@ def unit_catalogue(recipe: Recipe, instrument: Instrument, index: int, detector:
         place = _place_of(recipe, instrument, detector, offset)
         return _copies(rng, place, recipe.sky, recipe.stamps.magnitudes, recipe.stamps.cosmic_rays_each)
     drawn = field_sources(recipe, instrument, index, detector, offset=offset)
-    return drawn.shifted(*dither_of(recipe, index))
+    return drawn.shifted(*exposure_dither(recipe, index))
 
 
 def _place_of(recipe: Recipe, instrument: Instrument, detector: int, offset: float) -> _Place:
@@ -351,7 +351,7 @@ def field_sources(
     """
     place, number = _place_of(recipe, instrument, detector, offset), recipe.field_index(index)
     field = recipe.field_of(index)
-    density = field.stars * star_share(recipe, detector)
+    density = field.stars * star_density_factor(recipe, detector)
     parts = [
         _field_stars(stream(recipe.seed, Purpose.STARS, number, detector), place, recipe.sky, density),
         _galaxies(stream(recipe.seed, Purpose.GALAXIES, number, detector), place, recipe.sky, field.galaxies),
@@ -373,7 +373,7 @@ class Knots:
     radius: Float
 
 
-def knots_of(catalogue: Catalogue, i: int) -> Knots:
+def galaxy_knots(catalogue: Catalogue, i: int) -> Knots:
     """Return the knots of a clumpy galaxy, along two arms that wind through its disk."""
     # Its own stream: the knots of a galaxy do not depend on which others are drawn.
     key = [int(value) for value in np.array([catalogue.flux[i], catalogue.angle[i]]).view(np.uint32)]

@@ -2,7 +2,8 @@
 
 Three generators make paths. `tracks` follows the CSST rejection paper (section 2): an event's charge is log-normal,
 its length up to 100 pixels, its electrons diffuse by 0.2 pixel; points, straight tracks, and worms. `slab` follows
-particles through silicon (`csstdask.mock.silicon_tracks`). `stis` and `itl` add real events (`csstdask.mock.events`).
+particles through silicon (`csstdask.mock.silicon_tracks`). `stis` and `itl` add real events
+(`csstdask.mock.event_libraries`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.mock.charge_deposition import Paths, deposit
-from csstdask.mock.events import library_for
+from csstdask.mock.event_libraries import load_event_library
 from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import CosmicRays, Generator, Recipe
 from csstdask.mock.silicon_tracks import slab_events
@@ -148,7 +149,7 @@ def unit_cosmic_rays(recipe: Recipe, index: int, detector: int, data: Path | Non
     generator = generator_of(recipe, index)
     if generator in ("stis", "itl"):
         split = settings.events_from or recipe.split_of(index)
-        return np.rint(library_for(generator, split, data).scatter(rng, shape, fraction)).astype(np.int32)
+        return np.rint(load_event_library(generator, split, data).scatter(rng, shape, fraction)).astype(np.int32)
     return scatter_until(rng, partial(_slab if generator == "slab" else _tracks, settings, shape), shape, fraction)
 
 

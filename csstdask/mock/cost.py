@@ -46,7 +46,7 @@ class Cost:
         )
 
 
-def cost_of(recipe: Recipe) -> Cost:
+def estimate_cost(recipe: Recipe) -> Cost:
     """Return what a recipe takes, as measured on one kind of machine: good to a factor of two."""
     ny, nx = recipe.frame_shape
     detectors = len(recipe.detectors)

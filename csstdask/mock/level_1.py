@@ -38,7 +38,9 @@ class Calibration:
     """[e-]"""
 
 
-def estimate(ccd: Ccd, settings: Sensor, detector: int, read_noise: float, exptime: float, epoch: float) -> Calibration:
+def estimate_calibration(
+    ccd: Ccd, settings: Sensor, detector: int, read_noise: float, exptime: float, epoch: float
+) -> Calibration:
     """Return estimates of a detector's calibration, the same for all its exposures of an epoch.
 
     Parameters
@@ -102,7 +104,7 @@ def calibrate(adu: Frame, known: Calibration, exptime: float, full_well: float, 
     return rate, weight
 
 
-def flags_of(
+def unit_flags(
     ccd: Ccd, instrument: Instrument, saturated: Mask, artefacts: dict[str, npt.NDArray[np.bool_]]
 ) -> npt.NDArray[np.int32]:
     """Return the flags of a frame: the defects that are known, full pixels, artefacts that were noticed."""

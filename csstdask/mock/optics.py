@@ -20,7 +20,7 @@ import numpy.typing as npt
 from scipy import fft
 
 from csstdask.mock.wavefront import Ripples
-from csstdask.optics.pupil import ARCSEC, Pupil, cutoff, samples, zernikes
+from csstdask.optics.pupil import ARCSEC, Pupil, cutoff_frequency, sample_pupil, sample_zernikes
 
 Float = npt.NDArray[np.float64]
 
@@ -150,12 +150,12 @@ def effective_psf(
     Image = |FT of the pupil function|^2 (Goodman, Introduction to Fourier Optics, ch. 6), times the transfer
     functions of jitter, diffusion and pixel.
     """
-    rows, columns, x, y, inside = samples(wavelength, pupil, _FIELD)
-    highest = cutoff(wavelength, pupil[0], pupil[2])
+    rows, columns, x, y, inside = sample_pupil(wavelength, pupil, _FIELD)
+    highest = cutoff_frequency(wavelength, pupil[0], pupil[2])
     # The aperture's own frequencies must not fold onto each other, even those that the blur then takes away.
     finest = max(fine, 2 * int(np.ceil(highest)))
     n, wanted = _FIELD * finest, _FIELD * fine
-    basis = xp.asarray(zernikes(orders, wavelength, pupil, _FIELD))
+    basis = xp.asarray(sample_zernikes(orders, wavelength, pupil, _FIELD))
     path = xp.asarray(coefficients, dtype=np.float32) @ basis
     if ripples is not None:
         path = path + xp.asarray(ripples.path_difference(x, y), dtype=np.float32)

@@ -19,7 +19,7 @@ from csstdask.instrument import Instrument
 from csstdask.mock.optics import CORE, Blur, Sampling, effective_psf, sampling_for
 from csstdask.mock.recipe import Optics
 from csstdask.mock.wavefront import Wavefront
-from csstdask.optics.pupil import cutoff
+from csstdask.optics.pupil import cutoff_frequency
 
 Float = npt.NDArray[np.float64]
 
@@ -111,7 +111,7 @@ class PsfModel:
     def sampling(self, detector: int, state: OpticalState = AT_LAUNCH) -> Sampling:
         """Return how finely the PSFs of a detector are sampled."""
         shortest = sub_band_wavelengths(self.limits(detector))[0]
-        return sampling_for(cutoff(shortest, self._pupil[0], self._scale), self.blur(state))
+        return sampling_for(cutoff_frequency(shortest, self._pupil[0], self._scale), self.blur(state))
 
     def blur(self, state: OpticalState) -> Blur:
         """Return jitter and diffusion of an exposure."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from csstdask.core.errors import InputError
-from csstdask.core.settings import read_toml, validated
+from csstdask.core.settings import read_toml, validate_settings
 from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.zeropoint_settings import ZeroPoints
 
@@ -389,7 +389,7 @@ def load_recipe(path: str | Path, *, scale: float | None = None) -> Recipe:
         near = file.parent / slitless["seds"]
         if near.is_file():
             table["slitless"] = slitless | {"seds": str(near.absolute())}
-    return validated(Recipe, table, str(file), "a valid recipe")
+    return validate_settings(Recipe, table, str(file), "a valid recipe")
 
 
 def demo_recipe() -> Recipe:

@@ -12,9 +12,9 @@ from csstdask.instrument import Instrument
 from csstdask.mock.catalogue import band_magnitude, field_sources, field_wcs
 from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Recipe
-from csstdask.mock.schedule import start_of, years_since_2016
+from csstdask.mock.schedule import exposure_start, years_since_2016
 from csstdask.mock.zeropoint_stars import catalogue_errors
-from csstdask.mock.zeropoint_units import zeropoints_of
+from csstdask.mock.zeropoint_units import require_zeropoint
 
 Float = npt.NDArray[np.float64]
 
@@ -28,7 +28,7 @@ def reference_columns(recipe: Recipe, instrument: Instrument, index: int, detect
     Stars are those of the field that are bright enough, around the frame too, as far as dithers reach. A share of them
     was brighter or fainter when the catalogue was made.
     """
-    about, number = zeropoints_of(recipe).stars, recipe.field_index(index)
+    about, number = require_zeropoint(recipe).stars, recipe.field_index(index)
     sources = field_sources(recipe, instrument, index, detector)
     own = instrument.bands[str(instrument.detector(detector).band)]
     # Magnitudes are drawn in r, and those in other bands follow from the temperature.
@@ -45,7 +45,7 @@ def reference_columns(recipe: Recipe, instrument: Instrument, index: int, detect
         np.asarray(one) for one in field_wcs(recipe, instrument, index, detector).all_pix2world(stars.x, stars.y, 0)
     )
     # Frames have the positions of the first exposure, and the catalogue's epoch is J2016.0.
-    years = years_since_2016(start_of(recipe, 0))
+    years = years_since_2016(exposure_start(recipe, 0))
     cosine = np.cos(np.radians(dec))
     columns = {
         "ra": (ra - pmra * years * _MAS / cosine + error_x / cosine) % 360,

@@ -20,34 +20,34 @@ from astropy.io.fits import Header
 from csstdask.core.errors import InputError
 from csstdask.instrument import Instrument, nominal_header
 from csstdask.mock.artefacts import draw_ghosts, draw_trails
-from csstdask.mock.catalogue import Catalogue, cells_of, dither_of, no_sources, unit_catalogue
+from csstdask.mock.catalogue import Catalogue, empty_catalogue, exposure_dither, max_copies, unit_catalogue
 from csstdask.mock.cosmic_rays import aimed_cosmic_rays, generator_of, pixel_fraction, unit_cosmic_rays
-from csstdask.mock.events import library_for
-from csstdask.mock.level_1 import calibrate, estimate, flags_of
+from csstdask.mock.event_libraries import load_event_library
+from csstdask.mock.level_1 import calibrate, estimate_calibration, unit_flags
 from csstdask.mock.psf import OpticalState, PsfModel, sub_band_weights
 from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.random_telescopes import draw_optics
 from csstdask.mock.recipe import Optics, Recipe, Sensor, Stamps
 from csstdask.mock.scene import draw_scene
 from csstdask.mock.scene_psf import ExactPsf, InterpolatedPsf, Window
-from csstdask.mock.schedule import start_of
+from csstdask.mock.schedule import exposure_start
 from csstdask.mock.sensor import (
     Ccd,
     Frame,
-    bleed,
+    apply_blooming,
+    apply_cti,
     brighter_fatter,
     build_ccd,
     count_photons,
     digitise,
     fringes,
     read_noise_frame,
-    trail,
 )
 from csstdask.mock.slitless import check_slitless, expected_spectra
-from csstdask.mock.slitless_stars import library_of
-from csstdask.mock.stamps import StampSet, Targets, choose_targets, cut
+from csstdask.mock.slitless_stars import recipe_library
+from csstdask.mock.stamps import StampSet, Targets, choose_targets, cut_stamps
 from csstdask.mock.zeropoint_settings import ZeroPoints
-from csstdask.mock.zeropoint_units import decisive_settings, unit_conditions
+from csstdask.mock.zeropoint_units import fingerprint_settings, unit_conditions
 
 #: Raised whenever the same recipe would give other pixels.
 NUMERICS_VERSION = 2
@@ -105,7 +105,7 @@ def check_recipe(recipe: Recipe, instrument: Instrument, data: Path | None = Non
     for index in range(recipe.exposures):
         generator = generator_of(recipe, index)
         if generator in ("stis", "itl"):
-            library_for(generator, recipe.cosmic_rays.events_from or recipe.split_of(index), data)
+            load_event_library(generator, recipe.cosmic_rays.events_from or recipe.split_of(index), data)
     if recipe.slitless is not None:
         check_slitless(recipe, instrument, data)
     if recipe.stamps is not None:
@@ -133,7 +133,7 @@ def _check_stamps(recipe: Recipe, wanted: Stamps) -> None:
         raise InputError(f"{recipe.name}: cosmic_rays.generators", found, "tracks or slab: these can be aimed")
     if wanted.kind == "brightness":
         sources = len(wanted.magnitudes) * wanted.cosmic_rays_each
-        room = min(wanted.per_unit, cells_of(recipe.frame_shape))
+        room = min(wanted.per_unit, max_copies(recipe.frame_shape))
         if sources > room:
             found = f"{sources} sources, and room for {room}"
             raise InputError(f"{recipe.name}: stamps", found, "a larger shape, or more per_unit")
@@ -152,10 +152,10 @@ def unit_digest(recipe: Recipe, instrument: Instrument, index: int, detector: in
     camera = instrument.model_dump_json(exclude={"description", "expectations", "slitless"}, exclude_defaults=True)
     text = f"{NUMERICS_VERSION} {decisive} {place} {camera} {index} {detector}"
     if recipe.zeropoint is not None:
-        text += f" {ZEROPOINT_VERSION} {decisive_settings(recipe, index)}"
+        text += f" {ZEROPOINT_VERSION} {fingerprint_settings(recipe, index)}"
     if recipe.slitless is not None:
-        text += f" {SLITLESS_VERSION} {recipe.slitless.model_dump_json(exclude={'seds'})} {start_of(recipe, 0)}"
-        text += f" {library_of(recipe, data).sha256}"
+        text += f" {SLITLESS_VERSION} {recipe.slitless.model_dump_json(exclude={'seds'})} {exposure_start(recipe, 0)}"
+        text += f" {recipe_library(recipe, data).sha256}"
         text += instrument.slitless[str(instrument.detector(detector).band)].model_dump_json()
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -176,7 +176,7 @@ def frame_psf(
     return InterpolatedPsf(model, detector, window, state)
 
 
-def optics_of(recipe: Recipe, index: int) -> Optics:
+def exposure_optics(recipe: Recipe, index: int) -> Optics:
     """Return the telescope that an exposure sees through."""
     if not recipe.optics.drawn:
         return recipe.optics
@@ -184,7 +184,7 @@ def optics_of(recipe: Recipe, index: int) -> Optics:
     return drawn.model_copy(update={"exact": recipe.optics.exact})
 
 
-def state_of(recipe: Recipe, index: int) -> OpticalState:
+def optical_state(recipe: Recipe, index: int) -> OpticalState:
     """Return the state of the telescope in an exposure."""
     settings = recipe.optics
     jitter = stream(recipe.seed, Purpose.SHAKE, index).normal() * settings.jitter_scatter
@@ -202,7 +202,7 @@ def expected_light(
     """Return the light that falls on a unit [e-/s/pixel], and where artefacts in it were noticed."""
     shape, band = recipe.frame_shape, instrument.bands[str(instrument.detector(detector).band)]
     weights = sub_band_weights(band.wavelength, catalogue.temperature)
-    optics, state = optics_of(recipe, index), state_of(recipe, index)
+    optics, state = exposure_optics(recipe, index), optical_state(recipe, index)
     psf = frame_psf(optics, instrument.model_dump_json(), detector, shape, state)
     exact = catalogue.is_star & (catalogue.flux * recipe.exptime > _FAINT) & optics.exact
     light = draw_scene(catalogue.select(~exact), weights[~exact], shape, psf)
@@ -253,7 +253,7 @@ def render_unit(
         catalogue = unit_catalogue(recipe, instrument, index, detector)
         light, artefacts = expected_light(recipe, instrument, index, detector, catalogue)
     else:
-        catalogue = no_sources()
+        catalogue = empty_catalogue()
         light, artefacts = expected_spectra(recipe, instrument, index, detector, data), {}
     ccd = build_ccd(settings, detector, shape, epoch, gain=gain, bias_level=values.bias_level or 0.0)
     light *= ccd.flat
@@ -269,7 +269,7 @@ def render_unit(
         hits, electrons = aimed_cosmic_rays(recipe, index, detector, targets.x, targets.y)
         targets = replace(targets, electrons=electrons)
     noise = read_noise_frame(stream(recipe.seed, Purpose.READ_NOISE, index, detector), settings, shape, read_noise)
-    known = estimate(ccd, settings, detector, read_noise, recipe.exptime, epoch)
+    known = estimate_calibration(ccd, settings, detector, read_noise, recipe.exptime, epoch)
     usable = ~(ccd.bad & ccd.known)
 
     def level_1(charge: Frame) -> tuple[Frame, Frame, npt.NDArray[np.bool_]]:
@@ -284,14 +284,14 @@ def render_unit(
     return MockUnit(
         sci=sci,
         wht=weight,
-        flag=flags_of(ccd, instrument, full, artefacts),
+        flag=unit_flags(ccd, instrument, full, artefacts),
         truth_sci=truth,
         truth_cr=hits.astype(np.float32),
         catalogue=catalogue,
         targets=targets,
         header=header,
         primary_header=primary,
-        time=int(start_of(recipe, index).astype(np.int64)),
+        time=int(exposure_start(recipe, index).astype(np.int64)),
     )
 
 
@@ -312,8 +312,8 @@ def read_out(
         [e-]
     """
     charge[ccd.bad] = 0
-    full = bleed(charge, full_well)
-    moved = trail(charge, ccd.cti)
+    full = apply_blooming(charge, full_well)
+    moved = apply_cti(charge, ccd.cti)
     adu = digitise(moved, ccd, recipe.sensor, noise, full_well)
     return adu, full | (adu >= np.iinfo(np.uint16).max)
 
@@ -329,7 +329,7 @@ def unit_stamps(recipe: Recipe, instrument: Instrument, index: int, detector: in
     chosen = unit.catalogue.select(targets.source)
     frames = {"sci": unit.sci, "wht": unit.wht, "flag": unit.flag, "truth/sci": unit.truth_sci}
     frames["truth/cr"] = unit.truth_cr
-    planes = {name: cut(frame, chosen.x, chosen.y, size) for name, frame in frames.items()}
+    planes = {name: cut_stamps(frame, chosen.x, chosen.y, size) for name, frame in frames.items()}
     columns = {name: getattr(chosen, name).astype(np.float64) for name in TRUTH_COLUMNS}
     columns["snr"] = targets.snr
     window = Window.of(recipe.frame_shape, instrument)
@@ -339,13 +339,13 @@ def unit_stamps(recipe: Recipe, instrument: Instrument, index: int, detector: in
         columns["cr_charge"] = targets.electrons.astype(np.float64)
         columns["cr_charge_inside"] = planes["truth/cr"].sum(axis=(1, 2), dtype=np.float64)
     if recipe.stamps.kind == "isolated":
-        model = psf_model(optics_of(recipe, index), instrument.model_dump_json())
+        model = psf_model(exposure_optics(recipe, index), instrument.model_dump_json())
         psf = model.effective(
             detector,
             columns["x_detector"],
             columns["y_detector"],
             temperature=chosen.temperature,
-            state=state_of(recipe, index),
+            state=optical_state(recipe, index),
         )
         planes["truth/psf"] = psf.image
         columns["psf_outside"] = psf.outside.astype(np.float64)
@@ -359,7 +359,7 @@ def unit_headers(recipe: Recipe, instrument: Instrument, index: int, detector: i
     """
     field = recipe.field_of(index)
     header = nominal_header(instrument, detector, field.pointing, recipe.frame_shape)
-    dx, dy = dither_of(recipe, index)
+    dx, dy = exposure_dither(recipe, index)
     scale = instrument.geometry.pixel_scale if instrument.geometry is not None else 1.0
     error = stream(recipe.seed, Purpose.POINTING, index, 1).normal(0, recipe.pointing.wcs_error / scale, 2)
     header["CRPIX1"] += dx + error[0]
@@ -376,7 +376,7 @@ def unit_headers(recipe: Recipe, instrument: Instrument, index: int, detector: i
     primary["DETECTOR"] = f"MSC_{detector:02d}"
     primary["FILTER"] = instrument.detector(detector).band
     primary["EXPTIME"] = (recipe.exptime, "[s]")
-    primary["DATE-OBS"] = str(start_of(recipe, index))
+    primary["DATE-OBS"] = str(exposure_start(recipe, index))
     primary["RA_OBJ"], primary["DEC_OBJ"] = field.pointing
     primary["OBJECT"] = field.name or f"mock {recipe.name}"
     return header, primary
@@ -384,7 +384,7 @@ def unit_headers(recipe: Recipe, instrument: Instrument, index: int, detector: i
 
 def file_stem(recipe: Recipe, index: int, detector: int, kind: str) -> str:
     """Return a unit's file name up to its level: ``CSST_MSC_MS_<kind>_<start>_<stop>_<obsid>_<chip>``."""
-    start = start_of(recipe, index)
+    start = exposure_start(recipe, index)
     stop = start + np.timedelta64(round(recipe.exptime), "s")
     stamps = "_".join(f"{moment.item():%Y%m%d%H%M%S}" for moment in (start, stop))
     return f"CSST_MSC_MS_{kind}_{stamps}_{recipe.exposure_ids[index]}_{detector:02d}"

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from scipy import fft
 
 from csstdask.arrays.namespace import to_host
-from csstdask.mock.catalogue import Catalogue, Knots, knots_of
+from csstdask.mock.catalogue import Catalogue, Knots, galaxy_knots
 from csstdask.mock.optics import CORE, FADE
 from csstdask.mock.profiles import bulge_spectrum, disk_spectrum, gaussian_spectrum
 from csstdask.mock.scene_psf import ScenePsf, spectra_of
@@ -128,7 +128,7 @@ def _profiles(catalogue: Catalogue, some: npt.NDArray[np.intp], n: int, size: in
         return total
     total = total.astype(np.complex64)
     for position in np.flatnonzero(knots):
-        total[position] += _knots(knots_of(catalogue, int(some[position])), kx[0], ky[0], xp)
+        total[position] += _knots(galaxy_knots(catalogue, int(some[position])), kx[0], ky[0], xp)
     return total
 
 

@@ -125,7 +125,7 @@ class InterpolatedPsf:
     ) -> None:
         self.sampling = model.sampling(detector, state)
         self._window, self._xp = window, xp
-        nodes = nodes or nodes_for(window)
+        nodes = nodes or n_chebyshev_nodes(window)
         axis = chebyshev.chebpts1(nodes)
         ny, nx = window.shape
         x = window.x + (axis + 1) / 2 * nx - 0.5
@@ -193,6 +193,6 @@ class FixedPsf:
         return np.repeat(self._spectrum, len(x), axis=0)
 
 
-def nodes_for(window: Window) -> int:
+def n_chebyshev_nodes(window: Window) -> int:
     """Return how many Chebyshev nodes an axis of a frame needs for 90 dB."""
     return int(np.clip(np.ceil(2 + max(window.shape) / 1900), 3, 7))

@@ -14,7 +14,7 @@ _CADENCE = 210.0
 _YEAR = 365.25 * 86400
 
 
-def start_of(recipe: Recipe, index: int) -> np.datetime64:
+def exposure_start(recipe: Recipe, index: int) -> np.datetime64:
     """Return when an exposure begins."""
     seconds = recipe.epoch_of(index) * _YEAR + (0 if recipe.span else index * _CADENCE)
     return LAUNCH + np.timedelta64(round(seconds), "s")

@@ -231,7 +231,7 @@ def _bleed(charge: npt.NDArray[np.float32], full_well: float) -> None:
             y = max(up, last)
 
 
-def bleed(charge: Frame, full_well: float) -> Mask:
+def apply_blooming(charge: Frame, full_well: float) -> Mask:
     """Let full pixels spill along their columns, in place; return which pixels are full.
 
     Charge is conserved until it meets the frame's edge.
@@ -241,7 +241,7 @@ def bleed(charge: Frame, full_well: float) -> Mask:
     return np.asarray(charge >= full_well * (1 - 1e-6))
 
 
-def trail(charge: Frame, cti: float) -> Frame:
+def apply_cti(charge: Frame, cti: float) -> Frame:
     """Return charge after its way to the read-out, with trails behind it.
 
     Parameters

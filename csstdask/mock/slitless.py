@@ -27,8 +27,8 @@ from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Recipe
 from csstdask.mock.sed_library import SedLibrary, check_coverage, find_library
 from csstdask.mock.sensor import Frame
-from csstdask.mock.slitless_camera import band_flat, flat_coefficients, flat_terms, slitless_of, true_sensitivity
-from csstdask.mock.slitless_stars import dispersion_shift, field_stars, library_of, unit_positions
+from csstdask.mock.slitless_camera import band_flat, flat_coefficients, flat_terms, require_slitless, true_sensitivity
+from csstdask.mock.slitless_stars import dispersion_shift, field_stars, recipe_library, unit_positions
 from csstdask.numerics.spectral import interpolate_spectrum
 
 Float = npt.NDArray[np.float64]
@@ -83,8 +83,8 @@ def check_slitless(recipe: Recipe, instrument: Instrument, data: Path | None = N
     for name, given in unused.items():
         if given:
             raise InputError(f"{recipe.name}: {name}", "a table that slitless frames do not use", "none")
-    file = find_library(slitless_of(recipe).seds, data)
-    library = library_of(recipe, data)
+    file = find_library(require_slitless(recipe).seds, data)
+    library = recipe_library(recipe, data)
     for band in {str(instrument.detector(detector).band) for detector in recipe.detectors}:
         first = next(one for one in instrument.slitless[band].orders if one.order == 1)
         check_coverage(library, first.wavelength, band, file)
@@ -106,7 +106,7 @@ def expected_spectra(
     data : Path, optional
         Folder of libraries of SEDs.
     """
-    library = library_of(recipe, data)
+    library = recipe_library(recipe, data)
     stars = unit_stars(recipe, instrument, index, detector, library)
     rng = stream(recipe.seed, Purpose.ARTEFACTS, index, detector)
     slope_x, slope_y = rng.uniform(-0.5, 0.5, 2) * recipe.sky.gradient
@@ -150,7 +150,7 @@ def add_first_orders(
     relation = dispersion_of(instrument, detector, shape)
     order = slitless_order(instrument, detector)
     limits = np.array([order.throughput[0][0], order.throughput[-1][0]])
-    degree = slitless_of(recipe).flat_degree
+    degree = require_slitless(recipe).flat_degree
     for batch in range(0, len(stars), _BATCH):
         part = slice(batch, batch + _BATCH)
         x, y = stars.x[part, None], stars.y[part, None]

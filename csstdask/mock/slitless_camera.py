@@ -59,7 +59,7 @@ def flat_coefficients(recipe: Recipe, instrument: Instrument, detector: int, wav
     float64 array (..., term)
         Of the terms of `flat_terms`; that of the constant is 1.
     """
-    settings = slitless_of(recipe)
+    settings = require_slitless(recipe)
     t = _scaled(instrument, detector, wavelength)
     drawn = _flat_numbers(settings, detector)[: len(flat_terms(settings.flat_degree))]
     found = legendre.legvander(2 * t - 1, drawn.shape[1] - 1) @ drawn.T
@@ -74,7 +74,7 @@ def _flat_numbers(settings: Slitless, detector: int) -> Float:
     return np.asarray(settings.flat_amplitude * _FLAT_SHARES * drawn)
 
 
-def slitless_of(recipe: Recipe) -> Slitless:
+def require_slitless(recipe: Recipe) -> Slitless:
     """Return a recipe's table ``[slitless]``; ValueError if it has none."""
     if recipe.slitless is None:
         raise ValueError(f"{recipe.name}: found no table [slitless]; wanted a recipe of slitless frames")
@@ -108,7 +108,7 @@ def true_flat(
         [Angstrom]; broadcast with `x` and `y`.
     """
     x, y, wavelength = np.broadcast_arrays(*(np.asarray(part, dtype=np.float64) for part in (x, y, wavelength)))
-    degree = slitless_of(recipe).flat_degree
+    degree = require_slitless(recipe).flat_degree
     ny, nx = recipe.frame_shape
     in_u = legendre.legvander(2 * (x + 0.5) / nx - 1, degree).reshape(*x.shape, -1)
     in_v = legendre.legvander(2 * (y + 0.5) / ny - 1, degree).reshape(*x.shape, -1)
@@ -119,10 +119,10 @@ def true_flat(
 
 def band_flat(recipe: Recipe, detector: int) -> npt.NDArray[np.float32]:
     """Return the true flat of a frame (y, x), averaged over the wavelengths of the band."""
-    degree = slitless_of(recipe).flat_degree
+    degree = require_slitless(recipe).flat_degree
     ny, nx = recipe.frame_shape
     # The mean over t of all but the constant Legendre polynomial of t is 0.
-    mean = _flat_numbers(slitless_of(recipe), detector)[:, 0]
+    mean = _flat_numbers(require_slitless(recipe), detector)[:, 0]
     matrix = np.zeros((degree + 1, degree + 1))
     for k, (a, b) in enumerate(flat_terms(degree)):
         matrix[b, a] = mean[k] if k else 1.0
@@ -146,7 +146,7 @@ def true_sensitivity(
     order : int
         Diffraction order. The deviation from the nominal sensitivity is the same for all orders.
     """
-    settings = slitless_of(recipe)
+    settings = require_slitless(recipe)
     drawn = stream(settings.seed, Purpose.SLITLESS_SENSITIVITY, detector).normal(size=_SENSITIVITY_TERMS + 1)
     t = _scaled(instrument, detector, wavelength)
     deviation = settings.sensitivity_error * legendre.legval(2 * t - 1, drawn / np.arange(1, len(drawn) + 1))

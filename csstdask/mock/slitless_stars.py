@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from csstdask.instrument import Instrument
 from csstdask.instrument.dispersion import dispersion_of, slitless_order
-from csstdask.mock.catalogue import dither_of, field_wcs
+from csstdask.mock.catalogue import exposure_dither, field_wcs
 from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Recipe, Slitless
-from csstdask.mock.schedule import start_of, years_since_2016
+from csstdask.mock.schedule import exposure_start, years_since_2016
 from csstdask.mock.sed_library import SedLibrary, find_library, load_library, reference_mean
-from csstdask.mock.slitless_camera import slitless_of
+from csstdask.mock.slitless_camera import require_slitless
 
 Float = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -63,9 +63,9 @@ class FieldStars:
         return len(self.id)
 
 
-def library_of(recipe: Recipe, data: Path | None = None) -> SedLibrary:
+def recipe_library(recipe: Recipe, data: Path | None = None) -> SedLibrary:
     """Return the library of SEDs that a recipe names."""
-    return load_library(find_library(slitless_of(recipe).seds, data))
+    return load_library(find_library(require_slitless(recipe).seds, data))
 
 
 def order_reach(instrument: Instrument, detector: int, shape: tuple[int, int]) -> dict[int, tuple[float, float]]:
@@ -83,7 +83,7 @@ def order_reach(instrument: Instrument, detector: int, shape: tuple[int, int]) -
 
 def field_stars(recipe: Recipe, instrument: Instrument, index: int, detector: int, library: SedLibrary) -> FieldStars:
     """Return the stars of the field that an exposure sees, on one detector."""
-    settings, number = slitless_of(recipe), recipe.field_index(index)
+    settings, number = require_slitless(recipe), recipe.field_index(index)
     rng = stream(recipe.seed, Purpose.SLITLESS_STARS, number, detector)
     x, y = _positions(rng, recipe, settings, order_reach(instrument, detector, recipe.frame_shape))
     n = len(x)
@@ -93,7 +93,7 @@ def field_stars(recipe: Recipe, instrument: Instrument, index: int, detector: in
     pmra, pmdec = rng.normal(0, settings.proper_motion, (2, n))
     # Positions are drawn at launch, and the catalogue's epoch is J2016.0.
     ra, dec = field_wcs(recipe, instrument, index, detector).all_pix2world(x, y, 0)
-    years = years_since_2016(start_of(recipe, 0))
+    years = years_since_2016(exposure_start(recipe, 0))
     ra, dec = _moved(np.asarray(ra), np.asarray(dec), pmra, pmdec, -years)
     inputs = stream(recipe.seed, Purpose.SLITLESS_INPUTS, number, detector)
     bad = inputs.random(n) < settings.bad_share
@@ -124,9 +124,9 @@ def unit_positions(
 
     They follow from the catalogue's positions and proper motions and the unit's true WCS, dither included.
     """
-    ra, dec = _moved(stars.ra, stars.dec, stars.pmra, stars.pmdec, years_since_2016(start_of(recipe, index)))
+    ra, dec = _moved(stars.ra, stars.dec, stars.pmra, stars.pmdec, years_since_2016(exposure_start(recipe, index)))
     x, y = field_wcs(recipe, instrument, index, detector).all_world2pix(ra, dec, 0)
-    dx, dy = dither_of(recipe, index)
+    dx, dy = exposure_dither(recipe, index)
     return np.asarray(x) + dx, np.asarray(y) + dy
 
 
@@ -247,5 +247,5 @@ def truth_columns(
 
 def dispersion_shift(recipe: Recipe, index: int) -> float:
     """Return by how much an exposure's first orders are shifted along x against the wavelength solution [pixel]."""
-    sigma = slitless_of(recipe).dispersion_shift
+    sigma = require_slitless(recipe).dispersion_shift
     return float(stream(recipe.seed, Purpose.DISPERSION, index).normal() * sigma)

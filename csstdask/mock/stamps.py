@@ -167,7 +167,7 @@ def _extended(catalogue: Catalogue, clean: Frame, sky: float, noise: float, pixe
     return np.asarray(sizes[regions[y, x]] > pixels)
 
 
-def cut(plane: npt.NDArray[Any], x: Float, y: Float, size: int) -> npt.NDArray[Any]:
+def cut_stamps(plane: npt.NDArray[Any], x: Float, y: Float, size: int) -> npt.NDArray[Any]:
     """Return stamps (n, size, size); element ``[size // 2, size // 2]`` is the pixel of (x, y)."""
     rows = np.floor(y + 0.5).astype(np.int64) - size // 2
     columns = np.floor(x + 0.5).astype(np.int64) - size // 2

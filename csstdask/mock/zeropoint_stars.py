@@ -98,7 +98,7 @@ def catalogue_errors(stars: ReferenceStars, rng: np.random.Generator, magnitude:
     return np.where(lost, sentinel, measured), np.where(lost, sentinel, np.where(zero, 0.0, error))
 
 
-def drawn_magnitudes(rng: np.random.Generator, n: int, limits: tuple[float, float], slope: float) -> Float:
+def draw_magnitudes(rng: np.random.Generator, n: int, limits: tuple[float, float], slope: float) -> Float:
     """Draw magnitudes with N(<m) ~ 10^(slope m) between two limits."""
     low, high = (10 ** (slope * limit) for limit in limits)
     return np.asarray(np.log10(rng.uniform(low, high, n)) / slope)
@@ -134,7 +134,7 @@ def exposure_stars(
     """
     survey, about = settings.survey(name), settings.stars
     rng = stream(seed, Purpose.REFERENCE_STARS, settings.number(name), index)
-    magnitude = drawn_magnitudes(rng, n_stars, about.magnitudes, about.slope)
+    magnitude = draw_magnitudes(rng, n_stars, about.magnitudes, about.slope)
     color = rng.normal(*about.color, n_stars)
     x, y = rng.uniform(-0.5, FRAME[1] - 0.5, n_stars), rng.uniform(-0.5, FRAME[0] - 0.5, n_stars)
     reference, reference_err = catalogue_errors(about, rng, magnitude)
@@ -196,7 +196,7 @@ def exposure_patch(
     survey = settings.survey(name)
     rng = stream(seed, Purpose.ZEROPOINT_PATCH, settings.number(name), index)
     n = int(rng.poisson(_PATCH_STARS * np.exp(rng.normal(0, 0.5))))
-    magnitude = drawn_magnitudes(rng, n, _PATCH_MAGNITUDES, _PATCH_SLOPE)
+    magnitude = draw_magnitudes(rng, n, _PATCH_MAGNITUDES, _PATCH_SLOPE)
     x, y = rng.uniform(-0.5, PATCH - 0.5, (2, n))
     flux = 10 ** (-0.4 * (magnitude - zero_point))
     loss = 10 ** (0.4 * (zero_point - survey.nominal))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from csstdask.instrument import Instrument
 from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Recipe
-from csstdask.mock.schedule import start_of
+from csstdask.mock.schedule import exposure_start
 from csstdask.mock.telemetry import (
     Throughput,
     days_since_2000,
@@ -47,7 +47,7 @@ NOMINAL = UnitConditions(offset=0.0, sky=1.0, jitter=1.0)
 """Conditions of recipes without a table ``[zeropoint]``."""
 
 
-def zeropoints_of(recipe: Recipe) -> ZeroPoints:
+def require_zeropoint(recipe: Recipe) -> ZeroPoints:
     """Return the table ``[zeropoint]`` of a recipe that has one."""
     if recipe.zeropoint is None:
         raise ValueError(f"{recipe.name}: a recipe without a table [zeropoint]")
@@ -56,12 +56,12 @@ def zeropoints_of(recipe: Recipe) -> ZeroPoints:
 
 def exposure_days(recipe: Recipe, n: int) -> Float:
     """Return when the first n exposures begin [days since J2000]."""
-    return days_since_2000(np.array([start_of(recipe, index) for index in range(n)], dtype="datetime64[us]"))
+    return days_since_2000(np.array([exposure_start(recipe, index) for index in range(n)], dtype="datetime64[us]"))
 
 
 def exposure_throughput(recipe: Recipe, n: int) -> Throughput:
     """Return the parts of the offsets of a recipe's first n exposures."""
-    settings = zeropoints_of(recipe)
+    settings = require_zeropoint(recipe)
     return throughput(settings, settings.rendered, recipe.seed, exposure_days(recipe, n))
 
 
@@ -82,7 +82,7 @@ def unit_conditions(recipe: Recipe, index: int, detector: int) -> UnitConditions
     )
 
 
-def star_share(recipe: Recipe, detector: int) -> float:
+def star_density_factor(recipe: Recipe, detector: int) -> float:
     """Return the factor on the density of stars of a detector."""
     sparse = recipe.zeropoint is not None and detector in recipe.zeropoint.sparse_detectors
     return recipe.zeropoint.sparse_share if recipe.zeropoint is not None and sparse else 1.0
@@ -100,11 +100,11 @@ def true_zero_points(recipe: Recipe, instrument: Instrument) -> Float:
 
 def telemetry_columns(recipe: Recipe) -> dict[str, npt.NDArray[Any]]:
     """Return the telemetry that a reduction is given (``--telemetry``): a row for each exposure."""
-    settings = zeropoints_of(recipe)
+    settings = require_zeropoint(recipe)
     gaps = settings.reported.model_copy(update={"gap_share": settings.rendered_gap_share})
     settings = settings.model_copy(update={"reported": gaps})
     days = exposure_days(recipe, recipe.exposures)
-    starts = np.array([start_of(recipe, index) for index in range(recipe.exposures)], dtype="datetime64[us]")
+    starts = np.array([exposure_start(recipe, index) for index in range(recipe.exposures)], dtype="datetime64[us]")
     return {
         "exposure": np.array(recipe.exposure_ids, dtype=object),
         "time": starts,
@@ -112,10 +112,10 @@ def telemetry_columns(recipe: Recipe) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def decisive_settings(recipe: Recipe, index: int) -> str:
+def fingerprint_settings(recipe: Recipe, index: int) -> str:
     """Return, as text, what of ``[zeropoint]`` decides the pixels of an exposure."""
-    settings = zeropoints_of(recipe)
-    starts = [str(start_of(recipe, one)) for one in range(index + 1)]
+    settings = require_zeropoint(recipe)
+    starts = [str(exposure_start(recipe, one)) for one in range(index + 1)]
     world = settings.model_dump_json(exclude={"reported", "rendered_gap_share", "stars", "surveys", "rendered"})
     survey = settings.survey(settings.rendered).model_dump_json()
     return f"{world} {survey} {settings.number(settings.rendered)} {starts}"

@@ -126,7 +126,7 @@ class UNet(nn.Module):
             raise ValueError(f"close: found {list(close)} without fine; wanted both, or neither")
         self.stem, self.pools, self.merge = stem, len(channels) - 1, merge
         self._folds = stem > 1
-        self.radius = radius_of(self.pools, stem, down=down, up=up) + (_SETTLING if fine else 0)
+        self.radius = receptive_radius(self.pools, stem, down=down, up=up) + (_SETTLING if fine else 0)
         widths = [inputs * stem**2, *channels]
         self.down = nn.ModuleList(
             ConvStack(a, b, down, exact=level == 0) for level, (a, b) in enumerate(pairwise(widths))
@@ -146,7 +146,7 @@ class UNet(nn.Module):
     @property
     def grid(self) -> int:
         """Return the pixels on whose multiples tiles must begin and end."""
-        return lcm(grid_of(self.pools, self.stem), 1 if self.close is None else self.close.grid)
+        return lcm(unet_grid(self.pools, self.stem), 1 if self.close is None else self.close.grid)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, inputs, y, x) to (n, outputs, y, x); y and x are multiples of `grid`."""
@@ -218,12 +218,12 @@ class FineLayers(nn.Module):
         return cast("Tensor", self.head(self.settle(torch.cat([self.look(image), spread, *closely], dim=1))))
 
 
-def grid_of(pools: int, stem: int = 1) -> int:
+def unet_grid(pools: int, stem: int = 1) -> int:
     """Return the pixels on whose multiples the tiles of a U-Net must begin and end."""
     return int(stem * 2**pools)
 
 
-def radius_of(pools: int, stem: int = 1, *, down: int = 2, up: int = 2) -> int:
+def receptive_radius(pools: int, stem: int = 1, *, down: int = 2, up: int = 2) -> int:
     """Return the receptive radius of a U-Net [pixel].
 
     Level `l` has convolutions of reach ``2^l``, `down` of them on the way down and `up` on the way up (the lowest

@@ -35,7 +35,7 @@ def choose_device(device: Any = None, *, like: torch.device | None = None) -> to
     return chosen
 
 
-def checked_device(name: str | None) -> str | None:
+def validate_device(name: str | None) -> str | None:
     """Return the name of a device that settings ask for; ValueError if this machine has no such device."""
     choose_device(name)
     return name

@@ -96,7 +96,7 @@ def train(
     folder: Path,
     *,
     device: torch.device,
-    announce: Callable[[str], None] = log.info,
+    on_progress: Callable[[str], None] = log.info,
 ) -> list[dict[str, float]]:
     """Train a network, or go on with a training.
 
@@ -125,7 +125,7 @@ def train(
     optimiser = torch.optim.AdamW(network.parameters(), lr=schedule.rate(0), weight_decay=schedule.weight_decay)
     state = _resume(folder, _identity(learner, schedule), network, optimiser)
     if state.epoch:
-        announce(f"going on with epoch {state.epoch} of the training in {folder}")
+        on_progress(f"going on with epoch {state.epoch} of the training in {folder}")
     to_the_end = schedule.keep == "last"
     while state.epoch < schedule.epochs and (to_the_end or state.epoch - state.best_epoch <= schedule.patience):
         start = time.perf_counter()
@@ -142,7 +142,7 @@ def train(
             save_weights(network, folder / "best.safetensors")
         state.epoch += 1
         _keep(folder, _identity(learner, schedule), network, optimiser, state)
-        announce(", ".join(f"{name} {value:.4g}" for name, value in line.items()))
+        on_progress(", ".join(f"{name} {value:.4g}" for name, value in line.items()))
     if not to_the_end:
         network.load_state_dict(load_file(folder / "best.safetensors"))
     return state.history

@@ -36,7 +36,7 @@ def term_degrees(degree: int) -> npt.NDArray[np.int64]:
     return np.array([(total - j, j) for total in range(degree + 1) for j in range(total + 1)], dtype=np.int64)
 
 
-def unit_coordinate(position: npt.ArrayLike, size: int) -> Float:
+def normalised_coordinate(position: npt.ArrayLike, size: int) -> Float:
     """Return -1 to 1 across a frame of `size` pixels, whose centres are at 0, 1, ..., size - 1."""
     return 2.0 * (np.asarray(position, dtype=np.float64) + 0.5) / size - 1.0
 
@@ -75,8 +75,8 @@ def legendre_products(x: npt.ArrayLike, y: npt.ArrayLike, degree: int, shape: tu
     [1.0, 1.0, 0.0]
     """
     x, y = np.broadcast_arrays(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64))
-    of_x = legendre_values(unit_coordinate(x, shape[1]), degree)
-    of_y = legendre_values(unit_coordinate(y, shape[0]), degree)
+    of_x = legendre_values(normalised_coordinate(x, shape[1]), degree)
+    of_y = legendre_values(normalised_coordinate(y, shape[0]), degree)
     powers = term_degrees(degree)
     return of_x[..., powers[:, 0]] * of_y[..., powers[:, 1]]
 
@@ -92,7 +92,7 @@ def mean_squares(degree: int) -> Float:
     return np.asarray(1.0 / np.prod(2 * term_degrees(degree) + 1, axis=1))
 
 
-def on_grid(
+def evaluate_on_grid(
     coefficients: npt.ArrayLike, x: npt.ArrayLike, y: npt.ArrayLike, degree: int, shape: tuple[int, int]
 ) -> Float:
     """Return sum_k coefficients[..., k] P_k on the grid of some columns and rows.
@@ -116,6 +116,6 @@ def on_grid(
     square = np.zeros((*coefficients.shape[:-1], degree + 1, degree + 1))
     powers = term_degrees(degree)
     square[..., powers[:, 1], powers[:, 0]] = coefficients
-    of_x = legendre_values(unit_coordinate(x, shape[1]), degree)
-    of_y = legendre_values(unit_coordinate(y, shape[0]), degree)
+    of_x = legendre_values(normalised_coordinate(x, shape[1]), degree)
+    of_y = legendre_values(normalised_coordinate(y, shape[0]), degree)
     return np.asarray(of_y @ square @ of_x.T)

@@ -76,7 +76,7 @@ def tukey_weights(z: npt.ArrayLike, cutoff: npt.ArrayLike = TUKEY_CUTOFF) -> Flo
     return np.where(np.abs(t) < 1, (1 - t * t) ** 2, 0.0)
 
 
-def fewest_kept(n_points: npt.ArrayLike, n_parameters: npt.ArrayLike) -> npt.NDArray[np.int64]:
+def min_kept_points(n_points: npt.ArrayLike, n_parameters: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Return how many points a robust fit must keep: half of them, and three more than its parameters.
 
     Examples
@@ -88,7 +88,7 @@ def fewest_kept(n_points: npt.ArrayLike, n_parameters: npt.ArrayLike) -> npt.NDA
     return np.minimum(np.maximum((n + 1) // 2, np.asarray(n_parameters, dtype=np.int64) + 3), n)
 
 
-def robust_polynomial(
+def robust_linear_fit(
     terms: npt.ArrayLike, values: npt.ArrayLike, variance: npt.ArrayLike, *, floor: float = 1.0, n_steps: int = 8
 ) -> tuple[Float, Float]:
     """Fit a linear model by iteratively reweighted least squares: Huber weights, then Tukey's.
@@ -121,7 +121,7 @@ def robust_polynomial(
         return coefficients, weights
     design, target, sigma = terms[usable], values[usable], np.sqrt(variance[usable])
     kept = np.ones(len(target))
-    fewest = int(fewest_kept(len(target), terms.shape[1]))
+    fewest = int(min_kept_points(len(target), terms.shape[1]))
     for step in range(n_steps + 1):
         root = np.sqrt(kept) / sigma
         coefficients = np.asarray(

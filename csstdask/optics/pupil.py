@@ -15,7 +15,7 @@ Pupil = tuple[float, float, float]
 ARCSEC = np.pi / 180 / 3600
 
 
-def cutoff(wavelength: float, diameter: float, pixel_scale: float) -> float:
+def cutoff_frequency(wavelength: float, diameter: float, pixel_scale: float) -> float:
     """Return the highest spatial frequency that an aperture passes [cycles / pixel].
 
     Parameters
@@ -31,7 +31,7 @@ def cutoff(wavelength: float, diameter: float, pixel_scale: float) -> float:
 
 
 @lru_cache(maxsize=32)
-def samples(
+def sample_pupil(
     wavelength: float, pupil: Pupil, field: int
 ) -> tuple[
     npt.NDArray[np.intp],
@@ -76,7 +76,7 @@ def samples(
 
 
 @lru_cache(maxsize=32)
-def zernikes(orders: tuple[int, ...], wavelength: float, pupil: Pupil, field: int) -> npt.NDArray[np.float32]:
-    """Return Zernike polynomials (order, n) of Noll indices `orders` on the `samples` of a pupil."""
-    _, _, x, y, _ = samples(wavelength, pupil, field)
+def sample_zernikes(orders: tuple[int, ...], wavelength: float, pupil: Pupil, field: int) -> npt.NDArray[np.float32]:
+    """Return Zernike polynomials (order, n) of Noll indices `orders` on the `sample_pupil` of a pupil."""
+    _, _, x, y, _ = sample_pupil(wavelength, pupil, field)
     return np.stack([zernike(order, x, y) for order in orders]).astype(np.float32)

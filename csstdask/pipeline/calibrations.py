@@ -13,7 +13,7 @@ from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.reduction_status import current_fingerprints
 from csstdask.pipeline.reductions.flat import FLAT, read_cube
 from csstdask.pipeline.reductions.zeropoints import ZEROPOINTS, read_zero_points
-from csstdask.pipeline.status import plan_of_run
+from csstdask.pipeline.status import load_plan
 
 
 def current_zero_points(root: Path, plan: Plan) -> dict[str, npt.NDArray[Any]] | None:
@@ -53,6 +53,6 @@ def current_flat(root: Path, detector: int, plan: Plan | None = None) -> Flat | 
     StoreError
         If an array is damaged.
     """
-    remembered = plan_of_run(root) if plan is None else plan
+    remembered = load_plan(root) if plan is None else plan
     wanted = current_fingerprints(remembered, Ledger(root), FLAT, (detector,)).get(detector)
     return read_cube(root, detector, wanted)

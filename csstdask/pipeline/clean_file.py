@@ -24,10 +24,10 @@ from csstdask.pipeline.provenance import provenance_cards
 from csstdask.pipeline.steps import apply_steps
 from csstdask.pipeline.steps.repair import REPAIR
 from csstdask.store.fits_file import open_fits, plane_data
-from csstdask.store.fits_names import COMMON_NAMES, may_be, name_of, split_name
+from csstdask.store.fits_names import COMMON_NAMES, hdu_name, may_hold, split_name
 from csstdask.store.fits_planes import read_flag, read_headers, read_sci, read_weight
-from csstdask.store.fits_scan import UnitSource, scan
-from csstdask.store.recognise import recognise_file
+from csstdask.store.fits_recognise import recognise_file
+from csstdask.store.fits_scan import UnitSource, scan_file
 
 MASK_NAME = "CR_MASK"
 """EXTNAME of the mask that is added: 1 = hit by a cosmic ray."""
@@ -129,7 +129,7 @@ def clean_file(
     summary = CleanedFile()
     camera = _camera(source, instrument, gain)
     if camera is not None:
-        found = scan(source, camera)
+        found = scan_file(source, camera)
         summary.problems += [str(problem) for problem in found.problems]
         if not found.units:
             raise found.problems[0] if found.problems else InputError(source, "no science image", "at least one")
@@ -174,7 +174,7 @@ def _clean_unit(unit: UnitSource, camera: Instrument, config: RunConfig) -> _Res
             return read_flag(unit, camera)
         return read_sci(unit) if name == "sci" else read_weight(unit)
 
-    frame = Frame(unit.facts("", ""), camera, unit.units, read_plane, _no_product, lambda: read_headers(unit)[0])
+    frame = Frame(unit.metadata("", ""), camera, unit.units, read_plane, _no_product, lambda: read_headers(unit)[0])
     apply_steps(frame, (REPAIR.name,), config)
     names = ("cr_mask", "repair", "repair_variance")
     missing = [name for name in names if not frame.has(name)]
@@ -200,8 +200,8 @@ def _plain_images(path: Path) -> tuple[list[int], list[str]]:
     """
     with open_fits(path) as hdus:
         images = [index for index, hdu in enumerate(hdus) if hdu.is_image and hdu.header.get("NAXIS", 0) == 2]
-        names = {index: name_of(hdus[index]) for index in images}
-    possible = [index for index in images if may_be(names[index], "sci")]
+        names = {index: hdu_name(hdus[index]) for index in images}
+    possible = [index for index in images if may_hold(names[index], "sci")]
     named = [index for index in possible if split_name(names[index])[0] in COMMON_NAMES]
     chosen = named or possible
     if not chosen:

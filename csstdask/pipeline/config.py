@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from csstdask.core.errors import StoreError
-from csstdask.core.settings import read_toml, validated
+from csstdask.core.settings import read_toml, validate_settings
 from csstdask.nn.models import NO_MODEL, NO_PSF, find_card
-from csstdask.store.zarr_arrays import kept_attributes, open_group, root_metadata
+from csstdask.store.zarr_arrays import open_group, read_attributes_copy, root_metadata
 
 
 class _Settings(BaseModel):
@@ -199,7 +199,7 @@ INPUT_TABLES = {
 """Options that name a table, and the part of the settings that keeps it."""
 
 
-def with_inputs(
+def with_input_tables(
     config: RunConfig,
     catalogue: Path | None = None,
     spectra: Path | None = None,
@@ -226,11 +226,11 @@ def load_config(path: Path | None) -> RunConfig:
     if path is None:
         return RunConfig()
     if path.is_dir():
-        return settings_of(path)
-    return validated(RunConfig, read_toml(path, "a configuration file"), str(path), "valid settings")
+        return load_run_settings(path)
+    return validate_settings(RunConfig, read_toml(path, "a configuration file"), str(path), "valid settings")
 
 
-def as_toml(config: RunConfig) -> str:
+def to_toml(config: RunConfig) -> str:
     """Return settings as the text of a TOML file that `load_config` reads back, with a comment for each key.
 
     Examples
@@ -254,25 +254,25 @@ def as_toml(config: RunConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
-def settings_of(root: Path) -> RunConfig:
+def load_run_settings(root: Path) -> RunConfig:
     """Return the settings that a run was last made with."""
-    kept = kept_attributes(root)
+    kept = read_attributes_copy(root)
     damaged = "config" in kept and ((root / "zarr.json").exists() is False or root_metadata(root) is None)
-    return settings_from(root, kept if damaged else dict(open_group(root, "run").attrs))
+    return parse_run_settings(root, kept if damaged else dict(open_group(root, "run").attrs))
 
 
-def settings_from(root: Path, attributes: Mapping[str, Any]) -> RunConfig:
+def parse_run_settings(root: Path, attributes: Mapping[str, Any]) -> RunConfig:
     """Return the settings among the attributes of a run's store; StoreError if they are another version's."""
     if "config" not in attributes:
         raise StoreError(f"{root}: found a run that was stopped before it began; wanted one to look at (run it again)")
     try:
-        return RunConfig.model_validate(portable_config(root, dict(attributes["config"]), back=True))
+        return RunConfig.model_validate(relative_model_paths(root, dict(attributes["config"]), back=True))
     except (ValidationError, KeyError) as error:
         unknown = error.error_count() if isinstance(error, ValidationError) else 1
         raise StoreError(f"{root}: found settings of another version ({unknown} unknown); wanted ours") from None
 
 
-def portable_config(root: Path, config: dict[str, Any], *, back: bool = False) -> dict[str, Any]:
+def relative_model_paths(root: Path, config: dict[str, Any], *, back: bool = False) -> dict[str, Any]:
     """Name the models that lie in a run relative to it, or, `back`, by their full path again."""
     folder = f"{root.resolve()}/"
     for part, key in MODEL_SETTINGS:

@@ -32,19 +32,19 @@ from csstdask.engine.events import (
 from csstdask.engine.ledger import Ledger, OwnedObject
 from csstdask.engine.memory import choose_workers
 from csstdask.engine.schedulers import check_scheduler, default_workers
-from csstdask.engine.window import Task, failure, run_window
+from csstdask.engine.window import Task, describe_failure, run_window
 from csstdask.engine.work_units import Selection, Unit
-from csstdask.pipeline.done import frame_fingerprints
+from csstdask.pipeline.completed_units import frame_fingerprints
 from csstdask.pipeline.export_spectra import export_unit_spectra, spectra_jobs, write_calibrations
 from csstdask.pipeline.export_zero_points import differing_cards, electron_rate, zero_point_cards
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.provenance import Provenance, provenance_cards, software_versions
-from csstdask.pipeline.status import plan_of_run, reproduce_command
-from csstdask.pipeline.tables import ZeroPointTable, ZeroPointValue
+from csstdask.pipeline.source_tables import ZeroPointTable, ZeroPointValue
+from csstdask.pipeline.status import load_plan, reproduce_command
 from csstdask.pipeline.views import open_run
 from csstdask.store.campaign import (
     Campaign,
-    UnitFacts,
+    UnitMetadata,
     check_unit_pixels,
     open_campaign,
     read_header,
@@ -146,10 +146,10 @@ def export(
     chosen = selection or Selection()
     is_run = _is_run(root)
     refuse_inside_store(target)
-    plan = plan_of_run(root, campaign) if is_run else None
+    plan = load_plan(root, campaign) if is_run else None
     source = plan.campaign if plan is not None else Campaign(root)
     units = [item for item in (_units(source) if plan is None else plan.units()) if item[0] in chosen]
-    if not units and not chosen.is_everything:
+    if not units and not chosen.selects_all:
         raise InputError("--select", "no unit", f"units of {root} that are present")
     target.mkdir(parents=True, exist_ok=True)
     summary = ExportSummary()
@@ -246,11 +246,11 @@ def _jobs(
     zero_points = ZeroPointTable(root, plan) if plan is not None else None
     scales = source.read("unit_scale") if "unit_scale" in source.group else None
     for unit, row, column in units:
-        facts = source.facts(unit.exposure, unit.detector)
+        metadata = source.metadata(unit.exposure, unit.detector)
         if plan is None:
-            yield ExportJob(unit, row, column, **common, provenance=_provenance_of(facts))
+            yield ExportJob(unit, row, column, **common, provenance=_provenance_of(metadata))
             continue
-        wanted = frame_fingerprints(plan, plan.fingerprints(facts))
+        wanted = frame_fingerprints(plan, plan.fingerprints(metadata))
         record = ledger.read(unit)
         if "repair" not in wanted or len(record.recorded(wanted)) < len(wanted):
             summary.pending += 1
@@ -258,7 +258,7 @@ def _jobs(
         read = [item for name in wanted for item in record.steps[name].objects if not item.path.startswith("tables/")]
         names = [step.name for step in plan.steps]
         mend = reproduce_command(source.path, root, unit, "", steps=names, config=plan.config, verify=True)
-        provenance = _provenance(plan, facts, wanted)
+        provenance = _provenance(plan, metadata, wanted)
         scale = 1.0 if scales is None else float(scales[row, column])
         zero_point = ZeroPointValue() if zero_points is None else zero_points.of(unit.exposure, unit.detector)
         yield ExportJob(
@@ -270,26 +270,26 @@ def _jobs(
             objects=tuple(read),
             mend=mend,
             history=history,
-            zero_point=zero_point_cards(zero_point, electron_rate(source.units, facts, scale)),
+            zero_point=zero_point_cards(zero_point, electron_rate(source.units, metadata, scale)),
         )
 
 
-def _provenance_of(facts: UnitFacts) -> Provenance:
+def _provenance_of(metadata: UnitMetadata) -> Provenance:
     """Return header cards that say where pixels come from."""
     return (
         ("CSDVERS", software_versions().get("csstdask", ""), "csstdask version"),
-        ("CSDINPUT", facts.digest, None),
+        ("CSDINPUT", metadata.digest, None),
     )
 
 
-def _provenance(plan: Plan, facts: UnitFacts, fingerprints: Mapping[str, str]) -> Provenance:
+def _provenance(plan: Plan, metadata: UnitMetadata, fingerprints: Mapping[str, str]) -> Provenance:
     """Return header cards that say how the pixels of a run came about.
 
     ``CSDFPRNT`` is the SHA-256 of all that decides the pixels, ``CSDINPUT`` that of what the campaign's unit was made
     from.
     """
     models = provenance_cards(plan.config, plan.campaign.instrument)
-    return (*_provenance_of(facts), *models[1:], ("CSDFPRNT", fingerprints["repair"], None))
+    return (*_provenance_of(metadata), *models[1:], ("CSDFPRNT", fingerprints["repair"], None))
 
 
 def _history(plan: Plan) -> tuple[str, ...]:
@@ -327,7 +327,7 @@ def export_unit(job: ExportJob) -> dict[str, Any]:
             file_units=_text(one, "file_units"),
         )
     except Exception as error:  # noqa: BLE001  a unit that cannot be written is named; the others are written
-        return failure("export", error)
+        return describe_failure("export", error)
     return {}
 
 
@@ -354,7 +354,7 @@ def _check_same(path: Path, job: ExportJob) -> None:
 def _verify(job: ExportJob) -> None:
     """Raise StoreError if a file that is going to be read is lost or damaged."""
     for item in job.objects:
-        if not item.intact(Path(job.store), checksum=True):
+        if not item.is_intact(Path(job.store), checksum=True):
             path = Path(job.store) / item.path
             what = "content that differs from its record" if path.exists() else "no file, which its record lists"
             raise StoreError(f"{path}: found {what}; wanted that of the run ({job.mend})")

@@ -15,7 +15,7 @@ from astropy.io import fits
 from csstdask.core.errors import CsstdaskError, InputError, StoreError
 from csstdask.engine.cluster import limit_threads
 from csstdask.engine.ledger import Ledger
-from csstdask.engine.window import failure
+from csstdask.engine.window import describe_failure
 from csstdask.engine.work_units import Unit
 from csstdask.flux.flat import Flat
 from csstdask.pipeline.plan import Plan
@@ -51,7 +51,7 @@ def spectra_jobs(root: Path, plan: Plan, target: Path, units: list[Unit], *, ove
     ledger, jobs = Ledger(root), []
     flats = current_fingerprints(plan, ledger, FLAT, {unit.detector for unit in units})
     for unit in units:
-        wanted = plan.fingerprints(plan.campaign.facts(unit.exposure, unit.detector)).get(EXTRACT.name)
+        wanted = plan.fingerprints(plan.campaign.metadata(unit.exposure, unit.detector)).get(EXTRACT.name)
         record = ledger.read(unit)
         if wanted is not None and record.recorded({EXTRACT.name: wanted}):
             path = target / f"{unit.exposure}_{unit.detector}_spectra.fits"
@@ -71,7 +71,7 @@ def export_unit_spectra(job: SpectraJob) -> dict[str, Any]:
         flat = read_cube(root, job.unit.detector, job.flat)
         write_spectra(path, table, flat, job)
     except Exception as error:  # noqa: BLE001  a unit that cannot be written is named; the others are written
-        return failure("export", error)
+        return describe_failure("export", error)
     return {"spectra": True}
 
 
@@ -79,7 +79,7 @@ def _verified_table(root: Path, unit: Unit) -> dict[str, npt.NDArray[Any]]:
     path = table_path(root, "spectra", unit.exposure, unit.detector)
     step = Ledger(root).read(unit).steps[EXTRACT.name]
     item = next((one for one in step.objects if root / one.path == path), None)
-    if item is None or not item.intact(root, checksum=True):
+    if item is None or not item.is_intact(root, checksum=True):
         raise StoreError(f"{path}: found content that differs from its record; wanted that of the run (run --verify)")
     return read_table(path)
 

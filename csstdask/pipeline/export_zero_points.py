@@ -9,14 +9,14 @@ from astropy.io import fits
 
 from csstdask.instrument import electrons_per_unit
 from csstdask.pipeline.provenance import Provenance
-from csstdask.pipeline.tables import ZeroPointValue
-from csstdask.store.campaign import UnitFacts
+from csstdask.pipeline.source_tables import ZeroPointValue
+from csstdask.store.campaign import UnitMetadata
 
 KEYWORDS = ("MAGZERO", "MAGZERR", "MAGZMETH")
 """Cards of the zero point in the header of SCI."""
 
 
-def electron_rate(units: str, facts: UnitFacts, unit_scale: float = 1.0) -> float:
+def electron_rate(units: str, metadata: UnitMetadata, unit_scale: float = 1.0) -> float:
     """Return the rate of 1 unit of an exported SCI [electron s-1]; NaN where exposure time or gain are unknown.
 
     Parameters
@@ -34,8 +34,8 @@ def electron_rate(units: str, facts: UnitFacts, unit_scale: float = 1.0) -> floa
     >>> [electron_rate(units, facts) for units in ("electron s-1", "electron", "adu", "adu s-1")]
     [1.0, 0.006666666666666667, 0.01, 1.5]
     """
-    per_second = unit_scale * electrons_per_unit(units, 1.0, facts.gain)
-    seconds = 1.0 if units.endswith("s-1") else facts.exptime
+    per_second = unit_scale * electrons_per_unit(units, 1.0, metadata.gain)
+    seconds = 1.0 if units.endswith("s-1") else metadata.exptime
     known = 0 < per_second < math.inf and 0 < seconds < math.inf
     return per_second / seconds if known else float("nan")
 

@@ -16,22 +16,22 @@ import numpy.typing as npt
 
 from csstdask.arrays.correlation import noise_correlation
 from csstdask.arrays.mesh import Mesh
-from csstdask.cosmicray.inpaint import Fill, fill_from_neighbours
+from csstdask.cosmicray.inpaint import NeighbourFill, fill_from_neighbours
 from csstdask.instrument import Instrument, electrons_per_unit
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
 from csstdask.pipeline.step import Table
 from csstdask.psf.frame import MaskedFrame
-from csstdask.store.campaign import UnitFacts
+from csstdask.store.campaign import UnitMetadata
 
 #: Names of the flag bits of saturated pixels.
-SATURATED = ("saturated", "sat", "a_to_d_saturated")
+SATURATION_FLAGS = ("saturated", "sat", "a_to_d_saturated")
 
 PlaneReader = Callable[[str], npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Repaired:
+class RepairedFrame:
     """A frame after repair, in electrons."""
 
     height: npt.NDArray[np.float32]
@@ -71,7 +71,7 @@ class Frame:
 
     def __init__(
         self,
-        facts: UnitFacts,
+        metadata: UnitMetadata,
         instrument: Instrument,
         units: str,
         read_plane: PlaneReader,
@@ -80,9 +80,9 @@ class Frame:
         read_table: Callable[[str], Table] | None = None,
         read_file: Callable[[str], bytes | None] | None = None,
     ) -> None:
-        self.facts = facts
+        self.metadata = metadata
         self.instrument = instrument
-        self.scale = electrons_per_unit(units, facts.exptime, facts.gain)
+        self.scale = electrons_per_unit(units, metadata.exptime, metadata.gain)
         self._read_plane = read_plane
         self._read_product = read_product
         self._read_header = read_header
@@ -142,7 +142,7 @@ class Frame:
         Their weight does not matter: many pipelines set it to 0 for saturation.
         """
         flags = self.instrument.flags
-        bits = flags.mask(*(name for name in SATURATED if name in flags.ignore_flags))
+        bits = flags.mask(*(name for name in SATURATION_FLAGS if name in flags.ignore_flags))
         if not bits:
             return np.zeros(self.flag.shape, dtype=bool)
         found = ((self.flag & bits) != 0) & ((self.flag & flags.ignore_mask & ~bits) == 0)
@@ -168,11 +168,11 @@ class Frame:
         return np.sqrt(variance, out=variance)
 
     @cached_property
-    def fill(self) -> Fill:
+    def fill(self) -> NeighbourFill:
         """Return estimates of the hit, usable pixels from their neighbours, by the model ``median`` [e-]."""
         return self.fill_by(find_card("inpaint", "median"))
 
-    def fill_by(self, card: ModelCard) -> Fill:
+    def fill_by(self, card: ModelCard) -> NeighbourFill:
         """Return estimates of the hit, usable pixels from their neighbours, by a model's parameters [e-]."""
         hit = self.product("cr_mask")
         donor = ~(hit | self.ignore)
@@ -189,7 +189,7 @@ class Frame:
         filled[target], variance[target] = self.fill.value, self.fill.variance
         return MaskedFrame.of(filled, variance, target, self.ignore, mesh)
 
-    def forget_masked(self) -> None:
+    def release_masked(self) -> None:
         """Free the memory of `masked` and `fill`, which no later step reads."""
         for name in ("masked", "fill"):
             self.__dict__.pop(name, None)
@@ -222,7 +222,7 @@ class Frame:
             self._files[name] = self._read_file(name)
         return self._files[name]
 
-    def repaired(self) -> Repaired | None:
+    def repaired(self) -> RepairedFrame | None:
         """Return the frame after repair; None where its sky is not known."""
         mesh = self.mesh
         if not np.isfinite(mesh.background).all():
@@ -237,9 +237,9 @@ class Frame:
         height[mask] = 0
         error[~np.isfinite(error)] = 0
         excess = noise_correlation(self.data, mask | hit, mesh).excess()
-        return Repaired(height, error, mesh.noise_at(), mask, repaired, excess)
+        return RepairedFrame(height, error, mesh.noise_at(), mask, repaired, excess)
 
-    def keep(
+    def add_results(
         self,
         products: Mapping[str, npt.NDArray[Any]],
         tables: Mapping[str, Table] | None = None,

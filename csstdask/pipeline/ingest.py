@@ -28,20 +28,20 @@ from csstdask.engine.events import (
 from csstdask.engine.lock import DriverLock, read_owner
 from csstdask.engine.memory import choose_workers
 from csstdask.engine.schedulers import check_scheduler, default_workers
-from csstdask.engine.window import Task, failure, run_window
+from csstdask.engine.window import Task, describe_failure, run_window
 from csstdask.engine.work_units import Unit
 from csstdask.instrument import Instrument
 from csstdask.pipeline.ingest_files import (
-    choose_form,
+    campaign_format,
+    choose_format,
+    describe_error,
     describe_mixture,
+    filter_by_format,
     find_files,
-    form_of,
-    given_camera,
-    reason_of,
+    resolve_camera,
     scan_files,
-    those_of_form,
 )
-from csstdask.store.campaign import Campaign, UnitFacts, create_campaign, read_unit_pixels, write_unit_pixels
+from csstdask.store.campaign import Campaign, UnitMetadata, create_campaign, read_unit_pixels, write_unit_pixels
 from csstdask.store.fits_planes import read_flag, read_headers, read_sci, read_weight
 from csstdask.store.fits_scan import UnitSource
 from csstdask.store.zarr_arrays import shard_path
@@ -93,7 +93,7 @@ class IngestSummary:
 
     def note_failure(self, source: object, error: Exception) -> None:
         """Record a file or unit that cannot be used."""
-        self.failures.append({"source": str(source), "reason": reason_of(source, error)})
+        self.failures.append({"source": str(source), "reason": describe_error(source, error)})
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def ingest(
     summary = IngestSummary()
     paths = find_files(files, summary.note_failure)
     existing = Campaign(root) if (root / "zarr.json").exists() else None
-    scanned = scan_files(paths, given_camera(instrument, existing), summary.note_failure)
+    scanned = scan_files(paths, resolve_camera(instrument, existing), summary.note_failure)
     summary.notes += scanned.notes
     summary.ignored += scanned.ignored
     if scanned.camera is None or not (scanned.usable or scanned.dead):
@@ -158,8 +158,8 @@ def ingest(
         more = f" (and {len(summary.failures) - 1} more)" if len(summary.failures) > 1 else ""
         raise InputError("FITS", f"no usable file: {first}{more}", "at least one")
     camera, dead = scanned.camera, scanned.dead
-    form = form_of(existing) if existing else choose_form(scanned.usable or dead, camera)
-    sources = those_of_form(scanned.usable, form, summary.note_failure)
+    form = campaign_format(existing) if existing else choose_format(scanned.usable or dead, camera)
+    sources = filter_by_format(scanned.usable, form, summary.note_failure)
     summary.notes += describe_mixture(scanned.usable, form)
     check_scheduler(scheduler)
     count = _workers(sources, scheduler, workers)
@@ -179,7 +179,7 @@ def ingest(
         for source in dead:
             summary.dead.append(f"{source.exposure}/{source.detector}")
             if not campaign.is_present(source.exposure, source.detector):
-                campaign.record_absent(source.facts("", ""))
+                campaign.record_absent(source.metadata("", ""))
         jobs = _jobs(sources, campaign, lock.token, summary, supersede=supersede)
         _copy(jobs, campaign, summary, scheduler, count, listeners)
     return summary
@@ -218,7 +218,7 @@ def _jobs(
                 _check_replacement(source, campaign, unit, supersede=supersede)
             _check_exposure_time(source, campaign, times, settled)
             if present:
-                campaign.withdraw(*_key(unit))
+                campaign.mark_absent(*_key(unit))
         except (CsstdaskError, OSError) as error:
             summary.note_failure(source.name, error)
             continue
@@ -226,7 +226,7 @@ def _jobs(
         settled.setdefault(unit.exposure, source.exptime)
         row, column = campaign.index(*_key(unit))
         jobs.append((unit, IngestJob(source, row, column, str(campaign.path.resolve()), campaign.instrument, driver)))
-    campaign.describe_exposures([job.source.facts("", "") for _, job in jobs])
+    campaign.describe_exposures([job.source.metadata("", "") for _, job in jobs])
     return jobs
 
 
@@ -248,9 +248,9 @@ def _is_unchanged(source: UnitSource, campaign: Campaign, unit: Unit) -> bool:
     row, column = campaign.index(*_key(unit))
     if not all(shard_path(campaign.path, name, row, column).is_file() for name in ("sci", "wht", "flag")):
         return False
-    facts = campaign.facts(*_key(unit))
-    same_files = facts.source_stat == source.stat() and facts.planes == source.planes
-    return same_files or facts.digest == source.digest()
+    metadata = campaign.metadata(*_key(unit))
+    same_files = metadata.source_stat == source.stat() and metadata.planes == source.planes
+    return same_files or metadata.digest == source.digest()
 
 
 def _is_damaged(campaign: Campaign, unit: Unit) -> bool:
@@ -265,12 +265,12 @@ def _is_damaged(campaign: Campaign, unit: Unit) -> bool:
 
 def _check_replacement(source: UnitSource, campaign: Campaign, unit: Unit, *, supersede: bool) -> None:
     """Raise unless a file may take a present unit's place: it was asked for, and all of it can be read."""
-    facts = campaign.facts(*_key(unit))
-    if facts.digest == source.digest():
+    metadata = campaign.metadata(*_key(unit))
+    if metadata.digest == source.digest():
         return  # the same file, for lost shards
     if not supersede:
-        same = facts.source_stat == source.stat()
-        found = "planes that are read in another way than before" if same else f"another file than {facts.source}"
+        same = metadata.source_stat == source.stat()
+        found = "planes that are read in another way than before" if same else f"another file than {metadata.source}"
         raise InputError(source.name, f"{found} for unit {unit}", "the same, or --supersede to replace it")
     read_sci(source)
     read_weight(source)
@@ -331,18 +331,18 @@ class _Registrar:
 
     def __init__(self, campaign: Campaign, summary: IngestSummary) -> None:
         self._campaign, self._summary = campaign, summary
-        self._waiting: list[UnitFacts] = []
+        self._waiting: list[UnitMetadata] = []
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, UnitDone):
-            self._waiting.append(UnitFacts(**event.result["facts"]))
+            self._waiting.append(UnitMetadata(**event.result["facts"]))
             if len(self._waiting) >= ADMIT_EVERY:
                 self.flush()
         elif isinstance(event, UnitFailed):
             self._summary.failures.append({"source": str(event.unit), "reason": event.reason})
 
     def flush(self) -> None:
-        self._campaign.admit(self._waiting)
+        self._campaign.mark_present(self._waiting)
         self._summary.added += len(self._waiting)
         self._waiting = []
 
@@ -368,9 +368,9 @@ def copy_unit(job: IngestJob) -> dict[str, Any]:
             del plane
     except Exception as error:
         log.debug("ingest of %s", source.name, exc_info=True)
-        return failure(step, error)
+        return describe_failure(step, error)
     header, primary = headers
-    return {"facts": replace(source.facts(digest, stat), header=header, primary_header=primary).to_dict()}
+    return {"facts": replace(source.metadata(digest, stat), header=header, primary_header=primary).to_dict()}
 
 
 def _check_driver(root: Path, driver: str) -> None:

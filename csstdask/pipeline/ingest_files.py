@@ -18,8 +18,8 @@ from csstdask.core.errors import CsstdaskError, InputError
 from csstdask.instrument import Instrument, builtin_names, load_instrument
 from csstdask.store.campaign import Campaign
 from csstdask.store.fits_file import open_fits
-from csstdask.store.fits_scan import FileScan, UnitSource, companion_of, scan
-from csstdask.store.recognise import recognise_hdus
+from csstdask.store.fits_recognise import recognise_hdus
+from csstdask.store.fits_scan import FileScan, UnitSource, companion_of, scan_file
 
 log = logging.getLogger("csstdask")
 
@@ -76,7 +76,7 @@ def _listed(path: Path) -> list[Path]:
     return found
 
 
-def given_camera(given: str | Path | Instrument | None, existing: Campaign | None) -> Instrument | None:
+def resolve_camera(given: str | Path | Instrument | None, existing: Campaign | None) -> Instrument | None:
     """Return the camera that was named, or the campaign's; None if the files are to decide.
 
     Raises
@@ -152,7 +152,7 @@ def scan_files(paths: Sequence[Path], camera: Instrument | None, report: Report)
             report(path, problem)
         result.ignored += found.ignored
         for source in found.units:
-            alive = instrument.values(source.detector, source.facts("", "").when).usable is not False
+            alive = instrument.values(source.detector, source.metadata("", "").when).usable is not False
             (result.usable if alive else result.dead).append(source)
             result.notes += [f"{source.name}: {note}" for note in source.notes]
     return result
@@ -167,13 +167,13 @@ def _scan_one(path: Path, camera: Instrument | None, given: set[Path]) -> tuple[
         if camera is not None:
             if names and camera.name not in names and camera.name in builtin_names():
                 raise InputError(path, f"a file of {', '.join(names)}", f"one of {camera.name}")
-            return camera, scan(path, camera, hdus)
+            return camera, scan_file(path, camera, hdus)
         if len(names) != 1:
             candidates = names or builtin_names()
             what = "what could be more than one instrument" if names else "no instrument that is known"
             raise InputError(path, what, f"--instrument with one of {', '.join(candidates)}, or a TOML")
         instrument = load_instrument(names[0])
-        return None if _is_companion(path, instrument, given) else (instrument, scan(path, instrument, hdus))
+        return None if _is_companion(path, instrument, given) else (instrument, scan_file(path, instrument, hdus))
 
 
 def _is_companion(path: Path, camera: Instrument, given: set[Path]) -> bool:
@@ -199,7 +199,7 @@ def _majority(scans: Mapping[Path, tuple[Instrument, FileScan]]) -> Instrument |
 
 
 @dataclass(frozen=True)
-class Form:
+class CampaignFormat:
     """What all units of a campaign have in common."""
 
     shape: tuple[int, int]
@@ -209,12 +209,12 @@ class Form:
     """What it is that they are like, for messages."""
 
 
-def form_of(campaign: Campaign) -> Form:
+def campaign_format(campaign: Campaign) -> CampaignFormat:
     """Return the form of a campaign that exists."""
-    return Form(campaign.shape, campaign.units, tuple(campaign.detectors), str(campaign.path))
+    return CampaignFormat(campaign.shape, campaign.units, tuple(campaign.detectors), str(campaign.path))
 
 
-def choose_form(sources: Sequence[UnitSource], camera: Instrument) -> Form:
+def choose_format(sources: Sequence[UnitSource], camera: Instrument) -> CampaignFormat:
     """Return the form of a new campaign.
 
     Frames of the sky decide before calibration frames; the instrument's own shape, if any of them has it, before the
@@ -226,10 +226,10 @@ def choose_form(sources: Sequence[UnitSource], camera: Instrument) -> Form:
     of_shape = [source for source in deciding if source.shape == shape]
     units = Counter(source.units for source in of_shape).most_common(1)[0][0]
     first = next(source for source in of_shape if source.units == units)
-    return Form(first.shape, units, camera.detector_ids, first.name)
+    return CampaignFormat(first.shape, units, camera.detector_ids, first.name)
 
 
-def those_of_form(sources: Sequence[UnitSource], form: Form, report: Report) -> list[UnitSource]:
+def filter_by_format(sources: Sequence[UnitSource], form: CampaignFormat, report: Report) -> list[UnitSource]:
     """Return the units that fit a campaign; report the others."""
     kept: list[UnitSource] = []
     own = "(it needs a campaign of its own)"
@@ -249,7 +249,7 @@ def those_of_form(sources: Sequence[UnitSource], form: Form, report: Report) -> 
     return kept
 
 
-def describe_mixture(sources: Sequence[UnitSource], form: Form) -> list[str]:
+def describe_mixture(sources: Sequence[UnitSource], form: CampaignFormat) -> list[str]:
     """Return a line that counts units by shape and unit, if there is more than one kind."""
     kinds = Counter((source.shape, source.units) for source in sources)
     if len(kinds) < 2:
@@ -258,7 +258,7 @@ def describe_mixture(sources: Sequence[UnitSource], form: Form) -> list[str]:
     return [f"a campaign holds one shape and one unit, here {form.shape} in {form.units}; the files hold {counts}"]
 
 
-def reason_of(source: object, error: Exception) -> str:
+def describe_error(source: object, error: Exception) -> str:
     """Return an error as one line that names its source."""
     reason = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, CsstdaskError | OSError):

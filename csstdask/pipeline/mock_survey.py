@@ -18,11 +18,11 @@ from csstdask.engine.events import Event, Listener, RunFinished, RunStarted, Uni
 from csstdask.engine.lock import DriverLock
 from csstdask.engine.memory import choose_workers
 from csstdask.engine.schedulers import check_scheduler
-from csstdask.engine.window import Task, failure, run_window
+from csstdask.engine.window import Task, describe_failure, run_window
 from csstdask.engine.work_units import Unit
 from csstdask.instrument import Instrument, load_instrument
 from csstdask.mock import MockUnit, Recipe, render_unit
-from csstdask.mock.cost import cost_of
+from csstdask.mock.cost import estimate_cost
 from csstdask.mock.render import TRUTH_COLUMNS, check_recipe, file_stem, unit_digest, unit_stamps
 from csstdask.mock.stamps import StampSet
 from csstdask.pipeline.mock_tables import (
@@ -37,15 +37,15 @@ from csstdask.pipeline.mock_tables import (
 )
 from csstdask.store.campaign import (
     Campaign,
-    UnitFacts,
+    UnitMetadata,
     add_truth,
     create_campaign,
-    remember_recipe,
+    write_recipe,
     write_truth_arrays,
     write_unit_pixels,
 )
-from csstdask.store.stamps import check_identity, create_stamps, finished, record_stamps, write_unit_stamps
-from csstdask.store.tables import is_whole_table, write_table, write_table_in_parts
+from csstdask.store.stamps import check_stamps_identity, create_stamps, finished_units, record_stamps, write_unit_stamps
+from csstdask.store.tables import is_complete_table, write_table, write_table_parts
 from csstdask.store.zarr_arrays import shard_path, store_kind
 
 UNITS = "electron s-1"
@@ -136,7 +136,7 @@ def mock(
     instrument = load_instrument(recipe.instrument)
     check_recipe(recipe, instrument, None if data is None else Path(data))
     summary = MockSummary()
-    workers = choose_workers(cost_of(recipe).memory, processes=scheduler == "processes", wanted=workers)
+    workers = choose_workers(estimate_cost(recipe).memory, processes=scheduler == "processes", wanted=workers)
     into: Literal["campaign", "stamps", "fits"] = "fits" if as_fits else "stamps" if recipe.stamps else "campaign"
     folder = None if data is None else str(Path(data).absolute())
     jobs = [
@@ -175,7 +175,7 @@ def _mock_campaign(
     else:
         create_campaign(target, instrument, recipe.frame_shape, UNITS, recipe.detectors)
     add_truth(target, UNITS)
-    remember_recipe(target, "campaign", recipe.model_dump_json())
+    write_recipe(target, "campaign", recipe.model_dump_json())
     campaign = Campaign(target, "r+")
     campaign.append_exposures(recipe.exposure_ids)
     pending = []
@@ -188,22 +188,22 @@ def _mock_campaign(
     summary.unchanged = len(jobs) - len(pending)
 
     def keep(_job: MockJob, result: dict[str, Any]) -> None:
-        facts = UnitFacts(**result["facts"])
-        campaign.describe_exposures([facts])  # alike for all detectors of an exposure
-        campaign.admit([facts])
+        metadata = UnitMetadata(**result["facts"])
+        campaign.describe_exposures([metadata])  # alike for all detectors of an exposure
+        campaign.mark_present([metadata])
 
     _render(pending, recipe, summary, *how, keep=keep)
     if recipe.slitless is not None:
         data = jobs[0].folder
-        if pending or not all(is_whole_table(target / "tables" / f"{name}.parquet") for name in SLITLESS_TABLES):
+        if pending or not all(is_complete_table(target / "tables" / f"{name}.parquet") for name in SLITLESS_TABLES):
             write_slitless_tables(target / "tables", recipe, instrument, data)
         write_truth_arrays(target, slitless_truth(recipe, instrument, data))
     else:
         sources = target / "tables" / "truth_sources.parquet"
-        if pending or not is_whole_table(sources):
-            write_table_in_parts(sources, source_truth(recipe, instrument))
+        if pending or not is_complete_table(sources):
+            write_table_parts(sources, source_truth(recipe, instrument))
     if recipe.zeropoint is not None:
-        if pending or not all(is_whole_table(target / "tables" / f"{name}.parquet") for name in ZEROPOINT_TABLES):
+        if pending or not all(is_complete_table(target / "tables" / f"{name}.parquet") for name in ZEROPOINT_TABLES):
             write_zeropoint_tables(target / "tables", recipe, instrument)
         write_true_zero_points(target, recipe, instrument)
     write_table(target / "tables" / "truth_exposures.parquet", exposure_truth(recipe))
@@ -219,7 +219,7 @@ def _check_same(jobs: Sequence[MockJob], recipe: Recipe, target: Path) -> None:
     for job in jobs:
         exposure, detector = recipe.exposure_ids[job.index], job.detector
         if campaign.is_present(exposure, detector):
-            known = campaign.facts(exposure, detector).digest
+            known = campaign.metadata(exposure, detector).digest
             if known != _digest(job):
                 raise InputError(target, f"unit {exposure}/{detector} of another recipe", "a new name for this recipe")
 
@@ -234,7 +234,7 @@ def _mock_stamps(
     identity = sha256(text.encode()).hexdigest()
     isolated = wanted.kind == "isolated"
     if (target / "zarr.json").exists():
-        check_identity(target, identity)
+        check_stamps_identity(target, identity)
     else:
         create_stamps(
             target,
@@ -250,8 +250,8 @@ def _mock_stamps(
             with_psf=isolated,
         )
     write_table(target / "tables" / "truth_exposures.parquet", exposure_truth(recipe))
-    remember_recipe(target, "stamps", recipe.model_dump_json())
-    done = finished(target)
+    write_recipe(target, "stamps", recipe.model_dump_json())
+    done = finished_units(target)
     pending = [job for job in jobs if not done[job.row, job.column]]
     summary.unchanged = len(jobs) - len(pending)
     _render(
@@ -313,7 +313,7 @@ def render_job(job: MockJob) -> dict[str, Any]:
             write_unit_pixels(root, job.row, job.column, name, plane)
         return {"facts": _facts(job, unit).to_dict()}
     except Exception as error:  # noqa: BLE001  a unit that cannot be rendered is named; the others are rendered
-        return failure("mock", error)
+        return describe_failure("mock", error)
 
 
 def _keep_stamps(job: MockJob, stamps: StampSet, unit: MockUnit) -> dict[str, Any]:
@@ -328,9 +328,9 @@ def _digest(job: MockJob) -> str:
     return unit_digest(job.recipe, job.instrument, job.index, job.detector, job.folder)
 
 
-def _facts(job: MockJob, unit: MockUnit) -> UnitFacts:
+def _facts(job: MockJob, unit: MockUnit) -> UnitMetadata:
     values = job.instrument.values(job.detector)
-    return UnitFacts(
+    return UnitMetadata(
         exposure=job.recipe.exposure_ids[job.index],
         detector=job.detector,
         kind="imaging" if job.recipe.slitless is None else "slitless",

@@ -16,12 +16,12 @@ from csstdask.mock.catalogue import unit_catalogue
 from csstdask.mock.cosmic_rays import generator_of, pixel_fraction
 from csstdask.mock.reference_catalogue import reference_columns
 from csstdask.mock.render import TRUTH_COLUMNS
-from csstdask.mock.slitless_camera import flat_coefficients, flat_terms, slitless_of, true_sensitivity
-from csstdask.mock.slitless_stars import catalogue_columns, field_stars, library_of, spectra_columns, truth_columns
-from csstdask.mock.zeropoint_units import exposure_throughput, telemetry_columns, true_zero_points, zeropoints_of
+from csstdask.mock.slitless_camera import flat_coefficients, flat_terms, require_slitless, true_sensitivity
+from csstdask.mock.slitless_stars import catalogue_columns, field_stars, recipe_library, spectra_columns, truth_columns
+from csstdask.mock.zeropoint_units import exposure_throughput, require_zeropoint, telemetry_columns, true_zero_points
 from csstdask.store.campaign import Campaign, write_truth_arrays
 from csstdask.store.schema import UNIT_DIMS, ArraySpec
-from csstdask.store.tables import units_of, write_table_in_parts
+from csstdask.store.tables import column_units, write_table_parts
 from csstdask.store.zarr_arrays import array_names, get_array
 
 SLITLESS_TABLES = ("catalogue", "spectra", "truth_spectra")
@@ -82,7 +82,7 @@ def source_truth(recipe: Recipe, instrument: Instrument) -> Iterator[dict[str, A
 
 def write_slitless_tables(folder: Path, recipe: Recipe, instrument: Instrument, data: Path | None) -> None:
     """Write what a reduction is given (catalogue and SEDs, a row for each star) and what is true in each unit."""
-    settings, library = slitless_of(recipe), library_of(recipe, data)
+    settings, library = require_slitless(recipe), recipe_library(recipe, data)
     # The second key is that of tables which `csstdask sed` writes.
     wavelength = dict.fromkeys(("wavelength", "csstdask.wavelength"), json.dumps(library.wavelength.tolist()))
     fields = [field_stars(recipe, instrument, index, detector, library) for index, detector in _fields_of(recipe)]
@@ -95,7 +95,7 @@ def write_slitless_tables(folder: Path, recipe: Recipe, instrument: Instrument, 
         ),
     }
     for name, (columns, metadata) in parts.items():
-        write_table_in_parts(folder / f"{name}.parquet", columns, units_of(name), metadata=metadata)
+        write_table_parts(folder / f"{name}.parquet", columns, column_units(name), metadata=metadata)
 
 
 def write_zeropoint_tables(folder: Path, recipe: Recipe, instrument: Instrument) -> None:
@@ -113,12 +113,14 @@ def write_zeropoint_tables(folder: Path, recipe: Recipe, instrument: Instrument)
         "truth_zp": ([truth], None),
     }
     for name, (columns, metadata) in parts.items():
-        units = units_of(name) | {key: "mag" for band in _bands(recipe) for key in (f"mag_{band}", f"mag_{band}_err")}
-        write_table_in_parts(folder / f"{name}.parquet", columns, units, metadata=metadata)
+        units = column_units(name) | {
+            key: "mag" for band in _bands(recipe) for key in (f"mag_{band}", f"mag_{band}_err")
+        }
+        write_table_parts(folder / f"{name}.parquet", columns, units, metadata=metadata)
 
 
 def _bands(recipe: Recipe) -> tuple[str, ...]:
-    return zeropoints_of(recipe).stars.bands
+    return require_zeropoint(recipe).stars.bands
 
 
 def write_true_zero_points(target: Path, recipe: Recipe, instrument: Instrument) -> None:
@@ -140,7 +142,7 @@ def slitless_truth(
     recipe: Recipe, instrument: Instrument, data: Path | None
 ) -> dict[str, tuple[ArraySpec, npt.NDArray[Any]]]:
     """Return coefficients of the true flats and true sensitivities on the wavelengths of the SEDs."""
-    settings, wavelength = slitless_of(recipe), library_of(recipe, data).wavelength
+    settings, wavelength = require_slitless(recipe), recipe_library(recipe, data).wavelength
     terms = np.array(flat_terms(settings.flat_degree), dtype=np.int32)
     sensitivity = np.stack([true_sensitivity(recipe, instrument, one, wavelength) for one in recipe.detectors])
     flat = np.stack([flat_coefficients(recipe, instrument, one, wavelength) for one in recipe.detectors])

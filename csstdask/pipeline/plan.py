@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from csstdask.arrays.mesh import mesh_shape
-from csstdask.arrays.psf_grid import HALF_PIXELS, NODES
+from csstdask.arrays.psf_grid import N_NODES, OVERSAMPLED_SIZE
 from csstdask.engine.fingerprint import fingerprint
 from csstdask.engine.memory import LIBRARY_BYTES, Projection, choose_workers
 from csstdask.engine.schedulers import default_workers
-from csstdask.engine.work_units import AnyOf, Selection, Unit
+from csstdask.engine.work_units import Selection, SelectionUnion, Unit
 from csstdask.pipeline.config import NO_PSF, RunConfig
 from csstdask.pipeline.reduction import Reduction
 from csstdask.pipeline.step import Cost, Grid, Step
-from csstdask.store.campaign import Campaign, UnitFacts
+from csstdask.store.campaign import Campaign, UnitMetadata
 from csstdask.store.schema import MESH_DIMS, PIXEL_DIMS, PSF_DIMS, ArraySpec
 
 #: Dimensions of products.
@@ -53,7 +53,7 @@ class Plan:
     campaign: Campaign
     steps: tuple[Step, ...]
     config: RunConfig
-    selection: Selection | AnyOf
+    selection: Selection | SelectionUnion
     reductions: tuple[Reduction, ...] = ()
 
     @property
@@ -70,7 +70,7 @@ class Plan:
     def sizes(self) -> dict[str, int]:
         """Return the lengths of a unit's dimensions."""
         names = ("y", "x", "y_mesh", "x_mesh", "y_psf", "x_psf", "v", "u")
-        lengths = (*self.campaign.shape, *self.mesh_shape, NODES, NODES, HALF_PIXELS, HALF_PIXELS)
+        lengths = (*self.campaign.shape, *self.mesh_shape, N_NODES, N_NODES, OVERSAMPLED_SIZE, OVERSAMPLED_SIZE)
         sizes = dict(zip(names, lengths, strict=True))
         for reduction in self.active_reductions:
             sizes |= reduction.sizes(self.config, self.campaign)
@@ -155,16 +155,16 @@ class Plan:
         """Return the steps that are for frames of a kind."""
         return tuple(step for step in self.steps if kind in step.kinds)
 
-    def fingerprints(self, facts: UnitFacts) -> dict[str, str]:
+    def fingerprints(self, metadata: UnitMetadata) -> dict[str, str]:
         """Return the fingerprints of a unit's steps, each chained to those it reads from."""
         known: dict[str, str] = {}
-        for step in self.steps_of(facts.kind):
+        for step in self.steps_of(metadata.kind):
             upstream: object = {name: known[name] for name in step.requires if name in known}
             if not step.requires:
                 upstream = self._instrument_parts() | {
-                    "digest": facts.digest,
-                    "exptime": facts.exptime,
-                    "gain": facts.gain,
+                    "digest": metadata.digest,
+                    "exptime": metadata.exptime,
+                    "gain": metadata.gain,
                 }
             known[step.name] = fingerprint({"step": step.name, "upstream": upstream, **self._parts[step.name]})
         return known
@@ -259,7 +259,7 @@ def make_plan(
     campaign: Path,
     steps: Sequence[Step],
     config: RunConfig,
-    selection: Selection | AnyOf,
+    selection: Selection | SelectionUnion,
     reductions: Sequence[Reduction] = (),
 ) -> Plan:
     """Open a campaign and resolve a run over it."""

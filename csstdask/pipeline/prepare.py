@@ -13,15 +13,15 @@ from csstdask.engine.ledger import Ledger
 from csstdask.engine.schedulers import check_scheduler
 from csstdask.engine.work_units import Selection
 from csstdask.flux.catalogue import check_catalogue
-from csstdask.flux.seds_table import check_seds
+from csstdask.flux.sed_table import check_seds
 from csstdask.nn.card import copy_model
 from csstdask.nn.models import find_card
-from csstdask.pipeline.accounting import UsageTally, fresh_usage, whole_unit
 from csstdask.pipeline.config import INPUT_TABLES, MODEL_SETTINGS, RunConfig
 from csstdask.pipeline.plan import Plan, make_plan
 from csstdask.pipeline.reduction_status import reduction_status
 from csstdask.pipeline.stages import resolve_stages
 from csstdask.pipeline.status import Summary
+from csstdask.pipeline.usage_report import UsageTotals, recorded_usage, total_usage
 from csstdask.pipeline.zeropoint_inputs import check_zeropoint_inputs
 from csstdask.store.zarr_arrays import open_group, refuse_inside_store, store_kind
 
@@ -58,18 +58,18 @@ def prepare(
     device = settings.engine.device or "cpu"
     if settings.detect.precision == "int8" and not device.startswith("cpu"):
         raise InputError("[detect] precision", f"int8 on {device}", "float32 or bfloat16: int8 is for the host")
-    settings = find_inputs(settings, Path(campaign))
+    settings = resolve_inputs(settings, Path(campaign))
     stages = resolve_stages(steps if steps is not None else _possible(settings))
     plan = make_plan(Path(campaign), stages.steps, settings, chosen, stages.reductions)
     check_inputs(plan)
     check_target(root, plan, repair=repair)
     total = sum(1 for _ in plan.units())
-    if total == 0 and not chosen.is_everything:
+    if total == 0 and not chosen.selects_all:
         raise InputError("--select", "no unit", f"units of {campaign} that are present")
     return plan, total, plan.choose_workers(scheduler, workers)
 
 
-def foresee(
+def estimate(
     campaign: str | Path,
     to: str | Path,
     *,
@@ -94,15 +94,15 @@ def foresee(
     plan, total, count = prepare(
         campaign, root, steps, selection or Selection(), config, scheduler, workers, repair=verify
     )
-    ledger, tally = Ledger(root), UsageTally()
+    ledger, tally = Ledger(root), UsageTotals()
     for unit, _, _ in plan.units():
-        wanted = plan.fingerprints(plan.campaign.facts(unit.exposure, unit.detector))
+        wanted = plan.fingerprints(plan.campaign.metadata(unit.exposure, unit.detector))
         record = ledger.read(unit)
         if not redo and len(fresh := record.fresh(root, wanted, checksum=verify)) == len(wanted):
-            tally.add(fresh_usage(record, fresh))
+            tally.add(recorded_usage(record, fresh))
     done, measured = tally.units, tally.rows(plan)
     pending = total - done
-    unit_seconds = whole_unit(measured).actual.seconds if measured else None
+    unit_seconds = total_usage(measured).actual.seconds if measured else None
     slots = max(1, min(count, pending))
     return {
         **Summary(total=total, skipped=done, fingerprint=plan.fingerprint, usage=measured).to_json(),
@@ -118,7 +118,7 @@ def foresee(
     }
 
 
-def find_inputs(config: RunConfig, campaign: Path) -> RunConfig:
+def resolve_inputs(config: RunConfig, campaign: Path) -> RunConfig:
     """Return settings that name the tables of stars, SEDs and telemetry, with their checksums.
 
     Tables that are not named are those that lie in the campaign, as a mock's do.
@@ -176,7 +176,7 @@ def _check_catalogue(plan: Plan) -> None:
         check_seds(Path(settings.spectra))
 
 
-def keep_models(root: Path, config: RunConfig) -> RunConfig:
+def copy_user_models(root: Path, config: RunConfig) -> RunConfig:
     """Copy models that are not csstdask's own into the run, under their identity; return settings that name the copies.
 
     Later training in the same folder then changes no run that has begun, and a run can be read without the folder.

@@ -113,7 +113,7 @@ class ReductionPart:
             unit = Unit(exposures[row], self.detectors[position])
             step = self.ledger.read(unit).steps.get(self.reduction.step)
             if step is not None:
-                wanted = self.plan.fingerprints(campaign.facts(unit.exposure, unit.detector))[self.reduction.step]
+                wanted = self.plan.fingerprints(campaign.metadata(unit.exposure, unit.detector))[self.reduction.step]
                 yield unit, step, step.fingerprint == wanted
 
     def recorded(self) -> Iterator[tuple[Partial, bool]]:
@@ -146,7 +146,7 @@ class ReductionPart:
         )
 
 
-def parts_of(plan: Plan, ledger: Ledger, reduction: Reduction) -> list[ReductionPart]:
+def split_reduction(plan: Plan, ledger: Ledger, reduction: Reduction) -> list[ReductionPart]:
     """Return the parts of a reduction: one for each detector that has frames of its kind, or one for the campaign."""
     if reduction.scope == "campaign":
         return [ReductionPart(plan, ledger, reduction, None)]
@@ -178,7 +178,7 @@ def current_fingerprints(
     if reduction.name not in {one.name for one in plan.active_reductions}:
         return {}
     found = {}
-    for part in parts_of(plan, ledger, reduction):
+    for part in split_reduction(plan, ledger, reduction):
         if detectors is not None and part.detector is not None and part.detector not in detectors:
             continue
         record = ReductionRecord.read(part.record_path)
@@ -196,7 +196,7 @@ def reduction_status(plan: Plan, ledger: Ledger, *, verify: bool = False) -> lis
     summaries = []
     for reduction in plan.active_reductions:
         summary = ReductionSummary(reduction.name)
-        for part in parts_of(plan, ledger, reduction):
+        for part in split_reduction(plan, ledger, reduction):
             record, partials = ReductionRecord.read(part.record_path), CurrentPartials(part)
             count, digest = Manifest.identity(partials)
             summary.n_inputs += count

@@ -25,25 +25,25 @@ from csstdask.engine.events import (
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.lock import DriverLock
 from csstdask.engine.usage import Usage
-from csstdask.engine.window import KILLED, LOST, Task, run_window
+from csstdask.engine.window import OWNERSHIP_LOST, WORKER_DIED, Task, run_window
 from csstdask.engine.work_units import Selection, Unit
-from csstdask.pipeline.accounting import UsageTally
-from csstdask.pipeline.config import RunConfig, portable_config
+from csstdask.pipeline.config import RunConfig, relative_model_paths
 from csstdask.pipeline.plan import Plan
-from csstdask.pipeline.prepare import keep_models, prepare
+from csstdask.pipeline.prepare import copy_user_models, prepare
 from csstdask.pipeline.provenance import software_versions
 from csstdask.pipeline.run_reductions import run_reductions
 from csstdask.pipeline.stages import Stages, resolve_stages
-from csstdask.pipeline.status import Summary, reproducible
+from csstdask.pipeline.status import Summary, failure_entry
 from csstdask.pipeline.steps import resolve
 from csstdask.pipeline.unit import UnitJob, process_unit
+from csstdask.pipeline.usage_report import UsageTotals
 from csstdask.store.run import MetricsWriter, prepare_run
-from csstdask.store.zarr_arrays import kept_attributes, root_metadata
+from csstdask.store.zarr_arrays import read_attributes_copy, root_metadata
 
 log = logging.getLogger("csstdask")
 
 #: Failures after which no worker was left to record them.
-_UNRECORDED = (KILLED, "worker", "claim", "record")
+_UNRECORDED = (WORKER_DIED, "worker", "claim", "record")
 
 
 def run(
@@ -106,7 +106,7 @@ def run(
     ledger = Ledger(root)
     threads = plan.config.engine.threads_per_unit
     with open_cluster(scheduler, count, threads_per_unit=threads) as slots, DriverLock(ledger.lock_path) as lock:
-        plan = replace(plan, config=keep_models(root, plan.config))
+        plan = replace(plan, config=copy_user_models(root, plan.config))
         attributes = _attributes(root, plan, chosen)
         # Of all steps so far: where an earlier one no longer holds, its metrics go too.
         metrics = [name for step in resolve(attributes["steps"]) for name in step.metrics]
@@ -117,7 +117,7 @@ def run(
             plan.sizes,
             metrics,
             attributes,
-            whole=chosen.is_everything,
+            whole=chosen.selects_all,
             repair=verify,
         )
         summary = Summary(total=total, fingerprint=plan.fingerprint)
@@ -159,13 +159,13 @@ def run(
 def _attributes(root: Path, plan: Plan, chosen: Selection) -> dict[str, Any]:
     """Return what the store says of the run: this command's settings, and the steps and units of all so far."""
     metadata = (root_metadata(root) if (root / "zarr.json").exists() else None) or {}
-    before: dict[str, Any] = metadata.get("attributes", {}) or kept_attributes(root)
+    before: dict[str, Any] = metadata.get("attributes", {}) or read_attributes_copy(root)
     ours = {"exposures": list(chosen.exposures), "detectors": sorted(chosen.detectors)}
     theirs = [item for item in before.get("selections", []) if item != ours]
     names = set(Stages(plan.steps, plan.reductions).names)
     stages = resolve_stages(names | {*before.get("steps", []), *before.get("reductions", [])})
     return {
-        "config": portable_config(root, plan.config.model_dump(mode="json")),
+        "config": relative_model_paths(root, plan.config.model_dump(mode="json")),
         "steps": [step.name for step in stages.steps],
         "reductions": [reduction.name for reduction in stages.reductions],
         "selections": [*theirs, ours],
@@ -182,8 +182,8 @@ def _pending(
     Checksums are compared by the workers: there are many of them, and one driver.
     """
     for unit, row, column in plan.units():
-        facts = plan.campaign.facts(unit.exposure, unit.detector)
-        fingerprints = plan.fingerprints(facts)
+        metadata = plan.campaign.metadata(unit.exposure, unit.detector)
+        fingerprints = plan.fingerprints(metadata)
         record = ledger.read(unit)
         done = not redo and len(record.fresh(root, fingerprints)) == len(fingerprints)
         if done and not verify:
@@ -197,7 +197,7 @@ def _pending(
             campaign=str(plan.campaign.path.resolve()),
             run=str(root.resolve()),
             units=plan.campaign.units,
-            facts=facts,
+            metadata=metadata,
             instrument=plan.campaign.instrument,
             config=plan.config,
             fingerprints=fingerprints,
@@ -213,7 +213,7 @@ class _Bookkeeper:
     """The listener that counts, and hands metrics on."""
 
     def __init__(self, plan: Plan, ledger: Ledger, metrics: MetricsWriter, summary: Summary) -> None:
-        self.tally = UsageTally()
+        self.tally = UsageTotals()
         self._plan, self._campaign = plan, plan.campaign
         self._ledger, self._metrics, self._summary = ledger, metrics, summary
 
@@ -228,9 +228,9 @@ class _Bookkeeper:
             self._put(event.unit, event.record["metrics"])
         elif isinstance(event, UnitFailed):
             self._summary.failures.append(
-                reproducible(self._plan, self._ledger.root, event.unit, step=event.step, reason=event.reason)
+                failure_entry(self._plan, self._ledger.root, event.unit, step=event.step, reason=event.reason)
             )
-            if event.step == LOST:
+            if event.step == OWNERSHIP_LOST:
                 self._metrics.discard()  # they are the other driver's to write
                 return
             self._put_recorded(event.unit)

@@ -21,8 +21,8 @@ from csstdask.engine.partials import Manifest, ReductionRecord
 from csstdask.engine.reduce import reduce_partials
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.reduction import ReductionProduct
-from csstdask.pipeline.reduction_status import CurrentPartials, ReductionPart, ReductionSummary, parts_of
-from csstdask.store.zarr_arrays import write_detector_chunk, write_whole_array
+from csstdask.pipeline.reduction_status import CurrentPartials, ReductionPart, ReductionSummary, split_reduction
+from csstdask.store.zarr_arrays import rewrite_array, write_detector_chunk
 
 log = logging.getLogger("csstdask")
 
@@ -37,7 +37,7 @@ def run_reductions(
     summaries = []
     for reduction in plan.active_reductions:
         summary = ReductionSummary(reduction.name)
-        for part in parts_of(plan, ledger, reduction):
+        for part in split_reduction(plan, ledger, reduction):
             _run_part(part, slots, token, emit, summary, verify=verify, redo=redo)
         summaries.append(summary.with_state())
     return summaries
@@ -104,7 +104,7 @@ def _write(part: ReductionPart, product: ReductionProduct, values: npt.NDArray[A
     """Write a product of a part: the chunk of its detector, or the whole array; return the files."""
     root, campaign = part.ledger.root, part.plan.campaign
     if part.detector is None:
-        return write_whole_array(root, product.name, values)
+        return rewrite_array(root, product.name, values)
     return [write_detector_chunk(root, product.name, campaign.detectors.index(part.detector), values)]
 
 

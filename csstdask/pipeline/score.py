@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from csstdask.engine.ledger import Ledger
-from csstdask.pipeline.status import plan_of_run
+from csstdask.pipeline.status import load_plan
 from csstdask.store.run import campaign_path
 from csstdask.store.zarr_arrays import read_shard
 
@@ -63,13 +63,13 @@ def score_run(run: str | Path, campaign: str | Path | None = None) -> Score:
         Its campaign, if that has moved; with the child group ``truth``.
     """
     root = Path(run)
-    plan = plan_of_run(root, campaign)
+    plan = load_plan(root, campaign)
     source, ledger = plan.campaign.path, Ledger(root)
     flagged = right = strong = strong_found = visible = visible_found = 0
     pulls = []
     ignore_bits = plan.campaign.instrument.flags.ignore_mask
     for unit, row, column in plan.units():
-        fingerprints = plan.fingerprints(plan.campaign.facts(unit.exposure, unit.detector))
+        fingerprints = plan.fingerprints(plan.campaign.metadata(unit.exposure, unit.detector))
         if len(ledger.read(unit).fresh(root, fingerprints)) < len(fingerprints):
             continue
         use = (read_shard(source, "flag", row, column) & ignore_bits) == 0
@@ -80,8 +80,8 @@ def score_run(run: str | Path, campaign: str | Path | None = None) -> Score:
         hit, repair, variance = (
             read_shard(root, name, row, column)[use] for name in ("cr_mask", "repair", "repair_variance")
         )
-        facts = plan.campaign.facts(unit.exposure, unit.detector)
-        sigma = np.sqrt(np.maximum(truth * facts.exptime, 0) + facts.read_noise**2)
+        metadata = plan.campaign.metadata(unit.exposure, unit.detector)
+        sigma = np.sqrt(np.maximum(truth * metadata.exptime, 0) + metadata.read_noise**2)
         for_recall, for_visible = charge > RECALL_ABOVE, charge > VISIBLE_SIGMA * sigma
         flagged += int(hit.sum())
         right += int((hit & (charge > 0)).sum())

@@ -11,13 +11,13 @@ from typing import Any, cast
 
 from csstdask.core.errors import StoreError
 from csstdask.engine.ledger import Ledger, UnitRecord
-from csstdask.engine.work_units import AnyOf, Selection, Unit
-from csstdask.pipeline.accounting import StepUsage, UsageTally, fresh_usage
-from csstdask.pipeline.config import RunConfig, settings_from
+from csstdask.engine.work_units import Selection, SelectionUnion, Unit
+from csstdask.pipeline.config import RunConfig, parse_run_settings
 from csstdask.pipeline.plan import Plan, make_plan
 from csstdask.pipeline.reduction_status import ReductionSummary, reduction_status
 from csstdask.pipeline.stages import resolve_stages
 from csstdask.pipeline.steps import STEPS
+from csstdask.pipeline.usage_report import StepUsage, UsageTotals, recorded_usage
 from csstdask.store.campaign import Campaign
 from csstdask.store.run import campaign_path, check_metadata, check_same_campaign
 from csstdask.store.zarr_arrays import open_group
@@ -94,27 +94,27 @@ def status(path: str | Path, *, campaign: str | Path | None = None, verify: bool
         If there is no run, or its campaign is not there; with `verify`, if metadata or metrics of the run are damaged.
     """
     root = Path(path)
-    plan = plan_of_run(root, campaign)
+    plan = load_plan(root, campaign)
     if verify:
         check_metadata(root)
     ledger = Ledger(root)
-    summary, tally = Summary(fingerprint=plan.fingerprint), UsageTally()
+    summary, tally = Summary(fingerprint=plan.fingerprint), UsageTotals()
     for unit, _, _ in plan.units():
         summary.total += 1
         record = ledger.read(unit)
-        fingerprints = plan.fingerprints(plan.campaign.facts(unit.exposure, unit.detector))
+        fingerprints = plan.fingerprints(plan.campaign.metadata(unit.exposure, unit.detector))
         fresh = record.fresh(root, fingerprints, checksum=verify)
-        tally.add(fresh_usage(record, fresh))
+        tally.add(recorded_usage(record, fresh))
         if len(fresh) == len(fingerprints):
             summary.done += 1
         elif record.failure is not None:
             summary.failures.append(
-                reproducible(plan, root, unit, step=record.failure["step"], reason=record.failure["reason"])
+                failure_entry(plan, root, unit, step=record.failure["step"], reason=record.failure["reason"])
             )
-        elif (damage := damage_of(record, ledger, fingerprints, checksum=verify)) is not None:
+        elif (damage := describe_damage(record, ledger, fingerprints, checksum=verify)) is not None:
             step, reason = damage
             if verify:
-                summary.failures.append(reproducible(plan, root, unit, step=step, reason=reason, verify=True))
+                summary.failures.append(failure_entry(plan, root, unit, step=step, reason=reason, verify=True))
             else:
                 summary.damaged.append(f"{unit}: {reason}")
     summary.usage = tally.rows(plan)
@@ -122,7 +122,7 @@ def status(path: str | Path, *, campaign: str | Path | None = None, verify: bool
     return summary
 
 
-def damage_of(
+def describe_damage(
     record: UnitRecord, ledger: Ledger, fingerprints: Mapping[str, str], *, checksum: bool
 ) -> tuple[str, str] | None:
     """Return the step and a line about the first damaged file of a unit; None if there is none."""
@@ -136,7 +136,7 @@ def damage_of(
     what = "found content that differs from its record" if path.exists() else "found no file, which its record lists"
     return (
         step,
-        f"{path}: {what}; the next run{' with --verify' if item.intact(ledger.root) else ''} does the step again",
+        f"{path}: {what}; the next run{' with --verify' if item.is_intact(ledger.root) else ''} does the step again",
     )
 
 
@@ -183,7 +183,7 @@ def reproduce_command(
     return shlex.join([*command, *(["--verify"] if verify else [])])
 
 
-def reproducible(plan: Plan, run: Path, unit: Unit, *, step: str, reason: str, verify: bool = False) -> dict[str, Any]:
+def failure_entry(plan: Plan, run: Path, unit: Unit, *, step: str, reason: str, verify: bool = False) -> dict[str, Any]:
     """Return a failure of a unit as summaries list it, with the command that reproduces it."""
     names = [one.name for one in plan.steps]
     command = reproduce_command(plan.campaign.path, run, unit, step, steps=names, config=plan.config, verify=verify)
@@ -196,7 +196,7 @@ def reproducible(plan: Plan, run: Path, unit: Unit, *, step: str, reason: str, v
     }
 
 
-def plan_of_run(path: str | Path, campaign: str | Path | None = None) -> Plan:
+def load_plan(path: str | Path, campaign: str | Path | None = None) -> Plan:
     """Return the plan that a run's store remembers: all steps and units so far, with the last settings."""
     root = Path(path)
     attributes = dict(open_group(root, "run").attrs)
@@ -204,9 +204,11 @@ def plan_of_run(path: str | Path, campaign: str | Path | None = None) -> Plan:
         raise StoreError(f"{root}: found a run that was stopped before it began; wanted one to look at (run it again)")
     selections: Any = attributes["selections"]
     names: Any = [*cast("list[str]", attributes["steps"]), *cast("list[str]", attributes.get("reductions", []))]
-    config = settings_from(root, attributes)
+    config = parse_run_settings(root, attributes)
     source = campaign_path(root, campaign)
     check_same_campaign(root, Campaign(source))
     stages = resolve_stages(names)
-    chosen = AnyOf(tuple(Selection(tuple(one["exposures"]), frozenset(one["detectors"])) for one in selections))
+    chosen = SelectionUnion(
+        tuple(Selection(tuple(one["exposures"]), frozenset(one["detectors"])) for one in selections)
+    )
     return make_plan(source, stages.steps, config, chosen, stages.reductions)

@@ -22,7 +22,7 @@ from csstdask.engine.cluster import limit_threads
 from csstdask.engine.ledger import Ledger, OwnedObject, StepRecord, UnitRecord
 from csstdask.engine.lock import Attempt
 from csstdask.engine.usage import Meter
-from csstdask.engine.window import failure
+from csstdask.engine.window import describe_failure
 from csstdask.engine.work_units import Unit
 from csstdask.instrument import Instrument
 from csstdask.pipeline.config import RunConfig
@@ -31,8 +31,8 @@ from csstdask.pipeline.provenance import software_versions
 from csstdask.pipeline.step import Output, Step
 from csstdask.pipeline.steps import STEPS
 from csstdask.pipeline.steps.detect import DETECT, uses_network
-from csstdask.store.campaign import UnitFacts, read_header, read_unit_pixels
-from csstdask.store.tables import read_table, table_path, unit_file_path, units_of, write_table
+from csstdask.store.campaign import UnitMetadata, read_header, read_unit_pixels
+from csstdask.store.tables import column_units, read_table, table_path, unit_file_path, write_table
 from csstdask.store.zarr_arrays import read_shard, shard_path, write_shard
 
 log = logging.getLogger("csstdask")
@@ -48,7 +48,7 @@ class UnitJob:
     campaign: str
     run: str
     units: str
-    facts: UnitFacts
+    metadata: UnitMetadata
     instrument: Instrument
     config: RunConfig
     fingerprints: Mapping[str, str]
@@ -70,7 +70,7 @@ def process_unit(job: UnitJob) -> dict[str, Any]:
     -------
     dict
         ``metrics``, and ``kernel_seconds`` and ``usage`` by step; ``unchanged``, with the metrics, for a unit that was
-        to be verified and is done; or ``failure`` (see ``engine/window.py``).
+        to be verified and is done; or ``describe_failure`` (see ``engine/window.py``).
     """
     if DETECT.name in job.fingerprints and uses_network(job.config):
         import torch  # noqa: F401  its threads can only be limited once they are there
@@ -90,7 +90,7 @@ def process_unit(job: UnitJob) -> dict[str, Any]:
             for item in old.objects:
                 (root / item.path).unlink(missing_ok=True)
     except (OSError, LostOwnershipError) as error:
-        return failure(step_name, error)
+        return describe_failure(step_name, error)
     meter = Meter(alone=job.alone)
 
     def count_bytes(path: Path) -> None:
@@ -113,10 +113,10 @@ def process_unit(job: UnitJob) -> dict[str, Any]:
                     fresh.remove(name)
                 for item in done.pop(name).objects if name in done else ():
                     (root / item.path).unlink(missing_ok=True)
-            frame.keep(output.arrays, output.tables, dict.fromkeys(step.files) | output.files)
+            frame.add_results(output.arrays, output.tables, dict.fromkeys(step.files) | output.files)
         except Exception as error:
             log.debug("unit %s, step %s", job.unit, step_name, exc_info=True)
-            problem = failure(step_name, error)
+            problem = describe_failure(step_name, error)
             break
     return _record(job, ledger, attempt, done, problem, written)
 
@@ -178,7 +178,7 @@ def _frame(job: UnitJob, count: Callable[[Path], None]) -> Frame:
         return path.read_bytes() if path.exists() else None
 
     readers = (read_plane, read_product, header, read_unit_table, read_unit_file)
-    return Frame(job.facts, job.instrument, job.units, *readers)
+    return Frame(job.metadata, job.instrument, job.units, *readers)
 
 
 def _write(
@@ -194,7 +194,7 @@ def _write(
     for name in step.tables:
         attempt.check()
         path = table_path(root, name, job.unit.exposure, job.unit.detector)
-        write_table(path, output.tables[name], units_of(name))
+        write_table(path, output.tables[name], column_units(name))
         objects.append(OwnedObject.of(root, path))
     for name in step.files:
         attempt.check()
@@ -223,7 +223,7 @@ def _record(
         ledger.write(UnitRecord(job.unit, done, reason, attempt.token))
         attempt.release()
     except (OSError, LostOwnershipError) as error:
-        return problem or failure("record", error)
+        return problem or describe_failure("record", error)
     if problem:
         return problem
     return {

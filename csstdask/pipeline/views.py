@@ -17,18 +17,18 @@ import numpy.typing as npt
 import xarray as xr
 
 from csstdask.arrays.mesh import Mesh
-from csstdask.arrays.psf_grid import nodes
+from csstdask.arrays.psf_grid import node_positions
 from csstdask.engine.ledger import Ledger
 from csstdask.instrument import Instrument, electrons_per_unit, validate_instrument
-from csstdask.pipeline.done import done_units
+from csstdask.pipeline.completed_units import done_units
 from csstdask.pipeline.frame import modelled_variance
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.reduction_status import current_fingerprints
 from csstdask.pipeline.reductions import REDUCTIONS
-from csstdask.pipeline.status import plan_of_run
+from csstdask.pipeline.status import load_plan
 from csstdask.store.campaign import FOOTPRINT, open_campaign
-from csstdask.store.formats import portable
 from csstdask.store.run import campaign_path
+from csstdask.store.xarray_formats import make_portable
 from csstdask.store.zarr_arrays import open_group
 
 
@@ -63,7 +63,7 @@ def open_run(path: str | Path, campaign: str | Path | None = None, *, check: boo
     """
     root = Path(path)
     open_group(root, "run")
-    dataset = portable(xr.open_zarr(root, chunks={}))
+    dataset = make_portable(xr.open_zarr(root, chunks={}))
     source_path = campaign_path(root, campaign)
     source = open_campaign(source_path)
     source = source.isel(exposure=slice(0, dataset.sizes["exposure"]))
@@ -72,14 +72,16 @@ def open_run(path: str | Path, campaign: str | Path | None = None, *, check: boo
     dataset.attrs |= {"path": str(root), "campaign_path": str(source_path), "instrument": source.attrs["instrument"]}
     flags = validate_instrument(source.attrs["instrument"], str(root)).flags
     if "psf" in dataset:
-        dataset = dataset.assign_coords(x_psf=nodes(source.sizes["x"]), y_psf=nodes(source.sizes["y"]))
+        dataset = dataset.assign_coords(
+            x_psf=node_positions(source.sizes["x"]), y_psf=node_positions(source.sizes["y"])
+        )
     incoming = np.int32(flags.incoming_cosmic_ray_mask)
     for name in ("header", *FOOTPRINT, "planes", "file_units", "unit_scale"):
         if name in source:
             dataset[name] = source[name]
     dataset["cr_mask_input"] = (source["flag"] & incoming) != 0
     if check:
-        plan = plan_of_run(root, source_path)
+        plan = load_plan(root, source_path)
         done = done_units(root, plan, dataset.sizes["exposure"])
         dataset = _only_current(dataset, root, plan).assign_coords(done=(("exposure", "detector"), done))
     if "repair" not in dataset:

@@ -18,11 +18,11 @@ from csstdask.core.errors import CsstdaskError, InputError
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.work_units import Unit
 from csstdask.numerics.robust import mad_scale
-from csstdask.pipeline.steps.zeropoint import MOST_REPAIRED, ZEROPOINT
+from csstdask.pipeline.steps.zeropoint import MAX_REPAIRED_FRACTION, ZEROPOINT
 from csstdask.store.campaign import Campaign
 from csstdask.store.run import campaign_path
 from csstdask.store.schema import NO_TIME
-from csstdask.zeropoint.match import DEFAULT_RADIUS, Match, match_sources
+from csstdask.zeropoint.matching import MATCH_RADIUS, Match, match_sources
 from csstdask.zeropoint.photometry import instrumental_magnitude
 from csstdask.zeropoint.reference import ReferenceCatalogue, read_reference
 from csstdask.zeropoint.result import ZeroPoint
@@ -64,7 +64,7 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class UnitFacts:
+class TableMetadata:
     """What a run knows of the unit of a table."""
 
     band: str | None = None
@@ -82,9 +82,9 @@ def solve_table(
     band: str | None = None,
     flux: str | None = None,
     time: str | None = None,
-    radius: float = DEFAULT_RADIUS,
+    radius: float = MATCH_RADIUS,
     aperture_correction: float | None = None,
-    announce: Callable[[str], None] = print,
+    on_progress: Callable[[str], None] = print,
 ) -> ZeroPoint:
     """Match the sources of a table to a reference catalogue, solve for their zero point, and write it as JSON.
 
@@ -123,15 +123,16 @@ def solve_table(
     """
     if to.is_dir():
         raise InputError(to, "a folder", "a JSON file for the zero point")
-    sources, facts = load_sources(table, flux), facts_of_unit(table)
+    sources, metadata = load_sources(table, flux), unit_metadata(table)
     if aperture_correction is None:
-        aperture_correction = facts.aperture_correction if sources.flux_column == _APERTURE_FLUX else 0.0
+        aperture_correction = metadata.aperture_correction if sources.flux_column == _APERTURE_FLUX else 0.0
     catalogue = read_reference(reference)
-    days = days_of(time) if time is not None else facts.days
+    days = days_of(time) if time is not None else metadata.days
     match = match_sources(sources.ra, sources.dec, *catalogue.at(days), radius=radius)
-    bands = [band or facts.band] if band or facts.band else catalogue.bands
+    bands = [band or metadata.band] if band or metadata.band else catalogue.bands
     found = {
-        str(name): solve_band(sources, match, catalogue, str(name), facts.shape, aperture_correction) for name in bands
+        str(name): solve_band(sources, match, catalogue, str(name), metadata.shape, aperture_correction)
+        for name in bands
     }
     chosen = _likeliest(found)
     zero_point = found[chosen]
@@ -139,7 +140,13 @@ def solve_table(
         "table": table.name,
         "reference": reference.name,
         "band": chosen,
-        "band_from": "--band" if band else "run" if facts.band else "least spread" if len(found) > 1 else "reference",
+        "band_from": "--band"
+        if band
+        else "run"
+        if metadata.band
+        else "least spread"
+        if len(found) > 1
+        else "reference",
         "flux": sources.flux_column,
         "aperture_correction": aperture_correction,
         "n_sources": sources.n_sources,
@@ -150,13 +157,13 @@ def solve_table(
         for name, one in found.items()
     }
     write_atomic(to, _json({**zero_point.to_dict(), **about, "bands": others}))
-    announce(f"{to}: {chosen}: {zero_point}")
+    on_progress(f"{to}: {chosen}: {zero_point}")
     if len(found) > 1:
-        announce(
+        on_progress(
             f"band {chosen}: stars spread least, of {', '.join(found)}, without a colour term; --band chooses another"
         )
     if not zero_point.solved.solved:
-        announce(
+        on_progress(
             f"{table}: no zero point, {match.n_matched} of {len(sources.ra)} usable sources match one of "
             f"{len(catalogue)} reference stars"
         )
@@ -220,7 +227,7 @@ def load_sources(path: Path, flux: str | None = None) -> Sources:
     if "flag" in names:
         good &= column("flag") == 0
     if "repaired_fraction" in names:
-        good &= column("repaired_fraction") <= MOST_REPAIRED
+        good &= column("repaired_fraction") <= MAX_REPAIRED_FRACTION
     magnitude, magnitude_err = instrumental_magnitude(rate[good], rate_err[good])
     x, y = (column(name)[good] if {"x", "y"} <= set(names) else None for name in ("x", "y"))
     return Sources(ra[good], dec[good], x, y, magnitude, magnitude_err, pair[0], len(ra))
@@ -238,19 +245,21 @@ def _read(path: Path) -> dict[str, Any]:
     return {name: table[name] for name in table.colnames}
 
 
-def facts_of_unit(table: Path) -> UnitFacts:
+def unit_metadata(table: Path) -> TableMetadata:
     """Return band, time and frame of the unit whose table this is; nothing for a table outside of a run."""
     path = table.resolve()
     run = path.parents[3] if len(path.parents) > 3 else path
     if path.parts[-4:-2] != _UNIT_TABLE or not (run / "zarr.json").is_file() or not path.stem.isdigit():
-        return UnitFacts()
+        return TableMetadata()
     try:
         campaign = Campaign(campaign_path(run))
-        facts = campaign.facts(path.parent.name, int(path.stem))
+        metadata = campaign.metadata(path.parent.name, int(path.stem))
     except (CsstdaskError, KeyError, ValueError, OSError):
-        return UnitFacts()
-    begin = np.nan if facts.time == NO_TIME else days_of(_UNIX_EPOCH + np.timedelta64(facts.time, "us"))
-    return UnitFacts(facts.band or None, begin, campaign.shape, _correction_of(run, facts.exposure, facts.detector))
+        return TableMetadata()
+    begin = np.nan if metadata.time == NO_TIME else days_of(_UNIX_EPOCH + np.timedelta64(metadata.time, "us"))
+    return TableMetadata(
+        metadata.band or None, begin, campaign.shape, _correction_of(run, metadata.exposure, metadata.detector)
+    )
 
 
 def _correction_of(run: Path, exposure: str, detector: int) -> float:

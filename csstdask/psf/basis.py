@@ -32,8 +32,8 @@ Float = npt.NDArray[np.float64]
 
 #: Samples a native pixel, and native pixels along an image's edge: a stamp's, its star anywhere in a pixel, and what
 #: interpolation reaches beyond.
-FINE, FIELD = 4, 40
-SIDE = FINE * FIELD
+OVERSAMPLING, BASIS_PIXELS = 4, 40
+BASIS_SIZE = OVERSAMPLING * BASIS_PIXELS
 #: Images that are kept in half precision; those that tell less are kept in eight bits.
 _STRONG = 16
 _LEVELS = 127
@@ -111,7 +111,7 @@ class Posterior:
 
 
 @dataclass(frozen=True, eq=False)
-class PrincipalPsfs:
+class PsfBasis:
     """The PSFs of a band, and what is expected of them over a detector.
 
     The PSF of a star at a place is ``mean + sum over k of amount_k images_k``, and
@@ -139,12 +139,12 @@ class PrincipalPsfs:
     def __len__(self) -> int:
         return len(self.images)
 
-    def of_known_colour(self) -> PrincipalPsfs:
+    def of_known_colour(self) -> PsfBasis:
         """Return what is expected of stars whose colour is known: fields have q terms more."""
         return self._with_colour
 
     @cached_property
-    def _with_colour(self) -> PrincipalPsfs:
+    def _with_colour(self) -> PsfBasis:
         return replace(self, field=np.concatenate([self.field, self.colour_field]), own=self.own_beside_colour)
 
     @cached_property
@@ -164,7 +164,7 @@ class PrincipalPsfs:
         products = images.reshape(len(images), -1).astype(np.float64) @ self.images.reshape(len(self), -1).T
         return np.asarray(np.linalg.solve(self.gram, products.T).T)
 
-    def told_by(self, image: npt.NDArray[np.floating[Any]]) -> PrincipalPsfs:
+    def told_by(self, image: npt.NDArray[np.floating[Any]]) -> PsfBasis:
         """Return the same for the telescope that a PSF (SIDE, SIDE) is of: what no image can tell of it is the mean's.
 
         What of that is still unknown is taken for `_UNTOLD` of the variance.
@@ -176,10 +176,10 @@ class PrincipalPsfs:
     def at(self, amounts: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
         """Return PSFs (n, SIDE, SIDE) of some amounts (n, k)."""
         flat = amounts.astype(np.float32) @ self.images.reshape(len(self), -1)
-        return np.asarray(self.mean + flat.reshape(-1, SIDE, SIDE))
+        return np.asarray(self.mean + flat.reshape(-1, BASIS_SIZE, BASIS_SIZE))
 
 
-def powers_of(degree: int) -> list[tuple[int, int]]:
+def polynomial_degrees(degree: int) -> list[tuple[int, int]]:
     """Return the degrees in x and y of each polynomial, of all whose sum is at most `degree`."""
     return [(p, q) for total in range(degree + 1) for p in range(total, -1, -1) for q in (total - p,)]
 
@@ -187,20 +187,20 @@ def powers_of(degree: int) -> list[tuple[int, int]]:
 def polynomials(u: Float, v: Float, degree: int) -> Float:
     """Return products of Legendre polynomials (n, p) at places u, v (n,) between -1 and 1."""
     in_u, in_v = legendre.legvander(u, degree), legendre.legvander(v, degree)
-    return np.stack([in_u[:, p] * in_v[:, q] for p, q in powers_of(degree)], axis=1)
+    return np.stack([in_u[:, p] * in_v[:, q] for p, q in polynomial_degrees(degree)], axis=1)
 
 
-def with_colour(places: Float, colour: Float) -> Float:
+def append_colour_terms(places: Float, colour: Float) -> Float:
     """Return polynomials (n, p + q) of stars of known colour (n,), from those of their places (n, p)."""
     return np.concatenate([places, colour[:, None] * places[:, :COLOUR_TERMS]], axis=1)
 
 
-def fwhm_of(image: npt.NDArray[np.float32]) -> float:
+def estimate_fwhm(image: npt.NDArray[np.float32]) -> float:
     """Return a PSF's full width at half maximum [native pixel]: of the disk as large as what is above half its peak."""
-    return float(2 * np.sqrt((image > image.max() / 2).sum() / np.pi) / FINE)
+    return float(2 * np.sqrt((image > image.max() / 2).sum() / np.pi) / OVERSAMPLING)
 
 
-def resampled(images: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
+def resample(images: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
     """Return band-limited images (n, y, x) with another even number of samples along their edges.
 
     The middle stays at ``side // 2``; frequencies that `side` samples cannot hold are lost.
@@ -217,12 +217,12 @@ def resampled(images: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.floa
     return np.fft.fftshift(image, axes=(-2, -1)).astype(np.float32)
 
 
-def write_principal(bands: dict[str, tuple[PrincipalPsfs, int]]) -> bytes:
+def write_basis(bands: dict[str, tuple[PsfBasis, int]]) -> bytes:
     """Return the principal PSFs of bands as safetensors, images with so many samples a pixel, and in few bits."""
     tensors: dict[str, npt.NDArray[Any]] = {}
     for band, (psfs, samples) in bands.items():
-        tensors[f"{band}.mean"] = resampled(psfs.mean, FIELD * samples)
-        images = resampled(psfs.images, FIELD * samples)
+        tensors[f"{band}.mean"] = resample(psfs.mean, BASIS_PIXELS * samples)
+        images = resample(psfs.images, BASIS_PIXELS * samples)
         weak = images[_STRONG:]
         step = np.abs(weak).max(axis=(1, 2), initial=0) / _LEVELS
         tensors[f"{band}.images"] = images[:_STRONG].astype(np.float16)
@@ -231,11 +231,11 @@ def write_principal(bands: dict[str, tuple[PrincipalPsfs, int]]) -> bytes:
         tensors[f"{band}.field_root"] = np.linalg.cholesky(psfs.field).astype(np.float16)
         tensors[f"{band}.colour_root"] = np.linalg.cholesky(psfs.colour_field).astype(np.float16)
         tensors[f"{band}.own"] = np.stack([psfs.own, psfs.own_beside_colour]).astype(np.float32)
-        tensors[f"{band}.beyond"] = resampled(np.sqrt(psfs.beyond), FIELD * samples).astype(np.float16)
+        tensors[f"{band}.beyond"] = resample(np.sqrt(psfs.beyond), BASIS_PIXELS * samples).astype(np.float16)
     return save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
 
 
-def principal_psfs(card: ModelCard, band: str) -> PrincipalPsfs:
+def load_basis(card: ModelCard, band: str) -> PsfBasis:
     """Return a card's principal PSFs of a band, read once a process.
 
     Raises
@@ -250,30 +250,30 @@ def principal_psfs(card: ModelCard, band: str) -> PrincipalPsfs:
 
 
 @cache
-def _checked(path: Path, sha256: str, band: str, degree: int) -> PrincipalPsfs:
+def _checked(path: Path, sha256: str, band: str, degree: int) -> PsfBasis:
     found = sha256_file(path)
     if found != sha256:
         raise InputError(path, f"SHA-256 {found[:12]}", f"{sha256[:12]}, as its card says")
     try:
-        return read_principal(path, band, degree)
+        return read_basis(path, band, degree)
     except KeyError as error:
         raise InputError(path, f"no tensor {error}", "weights as their card has them") from None
 
 
-def read_principal(path: Path, band: str, degree: int) -> PrincipalPsfs:
-    """Return the principal PSFs of a band, as `write_principal` wrote them; KeyError if a tensor is absent."""
+def read_basis(path: Path, band: str, degree: int) -> PsfBasis:
+    """Return the principal PSFs of a band, as `write_basis` wrote them; KeyError if a tensor is absent."""
     tensors = load_file(path)
     names = ("mean", "images", "weak_images", "weak_steps", "field_root", "colour_root", "own", "beyond")
     mean, strong, weak, step, *roots, own, beyond = (tensors[f"{band}.{name}"] for name in names)
     images = np.concatenate([strong.astype(np.float32), weak * step[:, None, None]])
     field, colour_field = (root.astype(float) @ root.astype(float).transpose(0, 2, 1) for root in roots)
-    return PrincipalPsfs(
-        mean=resampled(mean, SIDE),
-        images=resampled(images, SIDE),
+    return PsfBasis(
+        mean=resample(mean, BASIS_SIZE),
+        images=resample(images, BASIS_SIZE),
         field=field,
         own=own[0].astype(float),
         colour_field=colour_field,
         own_beside_colour=own[1].astype(float),
         degree=degree,
-        beyond=resampled(beyond.astype(np.float32), SIDE) ** 2,
+        beyond=resample(beyond.astype(np.float32), BASIS_SIZE) ** 2,
     )

@@ -14,12 +14,12 @@ Float = npt.NDArray[np.float64]
 #: Planck constant times light's speed over Boltzmann's constant [nm K].
 _SECOND_RADIATION = 1.438776877e7
 #: Of a star of colour nought [K]: the middle of those that PSFs are learnt from.
-USUAL_TEMPERATURE = 6200.0
+REFERENCE_TEMPERATURE = 6200.0
 #: Wavelengths at which a filter is looked at.
 _SAMPLES = 33
 
 
-def colour_of(temperature: npt.ArrayLike, limits: tuple[float, float]) -> Float:
+def colour_from_temperature(temperature: npt.ArrayLike, limits: tuple[float, float]) -> Float:
     """Return the mean wavelength of black bodies' photons in a filter, beside a usual star's, in halves of its width.
 
     Parameters
@@ -30,12 +30,12 @@ def colour_of(temperature: npt.ArrayLike, limits: tuple[float, float]) -> Float:
         Of the filter [nm].
     """
     blue, red = limits
-    heat = np.append(np.asarray(temperature, dtype=np.float64), USUAL_TEMPERATURE)
+    heat = np.append(np.asarray(temperature, dtype=np.float64), REFERENCE_TEMPERATURE)
     mean = mean_wavelength(limits, heat) * 2 / (red - blue)
     return np.asarray(mean[:-1] - mean[-1])
 
 
-def mean_wavelength(limits: tuple[float, float], temperature: npt.ArrayLike = USUAL_TEMPERATURE) -> Float:
+def mean_wavelength(limits: tuple[float, float], temperature: npt.ArrayLike = REFERENCE_TEMPERATURE) -> Float:
     """Return the mean wavelength of black bodies' photons in a filter [nm].
 
     Parameters

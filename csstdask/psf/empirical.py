@@ -26,8 +26,8 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from csstdask.core.errors import InputError
 from csstdask.nn.card import ModelCard
-from csstdask.psf.basis import FINE, SIDE, PrincipalPsfs, fwhm_of, powers_of
-from csstdask.psf.fit_field import PLACE, fit_field
+from csstdask.psf.basis import BASIS_SIZE, OVERSAMPLING, PsfBasis, estimate_fwhm, polynomial_degrees
+from csstdask.psf.fit_field import POSITION_SIGMA, fit_field
 from csstdask.psf.pixels import Renderer
 
 log = logging.getLogger("csstdask")
@@ -52,7 +52,7 @@ _RIM, _NEAR = 3, 5
 
 
 @dataclass(frozen=True)
-class Smoothness:
+class GaussianProcessPrior:
     """What is believed of a camera's PSFs: the parameters of a card without weights."""
 
     length: float
@@ -71,7 +71,7 @@ class Smoothness:
     """Eigenimages that the field is made of."""
 
     @classmethod
-    def of(cls, card: ModelCard) -> Smoothness:
+    def of(cls, card: ModelCard) -> GaussianProcessPrior:
         """Read a card; InputError if it is another method's."""
         try:
             return cls(**card.parameters)
@@ -80,8 +80,14 @@ class Smoothness:
 
 
 def learn_from_stars(
-    believed: Smoothness, pixels: Pixels, variance: Pixels, x: Float, y: Float, *, place: float = PLACE
-) -> PrincipalPsfs:
+    believed: GaussianProcessPrior,
+    pixels: Pixels,
+    variance: Pixels,
+    x: Float,
+    y: Float,
+    *,
+    place: float = POSITION_SIGMA,
+) -> PsfBasis:
     """Return what to expect of the PSFs of stars, their own pixels having been looked at.
 
     Parameters
@@ -112,17 +118,17 @@ def learn_from_stars(
     return replace(psfs, beyond=psfs.beyond + told)
 
 
-def _about(mean: Pixels, believed: Smoothness, count: int, widths: tuple[float, ...]) -> PrincipalPsfs:
+def _about(mean: Pixels, believed: GaussianProcessPrior, count: int, widths: tuple[float, ...]) -> PsfBasis:
     """Return PSFs that scatter about a mean, so much in each degree of the place."""
-    images, left = _eigenimages(mean, believed.length * fwhm_of(mean), count)
+    images, left = _eigenimages(mean, believed.length * estimate_fwhm(mean), count)
     unit = np.eye(count)
     own = np.full(count, believed.own_width**2)
-    steps = (np.arange(SIDE) - SIDE // 2) / FINE
+    steps = (np.arange(BASIS_SIZE) - BASIS_SIZE // 2) / OVERSAMPLING
     wing = _WING * (1 - _within(steps)) * mean
-    return PrincipalPsfs(
+    return PsfBasis(
         mean=mean,
         images=images,
-        field=np.stack([unit * widths[p + q] ** 2 for p, q in powers_of(len(widths) - 1)]),
+        field=np.stack([unit * widths[p + q] ** 2 for p, q in polynomial_degrees(len(widths) - 1)]),
         own=own,
         colour_field=np.empty((0, count, count)),
         own_beside_colour=own,
@@ -141,12 +147,12 @@ def _eigenimages(mean: Pixels, length: float, count: int) -> tuple[Pixels, Pixel
 
     Their light is taken out: how bright a star is says its flux.
     """
-    half = _REACH * FINE
-    window = slice(SIDE // 2 - half, SIDE // 2 + half)
-    steps = np.arange(-half, half) / FINE
+    half = _REACH * OVERSAMPLING
+    window = slice(BASIS_SIZE // 2 - half, BASIS_SIZE // 2 + half)
+    steps = np.arange(-half, half) / OVERSAMPLING
     smooth = np.exp(-0.5 * ((steps[:, None] - steps) / length) ** 2)
     # A PSF that noise has roughened is no measure of how much it scatters; towards the edge nothing does.
-    envelope = np.sqrt(np.maximum(gaussian_filter(mean, length * FINE)[window, window], 0) * mean.max())
+    envelope = np.sqrt(np.maximum(gaussian_filter(mean, length * OVERSAMPLING)[window, window], 0) * mean.max())
     envelope *= _within(steps)
 
     def product(flat: Float) -> Float:
@@ -157,9 +163,9 @@ def _eigenimages(mean: Pixels, length: float, count: int) -> tuple[Pixels, Pixel
     values, vectors = eigsh(process, count, v0=envelope.ravel())
     roots = np.sqrt(np.maximum(values, 0))[::-1, None] * vectors.T[::-1]
     shaped = roots.reshape(count, *envelope.shape)
-    left = np.zeros((SIDE, SIDE), np.float32)
+    left = np.zeros((BASIS_SIZE, BASIS_SIZE), np.float32)
     left[window, window] = np.maximum(envelope**2 - (shaped**2).sum(axis=0), 0)
-    images = np.zeros((count, SIDE, SIDE), np.float32)
+    images = np.zeros((count, BASIS_SIZE, BASIS_SIZE), np.float32)
     images[:, window, window] = shaped
     light = images.sum(axis=(1, 2)) / mean.sum()
     return images - light[:, None, None] * mean, left
@@ -204,11 +210,11 @@ def _best_moffat(pixels: Pixels, variance: Pixels, x: Float, y: Float) -> Pixels
 
 
 def _moffat(fwhm: float) -> Pixels:
-    steps = (np.arange(SIDE) - SIDE // 2) / FINE
+    steps = (np.arange(BASIS_SIZE) - BASIS_SIZE // 2) / OVERSAMPLING
     alpha = fwhm / 2 / np.sqrt(2 ** (1 / _MOFFAT) - 1)
     return _unit(((1 + (steps[:, None] ** 2 + steps**2) / alpha**2) ** -_MOFFAT).astype(np.float32))
 
 
 def _unit(image: Pixels) -> Pixels:
     """Return an image with a unit of light."""
-    return np.asarray(image * (np.float32(FINE**2) / image.sum()), dtype=np.float32)
+    return np.asarray(image * (np.float32(OVERSAMPLING**2) / image.sum()), dtype=np.float32)

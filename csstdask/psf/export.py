@@ -13,7 +13,7 @@ import numpy.typing as npt
 from astropy.io import fits
 from numpy.polynomial import legendre
 
-from csstdask.psf.basis import FINE, SIDE, fwhm_of, powers_of
+from csstdask.psf.basis import BASIS_SIZE, OVERSAMPLING, estimate_fwhm, polynomial_degrees
 from csstdask.psf.field import PsfField
 
 #: Samples along the edges of both: odd, for their middle is a sample.
@@ -30,8 +30,8 @@ def write_psf(path: Path, field: PsfField) -> None:
     field : PsfField
     """
     ny, nx = field.shape
-    step = FINE // 2
-    middle, half = SIDE // 2, _PSFEX_SIDE // 2 * step
+    step = OVERSAMPLING // 2
+    middle, half = BASIS_SIZE // 2, _PSFEX_SIDE // 2 * step
     window = slice(middle - half, middle + half + 1, step)
     psfs = field.psfs
     terms = np.einsum("pk,kyx->pyx", field.amounts, psfs.images[:, window, window])
@@ -49,7 +49,7 @@ def write_psf(path: Path, field: PsfField) -> None:
             "LOADED": 0, "ACCEPTED": 0, "CHI2": 0.0, "POLNAXIS": 2,
             "POLGRP1": 1, "POLNAME1": "X_IMAGE", "POLZERO1": nx / 2 + 0.5, "POLSCAL1": nx / 2,
             "POLGRP2": 1, "POLNAME2": "Y_IMAGE", "POLZERO2": ny / 2 + 0.5, "POLSCAL2": ny / 2,
-            "POLNGRP": 1, "POLDEG1": psfs.degree, "PSF_FWHM": fwhm_of(psfs.mean), "PSF_SAMP": 1 / 2,
+            "POLNGRP": 1, "POLDEG1": psfs.degree, "PSF_FWHM": estimate_fwhm(psfs.mean), "PSF_SAMP": 1 / 2,
             "PSFNAXIS": 3, **size,
         }
     )  # fmt: skip
@@ -60,7 +60,7 @@ def _to_monomials(degree: int, powers: list[tuple[int, int]]) -> npt.NDArray[np.
     """Return what takes factors of Legendre products to those of monomials (monomial, product)."""
     single = [legendre.leg2poly(np.eye(degree + 1)[order]) for order in range(degree + 1)]
     matrix = np.zeros((len(powers), len(powers)))
-    for column, (p, q) in enumerate(powers_of(degree)):
+    for column, (p, q) in enumerate(polynomial_degrees(degree)):
         for a, in_u in enumerate(single[p]):
             for b, in_v in enumerate(single[q]):
                 if in_u * in_v:
@@ -89,7 +89,7 @@ def write_stdpsf(path: Path, field: PsfField, *, nodes: int = 5) -> None:
     ny, nx = field.shape
     x, y = np.rint(np.linspace(0, nx - 1, nodes)), np.rint(np.linspace(0, ny - 1, nodes))
     down, across = (part.ravel() for part in np.meshgrid(y, x, indexing="ij"))
-    low = SIDE // 2 - _STDPSF_SIDE // 2
+    low = BASIS_SIZE // 2 - _STDPSF_SIDE // 2
     window = slice(low, low + _STDPSF_SIDE)
     cube = field.fine(across, down)[:, window, window]
     header = fits.Header({"NXPSFS": nodes, "NYPSFS": nodes})

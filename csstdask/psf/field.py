@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.psf_grid import HALF_PIXELS, NODES, nodes
-from csstdask.psf.basis import FINE, SIDE, PrincipalPsfs, polynomials
+from csstdask.arrays.psf_grid import N_NODES, OVERSAMPLED_SIZE, node_positions
+from csstdask.psf.basis import BASIS_SIZE, OVERSAMPLING, PsfBasis, polynomials
 from csstdask.psf.wavefront import Wavefront
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
 
 #: Degree of the polynomials through the nodes.
-_DEGREE = NODES - 1
+_DEGREE = N_NODES - 1
 _BATCH = 128
 
 
@@ -27,7 +27,7 @@ class PsfField:
     detector: int
     shape: tuple[int, int]
     """Of the detector (y, x) [pixel]."""
-    psfs: PrincipalPsfs
+    psfs: PsfBasis
     """Of the band; what no image can tell of this telescope is in the mean, where a wavefront tells it."""
     amounts: Float
     """(p, k) Of each polynomial and principal image."""
@@ -61,7 +61,7 @@ class PsfField:
         image, sigma : float32 arrays (n, 64, 64)
             As those of `csstdask.psf.reconstruct`; sigma is that of a star's own PSF there, its colour unknown.
         """
-        return half_pixels(self.psfs, *self.amounts_at(x, y))
+        return oversampled(self.psfs, *self.amounts_at(x, y))
 
     def amounts_at(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Float, Float]:
         """Return amounts (n, k) that are expected of stars at places, and their covariances (n, k, k)."""
@@ -77,35 +77,35 @@ class PsfField:
 
     def profile(self) -> Float:
         """Return the light on a pixel so many pixels from a star, 0, 1, ..., for the mean of `psfs`."""
-        steps = (np.arange(SIDE) - SIDE // 2) / FINE
+        steps = (np.arange(BASIS_SIZE) - BASIS_SIZE // 2) / OVERSAMPLING
         distance = np.hypot(steps[:, None], steps).ravel()
         rings = np.rint(distance).astype(int)
         light = np.bincount(rings, self.psfs.mean.ravel()) / np.bincount(rings)
-        return np.asarray(light[: SIDE // FINE // 2])
+        return np.asarray(light[: BASIS_SIZE // OVERSAMPLING // 2])
 
     def _polynomials(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Float:
         across, down = (np.atleast_1d(np.asarray(place, dtype=np.float64)) for place in (x, y))
-        return polynomials(*on_unit(across, down, self.shape), self.psfs.degree)
+        return polynomials(*to_unit_square(across, down, self.shape), self.psfs.degree)
 
 
-def between_nodes(images: npt.NDArray[Any], u: Float, v: Float) -> npt.NDArray[np.floating[Any]]:
+def interpolate_nodes(images: npt.NDArray[Any], u: Float, v: Float) -> npt.NDArray[np.floating[Any]]:
     """Return images (n, ...) at places u, v (n,) between -1 and 1, from those (NODES, NODES, ...) at a field's nodes.
 
     Amounts of principal images are polynomials of the place, of the fourth degree at most; but for what makes each sum
     to one, to some 1e-4, so are the images.
     """
-    axis = (nodes(2) + 0.5) - 1
+    axis = (node_positions(2) + 0.5) - 1
     at_v, at_u = (part.ravel() for part in np.meshgrid(axis, axis, indexing="ij"))
     weight = polynomials(u, v, _DEGREE) @ np.linalg.pinv(polynomials(at_u, at_v, _DEGREE))
-    return np.tensordot(weight, images.reshape(NODES**2, *images.shape[2:]), axes=1)
+    return np.tensordot(weight, images.reshape(N_NODES**2, *images.shape[2:]), axes=1)
 
 
-def on_unit(x: Float, y: Float, shape: tuple[int, int]) -> tuple[Float, Float]:
+def to_unit_square(x: Float, y: Float, shape: tuple[int, int]) -> tuple[Float, Float]:
     """Return places on a detector as numbers between -1 and 1."""
     return (x + 0.5) / shape[1] * 2 - 1, (y + 0.5) / shape[0] * 2 - 1
 
 
-def check_places(x: Float, y: Float, shape: tuple[int, int]) -> None:
+def check_positions(x: Float, y: Float, shape: tuple[int, int]) -> None:
     """Raise ValueError if a place is off a detector of a shape (y, x)."""
     for name, places, length in (("x", x, shape[1]), ("y", y, shape[0])):
         off = (places < -0.5) | (places > length - 0.5)
@@ -113,7 +113,7 @@ def check_places(x: Float, y: Float, shape: tuple[int, int]) -> None:
             raise ValueError(f"{name}: found {places[off][0]:g}; wanted a place on the detector, 0 to {length - 1}")
 
 
-def half_pixels(psfs: PrincipalPsfs, amounts: Float, spread: Float) -> tuple[Images, Images]:
+def oversampled(psfs: PsfBasis, amounts: Float, spread: Float) -> tuple[Images, Images]:
     """Return PSFs at half-pixel sampling, each of unit sum, and their sigmas.
 
     Parameters
@@ -127,23 +127,23 @@ def half_pixels(psfs: PrincipalPsfs, amounts: Float, spread: Float) -> tuple[Ima
     -------
     image, sigma : float32 arrays (n, 64, 64)
     """
-    middle, half = SIDE // 2, HALF_PIXELS // 2
-    step = FINE // 2
+    middle, half = BASIS_SIZE // 2, OVERSAMPLED_SIZE // 2
+    step = OVERSAMPLING // 2
     window = slice(middle - half * step, middle + half * step, step)
     mean, images = psfs.mean[window, window], psfs.images[:, window, window]
     flat = images.reshape(len(images), -1)
     n = len(amounts)
-    image = np.empty((n, HALF_PIXELS, HALF_PIXELS), np.float32)
+    image = np.empty((n, OVERSAMPLED_SIZE, OVERSAMPLED_SIZE), np.float32)
     sigma = np.empty_like(image)
     for first in range(0, n, _BATCH):
         some = slice(first, first + _BATCH)
         whole = mean.ravel() + amounts[some].astype(np.float32) @ flat
         total = whole.sum(axis=1, keepdims=True)
-        image[some] = (whole / total).reshape(-1, HALF_PIXELS, HALF_PIXELS)
+        image[some] = (whole / total).reshape(-1, OVERSAMPLED_SIZE, OVERSAMPLED_SIZE)
         # Of a sum that is held at one: d(image) = (images - image sum(images)) / total.
         share = flat.sum(axis=1)
         root = np.linalg.cholesky(spread[some] + 1e-12 * np.eye(len(flat))).transpose(0, 2, 1).astype(np.float32)
         change = root @ flat - (root @ share)[..., None] * image[some].reshape(len(root), 1, -1)
         variance = (change**2).sum(axis=1) + psfs.beyond[window, window].ravel()
-        sigma[some] = (np.sqrt(variance) / total).reshape(-1, HALF_PIXELS, HALF_PIXELS)
+        sigma[some] = (np.sqrt(variance) / total).reshape(-1, OVERSAMPLED_SIZE, OVERSAMPLED_SIZE)
     return image, sigma

@@ -23,9 +23,9 @@ from csstdask.arrays.psf_grid import FIELD_FORMAT
 from csstdask.core.errors import InputError
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import EMPIRICAL
-from csstdask.psf.basis import PrincipalPsfs, principal_psfs
+from csstdask.psf.basis import PsfBasis, load_basis
 from csstdask.psf.field import PsfField
-from csstdask.psf.reconstruct import band_of, kind_of_card
+from csstdask.psf.reconstruct import band_of, model_kind
 from csstdask.psf.wavefront import Wavefront
 
 Float = npt.NDArray[np.float64]
@@ -51,7 +51,7 @@ def write_field(field: PsfField, card: ModelCard) -> bytes:
         Some 0.25 MB with ``principal``, 2.5 MB with ``empirical``.
     """
     psfs = field.psfs
-    empirical = kind_of_card(card) == EMPIRICAL
+    empirical = model_kind(card) == EMPIRICAL
     mean = np.zeros_like(psfs.mean) if empirical else _known(card, field.detector).mean
     tensors: Tensors = {"amounts": field.amounts}
     tensors |= _halved("mean_change", psfs.mean - mean) | _halved("beyond_sigma", np.sqrt(psfs.beyond))
@@ -134,8 +134,8 @@ def card_of(data: bytes, cards: Iterable[ModelCard]) -> ModelCard:
     raise InputError("PSF field", f"model {identity[:12]}", "one that this run uses: run the step psf again")
 
 
-def _known(card: ModelCard, detector: int) -> PrincipalPsfs:
-    return principal_psfs(card, band_of(card, detector))
+def _known(card: ModelCard, detector: int) -> PsfBasis:
+    return load_basis(card, band_of(card, detector))
 
 
 def _factor(field: PsfField) -> Float:
@@ -171,17 +171,17 @@ def _metadata(data: bytes) -> dict[str, Any]:
     return about
 
 
-def _psfs(about: dict[str, Any], tensors: Tensors, card: ModelCard) -> PrincipalPsfs:
+def _psfs(about: dict[str, Any], tensors: Tensors, card: ModelCard) -> PsfBasis:
     """Return the principal PSFs of a field: those of the model's weights, or its own."""
     beyond = _doubled("beyond_sigma", tensors) ** 2
-    if kind_of_card(card) == EMPIRICAL:
+    if model_kind(card) == EMPIRICAL:
         own = tensors["own"]
         no_colour = np.zeros((0, len(own), len(own)))
         images = _doubled("images", tensors)
-        return PrincipalPsfs(tensors["mean"], images, tensors["field"], own, no_colour, own, about["degree"], beyond)
+        return PsfBasis(tensors["mean"], images, tensors["field"], own, no_colour, own, about["degree"], beyond)
     known = _known(card, about["detector"])
     own = known.own * max(1.0, about.get("misfit", 1.0))  # as `PsfField.widened` has it
     mean = known.mean + _doubled("mean_change", tensors)
-    return PrincipalPsfs(
+    return PsfBasis(
         mean, known.images, known.field, own, known.colour_field, known.own_beside_colour, known.degree, beyond
     )

@@ -27,10 +27,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import maximum_filter
 
-from csstdask.psf.basis import PrincipalPsfs
+from csstdask.psf.basis import PsfBasis
 from csstdask.psf.noise import expected_variance
 from csstdask.psf.phase_retrieval import PhaseRetrieval
-from csstdask.psf.pixels import Renderer, interpolation, laid_out, render_each
+from csstdask.psf.pixels import Renderer, interpolation_matrix, render_with_slopes, to_render_layout
 from csstdask.psf.wavefront import FourierOptics, Wavefront
 
 log = logging.getLogger("csstdask")
@@ -40,7 +40,7 @@ Pixels = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 #: How far a star may lie from where it is said to lie, one sigma, where nobody says [pixel].
-PLACE = 0.02
+POSITION_SIGMA = 0.02
 #: Phases at which stars see PSFs that differ: two samples a pixel along each axis tell them.
 _PHASES = 4
 #: A pixel so far from what is fitted is another's, in units of its noise and of a share of the light within a
@@ -64,10 +64,10 @@ _FITTED, _BATCH = 24, 64
 class FieldFit:
     """What the stars of a detector say of its PSF.
 
-    Amounts are those of `PrincipalPsfs`; `n` stars, `k` images, `p` polynomials.
+    Amounts are those of `PsfBasis`; `n` stars, `k` images, `p` polynomials.
     """
 
-    psfs: PrincipalPsfs
+    psfs: PsfBasis
     """Those that were given; what no image can tell of this telescope is in the mean, where a wavefront tells it."""
     field: Float
     """(p, k) Amounts of each polynomial."""
@@ -91,13 +91,13 @@ class FieldFit:
 
 
 def fit_field(
-    psfs: PrincipalPsfs,
+    psfs: PsfBasis,
     pixels: Pixels,
     variance: Pixels,
     x: Float,
     y: Float,
     polynomials: Float,
-    place: float = PLACE,
+    place: float = POSITION_SIGMA,
     optics: FourierOptics | None = None,
     *,
     shared: bool = True,
@@ -220,7 +220,7 @@ class _Fit:
     of that linearisation.
     """
 
-    def __init__(self, psfs: PrincipalPsfs, stars: _Stars) -> None:
+    def __init__(self, psfs: PsfBasis, stars: _Stars) -> None:
         n, self.size = stars.pixels.shape[:2]
         self.stars, self.psfs = stars, psfs
         self.state = _State(np.zeros((n, len(psfs))), np.zeros(n), np.zeros(n), stars.x, stars.y)
@@ -233,12 +233,12 @@ class _Fit:
         self.state = self._better_flux()
 
     @property
-    def psfs(self) -> PrincipalPsfs:
+    def psfs(self) -> PsfBasis:
         """Those that stars are looked at through."""
         return self._psfs
 
     @psfs.setter
-    def psfs(self, psfs: PrincipalPsfs) -> None:
+    def psfs(self, psfs: PsfBasis) -> None:
         self._psfs = psfs
         self._renderer = Renderer(np.concatenate([psfs.mean[None], psfs.images]), self.size)
 
@@ -312,7 +312,7 @@ class _Fit:
         """Return the light of stars on their pixels, and what is left of these beside it and the sky."""
         light = np.empty(self.stars.pixels.shape)
         for some in self._batches():
-            along_y, along_x = (interpolation(place[some], self.size) for place in (self.state.y, self.state.x))
+            along_y, along_x = (interpolation_matrix(place[some], self.size) for place in (self.state.y, self.state.x))
             plain = along_y @ self.psfs.at(self.state.amounts[some]) @ along_x.transpose(0, 2, 1)
             light[some] = self.state.flux[some, None, None] * plain
         return light, self.stars.pixels - light - self.state.sky[:, None, None]
@@ -362,7 +362,7 @@ class _Fit:
         n, flat = len(seen), size**2
         images = seen[:, 1:].reshape(n, k, flat)
         plain = seen[:, 0] + (amounts.astype(np.float32)[:, None] @ images).reshape(n, size, size)
-        _, moved_x, moved_y = render_each(laid_out(self.psfs.at(amounts), size), y, x, size)
+        _, moved_x, moved_y = render_with_slopes(to_render_layout(self.psfs.at(amounts), size), y, x, size)
         scale = flux.astype(np.float32)[:, None, None]
         root = np.sqrt(self.weight[some]).reshape(n, 1, flat)
         own = np.stack([plain, np.ones_like(plain), scale * moved_x, scale * moved_y], axis=1)

@@ -16,17 +16,17 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import maximum_filter
 
-from csstdask.arrays.psf_grid import nodes
+from csstdask.arrays.psf_grid import node_positions
 from csstdask.psf.field import PsfField
 from csstdask.psf.noise import expected_variance
-from csstdask.psf.pixels import Renderer, laid_out, phase_of, render_each
+from csstdask.psf.pixels import Renderer, render_with_slopes, subpixel_offset, to_render_layout
 
 Float = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 #: Edge of what is fitted of a stamp [pixel].
-FITTED = 24
+FIT_BOX = 24
 #: Stars that are fitted together.
 _BATCH = 64
 #: A combination of principal images that is known to this share of the PSF is not fitted.
@@ -100,7 +100,7 @@ def fit_stars(
     tolerance : float
         Relative accuracy of any PSF, as a share of the light on a pixel: added to variances, and allowed for in chi^2.
     """
-    middle, half = pixels.shape[-1] // 2, FITTED // 2
+    middle, half = pixels.shape[-1] // 2, FIT_BOX // 2
     window = (slice(None), *2 * (slice(middle - half, middle + half),))
     free = _Freedom.of(field, rigid=rigid)
     parts = [
@@ -108,7 +108,7 @@ def fit_stars(
         for some in (slice(first, first + _BATCH) for first in range(0, len(pixels), _BATCH))
     ]
     if not parts:
-        empty, none = np.empty((0, FITTED, FITTED), np.float32), np.empty(0)
+        empty, none = np.empty((0, FIT_BOX, FIT_BOX), np.float32), np.empty(0)
         return StarFit(empty, empty, *6 * (none,))
     return StarFit(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
@@ -117,7 +117,7 @@ class _SharedViews:
     """Images rendered at the nearest of `_PHASES` positions in a pixel, each once, on demand."""
 
     def __init__(self, images: Pixels) -> None:
-        self._render = Renderer(images, FITTED)
+        self._render = Renderer(images, FIT_BOX)
         self._known: dict[tuple[int, int], Pixels] = {}
 
     def __call__(self, y: Float, x: Float) -> Pixels:
@@ -137,7 +137,7 @@ class _Freedom:
     """The combinations of principal images that remain uncertain once the field is known."""
 
     mean: Pixels
-    """(samples,) The mean PSF, laid out for `render_each`, as all images here are."""
+    """(samples,) The mean PSF, laid out for `render_with_slopes`, as all images here are."""
     all_images: Pixels
     """(k, samples) All principal images."""
     images: Pixels
@@ -155,7 +155,9 @@ class _Freedom:
     def of(cls, field: PsfField, *, rigid: bool) -> _Freedom:
         """Choose them by the uncertainty at the field's nodes, the same for all of its stars."""
         psfs = field.psfs
-        y, x = (axis.ravel() for axis in np.meshgrid(*(nodes(length) for length in field.shape), indexing="ij"))
+        y, x = (
+            axis.ravel() for axis in np.meshgrid(*(node_positions(length) for length in field.shape), indexing="ij")
+        )
         _, spread = field.amounts_at(x, y)
         flat = psfs.images.reshape(len(psfs), -1)
         size = np.sqrt((flat.astype(float) ** 2).sum(axis=1))
@@ -164,9 +166,10 @@ class _Freedom:
         kept = vectors[:, values > least]
         to_amounts = kept.T / size
         images = (to_amounts.astype(np.float32) @ flat).reshape(-1, *psfs.mean.shape)
-        layout = laid_out(psfs.mean[None], FITTED).shape[1:]
+        layout = to_render_layout(psfs.mean[None], FIT_BOX).shape[1:]
         mean, every, uncertain = (
-            laid_out(part, FITTED).reshape(len(part), prod(layout)) for part in (psfs.mean[None], psfs.images, images)
+            to_render_layout(part, FIT_BOX).reshape(len(part), prod(layout))
+            for part in (psfs.mean[None], psfs.images, images)
         )
         return cls(mean[0], every, uncertain, layout, _SharedViews(images), to_amounts, size[:, None] * kept)
 
@@ -208,9 +211,9 @@ class _View:
         self._expected, self._free = free.mean + expected.astype(np.float32) @ free.all_images, free
         self._x, self._y, self._amounts = np.full(n, np.inf), np.full(n, np.inf), np.zeros_like(state.amounts)
         #: (3, n, y, x) Images of unit flux, and their change with x and y [1/pixel].
-        self._rendered = np.empty((3, n, FITTED, FITTED), np.float32)
+        self._rendered = np.empty((3, n, FIT_BOX, FIT_BOX), np.float32)
         #: (n, r, y, x) Change with the amounts.
-        self._seen = np.empty((n, len(free.images), FITTED, FITTED), np.float32)
+        self._seen = np.empty((n, len(free.images), FIT_BOX, FIT_BOX), np.float32)
 
     def image(self, state: _State, *, exact: bool = False) -> Pixels:
         """Return images of unit flux (n, y, x); `exact`: without extrapolation."""
@@ -227,7 +230,7 @@ class _View:
         """Return how pixels follow amounts, flux, sky, x and y: (n, r + 4, y x)."""
         flux = state.flux.astype(np.float32)[:, None, None, None]
         own = image[:, None], np.ones_like(image)[:, None], flux * self._rendered[1:].transpose(1, 0, 2, 3)
-        return np.concatenate([flux * self._seen, *own], axis=1).reshape(len(image), -1, FITTED * FITTED)
+        return np.concatenate([flux * self._seen, *own], axis=1).reshape(len(image), -1, FIT_BOX * FIT_BOX)
 
     def _render(self, state: _State, some: npt.NDArray[np.int64]) -> None:
         """Render the images of some stars at their current positions."""
@@ -235,7 +238,7 @@ class _View:
         self._x[some], self._y[some], self._amounts[some] = x, y, amounts
         whole = self._expected[some] + amounts.astype(np.float32) @ self._free.images
         whole = whole.reshape(-1, *self._free.layout)
-        self._rendered[:, some] = render_each(whole, y, x, FITTED)
+        self._rendered[:, some] = render_with_slopes(whole, y, x, FIT_BOX)
 
 
 def _fit(
@@ -252,7 +255,7 @@ def _fit(
     n, r = len(pixels), len(free.images)
     expected, spread = field.amounts_at(x, y)
     prior = free.prior(spread, position_sigma)
-    at_x, at_y = phase_of(x), phase_of(y)
+    at_x, at_y = subpixel_offset(x), subpixel_offset(y)
     state = _State(np.zeros((n, r)), np.zeros(n), np.zeros(n), at_x.copy(), at_y.copy())
     known = np.isfinite(variance) & (variance > 0)
     given = np.where(known, variance, np.inf).astype(np.float32)
@@ -261,7 +264,7 @@ def _fit(
     image = view.image(state)
     state.flux = _first_flux(image, values, known)
     # No pixel is trusted beyond the accuracy of the principal images, or of any PSF.
-    beyond = Renderer(np.sqrt(field.psfs.beyond)[None], FITTED)
+    beyond = Renderer(np.sqrt(field.psfs.beyond)[None], FIT_BOX)
     flux = state.flux[:, None, None].astype(np.float32)
     model_variance = flux**2 * (beyond(state.y, state.x)[:, 0] ** 2 + (np.float32(tolerance) * image) ** 2)
     for share in _OUTLIER_SHARES:
@@ -310,7 +313,7 @@ def _first_flux(plain: Pixels, pixels: Pixels, known: Mask) -> Float:
 
 def _chi2(residual: Any, weight: Any, x: Float, y: Float) -> tuple[Float, Float]:
     """Return chi^2 per degree of freedom of the pixels near stars, and the degrees of freedom."""
-    steps = np.arange(FITTED) - FITTED // 2
+    steps = np.arange(FIT_BOX) - FIT_BOX // 2
     distance = np.hypot(steps[None, :, None] - y[:, None, None], steps[None, None, :] - x[:, None, None])
     use = (weight > 0) & (distance < _WITHIN)
     pull2 = np.minimum(residual**2 * weight, _OUTLIER_SIGMA**2)

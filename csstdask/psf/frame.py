@@ -12,14 +12,14 @@ import numpy.typing as npt
 from csstdask.arrays.correlation import noise_correlation
 from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.sources import measure_sources
-from csstdask.arrays.stamps import cut_stamps, middles
+from csstdask.arrays.stamps import centre_pixels, cut_stamps
 from csstdask.instrument import load_instrument
 from csstdask.nn.models import EMPIRICAL, find_card
 from csstdask.psf.field import PsfField
 from csstdask.psf.fit_field import FieldFit
-from csstdask.psf.fit_star import FITTED, fit_stars
-from csstdask.psf.pixels import phase_of
-from csstdask.psf.reconstruct import SIZE, bands_of, check_detector, fit_judged, kind_of_card
+from csstdask.psf.fit_star import FIT_BOX, fit_stars
+from csstdask.psf.pixels import subpixel_offset
+from csstdask.psf.reconstruct import STAMP_SIZE, bands_of, check_detector, fit_with_fallback, model_kind
 from csstdask.psf.selection import Selection, select_stars
 
 Float = npt.NDArray[np.float64]
@@ -27,10 +27,10 @@ Frame = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 #: Stars that a field is fitted to, the brightest of a frame: more tell little that these do not.
-MOST = 1200
+MAX_STARS = 1200
 #: Stars from which a PSF is learnt without being asked for: of fewer it is uncertain that their sizes are those of
 #: stars (`csstdask.psf.selection`). In mock frames with 14 stars and more, repair by such a PSF always beat the median.
-ENOUGH = 10
+MIN_STARS_EMPIRICAL = 10
 #: How well places are known of stars that are fitted together, and of one alone; and the width under which moments are
 #: taken, one sigma [pixel].
 _PLACES, _PLACE, _WEIGHT = 0.05, 0.1, 1.5
@@ -93,22 +93,22 @@ class MaskedFrame:
         return measure_sources(self.height, self.error, self.noise, self.unusable, noise_excess=self.noise_excess)
 
 
-def knows_band(instrument: str, detector: int, band: str | None = None, model: str = "default") -> bool:
+def supports_band(instrument: str, detector: int, band: str | None = None, model: str = "default") -> bool:
     """Tell whether a model knows an instrument, by its name, and this band on a detector of it."""
     card = find_card("psf", model)
-    if kind_of_card(card) == EMPIRICAL:
+    if model_kind(card) == EMPIRICAL:
         return True
     known = bands_of(card).get(detector)
     of_it = instrument == load_instrument(card.architecture["instrument"]).name
     return of_it and known is not None and band in (None, known)
 
 
-def model_for(instrument: str, detector: int, band: str | None, model: str = "default") -> str | None:
+def choose_model(instrument: str, detector: int, band: str | None, model: str = "default") -> str | None:
     """Return which model a frame's PSF is fitted with: the asked one, if it knows the band.
 
     Where the default one does not, ``empirical``, which learns from the frame's own stars; otherwise None.
     """
-    if knows_band(instrument, detector, band, model):
+    if supports_band(instrument, detector, band, model):
         return model
     return EMPIRICAL if model == "default" else None
 
@@ -165,10 +165,10 @@ def fit_frame(
     stars = np.flatnonzero(selection.fitted)
     if len(stars) < max(fewest, 1):
         return None
-    fitted = np.sort(stars[np.argsort(-flux[stars], kind="stable")[:MOST]])
-    given = *stamps_of(height, error, mask, x[fitted], y[fitted]), x[fitted], y[fitted]
+    fitted = np.sort(stars[np.argsort(-flux[stars], kind="stable")[:MAX_STARS]])
+    given = *cut_star_stamps(height, error, mask, x[fitted], y[fitted]), x[fitted], y[fitted]
     shape = height.shape[0], height.shape[1]
-    fit, field = fit_judged(card, detector, *given, shape=shape, place=_PLACES, fall_back=model == "default")
+    fit, field = fit_with_fallback(card, detector, *given, shape=shape, place=_PLACES, fall_back=model == "default")
     if not fit.used.any():
         return None
     return FramePsf(field, fit, selection, fitted)
@@ -200,15 +200,15 @@ def compare_stars(
     -------
     dict of arrays (n,)
         ``star``, the row of the source; ``reserve``, whether the star was held out of the fit; and the columns of
-        `judge_stars`.
+        `measure_residuals`.
     """
     which = np.sort(np.concatenate([fitted, np.flatnonzero(selection.reserve)]))
     x, y = (np.asarray(sources[name], dtype=np.float64)[which] for name in ("x", "y"))
-    shapes = judge_stars(field, *stamps_of(height, error, mask, x, y), x, y)
+    shapes = measure_residuals(field, *cut_star_stamps(height, error, mask, x, y), x, y)
     return {"star": which, "reserve": selection.reserve[which], **shapes}
 
 
-def judge_stars(field: PsfField, pixels: Frame, variance: Frame, x: Float, y: Float) -> dict[str, Float]:
+def measure_residuals(field: PsfField, pixels: Frame, variance: Frame, x: Float, y: Float) -> dict[str, Float]:
     """Return how stars look, and how a field's PSF looks where they are.
 
     Parameters
@@ -229,19 +229,19 @@ def judge_stars(field: PsfField, pixels: Frame, variance: Frame, x: Float, y: Fl
         undersampled.
     """
     fit = fit_stars(field, pixels, variance, x, y, position_sigma=_PLACE, rigid=True)
-    half, middle = FITTED // 2, SIZE // 2
+    half, middle = FIT_BOX // 2, STAMP_SIZE // 2
     window = (slice(None), *2 * (slice(middle - half, middle + half),))
     sky = fit.sky[:, None, None]
     seen = np.where(np.isfinite(variance[window]), pixels[window], fit.light) - sky
-    places = tuple(phase_of(said) + found for said, found in ((x, fit.x_offset), (y, fit.y_offset)))
+    places = tuple(subpixel_offset(said) + found for said, found in ((x, fit.x_offset), (y, fit.y_offset)))
     columns = {"flux": fit.flux, "chi2": fit.chi2}
     for prefix, images in (("", seen), ("model_", fit.light - sky)):
-        moments = moments_of(images, *places)
+        moments = weighted_moments(images, *places)
         columns |= {f"{prefix}{name}": values for name, values in zip(("size", "e1", "e2"), moments, strict=True)}
     return columns
 
 
-def moments_of(images: npt.NDArray[np.floating[Any]], x: Float, y: Float) -> tuple[Float, Float, Float]:
+def weighted_moments(images: npt.NDArray[np.floating[Any]], x: Float, y: Float) -> tuple[Float, Float, Float]:
     """Return size [pixel] and the two distortions of stars at places in their stamps; NaN where there is no light.
 
     Second moments under a round Gaussian of 1.5 pixels, places from the middle of pixel ``[size // 2, size // 2]``.
@@ -256,11 +256,11 @@ def moments_of(images: npt.NDArray[np.floating[Any]], x: Float, y: Float) -> tup
     return np.sqrt(both / whole / 2), (xx - yy) / both, 2 * xy / both
 
 
-def stamps_of(height: Frame, error: Frame, mask: Mask, x: Float, y: Float) -> tuple[Frame, Frame]:
+def cut_star_stamps(height: Frame, error: Frame, mask: Mask, x: Float, y: Float) -> tuple[Frame, Frame]:
     """Return stamps (n, 32, 32) round places of a frame, and the variance of each pixel, inf where nothing is known."""
-    places = middles(y), middles(x)
-    pixels, sigma = (np.asarray(cut_stamps(plane, *places, SIZE), dtype=np.float32) for plane in (height, error))
-    bad = cut_stamps(mask, *places, SIZE, fill=True) | ~np.isfinite(pixels) | ~np.isfinite(sigma) | (sigma <= 0)
+    places = centre_pixels(y), centre_pixels(x)
+    pixels, sigma = (np.asarray(cut_stamps(plane, *places, STAMP_SIZE), dtype=np.float32) for plane in (height, error))
+    bad = cut_stamps(mask, *places, STAMP_SIZE, fill=True) | ~np.isfinite(pixels) | ~np.isfinite(sigma) | (sigma <= 0)
     with np.errstate(over="ignore"):
         variance = np.where(bad, np.inf, sigma**2).astype(np.float32)
     return np.where(bad, np.float32(0), pixels), variance

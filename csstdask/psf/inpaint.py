@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.arrays.mesh import Mesh
-from csstdask.arrays.stamps import middles, owners
+from csstdask.arrays.stamps import centre_pixels, nearest_stamp
 from csstdask.psf.field import PsfField
-from csstdask.psf.fit_star import FITTED, StarFit, fit_stars
-from csstdask.psf.frame import MaskedFrame, stamps_of
+from csstdask.psf.fit_star import FIT_BOX, StarFit, fit_stars
+from csstdask.psf.frame import MaskedFrame, cut_star_stamps
 
 Frame = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -67,20 +67,20 @@ def repair_stars(masked: MaskedFrame, sources: Mapping[str, Any], field: PsfFiel
     """
     x, y, flux = (np.asarray(sources[name], dtype=np.float64) for name in ("x", "y", "flux"))
     rows, columns = np.nonzero(masked.hit)
-    owner = owners(rows, columns, y, x, FITTED)
+    owner = nearest_stamp(rows, columns, y, x, FIT_BOX)
     rows, columns, owner = (part[owner >= 0] for part in (rows, columns, owner))
     light = _expected_light(field.profile(), flux[owner], rows - y[owner], columns - x[owner])
     chosen = light > _LEAST_LIGHT * np.sqrt(masked.noise[rows, columns] ** 2 + np.maximum(light, 0))
     rows, columns, owner = rows[chosen], columns[chosen], owner[chosen]
     stars, number = np.unique(owner, return_inverse=True)
-    pixels, variance = stamps_of(masked.height, masked.error, masked.unobserved, x[stars], y[stars])
+    pixels, variance = cut_star_stamps(masked.height, masked.error, masked.unobserved, x[stars], y[stars])
     fit = fit_stars(field, pixels, variance, x[stars], y[stars], position_sigma=_POSITION_SIGMA, tolerance=_TOLERANCE)
     mine = is_star(fit)[number]
     rows, columns, number = rows[mine], columns[mine], number[mine]
     inside = (
         number,
-        rows - middles(y)[stars][number] + FITTED // 2,
-        columns - middles(x)[stars][number] + FITTED // 2,
+        rows - centre_pixels(y)[stars][number] + FIT_BOX // 2,
+        columns - centre_pixels(x)[stars][number] + FIT_BOX // 2,
     )
     which = np.zeros(masked.hit.shape, dtype=bool)
     which[rows, columns] = True  # rows ascend, and columns within them: as np.nonzero had them

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.psf.field import PsfField
-from csstdask.psf.fit_star import FITTED, fit_stars
+from csstdask.psf.fit_star import FIT_BOX, fit_stars
 
 Float = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.float32]
@@ -36,7 +36,7 @@ _POSITION_SIGMA, _TOLERANCE = 0.1, 0.003
 _LARGEST = 5.0
 
 
-def misfit_of(field: PsfField, pixels: Pixels, variance: Pixels, x: Float, y: Float) -> float:
+def stacked_misfit(field: PsfField, pixels: Pixels, variance: Pixels, x: Float, y: Float) -> float:
     """Return Q of the stars of a detector; NaN without stars.
 
     Parameters
@@ -48,7 +48,7 @@ def misfit_of(field: PsfField, pixels: Pixels, variance: Pixels, x: Float, y: Fl
     x, y : float64 arrays (n,)
         Positions [pixel].
     """
-    middle, half = pixels.shape[-1] // 2, FITTED // 2
+    middle, half = pixels.shape[-1] // 2, FIT_BOX // 2
     window = (slice(None), *2 * (slice(middle - half, middle + half),))
     known = np.isfinite(variance) & (variance > 0)
     error = np.sqrt(np.where(known, variance, np.inf))
@@ -60,6 +60,6 @@ def misfit_of(field: PsfField, pixels: Pixels, variance: Pixels, x: Float, y: Fl
     spread = np.hypot(np.where(seen, error[bright][window], 1), _TOLERANCE * (fit.light - fit.sky[:, None, None]))
     pull = np.clip(residual / spread, -_LARGEST, _LARGEST)
     count = seen.sum(axis=0)
-    steps = np.arange(FITTED) - half
+    steps = np.arange(FIT_BOX) - half
     core = (np.hypot(steps[:, None], steps) <= REACH) & (count > 0)
     return float(np.mean(pull.sum(axis=0)[core] ** 2 / count[core])) if core.any() else float("nan")

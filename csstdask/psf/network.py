@@ -28,7 +28,7 @@ _LOG_LARGEST, _LOG_LEAST = 4.0, -16.0
 _DARK = -7.0
 
 
-class Told(NamedTuple):
+class NetworkOutput(NamedTuple):
     """What the network says of n stars."""
 
     image: Tensor
@@ -130,7 +130,7 @@ class PsfNet(nn.Module):
         )
         nn.init.constant_(self.head[-1].bias, _DARK)  # type: ignore[arg-type]
 
-    def forward(self, stamp: Tensor, place: Tensor, detector: Tensor) -> Told:
+    def forward(self, stamp: Tensor, place: Tensor, detector: Tensor) -> NetworkOutput:
         """Return PSFs.
 
         Parameters
@@ -155,4 +155,4 @@ class PsfNet(nn.Module):
         tokens = self.decoder(self.queries.expand(n, -1, -1) + memory[:, :1], memory)
         laid_out = tokens.transpose(1, 2).reshape(n, -1, _TOKENS, _TOKENS)
         light = torch.sigmoid(self.head(self.upwards(laid_out))[:, 0].float())
-        return Told(light / light.sum(dim=(1, 2), keepdim=True), mean, log_variance)
+        return NetworkOutput(light / light.sum(dim=(1, 2), keepdim=True), mean, log_variance)

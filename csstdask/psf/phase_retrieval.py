@@ -32,8 +32,8 @@ import numpy.typing as npt
 from scipy import fft
 
 from csstdask.optics.zernike import noll_to_zernike
-from csstdask.psf.basis import FINE, SIDE, Posterior, PrincipalPsfs, Prior, polynomials, powers_of
-from csstdask.psf.wavefront import DEGREE, FourierOptics, Wavefront, blurred
+from csstdask.psf.basis import BASIS_SIZE, OVERSAMPLING, Posterior, Prior, PsfBasis, polynomial_degrees, polynomials
+from csstdask.psf.wavefront import DEGREE, FourierOptics, Wavefront, blur_transfer
 
 Float = npt.NDArray[np.float64]
 
@@ -126,7 +126,7 @@ class PhaseRetrieval:
         Of the band; their own prior is what is expected without optics.
     """
 
-    def __init__(self, optics: FourierOptics, psfs: PrincipalPsfs) -> None:
+    def __init__(self, optics: FourierOptics, psfs: PsfBasis) -> None:
         self.optics, self.psfs, self.broad = optics, psfs, psfs.prior
         self.project, self.at_mean = _projection(optics, psfs)
 
@@ -196,7 +196,7 @@ class _Orders:
         sigma = _WAVEFRONT / np.array([noll_to_zernike(order)[0] for order in self.orders])
         defocus = np.array(self.orders) == _FIRST
         shares = {0: np.ones(len(self.orders)), 1: np.where(defocus, _TIP, _SLOPE), 2: np.full(len(self.orders), _BEND)}
-        self.sigma = np.stack([shares[sum(powers)] * sigma for powers in powers_of(DEGREE)])
+        self.sigma = np.stack([shares[sum(powers)] * sigma for powers in polynomial_degrees(DEGREE)])
 
     @cached_property
     def of_mean(self) -> tuple[Float, Float]:
@@ -266,7 +266,7 @@ class _Orders:
 
     def _missed(self, of_mean: float, of_changes: float) -> Float:
         """Return the covariance of what this model may miss: of stars' colours, which it does not know, everything."""
-        k, terms = self.k, len(powers_of(self.degree))
+        k, terms = self.k, len(polynomial_degrees(self.degree))
         shares = np.repeat([of_mean, *[of_changes] * (terms - 1)], k)
         shares = np.append(shares, np.ones(len(self.normal) - len(shares)))
         return self.broad.covariance * shares * shares[:, None] + _FLOOR * np.eye(len(shares))
@@ -275,7 +275,7 @@ class _Orders:
         """Return the amounts (k,) at one place, and how they change."""
         _, _, fx, fy = self.optics.frequencies
         spectra = self.optics.spectra(self.orders, unknowns[:-_BLURS])
-        transfer, change = blurred(fx, fy, unknowns[-_BLURS:])
+        transfer, change = blur_transfer(fx, fy, unknowns[-_BLURS:])
         seen = np.concatenate([spectra * transfer, spectra[0] * change])
         amounts = (seen.view(np.float32) @ self.project).astype(float).T
         return _Point(unknowns, amounts[:, 0] - self.at_mean, amounts[:, 1:])
@@ -300,13 +300,13 @@ class _Orders:
 
 
 @lru_cache(maxsize=16)
-def _projection(optics: FourierOptics, psfs: PrincipalPsfs) -> tuple[npt.NDArray[np.float32], Float]:
+def _projection(optics: FourierOptics, psfs: PsfBasis) -> tuple[npt.NDArray[np.float32], Float]:
     """Return what takes spectra, real and imaginary parts in turn, to amounts (2 frequency, k), and the mean's (k,)."""
     k = len(psfs)
     flat = psfs.images.reshape(k, -1).astype(np.float64)
-    middle = np.fft.ifftshift(np.linalg.solve(psfs.gram, flat).reshape(k, SIDE, SIDE), axes=(-2, -1))
+    middle = np.fft.ifftshift(np.linalg.solve(psfs.gram, flat).reshape(k, BASIS_SIZE, BASIS_SIZE), axes=(-2, -1))
     rows, columns, _, _ = optics.frequencies
     # Parseval: a product of images is one of spectra, the half that is not kept the other's conjugate.
-    spectrum = fft.rfft2(middle)[:, rows, columns] * np.where(columns > 0, 2, 1) / SIDE**2 * FINE**2
+    spectrum = fft.rfft2(middle)[:, rows, columns] * np.where(columns > 0, 2, 1) / BASIS_SIZE**2 * OVERSAMPLING**2
     parts = np.stack([spectrum.real, spectrum.imag], axis=-1).reshape(k, -1)
     return np.ascontiguousarray(parts.T.astype(np.float32)), psfs.amounts_of(psfs.mean[None])[0]

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.psf.basis import FINE, SIDE
+from csstdask.psf.basis import BASIS_SIZE, OVERSAMPLING
 
 Images = npt.NDArray[np.float32]
 
@@ -24,12 +24,12 @@ _INTERVALS = 2048
 _FURTHEST = 3
 
 
-def phase_of(place: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def subpixel_offset(place: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return how far places are from the middle of the pixel that they are in [pixel]."""
     return np.asarray(place - np.floor(place + 0.5))
 
 
-def interpolation(offset: npt.NDArray[np.float64], size: int, *, slope: bool = False) -> npt.NDArray[np.float32]:
+def interpolation_matrix(offset: npt.NDArray[np.float64], size: int, *, slope: bool = False) -> npt.NDArray[np.float32]:
     """Return what takes samples of a PSF along one axis to the pixels of stars.
 
     Parameters
@@ -47,9 +47,9 @@ def interpolation(offset: npt.NDArray[np.float64], size: int, *, slope: bool = F
         A Kaiser-windowed sinc.
     """
     first, weight = _taps(offset, size, slope=slope)
-    sample = first[:, None, None] + FINE * np.arange(size)[:, None] + np.arange(_TAPS)
-    inside = (sample >= 0) & (sample < SIDE)
-    out = np.zeros((len(first), size, SIDE), dtype=np.float32)
+    sample = first[:, None, None] + OVERSAMPLING * np.arange(size)[:, None] + np.arange(_TAPS)
+    inside = (sample >= 0) & (sample < BASIS_SIZE)
+    out = np.zeros((len(first), size, BASIS_SIZE), dtype=np.float32)
     np.put_along_axis(out, np.where(inside, sample, 0), np.where(inside, weight[:, None], 0), axis=2)
     return out
 
@@ -58,7 +58,7 @@ def _taps(
     offset: npt.NDArray[np.float64], size: int, *, slope: bool = False
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Return the first sample that a star's first pixel looks at (n,), and weights (n, _TAPS), which all share."""
-    position = SIDE // 2 - FINE * (size // 2 + np.asarray(offset, dtype=np.float64))
+    position = BASIS_SIZE // 2 - OVERSAMPLING * (size // 2 + np.asarray(offset, dtype=np.float64))
     sample = np.floor(position)
     step = (position - sample) * _INTERVALS
     interval = np.minimum(step.astype(np.int64), _INTERVALS - 1)
@@ -74,7 +74,7 @@ def _weight_table(*, slope: bool) -> npt.NDArray[np.float64]:
     distance = (fraction + _REACH - 1)[:, None] - np.arange(_TAPS)
     if not slope:
         return _weights(distance)
-    ahead, behind = (_weights(distance + shift) for shift in (-FINE * _STEP, FINE * _STEP))
+    ahead, behind = (_weights(distance + shift) for shift in (-OVERSAMPLING * _STEP, OVERSAMPLING * _STEP))
     return np.asarray((ahead - behind) / (2 * _STEP))
 
 
@@ -96,7 +96,7 @@ class Renderer:
 
     def __init__(self, images: Images, size: int) -> None:
         self.size, self.k = size, len(images)
-        self._images = laid_out(images, size)
+        self._images = to_render_layout(images, size)
 
     def __call__(self, y: npt.NDArray[np.float64], x: npt.NDArray[np.float64]) -> Images:
         """Return images (n, k, size, size) for stars at offsets from the middle of pixel ``size // 2`` [pixel]."""
@@ -107,8 +107,8 @@ class Renderer:
         return out
 
 
-def laid_out(images: Images, size: int) -> Images:
-    """Return what stamps of a size need of images, in the order in which `render_each` reads it.
+def to_render_layout(images: Images, size: int) -> Images:
+    """Return what stamps of a size need of images, in the order in which `render_with_slopes` reads it.
 
     Parameters
     ----------
@@ -128,17 +128,19 @@ def laid_out(images: Images, size: int) -> Images:
         images = np.pad(images, ((0, 0), (-edge, -edge), (-edge, -edge)))
     elif edge:
         images = images[:, edge:-edge, edge:-edge]
-    n, side = len(images), SIDE - 2 * edge
-    return np.ascontiguousarray(images.reshape(n, side, side // FINE, FINE).transpose(0, 1, 3, 2), dtype=np.float32)
+    n, side = len(images), BASIS_SIZE - 2 * edge
+    return np.ascontiguousarray(
+        images.reshape(n, side, side // OVERSAMPLING, OVERSAMPLING).transpose(0, 1, 3, 2), dtype=np.float32
+    )
 
 
-def render_each(images: Images, y: npt.NDArray[np.float64], x: npt.NDArray[np.float64], size: int) -> Images:
+def render_with_slopes(images: Images, y: npt.NDArray[np.float64], x: npt.NDArray[np.float64], size: int) -> Images:
     """Return the rendered image of each star, and its derivatives with respect to the position.
 
     Parameters
     ----------
     images : float32 array (n, rows, FINE, columns)
-        One for each star, as `laid_out` returns them.
+        One for each star, as `to_render_layout` returns them.
     y, x : float64 arrays (n,)
         Offsets from the middle of the stamp's pixel ``size // 2`` [pixel].
     size : int
@@ -160,14 +162,14 @@ def render_each(images: Images, y: npt.NDArray[np.float64], x: npt.NDArray[np.fl
 
 def _margin(size: int) -> int:
     """Return the samples along each edge of an image that stamps of a size never reach; negative if they lack some."""
-    reach = FINE * (size // 2 + _FURTHEST) + _TAPS // 2
-    return (SIDE // 2 - reach) // FINE * FINE
+    reach = OVERSAMPLING * (size // 2 + _FURTHEST) + _TAPS // 2
+    return (BASIS_SIZE // 2 - reach) // OVERSAMPLING * OVERSAMPLING
 
 
 def _clipped_taps(
     offset: npt.NDArray[np.float64], size: int, *, slope: bool = False
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return taps in images as `laid_out` has them, of stars no further from the middle than these reach."""
+    """Return taps in images as `to_render_layout` has them, of stars no further from the middle than these reach."""
     known = np.nan_to_num(offset, nan=0.0)  # of a source without a position, which has no pixels either
     first, weight = _taps(np.clip(known, -_FURTHEST, _FURTHEST), size, slope=slope)
     return first - _margin(size), weight
@@ -181,7 +183,7 @@ def _along_x(image: Images, top: int, left: int, weight: npt.NDArray[np.float32]
         line[:] = 0
         for tap in range(_TAPS):
             sample = left + tap
-            samples = image[top + row, sample % FINE, sample // FINE :]
+            samples = image[top + row, sample % OVERSAMPLING, sample // OVERSAMPLING :]
             for column in range(line.shape[0]):
                 line[column] += weight[tap] * samples[column]
 
@@ -193,7 +195,7 @@ def _along_y(rows: Images, weight: npt.NDArray[np.float32], out: Images) -> None
         line = out[row]
         line[:] = 0
         for tap in range(_TAPS):
-            samples = rows[FINE * row + tap]
+            samples = rows[OVERSAMPLING * row + tap]
             for column in range(line.shape[0]):
                 line[column] += weight[tap] * samples[column]
 
@@ -209,7 +211,7 @@ def _render_all(
 ) -> None:
     """Render all images for each star: `out` is (n, k, size, size)."""
     size = out.shape[2]
-    rows = np.empty((FINE * (size - 1) + _TAPS, size), np.float32)
+    rows = np.empty((OVERSAMPLING * (size - 1) + _TAPS, size), np.float32)
     for star in range(out.shape[0]):
         for image in range(out.shape[1]):
             _along_x(images[image], first_y[star], first_x[star], weight_x[star], rows)
@@ -229,7 +231,7 @@ def _render_slopes(
 ) -> None:
     """Render an image for each star with its two derivatives: `out` is (3, n, size, size)."""
     size = out.shape[2]
-    rows = np.empty((FINE * (size - 1) + _TAPS, size), np.float32)
+    rows = np.empty((OVERSAMPLING * (size - 1) + _TAPS, size), np.float32)
     for star in range(out.shape[1]):
         _along_x(images[star], first_y[star], first_x[star], weight_x[star], rows)
         _along_y(rows, weight_y[star], out[0, star])

@@ -15,7 +15,7 @@ from csstdask.nn.card import ModelCard
 from csstdask.nn.device import choose_device
 from csstdask.nn.weights import load_network
 from csstdask.psf.network import PSF, PsfNet
-from csstdask.psf.pixels import phase_of
+from csstdask.psf.pixels import subpixel_offset
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
@@ -50,7 +50,7 @@ def build_psfnet(*, kind: str, instrument: str, detectors: list[int], **sizes: A
     return PsfNet(len(detectors), **sizes)
 
 
-def stamps_seen(pixels: npt.NDArray[np.floating[Any]], ignored: npt.NDArray[np.bool_]) -> Images:
+def normalise_stamps(pixels: npt.NDArray[np.floating[Any]], ignored: npt.NDArray[np.bool_]) -> Images:
     """Return stamps as the network sees them (n, 32, 32): sky at nought, the brightest pixel at one.
 
     Ignored pixels are taken for sky; so is all of a stamp without a bright pixel.
@@ -64,12 +64,12 @@ def stamps_seen(pixels: npt.NDArray[np.floating[Any]], ignored: npt.NDArray[np.b
     return np.asarray(np.where(highest > 0, light / np.where(highest > 0, highest, 1), 0), dtype=np.float32)
 
 
-def places_seen(x: Float, y: Float, shape: tuple[int, int]) -> Images:
+def normalise_positions(x: Float, y: Float, shape: tuple[int, int]) -> Images:
     """Return places on a detector as the network sees them (n, 2): x and y, 0 to 1."""
     return np.column_stack([(x + 0.5) / shape[1], (y + 0.5) / shape[0]]).astype(np.float32)
 
 
-def numbers_seen(card_detectors: list[int], detector: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+def detector_indices(card_detectors: list[int], detector: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
     """Return detectors as the network counts them, from 0.
 
     Raises
@@ -83,7 +83,7 @@ def numbers_seen(card_detectors: list[int], detector: npt.NDArray[np.integer[Any
     return np.array([numbers[int(one)] for one in detector], dtype=np.int64)
 
 
-def psfs_by_network(
+def predict_psfs(
     card: ModelCard,
     pixels: Images,
     variance: Images,
@@ -123,11 +123,11 @@ def psfs_by_network(
     chosen = choose_device(device)
     network = load_network(card, build_psfnet, chosen)
     ignored = ~np.isfinite(variance)
-    phases = (torch.from_numpy(phase_of(place).astype(np.float32)) for place in (x, y))
+    phases = (torch.from_numpy(subpixel_offset(place).astype(np.float32)) for place in (x, y))
     given = (
-        torch.from_numpy(stamps_seen(pixels.astype(float), ignored)),
-        torch.from_numpy(places_seen(x, y, shape)),
-        torch.from_numpy(numbers_seen(card.architecture["detectors"], detector)),
+        torch.from_numpy(normalise_stamps(pixels.astype(float), ignored)),
+        torch.from_numpy(normalise_positions(x, y, shape)),
+        torch.from_numpy(detector_indices(card.architecture["detectors"], detector)),
         *phases,
         torch.from_numpy(pixels),
         torch.from_numpy(1 / variance),
@@ -139,20 +139,20 @@ def psfs_by_network(
             some = slice(first, first + _BATCH)
             stamp, place, number, *star = (one[some].to(chosen) for one in given)
             found = network(stamp, place, number).image
-            pull2 = pulls_of_pixels(found, *star).square().sum(dim=(1, 2)).cpu().numpy()
+            pull2 = pixel_pulls(found, *star).square().sum(dim=(1, 2)).cpu().numpy()
             freedom = np.maximum((~ignored[some]).sum(axis=(1, 2)) - 2, 0)
             image[some], chi2[some] = found.cpu().numpy(), np.where(freedom > 0, pull2 / np.maximum(freedom, 1), np.nan)
-    sigma = sigma_of(image, card.calibration["floor"], card.calibration["share"])
+    sigma = predict_sigma(image, card.calibration["floor"], card.calibration["share"])
     return image, sigma, chi2
 
 
-def sigma_of(image: Images, floor: float, share: float) -> Images:
+def predict_sigma(image: Images, floor: float, share: float) -> Images:
     """Return sigmas of PSFs: a share of a PSF's peak everywhere, and a share of each sample's own light."""
     peak = image.max(axis=(1, 2), keepdims=True)
     return np.hypot(np.float32(floor) * peak, np.float32(share) * image).astype(np.float32)
 
 
-def seen_by_stars(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def render_at_stars(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Return what the pixels of stars show of PSFs (n, 64, 64): (n, 32, 32), two samples a pixel, moved by a phase.
 
     Parameters
@@ -168,17 +168,17 @@ def seen_by_stars(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return moved[:, ::2, ::2]
 
 
-def pulls_of_pixels(image: Tensor, x: Tensor, y: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
+def pixel_pulls(image: Tensor, x: Tensor, y: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
     """Return (pixel - what the PSF shows of it) / sigma of stars, each with the flux and the sky that fit it best.
 
     Parameters
     ----------
     image, x, y
-        As `seen_by_stars` takes them.
+        As `render_at_stars` takes them.
     pixels, weight : float32 (n, 32, 32)
         Of the stars, and 1 / variance; 0 where nothing is known.
     """
-    seen = seen_by_stars(image, x, y)
+    seen = render_at_stars(image, x, y)
     root = weight.sqrt()
     weight = weight / weight.amax(dim=(1, 2), keepdim=True).clamp_min(1e-30)  # any unit: sums of the order of one
     total, light = weight.sum(dim=(1, 2)), (weight * seen).sum(dim=(1, 2))

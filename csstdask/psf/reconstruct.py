@@ -9,19 +9,19 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.adapter import adapt, take_column
+from csstdask.arrays.adapter import adapt, convert_column
 from csstdask.arrays.namespace import namespace_of, to_host
 from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import EMPIRICAL, find_card
-from csstdask.psf.basis import polynomials, principal_psfs, with_colour
-from csstdask.psf.colour import colour_of
-from csstdask.psf.empirical import Smoothness, learn_from_stars
-from csstdask.psf.field import PsfField, check_places, half_pixels, on_unit
-from csstdask.psf.fit_field import PLACE, FieldFit, fit_field
-from csstdask.psf.misfit import MISFIT, misfit_of
-from csstdask.psf.pixels import phase_of
+from csstdask.psf.basis import append_colour_terms, load_basis, polynomials
+from csstdask.psf.colour import colour_from_temperature
+from csstdask.psf.empirical import GaussianProcessPrior, learn_from_stars
+from csstdask.psf.field import PsfField, check_positions, oversampled, to_unit_square
+from csstdask.psf.fit_field import POSITION_SIGMA, FieldFit, fit_field
+from csstdask.psf.misfit import MISFIT, stacked_misfit
+from csstdask.psf.pixels import subpixel_offset
 from csstdask.psf.wavefront import FourierOptics
 
 log = logging.getLogger("csstdask")
@@ -30,7 +30,7 @@ Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
 
 #: Edge of a stamp [pixel].
-SIZE = 32
+STAMP_SIZE = 32
 #: Rows and columns along a stamp's edge whose scatter is taken for the noise where none is told.
 _RIM = 3
 #: Such a share of a star's brightest pixel is the least error where none is told.
@@ -154,13 +154,13 @@ def reconstruct(
     name of the ``model`` that was used.
     """
     card = find_card("psf", model)
-    by_network = kind_of_card(card) == "psfnet"
+    by_network = model_kind(card) == "psfnet"
     if shape is not None:
         shape = _shape(shape)
     given = adapt(stamps, error, mask, stamps=True)
     pixels = to_host(given.data).astype(np.float64)
-    if pixels.shape[1:] != (SIZE, SIZE):
-        raise ValueError(f"stamps: found shape {pixels.shape}; wanted (n, {SIZE}, {SIZE})")
+    if pixels.shape[1:] != (STAMP_SIZE, STAMP_SIZE):
+        raise ValueError(f"stamps: found shape {pixels.shape}; wanted (n, {STAMP_SIZE}, {STAMP_SIZE})")
     n = len(pixels)
     ids = _column("detector", detector, n)
     across, down = (_column(name, one, n, "pix") for name, one in (("x", x), ("y", y)))
@@ -171,17 +171,17 @@ def reconstruct(
     sigma_of = _error(pixels, None if given.error is None else to_host(given.error))
     ignored = ~np.isfinite(pixels) | ~np.isfinite(sigma_of) | (sigma_of <= 0)
     # Any flux and unit: errors of the order of one, or squares of them would leave single precision.
-    unit = np.ma.filled(np.ma.median(np.ma.masked_array(sigma_of, ignored).reshape(n, SIZE**2), axis=1), 1.0)
+    unit = np.ma.filled(np.ma.median(np.ma.masked_array(sigma_of, ignored).reshape(n, STAMP_SIZE**2), axis=1), 1.0)
     unit = np.where(unit > 0, unit, 1.0)[:, None, None]
     with np.errstate(over="ignore"):
         variance = np.where(ignored, np.inf, (sigma_of / unit) ** 2).astype(np.float32)
     scaled = np.where(ignored, 0, pixels / unit).astype(np.float32)
     if by_network:
-        from csstdask.psf.psfnet import psfs_by_network  # noqa: PLC0415  torch takes seconds that a fit does not need
+        from csstdask.psf.psfnet import predict_psfs  # noqa: PLC0415  torch takes seconds that a fit does not need
 
-        shape = shape or shape_of(card)
-        check_places(across, down, shape)
-        alone = psfs_by_network(card, scaled, variance, numbers, across, down, shape, device)
+        shape = shape or detector_shape(card)
+        check_positions(across, down, shape)
+        alone = predict_psfs(card, scaled, variance, numbers, across, down, shape, device)
         found = Reconstruction(*alone, np.zeros(n, dtype=bool), {}, card)
     else:
         heat = None if temperature is None else _column("temperature", temperature, n, "K")
@@ -199,7 +199,9 @@ def reconstruct(
         found = replace(found, used=found.used & ~blank, chi2=np.where(blank, np.nan, found.chi2))
         if empty == "unknown":
             found.image[blank], found.sigma[blank] = np.nan, np.inf
-    image, sigma = (given.door.give(namespace_of(given.data).asarray(plane)) for plane in (found.image, found.sigma))
+    image, sigma = (
+        given.adapter.to_caller(namespace_of(given.data).asarray(plane)) for plane in (found.image, found.sigma)
+    )
     return replace(found, image=image, sigma=sigma)
 
 
@@ -226,10 +228,10 @@ def _by_fields(
         some = np.flatnonzero(detector == one)
         stars = pixels[some], variance[some], x[some], y[some]
         heat = None if temperature is None else temperature[some]
-        fit, fitted = fit_judged(
+        fit, fitted = fit_with_fallback(
             card, one, *stars, shape=shape, temperature=heat, fall_back=fall_back, noise_known=noise_known
         )
-        image[some], sigma[some] = half_pixels(fit.psfs, fit.amounts, fit.spread)
+        image[some], sigma[some] = oversampled(fit.psfs, fit.amounts, fit.spread)
         if fitted.misfit > 1 and fitted.model != EMPIRICAL:
             sigma[some] *= np.float32(np.sqrt(fitted.misfit))
         chi2[some], used[some] = fit.chi2, fit.used
@@ -248,7 +250,7 @@ def fit_detector(
     *,
     shape: tuple[int, int] | None = None,
     temperature: Float | None = None,
-    place: float = PLACE,
+    place: float = POSITION_SIGMA,
     optics: FourierOptics | None = None,
 ) -> tuple[FieldFit, PsfField]:
     """Fit the stars of one detector.
@@ -281,25 +283,25 @@ def fit_detector(
     InputError
         If nobody says how large the detector is, or the card or its weights cannot be used.
     """
-    stars = pixels, variance, phase_of(x), phase_of(y)
-    learnt_here = kind_of_card(card) == EMPIRICAL
+    stars = pixels, variance, subpixel_offset(x), subpixel_offset(y)
+    learnt_here = model_kind(card) == EMPIRICAL
     if learnt_here:
         if shape is None:
             raise InputError(card.name, "detectors of no known size", "their shape (y, x) [pixel]")
-        check_places(x, y, shape)
+        check_positions(x, y, shape)
         optics = None
-        expected = psfs = learn_from_stars(Smoothness.of(card), *stars, place=place)
-        places = polynomials(*on_unit(x, y, shape), psfs.degree)
+        expected = psfs = learn_from_stars(GaussianProcessPrior.of(card), *stars, place=place)
+        places = polynomials(*to_unit_square(x, y, shape), psfs.degree)
     else:
         instrument, band = load_instrument(card.architecture["instrument"]), band_of(card, detector)
-        shape = shape or shape_of(card)
-        check_places(x, y, shape)
+        shape = shape or detector_shape(card)
+        check_positions(x, y, shape)
         optics = optics or FourierOptics.of(instrument, band)
-        expected = psfs = principal_psfs(card, band)
-        places = polynomials(*on_unit(x, y, shape), psfs.degree)
+        expected = psfs = load_basis(card, band)
+        places = polynomials(*to_unit_square(x, y, shape), psfs.degree)
         if temperature is not None:
-            colour = colour_of(temperature, instrument.bands[band].wavelength)
-            expected, places = psfs.of_known_colour(), with_colour(places, colour)
+            colour = colour_from_temperature(temperature, instrument.bands[band].wavelength)
+            expected, places = psfs.of_known_colour(), append_colour_terms(places, colour)
     fit = fit_field(expected, *stars, places, place, optics, shared=not learnt_here)
     psfs = replace(psfs, mean=fit.psfs.mean, beyond=fit.psfs.beyond)  # as the wavefront tells them
     terms = len(psfs.field)  # those of the place alone
@@ -314,7 +316,7 @@ def fit_detector(
     return fit, PsfField(detector, shape, psfs, fit.field[:terms], covariance, fit.wavefront, n_stars, model=card.name)
 
 
-def fit_judged(
+def fit_with_fallback(
     card: ModelCard,
     detector: int,
     pixels: npt.NDArray[np.float32],
@@ -325,7 +327,7 @@ def fit_judged(
     fall_back: bool,
     shape: tuple[int, int] | None = None,
     temperature: Float | None = None,
-    place: float = PLACE,
+    place: float = POSITION_SIGMA,
     noise_known: bool = True,
 ) -> tuple[FieldFit, PsfField]:
     """Fit the stars of one detector, and see whether they look like the result (`csstdask.psf.misfit`).
@@ -348,13 +350,13 @@ def fit_judged(
         fit, field = fit_detector(one, detector, *stars, place=place, **more)
         # If hardly any star looks like one, it is the model that is wrong.
         which = fit.used if fit.used.sum() * 2 > np.isfinite(fit.chi2).sum() else np.isfinite(fit.chi2)
-        misfit = misfit_of(field, pixels[which], variance[which], x[which], y[which])
+        misfit = stacked_misfit(field, pixels[which], variance[which], x[which], y[which])
         if not noise_known:
             misfit /= max(1.0, float(np.median(fit.chi2[which]))) if which.any() else 1.0
-        return fit, replace(field, misfit=misfit) if kind_of_card(one) == EMPIRICAL else field.widened(misfit)
+        return fit, replace(field, misfit=misfit) if model_kind(one) == EMPIRICAL else field.widened(misfit)
 
     fit, field = judged(card, shape=shape, temperature=temperature)
-    if field.misfit > MISFIT and fall_back and kind_of_card(card) != EMPIRICAL:
+    if field.misfit > MISFIT and fall_back and model_kind(card) != EMPIRICAL:
         other = judged(find_card("psf", EMPIRICAL), shape=field.shape)
         if other[1].misfit < field.misfit and other[0].used.any():
             log.warning(
@@ -363,7 +365,7 @@ def fit_judged(
                 detector, card.name, field.misfit, other[1].misfit,
             )  # fmt: skip
             return other
-    if field.misfit > MISFIT and kind_of_card(card) != EMPIRICAL:
+    if field.misfit > MISFIT and model_kind(card) != EMPIRICAL:
         log.warning(
             "the stars of detector %d do not look like the PSF of %s (misfit %.1f; 1 is noise): its sigmas are"
             " multiplied by %.1f",
@@ -372,7 +374,7 @@ def fit_judged(
     return fit, field
 
 
-def kind_of_card(card: ModelCard) -> str:
+def model_kind(card: ModelCard) -> str:
     """Return what a card is of: ``principal``, ``psfnet``, or ``empirical``, which has no weights.
 
     Raises
@@ -386,9 +388,9 @@ def kind_of_card(card: ModelCard) -> str:
     return kind
 
 
-def knows(card: ModelCard, detector: int) -> bool:
+def supports_detector(card: ModelCard, detector: int) -> bool:
     """Tell whether a card, of whatever kind, can say anything of a detector."""
-    kind = kind_of_card(card)
+    kind = model_kind(card)
     if kind == EMPIRICAL:
         return True
     return detector in (card.architecture["detectors"] if kind == "psfnet" else bands_of(card))
@@ -396,7 +398,7 @@ def knows(card: ModelCard, detector: int) -> bool:
 
 def check_detector(card: ModelCard, detector: int) -> None:
     """Raise ValueError if a card of fields knows nothing of a detector; InputError if it is of no fields."""
-    if kind_of_card(card) != EMPIRICAL:
+    if model_kind(card) != EMPIRICAL:
         band_of(card, detector)
 
 
@@ -416,13 +418,13 @@ def band_of(card: ModelCard, detector: int) -> str:
 
 def bands_of(card: ModelCard) -> dict[int, str]:
     """Return the band of each detector that a card knows the PSFs of; InputError where it knows single stars alone."""
-    if kind_of_card(card) != "principal":
-        raise InputError(card.name, f"a model of kind {kind_of_card(card)}", "one that knows fields: principal")
+    if model_kind(card) != "principal":
+        raise InputError(card.name, f"a model of kind {model_kind(card)}", "one that knows fields: principal")
     instrument = load_instrument(card.architecture["instrument"])
     return {one.id: str(one.band) for one in instrument.detectors if one.band in card.architecture["bands"]}
 
 
-def shape_of(card: ModelCard) -> tuple[int, int]:
+def detector_shape(card: ModelCard) -> tuple[int, int]:
     """Return the shape (y, x) of the detectors that a card was made for; InputError if its instrument tells none."""
     instrument = load_instrument(card.architecture["instrument"])
     if instrument.shape is None:
@@ -444,7 +446,7 @@ def _host(array: Any) -> npt.NDArray[Any]:
 
 def _column(name: str, values: Any, n: int, unit: str | None = None) -> Float:
     """Return a column of n numbers on the host."""
-    column = take_column(values, name, unit)
+    column = convert_column(values, name, unit)
     if column.shape != (n,):
         raise ValueError(f"{name}: found shape {column.shape}; wanted ({n},)")
     if not np.isfinite(column).all():
@@ -456,12 +458,12 @@ def _error(pixels: Float, error: npt.NDArray[Any] | None) -> Float:
     """Return the error of each pixel: as it is told, or the scatter along its stamp's edge."""
     if error is not None:
         return error.astype(np.float64)
-    rim = np.ones((SIZE, SIZE), dtype=bool)
+    rim = np.ones((STAMP_SIZE, STAMP_SIZE), dtype=bool)
     rim[_RIM:-_RIM, _RIM:-_RIM] = False
     edge = np.ma.masked_invalid(pixels[:, rim])
     scatter = 1.4826 * np.ma.median(np.ma.abs(edge - np.ma.median(edge, axis=1, keepdims=True)), axis=1)
     # Of stamps without any noise, something that is small beside the star.
-    light = np.ma.masked_invalid(pixels).reshape(len(pixels), SIZE**2)
+    light = np.ma.masked_invalid(pixels).reshape(len(pixels), STAMP_SIZE**2)
     least = _LEAST_ERROR * (light.max(axis=1) - np.ma.median(light, axis=1)) if pixels.size else scatter
     told = np.ma.filled(np.ma.maximum(scatter, least), 0.0)
     return np.broadcast_to(np.asarray(told, dtype=np.float64)[:, None, None], pixels.shape)

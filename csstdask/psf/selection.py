@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from csstdask.arrays.adapter import take_column
+from csstdask.arrays.adapter import convert_column
 from csstdask.core.errors import InputError
 
 log = logging.getLogger("csstdask")
@@ -96,9 +96,9 @@ def select_stars(
         raise InputError("sources", f"no column {', '.join(absent)}", f"a source table with {', '.join(wanted)}")
     units = {"x": "pix", "y": "pix", "half_light_radius": "pix"}  # of other columns, any
     x, y, flux, error, radius, ellipticity = (
-        take_column(sources[name], name, units.get(name)) for name in _COLUMNS[:-1]
+        convert_column(sources[name], name, units.get(name)) for name in _COLUMNS[:-1]
     )
-    flags = take_column(sources["flag"], "flag")
+    flags = convert_column(sources["flag"], "flag")
     flag = np.where(np.isfinite(flags), flags, _OVERFLOWN).astype(np.int64)  # unknown: not trusted
     snr = np.divide(flux, error, out=np.zeros_like(flux), where=error > 0)
     half = stamp // 2
@@ -107,7 +107,7 @@ def select_stars(
         "faint": ~(snr >= least_snr),
         "beside the edge": ~inside,
         "flagged": (flag & (_BLENDED | _CUT | _OVERFLOWN)) != 0,
-        "saturated": np.zeros(len(x), bool) if full is None else ~(take_column(sources["peak"], "peak") < full),
+        "saturated": np.zeros(len(x), bool) if full is None else ~(convert_column(sources["peak"], "peak") < full),
         "long": ~(ellipticity <= most_ellipticity),
         "not alone": ~_alone(x, y, flux, separation, neighbour),
     }
@@ -118,7 +118,7 @@ def select_stars(
     for reason, out in reasons.items():
         left_out[reason] = int((left & out).sum())
         left &= ~out
-    kept = in_reserve(x, y, shape)
+    kept = in_held_out_cell(x, y, shape)
     fitted, reserve = left & ~kept, left & kept
     phases = _phases(x[fitted], y[fitted])
     usual = phases.mean()
@@ -130,7 +130,7 @@ def select_stars(
     return Selection(fitted, reserve, left_out, (low, high), phases)
 
 
-def in_reserve(x: Float, y: Float, shape: tuple[int, int]) -> Mask:
+def in_held_out_cell(x: Float, y: Float, shape: tuple[int, int]) -> Mask:
     """Return whether places (n,) lie in the cells of a detector of a shape (y, x) whose stars are in reserve."""
     column, row = (
         np.clip(place / length * _CELLS, 0, _CELLS - 1).astype(int) for place, length in ((x, shape[1]), (y, shape[0]))

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from scipy import fft
 
 from csstdask.instrument import Instrument
-from csstdask.optics.pupil import Pupil, cutoff, samples, zernikes
-from csstdask.psf.basis import FIELD, FINE, SIDE, polynomials
+from csstdask.optics.pupil import Pupil, cutoff_frequency, sample_pupil, sample_zernikes
+from csstdask.psf.basis import BASIS_PIXELS, BASIS_SIZE, OVERSAMPLING, polynomials
 from csstdask.psf.colour import mean_wavelength
 
 Float = npt.NDArray[np.float64]
@@ -88,9 +88,9 @@ class FourierOptics:
 
         Images are sampled as principal PSFs are; what these samples cannot hold is left out.
         """
-        fy, fx = np.fft.fftfreq(SIDE, 1 / FINE)[:, None], np.arange(SIDE // 2) / FIELD
-        highest = cutoff(self.wavelength, self.pupil[0], self.pupil[2])
-        rows, columns = np.nonzero((np.hypot(fx, fy) < highest) & (np.abs(fy) < FINE / 2))
+        fy, fx = np.fft.fftfreq(BASIS_SIZE, 1 / OVERSAMPLING)[:, None], np.arange(BASIS_SIZE // 2) / BASIS_PIXELS
+        highest = cutoff_frequency(self.wavelength, self.pupil[0], self.pupil[2])
+        rows, columns = np.nonzero((np.hypot(fx, fy) < highest) & (np.abs(fy) < OVERSAMPLING / 2))
         return rows, columns, fx[columns], fy[rows, 0]
 
     def spectra(self, orders: tuple[int, ...], coefficients: Float) -> npt.NDArray[np.complex64]:
@@ -112,11 +112,11 @@ class FourierOptics:
         -----
         Image = |FT of the pupil function|^2 (Goodman, Introduction to Fourier Optics, ch. 6).
         """
-        highest = cutoff(self.wavelength, self.pupil[0], self.pupil[2])
+        highest = cutoff_frequency(self.wavelength, self.pupil[0], self.pupil[2])
         # As few samples as fold no frequency onto one that is wanted.
-        n = FIELD * int(np.ceil(min(2 * highest, highest + FINE / 2)))
-        rows, columns, _, _, openness = samples(self.wavelength, self.pupil, FIELD)
-        basis = zernikes(orders, self.wavelength, self.pupil, FIELD)
+        n = BASIS_PIXELS * int(np.ceil(min(2 * highest, highest + OVERSAMPLING / 2)))
+        rows, columns, _, _, openness = sample_pupil(self.wavelength, self.pupil, BASIS_PIXELS)
+        basis = sample_zernikes(orders, self.wavelength, self.pupil, BASIS_PIXELS)
         wave = 2j * np.pi / self.wavelength
         passed = (openness * np.exp(wave * (coefficients @ basis))).astype(np.complex64)
         field = np.zeros((1 + len(orders), n, n), dtype=np.complex64)
@@ -127,7 +127,7 @@ class FourierOptics:
         intensity[1:] *= 2
         spectrum = fft.rfft2(intensity)
         kept_rows, kept_columns, _, _ = self.frequencies
-        kept_rows = np.where(kept_rows < SIDE // 2, kept_rows, kept_rows + n - SIDE)
+        kept_rows = np.where(kept_rows < BASIS_SIZE // 2, kept_rows, kept_rows + n - BASIS_SIZE)
         return spectrum[:, kept_rows, kept_columns] / spectrum[0, 0, 0].real
 
     def image(self, wavefront: Wavefront) -> Float:
@@ -137,13 +137,13 @@ class FourierOptics:
         """
         rows, columns, fx, fy = self.frequencies
         coefficients = wavefront.at(np.zeros(1), np.zeros(1))[0]
-        transfer, _ = blurred(fx, fy, wavefront.blur)
-        spectrum = np.zeros((SIDE, SIDE // 2 + 1), dtype=np.complex128)
+        transfer, _ = blur_transfer(fx, fy, wavefront.blur)
+        spectrum = np.zeros((BASIS_SIZE, BASIS_SIZE // 2 + 1), dtype=np.complex128)
         spectrum[rows, columns] = self.spectra(wavefront.orders, coefficients)[0] * transfer
-        return np.fft.fftshift(fft.irfft2(spectrum, s=(SIDE, SIDE))) * FINE**2
+        return np.fft.fftshift(fft.irfft2(spectrum, s=(BASIS_SIZE, BASIS_SIZE))) * OVERSAMPLING**2
 
 
-def blurred(fx: Float, fy: Float, blur: Float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def blur_transfer(fx: Float, fy: Float, blur: Float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return the transfer of blur and pixel at frequencies (n,), and how it changes with the blur (5, n)."""
     quadratic = -2 * np.pi**2 * np.stack([fx**2, fy**2, 2 * fx * fy])
     drift = blur[3] * fx + blur[4] * fy

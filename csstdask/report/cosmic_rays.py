@@ -20,7 +20,7 @@ from astropy.wcs import WCS
 
 from csstdask.core.atomic_io import write_atomic
 from csstdask.core.errors import StoreError
-from csstdask.core.warnings import no_warnings
+from csstdask.core.warnings import suppress_warnings
 from csstdask.cosmicray import ModelCard, detect
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.work_units import Unit
@@ -29,28 +29,28 @@ from csstdask.metrics.consistency import (
     CHARGE_BINS,
     Recovery,
     Recurrence,
+    detector_recurrence,
     recovered,
-    repeated_in_pixels,
-    repeated_on_sky,
+    sky_recurrence,
 )
 from csstdask.metrics.drift import (
     EDGES,
     Alarm,
     UnitEvents,
-    by_exposure,
     count_events,
+    derive_expectations,
     drift,
-    expects_of,
-    pixel_area,
+    pixel_area_cm2,
     rates,
     spectra,
+    sum_by_exposure,
 )
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
 from csstdask.mock.recipe import CosmicRays
 from csstdask.nn.models import find_card
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.plan import Plan
-from csstdask.pipeline.status import plan_of_run
+from csstdask.pipeline.status import load_plan
 from csstdask.report.spectra import draw_spectrum
 from csstdask.store.campaign import read_header, read_unit_pixels
 from csstdask.store.tables import table_path
@@ -74,7 +74,7 @@ _TITLES = {"charge": "charge of an event [electron]", "length": "length of an ev
 
 
 @dataclass(frozen=True)
-class Watched:
+class CosmicRayReview:
     """A run's cosmic rays and what is odd about them."""
 
     units: list[UnitEvents]
@@ -84,7 +84,7 @@ class Watched:
     """Of the exposures, which one in so many was read."""
 
 
-def watch(run: str | Path, campaign: str | Path | None = None) -> Watched:
+def review_run(run: str | Path, campaign: str | Path | None = None) -> CosmicRayReview:
     """Read the tables of cosmic rays of a run, and compare them with its model's card and with the run's beginning.
 
     What a card expects counts where it was made for detectors that it names: a model for any camera saw mock surveys
@@ -97,13 +97,13 @@ def watch(run: str | Path, campaign: str | Path | None = None) -> Watched:
         Its campaign, if that has moved.
     """
     root = Path(run)
-    plan = plan_of_run(root, campaign)
+    plan = load_plan(root, campaign)
     every, chosen = _some_units(root, plan)
     card = find_card("cosmicray", plan.config.detect.model)
     units = [_read_unit(root, plan, *one) for one in chosen]
     made_for_these = bool(card.valid.get("detectors"))  # other cards expect what their training surveys have
     reference = card if made_for_these else replace(card, expects={})
-    return Watched(units, drift(units, reference, advice=_advice(root, plan)), card, every)
+    return CosmicRayReview(units, drift(units, reference, advice=_advice(root, plan)), card, every)
 
 
 def _advice(root: Path, plan: Plan) -> str:
@@ -134,15 +134,15 @@ def _has_events(root: Path, unit: Unit, ledger: Ledger) -> bool:
     """Tell whether a unit's table of events is on record, and there as it was recorded."""
     record = ledger.read(unit).steps.get(_STEP)
     wanted = table_path(root, TABLE, unit.exposure, unit.detector).relative_to(root).as_posix()
-    return record is not None and any(one.path == wanted and one.intact(root) for one in record.objects)
+    return record is not None and any(one.path == wanted and one.is_intact(root) for one in record.objects)
 
 
 def _read_unit(root: Path, plan: Plan, unit: Unit, pixels: float) -> UnitEvents:
-    facts = plan.campaign.facts(unit.exposure, unit.detector)
-    area = pixels * pixel_area(plan.campaign.instrument)
+    metadata = plan.campaign.metadata(unit.exposure, unit.detector)
+    area = pixels * pixel_area_cm2(plan.campaign.instrument)
     charge, length = _columns(root, unit, "charge", "length")
-    events = count_events(charge, length, area * facts.exptime if facts.exptime > 0 else float("nan"))
-    return UnitEvents(unit.exposure, unit.detector, facts.when, events)
+    events = count_events(charge, length, area * metadata.exptime if metadata.exptime > 0 else float("nan"))
+    return UnitEvents(unit.exposure, unit.detector, metadata.when, events)
 
 
 def _columns(root: Path, unit: Unit, *names: str) -> list[npt.NDArray[np.float64]]:
@@ -150,9 +150,9 @@ def _columns(root: Path, unit: Unit, *names: str) -> list[npt.NDArray[np.float64
     return [table[name].to_numpy().astype(np.float64) for name in names]
 
 
-def draw_spectra(watched: Watched) -> str:
+def draw_spectra(watched: CosmicRayReview) -> str:
     """Return the spectra of a run as SVG, the first exposure that deviates drawn separately."""
-    exposures, total = by_exposure(watched.units), spectra(watched.units)
+    exposures, total = sum_by_exposure(watched.units), spectra(watched.units)
     drawings = []
     for name, title in _TITLES.items():
         curves = {"all": total[name]}
@@ -168,7 +168,7 @@ def evaluate_run(
     to: Path | None = None,
     campaign: str | Path | None = None,
     *,
-    announce: Callable[[str], None] = log.info,
+    on_progress: Callable[[str], None] = log.info,
 ) -> dict[str, Any]:
     """Evaluate the cosmic rays of a run without truth.
 
@@ -189,18 +189,18 @@ def evaluate_run(
         If the run has no table of cosmic rays.
     """
     root = Path(run)
-    watched = watch(root, campaign)
+    watched = review_run(root, campaign)
     if not watched.units:
         raise StoreError(f"{root}: found no table of cosmic rays; wanted a run with the step repair (run it again)")
-    plan = plan_of_run(root, campaign)
-    announce(f"{len(watched.units)} units read; comparing exposures with each other")
+    plan = load_plan(root, campaign)
+    on_progress(f"{len(watched.units)} units read; comparing exposures with each other")
     by_detector: dict[int, list[Unit]] = {}
     for unit in watched.units:
         by_detector.setdefault(unit.detector, []).append(Unit(unit.exposure, unit.detector))
     in_pixels = {str(detector): _in_pixels(root, plan, units) for detector, units in sorted(by_detector.items())}
     on_sky = {str(detector): _on_sky(root, plan, units) for detector, units in sorted(by_detector.items())}
-    recovery, units = _recovery(root, plan, announce)
-    exposures = by_exposure(watched.units)
+    recovery, units = _recovery(root, plan, on_progress)
+    exposures = sum_by_exposure(watched.units)
     results = {
         "run": root.name,
         "model": {"name": watched.card.name, "version": watched.card.version, "sha256": watched.card.sha256},
@@ -208,7 +208,7 @@ def evaluate_run(
         "rates": rates(watched.units),
         "log10_edges": {name: edges.tolist() for name, edges in EDGES.items()},
         "spectra": {name: counts.tolist() for name, counts in spectra(watched.units).items()},
-        "as_a_card_would_expect": expects_of(list(exposures.values())),
+        "as_a_card_would_expect": derive_expectations(list(exposures.values())),
         "alarms": [asdict(alarm) for alarm in watched.alarms],
         "repeated_in_pixels": {"share": _pooled(in_pixels.values()), "detectors": in_pixels},
         "repeated_on_sky": {"share": _pooled(on_sky.values()), "detectors": on_sky},
@@ -230,7 +230,7 @@ def _in_pixels(root: Path, plan: Plan, units: list[Unit]) -> dict[str, Any] | No
     if len(chosen) < 2:
         return None
     x_and_y = [_columns(root, unit, "x", "y") for unit in chosen]
-    return _recurrence(repeated_in_pixels([(x, y) for x, y in x_and_y], plan.campaign.shape))
+    return _recurrence(detector_recurrence([(x, y) for x, y in x_and_y], plan.campaign.shape))
 
 
 def _on_sky(root: Path, plan: Plan, units: list[Unit]) -> dict[str, Any] | None:
@@ -238,13 +238,13 @@ def _on_sky(root: Path, plan: Plan, units: list[Unit]) -> dict[str, Any] | None:
     if len(chosen) < 2:
         return None
     x_and_y = [_columns(root, unit, "x", "y") for unit, _ in chosen]
-    found = repeated_on_sky([(x, y) for x, y in x_and_y], [wcs for _, wcs in chosen])
+    found = sky_recurrence([(x, y) for x, y in x_and_y], [wcs for _, wcs in chosen])
     return None if found is None else _recurrence(found)
 
 
 def _wcs(plan: Plan, unit: Unit) -> WCS | None:
     text = read_header(plan.campaign.path, *plan.campaign.index(unit.exposure, unit.detector))
-    with no_warnings():
+    with suppress_warnings():
         return celestial_wcs(Header.fromstring(text, sep="\n")) if text else None
 
 
@@ -272,11 +272,11 @@ def _pooled(parts: Any) -> dict[str, float | int] | None:
     return {"share": share, "share_err": error, "n_places": sum(part["n_places"] for part in known)}
 
 
-def _recovery(root: Path, plan: Plan, announce: Callable[[str], None]) -> tuple[Recovery, list[list[Any]]]:
+def _recovery(root: Path, plan: Plan, on_progress: Callable[[str], None]) -> tuple[Recovery, list[list[Any]]]:
     """Add known events to a handful of units of a run, and look for them as the run did."""
     _, ready = _some_units(root, plan)
     chosen = _spread([unit for unit, _ in ready], _INJECTED_UNITS)
-    announce(f"adding known cosmic rays to {len(chosen)} units")
+    on_progress(f"adding known cosmic rays to {len(chosen)} units")
     parts = list(_recovered(root, plan, chosen))
     return reduce(add, parts), [[unit.exposure, unit.detector] for unit in chosen]
 
@@ -286,7 +286,7 @@ def _recovered(root: Path, plan: Plan, units: list[Unit]) -> Iterator[Recovery]:
     for unit in units:
         row, column = plan.campaign.index(unit.exposure, unit.detector)
         frame = Frame(
-            plan.campaign.facts(unit.exposure, unit.detector),
+            plan.campaign.metadata(unit.exposure, unit.detector),
             plan.campaign.instrument,
             plan.campaign.units,
             lambda name, row=row, column=column: read_unit_pixels(path, row, column, name),  # type: ignore[misc]
@@ -300,7 +300,7 @@ def _recovered(root: Path, plan: Plan, units: list[Unit]) -> Iterator[Recovery]:
                 data,
                 error,
                 frame.ignore,
-                detector=frame.facts.detector,
+                detector=frame.metadata.detector,
                 threshold=settings.threshold,
                 model=settings.model,
                 device=plan.config.engine.device,
@@ -341,7 +341,7 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def lines(results: dict[str, Any]) -> Iterator[str]:
+def summary_lines(results: dict[str, Any]) -> Iterator[str]:
     """Yield the evaluation of a run for people."""
     exposures = results["rates"]
     for name, n, rate, error in zip(*exposures.values(), strict=True):

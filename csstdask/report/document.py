@@ -104,7 +104,7 @@ def anchor(*parts: object) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in text)
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Return a number for people."""
     if not np.isfinite(value):
         return "–"

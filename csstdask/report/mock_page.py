@@ -20,12 +20,12 @@ from scipy.ndimage import find_objects, label
 from csstdask.arrays.moments import adaptive_moments
 from csstdask.core.errors import InputError
 from csstdask.instrument import Instrument, validate_instrument
-from csstdask.mock.events import library_for
+from csstdask.mock.event_libraries import load_event_library
 from csstdask.mock.psf import SUB_BANDS, OpticalState, PsfModel, energy_radius
 from csstdask.mock.recipe import Recipe
-from csstdask.mock.render import optics_of
+from csstdask.mock.render import exposure_optics
 from csstdask.report.cutouts import four_decades, grey_levels, picture
-from csstdask.report.document import number, table, write_document
+from csstdask.report.document import format_number, table, write_document
 from csstdask.report.focal_plane import draw_focal_plane, mosaic, on_focal_plane
 from csstdask.store.campaign import open_campaign
 from csstdask.store.stamps import open_stamps
@@ -68,7 +68,7 @@ def write_mock_report(store: str | Path, to: str | Path, data: str | Path | None
     instrument = validate_instrument(dataset.attrs["instrument"], str(path))
     sections = [("", _title(path, dataset, recipe)), ("Exposures", _exposures(path))]
     if recipe.slitless is None:
-        model = PsfModel(optics_of(recipe, 0), instrument)
+        model = PsfModel(exposure_optics(recipe, 0), instrument)
         sections.append(("The telescope", _telescope(model, instrument, recipe)))
         sections.append(("The PSF across one detector", _across(model, instrument, recipe)))
     if "stamp" in dataset.dims:
@@ -94,7 +94,9 @@ def _exposures(path: Path) -> str:
         return ""
     rows = pq.read_table(source).to_pylist()
     names = ("exposure", "field", "split", "epoch", "generator", "cr_pixel_fraction")
-    shown = ([number(row[name]) if isinstance(row[name], float) else row[name] for name in names] for row in rows)
+    shown = (
+        [format_number(row[name]) if isinstance(row[name], float) else row[name] for name in names] for row in rows
+    )
     return table(("exposure", "field", "split", "years", "cosmic rays", "share of pixels"), shown, len(rows))
 
 
@@ -273,10 +275,10 @@ def _cosmic_rays(path: Path, dataset: xr.Dataset, data: Path | None) -> str:
             continue
         each = np.bincount(regions.ravel(), charge.ravel())[1:]
         size = np.bincount(regions.ravel())[1:]
-        rows.append([f"mock: {name}", n, *_spread(np.log10(each)), *_spread(size), number(np.mean(charge > 0))])
+        rows.append([f"mock: {name}", n, *_spread(np.log10(each)), *_spread(size), format_number(np.mean(charge > 0))])
         figures.append(_gallery(events_of(charge, _EVENTS), f"mock: {name}"))
     for name in ("stis", "itl") if data is not None else ():
-        library = library_for(name, "training", data)
+        library = load_event_library(name, "training", data)
         counts = np.diff(library.offset)
         each = np.add.reduceat(library.charge, library.offset[:-1])
         rows.append([f"real: {library.name}", len(library), *_spread(np.log10(each)), *_spread(counts), "–"])
@@ -288,7 +290,7 @@ def _cosmic_rays(path: Path, dataset: xr.Dataset, data: Path | None) -> str:
 
 
 def _spread(values: npt.NDArray[Any]) -> list[str]:
-    return [number(round(float(value), 2)) for value in np.percentile(values, [16, 50, 84])]
+    return [format_number(round(float(value), 2)) for value in np.percentile(values, [16, 50, 84])]
 
 
 def _stamps(dataset: xr.Dataset) -> str:

@@ -15,17 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from csstdask.core.warnings import no_warnings
+from csstdask.core.warnings import suppress_warnings
 from csstdask.engine.work_units import Unit
 from csstdask.instrument import Instrument, validate_instrument
-from csstdask.pipeline.accounting import whole_unit
 from csstdask.pipeline.score import has_truth, score_run
-from csstdask.pipeline.status import Summary, plan_of_run, status
+from csstdask.pipeline.status import Summary, load_plan, status
+from csstdask.pipeline.usage_report import total_usage
 from csstdask.pipeline.views import open_run
 from csstdask.report.commands import run_commands
-from csstdask.report.cosmic_rays import Watched, draw_spectra, watch
+from csstdask.report.cosmic_rays import CosmicRayReview, draw_spectra, review_run
 from csstdask.report.cutouts import draw_cutouts
-from csstdask.report.document import Cell, number, render, table, write_document
+from csstdask.report.document import Cell, format_number, render, table, write_document
 from csstdask.report.focal_plane import colour, draw_focal_plane, ink, limits
 from csstdask.report.plots import plot_rates
 from csstdask.report.provenance import show_provenance
@@ -33,16 +33,16 @@ from csstdask.report.psf import draw_psfs
 from csstdask.report.requirements import (
     OVERLAP_FRACTION,
     Expectation,
-    Light,
+    Requirement,
+    compare_with_limits,
     expectations_of,
     expected_hits,
     expected_rates,
-    outside,
     recipe_of,
     requirements,
 )
 from csstdask.report.slitless import draw_slitless
-from csstdask.report.units import UnitLights, show_units, unit_anchor
+from csstdask.report.units import UnitStates, show_units, unit_anchor
 from csstdask.report.zeropoint import draw_zero_points
 from csstdask.store.zarr_arrays import open_group
 
@@ -76,10 +76,10 @@ def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = 
         If there is no run, or no campaign.
     """
     root, summary = Path(run), status(run, campaign=campaign)
-    dataset, plan = open_run(run, campaign), plan_of_run(root, campaign)
+    dataset, plan = open_run(run, campaign), load_plan(root, campaign)
     instrument = validate_instrument(dataset.attrs["instrument"], str(run))
     dataset = _with_rates(_with_metrics_read(dataset), instrument)
-    watched = watch(run, campaign)
+    watched = review_run(run, campaign)
     recipe = recipe_of(dict(open_group(plan.campaign.path, "campaign").attrs))
     camera = expectations_of(instrument)
     hits, rates = expected_hits(dataset, camera, recipe), expected_rates(dataset, camera, recipe)
@@ -104,7 +104,7 @@ def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = 
     return write_document(Path(to), f"{root.name}: csstdask report", sections)
 
 
-def show_lights(lights: Sequence[Light]) -> str:
+def show_lights(lights: Sequence[Requirement]) -> str:
     """Return requirements with their lights, the units that do not meet them, and what to do."""
     shown = [
         {
@@ -137,7 +137,7 @@ def _with_rates(dataset: xr.Dataset, instrument: Instrument) -> xr.Dataset:
     return dataset.assign(cr_rate=dataset["n_cr_events"] / (exptime * area))
 
 
-def _unit_lights(dataset: xr.Dataset, hits: Expectation, rates: Expectation) -> UnitLights | None:
+def _unit_lights(dataset: xr.Dataset, hits: Expectation, rates: Expectation) -> UnitStates | None:
     if "cr_fraction" not in dataset:
         return None
     counts, fraction = dataset["n_cr_events"].values, dataset["cr_fraction"].values
@@ -146,7 +146,7 @@ def _unit_lights(dataset: xr.Dataset, hits: Expectation, rates: Expectation) -> 
         if "cr_rate" in dataset
         else fraction * np.nan
     )
-    return UnitLights(outside(100 * fraction, counts, hits), outside(judged, counts, rates))
+    return UnitStates(compare_with_limits(100 * fraction, counts, hits), compare_with_limits(judged, counts, rates))
 
 
 def _title(run: str | Path, dataset: xr.Dataset, summary: Summary, instrument: Instrument) -> str:
@@ -181,7 +181,7 @@ def _glance(dataset: xr.Dataset, instrument: Instrument) -> str:
             continue
         unit = f" [{dataset['background'].attrs.get('units', '')}]" if name == "sky_level" else ""
         values = 100 * dataset[name] if name == "cr_fraction" else dataset[name]
-        with no_warnings():  # a detector may have no unit
+        with suppress_warnings():  # a detector may have no unit
             middle = values.median("exposure", skipna=True).values
         found = dict(zip(detectors, middle.tolist(), strict=True))
         drawings.append(draw_focal_plane(instrument, found, f"{title}{unit}, median", "#Units"))
@@ -205,7 +205,7 @@ def _grid(values: npt.NDArray[np.float64], exposures: Sequence[str], detectors: 
 
 
 def _grid_cell(value: float, low: float, high: float, unit: Unit) -> Cell:
-    fill, shown = colour(value, low, high), number(value)
+    fill, shown = colour(value, low, high), format_number(value)
     text = f'<a href="#{unit_anchor(unit)}">{shown}</a>' if np.isfinite(value) else shown
     return Cell(f'<td class="cell" style="background:{fill};color:{ink(fill)}">{text}</td>')
 
@@ -216,7 +216,7 @@ def _truth(run: str | Path, campaign: str | Path | None) -> str:
     return "".join(f"<p>{html.escape(line)}</p>" for line in score_run(run, campaign).lines())
 
 
-def _cosmic_rays(dataset: xr.Dataset, watched: Watched, expected: Expectation) -> str:
+def _cosmic_rays(dataset: xr.Dataset, watched: CosmicRayReview, expected: Expectation) -> str:
     """Return rates over time and by detector, spectra, and how the flags of the input files compare."""
     if "n_cr_pixels" not in dataset or not np.isfinite(dataset["n_cr_pixels"].values).any():
         return ""
@@ -231,7 +231,7 @@ def _cosmic_rays(dataset: xr.Dataset, watched: Watched, expected: Expectation) -
         name: dataset[name].sum("exposure", skipna=True).values
         for name in ("n_cr_pixels", "n_cr_input_pixels", "n_cr_both_pixels")
     }
-    with no_warnings():  # a detector may have no unit
+    with suppress_warnings():  # a detector may have no unit
         share = 100 * dataset["cr_fraction"].mean("exposure", skipna=True).values
     rate = (
         dataset["cr_rate"].mean("exposure", skipna=True).values if "cr_rate" in dataset else np.full_like(share, np.nan)
@@ -242,7 +242,9 @@ def _cosmic_rays(dataset: xr.Dataset, watched: Watched, expected: Expectation) -
         if not np.isfinite(share[column]):
             continue
         confirmed = both / theirs if theirs else np.nan
-        rows.append([str(detector), *map(number, (rate[column], share[column], ours, theirs, both, 100 * confirmed))])
+        rows.append(
+            [str(detector), *map(format_number, (rate[column], share[column], ours, theirs, both, 100 * confirmed))]
+        )
     head = (
         "detector", "events [s⁻¹ cm⁻²]", "pixels hit [%]", "hit [pixel]", "hit in the input flags [pixel]",
         "hit in both [pixel]", "share of the input flags [%]",
@@ -261,12 +263,13 @@ def _cost(dataset: xr.Dataset, summary: Summary) -> str:
         return ""
     rows = [
         [
-            row.step, number(row.predicted_seconds), number(row.actual.seconds), number(row.actual.cpu_seconds),
-            number(pixels / 1e6 / max(row.actual.seconds, 1e-9)), number(row.predicted_bytes / 2**30),
-            number(row.actual.peak_bytes / 2**30), number(row.actual.bytes_read / 1e6),
-            number(row.actual.bytes_written / 1e6),
+            row.step, format_number(row.predicted_seconds), format_number(row.actual.seconds),
+            format_number(row.actual.cpu_seconds),
+            format_number(pixels / 1e6 / max(row.actual.seconds, 1e-9)), format_number(row.predicted_bytes / 2**30),
+            format_number(row.actual.peak_bytes / 2**30), format_number(row.actual.bytes_read / 1e6),
+            format_number(row.actual.bytes_written / 1e6),
         ]
-        for row in (*steps, whole_unit(steps))
+        for row in (*steps, total_usage(steps))
     ]  # fmt: skip
     head = (
         "step", "s predicted", "s actual", "CPU s", "Mpix/s on one slot", "GiB predicted", "GiB peak", "MB read",

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from csstdask.core.warnings import no_warnings
+from csstdask.core.warnings import suppress_warnings
 from csstdask.instrument import Instrument
 from csstdask.metrics.rho_statistics import RHO, rho_statistics
 from csstdask.report.cutouts import four_decades, picture
-from csstdask.report.document import number, table
+from csstdask.report.document import format_number, table
 from csstdask.report.focal_plane import draw_focal_plane, mosaic, on_focal_plane
 from csstdask.report.plots import plot_rho
 from csstdask.store.tables import read_table, table_path
@@ -40,7 +40,7 @@ def draw_psfs(dataset: xr.Dataset, instrument: Instrument, run: str | Path) -> s
     detectors = [int(detector) for detector in dataset["detector"].values]
     maps = []
     for name, title in _MAPS.items():
-        with no_warnings():  # a detector may have no star
+        with suppress_warnings():  # a detector may have no star
             middle = dataset[name].median("exposure", skipna=True).values
         if np.isnan(middle).all():  # of cameras whose optics nobody has told
             continue
@@ -93,7 +93,11 @@ def _rho(dataset: xr.Dataset, instrument: Instrument, root: Path) -> str:
     scale = instrument.geometry.pixel_scale if instrument.geometry is not None else None
     separation = found["separation"] * (scale or 1)
     rows = [
-        [number(separation[place]), number(found["pairs"][place]), *(f"{found[name][place]:.1e}" for name in RHO)]
+        [
+            format_number(separation[place]),
+            format_number(found["pairs"][place]),
+            *(f"{found[name][place]:.1e}" for name in RHO),
+        ]
         for place in range(len(separation))
         if found["pairs"][place] > 0
     ]

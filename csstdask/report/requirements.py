@@ -25,7 +25,7 @@ from csstdask.metrics.drift import Alarm
 from csstdask.mock.cosmic_rays import pixel_fraction
 from csstdask.mock.recipe import Recipe
 from csstdask.pipeline.status import Summary
-from csstdask.report.document import number
+from csstdask.report.document import format_number
 
 Float = npt.NDArray[np.float64]
 State = Literal["pass", "warn", "fail", "none"]
@@ -61,11 +61,12 @@ class Expectation:
         use = np.isfinite(values) & np.isfinite(self.low)
         if not use.any():
             return self.source
-        return f"{number(float(self.low[use].min()))} to {number(float(self.high[use].max()))} ({self.source})"
+        low, high = (format_number(float(limit)) for limit in (self.low[use].min(), self.high[use].max()))
+        return f"{low} to {high} ({self.source})"
 
 
 @dataclass(frozen=True)
-class Light:
+class Requirement:
     """One requirement, and whether a run meets it."""
 
     title: str
@@ -124,7 +125,7 @@ def expected_rates(dataset: xr.Dataset, camera: Expectations | None, recipe: Rec
     return Expectation(np.full(shape, low), np.full(shape, high), camera.source)
 
 
-def outside(values: Float, counts: Float, expected: Expectation) -> npt.NDArray[np.int8]:
+def compare_with_limits(values: Float, counts: Float, expected: Expectation) -> npt.NDArray[np.int8]:
     """Compare values that were counted with what is expected.
 
     Parameters
@@ -153,7 +154,7 @@ def requirements(
     rates: Expectation,
     run: Path,
     resume: Sequence[str],
-) -> list[Light]:
+) -> list[Requirement]:
     """Return the lights of a run.
 
     Parameters
@@ -178,27 +179,27 @@ def requirements(
     return lights
 
 
-def _completeness(summary: Summary, resume: str) -> Light:
+def _completeness(summary: Summary, resume: str) -> Requirement:
     found = f"{summary.done} of {summary.total} done, {summary.failed} failed, {summary.pending} pending"
     failed = tuple(Unit(item["exposure"], item["detector"]) for item in summary.failures)
     if not summary.failed and not summary.pending:
-        return Light("Units", "pass", found, "all done")
+        return Requirement("Units", "pass", found, "all done")
     state: State = "fail" if summary.failed else "warn"
-    return Light("Units", state, found, "all done", failed[:_LINKED], resume)
+    return Requirement("Units", state, found, "all done", failed[:_LINKED], resume)
 
 
-def _hits(dataset: xr.Dataset, expected: Expectation, check: str) -> Light:
+def _hits(dataset: xr.Dataset, expected: Expectation, check: str) -> Requirement:
     title, values = "Pixels hit [%]", 100 * dataset["cr_fraction"].values
     if not expected.known:
-        return Light(title, "none", _span(values), "no expectation for this camera")
-    side = outside(values, dataset["n_cr_events"].values, expected)
+        return Requirement(title, "none", _span(values), "no expectation for this camera")
+    side = compare_with_limits(values, dataset["n_cr_events"].values, expected)
     return _judged(title, dataset, values, side, expected, check)
 
 
-def _rates(dataset: xr.Dataset, expected: Expectation, hits: Expectation, check: str) -> Light:
+def _rates(dataset: xr.Dataset, expected: Expectation, hits: Expectation, check: str) -> Requirement:
     title = "Cosmic-ray events [s⁻¹ cm⁻²]"
     if "cr_rate" not in dataset:
-        return Light(title, "none", "unknown: the camera's TOML gives no pixel size")
+        return Requirement(title, "none", "unknown: the camera's TOML gives no pixel size")
     values = dataset["cr_rate"].values
     overlap = dataset["cr_fraction"].values > OVERLAP_FRACTION
     details: tuple[str, ...] = ()
@@ -212,40 +213,40 @@ def _rates(dataset: xr.Dataset, expected: Expectation, hits: Expectation, check:
         reason = (
             "judged by the pixels hit: the recipe states no rate" if hits.known else "no expectation for this camera"
         )
-        return Light(title, "none", _span(values), reason, details=details)
+        return Requirement(title, "none", _span(values), reason, details=details)
     judged = np.where(overlap, np.nan, values)
-    side = outside(judged, dataset["n_cr_events"].values, expected)
+    side = compare_with_limits(judged, dataset["n_cr_events"].values, expected)
     light = _judged(title, dataset, judged, side, expected, check)
-    return Light(light.title, light.state, _span(values), light.expected, light.units, light.advice, details)
+    return Requirement(light.title, light.state, _span(values), light.expected, light.units, light.advice, details)
 
 
 def _judged(
     title: str, dataset: xr.Dataset, values: Float, side: npt.NDArray[np.int8], expected: Expectation, check: str
-) -> Light:
+) -> Requirement:
     wanted = expected.sentence(values)
     if not (np.isfinite(values) & np.isfinite(expected.low)).any():
-        return Light(title, "none", _span(values), wanted)
+        return Requirement(title, "none", _span(values), wanted)
     if not side.any():
-        return Light(title, "pass", _span(values), wanted)
+        return Requirement(title, "pass", _span(values), wanted)
     exposures, detectors = dataset["exposure"].values, dataset["detector"].values
     units = tuple(Unit(str(exposures[row]), int(detectors[column])) for row, column in np.argwhere(side))
     found = f"{_span(values)}; units above: {int((side > 0).sum())}, below: {int((side < 0).sum())}"
-    return Light(title, "fail", found, wanted, units[:_LINKED], check)
+    return Requirement(title, "fail", found, wanted, units[:_LINKED], check)
 
 
-def _changes(alarms: Sequence[Alarm], *, judged: bool, advice: str) -> list[Light]:
+def _changes(alarms: Sequence[Alarm], *, judged: bool, advice: str) -> list[Requirement]:
     """Return what differs within a run, or from the card of a model that was made for its detectors."""
     card = tuple(alarm.finding for alarm in alarms if alarm.what in {"detector", "date"})
     changes = tuple(alarm for alarm in alarms if alarm.what not in {"detector", "date"})
     lights = []
     if card:
-        lights.append(Light("Model made for these units", "fail", f"deviations: {len(card)}", details=card))
+        lights.append(Requirement("Model made for these units", "fail", f"deviations: {len(card)}", details=card))
     if changes:
         found = f"deviations from the run's first exposures, or from a card made for these detectors: {len(changes)}"
         # Rates differ from orbit to orbit: what a camera or a recipe expects of them has its own light.
         state: State = "warn" if judged and any(alarm.what != "rate" for alarm in changes) else "none"
         details = tuple(alarm.finding for alarm in changes)
-        lights.append(Light("Rates and spectra within the run", state, found, "", (), advice, details))
+        lights.append(Requirement("Rates and spectra within the run", state, found, "", (), advice, details))
     return lights
 
 

@@ -15,9 +15,9 @@ from csstdask.core.errors import StoreError
 from csstdask.flux.flat import Flat
 from csstdask.pipeline.calibrations import current_flat
 from csstdask.pipeline.export_spectra import calibrate
-from csstdask.pipeline.status import Summary, plan_of_run
+from csstdask.pipeline.status import Summary, load_plan
 from csstdask.report.cutouts import picture
-from csstdask.report.document import number, table
+from csstdask.report.document import format_number, table
 from csstdask.report.focal_plane import mosaic
 from csstdask.report.plots import plot
 from csstdask.store.tables import read_table, table_path
@@ -50,7 +50,7 @@ def draw_slitless(dataset: xr.Dataset, run: str | Path, summary: Summary) -> str
 
 def _flats(dataset: xr.Dataset, root: Path) -> Iterator[tuple[int, Flat]]:
     """Yield the cubes of the present units of a run; what is damaged is left to the state of the reduction."""
-    plan = plan_of_run(root, dataset.attrs["campaign_path"])
+    plan = load_plan(root, dataset.attrs["campaign_path"])
     for detector in dataset["detector"].values.tolist():
         with contextlib.suppress(StoreError):
             flat = current_flat(root, int(detector), plan)
@@ -83,10 +83,10 @@ def _states(summary: Summary, flats: Sequence[tuple[int, Flat]]) -> str:
                 detector,
                 f"{flat.wavelength[0]:.0f}-{flat.wavelength[-1]:.0f}",
                 int(np.median(flat.n_stars)),
-                number(float(np.median(flat.n_kept / np.maximum(flat.n_stars, 1)))),
-                number(float(np.sqrt(np.median(flat.mean_variance)))),
-                number(float(corner)),
-                number(float(np.median(flat.scale))),
+                format_number(float(np.median(flat.n_kept / np.maximum(flat.n_stars, 1)))),
+                format_number(float(np.sqrt(np.median(flat.mean_variance)))),
+                format_number(float(corner)),
+                format_number(float(np.median(flat.scale))),
                 f"{lowered} of {len(flat.wavelength)}",
             ]
         )

@@ -11,7 +11,7 @@ import xarray as xr
 
 from csstdask.engine.work_units import Unit
 from csstdask.pipeline.status import Summary
-from csstdask.report.document import Cell, Column, Row, anchor, number, render, table
+from csstdask.report.document import Cell, Column, Row, anchor, format_number, render, table
 from csstdask.report.requirements import OVERLAP_FRACTION
 
 #: Units that are listed.
@@ -65,7 +65,7 @@ _FURTHER = {
 
 
 @dataclass(frozen=True)
-class UnitLights:
+class UnitStates:
     """What `csstdask.report.requirements.outside` says of each unit."""
 
     hits: npt.NDArray[np.int8]
@@ -77,7 +77,7 @@ def unit_anchor(unit: Unit) -> str:
     return anchor("unit", unit.exposure, unit.detector)
 
 
-def show_units(dataset: xr.Dataset, summary: Summary, sci_units: str, lights: UnitLights | None) -> str:
+def show_units(dataset: xr.Dataset, summary: Summary, sci_units: str, lights: UnitStates | None) -> str:
     """Return the two tables of a run's units.
 
     Parameters
@@ -132,7 +132,7 @@ def show_units(dataset: xr.Dataset, summary: Summary, sci_units: str, lights: Un
 
 
 def _marked(
-    dataset: xr.Dataset, names: list[str], failed: dict[Unit, str], lights: UnitLights | None
+    dataset: xr.Dataset, names: list[str], failed: dict[Unit, str], lights: UnitStates | None
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Return which units have a metric or failed, and which of them failed or are not as expected."""
     known = np.any([np.isfinite(dataset[name].values) for name in names], axis=0)
@@ -166,7 +166,7 @@ def _rows(
     listed: npt.NDArray[np.int64],
     names: list[str],
     failed: dict[Unit, str],
-    lights: UnitLights | None,
+    lights: UnitStates | None,
     *,
     all_done: bool,
     anchored: bool,
@@ -194,7 +194,7 @@ def _rows(
 def _cell(value: float, side: int, *, overlap: bool) -> str:
     if side:
         word = "above" if side > 0 else "below"
-        return Cell(f'<td class="fail" title="{word} what is expected">{number(value)}</td>')
+        return Cell(f'<td class="fail" title="{word} what is expected">{format_number(value)}</td>')
     if overlap:
-        return Cell(f'<td class="note" title="a lower limit: events overlap">{number(value)}</td>')
-    return number(value)
+        return Cell(f'<td class="note" title="a lower limit: events overlap">{format_number(value)}</td>')
+    return format_number(value)

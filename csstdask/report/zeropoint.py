@@ -14,15 +14,15 @@ import xarray as xr
 
 from csstdask.engine.work_units import Unit
 from csstdask.pipeline.calibrations import current_zero_points
-from csstdask.pipeline.reductions.zeropoints import METHOD, ZEROPOINTS
-from csstdask.pipeline.status import Summary, plan_of_run
+from csstdask.pipeline.reductions.zeropoints import METHOD_ARRAY, ZEROPOINTS
+from csstdask.pipeline.status import Summary, load_plan
 from csstdask.pipeline.steps.zeropoint import ZEROPOINT_STARS
-from csstdask.report.document import Cell, number, table
+from csstdask.report.document import Cell, format_number, table
 from csstdask.report.plots import plot
 from csstdask.report.units import unit_anchor
 from csstdask.store.tables import unit_file_path
 from csstdask.zeropoint.alarms import Alarm, find_alarms
-from csstdask.zeropoint.matched import MatchedStars
+from csstdask.zeropoint.matched_stars import MatchedStars
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +75,7 @@ def draw_zero_points(dataset: xr.Dataset, run: str | Path, summary: Summary) -> 
     if state is None or "zp_solve" not in dataset:
         return ""
     done = state.state == "done"
-    arrays = current_zero_points(root, plan_of_run(root, dataset.attrs["campaign_path"])) if done else None
+    arrays = current_zero_points(root, load_plan(root, dataset.attrs["campaign_path"])) if done else None
     if arrays is None or arrays["zp"].shape != dataset["zp_solve"].shape:
         return f"<p>{html.escape(state.line())}</p>"
     found = _ZeroPoints(dataset, arrays)
@@ -100,11 +100,16 @@ def _methods(found: _ZeroPoints) -> str:
     """Return how many units have which method, and their errors."""
     rows = []
     for name in METHODS:
-        chosen = found.arrays[METHOD] == name
+        chosen = found.arrays[METHOD_ARRAY] == name
         sigma = found.arrays["zp_sigma"][chosen]
         if chosen.any():
             rows.append(
-                [name, int(chosen.sum()), number(1000 * float(np.median(sigma))), number(1000 * float(sigma.max()))]
+                [
+                    name,
+                    int(chosen.sum()),
+                    format_number(1000 * float(np.median(sigma))),
+                    format_number(1000 * float(sigma.max())),
+                ]
             )
     note = (
         "<p>solve: stars alone; joined: stars and prior; prior: network without stars; borrowed: earlier zero "
@@ -131,7 +136,7 @@ def _history(axes: Axes, found: _ZeroPoints, column: int) -> None:
     value, sigma, prior, prior_sigma = (
         found.arrays[name][:, column] for name in ("zp", "zp_sigma", "zp_prior", "zp_prior_sigma")
     )
-    method, days = found.arrays[METHOD][:, column], found.days
+    method, days = found.arrays[METHOD_ARRAY][:, column], found.days
     order = np.argsort(days, kind="stable")
     known = order[np.isfinite(prior[order]) & np.isfinite(prior_sigma[order])]
     if len(known):
@@ -157,8 +162,8 @@ def _alarms(alarms: list[tuple[Unit, Alarm]]) -> str:
         [
             Cell(f'<td><a href="#{unit_anchor(unit)}">{html.escape(str(unit))}</a></td>'),
             alarm.kind,
-            number(1000 * alarm.size),
-            number(alarm.sigma),
+            format_number(1000 * alarm.size),
+            format_number(alarm.sigma),
             alarm.meaning,
         ]
         for unit, alarm in ordered

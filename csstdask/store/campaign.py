@@ -25,7 +25,6 @@ import zarr
 from csstdask.core.atomic_io import flush_file
 from csstdask.core.errors import InputError, StoreError
 from csstdask.instrument import Instrument, footprint, power_of_units, shifted_header, validate_instrument
-from csstdask.store.formats import microseconds, portable, stored_time
 from csstdask.store.schema import (
     CAMPAIGN_COORDINATES,
     CAMPAIGN_PIXELS,
@@ -37,6 +36,7 @@ from csstdask.store.schema import (
     UNIT_DIMS,
     ArraySpec,
 )
+from csstdask.store.xarray_formats import decode_time, encode_time, make_portable
 from csstdask.store.zarr_arrays import (
     array_names,
     check_shard,
@@ -61,7 +61,7 @@ _LABEL_IDENTITY = ArraySpec("identity", UNIT_DIMS, "str", "", "table", {"long_na
 
 
 @dataclass(frozen=True)
-class UnitFacts:
+class UnitMetadata:
     """What a campaign knows of one unit besides its pixels."""
 
     exposure: str
@@ -248,19 +248,19 @@ class Campaign:
         self.group.attrs["instrument"] = json.loads(instrument.model_dump_json(exclude_none=True))
         self.instrument = instrument
 
-    def describe_exposures(self, facts: Sequence[UnitFacts]) -> None:
+    def describe_exposures(self, metadata: Sequence[UnitMetadata]) -> None:
         """Write time and exposure time of exposures without a present unit yet, from their lowest detector.
 
         What stands there is not changed afterwards: it decides the numbers of units that are present.
         """
-        for one in sorted(facts, key=lambda one: one.detector, reverse=True):
+        for one in sorted(metadata, key=lambda one: one.detector, reverse=True):
             row, _ = self.index(one.exposure, one.detector)
             if not self.present[row].any():
-                self._put("time", row, stored_time(one.time, self._time_attributes))
+                self._put("time", row, encode_time(one.time, self._time_attributes))
                 self._put("exptime", row, one.exptime)
         self._blocks.clear()
 
-    def withdraw(self, exposure: str, detector: int) -> None:
+    def mark_absent(self, exposure: str, detector: int) -> None:
         """Mark a unit absent, before its shards are written anew."""
         row, column = self.index(exposure, detector)
         if (self.path / "labels" / _LABEL_IDENTITY.name).is_dir():
@@ -268,51 +268,51 @@ class Campaign:
         self._put("present", (row, column), value=False)
         self.present[row, column] = False
 
-    def admit(self, facts: Sequence[UnitFacts]) -> None:
+    def mark_present(self, metadata: Sequence[UnitMetadata]) -> None:
         """Record units whose shards are on disk: what is known of them first, and flushed, ``present`` last."""
-        for one in facts:
+        for one in metadata:
             self._describe(one)
-        self._flush(facts, [*_UNIT_FACTS, *FOOTPRINT, "time", "exptime"])
-        for one in facts:
+        self._flush(metadata, [*_UNIT_FACTS, *FOOTPRINT, "time", "exptime"])
+        for one in metadata:
             row, column = self.index(one.exposure, one.detector)
             self._put("present", (row, column), value=True)
             self.present[row, column] = True
-        self._flush(facts, ["present"])
+        self._flush(metadata, ["present"])
         self._blocks.clear()
 
-    def record_absent(self, facts: UnitFacts) -> None:
+    def record_absent(self, metadata: UnitMetadata) -> None:
         """Record a unit that is known to be absent, such as one of a dead detector: no pixels, not pending."""
-        self._describe(facts)
+        self._describe(metadata)
         self._blocks.clear()
 
-    def _describe(self, facts: UnitFacts) -> None:
-        row, column = self.index(facts.exposure, facts.detector)
+    def _describe(self, metadata: UnitMetadata) -> None:
+        row, column = self.index(metadata.exposure, metadata.detector)
         for name in _UNIT_FACTS:
-            self._put(name, (row, column), getattr(facts, name))
-        for name, value in asdict(footprint(facts.header, self.shape)).items():
+            self._put(name, (row, column), getattr(metadata, name))
+        for name, value in asdict(footprint(metadata.header, self.shape)).items():
             self._put(name, (row, column), value)
 
     def _put(self, name: str, selection: Any, value: Any) -> None:
         get_array(self.group, name)[selection] = value
 
-    def _flush(self, facts: Sequence[UnitFacts], names: Sequence[str]) -> None:
+    def _flush(self, metadata: Sequence[UnitMetadata], names: Sequence[str]) -> None:
         """Flush the chunks that hold these units' facts to disk."""
         for name in names:
             array = get_array(self.group, name)
-            rows = {self.index(one.exposure, one.detector)[0] // array.chunks[0] for one in facts}
+            rows = {self.index(one.exposure, one.detector)[0] // array.chunks[0] for one in metadata}
             for row in rows:
                 chunk = self.path.joinpath(name, "c", str(row), *["0"] * (array.ndim - 1))
                 if chunk.is_file():
                     flush_file(chunk, self.path)
 
-    def facts(self, exposure: str, detector: int) -> UnitFacts:
+    def metadata(self, exposure: str, detector: int) -> UnitMetadata:
         """Return what is known of one unit, without its headers (see `read_header`)."""
         row, column = self.index(exposure, detector)
-        return UnitFacts(
+        return UnitMetadata(
             exposure=exposure,
             detector=detector,
             exptime=float(self._value("exptime", row)),
-            time=microseconds(self._value("time", row), self._time_attributes),
+            time=decode_time(self._value("time", row), self._time_attributes),
             gain=float(self._value("gain", row)[column]),
             read_noise=float(self._value("read_noise", row)[column]),
             band=str(self._value("band", row)[column]),
@@ -450,7 +450,7 @@ def _label_identities(path: Path, mode: str) -> zarr.Array[Any]:
     return get_array(open_group(path, "campaign", mode), f"labels/{_LABEL_IDENTITY.name}")
 
 
-def remember_recipe(path: Path, kind: str, recipe: str) -> None:
+def write_recipe(path: Path, kind: str, recipe: str) -> None:
     """Keep the recipe that a mock store was made with, as JSON."""
     open_group(path, kind, "r+").attrs["recipe"] = json.loads(recipe)
     consolidate(path)
@@ -524,7 +524,7 @@ def open_campaign(path: str | Path) -> xr.Dataset:
 
     root = Path(path)
     open_group(root, "campaign")
-    dataset = portable(xr.open_zarr(root, chunks={}))
+    dataset = make_portable(xr.open_zarr(root, chunks={}))
     if dataset["flag"].dtype.kind == "f":  # of a dataset that was masked with `where` and saved
         attributes = dataset["flag"].attrs
         dataset["flag"] = dataset["flag"].fillna(0).astype(np.int32).assign_attrs(attributes)

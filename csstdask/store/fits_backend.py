@@ -23,8 +23,8 @@ from csstdask.core.errors import CsstdaskError, InputError
 from csstdask.instrument import Instrument, footprint, load_instrument, power_of_units
 from csstdask.store.campaign import FOOTPRINT, flag_attributes
 from csstdask.store.fits_planes import Window, read_flag, read_headers, read_sci, read_weight
-from csstdask.store.fits_scan import UnitSource, scan
-from csstdask.store.recognise import recognise_file
+from csstdask.store.fits_recognise import recognise_file
+from csstdask.store.fits_scan import UnitSource, scan_file
 from csstdask.store.schema import CAMPAIGN_COORDINATES, NO_TIME, PIXEL_DIMS, UNIT_DIMS
 
 
@@ -65,7 +65,7 @@ class CsstBackend(BackendEntrypoint):
         """
         path = Path(filename_or_obj)
         camera = instrument if isinstance(instrument, Instrument) else _camera(path, instrument)
-        found = scan(path, camera)
+        found = scan_file(path, camera)
         if not found.units:
             raise found.problems[0] if found.problems else InputError(path, "no science image", "at least one")
         for problem in found.problems:

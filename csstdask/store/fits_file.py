@@ -12,7 +12,7 @@ import numpy.typing as npt
 from astropy.io import fits
 
 from csstdask.core.errors import InputError
-from csstdask.core.warnings import no_warnings
+from csstdask.core.warnings import suppress_warnings
 
 _COMPRESSED = {".gz", ".fz", ".bz2", ".xz"}
 
@@ -21,7 +21,7 @@ _COMPRESSED = {".gz", ".fz", ".bz2", ".xz"}
 def open_fits(path: Path) -> Iterator[fits.HDUList]:
     """Open a FITS file, plain or compressed; InputError if it is none or is cut short."""
     try:
-        with no_warnings():
+        with suppress_warnings():
             hdus = fits.open(path, memmap=False, lazy_load_hdus=False)
     except FileNotFoundError:
         raise InputError(path, "no such file", "a FITS file") from None
@@ -94,13 +94,13 @@ def _blank_value(header: fits.Header) -> int | None:
 
     astropy makes them NaN in images that become float, but leaves them in unsigned integers.
     """
-    blank = value_of(header, "BLANK")
+    blank = header_value(header, "BLANK")
     if not isinstance(blank, int) or isinstance(blank, bool) or int(header.get("BITPIX", 0)) < 0:
         return None
     return int(blank * float(header.get("BSCALE", 1)) + float(header.get("BZERO", 0)))
 
 
-def value_of(header: Mapping[str, Any], name: str) -> Any:
+def header_value(header: Mapping[str, Any], name: str) -> Any:
     """Return a keyword's value; None where it is absent or its card breaks the FITS standard."""
     try:
         return header.get(name)

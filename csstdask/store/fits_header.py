@@ -19,7 +19,7 @@ from astropy.io import fits
 from astropy.time import Time
 
 from csstdask.core.errors import InputError
-from csstdask.core.warnings import no_warnings
+from csstdask.core.warnings import suppress_warnings
 from csstdask.instrument import Instrument
 from csstdask.instrument.model import Time as TimeKeyword
 from csstdask.store.schema import NO_TIME
@@ -213,7 +213,7 @@ def start_time(lookup: HeaderLookup) -> StartTime:
             value = lookup.get(wanted.keyword)
             if value is None:
                 continue
-            with no_warnings():  # erfa's, of years far from ours, which are checked here
+            with suppress_warnings():  # erfa's, of years far from ours, which are checked here
                 if wanted.format == "mjd":
                     return StartTime(_microseconds(_mjd(value, scale)))
                 moment, assumed = _date(value, wanted, lookup, scale)

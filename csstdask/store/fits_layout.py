@@ -19,9 +19,9 @@ from astropy.io import fits
 from csstdask.core.errors import InputError
 from csstdask.instrument import Layout, Plane
 from csstdask.instrument.model import WeightKind
-from csstdask.store.fits_file import open_fits, value_of
-from csstdask.store.fits_names import COMMON_NAMES, NOT_SCIENCE, UTYPE_KINDS, Role, may_be, name_of, split_name
-from csstdask.store.fits_pairing import ChipKey, DetectorOf, FoundPlane, PlaneCandidates, assign_planes, shape_of
+from csstdask.store.fits_file import header_value, open_fits
+from csstdask.store.fits_names import COMMON_NAMES, NOT_SCIENCE, UTYPE_KINDS, Role, hdu_name, may_hold, split_name
+from csstdask.store.fits_pairing import ChipKey, DetectorOf, FoundPlane, PlaneCandidates, assign_planes, image_shape
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Chip:
 
 
 @dataclass
-class ChipsOfFile:
+class FileChips:
     """What a file holds: its chips, and the images that are part of none."""
 
     layout: Layout
@@ -54,7 +54,7 @@ class ChipsOfFile:
     """Images of the file that no plane of the layout names."""
 
 
-def find_chips(path: Path, hdus: fits.HDUList, layouts: Sequence[Layout], detector_of: DetectorOf) -> ChipsOfFile:
+def find_chips(path: Path, hdus: fits.HDUList, layouts: Sequence[Layout], detector_of: DetectorOf) -> FileChips:
     """Find the planes of every chip in a file.
 
     Parameters
@@ -77,7 +77,7 @@ def find_chips(path: Path, hdus: fits.HDUList, layouts: Sequence[Layout], detect
     science = _find_plane(hdus, layout.sci, "sci")
     if science is None:
         raise _no_science(path, hdus, layouts)
-    found = ChipsOfFile(layout)
+    found = FileChips(layout)
     others: dict[Role, PlaneCandidates | InputError | None] = {}
     roles: tuple[tuple[Role, Plane | None], ...] = (("wht", layout.weight), ("flag", layout.flag))
     claimed = set(science.indices)
@@ -111,7 +111,7 @@ def find_chips(path: Path, hdus: fits.HDUList, layouts: Sequence[Layout], detect
             else:
                 chips[index][role] = match
     for index in indices:
-        sci = FoundPlane(path, index, keys[index].name, science.found_by, shape=shape_of(hdus[index].header))
+        sci = FoundPlane(path, index, keys[index].name, science.found_by, shape=image_shape(hdus[index].header))
         if index in broken:
             found.problems.append(broken[index])
         else:
@@ -120,14 +120,14 @@ def find_chips(path: Path, hdus: fits.HDUList, layouts: Sequence[Layout], detect
         _describe(hdus, index) for index in _image_hdus(hdus) if index not in claimed and _has_data(hdus, index)
     ]
     _refuse_unknown_planes(path, hdus, found, layouts, claimed)
-    shape = shape_of(hdus[indices[0]].header)
+    shape = image_shape(hdus[indices[0]].header)
     if science.found_by == "position":
         found.problems += _unnamed_leftovers(path, hdus, claimed, shape)
     found.problems += _chips_left(path, hdus, claimed, shape, detector_of)
     return found
 
 
-def sibling(path: Path, old: str, new: str) -> Path:
+def sibling_path(path: Path, old: str, new: str) -> Path:
     """Return the name of another plane's file in a layout of separate files."""
     head, _, tail = path.name.rpartition(old)
     return path.with_name(head + new + tail)
@@ -150,7 +150,7 @@ def _has_data(hdus: fits.HDUList, index: int) -> bool:
 
 
 def _describe(hdus: fits.HDUList, index: int) -> str:
-    return f"HDU {index} {name_of(hdus[index]) or 'without a name'} {shape_of(hdus[index].header)}"
+    return f"HDU {index} {hdu_name(hdus[index]) or 'without a name'} {image_shape(hdus[index].header)}"
 
 
 def _find_plane(hdus: fits.HDUList, plane: Plane, role: Role, *, of_chips: bool = True) -> _Match | None:
@@ -160,10 +160,10 @@ def _find_plane(hdus: fits.HDUList, plane: Plane, role: Role, *, of_chips: bool 
     ``SCI_2``, but something else in a file with a plain ``SCI`` only.
     """
     images = _image_hdus(hdus)
-    names = {index: name_of(hdus[index]) for index in images}
+    names = {index: hdu_name(hdus[index]) for index in images}
     for wanted in plane.hdu:
         if wanted == "*":
-            found = [index for index in images if _has_data(hdus, index) and may_be(names[index], role)]
+            found = [index for index in images if _has_data(hdus, index) and may_hold(names[index], role)]
             how = "position" if found and not any(names[index] for index in found) else "name"
         elif isinstance(wanted, int):
             usable = wanted in names and (wanted > 0 or _has_data(hdus, 0))
@@ -184,7 +184,7 @@ def _find_plane(hdus: fits.HDUList, plane: Plane, role: Role, *, of_chips: bool 
 
 
 def _uncertainty(hdus: fits.HDUList, found: Sequence[int], kind: WeightKind) -> WeightKind:
-    return UTYPE_KINDS.get(str(value_of(hdus[found[0]].header, "UTYPE") or ""), kind)
+    return UTYPE_KINDS.get(str(header_value(hdus[found[0]].header, "UTYPE") or ""), kind)
 
 
 def _named(names: Mapping[int, str], wanted: str, *, of_chips: bool) -> list[int]:
@@ -254,7 +254,7 @@ def _candidates(
     if plane is None:
         return None
     if separate:
-        other = sibling(path, layout.sci.suffix, plane.suffix)
+        other = sibling_path(path, layout.sci.suffix, plane.suffix)
         if not other.is_file() and plane.optional:
             return None
         with open_fits(other) as others:
@@ -285,7 +285,7 @@ def _further_chips(hdus: fits.HDUList, first: list[int], detector_of: DetectorOf
     if None in seen:
         return chips
     for index in _image_hdus(hdus):
-        if index <= max(first) or not _has_data(hdus, index) or not may_be(name_of(hdus[index]), "sci"):
+        if index <= max(first) or not _has_data(hdus, index) or not may_hold(hdu_name(hdus[index]), "sci"):
             continue
         detector = detector_of(hdus[index].header)
         if detector is not None and detector not in seen:
@@ -295,15 +295,15 @@ def _further_chips(hdus: fits.HDUList, first: list[int], detector_of: DetectorOf
 
 
 def _refuse_unknown_planes(
-    path: Path, hdus: fits.HDUList, found: ChipsOfFile, layouts: Sequence[Layout], claimed: set[int]
+    path: Path, hdus: fits.HDUList, found: FileChips, layouts: Sequence[Layout], claimed: set[int]
 ) -> None:
     """Raise if a file of a layout with weights and flags has images under names that no layout knows."""
     if found.layout.weight is not None or found.layout.flag is not None or not found.chips:
         return
     science = found.chips[0].sci
     names = {str(name).upper() for layout in layouts for name in layout.sci.hdu if layout is not found.layout}
-    unknown = [index for index in _image_hdus(hdus) if index not in claimed and name_of(hdus[index])]
-    unknown = [index for index in unknown if shape_of(hdus[index].header) == science.shape]
+    unknown = [index for index in _image_hdus(hdus) if index not in claimed and hdu_name(hdus[index])]
+    unknown = [index for index in unknown if image_shape(hdus[index].header) == science.shape]
     if science.name in names and unknown:
         planes = [plane for layout in layouts for plane in (layout.weight, layout.flag) if plane is not None]
         wanted = "/".join(dict.fromkeys(str(name) for plane in planes for name in plane.hdu if isinstance(name, str)))
@@ -316,8 +316,8 @@ def _chips_left(
     """Return an error for each image that looks like a further chip, and that the layout does not account for."""
     problems: list[InputError] = []
     for index in _image_hdus(hdus):
-        name = name_of(hdus[index])
-        if index in claimed or index == 0 or shape_of(hdus[index].header) != shape or not may_be(name, "sci"):
+        name = hdu_name(hdus[index])
+        if index in claimed or index == 0 or image_shape(hdus[index].header) != shape or not may_hold(name, "sci"):
             continue
         if split_name(name)[0] in COMMON_NAMES or (name and detector_of(hdus[index].header) is not None):
             wanted = "one that a layout of the instrument finds (its names or positions in your own TOML)"
@@ -332,9 +332,9 @@ def _unnamed_leftovers(path: Path, hdus: fits.HDUList, claimed: set[int], shape:
         for index in _image_hdus(hdus)
         if index not in claimed
         and index > 0
-        and not name_of(hdus[index])
+        and not hdu_name(hdus[index])
         and _has_data(hdus, index)
-        and shape_of(hdus[index].header) == shape
+        and image_shape(hdus[index].header) == shape
     ]
     if not left:
         return []

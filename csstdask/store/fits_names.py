@@ -6,7 +6,7 @@ import re
 from typing import Any, Literal
 
 from csstdask.instrument.model import WeightKind
-from csstdask.store.fits_file import value_of
+from csstdask.store.fits_file import header_value
 
 Role = Literal["sci", "wht", "flag"]
 
@@ -33,9 +33,9 @@ NOT_SCIENCE = {
 """Names of images that are neither a science plane nor its weights or flags."""
 
 
-def name_of(hdu: Any) -> str:
+def hdu_name(hdu: Any) -> str:
     """Return the name of an HDU in capitals; nothing where it has none."""
-    return str(value_of(hdu.header, "EXTNAME") or "").strip().upper()
+    return str(header_value(hdu.header, "EXTNAME") or "").strip().upper()
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -57,7 +57,7 @@ def split_name(name: str) -> tuple[str, str]:
     return found[0] if len(found) == 1 else (name, "")
 
 
-def may_be(name: str, role: Role) -> bool:
+def may_hold(name: str, role: Role) -> bool:
     """Return whether an HDU of this name may hold a plane: its name is a chip's, or names this kind of plane."""
     base = split_name(name)[0]
     meaning = COMMON_NAMES.get(base)

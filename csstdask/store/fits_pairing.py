@@ -14,8 +14,8 @@ from astropy.io import fits
 
 from csstdask.core.errors import InputError
 from csstdask.instrument.model import WeightKind
-from csstdask.store.fits_file import value_of
-from csstdask.store.fits_names import COMMON_NAMES, name_of, split_name
+from csstdask.store.fits_file import header_value
+from csstdask.store.fits_names import COMMON_NAMES, hdu_name, split_name
 
 DetectorOf = Callable[[fits.Header], int | None]
 """Returns the detector that an HDU's own header states."""
@@ -53,9 +53,9 @@ class ChipKey:
     @classmethod
     def of(cls, hdu: Any, detector: int | None) -> ChipKey:
         """Return the key of an HDU whose header states a detector, or none."""
-        version = value_of(hdu.header, "EXTVER")
+        version = header_value(hdu.header, "EXTVER")
         usable = isinstance(version, int) and not isinstance(version, bool)
-        name = name_of(hdu)
+        name = hdu_name(hdu)
         base, tag = split_name(name)
         chip = tag if base in COMMON_NAMES else name
         return cls(name, chip or None, version if usable else None, detector)
@@ -73,7 +73,7 @@ class PlaneCandidates:
     headers: Mapping[int, fits.Header]
 
 
-def shape_of(header: fits.Header) -> tuple[int, ...]:
+def image_shape(header: fits.Header) -> tuple[int, ...]:
     """Return the shape of an image, slowest axis first; empty for an HDU without data."""
     return tuple(int(header[f"NAXIS{axis}"]) for axis in range(int(header.get("NAXIS", 0)), 0, -1))
 
@@ -104,8 +104,8 @@ def assign_planes(
                 f"{candidates.path}[{partner}]", found, f"detector {key.detector}, as {path}[{index}]"
             )
             continue
-        shape = shape_of(header)
-        constant = value_of(header, "PIXVALUE")
+        shape = image_shape(header)
+        constant = header_value(header, "PIXVALUE")
         if not shape and constant:
             found = f"a plane without pixels whose value is {constant} (PIXVALUE)"
             result[index] = InputError(f"{candidates.path}[{partner}]", found, "a plane with pixels, or none")

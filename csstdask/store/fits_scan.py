@@ -20,10 +20,10 @@ from csstdask.core.atomic_io import sha256_file
 from csstdask.core.errors import InputError
 from csstdask.instrument import Instrument, Layout, builtin_names, parse_units, section_slices
 from csstdask.instrument.physical_units import Units
-from csstdask.store.campaign import UnitFacts
+from csstdask.store.campaign import UnitMetadata
 from csstdask.store.fits_file import open_fits
 from csstdask.store.fits_header import HeaderLookup, start_time
-from csstdask.store.fits_layout import Chip, ChipsOfFile, find_chips, sibling
+from csstdask.store.fits_layout import Chip, FileChips, find_chips, sibling_path
 from csstdask.store.fits_pairing import FoundPlane
 from csstdask.store.schema import NO_TIME
 
@@ -108,10 +108,10 @@ class UnitSource:
         parts = [NUMERICS_VERSION, [sha256_file(Path(path)) for path in self.files], planes, values]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def facts(self, digest: str, stat: str) -> UnitFacts:
+    def metadata(self, digest: str, stat: str) -> UnitMetadata:
         """Return what the campaign records of this unit."""
         shared = ("exposure", "detector", "kind", "band", "exptime", "time", "gain", "read_noise")
-        return UnitFacts(
+        return UnitMetadata(
             **{name: getattr(self, name) for name in shared},
             digest=digest,
             source=" ".join(Path(path).name for path in self.files),
@@ -135,7 +135,7 @@ class FileScan:
     """Chips that the instrument says to leave out."""
 
 
-def scan(path: Path, instrument: Instrument, hdus: fits.HDUList | None = None) -> FileScan:
+def scan_file(path: Path, instrument: Instrument, hdus: fits.HDUList | None = None) -> FileScan:
     """Return the units a file holds, from its headers alone.
 
     Parameters
@@ -159,7 +159,7 @@ def scan(path: Path, instrument: Instrument, hdus: fits.HDUList | None = None) -
     """
     if hdus is None:
         with open_fits(path) as opened:
-            return scan(path, instrument, opened)
+            return scan_file(path, instrument, opened)
 
     def detector_of(header: fits.Header) -> int | None:
         lookup = HeaderLookup(path, instrument, (header,), "")
@@ -188,11 +188,11 @@ def companion_of(path: Path, instrument: Instrument) -> Path | None:
             continue
         for plane in (layout.weight, layout.flag):
             if plane is not None and plane.suffix in path.name:
-                return sibling(path, plane.suffix, layout.sci.suffix)
+                return sibling_path(path, plane.suffix, layout.sci.suffix)
     return None
 
 
-def _scan_unit(path: Path, hdus: fits.HDUList, instrument: Instrument, found: ChipsOfFile, chip: Chip) -> UnitSource:
+def _scan_unit(path: Path, hdus: fits.HDUList, instrument: Instrument, found: FileChips, chip: Chip) -> UnitSource:
     layout, index = found.layout, chip.sci.hdu
     header = hdus[index].header
     source = f"{path}[{index}]"
@@ -286,7 +286,7 @@ def _gain_and_read_noise(
     A header that contradicts what the instrument states for this detector is noted.
     """
     keywords, values = instrument.keywords, instrument.values(detector, when)
-    stated = instrument.own_values(detector, when) if instrument.name in builtin_names() else values
+    stated = instrument.detector_values(detector, when) if instrument.name in builtin_names() else values
     found: list[float] = []
     for names, what, unit, least in (
         (keywords.gain, "gain", "electron / adu", "a gain > 0"),

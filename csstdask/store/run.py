@@ -28,10 +28,10 @@ from csstdask.store.zarr_arrays import (
     consolidate,
     create_array,
     damaged_arrays,
-    damaged_file,
+    damaged_file_error,
     get_array,
-    kept_attributes,
     open_group,
+    read_attributes_copy,
     read_small,
     resize,
     restore_metadata,
@@ -86,7 +86,7 @@ def prepare_run(
     restored = _repair(path) if repair else []
     if (path / "zarr.json").exists() and not repair:
         for name in restore_metadata(path):
-            raise damaged_file(open_group(path, "run"), path / name / "zarr.json", "damaged metadata")
+            raise damaged_file_error(open_group(path, "run"), path / name / "zarr.json", "damaged metadata")
     if (path / "zarr.json").exists():
         _check_same_units(path, campaign, specs, sizes, whole=whole)
         resize(path, sizes["exposure"])
@@ -134,7 +134,7 @@ def _repair(path: Path) -> list[str]:
     if not (path / "zarr.json").exists() or root_metadata(path) is None:
         (path / "zarr.json").unlink(missing_ok=True)
         zarr.create_group(
-            path, attributes={"csstdask": "run", "schema_version": SCHEMA_VERSION, **kept_attributes(path)}
+            path, attributes={"csstdask": "run", "schema_version": SCHEMA_VERSION, **read_attributes_copy(path)}
         )
     lost = restore_metadata(path)
     for name in lost:
@@ -167,7 +167,7 @@ def check_metadata(path: Path) -> None:
     """Raise StoreError, naming the file, if metadata or metrics of a run are damaged."""
     group = open_group(path, "run")
     for name in damaged_arrays(path):
-        raise damaged_file(group, path / name / "zarr.json", "damaged metadata")
+        raise damaged_file_error(group, path / name / "zarr.json", "damaged metadata")
     for name in array_names(path):
         if _is_small(group, name):
             read_small(group, name)

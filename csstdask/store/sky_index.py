@@ -21,7 +21,7 @@ from astropy.wcs import WCS
 from xarray.core.indexing import IndexSelResult
 from xarray.indexes import CoordinateTransform, CoordinateTransformIndex, Index
 
-from csstdask.core.warnings import no_warnings
+from csstdask.core.warnings import suppress_warnings
 from csstdask.instrument import celestial_wcs, pixel_of
 from csstdask.instrument.geometry import angle_between, unit_vectors
 from csstdask.store.schema import PIXEL_DIMS, UNIT_DIMS
@@ -35,7 +35,7 @@ KEPT_WCS = 256
 @functools.lru_cache(maxsize=KEPT_WCS)
 def wcs_of(header: str) -> WCS | None:
     """Return the celestial WCS of a header given as text; None if it has none that can be used."""
-    with no_warnings():
+    with suppress_warnings():
         return celestial_wcs(Header.fromstring(header, sep="\n")) if header else None
 
 
@@ -127,7 +127,7 @@ class SkyTransform(CoordinateTransform):
             if wcs is None:
                 continue
             here = units == unit
-            with no_warnings():
+            with suppress_warnings():
                 found = wcs.pixel_to_world(x[here], y[here]).icrs
             ra[here], dec[here] = found.ra.wrap_at(360 * u.deg).deg, found.dec.deg
         first, second = self.coord_names

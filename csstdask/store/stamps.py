@@ -75,7 +75,7 @@ def create_stamps(
     path : Path
     instrument : Instrument
     identity : str
-        Of the recipe: a set made with another is refused by `check_identity`.
+        Of the recipe: a set made with another is refused by `check_stamps_identity`.
     exposures : dict
         Id: (exposure time [s], epoch [years after launch]).
     detectors : sequence of int
@@ -123,13 +123,13 @@ def create_stamps(
     draft.rename(path)
 
 
-def check_identity(path: Path, identity: str) -> None:
+def check_stamps_identity(path: Path, identity: str) -> None:
     """Raise InputError if a stamp set was made with another recipe."""
     if open_group(path, "stamps").attrs["identity"] != identity:
         raise InputError(path, "stamps of another recipe", "a new name for this recipe")
 
 
-def finished(path: Path) -> npt.NDArray[np.bool_]:
+def finished_units(path: Path) -> npt.NDArray[np.bool_]:
     """Return which units are done (exposure, detector)."""
     return np.asarray(get_array(open_group(path, "stamps"), "n_stamps")[...]) != _NOT_YET
 

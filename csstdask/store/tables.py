@@ -51,7 +51,7 @@ _OWN_UNITS = {
 }  # fmt: skip
 
 
-def units_of(table: str) -> dict[str, str]:
+def column_units(table: str) -> dict[str, str]:
     """Return the units of a table's columns."""
     return COLUMN_UNITS | _OWN_UNITS.get(table, {})
 
@@ -116,7 +116,7 @@ def read_arrow(path: Path) -> pa.Table:
         ) from None
 
 
-def is_whole_table(path: Path) -> bool:
+def is_complete_table(path: Path) -> bool:
     """Return whether a table is there, with its end: a torn file has none."""
     try:
         pq.read_metadata(path)
@@ -125,7 +125,7 @@ def is_whole_table(path: Path) -> bool:
     return True
 
 
-def write_table_in_parts(
+def write_table_parts(
     path: Path,
     parts: Iterable[Mapping[str, npt.NDArray[Any]]],
     units: Mapping[str, str] = COLUMN_UNITS,

@@ -133,7 +133,7 @@ def _kind_of(group: zarr.Group) -> str:
     return str(group.attrs.get("csstdask", "store"))
 
 
-def kept_attributes(root: Path) -> dict[str, Any]:
+def read_attributes_copy(root: Path) -> dict[str, Any]:
     """Return the attributes of a run from their second copy; nothing where it has none that can be read."""
     try:
         content = json.loads((root / ATTRIBUTES_COPY).read_text(encoding="utf-8"))
@@ -144,7 +144,7 @@ def kept_attributes(root: Path) -> dict[str, Any]:
 
 def _damaged(file: Path, found: str, kind: str, root: Path) -> StoreError:
     """Return the error of a damaged file of a store, with what mends it."""
-    kept = kept_attributes(root)
+    kept = read_attributes_copy(root)
     as_before = f" --config {quote(str(root))} --steps {','.join(kept['steps'])}" if "steps" in kept else ""
     cures = {
         "run": f"csstdask run CAMPAIGN --to {quote(str(root))}{as_before} --verify",
@@ -154,7 +154,7 @@ def _damaged(file: Path, found: str, kind: str, root: Path) -> StoreError:
     return StoreError(f"{file}: found {found}; wanted a whole csstdask {kind} ({cure})")
 
 
-def damaged_file(group: zarr.Group, file: Path, found: str) -> StoreError:
+def damaged_file_error(group: zarr.Group, file: Path, found: str) -> StoreError:
     """Return the error of a damaged file of a store, with the command that mends it."""
     return _damaged(file, found, _kind_of(group), _path_of(group))
 
@@ -225,7 +225,7 @@ def get_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     try:
         array = group.get(name)
     except _DAMAGE:
-        raise damaged_file(group, _path_of(group) / name / "zarr.json", "damaged metadata") from None
+        raise damaged_file_error(group, _path_of(group) / name / "zarr.json", "damaged metadata") from None
     if not isinstance(array, zarr.Array):
         raise StoreError(f"{group.store_path}: found no array {name}; wanted a whole store")
     return array.with_config(_WRITE_EMPTY)
@@ -244,7 +244,7 @@ def read_small(group: zarr.Group, name: str, selection: Any = ...) -> npt.NDArra
         return np.asarray(array[selection])
     except _DAMAGE as error:
         found = f"a damaged chunk ({str(error).partition('.')[0]})"
-        raise damaged_file(group, _path_of(group) / name, found) from None
+        raise damaged_file_error(group, _path_of(group) / name, found) from None
 
 
 def array_names(root: Path) -> list[str]:
@@ -289,7 +289,7 @@ def write_detector_chunk(root: Path, name: str, column: int, values: npt.NDArray
     return path
 
 
-def write_whole_array(root: Path, name: str, values: npt.NDArray[Any]) -> list[Path]:
+def rewrite_array(root: Path, name: str, values: npt.NDArray[Any]) -> list[Path]:
     """Delete all chunks of an array, write it whole, and return its files, sorted by name."""
     chunks = root / name / "c"
     shutil.rmtree(chunks, ignore_errors=True)

@@ -6,7 +6,7 @@ here:
 * image: pixels minus the median in units of the noise, compressed by asinh; the statistics of section 3.1 join the
   output of the convolutions;
 * stars: magnitude, colour, distance from the centre, airmass, instrumental magnitude. In orbit there is no airmass: the
-  Earth-limb angle takes its place. Stars are read from the smallest error to the largest, at most `MOST_STARS`;
+  Earth-limb angle takes its place. Stars are read from the smallest error to the largest, at most `MAX_ENCODER_STARS`;
 * telemetry: that of a space telescope in place of (airmass, temperature, humidity, wind speed), gaps filled with the
   mean. The clock is left out: the article has none, and with it the network is worse on later exposures.
 
@@ -27,13 +27,13 @@ from torch import Tensor, nn
 
 from csstdask.core.errors import InputError
 from csstdask.nn.device import has_bfloat16
-from csstdask.zeropoint.features import IMAGE_STATISTICS, TELEMETRY, PriorInputs, image_statistics
+from csstdask.zeropoint.features import IMAGE_STATISTICS, TELEMETRY_NAMES, PriorInputs, image_statistics
 from csstdask.zeropoint.network import CLOCKS, PriorNetwork
 from csstdask.zeropoint.prior import Prior
 
-MOST_STARS = 128
+MAX_ENCODER_STARS = 128
 """Stars that the recurrent encoder reads."""
-PUBLISHED_TELEMETRY = tuple(name for name in TELEMETRY if name not in CLOCKS)
+PUBLISHED_TELEMETRY = tuple(name for name in TELEMETRY_NAMES if name not in CLOCKS)
 """Its telemetry vector."""
 N_CHANNELS = 5
 """Of a star: magnitude, colour, distance from the centre, Earth-limb angle, instrumental magnitude."""
@@ -150,7 +150,7 @@ def _perceptron(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def normalised_patch(patch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def normalise_patch(patch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Return a patch minus its median in units of its noise, compressed by asinh; zeros where it is not finite."""
     data = np.asarray(patch, dtype=np.float32)
     known = np.isfinite(data)
@@ -184,7 +184,7 @@ def published_tensors(
     network : AzpRc
         With means and standard deviations set.
     patches : array (n, y, x), optional
-        As of `normalised_patch`.
+        As of `normalise_patch`.
     statistics : array (n, s)
     stars : array (n, m, 7)
         As in `PriorArrays`.
@@ -193,8 +193,8 @@ def published_tensors(
     names = network.telemetry
     known = "earth_limb_angle" in names
     limb = telemetry[:, names.index("earth_limb_angle")] if known else np.full(len(telemetry), np.nan)
-    rows = published_star_rows(stars, limb)[:, :MOST_STARS]
-    there = np.isfinite(stars[:, :MOST_STARS, 0])
+    rows = published_star_rows(stars, limb)[:, :MAX_ENCODER_STARS]
+    there = np.isfinite(stars[:, :MAX_ENCODER_STARS, 0])
     parts = {
         name: _standard(values, getattr(network, f"{name}_mean"), getattr(network, f"{name}_std"))
         for name, values in (("statistics", statistics), ("star", rows), ("telemetry", telemetry))
@@ -229,7 +229,7 @@ def predict_published(network: nn.Module, inputs: PriorInputs) -> Prior:
         arrays = prior_arrays(some, network.telemetry, memory=0)
         patches = None
         if network.image is not None and some.image is not None and some.image.ndim == 3:
-            patches = np.stack([normalised_patch(one) for one in some.image])
+            patches = np.stack([normalise_patch(one) for one in some.image])
         elif network.image is not None:
             patches = np.zeros((len(some), 64, 64), np.float32)
         x = published_tensors(network, patches, arrays.image, arrays.stars, arrays.telemetry)
@@ -248,4 +248,4 @@ def build_network(kind: str, **architecture: Any) -> nn.Module:
     raise InputError("architecture", f"kind = {kind!r}", "'zeropoint' or 'azprc'")
 
 
-__all__ = ["AzpRc", "build_network", "image_statistics", "normalised_patch", "predict_published", "published_tensors"]
+__all__ = ["AzpRc", "build_network", "image_statistics", "normalise_patch", "predict_published", "published_tensors"]

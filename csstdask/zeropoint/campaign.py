@@ -1,6 +1,7 @@
 """Zero points of all units of a campaign: joint solution, memory, prior and posterior, on arrays.
 
-1. Each unit's own stars have given a zero point and its error (`csstdask.zeropoint.fit`). F(x, y) and colour term are
+1. Each unit's own stars have given a zero point and its error (`csstdask.zeropoint.fit_stars`). F(x, y) and colour
+term are
    combined over the units of a detector and band (`csstdask.zeropoint.campaign_terms`).
 2. The joint solution ties units together by common stars, exposures and epochs (`csstdask.zeropoint.campaign_joint`).
 3. What is known without a unit's stars is its prior: a network that reads telemetry and earlier zero points, a local
@@ -23,12 +24,17 @@ from csstdask.nn.models import NO_MODEL
 from csstdask.zeropoint.campaign_joint import JointOffsets, joint_offsets
 from csstdask.zeropoint.campaign_memory import shared_errors
 from csstdask.zeropoint.campaign_stars import CampaignStars
-from csstdask.zeropoint.campaign_terms import CorrectedMagnitudes, corrected_magnitudes, unit_offsets, with_corrections
+from csstdask.zeropoint.campaign_terms import (
+    CorrectedMagnitudes,
+    correct_magnitudes,
+    fill_aperture_corrections,
+    unit_offsets,
+)
 from csstdask.zeropoint.features import PriorInputs
-from csstdask.zeropoint.fit import COLOR_TERM
-from csstdask.zeropoint.prior import NOMINAL_SIGMA, predict_prior, simple_prior
+from csstdask.zeropoint.fit_stars import COLOR_TERM
+from csstdask.zeropoint.prior import NOMINAL_SIGMA, fallback_prior, predict_prior
 from csstdask.zeropoint.result import ALARM_SIGMA
-from csstdask.zeropoint.state import ONE_SIGMA, LocalLevel, fit_local_level, online_scale, recent
+from csstdask.zeropoint.state import ONE_SIGMA, LocalLevel, build_memory, fit_local_level, online_scale
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -38,7 +44,7 @@ __all__ = [
     "disagree", "reference_level",
 ]  # fmt: skip
 
-MEMORY = 16
+MEMORY_LENGTH = 16
 """Earlier zero points of a detector that a prior may look back at."""
 GAP_DAYS = 30.0
 """Time without exposures after which a zero point may have jumped [day]."""
@@ -112,7 +118,7 @@ def calibrate_campaign(
 
     Examples
     --------
-    >>> from csstdask.zeropoint.matched import MatchedStars
+    >>> from csstdask.zeropoint.matched_stars import MatchedStars
     >>> none, numbers = np.zeros(0), np.zeros(0, dtype=np.int64)
     >>> unit = MatchedStars(
     ...     id=numbers, reference=numbers, x=none, y=none, ra=none, dec=none, inst_mag=none, inst_mag_err=none,
@@ -125,11 +131,11 @@ def calibrate_campaign(
     ([25.85], ['nominal'])
     """
     chosen = settings or CampaignSettings()
-    stars, common_error = with_corrections(stars)
+    stars, common_error = fill_aperture_corrections(stars)
     series = stars.series
     level = reference_level(stars.nominal, stars.value, series)
     solved = stars.value - level
-    corrected = corrected_magnitudes(stars, series, chosen.color_term)
+    corrected = correct_magnitudes(stars, series, chosen.color_term)
     joint = joint_offsets(
         stars,
         corrected,
@@ -240,7 +246,7 @@ def campaign_prior(
     conditions = {name: np.asarray(values, dtype=np.float64) for name, values in telemetry.items()}
     offset, error = unit_offsets(stars, corrected, level)
     offset = np.where(stars.n_used >= LEAST_STARS, offset, np.nan)
-    memory = recent(stars.days, offset + level, error, last=MEMORY, series=series)
+    memory = build_memory(stars.days, offset + level, error, last=MEMORY_LENGTH, series=series)
     inputs = PriorInputs(
         nominal=level,
         days=stars.days,
@@ -250,7 +256,9 @@ def campaign_prior(
         stars=stars.lists,
     )
     network = settings.model != NO_MODEL and any(np.isfinite(values).any() for values in conditions.values())
-    expected = predict_prior(inputs, model=settings.model, device=settings.device) if network else simple_prior(inputs)
+    expected = (
+        predict_prior(inputs, model=settings.model, device=settings.device) if network else fallback_prior(inputs)
+    )
     value, sigma, method = expected.value - level, expected.sigma.copy(), expected.method.astype("<U8")
     borrowed = method == "borrowed"
     if borrowed.any():

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.numerics.polynomials import legendre_products
-from csstdask.zeropoint.features import StarLists, star_lists
-from csstdask.zeropoint.fit import FLAT_SIGMA
-from csstdask.zeropoint.matched import MatchedStars
-from csstdask.zeropoint.photometry import known_error
+from csstdask.zeropoint.features import StarLists, build_star_lists
+from csstdask.zeropoint.fit_stars import FLAT_SIGMA
+from csstdask.zeropoint.matched_stars import MatchedStars
+from csstdask.zeropoint.photometry import fill_unknown_errors
 
 Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
@@ -106,7 +106,7 @@ class CampaignStars:
         tied = np.flatnonzero(usable & known & (stars.weight > 0))
         best = np.sort(tied[np.argsort(stars.inst_mag_err[tied], kind="stable")][:most])
         chosen = np.concatenate([best, np.flatnonzero(usable & ~known)])
-        ref_error = known_error(stars.ref_mag_err)
+        ref_error = fill_unknown_errors(stars.ref_mag_err)
         names = ("inst_mag", "inst_mag_err", "ref_mag", "ref_mag_err", "color", "x", "y")
         k = len(stars.coefficients)
         terms = np.zeros((len(chosen), k))
@@ -131,7 +131,7 @@ class CampaignStars:
             color_term_err=np.array([stars.color_term_err]),
             correction=np.array([stars.correction]),
             correction_err=np.array([stars.correction_err]),
-            lists=star_lists([{name: getattr(stars, name) for name in names}], shape=stars.shape),
+            lists=build_star_lists([{name: getattr(stars, name) for name in names}], shape=stars.shape),
             unit=np.zeros(len(chosen), dtype=np.int32),
             ra=stars.ra[chosen],
             dec=stars.dec[chosen],

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from csstdask.numerics.robust import mad_scale
 from csstdask.zeropoint.campaign_stars import CampaignStars
-from csstdask.zeropoint.fit import FLAT_SIGMA, SCATTER_GUESS
+from csstdask.zeropoint.fit_stars import FLAT_SIGMA, SCATTER_GUESS
 
 Float = npt.NDArray[np.float64]
 Series = npt.NDArray[np.intp]
@@ -31,7 +31,7 @@ LEAST_STARS_FOR_SCATTER = 8
 """Stars of a unit from which its scatter is one of the campaign."""
 
 
-def with_corrections(stars: CampaignStars) -> tuple[CampaignStars, Float]:
+def fill_aperture_corrections(stars: CampaignStars) -> tuple[CampaignStars, Float]:
     """Return the units with the median aperture correction of their detector and band where their own is unknown.
 
     Units of detectors without any correction keep magnitudes of the aperture. What these lack is common to all of
@@ -195,7 +195,7 @@ class CorrectedMagnitudes:
     """(n,) Scatter against the reference beyond quoted errors [mag]."""
 
 
-def corrected_magnitudes(stars: CampaignStars, series: Series, expected: tuple[float, float]) -> CorrectedMagnitudes:
+def correct_magnitudes(stars: CampaignStars, series: Series, expected: tuple[float, float]) -> CorrectedMagnitudes:
     """Return magnitudes with F(x, y) and the colour term of their detector.
 
     A star of unknown colour is given the mean colour of its unit, or of its detector.

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy import fft
 
 from csstdask.numerics.robust import mad_scale
-from csstdask.zeropoint.photometry import usable_error, usable_magnitude
+from csstdask.zeropoint.photometry import mask_bad_errors, mask_bad_magnitudes
 
 if TYPE_CHECKING:
     from csstdask.zeropoint.state import Memory
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 
-TELEMETRY = (
+TELEMETRY_NAMES = (
     "detector_temperature", "focus", "jitter", "earth_limb_angle", "sun_angle", "background", "days_since_launch",
     "contamination",
 )  # fmt: skip
@@ -139,7 +139,7 @@ class PriorArrays:
         return PriorArrays(**{name: value[index] for name, value in vars(self).items()})
 
 
-def join_arrays(parts: Sequence[PriorArrays]) -> PriorArrays:
+def concatenate_arrays(parts: Sequence[PriorArrays]) -> PriorArrays:
     """Return the arrays of several sets as one; star lists are padded to the longest."""
     most = max(part.stars.shape[1] for part in parts)
     fields = {
@@ -182,7 +182,7 @@ def prior_arrays(inputs: PriorInputs, telemetry: Sequence[str], *, memory: int) 
     stars = lists.values.copy()
     stars[..., 0] += np.nan_to_num(inputs.nominal)[:, None].astype(np.float32)
     return PriorArrays(
-        _finite(now), values, _finite(history), stars, lists.count.astype(np.float32), statistics_of(inputs),
+        _finite(now), values, _finite(history), stars, lists.count.astype(np.float32), stack_image_statistics(inputs),
         _finite(np.asarray(inputs.nominal)),
     )  # fmt: skip
 
@@ -192,7 +192,7 @@ def _finite(values: npt.NDArray[Any]) -> Float32:
     return np.where(np.isfinite(values), values, np.nan).astype(np.float32)
 
 
-def statistics_of(inputs: PriorInputs) -> Float32:
+def stack_image_statistics(inputs: PriorInputs) -> Float32:
     """Return the statistics of the images (n, statistic); NaN where there is none, or it cannot be used."""
     if inputs.image is None:
         return np.full((len(inputs), len(IMAGE_STATISTICS)), np.nan, np.float32)
@@ -285,7 +285,7 @@ def _bright_peaks(data: Float32, threshold: float) -> npt.NDArray[np.int64]:
     return np.stack([y[inside][order], x[inside][order]], axis=1)
 
 
-def star_lists(
+def build_star_lists(
     tables: Sequence[Mapping[str, npt.ArrayLike] | None],
     *,
     shape: tuple[int, int] | None = None,
@@ -318,8 +318,8 @@ def _star_rows(table: Mapping[str, npt.ArrayLike] | None, shape: tuple[int, int]
     inst = np.asarray(table["inst_mag"], dtype=float)
     columns = [np.asarray(table[c], dtype=float) if c in table else np.full(inst.shape, np.nan) for c in STAR_COLUMNS]
     rows = np.stack(columns, axis=1)
-    rows[:, [0, 2, 4]] = usable_magnitude(rows[:, [0, 2, 4]])
-    rows[:, [1, 3]] = usable_error(rows[:, [1, 3]])
+    rows[:, [0, 2, 4]] = mask_bad_magnitudes(rows[:, [0, 2, 4]])
+    rows[:, [1, 3]] = mask_bad_errors(rows[:, [1, 3]])
     rows = rows[np.isfinite(rows[:, [0, 2]]).all(axis=1)]
     _, first = np.unique(np.nan_to_num(rows, nan=_UNKNOWN), axis=0, return_index=True)  # repeated rows are one star
     rows = rows[first]

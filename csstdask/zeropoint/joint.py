@@ -29,24 +29,24 @@ import scipy.sparse as sp
 from csstdask.zeropoint.joint_checks import check_joint_arguments
 from csstdask.zeropoint.joint_graph import Components, exposure_components
 from csstdask.zeropoint.joint_identify import identify_stars
-from csstdask.zeropoint.joint_linear import Factor, factor, sampled_variance, solve_iteratively
+from csstdask.zeropoint.joint_linear import Factor, factorise, sampled_variance, solve_iteratively
 from csstdask.zeropoint.joint_normal import (
     Overlaps,
     PriorTerms,
     StarEquations,
-    overlaps,
+    find_overlaps,
     precision_matrix,
     star_equations,
 )
-from csstdask.zeropoint.joint_observations import StarRows, star_rows
+from csstdask.zeropoint.joint_observations import StarRows, group_by_star
 from csstdask.zeropoint.joint_robust import (
     Loss,
     Precision,
+    drop_inconsistent_exposures,
     intrinsic_scatter,
     measurement_precision,
     residual_scale,
     weighted_chi2,
-    without_inconsistent,
 )
 
 __all__ = ["JointSettings", "JointSolution", "StarObservations", "identify_stars", "solve_joint"]
@@ -220,7 +220,7 @@ def solve_joint(
     units, prior = unit_terms(exposure, detector, epoch, unit_sigma, small_sigma, settings)
     position = np.empty(len(units), dtype=np.int32)
     position[units] = np.arange(len(units), dtype=np.int32)
-    rows = star_rows(
+    rows = group_by_star(
         observations.unit, observations.star, observations.magnitude, observations.variance,
         reference, reference_variance, reference_floor=settings.reference_floor, position=position,
     )  # fmt: skip
@@ -250,7 +250,7 @@ def _solve(
 ) -> JointSolution:
     """Iterate weights and scatter; return the solution with the units in the caller's order."""
     n = prior.n_units
-    pairs = overlaps(rows, n)
+    pairs = find_overlaps(rows, n)
     scatter = settings.scatter_floor if settings.scatter is None else settings.scatter
     quoted = rows.reference_variance
     rows = _with_reference_scatter(rows, quoted, spread, scatter)
@@ -273,7 +273,7 @@ def _solve(
         change = np.abs(state.unknowns[:n] - zero_point)[anchored].max(initial=0.0)
         if loss is Loss.TUKEY and change < settings.tolerance:
             break
-    consistent = without_inconsistent(rows, precision, prior.exposure) if loss is Loss.TUKEY else None
+    consistent = drop_inconsistent_exposures(rows, precision, prior.exposure) if loss is Loss.TUKEY else None
     if consistent is not None:
         state = _weighted(rows, consistent, prior, pairs, settings, state)
     solution = _result(rows, state, prior, pairs, settings, loss)
@@ -305,7 +305,7 @@ def _weighted(
     vector = np.zeros(matrix.shape[0])
     vector[: prior.n_units] = equations.vector
     if matrix.nnz <= settings.max_nonzeros:
-        factored = factor(matrix)
+        factored = factorise(matrix)
         return _State(precision, components, equations, matrix, factored, factored.solve(vector))
     start = None if before is None else before.unknowns
     return _State(precision, components, equations, matrix, None, solve_iteratively(matrix, vector, start)[0])

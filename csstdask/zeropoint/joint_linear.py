@@ -81,7 +81,7 @@ def _decompose(matrix: sp.csc_array) -> SuperLU:
         return splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
 
 
-def factor(matrix: sp.csc_array) -> Factor:
+def factorise(matrix: sp.csc_array) -> Factor:
     """Return the factors of a symmetric positive definite matrix, ordered by minimum degree.
 
     Examples

@@ -137,7 +137,7 @@ class PriorTerms:
         return np.concatenate([self.unit_sigma, self.shared_sigma[self.shared]])
 
 
-def overlaps(rows: StarRows, n_units: int) -> Overlaps:
+def find_overlaps(rows: StarRows, n_units: int) -> Overlaps:
     """Return the pairs of units that have stars in common."""
     found: Int = np.empty(0, dtype=np.int64)
     s = 0

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from csstdask.zeropoint.photometry import BRIGHTEST, FAINTEST, LARGEST_ERROR
+from csstdask.zeropoint.photometry import LARGEST_ERROR, MAX_MAGNITUDE, MIN_MAGNITUDE
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -56,7 +56,7 @@ class StarRows:
         return len(self.reference)
 
 
-def star_rows(
+def group_by_star(
     unit: npt.ArrayLike,
     star: npt.ArrayLike,
     magnitude: npt.ArrayLike,
@@ -98,7 +98,7 @@ def star_rows(
     n_units = int(unit.max(initial=-1)) + 1
     number = np.arange(n_units, dtype=np.int32) if position is None else np.asarray(position, dtype=np.int32)
     # Comparisons with NaN are False.
-    known = (reference > BRIGHTEST) & (reference < FAINTEST) & (reference_variance >= 0)
+    known = (reference > MIN_MAGNITUDE) & (reference < MAX_MAGNITUDE) & (reference_variance >= 0)
     known &= reference_variance <= LARGEST_VARIANCE
     with_reference = np.where(known, reference, np.nan)
     with_variance = np.where(known, np.maximum(reference_variance, reference_floor**2), np.inf)
@@ -138,7 +138,7 @@ def _mixed(value: Any) -> Any:  # pragma: no cover
 
 @njit(cache=True, nogil=True)
 def _usable(magnitude: Any, variance: Any) -> Any:  # pragma: no cover
-    return BRIGHTEST < magnitude < FAINTEST and 0.0 <= variance <= LARGEST_VARIANCE
+    return MIN_MAGNITUDE < magnitude < MAX_MAGNITUDE and 0.0 <= variance <= LARGEST_VARIANCE
 
 
 @njit(cache=True, nogil=True)

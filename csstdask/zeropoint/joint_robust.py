@@ -105,7 +105,7 @@ def intrinsic_scatter(
     return float(np.sqrt(max(above / below, floor**2))) if below > 0 else max(scatter, floor)
 
 
-def without_inconsistent(rows: StarRows, precision: Precision, exposure: npt.ArrayLike) -> Precision | None:
+def drop_inconsistent_exposures(rows: StarRows, precision: Precision, exposure: npt.ArrayLike) -> Precision | None:
     """Return the precisions without exposures that disagree with everything else; None if there are none.
 
     Of magnitudes that have no relation to those of other exposures a few agree by chance, and Tukey's weights would

@@ -36,7 +36,7 @@ import torch
 from scipy.stats import skew
 from torch import Tensor, nn
 
-from csstdask.zeropoint.features import IMAGE_STATISTICS, TELEMETRY, PriorArrays
+from csstdask.zeropoint.features import IMAGE_STATISTICS, TELEMETRY_NAMES, PriorArrays
 from csstdask.zeropoint.process import level_from_memory
 from csstdask.zeropoint.star_encoder import StarEncoder, star_channels
 
@@ -48,7 +48,7 @@ AMPLITUDES = (0.03, 0.03, 0.1, 0.3, 0.6)
 """Initial standard deviations of its parts, in units of the scatter of zero points."""
 N_RESPONSE = 6
 """Directions in which the response to conditions may differ from one camera or epoch to another."""
-FURTHER = 0.3
+MAX_LATENT_OFFSET = 0.3
 """Largest offset by image and stars, in units of the scatter of zero points."""
 SIGMA_FLOOR = 5e-4
 """Least sigma [mag]."""
@@ -133,7 +133,7 @@ class PriorNetwork(nn.Module):
     """
 
     def __init__(
-        self, telemetry: Sequence[str] = TELEMETRY, *, memory: int = 8, clocks: Sequence[str] = CLOCKS,
+        self, telemetry: Sequence[str] = TELEMETRY_NAMES, *, memory: int = 8, clocks: Sequence[str] = CLOCKS,
         stars: bool = True, image: bool = True, star_level: bool = False, by_camera: bool = True, members: int = 1,
         width: int = 24, latent: int = 10, kind: str = "zeropoint",
     ) -> None:  # fmt: skip
@@ -180,10 +180,10 @@ class PriorNetwork(nn.Module):
     def normalise_by(self, arrays: PriorArrays, offset: np.ndarray) -> None:
         """Set means and standard deviations of the inputs and the target from training exposures."""
         self.logarithmic.copy_(torch.from_numpy(_skewed(arrays.telemetry)))
-        mean, std = moments(self._scaled(torch.from_numpy(arrays.telemetry)).numpy())
+        mean, std = finite_moments(self._scaled(torch.from_numpy(arrays.telemetry)).numpy())
         self.telemetry_mean.copy_(mean)
         self.telemetry_std.copy_(std)
-        mean, std = moments(arrays.image)
+        mean, std = finite_moments(arrays.image)
         self.image_mean.copy_(mean)
         self.image_std.copy_(std)
         magnitude = arrays.stars[..., 2]
@@ -333,7 +333,7 @@ class _Member(nn.Module):
         summary = torch.cat([spread, torch.log(level_variance)[:, None] / 4], dim=-1)
         shift, factor = self.head(torch.cat([u[:, 0], z, summary], dim=-1)).unbind(dim=-1)
         own = level_variance + noise[:, 0]
-        extra = FURTHER * torch.tanh(self.further(z).squeeze(-1)) + 2 * torch.sqrt(own) * torch.tanh(shift)
+        extra = MAX_LATENT_OFFSET * torch.tanh(self.further(z).squeeze(-1)) + 2 * torch.sqrt(own) * torch.tanh(shift)
         offset = explained[:, 0] + extra + level
         log_variance = torch.log(own) + 4 * torch.tanh(factor / 2) + 2 * torch.log(scale)
         return mean + scale * offset, log_variance, torch.cat([u[:, 0], z], dim=-1)
@@ -378,7 +378,7 @@ def _skewed(values: np.ndarray) -> np.ndarray:
     return out
 
 
-def moments(values: np.ndarray) -> tuple[Tensor, Tensor]:
+def finite_moments(values: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return the mean and standard deviation of each column, 0 and 1 where nothing is known."""
     known = np.isfinite(values)
     count = np.maximum(known.sum(axis=0), 1)

@@ -7,9 +7,9 @@ import numpy.typing as npt
 
 Float = npt.NDArray[np.float64]
 
-BRIGHTEST = -40.0
+MIN_MAGNITUDE = -40.0
 """Magnitudes below are sentinels (-9999, -99) [mag]."""
-FAINTEST = 40.0
+MAX_MAGNITUDE = 40.0
 """Magnitudes above are sentinels (99, 99.99, 130) [mag]."""
 LARGEST_ERROR = 5.0
 """Errors of magnitudes above are sentinels (9.99, 99) [mag]."""
@@ -19,7 +19,7 @@ _SUBPIXELS = 9
 """Points along each axis of a half pixel at which an aperture is sampled."""
 
 
-def usable_magnitude(magnitude: npt.ArrayLike) -> Float:
+def mask_bad_magnitudes(magnitude: npt.ArrayLike) -> Float:
     """Return magnitudes with NaN in place of sentinels and of values that are not finite.
 
     Examples
@@ -29,11 +29,11 @@ def usable_magnitude(magnitude: npt.ArrayLike) -> Float:
     """
     values = np.array(magnitude, dtype=np.float64)
     with np.errstate(invalid="ignore"):
-        values[~((values > BRIGHTEST) & (values < FAINTEST))] = np.nan
+        values[~((values > MIN_MAGNITUDE) & (values < MAX_MAGNITUDE))] = np.nan
     return values
 
 
-def usable_error(error: npt.ArrayLike) -> Float:
+def mask_bad_errors(error: npt.ArrayLike) -> Float:
     """Return errors of magnitudes; NaN, which means unknown, for zero, negative and sentinel values.
 
     Examples
@@ -47,13 +47,13 @@ def usable_error(error: npt.ArrayLike) -> Float:
     return values
 
 
-def known_error(error: npt.ArrayLike) -> Float:
+def fill_unknown_errors(error: npt.ArrayLike) -> Float:
     """Return errors of magnitudes, with the median of the known ones where a value is unknown.
 
     A catalogue writes 0 or a sentinel where it has no error: such a star is not infinitely precise. Where no error is
     known at all, 0 is returned: the scatter that a fit estimates then stands for the errors.
     """
-    values = usable_error(error)
+    values = mask_bad_errors(error)
     unknown = np.isnan(values)
     if unknown.any():
         values[unknown] = np.median(values[~unknown]) if not unknown.all() else 0.0
@@ -115,7 +115,7 @@ def aperture_correction(psf: npt.ArrayLike, radius: float) -> Float:
         return np.asarray(2.5 * np.log10(np.where(share > 0, share, np.nan)))
 
 
-def light_beyond(half_width: float, wavelength: float, diameter: float, obscuration: float = 0.0) -> float:
+def light_outside_box(half_width: float, wavelength: float, diameter: float, obscuration: float = 0.0) -> float:
     """Return the share of a star's light that diffraction sends beyond a square box around it.
 
     A PSF that was measured in a box knows nothing of it. The share of an Airy pattern beyond a radius r is

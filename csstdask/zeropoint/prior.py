@@ -15,10 +15,10 @@ from csstdask.nn.models import find_card
 from csstdask.zeropoint.features import (
     PriorInputs,
     StarLists,
+    build_star_lists,
     image_statistics,
     prior_arrays,
-    star_lists,
-    statistics_of,
+    stack_image_statistics,
 )
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def predict_prior(inputs: PriorInputs, *, model: str = "default", device: Any = 
     >>> prior.method.tolist(), prior.value.tolist(), prior.sigma.tolist()
     (['nominal'], [25.0], [0.3])
     """
-    prior = simple_prior(inputs)
-    card = prior_card(model)
+    prior = fallback_prior(inputs)
+    card = find_prior_card(model)
     inputs = within_domain(inputs, card)
     informed = _informed(inputs, card)
     if not informed.any():
@@ -105,27 +105,27 @@ def predict_prior(inputs: PriorInputs, *, model: str = "default", device: Any = 
     from csstdask.zeropoint.azprc import build_network  # noqa: PLC0415
 
     network = load_network(card, build_network, choose_device(device))
-    found = predict_with(network, take_inputs(inputs, informed))
+    found = predict_with_network(network, take_inputs(inputs, informed))
     value, sigma, method = prior.value.copy(), prior.sigma.copy(), prior.method.copy()
     value[informed], sigma[informed], method[informed] = found.value, found.sigma, found.method
     return Prior(value, sigma, method)
 
 
-def simple_prior(inputs: PriorInputs) -> Prior:
+def fallback_prior(inputs: PriorInputs) -> Prior:
     """Return the prior without a network: ``borrowed`` where there is a memory, else ``nominal``."""
     nominal = np.asarray(inputs.nominal, dtype=float)
     known = np.isfinite(nominal)
     value, sigma = np.where(known, nominal, np.nan), np.where(known, NOMINAL_SIGMA, np.inf)
     method = np.full(len(inputs), "nominal", dtype="<U8")
     if inputs.memory is not None:
-        mean, error = borrow(inputs.memory, nominal)
+        mean, error = predict_from_memory(inputs.memory, nominal)
         borrowed = np.isfinite(mean)
         value, sigma = np.where(borrowed, mean, value), np.where(borrowed, error, sigma)
         method[borrowed] = "borrowed"
     return Prior(value, sigma, method)
 
 
-def borrow(memory: Memory, nominal: npt.ArrayLike) -> tuple[Float, Float]:
+def predict_from_memory(memory: Memory, nominal: npt.ArrayLike) -> tuple[Float, Float]:
     """Estimate zero points from the last solved ones alone.
 
     A level that walks at random is measured by each entry of the memory. Estimates are filtered from the oldest entry
@@ -185,7 +185,7 @@ def _drift(level: Float, variance: Float, dt: Float, start: Float, known: npt.ND
     return moved, grown
 
 
-def prior_card(model: str) -> ModelCard:
+def find_prior_card(model: str) -> ModelCard:
     """Return the card of a network whose prior may be joined with stars.
 
     Raises
@@ -201,7 +201,7 @@ def prior_card(model: str) -> ModelCard:
     return card
 
 
-def conditions_of(card: ModelCard) -> list[str]:
+def telemetry_names(card: ModelCard) -> list[str]:
     """Return the names of the telemetry that a network reads."""
     clocks = card.architecture.get("clocks", ())
     return [name for name in card.architecture["telemetry"] if name not in clocks]
@@ -230,11 +230,11 @@ def within_domain(inputs: PriorInputs, card: ModelCard) -> PriorInputs:
 def _informed(inputs: PriorInputs, card: ModelCard) -> npt.NDArray[np.bool_]:
     """Return which exposures have a nominal value and a condition or an image that the network reads."""
     known = np.zeros(len(inputs), dtype=bool)
-    for name in conditions_of(card):
+    for name in telemetry_names(card):
         if name in inputs.telemetry:
             known |= np.isfinite(np.asarray(inputs.telemetry[name], dtype=float))
     if inputs.image is not None and card.architecture.get("image"):
-        known |= np.isfinite(statistics_of(inputs)).any(axis=1)
+        known |= np.isfinite(stack_image_statistics(inputs)).any(axis=1)
     return known & np.isfinite(inputs.nominal)
 
 
@@ -255,7 +255,7 @@ def take_inputs(inputs: PriorInputs, index: Any) -> PriorInputs:
     )
 
 
-def predict_with(network: PriorNetwork | torch.nn.Module, inputs: PriorInputs) -> Prior:
+def predict_with_network(network: PriorNetwork | torch.nn.Module, inputs: PriorInputs) -> Prior:
     """Predict with a network, whatever of its inputs is known; see `predict_prior`."""
     import torch  # noqa: PLC0415
 
@@ -278,6 +278,14 @@ def predict_with(network: PriorNetwork | torch.nn.Module, inputs: PriorInputs) -
 
 
 __all__ = [
-    "Prior", "PriorInputs", "StarLists", "borrow", "image_statistics", "predict_prior", "predict_with",
-    "simple_prior", "star_lists", "take_inputs",
+    "Prior",
+    "PriorInputs",
+    "StarLists",
+    "build_star_lists",
+    "fallback_prior",
+    "image_statistics",
+    "predict_from_memory",
+    "predict_prior",
+    "predict_with_network",
+    "take_inputs",
 ]  # fmt: skip

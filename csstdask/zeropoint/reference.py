@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from csstdask.core.errors import InputError
-from csstdask.zeropoint.photometry import usable_error, usable_magnitude
+from csstdask.zeropoint.photometry import mask_bad_errors, mask_bad_magnitudes
 
 Float = npt.NDArray[np.float64]
 
@@ -173,7 +173,7 @@ def read_reference(path: Path) -> ReferenceCatalogue:
         pmra=_proper_motion(column("pmra", 0.0)),
         pmdec=_proper_motion(column("pmdec", 0.0)),
         epoch=column("ref_epoch", DEFAULT_EPOCH),
-        magnitudes={band: usable_magnitude(column(f"{_PREFIX}{band}", np.nan)) for band in bands},
-        errors={band: usable_error(column(f"{_PREFIX}{band}{_ERROR}", np.nan)) for band in bands},
+        magnitudes={band: mask_bad_magnitudes(column(f"{_PREFIX}{band}", np.nan)) for band in bands},
+        errors={band: mask_bad_errors(column(f"{_PREFIX}{band}{_ERROR}", np.nan)) for band in bands},
         source=str(path),
     )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.zeropoint.fit import StarFit
+from csstdask.zeropoint.fit_stars import StarFit
 
 Float = npt.NDArray[np.float64]
 Method = Literal["solve", "joined", "prior", "borrowed", "nominal"]

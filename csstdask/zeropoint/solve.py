@@ -11,12 +11,12 @@ import numpy.typing as npt
 from csstdask.core.errors import InputError
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import NO_MODEL
-from csstdask.zeropoint.features import PriorInputs, star_lists
-from csstdask.zeropoint.fit import COLOR_TERM, StarFit, fit_stars
-from csstdask.zeropoint.photometry import usable_error, usable_magnitude
-from csstdask.zeropoint.prior import NOMINAL_SIGMA, predict_prior, prior_card, simple_prior
+from csstdask.zeropoint.features import PriorInputs, build_star_lists
+from csstdask.zeropoint.fit_stars import COLOR_TERM, StarFit, fit_stars
+from csstdask.zeropoint.photometry import mask_bad_errors, mask_bad_magnitudes
+from csstdask.zeropoint.prior import NOMINAL_SIGMA, fallback_prior, find_prior_card, predict_prior
 from csstdask.zeropoint.result import Method, Stars, ZeroPoint
-from csstdask.zeropoint.state import recent
+from csstdask.zeropoint.state import build_memory
 
 Float = npt.NDArray[np.float64]
 
@@ -44,8 +44,8 @@ def solve(
 ) -> ZeroPoint:
     """Return the zero point of one exposure and detector.
 
-    Stars alone give it by a robust fit (`csstdask.zeropoint.fit`). Telemetry and earlier zero points give a prior,
-    which is joined with the stars by precision and stands alone where there are none.
+    Stars alone give it by a robust fit (`csstdask.zeropoint.fit_stars`). Telemetry and earlier zero points give a
+    prior, which is joined with the stars by precision and stands alone where there are none.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def solve(
     options = {"degree": degree, "shape": shape, "color_term": color_term}
     alone = _fit(table, options)
     use_network = model is not None and model != NO_MODEL
-    card = prior_card(str(model)) if use_network else None
+    card = find_prior_card(str(model)) if use_network else None
     inputs = _inputs(table, alone.shape, telemetry, image, history, time, nominal, card)
     prior, source = _prior(inputs, str(model) if use_network else None, device)
     if prior is not None:
@@ -197,14 +197,16 @@ def _inputs(
         nominal = float(np.median(past["value"])) - mean if n_past else np.nan
     memory = None
     if n_past:
-        memory = recent(past["days"], past["value"], past["sigma"], at=np.array([days_of(time)]), last=LONGEST_MEMORY)
+        memory = build_memory(
+            past["days"], past["value"], past["sigma"], at=np.array([days_of(time)]), last=LONGEST_MEMORY
+        )
     return PriorInputs(
         nominal=np.array([nominal]),
         days=np.array([days_of(time)]),
         telemetry={name: np.array([value]) for name, value in conditions.items()},
         memory=memory,
         memory_telemetry=None if memory is None else {name: memory.of(values) for name, values in past.items()},
-        stars=star_lists([{name: one for name, one in vars(table).items() if one is not None}], shape=shape),
+        stars=build_star_lists([{name: one for name, one in vars(table).items() if one is not None}], shape=shape),
         image=None if image is None else _patch(image)[None],
     )
 
@@ -215,7 +217,7 @@ def _prior(
     """Return what is expected, and the method that this stands for; None where nothing is."""
     if inputs is None:
         return None, "nominal"
-    expected = simple_prior(inputs) if model is None else predict_prior(inputs, model=model, device=device)
+    expected = fallback_prior(inputs) if model is None else predict_prior(inputs, model=model, device=device)
     if not np.isfinite(expected.value[0]) or expected.method[0] == "nominal":
         return None, "nominal"
     method: Method = str(expected.method[0])  # type: ignore[assignment]
@@ -278,7 +280,7 @@ def _past(history: Mapping[str, Any], time: Any) -> dict[str, Float]:
     when = days_of(time)
     if lengths[0] and not np.isfinite(when):
         raise InputError("history", "no time of the exposure", "time=, so that only earlier zero points are read")
-    columns["value"], columns["sigma"] = usable_magnitude(columns["value"]), usable_error(columns["sigma"])
+    columns["value"], columns["sigma"] = mask_bad_magnitudes(columns["value"]), mask_bad_errors(columns["sigma"])
     usable = (columns["days"] < when) & np.isfinite(columns["value"]) & np.isfinite(columns["sigma"])
     return {name: values[usable] for name, values in columns.items()}
 

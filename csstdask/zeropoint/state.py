@@ -64,7 +64,7 @@ class Memory:
         return _remembered(self.index, np.asarray(column, dtype=np.float64))
 
 
-def recent(
+def build_memory(
     days: npt.ArrayLike,
     value: npt.ArrayLike,
     sigma: npt.ArrayLike,

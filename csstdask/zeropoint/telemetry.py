@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from csstdask.core.errors import InputError
-from csstdask.zeropoint.features import TELEMETRY
+from csstdask.zeropoint.features import TELEMETRY_NAMES
 
 Float = npt.NDArray[np.float64]
 
-_WANTED = f"columns exposure (text) and some of {', '.join(TELEMETRY)}"
+_WANTED = f"columns exposure (text) and some of {', '.join(TELEMETRY_NAMES)}"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def check_telemetry(path: Path) -> list[str]:
         names = pq.read_schema(path).names
     except (OSError, pa.ArrowException) as error:
         raise InputError(path, f"no readable Parquet table ({type(error).__name__})", _WANTED) from None
-    known = [name for name in TELEMETRY if name in names]
+    known = [name for name in TELEMETRY_NAMES if name in names]
     if "exposure" not in names or not known:
         raise InputError(path, f"columns {', '.join(names)}", _WANTED)
     return known

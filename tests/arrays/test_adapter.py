@@ -23,8 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from csstdask.arrays.adapter import adapt, take_column, take_mask
-from csstdask.arrays.namespace import open_door
+from csstdask.arrays.adapter import adapt, convert_column, convert_mask
+from csstdask.arrays.namespace import array_adapter
 
 SHAPE = (3, 4)
 VALUES = np.arange(12, dtype=np.float32).reshape(SHAPE)
@@ -227,12 +227,12 @@ def test_any_mask_of_booleans_is_that_mask(data):
 @settings(max_examples=40, deadline=None)
 @given(hnp.arrays(st.sampled_from(["i2", "u1", ">i4"]), SHAPES, elements=st.integers(0, 3)))
 def test_integers_are_a_mask_only_if_they_are_0_and_1(mask):
-    door = open_door(np.ones(mask.shape))
+    adapter = array_adapter(np.ones(mask.shape))
     if mask.max() > 1:
         with pytest.raises(ValueError, match="flags & bits"):
-            take_mask(door, mask, mask.shape)
+            convert_mask(adapter, mask, mask.shape)
     else:
-        assert np.array_equal(take_mask(door, mask, mask.shape), mask == 1)
+        assert np.array_equal(convert_mask(adapter, mask, mask.shape), mask == 1)
 
 
 @settings(max_examples=40, deadline=None)
@@ -241,15 +241,15 @@ def test_floats_keep_their_type_and_value(values):
     found = adapt(values * u.electron)
     assert found.data.dtype == values.dtype.newbyteorder("=")
     assert np.array_equal(found.data, values)
-    assert np.array_equal(found.door.give(found.data), values)
+    assert np.array_equal(found.adapter.to_caller(found.data), values)
 
 
 def test_columns():
     table = Table({"x": MaskedColumn([1.0, 2.0], mask=[False, True], unit="pix"), "y": [1, 2]})
-    np.testing.assert_array_equal(take_column(table["x"], "x", "pix"), [1, np.nan])
-    np.testing.assert_array_equal(take_column(table["y"], "y", "pix"), [1, 2])
-    np.testing.assert_array_equal(take_column(torch.arange(2), "x", "pix"), [0, 1])
-    np.testing.assert_array_equal(take_column(pd.Series([3.0]), "x"), [3])
-    assert take_column(QTable({"t": [5.0] * u.kK})["t"], "t", "K")[0] == 5000
+    np.testing.assert_array_equal(convert_column(table["x"], "x", "pix"), [1, np.nan])
+    np.testing.assert_array_equal(convert_column(table["y"], "y", "pix"), [1, 2])
+    np.testing.assert_array_equal(convert_column(torch.arange(2), "x", "pix"), [0, 1])
+    np.testing.assert_array_equal(convert_column(pd.Series([3.0]), "x"), [3])
+    assert convert_column(QTable({"t": [5.0] * u.kK})["t"], "t", "K")[0] == 5000
     with pytest.raises(TypeError, match="x: found the unit deg; wanted pix"):
-        take_column([1.0] * u.deg, "x", "pix")
+        convert_column([1.0] * u.deg, "x", "pix")

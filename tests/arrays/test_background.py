@@ -7,7 +7,7 @@ import pytest
 import sep
 
 from csstdask.arrays import background
-from csstdask.arrays.background import measure
+from csstdask.arrays.background import estimate_background
 from csstdask.arrays.mesh import interpolate, mesh_shape
 
 
@@ -15,7 +15,7 @@ def test_noise_and_sloping_sky_are_recovered(rng):
     """A tilted plane is what linear interpolation can follow exactly; noise is that of the input."""
     y, x = np.mgrid[:512, :640]
     truth = 100 + 0.05 * y - 0.02 * x
-    mesh = measure((truth + rng.normal(0, 4, truth.shape)).astype(np.float32), box=64)
+    mesh = estimate_background((truth + rng.normal(0, 4, truth.shape)).astype(np.float32), box=64)
     # The median over 64 x 64 pixels is known to 1.25 x 4 / 64 = 0.08, the mode to a few times that.
     assert np.abs(mesh.background_at() - truth).max() < 0.8
     assert np.median(mesh.noise) == pytest.approx(np.hypot(4, np.hypot(0.05, 0.02) * 64 / 12**0.5), rel=0.03)
@@ -28,7 +28,7 @@ def test_sources_and_masked_pixels_take_no_part(rng):
     mask[:, 100:140] = True
     data[mask] = 1e6
     data[3, 3] = np.nan
-    mesh = measure(data, mask, box=64)
+    mesh = estimate_background(data, mask, box=64)
     assert mesh.background == pytest.approx(50, abs=0.5)
     assert mesh.noise == pytest.approx(5, rel=0.05)
 
@@ -36,7 +36,7 @@ def test_sources_and_masked_pixels_take_no_part(rng):
 def test_agrees_with_sep(rng):
     data = rng.normal(200, 12, (512, 512)).astype(np.float32)
     theirs = sep.Background(data, bw=64, bh=64)
-    mesh = measure(data, box=64)
+    mesh = estimate_background(data, box=64)
     assert float(np.median(mesh.background)) == pytest.approx(theirs.globalback, abs=0.3)
     assert float(np.median(mesh.noise)) == pytest.approx(theirs.globalrms, rel=0.03)
 
@@ -45,15 +45,15 @@ def test_empty_boxes_are_filled_and_an_empty_frame_is_nan(rng):
     data = rng.normal(10, 1, (256, 256)).astype(np.float32)
     mask = np.zeros(data.shape, dtype=bool)
     mask[:128, :128] = True
-    assert np.isfinite(measure(data, mask, box=64).background).all()
-    assert np.isnan(measure(data, np.ones_like(mask), box=64).background).all()
+    assert np.isfinite(estimate_background(data, mask, box=64).background).all()
+    assert np.isnan(estimate_background(data, np.ones_like(mask), box=64).background).all()
 
 
 def test_noise_is_never_negative(rng):
     """Where the noise drops twentyfold from one half to the other, nothing is extrapolated below the smaller."""
     data = rng.normal(0, 1, (256, 256)).astype(np.float32)
     data[:, :128] *= 20
-    noise = measure(data, box=128).noise_at()
+    noise = estimate_background(data, box=128).noise_at()
     assert noise.min() > 0.9
     assert noise.max() < 22
 
@@ -73,7 +73,7 @@ def test_a_histogram_says_what_a_sort_says(rng, height):
     data = rng.normal(100, 5, (256, 256)).astype(np.float32)
     data[:, 32] += height
     data[140:220, 140:220] += height / 100
-    quick = background.measure(data)
+    quick = background.estimate_background(data)
     assert np.abs(quick.background - 100).max() < 1.0
     ordered = [
         background._clipped_in_order(np, data[y : y + 128, x : x + 128].ravel()) for y in (0, 128) for x in (0, 128)

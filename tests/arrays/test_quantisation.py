@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import binary_dilation
 
 import csstdask
-from csstdask.arrays.background import measure
+from csstdask.arrays.background import estimate_background
 from csstdask.arrays.quantisation import quantisation_step
 from csstdask.arrays.sources import find_sources
 
@@ -61,9 +61,9 @@ def test_what_has_no_step(rng):
 def test_noise_of_a_rounded_frame(rng):
     rate, _, _ = sky_with_stars(rng)
     frame = (np.rint(rate) * EXPTIME).astype(np.float32)
-    mesh = measure(frame)
+    mesh = estimate_background(frame)
     assert np.allclose(mesh.noise, EXPTIME / np.sqrt(12), rtol=1e-3)
-    fine = measure((np.rint(rng.normal(10, 2, (400, 400))) * EXPTIME).astype(np.float32))
+    fine = estimate_background((np.rint(rng.normal(10, 2, (400, 400))) * EXPTIME).astype(np.float32))
     assert np.allclose(fine.noise, EXPTIME * np.sqrt(4 + 1 / 12), rtol=0.03)  # it shows the step by itself
 
 
@@ -75,7 +75,7 @@ def test_sources_and_cosmic_rays_are_found_in_a_rounded_frame(rng, model):
     assert found[hit].mean() > 0.95
     elsewhere = found & ~binary_dilation(hit, np.ones((3, 3)), iterations=2)  # the networks flag skirts as well
     assert elsewhere.mean() < 5e-4
-    mesh = measure(frame, found)
+    mesh = estimate_background(frame, found)
     sources = find_sources(frame - mesh.background_at(), mesh.noise_at(), found)
     assert 28 <= len(sources) <= 32
     assert not csstdask.cosmicray.detect(np.full((300, 300), 1050, np.float32), model=model).mask.any()

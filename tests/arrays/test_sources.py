@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from csstdask.arrays.sources import covariance_of_sums, measure_sources
+from csstdask.arrays.sources import measure_sources, sum_covariance
 from csstdask.instrument import load_instrument
 from csstdask.mock.catalogue import draw_sky
 from csstdask.mock.psf import PsfModel, sub_band_weights
@@ -76,10 +76,10 @@ def test_sums_of_pixels_that_are_wrong_together_err_as_is_told(rng):
     common = np.sqrt(correlation) * rng.normal(size=(n, 1, 1))
     errors = sigma * (common + np.sqrt(1 - correlation) * rng.normal(size=(n, 6, 6)))
     alone = float((sigma**2).sum())
-    added = float(covariance_of_sums(sigma, correlation, np.sum))
+    added = float(sum_covariance(sigma, correlation, np.sum))
     pull = errors.sum(axis=(1, 2)) / np.sqrt(alone + added)
     assert abs(pull.std() - 1) < 0.05
-    assert covariance_of_sums(sigma, 0.0, np.sum) == 0
+    assert sum_covariance(sigma, 0.0, np.sum) == 0
 
 
 def test_flux_errors_grow_by_the_correlation_of_repaired_pixels():

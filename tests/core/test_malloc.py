@@ -11,9 +11,9 @@ import pytest
 PROGRAM = """
 import resource, sys, threading
 import numpy as np
-from csstdask.core.malloc import keep_freed_memory
+from csstdask.core.malloc import retain_freed_memory
 if sys.argv[1] == "keep":
-    assert keep_freed_memory()
+    assert retain_freed_memory()
 def twice():
     np.ones(8_000_000, dtype=np.float64).sum()
 def touch():

@@ -10,7 +10,7 @@ from astropy.nddata import CCDData, StdDevUncertainty, VarianceUncertainty
 from astropy.utils.masked import Masked
 
 import csstdask
-from csstdask.arrays.background import measure
+from csstdask.arrays.background import estimate_background
 
 detect, inpaint = csstdask.cosmicray.detect, csstdask.cosmicray.inpaint
 MODEL = {"model": "lacosmic"}
@@ -149,6 +149,6 @@ def test_noise_of_padding_does_not_reach_live_pixels(rng):
     """Half of a frame is padded with zeros: the noise of the other half is what it is, up to the border."""
     frame = rng.normal(100, 5, (512, 512)).astype(np.float32)
     frame[:, :256] = 0
-    noise = measure(frame, box=64).noise_at()
+    noise = estimate_background(frame, box=64).noise_at()
     assert np.abs(noise[:, 256:] - 5).max() < 1
     assert (noise > 4).all()

@@ -95,16 +95,16 @@ def test_standardised_counts_are_those_of_the_frame(tmp_path, rng):
 
 def test_seams_do_not_show(tmp_path, rng):
     """Its own package cuts frames into patches without overlap; here tiles overlap by its radius, 9 pixels."""
-    from csstdask.cosmicray.preprocess import view_frame
-    from csstdask.cosmicray.unet import probability
+    from csstdask.cosmicray.preprocess import prepare_frame
+    from csstdask.cosmicray.unet import hit_probability
 
     torch.save(published_state(normed=True), tmp_path / "mine.pth")
     card = read_card(convert(tmp_path / "mine.pth", tmp_path))
     frame = rng.normal(0, 1, (150, 130)).astype(np.float32)
-    view = view_frame(frame, None, np.zeros(frame.shape, bool))
-    whole = probability(view, card, tile=4096)
-    assert np.abs(probability(view, card, tile=40) - whole).max() <= 1e-6
-    assert np.abs(probability(view, card, tile=40, halo=0) - whole).max() > 1e-3
+    view = prepare_frame(frame, None, np.zeros(frame.shape, bool))
+    whole = hit_probability(view, card, tile=4096)
+    assert np.abs(hit_probability(view, card, tile=40) - whole).max() <= 1e-6
+    assert np.abs(hit_probability(view, card, tile=40, halo=0) - whole).max() > 1e-3
 
 
 class Malicious:

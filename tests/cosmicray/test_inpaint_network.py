@@ -10,14 +10,21 @@ import torch
 
 from csstdask.core.errors import InputError
 from csstdask.cosmicray import inpaint, inpaint_network
-from csstdask.cosmicray.inpaint_network import SIZE, Stamps, build_repairer, last_of, seen_of, told_by
-from csstdask.datasets.labelled_units import known_units
+from csstdask.cosmicray.inpaint_network import (
+    SIZE,
+    Stamps,
+    build_inpainting_network,
+    decode_output,
+    deepest_output,
+    network_inputs,
+)
+from csstdask.datasets.labelled_units import select_units
 from csstdask.mock.recipe import CosmicRays, Recipe, SkyField
 from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network
 from csstdask.pipeline.mock_survey import mock
-from csstdask.training.inpaint.examples import Examples, as_stamps, batches, gather
-from csstdask.training.inpaint.train import correlation_of, load_repair_config, scores, train_inpaint
+from csstdask.training.inpaint.examples import Examples, batches, gather, to_stamps
+from csstdask.training.inpaint.train import fit_correlation, load_inpaint_config, scores, train_inpaint
 
 TINY = {"channels": (8, 12), "each": 30, "steps": 12, "batch": 16, "validation_batches": 3, "epochs": 3}
 
@@ -40,14 +47,14 @@ def trained(campaign, tmp_path_factory, request):
     kind = {"noise": "unet", "min-max": "unetpp"}[request.param]
     settings = TINY | {"campaigns": (str(campaign),), "kind": kind, "scaling": request.param, "name": kind}
     lines = []
-    path = train_inpaint(load_repair_config(None, **settings), tmp_path_factory.mktemp(kind), announce=lines.append)
+    path = train_inpaint(load_inpaint_config(None, **settings), tmp_path_factory.mktemp(kind), on_progress=lines.append)
     assert sum(line.startswith("epoch") for line in lines) == 3
     return path
 
 
 def test_examples_are_contaminated_where_they_are_hit(campaign):
     """A hit pixel's charge is hidden, an event's faint skirt stays; light is that of the clean frame."""
-    material = gather(known_units(campaign, "training"), 20, 1)
+    material = gather(select_units(campaign, "training"), 20, 1)
     (examples,) = batches(material, 1, 40, (1,))
     stamps = examples.stamps
     away = ~stamps.hit & ~stamps.unknown
@@ -62,10 +69,10 @@ def test_examples_are_contaminated_where_they_are_hit(campaign):
 def test_an_untrained_network_says_the_median_with_the_scaling_of_noise(rng):
     height = rng.normal(0, 5, (3, 64, 64)).astype(np.float32)
     hit = rng.random(height.shape) < 0.02
-    stamps = as_stamps(height, np.full(3, 5, np.float32), hit, np.zeros_like(hit))
-    network = build_repairer(kind="unet", scaling="noise", channels=(4, 6)).eval()
+    stamps = to_stamps(height, np.full(3, 5, np.float32), hit, np.zeros_like(hit))
+    network = build_inpainting_network(kind="unet", scaling="noise", channels=(4, 6)).eval()
     with torch.no_grad():
-        told, variance = told_by(last_of(network(seen_of(stamps, "noise"))), stamps, "noise")
+        told, variance = decode_output(deepest_output(network(network_inputs(stamps, "noise"))), stamps, "noise")
     assert torch.allclose(told, stamps.height, atol=1e-4)
     assert (variance > 25).all()
 
@@ -76,16 +83,16 @@ def test_min_max_scaling_does_not_see_what_is_hit(rng):
     hit[:, 30, 30] = True
     first = Stamps(height, torch.full_like(height, 5.0), hit, torch.zeros_like(hit))
     other = replace(first, height=torch.where(hit, 1e6, height))
-    assert torch.equal(seen_of(first, "min-max"), seen_of(other, "min-max"))
-    shown = seen_of(first, "min-max")[:, 0]
+    assert torch.equal(network_inputs(first, "min-max"), network_inputs(other, "min-max"))
+    shown = network_inputs(first, "min-max")[:, 0]
     assert shown.min() == 0
     assert shown.max() == 1
     with pytest.raises(InputError, match="scaling"):
-        build_repairer(kind="unet", scaling="percentile", channels=(4, 6))
+        build_inpainting_network(kind="unet", scaling="percentile", channels=(4, 6))
 
 
 def test_only_hit_pixels_change_and_all_have_a_variance(trained, campaign):
-    frame = known_units(campaign, "validation").read(0)
+    frame = select_units(campaign, "validation").read(0)
     hit = frame.charge > 2
     before = frame.data.copy()
     fixed = inpaint(frame.data, hit, frame.error, frame.ignore, model=str(trained))
@@ -101,7 +108,7 @@ def test_only_hit_pixels_change_and_all_have_a_variance(trained, campaign):
 
 def test_given_sources_alone_are_repaired_by_the_network(trained, campaign):
     """Far from them all is as the median has it; a table with columns and an array of pairs say the same."""
-    frame = known_units(campaign, "validation").read(1)
+    frame = select_units(campaign, "validation").read(1)
     hit = frame.charge > 2
     plain = inpaint(frame.data, hit, frame.error, frame.ignore, model="median")
     some = inpaint(frame.data, hit, frame.error, frame.ignore, model=str(trained), sources=np.array([[100.0, 60.0]]))
@@ -119,11 +126,13 @@ def test_given_sources_alone_are_repaired_by_the_network(trained, campaign):
 
 def test_our_network_learns_how_uncertain_it_is(campaign, tmp_path):
     """So short a training learns no stars, but where the median errs: a constant for all pixels would not do."""
-    config = load_repair_config(None, **TINY | {"campaigns": (str(campaign),), "epochs": 8, "steps": 25})
+    config = load_inpaint_config(None, **TINY | {"campaigns": (str(campaign),), "epochs": 8, "steps": 25})
     card = find_card("inpaint", str(train_inpaint(config, tmp_path)))
-    learnt = load_network(card, build_repairer, torch.device("cpu"))
-    tested = list(batches(gather(known_units(campaign, "validation"), 30, 2), 6, 16, (9,)))
-    trained, untrained = (scores(one, tested, "noise") for one in (learnt, build_repairer(**config.architecture)))
+    learnt = load_network(card, build_inpainting_network, torch.device("cpu"))
+    tested = list(batches(gather(select_units(campaign, "validation"), 30, 2), 6, 16, (9,)))
+    trained, untrained = (
+        scores(one, tested, "noise") for one in (learnt, build_inpainting_network(**config.architecture))
+    )
     assert trained["score_source"] > untrained["score_source"] + 1
     assert trained["score"] > untrained["score"]
     assert set(card.calibration) == {"sky", "source", "correlation"}
@@ -141,20 +150,20 @@ def test_how_far_pixels_are_wrong_together_is_learnt(wanted):
     alone = torch.randn((n, *shape), generator=numbers) * (2 - wanted) ** 0.5
     stamps = Stamps(torch.zeros((n, *shape)), noise, hit, torch.zeros_like(hit))
     light = noise * (common + alone)
-    network = build_repairer(kind="unet", scaling="noise", channels=(4, 4))
+    network = build_inpainting_network(kind="unet", scaling="noise", channels=(4, 4))
     factors = {"sky": float(2 * np.exp(-1)), "source": float(2 * np.exp(-1))}
-    height, variance = told_by(last_of(network(seen_of(stamps, "noise"))), stamps, "noise")
+    height, variance = decode_output(deepest_output(network(network_inputs(stamps, "noise"))), stamps, "noise")
     assert torch.allclose(height, torch.zeros_like(height))
     assert torch.allclose(variance * factors["sky"], 2 * noise**2)
-    found = correlation_of(network, [Examples(stamps, light)], "noise", factors)
+    found = fit_correlation(network, [Examples(stamps, light)], "noise", factors)
     assert abs(found - wanted) < 0.06
 
 
 @pytest.mark.slow
 def test_frames_without_truth_teach_as_well(campaign, tmp_path):
     """What detection finds elsewhere is laid on good pixels; of pixels that it finds itself nobody says anything."""
-    units = known_units(campaign, "training", truth="detected")
-    frame, known = units.read(0), known_units(campaign, "training").read(0)
+    units = select_units(campaign, "training", truth="detected")
+    frame, known = units.read(0), select_units(campaign, "training").read(0)
     assert np.array_equal(frame.clean, frame.data)
     assert np.array_equal(frame.unknown, frame.charge > 0)
     assert (frame.unknown & (known.charge > 0)).sum() > 0.8 * (known.charge > 5).sum()
@@ -162,10 +171,10 @@ def test_frames_without_truth_teach_as_well(campaign, tmp_path):
     assert examples.stamps.hit.float().mean() > 0.003
     assert not (examples.stamps.hit & examples.stamps.unknown).any()
     settings = TINY | {"campaigns": (str(campaign),), "truth": "detected", "epochs": 6, "steps": 25}
-    card = find_card("inpaint", str(train_inpaint(load_repair_config(None, **settings), tmp_path)))
-    learnt = load_network(card, build_repairer, torch.device("cpu"))
-    tested = list(batches(gather(known_units(campaign, "validation"), 30, 2), 6, 16, (9,)))  # by the true light
-    untrained = build_repairer(**card.architecture)
+    card = find_card("inpaint", str(train_inpaint(load_inpaint_config(None, **settings), tmp_path)))
+    learnt = load_network(card, build_inpainting_network, torch.device("cpu"))
+    tested = list(batches(gather(select_units(campaign, "validation"), 30, 2), 6, 16, (9,)))  # by the true light
+    untrained = build_inpainting_network(**card.architecture)
     after, before = (scores(network, tested, "noise") for network in (learnt, untrained))
     assert after["score_source"] > before["score_source"] + 0.5
 
@@ -174,14 +183,16 @@ def test_a_training_goes_on_from_a_card(trained, campaign, tmp_path):
     """At a rate of nearly nothing it stays what it was; a card of another architecture is refused."""
     card = find_card("inpaint", str(trained))
     settings = TINY | {"campaigns": (str(campaign),), **card.architecture, "start_from": str(trained), "epochs": 1}
-    on = find_card("inpaint", str(train_inpaint(load_repair_config(None, **settings, learning_rate=1e-9), tmp_path)))
-    before, after = (load_network(one, build_repairer, torch.device("cpu")).state_dict() for one in (card, on))
+    on = find_card("inpaint", str(train_inpaint(load_inpaint_config(None, **settings, learning_rate=1e-9), tmp_path)))
+    before, after = (
+        load_network(one, build_inpainting_network, torch.device("cpu")).state_dict() for one in (card, on)
+    )
     assert all(torch.allclose(value, after[name], atol=0.05) for name, value in before.items() if "head" in name)
     for start, message in (
         (str(trained), "a network of the same architecture"),
         ("median", "a method without weights"),
     ):
-        wrong = load_repair_config(None, **settings | {"channels": (8, 16), "start_from": start})
+        wrong = load_inpaint_config(None, **settings | {"channels": (8, 16), "start_from": start})
         with pytest.raises(InputError, match=message):
             train_inpaint(wrong, tmp_path / "wrong")
 
@@ -210,12 +221,12 @@ def test_a_campaign_without_cosmic_rays_is_refused(tmp_path):
     )  # fmt: skip
     mock(recipe, path, workers=1)
     with pytest.raises(InputError, match="found no cosmic ray; wanted units with both"):
-        train_inpaint(load_repair_config(None, **TINY | {"campaigns": (str(path),)}), tmp_path / "t")
+        train_inpaint(load_inpaint_config(None, **TINY | {"campaigns": (str(path),)}), tmp_path / "t")
 
 
 def test_wrong_settings_are_named(tmp_path):
     (tmp_path / "r.toml").write_text("epochs = 0\nscaling = 'none'\n")
     with pytest.raises(InputError, match="scaling: "):
-        load_repair_config(tmp_path / "r.toml")
+        load_inpaint_config(tmp_path / "r.toml")
     with pytest.raises(InputError, match="campaigns: "):
-        load_repair_config(None)
+        load_inpaint_config(None)

@@ -7,12 +7,12 @@ import pytest
 from astropy.io import fits
 from scipy.ndimage import gaussian_filter, label
 
-from csstdask.cosmicray.saturation import candidates, enclosed, joined
+from csstdask.cosmicray.saturation import find_candidates, join_candidates, join_enclosed
 from csstdask.instrument import load_instrument
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.steps import STEPS
-from csstdask.store.campaign import UnitFacts
+from csstdask.store.campaign import UnitMetadata
 
 NOISE, FULL, SKY = 10.0, 6e4, 200.0
 CAMERA = """
@@ -52,7 +52,7 @@ def judge(height, full=FULL, *, clip=False, unusable=None):
     saturated = height >= full
     height = np.minimum(height, full) if clip else height
     unusable = np.zeros_like(saturated) if unusable is None else unusable
-    return saturated, candidates(height, np.full(height.shape, NOISE), saturated & ~unusable, unusable)
+    return saturated, find_candidates(height, np.full(height.shape, NOISE), saturated & ~unusable, unusable)
 
 
 @pytest.mark.parametrize("clip", [False, True])
@@ -117,8 +117,8 @@ def test_what_is_flagged_without_light_is_left():
     saturated = np.zeros((32, 32), bool)
     saturated[10, 10:13] = True
     height = np.zeros((32, 32))
-    assert not candidates(height, np.ones((32, 32)), saturated, np.zeros_like(saturated)).any()
-    assert not candidates(height, np.ones((32, 32)), np.zeros_like(saturated), np.zeros_like(saturated)).any()
+    assert not find_candidates(height, np.ones((32, 32)), saturated, np.zeros_like(saturated)).any()
+    assert not find_candidates(height, np.ones((32, 32)), np.zeros_like(saturated), np.zeros_like(saturated)).any()
 
 
 def test_candidates_join_the_events_that_they_touch():
@@ -126,11 +126,11 @@ def test_candidates_join_the_events_that_they_touch():
     candidate[5, 5:9] = candidate[15, 2:18] = True
     hit = np.zeros((20, 20), bool)
     hit[5, 5:8] = hit[14, 2] = True  # most of one group, the tip of the other
-    found = joined(hit, candidate)
+    found = join_candidates(hit, candidate)
     assert found[5, 5:9].all()
     assert found[15, 2:4].all()
     assert not found[15, 4:].any()
-    assert np.array_equal(joined(np.zeros_like(hit), candidate), np.zeros_like(hit))
+    assert np.array_equal(join_candidates(np.zeros_like(hit), candidate), np.zeros_like(hit))
 
 
 def test_what_events_surround_is_judged_again(rng):
@@ -142,9 +142,9 @@ def test_what_events_surround_is_judged_again(rng):
     hit[20, 20] = False
     height[hit] = 0.5 * FULL
     saturated = height >= FULL
-    candidate = candidates(height, np.full(height.shape, NOISE), saturated, np.zeros_like(hit))
+    candidate = find_candidates(height, np.full(height.shape, NOISE), saturated, np.zeros_like(hit))
     assert not candidate.any()
-    found = enclosed(height, np.full(height.shape, NOISE), hit, saturated, candidate, np.zeros_like(hit))
+    found = join_enclosed(height, np.full(height.shape, NOISE), hit, saturated, candidate, np.zeros_like(hit))
     assert found[20, 20]
 
 
@@ -159,12 +159,12 @@ def run_steps(camera, data, flag, *, wht=None, gain=1.0, units="electron", model
     config = RunConfig.model_validate({"detect": {"model": model}, "psf": {"model": "none"}})
     wht = 1 / (np.maximum(data, 0) + 25) if wht is None else wht
     planes = {"sci": data.astype("f4"), "wht": wht.astype("f4"), "flag": flag.astype("i4")}
-    facts = UnitFacts("e", 1, "imaging", None, 1.0, np.datetime64("2026-01-01"), gain, 5.0, "")
-    frame = Frame(facts, camera, units, lambda name: planes[name].copy(), lambda name: planes[name])
+    metadata = UnitMetadata("e", 1, "imaging", None, 1.0, np.datetime64("2026-01-01"), gain, 5.0, "")
+    frame = Frame(metadata, camera, units, lambda name: planes[name].copy(), lambda name: planes[name])
     metrics = {}
     for name in ("background", "detect", "psf", "repair", "sources"):
         output = STEPS[name].body(frame, config)
-        frame.keep(output.arrays, output.tables)
+        frame.add_results(output.arrays, output.tables)
         metrics |= output.metrics
     return frame, metrics
 

@@ -11,8 +11,8 @@ from own_model import write_own_model
 
 from csstdask.core.errors import InputError
 from csstdask.cosmicray import detect
-from csstdask.cosmicray.preprocess import view_frame
-from csstdask.cosmicray.unet import Seen, channels_of, probability
+from csstdask.cosmicray.preprocess import prepare_frame
+from csstdask.cosmicray.unet import ChannelReader, hit_probability, network_channels
 from csstdask.nn.card import read_card, write_card
 from csstdask.nn.models import find_card
 
@@ -40,14 +40,14 @@ def test_tiled_equals_whole(card_path, frame, tile):
     """To rounding, with the network's own halo; without a halo, the control, it does not."""
     card = read_card(card_path)
     data, mask = frame
-    view = view_frame(data, None, mask | ~np.isfinite(data), box=64)
-    whole = probability(view, card, tile=4096)
+    view = prepare_frame(data, None, mask | ~np.isfinite(data), box=64)
+    whole = hit_probability(view, card, tile=4096)
     assert whole.std() > 0.01
-    tiled = probability(view, card, tile=tile, batch=3)
+    tiled = hit_probability(view, card, tile=tile, batch=3)
     assert np.abs(tiled - whole).max() <= 1e-6
     assert np.array_equal(tiled >= 0.5, whole >= 0.5)
     if tile < 256:
-        seamed = probability(view, card, tile=tile, halo=0)
+        seamed = hit_probability(view, card, tile=tile, halo=0)
         assert np.abs(seamed - whole).max() > 1e-3
 
 
@@ -56,11 +56,11 @@ def test_tiled_equals_whole_on_a_gpu(card_path, frame):
     """To rounding there too: TF32 is kept away; and near what the host says."""
     card = read_card(card_path)
     data, mask = frame
-    view = view_frame(data, None, mask | ~np.isfinite(data), box=64)
-    whole = probability(view, card, tile=4096, device="cuda")
-    tiled = probability(view, card, tile=64, batch=3, device="cuda")
+    view = prepare_frame(data, None, mask | ~np.isfinite(data), box=64)
+    whole = hit_probability(view, card, tile=4096, device="cuda")
+    tiled = hit_probability(view, card, tile=64, batch=3, device="cuda")
     assert np.abs(tiled - whole).max() <= 1e-5
-    assert np.abs(probability(view, card) - whole).max() <= 1e-4
+    assert np.abs(hit_probability(view, card) - whole).max() <= 1e-4
 
 
 def test_masked_pixels_have_no_say(card_path, frame):
@@ -82,8 +82,8 @@ def test_calibration_and_threshold_are_the_cards(card_path, frame):
     assert found.threshold == 0.5
     assert np.array_equal(found.mask, found.probability >= 0.5)
     card = read_card(card_path)
-    view = view_frame(data, None, mask | ~np.isfinite(data), box=64)
-    plain = probability(view, replace(card, calibration={"scale": 1.0, "offset": 0.0}))
+    view = prepare_frame(data, None, mask | ~np.isfinite(data), box=64)
+    plain = hit_probability(view, replace(card, calibration={"scale": 1.0, "offset": 0.0}))
     use = ~(mask | np.isnan(data)) & (np.abs(plain - 0.5) < 0.499)
     odds = np.where(use, plain / np.where(use, 1 - plain, 1), 1)
     expected = 1 / (1 + np.exp(-2) / odds)
@@ -128,15 +128,15 @@ def test_channels_are_what_they_say(frame):
     """Heights over both noises, in a window that reaches beyond the frame."""
     data, mask = frame
     ignore = mask | ~np.isfinite(data)
-    view = view_frame(data, np.full(data.shape, 7, np.float32), ignore, box=64)
-    whole = channels_of(view)
+    view = prepare_frame(data, np.full(data.shape, 7, np.float32), ignore, box=64)
+    whole = network_channels(view)
     height = data - view.mesh.background_at()
     np.testing.assert_allclose(np.sinh(whole[1])[~ignore], (height / 7)[~ignore], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(
         np.sinh(whole[0])[~ignore], (height / view.mesh.noise_at())[~ignore], rtol=1e-4, atol=1e-4
     )
     assert np.array_equal(whole[2] == 1, ignore)
-    part = Seen(view).at((slice(320, 336), slice(280, 296)))
+    part = ChannelReader(view).at((slice(320, 336), slice(280, 296)))
     assert part.shape == (3, 16, 16)
     assert np.array_equal(part[:, :11, :13], whole[:, 320:, 280:])
     assert np.array_equal(part[:, 11:], part[:, 10:5:-1])  # mirrored
@@ -162,9 +162,9 @@ def test_a_frame_that_may_not_be_written_to(card_path, frame):
 def test_bfloat16_is_near(card_path, frame):
     """On a processor without bfloat16 it is emulated; either way probabilities move by little."""
     data, mask = frame
-    view = view_frame(data, None, mask | ~np.isfinite(data), box=64)
+    view = prepare_frame(data, None, mask | ~np.isfinite(data), box=64)
     card = read_card(card_path)
-    exact, rough = probability(view, card), probability(view, card, precision="bfloat16")
+    exact, rough = hit_probability(view, card), hit_probability(view, card, precision="bfloat16")
     assert np.abs(exact - rough).max() > 0
     assert np.abs(exact - rough).mean() < 0.01
 
@@ -173,9 +173,9 @@ def test_bfloat16_is_near(card_path, frame):
 def test_the_networks_that_come_with_it_run_in_eight_bits(frame, model):
     """Masks differ where a lone pixel is as likely hit as warm: here there are many of those."""
     data, mask = frame
-    view = view_frame(data, None, mask | ~np.isfinite(data), box=64)
+    view = prepare_frame(data, None, mask | ~np.isfinite(data), box=64)
     card = find_card("cosmicray", model)
-    exact, rough = (probability(view, card, precision=precision) for precision in ("float32", "int8"))
+    exact, rough = (hit_probability(view, card, precision=precision) for precision in ("float32", "int8"))
     assert np.abs(exact - rough).max() > 0
     assert np.abs(exact - rough).mean() < 2e-3
     hit, found = exact >= card.threshold, rough >= card.threshold
@@ -185,6 +185,6 @@ def test_the_networks_that_come_with_it_run_in_eight_bits(frame, model):
 
 def test_int8_needs_a_card_that_knows_its_ranges(card_path, frame):
     data, mask = frame
-    view = view_frame(data, None, mask | ~np.isfinite(data), box=64)
+    view = prepare_frame(data, None, mask | ~np.isfinite(data), box=64)
     with pytest.raises(InputError, match=r"int8: found no range of .*; wanted one for each layer"):
-        probability(view, replace(read_card(card_path), ranges={}), precision="int8")
+        hit_probability(view, replace(read_card(card_path), ranges={}), precision="int8")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from csstdask.core.errors import InputError
-from csstdask.datasets.zeropoints import (
-    STAR_CLASSES,
+from csstdask.datasets.zeropoint_surveys import (
+    STAR_COUNT_BINS,
     make_survey,
-    mock_surveys,
+    make_surveys,
     oracle,
     reported_explanation,
     split_by_time,
@@ -26,7 +26,7 @@ N = 600
 
 @pytest.fixture(scope="module")
 def surveys():
-    return mock_surveys("zeropoint", exposures=N)
+    return make_surveys("zeropoint", exposures=N)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_the_whole_recipe_has_at_least_ten_thousand_exposures():
 
 
 def test_the_first_exposures_do_not_depend_on_how_many_are_asked_for(surveys):
-    whole, few = surveys["A"], mock_surveys("zeropoint", exposures=37)["A"]
+    whole, few = surveys["A"], make_surveys("zeropoint", exposures=37)["A"]
     for name in (
         "exposure",
         "days",
@@ -96,8 +96,8 @@ def test_solved_zero_points_and_their_errors(surveys):
 
 
 def test_every_number_of_stars_occurs(surveys):
-    classes = np.searchsorted(STAR_CLASSES, surveys["A"].n_stars, side="right")
-    assert set(classes) == set(range(1, len(STAR_CLASSES) + 1))
+    classes = np.searchsorted(STAR_COUNT_BINS, surveys["A"].n_stars, side="right")
+    assert set(classes) == set(range(1, len(STAR_COUNT_BINS) + 1))
 
 
 def test_sentinels_missing_and_zero_errors_occur(surveys):
@@ -186,4 +186,4 @@ def test_reported_telemetry_without_errors_explains_as_much_as_true_conditions()
 
 def test_a_recipe_without_the_table_is_refused():
     with pytest.raises(InputError, match="zeropoint"):
-        mock_surveys(Recipe(name="plain", seed=1))
+        make_surveys(Recipe(name="plain", seed=1))

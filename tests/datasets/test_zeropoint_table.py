@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from csstdask.core.errors import InputError
-from csstdask.datasets.zeropoint_table import night_of, read_exposures, split_by_night, train_nights
+from csstdask.datasets.zeropoint_table import night_number, read_exposures, split_by_night, train_nights
 
 HEADER = "campaign,camera,band,mjd_obs,exptime,airmass,ebv,seeing,sky,nmatched,zeropoint"
 GOOD = "one,cam,g,57000.9,90,1.2,0.05,1.1,21.5,120,26.5"
@@ -50,7 +50,7 @@ def test_cuts_and_order(tmp_path: Path) -> None:
 
 
 def test_nights_and_split() -> None:
-    assert night_of([57000.69, 57000.71, 57001.69]).tolist() == [56999, 57000, 57000]
+    assert night_number([57000.69, 57000.71, 57001.69]).tolist() == [56999, 57000, 57000]
     assert train_nights(np.arange(65)).tolist() == list(range(39))
     assert len(train_nights(np.arange(15))) == 9  # 0.6 * 15 is 8.999... in floating point
     assert train_nights([4, 9]).tolist() == [4]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from csstdask.core.errors import MemoryProjectionError
-from csstdask.engine.memory import Projection, available_bytes, check, choose_workers
+from csstdask.engine.memory import Projection, available_bytes, check_projection, choose_workers
 
 GIB = 2**30
 LIBRARIES = GIB // 4
@@ -15,11 +15,11 @@ LIBRARIES = GIB // 4
 
 def test_what_fits_passes_and_what_does_not_says_what_would():
     budget = 10 * GIB
-    check(Projection(2 * GIB, 4, LIBRARIES, processes=False), budget)
+    check_projection(Projection(2 * GIB, 4, LIBRARIES, processes=False), budget)
     with pytest.raises(MemoryProjectionError, match="--workers 4 fits"):
-        check(Projection(2 * GIB, 5, LIBRARIES, processes=False), budget)
+        check_projection(Projection(2 * GIB, 5, LIBRARIES, processes=False), budget)
     with pytest.raises(MemoryProjectionError, match="not even one unit fits"):
-        check(Projection(20 * GIB, 1, LIBRARIES, processes=False), budget)
+        check_projection(Projection(20 * GIB, 1, LIBRARIES, processes=False), budget)
 
 
 @pytest.mark.parametrize("processes", [True, False])

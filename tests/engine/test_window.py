@@ -10,7 +10,7 @@ import pytest
 from csstdask.core.errors import InputError
 from csstdask.engine.cluster import limit_threads, open_cluster
 from csstdask.engine.events import UnitDone, UnitFailed, UnitRetried, UnitSubmitted
-from csstdask.engine.window import IN_FLIGHT_PER_SLOT, Task, failure, run_window
+from csstdask.engine.window import IN_FLIGHT_PER_SLOT, Task, describe_failure, run_window
 from csstdask.engine.work_units import Unit
 
 
@@ -47,7 +47,7 @@ def test_every_unit_once_and_never_too_many_in_flight(slots):
 
 
 def fail_odd(i):
-    return failure("step", InputError("file", "odd", "even")) if i % 2 else {}
+    return describe_failure("step", InputError("file", "odd", "even")) if i % 2 else {}
 
 
 def test_failures_are_collected_and_the_rest_goes_on(slots):
@@ -74,7 +74,7 @@ attempts: dict[int, int] = {}
 def flaky(i):
     attempts[i] = attempts.get(i, 0) + 1
     if i == 3 and attempts[i] < 3:
-        return failure("write", OSError(errno.EIO, "bad cable"))
+        return describe_failure("write", OSError(errno.EIO, "bad cable"))
     return {}
 
 
@@ -87,7 +87,7 @@ def test_only_failures_of_the_machinery_are_tried_again(slots):
 
 
 def full(_):
-    return failure("write", OSError(errno.ENOSPC, "No space left on device"))
+    return describe_failure("write", OSError(errno.ENOSPC, "No space left on device"))
 
 
 def test_a_full_disk_stops_the_run(slots):

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from csstdask.evaluation.cosmicray.evaluate import frames
-from csstdask.evaluation.cosmicray.frames import Look, draw, look
+from csstdask.evaluation.cosmicray import frames
+from csstdask.evaluation.cosmicray.frames import EvaluationRequest, evaluate_frame, render_truth_frame
 from csstdask.evaluation.cosmicray.survey import false_pixels_on
 from csstdask.instrument import load_instrument
 from csstdask.mock.recipe import load_recipe
@@ -38,7 +38,7 @@ def recipe():
 
 
 def test_artefacts_are_where_the_flags_say(recipe):
-    known = draw(recipe, 0, 8)
+    known = render_truth_frame(recipe, 0, 8)
     assert set(known.odd) == {"satellite trail", "ghost", "beside saturated pixels"}
     trail = known.odd["satellite trail"]
     assert trail.sum() > 300
@@ -48,9 +48,9 @@ def test_artefacts_are_where_the_flags_say(recipe):
 
 def test_false_pixels_on_artefacts_are_a_share_of_theirs(recipe):
     """A method that flags half of all columns flags about half of any place, cosmic rays or none."""
-    seen = look(recipe, 0, 8, Look((EveryOther(),), clean=True))
+    seen = evaluate_frame(recipe, 0, 8, EvaluationRequest((EveryOther(),), clean=True))
     found = false_pixels_on([seen, seen])["satellite trail"]
-    assert found["pixels"] == 2 * draw(recipe, 0, 8).odd["satellite trail"].sum()
+    assert found["pixels"] == 2 * render_truth_frame(recipe, 0, 8).odd["satellite trail"].sum()
     assert found["per_mpix"]["every other"] == pytest.approx(5e5, rel=0.2)
 
 
@@ -59,4 +59,4 @@ def test_a_camera_that_flags_no_trails_has_none(recipe, monkeypatch):
     bits = {name: bit for name, bit in instrument.flags.bits.items() if name not in ("satellite_trail", "ghost")}
     flags = instrument.flags.model_copy(update={"bits": bits})
     monkeypatch.setattr(frames, "_instrument", lambda _: instrument.model_copy(update={"flags": flags}))
-    assert not draw(recipe, 0, 8).odd["satellite trail"].any()
+    assert not render_truth_frame(recipe, 0, 8).odd["satellite trail"].any()

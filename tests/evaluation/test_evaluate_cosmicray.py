@@ -11,6 +11,7 @@ import pytest
 from own_model import write_own_model
 
 from csstdask.core.errors import InputError
+from csstdask.evaluation.cosmicray import methods
 from csstdask.evaluation.cosmicray.evaluate import (
     Survey,
     _identity,
@@ -19,12 +20,11 @@ from csstdask.evaluation.cosmicray.evaluate import (
     evaluate_cosmicray,
     field_part,
     gather_methods,
-    methods,
-    table,
+    summary_lines,
 )
 from csstdask.evaluation.cosmicray.figures import draw_field, draw_gallery
-from csstdask.evaluation.cosmicray.frames import Look, draw, look
-from csstdask.evaluation.cosmicray.methods import Method, network, tune_lacosmic
+from csstdask.evaluation.cosmicray.frames import EvaluationRequest, evaluate_frame, render_truth_frame
+from csstdask.evaluation.cosmicray.methods import Method, network_method, tune_lacosmic
 from csstdask.evaluation.cosmicray.survey import AGEING, epochs_part, sources_part
 from csstdask.mock.recipe import load_recipe
 
@@ -40,7 +40,7 @@ def recipe():
 
 
 def test_a_frame_is_what_the_recipe_renders(recipe):
-    known = draw(recipe, 0, 7)
+    known = render_truth_frame(recipe, 0, 7)
     case = known.case
     assert case.data.shape == recipe.frame_shape
     untouched = (case.charge == 0) & case.use
@@ -50,8 +50,8 @@ def test_a_frame_is_what_the_recipe_renders(recipe):
 
 
 def test_counts_of_a_frame_agree_with_its_mask(recipe):
-    seen = look(recipe, 0, 7, Look((CLASSICAL,), clean=True, photometry=True))
-    known = draw(recipe, 0, 7)
+    seen = evaluate_frame(recipe, 0, 7, EvaluationRequest((CLASSICAL,), clean=True, photometry=True))
+    known = render_truth_frame(recipe, 0, 7)
     found = CLASSICAL.probability(known.case) > 0.5
     counts = seen.counts["L.A.Cosmic"]
     assert counts.sum() == known.case.use.sum()
@@ -69,7 +69,7 @@ def test_counts_of_a_frame_agree_with_its_mask(recipe):
 @pytest.mark.slow
 def test_from_recipes_to_tables(tmp_path, recipe):
     model = write_own_model(tmp_path / "model")
-    methods = (network(str(model), "network"), CLASSICAL)
+    methods = (network_method(str(model), "network"), CLASSICAL)
     result, gallery = field_part(Survey(recipe, methods, workers=1), lambda _: None)
     assert set(result["by_detector"]) == {"7", "22"}
     assert result["frames"] == 4
@@ -80,7 +80,7 @@ def test_from_recipes_to_tables(tmp_path, recipe):
     draw_field(result, tmp_path / "field.png")
     draw_gallery(gallery, tmp_path / "gallery.png")
     assert (tmp_path / "field.png").stat().st_size > 20_000
-    lines = list(table({"field": {"small": result}}))
+    lines = list(summary_lines({"field": {"small": result}}))
     assert any(line.startswith("| L.A.Cosmic |") for line in lines)
 
 
@@ -90,7 +90,7 @@ def test_sources_and_epochs(tmp_path):
     science = load_recipe(STORES / "cr-science.toml")
     stamps = science.stamps.model_copy(update={"per_unit": 8, "cosmic_rays_each": 2})
     science = science.model_copy(update={"detectors": (8,), "shape": (384, 384), "stamps": stamps})
-    methods = (network(str(model), "network"), CLASSICAL)
+    methods = (network_method(str(model), "network"), CLASSICAL)
     result = sources_part(Survey(science, methods, workers=0), 0.0275, lambda _: None)
     assert result["by_region"]["L.A.Cosmic"]["above 20 rms"]["visible"] > 0
     assert all(weight > 0 for weight in result["reweight"])
@@ -115,8 +115,12 @@ def test_lacosmic_is_tuned_once_for_the_same_frames(recipe, monkeypatch):
     """What decides are the frames' pixels and truth, not who asks."""
     asked = []
     monkeypatch.setattr(methods, "_tune", lambda cases: asked.append(len(cases)) or {"sigclip": 4.5})
-    case, tuned = draw(recipe, 0, 7).case, {}
-    assert tune_lacosmic([case], tuned) == tune_lacosmic([draw(recipe, 0, 7).case], tuned) == {"sigclip": 4.5}
+    case, tuned = render_truth_frame(recipe, 0, 7).case, {}
+    assert (
+        tune_lacosmic([case], tuned)
+        == tune_lacosmic([render_truth_frame(recipe, 0, 7).case], tuned)
+        == {"sigclip": 4.5}
+    )
     tune_lacosmic([replace(case, hit=~case.hit)], tuned)
     assert asked == [1, 1]
     assert len(tuned) == 2

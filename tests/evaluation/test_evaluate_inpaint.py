@@ -13,20 +13,20 @@ from csstdask.core.errors import InputError
 from csstdask.evaluation.inpaint import evaluate as evaluate_inpaint_module
 from csstdask.evaluation.inpaint import frames as fields
 from csstdask.evaluation.inpaint import photometry as science_module
-from csstdask.evaluation.inpaint.evaluate import evaluate_inpaint, table
+from csstdask.evaluation.inpaint.evaluate import evaluate_inpaint, summary_lines
 from csstdask.evaluation.inpaint.figures import draw_fields, draw_science
 from csstdask.evaluation.inpaint.m51 import m51_part
-from csstdask.evaluation.inpaint.methods import PEERS, Damaged, absent_peers, fillers
+from csstdask.evaluation.inpaint.methods import PEERS, MaskedImage, absent_peers, repair_methods
 from csstdask.evaluation.inpaint.photometry import (
-    BOUND,
     CLEAN,
-    KNOWN,
-    UNPLACED,
-    known_star,
+    FLUX_BOUND,
+    ORACLE,
+    ORACLE_POSITION,
     measure_unit,
+    oracle_scatter,
     science_part,
 )
-from csstdask.evaluation.io import rounded
+from csstdask.evaluation.io import round_floats
 from csstdask.mock.recipe import load_recipe
 
 STORES = Path(__file__).parents[2] / "stores"
@@ -95,12 +95,12 @@ def test_what_a_repair_can_do_that_knows_the_star(rng):
         flux = trials[:, inside & ~lost].sum(axis=1) + (
             light[inside & lost].sum() + unknown[:, inside & lost].sum(1) @ told
         )
-        aperture, bound = known_star(unknown, variance, lost, inside)
+        aperture, bound = oracle_scatter(unknown, variance, lost, inside)
         assert aperture == pytest.approx(flux.std() / light[inside].sum(), rel=0.03)
         assert bound == pytest.approx(told[0].std(), rel=0.03)
         assert bound < aperture
         bounds.append(aperture)
-        whole, _ = known_star(unknown, variance, np.zeros_like(lost), inside)
+        whole, _ = oracle_scatter(unknown, variance, np.zeros_like(lost), inside)
         assert whole == pytest.approx(np.sqrt(variance[inside].sum()) / light[inside].sum())
     assert bounds[1] > 1.1 * bounds[0]  # the pixels that tell the place best are lost
 
@@ -115,15 +115,15 @@ def test_bins_tell_shift_and_scatter(recipe, tmp_path):
         assert 0 < clean["scatter"] < 1
         assert raw["shift"] <= 0  # light was added
         if one["kind"] == "star":
-            assert one[BOUND] < one[KNOWN] <= one[UNPLACED]
-            assert 0.8 * clean["scatter"] < one[KNOWN] < 10 * clean["scatter"]
+            assert one[FLUX_BOUND] < one[ORACLE] <= one[ORACLE_POSITION]
+            assert 0.8 * clean["scatter"] < one[ORACLE] < 10 * clean["scatter"]
     near = [one["methods"] for one in part["bins"] if one["distance"][0] < 1]
     assert min(methods["untouched"]["shift_5"] for methods in near) < -0.05
     assert min(methods["median"]["shift_5"] for methods in near) > -0.05
-    json.dumps(rounded(part), allow_nan=False)  # the last bin has no end
+    json.dumps(round_floats(part), allow_nan=False)  # the last bin has no end
     draw_science({"true": part}, tmp_path / "science.png")
     assert (tmp_path / "science.png").stat().st_size > 20_000
-    lines = list(table({"science": {"small": {"true": part}}}))
+    lines = list(summary_lines({"science": {"small": {"true": part}}}))
     assert any(line.startswith("| median |") for line in lines)
 
 
@@ -137,7 +137,7 @@ def test_every_method_repairs_hit_pixels_alone(name, rng):
     hit[20:23, 10:14], ignore[20:23, 14:16] = True, True
     data = truth.copy()
     data[hit], data[ignore] = 9000, 50_000
-    fixed, _ = fillers(())[name](Damaged(data, np.ones_like(data), ignore), hit)
+    fixed, _ = repair_methods(())[name](MaskedImage(data, np.ones_like(data), ignore), hit)
     assert np.array_equal(fixed[~hit], data[~hit])
     if not name.startswith("deepCR"):  # which learnt from frames of another noise
         assert np.abs(fixed[hit] - 100).max() < 6
@@ -179,7 +179,7 @@ def test_what_was_evaluated_is_kept_beside_what_is_new(tmp_path, like_m51, monke
     stored = json.loads(path.read_text())
     assert set(stored) == set(both)
     lines = []
-    evaluate_inpaint(**again, announce=lines.append)
+    evaluate_inpaint(**again, on_progress=lines.append)
     assert len(done) == 4
     assert "science/cr-science/true is there already" in lines
     stored["measured"]["science/cr-science/detected"]["models"]["median"] = "another"
@@ -211,7 +211,7 @@ def test_shapes_are_size_and_distortions():
     wide, high = 2.5, 1.5
     frame = np.exp(-(((x - 30.2) / wide) ** 2 + ((y - 31.7) / high) ** 2) / 2)
     frame += np.exp(-((x - 95) ** 2 + (y - 31) ** 2) / 8)
-    size, e1, e2 = science_module.shapes_of(frame.astype(np.float32), np.array([30.2, 95]), np.array([31.7, 31])).T
+    size, e1, e2 = science_module.measure_shapes(frame.astype(np.float32), np.array([30.2, 95]), np.array([31.7, 31])).T
     assert size == pytest.approx([np.sqrt(wide * high), 2], rel=1e-3)
     assert e1 == pytest.approx([(wide**2 - high**2) / (wide**2 + high**2), 0], abs=1e-3)
     assert e2 == pytest.approx([0, 0], abs=1e-3)
@@ -281,9 +281,9 @@ def test_each_measured_source_is_one_of_the_catalogue_at_most():
     true = np.array([10.0, 50.0]), np.array([10.0, 50.0]), np.array([20.0, 22.0])
     x, y = np.array([10.5, 9.9, 50.0, 53.0]), np.array([10.0, 10.0, 50.0, 50.0])
     magnitude = np.array([20.0, 20.1, 24.0, 22.0])
-    assert fields.match(x, y, magnitude, *true).tolist() == [-1, 0, -1, -1]
-    assert fields.match(x[:1], y[:1], magnitude[:1], *true).tolist() == [0]
-    assert fields.match(np.empty(0), np.empty(0), np.empty(0), *true).tolist() == []
+    assert fields.match_to_catalogue(x, y, magnitude, *true).tolist() == [-1, 0, -1, -1]
+    assert fields.match_to_catalogue(x[:1], y[:1], magnitude[:1], *true).tolist() == [0]
+    assert fields.match_to_catalogue(np.empty(0), np.empty(0), np.empty(0), *true).tolist() == []
 
 
 def test_percentiles_and_counts_are_those_of_known_errors(rng):
@@ -306,13 +306,13 @@ def test_percentiles_and_counts_are_those_of_known_errors(rng):
 
 
 def test_fields_are_told_in_tables_and_drawn(frame, tmp_path, monkeypatch):
-    monkeypatch.setattr(fields, "over_units", lambda *_, **__: [frame] * 8)
+    monkeypatch.setattr(fields, "map_units", lambda *_, **__: [frame] * 8)
     part = fields.fields_part(None, (), lambda _: None)
     assert part["hit"]["star"] + part["hit"]["galaxy"] == 8 * frame.hit.sum()
     false = part["number_counts"]["everything"]
     assert sum(false[fields.DIRECT]["counts"]) > 2 * sum(false[CLEAN]["counts"])  # cosmic rays taken for sources
-    json.dumps(rounded(part), allow_nan=False)
-    lines = list(table({"fields": {"small": {"detected": part}}}))
+    json.dumps(round_floats(part), allow_nan=False)
+    lines = list(summary_lines({"fields": {"small": {"detected": part}}}))
     assert any(line.startswith("| touched dropped |") for line in lines)
     draw_fields(part, tmp_path / "fields.png")
     assert (tmp_path / "fields.png").stat().st_size > 20_000

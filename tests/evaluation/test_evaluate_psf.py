@@ -13,23 +13,23 @@ from typer.testing import CliRunner
 from csstdask.cli import app
 from csstdask.core.errors import InputError
 from csstdask.evaluation.psf.evaluate import (
-    ALONE,
+    ALL_STARS,
     BOUND,
-    COUNTED,
-    MODEL,
-    PRIOR,
+    BOUND_OF,
+    NO_STARS,
+    ONE_STAR,
     by_snr,
     evaluate_psf,
     measure_stars,
-    name_of,
+    model_label,
 )
 from csstdask.evaluation.psf.figures import draw_bands, draw_counts
 from csstdask.evaluation.psf.tables import by_band, table
-from csstdask.metrics.held_out_stars import of_reserve
-from csstdask.metrics.psf import draw_stars, errors_of, pulls_of
+from csstdask.metrics.held_out_stars import held_out_stars
+from csstdask.metrics.psf import draw_stars, psf_errors, psf_pulls
 from csstdask.mock.recipe import Nodes
 from csstdask.nn.models import find_card
-from csstdask.psf.selection import in_reserve
+from csstdask.psf.selection import in_held_out_cell
 
 RUNNER = CliRunner()
 
@@ -37,15 +37,15 @@ RUNNER = CliRunner()
 def test_errors_are_what_they_say(psf_stars):
     """Of a PSF that is a percent too large, and of one that is right."""
     truth = psf_stars.truth[:5]
-    same = errors_of(truth, truth)
+    same = psf_errors(truth, truth)
     assert (same["psnr"] > 200).all()
     assert np.allclose(same["ssim"], 1)
     assert np.allclose(same["size"], 0)
     noisy = truth + np.random.default_rng(1).normal(0, 1e-3, truth.shape).astype(np.float32) * truth.max(
         axis=(1, 2), keepdims=True
     )
-    assert np.abs(errors_of(noisy, truth)["psnr"] - 60).max() < 0.5
-    sheared = errors_of(np.roll(truth, 1, axis=2) + truth, truth)
+    assert np.abs(psf_errors(noisy, truth)["psnr"] - 60).max() < 0.5
+    sheared = psf_errors(np.roll(truth, 1, axis=2) + truth, truth)
     assert (sheared["size"] > 0).all()
     assert (sheared["e1"] > 0).all()
 
@@ -53,7 +53,7 @@ def test_errors_are_what_they_say(psf_stars):
 def test_pulls_are_of_what_is_bright(psf_stars):
     truth = psf_stars.truth[:3]
     sigma = np.full_like(truth, 1e-4)
-    pull = pulls_of(truth + sigma, sigma, truth)
+    pull = psf_pulls(truth + sigma, sigma, truth)
     assert np.allclose(pull, 1, atol=1e-2)
     assert len(pull) == (truth > 0.01 * truth.max(axis=(1, 2), keepdims=True)).sum()
 
@@ -62,25 +62,25 @@ def test_pulls_are_of_what_is_bright(psf_stars):
 def test_more_stars_are_better_and_none_is_worst(psf_stars, psf_model):
     found = measure_stars(psf_stars, model=str(psf_model), psfex=False)
     psnr = {name: row["psnr"]["mean"] for name, row in found["methods"].items()}
-    assert psnr[MODEL] > psnr["10 stars"] > psnr[PRIOR]
-    assert psnr[MODEL] > psnr[ALONE] > psnr[PRIOR]
-    assert found["methods"][MODEL]["seconds"] > 0
+    assert psnr[ALL_STARS] > psnr["10 stars"] > psnr[NO_STARS]
+    assert psnr[ALL_STARS] > psnr[ONE_STAR] > psnr[NO_STARS]
+    assert found["methods"][ALL_STARS]["seconds"] > 0
     assert found["n"] == len(psf_stars)
     assert found["reserve"]["n"] > 0
 
 
 def test_stars_in_reserve_judge_without_the_truth(psf_stars, psf_model):
     """They look like the PSF of the others, as far as noise lets them; if they are wider, they say so."""
-    kept = in_reserve(psf_stars.x, psf_stars.y, psf_stars.shape)
+    kept = in_held_out_cell(psf_stars.x, psf_stars.y, psf_stars.shape)
     assert 5 < kept.sum() < len(psf_stars) - 5
-    right = of_reserve(psf_stars, str(psf_model))
+    right = held_out_stars(psf_stars, str(psf_model))
     assert right["n"] == kept.sum()
     assert right["chi2"] == pytest.approx(1, abs=0.25)
     assert abs(right["size"]["mean"]) < 0.01
     assert np.isfinite(right["rho"]["rho1"]).any()
     wide = psf_stars.stamps.copy()
     wide[kept] = uniform_filter(wide[kept], (1, 3, 3)) / 2 + wide[kept] / 2
-    wrong = of_reserve(replace(psf_stars, stamps=wide), str(psf_model))
+    wrong = held_out_stars(replace(psf_stars, stamps=wide), str(psf_model))
     assert wrong["size"]["mean"] < right["size"]["mean"] - 0.05
     assert wrong["chi2"] > 2
 
@@ -116,7 +116,7 @@ per_unit = 20
 """
     (stores / "psf-dataset2.toml").write_text(text)
     results = evaluate_psf(
-        str(psf_model), tmp_path, recipes=stores, parts=("nodes",), psfex=False, workers=1, announce=lambda _: None
+        str(psf_model), tmp_path, recipes=stores, parts=("nodes",), psfex=False, workers=1, on_progress=lambda _: None
     )
     kept = json.loads((tmp_path / "psf_evaluation.json").read_text())
     assert kept["recipes"]["psf-dataset2"][0]["detector"] == 7
@@ -132,7 +132,7 @@ def test_tables_have_a_cell_for_each_column():
     spread = {"mean": 0.001, "sd": 0.002}
     row = {"psnr": {"mean": 70.0}, "ssim": {"mean": 1.0}, "size": spread, "e1": spread, "e2": spread}
     kept = {"n": 5, "chi2": 1.0, "size": spread, "e1": spread, "e2": spread, "rho": {"rho1": [None, 1e-6], "rho2": []}}
-    unit = {"band": "g", "detector": 8, "methods": {MODEL: row}, "reserve": kept}
+    unit = {"band": "g", "detector": 8, "methods": {ALL_STARS: row}, "reserve": kept}
     widths: list[list[int]] = []
     for line in table({"recipes": {"psf-dataset2": [unit]}}):
         if line:
@@ -145,8 +145,8 @@ def test_tables_have_a_cell_for_each_column():
 
 def test_where_few_stars_are_not_the_point_only_all_are_fitted(psf_stars, psf_model):
     methods = measure_stars(psf_stars, model=str(psf_model), psfex=False, beside=("empirical",), fewer=False)["methods"]
-    other = name_of(find_card("psf", "empirical"))
-    assert list(methods) == [MODEL, other, f"{other}, blank"]
+    other = model_label(find_card("psf", "empirical"))
+    assert list(methods) == [ALL_STARS, other, f"{other}, blank"]
     assert methods[other]["psnr"]["mean"] > methods[f"{other}, blank"]["psnr"]["mean"] + 20
 
 
@@ -193,10 +193,10 @@ def test_what_could_be_known_at_best(psf_stars, psf_model, monkeypatch, tmp_path
     monkeypatch.setattr("csstdask.evaluation.psf.evaluate._ALONE", 3)
     unit = measure_stars(psf_stars, model=str(psf_model), psfex=False, bounded=True)
     methods = unit["methods"]
-    bound = {name: methods[BOUND + name]["psnr"]["mean"] for name in (MODEL, ALONE, "10 stars")}
-    assert bound[ALONE] < bound["10 stars"] < bound[MODEL]
-    assert methods[MODEL]["psnr"]["mean"] < bound[MODEL] + 3
+    bound = {name: methods[BOUND + name]["psnr"]["mean"] for name in (ALL_STARS, ONE_STAR, "10 stars")}
+    assert bound[ONE_STAR] < bound["10 stars"] < bound[ALL_STARS]
+    assert methods[ALL_STARS]["psnr"]["mean"] < bound[ALL_STARS] + 3
     recipes = {"psf-newoptics": [], "psf-newoptics, S/N 150": [unit], "psf-newoptics, S/N 30": [unit]}
     assert list(by_snr(recipes)) == ["S/N 30", "S/N 150"]
-    draw_counts(by_snr(recipes), COUNTED, tmp_path / "counts.png")
+    draw_counts(by_snr(recipes), BOUND_OF, tmp_path / "counts.png")
     assert (tmp_path / "counts.png").stat().st_size > 10_000

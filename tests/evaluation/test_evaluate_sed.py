@@ -11,7 +11,14 @@ import pytest
 from csstdask.core.errors import InputError
 from csstdask.datasets.synthetic_spectra import load_templates, synthetic_stars
 from csstdask.evaluation.sed.baselines import InputBasis, empirical_correction, nearest, ridge
-from csstdask.evaluation.sed.evaluate import Settings, coverage, crps, evaluate_sed, noisy_inputs, table
+from csstdask.evaluation.sed.evaluate import (
+    EvaluationSettings,
+    coverage,
+    crps,
+    evaluate_sed,
+    noisy_inputs,
+    summary_lines,
+)
 from csstdask.training.sed.train import load_sed_config, train_sed
 
 
@@ -66,16 +73,16 @@ def test_small_evaluation(real_spectra: Path, tmp_path: Path) -> None:
         "scout_epochs": 1,
     }  # fmt: skip
     config = load_sed_config(None, data=str(real_spectra), **changes)
-    card = train_sed(config, tmp_path / "training", announce=lambda _: None)
-    settings = Settings(stars=200, calibration=256, draws=100, fine_tuning=0)
+    card = train_sed(config, tmp_path / "training", on_progress=lambda _: None)
+    settings = EvaluationSettings(stars=200, calibration=256, draws=100, fine_tuning=0)
     found = evaluate_sed(
-        real_spectra, tmp_path / "out", model=str(card), beside=(), settings=settings, announce=lambda _: None
+        real_spectra, tmp_path / "out", model=str(card), beside=(), settings=settings, on_progress=lambda _: None
     )
     saved = json.loads((tmp_path / "out" / "sed.json").read_text())
     assert saved["held_out"]["stars"] == 200
     assert set(found) >= {"held_out", "calibration", "miles", "calspec", "kurucz", "lamost"}
     assert len(list((tmp_path / "out").glob("sed-*.png"))) >= 6
-    assert any("CALSPEC" in line for line in table(found))
+    assert any("CALSPEC" in line for line in summary_lines(found))
 
 
 def test_absent_data_and_unknown_parts(tmp_path: Path) -> None:

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 from csstdask.core.errors import InputError
-from csstdask.datasets.zeropoints import mock_surveys
-from csstdask.evaluation.zeropoint.evaluate import Settings, evaluate_zeropoint, table
+from csstdask.datasets.zeropoint_surveys import make_surveys
+from csstdask.evaluation.zeropoint.evaluate import Settings, evaluate_zeropoint, format_results
 from csstdask.evaluation.zeropoint.methods import Prediction, recalibrated_prior, scores
 from csstdask.training.zeropoint.fit import FitSettings
-from csstdask.training.zeropoint.surveys import examples, split_of, survey_inputs
+from csstdask.training.zeropoint.surveys import assign_split, collect_examples, survey_inputs
 from csstdask.training.zeropoint.train import load_zeropoint_config, train_zeropoint
 from csstdask.zeropoint.prior import Prior
 
 
 @pytest.fixture(scope="module")
 def small():
-    return {name: survey_inputs(one, memory=4) for name, one in mock_surveys(exposures=120).items()}
+    return {name: survey_inputs(one, memory=4) for name, one in make_surveys(exposures=120).items()}
 
 
 def test_scores_by_hand() -> None:
@@ -38,14 +38,14 @@ def test_split_is_by_time_and_rows_are_shuffled(small) -> None:
     last = {part: one.exposures.days[one.split == part].max() for part in ("train", "validation", "test")}
     assert last["train"] < first["validation"]
     assert last["validation"] < first["test"]
-    shuffled = split_of(one.exposures.days, row_split=True)
+    shuffled = assign_split(one.exposures.days, row_split=True)
     assert sorted(shuffled) == sorted(one.split)
     assert one.exposures.days[shuffled == "test"].min() < last["train"]
 
 
 def test_examples_of_two_surveys(small) -> None:
-    both = examples(small, "test", memory=4)
-    second = examples(small, "test", memory=4, names=("B",))
+    both = collect_examples(small, "test", memory=4)
+    second = collect_examples(small, "test", memory=4, names=("B",))
     assert set(both.survey) == {0, 1}
     assert set(second.survey) == {1}
     assert np.array_equal(both.truth[both.survey == 1], second.truth)
@@ -66,7 +66,7 @@ def test_recalibration_is_causal(small) -> None:
 @pytest.mark.slow
 def test_small_evaluation(tmp_path: Path) -> None:
     tiny = {"exposures": 120, "epochs": 1, "batch": 32, "members": 1, "width": 8, "latent": 4, "memory": 4}
-    card = train_zeropoint(load_zeropoint_config(None, **tiny), tmp_path / "ours", announce=lambda _: None)
+    card = train_zeropoint(load_zeropoint_config(None, **tiny), tmp_path / "ours", on_progress=lambda _: None)
     published = {
         "kind": "azprc",
         "name": "azprc",
@@ -76,10 +76,10 @@ def test_small_evaluation(tmp_path: Path) -> None:
         "examples": 16,
         "crop": 32,
     }
-    beside = train_zeropoint(load_zeropoint_config(None, **published), tmp_path / "az", announce=lambda _: None)
+    beside = train_zeropoint(load_zeropoint_config(None, **published), tmp_path / "az", on_progress=lambda _: None)
     settings = Settings(exposures=120, published=8, stars=6, study=FitSettings(epochs=1, batch=32))
     found = evaluate_zeropoint(
-        tmp_path / "out", model=str(card), beside=(str(beside),), settings=settings, announce=lambda _: None
+        tmp_path / "out", model=str(card), beside=(str(beside),), settings=settings, on_progress=lambda _: None
     )
     saved = json.loads((tmp_path / "out" / "zeropoint_evaluation.json").read_text())
     assert set(saved) >= {
@@ -96,7 +96,7 @@ def test_small_evaluation(tmp_path: Path) -> None:
     assert saved["stars"]["0"]["methods"]["joined"]["rmse"] == saved["stars"]["0"]["methods"]["prior"]["rmse"]
     assert [row["batch"] for row in saved["latency"]["rows"]] == [1, 8, 64, 512]
     assert len(list((tmp_path / "out").glob("zeropoint-*.png"))) == 2
-    assert any("joined" in line for line in table(found))
+    assert any("joined" in line for line in format_results(found))
 
 
 def test_unknown_part() -> None:

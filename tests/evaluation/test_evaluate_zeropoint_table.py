@@ -25,7 +25,7 @@ from csstdask.evaluation.zeropoint.table_inputs import TableInputs, table_inputs
 from csstdask.evaluation.zeropoint.table_methods import METHODS, MethodSettings, in_folds, predict
 from csstdask.metrics.zeropoint import coverage
 from csstdask.training.zeropoint.table import TableFit
-from csstdask.zeropoint.state import recent
+from csstdask.zeropoint.state import build_memory
 
 REAL_TABLE = Path(__file__).resolve().parents[3] / "shared" / "data" / "zeropoints" / "obsbot_2014_2016.csv.gz"
 QUICK = MethodSettings(folds=2, fit=TableFit(epochs=1), framings=("recent", "newest"), width=8, latent=4)
@@ -141,7 +141,7 @@ def test_regression_ignores_clouds_and_fills_gaps(rng: np.random.Generator) -> N
 
 def test_persistence_of_values_and_of_offsets() -> None:
     days, value, level = np.arange(3.0), np.array([25.0, 24.5, 25.2]), np.array([25.1, 24.4, 25.0])
-    memory = recent(days, value, np.full(3, 0.01))
+    memory = build_memory(days, value, np.full(3, 0.01))
     assert previous(memory, level).tolist() == [25.1, 25.0, 24.5]
     assert previous(memory, level, fallback_then=level) == pytest.approx([25.1, 24.3, 25.1])
 
@@ -151,7 +151,7 @@ def test_trees_learn_what_memory_and_conditions_say(rng: np.random.Generator) ->
     cloud = np.abs(np.cumsum(rng.normal(0, 0.05, n))) % 1
     sky = cloud + rng.normal(0, 0.02, n)
     days = np.arange(n) * 0.001
-    memory = recent(days, -cloud, np.full(n, 0.01))
+    memory = build_memory(days, -cloud, np.full(n, 0.01))
     features = tree_features(sky, memory)
     train = np.arange(n) < 1000
     base = np.nan_to_num(memory.value[:, 0])
@@ -205,7 +205,7 @@ def test_predictions_are_causal(small_table: Path, inputs: TableInputs, name: st
 def test_whole_evaluation_of_a_small_table(small_table: Path, tmp_path: Path) -> None:
     settings = TableSettings(methods=QUICK, transfer_nights=(0, 3), threads=1)
     lines: list[str] = []
-    evaluate_table(small_table, tmp_path, settings=settings, announce=lines.append)
+    evaluate_table(small_table, tmp_path, settings=settings, on_progress=lines.append)
     result = json.loads((tmp_path / "zeropoint_table.json").read_text())
     assert sorted(result["campaigns"]) == ["one", "two"]
     one = result["campaigns"]["one"]

@@ -6,7 +6,7 @@ import importlib.util
 
 import numpy as np
 import pytest
-from test_fit import Night, decibels_of
+from psf_night import Night, decibels_of
 
 from csstdask.core.errors import InputError
 from csstdask.evaluation.baselines import piff

@@ -5,13 +5,13 @@ import pytest
 from slitless_frame import made_up_seds, render
 
 from csstdask.core.errors import InputError
-from csstdask.flux.flat import flat_of
-from csstdask.flux.frame import extract_frame
-from csstdask.flux.observed import star_ratios
-from csstdask.flux.predicted import PredictedLight
+from csstdask.flux.extract_frame import extract_frame
+from csstdask.flux.flat import flat_from_solution
+from csstdask.flux.flat_sums import fit_ratios
+from csstdask.flux.measure_ratios import measure_ratios
+from csstdask.flux.predicted_spectra import PredictedSpectra
 from csstdask.flux.ratios import StarRatios
 from csstdask.flux.spectrum_flag import SpectrumFlag
-from csstdask.flux.sums import iterate
 from csstdask.instrument.dispersion import wavelength_grid
 
 FRAME = (400, 1400)
@@ -85,7 +85,7 @@ def test_wavelengths_that_fall_along_x():
     assert np.all(np.diff(spectra.wavelength, axis=1) < 0)
     np.testing.assert_allclose(spectra.shift, 0.3, atol=0.003)
     grid = wavelength_grid(scene.dispersion.limits)
-    ratios = star_ratios(spectra, grid, scene.predicted, star=np.arange(len(X)))
+    ratios = measure_ratios(spectra, grid, scene.predicted, star=np.arange(len(X)))
     assert np.isfinite(ratios.ratio).mean() > 0.97
     assert np.nanmax(np.abs(ratios.ratio - sloped_flat(ratios.x, ratios.y, grid))) < 2e-3
 
@@ -179,7 +179,7 @@ def test_stars_off_the_detector_and_traces_that_leave_it():
     seds = made_up_seds(len(x), np.random.default_rng(3), 2e-16)
     visible = np.isfinite(x)
     scene, counts = render(x[visible], y[visible], (seds[0], seds[1][visible]), shape=FRAME, zeroth=False)
-    predicted = PredictedLight(seds[0], seds[1], scene.predicted.sensitivity, scene.predicted.exptime)
+    predicted = PredictedSpectra(seds[0], seds[1], scene.predicted.sensitivity, scene.predicted.exptime)
     spectra = extract_frame(*scene.inputs()[:3], scene.dispersion, None, x, y, predicted=predicted)
     assert np.all(spectra.coverage[:2] > 0.3)
     assert np.all(spectra.coverage[:2] < 0.8)
@@ -231,13 +231,13 @@ def test_inputs_that_do_not_fit_are_named():
     with pytest.raises(InputError, match=r"predicted\.flux.*one per star"):
         extract_frame(*arguments[:5], X[:3], Y[:3], predicted=scene.predicted)
     with pytest.raises(InputError, match="exptime"):
-        PredictedLight(scene.predicted.wavelength, scene.predicted.flux, scene.predicted.sensitivity, 0.0)
+        PredictedSpectra(scene.predicted.wavelength, scene.predicted.flux, scene.predicted.sensitivity, 0.0)
     spectra = extract_frame(*arguments, predicted=scene.predicted)
     grid = wavelength_grid(scene.dispersion.limits)
     with pytest.raises(InputError, match="star"):
-        star_ratios(spectra, grid, scene.predicted, star=np.arange(3))
+        measure_ratios(spectra, grid, scene.predicted, star=np.arange(3))
     with pytest.raises(InputError, match="grey_error"):
-        star_ratios(spectra, grid, scene.predicted, star=np.arange(len(X)), grey_error=np.zeros(2))
+        measure_ratios(spectra, grid, scene.predicted, star=np.arange(len(X)), grey_error=np.zeros(2))
 
 
 def test_ratios_are_those_of_the_flat():
@@ -247,7 +247,7 @@ def test_ratios_are_those_of_the_flat():
     spectra = extract_frame(*scene.inputs()[:4], None, X, Y, predicted=scene.predicted)
     grid = wavelength_grid(scene.dispersion.limits)
     assert 195 <= len(grid) <= 205
-    ratios = star_ratios(spectra, grid, scene.predicted, star=np.arange(len(X)) + 7, detector=2)
+    ratios = measure_ratios(spectra, grid, scene.predicted, star=np.arange(len(X)) + 7, detector=2)
     assert ratios.star.tolist() == list(range(7, 15))
     assert ratios.ratio.dtype == np.float32
     assert np.isfinite(ratios.ratio).mean() > 0.97
@@ -256,7 +256,9 @@ def test_ratios_are_those_of_the_flat():
     assert np.nanmax(np.abs(error)) < 2e-3
     assert np.nanmedian(np.abs(error)) < 3e-4
     assert StarRatios.from_bytes(ratios.to_bytes()).to_bytes() == ratios.to_bytes()
-    wide = star_ratios(spectra, grid, scene.predicted, star=np.arange(len(X)), origin=(100.0, 50.0), shape=(9232, 9216))
+    wide = measure_ratios(
+        spectra, grid, scene.predicted, star=np.arange(len(X)), origin=(100.0, 50.0), shape=(9232, 9216)
+    )
     np.testing.assert_allclose(wide.x - ratios.x, 100)
     assert wide.shape == (9232, 9216)
 
@@ -274,8 +276,8 @@ def test_from_frames_to_a_flat():
         scene, _ = field(rng, 120, shape, (-16.0, -15.2), flat=flat, dy=0.2)
         spectra = extract_frame(*scene.inputs(), predicted=scene.predicted)
         grid = wavelength_grid(scene.dispersion.limits)
-        parts.append(star_ratios(spectra, grid, scene.predicted, star=np.arange(120), least_snr=5))
-    found = flat_of(iterate(parts), grid, shape)
+        parts.append(measure_ratios(spectra, grid, scene.predicted, star=np.arange(120), least_snr=5))
+    found = flat_from_solution(fit_ratios(parts), grid, shape)
     for x, y in ((800.0, 800.0), (1599.0, 1599.0), (0.0, 1000.0)):
         pulls = (found.evaluate(x, y, grid) - flat(x, y, grid)) / np.sqrt(found.variance(x, y, grid))
         assert 0.85 < np.std(pulls) < 1.15

@@ -8,19 +8,19 @@ import pytest
 
 import csstdask
 from csstdask.core.errors import InputError
-from csstdask.flux.flat import Flat, fit_flat, flat_of
-from csstdask.flux.ratios import StarRatios
-from csstdask.flux.sums import (
+from csstdask.flux.flat import Flat, fit_flat, flat_from_solution
+from csstdask.flux.flat_sums import (
     PASSES,
     FlatFlag,
     FlatSolution,
     FlatSums,
     bin_edges,
+    fit_ratios,
     histogram_quantile,
-    iterate,
     normal_equations,
     solve_sums,
 )
+from csstdask.flux.ratios import StarRatios
 from csstdask.numerics.polynomials import legendre_products
 
 SHAPE = (1000, 1200)
@@ -171,8 +171,8 @@ def test_underestimated_errors_are_scaled():
 def test_groups_are_added_and_give_the_same_flat():
     rng = np.random.default_rng(10)
     parts = [made_ratios(rng, start=60 * index) for index in range(4)]
-    together = iterate([StarRatios.concatenate(parts)])
-    apart = iterate(parts)
+    together = fit_ratios([StarRatios.concatenate(parts)])
+    apart = fit_ratios(parts)
     np.testing.assert_allclose(apart.coefficients, together.coefficients, rtol=1e-12)
     # Stars of several groups may be the same: what they have in common is estimated then.
     diagonal = np.einsum("wkk->wk", apart.covariance) / np.einsum("wkk->wk", together.covariance)
@@ -215,7 +215,7 @@ def test_errors_that_images_of_a_star_have_in_common_do_not_average_out(dither):
                     (1000, 1000),
                 )
             )
-        flat = flat_of(iterate(parts), grid, (1000, 1000))
+        flat = flat_from_solution(fit_ratios(parts), grid, (1000, 1000))
         places = np.array([[200.0], [900.0], [500.0]]), np.array([[300.0], [900.0], [500.0]])
         pulls.append((flat.evaluate(*places, grid) - 1) / np.sqrt(flat.variance(*places, grid)))
         covariances.append(flat.covariance_between(200.0, 300.0))
@@ -230,10 +230,10 @@ def test_fit_flat_is_the_same_algorithm():
     x, y, grid, ratio, weight = measured(np.random.default_rng(11), wave=12)
     found = fit_flat(x, y, grid, ratio, weight, shape=SHAPE)
     np.testing.assert_allclose(
-        found.coefficients, iterate([plain(x, y, grid, ratio, 1 / weight)]).coefficients, atol=1e-4
+        found.coefficients, fit_ratios([plain(x, y, grid, ratio, 1 / weight)]).coefficients, atol=1e-4
     )
     unit = np.median(ratio, axis=0)  # fit_flat measures ratios in these
-    scaled = iterate([plain(x, y, grid, ratio / unit, 1 / weight / unit**2)])
+    scaled = fit_ratios([plain(x, y, grid, ratio / unit, 1 / weight / unit**2)])
     np.testing.assert_allclose(found.coefficients, scaled.coefficients * unit[:, None], rtol=1e-12)
 
 
@@ -247,7 +247,7 @@ def test_errors_of_predictions_enter_with_their_covariance():
         x, y, grid, ratio, weight = measured(rng, n, wave, sigma=0.01)
         ratio = ratio * (1 + grey * rng.normal(size=(n, 1)) + size * rng.normal(size=(n, 1)) * mode)
         ratios = plain(x, y, grid, ratio, 1 / weight, grey, np.broadcast_to(size * mode, (n, 1, wave)))
-        solutions.append(flat_of(iterate([ratios]), grid, SHAPE))
+        solutions.append(flat_from_solution(fit_ratios([ratios]), grid, SHAPE))
     values = np.array([one.evaluate(1100.0, 100.0, grid) for one in solutions]) - true_flat(1100.0, 100.0)
     variances = np.array([one.variance(1100.0, 100.0, grid) for one in solutions])
     assert np.std(values / np.sqrt(variances)) == pytest.approx(1, abs=0.1)
@@ -265,8 +265,8 @@ def test_a_bias_common_to_all_stars_enters_the_sensitivity_only():
     plain, biased = (fit_flat(x, y, grid, ratio * b, weight / b**2, shape=SHAPE) for b in (np.ones(40), bias))
     np.testing.assert_allclose(biased.evaluate(50.0, 900.0, grid), plain.evaluate(50.0, 900.0, grid), rtol=1e-9)
     np.testing.assert_allclose(biased.sensitivity, plain.sensitivity * bias, rtol=1e-9)
-    solution = iterate([made_ratios(np.random.default_rng(14))])
-    without, with_bias = (flat_of(solution, np.arange(12.0), SHAPE, common_variance=v) for v in (0, 1e-2))
+    solution = fit_ratios([made_ratios(np.random.default_rng(14))])
+    without, with_bias = (flat_from_solution(solution, np.arange(12.0), SHAPE, common_variance=v) for v in (0, 1e-2))
     assert np.all(with_bias.sensitivity_variance > without.sensitivity_variance + 0.009)
     np.testing.assert_array_equal(with_bias.variance(1.0, 2.0, 3.0), without.variance(1.0, 2.0, 3.0))
 
@@ -318,7 +318,7 @@ def test_the_lazy_array_has_the_values_of_evaluate():
 def test_flats_and_ratios_survive_files():
     rng = np.random.default_rng(19)
     ratios = made_ratios(rng)
-    flat = flat_of(iterate([ratios]), ratios.wavelength, SHAPE, detector=2)
+    flat = flat_from_solution(fit_ratios([ratios]), ratios.wavelength, SHAPE, detector=2)
     assert Flat.from_bytes(flat.to_bytes()).to_bytes() == flat.to_bytes()
     again = StarRatios.from_bytes(ratios.to_bytes())
     assert again.to_bytes() == ratios.to_bytes()
@@ -361,7 +361,7 @@ def test_inputs_that_do_not_fit_are_named():
         StarRatios.concatenate(parts)
     with pytest.raises(InputError, match="wavelength grid"):
         StarRatios.concatenate([made_ratios(rng), made_ratios(rng, wave=13)])
-    flat = flat_of(iterate(parts[:1]), grid, SHAPE, detector=2)
+    flat = flat_from_solution(fit_ratios(parts[:1]), grid, SHAPE, detector=2)
     with pytest.raises(InputError, match="the flat of detector 4"):
         flat.check(detector=4)
     with pytest.raises(InputError, match="shape"):

@@ -9,7 +9,7 @@ import pytest
 from astropy.io import fits
 from shell import csstdask_command
 
-from csstdask.flux.seds_table import read_seds
+from csstdask.flux.sed_table import read_seds
 
 WAVE = np.arange(3980.0, 7020.0, 1.0)
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from csstdask.core.errors import InputError
-from csstdask.flux.seds_table import ROWS_TOGETHER, SedTable, check_seds, read_seds, write_seds
+from csstdask.flux.sed_table import ROWS_TOGETHER, SedTable, check_seds, read_seds, write_seds
 
 WAVELENGTH = np.geomspace(2500, 10500, 20)
 

@@ -18,9 +18,9 @@ from csstdask.flux.spectra import (
     air_to_vacuum,
     degrade,
     extinction_curve,
-    input_spectra,
     moving_average,
     normalise_sed,
+    normalise_spectra,
     redden,
     vacuum_to_air,
 )
@@ -81,8 +81,8 @@ def test_normalise_sed() -> None:
 
 def test_normalised_spectra_do_not_depend_on_the_unit_or_the_slope() -> None:
     line = 1 - 0.5 * np.exp(-0.5 * ((WAVE - 5000) / 4) ** 2)
-    plain = input_spectra(WAVE, line, 0.01 * line)
-    tilted = input_spectra(WAVE, 1e-17 * line * (WAVE / 5000) ** 2, 1e-19 * line * (WAVE / 5000) ** 2)
+    plain = normalise_spectra(WAVE, line, 0.01 * line)
+    tilted = normalise_spectra(WAVE, 1e-17 * line * (WAVE / 5000) ** 2, 1e-19 * line * (WAVE / 5000) ** 2)
     inside = slice(25, -25)  # at the ends the average is one-sided and sees the slope
     assert np.allclose(plain.flux[:, inside], tilted.flux[:, inside], atol=1e-3)
     assert np.allclose(plain.flux, tilted.flux, atol=7e-3)
@@ -91,7 +91,7 @@ def test_normalised_spectra_do_not_depend_on_the_unit_or_the_slope() -> None:
 
 def test_air_moves_lines() -> None:
     line = 1 - 0.5 * np.exp(-0.5 * ((WAVE - vacuum_to_air(4862.68)) / 3) ** 2)
-    found = input_spectra(WAVE, line, medium="air").flux[0]
+    found = normalise_spectra(WAVE, line, medium="air").flux[0]
     assert INPUT_WAVELENGTH[found.argmin()] == pytest.approx(4862.68, abs=0.7)
 
 
@@ -99,14 +99,14 @@ def test_air_moves_lines() -> None:
 def test_noise_of_resampled_spectra_is_that_of_their_errors(step: float) -> None:
     wave = np.arange(3990.0, 7010.0, step)
     rng = np.random.default_rng(4)
-    found = input_spectra(wave, 1 + rng.normal(0, 0.05, (60, len(wave))), np.full((60, len(wave)), 0.05))
+    found = normalise_spectra(wave, 1 + rng.normal(0, 0.05, (60, len(wave))), np.full((60, len(wave)), 0.05))
     assert (found.flux - 1).std() == pytest.approx(float(found.error.mean()), rel=0.03)
 
 
 def test_high_resolution_is_degraded() -> None:
     line = 1 - 0.5 * np.exp(-0.5 * ((WAVE - 5500) / (0.8 / FWHM_PER_SIGMA)) ** 2)
     found = degrade(WAVE, line, INPUT_WAVELENGTH, INPUT_RESOLUTION, fwhm=WAVE / 7000)
-    given = input_spectra(WAVE, line, resolution=7000.0)
+    given = normalise_spectra(WAVE, line, resolution=7000.0)
     assert np.allclose(given.flux[0], found / moving_average(found), atol=1e-5)
 
 
@@ -116,7 +116,7 @@ def test_pixels_to_ignore_do_not_matter() -> None:
     spoilt = line.copy()
     spoilt[4000:4020] = 1e6
     error[4000:4020] = np.inf
-    found = input_spectra(WAVE, spoilt, error)
+    found = normalise_spectra(WAVE, spoilt, error)
     lost = np.isinf(found.error[0])
     assert 0 < lost.sum() < 20
     assert (found.flux[0][lost] == 1).all()
@@ -145,18 +145,18 @@ def test_bad_spectra_are_refused_in_one_line(change: dict[str, object], message:
     flux = np.full(len(wave), change.get("flux", 1.0))
     error = np.full(len(wave), change.get("error", 0.1))
     with pytest.raises(InputError, match=message) as caught:
-        input_spectra(wave, flux, error)
+        normalise_spectra(wave, flux, error)
     assert "\n" not in str(caught.value)
 
 
 def test_bad_arguments() -> None:
     wave = np.linspace(3990.0, 7010.0, 3000)
     with pytest.raises(ValueError, match="medium: found 'water'; wanted 'vacuum' or 'air'"):
-        input_spectra(wave, np.ones(3000), medium="water")
+        normalise_spectra(wave, np.ones(3000), medium="water")
     with pytest.raises(ValueError, match=r"flux: found shape \(2, 5\)"):
-        input_spectra(wave, np.ones((2, 5)))
+        normalise_spectra(wave, np.ones((2, 5)))
     with pytest.raises(ValueError, match=r"error: found shape"):
-        input_spectra(wave, np.ones((2, 3000)), np.ones(3000))
+        normalise_spectra(wave, np.ones((2, 3000)), np.ones(3000))
 
 
 def test_reddening_keeps_the_reference_and_adds_its_error_as_a_mode():

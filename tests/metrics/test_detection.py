@@ -5,12 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from csstdask.metrics.detection import Case, average_precision, calibrate, f1_of, logit_of, precision_recall, score
+from csstdask.metrics.detection import (
+    DetectionCase,
+    average_precision,
+    f1_score,
+    fit_calibration,
+    log_odds,
+    precision_recall,
+    score,
+)
 
 
 def case(hit, *, faint=None, use=None, visible=None, charge=None):
     nothing = np.zeros(hit.shape, bool)
-    return Case(
+    return DetectionCase(
         data=hit.astype(np.float32),
         error=None,
         ignore=nothing,
@@ -47,7 +55,7 @@ def test_a_hand_counted_frame():
     assert result.recall_visible == pytest.approx(4 / 5)
     assert result.precision_without_skirt == pytest.approx(5 / 6)
     assert result.events_found == pytest.approx(1 / 3)
-    assert f1_of([frame], [found]) == pytest.approx(result.f1)
+    assert f1_score([frame], [found]) == pytest.approx(result.f1)
 
 
 def test_intervals_hold_the_truth(rng):
@@ -74,7 +82,7 @@ def test_curves():
 def test_calibration_finds_what_was_put_in(rng):
     logit = rng.normal(0, 2, 200_000).astype(np.float32)
     hit = rng.random(logit.size) < 1 / (1 + np.exp(-(1.7 * logit - 0.6)))
-    found = calibrate(logit, hit)
+    found = fit_calibration(logit, hit)
     assert found == {"scale": pytest.approx(1.7, abs=0.03), "offset": pytest.approx(-0.6, abs=0.03)}
 
 
@@ -82,8 +90,8 @@ def test_calibration_finds_how_much_the_density_says(rng):
     """Odds that go with the density to the power 0.4: fitted beside scale and offset, about the mean density."""
     density = (10 ** rng.uniform(-2.5, -1, 300_000)).astype(np.float32)
     logit = rng.normal(-1, 2, density.size).astype(np.float32)
-    reference = logit_of(float(density.mean()))
-    true = 1.2 * logit + 0.3 + 0.4 * (logit_of(density) - reference)
-    found = calibrate(logit, rng.random(density.size) < 1 / (1 + np.exp(-true)), density)
+    reference = log_odds(float(density.mean()))
+    true = 1.2 * logit + 0.3 + 0.4 * (log_odds(density) - reference)
+    found = fit_calibration(logit, rng.random(density.size) < 1 / (1 + np.exp(-true)), density)
     assert found["density"] == pytest.approx(density.mean(), rel=1e-5)
     assert [found[name] for name in ("scale", "offset", "prior")] == pytest.approx([1.2, 0.3, 0.4], abs=0.03)

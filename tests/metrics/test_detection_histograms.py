@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from csstdask.evaluation.cosmicray.evaluate import tally
-from csstdask.evaluation.cosmicray.survey import at_equal_precision, by_region, density_in, linear
+from csstdask.evaluation.cosmicray.survey import at_equal_precision, by_region, charged_fraction, fit_line
+from csstdask.metrics import detection_histograms as tally
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_precision_is_that_of_another_density(frame):
     right, false = (charge[found] > 0).sum(), (charge[found] == 0).sum()
     got = tally.rates(counts, reweight=0.5)["precision"][index]
     assert got == pytest.approx(0.5 * right / (0.5 * right + false))
-    assert density_in(counts, 0) == pytest.approx((charge[use] > 0).mean())
+    assert charged_fraction(counts, 0) == pytest.approx((charge[use] > 0).mean())
     rows = by_region(counts, 0.3, [0.5] * (len(tally.LEVELS) + 1))
     assert rows["whole frame"]["precision"] == pytest.approx(got)
 
@@ -117,7 +117,7 @@ def test_at_equal_precision(frame):
 
 def test_a_straight_line_is_found(rng):
     x = np.linspace(0, 10, 21)
-    fit = linear([(a, 0.9 + 0.01 * a + noise) for a, noise in zip(x, rng.normal(0, 1e-3, 21), strict=True)])
+    fit = fit_line([(a, 0.9 + 0.01 * a + noise) for a, noise in zip(x, rng.normal(0, 1e-3, 21), strict=True)])
     assert fit["slope"] == pytest.approx(0.01, abs=4 * fit["slope_error"])
     assert fit["r"] > 0.99
-    assert "slope" not in linear([(1.0, 2.0), (1.0, 3.0)])
+    assert "slope" not in fit_line([(1.0, 2.0), (1.0, 3.0)])

@@ -11,16 +11,16 @@ from astropy.wcs import WCS
 from scipy.stats import ks_1samp, ks_2samp
 
 from csstdask.core.errors import InputError
-from csstdask.metrics.consistency import CHARGE_BINS, recovered, repeated_in_pixels, repeated_on_sky
+from csstdask.metrics.consistency import CHARGE_BINS, detector_recurrence, recovered, sky_recurrence
 from csstdask.metrics.drift import (
     EDGES,
     UnitEvents,
-    by_exposure,
     count_events,
+    derive_expectations,
     drift,
-    expects_of,
     rates,
     spectrum_distance,
+    sum_by_exposure,
 )
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
 from csstdask.mock.recipe import CosmicRays
@@ -49,7 +49,7 @@ def test_an_undisturbed_night_raises_nothing(rng):
     card = replace(
         CARD,
         valid={"detectors": [7, 8], "from": "2028-01-01", "until": "2028-04-01"},
-        expects=expects_of(list(by_exposure(night(np.random.default_rng(1))).values())),
+        expects=derive_expectations(list(sum_by_exposure(night(np.random.default_rng(1))).values())),
     )
     assert drift(units, card) == ()
 
@@ -111,7 +111,7 @@ def test_distance_is_that_of_scipy(rng):
     edges = EDGES["charge"]
     sample, other = rng.normal(3.3, 0.3, 400), rng.normal(3.4, 0.3, 900)
     counts, reference = (count_events(10**values, np.ones(len(values)), 1.0) for values in (sample, other))
-    quantiles = expects_of([reference])["log_charge"]
+    quantiles = derive_expectations([reference])["log_charge"]
     distance, chance = spectrum_distance(counts.charge, edges, quantiles, 900)
     twin = ks_2samp(sample, other)
     assert distance == pytest.approx(twin.statistic, abs=0.02)
@@ -124,8 +124,8 @@ def test_distance_is_that_of_scipy(rng):
 
 def test_what_a_card_expects_survives_half_of_the_events_being_points(rng):
     """Points are a step in the distribution of lengths: a card's quantiles keep its height."""
-    events = by_exposure(night(rng, 2)).values()
-    quantiles = expects_of(list(events))["log_length"]
+    events = sum_by_exposure(night(rng, 2)).values()
+    quantiles = derive_expectations(list(events))["log_length"]
     for one in events:
         assert spectrum_distance(one.length, EDGES["length"], quantiles)[0] < 0.03
 
@@ -149,18 +149,18 @@ def test_cards_keep_what_they_are_for_and_old_ones_are_read(tmp_path):
 def test_a_hot_pixel_is_in_all_exposures_and_cosmic_rays_are_not(rng):
     shape, n = (200, 220), 200
     events = [(rng.uniform(0, 219, n), rng.uniform(0, 199, n)) for _ in range(8)]
-    clean = repeated_in_pixels(events, shape)
+    clean = detector_recurrence(events, shape)
     # Of 44,000 pixels that three of eight exposures share one is no surprise: 44,000 * 56 * (200 / 44,000)^3 = 0.23.
     assert clean.least == 4
     assert len(clean.table["x"]) == 0
     assert abs(clean.share) < 3 * clean.share_err
     assert clean.by_chance == pytest.approx(8 * n * (1 - (1 - n / 44_000) ** 7), rel=0.03)  # seven others to meet
     hot = [(np.append(x, 31.0 + rng.normal(0, 0.1)), np.append(y, 77.0)) for x, y in events]
-    found = repeated_in_pixels(hot, shape)
+    found = detector_recurrence(hot, shape)
     assert [found.table[name].tolist() for name in ("x", "y", "n_exposures")] == [[31], [77], [8]]
     assert found.n_shared - clean.n_shared == pytest.approx(8, abs=2)
     assert found.share == pytest.approx(8 / (8 * n), abs=2 * found.share_err)
-    few = repeated_in_pixels(hot[:2], shape)
+    few = detector_recurrence(hot[:2], shape)
     assert few.least is None
     assert len(few.table["x"]) == 0
 
@@ -178,7 +178,7 @@ def test_stars_are_at_one_place_of_the_sky_and_hot_pixels_are_not(rng):
     events = [(rng.uniform(0, 199, n), rng.uniform(0, 199, n)) for _ in dithers]
     events = [(np.append(x, 50.0), np.append(y, 60.0)) for x, y in events]  # a hot pixel
     wcs = [dithered(offset) for offset in dithers]
-    clean = repeated_on_sky(events, wcs)
+    clean = sky_recurrence(events, wcs)
     assert len(clean.table["ra"]) == 0
     assert abs(clean.share) < 3 * clean.share_err
     # By chance: three other exposures, each with n events on the frame.
@@ -186,15 +186,15 @@ def test_stars_are_at_one_place_of_the_sky_and_hot_pixels_are_not(rng):
     star = dithered((0, 0)).pixel_to_world_values(90.0, 95.0)
     places = [one.world_to_pixel_values(*star) for one in wcs]
     added = [(np.append(x, a + 0.2), np.append(y, b)) for (x, y), (a, b) in zip(events, places, strict=True)]
-    found = repeated_on_sky(added, wcs)
+    found = sky_recurrence(added, wcs)
     assert found.table["n_exposures"].tolist() == [4]
     assert found.table["ra"][0] == pytest.approx(star[0], abs=1e-4)
     assert found.table["dec"][0] == pytest.approx(star[1], abs=1e-4)
     assert found.n_shared - clean.n_shared == pytest.approx(4, abs=2)
-    assert repeated_on_sky(events[:2], [wcs[0], wcs[0]]) is None
+    assert sky_recurrence(events[:2], [wcs[0], wcs[0]]) is None
     elsewhere = wcs[1].deepcopy()
     elsewhere.wcs.crval = (wcs[0].wcs.crval[0] + 150) % 360, -wcs[0].wcs.crval[1]
-    assert repeated_on_sky(events[:2], [wcs[0], elsewhere]) is None
+    assert sky_recurrence(events[:2], [wcs[0], elsewhere]) is None
 
 
 def test_known_events_are_found_by_a_perfect_method_and_missed_by_none(rng):
@@ -235,7 +235,7 @@ def test_places_on_the_sky_are_icrs_whatever_the_frame_of_the_header(rng):
     x, y = (float(value) for value in second.world_to_pixel(star))
     events = [(np.append(rng.uniform(0, 199, 5), 70.0), np.append(rng.uniform(0, 199, 5), 80.0))]
     events.append((np.append(rng.uniform(0, 199, 5), x), np.append(rng.uniform(0, 199, 5), y)))
-    found = repeated_on_sky(events, [first, second])
+    found = sky_recurrence(events, [first, second])
     assert found.n_shared == 2
     assert found.table["ra"] == pytest.approx([star.ra.deg], abs=1e-5)
     assert found.table["dec"] == pytest.approx([star.dec.deg], abs=1e-5)

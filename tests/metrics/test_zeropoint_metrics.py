@@ -11,14 +11,14 @@ from csstdask.metrics.zeropoint import (
     correlations,
     coverage,
     coverage_by_quartile,
-    errors_of,
-    inside,
+    error_statistics,
     paired_bootstrap,
+    within_interval,
 )
 
 
 def test_errors_by_hand() -> None:
-    found = errors_of([1.0, 2.1, 2.96, np.nan], [1.0, 2.0, 3.0, 4.0])
+    found = error_statistics([1.0, 2.1, 2.96, np.nan], [1.0, 2.0, 3.0, 4.0])
     assert (found.n, found.n_missing) == (3, 1)
     assert found.rmse == pytest.approx(math.sqrt((0.1**2 + 0.04**2) / 3))
     assert found.mae == pytest.approx(0.14 / 3)
@@ -28,7 +28,7 @@ def test_errors_by_hand() -> None:
 
 
 def test_nothing_to_measure() -> None:
-    found = errors_of([np.nan], [25.0])
+    found = error_statistics([np.nan], [25.0])
     assert (found.n, found.n_missing) == (0, 1)
     assert math.isnan(found.mae)
     assert all(math.isnan(one) for one in coverage([np.nan], [0.1]).values())
@@ -70,7 +70,7 @@ def test_quartiles_show_what_the_average_hides(rng: np.random.Generator) -> None
 
 
 def test_unknown_and_infinite_sigma() -> None:
-    found = inside([0.1, 0.1, np.nan, 0.1], [np.inf, np.nan, 0.1, 0.05], 1.0)
+    found = within_interval([0.1, 0.1, np.nan, 0.1], [np.inf, np.nan, 0.1, 0.05], 1.0)
     assert np.array_equal(found, [1.0, np.nan, np.nan, 0.0], equal_nan=True)
 
 

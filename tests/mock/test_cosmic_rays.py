@@ -19,7 +19,7 @@ from csstdask.mock.cosmic_rays import (
     track_lengths,
     unit_cosmic_rays,
 )
-from csstdask.mock.events import STIS_EVENTS, STIS_PAIRS, exposures_of, library_for, read_stis_events
+from csstdask.mock.event_libraries import STIS_EVENTS, STIS_PAIRS, load_event_library, pair_exposures, read_stis_events
 from csstdask.mock.recipe import CosmicRays
 from csstdask.mock.silicon_tracks import landau, slab_events
 
@@ -144,7 +144,7 @@ def test_real_events_keep_their_charges_and_sizes(real_images):
     assert np.count_nonzero(charge) / charge.size == pytest.approx(0.004, rel=0.1)
     regions, n = label(charge > 0, EIGHT)
     found = np.bincount(regions.ravel(), charge.ravel())[1:]
-    library = read_stis_events(real_images / STIS_EVENTS, exposures_of(STIS_PAIRS["test"]))
+    library = read_stis_events(real_images / STIS_EVENTS, pair_exposures(STIS_PAIRS["test"]))
     drawn = np.random.default_rng(1).choice(len(library), n * 4, p=library.weight)
     wanted = np.add.reduceat(library.charge, library.offset[:-1])[drawn]
     # Some two per cent overlap or are cut by the edge.
@@ -152,7 +152,7 @@ def test_real_events_keep_their_charges_and_sizes(real_images):
 
 
 def test_libraries_are_asked_for_and_split(real_images):
-    sizes = {split: len(library_for("stis", split, real_images)) for split in STIS_PAIRS}
+    sizes = {split: len(load_event_library("stis", split, real_images)) for split in STIS_PAIRS}
     assert sizes["training"] != sizes["test"]
     settings = CosmicRays(generators=("itl",))
     with pytest.raises(InputError, match="--data FOLDER"):
@@ -160,7 +160,7 @@ def test_libraries_are_asked_for_and_split(real_images):
             Recipe(name="x", seed=1, split="test", shape=(64, 64), cosmic_rays=settings), load_instrument("csst"), 0, 8
         )
     with pytest.raises(InputError, match="without split"):
-        library_for("stis", None, real_images)
+        load_event_library("stis", None, real_images)
 
 
 def test_cosmic_rays_are_as_many_at_the_edge_as_in_the_middle(rng):

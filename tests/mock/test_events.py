@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from csstdask.core.errors import InputError
-from csstdask.mock.events import (
+from csstdask.mock.event_libraries import (
     ITL_BANDS,
     STIS_PAIRS,
     EventLibrary,
-    exposures_of,
+    pair_exposures,
     read_itl_events,
     read_stis_events,
 )
@@ -51,7 +51,7 @@ def test_square_pixels_may_be_turned(one_event, rng):
 
 def test_stis_events_of_held_out_pairs_are_in_no_training_library(real_images):
     path = real_images / "hst_stis" / "cr_events_stis_1999.npz"
-    names = {split: exposures_of(pairs) for split, pairs in STIS_PAIRS.items()}
+    names = {split: pair_exposures(pairs) for split, pairs in STIS_PAIRS.items()}
     assert len(set().union(*names.values())) == sum(map(len, names.values())) == 8
     libraries = {split: read_stis_events(path, exposures) for split, exposures in names.items()}
     with np.load(path) as stored:

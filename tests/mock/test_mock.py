@@ -166,14 +166,14 @@ def test_satellites_and_ghosts_are_seen_and_flagged(small_recipe):
 
 
 def test_flags_know_most_defects_and_all_full_pixels(small_recipe):
-    from csstdask.mock.level_1 import flags_of
+    from csstdask.mock.level_1 import unit_flags
     from csstdask.mock.sensor import build_ccd
 
     settings = Sensor(hot_fraction=0.02, warm_fraction=0.02, bad_fraction=1e-3)
     ccd = build_ccd(settings, 7, (192, 160), 0.0, gain=1.1, bias_level=500.0)
     full = np.zeros((192, 160), dtype=bool)
     full[5, 5] = True
-    flag = flags_of(ccd, CSST, full, {"ghost": full})
+    flag = unit_flags(ccd, CSST, full, {"ghost": full})
     assert flag[5, 5] & 8
     assert flag[5, 5] & 64
     for bit, truth in ((1, ccd.bad), (2, ccd.hot), (4, ccd.warm)):
@@ -183,21 +183,21 @@ def test_flags_know_most_defects_and_all_full_pixels(small_recipe):
 
 
 def test_exposures_shake_each_by_their_own(small_recipe):
-    from csstdask.mock.render import state_of
+    from csstdask.mock.render import optical_state
 
     recipe = load_recipe(ROOT / "stores" / "cr-repeats.toml")
-    jitter = [state_of(recipe, index).jitter for index in range(8)]
+    jitter = [optical_state(recipe, index).jitter for index in range(8)]
     assert np.std(np.log(jitter)) > 0.05
-    assert state_of(small_recipe, 1).jitter == 1.0
+    assert optical_state(small_recipe, 1).jitter == 1.0
 
 
 def test_exposures_of_a_field_see_one_sky_and_dithers_move_it():
-    from csstdask.mock.catalogue import dither_of, unit_catalogue
+    from csstdask.mock.catalogue import exposure_dither, unit_catalogue
     from csstdask.mock.render import unit_headers
 
     recipe = load_recipe(ROOT / "stores" / "cr-repeats.toml", scale=0.02)
     first, second = (unit_catalogue(recipe, CSST, index, 8) for index in (0, 1))
-    (ax, ay), (bx, by) = dither_of(recipe, 0), dither_of(recipe, 1)
+    (ax, ay), (bx, by) = exposure_dither(recipe, 0), exposure_dither(recipe, 1)
     assert np.array_equal(first.flux, second.flux)
     assert np.allclose(second.x - first.x, bx - ax)
     assert np.hypot(bx - ax, by - ay) > 1

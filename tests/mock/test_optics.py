@@ -7,7 +7,7 @@ import pytest
 
 from csstdask.arrays.moments import adaptive_moments
 from csstdask.mock.optics import CORE, Blur, effective_psf, fade, sampling_for, wing_light
-from csstdask.optics.pupil import cutoff
+from csstdask.optics.pupil import cutoff_frequency
 
 galsim = pytest.importorskip("galsim")
 PUPIL = (2.0, 0.0, 0.074)
@@ -19,7 +19,7 @@ def coefficients(rng) -> np.ndarray:
 
 
 def one_psf(rng, wavelength: float, blur: Blur):
-    fine = sampling_for(cutoff(wavelength, PUPIL[0], PUPIL[2]), blur).fine
+    fine = sampling_for(cutoff_frequency(wavelength, PUPIL[0], PUPIL[2]), blur).fine
     coef = coefficients(rng)
     return coef, effective_psf(coef, ORDERS, wavelength, pupil=PUPIL, blur=blur, fine=fine)[0], fine
 
@@ -68,7 +68,7 @@ def test_the_light_beyond_the_core_is_an_airy_patterns(rng):
     from scipy.special import j0, j1
 
     nothing = Blur(np.zeros((2, 2)), line=False, diffusion=0.0)
-    fine = sampling_for(cutoff(600.0, PUPIL[0], PUPIL[2]), nothing).fine
+    fine = sampling_for(cutoff_frequency(600.0, PUPIL[0], PUPIL[2]), nothing).fine
     core = effective_psf(np.zeros((1, len(ORDERS))), ORDERS, 600.0, pupil=PUPIL, blur=nothing, fine=fine)[0]
     axis = (np.arange(CORE * fine) - CORE * fine // 2) / fine
     radius = np.hypot(axis[:, None], axis[None, :])

@@ -12,7 +12,7 @@ from astropy.coordinates import SkyCoord
 from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe, load_recipe, render_unit
-from csstdask.mock.cost import cost_of
+from csstdask.mock.cost import estimate_cost
 from csstdask.mock.recipe import demo_recipe
 from csstdask.mock.render import check_recipe, unit_stamps
 from csstdask.mock.stamps import signal_to_noise
@@ -66,7 +66,7 @@ def test_costs_in_the_recipes_are_what_is_estimated():
         found = re.search(r"scale 1 ([\d,]+) units.*?([\d.,]+) GB, ([\d.]+) (\w+)", read(name), re.DOTALL)
         if found is None:
             continue
-        cost = cost_of(load_recipe(STORES / f"{name}.toml", scale=1.0))
+        cost = estimate_cost(load_recipe(STORES / f"{name}.toml", scale=1.0))
         assert int(found[1].replace(",", "")) == cost.units
         assert float(found[2].replace(",", "")) == pytest.approx(cost.disk / 1e9, rel=0.1), name
         if found[4] == "min":

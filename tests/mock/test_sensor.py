@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from csstdask.mock.level_1 import calibrate, estimate
+from csstdask.mock.level_1 import calibrate, estimate_calibration
 from csstdask.mock.recipe import Sensor
 from csstdask.mock.sensor import (
-    bleed,
+    apply_blooming,
+    apply_cti,
     brighter_fatter,
     build_ccd,
     count_photons,
     digitise,
     fringes,
     read_noise_frame,
-    trail,
 )
 
 PLAIN = Sensor(
@@ -36,7 +36,7 @@ def flat_field(rng, settings: Sensor, level: float, shape=(512, 512)) -> np.ndar
     ccd = ccd_of(settings, shape)
     charge = brighter_fatter(count_photons(rng, np.full(shape, level, np.float32)), settings.brighter_fatter)
     noise = read_noise_frame(rng, settings, shape, READ_NOISE)
-    return digitise(trail(charge, ccd.cti), ccd, settings, noise, FULL_WELL) - ccd.bias
+    return digitise(apply_cti(charge, ccd.cti), ccd, settings, noise, FULL_WELL) - ccd.bias
 
 
 @pytest.mark.parametrize("level", [50.0, 2000.0, 30_000.0])
@@ -66,7 +66,7 @@ def test_bleeding_conserves_charge_and_fills_columns_to_full_well():
     charge = np.full((300, 20), 100, np.float32)
     charge[150:153, 7] = 400_000
     total = charge.sum(dtype=float)
-    full = bleed(charge, FULL_WELL)
+    full = apply_blooming(charge, FULL_WELL)
     assert charge.sum(dtype=float) == pytest.approx(total, rel=1e-6)
     assert charge.max() <= FULL_WELL
     rows = np.flatnonzero(full[:, 7])
@@ -81,16 +81,16 @@ def test_trails_lie_behind_and_conserve_charge(row, behind):
     """The lower half is read downwards: trails point up; the upper half the other way."""
     charge = np.zeros((256, 8), np.float32)
     charge[row, 3] = 1000
-    out = trail(charge, 0.02)
+    out = apply_cti(charge, 0.02)
     assert out.sum(dtype=float) == pytest.approx(1000, rel=1e-4)
     way = (row + 1 if behind > 0 else 256 - row) / 128
     assert 1000 - out[row, 3] == pytest.approx(1000 * 0.02 * way * (1000 / 1100) ** 0.4, rel=0.01)
     assert out[row + behind, 3] > out[row + 2 * behind, 3] > out[row + 6 * behind, 3] > 0
     assert out[row - behind, 3] == 0
     # Faint packets lose a larger share.
-    faint = trail(charge / 20, 0.02)
+    faint = apply_cti(charge / 20, 0.02)
     assert 1 - faint[row, 3] / 50 > 1 - out[row, 3] / 1000
-    assert np.array_equal(trail(charge, 0.0), charge)
+    assert np.array_equal(apply_cti(charge, 0.0), charge)
 
 
 def test_hot_pixels_are_where_they_were_and_grow_in_number():
@@ -116,7 +116,7 @@ def test_sixteen_channels_have_gains_and_levels_of_their_own():
     assert len(np.unique(ccd.bias)) == 16
     assert np.std(ccd.gain) / GAIN == pytest.approx(0.015, rel=0.6)
     assert len(np.unique(ccd_of(PLAIN).gain)) == 1
-    known = estimate(ccd, Sensor(), 8, READ_NOISE, 150.0, 0.0)
+    known = estimate_calibration(ccd, Sensor(), 8, READ_NOISE, 150.0, 0.0)
     errors = np.unique(np.round(known.gain / ccd.gain - 1, 6))
     assert len(errors) <= 16  # a channel's gain is wrong as a whole
     assert 2e-4 < np.std(errors) < 4e-3
@@ -150,7 +150,7 @@ def test_level_1_returns_what_fell_on_the_detector(rng):
     charge = count_photons(rng, (rate * ccd.flat + ccd.dark) * np.float32(150))
     noise = read_noise_frame(rng, settings, shape, READ_NOISE)
     raw = digitise(brighter_fatter(charge, settings.brighter_fatter), ccd, settings, noise, FULL_WELL)
-    known = estimate(ccd, settings, 8, READ_NOISE, 150.0, 2.0)
+    known = estimate_calibration(ccd, settings, 8, READ_NOISE, 150.0, 2.0)
     found, weight = calibrate(raw, known, 150.0, FULL_WELL, np.ones(shape, bool))
     quiet = ~ccd.hot & ~ccd.warm
     assert np.median(found[quiet]) == pytest.approx(3.0, rel=3e-3)

@@ -14,7 +14,7 @@ from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.instrument.dispersion import dispersion_of, slitless_order
 from csstdask.mock import Recipe, load_recipe, render_unit
-from csstdask.mock.cost import cost_of
+from csstdask.mock.cost import estimate_cost
 from csstdask.mock.recipe import CosmicRays, Pointing, Sensor, Sky, SkyField, Slitless
 from csstdask.mock.render import check_recipe, unit_digest, unit_headers
 from csstdask.mock.slitless import (
@@ -29,8 +29,8 @@ from csstdask.mock.slitless_stars import (
     catalogue_columns,
     dispersion_shift,
     field_stars,
-    library_of,
     order_reach,
+    recipe_library,
     sed_mode,
     spectra_columns,
     truth_columns,
@@ -53,7 +53,7 @@ def recipe_of(**slitless: object) -> Recipe:
 
 
 def one_star(recipe: Recipe, x: float = 380.3, y: float = 120.7, *, sed: int = 40) -> tuple[TracedStars, np.ndarray]:
-    library = library_of(recipe)
+    library = recipe_library(recipe)
     star = TracedStars(np.array([x]), np.array([y]), np.array([3e-15]), library.sed[sed : sed + 1])
     return star, library.wavelength
 
@@ -186,7 +186,7 @@ def test_positions_follow_from_the_catalogue_and_the_header():
     recipe = recipe_of(proper_motion=300.0).model_copy(
         update={"fields": fields, "pointing": Pointing(dither=30.0), "span": 4.0, "epoch": 1.0}
     )
-    library = library_of(recipe)
+    library = recipe_library(recipe)
     for index in (0, 2):
         given = catalogue_columns(recipe.slitless, field_stars(recipe, CSST, index, 2, library))
         truth = truth_columns(recipe, CSST, index, 2, library)
@@ -206,7 +206,7 @@ def test_stars_off_the_frame_whose_spectra_fall_on_it_are_drawn():
     reach = order_reach(CSST, 2, SHAPE)
     assert reach[0][1] < -300
     assert -115 < reach[1][0] < -100
-    stars = unit_stars(recipe, CSST, 0, 2, library_of(recipe))
+    stars = unit_stars(recipe, CSST, 0, 2, recipe_library(recipe))
     inside = (abs(stars.x - 383.5) < 384) & (abs(stars.y - 127.5) < 128)
     assert inside.sum() == pytest.approx(300, abs=3)  # proper motions carry some over the edge
     assert (stars.x > SHAPE[1] + 320).any()
@@ -218,7 +218,7 @@ def test_stars_off_the_frame_whose_spectra_fall_on_it_are_drawn():
 
 def test_separated_stars_do_not_overlap():
     recipe = recipe_of(stars=60, separation=9.0, proper_motion=0.0)
-    stars = unit_stars(recipe, CSST, 0, 2, library_of(recipe))
+    stars = unit_stars(recipe, CSST, 0, 2, recipe_library(recipe))
     dx, dy = (abs(part[:, None] - part) for part in (stars.x, stars.y))
     pairs = np.triu(np.ones_like(dx, dtype=bool), 1)
     assert not (pairs & (dy < 9) & (dx < 200)).any()
@@ -228,7 +228,7 @@ def test_separated_stars_do_not_overlap():
 
 def test_given_fluxes_and_seds_are_off_as_stated():
     recipe = recipe_of(stars=2000, flux_error=0.02, sed_sigma=0.05, bad_share=0.1)
-    library = library_of(recipe)
+    library = recipe_library(recipe)
     stars = field_stars(recipe, CSST, 0, 3, library)
     given = catalogue_columns(recipe.slitless, stars)
     seds = spectra_columns(recipe.slitless, stars, library)
@@ -259,7 +259,7 @@ def test_a_unit_counts_what_its_stars_send():
     )
     unit = render_unit(recipe, CSST, 0, 2)
     expected = expected_spectra(recipe, CSST, 0, 2)
-    stars = unit_stars(recipe, CSST, 0, 2, library_of(recipe))
+    stars = unit_stars(recipe, CSST, 0, 2, recipe_library(recipe))
     bright = expected > 1.0
     z = (unit.sci[bright] - expected[bright]) * np.sqrt(unit.wht[bright])
     assert len(stars) > 14
@@ -300,7 +300,7 @@ def test_identities_of_slitless_units_hold_all_that_decides_them(tmp_path):
     assert unit_digest(recipe, CSST.model_copy(update={"slitless": CSST.slitless | {"GV": band}}), 0, 2) != known
     other_band = CSST.model_copy(update={"slitless": CSST.slitless | {"GU": band}})
     assert unit_digest(recipe, other_band, 0, 2) == known
-    library = library_of(recipe)
+    library = recipe_library(recipe)
     np.savez(
         tmp_path / "desi-atlas9.npz",
         wavelength=library.wavelength,
@@ -323,7 +323,7 @@ def test_a_recipe_that_cannot_be_drawn_says_why(tmp_path):
     stamps = Recipe.model_validate({**recipe_of().model_dump(), "stamps": {"kind": "isolated"}})
     with pytest.raises(InputError, match="stamps"):
         check_recipe(stamps, CSST)
-    library = library_of(recipe_of())
+    library = recipe_library(recipe_of())
     red = library.wavelength > 4500
     labels = {"teff": library.teff, "logg": library.logg, "mh": library.mh}
     np.savez(tmp_path / "red.npz", wavelength=library.wavelength[red], flux=library.sed[:, red], **labels)
@@ -333,12 +333,12 @@ def test_a_recipe_that_cannot_be_drawn_says_why(tmp_path):
 
 
 def test_a_library_next_to_the_recipe_is_found(tmp_path):
-    library = library_of(recipe_of())
+    library = recipe_library(recipe_of())
     labels = {"teff": library.teff, "logg": library.logg, "mh": library.mh}
     np.savez(tmp_path / "own.npz", wavelength=library.wavelength, flux=7 * library.sed, **labels)
     file = tmp_path / "own.toml"
     file.write_text('name = "own"\nseed = 1\ndetectors = [1]\n[slitless]\nstars = 3\nseds = "own.npz"\n')
-    found = library_of(load_recipe(file))
+    found = recipe_library(load_recipe(file))
     assert found.sed == pytest.approx(library.sed, rel=1e-6)
     assert found.sha256 != library.sha256
 
@@ -362,10 +362,10 @@ def test_wrong_keys_are_named(tmp_path, table, message):
 
 def test_densities_instead_of_numbers():
     recipe = recipe_of(stars=None, stars_per_mpix=1000.0)
-    stars = unit_stars(recipe, CSST, 0, 1, library_of(recipe))
+    stars = unit_stars(recipe, CSST, 0, 1, recipe_library(recipe))
     inside = (abs(stars.x - 383.5) < 384) & (abs(stars.y - 127.5) < 128)
     assert inside.sum() == pytest.approx(197, abs=60)
-    assert cost_of(recipe).seconds > cost_of(recipe_of()).seconds
+    assert estimate_cost(recipe).seconds > estimate_cost(recipe_of()).seconds
 
 
 def test_headers_of_slitless_units_name_their_band():

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from csstdask.nn.blocks import UNet, radius_of
+from csstdask.nn.blocks import UNet, receptive_radius
 
 
 @pytest.mark.parametrize(("pools", "radius"), [(1, 9), (2, 23), (3, 51), (4, 107)])
 def test_radius_formula(pools, radius):
-    assert radius_of(pools) == radius
-    assert radius_of(pools, stem=2) == 2 * radius + 1
+    assert receptive_radius(pools) == radius
+    assert receptive_radius(pools, stem=2) == 2 * radius + 1
 
 
 @pytest.mark.parametrize(

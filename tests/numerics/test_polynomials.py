@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from csstdask.numerics.polynomials import legendre_products, legendre_values, n_terms, on_grid, term_degrees
+from csstdask.numerics.polynomials import evaluate_on_grid, legendre_products, legendre_values, n_terms, term_degrees
 
 SHAPE = (64, 96)
 
@@ -34,4 +34,4 @@ def test_a_grid_agrees_with_points():
     coefficients = rng.normal(size=(3, n_terms(3)))
     x, y = np.array([0.0, 10.0, 95.0]), np.array([5.0, 63.0])
     expected = np.einsum("yxk,wk->wyx", legendre_products(x, y[:, None], 3, SHAPE), coefficients)
-    np.testing.assert_allclose(on_grid(coefficients, x, y, 3, SHAPE), expected, atol=1e-13)
+    np.testing.assert_allclose(evaluate_on_grid(coefficients, x, y, 3, SHAPE), expected, atol=1e-13)

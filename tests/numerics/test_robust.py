@@ -3,11 +3,11 @@
 import numpy as np
 
 from csstdask.numerics.robust import (
-    fewest_kept,
     huber_weights,
     mad_scale,
+    min_kept_points,
     nan_median,
-    robust_polynomial,
+    robust_linear_fit,
     tukey_weights,
 )
 
@@ -32,7 +32,7 @@ def test_weights_fall_as_they_are_defined():
 
 
 def test_half_of_the_points_and_three_more_than_parameters_stay():
-    assert fewest_kept([0, 3, 10, 400], 6).tolist() == [0, 3, 9, 200]
+    assert min_kept_points([0, 3, 10, 400], 6).tolist() == [0, 3, 9, 200]
 
 
 def test_a_fit_ignores_outliers_and_never_collapses():
@@ -41,12 +41,12 @@ def test_a_fit_ignores_outliers_and_never_collapses():
     terms = np.stack([np.ones(60), x], axis=1)
     values = 1 + 2 * x + rng.normal(0, 0.1, 60)
     values[:15] += 30
-    found, weights = robust_polynomial(terms, values, np.full(60, 0.01))
+    found, weights = robust_linear_fit(terms, values, np.full(60, 0.01))
     assert np.all(np.abs(found - [1, 2]) < 0.08)
     assert np.all(weights[:15] == 0)
-    exact = robust_polynomial(terms, 1 + 2 * x + (np.arange(60) == 3), np.full(60, 1e-20))
+    exact = robust_linear_fit(terms, 1 + 2 * x + (np.arange(60) == 3), np.full(60, 1e-20))
     np.testing.assert_allclose(exact[0], [1, 2], atol=1e-9)
     assert np.count_nonzero(exact[1]) >= 30
-    nothing = robust_polynomial(terms, np.full(60, np.nan), np.ones(60))
+    nothing = robust_linear_fit(terms, np.full(60, np.nan), np.ones(60))
     assert not nothing[0].any()
     assert not nothing[1].any()

@@ -9,11 +9,11 @@ from quick import quick_run, quick_settings
 from shell import csstdask_command
 
 from csstdask.engine.work_units import Selection, parse_selection
-from csstdask.pipeline.accounting import UsageTally, usage_lines, whole_unit
 from csstdask.pipeline.plan import START_SECONDS, make_plan
-from csstdask.pipeline.prepare import NEED_REFERENCE, foresee
+from csstdask.pipeline.prepare import NEED_REFERENCE, estimate
 from csstdask.pipeline.status import status
 from csstdask.pipeline.steps import STEPS, resolve
+from csstdask.pipeline.usage_report import UsageTotals, total_usage, usage_lines
 from csstdask.store.zarr_arrays import shard_path
 
 IMAGING = [name for name, step in STEPS.items() if "imaging" in step.kinds and name not in NEED_REFERENCE]
@@ -32,7 +32,7 @@ def test_usage_of_each_step_is_kept_and_shown(small_campaign, tmp_path):
         assert 0 < row.actual.seconds < 60
         assert row.actual.peak_bytes > 50 << 20
         assert row.predicted_seconds >= 0
-    whole = whole_unit(summary.usage)
+    whole = total_usage(summary.usage)
     assert whole.actual.seconds == sum(row.actual.seconds for row in summary.usage)
     assert whole.actual.peak_bytes == max(row.largest_peak for row in summary.usage)
     assert all(row.actual.peak_bytes <= row.largest_peak for row in summary.usage)
@@ -58,18 +58,18 @@ def test_predictions_grow_with_the_frame(small_campaign):
 
 def test_finished_units_calibrate_the_estimate(small_campaign, tmp_path):
     path, config = tmp_path / "r.zarr", quick_settings()
-    before = foresee(small_campaign, path, config=config, workers=1)
+    before = estimate(small_campaign, path, config=config, workers=1)
     assert before["calibrated_on"] == 0
     quick_run(small_campaign, path, workers=1, selection=parse_selection("detector=7"))
-    after = foresee(small_campaign, path, config=config, workers=1)
+    after = estimate(small_campaign, path, config=config, workers=1)
     assert (after["calibrated_on"], after["units"]["pending"]) == (2, 2)
-    each = whole_unit(status(path).usage).actual.seconds
+    each = total_usage(status(path).usage).actual.seconds
     assert after["seconds_estimated"] == pytest.approx(START_SECONDS + 2 * each)
 
 
 def test_a_run_of_nothing_has_no_table(small_campaign):
     plan = make_plan(small_campaign, resolve(None), quick_settings(), Selection())
-    assert UsageTally().rows(plan) == []
+    assert UsageTotals().rows(plan) == []
     assert usage_lines([]) == []
 
 
@@ -77,5 +77,5 @@ def test_only_steps_that_hold_count(small_campaign, tmp_path):
     """Other settings make other costs."""
     path = tmp_path / "r.zarr"
     quick_run(small_campaign, path, workers=1)
-    other = foresee(small_campaign, path, config=quick_settings(background={"box": 64}), workers=1)
+    other = estimate(small_campaign, path, config=quick_settings(background={"box": 64}), workers=1)
     assert (other["calibrated_on"], other["usage"]) == (0, [])

@@ -80,7 +80,7 @@ def test_a_unit_that_was_superseded_is_not_shown(small_campaign, reference, tmp_
     store = Campaign(campaign, "r+")
     from dataclasses import replace
 
-    store.admit([replace(store.facts("10100000001", 8), digest="another file")])
+    store.mark_present([replace(store.metadata("10100000001", 8), digest="another file")])
     dataset = csstdask.open_run(reference, campaign)
     assert_only(dataset, csstdask.open_campaign(campaign), np.array([[True, False], [True, True]]))
     assert status(reference, campaign=campaign).done == 3
@@ -108,7 +108,7 @@ def test_frames_that_a_run_does_not_process_are_not_done(small_campaign, tmp_pat
 
     campaign = Path(shutil.copytree(small_campaign, tmp_path / "c.zarr"))
     store = Campaign(campaign, "r+")
-    store.admit([replace(store.facts("10100000001", 8), kind="flat")])
+    store.mark_present([replace(store.metadata("10100000001", 8), kind="flat")])
     run(campaign, tmp_path / "run.zarr", steps=["repair"])
     dataset = csstdask.open_run(tmp_path / "run.zarr")
     assert dataset["done"].values.tolist() == [[True, False], [True, True]]

@@ -17,8 +17,8 @@ from csstdask.pipeline.export_zero_points import electron_rate, zero_point_cards
 from csstdask.pipeline.ingest import ingest
 from csstdask.pipeline.mock_survey import mock
 from csstdask.pipeline.run import run
-from csstdask.pipeline.tables import ZeroPointValue
-from csstdask.store.campaign import UnitFacts
+from csstdask.pipeline.source_tables import ZeroPointValue
+from csstdask.store.campaign import UnitMetadata
 
 CSST = load_instrument("csst")
 
@@ -112,13 +112,13 @@ def test_a_runs_export(small_recipe, tmp_path):
 @pytest.mark.parametrize("unit_scale", [1.0, 100.0])
 def test_the_zero_point_of_a_header_is_for_sums_of_sci(units, unit_scale):
     """A star of a known rate has the same magnitude from SCI in any units."""
-    facts, rate = UnitFacts("101", 7, "imaging", "i", 150.0, 0, 1.6, 5.0, ""), 40.0
-    electrons = rate * facts.exptime
+    metadata, rate = UnitMetadata("101", 7, "imaging", "i", 150.0, 0, 1.6, 5.0, ""), 40.0
+    electrons = rate * metadata.exptime
     of_campaign = {
-        "electron s-1": rate, "electron": electrons, "adu": electrons / facts.gain, "adu s-1": rate / facts.gain,
+        "electron s-1": rate, "electron": electrons, "adu": electrons / metadata.gain, "adu s-1": rate / metadata.gain,
     }[units]  # fmt: skip
     zero_point = ZeroPointValue(25.5, 0.003, "solve", 0.0)
-    cards = {name: value for name, value, _ in zero_point_cards(zero_point, electron_rate(units, facts, unit_scale))}
+    cards = {name: value for name, value, _ in zero_point_cards(zero_point, electron_rate(units, metadata, unit_scale))}
     magnitude = cards["MAGZERO"] - 2.5 * np.log10(of_campaign / unit_scale)
     assert magnitude == pytest.approx(25.5 - 2.5 * np.log10(rate), abs=2e-6)
     assert cards["MAGZERR"] == 0.003
@@ -126,10 +126,10 @@ def test_the_zero_point_of_a_header_is_for_sums_of_sci(units, unit_scale):
 
 def test_without_exposure_time_or_gain_there_is_no_zero_point_for_counts():
     zero_point, unknown = ZeroPointValue(25.5, 0.003, "solve", 0.0), float("nan")
-    facts = UnitFacts("101", 7, "imaging", "i", unknown, 0, unknown, 5.0, "")
+    metadata = UnitMetadata("101", 7, "imaging", "i", unknown, 0, unknown, 5.0, "")
     for units in ("electron", "adu", "adu s-1"):
-        assert zero_point_cards(zero_point, electron_rate(units, facts)) == ()
-    assert zero_point_cards(zero_point, electron_rate("electron s-1", facts))[0][1] == 25.5
+        assert zero_point_cards(zero_point, electron_rate(units, metadata)) == ()
+    assert zero_point_cards(zero_point, electron_rate("electron s-1", metadata))[0][1] == 25.5
 
 
 def test_incoming_bits_never_change_what_is_found(small_recipe, tmp_path):

@@ -20,7 +20,7 @@ from csstdask.mock.render import NUMERICS_VERSION
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.steps import STEPS
-from csstdask.store.campaign import UnitFacts
+from csstdask.store.campaign import UnitMetadata
 
 GOLDEN = Path(__file__).with_name("golden.json")
 #: PSFs and zero points come of systems of equations, whose digits differ between processors: tests/psf and
@@ -50,14 +50,14 @@ def measure() -> dict[str, list[object]]:
     instrument = load_instrument("csst")
     unit = render_unit(RECIPE, instrument, 0, 8)
     planes = {"sci": unit.sci, "wht": unit.wht, "flag": unit.flag}
-    facts = UnitFacts("e", 8, "imaging", "g", 150.0, unit.time, 1.1, 5.0, "golden")
-    frame = Frame(facts, instrument, "electron s-1", lambda name: planes[name].copy(), lambda name: planes[name])
+    metadata = UnitMetadata("e", 8, "imaging", "g", 150.0, unit.time, 1.1, 5.0, "golden")
+    frame = Frame(metadata, instrument, "electron s-1", lambda name: planes[name].copy(), lambda name: planes[name])
     found: dict[str, list[object]] = {"mock": [NUMERICS_VERSION, digest(unit.sci, unit.wht, unit.flag, unit.truth_cr)]}
     for name, step in STEPS.items():
-        if name in SOLVED or facts.kind not in step.kinds:
+        if name in SOLVED or metadata.kind not in step.kinds:
             continue
         output = step.body(frame, CONFIG)
-        frame.keep(output.arrays)
+        frame.add_results(output.arrays)
         parts = [output.arrays[product.name] for product in step.products]
         for table in output.tables.values():
             columns = ("x", "y", "flux_aperture", "flag", "n_cr_pixels", "charge", "length", "kind")

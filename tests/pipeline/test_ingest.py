@@ -26,7 +26,7 @@ from csstdask.pipeline.export import export
 from csstdask.pipeline.ingest import ingest
 from csstdask.pipeline.status import status
 from csstdask.store.campaign import Campaign
-from csstdask.store.fits_scan import scan
+from csstdask.store.fits_scan import scan_file
 from csstdask.store.zarr_arrays import shard_path
 
 
@@ -106,7 +106,7 @@ def test_dead_detectors_are_recorded_not_copied(tmp_path):
     assert (summary.added, summary.dead, summary.failures) == (1, ["10100000001/8"], [])
     campaign = Campaign(tmp_path / "c.zarr")
     assert not campaign.is_present("10100000001", 8)
-    assert campaign.facts("10100000001", 8).band == "g"  # recorded: known, and known to be absent
+    assert campaign.metadata("10100000001", 8).band == "g"  # recorded: known, and known to be absent
 
 
 def test_sigkill_in_an_ingest(tmp_path):
@@ -297,7 +297,7 @@ def test_workers_read_the_files_that_the_driver_saw(tmp_path, monkeypatch):
     theirs = level_1(tmp_path / "other", 8, arrays=planes((32, 32), 99))
     assert mine.name == theirs.name
     monkeypatch.chdir(tmp_path / "one")
-    (source,) = scan(Path(mine.name), load_instrument("csst")).units
+    (source,) = scan_file(Path(mine.name), load_instrument("csst")).units
     monkeypatch.chdir(tmp_path / "other")
     assert [Path(file) for file in source.files] == [mine]
 

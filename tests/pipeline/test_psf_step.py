@@ -86,7 +86,7 @@ def test_a_psf_between_nodes(night):
 
 def test_nothing_is_computed_twice_for_a_unit(night, tmp_path, monkeypatch):
     """One background, one fit of the PSF, one list of detections, one measurement of sources."""
-    from csstdask.arrays.background import measure
+    from csstdask.arrays.background import estimate_background
     from csstdask.arrays.sources import find_sources
     from csstdask.pipeline.steps import STEPS
     from csstdask.psf.reconstruct import fit_detector
@@ -101,7 +101,7 @@ def test_nothing_is_computed_twice_for_a_unit(night, tmp_path, monkeypatch):
         return count
 
     ours = [module for name, module in sys.modules.items() if name.startswith("csstdask")]
-    for function in (measure, find_sources, fit_detector):
+    for function in (estimate_background, find_sources, fit_detector):
         for module in ours:
             if getattr(module, function.__name__, None) is function:
                 monkeypatch.setattr(module, function.__name__, counted(function))
@@ -141,13 +141,13 @@ def test_the_report_shows_them(night, tmp_path):
 
 def test_of_a_band_that_the_asked_model_does_not_know_there_is_nothing(night):
     campaign = Campaign(night / "c.zarr")
-    facts = campaign.facts("10100000001", 7)
+    metadata = campaign.metadata("10100000001", 7)
     flat, none = np.ones((64, 64), np.float32), np.full((64, 64), np.nan, np.float32)
     planes = {"sci": flat, "wht": flat, "flag": np.zeros((64, 64), np.int32)}
     products = {"background": flat[:1, :1], "noise": flat[:1, :1], "cr_mask": np.zeros((64, 64), bool)}
     products |= {"repair": none, "repair_variance": none}
     another = campaign.instrument.model_copy(update={"name": "another"})
-    frame = Frame(facts, another, "electron s-1", lambda name: planes[name].copy(), lambda name: products[name])
+    frame = Frame(metadata, another, "electron s-1", lambda name: planes[name].copy(), lambda name: products[name])
     output = PSF.body(frame, RunConfig.model_validate({"psf": {"model": "principal"}}))
     assert np.isnan(output.arrays["psf"]).all()
     assert output.metrics["n_psf_stars"] == 0

@@ -29,7 +29,7 @@ from csstdask.engine.work_units import Selection
 from csstdask.flux.ratios import StarRatios
 from csstdask.flux.spectra import extinction_curve
 from csstdask.mock import load_recipe
-from csstdask.pipeline.config import with_inputs
+from csstdask.pipeline.config import with_input_tables
 from csstdask.pipeline.export import export
 from csstdask.pipeline.mock_survey import mock
 from csstdask.pipeline.reductions.flat import FLAT
@@ -365,7 +365,7 @@ def test_stars_without_a_flux_error_take_no_part(campaign, tmp_path):
     )
     position = stars.column_names.index("flux_5556_err")
     pq.write_table(stars.set_column(position, "flux_5556_err", values), tmp_path / "stars.parquet")
-    config = with_inputs(SETTINGS, tmp_path / "stars.parquet", None)
+    config = with_input_tables(SETTINGS, tmp_path / "stars.parquet", None)
     run_flat(campaign, tmp_path / "run.zarr", config=config, selection=Selection((first_exposure(campaign),)))
     usable = {
         i for i, error in zip(stars["id"].to_pylist(), values.to_pylist(), strict=True) if error and 0 < error < 1
@@ -397,7 +397,7 @@ def test_stars_are_reddened_as_the_catalogue_says(campaign, finished, tmp_path):
     stars = pq.read_table(campaign / "tables" / "catalogue.parquet")
     ebv = pa.array([None if i % 5 == 0 else 0.1 for i in range(len(stars))], pa.float64())
     pq.write_table(stars.append_column("ebv", ebv), tmp_path / "stars.parquet")
-    config = with_inputs(SETTINGS, tmp_path / "stars.parquet", None)
+    config = with_input_tables(SETTINGS, tmp_path / "stars.parquet", None)
     chosen = Selection((first_exposure(campaign),), frozenset({3}))
     run_flat(campaign, tmp_path / "run.zarr", config=config, selection=chosen)
     name = f"files/star_ratios/{first_exposure(campaign)}/3.safetensors"

@@ -196,7 +196,7 @@ def test_a_failing_unit_is_recorded_and_tried_again(small_campaign, tmp_path, mo
     from csstdask.pipeline.steps import STEPS
 
     def fail_on_8(frame, config):
-        if frame.facts.detector == 8:
+        if frame.metadata.detector == 8:
             raise ArithmeticError("no numbers left")
         return original(frame, config)
 
@@ -430,16 +430,16 @@ def test_metrics_of_steps_before_a_failure_stay(small_campaign, tmp_path):
 
 
 def test_what_is_foreseen_is_what_is_left(small_campaign, reference, tmp_path):
-    from csstdask.pipeline.prepare import foresee
+    from csstdask.pipeline.prepare import estimate
 
     path = tmp_path / "run.zarr"
     shutil.copytree(reference, path)
     (path / "ledger/10100000001/7.json").unlink()
-    facts = foresee(small_campaign, path, config=quick_settings())
-    assert facts["units"] == {"total": 4, "done": 0, "skipped": 3, "failed": 0, "pending": 1}
-    assert facts["bytes_read"] == 192 * 160 * 12
+    metadata = estimate(small_campaign, path, config=quick_settings())
+    assert metadata["units"] == {"total": 4, "done": 0, "skipped": 3, "failed": 0, "pending": 1}
+    assert metadata["bytes_read"] == 192 * 160 * 12
     with pytest.raises(InputError, match="--select"):
-        foresee(small_campaign, path, selection=parse_selection("detector=30"))
+        estimate(small_campaign, path, selection=parse_selection("detector=30"))
 
 
 def test_stores_are_not_nested_and_broken_ones_are_named(small_campaign, reference, tmp_path):

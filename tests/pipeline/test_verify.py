@@ -370,7 +370,7 @@ def test_commands_that_reproduce_failures(small_campaign, tmp_path, monkeypatch)
     from csstdask.pipeline.steps import STEPS
 
     def fail_on_8(frame, config):
-        if frame.facts.detector == 8:
+        if frame.metadata.detector == 8:
             raise ArithmeticError("no numbers left")
         return original(frame, config)
 
@@ -424,11 +424,11 @@ def test_exposures_with_wildcards_in_their_names():
 
 
 def test_a_dry_run_says_what_verify_and_redo_would_do(small_campaign, product):
-    from csstdask.pipeline.prepare import foresee
+    from csstdask.pipeline.prepare import estimate
 
     flip(shard_path(product, "cr_mask", 0, 0))
     counts = [
-        foresee(small_campaign, product, config=quick_settings(), **options)["units"]["pending"]
+        estimate(small_campaign, product, config=quick_settings(), **options)["units"]["pending"]
         for options in ({}, {"verify": True}, {"redo": True})
     ]
     assert counts == [0, 1, 4]

@@ -33,8 +33,8 @@ from csstdask.pipeline.export import export
 from csstdask.pipeline.mock_survey import mock
 from csstdask.pipeline.reductions.zeropoints import ZEROPOINTS
 from csstdask.pipeline.run import run
+from csstdask.pipeline.source_tables import ZeroPointValue, add_magnitudes, read_sources
 from csstdask.pipeline.status import status
-from csstdask.pipeline.tables import ZeroPointValue, calibrated, read_sources
 from csstdask.report import write_report
 from csstdask.store.tables import write_table
 from csstdask.store.zarr_arrays import consolidate
@@ -319,10 +319,10 @@ def test_an_unknown_aperture_correction_gives_no_magnitude():
     flux = pa.array([100.0])
     table = pa.table({"flux": flux, "flux_err": flux, "flux_aperture": flux, "flux_aperture_err": flux})
     known, unknown = ZeroPointValue(25.0, 0.01, "solve", -0.1), ZeroPointValue(25.0, 0.01, "solve")
-    assert calibrated(table, known)["mag_aperture"].to_pylist() == pytest.approx([19.9])
+    assert add_magnitudes(table, known)["mag_aperture"].to_pylist() == pytest.approx([19.9])
     for name in ("mag_aperture", "mag_aperture_err"):
-        assert calibrated(table, unknown)[name].to_pylist() == [None]
-    assert calibrated(table, unknown)["mag"].to_pylist() == pytest.approx([20.0])
+        assert add_magnitudes(table, unknown)[name].to_pylist() == [None]
+    assert add_magnitudes(table, unknown)["mag"].to_pylist() == pytest.approx([20.0])
 
 
 def test_an_export_with_zero_points_that_no_longer_hold_is_not_unchanged(grown, copied, tmp_path):

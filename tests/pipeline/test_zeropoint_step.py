@@ -15,13 +15,13 @@ from csstdask.instrument import load_instrument
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
-from csstdask.pipeline.prepare import check_inputs, find_inputs, prepare
-from csstdask.pipeline.steps.zeropoint import MOST_REPAIRED, ZEROPOINT, ZEROPOINT_STARS, _catalogue, solve_unit
-from csstdask.store.campaign import Campaign, UnitFacts
+from csstdask.pipeline.prepare import check_inputs, prepare, resolve_inputs
+from csstdask.pipeline.steps.zeropoint import MAX_REPAIRED_FRACTION, ZEROPOINT, ZEROPOINT_STARS, _catalogue, solve_unit
+from csstdask.store.campaign import Campaign, UnitMetadata
 from csstdask.store.schema import NO_TIME
 from csstdask.store.tables import write_table
-from csstdask.zeropoint.matched import MatchedStars
-from csstdask.zeropoint.photometry import light_beyond
+from csstdask.zeropoint.matched_stars import MatchedStars
+from csstdask.zeropoint.photometry import light_outside_box
 
 ZERO_POINT = 25.7
 SHAPE = (400, 500)
@@ -67,10 +67,10 @@ class Unit:
         return path
 
     def solve(self, reference, *, time=T2026, header=None, **settings):
-        facts = UnitFacts("101", 7, "imaging", "i", 150.0, time, 1.0, 5.0, "")
+        metadata = UnitMetadata("101", 7, "imaging", "i", 150.0, time, 1.0, 5.0, "")
         text = header if header is not None else "\n".join(str(card) for card in wcs().to_header().cards)
         frame = Frame(
-            facts, load_instrument("csst"), "electron", lambda _: np.zeros(SHAPE, np.float32), lambda _: self.psf,
+            metadata, load_instrument("csst"), "electron", lambda _: np.zeros(SHAPE, np.float32), lambda _: self.psf,
             lambda: text, lambda _: self.table,
         )  # fmt: skip
         config = RunConfig.model_validate({"zeropoint": {"reference": str(reference), "model": "none", **settings}})
@@ -108,7 +108,7 @@ def test_the_aperture_is_corrected_to_all_light_of_the_psf(tmp_path):
     # Of a Gaussian, convolved with a pixel by the aperture's own edge: 1/12 pixel^2 more in each direction.
     expected = 2.5 * np.log10(1 - np.exp(-(4.0**2) / (2 * (sigma**2 + 1 / 12))))
     telescope = load_instrument("csst").telescope
-    beyond = light_beyond(16 * 0.074, 755.0, telescope.diameter, telescope.obscuration)  # i: 690 to 820 nm
+    beyond = light_outside_box(16 * 0.074, 755.0, telescope.diameter, telescope.obscuration)  # i: 690 to 820 nm
     expected += 2.5 * np.log10(1 - beyond)
     assert metrics["zp_aperture_correction"] == pytest.approx(expected, abs=0.002)
     assert metrics["zp_solve"] == pytest.approx(ZERO_POINT - expected, abs=0.008)
@@ -145,7 +145,7 @@ def test_stars_that_cannot_be_trusted_take_no_part(tmp_path):
     unit = Unit()
     reference = unit.write(tmp_path / "reference.parquet")
     table = unit.table
-    table["flag"][0], table["repaired_fraction"][1] = 2, 2 * MOST_REPAIRED
+    table["flag"][0], table["repaired_fraction"][1] = 2, 2 * MAX_REPAIRED_FRACTION
     table["flux_aperture_err"][2] = table["flux_aperture"][2] / 10
     table["flux_aperture"][3], table["flux_aperture"][4] = np.nan, -5.0
     table["flux_aperture_err"][5] = 0.0
@@ -311,11 +311,11 @@ def test_a_reference_that_is_replaced_during_a_run_is_refused(tmp_path):
 def test_the_reference_decides_the_step_and_the_telemetry_the_reduction(small_campaign, tmp_path):
     def plan_of(**settings):
         config = RunConfig.model_validate({"zeropoint": {"model": "none", **settings}})
-        config = find_inputs(config, small_campaign)
+        config = resolve_inputs(config, small_campaign)
         plan, _, _ = prepare(small_campaign, tmp_path / "run.zarr", ["zeropoints"], _everything(), config, "threads", 1)
         check_inputs(plan)
-        facts = plan.campaign.facts(plan.campaign.exposures[0], 7)
-        return plan.fingerprints(facts)["zeropoint"], plan.reduction_parts(plan.reductions[0])
+        metadata = plan.campaign.metadata(plan.campaign.exposures[0], 7)
+        return plan.fingerprints(metadata)["zeropoint"], plan.reduction_parts(plan.reductions[0])
 
     unit = Unit()
     reference = str(unit.write(tmp_path / "reference.parquet"))

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 import csstdask
-from csstdask.metrics.psf import errors_of
+from csstdask.metrics.psf import psf_errors
 from csstdask.mock.psf import photon_rate
-from csstdask.psf.colour import USUAL_TEMPERATURE, colour_of
+from csstdask.psf.colour import REFERENCE_TEMPERATURE, colour_from_temperature
 
 
 def test_it_is_the_mean_wavelength_of_photons():
     limits = (400.0, 550.0)
     wavelength = np.linspace(*limits, 20_001)
     found = []
-    for heat in (3500.0, USUAL_TEMPERATURE, 20_000.0):
+    for heat in (3500.0, REFERENCE_TEMPERATURE, 20_000.0):
         photons = photon_rate(wavelength, [heat])[0]
         mean = (photons * wavelength).sum() / photons.sum()
         found.append(mean)
-    cold, usual, hot = colour_of([3500, USUAL_TEMPERATURE, 20_000], limits)
+    cold, usual, hot = colour_from_temperature([3500, REFERENCE_TEMPERATURE, 20_000], limits)
     assert usual == 0
     assert 0.4 > cold > usual > hot > -0.4
     assert np.allclose(75 * np.array([cold, usual, hot]), np.array(found) - found[1], atol=0.1)
@@ -36,7 +36,7 @@ def test_a_known_colour_may_be_told(psf_stars, psf_model):
         )
         for heat in (None, stars.temperature)
     )  # fmt: skip
-    rmse = [errors_of(one.image, stars.truth)["rmse"].mean() for one in (blind, told)]
+    rmse = [psf_errors(one.image, stars.truth)["rmse"].mean() for one in (blind, told)]
     assert rmse[1] < 1.1 * rmse[0]
     assert not np.array_equal(blind.image, told.image)
     fields = [one.fields[stars.detector]([600.0], [600.0])[0] for one in (blind, told)]

@@ -10,14 +10,14 @@ import torch
 
 import csstdask
 from csstdask.core.errors import InputError
-from csstdask.metrics.held_out_stars import beside_stars
-from csstdask.metrics.psf import errors_of, pulls_of
+from csstdask.metrics.held_out_stars import compare_with_stars
+from csstdask.metrics.psf import psf_errors, psf_pulls
 from csstdask.nn.models import find_card
-from csstdask.psf.basis import fwhm_of
-from csstdask.psf.empirical import Smoothness, learn_from_stars
-from csstdask.psf.pixels import phase_of
+from csstdask.psf.basis import estimate_fwhm
+from csstdask.psf.empirical import GaussianProcessPrior, learn_from_stars
+from csstdask.psf.pixels import subpixel_offset
 
-BELIEVED = Smoothness.of(find_card("psf", "empirical"))
+BELIEVED = GaussianProcessPrior.of(find_card("psf", "empirical"))
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +36,20 @@ def found(given):
 
 def test_stars_alone_tell_their_psf(found, psf_stars):
     """Nothing was learnt of any telescope, and the PSF is undersampled: 49 stars lie anywhere within their pixels."""
-    errors = errors_of(found.image, psf_stars.truth)
+    errors = psf_errors(found.image, psf_stars.truth)
     assert errors["psnr"].mean() > 54
     assert errors["ssim"].mean() > 0.998
     assert abs(errors["size"].mean()) < 0.01
     assert errors["e1"].std() < 0.02
     assert np.median(found.chi2) < 1.3
     assert found.used.mean() > 0.9
-    assert 0.5 < pulls_of(found.image, found.sigma, psf_stars.truth).std() < 2
+    assert 0.5 < psf_pulls(found.image, found.sigma, psf_stars.truth).std() < 2
 
 
 def test_the_field_answers_anywhere(found, psf_stars):
     image, sigma = found.fields[0](psf_stars.x, psf_stars.y)
     assert image.shape == sigma.shape == found.image.shape
-    assert errors_of(image, psf_stars.truth)["psnr"].mean() > 54
+    assert psf_errors(image, psf_stars.truth)["psnr"].mean() > 54
     assert found.fields[0].shape == psf_stars.shape
 
 
@@ -80,7 +80,7 @@ def test_what_was_not_seen_is_known_from_the_other_stars_alone(given, psf_stars)
     assert 9 <= some.used.sum() <= 10
     assert np.isinf(some.sigma[10:]).all()
     image, sigma = some.fields[detector[0]](x, y)
-    errors = errors_of(image, psf_stars.truth)
+    errors = psf_errors(image, psf_stars.truth)
     assert errors["psnr"].mean() > 45
     assert abs(errors["size"].mean()) < 0.05
     assert np.isfinite(sigma).all()
@@ -94,7 +94,7 @@ def test_one_star_is_told_with_its_sigma(psf_stars):
     alone = csstdask.psf.reconstruct(
         stars.stamps, [0], stars.x, stars.y, error=stars.error, model="empirical", shape=stars.shape
     )
-    assert 0.3 < pulls_of(alone.image, alone.sigma, stars.truth).std() < 2
+    assert 0.3 < psf_pulls(alone.image, alone.sigma, stars.truth).std() < 2
 
 
 def test_wings_are_the_profiles_and_told_to_be(found, psf_stars):
@@ -118,16 +118,16 @@ def test_psfs_that_are_too_wide_are_warned_of(rng, caplog):
 
 def test_a_card_of_another_method_is_refused():
     with pytest.raises(InputError, match="parameters of another method"):
-        Smoothness.of(replace(find_card("psf", "empirical"), parameters={"length": 0.3}))
+        GaussianProcessPrior.of(replace(find_card("psf", "empirical"), parameters={"length": 0.3}))
 
 
 def test_what_is_believed_is_centred_has_the_stars_width_and_no_light_of_its_own(psf_stars):
     stars = psf_stars
     variance = np.where(stars.mask, np.inf, stars.error.astype(float) ** 2).astype(np.float32)
-    psfs = learn_from_stars(BELIEVED, stars.stamps, variance, phase_of(stars.x), phase_of(stars.y))
+    psfs = learn_from_stars(BELIEVED, stars.stamps, variance, subpixel_offset(stars.x), subpixel_offset(stars.y))
     true = stars.truth.mean(axis=0)
     wide = 2 * np.sqrt((true > true.max() / 2).sum() / np.pi) / 2
-    assert fwhm_of(psfs.mean) == pytest.approx(wide, rel=0.1)
+    assert estimate_fwhm(psfs.mean) == pytest.approx(wide, rel=0.1)
     assert psfs.mean.sum() == pytest.approx(16, rel=1e-5)
     assert np.abs(psfs.images.sum(axis=(1, 2))).max() < 1e-3
     assert len(psfs) == BELIEVED.images
@@ -137,13 +137,13 @@ def test_true_psfs_suit_their_stars_and_others_do_not(psf_stars):
     stars = psf_stars
     variance = np.where(stars.mask, np.inf, stars.error.astype(float) ** 2).astype(np.float32)
     given = stars.stamps, variance, stars.x, stars.y
-    right = beside_stars(stars.truth, *given)
+    right = compare_with_stars(stars.truth, *given)
     assert np.median(right["chi2"]) == pytest.approx(1, abs=0.15)
     assert np.median(right["snr"]) == pytest.approx(150, rel=0.15)
     assert abs(np.mean(right["size"])) < 0.005
     assert abs(np.mean(right["e1"])) < 0.01
     wider = (np.roll(stars.truth, -1, axis=2) + stars.truth + np.roll(stars.truth, 1, axis=2)) / 3
-    wrong = beside_stars(wider, *given)
+    wrong = compare_with_stars(wider, *given)
     assert np.median(wrong["chi2"]) > 1.5 * np.median(right["chi2"])
     assert np.mean(wrong["size"]) > 0.02
     assert np.mean(wrong["e1"]) > 0.02

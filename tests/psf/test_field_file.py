@@ -9,7 +9,7 @@ import pytest
 
 from csstdask.core.errors import InputError
 from csstdask.nn.models import find_card
-from csstdask.psf.basis import PrincipalPsfs, principal_psfs
+from csstdask.psf.basis import PsfBasis, load_basis
 from csstdask.psf.field import PsfField
 from csstdask.psf.field_file import read_field, write_field
 from csstdask.psf.reconstruct import band_of
@@ -20,7 +20,7 @@ CARD = find_card("psf", "principal")
 X, Y = np.array([10.0, 500.0, 1000.0]), np.array([900.0, 512.0, 3.0])
 
 
-def field_of(psfs: PrincipalPsfs, rng: np.random.Generator, wavefront: Wavefront | None = None) -> PsfField:
+def field_of(psfs: PsfBasis, rng: np.random.Generator, wavefront: Wavefront | None = None) -> PsfField:
     """A field whose stars have narrowed the prior tenfold in most directions."""
     k = len(psfs)
     count = len(psfs.field) * k
@@ -29,8 +29,8 @@ def field_of(psfs: PrincipalPsfs, rng: np.random.Generator, wavefront: Wavefront
 
 
 @pytest.fixture(scope="module")
-def psfs() -> PrincipalPsfs:
-    return principal_psfs(CARD, band_of(CARD, DETECTOR))
+def psfs() -> PsfBasis:
+    return load_basis(CARD, band_of(CARD, DETECTOR))
 
 
 def test_a_field_predicts_the_same_after_its_file(psfs, rng):
@@ -59,7 +59,7 @@ def test_writing_twice_changes_nothing_more(psfs, rng):
 
 def test_fields_without_weights_hold_their_images(rng):
     card = find_card("psf", "empirical")
-    known = principal_psfs(CARD, band_of(CARD, DETECTOR))
+    known = load_basis(CARD, band_of(CARD, DETECTOR))
     few = replace(known, images=known.images[:8], field=known.field[:, :8, :8], own=known.own[:8])
     field = field_of(few, rng)
     found = read_field(write_field(field, card), card)

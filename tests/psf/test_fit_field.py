@@ -2,102 +2,25 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from psf_night import Night, blob, decibels_of
 
-from csstdask.datasets.psf_samples import Sights
-from csstdask.psf.basis import FINE, SIDE, polynomials
-from csstdask.psf.field import PsfField, half_pixels
-from csstdask.psf.fit_field import fit_field
-from csstdask.psf.pixels import interpolation
+from csstdask.psf.basis import BASIS_SIZE
+from csstdask.psf.field import PsfField, oversampled
+from csstdask.psf.pixels import interpolation_matrix
 from csstdask.psf.wavefront import FourierOptics
-from csstdask.training.psf.basis import decibels, learn
-
-AXIS = (np.arange(SIDE) - SIDE // 2) / FINE
-NODES = np.cos(np.pi * (np.arange(4) + 0.5) / 4)
-
-
-def blob(width, e1, e2):
-    """Return Gaussians of a width and two distortions, each a number or an array (n,); sum over native pixels 1."""
-    width, e1, e2 = (np.atleast_1d(one)[:, None, None] for one in (width, e1, e2))
-    xx, yy, xy = width**2 * (1 + e1), width**2 * (1 - e1), width**2 * e2
-    det = xx * yy - xy**2
-    x, y = AXIS[None, None, :], AXIS[None, :, None]
-    image = np.exp(-0.5 * (yy * x**2 - 2 * xy * x * y + xx * y**2) / det) / (2 * np.pi * np.sqrt(det))
-    return image.astype(np.float32)
-
-
-def telescope(rng):
-    """Return how width and distortions of a telescope change over its detector."""
-    width, tilt, e1, e2 = (
-        rng.uniform(0.75, 0.95),
-        rng.normal(0, 0.03, 2),
-        rng.normal(0, 0.05, 2),
-        rng.normal(0, 0.05, 2),
-    )
-    return lambda u, v: blob(width + tilt[0] * u + tilt[1] * v, e1[0] + e1[1] * u, e2[0] + e2[1] * v * u)
-
-
-@pytest.fixture(scope="module")
-def psfs():
-    rng = np.random.default_rng(1)
-    v, u = (part.ravel() for part in np.meshgrid(NODES, NODES, indexing="ij"))
-    seen = [Sights(telescope(rng)(u, v), u, v, np.full(len(u), 6000.0)) for _ in range(40)]
-    found = learn(seen, 12, 3, (690.0, 820.0))
-    assert decibels(found, [Sights(telescope(rng)(u, v), u, v, np.full(len(u), 6000.0))]).min() > 75
-    return found
-
-
-class Night:
-    """Stars on one detector of a telescope that nobody has learnt from."""
-
-    def __init__(self, n, snr, seed=2, noise=5.0):
-        rng = np.random.default_rng(seed)
-        self.truth = telescope(rng)
-        self.u, self.v = rng.uniform(-1, 1, (2, n))
-        self.x, self.y = rng.uniform(-0.5, 0.5, (2, n))
-        self.places = polynomials(self.u, self.v, 3)
-        self.image = self.truth(self.u, self.v)
-        along_y, along_x = interpolation(self.y, 32), interpolation(self.x, 32)
-        snr = np.asarray(snr, dtype=float)
-        flux = snr**2 / 2 * (1 + np.sqrt(1 + 4 * 49 * noise**2 / snr**2))  # in 49 pixels
-        flux = np.broadcast_to(flux, n)
-        light = flux[:, None, None] * (along_y @ self.image @ along_x.transpose(0, 2, 1)) + 20
-        self.variance = (noise**2 + light).astype(np.float32)
-        self.pixels = (light + rng.normal(size=light.shape) * np.sqrt(self.variance)).astype(np.float32)
-        self.flux = flux
-
-    def with_variances_of_counts(self, noise=5.0):
-        """Return the same stars with variances that follow the photons which came, as frames have them."""
-        night = copy(self)
-        night.variance = np.maximum(noise**2 + self.pixels, 1).astype(np.float32)
-        return night
-
-    def fit(self, psfs, some=slice(None), **asked):
-        arrays = (self.pixels, self.variance, self.x, self.y, self.places)
-        return fit_field(psfs, *(array[some] for array in arrays), **asked)
-
-    def half(self, psfs):
-        window = slice(SIDE // 2 - 64, SIDE // 2 + 64, 2)
-        image = self.image[:, window, window]
-        return image / image.sum(axis=(1, 2), keepdims=True)
-
-
-def decibels_of(found, true):
-    peak = true.max(axis=(1, 2), keepdims=True)
-    return -20 * np.log10(np.sqrt((((found - true) / peak) ** 2).mean(axis=(1, 2))))
 
 
 def test_many_stars_know_more_than_one(psfs):
     night = Night(200, 100)
     true = night.half(psfs)
     together = night.fit(psfs)
-    image, _ = half_pixels(psfs, together.amounts, together.spread)
+    image, _ = oversampled(psfs, together.amounts, together.spread)
     alone = np.concatenate(
-        [half_pixels(psfs, one.amounts, one.spread)[0] for one in (night.fit(psfs, slice(i, i + 1)) for i in range(20))]
+        [oversampled(psfs, one.amounts, one.spread)[0] for one in (night.fit(psfs, slice(i, i + 1)) for i in range(20))]
     )
     mean = np.repeat(true.mean(axis=0)[None], len(true), axis=0)
     of_all, of_one, by_mean = (decibels_of(*pair).mean() for pair in ((image, true), (alone, true[:20]), (mean, true)))
@@ -115,7 +38,7 @@ def test_sigmas_are_honest(psfs):
         for seed in range(12 if n < 100 else 4):
             night = Night(n, snr, seed=100 + seed)
             fit = night.fit(psfs)
-            image, sigma = half_pixels(psfs, fit.amounts, fit.spread)
+            image, sigma = oversampled(psfs, fit.amounts, fit.spread)
             true = night.half(psfs)
             counted = sigma > 3e-4 * sigma.max()
             counted &= true > 0.02 * true.max(axis=(1, 2), keepdims=True)
@@ -129,7 +52,7 @@ def test_a_field_answers_anywhere(psfs):
     fit = night.fit(psfs)
     field = PsfField(8, (2000, 1000), psfs, fit.field, fit.covariance)
     image, sigma = field((np.array([0.3]) + 1) / 2 * 1000 - 0.5, (np.array([-0.6]) + 1) / 2 * 2000 - 0.5)
-    window = slice(SIDE // 2 - 64, SIDE // 2 + 64, 2)
+    window = slice(BASIS_SIZE // 2 - 64, BASIS_SIZE // 2 + 64, 2)
     true = night.truth(0.3, -0.6)[:, window, window]
     assert image.shape == sigma.shape == (1, 64, 64)
     assert decibels_of(image, true / true.sum()).min() > 68
@@ -146,7 +69,7 @@ def test_a_bright_star_is_no_worse_among_faint_ones(unsure):
     night = Night(200, [600.0, *[20.0] * 199])
     true = night.half(unsure)
     alone, among = (night.fit(unsure, some) for some in (slice(0, 1), slice(None)))
-    told = [decibels_of(half_pixels(unsure, fit.amounts, fit.spread)[0][:1], true[:1])[0] for fit in (alone, among)]
+    told = [decibels_of(oversampled(unsure, fit.amounts, fit.spread)[0][:1], true[:1])[0] for fit in (alone, among)]
     assert told[1] > told[0] - 0.5
     assert among.spread[0].trace() < 1.05 * alone.spread[0].trace()
 
@@ -158,7 +81,7 @@ def test_bright_stars_share_what_images_cannot_tell(unsure):
     shared, apart = (night.fit(unsure, shared=shared) for shared in (True, False))
     assert shared.covariance[0, 0] > 1.5 * apart.covariance[0, 0]
     true = night.half(unsure)
-    of_hit, of_next = decibels_of(half_pixels(unsure, shared.amounts, shared.spread)[0], true)[:2]
+    of_hit, of_next = decibels_of(oversampled(unsure, shared.amounts, shared.spread)[0], true)[:2]
     assert of_hit > of_next - 3
     assert np.median(shared.chi2) == pytest.approx(np.median(apart.chi2), rel=0.02)
 
@@ -188,11 +111,11 @@ def test_pixels_of_others_and_galaxies_are_left_out(psfs):
     night.pixels[1] += np.roll(night.pixels[2] - 20, (3, 3), axis=(0, 1))
     night.pixels[3, 16, 16] = np.nan
     night.pixels[4, 15, 16], night.variance[4, 15, 16] = 1e9, np.inf
-    wide = interpolation(night.y, 32)[5] @ blob(2.5, 0.3, 0.0)[0] @ interpolation(night.x, 32)[5].T
+    wide = interpolation_matrix(night.y, 32)[5] @ blob(2.5, 0.3, 0.0)[0] @ interpolation_matrix(night.x, 32)[5].T
     night.pixels[5] = (night.flux[5] * wide + 20).astype(np.float32)
     fit = night.fit(psfs)
     true = night.half(psfs)
-    found, without = (half_pixels(psfs, one.amounts, one.spread)[0] for one in (fit, clean))
+    found, without = (oversampled(psfs, one.amounts, one.spread)[0] for one in (fit, clean))
     for star in (0, 1, 3, 4):
         assert decibels_of(found, true)[star] > decibels_of(without, true)[star] - 3
     assert fit.used[[0, 2, 3, 4, *range(6, 60)]].all()
@@ -208,7 +131,7 @@ def test_one_bad_star_leads_no_other_astray(psfs, charge):
     clean = night.fit(psfs)
     night.pixels[7, 14, 18] += charge
     fit = night.fit(psfs)
-    found, without = (half_pixels(psfs, one.amounts, one.spread)[0] for one in (fit, clean))
+    found, without = (oversampled(psfs, one.amounts, one.spread)[0] for one in (fit, clean))
     assert (decibels_of(found, true) > decibels_of(without, true) - 4).all()
     assert fit.used.sum() >= 59
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_fit import Night, psfs  # noqa: F401  a fixture
+from psf_night import Night
 
 from csstdask.psf.field import PsfField
 from csstdask.psf.fit_field import fit_field
-from csstdask.psf.fit_star import FITTED, fit_stars
+from csstdask.psf.fit_star import FIT_BOX, fit_stars
 
 SHAPE = (2000, 2000)
 
 
 @pytest.fixture(scope="module")
-def field(psfs):  # noqa: F811
+def field(psfs):
     night = Night(150, 100)
     fit = fit_field(psfs, night.pixels, night.variance, night.x, night.y, night.places)
     return PsfField(1, SHAPE, psfs, fit.field, fit.covariance)
@@ -36,7 +36,7 @@ def without_core(night):
     return variance
 
 
-WINDOW = (slice(None), slice(16 - FITTED // 2, 16 + FITTED // 2), slice(16 - FITTED // 2, 16 + FITTED // 2))
+WINDOW = (slice(None), slice(16 - FIT_BOX // 2, 16 + FIT_BOX // 2), slice(16 - FIT_BOX // 2, 16 + FIT_BOX // 2))
 
 
 @pytest.mark.parametrize("snr", [30, 300])
@@ -91,7 +91,7 @@ def test_variances_of_counts_put_no_sky_too_low(field):
 def test_nothing_to_fit_gives_nothing(field):
     none = np.empty((0, 32, 32), np.float32)
     found = fit_stars(field, none, none, np.empty(0), np.empty(0))
-    assert found.light.shape == (0, FITTED, FITTED)
+    assert found.light.shape == (0, FIT_BOX, FIT_BOX)
     assert len(found.chi2) == 0
     night = Night(2, 100)
     unknown = fit_of(field, night, np.full_like(night.variance, np.inf))

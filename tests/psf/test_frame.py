@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from csstdask.arrays.background import measure
+from csstdask.arrays.background import estimate_background
 from csstdask.arrays.sources import measure_sources
 from csstdask.cosmicray import inpaint
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe, render_unit
 from csstdask.mock.recipe import Optics, Sky
-from csstdask.psf.frame import compare_stars, fit_frame, knows_band, model_for
+from csstdask.psf.frame import choose_model, compare_stars, fit_frame, supports_band
 
 DETECTOR = 7
 
@@ -36,7 +36,7 @@ def frame():
 def measured(frame):
     _, data, error, ignore, hit = frame
     fixed = np.asarray(inpaint(data, hit, error, ignore, psf="none").data)
-    mesh = measure(fixed, ignore)
+    mesh = estimate_background(fixed, ignore)
     height = np.where(ignore, 0, fixed - mesh.background_at()).astype(np.float32)
     return height, error, ignore | hit, measure_sources(height, error, mesh.noise_at(), ignore)
 
@@ -62,17 +62,17 @@ def test_a_frame_without_stars_has_no_psf(measured, psf_model):
 
 
 def test_what_a_model_knows():
-    assert knows_band("csst", DETECTOR)
-    assert not knows_band("hst_stis", DETECTOR)
-    assert not knows_band("csst", 99)
-    assert knows_band("hst_stis", 1, model="empirical")
+    assert supports_band("csst", DETECTOR)
+    assert not supports_band("hst_stis", DETECTOR)
+    assert not supports_band("csst", 99)
+    assert supports_band("hst_stis", 1, model="empirical")
 
 
 def test_which_model_fits_a_frame():
-    assert model_for("csst", DETECTOR, "i") == "default"
-    assert model_for("cfht_wircam", 52, None) == "empirical"
-    assert model_for("csst", DETECTOR, "i", "empirical") == "empirical"
-    assert model_for("cfht_wircam", 52, None, "principal") is None
+    assert choose_model("csst", DETECTOR, "i") == "default"
+    assert choose_model("cfht_wircam", 52, None) == "empirical"
+    assert choose_model("csst", DETECTOR, "i", "empirical") == "empirical"
+    assert choose_model("cfht_wircam", 52, None, "principal") is None
 
 
 def test_stars_are_repaired_by_their_own_psf(frame, psf_model):

@@ -9,14 +9,14 @@ import pytest
 
 import csstdask
 from csstdask.instrument import load_instrument
-from csstdask.metrics.psf import errors_of, pulls_of
+from csstdask.metrics.psf import psf_errors, psf_pulls
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.steps import STEPS
 from csstdask.psf.field_file import card_of, read_field, write_field
-from csstdask.psf.misfit import MISFIT, misfit_of
-from csstdask.store.campaign import UnitFacts
+from csstdask.psf.misfit import MISFIT, stacked_misfit
+from csstdask.store.campaign import UnitMetadata
 
 DETECTOR = 7
 
@@ -55,7 +55,7 @@ def test_noise_alone_is_no_misfit(psf_stars, psf_model, caplog):
     assert 0.3 < found.fields[DETECTOR].misfit < MISFIT
     assert "look like" not in caplog.text
     variance = np.where(stars.mask, np.inf, stars.error**2).astype("f4")
-    nothing = misfit_of(found.fields[DETECTOR], stars.stamps[:0], variance[:0], stars.x[:0], stars.y[:0])
+    nothing = stacked_misfit(found.fields[DETECTOR], stars.stamps[:0], variance[:0], stars.x[:0], stars.y[:0])
     assert np.isnan(nothing)
 
 
@@ -70,8 +70,8 @@ def test_sigmas_are_widened_by_the_misfit(foreign, psf_model, caplog, noise_know
     field = found.fields[DETECTOR]
     assert field.misfit > MISFIT
     assert "do not look like the PSF" in caplog.text
-    narrow = pulls_of(found.image, found.sigma / np.sqrt(field.misfit), truth).std()
-    assert pulls_of(found.image, found.sigma, truth).std() == pytest.approx(narrow / np.sqrt(field.misfit), rel=1e-3)
+    narrow = psf_pulls(found.image, found.sigma / np.sqrt(field.misfit), truth).std()
+    assert psf_pulls(found.image, found.sigma, truth).std() == pytest.approx(narrow / np.sqrt(field.misfit), rel=1e-3)
     assert field.model == find_card("psf", str(psf_model)).name
 
 
@@ -85,7 +85,7 @@ def test_default_gives_way_to_what_the_stars_look_like(foreign, caplog):
     assert "model empirical" in repr(found)
     kept = csstdask.psf.reconstruct(*given, error=error, model="principal")
     assert kept.fields[DETECTOR].model == "principal"
-    assert errors_of(found.image, truth)["psnr"].mean() > errors_of(kept.image, truth)["psnr"].mean() + 3
+    assert psf_errors(found.image, truth)["psnr"].mean() > psf_errors(kept.image, truth)["psnr"].mean() + 3
 
 
 def test_default_stays_where_it_fits(psf_stars, caplog):
@@ -132,20 +132,20 @@ def test_the_step_falls_back_and_repair_follows(rng):
         "wht": (1 / (np.maximum(data, 0) + 25)).astype("f4"),
         "flag": np.zeros(shape, "i4"),
     }
-    facts = UnitFacts("e", DETECTOR, "imaging", "i", 1.0, np.datetime64("2026-01-01"), 1.0, 5.0, "")
+    metadata = UnitMetadata("e", DETECTOR, "imaging", "i", 1.0, np.datetime64("2026-01-01"), 1.0, 5.0, "")
     csst = load_instrument("csst")
-    frame = Frame(facts, csst, "electron", lambda name: planes[name].copy(), lambda name: planes[name])
+    frame = Frame(metadata, csst, "electron", lambda name: planes[name].copy(), lambda name: planes[name])
     config = RunConfig.model_validate({"detect": {"model": "unet-fast"}})
-    frame.keep(STEPS["background"].body(frame, config).arrays)
-    frame.keep({"cr_mask": hit})
+    frame.add_results(STEPS["background"].body(frame, config).arrays)
+    frame.add_results({"cr_mask": hit})
     output = STEPS["psf"].body(frame, config)
     assert output.metrics["psf_misfit"] < 3
     assert card_of(output.files["psf_field"], [find_card("psf", "empirical")]).name == "empirical"
-    frame.keep(output.arrays, output.tables, output.files)
+    frame.add_results(output.arrays, output.tables, output.files)
     by_psf = STEPS["repair"].body(frame, config).arrays["repair"]
-    frame = Frame(facts, csst, "electron", lambda name: planes[name].copy(), lambda name: planes[name])
-    frame.keep(STEPS["background"].body(frame, config).arrays)
-    frame.keep({"cr_mask": hit} | output.arrays, output.tables, output.files)
+    frame = Frame(metadata, csst, "electron", lambda name: planes[name].copy(), lambda name: planes[name])
+    frame.add_results(STEPS["background"].body(frame, config).arrays)
+    frame.add_results({"cr_mask": hit} | output.arrays, output.tables, output.files)
     without = RunConfig.model_validate({"detect": {"model": "unet-fast"}, "repair": {"psf": False}})
     plain = STEPS["repair"].body(frame, without)
     of_stars = hit & (by_psf != plain.arrays["repair"])

@@ -7,12 +7,12 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from csstdask.instrument import load_instrument
-from csstdask.metrics.psf import draw_stars, errors_of
+from csstdask.metrics.psf import draw_stars, psf_errors
 from csstdask.mock.psf import AT_LAUNCH, PsfModel
 from csstdask.mock.recipe import Nodes, Optics
 from csstdask.nn.card import read_card
-from csstdask.psf.basis import FIELD, SIDE, Prior, principal_psfs, resampled
-from csstdask.psf.field import on_unit
+from csstdask.psf.basis import BASIS_PIXELS, BASIS_SIZE, Prior, load_basis, resample
+from csstdask.psf.field import to_unit_square
 from csstdask.psf.phase_retrieval import PhaseRetrieval, _Orders
 from csstdask.psf.reconstruct import reconstruct
 from csstdask.psf.wavefront import FourierOptics, Wavefront
@@ -25,7 +25,7 @@ EVEN = np.array([True, True, True, False, False, False, False, True])  # radial 
 
 @pytest.fixture(scope="module")
 def psfs(psf_model):
-    return principal_psfs(read_card(psf_model), "i")
+    return load_basis(read_card(psf_model), "i")
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +58,11 @@ def of_mock():
     model = PsfModel(Optics(seed=31), load_instrument("csst"))
     x, y = np.array([1000.0, 8000.0]), np.array([500.0, 7000.0])
     fine = model.sampling(DETECTOR).fine
-    images = model.effective(DETECTOR, x, y, temperature=6200.0, sampling=fine, size=FIELD * fine).image
+    images = model.effective(DETECTOR, x, y, temperature=6200.0, sampling=fine, size=BASIS_PIXELS * fine).image
     blur = model.blur(AT_LAUNCH)
     (xx, xy), (_, yy) = blur.jitter + np.eye(2) * blur.diffusion**2
     coefficients = model.wavefront.coefficients(DETECTOR, x, y)
-    return resampled(images * np.float32(fine**2), SIDE), coefficients, np.array([xx, yy, xy, 0, 0])
+    return resample(images * np.float32(fine**2), BASIS_SIZE), coefficients, np.array([xx, yy, xy, 0, 0])
 
 
 def test_optics_are_those_of_the_mock(retrieval, psfs, of_mock):
@@ -84,7 +84,7 @@ def test_optics_tell_what_images_cannot(psfs, of_mock):
         )
         missed = psfs.told_by(image).mean - psfs.mean
         left = missed - (psfs.told_by(optics.image(wavefront)).mean - psfs.mean)
-        middle = slice(SIDE // 4, -SIDE // 4)
+        middle = slice(BASIS_SIZE // 4, -BASIS_SIZE // 4)
         assert np.std(left[middle, middle]) < 0.5 * np.std(missed[middle, middle])
 
 
@@ -107,7 +107,7 @@ def test_bright_stars_tell_more(psf_recipe):
         found = reconstruct(
             stars.stamps, np.full(len(stars), DETECTOR), stars.x, stars.y, error=stars.error, mask=stars.mask
         )
-        errors[snr] = errors_of(found.image, stars.truth)
+        errors[snr] = psf_errors(found.image, stars.truth)
     assert errors[400.0]["psnr"].mean() > errors[150.0]["psnr"].mean() + 6
     for axis in "xy":
         assert abs(errors[400.0][axis].mean()) < 0.004
@@ -135,7 +135,7 @@ def test_stars_show_the_wavefront(psf_stars, psf_recipe):
     instrument = load_instrument("csst")
     x, y = np.median(stars.x, keepdims=True), np.median(stars.y, keepdims=True)
     truth = PsfModel(psf_recipe.optics, instrument).wavefront.coefficients(DETECTOR, x, y)[0]
-    here = wavefront.at(*on_unit(x, y, instrument.shape))[0]
+    here = wavefront.at(*to_unit_square(x, y, instrument.shape))[0]
     # Stars in focus do not tell the sign of even orders; and of odd ones nothing else does.
     wrong = min(np.abs(sign * here[EVEN] - truth[EVEN]).max() for sign in (1, -1))
     assert wrong < 6

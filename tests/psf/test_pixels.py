@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from csstdask.psf.basis import FIELD, FINE, SIDE, polynomials, powers_of, resampled
-from csstdask.psf.pixels import _REACH, _TAPS, Renderer, _taps, _weights, interpolation, laid_out, render_each
+from csstdask.psf.basis import BASIS_PIXELS, BASIS_SIZE, OVERSAMPLING, polynomial_degrees, polynomials, resample
+from csstdask.psf.pixels import (
+    _REACH,
+    _TAPS,
+    Renderer,
+    _taps,
+    _weights,
+    interpolation_matrix,
+    render_with_slopes,
+    to_render_layout,
+)
 
 
 def image_of(offset_x, offset_y, *, size, step=1.0, limit=1.4):
@@ -16,7 +25,7 @@ def image_of(offset_x, offset_y, *, size, step=1.0, limit=1.4):
 
 
 def test_pixels_of_a_star_anywhere_follow_from_four_samples_a_pixel(rng):
-    samples = image_of(0, 0, size=SIDE, step=1 / FINE)[None].astype(np.float32)
+    samples = image_of(0, 0, size=BASIS_SIZE, step=1 / OVERSAMPLING)[None].astype(np.float32)
     x, y = rng.uniform(-0.5, 0.5, (2, 50))
     found = Renderer(samples, 24)(y, x)
     wanted = np.stack([image_of(*place, size=24) for place in zip(x, y, strict=True)])
@@ -25,36 +34,36 @@ def test_pixels_of_a_star_anywhere_follow_from_four_samples_a_pixel(rng):
 
 
 def test_a_batch_of_images_is_each_of_them_interpolated(rng):
-    images = rng.normal(size=(3, SIDE, SIDE)).astype(np.float32)
+    images = rng.normal(size=(3, BASIS_SIZE, BASIS_SIZE)).astype(np.float32)
     x, y = rng.uniform(-2.5, 2.5, (2, 40))
     found = Renderer(images, 24)(y, x)
-    wanted = interpolation(y, 24)[:, None] @ images @ interpolation(x, 24).transpose(0, 2, 1)[:, None]
+    wanted = interpolation_matrix(y, 24)[:, None] @ images @ interpolation_matrix(x, 24).transpose(0, 2, 1)[:, None]
     assert np.abs(found - wanted).max() < 1e-4
 
 
 def test_the_table_of_weights_is_the_kernel(rng):
     offset = rng.uniform(-0.5, 0.5, 200)
     first, weight = _taps(offset, 24)
-    position = SIDE // 2 - FINE * (12 + offset)
+    position = BASIS_SIZE // 2 - OVERSAMPLING * (12 + offset)
     assert np.array_equal(first, np.floor(position).astype(int) - _REACH + 1)
     assert np.abs(weight - _weights((position - first)[:, None] - np.arange(_TAPS))).max() < 5e-7
 
 
 def test_each_star_has_its_image_and_its_slopes(rng):
-    images = rng.normal(size=(40, SIDE, SIDE)).astype(np.float32)
+    images = rng.normal(size=(40, BASIS_SIZE, BASIS_SIZE)).astype(np.float32)
     x, y = rng.uniform(-2.5, 2.5, (2, 40))
-    image, slope_x, slope_y = render_each(laid_out(images, 24), y, x, 24)
-    along_y, along_x = interpolation(y, 24), interpolation(x, 24).transpose(0, 2, 1)
-    by_y, by_x = interpolation(y, 24, slope=True), interpolation(x, 24, slope=True).transpose(0, 2, 1)
+    image, slope_x, slope_y = render_with_slopes(to_render_layout(images, 24), y, x, 24)
+    along_y, along_x = interpolation_matrix(y, 24), interpolation_matrix(x, 24).transpose(0, 2, 1)
+    by_y, by_x = interpolation_matrix(y, 24, slope=True), interpolation_matrix(x, 24, slope=True).transpose(0, 2, 1)
     assert np.abs(image - along_y @ images @ along_x).max() < 1e-4
     assert np.abs(slope_x - along_y @ images @ by_x).max() < 1e-3
     assert np.abs(slope_y - by_y @ images @ along_x).max() < 1e-3
 
 
 def test_slopes_are_those_of_a_star_that_moves(rng):
-    samples = image_of(0, 0, size=SIDE, step=1 / FINE).astype(np.float32)
+    samples = image_of(0, 0, size=BASIS_SIZE, step=1 / OVERSAMPLING).astype(np.float32)
     x, y = rng.uniform(-0.5, 0.5, (2, 20))
-    slope = interpolation(y, 24) @ samples @ interpolation(x, 24, slope=True).transpose(0, 2, 1)
+    slope = interpolation_matrix(y, 24) @ samples @ interpolation_matrix(x, 24, slope=True).transpose(0, 2, 1)
     ahead, behind = (
         np.stack([image_of(a + step, b, size=24) for a, b in zip(x, y, strict=True)]) for step in (1e-4, -1e-4)
     )
@@ -62,20 +71,20 @@ def test_slopes_are_those_of_a_star_that_moves(rng):
 
 
 def test_files_keep_as_few_samples_as_hold_all():
-    fine = image_of(0, 0, size=SIDE, step=1 / FINE).astype(np.float32)[None]
-    few = resampled(fine, 3 * FIELD)
-    assert few.shape == (1, 3 * FIELD, 3 * FIELD)
-    assert few[0, 3 * FIELD // 2, 3 * FIELD // 2] == few.max()
-    assert np.abs(resampled(few, SIDE) - fine).max() < 2e-3  # what wraps round the edge
-    middle = slice(SIDE // 2 - 24, SIDE // 2 + 24)
-    assert np.abs(resampled(few, SIDE) - fine)[0, middle, middle].max() < 5e-5
-    assert np.abs(resampled(resampled(fine, 2 * FIELD), SIDE) - fine).max() > 0.01  # too few
+    fine = image_of(0, 0, size=BASIS_SIZE, step=1 / OVERSAMPLING).astype(np.float32)[None]
+    few = resample(fine, 3 * BASIS_PIXELS)
+    assert few.shape == (1, 3 * BASIS_PIXELS, 3 * BASIS_PIXELS)
+    assert few[0, 3 * BASIS_PIXELS // 2, 3 * BASIS_PIXELS // 2] == few.max()
+    assert np.abs(resample(few, BASIS_SIZE) - fine).max() < 2e-3  # what wraps round the edge
+    middle = slice(BASIS_SIZE // 2 - 24, BASIS_SIZE // 2 + 24)
+    assert np.abs(resample(few, BASIS_SIZE) - fine)[0, middle, middle].max() < 5e-5
+    assert np.abs(resample(resample(fine, 2 * BASIS_PIXELS), BASIS_SIZE) - fine).max() > 0.01  # too few
 
 
 def test_polynomials_are_orthogonal_over_a_detector():
     axis, weight = np.polynomial.legendre.leggauss(6)
     u, v = (part.ravel() for part in np.meshgrid(axis, axis))
     found = polynomials(u, v, 3)
-    assert found.shape[1] == len(powers_of(3)) == 10
+    assert found.shape[1] == len(polynomial_degrees(3)) == 10
     product = (found * np.outer(weight, weight).ravel()[:, None]).T @ found
     assert np.allclose(product, np.diag(np.diag(product)), atol=1e-12)

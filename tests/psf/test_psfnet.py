@@ -10,13 +10,13 @@ import torch
 
 import csstdask
 from csstdask.core.errors import InputError
-from csstdask.metrics.psf import errors_of
+from csstdask.metrics.psf import psf_errors
 from csstdask.nn.models import find_card
 from csstdask.pipeline.mock_survey import mock
-from csstdask.psf.network import PsfNet, Told
-from csstdask.psf.psfnet import pulls_of_pixels, seen_by_stars, stamps_seen
+from csstdask.psf.network import NetworkOutput, PsfNet
+from csstdask.psf.psfnet import normalise_stamps, pixel_pulls, render_at_stars
 from csstdask.training.psf.psfex import is_installed
-from csstdask.training.psf.psfnet import Batch, calibration_of, labelled_by_psfex, read_stars
+from csstdask.training.psf.psfnet import Batch, calibrate_sigma, label_with_psfex, read_stars
 from csstdask.training.psf.train import load_psf_config, train_psf
 
 SMALL = {
@@ -35,7 +35,7 @@ def stamps(psf_recipe, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def trained(stamps, tmp_path_factory) -> Path:
     config = load_psf_config(None, **SMALL, campaigns=(str(stamps),))
-    return train_psf(config, tmp_path_factory.mktemp("psfnet"), announce=lambda _: None)
+    return train_psf(config, tmp_path_factory.mktemp("psfnet"), on_progress=lambda _: None)
 
 
 def test_psfs_are_light_and_sum_to_one():
@@ -63,12 +63,12 @@ def test_what_it_sees_of_a_star_is_its_light_whatever_flux_and_sky(rng):
     star[:, 16, 16] += 100
     ignored = np.zeros(star.shape, dtype=bool)
     ignored[1, 3, 3] = True
-    plain = stamps_seen(star, ignored)
+    plain = normalise_stamps(star, ignored)
     star[1, 3, 3] = 1e6
-    assert np.allclose(stamps_seen(7 * star + 300, ignored), plain, atol=1e-5)
+    assert np.allclose(normalise_stamps(7 * star + 300, ignored), plain, atol=1e-5)
     assert plain.max(axis=(1, 2)) == pytest.approx(1)
     assert plain[1, 3, 3] == 0
-    assert not stamps_seen(star, np.ones_like(ignored)).any()
+    assert not normalise_stamps(star, np.ones_like(ignored)).any()
 
 
 def test_pixels_are_those_of_a_star_at_its_phase(psf_stars):
@@ -77,11 +77,11 @@ def test_pixels_are_those_of_a_star_at_its_phase(psf_stars):
     places = [torch.from_numpy((one - np.floor(one + 0.5)).astype(np.float32)) for one in (stars.x, stars.y)]
     truth, pixels = torch.from_numpy(stars.truth), torch.from_numpy(stars.stamps)
     weight = torch.from_numpy(np.where(stars.mask, 0, 1 / np.where(stars.mask, 1, stars.error) ** 2).astype(np.float32))
-    chi2 = pulls_of_pixels(truth, *places, pixels, weight).square().mean(dim=(1, 2))
+    chi2 = pixel_pulls(truth, *places, pixels, weight).square().mean(dim=(1, 2))
     assert 0.9 < float(chi2.median()) < 1.15
-    moved = pulls_of_pixels(truth, places[0] + 0.2, places[1], pixels, weight).square().mean(dim=(1, 2))
+    moved = pixel_pulls(truth, places[0] + 0.2, places[1], pixels, weight).square().mean(dim=(1, 2))
     assert float(moved.median()) > 1.3
-    still = seen_by_stars(truth[:1], torch.zeros(1), torch.zeros(1))
+    still = render_at_stars(truth[:1], torch.zeros(1), torch.zeros(1))
     assert torch.allclose(still[0], truth[0, ::2, ::2], atol=1e-6)
 
 
@@ -97,7 +97,7 @@ def test_it_learns_and_its_card_says_what(trained, psf_stars):
     )  # fmt: skip
     assert found.image.shape == found.sigma.shape == (len(psf_stars), 64, 64)
     assert np.allclose(found.image.sum(axis=(1, 2)), 1, atol=1e-4)
-    assert errors_of(found.image, psf_stars.truth)["psnr"].mean() > 40
+    assert psf_errors(found.image, psf_stars.truth)["psnr"].mean() > 40
     assert found.fields == {}
     assert np.isfinite(found.chi2).all()
     assert (found.sigma > 0).all()
@@ -113,9 +113,9 @@ def test_stars_alone_teach_as_well(trained, stamps, tmp_path):
         labels="stars",
         start_from=str(trained),
     )
-    card = find_card("psf", str(train_psf(config, tmp_path, announce=lambda _: None)))
+    card = find_card("psf", str(train_psf(config, tmp_path, on_progress=lambda _: None)))
     still = config.model_copy(update={"learning_rate": 1e-12, "epochs": 1})
-    untaught = find_card("psf", str(train_psf(still, tmp_path / "still", announce=lambda _: None)))
+    untaught = find_card("psf", str(train_psf(still, tmp_path / "still", on_progress=lambda _: None)))
     assert card.metrics["chi2"] < untaught.metrics["chi2"]
     assert card.architecture == before.architecture
     assert card.calibration == before.calibration
@@ -125,7 +125,7 @@ def test_stars_alone_teach_as_well(trained, stamps, tmp_path):
 @pytest.mark.skipif(not is_installed(), reason="PSFEx is not installed")
 def test_psfex_may_teach(stamps, tmp_path):
     config = load_psf_config(None, **SMALL | {"epochs": 1}, campaigns=(str(stamps),), labels="psfex")
-    card = find_card("psf", str(train_psf(config, tmp_path, announce=lambda _: None)))
+    card = find_card("psf", str(train_psf(config, tmp_path, on_progress=lambda _: None)))
     assert card.trained_on.endswith("psfex")
 
 
@@ -133,8 +133,8 @@ def test_psfex_may_teach(stamps, tmp_path):
 def test_labels_of_psfex_are_of_stars_without_their_sky(stamps, psf_stars):
     config = load_psf_config(None, **SMALL, campaigns=(str(stamps),))
     _, stars = read_stars(config, lambda _: None)
-    labelled = labelled_by_psfex(stars)
-    assert errors_of(labelled.psf, stars.psf)["psnr"].mean() > 35
+    labelled = label_with_psfex(stars)
+    assert psf_errors(labelled.psf, stars.psf)["psnr"].mean() > 35
     assert len(stars) == len(psf_stars)
 
 
@@ -153,10 +153,10 @@ def test_sigmas_are_calibrated_where_there_is_light():
             self.anything = torch.nn.Parameter(torch.zeros(1))
 
         def forward(self, stamp, place, detector):
-            return Told(image[: len(stamp)], stamp, stamp)
+            return NetworkOutput(image[: len(stamp)], stamp, stamp)
 
     given = (torch.zeros(40, 1), torch.zeros(40, 2), torch.zeros(40))
-    found = calibration_of(Known(), Batch(given, image + wrong, empty, empty, (torch.zeros(40), torch.zeros(40))))
+    found = calibrate_sigma(Known(), Batch(given, image + wrong, empty, empty, (torch.zeros(40), torch.zeros(40))))
     assert found["floor"] == pytest.approx(1e-3, rel=0.1)
     assert found["share"] == pytest.approx(0.01, rel=0.05)
 
@@ -183,9 +183,9 @@ def test_what_is_refused(trained, stamps, psf_stars, tmp_path):
             load_psf_config(None, **SMALL | settings, campaigns=(str(stamps),))
     begun = load_psf_config(None, **SMALL, campaigns=(str(stamps),), start_from="principal")
     with pytest.raises(InputError, match=r"start_from: found principal, of kind principal; wanted a network"):
-        train_psf(begun, tmp_path, announce=lambda _: None)
+        train_psf(begun, tmp_path, on_progress=lambda _: None)
     with pytest.raises(ValueError, match="x: found 20000; wanted a place on the detector"):
         csstdask.psf.reconstruct(few.stamps, [7, 7], few.x + 20_000 - few.x, few.y, model=str(trained))
     config = load_psf_config(None, **SMALL | {"width": 24}, campaigns=(str(stamps),))
     with pytest.raises(InputError, match="another schedule, network or examples"):
-        train_psf(config, trained.parent, announce=lambda _: None)
+        train_psf(config, trained.parent, on_progress=lambda _: None)

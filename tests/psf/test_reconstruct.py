@@ -11,7 +11,7 @@ import torch
 
 import csstdask
 from csstdask.core.errors import InputError
-from csstdask.metrics.psf import errors_of, pulls_of
+from csstdask.metrics.psf import psf_errors, psf_pulls
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def found(psf_stars, psf_model):
 
 def test_stars_of_a_telescope_that_nobody_has_seen(found, psf_stars):
     """Twelve telescopes were learnt from: the stars must tell the rest."""
-    errors = errors_of(found.image, psf_stars.truth)
+    errors = psf_errors(found.image, psf_stars.truth)
     assert found.image.shape == found.sigma.shape == (len(psf_stars), 64, 64)
     assert np.allclose(found.image.sum(axis=(1, 2)), 1, atol=1e-4)
     assert errors["psnr"].mean() > 58
@@ -34,7 +34,7 @@ def test_stars_of_a_telescope_that_nobody_has_seen(found, psf_stars):
     assert errors["e1"].std() < 0.01
     assert np.median(found.chi2) < 1.5
     assert found.used.mean() > 0.9
-    assert 0.3 < pulls_of(found.image, found.sigma, psf_stars.truth).std() < 4
+    assert 0.3 < psf_pulls(found.image, found.sigma, psf_stars.truth).std() < 4
 
 
 def test_flux_and_sky_do_not_matter_and_nothing_is_changed(found, psf_stars, psf_model):
@@ -70,7 +70,7 @@ def test_tensors_come_back_as_tensors_and_without_error_the_rim_tells(psf_stars,
         torch.from_numpy(stars.stamps), torch.full((10,), 7), stars.x, stars.y, model=str(psf_model)
     )
     assert isinstance(found.image, torch.Tensor)
-    assert errors_of(found.image.numpy(), stars.truth)["psnr"].mean() > 50
+    assert psf_errors(found.image.numpy(), stars.truth)["psnr"].mean() > 50
 
 
 @pytest.mark.parametrize("way", ["masked", "NaN", "no error"])
@@ -175,7 +175,7 @@ def test_stamps_without_noise_need_no_error(psf_stars, psf_model):
     stamps = np.round(stars.stamps / 100) * 100
     stamps[9] = np.nan
     found = csstdask.psf.reconstruct(stamps, np.full(10, 7), stars.x, stars.y, model=str(psf_model))
-    assert errors_of(found.image, stars.truth)["psnr"][:9].mean() > 45
+    assert psf_errors(found.image, stars.truth)["psnr"][:9].mean() > 45
     assert np.isnan(found.chi2[9])
     assert not found.used[9]
     assert np.isfinite(found.sigma[:9]).all()

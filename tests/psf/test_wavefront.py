@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from csstdask.psf.basis import FINE, SIDE
-from csstdask.psf.wavefront import FourierOptics, Wavefront, blurred
+from csstdask.psf.basis import BASIS_SIZE, OVERSAMPLING
+from csstdask.psf.wavefront import FourierOptics, Wavefront, blur_transfer
 
 galsim = pytest.importorskip("galsim")
 ORDERS = tuple(range(4, 23))
@@ -29,10 +29,12 @@ def test_the_image_is_that_of_galsim(pupil, wavelength, rng):
     covariance = np.array([[0.2, 0.05], [0.05, 0.15]])
     jitter = galsim.Gaussian(sigma=1.0).transform(*(np.linalg.cholesky(covariance) * scale).ravel()).withFlux(1)
     profile = galsim.Convolve(optics, jitter, galsim.Pixel(scale))
-    theirs = profile.drawImage(nx=SIDE + 1, ny=SIDE + 1, scale=scale / FINE, method="no_pixel").array[:-1, :-1]
-    theirs = theirs * FINE**2
-    assert ours.sum() / FINE**2 == pytest.approx(1, abs=1e-6)
-    middle = slice(SIDE // 4, -SIDE // 4)
+    theirs = profile.drawImage(
+        nx=BASIS_SIZE + 1, ny=BASIS_SIZE + 1, scale=scale / OVERSAMPLING, method="no_pixel"
+    ).array[:-1, :-1]
+    theirs = theirs * OVERSAMPLING**2
+    assert ours.sum() / OVERSAMPLING**2 == pytest.approx(1, abs=1e-6)
+    middle = slice(BASIS_SIZE // 4, -BASIS_SIZE // 4)
     share = (ours * theirs)[middle, middle].sum() / (theirs**2)[middle, middle].sum()
     # All light lies within the image here: what GalSim has beyond it is folded back.
     assert share == pytest.approx(1, abs=0.05)
@@ -54,11 +56,11 @@ def test_slopes_are_those_of_differences(pupil, rng):
 def test_blurs_change_as_they_say(rng):
     fx, fy = rng.uniform(-1, 1, (2, 40))
     blur = np.array([0.25, 0.2, 0.02, 0.5, 0.3])
-    _, change = blurred(fx, fy, blur)
+    _, change = blur_transfer(fx, fy, blur)
     for number in range(5):
         step = np.zeros(5)
         step[number] = 1e-3
-        ahead, behind = (blurred(fx, fy, blur + sign * step)[0].astype(float) for sign in (1, -1))
+        ahead, behind = (blur_transfer(fx, fy, blur + sign * step)[0].astype(float) for sign in (1, -1))
         assert np.allclose((ahead - behind) / 2e-3, change[number], atol=2e-3)
-    still = blurred(fx, fy, np.array([0.25, 0.2, 0.02, 0.0, 0.0]))[1]
+    still = blur_transfer(fx, fy, np.array([0.25, 0.2, 0.02, 0.0, 0.0]))[1]
     assert np.isfinite(still).all()

@@ -14,10 +14,10 @@ from csstdask.mock import Recipe
 from csstdask.pipeline.status import Summary
 from csstdask.report.requirements import (
     Expectation,
+    compare_with_limits,
     expectations_of,
     expected_hits,
     expected_rates,
-    outside,
     requirements,
 )
 
@@ -118,8 +118,8 @@ def test_a_mock_is_compared_with_its_recipe(tmp_path):
 def test_counting_statistics_are_allowed_for():
     expected = Expectation(np.full((1, 3), 1.0), np.full((1, 3), 2.0), "a test")
     values = np.array([[2.5, 2.5, np.nan]])
-    assert outside(values, np.array([[100.0, 10_000.0, 0.0]]), expected).tolist() == [[0, 1, 0]]
-    assert outside(values / 5, np.array([[4.0, 10_000.0, 0.0]]), expected).tolist() == [[0, -1, 0]]
+    assert compare_with_limits(values, np.array([[100.0, 10_000.0, 0.0]]), expected).tolist() == [[0, 1, 0]]
+    assert compare_with_limits(values / 5, np.array([[4.0, 10_000.0, 0.0]]), expected).tolist() == [[0, -1, 0]]
 
 
 def test_unfinished_runs_and_foreign_detectors_are_named(tmp_path):

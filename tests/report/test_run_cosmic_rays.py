@@ -21,7 +21,7 @@ from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.mock_survey import mock
 from csstdask.report import write_report
-from csstdask.report.cosmic_rays import evaluate_run, watch
+from csstdask.report.cosmic_rays import evaluate_run, review_run
 from csstdask.store.campaign import read_unit_pixels, write_unit_pixels
 
 CONFIG = RunConfig.model_validate({"detect": {"model": "lacosmic"}})
@@ -67,7 +67,7 @@ def disturbed(quiet, tmp_path_factory):
 
 
 def test_an_undisturbed_run_raises_nothing(quiet):
-    watched = watch(quiet / "r.zarr")
+    watched = review_run(quiet / "r.zarr")
     assert watched.alarms == ()
     assert [unit.exposure for unit in watched.units] == [f"1010000000{i}" for i in range(1, 7)]
     table = pq.read_table(quiet / "r.zarr/tables/cosmic_rays/10100000003/7.parquet")
@@ -118,7 +118,7 @@ def test_a_card_out_of_date_is_told_in_the_shell(quiet, tmp_path, monkeypatch):
 
 def test_a_run_without_tables_says_so(quiet, tmp_path):
     run(quiet / "c.zarr", tmp_path / "r.zarr", steps=["background"], selection=parse_selection("exposure=10100000001"))
-    assert watch(tmp_path / "r.zarr").units == []
+    assert review_run(tmp_path / "r.zarr").units == []
     result = CliRunner().invoke(app, ["evaluate", "cosmicray", "--run", str(tmp_path / "r.zarr")])
     assert result.exit_code != 0
     assert "no table of cosmic rays" in str(result.exception)
@@ -132,5 +132,5 @@ def test_a_table_that_is_lost_or_not_on_record_is_left_out(quiet, tmp_path):
     tables[0].unlink()
     tables[1].write_bytes(tables[1].read_bytes()[:-10])
     (copy / "ledger" / tables[2].parent.name / f"{tables[2].stem}.json").unlink()
-    units = watch(copy, quiet / "c.zarr").units
+    units = review_run(copy, quiet / "c.zarr").units
     assert sorted(unit.exposure for unit in units) == [table.parent.name for table in tables[3:]]

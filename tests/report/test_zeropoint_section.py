@@ -14,7 +14,7 @@ from csstdask.pipeline.steps.zeropoint import ZEROPOINT_STARS
 from csstdask.report import zeropoint as section
 from csstdask.report.zeropoint import draw_zero_points
 from csstdask.store.tables import unit_file_path
-from csstdask.zeropoint.matched import MatchedStars
+from csstdask.zeropoint.matched_stars import MatchedStars
 
 NUMBERED = "exposure, as numbered in the campaign"
 N, DETECTORS, NOISE = 12, [7, 8], 0.002
@@ -48,7 +48,7 @@ def run(tmp_path, monkeypatch):
     method[0] = "solve"
     arrays = {"zp": solve, "zp_sigma": sigma, "zp_method": method, "zp_prior": prior, "zp_prior_sigma": sigma}
     monkeypatch.setattr(section, "current_zero_points", lambda _root, _plan: arrays)
-    monkeypatch.setattr(section, "plan_of_run", lambda _root, _campaign: None)
+    monkeypatch.setattr(section, "load_plan", lambda _root, _campaign: None)
     dims = ("exposure", "detector")
     dataset = xr.Dataset(
         {"zp_solve": (dims, solve), "zp_solve_sigma": (dims, sigma), "zp_n_used": (dims, np.full((N, 2), 39.0))},

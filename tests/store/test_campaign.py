@@ -13,7 +13,7 @@ import zarr
 import csstdask
 from csstdask.core.errors import StoreError
 from csstdask.instrument import load_instrument
-from csstdask.store.campaign import Campaign, UnitFacts, create_campaign, write_unit_pixels
+from csstdask.store.campaign import Campaign, UnitMetadata, create_campaign, write_unit_pixels
 from csstdask.store.zarr_arrays import shard_path
 
 
@@ -42,8 +42,8 @@ def test_contract_of_names(small_campaign):
     assert "CRPIX1" not in json.dumps(dict(zarr.open_group(small_campaign).attrs))  # headers are in arrays
 
 
-def facts(exposure, detector, digest="d"):
-    return UnitFacts(exposure, detector, "imaging", "g", 150.0, 0, 1.1, 5.0, digest)
+def metadata(exposure, detector, digest="d"):
+    return UnitMetadata(exposure, detector, "imaging", "g", 150.0, 0, 1.1, 5.0, digest)
 
 
 def test_growing_keeps_what_is_there_and_absent_units_have_no_shard(tmp_path):
@@ -54,7 +54,7 @@ def test_growing_keeps_what_is_there_and_absent_units_have_no_shard(tmp_path):
         campaign.append_exposures([exposure])
         row, column = campaign.index(exposure, 9)
         write_unit_pixels(path, row, column, "sci", np.full((40, 30), value, np.float32))
-        campaign.admit([facts(exposure, 9)])
+        campaign.mark_present([metadata(exposure, 9)])
     dataset = csstdask.open_campaign(path)
     assert dataset.sizes == {"exposure": 2, "detector": 30, "y": 40, "x": 30}
     assert int(dataset["present"].sum()) == 2

@@ -8,7 +8,7 @@ import pytest
 from csstdask.mock.recipe import Recipe
 from csstdask.pipeline.mock_survey import mock
 from csstdask.store.campaign import Campaign
-from csstdask.store.electrons import electrons_of, read_electrons
+from csstdask.store.electrons import electrons_per_data_unit, read_electrons
 from csstdask.store.zarr_arrays import read_shard
 
 
@@ -20,20 +20,20 @@ def campaign(tmp_path_factory):
 
 
 def test_numbers(campaign):
-    facts = campaign.facts(campaign.exposures[0], campaign.detectors[0])
+    metadata = campaign.metadata(campaign.exposures[0], campaign.detectors[0])
     sci, wht, flag = (read_shard(campaign.path, name, 0, 0) for name in ("sci", "wht", "flag"))
-    unit = read_electrons(campaign, facts)
-    assert electrons_of(campaign, facts) == pytest.approx(facts.exptime)  # electron s-1
-    np.testing.assert_allclose(unit.data, sci * facts.exptime, rtol=1e-6)
+    unit = read_electrons(campaign, metadata)
+    assert electrons_per_data_unit(campaign, metadata) == pytest.approx(metadata.exptime)  # electron s-1
+    np.testing.assert_allclose(unit.data, sci * metadata.exptime, rtol=1e-6)
     assert np.array_equal(unit.flag, flag)
     assert np.array_equal(unit.ignore, ((flag & campaign.instrument.flags.ignore_mask) != 0) | (wht <= 0))
     assert unit.ignore.any()
-    np.testing.assert_allclose(unit.error[wht > 0], facts.exptime / np.sqrt(wht[wht > 0]), rtol=1e-5)
+    np.testing.assert_allclose(unit.error[wht > 0], metadata.exptime / np.sqrt(wht[wht > 0]), rtol=1e-5)
     assert np.isinf(unit.error[wht == 0]).all()
 
 
 def test_some_rows(campaign):
-    facts = campaign.facts(campaign.exposures[0], campaign.detectors[0])
-    whole, part = read_electrons(campaign, facts), read_electrons(campaign, facts, slice(10, 30))
+    metadata = campaign.metadata(campaign.exposures[0], campaign.detectors[0])
+    whole, part = read_electrons(campaign, metadata), read_electrons(campaign, metadata, slice(10, 30))
     for name in ("data", "error", "ignore", "flag"):
         assert np.array_equal(getattr(part, name), getattr(whole, name)[10:30])

@@ -14,14 +14,14 @@ from csstdask.core.errors import InputError
 from csstdask.instrument import electrons_per_unit, load_instrument
 from csstdask.instrument.registry import parse_instrument
 from csstdask.store.fits_planes import read_flag, read_headers, read_sci, read_weight
-from csstdask.store.fits_scan import companion_of, scan
+from csstdask.store.fits_scan import companion_of, scan_file
 
 CSST = load_instrument("csst")
 
 
 def test_csst_level_1_in_one_file(tmp_path):
     sci, wht, flag = planes(seed=8)
-    (unit,) = scan(level_1(tmp_path), CSST).units
+    (unit,) = scan_file(level_1(tmp_path), CSST).units
     assert (unit.exposure, unit.detector, unit.kind, unit.band) == ("10100000001", 8, "imaging", "g")
     assert (unit.units, unit.exptime, unit.gain, unit.read_noise) == ("electron s-1", 150.0, 1.1, 5.0)
     assert np.datetime64(unit.time, "us") == np.datetime64("2028-03-01T00:00:00")
@@ -38,7 +38,7 @@ def test_csst_level_1_as_sci_err_dq(tmp_path):
     hdus = [fits.PrimaryHDU(header=primary(1)), fits.ImageHDU(sci, header=science_header(), name="SCI")]
     hdus += [fits.ImageHDU(error, name="ERR"), fits.ImageHDU(flag.astype(np.int16), name="DQ")]
     fits.HDUList(hdus).writeto(path)
-    (unit,) = scan(path, CSST).units
+    (unit,) = scan_file(path, CSST).units
     assert unit.kind == "slitless"
     wht = read_weight(unit)
     assert (wht[0, :4] == 0).all()
@@ -54,7 +54,7 @@ def test_csst_level_1_as_three_files(tmp_path):
         fits.HDUList([fits.PrimaryHDU(header=primary()), fits.ImageHDU(data, header=header)]).writeto(
             tmp_path / f"{stem}{what}.fits"
         )
-    (unit,) = scan(tmp_path / f"{stem}img.fits", CSST).units
+    (unit,) = scan_file(tmp_path / f"{stem}img.fits", CSST).units
     assert len(unit.files) == 3
     assert np.array_equal(read_weight(unit), wht)
     assert np.array_equal(read_flag(unit, CSST), flag)
@@ -69,7 +69,7 @@ def test_raw_frames_are_kinds_of_their_own(tmp_path, kind, code, in_primary):
     header = primary(11, "10100000007", EXPTIME=0.0 if kind == "bias" else 300.0)
     hdus = [fits.PrimaryHDU(raw, header=header)] if in_primary else [fits.PrimaryHDU(header=header), fits.ImageHDU(raw)]
     fits.HDUList(hdus).writeto(path)
-    (unit,) = scan(path, CSST).units
+    (unit,) = scan_file(path, CSST).units
     assert (unit.kind, unit.units, unit.detector) == (kind, "adu", 11)
     assert unit.exposure == ("10100000007_CRS" if kind == "cosmic_rays" else "10100000007")
     sci = read_sci(unit)
@@ -97,7 +97,7 @@ def test_stis_imsets_null_planes_and_overscan(tmp_path):
         hdus += [sci, fits.ImageHDU(name="ERR", ver=version), fits.ImageHDU(name="DQ", ver=version)]
     path = tmp_path / "o1_raw.fits"
     fits.HDUList(hdus).writeto(path)
-    units = scan(path, stis).units
+    units = scan_file(path, stis).units
     assert [unit.exposure for unit in units] == ["o1_1", "o1_2"]
     assert [unit.exptime for unit in units] == [901.0, 902.0]
     for unit, counts in zip(units, raw, strict=True):
@@ -123,7 +123,7 @@ def test_planes_that_a_header_numbers_move_to_our_bits(tmp_path):
     planes_of = [fits.PrimaryHDU(header=fits.Header({"EXPTIME": 0.0})), fits.ImageHDU(np.ones((20, 20), np.float32))]
     path = tmp_path / "HSC-0001234-050.fits"
     fits.HDUList([*planes_of, image, fits.ImageHDU(np.full((20, 20), 4, np.float32))]).writeto(path)
-    (unit,) = scan(path, hsc).units
+    (unit,) = scan_file(path, hsc).units
     assert (unit.exposure, unit.detector, unit.exptime) == ("0001234", 50, 0.0)
     bits = hsc.flags.bits
     expected = [bits["cr"], bits["sat"], bits["other"], bits["cr"] | bits["sat"], bits["other"], 0]
@@ -138,7 +138,7 @@ def test_a_value_that_means_bad(tmp_path):
     image = fits.ImageHDU(counts, name="HAWAII-2RG-#77")
     image.header.update({"INSTRUME": "WIRCam", "OBSID": 5, "EXPTIME": 10.0, "GAIN": 4.0, "RDNOISE": 20.0})
     fits.HDUList([fits.PrimaryHDU(), image]).writeto(tmp_path / "w.fits")
-    (unit,) = scan(tmp_path / "w.fits", wircam).units
+    (unit,) = scan_file(tmp_path / "w.fits", wircam).units
     assert unit.detector == 77
     flag = read_flag(unit, wircam)
     assert flag[3, 4] == wircam.flags.mask("bad")
@@ -158,7 +158,7 @@ def test_codes_become_bits_and_unknown_codes_are_refused(tmp_path):
         image = fits.ImageHDU(data, name="N4")
         image.header["CCDNUM"] = 35
         fits.HDUList([fits.PrimaryHDU(header=header), image]).writeto(tmp_path / f"c4d_{name}_g.fits")
-    (unit,) = scan(tmp_path / "c4d_ooi_g.fits", decam).units
+    (unit,) = scan_file(tmp_path / "c4d_ooi_g.fits", decam).units
     assert unit.band == "g"
     assert read_flag(unit, decam)[0, :7].tolist() == [1, 4, 8, 16, 32, 128, 0]
     codes[5, 5] = 99
@@ -185,7 +185,7 @@ def test_compressed_files(tmp_path, how):
         hdus += [fits.CompImageHDU(wht, name="WHT", **lossless)]
         hdus += [fits.CompImageHDU(flag, name="FLG", compression_type="RICE_1")]
         fits.HDUList(hdus).writeto(packed)
-    (unit,) = scan(packed, CSST).units
+    (unit,) = scan_file(packed, CSST).units
     assert np.array_equal(read_sci(unit), sci)
     assert np.array_equal(read_weight(unit), wht)
     assert np.array_equal(read_flag(unit, CSST), flag)
@@ -193,10 +193,10 @@ def test_compressed_files(tmp_path, how):
 
 def test_exposure_id_from_header_then_name_then_stem(tmp_path):
     path = level_1(tmp_path, OBSID=None)
-    assert scan(path, CSST).units[0].exposure == "10100000001"
+    assert scan_file(path, CSST).units[0].exposure == "10100000001"
     odd = path.with_name("night one.fits")
     path.rename(odd)
-    assert scan(odd, CSST).units[0].exposure == "night_one"
+    assert scan_file(odd, CSST).units[0].exposure == "night_one"
 
 
 def test_a_users_own_camera_with_variance_and_a_bad_pixel_map(tmp_path):
@@ -215,7 +215,7 @@ detectors = [{ id = 1 }]
     fits.writeto(tmp_path / "bpm.fits", bad)
     hdus = [fits.PrimaryHDU(sci, header=fits.Header({"EXPTIME": 5.0})), fits.ImageHDU(1 / wht, name="VAR")]
     fits.HDUList(hdus).writeto(tmp_path / "a.fits")
-    (unit,) = scan(tmp_path / "a.fits", camera).units
+    (unit,) = scan_file(tmp_path / "a.fits", camera).units
     assert (unit.exposure, unit.detector) == ("a", 1)
     np.testing.assert_allclose(read_weight(unit), wht, rtol=1e-6)
     assert np.argwhere(read_flag(unit, camera) == 1).tolist() == [[2, 3]]
@@ -233,7 +233,7 @@ def test_saturation_of_raw_frames_is_the_converters_or_the_full_well(tmp_path):
     raw[0, :3] = [65534, 65535, 65535]
     path = tmp_path / "CSST_MSC_MS_CLD_20280301000000_20280301000230_10100000007_11_L0_V01.fits"
     fits.HDUList([fits.PrimaryHDU(header=primary(11)), fits.ImageHDU(raw)]).writeto(path)
-    flag = read_flag(scan(path, CSST).units[0], CSST)
+    flag = read_flag(scan_file(path, CSST).units[0], CSST)
     assert np.argwhere(flag).tolist() == [[0, 1], [0, 2]]
     assert flag.max() == 8
 
@@ -247,7 +247,7 @@ def test_raw_frames_of_unknown_shape_are_refused(tmp_path):
         fits.ImageHDU(name="DQ"),
     ]
     fits.HDUList([fits.PrimaryHDU(header=header), *planes_of_raw]).writeto(path)
-    found = scan(path, load_instrument("hst_stis"))
+    found = scan_file(path, load_instrument("hst_stis"))
     assert found.units == []
     (problem,) = found.problems
     assert "(1044, 1062); wanted (1034, 532)" in str(problem)

@@ -16,7 +16,7 @@ from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.instrument.registry import parse_instrument
 from csstdask.store.fits_planes import read_flag, read_sci, read_weight
-from csstdask.store.fits_scan import scan
+from csstdask.store.fits_scan import scan_file
 
 CSST = load_instrument("csst")
 SHAPE = (6, 5)
@@ -77,7 +77,7 @@ def csst_file(folder, *planes):
     ids=lambda planes: "-".join(name or "none" for name, _ in planes),
 )
 def test_planes_are_found_by_their_names(tmp_path, planes):
-    (unit,) = scan(csst_file(tmp_path, *planes), CSST).units
+    (unit,) = scan_file(csst_file(tmp_path, *planes), CSST).units
     assert np.array_equal(read_sci(unit), SCI)
     assert (read_weight(unit) == 4).all()
     assert np.array_equal(read_flag(unit, CSST), FLAG)
@@ -97,7 +97,7 @@ def test_planes_are_found_by_their_names(tmp_path, planes):
 def test_planes_that_cannot_be_told_are_refused(tmp_path, planes):
     path = csst_file(tmp_path, *planes)
     try:
-        found = scan(path, CSST)
+        found = scan_file(path, CSST)
     except InputError as error:
         problems = [error]
     else:
@@ -110,7 +110,7 @@ def test_planes_that_cannot_be_told_are_refused(tmp_path, planes):
 
 def test_images_without_a_name_beyond_the_layout_are_not_lost_silently(tmp_path):
     planes = [("", "SCI"), ("", "WHT"), ("", "FLG")] * 2
-    found = scan(csst_file(tmp_path, *planes), CSST)
+    found = scan_file(csst_file(tmp_path, *planes), CSST)
     assert len(found.units) == 1
     assert "images without a name in HDUs 4, 5, 6" in str(found.problems[0])
 
@@ -130,7 +130,7 @@ def test_a_file_that_ccddata_wrote(tmp_path, kind):
     camera = camera.model_copy(update={"keywords": load_instrument("csst").keywords})
     with fits.open(path, mode="update") as hdus:
         hdus[0].header["DETECTOR"] = "MSC_03"
-    (unit,) = scan(path, camera).units
+    (unit,) = scan_file(path, camera).units
     assert np.array_equal(read_sci(unit), SCI)
     assert (read_weight(unit) == 4).all()
     assert read_flag(unit, camera)[1, 2] == 1
@@ -165,7 +165,7 @@ def mef(path, chips, *, order="chip", versions=True, detectors="science", tag=""
 )
 def test_each_chip_has_its_own_planes(tmp_path, order, versions, detectors, tag):
     path = mef(tmp_path / "m.fits", [3, 1, 4, 2], order=order, versions=versions, detectors=detectors, tag=tag)
-    found = scan(path, MEF)
+    found = scan_file(path, MEF)
     assert found.problems == []
     assert sorted(unit.detector for unit in found.units) == [1, 2, 3, 4]
     for unit in found.units:
@@ -177,7 +177,7 @@ def test_each_chip_has_its_own_planes(tmp_path, order, versions, detectors, tag)
 def test_planes_in_another_order_than_their_chips_go_by_the_keyword(tmp_path):
     """Rotated by one plane, the order of SCI and ERR differs; EXTVER is absent, the detector keyword tells."""
     path = mef(tmp_path / "m.fits", [1, 2, 3], versions=False, detectors="all", rotate=1)
-    for unit in scan(path, MEF).units:
+    for unit in scan_file(path, MEF).units:
         np.testing.assert_allclose(read_weight(unit), (10 / unit.detector) ** 2, rtol=1e-6)
 
 
@@ -185,13 +185,13 @@ def test_a_chip_without_its_planes_is_refused_and_the_others_are_not(tmp_path):
     path = mef(tmp_path / "m.fits", [1, 2, 3])
     with fits.open(path, mode="update") as hdus:
         del hdus["ERR", 2]
-    found = scan(path, MEF)
+    found = scan_file(path, MEF)
     assert [unit.detector for unit in found.units] == [1, 3]
     assert "no wht plane of this chip" in str(found.problems[0])
     with fits.open(path, mode="update") as hdus:
         for hdu in hdus[1:]:
             hdu.header.remove("EXTVER", ignore_missing=True)
-    found = scan(path, MEF)
+    found = scan_file(path, MEF)
     assert found.units == []
     assert "2 HDUs ERR for 3 science images" in str(found.problems[0])
 
@@ -200,7 +200,7 @@ def test_planes_that_name_another_detector_are_refused(tmp_path):
     path = mef(tmp_path / "m.fits", [1, 2], detectors="all")
     with fits.open(path, mode="update") as hdus:
         hdus["ERR", 1].header["CCDNUM"], hdus["ERR", 2].header["CCDNUM"] = 2, 1
-    found = scan(path, MEF)
+    found = scan_file(path, MEF)
     assert found.units == []
     assert "detector 2 in HDU 2 ERR; wanted detector 1" in str(found.problems[0])
 
@@ -212,7 +212,7 @@ def test_all_chips_of_wircam(tmp_path):
     for value, chip in enumerate((52, 54, 60, 77)):
         hdus.append(fits.ImageHDU(np.full(SHAPE, value + 8000, np.uint16), name=f"HAWAII-2RG-#{chip}"))
     fits.HDUList(hdus).writeto(tmp_path / "w.fits")
-    found = scan(tmp_path / "w.fits", load_instrument("cfht_wircam"))
+    found = scan_file(tmp_path / "w.fits", load_instrument("cfht_wircam"))
     assert [(unit.detector, int(read_sci(unit)[0, 0])) for unit in found.units] == [
         (52, 8000), (54, 8001), (60, 8002), (77, 8003)
     ]  # fmt: skip
@@ -226,7 +226,7 @@ def test_all_chips_of_wfpc2(tmp_path):
         hdus.append(fits.ImageHDU(np.full(SHAPE, chip, np.float32), name="SCI", ver=chip))
         hdus[-1].header["DETECTOR"] = chip
     fits.HDUList(hdus).writeto(tmp_path / "u1_c0m.fits")
-    found = scan(tmp_path / "u1_c0m.fits", load_instrument("hst_wfpc2"))
+    found = scan_file(tmp_path / "u1_c0m.fits", load_instrument("hst_wfpc2"))
     assert [(unit.detector, float(read_sci(unit)[0, 0])) for unit in found.units] == [(1, 1), (2, 2), (3, 3), (4, 4)]
 
 
@@ -250,7 +250,7 @@ def test_all_chips_of_a_decam_triplet_with_their_own_planes(tmp_path, imsets):
     camera = load_instrument("decam")
     layout = camera.layouts[0].model_copy(update={"imsets": imsets})
     camera = camera.model_copy(update={"layouts": (layout,)})
-    found = scan(decam(tmp_path, [3, 1, 2], [1, 2, 3], [2, 3, 1]), camera)
+    found = scan_file(decam(tmp_path, [3, 1, 2], [1, 2, 3], [2, 3, 1]), camera)
     assert [unit.detector for unit in found.units] == [3, 1, 2]
     for unit in found.units:
         assert (read_sci(unit) == unit.detector).all()
@@ -260,7 +260,7 @@ def test_all_chips_of_a_decam_triplet_with_their_own_planes(tmp_path, imsets):
 
 
 def test_a_triplet_whose_weights_are_of_another_chip_is_refused(tmp_path):
-    found = scan(decam(tmp_path, [1], [2], [1]), load_instrument("decam"))
+    found = scan_file(decam(tmp_path, [1], [2], [1]), load_instrument("decam"))
     assert found.units == []
     assert "oow" in str(found.problems[0]) or "names that say" in str(found.problems[0])
 
@@ -279,7 +279,7 @@ def test_uvis_without_extver_goes_by_order(tmp_path):
         hdus += [science, error, quality]
     fits.HDUList(hdus).writeto(tmp_path / "i1_flt.fits")
     camera = load_instrument("hst_wfc3_uvis")
-    units = scan(tmp_path / "i1_flt.fits", camera).units
+    units = scan_file(tmp_path / "i1_flt.fits", camera).units
     assert [unit.detector for unit in units] == [2, 1]
     for unit in units:
         np.testing.assert_allclose(read_weight(unit), (10 / unit.detector) ** 2, rtol=1e-6)
@@ -296,7 +296,7 @@ def test_positions_of_further_chips_go_by_the_detector_keyword(tmp_path):
         hdus.append(fits.ImageHDU(np.full(SHAPE, chip, np.float32)))
         hdus[-1].header["CCDNUM"] = chip
     fits.HDUList(hdus).writeto(tmp_path / "r.fits")
-    found = scan(tmp_path / "r.fits", camera)
+    found = scan_file(tmp_path / "r.fits", camera)
     assert [(unit.detector, float(read_sci(unit)[0, 0])) for unit in found.units] == [(2, 2), (1, 1), (4, 4)]
 
 
@@ -308,7 +308,7 @@ def test_the_highest_bit_of_short_flags_is_a_flag(tmp_path, dtype):
     path = csst_file(tmp_path, ("SCI", "SCI"), ("WHT", "WHT"), ("FLG", "FLG"))
     with fits.open(path, mode="update") as hdus:
         hdus["FLG"].data = flag
-    (unit,) = scan(path, CSST).units
+    (unit,) = scan_file(path, CSST).units
     assert read_flag(unit, CSST)[0, :3].tolist() == [2 ** (bits - 1), 2 ** (bits - 1) + 4, 0]
 
 
@@ -317,7 +317,7 @@ def test_flags_with_a_sign_in_other_types_are_refused(tmp_path, dtype):
     path = csst_file(tmp_path, ("SCI", "SCI"), ("WHT", "WHT"), ("FLG", "FLG"))
     with fits.open(path, mode="update") as hdus:
         hdus["FLG"].data = np.full(SHAPE, -4, dtype)
-    (unit,) = scan(path, CSST).units
+    (unit,) = scan_file(path, CSST).units
     with pytest.raises(InputError, match="flags from -4"):
         read_flag(unit, CSST)
 
@@ -342,7 +342,7 @@ def uvis(path, names, *, versions=None, chips=(2, 1)):
 
 def test_a_plain_name_does_not_hide_one_with_a_chip(tmp_path):
     camera = load_instrument("hst_wfc3_uvis")
-    found = scan(uvis(tmp_path / "i.fits", ["SCI", "ERR", "DQ", "SCI_2", "ERR_2", "DQ_2"]), camera)
+    found = scan_file(uvis(tmp_path / "i.fits", ["SCI", "ERR", "DQ", "SCI_2", "ERR_2", "DQ_2"]), camera)
     assert [unit.detector for unit in found.units] == [2, 1]
     for unit in found.units:
         np.testing.assert_allclose(read_weight(unit), (10 / unit.detector) ** 2, rtol=1e-6)
@@ -352,7 +352,7 @@ def test_a_plain_name_does_not_hide_one_with_a_chip(tmp_path):
 def test_running_numbers_are_no_chips(tmp_path):
     """EXTVER that counts all HDUs matches by chance: SCI 1, 2 with ERR 2, 3 gave chip 2 the errors of chip 1."""
     names = ["SCI", "ERR", "DQ", "SCI", "ERR", "DQ"]
-    found = scan(uvis(tmp_path / "i.fits", names, versions=[1, 2, 2, 2, 3, 3]), load_instrument("hst_wfc3_uvis"))
+    found = scan_file(uvis(tmp_path / "i.fits", names, versions=[1, 2, 2, 2, 3, 3]), load_instrument("hst_wfc3_uvis"))
     assert found.units == []
     assert len(found.problems) == 2
 
@@ -371,7 +371,7 @@ def test_further_chips_that_a_position_misses_are_named(tmp_path, second, in_pri
     hdus[1].header.update({} if in_primary else first)
     hdus[2].header.update(second)
     fits.HDUList(hdus).writeto(tmp_path / "r.fits")
-    found = scan(tmp_path / "r.fits", camera)
+    found = scan_file(tmp_path / "r.fits", camera)
     assert len(found.units) + len(found.problems) == 2
     if len(found.units) == 1:
         assert "[2]: found a further science image, CCD2" in str(found.problems[0])
@@ -383,7 +383,7 @@ def test_names_of_two_planes_mean_the_more_specific_one(tmp_path, names):
     planes = list(zip(names, ("ERR", "FLG", "SCI"), strict=True))
     path = csst_file(tmp_path, *planes)
     try:
-        units = scan(path, CSST).units
+        units = scan_file(path, CSST).units
     except InputError:
         return
     for unit in units:
@@ -398,7 +398,7 @@ def test_backgrounds_and_models_are_no_chips(tmp_path):
     hdus = [fits.PrimaryHDU(header=fits.Header({"EXPTIME": 10.0, "OBSID": "e1", "CCDNUM": 1}))]
     hdus += [fits.ImageHDU(SCI, name=name) for name in ("CCD1", "BKG", "MODEL", "ERR", "DQ", "SKY_1")]
     fits.HDUList(hdus).writeto(tmp_path / "a.fits")
-    found = scan(tmp_path / "a.fits", camera)
+    found = scan_file(tmp_path / "a.fits", camera)
     assert [unit.sci.hdu for unit in found.units] == [1]
     assert found.problems == []
 
@@ -409,7 +409,7 @@ def test_a_constant_plane_without_pixels_is_refused(tmp_path):
         empty = fits.ImageHDU(name="ERR")
         empty.header.update({"NPIX1": 5, "NPIX2": 6, "PIXVALUE": 0.5})
         hdus[2] = empty
-    found = scan(path, load_instrument("hst_wfc3_uvis"))
+    found = scan_file(path, load_instrument("hst_wfc3_uvis"))
     assert "PIXVALUE" in str(found.problems[0])
 
 
@@ -422,6 +422,6 @@ def test_scaled_weights_beyond_float32(tmp_path, name, value):
     hdus = [fits.PrimaryHDU(header=header), fits.ImageHDU(np.full(SHAPE, 3e-20), name="SCI")]
     hdus += [fits.ImageHDU(np.full(SHAPE, value), name=name), fits.ImageHDU(np.zeros(SHAPE, np.int16), name="DQ")]
     fits.HDUList(hdus).writeto(tmp_path / "f.fits")
-    (unit,) = scan(tmp_path / "f.fits", camera).units
+    (unit,) = scan_file(tmp_path / "f.fits", camera).units
     np.testing.assert_allclose(read_sci(unit), 3, rtol=1e-6)
     np.testing.assert_allclose(read_weight(unit), 1e6, rtol=1e-5)

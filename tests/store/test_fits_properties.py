@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from csstdask.core.errors import InputError
 from csstdask.instrument.registry import parse_instrument
 from csstdask.store.fits_planes import read_flag, read_sci, read_weight
-from csstdask.store.fits_scan import scan
+from csstdask.store.fits_scan import scan_file
 
 QUICK = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 SHAPE = (3, 4)
@@ -101,7 +101,7 @@ def test_numbers_are_right_or_refused_by_key_and_file(case):
     rest = [card(name, value) for name, value in DEFAULTS.items() if name != keyword]
     with tempfile.TemporaryDirectory() as folder:
         path = write(Path(folder) / "frame.fits", cards + rest)
-        found = scan(path, CAMERA)
+        found = scan_file(path, CAMERA)
     if expected is None:
         (problem,) = found.problems
         assert "frame.fits" in str(problem)
@@ -125,7 +125,7 @@ def test_ids_are_right_or_refused_by_key_and_file(keyword, value):
     cards = [card(name, value if name == keyword else default) for name, default in DEFAULTS.items()]
     with tempfile.TemporaryDirectory() as folder:
         path = write(Path(folder) / "frame.fits", cards)
-        found = scan(path, CAMERA)
+        found = scan_file(path, CAMERA)
     plain = value.strip("'").strip().removesuffix(".0")
     if keyword == "CCDNUM":
         usable = plain.isdigit() and 1 <= int(plain) <= 6
@@ -190,7 +190,7 @@ def test_each_chip_has_its_own_planes_or_is_refused(case):
         path = Path(folder) / "mosaic.fits"
         fits.HDUList([fits.PrimaryHDU(header=header), *hdus]).writeto(path)
         try:
-            found = scan(path, CAMERA)
+            found = scan_file(path, CAMERA)
         except InputError as error:
             assert "mosaic.fits" in str(error)  # noqa: PT017
             assert not complete
@@ -223,7 +223,7 @@ def test_flags_of_any_type_are_right_or_refused(dtype, values):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "frame.fits"
         fits.HDUList([primary, *planes, fits.ImageHDU(flag, name="DQ")]).writeto(path)
-        (unit,) = scan(path, CAMERA).units
+        (unit,) = scan_file(path, CAMERA).units
         wanted = [int(value) for value in flag.ravel()]
         if kind.kind == "i" and kind.itemsize < 4:  # the highest bit of a short integer is a flag
             wanted = [value % (1 << 8 * kind.itemsize) for value in wanted]

@@ -17,9 +17,9 @@ from csstdask.core.errors import InputError
 from csstdask.instrument import Instrument, validate_instrument
 from csstdask.pipeline.config import RunConfig
 from csstdask.store.campaign import Campaign
-from csstdask.store.formats import microseconds
 from csstdask.store.schema import NO_TIME
 from csstdask.store.tables import read_table, table_path
+from csstdask.store.xarray_formats import decode_time
 from csstdask.store.zarr_arrays import shard_path
 
 ENGINES = {"scipy": "scipy", "h5netcdf": "h5netcdf", "netcdf4": "netCDF4"}
@@ -37,8 +37,8 @@ def with_an_absent_unit(small_campaign, tmp_path) -> xr.Dataset:
     path = Path(shutil.copytree(small_campaign, tmp_path / "absent.zarr"))
     store = Campaign(path, "r+")
     for detector in (7, 8):
-        store.withdraw("10100000002", detector)
-    store.withdraw("10100000001", 8)
+        store.mark_absent("10100000002", detector)
+    store.mark_absent("10100000001", 8)
     return csstdask.open_campaign(path)
 
 
@@ -96,8 +96,8 @@ def test_a_run_on_a_subset_saved_by_xarray(small_campaign, product, tmp_path):
     assert run(path, tmp_path / "r.zarr").done == 1
     ours, theirs = csstdask.open_run(tmp_path / "r.zarr"), csstdask.open_run(product, small_campaign)
     assert np.array_equal(ours["clean"].values[0, 0], theirs["clean"].values[1, 0])
-    facts, whole = Campaign(path).facts("10100000002", 7), Campaign(small_campaign).facts("10100000002", 7)
-    assert facts == whole
+    metadata, whole = Campaign(path).metadata("10100000002", 7), Campaign(small_campaign).metadata("10100000002", 7)
+    assert metadata == whole
 
 
 def test_chunks_that_xarray_leaves_out_are_not_lost(small_campaign, tmp_path):
@@ -127,8 +127,8 @@ def test_a_masked_selection_can_be_saved_and_processed(with_an_absent_unit, smal
     assert run(path, tmp_path / "r.zarr").done == 1
     ours, theirs = csstdask.open_run(tmp_path / "r.zarr"), csstdask.open_run(product, small_campaign)
     assert np.array_equal(ours["cr_mask"].values[0, 0], theirs["cr_mask"].values[0, 0])
-    time = Campaign(small_campaign).facts("10100000001", 7).time
-    assert Campaign(path).facts("10100000001", 7).time == time
+    time = Campaign(small_campaign).metadata("10100000001", 7).time
+    assert Campaign(path).metadata("10100000001", 7).time == time
 
 
 @pytest.mark.parametrize(
@@ -142,19 +142,19 @@ def test_a_masked_selection_can_be_saved_and_processed(with_an_absent_unit, smal
     ],
 )
 def test_units_of_time(value, units, wanted):
-    assert microseconds(value, {"units": units}) == wanted
+    assert decode_time(value, {"units": units}) == wanted
 
 
 def test_a_saved_subset_can_be_added_to(small_campaign, tmp_path):
     """Its times are seconds: new exposures are written in the same units."""
     path = saved(csstdask.open_campaign(small_campaign).isel(exposure=[0]), tmp_path / "s.zarr")
-    facts = Campaign(small_campaign).facts("10100000002", 8)
+    metadata = Campaign(small_campaign).metadata("10100000002", 8)
     store = Campaign(path, "r+")
     store.append_exposures(["10100000002"])
-    store.describe_exposures([facts])
-    store.admit([facts])
-    assert Campaign(path).facts("10100000002", 8) == facts
-    assert csstdask.open_campaign(path)["time"].values[1] == np.datetime64(facts.time, "us")
+    store.describe_exposures([metadata])
+    store.mark_present([metadata])
+    assert Campaign(path).metadata("10100000002", 8) == metadata
+    assert csstdask.open_campaign(path)["time"].values[1] == np.datetime64(metadata.time, "us")
 
 
 def test_psf_of_one_exposure_and_one_detector(small_campaign, tmp_path):

@@ -11,12 +11,12 @@ import csstdask.instrument
 from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
-from csstdask.mock.events import read_library
+from csstdask.mock.event_libraries import read_event_library
 from csstdask.mock.recipe import CosmicRays
 from csstdask.pipeline.ingest import ingest
-from csstdask.store.campaign import Campaign, UnitFacts, create_campaign, write_unit_pixels
-from csstdask.training.cosmicray.examples import gather_material
-from csstdask.training.labels.darks import cut_detector, label_darks
+from csstdask.store.campaign import Campaign, UnitMetadata, create_campaign, write_unit_pixels
+from csstdask.training.cosmicray.examples import load_material
+from csstdask.training.labels.darks import extract_detector_events, label_darks
 
 SHAPE, READ_NOISE, EXPTIMES = (240, 200), 5.0, (900.0, 900.0, 1200.0, 900.0, 1500.0)
 BAD = 1
@@ -30,12 +30,12 @@ def write_darks(path, frames, exptimes, *, kind="dark", detector=7, flag=None):
         name = f"dark{number}"
         campaign.append_exposures([name])
         row, column = campaign.index(name, detector)
-        facts = UnitFacts(name, detector, kind, "", exptime, 0, 1.0, READ_NOISE, name)
-        campaign.describe_exposures([facts])
+        metadata = UnitMetadata(name, detector, kind, "", exptime, 0, 1.0, READ_NOISE, name)
+        campaign.describe_exposures([metadata])
         write_unit_pixels(path, row, column, "sci", frame.astype(np.float32))
         write_unit_pixels(path, row, column, "wht", np.full(frame.shape, 1 / READ_NOISE**2, np.float32))
         write_unit_pixels(path, row, column, "flag", np.zeros(frame.shape, np.int32) if flag is None else flag)
-        campaign.admit([facts])
+        campaign.mark_present([metadata])
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def picture(cut):
 
 def cuts_of(path, detector=7):
     campaign = Campaign(path)
-    return list(cut_detector(campaign, [campaign.facts(name, detector) for name in campaign.exposures]))
+    return list(extract_detector_events(campaign, [campaign.metadata(name, detector) for name in campaign.exposures]))
 
 
 def test_events_are_the_hits_and_no_hot_pixel_is_among_them(known):
@@ -117,15 +117,15 @@ def test_lost_are_events_on_hot_pixels_and_single_ones_alone(known):
 def test_library_can_be_learnt_from_and_weighs_what_was_lost(known, tmp_path):
     path = known[0]
     library = label_darks(path, tmp_path / "events.npz")
-    again = read_library(tmp_path / "events.npz")
+    again = read_event_library(tmp_path / "events.npz")
     assert np.array_equal(again.charge, library.charge)
     assert again.weight.sum() == pytest.approx(1)
     assert again.turns  # square pixels
     assert np.diff(again.offset).min() == 2
-    parts = [len(read_library(tmp_path / "events.npz", split)) for split in ("training", "validation", "test")]
+    parts = [len(read_event_library(tmp_path / "events.npz", split)) for split in ("training", "validation", "test")]
     assert sum(parts) == len(again)
     assert parts[0] / len(again) == pytest.approx(0.6, abs=0.05)  # of five frames, three
-    material = gather_material("training", 1, 0, None, events=[tmp_path / "events.npz"])
+    material = load_material("training", 1, 0, None, events=[tmp_path / "events.npz"])
     assert len(material.libraries[0]) == parts[0]
     sizes = np.diff(again.offset)
     weight = [again.weight[sizes == size].mean() for size in (2, 12)]
@@ -168,15 +168,15 @@ def test_stis_night_beside_its_published_library(real_images, tmp_path):
     names = [str(name) for name in published["exposure_name"]]
     size = np.diff(published["offset"])
     campaign = Campaign(tmp_path / "c.zarr")
-    several = [campaign.facts(name, 1) for name in campaign.exposures]
-    for facts, cut, _ in cut_detector(campaign, several):
-        if facts.exposure not in names:
+    several = [campaign.metadata(name, 1) for name in campaign.exposures]
+    for metadata, cut, _ in extract_detector_events(campaign, several):
+        if metadata.exposure not in names:
             continue
         mine = np.zeros(campaign.shape, np.float32)
         pixels = np.diff(cut.offset)
         mine[np.repeat(cut.y, pixels) + cut.dy, np.repeat(cut.x, pixels) + cut.dx] = cut.charge
         theirs = np.zeros(campaign.shape, np.float32)
-        chosen = (published["exposure"] == names.index(facts.exposure)) & (published["quality"] == 0) & (size >= 2)
+        chosen = (published["exposure"] == names.index(metadata.exposure)) & (published["quality"] == 0) & (size >= 2)
         pixel = np.repeat(chosen, size)
         y = np.repeat(published["y0"], size)[pixel] + published["pix_dy"][pixel]
         x = np.repeat(published["x0"], size)[pixel] + published["pix_dx"][pixel]
@@ -184,6 +184,6 @@ def test_stis_night_beside_its_published_library(real_images, tmp_path):
         both = (mine > 0) & (theirs > 0)
         assert theirs[both].sum() / theirs.sum() > 0.75
         assert mine[both].sum() / theirs[both].sum() == pytest.approx(1, abs=0.01)
-        truth = np.load(folder / "truth" / f"{facts.exposure}.npz")
+        truth = np.load(folder / "truth" / f"{metadata.exposure}.npz")
         assert truth["crmask"][(mine > 0) & truth["valid"]].mean() > 0.99
     assert not label_darks(tmp_path / "c.zarr", tmp_path / "e.npz").turns  # its pixels are 21 by 42 um

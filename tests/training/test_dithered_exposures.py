@@ -12,15 +12,15 @@ from astropy.wcs import WCS
 from scipy.ndimage import binary_dilation
 
 from csstdask.core.errors import InputError
-from csstdask.datasets.labelled_units import known_units
+from csstdask.datasets.labelled_units import select_units
 from csstdask.mock import Recipe
 from csstdask.mock.recipe import Pointing, Sky, SkyField
 from csstdask.pipeline.mock_survey import mock
 from csstdask.store.campaign import Campaign
 from csstdask.store.zarr_arrays import read_shard
-from csstdask.training.cosmicray.examples import as_rendered, gather_material
+from csstdask.training.cosmicray.examples import from_labelled_frame, load_material
 from csstdask.training.labels.dithered_exposures import Exposure, _same_field, label_exposures, label_repeats
-from csstdask.training.labels.registration import map_pixels, register, resample, shifted
+from csstdask.training.labels.registration import fit_pixel_map, register, resample, shifted
 from csstdask.training.labels.score import score_labels
 
 SKY, NOISE, EXPTIME = 0.2, 5.0, 150.0
@@ -90,7 +90,7 @@ def test_shifts_are_found_to_a_twentyfifth_of_a_pixel(rng, turn):
 def test_a_mapping_is_the_headers(rng):
     """To a thousandth of a pixel, and a cubic spline through a cubic is exact."""
     of, to, shape = plate(), plate(3.3, 2.2, 30.0), (40, 60)
-    places = map_pixels(of, to, shape).places()
+    places = fit_pixel_map(of, to, shape).places()
     y, x = np.mgrid[:40, :60]
     x_to, y_to = to.all_world2pix(*of.all_pix2world(x.ravel(), y.ravel(), 0), 0)
     np.testing.assert_allclose(places.reshape(2, -1), [y_to, x_to], atol=1e-3)
@@ -112,7 +112,7 @@ def test_headers_in_another_frame_show_the_same_sky():
     to.wcs.cd = 0.074 / 3600 * np.eye(2)
     to.wcs.set()
     assert _same_field(of, to, (260, 260))
-    places = map_pixels(of, to, (40, 60)).places()
+    places = fit_pixel_map(of, to, (40, 60)).places()
     expected = to.world_to_pixel(of.pixel_to_world(7, 30))
     np.testing.assert_allclose(places[:, 30, 7][::-1], expected, atol=1e-3)
 
@@ -179,7 +179,7 @@ def labelled(tmp_path_factory):
     )  # fmt: skip
     mock(recipe, path)
     lines = []
-    assert label_repeats(path, announce=lines.append) == 5
+    assert label_repeats(path, on_progress=lines.append) == 5
     assert len(lines) == 1
     return path
 
@@ -213,13 +213,13 @@ def test_what_labels_believe_of_the_scene(labelled):
 
 def test_labels_are_kept_and_made_anew_when_asked_differently(labelled, tmp_path):
     lines = []
-    label_repeats(labelled, announce=lines.append)
+    label_repeats(labelled, on_progress=lines.append)
     assert "already labelled" in lines[0]
     dataset = xr.open_zarr(labelled, group="labels")  # warnings are errors
     assert dataset["cr"].attrs["units"] == "electron"
     first = dataset["cr"].values
     try:
-        label_repeats(labelled, sigma=8.0, announce=lines.append)
+        label_repeats(labelled, sigma=8.0, on_progress=lines.append)
         assert "already" not in lines[1]
         again = xr.open_zarr(labelled, group="labels")["cr"].values
         assert (again > 0).sum() < (first > 0).sum()
@@ -230,15 +230,15 @@ def test_labels_are_kept_and_made_anew_when_asked_differently(labelled, tmp_path
 
 def test_networks_can_learn_from_them(labelled):
     """What is unknown weighs nothing, and is no charge."""
-    units = known_units(labelled, truth="labels")
+    units = select_units(labelled, truth="labels")
     assert (len(units), units.truth) == (5, "labels")
     frame = units.read(0)
     assert np.isfinite(frame.charge).all()
     assert 0 < frame.unknown.mean() < 0.5
     assert not frame.charge[frame.unknown].any()
-    np.testing.assert_array_equal(as_rendered(frame).unknown, frame.unknown)
-    assert not known_units(labelled).read(0).unknown.any()
-    material = gather_material("training", 1, 0, None, known=known_units(labelled, "training", truth="labels"))
+    np.testing.assert_array_equal(from_labelled_frame(frame).unknown, frame.unknown)
+    assert not select_units(labelled).read(0).unknown.any()
+    material = load_material("training", 1, 0, None, known=select_units(labelled, "training", truth="labels"))
     assert material.has("rendered")
     assert material.known is not None
     assert material.known.truth == "labels"
@@ -251,7 +251,7 @@ def test_new_exposures_have_no_labels(labelled, tmp_path):
     shutil.copytree(labelled, path)
     Campaign(path, "r+").append_exposures(["later"])
     assert xr.open_zarr(path, group="labels").sizes["exposure"] == 6
-    assert len(known_units(path, truth="labels")) == 5
+    assert len(select_units(path, truth="labels")) == 5
 
 
 def test_what_has_no_repeats_says_so(small_campaign, tmp_path):
@@ -261,6 +261,6 @@ def test_what_has_no_repeats_says_so(small_campaign, tmp_path):
     with pytest.raises(InputError, match="sigma at least grow"):
         label_repeats(small_campaign, sigma=1.0)
     with pytest.raises(InputError, match="a campaign without labels"):
-        known_units(small_campaign, truth="labels")
+        select_units(small_campaign, truth="labels")
     assert not (small_campaign / "labels").exists()
     assert "labels" not in json.loads((small_campaign / "zarr.json").read_text())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from csstdask.core.errors import InputError
-from csstdask.datasets.labelled_units import KnownFrame
+from csstdask.datasets.labelled_units import LabelledFrame
 from csstdask.nn.models import find_card
 from csstdask.training.cosmicray import lead
 from csstdask.training.cosmicray.lead import THRESHOLDS, ahead_of, count, rates
@@ -17,7 +17,7 @@ from csstdask.training.cosmicray.lead import THRESHOLDS, ahead_of, count, rates
 def frame_of(charge, ignore=None):
     charge = np.asarray(charge, np.float32)
     nothing = np.zeros(charge.shape, bool)
-    return KnownFrame(
+    return LabelledFrame(
         data=charge, error=np.ones_like(charge), ignore=nothing if ignore is None else ignore, charge=charge,
         clean=np.zeros_like(charge), read_noise=5.0, unknown=nothing,
     )  # fmt: skip
@@ -51,14 +51,16 @@ class Units:
     def read(self, index):
         return self.frames[index]
 
-    def facts(self, index):
+    def metadata(self, index):
         return type("Facts", (), {"detector": 6 + index % 2})
 
 
 def said(monkeypatch, of_ours, of_theirs):
     """Make two cards say what is given of each frame."""
-    monkeypatch.setattr(lead, "view_frame", lambda data, *_, **__: data)
-    monkeypatch.setattr(lead, "probability", lambda data, card: (of_ours if card.name == "ours" else of_theirs)(data))
+    monkeypatch.setattr(lead, "prepare_frame", lambda data, *_, **__: data)
+    monkeypatch.setattr(
+        lead, "hit_probability", lambda data, card: (of_ours if card.name == "ours" else of_theirs)(data)
+    )
     card = find_card("cosmicray", "deepcr")
     return replace(card, name="rival", threshold=0.5), replace(card, name="ours")
 

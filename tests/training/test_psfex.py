@@ -7,7 +7,7 @@ import pytest
 from astropy.io import fits
 
 from csstdask.core.errors import InputError
-from csstdask.metrics.psf import errors_of
+from csstdask.metrics.psf import psf_errors
 from csstdask.training.psf import psfex
 from csstdask.training.psf.psfex import PsfexModel, read_psf, run_psfex, write_ldac
 
@@ -76,6 +76,6 @@ def test_psfex_sees_the_very_same_stars(tmp_path, psf_stars):
     )
     assert isinstance(model, PsfexModel)
     assert model.degree == 1
-    errors = errors_of(model(stars.x, stars.y), stars.truth)
+    errors = psf_errors(model(stars.x, stars.y), stars.truth)
     assert errors["psnr"].mean() > 40
     assert abs(errors["size"].mean()) < 0.1

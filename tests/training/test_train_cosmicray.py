@@ -14,18 +14,19 @@ from csstdask.core.errors import InputError
 from csstdask.cosmicray import detect
 from csstdask.cosmicray.unet import CHANNELS, build_unet
 from csstdask.datasets import stis_1999
-from csstdask.datasets.labelled_units import known_units
-from csstdask.evaluation.cosmicray.evaluate import evaluate_cosmicray, methods, real, table
-from csstdask.mock.events import STIS_PAIRS, exposures_of
+from csstdask.datasets.labelled_units import select_units
+from csstdask.evaluation.cosmicray import methods, real
+from csstdask.evaluation.cosmicray.evaluate import evaluate_cosmicray, summary_lines
+from csstdask.mock.event_libraries import STIS_PAIRS, pair_exposures
 from csstdask.mock.recipe import CosmicRays, Recipe, SkyField
 from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network
 from csstdask.pipeline.mock_survey import mock
-from csstdask.training.cosmicray.batches import as_batch, draw_patches
-from csstdask.training.cosmicray.config import load_training_config
-from csstdask.training.cosmicray.examples import SHARES, Cutting, contaminate, draw_examples, gather_material
-from csstdask.training.cosmicray.train import taught_by, train_cosmicray, weighted_loss
-from csstdask.training.cosmicray.warm_start import average_with, begin_from
+from csstdask.training.cosmicray.batches import draw_patches, to_batch
+from csstdask.training.cosmicray.config import load_cosmicray_config
+from csstdask.training.cosmicray.examples import SHARES, PatchSettings, add_cosmic_rays, draw_examples, load_material
+from csstdask.training.cosmicray.train import distil_from, train_cosmicray, weighted_loss
+from csstdask.training.cosmicray.warm_start import average_with, load_initial_weights
 
 TINY = {
     "channels": (8, 12), "skies": 3, "frames": 4, "frame_size": 256, "patch": 96, "patches": 6, "batch": 8,
@@ -36,7 +37,7 @@ TINY = {
 @pytest.mark.slow
 def test_it_learns_detect_uses_it_and_evaluate_scores_it(tmp_path, rng, monkeypatch):
     lines = []
-    path = train_cosmicray(load_training_config(None, **TINY), tmp_path, announce=lines.append)
+    path = train_cosmicray(load_cosmicray_config(None, **TINY), tmp_path, on_progress=lines.append)
     assert [line.split(",")[0] for line in lines] == [f"epoch {number}" for number in range(4)]
     sky = rng.poisson(30.0, (128, 128)).astype(np.float32) + rng.normal(0, 5, (128, 128)).astype(np.float32)
     data = sky.copy()
@@ -56,7 +57,7 @@ def test_it_learns_detect_uses_it_and_evaluate_scores_it(tmp_path, rng, monkeypa
     assert rows["network"]["precision"] > 0.3
     classical = rows["L.A.Cosmic, tuned"]
     assert classical["at the edge of its range"] == ([] if classical["parameters"]["objlim"] == 8.0 else ["objlim"])
-    assert sum("generated tracks" in line for line in table(results)) == 2
+    assert sum("generated tracks" in line for line in summary_lines(results)) == 2
 
 
 class KilledError(Exception):
@@ -66,7 +67,7 @@ class KilledError(Exception):
 @pytest.mark.slow
 def test_killed_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
     """Weights and card are those of a training that was never killed; with other examples it is refused."""
-    config = load_training_config(None, **TINY | {"passes": 1, "epochs": 3})
+    config = load_cosmicray_config(None, **TINY | {"passes": 1, "epochs": 3})
     whole = train_cosmicray(config, tmp_path / "whole")
     calls = []
 
@@ -91,9 +92,12 @@ def test_killed_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
 def test_both_methods_are_tuned_and_tested_on_the_same(real_images):
     """No reference foretells its own pair, none knows the test pair, and residuals are as noisy in all."""
     folder = real_images / "hst_stis"
-    known = [stis_1999.read_frame(folder, name) for name in exposures_of(stis_1999.KNOWN_PAIRS)]
-    test = stis_1999.read_frame(folder, exposures_of(STIS_PAIRS["test"])[0])
-    cases = [real.stis_case(frame, stis_1999.reference_for(frame, known), subtract=True, flag=False) for frame in known]
+    known = [stis_1999.read_frame(folder, name) for name in pair_exposures(stis_1999.DEVELOPMENT_PAIRS)]
+    test = stis_1999.read_frame(folder, pair_exposures(STIS_PAIRS["test"])[0])
+    cases = [
+        real.stis_case(frame, stis_1999.reference_without_pair(frame, known), subtract=True, flag=False)
+        for frame in known
+    ]
     cases.append(real.stis_case(test, stis_1999.build_reference(known), subtract=True, flag=False))
     pulls = []
     for case in cases:
@@ -107,11 +111,11 @@ def test_both_methods_are_tuned_and_tested_on_the_same(real_images):
 
 def test_scored_scenes_keep_their_cosmic_rays(real_images):
     """Events on real scenes are not lost to saturation: what is ignored is not scored."""
-    library = gather_material("test", 1, 1, real_images).libraries[0]
+    library = load_material("test", 1, 1, real_images).libraries[0]
     for scene in real.real_scenes(real_images).values():
         brightness = real.brightness_on(scene)
         charge = library.scatter(np.random.default_rng(1), scene.data.shape, 0.025, brightness=brightness)
-        case = real.as_case(scene, contaminate(scene, charge), 0.0)
+        case = real.as_case(scene, add_cosmic_rays(scene, charge), 0.0)
         assert (case.hit & case.ignore).sum() < 0.1 * case.hit.sum()
         assert case.visible.sum() > 0.5 * case.hit.sum()
     assert len(real.real_scenes(real_images)) == 3
@@ -119,19 +123,19 @@ def test_scored_scenes_keep_their_cosmic_rays(real_images):
 
 @pytest.mark.slow
 def test_what_a_card_says_it_learnt_from(real_images, tmp_path):
-    assert gather_material("training", 1, 7, None).sources == ["generated tracks", "7 mock skies"]
-    sources = " ".join(gather_material("training", 1, 7, real_images).sources)
+    assert load_material("training", 1, 7, None).sources == ["generated tracks", "7 mock skies"]
+    sources = " ".join(load_material("training", 1, 7, real_images).sources)
     assert "HST/STIS 1999 (6469 events)" in sources
     assert "4 WIRCam frames" in sources
     assert "o56502030_2" in sources
     assert "o56502050" not in sources
     with pytest.raises(InputError, match="none of hst_stis"):
-        load_training_config(None, data=str(tmp_path))
+        load_cosmicray_config(None, data=str(tmp_path))
 
 
 def test_an_example_is_a_function_of_its_seed():
-    material = gather_material("training", 5, 2, None)
-    cutting = Cutting(patch=64, count=5, box=64)
+    material = load_material("training", 5, 2, None)
+    cutting = PatchSettings(patch=64, count=5, box=64)
     first, same, other = (draw_examples(seed, material, SHARES, 256, cutting) for seed in ((1, 2), (1, 2), (1, 3)))
     assert np.array_equal(first.channels, same.channels)
     assert np.array_equal(first.hit, same.hit)
@@ -158,18 +162,18 @@ def campaign(tmp_path_factory):
 
 
 def test_units_of_a_campaign_are_split_by_field_and_by_detector(campaign):
-    every = known_units(campaign)
-    training, validation = known_units(campaign, "training"), known_units(campaign, "validation")
+    every = select_units(campaign)
+    training, validation = select_units(campaign, "training"), select_units(campaign, "validation")
     assert len(every) == 12
     assert len(training) == len(validation) == 6
     assert not set(training.places) & set(validation.places)
-    first, second = (known_units(campaign, "validation", part=(i, 2)) for i in (0, 1))
+    first, second = (select_units(campaign, "validation", part=(i, 2)) for i in (0, 1))
     assert {column for _, column in first.places} == {0, 2}
     assert {column for _, column in second.places} == {1}
     with pytest.raises(InputError, match="no unit for test"):
-        known_units(campaign, "test")
+        select_units(campaign, "test")
     with pytest.raises(InputError, match="no campaign"):
-        known_units(campaign / "sci")
+        select_units(campaign / "sci")
 
 
 def test_a_campaign_that_says_nothing_of_splits_is_split_by_detector(campaign, tmp_path):
@@ -177,18 +181,18 @@ def test_a_campaign_that_says_nothing_of_splits_is_split_by_detector(campaign, t
     silent = tmp_path / "silent.zarr"
     shutil.copytree(campaign, silent)
     (silent / "tables" / "truth_exposures.parquet").unlink()
-    training, validation = known_units(silent, "training"), known_units(silent, "validation")
+    training, validation = select_units(silent, "training"), select_units(silent, "validation")
     assert {column for _, column in training.places} == {0, 1}
     assert {column for _, column in validation.places} == {2}
-    assert len(known_units(silent, "training", exposures=1)) == 2
-    alone = [known_units(silent, split, detectors=(8,)) for split in ("training", "validation")]
+    assert len(select_units(silent, "training", exposures=1)) == 2
+    alone = [select_units(silent, split, detectors=(8,)) for split in ("training", "validation")]
     assert [len(units) for units in alone] == [3, 1]
     assert {column for units in alone for _, column in units.places} == {1}
 
 
 def test_a_unit_is_in_electrons_with_its_truth(campaign):
     """What cosmic rays added is their charge, but for what saturated or was trailed; noise is that of the counts."""
-    frame = known_units(campaign).read(0)
+    frame = select_units(campaign).read(0)
     use = ~frame.ignore
     held = use & (frame.charge > 100) & (frame.data < 5e4)
     assert np.median((frame.data - frame.clean)[held] / frame.charge[held]) == pytest.approx(1, abs=0.02)
@@ -199,17 +203,17 @@ def test_a_unit_is_in_electrons_with_its_truth(campaign):
 
 def test_nothing_to_learn_from_is_said_at_once(campaign, tmp_path):
     with pytest.raises(InputError, match=r"no material for rendered.*--campaign"):
-        train_cosmicray(load_training_config(None, **TINY | {"shares": {"rendered": 1.0}}), tmp_path)
+        train_cosmicray(load_cosmicray_config(None, **TINY | {"shares": {"rendered": 1.0}}), tmp_path)
     settings = TINY | {"campaign": str(campaign), "patch": 192, "frame_size": 256}
     with pytest.raises(InputError, match=r"frames of 160 x 192 pixels.*at least the patch, 192"):
-        train_cosmicray(load_training_config(None, **settings), tmp_path)
+        train_cosmicray(load_cosmicray_config(None, **settings), tmp_path)
 
 
 @pytest.mark.slow
 def test_training_on_a_campaign_goes_on_from_a_model(campaign, tmp_path):
     """Better than from nothing after as many epochs; calibrated for its densities; frozen norms stay as they were."""
     settings = TINY | {"campaign": str(campaign), "skies": 0, "frames": 6, "epochs": 3}
-    first = train_cosmicray(load_training_config(None, **settings), tmp_path / "first")
+    first = train_cosmicray(load_cosmicray_config(None, **settings), tmp_path / "first")
     card = find_card("cosmicray", str(first))
     assert set(card.calibration) == {"scale", "offset", "prior", "density", "hit_above", "int8_offset"}
     assert "6 units of known.zarr" in card.trained_on
@@ -217,7 +221,7 @@ def test_training_on_a_campaign_goes_on_from_a_model(campaign, tmp_path):
     assert not card.valid  # a mock's model is for all detectors, unless it was made for some
     assert {"down.0.0", "rise.0", "up.0.1"} <= set(card.ranges)
     more = settings | {"start_from": str(first), "freeze_norm": 0.0}
-    second = train_cosmicray(load_training_config(None, **more), tmp_path / "second")
+    second = train_cosmicray(load_cosmicray_config(None, **more), tmp_path / "second")
     losses = [float((path.parent / "log.csv").read_text().splitlines()[-1].split(",")[3]) for path in (first, second)]
     assert losses[1] < losses[0]
     before, after = (load_file(path.with_suffix(".safetensors")) for path in (first, second))
@@ -231,9 +235,9 @@ def test_training_on_a_campaign_goes_on_from_a_model(campaign, tmp_path):
     average_with(load_file(first.with_suffix(".safetensors")), mixed, 0.25)
     assert torch.allclose(mixed.head.weight, 0.25 * old + 0.75 * new, atol=1e-6)
     grown = build_unet(**half[0].architecture | {"fine": 4})
-    begin_from(load_training_config(None, **more | {"fine": 4}), grown)
+    load_initial_weights(load_cosmicray_config(None, **more | {"fine": 4}), grown)
     assert torch.equal(grown.head.weight, load_file(first.with_suffix(".safetensors"))["head.weight"])
-    config = load_training_config(None, **settings | {"start_from": str(first), "channels": (8, 16)})
+    config = load_cosmicray_config(None, **settings | {"start_from": str(first), "channels": (8, 16)})
     with pytest.raises(InputError, match="a network of the same architecture"):
         train_cosmicray(config, tmp_path / "third")
 
@@ -242,26 +246,26 @@ def test_training_on_a_campaign_goes_on_from_a_model(campaign, tmp_path):
 def test_a_teacher_is_learnt_from(campaign, tmp_path):
     """Its probabilities take the place of the truth; a smaller network learns from them; one that is blind may not."""
     settings = TINY | {"campaign": str(campaign), "skies": 0, "epochs": 3, "frames": 6}
-    teacher = train_cosmicray(load_training_config(None, **settings), tmp_path / "teacher")
+    teacher = train_cosmicray(load_cosmicray_config(None, **settings), tmp_path / "teacher")
     network = load_network(find_card("cosmicray", str(teacher)), build_unet, torch.device("cpu"))
-    examples = draw_patches(load_training_config(None, **settings), "validation", 0, 2)
-    batch = as_batch(examples, np.arange(4))
-    _, target, _ = taught_by(network, 1.0, "float32")(batch)
-    assert torch.equal(taught_by(network, 0.0, "float32")(batch)[1], batch[1])
+    examples = draw_patches(load_cosmicray_config(None, **settings), "validation", 0, 2)
+    batch = to_batch(examples, np.arange(4))
+    _, target, _ = distil_from(network, 1.0, "float32")(batch)
+    assert torch.equal(distil_from(network, 0.0, "float32")(batch)[1], batch[1])
     assert ((target > 0) & (target < 1)).all()
     assert target[batch[1] > 0].mean() > 3 * target[batch[1] == 0].mean()
     pupil = settings | {"teacher": str(teacher), "channels": (4, 8), "epochs": 2}
-    card = find_card("cosmicray", str(train_cosmicray(load_training_config(None, **pupil), tmp_path / "pupil")))
+    card = find_card("cosmicray", str(train_cosmicray(load_cosmicray_config(None, **pupil), tmp_path / "pupil")))
     assert card.metrics["average_precision"] > 0.2
     blind = pupil | {"inputs": CHANNELS[:1]}
     with pytest.raises(InputError, match="a teacher that sees"):
-        train_cosmicray(load_training_config(None, **blind), tmp_path / "blind")
+        train_cosmicray(load_cosmicray_config(None, **blind), tmp_path / "blind")
 
 
 @pytest.mark.slow
 def test_a_model_for_one_detector_says_so(campaign, tmp_path):
     settings = TINY | {"campaign": str(campaign), "skies": 0, "epochs": 1, "detectors": (8,)}
-    card = find_card("cosmicray", str(train_cosmicray(load_training_config(None, **settings), tmp_path)))
+    card = find_card("cosmicray", str(train_cosmicray(load_cosmicray_config(None, **settings), tmp_path)))
     assert card.valid["detectors"] == [8]
     assert "from" not in card.valid  # a mock's date is nobody's
 
@@ -269,7 +273,7 @@ def test_a_model_for_one_detector_says_so(campaign, tmp_path):
 def test_wrong_settings_are_named(tmp_path):
     (tmp_path / "t.toml").write_text("epochs = 0\ncolour = 3\n")
     with pytest.raises(InputError, match=r"epochs: .*colour: "):
-        load_training_config(tmp_path / "t.toml")
+        load_cosmicray_config(tmp_path / "t.toml")
     for wrong, reason in (
         ({"patch": 90}, "grid, 4"),
         ({"patch": 300, "channels": (8,)}, "larger than the frames"),
@@ -282,17 +286,17 @@ def test_wrong_settings_are_named(tmp_path):
         ({"device": "gpu"}, "device"),
     ):
         with pytest.raises(InputError, match=reason):
-            load_training_config(None, **TINY | wrong)
+            load_cosmicray_config(None, **TINY | wrong)
     with pytest.raises(InputError, match="no such folder"):
-        load_training_config(None, data=str(tmp_path / "nowhere"))
+        load_cosmicray_config(None, data=str(tmp_path / "nowhere"))
 
 
 def test_the_truth_of_the_stis_frames_is_its_definition(real_images):
     """With the reference of all exposures, 6 sigma grown twice to 3 gives the stored masks, pixel for pixel."""
     folder = real_images / "hst_stis"
     with np.load(folder / "ref_rate_1999.npz") as stored:
-        reference = stis_1999.Reference(stored["ref_rate"], stored["hot"], 8)
-    for name in exposures_of(sum(STIS_PAIRS.values(), ())):
+        reference = stis_1999.StisReference(stored["ref_rate"], stored["hot"], 8)
+    for name in pair_exposures(sum(STIS_PAIRS.values(), ())):
         frame = stis_1999.read_frame(folder, name)
         assert np.array_equal(real.threshold_control(frame, reference) & frame.valid, frame.hit & frame.valid)
 
@@ -300,7 +304,7 @@ def test_the_truth_of_the_stis_frames_is_its_definition(real_images):
 def test_a_rebuilt_reference_is_near_that_of_all(real_images):
     """From three pairs: the same dark to a read noise in almost all pixels."""
     folder = real_images / "hst_stis"
-    frames = [stis_1999.read_frame(folder, name) for name in exposures_of(stis_1999.KNOWN_PAIRS)]
+    frames = [stis_1999.read_frame(folder, name) for name in pair_exposures(stis_1999.DEVELOPMENT_PAIRS)]
     reference = stis_1999.build_reference(frames)
     with np.load(folder / "ref_rate_1999.npz") as stored:
         everything, hot = stored["ref_rate"], stored["hot"]

@@ -14,8 +14,8 @@ from csstdask.flux.spectra import SED_WAVELENGTH
 from csstdask.flux.uaranet import UaRANet
 from csstdask.nn.card import read_card
 from csstdask.training.sed.examples import average, noisy, varied_noise
+from csstdask.training.sed.fit_real_stars import Predictions, fit_correction, leave_one_out, scatter_of
 from csstdask.training.sed.network import _factors
-from csstdask.training.sed.real_stars import Predictions, fit_correction, leave_one_out, scatter_of
 from csstdask.training.sed.train import load_sed_config, train_sed
 from csstdask.training.sed.uaranet import fine_tune, last_tenth_gain
 
@@ -41,23 +41,23 @@ def test_noise_has_its_level_and_spectra_are_normalised() -> None:
 def test_network_is_trained_resumed_and_written(real_spectra: Path, tmp_path: Path) -> None:
     config = load_sed_config(None, data=str(real_spectra), **TINY)
     lines: list[str] = []
-    path = train_sed(config, tmp_path / "a", announce=lines.append)
+    path = train_sed(config, tmp_path / "a", on_progress=lines.append)
     card = read_card(path)
     assert (card.task, card.architecture["kind"]) == ("sed", "sed")
     assert card.metrics["epochs"] == 2
     weights = load_file(path.with_suffix(".safetensors"))
     assert weights["log_factor"].abs().max() > 0
     assert weights["real_stars.weights"].abs().max() > 0
-    again = train_sed(config, tmp_path / "a", announce=lines.append)
+    again = train_sed(config, tmp_path / "a", on_progress=lines.append)
     assert read_card(again).sha256 == card.sha256
     other = load_sed_config(None, data=str(real_spectra), **TINY | {"width": 24})
     with pytest.raises(InputError, match="another schedule, network or examples"):
-        train_sed(other, tmp_path / "a", announce=lines.append)
+        train_sed(other, tmp_path / "a", on_progress=lines.append)
 
 
 def test_published_network_is_trained(real_spectra: Path, tmp_path: Path) -> None:
     changes = {"kind": "uaranet", "name": "ua", "stars": 200, "validation": 64, "batch": 100, "epochs": 1}
-    path = train_sed(load_sed_config(None, data=str(real_spectra), **changes), tmp_path, announce=lambda _: None)
+    path = train_sed(load_sed_config(None, data=str(real_spectra), **changes), tmp_path, on_progress=lambda _: None)
     assert path.name == "ua.json"
     assert read_card(path).architecture == {"kind": "uaranet"}
     assert (tmp_path / "log.csv").is_file()
@@ -65,7 +65,7 @@ def test_published_network_is_trained(real_spectra: Path, tmp_path: Path) -> Non
 
 def test_frozen_norms_gather_nothing(real_spectra: Path, tmp_path: Path) -> None:
     changes = {"kind": "uaranet", "stars": 200, "validation": 64, "batch": 100, "epochs": 1, "freeze_norm": 0.0}
-    path = train_sed(load_sed_config(None, data=str(real_spectra), **changes), tmp_path, announce=lambda _: None)
+    path = train_sed(load_sed_config(None, data=str(real_spectra), **changes), tmp_path, on_progress=lambda _: None)
     assert not load_file(path.with_suffix(".safetensors"))["norm.running_mean"].any()
 
 

@@ -24,8 +24,8 @@ from csstdask.training.zeropoint.fit import (
 from csstdask.training.zeropoint.train import load_zeropoint_config, train_zeropoint
 from csstdask.zeropoint.features import PriorInputs, prior_arrays
 from csstdask.zeropoint.network import PriorNetwork
-from csstdask.zeropoint.prior import predict_with
-from csstdask.zeropoint.state import recent
+from csstdask.zeropoint.prior import predict_with_network
+from csstdask.zeropoint.state import build_memory
 
 TINY = {"exposures": 64, "epochs": 2, "batch": 32, "members": 1, "width": 8, "latent": 4, "memory": 4}
 
@@ -40,7 +40,7 @@ def linear_case(n: int, seed: int) -> tuple[PriorInputs, np.ndarray]:
     days = np.sort(rng.uniform(0, n / 10, n))
     heat = rng.normal(size=n)
     truth = 25 + 0.03 * heat + 0.004 * rng.normal(size=n)
-    memory = recent(days, truth, np.full(n, 0.001), last=4)
+    memory = build_memory(days, truth, np.full(n, 0.001), last=4)
     inputs = PriorInputs(np.full(n, 25.0), days, {"heat": heat}, memory, {"heat": memory.of(heat)})
     return inputs, truth
 
@@ -50,9 +50,9 @@ def test_prior_learns_and_is_calibrated() -> None:
     inputs, truth = linear_case(800, 1)
     later, expected = linear_case(400, 2)
     settings = FitSettings(epochs=15, batch=64, learning_rate=1e-2)
-    history = fit_prior(network, inputs, truth, validation=(later, expected), settings=settings, announce=quiet)
+    history = fit_prior(network, inputs, truth, validation=(later, expected), settings=settings, on_progress=quiet)
     assert history[-1]["rmse"] < 0.006
-    prior = predict_with(network, later)
+    prior = predict_with_network(network, later)
     error = prior.value - expected
     assert np.sqrt(np.mean(error**2)) < 0.006
     assert np.mean(np.abs(error) < prior.sigma) == pytest.approx(0.683, abs=0.08)
@@ -62,7 +62,7 @@ def test_missing_targets_teach_nothing() -> None:
     network = PriorNetwork(("heat",), memory=2, stars=False, image=False, width=8, latent=4)
     inputs, truth = linear_case(100, 3)
     truth[::2] = np.nan
-    history = fit_prior(network, inputs, truth, settings=FitSettings(epochs=1, batch=50), announce=quiet)
+    history = fit_prior(network, inputs, truth, settings=FitSettings(epochs=1, batch=50), on_progress=quiet)
     assert np.isfinite(history[-1]["loss"])
 
 
@@ -113,7 +113,7 @@ def test_inputs_are_withheld_and_never_invented() -> None:
 
 def test_resumed_training_is_that_of_one_never_killed(tmp_path: Path) -> None:
     config = load_zeropoint_config(None, **TINY)
-    whole = train_zeropoint(config, tmp_path / "whole", announce=quiet)
+    whole = train_zeropoint(config, tmp_path / "whole", on_progress=quiet)
     lines: list[str] = []
 
     def kill(line: str) -> None:
@@ -122,14 +122,14 @@ def test_resumed_training_is_that_of_one_never_killed(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_zeropoint(config, tmp_path / "killed", announce=kill)
-    resumed = train_zeropoint(config, tmp_path / "killed", announce=quiet)
+        train_zeropoint(config, tmp_path / "killed", on_progress=kill)
+    resumed = train_zeropoint(config, tmp_path / "killed", on_progress=quiet)
     card = read_card(resumed)
     assert card.sha256 == read_card(whole).sha256
     assert (card.task, card.architecture["kind"]) == ("zeropoint", "zeropoint")
     assert card.metrics["epochs"] == 2
     with pytest.raises(InputError, match="another schedule, network or examples"):
-        train_zeropoint(replace_config(config, width=12), tmp_path / "killed", announce=quiet)
+        train_zeropoint(replace_config(config, width=12), tmp_path / "killed", on_progress=quiet)
 
 
 def replace_config(config, **changes):
@@ -138,7 +138,7 @@ def replace_config(config, **changes):
 
 def test_published_network_is_trained(tmp_path: Path) -> None:
     changes = {"kind": "azprc", "name": "az", "exposures": 120, "epochs": 1, "batch": 8, "examples": 16, "crop": 32}
-    path = train_zeropoint(load_zeropoint_config(None, **changes), tmp_path, announce=quiet)
+    path = train_zeropoint(load_zeropoint_config(None, **changes), tmp_path, on_progress=quiet)
     card = read_card(path)
     assert path.name == "az.json"
     assert card.architecture["kind"] == "azprc"

@@ -11,8 +11,8 @@ from csstdask.cosmicray.unet import CHANNELS, build_unet
 from csstdask.nn.card import ModelCard, write_card
 from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network, save_weights
-from csstdask.training.cosmicray.config import load_training_config
-from csstdask.training.cosmicray.warm_start import average_with, begin_from
+from csstdask.training.cosmicray.config import load_cosmicray_config
+from csstdask.training.cosmicray.warm_start import average_with, load_initial_weights
 
 OURS = {"channels": (8, 12), "stem": 2, "fine": 4}
 CLOSE = {"channels": (6, 8), "stem": 1}
@@ -53,14 +53,14 @@ def parts(tmp_path):
 
 def config(parts, **more):
     settings = OURS | {"close": CLOSE["channels"], "start_from": parts[0], "close_from": parts[1], "patch": 64}
-    return load_training_config(None, **settings | more)
+    return load_cosmicray_config(None, **settings | more)
 
 
 def test_two_that_were_trained_apart_say_the_mean_of_their_calibrated_logits(parts):
     """Also where one of them sees fewer channels."""
     settings = config(parts)
     network = build_unet(**settings.architecture)
-    begin_from(settings, network)
+    load_initial_weights(settings, network)
     frame = torch.randn(1, 3, 32, 48)
     cards = [find_card("cosmicray", part) for part in parts]
     with torch.inference_mode():
@@ -78,7 +78,7 @@ def test_what_is_remembered_whole_is_the_beginning(parts):
     """Layers that were not on any card, too: they begin as chance had them."""
     settings = config(parts)
     network = build_unet(**settings.architecture)
-    begin_from(settings, network)
+    load_initial_weights(settings, network)
     beginning = {name: value.clone() for name, value in network.state_dict().items()}
     for value in network.parameters():
         value.data += 0.1 * torch.randn_like(value)
@@ -91,14 +91,14 @@ def test_a_close_look_is_gone_on_with(parts, tmp_path):
     """From a card that has one, by start_from alone; another may not take its place."""
     settings = config(parts)
     network = build_unet(**settings.architecture)
-    begin_from(settings, network)
+    load_initial_weights(settings, network)
     whole = written(tmp_path, "whole", CHANNELS, 3, **OURS, close=CLOSE["channels"])
     again = build_unet(**settings.architecture)
-    begin_from(config((whole, None)), again)
+    load_initial_weights(config((whole, None)), again)
     kept = load_file(whole.replace(".json", ".safetensors"))
     assert all(torch.equal(value, kept[name]) for name, value in again.state_dict().items())
     with pytest.raises(InputError, match="close_from: found whole, which has a close look already"):
-        begin_from(config((whole, parts[1])), again)
+        load_initial_weights(config((whole, parts[1])), again)
 
 
 @pytest.mark.parametrize(
@@ -115,13 +115,13 @@ def test_a_close_look_is_gone_on_with(parts, tmp_path):
 def test_what_does_not_fit_is_named(parts, change, message):
     settings = config(parts, **change)
     with pytest.raises(InputError, match=message):
-        begin_from(settings, build_unet(**settings.architecture))
+        load_initial_weights(settings, build_unet(**settings.architecture))
 
 
 def test_a_close_look_of_other_channels_is_refused(parts, tmp_path):
     settings = config(parts, inputs=CHANNELS[:1], start_from=written(tmp_path, "narrow", CHANNELS[:1], 4, **OURS))
     with pytest.raises(InputError, match="close_from: found close, which sees"):
-        begin_from(settings, build_unet(**settings.architecture))
+        load_initial_weights(settings, build_unet(**settings.architecture))
 
 
 @pytest.mark.parametrize(
@@ -134,14 +134,14 @@ def test_a_close_look_of_other_channels_is_refused(parts, tmp_path):
 )
 def test_settings_that_contradict_each_other_are_named(wrong, message):
     with pytest.raises(InputError, match=message):
-        load_training_config(None, **wrong)
+        load_cosmicray_config(None, **wrong)
 
 
 def test_every_shipped_network_can_be_gone_on_with():
     for name in ("unet", "unet-fast", "deepcr"):
         card = find_card("cosmicray", name)
         own = {key: value for key, value in card.architecture.items() if key != "inputs"}
-        settings = load_training_config(None, **own, start_from=name, inputs=tuple(card.normalisation["channels"]))
+        settings = load_cosmicray_config(None, **own, start_from=name, inputs=tuple(card.normalisation["channels"]))
         network = build_unet(**settings.architecture)
-        begin_from(settings, network)
+        load_initial_weights(settings, network)
         assert torch.isfinite(network.head.weight).all()

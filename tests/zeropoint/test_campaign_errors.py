@@ -12,8 +12,8 @@ from csstdask.zeropoint import campaign_terms
 from csstdask.zeropoint.campaign import CampaignSettings, CampaignStars, calibrate_campaign
 from csstdask.zeropoint.campaign_joint import small_sigmas
 from csstdask.zeropoint.campaign_terms import flat_terms
-from csstdask.zeropoint.fit import fit_stars
-from csstdask.zeropoint.matched import MatchedStars
+from csstdask.zeropoint.fit_stars import fit_stars
+from csstdask.zeropoint.matched_stars import MatchedStars
 
 NOISE = 0.005
 """Of a star's magnitude [mag]."""

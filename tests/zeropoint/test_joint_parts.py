@@ -6,17 +6,17 @@ import scipy.sparse as sp
 
 from csstdask.numerics.robust import huber_weights, tukey_weights
 from csstdask.zeropoint.joint_graph import exposure_components
-from csstdask.zeropoint.joint_linear import factor, solve_iteratively
-from csstdask.zeropoint.joint_normal import PAIRS_AT_ONCE, overlaps, star_equations
-from csstdask.zeropoint.joint_observations import star_rows
+from csstdask.zeropoint.joint_linear import factorise, solve_iteratively
+from csstdask.zeropoint.joint_normal import PAIRS_AT_ONCE, find_overlaps, star_equations
+from csstdask.zeropoint.joint_observations import group_by_star
 from csstdask.zeropoint.joint_robust import (
     LEAST_WEIGHT,
     Loss,
     Precision,
+    drop_inconsistent_exposures,
     intrinsic_scatter,
     measurement_precision,
     residual_scale,
-    without_inconsistent,
 )
 
 
@@ -24,7 +24,7 @@ def random_rows(rng, n_stars=80, n_units=9, n=400, known=0.5):
     unit, star = rng.integers(0, n_units, n), rng.integers(0, n_stars, n)
     reference = np.where(rng.random(n_stars) < known, rng.uniform(18, 22, n_stars), np.nan)
     variance = np.where(np.isfinite(reference), 1e-4, np.inf)
-    return star_rows(unit, star, rng.uniform(18, 22, n), rng.uniform(1e-5, 1e-3, n), reference, variance)
+    return group_by_star(unit, star, rng.uniform(18, 22, n), rng.uniform(1e-5, 1e-3, n), reference, variance)
 
 
 def test_elimination_is_the_schur_complement_of_the_magnitudes():
@@ -35,7 +35,7 @@ def test_elimination_is_the_schur_complement_of_the_magnitudes():
         rng.uniform(0, 1, len(rows.unit)),
         np.where(np.isfinite(rows.reference), rng.uniform(0, 1, rows.n_stars), 0.0),
     )
-    pairs = overlaps(rows, n_units)
+    pairs = find_overlaps(rows, n_units)
     found = star_equations(rows, precision, pairs)
     star = np.repeat(np.arange(rows.n_stars), np.diff(rows.start))
     design = np.zeros((len(star) + rows.n_stars, rows.n_stars + n_units))
@@ -59,9 +59,9 @@ def test_elimination_is_the_schur_complement_of_the_magnitudes():
 
 def test_pairs_found_in_several_steps_are_the_same(monkeypatch):
     rows = random_rows(np.random.default_rng(1))
-    expected = overlaps(rows, 9)
+    expected = find_overlaps(rows, 9)
     monkeypatch.setattr("csstdask.zeropoint.joint_normal.PAIRS_AT_ONCE", 7)
-    found = overlaps(rows, 9)
+    found = find_overlaps(rows, 9)
     np.testing.assert_array_equal(found.second, expected.second)
     np.testing.assert_array_equal(found.start, expected.start)
     assert PAIRS_AT_ONCE > 7
@@ -73,15 +73,15 @@ def test_selected_inverse_is_the_diagonal_of_the_inverse():
         half = sp.random_array((n, n), density=density, rng=rng, format="csc")
         matrix = (half @ half.T + sp.diags_array(rng.uniform(0.1, 1, n))).tocsc()
         dense = np.linalg.inv(matrix.toarray())
-        np.testing.assert_allclose(factor(matrix).inverse_diagonal(), np.diag(dense), rtol=1e-9)
+        np.testing.assert_allclose(factorise(matrix).inverse_diagonal(), np.diag(dense), rtol=1e-9)
         vector = rng.normal(size=n)
-        np.testing.assert_allclose(factor(matrix).solve(vector), dense @ vector, atol=1e-9)
+        np.testing.assert_allclose(factorise(matrix).solve(vector), dense @ vector, atol=1e-9)
         np.testing.assert_allclose(solve_iteratively(matrix, vector)[0], dense @ vector, atol=1e-8)
 
 
 def test_a_matrix_that_is_not_positive_definite_is_refused():
     with pytest.raises((ArithmeticError, RuntimeError)):
-        factor(sp.csc_array([[0.0, 1.0], [1.0, 0.0]]))
+        factorise(sp.csc_array([[0.0, 1.0], [1.0, 0.0]]))
 
 
 @pytest.mark.parametrize("loss", list(Loss))
@@ -89,7 +89,7 @@ def test_weights_are_those_of_the_numerics(loss):
     """Stars with a precise reference magnitude: residuals are against it."""
     n = 200
     z = np.linspace(-8, 8, n)
-    rows = star_rows(
+    rows = group_by_star(
         np.zeros(n, int), np.arange(n), 20 + 0.01 * z, np.full(n, 1e-4), np.full(n, 20.0), np.full(n, 1e-12)
     )
     precision = measurement_precision(rows, np.zeros(1), scatter=0.0, scale=1.5, loss=loss)
@@ -100,7 +100,7 @@ def test_weights_are_those_of_the_numerics(loss):
 
 
 def test_both_observations_of_a_pair_have_the_same_weight():
-    rows = star_rows([0, 1], [0, 0], [20.0, 20.1], [1e-4, 9e-4], [np.nan], [np.inf])
+    rows = group_by_star([0, 1], [0, 0], [20.0, 20.1], [1e-4, 9e-4], [np.nan], [np.inf])
     precision = measurement_precision(rows, np.zeros(2), scatter=0.0, scale=1.0, loss=Loss.HUBER)
     z = 0.1 / np.sqrt(1e-3)
     np.testing.assert_allclose(precision.observation * [1e-4, 9e-4], huber_weights(z), rtol=1e-12)
@@ -109,11 +109,11 @@ def test_both_observations_of_a_pair_have_the_same_weight():
 def test_one_wrong_observation_of_several_is_found():
     """The majority decides, whichever is wrong: an observation or the reference magnitude."""
     values = [20.0, 20.003, 19.998, 20.6]
-    rows = star_rows(np.arange(4), np.zeros(4, int), values, np.full(4, 25e-6), [20.001], [25e-6])
+    rows = group_by_star(np.arange(4), np.zeros(4, int), values, np.full(4, 25e-6), [20.001], [25e-6])
     precision = measurement_precision(rows, np.zeros(4), scatter=0.0, scale=1.0, loss=Loss.TUKEY)
     assert (precision.observation > 0).tolist() == [True, True, True, False]
     assert precision.reference[0] > 0
-    rows = star_rows(np.arange(3), np.zeros(3, int), values[:3], np.full(3, 25e-6), [19.5], [25e-6])
+    rows = group_by_star(np.arange(3), np.zeros(3, int), values[:3], np.full(3, 25e-6), [19.5], [25e-6])
     precision = measurement_precision(rows, np.zeros(3), scatter=0.0, scale=1.0, loss=Loss.TUKEY)
     assert (precision.observation > 0).all()
     assert precision.reference[0] == 0
@@ -124,7 +124,7 @@ def repeated(rng, n_units, n, noise, quoted):
     sky = rng.uniform(18, 22, n)
     unit, star = np.repeat(np.arange(n_units), n), np.tile(np.arange(n), n_units)
     magnitude = sky[star] + noise * rng.normal(size=len(star))
-    return star_rows(unit, star, magnitude, np.full(len(star), quoted**2), np.full(n, np.nan), np.full(n, np.inf))
+    return group_by_star(unit, star, magnitude, np.full(len(star), quoted**2), np.full(n, np.nan), np.full(n, np.inf))
 
 
 @pytest.mark.parametrize("n_units", [2, 3, 4, 8])
@@ -144,7 +144,7 @@ def test_scale_and_scatter_of_normal_residuals(n_units):
 
 
 def test_observations_of_weight_zero_tie_nothing():
-    rows = star_rows(
+    rows = group_by_star(
         [0, 1, 1, 2], [0, 0, 1, 1], [20.0, 20.0, 19.0, 19.0], np.full(4, 1e-4), [20.0, np.nan], [1e-4, np.inf]
     )
     whole = Precision(np.ones(4), (rows.reference_variance < 1).astype(float))
@@ -163,6 +163,6 @@ def test_an_exposure_that_keeps_few_observations_is_left_out():
     rows = repeated(rng, 3, 100, 0.005, 0.005)
     of_unit = np.array([1.0, 0.3, 0.2])
     kept = (np.repeat(np.arange(100), 3) < 100 * of_unit[rows.unit]).astype(float)
-    assert without_inconsistent(rows, Precision(kept, np.zeros(100)), [0, 0, 0]) is None
-    found = without_inconsistent(rows, Precision(kept, np.zeros(100)), [0, 1, 2])
+    assert drop_inconsistent_exposures(rows, Precision(kept, np.zeros(100)), [0, 0, 0]) is None
+    found = drop_inconsistent_exposures(rows, Precision(kept, np.zeros(100)), [0, 1, 2])
     np.testing.assert_array_equal(found.observation, np.where(rows.unit == 2, 0, kept))

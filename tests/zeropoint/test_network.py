@@ -9,20 +9,20 @@ import pytest
 import torch
 
 from csstdask.core.errors import InputError
-from csstdask.zeropoint.azprc import AzpRc, build_network, normalised_patch, published_tensors
+from csstdask.zeropoint.azprc import AzpRc, build_network, normalise_patch, published_tensors
 from csstdask.zeropoint.features import (
     IMAGE_STATISTICS,
-    TELEMETRY,
+    TELEMETRY_NAMES,
     PriorArrays,
     PriorInputs,
+    build_star_lists,
+    concatenate_arrays,
     image_statistics,
-    join_arrays,
     prior_arrays,
-    star_lists,
 )
 from csstdask.zeropoint.network import PriorNetwork, PriorTensors
 from csstdask.zeropoint.process import level_from_memory
-from csstdask.zeropoint.state import recent
+from csstdask.zeropoint.state import build_memory
 
 K = 5
 
@@ -39,12 +39,12 @@ def some_stars(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
 def some_inputs(n: int = 12, *, stars: bool = True, image: bool = True, seed: int = 4) -> PriorInputs:
     rng = np.random.default_rng(seed)
     days = np.sort(rng.uniform(9000, 9010, n))
-    telemetry = {name: rng.uniform(1, 2, n) for name in TELEMETRY}
+    telemetry = {name: rng.uniform(1, 2, n) for name in TELEMETRY_NAMES}
     value = 25.8 + rng.normal(0, 0.02, n)
-    memory = recent(days, value, np.full(n, 0.004), last=K)
+    memory = build_memory(days, value, np.full(n, 0.004), last=K)
     return PriorInputs(
         np.full(n, 25.8), days, telemetry, memory, {name: memory.of(column) for name, column in telemetry.items()},
-        star_lists([some_stars(rng, 6) for _ in range(n)], shape=(9232, 9216)) if stars else None,
+        build_star_lists([some_stars(rng, 6) for _ in range(n)], shape=(9232, 9216)) if stars else None,
         rng.normal(0.2, 0.02, (n, 64, 64)).astype(np.float32) if image else None,
     )  # fmt: skip
 
@@ -54,7 +54,7 @@ def network() -> PriorNetwork:
     """A network whose weights are random everywhere, also where a new one begins with zeros."""
     torch.manual_seed(7)
     made = PriorNetwork(memory=K, members=2, width=12, latent=6)
-    arrays = prior_arrays(some_inputs(200), TELEMETRY, memory=K)
+    arrays = prior_arrays(some_inputs(200), TELEMETRY_NAMES, memory=K)
     made.normalise_by(arrays, np.random.default_rng(1).normal(0, 0.03, 200))
     with torch.no_grad():
         for parameter in made.parameters():
@@ -75,7 +75,8 @@ def test_order_of_stars_does_not_matter(network: PriorNetwork) -> None:
     inputs = some_inputs(1)
     found = [
         predicted(
-            network, prior_arrays(replace(inputs, stars=star_lists([one], shape=(9232, 9216))), TELEMETRY, memory=K)
+            network,
+            prior_arrays(replace(inputs, stars=build_star_lists([one], shape=(9232, 9216))), TELEMETRY_NAMES, memory=K),
         )
         for one in (table, shuffled)
     ]
@@ -90,7 +91,7 @@ def test_stars_matter_but_not_their_level(network: PriorNetwork) -> None:
     noisy = table | {"inst_mag": table["inst_mag"] + rng.normal(0, 0.05, 20)}
     inputs = some_inputs(1)
     base, moved, other = (
-        predicted(network, prior_arrays(replace(inputs, stars=star_lists([one])), TELEMETRY, memory=K))
+        predicted(network, prior_arrays(replace(inputs, stars=build_star_lists([one])), TELEMETRY_NAMES, memory=K))
         for one in (table, brighter, noisy)
     )
     assert np.allclose(base, moved, atol=2e-6)
@@ -107,14 +108,14 @@ def test_level_reaches_a_network_that_may_see_it() -> None:
     brighter = table | {"inst_mag": table["inst_mag"] - 0.1}
     inputs = some_inputs(1)
     base, moved = (
-        predicted(seeing, prior_arrays(replace(inputs, stars=star_lists([one])), TELEMETRY, memory=K))
+        predicted(seeing, prior_arrays(replace(inputs, stars=build_star_lists([one])), TELEMETRY_NAMES, memory=K))
         for one in (table, brighter)
     )
     assert not np.allclose(base, moved, atol=1e-5)
 
 
 def test_every_input_may_be_absent(network: PriorNetwork) -> None:
-    arrays = prior_arrays(some_inputs(), TELEMETRY, memory=K)
+    arrays = prior_arrays(some_inputs(), TELEMETRY_NAMES, memory=K)
     n = len(arrays)
     for name in ("telemetry", "memory", "memory_telemetry", "stars", "image"):
         without = replace(arrays, **{name: np.full_like(getattr(arrays, name), np.nan)})
@@ -148,9 +149,9 @@ def test_gap_is_filled_from_the_memory() -> None:
 
 
 def test_clock_does_not_enter(network: PriorNetwork) -> None:
-    arrays = prior_arrays(some_inputs(), TELEMETRY, memory=K)
+    arrays = prior_arrays(some_inputs(), TELEMETRY_NAMES, memory=K)
     later = arrays.telemetry.copy()
-    later[:, TELEMETRY.index("days_since_launch")] += 1000
+    later[:, TELEMETRY_NAMES.index("days_since_launch")] += 1000
     assert np.allclose(predicted(network, arrays), predicted(network, replace(arrays, telemetry=later)))
 
 
@@ -208,10 +209,10 @@ def test_image_statistics_by_hand() -> None:
 def test_lists_leave_out_sentinels_and_join() -> None:
     table = some_stars(np.random.default_rng(1), 5)
     table["ref_mag"][:3] = [-9999.0, np.nan, 99.0]
-    lists = star_lists([table, None, {}])
+    lists = build_star_lists([table, None, {}])
     assert lists.count.tolist() == [2, 0, 0]
-    one, two = (prior_arrays(some_inputs(3, stars=stars), TELEMETRY, memory=K) for stars in (True, False))
-    both = join_arrays([one, two])
+    one, two = (prior_arrays(some_inputs(3, stars=stars), TELEMETRY_NAMES, memory=K) for stars in (True, False))
+    both = concatenate_arrays([one, two])
     assert len(both) == 6
     assert both.stars.shape[1] == max(one.stars.shape[1], two.stars.shape[1])
 
@@ -235,7 +236,7 @@ def test_published_network_without_stars_and_with_features() -> None:
     arrays = prior_arrays(some_inputs(3), network.telemetry, memory=0)
     stars = arrays.stars.copy()
     stars[1] = np.nan
-    patches = np.stack([normalised_patch(one) for one in some_inputs(3).image])
+    patches = np.stack([normalise_patch(one) for one in some_inputs(3).image])
     with torch.inference_mode():
         whole = network(published_tensors(network, patches, arrays.image, stars, arrays.telemetry))
         features = network.image(torch.from_numpy(patches)[:, None]).numpy()

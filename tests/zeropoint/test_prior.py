@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from csstdask.core.errors import InputError
-from csstdask.zeropoint.features import TELEMETRY, PriorInputs
+from csstdask.zeropoint.features import TELEMETRY_NAMES, PriorInputs
 from csstdask.zeropoint.prior import (
     NOMINAL_SIGMA,
-    borrow,
+    fallback_prior,
+    predict_from_memory,
     predict_prior,
-    simple_prior,
     take_inputs,
 )
-from csstdask.zeropoint.state import recent
+from csstdask.zeropoint.state import build_memory
 
 TYPICAL = {
     "detector_temperature": 188.0, "focus": 1.0, "jitter": 0.033, "earth_limb_angle": 60.0, "sun_angle": 95.0,
@@ -27,7 +27,7 @@ TYPICAL = {
 def inputs_of(n: int, value: np.ndarray | None = None, *, telemetry: bool = True, last: int = 8) -> PriorInputs:
     days = 9800 + np.arange(n) * 0.1
     solved = np.full(n, 25.80) if value is None else value
-    memory = recent(days, solved, np.full(n, 0.004), last=last)
+    memory = build_memory(days, solved, np.full(n, 0.004), last=last)
     known = {name: np.full(n, number) for name, number in TYPICAL.items()} if telemetry else {}
     return PriorInputs(
         np.full(n, 25.85), days, known, memory, {name: memory.of(column) for name, column in known.items()}
@@ -99,20 +99,20 @@ def test_methods_without_inputs() -> None:
 
 def test_borrowed_error_grows_with_age() -> None:
     ages = np.array([0.01, 1.0, 30.0, 1000.0, 1e6])
-    memory = recent([0.0], [26.0], [0.003], at=ages)
-    value, sigma = borrow(memory, np.full(5, 25.0))
+    memory = build_memory([0.0], [26.0], [0.003], at=ages)
+    value, sigma = predict_from_memory(memory, np.full(5, 25.0))
     assert (np.diff(sigma) > 0).all()
     assert value[0] == pytest.approx(26.0, abs=0.01)
     assert value[-1] == pytest.approx(25.0, abs=0.01)
     assert sigma[-1] == pytest.approx(NOMINAL_SIGMA, rel=0.01)
-    alone, _ = borrow(memory, np.full(5, np.nan))
+    alone, _ = predict_from_memory(memory, np.full(5, np.nan))
     assert alone == pytest.approx(26.0, abs=1e-3)
 
 
 def test_borrowed_value_is_that_of_a_filter() -> None:
     """Two measurements at the same age: their mean, by inverse variance."""
-    memory = recent([0.0, 1e-9], [25.0, 25.1], [0.02, 0.02], at=[1e-6])
-    value, _ = borrow(memory, [np.nan])
+    memory = build_memory([0.0, 1e-9], [25.0, 25.1], [0.02, 0.02], at=[1e-6])
+    value, _ = predict_from_memory(memory, [np.nan])
     assert value[0] == pytest.approx(25.05, abs=1e-4)
 
 
@@ -137,9 +137,9 @@ def test_an_image_that_cannot_be_used_asks_for_no_network() -> None:
 
 
 def test_nothing_at_all() -> None:
-    empty = PriorInputs(np.zeros(0), np.zeros(0), {name: np.zeros(0) for name in TELEMETRY})
+    empty = PriorInputs(np.zeros(0), np.zeros(0), {name: np.zeros(0) for name in TELEMETRY_NAMES})
     assert len(predict_prior(empty)) == 0
-    assert len(simple_prior(empty)) == 0
+    assert len(fallback_prior(empty)) == 0
 
 
 def test_unknown_model() -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from csstdask.zeropoint.state import LocalLevel, fit_local_level, online_scale, recent
+from csstdask.zeropoint.state import LocalLevel, build_memory, fit_local_level, online_scale
 
 
 def _history(rng: np.random.Generator, n: int = 120) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -21,7 +21,7 @@ def _history(rng: np.random.Generator, n: int = 120) -> tuple[np.ndarray, np.nda
 
 def test_memory_is_that_of_a_loop(rng: np.random.Generator) -> None:
     days, value, sigma, series = _history(rng)
-    memory = recent(days, value, sigma, last=5, series=series)
+    memory = build_memory(days, value, sigma, last=5, series=series)
     for i in range(len(days)):
         earlier = [
             j for j in range(len(days))
@@ -41,23 +41,23 @@ def test_memory_is_that_of_a_loop(rng: np.random.Generator) -> None:
 def test_memory_at_other_moments(rng: np.random.Generator) -> None:
     days, value, sigma, series = _history(rng)
     at, labels = np.array([-1.0, 1.5, 99.0, 1.5]), np.array([0, 0, 0, 77])
-    memory = recent(days, value, sigma, last=3, series=series, at=at, at_series=labels)
+    memory = build_memory(days, value, sigma, last=3, series=series, at=at, at_series=labels)
     assert memory.count.tolist() == [0, 3, 3, 0]  # before everything, within, long after, a series without history
-    both = recent(
+    both = build_memory(
         np.append(days, 1.5), np.append(value, np.nan), np.append(sigma, 1), last=3, series=np.append(series, 0)
     )
     assert memory.index[1].tolist() == both.index[-1].tolist()
     assert memory.age[2, 0] > 96
     with pytest.raises(ValueError, match="at_series"):
-        recent(days, value, sigma, series=series, at=at)
+        build_memory(days, value, sigma, series=series, at=at)
 
 
 def test_empty_history() -> None:
     empty = np.zeros(0)
-    memory = recent(empty, empty, empty, at=[1.0, 2.0], last=4)
+    memory = build_memory(empty, empty, empty, at=[1.0, 2.0], last=4)
     assert memory.value.shape == (2, 4)
     assert (memory.index == -1).all()
-    assert len(recent(empty, empty, empty)) == 0
+    assert len(build_memory(empty, empty, empty)) == 0
     mean, sigma = LocalLevel(0.01, 0.01).predict(empty, empty, empty)
     assert mean.shape == sigma.shape == (0,)
     assert online_scale(empty, empty).shape == (0,)
@@ -183,7 +183,7 @@ def test_later_values_change_nothing_earlier(rng: np.random.Generator) -> None:
     other = online_scale(np.where(late, 10 * error, error), sigma, days=days)
     assert scale[upto].tolist() == other[upto].tolist()
     assert (scale != other).any()
-    early, again = (recent(days, one, sigma, series=series).value[upto] for one in (value, changed))
+    early, again = (build_memory(days, one, sigma, series=series).value[upto] for one in (value, changed))
     assert np.array_equal(early, again, equal_nan=True)
 
 

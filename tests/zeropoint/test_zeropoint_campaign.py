@@ -9,8 +9,8 @@ import pytest
 
 from csstdask.zeropoint import campaign as module
 from csstdask.zeropoint.campaign import CampaignSettings, CampaignStars, calibrate_campaign, reference_level
-from csstdask.zeropoint.fit import fit_stars
-from csstdask.zeropoint.matched import MatchedStars
+from csstdask.zeropoint.fit_stars import fit_stars
+from csstdask.zeropoint.matched_stars import MatchedStars
 from csstdask.zeropoint.prior import NOMINAL_SIGMA, Prior
 
 NOISE = 0.005

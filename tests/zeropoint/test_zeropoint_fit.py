@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from csstdask.numerics.robust import mad_scale
-from csstdask.zeropoint.fit import COLOR_TERM, SCATTER_FLOOR, bootstrap_sigma, fit_stars
+from csstdask.zeropoint.fit_stars import COLOR_TERM, SCATTER_FLOOR, bootstrap_sigma, fit_stars
 
 SHAPE = (9232, 9216)
 TRUTH = 25.5

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from csstdask.zeropoint.match import match_sources, shifted
+from csstdask.zeropoint.matching import apply_shift, match_sources
 
 ARCSEC = 1 / 3600
 
@@ -31,7 +31,7 @@ def test_matches_are_those_of_the_truth(centre: tuple[float, float]) -> None:
 @pytest.mark.parametrize("shift", [(2.0, 0.0), (-1.5, 3.0), (0.4, -0.4)])
 def test_a_wrong_pointing_is_found(shift: tuple[float, float]) -> None:
     reference = sky(300)
-    sources = shifted(*reference[:, :200], (-shift[0], -shift[1]))
+    sources = apply_shift(*reference[:, :200], (-shift[0], -shift[1]))
     others = sky(100, seed=9)
     ra, dec = np.concatenate([sources[0], others[0]]), np.concatenate([sources[1], others[1]])
     match = match_sources(ra, dec, *reference)
@@ -70,7 +70,7 @@ def test_an_offset_is_found_from_few_stars() -> None:
     found = 0
     for seed in range(50):
         reference = sky(60, seed)
-        sources = shifted(*reference[:, :4], (2.0, 0.0))
+        sources = apply_shift(*reference[:, :4], (2.0, 0.0))
         found += match_sources(*sources, *reference).n_matched == 4
     assert found >= 40  # chance pairs hide it now and then
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from csstdask.core.errors import InputError
-from csstdask.zeropoint.matched import MatchedStars
-from csstdask.zeropoint.photometry import aperture_correction, instrumental_magnitude, known_error
+from csstdask.zeropoint.matched_stars import MatchedStars
+from csstdask.zeropoint.photometry import aperture_correction, fill_unknown_errors, instrumental_magnitude
 from csstdask.zeropoint.reference import check_reference, read_reference
 
 
@@ -60,7 +60,7 @@ def test_magnitudes_of_fluxes() -> None:
     assert magnitude[0] == -5.0
     assert error[0] == pytest.approx(2.5 / np.log(10) * 0.01)
     assert np.isnan(magnitude[1:]).all()
-    assert known_error([0.0, np.nan]).tolist() == [0.0, 0.0]
+    assert fill_unknown_errors([0.0, np.nan]).tolist() == [0.0, 0.0]
 
 
 def test_aperture_correction_of_a_gaussian() -> None:

@@ -16,7 +16,7 @@ from shell import csstdask_command as shell
 import csstdask
 from csstdask.core.errors import InputError
 from csstdask.numerics.robust import mad_scale
-from csstdask.zeropoint.fit import bootstrap_sigma
+from csstdask.zeropoint.fit_stars import bootstrap_sigma
 
 LCO = Path(__file__).resolve().parents[3] / "shared/data/images/banzai/cpt1m012-fa06-20200113-0102-matched-cat.fits"
 needs_lco = pytest.mark.skipif(not LCO.is_file(), reason="needs the LCO catalogue of ../shared/data/images")

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.psf_grid import HALF_PIXELS
+from csstdask.arrays.psf_grid import OVERSAMPLED_SIZE
 from csstdask.core.errors import InputError
 from csstdask.core.optional import install_hint
-from csstdask.core.warnings import no_warnings
+from csstdask.core.warnings import suppress_warnings
 
 Float = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.float32]
@@ -42,10 +42,10 @@ class PiffModel:
         places = zip(np.atleast_1d(np.asarray(x)), np.atleast_1d(np.asarray(y)), strict=True)
         for column, row in places:
             profile, method = self.fitted.get_profile(float(column) + 1, float(row) + 1)
-            image = galsim.Image(HALF_PIXELS + 1, HALF_PIXELS + 1, scale=_SAMPLING)
+            image = galsim.Image(OVERSAMPLED_SIZE + 1, OVERSAMPLED_SIZE + 1, scale=_SAMPLING)
             profile.drawImage(image, method=method, center=image.true_center)
-            images.append(image.array[:HALF_PIXELS, :HALF_PIXELS])
-        found = np.asarray(images, dtype=np.float32).reshape(-1, HALF_PIXELS, HALF_PIXELS)
+            images.append(image.array[:OVERSAMPLED_SIZE, :OVERSAMPLED_SIZE])
+        found = np.asarray(images, dtype=np.float32).reshape(-1, OVERSAMPLED_SIZE, OVERSAMPLED_SIZE)
         return np.asarray(found / found.sum(axis=(1, 2), keepdims=True))
 
 
@@ -85,7 +85,7 @@ def run_piff(
     """
     if not is_installed():
         raise InputError("piff", "no such package", f"Piff: {install_hint('bench')}")
-    with no_warnings():
+    with suppress_warnings():
         import galsim  # noqa: PLC0415
         import piff  # noqa: PLC0415
 

@@ -28,8 +28,14 @@ from csstdask.core.errors import InputError
 from csstdask.core.optional import install_hint
 from csstdask.core.plotting import check_figures
 from csstdask.evaluation.cosmicray.figures import draw_field, draw_gallery
-from csstdask.evaluation.cosmicray.frames import Announce, draw
-from csstdask.evaluation.cosmicray.methods import Method, network, published_deepcr, threshold_of, tune_lacosmic
+from csstdask.evaluation.cosmicray.frames import ProgressCallback, render_truth_frame
+from csstdask.evaluation.cosmicray.methods import (
+    Method,
+    card_threshold,
+    network_method,
+    published_deepcr_method,
+    tune_lacosmic,
+)
 from csstdask.evaluation.cosmicray.real import REAL, evaluate_real
 from csstdask.evaluation.cosmicray.survey import (
     Survey,
@@ -39,12 +45,12 @@ from csstdask.evaluation.cosmicray.survey import (
     field_part,
     sources_part,
 )
-from csstdask.evaluation.io import rounded, table_head, table_row, write_results
+from csstdask.evaluation.io import markdown_header, markdown_row, round_floats, write_results
 from csstdask.metrics import detection_histograms as histograms
 from csstdask.mock.recipe import Recipe, load_recipe
 from csstdask.nn.device import Precision
 from csstdask.nn.models import find_card
-from csstdask.training.cosmicray.examples import check_data
+from csstdask.training.cosmicray.examples import check_data_folder
 
 log = logging.getLogger("csstdask")
 
@@ -78,7 +84,7 @@ def evaluate_cosmicray(
     beside: Sequence[str] = (),
     scale: float | None = None,
     precision: Precision = "bfloat16",
-    announce: Announce = log.info,
+    on_progress: ProgressCallback = log.info,
 ) -> dict[str, Any]:
     """Evaluate a network beside the other methods.
 
@@ -114,25 +120,25 @@ def evaluate_cosmicray(
         If a model is no network, a part is unknown, or a folder holds nothing that is wanted.
     """
     for name in (model, *beside):
-        threshold_of(name)
+        card_threshold(name)
     if not parts or not set(parts) <= set(PARTS):
         raise InputError("--part", ", ".join(parts) or "none", f"some of {', '.join(PARTS)}")
     if data is not None:
-        check_data(data)
+        check_data_folder(data)
     if recipes is None and "real" not in parts:
         raise InputError("--recipes", "none", f"the folder of recipes that {', '.join(parts)} are drawn from")
     if to is not None and recipes is not None and "field" in parts:
         check_figures()  # now, and not when all is counted
     results = _kept(to, _identity(model, beside))
     if "real" in parts:
-        results |= evaluate_real(data, model, results.setdefault("tuned_lacosmic", {}), announce)
+        results |= evaluate_real(data, model, results.setdefault("tuned_lacosmic", {}), on_progress)
         _write(to, results)
     wanted = [part for part in RECIPES if part in parts]
     if recipes is None or not wanted:
         return results
     with tempfile.TemporaryDirectory() as folder:
         methods = gather_methods(model, beside, Path(folder), precision)
-        methods += (_lacosmic(recipes, results.setdefault("tuned_lacosmic", {}), announce),)
+        methods += (_lacosmic(recipes, results.setdefault("tuned_lacosmic", {}), on_progress),)
         for part in wanted:
             name, usual = RECIPES[part]
             for twin in (name, f"{name}-foreign"):
@@ -149,29 +155,29 @@ def evaluate_cosmicray(
                 digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
                 settings = {"scale": recipe.scale, "precision": precision, "recipe": digest[:16]}
                 if recipe.name in results.get(part, {}) and results["settings"].get(recipe.name) == settings:
-                    announce(f"{part}: {recipe.name} is kept as it was")
+                    on_progress(f"{part}: {recipe.name} is kept as it was")
                     continue
-                announce(f"{part}: {recipe.name}, {recipe.exposures * len(recipe.detectors)} frames")
-                result = _evaluate(part, Survey(recipe, methods), to, announce)
+                on_progress(f"{part}: {recipe.name}, {recipe.exposures * len(recipe.detectors)} frames")
+                result = _evaluate(part, Survey(recipe, methods), to, on_progress)
                 results.setdefault(part, {})[recipe.name] = result
                 results.setdefault("settings", {})[recipe.name] = settings
                 _write(to, results)
     return results
 
 
-def _evaluate(part: str, survey: Survey, to: Path | None, announce: Announce) -> dict[str, Any]:
+def _evaluate(part: str, survey: Survey, to: Path | None, on_progress: ProgressCallback) -> dict[str, Any]:
     if part == "field":
-        result, gallery = field_part(survey, announce)
+        result, gallery = field_part(survey, on_progress)
         if to is not None:
             draw_field(result, to / f"{survey.recipe.name}.png")
             draw_gallery(gallery, to / f"{survey.recipe.name}-gallery.png")
         return result
     if part == "sources":
-        return sources_part(survey, 0.0275, announce)
+        return sources_part(survey, 0.0275, on_progress)
     if part == "epochs":
         few = (*survey.methods[:1], *(one for one in survey.methods[1:] if one.name == BASELINE))
-        return epochs_part(replace(survey, methods=few), announce)
-    return (crowded_part if part == "crowded" else density_part)(survey, announce)
+        return epochs_part(replace(survey, methods=few), on_progress)
+    return (crowded_part if part == "crowded" else density_part)(survey, on_progress)
 
 
 def gather_methods(model: str, beside: Sequence[str], folder: Path, precision: Precision) -> tuple[Method, ...]:
@@ -192,13 +198,13 @@ def gather_methods(model: str, beside: Sequence[str], folder: Path, precision: P
         If two of them have the same name.
     """
     baseline = [] if find_card("cosmicray", model).name == BASELINE else [BASELINE]
-    methods = [network(model, "network", precision)]
-    methods += [network(other, precision=precision) for other in (*baseline, *beside)]
+    methods = [network_method(model, "network", precision)]
+    methods += [network_method(other, precision=precision) for other in (*baseline, *beside)]
     names = [method.name for method in methods]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError("--beside", f"two networks called {', '.join(sorted(twice))}", "cards of different names")
     # Its card says nothing of ranges, which int8 needs.
-    published = published_deepcr(folder, "bfloat16" if precision == "int8" else precision)
+    published = published_deepcr_method(folder, "bfloat16" if precision == "int8" else precision)
     if published is None:
         log.warning("deepCR is not installed, its published weights are left out: %s", install_hint("bench"))
     else:
@@ -206,10 +212,10 @@ def gather_methods(model: str, beside: Sequence[str], folder: Path, precision: P
     return tuple(replace(method, threshold=histograms.snapped(method.threshold)) for method in methods)
 
 
-def _lacosmic(recipes: Path, tuned: dict[str, Any], announce: Announce) -> Method:
+def _lacosmic(recipes: Path, tuned: dict[str, Any], on_progress: ProgressCallback) -> Method:
     """Return L.A.Cosmic tuned on the validation fields of ``cr-detection.toml``."""
-    announce("tuning L.A.Cosmic")
-    cases = [draw(recipe, index, detector).case for recipe, index, detector in _tuning_units(recipes)]
+    on_progress("tuning L.A.Cosmic")
+    cases = [render_truth_frame(recipe, index, detector).case for recipe, index, detector in _tuning_units(recipes)]
     return Method("L.A.Cosmic, tuned", parameters=tune_lacosmic(cases, tuned))
 
 
@@ -239,7 +245,7 @@ def _kept(to: Path | None, model: dict[str, Any]) -> dict[str, Any]:
     if path is None or not path.is_file():
         return {"model": model}
     before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    found, wanted = before.get("model", {}), rounded(model)
+    found, wanted = before.get("model", {}), round_floats(model)
     if found == wanted:
         return before
     same = {**found, "beside": None} == {**wanted, "beside": None}
@@ -249,32 +255,32 @@ def _kept(to: Path | None, model: dict[str, Any]) -> dict[str, Any]:
 
 def _write(to: Path | None, results: dict[str, Any]) -> None:
     if to is not None:
-        write_results(to / "cosmicray_evaluation", results, table(results))
+        write_results(to / "cosmicray_evaluation", results, summary_lines(results))
 
 
-def table(results: dict[str, Any]) -> Iterator[str]:
+def summary_lines(results: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of an evaluation's tables, for people."""
     columns = ("precision", "recall", "recall_visible", "precision_without_skirt", "events_found")
     names = ("precision", "recall", "of visible", "precision off the skirt", "events found")
     for part in ("stis", "injected"):
         if part in results:
-            yield from table_head(part, names)
+            yield from markdown_header(part, names)
         for kind, methods in results.get(part, {}).items():
             for method, row in methods.items():
-                yield table_row(f"{kind}: {method}", [row[key] for key in columns])
+                yield markdown_row(f"{kind}: {method}", [row[key] for key in columns])
     for part in ("field", "crowded"):
         for recipe, result in results.get(part, {}).items():
             for name, facts in {recipe: result}.items() if part == "field" else result.items():
-                yield from table_head(
+                yield from markdown_header(
                     name if name == recipe else f"{recipe}: {name}", (*names[:4], "false pixels per Mpix")
                 )
                 for method, row in facts["pooled"].items():
                     rates = [row[key] for key in ("precision", "recall", "recall_visible", "precision_off_skirt")]
-                    yield table_row(method, [*rates, facts["false_pixels_per_mpix"][method]])
+                    yield markdown_row(method, [*rates, facts["false_pixels_per_mpix"][method]])
     for recipe, result in results.get("sources", {}).items():
         regions = list(next(iter(result["by_region"].values())))
-        yield from table_head(f"{recipe}: visible pixels found", regions)
+        yield from markdown_header(f"{recipe}: visible pixels found", regions)
         for method, rows in result["by_region"].items():
-            yield table_row(method, [row["recall_visible"] for row in rows.values()])
+            yield markdown_row(method, [row["recall_visible"] for row in rows.values()])
     for kind, row in results.get("false_pixels_per_mpix", {}).items():
         yield f"nothing there: {kind}: {row['network']:.0f} false pixels per Mpix, L.A.Cosmic {row['lacosmic']:.0f}"

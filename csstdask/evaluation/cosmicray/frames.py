@@ -23,25 +23,25 @@ from scipy.ndimage import binary_dilation, distance_transform_edt, label
 from threadpoolctl import threadpool_limits
 
 from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
-from csstdask.core.malloc import keep_freed_memory
+from csstdask.core.malloc import retain_freed_memory
 from csstdask.cosmicray.inpaint import inpaint
 from csstdask.evaluation.cosmicray.methods import Method
 from csstdask.instrument import load_instrument
-from csstdask.metrics.detection import Bool, Case, Float
+from csstdask.metrics.detection import Bool, DetectionCase, Float
 from csstdask.metrics.detection_histograms import LEVELS, VISIBLE, regions_of, tally, truth_of
 from csstdask.mock import Recipe, render_unit
 from csstdask.mock.catalogue import Catalogue
 from csstdask.nn.models import NO_PSF
 
 Result = TypeVar("Result")
-Announce = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 
 #: Distances from a source [pixel], and charges of a pixel [e-], at which bins begin.
-DISTANCES = (0.0, 1.5, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0)
-CHARGES = tuple(float(value) for value in np.geomspace(1, 1e5, 41))
+DISTANCE_BINS = (0.0, 1.5, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0)
+CHARGE_BINS = tuple(float(value) for value in np.geomspace(1, 1e5, 41))
 #: Events longer than this are tracks [pixel]; and where classes of length begin.
-TRACK_LENGTH = 5
-LENGTHS = (0, 3, 6, 15, 40)
+MIN_TRACK_LENGTH = 5
+LENGTH_BINS = (0, 3, 6, 15, 40)
 #: Flags of light that is no source's; how near to a saturated pixel lies beside it [pixel].
 _ARTEFACTS, _BESIDE = ("satellite_trail", "ghost"), 3
 #: A star that is looked at: its S/N in 49 pixels, its distance from the edge, its aperture [pixel].
@@ -51,10 +51,10 @@ _HALF, _ODD_RATIO = 20, 0.8
 
 
 @dataclass(frozen=True)
-class Known:
+class TruthFrame:
     """A frame of a test recipe, and what is true of it."""
 
-    case: Case
+    case: DetectionCase
     clean: Float
     """Without cosmic rays [e-]."""
     clean_error: Float
@@ -68,7 +68,7 @@ class Known:
 
 
 @dataclass
-class Seen:
+class FrameCounts:
     """What methods made of one frame."""
 
     exposure: int
@@ -96,7 +96,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Look:
+class EvaluationRequest:
     """What is asked of each frame."""
 
     methods: tuple[Method, ...]
@@ -110,7 +110,7 @@ def _instrument(name: str) -> Any:
     return load_instrument(name)
 
 
-def draw(recipe: Recipe, index: int, detector: int, data: Path | None = None) -> Known:
+def render_truth_frame(recipe: Recipe, index: int, detector: int, data: Path | None = None) -> TruthFrame:
     """Render a unit of a recipe as a case.
 
     Parameters
@@ -134,7 +134,7 @@ def draw(recipe: Recipe, index: int, detector: int, data: Path | None = None) ->
     sky = float(np.median(good))
     rms = float(1.4826 * np.median(np.abs(good - sky)))
     hit = unit.truth_cr > 5
-    case = Case(
+    case = DetectionCase(
         data=unit.sci * exptime,
         error=error,
         ignore=ignore,
@@ -148,18 +148,20 @@ def draw(recipe: Recipe, index: int, detector: int, data: Path | None = None) ->
     odd = {name.replace("_", " "): ((unit.flag & bits.get(name, 0)) != 0) & ~ignore for name in _ARTEFACTS}
     full = ((unit.flag & bits.get("saturated", 0)) != 0) & (unit.truth_cr == 0)  # full of its own light
     odd["beside saturated pixels"] = binary_dilation(full, EIGHT_NEIGHBOURS, _BESIDE) & ~ignore
-    return Known(case, clean, clean_error, sky, rms, unit.catalogue, recipe.exptime, odd)
+    return TruthFrame(case, clean, clean_error, sky, rms, unit.catalogue, recipe.exptime, odd)
 
 
-def look(recipe: Recipe, index: int, detector: int, asked: Look, data: Path | None = None) -> Seen:
+def evaluate_frame(
+    recipe: Recipe, index: int, detector: int, asked: EvaluationRequest, data: Path | None = None
+) -> FrameCounts:
     """Render a unit, let every method look at it, and count."""
-    known = draw(recipe, index, detector, data)
+    known = render_truth_frame(recipe, index, detector, data)
     case = known.case
     truth = truth_of(case.charge, known.clean_error)
     region = regions_of(known.clean, known.sky, known.rms)
     distance = _distance_bins(known)
     events = _Events.of(case)
-    seen = Seen(index, detector, charges=_charges(case, events))
+    seen = FrameCounts(index, detector, charges=_charges(case, events))
     stars = _Stars.of(known, region) if asked.photometry else None
     for method in asked.methods:
         probability = method.probability(case)
@@ -189,14 +191,14 @@ def look(recipe: Recipe, index: int, detector: int, asked: Look, data: Path | No
     return seen
 
 
-def look_at_all(
+def evaluate_frames(
     recipe: Recipe,
-    asked: Callable[[int], Look],
+    asked: Callable[[int], EvaluationRequest],
     *,
     data: Path | None = None,
-    announce: Announce,
+    on_progress: ProgressCallback,
     workers: int | None = None,
-) -> Iterator[Seen]:
+) -> Iterator[FrameCounts]:
     """Yield what methods made of all units of a recipe, in order.
 
     Parameters
@@ -207,21 +209,23 @@ def look_at_all(
     data : Path, optional
         Folder of real events.
     announce, workers
-        As `over_units` takes them.
+        As `map_units` takes them.
     """
     looks = tuple(asked(index) for index in range(recipe.exposures))
-    yield from over_units(recipe, partial(_look, looks=looks, data=data), announce=announce, workers=workers)
+    yield from map_units(recipe, partial(_look, looks=looks, data=data), on_progress=on_progress, workers=workers)
 
 
-def _look(recipe: Recipe, index: int, detector: int, *, looks: Sequence[Look], data: Path | None) -> Seen:
-    return look(recipe, index, detector, looks[index], data)
+def _look(
+    recipe: Recipe, index: int, detector: int, *, looks: Sequence[EvaluationRequest], data: Path | None
+) -> FrameCounts:
+    return evaluate_frame(recipe, index, detector, looks[index], data)
 
 
-def over_units(
+def map_units(
     recipe: Recipe,
     work: Callable[[Recipe, int, int], Result],
     *,
-    announce: Announce,
+    on_progress: ProgressCallback,
     workers: int | None = None,
 ) -> Iterator[Result]:
     """Yield what a function makes of each unit of a recipe, in order.
@@ -252,13 +256,13 @@ def over_units(
                 pool.shutdown(wait=False, cancel_futures=True)
                 job.result()
             if number % -(-len(jobs) // 5) == 0:
-                announce(f"{recipe.name}: {number} of {len(jobs)} frames")
+                on_progress(f"{recipe.name}: {number} of {len(jobs)} frames")
     yield from (job.result() for job in jobs)
 
 
 def _begin_worker() -> None:
     """Begin a process that works on one core."""
-    keep_freed_memory()
+    retain_freed_memory()
     torch.set_num_threads(1)
     threadpool_limits(1)
 
@@ -266,7 +270,7 @@ def _begin_worker() -> None:
 # --- what is counted -------------------------------------------------------------------------------------------
 
 
-def _distance_bins(known: Known) -> npt.NDArray[np.int64]:
+def _distance_bins(known: TruthFrame) -> npt.NDArray[np.int64]:
     """Return in which bin of distance from a source of S/N 20 each pixel is."""
     catalogue = known.catalogue
     bright = catalogue.flux * known.exptime > 20 * np.sqrt(49) * known.rms
@@ -276,31 +280,33 @@ def _distance_bins(known: Known) -> npt.NDArray[np.int64]:
     nowhere = np.ones((ny, nx), dtype=bool)
     nowhere[y[inside], x[inside]] = False
     if nowhere.all():
-        return np.full((ny, nx), len(DISTANCES) - 1)
-    return np.searchsorted(DISTANCES, distance_transform_edt(nowhere), side="right") - 1
+        return np.full((ny, nx), len(DISTANCE_BINS) - 1)
+    return np.searchsorted(DISTANCE_BINS, distance_transform_edt(nowhere), side="right") - 1
 
 
 def _by_distance(
-    case: Case, truth: npt.NDArray[np.int8], found: Bool, distance: npt.NDArray[np.int64]
+    case: DetectionCase, truth: npt.NDArray[np.int8], found: Bool, distance: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
     visible = (truth == VISIBLE) & case.use
     masks = (visible, visible & found, found, found & (case.charge == 0))
-    return np.stack([np.bincount(distance[mask], minlength=len(DISTANCES)) for mask in masks])
+    return np.stack([np.bincount(distance[mask], minlength=len(DISTANCE_BINS)) for mask in masks])
 
 
-def _by_charge(case: Case, found: Bool) -> npt.NDArray[np.int64]:
-    held = (case.charge >= CHARGES[0]) & case.use
-    place = np.searchsorted(CHARGES, case.charge[held], side="right") - 1
+def _by_charge(case: DetectionCase, found: Bool) -> npt.NDArray[np.int64]:
+    held = (case.charge >= CHARGE_BINS[0]) & case.use
+    place = np.searchsorted(CHARGE_BINS, case.charge[held], side="right") - 1
     return np.stack(
-        [np.bincount(place, minlength=len(CHARGES)), np.bincount(place[found[held]], minlength=len(CHARGES))]
+        [np.bincount(place, minlength=len(CHARGE_BINS)), np.bincount(place[found[held]], minlength=len(CHARGE_BINS))]
     )
 
 
-def _charges(case: Case, events: _Events) -> npt.NDArray[np.int64]:
-    held = case.charge >= CHARGES[0]
-    place = np.searchsorted(CHARGES, case.charge[held], side="right") - 1
-    track = events.length[events.parts[held]] >= TRACK_LENGTH
-    return np.stack([np.bincount(place, minlength=len(CHARGES)), np.bincount(place[track], minlength=len(CHARGES))])
+def _charges(case: DetectionCase, events: _Events) -> npt.NDArray[np.int64]:
+    held = case.charge >= CHARGE_BINS[0]
+    place = np.searchsorted(CHARGE_BINS, case.charge[held], side="right") - 1
+    track = events.length[events.parts[held]] >= MIN_TRACK_LENGTH
+    return np.stack(
+        [np.bincount(place, minlength=len(CHARGE_BINS)), np.bincount(place[track], minlength=len(CHARGE_BINS))]
+    )
 
 
 @dataclass(frozen=True)
@@ -313,7 +319,7 @@ class _Events:
     """Longer side of an event's box [pixel]."""
 
     @classmethod
-    def of(cls, case: Case) -> _Events:
+    def of(cls, case: DetectionCase) -> _Events:
         parts, n = label(case.charge > 1, EIGHT_NEIGHBOURS)
         y, x = np.nonzero(parts)
         owner = parts[y, x]
@@ -325,17 +331,17 @@ class _Events:
         length = np.where(high[0] >= 0, (high - low).max(axis=0) + 1, 0)
         return cls(parts, length.astype(float))
 
-    def found(self, mask: Bool, case: Case) -> npt.NDArray[np.int64]:
+    def found(self, mask: Bool, case: DetectionCase) -> npt.NDArray[np.int64]:
         """Count events, and those of which half of the charge is found, by length."""
         n = len(self.length)
         use = case.use & (self.parts > 0)
         charge = np.bincount(self.parts[use], case.charge[use], n)
         seen = np.bincount(self.parts[use & mask], case.charge[use & mask], n)
         there = charge > 0
-        kind = np.searchsorted(LENGTHS, self.length, side="right") - 1
+        kind = np.searchsorted(LENGTH_BINS, self.length, side="right") - 1
         half = there & (seen >= 0.5 * charge)
         return np.stack(
-            [np.bincount(kind[there], minlength=len(LENGTHS)), np.bincount(kind[half], minlength=len(LENGTHS))]
+            [np.bincount(kind[there], minlength=len(LENGTH_BINS)), np.bincount(kind[half], minlength=len(LENGTH_BINS))]
         )
 
 
@@ -343,7 +349,7 @@ class _Events:
 class _Stars:
     """Stars of a frame, measured at the same places in the same aperture, clean, hit and repaired."""
 
-    known: Known
+    known: TruthFrame
     core: npt.NDArray[np.int64]
     """(n, 2) Pixel of each centre."""
     area: npt.NDArray[np.int64]
@@ -352,7 +358,7 @@ class _Stars:
     columns: dict[str, npt.NDArray[Any]]
 
     @classmethod
-    def of(cls, known: Known, region: npt.NDArray[np.int8]) -> _Stars:
+    def of(cls, known: TruthFrame, region: npt.NDArray[np.int8]) -> _Stars:
         catalogue, (ny, nx) = known.catalogue, known.clean.shape
         counts = catalogue.flux * known.exptime
         snr = counts / np.sqrt(counts + 49 * known.rms**2)
@@ -419,12 +425,12 @@ class _Stars:
         self.columns[f"{name}: whole flagged"] = (self.area > 0) & (flagged >= 0.5 * self.columns["area"])
 
 
-def pooled(seen: Sequence[Seen], what: str) -> dict[str, npt.NDArray[np.int64]]:
+def sum_counts(seen: Sequence[FrameCounts], what: str) -> dict[str, npt.NDArray[np.int64]]:
     """Return counts of several frames added up, by method."""
     names = list(getattr(seen[0], what))
     return {name: np.sum([getattr(one, what)[name] for one in seen], axis=0) for name in names}
 
 
-def levels() -> list[tuple[str, int]]:
+def region_levels() -> list[tuple[str, int]]:
     """Return the names of regions and the number that each begins with."""
     return [("whole frame", 0), *((f"above {k} rms", number) for number, k in enumerate(LEVELS, start=1))]

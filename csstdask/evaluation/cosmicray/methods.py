@@ -16,14 +16,14 @@ import numpy as np
 
 from csstdask.core.errors import InputError
 from csstdask.cosmicray.deepcr import convert
-from csstdask.cosmicray.detect import at_rate, detect
+from csstdask.cosmicray.detect import detect, rescale_to_rate
 from csstdask.cosmicray.lacosmic import lacosmic
-from csstdask.cosmicray.preprocess import view_frame
-from csstdask.metrics.detection import Bool, Case, Float, f1_of, rates_of
+from csstdask.cosmicray.preprocess import prepare_frame
+from csstdask.metrics.detection import Bool, DetectionCase, Float, f1_score, precision_and_recall
 from csstdask.nn.device import Precision
 from csstdask.nn.models import find_card
 
-Detector = Callable[[Case], Bool]
+Detector = Callable[[DetectionCase], Bool]
 #: Parameters that L.A.Cosmic was tuned to, by the digest of the frames it was tuned on.
 Tuned = dict[str, dict[str, Any]]
 
@@ -58,50 +58,52 @@ class Method:
         calibration = {} if self.card is None else find_card("cosmicray", self.card).calibration
         return calibration.get("hit_above", 1.0)
 
-    def probability(self, case: Case) -> Float:
+    def probability(self, case: DetectionCase) -> Float:
         """Return the probability of each pixel of a frame; of L.A.Cosmic 0 or 1."""
         if self.card is None:
-            return by_lacosmic(self.parameters)(case).astype(np.float32)
+            return lacosmic_detector(self.parameters)(case).astype(np.float32)
         found = detect(case.data, case.error, case.ignore, model=self.card, precision=self.precision)
         return np.asarray(found.probability)
 
-    def rescaled(self, probability: Float, case: Case) -> Float | None:
+    def rescaled(self, probability: Float, case: DetectionCase) -> Float | None:
         """Return probabilities for the frame's own density of cosmic rays; None of a method that knows none."""
         if self.card is None or not find_card("cosmicray", self.card).calibration.get("prior"):
             return None
-        return np.asarray(at_rate(probability, find_card("cosmicray", self.card), case.ignore, "frame"))
+        return np.asarray(rescale_to_rate(probability, find_card("cosmicray", self.card), case.ignore, "frame"))
 
 
-def network(model: str, name: str | None = None, precision: Precision = "float32") -> Method:
+def network_method(model: str, name: str | None = None, precision: Precision = "float32") -> Method:
     """Return a network as a method, at its card's threshold."""
-    return Method(name or find_card("cosmicray", model).name, model, {}, threshold_of(model), precision)
+    return Method(name or find_card("cosmicray", model).name, model, {}, card_threshold(model), precision)
 
 
-def published_deepcr(folder: Path, precision: Precision = "float32") -> Method | None:
+def published_deepcr_method(folder: Path, precision: Precision = "float32") -> Method | None:
     """Return deepCR with its published weights for ACS/WFC, converted into a folder; None where it is not installed."""
     found = importlib.util.find_spec("learned_models")
     if found is None or not found.submodule_search_locations:
         return None
     weights = Path(next(iter(found.submodule_search_locations))) / "mask" / "ACS-WFC.pth"
-    return network(str(convert(weights, folder, name="deepcr-acs-wfc")), "deepCR, published ACS/WFC weights", precision)
+    return network_method(
+        str(convert(weights, folder, name="deepcr-acs-wfc")), "deepCR, published ACS/WFC weights", precision
+    )
 
 
-def probability_of(case: Case, model: str) -> Float:
+def network_probability(case: DetectionCase, model: str) -> Float:
     """Return a network's probabilities on one frame."""
     return np.asarray(detect(case.data, case.error, case.ignore, model=model).probability)
 
 
-def by_lacosmic(parameters: dict[str, Any]) -> Detector:
+def lacosmic_detector(parameters: dict[str, Any]) -> Detector:
     """Return L.A.Cosmic with given parameters."""
 
-    def find(case: Case) -> Bool:
-        view = view_frame(case.data, case.error, case.ignore)
+    def find(case: DetectionCase) -> Bool:
+        view = prepare_frame(case.data, case.error, case.ignore)
         return lacosmic(view, _FIXED | parameters) & ~case.ignore
 
     return find
 
 
-def tune_lacosmic(cases: Sequence[Case], tuned: Tuned) -> dict[str, Any]:
+def tune_lacosmic(cases: Sequence[DetectionCase], tuned: Tuned) -> dict[str, Any]:
     """Return the parameters with the best F1: each in turn over its range, until none moves.
 
     Parameters
@@ -121,7 +123,7 @@ def tune_lacosmic(cases: Sequence[Case], tuned: Tuned) -> dict[str, Any]:
     return tuned[digest]
 
 
-def _digest(cases: Sequence[Case]) -> str:
+def _digest(cases: Sequence[DetectionCase]) -> str:
     """Return what decides the outcome of tuning: pixels, truth, what is tried, and whose code it is."""
     whole = hashlib.sha256(repr((_NUMERICS_VERSION, _RANGES, _START, _FIXED, version("astroscrappy"))).encode())
     for case in cases:
@@ -133,14 +135,14 @@ def _digest(cases: Sequence[Case]) -> str:
     return whole.hexdigest()
 
 
-def _tune(cases: Sequence[Case]) -> dict[str, Any]:
+def _tune(cases: Sequence[DetectionCase]) -> dict[str, Any]:
     tried: dict[tuple[Any, ...], float] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def quality(parameters: dict[str, Any]) -> float:
             key = tuple(parameters.values())
             if key not in tried:
-                tried[key] = f1_of(cases, list(pool.map(by_lacosmic(parameters), cases)))
+                tried[key] = f1_score(cases, list(pool.map(lacosmic_detector(parameters), cases)))
             return tried[key]
 
         best, before = dict(_START), None
@@ -151,25 +153,25 @@ def _tune(cases: Sequence[Case]) -> dict[str, Any]:
     return best
 
 
-def at_the_edge(parameters: dict[str, Any]) -> list[str]:
+def parameters_at_limit(parameters: dict[str, Any]) -> list[str]:
     """Return the parameters whose best value is the first or last of its range: there may be better ones beyond."""
     ranges = {name: values for name, values in _RANGES.items() if len(values) > 2}
     return [name for name, values in ranges.items() if parameters[name] in {values[0], values[-1]}]
 
 
-def threshold_against(cases: Sequence[Case], model: str, parameters: dict[str, Any]) -> float:
+def best_threshold_against(cases: Sequence[DetectionCase], model: str, parameters: dict[str, Any]) -> float:
     """Return the threshold at which a network is most clearly better than L.A.Cosmic in precision and recall alike."""
-    probabilities = [probability_of(case, model) for case in cases]
-    classical = rates_of(cases, [by_lacosmic(parameters)(case) for case in cases])
+    probabilities = [network_probability(case, model) for case in cases]
+    classical = precision_and_recall(cases, [lacosmic_detector(parameters)(case) for case in cases])
 
     def lead(cut: float) -> float:
-        ours = rates_of(cases, [probability >= cut for probability in probabilities])
+        ours = precision_and_recall(cases, [probability >= cut for probability in probabilities])
         return min(ours[0] - classical[0], ours[1] - classical[1])
 
     return max(_THRESHOLDS, key=lead)
 
 
-def threshold_of(model: str) -> float:
+def card_threshold(model: str) -> float:
     """Return the threshold of a network's card; InputError if there is no such network."""
     try:
         card = find_card("cosmicray", model)

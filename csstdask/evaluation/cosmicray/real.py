@@ -22,25 +22,25 @@ from astropy.io import fits
 from scipy.ndimage import binary_dilation
 
 from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
-from csstdask.core.warnings import no_warnings
+from csstdask.core.warnings import suppress_warnings
 from csstdask.datasets import stis_1999
 from csstdask.datasets.scenes import Scene, draw_mock_scene
-from csstdask.evaluation.cosmicray.frames import Announce
+from csstdask.evaluation.cosmicray.frames import ProgressCallback
 from csstdask.evaluation.cosmicray.methods import (
     Tuned,
-    at_the_edge,
-    by_lacosmic,
-    probability_of,
-    threshold_against,
-    threshold_of,
+    best_threshold_against,
+    card_threshold,
+    lacosmic_detector,
+    network_probability,
+    parameters_at_limit,
     tune_lacosmic,
 )
 from csstdask.instrument import electrons_per_unit, load_instrument
-from csstdask.metrics.detection import Bool, Case, Float, score
+from csstdask.metrics.detection import Bool, DetectionCase, Float, score
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
-from csstdask.mock.events import STIS_PAIRS, EventLibrary, exposures_of
+from csstdask.mock.event_libraries import STIS_PAIRS, EventLibrary, pair_exposures
 from csstdask.mock.recipe import CosmicRays, Split
-from csstdask.training.cosmicray.examples import Contaminated, contaminate, gather_material
+from csstdask.training.cosmicray.examples import ContaminatedFrame, add_cosmic_rays, load_material
 
 _SEED = 1999
 #: Frames of each kind of injection, and their size [pixel].
@@ -51,20 +51,20 @@ REAL = ("seed", "stis", "injected", "false_pixels_per_mpix")
 _HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
 
-def compare(
-    tests: Sequence[Case], model: str, parameters: dict[str, Any], tuned_cut: float | None = None
+def compare_methods(
+    tests: Sequence[DetectionCase], model: str, parameters: dict[str, Any], tuned_cut: float | None = None
 ) -> dict[str, Any]:
     """Score a network at its card's threshold and at a tuned one, and L.A.Cosmic, on the same frames."""
-    probabilities = [probability_of(case, model) for case in tests]
-    cuts = {"network": threshold_of(model)}
+    probabilities = [network_probability(case, model) for case in tests]
+    cuts = {"network": card_threshold(model)}
     if tuned_cut is not None:
         cuts["network, threshold tuned"] = tuned_cut
     result: dict[str, Any] = {
         name: {"threshold": cut} | asdict(score(tests, [probability >= cut for probability in probabilities]))
         for name, cut in cuts.items()
     }
-    found = [by_lacosmic(parameters)(case) for case in tests]
-    facts = {"parameters": parameters, "at the edge of its range": at_the_edge(parameters)}
+    found = [lacosmic_detector(parameters)(case) for case in tests]
+    facts = {"parameters": parameters, "at the edge of its range": parameters_at_limit(parameters)}
     return result | {"L.A.Cosmic, tuned": facts | asdict(score(tests, found))}
 
 
@@ -83,7 +83,9 @@ INPUTS = (
 _TUNED_ON = ("o56502020_1", "o56502030_2", "o56502040_1")
 
 
-def stis_case(frame: stis_1999.StisFrame, reference: stis_1999.Reference, *, subtract: bool, flag: bool) -> Case:
+def stis_case(
+    frame: stis_1999.StisFrame, reference: stis_1999.StisReference, *, subtract: bool, flag: bool
+) -> DetectionCase:
     """Return a STIS frame as a pipeline would hand it over."""
     residual = frame.image - reference.expected(frame)
     variance = np.maximum(frame.image, 0) + np.float32(frame.sigma**2)
@@ -91,7 +93,7 @@ def stis_case(frame: stis_1999.StisFrame, reference: stis_1999.Reference, *, sub
         variance = variance + reference.variance(frame)
     nothing = np.zeros(frame.image.shape, dtype=bool)
     ignore = reference.hot.copy() if flag else nothing
-    return Case(
+    return DetectionCase(
         data=residual if subtract else frame.image,
         error=np.sqrt(variance),
         ignore=ignore,
@@ -103,7 +105,7 @@ def stis_case(frame: stis_1999.StisFrame, reference: stis_1999.Reference, *, sub
     )
 
 
-def threshold_control(frame: stis_1999.StisFrame, reference: stis_1999.Reference) -> Bool:
+def threshold_control(frame: stis_1999.StisFrame, reference: stis_1999.StisReference) -> Bool:
     """Return 6 sigma on the residual, grown twice to 3 sigma: how the truth was made."""
     expected = reference.rate * np.float32(frame.exptime)
     z = (frame.image - expected - frame.offset) / np.sqrt(frame.sigma**2 + np.maximum(expected, 0))
@@ -113,26 +115,28 @@ def threshold_control(frame: stis_1999.StisFrame, reference: stis_1999.Reference
     return found
 
 
-def evaluate_stis(folder: Path, model: str, tuned: Tuned, announce: Announce) -> dict[str, Any]:
+def evaluate_stis(folder: Path, model: str, tuned: Tuned, on_progress: ProgressCallback) -> dict[str, Any]:
     """Score methods on the held-out pair, for each kind of input.
 
     The reference of a frame is made of the known pairs but its own, so that methods are tuned on residuals as noisy
     as those of the test.
     """
-    known = [stis_1999.read_frame(folder, name) for name in exposures_of(stis_1999.KNOWN_PAIRS)]
-    tests = [stis_1999.read_frame(folder, name) for name in exposures_of(STIS_PAIRS["test"])]
-    references = [stis_1999.reference_for(frame, known) for frame in known]
+    known = [stis_1999.read_frame(folder, name) for name in pair_exposures(stis_1999.DEVELOPMENT_PAIRS)]
+    tests = [stis_1999.read_frame(folder, name) for name in pair_exposures(STIS_PAIRS["test"])]
+    references = [stis_1999.reference_without_pair(frame, known) for frame in known]
     reference = stis_1999.build_reference(known)
     results: dict[str, Any] = {}
     for name, subtract, flag in INPUTS:
-        announce(f"STIS, {name}: tuning, scoring")
+        on_progress(f"STIS, {name}: tuning, scoring")
         given = {"subtract": subtract, "flag": flag}
         cases = [stis_case(frame, own, **given) for frame, own in zip(known, references, strict=True)]
         validation = [case for case, frame in zip(cases, known, strict=True) if frame.pair in STIS_PAIRS["validation"]]
         half = [case for case, frame in zip(cases, known, strict=True) if frame.name in _TUNED_ON]
         parameters = tune_lacosmic(half, tuned)
         held_out = [stis_case(frame, reference, **given) for frame in tests]
-        results[name] = compare(held_out, model, parameters, threshold_against(validation, model, parameters))
+        results[name] = compare_methods(
+            held_out, model, parameters, best_threshold_against(validation, model, parameters)
+        )
     held_out = [stis_case(frame, reference, subtract=True, flag=False) for frame in tests]
     controls = [threshold_control(frame, reference) for frame in tests]
     results["the truth's own definition, with the rebuilt reference"] = {"control": asdict(score(held_out, controls))}
@@ -154,7 +158,7 @@ def real_scenes(data: Path) -> dict[str, Scene]:
         scenes["M51 (KPNO, B)"] = _scene(counts, np.zeros(counts.shape, dtype=bool), None)
     path = data / "nicmos" / "n8q624e8q_cal.fits"
     if path.is_file():
-        with no_warnings():
+        with suppress_warnings():
             exptime = float(fits.getval(path, "EXPTIME"))
         gain = load_instrument("hst_nicmos").electronics.gain or 1.0
         scale = np.float32(electrons_per_unit("adu s-1", exptime, gain))
@@ -169,7 +173,7 @@ def real_scenes(data: Path) -> dict[str, Scene]:
 
 
 def _image(path: Path, hdu: int) -> Float:
-    with no_warnings(), fits.open(path) as hdus:
+    with suppress_warnings(), fits.open(path) as hdus:
         return np.asarray(hdus[hdu].data, dtype=np.float32)
 
 
@@ -187,11 +191,11 @@ def _scene(counts: Float, ignore: Bool, error: Float | None) -> Scene:
     return Scene(counts, counts, sky, noise, ignore)
 
 
-def as_case(scene: Scene, made: Contaminated, faintest: float) -> Case:
+def make_case(scene: Scene, made: ContaminatedFrame, faintest: float) -> DetectionCase:
     """Return a contaminated scene as a case: to be found is what holds more than `faintest` electrons."""
-    own = np.sqrt(np.maximum(scene.data + scene.hidden_variance, 0) + np.float32(scene.read_noise**2))
+    own = np.sqrt(np.maximum(scene.data + scene.unreported_variance, 0) + np.float32(scene.read_noise**2))
     hit = made.charge > faintest
-    return Case(
+    return DetectionCase(
         data=made.data,
         error=made.error,
         ignore=made.ignore,
@@ -203,7 +207,7 @@ def as_case(scene: Scene, made: Contaminated, faintest: float) -> Case:
     )
 
 
-def brightness_on(scene: Scene) -> float:
+def charge_scale(scene: Scene) -> float:
     """Return a factor on events' charge with which they stand out of a scene's noise as of their own detector's."""
     return max(1.0, scene.read_noise / 5)
 
@@ -217,7 +221,7 @@ def _draw_charge(
     return library.scatter(rng, (ny, nx), _PIXEL_FRACTION, brightness=brightness)
 
 
-def mock_cases(split: Split, library: EventLibrary | None) -> list[Case]:
+def mock_cases(split: Split, library: EventLibrary | None) -> list[DetectionCase]:
     """Return mock skies of a split with generated tracks (no library) or real events on them.
 
     Of generated tracks the paper's recall is asked: pixels above 5 e-; of real events every pixel they have.
@@ -227,12 +231,12 @@ def mock_cases(split: Split, library: EventLibrary | None) -> list[Case]:
     cases = []
     for index in range(_SKIES):
         scene = draw_mock_scene(rng, _SEED * 10 + number, index, _SIZE)
-        made = contaminate(scene, _draw_charge(rng, library, scene.data.shape), full_well=8e4)
-        cases.append(as_case(scene, made, 5.0 if library is None else 0.0))
+        made = add_cosmic_rays(scene, _draw_charge(rng, library, scene.data.shape), full_well=8e4)
+        cases.append(make_case(scene, made, 5.0 if library is None else 0.0))
     return cases
 
 
-def evaluate_injected(data: Path | None, model: str, tuned: Tuned, announce: Announce) -> dict[str, Any]:
+def evaluate_injected(data: Path | None, model: str, tuned: Tuned, on_progress: ProgressCallback) -> dict[str, Any]:
     """Score methods on injected cosmic rays of the test split.
 
     L.A.Cosmic is tuned on the same kind of cosmic rays on the validation split's mock skies.
@@ -244,19 +248,19 @@ def evaluate_injected(data: Path | None, model: str, tuned: Tuned, announce: Ann
     for position, library in enumerate((None, *libraries["test"])):
         validation = None if position == 0 else libraries["validation"][position - 1]
         kind = "generated tracks" if library is None else f"{library.name} events"
-        announce(f"{kind}: tuning, scoring")
+        on_progress(f"{kind}: tuning, scoring")
         parameters = tune_lacosmic(mock_cases("validation", validation), tuned)
-        results[f"{kind} on mock skies"] = compare(mock_cases("test", library), model, parameters)
+        results[f"{kind} on mock skies"] = compare_methods(mock_cases("test", library), model, parameters)
         if library is None:
             continue
         for name, scene in scenes.items():
-            made = contaminate(scene, _draw_charge(rng, library, scene.data.shape, brightness_on(scene)))
-            results[f"{kind} on {name}"] = compare([as_case(scene, made, 0.0)], model, parameters)
+            made = add_cosmic_rays(scene, _draw_charge(rng, library, scene.data.shape, charge_scale(scene)))
+            results[f"{kind} on {name}"] = compare_methods([make_case(scene, made, 0.0)], model, parameters)
     return results
 
 
 def _libraries(split: Split, data: Path | None) -> tuple[EventLibrary, ...]:
-    return gather_material(split, _SEED, 1, data).libraries
+    return load_material(split, _SEED, 1, data).libraries
 
 
 # --- negative controls -----------------------------------------------------------------------------------------
@@ -268,26 +272,26 @@ def evaluate_controls(data: Path | None, model: str, parameters: dict[str, Any])
     if data is not None:
         for name, scene in real_scenes(data).items():
             nothing = np.zeros(scene.data.shape, dtype=np.float32)
-            scenes[name] = [as_case(scene, contaminate(scene, nothing), 0.0)]
-    cut = threshold_of(model)
+            scenes[name] = [make_case(scene, add_cosmic_rays(scene, nothing), 0.0)]
+    cut = card_threshold(model)
     results: dict[str, Any] = {}
     for name, cases in scenes.items():
         pixels = sum(int(case.use.sum()) for case in cases) / 1e6
-        network = sum(int((probability_of(case, model) >= cut).sum()) for case in cases)
-        classical = sum(int((by_lacosmic(parameters)(case) & case.use).sum()) for case in cases)
+        network = sum(int((network_probability(case, model) >= cut).sum()) for case in cases)
+        classical = sum(int((lacosmic_detector(parameters)(case) & case.use).sum()) for case in cases)
         results[name] = {"network": network / pixels, "lacosmic": classical / pixels, "Mpix": pixels}
     return results
 
 
-def _empty_mock_cases() -> list[Case]:
+def _empty_mock_cases() -> list[DetectionCase]:
     number = list(STIS_PAIRS).index("test")
     rng = np.random.default_rng([_SEED, 9])
     scenes = [draw_mock_scene(rng, _SEED * 10 + number, index, _SIZE) for index in range(_SKIES)]
     nothing = np.zeros((_SIZE, _SIZE), dtype=np.float32)
-    return [as_case(scene, contaminate(scene, nothing, full_well=8e4), 0.0) for scene in scenes]
+    return [make_case(scene, add_cosmic_rays(scene, nothing, full_well=8e4), 0.0) for scene in scenes]
 
 
-def evaluate_real(data: Path | None, model: str, tuned: Tuned, announce: Announce) -> dict[str, Any]:
+def evaluate_real(data: Path | None, model: str, tuned: Tuned, on_progress: ProgressCallback) -> dict[str, Any]:
     """Return scores on real frames, of injected events, and where there is nothing to find.
 
     Parameters
@@ -301,8 +305,8 @@ def evaluate_real(data: Path | None, model: str, tuned: Tuned, announce: Announc
     """
     results: dict[str, Any] = {"seed": _SEED}
     if data is not None and (data / "hst_stis").is_dir():
-        results["stis"] = evaluate_stis(data / "hst_stis", model, tuned, announce)
-    results["injected"] = evaluate_injected(data, model, tuned, announce)
+        results["stis"] = evaluate_stis(data / "hst_stis", model, tuned, on_progress)
+    results["injected"] = evaluate_injected(data, model, tuned, on_progress)
     parameters = results["injected"]["generated tracks on mock skies"]["L.A.Cosmic, tuned"]["parameters"]
     results["false_pixels_per_mpix"] = evaluate_controls(data, model, parameters)
     return results

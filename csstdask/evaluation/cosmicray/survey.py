@@ -17,15 +17,15 @@ import numpy.typing as npt
 from scipy.stats import linregress
 
 from csstdask.evaluation.cosmicray.frames import (
-    CHARGES,
-    DISTANCES,
-    LENGTHS,
-    Announce,
-    Look,
-    Seen,
-    levels,
-    look_at_all,
-    pooled,
+    CHARGE_BINS,
+    DISTANCE_BINS,
+    LENGTH_BINS,
+    EvaluationRequest,
+    FrameCounts,
+    ProgressCallback,
+    evaluate_frames,
+    region_levels,
+    sum_counts,
 )
 from csstdask.evaluation.cosmicray.methods import Method
 from csstdask.metrics import detection_histograms as histograms
@@ -49,16 +49,18 @@ class Survey:
     workers: int | None = None
 
 
-def field_part(survey: Survey, announce: Announce) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def field_part(survey: Survey, on_progress: ProgressCallback) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return detection over all detectors: the rejection paper's figures 2 to 4, the assessment paper's table 1."""
 
-    def asked(index: int) -> Look:
+    def asked(index: int) -> EvaluationRequest:
         few = index < _CLEAN_EXPOSURES
-        return Look(survey.methods, clean=few, photometry=few)
+        return EvaluationRequest(survey.methods, clean=few, photometry=few)
 
-    seen = list(look_at_all(survey.recipe, asked, data=survey.data, workers=survey.workers, announce=announce))
+    seen = list(
+        evaluate_frames(survey.recipe, asked, data=survey.data, workers=survey.workers, on_progress=on_progress)
+    )
     thresholds = {method.name: method.threshold for method in survey.methods}
-    counts = pooled(seen, "counts")
+    counts = sum_counts(seen, "counts")
     with_clean = [one for one in seen if one.clean_counts]
     result = {
         "frames": len(seen),
@@ -69,9 +71,9 @@ def field_part(survey: Survey, announce: Announce) -> tuple[dict[str, Any], list
         "by_detector": by_detector(seen, thresholds),
         "against_baseline": against(counts, survey.methods),
         "by_region": {name: by_region(values, thresholds[name]) for name, values in counts.items()},
-        "by_charge": {name: by_charge(values) for name, values in pooled(seen, "by_charge").items()},
-        "by_distance": {name: by_distance(values) for name, values in pooled(seen, "by_distance").items()},
-        "events_by_length": {name: by_length(values) for name, values in pooled(seen, "by_length").items()},
+        "by_charge": {name: by_charge(values) for name, values in sum_counts(seen, "by_charge").items()},
+        "by_distance": {name: by_distance(values) for name, values in sum_counts(seen, "by_distance").items()},
+        "events_by_length": {name: by_length(values) for name, values in sum_counts(seen, "by_length").items()},
         "charges": charges(seen),
         "reliability": reliabilities(seen, survey.methods),
         "curves": {name: curve(values) for name, values in counts.items()},
@@ -92,7 +94,7 @@ def pooled_rates(counts: histograms.Counts, threshold: float) -> dict[str, float
 _RATES = ("precision", "precision_off_skirt", "recall", "recall_visible")
 
 
-def per_image(seen: Sequence[Seen], thresholds: dict[str, float]) -> dict[str, Any]:
+def per_image(seen: Sequence[FrameCounts], thresholds: dict[str, float]) -> dict[str, Any]:
     """Return mean and deviation over detectors of each image's rates, as the paper quotes them."""
     result: dict[str, Any] = {}
     for name, threshold in thresholds.items():
@@ -111,7 +113,7 @@ def per_image(seen: Sequence[Seen], thresholds: dict[str, float]) -> dict[str, A
     return result
 
 
-def by_detector(seen: Sequence[Seen], thresholds: dict[str, float]) -> dict[str, Any]:
+def by_detector(seen: Sequence[FrameCounts], thresholds: dict[str, float]) -> dict[str, Any]:
     """Return quartiles over each detector's images (rejection paper, figure 2)."""
     result: dict[str, Any] = {}
     for detector in sorted({one.detector for one in seen}):
@@ -158,7 +160,7 @@ def at_equal_precision(ours: dict[str, npt.NDArray[np.float64]], theirs: dict[st
 def by_region(counts: histograms.Counts, threshold: float, reweight: Sequence[float] | None = None) -> dict[str, Any]:
     """Return rates inside the regions above k times the background's rms (assessment paper, table 1)."""
     rows: dict[str, Any] = {}
-    for number, (name, level) in enumerate(levels()):
+    for number, (name, level) in enumerate(region_levels()):
         weight = 1.0 if reweight is None else reweight[number]
         chosen = histograms.at(histograms.rates(counts, level=level, reweight=weight), histograms.bin_of(threshold))
         rows[name] = {rate: chosen[rate] for rate in _RATES} | {
@@ -172,7 +174,7 @@ def by_charge(values: npt.NDArray[np.int64]) -> dict[str, list[float]]:
     total, found = values
     there = total > 20
     return {
-        "charge": [CHARGES[i] for i in np.flatnonzero(there)],
+        "charge": [CHARGE_BINS[i] for i in np.flatnonzero(there)],
         "recall": (found[there] / total[there]).tolist(),
         "pixels": total[there].tolist(),
     }
@@ -183,7 +185,7 @@ def by_distance(values: npt.NDArray[np.int64]) -> dict[str, Any]:
     visible, seen, found, false = values.astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
-            "from": list(DISTANCES),
+            "from": list(DISTANCE_BINS),
             "recall_visible": (seen / visible).tolist(),
             "precision": (1 - false / found).tolist(),
             "visible": visible.astype(int).tolist(),
@@ -194,28 +196,28 @@ def by_length(values: npt.NDArray[np.int64]) -> dict[str, Any]:
     """Return the share of events of which half of the charge is found, by length."""
     total, found = values.astype(float)
     return {
-        "from": list(LENGTHS),
+        "from": list(LENGTH_BINS),
         "found": (found / np.maximum(total, 1)).tolist(),
         "events": total.astype(int).tolist(),
     }
 
 
-def charges(seen: Sequence[Seen]) -> dict[str, Any]:
+def charges(seen: Sequence[FrameCounts]) -> dict[str, Any]:
     """Return the distribution of pixels' charges and the share of tracks in it (rejection paper, figure 4)."""
     every, track = np.sum([one.charges for one in seen if one.charges is not None], axis=0)
     return {
-        "charge": list(CHARGES),
+        "charge": list(CHARGE_BINS),
         "pixels": every.tolist(),
         "share_of_tracks": (track / np.maximum(every, 1)).tolist(),
     }
 
 
-def reliabilities(seen: Sequence[Seen], methods: Sequence[Method]) -> dict[str, Any]:
+def reliabilities(seen: Sequence[FrameCounts], methods: Sequence[Method]) -> dict[str, Any]:
     """Return how true the networks' probabilities are, as the card has them and rescaled, everywhere and on sources."""
     result: dict[str, Any] = {}
     above = {method.name: method.hit_above for method in methods}
     for what in ("counts", "rescaled"):
-        for name, counts in pooled(seen, what).items():
+        for name, counts in sum_counts(seen, what).items():
             if name in seen[0].rescaled:
                 rows = result.setdefault(name, {})
                 rows["as the card has it" if what == "counts" else "rescaled to the frame"] = {
@@ -234,16 +236,16 @@ def curve(counts: histograms.Counts) -> dict[str, list[float]]:
     }
 
 
-def false_pixels(seen: Sequence[Seen], thresholds: dict[str, float]) -> dict[str, float]:
+def false_pixels(seen: Sequence[FrameCounts], thresholds: dict[str, float]) -> dict[str, float]:
     """Return how many pixels are called hit in a million where nothing is."""
     result: dict[str, float] = {}
-    for name, counts in pooled(seen, "clean_counts").items():
+    for name, counts in sum_counts(seen, "clean_counts").items():
         false = counts[..., histograms.bin_of(thresholds[name]) :].sum()
         result[name] = float(false / counts.sum() * 1e6)
     return result
 
 
-def false_pixels_on(seen: Sequence[Seen]) -> dict[str, Any]:
+def false_pixels_on(seen: Sequence[FrameCounts]) -> dict[str, Any]:
     """Return how many pixels are on trails and ghosts and beside saturated ones, and the share that is called hit."""
     result: dict[str, Any] = {}
     for name in seen[0].false_on:
@@ -254,7 +256,7 @@ def false_pixels_on(seen: Sequence[Seen]) -> dict[str, Any]:
     return result
 
 
-def stars_part(seen: Sequence[Seen], names: Sequence[str]) -> dict[str, Any]:
+def stars_part(seen: Sequence[FrameCounts], names: Sequence[str]) -> dict[str, Any]:
     """Return photometry of stars, clean against hit and repaired, and how many are flagged where nothing hit them."""
     columns = {key: np.concatenate([one.stars[key] for one in seen]) for key in seen[0].stars}
     result: dict[str, Any] = {"stars": len(columns["snr"])}
@@ -271,11 +273,13 @@ def stars_part(seen: Sequence[Seen], names: Sequence[str]) -> dict[str, Any]:
             }
         result["flagged_without_cosmic_rays"] = rows
     solid = (columns["snr"] > 20) & (columns["area"] >= 16)
-    result["flux"] = {name: flux_of({key: value[solid] for key, value in columns.items()}, name) for name in names}
+    result["flux"] = {
+        name: flux_statistics({key: value[solid] for key, value in columns.items()}, name) for name in names
+    }
     return result
 
 
-def flux_of(columns: dict[str, npt.NDArray[Any]], name: str) -> dict[str, Any]:
+def flux_statistics(columns: dict[str, npt.NDArray[Any]], name: str) -> dict[str, Any]:
     """Return contaminated and anomalous shares and flux ratios of some stars after a method's masks were repaired.
 
     Contaminated: the hit image's flux is more than three sigma from the clean one's; anomalous: the repaired one's is
@@ -302,7 +306,7 @@ def flux_of(columns: dict[str, npt.NDArray[Any]], name: str) -> dict[str, Any]:
 # --- sources, density, epochs -----------------------------------------------------------------------------------
 
 
-def sources_part(survey: Survey, field_density: float, announce: Announce) -> dict[str, Any]:
+def sources_part(survey: Survey, field_density: float, on_progress: ProgressCallback) -> dict[str, Any]:
     """Return detection where deepCR fails: cosmic rays dropped on sources; precision at the density of the field.
 
     Parameters
@@ -313,20 +317,24 @@ def sources_part(survey: Survey, field_density: float, announce: Announce) -> di
         Share of pixels with charge that an ordinary field has.
     announce : callable
     """
-    look = Look(survey.methods)
-    seen = list(look_at_all(survey.recipe, lambda _: look, data=survey.data, workers=survey.workers, announce=announce))
-    counts = pooled(seen, "counts")
+    look = EvaluationRequest(survey.methods)
+    seen = list(
+        evaluate_frames(
+            survey.recipe, lambda _: look, data=survey.data, workers=survey.workers, on_progress=on_progress
+        )
+    )
+    counts = sum_counts(seen, "counts")
     first = next(iter(counts.values()))
-    weights = [field_density / max(1e-9, density_in(first, level)) for _, level in levels()]
+    weights = [field_density / max(1e-9, charged_fraction(first, level)) for _, level in region_levels()]
     ours = survey.methods[0]
     result: dict[str, Any] = {"frames": len(seen), "reweight": weights, "against": {}}
     result["by_region"] = {
         method.name: by_region(counts[method.name], method.threshold, weights) for method in survey.methods
     }
-    result["by_distance"] = {name: by_distance(values) for name, values in pooled(seen, "by_distance").items()}
+    result["by_distance"] = {name: by_distance(values) for name, values in sum_counts(seen, "by_distance").items()}
     for other in survey.methods[1:]:
         rows = {}
-        for (name, level), weight in zip(levels(), weights, strict=True):
+        for (name, level), weight in zip(region_levels(), weights, strict=True):
             theirs = histograms.at(
                 histograms.rates(counts[other.name], level=level, reweight=weight),
                 histograms.bin_of(other.threshold),
@@ -336,21 +344,25 @@ def sources_part(survey: Survey, field_density: float, announce: Announce) -> di
     return result
 
 
-def density_in(counts: histograms.Counts, level: int) -> float:
+def charged_fraction(counts: histograms.Counts, level: int) -> float:
     """Return the share of a region's pixels that hold charge."""
     inside = counts[:, level:]
     return float(inside[histograms.TRACE :].sum() / max(1, inside.sum()))
 
 
-def crowded_part(survey: Survey, announce: Announce) -> dict[str, Any]:
+def crowded_part(survey: Survey, on_progress: ProgressCallback) -> dict[str, Any]:
     """Return crowded fields by name: rates, false pixels without cosmic rays, stars flagged."""
-    look = Look(survey.methods, clean=True, photometry=True)
-    seen = list(look_at_all(survey.recipe, lambda _: look, data=survey.data, workers=survey.workers, announce=announce))
+    look = EvaluationRequest(survey.methods, clean=True, photometry=True)
+    seen = list(
+        evaluate_frames(
+            survey.recipe, lambda _: look, data=survey.data, workers=survey.workers, on_progress=on_progress
+        )
+    )
     thresholds = {method.name: method.threshold for method in survey.methods}
     result: dict[str, Any] = {}
     for name in dict.fromkeys(field.name for field in survey.recipe.fields):
         own = [one for one in seen if survey.recipe.field_of(one.exposure).name == name]
-        counts = pooled(own, "counts")
+        counts = sum_counts(own, "counts")
         result[name] = {
             "frames": len(own),
             "pooled": {key: pooled_rates(values, thresholds[key]) for key, values in counts.items()},
@@ -361,19 +373,23 @@ def crowded_part(survey: Survey, announce: Announce) -> dict[str, Any]:
     return result
 
 
-def density_part(survey: Survey, announce: Announce) -> dict[str, Any]:
+def density_part(survey: Survey, on_progress: ProgressCallback) -> dict[str, Any]:
     """Return rates, calibration, contaminated and anomalous stars against the density of cosmic rays."""
     from csstdask.mock.cosmic_rays import pixel_fraction  # noqa: PLC0415
 
-    look = Look(survey.methods, photometry=True)
-    seen = list(look_at_all(survey.recipe, lambda _: look, data=survey.data, workers=survey.workers, announce=announce))
+    look = EvaluationRequest(survey.methods, photometry=True)
+    seen = list(
+        evaluate_frames(
+            survey.recipe, lambda _: look, data=survey.data, workers=survey.workers, on_progress=on_progress
+        )
+    )
     thresholds = {method.name: method.threshold for method in survey.methods}
     rows: dict[str, Any] = {}
     shares: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for index in sorted(range(survey.recipe.exposures), key=lambda index: pixel_fraction(survey.recipe, index)):
         density = pixel_fraction(survey.recipe, index)
         own = [one for one in seen if one.exposure == index]
-        counts = pooled(own, "counts")
+        counts = sum_counts(own, "counts")
         rows[f"{100 * density:.3g} %"] = {
             "pooled": {name: pooled_rates(values, thresholds[name]) for name, values in counts.items()},
             "against_baseline": against(counts, survey.methods),
@@ -385,16 +401,16 @@ def density_part(survey: Survey, announce: Announce) -> dict[str, Any]:
                 if inside.sum() < 5:
                     continue
                 columns = {key: value[inside] for key, value in one.stars.items()}
-                facts = {name: flux_of(columns, name) for name in thresholds}
+                facts = {name: flux_statistics(columns, name) for name in thresholds}
                 for name, row in facts.items():
                     shares.setdefault((size, name), []).append((density, row["anomalous"]))
                 touched = next(iter(facts.values()))["contaminated"]
                 shares.setdefault((size, "contaminated"), []).append((density, touched))
-    fits = {f"{size}: {name}": linear(points) for (size, name), points in shares.items()}
+    fits = {f"{size}: {name}": fit_line(points) for (size, name), points in shares.items()}
     return {"densities": rows, "fraction_of_stars_against_density": fits}
 
 
-def linear(points: Sequence[tuple[float, float]]) -> dict[str, float]:
+def fit_line(points: Sequence[tuple[float, float]]) -> dict[str, float]:
     """Return slope, intercept and Pearson's r of a straight line."""
     x, y = np.array(points).T
     if np.ptp(x) == 0 or len(x) < 3:
@@ -416,7 +432,7 @@ AGEING: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def epochs_part(survey: Survey, announce: Announce) -> dict[str, Any]:
+def epochs_part(survey: Survey, on_progress: ProgressCallback) -> dict[str, Any]:
     """Return F-score and flux ratio over ten years, with all that ages, with each term alone, and with none."""
     result: dict[str, Any] = {}
     for name, kept in {"all together": tuple(AGEING), **{term: (term,) for term in AGEING}, "none": ()}.items():
@@ -426,19 +442,19 @@ def epochs_part(survey: Survey, announce: Announce) -> dict[str, Any]:
                 for part, values in settings.items():
                     recipe = recipe.model_copy(update={part: getattr(recipe, part).model_copy(update=values)})
         methods = survey.methods if name == "all together" else survey.methods[:1]
-        announce(f"ageing: {name}")
-        look = Look(methods, photometry=True)
-        seen = list(look_at_all(recipe, lambda _, look=look: look, workers=survey.workers, announce=announce))  # type: ignore[misc]
+        on_progress(f"ageing: {name}")
+        look = EvaluationRequest(methods, photometry=True)
+        seen = list(evaluate_frames(recipe, lambda _, look=look: look, workers=survey.workers, on_progress=on_progress))  # type: ignore[misc]
         result[name] = {method.name: trend(recipe, seen, method) for method in methods}
     return result
 
 
-def trend(recipe: Recipe, seen: Sequence[Seen], method: Method) -> dict[str, Any]:
+def trend(recipe: Recipe, seen: Sequence[FrameCounts], method: Method) -> dict[str, Any]:
     """Return F-score inside sources and mean flux ratio by epoch, with straight lines."""
     points: dict[str, list[tuple[float, float]]] = {"f_score_on_sources": [], "f_score": [], "flux_ratio": []}
     for index in range(recipe.exposures):
         own = [one for one in seen if one.exposure == index]
-        counts, epoch = pooled(own, "counts")[method.name], recipe.epoch_of(index)
+        counts, epoch = sum_counts(own, "counts")[method.name], recipe.epoch_of(index)
         for key, level in (("f_score_on_sources", 1), ("f_score", 0)):
             chosen = histograms.at(histograms.rates(counts, level=level), histograms.bin_of(method.threshold))
             precision, recall = chosen["precision"], chosen["recall_visible"]
@@ -448,4 +464,4 @@ def trend(recipe: Recipe, seen: Sequence[Seen], method: Method) -> dict[str, Any
         ratio = np.sort(columns[method.name][solid] / np.maximum(columns["clean"][solid], 1))
         cut = len(ratio) // 20  # the paper leaves the highest and lowest twentieth out
         points["flux_ratio"].append((epoch, float(ratio[cut : len(ratio) - cut].mean())))
-    return {key: linear(values) | {"points": values} for key, values in points.items()}
+    return {key: fit_line(values) | {"points": values} for key, values in points.items()}

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from csstdask.engine.progress import progress_listener
 from csstdask.engine.work_units import Unit
 from csstdask.flux.flat import Flat
-from csstdask.flux.ratios import StarRatios, plain_ratios
-from csstdask.flux.sums import iterate
+from csstdask.flux.flat_sums import fit_ratios
+from csstdask.flux.ratios import StarRatios, uncorrelated_ratios
 from csstdask.instrument.dispersion import dispersion_of, wavelength_grid
 from csstdask.mock import Recipe, load_recipe
 from csstdask.mock.slitless_camera import true_flat
@@ -101,7 +101,9 @@ def sed_errors_alone(
     for _ in range(realisations):
         x, y = rng.uniform(-0.5, shape[1] - 0.5, (2, n_stars))
         ratio = 1 + sigma * rng.standard_normal((n_stars, 1))
-        solution = iterate([plain_ratios([5000.0], x, y, ratio, np.full(ratio.shape, sigma**2), shape)], degree=degree)
+        solution = fit_ratios(
+            [uncorrelated_ratios([5000.0], x, y, ratio, np.full(ratio.shape, sigma**2), shape)], degree=degree
+        )
         flat = _as_flat(solution, np.array([5000.0]), shape)
         squared += (flat.evaluate(*points, 5000.0) - 1) ** 2
         formal += flat.variance(*points, 5000.0)
@@ -118,9 +120,9 @@ def sed_errors_alone(
 
 
 def _as_flat(solution: Any, wavelength: Float, shape: tuple[int, int]) -> Flat:
-    from csstdask.flux.flat import flat_of  # noqa: PLC0415
+    from csstdask.flux.flat import flat_from_solution  # noqa: PLC0415
 
-    return flat_of(solution, wavelength, shape)
+    return flat_from_solution(solution, wavelength, shape)
 
 
 def _points(shape: tuple[int, int]) -> tuple[Float, Float]:
@@ -268,7 +270,7 @@ def bad_stars(
         truth = true_flat(recipe, instrument, detector, *at)
         errors = []
         for one in (ratios, corrupted):
-            flat = _as_flat(iterate([one], degree=2), ratios.wavelength, shape)
+            flat = _as_flat(fit_ratios([one], degree=2), ratios.wavelength, shape)
             errors.append(_rms(flat.evaluate(*at) - truth))
         found.setdefault(str(instrument.detector(detector).band), []).append((errors[0], errors[1]))
     return {
@@ -340,7 +342,7 @@ def _rms(values: npt.ArrayLike) -> float:
 
 
 def evaluate_flat(
-    to: Path, *, recipe: str | Path = "slitless-400", scale: float | None = None, announce: Say = print
+    to: Path, *, recipe: str | Path = "slitless-400", scale: float | None = None, on_progress: Say = print
 ) -> Path:
     """Evaluate flat-field cubes, and write ``flat.json`` and its figures.
 
@@ -364,19 +366,19 @@ def evaluate_flat(
 
     to.mkdir(parents=True, exist_ok=True)
     chosen = load_recipe(recipe, scale=scale)
-    announce("errors of SEDs alone")
+    on_progress("errors of SEDs alone")
     alone = {band: sed_errors_alone(sigma) | {"published": PUBLISHED[band]} for band, sigma in PUBLISHED_SED.items()}
     numbers = {
         str(n): sed_errors_alone(1.0e-2, n_stars=n, realisations=100) for n in (25, 50, 100, 200, 400, 800, 1600)
     }
-    announce(f"end to end on {chosen.name}")
+    on_progress(f"end to end on {chosen.name}")
     whole = end_to_end(chosen, to)
     result = {"sed_errors_alone": alone, "number_of_stars": numbers, "end_to_end": whole}
     path = to / "flat.json"
     path.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     draw_flat_figures(result, chosen, to)
     for band, score in whole["bands"].items():
-        announce(
+        on_progress(
             f"{band}: error {score['error']:.5f}, quoted {score['formal']:.5f}, bound {score['bound']:.5f}, "
             f"pull {score['pull']:.2f}"
         )

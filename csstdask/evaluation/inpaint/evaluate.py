@@ -23,10 +23,10 @@ from csstdask.core.optional import install_hint
 from csstdask.core.plotting import check_figures
 from csstdask.evaluation.inpaint.figures import draw_fields, draw_science
 from csstdask.evaluation.inpaint.frames import fields_part
-from csstdask.evaluation.inpaint.m51 import files_of_m51, m51_part
-from csstdask.evaluation.inpaint.methods import PEERS, absent_peers, fillers, name_of
-from csstdask.evaluation.inpaint.photometry import BOUND, CLEAN, KNOWN, MASKS, UNPLACED, Mask, science_part
-from csstdask.evaluation.io import table_head, table_row, write_results
+from csstdask.evaluation.inpaint.m51 import m51_part, m51_paths
+from csstdask.evaluation.inpaint.methods import PEERS, absent_peers, method_name, repair_methods
+from csstdask.evaluation.inpaint.photometry import CLEAN, FLUX_BOUND, MASKS, ORACLE, ORACLE_POSITION, Mask, science_part
+from csstdask.evaluation.io import markdown_header, markdown_row, write_results
 from csstdask.mock import Recipe
 from csstdask.mock.recipe import load_recipe
 from csstdask.nn.models import find_card
@@ -53,7 +53,7 @@ def evaluate_inpaint(
     parts: Sequence[str] = PARTS,
     scale: float | None = None,
     workers: int | None = None,
-    announce: Callable[[str], None] = log.info,
+    on_progress: Callable[[str], None] = log.info,
 ) -> dict[str, Any]:
     """Evaluate repair beside other methods.
 
@@ -97,9 +97,9 @@ def evaluate_inpaint(
         )
     identity = _identity(models)  # now, and not when all else is done
     if data is not None and "m51" in wanted:
-        files_of_m51(data)
+        m51_paths(data)
     if absent := absent_peers():
-        announce(f"not installed, left out: {', '.join(absent)} ({install_hint('bench')})")
+        on_progress(f"not installed, left out: {', '.join(absent)} ({install_hint('bench')})")
     results = _kept(to)
     if to is not None and set(RECIPES) & {*wanted, *results}:
         check_figures()
@@ -116,15 +116,15 @@ def evaluate_inpaint(
             for mask in MASKS if part == "science" else FIELD_MASKS:
                 section, measured_with = f"{part}/{twin}/{mask}", given | {"recipe": digest}
                 if results["measured"].get(section) == measured_with:
-                    announce(f"{section} is there already")
+                    on_progress(f"{section} is there already")
                     continue
                 found = _science if part == "science" else _fields
-                result = found(recipe, mask, models, workers, announce)
+                result = found(recipe, mask, models, workers, on_progress)
                 results.setdefault(part, {}).setdefault(twin, {})[mask] = result
                 results["measured"][section] = measured_with
                 _write(to, results)
     if data is not None and "m51" in wanted:
-        announce("m51")
+        on_progress("m51")
         results["m51"] = m51_part(data, models)
         results["measured"]["m51"] = identity
         _write(to, results)
@@ -132,27 +132,27 @@ def evaluate_inpaint(
 
 
 def _science(
-    recipe: Recipe, mask: Mask, models: Sequence[str], workers: int | None, announce: Callable[[str], None]
+    recipe: Recipe, mask: Mask, models: Sequence[str], workers: int | None, on_progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    announce(f"science: {recipe.name}, the {mask} mask, {recipe.exposures * len(recipe.detectors)} units")
-    part = science_part(recipe, models, announce, mask=mask, workers=workers)
+    on_progress(f"science: {recipe.name}, the {mask} mask, {recipe.exposures * len(recipe.detectors)} units")
+    part = science_part(recipe, models, on_progress, mask=mask, workers=workers)
     return part | {"seed": recipe.seed, "shape": list(recipe.frame_shape)}
 
 
 def _fields(
-    recipe: Recipe, mask: Mask, models: Sequence[str], workers: int | None, announce: Callable[[str], None]
+    recipe: Recipe, mask: Mask, models: Sequence[str], workers: int | None, on_progress: Callable[[str], None]
 ) -> dict[str, Any]:
     recipe = recipe.model_copy(update={"exposures": min(_EXPOSURES, recipe.exposures)})
-    announce(f"fields: {recipe.name}, the {mask} mask, {recipe.exposures * len(recipe.detectors)} frames")
-    part = fields_part(recipe, models[:1], announce, workers=workers)
+    on_progress(f"fields: {recipe.name}, the {mask} mask, {recipe.exposures * len(recipe.detectors)} frames")
+    part = fields_part(recipe, models[:1], on_progress, workers=workers)
     return part | {"seed": recipe.seed, "shape": list(recipe.frame_shape)}
 
 
 def _identity(models: Sequence[str], *, peers: bool = True) -> dict[str, Any]:
     """Return what decides a section besides its data: repairers, what finds the detected mask, and the peers."""
     try:
-        fillers(models)
-        cards = {name_of(model): find_card("inpaint", model).identity for model in ("median", *models)}
+        repair_methods(models)
+        cards = {method_name(model): find_card("inpaint", model).identity for model in ("median", *models)}
     except ValueError as error:
         raise InputError("--model", str(error), "the name of a repairer, or its card") from None
     packages = {package for name, (package, _) in PEERS.items() if name not in absent_peers()} if peers else set()
@@ -180,7 +180,7 @@ def _kept(to: Path | None) -> dict[str, Any]:
 def _write(to: Path | None, results: dict[str, Any]) -> None:
     if to is None:
         return
-    write_results(to / _FILE, results, table(results))
+    write_results(to / _FILE, results, summary_lines(results))
     for recipe, masks in results.get("science", {}).items():
         if masks:
             draw_science(masks, to / f"inpaint-{recipe}.png")
@@ -188,7 +188,7 @@ def _write(to: Path | None, results: dict[str, Any]) -> None:
         draw_fields(masks["detected"], to / f"inpaint-{recipe}.png")
 
 
-def table(results: dict[str, Any]) -> Iterator[str]:
+def summary_lines(results: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of an evaluation's tables, for people."""
     for recipe, masks in results.get("science", {}).items():
         for mask, part in masks.items():
@@ -201,9 +201,9 @@ def table(results: dict[str, Any]) -> Iterator[str]:
         yield from _of_fields(recipe, masks["detected"])
     if "m51" in results:
         columns = ("rms", "mean_absolute", "median_absolute", "bias", "seconds")
-        yield from table_head("M51: error of masked pixels [count]", [name.replace("_", " ") for name in columns])
+        yield from markdown_header("M51: error of masked pixels [count]", [name.replace("_", " ") for name in columns])
         for method, facts in results["m51"].items():
-            yield table_row(method, [facts[name] for name in columns])
+            yield markdown_row(method, [facts[name] for name in columns])
 
 
 def _of_sources(title: str, bins: list[dict[str, Any]]) -> Iterator[str]:
@@ -212,13 +212,15 @@ def _of_sources(title: str, bins: list[dict[str, Any]]) -> Iterator[str]:
         return
     names = [f"{one['magnitude']:.0f} mag, from {one['distance'][0]:g} px" for one in bins]
     for quantity in ("shift", "scatter"):
-        yield from table_head(f"{title}, {quantity}", names)
+        yield from markdown_header(f"{title}, {quantity}", names)
         for method in bins[0]["methods"]:
-            yield table_row(method, [one["methods"][method][quantity] for one in bins])
-        if quantity == "scatter" and KNOWN in bins[0]:
-            yield table_row("who knows the image, not the brightness", [one[KNOWN] for one in bins])
-            yield table_row("who knows the image, not brightness and place", [one.get(UNPLACED) for one in bins])
-            yield table_row("bound on the brightness", [one[BOUND] for one in bins])
+            yield markdown_row(method, [one["methods"][method][quantity] for one in bins])
+        if quantity == "scatter" and ORACLE in bins[0]:
+            yield markdown_row("who knows the image, not the brightness", [one[ORACLE] for one in bins])
+            yield markdown_row(
+                "who knows the image, not brightness and place", [one.get(ORACLE_POSITION) for one in bins]
+            )
+            yield markdown_row("bound on the brightness", [one[FLUX_BOUND] for one in bins])
 
 
 Pairs = dict[str, dict[str, tuple[float, float]]]
@@ -247,7 +249,7 @@ def _of_pairs(title: str, pairs: Pairs) -> Iterator[str]:
     if not pairs:
         return
     kinds = list(next(iter(pairs.values())))
-    yield from table_head(title, kinds)
+    yield from markdown_header(title, kinds)
     for method, found in pairs.items():
         cells = [f"{found[kind][0]:.3f} ± {found[kind][1]:.3f}" if kind in found else "" for kind in kinds]
         yield f"| {' | '.join((method, *cells))} |"
@@ -255,20 +257,20 @@ def _of_pairs(title: str, pairs: Pairs) -> Iterator[str]:
 
 def _of_fields(recipe: str, part: dict[str, Any]) -> Iterator[str]:
     columns = ("found", "found_hit", "completeness", "by_chance", "purity", "purity_by_chance")
-    yield from table_head(f"{recipe}, detected mask: catalogues", [name.replace("_", " ") for name in columns])
+    yield from markdown_header(f"{recipe}, detected mask: catalogues", [name.replace("_", " ") for name in columns])
     for method, row in part["catalogue"].items():
-        yield table_row(method, [row[name] for name in columns])
+        yield markdown_row(method, [row[name] for name in columns])
     for kind, counts in part["number_counts"].items():
-        yield from table_head(f"{recipe}: number counts, {kind}", ["structural similarity", "chi^2"])
+        yield from markdown_header(f"{recipe}: number counts, {kind}", ["structural similarity", "chi^2"])
         for method, row in counts.items():
-            yield table_row(method, [row.get("ssim"), row.get("chi2")])
+            yield markdown_row(method, [row.get("ssim"), row.get("chi2")])
     for how, kinds in part["photometry"].items():
         for kind, methods in kinds.items():
             edges = [row["from"] for row in methods[CLEAN]]
             title = (
                 f"{recipe}: {kind}, {'forced' if how == 'forced' else 're-detected'}, width of the 5-95 % band [mag]"
             )
-            yield from table_head(title, [f"from {edge:g} mag" for edge in edges])
+            yield from markdown_header(title, [f"from {edge:g} mag" for edge in edges])
             for method, rows in methods.items():
                 width = {row["from"]: row["p95"] - row["p5"] for row in rows}
-                yield table_row(method, [width.get(edge) for edge in edges])
+                yield markdown_row(method, [width.get(edge) for edge in edges])

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.core.plotting import pyplot
-from csstdask.evaluation.inpaint.frames import MAGNITUDES
+from csstdask.evaluation.inpaint.frames import MAGNITUDE_BINS
 from csstdask.evaluation.inpaint.photometry import DISTANCES
 
 _ZERO_LINE = {"color": "k", "lw": 0.5}
@@ -82,8 +82,8 @@ def draw_fields(part: dict[str, Any], path: Path) -> None:
             axis.set_ylim(-1, 1)
         counts = part["number_counts"][kind]
         for method, row in counts.items():
-            line[2].stairs(row["counts"], MAGNITUDES, label=f"{method}, SSIM {row.get('ssim') or np.nan:.3f}")
-        line[2].stairs(next(iter(counts.values()))["catalogue"], MAGNITUDES, color="k", ls="--", label="catalogue")
+            line[2].stairs(row["counts"], MAGNITUDE_BINS, label=f"{method}, SSIM {row.get('ssim') or np.nan:.3f}")
+        line[2].stairs(next(iter(counts.values()))["catalogue"], MAGNITUDE_BINS, color="k", ls="--", label="catalogue")
         line[2].set(xlabel="magnitude", ylabel=kinds, yscale="log", ylim=(0.5, None))
     _save(plt, figure, axes.flat, path)
 

@@ -31,29 +31,29 @@ import sep
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 
-from csstdask.arrays.background import measure
+from csstdask.arrays.background import estimate_background
 from csstdask.arrays.sources import measure_sources
 from csstdask.cosmicray.detect import detect
 from csstdask.cosmicray.inpaint import inpaint
-from csstdask.evaluation.cosmicray.frames import Announce, Known, draw, over_units
-from csstdask.evaluation.inpaint.methods import ways_of
+from csstdask.evaluation.cosmicray.frames import ProgressCallback, TruthFrame, map_units, render_truth_frame
+from csstdask.evaluation.inpaint.methods import own_methods
 from csstdask.evaluation.inpaint.photometry import CLEAN
 from csstdask.metrics.detection import Bool, Float
 from csstdask.metrics.similarity import structural_similarity
 from csstdask.mock import Recipe
 from csstdask.nn.models import NO_PSF
-from csstdask.psf.frame import knows_band
+from csstdask.psf.frame import supports_band
 
 Column = npt.NDArray[np.float64]
 
 #: A source is hit by so much charge of a pixel [e-] within so many pixels.
 _HIT_ABOVE, _REACH = 5.0, 5.0
 #: A measured source is a true one within so many pixels and magnitudes; places that are asked.
-RADIUS, TOLERANCE, _NEAREST = 2.0, 0.75, 4
+MATCH_RADIUS, MATCH_TOLERANCE, _NEAREST = 2.0, 0.75, 4
 #: By how much the catalogue is moved to see what chance finds [pixel].
 _MOVED = 37.0
 #: Magnitudes at which bins begin, and the fewest sources of one.
-MAGNITUDES = tuple(float(edge) for edge in np.arange(15, 27.5, 0.5))
+MAGNITUDE_BINS = tuple(float(edge) for edge in np.arange(15, 27.5, 0.5))
 _LEAST = 20
 #: Of number counts, the window of the structural similarity [bin].
 WINDOW = 7
@@ -63,7 +63,7 @@ DIRECT, MASKED, DROPPED = "direct", "masked", "touched dropped"
 
 
 @dataclass
-class Treated:
+class TreatmentResult:
     """What a treatment made of one unit; magnitudes are AB, NaN where there is none."""
 
     found: Bool
@@ -95,7 +95,7 @@ class Unit:
     hit: Bool
     hit_elsewhere: Bool
     """The same of the catalogue moved elsewhere."""
-    treated: dict[str, Treated] = field(default_factory=dict)
+    treated: dict[str, TreatmentResult] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class _Frame:
 
 def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[str]) -> Unit:
     """Render a unit, treat it in every way, and measure its sources."""
-    known = draw(recipe, index, detector)
+    known = render_truth_frame(recipe, index, detector)
     catalogue, (ny, nx) = known.catalogue, known.clean.shape
     counts = catalogue.flux * known.exptime
     inside = (catalogue.x > -0.5) & (catalogue.y > -0.5) & (catalogue.x < nx - 0.5) & (catalogue.y < ny - 0.5)
@@ -124,7 +124,7 @@ def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[
     zero = float(np.median(zero_point)) if len(zero_point) else 0.0
     twin: dict[str, npt.NDArray[Any]] | None = None
     for name, frame in _treatments(
-        known, models, detector if knows_band(recipe.instrument, detector) else None
+        known, models, detector if supports_band(recipe.instrument, detector) else None
     ).items():
         sky, found = _measured(frame)
         twin = found if twin is None else twin
@@ -160,7 +160,7 @@ def _at(mask: Bool, x: Column, y: Column) -> Bool:
     return np.asarray(mask[rows, columns])
 
 
-def _treatments(known: Known, models: Sequence[str], detector: int | None) -> dict[str, _Frame]:
+def _treatments(known: TruthFrame, models: Sequence[str], detector: int | None) -> dict[str, _Frame]:
     """Return the frame in every treatment, the clean twin first; stars by PSF where a detector's id is told."""
     case = known.case
     error = np.ones_like(case.data) if case.error is None else case.error
@@ -172,7 +172,7 @@ def _treatments(known: Known, models: Sequence[str], detector: int | None) -> di
         MASKED: _Frame(case.data, case.ignore | hit, error, nothing),
         DROPPED: _Frame(case.data, case.ignore | hit, error, nothing),
     }
-    for name, (model, by_psf) in ways_of(models, psf=detector is not None).items():
+    for name, (model, by_psf) in own_methods(models, psf=detector is not None).items():
         psf = None if by_psf else NO_PSF
         fixed = inpaint(case.data, hit, case.error, case.ignore, model=model, detector=detector, psf=psf)
         variance = np.asarray(fixed.variance)
@@ -187,7 +187,7 @@ def _treatments(known: Known, models: Sequence[str], detector: int | None) -> di
 
 
 def _measured(frame: _Frame) -> tuple[Float, dict[str, npt.NDArray[Any]]]:
-    mesh = measure(frame.data, frame.mask)
+    mesh = estimate_background(frame.data, frame.mask)
     sky = (frame.data - mesh.background_at()).astype(np.float32)
     sky[frame.mask] = 0
     return sky, measure_sources(sky, frame.error, mesh.noise_at(), frame.mask, repaired=frame.repaired)
@@ -203,22 +203,22 @@ def _ellipse_sum(frame: npt.NDArray[Any], found: dict[str, Any], mask: Bool | No
 def _forced(sky: Float, frame: _Frame, twin: dict[str, Any], place: _Place, zero: float) -> Column:
     """Return fluxes of the catalogue's sources in the ellipses of the clean twin's, round its places; NaN for none."""
     flux = np.full(len(place.x), np.nan)
-    which = match(twin["x"], twin["y"], _magnitudes(twin["flux"], zero), place.x, place.y, place.magnitude)
+    which = match_to_catalogue(twin["x"], twin["y"], _magnitudes(twin["flux"], zero), place.x, place.y, place.magnitude)
     flux[which[which >= 0]] = _ellipse_sum(sky, twin, frame.mask)[which >= 0]
     return flux
 
 
 def _compared(
     found: dict[str, Any], forced: Column, place: _Place, elsewhere: _Place, zero: float, near: Bool
-) -> Treated:
+) -> TreatmentResult:
     magnitude = _magnitudes(found["flux"], zero)
     which, chance = (
-        match(found["x"], found["y"], magnitude, one.x, one.y, one.magnitude) for one in (place, elsewhere)
+        match_to_catalogue(found["x"], found["y"], magnitude, one.x, one.y, one.magnitude) for one in (place, elsewhere)
     )
     number = np.arange(len(place.x))
     of_source = np.full(len(place.x), np.nan)
     of_source[which[which >= 0]] = magnitude[which >= 0]
-    return Treated(
+    return TreatmentResult(
         found=np.isin(number, which),
         by_chance=np.isin(number, chance),
         magnitude=of_source,
@@ -235,7 +235,7 @@ def _magnitudes(flux: Column, zero: float) -> Column:
         return np.where(flux > 0, zero - 2.5 * np.log10(flux), np.nan)
 
 
-def match(
+def match_to_catalogue(
     x: Column, y: Column, magnitude: Column, true_x: Column, true_y: Column, true_magnitude: Column
 ) -> npt.NDArray[np.int64]:
     """Return the catalogue source that each measured one is, -1 for none; each serves one, the nearest pairs first."""
@@ -244,10 +244,10 @@ def match(
         return which
     count = min(_NEAREST, len(true_x))
     tree = cKDTree(np.column_stack([true_x, true_y]))
-    distance, near = tree.query(np.column_stack([x, y]), k=range(1, count + 1), distance_upper_bound=RADIUS)
+    distance, near = tree.query(np.column_stack([x, y]), k=range(1, count + 1), distance_upper_bound=MATCH_RADIUS)
     measured, place = np.nonzero(np.isfinite(distance))
     source = near[measured, place]
-    alike = np.abs(magnitude[measured] - true_magnitude[source]) < TOLERANCE
+    alike = np.abs(magnitude[measured] - true_magnitude[source]) < MATCH_TOLERANCE
     measured, place, source = measured[alike], place[alike], source[alike]
     taken = np.zeros(len(true_x), dtype=bool)
     for one in np.argsort(distance[measured, place], kind="stable"):
@@ -257,7 +257,7 @@ def match(
 
 
 def fields_part(
-    recipe: Recipe, models: Sequence[str], announce: Announce, *, workers: int | None = None
+    recipe: Recipe, models: Sequence[str], on_progress: ProgressCallback, *, workers: int | None = None
 ) -> dict[str, Any]:
     """Return photometry, completeness, purity and number counts of all treatments over the units of a recipe.
 
@@ -276,7 +276,9 @@ def fields_part(
         ``hit``, how many sources were; ``photometry`` of these by kind, treatment and magnitude; ``catalogue``, by
         kind and treatment; ``number_counts``, the same of all sources.
     """
-    units = list(over_units(recipe, partial(measure_unit, models=tuple(models)), announce=announce, workers=workers))
+    units = list(
+        map_units(recipe, partial(measure_unit, models=tuple(models)), on_progress=on_progress, workers=workers)
+    )
     true, is_star, bright, hit, elsewhere = (
         np.concatenate([getattr(unit, name) for unit in units])
         for name in ("magnitude", "is_star", "bright", "hit", "hit_elsewhere")
@@ -285,7 +287,7 @@ def fields_part(
     columns = {
         name: {
             column.name: np.concatenate([getattr(unit.treated[name], column.name) for unit in units])
-            for column in dataclass_fields(Treated)
+            for column in dataclass_fields(TreatmentResult)
         }
         for name in units[0].treated
     }
@@ -336,7 +338,7 @@ def photometry(measured: dict[str, Column], true: Column, chosen: Bool) -> dict[
     everywhere = chosen & np.all([np.isfinite(one) for one in measured.values()], axis=0)
     in_twin = chosen & np.isfinite(measured[CLEAN])
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in measured}
-    for low, high in pairwise(MAGNITUDES):
+    for low, high in pairwise(MAGNITUDE_BINS):
         inside = (true >= low) & (true < high)
         if (inside & everywhere).sum() < _LEAST:
             continue
@@ -365,8 +367,8 @@ def number_counts(measured: Column, true: Column) -> dict[str, Any]:
     ``ssim`` of the two curves in windows of 7 bins of 0.5 mag, the span that of the catalogue's counts; ``chi2`` their
     mean squared difference in units of the catalogue's Poisson error, of bins without a source that of one.
     """
-    counts, _ = np.histogram(measured[np.isfinite(measured)], MAGNITUDES)
-    wanted, _ = np.histogram(true, MAGNITUDES)
+    counts, _ = np.histogram(measured[np.isfinite(measured)], MAGNITUDE_BINS)
+    wanted, _ = np.histogram(true, MAGNITUDE_BINS)
     facts: dict[str, Any] = {"counts": counts.tolist(), "catalogue": wanted.tolist()}
     if wanted.any():
         facts["chi2"] = float(((counts - wanted) ** 2 / np.maximum(wanted, 1)).mean())

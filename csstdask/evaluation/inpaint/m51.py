@@ -11,9 +11,9 @@ import numpy as np
 from astropy.io import fits
 
 from csstdask.core.errors import InputError
-from csstdask.core.warnings import no_warnings
-from csstdask.evaluation.inpaint.methods import Damaged, fillers
-from csstdask.evaluation.inpaint.photometry import summary_of
+from csstdask.core.warnings import suppress_warnings
+from csstdask.evaluation.inpaint.methods import MaskedImage, repair_methods
+from csstdask.evaluation.inpaint.photometry import summarise_pulls
 
 #: Electrons of a count: the camera's documentation does not tell; a guess.
 _GAIN = np.float32(4.0)
@@ -21,7 +21,7 @@ _REPEATS = 3
 _FILES = ("m51_org.fits", "m51_with_cosmicrays.fits", "m51_mask.fits")
 
 
-def files_of_m51(folder: Path) -> list[Path]:
+def m51_paths(folder: Path) -> list[Path]:
     """Return the files: as it was, with cosmic rays, and their mask.
 
     Raises
@@ -57,12 +57,12 @@ def m51_part(folder: Path, models: Sequence[str]) -> dict[str, Any]:
     InputError
         If a file is absent.
     """
-    with no_warnings():
-        truth, damaged, mask = (np.asarray(fits.getdata(path), dtype=np.float32) for path in files_of_m51(folder))
+    with suppress_warnings():
+        truth, damaged, mask = (np.asarray(fits.getdata(path), dtype=np.float32) for path in m51_paths(folder))
     hit = mask > 0
-    frame = Damaged(damaged * _GAIN, None, np.zeros(hit.shape, dtype=bool))
+    frame = MaskedImage(damaged * _GAIN, None, np.zeros(hit.shape, dtype=bool))
     result: dict[str, Any] = {}
-    for name, fill in fillers(models).items():
+    for name, fill in repair_methods(models).items():
         fixed, variance = fill(frame, hit)
         seconds = []
         for _ in range(_REPEATS):
@@ -80,5 +80,5 @@ def m51_part(folder: Path, models: Sequence[str]) -> dict[str, Any]:
         if variance is not None:
             told = hit & np.isfinite(variance) & (variance > 0)
             pull = (fixed / _GAIN - truth)[told] / np.sqrt(variance[told]) * _GAIN
-            result[name]["pull"] = summary_of(pull)
+            result[name]["pull"] = summarise_pulls(pull)
     return result

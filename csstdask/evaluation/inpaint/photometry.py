@@ -27,18 +27,18 @@ import numpy.typing as npt
 import sep
 
 from csstdask.arrays.moments import adaptive_moments
-from csstdask.arrays.sources import covariance_of_sums, wrong_together
-from csstdask.arrays.stamps import cut_stamps, middles
+from csstdask.arrays.sources import shared_repair_error, sum_covariance
+from csstdask.arrays.stamps import centre_pixels, cut_stamps
 from csstdask.cosmicray.detect import detect
-from csstdask.evaluation.cosmicray.frames import Announce, Known, draw, over_units
-from csstdask.evaluation.inpaint.methods import Damaged, fillers, ways_of
+from csstdask.evaluation.cosmicray.frames import ProgressCallback, TruthFrame, map_units, render_truth_frame
+from csstdask.evaluation.inpaint.methods import MaskedImage, own_methods, repair_methods
 from csstdask.instrument import load_instrument
 from csstdask.metrics.detection import Bool, Float
 from csstdask.mock import Recipe
 from csstdask.mock.catalogue import Catalogue
 from csstdask.mock.render import expected_light
 from csstdask.nn.models import find_card
-from csstdask.psf.frame import knows_band
+from csstdask.psf.frame import supports_band
 
 Mask = Literal["true", "detected"]
 MASKS: tuple[Mask, ...] = get_args(Mask)
@@ -53,23 +53,24 @@ _SOURCE = 3.0
 #: Pulls beyond this count as this: a few misses must not be all that a deviation tells.
 _FURTHEST = 20.0
 _LEAST = 8
-CLEAN, KNOWN, UNPLACED, BOUND = "clean twin", "known_star_scatter", "unplaced_star_scatter", "bound"
+CLEAN, ORACLE, ORACLE_POSITION, FLUX_BOUND = "clean twin", "known_star_scatter", "unplaced_star_scatter", "bound"
 #: What is told of stars alone.
-OF_STARS = (KNOWN, UNPLACED, BOUND)
+STAR_COLUMNS = (ORACLE, ORACLE_POSITION, FLUX_BOUND)
 #: Moves of all stars, for slopes in their place [pixel].
 _STEP = 0.1
 
 #: Columns that are no flux.
-_FACTS = {"magnitude", "is_star", "distance", "masked", "usable", *OF_STARS}
+_FACTS = {"magnitude", "is_star", "distance", "masked", "usable", *STAR_COLUMNS}
 
 
 @dataclass
-class Measured:
+class UnitMeasurements:
     """What repair made of the sources of one unit."""
 
     columns: dict[str, Column] = field(default_factory=dict)
     """Of each source ``magnitude``, ``is_star``, ``distance`` of the nearest charge [pixel], the share ``masked`` of
-    the charge within 16 pixels, whether it is ``usable``; of stars the scatters of `known_star`; by method flux [e-].
+    the charge within 16 pixels, whether it is ``usable``; of stars the scatters of `oracle_scatter`; by method flux
+    [e-].
     """
     pulls: dict[str, dict[str, Column]] = field(default_factory=dict)
     """By method: (repaired - clean) / sigma of pixels of ``star``, ``galaxy`` and ``background``."""
@@ -85,7 +86,7 @@ class Measured:
 
 def measure_unit(
     recipe: Recipe, index: int, detector: int, *, models: Sequence[str], mask: Mask, peers: bool = True
-) -> Measured:
+) -> UnitMeasurements:
     """Render a unit, repair it in every way, and measure its sources.
 
     Parameters
@@ -112,12 +113,12 @@ def measure_unit(
     """
     if mask not in MASKS:
         raise ValueError(f"mask: found {mask!r}; wanted one of {', '.join(MASKS)}")
-    known = draw(recipe, index, detector)
+    known = render_truth_frame(recipe, index, detector)
     case = known.case
     charged = (case.charge > 0) & ~case.ignore
     hit = charged if mask == "true" else np.asarray(detect(case.data, case.error, case.ignore).mask)
-    psf = knows_band(recipe.instrument, detector)
-    frame = Damaged(case.data, case.error, case.ignore, detector if psf else None)
+    psf = supports_band(recipe.instrument, detector)
+    frame = MaskedImage(case.data, case.error, case.ignore, detector if psf else None)
     x, y, is_star = known.catalogue.x, known.catalogue.y, known.catalogue.is_star
     light = _Light.of(recipe, index, detector, known)
     columns = {"magnitude": known.catalogue.mag, "is_star": is_star.astype(float)}
@@ -125,20 +126,20 @@ def measure_unit(
     columns["usable"] = (aperture_flux(case.ignore.astype(np.float32), x, y) == 0).astype(float)
     columns |= light.scatters(hit, x, y, is_star)
     columns[CLEAN] = aperture_flux(known.clean - np.float32(known.sky), x, y)
-    measured = Measured(columns)
+    measured = UnitMeasurements(columns)
     region = light.regions(x, y, is_star)
     touched = (aperture_flux(hit.astype(np.float32), x, y) > 0) & (columns["usable"] > 0)
-    twin = shapes_of(known.clean - np.float32(known.sky), x, y)
+    twin = measure_shapes(known.clean - np.float32(known.sky), x, y)
     measured.shaped = (touched & np.isfinite(twin).all(axis=1)).astype(float)
     correlations = {
         name: find_card("inpaint", model).calibration.get("correlation", 0.0)
-        for name, (model, _) in ways_of(models, psf=psf).items()
+        for name, (model, _) in own_methods(models, psf=psf).items()
     }
-    for name, fill in fillers(models, psf=psf, peers=peers).items():
+    for name, fill in repair_methods(models, psf=psf, peers=peers).items():
         fixed, variance = fill(frame, hit)
         flux = aperture_flux(fixed - np.float32(known.sky), x, y)
         columns[name] = flux
-        change = shapes_of(fixed - np.float32(known.sky), x, y) - twin
+        change = measure_shapes(fixed - np.float32(known.sky), x, y) - twin
         change[:, 0] /= twin[:, 0]
         measured.shapes[name] = np.where(touched[:, None], change, np.nan)
         if variance is None:
@@ -148,9 +149,9 @@ def measure_unit(
         pull[told] = (fixed - known.clean)[told] / np.sqrt(variance[told])
         measured.pulls[name] = {kind: pull[told & (region == number)].astype(float) for kind, number in _KINDS.items()}
         sigma = np.sqrt(np.where(told, variance, 0)).astype(np.float32)
-        together = wrong_together(fixed - np.float32(known.sky), sigma, np.float32(known.rms), told)
+        together = shared_repair_error(fixed - np.float32(known.sky), sigma, np.float32(known.rms), told)
         whole = aperture_flux(sigma**2, x, y)
-        whole += covariance_of_sums(together, correlations.get(name, 0.0), partial(aperture_flux, x=x, y=y))
+        whole += sum_covariance(together, correlations.get(name, 0.0), partial(aperture_flux, x=x, y=y))
         with np.errstate(divide="ignore", invalid="ignore"):
             measured.flux_pulls[name] = np.where(whole > 0, (flux - columns[CLEAN]) / np.sqrt(whole), np.nan)
     return measured
@@ -161,9 +162,9 @@ def aperture_flux(frame: Float, x: Column, y: Column) -> Column:
     return np.asarray(sep.sum_circle(np.ascontiguousarray(frame, dtype=np.float32), x, y, APERTURE, subpix=5)[0])
 
 
-def shapes_of(frame: Float, x: Column, y: Column) -> Column:
+def measure_shapes(frame: Float, x: Column, y: Column) -> Column:
     """Return size [pixel] and the two distortions of sources, (n, 3), by adaptive moments; NaN where there are none."""
-    stamps = cut_stamps(frame, middles(y), middles(x), 2 * _HALF)
+    stamps = cut_stamps(frame, centre_pixels(y), centre_pixels(x), 2 * _HALF)
     found = adaptive_moments(stamps)
     return np.column_stack([found.sigma, found.e1, found.e2])
 
@@ -184,7 +185,7 @@ class _Light:
     """Of each pixel, as measured [e-^2]."""
 
     @classmethod
-    def of(cls, recipe: Recipe, index: int, detector: int, known: Known) -> _Light:
+    def of(cls, recipe: Recipe, index: int, detector: int, known: TruthFrame) -> _Light:
         instrument, catalogue = load_instrument(recipe.instrument), known.catalogue
 
         def drawn(some: Catalogue) -> Float:
@@ -210,24 +211,24 @@ class _Light:
         return region
 
     def scatters(self, lost: Bool, x: Column, y: Column, is_star: Bool) -> dict[str, Column]:
-        """Return the relative scatters of stars as `known_star` has them; NaN of galaxies."""
+        """Return the relative scatters of stars as `oracle_scatter` has them; NaN of galaxies."""
         columns = np.full((3, len(x)), np.nan)
         for star in np.flatnonzero(is_star):
             window = _window(x[star], y[star])
             light, variance, there = self.stars[window], self.variance[window], lost[window]
             rows, across = np.indices(light.shape)
             inside = np.hypot(rows + window[0].start - y[star], across + window[1].start - x[star]) < APERTURE
-            placed, bound = known_star(light[None], variance, there, inside)
+            placed, bound = oracle_scatter(light[None], variance, there, inside)
             unknown = np.stack([light, *(slope[window] for slope in self.slopes)])
-            columns[:, star] = placed, known_star(unknown, variance, there, inside)[0], bound
-        return dict(zip(OF_STARS, columns, strict=True))
+            columns[:, star] = placed, oracle_scatter(unknown, variance, there, inside)[0], bound
+        return dict(zip(STAR_COLUMNS, columns, strict=True))
 
 
 def _window(x: float, y: float) -> tuple[slice, slice]:
     return slice(max(0, int(y) - _HALF), int(y) + _HALF), slice(max(0, int(x) - _HALF), int(x) + _HALF)
 
 
-def known_star(unknown: Float, variance: Float, lost: Bool, inside: Bool) -> tuple[float, float]:
+def oracle_scatter(unknown: Float, variance: Float, lost: Bool, inside: Bool) -> tuple[float, float]:
     """Return the relative scatter of a star's flux in an aperture, and of its brightness, if its image is known.
 
     Parameters
@@ -277,7 +278,7 @@ def _hits(charged: Bool, hit: Bool, charge: Float, x: Column, y: Column) -> dict
 def science_part(
     recipe: Recipe,
     models: Sequence[str],
-    announce: Announce,
+    on_progress: ProgressCallback,
     *,
     mask: Mask = "true",
     peers: bool = True,
@@ -302,7 +303,7 @@ def science_part(
         ``pulls`` of the methods that tell a variance; ``shapes`` by method and kind.
     """
     look = partial(measure_unit, models=tuple(models), mask=mask, peers=peers)
-    units = list(over_units(recipe, look, announce=announce, workers=workers))
+    units = list(map_units(recipe, look, on_progress=on_progress, workers=workers))
     columns = {name: np.concatenate([unit.columns[name] for unit in units]) for name in units[0].columns}
     relative = _relative([unit.columns for unit in units])
     names = [name for name in columns if name not in _FACTS]
@@ -315,7 +316,7 @@ def science_part(
                 chosen &= (columns["distance"] >= near) & ((columns["distance"] < far) | (far == np.inf))
                 if chosen.sum() < _LEAST:
                     continue
-                of_stars = {name: float(np.median(columns[name][chosen])) for name in OF_STARS} if is_star else {}
+                of_stars = {name: float(np.median(columns[name][chosen])) for name in STAR_COLUMNS} if is_star else {}
                 bins.append(
                     {
                         "kind": kind,
@@ -360,16 +361,16 @@ def _row(columns: dict[str, Column], relative: dict[str, Column], name: str, cho
     }
 
 
-def _pulls(units: Sequence[Measured], name: str) -> dict[str, dict[str, float]]:
+def _pulls(units: Sequence[UnitMeasurements], name: str) -> dict[str, dict[str, float]]:
     parts = {kind: np.concatenate([unit.pulls[name][kind] for unit in units]) for kind in _KINDS}
     flux = np.concatenate([unit.flux_pulls[name] for unit in units])
     is_star, usable = (np.concatenate([unit.columns[key] for unit in units]) > 0 for key in ("is_star", "usable"))
     known = np.isfinite(flux) & usable
     parts |= {"star, flux": flux[known & is_star], "galaxy, flux": flux[known & ~is_star]}
-    return {kind: summary_of(pull) for kind, pull in parts.items() if len(pull)}
+    return {kind: summarise_pulls(pull) for kind, pull in parts.items() if len(pull)}
 
 
-def _shapes(units: Sequence[Measured], name: str) -> dict[str, dict[str, float]]:
+def _shapes(units: Sequence[UnitMeasurements], name: str) -> dict[str, dict[str, float]]:
     """Return mean and deviation of the errors of shapes, beyond 1 counted as 1, and the share without one, by kind."""
     change = np.clip(np.concatenate([unit.shapes[name] for unit in units]), -1, 1)
     is_star = np.concatenate([unit.columns["is_star"] for unit in units]) > 0
@@ -386,7 +387,7 @@ def _shapes(units: Sequence[Measured], name: str) -> dict[str, dict[str, float]]
     return rows
 
 
-def summary_of(pull: Column) -> dict[str, float]:
+def summarise_pulls(pull: Column) -> dict[str, float]:
     """Return number, mean and deviation of pulls; those beyond 20 count as 20."""
     near = np.clip(pull, -_FURTHEST, _FURTHEST)
     return {"n": len(pull), "mean": float(near.mean()), "sd": float(near.std())}

@@ -9,14 +9,14 @@ import numpy as np
 from csstdask.instrument import load_instrument
 from csstdask.metrics.psf import Images, Stars
 from csstdask.nn.card import ModelCard
-from csstdask.psf.field import half_pixels
+from csstdask.psf.field import oversampled
 from csstdask.psf.reconstruct import band_of, fit_detector
 from csstdask.psf.wavefront import FourierOptics
 
 _RIDGE = 1e-12
 
 
-def drawn_at_bound(stars: Stars, card: ModelCard, rng: np.random.Generator) -> tuple[Stars, Images]:
+def sample_at_cramer_rao_bound(stars: Stars, card: ModelCard, rng: np.random.Generator) -> tuple[Stars, Images]:
     """Return what an estimate at the bound might be.
 
     Parameters
@@ -53,5 +53,5 @@ def drawn_at_bound(stars: Stars, card: ModelCard, rng: np.random.Generator) -> t
     )  # fmt: skip
     roots = np.linalg.cholesky(fit.spread + _RIDGE * np.eye(len(fit.psfs)))
     change = np.einsum("nab,nb->na", roots, rng.normal(size=fit.amounts.shape))
-    image, drawn = (half_pixels(fit.psfs, amounts, fit.spread)[0] for amounts in (fit.amounts, fit.amounts + change))
+    image, drawn = (oversampled(fit.psfs, amounts, fit.spread)[0] for amounts in (fit.amounts, fit.amounts + change))
     return replace(stars, truth=image), drawn

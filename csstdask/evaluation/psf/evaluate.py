@@ -6,14 +6,15 @@ Stars of test recipes, whose effective PSFs are known, at S/N 100 unless a recip
 * ``epochs``: other optical states of that telescope; ``newoptics``: another telescope; ``snr``: the same at other S/N.
 
 Beside the model stand further models, each also with its stamps ``blank``, and PSFEx and Piff, where they are
-installed, given the very same stamps. In some parts (`FEWER`) also the same model with the colours of stars known; with
+installed, given the very same stamps. In some parts (`FEW_STAR_PARTS`) also the same model with the colours of stars
+known; with
 no star, or one: ``without stars``, what it believes before it sees any, and ``one star``, each star alone; with few;
 and a ``polynomial``, the PSF of the place as half of the true ones tell it. What does not beat this one, or its own
-blank stamps, recalls a telescope instead of measuring it. On a telescope that nobody has learnt (`BOUNDED`) stands
+blank stamps, recalls a telescope instead of measuring it. On a telescope that nobody has learnt (`BOUND_PARTS`) stands
 beside, as ``bound``, what the same stars could tell at best.
 
-What can be told without the truth, as in orbit, stands beside in the parts `FEWER`: how a field fitted to four fifths
-of the stars suits the others, in cells of the detector of their own (``reserve``).
+What can be told without the truth, as in orbit, stands beside in the parts `FEW_STAR_PARTS`: how a field fitted to
+four fifths of the stars suits the others, in cells of the detector of their own (``reserve``).
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ from csstdask.core.optional import install_hint
 from csstdask.core.plotting import check_figures
 from csstdask.evaluation.baselines import piff as piff_runner
 from csstdask.evaluation.io import write_results
-from csstdask.evaluation.psf.bound import drawn_at_bound
-from csstdask.evaluation.psf.figures import Look, draw_bands, draw_counts, draw_looks
+from csstdask.evaluation.psf.bound import sample_at_cramer_rao_bound
+from csstdask.evaluation.psf.figures import ResidualView, draw_bands, draw_counts, draw_residuals
 from csstdask.evaluation.psf.tables import table
-from csstdask.metrics.held_out_stars import of_reserve
-from csstdask.metrics.psf import Images, Stars, draw_stars, errors_of, pulls_of
+from csstdask.metrics.held_out_stars import held_out_stars
+from csstdask.metrics.psf import Images, Stars, draw_stars, psf_errors, psf_pulls
 from csstdask.mock import Recipe
 from csstdask.mock.recipe import load_recipe
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
 from csstdask.psf.basis import polynomials
-from csstdask.psf.reconstruct import Reconstruction, kind_of_card, knows, reconstruct
+from csstdask.psf.reconstruct import Reconstruction, model_kind, reconstruct, supports_detector
 from csstdask.training.psf.psfex import is_installed, psfex_at_stars, sky_of
 
 log = logging.getLogger("csstdask")
@@ -57,9 +58,9 @@ PARTS = {
     "snr": "psf-newoptics",
 }  # fmt: skip
 #: Parts in which the model is also given no star, one, and few; and told their colours.
-FEWER = ("nodes", "newoptics", "snr")
+FEW_STAR_PARTS = ("nodes", "newoptics", "snr")
 #: Parts in which what could be known at best stands beside.
-BOUNDED = ("newoptics", "snr")
+BOUND_PARTS = ("newoptics", "snr")
 #: S/N of stars where it is not the point, and where it is: from some 700 on they saturate the camera in 150 s.
 SNR, SNRS = 100.0, (30.0, 100.0, 300.0, 600.0)
 #: PSFEx's: those of the paper. Its best of a grid are 0.2 dB better, in more than three times the time
@@ -74,13 +75,13 @@ _ALONE, _COUNTS = 40, (10, 100)
 #: Fewer stars tell nothing of how errors change with a star's colour.
 _FEWEST = 20
 _FILE = "psf_evaluation"
-MODEL, COLOURS, ALONE, PRIOR = "all stars", "all stars, colours known", "one star", "without stars"
-PLACE, PSFEX, PIFF = "polynomial", "PSFEx", "Piff"
+ALL_STARS, COLOURS_KNOWN, ONE_STAR, NO_STARS = "all stars", "all stars, colours known", "one star", "without stars"
+POLYNOMIAL, PSFEX, PIFF = "polynomial", "PSFEx", "Piff"
 #: Goes before the name of a method: what it could be at best, given the same stars.
 BOUND = "bound, "
 _BOUND_SEED = 20261128
 #: By the number of stars: methods, and what each is at best.
-COUNTED = {name: BOUND + name for name in (ALONE, *(f"{count} stars" for count in _COUNTS), MODEL)}
+BOUND_OF = {name: BOUND + name for name in (ONE_STAR, *(f"{count} stars" for count in _COUNTS), ALL_STARS)}
 
 
 def evaluate_psf(
@@ -95,7 +96,7 @@ def evaluate_psf(
     beside: Sequence[str] = (),
     detectors: Sequence[int] | None = None,
     workers: int = 2,
-    announce: Callable[[str], None] = log.info,
+    on_progress: Callable[[str], None] = log.info,
 ) -> dict[str, Any]:
     """Evaluate PSF reconstruction beside PSFEx.
 
@@ -140,38 +141,40 @@ def evaluate_psf(
     if to is not None:
         check_figures()  # now, and not when all is measured
     if psfex and not is_installed():
-        announce("PSFEx is not installed (Debian: apt-get install psfex), left out")
+        on_progress("PSFEx is not installed (Debian: apt-get install psfex), left out")
         psfex = False
     if piff and not piff_runner.is_installed():
-        announce(f"Piff is not installed, left out; to include it: {install_hint('bench')}")
+        on_progress(f"Piff is not installed, left out; to include it: {install_hint('bench')}")
         piff = False
     results: dict[str, Any] = {"model": card.name, "version": card.version, "identity": card.identity}
-    results |= {"beside": {name_of(one): one.identity for one in others}, "recipes": {}}
+    results |= {"beside": {model_label(one): one.identity for one in others}, "recipes": {}}
     for part in parts:
         for name in (PARTS[part], f"{PARTS[part]}-foreign"):
             path = recipes / f"{name}.toml"
             if name.endswith("-foreign") and not (foreign and path.is_file()):
                 continue
             whole = load_recipe(path)
-            known = [one for one in whole.detectors if one in (detectors or whole.detectors) and knows(card, one)]
+            known = [
+                one for one in whole.detectors if one in (detectors or whole.detectors) and supports_detector(card, one)
+            ]
             if not known:
                 wanted = f"some of {path} that {card.name} knows"
                 raise InputError("detectors", ", ".join(map(str, detectors or whole.detectors)), wanted)
-            for title, recipe in as_asked(whole.model_copy(update={"detectors": tuple(known)}), part):
+            for title, recipe in vary_snr(whole.model_copy(update={"detectors": tuple(known)}), part):
                 look = partial(
                     measure_unit, recipe, model=model, psfex=psfex, piff=piff, beside=tuple(beside),
-                    fewer=part in FEWER, bounded=part in BOUNDED,
+                    fewer=part in FEW_STAR_PARTS, bounded=part in BOUND_PARTS,
                 )  # fmt: skip
-                units = list(_over_units(recipe, look, workers, announce))
+                units = list(_over_units(recipe, look, workers, on_progress))
                 looks = {unit["band"]: unit.pop("looks") for unit in reversed(units)}
                 results["recipes"][title] = units
                 if to is not None:
                     write_results(to / _FILE, results, table(results))
                     picture = to / title.replace(", S/N ", "-")
-                    draw_looks(dict(reversed(looks.items())), picture.with_name(f"{picture.name}.png"))
+                    draw_residuals(dict(reversed(looks.items())), picture.with_name(f"{picture.name}.png"))
                     draw_bands(units, picture.with_name(f"{picture.name}-bands.png"))
             if part == "snr" and to is not None:
-                draw_counts(by_snr(results["recipes"], name), COUNTED, to / f"{name}-snr.png")
+                draw_counts(by_snr(results["recipes"], name), BOUND_OF, to / f"{name}-snr.png")
     return results
 
 
@@ -181,7 +184,7 @@ def by_snr(recipes: dict[str, list[dict[str, Any]]], name: str = PARTS["snr"]) -
     return dict(sorted(titles.items(), key=lambda one: float(one[0].split()[-1])))
 
 
-def name_of(card: ModelCard) -> str:
+def model_label(card: ModelCard) -> str:
     """Return what tables call a model."""
     return f"{card.name} {card.version}"
 
@@ -193,7 +196,7 @@ def _card_of(option: str, model: str) -> ModelCard:
         raise InputError(option, str(error), "the name of a model, or its card") from None
 
 
-def as_asked(recipe: Recipe, part: str) -> Iterator[tuple[str, Recipe]]:
+def vary_snr(recipe: Recipe, part: str) -> Iterator[tuple[str, Recipe]]:
     """Yield titles and recipes: stars as bright as the part wants them."""
     if part == "epochs" or recipe.nodes is None:
         yield recipe.name, recipe
@@ -204,7 +207,7 @@ def as_asked(recipe: Recipe, part: str) -> Iterator[tuple[str, Recipe]]:
 
 
 def _over_units(
-    recipe: Recipe, look: Callable[[int, int], dict[str, Any]], workers: int, announce: Callable[[str], None]
+    recipe: Recipe, look: Callable[[int, int], dict[str, Any]], workers: int, on_progress: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
     units = [(index, detector) for index in range(recipe.exposures) for detector in recipe.detectors]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -212,7 +215,7 @@ def _over_units(
         done: dict[tuple[int, int], dict[str, Any]] = {}
         for future in as_completed(waiting):
             done[waiting[future]] = future.result()
-            announce(f"{recipe.name}: {len(done)} of {len(units)} units")
+            on_progress(f"{recipe.name}: {len(done)} of {len(units)} units")
     yield from (done[unit] for unit in units)
 
 
@@ -234,32 +237,32 @@ def measure_stars(
     bounded: bool = False,
 ) -> dict[str, Any]:
     """Return by method how far it is from the PSFs of stars of one detector, and how some of them look."""
-    looks: dict[str, Look] = {}
+    looks: dict[str, ResidualView] = {}
     start = time.perf_counter()
     found = _reconstructed(stars, model)
     took = time.perf_counter() - start
-    rows: dict[str, Any] = {MODEL: _row(stars, found.image, found.sigma, took)}
-    looks[MODEL] = Look.of(stars, found.image)
+    rows: dict[str, Any] = {ALL_STARS: _row(stars, found.image, found.sigma, took)}
+    looks[ALL_STARS] = ResidualView.of(stars, found.image)
     if fewer:
         rows |= _of_less(stars, model)
     if bounded:
         rows |= _at_bound(stars, model)
     for other in beside:
         card = find_card("psf", other)
-        if knows(card, stars.detector):
+        if supports_detector(card, stars.detector):
             image, of_other = _of_other(stars, card, other)
             rows |= of_other
-            looks[name_of(card)] = Look.of(stars, image)
+            looks[model_label(card)] = ResidualView.of(stars, image)
     if psfex:
         start = time.perf_counter()
         image = psfex_at_stars(stars.stamps, stars.mask, stars.x, stars.y, **PSFEX_SETTINGS)
         rows[PSFEX] = _row(stars, image, None, time.perf_counter() - start)
-        looks[PSFEX] = Look.of(stars, image)
+        looks[PSFEX] = ResidualView.of(stars, image)
     if piff:
         start = time.perf_counter()
         rows[PIFF] = _row(stars, _by_piff(stars), None, time.perf_counter() - start)
     unit = {"detector": stars.detector, "band": stars.band, "n": len(stars), "methods": rows, "looks": looks}
-    return unit | ({"reserve": of_reserve(stars, model)} if fewer else {})
+    return unit | ({"reserve": held_out_stars(stars, model)} if fewer else {})
 
 
 @dataclass(frozen=True)
@@ -284,33 +287,36 @@ class _Less:
 def _of_less(stars: Stars, model: str) -> dict[str, Any]:
     """Return how far PSFs are off of a model that is told of colours, or sees one star, few, or none; and of places."""
     rows: dict[str, Any] = {}
-    if kind_of_card(find_card("psf", model)) == "principal":
+    if model_kind(find_card("psf", model)) == "principal":
         coloured = _reconstructed(stars, model, temperature=stars.temperature)
-        rows[COLOURS] = _row(stars, coloured.image, coloured.sigma)
+        rows[COLOURS_KNOWN] = _row(stars, coloured.image, coloured.sigma)
     less = _Less.of(stars)
     found = [_reconstructed(one, model) for one in less.singles()]
     images, sigmas = (np.concatenate([getattr(one, name) for one in found]) for name in ("image", "sigma"))
-    rows[ALONE] = _row(less.alone, images, sigmas)
+    rows[ONE_STAR] = _row(less.alone, images, sigmas)
     for name, few in less.few.items():
         part = _reconstructed(few, model)
         rows[name] = _row(few, part.image, part.sigma)
     unseen = _reconstructed(stars, model, blank=True)
-    rows[PRIOR] = _row(stars, unseen.image, unseen.sigma)
+    rows[NO_STARS] = _row(stars, unseen.image, unseen.sigma)
     half = np.arange(len(stars)) % 2 == 0
-    rows[PLACE] = _row(stars.take(~half), _by_place(stars.take(half), stars.take(~half)), None)
+    rows[POLYNOMIAL] = _row(stars.take(~half), _by_place(stars.take(half), stars.take(~half)), None)
     return rows
 
 
 def _at_bound(stars: Stars, model: str) -> dict[str, Any]:
     """Return how far PSFs would be off at best, by all stars, few, and one; of principal PSFs only."""
     card = find_card("psf", model)
-    if kind_of_card(card) != "principal":
+    if model_kind(card) != "principal":
         return {}
     less, rng = _Less.of(stars), np.random.default_rng(_BOUND_SEED)
-    rows = {name: _row(*drawn_at_bound(some, card, rng), None) for name, some in ({MODEL: stars} | less.few).items()}
-    drawn = [drawn_at_bound(one, card, rng) for one in less.singles()]
+    rows = {
+        name: _row(*sample_at_cramer_rao_bound(some, card, rng), None)
+        for name, some in ({ALL_STARS: stars} | less.few).items()
+    }
+    drawn = [sample_at_cramer_rao_bound(one, card, rng) for one in less.singles()]
     shown, images = (np.concatenate(part) for part in zip(*((one.truth, image) for one, image in drawn), strict=True))
-    rows[ALONE] = _row(replace(less.alone, truth=shown), images, None)
+    rows[ONE_STAR] = _row(replace(less.alone, truth=shown), images, None)
     return {BOUND + name: row for name, row in rows.items()}
 
 
@@ -329,8 +335,8 @@ def _of_other(stars: Stars, card: ModelCard, model: str) -> tuple[Images, dict[s
     took = time.perf_counter() - start
     blank = _reconstructed(stars, model, blank=True)
     return found.image, {
-        name_of(card): _row(stars, found.image, found.sigma, took),
-        f"{name_of(card)}, blank": _row(stars, blank.image, blank.sigma),
+        model_label(card): _row(stars, found.image, found.sigma, took),
+        f"{model_label(card)}, blank": _row(stars, blank.image, blank.sigma),
     }
 
 
@@ -352,7 +358,7 @@ def _by_piff(stars: Stars) -> Images:
 
 
 def _row(stars: Stars, image: Images, sigma: Images | None, seconds: float | None = None) -> dict[str, Any]:
-    errors = errors_of(image, stars.truth)
+    errors = psf_errors(image, stars.truth)
     row: dict[str, Any] = {"n": len(stars)}
     for name, values in errors.items():
         row[name] = {
@@ -366,7 +372,7 @@ def _row(stars: Stars, image: Images, sigma: Images | None, seconds: float | Non
     if sized.sum() > _FEWEST and np.ptp(heat) > 0:
         row["size"]["per_dex"] = float(np.polyfit(heat[sized], errors["size"][sized], 1)[0])
     if sigma is not None:
-        pull = np.clip(pulls_of(image, sigma, stars.truth), -20, 20)
+        pull = np.clip(psf_pulls(image, sigma, stars.truth), -20, 20)
         row["pull"] = {"mean": float(pull.mean()), "sd": float(pull.std())}
     if seconds is not None:
         row["seconds"] = seconds

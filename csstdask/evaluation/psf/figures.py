@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from csstdask.core.plotting import pyplot
 from csstdask.evaluation.psf.tables import by_band
-from csstdask.metrics.psf import Stars, shape_errors_of
+from csstdask.metrics.psf import Stars, shape_errors
 
 Float = npt.NDArray[np.float64]
 
@@ -33,7 +33,7 @@ _SHOWN, _OF_PEAK, _OF_SIZE = 32, 1e-3, 0.01
 
 
 @dataclass(frozen=True)
-class Look:
+class ResidualView:
     """How a method's PSFs look on one detector."""
 
     left: Float
@@ -45,16 +45,16 @@ class Look:
     """(n,) (R - R_true) / R_true."""
 
     @classmethod
-    def of(cls, stars: Stars, image: npt.NDArray[np.float32]) -> Look:
+    def of(cls, stars: Stars, image: npt.NDArray[np.float32]) -> ResidualView:
         """Return how reconstructions of stars look."""
         found, true = (one.astype(float) / one.max(axis=(1, 2), keepdims=True) for one in (image, stars.truth))
         low = (image.shape[-1] - _SHOWN) // 2
         window = slice(low, low + _SHOWN)
         left = (found - true).mean(axis=0)[window, window]
-        return cls(left, stars.x, stars.y, shape_errors_of(image, stars.truth)["size"])
+        return cls(left, stars.x, stars.y, shape_errors(image, stars.truth)["size"])
 
 
-def draw_looks(looks: Mapping[str, Mapping[str, Look]], path: Path) -> None:
+def draw_residuals(looks: Mapping[str, Mapping[str, ResidualView]], path: Path) -> None:
     """Draw what methods leave, a column a band: mean images of it, then sizes over the detector.
 
     Parameters
@@ -150,5 +150,5 @@ def draw_counts(units: Mapping[str, Mapping[str, Any]], rows: Mapping[str, str],
     plt.close(figure)
 
 
-def _scatter(axis: Any, look: Look) -> Any:
+def _scatter(axis: Any, look: ResidualView) -> Any:
     return axis.scatter(look.x, look.y, c=look.size, s=3, marker="s", cmap="RdBu_r", vmin=-_OF_SIZE, vmax=_OF_SIZE)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from csstdask.evaluation.io import table_head, table_row
+from csstdask.evaluation.io import markdown_header, markdown_row
 
 _COLUMNS = (
     "PSNR [dB]", "least band", "SSIM", "dR/R, mean", "SD, largest band", "de, SD, largest band", "pulls, SD", "seconds",
@@ -16,7 +16,7 @@ _COLUMNS = (
 _RESERVE = ("stars", "chi2", "dR/R, mean", "SD", "de1, SD", "de2, SD", "rho1, nearest", "rho2, nearest")
 
 
-def known(values: Sequence[float | None]) -> list[float]:
+def finite_values(values: Sequence[float | None]) -> list[float]:
     """Return those of some values that are numbers."""
     return [value for value in values if value is not None and np.isfinite(value)]
 
@@ -33,7 +33,7 @@ def by_band(units: Sequence[Mapping[str, Any]], method: str, quantity: str, what
 def table(results: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of an evaluation's tables, for people."""
     for recipe, units in results["recipes"].items():
-        yield from table_head(recipe, _COLUMNS)
+        yield from markdown_header(recipe, _COLUMNS)
         for method in dict.fromkeys(method for unit in units for method in unit["methods"]):
             psnr, ssim = (by_band(units, method, name, "mean") for name in ("psnr", "ssim"))
             size, spread = by_band(units, method, "size", "mean"), by_band(units, method, "size", "sd")
@@ -53,9 +53,9 @@ def table(results: dict[str, Any]) -> Iterator[str]:
             yield f"| {method} | {' | '.join(cells)} |"
         kept = [unit for unit in units if unit.get("reserve")]
         if kept:
-            yield from table_head(f"{recipe}, stars in reserve with their noise", _RESERVE)
+            yield from markdown_header(f"{recipe}, stars in reserve with their noise", _RESERVE)
         for unit in kept:
             found = unit["reserve"]
             told = [found["size"]["mean"], *(found[name]["sd"] for name in ("size", "e1", "e2"))]
-            rho = [next(iter(known(found["rho"][name])), None) for name in ("rho1", "rho2")]
-            yield table_row(f"{unit['band']}, detector {unit['detector']}", [found["n"], found["chi2"], *told, *rho])
+            rho = [next(iter(finite_values(found["rho"][name])), None) for name in ("rho1", "rho2")]
+            yield markdown_row(f"{unit['band']}, detector {unit['detector']}", [found["n"], found["chi2"], *told, *rho])

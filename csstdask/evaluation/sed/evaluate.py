@@ -55,7 +55,7 @@ from csstdask.flux.spectra import (
     LIGHT_SPEED,
     SED_RESOLUTION,
     SED_WAVELENGTH,
-    InputSpectra,
+    NormalisedSpectra,
     degrade,
     in_band,
     moving_average,
@@ -66,8 +66,8 @@ from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network
 from csstdask.training.sed.examples import noisy
+from csstdask.training.sed.fit_real_stars import fit_correction, known_seds, scaled, scatter_of
 from csstdask.training.sed.network import LABEL_SNR, MILES_SNR, RealTraining, real_predictions
-from csstdask.training.sed.real_stars import fit_correction, known_seds, scaled, scatter_of
 from csstdask.training.sed.uaranet import fine_tune
 
 log = logging.getLogger("csstdask")
@@ -95,7 +95,7 @@ _SEED = 77_000_001
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """How much is evaluated."""
 
     stars: int = 4096
@@ -116,8 +116,8 @@ def evaluate_sed(
     model: str = "default",
     beside: Sequence[str] = ("uaranet",),
     parts: Sequence[str] = PARTS,
-    settings: Settings = Settings(),
-    announce: Callable[[str], None] = log.info,
+    settings: EvaluationSettings = EvaluationSettings(),
+    on_progress: Callable[[str], None] = log.info,
 ) -> dict[str, Any]:
     """Evaluate SED networks.
 
@@ -162,7 +162,7 @@ def evaluate_sed(
     }
     figures: dict[str, Any] = {}
     for part in parts:
-        announce(f"part {part}")
+        on_progress(f"part {part}")
         if part == "held_out":
             out[part], figures[part] = _held_out(bank, cards, settings)
         elif part == "calibration":
@@ -181,11 +181,11 @@ def evaluate_sed(
         from csstdask.evaluation.sed.figures import draw  # noqa: PLC0415  matplotlib is optional
 
         for path in draw(figures, to):
-            announce(f"figure {path}")
+            on_progress(f"figure {path}")
     return out
 
 
-def noisy_inputs(stars: SyntheticStars, snr: npt.ArrayLike, seed: int) -> InputSpectra:
+def noisy_inputs(stars: SyntheticStars, snr: npt.ArrayLike, seed: int) -> NormalisedSpectra:
     """Return normalised spectra of stars with noise, one SNR or one for each star (n,)."""
     generator = torch.Generator().manual_seed(seed)
     noise = 1 / np.broadcast_to(np.asarray(snr, dtype=np.float32), (len(stars),))
@@ -196,7 +196,7 @@ def noisy_inputs(stars: SyntheticStars, snr: npt.ArrayLike, seed: int) -> InputS
         x, e = noisy(torch.from_numpy(stars.flux[some]), level, generator)
         flux.append(x.numpy())
         error.append(e.numpy())
-    return InputSpectra(np.concatenate(flux), np.concatenate(error).astype(np.float32))
+    return NormalisedSpectra(np.concatenate(flux), np.concatenate(error).astype(np.float32))
 
 
 def band_errors(mean: npt.NDArray, truth: npt.NDArray) -> dict[str, dict[str, float]]:
@@ -212,11 +212,15 @@ def band_errors(mean: npt.NDArray, truth: npt.NDArray) -> dict[str, dict[str, fl
     }
 
 
-def _predict(card: ModelCard, spectra: InputSpectra, fwhm: npt.NDArray, real: float | None = None) -> SedPrediction:
+def _predict(
+    card: ModelCard, spectra: NormalisedSpectra, fwhm: npt.NDArray, real: float | None = None
+) -> SedPrediction:
     return predict_normalised(spectra, card, torch.device("cpu"), fwhm=np.asarray(fwhm, dtype=np.float32), real=real)
 
 
-def _held_out(bank: TemplateBank, cards: dict[str, ModelCard], settings: Settings) -> tuple[dict[str, Any], Any]:
+def _held_out(
+    bank: TemplateBank, cards: dict[str, ModelCard], settings: EvaluationSettings
+) -> tuple[dict[str, Any], Any]:
     """Return errors of all methods on the test cells, and residuals for the figures."""
     stars = synthetic_stars(bank, "test", settings.stars, np.random.default_rng(_SEED))
     basis = InputBasis(synthetic_stars(bank, "train", 8000, np.random.default_rng(_SEED + 1)))
@@ -259,7 +263,9 @@ def _held_out(bank: TemplateBank, cards: dict[str, ModelCard], settings: Setting
     return out, figures
 
 
-def _calibration(bank: TemplateBank, cards: dict[str, ModelCard], settings: Settings) -> tuple[dict[str, Any], Any]:
+def _calibration(
+    bank: TemplateBank, cards: dict[str, ModelCard], settings: EvaluationSettings
+) -> tuple[dict[str, Any], Any]:
     """Return whether sigmas are right: PIT, coverage, CRPS.
 
     ``population``: new stars of training cells and stars of test cells, with their shares in the population.
@@ -388,13 +394,13 @@ def _nearest_teff(basis: InputBasis) -> Callable[[npt.NDArray], Float]:
 
 
 def _miles(
-    data: Path, bank: TemplateBank, cards: dict[str, ModelCard], settings: Settings
+    data: Path, bank: TemplateBank, cards: dict[str, ModelCard], settings: EvaluationSettings
 ) -> tuple[dict[str, Any], Any]:
     """Return errors on MILES test stars, all and cleaned."""
     stars = load_miles(data)
     test = stars.take(split_by_star(stars))
     clean = clean_stars(test.labels, test.sed)
-    spectra = InputSpectra(test.flux, np.full(test.flux.shape, 1 / MILES_SNR, dtype=np.float32))
+    spectra = NormalisedSpectra(test.flux, np.full(test.flux.shape, 1 / MILES_SNR, dtype=np.float32))
     residual: dict[str, npt.NDArray] = {}
     predictions = {name: _predict(card, spectra, test.fwhm) for name, card in cards.items()}
     for name, found in predictions.items():
@@ -437,14 +443,14 @@ def _real_calibration(z: npt.NDArray, draws: int) -> dict[str, Any]:
 
 
 def _calspec(
-    data: Path, bank: TemplateBank, cards: dict[str, ModelCard], main: ModelCard, settings: Settings
+    data: Path, bank: TemplateBank, cards: dict[str, ModelCard], main: ModelCard, settings: EvaluationSettings
 ) -> tuple[dict[str, Any], Any]:
     """Return errors on CALSPEC stars: the correction is fitted without the star, inputs are by appendix C."""
     real = RealTraining.of(data, 0.4)
     truth = known_seds(real.calspec)
     n = len(real.calspec)
     fwhm = np.tile(real.miles.fwhm[:1], (n, 1))
-    spectra = InputSpectra(real.calspec_flux, np.full(real.calspec_flux.shape, 1 / LABEL_SNR, dtype=np.float32))
+    spectra = NormalisedSpectra(real.calspec_flux, np.full(real.calspec_flux.shape, 1 / LABEL_SNR, dtype=np.float32))
     found: dict[str, Float] = {}
     sigma = None
     if main.architecture.get("kind") == "sed":
@@ -482,7 +488,7 @@ def _calspec(
 
 
 def _fine_tuned_folds(
-    card: ModelCard, real: RealTraining, spectra: InputSpectra, settings: Settings
+    card: ModelCard, real: RealTraining, spectra: NormalisedSpectra, settings: EvaluationSettings
 ) -> npt.NDArray[np.float32]:
     """Return SEDs of CALSPEC stars by the published network, fine-tuned on MILES and the other CALSPEC folds."""
     network = load_network(card, build_network, torch.device("cpu"))
@@ -563,7 +569,7 @@ def _kurucz(data: Path, cards: dict[str, ModelCard]) -> dict[str, Any]:
     fwhm = np.tile(np.array([4000 / 1850, 7000 / 1850], dtype=np.float32), (len(flux), 1))
     between = np.abs(arrays["teff"] % 500 - 250) < 1
     out: dict[str, Any] = {"stars": len(flux), "between_nodes": int(between.sum())}
-    spectra = InputSpectra(flux, np.full(flux.shape, 0.02, dtype=np.float32))
+    spectra = NormalisedSpectra(flux, np.full(flux.shape, 0.02, dtype=np.float32))
     for name, card in cards.items():
         real = 0.0 if card.architecture.get("kind") == "sed" else None
         mean = _predict(card, spectra, fwhm, real).mean
@@ -603,7 +609,7 @@ def _lamost(data: Path, model: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def table(found: dict[str, Any]) -> list[str]:
+def summary_lines(found: dict[str, Any]) -> list[str]:
     """Return the lines that ``csstdask evaluate sed`` prints."""
     lines = []
     for snr, methods in found.get("held_out", {}).get("errors", {}).items():
@@ -624,4 +630,4 @@ def table(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-__all__ = ["PARTS", "RealStars", "Settings", "evaluate_sed", "table"]
+__all__ = ["PARTS", "EvaluationSettings", "RealStars", "evaluate_sed", "summary_lines"]

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.core.optional import install_hint
-from csstdask.numerics.robust import nan_median, robust_polynomial
-from csstdask.zeropoint.state import LocalLevel, Memory, fit_local_level, online_scale, recent
+from csstdask.numerics.robust import nan_median, robust_linear_fit
+from csstdask.zeropoint.state import LocalLevel, Memory, build_memory, fit_local_level, online_scale
 
 Float = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
@@ -68,7 +68,7 @@ def linear_regression(
         centre, scale = given[used].mean(axis=0), given[used].std(axis=0)
         terms = np.column_stack([np.ones(len(value)), (given - centre) / np.where(scale > 0, scale, 1.0)])
         terms = terms[:, np.concatenate([[True], scale > 0])]
-        coefficients, _ = robust_polynomial(
+        coefficients, _ = robust_linear_fit(
             terms[used], value[used], np.full(int(used.sum()), SCATTER**2), n_steps=N_STEPS
         )
         out[rows] = terms[rows] @ coefficients
@@ -276,7 +276,7 @@ def recent_scatter(
     float64 array (n,)
     """
     error = np.asarray(error, dtype=np.float64)
-    memory = recent(days, error, np.zeros(len(error)), last=last, series=series)
+    memory = build_memory(days, error, np.zeros(len(error)), last=last, series=series)
     first = memory.count == 0
     size = np.abs(error)
     typical = float(nan_median(size[train & ~first])) if (train & ~first).any() else float(nan_median(size))

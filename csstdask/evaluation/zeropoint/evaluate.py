@@ -25,12 +25,12 @@ import torch
 
 from csstdask.core.atomic_io import write_atomic
 from csstdask.core.errors import InputError
-from csstdask.datasets.zeropoints import unexplained_floor
-from csstdask.evaluation.io import rounded
+from csstdask.datasets.zeropoint_surveys import unexplained_floor
+from csstdask.evaluation.io import round_floats
 from csstdask.evaluation.zeropoint.latency import latencies
 from csstdask.evaluation.zeropoint.methods import (
     Prediction,
-    Published,
+    PublishedNetwork,
     classical,
     on_rows,
     oracles,
@@ -43,7 +43,7 @@ from csstdask.evaluation.zeropoint.studies import (
     adaptation,
     permutation_importance,
     row_split,
-    trained,
+    train_network,
 )
 from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network
@@ -55,7 +55,7 @@ from csstdask.zeropoint.network import PriorNetwork
 log = logging.getLogger("csstdask")
 Say = Callable[[str], None]
 
-COMPARED = ("azprc", "image-cnn")
+COMPARED_MODELS = ("azprc", "image-cnn")
 """Networks of the article: whole, and its image branch alone."""
 PARTS = ("methods", "stars", "ablations", "adaptation", "importance", "row_split", "latency")
 ARTICLE = {
@@ -89,11 +89,11 @@ def evaluate_zeropoint(
     to: Path | None = None,
     *,
     model: str = "default",
-    beside: Sequence[str] = COMPARED,
+    beside: Sequence[str] = COMPARED_MODELS,
     recipe: str = "zeropoint",
     parts: Sequence[str] = PARTS,
     settings: Settings = Settings(),
-    announce: Say = log.info,
+    on_progress: Say = log.info,
 ) -> dict[str, Any]:
     """Evaluate zero-point networks on mock surveys.
 
@@ -131,21 +131,21 @@ def evaluate_zeropoint(
     out: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else {}
     out |= {"data": f"mock surveys of recipe {Path(recipe).stem}, last 30 % of the days", "article": ARTICLE}
     out["models"] = networks.cards
-    announce(f"exposures of recipe {recipe}")
+    on_progress(f"exposures of recipe {recipe}")
     surveys = load_surveys(recipe, settings.exposures, memory=memory)
     out["exposures"] = {name: len(one.truth) for name, one in surveys.items()}
     out["test"] = {name: int((one.split == "test").sum()) for name, one in surveys.items()}
     predictions: dict[str, dict[str, Prediction]] = {}
-    published: dict[str, Published] = {}
-    study = {"memory": memory, "announce": announce}
+    published: dict[str, PublishedNetwork] = {}
+    study = {"memory": memory, "announce": on_progress}
     for part in parts:
-        announce(f"part {part}")
+        on_progress(f"part {part}")
         if part in {"methods", "stars"} and not predictions:
-            predictions, published = _predict(surveys, networks, settings, announce)
+            predictions, published = _predict(surveys, networks, settings, on_progress)
         if part == "methods":
             out[part] = _methods(surveys, predictions)
         elif part == "stars":
-            out[part] = _stars(surveys, networks, predictions, published, settings, announce)
+            out[part] = _stars(surveys, networks, predictions, published, settings, on_progress)
         elif part == "ablations":
             out[part] = ablations(surveys, networks.ours, settings.study, **study)  # type: ignore[arg-type]
         elif part == "adaptation":
@@ -158,12 +158,12 @@ def evaluate_zeropoint(
             out[part] = latencies(surveys, networks.ours, networks.published.get("azprc"))
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, (json.dumps(rounded(out), indent=1, allow_nan=False) + "\n").encode())
+            write_atomic(path, (json.dumps(round_floats(out), indent=1, allow_nan=False) + "\n").encode())
     if to is not None:
         from csstdask.evaluation.zeropoint.figures import draw  # noqa: PLC0415  matplotlib is optional
 
         for figure in draw(out, surveys, predictions, to):
-            announce(f"figure {figure}")
+            on_progress(f"figure {figure}")
     return out
 
 
@@ -201,20 +201,20 @@ def _rows(one: SurveyInputs, at_most: int | None = None) -> np.ndarray[Any, np.d
 
 
 def _predict(
-    surveys: dict[str, SurveyInputs], networks: _Networks, settings: Settings, announce: Say
-) -> tuple[dict[str, dict[str, Prediction]], dict[str, Published]]:
+    surveys: dict[str, SurveyInputs], networks: _Networks, settings: Settings, on_progress: Say
+) -> tuple[dict[str, dict[str, Prediction]], dict[str, PublishedNetwork]]:
     """Return predictions by survey and method, and the published network of each survey."""
     predictions, published = {}, {}
     for name, one in surveys.items():
         found = classical(one) | ours(one, networks.ours, _rows(one)) | oracles(one)
         some = _rows(one, settings.published)
         for label, network in networks.published.items():
-            of_survey = Published(network, one, some)
+            of_survey = PublishedNetwork(network, one, some)
             found[label] = on_rows(of_survey.predict(some), some, len(one.truth))
             if label == "azprc":
                 published[name] = of_survey
         predictions[name] = found
-        announce(f"survey {name}: {', '.join(found)}")
+        on_progress(f"survey {name}: {', '.join(found)}")
     return predictions, published
 
 
@@ -274,20 +274,29 @@ def _stars(
     surveys: dict[str, SurveyInputs],
     networks: _Networks,
     predictions: dict[str, dict[str, Prediction]],
-    published: dict[str, Published],
+    published: dict[str, PublishedNetwork],
     settings: Settings,
-    announce: Say,
+    on_progress: Say,
 ) -> dict[str, Any]:
     """Return errors by number of stars, and of a network that sees the level of the stars."""
     fixed = ("lut", "previous", "local level")
     others = {name: {method: found[method] for method in fixed} for name, found in predictions.items()}
-    direct = trained(surveys, replace(settings.study, drop_stars=0.1), memory=networks.ours.memory, star_level=True)
+    direct = train_network(
+        surveys, replace(settings.study, drop_stars=0.1), memory=networks.ours.memory, star_level=True
+    )
     return star_counts(
-        surveys, networks.ours, published, others, at_most=settings.stars, seed=_SEED, direct=direct, announce=announce
+        surveys,
+        networks.ours,
+        published,
+        others,
+        at_most=settings.stars,
+        seed=_SEED,
+        direct=direct,
+        on_progress=on_progress,
     )
 
 
-def table(found: dict[str, Any]) -> list[str]:
+def format_results(found: dict[str, Any]) -> list[str]:
     """Return the results of an evaluation as lines of text."""
     lines = []
     if "methods" in found:

@@ -12,9 +12,9 @@ from torch import nn
 
 from csstdask.training.zeropoint.surveys import SurveyInputs
 from csstdask.zeropoint.azprc import AzpRc
-from csstdask.zeropoint.features import PriorInputs, star_lists
+from csstdask.zeropoint.features import PriorInputs, build_star_lists
 from csstdask.zeropoint.network import PriorNetwork
-from csstdask.zeropoint.prior import predict_with, take_inputs
+from csstdask.zeropoint.prior import predict_with_network, take_inputs
 
 BATCHES = (1, 8, 64, 512)
 _SECONDS = 2.0
@@ -76,11 +76,11 @@ def _time(
     """Return the shortest time of several [ms]."""
 
     def run() -> None:
-        stars = star_lists(tables, shape=shape)
+        stars = build_star_lists(tables, shape=shape)
         whole = PriorInputs(
             inputs.nominal, inputs.days, inputs.telemetry, inputs.memory, inputs.memory_telemetry, stars, image
         )
-        predict_with(network, whole)
+        predict_with_network(network, whole)
 
     return 1e3 * _best(run, repeats)
 

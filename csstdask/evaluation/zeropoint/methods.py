@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from csstdask.datasets.zeropoints import ZeroPointSet, oracle
+from csstdask.datasets.zeropoint_surveys import MockSurvey, oracle
 from csstdask.evaluation.zeropoint.baselines import (
     boosted_trees,
     linear_regression,
@@ -20,13 +20,19 @@ from csstdask.evaluation.zeropoint.baselines import (
     random_forest,
     tree_features,
 )
-from csstdask.metrics.zeropoint import correlations, coverage, errors_of
+from csstdask.metrics.zeropoint import correlations, coverage, error_statistics
 from csstdask.training.zeropoint.surveys import SurveyInputs
-from csstdask.zeropoint.azprc import MOST_STARS, PUBLISHED_TELEMETRY, AzpRc, normalised_patch, published_tensors
-from csstdask.zeropoint.features import IMAGE_STATISTICS, TELEMETRY, PriorInputs, image_statistics, star_lists
-from csstdask.zeropoint.fit import StarFit, fit_stars
+from csstdask.zeropoint.azprc import MAX_ENCODER_STARS, PUBLISHED_TELEMETRY, AzpRc, normalise_patch, published_tensors
+from csstdask.zeropoint.features import (
+    IMAGE_STATISTICS,
+    TELEMETRY_NAMES,
+    PriorInputs,
+    build_star_lists,
+    image_statistics,
+)
+from csstdask.zeropoint.fit_stars import StarFit, fit_stars
 from csstdask.zeropoint.network import PriorNetwork
-from csstdask.zeropoint.prior import Prior, predict_with, take_inputs
+from csstdask.zeropoint.prior import Prior, predict_with_network, take_inputs
 from csstdask.zeropoint.state import Memory, online_scale
 
 Float = npt.NDArray[np.float64]
@@ -47,13 +53,13 @@ class Prediction:
 def scores(prediction: Prediction, truth: Float, rows: npt.NDArray[Any]) -> dict[str, float]:
     """Return errors, correlations and, with a sigma, coverages on some exposures."""
     value = prediction.value[rows]
-    out = errors_of(value, truth[rows]).as_dict() | correlations(value, truth[rows])
+    out = error_statistics(value, truth[rows]).as_dict() | correlations(value, truth[rows])
     if prediction.sigma is not None:
         out |= coverage(value - truth[rows], prediction.sigma[rows])
     return out
 
 
-def recalibrated_prior(exposures: ZeroPointSet, prior: Prior) -> Prior:
+def recalibrated_prior(exposures: MockSurvey, prior: Prior) -> Prior:
     """Return the prior with its sigma recalibrated online, from well solved exposures before each.
 
     Sigma is only increased: well solved exposures are those of rich fields, whose memory is better than that of others.
@@ -64,7 +70,7 @@ def recalibrated_prior(exposures: ZeroPointSet, prior: Prior) -> Prior:
     return replace(prior, sigma=prior.sigma * factor)
 
 
-def fit(exposures: ZeroPointSet, stars: Stars, prior: tuple[float, float] | None = None) -> StarFit:
+def fit(exposures: MockSurvey, stars: Stars, prior: tuple[float, float] | None = None) -> StarFit:
     """Fit the stars of an exposure, joined with a prior if there is one."""
     return fit_stars(
         stars["inst_mag"], stars["inst_mag_err"], stars["ref_mag"], stars["ref_mag_err"], stars["color"],
@@ -73,7 +79,7 @@ def fit(exposures: ZeroPointSet, stars: Stars, prior: tuple[float, float] | None
     )  # fmt: skip
 
 
-def joined(exposures: ZeroPointSet, prior: Prior, rows: npt.NDArray[np.int64]) -> Prediction:
+def joined(exposures: MockSurvey, prior: Prior, rows: npt.NDArray[np.int64]) -> Prediction:
     """Return the posterior of exposures: their stars and the prior."""
     value, sigma = prior.value.copy(), prior.sigma.copy()
     for i in rows:
@@ -83,7 +89,7 @@ def joined(exposures: ZeroPointSet, prior: Prior, rows: npt.NDArray[np.int64]) -
     return Prediction(value, sigma)
 
 
-def conditions_of(one: SurveyInputs, names: Sequence[str] = TELEMETRY) -> Float:
+def conditions_of(one: SurveyInputs, names: Sequence[str] = TELEMETRY_NAMES) -> Float:
     """Return the telemetry as columns (n, t)."""
     return np.stack([np.asarray(one.exposures.telemetry[name], dtype=float) for name in names], axis=1)
 
@@ -120,7 +126,7 @@ def oracles(one: SurveyInputs) -> dict[str, Prediction]:
 
 def ours(one: SurveyInputs, network: nn.Module, rows: npt.NDArray[np.int64]) -> dict[str, Prediction]:
     """Return the solve, the prior and the posterior of some exposures."""
-    raw = predict_with(network, one.inputs)
+    raw = predict_with_network(network, one.inputs)
     prior = recalibrated_prior(one.exposures, raw)
     solved = one.exposures
     return {
@@ -131,7 +137,7 @@ def ours(one: SurveyInputs, network: nn.Module, rows: npt.NDArray[np.int64]) -> 
     }
 
 
-class Published:
+class PublishedNetwork:
     """The published network on exposures of one survey; the output of its convolutions is computed once."""
 
     def __init__(self, network: AzpRc, one: SurveyInputs, rows: npt.NDArray[np.int64]) -> None:
@@ -144,7 +150,7 @@ class Published:
             return
         for start in range(0, n, 16):
             patches = [one.exposures.patch(int(i)) for i in rows[start : start + 16]]
-            stack = torch.from_numpy(np.stack([normalised_patch(patch) for patch in patches]))[:, None]
+            stack = torch.from_numpy(np.stack([normalise_patch(patch) for patch in patches]))[:, None]
             with torch.inference_mode():
                 found = network.image(stack.to(memory_format=torch.channels_last))
             self.features[start : start + 16] = found.float().numpy()
@@ -154,7 +160,7 @@ class Published:
         """Return zero points of some of the exposures, with their own stars or others."""
         s = self.one.exposures
         at = [self.place[int(row)] for row in rows]
-        lists = star_lists([(stars or s.stars)(int(i)) for i in rows], shape=s.shape, at_most=MOST_STARS)
+        lists = build_star_lists([(stars or s.stars)(int(i)) for i in rows], shape=s.shape, at_most=MAX_ENCODER_STARS)
         lists.values[..., 0] += np.float32(s.nominal)
         x = published_tensors(
             self.network, self.features[at] if self.network.image is not None else None, self.statistics[at],
@@ -179,7 +185,7 @@ def without_memory(inputs: PriorInputs) -> PriorInputs:
 
 def with_stars(one: SurveyInputs, rows: npt.NDArray[np.int64], tables: list[Stars | None]) -> PriorInputs:
     """Return the inputs of some exposures with other stars."""
-    return replace(take_inputs(one.inputs, rows), stars=star_lists(tables, shape=one.exposures.shape))
+    return replace(take_inputs(one.inputs, rows), stars=build_star_lists(tables, shape=one.exposures.shape))
 
 
 def latents(network: PriorNetwork, arrays: Any) -> Float:
@@ -194,6 +200,6 @@ def latents(network: PriorNetwork, arrays: Any) -> Float:
 
 
 __all__ = [
-    "Memory", "Prediction", "Published", "classical", "conditions_of", "fit", "joined", "latents", "on_rows", "oracles",
-    "ours", "recalibrated_prior", "scores", "with_stars", "without_memory",
+    "Memory", "Prediction", "PublishedNetwork", "classical", "conditions_of", "fit", "joined", "latents", "on_rows",
+    "oracles", "ours", "recalibrated_prior", "scores", "with_stars", "without_memory",
 ]  # fmt: skip

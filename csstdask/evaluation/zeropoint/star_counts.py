@@ -9,12 +9,19 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from csstdask.datasets.zeropoints import STAR_CLASSES, oracle
-from csstdask.evaluation.zeropoint.methods import Prediction, Published, Stars, fit, recalibrated_prior, with_stars
-from csstdask.metrics.zeropoint import coverage, errors_of
+from csstdask.datasets.zeropoint_surveys import STAR_COUNT_BINS, oracle
+from csstdask.evaluation.zeropoint.methods import (
+    Prediction,
+    PublishedNetwork,
+    Stars,
+    fit,
+    recalibrated_prior,
+    with_stars,
+)
+from csstdask.metrics.zeropoint import coverage, error_statistics
 from csstdask.training.zeropoint.surveys import SurveyInputs
-from csstdask.zeropoint.photometry import BRIGHTEST, FAINTEST
-from csstdask.zeropoint.prior import predict_with
+from csstdask.zeropoint.photometry import MAX_MAGNITUDE, MIN_MAGNITUDE
+from csstdask.zeropoint.prior import predict_with_network
 
 Float = npt.NDArray[np.float64]
 
@@ -22,14 +29,14 @@ Float = npt.NDArray[np.float64]
 def star_counts(
     surveys: Mapping[str, SurveyInputs],
     network: nn.Module,
-    published: Mapping[str, Published],
+    published: Mapping[str, PublishedNetwork],
     others: Mapping[str, Mapping[str, Prediction]],
     *,
     at_most: int,
     seed: int,
-    counts: Sequence[int] = STAR_CLASSES,
+    counts: Sequence[int] = STAR_COUNT_BINS,
     direct: nn.Module | None = None,
-    announce: Callable[[str], None] = print,
+    on_progress: Callable[[str], None] = print,
 ) -> dict[str, dict[str, Any]]:
     """Score test exposures whose stars are reduced to a number, drawn at random.
 
@@ -75,14 +82,15 @@ def star_counts(
         truth = values.pop("truth")
         sigma = {name.removesuffix(" sigma"): values.pop(name) for name in list(values) if name.endswith(" sigma")}
         methods = {
-            name: errors_of(value, truth).as_dict() | (coverage(value - truth, sigma[name]) if name in sigma else {})
+            name: error_statistics(value, truth).as_dict()
+            | (coverage(value - truth, sigma[name]) if name in sigma else {})
             for name, value in values.items()
         }
         out[str(count)] = {"n": len(truth), "methods": methods}
         if methods.get("solve", {}).get("n"):
             out[str(count)]["joined_over_solve"] = methods["joined"]["rmse"] / methods["solve"]["rmse"]
         out[str(count)]["joined_over_floor"] = methods["joined"]["rmse"] / methods["oracle joined"]["rmse"]
-        announce(f"{count} stars: joined {methods['joined']['rmse']:.4f} mag")
+        on_progress(f"{count} stars: joined {methods['joined']['rmse']:.4f} mag")
     return out
 
 
@@ -96,7 +104,7 @@ def _one_survey(
     rows: npt.NDArray[np.int64],
     count: int,
     network: nn.Module,
-    published: Published | None,
+    published: PublishedNetwork | None,
     others: Mapping[str, Prediction],
     rng: np.random.Generator,
     direct: nn.Module | None,
@@ -104,10 +112,10 @@ def _one_survey(
     """Return truth and predictions (n,), with their sigmas, of one survey's exposures reduced to a number of stars."""
     s = one.exposures
     tables = [_subset(s.stars(int(i)), count, rng) for i in rows]
-    everything = predict_with(network, one.inputs)
+    everything = predict_with_network(network, one.inputs)
     factor = recalibrated_prior(s, everything).sigma[rows] / everything.sigma[rows]
     inputs = with_stars(one, rows, list(tables))
-    prior = predict_with(network, inputs)
+    prior = predict_with_network(network, inputs)
     prior_sigma = prior.sigma * factor
     best = oracle(s)
     out: dict[str, Float] = {"truth": s.truth[rows], "prior": prior.value, "prior sigma": prior_sigma}
@@ -130,7 +138,7 @@ def _one_survey(
             chosen = dict(zip(rows.tolist(), tables, strict=True))
             out["azprc"][known] = published.predict(rows[known], lambda i: chosen[i])
     if direct is not None:
-        found = predict_with(direct, inputs)
+        found = predict_with_network(direct, inputs)
         out["direct posterior"], out["direct posterior sigma"] = found.value, found.sigma
     return out
 
@@ -147,6 +155,6 @@ def _subset(stars: Stars, count: int, rng: np.random.Generator) -> Stars:
     usable = np.ones(len(stars["inst_mag"]), dtype=bool)
     for name in ("inst_mag", "ref_mag"):
         with np.errstate(invalid="ignore"):
-            usable &= (stars[name] > BRIGHTEST) & (stars[name] < FAINTEST)
+            usable &= (stars[name] > MIN_MAGNITUDE) & (stars[name] < MAX_MAGNITUDE)
     rows = np.sort(rng.permutation(np.flatnonzero(usable))[:count])
     return {name: values[rows] for name, values in stars.items()}

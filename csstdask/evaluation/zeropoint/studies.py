@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 
 from csstdask.evaluation.zeropoint.methods import classical, latents
-from csstdask.metrics.zeropoint import errors_of
+from csstdask.metrics.zeropoint import error_statistics
 from csstdask.training.zeropoint.fit import FitSettings, fit_prior, predict_offsets
-from csstdask.training.zeropoint.surveys import Examples, SurveyInputs, examples, split_of
-from csstdask.zeropoint.features import TELEMETRY, PriorArrays
+from csstdask.training.zeropoint.surveys import Examples, SurveyInputs, assign_split, collect_examples
+from csstdask.zeropoint.features import TELEMETRY_NAMES, PriorArrays
 from csstdask.zeropoint.network import PriorNetwork
 
 Float = npt.NDArray[np.float64]
@@ -29,7 +29,7 @@ ADVERSARIAL = 1.0
 """Weight of the reversed gradient in the study of adaptation."""
 
 
-def trained(
+def train_network(
     surveys: Mapping[str, SurveyInputs],
     settings: FitSettings,
     *,
@@ -59,8 +59,8 @@ def trained(
         Of `PriorNetwork`.
     """
     names = tuple(surveys) if labelled is None else labelled
-    known = examples(surveys, "train", memory=memory, names=(*names, *unlabelled), split=split)
-    checked = examples(surveys, "validation", memory=memory, names=names, split=split)
+    known = collect_examples(surveys, "train", memory=memory, names=(*names, *unlabelled), split=split)
+    checked = collect_examples(surveys, "validation", memory=memory, names=names, split=split)
     order = list(surveys)
     target = np.where(np.isin(known.survey, [order.index(one) for one in names]), known.solved, np.nan)
     network = _network(settings.seed, memory, architecture)
@@ -68,7 +68,7 @@ def trained(
     fit_prior(
         network, withhold(known.arrays), target, target_sigma=known.sigma,
         validation=(withhold(checked.arrays), checked.solved), validation_sigma=checked.sigma, survey=known.survey,
-        settings=settings, announce=_silent,
+        settings=settings, on_progress=_silent,
     )  # fmt: skip
     return network
 
@@ -84,7 +84,7 @@ def _silent(_: str) -> None:
 
 def _rmse(network: PriorNetwork, some: Examples, blank: Callable[[PriorArrays], PriorArrays] | None = None) -> float:
     arrays = some.arrays if blank is None else blank(some.arrays)
-    return errors_of(predict_offsets(network, arrays)[0], some.truth).rmse
+    return error_statistics(predict_offsets(network, arrays)[0], some.truth).rmse
 
 
 def no_memory(arrays: PriorArrays) -> PriorArrays:
@@ -115,13 +115,13 @@ def no_stars(arrays: PriorArrays) -> PriorArrays:
 
 
 def ablations(
-    surveys: Mapping[str, SurveyInputs], shipped: PriorNetwork, settings: FitSettings, *, memory: int, announce: Say
+    surveys: Mapping[str, SurveyInputs], shipped: PriorNetwork, settings: FitSettings, *, memory: int, on_progress: Say
 ) -> dict[str, dict[str, float]]:
     """Return the error of the prior on test exposures without parts of the network or of its inputs.
 
     ``retrained`` was trained without the part; ``withheld`` is the shipped network without the input.
     """
-    test = examples(surveys, "test", memory=memory)
+    test = collect_examples(surveys, "test", memory=memory)
     cases: dict[str, tuple[Any, dict[str, Any], FitSettings]] = {
         "full": (None, {}, settings),
         "no image": (no_image, {"image": False}, settings),
@@ -133,16 +133,16 @@ def ablations(
     }
     out = {}
     for name, (blank, architecture, how) in cases.items():
-        network = trained(surveys, how, memory=memory, blank=blank, **architecture)
+        network = train_network(surveys, how, memory=memory, blank=blank, **architecture)
         out[name] = {"retrained": _rmse(network, test, blank)}
         if blank is not None or name == "full":
             out[name]["withheld"] = _rmse(shipped, test, blank)
-        announce(f"ablation, {name}: {out[name]['retrained']:.4f} mag")
+        on_progress(f"ablation, {name}: {out[name]['retrained']:.4f} mag")
     return out
 
 
 def adaptation(
-    surveys: Mapping[str, SurveyInputs], settings: FitSettings, *, memory: int, announce: Say
+    surveys: Mapping[str, SurveyInputs], settings: FitSettings, *, memory: int, on_progress: Say
 ) -> dict[str, dict[str, float]]:
     """Return errors on each survey, and how well its latents show the survey, with and without adaptation.
 
@@ -159,15 +159,15 @@ def adaptation(
     }
     out = {}
     for case, (labelled, unlabelled, how) in cases.items():
-        network = trained(surveys, how, memory=memory, labelled=labelled, unlabelled=unlabelled, by_camera=False)
+        network = train_network(surveys, how, memory=memory, labelled=labelled, unlabelled=unlabelled, by_camera=False)
         row = {}
         for name in names:
-            some = examples(surveys, "test", memory=memory, names=(name,))
+            some = collect_examples(surveys, "test", memory=memory, names=(name,))
             row[name] = _rmse(network, some)
             row[f"{name}, first exposures"] = _rmse(network, some, no_memory)
         row |= survey_classifier(network, surveys, memory=memory)
         out[case] = row
-        announce(f"adaptation, {case}: {row[names[0]]:.4f}, {row[names[-1]]:.4f} mag")
+        on_progress(f"adaptation, {case}: {row[names[0]]:.4f}, {row[names[-1]]:.4f} mag")
     return out
 
 
@@ -180,7 +180,7 @@ def survey_classifier(network: PriorNetwork, surveys: Mapping[str, SurveyInputs]
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
     from sklearn.metrics import balanced_accuracy_score  # noqa: PLC0415
 
-    parts = {part: examples(surveys, part, memory=memory) for part in ("train", "test")}
+    parts = {part: collect_examples(surveys, part, memory=memory) for part in ("train", "test")}
     x = {part: latents(network, some.arrays) for part, some in parts.items()}
     models = {
         "linear classifier": LogisticRegression(max_iter=500, class_weight="balanced"),
@@ -200,7 +200,7 @@ def permutation_importance(
     surveys: Mapping[str, SurveyInputs], network: PriorNetwork, *, memory: int, seed: int
 ) -> dict[str, float]:
     """Return by how much the error of the prior on test exposures grows when an input is permuted [mag]."""
-    sets = [examples(surveys, "test", memory=memory, names=(name,)) for name in surveys]
+    sets = [collect_examples(surveys, "test", memory=memory, names=(name,)) for name in surveys]
     truth = np.concatenate([some.truth for some in sets])
 
     def error(change: Callable[[PriorArrays, npt.NDArray[np.int64]], PriorArrays]) -> float:
@@ -208,11 +208,11 @@ def permutation_importance(
         for k, some in enumerate(sets):
             order = np.random.default_rng([seed, k]).permutation(len(some))
             found.append(predict_offsets(network, change(some.arrays, order))[0])
-        return errors_of(np.concatenate(found), truth).rmse
+        return error_statistics(np.concatenate(found), truth).rmse
 
     start = error(lambda arrays, _: arrays)
     out = {}
-    for k, name in enumerate(TELEMETRY):
+    for k, name in enumerate(TELEMETRY_NAMES):
         out[name] = error(partial(_permuted_channel, k=k)) - start
     out["image"] = error(lambda arrays, order: replace(arrays, image=arrays.image[order])) - start
     out["stars"] = (
@@ -236,7 +236,7 @@ def _permuted_channel(arrays: PriorArrays, order: npt.NDArray[np.int64], *, k: i
 
 
 def row_split(
-    surveys: Mapping[str, SurveyInputs], settings: FitSettings, *, memory: int, announce: Say
+    surveys: Mapping[str, SurveyInputs], settings: FitSettings, *, memory: int, on_progress: Say
 ) -> dict[str, dict[str, float]]:
     """Return errors on test exposures of a split by time, and of one at random.
 
@@ -244,20 +244,20 @@ def row_split(
     """
     out: dict[str, dict[str, float]] = {}
     for column, shuffled in (("by time", False), ("by row", True)):
-        split = {name: split_of(one.exposures.days, row_split=shuffled) for name, one in surveys.items()}
+        split = {name: assign_split(one.exposures.days, row_split=shuffled) for name, one in surveys.items()}
         errors: dict[str, list[Float]] = {}
         for name, one in surveys.items():
             test = split[name] == "test"
             for method, prediction in classical(one, split[name]).items():
                 errors.setdefault(method, []).append((prediction.value - one.exposures.truth)[test])
-        network = trained(surveys, settings, memory=memory, split=split)
-        some = examples(surveys, "test", memory=memory, split=split)
+        network = train_network(surveys, settings, memory=memory, split=split)
+        some = collect_examples(surveys, "test", memory=memory, split=split)
         errors["prior"] = [predict_offsets(network, some.arrays)[0] - some.truth]
         for method, parts in errors.items():
             every = np.concatenate(parts)
-            out.setdefault(method, {})[column] = errors_of(every, np.zeros(len(every))).rmse
-        announce(f"split {column}: prior {out['prior'][column]:.4f} mag")
+            out.setdefault(method, {})[column] = error_statistics(every, np.zeros(len(every))).rmse
+        on_progress(f"split {column}: prior {out['prior'][column]:.4f} mag")
     return out
 
 
-__all__ = ["ablations", "adaptation", "permutation_importance", "row_split", "survey_classifier", "trained"]
+__all__ = ["ablations", "adaptation", "permutation_importance", "row_split", "survey_classifier", "train_network"]

@@ -34,7 +34,7 @@ from csstdask.metrics.zeropoint import (
     correlations,
     coverage,
     coverage_by_quartile,
-    errors_of,
+    error_statistics,
     paired_bootstrap,
 )
 
@@ -112,7 +112,7 @@ def evaluate_table(
     to: Path | None = None,
     *,
     settings: TableSettings = TableSettings(),
-    announce: Callable[[str], None] = log.info,
+    on_progress: Callable[[str], None] = log.info,
 ) -> dict[str, Any]:
     """Evaluate all methods on a table of exposures.
 
@@ -144,7 +144,7 @@ def evaluate_table(
     started = time.perf_counter()
 
     def say(line: str) -> None:
-        announce(f"{time.perf_counter() - started:5.0f} s  {line}")
+        on_progress(f"{time.perf_counter() - started:5.0f} s  {line}")
 
     try:
         result = _evaluated(tables, settings, say)
@@ -157,7 +157,7 @@ def evaluate_table(
     }
     if to is not None:
         write_results(to / "zeropoint_table", result, report_lines(result))
-        draw_figures(result, to, announce=announce)
+        draw_figures(result, to, on_progress=on_progress)
     return result
 
 
@@ -199,7 +199,7 @@ def _predictions(
     for method in methods:
         found[method] = predict(method, inputs, replace(settings.methods, folds=folds))
         rows = ~inputs.train
-        error = errors_of(found[method].value[rows], inputs.zero_point[rows])
+        error = error_statistics(found[method].value[rows], inputs.zero_point[rows])
         say(f"{where}{method}: mean absolute error {error.mae:.4f} mag of {error.n} exposures")
     return found
 
@@ -224,8 +224,8 @@ def _scores(
     widths = found.intervals.sigma_68[rows], found.intervals.sigma_95[rows]
     return {
         "label": LABELS[method],
-        "all": errors_of(found.value[rows], inputs.zero_point[rows]).as_dict(),
-        "clear": errors_of(found.value[clear], inputs.zero_point[clear]).as_dict(),
+        "all": error_statistics(found.value[rows], inputs.zero_point[rows]).as_dict(),
+        "clear": error_statistics(found.value[clear], inputs.zero_point[clear]).as_dict(),
         **coverage(error, *widths),
         "quartiles": coverage_by_quartile(error, *widths),
         # Of offsets from the extinction fit: zero points themselves differ by band and airmass.
@@ -236,7 +236,7 @@ def _scores(
 def _of_training(inputs: TableInputs, found: Prediction, campaign: str) -> dict[str, float]:
     """Return the errors on training nights by models that have not seen them: what choices were made by."""
     rows = (inputs.campaign == campaign) & inputs.train
-    return errors_of(found.value[rows], inputs.zero_point[rows]).as_dict()
+    return error_statistics(found.value[rows], inputs.zero_point[rows]).as_dict()
 
 
 def _paired(inputs: TableInputs, found: dict[str, Prediction], rows: Bool, seed: int) -> dict[str, Any]:
@@ -268,7 +268,7 @@ def _row_split(
         out[name] = {
             method: {
                 split: {
-                    part: errors_of(one.value[some], inputs.zero_point[some]).as_dict()
+                    part: error_statistics(one.value[some], inputs.zero_point[some]).as_dict()
                     for part, some in (("all", rows), ("clear", clear))
                 }
                 for split, one in (("rows", found[method]), ("nights", night_found[method]))

@@ -12,7 +12,7 @@ from csstdask.datasets.zeropoint_table import ExposureTable
 from csstdask.evaluation.zeropoint.baselines import FEWEST, linear_regression, tree_features
 from csstdask.numerics.robust import nan_median
 from csstdask.zeropoint.features import PriorInputs
-from csstdask.zeropoint.state import Memory, recent
+from csstdask.zeropoint.state import Memory, build_memory
 
 Float = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
@@ -92,8 +92,8 @@ class TableInputs:
         Parameters
         ----------
         framing : str
-            Of `FRAMINGS`. ``level``: the memory is relative to the extinction fit. ``recent``: likewise, with a summary
-            of the memory (`memory_summary`) among the conditions of the exposure itself. ``newest``: memory and
+            Of `FRAMINGS`. ``level``: the memory is relative to the extinction fit. ``build_memory``: likewise, with a
+            summary of the memory (`memory_summary`) among the conditions of the exposure itself. ``newest``: memory and
             prediction are relative to the newest zero point, which no cloud can take out of the domain.
         """
         memory, base, now = self.memory, np.zeros(len(self)), {}
@@ -185,7 +185,7 @@ def table_inputs(tables: Mapping[str, ExposureTable], train: Mapping[str, Bool])
             if (chosen & (campaign == one)).sum() >= FEWEST and (chosen & (campaign != one)).any()
         },
     }
-    memory = recent(days, zero_point - level, np.full(len(days), MEMORY_SIGMA), last=MEMORY, series=night)
+    memory = build_memory(days, zero_point - level, np.full(len(days), MEMORY_SIGMA), last=MEMORY, series=night)
     return TableInputs(
         campaign=campaign, days=days, night=night.ravel(), zero_point=zero_point, level=level, memory=memory,
         conditions=conditions, categories=tuple(range(len(CONDITIONS), len(conditions))), train=chosen,

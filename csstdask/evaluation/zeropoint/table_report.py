@@ -8,7 +8,7 @@ from typing import Any
 
 from csstdask.core.errors import InputError
 from csstdask.core.plotting import pyplot
-from csstdask.evaluation.io import table_head, table_row
+from csstdask.evaluation.io import markdown_header, markdown_row
 
 COLUMNS = ("RMSE", "MAE", "MAD", "failures", "RMSE clear", "MAE clear", "MAD clear", "68 %", "95 %")
 
@@ -17,21 +17,21 @@ def report_lines(result: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of ``zeropoint_table.md``."""
     yield f"# Zero points of {result['table']['name']}"
     for name, one in result["campaigns"].items():
-        yield from table_head(f"{name}, {one['n_test']} test exposures", COLUMNS)
+        yield from markdown_header(f"{name}, {one['n_test']} test exposures", COLUMNS)
         for method, scores in one["methods"].items():
-            yield table_row(f"{method}: {scores['label']}", _row(scores))
-        yield from table_head(f"{name}, MAE on the same exposures", ("split by nights", "split by rows"))
+            yield markdown_row(f"{method}: {scores['label']}", _row(scores))
+        yield from markdown_header(f"{name}, MAE on the same exposures", ("split by nights", "split by rows"))
         for method, leaking in one.get("row_split", {}).items():
-            yield table_row(method, [leaking[split]["all"]["mae"] for split in ("nights", "rows")])
-        yield from table_head(f"{name}, difference of MAE", ("mag", "95 % from", "to", "relative"))
+            yield markdown_row(method, [leaking[split]["all"]["mae"] for split in ("nights", "rows")])
+        yield from markdown_header(f"{name}, difference of MAE", ("mag", "95 % from", "to", "relative"))
         for comparison, paired in one["paired"].items():
             numbers = [paired["difference"], *paired["interval_95"], paired["relative"]]
-            yield table_row(comparison.replace("_", " "), numbers)
+            yield markdown_row(comparison.replace("_", " "), numbers)
     for name, one in result["transfer"].items():
         for nights, scores in one["nights"].items():
-            yield from table_head(f"{name} after {nights} own nights and all of {one['from']}", COLUMNS)
+            yield from markdown_header(f"{name} after {nights} own nights and all of {one['from']}", COLUMNS)
             for method, numbers in scores["methods"].items():
-                yield table_row(method, _row(numbers))
+                yield markdown_row(method, _row(numbers))
     yield ""
     yield "Errors in mag; clear: residual of the extinction fit above -0.1 mag, a diagnostic."
 
@@ -46,12 +46,12 @@ def _row(scores: dict[str, Any]) -> list[float]:
     ]
 
 
-def draw_figures(result: dict[str, Any], to: Path, *, announce: Callable[[str], None]) -> None:
+def draw_figures(result: dict[str, Any], to: Path, *, on_progress: Callable[[str], None]) -> None:
     """Draw mean absolute errors by method, and coverage by quartile, of each campaign; say so without matplotlib."""
     try:
         plt = pyplot()
     except InputError as error:
-        announce(f"no figures: {error}")
+        on_progress(f"no figures: {error}")
         return
     for name, one in result["campaigns"].items():
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")

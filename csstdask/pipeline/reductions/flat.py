@@ -11,11 +11,11 @@ import numpy as np
 
 from csstdask.core.errors import StoreError
 from csstdask.engine.partials import ReductionRecord, reduction_record_path
-from csstdask.flux.sums import MAX_NODES
+from csstdask.flux.flat_sums import MAX_NODES
 from csstdask.instrument.dispersion import N_WAVELENGTHS, nominal_sensitivity, slitless_order, wavelength_grid
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.reduction import Reduced, Reduction, ReductionProduct
-from csstdask.pipeline.steps.extract import EXTRACT, STAR_RATIOS, slitless_camera
+from csstdask.pipeline.steps.extract import EXTRACT, STAR_RATIOS, slitless_description
 from csstdask.store.campaign import Campaign
 from csstdask.store.zarr_arrays import get_array, open_group
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from csstdask.engine.partials import Partial
     from csstdask.engine.reduce import Pass
     from csstdask.flux.flat import Flat
-    from csstdask.flux.sums import FlatSolution, FlatSums
+    from csstdask.flux.flat_sums import FlatSolution, FlatSums
 
 SENSITIVITY_UNITS = "(electron s-1 Angstrom-1) / (erg s-1 cm-2 Angstrom-1)"
 
@@ -36,8 +36,8 @@ class FlatAlgorithm:
 
     def map(self, partials: Iterable[tuple[Partial, bytes]], solution: FlatSolution | None) -> FlatSums:
         """Return the normal equations of some exposures."""
+        from csstdask.flux.flat_sums import normal_equations
         from csstdask.flux.ratios import StarRatios
-        from csstdask.flux.sums import normal_equations
 
         total: FlatSums | None = None
         for partial, content in partials:
@@ -54,7 +54,7 @@ class FlatAlgorithm:
     def solve(self, total: FlatSums, solution: FlatSolution | None) -> Pass[FlatSolution]:
         """Solve for the coefficients at all wavelengths."""
         from csstdask.engine.reduce import Pass
-        from csstdask.flux.sums import solve_sums
+        from csstdask.flux.flat_sums import solve_sums
 
         found = solve_sums(total, solution)
         return Pass(found, found.finished)
@@ -62,11 +62,13 @@ class FlatAlgorithm:
 
 def products_of(solution: FlatSolution, config: RunConfig, campaign: Campaign, detectors: tuple[int, ...]) -> Reduced:
     """Return the arrays of a detector from the last solution."""
-    from csstdask.flux.flat import flat_of
+    from csstdask.flux.flat import flat_from_solution
 
     (detector,) = detectors
     wavelength = wavelength_grid(slitless_order(campaign.instrument, detector).wavelength)
-    flat = flat_of(solution, wavelength, campaign.shape, detector=detector, common_variance=config.flat.common_error**2)
+    flat = flat_from_solution(
+        solution, wavelength, campaign.shape, detector=detector, common_variance=config.flat.common_error**2
+    )
     nominal = nominal_sensitivity(campaign.instrument, detector, wavelength)
     first = np.where(flat.degree >= 0, flat.sensitivity, np.nan)
     nodes = flat.nodes
@@ -159,7 +161,7 @@ def read_cube(root: Path, detector: int, wanted: str | None) -> Flat | None:
     if wanted is None or not record.objects or not record.holds(root, wanted):
         return None
     for item in record.objects:
-        if not item.intact(root, checksum=True):
+        if not item.is_intact(root, checksum=True):
             raise StoreError(
                 f"{root / item.path}: found content that differs from its record; wanted that of the run (run --verify)"
             )
@@ -191,7 +193,7 @@ FLAT = Reduction(
     kinds=frozenset({"slitless"}),
     numerics_version=2,
     settings=lambda config: config.flat.model_dump(),
-    camera=slitless_camera,
+    camera=slitless_description,
     algorithm=lambda config, _campaign, _detectors: FlatAlgorithm(config.flat.degree),
     result=products_of,
     sizes=sizes,

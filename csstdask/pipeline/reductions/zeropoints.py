@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from csstdask.engine.reduce import Pass
     from csstdask.zeropoint.campaign import CampaignStars
 
-METHOD = "zp_method"
+METHOD_ARRAY = "zp_method"
 """The array of texts; the others are numbers."""
 
 
@@ -41,7 +41,7 @@ class ZeropointsAlgorithm:
     def map(self, partials: Iterable[tuple[Partial, bytes]], _solution: CampaignStars | None) -> CampaignStars:
         """Return the stars of some units."""
         from csstdask.zeropoint.campaign import CampaignStars
-        from csstdask.zeropoint.matched import MatchedStars
+        from csstdask.zeropoint.matched_stars import MatchedStars
 
         units = [
             CampaignStars.of(MatchedStars.from_bytes(content, partial.path), self.most) for partial, content in partials
@@ -91,7 +91,7 @@ def zero_points(stars: CampaignStars, config: RunConfig, campaign: Campaign, _de
         arrays={
             "zp": spread(found.value, np.nan),
             "zp_sigma": spread(found.sigma, np.nan),
-            METHOD: spread(found.method.astype(object), "", object),
+            METHOD_ARRAY: spread(found.method.astype(object), "", object),
             "zp_prior": spread(found.prior, np.nan),
             "zp_prior_sigma": spread(found.prior_sigma, np.nan),
             "zp_joint": spread(found.joint, np.nan),
@@ -159,7 +159,7 @@ def read_zero_points(root: Path, wanted: str | None) -> dict[str, npt.NDArray[An
     if wanted is None or not record.objects or not record.holds(root, wanted):
         return None
     for item in record.objects:
-        if not item.intact(root, checksum=True):
+        if not item.is_intact(root, checksum=True):
             raise StoreError(
                 f"{root / item.path}: found content that differs from its record; wanted that of the run (run --verify)"
             )
@@ -230,7 +230,7 @@ ZEROPOINTS = Reduction(
     products=(
         _product("zp", "zero point: AB magnitude of 1 electron s-1 in the total light of a star"),
         _product("zp_sigma", "1 sigma of zp"),
-        _product(METHOD, "solve, joined, prior, borrowed or nominal", "str", ""),
+        _product(METHOD_ARRAY, "solve, joined, prior, borrowed or nominal", "str", ""),
         _product("zp_prior", "zero point expected without the unit's stars"),
         _product("zp_prior_sigma", "1 sigma of zp_prior"),
         _product("zp_joint", "zero point of the joint solution of all units"),

@@ -61,8 +61,8 @@ def apply_steps(
         Returns the context in which a step runs.
     """
     for step in resolve(names):
-        if frame.facts.kind not in step.kinds:
+        if frame.metadata.kind not in step.kinds:
             continue
         with around(step):
             output = step.body(frame, config)
-        frame.keep(output.arrays, output.tables, dict.fromkeys(step.files) | output.files)
+        frame.add_results(output.arrays, output.tables, dict.fromkeys(step.files) | output.files)

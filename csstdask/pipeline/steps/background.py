@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 def measure_background(frame: Frame, config: RunConfig) -> Output:
     """Measure the mesh of a frame."""
-    from csstdask.arrays.background import measure
+    from csstdask.arrays.background import estimate_background
     from csstdask.arrays.correlation import noise_correlation
 
-    mesh = measure(frame.data, frame.unusable, box=config.background.box)
+    mesh = estimate_background(frame.data, frame.unusable, box=config.background.box)
     scale = np.float32(frame.scale)
     level, noise = mesh.background / scale, mesh.noise / scale
     known = bool(np.isfinite(level).all())

@@ -36,7 +36,7 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
         frame.data,
         frame.error,
         frame.unusable if saturation is None else frame.unusable & ~saturation.candidate,
-        detector=frame.facts.detector,
+        detector=frame.metadata.detector,
         threshold=settings.threshold,
         model=settings.model,
         device=config.engine.device,
@@ -45,7 +45,7 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
         mesh=frame.mesh,
     )
     hit = found.mask if saturation is None else saturation.added_to(found.mask)
-    if frame.facts.kind == "slitless":
+    if frame.metadata.kind == "slitless":
         hit = _without_traces(frame, hit)
     usable = int(hit.size - (frame.unusable & ~hit).sum())
     count = int(hit.sum())
@@ -86,18 +86,18 @@ class Saturation:
     @classmethod
     def of(cls, frame: Frame) -> Saturation | None:
         """Judge the saturated pixels of a frame; None if there are none, or its sky is unknown."""
-        from csstdask.cosmicray.saturation import candidates, enclosed
+        from csstdask.cosmicray.saturation import find_candidates, join_enclosed
 
         saturated, mesh = frame.saturated, frame.mesh
         if not saturated.any() or not np.isfinite(mesh.background).all():
             return None
         unusable = frame.unusable & ~saturated
-        candidate = candidates(frame.data - mesh.background_at(), mesh.noise_at(), saturated, unusable)
+        candidate = find_candidates(frame.data - mesh.background_at(), mesh.noise_at(), saturated, unusable)
 
         def added_to(hit: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
             # Both planes are made anew: a network needs the memory in between.
             height, noise = frame.data - mesh.background_at(), mesh.noise_at()
-            return enclosed(height, noise, hit, saturated, candidate, unusable)
+            return join_enclosed(height, noise, hit, saturated, candidate, unusable)
 
         return cls(candidate, added_to)
 
@@ -128,7 +128,7 @@ def uses_network(config: RunConfig) -> bool:
     return bool(find_card("cosmicray", config.detect.model).architecture)
 
 
-def decisive_settings(config: RunConfig) -> dict[str, Any]:
+def fingerprint_settings(config: RunConfig) -> dict[str, Any]:
     """Return what decides the mask: the threshold, and for a network the kind of device where it is not the host."""
     kind = (config.engine.device or "cpu").partition(":")[0]
     device = {"device": kind} if kind != "cpu" and uses_network(config) else {}
@@ -142,7 +142,7 @@ DETECT = Step(
     kinds=frozenset({"imaging", "slitless", "dark"}),
     numerics_version=13,
     body=detect_cosmic_rays,
-    settings=decisive_settings,
+    settings=fingerprint_settings,
     model=lambda config: find_card("cosmicray", config.detect.model).identity,
     products=(Product("cr_mask", "bool", False, codec="mask", long_name="hit by a cosmic ray"),),
     metrics=(

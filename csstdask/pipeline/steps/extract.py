@@ -27,9 +27,9 @@ from csstdask.store.schema import NO_TIME
 
 if TYPE_CHECKING:
     from csstdask.flux.catalogue import StarCatalogue
-    from csstdask.flux.frame import FrameSpectra
-    from csstdask.flux.predicted import PredictedLight
-    from csstdask.flux.seds_table import SedTable
+    from csstdask.flux.extract_frame import FrameSpectra
+    from csstdask.flux.predicted_spectra import PredictedSpectra
+    from csstdask.flux.sed_table import SedTable
     from csstdask.pipeline.frame import Frame
 
 Float = npt.NDArray[np.float64]
@@ -79,18 +79,18 @@ def extract_stars(frame: Frame, config: RunConfig) -> Output:
     InputError
         If the frame has no usable WCS, or no exposure time.
     """
-    from csstdask.flux.frame import extract_frame
+    from csstdask.flux.extract_frame import extract_frame
 
-    mesh, facts = frame.mesh, frame.facts
-    if not facts.exptime > 0:
+    mesh, metadata = frame.mesh, frame.metadata
+    if not metadata.exptime > 0:
         raise InputError(
-            f"{facts.exposure}/{facts.detector}: EXPTIME", f"{facts.exptime}", "a positive number of seconds"
+            f"{metadata.exposure}/{metadata.detector}: EXPTIME", f"{metadata.exptime}", "a positive number of seconds"
         )
     stars = stars_on(frame, config)
     if not len(stars) or not np.isfinite(mesh.background).all():
         nothing = np.zeros(frame.data.shape, dtype=bool)
         return Output({REJECTED: nothing}, {"spectra": _table(frame, stars, None)}, metrics={"n_spectra": 0})
-    where = frame.instrument, facts.detector, frame.data.shape
+    where = frame.instrument, metadata.detector, frame.data.shape
     predicted = predicted_light(frame, stars)
     spectra = extract_frame(
         frame.data - mesh.background_at(),
@@ -112,7 +112,7 @@ def extract_stars(frame: Frame, config: RunConfig) -> Output:
 
 
 def _has_zeroth_order(frame: Frame) -> bool:
-    return 0 in slitless_orders(frame.instrument, frame.facts.detector)
+    return 0 in slitless_orders(frame.instrument, frame.metadata.detector)
 
 
 @functools.lru_cache(maxsize=2)
@@ -130,12 +130,12 @@ def stars_on(frame: Frame, config: RunConfig) -> StarsOnFrame:
     InputError
         If the frame has no usable WCS.
     """
-    from csstdask.flux.photometry import flux_from_magnitude, photon_mean
-    from csstdask.flux.seds_table import read_seds
+    from csstdask.flux.photometry import band_flux_density, flux_from_magnitude
+    from csstdask.flux.sed_table import read_seds
 
-    settings, facts = config.extract, frame.facts
+    settings, metadata = config.extract, frame.metadata
     catalogue = _catalogue(str(settings.catalogue), str(settings.catalogue_sha256))
-    stars, x, y = _near(frame, catalogue.at(None if facts.time == NO_TIME else facts.time), catalogue)
+    stars, x, y = _near(frame, catalogue.at(None if metadata.time == NO_TIME else metadata.time), catalogue)
     seds = None if settings.spectra is None else read_seds(Path(settings.spectra), [str(name) for name in stars.id])
     rows = {} if seds is None else {str(seds.id[row]): int(row) for row in np.flatnonzero(seds.usable)}
     row = np.array([rows.get(str(name), -1) for name in stars.id], dtype=np.intp)
@@ -152,8 +152,8 @@ def stars_on(frame: Frame, config: RunConfig) -> StarsOnFrame:
         flux[some], flux_err[some] = flux_from_magnitude(
             stars.mag[some], stars.mag_err[some], limits, grid, seds.mean[of_some]
         )
-        in_band = photon_mean(limits, grid, seds.mean[of_some])
-        band_modes[some] = photon_mean(limits, grid, seds.modes[of_some]) / in_band[:, None]
+        in_band = band_flux_density(limits, grid, seds.mean[of_some])
+        band_modes[some] = band_flux_density(limits, grid, seds.modes[of_some]) / in_band[:, None]
     positive = flux > 0
     flux, flux_err = np.where(positive, flux, np.nan), np.where(positive, flux_err, np.nan)
     return StarsOnFrame(stars, x, y, flux, flux_err, seds, row, band_modes)
@@ -174,16 +174,16 @@ def _reddened(seds: SedTable, stars: StarCatalogue, row: npt.NDArray[np.intp]) -
 
 def _near(frame: Frame, positions: tuple[Float, Float], catalogue: StarCatalogue) -> tuple[StarCatalogue, Float, Float]:
     """Return the stars whose first or zeroth order may fall on a frame, and their positions in it [pixel]."""
-    facts, (ny, nx) = frame.facts, frame.data.shape
+    metadata, (ny, nx) = frame.metadata, frame.data.shape
     middle = sky_positions(frame.header, [(nx - 1) / 2, 0.0], [(ny - 1) / 2, 0.0])
     if not np.isfinite(middle).all():
         raise InputError(
-            f"{facts.exposure}/{facts.detector}", "no usable WCS in the header", "one: stars are placed by it"
+            f"{metadata.exposure}/{metadata.detector}", "no usable WCS in the header", "one: stars are placed by it"
         )
     # Sources lie where their orders fall, but for the offsets of the traces from their sources.
     shifts_x, shifts_y = [0.0], [0.0]
-    for order in slitless_orders(frame.instrument, facts.detector):
-        trace = dispersion_of(frame.instrument, facts.detector, (ny, nx), order)
+    for order in slitless_orders(frame.instrument, metadata.detector):
+        trace = dispersion_of(frame.instrument, metadata.detector, (ny, nx), order)
         at_x, at_y = trace.position((nx - 1) / 2, (ny - 1) / 2, np.array(trace.limits))
         shifts_x += (at_x - (nx - 1) / 2).tolist()
         shifts_y += (at_y - (ny - 1) / 2).tolist()
@@ -196,35 +196,35 @@ def _near(frame: Frame, positions: tuple[Float, Float], catalogue: StarCatalogue
     return catalogue.select(close[near]), x[near], y[near]
 
 
-def predicted_light(frame: Frame, stars: StarsOnFrame) -> PredictedLight | None:
+def predicted_light(frame: Frame, stars: StarsOnFrame) -> PredictedSpectra | None:
     """Return the light that is expected of the stars; None without SEDs."""
-    from csstdask.flux.predicted import PredictedLight
+    from csstdask.flux.predicted_spectra import PredictedSpectra
 
     if stars.seds is None or not (stars.row >= 0).any():
         return None
-    instrument, detector = frame.instrument, frame.facts.detector
+    instrument, detector = frame.instrument, frame.metadata.detector
     flux = np.full((len(stars), len(stars.seds.wavelength)), np.nan)
     known = stars.row >= 0
     flux[known] = stars.flux_5556[known, None] * stars.seds.mean[stars.row[known]]
     zeroth = functools.partial(nominal_sensitivity, instrument, detector, order=0)
-    return PredictedLight(
+    return PredictedSpectra(
         wavelength=stars.seds.wavelength,
         flux=flux,
         sensitivity=functools.partial(nominal_sensitivity, instrument, detector),
-        exptime=frame.facts.exptime,
+        exptime=frame.metadata.exptime,
         zeroth_sensitivity=zeroth if _has_zeroth_order(frame) else None,
     )
 
 
-def _ratios(frame: Frame, stars: StarsOnFrame, spectra: FrameSpectra, predicted: PredictedLight) -> bytes | None:
+def _ratios(frame: Frame, stars: StarsOnFrame, spectra: FrameSpectra, predicted: PredictedSpectra) -> bytes | None:
     """Return the content of the unit's partial; None if no star has a spectrum and an SED."""
-    from csstdask.flux.observed import star_ratios
+    from csstdask.flux.measure_ratios import measure_ratios
 
     seds = stars.seds
     known = np.flatnonzero(stars.predictable & np.isfinite(spectra.snr))
     if seds is None or not len(known):
         return None
-    grid = wavelength_grid(slitless_order(frame.instrument, frame.facts.detector).wavelength)
+    grid = wavelength_grid(slitless_order(frame.instrument, frame.metadata.detector).wavelength)
     mean, sigma, modes = (
         interpolate_spectrum(seds.wavelength, values[stars.row[known]], grid)
         for values in (seds.mean, seds.sigma, seds.modes)
@@ -235,7 +235,7 @@ def _ratios(frame: Frame, stars: StarsOnFrame, spectra: FrameSpectra, predicted:
     relative[known] = modes / mean[:, None, :] - stars.band_modes[known, :, None]
     independent[known] = np.maximum((sigma / mean) ** 2 - ((modes / mean[:, None, :]) ** 2).sum(axis=1), 0.0)
     grey[known] = stars.flux_5556_err[known] / stars.flux_5556[known]
-    ratios = star_ratios(
+    ratios = measure_ratios(
         spectra,
         grid,
         replace(predicted, flux=np.where(stars.predictable[:, None], predicted.flux, np.nan)),
@@ -243,7 +243,7 @@ def _ratios(frame: Frame, stars: StarsOnFrame, spectra: FrameSpectra, predicted:
         grey_error=grey,
         variance_sed=independent,
         modes=relative,
-        detector=frame.facts.detector,
+        detector=frame.metadata.detector,
     )
     return ratios.to_bytes() if len(ratios) else None
 
@@ -268,8 +268,8 @@ def _table(frame: Frame, stars: StarsOnFrame, spectra: FrameSpectra | None) -> T
     n = len(chosen)
     ra, dec = stars.catalogue.ra[chosen], stars.catalogue.dec[chosen]
     table: Table = {
-        "exposure": np.full(n, frame.facts.exposure, dtype=object),
-        "detector": np.full(n, frame.facts.detector, dtype=np.int32),
+        "exposure": np.full(n, frame.metadata.exposure, dtype=object),
+        "detector": np.full(n, frame.metadata.detector, dtype=np.int32),
         "id": stars.catalogue.id[chosen],
         "x": stars.x[chosen],
         "y": stars.y[chosen],
@@ -290,7 +290,7 @@ def _table(frame: Frame, stars: StarsOnFrame, spectra: FrameSpectra | None) -> T
         empty = np.zeros((0, 0), dtype=np.float32)
         lists = ("column", "row", "wavelength", "rate", "rate_err", "background", "flag")
         return table | dict.fromkeys(lists, empty)
-    per_second = 1 / (frame.facts.exptime * spectra.angstrom_per_pixel[chosen])
+    per_second = 1 / (frame.metadata.exptime * spectra.angstrom_per_pixel[chosen])
     sigma = spectra.sigma[chosen]
     return table | {
         "column": spectra.column[chosen].astype(np.int32),
@@ -308,7 +308,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return config.extract.model_dump(exclude={"catalogue", "spectra"})
 
 
-def slitless_camera(instrument: Instrument) -> dict[str, Any]:
+def slitless_description(instrument: Instrument) -> dict[str, Any]:
     """Return what of the camera decides spectra and predicted counts: gratings, pupil, shape of the detectors."""
     gratings = {band: grating.model_dump(mode="json") for band, grating in instrument.slitless.items()}
     pupil = None if instrument.telescope is None else instrument.telescope.model_dump(mode="json")
@@ -326,7 +326,7 @@ EXTRACT = Step(
     numerics_version=3,
     body=extract_stars,
     settings=_settings,
-    camera=slitless_camera,
+    camera=slitless_description,
     model=lambda _: None,
     products=(
         Product(

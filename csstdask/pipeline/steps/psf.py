@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.psf_grid import FIELD_FORMAT, HALF_PIXELS, NODES, nodes
+from csstdask.arrays.psf_grid import FIELD_FORMAT, N_NODES, OVERSAMPLED_SIZE, node_positions
 from csstdask.instrument import Instrument
 from csstdask.nn.models import EMPIRICAL, find_card
 from csstdask.pipeline.config import NO_PSF, RunConfig
@@ -40,14 +40,14 @@ def fit_psf(frame: Frame, config: RunConfig) -> Output:
     if model is None:
         return _without_psf(frame, detections)
     seen = masked.height, masked.error, masked.unobserved
-    psf = fit_frame(*seen, detections, frame.facts.detector, model=model, least_snr=config.psf.least_snr)
+    psf = fit_frame(*seen, detections, frame.metadata.detector, model=model, least_snr=config.psf.least_snr)
     if psf is None:
         return _without_psf(frame, detections)
     card = find_card("psf", model if psf.field.model != EMPIRICAL else EMPIRICAL)
     stored = write_field(psf.field, card)
     field = read_field(stored, card)  # what an interrupted run would read: rounded as the file is
     image, sigma = field(*nodes_of(frame.data.shape))
-    shape = (NODES, NODES, HALF_PIXELS, HALF_PIXELS)
+    shape = (N_NODES, N_NODES, OVERSAMPLED_SIZE, OVERSAMPLED_SIZE)
     stars = compare_stars(field, psf.fitted, psf.selection, *seen, detections)
     return Output(
         arrays={"psf": image.reshape(shape), "psf_sigma": sigma.reshape(shape)},
@@ -61,9 +61,9 @@ def psf_model(frame: Frame, config: RunConfig) -> str | None:
     """Return the model that the PSF of a frame is fitted with; None if there is none."""
     if config.psf.model == NO_PSF:
         return None
-    from csstdask.psf.frame import model_for
+    from csstdask.psf.frame import choose_model
 
-    return model_for(frame.instrument.name, frame.facts.detector, frame.facts.band, config.psf.model)
+    return choose_model(frame.instrument.name, frame.metadata.detector, frame.metadata.band, config.psf.model)
 
 
 def model_identity(config: RunConfig) -> str:
@@ -88,7 +88,7 @@ def cost_of_psf(config: RunConfig, instrument: Instrument) -> Cost:
 
 def nodes_of(shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return x and y of the nodes of a frame, row by row [pixel]."""
-    y, x = np.meshgrid(*(nodes(length) for length in shape), indexing="ij")
+    y, x = np.meshgrid(*(node_positions(length) for length in shape), indexing="ij")
     return x.ravel(), y.ravel()
 
 
@@ -127,7 +127,7 @@ def _detections(frame: Frame, found: Table | None) -> Table:
 def _stars(frame: Frame, detections: Table, stars: Table) -> Table:
     """Return the table of PSF stars; fluxes in electron s-1, `id` is that of the detection."""
     which = stars["star"]
-    exptime = frame.facts.exptime if frame.facts.exptime > 0 else np.nan
+    exptime = frame.metadata.exptime if frame.metadata.exptime > 0 else np.nan
     table: Table = {
         **_of_unit(frame, len(which)),
         **{name: np.asarray(detections[name])[which] for name in ("id", "x", "y")},
@@ -140,14 +140,14 @@ def _stars(frame: Frame, detections: Table, stars: Table) -> Table:
 
 def _of_unit(frame: Frame, n: int) -> Table:
     return {
-        "exposure": np.full(n, frame.facts.exposure, dtype=object),
-        "detector": np.full(n, frame.facts.detector, dtype=np.int32),
+        "exposure": np.full(n, frame.metadata.exposure, dtype=object),
+        "detector": np.full(n, frame.metadata.detector, dtype=np.int32),
     }
 
 
 def _without_psf(frame: Frame, detections: Table | None) -> Output:
     """Return what a frame without a PSF has: its detections, if its sky is known."""
-    shape = (NODES, NODES, HALF_PIXELS, HALF_PIXELS)
+    shape = (N_NODES, N_NODES, OVERSAMPLED_SIZE, OVERSAMPLED_SIZE)
     none = {name: np.empty(0) for name in ("x", "y", *_COLUMNS)}
     no_stars: Table = {"star": np.empty(0, np.int64), "reserve": np.empty(0, bool), "id": np.empty(0, np.int32), **none}
     empty = np.full(shape, np.nan, np.float32)

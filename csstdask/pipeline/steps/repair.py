@@ -26,10 +26,10 @@ _COUNTED = {"point": "n_points", "track": "n_tracks", "worm": "n_worms"}
 def repair_pixels(frame: Frame, config: RunConfig) -> Output:
     """Repair hit pixels, and list the cosmic rays; repairs are in the units of ``sci``, NaN elsewhere."""
     from csstdask.cosmicray.events import measure_events
-    from csstdask.cosmicray.inpaint import repair
+    from csstdask.cosmicray.inpaint import combine_repairs
 
     hit, card = frame.product("cr_mask"), find_card("inpaint", config.repair.model)
-    fixed, variance_electrons = repair(
+    fixed, variance_electrons = combine_repairs(
         frame.data,
         hit,
         frame.ignore,
@@ -40,7 +40,7 @@ def repair_pixels(frame: Frame, config: RunConfig) -> Output:
         mesh=frame.mesh,
         device=config.engine.device,
     )
-    frame.forget_masked()
+    frame.release_masked()
     height = np.subtract(frame.data, fixed, where=hit, out=np.zeros_like(frame.data))  # elsewhere may be inf
     events = measure_events(hit, height, variance_electrons, source=_source_pixels(frame, fixed))
     scale = np.float32(frame.scale)
@@ -76,8 +76,8 @@ def _source_pixels(frame: Frame, clean: npt.NDArray[np.float32]) -> npt.NDArray[
 def _table(frame: Frame, events: Table) -> Table:
     n = len(events["id"])
     return {
-        "exposure": np.full(n, frame.facts.exposure, dtype=object),
-        "detector": np.full(n, frame.facts.detector, dtype=np.int32),
+        "exposure": np.full(n, frame.metadata.exposure, dtype=object),
+        "detector": np.full(n, frame.metadata.detector, dtype=np.int32),
         **events,
     }
 
@@ -101,7 +101,7 @@ def _repaired_stars(frame: Frame, config: RunConfig) -> StarRepair | None:
 
 def _has_detections(frame: Frame, config: RunConfig) -> bool:
     """Return whether the step psf has looked for sources in a frame."""
-    return frame.facts.kind in PSF.kinds and config.psf.model != NO_PSF
+    return frame.metadata.kind in PSF.kinds and config.psf.model != NO_PSF
 
 
 def uses_network(config: RunConfig) -> bool:
@@ -109,7 +109,7 @@ def uses_network(config: RunConfig) -> bool:
     return bool(find_card("inpaint", config.repair.model).architecture)
 
 
-def decisive_settings(config: RunConfig) -> dict[str, Any]:
+def fingerprint_settings(config: RunConfig) -> dict[str, Any]:
     """Return what decides the repair besides the model; the device counts where a network runs on another one."""
     kind = (config.engine.device or "cpu").partition(":")[0]
     device = {"device": kind} if kind != "cpu" and uses_network(config) else {}
@@ -129,7 +129,7 @@ REPAIR = Step(
     kinds=frozenset({"imaging", "slitless", "dark"}),
     numerics_version=11,
     body=repair_pixels,
-    settings=decisive_settings,
+    settings=fingerprint_settings,
     model=lambda config: find_card("inpaint", config.repair.model).identity,
     products=(
         Product("repair", "float32", float("nan"), 1, codec="sparse", long_name="repaired value, NaN outside cr_mask"),

@@ -57,10 +57,10 @@ def _table(frame: Frame, found: Table | None, hit: npt.NDArray[np.bool_] | None 
     x, y = found["x"], found["y"]
     ra, dec = sky_positions(frame.header, x, y)
     per_second = {"flux", "flux_err", "flux_aperture", "flux_aperture_err", "peak"}
-    exptime = frame.facts.exptime if frame.facts.exptime > 0 else np.nan
+    exptime = frame.metadata.exptime if frame.metadata.exptime > 0 else np.nan
     table: Table = {
-        "exposure": np.full(n, frame.facts.exposure, dtype=object),
-        "detector": np.full(n, frame.facts.detector, dtype=np.int32),
+        "exposure": np.full(n, frame.metadata.exposure, dtype=object),
+        "detector": np.full(n, frame.metadata.detector, dtype=np.int32),
         "id": np.arange(n, dtype=np.int32),
         "x": x,
         "y": y,

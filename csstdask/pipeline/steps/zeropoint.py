@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.psf_grid import HALF_PIXELS
+from csstdask.arrays.psf_grid import OVERSAMPLED_SIZE
 from csstdask.instrument import Instrument, sky_positions
 from csstdask.instrument.geometry import angle_between, unit_vectors
 from csstdask.pipeline.config import RunConfig
@@ -19,8 +19,8 @@ from csstdask.pipeline.zeropoint_inputs import check_unchanged
 
 if TYPE_CHECKING:
     from csstdask.pipeline.frame import Frame
-    from csstdask.zeropoint.fit import StarFit
-    from csstdask.zeropoint.match import Match
+    from csstdask.zeropoint.fit_stars import StarFit
+    from csstdask.zeropoint.matching import Match
     from csstdask.zeropoint.reference import ReferenceCatalogue
 
 Float = npt.NDArray[np.float64]
@@ -28,7 +28,7 @@ Rows = npt.NDArray[np.intp]
 
 #: The file that a unit contributes to the zero points of the campaign.
 ZEROPOINT_STARS = "zeropoint_stars"
-MOST_REPAIRED = 0.1
+MAX_REPAIRED_FRACTION = 0.1
 """Largest share of a star's ellipse that may have been repaired: the repair of a core may be off by some percent."""
 MARGIN = 10.0
 """Distance beyond the frame within which reference stars are looked for: a wrong pointing [arcsec]."""
@@ -68,21 +68,21 @@ class UnitStars:
 
 def solve_unit(frame: Frame, config: RunConfig) -> Output:
     """Match the stars of a frame to the reference and fit its zero point."""
-    from csstdask.zeropoint.fit import fit_stars
-    from csstdask.zeropoint.match import match_sources, shifted
-    from csstdask.zeropoint.matched import MatchedStars
+    from csstdask.zeropoint.fit_stars import fit_stars
+    from csstdask.zeropoint.matched_stars import MatchedStars
+    from csstdask.zeropoint.matching import apply_shift, match_sources
     from csstdask.zeropoint.solve import days_of
 
-    settings, facts = config.zeropoint, frame.facts
+    settings, metadata = config.zeropoint, frame.metadata
     correction, correction_err = _aperture_correction(frame, config)
     stars = select_stars(frame.table("sources"), correction if np.isfinite(correction) else 0.0, config)
     catalogue = _catalogue(str(settings.reference), settings.reference_sha256)
-    days = days_of(facts.when)
+    days = days_of(metadata.when)
     near, ref_ra, ref_dec = _near(frame, catalogue, days)
     match = match_sources(stars.ra, stars.dec, ref_ra, ref_dec, radius=settings.match_radius)
     matched = match.reference >= 0
     reference = np.where(matched, near[match.reference] if len(near) else -1, -1).astype(np.int64)
-    known = _reference_columns(catalogue, facts.band, settings.color, reference)
+    known = _reference_columns(catalogue, metadata.band, settings.color, reference)
     shape = (int(frame.data.shape[0]), int(frame.data.shape[1]))
     fit = fit_stars(
         stars.inst_mag,
@@ -97,7 +97,7 @@ def solve_unit(frame: Frame, config: RunConfig) -> Output:
         color_term=(settings.color_term, settings.color_term_sigma),
     )
     kept = _contributed(stars, matched, settings.overlap_stars)
-    ra, dec = shifted(stars.ra, stars.dec, match.shift)
+    ra, dec = apply_shift(stars.ra, stars.dec, match.shift)
     partial = MatchedStars(
         id=np.asarray(frame.table("sources")["id"])[stars.row[kept]].astype(np.int64),
         reference=reference[kept],
@@ -113,12 +113,12 @@ def solve_unit(frame: Frame, config: RunConfig) -> Output:
         weight=fit.weights[kept],
         residual=fit.residuals[kept],
         coefficients=fit.coefficients,
-        exposure=facts.exposure,
-        detector=facts.detector,
-        band=facts.band,
+        exposure=metadata.exposure,
+        detector=metadata.detector,
+        band=metadata.band,
         days=days,
         shape=shape,
-        nominal=nominal_zero_point(frame.instrument, facts.band),
+        nominal=nominal_zero_point(frame.instrument, metadata.band),
         value=fit.value,
         sigma=float(np.hypot(fit.sigma, correction_err)),
         coefficient_covariance=fit.coefficient_covariance,
@@ -156,7 +156,7 @@ def select_stars(sources: Table, correction: float, config: RunConfig) -> UnitSt
     columns = {name: np.asarray(sources[name], dtype=np.float64) for name in _COLUMNS}
     flux, error = columns["flux_aperture"], columns["flux_aperture_err"]
     with np.errstate(invalid="ignore"):
-        good = (np.asarray(sources["flag"]) == 0) & (columns["repaired_fraction"] <= MOST_REPAIRED)
+        good = (np.asarray(sources["flag"]) == 0) & (columns["repaired_fraction"] <= MAX_REPAIRED_FRACTION)
         good &= (error > 0) & (flux >= config.zeropoint.least_snr * error)
     good &= np.isfinite([columns[name] for name in ("x", "y", "ra", "dec")]).all(axis=0)
     row = np.flatnonzero(good)
@@ -191,21 +191,21 @@ def _aperture_correction(frame: Frame, config: RunConfig) -> tuple[float, float]
     known = corrections[np.isfinite(corrections)]
     if not len(known):
         return np.nan, UNKNOWN_CORRECTION_ERROR
-    beyond = 2.5 * np.log10(1 - _light_beyond(frame.instrument, frame.facts.band))
+    beyond = 2.5 * np.log10(1 - _light_beyond(frame.instrument, frame.metadata.band))
     floor = FEW_NODES_ERROR if len(known) < LEAST_NODES else 0.0
     return float(np.median(known)) + beyond, float(mad_scale(known, floor=floor))
 
 
 def _light_beyond(instrument: Instrument, band: str) -> float:
     """Return the share of light beyond the box of the PSF; 0 for cameras whose optics are not described."""
-    from csstdask.zeropoint.photometry import light_beyond
+    from csstdask.zeropoint.photometry import light_outside_box
 
     telescope, geometry = instrument.telescope, instrument.geometry
     if telescope is None or geometry is None or band not in instrument.bands:
         return 0.0
-    half_width = HALF_PIXELS / 4 * geometry.pixel_scale
+    half_width = OVERSAMPLED_SIZE / 4 * geometry.pixel_scale
     wavelength = sum(instrument.bands[band].wavelength) / 2
-    return light_beyond(half_width, wavelength, telescope.diameter, telescope.obscuration)
+    return light_outside_box(half_width, wavelength, telescope.diameter, telescope.obscuration)
 
 
 @functools.lru_cache(maxsize=1)

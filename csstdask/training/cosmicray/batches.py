@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from csstdask.cosmicray.unet import CHANNELS
-from csstdask.datasets.labelled_units import known_units
+from csstdask.datasets.labelled_units import select_units
 from csstdask.mock.recipe import Split
 from csstdask.nn.device import TrainingPrecision, autocast
-from csstdask.training.cosmicray.config import TrainingConfig
-from csstdask.training.cosmicray.examples import Examples, Kind, Material, draw_examples, gather_material, joined
+from csstdask.training.cosmicray.config import DetectionTrainingConfig
+from csstdask.training.cosmicray.examples import Examples, Kind, Material, draw_examples, joined, load_material
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -33,11 +33,11 @@ Use = Literal["training", "validation", "calibration", "comparison"]
 
 @cache
 def _material(use: Use, settings: str) -> Material:
-    config = TrainingConfig.model_validate_json(settings)
+    config = DetectionTrainingConfig.model_validate_json(settings)
     split: Split = "training" if use == "training" else "validation"
     known = None
     if config.campaign is not None:
-        known = known_units(
+        known = select_units(
             Path(config.campaign),
             split,
             part=_PARTS[use],
@@ -45,19 +45,19 @@ def _material(use: Use, settings: str) -> Material:
             detectors=config.detectors,
             exposures=config.exposures,
         )
-    others = [known_units(Path(path), split, part=_PARTS[use]) for path in config.others]
+    others = [select_units(Path(path), split, part=_PARTS[use]) for path in config.others]
     skies = config.skies if use == "training" else min(config.skies, config.validation_frames)
     data = None if config.data is None else Path(config.data)
     events = [Path(path) for path in config.events]
-    return gather_material(split, config.seed, skies, data, known=known, others=others, events=events)
+    return load_material(split, config.seed, skies, data, known=known, others=others, events=events)
 
 
-def material_for(config: TrainingConfig, use: Use) -> Material:
+def cached_material(config: DetectionTrainingConfig, use: Use) -> Material:
     """Return what examples are made of; it is gathered once a process."""
     return _material(use, config.model_dump_json())
 
 
-def draw_patches(config: TrainingConfig, use: Use, number: int, frames: int) -> Examples:
+def draw_patches(config: DetectionTrainingConfig, use: Use, number: int, frames: int) -> Examples:
     """Draw the examples of an epoch, of the validation or of the calibration: a function of its arguments.
 
     Parameters
@@ -70,7 +70,7 @@ def draw_patches(config: TrainingConfig, use: Use, number: int, frames: int) -> 
     frames : int
         How many to draw.
     """
-    material = material_for(config, use)
+    material = cached_material(config, use)
     seeds = ((config.seed, list(_PARTS).index(use), number, index) for index in range(frames))
     # What the card says is of the campaign's own frames, where there is one: of what the network is for.
     own = use == "calibration" and config.campaign is not None
@@ -81,10 +81,10 @@ def draw_patches(config: TrainingConfig, use: Use, number: int, frames: int) -> 
     return replace(examples, channels=examples.channels[:, seen])
 
 
-class Feed:
+class EpochLoader:
     """Batches of examples, the next epoch's drawn while this one's are learnt from."""
 
-    def __init__(self, config: TrainingConfig, pool: ProcessPoolExecutor) -> None:
+    def __init__(self, config: DetectionTrainingConfig, pool: ProcessPoolExecutor) -> None:
         self.config, self.pool = config, pool
         self.drawn: dict[int, Future[Examples]] = {}
 
@@ -100,10 +100,10 @@ class Feed:
             order = rng.permutation(len(examples.hit))
             mirror = bool(rng.integers(2))
             for first in range(0, len(order) - config.batch + 1, config.batch):
-                yield as_batch(examples, order[first : first + config.batch], mirror=mirror)
+                yield to_batch(examples, order[first : first + config.batch], mirror=mirror)
 
 
-def as_batch(examples: Examples, chosen: npt.NDArray[np.int64], *, mirror: bool = False) -> Batch:
+def to_batch(examples: Examples, chosen: npt.NDArray[np.int64], *, mirror: bool = False) -> Batch:
     """Return channels, truth and weights of some patches as tensors, on request mirrored in x."""
     step = slice(None, None, -1 if mirror else 1)
     planes = (examples.channels[chosen], examples.hit[chosen, None], examples.weight[chosen, None])
@@ -113,8 +113,8 @@ def as_batch(examples: Examples, chosen: npt.NDArray[np.int64], *, mirror: bool 
     return channels.contiguous(memory_format=torch.channels_last), hit, weight
 
 
-def logits_of(
-    network: nn.Module, examples: Examples, config: TrainingConfig, precision: TrainingPrecision
+def predict_logits(
+    network: nn.Module, examples: Examples, config: DetectionTrainingConfig, precision: TrainingPrecision
 ) -> npt.NDArray[np.float32]:
     """Return a network's output for all pixels of some patches."""
     device = next(network.parameters()).device
@@ -123,6 +123,6 @@ def logits_of(
     for first in range(0, len(examples.hit), config.batch):
         chosen = np.arange(first, min(first + config.batch, len(examples.hit)))
         with torch.inference_mode(), autocast(device, precision):
-            logit = network(as_batch(examples, chosen)[0].to(device))
+            logit = network(to_batch(examples, chosen)[0].to(device))
         parts.append(logit[:, 0].float().cpu().numpy())
     return np.concatenate(parts)

@@ -11,10 +11,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from csstdask.core.settings import read_settings
 from csstdask.cosmicray.unet import CHANNELS
 from csstdask.datasets.labelled_units import Truth
-from csstdask.nn.blocks import grid_of
-from csstdask.nn.device import TrainingPrecision, checked_device
+from csstdask.nn.blocks import unet_grid
+from csstdask.nn.device import TrainingPrecision, validate_device
 from csstdask.nn.trainer import Keep, Schedule
-from csstdask.training.cosmicray.examples import SHARES, Cutting, Kind, check_data
+from csstdask.training.cosmicray.examples import SHARES, Kind, PatchSettings, check_data_folder
 
 #: Settings that do not decide the weights that are learnt: what is at the paths is told by the material.
 _FREE = {
@@ -25,7 +25,7 @@ _FREE = {
 _NARROWEST = 506
 
 
-class TrainingConfig(BaseModel):
+class DetectionTrainingConfig(BaseModel):
     """All settings of a training."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,7 +76,7 @@ class TrainingConfig(BaseModel):
     keep: Keep = Field("best", description="weights of the best epoch, or of the last, with no regard to patience")
     precision: TrainingPrecision = Field("bfloat16", description="float32 or bfloat16")
     threads: int = Field(1, ge=1, description="of the network; examples are drawn on another core")
-    device: Annotated[str | None, AfterValidator(checked_device)] = None
+    device: Annotated[str | None, AfterValidator(validate_device)] = None
     seed: int = Field(20261121, ge=0)
 
     @field_validator("hit_above")
@@ -94,8 +94,8 @@ class TrainingConfig(BaseModel):
         return inputs
 
     @model_validator(mode="after")
-    def _sizes_agree(self) -> TrainingConfig:
-        grid = lcm(grid_of(len(self.channels) - 1, self.stem), grid_of(max(0, len(self.close) - 1)))
+    def _sizes_agree(self) -> DetectionTrainingConfig:
+        grid = lcm(unet_grid(len(self.channels) - 1, self.stem), unet_grid(max(0, len(self.close) - 1)))
         if self.patch % grid:
             raise ValueError(f"patch = {self.patch} is no multiple of the network's grid, {grid}")
         if self.patch > min(self.frame_size, _NARROWEST):
@@ -131,10 +131,10 @@ class TrainingConfig(BaseModel):
         return self.truth == "labels" or bool(self.detectors)
 
     @property
-    def cutting(self) -> Cutting:
+    def cutting(self) -> PatchSettings:
         """Return how frames are cut into patches."""
         names = ("patch", "on_sources", "source_weight", "box", "hit_above")
-        return Cutting(count=self.patches, **{name: getattr(self, name) for name in names})
+        return PatchSettings(count=self.patches, **{name: getattr(self, name) for name in names})
 
     @property
     def schedule(self) -> Schedule:
@@ -151,7 +151,7 @@ class TrainingConfig(BaseModel):
         )
 
 
-def load_training_config(path: Path | None, **changes: Any) -> TrainingConfig:
+def load_cosmicray_config(path: Path | None, **changes: Any) -> DetectionTrainingConfig:
     """Read the settings of a training from a TOML file; `changes` that are not None win.
 
     Raises
@@ -159,7 +159,7 @@ def load_training_config(path: Path | None, **changes: Any) -> TrainingConfig:
     InputError
         Naming the file and every key that is unknown or wrong.
     """
-    config = read_settings(TrainingConfig, path, "settings of a training", changes)
+    config = read_settings(DetectionTrainingConfig, path, "settings of a training", changes)
     if config.data is not None:
-        check_data(Path(config.data))
+        check_data_folder(Path(config.data))
     return config

@@ -19,13 +19,19 @@ from scipy.ndimage import binary_dilation, gaussian_filter
 
 from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
 from csstdask.core.errors import InputError
-from csstdask.cosmicray.preprocess import view_frame
-from csstdask.cosmicray.unet import channels_of
+from csstdask.cosmicray.preprocess import prepare_frame
+from csstdask.cosmicray.unet import network_channels
 from csstdask.datasets import stis_1999
-from csstdask.datasets.labelled_units import KnownFrame, KnownUnits
-from csstdask.datasets.scenes import Scene, cut, draw_mock_scene, draw_warm_scene, read_wircam
+from csstdask.datasets.labelled_units import LabelledFrame, LabelledUnits
+from csstdask.datasets.scenes import Scene, cut, draw_dark_scene, draw_mock_scene, read_wircam
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
-from csstdask.mock.events import STIS_PAIRS, EventLibrary, exposures_of, library_for, read_library
+from csstdask.mock.event_libraries import (
+    STIS_PAIRS,
+    EventLibrary,
+    load_event_library,
+    pair_exposures,
+    read_event_library,
+)
 from csstdask.mock.recipe import CosmicRays, Split
 
 #: How far above the sky a source's pixels begin [sigma].
@@ -63,11 +69,11 @@ class Material:
     """Real frames without cosmic rays."""
     warmth: npt.NDArray[np.float32] | None = None
     """Rates of real warm pixels [e-/s]."""
-    labelled: tuple[tuple[stis_1999.StisFrame, stis_1999.Reference], ...] = ()
+    labelled: tuple[tuple[stis_1999.StisFrame, stis_1999.StisReference], ...] = ()
     """Real frames with cosmic rays and their truth."""
-    known: KnownUnits | None = None
+    known: LabelledUnits | None = None
     """Units of a campaign with truth."""
-    others: tuple[KnownUnits, ...] = ()
+    others: tuple[LabelledUnits, ...] = ()
     """Those of other campaigns, of which the network is not to be the model."""
 
     def has(self, kind: Kind) -> bool:
@@ -100,21 +106,21 @@ class Material:
         return [*parts, *scenes, *labelled]
 
 
-def check_data(data: Path) -> None:
+def check_data_folder(data: Path) -> None:
     """Raise InputError unless a folder holds one of the sets of real events and frames."""
     if not any((data / name).is_dir() for name in SETS):
         found = "no such folder" if not data.is_dir() else f"none of {', '.join(SETS)} in it"
         raise InputError(data, found, "a folder of real events and frames")
 
 
-def gather_material(
+def load_material(
     split: Split,
     seed: int,
     skies: int,
     data: Path | None,
     *,
-    known: KnownUnits | None = None,
-    others: Sequence[KnownUnits] = (),
+    known: LabelledUnits | None = None,
+    others: Sequence[LabelledUnits] = (),
     events: Sequence[Path] = (),
 ) -> Material:
     """Return the material of a split (``training``, ``validation`` or ``test``).
@@ -135,24 +141,24 @@ def gather_material(
         Libraries of events, as ``csstdask label darks`` writes them.
     """
     sky_seed = seed * 10 + list(STIS_PAIRS).index(split)
-    libraries = [read_library(path, split) for path in events]
+    libraries = [read_event_library(path, split) for path in events]
     if data is None:
         return Material(sky_seed, skies, tuple(libraries), known=known, others=tuple(others))
     frames: tuple[Scene, ...] = ()
     warmth: npt.NDArray[np.float32] | None = None
-    labelled: tuple[tuple[stis_1999.StisFrame, stis_1999.Reference], ...] = ()
+    labelled: tuple[tuple[stis_1999.StisFrame, stis_1999.StisReference], ...] = ()
     if (data / "hst_stis").is_dir():
         folder = data / "hst_stis"
-        libraries.append(library_for("stis", split, data))
-        pairs = [stis_1999.read_frame(folder, name) for name in exposures_of(stis_1999.KNOWN_PAIRS)]
+        libraries.append(load_event_library("stis", split, data))
+        pairs = [stis_1999.read_frame(folder, name) for name in pair_exposures(stis_1999.DEVELOPMENT_PAIRS)]
         learnt = [frame for frame in pairs if frame.pair in STIS_PAIRS["training"]]
         reference = stis_1999.build_reference(learnt)
         level = np.median(reference.rate)
         warmth = (reference.rate - level)[np.logical_or.reduce([frame.valid for frame in learnt])]
         if split == "training":
-            labelled = tuple((frame, stis_1999.reference_for(frame, pairs)) for frame in learnt)
+            labelled = tuple((frame, stis_1999.reference_without_pair(frame, pairs)) for frame in learnt)
     if (data / "lsst_itl_darks").is_dir():
-        libraries.append(library_for("itl", split, data))
+        libraries.append(load_event_library("itl", split, data))
     if split == "training":  # one field in four epochs: it cannot be split
         frames = tuple(read_wircam(path) for path in sorted((data / "cfht_wircam").glob("*.fits.fz")))
     return Material(sky_seed, skies, tuple(libraries), frames, warmth, labelled, known, tuple(others))
@@ -175,7 +181,7 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Contaminated:
+class ContaminatedFrame:
     """A scene with cosmic rays on it, and its truth."""
 
     data: npt.NDArray[np.float32]
@@ -224,7 +230,7 @@ def draw_charge(
     return charge, unknown
 
 
-def contaminate(
+def add_cosmic_rays(
     scene: Scene,
     charge: npt.NDArray[np.float32],
     *,
@@ -232,7 +238,7 @@ def contaminate(
     flag_saturated: bool = True,
     with_error: bool = True,
     unknown: npt.NDArray[np.bool_] | None = None,
-) -> Contaminated:
+) -> ContaminatedFrame:
     """Put cosmic rays on a scene: full well, saturation flags, errors from the contaminated counts.
 
     Parameters
@@ -253,23 +259,23 @@ def contaminate(
     ignore = scene.ignore | (data >= full) if flag_saturated else scene.ignore.copy()
     error = None
     if with_error:
-        counts = np.maximum(data + scene.hidden_variance, 0)
+        counts = np.maximum(data + scene.unreported_variance, 0)
         error = np.sqrt(counts + np.float32(scene.read_noise**2)).astype(np.float32)
     if unknown is None:
         unknown = np.zeros(data.shape, dtype=bool)
-    return Contaminated(data, error, ignore, kept.astype(np.float32), *_sources_of(scene), unknown)
+    return ContaminatedFrame(data, error, ignore, kept.astype(np.float32), *_sources_of(scene), unknown)
 
 
-def scene_of(frame: KnownFrame) -> Scene:
+def remove_cosmic_rays(frame: LabelledFrame) -> Scene:
     """Return a known frame without its cosmic rays."""
     sky = float(np.median(frame.clean[~frame.ignore]))
     return Scene(frame.clean, gaussian_filter(frame.clean, 1.0), sky, frame.read_noise, frame.ignore)
 
 
-def as_rendered(frame: KnownFrame) -> Contaminated:
+def from_labelled_frame(frame: LabelledFrame) -> ContaminatedFrame:
     """Return a known frame with its own cosmic rays: what they did to the detector included."""
-    sources = _sources_of(scene_of(frame))
-    return Contaminated(frame.data, frame.error, frame.ignore, frame.charge, *sources, frame.unknown)
+    sources = _sources_of(remove_cosmic_rays(frame))
+    return ContaminatedFrame(frame.data, frame.error, frame.ignore, frame.charge, *sources, frame.unknown)
 
 
 def _sources_of(scene: Scene) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
@@ -279,7 +285,7 @@ def _sources_of(scene: Scene) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.boo
     return above > _SOURCE_SIGMA * noise, above > _BRIGHT_SIGMA * noise
 
 
-def draw_frame(rng: np.random.Generator, material: Material, kind: Kind, size: int) -> Contaminated:
+def draw_frame(rng: np.random.Generator, material: Material, kind: Kind, size: int) -> ContaminatedFrame:
     """Draw a scene of a kind and put cosmic rays on it."""
     uncertain: npt.NDArray[np.bool_] | None = None
     if kind in ("rendered", "rehit", "others"):
@@ -288,18 +294,18 @@ def draw_frame(rng: np.random.Generator, material: Material, kind: Kind, size: i
             raise ValueError(f"{kind}: no campaign")
         frame = units.read(int(rng.integers(len(units))))
         if kind == "rendered" or (kind == "others" and rng.random() < _AS_RENDERED):
-            return as_rendered(frame)
-        scene, uncertain = scene_of(frame), frame.unknown
+            return from_labelled_frame(frame)
+        scene, uncertain = remove_cosmic_rays(frame), frame.unknown
     elif kind == "frames":
         scene = cut(rng, material.frames[rng.integers(len(material.frames))], size)
     elif kind == "warm" and material.warmth is not None:
-        scene = draw_warm_scene(rng, material.warmth, size)
+        scene = draw_dark_scene(rng, material.warmth, size)
     else:
         scene = draw_mock_scene(rng, material.seed, int(rng.integers(material.skies)), size)
     charge, unknown = draw_charge(rng, material, scene.data.shape)
     if uncertain is not None:
         unknown |= uncertain
-    return contaminate(
+    return add_cosmic_rays(
         scene,
         charge,
         full_well=rng.uniform(5e4, 1.2e5),
@@ -310,7 +316,7 @@ def draw_frame(rng: np.random.Generator, material: Material, kind: Kind, size: i
 
 
 @dataclass(frozen=True)
-class Cutting:
+class PatchSettings:
     """How frames are cut into patches, and what a pixel of them weighs."""
 
     patch: int = 256
@@ -327,17 +333,17 @@ class Cutting:
     """Charge above which a pixel counts as hit [e-]."""
 
 
-def patches_of_frame(rng: np.random.Generator, frame: Contaminated, cutting: Cutting) -> Examples:
+def cut_patches(rng: np.random.Generator, frame: ContaminatedFrame, cutting: PatchSettings) -> Examples:
     """Cut a frame into patches, some of them on sources where there are any."""
-    view = view_frame(frame.data, frame.error, frame.ignore, box=cutting.box)
+    view = prepare_frame(frame.data, frame.error, frame.ignore, box=cutting.box)
     hit = frame.charge > cutting.hit_above
     weight = np.where(frame.source, cutting.source_weight, 1).astype(np.uint8)
     weight[frame.ignore | frame.unknown] = 0
-    return _cut_patches(rng, channels_of(view), hit, weight, (frame.source, frame.bright), cutting)
+    return _cut_patches(rng, network_channels(view), hit, weight, (frame.source, frame.bright), cutting)
 
 
-def patches_of_labelled(
-    rng: np.random.Generator, frame: stis_1999.StisFrame, reference: stis_1999.Reference, cutting: Cutting
+def cut_stis_patches(
+    rng: np.random.Generator, frame: stis_1999.StisFrame, reference: stis_1999.StisReference, cutting: PatchSettings
 ) -> Examples:
     """Cut a real frame with truth into patches: with or without its dark, hot pixels flagged or not."""
     data, ignore = frame.image, np.zeros(frame.image.shape, dtype=bool)
@@ -347,10 +353,10 @@ def patches_of_labelled(
     if rng.random() < _FLAGGED_SHARE:
         ignore = reference.hot.copy()
     error = np.sqrt(noise) if rng.random() < 0.5 else None
-    view = view_frame(data, error, ignore, box=cutting.box)
+    view = prepare_frame(data, error, ignore, box=cutting.box)
     skirt = binary_dilation(frame.hit, EIGHT_NEIGHBOURS) & ~frame.hit  # cut off at 3 sigma: beyond, nobody knows
     weight = (frame.valid & ~ignore & ~skirt).astype(np.uint8)
-    seen = channels_of(view)
+    seen = network_channels(view)
     mirror = slice(None, None, int(rng.choice([-1, 1])))
     return _cut_patches(
         rng, seen[:, :, mirror], frame.hit[:, mirror], weight[:, mirror], (frame.valid[:, mirror],), cutting
@@ -363,7 +369,7 @@ def _cut_patches(
     hit: npt.NDArray[np.bool_],
     weight: npt.NDArray[np.uint8],
     wanted: tuple[npt.NDArray[np.bool_], ...],
-    cutting: Cutting,
+    cutting: PatchSettings,
 ) -> Examples:
     """Cut patches: the first ones anywhere, the others round one of the wanted places, kinds in turn."""
     (ny, nx), patch, count = hit.shape, cutting.patch, cutting.count
@@ -388,7 +394,7 @@ def _cut_patches(
 
 
 def draw_examples(
-    seed: Sequence[int], material: Material, shares: Mapping[Kind, float], size: int, cutting: Cutting
+    seed: Sequence[int], material: Material, shares: Mapping[Kind, float], size: int, cutting: PatchSettings
 ) -> Examples:
     """Draw patches of one frame: a function of the seed and the material.
 
@@ -408,8 +414,8 @@ def draw_examples(
     kind = kinds[rng.choice(len(kinds), p=share / share.sum())]
     if kind == "labelled":
         frame, reference = material.labelled[rng.integers(len(material.labelled))]
-        return patches_of_labelled(rng, frame, reference, cutting)
-    return patches_of_frame(rng, draw_frame(rng, material, kind, size), cutting)
+        return cut_stis_patches(rng, frame, reference, cutting)
+    return cut_patches(rng, draw_frame(rng, material, kind, size), cutting)
 
 
 def joined(parts: Sequence[Examples]) -> Examples:

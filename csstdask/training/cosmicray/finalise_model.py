@@ -15,20 +15,20 @@ from torch import nn
 
 from csstdask.core.errors import InputError
 from csstdask.cosmicray.unet import build_unet
-from csstdask.metrics.detection import average_precision, calibrate, precision_recall
+from csstdask.metrics.detection import average_precision, fit_calibration, precision_recall
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard
 from csstdask.nn.int8 import Int8UNet, measure_ranges
 from csstdask.nn.models import find_card
 from csstdask.nn.weights import save_weights
-from csstdask.training.cosmicray.batches import as_batch, logits_of
-from csstdask.training.cosmicray.config import TrainingConfig
+from csstdask.training.cosmicray.batches import predict_logits, to_batch
+from csstdask.training.cosmicray.config import DetectionTrainingConfig
 from csstdask.training.cosmicray.examples import Examples
 
 #: Logits that are neither clearly hit nor clearly not.
 _DOUBTFUL = 4.0
 
 
-def check_rival(config: TrainingConfig) -> None:
+def check_rival(config: DetectionTrainingConfig) -> None:
     """Raise InputError if the network to be ahead of cannot be compared with: now, not at the end."""
     if config.lead_over is None:
         return
@@ -39,8 +39,8 @@ def check_rival(config: TrainingConfig) -> None:
         raise InputError("lead_over", f"{card.name}, and no campaign", "one on whose frames the two are compared")
 
 
-def card_of(
-    config: TrainingConfig,
+def build_card(
+    config: DetectionTrainingConfig,
     sources: list[str],
     network: nn.Module,
     examples: Examples,
@@ -54,9 +54,9 @@ def card_of(
     """
     sha256 = save_weights(network, to / f"{config.name}{WEIGHTS_SUFFIX}")
     counted = (examples.weight > 0) & examples.uniform[:, None, None]
-    logit, truth = logits_of(network, examples, config, "float32")[counted], examples.hit[counted]
+    logit, truth = predict_logits(network, examples, config, "float32")[counted], examples.hit[counted]
     density = np.broadcast_to(examples.density[:, None, None], counted.shape)[counted]
-    calibration = calibrate(logit, truth, density) | {"hit_above": config.hit_above}
+    calibration = fit_calibration(logit, truth, density) | {"hit_above": config.hit_above}
     ranges, int8_offset = _in_int8(network, examples, config)
     threshold, precision, recall = precision_recall(calibration["scale"] * logit + calibration["offset"], truth)
     best = int(np.argmax(2 * precision * recall / np.maximum(1e-9, precision + recall)))
@@ -86,7 +86,7 @@ def card_of(
 
 
 def _in_int8(
-    network: nn.Module, examples: Examples, config: TrainingConfig
+    network: nn.Module, examples: Examples, config: DetectionTrainingConfig
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Return how far the network's layers go on some patches, and what int8 adds to its output, to be taken off again.
 
@@ -97,7 +97,7 @@ def _in_int8(
     fused = build_unet(**config.architecture)
     fused.load_state_dict(network.state_dict())
     fused.eval().to(memory_format=torch.channels_last).fuse()  # type: ignore[call-overload]
-    patches = [as_batch(examples, np.asarray([index]))[0] for index in range(len(examples.hit))]
+    patches = [to_batch(examples, np.asarray([index]))[0] for index in range(len(examples.hit))]
     ranges = measure_ranges(fused, patches)
     quantised, added = Int8UNet(fused, ranges), []
     with torch.inference_mode():

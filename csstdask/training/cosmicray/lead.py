@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.core.errors import InputError
-from csstdask.cosmicray.preprocess import view_frame
-from csstdask.cosmicray.unet import probability
-from csstdask.datasets.labelled_units import KnownFrame, KnownUnits
+from csstdask.cosmicray.preprocess import prepare_frame
+from csstdask.cosmicray.unet import hit_probability
+from csstdask.datasets.labelled_units import LabelledFrame, LabelledUnits
 from csstdask.nn.card import ModelCard
 
 Rates = npt.NDArray[np.float64]
@@ -25,7 +25,7 @@ THRESHOLDS = np.linspace(0.02, 0.98, 193)
 _ASKED = 5.0
 
 
-def ahead_of(rival: ModelCard, card: ModelCard, units: KnownUnits) -> ModelCard:
+def ahead_of(rival: ModelCard, card: ModelCard, units: LabelledUnits) -> ModelCard:
     """Return a card with the threshold at which the smallest lead of any detector, in precision or recall, is largest.
 
     Parameters
@@ -76,7 +76,7 @@ def rates(counts: Rates) -> tuple[Rates, Rates]:
     return right / np.maximum(found, 1), recalled / np.maximum(asked, 1)
 
 
-def count(probabilities: npt.NDArray[np.floating], frame: KnownFrame, thresholds: Rates) -> Rates:
+def count(probabilities: npt.NDArray[np.floating], frame: LabelledFrame, thresholds: Rates) -> Rates:
     """Return how many pixels are found at each threshold, rightly so, among those asked for, and how many are asked."""
     use = ~frame.ignore & ~frame.unknown
     likely, charge = probabilities[use], frame.charge[use]
@@ -89,11 +89,11 @@ def _at_least(values: npt.NDArray[np.floating], thresholds: Rates) -> Rates:
     return len(values) - np.searchsorted(np.sort(values), thresholds).astype(float)
 
 
-def _counts(card: ModelCard, units: KnownUnits, thresholds: Rates) -> dict[int, Rates]:
+def _counts(card: ModelCard, units: LabelledUnits, thresholds: Rates) -> dict[int, Rates]:
     """Return the counts of each detector."""
     total: dict[int, Rates] = {}
     for index in range(len(units)):
-        frame, detector = units.read(index), units.facts(index).detector
-        view = view_frame(frame.data, frame.error, frame.ignore, box=card.normalisation["box"])
-        total[detector] = total.get(detector, 0.0) + count(np.asarray(probability(view, card)), frame, thresholds)
+        frame, detector = units.read(index), units.metadata(index).detector
+        view = prepare_frame(frame.data, frame.error, frame.ignore, box=card.normalisation["box"])
+        total[detector] = total.get(detector, 0.0) + count(np.asarray(hit_probability(view, card)), frame, thresholds)
     return total

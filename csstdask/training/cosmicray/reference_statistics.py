@@ -10,14 +10,14 @@ import numpy as np
 
 from csstdask.cosmicray.detect import detect
 from csstdask.cosmicray.events import measure_events
-from csstdask.datasets.labelled_units import KnownUnits
-from csstdask.metrics.drift import UnitEvents, by_exposure, count_events, expects_of, pixel_area
+from csstdask.datasets.labelled_units import LabelledUnits
+from csstdask.metrics.drift import UnitEvents, count_events, derive_expectations, pixel_area_cm2, sum_by_exposure
 
 #: How many units are looked at, evenly spread.
 _UNITS = 12
 
 
-def expected_of(card: Path, units: KnownUnits) -> dict[str, Any]:
+def measure_reference_statistics(card: Path, units: LabelledUnits) -> dict[str, Any]:
     """Return the rate and the spectra of what a model finds in units whose cosmic rays are known: `expects` of a card.
 
     Parameters
@@ -27,24 +27,24 @@ def expected_of(card: Path, units: KnownUnits) -> dict[str, Any]:
     units : KnownUnits
         None that it learnt from.
     """
-    return expects_of(list(by_exposure(_found(card, units)).values()))
+    return derive_expectations(list(sum_by_exposure(_found(card, units)).values()))
 
 
-def valid_for(units: KnownUnits) -> dict[str, Any]:
+def validity_of(units: LabelledUnits) -> dict[str, Any]:
     """Return `valid` of a card: detectors of the units that a model was made from, and of real ones the first day."""
-    facts = [units.facts(index) for index in range(len(units))]
-    valid: dict[str, Any] = {"detectors": sorted({one.detector for one in facts})}
-    days = [str(np.datetime_as_string(one.when, unit="D")) for one in facts if one.when is not None]
+    metadata = [units.metadata(index) for index in range(len(units))]
+    valid: dict[str, Any] = {"detectors": sorted({one.detector for one in metadata})}
+    days = [str(np.datetime_as_string(one.when, unit="D")) for one in metadata if one.when is not None]
     return valid | ({"from": min(days)} if days and units.truth == "labels" else {})
 
 
-def _found(card: Path, units: KnownUnits) -> Iterator[UnitEvents]:
+def _found(card: Path, units: LabelledUnits) -> Iterator[UnitEvents]:
     for index in np.unique(np.linspace(0, len(units) - 1, _UNITS).astype(int)):
-        facts, frame = units.facts(index), units.read(index)
+        metadata, frame = units.metadata(index), units.read(index)
         hit = np.asarray(detect(frame.data, frame.error, frame.ignore, model=str(card)).mask)
         events = measure_events(hit, frame.data - frame.clean, frame.error**2)
-        cm2 = float((~frame.ignore).sum()) * pixel_area(units.instrument)
-        cm2_s = cm2 * facts.exptime if facts.exptime > 0 else float("nan")
+        cm2 = float((~frame.ignore).sum()) * pixel_area_cm2(units.instrument)
+        cm2_s = cm2 * metadata.exptime if metadata.exptime > 0 else float("nan")
         yield UnitEvents(
-            facts.exposure, facts.detector, facts.when, count_events(events["charge"], events["length"], cm2_s)
+            metadata.exposure, metadata.detector, metadata.when, count_events(events["charge"], events["length"], cm2_s)
         )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from csstdask.core.errors import InputError
-from csstdask.core.malloc import keep_freed_memory
+from csstdask.core.malloc import retain_freed_memory
 from csstdask.cosmicray.unet import build_unet
 from csstdask.metrics.detection import average_precision, precision_recall
 from csstdask.nn.card import read_card, write_card
@@ -28,13 +28,13 @@ from csstdask.nn.device import TrainingPrecision, autocast, choose_device
 from csstdask.nn.models import find_card
 from csstdask.nn.trainer import Learner, train
 from csstdask.nn.weights import load_network
-from csstdask.training.cosmicray.batches import Batch, Feed, draw_patches, logits_of, material_for
-from csstdask.training.cosmicray.config import TrainingConfig
+from csstdask.training.cosmicray.batches import Batch, EpochLoader, cached_material, draw_patches, predict_logits
+from csstdask.training.cosmicray.config import DetectionTrainingConfig
 from csstdask.training.cosmicray.examples import Material
-from csstdask.training.cosmicray.finalise_model import card_of, check_rival
+from csstdask.training.cosmicray.finalise_model import build_card, check_rival
 from csstdask.training.cosmicray.lead import ahead_of
-from csstdask.training.cosmicray.reference_statistics import expected_of, valid_for
-from csstdask.training.cosmicray.warm_start import average_with, begin_from
+from csstdask.training.cosmicray.reference_statistics import measure_reference_statistics, validity_of
+from csstdask.training.cosmicray.warm_start import average_with, load_initial_weights
 
 log = logging.getLogger("csstdask")
 
@@ -47,7 +47,7 @@ def weighted_loss(network: nn.Module, batch: Batch) -> Tensor:
     return (each * weight).sum() / weight.sum().clamp(min=1)
 
 
-def taught_by(teacher: nn.Module, share: float, precision: TrainingPrecision) -> Callable[[Batch], Batch]:
+def distil_from(teacher: nn.Module, share: float, precision: TrainingPrecision) -> Callable[[Batch], Batch]:
     """Return what mixes a teacher's probabilities into the truth of a batch.
 
     Whether a pixel that noise hides was hit is chance, and costs a small network many examples to find out; a
@@ -64,7 +64,9 @@ def taught_by(teacher: nn.Module, share: float, precision: TrainingPrecision) ->
     return mixed
 
 
-def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str], None] = log.info) -> Path:
+def train_cosmicray(
+    config: DetectionTrainingConfig, to: Path, *, on_progress: Callable[[str], None] = log.info
+) -> Path:
     """Train a network, or go on with a training.
 
     Parameters
@@ -84,20 +86,20 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
     device = choose_device(config.device)
     to.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    material = material_for(config, "training")
+    material = cached_material(config, "training")
     check_material(config, material)
     check_rival(config)
     network = build_unet(**config.architecture)
-    begin_from(config, network)
+    load_initial_weights(config, network)
     beginning = {name: value.clone() for name, value in network.state_dict().items()} if config.remember else {}
-    with ProcessPoolExecutor(1, get_context("spawn"), keep_freed_memory) as pool:
-        feed = Feed(config, pool)
+    with ProcessPoolExecutor(1, get_context("spawn"), retain_freed_memory) as pool:
+        feed = EpochLoader(config, pool)
         validation = pool.submit(draw_patches, config, "validation", 0, config.validation_frames).result()
         counted = validation.weight > 0
         truth = validation.hit[counted]
 
         def validate(network: nn.Module) -> dict[str, float]:
-            logit = logits_of(network, validation, config, config.precision)[counted]
+            logit = predict_logits(network, validation, config, config.precision)[counted]
             _, precision, recall = precision_recall(logit, truth)
             f1 = 2 * precision * recall / np.maximum(1e-9, precision + recall)
             loss = float(np.mean(np.logaddexp(0, np.where(truth, -logit, logit))))
@@ -113,26 +115,26 @@ def train_cosmicray(config: TrainingConfig, to: Path, *, announce: Callable[[str
             validate,
             config.decisive | {"material": material.identity} | _origins(config),
         )
-        history = train(learner, config.schedule, to, device=device, announce=announce)
+        history = train(learner, config.schedule, to, device=device, on_progress=on_progress)
         held_out = pool.submit(draw_patches, config, "calibration", 0, config.validation_frames).result()
     if config.remember:
         average_with(beginning, network, config.remember)
-    card = card_of(config, material.sources, network, held_out, history, to)
+    card = build_card(config, material.sources, network, held_out, history, to)
     path = to / f"{config.name}.json"
     write_card(path, card)
-    if (units := material_for(config, "calibration").known) is not None:
-        announce("measuring what it finds in units that it did not learn from")
-        if config.lead_over is not None and (compared := material_for(config, "comparison").known) is not None:
+    if (units := cached_material(config, "calibration").known) is not None:
+        on_progress("measuring what it finds in units that it did not learn from")
+        if config.lead_over is not None and (compared := cached_material(config, "comparison").known) is not None:
             card = ahead_of(find_card("cosmicray", config.lead_over), read_card(path), compared)
             write_card(path, card)
-        card = replace(card, expects=expected_of(path, units))
+        card = replace(card, expects=measure_reference_statistics(path, units))
         if config.is_for_its_campaign and material.known is not None:
-            card = replace(card, valid=valid_for(material.known))
+            card = replace(card, valid=validity_of(material.known))
         write_card(path, card)
     return path
 
 
-def _teaching(config: TrainingConfig, device: torch.device) -> Callable[[Batch], Batch]:
+def _teaching(config: DetectionTrainingConfig, device: torch.device) -> Callable[[Batch], Batch]:
     """Return what is done to each batch before it is learnt from."""
     if config.teacher is None:
         return lambda batch: batch
@@ -142,10 +144,10 @@ def _teaching(config: TrainingConfig, device: torch.device) -> Callable[[Batch],
             card.name, f"a teacher that sees {card.normalisation.get('channels')}", f"{list(config.inputs)}"
         )
     teacher = load_network(card, build_unet, device)
-    return taught_by(teacher, config.teacher_share, config.precision)
+    return distil_from(teacher, config.teacher_share, config.precision)
 
 
-def _origins(config: TrainingConfig) -> dict[str, str]:
+def _origins(config: DetectionTrainingConfig) -> dict[str, str]:
     """Return the SHA-256 of the networks that a training begins with and learns from."""
     named = {
         "weights of start_from": config.start_from,
@@ -155,7 +157,7 @@ def _origins(config: TrainingConfig) -> dict[str, str]:
     return {key: find_card("cosmicray", model).sha256 for key, model in named.items() if model is not None}
 
 
-def check_material(config: TrainingConfig, material: Material) -> None:
+def check_material(config: DetectionTrainingConfig, material: Material) -> None:
     """Raise InputError unless there is something to learn from, large enough to be cut into patches."""
     if not any(share > 0 and material.has(kind) for kind, share in config.shares.items()):
         wanted = "--campaign, --data or mock skies, for one of the frames that it wants"

@@ -16,7 +16,7 @@ from csstdask.core.errors import InputError
 from csstdask.nn.blocks import UNet
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
-from csstdask.training.cosmicray.config import TrainingConfig
+from csstdask.training.cosmicray.config import DetectionTrainingConfig
 
 _WANTED = "a network of the same architecture; `fine` and `close` may be absent from it"
 _WANTED_CLOSE = "a network without a stem whose channels are `close`"
@@ -26,7 +26,7 @@ _ENTRANCE = "down.0.convolutions.0.weight"
 _JOINT = "fine.settle.convolutions.0.weight"
 
 
-def begin_from(config: TrainingConfig, network: UNet) -> None:
+def load_initial_weights(config: DetectionTrainingConfig, network: UNet) -> None:
     """Give a network the weights that its training's settings say it goes on from, if they say so.
 
     What the card of `start_from` has not stays as it is.

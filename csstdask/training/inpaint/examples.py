@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from csstdask.arrays.background import measure
+from csstdask.arrays.background import estimate_background
 from csstdask.arrays.median import adaptive_median
 from csstdask.arrays.sources import find_sources
-from csstdask.arrays.stamps import cut_stamps, middles
+from csstdask.arrays.stamps import centre_pixels, cut_stamps
 from csstdask.cosmicray.inpaint_network import SIZE, Stamps
-from csstdask.datasets.labelled_units import KnownFrame, KnownUnits
+from csstdask.datasets.labelled_units import LabelledFrame, LabelledUnits
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -59,7 +59,7 @@ class Material:
         return len(self.light)
 
 
-def gather(units: KnownUnits, each: int, seed: int) -> Material:
+def gather(units: LabelledUnits, each: int, seed: int) -> Material:
     """Return the material of units.
 
     Parameters
@@ -74,14 +74,14 @@ def gather(units: KnownUnits, each: int, seed: int) -> Material:
     return Material(light, noise, unknown, charge, as_found=units.truth == "detected")
 
 
-def _of_unit(frame: KnownFrame, each: int, rng: np.random.Generator) -> tuple[Image, Image, Mask, Image]:
+def _of_unit(frame: LabelledFrame, each: int, rng: np.random.Generator) -> tuple[Image, Image, Mask, Image]:
     hit = frame.charge > 0
-    mesh = measure(frame.data, frame.ignore | hit)
+    mesh = estimate_background(frame.data, frame.ignore | hit)
     sky, noise = mesh.background_at(), mesh.noise_at()
     found = find_sources(np.where(frame.ignore, 0, frame.data - sky), noise, frame.ignore | hit)
     order = np.argsort(found["flux"])[::-1]
     chosen = np.concatenate([order[: each // 2], rng.permutation(order[each // 2 :])])[:each]
-    y, x = middles(found["y"][chosen]), middles(found["x"][chosen])
+    y, x = centre_pixels(found["y"][chosen]), centre_pixels(found["x"][chosen])
     unknown = cut_stamps(frame.ignore | frame.unknown, y, x, SIZE, fill=True)
     light = cut_stamps((frame.clean - sky).astype(np.float32), y, x, SIZE)
     light[unknown] = 0
@@ -121,7 +121,7 @@ def draw(material: Material, count: int, rng: np.random.Generator) -> Examples:
     ends = np.exp(rng.uniform(low, high, size=count)).astype(np.float32) * noise
     least = np.zeros_like(ends) if material.as_found else np.maximum(ends, 1.0)
     hit = (charge > least[:, None, None]) & ~unknown
-    return Examples(as_stamps(light + charge, noise, hit, unknown), torch.from_numpy(light))
+    return Examples(to_stamps(light + charge, noise, hit, unknown), torch.from_numpy(light))
 
 
 def _turned(stamp: npt.NDArray[Any], how: int) -> npt.NDArray[Any]:
@@ -130,7 +130,7 @@ def _turned(stamp: npt.NDArray[Any], how: int) -> npt.NDArray[Any]:
     return turned[::-1] if how >= 4 else turned
 
 
-def as_stamps(height: Image, noise: Image, hit: Mask, unknown: Mask) -> Stamps:
+def to_stamps(height: Image, noise: Image, hit: Mask, unknown: Mask) -> Stamps:
     """Return stamps whose hit and unknown pixels hold the median of their neighbours, as a frame's would.
 
     Parameters

@@ -25,16 +25,16 @@ from csstdask.core.settings import read_settings
 from csstdask.cosmicray.inpaint_network import (
     SIZE,
     Scaling,
-    build_repairer,
+    build_inpainting_network,
+    decode_output,
+    deepest_output,
     is_source,
-    last_of,
-    own_variance,
-    seen_of,
-    told_by,
+    network_inputs,
+    pixel_variance,
 )
-from csstdask.datasets.labelled_units import KnownUnits, RepairTruth, known_units
+from csstdask.datasets.labelled_units import LabelledUnits, RepairTruth, select_units
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
-from csstdask.nn.device import TrainingPrecision, checked_device, choose_device
+from csstdask.nn.device import TrainingPrecision, choose_device, validate_device
 from csstdask.nn.models import find_card
 from csstdask.nn.trainer import Learner, Schedule, train
 from csstdask.nn.weights import save_weights
@@ -50,7 +50,7 @@ _FURTHEST = 10.0
 _CALIBRATION = 4
 
 
-class RepairConfig(BaseModel):
+class InpaintTrainingConfig(BaseModel):
     """All settings of a training of repair."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -77,7 +77,7 @@ class RepairConfig(BaseModel):
     patience: int = Field(20, ge=1)
     precision: TrainingPrecision = Field("float32", description="float32 or bfloat16")
     threads: int = Field(1, ge=1)
-    device: Annotated[str | None, AfterValidator(checked_device)] = None
+    device: Annotated[str | None, AfterValidator(validate_device)] = None
     seed: int = Field(20261122, ge=0)
 
     @property
@@ -92,7 +92,7 @@ class RepairConfig(BaseModel):
         return Schedule(**{name: getattr(self, name) for name in names})
 
 
-def load_repair_config(path: Path | None, **changes: Any) -> RepairConfig:
+def load_inpaint_config(path: Path | None, **changes: Any) -> InpaintTrainingConfig:
     """Read the settings of a training from a TOML file; `changes` that are not None win.
 
     Raises
@@ -100,10 +100,10 @@ def load_repair_config(path: Path | None, **changes: Any) -> RepairConfig:
     InputError
         Naming the file and every key that is unknown or wrong.
     """
-    return read_settings(RepairConfig, path, "settings of a training of repair", changes)
+    return read_settings(InpaintTrainingConfig, path, "settings of a training of repair", changes)
 
 
-def train_inpaint(config: RepairConfig, to: Path, *, announce: Callable[[str], None] = log.info) -> Path:
+def train_inpaint(config: InpaintTrainingConfig, to: Path, *, on_progress: Callable[[str], None] = log.info) -> Path:
     """Train a network that repairs sources, or go on with a training.
 
     Parameters
@@ -128,14 +128,14 @@ def train_inpaint(config: RepairConfig, to: Path, *, announce: Callable[[str], N
     device = choose_device(config.device)
     to.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    training = [known_units(Path(path), "training", truth=config.truth) for path in config.campaigns]
+    training = [select_units(Path(path), "training", truth=config.truth) for path in config.campaigns]
     # As in detection: of each two detectors one decides when to stop, the other what the card says.
     stopping, calibrating = (
-        [known_units(Path(path), "validation", part=(place, 2), truth=config.truth) for path in config.campaigns]
+        [select_units(Path(path), "validation", part=(place, 2), truth=config.truth) for path in config.campaigns]
         for place in (0, 1)
     )
-    learnt, held_out, apart = (_material(config, units, announce) for units in (training, stopping, calibrating))
-    network = build_repairer(**config.architecture)
+    learnt, held_out, apart = (_material(config, units, on_progress) for units in (training, stopping, calibrating))
+    network = build_inpainting_network(**config.architecture)
     origin = {} if config.start_from is None else {"weights of start_from": _begin_from(config.start_from, network)}
     tested = list(batches(held_out, config.validation_batches, config.batch, (config.seed, 1)))
 
@@ -151,7 +151,7 @@ def train_inpaint(config: RepairConfig, to: Path, *, announce: Callable[[str], N
         lambda network: scores(network, tested, config.scaling),
         identity | origin | {"units": [units.identity for units in (*training, *stopping)]},
     )
-    history = train(learner, config.schedule, to, device=device, announce=announce)
+    history = train(learner, config.schedule, to, device=device, on_progress=on_progress)
     calibration = list(batches(apart, _CALIBRATION * config.validation_batches, config.batch, (config.seed, 2)))
     return _write(config, network, training, calibration, len(history), to)
 
@@ -169,10 +169,12 @@ def _begin_from(model: str, network: nn.Module) -> str:
     return card.sha256
 
 
-def _material(config: RepairConfig, campaigns: list[KnownUnits], announce: Callable[[str], None]) -> Material:
+def _material(
+    config: InpaintTrainingConfig, campaigns: list[LabelledUnits], on_progress: Callable[[str], None]
+) -> Material:
     parts = []
     for units in campaigns:
-        announce(f"cutting stamps from {len(units)} units of {units.path.name}")
+        on_progress(f"cutting stamps from {len(units)} units of {units.path.name}")
         parts.append(gather(units, config.each, config.seed))
     names = ("light", "noise", "unknown", "charge")
     light, noise, unknown, charge = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
@@ -183,28 +185,28 @@ def _material(config: RepairConfig, campaigns: list[KnownUnits], announce: Calla
     return material
 
 
-def loss_of(network: nn.Module, examples: Examples, *, config: RepairConfig) -> Tensor:
+def loss_of(network: nn.Module, examples: Examples, *, config: InpaintTrainingConfig) -> Tensor:
     """Return what is to be made small."""
     examples = examples.to(next(network.parameters()).device)
     stamps = examples.stamps
-    outputs = network(seen_of(stamps, config.scaling))
+    outputs = network(network_inputs(stamps, config.scaling))
     if config.scaling == "min-max":
         return _published_loss(outputs, examples, config)
-    height, variance = told_by(last_of(outputs).float(), stamps, "noise")
-    own = own_variance(examples.light, stamps.noise)
+    height, variance = decode_output(deepest_output(outputs).float(), stamps, "noise")
+    own = pixel_variance(examples.light, stamps.noise)
     each = (height - examples.light) ** 2 / variance + torch.log(variance / own)
     source = is_source(examples.light, stamps)
     weight = torch.where(source, config.source_weight, 1.0) * stamps.hit
     return 0.5 * (each * weight).sum() / weight.sum().clamp_min(1)
 
 
-def _published_loss(outputs: Tensor | list[Tensor], examples: Examples, config: RepairConfig) -> Tensor:
+def _published_loss(outputs: Tensor | list[Tensor], examples: Examples, config: InpaintTrainingConfig) -> Tensor:
     stamps = examples.stamps
     weight = config.alpha * stamps.hit + 1
     every = outputs if isinstance(outputs, list) else [outputs]
     losses = []
     for output in every:
-        zero, one = (told_by(torch.full_like(output, level), stamps, "min-max")[0] for level in (0.0, 1.0))
+        zero, one = (decode_output(torch.full_like(output, level), stamps, "min-max")[0] for level in (0.0, 1.0))
         wanted = (examples.light - zero) / (one - zero)
         losses.append((weight * (output[:, 0] - wanted) ** 2).mean())
     return torch.stack(losses).mean()
@@ -231,7 +233,7 @@ def _pulls(network: nn.Module, tested: list[Examples], scaling: Scaling) -> tupl
     """Return, of hit pixels, error over its sigma, variance over its own, and whether it is told a source."""
     parts = []
     for height, variance, examples in _told(network, tested, scaling):
-        stamps, own = examples.stamps, own_variance(examples.light, examples.stamps.noise)
+        stamps, own = examples.stamps, pixel_variance(examples.light, examples.stamps.noise)
         pull = (height - examples.light) / variance.sqrt()
         parts.append(tuple(one[stamps.hit].cpu() for one in (pull, variance / own, is_source(height, stamps))))
     pull, relative, source = (torch.cat(one) for one in zip(*parts, strict=True))
@@ -245,12 +247,12 @@ def _told(network: nn.Module, given: list[Examples], scaling: Scaling) -> Iterat
     for one in given:
         examples = one.to(device)
         with torch.inference_mode():
-            seen = seen_of(examples.stamps, scaling)
-            height, variance = told_by(last_of(network(seen)).float(), examples.stamps, scaling)
+            seen = network_inputs(examples.stamps, scaling)
+            height, variance = decode_output(deepest_output(network(seen)).float(), examples.stamps, scaling)
         yield height, variance, examples
 
 
-def correlation_of(network: nn.Module, given: list[Examples], scaling: Scaling, factors: dict[str, float]) -> float:
+def fit_correlation(network: nn.Module, given: list[Examples], scaling: Scaling, factors: dict[str, float]) -> float:
     """Return the correlation of repaired pixels of a source that makes the pulls of their sums one wide, 0 to 1.
 
     Sums are over the repaired pixels within `_APERTURE` pixels of a stamp's middle; their variance is taken as
@@ -274,7 +276,7 @@ def correlation_of(network: nn.Module, given: list[Examples], scaling: Scaling, 
         stamps = examples.stamps
         inside = stamps.hit & near.to(stamps.hit.device)
         calibrated = variance * torch.where(is_source(height, stamps), factors["source"], factors["sky"])
-        beyond = (calibrated - own_variance(height, stamps.noise)).clamp_min(0)
+        beyond = (calibrated - pixel_variance(height, stamps.noise)).clamp_min(0)
         planes = (height - examples.light, calibrated, beyond, beyond.sqrt())
         parts.append(torch.stack([(plane * inside).sum(dim=(1, 2)) for plane in planes]).cpu())
     error, alone, beyond_alone, beyond_sigma = torch.cat(parts, dim=1).double().numpy()
@@ -290,9 +292,9 @@ def correlation_of(network: nn.Module, given: list[Examples], scaling: Scaling, 
 
 
 def _write(
-    config: RepairConfig,
+    config: InpaintTrainingConfig,
     network: nn.Module,
-    units: list[KnownUnits],
+    units: list[LabelledUnits],
     calibration: list[Examples],
     epochs: int,
     to: Path,
@@ -304,7 +306,7 @@ def _write(
         name: float(pull[one].clamp(-_FURTHEST, _FURTHEST).square().mean()) if one.any() else 1.0
         for name, one in (("sky", ~source), ("source", source))
     }
-    factors["correlation"] = correlation_of(network, calibration, config.scaling, factors)
+    factors["correlation"] = fit_correlation(network, calibration, config.scaling, factors)
     found = scores(network, calibration, config.scaling)
     card = ModelCard(
         name=config.name,

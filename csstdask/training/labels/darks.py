@@ -19,20 +19,20 @@ import numpy.typing as npt
 from scipy.ndimage import binary_dilation, label
 from scipy.stats import chi2
 
-from csstdask.arrays.background import measure
+from csstdask.arrays.background import estimate_background
 from csstdask.arrays.mesh import Mesh
-from csstdask.arrays.morphology import EIGHT_NEIGHBOURS, grown, least_repeats
+from csstdask.arrays.morphology import EIGHT_NEIGHBOURS, hysteresis_threshold, min_recurrences
 from csstdask.core.errors import InputError
-from csstdask.mock.events import EventLibrary, write_library
-from csstdask.store.campaign import Campaign, UnitFacts
+from csstdask.mock.event_libraries import EventLibrary, write_event_library
+from csstdask.store.campaign import Campaign, UnitMetadata
 from csstdask.store.electrons import read_electrons
-from csstdask.training.labels.registration import median_of
+from csstdask.training.labels.registration import nan_median
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 #: Of a detector: of two exposures nobody can tell which one a hot pixel is hot in.
-LEAST_FRAMES = 3
+MIN_FRAMES = 3
 #: A single pixel is a hot one as often as a hit.
 _LEAST_PIXELS = 2
 #: Of pixels whose scatter is noise, how many are taken for variable.
@@ -81,7 +81,7 @@ def build_reference(stack: Image, darks: Sequence[Dark], rows: slice, *, sigma: 
     rows : slice
         Of the frames.
     sigma, grow : float
-        See `cut_events`.
+        See `extract_events`.
     """
     times = np.array([dark.exptime for dark in darks], dtype=np.float32)
     flat = stack - np.stack([dark.level.background_at(rows) for dark in darks])
@@ -98,20 +98,20 @@ def build_reference(stack: Image, darks: Sequence[Dark], rows: slice, *, sigma: 
     pull = np.where(hit | ~np.isfinite(flat), 0, (flat - found.rate * times[:, None, None]) / errors)
     quiet = np.maximum((~hit & np.isfinite(flat)).sum(axis=0), 2)
     scatter = (pull**2).sum(axis=0) > chi2.isf(_ACCIDENTS, quiet)
-    repeats = hit.sum(axis=0) >= least_repeats([float(plane.mean()) for plane in hit])
+    repeats = hit.sum(axis=0) >= min_recurrences([float(plane.mean()) for plane in hit])
     longest = max(darks, key=lambda dark: dark.exptime)
     hot = found.rate * np.float32(longest.exptime) > grow * longest.level.noise_at(rows)
-    return Reference(found.rate, found.frames, scatter | repeats | hot | (found.frames < LEAST_FRAMES - 1))
+    return Reference(found.rate, found.frames, scatter | repeats | hot | (found.frames < MIN_FRAMES - 1))
 
 
 def _reference(rates: Image) -> Reference:
-    rate = median_of(rates.copy())
+    rate = nan_median(rates.copy())
     return Reference(np.nan_to_num(rate), np.isfinite(rates).sum(axis=0), ~np.isfinite(rate))
 
 
 def _stands_out(plane: Image, reference: Reference, dark: Dark, rows: slice, sigma: float, grow: float) -> Mask:
     height = np.nan_to_num((plane - reference.rate * np.float32(dark.exptime)) / reference.error(dark, rows))
-    return grown(height > sigma, height > grow)
+    return hysteresis_threshold(height > sigma, height > grow)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Cut:
     """First row and column of each event."""
 
 
-def cut_events(
+def extract_events(
     data: Image, usable: Mask, dark: Dark, reference: Reference, *, sigma: float = 5.0, grow: float = 3.0
 ) -> Cut:
     """Cut the events of a dark frame.
@@ -150,7 +150,7 @@ def cut_events(
     """
     charge = data - dark.level.background_at() - reference.rate * np.float32(dark.exptime)
     height = np.where(usable, charge / reference.error(dark), 0)
-    parts, number = label(grown(height > sigma, height > grow), EIGHT_NEIGHBOURS)
+    parts, number = label(hysteresis_threshold(height > sigma, height > grow), EIGHT_NEIGHBOURS)
     within = np.pad(usable[1:-1, 1:-1], 1)
     refused = binary_dilation(~within, EIGHT_NEIGHBOURS) | reference.excluded
     y, x = np.nonzero(parts)
@@ -183,21 +183,21 @@ def survival(rng: np.random.Generator, cut: Cut, refused: Mask) -> npt.NDArray[n
     return chance
 
 
-def cut_detector(
-    campaign: Campaign, several: Sequence[UnitFacts], *, sigma: float = 5.0, grow: float = 3.0
-) -> Iterator[tuple[UnitFacts, Cut, npt.NDArray[np.float64]]]:
+def extract_detector_events(
+    campaign: Campaign, several: Sequence[UnitMetadata], *, sigma: float = 5.0, grow: float = 3.0
+) -> Iterator[tuple[UnitMetadata, Cut, npt.NDArray[np.float64]]]:
     """Yield each dark frame of a detector with its events and the chance of each one's size to be left."""
-    darks = [_measured(campaign, facts) for facts in several]
+    darks = [_measured(campaign, metadata) for metadata in several]
     reference = _whole_reference(campaign, several, darks, sigma, grow)
-    for number, (facts, dark) in enumerate(zip(several, darks, strict=True)):
-        data, usable = _read(campaign, facts)
-        cut = cut_events(data, usable, dark, reference, sigma=sigma, grow=grow)
+    for number, (metadata, dark) in enumerate(zip(several, darks, strict=True)):
+        data, usable = _read(campaign, metadata)
+        cut = extract_events(data, usable, dark, reference, sigma=sigma, grow=grow)
         refused = reference.excluded | binary_dilation(~usable, EIGHT_NEIGHBOURS)
-        yield facts, cut, survival(np.random.default_rng([facts.detector, number]), cut, refused)
+        yield metadata, cut, survival(np.random.default_rng([metadata.detector, number]), cut, refused)
 
 
 def label_darks(
-    path: Path, to: Path, *, sigma: float = 5.0, grow: float = 3.0, announce: Callable[[str], None] | None = None
+    path: Path, to: Path, *, sigma: float = 5.0, grow: float = 3.0, on_progress: Callable[[str], None] | None = None
 ) -> EventLibrary:
     """Write a library of the events in a campaign's dark frames.
 
@@ -208,7 +208,7 @@ def label_darks(
     to : Path
         ``.npz``
     sigma, grow : float
-        See `cut_events`.
+        See `extract_events`.
     announce : callable, optional
         Told in a line how each frame went.
 
@@ -225,12 +225,12 @@ def label_darks(
     cuts: list[Cut] = []
     weights, places = [], []
     for detector, several in units.items():
-        for facts, cut, chance in cut_detector(campaign, several, sigma=sigma, grow=grow):
+        for metadata, cut, chance in extract_detector_events(campaign, several, sigma=sigma, grow=grow):
             weights.append(1 / chance)
             places.append((len(cuts) + cut.y / campaign.shape[0]) / total)
             cuts.append(cut)
-            if announce is not None:
-                announce(f"{len(cuts)} of {total}: {facts.exposure}/{detector}, {len(cut.y)} events")
+            if on_progress is not None:
+                on_progress(f"{len(cuts)} of {total}: {metadata.exposure}/{detector}, {len(cut.y)} events")
     if not any(len(cut.y) for cut in cuts):
         raise InputError(path, "no event in its darks", f"some above {sigma:g} sigma")
     size = campaign.instrument.pixel_size
@@ -244,55 +244,55 @@ def label_darks(
         weight / weight.sum(),
         turns=size is not None and size[0] == size[1],
     )
-    write_library(to, library, np.concatenate(places))
+    write_event_library(to, library, np.concatenate(places))
     return library
 
 
-def _dark_units(campaign: Campaign) -> dict[int, list[UnitFacts]]:
+def _dark_units(campaign: Campaign) -> dict[int, list[UnitMetadata]]:
     """Return the dark frames of each detector, or say what is missing."""
-    units: dict[int, list[UnitFacts]] = {}
+    units: dict[int, list[UnitMetadata]] = {}
     for row, exposure in enumerate(campaign.exposures):
         for column in np.flatnonzero(campaign.present[row]):
-            facts = campaign.facts(exposure, campaign.detectors[column])
-            if facts.kind == "dark":
-                if not facts.exptime > 0:
+            metadata = campaign.metadata(exposure, campaign.detectors[column])
+            if metadata.kind == "dark":
+                if not metadata.exptime > 0:
                     raise InputError(
-                        f"{campaign.path}: {exposure}/{facts.detector}", f"exptime {facts.exptime}", "seconds"
+                        f"{campaign.path}: {exposure}/{metadata.detector}", f"exptime {metadata.exptime}", "seconds"
                     )
-                units.setdefault(facts.detector, []).append(facts)
+                units.setdefault(metadata.detector, []).append(metadata)
     if not units:
         raise InputError(campaign.path, "no dark frame", "units of kind dark")
     for detector, several in sorted(units.items()):
-        if len(several) < LEAST_FRAMES:
-            wanted = f"{LEAST_FRAMES} or more: two cannot tell hot pixels from cosmic rays"
+        if len(several) < MIN_FRAMES:
+            wanted = f"{MIN_FRAMES} or more: two cannot tell hot pixels from cosmic rays"
             raise InputError(f"{campaign.path}: detector {detector}", f"{len(several)} dark frames", wanted)
     return dict(sorted(units.items()))
 
 
-def _read(campaign: Campaign, facts: UnitFacts) -> tuple[Image, Mask]:
+def _read(campaign: Campaign, metadata: UnitMetadata) -> tuple[Image, Mask]:
     """Return a frame [e-] and which of its pixels are usable."""
-    unit = read_electrons(campaign, facts)
+    unit = read_electrons(campaign, metadata)
     return np.where(unit.ignore, np.float32(0), unit.data), ~unit.ignore
 
 
-def _measured(campaign: Campaign, facts: UnitFacts) -> Dark:
-    data, usable = _read(campaign, facts)
-    level = measure(data, ~usable)
+def _measured(campaign: Campaign, metadata: UnitMetadata) -> Dark:
+    data, usable = _read(campaign, metadata)
+    level = estimate_background(data, ~usable)
     if not np.isfinite(level.noise).all():
-        raise InputError(f"{campaign.path}: {facts.exposure}/{facts.detector}", "no usable pixel", "a dark frame")
-    return Dark(facts.exptime, level)
+        raise InputError(f"{campaign.path}: {metadata.exposure}/{metadata.detector}", "no usable pixel", "a dark frame")
+    return Dark(metadata.exptime, level)
 
 
 def _whole_reference(
-    campaign: Campaign, several: Sequence[UnitFacts], darks: Sequence[Dark], sigma: float, grow: float
+    campaign: Campaign, several: Sequence[UnitMetadata], darks: Sequence[Dark], sigma: float, grow: float
 ) -> Reference:
     """Measure a detector's dark current, a band of rows of all its exposures at a time."""
     bands = []
     for first in range(0, campaign.shape[0], _BAND):
         rows = slice(first, min(first + _BAND, campaign.shape[0]))
         stack = np.empty((len(several), rows.stop - first, campaign.shape[1]), dtype=np.float32)
-        for slot, facts in zip(stack, several, strict=True):
-            unit = read_electrons(campaign, facts, rows)
+        for slot, metadata in zip(stack, several, strict=True):
+            unit = read_electrons(campaign, metadata, rows)
             slot[:] = np.where(unit.ignore, np.float32(np.nan), unit.data)
         bands.append(build_reference(stack, darks, rows, sigma=sigma, grow=grow))
     return Reference(

@@ -23,9 +23,9 @@ from astropy.io.fits import Header
 from astropy.wcs import WCS
 from scipy.ndimage import binary_dilation, find_objects, label, maximum_filter, minimum_filter, spline_filter
 
-from csstdask.arrays.background import measure
-from csstdask.arrays.median import filled
-from csstdask.arrays.morphology import EIGHT_NEIGHBOURS, grown, least_repeats
+from csstdask.arrays.background import estimate_background
+from csstdask.arrays.median import fill_masked
+from csstdask.arrays.morphology import EIGHT_NEIGHBOURS, hysteresis_threshold, min_recurrences
 from csstdask.core.errors import InputError
 from csstdask.instrument import celestial_wcs, pixel_of
 from csstdask.store.campaign import (
@@ -36,8 +36,8 @@ from csstdask.store.campaign import (
     record_label,
     write_unit_pixels,
 )
-from csstdask.store.electrons import electrons_of, read_electrons
-from csstdask.training.labels.registration import combine, map_pixels, median_of, register, resample
+from csstdask.store.electrons import electrons_per_data_unit, read_electrons
+from csstdask.training.labels.registration import combine, fit_pixel_map, nan_median, register, resample
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -45,7 +45,7 @@ Mask = npt.NDArray[np.bool_]
 #: Raised whenever the same exposures would give other labels.
 LABELS_VERSION = 1
 #: So many exposures, the labelled one among them, have to cover a pixel.
-LEAST_EXPOSURES = 3
+MIN_EXPOSURES = 3
 #: How far a forecast is off, as a share of its steepest step to a neighbour: where that cannot be told, and at least.
 _ROUGH_SLOPE_ERROR, _LEAST_SLOPE_ERROR = 0.2, 0.02
 #: It is measured where forecasts are alike, between such steepest steps [sigma], from so many pixels or more: this
@@ -79,9 +79,9 @@ class Exposure:
     exptime: float
     """[s]"""
 
-    def error(self, forecast: Image) -> Image:
+    def error(self, prediction: Image) -> Image:
         """Return the noise of this exposure if it shows what is foretold [e-/s]."""
-        above = np.maximum(np.nan_to_num(forecast), 0) / np.float32(self.exptime)
+        above = np.maximum(np.nan_to_num(prediction), 0) / np.float32(self.exptime)
         return np.asarray(np.sqrt(self.noise**2 + above))
 
 
@@ -100,7 +100,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Prediction:
     """What the other exposures tell of one."""
 
     light: Image
@@ -109,7 +109,7 @@ class Forecast:
     """How many of them show a pixel."""
     error: Image
     """Of the difference between exposure and forecast: photons, read noise, and the slope's share [e-/s]."""
-    blind: Mask
+    slope_dominated: Mask
     """Where the slope's share hides what noise alone would show."""
 
 
@@ -132,34 +132,35 @@ def label_exposures(exposures: Sequence[Exposure], *, sigma: float = 5.0, grow: 
     positions = register([one.light for one in exposures], [one.position for one in exposures], noise)
     # A first look interpolates linearly: cosmic rays of one exposure then stay small in the forecast of another.
     planes = [one.light for one in exposures]
-    rough = [_forecast(index, exposures, positions, planes, order=1) for index in range(len(exposures))]
+    rough = [_predict(index, exposures, positions, planes, order=1) for index in range(len(exposures))]
     hits, repaired = _repair(exposures, rough, sigma, grow)
     del rough
     # With those repaired, cubic; what then stands out is repaired for a second round.
-    forecasts: list[Forecast] = []
+    predictions: list[Prediction] = []
     for _ in range(2):
         splines = [spline_filter(plane, order=3, output=np.float32) for plane in repaired]
-        forecasts = [
-            _forecast(index, exposures, positions, splines, order=3, hits=hits) for index in range(len(exposures))
+        predictions = [
+            _predict(index, exposures, positions, splines, order=3, hits=hits) for index in range(len(exposures))
         ]
-        hits, repaired = _repair(exposures, forecasts, sigma, grow)
-    fixed = _fixed_pixels(exposures, forecasts, grow)
+        hits, repaired = _repair(exposures, predictions, sigma, grow)
+    fixed = _fixed_pixels(exposures, predictions, grow)
     high = [hit & ~fixed for hit in hits]
     hits = [
-        _begun(one, forecast, plane, sigma) for one, forecast, plane in zip(exposures, forecasts, high, strict=True)
+        _begun(one, prediction, plane, sigma)
+        for one, prediction, plane in zip(exposures, predictions, high, strict=True)
     ]
-    for index, (one, forecast) in enumerate(zip(exposures, forecasts, strict=True)):
+    for index, (one, prediction) in enumerate(zip(exposures, predictions, strict=True)):
         hit = hits[index] & ~_variable(index, hits, positions)
-        yield _label(one, forecast, hit, high[index], fixed, grow)
+        yield _label(one, prediction, hit, high[index], fixed, grow)
 
 
-def _begun(one: Exposure, forecast: Forecast, high: Mask, sigma: float) -> Mask:
+def _begun(one: Exposure, prediction: Prediction, high: Mask, sigma: float) -> Mask:
     """Return what of the high pixels belongs to a cosmic ray.
 
     It has to begin where forecasts are good: alone on a star's core it may be the star. Trails are left out.
     """
-    seed = high & ~forecast.blind & (one.light - forecast.light > sigma * forecast.error)
-    return grown(seed, high) & ~_long(high) & ~one.passing
+    seed = high & ~prediction.slope_dominated & (one.light - prediction.light > sigma * prediction.error)
+    return hysteresis_threshold(seed, high) & ~_long(high) & ~one.passing
 
 
 def _long(high: Mask) -> Mask:
@@ -170,7 +171,7 @@ def _long(high: Mask) -> Mask:
     return high & np.isin(parts, 1 + np.flatnonzero(np.array(reach) > _LONGEST))
 
 
-def _forecast(
+def _predict(
     index: int,
     exposures: Sequence[Exposure],
     positions: Sequence[WCS],
@@ -178,20 +179,20 @@ def _forecast(
     *,
     order: int,
     hits: Sequence[Mask] | None = None,
-) -> Forecast:
+) -> Prediction:
     """Foretell an exposure from all others."""
     one, shape = exposures[index], exposures[index].light.shape
     stack = np.full((len(exposures) - 1, *shape), np.nan, dtype=np.float32)
     shown = np.zeros(stack.shape, dtype=bool)
     others = [other for other in range(len(exposures)) if other != index]
     for slot, seen, other in zip(stack, shown, others, strict=True):
-        places = map_pixels(positions[index], positions[other], (shape[0], shape[1])).places()
+        places = fit_pixel_map(positions[index], positions[other], (shape[0], shape[1])).places()
         slot[:] = resample(planes[other], places, order=order)
         unusable = exposures[other].ignore if hits is None else exposures[other].ignore | hits[other]
         seen[:] = np.isfinite(slot) & ~(resample(unusable.astype(np.float32), places, order=0) > 0)
     count = shown.sum(axis=0)
-    usable = (count >= LEAST_EXPOSURES - 1) & ~one.ignore
-    light = np.nan_to_num(median_of(np.where(shown, stack, np.float32(np.nan))))
+    usable = (count >= MIN_EXPOSURES - 1) & ~one.ignore
+    light = np.nan_to_num(nan_median(np.where(shown, stack, np.float32(np.nan))))
     error = one.error(light)
     better = np.zeros(shape, dtype=bool)
     if hits is not None:
@@ -207,7 +208,7 @@ def _forecast(
     for alike in (better, usable & ~better) if hits is not None else ():
         share[alike] = _slope_errors((light - one.light)[alike], noise[alike], steepest[alike])
     slope = share * steepest
-    return Forecast(light, np.where(usable, count, 0), noise + slope, slope > _BLIND * noise)
+    return Prediction(light, np.where(usable, count, 0), noise + slope, slope > _BLIND * noise)
 
 
 def _slope_errors(below: Image, noise: Image, steepest: Image) -> Image:
@@ -235,30 +236,30 @@ def _steepest(light: Image) -> Image:
 
 
 def _repair(
-    exposures: Sequence[Exposure], forecasts: Sequence[Forecast], sigma: float, grow: float
+    exposures: Sequence[Exposure], predictions: Sequence[Prediction], sigma: float, grow: float
 ) -> tuple[list[Mask], list[Image]]:
     """Return where exposures stand above what was foretold, and what they show with the forecast there."""
     hits, repaired = [], []
-    for one, forecast in zip(exposures, forecasts, strict=True):
-        hits.append(_above(one, forecast, sigma, grow))
-        known = (hits[-1] | one.ignore) & (forecast.exposures > 0)
-        repaired.append(np.where(known, forecast.light, one.light))
+    for one, prediction in zip(exposures, predictions, strict=True):
+        hits.append(_above(one, prediction, sigma, grow))
+        known = (hits[-1] | one.ignore) & (prediction.exposures > 0)
+        repaired.append(np.where(known, prediction.light, one.light))
     return hits, repaired
 
 
-def _above(one: Exposure, forecast: Forecast, sigma: float, grow: float) -> Mask:
+def _above(one: Exposure, prediction: Prediction, sigma: float, grow: float) -> Mask:
     """Return where an exposure stands above what was foretold."""
-    height = np.where(forecast.exposures > 0, (one.light - forecast.light) / forecast.error, 0)
-    return grown(height > sigma, height > grow)
+    height = np.where(prediction.exposures > 0, (one.light - prediction.light) / prediction.error, 0)
+    return hysteresis_threshold(height > sigma, height > grow)
 
 
-def _fixed_pixels(exposures: Sequence[Exposure], forecasts: Sequence[Forecast], grow: float) -> Mask:
+def _fixed_pixels(exposures: Sequence[Exposure], predictions: Sequence[Prediction], grow: float) -> Mask:
     """Return the pixels of the detector that stand out in too many exposures: hot ones that no flag knows."""
     high = [
-        (one.light - forecast.light > grow * forecast.error) & (forecast.exposures > 0)
-        for one, forecast in zip(exposures, forecasts, strict=True)
+        (one.light - prediction.light > grow * prediction.error) & (prediction.exposures > 0)
+        for one, prediction in zip(exposures, predictions, strict=True)
     ]
-    return np.sum(high, axis=0) >= least_repeats([float(plane.mean()) for plane in high])
+    return np.sum(high, axis=0) >= min_recurrences([float(plane.mean()) for plane in high])
 
 
 def _variable(index: int, hits: Sequence[Mask], positions: Sequence[WCS]) -> Mask:
@@ -267,22 +268,22 @@ def _variable(index: int, hits: Sequence[Mask], positions: Sequence[WCS]) -> Mas
     count = hits[index].astype(np.int64)
     for other in range(len(hits)):
         if other != index:
-            places = map_pixels(positions[index], positions[other], shape).places()
+            places = fit_pixel_map(positions[index], positions[other], shape).places()
             count += resample(hits[other].astype(np.float32), places, order=0) > 0
-    return grown(count >= least_repeats([float(plane.mean()) for plane in hits]), hits[index])
+    return hysteresis_threshold(count >= min_recurrences([float(plane.mean()) for plane in hits]), hits[index])
 
 
-def _label(one: Exposure, forecast: Forecast, hit: Mask, high: Mask, fixed: Mask, grow: float) -> Label:
+def _label(one: Exposure, prediction: Prediction, hit: Mask, high: Mask, fixed: Mask, grow: float) -> Label:
     """Say what is known of each pixel, and what is not."""
-    height = one.light - forecast.light
+    height = one.light - prediction.light
     skirt = binary_dilation(high, EIGHT_NEIGHBOURS) & ~hit
-    undecided = (height > grow * forecast.error) & ~fixed
-    unknown = ~hit & (skirt | undecided | forecast.blind | one.passing) | (forecast.exposures == 0)
+    undecided = (height > grow * prediction.error) & ~fixed
+    unknown = ~hit & (skirt | undecided | prediction.slope_dominated | one.passing) | (prediction.exposures == 0)
     charge = np.where(hit, np.maximum(height, 0) * np.float32(one.exptime), 0).astype(np.float32)
     charge[unknown] = np.nan
-    repaired = binary_dilation(hit, EIGHT_NEIGHBOURS) & (forecast.exposures > 0)
-    clean = np.where(repaired, forecast.light, one.light) + one.sky
-    return Label(clean, one.error(forecast.light), charge, repaired)
+    repaired = binary_dilation(hit, EIGHT_NEIGHBOURS) & (prediction.exposures > 0)
+    clean = np.where(repaired, prediction.light, one.light) + one.sky
+    return Label(clean, one.error(prediction.light), charge, repaired)
 
 
 @dataclass(frozen=True)
@@ -296,7 +297,7 @@ class Field:
     positions: tuple[WCS, ...]
 
 
-def fields_of(campaign: Campaign) -> list[Field]:
+def find_fields(campaign: Campaign) -> list[Field]:
     """Return the fields of a campaign that have exposures enough: those that lie on the first one's middle.
 
     Raises
@@ -308,19 +309,19 @@ def fields_of(campaign: Campaign) -> list[Field]:
     for column, detector in enumerate(campaign.detectors):
         groups: dict[tuple[str, str], list[list[tuple[int, WCS]]]] = {}
         for row in np.flatnonzero(campaign.present[:, column]):
-            facts = campaign.facts(campaign.exposures[row], detector)
+            metadata = campaign.metadata(campaign.exposures[row], detector)
             position = _position(campaign.path, int(row), column)
-            if facts.kind not in ("imaging", "slitless") or position is None:
+            if metadata.kind not in ("imaging", "slitless") or position is None:
                 continue
-            known = groups.setdefault((facts.kind, facts.band), [])
+            known = groups.setdefault((metadata.kind, metadata.band), [])
             near = [group for group in known if _same_field(group[0][1], position, campaign.shape)]
             (near[0] if near else known.append([]) or known[-1]).append((int(row), position))  # type: ignore[func-returns-value]
-        for group in (group for known in groups.values() for group in known if len(group) >= LEAST_EXPOSURES):
+        for group in (group for known in groups.values() for group in known if len(group) >= MIN_EXPOSURES):
             rows = tuple(row for row, _ in group)
             names = tuple(campaign.exposures[row] for row in rows)
             fields.append(Field(detector, column, names, rows, tuple(position for _, position in group)))
     if not fields:
-        wanted = f"{LEAST_EXPOSURES} exposures of one field on one detector, with positions in their headers"
+        wanted = f"{MIN_EXPOSURES} exposures of one field on one detector, with positions in their headers"
         raise InputError(campaign.path, "no repeats", wanted)
     return fields
 
@@ -339,22 +340,22 @@ def _same_field(first: WCS, other: WCS, shape: tuple[int, int]) -> bool:
 
 def read_exposure(campaign: Campaign, exposure: str, detector: int, position: WCS) -> Exposure:
     """Read one exposure, and measure its sky."""
-    facts = campaign.facts(exposure, detector)
-    if not facts.exptime > 0:
-        raise InputError(f"{campaign.path}: {exposure}/{detector}", f"exptime {facts.exptime}", "seconds")
-    unit, flags = read_electrons(campaign, facts), campaign.instrument.flags
-    data, ignore = unit.data / np.float32(facts.exptime), unit.ignore
+    metadata = campaign.metadata(exposure, detector)
+    if not metadata.exptime > 0:
+        raise InputError(f"{campaign.path}: {exposure}/{detector}", f"exptime {metadata.exptime}", "seconds")
+    unit, flags = read_electrons(campaign, metadata), campaign.instrument.flags
+    data, ignore = unit.data / np.float32(metadata.exptime), unit.ignore
     passing = (unit.flag & flags.mask(*(name for name in _PASSING if name in flags.bits))) != 0
-    mesh = measure(data, ignore)
+    mesh = estimate_background(data, ignore)
     sky, noise = mesh.background_at(), mesh.noise_at()
     if not np.isfinite(noise).all():
         raise InputError(f"{campaign.path}: {exposure}/{detector}", "no usable pixel", "a frame")
-    light = filled((data - sky).astype(np.float32), ignore, lambda: np.zeros_like(sky))
-    return Exposure(light, sky, noise, ignore, passing, position, facts.exptime)
+    light = fill_masked((data - sky).astype(np.float32), ignore, lambda: np.zeros_like(sky))
+    return Exposure(light, sky, noise, ignore, passing, position, metadata.exptime)
 
 
 def label_repeats(
-    path: Path, *, sigma: float = 5.0, grow: float = 3.0, announce: Callable[[str], None] | None = None
+    path: Path, *, sigma: float = 5.0, grow: float = 3.0, on_progress: Callable[[str], None] | None = None
 ) -> int:
     """Write labels into a campaign: ``labels/sci`` and ``labels/cr``.
 
@@ -382,19 +383,19 @@ def label_repeats(
     if not sigma >= grow > 0:
         raise InputError("sigma, grow", f"{sigma:g}, {grow:g}", "sigma at least grow, both above 0")
     campaign = Campaign(path)
-    fields = fields_of(campaign)
+    fields = find_fields(campaign)
     add_truth(path, campaign.units, "labels")
     for number, field in enumerate(fields):
-        facts = [campaign.facts(name, field.detector) for name in field.exposures]
-        settings = [LABELS_VERSION, sigma, grow, *[[one.exposure, one.digest] for one in facts]]
+        metadata = [campaign.metadata(name, field.detector) for name in field.exposures]
+        settings = [LABELS_VERSION, sigma, grow, *[[one.exposure, one.digest] for one in metadata]]
         identity = sha256(json.dumps(settings).encode()).hexdigest()
-        told = f"{number + 1} of {len(fields)}: detector {field.detector}, {len(facts)} exposures"
+        told = f"{number + 1} of {len(fields)}: detector {field.detector}, {len(metadata)} exposures"
         if all(label_identity(path, row, field.column) == identity for row in field.rows):
             told += ", already labelled"
         else:
             told += f", {_label_field(campaign, field, sigma, grow, identity):.2%} of the pixels hit"
-        if announce is not None:
-            announce(told)
+        if on_progress is not None:
+            on_progress(told)
     return sum(len(field.rows) for field in fields)
 
 
@@ -408,13 +409,13 @@ def _label_field(campaign: Campaign, field: Field, sigma: float, grow: float, id
     for name, row, made in zip(
         field.exposures, field.rows, label_exposures(exposures, sigma=sigma, grow=grow), strict=True
     ):
-        facts = campaign.facts(name, field.detector)
+        metadata = campaign.metadata(name, field.detector)
         # The forecast is smoother than a frame: it gets noise, or smoothness would tell where cosmic rays were.
         # The draw is the exposure's own, whatever else its identity depends on.
         seed = sha256(f"{LABELS_VERSION} {name} {field.detector}".encode()).digest()
         noise = np.random.default_rng(list(seed)).standard_normal(made.clean.shape, dtype=np.float32)
         clean = made.clean + np.where(made.repaired, noise * made.error, 0)
-        unit = np.float32(facts.exptime) / electrons_of(campaign, facts)
+        unit = np.float32(metadata.exptime) / electrons_per_data_unit(campaign, metadata)
         record_label(campaign.path, row, field.column, "")  # a label is whole, or nobody counts it
         write_unit_pixels(campaign.path, row, field.column, "labels/sci", clean * unit)
         write_unit_pixels(campaign.path, row, field.column, "labels/cr", made.charge)

@@ -34,7 +34,7 @@ _KERNEL_RADIUS, _LEAST_PER_TERM, _MOST_PIXELS, _BRIGHT_ERROR = 2, 20, 60_000, 0.
 
 
 @dataclass(frozen=True)
-class Mapping:
+class PixelMap:
     """Where each pixel of a frame lies in another: polynomials in the pixel's place, from -1 to 1 over the frame."""
 
     shape: tuple[int, int]
@@ -57,7 +57,7 @@ def _powers(at: npt.NDArray[np.float64] | npt.NDArray[np.int64], length: int) ->
     return np.vander(2 * at / max(1, length - 1) - 1, _DEGREE + 1, increasing=True)
 
 
-def map_pixels(of: WCS, to: WCS, shape: tuple[int, int]) -> Mapping:
+def fit_pixel_map(of: WCS, to: WCS, shape: tuple[int, int]) -> PixelMap:
     """Fit where the pixels of one frame lie in another, from both frames' positions on the sky.
 
     Parameters
@@ -71,7 +71,7 @@ def map_pixels(of: WCS, to: WCS, shape: tuple[int, int]) -> Mapping:
     x_to, y_to = pixel_to_pixel(of, to, x, y)
     basis = (_powers(y, shape[0])[:, :, None] * _powers(x, shape[1])[:, None, :]).reshape(len(y), -1)
     terms = np.linalg.lstsq(basis, np.stack([y_to, x_to], axis=1), rcond=None)[0]
-    return Mapping(shape, terms.T.reshape(2, _DEGREE + 1, _DEGREE + 1))
+    return PixelMap(shape, terms.T.reshape(2, _DEGREE + 1, _DEGREE + 1))
 
 
 def covered(places: npt.NDArray[np.float64], shape: tuple[int, int]) -> Mask:
@@ -123,7 +123,7 @@ def register(frames: Sequence[Image], positions: Sequence[WCS], noise: Sequence[
 
     def laid(index: int) -> tuple[Image, npt.NDArray[np.float64]]:
         """Return an exposure as the first one's window sees it, and how places change there."""
-        mapping = map_pixels(found[0], found[index], shape)
+        mapping = fit_pixel_map(found[0], found[index], shape)
         places = mapping.places()[:, window[0], window[1]]
         return resample(smooth[index], places, order=1), mapping.slope
 
@@ -132,7 +132,7 @@ def register(frames: Sequence[Image], positions: Sequence[WCS], noise: Sequence[
         found[index] = shifted(found[index], slope @ _coarse_shift(smooth[0][window], image, level))
     for _ in range(_ROUNDS):
         seen = [laid(index) for index in range(len(frames))]
-        median = median_of(np.stack([image for image, _ in seen]))
+        median = nan_median(np.stack([image for image, _ in seen]))
         steps = [_fine_shift(median, image, level) for image, _ in seen]
         found = [shifted(wcs, slope @ step) for wcs, step, (_, slope) in zip(found, steps, seen, strict=True)]
         if np.abs(steps).max() < _SETTLED:
@@ -181,7 +181,7 @@ def _fine_shift(reference: Image, image: Image, level: float) -> npt.NDArray[np.
     return np.asarray(np.clip(shift, -1, 1), dtype=np.float64)
 
 
-def median_of(stack: Image) -> Image:
+def nan_median(stack: Image) -> Image:
     """Return the median over the first axis without NaN; NaN, silently, where all are. The stack is sorted."""
     stack.sort(axis=0)  # NaN go last
     count = np.isfinite(stack).sum(axis=0)

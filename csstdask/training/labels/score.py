@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.background import measure
+from csstdask.arrays.background import estimate_background
 from csstdask.core.errors import InputError
 from csstdask.store.campaign import Campaign, label_identity
-from csstdask.store.electrons import electrons_of, read_electrons
+from csstdask.store.electrons import electrons_per_data_unit, read_electrons
 from csstdask.store.zarr_arrays import read_shard
 
 Image = npt.NDArray[np.float32]
@@ -63,12 +63,12 @@ def score_labels(path: Path) -> dict[str, LabelScore]:
         for column, detector in enumerate(campaign.detectors):
             if not label_identity(path, row, column):
                 continue
-            facts = campaign.facts(exposure, detector)
-            use = ~read_electrons(campaign, facts).ignore
-            clean = read_shard(path, "truth/sci", row, column) * electrons_of(campaign, facts)
+            metadata = campaign.metadata(exposure, detector)
+            use = ~read_electrons(campaign, metadata).ignore
+            clean = read_shard(path, "truth/sci", row, column) * electrons_per_data_unit(campaign, metadata)
             truth, labels = (read_shard(path, f"{name}/cr", row, column) for name in ("truth", "labels"))
-            visible = truth > _VISIBLE_SIGMA * np.sqrt(np.maximum(clean, 0) + np.float32(facts.read_noise**2))
-            mesh = measure(clean)
+            visible = truth > _VISIBLE_SIGMA * np.sqrt(np.maximum(clean, 0) + np.float32(metadata.read_noise**2))
+            mesh = estimate_background(clean)
             source = clean - mesh.background_at() > _SOURCE_SIGMA * mesh.noise_at()
             for name, among in (("all", use), ("inside sources", use & source)):
                 tallies[name] += _tally(labels[among], truth[among], visible[among])

@@ -24,20 +24,20 @@ from scipy.linalg import eigh
 
 from csstdask.core.atomic_io import sha256_file, write_atomic
 from csstdask.core.errors import InputError
-from csstdask.datasets.psf_samples import Sights, draw_sights
+from csstdask.datasets.psf_samples import PsfSamples, draw_psf_samples
 from csstdask.instrument import load_instrument
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
 from csstdask.psf.basis import (
+    BASIS_SIZE,
     COLOUR_TERMS,
-    FINE,
-    SIDE,
-    PrincipalPsfs,
+    OVERSAMPLING,
+    PsfBasis,
+    append_colour_terms,
     polynomials,
-    read_principal,
-    with_colour,
-    write_principal,
+    read_basis,
+    write_basis,
 )
-from csstdask.psf.colour import colour_of
+from csstdask.psf.colour import colour_from_temperature
 
 log = logging.getLogger("csstdask")
 
@@ -92,7 +92,7 @@ class PrincipalConfig(BaseModel):
         return self
 
 
-def train_principal(config: PrincipalConfig, to: Path, *, announce: Callable[[str], None] = log.info) -> Path:
+def train_principal(config: PrincipalConfig, to: Path, *, on_progress: Callable[[str], None] = log.info) -> Path:
     """Learn the principal PSFs of an instrument's bands, or go on with a training.
 
     Parameters
@@ -118,24 +118,24 @@ def train_principal(config: PrincipalConfig, to: Path, *, announce: Callable[[st
     if unknown := set(bands) - set(instrument.bands):
         raise InputError("bands", ", ".join(sorted(unknown)), f"some of {', '.join(sorted(instrument.bands))}")
     _claim(config, to / "telescopes")
-    learnt: dict[str, tuple[PrincipalPsfs, int]] = {}
-    held_out: dict[str, list[Sights]] = {}
+    learnt: dict[str, tuple[PsfBasis, int]] = {}
+    held_out: dict[str, list[PsfSamples]] = {}
     with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool:
         for band in bands:
             look = partial(_sights_of, config, to, band)
             seen = list(pool.map(look, range(config.telescopes)))
             known, apart = seen[config.held_out :], seen[: config.held_out]
-            psfs = learn(known, config.images, config.degree, instrument.bands[band].wavelength)
-            psfs = replace(psfs, beyond=beyond(psfs, apart))
+            psfs = learn_basis(known, config.images, config.degree, instrument.bands[band].wavelength)
+            psfs = replace(psfs, beyond=truncation_variance(psfs, apart))
             learnt[band], held_out[band] = (psfs, _samples_of(psfs)), apart
-            announce(f"{band}: {len(psfs)} images of {len(known)} telescopes")
+            on_progress(f"{band}: {len(psfs)} images of {len(known)} telescopes")
     weights = to / f"{config.name}{WEIGHTS_SUFFIX}"
-    write_atomic(weights, write_principal(learnt))
+    write_atomic(weights, write_basis(learnt))
     metrics: dict[str, float] = {}
     for band, apart in held_out.items():  # as they are kept, in few bits
-        error = decibels(read_principal(weights, band, config.degree), apart)
+        error = basis_psnr(read_basis(weights, band, config.degree), apart)
         metrics[f"psnr_{band}"] = round(float(error.mean()), 2)
-        announce(f"{band}: PSFs of other telescopes, PSNR {error.mean():.1f} dB, least {error.min():.1f}")
+        on_progress(f"{band}: PSFs of other telescopes, PSNR {error.mean():.1f} dB, least {error.min():.1f}")
     card = ModelCard(
         name=config.name,
         task="psf",
@@ -169,21 +169,21 @@ def _claim(config: PrincipalConfig, folder: Path) -> None:
         raise InputError(path, f"telescopes drawn by {found}", f"{wanted}, or another folder")
 
 
-def _sights_of(config: PrincipalConfig, to: Path, band: str, number: int) -> Sights:
+def _sights_of(config: PrincipalConfig, to: Path, band: str, number: int) -> PsfSamples:
     """Return a telescope's PSFs, drawn now or before."""
     path = to / "telescopes" / f"{band}-{number:04d}.npz"
     if path.is_file():
         with np.load(path) as kept:
-            return Sights(*(kept[name] for name in _KEPT))
+            return PsfSamples(*(kept[name] for name in _KEPT))
     rng = np.random.default_rng([config.seed, number, *band.encode()])
-    sights = draw_sights(rng, load_instrument(config.instrument), band, config.nodes)
+    sights = draw_psf_samples(rng, load_instrument(config.instrument), band, config.nodes)
     draft = path.with_suffix(".part.npz")
     np.savez(draft, **{name: getattr(sights, name) for name in _KEPT})
     draft.rename(path)
     return sights
 
 
-def learn(seen: list[Sights], count: int, degree: int, limits: tuple[float, float]) -> PrincipalPsfs:
+def learn_basis(seen: list[PsfSamples], count: int, degree: int, limits: tuple[float, float]) -> PsfBasis:
     """Return the principal PSFs of telescopes, and what is to be expected of their amounts.
 
     Parameters
@@ -196,7 +196,7 @@ def learn(seen: list[Sights], count: int, degree: int, limits: tuple[float, floa
     limits : (float, float)
         Of the band [nm].
     """
-    flat = np.concatenate([one.images for one in seen]).reshape(-1, SIDE * SIDE)
+    flat = np.concatenate([one.images for one in seen]).reshape(-1, BASIS_SIZE * BASIS_SIZE)
     mean = flat.mean(axis=0)
     flat = flat - mean
     n, count = len(flat), min(count, len(flat) - 1)
@@ -210,16 +210,16 @@ def learn(seen: list[Sights], count: int, degree: int, limits: tuple[float, floa
         here = amounts[first : first + len(one.u)]
         first += len(one.u)
         blind.add(place, here)
-        seeing.add(with_colour(place, colour_of(one.temperature, limits)), here)
-    return PrincipalPsfs(
-        mean=mean.reshape(SIDE, SIDE),
-        images=images.reshape(-1, SIDE, SIDE),
+        seeing.add(append_colour_terms(place, colour_from_temperature(one.temperature, limits)), here)
+    return PsfBasis(
+        mean=mean.reshape(BASIS_SIZE, BASIS_SIZE),
+        images=images.reshape(-1, BASIS_SIZE, BASIS_SIZE),
         field=blind.covariances(),
         own=blind.left(),
         colour_field=seeing.covariances()[len(blind.of_telescopes[0]) :],
         own_beside_colour=seeing.left(),
         degree=degree,
-        beyond=np.zeros((SIDE, SIDE), dtype=np.float32),
+        beyond=np.zeros((BASIS_SIZE, BASIS_SIZE), dtype=np.float32),
     )
 
 
@@ -247,7 +247,7 @@ class _Fields:
         return np.asarray(np.mean(self.variances, axis=0) + _LEAST_OWN)
 
 
-def decibels(psfs: PrincipalPsfs, seen: list[Sights]) -> npt.NDArray[np.float64]:
+def basis_psnr(psfs: PsfBasis, seen: list[PsfSamples]) -> npt.NDArray[np.float64]:
     """Return the PSNR of each PSF as principal images alone can tell it, peak 1 [dB]."""
     parts = []
     for one, left in zip(seen, _left(psfs, seen), strict=True):
@@ -256,13 +256,13 @@ def decibels(psfs: PrincipalPsfs, seen: list[Sights]) -> npt.NDArray[np.float64]
     return np.concatenate(parts)
 
 
-def beyond(psfs: PrincipalPsfs, seen: list[Sights]) -> npt.NDArray[np.float32]:
+def truncation_variance(psfs: PsfBasis, seen: list[PsfSamples]) -> npt.NDArray[np.float32]:
     """Return the mean square of what principal images cannot tell of telescopes' PSFs, (SIDE, SIDE)."""
     left = np.concatenate(list(_left(psfs, seen)))
-    return (left**2).mean(axis=0).reshape(SIDE, SIDE).astype(np.float32)
+    return (left**2).mean(axis=0).reshape(BASIS_SIZE, BASIS_SIZE).astype(np.float32)
 
 
-def _left(psfs: PrincipalPsfs, seen: list[Sights]) -> Iterator[npt.NDArray[np.float64]]:
+def _left(psfs: PsfBasis, seen: list[PsfSamples]) -> Iterator[npt.NDArray[np.float64]]:
     """Yield what principal images leave of each telescope's PSFs, (n, SIDE * SIDE)."""
     images = psfs.images.reshape(len(psfs), -1).astype(np.float64)
     for one in seen:
@@ -270,14 +270,15 @@ def _left(psfs: PrincipalPsfs, seen: list[Sights]) -> Iterator[npt.NDArray[np.fl
         yield away.reshape(len(away), -1) - psfs.amounts_of(away) @ images
 
 
-def _samples_of(psfs: PrincipalPsfs) -> int:
+def _samples_of(psfs: PsfBasis) -> int:
     """Return the least samples a pixel that hold all of the mean and of the images."""
-    frequency = np.abs(np.fft.fftfreq(SIDE, 1 / FINE))
+    frequency = np.abs(np.fft.fftfreq(BASIS_SIZE, 1 / OVERSAMPLING))
     spectra = [
-        np.abs(np.fft.fft2(images, axes=(-2, -1))).reshape(-1, SIDE, SIDE) for images in (psfs.mean, psfs.images)
+        np.abs(np.fft.fft2(images, axes=(-2, -1))).reshape(-1, BASIS_SIZE, BASIS_SIZE)
+        for images in (psfs.mean, psfs.images)
     ]
     for samples in (2, 3):
         left_out = (frequency[:, None] >= samples / 2) | (frequency[None, :] >= samples / 2)
         if all(found.max(axis=0)[left_out].max() < _NOTHING * found.max() for found in spectra):
             return samples
-    return FINE
+    return OVERSAMPLING

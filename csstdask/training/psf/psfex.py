@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
 
-from csstdask.arrays.psf_grid import HALF_PIXELS
+from csstdask.arrays.psf_grid import OVERSAMPLED_SIZE
 from csstdask.core.errors import InputError
 
 Float = npt.NDArray[np.float64]
@@ -55,7 +55,7 @@ class PsfexModel:
             for place, zero, scale in zip((x, y), self.zero, self.scale, strict=True)
         )
         terms = np.stack([u**p * v**q for q in range(self.degree + 1) for p in range(self.degree + 1 - q)], axis=1)
-        middle, half = self.basis.shape[-1] // 2, HALF_PIXELS // 2
+        middle, half = self.basis.shape[-1] // 2, OVERSAMPLED_SIZE // 2
         window = slice(middle - half, middle + half)
         image = np.einsum("np,pyx->nyx", terms, self.basis[:, window, window])
         return (image / image.sum(axis=(1, 2), keepdims=True)).astype(np.float32)

@@ -32,14 +32,14 @@ from torch import Tensor, nn
 from csstdask.core.errors import InputError
 from csstdask.instrument import Instrument
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
-from csstdask.nn.device import TrainingPrecision, checked_device, choose_device
+from csstdask.nn.device import TrainingPrecision, choose_device, validate_device
 from csstdask.nn.models import find_card
 from csstdask.nn.trainer import Learner, Schedule, train
 from csstdask.nn.weights import load_network, save_weights
 from csstdask.psf.network import GROUPS, STAMP
-from csstdask.psf.pixels import phase_of
-from csstdask.psf.psfnet import build_psfnet, numbers_seen, places_seen, pulls_of_pixels, stamps_seen
-from csstdask.psf.reconstruct import kind_of_card
+from csstdask.psf.pixels import subpixel_offset
+from csstdask.psf.psfnet import build_psfnet, detector_indices, normalise_positions, normalise_stamps, pixel_pulls
+from csstdask.psf.reconstruct import model_kind
 from csstdask.store.stamps import open_stamps
 from csstdask.training.psf.psfex import psfex_at_stars
 
@@ -89,7 +89,7 @@ class PsfNetConfig(BaseModel):
     patience: int = Field(20, ge=1)
     precision: TrainingPrecision = Field("float32", description="float32 or bfloat16")
     threads: int = Field(1, ge=1)
-    device: Annotated[str | None, AfterValidator(checked_device)] = None
+    device: Annotated[str | None, AfterValidator(validate_device)] = None
     seed: int = Field(20261127, ge=0)
 
     @model_validator(mode="after")
@@ -171,7 +171,7 @@ class Batch:
         return Batch((stamps, places, detectors), psf, pixels, weight, (x, y), divergence)
 
 
-def train_psfnet(config: PsfNetConfig, to: Path, *, announce: Callable[[str], None] = log.info) -> Path:
+def train_psfnet(config: PsfNetConfig, to: Path, *, on_progress: Callable[[str], None] = log.info) -> Path:
     """Train CSST-PSFNet, or go on with a training.
 
     Parameters
@@ -196,10 +196,10 @@ def train_psfnet(config: PsfNetConfig, to: Path, *, announce: Callable[[str], No
     device = choose_device(config.device)
     to.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    instrument, stars = read_stars(config, announce)
+    instrument, stars = read_stars(config, on_progress)
     if config.labels == "psfex":
-        announce(f"PSFEx looks at {len(np.unique(stars.unit))} units")
-        stars = labelled_by_psfex(stars)
+        on_progress(f"PSFEx looks at {len(np.unique(stars.unit))} units")
+        stars = label_with_psfex(stars)
     seen = sorted(int(one) for one in np.unique(stars.detector))
     if config.start_from is None:
         start = None
@@ -222,7 +222,7 @@ def train_psfnet(config: PsfNetConfig, to: Path, *, announce: Callable[[str], No
         lambda network: scores(network, held_out, config.labels),
         identity | {"stars": len(learnt.pixels), "start": start.sha256 if start else None, "sets": stars.identities},
     )
-    history = train(learner, config.schedule, to, device=device, announce=announce)
+    history = train(learner, config.schedule, to, device=device, on_progress=on_progress)
     sha256 = save_weights(network, to / f"{config.name}{WEIGHTS_SUFFIX}")
     found = scores(network.eval(), held_out, config.labels)
     sets = ", ".join(Path(one).name for one in config.campaigns)
@@ -236,7 +236,7 @@ def train_psfnet(config: PsfNetConfig, to: Path, *, announce: Callable[[str], No
         sha256=sha256,
         architecture=architecture,
         # Where pixels teach, nothing tells how wrong PSFs are: what is said of them stays.
-        calibration=start.calibration if start and config.labels == "stars" else calibration_of(network, held_out),
+        calibration=start.calibration if start and config.labels == "stars" else calibrate_sigma(network, held_out),
         metrics={
             "data": f"{int(apart.sum())} stars that were not learnt from, beside what taught ({config.labels})",
             **{name: round(value, 4) for name, value in found.items()},
@@ -248,7 +248,7 @@ def train_psfnet(config: PsfNetConfig, to: Path, *, announce: Callable[[str], No
     return path
 
 
-def read_stars(config: PsfNetConfig, announce: Callable[[str], None] = log.info) -> tuple[Instrument, StarStamps]:
+def read_stars(config: PsfNetConfig, on_progress: Callable[[str], None] = log.info) -> tuple[Instrument, StarStamps]:
     """Read the stars of stamp sets, and their instrument.
 
     Raises
@@ -295,11 +295,11 @@ def read_stars(config: PsfNetConfig, announce: Callable[[str], None] = log.info)
         raise InputError(", ".join(config.campaigns), "no stars", "units with stamps")
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     stars = StarStamps(**columns, identities=tuple(identities))
-    announce(f"{len(stars)} stars of {len(parts)} units")
+    on_progress(f"{len(stars)} stars of {len(parts)} units")
     return instrument, stars
 
 
-def labelled_by_psfex(stars: StarStamps) -> StarStamps:
+def label_with_psfex(stars: StarStamps) -> StarStamps:
     """Return stars with what PSFEx makes of the stars of each unit in place of their PSFs.
 
     Raises
@@ -320,7 +320,7 @@ def _card_to_begin_from(model: str, instrument: Instrument, detectors: list[int]
         card = find_card("psf", model)
     except ValueError as error:
         raise InputError("start_from", str(error), "the name of a network, or its card") from None
-    if (kind := kind_of_card(card)) != "psfnet":
+    if (kind := model_kind(card)) != "psfnet":
         raise InputError("start_from", f"{card.name}, of kind {kind}", "a network: psfnet")
     if (learnt := card.architecture["instrument"]) != instrument.name:
         raise InputError("start_from", f"{card.name}, of {learnt}", f"a network of {instrument.name}")
@@ -347,13 +347,13 @@ def _prepared(
         raise InputError(instrument.name, "detectors without a size", "an instrument with a shape")
     pixels, ignored, x, y = stars.stamps[some], stars.ignored[some], stars.x[some], stars.y[some]
     seen = (
-        stamps_seen(pixels.astype(float), ignored),
-        places_seen(x, y, instrument.shape),
-        numbers_seen(detectors, stars.detector[some]),
+        normalise_stamps(pixels.astype(float), ignored),
+        normalise_positions(x, y, instrument.shape),
+        detector_indices(detectors, stars.detector[some]),
     )
     psf = stars.psf[some] if config.labels != "stars" else np.empty((len(pixels), 0, 0), np.float32)
     planes = psf, np.where(ignored, 0, pixels), (1 / stars.error[some] ** 2).astype(np.float32)
-    phases = (phase_of(place).astype(np.float32) for place in (x, y))
+    phases = (subpixel_offset(place).astype(np.float32) for place in (x, y))
     stamps, places, numbers, told, light, weight, in_x, in_y = (
         torch.from_numpy(one) for one in (*seen, *planes, *phases)
     )
@@ -381,7 +381,7 @@ def loss_of(network: nn.Module, batch: Batch, *, labels: Labels) -> Tensor:
 
 def _costs(image: Tensor, stars: Batch) -> Tensor:
     """Return squares of pulls of the stars' pixels (n, 32, 32), of far ones what is linear in them."""
-    pulls = pulls_of_pixels(image, *stars.phase, stars.pixels, stars.weight)
+    pulls = pixel_pulls(image, *stars.phase, stars.pixels, stars.weight)
     return 2 * nn.functional.huber_loss(pulls, torch.zeros_like(pulls), reduction="none", delta=_FURTHEST)
 
 
@@ -407,7 +407,7 @@ def scores(network: nn.Module, held_out: Batch, labels: Labels) -> dict[str, flo
     return {"score": -mean, "chi2": mean} if labels == "stars" else {"score": mean, "psnr": mean}
 
 
-def calibration_of(network: nn.Module, held_out: Batch) -> dict[str, float]:
+def calibrate_sigma(network: nn.Module, held_out: Batch) -> dict[str, float]:
     """Return the two parts of sigmas as what taught tells them: a share of the peak, and one of a sample's own light.
 
     Parameters

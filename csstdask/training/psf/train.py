@@ -37,7 +37,9 @@ def load_psf_config(path: Path | None, **changes: object) -> PrincipalConfig | P
     raise InputError(path or "settings", f"kind = {kind!r}", "principal or psfnet")
 
 
-def train_psf(config: PrincipalConfig | PsfNetConfig, to: Path, *, announce: Callable[[str], None] = log.info) -> Path:
+def train_psf(
+    config: PrincipalConfig | PsfNetConfig, to: Path, *, on_progress: Callable[[str], None] = log.info
+) -> Path:
     """Train a model of PSFs, or go on with a training.
 
     Parameters
@@ -59,5 +61,5 @@ def train_psf(config: PrincipalConfig | PsfNetConfig, to: Path, *, announce: Cal
         As the training of either does.
     """
     if isinstance(config, PsfNetConfig):
-        return train_psfnet(config, to, announce=announce)
-    return train_principal(config, to, announce=announce)
+        return train_psfnet(config, to, on_progress=on_progress)
+    return train_principal(config, to, on_progress=on_progress)

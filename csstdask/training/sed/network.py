@@ -48,7 +48,7 @@ from csstdask.nn.trainer import Learner, train
 from csstdask.nn.weights import save_weights
 from csstdask.training.sed.config import SedConfig
 from csstdask.training.sed.examples import SedBatch, noisy, varied_batches, varied_noise
-from csstdask.training.sed.real_stars import (
+from csstdask.training.sed.fit_real_stars import (
     CorrectionFit,
     Predictions,
     fill_module,
@@ -188,7 +188,7 @@ def train_mean(
     config: SedConfig,
     to: Path,
     extra: np.ndarray | None,
-    announce: Callable[[str], None],
+    on_progress: Callable[[str], None],
     *,
     leave_out: bool = False,
 ) -> list[dict[str, float]]:
@@ -215,7 +215,7 @@ def train_mean(
         identity=config.identity,
     )
     return train(
-        learner, schedule, to / ("scout" if leave_out else "mean"), device=torch.device("cpu"), announce=announce
+        learner, schedule, to / ("scout" if leave_out else "mean"), device=torch.device("cpu"), on_progress=on_progress
     )
 
 
@@ -296,7 +296,7 @@ def prepare_covariance(network: SedNetwork, batches: Iterable[SedBatch]) -> None
 
 
 def train_covariance(
-    network: SedNetwork, bank: TemplateBank, config: SedConfig, to: Path, announce: Callable[[str], None]
+    network: SedNetwork, bank: TemplateBank, config: SedConfig, to: Path, on_progress: Callable[[str], None]
 ) -> list[dict[str, float]]:
     """Train the covariance head on new training stars; return the log."""
     stars = synthetic_stars(bank, "train", config.stars // 2, np.random.default_rng(config.seed + 2), augment=True)
@@ -314,7 +314,7 @@ def train_covariance(
         validate=lambda one: _validate_covariance(one, checked),
         identity=config.identity | {"rank": config.rank},
     )
-    return train(learner, schedule, to / "covariance", device=torch.device("cpu"), announce=announce)
+    return train(learner, schedule, to / "covariance", device=torch.device("cpu"), on_progress=on_progress)
 
 
 def _validate_covariance(model: Any, batches: list[SedBatch]) -> dict[str, float]:
@@ -495,7 +495,7 @@ def architecture(config: SedConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def train_sed_network(config: SedConfig, to: Path, *, announce: Callable[[str], None] = log.info) -> Path:
+def train_sed_network(config: SedConfig, to: Path, *, on_progress: Callable[[str], None] = log.info) -> Path:
     """Train ``sed`` in all its parts, or resume a training; return its card.
 
     Parameters
@@ -512,13 +512,13 @@ def train_sed_network(config: SedConfig, to: Path, *, announce: Callable[[str], 
     bank = load_templates(folder, seed=config.split_seed)
     real = RealTraining.of(folder, config.real_test_share)
     network, scout = build(config), build(config)
-    means = train_mean(network, bank, config, to, real.miles.flux, announce)
-    train_mean(scout, bank, config, to, real.miles.flux, announce, leave_out=True)
-    covariances = train_covariance(scout, bank, config, to, announce)
+    means = train_mean(network, bank, config, to, real.miles.flux, on_progress)
+    train_mean(scout, bank, config, to, real.miles.flux, on_progress, leave_out=True)
+    covariances = train_covariance(scout, bank, config, to, on_progress)
     network.covariance.load_state_dict(scout.covariance.state_dict())
     network.error_projection.copy_(scout.error_projection)
     network.eval().requires_grad_(requires_grad=False)
-    announce("calibration on held-out cells")
+    on_progress("calibration on held-out cells")
     calibrate(network, bank, config)
     learn_from_real_stars(network, bank, real, config.seed)
     path = to / f"{config.name}.json"

@@ -23,7 +23,7 @@ def load_sed_config(path: Path | None, **changes: object) -> SedConfig:
     return read_settings(SedConfig, path, "settings of a training of SEDs (data: folder of spectra)", changes)
 
 
-def train_sed(config: SedConfig, to: Path, *, announce: Callable[[str], None] = log.info) -> Path:
+def train_sed(config: SedConfig, to: Path, *, on_progress: Callable[[str], None] = log.info) -> Path:
     """Train an SED network, or resume a training.
 
     Parameters
@@ -47,7 +47,7 @@ def train_sed(config: SedConfig, to: Path, *, announce: Callable[[str], None] = 
     if config.kind == "uaranet":
         from csstdask.training.sed.uaranet import train_uaranet  # noqa: PLC0415  torch takes seconds
 
-        return train_uaranet(config, to, announce=announce)
+        return train_uaranet(config, to, on_progress=on_progress)
     from csstdask.training.sed.network import train_sed_network  # noqa: PLC0415
 
-    return train_sed_network(config, to, announce=announce)
+    return train_sed_network(config, to, on_progress=on_progress)

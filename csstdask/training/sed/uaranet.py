@@ -30,7 +30,7 @@ from csstdask.training.sed.examples import PUBLISHED_SNR, SedBatch, noisy, publi
 log = logging.getLogger("csstdask")
 
 
-def train_uaranet(config: SedConfig, to: Path, *, announce: Callable[[str], None] = log.info) -> Path:
+def train_uaranet(config: SedConfig, to: Path, *, on_progress: Callable[[str], None] = log.info) -> Path:
     """Train the published network; return its card.
 
     Parameters
@@ -57,7 +57,7 @@ def train_uaranet(config: SedConfig, to: Path, *, announce: Callable[[str], None
         validate=lambda model: _validate(model, checked),
         identity=config.identity,
     )
-    history = train(learner, config.schedule, to, device=torch.device("cpu"), announce=announce)
+    history = train(learner, config.schedule, to, device=torch.device("cpu"), on_progress=on_progress)
     return _write(network, config, history, to)
 
 

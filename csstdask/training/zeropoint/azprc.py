@@ -28,16 +28,16 @@ from csstdask.training.zeropoint.config import ZeropointConfig
 from csstdask.training.zeropoint.fit import reverse_gradient
 from csstdask.training.zeropoint.surveys import SurveyInputs, load_surveys
 from csstdask.zeropoint.azprc import (
-    MOST_STARS,
+    MAX_ENCODER_STARS,
     PUBLISHED_TELEMETRY,
     AzpRc,
     PublishedTensors,
-    normalised_patch,
+    normalise_patch,
     published_star_rows,
     published_tensors,
 )
-from csstdask.zeropoint.features import PriorArrays, image_statistics, join_arrays, star_lists
-from csstdask.zeropoint.network import moments
+from csstdask.zeropoint.features import PriorArrays, build_star_lists, concatenate_arrays, image_statistics
+from csstdask.zeropoint.network import finite_moments
 
 log = logging.getLogger("csstdask")
 
@@ -53,7 +53,7 @@ class PublishedExamples:
 
     arrays: PriorArrays
     patches: npt.NDArray[np.float16]
-    """(n, y, x) As of `normalised_patch`."""
+    """(n, y, x) As of `normalise_patch`."""
     offset: npt.NDArray[np.float64]
     survey: npt.NDArray[np.int64]
 
@@ -117,24 +117,24 @@ def published_examples(
         if at_most is not None:
             share = at_most / max(1, total)
             rows = np.sort(np.random.default_rng([seed, k]).permutation(rows)[: max(4, round(share * len(rows)))])
-        lists = star_lists([s.stars(int(i)) for i in rows], shape=s.shape, at_most=MOST_STARS)
+        lists = build_star_lists([s.stars(int(i)) for i in rows], shape=s.shape, at_most=MAX_ENCODER_STARS)
         lists.values[..., 0] += np.float32(s.nominal)
         found = one.arrays(0, PUBLISHED_TELEMETRY).take(rows)
         side = 256 if image else 1
         cut, statistics = np.zeros((len(rows), side, side), np.float16), found.image.copy()
         for at, i in enumerate(rows if image else ()):
             patch = s.patch(int(i))
-            cut[at], statistics[at] = normalised_patch(patch), image_statistics(patch)
+            cut[at], statistics[at] = normalise_patch(patch), image_statistics(patch)
         arrays.append(PriorArrays(**{**vars(found), "stars": lists.values, "image": statistics}))
         patches.append(cut)
         offset.append(one.solved[rows])
         label.append(np.full(len(rows), k))
     return PublishedExamples(
-        join_arrays(arrays), np.concatenate(patches), np.concatenate(offset), np.concatenate(label)
+        concatenate_arrays(arrays), np.concatenate(patches), np.concatenate(offset), np.concatenate(label)
     )
 
 
-def train_azprc(config: ZeropointConfig, to: Path, *, announce: Callable[[str], None] = log.info) -> Path:
+def train_azprc(config: ZeropointConfig, to: Path, *, on_progress: Callable[[str], None] = log.info) -> Path:
     """Train the published network; return its card.
 
     Parameters
@@ -147,7 +147,7 @@ def train_azprc(config: ZeropointConfig, to: Path, *, announce: Callable[[str], 
         Receives a line an epoch.
     """
     torch.set_num_threads(config.threads)
-    announce(f"exposures of recipe {config.recipe}")
+    on_progress(f"exposures of recipe {config.recipe}")
     surveys = load_surveys(config.recipe, config.exposures, memory=0, image=False)
     known = published_examples(surveys, "train", image=config.image)
     checked = published_examples(surveys, "validation", image=config.image, at_most=_VALIDATION, seed=config.seed)
@@ -174,7 +174,7 @@ def train_azprc(config: ZeropointConfig, to: Path, *, announce: Callable[[str], 
         validate=lambda one: _validate(one.network, quick),  # type: ignore[arg-type]
         identity=config.identity,
     )
-    history = train(learner, config.schedule, to, device=torch.device("cpu"), announce=announce)
+    history = train(learner, config.schedule, to, device=torch.device("cpu"), on_progress=on_progress)
     with torch.inference_mode():
         network.eval()
         found = _validate(network, checked)
@@ -190,7 +190,7 @@ def normalise_by(network: AzpRc, known: PublishedExamples) -> None:
     rows = published_star_rows(stars, np.full(len(stars), np.nan) if limb is None else limb)
     rows = rows[np.isfinite(stars[..., 0])]
     for name, values in (("statistics", known.arrays.image), ("star", rows), ("telemetry", known.arrays.telemetry)):
-        mean, std = moments(values)
+        mean, std = finite_moments(values)
         getattr(network, f"{name}_mean").copy_(mean)
         getattr(network, f"{name}_std").copy_(std)
     network.offset_mean.fill_(float(known.offset.mean()))

@@ -242,7 +242,7 @@ def fit_prior(
     settings: FitSettings = FitSettings(),
     folder: Path | None = None,
     identity: dict[str, Any] | None = None,
-    announce: Callable[[str], None] = log.info,
+    on_progress: Callable[[str], None] = log.info,
 ) -> list[dict[str, float]]:
     """Train a prior in place, and calibrate its sigma.
 
@@ -311,7 +311,7 @@ def fit_prior(
     )
     with tempfile.TemporaryDirectory() as scratch:
         history = train(
-            learner, settings.schedule, folder or Path(scratch), device=torch.device("cpu"), announce=announce
+            learner, settings.schedule, folder or Path(scratch), device=torch.device("cpu"), on_progress=on_progress
         )
     network.eval()
     degraded = degrade_memory(checked.memory, settings.degrade_memory, np.random.default_rng(settings.seed))

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.datasets.zeropoints import ZeroPointSet, mock_surveys, split_by_time
-from csstdask.zeropoint.features import TELEMETRY, PriorArrays, PriorInputs, join_arrays, prior_arrays
-from csstdask.zeropoint.prior import image_statistics, star_lists
-from csstdask.zeropoint.state import recent
+from csstdask.datasets.zeropoint_surveys import MockSurvey, make_surveys, split_by_time
+from csstdask.zeropoint.features import TELEMETRY_NAMES, PriorArrays, PriorInputs, concatenate_arrays, prior_arrays
+from csstdask.zeropoint.prior import build_star_lists, image_statistics
+from csstdask.zeropoint.state import build_memory
 
 Float = npt.NDArray[np.float64]
 
@@ -28,7 +28,7 @@ _SHUFFLE = 31
 class SurveyInputs:
     """One survey as inputs of a network; arrays are over its exposures (n,)."""
 
-    exposures: ZeroPointSet
+    exposures: MockSurvey
     inputs: PriorInputs
     """Images as their statistics."""
     split: npt.NDArray[np.str_]
@@ -44,7 +44,7 @@ class SurveyInputs:
         """Return the solved zero point minus nominal [mag]; NaN where unsolved."""
         return np.asarray(self.exposures.solved - self.exposures.nominal)
 
-    def arrays(self, memory: int, telemetry: Sequence[str] = TELEMETRY) -> PriorArrays:
+    def arrays(self, memory: int, telemetry: Sequence[str] = TELEMETRY_NAMES) -> PriorArrays:
         """Return the inputs in the layout of a network."""
         return prior_arrays(self.inputs, telemetry, memory=memory)
 
@@ -64,7 +64,7 @@ class Examples:
 
 
 def survey_inputs(
-    exposures: ZeroPointSet, *, memory: int = 16, image: bool = True, row_split: bool = False
+    exposures: MockSurvey, *, memory: int = 16, image: bool = True, row_split: bool = False
 ) -> SurveyInputs:
     """Return the inputs of a survey: telemetry and memory as they were known, stars, statistics of images.
 
@@ -79,16 +79,16 @@ def survey_inputs(
         Split at random and not by time, as most articles do: test exposures then have neighbours in the training.
     """
     s, n = exposures, len(exposures)
-    past = recent(s.days, s.solved, s.solved_sigma, last=max(memory, 1))
+    past = build_memory(s.days, s.solved, s.solved_sigma, last=max(memory, 1))
     inputs = PriorInputs(
         np.full(n, s.nominal), s.days, s.telemetry, past, {name: past.of(v) for name, v in s.telemetry.items()},
-        star_lists([s.stars(i) for i in range(n)], shape=s.shape) if memory else None,
+        build_star_lists([s.stars(i) for i in range(n)], shape=s.shape) if memory else None,
         np.stack([image_statistics(s.patch(i)) for i in range(n)]) if image else None,
     )  # fmt: skip
-    return SurveyInputs(s, inputs, split_of(s.days, row_split=row_split))
+    return SurveyInputs(s, inputs, assign_split(s.days, row_split=row_split))
 
 
-def split_of(days: Float, *, row_split: bool = False) -> npt.NDArray[np.str_]:
+def assign_split(days: Float, *, row_split: bool = False) -> npt.NDArray[np.str_]:
     """Return ``train``, ``validation`` or ``test`` for each exposure, by time or at random."""
     split = split_by_time(days, TRAIN_SHARE, VALIDATION_SHARE)
     return np.random.default_rng(_SHUFFLE).permutation(split) if row_split else split
@@ -96,11 +96,11 @@ def split_of(days: Float, *, row_split: bool = False) -> npt.NDArray[np.str_]:
 
 def load_surveys(recipe: str, exposures: int | None, *, memory: int, image: bool = True) -> dict[str, SurveyInputs]:
     """Return all surveys of a recipe as inputs, the same for every call."""
-    sets = mock_surveys(recipe, exposures=exposures)
+    sets = make_surveys(recipe, exposures=exposures)
     return {name: survey_inputs(one, memory=memory, image=image) for name, one in sets.items()}
 
 
-def examples(
+def collect_examples(
     surveys: Mapping[str, SurveyInputs],
     part: str,
     *,
@@ -113,7 +113,7 @@ def examples(
     rows = [np.flatnonzero((one.split if split is None else split[name]) == part) for _, name, one in chosen]
     pairs = list(zip(chosen, rows, strict=True))
     return Examples(
-        join_arrays([one.arrays(memory).take(some) for (_, _, one), some in pairs]),
+        concatenate_arrays([one.arrays(memory).take(some) for (_, _, one), some in pairs]),
         np.concatenate([one.solved[some] for (_, _, one), some in pairs]),
         np.concatenate([one.exposures.solved_sigma[some] for (_, _, one), some in pairs]),
         np.concatenate([one.truth[some] for (_, _, one), some in pairs]),

@@ -30,7 +30,7 @@ def load_zeropoint_config(path: Path | None, **changes: object) -> ZeropointConf
     return read_settings(ZeropointConfig, path, "settings of a training of zero points", changes)
 
 
-def train_zeropoint(config: ZeropointConfig, to: Path, *, announce: Callable[[str], None] = log.info) -> Path:
+def train_zeropoint(config: ZeropointConfig, to: Path, *, on_progress: Callable[[str], None] = log.info) -> Path:
     """Train a zero-point network, or resume a training.
 
     Parameters
@@ -54,25 +54,25 @@ def train_zeropoint(config: ZeropointConfig, to: Path, *, announce: Callable[[st
     if config.kind == "azprc":
         from csstdask.training.zeropoint.azprc import train_azprc  # noqa: PLC0415  torch takes seconds
 
-        return train_azprc(config, to, announce=announce)
+        return train_azprc(config, to, on_progress=on_progress)
     import torch  # noqa: PLC0415
 
     from csstdask.nn.weights import save_weights  # noqa: PLC0415
     from csstdask.training.zeropoint.fit import fit_prior  # noqa: PLC0415
-    from csstdask.training.zeropoint.surveys import examples, load_surveys  # noqa: PLC0415
+    from csstdask.training.zeropoint.surveys import collect_examples, load_surveys  # noqa: PLC0415
     from csstdask.zeropoint.network import PriorNetwork  # noqa: PLC0415
 
     torch.set_num_threads(config.threads)
-    announce(f"exposures of recipe {config.recipe}")
+    on_progress(f"exposures of recipe {config.recipe}")
     surveys = load_surveys(config.recipe, config.exposures, memory=config.memory)
-    train, validation = (examples(surveys, part, memory=config.memory) for part in ("train", "validation"))
+    train, validation = (collect_examples(surveys, part, memory=config.memory) for part in ("train", "validation"))
     torch.manual_seed(config.seed)
     network = PriorNetwork(memory=config.memory, members=config.members, width=config.width, latent=config.latent)
     # Sigma is calibrated against the truth of the mock: solved zero points of sparse fields are too noisy for that.
     history = fit_prior(
         network, train.arrays, train.solved, target_sigma=train.sigma,
         validation=(validation.arrays, validation.truth), survey=train.survey,
-        settings=config.fit, folder=to, identity=config.identity, announce=announce,
+        settings=config.fit, folder=to, identity=config.identity, on_progress=on_progress,
     )  # fmt: skip
     path = to / f"{config.name}.json"
     sha256 = save_weights(network, path.with_suffix(".safetensors"))

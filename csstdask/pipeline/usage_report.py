@@ -36,7 +36,7 @@ class StepUsage:
         return asdict(self)
 
 
-class UsageTally:
+class UsageTotals:
     """Sums the usage of steps over units, one unit at a time."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class UsageTally:
         return rows
 
 
-def fresh_usage(record: UnitRecord, fresh: Sequence[str]) -> dict[str, Usage]:
+def recorded_usage(record: UnitRecord, fresh: Sequence[str]) -> dict[str, Usage]:
     """Return the usage of the steps of a record that hold."""
     return {name: record.steps[name].usage for name in fresh}
 
@@ -83,11 +83,11 @@ def usage_lines(rows: Sequence[StepUsage]) -> list[str]:
         return []
     head = "step          s predicted   s actual      CPU s  GiB predicted  GiB peak   MB read  MB written"
     lines = [_line(row.step, row.predicted_seconds, row.predicted_bytes, row.actual) for row in rows]
-    whole = whole_unit(rows)
+    whole = total_usage(rows)
     return [head, *lines, _line(whole.step, whole.predicted_seconds, whole.predicted_bytes, whole.actual)]
 
 
-def whole_unit(rows: Sequence[StepUsage]) -> StepUsage:
+def total_usage(rows: Sequence[StepUsage]) -> StepUsage:
     """Return the usage of all steps of a unit together."""
     usages = [row.actual for row in rows]
     actual = Usage(

@@ -25,19 +25,19 @@ from csstdask.mock.telemetry import (
 from csstdask.mock.zeropoint_settings import Survey, ZeroPoints
 from csstdask.mock.zeropoint_stars import COLUMNS, FRAME, exposure_patch, exposure_stars, star_counts, true_flat
 from csstdask.numerics.robust import mad_scale
-from csstdask.zeropoint.fit import fit_stars
+from csstdask.zeropoint.fit_stars import fit_stars
 
 Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 
-STAR_CLASSES = (0, 1, 3, 10, 30, 100, 300)
+STAR_COUNT_BINS = (0, 1, 3, 10, 30, 100, 300)
 """Least number of stars of each class in tables over the number of stars."""
 _FEW = 2
 """Of so few stars, a fit cannot tell which one is an outlier."""
 
 
 @dataclass(frozen=True)
-class ZeroPointSet:
+class MockSurvey:
     """Exposures of one detector of one survey, in time order; arrays are (n,)."""
 
     survey: str
@@ -106,7 +106,7 @@ class ZeroPointSet:
         )  # fmt: skip
 
 
-def mock_surveys(recipe: str | Path | Recipe = "zeropoint", *, exposures: int | None = None) -> dict[str, ZeroPointSet]:
+def make_surveys(recipe: str | Path | Recipe = "zeropoint", *, exposures: int | None = None) -> dict[str, MockSurvey]:
     """Make the surveys of a recipe.
 
     Parameters
@@ -135,7 +135,7 @@ def mock_surveys(recipe: str | Path | Recipe = "zeropoint", *, exposures: int | 
     }
 
 
-def make_survey(settings: ZeroPoints, name: str, seed: int, n: int) -> ZeroPointSet:
+def make_survey(settings: ZeroPoints, name: str, seed: int, n: int) -> MockSurvey:
     """Make the first n exposures of a survey, and solve each with its stars alone."""
     about = settings.survey(name)
     days = survey_days(settings, name, seed, n)
@@ -155,7 +155,7 @@ def make_survey(settings: ZeroPoints, name: str, seed: int, n: int) -> ZeroPoint
             *(stars[one] for one in COLUMNS), shape=FRAME, color_term=color_term, flat_sigma=about.flat_sigma
         )
         solved[i], sigma[i] = fit.value, fit.sigma
-    return ZeroPointSet(
+    return MockSurvey(
         survey=name,
         exposure=np.array([f"{name}{i:06d}" for i in range(n)]),
         days=days,
@@ -208,7 +208,7 @@ class Oracle:
     joined_sigma: Float
 
 
-def oracle(exposures: ZeroPointSet, *, reported: bool = False) -> Oracle:
+def oracle(exposures: MockSurvey, *, reported: bool = False) -> Oracle:
     """Predict each zero point as well as can be, from earlier exposures and from its own stars.
 
     The state is walk + jumps; its measurements are solved - nominal - explained. A Kalman filter (Kalman 1960) with
@@ -257,7 +257,7 @@ def oracle(exposures: ZeroPointSet, *, reported: bool = False) -> Oracle:
     return Oracle(base + out[0], np.sqrt(out[1]), base + out[2], np.sqrt(out[3]))
 
 
-def reported_explanation(exposures: ZeroPointSet) -> Float:
+def reported_explanation(exposures: MockSurvey) -> Float:
     """Return what the true response makes of the reported telemetry, gaps filled by the last value (n,) [mag]."""
     filled = {}
     for name, values in exposures.telemetry.items():
@@ -269,7 +269,7 @@ def reported_explanation(exposures: ZeroPointSet) -> Float:
     return explained_offset(exposures.settings, exposures.about.response, filled)
 
 
-def _telemetry_noise(exposures: ZeroPointSet, error: Float) -> tuple[float, float]:
+def _telemetry_noise(exposures: MockSurvey, error: Float) -> tuple[float, float]:
     """Return the variances that errors of telemetry add to the white noise [mag^2] and to the walk [mag^2 / day]."""
     visit = np.arange(len(error)) // exposures.about.visit
     same = np.diff(visit) == 0
@@ -316,10 +316,10 @@ class Floor:
 
 
 def unexplained_floor(
-    exposures: ZeroPointSet,
+    exposures: MockSurvey,
     *,
     which: npt.NDArray[np.bool_] | None = None,
-    classes: Sequence[int] = STAR_CLASSES,
+    classes: Sequence[int] = STAR_COUNT_BINS,
     reported: bool = False,
 ) -> Floor:
     """Return what nothing explains: the error of `oracle`, by number of stars.

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from csstdask.numerics.polynomials import legendre_products, mean_squares
 from csstdask.numerics.robust import TUKEY_CUTOFF, huber_weights, mad_scale, tukey_weights
-from csstdask.zeropoint.photometry import known_error, usable_magnitude
+from csstdask.zeropoint.photometry import fill_unknown_errors, mask_bad_magnitudes
 
 Float = npt.NDArray[np.float64]
 
@@ -152,9 +152,9 @@ def fit_stars(
     extra = [color] if have_color else []
     extra += [x, y] if have_position else []
     columns = np.stack([*given, *(np.asarray(one, dtype=np.float64).ravel() for one in extra)])
-    magnitude, reference = usable_magnitude(columns[0]), usable_magnitude(columns[2])
+    magnitude, reference = mask_bad_magnitudes(columns[0]), mask_bad_magnitudes(columns[2])
     if have_color:
-        columns[4] = usable_magnitude(columns[4])
+        columns[4] = mask_bad_magnitudes(columns[4])
     if have_position:
         columns[-2:, ~np.isfinite(columns[-2:]).all(axis=0)] = np.nan
     rows = np.flatnonzero(np.isfinite(magnitude) & np.isfinite(reference))
@@ -166,7 +166,7 @@ def fit_stars(
         shape = (int(placed[1].max()) + 1, int(placed[0].max()) + 1)
     design = _design(columns[:, rows], n_color=int(have_color), degree=degree if have_position else 0, shape=shape)
     mean, precision = _priors(design.shape[1], int(have_color), color_term, flat_sigma, prior)
-    variance = known_error(columns[1, rows]) ** 2 + known_error(columns[3, rows]) ** 2
+    variance = fill_unknown_errors(columns[1, rows]) ** 2 + fill_unknown_errors(columns[3, rows]) ** 2
     if have_color:
         unknown = np.isnan(columns[4, rows])
         spread = np.nanstd(columns[4, rows]) if not unknown.all() else 0.0

@@ -57,6 +57,6 @@ def done_units(root: Path, plan: Plan, exposures: int) -> npt.NDArray[np.bool_]:
         if row < exposures:
             record = ledger.read(unit)
             if record.steps:
-                facts = plan.campaign.facts(unit.exposure, unit.detector)
-                done[row, column] = is_done(record, root, frame_fingerprints(plan, plan.fingerprints(facts)))
+                metadata = plan.campaign.metadata(unit.exposure, unit.detector)
+                done[row, column] = is_done(record, root, frame_fingerprints(plan, plan.fingerprints(metadata)))
     return done

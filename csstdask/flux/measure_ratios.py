@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.core.errors import InputError
-from csstdask.flux.frame import FrameSpectra
-from csstdask.flux.predicted import PredictedLight
+from csstdask.flux.extract_frame import FrameSpectra
+from csstdask.flux.predicted_spectra import PredictedSpectra
 from csstdask.flux.ratios import StarRatios
 from csstdask.flux.spectrum_flag import SpectrumFlag
 
@@ -21,10 +21,10 @@ _DERIVATIVE_STEP = 0.25
 """Of the derivative of predicted counts [pixel]."""
 
 
-def star_ratios(
+def measure_ratios(
     spectra: FrameSpectra,
     grid: npt.ArrayLike,
-    predicted: PredictedLight,
+    predicted: PredictedSpectra,
     *,
     star: npt.ArrayLike,
     grey_error: npt.ArrayLike | None = None,
@@ -124,7 +124,7 @@ def star_ratios(
     return StarRatios(wavelength=grid, star=ids[kept], **single, shape=whole, detector=detector)
 
 
-def _predicted_counts(spectra: FrameSpectra, predicted: PredictedLight) -> tuple[Float, Float]:
+def _predicted_counts(spectra: FrameSpectra, predicted: PredictedSpectra) -> tuple[Float, Float]:
     """Return predicted counts per column and their change per pixel of shift [e-], [e-/pixel]."""
     at, step = spectra.wavelength, _DERIVATIVE_STEP * spectra.angstrom_per_pixel
     model = predicted.counts(at, spectra.angstrom_per_pixel)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from csstdask.datasets.spectra import RealStars
-from csstdask.flux.real_stars import N_DEPEND, N_MODES, N_TERMS, RealStarCorrection
+from csstdask.flux.real_star_correction import N_DEPEND, N_MODES, N_TERMS, RealStarCorrection
 from csstdask.flux.spectra import REFERENCE_PIXELS, SED_WAVELENGTH
 
 Float = npt.NDArray[np.float64]
@@ -63,7 +63,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class CorrectionFit:
-    """A fitted correction, as arrays of `csstdask.flux.real_stars.RealStarCorrection`."""
+    """A fitted correction, as arrays of `csstdask.flux.real_star_correction.RealStarCorrection`."""
 
     centre: Float
     scale: Float

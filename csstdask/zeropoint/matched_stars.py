@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.core.packed_arrays import pack, take, unpack
+from csstdask.core.packed_arrays import get_array, pack, unpack
 from csstdask.numerics.polynomials import legendre_products
 
 Float = npt.NDArray[np.float64]
@@ -124,7 +124,7 @@ class MatchedStars:
             If it is torn, or anything else.
         """
         arrays, facts = unpack(KIND, data, source)
-        values: dict[str, Any] = {name: take(arrays, name, source) for name in _ARRAYS} | facts
+        values: dict[str, Any] = {name: get_array(arrays, name, source) for name in _ARRAYS} | facts
         for name in ("days", "nominal", "value", "color_term", "color_term_err", "scatter", "correction"):
             values[name] = np.nan if facts[name] is None else facts[name]
         values["sigma"] = np.inf if facts["sigma"] is None else facts["sigma"]

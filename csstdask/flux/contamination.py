@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.flux.frame_kernels import add_light, cut
-from csstdask.flux.predicted import PredictedLight
+from csstdask.flux.extraction_kernels import add_light, cut
+from csstdask.flux.predicted_spectra import PredictedSpectra
 from csstdask.flux.profile import CrossProfile
 from csstdask.flux.traces import Traces
 from csstdask.flux.windows import HALF_ROWS, Frame, Shape, Windows, first_rows
@@ -38,7 +38,7 @@ class Spots:
     wavelength: float
 
 
-def zeroth_orders(zeroth: Dispersion | None, predicted: PredictedLight | None, x: Float, y: Float) -> Spots | None:
+def zeroth_orders(zeroth: Dispersion | None, predicted: PredictedSpectra | None, x: Float, y: Float) -> Spots | None:
     """Return positions and counts of the zeroth orders; None without a dispersion relation of theirs."""
     if zeroth is None:
         return None

@@ -19,8 +19,8 @@ from csstdask.engine.ledger import Ledger
 from csstdask.engine.work_units import Unit
 from csstdask.pipeline.calibrations import current_zero_points
 from csstdask.pipeline.plan import Plan
-from csstdask.pipeline.reductions.zeropoints import METHOD
-from csstdask.pipeline.status import plan_of_run
+from csstdask.pipeline.reductions.zeropoints import METHOD_ARRAY
+from csstdask.pipeline.status import load_plan
 from csstdask.pipeline.steps.sources import SOURCES
 from csstdask.store.tables import read_arrow, table_path
 from csstdask.zeropoint.photometry import instrumental_magnitude
@@ -75,7 +75,7 @@ class ZeroPointTable:
         return ZeroPointValue(
             value=float(self._arrays["zp"][row, column]),
             sigma=float(self._arrays["zp_sigma"][row, column]),
-            method=str(self._arrays[METHOD][row, column]),
+            method=str(self._arrays[METHOD_ARRAY][row, column]),
             correction=float(self._arrays["zp_correction"][row, column]),
         )
 
@@ -102,13 +102,13 @@ class SourceTables:
             return False
         if not campaign.is_present(exposure, detector):
             return False
-        wanted = self._plan.fingerprints(campaign.facts(exposure, detector)).get(SOURCES.name)
+        wanted = self._plan.fingerprints(campaign.metadata(exposure, detector)).get(SOURCES.name)
         return wanted is not None and bool(self._ledger.read(unit).fresh(self._root, {SOURCES.name: wanted}))
 
     def read(self, exposure: str, detector: int) -> pa.Table:
         """Return the sources of a unit that is done; see `read_sources`."""
         path = table_path(self._root, "sources", exposure, detector)
-        return calibrated(read_arrow(path), self._zero_points.of(exposure, detector))
+        return add_magnitudes(read_arrow(path), self._zero_points.of(exposure, detector))
 
 
 def read_sources(
@@ -153,7 +153,7 @@ def read_sources(
         If there is no run or no campaign, or a file of the run is damaged.
     """
     root = Path(run)
-    tables = SourceTables(root, plan_of_run(root, campaign))
+    tables = SourceTables(root, load_plan(root, campaign))
     pattern = f"{exposure or '*'}/{'*' if detector is None else detector}.parquet"
     found = (
         sorted((path.parent.name, int(path.stem)) for path in (root / "tables" / "sources").glob(pattern))
@@ -169,7 +169,7 @@ def read_sources(
     return pa.concat_tables([tables.read(*unit) for unit in units])
 
 
-def calibrated(sources: pa.Table, zero_point: ZeroPointValue) -> pa.Table:
+def add_magnitudes(sources: pa.Table, zero_point: ZeroPointValue) -> pa.Table:
     """Return a source table with magnitudes; see `read_sources`."""
     for name, flux, correction in (("mag", "flux", 0.0), ("mag_aperture", "flux_aperture", zero_point.correction)):
         rate, error = (

@@ -21,7 +21,7 @@ _TIME_UNITS = {
 }  # fmt: skip
 
 
-def microseconds(value: Any, attributes: dict[str, Any]) -> int:
+def decode_time(value: Any, attributes: dict[str, Any]) -> int:
     """Return a stored time in microseconds since 1970; a store that xarray has saved may count in other units."""
     if not np.isfinite(value) or value == attributes.get("_FillValue", NO_TIME):
         return NO_TIME
@@ -30,8 +30,8 @@ def microseconds(value: Any, attributes: dict[str, Any]) -> int:
     return start + (int(value) * int(scale) if exact else round(float(value) * scale))
 
 
-def stored_time(time: int, attributes: dict[str, Any]) -> int | float:
-    """Return microseconds since 1970 as a store counts time: the inverse of `microseconds`."""
+def encode_time(time: int, attributes: dict[str, Any]) -> int | float:
+    """Return microseconds since 1970 as a store counts time: the inverse of `decode_time`."""
     start, scale = _time_units(attributes)
     if (start, scale) == (0, 1):
         return time
@@ -52,7 +52,7 @@ def _time_units(attributes: dict[str, Any]) -> tuple[int, float]:
 _TEXT = np.dtype("O", metadata={"element_type": str})
 
 
-def portable(dataset: xr.Dataset) -> xr.Dataset:
+def make_portable(dataset: xr.Dataset) -> xr.Dataset:
     """Return a dataset that other formats can hold, such as netCDF, and that `where` can mask.
 
     Text becomes Python objects, attributes that are neither text nor numbers become JSON text, and times are saved as

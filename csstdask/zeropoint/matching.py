@@ -15,7 +15,7 @@ from scipy.stats import poisson
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
-DEFAULT_RADIUS = 1.0
+MATCH_RADIUS = 1.0
 """Largest distance of a match [arcsec]."""
 LARGEST_SHIFT = 5.0
 """Largest offset of the WCS that is looked for along each axis [arcsec]."""
@@ -48,7 +48,7 @@ def match_sources(
     ref_ra: npt.ArrayLike,
     ref_dec: npt.ArrayLike,
     *,
-    radius: float = DEFAULT_RADIUS,
+    radius: float = MATCH_RADIUS,
     largest_shift: float = LARGEST_SHIFT,
 ) -> Match:
     """Match the sources of one frame to reference stars.
@@ -96,7 +96,7 @@ def match_sources(
     return Match(nothing.reference, (float(shift[0]), float(shift[1])), nothing.distance)
 
 
-def shifted(ra: npt.ArrayLike, dec: npt.ArrayLike, shift: tuple[float, float]) -> tuple[Float, Float]:
+def apply_shift(ra: npt.ArrayLike, dec: npt.ArrayLike, shift: tuple[float, float]) -> tuple[Float, Float]:
     """Return positions [deg] moved by an offset [arcsec] along right ascension times cos(dec) and declination."""
     ra, dec = np.asarray(ra, dtype=np.float64), np.asarray(dec, dtype=np.float64)
     cosine = np.maximum(np.cos(np.radians(dec)), 1e-6)

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.core.errors import InputError
-from csstdask.flux.frame_kernels import BACKGROUND_FROM, extract_stars
-from csstdask.flux.other_light import bad_share, foreign_light, light_of_all, zeroth_orders
-from csstdask.flux.predicted import PredictedLight
+from csstdask.flux.contamination import bad_share, foreign_light, light_of_all, zeroth_orders
+from csstdask.flux.extraction_kernels import BACKGROUND_FROM, extract_stars
+from csstdask.flux.predicted_spectra import PredictedSpectra
 from csstdask.flux.profile import CrossProfile
 from csstdask.flux.spectrum_flag import SpectrumFlag
 from csstdask.flux.trace_offset import fit_shape
@@ -112,7 +112,7 @@ def extract_frame(
     x: npt.ArrayLike,
     y: npt.ArrayLike,
     *,
-    predicted: PredictedLight | None = None,
+    predicted: PredictedSpectra | None = None,
     profile: CrossProfile | None = None,
     fit: bool = True,
 ) -> FrameSpectra:
@@ -268,7 +268,7 @@ def _poisson_factor(frame: Frame, traces: Traces, at: Shape, first: _Extracted) 
 
 def _assemble(
     dispersion: Dispersion,
-    predicted: PredictedLight | None,
+    predicted: PredictedSpectra | None,
     traces: Traces,
     final: _Extracted,
     x: Float,

@@ -9,7 +9,7 @@ from typing import Any
 from astropy.io import fits
 
 from csstdask.instrument import recognise
-from csstdask.store.fits_file import open_fits, value_of
+from csstdask.store.fits_file import header_value, open_fits
 
 
 def recognise_file(path: Path) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ class _FirstOf(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         for header in self._headers:
-            value = value_of(header, name)
+            value = header_value(header, name)
             if value is not None:
                 return value
         raise KeyError(name)

@@ -34,11 +34,11 @@ import numpy.typing as npt
 from numba import njit
 
 from csstdask.core.errors import InputError
-from csstdask.core.packed_arrays import pack, take, unpack
+from csstdask.core.packed_arrays import get_array, pack, unpack
 from csstdask.flux.ratios import StarRatios
 from csstdask.numerics.linear import invert_symmetric, smallest_eigenvalue
 from csstdask.numerics.polynomials import n_terms, term_degrees
-from csstdask.numerics.robust import HUBER_CUTOFF, NORMAL_MAD, TUKEY_CUTOFF, fewest_kept
+from csstdask.numerics.robust import HUBER_CUTOFF, NORMAL_MAD, TUKEY_CUTOFF, min_kept_points
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -129,7 +129,7 @@ class FlatSums:
     def from_bytes(cls, data: bytes, source: object = "flat sums") -> FlatSums:
         """Return the sums of `to_bytes`; InputError if they are torn or foreign."""
         arrays, _ = unpack("flat sums", data, source)
-        return cls(**{one.name: take(arrays, one.name, source) for one in fields(cls)})
+        return cls(**{one.name: get_array(arrays, one.name, source) for one in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class FlatSolution:
         """Return the solution of `to_bytes`; InputError if it is torn or foreign."""
         arrays, facts = unpack("flat solution", data, source)
         names = [one.name for one in fields(cls) if one.name != "n_passes"]
-        return cls(**{name: take(arrays, name, source) for name in names}, n_passes=facts["n_passes"])
+        return cls(**{name: get_array(arrays, name, source) for name in names}, n_passes=facts["n_passes"])
 
 
 def covariance_nodes(n_wave: int) -> Int:
@@ -339,7 +339,7 @@ def solve_sums(sums: FlatSums, previous: FlatSolution | None = None) -> FlatSolu
     return found if previous is None else _keep_previous(found, previous, fitted)
 
 
-def iterate(groups: Iterable[StarRatios], *, degree: int = 2) -> FlatSolution:
+def fit_ratios(groups: Iterable[StarRatios], *, degree: int = 2) -> FlatSolution:
     """Fit a flat to groups of star images in one process: the passes that a distributed reduction makes.
 
     Parameters
@@ -391,13 +391,13 @@ def _scale_and_cutoff(sums: FlatSums, previous: FlatSolution, fitted: Int, n_pas
     if n_passes <= SCALE_PASSES:
         scale = histogram_quantile(sums.histogram, n / 2) / NORMAL_MAD * np.sqrt(n / spare)
         scale = np.where(n > 0, np.maximum(scale, np.where(spare >= 10, _LEAST_SCALE, 1.0)), 1.0)
-    reach = 1.05 * histogram_quantile(sums.histogram, fewest_kept(n, fitted)) / scale
+    reach = 1.05 * histogram_quantile(sums.histogram, min_kept_points(n, fitted)) / scale
     return scale, np.maximum(TUKEY_CUTOFF, reach)
 
 
 def _keep_previous(found: FlatSolution, previous: FlatSolution, fitted: Int) -> FlatSolution:
     """Return a solution with the previous one where too few stars kept a weight."""
-    few = (found.kept < fewest_kept(found.count, fitted)) & (previous.degree >= 0)
+    few = (found.kept < min_kept_points(found.count, fitted)) & (previous.degree >= 0)
     if not few.any():
         return found
     coefficients = np.where(few[:, None], previous.coefficients, found.coefficients)

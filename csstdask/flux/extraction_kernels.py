@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from csstdask.flux.spectrum_flag import LEAST_SHARE, PARTIAL_SHARE, SpectrumFlag
+from csstdask.flux.spectrum_flag import MIN_PROFILE_FRACTION, PARTIAL_PROFILE_FRACTION, SpectrumFlag
 from csstdask.numerics.robust import NORMAL_MAD
 
 NO_DATA = int(SpectrumFlag.NO_DATA)
@@ -215,7 +215,7 @@ def extract_stars(  # noqa: PLR0915  # pragma: no cover
                         start_share = share
                     f[j] = (
                         top / power
-                        if power > 0 and share >= min(LEAST_SHARE, 0.5 * start_share) and share > 0
+                        if power > 0 and share >= min(MIN_PROFILE_FRACTION, 0.5 * start_share) and share > 0
                         else np.nan
                     )
                     if not reject or step == 0 or not np.isfinite(f[j]):
@@ -262,7 +262,7 @@ def extract_stars(  # noqa: PLR0915  # pragma: no cover
                     other += w * c[j, k]
             smooth[i, j] = light[j]
             background[i, j] = level[j]
-            if not power > 0 or share < LEAST_SHARE or not np.isfinite(f[j]):
+            if not power > 0 or share < MIN_PROFILE_FRACTION or not np.isfinite(f[j]):
                 counts[i, j], sigma[i, j] = np.nan, np.inf
                 flag[i, j] |= NO_DATA
                 continue
@@ -270,7 +270,7 @@ def extract_stars(  # noqa: PLR0915  # pragma: no cover
             sigma[i, j] = np.sqrt(
                 1 / power + level_variance[j] * (sum_p / power) ** 2 + (contamination_error * other / power) ** 2
             )
-            if share < PARTIAL_SHARE:
+            if share < PARTIAL_PROFILE_FRACTION:
                 flag[i, j] |= PARTIAL
                 # an outlier among the last few pixels shows only in comparison with other columns
                 apart = abs(f[j] - light[j])

@@ -20,7 +20,7 @@ _STEP = 5.0
 
 
 @dataclass(frozen=True)
-class PredictedLight:
+class PredictedSpectra:
     """Spectra of stars and the nominal sensitivity.
 
     Counts per column are flux(wavelength) sensitivity(wavelength) |d wavelength / dx| exptime.

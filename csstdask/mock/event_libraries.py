@@ -20,7 +20,7 @@ from astropy.io import fits
 
 from csstdask.core.atomic_io import write_atomic
 from csstdask.core.errors import InputError
-from csstdask.core.warnings import no_warnings
+from csstdask.core.warnings import suppress_warnings
 from csstdask.mock.recipe import Split
 
 #: CR-SPLIT pairs of the STIS night: what learns, what thresholds are chosen on, what is held out of both.
@@ -112,13 +112,13 @@ class EventLibrary:
         return flat.reshape(shape).astype(np.float32)
 
 
-def exposures_of(pairs: Sequence[str]) -> tuple[str, ...]:
+def pair_exposures(pairs: Sequence[str]) -> tuple[str, ...]:
     """Return the names of both halves of CR-SPLIT pairs."""
     return tuple(f"{pair}_{half}" for pair in pairs for half in (1, 2))
 
 
 @lru_cache(maxsize=8)
-def library_for(name: str, split: Split | None, data: Path | None) -> EventLibrary:
+def load_event_library(name: str, split: Split | None, data: Path | None) -> EventLibrary:
     """Return the part of a library that a recipe may see.
 
     Parameters
@@ -140,11 +140,11 @@ def library_for(name: str, split: Split | None, data: Path | None) -> EventLibra
     if data is None:
         raise InputError(f"cosmic rays {name!r}", "no folder of real events", "--data FOLDER")
     if name == "stis":
-        return read_stis_events(data / STIS_EVENTS, exposures_of(STIS_PAIRS[split]))
+        return read_stis_events(data / STIS_EVENTS, pair_exposures(STIS_PAIRS[split]))
     return read_itl_events(data / ITL_EVENTS, ITL_BANDS[split])
 
 
-def write_library(path: Path, library: EventLibrary, place: npt.NDArray[np.float64]) -> None:
+def write_event_library(path: Path, library: EventLibrary, place: npt.NDArray[np.float64]) -> None:
     """Write a library of events.
 
     Parameters
@@ -161,8 +161,8 @@ def write_library(path: Path, library: EventLibrary, place: npt.NDArray[np.float
     write_atomic(path, stream.getvalue())
 
 
-def read_library(path: Path, split: Split | None = None) -> EventLibrary:
-    """Read a library of events that `write_library` wrote: all of it, or one split's.
+def read_event_library(path: Path, split: Split | None = None) -> EventLibrary:
+    """Read a library of events that `write_event_library` wrote: all of it, or one split's.
 
     Raises
     ------
@@ -230,7 +230,7 @@ def read_itl_events(path: Path, band: tuple[float, float] = (0.0, 1.0)) -> Event
         If the file is no such table.
     """
     try:
-        with no_warnings(), fits.open(path) as hdus:
+        with suppress_warnings(), fits.open(path) as hdus:
             table = hdus["COSMIC_RAYS"].data
             identity = np.asarray(table["fp_id"])
             y0, x0 = np.asarray(table["y0"], dtype=np.int64), np.asarray(table["x0"], dtype=np.int64)
