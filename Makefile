@@ -1,20 +1,20 @@
-# Two commands do all the set-up: `make demo` installs and runs the main job, `make test` installs and passes the tests.
+# `make demo` installs csstdask and runs it on a mock night; `make test` installs the test dependencies and runs the tests.
 
 PYTHON ?= python3
 VENV := .venv
-# Folder of real images, for benchmarks that use them.
+# Folder of real images, for the benchmarks that use them.
 IMAGES ?=
 # Folder of spectral libraries, for the benchmark of SEDs.
 SPECTRA ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# The tests are many short processes: a few workers, never more than there are cores.
+# Number of parallel test processes.
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
 
-# One thread a worker: workers whose libraries share the cores wait for each other.
+# One thread per process: processes whose libraries use all cores slow each other down.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 25
 
-.PHONY: demo test test-all test-wheel test-newest bench lint typecheck check clean
+.PHONY: demo test test-all test-wheel test-newest bench docs lint typecheck check clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,11 +31,12 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(PYTEST) -m "not slow" $(ARGS)
 
-# The tests above, and trainings, evaluations and long kill tests: half as long again.
+# Also trainings, evaluations, long kill tests, and the code blocks of the documentation.
 test-all: $(VENV)/installed-dev
 	$(PYTEST) $(ARGS)
+	$(MAKE) docs
 
-# The wheel alone, in an empty environment: it must bring its data and its dependencies.
+# Installs the wheel in an empty environment: it must contain its data and declare its dependencies.
 test-wheel:
 	rm -rf build/wheel && mkdir -p build/wheel
 	$(PYTHON) -m venv build/wheel/venv
@@ -44,7 +45,7 @@ test-wheel:
 	cd build/wheel && venv/bin/csstdask models && venv/bin/csstdask mock demo --scale 0.1 --to demo.zarr && \
 	venv/bin/csstdask run demo.zarr --to run.zarr && venv/bin/csstdask status run.zarr --verify
 
-# Without constraints, with another Python: make test-newest NEWEST=python3.13
+# Tests without constraints, with another Python: make test-newest NEWEST=python3.13
 NEWEST ?= python3
 test-newest:
 	rm -rf build/newest
@@ -66,7 +67,12 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/psf.py
 	$(BIN)/python benchmarks/mock.py
 	test -z "$(SPECTRA)" || $(BIN)/python benchmarks/sed.py $(SPECTRA)
-	$(BIN)/python benchmarks/readme_tables.py
+	$(BIN)/python benchmarks/tables
+
+# The documentation site; warnings are errors. Notebooks are executed once and cached.
+docs: $(VENV)/installed-dev
+	$(PIP) --editable '.[docs]'
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
