@@ -32,7 +32,7 @@ def csstdask_command(*arguments: object, cwd: Path | None = None) -> Finished:
     root.handlers.clear()  # those of pytest, which would keep the command from adding its own
     with (
         mock.patch.object(sys, "argv", ["csstdask", *map(str, arguments)]),
-        mock.patch.object(csstdask.cli, "keep_freed_memory"),
+        mock.patch.object(csstdask.cli, "retain_freed_memory"),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         contextlib.chdir(cwd or Path.cwd()),
