@@ -19,7 +19,7 @@ from csstdask.mock.optics import CORE, Blur, Sampling, effective_psf, sampling_f
 from csstdask.mock.recipe import Sky
 from csstdask.mock.scene import draw_scene
 from csstdask.mock.scene_psf import FixedPsf
-from csstdask.optics.pupil import cutoff_frequency
+from csstdask.optics.pupil import Pupil, cutoff_frequency
 
 #: Of a Gaussian, in median absolute deviations.
 _SIGMA_PER_MAD = 1.4826
@@ -76,8 +76,8 @@ def _any_psf(rng: np.random.Generator) -> FixedPsf:
     orders = tuple(range(4, 16))
     aberrations = rng.normal(0, rng.uniform(5, 130) / len(orders) ** 0.5, (1, len(orders)))
     blur = Blur(np.diag(10 ** rng.uniform(-0.6, 0.18, 2)) ** 2, line=False, diffusion=rng.uniform(0.1, 0.35))
-    wavelength, pupil = rng.uniform(420, 950), (2.0, 0.0, 0.074)
-    sampling = sampling_for(cutoff_frequency(wavelength, pupil[0], pupil[2]), blur)
+    wavelength, pupil = rng.uniform(420, 950), Pupil(2.0, 0.0, 0.074)
+    sampling = sampling_for(cutoff_frequency(wavelength, pupil.diameter, pupil.pixel_scale), blur)
     core = effective_psf(aberrations, orders, wavelength, pupil=pupil, blur=blur, fine=sampling.fine)
     return FixedPsf(core[0], sampling)
 

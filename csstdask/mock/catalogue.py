@@ -16,10 +16,10 @@ from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS
 
 from csstdask.instrument import Instrument, nominal_header
-from csstdask.mock.psf import photon_rate
 from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Cluster, Nodes, Recipe, Sky
 from csstdask.mock.zeropoint_units import star_density_factor, unit_conditions
+from csstdask.optics.blackbody import photon_rate
 
 Float = npt.NDArray[np.float64]
 

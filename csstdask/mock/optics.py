@@ -20,6 +20,7 @@ import numpy.typing as npt
 from scipy import fft
 
 from csstdask.mock.wavefront import Ripples
+from csstdask.optics.fourier import drift_transfer, gaussian_transfer, pixel_transfer, transform_pupil
 from csstdask.optics.pupil import ARCSEC, Pupil, cutoff_frequency, sample_pupil, sample_zernikes
 
 Float = npt.NDArray[np.float64]
@@ -57,15 +58,15 @@ class Blur:
 
     def transfer(self, fx: Float, fy: Float) -> Float:
         """Return the transfer at frequencies, that of the native pixel included [cycles / pixel]."""
-        diffusion = np.exp(-2 * np.pi**2 * self.diffusion**2 * (fx**2 + fy**2))
+        diffusion = gaussian_transfer(fx, fy, self.diffusion**2, self.diffusion**2)
         if self.line:
             values, vectors = np.linalg.eigh(self.jitter)
             along = vectors[:, 1] * np.sqrt(12 * values[1])  # a uniform drift of that variance
-            jitter = np.sinc(along[0] * fx + along[1] * fy)
+            jitter = drift_transfer(fx, fy, along[0], along[1])
         else:
             (xx, xy), (_, yy) = self.jitter
-            jitter = np.exp(-2 * np.pi**2 * (xx * fx**2 + 2 * xy * fx * fy + yy * fy**2))
-        return np.asarray(diffusion * jitter * np.sinc(fx) * np.sinc(fy))
+            jitter = gaussian_transfer(fx, fy, xx, yy, xy)
+        return np.asarray(diffusion * jitter * pixel_transfer(fx, fy))
 
 
 def sampling_for(highest: float, blur: Blur) -> Sampling:
@@ -150,7 +151,7 @@ def effective_psf(
     Image = |FT of the pupil function|^2 (Goodman, Introduction to Fourier Optics, ch. 6), times the transfer
     functions of jitter, diffusion and pixel.
     """
-    rows, columns, x, y, inside = sample_pupil(wavelength, pupil, _FIELD)
+    points = sample_pupil(wavelength, pupil, _FIELD)
     highest = cutoff_frequency(wavelength, pupil[0], pupil[2])
     # The aperture's own frequencies must not fold onto each other, even those that the blur then takes away.
     finest = max(fine, 2 * int(np.ceil(highest)))
@@ -158,16 +159,15 @@ def effective_psf(
     basis = xp.asarray(sample_zernikes(orders, wavelength, pupil, _FIELD))
     path = xp.asarray(coefficients, dtype=np.float32) @ basis
     if ripples is not None:
-        path = path + xp.asarray(ripples.path_difference(x, y), dtype=np.float32)
+        path = path + xp.asarray(ripples.path_difference(points.x, points.y), dtype=np.float32)
     phase = path * np.float32(2 * np.pi / wavelength)
-    field = xp.zeros((len(coefficients), n, n), dtype=np.complex64)
-    field[:, rows, columns] = xp.asarray(inside, dtype=np.float32) * xp.exp(1j * phase)
-    transform: Any = fft if xp is np else xp.fft
-    intensity = xp.abs(transform.ifft2(field)) ** 2
+    passed = xp.asarray(points.transmission, dtype=np.float32) * xp.exp(1j * phase)
+    intensity = xp.abs(transform_pupil(passed, points, n, xp)) ** 2
     rows_kept = np.r_[: wanted // 2, n - wanted // 2 : n]
     frequency = np.fft.fftfreq(n, 1 / finest).astype(np.float64)[rows_kept]
     along_x = np.arange(wanted // 2 + 1, dtype=np.float64) / _FIELD
     transfer = blur.transfer(along_x[None, :], frequency[:, None])
+    transform: Any = fft if xp is np else xp.fft
     spectrum = transform.rfft2(intensity)[:, rows_kept, : wanted // 2 + 1]
     spectrum *= xp.asarray(transfer, dtype=np.float32) / spectrum[:, :1, :1].real
     image = transform.irfft2(spectrum, s=(wanted, wanted)) * np.float32(fine**2)

@@ -19,7 +19,8 @@ from csstdask.instrument import Instrument
 from csstdask.mock.optics import CORE, Blur, Sampling, effective_psf, sampling_for
 from csstdask.mock.recipe import Optics
 from csstdask.mock.wavefront import Wavefront
-from csstdask.optics.pupil import cutoff_frequency
+from csstdask.optics.blackbody import photon_rate, sample_band
+from csstdask.optics.pupil import Pupil, cutoff_frequency
 
 Float = npt.NDArray[np.float64]
 
@@ -29,28 +30,11 @@ SUB_BANDS = 4
 _BATCH = 8
 #: To find the Gaussian that enlarges a PSF by a given share: each makes the error some ten times smaller.
 _TRIALS = 4
-_PLANCK = 1.438776877e7  # h c / k [nm K]
 
 
 def sub_band_wavelengths(limits: tuple[float, float]) -> Float:
     """Return the middle wavelengths of the parts of a filter [nm]."""
-    low, high = limits
-    return low + (high - low) * (np.arange(SUB_BANDS) + 0.5) / SUB_BANDS
-
-
-def photon_rate(wavelength: npt.ArrayLike, temperature: npt.ArrayLike) -> Float:
-    """Return the photons a black body sends, a unit of wavelength, up to a factor (temperature, wavelength).
-
-    Parameters
-    ----------
-    wavelength : array-like
-        [nm]
-    temperature : array-like
-        [K]
-    """
-    length = np.asarray(wavelength, dtype=np.float64)
-    exponent = _PLANCK / np.multiply.outer(np.asarray(temperature, dtype=np.float64), length)
-    return np.asarray(length**-4.0 / np.expm1(exponent)) * 1e12
+    return sample_band(limits, SUB_BANDS)
 
 
 def sub_band_weights(limits: tuple[float, float], temperature: npt.ArrayLike) -> Float:
@@ -101,7 +85,7 @@ class PsfModel:
         self.wavefront = Wavefront(settings, instrument)
         self.instrument = instrument
         self._scale = instrument.geometry.pixel_scale
-        self._pupil = (instrument.telescope.diameter, instrument.telescope.obscuration, self._scale)
+        self._pupil = Pupil(instrument.telescope.diameter, instrument.telescope.obscuration, self._scale)
         self._xp = xp
 
     def limits(self, detector: int) -> tuple[float, float]:
@@ -111,7 +95,7 @@ class PsfModel:
     def sampling(self, detector: int, state: OpticalState = AT_LAUNCH) -> Sampling:
         """Return how finely the PSFs of a detector are sampled."""
         shortest = sub_band_wavelengths(self.limits(detector))[0]
-        return sampling_for(cutoff_frequency(shortest, self._pupil[0], self._scale), self.blur(state))
+        return sampling_for(cutoff_frequency(shortest, self._pupil.diameter, self._scale), self.blur(state))
 
     def blur(self, state: OpticalState) -> Blur:
         """Return jitter and diffusion of an exposure."""

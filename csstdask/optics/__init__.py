@@ -1,1 +1,1 @@
-"""Pupils, Zernike polynomials and Fourier optics, shared by the mock and the PSF models."""
+"""Pupils, Zernike polynomials, black bodies and Fourier optics, shared by the mock and the PSF models."""

@@ -9,7 +9,18 @@ import numpy.typing as npt
 
 
 def noll_to_zernike(j: int) -> tuple[int, int]:
-    """Return the radial degree n and the azimuthal frequency m of the polynomial with Noll index j (from 1)."""
+    """Return the radial degree n and the azimuthal frequency m of a Noll index.
+
+    Parameters
+    ----------
+    j : int
+        Noll index, from 1.
+
+    Examples
+    --------
+    >>> noll_to_zernike(4), noll_to_zernike(7), noll_to_zernike(11)
+    ((2, 0), (3, -1), (4, 0))
+    """
     n = 0
     first = 1
     while j >= first + n + 1:
@@ -21,13 +32,25 @@ def noll_to_zernike(j: int) -> tuple[int, int]:
 
 
 def zernike(j: int, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the polynomial with Noll index j at points of the unit disk.
+    """Evaluate a Zernike polynomial at points of the unit disk.
 
     Parameters
     ----------
     j : int
-        From 1: piston; 4 is defocus, 5 and 6 astigmatism, 7 and 8 coma, 11 spherical aberration.
+        Noll index, from 1: 1 is piston, 4 defocus, 5 and 6 astigmatism, 7 and 8 coma, 11 spherical aberration.
     x, y : float64 arrays of one shape
+        Coordinates in units of the radius.
+
+    Returns
+    -------
+    float64 array
+        Values, of the shape of `x`.
+
+    Examples
+    --------
+    >>> edge = np.array([0.0, 1.0])
+    >>> zernike(4, edge, np.zeros(2)).round(3).tolist()  # defocus: sqrt(3) (2 r^2 - 1)
+    [-1.732, 1.732]
     """
     n, m = noll_to_zernike(j)
     rho, theta = np.hypot(x, y), np.arctan2(y, x)

@@ -1,7 +1,7 @@
-"""A star's colour, as a PSF knows it: where within a filter its light lies.
+"""The colour of a star: where within a filter its light lies.
 
-Diffraction scales with the wavelength: two stars at one place have different PSFs where their spectra differ within the
-band. One number tells most of it, the mean wavelength of a star's photons in the filter.
+Diffraction scales with the wavelength, so two stars at one position have different PSFs if their spectra differ within
+the band. Most of this difference is described by one number, the mean wavelength of the photons in the filter.
 """
 
 from __future__ import annotations
@@ -9,44 +9,33 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.optics.blackbody import mean_wavelength
+
 Float = npt.NDArray[np.float64]
 
-#: Planck constant times light's speed over Boltzmann's constant [nm K].
-_SECOND_RADIATION = 1.438776877e7
-#: Of a star of colour nought [K]: the middle of those that PSFs are learnt from.
+#: Effective temperature of a star of colour 0, the middle of the stars that PSF models are trained on [K].
 REFERENCE_TEMPERATURE = 6200.0
-#: Wavelengths at which a filter is looked at.
-_SAMPLES = 33
 
 
 def colour_from_temperature(temperature: npt.ArrayLike, limits: tuple[float, float]) -> Float:
-    """Return the mean wavelength of black bodies' photons in a filter, beside a usual star's, in halves of its width.
+    """Return the colour of stars in a filter.
+
+    The colour is the mean wavelength of the photons of a black body minus that of a star of `REFERENCE_TEMPERATURE`, in
+    units of half the width of the filter: positive for cool stars.
 
     Parameters
     ----------
     temperature : array-like (n,)
-        Effective [K].
+        Effective temperature [K].
     limits : (float, float)
-        Of the filter [nm].
+        Shortest and longest wavelength of the filter [nm].
+
+    Examples
+    --------
+    >>> colour_from_temperature([3500.0, 6200.0, 10000.0], (550.0, 690.0)).round(3).tolist()
+    [0.104, 0.0, -0.048]
     """
     blue, red = limits
-    heat = np.append(np.asarray(temperature, dtype=np.float64), REFERENCE_TEMPERATURE)
-    mean = mean_wavelength(limits, heat) * 2 / (red - blue)
+    temperatures = np.append(np.asarray(temperature, dtype=np.float64), REFERENCE_TEMPERATURE)
+    mean = mean_wavelength(limits, temperatures) * 2 / (red - blue)
     return np.asarray(mean[:-1] - mean[-1])
-
-
-def mean_wavelength(limits: tuple[float, float], temperature: npt.ArrayLike = REFERENCE_TEMPERATURE) -> Float:
-    """Return the mean wavelength of black bodies' photons in a filter [nm].
-
-    Parameters
-    ----------
-    limits : (float, float)
-        Of the filter [nm].
-    temperature : array-like
-        Effective [K].
-    """
-    blue, red = limits
-    wavelength = blue + (red - blue) * (np.arange(_SAMPLES) + 0.5) / _SAMPLES
-    heat = np.asarray(temperature, dtype=np.float64)[..., None]
-    photons = wavelength**-4 / np.expm1(_SECOND_RADIATION / (wavelength * heat))
-    return np.asarray(photons @ wavelength / photons.sum(axis=-1))

@@ -14,9 +14,11 @@ import numpy.typing as npt
 from scipy import fft
 
 from csstdask.instrument import Instrument
+from csstdask.optics.blackbody import mean_wavelength
+from csstdask.optics.fourier import drift_transfer, gaussian_transfer, pixel_transfer, transform_pupil
 from csstdask.optics.pupil import Pupil, cutoff_frequency, sample_pupil, sample_zernikes
 from csstdask.psf.basis import BASIS_PIXELS, BASIS_SIZE, OVERSAMPLING, polynomials
-from csstdask.psf.colour import mean_wavelength
+from csstdask.psf.colour import REFERENCE_TEMPERATURE
 
 Float = npt.NDArray[np.float64]
 
@@ -79,8 +81,9 @@ class FourierOptics:
         if instrument.telescope is None or instrument.geometry is None:
             return None
         telescope = instrument.telescope
-        pupil = telescope.diameter, telescope.obscuration, instrument.geometry.pixel_scale
-        return cls(pupil, float(mean_wavelength(instrument.bands[band].wavelength)))
+        pupil = Pupil(telescope.diameter, telescope.obscuration, instrument.geometry.pixel_scale)
+        wavelength = mean_wavelength(instrument.bands[band].wavelength, REFERENCE_TEMPERATURE)
+        return cls(pupil, float(wavelength))
 
     @cached_property
     def frequencies(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Float, Float]:
@@ -89,7 +92,7 @@ class FourierOptics:
         Images are sampled as principal PSFs are; what these samples cannot hold is left out.
         """
         fy, fx = np.fft.fftfreq(BASIS_SIZE, 1 / OVERSAMPLING)[:, None], np.arange(BASIS_SIZE // 2) / BASIS_PIXELS
-        highest = cutoff_frequency(self.wavelength, self.pupil[0], self.pupil[2])
+        highest = cutoff_frequency(self.wavelength, self.pupil.diameter, self.pupil.pixel_scale)
         rows, columns = np.nonzero((np.hypot(fx, fy) < highest) & (np.abs(fy) < OVERSAMPLING / 2))
         return rows, columns, fx[columns], fy[rows, 0]
 
@@ -112,18 +115,15 @@ class FourierOptics:
         -----
         Image = |FT of the pupil function|^2 (Goodman, Introduction to Fourier Optics, ch. 6).
         """
-        highest = cutoff_frequency(self.wavelength, self.pupil[0], self.pupil[2])
+        highest = cutoff_frequency(self.wavelength, self.pupil.diameter, self.pupil.pixel_scale)
         # As few samples as fold no frequency onto one that is wanted.
         n = BASIS_PIXELS * int(np.ceil(min(2 * highest, highest + OVERSAMPLING / 2)))
-        rows, columns, _, _, openness = sample_pupil(self.wavelength, self.pupil, BASIS_PIXELS)
+        points = sample_pupil(self.wavelength, self.pupil, BASIS_PIXELS)
         basis = sample_zernikes(orders, self.wavelength, self.pupil, BASIS_PIXELS)
         wave = 2j * np.pi / self.wavelength
-        passed = (openness * np.exp(wave * (coefficients @ basis))).astype(np.complex64)
-        field = np.zeros((1 + len(orders), n, n), dtype=np.complex64)
-        field[0, rows, columns] = passed
-        field[1:, rows, columns] = np.complex64(wave) * basis * passed
-        light = fft.ifft2(field, overwrite_x=True)
-        intensity = light[0].real * light.real + light[0].imag * light.imag
+        passed = (points.transmission * np.exp(wave * (coefficients @ basis))).astype(np.complex64)[None]
+        amplitude = transform_pupil(np.concatenate([passed, np.complex64(wave) * basis * passed]), points, n)
+        intensity = amplitude[0].real * amplitude.real + amplitude[0].imag * amplitude.imag
         intensity[1:] *= 2
         spectrum = fft.rfft2(intensity)
         kept_rows, kept_columns, _, _ = self.frequencies
@@ -147,9 +147,9 @@ def blur_transfer(fx: Float, fy: Float, blur: Float) -> tuple[npt.NDArray[np.flo
     """Return the transfer of blur and pixel at frequencies (n,), and how it changes with the blur (5, n)."""
     quadratic = -2 * np.pi**2 * np.stack([fx**2, fy**2, 2 * fx * fy])
     drift = blur[3] * fx + blur[4] * fy
-    drifted = np.sinc(drift)
+    drifted = drift_transfer(fx, fy, blur[3], blur[4])
     small = np.abs(drift) < _SMALL
     slope = np.where(small, -(np.pi**2) / 3 * drift, (np.cos(np.pi * drift) - drifted) / np.where(small, 1, drift))
-    rest = np.exp(blur[:3] @ quadratic) * np.sinc(fx) * np.sinc(fy)
+    rest = gaussian_transfer(fx, fy, blur[0], blur[1], blur[2]) * pixel_transfer(fx, fy)
     change = np.concatenate([quadratic * drifted, np.stack([fx * slope, fy * slope])]) * rest
     return (drifted * rest).astype(np.float32), change.astype(np.float32)

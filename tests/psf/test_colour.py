@@ -7,7 +7,7 @@ import pytest
 
 import csstdask
 from csstdask.metrics.psf import psf_errors
-from csstdask.mock.psf import photon_rate
+from csstdask.optics.blackbody import photon_rate
 from csstdask.psf.colour import REFERENCE_TEMPERATURE, colour_from_temperature
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from psf_night import Night, blob, decibels_of
 
+from csstdask.optics.pupil import Pupil
 from csstdask.psf.basis import BASIS_SIZE
 from csstdask.psf.field import PsfField, oversampled
 from csstdask.psf.pixels import interpolation_matrix
@@ -89,7 +90,9 @@ def test_bright_stars_share_what_images_cannot_tell(unsure):
 def test_optics_that_explain_nothing_change_nothing(unsure):
     """An aperture that is too small for PSFs so narrow: what images cannot tell is as it was."""
     night = Night(60, 200)
-    found, without = (night.fit(unsure, optics=optics) for optics in (FourierOptics((0.3, 0.0, 0.074), 800.0), None))
+    found, without = (
+        night.fit(unsure, optics=optics) for optics in (FourierOptics(Pupil(0.3, 0.0, 0.074), 800.0), None)
+    )
     assert found.wavefront is None
     assert found.psfs is unsure
     assert np.abs(found.amounts - without.amounts).max() < 0.05 * np.abs(without.amounts).max()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from csstdask.optics.pupil import Pupil
 from csstdask.psf.basis import BASIS_SIZE, OVERSAMPLING
 from csstdask.psf.wavefront import FourierOptics, Wavefront, blur_transfer
 
 galsim = pytest.importorskip("galsim")
 ORDERS = tuple(range(4, 23))
-PUPILS = [(2.0, 0.0, 0.074), (2.4, 0.33, 0.06)]
+PUPILS = [Pupil(2.0, 0.0, 0.074), Pupil(2.4, 0.33, 0.06)]
 
 
 @pytest.mark.parametrize("wavelength", [480.0, 950.0])
