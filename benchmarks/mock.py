@@ -114,11 +114,11 @@ def beside_galsim() -> dict[str, Any]:
     from threadpoolctl import threadpool_limits
 
     from csstdask.instrument import load_instrument
-    from csstdask.mock.catalogue import draw_sky
     from csstdask.mock.psf import PsfModel, sub_band_weights
-    from csstdask.mock.recipe import Optics, Sky
+    from csstdask.mock.recipe_tables import Optics, Sky
     from csstdask.mock.scene import draw_scene
     from csstdask.mock.scene_psf import FixedPsf, InterpolatedPsf, Window
+    from csstdask.mock.sky import draw_sky
     from csstdask.mock.stamps import cut_stamps
 
     instrument = load_instrument("csst")
@@ -187,7 +187,7 @@ def optics_beside_galsim() -> dict[str, Any]:
     from csstdask.instrument import load_instrument
     from csstdask.mock.optics import CORE
     from csstdask.mock.psf import PsfModel, sub_band_wavelengths
-    from csstdask.mock.recipe import Optics
+    from csstdask.mock.recipe_tables import Optics
 
     model = PsfModel(Optics(), load_instrument("csst"))
     detector, wavelength = 8, float(sub_band_wavelengths(model.limits(8))[2])

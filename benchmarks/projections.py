@@ -21,7 +21,8 @@ from typing import Any
 from environment import save
 
 from csstdask.mock import Recipe
-from csstdask.mock.recipe import Sky, demo_recipe
+from csstdask.mock.recipe import demo_recipe
+from csstdask.mock.recipe_tables import Sky
 from csstdask.pipeline.ingest import ingest
 from csstdask.pipeline.mock_survey import mock
 

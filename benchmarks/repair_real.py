@@ -24,7 +24,8 @@ from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.ingest import ingest
 from csstdask.pipeline.plan import Plan, make_plan
 from csstdask.pipeline.steps import STEPS, resolve
-from csstdask.store.campaign import read_header, read_unit_pixels
+from csstdask.store.campaign_pixels import read_unit_pixels
+from csstdask.store.unit_metadata import read_header
 
 #: Share of the pixels that are masked, and the mean length of a track [pixel].
 SHARE, LENGTH = 0.02, 6.0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from csstdask import cosmicray, flux, psf, zeropoint
     from csstdask.cosmicray.clean import clean
     from csstdask.pipeline.views import open_run
-    from csstdask.store.campaign import open_campaign
+    from csstdask.store.campaign_dataset import open_campaign
 
 try:
     __version__ = version("csstdask")
@@ -28,7 +28,7 @@ _ROOMS = {"cosmicray", "flux", "psf", "zeropoint"}
 #: Where public names live. They are imported when first asked for, so that `import csstdask` is quick.
 _HOMES = {
     "clean": "csstdask.cosmicray.clean",
-    "open_campaign": "csstdask.store.campaign",
+    "open_campaign": "csstdask.store.campaign_dataset",
     "open_run": "csstdask.pipeline.views",
 }
 #: Those whose results have the xarray accessor.

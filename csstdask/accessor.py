@@ -31,10 +31,10 @@ from csstdask.pipeline.steps.detect import DETECT
 from csstdask.pipeline.steps.psf import PSF
 from csstdask.pipeline.steps.repair import REPAIR
 from csstdask.psf.field import interpolate_nodes, to_unit_square
-from csstdask.store.campaign import UnitMetadata
 from csstdask.store.fits_backend import CsstBackend
 from csstdask.store.schema import NO_TIME
 from csstdask.store.sky_index import sky_coordinates, units_near, wcs_of
+from csstdask.store.unit_metadata import UnitMetadata
 
 if TYPE_CHECKING:
     import pandas as pd

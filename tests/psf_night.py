@@ -11,7 +11,7 @@ import pytest
 from csstdask.datasets.psf_samples import PsfSamples
 from csstdask.metrics.psf import draw_stars
 from csstdask.mock import Recipe
-from csstdask.mock.recipe import Nodes, Optics, Sensor, SkyField, Stamps
+from csstdask.mock.recipe_tables import Nodes, Optics, Sensor, SkyField, Stamps
 from csstdask.psf.basis import BASIS_SIZE, OVERSAMPLING, polynomials
 from csstdask.psf.fit_field import fit_field
 from csstdask.psf.pixels import interpolation_matrix

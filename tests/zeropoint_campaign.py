@@ -12,8 +12,9 @@ import xarray as xr
 from csstdask.instrument import sky_positions
 from csstdask.mock import load_recipe
 from csstdask.pipeline.mock_survey import mock
-from csstdask.store.campaign import Campaign, read_header
+from csstdask.store.campaign import Campaign
 from csstdask.store.tables import write_table
+from csstdask.store.unit_metadata import read_header
 
 DETECTORS = (7, 8)
 """Of the bands i and g."""

@@ -42,7 +42,7 @@ def mock(
     if dry_run:
         from csstdask.engine.schedulers import default_workers
         from csstdask.instrument import load_instrument
-        from csstdask.mock.render import check_recipe
+        from csstdask.mock.recipe_checks import check_recipe
 
         check_recipe(wanted, load_instrument(wanted.instrument), data)
         say(f"{wanted.name}: {estimate_cost(wanted).line(workers or default_workers())}")
@@ -280,7 +280,7 @@ def report(
 ) -> None:
     """Write an HTML page about a run, or about a mock."""
     from csstdask.report import write_mock_report, write_report
-    from csstdask.store.zarr_arrays import store_kind
+    from csstdask.store.store_metadata import store_kind
 
     if store_kind(store) in ("campaign", "stamps"):
         say(f"written {write_mock_report(store, to, data)}")

@@ -7,11 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from csstdask.core.errors import InputError
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class FrozenSettings(BaseModel):
+    """Settings that reject unknown keys and cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def read_toml(path: Path, wanted: str) -> dict[str, Any]:

@@ -23,11 +23,14 @@ from csstdask.core.errors import InputError
 from csstdask.cosmicray.detect import detect
 from csstdask.cosmicray.inpaint import inpaint
 from csstdask.instrument import Instrument
-from csstdask.mock.recipe import Split
+from csstdask.mock.recipe_tables import Split
 from csstdask.nn.models import NO_PSF, find_card
-from csstdask.store.campaign import Campaign, UnitMetadata, label_identity
+from csstdask.store.campaign import Campaign
+from csstdask.store.campaign_truth import label_identity
 from csstdask.store.electrons import ElectronFrame, electrons_per_data_unit, read_electrons
-from csstdask.store.zarr_arrays import read_shard, store_kind
+from csstdask.store.shards import read_shard
+from csstdask.store.store_metadata import store_kind
+from csstdask.store.unit_metadata import UnitMetadata
 
 #: Of so many detectors of a campaign that says nothing of splits, one validates.
 _VALIDATES = 5

@@ -14,11 +14,11 @@ from scipy.special import ndtr
 from csstdask.core.errors import InputError
 from csstdask.core.warnings import suppress_warnings
 from csstdask.instrument import load_instrument
-from csstdask.mock.catalogue import draw_sky
 from csstdask.mock.optics import CORE, Blur, Sampling, effective_psf, sampling_for
-from csstdask.mock.recipe import Sky
+from csstdask.mock.recipe_tables import Sky
 from csstdask.mock.scene import draw_scene
 from csstdask.mock.scene_psf import FixedPsf
+from csstdask.mock.sky import draw_sky
 from csstdask.optics.pupil import Pupil, cutoff_frequency
 
 #: Of a Gaussian, in median absolute deviations.

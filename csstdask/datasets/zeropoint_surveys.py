@@ -15,13 +15,9 @@ import numpy.typing as npt
 
 from csstdask.core.errors import InputError
 from csstdask.mock import Recipe, load_recipe
-from csstdask.mock.telemetry import (
-    explained_offset,
-    reported_telemetry,
-    survey_days,
-    throughput,
-    true_conditions,
-)
+from csstdask.mock.conditions import survey_days, true_conditions
+from csstdask.mock.telemetry import reported_telemetry
+from csstdask.mock.throughput import explained_offset, throughput
 from csstdask.mock.zeropoint_settings import Survey, ZeroPoints
 from csstdask.mock.zeropoint_stars import COLUMNS, FRAME, exposure_patch, exposure_stars, star_counts, true_flat
 from csstdask.numerics.robust import mad_scale

@@ -1,5 +1,8 @@
 """What a camera is: instruments as data."""
 
+from csstdask.instrument.expectations import Expectations
+from csstdask.instrument.file_layout import Layout, Plane, section_slices
+from csstdask.instrument.flags import Flags
 from csstdask.instrument.geometry import (
     celestial_wcs,
     footprint,
@@ -10,7 +13,7 @@ from csstdask.instrument.geometry import (
     shifted_header,
     sky_positions,
 )
-from csstdask.instrument.model import Expectations, Flags, Instrument, Layout, Plane, section_slices
+from csstdask.instrument.model import Instrument
 from csstdask.instrument.physical_units import electrons_per_unit, parse_units, power_of_units
 from csstdask.instrument.registry import builtin_names, load_instrument, recognise, validate_instrument
 

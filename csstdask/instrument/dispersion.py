@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.core.errors import InputError
-from csstdask.instrument.model import Instrument, SlitlessOrder
+from csstdask.instrument.model import Instrument
+from csstdask.instrument.optics import SlitlessOrder
 
 Float = npt.NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.metrics.similarity import structural_similarity
 from csstdask.mock import Recipe, render_unit
-from csstdask.mock.render import unit_stamps
+from csstdask.mock.unit_stamps import unit_stamps
 from csstdask.psf.reconstruct import STAMP_SIZE
 
 Float = npt.NDArray[np.float64]

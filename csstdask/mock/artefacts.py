@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.mock.catalogue import Catalogue
-from csstdask.mock.recipe import Artefacts
+from csstdask.mock.recipe_tables import Artefacts
 
 Frame = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]

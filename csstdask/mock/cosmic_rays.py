@@ -19,7 +19,8 @@ import numpy.typing as npt
 from csstdask.mock.charge_deposition import Paths, deposit
 from csstdask.mock.event_libraries import load_event_library
 from csstdask.mock.random_streams import Purpose, stream
-from csstdask.mock.recipe import CosmicRays, Generator, Recipe
+from csstdask.mock.recipe import Recipe
+from csstdask.mock.recipe_tables import CosmicRays, Generator
 from csstdask.mock.silicon_tracks import slab_events
 
 Float = npt.NDArray[np.float64]
@@ -121,7 +122,7 @@ def pixel_fraction(recipe: Recipe, index: int) -> float:
     if rng.random() < settings.anomaly_share:
         factor *= settings.anomaly_factor
     factor *= 1 - settings.solar_cycle * np.cos(2 * np.pi * recipe.epoch_of(index) / _SOLAR_PERIOD)
-    wanted = settings.pixel_fraction[recipe.turn(Purpose.DENSITY, index, len(settings.pixel_fraction))]
+    wanted = settings.pixel_fraction[recipe.assigned(Purpose.DENSITY, index, len(settings.pixel_fraction))]
     return float(min(0.5, wanted * factor))
 
 
@@ -156,7 +157,7 @@ def unit_cosmic_rays(recipe: Recipe, index: int, detector: int, data: Path | Non
 def generator_of(recipe: Recipe, index: int) -> Generator:
     """Return which generator an exposure has."""
     generators = recipe.cosmic_rays.generators
-    return generators[recipe.turn(Purpose.GENERATOR, index, len(generators))]
+    return generators[recipe.assigned(Purpose.GENERATOR, index, len(generators))]
 
 
 def aimed_cosmic_rays(

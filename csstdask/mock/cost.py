@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from csstdask.mock.recipe import Recipe, Slitless
+from csstdask.mock.recipe import Recipe
+from csstdask.mock.recipe_tables import Slitless
 
 #: Bytes a pixel that rendering a unit holds at its most (measured: `benchmarks/mock.py`).
 BYTES_IN_MEMORY = 75

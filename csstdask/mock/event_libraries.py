@@ -21,7 +21,7 @@ from astropy.io import fits
 from csstdask.core.atomic_io import write_atomic
 from csstdask.core.errors import InputError
 from csstdask.core.warnings import suppress_warnings
-from csstdask.mock.recipe import Split
+from csstdask.mock.recipe_tables import Split
 
 #: CR-SPLIT pairs of the STIS night: what learns, what thresholds are chosen on, what is held out of both.
 STIS_PAIRS: dict[Split, tuple[str, ...]] = {

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from csstdask.instrument import Instrument
 from csstdask.mock.random_streams import Purpose, stream
-from csstdask.mock.recipe import Sensor
+from csstdask.mock.recipe_tables import Sensor
 from csstdask.mock.sensor import CHANNELS, Ccd, Frame, Mask, channel_rows, row_blocks
 
 #: Light in a flat-field frame [e-], and how well non-linearity is known.

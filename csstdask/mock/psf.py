@@ -17,7 +17,7 @@ import numpy.typing as npt
 from csstdask.arrays.moments import adaptive_moments
 from csstdask.instrument import Instrument
 from csstdask.mock.optics import CORE, Blur, Sampling, effective_psf, sampling_for
-from csstdask.mock.recipe import Optics
+from csstdask.mock.recipe_tables import Optics
 from csstdask.mock.wavefront import Wavefront
 from csstdask.optics.blackbody import photon_rate, sample_band
 from csstdask.optics.pupil import Pupil, cutoff_frequency

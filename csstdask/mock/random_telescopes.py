@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from csstdask.mock.recipe import Optics
+from csstdask.mock.recipe_tables import Optics
 
 #: Seeds of telescopes begin here; those of recipes are below.
 _FIRST_SEED = 10_000_000

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.instrument import Instrument
-from csstdask.mock.catalogue import band_magnitude, field_sources, field_wcs
 from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Recipe
 from csstdask.mock.schedule import exposure_start, years_since_2016
+from csstdask.mock.sky import band_magnitude
+from csstdask.mock.unit_catalogue import field_sources, field_wcs
 from csstdask.mock.zeropoint_stars import catalogue_errors
 from csstdask.mock.zeropoint_units import require_zeropoint
 

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from scipy import fft
 
 from csstdask.arrays.namespace import to_host
-from csstdask.mock.catalogue import Catalogue, Knots, galaxy_knots
+from csstdask.mock.catalogue import Catalogue
+from csstdask.mock.galaxy_knots import Knots, galaxy_knots
 from csstdask.mock.optics import CORE, FADE
 from csstdask.mock.profiles import bulge_spectrum, disk_spectrum, gaussian_spectrum
 from csstdask.mock.scene_psf import ScenePsf, spectra_of

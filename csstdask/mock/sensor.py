@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy.ndimage import uniform_filter
 
 from csstdask.mock.random_streams import Purpose, stream
-from csstdask.mock.recipe import Sensor
+from csstdask.mock.recipe_tables import Sensor
 
 Frame = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]

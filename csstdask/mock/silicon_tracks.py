@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.mock.charge_deposition import Paths
-from csstdask.mock.recipe import CosmicRays
+from csstdask.mock.recipe_tables import CosmicRays
 
 Float = npt.NDArray[np.float64]
 

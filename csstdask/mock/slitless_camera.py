@@ -20,7 +20,8 @@ from numpy.polynomial import legendre
 from csstdask.instrument import Instrument
 from csstdask.instrument.dispersion import nominal_sensitivity, slitless_order
 from csstdask.mock.random_streams import Purpose, stream
-from csstdask.mock.recipe import Recipe, Slitless
+from csstdask.mock.recipe import Recipe
+from csstdask.mock.recipe_tables import Slitless
 
 Float = npt.NDArray[np.float64]
 

@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from csstdask.instrument import Instrument
 from csstdask.instrument.dispersion import dispersion_of, slitless_order
-from csstdask.mock.catalogue import exposure_dither, field_wcs
 from csstdask.mock.random_streams import Purpose, stream
-from csstdask.mock.recipe import Recipe, Slitless
+from csstdask.mock.recipe import Recipe
+from csstdask.mock.recipe_tables import Slitless
 from csstdask.mock.schedule import exposure_start, years_since_2016
 from csstdask.mock.sed_library import SedLibrary, find_library, load_library, reference_mean
 from csstdask.mock.slitless_camera import require_slitless
+from csstdask.mock.unit_catalogue import exposure_dither, field_wcs
 
 Float = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from csstdask.instrument import Instrument
 from csstdask.mock.random_streams import Purpose, stream
-from csstdask.mock.recipe import Optics
+from csstdask.mock.recipe_tables import Optics
 from csstdask.optics.zernike import noll_to_zernike
 
 Float = npt.NDArray[np.float64]

@@ -16,16 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.instrument import Instrument
+from csstdask.mock.conditions import days_since_2000, true_conditions
 from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Recipe
 from csstdask.mock.schedule import exposure_start
-from csstdask.mock.telemetry import (
-    Throughput,
-    days_since_2000,
-    reported_telemetry,
-    throughput,
-    true_conditions,
-)
+from csstdask.mock.telemetry import reported_telemetry
+from csstdask.mock.throughput import Throughput, throughput
 from csstdask.mock.zeropoint_settings import ZeroPoints
 
 Float = npt.NDArray[np.float64]

@@ -27,7 +27,8 @@ from csstdask.store.fits_file import open_fits, plane_data
 from csstdask.store.fits_names import COMMON_NAMES, hdu_name, may_hold, split_name
 from csstdask.store.fits_planes import read_flag, read_headers, read_sci, read_weight
 from csstdask.store.fits_recognise import recognise_file
-from csstdask.store.fits_scan import UnitSource, scan_file
+from csstdask.store.fits_scan import scan_file
+from csstdask.store.fits_unit import UnitSource
 
 MASK_NAME = "CR_MASK"
 """EXTNAME of the mask that is added: 1 = hit by a cosmic ray."""

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from csstdask.core.errors import StoreError
 from csstdask.core.settings import read_toml, validate_settings
 from csstdask.nn.models import NO_MODEL, NO_PSF, find_card
-from csstdask.store.zarr_arrays import open_group, read_attributes_copy, root_metadata
+from csstdask.store.store_metadata import open_group, read_attributes_copy, root_metadata
 
 
 class _Settings(BaseModel):

@@ -42,16 +42,12 @@ from csstdask.pipeline.provenance import Provenance, provenance_cards, software_
 from csstdask.pipeline.source_tables import ZeroPointTable, ZeroPointValue
 from csstdask.pipeline.status import load_plan, reproduce_command
 from csstdask.pipeline.views import open_run
-from csstdask.store.campaign import (
-    Campaign,
-    UnitMetadata,
-    check_unit_pixels,
-    open_campaign,
-    read_header,
-    read_unit_pixels,
-)
+from csstdask.store.campaign import Campaign
+from csstdask.store.campaign_dataset import open_campaign
+from csstdask.store.campaign_pixels import check_unit_pixels, read_unit_pixels
 from csstdask.store.fits_output import write_unit
-from csstdask.store.zarr_arrays import open_group, refuse_inside_store, store_kind
+from csstdask.store.store_metadata import open_group, refuse_inside_store, store_kind
+from csstdask.store.unit_metadata import UnitMetadata, read_header
 
 #: Peak bytes a pixel of one unit in export: three planes in their views, with scratch, and as FITS.
 EXPORT_BYTES_PER_PIXEL = 42

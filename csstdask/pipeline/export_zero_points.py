@@ -10,7 +10,7 @@ from astropy.io import fits
 from csstdask.instrument import electrons_per_unit
 from csstdask.pipeline.provenance import Provenance
 from csstdask.pipeline.source_tables import ZeroPointValue
-from csstdask.store.campaign import UnitMetadata
+from csstdask.store.unit_metadata import UnitMetadata
 
 KEYWORDS = ("MAGZERO", "MAGZERR", "MAGZMETH")
 """Cards of the zero point in the header of SCI."""

@@ -22,7 +22,7 @@ from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
 from csstdask.pipeline.step import Table
 from csstdask.psf.frame import MaskedFrame
-from csstdask.store.campaign import UnitMetadata
+from csstdask.store.unit_metadata import UnitMetadata
 
 #: Names of the flag bits of saturated pixels.
 SATURATION_FLAGS = ("saturated", "sat", "a_to_d_saturated")

@@ -41,10 +41,13 @@ from csstdask.pipeline.ingest_files import (
     resolve_camera,
     scan_files,
 )
-from csstdask.store.campaign import Campaign, UnitMetadata, create_campaign, read_unit_pixels, write_unit_pixels
+from csstdask.store.campaign import Campaign
+from csstdask.store.campaign_creation import create_campaign
+from csstdask.store.campaign_pixels import read_unit_pixels, write_unit_pixels
 from csstdask.store.fits_planes import read_flag, read_headers, read_sci, read_weight
-from csstdask.store.fits_scan import UnitSource
-from csstdask.store.zarr_arrays import shard_path
+from csstdask.store.fits_unit import UnitSource
+from csstdask.store.shards import shard_path
+from csstdask.store.unit_metadata import UnitMetadata
 
 log = logging.getLogger("csstdask")
 

@@ -19,7 +19,8 @@ from csstdask.instrument import Instrument, builtin_names, load_instrument
 from csstdask.store.campaign import Campaign
 from csstdask.store.fits_file import open_fits
 from csstdask.store.fits_recognise import recognise_hdus
-from csstdask.store.fits_scan import FileScan, UnitSource, companion_of, scan_file
+from csstdask.store.fits_scan import companion_of, scan_file
+from csstdask.store.fits_unit import FileScan, UnitSource
 
 log = logging.getLogger("csstdask")
 

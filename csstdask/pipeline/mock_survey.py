@@ -23,8 +23,11 @@ from csstdask.engine.work_units import Unit
 from csstdask.instrument import Instrument, load_instrument
 from csstdask.mock import MockUnit, Recipe, render_unit
 from csstdask.mock.cost import estimate_cost
-from csstdask.mock.render import TRUTH_COLUMNS, check_recipe, file_stem, unit_digest, unit_stamps
+from csstdask.mock.recipe_checks import check_recipe
 from csstdask.mock.stamps import StampSet
+from csstdask.mock.unit_digest import unit_digest
+from csstdask.mock.unit_headers import file_stem
+from csstdask.mock.unit_stamps import TRUTH_COLUMNS, unit_stamps
 from csstdask.pipeline.mock_tables import (
     SLITLESS_TABLES,
     ZEROPOINT_TABLES,
@@ -35,18 +38,15 @@ from csstdask.pipeline.mock_tables import (
     write_true_zero_points,
     write_zeropoint_tables,
 )
-from csstdask.store.campaign import (
-    Campaign,
-    UnitMetadata,
-    add_truth,
-    create_campaign,
-    write_recipe,
-    write_truth_arrays,
-    write_unit_pixels,
-)
+from csstdask.store.campaign import Campaign
+from csstdask.store.campaign_creation import create_campaign, write_recipe
+from csstdask.store.campaign_pixels import write_unit_pixels
+from csstdask.store.campaign_truth import add_truth, write_truth_arrays
+from csstdask.store.shards import shard_path
 from csstdask.store.stamps import check_stamps_identity, create_stamps, finished_units, record_stamps, write_unit_stamps
+from csstdask.store.store_metadata import store_kind
 from csstdask.store.tables import is_complete_table, write_table, write_table_parts
-from csstdask.store.zarr_arrays import shard_path, store_kind
+from csstdask.store.unit_metadata import UnitMetadata
 
 UNITS = "electron s-1"
 #: Units of what is told of a stamp's source.

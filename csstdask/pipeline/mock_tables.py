@@ -12,14 +12,15 @@ import numpy.typing as npt
 
 from csstdask.instrument import Instrument
 from csstdask.mock import Recipe
-from csstdask.mock.catalogue import unit_catalogue
 from csstdask.mock.cosmic_rays import generator_of, pixel_fraction
 from csstdask.mock.reference_catalogue import reference_columns
-from csstdask.mock.render import TRUTH_COLUMNS
 from csstdask.mock.slitless_camera import flat_coefficients, flat_terms, require_slitless, true_sensitivity
 from csstdask.mock.slitless_stars import catalogue_columns, field_stars, recipe_library, spectra_columns, truth_columns
+from csstdask.mock.unit_catalogue import unit_catalogue
+from csstdask.mock.unit_stamps import TRUTH_COLUMNS
 from csstdask.mock.zeropoint_units import exposure_throughput, require_zeropoint, telemetry_columns, true_zero_points
-from csstdask.store.campaign import Campaign, write_truth_arrays
+from csstdask.store.campaign import Campaign
+from csstdask.store.campaign_truth import write_truth_arrays
 from csstdask.store.schema import UNIT_DIMS, ArraySpec
 from csstdask.store.tables import column_units, write_table_parts
 from csstdask.store.zarr_arrays import array_names, get_array

@@ -19,8 +19,9 @@ from csstdask.engine.work_units import Selection, SelectionUnion, Unit
 from csstdask.pipeline.config import NO_PSF, RunConfig
 from csstdask.pipeline.reduction import Reduction
 from csstdask.pipeline.step import Cost, Grid, Step
-from csstdask.store.campaign import Campaign, UnitMetadata
+from csstdask.store.campaign import Campaign
 from csstdask.store.schema import MESH_DIMS, PIXEL_DIMS, PSF_DIMS, ArraySpec
+from csstdask.store.unit_metadata import UnitMetadata
 
 #: Dimensions of products.
 GRIDS: dict[Grid, tuple[str, ...]] = {"pixels": PIXEL_DIMS, "mesh": MESH_DIMS, "psf": PSF_DIMS}

@@ -23,7 +23,7 @@ from csstdask.pipeline.stages import resolve_stages
 from csstdask.pipeline.status import Summary
 from csstdask.pipeline.usage_report import UsageTotals, recorded_usage, total_usage
 from csstdask.pipeline.zeropoint_inputs import check_zeropoint_inputs
-from csstdask.store.zarr_arrays import open_group, refuse_inside_store, store_kind
+from csstdask.store.store_metadata import open_group, refuse_inside_store, store_kind
 
 #: Steps and reductions that need a catalogue of stars.
 NEED_CATALOGUE = ("extract", "flat")

@@ -38,7 +38,7 @@ from csstdask.pipeline.steps import resolve
 from csstdask.pipeline.unit import UnitJob, process_unit
 from csstdask.pipeline.usage_report import UsageTotals
 from csstdask.store.run import MetricsWriter, prepare_run
-from csstdask.store.zarr_arrays import read_attributes_copy, root_metadata
+from csstdask.store.store_metadata import read_attributes_copy, root_metadata
 
 log = logging.getLogger("csstdask")
 

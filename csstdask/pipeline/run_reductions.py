@@ -22,7 +22,7 @@ from csstdask.engine.reduce import reduce_partials
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.reduction import ReductionProduct
 from csstdask.pipeline.reduction_status import CurrentPartials, ReductionPart, ReductionSummary, split_reduction
-from csstdask.store.zarr_arrays import rewrite_array, write_detector_chunk
+from csstdask.store.shards import rewrite_array, write_detector_chunk
 
 log = logging.getLogger("csstdask")
 

@@ -10,7 +10,7 @@ import numpy as np
 from csstdask.engine.ledger import Ledger
 from csstdask.pipeline.status import load_plan
 from csstdask.store.run import campaign_path
-from csstdask.store.zarr_arrays import read_shard
+from csstdask.store.shards import read_shard
 
 #: The CSST rejection paper's definitions: any charge counts for precision, more than the read noise for recall.
 RECALL_ABOVE = 5.0

@@ -20,7 +20,7 @@ from csstdask.pipeline.steps import STEPS
 from csstdask.pipeline.usage_report import StepUsage, UsageTotals, recorded_usage
 from csstdask.store.campaign import Campaign
 from csstdask.store.run import campaign_path, check_metadata, check_same_campaign
-from csstdask.store.zarr_arrays import open_group
+from csstdask.store.store_metadata import open_group
 
 
 @dataclass

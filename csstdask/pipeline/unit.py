@@ -31,9 +31,10 @@ from csstdask.pipeline.provenance import software_versions
 from csstdask.pipeline.step import Output, Step
 from csstdask.pipeline.steps import STEPS
 from csstdask.pipeline.steps.detect import DETECT, uses_network
-from csstdask.store.campaign import UnitMetadata, read_header, read_unit_pixels
+from csstdask.store.campaign_pixels import read_unit_pixels
+from csstdask.store.shards import read_shard, shard_path, write_shard
 from csstdask.store.tables import column_units, read_table, table_path, unit_file_path, write_table
-from csstdask.store.zarr_arrays import read_shard, shard_path, write_shard
+from csstdask.store.unit_metadata import UnitMetadata, read_header
 
 log = logging.getLogger("csstdask")
 

@@ -26,10 +26,11 @@ from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.reduction_status import current_fingerprints
 from csstdask.pipeline.reductions import REDUCTIONS
 from csstdask.pipeline.status import load_plan
-from csstdask.store.campaign import FOOTPRINT, open_campaign
+from csstdask.store.campaign_dataset import open_campaign
 from csstdask.store.run import campaign_path
+from csstdask.store.store_metadata import open_group
+from csstdask.store.unit_metadata import FOOTPRINT
 from csstdask.store.xarray_formats import make_portable
-from csstdask.store.zarr_arrays import open_group
 
 
 def open_run(path: str | Path, campaign: str | Path | None = None, *, check: bool = True) -> xr.Dataset:

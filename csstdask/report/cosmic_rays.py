@@ -46,15 +46,18 @@ from csstdask.metrics.drift import (
     sum_by_exposure,
 )
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
-from csstdask.mock.recipe import CosmicRays
+from csstdask.mock.recipe_tables import CosmicRays
 from csstdask.nn.models import find_card
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.status import load_plan
 from csstdask.report.spectra import draw_spectrum
-from csstdask.store.campaign import read_header, read_unit_pixels
+from csstdask.store.campaign_pixels import read_unit_pixels
+from csstdask.store.shards import read_shard
+from csstdask.store.store_metadata import open_group
 from csstdask.store.tables import table_path
-from csstdask.store.zarr_arrays import array_names, get_array, open_group, read_shard
+from csstdask.store.unit_metadata import read_header
+from csstdask.store.zarr_arrays import array_names, get_array
 
 log = logging.getLogger("csstdask")
 

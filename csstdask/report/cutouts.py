@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from csstdask.store.campaign import open_campaign
+from csstdask.store.campaign_dataset import open_campaign
 
 _CUTOUT = 160
 _UNITS = 2

@@ -21,15 +21,15 @@ from csstdask.arrays.moments import adaptive_moments
 from csstdask.core.errors import InputError
 from csstdask.instrument import Instrument, validate_instrument
 from csstdask.mock.event_libraries import load_event_library
+from csstdask.mock.expected_image import exposure_optics
 from csstdask.mock.psf import SUB_BANDS, OpticalState, PsfModel, energy_radius
 from csstdask.mock.recipe import Recipe
-from csstdask.mock.render import exposure_optics
 from csstdask.report.cutouts import four_decades, grey_levels, picture
 from csstdask.report.document import format_number, table, write_document
 from csstdask.report.focal_plane import draw_focal_plane, mosaic, on_focal_plane
-from csstdask.store.campaign import open_campaign
+from csstdask.store.campaign_dataset import open_campaign
 from csstdask.store.stamps import open_stamps
-from csstdask.store.zarr_arrays import store_kind
+from csstdask.store.store_metadata import store_kind
 
 Image = npt.NDArray[Any]
 

@@ -44,7 +44,7 @@ from csstdask.report.requirements import (
 from csstdask.report.slitless import draw_slitless
 from csstdask.report.units import UnitStates, show_units, unit_anchor
 from csstdask.report.zeropoint import draw_zero_points
-from csstdask.store.zarr_arrays import open_group
+from csstdask.store.store_metadata import open_group
 
 #: Metrics of the glance, with their units; the first of them is looked at unit by unit.
 _GLANCE = {

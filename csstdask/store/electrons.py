@@ -1,4 +1,4 @@
-"""A unit of a campaign in electrons: what every measurement outside a run begins with."""
+"""Read a unit of a campaign in electrons, for measurements outside a run."""
 
 from __future__ import annotations
 
@@ -8,43 +8,49 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.instrument import electrons_per_unit
-from csstdask.store.campaign import Campaign, UnitMetadata
-from csstdask.store.zarr_arrays import read_shard
+from csstdask.store.campaign import Campaign
+from csstdask.store.shards import read_shard
+from csstdask.store.unit_metadata import UnitMetadata
 
 
 @dataclass(frozen=True)
 class ElectronFrame:
-    """Pixels of a unit, or of some of its rows."""
+    """Pixels of a unit, or of a range of its rows, in electrons."""
 
     data: npt.NDArray[np.float32]
-    """[e-], sky included; as it was read, also where it is ignored."""
+    """Counts with sky [e-], also of ignored pixels."""
     error: npt.NDArray[np.float32]
-    """1 sigma [e-]; inf where the weight is 0."""
+    """1-sigma error [e-]; inf where the weight is 0."""
     ignore: npt.NDArray[np.bool_]
-    """Unusable by flag, weight or value."""
+    """Pixels that are unusable by flag, weight or value."""
     flag: npt.NDArray[np.int32]
 
 
 def electrons_per_data_unit(campaign: Campaign, metadata: UnitMetadata) -> np.float32:
-    """Return how many electrons one unit of the science plane is."""
+    """Return the factor from the units of ``sci`` to electrons for one unit."""
     return np.float32(electrons_per_unit(campaign.units, metadata.exptime, metadata.gain))
 
 
 def read_electrons(campaign: Campaign, metadata: UnitMetadata, rows: slice = slice(None)) -> ElectronFrame:
-    """Read a unit.
+    """Read a unit in electrons.
 
     Parameters
     ----------
     campaign : Campaign
-    facts : UnitFacts
-        Of the unit.
+        Campaign that contains the unit.
+    metadata : UnitMetadata
+        Metadata of the unit.
     rows : slice
-        For work in parts.
+        Rows to read; default: all.
+
+    Returns
+    -------
+    ElectronFrame
 
     Raises
     ------
     StoreError
-        If its pixels are not there.
+        If its pixels are missing or damaged.
     """
     row, column = campaign.index(metadata.exposure, metadata.detector)
     sci, wht, flag = (read_shard(campaign.path, name, row, column, rows) for name in ("sci", "wht", "flag"))

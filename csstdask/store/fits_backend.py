@@ -1,7 +1,7 @@
-"""Raw files in xarray: ``xr.open_dataset("frame.fits", engine="csst")``, lazy, in the form of a campaign.
+"""Raw FITS files in xarray: ``xr.open_dataset("frame.fits", engine="csst")``.
 
-What the planes, units and coordinates of a file are is decided as in an ingest; pixels are read when they are used,
-and only those.
+The lazy dataset has the form of a campaign. Planes, units and coordinates follow the rules of an ingest. Only the
+pixels that are used are read.
 """
 
 from __future__ import annotations
@@ -21,17 +21,22 @@ from xarray.core import indexing
 
 from csstdask.core.errors import CsstdaskError, InputError
 from csstdask.instrument import Instrument, footprint, load_instrument, power_of_units
-from csstdask.store.campaign import FOOTPRINT, flag_attributes
+from csstdask.store.campaign_creation import flag_attributes
 from csstdask.store.fits_planes import Window, read_flag, read_headers, read_sci, read_weight
 from csstdask.store.fits_recognise import recognise_file
-from csstdask.store.fits_scan import UnitSource, scan_file
+from csstdask.store.fits_scan import scan_file
+from csstdask.store.fits_unit import UnitSource
 from csstdask.store.schema import CAMPAIGN_COORDINATES, NO_TIME, PIXEL_DIMS, UNIT_DIMS
+from csstdask.store.unit_metadata import FOOTPRINT
+
+Grid = dict[tuple[int, int], UnitSource]
+"""Units of a file by (exposure, detector) index."""
 
 
 class CsstBackend(BackendEntrypoint):
-    """Open FITS files of the cameras that csstdask knows."""
+    """xarray backend for FITS files of known cameras."""
 
-    description = "FITS frames of the cameras that csstdask knows, in the form of a campaign"
+    description = "FITS frames of known cameras, in the form of a campaign"
     url = "https://csstdask.readthedocs.io"
     open_dataset_parameters = ("filename_or_obj", "drop_variables", "instrument")
 
@@ -42,16 +47,16 @@ class CsstBackend(BackendEntrypoint):
         drop_variables: str | Iterable[str] | None = None,
         instrument: str | Path | Instrument | None = None,
     ) -> xr.Dataset:
-        """Open a file, lazily.
+        """Open a FITS file as a lazy dataset.
 
         Parameters
         ----------
         filename_or_obj : path
-            A FITS file; in a layout of separate files, the science file.
+            FITS file; in a layout of separate files, the science file.
         drop_variables : str or iterable of str, optional
-            Variables to leave out.
+            Variables to drop.
         instrument : str, path or Instrument, optional
-            A built-in name or a TOML; by default recognised from the headers.
+            Camera: a built-in name or a TOML file; default: recognised from the headers.
 
         Returns
         -------
@@ -61,7 +66,12 @@ class CsstBackend(BackendEntrypoint):
         Raises
         ------
         InputError
-            If the file cannot be used, or its camera is not known.
+            If the file cannot be used, or its camera is unknown.
+
+        Examples
+        --------
+        >>> frame = xr.open_dataset("raw.fits", engine="csst")  # doctest: +SKIP
+        >>> frame["sci"].isel(y=slice(100, 200)).values  # doctest: +SKIP
         """
         path = Path(filename_or_obj)
         camera = instrument if isinstance(instrument, Instrument) else _camera(path, instrument)
@@ -74,7 +84,7 @@ class CsstBackend(BackendEntrypoint):
         return _dataset(path, found.units, camera).drop_vars(dropped, errors="ignore")
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Return whether this is a FITS file of a camera that is known."""
+        """Return whether this is a FITS file of exactly one known camera."""
         try:
             path = Path(filename_or_obj)
             return ".fit" in path.name.lower() and len(recognise_file(path)) == 1
@@ -83,16 +93,18 @@ class CsstBackend(BackendEntrypoint):
 
 
 def _camera(path: Path, given: str | Path | None) -> Instrument:
+    """Return the given camera, or the one that the headers identify."""
     if given is not None:
         return load_instrument(given)
     names = recognise_file(path)
     if len(names) != 1:
-        found = f"what could be of {', '.join(names)}" if names else "no camera that is known"
+        found = f"headers of {', '.join(names)}" if names else "no known camera"
         raise InputError(path, found, "instrument= with the name of one, or a TOML")
     return load_instrument(names[0])
 
 
 def _dataset(path: Path, units: list[UnitSource], camera: Instrument) -> xr.Dataset:
+    """Return the units of a file as a dataset over (exposure, detector, y, x)."""
     first = units[0]
     for unit in units:
         if (unit.shape, unit.units) != (first.shape, first.units):
@@ -100,30 +112,8 @@ def _dataset(path: Path, units: list[UnitSource], camera: Instrument) -> xr.Data
             raise InputError(path, found, "one shape and unit (csstdask ingest copies each into a separate campaign)")
     exposures = list(dict.fromkeys(unit.exposure for unit in units))
     detectors = sorted({unit.detector for unit in units})
-    places = {(exposures.index(unit.exposure), detectors.index(unit.detector)): unit for unit in units}
+    grid = {(exposures.index(unit.exposure), detectors.index(unit.detector)): unit for unit in units}
     shape = (len(exposures), len(detectors), *first.shape)
-    weight_attributes = {"units": power_of_units(first.units, -2), "long_name": "inverse variance, 0 = unusable"}
-    planes: dict[str, tuple[Callable[[UnitSource, Window], npt.NDArray[Any]], str, float, dict[str, Any]]] = {
-        "sci": (read_sci, "float32", np.nan, {"units": first.units}),
-        "wht": (read_weight, "float32", 0, weight_attributes),
-        "flag": (_FlagReader(camera), "int32", 0, flag_attributes(camera)),
-    }
-    variables: dict[str, Any] = {}
-    for name, (reader, dtype, fill, attributes) in planes.items():
-        data = indexing.LazilyIndexedArray(_Plane(places, shape, reader, np.dtype(dtype), fill))
-        variables[name] = (PIXEL_DIMS, data, attributes)
-    headers = {place: read_headers(unit) for place, unit in places.items()}
-    texts = {"header": 0, "primary_header": 1}
-    for name, index in texts.items():
-        variables[name] = (UNIT_DIMS, _over_units(shape, "", {key: text[index] for key, text in headers.items()}))
-    variables["planes"] = (UNIT_DIMS, _over_units(shape, "", {key: unit.planes for key, unit in places.items()}))
-    regions = {place: asdict(footprint(header, first.shape)) for place, (header, _) in headers.items()}
-    for name in FOOTPRINT:
-        of_units = {place: region[name] for place, region in regions.items()}
-        if name == "s_region":
-            variables[name] = (UNIT_DIMS, _over_units(shape, "", of_units))
-        else:
-            variables[name] = (UNIT_DIMS, _over_units(shape, np.nan, of_units).astype(np.float64), {"units": "deg"})
     coordinates: dict[str, Any] = {
         "exposure": ("exposure", np.array(exposures, dtype=object)),
         "detector": ("detector", np.array(detectors, dtype=np.int32)),
@@ -132,21 +122,54 @@ def _dataset(path: Path, units: list[UnitSource], camera: Instrument) -> xr.Data
     }
     for spec in CAMPAIGN_COORDINATES:
         attributes = {key: value for key, value in spec.attributes.items() if spec.name != "time" or key == "long_name"}
-        coordinates[spec.name] = (spec.dims, _coordinate(spec.name, spec.fill, shape, places), attributes)
+        coordinates[spec.name] = (spec.dims, _coordinate(spec.name, spec.fill, shape, grid), attributes)
     attributes = {
         "csstdask": "frame",
         "instrument": camera.model_dump_json(exclude_none=True),
         "path": str(path),
     }
-    return xr.Dataset(variables, coordinates, attributes)
+    return xr.Dataset(_pixel_variables(grid, shape, camera) | _header_variables(grid, shape), coordinates, attributes)
 
 
-def _coordinate(
-    name: str, fill: object, shape: tuple[int, ...], places: dict[tuple[int, int], UnitSource]
-) -> npt.NDArray[Any]:
+def _pixel_variables(grid: Grid, shape: tuple[int, ...], camera: Instrument) -> dict[str, Any]:
+    """Return the lazy planes ``sci``, ``wht`` and ``flag``."""
+    units = next(iter(grid.values())).units
+    weight_attributes = {"units": power_of_units(units, -2), "long_name": "inverse variance, 0 = unusable"}
+    planes: dict[str, tuple[Callable[[UnitSource, Window], npt.NDArray[Any]], str, float, dict[str, Any]]] = {
+        "sci": (read_sci, "float32", np.nan, {"units": units}),
+        "wht": (read_weight, "float32", 0, weight_attributes),
+        "flag": (_FlagReader(camera), "int32", 0, flag_attributes(camera)),
+    }
+    variables: dict[str, Any] = {}
+    for name, (reader, dtype, fill, attributes) in planes.items():
+        data = indexing.LazilyIndexedArray(_Plane(grid, shape, reader, np.dtype(dtype), fill))
+        variables[name] = (PIXEL_DIMS, data, attributes)
+    return variables
+
+
+def _header_variables(grid: Grid, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return headers, records of planes and footprints of the units."""
+    headers = {key: read_headers(unit) for key, unit in grid.items()}
+    variables: dict[str, Any] = {
+        name: (UNIT_DIMS, _over_units(shape, "", {key: text[index] for key, text in headers.items()}))
+        for index, name in enumerate(("header", "primary_header"))
+    }
+    variables["planes"] = (UNIT_DIMS, _over_units(shape, "", {key: unit.planes for key, unit in grid.items()}))
+    regions = {key: asdict(footprint(header, (shape[2], shape[3]))) for key, (header, _) in headers.items()}
+    for name in FOOTPRINT:
+        values = {key: region[name] for key, region in regions.items()}
+        if name == "s_region":
+            variables[name] = (UNIT_DIMS, _over_units(shape, "", values))
+        else:
+            variables[name] = (UNIT_DIMS, _over_units(shape, np.nan, values).astype(np.float64), {"units": "deg"})
+    return variables
+
+
+def _coordinate(name: str, fill: object, shape: tuple[int, ...], grid: Grid) -> npt.NDArray[Any]:
+    """Return the values of a coordinate over (exposure,) or (exposure, detector)."""
     if name == "present":
-        return _over_units(shape, False, dict.fromkeys(places, True)).astype(bool)
-    values = {place: getattr(unit, name) for place, unit in places.items()}
+        return _over_units(shape, False, dict.fromkeys(grid, True)).astype(bool)
+    values = {key: getattr(unit, name) for key, unit in grid.items()}
     if name in ("time", "exptime"):
         row = np.array(
             [next(value for (row, _), value in values.items() if row == number) for number in range(shape[0])]
@@ -159,14 +182,15 @@ def _coordinate(
 
 
 def _over_units(shape: tuple[int, ...], fill: object, values: dict[tuple[int, int], Any]) -> npt.NDArray[Any]:
+    """Return values of units as an array (exposure, detector)."""
     filled = np.full(shape[:2], fill, dtype=object)
-    for place, value in values.items():
-        filled[place] = value
+    for key, value in values.items():
+        filled[key] = value
     return filled
 
 
 class _FlagReader:
-    """Reads flags as bits of a camera: a function that can be sent to a worker."""
+    """Read flags as bits of a camera; an object that can be sent to a worker."""
 
     def __init__(self, camera: Instrument) -> None:
         self.camera = camera
@@ -176,17 +200,17 @@ class _FlagReader:
 
 
 class _Plane(BackendArray):
-    """One plane of all units of a file; a part of it reads that part of the file."""
+    """Lazy array of one plane of all units of a file; indexing reads the indexed part of the file."""
 
     def __init__(
         self,
-        places: dict[tuple[int, int], UnitSource],
+        grid: Grid,
         shape: tuple[int, ...],
         reader: Callable[[UnitSource, Window], npt.NDArray[Any]],
         dtype: np.dtype[Any],
         fill: float,
     ) -> None:
-        self.places, self.shape, self.reader, self.dtype, self.fill = places, shape, reader, dtype, fill
+        self.grid, self.shape, self.reader, self.dtype, self.fill = grid, shape, reader, dtype, fill
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._part)
@@ -199,7 +223,7 @@ class _Plane(BackendArray):
         part = np.full((len(rows), len(columns), *size), self.fill, dtype=self.dtype)
         for row_index, row in enumerate(rows):
             for column_index, column in enumerate(columns):
-                unit = self.places.get((int(row), int(column)))
+                unit = self.grid.get((int(row), int(column)))
                 if unit is not None and min(size) > 0:
                     part[row_index, column_index] = self.reader(unit, (y, x))
         units = tuple(0 if isinstance(one, int | np.integer) else slice(None) for one in key[:2])
@@ -207,7 +231,7 @@ class _Plane(BackendArray):
 
 
 def _ascending(part: int | slice, length: int) -> tuple[slice, int | slice]:
-    """Return the contiguous pixels that hold a selection, and the selection within them."""
+    """Return the contiguous range that contains a selection, and the selection within it."""
     if isinstance(part, int | np.integer):
         return slice(int(part), int(part) + 1), 0
     chosen = np.arange(length)[part]

@@ -1,4 +1,4 @@
-"""One FITS file: opened, checked for its length, its pixels and keywords asked for with clear errors."""
+"""Open a FITS file, check its length, and read pixels and keywords with clear errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ _COMPRESSED = {".gz", ".fz", ".bz2", ".xz"}
 
 @contextmanager
 def open_fits(path: Path) -> Iterator[fits.HDUList]:
-    """Open a FITS file, plain or compressed; InputError if it is none or is cut short."""
+    """Open a FITS file, plain or compressed.
+
+    Raises
+    ------
+    InputError
+        If it is missing, unreadable or truncated.
+    """
     try:
         with suppress_warnings():
             hdus = fits.open(path, memmap=False, lazy_load_hdus=False)
@@ -55,23 +61,23 @@ def _check_length(path: Path, hdus: fits.HDUList) -> None:
 def plane_data(
     path: Path, hdus: fits.HDUList, index: int, section: tuple[slice, slice] | None = None
 ) -> npt.NDArray[Any]:
-    """Return the pixels of one HDU; those of an integer image that are BLANK are NaN, and the image is then float.
+    """Return the pixels of one HDU. BLANK pixels of an integer image become NaN in a float image.
 
     Parameters
     ----------
     path : Path
-        The file, for messages.
+        Name of the file, for messages.
     hdus : HDUList
-        The file, open.
+        The open file.
     index : int
-        The HDU.
+        Index of the HDU.
     section : (slice, slice), optional
-        Rows and columns; only their bytes are read.
+        Rows and columns to read; default: all.
 
     Raises
     ------
     InputError
-        If there are no pixels, they are not 2-D or cannot be read.
+        If the HDU has no pixels, or they are not 2-D or unreadable.
     """
     header = hdus[index].header
     blank = _blank_value(header)
@@ -90,9 +96,9 @@ def plane_data(
 
 
 def _blank_value(header: fits.Header) -> int | None:
-    """Return the value that blank pixels of an integer image have, scaled as the others are.
+    """Return the value of blank pixels of an integer image after scaling, or None.
 
-    astropy makes them NaN in images that become float, but leaves them in unsigned integers.
+    astropy converts them to NaN in images that become float, but not in unsigned integers.
     """
     blank = header_value(header, "BLANK")
     if not isinstance(blank, int) or isinstance(blank, bool) or int(header.get("BITPIX", 0)) < 0:
@@ -101,7 +107,7 @@ def _blank_value(header: fits.Header) -> int | None:
 
 
 def header_value(header: Mapping[str, Any], name: str) -> Any:
-    """Return a keyword's value; None where it is absent or its card breaks the FITS standard."""
+    """Return the value of a keyword; None if it is absent or its card violates the FITS standard."""
     try:
         return header.get(name)
     except (fits.VerifyError, ValueError):

@@ -1,6 +1,7 @@
-"""Keywords of FITS headers as csstdask understands them: numbers with their units, times in UTC.
+"""Read keywords of FITS headers: numbers with units, and times in UTC.
 
-A number that decides pixels is finite and in a known unit, or the file is refused by keyword and name.
+Numbers on which pixels depend must be finite and in a known unit; otherwise the file is refused, and the message names
+the keyword.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from astropy.time import Time
 from csstdask.core.errors import InputError
 from csstdask.core.warnings import suppress_warnings
 from csstdask.instrument import Instrument
-from csstdask.instrument.model import Time as TimeKeyword
+from csstdask.instrument.file_layout import Time as TimeKeyword
 from csstdask.store.schema import NO_TIME
 
 STANDARD_TIMES = (
@@ -30,13 +31,13 @@ STANDARD_TIMES = (
     TimeKeyword(keyword="MJD-BEG", format="mjd"),
     TimeKeyword(keyword="MJD-OBS", format="mjd"),
 )
-"""Where the FITS standard keeps the start of an exposure: tried after the instrument's own keywords."""
+"""Keywords of the FITS standard for the start of an exposure, tried after those of the instrument."""
 TIMES_OF_DAY = ("TIME-OBS", "UTC-OBS", "UT")
-"""Where the time of day stands if a date is a date alone, and the instrument does not say."""
+"""Keywords for the time of day of a date without one, if the instrument names none."""
 TIME_SCALES = {"UTC": "utc", "UT": "utc", "UT1": "utc", "TAI": "tai", "TT": "tt", "TDT": "tt", "ET": "tt", "TDB": "tdb"}
-"""TIMESYS -> astropy's name of the scale. UT1 is within a second of UTC."""
+"""TIMESYS to the name of the time scale in astropy. UT1 is within a second of UTC."""
 PLAUSIBLE_YEARS = (1950, 2200)
-"""Exposures outside of these years have a wrong time."""
+"""Times outside these years are errors."""
 _ISO = re.compile(
     r"(?P<date>\d{4}-\d{2}-\d{2})"
     r"(?:[T ](?P<clock>\d{2}:\d{2}(?::\d{2}(?:\.\d*)?)?))?"
@@ -44,7 +45,7 @@ _ISO = re.compile(
     re.IGNORECASE,
 )
 _BEFORE_2000 = re.compile(r"(\d{2})/(\d{2})/(\d{2})")
-"""DD/MM/YY: the form of the standard until 1999, always of the 20th century."""
+"""DD/MM/YY: the form of the standard until 1999, always in the 20th century."""
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2}(?:\.\d*)?)?")
 _BRACKET = re.compile(r"\s*\[([^\]]+)\]")
 _SPELLINGS = {
@@ -78,13 +79,25 @@ class StartTime:
     """The start of an exposure."""
 
     microseconds: int
-    """Since 1970, UTC; `NO_TIME` where it is not known."""
+    """Microseconds since 1970, UTC; `NO_TIME` if unknown."""
     problem: str | None = None
-    """Why it is not known, where a keyword is there and cannot be read; what was assumed, where it is known in part."""
+    """Why a keyword could not be read, or what was assumed for an incomplete time."""
 
 
 class HeaderLookup:
-    """Keywords of a unit: the science plane's header first, then the primary one."""
+    """Keywords of a unit, from the header of the science plane first, then from the primary header.
+
+    Parameters
+    ----------
+    path : Path
+        The file, for messages.
+    instrument : Instrument
+        Camera, whose keywords are used.
+    headers : sequence of mapping
+        Headers in order of precedence.
+    file_name : str
+        Name of the file, which may contain metadata.
+    """
 
     def __init__(
         self, path: Path, instrument: Instrument, headers: Sequence[Mapping[str, Any]], file_name: str
@@ -97,25 +110,25 @@ class HeaderLookup:
         self.from_name: dict[str, str] = match.groupdict() if match else {}
 
     def get(self, *names: str) -> Any:
-        """Return the first value that is there and means something, else None.
+        """Return the first value that is present and not a placeholder, else None.
 
         Raises
         ------
         InputError
-            If a header holds the keyword twice with different values.
+            If a header contains the keyword twice with different values.
         """
         return self._find(*names)[0]
 
     def number(self, *names: str, unit: str = "") -> float | None:
-        """Return a keyword as a finite number in a unit; None where it is absent.
+        """Return a keyword as a finite number in a unit; None if it is absent.
 
-        A unit in brackets at the beginning of the comment, as the FITS standard has it, is converted:
+        A unit in brackets at the start of the comment, a form of the FITS standard, is converted:
         ``EXPTIME = 2.5 / [min]`` is 150 s, ``GAIN = 0.5 / [adu/e-]`` is 2 e-/adu.
 
         Raises
         ------
         InputError
-            If the value is no finite number, or in a unit that cannot be converted.
+            If the value is not a finite number, or its unit cannot be converted.
         """
         value, comment = self._find(*names)
         if value is None:
@@ -123,11 +136,17 @@ class HeaderLookup:
         source = f"{self.path}: {'/'.join(names)}"
         number = _as_number(value)
         if number is None:
-            raise InputError(source, repr(value), "a number that is finite")
+            raise InputError(source, repr(value), "a finite number")
         return _converted(number, comment, unit, source) if unit else number
 
     def text(self, *names: str) -> str | None:
-        """Return a keyword as text; InputError if it is a truth value."""
+        """Return a keyword as text; None if it is absent.
+
+        Raises
+        ------
+        InputError
+            If it is a boolean or complex value.
+        """
         value = self.get(*names)
         if value is None:
             return None
@@ -153,7 +172,7 @@ class HeaderLookup:
         return None, ""
 
     def _value(self, header: Mapping[str, Any], name: str) -> Any:
-        """Return a keyword's value, None where it is absent; InputError if its card cannot be read."""
+        """Return the value of a keyword; None if it is absent. Raise InputError if its card is invalid."""
         try:
             return header.get(name)
         except (fits.VerifyError, ValueError):
@@ -161,7 +180,7 @@ class HeaderLookup:
             raise InputError(f"{self.path}: {name}", found, "a value that can be read") from None
 
     def _check_single(self, header: Mapping[str, Any], name: str) -> None:
-        """Raise if a header holds a keyword twice with different values."""
+        """Raise InputError if a header contains a keyword twice with different values."""
         if not isinstance(header, fits.Header) or header.count(name) < 2:
             return
         values = {str(header[name, number]) for number in range(header.count(name))}
@@ -171,6 +190,7 @@ class HeaderLookup:
 
 
 def _as_number(value: Any) -> float | None:
+    """Return a value as a finite number, or None."""
     if isinstance(value, bool | np.bool_ | complex) or (isinstance(value, str) and "_" in value):
         return None
     try:
@@ -181,6 +201,7 @@ def _as_number(value: Any) -> float | None:
 
 
 def _converted(number: float, comment: str, wanted: str, source: str) -> float:
+    """Return a number in a unit, converted from the unit in brackets at the start of its comment."""
     match = _BRACKET.match(comment or "")
     if match is None:
         return number
@@ -200,20 +221,20 @@ def _converted(number: float, comment: str, wanted: str, source: str) -> float:
 
 
 def start_time(lookup: HeaderLookup) -> StartTime:
-    """Return the start of an exposure, from the instrument's keywords, else from those of the FITS standard."""
+    """Return the start of an exposure from the keywords of the camera, else of the FITS standard."""
     problem = None
     system = str(lookup.get("TIMESYS") or "UTC").upper()
     if system not in TIME_SCALES:
         return StartTime(NO_TIME, f"TIMESYS = {system!r}; wanted one of {', '.join(TIME_SCALES)}")
     scale = TIME_SCALES[system]
-    own = {wanted.keyword for wanted in lookup.keywords.time}
-    for wanted in (*lookup.keywords.time, *(time for time in STANDARD_TIMES if time.keyword not in own)):
+    camera = {wanted.keyword for wanted in lookup.keywords.time}
+    for wanted in (*lookup.keywords.time, *(time for time in STANDARD_TIMES if time.keyword not in camera)):
         value = None
         try:
             value = lookup.get(wanted.keyword)
             if value is None:
                 continue
-            with suppress_warnings():  # erfa's, of years far from ours, which are checked here
+            with suppress_warnings():  # erfa warns of distant years, which are checked here
                 if wanted.format == "mjd":
                     return StartTime(_microseconds(_mjd(value, scale)))
                 moment, assumed = _date(value, wanted, lookup, scale)
@@ -226,6 +247,7 @@ def start_time(lookup: HeaderLookup) -> StartTime:
 
 
 def _mjd(value: Any, scale: str) -> Time:
+    """Return the time of a Modified Julian Date."""
     number = _as_number(value)
     if number is None:
         raise ValueError("not a finite number; wanted a Modified Julian Date")
@@ -233,7 +255,7 @@ def _mjd(value: Any, scale: str) -> Time:
 
 
 def _date(value: Any, wanted: TimeKeyword, lookup: HeaderLookup, scale: str) -> tuple[Time, str | None]:
-    """Return the time of a date keyword, and what was assumed."""
+    """Return the time of a date keyword, and what was assumed for a missing time of day."""
     text = str(value).strip()
     old = _BEFORE_2000.fullmatch(text)
     if old is not None:
@@ -253,6 +275,7 @@ def _date(value: Any, wanted: TimeKeyword, lookup: HeaderLookup, scale: str) -> 
 
 
 def _offset(zone: str) -> u.Quantity:
+    """Return the offset from UTC that a time zone such as ``+08:00`` states."""
     if zone[0] not in "+-":
         return 0 * u.hour
     digits = zone[1:].replace(":", "")
@@ -264,4 +287,4 @@ def _microseconds(moment: Time) -> int:
     year = int(moment.utc.ymdhms["year"])
     if not PLAUSIBLE_YEARS[0] <= year <= PLAUSIBLE_YEARS[1]:
         raise ValueError(f"year {year}; wanted one from {PLAUSIBLE_YEARS[0]} to {PLAUSIBLE_YEARS[1]}")
-    return round(moment.utc.unix * 1e6)  # which counts a leap second as the next one
+    return round(moment.utc.unix * 1e6)  # a leap second counts as the second after it

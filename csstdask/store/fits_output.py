@@ -1,6 +1,6 @@
-"""FITS out: one file a unit, HDU 1 SCI, 2 WHT, 3 FLG, with the headers it came with.
+"""Write units as FITS: one file per unit, HDU 1 SCI, 2 WHT, 3 FLG, with the original headers.
 
-A file whose weights or flags were planes of other names, such as ERR and DQ, gets these back as separate HDUs.
+Weight and flag planes with other names in the original file, such as ERR and DQ, are written as additional HDUs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _STRUCTURAL = (
     "PCOUNT",
     "GCOUNT",
 )
-"""Keywords that describe how the pixels were stored, not what they are."""
+"""Keywords that describe the storage of the pixels."""
 
 
 def write_unit(
@@ -54,32 +54,32 @@ def write_unit(
     unit_scale: float = 1.0,
     file_units: str = "",
 ) -> None:
-    """Write one unit's planes and headers, whole or not at all.
+    """Write the planes and headers of one unit atomically.
 
     Parameters
     ----------
     path : Path
-        The file; replaced if it is there.
+        File to write; replaced if it exists.
     sci, wht, flag : arrays (y, x)
-        float32 in `units`, float32 in units^-2, int32.
+        Science plane (float32, `units`), inverse variance (float32, units^-2) and flags (int32).
     exptime : float
-        [s]
+        Exposure time [s].
     header, primary_header : str
-        The original ones, a card a line.
+        Original headers, one card per line.
     units : str
-        Written as BUNIT, unless pixels were scaled on ingest.
+        Units of the pixels, written as BUNIT unless pixels were scaled on ingest.
     cards : iterable of (keyword, value, comment)
-        Provenance, added to the primary header.
+        Provenance cards of the primary header.
     history : iterable of str
-        What was done, added to the primary header as HISTORY.
+        HISTORY cards of the primary header.
     science_cards : iterable of (keyword, value, comment)
-        Added to the header of SCI.
+        Additional cards of the science header.
     planes : str
-        How the planes were found in the original file (JSON). An ERR or DQ plane there is written here too.
+        Record of the planes of the original file (JSON). Its ERR or DQ planes are written too.
     unit_scale : float
-        What pixels were multiplied by on ingest; they are divided by it.
+        Factor by which pixels were multiplied on ingest; it is undone.
     file_units : str
-        The original BUNIT of pixels that were scaled.
+        Original BUNIT of scaled pixels.
     """
     primary = fits.PrimaryHDU(header=_restored(primary_header))
     primary.header["EXPTIME"] = (exptime, "[s] exposure time")
@@ -88,7 +88,7 @@ def write_unit(
     for line in history:
         primary.header.add_history(line)
     if unit_scale != 1:
-        # In double precision until they are written: scaled weights may be beyond float32.
+        # In double precision until they are written, because scaled weights may exceed float32.
         sci, wht, units = sci.astype(np.float64) / unit_scale, wht.astype(np.float64) * unit_scale**2, file_units
     science = fits.ImageHDU(_narrow(sci), header=_restored(header), name="SCI")
     science.header["BUNIT"] = units
@@ -105,25 +105,30 @@ def write_unit(
     hdus = [primary, science, weight, flags, *_original_planes(wht, flag, planes, units, world)]
     draft = path.with_name(f".{path.name}.partial")
     try:
-        whole = fits.HDUList(hdus)
-        whole.update_extend()
-        for hdu in whole:
-            hdu.add_checksum(when="HDU checksum")  # without the time, so that the same pixels give the same file
-        whole.writeto(draft, overwrite=True, output_verify="silentfix+ignore")
+        content = fits.HDUList(hdus)
+        content.update_extend()
+        for hdu in content:
+            hdu.add_checksum(when="HDU checksum")  # no time: equal pixels give equal files
+        content.writeto(draft, overwrite=True, output_verify="silentfix+ignore")
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
 
 
 def _narrow(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return values as float32; as float64 where float32 cannot hold them."""
+    """Return values as float32, or as float64 if float32 would overflow or underflow."""
     with np.errstate(over="ignore", under="ignore"):
         narrow = np.ascontiguousarray(values, dtype=np.float32)
-    kept = np.isfinite(narrow) == np.isfinite(values)
-    return narrow if (kept & ((narrow != 0) == (values != 0))).all() else np.ascontiguousarray(values, dtype=np.float64)
+    representable = np.isfinite(narrow) == np.isfinite(values)
+    return (
+        narrow
+        if (representable & ((narrow != 0) == (values != 0))).all()
+        else np.ascontiguousarray(values, dtype=np.float64)
+    )
 
 
 def _restored(text: str) -> fits.Header:
+    """Return an original header without structural keywords and look-up distortions."""
     header = fits.Header.fromstring(text, sep="\n") if text else fits.Header()
     for keyword in _STRUCTURAL:
         header.remove(keyword, ignore_missing=True, remove_all=True)
@@ -136,7 +141,7 @@ def _restored(text: str) -> fits.Header:
 
 
 def _make_readable(header: fits.Header) -> None:
-    """Remove a WCS that astropy cannot read, and say so: one in the original that is broken, or needs a table."""
+    """Remove a WCS that astropy cannot read, because it is invalid or needs a table, and record this."""
     if readable_wcs(header) is not None:
         return
     for keyword in {card.keyword for card in header.cards if WORLD_KEYWORDS.fullmatch(card.keyword)}:
@@ -145,12 +150,12 @@ def _make_readable(header: fits.Header) -> None:
 
 
 def _world(header: fits.Header) -> fits.Header:
-    """Return the world coordinates of a header, for the planes beside it."""
+    """Return the world-coordinate keywords of a header, for the other planes."""
     return fits.Header([card for card in header.cards if WORLD_KEYWORDS.fullmatch(card.keyword)])
 
 
 def _power(units: str, power: int) -> str:
-    """Return a power of units; nothing where they are no units that astropy knows."""
+    """Return a power of units; empty if astropy does not know them."""
     try:
         return power_of_units(units, power)
     except (ValueError, TypeError):
@@ -160,7 +165,7 @@ def _power(units: str, power: int) -> str:
 def _original_planes(
     wht: npt.NDArray[Any], flag: npt.NDArray[np.int32], planes: str, units: str, world: fits.Header
 ) -> list[fits.ImageHDU]:
-    """Return the weights and flags under the names of the original file, where it had others than WHT and FLG.
+    """Return the weight and flag planes under their original names, if these differ from WHT and FLG.
 
     Errors and variances of unusable pixels are NaN.
     """

@@ -1,4 +1,4 @@
-"""Which plane of a FITS file belongs to which chip: by name, EXTVER, detector keyword, or order.
+"""Assign planes to chips by name, EXTVER, detector keyword, or order.
 
 Ambiguous files are refused, never guessed.
 """
@@ -13,46 +13,47 @@ from typing import Any
 from astropy.io import fits
 
 from csstdask.core.errors import InputError
-from csstdask.instrument.model import WeightKind
+from csstdask.instrument.file_layout import WeightKind
 from csstdask.store.fits_file import header_value
 from csstdask.store.fits_names import COMMON_NAMES, hdu_name, split_name
 
 DetectorOf = Callable[[fits.Header], int | None]
-"""Returns the detector that an HDU's own header states."""
+"""Function that returns the detector stated in the header of an HDU, or None."""
 
 
 @dataclass(frozen=True)
 class FoundPlane:
-    """One plane of one chip: where it lies and how it was found."""
+    """One plane of one chip: its HDU and how it was found."""
 
     path: Path
     hdu: int
     name: str
-    """EXTNAME, or nothing."""
+    """EXTNAME; empty if there is none."""
     found_by: str
+    """What decided that the HDU is this plane."""
     kind: WeightKind = "inverse_variance"
-    """What the values of a weight plane are."""
+    """Meaning of the values of a weight plane."""
     shape: tuple[int, ...] = ()
-    """(y, x); empty where the HDU has no data."""
+    """Shape (y, x); empty if the HDU has no data."""
 
     def record(self) -> dict[str, Any]:
-        """Return the record of where the plane was found."""
+        """Return the record of the plane in the campaign."""
         return {"file": self.path.name, "hdu": self.hdu, "name": self.name, "found_by": self.found_by}
 
 
 @dataclass(frozen=True)
 class ChipKey:
-    """What identifies a chip among the others of a file."""
+    """Properties that identify a chip among those of a file."""
 
     name: str
     chip: str | None
-    """The chip in its name: ``2`` in ``ERR_2``, or the whole of a name that is no plane's, such as ``N4``."""
+    """Chip in the name: ``2`` of ``ERR_2``, or the complete name if it is not that of a plane, such as ``N4``."""
     version: int | None
     detector: int | None
 
     @classmethod
     def of(cls, hdu: Any, detector: int | None) -> ChipKey:
-        """Return the key of an HDU whose header states a detector, or none."""
+        """Return the key of an HDU, given the detector stated in its header."""
         version = header_value(hdu.header, "EXTVER")
         usable = isinstance(version, int) and not isinstance(version, bool)
         name = hdu_name(hdu)
@@ -63,11 +64,12 @@ class ChipKey:
 
 @dataclass(frozen=True)
 class PlaneCandidates:
-    """HDUs that hold one kind of plane."""
+    """HDUs that contain planes of one role."""
 
     path: Path
     indices: list[int]
     found_by: str
+    """What decided that the HDU is this plane."""
     kind: WeightKind
     keys: Mapping[int, ChipKey]
     headers: Mapping[int, fits.Header]
@@ -81,7 +83,24 @@ def image_shape(header: fits.Header) -> tuple[int, ...]:
 def assign_planes(
     path: Path, science: Mapping[int, ChipKey], candidates: PlaneCandidates, detector_of: DetectorOf
 ) -> dict[int, FoundPlane | InputError | None]:
-    """Assign the HDUs of one kind of plane to the science images."""
+    """Assign the HDUs of one role to the science images.
+
+    Parameters
+    ----------
+    path : Path
+        Science file, for messages.
+    science : mapping
+        HDU index to key of each science image.
+    candidates : PlaneCandidates
+        HDUs to assign.
+    detector_of : callable
+        Returns the detector stated in a header, or None.
+
+    Returns
+    -------
+    dict
+        For each science HDU the plane, an error, or None if it has no such plane.
+    """
     others = {
         index: replace(key, detector=detector_of(candidates.headers[index])) for index, key in candidates.keys.items()
     }
@@ -119,16 +138,16 @@ def assign_planes(
 
 
 def _pair(science: Mapping[int, ChipKey], others: Mapping[int, ChipKey]) -> tuple[dict[int, int] | None, str]:
-    """Return which other HDU belongs to which science HDU, and what decided it; None if nothing does."""
+    """Return the HDU that belongs to each science HDU, and what decided it; None if nothing does."""
     if any(key.chip for key in (*science.values(), *others.values())):
-        pairs = _match_by(science, others, lambda key: key.chip or "")  # a plain SCI, with SCI_2, is a chip
+        pairs = _match_by(science, others, lambda key: key.chip or "")  # SCI in a file with SCI_2 is a chip too
         if pairs:
             return pairs, "the chip's name"
     if all(key.chip for key in (*science.values(), *others.values())):
-        return None, ""  # all are named, after other chips
+        return None, ""  # all names contain chips, but different ones
     if any(key.version is not None for key in (*science.values(), *others.values())):
         pairs = _match_by(science, others, lambda key: 1 if key.version is None else key.version)
-        if pairs:  # numbers that match in part count all HDUs, not chips
+        if pairs:  # EXTVERs that match only in part count HDUs, not chips
             return (pairs, "EXTVER") if len(pairs) == min(len(science), len(others)) else (None, "")
     pairs = _match_by(science, others, lambda key: key.detector)
     if pairs and len(pairs) == len(science):
@@ -140,7 +159,7 @@ def _pair(science: Mapping[int, ChipKey], others: Mapping[int, ChipKey]) -> tupl
 
 
 def _is_regular(pairs: Mapping[int, int]) -> bool:
-    """Return whether the HDUs of a file follow each other chip by chip or plane by plane: then their order decides."""
+    """Return whether the HDUs are ordered chip by chip or plane by plane, so that their order decides."""
     first, second = sorted(pairs), [pairs[index] for index in sorted(pairs)]
     by_plane = max(first) < min(second) or max(second) < min(first)
     after = all(one < other for one, other in zip(first, second, strict=True))
@@ -153,7 +172,7 @@ def _is_regular(pairs: Mapping[int, int]) -> bool:
 def _match_by(
     science: Mapping[int, ChipKey], others: Mapping[int, ChipKey], key_of: Callable[[ChipKey], object]
 ) -> dict[int, int] | None:
-    """Return the pairs of equal keys; None where a key stands twice or an HDU has none."""
+    """Return the pairs of HDUs with equal keys; None if a key occurs twice or an HDU has none."""
     mine = {index: key_of(key) for index, key in science.items()}
     theirs = {index: key_of(key) for index, key in others.items()}
     for keys in (list(mine.values()), list(theirs.values())):

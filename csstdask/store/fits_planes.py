@@ -1,6 +1,6 @@
-"""The pixels and headers of one unit, as a campaign keeps them, one HDU at a time.
+"""Read the pixels and headers of one unit in the form of a campaign, one HDU at a time.
 
-Everything was decided when the headers were scanned (``fits_scan.py``); here it is carried out, on a worker.
+All decisions were made when the headers were scanned (``fits_scan.py``). These functions run on workers.
 """
 
 from __future__ import annotations
@@ -15,42 +15,53 @@ from astropy.io import fits
 from csstdask.core.errors import InputError
 from csstdask.instrument import Flags, Instrument, electrons_per_unit, section_slices, shifted_header
 from csstdask.store.fits_file import open_fits, plane_data
-from csstdask.store.fits_scan import PlaneSource, UnitSource
+from csstdask.store.fits_unit import PlaneSource, UnitSource
 
 ROWS_AT_ONCE = 256
-"""Rows that are converted at once: powers are taken in double precision, and memory is not free."""
+"""Rows converted at a time, which limits the memory of the double-precision conversion."""
 
 Window = tuple[slice, slice]
-"""Rows and columns of the trimmed frame, in steps of 1."""
-WHOLE: Window = (slice(None), slice(None))
+"""Rows and columns of the trimmed frame, with step 1."""
+FULL_FRAME: Window = (slice(None), slice(None))
 
 
-def read_sci(source: UnitSource, window: Window = WHOLE) -> npt.NDArray[np.float32]:
-    """Return the science plane, float32 (y, x), trimmed, in the campaign's units: the file's, but for a scale.
+def read_sci(source: UnitSource, window: Window = FULL_FRAME) -> npt.NDArray[np.float32]:
+    """Read the science plane.
 
-    With a `window`, only its bytes are read.
+    Parameters
+    ----------
+    source : UnitSource
+        The unit.
+    window : (slice, slice)
+        Rows and columns to read; default: all.
+
+    Returns
+    -------
+    float32 array (y, x)
+        Trimmed pixels in the units of the campaign.
     """
     with np.errstate(over="ignore"):
         raw = _read(source, source.sci, window)
-        if source.scale != 1:  # the values of the file may be beyond float32
+        if source.scale != 1:  # values in the file may exceed float32
             raw = raw.astype(np.float64) * source.scale
         return np.array(raw, dtype=np.float32)
 
 
-def _read_sci_of_file(source: UnitSource, window: Window) -> npt.NDArray[np.float32]:
+def _read_unscaled_sci(source: UnitSource, window: Window) -> npt.NDArray[np.float32]:
+    """Return the science plane in the units of the file."""
     with np.errstate(over="ignore"):
         return np.array(_read(source, source.sci, window), dtype=np.float32)
 
 
 def _read(source: UnitSource, plane: PlaneSource, window: Window) -> npt.NDArray[Any]:
-    """Return a window of the trimmed pixels of a plane, as the file has them."""
+    """Return a window of the trimmed pixels of a plane, unconverted."""
     with open_fits(Path(plane.path)) as hdus:
         return plane_data(Path(plane.path), hdus, plane.hdu, _in_file(source, window))
 
 
 def _in_file(source: UnitSource, window: Window) -> Window | None:
-    """Return where a window of the trimmed frame lies in the file; None for a whole file."""
-    if source.trim is None and window == WHOLE:
+    """Return the section of the file for a window of the trimmed frame; None for the complete image."""
+    if source.trim is None and window == FULL_FRAME:
         return None
     trim = section_slices(source.trim) if source.trim is not None else (slice(0, None), slice(0, None))
     parts = []
@@ -60,11 +71,23 @@ def _in_file(source: UnitSource, window: Window) -> Window | None:
     return parts[0], parts[1]
 
 
-def read_weight(source: UnitSource, window: Window = WHOLE) -> npt.NDArray[np.float32]:
-    """Return the inverse variance [units^-2], 0 where a pixel is unusable.
+def read_weight(source: UnitSource, window: Window = FULL_FRAME) -> npt.NDArray[np.float32]:
+    """Read the inverse variance.
 
-    From the file's weight, variance or error; where it has none, from gain, read noise and counts:
-    ``variance = max(counts - bias, 0) + read_noise^2`` [e-^2].
+    It follows from the weight, variance or error plane. Without one, the variance follows from gain, read noise and
+    counts: ``variance = max(counts - bias, 0) + read_noise^2`` [e-^2].
+
+    Parameters
+    ----------
+    source : UnitSource
+        The unit.
+    window : (slice, slice)
+        Rows and columns to read; default: all.
+
+    Returns
+    -------
+    float32 array (y, x)
+        Inverse variance [units^-2]; 0 where unusable.
     """
     if source.weight is None:
         return _modelled_weight(source, window)
@@ -79,11 +102,12 @@ def read_weight(source: UnitSource, window: Window = WHOLE) -> npt.NDArray[np.fl
                 band = band.astype(np.float64) ** power / source.scale**2
             weights[first : first + ROWS_AT_ONCE] = band
         kept = weights[first : first + ROWS_AT_ONCE]
-        kept[~usable | ~np.isfinite(kept)] = 0  # an error so small that its weight overflows is no measurement
+        kept[~usable | ~np.isfinite(kept)] = 0  # a weight that overflows is unusable
     return weights
 
 
 def _modelled_weight(source: UnitSource, window: Window) -> npt.NDArray[np.float32]:
+    """Return the inverse variance from gain, read noise and counts."""
     scale = electrons_per_unit(source.units, source.exptime, source.gain)
     variance = read_sci(source, window)
     variance -= np.float32(_bias(source))
@@ -98,7 +122,7 @@ def _modelled_weight(source: UnitSource, window: Window) -> npt.NDArray[np.float
 
 
 def _bias(source: UnitSource) -> float:
-    """Return the pedestal of a frame [its units]: the overscan's median where there is one."""
+    """Return the pedestal of a frame in its units: the median of the overscan, if there is one."""
     if not source.overscan:
         return source.bias_level
     path = Path(source.sci.path)
@@ -106,12 +130,30 @@ def _bias(source: UnitSource) -> float:
         return float(np.median(plane_data(path, hdus, source.sci.hdu, section_slices(source.overscan)))) * source.scale
 
 
-def read_flag(source: UnitSource, instrument: Instrument, window: Window = WHOLE) -> npt.NDArray[np.int32]:
-    """Return the flag plane as bits, int32 (y, x).
+def read_flag(source: UnitSource, instrument: Instrument, window: Window = FULL_FRAME) -> npt.NDArray[np.int32]:
+    """Read the flag plane as bits of the camera.
 
-    Codes become bits, planes that a header numbers move to the instrument's bits, pixels of a bad-pixel map or
-    of a bad value get the bad bit. A unit without a flag plane
-    has its saturated pixels flagged, where the instrument says at how many electrons that is.
+    Codes are converted to bits, and planes numbered in the header are moved to the bits of the camera. Pixels of a
+    bad-pixel map and pixels with a bad value get the bad bit. In a unit without a flag plane, saturated pixels are
+    flagged if the saturation of the camera is known.
+
+    Parameters
+    ----------
+    source : UnitSource
+        The unit.
+    instrument : Instrument
+        Camera.
+    window : (slice, slice)
+        Rows and columns to read; default: all.
+
+    Returns
+    -------
+    int32 array (y, x)
+
+    Raises
+    ------
+    InputError
+        If flags are not integers, do not fit into 31 bits, or have an unknown code.
     """
     if source.flag is None:
         flag = _saturation_flag(source, instrument, window)
@@ -121,7 +163,7 @@ def read_flag(source: UnitSource, instrument: Instrument, window: Window = WHOLE
             raw = plane_data(path, hdus, source.flag.hdu, _in_file(source, window))
             flag = _as_bits(raw, hdus[source.flag.hdu].header, instrument, f"{path}[{source.flag.hdu}]")
     if instrument.flags.bad_values:
-        bad = np.isin(_read_sci_of_file(source, window), instrument.flags.bad_values)
+        bad = np.isin(_read_unscaled_sci(source, window), instrument.flags.bad_values)
         flag[bad] |= instrument.flags.mask(instrument.flags.bad)
     if source.bad_pixel_map:
         path = Path(source.bad_pixel_map)
@@ -138,6 +180,7 @@ def _first_image(hdus: fits.HDUList) -> int:
 
 
 def _saturation_flag(source: UnitSource, instrument: Instrument, window: Window) -> npt.NDArray[np.int32]:
+    """Return flags of saturated pixels."""
     flag = np.zeros(np.empty(source.shape, dtype=bool)[window].shape, dtype=np.int32)
     if "saturated" not in instrument.flags.bits:
         return flag
@@ -152,10 +195,11 @@ def _saturation_flag(source: UnitSource, instrument: Instrument, window: Window)
 
 
 def _as_bits(raw: npt.NDArray[Any], header: fits.Header, instrument: Instrument, source: str) -> npt.NDArray[np.int32]:
+    """Return a flag plane as bits of the camera."""
     if raw.dtype.kind not in "iu" and not (np.isfinite(raw).all() and (raw == np.floor(raw)).all()):
         raise InputError(source, f"{raw.dtype} flags that are no whole numbers", "integer flags")
     if instrument.flags.encoding == "bits" and raw.dtype.kind == "i" and raw.dtype.itemsize < 4:
-        raw = raw.view(raw.dtype.str.replace("i", "u"))  # the highest bit of a short integer is a flag, not a sign
+        raw = raw.view(raw.dtype.str.replace("i", "u"))  # the highest bit is a flag, not a sign
     limits = np.iinfo(np.int32)
     lowest = 0 if instrument.flags.encoding == "bits" else limits.min
     if raw.size and (raw.min() < lowest or raw.max() > limits.max):
@@ -180,7 +224,7 @@ def _as_bits(raw: npt.NDArray[Any], header: fits.Header, instrument: Instrument,
 
 
 def _renumbered(flag: npt.NDArray[np.int32], header: fits.Header, flags: Flags) -> npt.NDArray[np.int32]:
-    """Move the planes that a header numbers (``MP_SAT = 1``: bit 1) to the instrument's bits."""
+    """Move the planes numbered in a header (``MP_SAT = 1``: bit 1) to the bits of the camera."""
     prefix = flags.plane_keyword or ""
     names = {value: key[len(prefix) :].lower() for key, value in header.items() if key.startswith(prefix)}
     moved = np.zeros_like(flag)
@@ -191,7 +235,7 @@ def _renumbered(flag: npt.NDArray[np.int32], header: fits.Header, flags: Flags) 
 
 
 def read_headers(source: UnitSource) -> tuple[str, str]:
-    """Return the header of the science plane, moved by the trim, and the primary one, a card a line."""
+    """Return the header of the science plane, shifted by the trim, and the primary header as text."""
     with open_fits(Path(source.sci.path)) as hdus:
         header = hdus[source.sci.hdu].header
         if source.trim is not None:
@@ -201,7 +245,7 @@ def read_headers(source: UnitSource) -> tuple[str, str]:
 
 
 def _header_text(header: fits.Header) -> str:
-    """Return the cards as text; one that breaks the FITS standard is left out, not the frame."""
+    """Return the cards of a header as text, one per line, without cards that violate the FITS standard."""
     cards = []
     for card in header.cards:
         try:

@@ -1,4 +1,4 @@
-"""Which camera a FITS file is of, by its name and its first two headers."""
+"""Recognise the camera of a FITS file by its name and its first two headers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,25 @@ from csstdask.store.fits_file import header_value, open_fits
 
 
 def recognise_file(path: Path) -> tuple[str, ...]:
-    """Return the built-in instruments that a file could be of; InputError if it cannot be read."""
+    """Return the names of the built-in instruments that match a file.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read.
+    """
     with open_fits(path) as hdus:
         return recognise_hdus(path, hdus)
 
 
 def recognise_hdus(path: Path, hdus: fits.HDUList) -> tuple[str, ...]:
-    """Return the built-in instruments that an open file could be of."""
+    """Return the names of the built-in instruments that match an open file."""
     images = [hdu.header for hdu in hdus[:2] if not isinstance(hdu, fits.BinTableHDU | fits.TableHDU)]
     return recognise(path.name, _FirstOf(images))
 
 
 class _FirstOf(Mapping[str, Any]):
-    """Several headers as one: the first that has a keyword answers, and broken cards do not."""
+    """Several headers as one mapping: the first header with a keyword counts; invalid cards are skipped."""
 
     def __init__(self, headers: Sequence[fits.Header]) -> None:
         self._headers = headers

@@ -1,8 +1,8 @@
-"""A run: the output store, laid out over the same units as its campaign.
+"""A run: the output store, with the same units as its campaign.
 
-The driver makes the arrays and grows them with the campaign; workers write the shards of their units; the
-driver alone writes metrics, for their chunks span units. Nothing in the arrays tells when, where or in
-which attempt a number was made: two runs of the same input and settings are equal bit for bit.
+The driver creates the arrays and grows them with the campaign. Workers write the shards of their units. Metrics, whose
+chunks span units, are written by the driver only. The arrays contain no times, hosts or attempt numbers: two runs of
+the same input and settings are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -22,21 +22,16 @@ from csstdask.core.atomic_io import write_atomic
 from csstdask.core.errors import StoreError
 from csstdask.store.campaign import Campaign
 from csstdask.store.schema import SCHEMA_VERSION, UNIT_DIMS, ArraySpec
-from csstdask.store.zarr_arrays import (
+from csstdask.store.store_metadata import (
     ATTRIBUTES_COPY,
-    array_names,
-    consolidate,
-    create_array,
     damaged_arrays,
     damaged_file_error,
-    get_array,
     open_group,
     read_attributes_copy,
-    read_small,
-    resize,
     restore_metadata,
     root_metadata,
 )
+from csstdask.store.zarr_arrays import array_names, consolidate, create_array, get_array, read_small, resize
 
 
 def prepare_run(
@@ -50,37 +45,37 @@ def prepare_run(
     whole: bool,
     repair: bool = False,
 ) -> list[str]:
-    """Create a run's store, or bring one up to its campaign's exposures and to the arrays of this run.
+    """Create a run, or extend one to the exposures of its campaign and to new arrays.
 
     Parameters
     ----------
     path : Path
-        The folder.
+        Folder of the run.
     campaign : Campaign
-        Whose units it is about.
+        Campaign with the units of the run.
     specs : sequence of (ArraySpec, units)
         Product arrays.
     sizes : mapping
-        Lengths of a unit's dimensions.
+        Lengths of the dimensions of a unit.
     metrics : sequence of str
-        Names of (exposure, detector) arrays.
+        Names of the metrics, arrays over (exposure, detector).
     attributes : mapping
-        What this run is: configuration, steps, fingerprint.
+        Attributes of the run: configuration, steps, fingerprint.
     whole : bool
-        The run is about all units: only then may it change the mesh, which all units share.
+        Whether the run processes all units. Only then may it change the mesh, which all units share.
     repair : bool
-        Make damaged metadata of the store anew; begin arrays anew whose metadata is lost, and damaged metrics. Damaged
-        metadata of an array is restored in any case, from the copy that the store holds.
+        Rebuild damaged metadata of the store, arrays whose metadata is lost, and damaged metrics. Damaged metadata of
+        an array is always restored if the store has a copy.
 
     Returns
     -------
     list of str
-        Metrics that were begun anew: their values are in the records of the units.
+        Metrics that were reset. Their values are in the records of the units.
 
     Raises
     ------
     StoreError
-        If the store holds another campaign's products: nothing of it is touched then.
+        If the store contains products of another campaign. Nothing is changed then.
     """
     sizes = {**sizes, "exposure": len(campaign.exposures), "detector": len(campaign.detectors)}
     restored = _repair(path) if repair else []
@@ -92,7 +87,7 @@ def prepare_run(
         resize(path, sizes["exposure"])
         group = open_group(path, "run", "r+")
     else:
-        # Marked at birth: a driver killed while it makes the arrays leaves a run that the next one completes.
+        # Marked as a run immediately: the next driver completes a run whose creation was interrupted.
         group = zarr.create_group(path, attributes={"csstdask": "run", "schema_version": SCHEMA_VERSION})
     known = set(array_names(path))
     if "exposure" not in known:
@@ -104,7 +99,7 @@ def prepare_run(
     get_array(group, "detector")[:] = np.array(campaign.detectors, dtype=np.int32)
     for spec, units in specs:
         if spec.name in known and get_array(group, spec.name).shape != tuple(sizes[dim] for dim in spec.dims):
-            del group[spec.name]  # another mesh, or another cube: pending
+            del group[spec.name]  # different mesh or cube: its units are pending
             known.discard(spec.name)
         if spec.name not in known:
             create_array(group, spec, sizes, units)
@@ -115,7 +110,7 @@ def prepare_run(
         {
             "csstdask": "run",
             "schema_version": SCHEMA_VERSION,
-            "campaign": _relative(campaign.path, path),
+            "campaign": _relative_path(campaign.path, path),
             **attributes,
         }
     )
@@ -125,9 +120,14 @@ def prepare_run(
 
 
 def _repair(path: Path) -> list[str]:
-    """Restore the metadata of a damaged run, and remove what metrics cannot be read; return the names of these.
+    """Restore the metadata of a damaged run and remove unreadable metrics.
 
-    Shards, tables and the ledger are not touched: which of them hold is for their checksums to say.
+    Shards, tables and the ledger are not touched; their checksums tell which of them are intact.
+
+    Returns
+    -------
+    list of str
+        Names of the metrics that were removed.
     """
     if not path.is_dir():
         return []
@@ -146,7 +146,7 @@ def _repair(path: Path) -> list[str]:
 
 
 def damaged_small_arrays(path: Path) -> list[str]:
-    """Return the metrics and coordinates of a run with a chunk that cannot be read."""
+    """Return the metrics and coordinates of a run that have an unreadable chunk."""
     group, damaged = open_group(path, "run"), []
     for name in array_names(path):
         if _is_small(group, name):
@@ -158,13 +158,19 @@ def damaged_small_arrays(path: Path) -> list[str]:
 
 
 def _is_small(group: zarr.Group, name: str) -> bool:
-    """Return whether an array is a coordinate or holds metrics: the driver alone writes it, and no record lists it."""
+    """Return whether an array is a coordinate or a metric, which only the driver writes and no record lists."""
     dims = tuple(get_array(group, name).metadata.dimension_names or ())  # type: ignore[union-attr]
     return dims in {("exposure",), ("detector",), UNIT_DIMS}
 
 
 def check_metadata(path: Path) -> None:
-    """Raise StoreError, naming the file, if metadata or metrics of a run are damaged."""
+    """Check the metadata and metrics of a run.
+
+    Raises
+    ------
+    StoreError
+        If a file is damaged. The message names it.
+    """
     group = open_group(path, "run")
     for name in damaged_arrays(path):
         raise damaged_file_error(group, path / name / "zarr.json", "damaged metadata")
@@ -173,13 +179,13 @@ def check_metadata(path: Path) -> None:
             read_small(group, name)
 
 
-def _relative(campaign: Path, run: Path) -> str:
-    """Return where a campaign lies as seen from its run, with no symbolic link on the way.
+def _relative_path(campaign: Path, run: Path) -> str:
+    """Return the path of a campaign relative to its run, without symbolic links on the way.
 
-    ``..`` leads to the parent of the folder that a link points to. The campaign itself may be a link: it is kept.
+    After a link, ``..`` would lead to the parent of its target. If the campaign itself is a link, it is kept.
     """
-    there = campaign.absolute()
-    return os.path.relpath(there.parent.resolve() / there.name, run.resolve())
+    target = campaign.absolute()
+    return os.path.relpath(target.parent.resolve() / target.name, run.resolve())
 
 
 def _check_same_units(
@@ -190,7 +196,7 @@ def _check_same_units(
     *,
     whole: bool,
 ) -> None:
-    """Raise StoreError unless a run's store is about this campaign's units."""
+    """Raise StoreError unless a run has the units, the units of measurement and the mesh of this campaign."""
     group = open_group(path, "run")
     known = set(array_names(path))
     wanted = f"the run of {campaign.path}, or a new name"
@@ -211,7 +217,13 @@ def _check_same_units(
 
 
 def check_same_campaign(path: Path, campaign: Campaign) -> None:
-    """Raise StoreError unless a campaign has the exposures and detectors of a run."""
+    """Check that a campaign has the exposures and detectors of a run.
+
+    Raises
+    ------
+    StoreError
+        If it has not.
+    """
     group = open_group(path, "run")
     known = set(array_names(path))
     wanted = f"the run of {campaign.path}, or a new name"
@@ -226,12 +238,19 @@ def check_same_campaign(path: Path, campaign: Campaign) -> None:
 
 
 def campaign_path(path: Path, campaign: str | Path | None = None) -> Path:
-    """Return the campaign of a run: as given, or as the run remembers it, relative to itself.
+    """Return the folder of the campaign of a run.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the run.
+    campaign : path, optional
+        Folder of the campaign; default: the relative path that the run recorded.
 
     Raises
     ------
     StoreError
-        If it is not there.
+        If there is no campaign.
     """
     if campaign is not None:
         found = Path(campaign)
@@ -239,12 +258,12 @@ def campaign_path(path: Path, campaign: str | Path | None = None) -> Path:
         group = open_group(path, "run")
         if "campaign" not in group.attrs:
             raise StoreError(
-                f"{path}: found a run that was stopped before it began; wanted one to look at (run it again)"
+                f"{path}: found a run that was interrupted while it was created; wanted a complete one (run it again)"
             )
-        remembered = str(group.attrs["campaign"])
-        # Older runs remember a path that may lead through symbolic links.
-        places = [Path(os.path.normpath(root / remembered)) for root in (path, path.resolve(), path.absolute())]
-        found = next((place for place in places if (place / "zarr.json").exists()), places[0])
+        recorded = str(group.attrs["campaign"])
+        # The path recorded by older runs may lead through symbolic links.
+        candidates = [Path(os.path.normpath(root / recorded)) for root in (path, path.resolve(), path.absolute())]
+        found = next((folder for folder in candidates if (folder / "zarr.json").exists()), candidates[0])
     if not (found / "zarr.json").exists():
         raise StoreError(
             f"{found}: found no campaign; wanted that of {path} "
@@ -254,18 +273,28 @@ def campaign_path(path: Path, campaign: str | Path | None = None) -> Path:
 
 
 class MetricsWriter:
-    """Gather metrics of units and write them in few strokes: the driver's alone."""
+    """Collect metrics of units and write them in batches. Used by the driver only.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the run.
+    names : sequence of str
+        Names of the metrics.
+    flush_every : int
+        Number of units per batch.
+    """
 
     def __init__(self, path: Path, names: Sequence[str], flush_every: int = 512) -> None:
         self._path, self._names, self._flush_every = path, tuple(names), flush_every
         self._pending: dict[tuple[int, int], Mapping[str, float | int | None]] = {}
 
     def put(self, row: int, column: int, metrics: Mapping[str, float | int | None]) -> None:
-        """Take one unit's metrics; a name without a value becomes NaN."""
+        """Add the metrics of one unit; missing values become NaN."""
         self._pending[row, column] = metrics
 
     def discard(self) -> None:
-        """Forget what was gathered."""
+        """Discard the collected metrics."""
         self._pending.clear()
 
     @property
@@ -274,7 +303,7 @@ class MetricsWriter:
         return len(self._pending) >= self._flush_every
 
     def flush(self) -> None:
-        """Write what was gathered."""
+        """Write the collected metrics."""
         if not self._pending:
             return
         group = open_group(self._path, "run", "r+")

@@ -1,4 +1,4 @@
-"""Names, types and codecs of everything csstdask keeps on disk (prose in ``stores/README.md``)."""
+"""Names, types and codecs of the arrays on disk (described in ``docs/reference/on-disk-format.md``)."""
 
 from __future__ import annotations
 
@@ -7,52 +7,53 @@ from typing import Literal
 
 import numpy as np
 
-#: Raised whenever a store written before can no longer be read as it is.
 SCHEMA_VERSION = 1
+"""Raised whenever older stores can no longer be read."""
 
 PIXEL_DIMS = ("exposure", "detector", "y", "x")
 MESH_DIMS = ("exposure", "detector", "y_mesh", "x_mesh")
 PSF_DIMS = ("exposure", "detector", "y_psf", "x_psf", "v", "u")
 UNIT_DIMS = ("exposure", "detector")
-#: Rows of `(exposure, ...)` arrays that share one chunk.
 ROWS_PER_CHUNK = 1024
+"""Exposures per chunk of the arrays whose chunks span units."""
 NO_TIME = int(np.iinfo(np.int64).min)
+"""Unknown time."""
 
 Codec = Literal["pixels", "mask", "sparse", "table"]
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a store."""
+    """Specification of one array of a store."""
 
     name: str
-    """Its name in the group."""
+    """Name in the group."""
     dims: tuple[str, ...]
-    """Its dimensions, outermost first."""
+    """Dimensions, outermost first."""
     dtype: str
-    """A NumPy type, or ``str`` for variable-length text."""
+    """NumPy type, or ``str`` for variable-length text."""
     fill: object
-    """What an element that nobody wrote reads as."""
+    """Fill value of elements that were not written."""
     codec: Codec = "pixels"
-    """pixels: lz4 + bitshuffle; mask: zstd-1 + bitshuffle; sparse (mostly fill values) and table: zstd-1."""
+    """``pixels``: lz4 with bitshuffle; ``mask``: zstd-1 with bitshuffle; ``sparse`` and ``table``: zstd-1."""
     attributes: dict[str, object] = field(default_factory=dict)
-    """Units and meaning."""
+    """Attributes, such as units and long name."""
     words: bool = False
-    """Whether its text is a word per unit: as many exposures share a chunk as of numbers."""
+    """Whether the text is short, such as one word per unit: `ROWS_PER_CHUNK` exposures then share a chunk."""
 
     @property
     def sharded(self) -> bool:
-        """Return whether each unit owns one shard of it, with chunks inside."""
+        """Return whether each unit owns one shard with inner chunks."""
         return self.dims[:2] == UNIT_DIMS and len(self.dims) == 4
 
     @property
     def owned_chunk(self) -> bool:
-        """Return whether each unit owns one chunk of it: small arrays of a unit, such as its stamps or PSFs."""
+        """Return whether each unit owns one chunk: small arrays such as stamps or PSFs."""
         return self.dims[:2] == UNIT_DIMS and len(self.dims) in (3, 5, 6)
 
     @property
     def detector_chunk(self) -> bool:
-        """Return whether each detector has one chunk of it: what reductions write."""
+        """Return whether each detector owns one chunk: products of reductions."""
         return self.dims[0] == "detector" and len(self.dims) > 1
 
 
@@ -62,7 +63,7 @@ CAMPAIGN_PIXELS = (
     ArraySpec("flag", PIXEL_DIMS, "int32", 0, "mask"),
 )
 
-#: Coordinates and records of a campaign: small, their chunks span units, written by the driver alone.
+# Small arrays of a campaign. Their chunks span units, so only the driver writes them.
 CAMPAIGN_COORDINATES = (
     ArraySpec(
         "time",
@@ -87,9 +88,9 @@ CAMPAIGN_COORDINATES = (
 CAMPAIGN_RECORDS = (
     ArraySpec("header", UNIT_DIMS, "str", "", "table", {"long_name": "FITS header of the science plane"}),
     ArraySpec("primary_header", UNIT_DIMS, "str", "", "table", {"long_name": "FITS primary header"}),
-    ArraySpec("source", UNIT_DIMS, "str", "", "table", {"long_name": "the file or files the unit came from"}),
-    ArraySpec("source_stat", UNIT_DIMS, "str", "", "table", {"long_name": "their sizes and times of change"}),
-    ArraySpec("source_folder", UNIT_DIMS, "str", "", "table", {"long_name": "where the file or files were"}),
+    ArraySpec("source", UNIT_DIMS, "str", "", "table", {"long_name": "files of the unit"}),
+    ArraySpec("source_stat", UNIT_DIMS, "str", "", "table", {"long_name": "sizes and modification times of the files"}),
+    ArraySpec("source_folder", UNIT_DIMS, "str", "", "table", {"long_name": "folder of the files"}),
     ArraySpec("exposure_id", UNIT_DIMS, "str", "", "table", {"long_name": "id of the exposure as the file states it"}),
     ArraySpec(
         "planes", UNIT_DIMS, "str", "", "table", {"long_name": "JSON: which HDU each plane was read from, and why"}

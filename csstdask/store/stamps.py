@@ -1,9 +1,9 @@
-"""A stamp set: cut-outs round the sources of mock units, one Zarr group over ``(exposure, detector, stamp, y, x)``.
+"""Stamp sets: cut-outs of the sources of mock units, over ``(exposure, detector, stamp, y, x)``.
 
-It is for training and tests, and no campaign: nothing runs on it. What is known of each stamp (where it lies, the
-truth of its source) is beside it over ``(exposure, detector, stamp)``; the clean twin, the cosmic ray and the PSF are
-in the child group ``truth``. A unit owns one chunk of each array; ``n_stamps`` says how many it filled and is written
-last, by the driver: -1 for a unit that was never finished.
+Stamp sets are for training and tests; a run does not process them. Position and truth of each source are arrays over
+``(exposure, detector, stamp)``. The frame without cosmic rays, their charge and the PSF are in the child group
+``truth``. A unit owns one chunk of each array. ``n_stamps``, the number of stamps, is written last by the driver; it is
+-1 for unfinished units.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from csstdask.core.atomic_io import flush_file
 from csstdask.core.errors import InputError
 from csstdask.instrument import Instrument
 from csstdask.store.schema import SCHEMA_VERSION, UNIT_DIMS, ArraySpec
-from csstdask.store.zarr_arrays import consolidate, create_array, get_array, open_group, write_shard
+from csstdask.store.shards import write_shard
+from csstdask.store.store_metadata import open_group
+from csstdask.store.zarr_arrays import consolidate, create_array, get_array
 
 STAMP_DIMS = (*UNIT_DIMS, "stamp", "y", "x")
 PSF_DIMS = (*UNIT_DIMS, "stamp", "v", "u")
-#: Half pixels along the edge of a PSF.
 PSF_SIZE = 64
-_NOT_YET = -1
+"""Side length of a PSF image [half pixel]."""
+_UNFINISHED = -1
+"""Value of ``n_stamps`` of units that are not finished."""
 
 
 def _specs(columns: Mapping[str, str]) -> list[tuple[ArraySpec, str | None]]:
@@ -39,12 +42,12 @@ def _specs(columns: Mapping[str, str]) -> list[tuple[ArraySpec, str | None]]:
         (ArraySpec("wht", STAMP_DIMS, "float32", 0.0), weight),
         (ArraySpec("flag", STAMP_DIMS, "int32", 0, "mask"), None),
     ]
-    known = [
+    source_columns = [
         (ArraySpec(name, (*UNIT_DIMS, "stamp"), "float64", float("nan"), "table"), unit or None)
         for name, unit in columns.items()
     ]
-    of_units = [
-        (ArraySpec("n_stamps", UNIT_DIMS, "int32", _NOT_YET, "table"), None),
+    unit_columns = [
+        (ArraySpec("n_stamps", UNIT_DIMS, "int32", _UNFINISHED, "table"), None),
         (ArraySpec("band", UNIT_DIMS, "str", "", "table"), None),
         (ArraySpec("gain", UNIT_DIMS, "float64", float("nan"), "table"), "electron adu-1"),
         (ArraySpec("read_noise", UNIT_DIMS, "float64", float("nan"), "table"), "electron"),
@@ -53,7 +56,7 @@ def _specs(columns: Mapping[str, str]) -> list[tuple[ArraySpec, str | None]]:
         (ArraySpec("exposure", ("exposure",), "str", "", "table"), None),
         (ArraySpec("detector", ("detector",), "int32", -1, "table"), None),
     ]
-    return [*pixels, *known, *of_units]
+    return [*pixels, *source_columns, *unit_columns]
 
 
 def create_stamps(
@@ -73,20 +76,23 @@ def create_stamps(
     Parameters
     ----------
     path : Path
+        Folder to create.
     instrument : Instrument
+        Camera; its complete description is stored.
     identity : str
-        Of the recipe: a set made with another is refused by `check_stamps_identity`.
+        Identity of the recipe; `check_stamps_identity` refuses a set of another recipe.
     exposures : dict
-        Id: (exposure time [s], epoch [years after launch]).
+        Exposure id to (exposure time [s], years after launch).
     detectors : sequence of int
+        Detector ids.
     per_unit : int
-        Most stamps of a unit.
+        Largest number of stamps per unit.
     size : int
-        Of a stamp [pixel].
+        Side length of a stamp [pixel].
     columns : dict
-        What is told of each stamp: name and unit.
+        Name and unit of each column of the sources.
     with_psf : bool
-        Whether the truth has PSFs.
+        Whether the truth contains PSFs.
     """
     sizes = {"exposure": len(exposures), "detector": len(detectors), "stamp": per_unit, "y": size, "x": size}
     sizes |= {"v": PSF_SIZE, "u": PSF_SIZE}
@@ -124,18 +130,18 @@ def create_stamps(
 
 
 def check_stamps_identity(path: Path, identity: str) -> None:
-    """Raise InputError if a stamp set was made with another recipe."""
+    """Raise InputError if a stamp set belongs to another recipe."""
     if open_group(path, "stamps").attrs["identity"] != identity:
         raise InputError(path, "stamps of another recipe", "a new name for this recipe")
 
 
 def finished_units(path: Path) -> npt.NDArray[np.bool_]:
-    """Return which units are done (exposure, detector)."""
-    return np.asarray(get_array(open_group(path, "stamps"), "n_stamps")[...]) != _NOT_YET
+    """Return which units are finished, a bool array (exposure, detector)."""
+    return np.asarray(get_array(open_group(path, "stamps"), "n_stamps")[...]) != _UNFINISHED
 
 
 def write_unit_stamps(path: Path, row: int, column: int, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write the stamps of a unit, padded to the room there is: a worker's part, flushed to disk."""
+    """Write the stamps of a unit, padded to the array, and flush them to disk. Called by the worker."""
     group = open_group(path, "stamps")
     for name, values in arrays.items():
         array = get_array(group, name)
@@ -145,17 +151,32 @@ def write_unit_stamps(path: Path, row: int, column: int, arrays: Mapping[str, np
 
 
 def record_stamps(path: Path, row: int, column: int, n: int) -> None:
-    """Record that a unit is done: the driver's part."""
+    """Record the number of stamps of a finished unit. Called by the driver."""
     get_array(open_group(path, "stamps", "r+"), "n_stamps")[row, column] = n
 
 
 def open_stamps(path: str | Path) -> xr.Dataset:
-    """Open a stamp set, lazily; its truth is in the variables ``truth_sci``, ``truth_cr`` and perhaps ``truth_psf``.
+    """Open a stamp set as a lazy dataset, with its truth as ``truth_sci``, ``truth_cr`` and ``truth_psf``.
+
+    Parameters
+    ----------
+    path : path
+        Folder of the stamp set.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``truth_psf`` is absent in sets without PSFs.
 
     Raises
     ------
     StoreError
-        If there is none.
+        If there is no stamp set.
+
+    Examples
+    --------
+    >>> stamps = open_stamps("psf.zarr")  # doctest: +SKIP
+    >>> stamps.sel(detector=13).isel(exposure=0, stamp=slice(0, 100))["truth_psf"]  # doctest: +SKIP
     """
     root = Path(path)
     open_group(root, "stamps")

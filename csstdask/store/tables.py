@@ -1,4 +1,4 @@
-"""Tables of a unit: one Parquet file each, with units in the schema; equal content gives equal bytes."""
+"""Tables of a unit: Parquet files with units in the schema. Equal content gives equal bytes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 from csstdask.core.atomic_io import flush_file, write_atomic
 from csstdask.core.errors import StoreError
 
-#: Units of columns, written into the schema.
+# Units of columns, written into the schema.
 COLUMN_UNITS = {
     "x": "pixel", "y": "pixel", "ra": "deg", "dec": "deg", "theta": "deg", "a": "pixel", "b": "pixel",
     "half_light_radius": "pixel", "area": "pixel",
     "flux": "electron s-1", "flux_err": "electron s-1", "flux_aperture": "electron s-1",
     "flux_aperture_err": "electron s-1", "peak": "electron s-1",
 }  # fmt: skip
-#: Of tables in which a column's name means another thing.
-_OWN_UNITS = {
+# Units of columns whose names have a different meaning in these tables.
+_TABLE_UNITS = {
     "cosmic_rays": {
         "charge": "electron", "charge_err": "electron", "peak": "electron", "length": "pixel", "width": "pixel",
         "angle": "deg",
@@ -52,24 +52,30 @@ _OWN_UNITS = {
 
 
 def column_units(table: str) -> dict[str, str]:
-    """Return the units of a table's columns."""
-    return COLUMN_UNITS | _OWN_UNITS.get(table, {})
+    """Return the units of the columns of a table.
+
+    Examples
+    --------
+    >>> column_units("detections")["flux"]
+    'electron'
+    """
+    return COLUMN_UNITS | _TABLE_UNITS.get(table, {})
 
 
 def table_path(root: Path, table: str, exposure: str, detector: int) -> Path:
-    """Return the file of a unit's table."""
+    """Return the path of a table of a unit."""
     return root / "tables" / table / exposure / f"{detector}.parquet"
 
 
 def unit_file_path(root: Path, name: str, exposure: str, detector: int) -> Path:
-    """Return the file of a unit that is neither an array nor a table."""
+    """Return the path of a safetensors file of a unit."""
     return root / "files" / name / exposure / f"{detector}.safetensors"
 
 
 def _as_table(columns: Mapping[str, npt.NDArray[Any]], units: Mapping[str, str] = COLUMN_UNITS) -> pa.Table:
     fields, arrays = [], []
     for name, values in columns.items():
-        # "Not known" is null, not NaN: nulls are equal to each other, and tables can be compared.
+        # Unknown values are null, not NaN: nulls are equal, so that tables can be compared.
         if values.ndim == 2:
             array = _lists(values)
         else:
@@ -81,32 +87,48 @@ def _as_table(columns: Mapping[str, npt.NDArray[Any]], units: Mapping[str, str] 
 
 
 def _lists(values: npt.NDArray[Any]) -> pa.ListArray:
-    """Return the rows of a matrix as lists; what is not known is null in them too."""
+    """Return the rows of a matrix as lists, with null for unknown values."""
     offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
     return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values).ravel(), from_pandas=True))
 
 
 def write_table(path: Path, columns: Mapping[str, npt.NDArray[Any]], units: Mapping[str, str] = COLUMN_UNITS) -> None:
-    """Write a table, whole or not at all."""
+    """Write a table atomically.
+
+    Parameters
+    ----------
+    path : Path
+        File to write.
+    columns : dict
+        Columns (n,), or (n, m) for lists; NaN becomes null.
+    units : dict
+        Units of the columns.
+    """
     buffer = io.BytesIO()
     pq.write_table(_as_table(columns, units), buffer, compression="zstd")
     write_atomic(path, buffer.getvalue())
 
 
 def read_table(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Return the columns of a table; what is not known is NaN.
+    """Read the columns of a table; null becomes NaN.
 
     Raises
     ------
     StoreError
-        If it is damaged.
+        If the table is damaged.
     """
     table = read_arrow(path)
     return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
 
 
 def read_arrow(path: Path) -> pa.Table:
-    """Return a table with the units of its columns; StoreError if it is damaged."""
+    """Read a table as an Arrow table, with the units of its columns.
+
+    Raises
+    ------
+    StoreError
+        If the table is damaged.
+    """
     try:
         return pq.read_table(path)
     except pa.ArrowInvalid as error:
@@ -117,7 +139,7 @@ def read_arrow(path: Path) -> pa.Table:
 
 
 def is_complete_table(path: Path) -> bool:
-    """Return whether a table is there, with its end: a torn file has none."""
+    """Return whether a table exists and its footer is readable, which a torn file has not."""
     try:
         pq.read_metadata(path)
     except (OSError, pa.ArrowInvalid):
@@ -132,17 +154,18 @@ def write_table_parts(
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a table part by part, so that it is never in memory whole; there is all of it or none.
+    """Write a table atomically in parts, so that it is never completely in memory.
 
     Parameters
     ----------
     path : Path
+        File to write.
     parts : iterable of dict
-        At least one; columns of the same names and types. Matrices become columns of lists.
+        One or more parts with columns of the same names and types. Matrices become columns of lists.
     units : dict
-        Of columns, kept in the schema.
+        Units of the columns, stored in the schema.
     metadata : dict, optional
-        More about the table, kept in the schema.
+        Metadata of the schema.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.partial")

@@ -1,4 +1,4 @@
-"""Stores as other programs write and read them: units of time, and datasets that netCDF can hold."""
+"""Exchange with xarray and netCDF: units of time, and datasets that other formats can store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from csstdask.store.schema import NO_TIME
 if TYPE_CHECKING:
     import xarray as xr
 
-#: Units of time that a store may count in, in microseconds.
+# Units of time of a store, in microseconds.
 _TIME_UNITS = {
     "days": 86_400_000_000, "hours": 3_600_000_000, "minutes": 60_000_000, "seconds": 1_000_000, "milliseconds": 1000,
     "microseconds": 1, "nanoseconds": 1e-3,
@@ -22,7 +22,13 @@ _TIME_UNITS = {
 
 
 def decode_time(value: Any, attributes: dict[str, Any]) -> int:
-    """Return a stored time in microseconds since 1970; a store that xarray has saved may count in other units."""
+    """Return a stored time in microseconds since 1970. Stores written by xarray may have other units.
+
+    Examples
+    --------
+    >>> decode_time(1.5, {"units": "seconds since 1970-01-01"})
+    1500000
+    """
     if not np.isfinite(value) or value == attributes.get("_FillValue", NO_TIME):
         return NO_TIME
     start, scale = _time_units(attributes)
@@ -31,7 +37,13 @@ def decode_time(value: Any, attributes: dict[str, Any]) -> int:
 
 
 def encode_time(time: int, attributes: dict[str, Any]) -> int | float:
-    """Return microseconds since 1970 as a store counts time: the inverse of `decode_time`."""
+    """Return microseconds since 1970 in the time units of a store: the inverse of `decode_time`.
+
+    Examples
+    --------
+    >>> encode_time(1500000, {"units": "seconds since 1970-01-01"})
+    1.5
+    """
     start, scale = _time_units(attributes)
     if (start, scale) == (0, 1):
         return time
@@ -39,7 +51,7 @@ def encode_time(time: int, attributes: dict[str, Any]) -> int | float:
 
 
 def _time_units(attributes: dict[str, Any]) -> tuple[int, float]:
-    """Return the origin and the unit of a store's times, in microseconds since 1970."""
+    """Return the origin [microseconds since 1970] and the unit [microsecond] of the times of a store."""
     units = str(attributes.get("units", "microseconds since 1970-01-01"))
     found = re.fullmatch(r"(\w+) since (\d{4}-\d\d-\d\d)(?:[ T](\d\d:\d\d:\d\d(?:\.\d+)?))?", units)
     if found is None or found[1] not in _TIME_UNITS:
@@ -48,15 +60,15 @@ def _time_units(attributes: dict[str, Any]) -> tuple[int, float]:
     return int(start), _TIME_UNITS[found[1]]
 
 
-#: Python strings, marked for xarray: it then saves them without a look at the values.
 _TEXT = np.dtype("O", metadata={"element_type": str})
+"""Python strings, marked so that xarray need not inspect the values before it writes them."""
 
 
 def make_portable(dataset: xr.Dataset) -> xr.Dataset:
-    """Return a dataset that other formats can hold, such as netCDF, and that `where` can mask.
+    """Return a dataset that netCDF and other formats can store and that `where` can mask.
 
-    Text becomes Python objects, attributes that are neither text nor numbers become JSON text, and times are saved as
-    seconds in double precision: netCDF 3 has no integers of 64 bits.
+    Text becomes Python objects, and attributes that are neither text nor numbers become JSON text. Times are stored as
+    seconds in double precision, because netCDF 3 has no 64-bit integers.
     """
     text = {name: dataset[name].astype(_TEXT) for name in dataset.variables if dataset[name].dtype.kind in "TO"}
     dataset = dataset.assign({name: values for name, values in text.items() if name in dataset.data_vars})

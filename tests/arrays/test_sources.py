@@ -9,11 +9,11 @@ import pytest
 
 from csstdask.arrays.sources import measure_sources, sum_covariance
 from csstdask.instrument import load_instrument
-from csstdask.mock.catalogue import draw_sky
 from csstdask.mock.psf import PsfModel, sub_band_weights
-from csstdask.mock.recipe import Optics, Sky
+from csstdask.mock.recipe_tables import Optics, Sky
 from csstdask.mock.scene import draw_scene
 from csstdask.mock.scene_psf import InterpolatedPsf, Window
+from csstdask.mock.sky import draw_sky
 
 
 def test_positions_and_fluxes_with_honest_errors(rng):

@@ -9,7 +9,7 @@ from scipy.ndimage import label
 from csstdask.cosmicray.events import measure_events
 from csstdask.mock.charge_deposition import Paths, deposit
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
-from csstdask.mock.recipe import CosmicRays
+from csstdask.mock.recipe_tables import CosmicRays
 
 NOISE = 8.0
 DTYPES = {

@@ -19,7 +19,8 @@ from csstdask.cosmicray.inpaint_network import (
     network_inputs,
 )
 from csstdask.datasets.labelled_units import select_units
-from csstdask.mock.recipe import CosmicRays, Recipe, SkyField
+from csstdask.mock.recipe import Recipe
+from csstdask.mock.recipe_tables import CosmicRays, SkyField
 from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network
 from csstdask.pipeline.mock_survey import mock

@@ -12,7 +12,7 @@ from csstdask.instrument import load_instrument
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.steps import STEPS
-from csstdask.store.campaign import UnitMetadata
+from csstdask.store.unit_metadata import UnitMetadata
 
 NOISE, FULL, SKY = 10.0, 6e4, 200.0
 CAMERA = """

@@ -16,7 +16,7 @@ from csstdask.datasets.zeropoint_surveys import (
     unexplained_floor,
 )
 from csstdask.mock import Recipe
-from csstdask.mock.telemetry import CHANNELS
+from csstdask.mock.conditions import CHANNELS
 from csstdask.mock.zeropoint_settings import Reported, ZeroPoints
 from csstdask.mock.zeropoint_stars import COLUMNS, psf_sigma
 

@@ -27,7 +27,7 @@ from csstdask.evaluation.psf.figures import draw_bands, draw_counts
 from csstdask.evaluation.psf.tables import by_band, table
 from csstdask.metrics.held_out_stars import held_out_stars
 from csstdask.metrics.psf import draw_stars, psf_errors, psf_pulls
-from csstdask.mock.recipe import Nodes
+from csstdask.mock.recipe_tables import Nodes
 from csstdask.nn.models import find_card
 from csstdask.psf.selection import in_held_out_cell
 

@@ -14,7 +14,7 @@ from csstdask.instrument.dispersion import (
     nominal_throughput,
     slitless_order,
 )
-from csstdask.instrument.model import SlitlessOrder
+from csstdask.instrument.optics import SlitlessOrder
 
 CSST = load_instrument("csst")
 GRATINGS = {1: "GI", 2: "GV", 3: "GU"}

@@ -23,7 +23,7 @@ from csstdask.metrics.drift import (
     sum_by_exposure,
 )
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
-from csstdask.mock.recipe import CosmicRays
+from csstdask.mock.recipe_tables import CosmicRays
 from csstdask.nn.card import ModelCard, read_card, write_card
 
 CARD = ModelCard("unet", "cosmicray", "3", "", "", "", "0" * 64)

@@ -20,7 +20,7 @@ from csstdask.mock.cosmic_rays import (
     unit_cosmic_rays,
 )
 from csstdask.mock.event_libraries import STIS_EVENTS, STIS_PAIRS, load_event_library, pair_exposures, read_stis_events
-from csstdask.mock.recipe import CosmicRays
+from csstdask.mock.recipe_tables import CosmicRays
 from csstdask.mock.silicon_tracks import landau, slab_events
 
 EIGHT = np.ones((3, 3))

@@ -16,7 +16,7 @@ from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe, load_recipe, render_unit
 from csstdask.mock.cosmic_rays import pixel_fraction
-from csstdask.mock.recipe import Sensor
+from csstdask.mock.recipe_tables import Sensor
 from csstdask.pipeline.mock_survey import mock
 from csstdask.store.stamps import open_stamps
 
@@ -110,7 +110,7 @@ def test_neither_errors_nor_fractions_tell_a_cosmic_ray_from_light():
 
 def test_a_cluster_lies_where_the_sky_has_it():
     """Its stars thin out from its centre as King's profile does, on a detector that does not hold the centre."""
-    from csstdask.mock.catalogue import field_wcs, unit_catalogue
+    from csstdask.mock.unit_catalogue import field_wcs, unit_catalogue
 
     recipe = load_recipe(ROOT / "stores" / "psf-dataset1.toml")
     stars = unit_catalogue(recipe, CSST, 0, 13)
@@ -147,7 +147,7 @@ def test_headers_say_where_rendered_stars_are():
 
 def test_satellites_and_ghosts_are_seen_and_flagged(small_recipe):
     from csstdask.mock.artefacts import draw_ghosts
-    from csstdask.mock.recipe import Artefacts
+    from csstdask.mock.recipe_tables import Artefacts
 
     plain = small_recipe.model_copy(update={"artefacts": Artefacts(satellites=0.0)})
     crossed = small_recipe.model_copy(update={"artefacts": Artefacts(satellites=6.0)})
@@ -183,7 +183,7 @@ def test_flags_know_most_defects_and_all_full_pixels(small_recipe):
 
 
 def test_exposures_shake_each_by_their_own(small_recipe):
-    from csstdask.mock.render import optical_state
+    from csstdask.mock.expected_image import optical_state
 
     recipe = load_recipe(ROOT / "stores" / "cr-repeats.toml")
     jitter = [optical_state(recipe, index).jitter for index in range(8)]
@@ -192,8 +192,8 @@ def test_exposures_shake_each_by_their_own(small_recipe):
 
 
 def test_exposures_of_a_field_see_one_sky_and_dithers_move_it():
-    from csstdask.mock.catalogue import exposure_dither, unit_catalogue
-    from csstdask.mock.render import unit_headers
+    from csstdask.mock.unit_catalogue import exposure_dither, unit_catalogue
+    from csstdask.mock.unit_headers import unit_headers
 
     recipe = load_recipe(ROOT / "stores" / "cr-repeats.toml", scale=0.02)
     first, second = (unit_catalogue(recipe, CSST, index, 8) for index in (0, 1))
@@ -256,7 +256,7 @@ def test_a_longer_recipe_whose_turns_fall_otherwise_is_another_recipe(tmp_path, 
 
 
 def test_a_refused_mock_leaves_the_store_as_it_was(tmp_path, small_recipe):
-    from csstdask.store.campaign import create_campaign
+    from csstdask.store.campaign_creation import create_campaign
 
     recipe = small_recipe.model_copy(update={"exposures": 1, "shape": (64, 64), "detectors": (7,)})
     mock(recipe, tmp_path / "a.zarr")

@@ -8,7 +8,7 @@ import pytest
 from csstdask.arrays.moments import adaptive_moments
 from csstdask.instrument import load_instrument
 from csstdask.mock.psf import OpticalState, PsfModel, energy_radius, sub_band_weights
-from csstdask.mock.recipe import Optics
+from csstdask.mock.recipe_tables import Optics
 from csstdask.mock.scene_psf import ExactPsf, InterpolatedPsf, Window
 
 CSST = load_instrument("csst")

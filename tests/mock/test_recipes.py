@@ -14,8 +14,9 @@ from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe, load_recipe, render_unit
 from csstdask.mock.cost import estimate_cost
 from csstdask.mock.recipe import demo_recipe
-from csstdask.mock.render import check_recipe, unit_stamps
+from csstdask.mock.recipe_checks import check_recipe
 from csstdask.mock.stamps import signal_to_noise
+from csstdask.mock.unit_stamps import unit_stamps
 
 STORES = Path(__file__).resolve().parents[2] / "stores"
 NAMES = sorted(path.stem for path in STORES.glob("*.toml"))
@@ -155,7 +156,7 @@ def test_recipes_like_others(tmp_path):
     assert (c.name, c.sky.stars_per_mpix) == ("c", 5)
     assert load_recipe(tmp_path / "b.toml", scale=0.25).scale == 0.25
     (tmp_path / "a.toml").write_text('like = "b.toml"\n')
-    with pytest.raises(InputError, match="like itself"):
+    with pytest.raises(InputError, match="inherits from itself"):
         load_recipe(tmp_path / "b.toml")
     (tmp_path / "d.toml").write_text("like = 3\n")
     with pytest.raises(InputError, match="like = 3"):

@@ -7,12 +7,13 @@ import pytest
 
 from csstdask.arrays.moments import adaptive_moments
 from csstdask.instrument import load_instrument
-from csstdask.mock.catalogue import Catalogue, draw_sky
+from csstdask.mock.catalogue import Catalogue
 from csstdask.mock.profiles import bulge_spectrum, disk_spectrum, gaussian_spectrum, sersic_spectrum
 from csstdask.mock.psf import PsfModel, sub_band_weights
-from csstdask.mock.recipe import Optics, Sky
+from csstdask.mock.recipe_tables import Optics, Sky
 from csstdask.mock.scene import draw_scene
 from csstdask.mock.scene_psf import ExactPsf, InterpolatedPsf, Window
+from csstdask.mock.sky import draw_sky
 
 CSST = load_instrument("csst")
 

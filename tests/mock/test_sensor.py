@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from csstdask.mock.level_1 import calibrate, estimate_calibration
-from csstdask.mock.recipe import Sensor
+from csstdask.mock.recipe_tables import Sensor
 from csstdask.mock.sensor import (
     apply_blooming,
     apply_cti,

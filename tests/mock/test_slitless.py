@@ -15,8 +15,8 @@ from csstdask.instrument import load_instrument
 from csstdask.instrument.dispersion import dispersion_of, slitless_order
 from csstdask.mock import Recipe, load_recipe, render_unit
 from csstdask.mock.cost import estimate_cost
-from csstdask.mock.recipe import CosmicRays, Pointing, Sensor, Sky, SkyField, Slitless
-from csstdask.mock.render import check_recipe, unit_digest, unit_headers
+from csstdask.mock.recipe_checks import check_recipe
+from csstdask.mock.recipe_tables import CosmicRays, Pointing, Sensor, Sky, SkyField, Slitless
 from csstdask.mock.slitless import (
     TracedStars,
     add_first_orders,
@@ -36,6 +36,8 @@ from csstdask.mock.slitless_stars import (
     truth_columns,
     unit_positions,
 )
+from csstdask.mock.unit_digest import unit_digest
+from csstdask.mock.unit_headers import unit_headers
 from csstdask.numerics.spectral import interpolate_spectrum
 
 CSST = load_instrument("csst")

@@ -7,17 +7,16 @@ import pytest
 
 from csstdask.core.errors import InputError
 from csstdask.mock import load_recipe
-from csstdask.mock.telemetry import (
+from csstdask.mock.conditions import (
     CHANNELS,
     LAUNCH_DAYS,
     days_since_2000,
     decontaminations,
-    explained_offset,
-    reported_telemetry,
     survey_days,
-    throughput,
     true_conditions,
 )
+from csstdask.mock.telemetry import reported_telemetry
+from csstdask.mock.throughput import explained_offset, throughput
 from csstdask.mock.zeropoint_settings import Reported, ZeroPoints
 
 SETTINGS = ZeroPoints()

@@ -14,7 +14,7 @@ from csstdask.pipeline.prepare import NEED_REFERENCE, estimate
 from csstdask.pipeline.status import status
 from csstdask.pipeline.steps import STEPS, resolve
 from csstdask.pipeline.usage_report import UsageTotals, total_usage, usage_lines
-from csstdask.store.zarr_arrays import shard_path
+from csstdask.store.shards import shard_path
 
 IMAGING = [name for name, step in STEPS.items() if "imaging" in step.kinds and name not in NEED_REFERENCE]
 

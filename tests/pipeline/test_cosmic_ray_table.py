@@ -15,8 +15,8 @@ from scipy.ndimage import label
 import csstdask
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.status import status
-from csstdask.store.campaign import write_unit_pixels
-from csstdask.store.zarr_arrays import read_shard
+from csstdask.store.campaign_pixels import write_unit_pixels
+from csstdask.store.shards import read_shard
 
 CONFIG = RunConfig.model_validate({"detect": {"model": "lacosmic"}})
 

@@ -20,7 +20,7 @@ from csstdask.engine.work_units import Unit, parse_selection
 from csstdask.pipeline.export import export
 from csstdask.pipeline.status import status
 from csstdask.store.campaign import Campaign
-from csstdask.store.zarr_arrays import shard_path
+from csstdask.store.shards import shard_path
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from csstdask.pipeline.ingest import ingest
 from csstdask.pipeline.mock_survey import mock
 from csstdask.pipeline.run import run
 from csstdask.pipeline.source_tables import ZeroPointValue
-from csstdask.store.campaign import UnitMetadata
+from csstdask.store.unit_metadata import UnitMetadata
 
 CSST = load_instrument("csst")
 

@@ -16,11 +16,11 @@ import pytest
 
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe, render_unit
-from csstdask.mock.render import NUMERICS_VERSION
+from csstdask.mock.unit_digest import NUMERICS_VERSION
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.steps import STEPS
-from csstdask.store.campaign import UnitMetadata
+from csstdask.store.unit_metadata import UnitMetadata
 
 GOLDEN = Path(__file__).with_name("golden.json")
 #: PSFs and zero points come of systems of equations, whose digits differ between processors: tests/psf and

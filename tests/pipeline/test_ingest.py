@@ -27,7 +27,7 @@ from csstdask.pipeline.ingest import ingest
 from csstdask.pipeline.status import status
 from csstdask.store.campaign import Campaign
 from csstdask.store.fits_scan import scan_file
-from csstdask.store.zarr_arrays import shard_path
+from csstdask.store.shards import shard_path
 
 
 def test_a_night_in_two_parts(tmp_path):

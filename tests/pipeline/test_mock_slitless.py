@@ -15,7 +15,7 @@ import csstdask
 from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe
-from csstdask.mock.recipe import Pointing, Sky, SkyField, Slitless
+from csstdask.mock.recipe_tables import Pointing, Sky, SkyField, Slitless
 from csstdask.mock.slitless_camera import true_flat, true_sensitivity
 from csstdask.pipeline.mock_survey import mock
 from csstdask.report import write_mock_report

@@ -18,11 +18,12 @@ import csstdask
 from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.mock import load_recipe
-from csstdask.mock.render import check_recipe, unit_digest
-from csstdask.mock.telemetry import CHANNELS
+from csstdask.mock.conditions import CHANNELS
+from csstdask.mock.recipe_checks import check_recipe
+from csstdask.mock.unit_digest import unit_digest
 from csstdask.mock.zeropoint_units import true_zero_points, unit_conditions
 from csstdask.pipeline.mock_survey import mock
-from csstdask.store.campaign import read_header
+from csstdask.store.unit_metadata import read_header
 
 CSST = load_instrument("csst")
 BUNDLED = load_recipe("zeropoint", scale=0.25)
@@ -136,7 +137,7 @@ def test_reference_catalogue_holds_the_stars_of_the_frames(campaign):
 
 def test_one_detector_has_few_reference_stars(campaign):
     full = load_recipe("zeropoint")
-    from csstdask.mock.catalogue import unit_catalogue
+    from csstdask.mock.unit_catalogue import unit_catalogue
 
     def reference_stars(detector: int) -> list[int]:
         units = (unit_catalogue(full, CSST, index, detector) for index in range(4))

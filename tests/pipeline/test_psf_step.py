@@ -14,7 +14,7 @@ import csstdask
 from csstdask.core.errors import InputError
 from csstdask.engine.work_units import parse_selection
 from csstdask.mock import Recipe
-from csstdask.mock.recipe import Sky
+from csstdask.mock.recipe_tables import Sky
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame

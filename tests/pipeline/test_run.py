@@ -25,8 +25,8 @@ from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.run import run as full_run
 from csstdask.pipeline.score import score_run
 from csstdask.pipeline.status import status
-from csstdask.store.campaign import write_unit_pixels
-from csstdask.store.zarr_arrays import shard_path
+from csstdask.store.campaign_pixels import write_unit_pixels
+from csstdask.store.shards import shard_path
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from csstdask.engine.work_units import Unit, parse_selection
 from csstdask.pipeline.config import load_config
 from csstdask.pipeline.export import export
 from csstdask.pipeline.status import reproduce_command, status
-from csstdask.store.zarr_arrays import shard_path
+from csstdask.store.shards import shard_path
 
 FIRST = Unit("10100000001", 7)
 

@@ -17,9 +17,10 @@ from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.prepare import check_inputs, prepare, resolve_inputs
 from csstdask.pipeline.steps.zeropoint import MAX_REPAIRED_FRACTION, ZEROPOINT, ZEROPOINT_STARS, _catalogue, solve_unit
-from csstdask.store.campaign import Campaign, UnitMetadata
+from csstdask.store.campaign import Campaign
 from csstdask.store.schema import NO_TIME
 from csstdask.store.tables import write_table
+from csstdask.store.unit_metadata import UnitMetadata
 from csstdask.zeropoint.matched_stars import MatchedStars
 from csstdask.zeropoint.photometry import light_outside_box
 

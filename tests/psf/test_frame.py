@@ -11,7 +11,7 @@ from csstdask.arrays.sources import measure_sources
 from csstdask.cosmicray import inpaint
 from csstdask.instrument import load_instrument
 from csstdask.mock import Recipe, render_unit
-from csstdask.mock.recipe import Optics, Sky
+from csstdask.mock.recipe_tables import Optics, Sky
 from csstdask.psf.frame import choose_model, compare_stars, fit_frame, supports_band
 
 DETECTOR = 7

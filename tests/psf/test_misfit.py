@@ -16,7 +16,7 @@ from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.steps import STEPS
 from csstdask.psf.field_file import card_of, read_field, write_field
 from csstdask.psf.misfit import MISFIT, stacked_misfit
-from csstdask.store.campaign import UnitMetadata
+from csstdask.store.unit_metadata import UnitMetadata
 
 DETECTOR = 7
 

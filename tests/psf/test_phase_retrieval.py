@@ -9,7 +9,7 @@ from scipy.stats import multivariate_normal
 from csstdask.instrument import load_instrument
 from csstdask.metrics.psf import draw_stars, psf_errors
 from csstdask.mock.psf import AT_LAUNCH, PsfModel
-from csstdask.mock.recipe import Nodes, Optics
+from csstdask.mock.recipe_tables import Nodes, Optics
 from csstdask.nn.card import read_card
 from csstdask.psf.basis import BASIS_PIXELS, BASIS_SIZE, Prior, load_basis, resample
 from csstdask.psf.field import to_unit_square

@@ -9,7 +9,7 @@ import pytest
 from quick import quick_run
 
 from csstdask.report import write_report
-from csstdask.store.zarr_arrays import shard_path
+from csstdask.store.shards import shard_path
 
 
 @pytest.fixture(scope="session")

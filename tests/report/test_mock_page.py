@@ -51,7 +51,7 @@ def test_the_page_of_a_stamp_set(tmp_path):
 
 def test_a_store_that_is_no_mock(tmp_path):
     from csstdask.instrument import load_instrument
-    from csstdask.store.campaign import create_campaign
+    from csstdask.store.campaign_creation import create_campaign
 
     create_campaign(tmp_path / "c.zarr", load_instrument("csst"), (64, 64), "electron s-1", [7])
     with pytest.raises(InputError, match="without a recipe"):

@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 from csstdask.cli import app
 from csstdask.engine.work_units import parse_selection
 from csstdask.mock import Recipe
-from csstdask.mock.recipe import Pointing, Sensor, SkyField
+from csstdask.mock.recipe_tables import Pointing, Sensor, SkyField
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.mock_survey import mock
 from csstdask.report import write_report
 from csstdask.report.cosmic_rays import evaluate_run, review_run
-from csstdask.store.campaign import read_unit_pixels, write_unit_pixels
+from csstdask.store.campaign_pixels import read_unit_pixels, write_unit_pixels
 
 CONFIG = RunConfig.model_validate({"detect": {"model": "lacosmic"}})
 HOT = (101, 57)

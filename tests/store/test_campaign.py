@@ -13,8 +13,11 @@ import zarr
 import csstdask
 from csstdask.core.errors import StoreError
 from csstdask.instrument import load_instrument
-from csstdask.store.campaign import Campaign, UnitMetadata, create_campaign, write_unit_pixels
-from csstdask.store.zarr_arrays import shard_path
+from csstdask.store.campaign import Campaign
+from csstdask.store.campaign_creation import create_campaign
+from csstdask.store.campaign_pixels import write_unit_pixels
+from csstdask.store.shards import shard_path
+from csstdask.store.unit_metadata import UnitMetadata
 
 
 def test_plain_xarray_reads_every_store_without_a_warning(small_campaign):

@@ -9,7 +9,7 @@ from csstdask.mock.recipe import Recipe
 from csstdask.pipeline.mock_survey import mock
 from csstdask.store.campaign import Campaign
 from csstdask.store.electrons import electrons_per_data_unit, read_electrons
-from csstdask.store.zarr_arrays import read_shard
+from csstdask.store.shards import read_shard
 
 
 @pytest.fixture(scope="module")

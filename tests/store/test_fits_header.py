@@ -10,7 +10,7 @@ from astropy.io import fits
 
 from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
-from csstdask.instrument.model import Keywords, Time
+from csstdask.instrument.file_layout import Keywords, Time
 from csstdask.store.fits_header import HeaderLookup, start_time
 from csstdask.store.schema import NO_TIME
 

@@ -108,10 +108,10 @@ def test_many_positions_at_once(campaign):
 
 def test_positions_that_nothing_covers(campaign):
     sky = campaign.csst.with_sky()
-    with pytest.raises(KeyError, match="no unit here covers"):
+    with pytest.raises(KeyError, match="no unit covers"):
         sky.sel(ra=180.0, dec=60.0, method="nearest")
     ra, dec = expected(campaign, "10100000001", 8, 10, 10)
-    with pytest.raises(KeyError, match="no unit here covers"):
+    with pytest.raises(KeyError, match="no unit covers"):
         sky.isel(x=slice(20, None)).sel(detector=8).sel(ra=ra, dec=dec, method="nearest")
     with pytest.raises(ValueError, match="nearest"):
         sky.sel(ra=ra, dec=dec)
@@ -192,5 +192,5 @@ def test_what_cannot_be_combined_says_what_to_do(campaign):
     ):
         with pytest.raises(ValueError, match="drop_vars"):
             combine()
-    with pytest.raises(KeyError, match="no pixels here"):
+    with pytest.raises(KeyError, match="no pixels"):
         sky.isel(x=slice(0, 0)).sel(ra=1.0, dec=1.0, method="nearest")

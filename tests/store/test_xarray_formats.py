@@ -18,9 +18,9 @@ from csstdask.instrument import Instrument, validate_instrument
 from csstdask.pipeline.config import RunConfig
 from csstdask.store.campaign import Campaign
 from csstdask.store.schema import NO_TIME
+from csstdask.store.shards import shard_path
 from csstdask.store.tables import read_table, table_path
 from csstdask.store.xarray_formats import decode_time
-from csstdask.store.zarr_arrays import shard_path
 
 ENGINES = {"scipy": "scipy", "h5netcdf": "h5netcdf", "netcdf4": "netCDF4"}
 

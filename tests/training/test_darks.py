@@ -12,9 +12,12 @@ from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
 from csstdask.mock.event_libraries import read_event_library
-from csstdask.mock.recipe import CosmicRays
+from csstdask.mock.recipe_tables import CosmicRays
 from csstdask.pipeline.ingest import ingest
-from csstdask.store.campaign import Campaign, UnitMetadata, create_campaign, write_unit_pixels
+from csstdask.store.campaign import Campaign
+from csstdask.store.campaign_creation import create_campaign
+from csstdask.store.campaign_pixels import write_unit_pixels
+from csstdask.store.unit_metadata import UnitMetadata
 from csstdask.training.cosmicray.examples import load_material
 from csstdask.training.labels.darks import extract_detector_events, label_darks
 

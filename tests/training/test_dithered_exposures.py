@@ -14,10 +14,10 @@ from scipy.ndimage import binary_dilation
 from csstdask.core.errors import InputError
 from csstdask.datasets.labelled_units import select_units
 from csstdask.mock import Recipe
-from csstdask.mock.recipe import Pointing, Sky, SkyField
+from csstdask.mock.recipe_tables import Pointing, Sky, SkyField
 from csstdask.pipeline.mock_survey import mock
 from csstdask.store.campaign import Campaign
-from csstdask.store.zarr_arrays import read_shard
+from csstdask.store.shards import read_shard
 from csstdask.training.cosmicray.examples import from_labelled_frame, load_material
 from csstdask.training.labels.dithered_exposures import Exposure, _same_field, label_exposures, label_repeats
 from csstdask.training.labels.registration import fit_pixel_map, register, resample, shifted

@@ -18,7 +18,8 @@ from csstdask.datasets.labelled_units import select_units
 from csstdask.evaluation.cosmicray import methods, real
 from csstdask.evaluation.cosmicray.evaluate import evaluate_cosmicray, summary_lines
 from csstdask.mock.event_libraries import STIS_PAIRS, pair_exposures
-from csstdask.mock.recipe import CosmicRays, Recipe, SkyField
+from csstdask.mock.recipe import Recipe
+from csstdask.mock.recipe_tables import CosmicRays, SkyField
 from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network
 from csstdask.pipeline.mock_survey import mock

@@ -39,7 +39,7 @@ from csstdask.instrument import electrons_per_unit, load_instrument
 from csstdask.metrics.detection import Bool, DetectionCase, Float, score
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
 from csstdask.mock.event_libraries import STIS_PAIRS, EventLibrary, pair_exposures
-from csstdask.mock.recipe import CosmicRays, Split
+from csstdask.mock.recipe_tables import CosmicRays, Split
 from csstdask.training.cosmicray.examples import ContaminatedFrame, add_cosmic_rays, load_material
 
 _SEED = 1999

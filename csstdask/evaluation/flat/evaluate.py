@@ -32,8 +32,8 @@ from csstdask.pipeline.mock_survey import mock
 from csstdask.pipeline.run import run
 from csstdask.pipeline.steps.extract import STAR_RATIOS
 from csstdask.store.campaign import Campaign
+from csstdask.store.shards import read_shard
 from csstdask.store.tables import unit_file_path
-from csstdask.store.zarr_arrays import read_shard
 
 Float = npt.NDArray[np.float64]
 Say = Callable[[str], None]

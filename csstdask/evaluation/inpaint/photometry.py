@@ -36,7 +36,7 @@ from csstdask.instrument import load_instrument
 from csstdask.metrics.detection import Bool, Float
 from csstdask.mock import Recipe
 from csstdask.mock.catalogue import Catalogue
-from csstdask.mock.render import expected_light
+from csstdask.mock.expected_image import expected_light
 from csstdask.nn.models import find_card
 from csstdask.psf.frame import supports_band
 

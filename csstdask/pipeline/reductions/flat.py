@@ -17,7 +17,8 @@ from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.reduction import Reduced, Reduction, ReductionProduct
 from csstdask.pipeline.steps.extract import EXTRACT, STAR_RATIOS, slitless_description
 from csstdask.store.campaign import Campaign
-from csstdask.store.zarr_arrays import get_array, open_group
+from csstdask.store.store_metadata import open_group
+from csstdask.store.zarr_arrays import get_array
 
 if TYPE_CHECKING:
     from csstdask.engine.partials import Partial

@@ -20,7 +20,8 @@ from csstdask.pipeline.steps.zeropoint import ZEROPOINT, ZEROPOINT_STARS
 from csstdask.pipeline.zeropoint_inputs import check_unchanged, uses_network
 from csstdask.store.campaign import Campaign
 from csstdask.store.schema import UNIT_DIMS
-from csstdask.store.zarr_arrays import get_array, open_group
+from csstdask.store.store_metadata import open_group
+from csstdask.store.zarr_arrays import get_array
 
 if TYPE_CHECKING:
     from csstdask.engine.partials import Partial

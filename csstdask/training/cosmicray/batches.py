@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from csstdask.cosmicray.unet import CHANNELS
 from csstdask.datasets.labelled_units import select_units
-from csstdask.mock.recipe import Split
+from csstdask.mock.recipe_tables import Split
 from csstdask.nn.device import TrainingPrecision, autocast
 from csstdask.training.cosmicray.config import DetectionTrainingConfig
 from csstdask.training.cosmicray.examples import Examples, Kind, Material, draw_examples, joined, load_material

@@ -32,7 +32,7 @@ from csstdask.mock.event_libraries import (
     pair_exposures,
     read_event_library,
 )
-from csstdask.mock.recipe import CosmicRays, Split
+from csstdask.mock.recipe_tables import CosmicRays, Split
 
 #: How far above the sky a source's pixels begin [sigma].
 _SOURCE_SIGMA = 3.0

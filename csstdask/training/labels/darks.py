@@ -24,8 +24,9 @@ from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.morphology import EIGHT_NEIGHBOURS, hysteresis_threshold, min_recurrences
 from csstdask.core.errors import InputError
 from csstdask.mock.event_libraries import EventLibrary, write_event_library
-from csstdask.store.campaign import Campaign, UnitMetadata
+from csstdask.store.campaign import Campaign
 from csstdask.store.electrons import read_electrons
+from csstdask.store.unit_metadata import UnitMetadata
 from csstdask.training.labels.registration import nan_median
 
 Image = npt.NDArray[np.float32]

@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from csstdask.arrays.background import estimate_background
 from csstdask.core.errors import InputError
-from csstdask.store.campaign import Campaign, label_identity
+from csstdask.store.campaign import Campaign
+from csstdask.store.campaign_truth import label_identity
 from csstdask.store.electrons import electrons_per_data_unit, read_electrons
-from csstdask.store.zarr_arrays import read_shard
+from csstdask.store.shards import read_shard
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
