@@ -1,5 +1,15 @@
 """csstdask: reprocessing of space-telescope surveys on chunked arrays.
 
+Main entry points:
+
+* `open_campaign`, `open_run`: open stores as lazy xarray datasets with the accessor ``.csst``;
+* `clean`, `cosmicray`: detect and repair cosmic rays of one frame;
+* `psf`: reconstruct point spread functions from star stamps;
+* `flux`: spectra, SEDs and flat-field cubes of slitless data;
+* `zeropoint`: photometric zero points.
+
+Examples
+--------
 >>> import csstdask
 >>> campaign = csstdask.open_campaign("campaign.zarr")  # doctest: +SKIP
 >>> run = csstdask.open_run("run.zarr")  # doctest: +SKIP
@@ -19,20 +29,20 @@ if TYPE_CHECKING:
 
 try:
     __version__ = version("csstdask")
-except PackageNotFoundError:  # a source tree that was never installed
+except PackageNotFoundError:  # source tree that is not installed
     __version__ = "0"
 
 __all__ = ["__version__", "clean", "cosmicray", "flux", "open_campaign", "open_run", "psf", "zeropoint"]
 
-_ROOMS = {"cosmicray", "flux", "psf", "zeropoint"}
-#: Where public names live. They are imported when first asked for, so that `import csstdask` is quick.
-_HOMES = {
+_SUBPACKAGES = {"cosmicray", "flux", "psf", "zeropoint"}
+_MODULES = {
     "clean": "csstdask.cosmicray.clean",
     "open_campaign": "csstdask.store.campaign_dataset",
     "open_run": "csstdask.pipeline.views",
 }
-#: Those whose results have the xarray accessor.
-_DATASETS = {"open_campaign", "open_run"}
+"""Modules of the public functions, imported on first use so that `import csstdask` is fast."""
+_RETURN_DATASETS = {"open_campaign", "open_run"}
+"""Functions whose results need the xarray accessor."""
 
 
 def __dir__() -> list[str]:
@@ -40,10 +50,10 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name in _SUBPACKAGES:
         return import_module(f"csstdask.{name}")
-    if name in _HOMES:
-        if name in _DATASETS:
+    if name in _MODULES:
+        if name in _RETURN_DATASETS:
             import_module("csstdask.accessor")
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'csstdask' has no attribute {name!r}")

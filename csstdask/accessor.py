@@ -1,209 +1,161 @@
-"""The notebook's door: ``campaign.csst`` on an xarray.Dataset, lazy, with the run's own kernels inside."""
+"""The xarray accessor ``.csst``: methods of campaigns and runs, lazy where they return pixels."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import xarray as xr
-from astropy import units as u
-from astropy.coordinates import Angle, SkyCoord
-from threadpoolctl import threadpool_limits
 
 from csstdask.core.errors import InputError
-from csstdask.core.settings import validate_settings
 from csstdask.flux.flat import Flat
-from csstdask.instrument import Instrument, pixel_of, validate_instrument
+from csstdask.instrument import Instrument, validate_instrument
 from csstdask.pipeline.calibrations import current_flat
-from csstdask.pipeline.config import RunConfig, load_config
-from csstdask.pipeline.frame import Frame
+from csstdask.pipeline.lazy_products import RunSettings, lazy_product
 from csstdask.pipeline.source_tables import SourceTables
 from csstdask.pipeline.status import load_plan
-from csstdask.pipeline.step import Step
-from csstdask.pipeline.steps import apply_steps
-from csstdask.pipeline.steps.detect import DETECT
-from csstdask.pipeline.steps.psf import PSF
-from csstdask.pipeline.steps.repair import REPAIR
 from csstdask.psf.field import interpolate_nodes, to_unit_square
 from csstdask.store.fits_backend import CsstBackend
-from csstdask.store.schema import NO_TIME
-from csstdask.store.sky_index import sky_coordinates, units_near, wcs_of
-from csstdask.store.unit_metadata import UnitMetadata
+from csstdask.store.sky_cutouts import cut_out
+from csstdask.store.sky_index import sky_coordinates
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["CsstAccessor", "CsstBackend"]
 
-#: Settings of a run, as callers may give them.
-Settings = RunConfig | Mapping[str, Any] | str | Path | None
-
-#: Systems of equations are solved on one thread, as in a run, so that the bits are the same.
-_SOLVING = Lock()
-
-
-def _unit_products(
-    sci: npt.NDArray[Any],
-    wht: npt.NDArray[Any],
-    flag: npt.NDArray[Any],
-    exptime: float,
-    gain: float,
-    read_noise: float,
-    detector: int,
-    kind: int,
-    band: int,
-    *,
-    words: tuple[str, ...],
-    units: str,
-    instrument: Instrument,
-    config: RunConfig,
-    repair: bool,
-) -> npt.NDArray[Any]:
-    """Return the mask, or the repaired frame, of one unit or cut-out, by the steps of a run."""
-    if not np.isfinite(sci).any():
-        return sci if repair else np.zeros(sci.shape, dtype=bool)
-    number = (float(exptime), NO_TIME, float(gain), float(read_noise))
-    metadata = UnitMetadata("", int(detector), words[int(kind)], words[int(band)], *number, "")
-    planes = {"sci": sci, "wht": wht, "flag": flag}
-    frame = Frame(metadata, instrument, units, lambda name: planes[name].copy(), lambda name: planes[name])
-    if metadata.kind not in DETECT.kinds:  # a run does not process such frames
-        return sci if repair else np.zeros(sci.shape, dtype=bool)
-    apply_steps(frame, [REPAIR.name if repair else DETECT.name], config, _alone_if_solving)
-    hit = frame.product("cr_mask")
-    if not repair:
-        return hit
-    repaired = hit & np.isfinite(frame.product("repair_variance"))
-    return np.where(repaired, frame.product("repair"), sci)
-
-
-@contextlib.contextmanager
-def _alone_if_solving(step: Step) -> Iterator[None]:
-    """Let a step that solves equations run alone, on one thread."""
-    if step.name not in (PSF.name, REPAIR.name):
-        yield
-        return
-    with _SOLVING, threadpool_limits(1, "blas"):
-        yield
-
-
-def _settings(config: Settings) -> RunConfig:
-    """Return settings from what a caller gives: a RunConfig, a dict, the path of a TOML file, or None."""
-    if config is None or isinstance(config, str | Path):
-        return load_config(None if config is None else Path(config))
-    return config if isinstance(config, RunConfig) else validate_settings(RunConfig, config, "config", "valid settings")
+_PREVIEW_STEP = 16
+"""Step between the pixels of which `plot_focal_plane` takes the median [pixel]."""
 
 
 @xr.register_dataset_accessor("csst")
 class CsstAccessor:
-    """Methods of a campaign, or of a selection from one."""
+    """Methods of a campaign, a run, or a selection from one.
+
+    The accessor is available on datasets from `csstdask.open_campaign` and `csstdask.open_run`; for other datasets
+    import `csstdask.accessor` first.
+
+    Examples
+    --------
+    >>> campaign = csstdask.open_campaign("campaign.zarr")  # doctest: +SKIP
+    >>> campaign.csst.clean().sel(detector=8).isel(exposure=0).compute()  # doctest: +SKIP
+    """
 
     def __init__(self, dataset: xr.Dataset) -> None:
         self._dataset = dataset
 
     @property
     def instrument(self) -> Instrument:
-        """Return the camera."""
+        """Return the camera.
+
+        Raises
+        ------
+        InputError
+            If the dataset does not describe one.
+
+        Examples
+        --------
+        >>> campaign.csst.instrument.name  # doctest: +SKIP
+        'csst'
+        """
         if "instrument" not in self._dataset.attrs:
             raise InputError("dataset", "no instrument among its attributes", "a campaign, from csstdask.open_campaign")
         return validate_instrument(self._dataset.attrs["instrument"], "dataset.attrs['instrument']")
 
-    def _made(self, config: Settings, *, repair: bool) -> xr.DataArray:
-        data = self._dataset
-        if "sci" not in data:
-            raise InputError(
-                "dataset", "no raw planes (sci, wht, flag)", "a campaign; a run has cr_mask and clean already"
-            )
-        planes = [data[name].chunk({"y": -1, "x": -1}) for name in ("sci", "wht", "flag")]
-        words, codes = _coded(data["kind"], data["band"])
-        made: xr.DataArray = xr.apply_ufunc(
-            _unit_products,
-            *planes,
-            data["exptime"],
-            data["gain"],
-            data["read_noise"],
-            data["detector"],
-            *codes,
-            kwargs={
-                "words": words,
-                "units": data["sci"].attrs["units"],
-                "instrument": self.instrument,
-                "config": _settings(config),
-                "repair": repair,
-            },
-            input_core_dims=[["y", "x"]] * 3 + [[]] * 6,
-            output_core_dims=[["y", "x"]],
-            vectorize=True,
-            dask="parallelized",
-            output_dtypes=[np.float32 if repair else bool],
-        )
-        return made
+    def detect_cosmic_rays(self, config: RunSettings = None) -> xr.DataArray:
+        """Detect cosmic rays, lazily, with one block per detector.
 
-    def detect_cosmic_rays(self, config: Settings = None) -> xr.DataArray:
-        """Return ``cr_mask`` (exposure, detector, y, x), lazily, one block a detector.
+        On complete frames the result is what a run stores. On a cut-out the background is that of the cut-out, so
+        pixels near the threshold may differ.
 
-        `config` holds the settings of a run: a `RunConfig`, a dict, or the path of a TOML file.
+        Parameters
+        ----------
+        config : RunConfig, dict or path, optional
+            Settings of a run, such as ``{"detect": {"model": "lacosmic"}}`` or the path of a TOML file.
 
-        On whole frames it is what a run stores for the kinds it processes. On a cut-out
-        the sky is that of the cut-out, so borderline pixels may differ.
+        Returns
+        -------
+        xarray.DataArray
+            ``cr_mask``, bool (exposure, detector, y, x).
+
+        Raises
+        ------
+        InputError
+            If the dataset has no raw planes, or the settings are invalid.
+
+        Examples
+        --------
+        >>> mask = campaign.csst.detect_cosmic_rays()  # doctest: +SKIP
+        >>> mask.sel(detector=8).mean(("y", "x")).compute()  # doctest: +SKIP
         """
-        return self._made(config, repair=False).rename("cr_mask")
+        return lazy_product(self._dataset, self.instrument, config, repair=False).rename("cr_mask")
 
-    def clean(self, config: Settings = None) -> xr.DataArray:
-        """Return ``sci`` with cosmic rays repaired, lazily, in the units of ``sci``."""
-        clean = self._made(config, repair=True).rename("clean")
+    def clean(self, config: RunSettings = None) -> xr.DataArray:
+        """Detect and repair cosmic rays, lazily, with one block per detector.
+
+        Parameters
+        ----------
+        config : RunConfig, dict or path, optional
+            Settings of a run.
+
+        Returns
+        -------
+        xarray.DataArray
+            ``clean``, the repaired ``sci`` in its units (exposure, detector, y, x).
+
+        Raises
+        ------
+        InputError
+            If the dataset has no raw planes, or the settings are invalid.
+
+        Examples
+        --------
+        >>> campaign.csst.clean().isel(exposure=0, detector=0).plot.imshow(robust=True)  # doctest: +SKIP
+        """
+        clean = lazy_product(self._dataset, self.instrument, config, repair=True).rename("clean")
         clean.attrs = dict(self._dataset["sci"].attrs)
         return clean
 
     def sel_sky(self, ra: Any, dec: Any, size: Any) -> list[xr.Dataset]:
-        """Return cut-outs of all units that cover a position on the sky.
+        """Return lazy cut-outs of all units that cover a position on the sky.
 
         Parameters
         ----------
         ra, dec : float or Quantity
-            [deg].
+            Position, ICRS [deg].
         size : float or Quantity
-            Side of the cut-out [arcsec].
+            Side length of the cut-outs [arcsec].
 
         Returns
         -------
         list of xarray.Dataset
-            One for each unit, lazy, cut at the edges of the detector; units without a usable WCS are left out.
+            One for each unit, cropped at the edges of the detector. Units without a usable WCS are left out.
+
+        Examples
+        --------
+        >>> for cutout in campaign.csst.sel_sky(150.1, 2.2, 10):  # doctest: +SKIP
+        ...     print(cutout["exposure"].item(), cutout["sci"].shape)
         """
-        position = SkyCoord(Angle(ra, u.deg), Angle(dec, u.deg))
-        side = Angle(size, u.arcsec).deg
-        found = []
-        for row, column in units_near(self._dataset, position, side):
-            here = {"exposure": row, "detector": column}
-            one = self._dataset.isel({dim: here[dim] for dim in here if dim in self._dataset.sizes})
-            wcs = wcs_of(str(one["header"].values))
-            rows, columns = _pixels(one, "y"), _pixels(one, "x")
-            if not (len(rows) and len(columns)):
-                continue
-            pixel = None if wcs is None else pixel_of(wcs, position, (int(rows.max()) + 1, int(columns.max()) + 1))
-            if wcs is None or pixel is None:
-                continue
-            half = 0.5 * side / np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix)))
-            windows = {"y": _window(rows, pixel[1], half), "x": _window(columns, pixel[0], half)}
-            if all(window.stop > window.start for window in windows.values()):
-                found.append(one.isel(windows))
-        return found
+        return cut_out(self._dataset, ra, dec, size)
 
     def with_sky(self) -> xr.Dataset:
         """Return the dataset with lazy coordinates ``ra`` and ``dec`` for each pixel.
 
-        They are computed from the headers for the pixels that are looked at, and kept by selections. Drop them
-        (``drop_vars(["ra", "dec"])``) before whole frames are written or loaded.
+        The coordinates are computed from the headers for the pixels that are read, and are preserved by selections.
+        Drop them (``drop_vars(["ra", "dec"])``) before complete frames are written or loaded.
 
         Returns
         -------
         xarray.Dataset
             With ``ra`` and ``dec`` [deg, ICRS] over (exposure, detector, y, x).
+
+        Raises
+        ------
+        InputError
+            If the dataset has no headers.
 
         Examples
         --------
@@ -217,59 +169,69 @@ class CsstAccessor:
     def psf_at(
         self, x: npt.ArrayLike, y: npt.ArrayLike, *, exposure: int | str = 0, detector: int | None = None
     ) -> xr.DataArray:
-        """Return the PSF of a unit at places, from a run's nodes.
+        """Return the PSF of a unit at positions, interpolated between the nodes of a run.
 
         Parameters
         ----------
         x, y : array-like (n,)
-            Zero-based [pixel].
+            Zero-based positions on the detector [pixel].
         exposure : int or str
-            Index or id; not needed where the dataset holds one.
-        detector : int
-            Its id; not needed where the dataset holds one.
+            Index or id; not needed if the dataset contains a single exposure.
+        detector : int, optional
+            Detector id; not needed if the dataset contains a single detector.
 
         Returns
         -------
         xarray.DataArray (place, v, u)
-            Effective PSF (native pixel included) in half pixels, centred on ``[32, 32]``, sums to 1; NaN where the run
-            has none.
+            Effective PSF (native pixel included) in half pixels, centred on ``[32, 32]``, sums to 1; NaN if the run has
+            none.
 
         Raises
         ------
+        InputError
+            If the dataset has no PSF.
         ValueError
-            If a place is off the detector.
+            If a position is off the detector.
+
+        Examples
+        --------
+        >>> run.csst.psf_at([100.0], [2000.0], exposure=0, detector=8)  # doctest: +SKIP
         """
         data = self._dataset
         if "psf" not in data:
             raise InputError("dataset", "no psf", "a run with the step psf")
         images = _one_detector(_one_exposure(data, exposure), detector)["psf"].values
-        across, down = (np.atleast_1d(np.asarray(place, dtype=np.float64)) for place in (x, y))
-        # Of the whole detector, of which this may be a cut-out: nodes are equal parts of it apart.
+        columns, rows = (np.atleast_1d(np.asarray(position, dtype=np.float64)) for position in (x, y))
+        # The nodes divide the complete detector into equal parts, also if this dataset is a cut-out.
         ny, nx = (float(data[name][1] - data[name][0]) * data.sizes[name] for name in ("y_psf", "x_psf"))
-        u, v = to_unit_square(across, down, (round(ny), round(nx)))
+        u, v = to_unit_square(columns, rows, (round(ny), round(nx)))
         if (np.abs(np.concatenate([u, v])) > 1).any():
-            raise ValueError(f"x, y: found a place off the detector; wanted 0 to {round(nx) - 1} and {round(ny) - 1}")
+            wanted = f"0 to {round(nx) - 1} and {round(ny) - 1}"
+            raise ValueError(f"x, y: found a position off the detector; wanted {wanted}")
         image = interpolate_nodes(images, u, v)
-        return xr.DataArray(image, dims=("place", "v", "u"), coords={"x": ("place", across), "y": ("place", down)})
+        return xr.DataArray(image, dims=("place", "v", "u"), coords={"x": ("place", columns), "y": ("place", rows)})
 
     def flat(self, detector: int | None = None) -> Flat:
-        """Return the flat-field cube and sensitivity of a slitless detector, from a run.
+        """Return the flat-field cube and sensitivity of a slitless detector of a run.
 
         Parameters
         ----------
-        detector : int
-            Its id; not needed where the dataset holds one.
+        detector : int, optional
+            Detector id; not needed if the dataset contains a single detector.
 
         Returns
         -------
         csstdask.flux.Flat
-            Its methods evaluate it anywhere, with variance and flags: `evaluate`, `variance`, `to_dataarray`, `apply`,
-            `plot`, `to_axe`.
+            Its methods `evaluate`, `variance`, `to_dataarray`, `apply`, `plot` and `to_axe` use it at any position.
 
         Raises
         ------
         InputError
-            If the run has no cube, or none of the present units of this detector.
+            If the run has no cube of the present units of this detector.
+
+        Examples
+        --------
+        >>> run.csst.flat(2).evaluate(x=100, y=200, wavelength=5000.0)  # doctest: +SKIP
         """
         data = self._dataset
         if "flat" not in data or "path" not in data.attrs:
@@ -284,22 +246,27 @@ class CsstAccessor:
     def flat_cube(self, band: str, *, chunks: Any = None) -> xr.DataArray:
         """Return the flats of all detectors of a band as one lazy array.
 
+        Values are computed for the parts that are read; the cube of one detector would take 65 GB.
+
         Parameters
         ----------
         band : str
-            A slitless band: its detectors have one grid of wavelengths.
+            Slitless band; its detectors share a wavelength grid.
         chunks : optional
-            As Dask has it, for (wavelength, y, x) of a detector.
+            Chunks of (wavelength, y, x) of a detector, in any form that Dask accepts.
 
         Returns
         -------
         xarray.DataArray (detector, wavelength, y, x)
-            Values are computed for the parts that are looked at: a whole cube would be 65 GB a detector.
 
         Raises
         ------
         InputError
             If the run has no cube of this band.
+
+        Examples
+        --------
+        >>> run.csst.flat_cube("GV").sel(detector=2).isel(wavelength=0)  # doctest: +SKIP
         """
         instrument = self.instrument
         known = np.atleast_1d(self._dataset["detector"].values).tolist()
@@ -315,34 +282,38 @@ class CsstAccessor:
         Parameters
         ----------
         exposure : int or str, optional
-            Index or id; by default all exposures of the dataset.
+            Index or id; default: all exposures of the dataset.
         detector : int, optional
-            Id; by default all detectors of the dataset.
+            Detector id; default: all detectors of the dataset.
 
         Returns
         -------
         pandas.DataFrame
-            Rows of the units whose source table is done, fluxes in electron s-1. ``mag`` (AB) is of the Kron ``flux``,
-            ``mag_aperture`` of ``flux_aperture`` corrected to the total light of a star; their errors include that of
-            the zero point. NaN where the zero points of the run are not done for its present units. See
-            `csstdask.pipeline.source_tables.read_sources`.
+            Sources of the units whose source table is done, with fluxes in e-/s. ``mag`` (AB) is that of the Kron
+            ``flux``, ``mag_aperture`` that of ``flux_aperture`` corrected to the total light of a star. Their errors
+            include that of the zero point. Magnitudes are NaN if the zero points of the run are not up to date.
 
         Raises
         ------
         InputError
-            If the dataset is not a run, or the source table of no unit is done.
+            If the dataset is not a run, or no source table is done.
+
+        Examples
+        --------
+        >>> table = run.csst.sources(exposure=0, detector=8)  # doctest: +SKIP
+        >>> table[["ra", "dec", "mag", "mag_err"]].head()  # doctest: +SKIP
         """
         data = self._dataset
         if "path" not in data.attrs or "campaign_path" not in data.attrs:
             raise InputError("dataset", "no run", "a run, from csstdask.open_run")
-        some = data if exposure is None else _one_exposure(data, exposure)
-        some = some if detector is None else _one_detector(some, detector)
+        selected = data if exposure is None else _one_exposure(data, exposure)
+        selected = selected if detector is None else _one_detector(selected, detector)
         root = Path(data.attrs["path"])
         table = SourceTables(root, load_plan(root, data.attrs["campaign_path"]))
         units = [
             (str(name), int(one))
-            for name in np.atleast_1d(some["exposure"].values)
-            for one in np.atleast_1d(some["detector"].values)
+            for name in np.atleast_1d(selected["exposure"].values)
+            for one in np.atleast_1d(selected["detector"].values)
             if table.is_done(str(name), int(one))
         ]
         if not units:
@@ -350,20 +321,30 @@ class CsstAccessor:
         return pa.concat_tables([table.read(*unit) for unit in units]).to_pandas()
 
     def plot_focal_plane(self, name: str = "sci", *, exposure: int | str = 0, ax: Any = None) -> Any:
-        """Draw one number a detector at its place in the focal plane: the median of an array, or a metric.
+        """Plot one number per detector at its position in the focal plane.
 
         Parameters
         ----------
         name : str
-            A variable over (exposure, detector) or (exposure, detector, y, x); of the latter every 16th
-            pixel is looked at.
+            A variable over (exposure, detector), or over (exposure, detector, y, x), of which the median of every 16th
+            pixel is shown.
         exposure : int or str
             Index or id.
         ax : matplotlib.axes.Axes, optional
+            Axes to draw on; default: a new figure.
 
         Returns
         -------
         matplotlib.axes.Axes
+
+        Raises
+        ------
+        InputError
+            If the camera has no focal-plane geometry.
+
+        Examples
+        --------
+        >>> run.csst.plot_focal_plane("n_cr_pixels")  # doctest: +SKIP
         """
         import matplotlib.pyplot as plt  # noqa: PLC0415
         from matplotlib.collections import PatchCollection  # noqa: PLC0415
@@ -375,7 +356,8 @@ class CsstAccessor:
         data = _one_exposure(self._dataset, exposure)
         values = data[name]
         if "y" in values.dims:
-            values = values.isel(y=slice(None, None, 16), x=slice(None, None, 16)).median(("y", "x"))
+            step = slice(None, None, _PREVIEW_STEP)
+            values = values.isel(y=step, x=step).median(("y", "x"))
         numbers = np.atleast_1d(np.asarray(values, dtype=float))
         shown = dict(zip(np.atleast_1d(data["detector"].values).tolist(), numbers.tolist(), strict=True))
         ax = ax if ax is not None else plt.subplots(figsize=(6, 6))[1]
@@ -397,17 +379,8 @@ class CsstAccessor:
         return ax
 
 
-def _coded(*texts: xr.DataArray) -> tuple[tuple[str, ...], list[xr.DataArray]]:
-    """Return words, and arrays of text as numbers of them: Dask takes numbers."""
-    words = sorted({str(value) for text in texts for value in np.ravel(text.values)})
-    return tuple(words), [
-        text.copy(data=np.reshape([words.index(str(value)) for value in np.ravel(text.values)], text.shape))
-        for text in texts
-    ]
-
-
 def _one_exposure(data: xr.Dataset, exposure: int | str) -> xr.Dataset:
-    """Return one exposure, by index or id; a dataset of one exposure as it is."""
+    """Return one exposure by index or id; a dataset of a single exposure is returned unchanged."""
     if "exposure" in data.dims:
         return data.isel(exposure=exposure) if isinstance(exposure, int) else data.sel(exposure=exposure)
     if exposure not in (0, str(data["exposure"].values)):
@@ -416,23 +389,10 @@ def _one_exposure(data: xr.Dataset, exposure: int | str) -> xr.Dataset:
 
 
 def _one_detector(data: xr.Dataset, detector: int | None) -> xr.Dataset:
-    """Return one detector, by id; a dataset of one detector as it is."""
+    """Return one detector by id; a dataset of a single detector is returned unchanged."""
     ids = np.atleast_1d(data["detector"].values).tolist()
     if detector is None and len(ids) > 1:
         raise InputError("detector", "none", f"one of {ids}")
     if detector is not None and detector not in ids:
         raise InputError("detector", repr(detector), f"one of {ids}")
     return data.isel(detector=ids.index(ids[0] if detector is None else detector)) if "detector" in data.dims else data
-
-
-def _pixels(dataset: xr.Dataset, axis: str) -> npt.NDArray[Any]:
-    """Return which pixels of the whole frame a dataset has along an axis."""
-    return np.asarray(dataset[axis].values if axis in dataset.coords else np.arange(dataset.sizes[axis]))
-
-
-def _window(pixels: npt.NDArray[Any], centre: float, half: float) -> slice:
-    """Return the slice of those pixels, in any order, that lie within `half` of a centre; empty if there are none."""
-    if not np.isfinite(centre):
-        return slice(0, 0)
-    inside = np.flatnonzero((pixels >= round(centre - half)) & (pixels <= round(centre + half)))
-    return slice(int(inside.min()), int(inside.max()) + 1) if len(inside) else slice(0, 0)

@@ -1,4 +1,4 @@
-"""The notebook's door: lazy, and with the run's own kernels inside."""
+"""The accessor `.csst`: lazy products equal to those of a run, sky cut-outs and plots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Light that is neither a source nor a cosmic ray: satellite trails, and ghosts of bright stars."""
+"""Draw artefacts: satellite trails and ghosts of bright stars."""
 
 from __future__ import annotations
 
@@ -11,45 +11,62 @@ from csstdask.mock.recipe_tables import Artefacts
 Frame = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
-#: A trail's brightness along its middle [e-/pixel] (log10), and its width, one sigma [pixel].
-_TRAIL_LOG, _TRAIL_SIGMA = (1.0, 2.8), (1.0, 4.0)
-#: A ghost's radius [pixel]: the open pupil, out of focus.
+_TRAIL_LOG_PEAK = (1.0, 2.8)
+"""Range of log10 of the counts along the centre of a trail [e-/pixel]."""
+_TRAIL_SIGMA = (1.0, 4.0)
+"""Range of the width of a trail, 1 sigma [pixel]."""
 _GHOST_RADIUS = (25, 70)
-#: A trail or ghost is flagged where it is above this [e-].
-_NOTICED = 8.0
+"""Range of the radius of a ghost, an image of the open pupil out of focus [pixel]."""
+_FLAG_THRESHOLD = 8.0
+"""Counts above which a trail or ghost is flagged [e-/pixel]."""
 
 
 def draw_trails(
     rng: np.random.Generator, settings: Artefacts, shape: tuple[int, int], exptime: float
 ) -> tuple[Frame | float, Mask]:
-    """Return the light of satellites that cross the frame [e-/s/pixel], and where it is noticed."""
+    """Return the light of satellites that cross the frame [e-/s/pixel] and the flagged pixels.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Random stream.
+    settings : Artefacts
+        Table of the recipe.
+    shape : (int, int)
+        Shape (y, x) of the frame.
+    exptime : float
+        Exposure time [s].
+    """
     ny, nx = shape
-    noticed = np.zeros(shape, dtype=bool)
+    flagged = np.zeros(shape, dtype=bool)
     n = int(rng.poisson(settings.satellites))
     if n == 0:
-        return 0.0, noticed
+        return 0.0, flagged
     light = np.zeros(shape, dtype=np.float32)
     x, y = np.arange(nx, dtype=np.float32)[None, :], np.arange(ny, dtype=np.float32)[:, None]
     for _ in range(n):
         angle, sigma = rng.uniform(0, np.pi), rng.uniform(*_TRAIL_SIGMA)
         px, py = rng.uniform(0, nx), rng.uniform(0, ny)
-        bright = 10 ** rng.uniform(*_TRAIL_LOG)
+        peak = 10 ** rng.uniform(*_TRAIL_LOG_PEAK)
         distance = (x - np.float32(px)) * np.float32(np.sin(angle)) - (y - np.float32(py)) * np.float32(np.cos(angle))
-        counts = np.float32(bright) * np.exp(-0.5 * (distance / np.float32(sigma)) ** 2)
+        counts = np.float32(peak) * np.exp(-0.5 * (distance / np.float32(sigma)) ** 2)
         light += counts / np.float32(exptime)
-        noticed |= counts > _NOTICED
-    return light, noticed
+        flagged |= counts > _FLAG_THRESHOLD
+    return light, flagged
 
 
 def draw_ghosts(
     rng: np.random.Generator, settings: Artefacts, catalogue: Catalogue, shape: tuple[int, int], exptime: float
 ) -> tuple[Frame | float, Mask]:
-    """Return the ghosts of bright stars, mirrored at the frame's middle [e-/s/pixel], and where they are noticed."""
+    """Return the ghosts of bright stars [e-/s/pixel] and the flagged pixels.
+
+    A ghost lies opposite its star with respect to the centre of the frame. Parameters as for `draw_trails`.
+    """
     ny, nx = shape
-    noticed = np.zeros(shape, dtype=bool)
+    flagged = np.zeros(shape, dtype=bool)
     bright = np.flatnonzero(catalogue.is_star & (catalogue.mag < settings.ghosts_above))
     if bright.size == 0 or settings.ghost_share == 0:
-        return 0.0, noticed
+        return 0.0, flagged
     light = np.zeros(shape, dtype=np.float32)
     radius = float(rng.uniform(*_GHOST_RADIUS))
     for i in bright:
@@ -62,5 +79,5 @@ def draw_ghosts(
         disk = np.clip(radius - distance, 0, 1)
         rate = settings.ghost_share * catalogue.flux[i] / (np.pi * radius**2) * disk
         light[rows, columns] += rate.astype(np.float32)
-        noticed[rows, columns] |= rate * exptime > _NOTICED
-    return light, noticed
+        flagged[rows, columns] |= rate * exptime > _FLAG_THRESHOLD
+    return light, flagged

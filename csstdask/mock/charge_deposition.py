@@ -1,8 +1,8 @@
-"""Charge along paths, in whole electrons.
+"""Deposit charge along the paths of particles, in whole electrons.
 
-A cosmic ray is a path of points through the silicon. Each point hands a share of the event's charge to the pixels
-round it, spread by diffusion; the event's electrons, a whole number, are then dealt to the pixels at random
-(multinomially). So every deposit is a whole number, and "more than 0 e-" means something.
+A cosmic ray is a path of points through the silicon. Diffusion spreads the charge of each point over the nearby pixels.
+The electrons of an event are then distributed over these pixels with one multinomial draw, so that deposits are
+integers and "above 0 e-" is well defined.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 Float = npt.NDArray[np.float64]
 
-#: Charge is followed so many sigma from a path.
 _SIGMAS = 4.5
-#: Pixels along the edge of the window that an event is gathered in; what leaves it is lost, as nothing is so long.
+"""Distance from a path up to which charge is computed [sigma of the diffusion]."""
 _WINDOW = 512
+"""Side length of the window of an event; charge outside is lost, but no event is that long [pixel]."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,20 @@ class Paths:
 
     offset: npt.NDArray[np.int64]
     x: Float
-    """Zero-based [pixel]."""
+    """Zero-based position along x [pixel]."""
     y: Float
+    """Zero-based position along y [pixel]."""
     share: Float
-    """Of the event's charge; any scale."""
+    """Charge of each point relative to the other points of the event."""
     sigma: Float
-    """Of the diffusion [pixel]."""
+    """Charge diffusion, 1 sigma [pixel]."""
     electrons: npt.NDArray[np.int64]
-    """Of each event."""
+    """Electrons of each event."""
 
 
 @numba.njit(cache=True)
-def _below(z: float) -> float:
-    """Return the share of a Gaussian below z sigma (Abramowitz & Stegun 7.1.26, to 2e-7)."""
+def _normal_cdf(z: float) -> float:
+    """Return the standard normal CDF (Abramowitz & Stegun 7.1.26, to 2e-7)."""
     a = abs(z) * 0.7071067811865476
     t = 1.0 / (1.0 + 0.3275911 * a)
     poly = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
@@ -48,7 +49,7 @@ def _below(z: float) -> float:
 
 
 @numba.njit(cache=True)
-def _deal(
+def _distribute_charge(
     rng: np.random.Generator,
     offset: npt.NDArray[np.int64],
     x: Float,
@@ -59,6 +60,7 @@ def _deal(
     image: npt.NDArray[np.int32],
     lost: npt.NDArray[np.int64],
 ) -> None:
+    """Distribute the electrons of all events over the pixels of `image`; count those outside in `lost`."""
     ny, nx = image.shape
     window = np.zeros((_WINDOW, _WINDOW))
     touched = np.empty(_WINDOW * _WINDOW, dtype=np.int64)
@@ -78,13 +80,13 @@ def _deal(
             total += share[point]
             for i in range(-reach, reach + 1):
                 low = (cx + i - 0.5 - x[point]) / spread
-                columns[i + reach] = _below(low + 1.0 / spread) - _below(low)
+                columns[i + reach] = _normal_cdf(low + 1.0 / spread) - _normal_cdf(low)
             for j in range(-reach, reach + 1):
                 row = cy + j - top
                 if row < 0 or row >= _WINDOW:
                     continue
                 low = (cy + j - 0.5 - y[point]) / spread
-                in_row = share[point] * (_below(low + 1.0 / spread) - _below(low))
+                in_row = share[point] * (_normal_cdf(low + 1.0 / spread) - _normal_cdf(low))
                 for i in range(-reach, reach + 1):
                     column = cx + i - left
                     amount = in_row * columns[i + reach]
@@ -94,23 +96,23 @@ def _deal(
                         touched[count] = row * _WINDOW + column
                         count += 1
                     window[row, column] += amount
-        left_over = electrons[event]
+        remaining = electrons[event]
         for k in range(count):
             row, column = touched[k] // _WINDOW, touched[k] % _WINDOW
             amount = window[row, column]
             window[row, column] = 0.0
-            if left_over <= 0 or total <= 0.0:
+            if remaining <= 0 or total <= 0.0:
                 continue
             chance = min(1.0, amount / total)
-            here = rng.binomial(left_over, chance)
+            here = rng.binomial(remaining, chance)
             total -= amount
-            left_over -= here
+            remaining -= here
             py, px = row + top, column + left
             if 0 <= py < ny and 0 <= px < nx:
                 image[py, px] += here
             else:
                 lost[0] += here
-        lost[0] += left_over
+        lost[0] += remaining
 
 
 def deposit(rng: np.random.Generator, paths: Paths, image: npt.NDArray[np.int32]) -> int:
@@ -119,16 +121,26 @@ def deposit(rng: np.random.Generator, paths: Paths, image: npt.NDArray[np.int32]
     Parameters
     ----------
     rng : numpy.random.Generator
+        Random stream.
     paths : Paths
-        With ``sigma`` above 0 and at most 6 pixels.
+        Paths with ``sigma`` above 0 and at most 6 pixels.
     image : int32 array (y, x)
-        Added to, in place [e-].
+        Charge, added in place [e-].
 
     Returns
     -------
     int
-        Electrons that fell beside the image.
+        Electrons outside the image.
+
+    Examples
+    --------
+    >>> one, point = np.array([0, 1]), np.array([8.0])
+    >>> paths = Paths(one, point, point, np.ones(1), np.array([0.3]), np.array([1000]))
+    >>> image = np.zeros((16, 16), dtype=np.int32)
+    >>> lost = deposit(np.random.default_rng(1), paths, image)
+    >>> int(image.sum()) + lost
+    1000
     """
     lost = np.zeros(1, dtype=np.int64)
-    _deal(rng, paths.offset, paths.x, paths.y, paths.share, paths.sigma, paths.electrons, image, lost)
+    _distribute_charge(rng, paths.offset, paths.x, paths.y, paths.share, paths.sigma, paths.electrons, image, lost)
     return int(lost[0])

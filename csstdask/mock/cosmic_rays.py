@@ -1,9 +1,8 @@
-"""Cosmic rays on one exposure of one detector: which generator, at which rate, and the rejection paper's own.
+"""Cosmic rays of one unit: choice of the generator, rate, and the generator ``tracks``.
 
-Three generators make paths. `tracks` follows the CSST rejection paper (section 2): an event's charge is log-normal,
-its length up to 100 pixels, its electrons diffuse by 0.2 pixel; points, straight tracks, and worms. `slab` follows
-particles through silicon (`csstdask.mock.silicon_tracks`). `stis` and `itl` add real events
-(`csstdask.mock.event_libraries`).
+``tracks`` follows the CSST rejection paper (section 2): points, straight tracks and curved worms with log-normal
+charge, lengths up to 100 pixels and a diffusion of 0.2 pixel. ``slab`` propagates particles through silicon
+(`csstdask.mock.silicon_tracks`). ``stis`` and ``itl`` inject real events (`csstdask.mock.event_libraries`).
 """
 
 from __future__ import annotations
@@ -25,29 +24,39 @@ from csstdask.mock.silicon_tracks import slab_events
 
 Float = npt.NDArray[np.float64]
 
-_LONGEST = 100.0
-#: Events come in from so far beyond a frame's edges [pixel].
+_MAX_LENGTH = 100.0
+"""Longest track [pixel]."""
 _MARGIN = 50
-#: Of the points of a path [pixel].
+"""Margin around a frame in which events are drawn, because their tracks reach the frame [pixel]."""
 _SPACING = 0.25
-#: Events drawn at once.
-_BATCH = 20_000
+"""Spacing of the points of a path [pixel]."""
+_BATCH_SIZE = 20_000
+"""Largest number of events drawn at a time."""
 _SOLAR_PERIOD = 11.0
+"""Period of the solar cycle [yr]."""
+_FWHM_PER_SIGMA = 2.3548
+"""FWHM of a Gaussian of sigma 1."""
 
 
 def track_events(rng: np.random.Generator, settings: CosmicRays, shape: tuple[int, int], events: int) -> Paths:
-    """Draw events after the rejection paper: points, tracks and worms anywhere on a frame.
+    """Draw points, tracks and worms anywhere on a frame, as in the CSST rejection paper.
 
     Parameters
     ----------
     rng : numpy.random.Generator
+        Random stream.
     settings : CosmicRays
+        Table of the recipe.
     shape : (int, int)
-        (y, x); the middles of events lie on it or up to `_MARGIN` beyond its edges.
+        Shape (y, x) of the frame; the centres of events are up to `_MARGIN` pixels outside.
     events : int
-        How many.
+        Number of events.
+
+    Returns
+    -------
+    Paths
     """
-    sigma = settings.log_charge_fwhm / 2.3548
+    sigma = settings.log_charge_fwhm / _FWHM_PER_SIGMA
     electrons = np.rint(10 ** rng.normal(settings.log_charge, sigma, events)).astype(np.int64)
     length = track_lengths(rng, settings, events)
     angle = rng.uniform(0, 2 * np.pi, events)
@@ -57,12 +66,12 @@ def track_events(rng: np.random.Generator, settings: CosmicRays, shape: tuple[in
     offset = np.concatenate([[0], np.cumsum(points)])
     event = np.repeat(np.arange(events), points)
     along = (np.arange(offset[-1]) - offset[event] + 0.5) / points[event] - 0.5
-    forward, aside = along * length[event], (along**2 - 1 / 12) * 4 * bend[event]
+    longitudinal, transverse = along * length[event], (along**2 - 1 / 12) * 4 * bend[event]
     cos, sin = np.cos(angle)[event], np.sin(angle)[event]
     return Paths(
         offset,
-        x0[event] + forward * cos - aside * sin,
-        y0[event] + forward * sin + aside * cos,
+        x0[event] + longitudinal * cos - transverse * sin,
+        y0[event] + longitudinal * sin + transverse * cos,
         np.ones(offset[-1]),
         np.full(offset[-1], settings.diffusion),
         electrons,
@@ -70,11 +79,11 @@ def track_events(rng: np.random.Generator, settings: CosmicRays, shape: tuple[in
 
 
 def track_lengths(rng: np.random.Generator, settings: CosmicRays, events: int) -> Float:
-    """Draw lengths of events: 0 for points, else exponential, none above 100 [pixel]."""
+    """Draw lengths of events: 0 for points, else exponential up to 100 pixels [pixel]."""
     length = np.where(rng.random(events) < settings.point_share, 0.0, rng.exponential(settings.mean_length, events))
-    # An exponential is cut by drawing again, not by piling up at the end.
-    while (long := length > _LONGEST).any():
-        length[long] = rng.exponential(settings.mean_length, int(long.sum()))
+    # Longer events are drawn again, so that lengths do not accumulate at the limit.
+    while (too_long := length > _MAX_LENGTH).any():
+        length[too_long] = rng.exponential(settings.mean_length, int(too_long.sum()))
     return np.asarray(length)
 
 
@@ -84,13 +93,29 @@ def scatter_until(
     shape: tuple[int, int],
     pixel_fraction: float,
 ) -> npt.NDArray[np.int32]:
-    """Return the charge of events, added until a share of the pixels holds some [e-]."""
+    """Return the charge of events, drawn until a fraction of the pixels has charge [e-].
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Random stream.
+    draw : callable
+        Returns the paths of a number of events.
+    shape : (int, int)
+        Shape (y, x) of the frame.
+    pixel_fraction : float
+        Wanted fraction of pixels with charge.
+
+    Returns
+    -------
+    int32 array (y, x)
+    """
     charge = np.zeros(shape, dtype=np.int32)
     wanted = round(pixel_fraction * charge.size)
     before, per_event = 0, 30.0
     while before < wanted:
-        # Not all that seem to be missing at once: the last events are added few by few.
-        events = int(np.clip(0.6 * (wanted - before) / per_event, 1, _BATCH))
+        # Fewer events than estimated, so that the wanted fraction is approached in small steps.
+        events = int(np.clip(0.6 * (wanted - before) / per_event, 1, _BATCH_SIZE))
         deposit(rng, draw(rng, events), charge)
         now = int(np.count_nonzero(charge))
         per_event, before = max(5.0, (now - before) / events), now
@@ -98,7 +123,14 @@ def scatter_until(
 
 
 def draw_cosmic_rays(rng: np.random.Generator, settings: CosmicRays, shape: tuple[int, int]) -> npt.NDArray[np.int32]:
-    """Return the charge that the paper's tracks leave in each pixel [e-], at the first of the pixel fractions."""
+    """Return the charge of ``tracks`` events in each pixel [e-], at the first of the pixel fractions.
+
+    Examples
+    --------
+    >>> charge = draw_cosmic_rays(np.random.default_rng(1), CosmicRays(), (200, 200))
+    >>> bool((charge > 0).mean() >= 0.025)
+    True
+    """
     draw = partial(_tracks, settings, shape)
     return scatter_until(rng, draw, shape, settings.pixel_fraction[0])
 
@@ -112,37 +144,42 @@ def _slab(settings: CosmicRays, shape: tuple[int, int], rng: np.random.Generator
 
 
 def pixel_fraction(recipe: Recipe, index: int) -> float:
-    """Return the share of pixels that hold charge in an exposure: its turn, its orbit, the solar cycle.
+    """Return the fraction of pixels with charge in an exposure: pixel fraction, orbit and solar cycle.
 
-    Galactic cosmic rays are fewest when the Sun is most active; launch is taken to be at that time.
+    The rate of galactic cosmic rays is lowest at solar maximum, which is assumed to be at launch.
     """
     settings = recipe.cosmic_rays
-    rng = stream(recipe.seed, Purpose.RATE, index)
+    rng = stream(recipe.seed, Purpose.COSMIC_RAY_RATE, index)
     factor = np.exp(settings.rate_scatter * rng.normal())
     if rng.random() < settings.anomaly_share:
         factor *= settings.anomaly_factor
     factor *= 1 - settings.solar_cycle * np.cos(2 * np.pi * recipe.epoch_of(index) / _SOLAR_PERIOD)
-    wanted = settings.pixel_fraction[recipe.assigned(Purpose.DENSITY, index, len(settings.pixel_fraction))]
+    wanted = settings.pixel_fraction[recipe.assigned(Purpose.COSMIC_RAY_FRACTION, index, len(settings.pixel_fraction))]
     return float(min(0.5, wanted * factor))
 
 
 def unit_cosmic_rays(recipe: Recipe, index: int, detector: int, data: Path | None) -> npt.NDArray[np.int32]:
-    """Return the charge that cosmic rays leave in each pixel of a unit [e-].
+    """Return the charge of cosmic rays in each pixel of a unit [e-].
 
     Parameters
     ----------
     recipe : Recipe
+        The mock survey.
     index : int
-        Of the exposure.
+        Index of the exposure.
     detector : int
-        Its id.
+        Detector id.
     data : Path, optional
         Folder of the real event libraries.
+
+    Returns
+    -------
+    int32 array (y, x)
 
     Raises
     ------
     InputError
-        If a library is asked for and not there.
+        If a requested library is missing.
     """
     settings, shape = recipe.cosmic_rays, recipe.frame_shape
     rng = stream(recipe.seed, Purpose.COSMIC_RAYS, index, detector)
@@ -155,7 +192,7 @@ def unit_cosmic_rays(recipe: Recipe, index: int, detector: int, data: Path | Non
 
 
 def generator_of(recipe: Recipe, index: int) -> Generator:
-    """Return which generator an exposure has."""
+    """Return the generator of an exposure."""
     generators = recipe.cosmic_rays.generators
     return generators[recipe.assigned(Purpose.GENERATOR, index, len(generators))]
 
@@ -163,25 +200,35 @@ def generator_of(recipe: Recipe, index: int) -> Generator:
 def aimed_cosmic_rays(
     recipe: Recipe, index: int, detector: int, x: Float, y: Float
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Return the charge of one event at each of some places, and of no others, and what each event set free [e-].
+    """Return the charge of one event at each of n positions, and the charge of each event.
 
     Parameters
     ----------
     recipe : Recipe
-    index, detector : int
-        Of the unit.
+        The mock survey.
+    index : int
+        Index of the exposure.
+    detector : int
+        Detector id.
     x, y : float64 arrays (n,)
-        Where the middles of the events' paths shall lie [pixel].
+        Positions of the centres of the events [pixel].
+
+    Returns
+    -------
+    charge : int32 array (y, x)
+        Charge in each pixel [e-].
+    electrons : int64 array (n,)
+        Charge of each event [e-].
     """
     rng = stream(recipe.seed, Purpose.COSMIC_RAYS, index, detector)
     draw = _slab if generator_of(recipe, index) == "slab" else _tracks
     paths = draw(recipe.cosmic_rays, (1, 1), rng, len(x))
-    n = len(paths.offset) - 1  # with delta rays there are more paths than events: they belong to none, and go
+    n = len(paths.offset) - 1  # includes delta rays, which follow the events and are moved off the frame
     event = np.repeat(np.arange(n), np.diff(paths.offset))
     points = np.diff(paths.offset)
     dx, dy = (
-        np.where(np.arange(n) < len(x), np.resize(target, n), -1e4) - np.bincount(event, at, n) / points
-        for target, at in ((x, paths.x), (y, paths.y))
+        np.where(np.arange(n) < len(x), np.resize(target, n), -1e4) - np.bincount(event, positions, n) / points
+        for target, positions in ((x, paths.x), (y, paths.y))
     )
     charge = np.zeros(recipe.frame_shape, dtype=np.int32)
     deposit(rng, replace(paths, x=paths.x + dx[event], y=paths.y + dy[event]), charge)

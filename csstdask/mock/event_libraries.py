@@ -1,8 +1,8 @@
-"""Real cosmic rays: libraries of events that were cut from darks and stacks, to be added to other scenes.
+"""Libraries of real cosmic-ray events, cut from dark frames or stacks, to be injected into other scenes.
 
-An event is a handful of pixels with their charge. Two published-data libraries can be read: HST/STIS, one night
-of 1999 (the pixels are 42 x 21 um, so its events are mirrored in x and never turned), and LSST ITL darks
-(DESC imSim; 10 um pixels, many long tracks).
+An event is a small group of pixels with their charge. Two public libraries can be read: HST/STIS, one night of 1999
+(pixels of 42 x 21 um, so that events may be mirrored in x but not rotated), and LSST ITL darks (DESC imSim; pixels of
+10 um, many long tracks).
 """
 
 from __future__ import annotations
@@ -23,48 +23,50 @@ from csstdask.core.errors import InputError
 from csstdask.core.warnings import suppress_warnings
 from csstdask.mock.recipe_tables import Split
 
-#: CR-SPLIT pairs of the STIS night: what learns, what thresholds are chosen on, what is held out of both.
+# CR-SPLIT pairs of the STIS night for training, validation and test.
 STIS_PAIRS: dict[Split, tuple[str, ...]] = {
     "training": ("o56502020", "o56502030"),
     "validation": ("o56502040",),
     "test": ("o56502050",),
 }
-#: Rows of the ITL detector, as shares of their range: the same three.
+# Fractions of the rows of the ITL detector for the same purposes.
 ITL_BANDS: dict[Split, tuple[float, float]] = {
     "training": (0.0, 0.6),
     "validation": (0.6, 0.8),
     "test": (0.8, 1.0),
 }
-#: Where the libraries lie in the folder of real data.
+# Paths of the libraries in the folder of real data.
 STIS_EVENTS = Path("hst_stis", "cr_events_stis_1999.npz")
 ITL_EVENTS = Path("lsst_itl_darks", "cosmic_rays_itl_2017.fits.gz")
 
-#: Footprints of fewer pixels or less charge [e-] than this are, in part, hot pixels.
-_LEAST_PIXELS = 2
-_LEAST_CHARGE = 100.0
+_MIN_PIXELS = 2
+"""Smallest number of pixels of an ITL event; smaller ones include hot pixels."""
+_MIN_CHARGE = 100.0
+"""Smallest charge of an ITL event; fainter ones include hot pixels [e-]."""
 
 
 @dataclass(frozen=True)
 class EventLibrary:
-    """Events as ragged arrays: event ``i`` holds the pixels ``offset[i]:offset[i + 1]``."""
+    """Events as ragged arrays: event ``i`` has the pixels ``offset[i]:offset[i + 1]``."""
 
     name: str
     offset: npt.NDArray[np.int64]
     dy: npt.NDArray[np.int64]
+    """Row relative to the corner of the bounding box of the event."""
     dx: npt.NDArray[np.int64]
-    """From the corner of the event's box."""
+    """Column relative to this corner."""
     charge: npt.NDArray[np.float32]
-    """[e-]"""
+    """Charge of each pixel [e-]."""
     weight: npt.NDArray[np.float64]
-    """Chance of each event to be drawn; sums to 1."""
+    """Probability of each event to be drawn; sums to 1."""
     turns: bool
-    """Whether an event may be turned by 90 degrees and mirrored in y: only where pixels are square."""
+    """Whether events may be rotated by 90 degrees and mirrored in y, which requires square pixels."""
 
     def __len__(self) -> int:
         return len(self.weight)
 
     def select(self, keep: npt.NDArray[np.bool_]) -> EventLibrary:
-        """Return a library of some of the events."""
+        """Return a library of the events of a mask (event,)."""
         counts = np.diff(self.offset)
         pixels = np.repeat(keep, counts)
         weight = self.weight[keep] / self.weight[keep].sum()
@@ -81,17 +83,22 @@ class EventLibrary:
         *,
         brightness: npt.ArrayLike = 1.0,
     ) -> npt.NDArray[np.float32]:
-        """Return the charge of events at random places of a frame, some cut off by its edges [e-].
+        """Return the charge of events at random positions of a frame [e-].
 
         Parameters
         ----------
         rng : numpy.random.Generator
+            Random stream.
         shape : (int, int)
-            (y, x)
+            Shape (y, x) of the frame.
         pixel_fraction : float
-            Wanted share of pixels that hold charge; overlaps are not counted out.
+            Expected fraction of pixels with charge, neglecting overlaps.
         brightness : array-like
-            Factors on the charge, of which each event gets one at random.
+            Factors of the charge; each event gets one at random.
+
+        Returns
+        -------
+        float32 array (y, x)
         """
         counts = np.diff(self.offset)
         wanted = pixel_fraction * shape[0] * shape[1] / float(counts @ self.weight)
@@ -113,27 +120,33 @@ class EventLibrary:
 
 
 def pair_exposures(pairs: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of both halves of CR-SPLIT pairs."""
+    """Return the names of both exposures of CR-SPLIT pairs.
+
+    Examples
+    --------
+    >>> pair_exposures(("o56502040",))
+    ('o56502040_1', 'o56502040_2')
+    """
     return tuple(f"{pair}_{half}" for pair in pairs for half in (1, 2))
 
 
 @lru_cache(maxsize=8)
 def load_event_library(name: str, split: Split | None, data: Path | None) -> EventLibrary:
-    """Return the part of a library that a recipe may see.
+    """Read the part of an event library that a recipe may use.
 
     Parameters
     ----------
     name : str
         ``stis`` or ``itl``.
     split : str or None
-        The recipe's.
+        Permitted use of the recipe or field.
     data : Path or None
         Folder of real data.
 
     Raises
     ------
     InputError
-        Without a split, a folder, or a library in it.
+        If the split, the folder or the library is missing.
     """
     if split is None:
         raise InputError(f"cosmic rays {name!r}", "a recipe without split", "split, or cosmic_rays.events_from")
@@ -150,10 +163,11 @@ def write_event_library(path: Path, library: EventLibrary, place: npt.NDArray[np
     Parameters
     ----------
     path : Path
-        ``.npz``
+        File to write (``.npz``).
     library : EventLibrary
+        Events.
     place : float64 array (n,)
-        Where each event was found, from 0 to 1 along all frames and their rows: what parts splits.
+        Position of each event along all frames and their rows, from 0 to 1, by which splits are separated.
     """
     stream = io.BytesIO()
     arrays = {name: getattr(library, name) for name in ("offset", "dy", "dx", "charge", "weight", "turns")}
@@ -162,12 +176,19 @@ def write_event_library(path: Path, library: EventLibrary, place: npt.NDArray[np
 
 
 def read_event_library(path: Path, split: Split | None = None) -> EventLibrary:
-    """Read a library of events that `write_event_library` wrote: all of it, or one split's.
+    """Read an event library written by `write_event_library`.
+
+    Parameters
+    ----------
+    path : Path
+        File of the library.
+    split : str, optional
+        Split to read; default: all events.
 
     Raises
     ------
     InputError
-        If the file is none, or has no event of that split.
+        If the file is not an event library, or has no event of this split.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -185,15 +206,22 @@ def read_event_library(path: Path, split: Split | None = None) -> EventLibrary:
 
 
 def read_stis_events(path: Path, exposures: Sequence[str]) -> EventLibrary:
-    """Read events of the STIS night, those of some exposures alone.
+    """Read the STIS events of given exposures.
 
-    Events on hot pixels are left out. They are drawn with one over the chance that an event of their size
-    survived the cutting.
+    Events on hot pixels are left out. The weight of an event is the inverse of the probability that an event of its
+    size was cut completely.
+
+    Parameters
+    ----------
+    path : Path
+        File of the library.
+    exposures : sequence of str
+        Names of the exposures.
 
     Raises
     ------
     InputError
-        If the file is none, or lacks one of the exposures.
+        If the file is not an event library, or lacks one of the exposures.
     """
     try:
         with np.load(path) as stored:
@@ -215,19 +243,19 @@ def read_stis_events(path: Path, exposures: Sequence[str]) -> EventLibrary:
 
 
 def read_itl_events(path: Path, band: tuple[float, float] = (0.0, 1.0)) -> EventLibrary:
-    """Read footprints of the LSST ITL darks, those that begin in a band of the detector's rows alone.
+    """Read the events of the LSST ITL darks that start in a range of rows.
 
     Parameters
     ----------
     path : Path
-        The table of spans.
+        FITS table of spans.
     band : (float, float)
-        Shares of the range of rows, so that training and test see other places of the detector.
+        Range of rows, as fractions, so that training and test use different parts of the detector.
 
     Raises
     ------
     InputError
-        If the file is no such table.
+        If the file is not such a table.
     """
     try:
         with suppress_warnings(), fits.open(path) as hdus:
@@ -261,4 +289,4 @@ def read_itl_events(path: Path, band: tuple[float, float] = (0.0, 1.0)) -> Event
     )
     place = (y_min - y.min()) / max(1, int(np.ptp(y)))
     inside = (place >= band[0]) & ((place < band[1]) | (band[1] == 1.0))
-    return library.select(inside & (counts >= _LEAST_PIXELS) & (total >= _LEAST_CHARGE))
+    return library.select(inside & (counts >= _MIN_PIXELS) & (total >= _MIN_CHARGE))

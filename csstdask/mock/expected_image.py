@@ -20,13 +20,13 @@ from csstdask.mock.scene_psf import ExactPsf, InterpolatedPsf, Window
 from csstdask.mock.sensor import Frame, fringes
 from csstdask.mock.zeropoint_units import unit_conditions
 
-#: Where PSFs are to be exact, stars of fewer electrons have interpolated ones all the same.
 _MIN_EXACT_ELECTRONS = 300.0
+"""Stars with fewer electrons have interpolated PSFs even if exact ones are requested, because noise dominates [e-]."""
 
 
 @lru_cache(maxsize=2)
 def psf_model(settings: Optics, instrument_json: str) -> PsfModel:
-    """Return the PSF model of a telescope; one is kept for each process."""
+    """Return the PSF model of a telescope, cached per process."""
     return PsfModel(settings, Instrument.model_validate_json(instrument_json))
 
 
@@ -34,14 +34,14 @@ def psf_model(settings: Optics, instrument_json: str) -> PsfModel:
 def frame_psf(
     settings: Optics, instrument_json: str, detector: int, shape: tuple[int, int], state: OpticalState
 ) -> InterpolatedPsf:
-    """Return the PSF of a frame; a few are kept, for exposures of one epoch share theirs."""
+    """Return the PSF of a frame, cached because exposures of one epoch share it."""
     model = psf_model(settings, instrument_json)
     window = Window.of(shape, model.instrument)
     return InterpolatedPsf(model, detector, window, state)
 
 
 def exposure_optics(recipe: Recipe, index: int) -> Optics:
-    """Return the telescope that an exposure sees through."""
+    """Return the telescope of an exposure."""
     if not recipe.optics.drawn:
         return recipe.optics
     drawn = draw_optics(stream(recipe.optics.seed, Purpose.TELESCOPE, index))
@@ -49,21 +49,42 @@ def exposure_optics(recipe: Recipe, index: int) -> Optics:
 
 
 def optical_state(recipe: Recipe, index: int) -> OpticalState:
-    """Return the state of the telescope in an exposure."""
+    """Return the state of the telescope during an exposure."""
     settings = recipe.optics
-    jitter = stream(recipe.seed, Purpose.SHAKE, index).normal() * settings.jitter_scatter
-    shake = unit_conditions(recipe, index, recipe.detectors[0]).jitter  # the same for all detectors
+    scatter = stream(recipe.seed, Purpose.JITTER, index).normal() * settings.jitter_scatter
+    jitter = unit_conditions(recipe, index, recipe.detectors[0]).jitter  # the same for all detectors
     return OpticalState(
         epoch=recipe.epoch_of(index),
         enlarge=settings.enlarge[index % len(settings.enlarge)],
-        jitter=float(np.exp(jitter)) * shake,
+        jitter=float(np.exp(scatter)) * jitter,
     )
 
 
 def expected_light(
     recipe: Recipe, instrument: Instrument, index: int, detector: int, catalogue: Catalogue
 ) -> tuple[Frame, dict[str, npt.NDArray[np.bool_]]]:
-    """Return the light that falls on a unit [e-/s/pixel], and where artefacts in it were noticed."""
+    """Return the expected light of a unit, and where artefacts would be flagged.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The mock survey.
+    instrument : Instrument
+        Camera of the recipe.
+    index : int
+        Index of the exposure.
+    detector : int
+        Detector id.
+    catalogue : Catalogue
+        True sources of the unit.
+
+    Returns
+    -------
+    light : float32 array (y, x)
+        Expected rate with sky and artefacts [e-/s/pixel].
+    flagged : dict of bool arrays (y, x)
+        ``satellite_trail`` and ``ghost``.
+    """
     shape, band = recipe.frame_shape, instrument.bands[str(instrument.detector(detector).band)]
     weights = sub_band_weights(band.wavelength, catalogue.temperature)
     optics, state = exposure_optics(recipe, index), optical_state(recipe, index)
@@ -73,20 +94,25 @@ def expected_light(
     if exact.any():
         model = psf_model(optics, instrument.model_dump_json())
         window = Window.of(shape, instrument)
-        placed = ExactPsf(model, detector, window, state)
-        light += draw_scene(catalogue.select(exact), weights[exact], shape, placed)
+        exact_psf = ExactPsf(model, detector, window, state)
+        light += draw_scene(catalogue.select(exact), weights[exact], shape, exact_psf)
     rng = stream(recipe.seed, Purpose.ARTEFACTS, index, detector)
-    slope_x, slope_y = rng.uniform(-0.5, 0.5, 2) * recipe.sky.gradient
-    along_x, along_y = (np.linspace(-1, 1, n, dtype=np.float32) for n in (shape[1], shape[0]))
-    sky = 1 + np.float32(slope_x) * along_x[None, :] + np.float32(slope_y) * along_y[:, None]
+    sky = sky_gradient(rng, recipe.sky.gradient, shape)
     sky *= fringes(recipe.sensor, detector, shape, sum(band.wavelength) / 2)
     conditions = unit_conditions(recipe, index, detector)
     level = band.sky * recipe.sky.level * conditions.sky * 10 ** (0.4 * conditions.offset)
     light += np.float32(level) * sky
     trails, on_trail = draw_trails(rng, recipe.artefacts, shape, recipe.exptime)
-    of_telescope = stream(optics.seed, Purpose.ARTEFACTS, detector)  # a ghost's size is not an exposure's
-    ghosts, on_ghost = draw_ghosts(of_telescope, recipe.artefacts, catalogue, shape, recipe.exptime)
+    ghost_stream = stream(optics.seed, Purpose.ARTEFACTS, detector)  # ghosts have the same size in all exposures
+    ghosts, on_ghost = draw_ghosts(ghost_stream, recipe.artefacts, catalogue, shape, recipe.exptime)
     light += trails
     light += ghosts
-    # The profiles' transforms ring by a part in a million: light is not negative.
+    # Ringing of the Fourier transforms (a part in a million) must not make the light negative.
     return np.maximum(light, 0, out=light), {"satellite_trail": on_trail, "ghost": on_ghost}
+
+
+def sky_gradient(rng: np.random.Generator, gradient: float, shape: tuple[int, int]) -> Frame:
+    """Return a linear sky gradient of mean 1 (y, x), with random slopes of at most `gradient` peak to peak."""
+    slope_x, slope_y = rng.uniform(-0.5, 0.5, 2) * gradient
+    along_y, along_x = (np.linspace(-1, 1, n, dtype=np.float32) for n in shape)
+    return np.asarray(1 + np.float32(slope_x) * along_x[None, :] + np.float32(slope_y) * along_y[:, None])

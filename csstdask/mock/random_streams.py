@@ -1,7 +1,7 @@
-"""Random streams: one for each purpose and unit, told from counters.
+"""Counter-based random streams, one for each purpose and unit.
 
-A stream's key is a few whole numbers: the recipe's seed, a purpose, and the indices of what is drawn. Nothing is
-drawn in one place and used in another, so that results depend neither on order nor on the number of workers.
+The key of a stream is a seed, a purpose and the indices of what is drawn. Results therefore depend neither on the order
+of the units nor on the number of workers.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What a stream is for."""
+    """Purpose of a stream. The values are part of the keys and must not change."""
 
     STARS = 1
     GALAXIES = 2
     CLUSTER = 3
     SENSOR = 4
-    LIGHT = 5
+    PHOTONS = 5
     COSMIC_RAYS = 6
     READ_NOISE = 7
     CALIBRATION = 8
@@ -27,10 +27,10 @@ class Purpose(IntEnum):
     STAMPS = 11
     OPTICS = 12
     DRIFT = 13
-    RATE = 14
+    COSMIC_RAY_RATE = 14
     GENERATOR = 15
-    DENSITY = 16
-    SHAKE = 17
+    COSMIC_RAY_FRACTION = 16
+    JITTER = 17
     TELESCOPE = 18
     SLITLESS_STARS = 19
     SLITLESS_INPUTS = 20
@@ -57,9 +57,15 @@ def stream(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:
     Parameters
     ----------
     seed : int
-        The recipe's, the telescope's or the camera's.
+        Seed of the recipe, the telescope or the camera.
     purpose : Purpose
+        Purpose of the stream.
     *indices : int
-        Of field, exposure, detector: whatever tells one draw from another. Not negative.
+        Non-negative indices that distinguish draws, such as field, exposure and detector.
+
+    Examples
+    --------
+    >>> int(stream(1, Purpose.STARS, 0, 7).integers(1000)) == int(stream(1, Purpose.STARS, 0, 7).integers(1000))
+    True
     """
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, int(purpose), *indices])))

@@ -1,7 +1,7 @@
-"""Telescopes that might be: what a network learns from that is to work on one that nobody has seen yet.
+"""Random telescopes for training networks that must work on an unknown telescope.
 
-Each is built and shaken otherwise: wavefront, its reach in Zernike orders and over the field, polishing errors, jitter
-and its shape, diffusion. None is a telescope of a recipe: their seeds are small.
+They differ in wavefront, Zernike orders, polishing errors, drift, jitter and diffusion. None of them is the telescope
+of a recipe, because the seeds of recipes are smaller.
 """
 
 from __future__ import annotations
@@ -10,12 +10,18 @@ import numpy as np
 
 from csstdask.mock.recipe_tables import Optics
 
-#: Seeds of telescopes begin here; those of recipes are below.
 _FIRST_SEED = 10_000_000
+"""Smallest seed of a random telescope; seeds of recipes are smaller."""
 
 
 def draw_optics(rng: np.random.Generator) -> Optics:
-    """Draw a telescope."""
+    """Draw a random telescope.
+
+    Examples
+    --------
+    >>> 45 <= draw_optics(np.random.default_rng(1)).wavefront <= 95
+    True
+    """
     high = bool(rng.random() < 0.4)
     return Optics(
         seed=_FIRST_SEED + int(rng.integers(2**31)),

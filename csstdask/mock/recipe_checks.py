@@ -16,7 +16,22 @@ from csstdask.mock.zeropoint_settings import ZeroPoints
 
 
 def check_recipe(recipe: Recipe, instrument: Instrument, data: Path | None = None) -> None:
-    """Raise InputError for what this simulator cannot draw."""
+    """Check that the simulator can render a recipe.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The mock survey.
+    instrument : Instrument
+        Camera of the recipe.
+    data : Path, optional
+        Folder of real cosmic-ray events and SED libraries.
+
+    Raises
+    ------
+    InputError
+        If it cannot.
+    """
     if instrument.geometry is None or instrument.telescope is None or not instrument.bands:
         raise InputError(
             f"{recipe.name}: instrument", f"{instrument.name}", "one with geometry, telescope and bands, such as csst"
@@ -43,6 +58,7 @@ def check_recipe(recipe: Recipe, instrument: Instrument, data: Path | None = Non
 
 
 def _check_zeropoint(recipe: Recipe, wanted: ZeroPoints, instrument: Instrument) -> None:
+    """Raise InputError for a table [zeropoint] that cannot be rendered."""
     others = {"slitless": recipe.slitless, "nodes": recipe.nodes, "stamps": recipe.stamps}
     for name, table in others.items():
         if table is not None:
@@ -54,6 +70,7 @@ def _check_zeropoint(recipe: Recipe, wanted: ZeroPoints, instrument: Instrument)
 
 
 def _check_stamps(recipe: Recipe, wanted: Stamps) -> None:
+    """Raise InputError for stamps that do not fit or cosmic rays that cannot be aimed."""
     if wanted.size > min(recipe.frame_shape):
         raise InputError(f"{recipe.name}: stamps.size", f"{wanted.size}", f"at most the frame's {recipe.frame_shape}")
     if wanted.kind != "isolated" and set(recipe.cosmic_rays.generators) & {"stis", "itl"}:

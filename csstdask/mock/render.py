@@ -42,23 +42,28 @@ from csstdask.mock.unit_headers import unit_headers
 
 @dataclass(frozen=True)
 class MockUnit:
-    """A rendered unit: Level 1 planes [electron s-1], truth and headers."""
+    """A rendered unit: Level 1 planes, truth and headers. Planes are arrays (y, x)."""
 
     sci: npt.NDArray[np.float32]
+    """Count rate [e-/s]."""
     wht: npt.NDArray[np.float32]
+    """Inverse variance [(e-/s)^-2]."""
     flag: npt.NDArray[np.int32]
+    """Flags as bits of the camera."""
     truth_sci: npt.NDArray[np.float32]
-    """The same photons and noise, without cosmic rays."""
+    """Count rate with the same photons and noise, without cosmic rays [e-/s]."""
     truth_cr: npt.NDArray[np.float32]
-    """Charge of cosmic rays where they hit [e-], before any of it is moved."""
+    """Charge of cosmic rays before it is moved by the detector [e-]."""
     catalogue: Catalogue
-    """Empty for slitless frames: see `csstdask.mock.slitless.unit_stars`."""
+    """True sources; empty for slitless frames (see `csstdask.mock.slitless.unit_stars`)."""
     targets: Targets | None
-    """The sources that stamps are wanted of."""
+    """Sources of the stamps; None for recipes without stamps."""
     header: Header
+    """Header of the science plane."""
     primary_header: Header
+    """Primary header."""
     time: int
-    """Microseconds since 1970."""
+    """Start of the exposure in microseconds since 1970, UTC."""
 
 
 def render_unit(
@@ -69,14 +74,27 @@ def render_unit(
     Parameters
     ----------
     recipe : Recipe
+        The mock survey.
     instrument : Instrument
-        The recipe's.
+        Camera of the recipe.
     index : int
-        Of the exposure.
+        Index of the exposure.
     detector : int
-        Its id.
+        Detector id.
     data : Path, optional
-        Folder of real cosmic-ray events and of libraries of SEDs, for recipes that want them.
+        Folder of real cosmic-ray events and SED libraries, for recipes that use them.
+
+    Returns
+    -------
+    MockUnit
+
+    Examples
+    --------
+    >>> from csstdask.instrument import load_instrument
+    >>> from csstdask.mock import load_recipe
+    >>> unit = render_unit(load_recipe("demo", scale=0.05), load_instrument("csst"), index=0, detector=8)
+    >>> unit.sci.shape
+    (51, 51)
     """
     values = instrument.values(detector)
     gain, read_noise = values.gain or 1.0, values.read_noise or 0.0
@@ -92,7 +110,7 @@ def render_unit(
     light *= ccd.flat
     light += ccd.dark
     light *= np.float32(recipe.exptime)
-    clean = count_photons(stream(recipe.seed, Purpose.LIGHT, index, detector), light)
+    clean = count_photons(stream(recipe.seed, Purpose.PHOTONS, index, detector), light)
     del light
     clean = brighter_fatter(clean, settings.brighter_fatter, full_well)
     targets = choose_targets(recipe, index, detector, catalogue, clean, read_noise) if recipe.stamps else None
@@ -102,12 +120,12 @@ def render_unit(
         hits, electrons = aimed_cosmic_rays(recipe, index, detector, targets.x, targets.y)
         targets = replace(targets, electrons=electrons)
     noise = read_noise_frame(stream(recipe.seed, Purpose.READ_NOISE, index, detector), settings, shape, read_noise)
-    known = estimate_calibration(ccd, settings, detector, read_noise, recipe.exptime, epoch)
+    calibration = estimate_calibration(ccd, settings, detector, read_noise, recipe.exptime, epoch)
     usable = ~(ccd.bad & ccd.known)
 
     def level_1(charge: Frame) -> tuple[Frame, Frame, npt.NDArray[np.bool_]]:
         adu, full = read_out(charge, ccd, recipe, noise, full_well)
-        rate, weight = calibrate(adu, known, recipe.exptime, full_well, usable)
+        rate, weight = calibrate(adu, calibration, recipe.exptime, full_well, usable)
         return rate, weight, full
 
     truth, _, _ = level_1(clean.copy())
@@ -131,18 +149,27 @@ def render_unit(
 def read_out(
     charge: Frame, ccd: Ccd, recipe: Recipe, noise: Frame, full_well: float
 ) -> tuple[Frame, npt.NDArray[np.bool_]]:
-    """Move charge to the electronics and read it: raw numbers [adu], and which pixels were full.
+    """Transfer charge to the read-out and digitise it.
 
     Parameters
     ----------
     charge : float32 array (y, x)
-        [e-]; changed.
+        Charge of the pixels, modified in place [e-].
     ccd : Ccd
+        The detector.
     recipe : Recipe
+        The mock survey.
     noise : float32 array (y, x)
-        Of the read-out [e-].
+        Read noise [e-].
     full_well : float
-        [e-]
+        Full-well capacity [e-].
+
+    Returns
+    -------
+    adu : float32 array (y, x)
+        Raw counts [adu].
+    saturated : bool array (y, x)
+        Pixels at full well or at the limit of the converter.
     """
     charge[ccd.bad] = 0
     full = apply_blooming(charge, full_well)

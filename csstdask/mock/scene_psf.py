@@ -1,7 +1,7 @@
-"""PSFs as a renderer wants them: spectra of many sources at once, exact, interpolated, or one for all.
+"""PSFs for rendering: transforms for many sources at once, exact, interpolated or constant.
 
-For scenes the PSF is computed at Chebyshev nodes of the frame, reduced to a few principal images, and interpolated
-by polynomials: the wavefront is smooth, so this converges within a handful of nodes (a test holds it to 110 dB).
+For scenes the PSF is computed at Chebyshev nodes of the frame, reduced to a few principal images, and interpolated by
+polynomials. Because the wavefront is smooth, a few nodes suffice; a test requires an accuracy of 110 dB.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from csstdask.mock.psf import AT_LAUNCH, SUB_BANDS, OpticalState, PsfModel
 
 Float = npt.NDArray[np.float64]
 
-#: Principal images below this share of the strongest are left out.
-_NEGLIGIBLE = 1e-5
+_MIN_SINGULAR_VALUE = 1e-5
+"""Principal images with a smaller relative singular value are left out."""
 
 
 class ScenePsf(Protocol):
-    """What a renderer asks of a PSF."""
+    """Interface of a PSF for rendering."""
 
     sampling: Sampling
 
     def cores(self, x: Float, y: Float, weights: Float) -> Any:
-        """Return images (n, CORE * fine, CORE * fine) for sources at frame positions with sub-band weights."""
+        """Return images (n, CORE * fine, CORE * fine) for sources at frame positions, with sub-band weights."""
         ...
 
     def spectra(self, x: Float, y: Float, weights: Float) -> Any:
-        """Return `spectra_of` the cores."""
+        """Return the transforms of the images, as `spectra_of` does."""
         ...
 
 
 def spectra_of(cores: Any, sampling: Sampling, size: int = CORE, xp: ModuleType = np) -> Any:
-    """Return the spectra of PSF images, with the source at the origin.
+    """Return the transforms of PSF images, with the source at the origin.
 
     Parameters
     ----------
     cores : float32 array (n, CORE * fine, CORE * fine)
     sampling : Sampling
     size : int
-        Native pixels along the edge of the stamp that is to be rendered, at least CORE.
+        Side length of the rendered stamp, at least CORE [pixel].
 
     Returns
     -------
     complex64 array (n, size * folds, size * folds // 2 + 1)
-        ``[0, 0]`` is the share of the light in the core.
+        Element ``[0, 0]`` is the fraction of the light in the core.
     """
     transform: Any = fft if xp is np else xp.fft
     fine, pad = sampling.fine, (size - CORE) * sampling.fine // 2
@@ -67,22 +67,23 @@ def spectra_of(cores: Any, sampling: Sampling, size: int = CORE, xp: ModuleType 
 
 @dataclass(frozen=True)
 class Window:
-    """Where a frame lies on its detector: its middle is the detector's."""
+    """Position of a frame on its detector, with the same centre."""
 
     shape: tuple[int, int]
     x: float
-    """Of the frame's first pixel on the detector [pixel]."""
+    """Column of the first pixel of the frame on the detector [pixel]."""
     y: float
+    """Row of the first pixel of the frame on the detector [pixel]."""
 
     @classmethod
     def of(cls, shape: tuple[int, int], instrument: Instrument) -> Window:
-        """Return the window of a frame (y, x) that is a detector's middle."""
+        """Return the window of a frame of shape (y, x) at the centre of a detector."""
         ny, nx = instrument.shape or shape
         return cls(shape, (nx - shape[1]) / 2, (ny - shape[0]) / 2)
 
 
 class ExactPsf:
-    """PSFs computed for each source, at its place: for PSF data sets."""
+    """PSFs computed at the position of each source, for PSF data sets."""
 
     def __init__(self, model: PsfModel, detector: int, window: Window, state: OpticalState = AT_LAUNCH) -> None:
         self.sampling = model.sampling(detector, state)
@@ -95,22 +96,25 @@ class ExactPsf:
         return self._model.mixed(self._detector, *on_detector, weights, self._state)
 
     def spectra(self, x: Float, y: Float, weights: Float) -> Any:
-        """Return their spectra."""
+        """Return the transforms of the images."""
         return spectra_of(self.cores(x, y, weights), self.sampling)
 
 
 class InterpolatedPsf:
-    """PSFs of a frame, from a grid of nodes: for scenes.
+    """PSFs of a frame interpolated between nodes, for scenes.
 
     Parameters
     ----------
     model : PsfModel
+        Exact PSF.
     detector : int
+        Detector id.
     window : Window
-        The frame on the detector.
+        Position of the frame on the detector.
     state : OpticalState
+        State of the telescope.
     nodes : int, optional
-        Along each axis; by default more on larger frames, enough for 90 dB.
+        Number of nodes along each axis; default: enough for 90 dB.
     """
 
     def __init__(
@@ -134,10 +138,10 @@ class InterpolatedPsf:
         images = xp.stack([model.cores(detector, grid_x, grid_y, k, state) for k in range(SUB_BANDS)])
         side = images.shape[-1]
         flat = images.reshape(SUB_BANDS * nodes * nodes, side * side)
-        # Principal images by way of the small Gram matrix; no mean is taken out, for it is one of them.
+        # Principal images from the small Gram matrix. The mean is not subtracted: it is one of them.
         gram = flat.astype(xp.float64) @ flat.T.astype(xp.float64)
         values, vectors = xp.linalg.eigh(gram)
-        strong = values > _NEGLIGIBLE**2 * values[-1]
+        strong = values > _MIN_SINGULAR_VALUE**2 * values[-1]
         scale = xp.sqrt(values[strong])
         self._images = ((vectors[:, strong] / scale).T.astype(np.float32) @ flat).reshape(-1, side, side)
         at_nodes = (vectors[:, strong] * scale).reshape(SUB_BANDS, nodes, nodes, -1)
@@ -145,7 +149,7 @@ class InterpolatedPsf:
         self._coefficients = xp.einsum("iy,jx,syxk->sijk", to_polynomial, to_polynomial, at_nodes)
         self._spectra = spectra_of(self._images, self.sampling, xp=xp)
 
-    def _strength(self, x: Float, y: Float, weights: Float) -> Any:
+    def _image_coefficients(self, x: Float, y: Float, weights: Float) -> Any:
         """Return how much of each principal image sources have (n, k)."""
         xp, (ny, nx) = self._xp, self._window.shape
         degree = self._coefficients.shape[1] - 1
@@ -158,24 +162,24 @@ class InterpolatedPsf:
     def cores(self, x: Float, y: Float, weights: Float) -> Any:
         """Return images for sources at frame positions."""
         n_images, side, _ = self._images.shape
-        flat = self._strength(x, y, weights) @ self._images.reshape(n_images, -1)
+        flat = self._image_coefficients(x, y, weights) @ self._images.reshape(n_images, -1)
         return flat.reshape(-1, side, side)
 
     def spectra(self, x: Float, y: Float, weights: Float) -> Any:
-        """Return their spectra: mixed as real numbers, for the strengths are."""
+        """Return the transforms of the images, mixed as real numbers because the coefficients are real."""
         shape = self._spectra.shape
         parts = self._spectra.reshape(shape[0], -1).view(np.float32)
-        mixed = self._strength(x, y, weights) @ parts
+        mixed = self._image_coefficients(x, y, weights) @ parts
         return mixed.view(np.complex64).reshape(-1, *shape[1:])
 
 
 class FixedPsf:
-    """One PSF for a whole scene, from an image: for skies of no particular telescope.
+    """One constant PSF for a scene, given by an image.
 
     Parameters
     ----------
     core : float32 array (CORE * fine, CORE * fine)
-        As `effective_psf` gives it.
+        Image of the PSF, from `csstdask.mock.optics.effective_psf`.
     sampling : Sampling
     """
 
@@ -185,14 +189,20 @@ class FixedPsf:
         self._spectrum = spectra_of(self._core, sampling)
 
     def cores(self, x: Float, y: Float, weights: Float) -> Any:  # noqa: ARG002
-        """Return the image for each source."""
+        """Return the same image for each source."""
         return np.broadcast_to(self._core, (len(x), *self._core.shape[1:]))
 
     def spectra(self, x: Float, y: Float, weights: Float) -> Any:  # noqa: ARG002
-        """Return its spectrum for each source."""
+        """Return the same transform for each source."""
         return np.repeat(self._spectrum, len(x), axis=0)
 
 
 def n_chebyshev_nodes(window: Window) -> int:
-    """Return how many Chebyshev nodes an axis of a frame needs for 90 dB."""
+    """Return the number of Chebyshev nodes per axis for an accuracy of 90 dB.
+
+    Examples
+    --------
+    >>> n_chebyshev_nodes(Window((9232, 9216), 0.0, 0.0))
+    7
+    """
     return int(np.clip(np.ceil(2 + max(window.shape) / 1900), 3, 7))

@@ -1,12 +1,12 @@
-"""Libraries of stellar SEDs for slitless mocks: the shipped one, how it is made, and files of users.
+"""Libraries of stellar SEDs for slitless mocks: reading, checking and creation.
 
 A library is an ``.npz`` file with ``wavelength`` (m,) [Angstrom, vacuum], ``flux`` (star, m) [any unit of F_lambda],
 and labels (star,): ``teff`` [K], ``logg``, ``mh``. Spectra have the resolution R = 200 of the gratings: they are point
-samples of a spectrum that is convolved with the line-spread function, pixel included.
+samples of a spectrum convolved with the line-spread function, pixel included.
 
-The shipped library is made of the stellar templates of DESI's redrock (BSD-3) above 3180 Angstrom, and of ATLAS9 models
-(Castelli & Kurucz 2004) below 3020 Angstrom, for the labels of each template; both are mixed in between.
-`benchmarks/sed_library.py` makes it anew.
+The bundled library consists of the stellar templates of DESI's redrock (BSD-3) above 3180 Angstrom and of ATLAS9 models
+(Castelli & Kurucz 2004) with the same labels below 3020 Angstrom, blended linearly in between. It is created by
+`benchmarks/sed_library.py`.
 """
 
 from __future__ import annotations
@@ -28,50 +28,54 @@ from csstdask.numerics.spectral import interpolate_spectrum
 Float = npt.NDArray[np.float64]
 
 SHIPPED = "desi-atlas9.npz"
-"""File name of the library that comes with csstdask."""
+"""File name of the bundled library."""
 REFERENCE = (5526.0, 5586.0)
-"""SEDs are in units of their mean flux in this range [Angstrom]."""
+"""Wavelength range whose mean flux is the unit of an SED [Angstrom]."""
 RESOLUTION = 200.0
-"""R = wavelength / FWHM of the spectra."""
-_GRID = (2500.0, 10500.0)
+"""Resolution R = wavelength / FWHM of the spectra."""
+_GRID_LIMITS = (2500.0, 10500.0)
+"""Limits of the wavelength grid [Angstrom]."""
 _ARRAYS = ("wavelength", "flux", "teff", "logg", "mh")
 
-_STARS = 90
-_FINE = 5e-5
-"""Step of the grid on which templates are convolved [in ln wavelength]."""
-_GRAFT = (3020.0, 3180.0)
-"""ATLAS9 below, the templates above, a linear mixture in between [Angstrom]; fluxes are matched here too."""
+_N_STARS = 90
+"""Number of stars of the bundled library."""
+_LOG_STEP = 5e-5
+"""Step in ln(wavelength) of the grid on which templates are convolved."""
+_BLEND = (3020.0, 3180.0)
+"""Range in which ATLAS9 models and templates are matched and blended [Angstrom]."""
 
 
 @dataclass(frozen=True)
 class SedLibrary:
-    """SEDs, each in units of its mean flux in `REFERENCE`."""
+    """SEDs in units of their mean flux in `REFERENCE`."""
 
     wavelength: Float
-    """(m,) Vacuum [Angstrom]."""
+    """Wavelength in vacuum (m,) [Angstrom]."""
     sed: Float
-    """(star, m)"""
+    """Relative flux per wavelength (star, m)."""
     teff: Float
-    """(star,) [K]"""
+    """Effective temperature (star,) [K]."""
     logg: Float
+    """Surface gravity, log10 [cm s-2] (star,)."""
     mh: Float
+    """Metallicity [M/H] (star,)."""
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file."""
 
     def __len__(self) -> int:
         return len(self.sed)
 
 
 def sed_grid() -> Float:
-    """Return the grid of SEDs at R = 200, two samples a resolution element (574,) [Angstrom].
+    """Return the wavelength grid of SEDs, two samples per resolution element at R = 200 (574,) [Angstrom].
 
     Examples
     --------
     >>> len(sed_grid())
     574
     """
-    n = int(2 * RESOLUTION * np.log(_GRID[1] / _GRID[0]))
-    return np.asarray(_GRID[0] * np.exp((np.arange(n) + 0.5) / (2 * RESOLUTION)))
+    n = int(2 * RESOLUTION * np.log(_GRID_LIMITS[1] / _GRID_LIMITS[0]))
+    return np.asarray(_GRID_LIMITS[0] * np.exp((np.arange(n) + 0.5) / (2 * RESOLUTION)))
 
 
 def reference_mean(wavelength: Float, flux: npt.NDArray[Any]) -> Float:
@@ -81,25 +85,42 @@ def reference_mean(wavelength: Float, flux: npt.NDArray[Any]) -> Float:
 
 
 def find_library(name: str, data: Path | None = None) -> Path:
-    """Return the file of a library: an absolute path, one in the folder `data`, or one that is shipped.
+    """Return the file of an SED library.
+
+    Parameters
+    ----------
+    name : str
+        Absolute path, or name of a file in `data` or of a bundled library.
+    data : Path, optional
+        Folder of libraries.
 
     Raises
     ------
     InputError
-        If there is none; it names the places.
+        If there is no such file.
+
+    Examples
+    --------
+    >>> find_library("desi-atlas9.npz").name
+    'desi-atlas9.npz'
     """
-    shipped = Path(__file__).with_name("seds")
-    candidates = [Path(name)] if Path(name).is_absolute() else [*([data / name] if data else []), shipped / name]
+    bundled = Path(__file__).with_name("seds")
+    candidates = [Path(name)] if Path(name).is_absolute() else [*([data / name] if data else []), bundled / name]
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
-        known = ", ".join(sorted(path.name for path in shipped.glob("*.npz")))
-        wanted = f"a file of SEDs next to the recipe or in --data DIR, or a shipped one: {known}"
+        known = ", ".join(sorted(path.name for path in bundled.glob("*.npz")))
+        wanted = f"a file of SEDs next to the recipe or in --data DIR, or a bundled one: {known}"
         raise InputError(f"slitless.seds = {name!r}", "no such file", wanted)
     return found
 
 
 def load_library(path: str | Path) -> SedLibrary:
-    """Read a library.
+    """Read an SED library.
+
+    Parameters
+    ----------
+    path : path
+        File (``.npz``).
 
     Raises
     ------
@@ -129,42 +150,43 @@ def _read(file: Path, _changed: int) -> SedLibrary:
     if not (np.isfinite(flux).all() and (flux > 0).all()):
         raise InputError(file, "SEDs with values that are not finite and positive", "positive ones")
     if wavelength[0] > REFERENCE[0] or wavelength[-1] < REFERENCE[1]:
-        raise InputError(file, _range(wavelength), f"SEDs that cover {REFERENCE[0]:g}-{REFERENCE[1]:g} Angstrom")
+        raise InputError(file, _coverage(wavelength), f"SEDs that cover {REFERENCE[0]:g}-{REFERENCE[1]:g} Angstrom")
     sed = flux / reference_mean(wavelength, flux)[:, None]
     identity = hashlib.sha256(content).hexdigest()
     return SedLibrary(wavelength, sed, arrays["teff"], arrays["logg"], arrays["mh"], identity)
 
 
-def _range(wavelength: Float) -> str:
+def _coverage(wavelength: Float) -> str:
+    """Return the wavelength range of a library, for messages."""
     return f"SEDs from {wavelength[0]:.0f} to {wavelength[-1]:.0f} Angstrom"
 
 
 def check_coverage(library: SedLibrary, limits: tuple[float, float], band: str, source: object) -> None:
-    """Raise InputError unless a library covers a band's wavelengths [Angstrom]."""
+    """Raise InputError unless a library covers the wavelengths of a band [Angstrom]."""
     if library.wavelength[0] > limits[0] or library.wavelength[-1] < limits[1]:
         wanted = f"SEDs that cover {band}, {limits[0]:g}-{limits[1]:g} Angstrom"
-        raise InputError(source, _range(library.wavelength), wanted)
+        raise InputError(source, _coverage(library.wavelength), wanted)
 
 
-def make_library(templates: str | Path, atlas: str | Path, *, stars: int = _STARS, seed: int = 1) -> dict[str, Any]:
-    """Make a library of DESI templates above 3180 Angstrom and ATLAS9 models below 3020 Angstrom.
+def make_library(templates: str | Path, atlas: str | Path, *, stars: int = _N_STARS, seed: int = 1) -> dict[str, Any]:
+    """Create a library of DESI templates and ATLAS9 models.
 
     Parameters
     ----------
     templates : path
-        ``.npz`` of the templates: for classes t = A, F, G, K ``basis_t`` (5, pixel), ``coeff_t`` (n, 5), ``teff_t``,
-        ``logg_t``, ``mh_t``, ``orig_index_t``, and ``wave0``, ``dwave`` [Angstrom, vacuum].
+        File (``.npz``) of the templates: for classes t = A, F, G, K ``basis_t`` (5, pixel), ``coeff_t`` (n, 5),
+        ``teff_t``, ``logg_t``, ``mh_t``, ``orig_index_t``, and ``wave0``, ``dwave`` [Angstrom, vacuum].
     atlas : path
-        ``.npz`` of ATLAS9 models: ``wave`` [Angstrom], ``flux`` (model, pixel), ``teff``, ``logg``, ``mh``.
+        File (``.npz``) of ATLAS9 models: ``wave`` [Angstrom], ``flux`` (model, pixel), ``teff``, ``logg``, ``mh``.
     stars : int
-        Size of the library.
+        Number of stars.
     seed : int
-        Of the choice of templates.
+        Seed of the choice of templates.
 
     Returns
     -------
     dict of arrays
-        The content of the file.
+        Content of the library file.
     """
     desi, ck04 = np.load(templates), np.load(atlas)
     grid, rng = sed_grid(), np.random.default_rng(seed)
@@ -173,11 +195,11 @@ def make_library(templates: str | Path, atlas: str | Path, *, stars: int = _STAR
     fluxes, labels = [], []
     for name, row in chosen:
         teff, logg, mh = (float(desi[f"{label}_{name}"][row]) for label in ("teff", "logg", "mh"))
-        template = _degraded(wave, desi[f"coeff_{name}"][row] @ desi[f"basis_{name}"], grid)
-        blue = interpolate_spectrum(ck04["wave"], _model(ck04, teff, logg, mh), grid)
-        both = (grid >= _GRAFT[0]) & (grid <= _GRAFT[1])
+        template = convolve_to_resolution(wave, desi[f"coeff_{name}"][row] @ desi[f"basis_{name}"], grid)
+        blue = interpolate_spectrum(ck04["wave"], _interpolate_model(ck04, teff, logg, mh), grid)
+        both = (grid >= _BLEND[0]) & (grid <= _BLEND[1])
         blue *= template[both].mean() / blue[both].mean()
-        share = np.clip((grid - _GRAFT[0]) / (_GRAFT[1] - _GRAFT[0]), 0, 1)
+        share = np.clip((grid - _BLEND[0]) / (_BLEND[1] - _BLEND[0]), 0, 1)
         flux = np.where(share > 0, share * np.nan_to_num(template), 0) + (1 - share) * blue
         fluxes.append(flux / reference_mean(grid, flux))
         labels.append((teff, logg, mh, name, int(desi[f"orig_index_{name}"][row])))
@@ -203,7 +225,7 @@ def make_library(templates: str | Path, atlas: str | Path, *, stars: int = _STAR
 
 
 def _population(desi: Any, rng: np.random.Generator, stars: int) -> list[tuple[str, int]]:
-    """Choose templates: dwarfs and subgiants of the disk and the halo, a few giants below 5750 K."""
+    """Choose templates: dwarfs and subgiants of disk and halo, and a few giants below 5750 K."""
     names, rows, weights, teffs = [], [], [], []
     for name in "AFGK":
         teff, logg, mh = (desi[f"{label}_{name}"].astype(float) for label in ("teff", "logg", "mh"))
@@ -211,14 +233,14 @@ def _population(desi: Any, rng: np.random.Generator, stars: int) -> list[tuple[s
         giant = (logg >= 2) & (logg < 3.5) & (teff < 5750)
         usable = (teff >= 5000) & (teff <= 9750) & (mh >= -2) & (dwarf | giant)
         usable &= desi[f"fit_rms_{name}"] < (0.08 if name == "K" else 0.05)
-        # [M/H] of a thin disk with a tail towards the halo, giants a fifth as likely as dwarfs.
+        # [M/H] of the thin disk with a tail towards the halo; giants have a fifth of the weight of dwarfs.
         weight = (np.exp(-0.5 * ((mh + 0.35) / 0.35) ** 2) + 0.08) * np.where(giant, 0.2, 1.0) * usable
         names += [name] * len(teff)
         rows += list(range(len(teff)))
         weights.append(weight)
         teffs.append(teff)
     weight, teff = np.concatenate(weights), np.concatenate(teffs)
-    # As many stars in each step of 500 K up to 7500 K, half as many in hotter ones.
+    # Equal numbers in each interval of 500 K up to 7500 K, half of that in hotter ones.
     step = np.floor((teff - 4750) / 500).astype(int)
     for number in np.unique(step):
         total = weight[step == number].sum()
@@ -228,19 +250,19 @@ def _population(desi: Any, rng: np.random.Generator, stars: int) -> list[tuple[s
     return [(names[i], rows[i]) for i in sorted(chosen, key=lambda i: (teff[i], names[i], rows[i]))]
 
 
-def _degraded(wavelength: Float, flux: Float, grid: Float) -> Float:
-    """Return point samples of a finely sampled spectrum convolved to R = `RESOLUTION`; NaN outside of it."""
+def convolve_to_resolution(wavelength: Float, flux: Float, grid: Float) -> Float:
+    """Return point samples of a spectrum convolved to R = `RESOLUTION`; NaN outside its range."""
     step = wavelength[1] - wavelength[0]
     total = np.concatenate([[0.0], np.cumsum(flux * step)])
     edges = np.append(wavelength - step / 2, wavelength[-1] + step / 2)
-    fine = np.exp(np.arange(np.log(edges[0]), np.log(edges[-1]), _FINE))
+    fine = np.exp(np.arange(np.log(edges[0]), np.log(edges[-1]), _LOG_STEP))
     means = np.diff(np.interp(fine, edges, total)) / np.diff(fine)
-    smooth = gaussian_filter1d(means, 1 / (RESOLUTION * np.sqrt(8 * np.log(2))) / _FINE, mode="nearest")
+    smooth = gaussian_filter1d(means, 1 / (RESOLUTION * np.sqrt(8 * np.log(2))) / _LOG_STEP, mode="nearest")
     return interpolate_spectrum(np.sqrt(fine[1:] * fine[:-1]), smooth, grid)
 
 
-def _model(ck04: Any, teff: float, logg: float, mh: float) -> Float:
-    """Return an ATLAS9 model, interpolated in Teff and [M/H] in log flux, at the nearest log g that the grid has."""
+def _interpolate_model(ck04: Any, teff: float, logg: float, mh: float) -> Float:
+    """Return an ATLAS9 model, interpolated in log flux over Teff and [M/H], at the nearest log g of the grid."""
     metals = np.unique(ck04["mh"])
     position = float(np.interp(mh, metals, np.arange(len(metals))))
     low = min(int(position), len(metals) - 2)
@@ -249,6 +271,7 @@ def _model(ck04: Any, teff: float, logg: float, mh: float) -> Float:
 
 
 def _at_metallicity(ck04: Any, teff: float, logg: float, mh: float) -> Float:
+    """Return the log flux of a model of a metallicity in the grid, interpolated over Teff."""
     near = np.abs(ck04["mh"] - mh) < 1e-3
     gravities = np.unique(ck04["logg"][near & (np.abs(ck04["teff"] - teff) <= 250)])
     near &= np.abs(ck04["logg"] - gravities[np.argmin(abs(gravities - logg))]) < 1e-3

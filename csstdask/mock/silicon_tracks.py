@@ -1,10 +1,10 @@
-"""Particles from all directions through a slab of silicon.
+"""Isotropic particles crossing a layer of silicon.
 
-A minimum-ionising particle crosses the sensitive layer on a straight chord; the flux through a surface makes its
-angle follow cos(theta). The charge fluctuates along the chord after Landau (1944), about 80 electrons a micrometre
-(PDG, "Passage of particles through matter"). Charge set free far from the gates diffuses most. Now and then an
-electron is knocked on (a delta ray) and leaves a short curl; slow electrons, which scatter until they stop, are the
-worms. Nothing here is fitted to a camera: it is a second opinion beside the paper's generator.
+A minimum-ionising particle crosses the sensitive layer on a straight chord, with angles distributed as the flux through
+a surface, cos(theta). The charge along the chord fluctuates after Landau (1944), with about 80 electrons per micrometre
+(PDG, "Passage of particles through matter"). Charge released far from the gates diffuses most. Some electrons receive
+enough energy to leave short curved tracks (delta rays). Slow electrons, which scatter until they stop, are the worms.
+The generator is independent of the paper's and not fitted to any camera.
 """
 
 from __future__ import annotations
@@ -17,29 +17,41 @@ from csstdask.mock.recipe_tables import CosmicRays
 
 Float = npt.NDArray[np.float64]
 
-#: Most probable charge of a minimum-ionising particle, a pixel (10 um) of chord [e-].
-_CHARGE = 800.0
-#: Landau width over most probable value, in thin silicon.
-_WIDTH = 0.12
-#: Share of events by protons and helium slower than minimum-ionising, that leave more charge.
-_SLOW_SHARE, _SLOW_FACTOR = 0.2, (1.5, 12.0)
-_LONGEST = 250.0  # a path must fit into `deposit`'s window
-#: Particles come in from so far beyond a frame's edges [pixel].
+_CHARGE_PER_PIXEL = 800.0
+"""Most probable charge of a minimum-ionising particle per pixel (10 um) of chord [e-/pixel]."""
+_LANDAU_WIDTH = 0.12
+"""Landau width over most probable value in thin silicon."""
+_SLOW_FRACTION = 0.2
+"""Fraction of slow protons and helium nuclei, which deposit more charge."""
+_SLOW_FACTOR = (1.5, 12.0)
+"""Range of the charge of slow particles relative to minimum-ionising ones."""
+_MAX_LENGTH = 250.0
+"""Longest path, limited by the window of `csstdask.mock.charge_deposition.deposit` [pixel]."""
 _MARGIN = 50
+"""Margin around a frame in which particles enter, because their tracks reach the frame [pixel]."""
 _SPACING = 0.25
-#: Delta rays a pixel of chord, and the mean range of one [pixel].
-_DELTA_RATE, _DELTA_RANGE = 0.01, 3.0
-#: A worm's direction changes by this much in a pixel [rad], and it is this long on average [pixel].
-_WORM_TURN, _WORM_LENGTH = 0.35, 18.0
-#: Diffusion does not vanish at the gates [pixel].
-_LEAST_SIGMA = 0.08
+"""Spacing of the points of a path [pixel]."""
+_DELTA_RATE = 0.01
+"""Delta rays per pixel of chord [pixel^-1]."""
+_DELTA_RANGE = 3.0
+"""Mean range of a delta ray [pixel]."""
+_WORM_DEFLECTION = 0.35
+"""Change of direction of a worm per pixel, 1 sigma [rad]."""
+_WORM_LENGTH = 18.0
+"""Mean length of a worm [pixel]."""
+_MIN_SIGMA = 0.08
+"""Charge diffusion at the gates, 1 sigma [pixel]."""
 
 
 def landau(rng: np.random.Generator, n: int) -> Float:
-    """Draw from Landau's distribution, location 0 and scale 1.
+    """Draw n values of the Landau distribution with location 0 and scale 1.
 
-    It is the stable law with alpha = 1, beta = 1 (Chambers, Mallows & Stuck 1976, JASA 71, 340, with their
-    exponential and uniform variables).
+    It is the stable distribution with alpha = 1, beta = 1 (Chambers, Mallows & Stuck 1976, JASA 71, 340).
+
+    Examples
+    --------
+    >>> landau(np.random.default_rng(1), 3).shape
+    (3,)
     """
     angle, wait = rng.uniform(-np.pi / 2, np.pi / 2, n), rng.exponential(1.0, n)
     half = np.pi / 2
@@ -47,89 +59,101 @@ def landau(rng: np.random.Generator, n: int) -> Float:
     return (2 / np.pi) * (shifted * np.tan(angle) - np.log(half * wait * np.cos(angle) / shifted))
 
 
-def _lengths(events: int, points: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Float]:
+def _path_points(
+    events: int, points: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Float]:
+    """Return offsets of the events, the event of each point, and its relative position along the path."""
     offset = np.concatenate([[0], np.cumsum(points)])
     event = np.repeat(np.arange(events), points)
     return offset, event, (np.arange(offset[-1]) - offset[event] + 0.5) / points[event]
 
 
 def slab_events(rng: np.random.Generator, settings: CosmicRays, shape: tuple[int, int], events: int) -> Paths:
-    """Draw events: straight chords with delta rays, and worms.
+    """Draw straight chords with delta rays, and worms.
 
     Parameters
     ----------
     rng : numpy.random.Generator
+        Random stream.
     settings : CosmicRays
-        Its thickness, diffusion and share of worms.
+        Table of the recipe, with thickness, diffusion and fraction of worms.
     shape : (int, int)
-        (y, x); particles enter on it or up to `_MARGIN` beyond its edges.
+        Shape (y, x) of the frame; particles enter up to `_MARGIN` pixels outside.
     events : int
-        How many.
+        Number of events.
+
+    Returns
+    -------
+    Paths
+        The events, followed by their delta rays.
     """
     worm = rng.random(events) < settings.worm_share * 0.5
     cosine = np.sqrt(rng.random(events))  # flux through a surface
-    run = np.minimum(settings.thickness * np.sqrt(1 - cosine**2) / np.maximum(cosine, 1e-3), _LONGEST)
-    run = np.where(worm, np.minimum(rng.exponential(_WORM_LENGTH, events), _LONGEST), run)
-    chord = np.where(worm, run, np.hypot(run, settings.thickness))
-    slow = np.where(rng.random(events) < _SLOW_SHARE, rng.uniform(*_SLOW_FACTOR, events), 1.0)
-    # The most probable value grows a little faster than the chord (Landau: with its logarithm).
-    likely = _CHARGE * chord * slow * (1 + _WIDTH * np.log(np.maximum(chord, 0.2)))
-    charge = likely + np.minimum(landau(rng, events), 60) * _WIDTH * _CHARGE * chord * slow
-    charge = np.where(worm, _CHARGE * run * rng.uniform(0.8, 3.0, events), charge)
+    length = np.minimum(settings.thickness * np.sqrt(1 - cosine**2) / np.maximum(cosine, 1e-3), _MAX_LENGTH)
+    length = np.where(worm, np.minimum(rng.exponential(_WORM_LENGTH, events), _MAX_LENGTH), length)
+    chord = np.where(worm, length, np.hypot(length, settings.thickness))
+    slow = np.where(rng.random(events) < _SLOW_FRACTION, rng.uniform(*_SLOW_FACTOR, events), 1.0)
+    # The most probable value grows slightly faster than the chord, by its logarithm (Landau).
+    most_probable = _CHARGE_PER_PIXEL * chord * slow * (1 + _LANDAU_WIDTH * np.log(np.maximum(chord, 0.2)))
+    charge = most_probable + np.minimum(landau(rng, events), 60) * _LANDAU_WIDTH * _CHARGE_PER_PIXEL * chord * slow
+    charge = np.where(worm, _CHARGE_PER_PIXEL * length * rng.uniform(0.8, 3.0, events), charge)
     electrons = np.rint(np.maximum(charge, 20)).astype(np.int64)
-    offset, event, along = _lengths(events, np.maximum(1, np.ceil(run / _SPACING)).astype(np.int64))
+    offset, event, along = _path_points(events, np.maximum(1, np.ceil(length / _SPACING)).astype(np.int64))
     angle = rng.uniform(0, 2 * np.pi, events)
     y0, x0 = (rng.uniform(-0.5 - _MARGIN, side + _MARGIN - 0.5, events) for side in shape)
-    heading = angle[event] + _wander(rng, offset, event, worm)
-    step = (run / np.diff(offset))[event]
-    x = x0[event] + _from_start(step * np.cos(heading), offset, event)
-    y = y0[event] + _from_start(step * np.sin(heading), offset, event)
+    heading = angle[event] + _deflections(rng, offset, event, worm)
+    step = (length / np.diff(offset))[event]
+    x = x0[event] + _cumulative(step * np.cos(heading), offset, event)
+    y = y0[event] + _cumulative(step * np.sin(heading), offset, event)
     depth = np.where(worm[event], rng.random(events)[event], along)  # 0 at the gates, 1 at the far side
-    sigma = np.maximum(settings.diffusion * np.sqrt(depth), _LEAST_SIGMA)
-    # A worm loses more the slower it gets.
+    sigma = np.maximum(settings.diffusion * np.sqrt(depth), _MIN_SIGMA)
+    # The energy loss of a worm grows as it slows down.
     share = np.where(worm[event], 1 + 2 * along**4, rng.gamma(4.0, 0.25, len(event)))
     straight = Paths(offset, x, y, share, sigma, electrons)
-    return _joined(straight, _delta_rays(rng, straight, chord))
+    return _concatenate(straight, _delta_rays(rng, straight, chord))
 
 
-def _wander(
+def _deflections(
     rng: np.random.Generator,
     offset: npt.NDArray[np.int64],
     event: npt.NDArray[np.int64],
     worm: npt.NDArray[np.bool_],
 ) -> Float:
-    turn = rng.normal(0, _WORM_TURN * np.sqrt(_SPACING), len(event)) * worm[event]
-    return _from_start(turn, offset, event)
+    """Return the deflection at each point of the worms (point,) [rad]; 0 for other events."""
+    turn = rng.normal(0, _WORM_DEFLECTION * np.sqrt(_SPACING), len(event)) * worm[event]
+    return _cumulative(turn, offset, event)
 
 
-def _from_start(values: Float, offset: npt.NDArray[np.int64], event: npt.NDArray[np.int64]) -> Float:
-    """Return running sums that begin anew with each event."""
+def _cumulative(values: Float, offset: npt.NDArray[np.int64], event: npt.NDArray[np.int64]) -> Float:
+    """Return cumulative sums that restart with each event."""
     total = np.concatenate([[0.0], np.cumsum(values)])
     return np.asarray(total[1:] - total[offset[event]])
 
 
 def _delta_rays(rng: np.random.Generator, primary: Paths, chord: Float) -> Paths:
+    """Draw the delta rays of events with given chords [pixel]."""
     owner = np.repeat(np.arange(len(chord)), rng.poisson(_DELTA_RATE * chord))
     n = len(owner)
     counts = np.diff(primary.offset)
     start = primary.offset[owner] + (rng.random(n) * counts[owner]).astype(np.int64)
     length = np.clip(rng.exponential(_DELTA_RANGE, n), 0.3, 40)
-    offset, ray, along = _lengths(n, np.ceil(length / _SPACING).astype(np.int64))
+    offset, ray, along = _path_points(n, np.ceil(length / _SPACING).astype(np.int64))
     heading = rng.uniform(0, 2 * np.pi, n)[ray]
-    turn = rng.normal(0, 2 * _WORM_TURN * np.sqrt(_SPACING), len(ray))
-    heading = heading + _from_start(turn, offset, ray)
+    turn = rng.normal(0, 2 * _WORM_DEFLECTION * np.sqrt(_SPACING), len(ray))
+    heading = heading + _cumulative(turn, offset, ray)
     step = (length / np.maximum(np.diff(offset), 1))[ray]
     return Paths(
         offset,
-        primary.x[start][ray] + _from_start(step * np.cos(heading), offset, ray),
-        primary.y[start][ray] + _from_start(step * np.sin(heading), offset, ray),
+        primary.x[start][ray] + _cumulative(step * np.cos(heading), offset, ray),
+        primary.y[start][ray] + _cumulative(step * np.sin(heading), offset, ray),
         1 + 2 * along**4,
         np.repeat(primary.sigma[start], np.diff(offset)),
-        np.rint(_CHARGE * length * rng.uniform(0.8, 2.5, n)).astype(np.int64),
+        np.rint(_CHARGE_PER_PIXEL * length * rng.uniform(0.8, 2.5, n)).astype(np.int64),
     )
 
 
-def _joined(first: Paths, second: Paths) -> Paths:
+def _concatenate(first: Paths, second: Paths) -> Paths:
+    """Return the events of both."""
     return Paths(
         np.concatenate([first.offset, first.offset[-1] + second.offset[1:]]),
         *(

@@ -1,12 +1,12 @@
-"""Expected light of a slitless frame: first orders, zeroth orders and sky.
+"""The expected light of a slitless frame: first orders, zeroth orders and sky.
 
-In the column X of its trace a star has the rate
+Column X of the trace of a star receives the rate
 
     r(X) = F(wavelength) S(wavelength) |d wavelength / d x|    [e-/s],
 
-where the wavelength follows from the star's position and X by the dispersion relation. F is sampled at R = 200 with the
-pixel included, so that nothing is smoothed along x. Across the trace the rate is spread by a pixel-integrated profile
-that sums to 1, and each pixel is multiplied by the flat at its own position and wavelength.
+where the wavelength follows from the position of the star and X by the dispersion relation. The SED F has R = 200 with
+the pixel included, so that the spectrum is not smoothed along x. Across the trace the rate is distributed by a
+pixel-integrated profile that sums to 1. Each pixel is multiplied by the flat at its position and wavelength.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from numpy.polynomial import legendre
 from csstdask.core.errors import InputError
 from csstdask.instrument import Instrument
 from csstdask.instrument.dispersion import dispersion_of, slitless_order
+from csstdask.mock.expected_image import sky_gradient
 from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Recipe
 from csstdask.mock.sed_library import SedLibrary, check_coverage, find_library
@@ -34,29 +35,33 @@ from csstdask.numerics.spectral import interpolate_spectrum
 Float = npt.NDArray[np.float64]
 
 PROFILE_SHARES = (0.85, 0.15)
-"""Shares of a core and of wings in the light across a trace."""
+"""Fractions of the light across a trace in the core and in the wings."""
 PROFILE_SIGMAS = (0.95, 2.3)
-"""Their widths at 5500 Angstrom [pixel]: a star with 80 % of its light within 0.15 arcsec. Plausible, not measured."""
-PROFILE_WAVELENGTH, PROFILE_EXPONENT = 5500.0, 0.3
-"""Widths grow with wavelength as (wavelength / 5500)^0.3: between detector diffusion and diffraction."""
-_HALF = 15
-"""Rows on each side of a trace: 5 sigma of the wings at 10500 Angstrom."""
-_BATCH = 256
-_STEP = 2.0
-"""Of the integral over an undispersed spectrum [Angstrom]."""
+"""Widths of core and wings at 5500 Angstrom, 1 sigma: 80 % of the light within 0.15 arcsec (assumed) [pixel]."""
+PROFILE_WAVELENGTH = 5500.0
+"""Wavelength of `PROFILE_SIGMAS` [Angstrom]."""
+PROFILE_EXPONENT = 0.3
+"""Widths grow as wavelength^0.3, between detector diffusion (0) and diffraction (1)."""
+_HALF_WIDTH = 15
+"""Rows on each side of a trace, 5 sigma of the wings at 10500 Angstrom [pixel]."""
+_BATCH_SIZE = 256
+"""Number of stars rendered at a time."""
+_WAVELENGTH_STEP = 2.0
+"""Step of the integral over an undispersed spectrum [Angstrom]."""
 
 
 @dataclass(frozen=True)
 class TracedStars:
-    """Stars on a frame without the grating; all arrays (star, ...)."""
+    """Stars of a frame at their positions without the grating."""
 
     x: Float
+    """Zero-based position along x (star,) [pixel]."""
     y: Float
-    """[pixel], zero-based."""
+    """Zero-based position along y (star,) [pixel]."""
     flux_5556: Float
-    """[erg s-1 cm-2 A-1]"""
+    """Mean flux in 5526-5586 Angstrom (star,) [erg s-1 cm-2 A-1]."""
     sed: Float
-    """(star, m) In units of `flux_5556`."""
+    """SED in units of `flux_5556` (star, m)."""
 
     def __len__(self) -> int:
         return len(self.x)
@@ -70,7 +75,7 @@ def unit_stars(recipe: Recipe, instrument: Instrument, index: int, detector: int
 
 
 def check_slitless(recipe: Recipe, instrument: Instrument, data: Path | None = None) -> None:
-    """Raise InputError for a recipe of slitless frames that cannot be drawn."""
+    """Raise InputError for a slitless recipe that cannot be rendered."""
     where = f"{recipe.name}: detectors"
     for detector in recipe.detectors:
         band = instrument.detector(detector).band
@@ -93,31 +98,35 @@ def check_slitless(recipe: Recipe, instrument: Instrument, data: Path | None = N
 def expected_spectra(
     recipe: Recipe, instrument: Instrument, index: int, detector: int, data: Path | None = None
 ) -> Frame:
-    """Return the light that falls on a slitless unit, sky included [e-/s/pixel].
+    """Return the expected light of a slitless unit with sky [e-/s/pixel].
 
     Parameters
     ----------
     recipe : Recipe
-        With a table ``[slitless]``.
+        The mock survey.
     instrument : Instrument
+        Camera of the recipe.
     index : int
-        Of the exposure.
+        Index of the exposure.
     detector : int
+        Detector id.
     data : Path, optional
-        Folder of libraries of SEDs.
+        Folder of SED libraries.
+
+    Returns
+    -------
+    float32 array (y, x)
     """
     library = recipe_library(recipe, data)
     stars = unit_stars(recipe, instrument, index, detector, library)
     rng = stream(recipe.seed, Purpose.ARTEFACTS, index, detector)
-    slope_x, slope_y = rng.uniform(-0.5, 0.5, 2) * recipe.sky.gradient
-    along_y, along_x = (np.linspace(-1, 1, n, dtype=np.float32) for n in recipe.frame_shape)
-    light = 1 + np.float32(slope_x) * along_x[None, :] + np.float32(slope_y) * along_y[:, None]
+    light = sky_gradient(rng, recipe.sky.gradient, recipe.frame_shape)
     light *= np.float32(instrument.slitless[str(instrument.detector(detector).band)].sky * recipe.sky.level)
     add_zeroth_orders(light, recipe, instrument, detector, stars, library.wavelength)
     light *= band_flat(recipe, detector)
     shift = dispersion_shift(recipe, index)
     add_first_orders(light, recipe, instrument, detector, stars, library.wavelength, shift=shift)
-    return np.maximum(light, 0, out=light)  # a spline through a deep line may undershoot
+    return np.maximum(light, 0, out=light)  # splines may undershoot at deep lines
 
 
 def add_first_orders(
@@ -130,29 +139,32 @@ def add_first_orders(
     *,
     shift: float = 0.0,
 ) -> None:
-    """Add the first orders of stars to a frame, flat included.
+    """Add the first orders of stars to a frame, multiplied by the flat.
 
     Parameters
     ----------
     light : float32 array (y, x)
-        Changed [e-/s/pixel].
+        Expected light, modified in place [e-/s/pixel].
     recipe : Recipe
-        With a table ``[slitless]``.
+        Recipe with a table ``[slitless]``.
     instrument : Instrument
+        Camera of the recipe.
     detector : int
+        Detector id.
     stars : TracedStars
+        The stars.
     wavelength : float64 array (m,)
-        Of their SEDs [Angstrom].
+        Wavelengths of their SEDs [Angstrom].
     shift : float
-        Of the spectra along x [pixel].
+        Shift of the spectra along x [pixel].
     """
     shape = (light.shape[0], light.shape[1])
     relation = dispersion_of(instrument, detector, shape)
     order = slitless_order(instrument, detector)
     limits = np.array([order.throughput[0][0], order.throughput[-1][0]])
     degree = require_slitless(recipe).flat_degree
-    for batch in range(0, len(stars), _BATCH):
-        part = slice(batch, batch + _BATCH)
+    for batch in range(0, len(stars), _BATCH_SIZE):
+        part = slice(batch, batch + _BATCH_SIZE)
         x, y = stars.x[part, None], stars.y[part, None]
         ends = relation.position(x, y, limits)[0] + shift
         first = np.floor(ends.min(axis=1)).astype(np.int64)
@@ -168,49 +180,49 @@ def add_first_orders(
         for k, (a, b) in enumerate(flat_terms(degree)):
             in_v[..., b] += coefficients[..., k] * in_u[..., a]
         trace = relation.position(x, y, wave)[1]
-        _deposit(light, first, trace, rate, _scale(wave), in_v)
+        _add_spectra(light, first, trace, rate, _relative_width(wave), in_v)
 
 
 def add_zeroth_orders(
     light: Frame, recipe: Recipe, instrument: Instrument, detector: int, stars: TracedStars, wavelength: Float
 ) -> None:
-    """Add the zeroth orders of stars to a frame, without a flat: compact images of the whole band.
+    """Add the zeroth orders of stars to a frame, without flat: compact images with the light of the band.
 
-    Parameters are those of `add_first_orders`. Nothing is added for a grating without a zeroth order.
+    Parameters as for `add_first_orders`. Nothing is added for a grating without a zeroth order.
     """
     band = instrument.slitless[str(instrument.detector(detector).band)]
     if not any(one.order == 0 for one in band.orders) or not len(stars):
         return
     order = slitless_order(instrument, detector, 0)
-    wave = np.arange(order.throughput[0][0], order.throughput[-1][0], _STEP) + _STEP / 2
+    wave = np.arange(order.throughput[0][0], order.throughput[-1][0], _WAVELENGTH_STEP) + _WAVELENGTH_STEP / 2
     response = true_sensitivity(recipe, instrument, detector, wave, 0)
     middle = float(np.average(wave, weights=response))
     x, y = dispersion_of(instrument, detector, light.shape, 0).position(stars.x, stars.y, middle)
     wave = wave[(wave >= wavelength[0]) & (wave <= wavelength[-1])]
-    response = true_sensitivity(recipe, instrument, detector, wave, 0) * _STEP
-    near = (abs(x - light.shape[1] / 2) < light.shape[1] / 2 + _HALF) & (
-        abs(y - light.shape[0] / 2) < light.shape[0] / 2 + _HALF
+    response = true_sensitivity(recipe, instrument, detector, wave, 0) * _WAVELENGTH_STEP
+    near = (abs(x - light.shape[1] / 2) < light.shape[1] / 2 + _HALF_WIDTH) & (
+        abs(y - light.shape[0] / 2) < light.shape[0] / 2 + _HALF_WIDTH
     )
     rows = np.flatnonzero(near)
-    sigmas = np.array(PROFILE_SIGMAS) * float(_scale(np.array(middle)))
-    offsets = np.arange(-_HALF, _HALF + 1)
+    sigmas = np.array(PROFILE_SIGMAS) * float(_relative_width(np.array(middle)))
+    offsets = np.arange(-_HALF_WIDTH, _HALF_WIDTH + 1)
     for i in rows:
         rate = stars.flux_5556[i] * (interpolate_spectrum(wavelength, stars.sed[i], wave) @ response)
         column, row = round(float(x[i])) + offsets, round(float(y[i])) + offsets
         image = np.zeros((len(row), len(column)))
         for share, sigma in zip(PROFILE_SHARES, sigmas, strict=True):
-            image += share * np.outer(_pixel_shares(row - y[i], sigma), _pixel_shares(column - x[i], sigma))
+            image += share * np.outer(_pixel_fractions(row - y[i], sigma), _pixel_fractions(column - x[i], sigma))
         on_y, on_x = (row >= 0) & (row < light.shape[0]), (column >= 0) & (column < light.shape[1])
         light[np.ix_(row[on_y], column[on_x])] += (rate * image[np.ix_(on_y, on_x)]).astype(np.float32)
 
 
-def _scale(wavelength: Float) -> Float:
-    """Return the widths of profiles in units of those at 5500 Angstrom."""
+def _relative_width(wavelength: Float) -> Float:
+    """Return the widths of profiles relative to those at 5500 Angstrom."""
     return np.asarray((np.maximum(wavelength, 1.0) / PROFILE_WAVELENGTH) ** PROFILE_EXPONENT)
 
 
-def _pixel_shares(distance: Float, sigma: float) -> Float:
-    """Return the light of a Gaussian in pixels at distances from its centre [pixel]."""
+def _pixel_fractions(distance: Float, sigma: float) -> Float:
+    """Return the fraction of a Gaussian in pixels at distances from its centre [pixel]."""
     from scipy.special import erf  # noqa: PLC0415  slow to import
 
     scale = 1 / (sigma * math.sqrt(2))
@@ -219,7 +231,7 @@ def _pixel_shares(distance: Float, sigma: float) -> Float:
 
 @numba.njit(cache=True)
 def _cumulative(distance: float, scale: float) -> float:
-    """Return the light of the profile below a distance from its centre [pixel]."""
+    """Return the fraction of the profile below a distance from its centre [pixel]."""
     total = 0.0
     for k in range(len(PROFILE_SHARES)):
         total += PROFILE_SHARES[k] * 0.5 * math.erf(distance / (PROFILE_SIGMAS[k] * scale * math.sqrt(2.0)))
@@ -227,7 +239,7 @@ def _cumulative(distance: float, scale: float) -> float:
 
 
 @numba.njit(cache=True)
-def _deposit(
+def _add_spectra(
     light: npt.NDArray[np.float32],
     first: npt.NDArray[np.int64],
     trace: Float,
@@ -235,7 +247,7 @@ def _deposit(
     scale: Float,
     in_v: Float,
 ) -> None:
-    """Add spectra to a frame: `rate` (star, column) across `trace`, times the Legendre series `in_v` of the flat."""
+    """Add `rate` (star, column) across `trace` to a frame, times the Legendre series `in_v` of the flat."""
     ny, nx = light.shape
     for i in range(trace.shape[0]):
         for j in range(trace.shape[1]):
@@ -244,7 +256,7 @@ def _deposit(
                 continue
             centre = trace[i, j]
             middle = int(np.rint(centre))
-            low, high = max(0, middle - _HALF), min(ny - 1, middle + _HALF)
+            low, high = max(0, middle - _HALF_WIDTH), min(ny - 1, middle + _HALF_WIDTH)
             below = _cumulative(low - 0.5 - centre, scale[i, j])
             for y in range(low, high + 1):
                 above = _cumulative(y + 0.5 - centre, scale[i, j])

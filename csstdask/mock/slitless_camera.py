@@ -1,10 +1,10 @@
 """The true response of a slitless camera: its large-scale flat and its sensitivity.
 
-Both are known by construction. The flat of a detector is
+The flat of a detector is
 
     F(x, y, wavelength) = 1 + sum_k c_k(wavelength) L_a(u) L_b(v),    1 <= a + b <= degree,
 
-with Legendre polynomials L, u = 2 (x + 1/2) / nx - 1 and v = 2 (y + 1/2) / ny - 1 over the frame: its mean over the
+with Legendre polynomials L, u = 2 (x + 1/2) / nx - 1 and v = 2 (y + 1/2) / ny - 1 over the frame. Its mean over the
 detector is 1 at every wavelength. The coefficients are quadratic in t = (wavelength - first) / (last - first) over the
 band. The sensitivity is the nominal one times 1 plus a cubic in t. Outside of the band t is clamped to [0, 1].
 """
@@ -25,15 +25,16 @@ from csstdask.mock.recipe_tables import Slitless
 
 Float = npt.NDArray[np.float64]
 
-_FLAT_SHARES = np.array([1.0, 0.5, 0.3])
-"""One sigma of a flat's coefficient: its mean over the band, linear and quadratic part, in units of the amplitude."""
+_FLAT_AMPLITUDES = np.array([1.0, 0.5, 0.3])
+"""1 sigma of mean, linear and quadratic part of a flat coefficient over the band, relative to the amplitude."""
 _SENSITIVITY_TERMS = 3
-_MOST_TERMS = 66
-"""Terms for which random numbers are drawn: a higher degree then adds terms and changes none."""
+"""Degree of the polynomial deviation of the sensitivity."""
+_MAX_TERMS = 66
+"""Terms for which random numbers are drawn, so that a higher degree adds terms without changing the others."""
 
 
 def flat_terms(degree: int) -> tuple[tuple[int, int], ...]:
-    """Return the degrees in u and v of a flat's terms, the constant first.
+    """Return the degrees in u and v of the terms of a flat, the constant first.
 
     Examples
     --------
@@ -49,9 +50,11 @@ def flat_coefficients(recipe: Recipe, instrument: Instrument, detector: int, wav
     Parameters
     ----------
     recipe : Recipe
-        With a table ``[slitless]``.
+        Recipe with a table ``[slitless]``.
     instrument : Instrument
+        Camera of the recipe.
     detector : int
+        Detector id.
     wavelength : array-like (...)
         [Angstrom]
 
@@ -61,28 +64,34 @@ def flat_coefficients(recipe: Recipe, instrument: Instrument, detector: int, wav
         Of the terms of `flat_terms`; that of the constant is 1.
     """
     settings = require_slitless(recipe)
-    t = _scaled(instrument, detector, wavelength)
-    drawn = _flat_numbers(settings, detector)[: len(flat_terms(settings.flat_degree))]
+    t = _scaled_wavelength(instrument, detector, wavelength)
+    drawn = _flat_draws(settings, detector)[: len(flat_terms(settings.flat_degree))]
     found = legendre.legvander(2 * t - 1, drawn.shape[1] - 1) @ drawn.T
     found[..., 0] = 1.0
     return np.asarray(found.reshape(*t.shape, -1))
 
 
 @lru_cache(maxsize=64)
-def _flat_numbers(settings: Slitless, detector: int) -> Float:
+def _flat_draws(settings: Slitless, detector: int) -> Float:
     rng = stream(settings.seed, Purpose.SLITLESS_FLAT, detector)
-    drawn = rng.normal(size=(_MOST_TERMS, len(_FLAT_SHARES)))
-    return np.asarray(settings.flat_amplitude * _FLAT_SHARES * drawn)
+    drawn = rng.normal(size=(_MAX_TERMS, len(_FLAT_AMPLITUDES)))
+    return np.asarray(settings.flat_amplitude * _FLAT_AMPLITUDES * drawn)
 
 
 def require_slitless(recipe: Recipe) -> Slitless:
-    """Return a recipe's table ``[slitless]``; ValueError if it has none."""
+    """Return the table ``[slitless]`` of a recipe.
+
+    Raises
+    ------
+    ValueError
+        If it has none.
+    """
     if recipe.slitless is None:
         raise ValueError(f"{recipe.name}: found no table [slitless]; wanted a recipe of slitless frames")
     return recipe.slitless
 
 
-def _scaled(instrument: Instrument, detector: int, wavelength: npt.ArrayLike) -> Float:
+def _scaled_wavelength(instrument: Instrument, detector: int, wavelength: npt.ArrayLike) -> Float:
     first, last = slitless_order(instrument, detector).wavelength
     return np.clip((np.asarray(wavelength, dtype=np.float64) - first) / (last - first), 0, 1)
 
@@ -95,18 +104,25 @@ def true_flat(
     y: npt.ArrayLike,
     wavelength: npt.ArrayLike,
 ) -> Float:
-    """Return the true large-scale flat, of mean 1 over the detector at every wavelength.
+    """Return the true large-scale flat.
 
     Parameters
     ----------
     recipe : Recipe
-        With a table ``[slitless]``.
+        Recipe with a table ``[slitless]``.
     instrument : Instrument
+        Camera of the recipe.
     detector : int
+        Detector id.
     x, y : array-like
-        Zero-based pixels of the frame.
+        Zero-based positions on the frame [pixel].
     wavelength : array-like
-        [Angstrom]; broadcast with `x` and `y`.
+        Wavelength [Angstrom]; broadcast with `x` and `y`.
+
+    Returns
+    -------
+    float64 array
+        Flat, of mean 1 over the detector at every wavelength.
     """
     x, y, wavelength = np.broadcast_arrays(*(np.asarray(part, dtype=np.float64) for part in (x, y, wavelength)))
     degree = require_slitless(recipe).flat_degree
@@ -122,8 +138,8 @@ def band_flat(recipe: Recipe, detector: int) -> npt.NDArray[np.float32]:
     """Return the true flat of a frame (y, x), averaged over the wavelengths of the band."""
     degree = require_slitless(recipe).flat_degree
     ny, nx = recipe.frame_shape
-    # The mean over t of all but the constant Legendre polynomial of t is 0.
-    mean = _flat_numbers(require_slitless(recipe), detector)[:, 0]
+    # Legendre polynomials of t have mean 0, except the constant.
+    mean = _flat_draws(require_slitless(recipe), detector)[:, 0]
     matrix = np.zeros((degree + 1, degree + 1))
     for k, (a, b) in enumerate(flat_terms(degree)):
         matrix[b, a] = mean[k] if k else 1.0
@@ -139,16 +155,18 @@ def true_sensitivity(
     Parameters
     ----------
     recipe : Recipe
-        With a table ``[slitless]``.
+        Recipe with a table ``[slitless]``.
     instrument : Instrument
+        Camera of the recipe.
     detector : int
+        Detector id.
     wavelength : array-like
-        [Angstrom]; the sensitivity is 0 where the order has no throughput.
+        Wavelength [Angstrom]; the sensitivity is 0 without throughput.
     order : int
-        Diffraction order. The deviation from the nominal sensitivity is the same for all orders.
+        Diffraction order; the relative deviation from nominal is the same for all orders.
     """
     settings = require_slitless(recipe)
     drawn = stream(settings.seed, Purpose.SLITLESS_SENSITIVITY, detector).normal(size=_SENSITIVITY_TERMS + 1)
-    t = _scaled(instrument, detector, wavelength)
+    t = _scaled_wavelength(instrument, detector, wavelength)
     deviation = settings.sensitivity_error * legendre.legval(2 * t - 1, drawn / np.arange(1, len(drawn) + 1))
     return np.asarray(nominal_sensitivity(instrument, detector, wavelength, order) * (1 + deviation))

@@ -13,31 +13,46 @@ from csstdask.mock.schedule import exposure_start
 from csstdask.mock.slitless_stars import recipe_library
 from csstdask.mock.zeropoint_units import fingerprint_settings
 
-#: Raised whenever the same recipe would give other pixels.
 NUMERICS_VERSION = 2
-
+"""Raised whenever the same recipe would give different pixels."""
 SLITLESS_VERSION = 1
-"""The same of what slitless frames alone have."""
+"""The same for slitless frames only."""
 
 ZEROPOINT_VERSION = 1
-"""The same of what frames alone have whose throughput follows telemetry."""
+"""The same for frames whose throughput follows telemetry only."""
 
-#: What the pixels of a unit do not depend on, or what `unit_digest` adds where a recipe has it.
 _NOT_DECISIVE = {"name", "exposures", "span", "detectors", "fields", "slitless", "zeropoint"}
+"""Keys on which the pixels of a unit do not depend, or that `unit_digest` adds separately."""
 
 
 def unit_digest(recipe: Recipe, instrument: Instrument, index: int, detector: int, data: Path | None = None) -> str:
-    """Return the identity of a unit: all that decides its pixels."""
+    """Return the identity of a unit, a SHA-256 of everything on which its pixels depend.
+
+    Keys that were added later are left out at their defaults, so that digests of older campaigns remain valid.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The mock survey.
+    instrument : Instrument
+        Camera of the recipe.
+    index : int
+        Index of the exposure.
+    detector : int
+        Detector id.
+    data : Path, optional
+        Folder of SED libraries.
+    """
     decisive = recipe.model_dump_json(exclude=_NOT_DECISIVE)
-    if not recipe.optics.drawn:  # as it was before any were
+    if not recipe.optics.drawn:
         decisive = decisive.replace(',"drawn":false', "")
-    if recipe.sensor.gain_error == Sensor().gain_error:  # as it was before it could be set
+    if recipe.sensor.gain_error == Sensor().gain_error:
         decisive = decisive.replace(f',"gain_error":{recipe.sensor.gain_error}', "")
-    # What takes turns depends on how many exposures there are: it is told here as it falls to this one.
-    place = f"{recipe.epoch_of(index)} {recipe.field_index(index)} {recipe.field_of(index)!r}"
-    place += f" {generator_of(recipe, index)} {pixel_fraction(recipe, index)!r}"
+    # Alternatives depend on the number of exposures, so those of this exposure are included explicitly.
+    exposure = f"{recipe.epoch_of(index)} {recipe.field_index(index)} {recipe.field_of(index)!r}"
+    exposure += f" {generator_of(recipe, index)} {pixel_fraction(recipe, index)!r}"
     camera = instrument.model_dump_json(exclude={"description", "expectations", "slitless"}, exclude_defaults=True)
-    text = f"{NUMERICS_VERSION} {decisive} {place} {camera} {index} {detector}"
+    text = f"{NUMERICS_VERSION} {decisive} {exposure} {camera} {index} {detector}"
     if recipe.zeropoint is not None:
         text += f" {ZEROPOINT_VERSION} {fingerprint_settings(recipe, index)}"
     if recipe.slitless is not None:

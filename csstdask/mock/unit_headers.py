@@ -15,7 +15,7 @@ from csstdask.mock.unit_catalogue import exposure_dither
 def unit_headers(recipe: Recipe, instrument: Instrument, index: int, detector: int) -> tuple[Header, Header]:
     """Return the science and the primary header of a unit.
 
-    The header's position is that of the dithered pointing, off by the recipe's error.
+    The WCS is that of the dithered pointing with the error of the recipe.
     """
     field = recipe.field_of(index)
     header = nominal_header(instrument, detector, field.pointing, recipe.frame_shape)
@@ -43,7 +43,7 @@ def unit_headers(recipe: Recipe, instrument: Instrument, index: int, detector: i
 
 
 def file_stem(recipe: Recipe, index: int, detector: int, kind: str) -> str:
-    """Return a unit's file name up to its level: ``CSST_MSC_MS_<kind>_<start>_<stop>_<obsid>_<chip>``."""
+    """Return the file name of a unit without level: ``CSST_MSC_MS_<kind>_<start>_<stop>_<obsid>_<chip>``."""
     start = exposure_start(recipe, index)
     stop = start + np.timedelta64(round(recipe.exptime), "s")
     stamps = "_".join(f"{moment.item():%Y%m%d%H%M%S}" for moment in (start, stop))

@@ -11,7 +11,6 @@ from csstdask.mock.render import MockUnit
 from csstdask.mock.scene_psf import Window
 from csstdask.mock.stamps import StampSet, cut_stamps
 
-#: What is told of a source in tables of the truth.
 TRUTH_COLUMNS = (
     *("x", "y", "mag", "flux", "is_star", "temperature", "half_light_radius", "axis_ratio", "angle"),
     *("bulge_share", "bulge_radius", "knot_share"),
@@ -19,9 +18,22 @@ TRUTH_COLUMNS = (
 
 
 def unit_stamps(recipe: Recipe, instrument: Instrument, index: int, detector: int, unit: MockUnit) -> StampSet:
-    """Cut a unit's stamps, with the truth of their sources.
+    """Cut the stamps of a unit, with the truth of their sources.
 
-    Where the stamps are of isolated stars, their effective PSFs at half-pixel sampling are part of the truth.
+    The truth of isolated stars includes their effective PSFs at half-pixel sampling.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The mock survey.
+    instrument : Instrument
+        Camera of the recipe.
+    index : int
+        Index of the exposure.
+    detector : int
+        Detector id.
+    unit : MockUnit
+        The rendered unit.
     """
     if recipe.stamps is None or unit.targets is None:
         raise ValueError(f"{recipe.name}: a recipe without stamps")

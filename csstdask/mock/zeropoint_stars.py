@@ -1,7 +1,7 @@
-"""Reference stars of an exposure as a table, and a cut-out of its pixels: both follow the exposure's conditions.
+"""Tables of reference stars and image patches of an exposure, which follow its conditions.
 
-They replace a rendered frame where thousands of exposures are needed. Fluxes are total; the noise of a star is that of
-an aperture of 49 pixels.
+They replace rendered frames where thousands of exposures are needed. Fluxes are total; the noise is that of an aperture
+of 49 pixels.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.mock.catalogue import APERTURE_PIXELS
 from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.zeropoint_settings import ReferenceStars, ZeroPoints
 from csstdask.numerics.polynomials import legendre_products, n_terms, term_degrees
@@ -17,63 +18,64 @@ Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 
 FRAME = (9232, 9216)
-"""(y, x) of a detector."""
+"""Shape (y, x) of a detector [pixel]."""
 PATCH = 256
-"""Length of a patch's side [pixel]."""
+"""Side length of a patch [pixel]."""
 FLAT_DEGREE = 2
+"""Degree of the flat residual F(x, y)."""
 COLUMNS = ("inst_mag", "inst_mag_err", "ref_mag", "ref_mag_err", "color", "x", "y")
-
+"""Columns of a star table."""
 SENTINELS = (np.nan, -9999.0, 99.0, 130.0)
-"""Stand for a missing magnitude: of Parquet files, FGCM, SExtractor and FGCM's flags."""
+"""Values of missing magnitudes: NaN (Parquet), FGCM, SExtractor, and flags of FGCM."""
 
-_APERTURE = 49
-"""Pixels whose sky and read noise a star's flux has."""
 _READ_NOISE = 5.0
-"""As that of the camera [electron]."""
+"""Read noise, as that of the camera [e-]."""
 _DARK = 0.02
-"""As `sensor.dark` [electron s-1 pixel-1]."""
+"""Dark current, as `sensor.dark` [e-/s/pixel]."""
 _FLUX_FLOOR = 0.001
-"""Error that no flux is better than: pixel response and aperture [mag]."""
+"""Smallest error of a flux (pixel response, aperture) [mag]."""
 _PIXEL_SCALE = 0.074
-"""[arcsec]"""
-
-_CORE = 0.8
-"""PSF of diffraction, diffusion and pixel, one sigma [pixel]."""
-_DEFOCUS = 0.04
-"""Blur for each um from best focus, one sigma [pixel/um]: 0.4 pixel at 10 um."""
-_WINGS, _WINGS_WIDTH = 0.15, 2.5
-"""Share of the light in a wider Gaussian, and its width in units of the core's."""
+"""Pixel scale [arcsec/pixel]."""
+_CORE_SIGMA = 0.8
+"""Width of the PSF (diffraction, diffusion, pixel), 1 sigma [pixel]."""
+_DEFOCUS_BLUR = 0.04
+"""Blur per distance from best focus, 1 sigma [pixel/um]."""
+_WING_FRACTION = 0.15
+"""Fraction of the light in a wider Gaussian."""
+_WING_WIDTH = 2.5
+"""Width of the wider Gaussian relative to the core."""
 _HALF_STAMP = 12
-"""Half-width of a star's stamp [pixel]: 5 sigma of the wings."""
+"""Half-width of the stamp of a star, 5 sigma of the wings [pixel]."""
 _PATCH_STARS = 12.0
-"""Mean number of stars on a patch of an ordinary field."""
+"""Mean number of stars of a patch."""
 _PATCH_MAGNITUDES = (17.0, 25.0)
-"""Of stars on patches [mag]."""
+"""Magnitude range of stars on patches [mag]."""
 _PATCH_SLOPE = 0.15
-"""d log10 N / d mag of stars on patches, as `sky.star_slope`."""
+"""Slope of the star counts on patches, d log10 N(<m) / dm, as `sky.star_slope`."""
+_MIN_RELATIVE_FLUX = 0.05
+"""Smallest measured flux relative to the true one, which keeps magnitudes finite."""
 
 
 def star_counts(settings: ZeroPoints, name: str, seed: int, n: int) -> npt.NDArray[np.int64]:
-    """Return the number of reference stars of a survey's first exposures (n,).
+    """Return the number of reference stars of the first n exposures of a survey (n,).
 
-    The expected number of a field is uniform in log from 1 to `n_stars`; a share of the fields has none, as sparse
-    fields in the near ultraviolet do. The exposures of a visit see one field and differ by Poisson noise: their edges
-    differ.
+    The expected number of a field is uniform in log from 1 to `n_stars`; a fraction of the fields has none, like sparse
+    fields in the near ultraviolet. The exposures of a visit show one field and differ by Poisson noise.
     """
     survey, number = settings.survey(name), settings.number(name)
     visit = np.arange(n) // survey.visit
     n_visits = -(-n // survey.visit)
     uniform = stream(seed, Purpose.ZEROPOINT_FIELD, number, 1).random((n_visits, 2))[visit].T
     expected = np.where(uniform[0] < survey.empty_share, 0.0, survey.n_stars ** uniform[1])
-    # Poisson noise of a fixed number of draws an exposure, so that no exposure depends on another one.
+    # One normal number per exposure, so that exposures do not depend on each other.
     normal = stream(seed, Purpose.ZEROPOINT_FIELD, number, 2).normal(size=n)
-    # Anscombe: sqrt of a Poisson number is nearly normal, sigma 1/2.
+    # Anscombe (1948): the square root of a Poisson number is nearly normal with sigma 1/2.
     counts = np.rint((np.sqrt(expected) + normal / 2) ** 2)
     return np.where(expected > 0, np.minimum(counts, 2 * survey.n_stars), 0).astype(np.int64)
 
 
 def true_flat(settings: ZeroPoints, name: str, seed: int) -> Float:
-    """Return the coefficients of F(x, y) without its constant, in the order of `legendre_products` (term,) [mag]."""
+    """Return the coefficients of F(x, y) without the constant, in the order of `legendre_products` (term,) [mag]."""
     degrees = term_degrees(FLAT_DEGREE)[1:].sum(axis=1)
     sigma = settings.survey(name).flat_sigma * np.where(degrees == 1, 1.0, 0.25)
     normal = stream(seed, Purpose.ZEROPOINT_FLAT, settings.number(name)).normal(size=n_terms(FLAT_DEGREE) - 1)
@@ -81,10 +83,19 @@ def true_flat(settings: ZeroPoints, name: str, seed: int) -> Float:
 
 
 def catalogue_errors(stars: ReferenceStars, rng: np.random.Generator, magnitude: Float) -> tuple[Float, Float]:
-    """Return magnitudes as a reference catalogue has them, and their errors [mag].
+    """Return catalogue magnitudes and their errors for true magnitudes [mag].
 
-    Errors grow from the brightest to the faintest magnitude as a power of ten. Some magnitudes are missing or
-    sentinels (their errors then are too), some errors are 0 although the magnitude is not exact.
+    The log of the error is linear in magnitude. Some magnitudes and their errors are missing or sentinels; some errors
+    are 0 although the magnitude is not exact.
+
+    Parameters
+    ----------
+    stars : ReferenceStars
+        Table of the recipe.
+    rng : numpy.random.Generator
+        Random stream.
+    magnitude : float64 array (n,)
+        True magnitudes [mag].
     """
     n = len(magnitude)
     bright, faint = stars.magnitudes
@@ -92,14 +103,14 @@ def catalogue_errors(stars: ReferenceStars, rng: np.random.Generator, magnitude:
     error = stars.errors[0] * (stars.errors[1] / stars.errors[0]) ** share
     normal, uniform, which = rng.normal(size=n), rng.random(n), rng.integers(0, len(SENTINELS), n)
     measured = magnitude + error * normal
-    lost = uniform < stars.missing_share
+    missing = uniform < stars.missing_share
     sentinel = np.array(SENTINELS)[which]
-    zero = ~lost & (uniform < stars.missing_share + stars.zero_error_share)
-    return np.where(lost, sentinel, measured), np.where(lost, sentinel, np.where(zero, 0.0, error))
+    zero = ~missing & (uniform < stars.missing_share + stars.zero_error_share)
+    return np.where(missing, sentinel, measured), np.where(missing, sentinel, np.where(zero, 0.0, error))
 
 
 def draw_magnitudes(rng: np.random.Generator, n: int, limits: tuple[float, float], slope: float) -> Float:
-    """Draw magnitudes with N(<m) ~ 10^(slope m) between two limits."""
+    """Draw n magnitudes with N(<m) ~ 10^(slope m) between two limits [mag]."""
     low, high = (10 ** (slope * limit) for limit in limits)
     return np.asarray(np.log10(rng.uniform(low, high, n)) / slope)
 
@@ -119,39 +130,47 @@ def exposure_stars(
     Parameters
     ----------
     settings : ZeroPoints
+        Table of the recipe.
     name : str
-        Of the survey.
-    seed, index : int
-        `index` is the exposure's number in the survey.
+        Name of the survey.
+    seed : int
+        Seed of the recipe.
+    index : int
+        Index of the exposure in the survey.
     n_stars : int
-        As `star_counts` has it.
+        Number of stars, from `star_counts`.
     zero_point : float
         True zero point [mag].
     background : float
-        True sky [electron s-1 pixel-1].
-    flat : array (term,)
-        Of `true_flat`.
+        True sky [e-/s/pixel].
+    flat : float64 array (term,)
+        Coefficients of F(x, y), from `true_flat` [mag].
+
+    Returns
+    -------
+    dict
+        Float64 columns (n_stars,): magnitudes and errors [mag], colour [mag], zero-based position [pixel].
     """
-    survey, about = settings.survey(name), settings.stars
+    survey, stars = settings.survey(name), settings.stars
     rng = stream(seed, Purpose.REFERENCE_STARS, settings.number(name), index)
-    magnitude = draw_magnitudes(rng, n_stars, about.magnitudes, about.slope)
-    color = rng.normal(*about.color, n_stars)
+    magnitude = draw_magnitudes(rng, n_stars, stars.magnitudes, stars.slope)
+    color = rng.normal(*stars.color, n_stars)
     x, y = rng.uniform(-0.5, FRAME[1] - 0.5, n_stars), rng.uniform(-0.5, FRAME[0] - 0.5, n_stars)
-    reference, reference_err = catalogue_errors(about, rng, magnitude)
-    # Outliers: half vary either way, half are blended with a neighbour and too bright.
+    reference, reference_err = catalogue_errors(stars, rng, magnitude)
+    # Half of the outliers are variable, half are blended with a neighbour and too bright.
     outlier, blended = rng.random((2, n_stars))
-    change = about.outlier_size * rng.normal(size=n_stars)
-    change = np.where(blended < 0.5, -np.abs(change), change) * (outlier < about.outlier_share)
+    change = stars.outlier_size * rng.normal(size=n_stars)
+    change = np.where(blended < 0.5, -np.abs(change), change) * (outlier < stars.outlier_share)
     smooth = legendre_products(x, y, FLAT_DEGREE, FRAME)[:, 1:] @ flat
     color_term = survey.color_term + survey.color_term_scatter * rng.normal()
     true = magnitude + change - zero_point - smooth - color_term * color
     counts = 10 ** (-0.4 * true) * survey.exptime
-    noise = counts + _APERTURE * ((background + _DARK) * survey.exptime + _READ_NOISE**2)
+    noise = counts + APERTURE_PIXELS * ((background + _DARK) * survey.exptime + _READ_NOISE**2)
     relative = np.sqrt(noise) / counts
-    # A flux is normal and positive here: the faintest star has a signal to noise ratio above 10.
-    measured = counts * np.maximum(1 + relative * rng.normal(size=n_stars), 0.05)
-    # What no error quotes: variability below the outliers', colour terms of higher order.
-    scatter = np.hypot(_FLUX_FLOOR, about.scatter) * rng.normal(size=n_stars)
+    # Fluxes are normal and positive, because the faintest stars have S/N above 10.
+    measured = counts * np.maximum(1 + relative * rng.normal(size=n_stars), _MIN_RELATIVE_FLUX)
+    # Scatter outside the quoted errors: low variability, higher-order colour terms.
+    scatter = np.hypot(_FLUX_FLOOR, stars.scatter) * rng.normal(size=n_stars)
     return {
         "inst_mag": -2.5 * np.log10(measured / survey.exptime) + scatter,
         "inst_mag_err": np.hypot(2.5 / np.log(10) * relative, _FLUX_FLOOR),
@@ -164,8 +183,21 @@ def exposure_stars(
 
 
 def psf_sigma(focus: float, jitter: float) -> float:
-    """Return the width of the PSF's core, one sigma [pixel], at a focus [um] and a jitter [arcsec]."""
-    return float(np.sqrt(_CORE**2 + (_DEFOCUS * focus) ** 2 + (jitter / _PIXEL_SCALE) ** 2))
+    """Return the width of the core of the PSF, 1 sigma [pixel].
+
+    Parameters
+    ----------
+    focus : float
+        Distance from best focus [um].
+    jitter : float
+        Jitter, 1 sigma per axis [arcsec].
+
+    Examples
+    --------
+    >>> round(psf_sigma(0.0, 0.033), 3)
+    0.917
+    """
+    return float(np.sqrt(_CORE_SIGMA**2 + (_DEFOCUS_BLUR * focus) ** 2 + (jitter / _PIXEL_SCALE) ** 2))
 
 
 def exposure_patch(
@@ -178,11 +210,10 @@ def exposure_patch(
     focus: float,
     jitter: float,
 ) -> Float32:
-    """Return a cut-out of an exposure: sky and stars, float32 (256, 256) [electron s-1].
+    """Return an image patch of an exposure with sky and stars, float32 (256, 256) [e-/s].
 
-    Its stars are not those of the table: the patch is chosen where there are some. Their PSF is wider out of focus
-    and with jitter; stars and sky follow the throughput. Photon noise is Gaussian with the variance of the light, as
-    the sky of some 30 electrons allows.
+    The stars are not those of the table. Their PSF is wider out of focus and with jitter; stars and sky follow the
+    throughput. Photon noise is Gaussian with the variance of the light, which the sky of about 30 electrons permits.
 
     Parameters
     ----------
@@ -191,7 +222,7 @@ def exposure_patch(
     focus : float
         True distance from best focus [um].
     jitter : float
-        True jitter [arcsec].
+        True jitter, 1 sigma per axis [arcsec].
     """
     survey = settings.survey(name)
     rng = stream(seed, Purpose.ZEROPOINT_PATCH, settings.number(name), index)
@@ -200,21 +231,21 @@ def exposure_patch(
     x, y = rng.uniform(-0.5, PATCH - 0.5, (2, n))
     flux = 10 ** (-0.4 * (magnitude - zero_point))
     loss = 10 ** (0.4 * (zero_point - survey.nominal))
-    reach = _HALF_STAMP
-    light = np.full((PATCH + 2 * reach, PATCH + 2 * reach), background * loss + _DARK, dtype=np.float32)
+    half = _HALF_STAMP
+    light = np.full((PATCH + 2 * half, PATCH + 2 * half), background * loss + _DARK, dtype=np.float32)
     sigma = psf_sigma(focus, jitter)
-    offsets = np.arange(-reach, reach + 1)
+    offsets = np.arange(-half, half + 1)
     ix, iy = np.rint(x).astype(int), np.rint(y).astype(int)
-    stamps = np.zeros((n, 2 * reach + 1, 2 * reach + 1))
-    for share, width in ((1 - _WINGS, sigma), (_WINGS, sigma * _WINGS_WIDTH)):
+    stamps = np.zeros((n, 2 * half + 1, 2 * half + 1))
+    for share, width in ((1 - _WING_FRACTION, sigma), (_WING_FRACTION, sigma * _WING_WIDTH)):
         along_x, along_y = (
-            np.exp(-0.5 * ((offsets - (at - nearest)[:, None]) / width) ** 2) / (np.sqrt(2 * np.pi) * width)
-            for at, nearest in ((x, ix), (y, iy))
+            np.exp(-0.5 * ((offsets - (position - nearest)[:, None]) / width) ** 2) / (np.sqrt(2 * np.pi) * width)
+            for position, nearest in ((x, ix), (y, iy))
         )
         stamps += share * along_y[:, :, None] * along_x[:, None, :]
     for k in range(n):
-        light[iy[k] : iy[k] + 2 * reach + 1, ix[k] : ix[k] + 2 * reach + 1] += flux[k] * stamps[k]
-    light = light[reach:-reach, reach:-reach]
+        light[iy[k] : iy[k] + 2 * half + 1, ix[k] : ix[k] + 2 * half + 1] += flux[k] * stamps[k]
+    light = light[half:-half, half:-half]
     noise = np.sqrt(light * np.float32(survey.exptime) + np.float32(_READ_NOISE**2))
     noise *= rng.standard_normal((PATCH, PATCH), dtype=np.float32) / np.float32(survey.exptime)
     return np.asarray(light + noise - np.float32(_DARK))

@@ -1,10 +1,10 @@
-"""Zero points of rendered units: nominal plus an exposure's offset, a detector's and a unit's own.
+"""Zero points and conditions of rendered units.
 
     zp(exposure, detector) = nominal(band) + offset(exposure) + grey(detector) + small(exposure, detector)
 
-The offset is that of `csstdask.mock.telemetry`, at the times at which the recipe's exposures begin. Conditions act on
-pixels too: the throughput on all light, the jitter on the PSF, the background on the sky. The focus does not: the
-telescope's own defocus is part of `optics`.
+The offset is that of `csstdask.mock.throughput` at the start times of the exposures. Conditions also act on the
+pixels: the throughput on all light, the jitter on the PSF, the background on the sky. The focus does not, because the
+defocus of the telescope is part of `optics`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.core.constants import days_since_j2000
 from csstdask.instrument import Instrument
-from csstdask.mock.conditions import days_since_2000, true_conditions
+from csstdask.mock.conditions import true_conditions
 from csstdask.mock.random_streams import Purpose, stream
 from csstdask.mock.recipe import Recipe
 from csstdask.mock.schedule import exposure_start
@@ -29,12 +30,12 @@ Float = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class UnitConditions:
-    """What the conditions of an exposure do to one unit."""
+    """Effects of the conditions of an exposure on one unit."""
 
     offset: float
-    """Zero point minus nominal [mag]."""
+    """Offset of the zero point from nominal [mag]."""
     sky: float
-    """Factor on the sky; the throughput is not part of it."""
+    """Factor on the sky, without throughput."""
     jitter: float
     """Factor on the jitter."""
 
@@ -44,25 +45,31 @@ NOMINAL = UnitConditions(offset=0.0, sky=1.0, jitter=1.0)
 
 
 def require_zeropoint(recipe: Recipe) -> ZeroPoints:
-    """Return the table ``[zeropoint]`` of a recipe that has one."""
+    """Return the table ``[zeropoint]`` of a recipe.
+
+    Raises
+    ------
+    ValueError
+        If it has none.
+    """
     if recipe.zeropoint is None:
         raise ValueError(f"{recipe.name}: a recipe without a table [zeropoint]")
     return recipe.zeropoint
 
 
 def exposure_days(recipe: Recipe, n: int) -> Float:
-    """Return when the first n exposures begin [days since J2000]."""
-    return days_since_2000(np.array([exposure_start(recipe, index) for index in range(n)], dtype="datetime64[us]"))
+    """Return the start times of the first n exposures (n,) [days since J2000]."""
+    return days_since_j2000(np.array([exposure_start(recipe, index) for index in range(n)], dtype="datetime64[us]"))
 
 
 def exposure_throughput(recipe: Recipe, n: int) -> Throughput:
-    """Return the parts of the offsets of a recipe's first n exposures."""
+    """Return the parts of the offsets of the first n exposures."""
     settings = require_zeropoint(recipe)
     return throughput(settings, settings.rendered, recipe.seed, exposure_days(recipe, n))
 
 
 def unit_conditions(recipe: Recipe, index: int, detector: int) -> UnitConditions:
-    """Return what the conditions of an exposure do to a detector's frame; nothing for recipes without the table."""
+    """Return the effects of the conditions on a unit; `NOMINAL` for recipes without ``[zeropoint]``."""
     if recipe.zeropoint is None:
         return NOMINAL
     settings = recipe.zeropoint
@@ -79,7 +86,7 @@ def unit_conditions(recipe: Recipe, index: int, detector: int) -> UnitConditions
 
 
 def star_density_factor(recipe: Recipe, detector: int) -> float:
-    """Return the factor on the density of stars of a detector."""
+    """Return the factor on the star density of a detector."""
     sparse = recipe.zeropoint is not None and detector in recipe.zeropoint.sparse_detectors
     return recipe.zeropoint.sparse_share if recipe.zeropoint is not None and sparse else 1.0
 
@@ -95,7 +102,7 @@ def true_zero_points(recipe: Recipe, instrument: Instrument) -> Float:
 
 
 def telemetry_columns(recipe: Recipe) -> dict[str, npt.NDArray[Any]]:
-    """Return the telemetry that a reduction is given (``--telemetry``): a row for each exposure."""
+    """Return the columns of the telemetry, the input ``--telemetry`` of a run, a row per exposure."""
     settings = require_zeropoint(recipe)
     gaps = settings.reported.model_copy(update={"gap_share": settings.rendered_gap_share})
     settings = settings.model_copy(update={"reported": gaps})
@@ -109,9 +116,9 @@ def telemetry_columns(recipe: Recipe) -> dict[str, npt.NDArray[Any]]:
 
 
 def fingerprint_settings(recipe: Recipe, index: int) -> str:
-    """Return, as text, what of ``[zeropoint]`` decides the pixels of an exposure."""
+    """Return, as text, the settings of ``[zeropoint]`` on which the pixels of an exposure depend."""
     settings = require_zeropoint(recipe)
     starts = [str(exposure_start(recipe, one)) for one in range(index + 1)]
-    world = settings.model_dump_json(exclude={"reported", "rendered_gap_share", "stars", "surveys", "rendered"})
+    conditions = settings.model_dump_json(exclude={"reported", "rendered_gap_share", "stars", "surveys", "rendered"})
     survey = settings.survey(settings.rendered).model_dump_json()
-    return f"{world} {survey} {settings.number(settings.rendered)} {starts}"
+    return f"{conditions} {survey} {settings.number(settings.rendered)} {starts}"

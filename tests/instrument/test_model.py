@@ -96,7 +96,7 @@ usable = false
         ("id = 2", "id = 1", "twice"),
         ('name = "mine"', "", "name"),
         ("{ id = 1 }", '{ ids = "1 to 3" }', "not a range"),
-        ("{ id = 1 }", '{ id = 1, ids = "3-4" }', "beside an id"),
+        ("{ id = 1 }", '{ id = 1, ids = "3-4" }', "together with id"),
         ("bits = {", 'plane_keyword = "MP_", bits = {', "go together"),
         ('name = "mine"', 'name = "mine"\nkeywords = { detector_pattern = "(" }', "keywords.detector_pattern"),
         ('name = "mine"', 'name = "mine"\nkeywords = { band_pattern = "x" }', "keywords.band_pattern"),

@@ -8,7 +8,7 @@ import pytest
 from csstdask.core.errors import InputError
 from csstdask.mock.sed_library import (
     SHIPPED,
-    _degraded,
+    convolve_to_resolution,
     find_library,
     load_library,
     make_library,
@@ -56,11 +56,11 @@ def test_degrading_a_line_keeps_its_area_and_gives_it_the_width_of_r_200():
     wave = 4000 + 0.1 * np.arange(20001)
     flux = 1 - 0.8 * np.exp(-0.5 * ((wave - 5000) / 0.5) ** 2)
     grid = np.arange(4600, 5400, 1.0)
-    found = 1 - _degraded(wave, flux, grid)
+    found = 1 - convolve_to_resolution(wave, flux, grid)
     assert found.sum() == pytest.approx(0.8 * 0.5 * np.sqrt(2 * np.pi), rel=2e-3)
     width = np.sqrt((found * (grid - 5000) ** 2).sum() / found.sum())
     assert width == pytest.approx(5000 / 200 / 2.3548, rel=0.01)
-    assert np.isnan(_degraded(wave, flux, np.array([3900.0]))).all()
+    assert np.isnan(convolve_to_resolution(wave, flux, np.array([3900.0]))).all()
 
 
 def test_a_library_is_made_of_templates_and_models(tmp_path):

@@ -29,7 +29,7 @@ from csstdask.mock.slitless_stars import (
     catalogue_columns,
     dispersion_shift,
     field_stars,
-    order_reach,
+    order_extent,
     recipe_library,
     sed_mode,
     spectra_columns,
@@ -205,7 +205,7 @@ def test_positions_follow_from_the_catalogue_and_the_header():
 
 def test_stars_off_the_frame_whose_spectra_fall_on_it_are_drawn():
     recipe = recipe_of(stars=300)
-    reach = order_reach(CSST, 2, SHAPE)
+    reach = order_extent(CSST, 2, SHAPE)
     assert reach[0][1] < -300
     assert -115 < reach[1][0] < -100
     stars = unit_stars(recipe, CSST, 0, 2, recipe_library(recipe))

@@ -5,16 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from csstdask.core.constants import days_since_j2000
 from csstdask.core.errors import InputError
 from csstdask.mock import load_recipe
-from csstdask.mock.conditions import (
-    CHANNELS,
-    LAUNCH_DAYS,
-    days_since_2000,
-    decontaminations,
-    survey_days,
-    true_conditions,
-)
+from csstdask.mock.conditions import CHANNELS, LAUNCH_DAYS, decontaminations, survey_days, true_conditions
 from csstdask.mock.telemetry import reported_telemetry
 from csstdask.mock.throughput import explained_offset, throughput
 from csstdask.mock.zeropoint_settings import Reported, ZeroPoints
@@ -38,8 +32,8 @@ def test_days_are_counted_from_noon_of_2000_01_01():
     from astropy.time import Time
 
     time = np.datetime64("2027-06-01T00:00:00")
-    assert float(days_since_2000(time)) == Time("2027-06-01T00:00:00", scale="utc").jd - 2451545.0
-    assert float(days_since_2000(time)) == LAUNCH_DAYS
+    assert float(days_since_j2000(time)) == Time("2027-06-01T00:00:00", scale="utc").jd - 2451545.0
+    assert float(days_since_j2000(time)) == LAUNCH_DAYS
 
 
 def test_a_survey_fills_its_years():

@@ -139,7 +139,7 @@ def test_only_units_near_a_position_are_looked_at(campaign, monkeypatch):
     many = xr.concat([campaign.isel(exposure=[0])] * 700, dim="exposure", coords="minimal", compat="override")
     many["s_dec"] = (many["s_dec"].dims, many["s_dec"].values + np.linspace(-60, 60, 700)[:, None])
     read = []
-    monkeypatch.setattr("csstdask.accessor.wcs_of", lambda header: read.append(header) or None)
+    monkeypatch.setattr("csstdask.store.sky_cutouts.wcs_of", lambda header: read.append(header) or None)
     many.csst.sel_sky(0.0, float(many["s_dec"][3, 1]), 1)
     assert 1 <= len(read) <= 9
 
