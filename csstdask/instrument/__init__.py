@@ -1,4 +1,4 @@
-"""What a camera is: instruments as data."""
+"""Cameras as data: descriptions read from TOML, geometry, dispersion and units."""
 
 from csstdask.instrument.expectations import Expectations
 from csstdask.instrument.file_layout import Layout, Plane, section_slices

@@ -1,9 +1,9 @@
-"""Traces and wavelength solutions of slitless spectra: where the light of a source falls on a detector.
+"""Traces and wavelength solutions of slitless spectra.
 
-As in grism configuration files, positions are polynomials of a parameter t along the spectrum whose coefficients are
-polynomials of the source's position: t = (wavelength - first) / (last - first), x_pixel = x + dx(t; u, v) and
-y_pixel = y + dy(t; u, v), where (x, y) is the position of the source without the grating, and u and v are -1 and 1 at
-the edges of the detector. Spectra run along x. Wavelengths are in vacuum [Angstrom].
+As in grism configuration files, positions are polynomials of t = (wavelength - first) / (last - first) whose
+coefficients are polynomials of the position of the source: x_pixel = x + dx(t; u, v) and y_pixel = y + dy(t; u, v),
+where (x, y) is the position without the grating, and u and v run from -1 to 1 across the detector. Spectra run along x.
+Wavelengths are in vacuum [Angstrom].
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from csstdask.instrument.optics import SlitlessOrder
 Float = npt.NDArray[np.float64]
 
 PLANCK_TIMES_LIGHT_SPEED = 1.986445857e-8
-"""h c [erg Angstrom]."""
+"""Planck constant times speed of light, h c [erg Angstrom]."""
 _NEWTON_STEPS = 8
+"""Iterations of the inversion of the dispersion relation."""
 
 
 @dataclass(frozen=True)
@@ -42,28 +43,28 @@ class Dispersion:
     limits: tuple[float, float]
     """First and last wavelength [Angstrom]."""
     dx: Float
-    """(power of t, 6) Coefficients of 1, u, v, u^2, u v, v^2 [pixel]."""
+    """Coefficients of 1, u, v, u^2, u v, v^2 for each power of t (power, 6) [pixel]."""
     dy: Float
-    """(power of t, 6) The same across the spectrum [pixel]."""
+    """The same across the spectrum (power, 6) [pixel]."""
     detector_shape: tuple[int, int]
-    """(y, x) of the whole detector."""
+    """Shape (y, x) of the complete detector."""
     origin: tuple[float, float] = (0.0, 0.0)
-    """(x, y) of the frame's first pixel on the detector [pixel]."""
+    """Position (x, y) of the first pixel of the frame on the detector [pixel]."""
 
     def position(self, x: npt.ArrayLike, y: npt.ArrayLike, wavelength: npt.ArrayLike) -> tuple[Float, Float]:
-        """Return where light falls.
+        """Return the positions at which light of given wavelengths falls.
 
         Parameters
         ----------
         x, y : array-like
-            Positions of sources without the grating, in the frame, zero-based [pixel].
+            Zero-based positions of sources on the frame, without the grating [pixel].
         wavelength : array-like
-            [Angstrom]; broadcast with `x` and `y`.
+            Wavelength [Angstrom]; broadcast with `x` and `y`.
 
         Returns
         -------
         x_pixel, y_pixel : float64 arrays
-            In the frame, zero-based.
+            Zero-based positions on the frame [pixel].
         """
         x, y, wavelength = np.broadcast_arrays(*(np.asarray(part, dtype=np.float64) for part in (x, y, wavelength)))
         field = self._field_terms(x, y)
@@ -71,9 +72,9 @@ class Dispersion:
         return x + _evaluate(field @ self.dx.T, t), y + _evaluate(field @ self.dy.T, t)
 
     def wavelength(self, x: npt.ArrayLike, y: npt.ArrayLike, column: npt.ArrayLike) -> Float:
-        """Return the wavelength [Angstrom] that falls on a column: the inverse of `position` along x.
+        """Return the wavelength that falls on a column, the inverse of `position` along x [Angstrom].
 
-        Columns beyond the spectrum have wavelengths outside of `limits`. NaN for an order without dispersion.
+        Columns beyond the spectrum have wavelengths outside `limits`. The result is NaN without dispersion.
         """
         x, y, column = np.broadcast_arrays(*(np.asarray(part, dtype=np.float64) for part in (x, y, column)))
         coefficients = self._field_terms(x, y) @ self.dx.T
@@ -98,6 +99,7 @@ class Dispersion:
             return np.asarray(width / _evaluate(slope, (wavelength - self.limits[0]) / width))
 
     def _field_terms(self, x: Float, y: Float) -> Float:
+        """Return the terms 1, u, v, u^2, u v, v^2 at positions (..., 6)."""
         ny, nx = self.detector_shape
         u = 2 * (x + self.origin[0] + 0.5) / nx - 1
         v = 2 * (y + self.origin[1] + 0.5) / ny - 1
@@ -113,7 +115,7 @@ def _evaluate(coefficients: Float, t: Float) -> Float:
 
 
 def slitless_orders(instrument: Instrument, detector: int) -> dict[int, SlitlessOrder]:
-    """Return the described orders of a detector's grating, by diffraction order.
+    """Return the diffraction orders of the grating of a detector.
 
     Raises
     ------
@@ -140,7 +142,7 @@ def slitless_order(instrument: Instrument, detector: int, order: int = 1) -> Sli
     orders = slitless_orders(instrument, detector)
     if order not in orders:
         band = instrument.detector(detector).band
-        raise InputError(f"instrument {instrument.name}, band {band}", f"no order {order}", "one of its TOML")
+        raise InputError(f"instrument {instrument.name}, band {band}", f"no order {order}", "an order in its TOML")
     return orders[order]
 
 
@@ -150,11 +152,11 @@ def dispersion_of(instrument: Instrument, detector: int, shape: tuple[int, int],
     Parameters
     ----------
     instrument : Instrument
-        With ``[slitless.BAND]`` for the detector's band, and the shape of its detectors.
+        Camera with a table ``[slitless.BAND]`` for the band of the detector.
     detector : int
-        Its id.
+        Detector id.
     shape : (int, int)
-        (y, x) of the frame; a frame smaller than the detector is its centre.
+        Shape (y, x) of the frame; a smaller frame is the centre of the detector.
     order : int
         Diffraction order.
 
@@ -171,11 +173,11 @@ def dispersion_of(instrument: Instrument, detector: int, shape: tuple[int, int],
 
 
 N_WAVELENGTHS = 195
-"""Wavelengths of a flat-field cube: about one for each column of a spectrum."""
+"""Number of wavelengths of a flat-field cube, about one per column of a spectrum."""
 
 
 def wavelength_grid(limits: tuple[float, float]) -> Float:
-    """Return the wavelengths of a flat-field cube: the centres of `N_WAVELENGTHS` equal intervals of a first order.
+    """Return the wavelengths of a flat-field cube: centres of `N_WAVELENGTHS` equal intervals [Angstrom].
 
     Parameters
     ----------
@@ -187,7 +189,7 @@ def wavelength_grid(limits: tuple[float, float]) -> Float:
 
 
 def nominal_throughput(order: SlitlessOrder, wavelength: npt.ArrayLike) -> Float:
-    """Return the throughput of telescope, grating and detector in an order; 0 outside of its range."""
+    """Return the throughput of telescope, grating and detector in an order; 0 outside its range."""
     from scipy.interpolate import PchipInterpolator  # noqa: PLC0415  slow to import
 
     points = np.array(order.throughput, dtype=np.float64)
@@ -198,7 +200,18 @@ def nominal_throughput(order: SlitlessOrder, wavelength: npt.ArrayLike) -> Float
 def nominal_sensitivity(instrument: Instrument, detector: int, wavelength: npt.ArrayLike, order: int = 1) -> Float:
     """Return the nominal sensitivity of an order [(e-/s/Angstrom) / (erg/s/cm2/Angstrom)].
 
-    It is A T(wavelength) wavelength / (h c), with the area A of the pupil.
+    It is A T(wavelength) wavelength / (h c), with the area A of the pupil and the throughput T.
+
+    Parameters
+    ----------
+    instrument : Instrument
+        Camera with gratings and telescope.
+    detector : int
+        Detector id.
+    wavelength : array-like
+        Wavelength [Angstrom].
+    order : int
+        Diffraction order.
 
     Raises
     ------
@@ -207,7 +220,7 @@ def nominal_sensitivity(instrument: Instrument, detector: int, wavelength: npt.A
     """
     found = slitless_order(instrument, detector, order)
     if instrument.telescope is None:
-        raise InputError(f"instrument {instrument.name}", "no [telescope]", "its diameter, for the sensitivity")
+        raise InputError(f"instrument {instrument.name}", "no [telescope]", "the diameter of the telescope")
     mirror = instrument.telescope
     area = np.pi / 4 * (100 * mirror.diameter) ** 2 * (1 - mirror.obscuration**2)
     wavelength = np.asarray(wavelength, dtype=np.float64)

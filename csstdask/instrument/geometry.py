@@ -1,4 +1,4 @@
-"""The sky over a focal plane: a linear TAN solution for each detector, from the instrument's geometry."""
+"""Sky coordinates: nominal WCS of detectors, usable WCS of headers, footprints, and conversions."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Float = npt.NDArray[np.float64]
 def nominal_header(
     instrument: Instrument, detector: int, pointing: tuple[float, float], shape: tuple[int, int]
 ) -> Header:
-    """Return the WCS keywords of a detector for a pointing of the focal plane's centre.
+    """Return the nominal WCS keywords of a detector for a pointing of the focal plane.
 
     Parameters
     ----------
     instrument : Instrument
-        With ``geometry``.
+        Camera with a table ``[geometry]``.
     detector : int
-        Its id.
+        Detector id.
     pointing : (float, float)
-        Right ascension and declination of the focal plane's centre [deg].
+        Right ascension and declination of the centre of the focal plane [deg].
     shape : (int, int)
-        (y, x) of the frame; a frame smaller than the detector is its centre.
+        Shape (y, x) of the frame; a smaller frame is the centre of the detector.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def nominal_header(
         raise ValueError(f"instrument {instrument.name} has no geometry")
     geometry = instrument.geometry
     x_centre, y_centre = geometry.centres[detector]
-    scale = geometry.pixel_scale / 3600
+    scale = geometry.pixel_scale / 3600  # [deg]
     header = Header()
     header["CTYPE1"], header["CTYPE2"] = "RA---TAN", "DEC--TAN"
     header["CUNIT1"], header["CUNIT2"] = "deg", "deg"
@@ -61,20 +61,19 @@ def nominal_header(
 
 
 LOOKUP_KEYWORDS = re.compile(r"(CPDIS|CPERR|D2IMDIS|D2IMERR)\d|(DP|D2IM)\d(\.|$)|D2IMEXT|D2IMARR|WCSDVARR")
-"""Keywords of table look-up distortions, record-valued ones (``DP1.EXTVER``) included: they need arrays that a campaign
-does not keep."""
+"""Keywords of look-up distortions, also record-valued ones (``DP1.EXTVER``). A campaign does not store the tables."""
 WORLD_KEYWORDS = re.compile(
     r"(CTYPE|CRVAL|CRPIX|CUNIT|CDELT|CROTA|CNAME|CRDER|CSYER)\d[A-Z]?|(CD|PC)\d_\d[A-Z]?|P[VS]\d_\d+[A-Z]?"
     r"|(A|B|AP|BP)_(ORDER|DMAX|\d_\d)|LTV\d|LTM\d_\d|(RADESYS|EQUINOX|WCSAXES|WCSNAME|LONPOLE|LATPOLE)[A-Z]?|RADECSYS"
 )
-"""Keywords that place pixels on the sky."""
+"""Keywords of world coordinate systems."""
 
 _NUMBER = re.compile(r"(CRVAL|CRPIX|CDELT)[12]|(CD|PC)[12]_[12]")
-"""Keywords of a WCS whose values are numbers."""
+"""Keywords of a WCS with numeric values."""
 
 
 def shifted_header(header: Header, x: int, y: int) -> Header:
-    """Return the header of a frame without its first `x` columns and `y` rows: reference pixels move with it."""
+    """Return the header of a frame without its first `x` columns and `y` rows, with shifted reference pixels."""
     shifted = header.copy()
     for card in header.cards:
         match = re.fullmatch(r"(CRPIX|LTV)([12])([A-Z]?)", card.keyword)
@@ -84,10 +83,10 @@ def shifted_header(header: Header, x: int, y: int) -> Header:
 
 
 def celestial_wcs(header: Header) -> WCS | None:
-    """Return the celestial WCS of a header; None if it has none, or one that cannot be used.
+    """Return the celestial WCS of a header, or None if it has no usable one.
 
     Polynomial distortions (SIP, TPV) are applied. Look-up tables (HST's ``D2IM`` and ``CPDIS``, below 0.1 pixel) are
-    not, for their arrays are not part of a campaign; a WCS that is nothing but a table (``-TAB``) cannot be used.
+    not, because a campaign does not store them. A WCS that consists of a table (``-TAB``) is not usable.
     """
     from astropy.coordinates import ICRS  # noqa: PLC0415
     from astropy.wcs.utils import wcs_to_celestial_frame  # noqa: PLC0415
@@ -97,16 +96,16 @@ def celestial_wcs(header: Header) -> WCS | None:
         return None
     try:
         with suppress_warnings():
-            reference = np.asarray(wcs.wcs.crpix) - 1  # a corner may lie beyond the projection
+            reference = np.asarray(wcs.wcs.crpix) - 1  # a corner may be outside the projection
             usable = bool(np.isfinite(wcs.wcs_pix2world([[1.0, 1.0], reference], 0)).all(axis=1).any())
             wcs_to_celestial_frame(wcs).is_transformable_to(ICRS())
-    except (ValueError, KeyError):  # of singular matrices, and of frames without a place on the sky, as the Sun's
+    except (ValueError, KeyError):  # singular matrices, and frames that are not on the sky
         return None
     return wcs if usable else None
 
 
 def readable_wcs(header: Header) -> WCS | None:
-    """Return the WCS of a header without its look-up tables, of any kind; None if it cannot be read without them."""
+    """Return the WCS of a header without look-up tables, or None if it cannot be read without them."""
     from astropy.io.fits import Header  # noqa: PLC0415
     from astropy.wcs import WCS  # noqa: PLC0415
 
@@ -114,41 +113,41 @@ def readable_wcs(header: Header) -> WCS | None:
         return None
     kept = Header([card for card in header.cards if not LOOKUP_KEYWORDS.match(card.keyword)])
     if any(_NUMBER.fullmatch(card.keyword) and not isinstance(card.value, int | float) for card in kept.cards):
-        return None  # astropy would take its default instead
+        return None  # astropy would use a default instead
     _repair_wcs(kept)
     try:
         with suppress_warnings():
             wcs = WCS(kept, naxis=2)
             wcs.wcs.set()
-    except (ValueError, KeyError, MemoryError):  # among them astropy's errors of singular matrices and wrong keywords
+    except (ValueError, KeyError, MemoryError):  # includes singular matrices and invalid keywords
         return None
     return wcs
 
 
 def _repair_wcs(header: Header) -> None:
-    """Correct common errors whose meaning is clear: the unit ``degree``, and PV terms in addition to SIP terms."""
+    """Correct common unambiguous errors: the unit ``degree``, and PV terms in addition to SIP terms."""
     for axis in (1, 2):
         if str(header.get(f"CUNIT{axis}", "")).strip().lower() in {"degree", "degrees"}:
             header[f"CUNIT{axis}"] = "deg"
     if all("-SIP" in str(header.get(f"CTYPE{axis}", "")) for axis in (1, 2)):
         for keyword in [card.keyword for card in header.cards if re.fullmatch(r"PV[12]_\d+", card.keyword)]:
-            header.remove(keyword, ignore_missing=True)  # the same distortion as the SIP terms, in another form
+            header.remove(keyword, ignore_missing=True)  # the same distortion as the SIP terms
 
 
 def sky_positions(header: str, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Float, Float]:
-    """Return the positions of pixels on the sky.
+    """Return the sky positions of pixels.
 
     Parameters
     ----------
     header : str
-        FITS header of the frame, a card a line; its celestial frame and the order of its axes may be any.
+        FITS header of the frame, one card per line, with any celestial frame and axis order.
     x, y : array-like (n,)
-        Zero-based [pixel].
+        Zero-based positions [pixel].
 
     Returns
     -------
     ra, dec : float64 arrays (n,)
-        ICRS [deg], ``0 <= ra < 360``; NaN where the header has no celestial WCS.
+        ICRS [deg], ``0 <= ra < 360``; NaN without a celestial WCS.
     """
     from astropy.io.fits import Header  # noqa: PLC0415
 
@@ -165,19 +164,19 @@ def sky_positions(header: str, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Floa
 
 
 def pixel_positions(header: str, ra: npt.ArrayLike, dec: npt.ArrayLike) -> tuple[Float, Float]:
-    """Return where positions on the sky fall on a frame: the inverse of `sky_positions`.
+    """Return the pixel positions of sky positions: the inverse of `sky_positions`.
 
     Parameters
     ----------
     header : str
-        FITS header of the frame, a card a line; its celestial frame and the order of its axes may be any.
+        FITS header of the frame, one card per line, with any celestial frame and axis order.
     ra, dec : array-like (n,)
         ICRS [deg].
 
     Returns
     -------
     x, y : float64 arrays (n,)
-        Zero-based [pixel]; NaN where the header has no celestial WCS, or a position cannot be projected.
+        Zero-based positions [pixel]; NaN without a celestial WCS, or if a position cannot be projected.
     """
     from astropy.coordinates import SkyCoord  # noqa: PLC0415
     from astropy.io.fits import Header  # noqa: PLC0415
@@ -194,31 +193,31 @@ def pixel_positions(header: str, ra: npt.ArrayLike, dec: npt.ArrayLike) -> tuple
 
 @dataclass(frozen=True)
 class Footprint:
-    """Where a frame lies on the sky, in the terms of IVOA's ObsCore."""
+    """Footprint of a frame on the sky, with the names of IVOA ObsCore."""
 
     s_ra: float
-    """Right ascension of the centre, ICRS [deg]; NaN where it is not known."""
+    """Right ascension of the centre, ICRS [deg]; NaN if unknown."""
     s_dec: float
-    """Declination of the centre [deg]."""
+    """Declination of the centre, ICRS [deg]; NaN if unknown."""
     s_fov: float
-    """Diameter of the circle around the frame [deg]; 0 where the header has no usable WCS, NaN where not known."""
+    """Diameter of the circle around the frame [deg]; 0 without a usable WCS, NaN if unknown."""
     s_region: str
-    """The corners, ``POLYGON ICRS ra dec ra dec ...`` [deg]."""
+    """Corners, ``POLYGON ICRS ra dec ra dec ...`` [deg]."""
 
 
 EDGE_MARGIN = 1.05
-"""Diameter of the circle around a frame / that of the circle through its corners: edges may bulge."""
+"""Diameter of the circle around a frame relative to that through its corners, because edges may be curved."""
 
 
 def footprint(header: str, shape: tuple[int, int]) -> Footprint:
-    """Return where a frame lies on the sky.
+    """Return the footprint of a frame on the sky.
 
     Parameters
     ----------
     header : str
-        FITS header of the frame, a card a line.
+        FITS header of the frame, one card per line.
     shape : (int, int)
-        (y, x)
+        Shape (y, x) of the frame.
     """
     x = np.array([0, shape[1], shape[1], 0]) - 0.5
     y = np.array([0, 0, shape[0], shape[0]]) - 0.5
@@ -228,7 +227,7 @@ def footprint(header: str, shape: tuple[int, int]) -> Footprint:
     corners = unit_vectors(ra, dec)
     middle = corners.mean(axis=0)
     if not np.isfinite(middle).all() or not np.linalg.norm(middle):
-        return Footprint(np.nan, np.nan, np.nan, "")  # part of the frame is beyond the projection
+        return Footprint(np.nan, np.nan, np.nan, "")  # part of the frame is outside the projection
     centre = middle / np.linalg.norm(middle)
     fov = 2 * EDGE_MARGIN * np.degrees(angle_between(corners, centre).max())
     region = " ".join(f"{a:.7f} {d:.7f}" for a, d in zip(ra, dec, strict=True))
@@ -237,32 +236,38 @@ def footprint(header: str, shape: tuple[int, int]) -> Footprint:
 
 
 def unit_vectors(ra: npt.ArrayLike, dec: npt.ArrayLike) -> Float:
-    """Return Cartesian unit vectors (..., 3) of positions [deg]."""
+    """Return the Cartesian unit vectors (..., 3) of positions [deg].
+
+    Examples
+    --------
+    >>> unit_vectors(90.0, 0.0).round(3)
+    array([0., 1., 0.])
+    """
     a, d = np.radians(ra), np.radians(dec)
     return np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], axis=-1)
 
 
 def angle_between(first: Float, second: Float) -> Float:
-    """Return the angle between unit vectors (..., 3) [rad]; small ones keep their precision."""
+    """Return the angle between unit vectors (..., 3) [rad], accurate for small angles."""
     chord = np.linalg.norm(first - second, axis=-1)
     return np.asarray(2 * np.arcsin(np.minimum(chord / 2, 1)))
 
 
 def pixel_of(wcs: WCS, position: SkyCoord, shape: tuple[int, int]) -> tuple[float, float] | None:
-    """Return the pixel of a position on the sky, zero-based; None if it is far off the frame.
+    """Return the zero-based pixel (x, y) of a sky position, or None if it is far outside the frame.
 
     Parameters
     ----------
     wcs : WCS
-        Of the frame, from `celestial_wcs`.
+        WCS of the frame, from `celestial_wcs`.
     position : SkyCoord
-        In any frame.
+        Position, in any celestial frame.
     shape : (int, int)
-        Of the frame (y, x).
+        Shape (y, x) of the frame.
 
     Notes
     -----
-    Distortions are not defined far outside a frame: the position is looked up without them first.
+    Distortions are undefined far outside a frame, so the position is first computed without them.
     """
     from astropy.wcs.utils import wcs_to_celestial_frame  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""Units of pixels: the four that ``sci`` may have, how headers spell them, and what they are in electrons."""
+"""Units of pixels: the four units of ``sci``, their spellings in headers, and conversion to electrons."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 Units = Literal["electron s-1", "electron", "adu", "adu s-1"]
 
-#: Spellings of the four units of ``sci`` found in headers, lower case.
+# Spellings of the four units of ``sci`` in headers, in lower case.
 UNIT_SYNONYMS: dict[str, Units] = {
     **dict.fromkeys(("electron", "electrons", "e", "e-"), "electron"),
     **dict.fromkeys(
@@ -29,17 +29,28 @@ UNIT_SYNONYMS: dict[str, Units] = {
 
 
 def parse_units(text: str) -> Units | None:
-    """Return the unit of ``sci`` that ``text`` spells, or None if it spells none."""
+    """Return the unit of ``sci`` that a text spells, or None.
+
+    Examples
+    --------
+    >>> parse_units("ELECTRONS/S")
+    'electron s-1'
+    """
     return UNIT_SYNONYMS.get(" ".join(text.lower().split()))
 
 
 def power_of_units(units: str, power: int) -> str:
-    """Return a power of units as FITS spells it: ``electron s-1`` to the -2 is ``electron-2 s2``.
+    """Return a power of units in FITS spelling.
 
     Raises
     ------
     ValueError
-        If they are no units that astropy knows.
+        If astropy does not know the units.
+
+    Examples
+    --------
+    >>> power_of_units("electron s-1", -2)
+    'electron-2 s2'
     """
     from astropy import units as u  # noqa: PLC0415  not every command needs astropy
 
@@ -51,6 +62,21 @@ def power_of_units(units: str, power: int) -> str:
 
 
 def electrons_per_unit(units: str, exptime: float, gain: float) -> float:
-    """Return the factor from ``units`` to electrons: exposure time [s] and gain [e-/adu] as they apply."""
+    """Return the factor from units of ``sci`` to electrons.
+
+    Parameters
+    ----------
+    units : str
+        Units of ``sci``.
+    exptime : float
+        Exposure time [s].
+    gain : float
+        Gain [e-/adu].
+
+    Examples
+    --------
+    >>> electrons_per_unit("adu s-1", 150.0, 1.5)
+    225.0
+    """
     scale = gain if units.startswith("adu") else 1.0
     return scale * exptime if units.endswith("s-1") else scale

@@ -1,4 +1,4 @@
-"""Find and read an instrument: by name, from a user's TOML, or from what a file's header says."""
+"""Find and read instruments: by name, from a TOML file, or from the headers of a FITS file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from csstdask.instrument.model import Instrument
 
 
 def builtin_names() -> tuple[str, ...]:
-    """Return the names of the instruments that come with csstdask."""
+    """Return the names of the built-in instruments.
+
+    Examples
+    --------
+    >>> "csst" in builtin_names()
+    True
+    """
     folder = resources.files("csstdask.instrument")
     return tuple(sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml")))
 
@@ -22,10 +28,20 @@ def builtin_names() -> tuple[str, ...]:
 def load_instrument(name_or_path: str | Path) -> Instrument:
     """Read an instrument by its built-in name or from a TOML file.
 
+    Parameters
+    ----------
+    name_or_path : str or Path
+        Name of a built-in instrument, or path of a TOML file.
+
     Raises
     ------
     InputError
-        Naming the file and every key that is missing, unknown or wrong.
+        If there is none, or a key is missing, unknown or wrong. The message names the file and each such key.
+
+    Examples
+    --------
+    >>> load_instrument("csst").detector(8).band
+    'g'
     """
     text = str(name_or_path)
     if text in builtin_names():
@@ -43,17 +59,23 @@ def _load_builtin(name: str) -> Instrument:
 
 
 def parse_instrument(text: str, source: str) -> Instrument:
-    """Validate the text of an instrument file; `source` names it in errors."""
+    """Validate the text of an instrument file; `source` names it in messages."""
     return validate_instrument(parse_toml(text, source, "a TOML file"), source)
 
 
 def validate_instrument(data: Mapping[str, object], source: str) -> Instrument:
-    """Validate an instrument given as a mapping; InputError names the keys."""
+    """Validate an instrument given as a mapping.
+
+    Raises
+    ------
+    InputError
+        If a key is missing, unknown or wrong.
+    """
     return validate_settings(Instrument, data, source, "a valid instrument")
 
 
 def _resolve_paths(instrument: Instrument, folder: Path) -> Instrument:
-    """Make the paths of bad-pixel maps absolute: they are relative to the TOML file."""
+    """Return the instrument with absolute paths of bad-pixel maps, which are relative to the TOML file."""
 
     def absolute(item: dict[str, object]) -> dict[str, object]:
         if item.get("bad_pixel_map"):
@@ -68,19 +90,20 @@ def _resolve_paths(instrument: Instrument, folder: Path) -> Instrument:
 
 
 def recognise(file_name: str, header: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the names of the built-in instruments that a file could come from.
+    """Return the names of the built-in instruments that match a file.
 
     Parameters
     ----------
     file_name : str
-        Without its folder.
+        Name of the file, without folder.
     header : mapping
-        Its keywords: those of the primary header and of the first image HDU.
+        Keywords of the primary header and of the first image HDU.
     """
     return tuple(name for name in builtin_names() if _matches(_load_builtin(name), file_name, header))
 
 
 def _matches(instrument: Instrument, file_name: str, header: Mapping[str, object]) -> bool:
+    """Return whether headers or file name match an instrument."""
     for wanted in instrument.recognise.headers:
         if all(re.fullmatch(pattern, str(header.get(key, "")).strip()) for key, pattern in wanted.items()):
             return True

@@ -1,4 +1,4 @@
-"""A sky, a telescope and a camera with known truth: renders one unit, writes nothing."""
+"""Simulated sky, telescope and camera with known truth. Units are rendered in memory; nothing is written."""
 
 from csstdask.mock.recipe import Recipe, load_recipe
 from csstdask.mock.render import MockUnit, render_unit

@@ -25,7 +25,7 @@ def years_since_2016(time: np.datetime64) -> float:
 
     Examples
     --------
-    >>> years_since_2016(np.datetime64("2027-01-01T12:00:00")) * 365.25
+    >>> round(years_since_2016(np.datetime64("2027-01-01T12:00:00")) * 365.25, 6)
     4018.0
     """
     return float((time - J2016) / np.timedelta64(1, "s")) / _SECONDS_PER_YEAR

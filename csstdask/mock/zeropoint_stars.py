@@ -195,7 +195,7 @@ def psf_sigma(focus: float, jitter: float) -> float:
     Examples
     --------
     >>> round(psf_sigma(0.0, 0.033), 3)
-    0.917
+    0.916
     """
     return float(np.sqrt(_CORE_SIGMA**2 + (_DEFOCUS_BLUR * focus) ** 2 + (jitter / _PIXEL_SCALE) ** 2))
 
