@@ -1,12 +1,11 @@
-"""From a wavefront to the effective point spread function, by Fourier optics, many at a time.
+"""Effective point spread functions from wavefronts, by Fourier optics.
 
-The effective PSF is the light of a point source in a native pixel, as a function of where the pixel lies:
-optics, jitter, charge diffusion and the pixel itself. An aperture lets no spatial frequency pass beyond D / lambda,
-so a sampling finer than half of that holds all of it; what follows from the samples (a shift, another sampling)
-is then exact, and no interpolation between pixels is ever made.
+The effective PSF is the fraction of the light of a point source in a native pixel, as a function of the position of the
+pixel. It includes optics, jitter, charge diffusion and the pixel. An aperture passes no spatial frequency beyond
+D / lambda, so samples finer than half of the inverse contain all of it: shifts and resampling are exact.
 
-This is written here, and not left to GalSim's `OpticalPSF`, because it gives hundreds of PSFs in one transform,
-on NumPy or CuPy arrays, with exact sampling; a test holds it to GalSim's result.
+The module computes hundreds of PSFs in one transform, on NumPy or CuPy arrays. A test compares it with GalSim's
+`OpticalPSF`.
 """
 
 from __future__ import annotations
@@ -25,43 +24,49 @@ from csstdask.optics.pupil import ARCSEC, Pupil, cutoff_frequency, sample_pupil,
 
 Float = npt.NDArray[np.float64]
 
-#: Native pixels along the edge of a PSF's core; beyond it there are only the wings.
 CORE = 64
-#: Native pixels along the edge of the transform: twice as far as light is kept, or nearly.
+"""Side length of the core of a PSF; outside there are only wings [native pixel]."""
 _FIELD = 96
-#: Between these radii [pixel] the core fades out and the wings fade in.
+"""Side length of the Fourier transform [native pixel]."""
 FADE = (24.0, 31.5)
-#: Of a PSF's spectrum, at zero 1: what may be left out.
-_NOTHING = 2e-5
+"""Radii between which the core fades out and the wings fade in [native pixel]."""
+_MIN_TRANSFER = 2e-5
+"""Transfer below which spatial frequencies are neglected."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How finely PSFs of a wavelength band are sampled."""
+    """Sampling of the PSFs of a wavelength band."""
 
     fine: int
-    """Samples a native pixel of a PSF's image; even, so that half pixels are among them, and at least 4."""
+    """Samples per native pixel of a PSF image; even, so that half pixels are included, and at least 4."""
     folds: int
-    """The least number of samples a pixel that holds all frequencies: what rendering needs."""
+    """Smallest number of samples per native pixel that contains all frequencies, as needed for rendering."""
 
 
 @dataclass(frozen=True)
 class Blur:
-    """What widens the optical image, as transfer functions."""
+    """Jitter, charge diffusion and native pixel, as transfer functions."""
 
     jitter: npt.NDArray[np.float64]
-    """Covariance of the line of sight, x and y [pixel^2]."""
+    """Covariance of the line of sight in x and y (2, 2) [pixel^2]."""
     line: bool
-    """Whether the jitter is a steady drift along the longer axis, and no Gaussian."""
+    """Whether the jitter is a uniform drift along the major axis instead of a Gaussian."""
     diffusion: float
-    """One sigma [pixel]."""
+    """Charge diffusion, 1 sigma [pixel]."""
 
     def transfer(self, fx: Float, fy: Float) -> Float:
-        """Return the transfer at frequencies, that of the native pixel included [cycles / pixel]."""
+        """Return the transfer at frequencies [cycles/pixel], including that of the native pixel.
+
+        Examples
+        --------
+        >>> float(Blur(np.zeros((2, 2)), line=False, diffusion=0.25).transfer(np.array(0.0), np.array(0.0)))
+        1.0
+        """
         diffusion = gaussian_transfer(fx, fy, self.diffusion**2, self.diffusion**2)
         if self.line:
             values, vectors = np.linalg.eigh(self.jitter)
-            along = vectors[:, 1] * np.sqrt(12 * values[1])  # a uniform drift of that variance
+            along = vectors[:, 1] * np.sqrt(12 * values[1])  # length of a uniform drift with this variance
             jitter = drift_transfer(fx, fy, along[0], along[1])
         else:
             (xx, xy), (_, yy) = self.jitter
@@ -70,28 +75,30 @@ class Blur:
 
 
 def sampling_for(highest: float, blur: Blur) -> Sampling:
-    """Return the sampling that holds all of a PSF.
+    """Return the sampling that contains all significant frequencies of a PSF.
 
     Parameters
     ----------
     highest : float
-        The aperture's cut-off [cycles / pixel].
+        Cut-off frequency of the aperture [cycles/pixel].
     blur : Blur
-        Jitter and diffusion let little of the highest frequencies through: what is below `_NOTHING` is not kept.
+        Jitter, diffusion and pixel, which suppress the highest frequencies.
     """
     frequency = np.arange(0, highest + 0.05, 0.05)
-    turn = np.linspace(0, np.pi, 24, endpoint=False)
-    passed = abs(blur.transfer(np.outer(np.cos(turn), frequency), np.outer(np.sin(turn), frequency))).max(axis=0)
-    place = np.minimum(frequency / highest, 1)
-    # Of an unaberrated aperture; aberrations only lower it (Goodman, eq. 6-31).
-    passed *= 2 / np.pi * (np.arccos(place) - place * np.sqrt(1 - place**2))
-    last = frequency[np.flatnonzero(passed > _NOTHING)[-1]]
-    folds = int(np.ceil(2 * last * 1.02))  # fading the core out widens the spectrum by a hair
+    direction = np.linspace(0, np.pi, 24, endpoint=False)
+    passed = abs(blur.transfer(np.outer(np.cos(direction), frequency), np.outer(np.sin(direction), frequency))).max(
+        axis=0
+    )
+    relative = np.minimum(frequency / highest, 1)
+    # Transfer of an unaberrated aperture; aberrations only reduce it (Goodman, eq. 6-31).
+    passed *= 2 / np.pi * (np.arccos(relative) - relative * np.sqrt(1 - relative**2))
+    last = frequency[np.flatnonzero(passed > _MIN_TRANSFER)[-1]]
+    folds = int(np.ceil(2 * last * 1.02))  # the window of the core widens the spectrum slightly
     return Sampling(fine=max(4, folds + folds % 2), folds=folds)
 
 
 def fade(fine: int) -> npt.NDArray[np.float32]:
-    """Return the window of a PSF's core: 1 inside, 0 at its edge (y, x), `fine` samples a pixel."""
+    """Return the window of the core of a PSF (y, x): 1 inside, 0 at the edge, with `fine` samples per pixel."""
     axis = (np.arange(CORE * fine) - CORE * fine // 2) / fine
     radius = np.hypot(axis[:, None], axis[None, :])
     along = np.clip((radius - FADE[0]) / (FADE[1] - FADE[0]), 0, 1)
@@ -99,10 +106,26 @@ def fade(fine: int) -> npt.NDArray[np.float32]:
 
 
 def wing_light(wavelength: float, diameter: float, obscuration: float, pixel_scale: float) -> float:
-    """Return the share of the light beyond the core, in the wings of an open aperture.
+    """Return the fraction of the light outside the core, in the wings of an aperture.
 
-    Far out the Airy pattern's mean is lambda / (pi^3 D r^3) (from 1 - EE(r) = 2 lambda / (pi^2 D r)); a central
-    obscuration adds its own edge and takes its own area.
+    At large radii the mean of the Airy pattern is lambda / (pi^3 D r^3), from 1 - EE(r) = 2 lambda / (pi^2 D r). A
+    central obscuration adds its edge and removes its area.
+
+    Parameters
+    ----------
+    wavelength : float
+        Wavelength [nm].
+    diameter : float
+        Diameter of the pupil [m].
+    obscuration : float
+        Diameter of the central obscuration relative to the pupil.
+    pixel_scale : float
+        Pixel scale [arcsec/pixel].
+
+    Examples
+    --------
+    >>> round(wing_light(600.0, 2.0, 0.0, 0.074), 4)
+    0.0061
     """
     radius = np.linspace(*FADE, 257)
     along = (radius - FADE[0]) / (FADE[1] - FADE[0])
@@ -121,30 +144,32 @@ def effective_psf(
     ripples: Ripples | None = None,
     xp: ModuleType = np,
 ) -> npt.NDArray[np.float32]:
-    """Return cores of effective PSFs at one wavelength.
+    """Return the cores of effective PSFs at one wavelength.
 
     Parameters
     ----------
     coefficients : float64 array (n, order)
-        Of the wavefront [nm].
+        Zernike coefficients of the wavefront, rms [nm].
     orders : tuple of int
-        Their Noll indices.
+        Noll indices of the coefficients.
     wavelength : float
-        [nm]
+        Wavelength [nm].
     pupil : (float, float, float)
         Diameter [m], obscuration, pixel scale [arcsec].
     blur : Blur
+        Jitter, diffusion and pixel.
     fine : int
-        Samples a native pixel.
+        Samples per native pixel.
     ripples : Ripples, optional
+        Mid-frequency wavefront errors.
     xp : module
         NumPy or CuPy.
 
     Returns
     -------
     float32 array (n, CORE * fine, CORE * fine)
-        Share of the light in a native pixel centred at each sample; the source is at
-        ``[CORE * fine // 2, CORE * fine // 2]``. The window of `fade` has been applied.
+        Fraction of the light in a native pixel centred on each sample; the source is at
+        ``[CORE * fine // 2, CORE * fine // 2]``. The window of `fade` is applied.
 
     Notes
     -----
@@ -153,7 +178,7 @@ def effective_psf(
     """
     points = sample_pupil(wavelength, pupil, _FIELD)
     highest = cutoff_frequency(wavelength, pupil[0], pupil[2])
-    # The aperture's own frequencies must not fold onto each other, even those that the blur then takes away.
+    # Frequencies of the aperture must not alias, even those that the blur removes later.
     finest = max(fine, 2 * int(np.ceil(highest)))
     n, wanted = _FIELD * finest, _FIELD * fine
     basis = xp.asarray(sample_zernikes(orders, wavelength, pupil, _FIELD))
@@ -173,7 +198,7 @@ def effective_psf(
     image = transform.irfft2(spectrum, s=(wanted, wanted)) * np.float32(fine**2)
     keep = np.r_[-CORE * fine // 2 : CORE * fine // 2]
     core = image[:, keep[:, None] % wanted, keep[None, :] % wanted] * xp.asarray(fade(fine))
-    # The transform has folded the light beyond its field back into it: the share of the wings is known better.
+    # The transform aliases light from outside its field, so the total is set from the fraction in the wings.
     share = 1 - wing_light(wavelength, *pupil)
     core *= np.float32(share * fine**2) / core.sum(axis=(1, 2), keepdims=True)
     return core.astype(np.float32)

@@ -1,7 +1,7 @@
-"""The point spread function model of a mock telescope, exact anywhere.
+"""The PSF of a mock telescope, exact at any position and time.
 
-`PsfModel.effective` is the truth of the PSF work: the effective PSF of a star of given colour at any place and
-time. What a renderer makes of it is in `csstdask.mock.scene_psf`.
+`PsfModel.effective` is the truth of PSF evaluations: the effective PSF of a star of given colour. PSFs for rendering
+are in `csstdask.mock.scene_psf`.
 """
 
 from __future__ import annotations
@@ -24,35 +24,41 @@ from csstdask.optics.pupil import Pupil, cutoff_frequency
 
 Float = npt.NDArray[np.float64]
 
-#: Parts of a filter, each with a wavelength of its own.
 SUB_BANDS = 4
-#: PSFs computed at once: some hundred MiB.
-_BATCH = 8
-#: To find the Gaussian that enlarges a PSF by a given share: each makes the error some ten times smaller.
-_TRIALS = 4
+"""Number of wavelengths per filter."""
+_BATCH_SIZE = 8
+"""Number of PSFs computed at a time, which takes some hundred MiB."""
+_N_ITERATIONS = 4
+"""Iterations of the search for a blur; each reduces the error about tenfold."""
 
 
 def sub_band_wavelengths(limits: tuple[float, float]) -> Float:
-    """Return the middle wavelengths of the parts of a filter [nm]."""
+    """Return the central wavelengths of the parts of a filter (SUB_BANDS,) [nm].
+
+    Examples
+    --------
+    >>> [float(one) for one in sub_band_wavelengths((400.0, 480.0))]
+    [410.0, 430.0, 450.0, 470.0]
+    """
     return sample_band(limits, SUB_BANDS)
 
 
 def sub_band_weights(limits: tuple[float, float], temperature: npt.ArrayLike) -> Float:
-    """Return the share of a black body's photons in each part of a filter (n, SUB_BANDS)."""
+    """Return the fraction of the photons of black bodies in each part of a filter (n, SUB_BANDS)."""
     rate = np.atleast_2d(photon_rate(sub_band_wavelengths(limits), np.atleast_1d(temperature)))
     return rate / rate.sum(axis=1, keepdims=True)
 
 
 @dataclass(frozen=True)
 class OpticalState:
-    """What differs between exposures of one telescope."""
+    """State of a telescope during one exposure."""
 
     epoch: float = 0.0
-    """Years after launch."""
+    """Time after launch [yr]."""
     enlarge: float = 0.0
-    """Growth of R = sigma by a Gaussian blur, relative, at the detector's middle."""
+    """Relative growth of the PSF size R by a Gaussian blur, at the centre of the detector."""
     jitter: float = 1.0
-    """Factor on the jitter of that time."""
+    """Factor on the jitter of that epoch."""
 
 
 AT_LAUNCH = OpticalState()
@@ -63,19 +69,29 @@ class EffectivePsf:
     """Effective PSFs of n sources."""
 
     image: npt.NDArray[np.float32]
-    """(n, size, size), centred at ``[size // 2, size // 2]``, each summing to 1."""
+    """Images (n, size, size), centred on ``[size // 2, size // 2]``, each with sum 1."""
     outside: npt.NDArray[np.float32]
-    """(n,) Share of the light beyond the image."""
+    """Fraction of the light outside the image (n,)."""
 
 
 class PsfModel:
-    """A telescope's PSF.
+    """PSF of a telescope.
 
     Parameters
     ----------
     settings : Optics
+        Table of the recipe.
     instrument : Instrument
-        With geometry, telescope and bands.
+        Camera with geometry, telescope and bands.
+    xp : module
+        NumPy or CuPy.
+
+    Examples
+    --------
+    >>> from csstdask.instrument import load_instrument
+    >>> psf = PsfModel(Optics(), load_instrument("csst")).effective(8, [4608.0], [4616.0])
+    >>> psf.image.shape
+    (1, 64, 64)
     """
 
     def __init__(self, settings: Optics, instrument: Instrument, xp: ModuleType = np) -> None:
@@ -89,33 +105,34 @@ class PsfModel:
         self._xp = xp
 
     def limits(self, detector: int) -> tuple[float, float]:
-        """Return where a detector's filter is open [nm]."""
+        """Return the passband of a detector [nm]."""
         return self.instrument.bands[str(self.instrument.detector(detector).band)].wavelength
 
     def sampling(self, detector: int, state: OpticalState = AT_LAUNCH) -> Sampling:
-        """Return how finely the PSFs of a detector are sampled."""
+        """Return the sampling of the PSFs of a detector."""
         shortest = sub_band_wavelengths(self.limits(detector))[0]
         return sampling_for(cutoff_frequency(shortest, self._pupil.diameter, self._scale), self.blur(state))
 
     def blur(self, state: OpticalState) -> Blur:
-        """Return jitter and diffusion of an exposure."""
+        """Return jitter and diffusion during an exposure."""
         covariance = self.wavefront.jitter_covariance(state.epoch) * (state.jitter / self._scale) ** 2
         return Blur(covariance, self.settings.jitter_shape == "line", self.settings.diffusion)
 
     def cores(
         self, detector: int, x: npt.ArrayLike, y: npt.ArrayLike, part: int, state: OpticalState = AT_LAUNCH
     ) -> Any:
-        """Return images of the PSF in one part of the filter.
+        """Return images of the monochromatic PSF in one part of the filter.
 
         Parameters
         ----------
         detector : int
-            Its id.
+            Detector id.
         x, y : array-like (n,)
-            Zero-based positions on the whole detector [pixel].
+            Zero-based positions on the complete detector [pixel].
         part : int
-            Of the filter, 0 to SUB_BANDS - 1.
+            Part of the filter, 0 to SUB_BANDS - 1.
         state : OpticalState
+            State of the telescope.
 
         Returns
         -------
@@ -127,7 +144,7 @@ class PsfModel:
     def _blurred(
         self, detector: int, x: npt.ArrayLike, y: npt.ArrayLike, part: int, state: OpticalState, variance: float
     ) -> Any:
-        """Return images of the PSF with a Gaussian of some more variance [pixel^2]."""
+        """Return images of the PSF convolved with a Gaussian of given variance [pixel^2]."""
         blur = self.blur(state)
         blur = replace(blur, diffusion=float(np.sqrt(blur.diffusion**2 + variance)))
         coefficients = self.wavefront.coefficients(detector, x, y, state.epoch)
@@ -135,7 +152,7 @@ class PsfModel:
         wavelength = float(sub_band_wavelengths(self.limits(detector))[part])
         batches = [
             effective_psf(
-                coefficients[first : first + _BATCH],
+                coefficients[first : first + _BATCH_SIZE],
                 orders,
                 wavelength,
                 pupil=self._pupil,
@@ -144,15 +161,15 @@ class PsfModel:
                 ripples=self.wavefront.ripples(),
                 xp=self._xp,
             )
-            for first in range(0, len(coefficients), _BATCH)
+            for first in range(0, len(coefficients), _BATCH_SIZE)
         ]
         return self._xp.concatenate(batches)
 
     @lru_cache(maxsize=64)  # noqa: B019  a model lives as long as its process
     def _extra_variance(self, detector: int, state: OpticalState) -> float:
-        """Return the variance of the Gaussian that makes the PSF's R grow by a share [pixel^2].
+        """Return the variance of the Gaussian blur that increases R by a given fraction [pixel^2].
 
-        Sizes under an adaptive weight do not add in quadrature: the variance is found by trial.
+        Sizes with adaptive weights do not add in quadrature, so the variance is found by iteration.
         """
         ny, nx = self.instrument.shape or (0, 0)
         fine, middle = self.sampling(detector, state).fine, SUB_BANDS // 2
@@ -161,14 +178,16 @@ class PsfModel:
             core = self._blurred(detector, [nx / 2], [ny / 2], middle, state, variance)
             return float(adaptive_moments(core, start=0.8 * fine).sigma[0]) / fine
 
-        plain = size(0.0)
-        variance = plain**2 * ((1 + state.enlarge) ** 2 - 1)
-        for _ in range(_TRIALS):
-            variance *= state.enlarge / (size(variance) / plain - 1)
+        initial = size(0.0)
+        variance = initial**2 * ((1 + state.enlarge) ** 2 - 1)
+        for _ in range(_N_ITERATIONS):
+            variance *= state.enlarge / (size(variance) / initial - 1)
         return variance
 
-    def mixed(self, detector: int, x: Float, y: Float, weights: Float, state: OpticalState = AT_LAUNCH) -> Any:
-        """Return images of the PSF for sources with shares of their light in the parts of the filter (n, parts)."""
+    def polychromatic_cores(
+        self, detector: int, x: Float, y: Float, weights: Float, state: OpticalState = AT_LAUNCH
+    ) -> Any:
+        """Return images of the PSF for sources with given fractions of light in the parts of the filter (n, parts)."""
         total: Any = 0.0
         for part in range(SUB_BANDS):
             share = self._xp.asarray(weights[:, part, None, None], dtype=np.float32)
@@ -186,31 +205,32 @@ class PsfModel:
         sampling: int = 2,
         size: int = 64,
     ) -> EffectivePsf:
-        """Return effective PSFs: native pixel included, exact at each position.
+        """Return exact effective PSFs, with the native pixel included.
 
         Parameters
         ----------
         detector : int
-            Its id.
+            Detector id.
         x, y : array-like (n,)
-            Zero-based positions on the whole detector [pixel].
+            Zero-based positions on the complete detector [pixel].
         temperature : array-like
-            Of the sources' black bodies [K].
+            Temperature of the black bodies [K].
         state : OpticalState
+            State of the telescope.
         sampling : int
-            Samples a native pixel: 1, 2, or another divisor of `sampling(detector, state).fine`.
+            Samples per native pixel: 1, 2, or another divisor of `sampling(detector, state).fine`.
         size : int
-            Edge of the image [samples].
+            Side length of the image [samples].
 
         Raises
         ------
         ValueError
-            If the model has no such samples, or the image would reach into the faded edge of the core.
+            If the sampling is not a divisor, or the image is larger than the core.
 
         Notes
         -----
-        The samples are values of the effective PSF, not its integrals over half pixels: the native pixel is in
-        it once. This is also what PSFEx models.
+        The samples are values of the effective PSF, not integrals over half pixels: the native pixel is included once,
+        as in PSFEx.
         """
         fine = self.sampling(detector, state).fine
         if fine % sampling:
@@ -221,9 +241,9 @@ class PsfModel:
         heat = np.broadcast_to(np.asarray(temperature, dtype=np.float64), x.shape)
         weights = sub_band_weights(self.limits(detector), heat)
         parts = []
-        for first in range(0, len(x), _BATCH):
-            some = slice(first, first + _BATCH)
-            core = self.mixed(detector, x[some], y[some], weights[some], state)
+        for first in range(0, len(x), _BATCH_SIZE):
+            batch = slice(first, first + _BATCH_SIZE)
+            core = self.polychromatic_cores(detector, x[batch], y[batch], weights[batch], state)
             step = fine // sampling
             low = CORE * fine // 2 - size // 2 * step
             parts.append(core[:, low : low + size * step : step, low : low + size * step : step])
@@ -235,15 +255,16 @@ class PsfModel:
 
 
 def energy_radius(core: npt.NDArray[np.float32], fine: int, share: float = 0.8) -> float:
-    """Return the radius that encloses a share of the light [native pixel].
+    """Return the radius that encloses a fraction of the light [native pixel].
 
     Parameters
     ----------
     core : float32 array (CORE * fine, CORE * fine)
+        Image of the PSF.
     fine : int
-        Samples a native pixel.
+        Samples per native pixel.
     share : float
-        Of all light, that outside the core included.
+        Fraction of all light, including that outside the core.
     """
     axis = (np.arange(core.shape[0]) - core.shape[0] // 2) / fine
     radius = np.hypot(axis[:, None], axis[None, :]).ravel()

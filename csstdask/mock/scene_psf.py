@@ -93,7 +93,7 @@ class ExactPsf:
     def cores(self, x: Float, y: Float, weights: Float) -> Any:
         """Return images for sources at frame positions."""
         on_detector = (x + self._window.x, y + self._window.y)
-        return self._model.mixed(self._detector, *on_detector, weights, self._state)
+        return self._model.polychromatic_cores(self._detector, *on_detector, weights, self._state)
 
     def spectra(self, x: Float, y: Float, weights: Float) -> Any:
         """Return the transforms of the images."""

@@ -1,9 +1,9 @@
-"""The telescope's wavefront: Zernike coefficients at any place of the focal plane, in any band, at any time.
+"""The wavefront of a mock telescope: Zernike coefficients over the focal plane, in each band and at each epoch.
 
-As built, each coefficient is a smooth polynomial over the whole focal plane, plus a step and a tilt that belong
-to one detector (its height, its tip), plus a step that belongs to the filter. With time defocus and astigmatism
-drift and the jitter changes, the same way for all detectors. All of it follows from the optics' seed: recipes that
-share the seed look through one telescope.
+As built, each coefficient is a smooth polynomial over the focal plane, plus a constant for each detector and filter.
+The tilt of a detector adds a gradient of the defocus. With time, defocus and astigmatism drift and the jitter changes,
+equally for all detectors. Everything follows from the seed of the optics: recipes with the same seed have the same
+telescope.
 """
 
 from __future__ import annotations
@@ -20,42 +20,50 @@ from csstdask.optics.zernike import noll_to_zernike
 
 Float = npt.NDArray[np.float64]
 
-#: Noll indices that drift: defocus and both astigmatisms.
 _DRIFTING = (4, 5, 6)
-#: Periods of the drift [years]: of the seasons, of the orbit's precession, of nothing in particular.
+"""Noll indices that drift: defocus and both astigmatisms."""
 _PERIODS = (1.0, 0.19, 3.7)
-#: Of the jitter's size with time, one sigma of its natural log.
-_JITTER_CHANGE = 0.12
-_RIPPLES = 48
-#: Cycles over the pupil of polishing errors.
+"""Periods of the drift: seasons, precession of the orbit, and a long one [yr]."""
+_JITTER_DRIFT = 0.12
+"""Change of the jitter with time, 1 sigma of its natural log."""
+_N_RIPPLES = 48
+"""Number of waves of the polishing errors."""
 _RIPPLE_FREQUENCIES = (5.0, 16.0)
+"""Range of the spatial frequency of polishing errors [cycles per pupil diameter]."""
 
 
 @dataclass(frozen=True)
 class Ripples:
-    """Mid-frequency errors: a sum of waves over the pupil."""
+    """Mid-frequency wavefront errors: a sum of waves over the pupil."""
 
     frequency: Float
-    """(n, 2), x and y [cycles / pupil diameter]."""
+    """Frequencies in x and y (n, 2) [cycles per pupil diameter]."""
     phase: Float
-    """(n,) [rad]"""
+    """Phases (n,) [rad]."""
     amplitude: float
-    """Of each [nm]."""
+    """Amplitude of each wave [nm]."""
 
     def path_difference(self, x: Float, y: Float) -> Float:
-        """Return the optical path difference at points of the pupil, in units of its radius [nm]."""
+        """Return the optical path difference at points (x, y) of the pupil, in units of its radius [nm]."""
         angle = np.pi * (np.multiply.outer(self.frequency[:, 0], x) + np.multiply.outer(self.frequency[:, 1], y))
         return self.amplitude * np.cos(angle + self.phase[:, None]).sum(axis=0)
 
 
 class Wavefront:
-    """A telescope as built.
+    """Wavefront and jitter of a telescope.
 
     Parameters
     ----------
     settings : Optics
+        Table of the recipe.
     instrument : Instrument
-        With geometry.
+        Camera with geometry.
+
+    Examples
+    --------
+    >>> from csstdask.instrument import load_instrument
+    >>> Wavefront(Optics(), load_instrument("csst")).coefficients(8, [0.0, 9215.0], [0.0, 9231.0]).shape
+    (2, 8)
     """
 
     def __init__(self, settings: Optics, instrument: Instrument) -> None:
@@ -69,7 +77,7 @@ class Wavefront:
         self._radius = max(np.hypot(*centre) for centre in self._centres.values()) + np.hypot(self._ny, self._nx) / 2
         degree = settings.field_degree
         self._powers = [(p, q) for p in range(degree + 1) for q in range(degree + 1 - p)]
-        # Low orders carry most of the error, as after an alignment; their sum of squares is the wavefront's.
+        # Low orders dominate, as after an alignment; the sum of squares is that of the wavefront.
         radial = np.array([noll_to_zernike(int(order))[0] for order in self.orders])
         share = 1.0 / radial
         self._sigma = settings.wavefront * share / np.sqrt((share**2).sum())
@@ -77,7 +85,7 @@ class Wavefront:
         self._smooth = rng.normal(size=(len(self.orders), len(self._powers))) * self._scale_of_powers()
 
     def _scale_of_powers(self) -> Float:
-        """Return what makes the polynomials' mean square over the focal plane one on average."""
+        """Return the factors that normalise the mean square of the polynomials over the focal plane to 1."""
         u = np.linspace(-0.7, 0.7, 15)
         mean_square = np.array([[np.mean(u ** (2 * p)) * np.mean(u ** (2 * q))] for p, q in self._powers])[:, 0]
         return 1 / np.sqrt(mean_square * len(self._powers))
@@ -88,16 +96,16 @@ class Wavefront:
         Parameters
         ----------
         detector : int
-            Its id.
+            Detector id.
         x, y : array-like (n,)
-            Zero-based positions on the whole detector [pixel].
+            Zero-based positions on the complete detector [pixel].
         epoch : float
-            Years after launch.
+            Time after launch [yr].
 
         Returns
         -------
         float64 array (n, order)
-            Root mean square of each polynomial [nm]; the orders are `orders`.
+            Coefficients of the orders `orders`, rms [nm].
         """
         along_x = (np.asarray(x, dtype=np.float64) - (self._nx - 1) / 2) / (self._nx / 2)
         along_y = (np.asarray(y, dtype=np.float64) - (self._ny - 1) / 2) / (self._ny / 2)
@@ -117,6 +125,7 @@ class Wavefront:
         return total + self._drift(epoch)
 
     def _drift(self, epoch: float) -> Float:
+        """Return the change of the coefficients since launch (order,) [nm]."""
         rng = stream(self.settings.seed, Purpose.DRIFT)
         size, phase = rng.normal(size=(2, len(self.orders), len(_PERIODS)))
         waves = np.sin(2 * np.pi * (epoch / np.array(_PERIODS) + phase)) - np.sin(2 * np.pi * phase)
@@ -125,23 +134,23 @@ class Wavefront:
         return self.settings.drift * drifting * wander
 
     def jitter_covariance(self, epoch: float = 0.0) -> Float:
-        """Return the covariance of the line of sight's jitter, x and y [arcsec^2]."""
+        """Return the covariance of the jitter of the line of sight in x and y (2, 2) [arcsec^2]."""
         rng = stream(self.settings.seed, Purpose.DRIFT, 1)
         size, phase = rng.normal(size=(2, 3, len(_PERIODS)))
         waves = (size * np.sin(2 * np.pi * (epoch / np.array(_PERIODS) + phase))).sum(axis=1)
         growth, stretch, turn = waves / np.sqrt(len(_PERIODS) / 2)
-        sigma = self.settings.jitter * np.exp(_JITTER_CHANGE * growth)
-        axes = sigma * np.exp(_JITTER_CHANGE * np.array([stretch, -stretch]))
+        sigma = self.settings.jitter * np.exp(_JITTER_DRIFT * growth)
+        axes = sigma * np.exp(_JITTER_DRIFT * np.array([stretch, -stretch]))
         cos, sin = np.cos(turn), np.sin(turn)
         rotation = np.array([[cos, -sin], [sin, cos]])
         return rotation @ np.diag(axes**2) @ rotation.T
 
     def ripples(self) -> Ripples | None:
-        """Return the mid-frequency errors, the same all over the field, or None."""
+        """Return the mid-frequency errors, constant over the field, or None."""
         if self.settings.mid_frequency == 0:
             return None
         rng = stream(self.settings.seed, Purpose.OPTICS, 3)
-        length, angle = rng.uniform(*_RIPPLE_FREQUENCIES, _RIPPLES), rng.uniform(0, 2 * np.pi, _RIPPLES)
+        length, angle = rng.uniform(*_RIPPLE_FREQUENCIES, _N_RIPPLES), rng.uniform(0, 2 * np.pi, _N_RIPPLES)
         frequency = np.stack([length * np.cos(angle), length * np.sin(angle)], axis=1)
-        amplitude = self.settings.mid_frequency * np.sqrt(2 / _RIPPLES)
-        return Ripples(frequency, rng.uniform(0, 2 * np.pi, _RIPPLES), float(amplitude))
+        amplitude = self.settings.mid_frequency * np.sqrt(2 / _N_RIPPLES)
+        return Ripples(frequency, rng.uniform(0, 2 * np.pi, _N_RIPPLES), float(amplitude))
