@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from csstdask.core.errors import InputError
 from csstdask.flux.flat import Flat
-from csstdask.flux.flat_sums import FlatFlag, covariance_nodes
+from csstdask.flux.flat_solution import FlatFlag, covariance_nodes
 from csstdask.numerics.polynomials import evaluate_on_grid, legendre_products, n_terms
 
 if TYPE_CHECKING:

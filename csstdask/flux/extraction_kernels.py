@@ -1,14 +1,24 @@
-"""Loops over the pixels of spectra: optimal extraction with background and outliers, and the light of a frame."""
+"""Extract spectra optimally (Horne 1986, PASP 98, 609): compiled loops over stars, columns and pixels.
+
+In column j the light of a star is f_j p_jk + b_j + a_j d_jk, with counts f, profile p, and a background of level b and
+slope a over the distance d from the trace. Level and slope are constant in blocks of columns. Counts are
+
+    f_j = sum_k (p_k / v_k) (data_k - b - a d_k) / sum_k p_k^2 / v_k.
+
+Variances v follow from the given ones, with the noise of the star's own light replaced by that of its smoothed counts:
+weights that follow the noise of single pixels would bias the counts. Variances, background and counts are iterated,
+and from the second step on the worst pixel of a column is rejected while it is an outlier.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
 from csstdask.flux.spectrum_flag import MIN_PROFILE_FRACTION, PARTIAL_PROFILE_FRACTION, SpectrumFlag
-from csstdask.numerics.robust import NORMAL_MAD
+from csstdask.numerics.robust import HUBER_CUTOFF, NORMAL_MAD
 
 NO_DATA = int(SpectrumFlag.NO_DATA)
 PARTIAL = int(SpectrumFlag.PARTIAL)
@@ -16,280 +26,392 @@ REJECTED = int(SpectrumFlag.REJECTED)
 UNRELIABLE = int(SpectrumFlag.UNRELIABLE)
 NEGATIVE = int(SpectrumFlag.NEGATIVE)
 
-BLOCK = 24
-"""Columns over which the background is one straight line across the trace."""
-BACKGROUND_FROM = 6.0
-"""Distance from the trace from which rows are background [pixel]."""
-CORE = 5.0
+BACKGROUND_DISTANCE = 6.0
+"""Distance from the trace beyond which rows belong to the background [pixel]."""
+CORE_DISTANCE = 5.0
 """Distance from the trace within which chi2 is counted [pixel]."""
 OUTLIER_SIGMA = 5.0
-"""Residual from which a pixel is an outlier [sigma]."""
+"""Residual above which a pixel is an outlier [sigma]."""
 PROFILE_ERROR = 0.03
-"""Relative error of a profile's pixels that is allowed for when outliers are sought."""
-_MOST_OUTLIERS = 4
-"""Pixels of one column that may be rejected."""
+"""Relative error of the profile that is allowed for when outliers are searched."""
+_BLOCK_COLUMNS = 24
+"""Columns over which the background is one straight line across the trace."""
+_MIN_FLOOR_PIXELS = 12
+"""Background pixels of a block needed to measure its noise; with fewer, all its pixels are used."""
+_MAX_OUTLIERS = 4
+"""Largest number of pixels rejected in one column."""
+_MIN_KEPT_SHARE = 0.5
+"""Share of a column's usable profile that rejection must leave."""
 _PARTIAL_SIGMA = 6.0
-"""Difference from the neighbouring columns that makes a column with part of its profile unreliable [sigma]."""
-_SMOOTH = 4
+"""Difference from the neighbouring columns that makes a partial column unreliable [sigma]."""
+_SMOOTHING_COLUMNS = 4
 """Columns on each side over which counts are smoothed for their variance."""
+_SLOPE_PRIOR = 4.0
+"""Variance added to the squared distances [pixel^2]: holds the slope where rows lie on one side only."""
+
+
+class StarPixels(NamedTuple):
+    """Windows of n stars as the kernels take them; of one star without the first axis."""
+
+    data: Any
+    """(n, column, row) Pixels without the light of other stars [e-]."""
+    variance: Any
+    """(n, column, row) Squares of the given errors [e-^2]."""
+    usable: Any
+    """(n, column, row)"""
+    profile: Any
+    """(n, column, row) Share of a column's light in each pixel."""
+    distance: Any
+    """(n, column) Distance of row 0 from the trace [pixel]."""
+    contamination: Any
+    """(n, column, row) Light of other stars that was subtracted [e-]."""
+
+
+class Extraction(NamedTuple):
+    """Results of `extract_stars`, written in place."""
+
+    counts: Any
+    """(n, column) [e-]; NaN without data."""
+    sigma: Any
+    """(n, column) 1 sigma [e-]; inf without data."""
+    background: Any
+    """(n, column) Background at the trace [e-/pixel]."""
+    flag: Any
+    """(n, column) `SpectrumFlag`."""
+    chi2: Any
+    """(n,) chi2 per degree of freedom of the pixels near the trace."""
+    smooth: Any
+    """(n, column) Smoothed counts [e-]."""
+    rejected: Any
+    """(n, column, row) Pixels rejected as outliers."""
+
+
+class _Fit(NamedTuple):
+    """Current estimates of one star; the arrays are reused for the next star."""
+
+    counts: Any
+    light: Any  # smoothed counts
+    level: Any
+    slope: Any
+    level_variance: Any
+    flag: Any
+    variance: Any
+    allowed: Any  # variance with an allowance for errors of the profile
+    good: Any  # usable pixels that are not rejected
+    buffer: Any
 
 
 @njit(cache=True, nogil=True)
-def add_light(frame: Any, first_column: Any, first_row: Any, counts: Any, profile: Any) -> None:  # pragma: no cover
-    """Add counts (n, column) times profile (n, column, row) to a frame, from given first columns and rows."""
-    ny, nx = frame.shape
-    for i in range(counts.shape[0]):
-        for j in range(counts.shape[1]):
-            x = first_column[i] + j
-            if x < 0 or x >= nx or not counts[i, j] > 0:
-                continue
-            for k in range(profile.shape[2]):
-                y = first_row[i, j] + k
-                if 0 <= y < ny:
-                    frame[y, x] += counts[i, j] * profile[i, j, k]
+def extract_stars(  # pragma: no cover
+    stars: Any, expected: Any, poisson: float, contamination_error: float, reject: bool, out: Any
+) -> None:
+    """Extract spectra optimally.
+
+    Parameters
+    ----------
+    stars : StarPixels
+        Windows of n stars.
+    expected : float64 array (n, column)
+        Counts that set the variances [e-]; NaN: smoothed counts are used.
+    poisson : float
+        Variance per count [e-]: 1 for errors in electrons.
+    contamination_error : float
+        Relative 1-sigma error of the light of other stars.
+    reject : bool
+        Whether to reject outliers.
+    out : Extraction
+        Filled in place.
+    """
+    n, m, rows = stars.data.shape
+    fit = _Fit(
+        np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.empty(m, np.int64), np.empty((m, rows)),
+        np.empty((m, rows)), np.empty((m, rows), np.bool_), np.empty(m * rows),
+    )  # fmt: skip
+    for i in range(n):
+        star = StarPixels(
+            stars.data[i], stars.variance[i], stars.usable[i], stars.profile[i], stars.distance[i],
+            stars.contamination[i],
+        )  # fmt: skip
+        out.chi2[i] = np.nan
+        if not star.usable.any():
+            out.counts[i, :], out.sigma[i, :], out.background[i, :], out.smooth[i, :] = np.nan, np.inf, np.nan, 0.0
+            out.flag[i, :] = NO_DATA
+            continue
+        _fit_star(star, fit, expected[i], poisson, reject)
+        out.chi2[i] = _write_star(star, fit, contamination_error, out, i)
 
 
 @njit(cache=True, nogil=True)
-def cut(frame: Any, first_column: Any, first_row: Any, fill: float, out: Any) -> None:  # pragma: no cover
-    """Copy windows (n, column, row) from a frame; `fill` off the frame."""
-    ny, nx = frame.shape
-    for i in range(out.shape[0]):
-        for j in range(out.shape[1]):
-            x = first_column[i] + j
-            for k in range(out.shape[2]):
-                y = first_row[i, j] + k
-                out[i, j, k] = frame[y, x] if 0 <= x < nx and 0 <= y < ny else fill
+def _fit_star(star: Any, fit: Any, expected: Any, poisson: float, reject: bool) -> None:  # pragma: no cover
+    """Iterate variances, background and counts of one star."""
+    m = len(fit.counts)
+    fit.counts[:], fit.light[:] = np.nan, 0.0
+    fit.level[:], fit.slope[:], fit.level_variance[:], fit.flag[:] = 0.0, 0.0, 0.0, 0
+    for step in range(4 if reject else 2):
+        _set_variances(star, fit, poisson)
+        _fit_background(star, fit, step == 0)
+        scale = _core_scatter(star, fit) if reject and step >= 2 else 1.0
+        for j in range(m):
+            fit.flag[j] &= ~(REJECTED | UNRELIABLE)
+            _fit_column(star, fit, j, OUTLIER_SIGMA * scale, reject and step > 0)
+        _smooth_counts(fit.counts, fit.light)
+        for j in range(m):
+            if np.isfinite(expected[j]):
+                fit.light[j] = max(expected[j], 0.0)
 
 
 @njit(cache=True, nogil=True)
-def _smoothed(counts: Any, out: Any) -> None:  # pragma: no cover
-    """Write the running mean of the running median of the finite counts, not negative."""
-    n = len(counts)
-    middle = np.empty(n)
-    buffer = np.empty(2 * _SMOOTH + 1)
-    for j in range(n):
-        m = 0
-        for i in range(max(0, j - _SMOOTH), min(n, j + _SMOOTH + 1)):
-            if np.isfinite(counts[i]):
-                buffer[m] = counts[i]
-                m += 1
-        middle[j] = np.median(buffer[:m]) if m else 0.0
-    for j in range(n):
-        low, high = max(0, j - 1), min(n, j + 2)
-        out[j] = max(0.0, middle[low:high].mean())
+def _set_variances(star: Any, fit: Any, poisson: float) -> None:  # pragma: no cover
+    """Set variances to the noise floor of each block plus the Poisson noise of the smoothed light.
+
+    Given variances that are much larger (bad pixels, bright neighbours) are kept.
+    """
+    m, rows = star.data.shape
+    for low in range(0, m, _BLOCK_COLUMNS):
+        high = min(low + _BLOCK_COLUMNS, m)
+        floor = _noise_floor(star, fit, poisson, low, high)
+        for j in range(low, high):
+            light = fit.light[j]
+            for k in range(rows):
+                model = floor + poisson * (light * star.profile[j, k] + star.contamination[j, k])
+                given = star.variance[j, k]
+                if model <= 0 or given > 2.0 * model + 6.0 * np.sqrt(max(model, 0.0) * max(poisson, 0.0)):
+                    model = given
+                fit.variance[j, k] = model
+                fit.allowed[j, k] = model + (PROFILE_ERROR * light * star.profile[j, k]) ** 2
 
 
 @njit(cache=True, nogil=True)
-def _fit_background(  # pragma: no cover
-    data: Any, usable: Any, profile: Any, distance: Any, variance: Any, counts: Any, low: int, high: int, first: bool
+def _noise_floor(star: Any, fit: Any, poisson: float, low: int, high: int) -> float:  # pragma: no cover
+    """Return the median variance of a block's background pixels, without the noise of the star's light [e-^2]."""
+    n_values = 0
+    for j in range(low, high):
+        for k in range(star.data.shape[1]):
+            if star.usable[j, k] and abs(star.distance[j] + k) >= BACKGROUND_DISTANCE:
+                fit.buffer[n_values] = star.variance[j, k] - poisson * fit.light[j] * star.profile[j, k]
+                n_values += 1
+    if n_values < _MIN_FLOOR_PIXELS:
+        n_values = 0
+        for j in range(low, high):
+            for k in range(star.data.shape[1]):
+                if star.usable[j, k]:
+                    dark = star.variance[j, k] - poisson * fit.light[j] * star.profile[j, k]
+                    fit.buffer[n_values] = max(dark, 0.05 * star.variance[j, k])
+                    n_values += 1
+    return np.median(fit.buffer[:n_values]) if n_values else 1.0
+
+
+@njit(cache=True, nogil=True)
+def _fit_background(star: Any, fit: Any, first: bool) -> None:  # pragma: no cover
+    """Fit level and slope of the background in every block of columns."""
+    m = len(fit.level)
+    for low in range(0, m, _BLOCK_COLUMNS):
+        high = min(low + _BLOCK_COLUMNS, m)
+        level, slope, level_variance = _fit_background_block(star, fit, low, high, first)
+        fit.level[low:high], fit.slope[low:high], fit.level_variance[low:high] = level, slope, level_variance
+
+
+@njit(cache=True, nogil=True)
+def _fit_background_block(  # pragma: no cover
+    star: Any, fit: Any, low: int, high: int, first: bool
 ) -> tuple[float, float, float]:
-    """Return level, slope across the trace and variance of the level of a block, robustly."""
-    level, slope = 0.0, 0.0
-    s0 = 0.0
+    """Return level, slope and variance of the level of one block, by least squares with Huber weights and a cutoff."""
+    level, slope, precision = 0.0, 0.0, 0.0
     for step in range(3):
-        cutoff = 1e30 if step == 0 and first else (4.0 if step > 0 else 8.0)
+        robust = step > 0 or not first
+        cutoff = 4.0 if step > 0 else 8.0
         s0, s1, s2, r0, r1 = 0.0, 0.0, 0.0, 0.0, 0.0
         for j in range(low, high):
-            f = counts[j] if np.isfinite(counts[j]) else 0.0
-            for k in range(data.shape[1]):
-                d = distance[j] + k
-                if not usable[j, k] or abs(d) < BACKGROUND_FROM:
+            counts = fit.counts[j] if np.isfinite(fit.counts[j]) else 0.0
+            for k in range(star.data.shape[1]):
+                d = star.distance[j] + k
+                if not star.usable[j, k] or abs(d) < BACKGROUND_DISTANCE:
                     continue
-                rest = data[j, k] - f * profile[j, k]
-                z = abs(rest - level - slope * d) / np.sqrt(variance[j, k])
-                w = (1.0 if z < 1.345 else 1.345 / z) if z < cutoff else 0.0
-                if step == 0 and first:
-                    w = 1.0
-                w /= variance[j, k]
+                residual = star.data[j, k] - counts * star.profile[j, k]
+                w = 1.0
+                if robust:
+                    z = abs(residual - level - slope * d) / np.sqrt(fit.variance[j, k])
+                    w = (1.0 if z < HUBER_CUTOFF else HUBER_CUTOFF / z) if z < cutoff else 0.0
+                w /= fit.variance[j, k]
                 s0 += w
                 s1 += w * d
                 s2 += w * d * d
-                r0 += w * rest
-                r1 += w * rest * d
+                r0 += w * residual
+                r1 += w * residual * d
         if not s0 > 0:
             return 0.0, 0.0, 0.0
-        # a weak prior keeps the slope of one-sided rows from running away
-        s2 += s0 * 4.0
+        s2 += s0 * _SLOPE_PRIOR
         determinant = s0 * s2 - s1 * s1
         level = (r0 * s2 - r1 * s1) / determinant
         slope = (s0 * r1 - s1 * r0) / determinant
-        s0 = determinant / s2
-    return level, slope, 1.0 / s0
+        precision = determinant / s2
+    return level, slope, 1.0 / precision
 
 
 @njit(cache=True, nogil=True)
-def extract_stars(  # noqa: PLR0915  # pragma: no cover
-    data: Any, squared: Any, usable: Any, profile: Any, distance: Any, contamination: Any, contamination_error: float,
-    expected: Any, poisson: float, reject: bool, with_background: bool,
-    counts: Any, sigma: Any, background: Any, flag: Any, chi2: Any, smooth: Any, rejected: Any,
-) -> None:  # fmt: skip
-    """Extract spectra optimally.
+def _core_scatter(star: Any, fit: Any) -> float:  # pragma: no cover
+    """Return the scatter of the core's residuals in their errors, at least 1.
 
-    `data` (n, column, row) [e-] with contaminating light subtracted; `squared`: squares of the errors given; `profile`;
-    `distance` (n, column): of row 0 from the trace; `expected` (n, column): counts for the variances, or NaN: smoothed
-    counts; `poisson`: variance per count, which scales the light in the variances. The rest is output.
+    It keeps the pixels of a star with a wrong profile from being taken for outliers.
     """
-    n, m, rows = data.shape
-    variance = np.empty((m, rows))
-    allowed = np.empty((m, rows))
-    values = np.empty(m * rows)
-    for i in range(n):
-        d, p, c = data[i], profile[i], contamination[i]
-        good = usable[i].copy()
-        f, light = np.full(m, np.nan), np.zeros(m)
-        n_good = 0
-        for j in range(m):
-            for k in range(rows):
-                if good[j, k]:
-                    n_good += 1
-        background[i, :] = 0.0
-        flag[i, :] = 0
-        chi2[i] = np.nan
-        smooth[i, :] = 0.0
-        if n_good == 0:
-            counts[i, :], sigma[i, :], flag[i, :], background[i, :] = np.nan, np.inf, NO_DATA, np.nan
+    n_values = 0
+    for j in range(len(fit.counts)):
+        for k in range(star.data.shape[1]):
+            if star.usable[j, k] and abs(star.distance[j] + k) < CORE_DISTANCE and np.isfinite(fit.counts[j]):
+                fit.buffer[n_values] = abs(_residual(star, fit, j, k)) / np.sqrt(fit.allowed[j, k])
+                n_values += 1
+    return max(1.0, np.median(fit.buffer[:n_values]) / NORMAL_MAD) if n_values else 1.0
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _residual(star: Any, fit: Any, j: int, k: int) -> float:  # pragma: no cover
+    """Return pixel - background - counts * profile [e-]."""
+    background = fit.slope[j] * (star.distance[j] + k)
+    return star.data[j, k] - fit.level[j] - background - fit.counts[j] * star.profile[j, k]
+
+
+@njit(cache=True, nogil=True)
+def _fit_column(star: Any, fit: Any, j: int, limit: float, reject: bool) -> None:  # pragma: no cover
+    """Set the counts of a column; reject its worst pixel while it deviates by more than `limit` sigma.
+
+    Where too much of the profile would be lost, all pixels are kept and the column is flagged as unreliable.
+    """
+    _use_all_pixels(star, fit, j)
+    first_share = 0.0
+    for n_rejected in range(_MAX_OUTLIERS + 1):
+        top, power, share = _profile_sums(star, fit, j)
+        if n_rejected == 0:
+            first_share = share
+        enough = power > 0 and share > 0 and share >= min(MIN_PROFILE_FRACTION, 0.5 * first_share)
+        fit.counts[j] = top / power if enough else np.nan
+        if not reject or not np.isfinite(fit.counts[j]):
+            return
+        worst = _worst_pixel(star, fit, j, limit)
+        if worst < 0:
+            return
+        if n_rejected == _MAX_OUTLIERS or share - star.profile[j, worst] < _MIN_KEPT_SHARE * first_share:
+            break
+        fit.good[j, worst] = False
+        fit.flag[j] |= REJECTED
+    _use_all_pixels(star, fit, j)
+    fit.flag[j] |= UNRELIABLE
+    fit.flag[j] &= ~REJECTED
+    top, power, share = _profile_sums(star, fit, j)
+    fit.counts[j] = top / power
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _use_all_pixels(star: Any, fit: Any, j: int) -> None:  # pragma: no cover
+    for k in range(star.data.shape[1]):
+        fit.good[j, k] = star.usable[j, k]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _profile_sums(star: Any, fit: Any, j: int) -> tuple[float, float, float]:  # pragma: no cover
+    """Return sum(p (data - background) / v), sum(p^2 / v) and sum(p) over the good pixels of a column."""
+    top, power, share = 0.0, 0.0, 0.0
+    level, slope, distance = fit.level[j], fit.slope[j], star.distance[j]
+    for k in range(star.data.shape[1]):
+        if not fit.good[j, k]:
             continue
-        level, slope, level_variance = np.zeros(m), np.zeros(m), np.zeros(m)
-        n_steps = 4 if reject else 2
-        scale = 1.0
-        for step in range(n_steps):
-            # variances: the errors given, with the light of the star smoothed
-            for low in range(0, m, BLOCK):
-                high = min(low + BLOCK, m)
-                n_values = 0
-                for j in range(low, high):
-                    for k in range(rows):
-                        if usable[i, j, k] and abs(distance[i, j] + k) >= BACKGROUND_FROM:
-                            values[n_values] = squared[i, j, k] - poisson * light[j] * p[j, k]
-                            n_values += 1
-                if n_values < 12:
-                    n_values = 0
-                    for j in range(low, high):
-                        for k in range(rows):
-                            if usable[i, j, k]:
-                                values[n_values] = max(
-                                    squared[i, j, k] - poisson * light[j] * p[j, k], 0.05 * squared[i, j, k]
-                                )
-                                n_values += 1
-                floor = np.median(values[:n_values]) if n_values else 1.0
-                for j in range(low, high):
-                    for k in range(rows):
-                        model = floor + poisson * (light[j] * p[j, k] + c[j, k])
-                        given = squared[i, j, k]
-                        if model <= 0 or given > 2.0 * model + 6.0 * np.sqrt(max(model, 0.0) * max(poisson, 0.0)):
-                            model = given
-                        variance[j, k] = model
-                        allowed[j, k] = model + (PROFILE_ERROR * light[j] * p[j, k]) ** 2
-            if with_background:
-                for low in range(0, m, BLOCK):
-                    high = min(low + BLOCK, m)
-                    b, a, v = _fit_background(d, usable[i], p, distance[i], variance, f, low, high, step == 0)
-                    level[low:high], slope[low:high], level_variance[low:high] = b, a, v
-            if reject and step >= 2:
-                # scatter of the core, so that a wrong profile is not taken for outliers
-                n_values = 0
-                for j in range(m):
-                    for k in range(rows):
-                        at = distance[i, j] + k
-                        if usable[i, j, k] and abs(at) < CORE and np.isfinite(f[j]):
-                            rest = d[j, k] - level[j] - slope[j] * at - f[j] * p[j, k]
-                            values[n_values] = abs(rest) / np.sqrt(allowed[j, k])
-                            n_values += 1
-                scale = max(1.0, np.median(values[:n_values]) / NORMAL_MAD) if n_values else 1.0
-            for j in range(m):
-                if reject:
-                    good[j] = usable[i, j]
-                flag[i, j] &= ~(REJECTED | UNRELIABLE)
-                start_share, n_rejected = 0.0, 0
-                while True:
-                    power, sum_p, top, share = 0.0, 0.0, 0.0, 0.0
-                    for k in range(rows):
-                        if not good[j, k]:
-                            continue
-                        w = p[j, k] / variance[j, k]
-                        power += w * p[j, k]
-                        sum_p += w
-                        share += p[j, k]
-                        top += w * (d[j, k] - level[j] - slope[j] * (distance[i, j] + k))
-                    if n_rejected == 0:
-                        start_share = share
-                    f[j] = (
-                        top / power
-                        if power > 0 and share >= min(MIN_PROFILE_FRACTION, 0.5 * start_share) and share > 0
-                        else np.nan
-                    )
-                    if not reject or step == 0 or not np.isfinite(f[j]):
-                        break
-                    worst, worst_k = OUTLIER_SIGMA * scale, -1
-                    for k in range(rows):
-                        if good[j, k] and abs(distance[i, j] + k) < BACKGROUND_FROM + 2:
-                            z = abs(d[j, k] - level[j] - slope[j] * (distance[i, j] + k) - f[j] * p[j, k])
-                            z /= np.sqrt(allowed[j, k])
-                            if z > worst:
-                                worst, worst_k = z, k
-                    if worst_k < 0:
-                        break
-                    n_rejected += 1
-                    if n_rejected > _MOST_OUTLIERS or share - p[j, worst_k] < 0.5 * start_share:
-                        good[j] = usable[i, j]
-                        flag[i, j] |= UNRELIABLE
-                        flag[i, j] &= ~REJECTED
-                        power, top = 0.0, 0.0
-                        for k in range(rows):
-                            if good[j, k]:
-                                w = p[j, k] / variance[j, k]
-                                power += w * p[j, k]
-                                top += w * (d[j, k] - level[j] - slope[j] * (distance[i, j] + k))
-                        f[j] = top / power
-                        break
-                    good[j, worst_k] = False
-                    flag[i, j] |= REJECTED
-            _smoothed(f, light)
-            for j in range(m):
-                if np.isfinite(expected[i, j]):
-                    light[j] = max(expected[i, j], 0.0)
-        total, n_pixels, n_columns = 0.0, 0, 0
-        for j in range(m):
-            power, sum_p, share, other = 0.0, 0.0, 0.0, 0.0
-            for k in range(rows):
-                at = distance[i, j] + k
-                rejected[i, j, k] = usable[i, j, k] and not good[j, k]
-                if good[j, k]:
-                    w = p[j, k] / variance[j, k]
-                    power += w * p[j, k]
-                    sum_p += w
-                    share += p[j, k]
-                    other += w * c[j, k]
-            smooth[i, j] = light[j]
-            background[i, j] = level[j]
-            if not power > 0 or share < MIN_PROFILE_FRACTION or not np.isfinite(f[j]):
-                counts[i, j], sigma[i, j] = np.nan, np.inf
-                flag[i, j] |= NO_DATA
-                continue
-            counts[i, j] = f[j]
-            sigma[i, j] = np.sqrt(
-                1 / power + level_variance[j] * (sum_p / power) ** 2 + (contamination_error * other / power) ** 2
-            )
-            if share < PARTIAL_PROFILE_FRACTION:
-                flag[i, j] |= PARTIAL
-                # an outlier among the last few pixels shows only in comparison with other columns
-                apart = abs(f[j] - light[j])
-                if apart > _PARTIAL_SIGMA * sigma[i, j] + 0.5 * light[j]:
-                    flag[i, j] |= UNRELIABLE
-                    sigma[i, j] = apart
-            if f[j] < -3 * sigma[i, j]:
-                flag[i, j] |= NEGATIVE
-            of_column, n_column = 0.0, 0
-            for k in range(rows):
-                at = distance[i, j] + k
-                if good[j, k] and abs(at) < CORE:
-                    of_column += (d[j, k] - level[j] - slope[j] * at - f[j] * p[j, k]) ** 2 / variance[j, k]
-                    n_column += 1
-            if flag[i, j] & UNRELIABLE:
-                sigma[i, j] *= np.sqrt(max(1.0, of_column / max(n_column - 1, 1)))
-                continue
+        w = star.profile[j, k] / fit.variance[j, k]
+        power += w * star.profile[j, k]
+        share += star.profile[j, k]
+        top += w * (star.data[j, k] - level - slope * (distance + k))
+    return top, power, share
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _worst_pixel(star: Any, fit: Any, j: int, limit: float) -> int:  # pragma: no cover
+    """Return the row of the pixel with the largest residual above `limit` sigma; -1 without one."""
+    worst, row = limit, -1
+    for k in range(star.data.shape[1]):
+        if fit.good[j, k] and abs(star.distance[j] + k) < BACKGROUND_DISTANCE + 2:
+            z = abs(_residual(star, fit, j, k)) / np.sqrt(fit.allowed[j, k])
+            if z > worst:
+                worst, row = z, k
+    return row
+
+
+@njit(cache=True, nogil=True)
+def _smooth_counts(counts: Any, out: Any) -> None:  # pragma: no cover
+    """Write the running mean of the running median of the finite counts, not negative."""
+    n = len(counts)
+    medians = np.empty(n)
+    buffer = np.empty(2 * _SMOOTHING_COLUMNS + 1)
+    for j in range(n):
+        m = 0
+        for i in range(max(0, j - _SMOOTHING_COLUMNS), min(n, j + _SMOOTHING_COLUMNS + 1)):
+            if np.isfinite(counts[i]):
+                buffer[m] = counts[i]
+                m += 1
+        medians[j] = np.median(buffer[:m]) if m else 0.0
+    for j in range(n):
+        out[j] = max(0.0, medians[max(0, j - 1) : min(n, j + 2)].mean())
+
+
+@njit(cache=True, nogil=True)
+def _write_star(star: Any, fit: Any, contamination_error: float, out: Any, i: int) -> float:  # pragma: no cover
+    """Write the results of one star; return its chi2 per degree of freedom."""
+    m, rows = star.data.shape
+    total, n_pixels, n_columns = 0.0, 0, 0
+    for j in range(m):
+        for k in range(rows):
+            out.rejected[i, j, k] = star.usable[j, k] and not fit.good[j, k]
+        out.smooth[i, j], out.background[i, j] = fit.light[j], fit.level[j]
+        sigma = _column_sigma(star, fit, j, contamination_error)
+        if not np.isfinite(sigma):
+            out.counts[i, j], out.sigma[i, j] = np.nan, np.inf
+            out.flag[i, j] = fit.flag[j] | NO_DATA
+            continue
+        if fit.counts[j] < -3 * sigma:
+            fit.flag[j] |= NEGATIVE
+        chi2, n_core = _column_chi2(star, fit, j)
+        if fit.flag[j] & UNRELIABLE:
+            sigma *= np.sqrt(max(1.0, chi2 / max(n_core - 1, 1)))
+        else:
             n_columns += 1
-            total += of_column
-            n_pixels += n_column
-        if n_pixels > n_columns:
-            chi2[i] = total / (n_pixels - n_columns)
+            total += chi2
+            n_pixels += n_core
+        out.counts[i, j], out.sigma[i, j], out.flag[i, j] = fit.counts[j], sigma, fit.flag[j]
+    return total / (n_pixels - n_columns) if n_pixels > n_columns else np.nan
+
+
+@njit(cache=True, nogil=True)
+def _column_sigma(star: Any, fit: Any, j: int, contamination_error: float) -> float:  # pragma: no cover
+    """Return the error of a column's counts, with those of background and contamination; inf without data.
+
+    Columns with a part of their profile are flagged, and also as unreliable if they differ from their neighbours: an
+    outlier among their few pixels shows only in that comparison.
+    """
+    power, sum_p, share, foreign = 0.0, 0.0, 0.0, 0.0
+    for k in range(star.data.shape[1]):
+        if fit.good[j, k]:
+            w = star.profile[j, k] / fit.variance[j, k]
+            power += w * star.profile[j, k]
+            sum_p += w
+            share += star.profile[j, k]
+            foreign += w * star.contamination[j, k]
+    if not power > 0 or share < MIN_PROFILE_FRACTION or not np.isfinite(fit.counts[j]):
+        return np.inf
+    sigma = np.sqrt(
+        1 / power + fit.level_variance[j] * (sum_p / power) ** 2 + (contamination_error * foreign / power) ** 2
+    )
+    if share < PARTIAL_PROFILE_FRACTION:
+        fit.flag[j] |= PARTIAL
+        difference = abs(fit.counts[j] - fit.light[j])
+        if difference > _PARTIAL_SIGMA * sigma + 0.5 * fit.light[j]:
+            fit.flag[j] |= UNRELIABLE
+            sigma = difference
+    return sigma
+
+
+@njit(cache=True, nogil=True)
+def _column_chi2(star: Any, fit: Any, j: int) -> tuple[float, int]:  # pragma: no cover
+    """Return chi2 of a column's good pixels near the trace, and their number."""
+    chi2, n_core = 0.0, 0
+    for k in range(star.data.shape[1]):
+        if fit.good[j, k] and abs(star.distance[j] + k) < CORE_DISTANCE:
+            chi2 += _residual(star, fit, j, k) ** 2 / fit.variance[j, k]
+            n_core += 1
+    return chi2, n_core

@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from csstdask.core.errors import InputError
 from csstdask.core.packed_arrays import get_array, pack, unpack
-from csstdask.flux.flat_sums import FlatFlag, FlatSolution, fit_ratios
+from csstdask.flux.flat_solution import FlatFlag, FlatSolution
 from csstdask.flux.ratios import uncorrelated_ratios
+from csstdask.flux.solve_flat import fit_ratios
 from csstdask.numerics.polynomials import evaluate_on_grid, legendre_products
 
 if TYPE_CHECKING:

@@ -1,15 +1,17 @@
-"""Profile and offset of the traces of a frame, from columns of bright stars without light of others."""
+"""Fit the profile across the traces and their offset along y, to bright stars without light of others."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.flux.contamination import foreign_light
-from csstdask.flux.extraction_kernels import BACKGROUND_FROM
+from csstdask.flux.contamination import contaminating_light
+from csstdask.flux.extraction_kernels import BACKGROUND_DISTANCE
 from csstdask.flux.profile import CrossProfile, fit_profile
 from csstdask.flux.traces import Traces
-from csstdask.flux.windows import HALF_ROWS, Frame, Windows, cut_windows, first_rows
+from csstdask.flux.windows import HALF_ROWS, Frame, Windows, cut_windows, window_profile
 from csstdask.numerics.polynomials import normalised_coordinate
 from csstdask.numerics.robust import nan_median, robust_linear_fit
 
@@ -18,24 +20,49 @@ Single = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
 Int = npt.NDArray[np.int64]
 
-_PROFILE_COLUMNS = 900
-"""Columns that the profile is fitted to."""
+_MIN_SNR = 15.0
+"""Median signal-to-noise ratio of a column above which a star is bright."""
+_MIN_SNR_COLUMNS = 20
+"""Columns from which that median is trusted."""
 _PROFILE_STARS = 40
-_BRIGHT = 15.0
-"""Median signal-to-noise ratio of a column from which a star is bright."""
-_ISOLATED_COLUMNS = 40
-"""Columns without light of others near the trace that a star needs to take part in the profile."""
-_OFFSET_STARS = 12
-"""Bright stars from which the offset of the traces is a plane over the field rather than a constant."""
+"""Largest number of stars that the profile is fitted to."""
+_PROFILE_COLUMNS = 900
+"""Largest number of their columns that the profile is fitted to."""
+_MIN_ISOLATED_COLUMNS = 40
+"""Columns without light of others near the trace that a star needs to take part."""
+_MIN_PLANE_STARS = 12
+"""Stars from which the offset of the traces is a plane over the field rather than a constant."""
+_MIN_OFFSET_COLUMNS = 10
+"""Columns from which the offset of one trace is measured."""
+_OFFSET_SCATTER = 0.01
+"""Scatter of true offsets about the plane that is allowed for [pixel]."""
+_OFFSET_STEP = 0.05
+"""Step for the derivative of the profile along y [pixel]."""
+_MAX_OFFSET = 4.0
+"""Largest offset of the traces that is searched [pixel]."""
 
 
-def fit_shape(
+@dataclass(frozen=True)
+class _BrightStars:
+    """Bright stars with enough columns without light of others."""
+
+    index: Int
+    """(star,) Index among all stars."""
+    traces: Traces
+    windows: Windows
+    isolated: Bool
+    """(star, column) Columns without light of others near the trace."""
+    offset: float
+    """Median distance of the light from the nominal traces [pixel]."""
+
+
+def fit_profile_and_offset(
     frame: Frame,
     traces: Traces,
     start: CrossProfile,
     counts: Float,
     sigma: Float,
-    others: Single,
+    all_light: Single,
     light: Float,
     x: Float,
     y: Float,
@@ -45,126 +72,140 @@ def fit_shape(
     Parameters
     ----------
     frame : Frame
+        Pixels.
     traces : Traces
-        Of n stars.
+        Nominal traces of n stars.
     start : CrossProfile
-        First guess, and the result where there are no such stars.
+        First guess, returned where there are no suitable stars.
     counts, sigma : float64 arrays (n, column)
-        A first extraction [e-].
-    others : float32 array (y, x)
+        First extraction [e-].
+    all_light : float32 array (y, x)
         Light of all stars [e-].
     light : float64 array (n, column)
-        Of each star in it.
+        Counts of each star in it [e-].
     x, y : float64 arrays (n,)
         Positions without the grating [pixel].
 
     Returns
     -------
     profile : CrossProfile
+        Profile across the traces.
     offset : float64 array (n,)
-        Of each trace along y [pixel]: a plane over the frame, or a constant.
+        Offset of each trace along y [pixel]: a plane over the frame, or a constant.
     n_stars : int
-        That took part; 0: nothing was fitted.
+        Number of stars that took part; 0: nothing was fitted.
     """
-    none = np.zeros(len(x))
+    stars = _select_stars(frame, traces, start, counts, sigma, all_light, light)
+    if stars is None:
+        return start, np.zeros(len(x)), 0
+    windows, nominal_row = stars.windows, stars.traces.row - stars.windows.first_row
+    columns = np.argwhere(stars.isolated & (windows.usable.sum(axis=2) > HALF_ROWS))
+    if len(columns) < _MIN_ISOLATED_COLUMNS:
+        return start, np.zeros(len(x)), 0
+    spread_evenly = np.linspace(0, len(columns) - 1, min(len(columns), _PROFILE_COLUMNS)).round().astype(np.int64)
+    i, j = columns[spread_evenly].T
+    variance = np.where(windows.usable, windows.variance, np.inf)[i, j]
+
+    def fit(center: Float, guess: CrossProfile) -> tuple[CrossProfile, float]:
+        return fit_profile(windows.data[i, j], variance, center, stars.traces.wavelength[i, j], guess)
+
+    profile, correction = fit(nominal_row[i, j] + stars.offset, start)
+    common = stars.offset + correction
+    offsets, offset_sigma = _star_offsets(stars, profile, common)
+    ny, nx = frame.data.shape
+    u, v = np.nan_to_num(normalised_coordinate(x, nx)), np.nan_to_num(normalised_coordinate(y, ny))
+    plane = len(stars.index) >= _MIN_PLANE_STARS
+    terms = np.stack([np.ones(len(x)), u, v], axis=1) if plane else np.ones((len(x), 1))
+    coefficients, _ = robust_linear_fit(terms[stars.index], offsets, offset_sigma**2 + _OFFSET_SCATTER**2)
+    if plane:  # fit the profile again without the smearing by the plane
+        profile, correction = fit(nominal_row[i, j] + common + (terms @ coefficients)[stars.index][i], profile)
+        common += correction
+    return profile, common + terms @ coefficients, len(stars.index)
+
+
+def _select_stars(
+    frame: Frame,
+    traces: Traces,
+    start: CrossProfile,
+    counts: Float,
+    sigma: Float,
+    all_light: Single,
+    light: Float,
+) -> _BrightStars | None:
+    """Return the brightest stars with enough isolated columns, without contaminating light; None without any."""
     with np.errstate(invalid="ignore"):
         ratio = np.where(traces.inside & np.isfinite(counts), counts / sigma, np.nan)
-    snr = np.where(np.isfinite(ratio).sum(axis=1) > 20, np.nan_to_num(nan_median(ratio, axis=1)), 0.0)
-    bright = np.flatnonzero(snr > _BRIGHT)
+    enough = np.isfinite(ratio).sum(axis=1) > _MIN_SNR_COLUMNS
+    snr = np.where(enough, np.nan_to_num(nan_median(ratio, axis=1)), 0.0)
+    bright = np.flatnonzero(snr > _MIN_SNR)
     bright = bright[np.argsort(-snr[bright], kind="stable")][: 4 * _PROFILE_STARS]
     if not len(bright):
-        return start, none, 0
-    some = traces.take(bright)
-    windows = cut_windows(frame, some, first_rows(some))
-    offset = _centroid(windows, some, start)
-    distance = windows.first_row - some.row
-    shape = start.pixels(-distance, some.wavelength, windows.data.shape[2])
-    foreign, bad = foreign_light(others, some, windows, shape, light[bright])
-    core = np.abs(distance[..., None] + np.arange(shape.shape[2])) < BACKGROUND_FROM
-    alone = some.inside & ~(bad & core).any(axis=2) & np.isfinite(counts[bright])
-    kept = np.flatnonzero(alone.sum(axis=1) >= _ISOLATED_COLUMNS)[:_PROFILE_STARS]
+        return None
+    chosen = traces.take(bright)
+    windows = cut_windows(frame, chosen)
+    offset = _median_offset(windows, chosen)
+    shape = window_profile(chosen, start, np.zeros(len(bright)))
+    foreign, bad = contaminating_light(all_light, chosen, windows, shape.pixels, light[bright])
+    near_trace = np.abs(shape.row_distance) < BACKGROUND_DISTANCE
+    isolated = chosen.inside & ~(bad & near_trace).any(axis=2) & np.isfinite(counts[bright])
+    kept = np.flatnonzero(isolated.sum(axis=1) >= _MIN_ISOLATED_COLUMNS)[:_PROFILE_STARS]
     if not len(kept):
-        return start, none, 0
-    bright, some, distance, alone = bright[kept], some.take(kept), distance[kept], alone[kept]
-    clean = (windows.usable & ~bad)[kept]
-    windows = Windows(windows.data[kept] - foreign[kept], windows.squared[kept], clean, windows.first_row[kept])
-    variance = np.where(clean, windows.squared, np.inf)
-    chosen = np.argwhere(alone & (clean.sum(axis=2) > HALF_ROWS))
-    if len(chosen) < _ISOLATED_COLUMNS:
-        return start, none, 0
-    chosen = chosen[np.linspace(0, len(chosen) - 1, min(len(chosen), _PROFILE_COLUMNS)).round().astype(np.int64)]
-    i, j = chosen[:, 0], chosen[:, 1]
-    profile, extra = fit_profile(
-        windows.data[i, j], variance[i, j], -distance[i, j] + offset, some.wavelength[i, j], start
-    )
-    total = offset + extra
-    steps, spread = _offsets(windows, alone, some, profile, total)
-    u, v = _unit_positions(frame, x, y)
-    plane = len(bright) >= _OFFSET_STARS
-    terms = np.stack([np.ones(len(x)), u, v], axis=1) if plane else np.ones((len(x), 1))
-    coefficients, _ = robust_linear_fit(terms[bright], steps, spread**2 + 0.01**2)
-    if plane:  # another profile fit with the field's slope taken out
-        moved = (terms @ coefficients)[bright][i]
-        profile, extra = fit_profile(
-            windows.data[i, j], variance[i, j], -distance[i, j] + total + moved, some.wavelength[i, j], profile
-        )
-        total += extra
-    return profile, total + terms @ coefficients, len(bright)
+        return None
+    clean = replace(windows, data=windows.data - foreign, usable=windows.usable & ~bad).take(kept)
+    return _BrightStars(bright[kept], chosen.take(kept), clean, isolated[kept], offset)
 
 
-def _centroid(windows: Windows, traces: Traces, profile: CrossProfile) -> float:
-    """Return the median distance of the light from the traces [pixel], to better than a pixel."""
+def _median_offset(windows: Windows, traces: Traces) -> float:
+    """Return the median distance of the light from the traces, accurate to better than a pixel [pixel]."""
     rows = np.arange(windows.data.shape[2])
     distance = windows.first_row[..., None] - traces.row[..., None] + rows
     center = 0.0
-    edge = np.abs(distance) > BACKGROUND_FROM + 2
+    edge = np.abs(distance) > BACKGROUND_DISTANCE + 2
     level = nan_median(np.where(edge & windows.usable, windows.data, np.nan), axis=(1, 2))
     level = np.nan_to_num(level)[:, None, None]
-    for reach in (6.0, 4.0, 3.0, 3.0):
-        core = (np.abs(distance - center) < reach) & windows.usable & traces.inside[..., None]
+    for radius in (6.0, 4.0, 3.0, 3.0):
+        core = (np.abs(distance - center) < radius) & windows.usable & traces.inside[..., None]
         light = np.where(core, windows.data - level, 0.0).sum(axis=1)
         moment = np.where(core, (windows.data - level) * distance, 0.0).sum(axis=1)
         total = light.sum(axis=1)
-        fine = total > 0
-        if not fine.any():
+        positive = total > 0
+        if not positive.any():
             return 0.0
-        center = float(np.median(moment.sum(axis=1)[fine] / total[fine]))
-    return float(np.clip(center, -4, 4)) if profile.core > 0 else 0.0
+        center = float(np.median(moment.sum(axis=1)[positive] / total[positive]))
+    return float(np.clip(center, -_MAX_OFFSET, _MAX_OFFSET))
 
 
-def _offsets(
-    windows: Windows, alone: Bool, traces: Traces, profile: CrossProfile, offset: float
-) -> tuple[Float, Float]:
-    """Return the offset of each trace from the common one and its error [pixel], to first order."""
-    center = traces.row + offset - windows.first_row
+def _star_offsets(stars: _BrightStars, profile: CrossProfile, offset: float) -> tuple[Float, Float]:
+    """Return the offset of each trace from the common one and its error [pixel], to first order.
+
+    In every column, background level, amplitude and shift of the profile are fitted by least squares; shifts are then
+    averaged robustly over the columns of a star.
+    """
+    windows, wavelength = stars.windows, stars.traces.wavelength
+    center = stars.traces.row + offset - windows.first_row
     n_rows = windows.data.shape[2]
-    shape = profile.pixels(center, traces.wavelength, n_rows)
-    above, below = (profile.pixels(center + step, traces.wavelength, n_rows) for step in (0.05, -0.05))
-    slope = (above - below) / 0.1
-    weight = np.where(windows.usable & alone[..., None], 1 / windows.squared, 0.0)
-    # level, amplitude and slope of each column; the last over the amplitude is the offset
+    shape = profile.pixels(center, wavelength, n_rows)
+    above, below = (profile.pixels(center + step, wavelength, n_rows) for step in (_OFFSET_STEP, -_OFFSET_STEP))
+    slope = (above - below) / (2 * _OFFSET_STEP)
+    weight = np.where(windows.usable & stars.isolated[..., None], 1 / windows.variance, 0.0)
+    # level, amplitude and slope of each column; the last over the amplitude is the shift
     terms = np.stack([np.ones_like(shape), shape, slope]).astype(np.float64)
     normal = np.einsum("aijk,ijk,bijk->ijab", terms, weight, terms)
     vector = np.einsum("aijk,ijk,ijk->ija", terms, weight, windows.data)
     with np.errstate(invalid="ignore", divide="ignore"):
         amplitude = vector[..., 1] - normal[..., 0, 1] * vector[..., 0] / normal[..., 0, 0]
         amplitude /= normal[..., 1, 1] - normal[..., 0, 1] ** 2 / normal[..., 0, 0]
-        rest = vector[..., 2] - amplitude * normal[..., 1, 2]
+        residual = vector[..., 2] - amplitude * normal[..., 1, 2]
         level = (vector[..., 0] - amplitude * normal[..., 0, 1]) / normal[..., 0, 0]
-        rest -= level * normal[..., 0, 2]
-        fine = np.isfinite(amplitude) & np.isfinite(rest) & (amplitude > 0)
-        power = np.where(fine, amplitude**2 * normal[..., 2, 2], 0.0)
-        steps = np.where(fine, rest / (amplitude * normal[..., 2, 2]), np.nan)
-    found, spread = np.full(len(steps), np.nan), np.full(len(steps), np.inf)
-    for index, one in enumerate(steps):
-        have = np.isfinite(one) & (power[index] > 0)
-        if have.sum() > 10:
-            (value,), _ = robust_linear_fit(np.ones((int(have.sum()), 1)), one[have], 1 / power[index][have])
-            found[index], spread[index] = value, power[index][have].sum() ** -0.5
-    return found, spread
-
-
-def _unit_positions(frame: Frame, x: Float, y: Float) -> tuple[Float, Float]:
-    ny, nx = frame.height.shape
-    u, v = normalised_coordinate(x, nx), normalised_coordinate(y, ny)
-    return np.nan_to_num(u), np.nan_to_num(v)
+        residual -= level * normal[..., 0, 2]
+        valid = np.isfinite(amplitude) & np.isfinite(residual) & (amplitude > 0)
+        weights = np.where(valid, amplitude**2 * normal[..., 2, 2], 0.0)
+        shifts = np.where(valid, residual / (amplitude * normal[..., 2, 2]), np.nan)
+    offsets, sigma = np.full(len(shifts), np.nan), np.full(len(shifts), np.inf)
+    for index, shift in enumerate(shifts):
+        measured = np.isfinite(shift) & (weights[index] > 0)
+        if measured.sum() > _MIN_OFFSET_COLUMNS:
+            constant = np.ones((int(measured.sum()), 1))
+            (value,), _ = robust_linear_fit(constant, shift[measured], 1 / weights[index][measured])
+            offsets[index], sigma[index] = value, weights[index][measured].sum() ** -0.5
+    return offsets, sigma

@@ -50,6 +50,12 @@ class Shifts:
     """(n,) Smooth shift of the frame at each star [pixel]."""
 
 
+def no_shifts(n: int) -> Shifts:
+    """Return the result for n stars without predicted spectra: no shift was measured."""
+    unknown = np.full(n, np.inf)
+    return Shifts(np.full(n, np.nan), unknown, np.zeros(n), unknown, np.zeros(n))
+
+
 def fit_shifts(
     counts: npt.ArrayLike,
     sigma: npt.ArrayLike,

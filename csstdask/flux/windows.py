@@ -1,4 +1,4 @@
-"""Pixels round the traces of stars, and the profile in them."""
+"""Windows of pixels along the traces of stars, and the profile in them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.core.errors import InputError
-from csstdask.flux.extraction_kernels import cut
 from csstdask.flux.profile import CrossProfile
 from csstdask.flux.traces import Traces
+from csstdask.flux.window_kernels import copy_windows
 
 Float = npt.NDArray[np.float64]
 Single = npt.NDArray[np.float32]
@@ -23,38 +23,64 @@ HALF_ROWS = 12
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame as kernels take it: native, contiguous."""
+    """One frame in the layout of the kernels: native byte order, contiguous."""
 
-    height: Single
+    data: Single
+    """(y, x) Electrons above the sky."""
     error: Single
+    """(y, x) 1 sigma [e-]."""
     mask: Bool
+    """(y, x) True = unusable."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Pixels round the traces of some stars (star, column, row)."""
+    """Pixels along the traces of n stars."""
 
     data: Single
-    squared: Single
+    """(n, column, row) Electrons above the sky; 0 where unusable."""
+    variance: Single
+    """(n, column, row) Squared errors [e-^2]; 1 where unusable."""
     usable: Bool
+    """(n, column, row)"""
     first_row: Int
+    """(n, column) Row of the frame that row 0 of the window is."""
+
+    def take(self, rows: slice | Int) -> Windows:
+        """Select stars by slice or index."""
+        return Windows(self.data[rows], self.variance[rows], self.usable[rows], self.first_row[rows])
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The profile in the windows of all stars."""
+class WindowProfile:
+    """The profile across the trace in the windows of n stars."""
 
     distance: Float
-    """(star, column) Of row 0 of the windows from the trace [pixel]."""
+    """(n, column) Distance of row 0 of the windows from the trace [pixel]."""
     pixels: Single
-    """(star, column, row)"""
+    """(n, column, row) Share of a column's light in each pixel."""
+
+    def take(self, rows: slice | Int) -> WindowProfile:
+        """Select stars by slice or index."""
+        return WindowProfile(self.distance[rows], self.pixels[rows])
+
+    @property
+    def row_distance(self) -> Float:
+        """(n, column, row) Distance of every row from the trace [pixel]."""
+        return np.asarray(self.distance[..., None] + np.arange(self.pixels.shape[2]))
 
 
-def check_frame(height: npt.ArrayLike, error: npt.ArrayLike, mask: npt.ArrayLike | None) -> Frame:
-    """Return a frame as kernels take it; InputError if shapes differ."""
-    image = np.ascontiguousarray(height, dtype=np.float32)
+def check_frame(data: npt.ArrayLike, error: npt.ArrayLike, mask: npt.ArrayLike | None) -> Frame:
+    """Return a frame in the layout of the kernels.
+
+    Raises
+    ------
+    InputError
+        If shapes differ.
+    """
+    image = np.ascontiguousarray(data, dtype=np.float32)
     if image.ndim != 2:
-        raise InputError("height", f"{image.ndim} dimensions", "a frame (y, x)")
+        raise InputError("data", f"{image.ndim} dimensions", "a frame (y, x)")
     sigma = np.ascontiguousarray(error, dtype=np.float32)
     bad = np.zeros(image.shape, dtype=bool) if mask is None else np.ascontiguousarray(mask, dtype=bool)
     for name, one in (("error", sigma), ("mask", bad)):
@@ -63,14 +89,15 @@ def check_frame(height: npt.ArrayLike, error: npt.ArrayLike, mask: npt.ArrayLike
     return Frame(image, sigma, bad)
 
 
-def cut_windows(frame: Frame, traces: Traces, first_row: Int) -> Windows:
-    """Return the pixels round some traces, from given first rows."""
+def cut_windows(frame: Frame, traces: Traces) -> Windows:
+    """Copy the pixels along some traces out of a frame."""
+    first_row = first_rows(traces)
     n, m = traces.column.shape
     size = (n, m, 2 * HALF_ROWS + 1)
     data, sigma, bad = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, bool)
     column = np.ascontiguousarray(traces.column[:, 0])
-    for source, out, fill in ((frame.height, data, 0.0), (frame.error, sigma, -1.0), (frame.mask, bad, 1.0)):
-        cut(source, column, first_row, fill, out)
+    for source, out, fill in ((frame.data, data, 0.0), (frame.error, sigma, -1.0), (frame.mask, bad, 1.0)):
+        copy_windows(source, column, first_row, fill, out)
     usable = ~bad & np.isfinite(data) & np.isfinite(sigma) & (sigma > 0)
     data[~usable] = 0.0
     sigma[~usable] = 1.0
@@ -78,11 +105,11 @@ def cut_windows(frame: Frame, traces: Traces, first_row: Int) -> Windows:
 
 
 def first_rows(traces: Traces) -> Int:
-    """Return the first rows of the windows; the offset of the traces does not move them."""
+    """Return the first row of every column of the windows; a fitted offset of the traces does not move them."""
     return np.floor(traces.row + 0.5).astype(np.int64) - HALF_ROWS
 
 
-def shape_of(traces: Traces, profile: CrossProfile, offset: Float) -> Shape:
-    """Return the profile in the windows of all stars."""
+def window_profile(traces: Traces, profile: CrossProfile, offset: Float) -> WindowProfile:
+    """Return the profile in the windows of stars whose traces lie `offset` (n,) [pixel] above their nominal rows."""
     distance = first_rows(traces) - traces.row - offset[:, None]
-    return Shape(distance, profile.pixels(-distance, traces.wavelength, 2 * HALF_ROWS + 1))
+    return WindowProfile(distance, profile.pixels(-distance, traces.wavelength, 2 * HALF_ROWS + 1))

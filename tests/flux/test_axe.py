@@ -13,7 +13,7 @@ from astropy.io import fits
 from csstdask.core.errors import InputError
 from csstdask.flux import Flat, fit_flat
 from csstdask.flux.axe import write_axe
-from csstdask.flux.flat_sums import FlatFlag
+from csstdask.flux.flat_solution import FlatFlag
 from csstdask.numerics.polynomials import legendre_products
 
 SHAPE = (60, 90)

@@ -7,10 +7,10 @@ from slitless_frame import made_up_seds, render
 from csstdask.core.errors import InputError
 from csstdask.flux.extract_frame import extract_frame
 from csstdask.flux.flat import flat_from_solution
-from csstdask.flux.flat_sums import fit_ratios
 from csstdask.flux.measure_ratios import measure_ratios
 from csstdask.flux.predicted_spectra import PredictedSpectra
 from csstdask.flux.ratios import StarRatios
+from csstdask.flux.solve_flat import fit_ratios
 from csstdask.flux.spectrum_flag import SpectrumFlag
 from csstdask.instrument.dispersion import wavelength_grid
 

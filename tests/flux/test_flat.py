@@ -9,18 +9,11 @@ import pytest
 import csstdask
 from csstdask.core.errors import InputError
 from csstdask.flux.flat import Flat, fit_flat, flat_from_solution
-from csstdask.flux.flat_sums import (
-    PASSES,
-    FlatFlag,
-    FlatSolution,
-    FlatSums,
-    bin_edges,
-    fit_ratios,
-    histogram_quantile,
-    normal_equations,
-    solve_sums,
-)
+from csstdask.flux.flat_solution import PASSES, FlatFlag, FlatSolution
+from csstdask.flux.flat_sums import FlatSums, normal_equations
 from csstdask.flux.ratios import StarRatios
+from csstdask.flux.residual_histogram import bin_edges, histogram_quantile
+from csstdask.flux.solve_flat import fit_ratios, solve_sums
 from csstdask.numerics.polynomials import legendre_products
 
 SHAPE = (1000, 1200)

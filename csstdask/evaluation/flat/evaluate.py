@@ -20,8 +20,8 @@ import numpy.typing as npt
 from csstdask.engine.progress import progress_listener
 from csstdask.engine.work_units import Unit
 from csstdask.flux.flat import Flat
-from csstdask.flux.flat_sums import fit_ratios
 from csstdask.flux.ratios import StarRatios, uncorrelated_ratios
+from csstdask.flux.solve_flat import fit_ratios
 from csstdask.instrument.dispersion import dispersion_of, wavelength_grid
 from csstdask.mock import Recipe, load_recipe
 from csstdask.mock.slitless_camera import true_flat

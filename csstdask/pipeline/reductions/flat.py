@@ -11,7 +11,7 @@ import numpy as np
 
 from csstdask.core.errors import StoreError
 from csstdask.engine.partials import ReductionRecord, reduction_record_path
-from csstdask.flux.flat_sums import MAX_NODES
+from csstdask.flux.flat_solution import MAX_NODES
 from csstdask.instrument.dispersion import N_WAVELENGTHS, nominal_sensitivity, slitless_order, wavelength_grid
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.reduction import Reduced, Reduction, ReductionProduct
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from csstdask.engine.partials import Partial
     from csstdask.engine.reduce import Pass
     from csstdask.flux.flat import Flat
-    from csstdask.flux.flat_sums import FlatSolution, FlatSums
+    from csstdask.flux.flat_solution import FlatSolution
+    from csstdask.flux.flat_sums import FlatSums
 
 SENSITIVITY_UNITS = "(electron s-1 Angstrom-1) / (erg s-1 cm-2 Angstrom-1)"
 
@@ -55,7 +56,7 @@ class FlatAlgorithm:
     def solve(self, total: FlatSums, solution: FlatSolution | None) -> Pass[FlatSolution]:
         """Solve for the coefficients at all wavelengths."""
         from csstdask.engine.reduce import Pass
-        from csstdask.flux.flat_sums import solve_sums
+        from csstdask.flux.solve_flat import solve_sums
 
         found = solve_sums(total, solution)
         return Pass(found, found.finished)
