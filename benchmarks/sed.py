@@ -17,8 +17,8 @@ import torch
 from environment import RESULTS, environment, save
 
 from csstdask.evaluation.sed.evaluate import PARTS, evaluate_sed, summary_lines
+from csstdask.flux.normalised_spectra import NormalisedSpectra, normalise_spectra
 from csstdask.flux.sed import predict_normalised
-from csstdask.flux.spectra import NormalisedSpectra, normalise_spectra
 from csstdask.nn.models import find_card
 
 #: Spectra of one measurement, and measurements of which the best counts.

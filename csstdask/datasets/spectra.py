@@ -16,7 +16,9 @@ import numpy.typing as npt
 
 from csstdask.core.errors import InputError
 from csstdask.datasets.synthetic_spectra import TEFF_RANGE, load_npz
-from csstdask.flux.spectra import (
+from csstdask.flux.normalised_spectra import moving_average
+from csstdask.flux.resampling import degrade
+from csstdask.flux.spectral_grids import (
     INPUT_RANGE,
     INPUT_RESOLUTION,
     INPUT_WAVELENGTH,
@@ -24,8 +26,6 @@ from csstdask.flux.spectra import (
     SED_RESOLUTION,
     SED_WAVELENGTH,
     air_to_vacuum,
-    degrade,
-    moving_average,
     normalise_sed,
 )
 from csstdask.flux.spectrum_files import Spectrum, read_lamost, read_ngsl
@@ -100,7 +100,7 @@ def load_miles(folder: Path) -> RealStars:
     flux = _bridged(arrays["flux"][keep].astype(float))
     width = np.maximum(INPUT_WAVELENGTH / INPUT_RESOLUTION, MILES_FWHM)
     inputs = degrade(wave, flux, INPUT_WAVELENGTH, INPUT_WAVELENGTH / width, fwhm=MILES_FWHM)
-    sed = normalise_sed(degrade(wave, flux, SED_WAVELENGTH, SED_RESOLUTION, fwhm=MILES_FWHM, least_coverage=0.98))
+    sed = normalise_sed(degrade(wave, flux, SED_WAVELENGTH, SED_RESOLUTION, fwhm=MILES_FWHM, min_coverage=0.98))
     n = int(keep.sum())
     fwhm = np.tile([MILES_FWHM, INPUT_RANGE[1] / INPUT_RESOLUTION], (n, 1))
     return RealStars(
@@ -167,7 +167,7 @@ def _calspec_sed(wave: Float, flux: Float) -> Float:
     order = order[np.concatenate([[True], np.diff(wave[order]) > 0])]
     wave, flux = wave[order], flux[order]
     fwhm = np.select([wave < _STIS_BREAKS[0], wave < _STIS_BREAKS[1]], _STIS_FWHM[:2], _STIS_FWHM[2])
-    return normalise_sed(degrade(wave, flux, SED_WAVELENGTH, SED_RESOLUTION, fwhm=fwhm, least_coverage=0.95))
+    return normalise_sed(degrade(wave, flux, SED_WAVELENGTH, SED_RESOLUTION, fwhm=fwhm, min_coverage=0.95))
 
 
 def star_key(name: str) -> str:

@@ -23,7 +23,9 @@ from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 
 from csstdask.core.errors import InputError
-from csstdask.flux.spectra import (
+from csstdask.flux.extinction import log_attenuation
+from csstdask.flux.resampling import degradation_matrix
+from csstdask.flux.spectral_grids import (
     INPUT_RANGE,
     INPUT_RESOLUTION,
     INPUT_WAVELENGTH,
@@ -31,8 +33,6 @@ from csstdask.flux.spectra import (
     N_INPUT,
     SED_RESOLUTION,
     SED_WAVELENGTH,
-    degradation_matrix,
-    extinction_curve,
     normalise_sed,
 )
 
@@ -439,7 +439,7 @@ def _shifted(fine: Float32, velocity: Float) -> Float32:
 
 def _smooth_errors(n: int, rng: np.random.Generator) -> Float32:
     """Draw what multiplies inputs smoothly: reddening, E(B-V) up to about 0.5, and errors of the flux calibration."""
-    curve = 0.4 * np.log(10) * 3.1 * extinction_curve(INPUT_WAVELENGTH)
+    curve = log_attenuation(INPUT_WAVELENGTH)
     reddening = rng.exponential(0.12, n)
     t = np.linspace(-1, 1, N_INPUT)
     terms = np.polynomial.legendre.legvander(t, 5)[:, 1:].T

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from csstdask.flux.extract import extract_spectrum
-    from csstdask.flux.flat import Flat, fit_flat
+    from csstdask.flux.flat import Flat
+    from csstdask.flux.flat_fit import fit_flat
     from csstdask.flux.sed import predict_sed
 
 __all__ = ["Flat", "extract_spectrum", "fit_flat", "predict_sed"]
 
-#: Where public names live. They are imported when first asked for: some need PyTorch, others Numba.
-_HOMES = {
+#: Module of each public name. They are imported on first use: some need PyTorch, others Numba.
+_MODULES = {
     "Flat": "csstdask.flux.flat",
     "extract_spectrum": "csstdask.flux.extract",
-    "fit_flat": "csstdask.flux.flat",
+    "fit_flat": "csstdask.flux.flat_fit",
     "predict_sed": "csstdask.flux.sed",
 }
 
@@ -26,6 +27,6 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'csstdask.flux' has no attribute {name!r}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from csstdask.flux.spectra import N_SED
+from csstdask.flux.spectral_grids import N_SED
 
 #: Coefficients of the SED that the correction depends on.
 N_DEPEND = 4

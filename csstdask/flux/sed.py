@@ -13,18 +13,11 @@ from scipy.stats import t as student_t
 from torch import nn
 
 from csstdask.core.errors import InputError
+from csstdask.flux.extinction import redden
+from csstdask.flux.normalised_spectra import NormalisedSpectra, normalise_spectra
 from csstdask.flux.sed_network import SedNetwork
 from csstdask.flux.sed_table import SedTable
-from csstdask.flux.spectra import (
-    INPUT_RANGE,
-    INPUT_RESOLUTION,
-    N_SED,
-    REFERENCE_PIXELS,
-    SED_WAVELENGTH,
-    NormalisedSpectra,
-    normalise_spectra,
-    redden,
-)
+from csstdask.flux.spectral_grids import INPUT_RANGE, INPUT_RESOLUTION, N_SED, REFERENCE_PIXELS, SED_WAVELENGTH
 from csstdask.flux.uaranet import UaRANet
 from csstdask.nn.card import ModelCard
 from csstdask.nn.device import choose_device

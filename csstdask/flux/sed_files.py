@@ -12,7 +12,7 @@ from csstdask.core.errors import InputError
 from csstdask.core.warnings import suppress_warnings
 from csstdask.flux.sed import MIN_RESOLUTION, Stars, predict_sed
 from csstdask.flux.sed_table import SedTable, write_seds
-from csstdask.flux.spectra import SED_WAVELENGTH
+from csstdask.flux.spectral_grids import SED_WAVELENGTH
 from csstdask.flux.spectrum_files import read_spectrum
 from csstdask.nn.device import choose_device
 from csstdask.nn.models import find_card

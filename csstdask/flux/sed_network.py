@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from csstdask.flux.real_star_correction import RealStarCorrection
-from csstdask.flux.spectra import INPUT_RANGE, INPUT_RESOLUTION, N_INPUT, N_SED, REFERENCE_PIXELS, SED_WAVELENGTH
+from csstdask.flux.spectral_grids import INPUT_RANGE, INPUT_RESOLUTION, N_INPUT, N_SED, REFERENCE_PIXELS, SED_WAVELENGTH
 
 #: Knots of the diagonal of the covariance, evenly spaced in pixels.
 N_KNOTS = 12

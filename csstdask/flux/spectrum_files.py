@@ -12,7 +12,7 @@ import numpy.typing as npt
 from astropy.io import fits
 
 from csstdask.core.errors import InputError
-from csstdask.flux.spectra import air_to_vacuum, to_vacuum
+from csstdask.flux.spectral_grids import air_to_vacuum, to_vacuum
 
 Float = npt.NDArray[np.float64]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from csstdask.flux.spectra import N_INPUT, N_SED
+from csstdask.flux.spectral_grids import N_INPUT, N_SED
 
 #: (channels, stride) of the six sub-units.
 SUB_UNITS = ((4, 2), (4, 1), (8, 2), (8, 1), (16, 2), (16, 1))

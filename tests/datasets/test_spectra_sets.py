@@ -29,7 +29,8 @@ from csstdask.datasets.synthetic_spectra import (
     population,
     synthetic_stars,
 )
-from csstdask.flux.spectra import INPUT_WAVELENGTH, REFERENCE_PIXELS, SED_WAVELENGTH, air_to_vacuum, moving_average
+from csstdask.flux.normalised_spectra import moving_average
+from csstdask.flux.spectral_grids import INPUT_WAVELENGTH, REFERENCE_PIXELS, SED_WAVELENGTH, air_to_vacuum
 from csstdask.flux.spectrum_files import read_spectrum
 
 SPLITS = ("train", "validation", "calibration", "test")

@@ -6,7 +6,7 @@ from slitless_frame import made_up_seds, render
 
 from csstdask.core.errors import InputError
 from csstdask.flux.extract_frame import extract_frame
-from csstdask.flux.flat import flat_from_solution
+from csstdask.flux.flat_fit import flat_from_solution
 from csstdask.flux.measure_ratios import measure_ratios
 from csstdask.flux.predicted_spectra import PredictedSpectra
 from csstdask.flux.ratios import StarRatios

@@ -8,7 +8,8 @@ import pytest
 
 import csstdask
 from csstdask.core.errors import InputError
-from csstdask.flux.flat import Flat, fit_flat, flat_from_solution
+from csstdask.flux.flat import Flat
+from csstdask.flux.flat_fit import fit_flat, flat_from_solution
 from csstdask.flux.flat_solution import PASSES, FlatFlag, FlatSolution
 from csstdask.flux.flat_sums import FlatSums, normal_equations
 from csstdask.flux.ratios import StarRatios

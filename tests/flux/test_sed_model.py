@@ -17,7 +17,7 @@ from csstdask.flux.sed import SedPrediction
 from csstdask.flux.sed_files import predict_files
 from csstdask.flux.sed_network import CALIBRATION_SNR, CALIBRATION_TEFF, SedNetwork, mode_nll
 from csstdask.flux.sed_table import read_seds
-from csstdask.flux.spectra import INPUT_WAVELENGTH, N_INPUT, N_SED, REFERENCE_PIXELS, SED_WAVELENGTH
+from csstdask.flux.spectral_grids import INPUT_WAVELENGTH, N_INPUT, N_SED, REFERENCE_PIXELS, SED_WAVELENGTH
 from csstdask.nn.card import ModelCard
 
 WAVE = np.arange(3980.0, 7020.0, 1.0)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from csstdask.core.errors import InputError
-from csstdask.flux.spectra import (
-    FWHM_PER_SIGMA,
+from csstdask.flux.extinction import extinction_curve, redden
+from csstdask.flux.normalised_spectra import moving_average, normalise_spectra
+from csstdask.flux.resampling import FWHM_PER_SIGMA, degrade
+from csstdask.flux.spectral_grids import (
     INPUT_RESOLUTION,
     INPUT_WAVELENGTH,
     N_INPUT,
@@ -16,12 +18,7 @@ from csstdask.flux.spectra import (
     SED_RESOLUTION,
     SED_WAVELENGTH,
     air_to_vacuum,
-    degrade,
-    extinction_curve,
-    moving_average,
     normalise_sed,
-    normalise_spectra,
-    redden,
     vacuum_to_air,
 )
 

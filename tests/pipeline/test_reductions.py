@@ -26,8 +26,8 @@ import csstdask
 from csstdask.core.errors import InputError
 from csstdask.engine.events import ReductionDone, ReductionPass, ReductionStarted
 from csstdask.engine.work_units import Selection
+from csstdask.flux.extinction import extinction_curve
 from csstdask.flux.ratios import StarRatios
-from csstdask.flux.spectra import extinction_curve
 from csstdask.mock import load_recipe
 from csstdask.pipeline.config import with_input_tables
 from csstdask.pipeline.export import export

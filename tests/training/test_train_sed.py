@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from csstdask.core.errors import InputError
-from csstdask.flux.spectra import SED_WAVELENGTH
+from csstdask.flux.spectral_grids import SED_WAVELENGTH
 from csstdask.flux.uaranet import UaRANet
 from csstdask.nn.card import read_card
 from csstdask.training.sed.examples import average, noisy, varied_noise

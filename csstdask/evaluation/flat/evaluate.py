@@ -120,7 +120,7 @@ def sed_errors_alone(
 
 
 def _as_flat(solution: Any, wavelength: Float, shape: tuple[int, int]) -> Flat:
-    from csstdask.flux.flat import flat_from_solution  # noqa: PLC0415
+    from csstdask.flux.flat_fit import flat_from_solution  # noqa: PLC0415
 
     return flat_from_solution(solution, wavelength, shape)
 

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from csstdask.core.optional import install_hint
 from csstdask.datasets.synthetic_spectra import SyntheticStars
-from csstdask.flux.spectra import moving_average
+from csstdask.flux.normalised_spectra import moving_average
 
 Float = npt.NDArray[np.float64]
 #: Maps normalised spectra (n, 2238) with a signal-to-noise ratio to log SEDs (n, 574).

@@ -47,18 +47,17 @@ from csstdask.evaluation.sed.baselines import (
     nearest,
     ridge,
 )
+from csstdask.flux.normalised_spectra import NormalisedSpectra, moving_average
+from csstdask.flux.resampling import degrade
 from csstdask.flux.sed import SedPrediction, build_network, predict_normalised, predict_sed
 from csstdask.flux.sed_network import SedNetwork
-from csstdask.flux.spectra import (
+from csstdask.flux.spectral_grids import (
     BANDS,
     INPUT_WAVELENGTH,
     LIGHT_SPEED,
     SED_RESOLUTION,
     SED_WAVELENGTH,
-    NormalisedSpectra,
-    degrade,
     in_band,
-    moving_average,
     normalise_sed,
 )
 from csstdask.flux.uaranet import UaRANet
@@ -563,7 +562,7 @@ def _kurucz(data: Path, cards: dict[str, ModelCard]) -> dict[str, Any]:
     wave = 10 ** (float(arrays["log10_wave0"]) + float(arrays["log10_dwave"]) * np.arange(arrays["flux"].shape[1]))
     inputs = degrade(wave, arrays["flux"], INPUT_WAVELENGTH, 1850.0, fwhm=wave / 1850)
     sed = normalise_sed(
-        degrade(wave, arrays["flux"], SED_WAVELENGTH, SED_RESOLUTION, fwhm=wave / 1850, least_coverage=0.95)
+        degrade(wave, arrays["flux"], SED_WAVELENGTH, SED_RESOLUTION, fwhm=wave / 1850, min_coverage=0.95)
     )
     flux = (inputs / moving_average(inputs)).astype(np.float32)
     fwhm = np.tile(np.array([4000 / 1850, 7000 / 1850], dtype=np.float32), (len(flux), 1))

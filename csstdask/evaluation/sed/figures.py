@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.core.plotting import pyplot
-from csstdask.flux.spectra import SED_WAVELENGTH
+from csstdask.flux.spectral_grids import SED_WAVELENGTH
 
 #: Edges of the temperature bins [K].
 _TEFF = (5000, 5500, 6000, 6500, 7500, 8500, 10_000)

@@ -64,7 +64,7 @@ class FlatAlgorithm:
 
 def products_of(solution: FlatSolution, config: RunConfig, campaign: Campaign, detectors: tuple[int, ...]) -> Reduced:
     """Return the arrays of a detector from the last solution."""
-    from csstdask.flux.flat import flat_from_solution
+    from csstdask.flux.flat_fit import flat_from_solution
 
     (detector,) = detectors
     wavelength = wavelength_grid(slitless_order(campaign.instrument, detector).wavelength)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from csstdask.datasets.synthetic_spectra import SyntheticStars
-from csstdask.flux.spectra import AVERAGE
+from csstdask.flux.normalised_spectra import AVERAGING_PIXELS
 
 #: Signal-to-noise ratios of the published training set.
 PUBLISHED_SNR = (20.0, 25.0, 30.0, 35.0, 40.0)
@@ -43,9 +43,9 @@ class SedBatch:
 
 
 def average(flux: Tensor) -> Tensor:
-    """Return the moving average of `csstdask.flux.spectra.moving_average` for spectra without gaps (n, 2238)."""
-    half = AVERAGE // 2
-    return functional.avg_pool1d(flux[:, None], AVERAGE, 1, half, count_include_pad=False)[:, 0]
+    """Return the moving average of spectra (n, 2238) without gaps, as `normalised_spectra.moving_average` does."""
+    half = AVERAGING_PIXELS // 2
+    return functional.avg_pool1d(flux[:, None], AVERAGING_PIXELS, 1, half, count_include_pad=False)[:, 0]
 
 
 def noisy(flux: Tensor, noise: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ import torch
 
 from csstdask.datasets.spectra import RealStars
 from csstdask.flux.real_star_correction import N_DEPEND, N_MODES, N_TERMS, RealStarCorrection
-from csstdask.flux.spectra import REFERENCE_PIXELS, SED_WAVELENGTH
+from csstdask.flux.spectral_grids import REFERENCE_PIXELS, SED_WAVELENGTH
 
 Float = npt.NDArray[np.float64]
 

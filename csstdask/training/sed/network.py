@@ -33,6 +33,7 @@ from csstdask.datasets.synthetic_spectra import (
     load_templates,
     synthetic_stars,
 )
+from csstdask.flux.normalised_spectra import moving_average
 from csstdask.flux.sed_network import (
     CALIBRATION_SNR,
     CALIBRATION_TEFF,
@@ -42,7 +43,7 @@ from csstdask.flux.sed_network import (
     SedNetwork,
     mode_nll,
 )
-from csstdask.flux.spectra import BANDS, REFERENCE_PIXELS, SED_WAVELENGTH, moving_average
+from csstdask.flux.spectral_grids import BANDS, REFERENCE_PIXELS, SED_WAVELENGTH
 from csstdask.nn.card import ModelCard, write_card
 from csstdask.nn.trainer import Learner, train
 from csstdask.nn.weights import save_weights

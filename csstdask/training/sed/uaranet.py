@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from csstdask.datasets.synthetic_spectra import SyntheticStars, load_templates, synthetic_stars
-from csstdask.flux.spectra import BANDS, in_band
+from csstdask.flux.spectral_grids import BANDS, in_band
 from csstdask.flux.uaranet import UaRANet, published_loss
 from csstdask.nn.card import ModelCard, write_card
 from csstdask.nn.trainer import Learner, train
