@@ -94,7 +94,7 @@ def extract_spectrum(
     Raises
     ------
     InputError
-        If the method is unknown, the half width is not positive, or the center has another length or lies off the stamp.
+        If the method is unknown, the half width is not positive, or the center has a wrong length or is off the stamp.
     ValueError, TypeError
         If arrays do not match (`csstdask.arrays.adapter.adapt`).
 

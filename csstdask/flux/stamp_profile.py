@@ -56,7 +56,7 @@ def fit_stamp_profile(data: Float, variance: Float, good: Bool, counts: Float, d
             break
         along = legendre_values(t, degree)[column]
         design = (splines[:, :, None] * along[:, None, :]).reshape(len(target), -1)
-        penalty = np.kron(curvature.T @ curvature, np.eye(degree + 1))
+        penalty: Float = np.kron(curvature.T @ curvature, np.eye(degree + 1)).astype(np.float64)
         fitted, misfit = _fit_robustly(design * light[:, None], target, weight, penalty)
         n_used = int(np.count_nonzero(weight))
         criterion = n_used * math.log(max(misfit, 1e-300)) + design.shape[1] * math.log(max(n_used, 1))
