@@ -186,7 +186,7 @@ def evaluate(
 
         others_of_sed = tuple(beside or ("uaranet",))
         for line in sed_table(
-            evaluate_sed(data, to, model=model, beside=others_of_sed, parts=part or SED_PARTS, on_progress=say)
+            evaluate_sed(data, to, model=model, compare_with=others_of_sed, parts=part or SED_PARTS, on_progress=say)
         ):
             typer.echo(line)
         return

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.core.errors import InputError
-from csstdask.datasets.synthetic_spectra import TEFF_RANGE, load_npz
+from csstdask.datasets.stellar_population import TEFF_RANGE
+from csstdask.datasets.template_bank import load_npz
 from csstdask.flux.normalised_spectra import moving_average
 from csstdask.flux.resampling import degrade
 from csstdask.flux.spectral_grids import (

@@ -1,4 +1,4 @@
-"""The catalogue of stars of slitless frames: positions, proper motions and fluxes, from a Parquet table."""
+"""Read the catalogue of stars of slitless frames: positions, proper motions and fluxes in a Parquet table."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from csstdask.core.errors import InputError
 Float = npt.NDArray[np.float64]
 
 DEFAULT_EPOCH = 2016.0
-"""Epoch of positions where a catalogue has no column ``ref_epoch``: that of Gaia DR3 [Julian year]."""
+"""Epoch of the positions of a catalogue without the column ``ref_epoch``: that of Gaia DR3 [Julian year]."""
 J2000_MICROSECONDS = 946_728_000_000_000
 """2000-01-01T12:00 in microseconds since 1970."""
 JULIAN_YEAR_MICROSECONDS = 365.25 * 86400e6
 _POSITION = ("id", "ra", "dec")
 _FLUX = ("flux_5556", "flux_5556_err")
 _MAGNITUDE = ("mag", "mag_err", "mag_band")
-_WANTED = "columns id, ra, dec [deg] and flux_5556, flux_5556_err [erg/s/cm2/A], or mag, mag_err, mag_band"
+_EXPECTED_COLUMNS = "columns id, ra, dec [deg] and flux_5556, flux_5556_err [erg/s/cm2/A], or mag, mag_err, mag_band"
 
 
 @dataclass(frozen=True)
 class StarCatalogue:
-    """Stars, one a row."""
+    """Catalogue stars, as columns of n values."""
 
     id: npt.NDArray[np.object_]
     """Names."""
@@ -42,36 +42,36 @@ class StarCatalogue:
     pmdec: Float
     """Proper motion in declination [mas/yr]; 0 where unknown."""
     epoch: Float
-    """Of the positions [Julian year]."""
+    """Epoch of the positions [Julian year]."""
     flux_5556: Float
-    """Mean flux density in 5526-5586 A [erg/s/cm2/A]; NaN where only a magnitude is known."""
+    """Mean flux density in 5526-5586 A [erg/s/cm2/A]; NaN where the catalogue has only a magnitude."""
     flux_5556_err: Float
-    """Its error, 1 sigma."""
+    """1-sigma error of `flux_5556` [erg/s/cm2/A]."""
     mag: Float
     """AB magnitude; NaN where not given."""
     mag_err: Float
-    """Its error, 1 sigma."""
+    """1-sigma error of `mag`."""
     mag_band: npt.NDArray[np.object_]
-    """Name of its band, one of the instrument's."""
+    """Band of the magnitude, one of the instrument's bands."""
     ebv: Float
     """Interstellar reddening E(B - V) [mag], 0 where the catalogue has no such column; NaN where unknown."""
     ebv_err: Float
-    """Its error, 1 sigma."""
+    """1-sigma error of `ebv` [mag]."""
 
     def __len__(self) -> int:
         return len(self.id)
 
     def select(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> StarCatalogue:
-        """Return some of the stars."""
+        """Select stars by mask or index."""
         return StarCatalogue(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
-    def at(self, time: int | None) -> tuple[Float, Float]:
-        """Return right ascension and declination at a time [deg], proper motions applied.
+    def positions_at(self, time: int | None) -> tuple[Float, Float]:
+        """Return right ascension and declination [deg] at a time, with proper motion.
 
         Parameters
         ----------
         time : int, optional
-            Microseconds since 1970; None: positions are returned as they are.
+            Time in microseconds since 1970; None: positions at the epoch of the catalogue.
         """
         if time is None:
             return self.ra, self.dec
@@ -82,23 +82,24 @@ class StarCatalogue:
 
 
 def check_catalogue(path: Path, bands: Container[str] = ()) -> None:
-    """Raise InputError unless a file is a catalogue; its schema is read, and the names of its bands.
+    """Raise InputError unless a file is a star catalogue; only its schema and the names of its bands are read.
 
     Parameters
     ----------
     path : Path
+        Parquet file.
     bands : container of str
-        Bands whose magnitudes can be used.
+        Bands whose magnitudes can be used; empty: any.
     """
     try:
         names = set(pq.read_schema(path).names)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(path, f"no readable Parquet table ({type(error).__name__})", _WANTED) from None
+        raise InputError(path, f"no readable Parquet table ({type(error).__name__})", _EXPECTED_COLUMNS) from None
     absent = [name for name in _POSITION if name not in names]
     if not names.issuperset(_FLUX) and not names.issuperset(_MAGNITUDE):
         absent.append("flux_5556 with flux_5556_err, or mag with mag_err and mag_band")
     if absent:
-        raise InputError(path, f"no column {', '.join(absent)}", _WANTED)
+        raise InputError(path, f"no column {', '.join(absent)}", _EXPECTED_COLUMNS)
     if bands and not names.issuperset(_FLUX):
         found = pc.unique(pq.read_table(path, columns=["mag_band"])["mag_band"]).to_pylist()
         unknown = sorted(str(band) for band in found if band not in bands)
@@ -107,18 +108,18 @@ def check_catalogue(path: Path, bands: Container[str] = ()) -> None:
 
 
 def read_catalogue(path: Path) -> StarCatalogue:
-    """Read a catalogue.
+    """Read a star catalogue.
 
     Parameters
     ----------
     path : Path
-        Parquet with ``id, ra, dec`` and ``flux_5556, flux_5556_err`` or ``mag, mag_err, mag_band``; ``pmra, pmdec``
-        [mas/yr], ``ref_epoch`` [Julian year], and ``ebv, ebv_err`` [mag] where known.
+        Parquet file with ``id, ra, dec`` and ``flux_5556, flux_5556_err`` or ``mag, mag_err, mag_band``;
+        ``pmra, pmdec`` [mas/yr], ``ref_epoch`` [Julian year] and ``ebv, ebv_err`` [mag] are optional.
 
     Raises
     ------
     InputError
-        If a column is absent, an id occurs twice, or a position is unknown.
+        If a column is missing, an id occurs twice, or a star has no position.
     """
     check_catalogue(path)
     table = pq.read_table(path)

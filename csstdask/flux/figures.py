@@ -1,4 +1,4 @@
-"""Figures of a flat."""
+"""Plot a flat."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from csstdask.flux.flat import Flat
 
 
 def plot_flat(flat: Flat, n_panels: int = 4) -> Any:
-    """Draw sensitivity, precision and slices of a flat.
+    """Plot sensitivity, precision and slices of a flat.
 
     Parameters
     ----------
     flat : Flat
-        Of one detector.
+        Flat of one detector.
     n_panels : int
-        Number of slices.
+        Number of slices at different wavelengths.
 
     Returns
     -------
@@ -41,9 +41,11 @@ def plot_flat(flat: Flat, n_panels: int = 4) -> Any:
     right.legend()
     chosen = flat.wavelength[np.linspace(0, len(flat.wavelength) - 1, n_panels + 2).round().astype(int)[1:-1]]
     slices = flat.planes(np.linspace(0, nx - 1, 64), np.linspace(0, ny - 1, 64), chosen)
-    reach = max(float(np.abs(slices - 1).max()), 1e-6)
+    half_range = max(float(np.abs(slices - 1).max()), 1e-6)
     for axis, image, wavelength in zip(axes[1], slices, chosen, strict=True):
-        drawn = axis.imshow(image, origin="lower", extent=(0, nx, 0, ny), vmin=1 - reach, vmax=1 + reach, cmap="RdBu_r")
+        drawn = axis.imshow(
+            image, origin="lower", extent=(0, nx, 0, ny), vmin=1 - half_range, vmax=1 + half_range, cmap="RdBu_r"
+        )
         axis.set(title=f"{wavelength:.0f} Angstrom", xlabel="x [pixel]")
     axes[1, 0].set_ylabel("y [pixel]")
     figure.colorbar(drawn, ax=list(axes[1]), label="flat")

@@ -1,4 +1,4 @@
-"""The flat as a lazy array: values are computed chunk by chunk when they are asked for."""
+"""A flat as a lazy xarray.DataArray: values are computed chunk by chunk on demand."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     import xarray as xr
 
 CHUNKS = (16, 1024, 1024)
-"""Wavelengths, rows and columns of a chunk: 67 MB."""
+"""Default chunk: wavelengths, rows and columns; 67 MB in float32."""
 
 
 def flat_array(flat: Flat, *, detector: int | None = None, chunks: Any = None) -> xr.DataArray:
-    """Return the flat over (wavelength, y, x) in float32, without computing any value.
+    """Return a flat over (wavelength, y, x) in float32, without computing any value.
 
     Parameters
     ----------
     flat : Flat
-        Of one detector.
+        Flat of one detector.
     detector : int, optional
-        Id that becomes a coordinate; by default that of the flat.
+        Value of the coordinate ``detector``; by default that of the flat.
     chunks : optional
-        As dask has it.
+        Chunk sizes as in Dask; by default `CHUNKS`.
     """
     import dask.array as da  # noqa: PLC0415  only where lazy arrays are asked for
     import xarray as xr  # noqa: PLC0415
@@ -42,6 +42,6 @@ def flat_array(flat: Flat, *, detector: int | None = None, chunks: Any = None) -
 
 
 def _block(flat: Flat, block_info: Any = None) -> npt.NDArray[np.float32]:
-    """Return one chunk."""
+    """Return the values of one chunk."""
     (first, last), (top, bottom), (left, right) = block_info[None]["array-location"]
     return flat.planes(np.arange(left, right), np.arange(top, bottom), flat.wavelength[first:last]).astype(np.float32)

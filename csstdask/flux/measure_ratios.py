@@ -1,4 +1,4 @@
-"""Ratios of extracted to predicted counts on the wavelength grid of a band."""
+"""Measure ratios of extracted to predicted counts on the wavelength grid of a band."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from csstdask.flux.spectrum_flag import SpectrumFlag
 Float = npt.NDArray[np.float64]
 
 UNUSABLE = SpectrumFlag.NO_DATA | SpectrumFlag.UNRELIABLE
-"""Columns with one of these flags give no ratio."""
+"""Flags of columns that give no ratio."""
 UNKNOWN_SHIFT = 0.5
-"""1 sigma of shifts along x that were not fitted [pixel]."""
+"""1-sigma error of a shift along x that was not measured [pixel]."""
 _DERIVATIVE_STEP = 0.25
-"""Of the derivative of predicted counts [pixel]."""
+"""Step for the derivative of predicted counts [pixel]."""
+_MAX_DISTANCE = 0.55
+"""Largest distance of a column from a wavelength of the grid [pixel]; 0.5 plus a margin for rounding."""
 
 
 def measure_ratios(
@@ -33,27 +35,27 @@ def measure_ratios(
     shape: tuple[int, int] | None = None,
     origin: tuple[float, float] = (0.0, 0.0),
     detector: int | None = None,
-    least_snr: float = 0.0,
-    most_contaminated: float = 0.3,
+    min_snr: float = 0.0,
+    max_contaminated: float = 0.3,
 ) -> StarRatios:
-    """Return observed over predicted counts of the stars of a frame.
+    """Measure observed over predicted counts of the stars of a frame.
 
-    For each wavelength of the grid the nearest column is taken, and the prediction is evaluated at the wavelength of
-    that column: data are not interpolated, so the noise of different wavelengths stays independent. As predictions
-    contain the nominal sensitivity, ratios are near 1.
+    For each wavelength of the grid, the nearest column is taken and the prediction is evaluated at the wavelength of
+    that column. Data are not interpolated, so that the noise of different wavelengths stays independent. Predictions
+    contain the nominal sensitivity, so that ratios are near 1.
 
     Parameters
     ----------
     spectra : FrameSpectra
-        Of n stars.
+        Extracted spectra of n stars.
     grid : array-like (wave,)
-        Wavelengths of the band, ascending [Angstrom].
+        Ascending wavelengths of the band [Angstrom].
     predicted : PredictedLight
-        Of the same stars.
+        Predicted spectra of the same stars.
     star : array-like (n,)
-        Ids, int or str.
+        Ids of the stars, int or str.
     grey_error : array-like (n,), optional
-        Relative 1-sigma errors of the normalisations (flux at 5556 Angstrom).
+        Relative 1-sigma errors of the flux at 5556 Angstrom, common to all wavelengths of a star.
     variance_sed : array-like (n, wave), optional
         Relative variances of the predicted spectra, independent between wavelengths.
     modes : array-like (n, rank, wave), optional
@@ -63,16 +65,16 @@ def measure_ratios(
     origin : (float, float)
         (x, y) of the frame's first pixel on the detector [pixel].
     detector : int, optional
-        Its id.
-    least_snr : float
-        Stars whose median signal-to-noise ratio per column is lower are left out.
-    most_contaminated : float
-        Stars with a larger share of contaminated light are left out.
+        Detector id.
+    min_snr : float
+        Smallest median signal-to-noise ratio per column of the stars that are used.
+    max_contaminated : float
+        Largest share of contaminated light of the stars that are used.
 
     Returns
     -------
     StarRatios
-        Of the stars with at least one ratio, in float32.
+        Ratios of the stars that have at least one, in float32.
 
     Raises
     ------
@@ -96,14 +98,14 @@ def measure_ratios(
         if found != wanted:
             raise InputError(name, f"shape {found}", f"{wanted}")
     model, slope = _predicted_counts(spectra, predicted)
-    index, near = _nearest(spectra.wavelength, spectra.angstrom_per_pixel, grid)
+    index, near = _nearest_columns(spectra.wavelength, spectra.angstrom_per_pixel, grid)
     row = np.arange(n)[:, None]
     counts, sigma = spectra.counts[row, index], spectra.sigma[row, index]
     expected, change = model[row, index], slope[row, index]
     usable = near & np.isfinite(counts) & np.isfinite(sigma) & (expected > 0) & np.isfinite(change)
     usable &= (spectra.flag[row, index] & int(UNUSABLE)) == 0
     with np.errstate(invalid="ignore"):
-        good = (spectra.snr >= least_snr) & (spectra.contaminated <= most_contaminated)
+        good = (spectra.snr >= min_snr) & (spectra.contaminated <= max_contaminated)
     usable &= good[:, None]
     safe = np.where(usable, expected, 1.0)
     error = np.where(np.isfinite(spectra.shift_sigma), spectra.shift_sigma, UNKNOWN_SHIFT)[:, None]
@@ -120,8 +122,8 @@ def measure_ratios(
         "modes": errors,
     }
     single = {name: np.asarray(one, dtype=np.float32)[kept] for name, one in parts.items()}
-    whole = shape or (spectra.rejected.shape[0], spectra.rejected.shape[1])
-    return StarRatios(wavelength=grid, star=ids[kept], **single, shape=whole, detector=detector)
+    detector_shape = shape or (spectra.rejected.shape[0], spectra.rejected.shape[1])
+    return StarRatios(wavelength=grid, star=ids[kept], **single, shape=detector_shape, detector=detector)
 
 
 def _predicted_counts(spectra: FrameSpectra, predicted: PredictedSpectra) -> tuple[Float, Float]:
@@ -133,8 +135,10 @@ def _predicted_counts(spectra: FrameSpectra, predicted: PredictedSpectra) -> tup
     return model, (ahead - behind) / (2 * _DERIVATIVE_STEP)
 
 
-def _nearest(wavelength: Float, per_pixel: Float, grid: Float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Return the column nearest to each wavelength of the grid, and whether it is within half a pixel."""
+def _nearest_columns(
+    wavelength: Float, per_pixel: Float, grid: Float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Return the column that is nearest to each wavelength of the grid, and whether that is within half a pixel."""
     n, m = wavelength.shape
     index = np.zeros((n, len(grid)), dtype=np.int64)
     for i, one in enumerate(wavelength):
@@ -146,4 +150,4 @@ def _nearest(wavelength: Float, per_pixel: Float, grid: Float) -> tuple[npt.NDAr
         index[i] = m - 1 - found if falling else found
     row = np.arange(n)[:, None]
     distance = np.abs(wavelength[row, index] - grid)
-    return index, distance <= 0.55 * per_pixel[row, index]
+    return index, distance <= _MAX_DISTANCE * per_pixel[row, index]

@@ -12,8 +12,9 @@ Float = npt.NDArray[np.float64]
 AB_FLUX = 3.6307805e-20
 """Flux density of magnitude 0 in the AB system [erg s-1 cm-2 Hz-1]."""
 LIGHT_SPEED = 2.99792458e18
-"""[Angstrom/s]"""
-_STEPS = 400
+"""Speed of light [Angstrom/s]."""
+_N_SAMPLES = 400
+"""Samples of the integral over a band."""
 
 
 def flux_from_magnitude(
@@ -23,27 +24,27 @@ def flux_from_magnitude(
     wavelength: npt.ArrayLike,
     shape: npt.ArrayLike,
 ) -> tuple[Float, Float]:
-    """Return the flux density that a spectrum of known shape has at a magnitude.
+    """Return the flux densities of stars with given magnitudes and spectral shapes.
 
-    The band is a top hat that counts photons, so the magnitude is that of the mean
-    f_nu = int f_lambda lambda d(lambda) / int (c / lambda) d(lambda). For real bands this is an approximation:
-    catalogues that state ``flux_5556`` do not need it.
+    The band is a top hat that counts photons: the magnitude is that of the mean
+    f_nu = int f_lambda lambda d(lambda) / int (c / lambda) d(lambda). For real bands this is an approximation, which
+    catalogues with ``flux_5556`` do not need.
 
     Parameters
     ----------
     mag, mag_err : array-like (star,)
-        AB magnitude and its error.
+        AB magnitudes and their 1-sigma errors.
     limits : (float, float)
         First and last wavelength of the band [Angstrom].
     wavelength : array-like (n,)
-        Of the spectra [Angstrom].
+        Wavelengths of the spectra [Angstrom].
     shape : array-like (star, n)
         Spectra, relative to their mean flux density in 5526-5586 Angstrom.
 
     Returns
     -------
     flux, flux_err : float64 arrays (star,)
-        Mean flux density in 5526-5586 Angstrom [erg s-1 cm-2 A-1], and its error; NaN where the spectrum does not
+        Mean flux density in 5526-5586 Angstrom [erg s-1 cm-2 A-1] and its error; NaN where the spectrum does not
         cover the band.
 
     Examples
@@ -61,14 +62,14 @@ def flux_from_magnitude(
 
 
 def band_flux_density(limits: tuple[float, float], wavelength: npt.ArrayLike, spectra: npt.ArrayLike) -> Float:
-    """Return the mean f_nu of spectra in a top hat that counts photons.
+    """Return the mean f_nu of spectra in a top-hat band that counts photons.
 
     Parameters
     ----------
     limits : (float, float)
         First and last wavelength of the band [Angstrom].
     wavelength : array-like (n,)
-        Of the spectra [Angstrom].
+        Wavelengths of the spectra [Angstrom].
     spectra : array-like (..., n)
         f_lambda, in any unit per Angstrom.
 
@@ -77,6 +78,6 @@ def band_flux_density(limits: tuple[float, float], wavelength: npt.ArrayLike, sp
     float64 array (...)
         f_nu, in that unit times Angstrom per Hz; NaN where the spectra do not cover the band.
     """
-    at = np.linspace(*limits, _STEPS)
+    at = np.linspace(*limits, _N_SAMPLES)
     values = interpolate_spectrum(wavelength, spectra, at)
     return np.asarray(np.trapezoid(values * at, at, axis=-1) / np.trapezoid(LIGHT_SPEED / at, at))

@@ -1,4 +1,4 @@
-"""Counts that the stars of a frame are expected to give."""
+"""Predicted counts of the stars of a frame."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ Float = npt.NDArray[np.float64]
 Sensitivity = Callable[[npt.ArrayLike], npt.ArrayLike]
 
 _STEP = 5.0
-"""Of the integral over an undispersed spectrum [Angstrom]."""
+"""Step of the integral over the spectrum of a zeroth order [Angstrom]."""
 
 
 @dataclass(frozen=True)
 class PredictedSpectra:
-    """Spectra of stars and the nominal sensitivity.
+    """Predicted spectra of stars, and the nominal sensitivity.
 
     Counts per column are flux(wavelength) sensitivity(wavelength) |d wavelength / dx| exptime.
     """
 
     wavelength: Float
-    """(m,) Ascending [Angstrom]."""
+    """(m,) Ascending wavelengths [Angstrom]."""
     flux: Float
-    """(n, m) [erg s-1 cm-2 A-1] at the resolution of the grating, pixel included; NaN rows = unknown."""
+    """(n, m) Flux densities at the resolution of the grating, pixel included [erg s-1 cm-2 A-1]; NaN rows = unknown."""
     sensitivity: Sensitivity
-    """Nominal, of the first order, as a function of wavelength [(e-/s/A) / (erg/s/cm2/A)]."""
+    """Nominal sensitivity of the first order as a function of wavelength [(e-/s/A) / (erg/s/cm2/A)]."""
     exptime: float
-    """[s]"""
+    """Exposure time [s]."""
     zeroth_sensitivity: Sensitivity | None = None
-    """Nominal, of the zeroth order; None if it is unknown."""
+    """Nominal sensitivity of the zeroth order; None if unknown."""
 
     def __post_init__(self) -> None:
         if np.ndim(self.flux) != 2 or np.shape(self.flux)[1] != len(self.wavelength):
@@ -44,7 +44,7 @@ class PredictedSpectra:
             raise InputError("predicted.exptime", f"{self.exptime}", "a positive number of seconds")
 
     def counts(self, wavelength: npt.ArrayLike, angstrom_per_pixel: npt.ArrayLike) -> Float:
-        """Return the counts in columns (n, column) [e-]; NaN where the spectrum is unknown, 0 beyond the band."""
+        """Return the counts in columns (n, column) [e-]; NaN where the spectrum is unknown, 0 outside the band."""
         wavelength = np.asarray(wavelength, dtype=np.float64)
         values = self._splines(wavelength)
         values[~np.isfinite(self.flux).all(axis=1)] = np.nan

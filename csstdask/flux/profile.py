@@ -1,4 +1,4 @@
-"""The profile of a spectrum across its trace: two Gaussians with a common centre, integrated over pixels.
+"""Profile of a spectrum across its trace: two Gaussians with a common centre, integrated over pixels.
 
 P_r = sum_g share_g [Phi((r + 1/2 - y) / s_g) - Phi((r - 1/2 - y) / s_g)], with widths s_g(wavelength) = s_g
 (wavelength / reference)^exponent. It sums to 1 over all rows.
@@ -18,11 +18,12 @@ from numba import njit
 Float = npt.NDArray[np.float64]
 Single = npt.NDArray[np.float32]
 
-_LINEAR_FROM = 3.0
-"""Residual from which the fit counts it linearly [sigma]."""
-_DIFFERENCE = 1e-3
-"""Step of a parameter for its derivative."""
-_MOST_STEPS = 25
+_HUBER_SIGMA = 3.0
+"""Residual beyond which the cost grows linearly [sigma]."""
+_STEP_SIZE = 1e-3
+"""Step of a parameter for its numerical derivative."""
+_MAX_STEPS = 25
+"""Largest number of Gauss-Newton steps."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class CrossProfile:
     share: float = 0.15
     """Share of the light in the wings."""
     exponent: float = 0.3
-    """Power of the wavelength with which both widths grow."""
+    """Power of the wavelength by which both widths grow."""
     reference: float = 5500.0
-    """[Angstrom]"""
+    """Reference wavelength of the widths [Angstrom]."""
 
     def widths(self, wavelength: npt.ArrayLike) -> tuple[Float, Float]:
         """Return the standard deviations of core and wings [pixel] at some wavelengths [Angstrom]."""
@@ -48,14 +49,14 @@ class CrossProfile:
         return self.core * growth, self.wing * growth
 
     def pixels(self, center: npt.ArrayLike, wavelength: npt.ArrayLike, n_rows: int) -> Single:
-        """Return the light in the rows 0 to n_rows - 1 of some columns.
+        """Return the share of the light in rows 0 to n_rows - 1 of some columns.
 
         Parameters
         ----------
         center : array-like (...)
-            Row of the trace, in the window [pixel].
+            Row of the trace in the window [pixel].
         wavelength : array-like (...)
-            [Angstrom]
+            Wavelengths [Angstrom].
         n_rows : int
             Number of rows.
 
@@ -72,6 +73,7 @@ class CrossProfile:
 
 @njit(cache=True, nogil=True)
 def _profile_pixels(center: Any, core: Any, wing: Any, share: float, out: Any) -> None:  # pragma: no cover
+    """Write differences of the cumulative profile at the edges of the rows."""
     half = math.sqrt(0.5)
     for i in range(len(center)):
         below = 0.0
@@ -93,24 +95,25 @@ def fit_profile(
     """Fit the profile and a common offset along y to columns of bright, isolated spectra.
 
     Amplitude and background of each column are eliminated; residuals beyond 3 sigma count linearly. Weak priors on
-    shape parameters hold what a few faint stars leave open.
+    the shape parameters constrain what a few faint stars do not.
 
     Parameters
     ----------
     data, variance : array-like (column, row)
-        Pixels [e-] and their variance; inf = ignored.
+        Pixels [e-] and their variances [e-^2]; inf = ignored.
     center : array-like (column,)
         Expected row of the trace in the window [pixel].
     wavelength : array-like (column,)
-        [Angstrom]
+        Wavelengths [Angstrom].
     start : CrossProfile
-        First guess; its values are the centres of the priors.
+        First guess, and the centre of the priors.
 
     Returns
     -------
     profile : CrossProfile
+        Fitted profile.
     offset : float
-        By which the traces lie above `center` [pixel].
+        Distance of the traces above `center` [pixel].
     """
     data, variance = np.asarray(data, dtype=np.float64), np.asarray(variance, dtype=np.float64)
     center, wavelength = np.asarray(center, dtype=np.float64), np.asarray(wavelength, dtype=np.float64)
@@ -118,7 +121,7 @@ def fit_profile(
     data = np.where(root > 0, data, 0.0) * root
     norm = np.maximum((root**2).sum(axis=1), 1e-300)
 
-    def shaped(parameters: Float) -> CrossProfile:
+    def profile_of(parameters: Float) -> CrossProfile:
         core, ratio, share, exponent = parameters[1:]
         width = start.core * math.exp(core)
         wing = width * (1 + math.exp(ratio))
@@ -130,52 +133,54 @@ def fit_profile(
     prior = np.array([np.inf, 0.5, 0.7, 1.0, 0.3])
 
     def residuals(parameters: Float) -> Float:
-        shape = shaped(parameters).pixels(center + parameters[0], wavelength, data.shape[1]) * root
+        shape = profile_of(parameters).pixels(center + parameters[0], wavelength, data.shape[1]) * root
         # remove the background, then the amplitude
         flat = root / np.sqrt(norm)[:, None]
         shape = shape - (shape * flat).sum(axis=1, keepdims=True) * flat
-        rest = data - (data * flat).sum(axis=1, keepdims=True) * flat
+        residual = data - (data * flat).sum(axis=1, keepdims=True) * flat
         power = np.maximum((shape * shape).sum(axis=1, keepdims=True), 1e-300)
-        rest = rest - (rest * shape).sum(axis=1, keepdims=True) / power * shape
-        return np.concatenate([rest.ravel(), (parameters - first) / prior])
+        residual = residual - (residual * shape).sum(axis=1, keepdims=True) / power * shape
+        return np.concatenate([residual.ravel(), (parameters - first) / prior])
 
     found = _least_squares(residuals, first, n_free=len(first))
     if not np.all(np.isfinite(found)) or abs(found[0]) > data.shape[1] / 4:
         return start, 0.0
-    return shaped(found), float(found[0])
+    return profile_of(found), float(found[0])
 
 
 def _least_squares(residuals: Callable[[Float], Float], start: Float, *, n_free: int) -> Float:
     """Minimise the sum of Huber's function of residuals by damped Gauss-Newton steps."""
 
-    def cost_of(rest: Float) -> tuple[Float, float]:
-        size = np.abs(rest)
-        weight = np.minimum(1.0, _LINEAR_FROM / np.maximum(size, _LINEAR_FROM))
-        return weight, float(np.sum(np.where(size < _LINEAR_FROM, rest**2, _LINEAR_FROM * (2 * size - _LINEAR_FROM))))
+    def cost_of(residual: Float) -> tuple[Float, float]:
+        size = np.abs(residual)
+        weight = np.minimum(1.0, _HUBER_SIGMA / np.maximum(size, _HUBER_SIGMA))
+        return weight, float(
+            np.sum(np.where(size < _HUBER_SIGMA, residual**2, _HUBER_SIGMA * (2 * size - _HUBER_SIGMA)))
+        )
 
     at, damping = start.copy(), 1e-3
-    rest = residuals(at)
-    weight, cost = cost_of(rest)
-    for _ in range(_MOST_STEPS):
-        slopes = np.empty((n_free, len(rest)))
+    residual = residuals(at)
+    weight, cost = cost_of(residual)
+    for _ in range(_MAX_STEPS):
+        slopes = np.empty((n_free, len(residual)))
         for k in range(n_free):
-            moved = at.copy()
-            moved[k] += _DIFFERENCE
-            slopes[k] = (residuals(moved) - rest) / _DIFFERENCE
+            stepped = at.copy()
+            stepped[k] += _STEP_SIZE
+            slopes[k] = (residuals(stepped) - residual) / _STEP_SIZE
         # sums without BLAS, whose bits would depend on its threads
         weighted = slopes * weight
-        normal, gradient = np.einsum("ik,jk->ij", weighted, slopes), np.einsum("ik,k->i", weighted, rest)
+        normal, gradient = np.einsum("ik,jk->ij", weighted, slopes), np.einsum("ik,k->i", weighted, residual)
         for _ in range(6):
             step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), -gradient)
-            new_rest = residuals(at + step)
-            new_weight, new_cost = cost_of(new_rest)
+            new_residual = residuals(at + step)
+            new_weight, new_cost = cost_of(new_residual)
             if new_cost <= cost:
                 break
             damping *= 10
         else:
             return at
         gain = cost - new_cost
-        at, rest, weight, cost, damping = at + step, new_rest, new_weight, new_cost, damping / 10
+        at, residual, weight, cost, damping = at + step, new_residual, new_weight, new_cost, damping / 10
         if np.abs(step).max() < 1e-6 or gain < 1e-6 * (1e-6 + cost):
             break
     return at

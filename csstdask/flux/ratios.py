@@ -1,4 +1,4 @@
-"""Observed over predicted counts of stars: what one exposure of one detector contributes to a flat."""
+"""Ratios of observed to predicted counts of stars: the partial of a flat-field cube."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KIND = "star ratios"
 
 @dataclass(frozen=True)
 class StarRatios:
-    """Ratios of observed to predicted counts of n star images on one detector, on one wavelength grid.
+    """Ratios of observed to predicted counts of n star images on one detector and one wavelength grid.
 
     The same star may occur several times, in different exposures. Errors of a prediction are relative: a part that is
     independent between wavelengths (`variance_sed`), a part common to all wavelengths of a star (`grey_error`), and
@@ -28,13 +28,13 @@ class StarRatios:
     """
 
     wavelength: Array
-    """(wave,) float64, ascending [Angstrom]."""
+    """(wave,) Ascending wavelengths, float64 [Angstrom]."""
     star: Array
-    """(n,) int64 or str: ids of the catalogue."""
+    """(n,) Ids of the catalogue, int64 or str."""
     x: Array
-    """(n, wave) Columns on which a wavelength fell, on the whole detector, zero-based [pixel]."""
+    """(n, wave) Column of each wavelength on the detector, zero-based [pixel]."""
     y: Array
-    """(n, wave) Rows, likewise."""
+    """(n, wave) Row of each wavelength [pixel]."""
     ratio: Array
     """(n, wave) Observed over predicted counts; NaN = not measured."""
     variance_observed: Array
@@ -65,39 +65,39 @@ class StarRatios:
         return len(self.star)
 
     def to_bytes(self) -> bytes:
-        """Return the content of a file: safetensors, arrays over wavelength in float32. Equal content, equal bytes."""
+        """Serialise as safetensors, arrays over wavelength in float32; equal content gives equal bytes."""
         single = ("x", "y", "ratio", "variance_observed", "variance_sed", "modes", "grey_error")
         arrays = {name: np.asarray(getattr(self, name), dtype=np.float32) for name in single}
         arrays["wavelength"] = np.asarray(self.wavelength, dtype=np.float64)
-        facts: dict[str, Any] = {"detector": self.detector, "shape": list(self.shape)}
+        metadata: dict[str, Any] = {"detector": self.detector, "shape": list(self.shape)}
         if self.star.dtype.kind in "iu":
             arrays["star"] = self.star.astype(np.int64)
         else:
-            facts["star"] = [str(one) for one in self.star]
-        return pack(KIND, arrays, facts)
+            metadata["star"] = [str(one) for one in self.star]
+        return pack(KIND, arrays, metadata)
 
     @classmethod
     def from_bytes(cls, data: bytes, source: object = "star ratios") -> StarRatios:
-        """Return the ratios of a file.
+        """Read the bytes of `to_bytes`.
 
         Parameters
         ----------
         data : bytes
             Content of the file.
         source : object
-            Its name, for messages.
+            Name of the file in error messages.
 
         Raises
         ------
         InputError
-            If it is torn, or anything else than star ratios.
+            If the content is damaged or of another kind.
         """
-        arrays, facts = unpack(KIND, data, source)
-        star = np.array(facts["star"], dtype=str) if "star" in facts else get_array(arrays, "star", source)
+        arrays, metadata = unpack(KIND, data, source)
+        star = np.array(metadata["star"], dtype=str) if "star" in metadata else get_array(arrays, "star", source)
         names = [one.name for one in fields(cls) if one.name not in ("star", "shape", "detector")]
-        rows, columns = facts["shape"]
+        rows, columns = metadata["shape"]
         parts = {name: get_array(arrays, name, source) for name in names}
-        return cls(**parts, star=star, shape=(rows, columns), detector=facts["detector"])
+        return cls(**parts, star=star, shape=(rows, columns), detector=metadata["detector"])
 
     @classmethod
     def concatenate(cls, parts: Sequence[StarRatios]) -> StarRatios:
@@ -106,7 +106,7 @@ class StarRatios:
         Raises
         ------
         InputError
-            If there are none, or they differ in wavelength grid, detector or shape.
+            If there is no part, or parts differ in wavelength grid, detector or shape.
         """
         if not parts:
             raise InputError("star ratios", "no part", "at least one")
@@ -136,16 +136,16 @@ def uncorrelated_ratios(
     variance: npt.ArrayLike,
     shape: tuple[int, int],
 ) -> StarRatios:
-    """Return ratios whose errors are all independent.
+    """Return ratios whose errors are all independent between stars and wavelengths.
 
     Parameters
     ----------
     wavelength : array-like (wave,)
-        [Angstrom]
+        Ascending wavelengths [Angstrom].
     x, y : array-like (star,) or (star, wave)
         Zero-based positions [pixel].
     ratio, variance : array-like (star, wave)
-        Observed over predicted counts, and its variance. Samples that are not finite, or whose variance is not
+        Observed over predicted counts, and their variances. Samples that are not finite, or whose variance is not
         positive, are ignored by the fit.
     shape : (int, int)
         (y, x) of the detector.
@@ -160,7 +160,7 @@ def uncorrelated_ratios(
     if ratio.ndim != 2 or ratio.shape[1] != len(wave):
         raise InputError("ratio", f"shape {ratio.shape}", f"(star, wave), with {len(wave)} wavelengths")
 
-    def spread(values: npt.ArrayLike, name: str) -> Array:
+    def broadcast(values: npt.ArrayLike, name: str) -> Array:
         values = np.asarray(values, dtype=np.float64)
         if values.ndim == 1 and name != "weight":
             values = values[:, None]
@@ -171,6 +171,6 @@ def uncorrelated_ratios(
 
     n = len(ratio)
     return StarRatios(
-        wave, np.arange(n), spread(x, "x"), spread(y, "y"), ratio, spread(variance, "weight"),
+        wave, np.arange(n), broadcast(x, "x"), broadcast(y, "y"), ratio, broadcast(variance, "weight"),
         np.zeros(ratio.shape), np.zeros(n), np.zeros((n, 0, len(wave))), shape,
     )  # fmt: skip

@@ -20,15 +20,9 @@ from csstdask.datasets.spectra import (
     split_by_star,
     star_key,
 )
-from csstdask.datasets.synthetic_spectra import (
-    TEFF_RANGE,
-    TemplateBank,
-    cells_of,
-    load_templates,
-    mixtures,
-    population,
-    synthetic_stars,
-)
+from csstdask.datasets.stellar_population import TEFF_RANGE, cells_of, population
+from csstdask.datasets.synthetic_spectra import mixtures, synthetic_stars
+from csstdask.datasets.template_bank import TemplateBank, load_templates
 from csstdask.flux.normalised_spectra import moving_average
 from csstdask.flux.spectral_grids import INPUT_WAVELENGTH, REFERENCE_PIXELS, SED_WAVELENGTH, air_to_vacuum
 from csstdask.flux.spectrum_files import read_spectrum

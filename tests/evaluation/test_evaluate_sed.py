@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 
 from csstdask.core.errors import InputError
-from csstdask.datasets.synthetic_spectra import load_templates, synthetic_stars
+from csstdask.datasets.synthetic_spectra import synthetic_stars
+from csstdask.datasets.template_bank import load_templates
 from csstdask.evaluation.sed.baselines import InputBasis, empirical_correction, nearest, ridge
-from csstdask.evaluation.sed.evaluate import (
-    EvaluationSettings,
-    coverage,
-    crps,
-    evaluate_sed,
-    noisy_inputs,
-    summary_lines,
-)
+from csstdask.evaluation.sed.evaluate import evaluate_sed, summary_lines
+from csstdask.evaluation.sed.scores import coverage, crps, noisy_inputs
+from csstdask.evaluation.sed.settings import EvaluationSettings
 from csstdask.training.sed.train import load_sed_config, train_sed
 
 
@@ -76,7 +72,7 @@ def test_small_evaluation(real_spectra: Path, tmp_path: Path) -> None:
     card = train_sed(config, tmp_path / "training", on_progress=lambda _: None)
     settings = EvaluationSettings(stars=200, calibration=256, draws=100, fine_tuning=0)
     found = evaluate_sed(
-        real_spectra, tmp_path / "out", model=str(card), beside=(), settings=settings, on_progress=lambda _: None
+        real_spectra, tmp_path / "out", model=str(card), compare_with=(), settings=settings, on_progress=lambda _: None
     )
     saved = json.loads((tmp_path / "out" / "sed.json").read_text())
     assert saved["held_out"]["stars"] == 200

@@ -276,7 +276,7 @@ def test_from_frames_to_a_flat():
         scene, _ = field(rng, 120, shape, (-16.0, -15.2), flat=flat, dy=0.2)
         spectra = extract_frame(*scene.inputs(), predicted=scene.predicted)
         grid = wavelength_grid(scene.dispersion.limits)
-        parts.append(measure_ratios(spectra, grid, scene.predicted, star=np.arange(120), least_snr=5))
+        parts.append(measure_ratios(spectra, grid, scene.predicted, star=np.arange(120), min_snr=5))
     found = flat_from_solution(fit_ratios(parts), grid, shape)
     for x, y in ((800.0, 800.0), (1599.0, 1599.0), (0.0, 1000.0)):
         pulls = (found.evaluate(x, y, grid) - flat(x, y, grid)) / np.sqrt(found.variance(x, y, grid))

@@ -13,9 +13,9 @@ from csstdask.core.errors import InputError
 from csstdask.flux.spectral_grids import SED_WAVELENGTH
 from csstdask.flux.uaranet import UaRANet
 from csstdask.nn.card import read_card
+from csstdask.training.sed.calibration import sigma_factors
 from csstdask.training.sed.examples import average, noisy, varied_noise
 from csstdask.training.sed.fit_real_stars import Predictions, fit_correction, leave_one_out, scatter_of
-from csstdask.training.sed.network import _factors
 from csstdask.training.sed.train import load_sed_config, train_sed
 from csstdask.training.sed.uaranet import fine_tune, last_tenth_gain
 
@@ -102,7 +102,7 @@ def test_correction_finds_an_offset_and_leaves_miles_offsets_out() -> None:
 def test_factors_are_quantiles_of_the_pulls() -> None:
     rng = np.random.default_rng(6)
     z = np.abs(rng.normal(0, 2.0, (4000, 10)))
-    found = _factors(z, rng.uniform(5000, 9500, 4000), [np.arange(5), np.arange(5, 10)])
+    found = sigma_factors(z, rng.uniform(5000, 9500, 4000), [np.arange(5), np.arange(5, 10)])
     assert np.allclose(np.exp(found), 2, rtol=0.08)
 
 

@@ -167,7 +167,8 @@ def _calspec(found: dict[str, Any], to: Path) -> list[Path]:
 
 def _miles(found: dict[str, Any], to: Path) -> list[Path]:
     """Figure 11: medians and scatter of residuals of MILES test stars that passed the cleaning."""
-    from csstdask.evaluation.sed.evaluate import CHECKED, MILES_AGAINST_HST  # noqa: PLC0415  mutual
+    from csstdask.evaluation.sed.real import MILES_AGAINST_HST  # noqa: PLC0415  mutual
+    from csstdask.evaluation.sed.settings import CHECKED  # noqa: PLC0415  mutual
 
     names = list(found["residual"])
     figure, axes = pyplot().subplots(len(names), 1, figsize=(8, 2.2 * len(names)), sharex=True, squeeze=False)

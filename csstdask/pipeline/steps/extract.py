@@ -135,7 +135,7 @@ def stars_on(frame: Frame, config: RunConfig) -> StarsOnFrame:
 
     settings, metadata = config.extract, frame.metadata
     catalogue = _catalogue(str(settings.catalogue), str(settings.catalogue_sha256))
-    stars, x, y = _near(frame, catalogue.at(None if metadata.time == NO_TIME else metadata.time), catalogue)
+    stars, x, y = _near(frame, catalogue.positions_at(None if metadata.time == NO_TIME else metadata.time), catalogue)
     seds = None if settings.spectra is None else read_seds(Path(settings.spectra), [str(name) for name in stars.id])
     rows = {} if seds is None else {str(seds.id[row]): int(row) for row in np.flatnonzero(seds.usable)}
     row = np.array([rows.get(str(name), -1) for name in stars.id], dtype=np.intp)

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from csstdask.datasets.synthetic_spectra import SyntheticStars, load_templates, synthetic_stars
+from csstdask.datasets.synthetic_spectra import SyntheticStars, synthetic_stars
+from csstdask.datasets.template_bank import load_templates
 from csstdask.flux.spectral_grids import BANDS, in_band
 from csstdask.flux.uaranet import UaRANet, published_loss
 from csstdask.nn.card import ModelCard, write_card
