@@ -22,6 +22,7 @@ import numpy as np
 
 from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.namespace import to_host
+from csstdask.numerics.robust import mad_scale
 
 #: Correlation above which noise counts as correlated, and a frame as resampled. White noise measures 0 to 0.02; the
 #: highest of six real frames that were not resampled, WFC3/UVIS with trailed stars, 0.11. A shift by half a pixel with
@@ -114,13 +115,9 @@ def _of_neighbours(height: Any, sky: Any) -> float:
     use = sky[:, :-2] & sky[:, 1:-1] & sky[:, 2:]
     if use.sum() < _FEWEST:
         return float("nan")
-    single, first, second = (_spread(values[use]) for values in (middle, middle - left, left - 2 * middle + right))
+    single, first, second = (mad_scale(values[use]) for values in (middle, middle - left, left - 2 * middle + right))
     if not single > 0 or not first > 0:
         return float("nan")
     found = 1 - first**2 / (2 * single**2)
     without_structure = float(np.interp((second / first) ** 2, _RATIO, _RHO))
     return found if found < without_structure + _AGREE else float("nan")
-
-
-def _spread(values: Any) -> float:
-    return float(np.median(np.abs(values - np.median(values))))

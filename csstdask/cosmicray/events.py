@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import label
 
-from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
+from csstdask.arrays.morphology import label_components
 
 Bool = npt.NDArray[np.bool_]
 Float = npt.NDArray[np.float64]
@@ -73,7 +72,7 @@ def measure_events(
 
     A frame's edge cuts tracks: lengths of events that touch it are lower limits.
     """
-    parts, n = label(hit, EIGHT_NEIGHBOURS)
+    parts, n = label_components(hit)
     y, x = np.nonzero(hit)
     event = parts[y, x] - 1
     known = np.isfinite(variance[y, x]) & np.isfinite(height[y, x])

@@ -10,10 +10,10 @@ import numpy as np
 from csstdask.arrays.adapter import adapt, convert_column, convert_mask
 from csstdask.arrays.background import estimate_background
 from csstdask.arrays.containers import read_container
+from csstdask.arrays.frame import frame_variance
 from csstdask.arrays.median import adaptive_median
 from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.namespace import namespace_of, to_host
-from csstdask.arrays.noise import frame_variance
 from csstdask.arrays.sources import find_sources
 from csstdask.cosmicray.detect import Detection
 from csstdask.nn.card import ModelCard

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from csstdask.arrays.background import estimate_background
+from csstdask.arrays.frame import frame_variance
 from csstdask.arrays.median import fill_masked
 from csstdask.arrays.mesh import Mesh, mesh_shape
 from csstdask.arrays.namespace import namespace_of
-from csstdask.arrays.noise import frame_variance
 
 #: Wanted size of a box of the background mesh [pixel].
 BOX = 128

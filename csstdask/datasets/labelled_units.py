@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from csstdask.arrays.frame import ElectronFrame
 from csstdask.core.errors import InputError
 from csstdask.cosmicray.detect import detect
 from csstdask.cosmicray.inpaint import inpaint
@@ -27,7 +28,7 @@ from csstdask.mock.recipe_tables import Split
 from csstdask.nn.models import NO_PSF, find_card
 from csstdask.store.campaign import Campaign
 from csstdask.store.campaign_truth import label_identity
-from csstdask.store.electrons import ElectronFrame, electrons_per_data_unit, read_electrons
+from csstdask.store.electrons import electrons_per_data_unit, read_electrons
 from csstdask.store.shards import read_shard
 from csstdask.store.store_metadata import store_kind
 from csstdask.store.unit_metadata import UnitMetadata

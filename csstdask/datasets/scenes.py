@@ -19,10 +19,9 @@ from csstdask.mock.recipe_tables import Sky
 from csstdask.mock.scene import draw_scene
 from csstdask.mock.scene_psf import FixedPsf
 from csstdask.mock.sky import draw_sky
+from csstdask.numerics.robust import mad_scale
 from csstdask.optics.pupil import Pupil, cutoff_frequency
 
-#: Of a Gaussian, in median absolute deviations.
-_SIGMA_PER_MAD = 1.4826
 #: Of the mock skies [e-/s/pixel].
 _SKY_RATE = 0.2
 
@@ -124,7 +123,7 @@ def read_wircam(path: Path) -> Scene:
     counts[ignore] = 0
     sky = float(np.median(counts[~ignore]))
     # Its sky was subtracted: what noise is left of it is taken for read noise.
-    noise = _SIGMA_PER_MAD * float(np.median(np.abs(counts[~ignore] - sky)))
+    noise = float(mad_scale(counts[~ignore], center=sky))
     return Scene(counts, counts, sky, noise, ignore)
 
 

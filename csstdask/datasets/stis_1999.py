@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import median_filter
 
+from csstdask.arrays.frame import poisson_variance
 from csstdask.core.errors import InputError
 from csstdask.mock.event_libraries import STIS_PAIRS
 
@@ -81,7 +82,7 @@ class StisReference:
 
     def variance(self, frame: StisFrame) -> npt.NDArray[np.float32]:
         """Return how far it may be off, as the variance of a median of exposures like this one [e-^2]."""
-        one = np.maximum(self.expected(frame), 0) + np.float32(frame.sigma**2)
+        one = poisson_variance(self.expected(frame), float(frame.sigma))
         return one * np.float32(np.pi / 2 / self.exposures)
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from csstdask.core.errors import InputError
 from csstdask.flux.resampling import input_grid_matrix
 from csstdask.flux.spectral_grids import INPUT_WAVELENGTH, to_vacuum
+from csstdask.numerics.robust import mad_scale
 
 Float = npt.NDArray[np.float64]
 Single = npt.NDArray[np.float32]
@@ -164,6 +165,6 @@ def _estimated_error(flux: Float) -> Float:
     A third difference of independent pixels has 20 times their variance.
     """
     third = flux[:, 3:] - 3 * flux[:, 2:-1] + 3 * flux[:, 1:-2] - flux[:, :-3]
-    noise = 1.4826 * np.nanmedian(np.abs(third), axis=1, keepdims=True) / np.sqrt(20.0)
+    noise = mad_scale(third, axis=1, center=0.0)[:, None] / np.sqrt(20.0)
     floor = 1e-3 * np.nanmedian(flux, axis=1, keepdims=True)
     return np.broadcast_to(np.maximum(noise, floor), flux.shape).copy()

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS
-from scipy.ndimage import binary_dilation, label
 from scipy.spatial import KDTree
 
-from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
+from csstdask.arrays.morphology import dilate, label_components
+from csstdask.numerics.probability import poisson_binomial
 
 Bool = npt.NDArray[np.bool_]
 Float = npt.NDArray[np.float64]
@@ -91,10 +91,7 @@ def detector_recurrence(events: Sequence[Positions], shape: tuple[int, int]) -> 
     pixels = shape[0] * shape[1]
     exposures = [np.unique(_pixel_of(x, y, shape)) for x, y in events]
     place, count = np.unique(np.concatenate([np.empty(0, int), *exposures]), return_counts=True)
-    chance = np.ones(1)
-    for one in exposures:
-        hit = len(one) / pixels
-        chance = np.convolve(chance, [1 - hit, hit])
+    chance = poisson_binomial(len(one) / pixels for one in exposures)
     at_least = pixels * chance[::-1].cumsum()[::-1]
     rare = np.flatnonzero(at_least < _FEW)
     least = max(2, int(rare[0])) if rare.size else None
@@ -239,8 +236,8 @@ def recovered(
     find : callable
         Returns the mask of a frame, from data and error.
     """
-    taken = binary_dilation(flagged | ignore, EIGHT_NEIGHBOURS, iterations=_CLEARANCE)
-    parts, n = label(charge > 0, EIGHT_NEIGHBOURS)
+    taken = dilate(flagged | ignore, _CLEARANCE)
+    parts, n = label_components(charge > 0)
     spoilt = np.bincount(parts[taken], minlength=n + 1) > 0
     spoilt[0] = True
     known = np.where(spoilt[parts], 0, charge).astype(np.float32)
@@ -250,7 +247,7 @@ def recovered(
     event = parts[known > 0]
     total = np.bincount(event, known[known > 0], n + 1)[~spoilt]
     seen = np.bincount(event, (known * found)[known > 0], n + 1)[~spoilt]
-    beside = binary_dilation(known > 0, EIGHT_NEIGHBOURS)
+    beside = dilate(known > 0)
     return Recovery(
         int(visible.sum()),
         int((visible & found).sum()),

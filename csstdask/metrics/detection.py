@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_dilation, label
 
-from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
+from csstdask.arrays.morphology import dilate, label_components
 
 Bool = npt.NDArray[np.bool_]
 Float = npt.NDArray[np.float32]
@@ -85,7 +84,7 @@ def score(cases: Sequence[DetectionCase], found: Sequence[Bool]) -> Score:
 
 def _block_counts(case: DetectionCase, mask: Bool) -> npt.NDArray[np.int64]:
     """Count found, right, false, missed, visible, visible and found, false off the skirt, in blocks of pixels."""
-    skirt = binary_dilation(case.hit, EIGHT_NEIGHBOURS) & ~case.hit
+    skirt = dilate(case.hit) & ~case.hit
     use = case.use
     right = case.hit | case.faint
     maps = (
@@ -114,7 +113,7 @@ def _rates(counts: npt.NDArray[np.int64]) -> tuple[float, float, float, float]:
 
 def _events_found(case: DetectionCase, mask: Bool) -> tuple[int, int]:
     scored = case.hit & case.use
-    parts, n = label(scored, EIGHT_NEIGHBOURS)
+    parts, n = label_components(scored)
     charge = np.bincount(parts[scored], weights=case.charge[scored], minlength=n + 1)[1:]
     found = np.bincount(parts[scored & mask], weights=case.charge[scored & mask], minlength=n + 1)[1:]
     return int((found >= 0.5 * charge).sum()), n

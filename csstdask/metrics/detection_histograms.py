@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_dilation, label
 
-from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
+from csstdask.arrays.morphology import dilate, label_components
 from csstdask.metrics.detection import Bool, Float
 
 Counts = npt.NDArray[np.int64]
@@ -44,7 +43,7 @@ def truth_of(charge: Float, own_noise: Float) -> npt.NDArray[np.int8]:
         1 sigma of the clean pixel [e-].
     """
     held = charge > 0
-    truth = np.where(binary_dilation(held, EIGHT_NEIGHBOURS), SKIRT, FAR).astype(np.int8)
+    truth = np.where(dilate(held), SKIRT, FAR).astype(np.int8)
     truth[held] = TRACE
     truth[charge > _HIT_ABOVE] = FAINT
     asked = charge > _ASKED_ABOVE
@@ -67,7 +66,7 @@ def regions_of(clean: Float, sky: float, rms: float) -> npt.NDArray[np.int8]:
     for number, k in enumerate(LEVELS, start=1):
         above = clean - sky > k * rms
         if number == 1:
-            parts, _ = label(above, EIGHT_NEIGHBOURS)
+            parts, _ = label_components(above)
             sizes = np.bincount(parts.ravel())
             sizes[0] = 0
             above = sizes[parts] >= _LEAST_REGION

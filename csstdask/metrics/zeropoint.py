@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
 
+from csstdask.numerics.probability import WITHIN_ONE_SIGMA, WITHIN_TWO_SIGMA
 from csstdask.numerics.robust import mad_scale
 
 Float = npt.NDArray[np.float64]
 
 FAILURE = 0.05
 """Error above which a zero point counts as failed [mag]; that of the AZP-RC article."""
-COVERAGE_LEVELS = {"coverage_68": (0.6827, 1.0), "coverage_95": (0.9545, 2.0)}
+COVERAGE_LEVELS = {"coverage_68": (WITHIN_ONE_SIGMA, 1.0), "coverage_95": (WITHIN_TWO_SIGMA, 2.0)}
 """Share of exposures that an interval shall hold, and its half width in standard deviations."""
 N_QUARTILES = 4
 DRAWS = 2000

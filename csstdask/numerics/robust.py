@@ -81,7 +81,7 @@ def min_kept_points(n_points: npt.ArrayLike, n_parameters: npt.ArrayLike) -> npt
 
     Examples
     --------
-    >>> int(fewest_kept(400, 6)), int(fewest_kept(10, 6)), int(fewest_kept(5, 6))
+    >>> int(min_kept_points(400, 6)), int(min_kept_points(10, 6)), int(min_kept_points(5, 6))
     (200, 9, 5)
     """
     n = np.asarray(n_points, dtype=np.int64)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.arrays.correlation import noise_correlation
+from csstdask.arrays.frame import frame_variance, ignored_pixels, variance_from_weight
 from csstdask.arrays.mesh import Mesh
 from csstdask.cosmicray.inpaint import NeighbourFill, fill_from_neighbours
 from csstdask.instrument import Instrument, electrons_per_unit
@@ -119,9 +120,7 @@ class Frame:
     def _variance(self) -> npt.NDArray[np.float32]:
         """Return the variance the weights state [e-^2]; inf where they are 0."""
         wht = self._read_plane("wht")
-        with np.errstate(divide="ignore"):
-            np.divide(np.float32(self.scale**2), wht, out=wht)
-        return wht
+        return np.asarray(variance_from_weight(wht, self.scale, out=wht))
 
     @cached_property
     def unusable(self) -> npt.NDArray[np.bool_]:
@@ -130,10 +129,10 @@ class Frame:
         A weight of 0 under an incoming cosmic-ray bit says what another pipeline believed about cosmic
         rays, and nothing about the pixel: it does not count.
         """
-        ignore = (self.flag & self.instrument.flags.ignore_mask) != 0
-        ignore |= ~np.isfinite(self._variance) & ~self.cr_mask_input
-        ignore |= ~np.isfinite(self.data)
-        return ignore
+        return ignored_pixels(
+            self.flag, self.instrument.flags.ignore_mask,
+            data=self.data, variance=self._variance, exempt=self.cr_mask_input,
+        )  # fmt: skip
 
     @cached_property
     def saturated(self) -> npt.NDArray[np.bool_]:
@@ -164,7 +163,7 @@ class Frame:
         variance = self._variance.copy()
         zeroed = np.isinf(variance) & self.cr_mask_input
         if zeroed.any():
-            variance[zeroed] = modelled_variance(self.data, self.mesh)[zeroed]
+            variance[zeroed] = frame_variance(self.data, None, self.mesh)[zeroed]
         return np.sqrt(variance, out=variance)
 
     @cached_property
@@ -251,12 +250,3 @@ class Frame:
         self._products.update(products)
         self._tables.update(tables or {})
         self._files.update(files or {})
-
-
-def modelled_variance(data: npt.NDArray[Any], mesh: Mesh) -> npt.NDArray[np.float32]:
-    """Return the variance of pixels from noise and counts: ``noise^2 + max(data - background, 0)`` [e-^2]."""
-    variance = data - mesh.background_at()
-    np.maximum(variance, 0, out=variance)
-    noise = mesh.noise_at()
-    variance += noise * noise
-    return variance.astype(np.float32, copy=False)

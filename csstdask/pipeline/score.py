@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from csstdask.arrays.frame import ignored_pixels, poisson_variance, variance_from_weight
 from csstdask.engine.ledger import Ledger
 from csstdask.pipeline.status import load_plan
 from csstdask.store.run import campaign_path
@@ -72,16 +73,15 @@ def score_run(run: str | Path, campaign: str | Path | None = None) -> Score:
         fingerprints = plan.fingerprints(plan.campaign.metadata(unit.exposure, unit.detector))
         if len(ledger.read(unit).fresh(root, fingerprints)) < len(fingerprints):
             continue
-        use = (read_shard(source, "flag", row, column) & ignore_bits) == 0
-        wht = read_shard(source, "wht", row, column)
-        use &= wht > 0
+        flag, weight = (read_shard(source, name, row, column) for name in ("flag", "wht"))
+        use = ~ignored_pixels(flag, ignore_bits, variance=variance_from_weight(weight))
         charge = read_shard(source, "truth/cr", row, column)[use]
         truth = read_shard(source, "truth/sci", row, column)[use]
         hit, repair, variance = (
             read_shard(root, name, row, column)[use] for name in ("cr_mask", "repair", "repair_variance")
         )
         metadata = plan.campaign.metadata(unit.exposure, unit.detector)
-        sigma = np.sqrt(np.maximum(truth * metadata.exptime, 0) + metadata.read_noise**2)
+        sigma = np.sqrt(poisson_variance(truth * metadata.exptime, metadata.read_noise))
         for_recall, for_visible = charge > RECALL_ABOVE, charge > VISIBLE_SIGMA * sigma
         flagged += int(hit.sum())
         right += int((hit & (charge > 0)).sum())

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from csstdask.arrays.frame import frame_variance
 from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.psf_grid import node_positions
 from csstdask.engine.ledger import Ledger
 from csstdask.instrument import Instrument, electrons_per_unit, validate_instrument
 from csstdask.pipeline.completed_units import done_units
-from csstdask.pipeline.frame import modelled_variance
 from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.reduction_status import current_fingerprints
 from csstdask.pipeline.reductions import REDUCTIONS
@@ -197,5 +197,5 @@ def restore_weight(
         return wht
     scale = electrons_per_unit(units, float(exptime), float(gain))
     mesh = Mesh(background * np.float32(scale), noise * np.float32(scale), sci.shape)
-    variance = modelled_variance(sci * np.float32(scale), mesh)
+    variance = frame_variance(sci * np.float32(scale), None, mesh)
     return np.where(zeroed, np.float32(scale**2) / variance, wht).astype(np.float32)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.arrays.frame import poisson_variance
 from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.stamps import centre_pixels, nearest_stamp
 from csstdask.psf.field import PsfField
@@ -70,7 +71,7 @@ def repair_stars(masked: MaskedFrame, sources: Mapping[str, Any], field: PsfFiel
     owner = nearest_stamp(rows, columns, y, x, FIT_BOX)
     rows, columns, owner = (part[owner >= 0] for part in (rows, columns, owner))
     light = _expected_light(field.profile(), flux[owner], rows - y[owner], columns - x[owner])
-    chosen = light > _LEAST_LIGHT * np.sqrt(masked.noise[rows, columns] ** 2 + np.maximum(light, 0))
+    chosen = light > _LEAST_LIGHT * np.sqrt(poisson_variance(light, masked.noise[rows, columns]))
     rows, columns, owner = rows[chosen], columns[chosen], owner[chosen]
     stars, number = np.unique(owner, return_inverse=True)
     pixels, variance = cut_star_stamps(masked.height, masked.error, masked.unobserved, x[stars], y[stars])
@@ -85,7 +86,7 @@ def repair_stars(masked: MaskedFrame, sources: Mapping[str, Any], field: PsfFiel
     which = np.zeros(masked.hit.shape, dtype=bool)
     which[rows, columns] = True  # rows ascend, and columns within them: as np.nonzero had them
     value = fit.light[inside]
-    own = masked.noise[rows, columns] ** 2 + np.maximum(value, 0)
+    own = poisson_variance(value, masked.noise[rows, columns])
     return StarRepair(
         which, value + mesh.background_at()[rows, columns], (fit.variance[inside] + own).astype(np.float32)
     )

@@ -13,6 +13,7 @@ from scipy.spatial import cKDTree
 
 from csstdask.arrays.adapter import convert_column
 from csstdask.core.errors import InputError
+from csstdask.numerics.robust import mad_scale
 
 log = logging.getLogger("csstdask")
 
@@ -162,7 +163,7 @@ def _locus(radius: Float, snr: Float) -> tuple[float, float]:
         core = core[first : first + half]
     middle = float(core[len(core) // 2])  # one of them: of two that are far apart, the mean is near neither
     near = bright[np.abs(bright - middle) < 0.2 * middle]
-    sigma = 1.4826 * float(np.median(np.abs(near - np.median(near))))
+    sigma = float(mad_scale(near))
     width = max(_LOCUS_SIGMA * sigma, _LEAST_LOCUS * middle)
     return middle - width, middle + width
 

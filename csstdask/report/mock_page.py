@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 import xarray as xr
-from scipy.ndimage import find_objects, label
+from scipy.ndimage import find_objects
 
 from csstdask.arrays.moments import adaptive_moments
+from csstdask.arrays.morphology import label_components
 from csstdask.core.errors import InputError
 from csstdask.instrument import Instrument, validate_instrument
 from csstdask.mock.event_libraries import load_event_library
@@ -40,7 +41,6 @@ _ACROSS = 5
 _THUMB = 110
 _EVENTS, _EVENT_BOX = 40, 24
 _STAMPS = 8
-_EIGHT = np.ones((3, 3))
 
 
 def write_mock_report(store: str | Path, to: str | Path, data: str | Path | None = None) -> Path:
@@ -235,7 +235,7 @@ def _sources(path: Path, dataset: xr.Dataset) -> str:
 
 def events_of(charge: Image, most: int) -> list[Image]:
     """Return cut-outs of isolated events that fit into a box, spread over their sizes."""
-    regions, _ = label(charge > 0, _EIGHT)
+    regions, _ = label_components(charge > 0)
     found = []
     for number_, place in enumerate(find_objects(regions), start=1):
         one = charge[place] * (regions[place] == number_)
@@ -270,7 +270,7 @@ def _cosmic_rays(path: Path, dataset: xr.Dataset, data: Path | None) -> str:
             continue
         seen.add(name)
         charge = truth["cr"].isel(exposure=row, detector=column).values
-        regions, n = label(charge > 0, _EIGHT)
+        regions, n = label_components(charge > 0)
         if n == 0:
             continue
         each = np.bincount(regions.ravel(), charge.ravel())[1:]

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from csstdask.core.errors import InputError
 from csstdask.nn.device import has_bfloat16
+from csstdask.numerics.robust import mad_scale
 from csstdask.zeropoint.features import IMAGE_STATISTICS, TELEMETRY_NAMES, PriorInputs, image_statistics
 from csstdask.zeropoint.network import CLOCKS, PriorNetwork
 from csstdask.zeropoint.prior import Prior
@@ -158,7 +159,7 @@ def normalise_patch(patch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         return np.zeros(data.shape, np.float32)
     flat = data[known][::4]
     middle = np.float32(np.median(flat))
-    noise = np.float32(max(1.4826 * float(np.median(np.abs(flat - middle))), 1e-6))
+    noise = np.float32(max(float(mad_scale(flat, center=middle)), 1e-6))
     return np.where(known, np.arcsinh((data - middle) / noise), np.float32(0.0))
 
 

@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import sep
 import torch
-from scipy.ndimage import binary_dilation, distance_transform_edt, label
+from scipy.ndimage import binary_dilation, distance_transform_edt
 from threadpoolctl import threadpool_limits
 
-from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
+from csstdask.arrays.frame import poisson_variance, to_electrons
+from csstdask.arrays.morphology import dilate, label_components
 from csstdask.core.malloc import retain_freed_memory
 from csstdask.cosmicray.inpaint import inpaint
 from csstdask.evaluation.cosmicray.methods import Method
@@ -32,6 +33,7 @@ from csstdask.metrics.detection_histograms import LEVELS, VISIBLE, regions_of, t
 from csstdask.mock import Recipe, render_unit
 from csstdask.mock.catalogue import Catalogue
 from csstdask.nn.models import NO_PSF
+from csstdask.numerics.robust import mad_scale
 
 Result = TypeVar("Result")
 ProgressCallback = Callable[[str], None]
@@ -126,17 +128,17 @@ def render_truth_frame(recipe: Recipe, index: int, detector: int, data: Path | N
     unit = render_unit(recipe, instrument, index, detector, data)
     exptime = np.float32(recipe.exptime)
     read_noise = np.float32(instrument.values(detector).read_noise or 0)
-    ignore = ((unit.flag & instrument.flags.ignore_mask) != 0) | ~(unit.wht > 0)
-    error = (exptime / np.sqrt(np.where(unit.wht > 0, unit.wht, 1))).astype(np.float32)
+    frame = to_electrons(unit.sci, unit.wht, unit.flag, scale=recipe.exptime, ignore_bits=instrument.flags.ignore_mask)
+    ignore = frame.ignore
     clean = unit.truth_sci * exptime
-    clean_error = np.sqrt(np.maximum(clean, 0) + read_noise**2)
+    clean_error = np.sqrt(poisson_variance(clean, read_noise))
     good = clean[~ignore]
     sky = float(np.median(good))
-    rms = float(1.4826 * np.median(np.abs(good - sky)))
+    rms = float(mad_scale(good, center=sky))
     hit = unit.truth_cr > 5
     case = DetectionCase(
-        data=unit.sci * exptime,
-        error=error,
+        data=frame.data,
+        error=frame.error,
         ignore=ignore,
         hit=hit,
         faint=(unit.truth_cr > 0) & ~hit,
@@ -147,7 +149,7 @@ def render_truth_frame(recipe: Recipe, index: int, detector: int, data: Path | N
     bits = instrument.flags.bits
     odd = {name.replace("_", " "): ((unit.flag & bits.get(name, 0)) != 0) & ~ignore for name in _ARTEFACTS}
     full = ((unit.flag & bits.get("saturated", 0)) != 0) & (unit.truth_cr == 0)  # full of its own light
-    odd["beside saturated pixels"] = binary_dilation(full, EIGHT_NEIGHBOURS, _BESIDE) & ~ignore
+    odd["beside saturated pixels"] = dilate(full, _BESIDE) & ~ignore
     return TruthFrame(case, clean, clean_error, sky, rms, unit.catalogue, recipe.exptime, odd)
 
 
@@ -320,7 +322,7 @@ class _Events:
 
     @classmethod
     def of(cls, case: DetectionCase) -> _Events:
-        parts, n = label(case.charge > 1, EIGHT_NEIGHBOURS)
+        parts, n = label_components(case.charge > 1)
         y, x = np.nonzero(parts)
         owner = parts[y, x]
         low = np.full((2, n + 1), 10**9)
@@ -369,7 +371,7 @@ class _Stars:
         bad = binary_dilation(known.case.ignore, iterations=3)
         good = ~bad[core[:, 0], core[:, 1]]
         x, y, snr, core = x[good], y[good], snr[good], core[good]
-        parts, _ = label(region > 0, EIGHT_NEIGHBOURS)
+        parts, _ = label_components(region > 0)
         size = np.bincount(parts.ravel())
         size[0] = 0
         part = parts[core[:, 0], core[:, 1]]

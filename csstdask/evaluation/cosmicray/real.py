@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 from astropy.io import fits
-from scipy.ndimage import binary_dilation
 
-from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
+from csstdask.arrays.frame import poisson_variance
+from csstdask.arrays.morphology import dilate
 from csstdask.core.warnings import suppress_warnings
 from csstdask.datasets import stis_1999
 from csstdask.datasets.scenes import Scene, draw_mock_scene
@@ -40,6 +40,7 @@ from csstdask.metrics.detection import Bool, DetectionCase, Float, score
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
 from csstdask.mock.event_libraries import STIS_PAIRS, EventLibrary, pair_exposures
 from csstdask.mock.recipe_tables import CosmicRays, Split
+from csstdask.numerics.robust import mad_scale
 from csstdask.training.cosmicray.examples import ContaminatedFrame, add_cosmic_rays, load_material
 
 _SEED = 1999
@@ -88,7 +89,7 @@ def stis_case(
 ) -> DetectionCase:
     """Return a STIS frame as a pipeline would hand it over."""
     residual = frame.image - reference.expected(frame)
-    variance = np.maximum(frame.image, 0) + np.float32(frame.sigma**2)
+    variance = poisson_variance(frame.image, float(frame.sigma))
     if subtract:
         variance = variance + reference.variance(frame)
     nothing = np.zeros(frame.image.shape, dtype=bool)
@@ -108,10 +109,10 @@ def stis_case(
 def threshold_control(frame: stis_1999.StisFrame, reference: stis_1999.StisReference) -> Bool:
     """Return 6 sigma on the residual, grown twice to 3 sigma: how the truth was made."""
     expected = reference.rate * np.float32(frame.exptime)
-    z = (frame.image - expected - frame.offset) / np.sqrt(frame.sigma**2 + np.maximum(expected, 0))
+    z = (frame.image - expected - frame.offset) / np.sqrt(poisson_variance(expected, frame.sigma))
     found: Bool = z > 6
     for _ in range(2):
-        found = found | (binary_dilation(found, EIGHT_NEIGHBOURS) & (z > 3))
+        found = found | (dilate(found) & (z > 3))
     return found
 
 
@@ -187,13 +188,13 @@ def _scene(counts: Float, ignore: Bool, error: Float | None) -> Scene:
         # What the error plane holds beyond the counts' own Poisson noise and the typical noise.
         hidden = np.where(ignore, 0, error**2 - noise**2 - np.maximum(counts, 0)).astype(np.float32)
         return Scene(counts, counts, sky, noise, ignore, hidden)
-    noise = 1.4826 * float(np.median(np.abs(counts[~ignore] - sky)))
+    noise = float(mad_scale(counts[~ignore], center=sky))
     return Scene(counts, counts, sky, noise, ignore)
 
 
 def make_case(scene: Scene, made: ContaminatedFrame, faintest: float) -> DetectionCase:
     """Return a contaminated scene as a case: to be found is what holds more than `faintest` electrons."""
-    own = np.sqrt(np.maximum(scene.data + scene.unreported_variance, 0) + np.float32(scene.read_noise**2))
+    own = np.sqrt(poisson_variance(scene.data + scene.unreported_variance, float(scene.read_noise)))
     hit = made.charge > faintest
     return DetectionCase(
         data=made.data,

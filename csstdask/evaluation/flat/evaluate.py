@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.arrays.frame import ignored_pixels
 from csstdask.engine.progress import progress_listener
 from csstdask.engine.work_units import Unit
 from csstdask.flux.flat import Flat
@@ -26,6 +27,7 @@ from csstdask.instrument.dispersion import dispersion_of, wavelength_grid
 from csstdask.mock import Recipe, load_recipe
 from csstdask.mock.slitless_camera import true_flat
 from csstdask.numerics.polynomials import legendre_products
+from csstdask.numerics.robust import mad_scale
 from csstdask.pipeline.calibrations import current_flat
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.mock_survey import mock
@@ -295,9 +297,9 @@ def flagged_traces(recipe: Recipe, campaign: Path, product: Path) -> dict[str, d
             light = read_shard(campaign, "truth/sci", row, column)
             charge = read_shard(campaign, "truth/cr", row, column)
             hit = read_shard(product, "cr_mask", row, column)
-            ignore = (read_shard(campaign, "flag", row, column) & store.instrument.flags.ignore_mask) != 0
+            ignore = ignored_pixels(read_shard(campaign, "flag", row, column), store.instrument.flags.ignore_mask)
             level = np.median(light)
-            noise = 1.4826 * np.median(np.abs(light - level))
+            noise = mad_scale(light, center=level)
             bright = (light > level + 3 * noise) & ~ignore
             near = maximum_filter(charge, 3) > 0
             for name, region in _regions(recipe, store, Unit(exposure, detector)).items():

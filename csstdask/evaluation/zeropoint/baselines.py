@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.core.optional import install_hint
-from csstdask.numerics.robust import nan_median, robust_linear_fit
+from csstdask.numerics.robust import NORMAL_MAD, nan_median, robust_linear_fit
 from csstdask.zeropoint.state import LocalLevel, Memory, build_memory, fit_local_level, online_scale
 
 Float = npt.NDArray[np.float64]
@@ -283,8 +283,7 @@ def recent_scatter(
     of_first = float(nan_median(size[train & first])) if (train & first).sum() >= 5 else typical
     total = np.where(np.isfinite(memory.value), np.abs(memory.value), 0.0).sum(axis=1)
     mean = (PRIOR_COUNT * typical + total) / (PRIOR_COUNT + memory.count)
-    # 1.4826: standard deviation over median absolute error of a normal distribution
-    return np.maximum(np.where(first, of_first, mean) * 1.4826, LEAST_ERROR)
+    return np.maximum(np.where(first, of_first, mean) / NORMAL_MAD, LEAST_ERROR)
 
 
 def recalibrated(

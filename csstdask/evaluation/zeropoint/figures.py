@@ -10,6 +10,7 @@ import numpy as np
 
 from csstdask.evaluation.sed.figures import pyplot
 from csstdask.evaluation.zeropoint.methods import Prediction
+from csstdask.numerics.probability import WITHIN_ONE_SIGMA, WITHIN_TWO_SIGMA
 from csstdask.training.zeropoint.surveys import SurveyInputs
 
 _SHOWN = ("lut", "azprc", "solve", "prior", "joined", "oracle joined")
@@ -50,7 +51,7 @@ def _by_stars(rows: dict[str, Any], to: Path) -> Path:
     left.set(xlabel="stars", ylabel="RMSE [mmag]")
     left.set_xticks(place, [str(one) for one in counts])
     left.legend(fontsize=8)
-    for level, wanted in (("coverage_68", 0.6827), ("coverage_95", 0.9545)):
+    for level, wanted in (("coverage_68", WITHIN_ONE_SIGMA), ("coverage_95", WITHIN_TWO_SIGMA)):
         right.plot(
             place, [rows[str(one)]["methods"]["joined"][level] for one in counts], "o-", label=f"joined, {level}"
         )

@@ -37,6 +37,7 @@ from csstdask.metrics.zeropoint import (
     error_statistics,
     paired_bootstrap,
 )
+from csstdask.numerics.probability import WITHIN_ONE_SIGMA, WITHIN_TWO_SIGMA
 
 log = logging.getLogger("csstdask")
 
@@ -88,7 +89,7 @@ ARTICLE = {
 GAIN = 0.08
 """Required gain in mean absolute error over persistence."""
 COVERAGE_LIMITS = {"coverage_68": 0.05, "coverage_95": 0.03, "quartile": 0.08}
-NOMINAL_COVERAGE = {"coverage_68": 0.6827, "coverage_95": 0.9545}
+NOMINAL_COVERAGE = {"coverage_68": WITHIN_ONE_SIGMA, "coverage_95": WITHIN_TWO_SIGMA}
 TRANSFER_MAE = 0.036
 """Required mean absolute error on Mosaic-3 after three nights of its own [mag]."""
 

@@ -9,6 +9,7 @@ from typing import Any
 from csstdask.core.errors import InputError
 from csstdask.core.plotting import pyplot
 from csstdask.evaluation.io import markdown_header, markdown_row
+from csstdask.numerics.probability import WITHIN_ONE_SIGMA, WITHIN_TWO_SIGMA
 
 COLUMNS = ("RMSE", "MAE", "MAD", "failures", "RMSE clear", "MAE clear", "MAD clear", "68 %", "95 %")
 
@@ -69,7 +70,7 @@ def draw_figures(result: dict[str, Any], to: Path, *, on_progress: Callable[[str
             for level, marker in (("coverage_68", "o"), ("coverage_95", "s")):
                 shares = [quartile[level] for quartile in one["methods"][method]["quartiles"]]
                 right.plot(range(1, len(shares) + 1), shares, marker=marker, label=f"{method}, {level[-2:]} %")
-        for share in (0.6827, 0.9545):
+        for share in (WITHIN_ONE_SIGMA, WITHIN_TWO_SIGMA):
             right.axhline(share, color="0.5", lw=0.8)
         right.set(xlabel="quartile of the predicted scatter", ylabel="share within the interval", xticks=range(1, 5))
         right.legend(fontsize="small")

@@ -25,9 +25,7 @@ _SHARE_OF_DEFAULT = {"unet-fast": 0.07, "deepcr": 0.52}
 
 def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
     """Find cosmic rays, and compare with what the file's own pipeline reports."""
-    from scipy.ndimage import label
-
-    from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
+    from csstdask.arrays.morphology import label_components
     from csstdask.cosmicray import detect
 
     settings = config.detect
@@ -49,7 +47,7 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
         hit = _without_traces(frame, hit)
     usable = int(hit.size - (frame.unusable & ~hit).sum())
     count = int(hit.sum())
-    events = int(label(hit, EIGHT_NEIGHBOURS)[1])
+    events = label_components(hit)[1]
     theirs = frame.cr_mask_input & ~frame.unusable
     return Output(
         arrays={"cr_mask": hit},

@@ -60,9 +60,9 @@ def repair_pixels(frame: Frame, config: RunConfig) -> Output:
 
 def _source_pixels(frame: Frame, clean: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
     """Return where a repaired frame [e-] holds sources; None where its sky is unknown."""
-    from scipy.ndimage import binary_dilation, uniform_filter
+    from scipy.ndimage import uniform_filter
 
-    from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
+    from csstdask.arrays.morphology import dilate
 
     mesh = frame.mesh
     if not np.isfinite(mesh.background).all():
@@ -70,7 +70,7 @@ def _source_pixels(frame: Frame, clean: npt.NDArray[np.float32]) -> npt.NDArray[
     above = clean - mesh.background_at()
     above[frame.ignore] = 0
     uniform_filter(above, 3, output=above)
-    return np.asarray(binary_dilation(above > _SOURCE_SIGMA * mesh.noise_at(), EIGHT_NEIGHBOURS))
+    return dilate(above > _SOURCE_SIGMA * mesh.noise_at())
 
 
 def _table(frame: Frame, events: Table) -> Table:

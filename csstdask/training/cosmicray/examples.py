@@ -15,9 +15,10 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_dilation, gaussian_filter
+from scipy.ndimage import gaussian_filter
 
-from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
+from csstdask.arrays.frame import poisson_variance
+from csstdask.arrays.morphology import dilate
 from csstdask.core.errors import InputError
 from csstdask.cosmicray.preprocess import prepare_frame
 from csstdask.cosmicray.unet import network_channels
@@ -225,7 +226,7 @@ def draw_charge(
         library = material.libraries[rng.integers(len(material.libraries))]
         brightness = 10 ** np.where(rng.random(64) < 0.5, 0.0, rng.uniform(-1.0, 0.2, 64))
         events = library.scatter(rng, shape, fraction / (2 if kind > 0.8 else 1), brightness=brightness)
-        unknown = binary_dilation(events > 0, EIGHT_NEIGHBOURS) & (charge + events == 0)
+        unknown = dilate(events > 0) & (charge + events == 0)
         charge += events
     return charge, unknown
 
@@ -259,8 +260,8 @@ def add_cosmic_rays(
     ignore = scene.ignore | (data >= full) if flag_saturated else scene.ignore.copy()
     error = None
     if with_error:
-        counts = np.maximum(data + scene.unreported_variance, 0)
-        error = np.sqrt(counts + np.float32(scene.read_noise**2)).astype(np.float32)
+        variance = poisson_variance(data + scene.unreported_variance, float(scene.read_noise))
+        error = np.sqrt(variance).astype(np.float32)
     if unknown is None:
         unknown = np.zeros(data.shape, dtype=bool)
     return ContaminatedFrame(data, error, ignore, kept.astype(np.float32), *_sources_of(scene), unknown)
@@ -347,14 +348,14 @@ def cut_stis_patches(
 ) -> Examples:
     """Cut a real frame with truth into patches: with or without its dark, hot pixels flagged or not."""
     data, ignore = frame.image, np.zeros(frame.image.shape, dtype=bool)
-    noise = np.maximum(frame.image, 0) + np.float32(frame.sigma**2)
+    noise = poisson_variance(frame.image, float(frame.sigma))
     if rng.random() < 0.5:
         data, noise = frame.image - reference.expected(frame), noise + reference.variance(frame)
     if rng.random() < _FLAGGED_SHARE:
         ignore = reference.hot.copy()
     error = np.sqrt(noise) if rng.random() < 0.5 else None
     view = prepare_frame(data, error, ignore, box=cutting.box)
-    skirt = binary_dilation(frame.hit, EIGHT_NEIGHBOURS) & ~frame.hit  # cut off at 3 sigma: beyond, nobody knows
+    skirt = dilate(frame.hit) & ~frame.hit  # cut off at 3 sigma: beyond, nobody knows
     weight = (frame.valid & ~ignore & ~skirt).astype(np.uint8)
     seen = network_channels(view)
     mirror = slice(None, None, int(rng.choice([-1, 1])))

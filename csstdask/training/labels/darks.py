@@ -16,12 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_dilation, label
 from scipy.stats import chi2
 
 from csstdask.arrays.background import estimate_background
 from csstdask.arrays.mesh import Mesh
-from csstdask.arrays.morphology import EIGHT_NEIGHBOURS, hysteresis_threshold, min_recurrences
+from csstdask.arrays.morphology import dilate, hysteresis_threshold, label_components, min_recurrences
 from csstdask.core.errors import InputError
 from csstdask.mock.event_libraries import EventLibrary, write_event_library
 from csstdask.store.campaign import Campaign
@@ -151,9 +150,9 @@ def extract_events(
     """
     charge = data - dark.level.background_at() - reference.rate * np.float32(dark.exptime)
     height = np.where(usable, charge / reference.error(dark), 0)
-    parts, number = label(hysteresis_threshold(height > sigma, height > grow), EIGHT_NEIGHBOURS)
+    parts, number = label_components(hysteresis_threshold(height > sigma, height > grow))
     within = np.pad(usable[1:-1, 1:-1], 1)
-    refused = binary_dilation(~within, EIGHT_NEIGHBOURS) | reference.excluded
+    refused = dilate(~within) | reference.excluded
     y, x = np.nonzero(parts)
     event = parts[y, x] - 1
     count = np.bincount(event, minlength=number)
@@ -193,7 +192,7 @@ def extract_detector_events(
     for number, (metadata, dark) in enumerate(zip(several, darks, strict=True)):
         data, usable = _read(campaign, metadata)
         cut = extract_events(data, usable, dark, reference, sigma=sigma, grow=grow)
-        refused = reference.excluded | binary_dilation(~usable, EIGHT_NEIGHBOURS)
+        refused = reference.excluded | dilate(~usable)
         yield metadata, cut, survival(np.random.default_rng([metadata.detector, number]), cut, refused)
 
 

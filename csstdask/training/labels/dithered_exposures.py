@@ -21,11 +21,11 @@ import numpy as np
 import numpy.typing as npt
 from astropy.io.fits import Header
 from astropy.wcs import WCS
-from scipy.ndimage import binary_dilation, find_objects, label, maximum_filter, minimum_filter, spline_filter
+from scipy.ndimage import find_objects, maximum_filter, minimum_filter, spline_filter
 
 from csstdask.arrays.background import estimate_background
 from csstdask.arrays.median import fill_masked
-from csstdask.arrays.morphology import EIGHT_NEIGHBOURS, hysteresis_threshold, min_recurrences
+from csstdask.arrays.morphology import dilate, hysteresis_threshold, label_components, min_recurrences
 from csstdask.core.errors import InputError
 from csstdask.instrument import celestial_wcs, pixel_of
 from csstdask.store.campaign import Campaign
@@ -161,7 +161,7 @@ def _begun(one: Exposure, prediction: Prediction, high: Mask, sigma: float) -> M
 
 def _long(high: Mask) -> Mask:
     """Return the parts that reach further than any cosmic ray does, over gaps of a few pixels."""
-    parts, _ = label(binary_dilation(high, EIGHT_NEIGHBOURS, iterations=2), EIGHT_NEIGHBOURS)
+    parts, _ = label_components(dilate(high, 2))
     boxes = find_objects(parts)
     reach = [max(side.stop - side.start for side in box) for box in boxes]
     return high & np.isin(parts, 1 + np.flatnonzero(np.array(reach) > _LONGEST))
@@ -272,12 +272,12 @@ def _variable(index: int, hits: Sequence[Mask], positions: Sequence[WCS]) -> Mas
 def _label(one: Exposure, prediction: Prediction, hit: Mask, high: Mask, fixed: Mask, grow: float) -> Label:
     """Say what is known of each pixel, and what is not."""
     height = one.light - prediction.light
-    skirt = binary_dilation(high, EIGHT_NEIGHBOURS) & ~hit
+    skirt = dilate(high) & ~hit
     undecided = (height > grow * prediction.error) & ~fixed
     unknown = ~hit & (skirt | undecided | prediction.slope_dominated | one.passing) | (prediction.exposures == 0)
     charge = np.where(hit, np.maximum(height, 0) * np.float32(one.exptime), 0).astype(np.float32)
     charge[unknown] = np.nan
-    repaired = binary_dilation(hit, EIGHT_NEIGHBOURS) & (prediction.exposures > 0)
+    repaired = dilate(hit) & (prediction.exposures > 0)
     clean = np.where(repaired, prediction.light, one.light) + one.sky
     return Label(clean, one.error(prediction.light), charge, repaired)
 

@@ -15,6 +15,8 @@ from astropy.wcs import WCS
 from astropy.wcs.utils import pixel_to_pixel
 from scipy.ndimage import gaussian_filter, map_coordinates, minimum_filter
 
+from csstdask.numerics.robust import mad_scale
+
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
@@ -152,7 +154,7 @@ def _coarse_shift(reference: Image, image: Image, level: float) -> npt.NDArray[n
     surface = np.fft.irfft2(np.conj(spectra[0]) * spectra[1], s=reference.shape)
     reach = [min(_REACH, n // 4) for n in reference.shape]
     near = np.roll(surface, reach, axis=(0, 1))[: 2 * reach[0] + 1, : 2 * reach[1] + 1]
-    spread = 1.4826 * np.median(np.abs(near - np.median(near)))
+    spread = mad_scale(near)
     if near.max() - np.median(near) < _CERTAIN * spread:
         return np.zeros(2)
     at = np.unravel_index(np.argmax(near), near.shape)
@@ -177,7 +179,7 @@ def _fine_shift(reference: Image, image: Image, level: float) -> npt.NDArray[np.
         weighed = slopes * weight[use]
         shift = np.asarray(np.linalg.lstsq(weighed @ slopes.T, weighed @ difference[use], rcond=None)[0])
         left = (difference - shift[0] * along_y - shift[1] * along_x) * np.sqrt(weight)
-        use &= np.abs(left) < 4 * 1.4826 * np.median(np.abs(left[use]))
+        use &= np.abs(left) < 4 * mad_scale(left[use], center=0.0)
     return np.asarray(np.clip(shift, -1, 1), dtype=np.float64)
 
 
@@ -237,7 +239,7 @@ def combine(stack: Image, image: Image, error: Image, use: Mask, wanted: Mask, *
         design = basis[keep] * weight[keep, None]
         filters = np.linalg.lstsq(design.T @ design, design.T @ (target[keep] * weight[keep]), rcond=1e-9)[0]
         left = np.abs(target - basis @ filters) * weight
-        keep = left < 4 * 1.4826 * np.median(left[keep])
+        keep = left < 4 * mad_scale(left[keep], center=0.0)
     result = np.full(image.shape, np.nan, dtype=np.float32)
     y, x = np.nonzero(wanted & there)
     for first in range(0, len(y), _MOST_PIXELS):

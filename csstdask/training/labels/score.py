@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.arrays.background import estimate_background
+from csstdask.arrays.frame import poisson_variance
 from csstdask.core.errors import InputError
 from csstdask.store.campaign import Campaign
 from csstdask.store.campaign_truth import label_identity
@@ -68,7 +69,7 @@ def score_labels(path: Path) -> dict[str, LabelScore]:
             use = ~read_electrons(campaign, metadata).ignore
             clean = read_shard(path, "truth/sci", row, column) * electrons_per_data_unit(campaign, metadata)
             truth, labels = (read_shard(path, f"{name}/cr", row, column) for name in ("truth", "labels"))
-            visible = truth > _VISIBLE_SIGMA * np.sqrt(np.maximum(clean, 0) + np.float32(metadata.read_noise**2))
+            visible = truth > _VISIBLE_SIGMA * np.sqrt(poisson_variance(clean, float(metadata.read_noise)))
             mesh = estimate_background(clean)
             source = clean - mesh.background_at() > _SOURCE_SIGMA * mesh.noise_at()
             for name, among in (("all", use), ("inside sources", use & source)):

@@ -21,13 +21,12 @@ from csstdask.flux.sed_network import (
     SedNetwork,
 )
 from csstdask.flux.spectral_grids import REFERENCE_PIXELS, SED_WAVELENGTH
+from csstdask.numerics.probability import WITHIN_ONE_SIGMA
 from csstdask.training.sed.config import SedConfig
 from csstdask.training.sed.examples import noisy
 from csstdask.training.sed.mean import to_tensor
 
 log = logging.getLogger("csstdask")
-#: Share of the stars within this quantile of |residual| / sigma that the calibration aims at: one standard deviation.
-_ONE_SIGMA_SHARE = 0.6827
 #: Stars a node's factor is shrunk by towards the mean factor of its signal-to-noise ratio and wavelength.
 _SHRINKAGE_STARS = 200.0
 
@@ -103,10 +102,10 @@ def sigma_factors(z: np.ndarray, teff: np.ndarray, near: list[np.ndarray]) -> np
     node_of = _nearest_teff_node(teff)
     out = np.zeros((len(CALIBRATION_TEFF), len(near)))
     for k, pixels in enumerate(near):
-        everything = np.log(np.quantile(z[:, pixels], _ONE_SIGMA_SHARE))
+        everything = np.log(np.quantile(z[:, pixels], WITHIN_ONE_SIGMA))
         for t in range(len(out)):
             mine = z[node_of == t][:, pixels]
-            own = np.log(np.quantile(mine, _ONE_SIGMA_SHARE)) if len(mine) else everything
+            own = np.log(np.quantile(mine, WITHIN_ONE_SIGMA)) if len(mine) else everything
             share = len(mine) / (len(mine) + _SHRINKAGE_STARS)
             out[t, k] = share * own + (1 - share) * everything
     return out

@@ -17,6 +17,7 @@ import torch
 from csstdask.datasets.spectra import RealStars
 from csstdask.flux.real_star_correction import N_DEPEND, N_MODES, N_TERMS, RealStarCorrection
 from csstdask.flux.spectral_grids import REFERENCE_PIXELS, SED_WAVELENGTH
+from csstdask.numerics.robust import mad_scale
 
 Float = npt.NDArray[np.float64]
 
@@ -134,8 +135,7 @@ def robust_scatter(residual: Float) -> Float:
     out = np.full(residual.shape[1], np.nan)
     known = np.isfinite(residual).sum(axis=0) >= 4
     if known.any():
-        middle = np.nanmedian(residual[:, known], axis=0)
-        out[known] = 1.4826 * np.nanmedian(np.abs(residual[:, known] - middle), axis=0)
+        out[known] = mad_scale(residual[:, known], axis=0)
         out = _filled(out)
     return out
 
@@ -178,7 +178,7 @@ def scatter_of(residual: Float) -> tuple[Float, Float]:
     values = np.where(seen, residual, 0.0)
     spread = np.full(residual.shape[1], np.nan)
     known = seen.any(axis=0)
-    spread[known] = 1.4826 * np.nanmedian(np.abs(residual[:, known]), axis=0)
+    spread[known] = mad_scale(residual[:, known], axis=0, center=0.0)
     spread = _filled(spread)
     values = np.clip(values, -3 * spread, 3 * spread)
     count = np.maximum(seen.sum(axis=0), 1)

@@ -24,13 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from csstdask.nn.trainer import Learner, Schedule, train
+from csstdask.numerics.probability import WITHIN_ONE_SIGMA
 from csstdask.zeropoint.features import PriorArrays, PriorInputs, prior_arrays
 from csstdask.zeropoint.network import PriorNetwork, PriorOutput, PriorTensors
 
 log = logging.getLogger("csstdask")
 
-ONE_SIGMA = 0.6827
-"""Share of the exposures within one sigma that the calibration aims at."""
 _FEWEST = 100
 """Exposures with small errors of their own from which alone the calibration is measured, if there are so many."""
 _DEGRADED = (0.004, 0.06)
@@ -378,7 +377,7 @@ def _factor(size: npt.NDArray[Any], sigma: npt.NDArray[Any], noise: npt.NDArray[
     low, high = 0.3, 4.0
     for _ in range(40):
         middle = np.sqrt(low * high)
-        if (size <= np.hypot(middle * sigma, noise)).mean() < ONE_SIGMA:
+        if (size <= np.hypot(middle * sigma, noise)).mean() < WITHIN_ONE_SIGMA:
             low = middle
         else:
             high = middle
