@@ -115,7 +115,9 @@ def _of_neighbours(height: Any, sky: Any) -> float:
     use = sky[:, :-2] & sky[:, 1:-1] & sky[:, 2:]
     if use.sum() < _FEWEST:
         return float("nan")
-    single, first, second = (mad_scale(values[use]) for values in (middle, middle - left, left - 2 * middle + right))
+    single, first, second = (
+        float(mad_scale(values[use])) for values in (middle, middle - left, left - 2 * middle + right)
+    )
     if not single > 0 or not first > 0:
         return float("nan")
     found = 1 - first**2 / (2 * single**2)

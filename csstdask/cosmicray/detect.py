@@ -93,8 +93,8 @@ def detect(
         on hosts with integer dot products, three times; elsewhere it is emulated, slowly. Probabilities move by about a
         hundredth.
     mesh : Mesh, optional
-        Background of the frame [e-], if it has been measured (`csstdask.arrays.background.estimate_background`): not measured again
-        if its boxes are those of the model.
+        Background of the frame [e-] (`csstdask.arrays.background.estimate_background`); used if its boxes are those of
+        the model, else estimated.
 
     Returns
     -------

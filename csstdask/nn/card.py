@@ -1,128 +1,203 @@
-"""Model cards: what a method or network is called, where it comes from, and the settings it was judged with.
+"""Model cards: the name, origin, settings and measured quality of a network or a classical method.
 
-A card is a JSON file. A network's weights lie beside it as safetensors and the card holds their SHA-256; a
-classical method has a card like a network has. The threshold lives in the card, never apart from the weights
-it was chosen for.
+A card is a JSON file. The weights of a network lie next to it as safetensors, and the card holds their SHA-256; a
+classical method has a card without weights. The detection threshold is part of the card, because it is only valid for
+the weights for which it was chosen.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, ValidationError
+from pydantic.dataclasses import dataclass
 
 from csstdask.core.atomic_io import sha256_file, write_atomic
 from csstdask.core.errors import InputError
 
 WEIGHTS_SUFFIX = ".safetensors"
-#: What a network's card must say, by its task.
-_NEEDS = {
-    "cosmicray": {"calibration": {"scale", "offset"}, "normalisation": {"channels", "box"}},
-    "inpaint": {"calibration": {"sky", "source"}, "normalisation": {"size"}},
-    "psf": {"architecture": {"kind"}},
-    "sed": {"architecture": {"kind"}},
-    "zeropoint": {"architecture": {"kind"}},
+_WANTED = "a card that `csstdask train` wrote"
+
+
+def _iso_date(text: str) -> str:
+    date.fromisoformat(text)
+    return text
+
+
+class Validity(BaseModel):
+    """Content of a card's ``valid``: the data for which a model was made. An absent key sets no limit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    detectors: list[StrictInt] = Field(default_factory=list, description="detector ids")
+    since: Annotated[str, AfterValidator(_iso_date)] = Field("", alias="from", description="first date, ISO")
+    until: Annotated[str, AfterValidator(_iso_date)] = Field("", description="first date that is excluded, ISO")
+
+
+class _Part(BaseModel):
+    """Keys that a network needs in one part of its card; others are allowed."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class _DetectionCalibration(_Part):
+    scale: float
+    offset: float
+
+
+class _DetectionInputs(_Part):
+    channels: list[str]
+    box: int
+
+
+class _Detector(_Part):
+    threshold: float
+    calibration: _DetectionCalibration
+    normalisation: _DetectionInputs
+
+
+class _RepairCalibration(_Part):
+    sky: float
+    source: float
+
+
+class _RepairInputs(_Part):
+    size: int
+
+
+class _Repairer(_Part):
+    calibration: _RepairCalibration
+    normalisation: _RepairInputs
+
+
+class _Kind(_Part):
+    kind: str
+
+
+class _NetworkOfKind(_Part):
+    architecture: _Kind
+
+
+#: What the card of a network must hold, by its task.
+_REQUIRED: dict[str, type[_Part]] = {
+    "cosmicray": _Detector,
+    "inpaint": _Repairer,
+    "psf": _NetworkOfKind,
+    "sed": _NetworkOfKind,
+    "zeropoint": _NetworkOfKind,
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ModelCard:
-    """One model or method."""
+    """Description of one network or classical method."""
 
     name: str
     task: str
     version: str
     method: str
-    """In words, with its source."""
+    """What the method is, in words, with its source."""
     licence: str
     trained_on: str
     sha256: str
-    """Of a network's weights; of a classical method's card."""
+    """SHA-256 of a network's weights, or of a classical method's card."""
     threshold: float | None = None
-    """Probability from which a pixel counts as hit."""
+    """Probability from which a pixel counts as hit by a cosmic ray."""
     parameters: dict[str, Any] = field(default_factory=dict)
-    """Of a classical method."""
+    """Parameters of a classical method."""
     architecture: dict[str, Any] = field(default_factory=dict)
-    """Of a network: the arguments of its class."""
+    """Arguments of a network's class."""
     normalisation: dict[str, Any] = field(default_factory=dict)
-    """How a network's input channels are made."""
-    calibration: dict[str, float] = field(default_factory=dict)
-    """Of detection: ``scale`` and ``offset`` that turn a network's output into the logit of the probability that a
-    pixel holds more charge than ``hit_above`` (1 e- where a card does not say), ``int8_offset``, added to the output in
-    eight bits, whose rounding shifts it, and ``prior`` with ``density``, for other densities of cosmic rays. Of repair:
-    what the variance is multiplied with, on ``sky`` and on a ``source``, and the ``correlation`` of what
-    repaired pixels of a source are wrong by, beyond their own noise, 0 where a card does not say."""
+    """How the input channels of a network are made."""
+    calibration: dict[str, Any] = field(default_factory=dict)
+    """Numbers that were fitted after the training.
+
+    *Detection*: ``scale`` and ``offset`` turn the output of a network into the logit of the probability that a pixel
+    holds more charge than ``hit_above`` (1 e- by default); ``int8_offset`` corrects the shift by rounding to eight
+    bits; ``prior`` and ``density`` rescale probabilities to another density of cosmic rays.
+
+    *Repair*: factors on the variance, on the ``sky`` and on a ``source``, and the ``correlation`` between the errors of
+    the repaired pixels of a source, beyond their own noise (0 by default).
+    """
     ranges: dict[str, list[float]] = field(default_factory=dict)
-    """How far the outputs of a network's layers go, [lowest, highest], for inference in eight bits."""
+    """[lowest, highest] output of each layer, for inference in eight bits."""
     metrics: dict[str, Any] = field(default_factory=dict)
     valid: dict[str, Any] = field(default_factory=dict)
-    """For which data it was made: ``detectors`` (ids), ``from`` and ``until`` (ISO dates, the last exclusive); what
-    is absent is open."""
+    """Data for which the model was made: ``detectors`` (ids), ``from`` and ``until`` (ISO dates, the last exclusive).
+    An absent key sets no limit."""
     expects: dict[str, Any] = field(default_factory=dict)
-    """What it saw in training, for `csstdask.metrics.drift`: ``rate`` ([lowest, highest] events/cm^2/s),
-    ``log_charge`` and ``log_length`` (quantiles at evenly spaced shares, from 0 to 1, of log10 of e- and pixels)."""
+    """Statistics of the training data, for `csstdask.metrics.drift`: ``rate`` ([lowest, highest] events/cm^2/s),
+    ``log_charge`` and ``log_length`` (quantiles at evenly spaced probabilities from 0 to 1, of log10 of e- and
+    pixels)."""
     weights: Path | None = None
-    """Where a network's weights lie."""
+    """File with the weights of a network."""
 
     def summary(self) -> dict[str, Any]:
-        """Return what ``csstdask models`` tells of it."""
+        """Return the fields that ``csstdask models`` lists."""
         keys = ("name", "task", "version", "sha256", "licence", "trained_on", "metrics")
         return {key: getattr(self, key) for key in keys}
 
     @property
     def identity(self) -> str:
-        """Return the SHA-256 of all that decides a result: metrics and texts may be corrected, numbers may not."""
+        """Return the SHA-256 of the numbers and weights that decide a result; metrics and texts do not count."""
         keys = ("name", "parameters", "architecture", "normalisation", "calibration", "ranges")
         decisive = {key: getattr(self, key) for key in keys} | {"weights": self.sha256 if self.weights else None}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def read_card(path: Path) -> ModelCard:
-    """Read a model card; a network's weights are looked for beside it, and not opened.
+    """Read a model card; weights are looked for next to it, and not opened.
 
     Raises
     ------
     InputError
-        If it is no card, or the weights it speaks of are not there.
+        If the file is not a card, lacks a key that its task needs, or its weights are absent.
     """
-    wanted = "a card that `csstdask train` wrote"
     try:
         raw = path.read_bytes()
         fields = {"sha256": hashlib.sha256(raw).hexdigest(), **json.loads(raw)}
         card = ModelCard(**fields)
-        _check_valid(card.valid)
+        Validity(**card.valid)
+    except ValidationError as error:
+        raise InputError(path, f"no readable model card ({_describe(error)})", _WANTED) from None
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(path, f"no readable model card ({error})", wanted) from None
+        raise InputError(path, f"no readable model card ({error})", _WANTED) from None
     if not card.architecture:
         return card
-    needs = _NEEDS.get(card.task, {})
-    absent = {key for part, keys in needs.items() for key in keys - set(getattr(card, part))}
-    if card.task == "cosmicray" and card.threshold is None:
-        absent |= {"a threshold"}
-    if absent:
-        raise InputError(path, f"a card without {', '.join(sorted(absent))}", wanted)
+    _check_network(path, card)
     weights = path.with_suffix(WEIGHTS_SUFFIX)
     if not weights.is_file():
         raise InputError(weights, "no such file", f"the weights of {path.name}")
     return ModelCard(**fields | {"weights": weights})
 
 
-def _check_valid(valid: dict[str, Any]) -> None:
-    """Raise ValueError unless a card's `valid` can be understood."""
-    if unknown := set(valid) - {"detectors", "from", "until"}:
-        raise ValueError(f"valid: found {', '.join(sorted(unknown))}; wanted detectors, from, until")
-    if not all(isinstance(detector, int) for detector in valid.get("detectors", [])):
-        raise ValueError(f"valid: found detectors {valid['detectors']}; wanted ids")
-    for key in ("from", "until"):
-        if key in valid:
-            date.fromisoformat(valid[key])
+def _check_network(path: Path, card: ModelCard) -> None:
+    """Raise InputError if the card of a network lacks what its task needs."""
+    if card.task not in _REQUIRED:
+        return
+    parts = ("threshold", "architecture", "calibration", "normalisation")
+    try:
+        _REQUIRED[card.task](**{part: getattr(card, part) for part in parts})
+    except ValidationError as error:
+        absent = [item for item in error.errors() if item["type"] == "missing" or item["input"] is None]
+        if not absent:
+            raise InputError(path, f"a card with {_describe(error)}", _WANTED) from None
+        names = sorted("a threshold" if item["loc"] == ("threshold",) else str(item["loc"][-1]) for item in absent)
+        raise InputError(path, f"a card without {', '.join(names)}", _WANTED) from None
+
+
+def _describe(error: ValidationError) -> str:
+    """Return the keys that are wrong, each with the reason, in one line."""
+    return "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors())
 
 
 def write_card(path: Path, card: ModelCard) -> None:
-    """Write a network's card."""
+    """Write the card of a network."""
     keys = (
         "name", "task", "version", "method", "licence", "trained_on", "sha256", "threshold", "architecture",
         "normalisation", "calibration", "ranges", "metrics", "valid", "expects",
@@ -131,23 +206,24 @@ def write_card(path: Path, card: ModelCard) -> None:
     write_atomic(path, f"{text}\n".encode())
 
 
-def _is_whole(copy: Path, card: ModelCard) -> bool:
-    """Tell whether a copy of a model is there, and is that model."""
+def copy_model(card: ModelCard, path: Path, folder: Path) -> Path:
+    """Copy a card and its weights into a folder, under the identity of the model; return the path of the new card.
+
+    The weights are written before the card, so that a card in the folder always has its weights. A damaged copy is
+    replaced.
+    """
+    copy = folder / f"{card.name}-{card.identity[:16]}.json"
+    if copy.resolve() != path.resolve() and not _is_intact(copy, card):
+        if card.weights is not None:
+            write_atomic(copy.with_suffix(WEIGHTS_SUFFIX), card.weights.read_bytes())
+        write_atomic(copy, path.read_bytes())
+    return copy
+
+
+def _is_intact(copy: Path, card: ModelCard) -> bool:
+    """Return whether a copy of a model exists and holds that model."""
     try:
         same = read_card(copy).identity == card.identity
         return same and (card.weights is None or sha256_file(copy.with_suffix(WEIGHTS_SUFFIX)) == card.sha256)
     except InputError:
         return False
-
-
-def copy_model(card: ModelCard, path: Path, folder: Path) -> Path:
-    """Copy a card and its weights into a folder, under the identity of the model; return the copy's card.
-
-    Weights first, then the card: a card that is there has its weights. A copy that is damaged is made again.
-    """
-    copy = folder / f"{card.name}-{card.identity[:16]}.json"
-    if copy.resolve() != path.resolve() and not _is_whole(copy, card):
-        if card.weights is not None:
-            write_atomic(copy.with_suffix(WEIGHTS_SUFFIX), card.weights.read_bytes())
-        write_atomic(copy, path.read_bytes())
-    return copy

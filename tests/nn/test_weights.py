@@ -70,6 +70,23 @@ def test_a_network_needs_its_numbers(card, tmp_path, part, reason):
         read_card(tmp_path / "small.json")
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"calibration": {"scale": "steep", "offset": 0.0}}, r"calibration\.scale"),
+        ({"threshold": "high"}, "threshold"),
+        ({"valid": {"detectors": ["7"]}}, r"detectors\.0"),
+        ({"valid": {"until": "tomorrow"}}, "until"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key(card, tmp_path, change, reason):
+    fields = json.loads((tmp_path / "small.json").read_text())
+    (tmp_path / "small.json").write_text(json.dumps(fields | change))
+    with pytest.raises(InputError, match=rf"small\.json: .*{reason}.*wanted a card that `csstdask train` wrote"):
+        read_card(tmp_path / "small.json")
+
+
 def test_a_copy_is_named_by_its_identity(card, tmp_path):
     copy = copy_model(card, tmp_path / "small.json", tmp_path / "kept")
     assert read_card(copy).identity == card.identity
