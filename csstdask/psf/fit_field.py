@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import maximum_filter
 
+from csstdask.numerics.linear import solve_with_ridge
 from csstdask.psf.basis import PsfBasis
 from csstdask.psf.noise import expected_variance
 from csstdask.psf.phase_retrieval import PhaseRetrieval
@@ -50,8 +51,6 @@ _FURTHEST, _FIRST_SHARE, _SHARE, _NEAR = 5.0, 1.0, 0.01, 3
 _CORE = 0.2
 #: Stars with so much more scatter than noise, or such a share of pixels of others, take no part in the field.
 _WORST, _MOST = 3.0, 0.1
-#: Of what is solved for, beside what stars say of it.
-_RIDGE = 1e-12
 #: Rows and columns along the edge of what is fitted, for a first sky.
 _RIM = 3
 #: A place moves by so much in a round at most [pixel].
@@ -341,7 +340,7 @@ class _Fit:
         design = np.stack([plain, np.ones_like(plain)], axis=1).reshape(n, 2, self.size**2).astype(float)
         weighted = design * self.weight.reshape(n, 1, self.size**2)
         right = weighted @ self.stars.pixels.reshape(n, self.size**2, 1)
-        flux, sky = _solve(weighted @ design.transpose(0, 2, 1), right)[..., 0].T
+        flux, sky = solve_with_ridge(weighted @ design.transpose(0, 2, 1), right)[..., 0].T
         return replace(self.state, flux=flux, sky=sky)
 
     def _linearise(self) -> None:
@@ -379,7 +378,7 @@ class _Fit:
         own_own += np.diag([0.0, 0.0, known, known])
         own_left[:, 2, 0] -= (x - stars.x[some]) * known
         own_left[:, 3, 0] -= (y - stars.y[some]) * known
-        following, moved = _solve(own_own, own_free), _solve(own_own, own_left)
+        following, moved = solve_with_ridge(own_own, own_free), solve_with_ridge(own_own, own_left)
         of_free = own_free.transpose(0, 2, 1)
         return free_free - of_free @ following, (free_left - of_free @ moved)[..., 0], following, moved[..., 0]
 
@@ -413,10 +412,3 @@ def _median(values: Pixels | Float, which: Mask) -> Float:
     n, rows, columns = values.shape
     found = np.ma.median(np.ma.masked_array(values, ~which).reshape(n, rows * columns), axis=1)
     return np.asarray(np.ma.filled(found, 0), dtype=np.float64)
-
-
-def _solve(matrix: Float, right: Float) -> Float:
-    """Solve small systems (n, a, a), each unknown of a scale of its own, some of them known nothing about."""
-    scale = 1 / np.sqrt(np.maximum(np.einsum("naa->na", matrix), 1e-30))
-    scaled = matrix * scale[:, :, None] * scale[:, None, :] + _RIDGE * np.eye(matrix.shape[-1])
-    return np.asarray(scale[:, :, None] * np.linalg.solve(scaled, scale[:, :, None] * right))

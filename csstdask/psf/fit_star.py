@@ -17,6 +17,7 @@ import numpy.typing as npt
 from scipy.ndimage import maximum_filter
 
 from csstdask.arrays.psf_grid import node_positions
+from csstdask.numerics.linear import invert_with_ridge
 from csstdask.psf.field import PsfField
 from csstdask.psf.noise import expected_variance
 from csstdask.psf.pixels import Renderer, render_with_slopes, subpixel_offset, to_render_layout
@@ -47,8 +48,6 @@ _PHASES = 32
 _MOST_VIEWS = 2048
 #: Radius of the pixels whose chi^2 decides whether a source is a star [pixel].
 _WITHIN = 5.0
-#: Relative ridge of the linear systems.
-_RIDGE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -281,7 +280,7 @@ def _fit(
         away = np.zeros((n, r + 4))
         away[:, :r], away[:, r + 2], away[:, r + 3] = state.amounts, state.x - at_x, state.y - at_y
         right = (weighted @ residual.reshape(n, -1, 1))[..., 0] - np.einsum("nab,nb->na", prior, away)
-        covariance = _inverse(normal)
+        covariance = invert_with_ridge(normal)
         state.move(np.einsum("nab,nb->na", covariance, right))
     image = view.image(state, exact=True)
     design = view.design(state, image)
@@ -294,13 +293,6 @@ def _fit(
     with np.errstate(over="ignore"):  # of a star without a pixel
         stored_variance = light_variance.astype(np.float32)
     return whole, stored_variance, state.flux, state.sky, state.x - at_x, state.y - at_y, chi2, degrees
-
-
-def _inverse(matrix: Float) -> Float:
-    """Return inverses (n, a, a) of matrices whose unknowns have different scales, some without any constraint."""
-    scale = 1 / np.sqrt(np.maximum(np.einsum("naa->na", matrix), 1e-30))
-    scaled = matrix * scale[:, :, None] * scale[:, None, :] + _RIDGE * np.eye(matrix.shape[-1])
-    return np.asarray(scale[:, :, None] * np.linalg.inv(scaled) * scale[:, None, :])
 
 
 def _first_flux(plain: Pixels, pixels: Pixels, known: Mask) -> Float:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from csstdask.numerics.linear import invert_symmetric, smallest_eigenvalue
+from csstdask.numerics.linear import invert_symmetric, invert_with_ridge, smallest_eigenvalue, solve_with_ridge
 
 
 def test_inverses_do_not_depend_on_units():
@@ -20,3 +20,17 @@ def test_inverses_do_not_depend_on_units():
 def test_the_smallest_eigenvalue_shows_what_is_singular():
     assert abs(smallest_eigenvalue(np.diag([1e-9, 7.0])) - 1) < 1e-12
     assert abs(smallest_eigenvalue(np.ones((3, 3)))) < 1e-12
+
+
+def test_a_ridge_solves_around_an_unconstrained_unknown(rng):
+    """Whatever the units, constrained unknowns are those of the system without the other, which becomes 0."""
+    root = rng.normal(size=(4, 3, 3)) * [1e6, 1.0, 1e-6]
+    matrix, right = np.zeros((4, 4, 4)), np.zeros((4, 4, 1))
+    matrix[:, :3, :3], right[:, :3] = root.transpose(0, 2, 1) @ root, rng.normal(size=(4, 3, 1))
+    solved = solve_with_ridge(matrix, right)
+    expected = np.stack([invert_symmetric(one) for one in matrix[:, :3, :3]]) @ right[:, :3]
+    np.testing.assert_allclose(solved[:, :3], expected, rtol=1e-6)
+    assert (solved[:, 3] == 0).all()
+    inverse = invert_with_ridge(matrix)
+    np.testing.assert_allclose(inverse @ right, solved, rtol=1e-6, atol=1e-12)
+    assert (inverse[:, 3, 3] > 1e30).all()
