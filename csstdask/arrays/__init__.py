@@ -1,1 +1,1 @@
-"""Kernels on one frame: NumPy or CuPy arrays in, the same kind out."""
+"""Kernels on single frames and stamps, for NumPy and CuPy arrays."""

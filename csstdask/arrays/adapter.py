@@ -1,7 +1,7 @@
-"""The arguments of `detect`, `inpaint`, `clean` and `reconstruct`: one way in for every kind of array.
+"""Conversion of the array arguments of the public functions (`detect`, `inpaint`, `clean`, `reconstruct`).
 
-`adapt` takes the caller's data, errors and mask apart (`csstdask.arrays.containers`), joins all masks, converts units,
-and returns plain arrays for the kernels, with the way back to the caller's kind (`csstdask.arrays.namespace`).
+`adapt` unpacks the caller's data, errors and mask (`csstdask.arrays.containers`), joins all masks, converts units and
+returns plain arrays for the kernels, with the conversion back to the caller's library (`csstdask.arrays.namespace`).
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ ELECTRON = "electron"
 
 @dataclass(frozen=True)
 class InputArrays:
-    """What a caller has given, as kernels take it: NumPy, or CuPy where the data is on a GPU."""
+    """A caller's arrays as the kernels need them: NumPy, or CuPy if the data are on a GPU."""
 
     adapter: ArrayAdapter
-    """The way back to the caller's kind of array."""
+    """Conversion back to the caller's library."""
     data: Any
-    """Native floats, C-ordered. It may share memory with the caller's array: never write to it."""
+    """Native floats, C-ordered. Never write to it: it may share memory with the caller's array."""
     error: Any
     """float32, 1 sigma in the unit of `data`; None if unknown."""
     ignore: Any
-    """A new bool array: masked by any of the arguments, or not finite."""
+    """A new bool array: pixels that any argument masks, or that are not finite."""
 
 
 def adapt(data: Any, error: Any = None, mask: Any = None, *, stamps: bool = False) -> InputArrays:
-    """Take a caller's arrays.
+    """Convert a caller's arrays to those of the kernels.
 
     Parameters
     ----------
     data : array-like (y, x), or (n, y, x) for stamps
-        Plain arrays, and frames without a unit, are in electrons; other units are converted where a factor does it.
-        Stamps may have any unit.
+        Frames without a unit are in electrons; other units are converted if a factor suffices. Stamps may have any
+        unit.
     error : array-like, optional
-        1 sigma, in the unit of `data` or one that converts to it; or an astropy uncertainty. By default the
-        uncertainty of `data`, if it has one. Elements masked in it are ignored.
+        1 sigma, in the unit of `data` or a convertible one, or an astropy uncertainty. By default the uncertainty of
+        `data`, if it has one. Its masked elements are ignored.
     mask : array-like, optional
-        True = ignore: booleans, or integers 0 and 1. It is joined to the masks of `data` and `error`.
+        True = ignore: booleans, or integers 0 and 1. Joined with the masks of `data` and `error`.
     stamps : bool
         Whether `data` are stamps.
 
     Raises
     ------
     ValueError
-        If shapes differ, `data` has another number of dimensions or holds no real numbers, or `mask` holds anything
-        else than booleans.
+        If shapes differ, `data` has a wrong number of dimensions or holds no real numbers, or `mask` does not hold
+        booleans.
     TypeError
-        If a unit does not convert, or a container carries something that would be lost.
+        If a unit cannot be converted, or a container carries something that would be lost.
     """
     name = "stamps" if stamps else "data"
     content = read_container(data, name)
@@ -79,12 +79,12 @@ def adapt(data: Any, error: Any = None, mask: Any = None, *, stamps: bool = Fals
 
 
 def convert_mask(adapter: ArrayAdapter, mask: Any, shape: tuple[int, ...], name: str = "mask") -> Any:
-    """Return a mask as bool: booleans, or integers 0 and 1. Elements that are masked themselves count as True.
+    """Return a mask, given as booleans or integers 0 and 1, as bool; its own masked elements count as True.
 
     Raises
     ------
     ValueError
-        If it has another shape, or holds anything else, such as probabilities or flags.
+        If it has another shape, or holds other values, such as probabilities or flags.
     TypeError
         If it has a unit.
     """
@@ -110,16 +110,16 @@ def convert_column(values: Any, name: str, unit: str | None = None) -> npt.NDArr
     Parameters
     ----------
     values : array-like (n,)
-        Perhaps with a unit or a mask.
+        Numbers, with or without a unit or a mask.
     name : str
-        Of the argument, for messages.
+        Name of the argument, for error messages.
     unit : str, optional
-        Which is wanted, and which plain arrays are in. None: any unit is dropped.
+        Unit to convert to; plain arrays are assumed to be in it. None: any unit is dropped.
 
     Raises
     ------
     TypeError
-        If its unit does not convert.
+        If its unit cannot be converted.
     """
     content = read_container(values, name)
     if unit is not None:
@@ -143,7 +143,7 @@ def namespace_of_adapter(adapter: ArrayAdapter) -> Any:
 def _take_error(
     adapter: ArrayAdapter, error: Any, shape: tuple[int, ...], data: ContainerContent, *, stamps: bool
 ) -> tuple[Any, Any]:
-    """Return errors as float32, and where they are masked (None: nowhere)."""
+    """Return errors as float32, and their mask, if any."""
     content = read_container(error, "error")
     dtype = str(getattr(content.values, "dtype", ""))
     if dtype.endswith("bool"):

@@ -1,15 +1,13 @@
-"""Background and noise of a frame on a mesh of boxes, and their interpolation to pixels.
+"""Background and noise of a frame on a mesh of boxes, and the sky of stamps.
 
-In each box the pixels are clipped about their median until nothing changes; the background is SExtractor's
-mode estimate, ``2.5 median - 1.5 mean`` where the two agree and the median where they do not (Bertin &
-Arnouts 1996, A&A Suppl. 117, 393), the noise is the clipped standard deviation, corrected for what clipping
-a Gaussian takes from it, and no less than that of rounding (`csstdask.arrays.quantisation`). A 3 x 3 median over the
-mesh removes boxes that a bright source has filled.
-`csstdask.arrays.mesh` interpolates both to pixels.
+The pixels of each box are clipped at 3 sigma about their median until nothing changes. The background is the mode
+estimate of SExtractor, ``2.5 median - 1.5 mean``, or the median where median and mean disagree (Bertin & Arnouts 1996,
+A&A Suppl. 117, 393). The noise is the clipped standard deviation, corrected for the clipping of a Gaussian, and at
+least that of rounding (`csstdask.arrays.quantisation`). A 3 x 3 median over the mesh removes boxes that a bright source
+fills. `csstdask.arrays.mesh` interpolates both to pixels.
 
-*When to use it*: for sky that varies on scales of a box or more. On the host a box is put into a histogram as wide
-as its sky, finer than a thousandth of its noise, and clipped there: two passes over the pixels. On a GPU it is
-sorted.
+The method suits a sky that varies on scales of a box or more. On the host, boxes are clipped in a histogram whose bins
+are finer than a thousandth of the noise, in two passes over the pixels; on a GPU they are sorted.
 """
 
 from __future__ import annotations
@@ -26,18 +24,24 @@ from csstdask.arrays.namespace import namespace_of
 from csstdask.arrays.quantisation import ROUNDING_SIGMA, quantisation_step
 from csstdask.numerics.robust import mad_scale, nan_median
 
+#: Clipping limit about the median [standard deviation].
 CLIP_SIGMA = 3.0
+#: Largest number of clipping iterations.
 _ITERATIONS = 8
-#: Standard deviation of a unit Gaussian cut at +-3 sigma.
+#: Standard deviation of a unit Gaussian clipped at +-3 sigma.
 _CLIPPED_SIGMA = 0.98658
-#: Bins of a box's histogram, its half width [spreads of a sample], and how many pixels that sample has.
-_HISTOGRAM, _REACH, _SAMPLE = 8192, 8.0, 512
-#: A spread of fewer bins is not well measured by them.
-_LEAST_BINS = 100
-#: Rounding explains that a box has no noise if its own is at least such a share of the usual box's.
-_LEAST_ROUNDING = 0.1
-#: A box with fewer good pixels than this share of its area says nothing.
-_LEAST_SHARE = 0.05
+#: Number of bins of the histogram of a box.
+_BINS = 8192
+#: Half width of the histogram [standard deviation of the sample].
+_HALF_WIDTH = 8.0
+#: Pixels of the sample that sets the range of the histogram.
+_SAMPLE = 512
+#: Standard deviation below which the bins are too coarse [bin].
+_MIN_SIGMA_BINS = 100
+#: Rounding explains a box without noise if the noise of rounding is at least this fraction of the typical noise.
+_MIN_ROUNDING_FRACTION = 0.1
+#: Smallest fraction of good pixels of a box that is used.
+_MIN_GOOD_FRACTION = 0.05
 
 
 def _edges(length: int, boxes: int) -> list[int]:
@@ -45,16 +49,16 @@ def _edges(length: int, boxes: int) -> list[int]:
 
 
 def estimate_background(data: Any, mask: Any = None, *, box: int = 128) -> Mesh:
-    """Measure background and noise on a mesh.
+    """Estimate background and noise on a mesh of boxes.
 
     Parameters
     ----------
     data : array (y, x)
-        Any units. Non-finite pixels take no part.
+        Frame, in any unit; pixels that are not finite are ignored.
     mask : bool array (y, x), optional
-        True = takes no part.
+        True = ignore.
     box : int
-        Wanted size of a box [pixel].
+        Approximate size of a box [pixel].
 
     Returns
     -------
@@ -66,7 +70,7 @@ def estimate_background(data: Any, mask: Any = None, *, box: int = 128) -> Mesh:
     level = xp.full((rows, columns), np.nan, dtype=np.float32)
     sigma = xp.full((rows, columns), np.nan, dtype=np.float32)
     y_edges, x_edges = _edges(shape[0], rows), _edges(shape[1], columns)
-    clipped = _clipped_in_histogram if xp is np else _clipped_in_order
+    clipped = _clip_histogram if xp is np else _clip_sorted
     for row in range(rows):
         for column in range(columns):
             window = (slice(y_edges[row], y_edges[row + 1]), slice(x_edges[column], x_edges[column + 1]))
@@ -76,28 +80,28 @@ def estimate_background(data: Any, mask: Any = None, *, box: int = 128) -> Mesh:
                 good &= ~mask[window]
             values = values[good]
             area = good.size
-            if values.size >= max(5, _LEAST_SHARE * area):
+            if values.size >= max(5, _MIN_GOOD_FRACTION * area):
                 median, mean, spread = clipped(xp, values)
                 mode = 2.5 * median - 1.5 * mean if abs(mean - median) < 0.3 * spread else median
                 level[row, column], sigma[row, column] = mode, spread / _CLIPPED_SIGMA
     floor = np.float32(ROUNDING_SIGMA * quantisation_step(data, mask))
     sigma = _with_floor(xp, sigma, floor)
-    return Mesh(_settle(xp, level, _continued), _settle(xp, sigma, _held), shape)
+    return Mesh(_fill_and_smooth(xp, level, _pad_with_slope), _fill_and_smooth(xp, sigma, _pad_with_edge), shape)
 
 
 def _with_floor(xp: Any, sigma: Any, floor: np.float32) -> Any:
-    """Return the noise of boxes, no less than that of rounding; NaN where a box shows none that rounding explains."""
+    """Return the noise of boxes, at least that of rounding; NaN where rounding cannot explain that it is 0."""
     measured = sigma[sigma > 0]
     usual = float(xp.median(measured)) if measured.size else 0.0
     silent = sigma == 0
-    if usual and floor < _LEAST_ROUNDING * usual:
-        # Such a box holds padding or a constant: its noise is unknown, and must not spread to neighbours.
+    if usual and floor < _MIN_ROUNDING_FRACTION * usual:
+        # Such a box holds padding or a constant: its noise is unknown and must not spread to neighbours.
         return xp.where(silent, np.nan, sigma)
     return xp.where(silent, floor, xp.maximum(sigma, floor))  # NaN stay NaN
 
 
-def _clipped_in_order(xp: Any, values: Any) -> tuple[Any, Any, Any]:
-    """Return median, mean and standard deviation of pixels after clipping about their median; from a sort."""
+def _clip_sorted(xp: Any, values: Any) -> tuple[Any, Any, Any]:
+    """Return median, mean and standard deviation after clipping about the median, by sorting."""
     ordered = xp.sort(values.astype(np.float64))
     low, high = 0, int(ordered.size)
     for _ in range(_ITERATIONS):
@@ -119,38 +123,38 @@ def _clipped_in_order(xp: Any, values: Any) -> tuple[Any, Any, Any]:
     return 0.5 * (kept[(kept.size - 1) // 2] + kept[kept.size // 2]), kept.mean(), kept.std()
 
 
-def _clipped_in_histogram(xp: Any, values: Any) -> tuple[float, float, float]:
-    """Return the same from a histogram, where there are enough pixels for one."""
-    # An odd stride: one that divides a row would see the same few columns again and again.
+def _clip_histogram(xp: Any, values: Any) -> tuple[float, float, float]:
+    """Return median, mean and standard deviation after clipping, from a histogram if there are enough pixels."""
+    # An odd stride: one that divides a row would always sample the same columns.
     sample = np.sort(values[:: max(1, values.size // _SAMPLE) | 1].astype(np.float64))
     low, middle, high = (float(sample[int(share * (sample.size - 1))]) for share in (0.16, 0.5, 0.84))
     width = max(middle - low, high - middle)
     if values.size < 4 * _SAMPLE or width == 0:
-        median, mean, spread = _clipped_in_order(xp, values)
+        median, mean, spread = _clip_sorted(xp, values)
         return float(median), float(mean), float(spread)
-    # Pixels beyond the histogram would be clipped sooner or later: the first spread is that of what lies within.
-    bin_width = 2 * _REACH * width / _HISTOGRAM
-    median, mean, spread = _clip_bins(values, middle - _REACH * width, bin_width)
-    if spread < _LEAST_BINS * bin_width:  # most of the box is a source: the sky is a few bins of it
-        median, mean, spread = (float(value) for value in _clipped_in_order(xp, values))
+    # Pixels outside the histogram would be clipped anyway, so they are left out from the start.
+    bin_width = 2 * _HALF_WIDTH * width / _BINS
+    median, mean, spread = _clip_bins(values, middle - _HALF_WIDTH * width, bin_width)
+    if spread < _MIN_SIGMA_BINS * bin_width:  # most of the box is a source, and the sky is a few bins
+        median, mean, spread = (float(value) for value in _clip_sorted(xp, values))
     return median, mean, spread
 
 
 @numba.njit(nogil=True, cache=True)
 def _clip_bins(values: npt.NDArray[Any], start: float, width: float) -> tuple[float, float, float]:
-    """Clip about the median, bins whole; a bin's pixels count with their own mean."""
-    count = np.zeros(_HISTOGRAM)
-    total = np.zeros(_HISTOGRAM)
-    square = np.zeros(_HISTOGRAM)
+    """Clip a histogram about its median, in whole bins; each bin is represented by the mean of its pixels."""
+    count = np.zeros(_BINS)
+    total = np.zeros(_BINS)
+    square = np.zeros(_BINS)
     for value in values:
-        place = (value - start) / width
-        if 0 <= place < _HISTOGRAM:
-            bin_ = int(place)
+        position = (value - start) / width
+        if 0 <= position < _BINS:
+            bin_ = int(position)
             above = value - start
             count[bin_] += 1
             total[bin_] += above
             square[bin_] += above * above
-    low, high = 0, _HISTOGRAM
+    low, high = 0, _BINS
     median = mean = spread = 0.0
     for _ in range(_ITERATIONS + 1):
         n, first, second = count[low:high].sum(), total[low:high].sum(), square[low:high].sum()
@@ -169,7 +173,7 @@ def _clip_bins(values: npt.NDArray[Any], start: float, width: float) -> tuple[fl
     return median + start, mean + start, spread
 
 
-def _settle(xp: Any, mesh: Any, pad: Callable[[Any, Any], Any]) -> Any:
+def _fill_and_smooth(xp: Any, mesh: Any, pad: Callable[[Any, Any], Any]) -> Any:
     """Fill empty boxes from their neighbours, and take the 3 x 3 median over the mesh."""
     if not bool(xp.isfinite(mesh).any()):
         return mesh
@@ -179,13 +183,13 @@ def _settle(xp: Any, mesh: Any, pad: Callable[[Any, Any], Any]) -> Any:
     return _median_of_nine(xp, pad(xp, mesh)).astype(np.float32)
 
 
-def _held(xp: Any, mesh: Any) -> Any:
-    """Pad a mesh by one box on each side with its own edge."""
+def _pad_with_edge(xp: Any, mesh: Any) -> Any:
+    """Pad a mesh by one box on each side with the edge values."""
     return xp.pad(mesh, 1, mode="edge")
 
 
-def _continued(xp: Any, mesh: Any) -> Any:
-    """Pad a mesh by one box on each side, going on as it came: a slope is no surprise at the edge."""
+def _pad_with_slope(xp: Any, mesh: Any) -> Any:
+    """Pad a mesh by one box on each side by linear extrapolation, so that a gradient keeps its slope at the edge."""
     for axis in (0, 1):
         widths = [(1, 1) if axis == other else (0, 0) for other in (0, 1)]
         if mesh.shape[axis] > 1:
@@ -196,7 +200,7 @@ def _continued(xp: Any, mesh: Any) -> Any:
 
 
 def _nanmedian(xp: Any, stack: Any) -> Any:
-    """Return the median over the first axis without NaN; NaN, silently, where all are."""
+    """Return the median over the first axis, ignoring NaN; NaN without a warning where all are NaN."""
     ordered = xp.sort(stack, axis=0)  # NaN go last
     count = xp.isfinite(stack).sum(axis=0)
     lower = xp.take_along_axis(ordered, xp.maximum((count - 1) // 2, 0)[None], axis=0)[0]
@@ -205,7 +209,7 @@ def _nanmedian(xp: Any, stack: Any) -> Any:
 
 
 def _median_of_nine(xp: Any, padded: Any) -> Any:
-    """Return the median of each box and its eight neighbours, of a mesh padded by one."""
+    """Return the median of each box and its eight neighbours, for a mesh padded by one box."""
     rows, columns = padded.shape[0] - 2, padded.shape[1] - 2
     return _nanmedian(xp, xp.stack([padded[dy : dy + rows, dx : dx + columns] for dy in range(3) for dx in range(3)]))
 

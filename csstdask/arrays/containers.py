@@ -1,7 +1,7 @@
-"""What a caller's array container carries besides numbers: a mask, a unit, an uncertainty.
+"""Masks, units and uncertainties of array containers.
 
-NumPy would drop all three when it makes a plain array of a masked array, an astropy ``Quantity``, ``CCDData`` or an
-xarray ``DataArray``. `read_container` takes them apart instead. Containers are recognised by the module and name of
+NumPy drops all three when it converts a masked array, an astropy ``Quantity``, ``CCDData`` or an xarray ``DataArray``
+to a plain array. `read_container` returns them instead. Containers are recognised by the module and name of
 their class, so neither astropy's ``nddata`` nor xarray is imported unless the caller has done so.
 
 =============================================  =====================================================================
@@ -28,7 +28,7 @@ import numpy as np
 
 from csstdask.arrays.namespace import kind_of
 
-#: Conversion of a stated unit to the wanted one, if it is not a matter of a factor: what to do instead.
+#: What to do about a unit that no factor converts.
 _CURES = {
     "adu": "multiply by the gain in electron / adu",
     "ct": "multiply by the gain in electron / ct",
@@ -38,7 +38,7 @@ _CURES = {
 
 @dataclass(frozen=True)
 class ContainerContent:
-    """An array taken apart."""
+    """Values, mask, uncertainty and unit of a container."""
 
     values: Any
     """The plain array: NumPy, CuPy or torch."""
@@ -50,12 +50,12 @@ class ContainerContent:
     """An astropy unit, or None if the container states none."""
 
     def to(self, unit: str | Any, name: str) -> ContainerContent:
-        """Return the content in a unit; without a unit it is taken to be in that one.
+        """Return the content in a unit; content without a unit is assumed to be in that unit.
 
         Raises
         ------
         TypeError
-            If the units differ by more than a factor.
+            If no factor converts the unit.
         """
         if self.unit is None:
             return self
@@ -67,19 +67,19 @@ class ContainerContent:
 
 
 def read_container(array: Any, name: str) -> ContainerContent:
-    """Return what a container holds; of a plain array, the array itself.
+    """Read a container, or a plain array.
 
     Parameters
     ----------
     array : array-like
-        Of the caller.
+        Any of the containers that the module lists.
     name : str
-        Of the argument, for messages.
+        Name of the argument, for error messages.
 
     Raises
     ------
     TypeError
-        If something would be lost. The message says what to pass instead.
+        If something would be lost; the message says what to pass instead.
     """
     if kind_of(array) in ("torch", "cupy"):
         return ContainerContent(array)
@@ -110,8 +110,8 @@ def read_container(array: Any, name: str) -> ContainerContent:
 
 
 def conversion_factor(unit: Any, wanted: str | Any, name: str) -> float:
-    """Return the factor from one unit to another; TypeError, with what to do, if there is none."""
-    from astropy import units as u  # noqa: PLC0415  whoever states a unit has it already
+    """Return the factor from one unit to another; a TypeError says what to do if there is none."""
+    from astropy import units as u  # noqa: PLC0415  imported by any caller with units
 
     target = u.Unit(wanted)
     try:
@@ -157,10 +157,10 @@ def _refuse(name: str) -> None:
 
 
 def _unit_of(stated: Any, name: str) -> Any:
-    """Return an astropy unit: the one that is stated, which may be text as in headers; None if none is."""
+    """Return a stated unit, possibly text as in FITS headers, as an astropy unit; None if none is stated."""
     if stated is None:
         return None
-    from astropy import units as u  # noqa: PLC0415  whoever states a unit has it already
+    from astropy import units as u  # noqa: PLC0415  imported by any caller with units
 
     if not isinstance(stated, str):
         return stated
@@ -228,7 +228,7 @@ def _uncertainty(uncertainty: Any, name: str) -> tuple[Any, Any]:
 
 
 def _stacked(arrays: Any, name: str) -> ContainerContent:
-    """Read a list of containers, and stack what they hold in the unit of the first."""
+    """Read a list of containers and stack them in the unit of the first."""
     parts = [read_container(one, f"{name}[{index}]") for index, one in enumerate(arrays)]
     unit = parts[0].unit
     if any((part.unit is None) != (unit is None) for part in parts):

@@ -1,10 +1,9 @@
-"""Adaptive masked median: the repair of pixels from their unmasked neighbours.
+"""Adaptive masked median: estimates of pixels from their unmasked neighbours.
 
-For each pixel to repair the window grows, 3 x 3 to 11 x 11, until it holds enough donors; the pixel becomes
-their median (CSST cosmic-ray rejection paper, section 3.2, "inpaint of the background region"). Work is done
-only under the mask, donors are never pixels to repair or to ignore, and results do not depend on the order
-of the pixels: donors are always original values. One algorithm twice: a numba loop on the CPU, a raw kernel
-on the GPU.
+The window around each target pixel grows from 3 x 3 to 11 x 11 until it holds enough donors; the estimate is their
+median (CSST cosmic-ray rejection paper, section 3.2, "inpaint of the background region"). Only target pixels are
+computed. Donors are always original values, never targets or ignored pixels, so that the result does not depend on the
+order of the pixels. The algorithm is implemented twice: as a numba loop for the CPU and as a raw kernel for the GPU.
 """
 
 from __future__ import annotations
@@ -18,8 +17,10 @@ import numpy.typing as npt
 
 from csstdask.arrays.namespace import namespace_of
 
+#: Radius of the largest window [pixel].
 LARGEST_RADIUS = 5
-LEAST_DONORS = 3
+#: Number of donors at which the window stops growing.
+MIN_DONORS = 3
 
 
 def adaptive_median(
@@ -27,10 +28,10 @@ def adaptive_median(
     target: Any,
     donor: Any,
     *,
-    least_donors: int = LEAST_DONORS,
+    least_donors: int = MIN_DONORS,
     largest_radius: int = LARGEST_RADIUS,
 ) -> tuple[Any, Any, Any]:
-    """Take the median of the donors round each target pixel.
+    """Return the median of the donors around each target pixel.
 
     Parameters
     ----------
@@ -39,18 +40,18 @@ def adaptive_median(
     target : bool array (y, x)
         Pixels to repair.
     donor : bool array (y, x)
-        Pixels that may give their value: finite ones, none of them a target.
+        Pixels whose values may be used: finite, and not targets.
     least_donors : int
-        The window grows until it holds so many; at its largest it takes what there is.
+        Number of donors at which the window stops growing; the largest window uses whatever it holds.
     largest_radius : int
-        Of the window: 5 is 11 x 11.
+        Radius of the largest window [pixel]: 5 is 11 x 11.
 
     Returns
     -------
     median : array (n,), dtype of `data`
-        For the targets in row-major order; NaN without a donor.
+        Median of each target, in row-major order; NaN without a donor.
     variance : array (n,), float64
-        Sample variance of the donors [units^2]; NaN with fewer than two.
+        Sample variance of the donors [unit^2]; NaN with fewer than two.
     count : array (n,), int32
         Number of donors.
     """
@@ -61,7 +62,7 @@ def adaptive_median(
 
 
 def fill_masked(data: Any, mask: Any, fallback: Callable[[], Any]) -> Any:
-    """Return a frame whose masked pixels hold the median of their unmasked neighbours.
+    """Return a frame with its masked pixels replaced by the median of their unmasked neighbours.
 
     Parameters
     ----------
@@ -70,13 +71,13 @@ def fill_masked(data: Any, mask: Any, fallback: Callable[[], Any]) -> Any:
     mask : bool array (y, x)
         Pixels to fill.
     fallback : callable
-        Returns an array (y, x) with what pixels get that have no unmasked neighbour within reach; called if any are.
+        Returns an array (y, x) of values for pixels without an unmasked neighbour in reach; only called if needed.
     """
     xp = namespace_of(data)
     median, _, _ = adaptive_median(data, mask, ~mask)
     result = data.copy()
-    known = xp.isfinite(median)
-    result[mask] = median if bool(known.all()) else xp.where(known, median, fallback()[mask])
+    found = xp.isfinite(median)
+    result[mask] = median if bool(found.all()) else xp.where(found, median, fallback()[mask])
     return result
 
 
@@ -102,13 +103,13 @@ def _median_cpu(
             for yy in range(max(0, y[i] - radius), min(ny, y[i] + radius + 1)):
                 for xx in range(max(0, x[i] - radius), min(nx, x[i] + radius + 1)):
                     if donor[yy, xx]:
-                        # Insertion keeps the few values in order.
+                        # Insertion sort: there are few values.
                         value = np.float64(data[yy, xx])
-                        place = found
-                        while place > 0 and values[place - 1] > value:
-                            values[place] = values[place - 1]
-                            place -= 1
-                        values[place] = value
+                        slot = found
+                        while slot > 0 and values[slot - 1] > value:
+                            values[slot] = values[slot - 1]
+                            slot -= 1
+                        values[slot] = value
                         found += 1
             if found >= least_donors:
                 break
@@ -133,12 +134,12 @@ def _median_cpu(
 
 _GPU_SOURCE = r"""
 extern "C" __global__ void adaptive_median(
-    const T* data, const bool* donor, const long long* place_of, long long n, int ny, int nx,
+    const T* data, const bool* donor, const long long* index, long long n, int ny, int nx,
     int least_donors, int largest_radius, T* median, double* variance, int* count)
 {
     long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
     if (i >= n) return;
-    int y = place_of[i] / nx, x = place_of[i] % nx;
+    int y = index[i] / nx, x = index[i] % nx;
     double values[121];
     int found = 0;
     for (int radius = 1; radius <= largest_radius; ++radius) {
@@ -148,9 +149,9 @@ extern "C" __global__ void adaptive_median(
                 long long at = (long long)yy * nx + xx;
                 if (!donor[at]) continue;
                 double value = data[at];
-                int place = found;
-                for (; place > 0 && values[place - 1] > value; --place) values[place] = values[place - 1];
-                values[place] = value;
+                int slot = found;
+                for (; slot > 0 && values[slot - 1] > value; --slot) values[slot] = values[slot - 1];
+                values[slot] = value;
                 ++found;
             }
         if (found >= least_donors) break;
@@ -174,14 +175,14 @@ def _median_gpu(data: Any, target: Any, donor: Any, least_donors: int, largest_r
         raise ValueError(f"largest_radius: found {largest_radius}; wanted at most {LARGEST_RADIUS} on a GPU")
     kind = {"float32": "float", "float64": "double"}[str(data.dtype)]
     kernel = cupy.RawKernel(_GPU_SOURCE.replace("T*", f"{kind}*").replace("(T)", f"({kind})"), "adaptive_median")
-    places = cupy.flatnonzero(target)
-    n = int(places.size)
+    targets = cupy.flatnonzero(target)
+    n = int(targets.size)
     median = cupy.empty(n, dtype=data.dtype)
     variance = cupy.empty(n, dtype=np.float64)
     count = cupy.empty(n, dtype=np.int32)
     if n:
         sizes = (np.int64(n), np.int32(data.shape[0]), np.int32(data.shape[1]))
         settings = (np.int32(least_donors), np.int32(largest_radius))
-        arguments = (cupy.ascontiguousarray(data), cupy.ascontiguousarray(donor), places, *sizes, *settings)
+        arguments = (cupy.ascontiguousarray(data), cupy.ascontiguousarray(donor), targets, *sizes, *settings)
         kernel((-(-n // 128),), (128,), (*arguments, median, variance, count))
     return median, variance, count

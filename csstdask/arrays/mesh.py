@@ -1,7 +1,7 @@
-"""Values of a frame at the centres of a mesh of boxes, and their interpolation to pixels.
+"""Values at the centres of a mesh of boxes, and their interpolation to the pixels of a frame.
 
-Between box centres, interpolation is linear. Beyond the outermost centres the background continues its slope, while the
-noise holds its value.
+Interpolation is linear. Outside the outermost centres the background is extrapolated linearly, and the noise is
+constant.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Mesh:
     Attributes
     ----------
     background, noise : array (y_mesh, x_mesh), float32
-        In the frame's units; NaN nowhere unless the frame has no good pixel at all.
+        Values in the unit of the frame; NaN only if the frame has no good pixel.
     shape : (int, int)
-        Of the frame.
+        Shape of the frame (y, x).
     """
 
     background: Any
@@ -40,7 +40,7 @@ class Mesh:
 
 
 def mesh_shape(shape: tuple[int, int], box: int) -> tuple[int, int]:
-    """Return the number of boxes along y and x: of about the requested size, equal to within a pixel."""
+    """Return the number of boxes along y and x, for equal boxes of about a requested size."""
     return max(1, round(shape[0] / box)), max(1, round(shape[1] / box))
 
 
@@ -52,26 +52,26 @@ def interpolate(
     *,
     beyond: Literal["continue", "hold"] = "continue",
 ) -> Any:
-    """Interpolate a mesh to pixels, linearly.
+    """Interpolate a mesh linearly to pixels.
 
     Parameters
     ----------
     mesh : array (y_mesh, x_mesh)
         Values at box centres.
     shape : (int, int)
-        Of the frame.
+        Shape of the frame (y, x).
     rows, columns : slice
-        Which pixels of the frame, for work in parts.
+        Pixels of the frame to interpolate to, for work in parts.
     beyond : str
-        Between the outermost box centres and the frame's edge: ``continue`` the slope, which a sky does, or
-        ``hold`` the value, for what must not become negative.
+        Outside the outermost box centres: ``continue`` the slope, as for a sky, or ``hold`` the value, for quantities
+        that must not become negative.
 
     Returns
     -------
     array (rows, columns), float32
     """
     xp = namespace_of(mesh)
-    # Along the rows of the mesh first: they are few, and what is gathered then for each pixel's row lies together.
+    # Columns first: the mesh has few rows, and the gather along y then reads contiguous memory.
     lower, upper, weight = _weights(xp, xp.arange(*columns.indices(shape[1])), shape[1], mesh.shape[1], beyond)
     across = mesh[:, lower] * (1 - weight) + mesh[:, upper] * weight
     lower, upper, weight = _weights(xp, xp.arange(*rows.indices(shape[0])), shape[0], mesh.shape[0], beyond)

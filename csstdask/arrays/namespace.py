@@ -1,8 +1,8 @@
-"""Same kind out as in: NumPy, CuPy and torch.
+"""Conversion between the caller's array library and that of the kernels: NumPy, CuPy and torch.
 
-A frame comes in as NumPy, CuPy or torch, in either byte order, as floats or integers. Inside, kernels see
-native float arrays of NumPy or CuPy. What goes out is the caller's kind again, on the caller's device.
-Neither CuPy nor torch is imported unless the caller already has. Containers with masks and units are taken apart before
+Callers pass NumPy, CuPy or torch arrays, in either byte order, as floats or integers. Kernels work on native float
+arrays of NumPy or CuPy. Results are returned in the caller's library and on the caller's device. Neither CuPy nor torch
+is imported unless the caller has done so. Containers with masks and units are unpacked before
 (`csstdask.arrays.containers`).
 """
 
@@ -26,7 +26,7 @@ def kind_of(array: Any) -> Kind:
 
 
 def namespace_of(array: Any) -> ModuleType:
-    """Return the module, NumPy or CuPy, whose functions take this array."""
+    """Return the module, NumPy or CuPy, whose functions accept this array."""
     if kind_of(array) == "cupy":
         import cupy  # noqa: PLC0415
 
@@ -36,21 +36,21 @@ def namespace_of(array: Any) -> ModuleType:
 
 @dataclass(frozen=True)
 class ArrayAdapter:
-    """How one caller's arrays are taken in and given back."""
+    """Conversion of one caller's arrays to those of the kernels, and back."""
 
     kind: Kind
     """The caller's library."""
     device: Any
     """The caller's torch device, or None."""
     dtype: np.dtype[Any]
-    """The floating type that the caller gets back."""
+    """The floating type of results."""
     on_gpu: bool = False
-    """Where the work is done: where the frame is."""
+    """Whether the frame is on a GPU; the work is done where the frame is."""
 
     def to_internal(self, array: Any, dtype: Any = None) -> Any:
-        """Return one of the caller's arrays as native NumPy or CuPy, C-ordered; a copy only where one is needed.
+        """Return one of the caller's arrays as native NumPy or CuPy, C-ordered, copied only if needed.
 
-        A mask or error may be of another kind than the frame: it is brought to where the frame is.
+        A mask or error may belong to another library than the frame; it is moved to the frame's device.
         """
         if kind_of(array) == "torch":
             array = _from_torch(array)
@@ -63,7 +63,7 @@ class ArrayAdapter:
         return xp.ascontiguousarray(array, dtype=wanted)
 
     def to_caller(self, array: Any) -> Any:
-        """Return an array of ours as the caller's kind."""
+        """Return a kernel's array in the caller's library."""
         if self.kind != "torch":
             return array
         import torch  # noqa: PLC0415
@@ -74,7 +74,7 @@ class ArrayAdapter:
 
 
 def array_adapter(data: Any, *, stamps: bool = False) -> ArrayAdapter:
-    """Return the door for a caller's frame, or for stamps (n, y, x).
+    """Return the adapter for a caller's frame, or for stamps (n, y, x).
 
     Raises
     ------
@@ -106,7 +106,7 @@ def array_adapter(data: Any, *, stamps: bool = False) -> ArrayAdapter:
 
 
 def _from_torch(tensor: Any) -> Any:
-    """Return a tensor as NumPy or CuPy, without a copy where that can be."""
+    """Return a tensor as NumPy or CuPy, without a copy if possible."""
     import torch  # noqa: PLC0415
 
     tensor = tensor.detach()

@@ -1,6 +1,6 @@
-"""Sources of a frame: found, measured in apertures and in Kron ellipses.
+"""Detection of sources, and their photometry in circular apertures and Kron ellipses.
 
-The work is SEP's (Barbary 2016, JOSS 1, 58), the library form of SExtractor. It runs on the host.
+The algorithms are those of SExtractor, as implemented by SEP (Barbary 2016, JOSS 1, 58). They run on the host.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ import numpy as np
 import numpy.typing as npt
 import sep
 
-#: SEP keeps its pixel buffer and limits per process, not per thread.
+#: The limits of SEP belong to the process, not to a thread.
 _SEP_LOCK = threading.Lock()
+#: Smallest size of SEP's buffer of detected pixels.
 _PIXEL_STACK = 5_000_000
+#: Largest number of objects that SEP separates in one blend.
 _SUB_OBJECTS = 4096
 
-#: Second moment of a uniform pixel, as a sigma.
+#: Standard deviation of a uniform pixel [pixel].
 _PIXEL_SIGMA = 12**-0.5
 
-#: Kron's first-moment radius times this is the photometric ellipse (Bertin & Arnouts 1996).
+#: Size of the photometric ellipse in Kron radii (Bertin & Arnouts 1996).
 KRON_FACTOR = 2.5
-LEAST_KRON_RADIUS = 3.5
+#: Smallest radius of the photometric ellipse [pixel].
+MIN_KRON_RADIUS = 3.5
 
 
 def find_sources(
@@ -35,12 +38,12 @@ def find_sources(
     least_area: int = 5,
     deblend_contrast: float = 0.005,
 ) -> npt.NDArray[Any]:
-    """Find the sources of a background-subtracted frame; see `measure_sources` for the parameters.
+    """Detect the sources of a background-subtracted frame; see `measure_sources` for the parameters.
 
     Returns
     -------
     structured array (n,)
-        SEP's own columns: isophotal ``x``, ``y``, ``a``, ``b``, ``theta``, ``npix``, ``flux``, ``peak``, ``flag`` ...
+        Columns of SEP: isophotal ``x``, ``y``, ``a``, ``b``, ``theta``, ``npix``, ``flux``, ``peak``, ``flag`` ...
     """
     with _SEP_LOCK:
         sep.set_extract_pixstack(max(_PIXEL_STACK, data.size // 4))
@@ -64,34 +67,34 @@ def measure_sources(
     deblend_contrast: float = 0.005,
     noise_excess: float = 1.0,
 ) -> dict[str, npt.NDArray[Any]]:
-    """Find and measure the sources of a background-subtracted frame.
+    """Detect and measure the sources of a background-subtracted frame.
 
     Parameters
     ----------
     data : float32 array (y, x)
-        Sky subtracted, repaired [e-].
+        Pixels above the sky, repaired [e-].
     error : float32 array (y, x)
-        1 sigma including Poisson noise [e-]: for the flux errors.
+        1 sigma including Poisson noise [e-], for the flux errors.
     noise : float32 array (y, x)
-        1 sigma of the sky [e-]: for the detection threshold.
+        1 sigma of the sky [e-], for the detection threshold.
     mask : bool array (y, x)
-        True = takes no part.
+        True = ignore.
     repaired : bool array (y, x), optional
         Pixels whose value is an estimate.
     repair_correlation : float
-        Of what repaired pixels of a source are wrong by, beyond the noise that they would have had themselves: flux
-        errors are larger by `sum_covariance`.
+        Correlation between the errors of the repaired pixels of a source, excess their own noise; `sum_covariance`
+        adds their covariance to the flux errors.
     threshold : float
-        Least significance of a pixel after the matched filter [sigma of the sky].
+        Smallest significance of a pixel after the matched filter [sigma of the sky].
     least_area : int
-        Least number of connected pixels.
+        Smallest number of connected pixels.
     aperture_radius : float
-        Of the circular aperture [pixel].
+        Radius of the circular aperture [pixel].
     deblend_contrast : float
-        Least share of a blend's flux for a source of its own.
+        Smallest fraction of the flux of a blend that makes a separate source.
     noise_excess : float
-        Factor on `noise` for the detection threshold, where noise is correlated (`csstdask.arrays.correlation`). Flux
-        errors are for white noise.
+        Factor on `noise` in the detection threshold, for correlated noise (`csstdask.arrays.correlation`). Flux errors
+        assume white noise.
 
     Returns
     -------
@@ -107,21 +110,21 @@ def measure_sources(
     )
     x, y, a, b, theta = (np.asarray(found[name], dtype=np.float64) for name in ("x", "y", "a", "b", "theta"))
     flag = found["flag"].astype(np.int32)
-    # A source one pixel wide has no second moment (0, or not a number); the pixel itself has one.
+    # The second moment of a source one pixel wide is 0 or NaN; that of the pixel itself replaces it.
     a, b = np.fmax(a, _PIXEL_SIGMA), np.fmax(b, _PIXEL_SIGMA)
     theta = np.clip(np.nan_to_num(theta), -np.pi / 2, np.pi / 2)
     radius, kron_flag = sep.kron_radius(data, x, y, a, b, theta, 6.0, mask=mask)
     radius = np.where(np.isfinite(radius), radius, 0.0)
-    kron = np.maximum(KRON_FACTOR * radius, LEAST_KRON_RADIUS / np.sqrt(a * b))
+    kron = np.maximum(KRON_FACTOR * radius, MIN_KRON_RADIUS / np.sqrt(a * b))
     flux, flux_err, flux_flag = sep.sum_ellipse(data, x, y, a, b, theta, kron, err=error, mask=mask, subpix=5)
     inside, inside_err, _ = sep.sum_circle(data, x, y, aperture_radius, err=error, mask=mask, subpix=5)
     if repaired is not None and repair_correlation and len(x):
-        told = shared_repair_error(data, error, noise, repaired & ~mask)
+        shared = shared_repair_error(data, error, noise, repaired & ~mask)
         in_ellipses = sum_covariance(
-            told, repair_correlation, lambda one: sep.sum_ellipse(one, x, y, a, b, theta, kron, subpix=5)[0]
+            shared, repair_correlation, lambda one: sep.sum_ellipse(one, x, y, a, b, theta, kron, subpix=5)[0]
         )
         in_circles = sum_covariance(
-            told, repair_correlation, lambda one: sep.sum_circle(one, x, y, aperture_radius, subpix=5)[0]
+            shared, repair_correlation, lambda one: sep.sum_circle(one, x, y, aperture_radius, subpix=5)[0]
         )
         flux_err, inside_err = np.sqrt(flux_err**2 + in_ellipses), np.sqrt(inside_err**2 + in_circles)
     half, half_flag = sep.flux_radius(
@@ -129,8 +132,8 @@ def measure_sources(
     )
     good = np.isfinite(half) & (half > 0)
     x_win, y_win, window_flag = sep.winpos(data, x, y, np.where(good, half, 1.0) * 2 / 2.355, mask=mask)
-    moved = np.hypot(x_win - x, y_win - y)
-    use = good & (window_flag == 0) & np.isfinite(moved) & (moved < 1.0)
+    shift = np.hypot(x_win - x, y_win - y)
+    use = good & (window_flag == 0) & np.isfinite(shift) & (shift < 1.0)
     return {
         "x": np.where(use, x_win, x),
         "y": np.where(use, y_win, y),
@@ -146,7 +149,7 @@ def measure_sources(
         "half_light_radius": np.where(half_flag == 0, half, np.nan),
         "area": found["npix"].astype(np.int32),
         "peak": found["peak"].astype(np.float64),
-        "repaired_fraction": _share_of(repaired, x, y, a, b, theta, kron),
+        "repaired_fraction": _repaired_fraction(repaired, x, y, a, b, theta, kron),
         "flag": flag | kron_flag.astype(np.int32) | flux_flag.astype(np.int32),
     }
 
@@ -157,28 +160,28 @@ def shared_repair_error(
     noise: npt.NDArray[np.float32] | np.float32,
     repaired: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.float32]:
-    """Return what repaired pixels are wrong by, one sigma, beyond the noise that they would have had; 0 of others.
+    """Return 1 sigma of repaired pixels excess their own noise [e-]; 0 for all others.
 
-    Their own noise, of the sky and of the source's photons, is each pixel's own. What a repair does not know of a
-    source, its brightness or its shape, is wrong in all its pixels alike.
+    The noise of the sky and of the source's photons is independent between pixels. Errors of a repair in the brightness
+    or shape of a source affect all of its pixels alike.
     """
-    beyond = error**2 - noise**2 - np.maximum(data, 0)
-    return np.where(repaired, np.sqrt(np.maximum(beyond, 0)), 0).astype(np.float32)
+    excess = error**2 - noise**2 - np.maximum(data, 0)
+    return np.where(repaired, np.sqrt(np.maximum(excess, 0)), 0).astype(np.float32)
 
 
 def sum_covariance(
     sigma: npt.NDArray[np.float32], correlation: float, total: Callable[[npt.NDArray[np.float32]], Any]
 ) -> Any:
-    """Return what correlated errors add to the variance of sums over pixels.
+    """Return the covariance that correlated errors add to the variance of sums over pixels.
 
     Parameters
     ----------
     sigma : float32 array (y, x)
-        What pixels are wrong by together, as `shared_repair_error` has it; zero elsewhere.
+        Correlated error of each pixel (`shared_repair_error`); 0 elsewhere.
     correlation : float
-        Of each two of them.
+        Correlation of each pair of pixels.
     total : callable
-        Returns the sums of a plane.
+        Returns the sums over a plane.
 
     Returns
     -------
@@ -188,10 +191,12 @@ def sum_covariance(
     return correlation * np.maximum(total(sigma) ** 2 - total(sigma * sigma), 0)
 
 
-def _share_of(repaired: npt.NDArray[np.bool_] | None, x: Any, y: Any, a: Any, b: Any, theta: Any, kron: Any) -> Any:
-    """Return which share of each Kron ellipse, of what the frame holds of it, was repaired."""
+def _repaired_fraction(
+    repaired: npt.NDArray[np.bool_] | None, x: Any, y: Any, a: Any, b: Any, theta: Any, kron: Any
+) -> Any:
+    """Return the repaired fraction of the part of each Kron ellipse that lies on the frame."""
     if repaired is None or not len(x):
         return np.zeros(len(x))
     planes = (repaired.astype(np.float32), np.ones(repaired.shape, np.float32))
-    inside, whole = (sep.sum_ellipse(plane, x, y, a, b, theta, kron, subpix=5)[0] for plane in planes)
-    return inside / np.maximum(whole, 1e-9)
+    inside, total = (sep.sum_ellipse(plane, x, y, a, b, theta, kron, subpix=5)[0] for plane in planes)
+    return inside / np.maximum(total, 1e-9)

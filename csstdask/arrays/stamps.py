@@ -1,8 +1,8 @@
-"""Stamps: square cut-outs of a frame round chosen places, and which of them decides a pixel.
+"""Stamps: square cut-outs of a frame around positions, and the assignment of pixels to stamps.
 
-A stamp of `size` pixels (even) round a place holds rows and columns ``c - size/2`` to ``c + size/2 - 1`` of its middle
-pixel ``c = floor(place + 0.5)``. Where stamps overlap, a pixel belongs to the nearest place; of two that are equally
-near to the one that comes first.
+A stamp of `size` pixels (even) around a position has the centre pixel ``c = floor(position + 0.5)`` and holds rows and
+columns ``c - size/2`` to ``c + size/2 - 1``. Where stamps overlap, a pixel belongs to the nearest position, and of
+equally near ones to the first.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from scipy.spatial import cKDTree
 
 from csstdask.arrays.namespace import namespace_of
 
-#: How many places are asked for, so that the first of several equally near ones is found.
-_NEAREST = 4
+#: Number of nearest positions that are compared, to find the first of equally near ones.
+_N_NEAREST = 4
 
 
-def centre_pixels(place: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
-    """Return the middle pixel of each stamp along an axis."""
-    return np.floor(np.asarray(place, dtype=np.float64) + 0.5).astype(np.int64)
+def centre_pixels(position: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
+    """Return the centre pixel of each stamp along an axis."""
+    return np.floor(np.asarray(position, dtype=np.float64) + 0.5).astype(np.int64)
 
 
 def cut_stamps(
@@ -33,16 +33,16 @@ def cut_stamps(
     ----------
     frame : array (ny, nx)
     y, x : int64 arrays (n,)
-        Middle pixels.
+        Centre pixels.
     size : int
-        Even [pixel].
+        Size of a stamp, even [pixel].
     fill : float or bool
-        What lies beyond the frame.
+        Value of pixels outside the frame.
 
     Returns
     -------
     array (n, size, size)
-        In the frame's own library.
+        Stamps, in the array library of the frame.
     """
     xp = namespace_of(frame)
     steps = xp.arange(size) - size // 2
@@ -62,29 +62,29 @@ def nearest_stamp(
     x: npt.NDArray[np.floating[Any]],
     size: int,
 ) -> npt.NDArray[np.int64]:
-    """Return the place that each pixel belongs to.
+    """Return the index of the position that each pixel belongs to.
 
     Parameters
     ----------
     pixel_y, pixel_x : int64 arrays (n,)
     y, x : float arrays (m,)
-        Places, as measured: not rounded, so that hardly two are equally near.
+        Positions, not rounded [pixel].
     size : int
-        Of their stamps [pixel].
+        Size of the stamps [pixel].
 
     Returns
     -------
     int64 array (n,)
-        -1 where the nearest place's stamp does not hold the pixel.
+        Index of the position; -1 where the stamp of the nearest one does not hold the pixel.
     """
-    nobody = np.full(len(pixel_y), -1, dtype=np.int64)
+    none = np.full(len(pixel_y), -1, dtype=np.int64)
     if not len(y) or not len(pixel_y):
-        return nobody
-    count = min(_NEAREST, len(y))
+        return none
+    count = min(_N_NEAREST, len(y))
     pixels = np.stack([pixel_y, pixel_x], axis=1).astype(np.float64)
     distance, which = cKDTree(np.stack([y, x], axis=1)).query(pixels, k=range(1, count + 1))
     first = np.where(distance == distance[:, :1], which, len(y)).min(axis=1).astype(np.int64)
     dy, dx = pixel_y - centre_pixels(y)[first], pixel_x - centre_pixels(x)[first]
     half = size // 2
-    held = (dy >= -half) & (dy < half) & (dx >= -half) & (dx < half)
-    return np.where(held, first, nobody)
+    inside = (dy >= -half) & (dy < half) & (dx >= -half) & (dx < half)
+    return np.where(inside, first, none)

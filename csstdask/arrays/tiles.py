@@ -1,10 +1,9 @@
-"""A frame cut into overlapping tiles, so that a network sees each part of it as if it saw the whole.
+"""Division of a frame into overlapping tiles, such that a tiled network gives the result of the whole frame.
 
-All tiles of a frame are windows of one size, so that they can be stacked into batches. A window begins and ends
-on the network's grid and reaches at least a halo beyond the part of the result it is responsible for, except at
-the frame's own edge: there it is moved inward instead of being padded, so that the only padding a network ever
-does is at true edges. With a halo no smaller than the network's receptive radius, the tiled result is that of
-the whole frame, to rounding.
+All windows of a frame have the same size, so that they can be stacked into batches. A window begins and ends on the
+grid of the network and extends at least a halo beyond its core, the part of the result that is kept. At the edge of the
+frame the window is moved inward instead of being padded, so that a network only pads at true edges. With a halo of at
+least the receptive radius of the network, the tiled result equals that of the whole frame to rounding.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ class Tile:
     """One tile of a frame."""
 
     window: Window
-    """What is read: rows and columns of the frame, padded to the grid."""
+    """Rows and columns that are read, padded to the grid."""
     core: Window
-    """What it decides: rows and columns of the frame."""
+    """Rows and columns of the result that are kept."""
 
     @property
     def core_in_window(self) -> Window:
-        """Return the core's place in the window."""
+        """Return the slices of the core within the window."""
         rows, columns = (
             slice(core.start - window.start, core.stop - window.start)
             for core, window in zip(self.core, self.window, strict=True)
@@ -47,19 +46,18 @@ def plan_tiles(shape: tuple[int, int], *, tile: int, halo: int, grid: int) -> tu
     Parameters
     ----------
     shape : (int, int)
-        Of the frame (y, x).
+        Shape of the frame (y, x).
     tile : int
-        Wanted size of a core [pixel]. Windows of a frame are alike, so that the last ones are no slivers.
+        Approximate size of a core [pixel]; windows have equal sizes, so that no narrow one remains at the end.
     halo : int
-        Least distance from a core to its window's edge, where that is not the frame's [pixel]; rounded up to
-        the grid.
+        Smallest distance from a core to the edge of its window inside the frame [pixel]; rounded up to the grid.
     grid : int
-        Windows begin and end on its multiples.
+        Windows begin and end on multiples of this [pixel].
 
     Returns
     -------
     tuple of Tile
-        Their cores cover the frame once; their windows are of one shape.
+        Tiles whose cores cover the frame exactly once, and whose windows have one shape.
 
     Raises
     ------
@@ -75,7 +73,8 @@ def plan_tiles(shape: tuple[int, int], *, tile: int, halo: int, grid: int) -> tu
 def _cut(length: int, tile: int, halo: int, grid: int) -> list[tuple[slice, slice]]:
     """Return (window, core) along one axis.
 
-    Windows at the frame's edge need a halo on one side alone: they decide more, and all are as small as can be.
+    Windows at the edge of the frame need a halo on one side only; their cores are larger, so that all windows can be as
+    small as possible.
     """
     padded, reach = (-(-size // grid) * grid for size in (length, halo))
     n = -(-length // tile)
@@ -90,20 +89,20 @@ def _cut(length: int, tile: int, halo: int, grid: int) -> list[tuple[slice, slic
 def in_batches(
     tiles: Sequence[Tile], read: Callable[[Window], Any], compute: Callable[[list[Any]], Any], batch: int
 ) -> Iterator[tuple[Window, Any]]:
-    """Yield (core, result) of all tiles: windows are read one by one and computed in batches.
+    """Yield (core, result) of all tiles, read one by one and computed in batches.
 
     Parameters
     ----------
     tiles : sequence of Tile
     read : callable
-        Returns what the network sees of a window, all of one shape.
+        Returns the input of the network for a window, always of one shape.
     compute : callable
-        Maps a list of these to results (y, x), each as large as its window.
+        Maps a list of inputs to results (y, x), each as large as its window.
     batch : int
-        Tiles computed at once.
+        Number of tiles that are computed at once.
     """
     for first in range(0, len(tiles), batch):
-        some = tiles[first : first + batch]
-        results = compute([read(tile.window) for tile in some])
-        for tile, result in zip(some, results, strict=True):
+        members = tiles[first : first + batch]
+        results = compute([read(tile.window) for tile in members])
+        for tile, result in zip(members, results, strict=True):
             yield tile.core, result[tile.core_in_window]
