@@ -1,4 +1,4 @@
-"""Cosmic rays: found, and repaired."""
+"""Detection and repair of cosmic rays in single frames."""
 
 from csstdask.cosmicray.clean import Cleaned, clean
 from csstdask.cosmicray.detect import Detection, detect

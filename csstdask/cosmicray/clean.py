@@ -16,17 +16,17 @@ from csstdask.nn.models import find_card
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A frame whose cosmic rays have been found and repaired.
+    """Result of `clean`: a frame whose cosmic rays are detected and repaired.
 
     Attributes
     ----------
     mask : bool array (y, x)
-        Pixels that a cosmic ray has hit.
+        Pixels that cosmic rays have hit.
     data : array (y, x)
-        [e-], sky included, with these pixels repaired. All others are bit-identical to the input's.
+        [e-], sky included, with these pixels repaired. All others are bit-identical to the input.
     variance : float32 array (y, x)
-        [e-^2] of (repaired value - what the pixel would have measured); inf where a hit pixel had no donor, so that it
-        kept its value; NaN where nothing was repaired.
+        Variance [e-^2] of (repaired value - value without the cosmic ray); inf where a hit pixel had no donor and keeps
+        its value; NaN where nothing was repaired.
     """
 
     mask: Any
@@ -44,10 +44,10 @@ def clean(
     psf: str | None = None,
     device: Any = None,
 ) -> Cleaned:
-    """Find the cosmic rays of one frame, and repair the pixels that they have hit.
+    """Detect the cosmic rays of one frame and repair the pixels that they have hit.
 
-    The result is that of `csstdask.cosmicray.detect` followed by `csstdask.cosmicray.inpaint`, with the default model
-    of repair. Background and noise are measured once for both, and sources once for the PSF and the repair.
+    The result is that of `csstdask.cosmicray.detect` followed by `csstdask.cosmicray.inpaint` with the default model.
+    Background and noise are estimated once for both, and sources once for the PSF and the repair.
 
     Parameters
     ----------
@@ -56,33 +56,33 @@ def clean(
         and uncertainty of a masked array, ``Quantity``, ``CCDData`` or ``DataArray`` are used
         (`csstdask.arrays.containers`).
     error : array (y, x), optional
-        1 sigma including Poisson noise [e-]; by default background noise plus Poisson.
+        1 sigma including Poisson noise [e-]; by default background noise plus Poisson noise.
     mask : bool array (y, x), optional
-        True = ignore: never hit, never a donor, never changed. Non-finite pixels count as masked.
+        True = ignore: never flagged, never a donor, never changed. Non-finite pixels count as masked.
     model : str
-        Of detection: ``default``, ``unet-fast`` (seventeen times as cheap), ``lacosmic``, another name that
+        Detection model: ``default``, ``unet-fast`` (a seventeenth of the cost), ``lacosmic``, another name that
         ``csstdask models`` lists, or the path of a card that ``csstdask train cosmicray`` wrote.
     detector : int, optional
-        Id of the CSST detector, whose PSF is then known beforehand. Without it the PSF is learnt from the frame.
+        Id of the CSST detector, which selects its PSF model. By default the PSF is fitted to stars of the frame.
     psf : str, optional
-        Model of the PSF that repairs hit stars, as `csstdask.cosmicray.inpaint` takes it; ``none`` is the fastest.
+        Model of the PSF for the repair of stars, as `csstdask.cosmicray.inpaint` takes it; ``none`` is the fastest.
     device : optional
-        Where the network runs, by default where the data is.
+        Torch device of the network, by default that of the data.
 
     Returns
     -------
     Cleaned
-        Arrays of the caller's kind, on the caller's device. Floats keep their type; integers become float32.
+        Arrays in the caller's library, on the caller's device. Floats keep their type; integers become float32.
 
     Raises
     ------
     ValueError
-        If shapes differ, `data` is not 2-D, a model is unknown, or this machine does not have the device.
+        If shapes differ, `data` is not 2-D, a model is unknown, or the device does not exist.
     TypeError
-        If `data`, `error` or `mask` have a unit that does not convert to electrons, or carry something that would be
+        If `data`, `error` or `mask` have a unit that cannot be converted to electrons, or carry something that would be
         lost.
     InputError
-        If a model's card or weights cannot be used.
+        If the card or the weights of a model cannot be used.
 
     Examples
     --------
@@ -96,15 +96,15 @@ def clean(
     card, repair_card = find_card("cosmicray", model), find_card("inpaint", "default")
     cut = select_threshold(card)
     psf_model = select_psf_model(psf, detector)
-    given = adapt(data, error, mask)
-    xp, to_caller = namespace_of(given.data), given.adapter.to_caller
-    probability, view = detect_probability(given, card, device=device)
-    hit = (probability >= cut) & ~given.ignore
-    if view is None or not bool(hit.any()):
-        variance = xp.full(given.data.shape, np.nan, dtype=np.float32)
-        return Cleaned(to_caller(hit), to_caller(given.data.copy()), to_caller(variance))
-    noise = view.error * view.error
+    inputs = adapt(data, error, mask)
+    xp, to_caller = namespace_of(inputs.data), inputs.adapter.to_caller
+    probability, prepared = detect_probability(inputs, card, device=device)
+    hit = (probability >= cut) & ~inputs.ignore
+    if prepared is None or not bool(hit.any()):
+        variance = xp.full(inputs.data.shape, np.nan, dtype=np.float32)
+        return Cleaned(to_caller(hit), to_caller(inputs.data.copy()), to_caller(variance))
+    noise = prepared.error * prepared.error
     fixed, variance = repair_frame(
-        given.data, hit, given.ignore, noise, view.mesh, card=repair_card, psf=psf_model, detector=detector
+        inputs.data, hit, inputs.ignore, noise, prepared.mesh, card=repair_card, psf=psf_model, detector=detector
     )
     return Cleaned(to_caller(hit), to_caller(fixed), to_caller(variance))

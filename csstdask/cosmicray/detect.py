@@ -1,4 +1,4 @@
-"""Detection: which pixels of one frame a cosmic ray has hit."""
+"""Detection of the pixels of one frame that cosmic rays have hit."""
 
 from __future__ import annotations
 
@@ -19,28 +19,34 @@ from csstdask.nn.models import find_card
 
 log = logging.getLogger("csstdask")
 
-#: Of the search for a frame's own density: at most so many steps, until it changes by less; of so many pixels; within.
-_STEPS, _SAME_DENSITY, _SAMPLE = 200, 1e-3, 1_000_000
-_LEAST_DENSITY, _LARGEST_DENSITY = 1e-4, 0.5
+#: Largest number of steps of the search for the density of hit pixels in a frame.
+_MAX_STEPS = 200
+#: Relative change of the density at which the search stops.
+_DENSITY_TOLERANCE = 1e-3
+#: Largest number of pixels that the search uses.
+_SAMPLE = 1_000_000
+#: Range of densities of the search.
+_MIN_DENSITY, _MAX_DENSITY = 1e-4, 0.5
 
-if TYPE_CHECKING:  # it takes seconds to import torch, and L.A.Cosmic needs none
+if TYPE_CHECKING:  # importing torch takes seconds, and L.A.Cosmic does not need it
     from csstdask.nn.device import Precision
 
 
 @dataclass(frozen=True)
 class Detection:
-    """Cosmic rays of one frame.
+    """Result of `detect`.
 
     Attributes
     ----------
     mask : bool array (y, x)
-        Where probability >= threshold.
+        Hit pixels: probability >= threshold.
     probability : float32 array (y, x)
-        That a pixel is hit, calibrated on the model's validation split; 0 where the input was masked or not
-        finite. L.A.Cosmic decides without a probability: 0 or 1.
+        Probability that a pixel is hit, calibrated on the validation split of the model; 0 where the input was masked
+        or not finite. L.A.Cosmic makes a binary decision: 0 or 1.
     threshold : float
-        The one that was used.
+        Threshold that was applied.
     model : ModelCard
+        Card of the model that was used.
     """
 
     mask: Any
@@ -62,7 +68,7 @@ def detect(
     precision: Precision = "float32",
     mesh: Mesh | None = None,
 ) -> Detection:
-    """Find the pixels of one frame that cosmic rays have hit.
+    """Detect the pixels of one frame that cosmic rays have hit.
 
     Parameters
     ----------
@@ -71,27 +77,26 @@ def detect(
         and uncertainty of a masked array, ``Quantity``, ``CCDData`` or ``DataArray`` are used
         (`csstdask.arrays.containers`).
     error : array (y, x), optional
-        1 sigma including Poisson noise [e-]; by default background noise plus Poisson. It is estimated as well where it
-        is not finite or not positive.
+        1 sigma including Poisson noise [e-]; by default background noise plus Poisson noise, which also replaces values
+        that are not finite or not positive.
     mask : bool array (y, x), optional
         True = ignore. Non-finite pixels count as masked.
     detector : int, optional
-        Its id, for models that differ between detectors.
+        Id of the detector, for models that differ between detectors.
     threshold : float, optional
-        In [0, 1]; by default the model card's.
+        Probability from which a pixel counts as hit, in [0, 1]; by default that of the model card.
     model : str
         ``default``, a name that ``csstdask models`` lists (``unet``; ``lacosmic``: van Dokkum 2001, PASP 113,
         1420), or the path of a card that ``csstdask train cosmicray`` wrote.
     device : optional
-        Where a network runs, by default where the data is; L.A.Cosmic runs on the host.
+        Torch device of the network, by default that of the data; L.A.Cosmic runs on the host.
     rate : float or ``frame``, optional
-        Share of pixels that cosmic rays hit, where it is known: a network's probabilities are for the density that
-        its calibration was for, and are rescaled to this one. ``frame``: the share is that which the probabilities
-        themselves add up to.
+        Expected fraction of hit pixels, to which the probabilities of a network are rescaled from the fraction of its
+        calibration. ``frame``: the fraction to which the probabilities themselves add up.
     precision : str
-        Of a network's arithmetic: ``float32``; ``bfloat16``, about twice as fast on processors that have it; ``int8``,
-        on hosts with integer dot products, three times; elsewhere it is emulated, slowly. Probabilities move by about a
-        hundredth.
+        Arithmetic of a network: ``float32``; ``bfloat16``, about twice as fast on processors that support it; ``int8``,
+        about three times as fast on hosts with integer dot products, and slow elsewhere, where it is emulated. Both
+        change probabilities by about 0.01.
     mesh : Mesh, optional
         Background of the frame [e-] (`csstdask.arrays.background.estimate_background`); used if its boxes are those of
         the model, else estimated.
@@ -99,34 +104,42 @@ def detect(
     Returns
     -------
     Detection
-        Arrays of the caller's kind, on the caller's device.
+        Arrays in the caller's library, on the caller's device.
 
     Raises
     ------
     ValueError
         If shapes differ, `data` is not 2-D, threshold or rate are out of range, the model or the precision is
-        unknown or this machine has not the device.
+        unknown, or the device does not exist.
     TypeError
-        If `data`, `error` or `mask` have a unit that does not convert to electrons, or carry something that would be
+        If `data`, `error` or `mask` have a unit that cannot be converted to electrons, or carry something that would be
         lost.
     InputError
-        If the model's card or weights cannot be used.
+        If the card or the weights of the model cannot be used.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> frame = np.random.default_rng(1).normal(100, 5, (64, 64)).astype("float32")
+    >>> frame[20, 20:26] += 500  # a cosmic ray
+    >>> int(detect(frame, model="unet-fast").mask[20, 20:26].sum())
+    6
     """
-    del detector  # one model for all of them, so far
+    del detector  # all detectors share one model so far
     card = find_card("cosmicray", model)
     cut = select_threshold(card, threshold)
     if rate is not None and rate != "frame" and not 0 < rate < 1:
         raise ValueError(f"rate: found {rate!r}; wanted a share of pixels in (0, 1), or 'frame'")
     if rate is not None and "prior" not in card.calibration:
         raise ValueError(f"rate: {card.name} was calibrated without a density of cosmic rays; wanted a model that was")
-    given = adapt(data, error, mask)
-    hit_probability, _ = detect_probability(given, card, device=device, rate=rate, precision=precision, mesh=mesh)
-    to_caller = given.adapter.to_caller
-    return Detection(to_caller((hit_probability >= cut) & ~given.ignore), to_caller(hit_probability), cut, card)
+    inputs = adapt(data, error, mask)
+    probability, _ = detect_probability(inputs, card, device=device, rate=rate, precision=precision, mesh=mesh)
+    to_caller = inputs.adapter.to_caller
+    return Detection(to_caller((probability >= cut) & ~inputs.ignore), to_caller(probability), cut, card)
 
 
 def select_threshold(card: ModelCard, threshold: float | None = None) -> float:
-    """Return the threshold that applies: the requested one, else the card's; ValueError if it is no probability."""
+    """Return the requested threshold, by default that of the card; ValueError unless it is a probability."""
     cut = card.threshold if threshold is None else threshold
     if cut is None or not 0 <= cut <= 1:
         raise ValueError(f"threshold: found {threshold}; wanted a probability in [0, 1]")
@@ -134,7 +147,7 @@ def select_threshold(card: ModelCard, threshold: float | None = None) -> float:
 
 
 def detect_probability(
-    given: InputArrays,
+    inputs: InputArrays,
     card: ModelCard,
     *,
     device: Any = None,
@@ -142,23 +155,25 @@ def detect_probability(
     precision: Precision = "float32",
     mesh: Mesh | None = None,
 ) -> tuple[Any, PreparedFrame | None]:
-    """Return the probability of a hit, float32 (y, x), and the prepared frame; None if no pixel is usable."""
-    xp = namespace_of(given.data)
-    if bool(given.ignore.all()):
-        return xp.zeros(given.data.shape, dtype=np.float32), None
-    view = prepare_frame(given.data, given.error, given.ignore, box=card.normalisation.get("box", BOX), mesh=mesh)
-    if bool((view.mesh.noise > 0).any()):
-        view = replace(view, excess=_excess(view))
-        hit_probability = xp.asarray(_probability(view, card, device, precision), dtype=np.float32)
-        hit_probability[given.ignore] = 0
-    else:  # without noise nothing is significant
-        hit_probability = xp.zeros(given.data.shape, dtype=np.float32)
-    return hit_probability if rate is None else rescale_to_rate(hit_probability, card, given.ignore, rate), view
+    """Return the hit probability, float32 (y, x), and the prepared frame, None if no pixel is usable."""
+    xp = namespace_of(inputs.data)
+    if bool(inputs.ignore.all()):
+        return xp.zeros(inputs.data.shape, dtype=np.float32), None
+    prepared = prepare_frame(
+        inputs.data, inputs.error, inputs.ignore, box=card.normalisation.get("box", BOX), mesh=mesh
+    )
+    if bool((prepared.mesh.noise > 0).any()):
+        prepared = replace(prepared, excess=_noise_excess(prepared))
+        probability = xp.asarray(_probability(prepared, card, device, precision), dtype=np.float32)
+        probability[inputs.ignore] = 0
+    else:  # a frame without noise has no significant pixel
+        probability = xp.zeros(inputs.data.shape, dtype=np.float32)
+    return probability if rate is None else rescale_to_rate(probability, card, inputs.ignore, rate), prepared
 
 
-def _excess(view: PreparedFrame) -> float:
-    """Return by which factor significance is lowered on a frame whose noise is correlated; a warning says so."""
-    correlation = noise_correlation(view.data, view.ignore, view.mesh)
+def _noise_excess(prepared: PreparedFrame) -> float:
+    """Return the factor by which correlated noise lowers significance, and log a warning if there is one."""
+    correlation = noise_correlation(prepared.data, prepared.ignore, prepared.mesh)
     if (excess := correlation.excess()) > 1:
         log.warning(
             "the noise of neighbouring pixels is correlated (%.2f): the frame was resampled. Significance is lowered by"
@@ -168,12 +183,12 @@ def _excess(view: PreparedFrame) -> float:
     return excess
 
 
-def rescale_to_rate(hit_probability: Any, card: ModelCard, ignore: Any, rate: float | Literal["frame"]) -> Any:
+def rescale_to_rate(probability: Any, card: ModelCard, ignore: Any, rate: float | Literal["frame"]) -> Any:
     """Return probabilities for another density of cosmic rays than that of the calibration.
 
-    Odds are multiplied by those of the density, over those of the calibration's, to a power that was fitted with
-    the calibration: 1 for a network that knows nothing of the density, less for one that sees it round a pixel.
-    ``frame`` is the fixed point: the density that the probabilities add up to (Saerens et al. 2002, Neural
+    The odds are multiplied by the ratio of the odds of both densities, to a power that was fitted with the calibration:
+    1 for a network that has no information on the density, less for one that infers it from the surroundings of a
+    pixel. ``frame`` is the fixed point, the density to which the probabilities add up (Saerens et al. 2002, Neural
     Computation 14, 21).
     """
     power, reference = card.calibration["prior"], card.calibration["density"]
@@ -183,23 +198,23 @@ def rescale_to_rate(hit_probability: Any, card: ModelCard, ignore: Any, rate: fl
         return p * factor / (1 + (factor - 1) * p)
 
     if rate != "frame":
-        return rescaled(rate, hit_probability)
-    usable = hit_probability[~ignore]
+        return rescaled(rate, probability)
+    usable = probability[~ignore]
     usable = usable[:: max(1, usable.size // _SAMPLE)]
     density, before = reference, 0.0
-    for _ in range(_STEPS):
-        if usable.size == 0 or abs(density - before) <= _SAME_DENSITY * density:
+    for _ in range(_MAX_STEPS):
+        if usable.size == 0 or abs(density - before) <= _DENSITY_TOLERANCE * density:
             break
         before = density
         mean = float(rescaled(density, usable).mean(dtype=np.float64))
-        density = min(max(mean, _LEAST_DENSITY), _LARGEST_DENSITY)
-    return rescaled(density, hit_probability)
+        density = min(max(mean, _MIN_DENSITY), _MAX_DENSITY)
+    return rescaled(density, probability)
 
 
-def _probability(view: PreparedFrame, card: ModelCard, device: Any, precision: Precision) -> Any:
-    """Return the probability of a hit, from whichever method a card describes."""
+def _probability(prepared: PreparedFrame, card: ModelCard, device: Any, precision: Precision) -> Any:
+    """Return the hit probability by the method that a card describes."""
     if not card.architecture:
-        return lacosmic(view, card.parameters)
-    from csstdask.cosmicray.unet import hit_probability  # noqa: PLC0415  torch takes seconds to import
+        return lacosmic(prepared, card.parameters)
+    from csstdask.cosmicray.unet import hit_probability  # noqa: PLC0415  importing torch takes seconds
 
-    return hit_probability(view, card, device=device, precision=precision)
+    return hit_probability(prepared, card, device=device, precision=precision)

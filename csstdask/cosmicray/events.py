@@ -1,11 +1,9 @@
-"""Events: what a cosmic-ray mask and the charge under it say about each cosmic ray.
+"""Table of cosmic-ray events: position, charge, shape and kind of each.
 
-An event is a set of hit pixels that touch, corners included. Its shape is that of its charge: centroid and second
-moments are weighted with the pixels' charge, so that a bright track's skirt does not make it wide. Along the axis of
-the largest second moment a parabola tells how far an event bends. All sums are taken for all events at once, for a
-detector holds 200,000 of them.
-
-Cosmic rays that cross count as one event.
+An event is an 8-connected set of hit pixels; cosmic rays that cross count as one. Centroid and second moments are
+weighted with the charge of the pixels, so that the faint border of a bright track does not widen it. A parabola along
+the axis of the largest second moment measures the curvature. All sums are computed for all events at once, because a
+detector holds up to 200,000 of them.
 """
 
 from __future__ import annotations
@@ -21,30 +19,38 @@ Bool = npt.NDArray[np.bool_]
 Float = npt.NDArray[np.float64]
 
 KINDS = ("point", "track", "worm")
-#: What a pixel's own size adds to a second moment [pixel^2].
-_PIXEL = 1 / 12
-#: A track is longer than this [pixel], and this much longer than it is wide once its bend is taken off.
-_SHORTEST_TRACK, _LEAST_ELONGATION = 3.0, 2.0
-#: A worm bends by this [pixel], by this share of its length, and by so many sigma; fewer pixels always lie on a curve.
-_LEAST_BEND, _LEAST_BEND_SHARE, _BEND_SIGMA, _LEAST_PIXELS = 0.7, 0.06, 4.0, 6
-#: No bend is measured along an axis that is shorter than a pixel [pixel^4].
-_LEAST_SPREAD = 1e-3
+#: Second moment of a uniform pixel [pixel^2].
+_PIXEL_MOMENT = 1 / 12
+#: Smallest length of a track [pixel].
+_MIN_TRACK_LENGTH = 3.0
+#: Smallest ratio of length and width of a track, after its curvature is removed.
+_MIN_ELONGATION = 2.0
+#: Smallest sagitta of a worm [pixel].
+_MIN_SAGITTA = 0.7
+#: Smallest sagitta of a worm, as a fraction of its length.
+_MIN_SAGITTA_FRACTION = 0.06
+#: Smallest significance of the sagitta of a worm.
+_SAGITTA_SIGMA = 4.0
+#: Smallest number of pixels of a worm: fewer always lie on some curve.
+_MIN_WORM_PIXELS = 6
+#: Smallest spread along the axis for a measurement of curvature [pixel^4].
+_MIN_SPREAD = 1e-3
 
 
 def measure_events(
     hit: Bool, height: npt.NDArray[Any], variance: npt.NDArray[Any], *, source: Bool | None = None
 ) -> dict[str, npt.NDArray[Any]]:
-    r"""Measure each cosmic ray of a mask.
+    r"""Measure each cosmic-ray event of a mask.
 
     Parameters
     ----------
     hit : bool array (y, x)
         Pixels that cosmic rays have hit.
     height : float array (y, x)
-        Data less what the pixel would have held without a cosmic ray [e-]; read in hit pixels alone.
+        Data minus the value without a cosmic ray [e-]; only used in hit pixels.
     variance : float array (y, x)
-        Of that difference [e-^2]. Where it is not finite nobody knows the height: the pixel counts in ``n_pixels``
-        and in what an event touches, and in nothing else.
+        Variance of that difference [e-^2]. A pixel whose variance is not finite has an unknown height: it only counts
+        in ``n_pixels``, ``touches_source`` and ``touches_edge``.
     source : bool array (y, x), optional
         Pixels of stars and galaxies.
 
@@ -54,23 +60,22 @@ def measure_events(
         Sorted by y, then x, of the centroid.
 
         ``id`` : int32, from 0.
-        ``x``, ``y`` : centroid of the positive charge [pixel], zero-based; of the pixels where no charge is known.
+        ``x``, ``y`` : zero-based centroid of the positive charge [pixel]; of the pixels if no charge is known.
         ``n_pixels`` : int32.
-        ``charge``, ``charge_err`` : sum and its 1 sigma [e-]; NaN where no pixel's height is known.
-        ``peak`` : of the highest pixel [e-].
-        ``length``, ``width`` : of an even line with the second moment along the longest axis, and across it:
-        :math:`\sqrt{12 (\lambda - 1/12)}`, 1/12 being a pixel's own [pixel]. A worm's bend counts in its width.
-        ``angle`` : of the longest axis, from +x towards +y [deg], in [0, 180).
+        ``charge``, ``charge_err`` : sum and its 1 sigma [e-]; NaN if no height is known.
+        ``peak`` : height of the highest pixel [e-].
+        ``length``, ``width`` : size of a uniform line with the second moment :math:`\lambda` along and across the major
+        axis, :math:`\sqrt{12 (\lambda - 1/12)}`, where 1/12 is that of a pixel [pixel]. The width of a worm includes
+        its curvature.
+        ``angle`` : position angle of the major axis, from +x towards +y [deg], in [0, 180).
         ``kind`` : str, ``track`` if longer than 3 pixels and twice as long as wide about a parabola along the axis;
         ``worm`` if moreover the parabola's sagitta is above 0.7 pixel, 6 % of the length and 4 sigma; else ``point``.
-        ``touches_source``, ``touches_edge`` : bool, whether any pixel lies on a source, or on the frame's edge.
+        ``touches_source``, ``touches_edge`` : bool, whether any pixel lies on a source, or on the edge of the frame.
 
     Notes
     -----
-    ``charge_err`` takes the pixels' errors as independent. Where repairs share donors they are not, and it is low
-    for large events.
-
-    A frame's edge cuts tracks: lengths of events that touch it are lower limits.
+    ``charge_err`` assumes independent errors of the pixels. Repairs that share donors are correlated, so that it is too
+    small for large events. The lengths of events that touch the edge of the frame are lower limits.
     """
     parts, n = label_components(hit)
     y, x = np.nonzero(hit)
@@ -112,16 +117,16 @@ def _at_edge(y: npt.NDArray[Any], x: npt.NDArray[Any], shape: tuple[int, ...]) -
 def _shapes(
     event: npt.NDArray[Any], x: npt.NDArray[Any], y: npt.NDArray[Any], above: Float, n: int
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return centroid, axes, and the parabola along the longest axis, of each event."""
+    """Return the centroid, the axes and the parabola along the major axis of each event."""
     weight = np.maximum(above, 0.0)
-    # Where no pixel holds known, positive charge, all of them count alike.
+    # Without any known, positive charge all pixels have the same weight.
     weight = np.where(np.bincount(event, weight, n)[event] > 0, weight, 1.0)
     weight /= np.bincount(event, weight, n)[event]
 
     def mean(values: Float) -> Float:
         return np.asarray(np.bincount(event, weight * values, n), dtype=np.float64)
 
-    # From a pixel of the event: sums of small numbers, not differences of large ones.
+    # Relative to a pixel of the event, to avoid differences of large numbers.
     first = np.zeros((2, n))
     first[:, event] = x, y
     dx, dy = x - first[0, event], y - first[1, event]
@@ -130,15 +135,15 @@ def _shapes(
     xx, xy, yy = mean(dx * dx), mean(dx * dy), mean(dy * dy)
     angle = 0.5 * np.arctan2(2 * xy, xx - yy)
     cos, sin = np.cos(angle)[event], np.sin(angle)[event]
-    along, aside = dx * cos + dy * sin, dy * cos - dx * sin
+    along, across = dx * cos + dy * sin, dy * cos - dx * sin
     spread = np.hypot(0.5 * (xx - yy), xy)
     large, small = 0.5 * (xx + yy) + spread, np.maximum(0.5 * (xx + yy) - spread, 0.0)
-    length, width = _line(large), _line(small)
-    # On its axes an event has neither a mean nor a slope: what is left of u^2 beside 1 and u gives the curvature.
+    length, width = _line_length(large), _line_length(small)
+    # In its principal axes an event has no mean and no slope: the part of u^2 orthogonal to 1 and u is the curvature.
     third, fourth = mean(along**3), mean(along**4)
-    curved = np.maximum(fourth - large**2 - third**2 / np.maximum(large, _PIXEL), 0.0)
-    bends = curved > _LEAST_SPREAD
-    curvature = np.where(bends, mean(aside * along**2) / np.where(bends, curved, 1.0), 0.0)
+    curved = np.maximum(fourth - large**2 - third**2 / np.maximum(large, _PIXEL_MOMENT), 0.0)
+    bends = curved > _MIN_SPREAD
+    curvature = np.where(bends, mean(across * along**2) / np.where(bends, curved, 1.0), 0.0)
     residual = np.maximum(small - curvature**2 * curved, 0.0)
     return {
         "x": first[0] + x_mean,
@@ -147,20 +152,20 @@ def _shapes(
         "length": length,
         "width": width,
         "sagitta": np.abs(curvature) * length**2 / 4,
-        "sagitta_variance": length**4 / 16 * np.maximum(residual, _PIXEL) / np.where(bends, curved, np.inf),
-        "width_on_curve": _line(residual),
+        "sagitta_variance": length**4 / 16 * np.maximum(residual, _PIXEL_MOMENT) / np.where(bends, curved, np.inf),
+        "width_on_curve": _line_length(residual),
     }
 
 
-def _line(moment: Float) -> Float:
-    """Return how long an even line with this second moment is [pixel]."""
-    return np.sqrt(12 * np.maximum(moment - _PIXEL, 0.0))
+def _line_length(moment: Float) -> Float:
+    """Return the length of a uniform line with a second moment [pixel]."""
+    return np.sqrt(12 * np.maximum(moment - _PIXEL_MOMENT, 0.0))
 
 
 def _kinds(shape: dict[str, npt.NDArray[Any]], n_pixels: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
     length, sagitta = shape["length"], shape["sagitta"]
-    track = (length > _SHORTEST_TRACK) & (length > _LEAST_ELONGATION * shape["width_on_curve"])
+    track = (length > _MIN_TRACK_LENGTH) & (length > _MIN_ELONGATION * shape["width_on_curve"])
     error = np.sqrt(shape["sagitta_variance"] / np.maximum(1, n_pixels))
-    worm = track & (sagitta > np.maximum(_LEAST_BEND, _LEAST_BEND_SHARE * length)) & (n_pixels >= _LEAST_PIXELS)
-    worm &= sagitta > _BEND_SIGMA * error
+    worm = track & (sagitta > np.maximum(_MIN_SAGITTA, _MIN_SAGITTA_FRACTION * length)) & (n_pixels >= _MIN_WORM_PIXELS)
+    worm &= sagitta > _SAGITTA_SIGMA * error
     return np.array(KINDS, dtype=object)[track.astype(int) + worm]

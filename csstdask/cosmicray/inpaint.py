@@ -1,4 +1,4 @@
-"""Repair: what hit pixels would have held, and how well that is known."""
+"""Repair of hit pixels: estimates of their values without the cosmic ray, with variances."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ from csstdask.nn.models import EMPIRICAL, NO_PSF, find_card
 if TYPE_CHECKING:
     from csstdask.psf.inpaint import StarRepair
 
-#: How many donors' worth of trust the noise model has against the donors' own scatter.
+#: Weight of the noise model against the sample variance of the donors [degrees of freedom].
 _PRIOR_WEIGHT = 4.0
-#: Id of a detector that no one has named, for PSFs that are learnt from the frame.
+#: Detector id for a PSF that is fitted to the frame without a known detector.
 _ANY_DETECTOR = 0
 
 
 @dataclass(frozen=True)
 class Inpainting:
-    """A repaired frame.
+    """Result of `inpaint`.
 
     Attributes
     ----------
     data : array (y, x)
-        Untouched pixels are bit-identical to the input's.
+        Repaired frame; all other pixels are bit-identical to the input.
     variance : float32 array (y, x)
-        [e-^2] of repaired pixels, inf where a hit pixel had no donor, NaN where nothing was repaired.
+        Variance of repaired pixels [e-^2]; inf where a hit pixel had no donor, NaN where nothing was repaired.
     model : ModelCard
+        Card of the model that was used.
     """
 
     data: Any
@@ -51,9 +52,9 @@ class NeighbourFill:
     """Estimates of hit pixels from their unmasked neighbours, in row-major order."""
 
     value: Any
-    """(k,) [e-] The median of the donors; the pixel's own value where it has none."""
+    """(k,) Median of the donors [e-]; the value of the pixel itself if it has none."""
     variance: Any
-    """(k,) float32 [e-^2] Of (estimate - what the pixel would have measured); inf where it has no donor."""
+    """(k,) float32, variance of (estimate - value without the cosmic ray) [e-^2]; inf without a donor."""
 
     def applied(self, frame: Any, target: Any) -> tuple[Any, Any]:
         """Return a copy of a frame with its target pixels filled, and their variance (y, x), NaN elsewhere."""
@@ -83,66 +84,75 @@ def inpaint(
         [e-], sky included; NumPy, CuPy or torch. Never modified. Masks, units and uncertainties are used as in
         `csstdask.cosmicray.detect`.
     cr_mask : bool array (y, x), or Detection
-        Pixels to repair; the result of `csstdask.cosmicray.detect` stands for its mask.
+        Pixels to repair: a mask, or a result of `csstdask.cosmicray.detect`.
     error : array (y, x), optional
-        1 sigma including Poisson noise [e-]; by default background noise plus Poisson.
+        1 sigma including Poisson noise [e-]; by default background noise plus Poisson noise.
     mask : bool array (y, x), optional
         True = ignore: never a donor, never changed. Non-finite pixels count as masked.
     sources : array (n, 2) or table, optional
-        x and y of stars and galaxies [pixel], zero-based, or a table with such columns, for a network, which repairs a
-        stamp of 64 x 64 pixels round each; by default found in the frame, its cosmic rays masked.
+        Zero-based x and y of stars and galaxies [pixel], or a table with such columns, for a network that repairs a
+        stamp of 64 x 64 pixels around each; by default detected in the frame with its cosmic rays masked.
     device : optional
-        Where a network runs, by default where the data is.
+        Torch device of a network, by default that of the data.
     model : str
         ``default``, a name that ``csstdask models`` lists, or the path of a card that ``csstdask train inpaint`` wrote.
-        ``median`` treats all pixels alike; networks repair what belongs to sources, and leave the rest to the median.
+        ``median`` treats all pixels alike; networks repair the pixels of sources and leave the rest to the median.
     detector : int, optional
-        Its id, as the instrument of `psf` has it (CSST; any integer with ``empirical``).
+        Id of the detector in the instrument of `psf` (CSST; any integer with ``empirical``).
     psf : str, optional
-        Model of the PSF, as `csstdask.psf.reconstruct` takes it: hit stars are repaired by the PSF that is fitted to
-        the frame's own stars (`csstdask.psf.inpaint`), on the host, with sources that are found in the frame.
-        By default ``default`` if a detector is given, else ``empirical`` where the frame has enough stars
-        (`csstdask.psf.frame.ENOUGH`). ``none``: stars are repaired as everything else.
+        PSF model, as for `csstdask.psf.reconstruct`. Hit stars are repaired by the PSF that is fitted to the stars of
+        the frame (`csstdask.psf.inpaint`), on the host, with sources that are detected in the frame.
+        By default ``default`` if a detector is given, else ``empirical`` if the frame has enough stars
+        (`csstdask.psf.frame.ENOUGH`). ``none``: stars are repaired like all other pixels.
 
     Returns
     -------
     Inpainting
-        Arrays of the caller's kind, on the caller's device.
+        Arrays in the caller's library, on the caller's device.
 
     Raises
     ------
     ValueError
-        If shapes differ, `data` is not 2-D, a model is unknown or does not know the detector, or this machine does not
-        have the device.
+        If shapes differ, `data` is not 2-D, a model is unknown or does not support the detector, or the device does not
+        exist.
     TypeError
-        If `data`, `error` or a mask have a unit that does not convert to electrons, or carry something that would be
-        lost.
+        If `data`, `error` or a mask have a unit that cannot be converted to electrons, or carry something that would be
+        hit_pixels.
     InputError
-        If the model's card or weights cannot be used.
+        If the card or the weights of the model cannot be used.
 
     Notes
     -----
-    The variance is that of (repaired value - what the pixel would have measured): for `n` donors of scatter
-    `s`, :math:`s^2 (1 + \pi / 2n)`, the pixel's own noise and that of a median. `s`
-    combines the donors' sample variance, which sees structure, with their mean noise variance, which is
-    known better than a handful of donors can tell: weights `n - 1` and 4.
+    The variance is that of (repaired value - value without the cosmic ray): for `n` donors with the standard deviation
+    `s` it is :math:`s^2 (1 + \pi / 2n)`, the noise of the pixel itself and that of a median. :math:`s^2` is the mean of
+    the sample variance of the donors, which includes structure, with weight `n - 1`, and of their typical noise
+    variance, which is more precise than a few donors, with weight 4.
 
-    Where stamps overlap a pixel belongs to the nearest source; a pixel without a donor within 5 pixels keeps its value
-    whatever the model.
+    Where stamps overlap, a pixel belongs to the nearest source. A pixel without a donor within 5 pixels keeps its
+    value with every model.
+
+    Examples
+    --------
+    >>> frame = np.random.default_rng(1).normal(100, 5, (64, 64)).astype("float32")
+    >>> hit = np.zeros((64, 64), bool)
+    >>> hit[20, 20:26] = True
+    >>> fixed = inpaint(np.where(hit, frame + 500, frame), hit, psf="none")
+    >>> bool(fixed.data.max() < 130), bool(np.isfinite(fixed.variance[hit]).all())
+    (True, True)
     """
     card = find_card("inpaint", model)
-    given = adapt(data, error, mask)
-    frame, ignore, adapter = given.data, given.ignore, given.adapter
+    inputs = adapt(data, error, mask)
+    frame, ignore, adapter = inputs.data, inputs.ignore, inputs.adapter
     hits = read_container(cr_mask.mask if isinstance(cr_mask, Detection) else cr_mask, "cr_mask")
     hit = convert_mask(adapter, hits.values, frame.shape, "cr_mask")
-    if hits.mask is not None:  # unknown whether they are hit: neither repaired nor donors
+    if hits.mask is not None:  # unknown whether hit: neither repaired nor donors
         ignore |= convert_mask(adapter, hits.mask, frame.shape, "cr_mask.mask")
     psf_model = select_psf_model(psf, detector)
     if not bool((hit & ~ignore).any()):
         variance = namespace_of(frame).full(frame.shape, np.nan, dtype=np.float32)
         return Inpainting(adapter.to_caller(frame.copy()), adapter.to_caller(variance), card)
     mesh = estimate_background(frame, hit | ignore)
-    noise = frame_variance(frame, hit | ignore, mesh) if given.error is None else given.error * given.error
+    noise = frame_variance(frame, hit | ignore, mesh) if inputs.error is None else inputs.error * inputs.error
     fixed, variance = repair_frame(
         frame, hit, ignore, noise, mesh, card=card, psf=psf_model, detector=detector, sources=sources, device=device
     )
@@ -150,12 +160,12 @@ def inpaint(
 
 
 def select_psf_model(psf: str | None, detector: int | None) -> str:
-    """Return which model of the PSF repairs stars, ``none`` included.
+    """Return the name of the PSF model that repairs stars, possibly ``none``.
 
     Raises
     ------
     ValueError
-        If it is unknown, or does not know the detector.
+        If the model is unknown or does not support the detector.
     """
     chosen = psf if psf is not None else EMPIRICAL if detector is None else "default"
     if chosen != NO_PSF:
@@ -180,7 +190,7 @@ def repair_frame(
     sources: Any = None,
     device: Any = None,
 ) -> tuple[Any, Any]:
-    """Repair a frame in all tiers, with one background and one list of sources.
+    """Repair a frame with all methods, using one background and one list of sources.
 
     Parameters
     ----------
@@ -193,24 +203,24 @@ def repair_frame(
     mesh : Mesh
         Background of the frame [e-].
     card : ModelCard
-        Of the model of repair.
+        Card of the repair model.
     psf : str
-        Model of the PSF, or ``none``.
+        Name of the PSF model, or ``none``.
     detector, sources, device : optional
-        As `inpaint` takes them.
+        As in `inpaint`.
 
     Returns
     -------
     fixed : float array (y, x)
-        [e-]
+        Repaired frame [e-].
     variance : float32 array (y, x)
-        [e-^2] As that of `Inpainting`.
+        Variance [e-^2], as in `Inpainting`.
     """
     target = hit & ~ignore
     fill = fill_from_neighbours(frame, target, ~(hit | ignore), noise, card)
     stars = None
     if psf != NO_PSF:
-        stars, found = _stars_of(frame, fill, target, ignore, noise, mesh, detector, psf)
+        stars, found = _repair_stars(frame, fill, target, ignore, noise, mesh, detector, psf)
         sources = found if sources is None else sources
     return combine_repairs(frame, hit, ignore, fill, card=card, stars=stars, sources=sources, mesh=mesh, device=device)
 
@@ -227,7 +237,7 @@ def fill_from_neighbours(frame: Any, target: Any, donor: Any, noise: Any, card: 
     noise : float array (y, x)
         Noise variance of each pixel [e-^2].
     card : ModelCard
-        Of the model of repair; one without parameters takes those of ``median``.
+        Card of the repair model; without parameters those of ``median`` apply.
     """
     xp = namespace_of(frame)
     settings = card.parameters or find_card("inpaint", "median").parameters
@@ -236,9 +246,9 @@ def fill_from_neighbours(frame: Any, target: Any, donor: Any, noise: Any, card: 
     expected = _donor_noise(noise, target, donor, settings["largest_radius"])
     prior = xp.where(xp.isfinite(expected), expected, 0.0)
     samples = xp.where(count > 1, count - 1, 0)
-    spread = (xp.where(count > 1, scatter, 0.0) * samples + _PRIOR_WEIGHT * prior) / (samples + _PRIOR_WEIGHT)
+    pooled = (xp.where(count > 1, scatter, 0.0) * samples + _PRIOR_WEIGHT * prior) / (samples + _PRIOR_WEIGHT)
     reachable = count > 0
-    predicted = spread * (1 + np.pi / (2 * xp.maximum(count, 1)))
+    predicted = pooled * (1 + np.pi / (2 * xp.maximum(count, 1)))
     variance = xp.where(reachable, predicted, np.inf).astype(np.float32)
     return NeighbourFill(xp.where(reachable, median, frame[target]).astype(frame.dtype), variance)
 
@@ -255,7 +265,7 @@ def combine_repairs(
     mesh: Mesh | None = None,
     device: Any = None,
 ) -> tuple[Any, Any]:
-    """Repair a frame in up to three tiers: neighbours, stars by their PSF, sources by a network.
+    """Combine the repairs from neighbours, from the PSF of stars, and by a network.
 
     Parameters
     ----------
@@ -264,22 +274,22 @@ def combine_repairs(
     hit, ignore : bool arrays (y, x)
         Pixels hit by cosmic rays, and unusable pixels.
     fill : Fill
-        The first tier, of the pixels that are hit and usable.
+        Estimates of all hit, usable pixels from their neighbours.
     card : ModelCard
-        Of the model; a network makes the third tier.
+        Card of the repair model; a network repairs the pixels of sources.
     stars : StarRepair, optional
-        The second tier.
+        Estimates of pixels of stars, which replace those from neighbours.
     sources, device : optional
-        As `inpaint` takes them, for a network.
+        As in `inpaint`, for a network.
     mesh : Mesh, optional
-        Background of the frame [e-], for a network; by default measured.
+        Background of the frame [e-], for a network; estimated by default.
 
     Returns
     -------
     fixed : float array (y, x)
-        [e-]
+        Repaired frame [e-].
     variance : float32 array (y, x)
-        [e-^2] As that of `Inpainting`.
+        Variance [e-^2], as in `Inpainting`.
     """
     xp = namespace_of(frame)
     target = hit & ~ignore
@@ -306,7 +316,7 @@ def _repair_sources(
     device: Any,
     mesh: Mesh | None,
 ) -> None:
-    """Let a network repair the hit pixels of sources, in place."""
+    """Repair the hit pixels of sources with a network, in place."""
     from csstdask.cosmicray.inpaint_network import repair_sources  # noqa: PLC0415  torch takes seconds to import
 
     xp = namespace_of(fixed)
@@ -315,50 +325,52 @@ def _repair_sources(
         return
     sky, noise = mesh.background_at(), mesh.noise_at()
     unknown = ignore | (target & ~xp.isfinite(variance))
-    # Ignored pixels are filled as hit ones are: the network has been trained on such stamps.
+    # Ignored pixels are filled like hit ones, as in the training of the network.
     median, _, _ = adaptive_median(fixed, unknown, ~(hit | unknown))
     filled = fixed.copy()
     filled[unknown] = xp.where(xp.isfinite(median), median, sky[unknown])
     filled = filled.astype(np.float32, copy=False)
-    places = _found(filled - sky, noise, unknown | hit) if sources is None else _given(sources)
-    which, value, spread = repair_sources(filled, sky, noise, target & ~unknown, unknown, places, card, device)
-    fixed[which], variance[which] = value.astype(fixed.dtype), spread
+    positions = (
+        _detected_positions(filled - sky, noise, unknown | hit) if sources is None else _given_positions(sources)
+    )
+    which, value, estimated = repair_sources(filled, sky, noise, target & ~unknown, unknown, positions, card, device)
+    fixed[which], variance[which] = value.astype(fixed.dtype), estimated
 
 
-def _stars_of(
+def _repair_stars(
     frame: Any, fill: NeighbourFill, target: Any, ignore: Any, noise: Any, mesh: Mesh, detector: int | None, psf: str
 ) -> tuple[StarRepair | None, Any]:
-    """Fit the PSF of a frame and repair its stars by it; return the sources that were measured for that, too.
+    """Return the repair of stars by the fitted PSF of the frame, and the sources that were measured for it.
 
-    None for either where the sky is unknown or too few stars show the PSF.
+    Both are None if the sky is unknown; the repair is None if there are too few stars to fit the PSF.
     """
     from csstdask.psf.frame import MIN_STARS_EMPIRICAL, MaskedFrame, fit_frame  # noqa: PLC0415
     from csstdask.psf.inpaint import repair_stars  # noqa: PLC0415
 
     fixed, variance = (to_host(plane) for plane in fill.applied(frame, target))
-    lost, unusable = to_host(target), to_host(ignore)
+    hit_pixels, unusable = to_host(target), to_host(ignore)
     mesh = Mesh(to_host(mesh.background), to_host(mesh.noise), mesh.shape)
     if not np.isfinite(mesh.background).all() or not (mesh.noise > 0).any():
         return None, None
-    masked = MaskedFrame.of(fixed, np.where(lost, variance, to_host(noise)), lost, unusable, mesh)
+    masked = MaskedFrame.of(fixed, np.where(hit_pixels, variance, to_host(noise)), hit_pixels, unusable, mesh)
     sources = masked.measure_sources()
     number, fewest = (_ANY_DETECTOR, MIN_STARS_EMPIRICAL) if detector is None else (detector, 1)
     found = fit_frame(masked.height, masked.error, masked.unobserved, sources, number, model=psf, fewest=fewest)
     return None if found is None else repair_stars(masked, sources, found.field, mesh), sources
 
 
-def _found(height: Any, noise: Any, mask: Any) -> tuple[Any, Any]:
+def _detected_positions(height: Any, noise: Any, mask: Any) -> tuple[Any, Any]:
     found = find_sources(to_host(height), to_host(noise), to_host(mask))
     return found["y"].astype(np.float64), found["x"].astype(np.float64)
 
 
-def _given(sources: Any) -> tuple[Any, Any]:
-    """Return y and x of a caller's sources.
+def _given_positions(sources: Any) -> tuple[Any, Any]:
+    """Return y and x of a caller's sources, without those that are not finite.
 
     Raises
     ------
     ValueError
-        If they are neither a table with x and y, nor an array (n, 2). Places that are not finite are left out.
+        If the sources are neither a table with x and y nor an array (n, 2).
     """
     try:
         columns = [sources[name] for name in ("x", "y")]
@@ -373,7 +385,7 @@ def _given(sources: Any) -> tuple[Any, Any]:
 
 
 def _donor_noise(noise: Any, target: Any, donor: Any, largest_radius: int) -> Any:
-    """Return a typical noise variance of the donors round each target: their median."""
+    """Return the median noise variance of the donors around each target."""
     usable = donor & namespace_of(noise).isfinite(noise)
     median, _, _ = adaptive_median(noise, target, usable, largest_radius=largest_radius)
     return median.astype(np.float64)

@@ -1,4 +1,4 @@
-"""A frame prepared for detection: nothing missing, its sky known, the noise of every pixel known."""
+"""Preparation of a frame for detection: ignored pixels filled, background and noise known everywhere."""
 
 from __future__ import annotations
 
@@ -13,47 +13,46 @@ from csstdask.arrays.median import fill_masked
 from csstdask.arrays.mesh import Mesh, mesh_shape
 from csstdask.arrays.namespace import namespace_of
 
-#: Wanted size of a box of the background mesh [pixel].
+#: Approximate size of a box of the background mesh [pixel].
 BOX = 128
-#: Of a frame, so many are worked on at once where few pixels need it.
+#: Number of rows for which missing errors are estimated at once, to bound memory.
 _ROWS = 256
 
 
 @dataclass(frozen=True)
 class PreparedFrame:
-    """A frame as detection sees it."""
+    """A frame as the detection methods take it."""
 
     data: Any
     """float32 (y, x) [e-]; ignored pixels hold the median of their neighbours."""
     mesh: Mesh
     """Background and noise [e-]."""
     error: Any
-    """float32 (y, x): 1 sigma of each pixel [e-]."""
+    """float32 (y, x), 1 sigma of each pixel [e-]."""
     ignore: Any
     """bool (y, x)"""
     excess: float = 1.0
-    """By which factor significance is lowered, because noise is correlated (`csstdask.arrays.correlation`)."""
+    """Factor by which significance is lowered because the noise is correlated (`csstdask.arrays.correlation`)."""
 
 
 def prepare_frame(frame: Any, error: Any, ignore: Any, *, box: int = BOX, mesh: Mesh | None = None) -> PreparedFrame:
-    """Prepare a frame.
+    """Prepare a frame for detection.
 
-    Ignored pixels are filled from their neighbours, whatever the method does with masks: L.A.Cosmic would grow
-    a mask by a pixel and miss every cosmic ray beside a bad column, a network would see a hole
-    where there is none.
+    Ignored pixels are filled from their neighbours for every method. Otherwise L.A.Cosmic would grow the mask and miss
+    cosmic rays next to bad columns, and a network would take a hole for structure.
 
     Parameters
     ----------
     frame : float array (y, x)
         [e-], sky included.
     error : float32 array (y, x) or None
-        1 sigma [e-]; where it is unknown (None, not finite or not positive) it is the sky's plus Poisson noise.
+        1 sigma [e-]; estimated from the sky and Poisson noise where unknown (None, not finite or not positive).
     ignore : bool array (y, x)
-        Pixels that take no part; some pixel must.
+        Pixels to ignore; at least one must remain.
     box : int
-        Of the background mesh [pixel].
+        Approximate size of a box of the background mesh [pixel].
     mesh : Mesh, optional
-        Background of the frame [e-], if it has been measured; used if its boxes are those that are wanted.
+        Background and noise of the frame [e-]; used if its boxes have the right size, else estimated.
     """
     xp = namespace_of(frame)
     frame = frame.astype(np.float32, copy=False)
@@ -61,12 +60,12 @@ def prepare_frame(frame: Any, error: Any, ignore: Any, *, box: int = BOX, mesh: 
         mesh = estimate_background(frame, ignore, box=box)
     if bool(ignore.any()):
         frame = fill_masked(frame, ignore, mesh.background_at)
-    error = xp.sqrt(frame_variance(frame, ignore, mesh)) if error is None else _completed(error, frame, ignore, mesh)
+    error = xp.sqrt(frame_variance(frame, ignore, mesh)) if error is None else _fill_errors(error, frame, ignore, mesh)
     return PreparedFrame(frame, mesh, error, ignore)
 
 
-def _completed(error: Any, frame: Any, ignore: Any, mesh: Mesh) -> Any:
-    """Return errors with those that are no errors estimated, a few rows at a time."""
+def _fill_errors(error: Any, frame: Any, ignore: Any, mesh: Mesh) -> Any:
+    """Return errors with invalid ones replaced by estimates, a few rows at a time."""
     xp = namespace_of(frame)
     unknown = ~(xp.isfinite(error) & (error > 0))
     if not bool(unknown.any()):

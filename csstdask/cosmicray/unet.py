@@ -1,11 +1,10 @@
-"""The cosmic-ray U-Net: what it sees of a frame, and what it says about it.
+"""The cosmic-ray U-Net: its input channels, and the hit probability of every pixel.
 
-It sees three channels: the inverse hyperbolic sine of a pixel's height above the background, in units of the
-sky's noise, which tells shapes; the same in units of the pixel's own noise, which tells what is significant on a
-source; and where a pixel was ignored, so that its height is only its neighbours' median.
+The network has three input channels: the inverse hyperbolic sine of the height above the background in units of the
+sky noise, which shows shapes; the same in units of the noise of the pixel itself, which shows what is significant on a
+source; and the mask of ignored pixels, whose height is only the median of their neighbours.
 
-Background and noise are measured once on the whole frame, so that what the network sees does not depend on how
-the frame is tiled.
+Background and noise are estimated once on the whole frame, so that the channels do not depend on the tiling.
 """
 
 from __future__ import annotations
@@ -27,23 +26,24 @@ from csstdask.nn.card import ModelCard
 from csstdask.nn.device import Precision, choose_device
 from csstdask.nn.weights import load_network
 
-#: What channels may be; the card of a network names those it was made for.
+#: Names of the input channels; the card of a network lists those it was trained on.
 CHANNELS = ("asinh of height over sky noise", "asinh of height over own noise", "ignored")
-#: Of other people's networks: the counts as they are [e-], or less their mean and in units of their deviation.
+#: Channels of other networks: counts [e-], and counts minus their mean in units of their standard deviation.
 COUNTS, STANDARDISED = "counts", "standardised counts"
-#: Size of a tile's core [pixel]: larger ones leave the processor's cache, smaller ones are mostly halo.
+#: Size of the core of a tile [pixel]: larger ones exceed the cache, smaller ones are mostly halo.
 TILE = 864
-#: How many are computed at once: a host gains nothing from more than one, a GPU wants to be filled.
+#: Number of tiles per batch: a host gains nothing from more than one, a GPU does.
 BATCH = {"cpu": 1, "cuda": 8}
-#: Rows of which a host computes the channels at once.
+#: Number of rows whose channels a host computes at once, so that intermediate results stay in the cache.
 _ROWS = 128
-_LEAST_NOISE = np.float32(1e-6)
-#: One hit in twenty, as a logit: where an untrained network begins.
+#: Smallest noise to divide by [e-].
+_MIN_NOISE = np.float32(1e-6)
+#: Logit of one hit in twenty, the initial output of an untrained network.
 _PRIOR_LOGIT = -3.0
 
 
 def build_unet(*, inputs: int = len(CHANNELS), **architecture: Any) -> UNet:
-    """Return an untrained network: one logit for each pixel."""
+    """Return an untrained network with one logit for each pixel."""
     network = UNet(inputs=inputs, outputs=1, **architecture)
     torch.nn.init.constant_(network.head.bias, _PRIOR_LOGIT)  # type: ignore[arg-type]
     return network
@@ -51,11 +51,11 @@ def build_unet(*, inputs: int = len(CHANNELS), **architecture: Any) -> UNet:
 
 @dataclass(frozen=True)
 class ChannelReader:
-    """What a network sees of a frame, window by window."""
+    """Input channels of a network, computed window by window."""
 
-    view: PreparedFrame
+    prepared: PreparedFrame
     names: tuple[str, ...] = CHANNELS
-    """Of the channels."""
+    """Names of the channels."""
 
     def __post_init__(self) -> None:
         known = {*CHANNELS, COUNTS, STANDARDISED}
@@ -64,20 +64,19 @@ class ChannelReader:
 
     @cached_property
     def _moments(self) -> tuple[float, float]:
-        return float(self.view.data.mean()), max(float(self.view.data.std()), float(_LEAST_NOISE))
+        return float(self.prepared.data.mean()), max(float(self.prepared.data.std()), float(_MIN_NOISE))
 
     def at(self, window: Window = (slice(None), slice(None))) -> Any:
         """Return the channels of a window, float32 (channel, y, x).
 
-        Beyond the frame, where a grid ends, it is mirrored: after zeros a star's halo at the edge would break off, and
-        look like a cosmic ray.
+        Outside the frame, up to the grid of the network, the frame is mirrored: with zeros, the halo of a star at the
+        edge would end abruptly and look like a cosmic ray.
         """
-        xp = namespace_of(self.view.data)
-        shape = self.view.data.shape
+        xp = namespace_of(self.prepared.data)
+        shape = self.prepared.data.shape
         rows, columns = (slice(*part.indices(length)[:2]) for part, length in zip(window, shape, strict=True))
         ny, nx = rows.stop - rows.start, columns.stop - columns.start
         seen = xp.empty((len(self.names), ny, nx), dtype=np.float32)
-        # A host computes a few rows at a time: what lies between two operations then stays in the processor's cache.
         step = _ROWS if xp is np else ny
         for first in range(0, ny, step):
             strip = slice(rows.start + first, min(rows.start + first + step, rows.stop))
@@ -87,28 +86,28 @@ class ChannelReader:
         return xp.pad(seen, [(0, 0), *beyond], mode="symmetric") if any(after for _, after in beyond) else seen
 
     def _channel(self, name: str, rows: slice, columns: slice) -> Any:
-        view, xp = self.view, namespace_of(self.view.data)
+        prepared, xp = self.prepared, namespace_of(self.prepared.data)
         if name == CHANNELS[2]:
-            return view.ignore[rows, columns]
+            return prepared.ignore[rows, columns]
         if name == COUNTS:
-            return view.data[rows, columns]
+            return prepared.data[rows, columns]
         if name == STANDARDISED:
             mean, deviation = self._moments
-            return (view.data[rows, columns] - np.float32(mean)) / np.float32(deviation)
-        height = view.data[rows, columns] - view.mesh.background_at(rows, columns)
-        noise = view.mesh.noise_at(rows, columns) if name == CHANNELS[0] else view.error[rows, columns]
-        if view.excess != 1:
-            noise = noise * np.float32(view.excess)
-        return xp.arcsinh(height / xp.maximum(noise, _LEAST_NOISE))
+            return (prepared.data[rows, columns] - np.float32(mean)) / np.float32(deviation)
+        height = prepared.data[rows, columns] - prepared.mesh.background_at(rows, columns)
+        noise = prepared.mesh.noise_at(rows, columns) if name == CHANNELS[0] else prepared.error[rows, columns]
+        if prepared.excess != 1:
+            noise = noise * np.float32(prepared.excess)
+        return xp.arcsinh(height / xp.maximum(noise, _MIN_NOISE))
 
 
-def network_channels(view: PreparedFrame) -> Any:
+def network_channels(prepared: PreparedFrame) -> Any:
     """Return all channels of a frame, float32 (3, y, x)."""
-    return ChannelReader(view).at()
+    return ChannelReader(prepared).at()
 
 
 def hit_probability(
-    view: PreparedFrame,
+    prepared: PreparedFrame,
     card: ModelCard,
     *,
     device: Any = None,
@@ -117,42 +116,42 @@ def hit_probability(
     halo: int | None = None,
     batch: int | None = None,
 ) -> Any:
-    """Return the probability that each pixel of a frame is hit.
+    """Return the hit probability of each pixel of a frame.
 
     Parameters
     ----------
-    view : View
-        Of the frame.
+    prepared : View
+        Frame, prepared for detection.
     card : ModelCard
-        Of the network.
+        Card of the network.
     device : optional
-        By default the data's own.
+        Torch device; by default that of the data.
     precision : str
         ``float32``, ``bfloat16`` or, on the host, ``int8``.
     tile : int
-        Largest size of a tile's core [pixel].
-    batch : int, optional
-        How many are computed at once; by default what suits the device.
+        Largest size of the core of a tile [pixel].
     halo : int, optional
-        By default the network's receptive radius. A smaller one makes seams.
+        Overlap of tiles [pixel], by default the receptive radius of the network; a smaller one makes seams.
+    batch : int, optional
+        Number of tiles per batch; by default depends on the device.
 
     Returns
     -------
     float32 array (y, x)
-        In the view's own library.
+        Probabilities, in the array library of the frame.
 
     Raises
     ------
     InputError
-        If the card's weights cannot be used, or are for other channels.
+        If the weights of the card cannot be used, or are for other channels.
     """
-    seen = ChannelReader(view, tuple(card.normalisation["channels"]))
+    seen = ChannelReader(prepared, tuple(card.normalisation["channels"]))
     inputs = card.architecture.get("inputs", len(CHANNELS))
     if len(seen.names) != inputs:
         raise InputError(card.name, f"{inputs} channels for {list(seen.names)}", "one for each that its card names")
-    on_gpu = kind_of(view.data) == "cupy"
-    own = torch.device("cuda", view.data.device.id) if on_gpu else torch.device("cpu")
-    place = choose_device(device, like=own)
+    on_gpu = kind_of(prepared.data) == "cupy"
+    home = torch.device("cuda", prepared.data.device.id) if on_gpu else torch.device("cpu")
+    place = choose_device(device, like=home)
     network = load_network(card, build_unet, place, precision)
     scale, offset = card.calibration["scale"], card.calibration["offset"]
     if precision == "int8":
@@ -165,11 +164,11 @@ def hit_probability(
             logit = network(stack)[:, 0].float()
         return torch.sigmoid(scale * logit + offset)
 
-    result = torch.empty(view.data.shape, dtype=torch.float32, device=own)
+    result = torch.empty(prepared.data.shape, dtype=torch.float32, device=home)
     reach = network.radius if halo is None else halo
-    tiles = plan_tiles(view.data.shape, tile=tile, halo=reach, grid=network.grid)
+    tiles = plan_tiles(prepared.data.shape, tile=tile, halo=reach, grid=network.grid)
     for core, part in in_batches(tiles, seen.at, compute, batch or BATCH.get(place.type, 1)):
-        result[core] = part.to(own)
+        result[core] = part.to(home)
     if on_gpu:
         import cupy  # noqa: PLC0415
 

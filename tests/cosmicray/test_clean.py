@@ -45,7 +45,7 @@ def test_it_is_detection_and_then_repair(frame):
 
 
 def test_every_measurement_is_made_once(frame, monkeypatch):
-    counts = {"measure": 0, "find_sources": 0}
+    counts = {"estimate_background": 0, "find_sources": 0}
 
     def counted(module, name):
         function = getattr(module, name)
@@ -58,11 +58,11 @@ def test_every_measurement_is_made_once(frame, monkeypatch):
             if getattr(one, "__name__", "").startswith("csstdask") and getattr(one, name, None) is function:
                 monkeypatch.setattr(one, name, call)
 
-    counted(background, "measure")
+    counted(background, "estimate_background")
     counted(sources, "find_sources")
     cleaned = csstdask.clean(frame, **FAST)
     assert cleaned.mask.any()
-    assert counts == {"measure": 1, "find_sources": 1}
+    assert counts == {"estimate_background": 1, "find_sources": 1}
 
 
 def test_stars_are_repaired_by_the_frames_psf(frame):
