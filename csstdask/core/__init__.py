@@ -1,1 +1,1 @@
-"""Foundation without astronomy: errors, atomic files, settings, warnings, optional packages."""
+"""Foundation without astronomy: errors, atomic files, settings, warnings and optional packages."""

@@ -1,6 +1,6 @@
-"""Files that survive: written whole, flushed to disk, and only then given their name.
+"""Atomic writes: files are written completely, flushed to disk and only then renamed to their final name.
 
-The two rooms that own files, the store and the engine's ledger, both write through these few functions.
+The store and the ledger of the engine write all their files with these functions.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import os
 import uuid
 from pathlib import Path
 
-_BLOCK = 1 << 22
+#: Number of bytes that are read at once.
+_BLOCK_SIZE = 1 << 22
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part.
+    """Write a file such that readers see either the old or the new content, never a part.
 
-    The order is what survives a kill: the bytes go to a temporary name in the same folder, are flushed to
-    disk, take their final name in one rename, and the rename itself is flushed with the folder.
+    The order of operations makes this hold even if the process is killed: the bytes are written to a temporary file in
+    the same folder and flushed to disk, the file is renamed in one operation, and the rename is flushed with the
+    folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -34,7 +36,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def flush_file(path: Path, root: Path) -> None:
-    """Flush a file that somebody else has written, and its folders up to a root, to disk."""
+    """Flush a file that another library has written, and its folders up to a root, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -47,7 +49,7 @@ def flush_file(path: Path, root: Path) -> None:
 
 
 def flush_folder(path: Path) -> None:
-    """Flush a folder's entries to disk."""
+    """Flush the entries of a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -56,9 +58,9 @@ def flush_folder(path: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
+    """Return the SHA-256 of the content of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
+        while block := stream.read(_BLOCK_SIZE):
             digest.update(block)
     return digest.hexdigest()

@@ -1,24 +1,24 @@
-"""The errors csstdask raises on purpose, each one clear line.
+"""Exceptions that csstdask raises for foreseeable problems.
 
-The command line turns any of them into that line and an exit code; a notebook sees them as they are.
+The message is one clear line. The command line prints it and exits with a code; in Python they are ordinary exceptions.
 """
 
 from __future__ import annotations
 
 
 class CsstdaskError(Exception):
-    """Root of every error that csstdask raises on purpose."""
+    """Base class of all exceptions of csstdask."""
 
 
 class InputError(CsstdaskError):
-    """An input that cannot be used: says which one, what was found and what was wanted.
+    """An input cannot be used; the message names it, what was found and what was expected.
 
     Parameters
     ----------
     source : str
-        The file (with HDU or key, where that is known), store or argument.
+        File (with HDU or key, if known), store or argument.
     found, wanted : str
-        What is there, and what would have been usable.
+        Content that was found, and content that would be usable.
     """
 
     def __init__(self, source: object, found: str, wanted: str) -> None:
@@ -28,12 +28,12 @@ class InputError(CsstdaskError):
         self.wanted = wanted
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
-        """Pickle by parts: workers send these back to the driver."""
+        """Pickle by arguments, because workers send exceptions to the driver."""
         return type(self), (self.source, self.found, self.wanted)
 
 
 class StoreError(CsstdaskError):
-    """A store that cannot be opened, or whose schema is not the one this version writes."""
+    """A store cannot be opened, or its schema is not that of this version."""
 
 
 class RunLockedError(CsstdaskError):
@@ -41,19 +41,19 @@ class RunLockedError(CsstdaskError):
 
 
 class LostOwnershipError(CsstdaskError):
-    """A worker's attempt is no longer the current one for its unit: it must not write."""
+    """The attempt of a worker is no longer the current one of its unit, so that it must not write."""
 
 
 class LostDriverError(LostOwnershipError):
-    """The driver that sent a unit no longer holds its store: nothing of it may be written."""
+    """The driver that submitted a unit no longer owns the store, so that the unit must not be written."""
 
 
 class ClusterError(CsstdaskError):
-    """The workers of a cluster do not start."""
+    """The workers of a cluster did not start."""
 
 
 class MemoryProjectionError(CsstdaskError):
-    """The projected memory of a run does not fit into this machine."""
+    """The projected memory of a run exceeds that of the machine."""
 
 
 class ReductionError(CsstdaskError):

@@ -1,7 +1,7 @@
-"""Freed memory that is kept: the kernel clears every page that it hands out anew.
+"""Retention of freed memory by the C library, which saves the clearing of newly mapped pages.
 
-Networks on a host allocate and free arrays of a hundred megabytes in every layer. glibc maps each of them anew, and
-the kernel then clears its pages: up to two fifths of the time of a training or a detection
+Networks on a host allocate and free arrays of a hundred megabytes in every layer. By default glibc maps each of them
+anew and the kernel clears its pages, which takes up to 40 % of the time of a training or a detection
 (`benchmarks/kept_memory.py`).
 """
 
@@ -10,17 +10,20 @@ from __future__ import annotations
 import ctypes
 import platform
 
-#: Of glibc's ``mallopt``: what is set, and to what. No mapping of its own for a large block, nothing given back, and
-#: one arena for all threads, for those of other threads cannot hold a large block.
+#: Parameters of ``mallopt`` in glibc.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
-_NEVER, _TOP_PAD = -1, 1 << 28
+#: Trim threshold that never returns memory to the kernel.
+_NEVER = -1
+#: Memory that is requested at once [byte].
+_TOP_PAD = 1 << 28
 
 
 def retain_freed_memory() -> bool:
-    """Let this process hold on to memory that it frees, from here on; tell whether its C library can.
+    """Let this process keep the memory that it frees; return whether its C library supports it.
 
-    For processes of csstdask's own, and before they start threads: their memory stays near its peak. Never for a
-    caller's process.
+    Large blocks get no separate mappings, nothing is returned to the kernel, and all threads share one arena, because
+    the arenas of other threads cannot hold large blocks. The memory of the process stays near its peak. Only for
+    processes of csstdask, before they start threads, and never for the process of a caller.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

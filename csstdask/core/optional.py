@@ -1,4 +1,4 @@
-"""Optional packages: which extra brings them, and how to install it."""
+"""Optional packages: the command that installs the extra that contains them."""
 
 from __future__ import annotations
 

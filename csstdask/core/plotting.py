@@ -9,7 +9,7 @@ from csstdask.core.optional import install_hint
 
 
 def pyplot() -> Any:
-    """Return matplotlib's plain interface, drawing into files; raise InputError where it is not installed."""
+    """Return ``matplotlib.pyplot`` with a backend for files; InputError if matplotlib is not installed."""
     try:
         import matplotlib as mpl  # noqa: PLC0415
     except ImportError:

@@ -1,4 +1,4 @@
-"""TOML files as validated settings: cameras, recipes, runs and trainings are all read here, with the same errors."""
+"""Validated settings from TOML files, for cameras, recipes, runs and trainings, with uniform errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FrozenSettings(BaseModel):
 
 
 def read_toml(path: Path, wanted: str) -> dict[str, Any]:
-    """Read a TOML file; InputError names it and says what was `wanted`."""
+    """Read a TOML file; InputError names the file and what was `wanted`."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -30,7 +30,7 @@ def read_toml(path: Path, wanted: str) -> dict[str, Any]:
 
 
 def parse_toml(text: str, source: str, wanted: str) -> dict[str, Any]:
-    """Parse the text of a TOML file; `source` names it in errors."""
+    """Parse the text of a TOML file, which errors call `source`."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -38,7 +38,7 @@ def parse_toml(text: str, source: str, wanted: str) -> dict[str, Any]:
 
 
 def validate_settings(model: type[Model], data: Mapping[str, object] | str, source: str, wanted: str) -> Model:
-    """Return settings, a mapping or JSON text, as their model; InputError names keys that are missing or wrong."""
+    """Return settings, a mapping or JSON text, as a model; InputError names missing and wrong keys."""
     try:
         return model.model_validate_json(data) if isinstance(data, str) else model.model_validate(data)
     except ValidationError as error:
@@ -49,12 +49,12 @@ def validate_settings(model: type[Model], data: Mapping[str, object] | str, sour
 
 
 def read_settings(model: type[Model], path: Path | None, wanted: str, changes: Mapping[str, object]) -> Model:
-    """Return settings from a TOML file, if there is one; `changes` that are not None win.
+    """Return settings from an optional TOML file; `changes` that are not None take precedence.
 
     Raises
     ------
     InputError
-        Naming the file and every key that is unknown or wrong.
+        If a key is unknown or wrong; the message names the file and all such keys.
     """
     fields = read_toml(path, wanted) if path is not None else {}
     fields |= {key: value for key, value in changes.items() if value is not None}

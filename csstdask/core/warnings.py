@@ -1,6 +1,6 @@
-"""Parsing that must not chatter: astropy warns of keywords that are harmless here.
+"""Suppression of warnings, such as those of astropy about FITS keywords that are harmless here.
 
-A warning filter belongs to the process, not to a thread, so changing it is one thread's business at a time.
+Warning filters belong to the process, not to a thread, so that a lock is needed to change them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def suppress_warnings() -> Iterator[None]:
-    """Ignore warnings within; meant for short work, since other threads that want the same wait."""
+    """Ignore warnings in a ``with`` block, which should be short: other threads that enter one wait for it."""
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,20 +1,20 @@
-"""Saturated pixels of cosmic rays, told apart from those of saturated stars.
+"""Separation of saturated pixels of cosmic rays from those of saturated stars.
 
-Saturated pixels are unusable, so they are ignored, and the core of a bright cosmic ray would stay in the image. A star
-that saturates is different in one respect: its light falls off with the telescope's PSF, so that just outside its
-saturated pixels there is light on all sides, whereas the charge of a cosmic ray ends within a pixel on both sides of
-its track.
+Saturated pixels are unusable and therefore ignored, which would leave the core of a bright cosmic ray in the image.
+Stars differ from cosmic rays in one respect: their light falls off with the PSF of the telescope, so that there is
+light on all sides just outside their saturated pixels, while the charge of a cosmic ray ends within a pixel on both
+sides of its track.
 
-From each saturated pixel, eight straight lines leave its group of saturated pixels. A group is a *star's* if, for some
-pixel of it, light continues beyond the group on at least `SIDES` of the eight lines: two pixels beyond the last
-saturated one, the image is still above `LIGHT` of the saturation level and above five sigma of the noise. A bleed trail
-belongs to its star because it touches it. All other groups are candidates, and detection looks at them.
+Eight straight lines start at each saturated pixel and leave its group of connected saturated pixels. A group belongs to
+a *star* if, for one of its pixels, light continues outside the group on at least `SIDES` of the eight lines: two pixels
+after the last saturated one, the image is still above `LIGHT` of the saturation level and above 5 sigma of the noise. A
+bleed trail belongs to its star because it touches it. All other groups are candidates for detection.
 
-Tracks that cross, or lie side by side, may surround a group with light that is not a star's. So groups are judged again
-once detection has flagged pixels: lines then pass over what is hit (`join_enclosed`).
+Tracks that cross, or that lie next to each other, can surround a group with light that is not that of a star. Groups
+are therefore classified again after detection, with lines that pass over hit pixels (`join_enclosed`).
 
-Of both kinds, pixels that are flagged or touch an event are hit; so is the whole group if they are at least half of it.
-All other saturated pixels stay ignored: stars, bleed trails, hot pixels.
+In candidate groups, pixels that are flagged or touch an event are hit, and so is the whole group if these are at least
+half of it. All other saturated pixels stay ignored: stars, bleed trails, hot pixels.
 
 The numbers follow from geometry. A PSF 1.5 pixels wide at half maximum, sharper than those of the cameras here, has 4 %
 of its central pixel's light two pixels further along a row, and 1 % along a diagonal; a wider one has more. Charge that
@@ -34,16 +34,18 @@ from scipy.sparse.csgraph import connected_components
 Bool = npt.NDArray[np.bool_]
 Int = npt.NDArray[np.int64]
 
-#: Sides of eight on which a star's light continues, and its share of the saturation level two pixels further out.
-SIDES, LIGHT = 5, 0.005
-#: Significance of that light [sigma of the sky].
+#: Smallest number of the eight sides on which the light of a star continues.
+SIDES = 5
+#: Smallest light of a star two pixels outside, as a fraction of the saturation level.
+LIGHT = 0.005
+#: Smallest significance of that light [sigma of the sky].
 SIGNIFICANCE = 5.0
-#: How far beyond the last saturated pixel light is looked for [pixel].
-BEYOND = 2
-#: How often groups are judged again at most: each time events may have grown round others.
-_ROUNDS = 3
-#: Half length of a line [pixel]: what is larger is no cosmic ray.
-_REACH = 64
+#: Distance from the last saturated pixel at which the light is measured [pixel].
+DISTANCE = 2
+#: Largest number of repeated classifications; in each, events may have grown around further groups.
+_MAX_ROUNDS = 3
+#: Length of a line [pixel]; larger groups are not cosmic rays.
+_MAX_LENGTH = 64
 _DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
 
 
@@ -53,18 +55,18 @@ def find_candidates(height: Any, noise: Any, saturated: Bool, unusable: Bool) ->
     Parameters
     ----------
     height : float array (y, x)
-        Above the sky [e-].
+        Height above the sky [e-].
     noise : float array (y, x)
         1 sigma of the sky [e-].
     saturated : bool array (y, x)
-        Pixels that are unusable because they are saturated, and for no other reason.
+        Pixels that are only unusable because they are saturated.
     unusable : bool array (y, x)
-        Pixels that are unusable for other reasons. Nothing is known of the light there: a line passes over them.
+        Pixels that are unusable for other reasons; lines pass over them.
 
     Returns
     -------
     bool array (y, x)
-        Whole groups (eight neighbours) of `saturated`.
+        Complete 8-connected groups of `saturated`.
     """
     may_be = np.zeros_like(saturated)
     rows, columns = np.nonzero(saturated)
@@ -78,7 +80,7 @@ def find_candidates(height: Any, noise: Any, saturated: Bool, unusable: Bool) ->
         bright += _light_beyond(height, noise, saturated, unusable, rows, columns, dy, dx, LIGHT * level[group])
     star = np.zeros(len(level), dtype=bool)
     star[group[bright >= SIDES]] = True
-    star |= ~(level > 0)  # flagged, but not bright: not to be judged by its light
+    star |= ~(level > 0)  # flagged but not bright: its light cannot be classified
     may_be[rows, columns] = ~star[group]
     return may_be
 
@@ -101,19 +103,19 @@ def join_candidates(hit: Bool, candidate: Bool) -> Bool:
 
 
 def join_enclosed(height: Any, noise: Any, hit: Bool, saturated: Bool, candidate: Bool, unusable: Bool) -> Bool:
-    """Return hit pixels, with saturated ones that turn out to lie in events once these are known.
+    """Return hit pixels, with the saturated ones that lie inside detected events.
 
     Parameters
     ----------
     height, noise, saturated, unusable
-        As `find_candidates` takes them.
+        As in `find_candidates`.
     hit : bool array (y, x)
-        Flagged by detection.
+        Pixels flagged by detection.
     candidate : bool array (y, x)
-        What `find_candidates` has returned.
+        Result of `find_candidates`.
     """
     found = join_candidates(hit, candidate)
-    for _ in range(_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         others = saturated & ~candidate & ~found
         before = found
         if others.any():
@@ -126,17 +128,17 @@ def join_enclosed(height: Any, noise: Any, hit: Bool, saturated: Bool, candidate
 def _light_beyond(
     height: Any, noise: Any, saturated: Bool, unusable: Bool, rows: Int, columns: Int, dy: int, dx: int, least: Any
 ) -> Bool:
-    """Return whether light continues in one direction, `BEYOND` pixels after the last saturated one.
+    """Return whether light continues in one direction, `DISTANCE` pixels after the last saturated one.
 
-    At the edge of the frame, and where a line does not end within `_REACH`, the answer is yes: what cannot be judged
-    is left as it is.
+    The result is True at the edge of the frame and for lines longer than `_MAX_LENGTH`, so that groups that cannot be
+    classified stay ignored.
     """
     ny, nx = saturated.shape
     found = np.ones(len(rows), dtype=bool)
     walking = np.arange(len(rows))
     passed = np.zeros(len(rows), dtype=np.int64)
     y, x = rows.copy(), columns.copy()
-    for _ in range(_REACH):
+    for _ in range(_MAX_LENGTH):
         y[walking] += dy
         x[walking] += dx
         walking = walking[(y[walking] >= 0) & (y[walking] < ny) & (x[walking] >= 0) & (x[walking] < nx)]
@@ -144,7 +146,7 @@ def _light_beyond(
             break
         at = y[walking], x[walking]
         passed[walking] = np.where(saturated[at], 0, passed[walking] + 1)
-        end = (passed[walking] >= BEYOND) & ~unusable[at]
+        end = (passed[walking] >= DISTANCE) & ~unusable[at]
         done = walking[end]
         at = y[done], x[done]
         found[done] = height[at] > np.maximum(least[done], SIGNIFICANCE * noise[at])
@@ -153,7 +155,7 @@ def _light_beyond(
 
 
 def _groups(rows: Int, columns: Int, width: int) -> Int:
-    """Return the number of the connected group of each pixel; pixels are in row-major order."""
+    """Return the number of the 8-connected group of each pixel, for pixels in row-major order."""
     place = rows * width + columns
     pairs = []
     for dy, dx in _DIRECTIONS[:4]:

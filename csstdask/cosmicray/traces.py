@@ -1,4 +1,4 @@
-"""Spectra of slitless frames: bright and narrow as cosmic rays are, but smooth along the row."""
+"""Rejection of false detections on spectra of slitless frames, which are narrow but smooth along the row."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy.typing as npt
 from csstdask.core.warnings import suppress_warnings
 
 HALF_WINDOW = 4
-"""Neighbours to each side along the row whose median is what a spectrum holds at a pixel."""
+"""Number of neighbours on each side along the row whose median estimates the spectrum at a pixel."""
 TRACE_SIGMA = 2.0
-"""A pixel is on a trace where that median is above the sky by this many sigma of the sky."""
+"""Smallest median of a pixel on a trace [sigma of the sky]."""
 EXCESS_SIGMA = 3.0
-"""A cosmic ray on a trace stands above that median by this many sigma of the pixel."""
+"""Smallest height of a cosmic ray above that median [sigma of the pixel]."""
 CONTINUED = 0.5
-"""A long run of flagged pixels belongs to a spectrum if the light beyond one of its ends is this share of its own."""
+"""Smallest light at an end of a long run of flagged pixels that belongs to a spectrum, as a fraction of its own."""
 
 Float = npt.NDArray[np.float64]
 
@@ -26,17 +26,17 @@ def release_traces(
     hit: npt.NDArray[np.bool_],
     mask: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.bool_]:
-    """Return detections without those that are pixels of spectra.
+    """Return detections without those on smooth spectra.
 
-    Spectra run along x, and change little over a few columns. A flagged pixel on a trace stays flagged only where it
-    stands above the median of its neighbours in the row that are not flagged. In a run of flagged pixels that is too
-    long to have such neighbours the flagged ones count, if the light goes on beyond an end of the run: that of a
-    cosmic ray along the row does not.
+    Spectra run along x and change little over a few columns. A flagged pixel on a trace only stays flagged if it is
+    significantly above the median of its unflagged neighbours in the row. In runs of flagged pixels that are too long
+    for such neighbours the flagged ones are used, provided that the light continues at an end of the run: the light of
+    a cosmic ray along the row does not.
 
     Parameters
     ----------
     height : array (y, x)
-        Above the sky [e-].
+        Height above the sky [e-].
     error : array (y, x)
         1 sigma of a pixel [e-].
     noise : array (y, x)
@@ -44,7 +44,7 @@ def release_traces(
     hit : bool array (y, x)
         Detections.
     mask : bool array (y, x)
-        Pixels that take no part.
+        Pixels to ignore.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def _median(
     rows: npt.NDArray[np.intp],
     around: npt.NDArray[np.intp],
 ) -> Float:
-    """Return the median of the usable pixels among columns (n, k) of rows (n,); NaN where there are none."""
+    """Return the median over columns (n, k) of the usable pixels of rows (n,); NaN if there are none."""
     inside = (around >= 0) & (around < height.shape[1])
     around = np.clip(around, 0, height.shape[1] - 1)
     chosen = np.where(inside & usable[rows[:, None], around], height[rows[:, None], around], np.nan)
@@ -94,7 +94,7 @@ def _level_in_runs(
     rows: npt.NDArray[np.intp],
     columns: npt.NDArray[np.intp],
 ) -> Float:
-    """Return the median of flagged and other neighbours of pixels in long runs; NaN where no light goes on beyond."""
+    """Return the median around pixels in long runs, flagged ones included; NaN if no light continues at an end."""
     n = hit.shape[1]
     blocked = np.pad(hit | mask, ((0, 0), (1, 1)))
     position = np.arange(n + 2)

@@ -1,1 +1,1 @@
-"""What all networks share: blocks, weights and their cards, device and precision, one trainer."""
+"""Shared parts of all networks: blocks, weights, model cards, devices and precision, and the trainer."""

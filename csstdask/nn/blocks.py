@@ -1,8 +1,8 @@
-"""The convolutional blocks that networks are built from, and how far they see.
+"""Convolutional blocks of the networks, and their receptive radius.
 
-Everything here can be tiled exactly: normalisation is by frozen statistics (no GroupNorm, no InstanceNorm),
-padding is with zeros at the edges alone, and a network states the radius within which a pixel of its input can
-change a pixel of its output and the grid on which tiles must begin (see ``arrays/tiles.py``).
+All blocks can be tiled exactly: normalisation uses frozen statistics (no GroupNorm, no InstanceNorm), zero padding only
+occurs at the edges, and a network states its receptive radius and the grid on which tiles must begin (features
+``arrays/tiles.py``).
 """
 
 from __future__ import annotations
@@ -16,42 +16,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-#: Convolutions at full resolution after the U-Net, where there are such.
-_SETTLING = 2
+#: Number of convolutions at full resolution after the U-Net.
+_FINE_CONVOLUTIONS = 2
 
 
 class ExactConv2d(nn.Conv2d):
-    """A convolution in float32, whatever type the rest of its network computes in.
+    """A convolution in float32, whatever precision the rest of the network has.
 
-    Convolutions that see the image itself take the differences between neighbouring pixels. In the core of a bright
-    star what matters is a hundredth of a pixel's value: less than bfloat16 or eight bits can hold.
+    The first convolutions take differences of neighbouring pixels. In the core of a bright star a hundredth of the
+    value matters, which is below the resolution of bfloat16 and of eight bits.
     """
 
-    gives: torch.dtype | None = None
-    """What the next layer computes in; by default the weights' own type."""
+    output_dtype: torch.dtype | None = None
+    """Type of the output, that of the next layer; by default the type of the weights."""
 
     def over_pixels(self, stem: int) -> ExactConv2d:
-        """Return the same convolution of the image before it was folded.
+        """Return the equivalent convolution of the image before it is folded into channels.
 
-        Its kernel is `stem` times as long, and it goes `stem` pixels a step: (n, inputs, stem y, stem x) to what this
-        one makes of (n, inputs stem^2, y, x).
+        Its kernel is `stem` times as large and its stride is `stem` pixels: it maps (n, inputs, stem y, stem x) to the
+        result of this one for (n, inputs stem^2, y, x).
         """
         inputs, size = self.in_channels // stem**2, stem * self.kernel_size[0]
         padding = stem * int(self.padding[0])
-        whole = ExactConv2d(inputs, self.out_channels, size, stride=stem, padding=padding)
+        equivalent = ExactConv2d(inputs, self.out_channels, size, stride=stem, padding=padding)
         taps = self.weight.unflatten(1, (inputs, stem, stem)).permute(0, 1, 4, 2, 5, 3)
-        whole.weight = nn.Parameter(taps.reshape(whole.weight.shape), requires_grad=False)
-        whole.bias, whole.gives = self.bias, self.gives
-        return whole
+        equivalent.weight = nn.Parameter(taps.reshape(equivalent.weight.shape), requires_grad=False)
+        equivalent.bias, equivalent.output_dtype = self.bias, self.output_dtype
+        return equivalent
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (n, inputs, y, x) of the weights' type to (n, outputs, y, x) of that which the next layer computes in."""
+        """Map (n, inputs, y, x) of the type of the weights to (n, outputs, y, x) of that of the next layer."""
         with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x).to(self.gives)
+            return super().forward(x).to(self.output_dtype)
 
 
 class ConvStack(nn.Module):
-    """Several 3 x 3 convolutions, each with batch normalisation and ReLU; on request the first one is exact."""
+    """A stack of 3 x 3 convolutions, each with batch normalisation and ReLU; the first is optionally exact."""
 
     def __init__(self, inputs: int, outputs: int, convolutions: int = 2, *, exact: bool = False) -> None:
         super().__init__()
@@ -69,43 +69,43 @@ class ConvStack(nn.Module):
         return x
 
     def fuse(self) -> None:
-        """Take the frozen normalisation into the convolutions: the same function, half the passes over memory."""
+        """Fuse the frozen normalisation into the convolutions: the same function with half the memory traffic."""
         for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             self.convolutions[index] = fuse_conv_bn_eval(cast("nn.Conv2d", convolution), cast("nn.BatchNorm2d", norm))
             self.norms[index] = nn.Identity()
 
 
 class UNet(nn.Module):
-    """A U-Net (Ronneberger et al. 2015, arXiv:1505.04597), on request behind a space-to-depth stem.
+    """A U-Net (Ronneberger et al. 2015, arXiv:1505.04597), optionally with a space-to-depth stem.
 
     The stem folds `stem` x `stem` pixels into channels, so that the costly full-resolution layers work on
-    ``1 / stem^2`` of the pixels and see `stem` times as far; the head unfolds them again. What a folded pixel then
-    lacks are channels of its own; on request a few layers at full resolution, beside the stem, take up what the U-Net
-    says of a pixel's surroundings and settle what the pixel itself is. Beside it a second U-Net without a stem may look
-    closely: what both say is added, and what it sees goes to the layers at full resolution as well.
+    ``1 / stem^2`` of the pixels and have `stem` times the receptive radius; the head unfolds them again. To restore
+    detail, a few layers at full resolution can combine the image with the features of the U-Net, and a second U-Net
+    without a stem can run in parallel: the outputs are added, and its features also enter the layers at full
+    resolution.
 
     Parameters
     ----------
     inputs, outputs : int
-        Channels of the image that comes in and of the one that goes out, at full resolution.
+        Number of channels of input and output, at full resolution.
     channels : sequence of int
-        Of each level, the finest first; one level more than there are pools.
+        Number of channels of each level, the finest first; one level more than there are pools.
     stem : int
-        1 for none.
+        Size of the stem; 1 for none.
     merge : str
-        How what a level saw on the way down meets what rises from below: ``concatenate``, as published, or ``add``,
-        which halves the work of the convolution after it.
+        How skip connections are merged: ``concatenate``, as published, or ``add``, which halves the cost of the next
+        convolution.
     down, up : int
-        Convolutions of a level on the way down and up; the lowest level has those of the way down.
+        Number of convolutions per level of the encoder and the decoder; the lowest level belongs to the encoder.
     fine : int
-        Channels at full resolution, 0 for none. Untrained they add nothing to what comes out.
+        Number of channels of the layers at full resolution, 0 for none. Before training their output is 0.
     close : sequence of int
-        Channels of each level of the second U-Net, none for none; it wants `fine`.
+        Number of channels of each level of the second U-Net; empty for none. It needs `fine`.
 
     Raises
     ------
     ValueError
-        If there is `close`, but not `fine`.
+        If `close` is given without `fine`.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class UNet(nn.Module):
             raise ValueError(f"close: found {list(close)} without fine; wanted both, or neither")
         self.stem, self.pools, self.merge = stem, len(channels) - 1, merge
         self._folds = stem > 1
-        self.radius = receptive_radius(self.pools, stem, down=down, up=up) + (_SETTLING if fine else 0)
+        self.radius = receptive_radius(self.pools, stem, down=down, up=up) + (_FINE_CONVOLUTIONS if fine else 0)
         widths = [inputs * stem**2, *channels]
         self.down = nn.ModuleList(
             ConvStack(a, b, down, exact=level == 0) for level, (a, b) in enumerate(pairwise(widths))
@@ -136,10 +136,10 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(ConvStack(finer if merge == "add" else 2 * finer, finer, up) for finer, _ in pairs)
         self.head = nn.Conv2d(channels[0], outputs * stem**2, 1)
         self.close = UNet(inputs=inputs, outputs=outputs, channels=close) if close else None
-        seen = close[0] if close else 0
-        self.fine = FineLayers(inputs, outputs, channels[0], fine, stem, close=seen) if fine else None
+        coarse_features = close[0] if close else 0
+        self.fine = FineLayers(inputs, outputs, channels[0], fine, stem, close=coarse_features) if fine else None
         if self.close is not None:
-            self.radius = max(self.radius, self.close.radius + _SETTLING)
+            self.radius = max(self.radius, self.close.radius + _FINE_CONVOLUTIONS)
             nn.init.zeros_(self.close.head.weight)
             nn.init.zeros_(cast("Tensor", self.close.head.bias))
 
@@ -150,35 +150,35 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, inputs, y, x) to (n, outputs, y, x); y and x are multiples of `grid`."""
-        seen = self.see(x)
-        coarse = nn.functional.pixel_shuffle(self.head(seen), self.stem)
+        coarse_features = self.features(x)
+        coarse = nn.functional.pixel_shuffle(self.head(coarse_features), self.stem)
         if self.fine is None:
             return coarse
         if self.close is None:
-            return coarse + self.fine(x, seen)
-        closely = self.close.see(x)
-        return coarse + self.close.head(closely) + self.fine(x, seen, closely)
+            return coarse + self.fine(x, coarse_features)
+        close_features = self.close.features(x)
+        return coarse + self.close.head(close_features) + self.fine(x, coarse_features, close_features)
 
-    def see(self, x: Tensor) -> Tensor:
-        """Map (n, inputs, y, x) to the channels of folded pixels that the head decides by."""
+    def features(self, x: Tensor) -> Tensor:
+        """Map (n, inputs, y, x) to the features of folded pixels that enter the head."""
         x = nn.functional.pixel_unshuffle(x, self.stem) if self._folds else x
-        passed = []
+        skips = []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else nn.functional.max_pool2d(x, 2))
-            passed.append(x)
+            skips.append(x)
         for level in reversed(range(self.pools)):
-            risen = self.rise[level](x)
-            both = risen.add_(passed[level]) if self.merge == "add" else torch.cat([passed[level], risen], dim=1)
+            upsampled = self.rise[level](x)
+            both = upsampled.add_(skips[level]) if self.merge == "add" else torch.cat([skips[level], upsampled], dim=1)
             x = self.up[level](both)
         return x
 
     @property
     def first(self) -> ExactConv2d:
-        """Return the U-Net's first convolution, which is always exact."""
+        """Return the first convolution, which is always exact."""
         return cast("ExactConv2d", cast("ConvStack", self.down[0]).convolutions[0])
 
     def fuse(self) -> None:
-        """Take all frozen normalisation, and the stem, into the convolutions: the same function in fewer passes."""
+        """Fuse all frozen normalisation and the stem into the convolutions: the same function in fewer passes."""
         for block in self.modules():
             if isinstance(block, ConvStack):
                 block.fuse()
@@ -187,18 +187,18 @@ class UNet(nn.Module):
             self._folds = False
 
     def lower(self, dtype: torch.dtype) -> None:
-        """Compute in a shorter type from here on, but for the convolutions that see the image itself."""
+        """Convert all layers to a shorter type, except the convolutions of the image itself."""
         for part in self.modules():
             if not isinstance(part, ExactConv2d) and not any(True for _ in part.children()):
                 part.to(dtype)
             elif isinstance(part, ExactConv2d):
-                part.gives = dtype
+                part.output_dtype = dtype
 
 
 class FineLayers(nn.Module):
-    """Layers at full resolution: what a pixel looks like, beside what a U-Net says of where it lies.
+    """Layers at full resolution, which combine the image with the features of a U-Net.
 
-    `close` channels of another U-Net, which has no stem, may come to that. Untrained they count for nothing.
+    The features of a second U-Net without a stem (`close` channels) are optional; their initial weights are 0.
     """
 
     def __init__(self, inputs: int, outputs: int, coarse: int, width: int, stem: int, *, close: int = 0) -> None:
@@ -206,16 +206,16 @@ class FineLayers(nn.Module):
         self.stem = stem
         self.look = ConvStack(inputs, width, 1, exact=True)
         self.spread = nn.Conv2d(coarse, width * stem**2, 1)
-        self.settle = ConvStack(2 * width + close, width, _SETTLING)
+        self.settle = ConvStack(2 * width + close, width, _FINE_CONVOLUTIONS)
         self.head = nn.Conv2d(width, outputs, 1)
         nn.init.zeros_(cast("nn.Conv2d", self.settle.convolutions[0]).weight[:, 2 * width :])
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(cast("Tensor", self.head.bias))
 
-    def forward(self, image: Tensor, coarse: Tensor, *closely: Tensor) -> Tensor:
-        """Map an image (n, inputs, y, x), channels of its folded pixels and perhaps its own to (n, outputs, y, x)."""
+    def forward(self, image: Tensor, coarse: Tensor, *close_features: Tensor) -> Tensor:
+        """Map an image (n, inputs, y, x), features of folded pixels and optionally of pixels to (n, outputs, y, x)."""
         spread = nn.functional.pixel_shuffle(self.spread(coarse), self.stem)
-        return cast("Tensor", self.head(self.settle(torch.cat([self.look(image), spread, *closely], dim=1))))
+        return cast("Tensor", self.head(self.settle(torch.cat([self.look(image), spread, *close_features], dim=1))))
 
 
 def unet_grid(pools: int, stem: int = 1) -> int:
@@ -226,9 +226,14 @@ def unet_grid(pools: int, stem: int = 1) -> int:
 def receptive_radius(pools: int, stem: int = 1, *, down: int = 2, up: int = 2) -> int:
     """Return the receptive radius of a U-Net [pixel].
 
-    Level `l` has convolutions of reach ``2^l``, `down` of them on the way down and `up` on the way up (the lowest
-    has the first alone); the pools' cells add ``2^L - 1``. For double convolutions that is
-    ``6 * 2^L - 4 + 2^L - 1``. A stem of `r` stretches it to ``r R + r - 1``.
+    A convolution of level l has the radius ``2^l``. Level l has `down` convolutions in the encoder and `up` in the
+    decoder, the lowest level L only those of the encoder; the cells of the pools add ``2^L - 1``. With double
+    convolutions the sum is ``R = 6 * 2^L - 4 + 2^L - 1``. A stem of size r increases it to ``r R + r - 1``.
+
+    Examples
+    --------
+    >>> receptive_radius(1), receptive_radius(1, stem=2)
+    (9, 19)
     """
     radius = (down + up) * (2**pools - 1) + down * 2**pools + 2**pools - 1
     return stem * radius + stem - 1

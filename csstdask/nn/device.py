@@ -1,4 +1,4 @@
-"""Where a network runs, and with what precision. Nothing here touches CUDA before it is asked to."""
+"""Device and precision of networks. CUDA is not initialised before a device is requested."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ import torch
 
 log = logging.getLogger("csstdask")
 
-#: Instructions for bfloat16 of processors, as PyTorch names them.
+#: Names in PyTorch of processor instructions for bfloat16.
 _BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
-#: Of a network's arithmetic in training, and in inference.
+#: Arithmetic of a network in training, and in inference.
 TrainingPrecision = Literal["float32", "bfloat16"]
 Precision = Literal["float32", "bfloat16", "int8"]
 
 
 def choose_device(device: Any = None, *, like: torch.device | None = None) -> torch.device:
-    """Return a device: the one that is asked for, else the data's own, else the host.
+    """Return the requested device, by default that of the data, else the host.
 
     Raises
     ------
     ValueError
-        If this machine has no such device.
+        If the device is unknown or does not exist.
     """
     try:
         chosen = torch.device(device) if device is not None else like or torch.device("cpu")
     except RuntimeError:
         raise ValueError(f"device: found {device!r}; wanted cpu or cuda") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: found {chosen}, which this machine has not; wanted cpu")
+        raise ValueError(f"device: found {chosen}, which does not exist; wanted cpu")
     return chosen
 
 
 def validate_device(name: str | None) -> str | None:
-    """Return the name of a device that settings ask for; ValueError if this machine has no such device."""
+    """Return the name of a device from settings; ValueError if the device does not exist."""
     choose_device(name)
     return name
 
 
 @cache
 def has_bfloat16() -> bool:
-    """Tell whether this processor multiplies bfloat16 in one instruction; True where PyTorch cannot tell."""
+    """Return whether the processor has bfloat16 instructions; True if PyTorch does not report it."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return not capabilities or any(capabilities.get(name) for name in _BFLOAT16)
 
@@ -54,16 +54,16 @@ def _warn_once() -> None:
 
 
 def check_precision(device: torch.device, precision: Precision) -> None:
-    """Make sure that a device computes with a precision.
+    """Check that a device supports a precision, and disable TF32 on a GPU.
 
-    float32 gives the same numbers to rounding wherever a tile's edges lie: on a GPU it is kept from TF32, which
-    has the mantissa of a half. bfloat16 is nearly twice as fast where the processor has it, int8 three times; both move
-    probabilities by about a hundredth.
+    float32 results do not depend on the tiling, to rounding; TF32, with the mantissa of float16, would change that.
+    bfloat16 is nearly twice as fast on processors with such instructions, int8 three times; both change probabilities
+    by about 0.01.
 
     Raises
     ------
     ValueError
-        If the precision is unknown, or not one that the device has.
+        If the precision is unknown or the device does not support it.
     """
     if precision not in get_args(Precision):
         raise ValueError(f"precision: found {precision!r}; wanted one of {', '.join(get_args(Precision))}")
@@ -77,6 +77,6 @@ def check_precision(device: torch.device, precision: Precision) -> None:
 
 
 def autocast(device: torch.device, precision: TrainingPrecision) -> AbstractContextManager[Any]:
-    """Return a context in which a network is trained with a precision: its weights stay float32."""
+    """Return a context for training with a precision; the weights stay float32."""
     check_precision(device, precision)
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -1,12 +1,12 @@
-"""A U-Net in eight bits: on processors with integer dot products nearly twice as fast as bfloat16.
+"""Inference of a U-Net in eight bits, nearly twice as fast as bfloat16 on processors with integer dot products.
 
-Post-training quantisation, affine and one scale a layer for what flows, symmetric and one scale a channel for the
-weights (Jacob et al. 2018, CVPR, arXiv:1712.05877). Convolutions that see the image itself stay in float32, as in every
-`UNet`, and the head gives float32 logits. How far each layer's output goes is measured once, on examples, and kept on
-the model's card: the same card gives the same numbers on any frame.
+The quantisation is post-training: affine with one scale per layer for activations, symmetric with one scale per channel
+for weights (Jacob et al. 2018, CVPR, arXiv:1712.05877). Convolutions of the image itself stay in float32, as in every
+`UNet`, and the head returns float32 logits. The range of the output of each layer is measured once, on examples, and
+stored in the model card, so that a card gives the same numbers on any frame.
 
-Where the processor has no such instructions (VNNI), or PyTorch does not tell (before 2.9), the same arithmetic is done
-in float32: the same result to a step of rounding, slowly, and a warning says so.
+Without such instructions (VNNI), or if PyTorch does not report them (before 2.9), the same arithmetic is emulated in
+float32. The result is the same to one quantisation step, but slower, and a warning is logged.
 """
 
 from __future__ import annotations
@@ -24,17 +24,21 @@ from csstdask.nn.blocks import ConvStack, ExactConv2d, FineLayers, UNet
 
 log = logging.getLogger("csstdask")
 
-#: Lowest and highest value of what layers put out, by the layer's name.
+#: Lowest and highest output of each layer, by its name.
 Ranges = Mapping[str, Sequence[float]]
-#: Share of a layer's output that may lie beyond its range: a few stars must not set the scale of all pixels.
-_BEYOND = 1e-5
-_LEVELS, _WEIGHT_LEVELS = 255, 127
-_SMALLEST = 1e-8
+#: Fraction of the output of a layer that may be clipped: a few stars must not set the scale of all pixels.
+_CLIPPED_FRACTION = 1e-5
+#: Largest quantised activation.
+_LEVELS = 255
+#: Largest quantised weight.
+_WEIGHT_LEVELS = 127
+#: Smallest range and scale, against division by zero.
+_MIN_SCALE = 1e-8
 
 
 @cache
 def is_native() -> bool:
-    """Tell whether this processor, and this build of PyTorch, multiply eight-bit integers in one instruction."""
+    """Return whether the processor and this build of PyTorch support eight-bit dot products."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     has_it = any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
     return bool(has_it) and torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qconv2d_pointwise")
@@ -50,21 +54,21 @@ class _Scale:
 
     def __init__(self, low: float, high: float) -> None:
         low, high = min(low, 0.0), max(high, 0.0)
-        self.step = max(high - low, _SMALLEST) / _LEVELS
+        self.step = max(high - low, _MIN_SCALE) / _LEVELS
         self.zero = round(-low / self.step)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Round to integers, in place; what lies beyond the range is clipped."""
+        """Round to integers in place, clipped to the range."""
         return x.div_(self.step).round_().add_(self.zero).clamp_(0, _LEVELS).to(torch.uint8)
 
 
 class _First:
-    """The exact convolution, its ReLU, and the way into integers: the scale is taken into weights and bias."""
+    """The exact first convolution with ReLU and quantisation, whose scale is fused into weights and bias."""
 
     def __init__(self, convolution: ExactConv2d, target: _Scale) -> None:
         self.weight = (convolution.weight / target.step).contiguous(memory_format=torch.channels_last)
         self.stride, self.padding = convolution.stride, convolution.padding
-        # Truncation does the rounding; below the integer that stands for zero ReLU cuts.
+        # Truncation with + 0.5 rounds; the clamp at the integer of zero is the ReLU.
         self.bias = cast("Tensor", convolution.bias) / target.step + target.zero + 0.5
         self.zero = target.zero
 
@@ -75,10 +79,10 @@ class _First:
 
 
 class _Convolution:
-    """A convolution of integers, with what comes after it: ReLU, and rounding to the next layer's scale."""
+    """A convolution of integers, with ReLU and rounding to the scale of the next layer."""
 
     def __init__(self, weight: Tensor, bias: Tensor, source: _Scale, target: _Scale | None, *, relu: bool) -> None:
-        steps = (weight.abs().amax(dim=(1, 2, 3)) / _WEIGHT_LEVELS).clamp_min(_SMALLEST)
+        steps = (weight.abs().amax(dim=(1, 2, 3)) / _WEIGHT_LEVELS).clamp_min(_MIN_SCALE)
         whole = (weight / steps[:, None, None, None]).round()
         self.bias, self.steps, self.source, self.target, self.relu = bias, steps, source, target, relu
         self.padding = weight.shape[-1] // 2
@@ -91,7 +95,7 @@ class _Convolution:
             )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Map unsigned integers (n, inputs, y, x) to such, or to float32 where there is no target."""
+        """Map unsigned integers (n, inputs, y, x) to unsigned integers, or to float32 without a target scale."""
         if not is_native():
             return self._in_float(x)
         step, zero, dtype = 1.0, 0, torch.float32
@@ -121,12 +125,12 @@ class Int8UNet(nn.Module):
     network : UNet
         Fused, in float32.
     ranges : mapping of str to (float, float)
-        What `measure_ranges` gave for it.
+        Result of `measure_ranges` for the network.
 
     Raises
     ------
     InputError
-        If the network merges by adding, or a range is absent.
+        If the network merges by adding, or the range of a layer is absent.
     """
 
     def __init__(self, network: UNet, ranges: Ranges) -> None:
@@ -151,16 +155,16 @@ class Int8UNet(nn.Module):
 
 
 class _Trunk:
-    """What a `UNet` sees, up to its head, in eight bits.
+    """A `UNet` without its head, in eight bits.
 
     Parameters
     ----------
     network : UNet
     ranges : mapping of str to (float, float)
     prefix : str
-        Of the names of its layers.
+        Prefix of the names of its layers.
     last : _Scale, optional
-        Of what comes out, by default its own.
+        Scale of the output, by default that of the last layer.
     """
 
     def __init__(self, network: UNet, ranges: Ranges, prefix: str = "", last: _Scale | None = None) -> None:
@@ -179,7 +183,7 @@ class _Trunk:
             self.down.append(layers)
         for level in reversed(range(self.pools)):
             rise = cast("nn.ConvTranspose2d", network.rise[level])
-            # A transposed convolution of stride 2 is one of 1 x 1 to four times the channels, each to its own corner.
+            # A transposed convolution of stride 2 is a 1 x 1 convolution to four times the channels, a set per corner.
             weight = rise.weight.permute(2, 3, 1, 0).reshape(-1, rise.in_channels, 1, 1)
             bias = cast("Tensor", rise.bias).repeat(4)
             self.rise.insert(0, _Convolution(weight, bias, scale, joint[level], relu=False))
@@ -198,14 +202,14 @@ class _Trunk:
                 x = layer(x)
             passed.append(x)
         for level in reversed(range(self.pools)):
-            x = _beside(passed[level], self.rise[level](x), 2)
+            x = _concatenate(passed[level], self.rise[level](x), 2)
             for layer in self.up[level]:
                 x = layer(x)
         return x
 
 
 class _Fine:
-    """`FineLayers`, and the second U-Net where there is one, in eight bits."""
+    """`FineLayers`, and the optional second U-Net, in eight bits."""
 
     def __init__(self, network: UNet, layers: FineLayers, source: _Scale, ranges: Ranges) -> None:
         look = cast("ExactConv2d", layers.look.convolutions[0])
@@ -215,7 +219,7 @@ class _Fine:
         joint = _Scale(min(ranges[name][0] for name in names), max(ranges[name][1] for name in names))
         self.stem, self.look = layers.stem, _First(look, joint)
         width, corners = look.out_channels, layers.stem**2
-        # Sorted by the corner they go to, as `_beside` takes them.
+        # Sorted by corner, as `_concatenate` expects.
         weight = layers.spread.weight.unflatten(0, (width, corners)).transpose(0, 1).flatten(0, 1)
         bias = cast("Tensor", layers.spread.bias).unflatten(0, (width, corners)).T.flatten()
         self.spread = _Convolution(weight, bias, source, joint, relu=False)
@@ -225,13 +229,13 @@ class _Fine:
         self.close_head = None if network.close is None else _plain(network.close.head, joint, None)
 
     def __call__(self, image: Tensor, coarse: Tensor) -> Tensor:
-        """Map a float32 image and unsigned integers of its folded pixels to float32 (n, outputs, y, x)."""
+        """Map a float32 image and integer features of its folded pixels to float32 (n, outputs, y, x)."""
         closely = [] if self.close is None else [self.close(image)]
-        x = _beside(self.look(image), self.spread(coarse), self.stem, *closely)
+        x = _concatenate(self.look(image), self.spread(coarse), self.stem, *closely)
         for layer in self.settle:
             x = layer(x)
-        said = self.head(x)
-        return said if self.close_head is None else said.add_(self.close_head(*closely))
+        output = self.head(x)
+        return output if self.close_head is None else output.add_(self.close_head(*closely))
 
 
 def _plain(convolution: nn.Conv2d, source: _Scale, target: _Scale | None) -> _Convolution:
@@ -239,13 +243,13 @@ def _plain(convolution: nn.Conv2d, source: _Scale, target: _Scale | None) -> _Co
 
 
 def measure_ranges(network: UNet, examples: Iterable[Tensor]) -> dict[str, list[float]]:
-    """Return how far the output of each layer of a fused network goes on examples (n, inputs, y, x), after ReLU."""
+    """Return the range of the output of each layer of a fused network on examples (n, inputs, y, x), after ReLU."""
     ranges: dict[str, list[float]] = {}
 
     def observe(name: str, *, relu: bool) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             values = output.detach().float().flatten()
-            beyond = max(1, int(_BEYOND * values.numel()))
+            beyond = max(1, int(_CLIPPED_FRACTION * values.numel()))
             high = max(0.0, float(values.topk(beyond).values[-1]))
             low = 0.0 if relu else min(0.0, -float((-values).topk(beyond).values[-1]))
             before = ranges.get(name, [0.0, 0.0])
@@ -291,7 +295,7 @@ def _last_of(network: UNet) -> str:
 
 
 def _join(ranges: Ranges, network: UNet, level: int) -> _Scale:
-    """Return the scale of a skip and of what rises to it: laid beside each other they must share it."""
+    """Return the common scale of a skip connection and the upsampled features that it is concatenated with."""
     last = len(cast("ConvStack", network.down[level]).convolutions) - 1
     both = ranges[f"down.{level}.{last}"], ranges[f"rise.{level}"]
     return _Scale(min(low for low, _ in both), max(high for _, high in both))
@@ -314,15 +318,15 @@ def _stack(
 
 
 def _halved(x: Tensor) -> Tensor:
-    """Return the largest of each 2 x 2 pixels."""
+    """Return the maximum of each 2 x 2 pixels."""
     two, one, none = [2, 2], [1, 1], [0, 0]
     return cast("Tensor", torch.ops.quantized.max_pool2d(x, two, two, none, one, False))
 
 
-def _beside(passed: Tensor, risen: Tensor, times: int, *more: Tensor) -> Tensor:
-    """Lay what rises, its channels sorted by corner, at so many times its resolution behind what was passed on.
+def _concatenate(passed: Tensor, risen: Tensor, times: int, *more: Tensor) -> Tensor:
+    """Concatenate a skip connection, upsampled features and further features at full resolution.
 
-    Behind both, what else there is at the full resolution.
+    The channels of the upsampled features are sorted by corner; each pixel becomes `times` x `times` pixels.
     """
     n, width, ny, nx = passed.shape
     end = width + risen.shape[1] // times**2

@@ -1,4 +1,4 @@
-"""Models of all tasks: those that come with csstdask, in the folder ``models`` of each room, and a user's own."""
+"""Search for models: those of csstdask, in the folder ``models`` of each package, and those of users."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 from csstdask.core.errors import InputError
 from csstdask.nn.card import ModelCard, read_card
 
-#: What ``model="default"`` means for each task.
+#: Name of the default model of each task.
 DEFAULTS = {"cosmicray": "unet", "inpaint": "median", "psf": "principal", "sed": "sed", "zeropoint": "zeropoint"}
-#: The PSF model that learns from the stars at hand: its name, and the kind of cards like its own.
+#: Name and kind of the PSF model that is fitted to the stars of a frame.
 EMPIRICAL = "empirical"
-#: What asks for no model at all, where a task can do without one.
+#: Name that selects no model, for tasks that do not need one.
 NO_MODEL = "none"
-#: What asks for no PSF at all: stars are then repaired as everything else.
+#: Name that selects no PSF model: stars are repaired like all other pixels.
 NO_PSF = NO_MODEL
 
 
 @functools.cache
 def all_cards() -> tuple[ModelCard, ...]:
-    """Return the cards of everything that comes with csstdask, by task and name."""
-    with resources.as_file(resources.files("csstdask")) as rooms:
-        cards = [read_card(path) for path in rooms.glob("*/models/*.json")]
+    """Return the cards of all models of csstdask, sorted by task and name."""
+    with resources.as_file(resources.files("csstdask")) as packages:
+        cards = [read_card(path) for path in packages.glob("*/models/*.json")]
     return tuple(sorted(cards, key=lambda card: (card.task, card.name)))
 
 
@@ -40,9 +40,9 @@ def find_card(task: str, model: str) -> ModelCard:
     Raises
     ------
     ValueError
-        Naming the models there are.
+        If there is no such model; the message lists those of the task.
     InputError
-        If a path leads to no card, or to one for another task.
+        If a path is not a card, or the card is for another task.
     """
     if model.endswith(".json"):
         card = read_card(Path(model))
@@ -50,9 +50,8 @@ def find_card(task: str, model: str) -> ModelCard:
             raise InputError(model, f"a card for {card.task}", f"one for {task}")
         return card
     name = DEFAULTS[task] if model == "default" else model
-    known = {card.name: card for card in all_cards() if card.task == task}
-    if name not in known:
-        raise ValueError(
-            f"model: found {model!r}; wanted default, one of {', '.join(sorted(known))}, or a card's path (.json)"
-        )
-    return known[name]
+    cards_by_name = {card.name: card for card in all_cards() if card.task == task}
+    if name not in cards_by_name:
+        names = ", ".join(sorted(cards_by_name))
+        raise ValueError(f"model: found {model!r}; wanted default, one of {names}, or a card's path (.json)")
+    return cards_by_name[name]

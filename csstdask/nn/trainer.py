@@ -1,9 +1,9 @@
-"""One small trainer for all networks: cosine schedule, early stop, checkpoints, resume, a log a person can plot.
+"""Trainer of all networks: cosine schedule, early stopping, checkpoints and a log.
 
-A training is a folder. ``log.csv`` has a line an epoch (``pandas.read_csv(...).plot("epoch")``),
-``checkpoint.safetensors`` and ``checkpoint.json`` hold everything that the next epoch needs, ``best.safetensors``
-the weights with the best score so far. A training that is killed and started again goes on with the epoch it
-was in, and ends with the weights of one that was never killed: batches are a function of (seed, epoch) alone.
+A training is a folder. ``log.csv`` has one line per epoch (``pandas.read_csv(...).plot("epoch")``).
+``checkpoint-<epoch>.safetensors`` and ``checkpoint.json`` hold everything that the next epoch needs, and
+``best.safetensors`` the weights with the best score so far. An interrupted training resumes with the epoch in which it
+stopped and ends with the same weights as an uninterrupted one, because batches only depend on seed and epoch.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ Keep = Literal["best", "last"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to learn."""
+    """Number of epochs, learning rate and other settings of the optimisation."""
 
     epochs: int = 60
     learning_rate: float = 2e-3
-    """At its highest, after the warm-up."""
+    """Peak learning rate, after the warm-up."""
     warm_up: float = 1.0
-    """Epochs in which the rate rises linearly."""
+    """Number of epochs in which the rate rises linearly."""
     least_rate: float = 0.0
-    """What is left of the rate at the end, as a share of its highest."""
+    """Final learning rate, as a fraction of the peak."""
     weight_decay: float = 1e-4
     freeze_norm: float = 1.0
-    """Share of the epochs after which batch normalisation uses what it has gathered, and gathers no more."""
+    """Fraction of the epochs after which the statistics of batch normalisation are frozen."""
     patience: int = 20
-    """Epochs without a better score after which to stop, where the best are kept."""
+    """Number of epochs without a better score after which a training stops, if it keeps the best weights."""
     keep: Keep = "best"
-    """Which weights: of the epoch with the best score, or the last, where a score is noisier than what is learnt."""
+    """Weights to keep: those of the epoch with the best score, or of the last epoch if scores are noisy."""
     clip_norm: float = 1.0
-    """Of the gradient."""
+    """Largest norm of the gradient."""
     precision: TrainingPrecision = "bfloat16"
     seed: int = 1
 
     def rate(self, epoch: float) -> float:
-        """Return the learning rate at a moment, in epochs: linear warm-up, then a cosine to its least."""
+        """Return the learning rate at a (fractional) epoch: linear warm-up, then a cosine to the final rate."""
         if epoch < self.warm_up:
             return self.learning_rate * (epoch + 1e-3) / self.warm_up
         past = (epoch - self.warm_up) / max(1e-9, self.epochs - self.warm_up)
@@ -68,18 +68,18 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Learner(Generic[Batch]):
-    """What is to be learnt: a network, its examples, what counts as wrong and what as good."""
+    """A network with its examples, loss and validation score."""
 
     network: nn.Module
     batches: Callable[[int], Iterable[Batch]]
-    """Batches of an epoch: a function of the epoch alone."""
+    """Returns the batches of an epoch, which only depend on the epoch."""
     steps: int
-    """Batches in an epoch."""
+    """Number of batches per epoch."""
     loss: Callable[[nn.Module, Batch], Tensor]
     validate: Callable[[nn.Module], dict[str, float]]
-    """Numbers for the log; ``score`` is the one to maximise."""
+    """Returns numbers for the log; ``score`` is maximised."""
     identity: dict[str, Any] = field(default_factory=dict)
-    """What decides the batches and the score: a training is gone on with only under the same."""
+    """Everything that decides batches and score; a training only resumes with the same identity."""
 
 
 @dataclass
@@ -98,22 +98,22 @@ def train(
     device: torch.device,
     on_progress: Callable[[str], None] = log.info,
 ) -> list[dict[str, float]]:
-    """Train a network, or go on with a training.
+    """Train a network, or resume its training.
 
     Parameters
     ----------
     learner : Learner
     schedule : Schedule
     folder : Path
-        Of the training.
+        Folder of the training.
     device : torch.device
     announce : callable
-        Told in a line how each epoch went.
+        Called with one line of text per epoch.
 
     Returns
     -------
     list of dict
-        The log, an epoch an item. The network holds the weights of the best epoch, or of the last.
+        The log, one item per epoch. The network holds the weights of the best epoch, or of the last.
 
     Raises
     ------
@@ -125,9 +125,9 @@ def train(
     optimiser = torch.optim.AdamW(network.parameters(), lr=schedule.rate(0), weight_decay=schedule.weight_decay)
     state = _resume(folder, _identity(learner, schedule), network, optimiser)
     if state.epoch:
-        on_progress(f"going on with epoch {state.epoch} of the training in {folder}")
-    to_the_end = schedule.keep == "last"
-    while state.epoch < schedule.epochs and (to_the_end or state.epoch - state.best_epoch <= schedule.patience):
+        on_progress(f"resuming the training in {folder} at epoch {state.epoch}")
+    keep_last = schedule.keep == "last"
+    while state.epoch < schedule.epochs and (keep_last or state.epoch - state.best_epoch <= schedule.patience):
         start = time.perf_counter()
         torch.manual_seed(schedule.seed + 1000 * (state.epoch + 1))
         mean_loss = _one_epoch(learner, network, optimiser, schedule, state.epoch, device)
@@ -141,9 +141,9 @@ def train(
             state.best, state.best_epoch = metrics["score"], state.epoch
             save_weights(network, folder / "best.safetensors")
         state.epoch += 1
-        _keep(folder, _identity(learner, schedule), network, optimiser, state)
+        _write_checkpoint(folder, _identity(learner, schedule), network, optimiser, state)
         on_progress(", ".join(f"{name} {value:.4g}" for name, value in line.items()))
-    if not to_the_end:
+    if not keep_last:
         network.load_state_dict(load_file(folder / "best.safetensors"))
     return state.history
 
@@ -180,18 +180,18 @@ def _identity(learner: Learner[Any], schedule: Schedule) -> dict[str, Any]:
     return {"schedule": asdict(schedule), "network": shapes, "examples": learner.identity}
 
 
-def _keep(
+def _write_checkpoint(
     folder: Path, identity: dict[str, Any], network: nn.Module, optimiser: torch.optim.Optimizer, state: _State
 ) -> None:
-    """Write the checkpoint: tensors under a name of their epoch first, then the JSON that points at them."""
+    """Write the checkpoint: first the tensors, in a file named by the epoch, then the JSON that refers to them."""
     tensors = {f"network.{name}": value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     for index, values in optimiser.state_dict()["state"].items():
         for name, value in values.items():
             tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
     name = f"checkpoint-{state.epoch:04d}.safetensors"
     write_atomic(folder / name, save(tensors))
-    facts = {"tensors": name, "identity": identity, **asdict(state)}
-    write_atomic(folder / "checkpoint.json", json.dumps(facts).encode())
+    checkpoint = {"tensors": name, "identity": identity, **asdict(state)}
+    write_atomic(folder / "checkpoint.json", json.dumps(checkpoint).encode())
     write_atomic(folder / "log.csv", _as_csv(state.history).encode())
     for old in folder.glob("checkpoint-*.safetensors"):
         if old.name != name:
@@ -202,12 +202,12 @@ def _resume(folder: Path, identity: dict[str, Any], network: nn.Module, optimise
     path = folder / "checkpoint.json"
     if not path.exists():
         return _State()
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    if facts["identity"] != identity:
+    checkpoint = json.loads(path.read_text(encoding="utf-8"))
+    if checkpoint["identity"] != identity:
         raise InputError(
             folder, "a training with another schedule, network or examples", "a new folder, or the same settings"
         )
-    tensors = load_file(folder / facts["tensors"])
+    tensors = load_file(folder / checkpoint["tensors"])
     parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimiser": {}}
     for name, value in tensors.items():
         part, rest = name.split(".", maxsplit=1)
@@ -218,7 +218,7 @@ def _resume(folder: Path, identity: dict[str, Any], network: nn.Module, optimise
         index, key = name.split(".", maxsplit=1)
         moments.setdefault(int(index), {})[key] = value
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
-    return _State(facts["epoch"], facts["best"], facts["best_epoch"], facts["history"])
+    return _State(checkpoint["epoch"], checkpoint["best"], checkpoint["best_epoch"], checkpoint["history"])
 
 
 def _as_csv(history: list[dict[str, float]]) -> str:

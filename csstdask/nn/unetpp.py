@@ -1,4 +1,4 @@
-"""UNet++: a U-Net whose skips pass through convolutions of their own (Zhou et al. 2020, arXiv:1912.05074)."""
+"""UNet++: a U-Net with convolutions in its skip connections (Zhou et al. 2020, arXiv:1912.05074)."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from csstdask.nn.blocks import ConvStack
 
 
 class UNetPlusPlus(nn.Module):
-    """A U-Net of every depth up to its own, nested, each with an output.
+    """Nested U-Nets of every depth up to the number of pools, each with an output.
 
-    Node ``(i, 0)`` is level `i` of the way down; node ``(i, j)`` sees all nodes of its level before it, and node
-    ``(i + 1, j - 1)`` risen from below. Node ``(0, d)`` is the output of a network of depth `d`: all are learnt from
-    (deep supervision), and any of them can be the last that is computed.
+    Node ``(i, 0)`` is level `i` of the encoder. The input of node ``(i, j)`` consists of all previous nodes of its
+    level and the upsampled node ``(i + 1, j - 1)``. Node ``(0, d)`` is the output of a network of depth `d`: all
+    outputs enter the loss (deep supervision), and inference can stop at any of them.
 
     Parameters
     ----------
     inputs, outputs : int
-        Channels of the image that comes in and of those that go out.
+        Number of channels of the input and of each output.
     channels : sequence of int
-        Of each level, the finest first; one level more than there are pools.
+        Number of channels of each level, the finest first; one level more than there are pools.
     pruned : int, optional
-        Depth that is computed once training is over, by default all: a shallower one costs less, from the same weights.
+        Depth at which inference stops, by default the full depth; a smaller one costs less with the same weights.
 
     Raises
     ------
     ValueError
-        If it is pruned to no depth of its own.
+        If `pruned` is not one of the depths.
     """
 
     def __init__(self, *, inputs: int, outputs: int, channels: Sequence[int], pruned: int | None = None) -> None:
@@ -56,7 +56,7 @@ class UNetPlusPlus(nn.Module):
     def forward(self, x: Tensor, depth: int | None = None) -> list[Tensor]:
         """Map (n, inputs, y, x) to an output (n, outputs, y, x) of each depth from 1 to `depth`.
 
-        By default all in training, and then to the depth that it is pruned to.
+        By default the full depth in training, and the pruned depth in inference.
         """
         if depth is None:
             depth = self.depth if self.training or self.pruned is None else self.pruned
@@ -68,12 +68,12 @@ class UNetPlusPlus(nn.Module):
             levels.append([x])
         for j in range(1, depth + 1):
             for i in range(depth + 1 - j):
-                risen = self.rise[f"{i}_{j}"](levels[i + 1][j - 1])
-                levels[i].append(self.nested[f"{i}_{j}"](torch.cat([*levels[i], risen], dim=1)))
+                upsampled = self.rise[f"{i}_{j}"](levels[i + 1][j - 1])
+                levels[i].append(self.nested[f"{i}_{j}"](torch.cat([*levels[i], upsampled], dim=1)))
         return [head(node) for head, node in zip(self.heads, levels[0][1:], strict=False)]
 
     def fuse(self) -> None:
-        """Take all frozen normalisation into the convolutions."""
+        """Fuse all frozen normalisation into the convolutions."""
         for block in self.modules():
             if isinstance(block, ConvStack):
                 block.fuse()

@@ -1,7 +1,7 @@
-"""Weights on disk and in memory: safetensors, checked against their card, loaded once a process.
+"""Weights of networks: safetensors that are checked against the model card and loaded once per process.
 
-A worker receives a path and a SHA-256, never an array. The first unit that needs a network loads it; all later
-ones, on any thread, share it. Nothing is ever unpickled.
+Workers receive a path and a SHA-256, never an array. The first unit that needs a network loads it; all later ones, on
+any thread, share it. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @runtime_checkable
 class Fusable(Protocol):
-    """A network whose batch normalisation can be taken into its convolutions."""
+    """A network whose batch normalisation can be fused into its convolutions."""
 
     def fuse(self) -> None:
-        """Do so."""
+        """Fuse the batch normalisation into the convolutions."""
 
 
 _LOADED: dict[tuple[str, ...], nn.Module] = {}
@@ -39,7 +39,7 @@ _LOCK = threading.Lock()
 
 
 def save_weights(network: nn.Module, path: Path) -> str:
-    """Write a network's weights; return their SHA-256."""
+    """Write the weights of a network and return their SHA-256."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     write_atomic(path, save(tensors))
     return sha256_file(path)
@@ -48,25 +48,26 @@ def save_weights(network: nn.Module, path: Path) -> str:
 def load_network(
     card: ModelCard, build: Callable[..., Network], device: torch.device, precision: Precision = "float32"
 ) -> Network:
-    """Return a card's network on a device, ready for inference, batch normalisation frozen and fused.
+    """Return the network of a card on a device, ready for inference, with fused batch normalisation.
 
     Parameters
     ----------
     card : ModelCard
-        Of a network.
+        Card of the network.
     build : callable
-        Makes the network from the card's architecture.
+        Builds the network from the architecture of the card.
     device : torch.device
+        Device for the network.
     precision : str
-        Of its arithmetic.
+        Arithmetic of the network.
 
     Raises
     ------
     ValueError
-        If the device has not the precision.
+        If the device does not support the precision.
     InputError
-        If the weights are not those of the card, or not of its architecture, or int8 is asked for and the card does
-        not say how far its layers' outputs go.
+        If the weights do not belong to the card or its architecture, or if int8 is requested and the card has no
+        ranges of the outputs of the layers.
     """
     check_precision(device, precision)
     if card.weights is None:

@@ -1,1 +1,1 @@
-"""Numerical methods that several sciences share, on plain arrays."""
+"""Numerical methods on plain arrays that several sciences share."""

@@ -1,8 +1,8 @@
-"""Products of Legendre polynomials over a frame: smooth functions of a position on a detector.
+"""Products of Legendre polynomials over a frame, for smooth functions of the position on a detector.
 
 Term k of total degree at most d is P_i(u) P_j(v), with u = 2 (x + 0.5) / nx - 1 and v = 2 (y + 0.5) / ny - 1, which are
--1 and 1 at the edges of the frame. Terms are sorted by total degree, and within a degree by falling power of x:
-1; u, v; P_2(u), u v, P_2(v); ... The terms of a lower degree are therefore the first of a higher one. Term 0 is
+-1 and 1 at the edges of the frame. Terms are sorted by total degree, and within a degree by decreasing power of x:
+1; u, v; P_2(u), u v, P_2(v); ... The terms of a lower degree are therefore the first ones of a higher degree. Term 0 is
 constant, and the mean of every other term over the frame is 0.
 """
 
@@ -37,7 +37,7 @@ def term_degrees(degree: int) -> npt.NDArray[np.int64]:
 
 
 def normalised_coordinate(position: npt.ArrayLike, size: int) -> Float:
-    """Return -1 to 1 across a frame of `size` pixels, whose centres are at 0, 1, ..., size - 1."""
+    """Return the position on a frame of `size` pixels, with centres at 0 to size - 1, as a number from -1 to 1."""
     return 2.0 * (np.asarray(position, dtype=np.float64) + 0.5) / size - 1.0
 
 
@@ -54,7 +54,7 @@ def legendre_values(u: npt.ArrayLike, degree: int) -> Float:
 
 
 def legendre_products(x: npt.ArrayLike, y: npt.ArrayLike, degree: int, shape: tuple[int, int]) -> Float:
-    """Return every term at some positions.
+    """Return all terms at given positions.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def mean_squares(degree: int) -> Float:
 def evaluate_on_grid(
     coefficients: npt.ArrayLike, x: npt.ArrayLike, y: npt.ArrayLike, degree: int, shape: tuple[int, int]
 ) -> Float:
-    """Return sum_k coefficients[..., k] P_k on the grid of some columns and rows.
+    """Return sum_k coefficients[..., k] P_k on the grid of given columns and rows.
 
     Parameters
     ----------

@@ -1,4 +1,7 @@
-"""Robust location, scale and weights of residuals."""
+"""Robust location, scale and weights of residuals.
+
+The scale of every median absolute deviation (MAD) in csstdask is that of `mad_scale`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ TUKEY_CUTOFF = 4.685
 
 
 def nan_median(values: npt.ArrayLike, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False) -> Float:
-    """Return the median of the numbers; NaN, without a warning, where there is none."""
+    """Return the median of all values that are not NaN; NaN without a warning if there are none."""
     values = np.asarray(values, dtype=np.float64)
     axes = tuple(range(values.ndim)) if axis is None else np.atleast_1d(np.asarray(axis)) % values.ndim
     last = np.moveaxis(values, tuple(axes), tuple(range(-len(axes), 0)))
@@ -40,18 +43,19 @@ def nan_median(values: npt.ArrayLike, axis: int | tuple[int, ...] | None = None,
 def mad_scale(
     values: npt.ArrayLike, axis: int | None = None, *, center: npt.ArrayLike | None = None, floor: float = 0.0
 ) -> Float:
-    """Return the standard deviation by the median absolute deviation.
+    """Return the standard deviation estimated from the median absolute deviation, MAD / 0.6745.
 
     Parameters
     ----------
     values : array-like
-        NaN are ignored.
+        Values; NaN are ignored.
     axis : int, optional
-        By default all.
+        Axis to reduce; by default all.
     center : array-like, optional
-        About which deviations are taken; by default the median. It broadcasts with `values`.
+        Centre of the deviations, which broadcasts with `values`; by default the median.
     floor : float
-        Least value returned, so that a scale of 0 (most residuals equal) cannot reject everything else.
+        Smallest scale, so that a scale of 0, when most residuals are equal, does not reject all others. Also the result
+        without any value.
 
     Examples
     --------
@@ -65,19 +69,19 @@ def mad_scale(
 
 
 def huber_weights(z: npt.ArrayLike, cutoff: npt.ArrayLike = HUBER_CUTOFF) -> Float:
-    """Return weights 1 for abs(z) <= cutoff and cutoff / abs(z) beyond."""
+    """Return Huber weights: 1 for abs(z) <= cutoff, cutoff / abs(z) above."""
     size = np.abs(np.asarray(z, dtype=np.float64))
     return np.asarray(cutoff) / np.maximum(size, cutoff)
 
 
 def tukey_weights(z: npt.ArrayLike, cutoff: npt.ArrayLike = TUKEY_CUTOFF) -> Float:
-    """Return Tukey's biweight (1 - (z / cutoff)^2)^2, 0 beyond the cutoff."""
+    """Return Tukey's biweight: (1 - (z / cutoff)^2)^2, 0 above the cutoff."""
     t = np.asarray(z, dtype=np.float64) / np.asarray(cutoff)
     return np.where(np.abs(t) < 1, (1 - t * t) ** 2, 0.0)
 
 
 def min_kept_points(n_points: npt.ArrayLike, n_parameters: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Return how many points a robust fit must keep: half of them, and three more than its parameters.
+    """Return the number of points a robust fit must keep: half of all, and three more than its parameters.
 
     Examples
     --------
@@ -98,16 +102,16 @@ def robust_linear_fit(
     terms : array-like (point, term)
         Design matrix.
     values, variance : array-like (point,)
-        Measurements; points that are not finite, or whose variance is not positive, are ignored.
+        Measurements and their variances; points that are not finite or whose variance is not positive are ignored.
     floor : float
-        Least scale of the residuals in units of their errors.
+        Smallest scale of the residuals, in units of their errors.
     n_steps : int
         Number of reweightings.
 
     Returns
     -------
     coefficients : float64 array (term,)
-        0 without a usable point.
+        Coefficients; 0 without a usable point.
     weights : float64 array (point,)
         Final robust weights; 0 for ignored points. At least half of the points, and three more than the terms, keep a
         positive weight.

@@ -10,7 +10,7 @@ from scipy.interpolate import CubicSpline
 def interpolate_spectrum(wavelength: npt.ArrayLike, flux: npt.ArrayLike, at: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Interpolate spectra at other wavelengths by cubic splines in log wavelength.
 
-    This is the only definition of a spectrum between its samples: mock frames and predicted counts both use it.
+    This is the only interpolation of spectra in csstdask; mock frames and predicted counts both use it.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ def interpolate_spectrum(wavelength: npt.ArrayLike, flux: npt.ArrayLike, at: npt
     Returns
     -------
     float64 array (..., m)
-        NaN outside of `wavelength`: nothing is extrapolated.
+        Interpolated spectra; NaN outside the range of `wavelength`.
 
     Examples
     --------
@@ -38,7 +38,7 @@ def interpolate_spectrum(wavelength: npt.ArrayLike, flux: npt.ArrayLike, at: npt
 
 
 class SpectrumSplines:
-    """`interpolate_spectrum` for many spectra, each at different wavelengths; the splines are made once.
+    """Interpolation of many spectra, each at different wavelengths, with splines that are computed once.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class SpectrumSplines:
         self._powers = np.ascontiguousarray(np.moveaxis(spline.c, -1, 0).swapaxes(1, 2))  # (n, piece, power)
 
     def __call__(self, at: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Return the spectra at wavelengths (n, k) [Angstrom]; NaN outside of the samples."""
+        """Return the spectra at wavelengths (n, k) [Angstrom]; NaN outside the range of the samples."""
         wanted = np.asarray(at, dtype=np.float64)
         inside = (wanted >= self.wavelength[0]) & (wanted <= self.wavelength[-1])
         log = np.log(np.where(inside, wanted, self.wavelength[0]))

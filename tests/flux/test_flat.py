@@ -326,7 +326,7 @@ def test_flats_and_ratios_survive_files():
 )
 def test_torn_and_foreign_files_are_named(spoil):
     data = spoil(made_ratios(np.random.default_rng(20)).to_bytes())
-    with pytest.raises(InputError, match=r"unit7\.safetensors.*torn or foreign.*run the units"):
+    with pytest.raises(InputError, match=r"unit7\.safetensors.*incomplete or foreign.*run the units"):
         StarRatios.from_bytes(data, "unit7.safetensors")
 
 

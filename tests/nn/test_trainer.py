@@ -59,7 +59,7 @@ def test_killed_and_resumed_is_the_same(tmp_path):
     resumed = learner()
     lines = []
     train(resumed, SCHEDULE, tmp_path / "broken", device=torch.device("cpu"), on_progress=lines.append)
-    assert "going on with epoch 7" in lines[0]
+    assert "at epoch 7" in lines[0]
     for one, other in zip(whole.network.state_dict().values(), resumed.network.state_dict().values(), strict=True):
         assert torch.equal(one, other)
     with pytest.raises(InputError, match="another schedule"):

@@ -93,7 +93,7 @@ def test_the_file_of_a_unit_holds_everything() -> None:
     for name in MatchedStars.__dataclass_fields__:
         assert np.array_equal(getattr(back, name), getattr(stars, name), equal_nan=name not in ("exposure", "band"))
     assert back.to_bytes() == stars.to_bytes()
-    with pytest.raises(InputError, match="torn or foreign"):
+    with pytest.raises(InputError, match="incomplete or foreign"):
         MatchedStars.from_bytes(stars.to_bytes()[:50], "stars.safetensors")
 
 
