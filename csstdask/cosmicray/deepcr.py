@@ -1,9 +1,9 @@
-"""Networks of deepCR's format, read into ours (Zhang & Bloom 2020, ApJ 889, 24).
+"""Conversion of networks from the format of deepCR (Zhang & Bloom 2020, ApJ 889, 24).
 
-An observatory that has trained deepCR keeps its weights: `convert` reads a ``.pth`` file, tensors alone, into a card
-with safetensors beside it. The network then runs as any other here: in tiles that do not show, without a graph for
-gradients, with its threshold in its card. Both of deepCR's variants are understood: with batch normalisation, and with
-weight normalisation in its place. How many channels it has is read from the shapes.
+Observatories that have trained deepCR can keep their weights: `convert` reads the tensors of a ``.pth`` file and writes
+a model card with safetensors. The network then runs like any other model of csstdask, in seamless tiles and with its
+threshold in the card. Both variants of deepCR are supported, with batch normalisation and with weight normalisation.
+The number of channels follows from the shapes of the tensors.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from csstdask.cosmicray.unet import COUNTS, STANDARDISED, build_unet
 from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
 from csstdask.nn.weights import save_weights
 
-#: Where deepCR's double convolutions lie, and ours.
+#: Names of the double convolutions in deepCR, and in `UNet`.
 _STACKS = {"inc.conv.conv": "down.0", "down1.mpconv.1.conv": "down.1", "up8.conv.conv": "up.0"}
 _OTHERS = {"up8.up": "rise.0", "outc.conv": "head"}
+#: Epsilon of batch normalisation.
 _EPSILON = 1e-5
+#: Default threshold of deepCR.
 _THRESHOLD = 0.5
 _WANTED = "a deepCR mask network: one pool, double convolutions (inc, down1, up8, outc)"
 
@@ -35,35 +37,34 @@ def convert(
     to: str | Path,
     *,
     name: str | None = None,
-    input: Literal["counts", "standardised counts"] = "counts",  # noqa: A002  the word that the card has for it
+    input: Literal["counts", "standardised counts"] = "counts",  # noqa: A002  the name in the card
     threshold: float = _THRESHOLD,
 ) -> Path:
-    """Convert weights of deepCR's format.
+    """Convert weights from the format of deepCR.
 
     Parameters
     ----------
     path : path
-        State dictionary, as ``torch.save`` wrote it. It is read as tensors alone: a file that would run code is
-        refused.
+        State dictionary, written by ``torch.save``. Only tensors are read: a file that would run code is refused.
     to : path
         Folder for the card and the weights.
     name : str, optional
-        Of the model; by default the file's.
+        Name of the model; by default that of the file.
     input : str
-        What the network was trained on: ``counts``, electrons as they are, or ``standardised counts``, less the
-        frame's mean and in units of its deviation.
+        Input of the network: ``counts`` in electrons, or ``standardised counts``, minus the mean of the frame and in
+        units of its standard deviation.
     threshold : float
-        deepCR's own by default.
+        Threshold of the model; by default that of deepCR.
 
     Returns
     -------
     Path
-        The card, for ``detect(..., model=...)``.
+        Path of the card, for ``detect(..., model=...)``.
 
     Raises
     ------
     InputError
-        If the file holds anything but such a network.
+        If the file does not hold such a network.
     """
     source, folder = Path(path), Path(to)
     if input not in (COUNTS, STANDARDISED):
@@ -93,7 +94,7 @@ def convert(
 
 
 def read_deepcr_state(path: Path) -> tuple[dict[str, Tensor], int]:
-    """Return a deepCR state dictionary in the names of `UNet`, and its number of channels."""
+    """Return a deepCR state dictionary with the names of `UNet`, and its number of channels."""
     try:
         with suppress_warnings():
             stored: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -123,11 +124,11 @@ _KINDS = ("weight", "bias")
 
 
 def _stack(tensors: dict[str, Tensor], theirs: str, ours: str) -> dict[str, Tensor]:
-    """Return one double convolution: a bias goes into the normalisation behind it, which takes it off again."""
+    """Return a double convolution, with its biases moved into the normalisation."""
     state: dict[str, Tensor] = {}
     normed = f"{theirs}.1.weight" in tensors
-    for index, place in enumerate((0, 3) if normed else (0, 2)):
-        convolution, norm = f"{theirs}.{place}", f"{theirs}.{place + 1}"
+    for index, layer in enumerate((0, 3) if normed else (0, 2)):
+        convolution, norm = f"{theirs}.{layer}", f"{theirs}.{layer + 1}"
         bias = tensors[f"{convolution}.bias"]
         if normed:
             weight = tensors[f"{convolution}.weight"]

@@ -153,10 +153,10 @@ def repair_sources(
     pixels, owner = pixels[:, owner >= 0], owner[owner >= 0]
     which[xp.asarray(pixels[0]), xp.asarray(pixels[1])] = True
     chosen, number = np.unique(owner, return_inverse=True)
-    y, x = (centre_pixels(place)[chosen] for place in positions)
+    y, x = (centre_pixels(axis)[chosen] for axis in positions)
     inside = pixels[0] - y[number] + SIZE // 2, pixels[1] - x[number] + SIZE // 2
-    place = choose_device(device, like=_device_of(filled))
-    network = load_network(card, build_inpainting_network, place)
+    target_device = choose_device(device, like=_device_of(filled))
+    network = load_network(card, build_inpainting_network, target_device)
     if card.normalisation["size"] != SIZE:
         raise InputError(card.name, f"stamps of {card.normalisation['size']} pixels", f"{SIZE}")
     scaling: Scaling = card.architecture["scaling"]
@@ -166,7 +166,7 @@ def repair_sources(
         members = slice(first, first + _BATCH_SIZE)
         stamps = Stamps(
             *(
-                torch.as_tensor(cut_stamps(plane, y[members], x[members], SIZE, fill)).to(place)
+                torch.as_tensor(cut_stamps(plane, y[members], x[members], SIZE, fill)).to(target_device)
                 for plane, fill in ((above, 0), (noise, 1), (target, False), (ignore, True))
             )
         )

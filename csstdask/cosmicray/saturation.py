@@ -156,14 +156,14 @@ def _light_beyond(
 
 def _groups(rows: Int, columns: Int, width: int) -> Int:
     """Return the number of the 8-connected group of each pixel, for pixels in row-major order."""
-    place = rows * width + columns
+    pixel = rows * width + columns
     pairs = []
     for dy, dx in _DIRECTIONS[:4]:
         inside = (columns + dx >= 0) & (columns + dx < width)
-        wanted = place + dy * width + dx
-        at = np.minimum(np.searchsorted(place, wanted), len(place) - 1)
-        pairs.append(np.flatnonzero(inside & (place[at] == wanted)))
+        neighbour = pixel + dy * width + dx
+        at = np.minimum(np.searchsorted(pixel, neighbour), len(pixel) - 1)
+        pairs.append(np.flatnonzero(inside & (pixel[at] == neighbour)))
         pairs.append(at[pairs[-1]])
     first, second = np.concatenate(pairs[::2]), np.concatenate(pairs[1::2])
-    graph = coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(len(place), len(place)))
+    graph = coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(len(pixel), len(pixel)))
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)

@@ -150,25 +150,25 @@ def hit_probability(
     if len(seen.names) != inputs:
         raise InputError(card.name, f"{inputs} channels for {list(seen.names)}", "one for each that its card names")
     on_gpu = kind_of(prepared.data) == "cupy"
-    home = torch.device("cuda", prepared.data.device.id) if on_gpu else torch.device("cpu")
-    place = choose_device(device, like=home)
-    network = load_network(card, build_unet, place, precision)
+    data_device = torch.device("cuda", prepared.data.device.id) if on_gpu else torch.device("cpu")
+    network_device = choose_device(device, like=data_device)
+    network = load_network(card, build_unet, network_device, precision)
     scale, offset = card.calibration["scale"], card.calibration["offset"]
     if precision == "int8":
         offset += scale * card.calibration.get("int8_offset", 0.0)
 
     def compute(windows: list[Any]) -> Tensor:
-        stack = torch.stack([torch.as_tensor(window).to(place) for window in windows])
+        stack = torch.stack([torch.as_tensor(window).to(network_device) for window in windows])
         stack = stack.contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             logit = network(stack)[:, 0].float()
         return torch.sigmoid(scale * logit + offset)
 
-    result = torch.empty(prepared.data.shape, dtype=torch.float32, device=home)
+    result = torch.empty(prepared.data.shape, dtype=torch.float32, device=data_device)
     reach = network.radius if halo is None else halo
     tiles = plan_tiles(prepared.data.shape, tile=tile, halo=reach, grid=network.grid)
-    for core, part in in_batches(tiles, seen.at, compute, batch or BATCH.get(place.type, 1)):
-        result[core] = part.to(home)
+    for core, part in in_batches(tiles, seen.at, compute, batch or BATCH.get(network_device.type, 1)):
+        result[core] = part.to(data_device)
     if on_gpu:
         import cupy  # noqa: PLC0415
 
