@@ -122,6 +122,6 @@ def _neighbour_correlation(height: Any, sky: Any) -> float:
     )
     if not single > 0 or not first > 0:
         return float("nan")
-    found = 1 - first**2 / (2 * single**2)
+    found = 1 - float(first) ** 2 / (2 * single**2)
     without_structure = float(np.interp((second / first) ** 2, _RATIO, _RHO))
     return found if found < without_structure + _MAX_EXCESS else float("nan")
