@@ -20,7 +20,7 @@ from csstdask.evaluation.zeropoint.latency import latencies
 from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network
 from csstdask.training.zeropoint.surveys import load_surveys
-from csstdask.zeropoint.azprc import build_network
+from csstdask.zeropoint.prior.build import build_network
 
 #: Exposures of each survey that the measurement is made with.
 EXPOSURES = 600

@@ -175,15 +175,17 @@ def statistics(error: np.ndarray, sigma: np.ndarray) -> dict[str, float]:
 
 def measure(path: Path, shuffled: bool) -> dict[str, Any]:
     from csstdask.zeropoint import joint
-    from csstdask.zeropoint.joint_linear import Factor
+    from csstdask.zeropoint.joint import solve
+    from csstdask.zeropoint.joint.linear_algebra import Factor
 
     compile_kernels()
     stages = Stages()
+    stages.wrap(joint, "identify_stars")
     for name in (
-        "identify_stars", "star_rows", "overlaps", "residual_scale", "intrinsic_scatter", "measurement_precision",
-        "exposure_components", "star_equations", "precision_matrix", "factor",
+        "group_by_star", "find_overlaps", "residual_scale", "intrinsic_scatter", "measurement_precision",
+        "exposure_components", "star_equations", "precision_matrix", "factorise",
     ):  # fmt: skip
-        stages.wrap(joint, name)
+        stages.wrap(solve, name)
     stages.wrap(Factor, "inverse_diagonal")
     units = read(path, "exposure", "detector", "epoch")
     start, busy = time.perf_counter(), time.process_time()
@@ -282,16 +284,17 @@ def compare(path: Path) -> dict[str, Any]:
     from scipy.sparse.linalg import lsmr
 
     from csstdask.zeropoint import joint
-    from csstdask.zeropoint.joint_graph import exposure_components
-    from csstdask.zeropoint.joint_linear import factorise, solve_iteratively
-    from csstdask.zeropoint.joint_normal import find_overlaps, precision_matrix, star_equations
-    from csstdask.zeropoint.joint_observations import group_by_star
-    from csstdask.zeropoint.joint_robust import Loss, measurement_precision
+    from csstdask.zeropoint.joint.components import exposure_components
+    from csstdask.zeropoint.joint.linear_algebra import factorise, solve_iteratively
+    from csstdask.zeropoint.joint.normal_equations import find_overlaps, precision_matrix, star_equations
+    from csstdask.zeropoint.joint.observations import group_by_star
+    from csstdask.zeropoint.joint.prior_terms import unit_terms
+    from csstdask.zeropoint.joint.robust import Loss, measurement_precision
 
     compile_kernels()
     seen, known, variance = observations(path, False)
     exposure, detector, epoch = read(path, "exposure", "detector", "epoch")
-    _, prior = joint.unit_terms(exposure, detector, epoch, None, None, joint.JointSettings())
+    _, prior = unit_terms(exposure, detector, epoch, None, None, joint.JointSettings())
     rows = group_by_star(seen.unit, seen.star, seen.magnitude, seen.variance, known, variance)
     u = prior.n_units
     precision = measurement_precision(rows, np.zeros(u), scatter=0.001, scale=1.0, loss=Loss.SQUARE)

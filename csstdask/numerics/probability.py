@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-#: Probability that a Gaussian variable lies within one sigma of its mean.
-WITHIN_ONE_SIGMA = 0.6827
-#: Probability that a Gaussian variable lies within two sigma of its mean.
-WITHIN_TWO_SIGMA = 0.9545
+WITHIN_ONE_SIGMA = 0.6826894921370859
+"""Probability that a Gaussian variable lies within one sigma of its mean."""
+WITHIN_TWO_SIGMA = 0.9544997361036416
+"""Probability that a Gaussian variable lies within two sigma of its mean."""
 
 
 def poisson_binomial(probabilities: Iterable[float]) -> npt.NDArray[np.float64]:

@@ -103,7 +103,7 @@ def _check_network(config: RunConfig) -> None:
     """Load the network as the reduction will."""
     from csstdask.nn.device import choose_device
     from csstdask.nn.weights import load_network
-    from csstdask.zeropoint.azprc import build_network
+    from csstdask.zeropoint.prior.build import build_network
 
     model = config.zeropoint.model
     wanted = f'a model that can be loaded, or model = "{NO_MODEL}"'

@@ -1,4 +1,9 @@
-"""Photometric zero points: from stars, recent history and telemetry, for one exposure or a whole campaign."""
+"""Photometric zero points from stars, recent exposures and telemetry, for one exposure or a campaign.
+
+* `solve`: one exposure and detector; `fit_stars`, `matching`, `photometry`, `reference` and `telemetry` are its parts.
+* `campaign`: all units of a campaign, with the `joint` solution of their overlaps.
+* `prior`: prediction without the exposure's own stars; `memory`, `local_level` and `recalibration` of its errors.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ZeroPoint", "solve"]
 
-#: Where public names live. They are imported when first asked for: networks need PyTorch.
+#: Modules of the public names. They are imported on first access: networks need PyTorch.
 _HOMES = {"ZeroPoint": "csstdask.zeropoint.result", "solve": "csstdask.zeropoint.solve"}
 
 
@@ -30,7 +35,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """The package, in which `solve` is the function, also after the module of this name was imported."""
+    """The package type: `solve` remains the function after the module of the same name has been imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):  # the import of a module binds its name

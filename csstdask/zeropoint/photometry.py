@@ -1,4 +1,4 @@
-"""Instrumental magnitudes, aperture corrections, and which magnitudes and errors of a table can be used."""
+"""Instrumental magnitudes, aperture corrections, and masks of unusable magnitudes and errors."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import numpy.typing as npt
 Float = npt.NDArray[np.float64]
 
 MIN_MAGNITUDE = -40.0
-"""Magnitudes below are sentinels (-9999, -99) [mag]."""
+"""Smaller magnitudes are sentinels (-9999, -99) [mag]."""
 MAX_MAGNITUDE = 40.0
-"""Magnitudes above are sentinels (99, 99.99, 130) [mag]."""
-LARGEST_ERROR = 5.0
-"""Errors of magnitudes above are sentinels (9.99, 99) [mag]."""
-POGSON = 2.5 / np.log(10)
-"""Error of a magnitude over relative error of its flux."""
+"""Larger magnitudes are sentinels (99, 99.99, 130) [mag]."""
+MAX_ERROR = 5.0
+"""Larger errors of magnitudes are sentinels (9.99, 99) [mag]."""
+MAGNITUDE_PER_RELATIVE_ERROR = 2.5 / np.log(10)
+"""Error of a magnitude over the relative error of its flux [mag]."""
 _SUBPIXELS = 9
-"""Points along each axis of a half pixel at which an aperture is sampled."""
+"""Samples of an aperture along each axis of a half pixel."""
 
 
 def mask_bad_magnitudes(magnitude: npt.ArrayLike) -> Float:
-    """Return magnitudes with NaN in place of sentinels and of values that are not finite.
+    """Replace sentinels and non-finite magnitudes by NaN.
 
     Examples
     --------
-    >>> usable_magnitude([17.2, 99.0, -9999.0, 130.0]).tolist()
+    >>> mask_bad_magnitudes([17.2, 99.0, -9999.0, 130.0]).tolist()
     [17.2, nan, nan, nan]
     """
     values = np.array(magnitude, dtype=np.float64)
@@ -34,24 +34,29 @@ def mask_bad_magnitudes(magnitude: npt.ArrayLike) -> Float:
 
 
 def mask_bad_errors(error: npt.ArrayLike) -> Float:
-    """Return errors of magnitudes; NaN, which means unknown, for zero, negative and sentinel values.
+    """Replace zero, negative, sentinel and non-finite errors of magnitudes by NaN (unknown).
 
     Examples
     --------
-    >>> usable_error([0.02, 0.0, -9999.0, 99.0]).tolist()
+    >>> mask_bad_errors([0.02, 0.0, -9999.0, 99.0]).tolist()
     [0.02, nan, nan, nan]
     """
     values = np.array(error, dtype=np.float64)
     with np.errstate(invalid="ignore"):
-        values[~((values > 0) & (values < LARGEST_ERROR))] = np.nan
+        values[~((values > 0) & (values < MAX_ERROR))] = np.nan
     return values
 
 
 def fill_unknown_errors(error: npt.ArrayLike) -> Float:
-    """Return errors of magnitudes, with the median of the known ones where a value is unknown.
+    """Replace unknown errors of magnitudes by the median of the known ones.
 
-    A catalogue writes 0 or a sentinel where it has no error: such a star is not infinitely precise. Where no error is
-    known at all, 0 is returned: the scatter that a fit estimates then stands for the errors.
+    A catalogue writes 0 or a sentinel where it has no error: such a star is not infinitely precise. If no error is
+    known at all, 0 is returned: the scatter that a fit estimates then includes the errors.
+
+    Examples
+    --------
+    >>> fill_unknown_errors([0.02, 0.0, 0.04]).tolist()
+    [0.02, 0.03, 0.04]
     """
     values = mask_bad_errors(error)
     unknown = np.isnan(values)
@@ -61,31 +66,31 @@ def fill_unknown_errors(error: npt.ArrayLike) -> Float:
 
 
 def instrumental_magnitude(rate: npt.ArrayLike, rate_err: npt.ArrayLike) -> tuple[Float, Float]:
-    """Return instrumental magnitudes and errors of fluxes.
+    """Convert fluxes to instrumental magnitudes.
 
     Parameters
     ----------
     rate, rate_err : array-like
-        Flux and its 1-sigma error [electron s-1].
+        Fluxes and their 1-sigma errors [electron s-1].
 
     Returns
     -------
     magnitude, error : float64 array
-        -2.5 log10(rate) and 1.0857 rate_err / rate [mag]; NaN where the flux is not positive.
+        -2.5 log10(rate) and 1.0857 rate_err / rate [mag]; NaN for fluxes that are not positive.
 
     Examples
     --------
-    >>> [float(one) for one in instrumental_magnitude(100.0, 1.0)]
-    [-5.0, 0.010857362047581296]
+    >>> [round(float(value), 6) for value in instrumental_magnitude(100.0, 1.0)]
+    [-5.0, 0.010857]
     """
     flux, error = np.asarray(rate, dtype=np.float64), np.asarray(rate_err, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         positive = np.where(flux > 0, flux, np.nan)
-        return -2.5 * np.log10(positive), POGSON * error / positive
+        return -2.5 * np.log10(positive), MAGNITUDE_PER_RELATIVE_ERROR * error / positive
 
 
 def aperture_correction(psf: npt.ArrayLike, radius: float) -> Float:
-    """Return what to add to magnitudes in a circular aperture for the total light of a star.
+    """Return the correction of magnitudes from a circular aperture to the total light of a star.
 
     Parameters
     ----------
@@ -93,14 +98,14 @@ def aperture_correction(psf: npt.ArrayLike, radius: float) -> Float:
         Effective PSF, native pixel included, at half-pixel sampling, centred on ``[n // 2, n // 2]``. Its sum is the
         total light.
     radius : float
-        Of the aperture [pixel].
+        Radius of the aperture [pixel].
 
     Returns
     -------
     float64 array (...)
-        2.5 log10 of the share of light in the aperture [mag], at most 0; NaN where the PSF is unknown. Aperture sums
-        weight pixels by the share of their area inside; averaged over positions within a pixel, that is the effective
-        PSF times the aperture convolved with a pixel.
+        Correction to add, 2.5 log10 of the fraction of light in the aperture [mag], at most 0; NaN where the PSF is
+        unknown. Aperture sums weight pixels by the fraction of their area inside. Averaged over positions within a
+        pixel, that is the effective PSF times the aperture convolved with a pixel.
 
     Examples
     --------
@@ -111,32 +116,32 @@ def aperture_correction(psf: npt.ArrayLike, radius: float) -> Float:
     """
     image = np.asarray(psf, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = (image * _aperture(image.shape[-1], radius)).sum(axis=(-2, -1)) / image.sum(axis=(-2, -1))
-        return np.asarray(2.5 * np.log10(np.where(share > 0, share, np.nan)))
+        fraction = (image * _aperture(image.shape[-1], radius)).sum(axis=(-2, -1)) / image.sum(axis=(-2, -1))
+        return np.asarray(2.5 * np.log10(np.where(fraction > 0, fraction, np.nan)))
 
 
 def light_outside_box(half_width: float, wavelength: float, diameter: float, obscuration: float = 0.0) -> float:
-    """Return the share of a star's light that diffraction sends beyond a square box around it.
+    """Return the fraction of a star's light that diffraction scatters outside a square box.
 
-    A PSF that was measured in a box knows nothing of it. The share of an Airy pattern beyond a radius r is
-    J_0(v)^2 + J_1(v)^2 with v = pi r D / wavelength (Born & Wolf, Principles of Optics, section 8.5.2), which is
-    2 / (pi v) far from the core, and grows with the length of the pupil's edges over its area, by
-    1 / (1 - obscuration). Over the edge of a square the mean of 1 / r is sin(pi/4) / (pi/4) over its half-width.
+    A PSF that is measured in a box does not include this light. The fraction of an Airy pattern outside a radius r is
+    J_0(v)^2 + J_1(v)^2 with v = pi r D / wavelength (Born & Wolf, Principles of Optics, section 8.5.2). Far from the
+    core it is 2 / (pi v). It grows with the length of the pupil's edges over its area, by 1 / (1 - obscuration). Over
+    the edge of a square, the mean of 1 / r is sin(pi/4) / (pi/4) over its half-width.
 
     Parameters
     ----------
     half_width : float
-        Of the box [arcsec].
+        Half-width of the box [arcsec].
     wavelength : float
-        [nm]
+        Wavelength [nm].
     diameter : float
-        Of the pupil [m].
+        Diameter of the pupil [m].
     obscuration : float
         Diameter of the central obscuration over that of the pupil.
 
     Examples
     --------
-    >>> round(light_beyond(1.184, 755.0, 2.0), 4)
+    >>> round(light_outside_box(1.184, 755.0, 2.0), 4)
     0.012
     """
     resolution = np.degrees(wavelength * 1e-9 / diameter) * 3600
@@ -145,7 +150,7 @@ def light_outside_box(half_width: float, wavelength: float, diameter: float, obs
 
 
 def _aperture(size: int, radius: float) -> Float:
-    """Return the share of a pixel inside an aperture, (size, size), for pixels centred on a half-pixel grid."""
+    """Return the fraction of a pixel inside an aperture, (size, size), for pixels centred on a half-pixel grid."""
     # A native pixel, two samples wide, around each point of the grid.
     fine = (np.arange(2 * _SUBPIXELS) + 0.5) / (2 * _SUBPIXELS) - 0.5
     position = (np.arange(size) - size // 2) / 2

@@ -1,4 +1,4 @@
-"""Reference catalogues: positions, proper motions and AB magnitudes in several bands, from a Parquet table."""
+"""Read reference catalogues: positions, proper motions and AB magnitudes in several bands."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from csstdask.zeropoint.photometry import mask_bad_errors, mask_bad_magnitudes
 Float = npt.NDArray[np.float64]
 
 DEFAULT_EPOCH = 2016.0
-"""Epoch of positions where a catalogue has no column ``ref_epoch``: that of Gaia DR3 [Julian year]."""
-DAYS_A_YEAR = 365.25
-FASTEST = 11_000.0
-"""Proper motions above are not real [mas/yr]: Barnard's star has 10,400. -9999 is a sentinel as well."""
+"""Epoch of positions in catalogues without a column ``ref_epoch``, that of Gaia DR3 [Julian year]."""
+DAYS_PER_YEAR = 365.25
+"""Days in a Julian year."""
+MAX_PROPER_MOTION = 11_000.0
+"""Larger proper motions are sentinels [mas/yr]: Barnard's star has 10,400."""
 _SENTINEL = -9999.0
 COLOR_BANDS = (("g", "r"), ("g", "i"), ("r", "i"), ("i", "z"), ("u", "g"), ("z", "y"), ("NUV", "u"))
-"""Pairs whose difference is the colour, in order of preference."""
+"""Pairs of bands whose difference is the colour, in order of preference."""
 _PREFIX = "mag_"
 _ERROR = "_err"
 _WANTED = "columns ra, dec [deg], mag_BAND, mag_BAND_err [AB mag], and pmra, pmdec [mas/yr] if known"
@@ -31,49 +32,51 @@ _WANTED = "columns ra, dec [deg], mag_BAND, mag_BAND_err [AB mag], and pmra, pmd
 
 @dataclass(frozen=True)
 class ReferenceCatalogue:
-    """Stars, one a row."""
+    """Stars of a reference catalogue, one per row."""
 
     ra: Float
-    """(n,) At `epoch`, ICRS [deg]; NaN where unknown."""
+    """(n,) Right ascension at `epoch` (ICRS) [deg]; NaN where unknown."""
     dec: Float
+    """(n,) Declination at `epoch` (ICRS) [deg]; NaN where unknown."""
     pmra: Float
     """(n,) Proper motion in right ascension times cos(dec) [mas/yr]; 0 where unknown."""
     pmdec: Float
+    """(n,) Proper motion in declination [mas/yr]; 0 where unknown."""
     epoch: Float
-    """(n,) Of the positions [Julian year]."""
+    """(n,) Epoch of the positions [Julian year]."""
     magnitudes: Mapping[str, Float]
     """AB magnitudes (n,) by band; NaN where missing or a sentinel."""
     errors: Mapping[str, Float]
-    """Their 1-sigma errors; NaN where unknown."""
+    """1-sigma errors (n,) by band [mag]; NaN where unknown."""
     source: str = "reference catalogue"
-    """Name, for messages."""
+    """Name of the catalogue in error messages."""
 
     def __len__(self) -> int:
         return len(self.ra)
 
     @property
     def bands(self) -> list[str]:
-        """Return the bands with magnitudes."""
+        """Bands with magnitudes."""
         return list(self.magnitudes)
 
     def at(self, days: float) -> tuple[Float, Float]:
-        """Return right ascension and declination at a time [deg], proper motions applied.
+        """Return right ascension and declination at a time, with proper motions applied [deg].
 
         Parameters
         ----------
         days : float
-            Since J2000; NaN: positions are returned as they are.
+            Days since J2000; with NaN, positions are returned unchanged.
         """
         if not np.isfinite(days):
             return self.ra, self.dec
-        years = 2000.0 + days / DAYS_A_YEAR - self.epoch
+        years = 2000.0 + days / DAYS_PER_YEAR - self.epoch
         cosine = np.maximum(np.cos(np.radians(self.dec)), 1e-6)
         ra, dec = self.ra + self.pmra * years / (3.6e6 * cosine), self.dec + self.pmdec * years / 3.6e6
-        beyond = np.abs(dec) > 90  # carried over a pole
-        return np.where(beyond, ra + 180, ra) % 360, np.where(beyond, np.sign(dec) * 180 - dec, dec)
+        over_pole = np.abs(dec) > 90
+        return np.where(over_pole, ra + 180, ra) % 360, np.where(over_pole, np.sign(dec) * 180 - dec, dec)
 
     def magnitude(self, band: str) -> tuple[Float, Float]:
-        """Return magnitudes and errors in a band.
+        """Return magnitudes and errors in a band, arrays (n,) [mag].
 
         Raises
         ------
@@ -86,21 +89,22 @@ class ReferenceCatalogue:
         return self.magnitudes[band], self.errors[band]
 
     def color(self, bands: Sequence[str] | None = None) -> Float | None:
-        """Return the difference of magnitudes in two bands.
+        """Return the colour of the stars: the difference of magnitudes in two bands.
 
         Parameters
         ----------
         bands : (str, str), optional
-            By default the first pair of `COLOR_BANDS` that the catalogue has.
+            Pair of bands; by default the first of `COLOR_BANDS` that the catalogue has.
 
         Returns
         -------
-        float64 array (n,), or None if the catalogue has no such pair.
+        float64 array (n,) or None
+            Colours [mag]; None if the catalogue has no such pair.
 
         Raises
         ------
         InputError
-            If a band that is named is absent.
+            If a given band is absent.
         """
         pair = bands or next((pair for pair in COLOR_BANDS if set(pair) <= set(self.magnitudes)), None)
         if pair is None:
@@ -109,7 +113,7 @@ class ReferenceCatalogue:
 
 
 def check_reference(path: Path) -> list[str]:
-    """Return the bands of a reference catalogue; its schema alone is read.
+    """Return the bands of a reference catalogue; only its schema is read.
 
     Raises
     ------
@@ -130,11 +134,12 @@ def check_reference(path: Path) -> list[str]:
 
 
 def _proper_motion(values: Float) -> Float:
-    """Return proper motions; 0, which means unknown, for sentinels."""
-    return np.where((np.abs(values) < FASTEST) & (values != _SENTINEL), values, 0.0)
+    """Replace sentinels of proper motions by 0 (unknown)."""
+    return np.where((np.abs(values) < MAX_PROPER_MOTION) & (values != _SENTINEL), values, 0.0)
 
 
 def _bands(names: Sequence[str]) -> list[str]:
+    """Return the bands that columns of magnitudes belong to."""
     return [name[len(_PREFIX) :] for name in names if name.startswith(_PREFIX) and not name.endswith(_ERROR)]
 
 
@@ -144,8 +149,13 @@ def read_reference(path: Path) -> ReferenceCatalogue:
     Parameters
     ----------
     path : Path
-        Parquet with ``ra``, ``dec`` [deg] and for each band ``mag_BAND`` and ``mag_BAND_err`` [AB mag]; optional
-        ``pmra``, ``pmdec`` [mas/yr] and ``ref_epoch`` [Julian year].
+        Parquet table with ``ra``, ``dec`` [deg] and, for each band, ``mag_BAND`` and ``mag_BAND_err`` [AB mag].
+        Optional: ``pmra``, ``pmdec`` [mas/yr] and ``ref_epoch`` [Julian year].
+
+    Returns
+    -------
+    ReferenceCatalogue
+        Stars in the order of the table, sentinels replaced.
 
     Raises
     ------
@@ -165,8 +175,8 @@ def read_reference(path: Path) -> ReferenceCatalogue:
         return np.nan_to_num(values, nan=default)
 
     ra, dec = column("ra", np.nan), column("dec", np.nan)
-    wrong = ~(np.isfinite(ra) & (np.abs(dec) <= 90))
-    ra[wrong], dec[wrong] = np.nan, np.nan
+    invalid = ~(np.isfinite(ra) & (np.abs(dec) <= 90))
+    ra[invalid], dec[invalid] = np.nan, np.nan
     return ReferenceCatalogue(
         ra=ra % 360,
         dec=dec,

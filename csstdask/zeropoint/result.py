@@ -1,4 +1,4 @@
-"""The zero point of one exposure and detector, and where it comes from."""
+"""The zero point of one exposure and detector, and its origin."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Float = npt.NDArray[np.float64]
 Method = Literal["solve", "joined", "prior", "borrowed", "nominal"]
 
 ALARM_SIGMA = 4.0
-"""Difference of stars and prior, in its error, that is worth a look."""
+"""Difference of two estimates, in units of its error, that raises an alarm."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,19 @@ class Stars:
     """Columns of the star table, as arrays (n,); magnitudes in mag, positions in pixels."""
 
     inst_mag: Float
+    """Instrumental magnitude -2.5 log10(electron s-1)."""
     inst_mag_err: Float
+    """Its 1-sigma error."""
     ref_mag: Float
+    """Reference magnitude (AB)."""
     ref_mag_err: Float
+    """Its 1-sigma error."""
     color: Float | None
+    """Colour in the reference."""
     x: Float | None
+    """Zero-based position."""
     y: Float | None
+    """Zero-based position."""
 
 
 @dataclass(frozen=True)
@@ -39,74 +46,73 @@ class ZeroPoint:
     """
 
     value: float
-    """[mag]; NaN if nothing is known."""
+    """Zero point [mag]; NaN if nothing is known."""
     sigma: float
     """1 sigma [mag]; inf if nothing is known."""
     method: Method
     """solve: stars alone; joined: stars and prior; prior: network; borrowed: recent zero points; nominal: camera."""
     fit: StarFit
-    """Of the stars, with the prior where the method is ``joined``."""
+    """Fit of the stars, with the prior if the method is ``joined``."""
     solved: StarFit
-    """Of the stars alone."""
+    """Fit of the stars alone."""
     prior: tuple[float, float] | None
-    """Value and 1 sigma that were expected before the stars were looked at [mag]."""
+    """Value and 1 sigma predicted without the stars [mag]."""
     stars: Stars
-    """What was fitted."""
+    """Stars that were fitted."""
 
     @property
     def n_matched(self) -> int:
-        """Return the number of different stars with both magnitudes."""
+        """Number of different stars with both magnitudes."""
         return self.fit.n_matched
 
     @property
     def n_used(self) -> int:
-        """Return the number of stars with a positive robust weight."""
+        """Number of stars with a positive robust weight."""
         return self.fit.n_used
 
     @property
     def chi2(self) -> float:
-        """Return the sum of squared residuals of used stars over their variances, intrinsic scatter included."""
+        """Sum of squared residuals of used stars over their variances, intrinsic scatter included."""
         return self.fit.chi2
 
     @property
     def dof(self) -> int:
-        """Return the degrees of freedom of `chi2`."""
+        """Degrees of freedom of `chi2`."""
         return self.fit.dof
 
     @property
     def color_term(self) -> float:
-        """Return the slope with colour; NaN without colours."""
+        """Slope with colour [mag / mag]; NaN without colours."""
         return self.fit.color_term
 
     @property
     def color_term_err(self) -> float:
-        """Return its 1-sigma error."""
+        """1-sigma error of the colour term."""
         return self.fit.color_term_err
 
     @property
     def scatter(self) -> float:
-        """Return the intrinsic scatter of stars [mag]; NaN without a usable star."""
+        """Intrinsic scatter of the stars [mag]; NaN without a usable star."""
         return self.fit.scatter
 
     @property
     def tension(self) -> float:
-        """Return (stars alone - prior) in units of its error; NaN without both."""
+        """Difference of stars alone and prior, in units of its error; NaN without both."""
         if self.prior is None or not self.solved.solved:
             return np.nan
         return (self.solved.value - self.prior[0]) / float(np.hypot(self.solved.sigma, self.prior[1]))
 
     @property
     def alarm(self) -> bool:
-        """Tell whether stars and prior disagree by more than `ALARM_SIGMA`."""
+        """Whether stars and prior disagree by more than `ALARM_SIGMA`."""
         return bool(abs(self.tension) > ALARM_SIGMA)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for a JSON file; None in place of NaN and inf. `zp` and `zp_sigma` are the names of a run."""
+        """Return the numbers for a JSON file, None for NaN and inf; `zp` and `zp_sigma` are the names in a run."""
         numbers: dict[str, Any] = {
             "value": self.value, "sigma": self.sigma, "zp": self.value, "zp_sigma": self.sigma, "method": self.method,
-            "n_matched": self.n_matched,
-            "n_used": self.n_used, "chi2": self.chi2, "dof": self.dof, "color_term": self.color_term,
-            "color_term_err": self.color_term_err, "scatter": self.scatter,
+            "n_matched": self.n_matched, "n_used": self.n_used, "chi2": self.chi2, "dof": self.dof,
+            "color_term": self.color_term, "color_term_err": self.color_term_err, "scatter": self.scatter,
             "flat_terms": self.fit.coefficients.tolist(), "shape": self.fit.shape,
             "prior": None if self.prior is None else list(self.prior), "tension": self.tension, "alarm": self.alarm,
         }  # fmt: skip
@@ -122,7 +128,7 @@ class ZeroPoint:
         )
 
     def plot(self) -> Any:
-        """Draw residuals against magnitude, colour and distance from the centre; return the matplotlib figure."""
+        """Plot residuals against magnitude, colour and distance from the centre; return the matplotlib figure."""
         from csstdask.zeropoint.figures import plot_zero_point  # noqa: PLC0415  matplotlib is optional
 
         return plot_zero_point(self)

@@ -1,4 +1,4 @@
-"""The zero point of one exposure and detector, from its stars, and what is known without them."""
+"""Determine the zero point of one exposure and detector, from its stars and from what is known without them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,27 @@ import numpy.typing as npt
 from csstdask.core.errors import InputError
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import NO_MODEL
-from csstdask.zeropoint.features import PriorInputs, build_star_lists
 from csstdask.zeropoint.fit_stars import COLOR_TERM, StarFit, fit_stars
+from csstdask.zeropoint.memory import build_memory
 from csstdask.zeropoint.photometry import mask_bad_errors, mask_bad_magnitudes
-from csstdask.zeropoint.prior import NOMINAL_SIGMA, fallback_prior, find_prior_card, predict_prior
+from csstdask.zeropoint.prior import (
+    NOMINAL_SIGMA,
+    PriorInputs,
+    build_star_lists,
+    fallback_prior,
+    find_prior_card,
+    predict_prior,
+)
 from csstdask.zeropoint.result import Method, Stars, ZeroPoint
-from csstdask.zeropoint.state import build_memory
 
 Float = npt.NDArray[np.float64]
 
 J2000 = np.datetime64("2000-01-01T12:00:00", "us")
 """Origin of times in days."""
-LONGEST_MEMORY = 16
-"""Earlier zero points that are looked back at; a model reads as many as its card says."""
-_NEEDED = ("inst_mag", "inst_mag_err", "ref_mag", "ref_mag_err")
-_WANTED = f"columns {', '.join(_NEEDED)} and, where known, color, x, y"
+MEMORY_LENGTH = 16
+"""Largest number of earlier zero points that are used; a model reads as many as its card says."""
+_REQUIRED = ("inst_mag", "inst_mag_err", "ref_mag", "ref_mag_err")
+_WANTED = f"columns {', '.join(_REQUIRED)} and, where known, color, x, y"
 
 
 def solve(
@@ -42,48 +48,48 @@ def solve(
     color_term: tuple[float, float] = COLOR_TERM,
     device: str | None = None,
 ) -> ZeroPoint:
-    """Return the zero point of one exposure and detector.
+    """Determine the zero point of one exposure and detector.
 
-    Stars alone give it by a robust fit (`csstdask.zeropoint.fit_stars`). Telemetry and earlier zero points give a
-    prior, which is joined with the stars by precision and stands alone where there are none.
+    The stars give it by a robust fit (`csstdask.zeropoint.fit_stars`). Telemetry and earlier zero points give a prior,
+    which is combined with the stars by precision, and which is the result if there are no stars.
 
     Parameters
     ----------
     stars : table or mapping
         Columns ``inst_mag`` (-2.5 log10 of electron s-1), ``inst_mag_err``, ``ref_mag`` (AB), ``ref_mag_err`` [mag]
         and, where known, ``color`` [mag], ``x``, ``y`` (zero-based) [pixel]: a dict of arrays, pandas DataFrame,
-        astropy or pyarrow Table. It may be empty. Missing and sentinel magnitudes (-9999, 99, 130) are left out;
-        unknown errors count as typical ones; repeated rows count once.
+        astropy or pyarrow Table. It may be empty. Missing and sentinel magnitudes (-9999, 99, 130) are dropped;
+        unknown errors are replaced by typical ones; repeated rows count once.
     telemetry : mapping, optional
         Conditions of the exposure by name, as the model's card lists them under ``telemetry`` (units in
-        `csstdask.zeropoint.features`); missing ones are allowed.
+        `csstdask.zeropoint.prior.TELEMETRY_NAMES`). Names may be missing.
     image : array-like (256, 256), optional
-        A patch of the frame [electron s-1], sky included; read by models that want one.
+        A patch of the frame [electron s-1], sky included. Only some models read it.
     history : mapping, optional
         Earlier zero points of the same detector: arrays ``time`` (datetime64) or ``days`` (since J2000), ``value``,
-        ``sigma`` [mag], and columns of telemetry by name, where known. Entries that are not earlier than `time` are
-        left out.
+        ``sigma`` [mag] and, where known, columns of telemetry by name. Entries that are not earlier than `time` are
+        dropped.
     time : datetime64, str, astropy Time or float, optional
-        Begin of the exposure; a float is in days since J2000. Needed with `history`.
+        Start of the exposure; a float is in days since J2000. Required with `history`.
     model : str, optional
         ``default``, a name that ``csstdask models`` lists, or the path of a card; ``none``: no network.
     nominal : float, optional
-        Zero point that the camera's description expects [mag]; default: what `history` suggests. Telemetry alone is of
-        no use without it.
+        Nominal zero point in the camera's description [mag]; by default estimated from `history`. Without either,
+        telemetry cannot be used.
     shape : (int, int), optional
-        (y, x) of the frame; by default the least frame that holds the stars.
+        (y, x) of the frame [pixel]; by default the smallest frame that contains the stars.
     degree : int
         Total degree of the spatial term F(x, y).
     color_term : (float, float)
-        Prior of the colour term: mean and 1 sigma.
+        Prior of the colour term: mean and 1 sigma [mag / mag].
     device : str, optional
         ``cpu`` or ``cuda``.
 
     Returns
     -------
     ZeroPoint
-        ``value``, ``sigma``, ``n_matched``, ``n_used``, ``chi2``, ``color_term``, ``color_term_err``, ``method``; value
-        NaN and sigma inf if nothing determines it.
+        ``value``, ``sigma``, ``n_matched``, ``n_used``, ``chi2``, ``color_term``, ``color_term_err``, ``method``. The
+        value is NaN and sigma inf if nothing determines it.
 
     Raises
     ------
@@ -101,30 +107,36 @@ def solve(
     """
     table = star_columns(stars)
     options = {"degree": degree, "shape": shape, "color_term": color_term}
-    alone = _fit(table, options)
+    solved = _fit(table, options)
     use_network = model is not None and model != NO_MODEL
     card = find_prior_card(str(model)) if use_network else None
-    inputs = _inputs(table, alone.shape, telemetry, image, history, time, nominal, card)
-    prior, source = _prior(inputs, str(model) if use_network else None, device)
+    inputs = _prior_inputs(table, solved.shape, telemetry, image, history, time, nominal, card)
+    prior, prior_method = _predict(inputs, str(model) if use_network else None, device)
     if prior is not None:
         joined = _fit(table, options, prior)
-        method = "joined" if joined.solved else source
-        return ZeroPoint(joined.value, joined.sigma, method, joined, alone, prior, table)
-    if alone.solved or nominal is None:
-        return ZeroPoint(alone.value, alone.sigma, "solve" if alone.solved else "nominal", alone, alone, None, table)
-    return ZeroPoint(nominal, NOMINAL_SIGMA, "nominal", alone, alone, None, table)
+        method = "joined" if joined.solved else prior_method
+        return ZeroPoint(joined.value, joined.sigma, method, joined, solved, prior, table)
+    if solved.solved or nominal is None:
+        method = "solve" if solved.solved else "nominal"
+        return ZeroPoint(solved.value, solved.sigma, method, solved, solved, None, table)
+    return ZeroPoint(nominal, NOMINAL_SIGMA, "nominal", solved, solved, None, table)
 
 
 def star_columns(stars: Any) -> Stars:
-    """Return the columns of a star table.
+    """Convert a star table to columns.
+
+    Parameters
+    ----------
+    stars : table or mapping
+        As for `solve`.
 
     Raises
     ------
     InputError
-        If one is missing, is not numeric, or differs in length.
+        If a required column is missing, is not numeric, or differs in length.
     """
     names = set(getattr(stars, "column_names", None) or getattr(stars, "colnames", None) or stars.keys())
-    absent = [name for name in _NEEDED if name not in names]
+    absent = [name for name in _REQUIRED if name not in names]
     if absent:
         raise InputError("stars", f"no column {', '.join(absent)}", _WANTED)
 
@@ -137,7 +149,7 @@ def star_columns(stars: Any) -> Stars:
             raise InputError("stars", f"column {name} without numbers", _WANTED) from None
         return np.atleast_1d(values)
 
-    columns = {name: column(name) for name in (*_NEEDED, "color", "x", "y")}
+    columns = {name: column(name) for name in (*_REQUIRED, "color", "x", "y")}
     lengths = {len(values) for values in columns.values() if values is not None}
     if len(lengths) > 1:
         raise InputError("stars", f"columns of lengths {sorted(lengths)}", "one row a star")
@@ -147,16 +159,17 @@ def star_columns(stars: Any) -> Stars:
 
 
 def days_of(time: Any) -> float:
-    """Return a time in days since J2000; NaN for None.
+    """Convert a time to days since J2000; NaN for None.
 
     Parameters
     ----------
     time : datetime64, str, astropy Time, float or None
+        Time; a float is in days since J2000 already.
 
     Raises
     ------
     InputError
-        If a text is no time.
+        If a text is not a time.
 
     Examples
     --------
@@ -175,7 +188,7 @@ def days_of(time: Any) -> float:
         raise InputError("time", f"{time!r}", "a time such as 2027-06-01T00:20:00, or days since J2000") from None
 
 
-def _inputs(
+def _prior_inputs(
     table: Stars,
     shape: tuple[int, int] | None,
     telemetry: Mapping[str, Any] | None,
@@ -186,74 +199,81 @@ def _inputs(
     card: ModelCard | None,
 ) -> PriorInputs | None:
     """Return what is known without the level of the exposure's stars; None if nothing is."""
-    past = _past(history, time) if history is not None else {}
+    past = _read_history(history, time) if history is not None else {}
     n_past = len(past.get("value", ()))
-    conditions = _conditions(telemetry or {}, card)
+    conditions = _read_telemetry(telemetry or {}, card)
     if not conditions and not n_past and image is None:
         return None
     if nominal is None:
-        # Offsets from nominal have a mean of their own, that of the training.
+        # The network predicts offsets from nominal, whose mean in the training is in its card.
         mean = 0.0 if card is None else card.calibration.get("offset", 0.0)
         nominal = float(np.median(past["value"])) - mean if n_past else np.nan
     memory = None
     if n_past:
         memory = build_memory(
-            past["days"], past["value"], past["sigma"], at=np.array([days_of(time)]), last=LONGEST_MEMORY
+            past["days"], past["value"], past["sigma"], at=np.array([days_of(time)]), length=MEMORY_LENGTH
         )
+    columns = {name: column for name, column in vars(table).items() if column is not None}
     return PriorInputs(
         nominal=np.array([nominal]),
         days=np.array([days_of(time)]),
         telemetry={name: np.array([value]) for name, value in conditions.items()},
         memory=memory,
-        memory_telemetry=None if memory is None else {name: memory.of(values) for name, values in past.items()},
-        stars=build_star_lists([{name: one for name, one in vars(table).items() if one is not None}], shape=shape),
-        image=None if image is None else _patch(image)[None],
+        memory_telemetry=None if memory is None else {name: memory.lookup(values) for name, values in past.items()},
+        stars=build_star_lists([columns], shape=shape),
+        image=None if image is None else _check_patch(image)[None],
     )
 
 
-def _prior(
+def _predict(
     inputs: PriorInputs | None, model: str | None, device: str | None
 ) -> tuple[tuple[float, float] | None, Method]:
-    """Return what is expected, and the method that this stands for; None where nothing is."""
+    """Return value and sigma of the prior and its method; None if it is no more than the nominal value."""
     if inputs is None:
         return None, "nominal"
-    expected = fallback_prior(inputs) if model is None else predict_prior(inputs, model=model, device=device)
-    if not np.isfinite(expected.value[0]) or expected.method[0] == "nominal":
+    prior = fallback_prior(inputs) if model is None else predict_prior(inputs, model=model, device=device)
+    if not np.isfinite(prior.value[0]) or prior.method[0] == "nominal":
         return None, "nominal"
-    method: Method = str(expected.method[0])  # type: ignore[assignment]
-    return (float(expected.value[0]), float(expected.sigma[0])), method
+    method: Method = str(prior.method[0])  # type: ignore[assignment]
+    return (float(prior.value[0]), float(prior.sigma[0])), method
 
 
-def _conditions(telemetry: Mapping[str, Any], card: ModelCard | None) -> dict[str, float]:
+def _read_telemetry(telemetry: Mapping[str, Any], card: ModelCard | None) -> dict[str, float]:
     """Return the telemetry of an exposure as numbers; NaN in gaps.
 
     Raises
     ------
     InputError
-        If a name is unknown to the model, or a value is no number.
+        If a name is unknown to the model, or a value is not a number.
     """
     if card is not None and (unknown := sorted(set(telemetry) - set(card.architecture["telemetry"]))):
         wanted = f"names that the model {card.name} knows: {', '.join(card.architecture['telemetry'])}"
         raise InputError("telemetry", f"unknown {', '.join(unknown)}", wanted)
-    found = {}
+    conditions = {}
     for name, value in telemetry.items():
         try:
-            found[name] = np.nan if value is None else float(np.asarray(value, dtype=np.float64).reshape(()))
+            conditions[name] = np.nan if value is None else float(np.asarray(value, dtype=np.float64).reshape(()))
         except (TypeError, ValueError):
             raise InputError(f"telemetry {name}", f"{value!r}", "one number") from None
-    return found
+    return conditions
 
 
-def _patch(image: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Return an image patch; InputError unless it has two dimensions."""
+def _check_patch(image: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Return an image patch as float32.
+
+    Raises
+    ------
+    InputError
+        If it does not have two dimensions.
+    """
     patch = np.asarray(image, dtype=np.float32)
     if patch.ndim != 2:
         raise InputError("image", f"shape {patch.shape}", "a patch (y, x), such as 256 x 256 pixels")
     return patch
 
 
-def _past(history: Mapping[str, Any], time: Any) -> dict[str, Float]:
-    """Return earlier zero points with their telemetry, as arrays; times in days. Sentinels are left out.
+def _read_history(history: Mapping[str, Any], time: Any) -> dict[str, Float]:
+    """Return earlier zero points with their telemetry, as arrays; times in days. Sentinels are dropped.
 
     Raises
     ------
@@ -267,7 +287,8 @@ def _past(history: Mapping[str, Any], time: Any) -> dict[str, Float]:
     columns: dict[str, Float] = {}
     for name in names:
         if name == "time":
-            columns.setdefault("days", np.array([days_of(one) for one in np.atleast_1d(np.asarray(history[name]))]))
+            times = np.atleast_1d(np.asarray(history[name]))
+            columns.setdefault("days", np.array([days_of(moment) for moment in times]))
             continue
         try:
             columns[name] = np.atleast_1d(np.asarray(history[name], dtype=np.float64))
@@ -277,15 +298,16 @@ def _past(history: Mapping[str, Any], time: Any) -> dict[str, Float]:
     lengths = sorted({len(values) for values in columns.values()})
     if len(lengths) > 1:
         raise InputError("history", f"columns of lengths {lengths}", "one row a zero point")
-    when = days_of(time)
-    if lengths[0] and not np.isfinite(when):
+    days = days_of(time)
+    if lengths[0] and not np.isfinite(days):
         raise InputError("history", "no time of the exposure", "time=, so that only earlier zero points are read")
     columns["value"], columns["sigma"] = mask_bad_magnitudes(columns["value"]), mask_bad_errors(columns["sigma"])
-    usable = (columns["days"] < when) & np.isfinite(columns["value"]) & np.isfinite(columns["sigma"])
+    usable = (columns["days"] < days) & np.isfinite(columns["value"]) & np.isfinite(columns["sigma"])
     return {name: values[usable] for name, values in columns.items()}
 
 
 def _fit(table: Stars, options: Mapping[str, Any], prior: tuple[float, float] | None = None) -> StarFit:
+    """Fit the stars of a table, combined with a prior if there is one."""
     return fit_stars(
         table.inst_mag, table.inst_mag_err, table.ref_mag, table.ref_mag_err, table.color, table.x, table.y,
         prior=prior, **options,

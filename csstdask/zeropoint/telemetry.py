@@ -1,4 +1,4 @@
-"""Telemetry of exposures, from a Parquet table."""
+"""Read the telemetry of exposures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from csstdask.core.errors import InputError
-from csstdask.zeropoint.features import TELEMETRY_NAMES
+from csstdask.zeropoint.prior import TELEMETRY_NAMES
 
 Float = npt.NDArray[np.float64]
 
@@ -21,33 +21,30 @@ _WANTED = f"columns exposure (text) and some of {', '.join(TELEMETRY_NAMES)}"
 
 @dataclass(frozen=True)
 class TelemetryTable:
-    """What is known of the spacecraft at the time of each exposure."""
+    """Telemetry of exposures, one per row."""
 
     exposure: npt.NDArray[np.object_]
-    """(m,) Ids, each once."""
+    """(m,) Ids of the exposures, each once."""
     values: Mapping[str, Float]
-    """(m,) By name, of `csstdask.zeropoint.features.TELEMETRY`; NaN in gaps."""
+    """Values (m,) by name, of `csstdask.zeropoint.prior.TELEMETRY_NAMES`; NaN in gaps."""
 
-    def of(self, exposures: Sequence[str]) -> dict[str, Float]:
-        """Return the values at some exposures (n,); NaN for exposures without a row.
+    def select(self, exposures: Sequence[str]) -> dict[str, Float]:
+        """Return the values (n,) of each name for given exposures; NaN for exposures without a row.
 
         Examples
         --------
         >>> table = TelemetryTable(np.array(["a"], dtype=object), {"focus": np.array([0.3])})
-        >>> table.of(["a", "b"])["focus"].tolist()
+        >>> table.select(["a", "b"])["focus"].tolist()
         [0.3, nan]
         """
         rows = {str(name): row for row, name in enumerate(self.exposure)}
         index = np.array([rows.get(str(name), -1) for name in exposures], dtype=np.int64)
-        found = {}
-        for name, values in self.values.items():
-            padded = np.append(values, np.nan)
-            found[name] = padded[index]
-        return found
+        # Row -1 is the NaN that is appended.
+        return {name: np.append(values, np.nan)[index] for name, values in self.values.items()}
 
 
 def check_telemetry(path: Path) -> list[str]:
-    """Return the names in a table of telemetry; its schema alone is read.
+    """Return the names of the telemetry in a table; only its schema is read.
 
     Raises
     ------
@@ -70,8 +67,8 @@ def read_telemetry(path: Path) -> TelemetryTable:
     Parameters
     ----------
     path : Path
-        Parquet with a row for each exposure: ``exposure`` and some of `csstdask.zeropoint.features.TELEMETRY`. Other
-        columns are ignored; absent ones are gaps.
+        Parquet table with a row per exposure: ``exposure`` and some of `csstdask.zeropoint.prior.TELEMETRY_NAMES`.
+        Other columns are ignored; absent ones are gaps.
 
     Raises
     ------

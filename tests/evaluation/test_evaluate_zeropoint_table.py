@@ -25,7 +25,7 @@ from csstdask.evaluation.zeropoint.table_inputs import TableInputs, table_inputs
 from csstdask.evaluation.zeropoint.table_methods import METHODS, MethodSettings, in_folds, predict
 from csstdask.metrics.zeropoint import coverage
 from csstdask.training.zeropoint.table import TableFit
-from csstdask.zeropoint.state import build_memory
+from csstdask.zeropoint.memory import build_memory
 
 REAL_TABLE = Path(__file__).resolve().parents[3] / "shared" / "data" / "zeropoints" / "obsbot_2014_2016.csv.gz"
 QUICK = MethodSettings(folds=2, fit=TableFit(epochs=1), framings=("recent", "newest"), width=8, latent=4)

@@ -22,10 +22,9 @@ from csstdask.training.zeropoint.fit import (
     reverse_gradient,
 )
 from csstdask.training.zeropoint.train import load_zeropoint_config, train_zeropoint
-from csstdask.zeropoint.features import PriorInputs, prior_arrays
-from csstdask.zeropoint.network import PriorNetwork
-from csstdask.zeropoint.prior import predict_with_network
-from csstdask.zeropoint.state import build_memory
+from csstdask.zeropoint.memory import build_memory
+from csstdask.zeropoint.prior import PriorInputs, predict_with_network, prior_arrays
+from csstdask.zeropoint.prior.network import PriorNetwork
 
 TINY = {"exposures": 64, "epochs": 2, "batch": 32, "members": 1, "width": 8, "latent": 4, "memory": 4}
 
@@ -40,8 +39,8 @@ def linear_case(n: int, seed: int) -> tuple[PriorInputs, np.ndarray]:
     days = np.sort(rng.uniform(0, n / 10, n))
     heat = rng.normal(size=n)
     truth = 25 + 0.03 * heat + 0.004 * rng.normal(size=n)
-    memory = build_memory(days, truth, np.full(n, 0.001), last=4)
-    inputs = PriorInputs(np.full(n, 25.0), days, {"heat": heat}, memory, {"heat": memory.of(heat)})
+    memory = build_memory(days, truth, np.full(n, 0.001), length=4)
+    inputs = PriorInputs(np.full(n, 25.0), days, {"heat": heat}, memory, {"heat": memory.lookup(heat)})
     return inputs, truth
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from csstdask.zeropoint.alarms import DRIFT_EXPOSURES, JUMP, find_alarms
+from csstdask.zeropoint.alarms import DRIFT_EXPOSURES, MIN_JUMP, find_alarms
 
 NOISE = 0.002
 N = 30
@@ -55,7 +55,7 @@ def test_a_scatter_beyond_the_errors_is_no_drift():
     assert kinds(days, value, np.full(N, NOISE / 20)) == []
 
 
-@pytest.mark.parametrize(("jump", "alarmed"), [(0.05, True), (-0.05, False), (0.8 * JUMP, False)])
+@pytest.mark.parametrize(("jump", "alarmed"), [(0.05, True), (-0.05, False), (0.8 * MIN_JUMP, False)])
 def test_a_rise_is_a_decontamination_and_a_fall_is_not(jump, alarmed):
     days, value, sigma = history()
     value[10:] += jump

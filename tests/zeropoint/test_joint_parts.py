@@ -5,12 +5,12 @@ import pytest
 import scipy.sparse as sp
 
 from csstdask.numerics.robust import huber_weights, tukey_weights
-from csstdask.zeropoint.joint_graph import exposure_components
-from csstdask.zeropoint.joint_linear import factorise, solve_iteratively
-from csstdask.zeropoint.joint_normal import PAIRS_AT_ONCE, find_overlaps, star_equations
-from csstdask.zeropoint.joint_observations import group_by_star
-from csstdask.zeropoint.joint_robust import (
-    LEAST_WEIGHT,
+from csstdask.zeropoint.joint.components import exposure_components
+from csstdask.zeropoint.joint.linear_algebra import factorise, solve_iteratively
+from csstdask.zeropoint.joint.normal_equations import MAX_PAIRS_PER_BATCH, find_overlaps, star_equations
+from csstdask.zeropoint.joint.observations import group_by_star
+from csstdask.zeropoint.joint.robust import (
+    MIN_WEIGHT,
     Loss,
     Precision,
     drop_inconsistent_exposures,
@@ -57,14 +57,13 @@ def test_elimination_is_the_schur_complement_of_the_magnitudes():
     np.testing.assert_allclose(found.vector, vector[u] - solved.T @ vector[s], atol=1e-10)
 
 
-def test_pairs_found_in_several_steps_are_the_same(monkeypatch):
+def test_pairs_found_in_several_steps_are_the_same():
     rows = random_rows(np.random.default_rng(1))
     expected = find_overlaps(rows, 9)
-    monkeypatch.setattr("csstdask.zeropoint.joint_normal.PAIRS_AT_ONCE", 7)
-    found = find_overlaps(rows, 9)
+    found = find_overlaps(rows, 9, batch_size=7)
     np.testing.assert_array_equal(found.second, expected.second)
     np.testing.assert_array_equal(found.start, expected.start)
-    assert PAIRS_AT_ONCE > 7
+    assert MAX_PAIRS_PER_BATCH > 7
 
 
 def test_selected_inverse_is_the_diagonal_of_the_inverse():
@@ -95,7 +94,7 @@ def test_weights_are_those_of_the_numerics(loss):
     precision = measurement_precision(rows, np.zeros(1), scatter=0.0, scale=1.5, loss=loss)
     z = (rows.magnitude - 20) / 0.01 / 1.5
     expected = {Loss.SQUARE: np.ones(n), Loss.HUBER: huber_weights(z), Loss.TUKEY: tukey_weights(z)}[loss]
-    expected = np.where(expected > LEAST_WEIGHT, expected, 0)
+    expected = np.where(expected > MIN_WEIGHT, expected, 0)
     np.testing.assert_allclose(precision.observation * 1e-4, expected, atol=1e-5)
 
 

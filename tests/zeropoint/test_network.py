@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from csstdask.core.errors import InputError
-from csstdask.zeropoint.azprc import AzpRc, build_network, normalise_patch, published_tensors
-from csstdask.zeropoint.features import (
+from csstdask.zeropoint.memory import build_memory
+from csstdask.zeropoint.prior import (
     IMAGE_STATISTICS,
     TELEMETRY_NAMES,
     PriorArrays,
@@ -20,9 +20,10 @@ from csstdask.zeropoint.features import (
     image_statistics,
     prior_arrays,
 )
-from csstdask.zeropoint.network import PriorNetwork, PriorTensors
-from csstdask.zeropoint.process import level_from_memory
-from csstdask.zeropoint.state import build_memory
+from csstdask.zeropoint.prior.azprc import AzpRc, normalise_patch, published_tensors
+from csstdask.zeropoint.prior.build import build_network
+from csstdask.zeropoint.prior.gaussian_process import predict_residual
+from csstdask.zeropoint.prior.network import PriorNetwork, PriorTensors
 
 K = 5
 
@@ -41,9 +42,9 @@ def some_inputs(n: int = 12, *, stars: bool = True, image: bool = True, seed: in
     days = np.sort(rng.uniform(9000, 9010, n))
     telemetry = {name: rng.uniform(1, 2, n) for name in TELEMETRY_NAMES}
     value = 25.8 + rng.normal(0, 0.02, n)
-    memory = build_memory(days, value, np.full(n, 0.004), last=K)
+    memory = build_memory(days, value, np.full(n, 0.004), length=K)
     return PriorInputs(
-        np.full(n, 25.8), days, telemetry, memory, {name: memory.of(column) for name, column in telemetry.items()},
+        np.full(n, 25.8), days, telemetry, memory, {name: memory.lookup(column) for name, column in telemetry.items()},
         build_star_lists([some_stars(rng, 6) for _ in range(n)], shape=(9232, 9216)) if stars else None,
         rng.normal(0.2, 0.02, (n, 64, 64)).astype(np.float32) if image else None,
     )  # fmt: skip
@@ -64,7 +65,7 @@ def network() -> PriorNetwork:
 
 def predicted(network: PriorNetwork, arrays: PriorArrays) -> np.ndarray:
     with torch.inference_mode():
-        return np.stack([one.double().numpy() for one in network.predict(PriorTensors.of(arrays))])
+        return np.stack([one.double().numpy() for one in network.predict(PriorTensors.from_arrays(arrays))])
 
 
 def test_order_of_stars_does_not_matter(network: PriorNetwork) -> None:
@@ -138,7 +139,7 @@ def test_gap_is_filled_from_the_memory() -> None:
         np.array([25.0], np.float32),
     )  # fmt: skip
     with torch.inference_mode():
-        linear, found = network._conditions(PriorTensors.of(arrays))
+        linear, found = network._conditions(PriorTensors.from_arrays(arrays))
     assert linear[0, :, 0].tolist() == [0.375, 0.75, 1.5]
     assert linear[0, 2].tolist() == [1.5, 1.5**2 / 2]
     value, change, known, there = found[0].T.tolist()
@@ -163,7 +164,7 @@ def test_process_is_a_gaussian_process() -> None:
     rng = np.random.default_rng(5)
     age = np.sort(rng.uniform(0.1, 5, 6))
     value, noise = rng.normal(0, 0.1, 6), np.full(6, 0.3**2)
-    mean, variance = level_from_memory(
+    mean, variance = predict_residual(
         *(torch.from_numpy(one)[None] for one in (value, noise, age)), torch.ones((1, 6), dtype=torch.bool),
         torch.tensor([0.5]), torch.tensor([2.0]),
     )  # fmt: skip
@@ -179,14 +180,14 @@ def test_process_forgets_and_ignores_an_outlier() -> None:
     power, time = torch.tensor([1.0]), torch.tensor([10.0])
     age = torch.linspace(0.1, 0.5, 5)[None].double()
     value, noise = torch.full((1, 5), 0.3, dtype=torch.float64), torch.full((1, 5), 1e-4, dtype=torch.float64)
-    near, _ = level_from_memory(value, noise, age, known, power, time)
-    far, variance = level_from_memory(value, noise, age + 1000, known, power, time)
+    near, _ = predict_residual(value, noise, age, known, power, time)
+    far, variance = predict_residual(value, noise, age + 1000, known, power, time)
     assert float(near) == pytest.approx(0.3, abs=0.02)
     assert float(far) == pytest.approx(0, abs=1e-9)
     assert float(variance) == pytest.approx(1, abs=1e-9)
     wrong = value.clone()
     wrong[0, 2] = -2.0
-    robust, _ = level_from_memory(wrong, noise, age, known, power, time)
+    robust, _ = predict_residual(wrong, noise, age, known, power, time)
     assert float(robust) == pytest.approx(0.3, abs=0.05)
 
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from csstdask.core.errors import InputError
-from csstdask.zeropoint.features import TELEMETRY_NAMES, PriorInputs
+from csstdask.zeropoint.memory import build_memory
 from csstdask.zeropoint.prior import (
     NOMINAL_SIGMA,
+    TELEMETRY_NAMES,
+    PriorInputs,
     fallback_prior,
     predict_from_memory,
     predict_prior,
-    take_inputs,
 )
-from csstdask.zeropoint.state import build_memory
 
 TYPICAL = {
     "detector_temperature": 188.0, "focus": 1.0, "jitter": 0.033, "earth_limb_angle": 60.0, "sun_angle": 95.0,
@@ -27,10 +27,10 @@ TYPICAL = {
 def inputs_of(n: int, value: np.ndarray | None = None, *, telemetry: bool = True, last: int = 8) -> PriorInputs:
     days = 9800 + np.arange(n) * 0.1
     solved = np.full(n, 25.80) if value is None else value
-    memory = build_memory(days, solved, np.full(n, 0.004), last=last)
+    memory = build_memory(days, solved, np.full(n, 0.004), length=last)
     known = {name: np.full(n, number) for name, number in TYPICAL.items()} if telemetry else {}
     return PriorInputs(
-        np.full(n, 25.85), days, known, memory, {name: memory.of(column) for name, column in known.items()}
+        np.full(n, 25.85), days, known, memory, {name: memory.lookup(column) for name, column in known.items()}
     )
 
 
@@ -44,7 +44,7 @@ def test_prior_follows_the_memory_and_is_wide_without_it() -> None:
 
 
 def test_memory_older_than_any_is_forgotten() -> None:
-    one = take_inputs(inputs_of(30), slice(29, 30))
+    one = inputs_of(30).take(slice(29, 30))
     assert one.memory is not None
     aged = replace(one, memory=replace(one.memory, age=one.memory.age + 40_000.0))
     never = replace(one, memory=None, memory_telemetry=None)
@@ -68,7 +68,7 @@ def test_later_exposures_never_change_a_prior() -> None:
 def test_batches_do_not_matter() -> None:
     inputs = inputs_of(20)
     whole = predict_prior(inputs)
-    single = predict_prior(take_inputs(inputs, slice(11, 12)))
+    single = predict_prior(inputs.take(slice(11, 12)))
     assert single.value[0] == pytest.approx(whole.value[11], abs=1e-6)
     assert single.sigma[0] == pytest.approx(whole.sigma[11], rel=1e-4)
 

@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from csstdask.zeropoint.state import LocalLevel, build_memory, fit_local_level, online_scale
+from csstdask.zeropoint.local_level import LocalLevel, fit_local_level
+from csstdask.zeropoint.memory import build_memory
+from csstdask.zeropoint.recalibration import online_scale
 
 
 def _history(rng: np.random.Generator, n: int = 120) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -21,7 +23,7 @@ def _history(rng: np.random.Generator, n: int = 120) -> tuple[np.ndarray, np.nda
 
 def test_memory_is_that_of_a_loop(rng: np.random.Generator) -> None:
     days, value, sigma, series = _history(rng)
-    memory = build_memory(days, value, sigma, last=5, series=series)
+    memory = build_memory(days, value, sigma, length=5, series=series)
     for i in range(len(days)):
         earlier = [
             j for j in range(len(days))
@@ -41,10 +43,10 @@ def test_memory_is_that_of_a_loop(rng: np.random.Generator) -> None:
 def test_memory_at_other_moments(rng: np.random.Generator) -> None:
     days, value, sigma, series = _history(rng)
     at, labels = np.array([-1.0, 1.5, 99.0, 1.5]), np.array([0, 0, 0, 77])
-    memory = build_memory(days, value, sigma, last=3, series=series, at=at, at_series=labels)
+    memory = build_memory(days, value, sigma, length=3, series=series, at=at, at_series=labels)
     assert memory.count.tolist() == [0, 3, 3, 0]  # before everything, within, long after, a series without history
     both = build_memory(
-        np.append(days, 1.5), np.append(value, np.nan), np.append(sigma, 1), last=3, series=np.append(series, 0)
+        np.append(days, 1.5), np.append(value, np.nan), np.append(sigma, 1), length=3, series=np.append(series, 0)
     )
     assert memory.index[1].tolist() == both.index[-1].tolist()
     assert memory.age[2, 0] > 96
@@ -54,7 +56,7 @@ def test_memory_at_other_moments(rng: np.random.Generator) -> None:
 
 def test_empty_history() -> None:
     empty = np.zeros(0)
-    memory = build_memory(empty, empty, empty, at=[1.0, 2.0], last=4)
+    memory = build_memory(empty, empty, empty, at=[1.0, 2.0], length=4)
     assert memory.value.shape == (2, 4)
     assert (memory.index == -1).all()
     assert len(build_memory(empty, empty, empty)) == 0
@@ -72,11 +74,11 @@ def _condition(
 ) -> tuple[float, float]:
     """Predict exposure i by conditioning a normal distribution on all that began earlier: no filter."""
     first = days.min()
-    cover = model.spread**2 + model.walk**2 * (np.minimum.outer(days, days) - first)
+    cover = model.initial_sigma**2 + model.walk**2 * (np.minimum.outer(days, days) - first)
     earlier = (days < days[i]) & np.isfinite(value)
     matrix = cover[np.ix_(earlier, earlier)] + np.diag(sigma[earlier] ** 2 + model.white**2)
     weights = np.linalg.solve(matrix, cover[earlier, i])
-    mean = model.mean + weights @ (value[earlier] - model.mean)
+    mean = model.initial_mean + weights @ (value[earlier] - model.initial_mean)
     return mean, math.sqrt(cover[i, i] - weights @ cover[earlier, i] + model.white**2)
 
 
@@ -84,7 +86,7 @@ def test_filter_is_the_conditional_normal(rng: np.random.Generator) -> None:
     days = np.sort(rng.uniform(0, 5, 40))
     value, sigma = 25 + rng.normal(0, 0.05, 40), rng.uniform(0.001, 0.05, 40)
     value[[3, 17, 18]] = np.nan
-    model = LocalLevel(0.03, 0.01, mean=25.01, spread=0.08)
+    model = LocalLevel(0.03, 0.01, initial_mean=25.01, initial_sigma=0.08)
     shuffled = rng.permutation(40)
     mean, spread = model.predict(days[shuffled], value[shuffled], sigma[shuffled])
     for at, i in enumerate(shuffled):
@@ -114,13 +116,13 @@ def test_outliers_count_less_with_a_finite_dof() -> None:
     days, sigma = np.arange(30.0), np.full(30, 0.01)
     value = np.full(30, 25.0)
     value[20] = 26.0
-    assert LocalLevel(0.005, 0.0, mean=25, spread=0.1).predict(days, value, sigma)[0][21] > 25.3
-    assert LocalLevel(0.005, 0.0, mean=25, spread=0.1, dof=3).predict(days, value, sigma)[0][21] < 25.02
+    assert LocalLevel(0.005, 0.0, initial_mean=25, initial_sigma=0.1).predict(days, value, sigma)[0][21] > 25.3
+    assert LocalLevel(0.005, 0.0, initial_mean=25, initial_sigma=0.1, dof=3).predict(days, value, sigma)[0][21] < 25.02
 
 
 def test_series_do_not_meet(rng: np.random.Generator) -> None:
     days, value, sigma, series = _history(rng)
-    model = LocalLevel(0.02, 0.01, mean=25, spread=0.1)
+    model = LocalLevel(0.02, 0.01, initial_mean=25, initial_sigma=0.1)
     mean, spread = model.predict(days, value, sigma, series=series)
     one = series == 2
     alone = model.predict(days[one], value[one], sigma[one])
@@ -146,8 +148,8 @@ def test_fit_finds_the_simulated_noise_and_covers(rng: np.random.Generator) -> N
     model = fit_local_level(days[half], value[half], sigma[half], series[half])
     assert model.walk == pytest.approx(0.03, rel=0.1)
     assert model.white == pytest.approx(0.006, rel=0.1)
-    assert model.mean == pytest.approx(25, abs=0.1)
-    assert 0.05 < model.spread < 0.2
+    assert model.initial_mean == pytest.approx(25, abs=0.1)
+    assert 0.05 < model.initial_sigma < 0.2
     mean, spread = model.predict(days[~half], value[~half], sigma[~half], series=series[~half])
     z = (truth[~half] - mean) / spread
     # 1,500 exposures: standard error of the shares 0.012 and 0.005
@@ -169,7 +171,7 @@ def test_later_values_change_nothing_earlier(rng: np.random.Generator) -> None:
     days, value, sigma, series = _history(rng)
     late = days >= 1.5
     changed = np.where(late, value + 5, value)
-    model = LocalLevel(0.02, 0.01, mean=25, spread=0.1, dof=4)
+    model = LocalLevel(0.02, 0.01, initial_mean=25, initial_sigma=0.1, dof=4)
     upto = days <= 1.5  # those of the moment itself are not changed either
     for one, other in zip(
         model.predict(days, value, sigma, series=series),

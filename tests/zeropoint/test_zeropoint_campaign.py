@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from csstdask.zeropoint import campaign as module
-from csstdask.zeropoint.campaign import CampaignSettings, CampaignStars, calibrate_campaign, reference_level
+from csstdask.zeropoint.campaign import CampaignSettings, CampaignStars, calibrate_campaign
+from csstdask.zeropoint.campaign.calibrate import reference_level
 from csstdask.zeropoint.fit_stars import fit_stars
 from csstdask.zeropoint.matched_stars import MatchedStars
 from csstdask.zeropoint.prior import NOMINAL_SIGMA, Prior
@@ -44,7 +44,7 @@ def unit_of(exposure, detector, truth, *, n=60, days=None, band="i", field=0, kn
 
 
 def joined(units):
-    return CampaignStars.concatenate([CampaignStars.of(unit, 500) for unit in units])
+    return CampaignStars.concatenate([CampaignStars.from_unit(unit, 500) for unit in units])
 
 
 def test_stars_alone_give_zero_points_of_all_bands():
@@ -126,7 +126,7 @@ def network(monkeypatch):
         value, sigma = said["answer"](inputs)
         return Prior(value, sigma, np.full(len(value), "prior"))
 
-    monkeypatch.setattr(module, "predict_prior", predict)
+    monkeypatch.setattr("csstdask.zeropoint.campaign.prior.predict_prior", predict)
     return said
 
 
@@ -205,7 +205,7 @@ def test_priors_are_causal():
     later = [*units[:10], *(replace(unit, value=unit.value + 0.5) for unit in units[10:])]
     one, other = (calibrate_campaign(joined(some), settings=NO_NETWORK) for some in (units, later))
     # The parameters of the local level are fitted to all; the memory of an exposure is not.
-    first = CampaignStars.concatenate([CampaignStars.of(unit, 500) for unit in units[:10]])
+    first = CampaignStars.concatenate([CampaignStars.from_unit(unit, 500) for unit in units[:10]])
     alone = calibrate_campaign(first, settings=NO_NETWORK)
     assert np.isnan(one.prior[0])
     assert np.abs(one.prior[1:10] - alone.prior[1:10]).max() < 0.005
@@ -239,6 +239,6 @@ def test_an_outlying_joint_solution_gives_way_to_the_units_own_stars():
 
 def test_most_stars_of_a_unit_bound_what_the_driver_holds():
     unit = unit_of(0, 0, NOMINAL["i"], n=40, known=30)
-    some = CampaignStars.of(unit, 10)
+    some = CampaignStars.from_unit(unit, 10)
     assert np.isfinite(some.ref_mag).sum() == 10
     assert len(some.unit) == 10 + 10  # and those without a reference

@@ -21,7 +21,7 @@ def test_exposures_are_found_by_name_and_gaps_are_nan(tmp_path):
         tmp_path / "t.parquet", exposure=["b", "a"], focus=[0.5, None], sun_angle=[np.inf, 90], mystery=["x", "y"]
     )
     assert check_telemetry(path) == ["focus", "sun_angle"]
-    found = read_telemetry(path).of(["a", "c", "b", "a"])
+    found = read_telemetry(path).select(["a", "c", "b", "a"])
     assert set(found) == {"focus", "sun_angle"}
     np.testing.assert_array_equal(found["focus"], [np.nan, np.nan, 0.5, np.nan])
     np.testing.assert_array_equal(found["sun_angle"], [90, np.nan, np.nan, 90])

@@ -1,7 +1,7 @@
 """Baselines of zero-point prediction on plain arrays: regression, persistence, trees, a local level, and their errors.
 
 All learn from the rows of `train` alone and return a prediction of every row. Memory is causal by construction
-(`csstdask.zeropoint.state.Memory`). What trees read is made by `tree_features` from the conditions and the memory that
+(`csstdask.zeropoint.memory.Memory`). What trees read is made by `tree_features` from the conditions and the memory that
 networks get.
 """
 
@@ -16,7 +16,9 @@ import numpy.typing as npt
 
 from csstdask.core.optional import install_hint
 from csstdask.numerics.robust import NORMAL_MAD, nan_median, robust_linear_fit
-from csstdask.zeropoint.state import LocalLevel, Memory, build_memory, fit_local_level, online_scale
+from csstdask.zeropoint.local_level import LocalLevel, fit_local_level
+from csstdask.zeropoint.memory import Memory, build_memory
+from csstdask.zeropoint.recalibration import online_scale
 
 Float = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
@@ -102,7 +104,7 @@ def previous(memory: Memory, fallback: npt.ArrayLike, *, fallback_then: npt.Arra
     fallback = np.asarray(fallback, dtype=np.float64)
     last = memory.value[:, 0]
     if fallback_then is not None:
-        last = fallback + last - memory.of(fallback_then)[:, 0]
+        last = fallback + last - memory.lookup(fallback_then)[:, 0]
     return np.where(np.isfinite(last), last, fallback)
 
 
@@ -125,7 +127,11 @@ def local_level(
     except ValueError:  # no series of three: too short to show how it varies
         scatter = float(np.nanstd(offset[train])) or SCATTER
         model = LocalLevel(
-            walk=scatter, white=scatter / 2, gap=gap, mean=float(np.nanmedian(offset[train])), spread=scatter
+            walk=scatter,
+            white=scatter / 2,
+            gap=gap,
+            initial_mean=float(np.nanmedian(offset[train])),
+            initial_sigma=scatter,
         )
     mean, error = model.predict(days, offset, sigma, series=labels)
     return mean, error, model
@@ -165,14 +171,14 @@ def tree_features(
         parts += [_scatter(offset)[:, None], _mean(offset)[:, None] - offset[:, :1]]
         plain = [k for k in range(given.shape[1]) if k not in categories]
         for k in range(given.shape[1]):
-            change = given[:, k, None] - memory.of(given[:, k])[:, :N_CHANGES]
+            change = given[:, k, None] - memory.lookup(given[:, k])[:, :N_CHANGES]
             parts.append(change if k in plain else np.where(np.isfinite(change), (change == 0).astype(float), np.nan))
     return np.concatenate(parts, axis=1)
 
 
 def memory_offsets(memory: Memory, level: npt.ArrayLike | None = None) -> Float:
     """Return remembered zero points less the level of their exposures (n, K)."""
-    return memory.value if level is None else memory.value - memory.of(level)
+    return memory.value if level is None else memory.value - memory.lookup(level)
 
 
 def _mean(values: Float) -> Float:
@@ -276,7 +282,7 @@ def recent_scatter(
     float64 array (n,)
     """
     error = np.asarray(error, dtype=np.float64)
-    memory = build_memory(days, error, np.zeros(len(error)), last=last, series=series)
+    memory = build_memory(days, error, np.zeros(len(error)), length=last, series=series)
     first = memory.count == 0
     size = np.abs(error)
     typical = float(nan_median(size[train & ~first])) if (train & ~first).any() else float(nan_median(size))

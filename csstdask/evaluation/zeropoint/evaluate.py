@@ -49,8 +49,9 @@ from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network
 from csstdask.training.zeropoint.fit import FitSettings
 from csstdask.training.zeropoint.surveys import SurveyInputs, load_surveys
-from csstdask.zeropoint.azprc import AzpRc, build_network
-from csstdask.zeropoint.network import PriorNetwork
+from csstdask.zeropoint.prior.azprc import AzpRc
+from csstdask.zeropoint.prior.build import build_network
+from csstdask.zeropoint.prior.network import PriorNetwork
 
 log = logging.getLogger("csstdask")
 Say = Callable[[str], None]
@@ -289,7 +290,7 @@ def _stars(
         networks.ours,
         published,
         others,
-        at_most=settings.stars,
+        max_exposures=settings.stars,
         seed=_SEED,
         direct=direct,
         on_progress=on_progress,

@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from csstdask.training.zeropoint.surveys import SurveyInputs
-from csstdask.zeropoint.azprc import AzpRc
-from csstdask.zeropoint.features import PriorInputs, build_star_lists
-from csstdask.zeropoint.network import PriorNetwork
-from csstdask.zeropoint.prior import predict_with_network, take_inputs
+from csstdask.zeropoint.prior import PriorInputs, build_star_lists, predict_with_network
+from csstdask.zeropoint.prior.azprc import AzpRc
+from csstdask.zeropoint.prior.network import PriorNetwork
 
 BATCHES = (1, 8, 64, 512)
 _SECONDS = 2.0
@@ -45,7 +44,7 @@ def latencies(
     rows = np.arange(len(s) - max(batches), len(s)) if len(s) >= max(batches) else np.arange(len(s))
     patches = np.stack([s.patch(int(i)) for i in rows[: min(len(rows), 64)]])
     tables = [s.stars(int(i)) for i in rows]
-    known = take_inputs(one.inputs, rows)
+    known = one.inputs.take(rows)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     found = []
@@ -53,7 +52,7 @@ def latencies(
         for batch in batches:
             some = np.arange(batch) % len(rows)
             image = patches[some % len(patches)]
-            inputs = take_inputs(known, some)
+            inputs = known.take(some)
             row: dict[str, float] = {"batch": batch}
             candidates: dict[str, nn.Module] = {"zeropoint": network}
             if published is not None:

@@ -19,8 +19,8 @@ from csstdask.evaluation.zeropoint.methods import classical, latents
 from csstdask.metrics.zeropoint import error_statistics
 from csstdask.training.zeropoint.fit import FitSettings, fit_prior, predict_offsets
 from csstdask.training.zeropoint.surveys import Examples, SurveyInputs, assign_split, collect_examples
-from csstdask.zeropoint.features import TELEMETRY_NAMES, PriorArrays
-from csstdask.zeropoint.network import PriorNetwork
+from csstdask.zeropoint.prior import TELEMETRY_NAMES, PriorArrays
+from csstdask.zeropoint.prior.network import PriorNetwork
 
 Float = npt.NDArray[np.float64]
 Say = Callable[[str], None]

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from csstdask.datasets.zeropoint_table import ExposureTable
 from csstdask.evaluation.zeropoint.baselines import FEWEST, linear_regression, tree_features
 from csstdask.numerics.robust import nan_median
-from csstdask.zeropoint.features import PriorInputs
-from csstdask.zeropoint.state import Memory, build_memory
+from csstdask.zeropoint.memory import Memory, build_memory
+from csstdask.zeropoint.prior import PriorInputs
 
 Float = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
@@ -108,7 +108,7 @@ class TableInputs:
             days=self.days,
             telemetry={**self.conditions, **now},
             memory=memory,
-            memory_telemetry={name: memory.of(column) for name, column in self.conditions.items()},
+            memory_telemetry={name: memory.lookup(column) for name, column in self.conditions.items()},
         )
         return given, base
 
@@ -124,8 +124,8 @@ class TableInputs:
             "newest": np.arcsinh(value[:, 0] / 0.05),
             "step": np.arcsinh((value[:, 0] - value[:, 1]) / 0.02),
             "unrest": np.where(known.any(axis=1), np.log(unrest + 0.003), np.nan),
-            "sky_change": np.arcsinh((sky - self.memory.of(sky)[:, 0]) / 0.1),
-            "seeing_change": seeing - self.memory.of(seeing)[:, 0],
+            "sky_change": np.arcsinh((sky - self.memory.lookup(sky)[:, 0]) / 0.1),
+            "seeing_change": seeing - self.memory.lookup(seeing)[:, 0],
         }
 
     def folds(self, n: int) -> Int:
@@ -185,7 +185,7 @@ def table_inputs(tables: Mapping[str, ExposureTable], train: Mapping[str, Bool])
             if (chosen & (campaign == one)).sum() >= FEWEST and (chosen & (campaign != one)).any()
         },
     }
-    memory = build_memory(days, zero_point - level, np.full(len(days), MEMORY_SIGMA), last=MEMORY, series=night)
+    memory = build_memory(days, zero_point - level, np.full(len(days), MEMORY_SIGMA), length=MEMORY, series=night)
     return TableInputs(
         campaign=campaign, days=days, night=night.ravel(), zero_point=zero_point, level=level, memory=memory,
         conditions=conditions, categories=tuple(range(len(CONDITIONS), len(conditions))), train=chosen,

@@ -23,9 +23,9 @@ from csstdask.evaluation.zeropoint.baselines import (
 )
 from csstdask.evaluation.zeropoint.table_inputs import FRAMINGS, MEMORY_SIGMA, TableInputs
 from csstdask.training.zeropoint.table import TableFit, branch_inputs, fit_table_network, fit_telemetry_branch
-from csstdask.zeropoint.azprc import AzpRc
-from csstdask.zeropoint.network import PriorNetwork
-from csstdask.zeropoint.prior import predict_with_network, take_inputs
+from csstdask.zeropoint.prior import predict_with_network
+from csstdask.zeropoint.prior.azprc import AzpRc
+from csstdask.zeropoint.prior.network import PriorNetwork
 
 Float = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
@@ -179,7 +179,7 @@ def _of_framing(inputs: TableInputs, settings: MethodSettings, framing: str) -> 
             telemetry=tuple(given.telemetry), memory=inputs.memory.value.shape[1], stars=False, image=False,
             width=settings.width, latent=settings.latent,
         )  # fmt: skip
-        fit_table_network(network, take_inputs(given, rows), target[rows], replace(settings.fit, seed=seed))
+        fit_table_network(network, given.take(rows), target[rows], replace(settings.fit, seed=seed))
         found = predict_with_network(network, given)
         change = np.clip(base + found.value - last, -LARGEST_CHANGE, LARGEST_CHANGE)
         return last + change, found.sigma

@@ -45,7 +45,8 @@ class ZeropointsAlgorithm:
         from csstdask.zeropoint.matched_stars import MatchedStars
 
         units = [
-            CampaignStars.of(MatchedStars.from_bytes(content, partial.path), self.most) for partial, content in partials
+            CampaignStars.from_unit(MatchedStars.from_bytes(content, partial.path), self.most)
+            for partial, content in partials
         ]
         return CampaignStars.concatenate(units)
 
@@ -122,7 +123,7 @@ def _telemetry(config: RunConfig, exposures: list[str]) -> dict[str, npt.NDArray
         return None
     table = read_telemetry(Path(settings.telemetry))
     check_unchanged(Path(settings.telemetry), settings.telemetry_sha256)
-    return table.of(exposures)
+    return table.select(exposures)
 
 
 def _without_magnitudes(stars: CampaignStars) -> npt.NDArray[np.bool_]:

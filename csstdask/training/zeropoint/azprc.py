@@ -27,7 +27,8 @@ from csstdask.nn.weights import save_weights
 from csstdask.training.zeropoint.config import ZeropointConfig
 from csstdask.training.zeropoint.fit import reverse_gradient
 from csstdask.training.zeropoint.surveys import SurveyInputs, load_surveys
-from csstdask.zeropoint.azprc import (
+from csstdask.zeropoint.prior import PriorArrays, build_star_lists, concatenate_arrays, image_statistics
+from csstdask.zeropoint.prior.azprc import (
     MAX_ENCODER_STARS,
     PUBLISHED_TELEMETRY,
     AzpRc,
@@ -36,8 +37,7 @@ from csstdask.zeropoint.azprc import (
     published_star_rows,
     published_tensors,
 )
-from csstdask.zeropoint.features import PriorArrays, build_star_lists, concatenate_arrays, image_statistics
-from csstdask.zeropoint.network import finite_moments
+from csstdask.zeropoint.prior.network import finite_moments
 
 log = logging.getLogger("csstdask")
 
@@ -117,7 +117,7 @@ def published_examples(
         if at_most is not None:
             share = at_most / max(1, total)
             rows = np.sort(np.random.default_rng([seed, k]).permutation(rows)[: max(4, round(share * len(rows)))])
-        lists = build_star_lists([s.stars(int(i)) for i in rows], shape=s.shape, at_most=MAX_ENCODER_STARS)
+        lists = build_star_lists([s.stars(int(i)) for i in rows], shape=s.shape, max_stars=MAX_ENCODER_STARS)
         lists.values[..., 0] += np.float32(s.nominal)
         found = one.arrays(0, PUBLISHED_TELEMETRY).take(rows)
         side = 256 if image else 1
@@ -250,7 +250,8 @@ def _write(
     write_card(
         path,
         ModelCard(
-            config.name, "zeropoint", config.version, "AZP-RC as described (csstdask.zeropoint.azprc)", config.licence,
+            config.name, "zeropoint", config.version, "AZP-RC as described (csstdask.zeropoint.prior.azprc)",
+            config.licence,
             f"{n} exposures of two mock surveys, first 60 % of their days", sha256, architecture=network.architecture,
             metrics=metrics,
         ),

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from csstdask.nn.trainer import Learner, Schedule, train
 from csstdask.numerics.probability import WITHIN_ONE_SIGMA
-from csstdask.zeropoint.features import PriorArrays, PriorInputs, prior_arrays
-from csstdask.zeropoint.network import PriorNetwork, PriorOutput, PriorTensors
+from csstdask.zeropoint.prior import PriorArrays, PriorInputs, prior_arrays
+from csstdask.zeropoint.prior.network import PriorNetwork, PriorOutput, PriorTensors
 
 log = logging.getLogger("csstdask")
 
@@ -296,7 +296,7 @@ def fit_prior(
             if len(some) < 2:
                 continue
             yield _Batch(
-                PriorTensors.of(dropped.take(some)), _tensor(offset[some]), _tensor(noise[some] ** 2),
+                PriorTensors.from_arrays(dropped.take(some)), _tensor(offset[some]), _tensor(noise[some] ** 2),
                 _tensor(labels[some]),
             )  # fmt: skip
 
@@ -336,7 +336,7 @@ def predict_offsets(network: PriorNetwork, arrays: PriorArrays) -> tuple[npt.NDA
     parts = []
     with torch.inference_mode():
         for start in range(0, len(arrays), 2048):
-            some = PriorTensors.of(arrays.take(slice(start, start + 2048)))
+            some = PriorTensors.from_arrays(arrays.take(slice(start, start + 2048)))
             parts.append([one.double().numpy() for one in network.predict(some)])
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 

@@ -10,9 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.datasets.zeropoint_surveys import MockSurvey, make_surveys, split_by_time
-from csstdask.zeropoint.features import TELEMETRY_NAMES, PriorArrays, PriorInputs, concatenate_arrays, prior_arrays
-from csstdask.zeropoint.prior import build_star_lists, image_statistics
-from csstdask.zeropoint.state import build_memory
+from csstdask.zeropoint.memory import build_memory
+from csstdask.zeropoint.prior import (
+    TELEMETRY_NAMES,
+    PriorArrays,
+    PriorInputs,
+    build_star_lists,
+    concatenate_arrays,
+    image_statistics,
+    prior_arrays,
+)
 
 Float = npt.NDArray[np.float64]
 
@@ -79,9 +86,9 @@ def survey_inputs(
         Split at random and not by time, as most articles do: test exposures then have neighbours in the training.
     """
     s, n = exposures, len(exposures)
-    past = build_memory(s.days, s.solved, s.solved_sigma, last=max(memory, 1))
+    past = build_memory(s.days, s.solved, s.solved_sigma, length=max(memory, 1))
     inputs = PriorInputs(
-        np.full(n, s.nominal), s.days, s.telemetry, past, {name: past.of(v) for name, v in s.telemetry.items()},
+        np.full(n, s.nominal), s.days, s.telemetry, past, {name: past.lookup(v) for name, v in s.telemetry.items()},
         build_star_lists([s.stars(i) for i in range(n)], shape=s.shape) if memory else None,
         np.stack([image_statistics(s.patch(i)) for i in range(n)]) if image else None,
     )  # fmt: skip

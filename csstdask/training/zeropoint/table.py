@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from csstdask.zeropoint.azprc import AzpRc, PublishedTensors, published_tensors
-from csstdask.zeropoint.features import PriorInputs, prior_arrays
-from csstdask.zeropoint.network import PriorNetwork, PriorTensors
+from csstdask.zeropoint.prior import PriorInputs, prior_arrays
+from csstdask.zeropoint.prior.azprc import AzpRc, PublishedTensors, published_tensors
+from csstdask.zeropoint.prior.network import PriorNetwork, PriorTensors
 
 Float = npt.NDArray[np.float64]
 
@@ -67,7 +67,7 @@ def fit_table_network(
     arrays = prior_arrays(inputs, network.telemetry, memory=network.memory)
     network.normalise_by(arrays, target)
     network.offset_std.fill_(settings.scale)
-    x, y = PriorTensors.of(arrays), torch.from_numpy(target.astype(np.float32))
+    x, y = PriorTensors.from_arrays(arrays), torch.from_numpy(target.astype(np.float32))
     network.train()
     for index, withheld in _steps(network, len(y), settings):
         some = x.take(index)

@@ -60,7 +60,7 @@ def train_zeropoint(config: ZeropointConfig, to: Path, *, on_progress: Callable[
     from csstdask.nn.weights import save_weights  # noqa: PLC0415
     from csstdask.training.zeropoint.fit import fit_prior  # noqa: PLC0415
     from csstdask.training.zeropoint.surveys import collect_examples, load_surveys  # noqa: PLC0415
-    from csstdask.zeropoint.network import PriorNetwork  # noqa: PLC0415
+    from csstdask.zeropoint.prior.network import PriorNetwork  # noqa: PLC0415
 
     torch.set_num_threads(config.threads)
     on_progress(f"exposures of recipe {config.recipe}")
@@ -85,7 +85,7 @@ def train_zeropoint(config: ZeropointConfig, to: Path, *, on_progress: Callable[
         path,
         ModelCard(
             config.name, "zeropoint", config.version,
-            "Gaussian process of past zero points on a network of conditions (csstdask.zeropoint.network)",
+            "Gaussian process of past zero points on a network of conditions (csstdask.zeropoint.prior.network)",
             config.licence, f"{len(train)} exposures of mock surveys {', '.join(surveys)}, first 60 % of their days",
             sha256, architecture=network.architecture, calibration=domain_of(train, network.telemetry), metrics=metrics,
         ),
