@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from csstdask.nn.trainer import Schedule
+from csstdask.training.base import TrainingConfig
 
 #: Settings that decide the examples and the network, in addition to the schedule.
 _DECISIVE = {
@@ -16,15 +17,13 @@ _DECISIVE = {
 }  # fmt: skip
 
 
-class SedConfig(BaseModel):
+class SedConfig(TrainingConfig):
     """All settings of a training of an SED network."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    task: ClassVar[str] = "sed"
 
     kind: Literal["sed", "uaranet"] = Field("sed", description="our network, or the published one")
     name: str = "sed"
-    version: str = "1"
-    licence: str = "BSD-3-Clause"
     data: str = Field(description="folder of spectral libraries (.npz)")
     stars: int = Field(41_219, ge=64, description="training stars; of `sed`, drawn anew every epoch")
     validation: int = Field(4096, ge=64, description="stars of validation cells")
@@ -47,7 +46,6 @@ class SedConfig(BaseModel):
     covariance_epochs: int = Field(16, ge=1)
     real_test_share: float = Field(0.4, gt=0, lt=1, description="share of the real stars that are never learnt from")
     split_seed: int = Field(20261130, ge=0, description="of the split into cells")
-    threads: int = Field(1, ge=1)
     seed: int = Field(20261130, ge=0)
 
     @property

@@ -6,8 +6,10 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from csstdask.core.settings import read_settings
+from csstdask.training.base import load_config
 from csstdask.training.sed.config import SedConfig
+from csstdask.training.sed.network import train_sed_network
+from csstdask.training.sed.uaranet import train_uaranet
 
 log = logging.getLogger("csstdask")
 
@@ -20,7 +22,7 @@ def load_sed_config(path: Path | None, **changes: object) -> SedConfig:
     InputError
         Naming the file and every key that is unknown or wrong.
     """
-    return read_settings(SedConfig, path, "settings of a training of SEDs (data: folder of spectra)", changes)
+    return load_config(SedConfig, path, "SEDs (data: folder of spectra)", changes)
 
 
 def train_sed(config: SedConfig, to: Path, *, on_progress: Callable[[str], None] = log.info) -> Path:
@@ -45,9 +47,5 @@ def train_sed(config: SedConfig, to: Path, *, on_progress: Callable[[str], None]
         If the data are absent, or the folder has a training with other settings.
     """
     if config.kind == "uaranet":
-        from csstdask.training.sed.uaranet import train_uaranet  # noqa: PLC0415  torch takes seconds
-
         return train_uaranet(config, to, on_progress=on_progress)
-    from csstdask.training.sed.network import train_sed_network  # noqa: PLC0415
-
     return train_sed_network(config, to, on_progress=on_progress)

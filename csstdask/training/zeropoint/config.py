@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from csstdask.nn.trainer import Schedule
+from csstdask.training.base import TrainingConfig
 from csstdask.training.zeropoint.fit import FitSettings
 
-#: Settings that decide neither the examples nor the network.
-_FREE = {"name", "version", "licence", "threads"}
 
-
-class ZeropointConfig(BaseModel):
+class ZeropointConfig(TrainingConfig):
     """All settings of a training of a zero-point network."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    task: ClassVar[str] = "zeropoint"
 
     kind: Literal["zeropoint", "azprc"] = Field("zeropoint", description="our network, or the published one")
     name: str = "zeropoint"
-    version: str = "1"
-    licence: str = "BSD-3-Clause"
     recipe: str = Field("zeropoint", description="mock surveys: a recipe's name or path")
     exposures: int | None = Field(None, ge=32, description="of each survey; default: all")
     batch: int = Field(256, ge=4)
@@ -44,7 +40,6 @@ class ZeropointConfig(BaseModel):
     image: bool = Field(default=True, description="azprc: with its image branch")
     stars: bool = Field(default=True, description="azprc: with its catalogue branch")
     telemetry_branch: bool = Field(default=True, description="azprc: with its telemetry branch")
-    threads: int = Field(1, ge=1)
     seed: int = Field(20261130, ge=0)
 
     @property
@@ -63,8 +58,3 @@ class ZeropointConfig(BaseModel):
             epochs=self.epochs, learning_rate=self.learning_rate, warm_up=1.0, least_rate=self.least_rate,
             weight_decay=self.weight_decay, patience=self.epochs, keep="best", precision="float32", seed=self.seed,
         )  # fmt: skip
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Return what decides the examples and the network."""
-        return self.model_dump(mode="json", exclude=_FREE)

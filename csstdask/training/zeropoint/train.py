@@ -1,33 +1,40 @@
-"""Training of zero-point networks: ``csstdask train zeropoint``, whichever network its settings ask for."""
+"""Train a zero-point network: ``csstdask train zeropoint``."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from csstdask.core.settings import read_settings
-from csstdask.nn.card import ModelCard, write_card
+from csstdask.training.base import load_config, start_training, write_model
+from csstdask.training.zeropoint.azprc import train_azprc
 from csstdask.training.zeropoint.config import ZeropointConfig
-
-if TYPE_CHECKING:  # it imports PyTorch
-    from csstdask.training.zeropoint.surveys import Examples
+from csstdask.training.zeropoint.fit import fit_prior
+from csstdask.training.zeropoint.surveys import Examples, collect_examples, load_surveys
+from csstdask.zeropoint.prior.network import PriorNetwork
 
 log = logging.getLogger("csstdask")
 
 
 def load_zeropoint_config(path: Path | None, **changes: object) -> ZeropointConfig:
-    """Read the settings of a training from a TOML file; `changes` that are not None win.
+    """Read the settings of a training from a TOML file.
+
+    Parameters
+    ----------
+    path : Path or None
+        TOML file; None for the default settings.
+    **changes
+        Settings that replace those of the file, unless they are None.
 
     Raises
     ------
     InputError
-        Naming the file and every key that is unknown or wrong.
+        Naming the file and every setting that is unknown or wrong.
     """
-    return read_settings(ZeropointConfig, path, "settings of a training of zero points", changes)
+    return load_config(ZeropointConfig, path, "zero points", changes)
 
 
 def train_zeropoint(config: ZeropointConfig, to: Path, *, on_progress: Callable[[str], None] = log.info) -> Path:
@@ -36,37 +43,28 @@ def train_zeropoint(config: ZeropointConfig, to: Path, *, on_progress: Callable[
     Parameters
     ----------
     config : ZeropointConfig
+        Settings; ``kind`` chooses the network.
     to : Path
-        Folder of the training: ``log.csv``, checkpoints, and in the end the card with its weights.
-    announce : callable
-        Receives a line an epoch.
+        Folder of the training: ``log.csv``, checkpoints and, at the end, the card with its weights.
+    on_progress : callable
+        Receives one line per epoch.
 
     Returns
     -------
     Path
-        The card; the weights are in the same folder.
+        Path of the card; the weights are in the same folder.
 
     Raises
     ------
     InputError
-        If the recipe has no zero points, or the folder has a training with other settings.
+        If the recipe has no zero points, or the folder contains a training with other settings.
     """
     if config.kind == "azprc":
-        from csstdask.training.zeropoint.azprc import train_azprc  # noqa: PLC0415  torch takes seconds
-
         return train_azprc(config, to, on_progress=on_progress)
-    import torch  # noqa: PLC0415
-
-    from csstdask.nn.weights import save_weights  # noqa: PLC0415
-    from csstdask.training.zeropoint.fit import fit_prior  # noqa: PLC0415
-    from csstdask.training.zeropoint.surveys import collect_examples, load_surveys  # noqa: PLC0415
-    from csstdask.zeropoint.prior.network import PriorNetwork  # noqa: PLC0415
-
-    torch.set_num_threads(config.threads)
+    start_training(config, to)
     on_progress(f"exposures of recipe {config.recipe}")
     surveys = load_surveys(config.recipe, config.exposures, memory=config.memory)
     train, validation = (collect_examples(surveys, part, memory=config.memory) for part in ("train", "validation"))
-    torch.manual_seed(config.seed)
     network = PriorNetwork(memory=config.memory, members=config.members, width=config.width, latent=config.latent)
     # Sigma is calibrated against the truth of the mock: solved zero points of sparse fields are too noisy for that.
     history = fit_prior(
@@ -74,29 +72,27 @@ def train_zeropoint(config: ZeropointConfig, to: Path, *, on_progress: Callable[
         validation=(validation.arrays, validation.truth), survey=train.survey,
         settings=config.fit, folder=to, identity=config.identity, on_progress=on_progress,
     )  # fmt: skip
-    path = to / f"{config.name}.json"
-    sha256 = save_weights(network, path.with_suffix(".safetensors"))
     metrics = {
         "data": f"{len(validation)} exposures after those of the training; errors against true zero points",
         "epochs": len(history),
         **{name: float(np.round(history[-1][name], 6)) for name in ("rmse", "nll")},
     }
-    write_card(
-        path,
-        ModelCard(
-            config.name, "zeropoint", config.version,
-            "Gaussian process of past zero points on a network of conditions (csstdask.zeropoint.prior.network)",
-            config.licence, f"{len(train)} exposures of mock surveys {', '.join(surveys)}, first 60 % of their days",
-            sha256, architecture=network.architecture, calibration=domain_of(train, network.telemetry), metrics=metrics,
-        ),
-    )  # fmt: skip
-    return path
+    return write_model(
+        config,
+        network,
+        to,
+        method="Gaussian process of past zero points on a network of conditions (csstdask.zeropoint.prior.network)",
+        trained_on=f"{len(train)} exposures of mock surveys {', '.join(surveys)}, first 60 % of their days",
+        architecture=network.architecture,
+        calibration=domain_of(train, network.telemetry),
+        metrics=metrics,
+    )
 
 
 def domain_of(train: Examples, telemetry: Sequence[str]) -> dict[str, Any]:
-    """Return the range of each condition that the network may be used in, and the typical offset from nominal.
+    """Return the domain of a network: the range of each condition, and the typical offset from nominal.
 
-    A range is three times as wide as that of the training, without the outermost 0.1 %: cameras drift.
+    A range is three times as wide as that of the training without the outermost 0.1 %, because cameras drift.
     """
     ranges = {}
     for name, values in zip(telemetry, train.arrays.telemetry.T, strict=True):
