@@ -12,14 +12,13 @@ from safetensors.torch import load_file
 
 from csstdask.core.errors import InputError
 from csstdask.nn.card import read_card
-from csstdask.training.zeropoint.azprc import wrong_order
-from csstdask.training.zeropoint.fit import (
-    FitSettings,
-    drop_inputs,
-    fit_prior,
+from csstdask.training.zeropoint.augmentation import drop_inputs
+from csstdask.training.zeropoint.fit import FitSettings, fit_prior
+from csstdask.training.zeropoint.losses import (
     negative_log_likelihood,
     ranking_loss,
     reverse_gradient,
+    wrong_order,
 )
 from csstdask.training.zeropoint.train import load_zeropoint_config, train_zeropoint
 from csstdask.zeropoint.memory import build_memory

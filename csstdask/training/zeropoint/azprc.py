@@ -1,18 +1,19 @@
-"""Training of AZP-RC as published, on mock surveys.
+"""Train AZP-RC as published, on mock surveys.
 
-The loss is that of the article (sections 3.3 and 3.4): the mean square error, 0.1 times the share of pairs in the wrong
-order, and a discriminator of the survey that sees the predicted offset alone, with alpha = 0.01. The ranking indicator
-has no gradient: it is computed and logged, and changes no weight. Offsets are in units of their scatter, otherwise
-alpha would outweigh the mean square error. The minimax over network and discriminator is that of a reversed gradient.
+The loss is that of the article (sections 3.3 and 3.4): the mean square error, 0.1 times the fraction of pairs in the
+wrong order, and a discriminator of the survey that reads only the predicted offset, with alpha = 0.01. The ranking
+indicator has no gradient: it is computed and logged, and changes no weight. Offsets are in units of their scatter;
+otherwise alpha would outweigh the mean square error. The minimax over network and discriminator is implemented by a
+reversed gradient.
 
-Its target is the solved zero point ("derived from the standard comparison pipeline"), unsolved exposures are left out.
-Images are learnt from as random crops: the network averages over pixels.
+The target is the solved zero point ("derived from the standard comparison pipeline"); unsolved exposures are left out.
+Training uses random crops of the images, because the network averages over pixels.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,11 +22,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from csstdask.nn.card import ModelCard, write_card
 from csstdask.nn.trainer import Learner, train
-from csstdask.nn.weights import save_weights
+from csstdask.training.base import start_training, write_model
 from csstdask.training.zeropoint.config import ZeropointConfig
-from csstdask.training.zeropoint.fit import reverse_gradient
+from csstdask.training.zeropoint.losses import reverse_gradient, wrong_order
 from csstdask.training.zeropoint.surveys import SurveyInputs, load_surveys
 from csstdask.zeropoint.prior import PriorArrays, build_star_lists, concatenate_arrays, image_statistics
 from csstdask.zeropoint.prior.azprc import (
@@ -33,6 +33,7 @@ from csstdask.zeropoint.prior.azprc import (
     PUBLISHED_TELEMETRY,
     AzpRc,
     PublishedTensors,
+    earth_limb_angle,
     normalise_patch,
     published_star_rows,
     published_tensors,
@@ -41,10 +42,14 @@ from csstdask.zeropoint.prior.network import finite_moments
 
 log = logging.getLogger("csstdask")
 
-LEAST_STARS = 3
-"""Exposures with fewer stars are not trained on: their solved zero point may be that of a variable star."""
-_VALIDATION = 256
-"""Exposures of the validation."""
+MIN_STARS = 3
+"""Smallest number of stars of a training exposure: fewer may all be variable."""
+_N_VALIDATION = 256
+"""Number of validation exposures."""
+_VALIDATION_BATCH = 32
+"""Exposures per evaluation of the network in the validation."""
+_PATCH_SIZE = 256
+"""Side of the image patches [pixel]."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,13 @@ class PublishedExamples:
     """Inputs and targets of n exposures."""
 
     arrays: PriorArrays
+    """Inputs in the layout of a network."""
     patches: npt.NDArray[np.float16]
-    """(n, y, x) As of `normalise_patch`."""
+    """(n, y, x) Patches as `normalise_patch` returns them."""
     offset: npt.NDArray[np.float64]
+    """(n,) Solved zero points minus nominal [mag]."""
     survey: npt.NDArray[np.int64]
+    """(n,) Number of the survey."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class _Batch:
 
 
 class _Training(nn.Module):
-    """The network and the discriminator of its output."""
+    """The network, with a discriminator of the survey that reads its output."""
 
     def __init__(self, network: AzpRc, config: ZeropointConfig, scale: float) -> None:
         super().__init__()
@@ -74,6 +82,7 @@ class _Training(nn.Module):
         self.discriminator = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, 1))
 
     def loss(self, batch: _Batch) -> Tensor:
+        """Return the loss of a batch."""
         predicted = self.network(batch.inputs) / self.scale
         target = batch.target / self.scale
         loss = nn.functional.mse_loss(predicted, target) + self.config.ranking * wrong_order(predicted, target)
@@ -85,49 +94,49 @@ class _Training(nn.Module):
         return loss
 
 
-def wrong_order(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return the share of pairs in the wrong order, the article's ranking penalty; its gradient is zero."""
-    n = len(predicted)
-    with torch.no_grad():
-        product = (predicted[:, None] - predicted) * (target[:, None] - target)
-        return (product < 0).float().sum() / max(1, n * (n - 1))
-
-
 def published_examples(
-    surveys: Mapping[str, SurveyInputs], part: str, *, image: bool = True, at_most: int | None = None, seed: int = 0
+    surveys: Mapping[str, SurveyInputs],
+    part: str,
+    *,
+    image: bool = True,
+    max_exposures: int | None = None,
+    seed: int = 0,
 ) -> PublishedExamples:
-    """Return solved exposures of a part of all surveys with their patches.
+    """Collect solved exposures of one part of all surveys with their patches.
 
     Parameters
     ----------
     surveys : mapping of SurveyInputs
+        Surveys by name.
     part : str
         ``train``, ``validation`` or ``test``.
     image : bool
         Whether patches are rendered.
-    at_most : int, optional
-        A random choice of so many exposures.
+    max_exposures : int, optional
+        Number of exposures to choose at random; by default all.
     seed : int
+        Seed of the choice.
     """
     arrays, patches, offset, label = [], [], [], []
-    total = sum(int((one.split == part).sum()) for one in surveys.values())
-    for k, one in enumerate(surveys.values()):
-        s = one.exposures
-        rows = np.flatnonzero((one.split == part) & (s.n_stars >= LEAST_STARS) & np.isfinite(s.solved))
-        if at_most is not None:
-            share = at_most / max(1, total)
-            rows = np.sort(np.random.default_rng([seed, k]).permutation(rows)[: max(4, round(share * len(rows)))])
-        lists = build_star_lists([s.stars(int(i)) for i in rows], shape=s.shape, max_stars=MAX_ENCODER_STARS)
-        lists.values[..., 0] += np.float32(s.nominal)
-        found = one.arrays(0, PUBLISHED_TELEMETRY).take(rows)
-        side = 256 if image else 1
-        cut, statistics = np.zeros((len(rows), side, side), np.float16), found.image.copy()
-        for at, i in enumerate(rows if image else ()):
-            patch = s.patch(int(i))
-            cut[at], statistics[at] = normalise_patch(patch), image_statistics(patch)
-        arrays.append(PriorArrays(**{**vars(found), "stars": lists.values, "image": statistics}))
-        patches.append(cut)
-        offset.append(one.solved[rows])
+    total = sum(int((survey.split == part).sum()) for survey in surveys.values())
+    for k, survey in enumerate(surveys.values()):
+        exposures = survey.exposures
+        rows = np.flatnonzero((survey.split == part) & (exposures.n_stars >= MIN_STARS) & np.isfinite(exposures.solved))
+        if max_exposures is not None:
+            n = max(4, round(max_exposures / max(1, total) * len(rows)))
+            rows = np.sort(np.random.default_rng([seed, k]).permutation(rows)[:n])
+        tables = [exposures.stars(int(i)) for i in rows]
+        lists = build_star_lists(tables, shape=exposures.shape, max_stars=MAX_ENCODER_STARS)
+        lists.values[..., 0] += np.float32(exposures.nominal)
+        inputs = survey.arrays(0, PUBLISHED_TELEMETRY).take(rows)
+        side = _PATCH_SIZE if image else 1
+        survey_patches, statistics = np.zeros((len(rows), side, side), np.float16), inputs.image.copy()
+        for row, i in enumerate(rows if image else ()):
+            patch = exposures.patch(int(i))
+            survey_patches[row], statistics[row] = normalise_patch(patch), image_statistics(patch)
+        arrays.append(replace(inputs, stars=lists.values, image=statistics))
+        patches.append(survey_patches)
+        offset.append(survey.solved[rows])
         label.append(np.full(len(rows), k))
     return PublishedExamples(
         concatenate_arrays(arrays), np.concatenate(patches), np.concatenate(offset), np.concatenate(label)
@@ -135,125 +144,116 @@ def published_examples(
 
 
 def train_azprc(config: ZeropointConfig, to: Path, *, on_progress: Callable[[str], None] = log.info) -> Path:
-    """Train the published network; return its card.
+    """Train the published network; return the path of its card.
 
     Parameters
     ----------
     config : ZeropointConfig
-        With ``kind = "azprc"``.
+        Settings with ``kind = "azprc"``.
     to : Path
-        Folder of the training, which is resumed if it is there.
+        Folder of the training. An existing training is resumed.
     announce : callable
-        Receives a line an epoch.
+        Receives one line per epoch.
     """
-    torch.set_num_threads(config.threads)
+    device = start_training(config, to)
     on_progress(f"exposures of recipe {config.recipe}")
     surveys = load_surveys(config.recipe, config.exposures, memory=0, image=False)
-    known = published_examples(surveys, "train", image=config.image)
-    checked = published_examples(surveys, "validation", image=config.image, at_most=_VALIDATION, seed=config.seed)
-    quick = replace(checked, patches=_middle(checked.patches, config.crop))
-    torch.manual_seed(config.seed)
+    train_set = published_examples(surveys, "train", image=config.image)
+    validation = published_examples(
+        surveys, "validation", image=config.image, max_exposures=_N_VALIDATION, seed=config.seed
+    )
+    cropped = replace(validation, patches=_crop_centre(validation.patches, config.crop))
     network = AzpRc(image=config.image, stars=config.stars, telemetry_branch=config.telemetry_branch)
-    normalise_by(network, known)
-    model = _Training(network, config, float(known.offset.std()))
-    n = min(config.examples, len(known.offset))
-
-    def batches(epoch: int) -> Iterable[_Batch]:
-        rng = np.random.default_rng([config.seed, epoch])
-        order = rng.permutation(len(known.offset))[:n]
-        for start in range(0, n, config.batch):
-            some = order[start : start + config.batch]
-            if len(some) > 1:
-                yield _batch(network, known, some, _crops(known.patches[some], config.crop, rng))
-
+    normalise_by(network, train_set)
+    n = min(config.examples, len(train_set.offset))
     learner = Learner(
-        model,
-        batches=batches,
+        _Training(network, config, float(train_set.offset.std())),
+        batches=lambda epoch: _batches(network, train_set, config, n, epoch),
         steps=-(-n // config.batch),
-        loss=_loss,
-        validate=lambda one: _validate(one.network, quick),  # type: ignore[arg-type]
+        loss=lambda training, batch: training.loss(batch),  # type: ignore[operator]
+        validate=lambda training: _validate(training.network, cropped),  # type: ignore[arg-type]
         identity=config.identity,
     )
-    history = train(learner, config.schedule, to, device=torch.device("cpu"), on_progress=on_progress)
+    history = train(learner, config.schedule, to, device=device, on_progress=on_progress)
     with torch.inference_mode():
         network.eval()
-        found = _validate(network, checked)
-        network.rms.fill_(found["rmse"])
-    return _write(network, config, history, found, len(known.offset), to)
+        errors = _validate(network, validation)
+        network.rms.fill_(errors["rmse"])
+    return write_model(
+        config,
+        network,
+        to,
+        method="AZP-RC as described (csstdask.zeropoint.prior.azprc)",
+        trained_on=f"{len(train_set.offset)} exposures of two mock surveys, first 60 % of their days",
+        architecture=network.architecture,
+        metrics={
+            "data": "exposures after those of the training; errors against solved zero points",
+            "epochs": len(history),
+            **{name: round(errors[name], 6) for name in ("rmse", "wrong_order")},
+        },
+    )
 
 
-def normalise_by(network: AzpRc, known: PublishedExamples) -> None:
+def normalise_by(network: AzpRc, examples: PublishedExamples) -> None:
     """Set means and standard deviations of the inputs, and the mean of the output."""
-    stars = known.arrays.stars
-    names = network.telemetry
-    limb = known.arrays.telemetry[:, names.index("earth_limb_angle")] if "earth_limb_angle" in names else None
-    rows = published_star_rows(stars, np.full(len(stars), np.nan) if limb is None else limb)
-    rows = rows[np.isfinite(stars[..., 0])]
-    for name, values in (("statistics", known.arrays.image), ("star", rows), ("telemetry", known.arrays.telemetry)):
+    arrays = examples.arrays
+    rows = published_star_rows(arrays.stars, earth_limb_angle(network.telemetry, arrays.telemetry))
+    rows = rows[np.isfinite(arrays.stars[..., 0])]
+    for name, values in (("statistics", arrays.image), ("star", rows), ("telemetry", arrays.telemetry)):
         mean, std = finite_moments(values)
-        getattr(network, f"{name}_mean").copy_(mean)
-        getattr(network, f"{name}_std").copy_(std)
-    network.offset_mean.fill_(float(known.offset.mean()))
+        network.get_buffer(f"{name}_mean").copy_(mean)
+        network.get_buffer(f"{name}_std").copy_(std)
+    network.offset_mean.fill_(float(examples.offset.mean()))
 
 
-def _loss(model: nn.Module, batch: _Batch) -> Tensor:
-    return model.loss(batch)  # type: ignore[operator]
+def _batches(
+    network: AzpRc, examples: PublishedExamples, config: ZeropointConfig, n: int, epoch: int
+) -> Iterator[_Batch]:
+    """Yield the batches of an epoch: n exposures in random order, with random crops of their images."""
+    rng = np.random.default_rng([config.seed, epoch])
+    order = rng.permutation(len(examples.offset))[:n]
+    for start in range(0, n, config.batch):
+        rows = order[start : start + config.batch]
+        if len(rows) > 1:
+            patches = _crop_randomly(examples.patches[rows], config.crop, rng)
+            yield _batch(network, examples, rows, patches)
 
 
-def _crops(patches: npt.NDArray[np.float16], side: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Return a random crop of each patch."""
+def _crop_randomly(patches: npt.NDArray[np.float16], side: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Return a random square crop of each patch."""
     full = patches.shape[1]
     if full <= side:
         return patches.astype(np.float32)
-    corner = rng.integers(0, full - side + 1, (len(patches), 2))
-    return np.stack([one[y : y + side, x : x + side] for one, (y, x) in zip(patches, corner, strict=True)]).astype(
-        np.float32
-    )
+    corners = rng.integers(0, full - side + 1, (len(patches), 2))
+    crops = [patch[y : y + side, x : x + side] for patch, (y, x) in zip(patches, corners, strict=True)]
+    return np.stack(crops).astype(np.float32)
 
 
-def _middle(patches: npt.NDArray[np.float16], side: int) -> npt.NDArray[np.float16]:
-    """Return the middle of each patch."""
+def _crop_centre(patches: npt.NDArray[np.float16], side: int) -> npt.NDArray[np.float16]:
+    """Return the central square of each patch."""
     corner = max(0, patches.shape[1] - side) // 2
     return patches[:, corner : corner + side, corner : corner + side]
 
 
 def _batch(
-    network: AzpRc, known: PublishedExamples, some: npt.NDArray[np.int64], patches: npt.NDArray[np.float32]
+    network: AzpRc, examples: PublishedExamples, rows: npt.NDArray[np.int64], patches: npt.NDArray[np.float32]
 ) -> _Batch:
-    part = known.arrays.take(some)
-    inputs = published_tensors(network, patches, part.image, part.stars, part.telemetry)
-    target, survey = (torch.from_numpy(one[some].astype(np.float32)) for one in (known.offset, known.survey))
+    """Return the normalised inputs and targets of some exposures."""
+    arrays = examples.arrays.take(rows)
+    inputs = published_tensors(network, patches, arrays.image, arrays.stars, arrays.telemetry)
+    target, survey = (
+        torch.from_numpy(column[rows].astype(np.float32)) for column in (examples.offset, examples.survey)
+    )
     return _Batch(inputs, target, survey)
 
 
-def _validate(network: AzpRc, checked: PublishedExamples) -> dict[str, float]:
-    found = []
-    for start in range(0, len(checked.offset), 32):
-        some = np.arange(start, min(start + 32, len(checked.offset)))
-        batch = _batch(network, checked, some, checked.patches[some].astype(np.float32))
-        found.append(network(batch.inputs))
-    predicted, target = torch.cat(found), torch.from_numpy(checked.offset.astype(np.float32))
+def _validate(network: AzpRc, examples: PublishedExamples) -> dict[str, float]:
+    """Return ``rmse`` [mag], ``wrong_order`` and ``score``."""
+    parts, n = [], len(examples.offset)
+    for start in range(0, n, _VALIDATION_BATCH):
+        rows = np.arange(start, min(start + _VALIDATION_BATCH, n))
+        batch = _batch(network, examples, rows, examples.patches[rows].astype(np.float32))
+        parts.append(network(batch.inputs))
+    predicted, target = torch.cat(parts), torch.from_numpy(examples.offset.astype(np.float32))
     rmse = float((predicted - target).square().mean().sqrt())
     return {"rmse": rmse, "wrong_order": float(wrong_order(predicted, target)), "score": -rmse}
-
-
-def _write(
-    network: AzpRc, config: ZeropointConfig, history: list[dict[str, float]], found: dict[str, float], n: int, to: Path
-) -> Path:
-    path = to / f"{config.name}.json"
-    sha256 = save_weights(network, path.with_suffix(".safetensors"))
-    metrics = {
-        "data": "exposures after those of the training; errors against solved zero points",
-        "epochs": len(history),
-        **{name: round(found[name], 6) for name in ("rmse", "wrong_order")},
-    }
-    write_card(
-        path,
-        ModelCard(
-            config.name, "zeropoint", config.version, "AZP-RC as described (csstdask.zeropoint.prior.azprc)",
-            config.licence,
-            f"{n} exposures of two mock surveys, first 60 % of their days", sha256, architecture=network.architecture,
-            metrics=metrics,
-        ),
-    )  # fmt: skip
-    return path

@@ -1,8 +1,8 @@
-"""Training on tables of measured zero points: our network by absolute errors, AZP-RC's telemetry branch as published.
+"""Train on tables of measured zero points: our network, and the telemetry branch of AZP-RC.
 
-Clouds make the errors of tables heavy-tailed. The mean is therefore learned by the absolute error, which asks for the
-conditional median, and sigma by the likelihood of a Laplace distribution about a mean that is held fixed, so that
-uncertain exposures count as much as others for the mean.
+Clouds make the errors of tables heavy-tailed. Our network therefore learns the mean by the absolute error, whose
+minimum is the conditional median, and sigma by the likelihood of a Laplace distribution about a fixed mean, so that
+uncertain exposures count as much as others for the mean. The branch of AZP-RC is trained as published.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from csstdask.training.zeropoint.losses import wrong_order
 from csstdask.zeropoint.prior import PriorInputs, prior_arrays
 from csstdask.zeropoint.prior.azprc import AzpRc, PublishedTensors, published_tensors
 from csstdask.zeropoint.prior.network import PriorNetwork, PriorTensors
+from csstdask.zeropoint.prior.normalisation import finite_moments
 
 Float = npt.NDArray[np.float64]
 
@@ -28,40 +30,43 @@ RANKING = 0.1
 
 @dataclass(frozen=True)
 class TableFit:
-    """How networks learn from a table."""
+    """Settings of a training on a table."""
 
     epochs: int = 12
     batch: int = 256
+    """Exposures per batch."""
     learning_rate: float = 3e-3
     least_rate: float = 0.02
-    """Share of the learning rate that is left at the end of the cosine."""
+    """Final learning rate, as a fraction of the largest."""
     warm_up: int = 50
-    """Steps in which the rate rises."""
+    """Steps in which the learning rate rises."""
     weight_decay: float = 1e-3
     scale: float = 0.05
-    """Unit of the network's offsets [mag]: between the scatter of clear nights and of clouds."""
+    """Unit of the network's offsets [mag]: between the scatter of clear nights and that of clouds."""
     sigma_weight: float = 0.3
-    """Weight of the likelihood of sigma."""
+    """Weight of the likelihood of sigma in the loss."""
     drop_memory: float = 0.03
-    """Share of exposures without memory, so that the first of a night are learned from more than once a night."""
+    """Fraction of exposures without memory: there is only one first exposure per night to learn from."""
     clip_norm: float = 5.0
+    """Largest norm of the gradient."""
     seed: int = 1
 
 
 def fit_table_network(
     network: PriorNetwork, inputs: PriorInputs, offset: npt.ArrayLike, settings: TableFit = TableFit()
 ) -> None:
-    """Train a prior in place on zero points less their nominal values.
+    """Train a prior in place on zero points minus their nominal values.
 
     Parameters
     ----------
     network : PriorNetwork
-        Without stars and image.
+        Network without stars and image.
     inputs : PriorInputs
-        Of n training exposures.
+        Inputs of n training exposures.
     offset : array-like (n,)
-        Zero points less ``inputs.nominal`` [mag], all finite.
+        Zero points minus ``inputs.nominal`` [mag], all finite.
     settings : TableFit
+        Settings of the training.
     """
     target = np.asarray(offset, dtype=np.float64)
     arrays = prior_arrays(inputs, network.telemetry, memory=network.memory)
@@ -70,12 +75,12 @@ def fit_table_network(
     x, y = PriorTensors.from_arrays(arrays), torch.from_numpy(target.astype(np.float32))
     network.train()
     for index, withheld in _steps(network, len(y), settings):
-        some = x.take(index)
-        memory = some.memory.clone()
+        batch = x.take(index)
+        memory = batch.memory.clone()
         memory[withheld] = math.nan
-        found = network(replace(some, memory=memory))
-        error = ((found.offset - y[index]) / network.offset_std).abs()
-        width = torch.exp(0.5 * found.log_variance) / network.offset_std + 1e-3
+        output = network(replace(batch, memory=memory))
+        error = ((output.offset - y[index]) / network.offset_std).abs()
+        width = torch.exp(0.5 * output.log_variance) / network.offset_std + 1e-3
         likelihood = (error.detach() / width + torch.log(width)).mean()
         (error.mean() + settings.sigma_weight * likelihood).backward()
     network.eval()
@@ -84,43 +89,39 @@ def fit_table_network(
 def fit_telemetry_branch(
     network: AzpRc, telemetry: npt.ArrayLike, offset: npt.ArrayLike, settings: TableFit = TableFit()
 ) -> None:
-    """Train AZP-RC's telemetry branch and head in place by the loss of the article.
+    """Train AZP-RC's telemetry branch and head in place with the loss of the article.
 
-    The mean square error, and 0.1 times the share of pairs in the wrong order, which has no gradient; offsets are in
-    units of their scatter. There is one survey, and therefore no discriminator.
+    The loss is the mean square error plus 0.1 times the fraction of pairs in the wrong order, which has no gradient;
+    offsets are in units of their scatter. There is one survey, and therefore no discriminator.
 
     Parameters
     ----------
     network : AzpRc
-        With the telemetry branch alone.
+        Network with the telemetry branch only.
     telemetry : array-like (n, t)
-        NaN where unknown.
+        Telemetry vectors; NaN where unknown.
     offset : array-like (n,)
-        [mag]
+        Targets [mag].
     settings : TableFit
+        Settings of the training.
     """
     values, target = np.asarray(telemetry, dtype=np.float64), np.asarray(offset, dtype=np.float64)
-    known = np.isfinite(values)
-    count = np.maximum(known.sum(axis=0), 1)
-    mean = np.where(known, values, 0.0).sum(axis=0) / count
-    std = np.sqrt(np.where(known, (values - mean) ** 2, 0.0).sum(axis=0) / count)
-    for name, buffer in (("telemetry_mean", mean), ("telemetry_std", np.where(std > 0, std, 1.0))):
-        getattr(network, name).copy_(torch.from_numpy(buffer))
+    mean, std = finite_moments(values)
+    network.get_buffer("telemetry_mean").copy_(mean)
+    network.get_buffer("telemetry_std").copy_(std)
     network.offset_mean.fill_(float(target.mean()))
     scale = max(float(target.std()), 1e-3)
     x, y = branch_inputs(network, values), torch.from_numpy(target.astype(np.float32))
     network.train()
     for index, _ in _steps(network, len(y), settings):
-        predicted, wanted = network(x.take(index)) / scale, y[index] / scale
-        with torch.no_grad():
-            margin = (predicted[:, None] - predicted) * (wanted[:, None] - wanted)
-            wrong = (margin < 0).float().sum() / max(1, len(wanted) * (len(wanted) - 1))
-        (nn.functional.mse_loss(predicted, wanted) + RANKING * wrong).backward()
+        predicted, expected = network(x.take(index)) / scale, y[index] / scale
+        loss = nn.functional.mse_loss(predicted, expected) + RANKING * wrong_order(predicted, expected)
+        loss.backward()
     network.eval()
 
 
 def branch_inputs(network: AzpRc, telemetry: npt.ArrayLike) -> PublishedTensors:
-    """Return the inputs of a network that has a telemetry branch alone."""
+    """Return the inputs of a network with a telemetry branch only."""
     values = np.asarray(telemetry, dtype=np.float64)
     n_statistics = len(network.statistics_mean)  # type: ignore[arg-type]
     stars = np.full((len(values), 1, 7), np.nan, np.float32)
@@ -128,9 +129,9 @@ def branch_inputs(network: AzpRc, telemetry: npt.ArrayLike) -> PublishedTensors:
 
 
 def _steps(network: nn.Module, n: int, settings: TableFit) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the rows of each batch, and which of them lose their memory; step the optimiser after each.
+    """Yield the rows of each batch and whether their memory is withheld; step the optimiser after each batch.
 
-    Gradients are those that the caller has left when the next batch is asked for.
+    The caller computes the gradients before it requests the next batch.
     """
     rng = np.random.default_rng(settings.seed)
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
