@@ -37,6 +37,7 @@ from csstdask.evaluation.zeropoint.methods import (
     ours,
     scores,
 )
+from csstdask.evaluation.zeropoint.published_results import ARTICLE
 from csstdask.evaluation.zeropoint.star_counts import star_counts
 from csstdask.evaluation.zeropoint.studies import (
     ablations,
@@ -59,13 +60,6 @@ Say = Callable[[str], None]
 COMPARED_MODELS = ("azprc", "image-cnn")
 """Networks of the article: whole, and its image branch alone."""
 PARTS = ("methods", "stars", "ablations", "adaptation", "importance", "row_split", "latency")
-ARTICLE = {
-    "lut": {"rmse": 0.041, "mae": 0.030, "pearson": 0.92, "failures": 0.038, "ms": 1.0},
-    "forest": {"rmse": 0.038, "mae": 0.028, "pearson": 0.94, "failures": 0.034, "ms": 18.5},
-    "image CNN": {"rmse": 0.035, "mae": 0.025, "pearson": 0.96, "failures": 0.027, "ms": 12.3},
-    "azprc": {"rmse": 0.027, "mae": 0.018, "pearson": 0.98, "failures": 0.013, "ms": 8.7},
-}
-"""Table of the AZP-RC article (section 5), on an A100; its data are not public."""
 _SEED = 20261131
 _STUDY = FitSettings(
     epochs=15, learning_rate=6e-3, loss="student", weight_decay=0.02, adversarial=0.02, degrade_memory=0.5
@@ -138,7 +132,7 @@ def evaluate_zeropoint(
     out["test"] = {name: int((one.split == "test").sum()) for name, one in surveys.items()}
     predictions: dict[str, dict[str, Prediction]] = {}
     published: dict[str, PublishedNetwork] = {}
-    study = {"memory": memory, "announce": on_progress}
+    study = {"memory": memory, "on_progress": on_progress}
     for part in parts:
         on_progress(f"part {part}")
         if part in {"methods", "stars"} and not predictions:

@@ -1,13 +1,14 @@
 """Evaluate predictions of zero points on tables of real exposures: ``csstdask evaluate zeropoint --table``.
 
-The first 60 % of the nights of each campaign train, the others test. Parts of ``zeropoint_table.json``:
+The first 60 % of the nights of each campaign are for training, the others for the test. Parts of
+``zeropoint_table.json``:
 
 * ``campaigns``: errors and coverage of all methods, paired comparisons by a bootstrap of nights, and ``row_split``, the
-  same methods where exposures are split at random: what the usual evaluation reports;
-* ``transfer``: a campaign with 0, 1, 3 and 10 nights of its own for training, and the largest campaign's;
-* ``targets``: what was asked for and what was measured;
-* ``reference`` and ``article``: baselines measured independently on the same data, and the table of the AZP-RC article,
-  whose data are not available.
+  same methods with exposures split at random, as in most published evaluations;
+* ``transfer``: a campaign with 0, 1, 3 and 10 nights of its own for training, in addition to those of the largest one;
+* ``targets``: requirements with the measured values;
+* ``reference`` and ``article``: baselines that were measured independently on the same data, and the table of the
+  AZP-RC article, whose data are not public.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from csstdask.evaluation.io import write_results
 from csstdask.evaluation.zeropoint.table_inputs import TableInputs, table_inputs
 from csstdask.evaluation.zeropoint.table_methods import METHODS, MethodSettings, Prediction, predict
 from csstdask.evaluation.zeropoint.table_report import draw_figures, report_lines
+from csstdask.evaluation.zeropoint.table_targets import ARTICLE, REFERENCE, compare_with_targets
 from csstdask.metrics.zeropoint import (
     correlations,
     coverage,
@@ -42,18 +44,19 @@ from csstdask.numerics.probability import WITHIN_ONE_SIGMA, WITHIN_TWO_SIGMA
 log = logging.getLogger("csstdask")
 
 Bool = npt.NDArray[np.bool_]
+ProgressCallback = Callable[[str], None]
 
 CLEAR = -0.1
-"""Exposures above this residual of the extinction fit [mag] count as clear; a diagnostic, because it uses the truth."""
-LEAST_NIGHT = 20
-"""Exposures of a night that counts as a night of a campaign's own data in the transfer."""
-LEAKING = ("lut", "previous", "forest_conditions", "trees_conditions", "trees", "azprc", "ours")
-"""Methods that are evaluated on a split by rows too."""
-TRANSFERRED = ("lut", "previous", "trees", "ours")
+"""Residual of the extinction fit above which an exposure counts as clear [mag]; a diagnostic, as it uses the truth."""
+MIN_EXPOSURES_PER_NIGHT = 20
+"""Exposures from which a night counts as one of the campaign's own in the transfer."""
+ROW_SPLIT_METHODS = ("lut", "previous", "forest_conditions", "trees_conditions", "trees", "azprc", "ours")
+"""Methods that are also evaluated with a split by rows."""
+TRANSFER_METHODS = ("lut", "previous", "trees", "ours")
 """Methods of the transfer."""
 LABELS = {
     "lut": "robust extinction fit by band (look-up table)",
-    "previous": "exposure before of the same night, as an offset from the extinction fit",
+    "previous": "previous exposure of the same night, as an offset from the extinction fit",
     "kalman": "local level of the night, noise fitted to the training nights",
     "forest_conditions": "random forest, conditions only",
     "forest": "random forest, conditions and memory",
@@ -62,50 +65,24 @@ LABELS = {
     "azprc": "AZP-RC, telemetry branch only: tables have neither images nor star lists",
     "ours": "zeropoint, conditions and memory; mean of five folds of nights and three framings of the memory",
 }
-REFERENCE = {
-    "note": "measured when the table was made; rmse/mae of all, rmse/mad of clear test exposures [mag]",
-    "decam_2014_16": {
-        "lut": {"all": {"rmse": 0.334, "mae": 0.097}, "clear": {"rmse": 0.029, "mad": 0.0265}},
-        "previous": {"all": {"rmse": 0.149, "mae": 0.043}, "clear": {"rmse": 0.044, "mad": 0.0109}},
-        "trees_conditions": {"all": {"rmse": 0.377, "mae": 0.129}, "clear": {"rmse": 0.207, "mad": 0.0378}},
-        "trees": {"all": {"rmse": 0.136, "mae": 0.037}, "clear": {"rmse": 0.036, "mad": 0.0100}},
-        "noise_floor": 0.0061,
-    },
-    "mosaic3_2015_16": {
-        "lut": {"all": {"rmse": 0.199, "mae": 0.057}, "clear": {"rmse": 0.031, "mad": 0.0268}},
-        "previous": {"all": {"rmse": 0.131, "mae": 0.039}, "clear": {"rmse": 0.039, "mad": 0.0221}},
-        "trees_conditions": {"all": {"rmse": 0.189, "mae": 0.061}, "clear": {"rmse": 0.054, "mad": 0.0311}},
-        "trees": {"all": {"rmse": 0.110, "mae": 0.033}, "clear": {"rmse": 0.032, "mad": 0.0197}},
-        "noise_floor": 0.0165,
-    },
-}
-ARTICLE = {
-    "note": "AZP-RC article, table of section 5: rmse, mae [mag], pearson, failures; unrefereed, data not available",
-    "lut": {"rmse": 0.041, "mae": 0.030, "pearson": 0.92, "failures": 0.038},
-    "forest": {"rmse": 0.038, "mae": 0.028, "pearson": 0.94, "failures": 0.034},
-    "cnn": {"rmse": 0.035, "mae": 0.025, "pearson": 0.96, "failures": 0.027},
-    "azprc": {"rmse": 0.027, "mae": 0.018, "pearson": 0.98, "failures": 0.013},
-}
-GAIN = 0.08
-"""Required gain in mean absolute error over persistence."""
-COVERAGE_LIMITS = {"coverage_68": 0.05, "coverage_95": 0.03, "quartile": 0.08}
-NOMINAL_COVERAGE = {"coverage_68": WITHIN_ONE_SIGMA, "coverage_95": WITHIN_TWO_SIGMA}
-TRANSFER_MAE = 0.036
-"""Required mean absolute error on Mosaic-3 after three nights of its own [mag]."""
 
 
 @dataclass(frozen=True)
 class TableSettings:
-    """How much is evaluated."""
+    """Settings of the evaluation."""
 
     methods: MethodSettings = field(default_factory=MethodSettings)
+    """Settings of the methods."""
     transfer_folds: int = 2
-    """Folds of methods in the transfer, which is repeated for each number of nights."""
+    """Folds of the methods in the transfer, which is repeated for each number of nights."""
     row_split: bool = True
+    """Whether the split by rows is evaluated."""
     transfer_nights: tuple[int, ...] = (0, 1, 3, 10)
+    """Numbers of nights in the transfer."""
     seed: int = 1
+    """Seed of the bootstrap and of the split by rows."""
     threads: int = 1
-    """Of networks: with one, sums are in a fixed order."""
+    """Threads of networks; with one, sums are in a fixed order."""
 
 
 def evaluate_table(
@@ -120,17 +97,18 @@ def evaluate_table(
     Parameters
     ----------
     path : Path
-        Table as `read_exposures` reads it.
+        Table of exposures; see `read_exposures`.
     to : Path, optional
         Folder for ``zeropoint_table.json``, ``zeropoint_table.md`` and, with matplotlib, figures.
     settings : TableSettings
-    announce : callable
-        Receives a line a method.
+        Settings of the evaluation.
+    on_progress : callable
+        Receives one line per method.
 
     Returns
     -------
     dict
-        What ``zeropoint_table.json`` holds.
+        Content of ``zeropoint_table.json``.
 
     Raises
     ------
@@ -144,11 +122,11 @@ def evaluate_table(
     torch.set_num_threads(settings.threads)
     started = time.perf_counter()
 
-    def say(line: str) -> None:
+    def report(line: str) -> None:
         on_progress(f"{time.perf_counter() - started:5.0f} s  {line}")
 
     try:
-        result = _evaluated(tables, settings, say)
+        result = _evaluate(tables, settings, report)
     finally:
         torch.set_num_threads(threads)
     result = {
@@ -162,50 +140,56 @@ def evaluate_table(
     return result
 
 
-def _evaluated(tables: dict[str, ExposureTable], settings: TableSettings, say: Callable[[str], None]) -> dict[str, Any]:
+def _evaluate(tables: dict[str, ExposureTable], settings: TableSettings, report: ProgressCallback) -> dict[str, Any]:
+    """Evaluate campaigns, split by rows and transfer."""
     train = {name: split_by_night(table) for name, table in tables.items()}
     inputs = table_inputs(tables, train)
-    found = _predictions(inputs, METHODS, settings, say, "", folds=settings.methods.folds)
+    predictions = _predict_all(inputs, METHODS, settings, report, "", folds=settings.methods.folds)
     campaigns = {}
     for name, table in tables.items():
         rows = (inputs.campaign == name) & ~inputs.train
         campaigns[name] = {
             **_counts(table, train[name]),
             "methods": {
-                method: {**_scores(inputs, one, rows, method), "training_nights": _of_training(inputs, one, name)}
-                for method, one in found.items()
+                method: {
+                    **_scores(inputs, prediction, rows, method),
+                    "training_nights": _training_errors(inputs, prediction, name),
+                }
+                for method, prediction in predictions.items()
             },
-            "paired": _paired(inputs, found, rows, settings.seed),
+            "paired": _compare_paired(inputs, predictions, rows, settings.seed),
         }
     if settings.row_split:
-        for name, scores in _row_split(tables, inputs, found, settings, say).items():
+        for name, scores in _row_split(tables, inputs, predictions, settings, report).items():
             campaigns[name]["row_split"] = scores
     clear = {name: (inputs.offset > CLEAR)[(inputs.campaign == name) & ~inputs.train] for name in tables}
-    transfer = _transfer(tables, train, clear, settings, say)
+    transfer = _transfer(tables, train, clear, settings, report)
     return {
         "campaigns": campaigns,
         "transfer": transfer,
-        "targets": _targets(campaigns, transfer),
+        "targets": compare_with_targets(campaigns, transfer),
         "reference": REFERENCE,
         "article": ARTICLE,
         "settings": {**asdict(settings), "train_share": TRAIN_SHARE, "conditions": list(inputs.conditions)},
     }
 
 
-def _predictions(
+def _predict_all(
     inputs: TableInputs, methods: Sequence[str] | Mapping[str, Any], settings: TableSettings,
-    say: Callable[[str], None], where: str, *, folds: int,
+    report: ProgressCallback, where: str, *, folds: int,
 ) -> dict[str, Prediction]:  # fmt: skip
-    found = {}
+    """Predict by several methods, and report their errors on the test exposures."""
+    predictions = {}
     for method in methods:
-        found[method] = predict(method, inputs, replace(settings.methods, folds=folds))
+        predictions[method] = predict(method, inputs, replace(settings.methods, folds=folds))
         rows = ~inputs.train
-        error = error_statistics(found[method].value[rows], inputs.zero_point[rows])
-        say(f"{where}{method}: mean absolute error {error.mae:.4f} mag of {error.n} exposures")
-    return found
+        error = error_statistics(predictions[method].value[rows], inputs.zero_point[rows])
+        report(f"{where}{method}: mean absolute error {error.mae:.4f} mag of {error.n} exposures")
+    return predictions
 
 
 def _counts(table: ExposureTable, train: Bool) -> dict[str, int]:
+    """Return the numbers of exposures and nights of a campaign."""
     n_nights = len(train_nights(table.night))
     return {
         "n_train": int(train.sum()),
@@ -217,32 +201,32 @@ def _counts(table: ExposureTable, train: Bool) -> dict[str, int]:
 
 
 def _scores(
-    inputs: TableInputs, found: Prediction, rows: Bool, method: str, is_clear: Bool | None = None
+    inputs: TableInputs, prediction: Prediction, rows: Bool, method: str, is_clear: Bool | None = None
 ) -> dict[str, Any]:
-    """Return the errors and coverage of a method on some exposures."""
+    """Return errors and coverage of a method for some exposures."""
     clear = rows & (inputs.offset > CLEAR if is_clear is None else is_clear)
-    error = (found.value - inputs.zero_point)[rows]
-    widths = found.intervals.sigma_68[rows], found.intervals.sigma_95[rows]
+    error = (prediction.value - inputs.zero_point)[rows]
+    widths = prediction.intervals.sigma_68[rows], prediction.intervals.sigma_95[rows]
     return {
         "label": LABELS[method],
-        "all": error_statistics(found.value[rows], inputs.zero_point[rows]).as_dict(),
-        "clear": error_statistics(found.value[clear], inputs.zero_point[clear]).as_dict(),
+        "all": error_statistics(prediction.value[rows], inputs.zero_point[rows]).as_dict(),
+        "clear": error_statistics(prediction.value[clear], inputs.zero_point[clear]).as_dict(),
         **coverage(error, *widths),
         "quartiles": coverage_by_quartile(error, *widths),
-        # Of offsets from the extinction fit: zero points themselves differ by band and airmass.
-        **correlations((found.value - inputs.level)[rows], inputs.offset[rows]),
+        # Correlations of offsets from the extinction fit: zero points themselves differ by band and airmass.
+        **correlations((prediction.value - inputs.level)[rows], inputs.offset[rows]),
     }
 
 
-def _of_training(inputs: TableInputs, found: Prediction, campaign: str) -> dict[str, float]:
-    """Return the errors on training nights by models that have not seen them: what choices were made by."""
+def _training_errors(inputs: TableInputs, prediction: Prediction, campaign: str) -> dict[str, float]:
+    """Return the cross-validated errors on training nights, by which choices were made."""
     rows = (inputs.campaign == campaign) & inputs.train
-    return error_statistics(found.value[rows], inputs.zero_point[rows]).as_dict()
+    return error_statistics(prediction.value[rows], inputs.zero_point[rows]).as_dict()
 
 
-def _paired(inputs: TableInputs, found: dict[str, Prediction], rows: Bool, seed: int) -> dict[str, Any]:
-    """Compare ours with the others by a bootstrap of nights."""
-    errors = {method: (one.value - inputs.zero_point)[rows] for method, one in found.items()}
+def _compare_paired(inputs: TableInputs, predictions: dict[str, Prediction], rows: Bool, seed: int) -> dict[str, Any]:
+    """Compare our method with the others by a bootstrap of nights."""
+    errors = {name: (prediction.value - inputs.zero_point)[rows] for name, prediction in predictions.items()}
     ours = errors.pop("ours")
     return {
         f"ours_against_{name}": paired_bootstrap(ours, other, inputs.night[rows], seed=seed).as_dict()
@@ -251,17 +235,17 @@ def _paired(inputs: TableInputs, found: dict[str, Prediction], rows: Bool, seed:
 
 
 def _row_split(
-    tables: dict[str, ExposureTable], by_night: TableInputs, night_found: dict[str, Prediction],
-    settings: TableSettings, say: Callable[[str], None],
+    tables: dict[str, ExposureTable], by_night: TableInputs, night_predictions: dict[str, Prediction],
+    settings: TableSettings, report: ProgressCallback,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Return the errors of methods whose training exposures are drawn at random from all nights.
+    """Return the errors of methods with training exposures drawn at random from all nights.
 
-    Both splits are compared on the same exposures: those of the test nights that the random split does not train on.
+    Both splits are compared on the same exposures: those of the test nights outside the training of the random split.
     """
     rng = np.random.default_rng(settings.seed)
     train = {name: rng.random(len(table)) < TRAIN_SHARE for name, table in tables.items()}
     inputs = table_inputs(tables, train)
-    found = _predictions(inputs, LEAKING, settings, say, "split by rows, ", folds=1)
+    predictions = _predict_all(inputs, ROW_SPLIT_METHODS, settings, report, "split by rows, ", folds=1)
     out: dict[str, dict[str, Any]] = {}
     for name in tables:
         rows = (inputs.campaign == name) & ~inputs.train & ~by_night.train
@@ -269,72 +253,52 @@ def _row_split(
         out[name] = {
             method: {
                 split: {
-                    part: error_statistics(one.value[some], inputs.zero_point[some]).as_dict()
-                    for part, some in (("all", rows), ("clear", clear))
+                    part: error_statistics(prediction.value[subset], inputs.zero_point[subset]).as_dict()
+                    for part, subset in (("all", rows), ("clear", clear))
                 }
-                for split, one in (("rows", found[method]), ("nights", night_found[method]))
+                for split, prediction in (("rows", predictions[method]), ("nights", night_predictions[method]))
             }
-            for method in LEAKING
+            for method in ROW_SPLIT_METHODS
         }
     return out
 
 
 def _transfer(
     tables: dict[str, ExposureTable], train: dict[str, Bool], clear: dict[str, Bool], settings: TableSettings,
-    say: Callable[[str], None],
+    report: ProgressCallback,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the scores of each campaign after a few nights of its own, and all training nights of the largest one."""
+    """Return the scores of each campaign after a few nights of its own and all training nights of the largest one."""
     largest = max(tables, key=lambda name: len(tables[name]))
     out: dict[str, Any] = {}
     for name, table in tables.items():
         if name == largest:
             continue
         nights, counts = np.unique(table.night[train[name]], return_counts=True)
-        own = nights[counts >= LEAST_NIGHT]
+        own = nights[counts >= MIN_EXPOSURES_PER_NIGHT]
         scores = {}
         for n in settings.transfer_nights:
             if n > len(own):
                 continue
-            # Exposures between the nights that are learnt from and the test nights are left out.
-            learnt = train[name] & np.isin(table.night, own[:n])
-            kept = learnt | ~train[name]
+            # Exposures between these nights and the test nights are left out.
+            own_train = train[name] & np.isin(table.night, own[:n])
+            kept = own_train | ~train[name]
             pair = {largest: tables[largest].take(train[largest]), name: table.take(kept)}
-            inputs = table_inputs(pair, {largest: np.ones(int(train[largest].sum()), dtype=bool), name: learnt[kept]})
-            found = _predictions(
-                inputs, TRANSFERRED, settings, say, f"{name}, {n} nights, ", folds=settings.transfer_folds
+            inputs = table_inputs(
+                pair, {largest: np.ones(int(train[largest].sum()), dtype=bool), name: own_train[kept]}
+            )
+            predictions = _predict_all(
+                inputs, TRANSFER_METHODS, settings, report, f"{name}, {n} nights, ", folds=settings.transfer_folds
             )
             rows = (inputs.campaign == name) & ~inputs.train
             is_clear = np.zeros(len(inputs), dtype=bool)
             is_clear[rows] = clear[name]
             scores[str(n)] = {
-                "n_train": int(learnt.sum()),
+                "n_train": int(own_train.sum()),
                 "n_test": int(rows.sum()),
-                "methods": {method: _scores(inputs, one, rows, method, is_clear) for method, one in found.items()},
+                "methods": {
+                    method: _scores(inputs, prediction, rows, method, is_clear)
+                    for method, prediction in predictions.items()
+                },
             }
         out[name] = {"from": largest, "nights": scores}
-    return out
-
-
-def _targets(campaigns: dict[str, Any], transfer: dict[str, Any]) -> dict[str, Any]:
-    """Return each requirement with the measured value and whether it is met."""
-    out: dict[str, Any] = {}
-    for name, one in campaigns.items():
-        paired, ours = one["paired"], one["methods"]["ours"]
-        quartiles = [abs(q[k] - NOMINAL_COVERAGE[k]) for q in ours["quartiles"] for k in NOMINAL_COVERAGE]
-        gain = -paired["ours_against_previous"]["relative"]
-        deviation = {k: abs(ours[k] - NOMINAL_COVERAGE[k]) for k in NOMINAL_COVERAGE} | {"quartile": max(quartiles)}
-        out[name] = {
-            "not_worse_than_trees": {
-                "measured": paired["ours_against_trees"]["relative"], "met": paired["ours_against_trees"]["not_worse"],
-            },
-            "gain_over_persistence": {"asked": GAIN, "measured": gain, "met": gain >= GAIN},
-            "coverage": {
-                k: {"asked": limit, "measured": deviation[k], "met": deviation[k] <= limit}
-                for k, limit in COVERAGE_LIMITS.items()
-            },
-        }  # fmt: skip
-    for name, one in transfer.items():
-        if "3" in one["nights"]:
-            mae = one["nights"]["3"]["methods"]["ours"]["all"]["mae"]
-            out[name]["mae_after_three_nights"] = {"asked": TRANSFER_MAE, "measured": mae, "met": mae <= TRANSFER_MAE}
     return out

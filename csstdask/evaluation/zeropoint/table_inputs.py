@@ -1,15 +1,15 @@
-"""Exposures of tables as the inputs that all methods share: extinction fit, conditions, memory, and folds of nights."""
+"""Inputs that all methods share on tables of exposures: extinction fit, conditions, memory, and folds of nights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from csstdask.datasets.zeropoint_table import ExposureTable
-from csstdask.evaluation.zeropoint.baselines import FEWEST, linear_regression, tree_features
+from csstdask.evaluation.zeropoint.baselines import MIN_ROWS, linear_regression, tree_features
 from csstdask.numerics.robust import nan_median
 from csstdask.zeropoint.memory import Memory, build_memory
 from csstdask.zeropoint.prior import PriorInputs
@@ -18,17 +18,18 @@ Float = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 Int = npt.NDArray[np.int64]
 
-MEMORY = 8
-"""Solved zero points of the night that methods remember."""
+MEMORY_LENGTH = 8
+"""Earlier zero points of the night in the memory."""
 MEMORY_SIGMA = 0.003
-"""Error of a zero point in the memory [mag]; tables do not give it, 100 matched stars have about this."""
+"""Error of a zero point in the memory [mag]; tables do not give it, and 100 matched stars have about this."""
 N_RECENT = 4
-"""Zero points of which the scatter is summarised."""
-LARGEST_STEP = 0.5
-"""Limit of remembered zero points relative to the newest one [mag]: the rest is cloud."""
+"""Zero points whose scatter is summarised."""
+MAX_STEP = 0.5
+"""Limit of earlier zero points relative to the newest one [mag]: larger differences are clouds."""
 FRAMINGS = ("level", "recent", "newest")
+"""Ways to present the memory to networks; see `TableInputs.prior_inputs`."""
 CONDITIONS = ("airmass", "ebv", "log_exptime", "log_seeing", "sky")
-"""Conditions of all campaigns; flags of the bands follow. Sky is relative to the training's median of its band."""
+"""Conditions of all campaigns; flags of the bands follow. Sky is relative to the median of its band in the training."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,23 @@ class TableInputs:
     Attributes
     ----------
     campaign : str array (n,)
+        Name of the campaign.
     days : float64 array (n,)
+        Start of the exposure, days since J2000.
     night : int64 array (n,)
-        Series of the memory: nights of different campaigns differ.
+        Number of the night, different for each campaign: the series of the memory.
     zero_point : float64 array (n,)
-        [mag]
+        Measured zero point [mag].
     level : float64 array (n,)
-        Extinction fit of the campaign and band [mag]: the look-up table, and what memory is relative to.
+        Extinction fit of the campaign and band [mag]: the look-up table, which zero points in the memory refer to.
     memory : Memory
-        Zero points less the level of their exposure, of the same night and any band.
+        Zero points minus the level of their exposure, of the same night and any band.
     conditions : dict of str to float64 array (n,)
+        Conditions by name.
     categories : tuple of int
         Columns of the conditions that are flags.
     train : bool array (n,)
+        Whether methods learn from the exposure.
     """
 
     campaign: npt.NDArray[np.str_]
@@ -68,68 +73,68 @@ class TableInputs:
 
     @property
     def offset(self) -> Float:
-        """Return zero points less the extinction fit (n,): what is predicted."""
+        """Zero points minus the extinction fit, the target of all methods, float64 array (n,) [mag]."""
         return self.zero_point - self.level
 
     @property
     def matrix(self) -> Float:
-        """Return the conditions (n, condition)."""
+        """Conditions as a float64 array (n, condition)."""
         return np.column_stack(list(self.conditions.values()))
 
     @property
     def features(self) -> Float:
-        """Return what trees read (n, feature)."""
+        """Features of trees, float64 array (n, feature)."""
         return tree_features(self.matrix, self.memory, categories=self.categories)
 
     @property
     def persistence(self) -> Float:
-        """Return the offset of the exposure before in the night, 0 without (n,)."""
+        """Offset of the previous exposure of the night, 0 without one, float64 array (n,) [mag]."""
         return np.nan_to_num(self.memory.value[:, 0])
 
     def prior_inputs(self, framing: str) -> tuple[PriorInputs, Float]:
-        """Return what networks read, and the offsets (n,) that their predictions are added to.
+        """Return the inputs of networks, and the offsets (n,) to which their predictions are added.
 
         Parameters
         ----------
         framing : str
-            Of `FRAMINGS`. ``level``: the memory is relative to the extinction fit. ``build_memory``: likewise, with a
-            summary of the memory (`memory_summary`) among the conditions of the exposure itself. ``newest``: memory and
-            prediction are relative to the newest zero point, which no cloud can take out of the domain.
+            One of `FRAMINGS`. ``level``: the memory is relative to the extinction fit. ``recent``: likewise, with a
+            summary of the memory (`memory_summary`) among the conditions of the exposure. ``newest``: memory and
+            prediction are relative to the newest zero point, so that clouds do not move them out of the domain.
         """
-        memory, base, now = self.memory, np.zeros(len(self)), {}
+        memory, base, summary = self.memory, np.zeros(len(self)), {}
         if framing != "level":
-            now = self.memory_summary
+            summary = self.memory_summary
         if framing == "newest":
             base = self.persistence
-            relative = np.clip(memory.value - memory.value[:, :1], -LARGEST_STEP, LARGEST_STEP)
+            relative = np.clip(memory.value - memory.value[:, :1], -MAX_STEP, MAX_STEP)
             memory = replace(memory, value=relative)
-        given = PriorInputs(
+        inputs = PriorInputs(
             nominal=np.zeros(len(self)),
             days=self.days,
-            telemetry={**self.conditions, **now},
+            telemetry={**self.conditions, **summary},
             memory=memory,
             memory_telemetry={name: memory.lookup(column) for name, column in self.conditions.items()},
         )
-        return given, base
+        return inputs, base
 
     @property
     def memory_summary(self) -> dict[str, Float]:
-        """Return the newest offset, its last step and scatter, and changes of sky and seeing since then (n,)."""
+        """Newest offset, last step, scatter, and changes of sky and seeing since then, arrays (n,)."""
         value = self.memory.value
         steps = np.abs(np.diff(value[:, :N_RECENT], axis=1))
         known = np.isfinite(steps)
-        unrest = np.where(known, steps, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+        mean_step = np.where(known, steps, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
         sky, seeing = self.conditions["sky"], self.conditions["log_seeing"]
         return {
             "newest": np.arcsinh(value[:, 0] / 0.05),
             "step": np.arcsinh((value[:, 0] - value[:, 1]) / 0.02),
-            "unrest": np.where(known.any(axis=1), np.log(unrest + 0.003), np.nan),
+            "unrest": np.where(known.any(axis=1), np.log(mean_step + MEMORY_SIGMA), np.nan),
             "sky_change": np.arcsinh((sky - self.memory.lookup(sky)[:, 0]) / 0.1),
             "seeing_change": seeing - self.memory.lookup(seeing)[:, 0],
         }
 
     def folds(self, n: int) -> Int:
-        """Return the fold of each training exposure (n,), -1 elsewhere: blocks of successive nights."""
+        """Return the fold of each training exposure, -1 elsewhere, int64 array (n,): blocks of successive nights."""
         nights = np.unique(self.night[self.train])
         fold = np.full(len(self), -1, dtype=np.int64)
         for k, block in enumerate(np.array_split(nights, min(n, len(nights)))):
@@ -138,21 +143,26 @@ class TableInputs:
 
 
 def table_inputs(tables: Mapping[str, ExposureTable], train: Mapping[str, Bool]) -> TableInputs:
-    """Return the inputs of the exposures of campaigns, learnt from their training rows.
+    """Prepare the inputs of the exposures of campaigns, with fits to their training rows.
 
     Parameters
     ----------
     tables : mapping of str to ExposureTable
-        A campaign's extinction fit is that of its own training rows. A band without `FEWEST` of them takes that of the
-        band of the same first letter (z, zd) in the other campaigns.
+        Exposures by campaign. The extinction fit of a campaign uses its own training rows. A band with fewer than
+        `MIN_ROWS` of them takes the fit of the band with the same first letter (z, zd) in the other campaigns.
     train : mapping of str to bool array
-        At least one training row in total.
+        Training rows of each campaign, at least one in total.
+
+    Raises
+    ------
+    ValueError
+        If there is no training row.
 
     Notes
     -----
-    Not among the conditions are the number of matched stars, which is known with the zero point and falls with it under
-    clouds, and the direction of the telescope and the hour, with which trees and networks did worse on nights that they
-    had not seen.
+    The conditions exclude the number of matched stars, which becomes known with the zero point and falls with it under
+    clouds. They also exclude the direction of the telescope and the hour: with them, trees and networks were worse on
+    nights outside the training.
     """
     names = list(tables)
     chosen = np.concatenate([np.asarray(train[name], dtype=bool) for name in names])
@@ -166,55 +176,60 @@ def table_inputs(tables: Mapping[str, ExposureTable], train: Mapping[str, Bool])
         key: np.concatenate([tables[name].conditions[key] for name in names])
         for key in ("airmass", "ebv", "exptime", "seeing", "sky")
     }
-    night_of = np.concatenate([tables[name].night for name in names])
-    night = np.unique([f"{c} {n}" for c, n in zip(campaign, night_of, strict=True)], return_inverse=True)[1]
-    group = _groups(campaign, band, chosen)
+    table_night = np.concatenate([tables[name].night for name in names])
+    night = np.unique([f"{c} {n}" for c, n in zip(campaign, table_night, strict=True)], return_inverse=True)[1]
+    group = _fit_groups(campaign, band, chosen)
     level = linear_regression(raw["airmass"], zero_point, chosen, groups=group)
-    letter = np.array([one[:1] for one in band])
-    letters = [one for one in np.unique(letter[chosen]) if (chosen & (letter == one)).sum() >= FEWEST]
+    letter = np.array([name[:1] for name in band])
+    letters = [name for name in np.unique(letter[chosen]) if (chosen & (letter == name)).sum() >= MIN_ROWS]
     conditions = {
         "airmass": raw["airmass"],
         "ebv": raw["ebv"],
         "log_exptime": _log(raw["exptime"]),
         "log_seeing": _log(raw["seeing"]),
-        "sky": raw["sky"] - _typical(raw["sky"], group, chosen),
-        **({f"band_{one}": (letter == one).astype(float) for one in letters} if len(letters) > 1 else {}),
+        "sky": raw["sky"] - _group_medians(raw["sky"], group, chosen),
+        **({f"band_{name}": (letter == name).astype(float) for name in letters} if len(letters) > 1 else {}),
         **{
-            f"campaign_{one}": (campaign == one).astype(float)
-            for one in names[1:]
-            if (chosen & (campaign == one)).sum() >= FEWEST and (chosen & (campaign != one)).any()
+            f"campaign_{name}": (campaign == name).astype(float)
+            for name in names[1:]
+            if (chosen & (campaign == name)).sum() >= MIN_ROWS and (chosen & (campaign != name)).any()
         },
     }
-    memory = build_memory(days, zero_point - level, np.full(len(days), MEMORY_SIGMA), length=MEMORY, series=night)
+    memory = build_memory(
+        days, zero_point - level, np.full(len(days), MEMORY_SIGMA), length=MEMORY_LENGTH, series=night
+    )
     return TableInputs(
         campaign=campaign, days=days, night=night.ravel(), zero_point=zero_point, level=level, memory=memory,
         conditions=conditions, categories=tuple(range(len(CONDITIONS), len(conditions))), train=chosen,
     )  # fmt: skip
 
 
-def _groups(campaign: npt.NDArray[np.str_], band: npt.NDArray[np.str_], train: Bool) -> npt.NDArray[np.str_]:
-    """Return whose extinction fit each exposure takes: campaign and band, or the largest band of the same letter."""
+def _fit_groups(campaign: npt.NDArray[np.str_], band: npt.NDArray[np.str_], train: Bool) -> npt.NDArray[np.str_]:
+    """Return the extinction fit of each exposure: its campaign and band, or the largest band of the same letter."""
     group = np.array([f"{c}:{b}" for c, b in zip(campaign, band, strict=True)])
     names, counts = np.unique(group[train], return_counts=True)
-    known = dict(zip(names.tolist(), counts.tolist(), strict=True))
+    n_train = dict(zip(names.tolist(), counts.tolist(), strict=True))
     out = group.copy()
-    for one in np.unique(group):
-        if known.get(str(one), 0) >= FEWEST:
+    for label in np.unique(group):
+        if n_train.get(str(label), 0) >= MIN_ROWS:
             continue
-        letter = str(one).rpartition(":")[2][:1]
-        others: Sequence[str] = [
-            name for name, n in known.items() if n >= FEWEST and name.rpartition(":")[2][:1] == letter
-        ]
+        letter = _first_letter(str(label))
+        others = [name for name, n in n_train.items() if n >= MIN_ROWS and _first_letter(name) == letter]
         if others:
-            out[group == one] = max(others, key=lambda name: known[name])
+            out[group == label] = max(others, key=lambda name: n_train[name])
     return out
 
 
-def _typical(values: Float, group: npt.NDArray[np.str_], train: Bool) -> Float:
-    """Return the median of the training rows of each group, or of all training rows where it has none."""
+def _first_letter(group: str) -> str:
+    """Return the first letter of the band of a group."""
+    return group.rpartition(":")[2][:1]
+
+
+def _group_medians(values: Float, group: npt.NDArray[np.str_], train: Bool) -> Float:
+    """Return the median of the training rows of each group, or of all training rows for groups without any."""
     out = np.full(len(values), np.nan_to_num(float(nan_median(values[train]))))
-    for one in np.unique(group):
-        rows = group == one
+    for label in np.unique(group):
+        rows = group == label
         known = values[rows & train]
         if np.isfinite(known).any():
             out[rows] = float(nan_median(known))
@@ -222,4 +237,5 @@ def _typical(values: Float, group: npt.NDArray[np.str_], train: Bool) -> Float:
 
 
 def _log(values: Float) -> Float:
+    """Return the natural logarithm, NaN where it is undefined."""
     return np.log(np.where(values > 0, values, np.nan))

@@ -1,7 +1,8 @@
-"""Methods that predict the zero points of a table, all from the same inputs, with intervals from past errors.
+"""Predict the zero points of a table by all methods, from the same inputs, with intervals from past errors.
 
-Methods that learn do so in folds of training nights: each fold is predicted by the model that has not seen it, later
-exposures by the mean of all. Errors of the training nights are then honest, and the intervals begin with them.
+Methods are trained in folds of training nights (cross-validation): each fold is predicted by the model that was not
+trained on it, and later exposures by the mean of all models. The errors on training nights are then unbiased, and the
+online recalibration of the intervals starts from them.
 """
 
 from __future__ import annotations
@@ -29,63 +30,72 @@ from csstdask.zeropoint.prior.network import PriorNetwork
 
 Float = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
-#: Offsets (n,) from the extinction fit, and their standard deviations (n,) where the method has them.
+#: Offsets (n,) from the extinction fit [mag], and their standard deviations (n,) if the method has them.
 Predicted = tuple[Float, Float | None]
 
 N_FOLDS = 5
+"""Folds of training nights."""
 BRANCH_EPOCHS = 2
-"""Epochs of AZP-RC's telemetry branch, as a multiple of ours."""
+"""Epochs of the telemetry branch of AZP-RC, as a multiple of ours."""
 BRANCH_RATE = 1e-3
-"""Learning rate of AZP-RC's telemetry branch."""
-LARGEST_CHANGE = 1.0
+"""Learning rate of the telemetry branch of AZP-RC."""
+MAX_CHANGE = 1.0
 """Limit of the predicted change between two exposures [mag]."""
 N_SIGMA_GROUPS = 4
-"""Groups of predicted sigma that are recalibrated apart, by quartiles of the training nights."""
+"""Groups of predicted sigma that are recalibrated separately, by quartiles of the training nights."""
 
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """How much is trained."""
+    """Settings of the methods."""
 
     folds: int = N_FOLDS
+    """Folds of training nights."""
     fit: TableFit = field(default_factory=TableFit)
+    """Training of networks."""
     framings: tuple[str, ...] = FRAMINGS
+    """Framings of the memory whose predictions are averaged."""
     width: int = 48
+    """Units of hidden layers of our network."""
     latent: int = 24
+    """Units of its latents."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Zero points (n,) [mag] of one method, with half widths of intervals; see `Intervals`."""
+    """Predictions of one method for n exposures."""
 
     value: Float
+    """Zero points [mag]."""
     intervals: Intervals
+    """Half-widths of intervals."""
 
 
 def in_folds(inputs: TableInputs, learn: Callable[[Bool, int], Predicted], n_folds: int) -> Predicted:
-    """Return predictions of training rows by models that have not seen their night, of others by the mean of all.
+    """Predict training rows by models that were not trained on their night, and other rows by the mean of all models.
 
     Parameters
     ----------
     inputs : TableInputs
+        Exposures of the table.
     learn : callable
         Receives the rows to learn from and the number of the fold, and predicts all rows.
     n_folds : int
-        At most one fold a training night; with a single night the model predicts its own training rows.
+        Number of folds, at most one per training night. With a single night the model predicts its own training rows.
     """
     fold = inputs.folds(n_folds)
     n = int(fold.max()) + 1
     if n < 2:
         return learn(inputs.train, 0)
-    found = [learn(inputs.train & (fold != k), k) for k in range(n)]
-    value = np.mean([one[0] for one in found], axis=0)
-    given = [one[1] for one in found if one[1] is not None]
-    spread = np.sqrt(np.mean(np.square(given), axis=0)) if given else None
-    for k, (offset, sigma) in enumerate(found):
-        value[fold == k] = offset[fold == k]
-        if spread is not None and sigma is not None:
-            spread[fold == k] = sigma[fold == k]
-    return value, spread
+    predictions = [learn(inputs.train & (fold != k), k) for k in range(n)]
+    mean_offset = np.mean([offset for offset, _ in predictions], axis=0)
+    sigmas = [sigma for _, sigma in predictions if sigma is not None]
+    mean_sigma = np.sqrt(np.mean(np.square(sigmas), axis=0)) if sigmas else None
+    for k, (offset, sigma) in enumerate(predictions):
+        mean_offset[fold == k] = offset[fold == k]
+        if mean_sigma is not None and sigma is not None:
+            mean_sigma[fold == k] = sigma[fold == k]
+    return mean_offset, mean_sigma
 
 
 def lut(inputs: TableInputs, _settings: MethodSettings) -> Predicted:
@@ -94,7 +104,7 @@ def lut(inputs: TableInputs, _settings: MethodSettings) -> Predicted:
 
 
 def previous(inputs: TableInputs, _settings: MethodSettings) -> Predicted:
-    """Predict the offset of the exposure before in the night; the first of a night gets the extinction fit."""
+    """Predict the offset of the previous exposure of the night; the first of a night gets the extinction fit."""
     return inputs.persistence, None
 
 
@@ -107,7 +117,7 @@ def kalman(inputs: TableInputs, _settings: MethodSettings) -> Predicted:
 
 
 def trees(inputs: TableInputs, settings: MethodSettings) -> Predicted:
-    """Predict by boosted trees, with the absolute error as loss, from conditions and memory."""
+    """Predict by boosted trees with absolute-error loss, from conditions and memory."""
     features, base = inputs.features, inputs.persistence
     return in_folds(
         inputs,
@@ -117,7 +127,7 @@ def trees(inputs: TableInputs, settings: MethodSettings) -> Predicted:
 
 
 def trees_conditions(inputs: TableInputs, settings: MethodSettings) -> Predicted:
-    """Predict by boosted trees from conditions alone."""
+    """Predict by boosted trees from conditions only."""
     matrix = inputs.matrix
     return in_folds(
         inputs, lambda rows, k: (boosted_trees(matrix, inputs.offset, rows, seed=1 + k), None), settings.folds
@@ -135,7 +145,7 @@ def forest(inputs: TableInputs, settings: MethodSettings) -> Predicted:
 
 
 def forest_conditions(inputs: TableInputs, settings: MethodSettings) -> Predicted:
-    """Predict by a random forest from conditions alone, as in the AZP-RC article."""
+    """Predict by a random forest from conditions only, as in the AZP-RC article."""
     matrix = inputs.matrix
     return in_folds(
         inputs, lambda rows, k: (random_forest(matrix, inputs.offset, rows, seed=1 + k), None), settings.folds
@@ -143,14 +153,16 @@ def forest_conditions(inputs: TableInputs, settings: MethodSettings) -> Predicte
 
 
 def azprc(inputs: TableInputs, settings: MethodSettings) -> Predicted:
-    """Predict by AZP-RC's telemetry branch: tables have neither images nor star lists."""
+    """Predict by the telemetry branch of AZP-RC: tables have neither images nor star lists."""
     matrix = inputs.matrix
-    how = replace(settings.fit, epochs=BRANCH_EPOCHS * settings.fit.epochs, learning_rate=BRANCH_RATE)
+    branch_fit = replace(settings.fit, epochs=BRANCH_EPOCHS * settings.fit.epochs, learning_rate=BRANCH_RATE)
 
     def learn(rows: Bool, k: int) -> Predicted:
         torch.manual_seed(settings.fit.seed + k)
         network = AzpRc(telemetry=tuple(inputs.conditions), image=False, stars=False)
-        fit_telemetry_branch(network, matrix[rows], inputs.offset[rows], replace(how, seed=settings.fit.seed + k))
+        fit_telemetry_branch(
+            network, matrix[rows], inputs.offset[rows], replace(branch_fit, seed=settings.fit.seed + k)
+        )
         with torch.inference_mode():
             return network(branch_inputs(network, matrix)).double().numpy(), None
 
@@ -160,29 +172,30 @@ def azprc(inputs: TableInputs, settings: MethodSettings) -> Predicted:
 def ours(inputs: TableInputs, settings: MethodSettings) -> Predicted:
     """Predict by an ensemble of the network ``zeropoint``, from conditions and memory.
 
-    The mean over `FRAMINGS`, in each of which a prediction may differ from persistence by at most `LARGEST_CHANGE`:
-    networks extrapolate where clouds are thicker than in the training.
+    The prediction is the mean over the framings of the memory. Each of them differs from persistence by at most
+    `MAX_CHANGE`, because networks extrapolate where clouds are thicker than in the training.
     """
-    found = [_of_framing(inputs, settings, framing) for framing in settings.framings]
-    value = np.mean([one[0] for one in found], axis=0)
-    return value, np.sqrt(np.mean([np.square(one[1]) for one in found], axis=0))
+    predictions = [_predict_with_framing(inputs, settings, framing) for framing in settings.framings]
+    value = np.mean([offset for offset, _ in predictions], axis=0)
+    return value, np.sqrt(np.mean([np.square(sigma) for _, sigma in predictions], axis=0))
 
 
-def _of_framing(inputs: TableInputs, settings: MethodSettings, framing: str) -> tuple[Float, Float]:
-    given, base = inputs.prior_inputs(framing)
+def _predict_with_framing(inputs: TableInputs, settings: MethodSettings, framing: str) -> tuple[Float, Float]:
+    """Predict offsets and their errors by our network, with one framing of the memory."""
+    prior_inputs, base = inputs.prior_inputs(framing)
     target, last = inputs.offset - base, inputs.persistence
 
     def learn(rows: Bool, k: int) -> Predicted:
         seed = settings.fit.seed + k
         torch.manual_seed(seed)
         network = PriorNetwork(
-            telemetry=tuple(given.telemetry), memory=inputs.memory.value.shape[1], stars=False, image=False,
+            telemetry=tuple(prior_inputs.telemetry), memory=inputs.memory.value.shape[1], stars=False, image=False,
             width=settings.width, latent=settings.latent,
         )  # fmt: skip
-        fit_table_network(network, given.take(rows), target[rows], replace(settings.fit, seed=seed))
-        found = predict_with_network(network, given)
-        change = np.clip(base + found.value - last, -LARGEST_CHANGE, LARGEST_CHANGE)
-        return last + change, found.sigma
+        fit_table_network(network, prior_inputs.take(rows), target[rows], replace(settings.fit, seed=seed))
+        prior = predict_with_network(network, prior_inputs)
+        change = np.clip(base + prior.value - last, -MAX_CHANGE, MAX_CHANGE)
+        return last + change, prior.sigma
 
     value, sigma = in_folds(inputs, learn, settings.folds)
     assert sigma is not None  # noqa: S101  (networks have one)
@@ -203,20 +216,30 @@ METHODS: dict[str, Callable[[TableInputs, MethodSettings], Predicted]] = {
 
 
 def predict(name: str, inputs: TableInputs, settings: MethodSettings = MethodSettings()) -> Prediction:
-    """Predict all zero points of a table by a method of `METHODS`, with intervals.
+    """Predict all zero points of a table by one method, with intervals.
 
-    Methods without a sigma get the scatter of their recent errors. Both are recalibrated online by group of sigma,
-    in each campaign.
+    The sigma of methods that predict none is the scatter of their recent errors. All sigmas are recalibrated online, by
+    group of sigma in each campaign.
+
+    Parameters
+    ----------
+    name : str
+        Key of `METHODS`.
+    inputs : TableInputs
+        Exposures of the table.
+    settings : MethodSettings
+        Settings of the methods.
     """
     offset, sigma = METHODS[name](inputs, settings)
     error = offset - inputs.offset
     if sigma is None:
         sigma = recent_scatter(inputs.days, error, inputs.train, series=inputs.night)
-    lower, upper = np.zeros(len(inputs)), np.zeros(len(inputs))
+    sigma_68, sigma_95 = np.zeros(len(inputs)), np.zeros(len(inputs))
     for campaign in np.unique(inputs.campaign):
         rows = inputs.campaign == campaign
-        of_campaign = rows & inputs.train if (rows & inputs.train).sum() >= N_SIGMA_GROUPS else inputs.train
-        edges = np.quantile(sigma[of_campaign], np.arange(1, N_SIGMA_GROUPS) / N_SIGMA_GROUPS)
-        found = recalibrated(inputs.days[rows], error[rows], sigma[rows], groups=np.searchsorted(edges, sigma[rows]))
-        lower[rows], upper[rows] = found.sigma_68, found.sigma_95
-    return Prediction(inputs.level + offset, Intervals(lower, upper))
+        train = rows & inputs.train if (rows & inputs.train).sum() >= N_SIGMA_GROUPS else inputs.train
+        edges = np.quantile(sigma[train], np.arange(1, N_SIGMA_GROUPS) / N_SIGMA_GROUPS)
+        groups = np.searchsorted(edges, sigma[rows])
+        intervals = recalibrated(inputs.days[rows], error[rows], sigma[rows], groups=groups)
+        sigma_68[rows], sigma_95[rows] = intervals.sigma_68, intervals.sigma_95
+    return Prediction(inputs.level + offset, Intervals(sigma_68, sigma_95))

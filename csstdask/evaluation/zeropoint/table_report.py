@@ -1,4 +1,4 @@
-"""Tables and figures of the evaluation on tables of zero points."""
+"""Write tables and figures of the evaluation on tables of zero points."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 from csstdask.core.errors import InputError
 from csstdask.core.plotting import pyplot
 from csstdask.evaluation.io import markdown_header, markdown_row
+from csstdask.metrics.zeropoint import COVERAGE_LEVELS
 from csstdask.numerics.probability import WITHIN_ONE_SIGMA, WITHIN_TWO_SIGMA
 
 COLUMNS = ("RMSE", "MAE", "MAD", "failures", "RMSE clear", "MAE clear", "MAD clear", "68 %", "95 %")
 
 
 def report_lines(result: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines of ``zeropoint_table.md``."""
+    """Yield the lines of ``zeropoint_table.md`` from the content of ``zeropoint_table.json``."""
     yield f"# Zero points of {result['table']['name']}"
     for name, one in result["campaigns"].items():
         yield from markdown_header(f"{name}, {one['n_test']} test exposures", COLUMNS)
@@ -38,6 +39,7 @@ def report_lines(result: dict[str, Any]) -> Iterator[str]:
 
 
 def _row(scores: dict[str, Any]) -> list[float]:
+    """Return the numbers of `COLUMNS`."""
     every, clear = scores["all"], scores["clear"]
     return [
         *(every[key] for key in ("rmse", "mae", "mad", "failures")),
@@ -48,7 +50,7 @@ def _row(scores: dict[str, Any]) -> list[float]:
 
 
 def draw_figures(result: dict[str, Any], to: Path, *, on_progress: Callable[[str], None]) -> None:
-    """Draw mean absolute errors by method, and coverage by quartile, of each campaign; say so without matplotlib."""
+    """Draw mean absolute errors by method and coverage by quartile; without matplotlib, report that there are none."""
     try:
         plt = pyplot()
     except InputError as error:
@@ -67,12 +69,12 @@ def draw_figures(result: dict[str, Any], to: Path, *, on_progress: Callable[[str
         left.set_title(f"{name}, {one['n_test']} exposures")
         left.legend()
         for method in ("previous", "trees", "ours"):
-            for level, marker in (("coverage_68", "o"), ("coverage_95", "s")):
-                shares = [quartile[level] for quartile in one["methods"][method]["quartiles"]]
-                right.plot(range(1, len(shares) + 1), shares, marker=marker, label=f"{method}, {level[-2:]} %")
-        for share in (WITHIN_ONE_SIGMA, WITHIN_TWO_SIGMA):
-            right.axhline(share, color="0.5", lw=0.8)
-        right.set(xlabel="quartile of the predicted scatter", ylabel="share within the interval", xticks=range(1, 5))
+            for key, marker in (("coverage_68", "o"), ("coverage_95", "s")):
+                measured = [quartile[key] for quartile in one["methods"][method]["quartiles"]]
+                right.plot(range(1, len(measured) + 1), measured, marker=marker, label=f"{method}, {key[-2:]} %")
+        for nominal, _ in COVERAGE_LEVELS.values():
+            right.axhline(nominal, color="0.5", lw=0.8)
+        right.set(xlabel="quartile of the predicted scatter", ylabel="fraction within the interval", xticks=range(1, 5))
         right.legend(fontsize="small")
         figure.savefig(to / f"zeropoint-{name}.png", dpi=110)
         plt.close(figure)
