@@ -1,13 +1,14 @@
-"""Tables of zero points that observatories measured, one row an exposure, and their splits by night.
+"""Read tables of measured zero points, one row per exposure, and split them by night.
 
-A table is a CSV file, compressed or not, with the columns `REQUIRED` and, where known, `CONDITIONS`. Times are Modified
-Julian Dates. The observing bots of the DESI Legacy Surveys write such tables (github.com/legacysurvey/obsbot).
+A table is a CSV file, plain or compressed, with the columns `REQUIRED` and, where known, `CONDITIONS`. Times are
+Modified Julian Dates. The observing bots of the DESI Legacy Surveys write such tables
+(github.com/legacysurvey/obsbot).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,21 @@ Float = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
 REQUIRED = ("campaign", "band", "mjd_obs", "exptime", "airmass", "nmatched", "zeropoint")
+"""Columns that a table must have."""
 CONDITIONS = ("airmass", "ebv", "exptime", "seeing", "sky")
-"""Known of an exposure before its stars are matched: none of them is computed from its zero point."""
+"""Conditions that are known before the stars of an exposure are matched; none is computed from its zero point."""
 POINTING = ("rabore", "decbore")
 """Direction of the telescope [deg]."""
 NIGHT_START = 0.7
-"""Fraction of a Modified Julian Date that is noon at the telescopes in Chile and Arizona [d]."""
-J2000 = 51544.5
+"""Fraction of a Modified Julian Date at noon at the telescopes in Chile and Arizona [d]."""
+J2000_MJD = 51544.5
 """Modified Julian Date of 2000-01-01T12:00."""
-LEAST = {"zeropoint": 15.0, "nmatched": 15.0, "exptime": 10.0, "airmass": 1.0}
-"""Rows below are not usable: failed fits (zero point [mag]), too few stars, test exposures [s], no airmass."""
-STRICT = ("zeropoint",)
-"""Columns that must exceed their least value; others may be equal to it."""
-TRAIN_SHARE = 0.6
-"""Share of the nights of a campaign, the first ones, that methods learn from."""
+MIN_VALUES = {"zeropoint": 15.0, "nmatched": 15.0, "exptime": 10.0, "airmass": 1.0}
+"""Smallest values of usable rows; others are failed fits [mag], have few stars, are tests [s], or lack an airmass."""
+EXCLUSIVE = ("zeropoint",)
+"""Columns that must exceed their smallest value; others may be equal to it."""
+TRAIN_FRACTION = 0.6
+"""Fraction of the nights of a campaign, the first ones, for training."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +47,22 @@ class ExposureTable:
     Attributes
     ----------
     campaign : str
+        Name of the campaign.
     days : float64 array (n,)
         Start of the exposure, days since J2000.
     night : int64 array (n,)
-        floor(MJD - 0.7).
+        Number of the night, floor(MJD - 0.7).
     band : str array (n,)
+        Name of the band.
     zero_point : float64 array (n,)
-        [mag]
+        Measured zero point [mag].
     n_matched : float64 array (n,)
-        Stars of the exposure's own fit: known only with the zero point.
+        Number of stars of the fit, which becomes known with the zero point.
     conditions : dict of str to float64 array (n,)
         ``airmass``, ``ebv``, ``exptime`` [s], ``seeing`` [arcsec], ``sky`` [mag arcsec-2], and ``rabore``, ``decbore``
         [deg]; NaN where unknown.
     n_rejected : int
-        Rows that the cuts left out.
+        Number of rows that were rejected.
     """
 
     campaign: str
@@ -75,31 +79,30 @@ class ExposureTable:
 
     @property
     def nights(self) -> npt.NDArray[np.int64]:
-        """Return the nights, sorted."""
+        """Numbers of the nights, sorted."""
         return np.unique(self.night)
 
-    def take(self, which: npt.NDArray[Any]) -> ExposureTable:
-        """Return some of the exposures, by mask or index."""
-        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name in ("days", "night", "band", "zero_point", "n_matched"):
-            arrays[name] = arrays[name][which]
-        arrays["conditions"] = {name: column[which] for name, column in self.conditions.items()}
-        return ExposureTable(**arrays)
+    def take(self, index: npt.NDArray[Any]) -> ExposureTable:
+        """Return a subset of the exposures, by mask or index array."""
+        names = ("days", "night", "band", "zero_point", "n_matched")
+        columns: dict[str, Any] = {name: getattr(self, name)[index] for name in names}
+        conditions = {name: column[index] for name, column in self.conditions.items()}
+        return replace(self, **columns, conditions=conditions)
 
 
 def night_number(mjd: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Return the night of Modified Julian Dates: floor(mjd - 0.7).
+    """Return the number of the night of Modified Julian Dates, floor(mjd - 0.7), int64 array.
 
     Examples
     --------
-    >>> night_of([57000.9, 57001.3, 57001.75]).tolist()
+    >>> night_number([57000.9, 57001.3, 57001.75]).tolist()
     [57000, 57000, 57001]
     """
     return np.floor(np.asarray(mjd, dtype=np.float64) - NIGHT_START).astype(np.int64)
 
 
-def train_nights(nights: npt.ArrayLike, share: float = TRAIN_SHARE) -> npt.NDArray[np.int64]:
-    """Return the first nights, rounded down, at least one where there are two.
+def train_nights(nights: npt.ArrayLike, fraction: float = TRAIN_FRACTION) -> npt.NDArray[np.int64]:
+    """Return the first nights, which are for training: a fraction, rounded down, at least one if there are two.
 
     Examples
     --------
@@ -107,44 +110,46 @@ def train_nights(nights: npt.ArrayLike, share: float = TRAIN_SHARE) -> npt.NDArr
     [3, 5, 7]
     """
     unique = np.unique(np.asarray(nights, dtype=np.int64))
-    # 0.6 * 5 = 3 exactly, but 0.6 * 15 = 8.999...: a hair is added before rounding down.
-    n = int(share * len(unique) + 1e-9)
+    # 0.6 * 15 = 8.999... in floating point: a small number is added before rounding down.
+    n = int(fraction * len(unique) + 1e-9)
     return unique[: max(n, 1) if len(unique) > 1 else n]
 
 
-def split_by_night(table: ExposureTable, share: float = TRAIN_SHARE) -> Bool:
-    """Return which exposures are for training (n,): those of the first nights."""
-    return np.isin(table.night, train_nights(table.night, share))
+def split_by_night(table: ExposureTable, fraction: float = TRAIN_FRACTION) -> Bool:
+    """Return which exposures are for training, those of the first nights, bool array (n,)."""
+    return np.isin(table.night, train_nights(table.night, fraction))
 
 
 def read_exposures(path: Path) -> dict[str, ExposureTable]:
-    """Read the usable exposures of each campaign of a table.
+    """Read the usable exposures of each campaign from a table.
 
     Parameters
     ----------
     path : Path
-        ``.csv`` or ``.csv.gz``.
+        File of type ``.csv`` or ``.csv.gz``.
 
     Returns
     -------
-    dict
-        `ExposureTable` by name of the campaign, in alphabetical order.
+    dict of ExposureTable
+        Exposures by name of the campaign, in alphabetical order.
 
     Raises
     ------
     InputError
-        If the file cannot be read, lacks a column, has text in a column of numbers, or no usable row.
+        If the file cannot be read, lacks a column, has text in a column of numbers, or has no usable row.
     """
     columns = _columns(path)
     numbers = {name: _numbers(path, columns, name) for name in (*REQUIRED[2:], *CONDITIONS, *POINTING)}
     campaign, band = (np.array(_texts(columns[name])) for name in ("campaign", "band"))
     usable = np.isfinite(numbers["mjd_obs"]) & (campaign != "") & (band != "")
-    for name, least in LEAST.items():
+    for name, minimum in MIN_VALUES.items():
         with np.errstate(invalid="ignore"):
-            usable &= (numbers[name] > least) if name in STRICT else (numbers[name] >= least)
+            usable &= (numbers[name] > minimum) if name in EXCLUSIVE else (numbers[name] >= minimum)
         usable &= np.isfinite(numbers[name])
     if not usable.any():
-        cuts = ", ".join(f"{name} {'>' if name in STRICT else '>='} {least:g}" for name, least in LEAST.items())
+        cuts = ", ".join(
+            f"{name} {'>' if name in EXCLUSIVE else '>='} {minimum:g}" for name, minimum in MIN_VALUES.items()
+        )
         raise InputError(path, f"no usable row among {len(usable)}", f"exposures with {cuts}")
     return {
         str(name): _table(
@@ -157,12 +162,13 @@ def read_exposures(path: Path) -> dict[str, ExposureTable]:
 def _table(
     campaign: str, rows: Bool, n_rejected: int, band: npt.NDArray[np.str_], numbers: dict[str, Float]
 ) -> ExposureTable:
+    """Return the given rows of a table, in time order."""
     index = np.flatnonzero(rows)
     index = index[np.argsort(numbers["mjd_obs"][index], kind="stable")]
     mjd = numbers["mjd_obs"][index]
     return ExposureTable(
         campaign=campaign,
-        days=mjd - J2000,
+        days=mjd - J2000_MJD,
         night=night_number(mjd),
         band=band[index],
         zero_point=numbers["zeropoint"][index],
@@ -173,7 +179,7 @@ def _table(
 
 
 def _columns(path: Path) -> dict[str, pa.ChunkedArray]:
-    """Return the columns of a CSV file; `REQUIRED` are there."""
+    """Read the columns of a CSV file, and check that it has those of `REQUIRED`, each once."""
     try:
         table = csv.read_csv(path)
     except FileNotFoundError:
@@ -191,11 +197,12 @@ def _columns(path: Path) -> dict[str, pa.ChunkedArray]:
 
 
 def _texts(column: pa.ChunkedArray) -> Sequence[str]:
-    return ["" if one is None else str(one) for one in column.to_pylist()]
+    """Return a column as text, empty where it has no value."""
+    return ["" if value is None else str(value) for value in column.to_pylist()]
 
 
 def _numbers(path: Path, columns: dict[str, pa.ChunkedArray], name: str) -> Float:
-    """Return a column as float64, NaN where empty; all NaN where the table lacks it."""
+    """Return a column as float64 array, NaN where it is empty; all NaN if the table lacks it."""
     if name not in columns:
         return np.full(len(columns[REQUIRED[0]]), np.nan)
     column = columns[name]

@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 
 from csstdask.core.errors import InputError
-from csstdask.datasets.zeropoint_surveys import (
-    STAR_COUNT_BINS,
-    make_survey,
-    make_surveys,
-    oracle,
-    reported_explanation,
-    split_by_time,
-    unexplained_floor,
-)
+from csstdask.datasets.zeropoint_oracle import STAR_COUNT_BINS, oracle, reported_explanation, unexplained_floor
+from csstdask.datasets.zeropoint_surveys import make_survey, make_surveys, split_by_time
 from csstdask.mock import Recipe
 from csstdask.mock.conditions import CHANNELS
 from csstdask.mock.zeropoint_settings import Reported, ZeroPoints
@@ -127,8 +120,10 @@ def test_patches_hold_sky_and_a_psf_that_follows_focus(surveys):
 def test_surveys_respond_differently(surveys):
     a, b = surveys["A"], surveys["B"]
     assert a.nominal != b.nominal
-    assert np.median(np.diff(a.days)) != np.median(np.diff(b.days)) or a.about.visit != b.about.visit
-    assert a.about.response != b.about.response
+    assert (
+        np.median(np.diff(a.days)) != np.median(np.diff(b.days)) or a.survey_settings.visit != b.survey_settings.visit
+    )
+    assert a.survey_settings.response != b.survey_settings.response
     assert a.n_stars.mean() > 1.5 * b.n_stars.mean()
 
 
@@ -152,7 +147,7 @@ def test_the_oracle_knows_its_errors(half_a_year):
         assert np.std(pull) == pytest.approx(1.0, abs=0.12)
         assert np.mean(np.abs(pull) < 1) == pytest.approx(0.683, abs=0.05)
     # Without stars the white part alone is left, and the walk since the last exposure with some.
-    assert one.about.white <= best.prior_sigma.min() < 1.2 * one.about.white
+    assert one.survey_settings.white <= best.prior_sigma.min() < 1.2 * one.survey_settings.white
 
 
 def test_the_floor_falls_with_the_number_of_stars(surveys):

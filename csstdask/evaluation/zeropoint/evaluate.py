@@ -1,14 +1,14 @@
-"""Evaluation of zero-point networks on mock surveys: ``csstdask evaluate zeropoint``.
+"""Evaluate zero-point networks on mock surveys: ``csstdask evaluate zeropoint``.
 
 Parts, all written to ``zeropoint_evaluation.json``:
 
-* ``methods``: errors of all methods on the last 30 % of the days of each survey, and what nothing explains;
+* ``methods``: errors of all methods on the last 30 % of the days of each survey, and the smallest possible errors;
 * ``stars``: errors and coverage by the number of stars;
-* ``ablations``: without image, catalogue, telemetry, memory;
-* ``adaptation``: errors on each survey with and without a reversed gradient, and how well the latents show the survey;
+* ``ablations``: errors without image, catalogue, telemetry or memory;
+* ``adaptation``: errors on each survey with and without a reversed gradient, and how well latents reveal the survey;
 * ``importance``: permutation importance of each input;
-* ``row_split``: the same methods on a random split, whose test exposures have neighbours in the training;
-* ``latency``: ms an exposure by batch size, ours and published, on this processor.
+* ``row_split``: the same methods with a random split, whose test exposures have neighbours in the training;
+* ``latency``: time per exposure by batch size, of our network and the published one, on this processor.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 
 from csstdask.core.atomic_io import write_atomic
 from csstdask.core.errors import InputError
-from csstdask.datasets.zeropoint_surveys import unexplained_floor
+from csstdask.datasets.zeropoint_oracle import unexplained_floor
 from csstdask.evaluation.io import round_floats
 from csstdask.evaluation.zeropoint.latency import latencies
 from csstdask.evaluation.zeropoint.methods import (
@@ -58,7 +58,7 @@ log = logging.getLogger("csstdask")
 Say = Callable[[str], None]
 
 COMPARED_MODELS = ("azprc", "image-cnn")
-"""Networks of the article: whole, and its image branch alone."""
+"""Networks of the article: complete, and its image branch only."""
 PARTS = ("methods", "stars", "ablations", "adaptation", "importance", "row_split", "latency")
 _SEED = 20261131
 _STUDY = FitSettings(
@@ -68,16 +68,16 @@ _STUDY = FitSettings(
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is evaluated."""
+    """Settings of the evaluation."""
 
     exposures: int | None = None
-    """Of each survey; by default all."""
+    """Exposures of each survey; by default all."""
     published: int = 500
-    """Test exposures of each survey on which the networks with convolutions are run."""
+    """Test exposures of each survey for the networks with convolutions."""
     stars: int = 400
     """Test exposures of each survey and number of stars."""
     study: FitSettings = _STUDY
-    """Training of the studies' networks."""
+    """Training of the networks of the studies."""
 
 
 def evaluate_zeropoint(
@@ -95,23 +95,24 @@ def evaluate_zeropoint(
     Parameters
     ----------
     to : Path, optional
-        Folder for ``zeropoint_evaluation.json`` and figures. Parts that are there already and not asked for are kept.
+        Folder for ``zeropoint_evaluation.json`` and figures. Existing parts that are not requested are kept.
     model : str
-        Our network: name or card.
+        Name or card of our network.
     beside : sequence of str
-        Published networks (``azprc``, its variants): names or cards.
+        Names or cards of published networks (``azprc``, its variants).
     recipe : str
         Name or path of a recipe with zero points.
     parts : sequence of str
-        Of `PARTS`.
+        Parts to evaluate, of `PARTS`.
     settings : Settings
-    announce : callable
-        Receives a line a step.
+        Settings of the evaluation.
+    on_progress : callable
+        Receives one line per step.
 
     Returns
     -------
     dict
-        What ``zeropoint_evaluation.json`` has.
+        Content of ``zeropoint_evaluation.json``.
 
     Raises
     ------
@@ -164,17 +165,26 @@ def evaluate_zeropoint(
 
 @dataclass(frozen=True)
 class _Networks:
-    """The networks that are compared."""
+    """The networks to compare."""
 
     ours: PriorNetwork
+    """Our network."""
     published: dict[str, AzpRc]
+    """Published networks by name."""
     cards: dict[str, Any]
+    """Checksum and metrics of each network, by name."""
 
     @classmethod
     def of(cls, model: str, beside: Sequence[str]) -> _Networks:
-        """Load them; InputError if ours is of another kind."""
+        """Load the networks.
+
+        Raises
+        ------
+        InputError
+            If a model is unknown, or ours is of another kind.
+        """
         try:
-            cards = {card.name: card for card in (find_card("zeropoint", one) for one in (model, *beside))}
+            cards = {card.name: card for card in (find_card("zeropoint", name) for name in (model, *beside))}
         except ValueError as error:
             raise InputError(
                 "evaluate zeropoint", str(error).partition("found ")[2].partition(";")[0], "a known model"
@@ -183,72 +193,54 @@ class _Networks:
         first = next(iter(loaded.values()))
         if not isinstance(first, PriorNetwork):
             raise InputError("model", next(iter(cards)), "a network of kind zeropoint")
-        published = {name: one for name, one in loaded.items() if isinstance(one, AzpRc)}
+        published = {name: network for name, network in loaded.items() if isinstance(network, AzpRc)}
         return cls(first, published, {name: {"sha256": c.sha256, "metrics": c.metrics} for name, c in cards.items()})
 
 
-def _rows(one: SurveyInputs, at_most: int | None = None) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the test exposures, or evenly spaced ones of them."""
-    rows = np.flatnonzero(one.split == "test")
-    if at_most is None or len(rows) <= at_most:
+def _rows(survey: SurveyInputs, max_exposures: int | None = None) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the test exposures, or an evenly spaced subset."""
+    rows = np.flatnonzero(survey.split == "test")
+    if max_exposures is None or len(rows) <= max_exposures:
         return rows
-    return rows[np.linspace(0, len(rows) - 1, at_most).astype(np.int64)]
+    return rows[np.linspace(0, len(rows) - 1, max_exposures).astype(np.int64)]
 
 
 def _predict(
     surveys: dict[str, SurveyInputs], networks: _Networks, settings: Settings, on_progress: Say
 ) -> tuple[dict[str, dict[str, Prediction]], dict[str, PublishedNetwork]]:
-    """Return predictions by survey and method, and the published network of each survey."""
+    """Predict all test exposures; return predictions by survey and method, and the published network of each survey."""
     predictions, published = {}, {}
-    for name, one in surveys.items():
-        found = classical(one) | ours(one, networks.ours, _rows(one)) | oracles(one)
-        some = _rows(one, settings.published)
-        for label, network in networks.published.items():
-            of_survey = PublishedNetwork(network, one, some)
-            found[label] = on_rows(of_survey.predict(some), some, len(one.truth))
-            if label == "azprc":
-                published[name] = of_survey
-        predictions[name] = found
-        on_progress(f"survey {name}: {', '.join(found)}")
+    for name, survey in surveys.items():
+        by_method = classical(survey) | ours(survey, networks.ours, _rows(survey)) | oracles(survey)
+        rows = _rows(survey, settings.published)
+        for method, network in networks.published.items():
+            predictor = PublishedNetwork(network, survey, rows)
+            by_method[method] = on_rows(predictor.predict(rows), rows, len(survey.truth))
+            if method == "azprc":
+                published[name] = predictor
+        predictions[name] = by_method
+        on_progress(f"survey {name}: {', '.join(by_method)}")
     return predictions, published
 
 
 def _methods(surveys: dict[str, SurveyInputs], predictions: dict[str, dict[str, Prediction]]) -> dict[str, Any]:
-    """Return scores of each method on each survey and on both."""
-    rows = {name: _rows(one) for name, one in surveys.items()}
+    """Return the scores of each method on each survey and on both, the smallest possible errors, and their ratios."""
+    rows = {name: _rows(survey) for name, survey in surveys.items()}
     out: dict[str, Any] = {
         name: {
-            method: scores(prediction, one.exposures.truth, rows[name])
+            method: scores(prediction, survey.exposures.truth, rows[name])
             for method, prediction in predictions[name].items()
         }
-        for name, one in surveys.items()
+        for name, survey in surveys.items()
     }
+    truth = np.concatenate([survey.truth[rows[name]] for name, survey in surveys.items()])
     out["both"] = {}
     for method in next(iter(predictions.values())):
-        parts = {name: _offsets(found[method], surveys[name], rows[name]) for name, found in predictions.items()}
-        truth = np.concatenate([one.truth[rows[name]] for name, one in surveys.items()])
-        value = np.concatenate([part.value for part in parts.values()])
-        sigmas = [part.sigma for part in parts.values()]
-        sigma = (
-            None if any(one is None for one in sigmas) else np.concatenate([one for one in sigmas if one is not None])
-        )
-        out["both"][method] = scores(Prediction(value, sigma), truth, np.arange(len(truth)))
-    out["floor"] = {}
-    for name, one in surveys.items():
-        test = one.split == "test"
-        floor = unexplained_floor(one.exposures, which=test)
-        reported = unexplained_floor(one.exposures, which=test, reported=True)
-        out["floor"][name] = {
-            "prior": floor.prior_all,
-            "joined": floor.joined_all,
-            "prior from reported telemetry": reported.prior_all,
-            "joined from reported telemetry": reported.joined_all,
-        }
+        parts = [_offsets(predictions[name][method], survey, rows[name]) for name, survey in surveys.items()]
+        out["both"][method] = scores(_concatenate(parts), truth, np.arange(len(truth)))
+    out["floor"] = {name: _floor(survey) for name, survey in surveys.items()}
     out["over_floor"] = {
-        name: {
-            "prior": out[name]["prior"]["rmse"] / out["floor"][name]["prior"],
-            "joined": out[name]["joined"]["rmse"] / out["floor"][name]["joined"],
-        }
+        name: {kind: out[name][kind]["rmse"] / out["floor"][name][kind] for kind in ("prior", "joined")}
         for name in surveys
     } | {
         "both": {
@@ -259,10 +251,30 @@ def _methods(surveys: dict[str, SurveyInputs], predictions: dict[str, dict[str, 
     return out
 
 
-def _offsets(prediction: Prediction, one: SurveyInputs, rows: np.ndarray[Any, Any]) -> Prediction:
-    """Return a prediction relative to the nominal zero point on some exposures."""
+def _floor(survey: SurveyInputs) -> dict[str, float]:
+    """Return the errors of the oracle on the test exposures [mag]."""
+    test = survey.split == "test"
+    floor = unexplained_floor(survey.exposures, which=test)
+    reported = unexplained_floor(survey.exposures, which=test, reported=True)
+    return {
+        "prior": floor.prior_all,
+        "joined": floor.joined_all,
+        "prior from reported telemetry": reported.prior_all,
+        "joined from reported telemetry": reported.joined_all,
+    }
+
+
+def _offsets(prediction: Prediction, survey: SurveyInputs, rows: np.ndarray[Any, Any]) -> Prediction:
+    """Return a prediction for some exposures, relative to the nominal zero point."""
     sigma = None if prediction.sigma is None else prediction.sigma[rows]
-    return Prediction(prediction.value[rows] - one.exposures.nominal, sigma)
+    return Prediction(prediction.value[rows] - survey.exposures.nominal, sigma)
+
+
+def _concatenate(parts: list[Prediction]) -> Prediction:
+    """Concatenate predictions; there is no sigma if one of them has none."""
+    sigmas = [part.sigma for part in parts if part.sigma is not None]
+    sigma = np.concatenate(sigmas) if len(sigmas) == len(parts) else None
+    return Prediction(np.concatenate([part.value for part in parts]), sigma)
 
 
 def _stars(
@@ -273,9 +285,9 @@ def _stars(
     settings: Settings,
     on_progress: Say,
 ) -> dict[str, Any]:
-    """Return errors by number of stars, and of a network that sees the level of the stars."""
+    """Return errors by number of stars, including those of a network that reads the level of the stars."""
     fixed = ("lut", "previous", "local level")
-    others = {name: {method: found[method] for method in fixed} for name, found in predictions.items()}
+    others = {name: {method: by_method[method] for method in fixed} for name, by_method in predictions.items()}
     direct = train_network(
         surveys, replace(settings.study, drop_stars=0.1), memory=networks.ours.memory, star_level=True
     )
@@ -291,21 +303,27 @@ def _stars(
     )
 
 
-def format_results(found: dict[str, Any]) -> list[str]:
-    """Return the results of an evaluation as lines of text."""
+def format_results(results: dict[str, Any]) -> list[str]:
+    """Format the results of an evaluation as lines of text.
+
+    Parameters
+    ----------
+    results : dict
+        Content of ``zeropoint_evaluation.json``.
+    """
     lines = []
-    if "methods" in found:
+    if "methods" in results:
         lines.append(f"{'method':<22} {'RMSE':>7} {'MAE':>7} {'r':>6} {'>0.05':>6}   [mag], last 30 % of the days")
-        for name, row in found["methods"]["both"].items():
-            shown = f"{name:<22} {row['rmse']:7.4f} {row['mae']:7.4f} {row['pearson']:6.3f} {row['failures']:6.1%}"
+        for name, row in results["methods"]["both"].items():
+            line = f"{name:<22} {row['rmse']:7.4f} {row['mae']:7.4f} {row['pearson']:6.3f} {row['failures']:6.1%}"
             if "coverage_68" in row:
-                shown += f"   coverage {row['coverage_68']:.3f} {row['coverage_95']:.3f}"
-            lines.append(shown)
-        for name, ratio in found["methods"]["over_floor"].items():
+                line += f"   coverage {row['coverage_68']:.3f} {row['coverage_95']:.3f}"
+            lines.append(line)
+        for name, ratio in results["methods"]["over_floor"].items():
             lines.append(
                 f"{name}: prior {ratio['prior']:.2f} and joined {ratio['joined']:.2f} times the oracle's error"
             )
-    for count, row in found.get("stars", {}).items():
+    for count, row in results.get("stars", {}).items():
         errors = "  ".join(
             f"{name} {row['methods'][name]['rmse']:.4f}"
             for name in ("lut", "azprc", "prior", "solve", "joined")
@@ -316,11 +334,11 @@ def format_results(found: dict[str, Any]) -> list[str]:
             f"{count:>3} stars: {errors}  coverage {coverage['coverage_68']:.3f} {coverage['coverage_95']:.3f}"
         )
     for part in ("ablations", "adaptation", "row_split"):
-        for name, row in found.get(part, {}).items():
+        for name, row in results.get(part, {}).items():
             lines.append(f"{part}, {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in row.items()))
-    for name, value in found.get("importance", {}).items():
+    for name, value in results.get("importance", {}).items():
         lines.append(f"importance of {name}: {value:+.4f} mag")
-    for row in found.get("latency", {}).get("rows", []):
+    for row in results.get("latency", {}).get("rows", []):
         times = ", ".join(f"{key} {value:.2f} ms" for key, value in row.items() if key != "batch")
         lines += [f"batch {row['batch']}: {times}"]
     return lines

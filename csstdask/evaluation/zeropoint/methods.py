@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from csstdask.datasets.zeropoint_surveys import MockSurvey, oracle
+from csstdask.datasets.zeropoint_oracle import oracle
+from csstdask.datasets.zeropoint_surveys import MockSurvey
 from csstdask.evaluation.zeropoint.baselines import (
     boosted_trees,
     linear_regression,

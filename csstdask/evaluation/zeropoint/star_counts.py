@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from csstdask.datasets.zeropoint_surveys import STAR_COUNT_BINS, MockSurvey, oracle
+from csstdask.datasets.zeropoint_oracle import STAR_COUNT_BINS, oracle
+from csstdask.datasets.zeropoint_surveys import MockSurvey
 from csstdask.evaluation.zeropoint.methods import (
     Prediction,
     PublishedNetwork,

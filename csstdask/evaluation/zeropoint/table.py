@@ -26,7 +26,13 @@ import torch
 
 from csstdask.core.atomic_io import sha256_file
 from csstdask.core.errors import InputError
-from csstdask.datasets.zeropoint_table import TRAIN_SHARE, ExposureTable, read_exposures, split_by_night, train_nights
+from csstdask.datasets.zeropoint_table import (
+    TRAIN_FRACTION,
+    ExposureTable,
+    read_exposures,
+    split_by_night,
+    train_nights,
+)
 from csstdask.evaluation.io import write_results
 from csstdask.evaluation.zeropoint.table_inputs import TableInputs, table_inputs
 from csstdask.evaluation.zeropoint.table_methods import METHODS, MethodSettings, Prediction, predict
@@ -170,7 +176,7 @@ def _evaluate(tables: dict[str, ExposureTable], settings: TableSettings, report:
         "targets": compare_with_targets(campaigns, transfer),
         "reference": REFERENCE,
         "article": ARTICLE,
-        "settings": {**asdict(settings), "train_share": TRAIN_SHARE, "conditions": list(inputs.conditions)},
+        "settings": {**asdict(settings), "train_share": TRAIN_FRACTION, "conditions": list(inputs.conditions)},
     }
 
 
@@ -243,7 +249,7 @@ def _row_split(
     Both splits are compared on the same exposures: those of the test nights outside the training of the random split.
     """
     rng = np.random.default_rng(settings.seed)
-    train = {name: rng.random(len(table)) < TRAIN_SHARE for name, table in tables.items()}
+    train = {name: rng.random(len(table)) < TRAIN_FRACTION for name, table in tables.items()}
     inputs = table_inputs(tables, train)
     predictions = _predict_all(inputs, ROW_SPLIT_METHODS, settings, report, "split by rows, ", folds=1)
     out: dict[str, dict[str, Any]] = {}
