@@ -1,4 +1,4 @@
-"""Memory, local level and online recalibration against brute force and simulations."""
+"""The local level against the conditional normal distribution and simulations; causality of memory and errors."""
 
 from __future__ import annotations
 
@@ -19,39 +19,6 @@ def _history(rng: np.random.Generator, n: int = 120) -> tuple[np.ndarray, np.nda
     sigma = rng.uniform(0.002, 0.02, n)
     sigma[rng.random(n) < 0.05] = np.inf
     return days, value, sigma, rng.integers(0, 4, n)
-
-
-def test_memory_is_that_of_a_loop(rng: np.random.Generator) -> None:
-    days, value, sigma, series = _history(rng)
-    memory = build_memory(days, value, sigma, length=5, series=series)
-    for i in range(len(days)):
-        earlier = [
-            j for j in range(len(days))
-            if days[j] < days[i] and series[j] == series[i] and np.isfinite(value[j]) and np.isfinite(sigma[j])
-        ]  # fmt: skip
-        earlier.sort(key=lambda j: -days[j])
-        known = memory.index[i][memory.index[i] >= 0]
-        assert len(known) == min(5, len(earlier)) == memory.count[i]
-        assert days[known].tolist() == days[earlier[:5]].tolist()  # of equal moments, either may come first
-        k = len(known)
-        assert memory.value[i, :k].tolist() == value[known].tolist()
-        assert memory.age[i, :k] == pytest.approx(days[i] - days[known])
-        assert np.isnan(memory.value[i, k:]).all()
-        assert np.isnan(memory.age[i, k:]).all()
-
-
-def test_memory_at_other_moments(rng: np.random.Generator) -> None:
-    days, value, sigma, series = _history(rng)
-    at, labels = np.array([-1.0, 1.5, 99.0, 1.5]), np.array([0, 0, 0, 77])
-    memory = build_memory(days, value, sigma, length=3, series=series, at=at, at_series=labels)
-    assert memory.count.tolist() == [0, 3, 3, 0]  # before everything, within, long after, a series without history
-    both = build_memory(
-        np.append(days, 1.5), np.append(value, np.nan), np.append(sigma, 1), length=3, series=np.append(series, 0)
-    )
-    assert memory.index[1].tolist() == both.index[-1].tolist()
-    assert memory.age[2, 0] > 96
-    with pytest.raises(ValueError, match="at_series"):
-        build_memory(days, value, sigma, series=series, at=at)
 
 
 def test_empty_history() -> None:
@@ -187,29 +154,3 @@ def test_later_values_change_nothing_earlier(rng: np.random.Generator) -> None:
     assert (scale != other).any()
     early, again = (build_memory(days, one, sigma, series=series).value[upto] for one in (value, changed))
     assert np.array_equal(early, again, equal_nan=True)
-
-
-def test_scale_begins_at_one_and_ignores_unknown_errors() -> None:
-    scale = online_scale([np.nan, 0.5, np.nan, 3.0], [1.0, 1.0, np.inf, 0.0])
-    assert scale[:2].tolist() == [1.0, 1.0]
-    assert scale[2] == scale[3]
-
-
-@pytest.mark.parametrize("level", [0.6827, 0.9545])
-def test_scale_follows_a_change_of_the_errors(rng: np.random.Generator, level: float) -> None:
-    size = np.repeat([2.0, 0.5, 3.0], 2000)
-    error, sigma = size * rng.standard_t(4, 6000), np.full(6000, 1.0)
-    scale = online_scale(error, sigma, level=level)
-    z = {0.6827: 1.0, 0.9545: 2.0}[level]
-    inside = np.abs(error) < z * scale * sigma
-    assert inside.mean() == pytest.approx(level, abs=0.01)
-    assert [inside[i : i + 2000].mean() for i in (0, 2000, 4000)] == pytest.approx([level] * 3, abs=0.03)
-    assert np.median(scale[1000:2000]) / np.median(scale[3000:4000]) == pytest.approx(4, rel=0.15)
-
-
-def test_groups_are_recalibrated_apart(rng: np.random.Generator) -> None:
-    groups = rng.integers(0, 2, 4000)
-    error = np.where(groups == 1, 3.0, 0.5) * rng.normal(size=4000)
-    scale = online_scale(error, np.ones(4000), groups=groups)
-    assert np.median(scale[groups == 1][-500:]) == pytest.approx(3, rel=0.2)
-    assert np.median(scale[groups == 0][-500:]) == pytest.approx(0.5, rel=0.2)
