@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import csv
 
+from csstdask.core.constants import J2000_MJD
 from csstdask.core.errors import InputError
 
 Float = npt.NDArray[np.float64]
@@ -30,8 +31,6 @@ POINTING = ("rabore", "decbore")
 """Direction of the telescope [deg]."""
 NIGHT_START = 0.7
 """Fraction of a Modified Julian Date at noon at the telescopes in Chile and Arizona [d]."""
-J2000_MJD = 51544.5
-"""Modified Julian Date of 2000-01-01T12:00."""
 MIN_VALUES = {"zeropoint": 15.0, "nmatched": 15.0, "exptime": 10.0, "airmass": 1.0}
 """Smallest values of usable rows; others are failed fits [mag], have few stars, are tests [s], or lack an airmass."""
 EXCLUSIVE = ("zeropoint",)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from csstdask.core.constants import DAYS_PER_YEAR
 from csstdask.core.errors import InputError
 from csstdask.zeropoint.photometry import mask_bad_errors, mask_bad_magnitudes
 
@@ -18,8 +19,6 @@ Float = npt.NDArray[np.float64]
 
 DEFAULT_EPOCH = 2016.0
 """Epoch of positions in catalogues without a column ``ref_epoch``, that of Gaia DR3 [Julian year]."""
-DAYS_PER_YEAR = 365.25
-"""Days in a Julian year."""
 MAX_PROPER_MOTION = 11_000.0
 """Larger proper motions are sentinels [mas/yr]: Barnard's star has 10,400."""
 _SENTINEL = -9999.0

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.core.constants import days_since_j2000
 from csstdask.core.errors import InputError
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import NO_MODEL
@@ -26,8 +27,6 @@ from csstdask.zeropoint.result import Method, Stars, ZeroPoint
 
 Float = npt.NDArray[np.float64]
 
-J2000 = np.datetime64("2000-01-01T12:00:00", "us")
-"""Origin of times in days."""
 MEMORY_LENGTH = 16
 """Largest number of earlier zero points that are used; a model reads as many as its card says."""
 _REQUIRED = ("inst_mag", "inst_mag_err", "ref_mag", "ref_mag_err")
@@ -183,7 +182,7 @@ def days_of(time: Any) -> float:
     if hasattr(time, "datetime64"):  # astropy
         time = time.datetime64
     try:
-        return float((np.datetime64(time, "us") - J2000) / np.timedelta64(1, "D"))
+        return float(days_since_j2000(np.datetime64(time, "us")))
     except ValueError:
         raise InputError("time", f"{time!r}", "a time such as 2027-06-01T00:20:00, or days since J2000") from None
 

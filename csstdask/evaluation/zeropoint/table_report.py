@@ -18,20 +18,20 @@ COLUMNS = ("RMSE", "MAE", "MAD", "failures", "RMSE clear", "MAE clear", "MAD cle
 def report_lines(result: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of ``zeropoint_table.md`` from the content of ``zeropoint_table.json``."""
     yield f"# Zero points of {result['table']['name']}"
-    for name, one in result["campaigns"].items():
-        yield from markdown_header(f"{name}, {one['n_test']} test exposures", COLUMNS)
-        for method, scores in one["methods"].items():
+    for name, campaign in result["campaigns"].items():
+        yield from markdown_header(f"{name}, {campaign['n_test']} test exposures", COLUMNS)
+        for method, scores in campaign["methods"].items():
             yield markdown_row(f"{method}: {scores['label']}", _row(scores))
         yield from markdown_header(f"{name}, MAE on the same exposures", ("split by nights", "split by rows"))
-        for method, leaking in one.get("row_split", {}).items():
+        for method, leaking in campaign.get("row_split", {}).items():
             yield markdown_row(method, [leaking[split]["all"]["mae"] for split in ("nights", "rows")])
         yield from markdown_header(f"{name}, difference of MAE", ("mag", "95 % from", "to", "relative"))
-        for comparison, paired in one["paired"].items():
+        for comparison, paired in campaign["paired"].items():
             numbers = [paired["difference"], *paired["interval_95"], paired["relative"]]
             yield markdown_row(comparison.replace("_", " "), numbers)
-    for name, one in result["transfer"].items():
-        for nights, scores in one["nights"].items():
-            yield from markdown_header(f"{name} after {nights} own nights and all of {one['from']}", COLUMNS)
+    for name, transfer in result["transfer"].items():
+        for nights, scores in transfer["nights"].items():
+            yield from markdown_header(f"{name} after {nights} own nights and all of {transfer['from']}", COLUMNS)
             for method, numbers in scores["methods"].items():
                 yield markdown_row(method, _row(numbers))
     yield ""
@@ -56,21 +56,23 @@ def draw_figures(result: dict[str, Any], to: Path, *, on_progress: Callable[[str
     except InputError as error:
         on_progress(f"no figures: {error}")
         return
-    for name, one in result["campaigns"].items():
+    for name, campaign in result["campaigns"].items():
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-        methods = list(one["methods"])
-        left.barh(methods, [one["methods"][m]["all"]["mae"] for m in methods], color="0.6", label="split by nights")
-        leaking = one.get("row_split", {})
+        methods = list(campaign["methods"])
+        left.barh(
+            methods, [campaign["methods"][m]["all"]["mae"] for m in methods], color="0.6", label="split by nights"
+        )
+        leaking = campaign.get("row_split", {})
         left.plot(
             [leaking[m]["rows"]["all"]["mae"] for m in leaking], list(leaking), "k|", ms=14, label="split by rows"
         )
         left.invert_yaxis()
         left.set_xlabel("mean absolute error [mag]")
-        left.set_title(f"{name}, {one['n_test']} exposures")
+        left.set_title(f"{name}, {campaign['n_test']} exposures")
         left.legend()
         for method in ("previous", "trees", "ours"):
             for key, marker in (("coverage_68", "o"), ("coverage_95", "s")):
-                measured = [quartile[key] for quartile in one["methods"][method]["quartiles"]]
+                measured = [quartile[key] for quartile in campaign["methods"][method]["quartiles"]]
                 right.plot(range(1, len(measured) + 1), measured, marker=marker, label=f"{method}, {key[-2:]} %")
         for nominal, _ in COVERAGE_LEVELS.values():
             right.axhline(nominal, color="0.5", lw=0.8)

@@ -50,8 +50,8 @@ def compare_with_targets(campaigns: dict[str, Any], transfer: dict[str, Any]) ->
     """
     nominal = {key: level for key, (level, _) in COVERAGE_LEVELS.items()}
     out: dict[str, Any] = {}
-    for name, one in campaigns.items():
-        paired, ours = one["paired"], one["methods"]["ours"]
+    for name, campaign in campaigns.items():
+        paired, ours = campaign["paired"], campaign["methods"]["ours"]
         quartiles = [abs(quartile[key] - nominal[key]) for quartile in ours["quartiles"] for key in nominal]
         gain = -paired["ours_against_previous"]["relative"]
         deviation = {key: abs(ours[key] - nominal[key]) for key in nominal} | {"quartile": max(quartiles)}
@@ -65,9 +65,9 @@ def compare_with_targets(campaigns: dict[str, Any], transfer: dict[str, Any]) ->
                 for key, limit in MAX_COVERAGE_ERROR.items()
             },
         }  # fmt: skip
-    for name, one in transfer.items():
-        if "3" in one["nights"]:
-            mae = one["nights"]["3"]["methods"]["ours"]["all"]["mae"]
+    for name, campaign in transfer.items():
+        if "3" in campaign["nights"]:
+            mae = campaign["nights"]["3"]["methods"]["ours"]["all"]["mae"]
             met = mae <= MAX_TRANSFER_MAE
             out[name]["mae_after_three_nights"] = {"asked": MAX_TRANSFER_MAE, "measured": mae, "met": met}
     return out

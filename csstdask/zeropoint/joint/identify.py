@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from csstdask.core.constants import DEG_PER_ARCSEC
 from csstdask.zeropoint.joint.components import find_root
 
 Int32 = npt.NDArray[np.int32]
 
-DEGREES_PER_ARCSEC = 1 / 3600.0
-MIN_ZONE_HEIGHT = 0.5 * DEGREES_PER_ARCSEC
+MIN_ZONE_HEIGHT = 0.5 * DEG_PER_ARCSEC
 """Smallest height of a zone of declination [deg]."""
 ROUNDING = 1e-7
 """Accuracy of right ascensions in the sort key [deg]; search windows are wider by it."""
@@ -61,13 +61,13 @@ def identify_stars(
     labels[in_reference] = label
     del label
     has_position = ~in_reference & np.isfinite(ra) & np.isfinite(dec)
-    height = max(radius * DEGREES_PER_ARCSEC, MIN_ZONE_HEIGHT)
+    height = max(radius * DEG_PER_ARCSEC, MIN_ZONE_HEIGHT)
     index = np.flatnonzero(has_position).astype(np.int32)
     zone = np.floor((dec[index] + 90) / height).astype(np.int32)
     order = np.argsort(zone * 400.0 + ra[index], kind="stable")
     index, zone = index[order], zone[order]
     del order
-    radius_rad = np.deg2rad(radius * DEGREES_PER_ARCSEC)
+    radius_rad = np.deg2rad(radius * DEG_PER_ARCSEC)
     root = _join_neighbours(ra[index], dec[index], unit[index], zone, radius_rad)
     n = _number_stars(root, index, unit, ra, dec, radius_rad, len(reference_rows), labels)
     unlabelled = labels < 0
