@@ -1,4 +1,4 @@
-"""Surveys of mock zero points: prefixes, consistency of stars with truth, splits and the floor."""
+"""Mock surveys of zero points: prefixes, consistency of stars with the truth, splits, and the smallest errors."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def half_a_year():
     return make_survey(SETTINGS, "A", 7, 1200)
 
 
-def test_the_whole_recipe_has_at_least_ten_thousand_exposures():
+def test_recipe_has_at_least_ten_thousand_exposures():
     assert sum(survey.exposures for survey in SETTINGS.surveys) >= 10_000
     assert [survey.name for survey in SETTINGS.surveys] == ["A", "B"]
 
 
-def test_the_first_exposures_do_not_depend_on_how_many_are_asked_for(surveys):
+def test_first_exposures_do_not_depend_on_the_number_requested(surveys):
     whole, few = surveys["A"], make_surveys("zeropoint", exposures=37)["A"]
     for name in (
         "exposure",
@@ -105,7 +105,7 @@ def test_sentinels_missing_and_zero_errors_occur(surveys):
     assert (error[usable] == 0).any()
 
 
-def test_patches_hold_sky_and_a_psf_that_follows_focus(surveys):
+def test_patches_contain_sky_and_a_psf_that_follows_focus(surveys):
     one = surveys["A"]
     sky = np.array([np.median(one.patch(i)) for i in range(60)])
     expected = one.conditions["background"][:60] * 10 ** (0.4 * (one.truth - one.nominal)[:60])
@@ -138,7 +138,7 @@ def test_split_by_time_keeps_days_together():
     assert np.array_equal(split_by_time(days[mixed]), labels[mixed])
 
 
-def test_the_oracle_knows_its_errors(half_a_year):
+def test_errors_of_the_oracle_are_calibrated(half_a_year):
     """Errors over quoted sigma are standard normal: the filter has the noise model of the mock."""
     one = half_a_year
     best = oracle(one)
@@ -146,11 +146,11 @@ def test_the_oracle_knows_its_errors(half_a_year):
         pull = (value - one.truth) / sigma
         assert np.std(pull) == pytest.approx(1.0, abs=0.12)
         assert np.mean(np.abs(pull) < 1) == pytest.approx(0.683, abs=0.05)
-    # Without stars the white part alone is left, and the walk since the last exposure with some.
+    # Without stars, the errors are the white noise and the walk since the last exposure with stars.
     assert one.survey_settings.white <= best.prior_sigma.min() < 1.2 * one.survey_settings.white
 
 
-def test_the_floor_falls_with_the_number_of_stars(surveys):
+def test_floor_decreases_with_the_number_of_stars(surveys):
     floor = unexplained_floor(surveys["A"])
     assert floor.n.sum() == N
     assert floor.joined[0] == floor.prior[0]
@@ -160,10 +160,10 @@ def test_the_floor_falls_with_the_number_of_stars(surveys):
     assert unexplained_floor(surveys["A"], which=late).n.sum() == N // 2
 
 
-def test_the_reported_floor_is_above_that_of_true_conditions(half_a_year):
+def test_floor_of_reported_telemetry_is_above_that_of_true_conditions(half_a_year):
     one = half_a_year
     best, late = unexplained_floor(one), unexplained_floor(one, reported=True)
-    # Noise of sensors is some 1 mmag within a visit, less than the 3 mmag that nothing explains.
+    # Noise of sensors is some 1 mmag within a visit, less than the unexplained 3 mmag.
     assert best.prior_all < late.prior_all < 1.4 * best.prior_all
     assert best.joined_all < late.joined_all < 1.4 * best.joined_all
     known = oracle(one, reported=True)
@@ -179,6 +179,6 @@ def test_reported_telemetry_without_errors_explains_as_much_as_true_conditions()
     assert reported_explanation(one) == pytest.approx(one.explained, abs=1e-6)
 
 
-def test_a_recipe_without_the_table_is_refused():
+def test_recipe_without_zero_points_is_refused():
     with pytest.raises(InputError, match="zeropoint"):
         make_surveys(Recipe(name="plain", seed=1))

@@ -1,4 +1,4 @@
-"""Tables of measured zero points: cuts, nights, splits, and what is said of unusable files."""
+"""Tables of measured zero points: cuts, nights, splits, and errors of unusable files."""
 
 from __future__ import annotations
 

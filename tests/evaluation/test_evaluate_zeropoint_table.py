@@ -1,4 +1,4 @@
-"""Evaluation on tables of zero points: inputs, folds, baselines, the whole on a small table, and the real one."""
+"""Evaluation on tables of zero points: inputs, folds, baselines, a small table, and the real one."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def inputs(small_table: Path) -> TableInputs:
     return table_inputs(tables, {name: split_by_night(table) for name, table in tables.items()})
 
 
-def test_extinction_fit_is_that_of_the_simulation(inputs: TableInputs) -> None:
+def test_extinction_fit_recovers_the_simulation(inputs: TableInputs) -> None:
     clear = inputs.offset > -0.1
     assert np.median(inputs.offset[clear]) == pytest.approx(0, abs=0.02)
     for one in np.unique(inputs.campaign):
@@ -80,11 +80,11 @@ def test_memory_is_of_the_same_night_and_earlier(inputs: TableInputs) -> None:
     assert (inputs.persistence[firsts] == 0).all()
 
 
-def test_inputs_do_not_hold_the_zero_point(small_table: Path, inputs: TableInputs) -> None:
+def test_inputs_do_not_contain_the_zero_point(small_table: Path, inputs: TableInputs) -> None:
     tables = read_exposures(small_table)
     last = {name: table.take(np.arange(len(table))) for name, table in tables.items()}
     changed = {name: table.zero_point.copy() for name, table in last.items()}
-    changed["one"][-1] += 1.0  # the last exposure of all: nobody remembers it
+    changed["one"][-1] += 1.0  # the last exposure is in no memory
     other = {
         name: type(table)(**{**vars(table), "zero_point": changed[name]}) for name, table in last.items()
     }  # fmt: skip
@@ -106,7 +106,7 @@ def test_bands_without_exposures_take_a_fit_of_the_same_letter(small_table: Path
         table_inputs(tables, {name: np.zeros(len(table), dtype=bool) for name, table in tables.items()})
 
 
-def test_folds_predict_nights_that_they_have_not_seen(inputs: TableInputs) -> None:
+def test_folds_predict_nights_outside_their_training(inputs: TableInputs) -> None:
     fold = inputs.folds(3)
     assert sorted(np.unique(fold).tolist()) == [-1, 0, 1, 2]
     for night in np.unique(inputs.night):
@@ -146,7 +146,7 @@ def test_persistence_of_values_and_of_offsets() -> None:
     assert previous(memory, level, fallback_then=level) == pytest.approx([25.1, 24.3, 25.1])
 
 
-def test_trees_learn_what_memory_and_conditions_say(rng: np.random.Generator) -> None:
+def test_trees_learn_from_memory_and_conditions(rng: np.random.Generator) -> None:
     n = 1500
     cloud = np.abs(np.cumsum(rng.normal(0, 0.05, n))) % 1
     sky = cloud + rng.normal(0, 0.02, n)
@@ -202,7 +202,7 @@ def test_predictions_are_causal(small_table: Path, inputs: TableInputs, name: st
         assert (getattr(one.intervals, kind) > 0).all()
 
 
-def test_whole_evaluation_of_a_small_table(small_table: Path, tmp_path: Path) -> None:
+def test_evaluation_of_a_small_table(small_table: Path, tmp_path: Path) -> None:
     settings = TableSettings(methods=QUICK, transfer_nights=(0, 3), threads=1)
     lines: list[str] = []
     evaluate_table(small_table, tmp_path, settings=settings, on_progress=lines.append)

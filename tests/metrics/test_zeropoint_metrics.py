@@ -1,4 +1,4 @@
-"""Measures of predicted zero points against numbers by hand and distributions that are known."""
+"""Metrics of predicted zero points against numbers by hand and known distributions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_errors_by_hand() -> None:
     assert found.failures == pytest.approx(1 / 3)
 
 
-def test_nothing_to_measure() -> None:
+def test_no_exposures() -> None:
     found = error_statistics([np.nan], [25.0])
     assert (found.n, found.n_missing) == (0, 1)
     assert math.isnan(found.mae)
@@ -37,7 +37,7 @@ def test_nothing_to_measure() -> None:
         paired_bootstrap([np.nan], [0.1], [1])
 
 
-def test_correlations_are_scipys(rng: np.random.Generator) -> None:
+def test_correlations_equal_scipy(rng: np.random.Generator) -> None:
     from scipy.stats import pearsonr, spearmanr
 
     one, two = rng.normal(size=(2, 200))
@@ -61,9 +61,9 @@ def test_coverage_of_normal_errors(rng: np.random.Generator) -> None:
     assert [one["coverage_68"] for one in quartiles] == pytest.approx([0.6827] * 4, abs=0.02)
 
 
-def test_quartiles_show_what_the_average_hides(rng: np.random.Generator) -> None:
+def test_quartiles_reveal_uninformative_sigmas(rng: np.random.Generator) -> None:
     sigma = np.repeat([0.01, 0.02], 20_000)
-    error = np.sqrt(np.mean(sigma**2)) * rng.normal(size=40_000)  # the same for all: sigma says nothing
+    error = np.sqrt(np.mean(sigma**2)) * rng.normal(size=40_000)  # the same for all: sigma carries no information
     quartiles = [one["coverage_68"] for one in coverage_by_quartile(error, sigma)]
     assert quartiles[0] < 0.5
     assert quartiles[3] > 0.78
@@ -74,7 +74,7 @@ def test_unknown_and_infinite_sigma() -> None:
     assert np.array_equal(found, [1.0, np.nan, np.nan, 0.0], equal_nan=True)
 
 
-def test_bootstrap_of_nights_knows_that_nights_are_few(rng: np.random.Generator) -> None:
+def test_bootstrap_accounts_for_the_number_of_nights(rng: np.random.Generator) -> None:
     nights = np.repeat(np.arange(25), 100)
     shift = rng.normal(0, 0.02, 25)
     second = 0.1 * np.ones(2500)

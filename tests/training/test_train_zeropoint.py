@@ -1,4 +1,4 @@
-"""Training of zero-point networks: losses by hand, gaps, and tiny trainings that are resumed and refused."""
+"""Training of zero-point networks: losses by hand, gaps, and small trainings that are resumed or refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def quiet(_: str) -> None:
 
 
 def linear_case(n: int, seed: int) -> tuple[PriorInputs, np.ndarray]:
-    """Zero points that follow one condition, 0.03 mag for each unit, with noise of 0.004 mag."""
+    """Return zero points that follow one condition, 0.03 mag per unit, with noise of 0.004 mag."""
     rng = np.random.default_rng(seed)
     days = np.sort(rng.uniform(0, n / 10, n))
     heat = rng.normal(size=n)
@@ -56,7 +56,7 @@ def test_prior_learns_and_is_calibrated() -> None:
     assert np.mean(np.abs(error) < prior.sigma) == pytest.approx(0.683, abs=0.08)
 
 
-def test_missing_targets_teach_nothing() -> None:
+def test_missing_targets_are_ignored() -> None:
     network = PriorNetwork(("heat",), memory=2, stars=False, image=False, width=8, latent=4)
     inputs, truth = linear_case(100, 3)
     truth[::2] = np.nan
@@ -92,7 +92,7 @@ def test_gradient_is_reversed() -> None:
     assert x.grad.tolist() == [-1.0, -1.0, -1.0]
 
 
-def test_inputs_are_withheld_and_never_invented() -> None:
+def test_inputs_are_withheld_at_random() -> None:
     inputs, _ = linear_case(300, 4)
     arrays = prior_arrays(inputs, ("heat",), memory=4)
     settings = FitSettings(drop_telemetry=0.2, drop_memory=0.2)
@@ -109,7 +109,7 @@ def test_inputs_are_withheld_and_never_invented() -> None:
     assert np.array_equal(again.memory, dropped.memory, equal_nan=True)
 
 
-def test_resumed_training_is_that_of_one_never_killed(tmp_path: Path) -> None:
+def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     config = load_zeropoint_config(None, **TINY)
     whole = train_zeropoint(config, tmp_path / "whole", on_progress=quiet)
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""Alarms: what is found, and what is not, in histories that were made to have them."""
+"""Alarms in simulated histories of zero points."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def kinds(days, value, sigma, prior=None, prior_sigma=None):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_quiet_history_has_no_alarm(seed):
+def test_constant_history_raises_no_alarm(seed):
     days, value, sigma = history(seed)
     assert kinds(days, value, sigma, np.full(N, 25.0), np.full(N, NOISE)) == []
 
 
-def test_stars_that_contradict_what_was_expected_are_named():
+def test_disagreement_of_stars_and_prior_raises_an_alarm():
     days, value, sigma = history()
     prior = np.full(N, 25.0)
     prior[12] = value[12] + 6 * np.hypot(NOISE, NOISE)
@@ -40,7 +40,7 @@ def test_stars_that_contradict_what_was_expected_are_named():
     assert "contradict" in alarm.meaning
 
 
-def test_a_drift_is_one_of_the_last_exposures():
+def test_drift_uses_only_the_latest_exposures():
     days, value, sigma = history()
     drifting = value - np.where(days >= N - DRIFT_EXPOSURES, 0.002 * (days - (N - DRIFT_EXPOSURES)), 0.0)
     ((row, alarm),) = find_alarms(days, drifting, sigma, np.full(N, np.nan), np.full(N, np.nan))
@@ -50,19 +50,19 @@ def test_a_drift_is_one_of_the_last_exposures():
     assert kinds(days, early, sigma) == []
 
 
-def test_a_scatter_beyond_the_errors_is_no_drift():
+def test_excess_scatter_is_not_a_drift():
     days, value, _ = history()
     assert kinds(days, value, np.full(N, NOISE / 20)) == []
 
 
 @pytest.mark.parametrize(("jump", "alarmed"), [(0.05, True), (-0.05, False), (0.8 * MIN_JUMP, False)])
-def test_a_rise_is_a_decontamination_and_a_fall_is_not(jump, alarmed):
+def test_sudden_rise_is_a_decontamination(jump, alarmed):
     days, value, sigma = history()
     value[10:] += jump
     assert kinds(days, value, sigma) == ([(10, "decontamination")] if alarmed else [])
 
 
-def test_unsolved_exposures_and_any_order_do_not_matter():
+def test_unsolved_exposures_and_order_do_not_matter():
     days, value, sigma = history()
     value[10:] += 0.05
     value[[3, 10, 11]], sigma[[3, 10, 11]] = np.nan, np.inf
@@ -78,7 +78,7 @@ def test_short_histories_have_no_drift():
     assert kinds(np.zeros(6), np.full(6, 25.0), np.full(6, 0.001)) == []  # all at one time
 
 
-def test_the_return_from_one_wrong_zero_point_is_no_rise():
+def test_recovery_from_a_wrong_zero_point_is_not_a_rise():
     days, expected = np.arange(6.0), np.full(6, 25.0)
     errors = np.full(6, 0.002), expected, np.full(6, 0.005)
     wrong = find_alarms(days, np.array([25, 25, 24, 25, 25, 25.0]), *errors)

@@ -1,4 +1,4 @@
-"""Robust fit of a zero point: exact answers, honest errors, and input that catalogues really hold."""
+"""Robust fit of a zero point: exact answers, tested errors, and the input of real catalogues."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_quoted_errors_are_the_scatter_of_zero_points(n: int, outliers: float) -
         term = rng.normal(0.02, 0.01)
         fit = fit_stars(**stars(n, seed, outliers=outliers, color_term=term), shape=SHAPE, color_term=(0.02, 0.01))
         z.append((fit.value - TRUTH) / fit.sigma)
-    # 300 draws know a standard deviation to 4 %, and 68 % to .027; three of each are allowed, and priors that hold
-    # exactly (F is 0 here) make errors a little too large.
+    # 300 draws determine a standard deviation to 4 %, and 68 % to .027; three of each are allowed. Priors that are
+    # exactly right (F is 0 here) make errors slightly too large.
     assert 0.78 < float(mad_scale(z, center=0.0)) < 1.14
     assert np.mean(np.abs(z) < 1) == pytest.approx(0.72, abs=0.1)
     assert np.mean(np.abs(z) < 2) > 0.91
@@ -72,15 +72,15 @@ def test_intrinsic_scatter_is_found_and_never_zero() -> None:
     assert exact.n_used == 50
 
 
-def test_most_of_the_stars_equal_does_not_reject_the_others() -> None:
-    # A scale of 0 would leave the 31 equal stars alone.
+def test_equal_stars_do_not_reject_the_others() -> None:
+    # A scale of 0 would reject all but the 31 equal stars.
     inst = np.linspace(-10, -6, 60)
     offset = np.where(np.arange(60) % 2, 0.0, np.random.default_rng(0).normal(0, 0.004, 60))
     fit = fit_stars(inst, np.full(60, 0.005), inst + TRUTH + offset, np.full(60, 0.005))
     assert fit.n_used == 60
 
 
-def test_no_star_is_no_zero_point() -> None:
+def test_no_stars_give_no_zero_point() -> None:
     fit = fit_stars([], [], [], [], [], [], [])
     assert np.isnan(fit.value)
     assert fit.sigma == np.inf
@@ -88,7 +88,7 @@ def test_no_star_is_no_zero_point() -> None:
     assert (fit.color_term, fit.color_term_err) == COLOR_TERM
 
 
-def test_one_star_is_honest_about_color_and_position() -> None:
+def test_error_of_one_star_includes_color_and_position_terms() -> None:
     fit = fit_stars([-8.0], [0.01], [17.5], [0.0], [1.0], [0.0], [0.0], shape=(100, 100))
     assert fit.value == pytest.approx(25.5)
     assert fit.n_used == 1
@@ -99,7 +99,7 @@ def test_one_star_is_honest_about_color_and_position() -> None:
 
 @pytest.mark.parametrize("sentinel", [np.nan, np.inf, -9999.0, 99.0, 130.0])
 @pytest.mark.parametrize("column", ["inst_mag", "ref_mag"])
-def test_missing_magnitudes_are_left_out(column: str, sentinel: float) -> None:
+def test_missing_magnitudes_are_ignored(column: str, sentinel: float) -> None:
     table = stars(100)
     bad = {name: values.copy() for name, values in table.items()}
     bad[column][:20] = sentinel
@@ -111,7 +111,7 @@ def test_missing_magnitudes_are_left_out(column: str, sentinel: float) -> None:
 
 
 @pytest.mark.parametrize("missing", [0.0, -1.0, np.nan, 99.0, -9999.0])
-def test_unknown_errors_count_as_typical_ones(missing: float) -> None:
+def test_unknown_errors_are_replaced_by_typical_ones(missing: float) -> None:
     table = stars(200)
     table["ref_mag_err"][:] = 0.01
     known = fit_stars(**table)
@@ -149,7 +149,7 @@ def test_a_minority_of_true_matches_in_a_cluster_of_offsets() -> None:
     assert (fit.weights[:20] == 0).all()
 
 
-def test_prior_and_stars_join_by_precision() -> None:
+def test_prior_and_stars_are_combined_by_precision() -> None:
     inst = np.linspace(-10, -6, 25)
     columns = inst, np.full(25, 0.02), inst + TRUTH, np.full(25, 0.0)
     alone = fit_stars(*columns)
@@ -164,7 +164,7 @@ def test_one_wrong_star_does_not_move_a_good_prior() -> None:
     assert (fit.value, fit.sigma, fit.n_used) == (TRUTH, 0.005, 0)
 
 
-def test_colours_that_are_unknown_are_weighted_less() -> None:
+def test_unknown_colours_have_less_weight() -> None:
     table = stars(200, color_term=0.0)
     all_known = fit_stars(**table)
     table["color"][:100] = np.nan
@@ -183,7 +183,7 @@ def test_three_stars_that_disagree_still_give_a_wide_zero_point() -> None:
 
 
 @pytest.mark.parametrize("sentinel", [-9999.0, 99.0, np.inf, np.nan])
-def test_sentinels_are_no_colours(sentinel: float) -> None:
+def test_sentinel_colours_are_unknown(sentinel: float) -> None:
     table = stars(50, color_term=0.1)
     exact = fit_stars(**table, shape=SHAPE)
     table["color"][:2] = sentinel
@@ -205,7 +205,7 @@ def test_repeated_rows_with_unknown_values_count_once() -> None:
     assert (twice.n_matched, twice.value, twice.sigma) == (20, once.value, once.sigma)
 
 
-def test_a_star_of_unknown_position_counts_less() -> None:
+def test_unknown_positions_have_less_weight() -> None:
     table = stars(30)
     table["x"][:10] = np.nan
     fit = fit_stars(**table, shape=SHAPE)

@@ -61,7 +61,7 @@ def test_filter_is_the_conditional_normal(rng: np.random.Generator) -> None:
         assert (mean[at], spread[at]) == pytest.approx(expected, rel=1e-9)
 
 
-def test_start_without_a_mean_and_growth_with_age() -> None:
+def test_unknown_initial_level_and_growth_of_errors() -> None:
     model = LocalLevel(walk=0.02, white=0.003)
     mean, sigma = model.predict([0.0, 1.0, 400.0], [25.0, np.nan, np.nan], [0.004, np.nan, np.nan])
     assert math.isnan(mean[0])
@@ -87,7 +87,7 @@ def test_outliers_count_less_with_a_finite_dof() -> None:
     assert LocalLevel(0.005, 0.0, initial_mean=25, initial_sigma=0.1, dof=3).predict(days, value, sigma)[0][21] < 25.02
 
 
-def test_series_do_not_meet(rng: np.random.Generator) -> None:
+def test_series_are_independent(rng: np.random.Generator) -> None:
     days, value, sigma, series = _history(rng)
     model = LocalLevel(0.02, 0.01, initial_mean=25, initial_sigma=0.1)
     mean, spread = model.predict(days, value, sigma, series=series)
@@ -134,7 +134,7 @@ def test_fit_finds_a_jump(rng: np.random.Generator) -> None:
     assert model.walk < 0.01
 
 
-def test_later_values_change_nothing_earlier(rng: np.random.Generator) -> None:
+def test_predictions_are_causal(rng: np.random.Generator) -> None:
     days, value, sigma, series = _history(rng)
     late = days >= 1.5
     changed = np.where(late, value + 5, value)

@@ -29,7 +29,7 @@ def test_matches_are_those_of_the_truth(centre: tuple[float, float]) -> None:
 
 
 @pytest.mark.parametrize("shift", [(2.0, 0.0), (-1.5, 3.0), (0.4, -0.4)])
-def test_a_wrong_pointing_is_found(shift: tuple[float, float]) -> None:
+def test_pointing_offset_is_recovered(shift: tuple[float, float]) -> None:
     reference = sky(300)
     sources = apply_shift(*reference[:, :200], (-shift[0], -shift[1]))
     others = sky(100, seed=9)
@@ -39,14 +39,14 @@ def test_a_wrong_pointing_is_found(shift: tuple[float, float]) -> None:
     assert (match.reference[:200] == np.arange(200)).all()
 
 
-def test_no_offset_is_made_up_from_chance_pairs() -> None:
+def test_chance_pairs_give_no_offset() -> None:
     match = match_sources(*sky(300, seed=1), *sky(300, seed=2))
     assert match.shift == (0.0, 0.0)
     # 300 x 300 pairs at random over .1 x .1 degree: 300 * 300 * pi / 360^2 = 2.2 within 1 arcsec.
     assert match.n_matched < 10
 
 
-def test_a_source_has_one_partner_and_the_nearest_wins() -> None:
+def test_pairs_are_unique_and_mutually_nearest() -> None:
     reference = np.array([[10.0], [0.0]])
     ra = 10.0 + np.array([0.5, -0.2, 0.9]) * ARCSEC
     match = match_sources(ra, np.zeros(3), *reference)
@@ -54,7 +54,7 @@ def test_a_source_has_one_partner_and_the_nearest_wins() -> None:
     assert match.distance[1] == pytest.approx(0.2, abs=1e-6)
 
 
-def test_nothing_matches_nothing() -> None:
+def test_empty_inputs_have_no_match() -> None:
     for sources, reference in ((sky(0), sky(10)), (sky(10), sky(0)), (np.full((2, 3), np.nan), sky(10))):
         match = match_sources(*sources, *reference)
         assert match.n_matched == 0
@@ -72,10 +72,10 @@ def test_an_offset_is_found_from_few_stars() -> None:
         reference = sky(60, seed)
         sources = apply_shift(*reference[:, :4], (2.0, 0.0))
         found += match_sources(*sources, *reference).n_matched == 4
-    assert found >= 40  # chance pairs hide it now and then
+    assert found >= 40  # chance pairs sometimes hide it
 
 
-def test_positions_off_the_sky_have_no_match() -> None:
+def test_invalid_positions_have_no_match() -> None:
     reference = sky(20)
     dec = reference[1].copy()
     dec[:2] = -9999.0, 99.0

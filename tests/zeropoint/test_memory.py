@@ -1,4 +1,4 @@
-"""Memory of earlier zero points against a loop."""
+"""Memory of earlier zero points against brute force."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _history(rng: np.random.Generator, n: int = 120) -> tuple[np.ndarray, np.nda
     return days, value, sigma, rng.integers(0, 4, n)
 
 
-def test_memory_is_that_of_a_loop(rng: np.random.Generator) -> None:
+def test_memory_equals_brute_force(rng: np.random.Generator) -> None:
     days, value, sigma, series = _history(rng)
     memory = build_memory(days, value, sigma, length=5, series=series)
     for i in range(len(days)):
@@ -36,7 +36,7 @@ def test_memory_is_that_of_a_loop(rng: np.random.Generator) -> None:
         assert np.isnan(memory.age[i, k:]).all()
 
 
-def test_memory_at_other_moments(rng: np.random.Generator) -> None:
+def test_memory_at_other_times(rng: np.random.Generator) -> None:
     days, value, sigma, series = _history(rng)
     at, labels = np.array([-1.0, 1.5, 99.0, 1.5]), np.array([0, 0, 0, 77])
     memory = build_memory(days, value, sigma, length=3, series=series, at=at, at_series=labels)

@@ -8,7 +8,7 @@ import pytest
 from csstdask.zeropoint.recalibration import online_scale
 
 
-def test_scale_begins_at_one_and_ignores_unknown_errors() -> None:
+def test_scale_starts_at_one_and_ignores_unknown_errors() -> None:
     scale = online_scale([np.nan, 0.5, np.nan, 3.0], [1.0, 1.0, np.inf, 0.0])
     assert scale[:2].tolist() == [1.0, 1.0]
     assert scale[2] == scale[3]
@@ -26,7 +26,7 @@ def test_scale_follows_a_change_of_the_errors(rng: np.random.Generator, level: f
     assert np.median(scale[1000:2000]) / np.median(scale[3000:4000]) == pytest.approx(4, rel=0.15)
 
 
-def test_groups_are_recalibrated_apart(rng: np.random.Generator) -> None:
+def test_groups_are_recalibrated_separately(rng: np.random.Generator) -> None:
     groups = rng.integers(0, 2, 4000)
     error = np.where(groups == 1, 3.0, 0.5) * rng.normal(size=4000)
     scale = online_scale(error, np.ones(4000), groups=groups)

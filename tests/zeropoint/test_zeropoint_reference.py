@@ -87,7 +87,7 @@ def matched(n: int = 5) -> MatchedStars:
     )  # fmt: skip
 
 
-def test_the_file_of_a_unit_holds_everything() -> None:
+def test_unit_file_round_trip() -> None:
     stars = matched()
     back = MatchedStars.from_bytes(stars.to_bytes())
     for name in MatchedStars.__dataclass_fields__:

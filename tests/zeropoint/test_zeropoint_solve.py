@@ -1,4 +1,4 @@
-"""`csstdask.zeropoint.solve` and the verb, on real stars and on input that cannot be used."""
+"""`csstdask.zeropoint.solve` and the command `csstdask zeropoint`, on real stars and on unusable input."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_tables_of_any_kind() -> None:
         assert csstdask.zeropoint.solve(other).value == first.value
 
 
-def test_nothing_known_is_no_number() -> None:
+def test_no_information_gives_nan() -> None:
     found = csstdask.zeropoint.solve(EMPTY)
     assert found.method == "nominal"
     assert np.isnan(found.value)
@@ -68,7 +68,7 @@ def test_recent_zero_points_are_borrowed_with_a_growing_error() -> None:
     assert late.sigma > 3 * soon.sigma
 
 
-def test_later_zero_points_are_not_looked_at() -> None:
+def test_later_zero_points_are_ignored() -> None:
     history = {"days": [0.0, 0.1, 5.0], "value": [26.0, 26.0, 20.0], "sigma": [0.003] * 3}
     first = {name: values[:2] for name, values in history.items()}
     found = [csstdask.zeropoint.solve(EMPTY, history=one, time=0.2, model="none") for one in (history, first)]
@@ -77,7 +77,7 @@ def test_later_zero_points_are_not_looked_at() -> None:
     assert only_later.method == "nominal"
 
 
-def test_stars_and_history_join() -> None:
+def test_stars_and_history_are_combined() -> None:
     history = {
         "time": np.array(["2027-06-01T00:00", "2027-06-01T00:10"], "M8[s]"),
         "value": [26.0, 26.0],
@@ -93,7 +93,7 @@ def test_stars_and_history_join() -> None:
     assert off.tension < -4
 
 
-def test_bad_tables_are_named() -> None:
+def test_bad_tables_are_refused() -> None:
     with pytest.raises(InputError, match="no column ref_mag, ref_mag_err"):
         csstdask.zeropoint.solve({"inst_mag": [1.0], "inst_mag_err": [0.1]})
     with pytest.raises(InputError, match=r"columns of lengths \[1, 2\]"):
@@ -104,7 +104,7 @@ def test_bad_tables_are_named() -> None:
         csstdask.zeropoint.solve({**table(1), "inst_mag": ["bright"]})
 
 
-def test_plot_draws_a_panel_a_column() -> None:
+def test_plot_has_one_panel_per_column() -> None:
     pytest.importorskip("matplotlib")
     stars = table() | {"color": np.full(40, 0.5), "x": np.arange(40.0), "y": np.arange(40.0)}
     assert len(csstdask.zeropoint.solve(stars).plot().axes) == 3
@@ -160,7 +160,7 @@ def field(tmp_path: Path) -> tuple[Path, Path]:
     return sources, reference
 
 
-def test_verb_finds_offset_and_band(field: tuple[Path, Path], tmp_path: Path) -> None:
+def test_command_finds_offset_and_band(field: tuple[Path, Path], tmp_path: Path) -> None:
     sources, reference = field
     done = shell("zeropoint", sources, "--reference", reference, "--to", tmp_path / "out.json")
     assert done.returncode == 0, done.stderr
@@ -173,7 +173,7 @@ def test_verb_finds_offset_and_band(field: tuple[Path, Path], tmp_path: Path) ->
     assert found["bands"]["g"]["color_term"] == pytest.approx(1.0, abs=0.05)
 
 
-def test_verb_without_a_match_writes_null_and_fails(field: tuple[Path, Path], tmp_path: Path) -> None:
+def test_command_without_a_match_writes_null_and_fails(field: tuple[Path, Path], tmp_path: Path) -> None:
     sources, reference = field
     empty = tmp_path / "empty.parquet"
     pq.write_table(pq.read_table(reference).slice(0, 0), empty)
@@ -198,7 +198,7 @@ def test_a_band_of_few_stars_is_not_chosen(field: tuple[Path, Path], tmp_path: P
 @pytest.mark.parametrize(
     "problem", ["no table", "no reference", "no column", "no band", "no option", "no time", "a folder"]
 )
-def test_verb_says_what_is_wrong_in_one_line(field: tuple[Path, Path], tmp_path: Path, problem: str) -> None:
+def test_command_reports_errors_in_one_line(field: tuple[Path, Path], tmp_path: Path, problem: str) -> None:
     sources, reference = field
     arguments: list[object] = [sources, "--reference", reference, "--to", tmp_path / "out.json"]
     if problem == "no table":
@@ -252,7 +252,7 @@ def test_a_history_table_of_pandas() -> None:
 CONDITIONS = {"detector_temperature": 188.0, "focus": 1.0, "jitter": 0.033, "contamination": 20.0}
 
 
-def test_telemetry_gives_a_prior_and_stars_join_it() -> None:
+def test_telemetry_gives_a_prior_that_is_combined_with_stars() -> None:
     alone = csstdask.zeropoint.solve(EMPTY, CONDITIONS, nominal=25.85)
     assert alone.method == "prior"
     assert alone.sigma < 0.1
@@ -266,7 +266,7 @@ def test_telemetry_gives_a_prior_and_stars_join_it() -> None:
     assert known.sigma < alone.sigma
 
 
-def test_unusable_telemetry_and_images_are_one_clear_error() -> None:
+def test_unusable_telemetry_and_images_are_refused() -> None:
     with pytest.raises(InputError, match=r"unknown focsu.*detector_temperature"):
         csstdask.zeropoint.solve(EMPTY, {"focsu": 1.0}, nominal=25.85)
     with pytest.raises(InputError, match="telemetry focus: found 'near'"):

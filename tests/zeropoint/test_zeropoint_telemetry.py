@@ -16,7 +16,7 @@ def write(path, **columns):
     return path
 
 
-def test_exposures_are_found_by_name_and_gaps_are_nan(tmp_path):
+def test_exposures_are_selected_by_name_and_gaps_are_nan(tmp_path):
     path = write(
         tmp_path / "t.parquet", exposure=["b", "a"], focus=[0.5, None], sun_angle=[np.inf, 90], mystery=["x", "y"]
     )
@@ -36,13 +36,13 @@ def test_exposures_are_found_by_name_and_gaps_are_nan(tmp_path):
         ({"exposure": ["a"], "focus": ["high"]}, "found column focus of type string; wanted numbers"),
     ],
 )
-def test_a_table_that_is_none_of_telemetry_is_named(tmp_path, columns, found):
+def test_tables_without_telemetry_are_refused(tmp_path, columns, found):
     path = write(tmp_path / "t.parquet", **columns)
     with pytest.raises(InputError, match=found):
         read_telemetry(path)
 
 
-def test_a_file_that_is_no_table_is_named(tmp_path):
+def test_files_that_are_not_tables_are_refused(tmp_path):
     (tmp_path / "t.parquet").write_text("focus")
     with pytest.raises(InputError, match="found no readable Parquet table"):
         check_telemetry(tmp_path / "t.parquet")

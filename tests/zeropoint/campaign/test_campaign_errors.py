@@ -15,7 +15,7 @@ from csstdask.zeropoint.fit_stars import fit_stars
 from csstdask.zeropoint.matched_stars import MatchedStars
 
 NOISE = 0.005
-"""Of a star's magnitude [mag]."""
+"""Error of the magnitude of a star [mag]."""
 NOMINAL = 25.85
 SETTINGS = CampaignSettings(model="none")
 SHAPE = (512, 512)
@@ -42,7 +42,7 @@ class Sky:
 
 
 def observe(rng, sky, zero_point, *, exposure=0, detector=0, flat=(0.0, 0.0), correction_err=0.0, shift=0.0, **changes):
-    """Return a unit that has seen the stars of a field, moved by `shift` pixels."""
+    """Return a unit that observed the stars of a field, shifted by `shift` pixels."""
     x, n = sky.x - shift, len(sky.x)
     terms = legendre_products(x, sky.y, 1, SHAPE)[:, 1:] @ np.asarray(flat)
     inst = sky.mag - zero_point - terms + NOISE * rng.standard_normal(n) + correction_err * rng.standard_normal()
@@ -74,7 +74,7 @@ def root_mean_square(values):
 
 
 @pytest.mark.parametrize("stable", [True, False])
-def test_units_with_few_stars_have_the_error_of_f(stable):
+def test_error_of_units_with_few_stars_includes_f(stable):
     """Single exposures of 1 to 10 stars among those of 100; F of 10 mmag of the detector, or of each exposure."""
     counts, z = np.array([100] * 6 + [1, 1, 2, 2, 3, 3, 5, 5, 10, 10]), []
     for seed in range(16):
@@ -92,7 +92,7 @@ def test_units_with_few_stars_have_the_error_of_f(stable):
     assert 0.7 < root_mean_square(np.array(z)[:, counts == 100]) < 1.25
 
 
-def test_an_exposure_tied_by_stars_at_its_edge_has_the_error_of_f_there():
+def test_error_of_an_exposure_tied_at_its_edge_includes_f_there():
     z, sigma = [], []
     for seed in range(30):
         rng = np.random.default_rng([seed, 9])
@@ -133,8 +133,8 @@ def test_terms_of_f_agree_with_a_dense_solution():
         np.testing.assert_allclose(covariance[u], expected[u * k : u * k + k, u * k : u * k + k], atol=1e-12)
 
 
-def test_a_detector_that_varies_alone_does_not_follow_its_exposures():
-    """Its terms of 20 mmag are found, and do not spoil those of the other detectors."""
+def test_variable_detector_does_not_affect_others():
+    """Its terms of 20 mmag are recovered and do not change those of the other detectors."""
     z = [[] for _ in range(3)]
     for seed in range(8):
         rng = np.random.default_rng([seed, 21])
@@ -152,7 +152,7 @@ def test_a_detector_that_varies_alone_does_not_follow_its_exposures():
         assert root_mean_square(z[d]) < 1.4  # 64 values; 3.0 with terms of 2 mmag
 
 
-def test_small_terms_are_found_for_each_detector():
+def test_scatter_of_each_detector_is_recovered():
     found = []
     for seed in range(20):
         rng = np.random.default_rng([seed, 22])
@@ -164,8 +164,8 @@ def test_small_terms_are_found_for_each_detector():
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_a_repeated_field_does_not_reduce_errors_of_its_catalogue(same):
-    """Eight exposures of 8 stars that the catalogue knows to 20 mmag, 7 mmag a field; the camera is stable."""
+def test_catalogue_errors_of_a_repeated_field_do_not_average_down(same):
+    """Eight exposures of 8 stars with catalogue errors of 20 mmag, 7 mmag per field; the camera is stable."""
     z, sigma = [], []
     for seed in range(12):
         rng = np.random.default_rng([seed, 11])
@@ -179,7 +179,7 @@ def test_a_repeated_field_does_not_reduce_errors_of_its_catalogue(same):
     assert np.median(sigma) > 0.006 if same else np.median(sigma) < 0.0065
 
 
-def test_underestimated_errors_of_a_catalogue_do_not_average_out():
+def test_underestimated_catalogue_errors_do_not_average_down():
     """20 exposures of 25 stars, quoted to 2 mmag and wrong by 20: 4 mmag however often they are observed."""
     sigma, z = [], []
     for seed in range(6):
@@ -193,7 +193,7 @@ def test_underestimated_errors_of_a_catalogue_do_not_average_out():
 
 
 def test_a_detector_that_never_has_a_reference_star_is_nominal():
-    """Its constant is known from its prior alone, which the stars of other detectors do not improve."""
+    """Its constant is known only from its prior, which stars of other detectors do not improve."""
     rng = np.random.default_rng(5)
     units = [observe(rng, Sky(rng, 60, first=1000 * e), NOMINAL + 0.01 * e, exposure=e) for e in range(4)]
     units += [observe(rng, Sky(rng, 0), NOMINAL, exposure=e, detector=1) for e in range(4)]
@@ -203,7 +203,7 @@ def test_a_detector_that_never_has_a_reference_star_is_nominal():
     assert np.isnan(found.joint[4:]).all()
 
 
-def test_a_unit_without_a_psf_takes_the_aperture_correction_of_its_detector():
+def test_unit_without_psf_takes_the_correction_of_its_detector():
     """Corrections of -0.05 mag: without one the magnitudes of a unit are too faint by that."""
     rng = np.random.default_rng(6)
     units = []

@@ -1,4 +1,4 @@
-"""Zero points of a campaign, from arrays: stars, network, earlier exposures and nominal values, and how they join."""
+"""Zero points of a campaign, from arrays: stars, network, earlier exposures and nominal values, and combinations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from csstdask.zeropoint.matched_stars import MatchedStars
 from csstdask.zeropoint.prior import NOMINAL_SIGMA, Prior
 
 NOISE = 0.005
-"""Of a star's magnitude [mag]."""
+"""Error of the magnitude of a star [mag]."""
 NOMINAL = {"i": 25.85, "g": 26.23}
 NO_NETWORK = CampaignSettings(model="none")
 
@@ -108,7 +108,7 @@ def test_unanchored_parts_are_reported_and_get_no_number_of_the_joint_solution()
     assert found.method.tolist() == ["solve", "borrowed", "borrowed"]
 
 
-def test_overlaps_carry_a_zero_point_to_exposures_without_a_reference():
+def test_overlaps_anchor_exposures_without_a_reference():
     units = [unit_of(0, 0, NOMINAL["i"] - 0.1, known=30), beyond(unit_of(1, 0, NOMINAL["i"] + 0.2, known=0), 30)]
     found = calibrate_campaign(joined(units), settings=NO_NETWORK)
     # Both exposures have 30 stars of 5 mmag in common; the second has no F of its own.
@@ -118,7 +118,7 @@ def test_overlaps_carry_a_zero_point_to_exposures_without_a_reference():
 
 @pytest.fixture
 def network(monkeypatch):
-    """A network that says what a test wants."""
+    """A network whose answer the test sets."""
     said = {}
 
     def predict(inputs, *, model, device):
@@ -145,8 +145,8 @@ def test_stars_and_network_are_joined_by_precision(network):
 
 
 @pytest.mark.parametrize("sigma", [0.02, 0.0001])
-def test_stars_count_where_a_network_contradicts_them(network, sigma):
-    """A camera that changes without a trace in its telemetry: however sure the network is, stars show it."""
+def test_stars_overrule_a_contradicting_network(network, sigma):
+    """A change of the camera that no telemetry shows, whatever the error of the network."""
     network["answer"] = lambda inputs: (inputs.nominal - 0.3, np.full(len(inputs), sigma))
     found = calibrate_campaign(joined([unit_of(0, 0, NOMINAL["i"])]), {"focus": np.zeros(1)})
     assert found.method.tolist() == ["solve"]
@@ -155,7 +155,7 @@ def test_stars_count_where_a_network_contradicts_them(network, sigma):
     assert found.metrics["n_disagreeing"] == 1
 
 
-def test_few_stars_that_contradict_a_network_widen_its_error(network):
+def test_few_contradicting_stars_widen_the_error_of_the_network(network):
     network["answer"] = lambda inputs: (inputs.nominal - 0.8, np.full(len(inputs), 0.004))
     found = calibrate_campaign(joined([unit_of(0, 0, NOMINAL["i"], n=3)]), {"focus": np.zeros(1)})
     assert found.method.tolist() == ["prior"]
@@ -164,7 +164,7 @@ def test_few_stars_that_contradict_a_network_widen_its_error(network):
     assert found.metrics["n_disagreeing"] == 1
 
 
-def test_a_single_star_that_contradicts_earlier_exposures_is_another_star():
+def test_single_contradicting_star_does_not_overrule_the_prior():
     units = [unit_of(e, 0, NOMINAL["i"], field=e) for e in range(8)]
     wrong = unit_of(8, 0, NOMINAL["i"], field=8, n=1)
     units.append(replace(wrong, ref_mag=wrong.ref_mag - 1.0, value=wrong.value - 1.0))
@@ -174,28 +174,28 @@ def test_a_single_star_that_contradicts_earlier_exposures_is_another_star():
     assert found.sigma[8] == pytest.approx(0.5, abs=0.02)  # or it is the same star, and the camera has changed
 
 
-def test_exposures_without_a_time_have_no_memory_and_are_none():
+def test_exposures_without_a_time_have_no_memory_and_are_not_remembered():
     units = [unit_of(e, 0, NOMINAL["i"], field=e, days=np.nan if e % 2 else None) for e in range(6)]
     found = calibrate_campaign(joined(units), settings=NO_NETWORK)
     assert found.method.tolist() == ["solve", "solve", "joined", "solve", "joined", "solve"]
     assert np.isfinite(found.prior).tolist() == [False, False, True, False, True, False]
 
 
-def test_the_network_is_asked_only_where_there_is_telemetry(network):
+def test_network_is_used_only_with_telemetry(network):
     network["answer"] = lambda _: pytest.fail("asked")
     stars = joined([unit_of(0, 0, NOMINAL["i"])])
     assert calibrate_campaign(stars).method.tolist() == ["solve"]
     assert calibrate_campaign(stars, {"focus": np.full(1, np.nan)}).method.tolist() == ["solve"]
 
 
-def test_a_network_that_is_too_sure_is_scaled_by_its_errors(network):
+def test_overconfident_network_is_rescaled_by_its_errors(network):
     rng = np.random.default_rng(2)
     n, true_error, said = 60, 0.02, 0.01
     error = rng.normal(0, true_error, n)
     network["answer"] = lambda inputs: (inputs.nominal + error, np.full(len(inputs), said))
     stars = joined([unit_of(e, 0, NOMINAL["i"], field=e, n=30) for e in range(n)])
     found = calibrate_campaign(stars, {"focus": np.zeros(n)})
-    assert found.prior_sigma[0] == pytest.approx(said)  # nothing is known yet
+    assert found.prior_sigma[0] == pytest.approx(said)  # no errors are known yet
     assert found.prior_sigma[-1] > 1.4 * said  # the pseudo-scores count as much as half of the errors
 
 
@@ -227,7 +227,7 @@ def test_the_order_of_units_does_not_matter():
     np.testing.assert_array_equal(other.method, one.method[order])
 
 
-def test_an_outlying_joint_solution_gives_way_to_the_units_own_stars():
+def test_own_stars_overrule_a_strained_joint_solution():
     """A unit that deviates by more than terms of exposures and detectors can is left to its own stars."""
     truth = np.full((3, 3), NOMINAL["i"])
     truth[1, 1] += 0.05  # the small term is known to be 2 mmag
@@ -237,7 +237,7 @@ def test_an_outlying_joint_solution_gives_way_to_the_units_own_stars():
     assert np.abs(found.value - truth.ravel()).max() < 0.01
 
 
-def test_most_stars_of_a_unit_bound_what_the_driver_holds():
+def test_max_stars_limits_the_stars_of_a_unit():
     unit = unit_of(0, 0, NOMINAL["i"], n=40, known=30)
     some = CampaignStars.from_unit(unit, 10)
     assert np.isfinite(some.ref_mag).sum() == 10

@@ -49,7 +49,7 @@ def dense(one, grey_sigma=GREY, small_sigma=SMALL, unit_sigma=None):
     return combination @ solution, np.sqrt(np.einsum("us,st,ut->u", combination, covariance, combination))
 
 
-def test_agrees_with_a_dense_solution_for_all_unknowns():
+def test_solution_equals_a_dense_solution():
     one = survey(np.random.default_rng(0), 6, 3, stars=6, per_epoch=3, known=0.3)
     solution = solve_joint(*one.arguments, LINEAR)
     value, sigma = dense(one)
@@ -166,7 +166,7 @@ def test_errors_grow_with_the_distance_from_reference_stars():
     assert of_exposure[-1] > 1.5 * of_exposure[1]
 
 
-def test_any_order_and_labels_give_the_same_bits():
+def test_order_and_labels_do_not_change_a_bit():
     one = survey(np.random.default_rng(5), 8, 3, stars=40)
     expected = solve_joint(*one.arguments)
     rng = np.random.default_rng(6)
@@ -249,7 +249,7 @@ def test_observations_of_one_reference_star_share_its_error():
 
 
 def test_errors_of_a_catalogue_do_not_decrease_with_the_number_of_observations():
-    """20 exposures of 25 stars of a catalogue that is wrong by 20 mmag: 20 / sqrt(25) = 4 mmag, however often seen."""
+    """20 exposures of 25 stars with catalogue errors of 20 mmag: 20 / sqrt(25) = 4 mmag, however often observed."""
     z, sigma = [], []
     for seed in range(20):
         rng = np.random.default_rng([seed, 35])
@@ -276,7 +276,7 @@ def test_repeated_rows_count_once():
     np.testing.assert_allclose(solution.sigma, expected.sigma, rtol=1e-10)
 
 
-def test_missing_values_and_sentinels_never_enter():
+def test_missing_values_and_sentinels_are_ignored():
     one = survey(np.random.default_rng(10), 5, 2, stars=20)
     expected = solve_joint(*one.arguments)
     bad = np.array([np.nan, -9999.0, 99.0, 130.0, np.inf, 20.0, 20.0, 20.0])
@@ -295,7 +295,7 @@ def test_missing_values_and_sentinels_never_enter():
     np.testing.assert_array_equal(solution.value, expected.value)
 
 
-def test_a_detector_off_by_a_constant_is_not_pulled_to_the_others():
+def test_constant_offset_of_a_detector_is_recovered():
     """Detector 1 is 0.3 mag off; with a constant of its own it is as well known as its stars allow."""
     one = survey(np.random.default_rng(30), 8, 2, stars=8, per_epoch=2, known=0.3)
     off = np.where(one.detector == 1, 0.3, 0.0)
@@ -309,7 +309,7 @@ def test_a_detector_off_by_a_constant_is_not_pulled_to_the_others():
     np.testing.assert_allclose(free.value - off, without.value, atol=2e-3)
 
 
-def test_an_error_common_to_a_unit_is_not_taken_for_its_zero_point():
+def test_common_error_of_a_unit_is_separated_from_its_zero_point():
     """Two detectors of an exposure; the second one's magnitudes are off by 50 mmag, and this is known."""
     n = 200
     rng = np.random.default_rng(31)

@@ -70,7 +70,7 @@ def test_errors_of_zero_do_not_decide_alone():
 
 
 @pytest.mark.parametrize("change", [{"star": [-1]}, {"star": [5]}, {"unit": [3]}, {"variance": [1.0, 2.0]}])
-def test_arguments_that_do_not_belong_together(change):
+def test_inconsistent_arguments_are_refused(change):
     seen = {"unit": [0], "star": [0], "magnitude": [20.0], "variance": [1e-4]} | change
     with pytest.raises(InputError):
         solve_joint(
@@ -78,7 +78,7 @@ def test_arguments_that_do_not_belong_together(change):
         )
 
 
-def test_a_prior_of_no_width_is_refused():
+def test_prior_of_zero_width_is_refused():
     one = survey(np.random.default_rng(15), 3, 2)
     with pytest.raises(InputError, match="grey_sigma"):
         solve_joint(*one.arguments, JointSettings(grey_sigma=0.0))

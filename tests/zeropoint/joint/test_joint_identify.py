@@ -1,4 +1,4 @@
-"""Which detections are the same star."""
+"""Identification of detections of the same star."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_positions_anywhere_on_the_sky(center):
 
 
 @pytest.mark.parametrize("radius", [0.3, 1.0, 5.0])
-def test_never_two_of_one_unit_even_in_a_crowd(radius):
+def test_star_has_one_detection_per_unit_in_crowded_fields(radius):
     rng = np.random.default_rng(1)
     ra, dec, unit, _ = detections(rng, (0.0, 40.0), n_stars=400, size=15.0)
     labels = identify_stars(ra, dec, np.full(len(ra), -1), unit, radius=radius)
@@ -84,7 +84,7 @@ def test_close_pairs_go_to_their_own_stars():
     assert same_stars(identify_stars(ra, dec, np.full(6, -1), unit, radius=1.5), star)
 
 
-def test_rows_of_the_reference_decide_alone():
+def test_reference_rows_identify_stars():
     reference = np.array([9, 9, 4, -1, -1, -1])
     ra = np.array([10.0, 50.0, 10.0, 10.0, 10.0, np.nan])
     labels = identify_stars(ra, np.zeros(6), reference, np.array([0, 1, 2, 3, 4, 0]))

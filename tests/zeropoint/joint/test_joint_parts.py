@@ -84,7 +84,7 @@ def test_a_matrix_that_is_not_positive_definite_is_refused():
 
 
 @pytest.mark.parametrize("loss", list(Loss))
-def test_weights_are_those_of_the_numerics(loss):
+def test_weights_equal_numerics_robust(loss):
     """Stars with a precise reference magnitude: residuals are against it."""
     n = 200
     z = np.linspace(-8, 8, n)
@@ -119,7 +119,7 @@ def test_one_wrong_observation_of_several_is_found():
 
 
 def repeated(rng, n_units, n, noise, quoted):
-    """Stars that each of some units observed."""
+    """Stars that several units observed, each all of them."""
     sky = rng.uniform(18, 22, n)
     unit, star = np.repeat(np.arange(n_units), n), np.tile(np.arange(n), n_units)
     magnitude = sky[star] + noise * rng.normal(size=len(star))
@@ -142,7 +142,7 @@ def test_scale_and_scatter_of_normal_residuals(n_units):
     assert residual_scale(rows, zero, scatter=0.02, scale=1.0, loss=Loss.TUKEY) == 1.0
 
 
-def test_observations_of_weight_zero_tie_nothing():
+def test_observations_of_weight_zero_do_not_tie_exposures():
     rows = group_by_star(
         [0, 1, 1, 2], [0, 0, 1, 1], [20.0, 20.0, 19.0, 19.0], np.full(4, 1e-4), [20.0, np.nan], [1e-4, np.inf]
     )
@@ -157,7 +157,7 @@ def test_observations_of_weight_zero_tie_nothing():
     assert found.free.tolist() == [1, 2]
 
 
-def test_an_exposure_that_keeps_few_observations_is_left_out():
+def test_exposure_that_keeps_few_observations_is_dropped():
     rng = np.random.default_rng(4)
     rows = repeated(rng, 3, 100, 0.005, 0.005)
     of_unit = np.array([1.0, 0.3, 0.2])

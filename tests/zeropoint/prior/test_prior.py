@@ -1,4 +1,4 @@
-"""Priors of zero points: the network, borrowed and nominal values, causality, joining."""
+"""Priors of zero points: the network, borrowed and nominal values, causality, combination with stars."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def inputs_of(n: int, value: np.ndarray | None = None, *, telemetry: bool = True
     )
 
 
-def test_prior_follows_the_memory_and_is_wide_without_it() -> None:
+def test_prior_follows_the_memory() -> None:
     prior = predict_prior(inputs_of(30))
     assert set(prior.method) == {"prior"}
     assert prior.value[-1] == pytest.approx(25.80, abs=0.01)
@@ -43,7 +43,7 @@ def test_prior_follows_the_memory_and_is_wide_without_it() -> None:
     assert fainter.value[-1] == pytest.approx(25.75, abs=0.01)
 
 
-def test_memory_older_than_any_is_forgotten() -> None:
+def test_very_old_memory_is_ignored() -> None:
     one = inputs_of(30).take(slice(29, 30))
     assert one.memory is not None
     aged = replace(one, memory=replace(one.memory, age=one.memory.age + 40_000.0))
@@ -53,7 +53,7 @@ def test_memory_older_than_any_is_forgotten() -> None:
     assert old.sigma[0] > 2 * predict_prior(one).sigma[0]
 
 
-def test_later_exposures_never_change_a_prior() -> None:
+def test_priors_do_not_depend_on_later_exposures() -> None:
     rng = np.random.default_rng(1)
     value = 25.8 + rng.normal(0, 0.01, 40)
     before = predict_prior(inputs_of(40, value))
@@ -109,14 +109,14 @@ def test_borrowed_error_grows_with_age() -> None:
     assert alone == pytest.approx(26.0, abs=1e-3)
 
 
-def test_borrowed_value_is_that_of_a_filter() -> None:
+def test_borrowed_value_is_an_inverse_variance_mean() -> None:
     """Two measurements at the same age: their mean, by inverse variance."""
     memory = build_memory([0.0, 1e-9], [25.0, 25.1], [0.02, 0.02], at=[1e-6])
     value, _ = predict_from_memory(memory, [np.nan])
     assert value[0] == pytest.approx(25.05, abs=1e-4)
 
 
-def test_networks_that_read_the_level_of_stars_give_no_prior() -> None:
+def test_networks_that_read_the_level_of_stars_are_refused() -> None:
     with pytest.raises(InputError, match="model azprc: found a network that reads the level of the stars"):
         predict_prior(inputs_of(3), model="azprc")
 
@@ -124,19 +124,19 @@ def test_networks_that_read_the_level_of_stars_give_no_prior() -> None:
 @pytest.mark.parametrize(
     "telemetry", [{"focsu": 1.0}, {"days_since_launch": 300.0}, {"focus": -9999.0}, {"detector_temperature": 208.0}]
 )
-def test_telemetry_that_says_nothing_asks_for_no_network(telemetry: dict[str, float]) -> None:
+def test_network_is_not_used_without_telemetry_values(telemetry: dict[str, float]) -> None:
     inputs = PriorInputs(
         np.array([25.85]), np.array([9800.0]), {name: np.array([one]) for name, one in telemetry.items()}
     )
     assert predict_prior(inputs).method.tolist() == ["nominal"]
 
 
-def test_an_image_that_cannot_be_used_asks_for_no_network() -> None:
+def test_network_is_not_used_with_an_unusable_image() -> None:
     for image in (np.full((1, 64, 64), np.nan), np.zeros((1, 5, 5))):
         assert predict_prior(PriorInputs(np.array([25.85]), np.array([9800.0]), {}, image=image)).method[0] == "nominal"
 
 
-def test_nothing_at_all() -> None:
+def test_no_exposures() -> None:
     empty = PriorInputs(np.zeros(0), np.zeros(0), {name: np.zeros(0) for name in TELEMETRY_NAMES})
     assert len(predict_prior(empty)) == 0
     assert len(fallback_prior(empty)) == 0

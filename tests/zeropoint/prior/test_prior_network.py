@@ -1,4 +1,4 @@
-"""The network of priors: invariances, gaps, and its Gaussian process against a plain one."""
+"""The prior network: invariances, gaps, and its Gaussian process against that of scikit-learn."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_stars_matter_but_not_their_level(network: PriorNetwork) -> None:
     assert not np.allclose(base, other, atol=2e-6)
 
 
-def test_level_reaches_a_network_that_may_see_it() -> None:
+def test_star_level_network_reads_the_level() -> None:
     torch.manual_seed(8)
     seeing = PriorNetwork(memory=K, star_level=True, width=12, latent=6).eval()
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_level_reaches_a_network_that_may_see_it() -> None:
     assert not np.allclose(base, moved, atol=1e-5)
 
 
-def test_every_input_may_be_absent(network: PriorNetwork) -> None:
+def test_every_input_is_optional(network: PriorNetwork) -> None:
     arrays = prior_arrays(some_inputs(), TELEMETRY_NAMES, memory=K)
     n = len(arrays)
     for name in ("telemetry", "memory", "memory_telemetry", "stars", "image"):
@@ -131,7 +131,7 @@ def test_every_input_may_be_absent(network: PriorNetwork) -> None:
 
 
 def test_gap_is_filled_from_the_memory() -> None:
-    """A missing value counts as a share of the older one, half before any training; a flag tells that it is filled."""
+    """A missing value is a fraction of the older one, half before any training; a flag marks it."""
     network = PriorNetwork(("focus",), memory=2, stars=False, image=False)
     arrays = PriorArrays(
         np.array([[np.nan]], np.float32), np.zeros((1, 2, 3)), np.array([[[np.nan], [1.5]]], np.float32),
@@ -156,7 +156,7 @@ def test_clock_does_not_enter(network: PriorNetwork) -> None:
     assert np.allclose(predicted(network, arrays), predicted(network, replace(arrays, telemetry=later)))
 
 
-def test_process_is_a_gaussian_process() -> None:
+def test_gaussian_process_equals_scikit_learn() -> None:
     """The prediction without outliers is that of scikit-learn's regression with the same kernel."""
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern
@@ -175,7 +175,7 @@ def test_process_is_a_gaussian_process() -> None:
     assert float(variance) == pytest.approx(sigma[0] ** 2, abs=1e-6)
 
 
-def test_process_forgets_and_ignores_an_outlier() -> None:
+def test_gaussian_process_forgets_and_ignores_outliers() -> None:
     known = torch.ones((1, 5), dtype=torch.bool)
     power, time = torch.tensor([1.0]), torch.tensor([10.0])
     age = torch.linspace(0.1, 0.5, 5)[None].double()
@@ -207,7 +207,7 @@ def test_image_statistics_by_hand() -> None:
     assert np.isnan(image_statistics(np.full((64, 64), np.nan))).all()
 
 
-def test_lists_leave_out_sentinels_and_join() -> None:
+def test_star_lists_drop_sentinels_and_concatenate() -> None:
     table = some_stars(np.random.default_rng(1), 5)
     table["ref_mag"][:3] = [-9999.0, np.nan, 99.0]
     lists = build_star_lists([table, None, {}])
