@@ -135,11 +135,11 @@ kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 if moment == "mapping":
     reduce.map_group = lambda job: kill()
 else:
-    write = reductions.write_whole_array
+    write = reductions.rewrite_array
     def replaced(root, name, values):
         written = write(root, name, values)
         return kill() if name == "zp_sigma" else written
-    reductions.write_whole_array = replaced
+    reductions.rewrite_array = replaced
 if __name__ == "__main__":
     run(campaign, path, config=quick_settings(zeropoint={"model": "none", "epoch_days": 0.01}), workers=1)
 """
