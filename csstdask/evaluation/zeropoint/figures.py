@@ -11,7 +11,6 @@ import numpy as np
 from csstdask.evaluation.sed.figures import pyplot
 from csstdask.evaluation.zeropoint.methods import Prediction
 from csstdask.metrics.zeropoint import COVERAGE_LEVELS
-from csstdask.numerics.probability import WITHIN_ONE_SIGMA, WITHIN_TWO_SIGMA
 from csstdask.training.zeropoint.surveys import SurveyInputs
 
 _SHOWN = ("lut", "azprc", "solve", "prior", "joined", "oracle joined")

@@ -45,7 +45,6 @@ from csstdask.metrics.zeropoint import (
     error_statistics,
     paired_bootstrap,
 )
-from csstdask.numerics.probability import WITHIN_ONE_SIGMA, WITHIN_TWO_SIGMA
 
 log = logging.getLogger("csstdask")
 

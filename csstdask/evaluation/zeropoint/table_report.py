@@ -10,7 +10,6 @@ from csstdask.core.errors import InputError
 from csstdask.core.plotting import pyplot
 from csstdask.evaluation.io import markdown_header, markdown_row
 from csstdask.metrics.zeropoint import COVERAGE_LEVELS
-from csstdask.numerics.probability import WITHIN_ONE_SIGMA, WITHIN_TWO_SIGMA
 
 COLUMNS = ("RMSE", "MAE", "MAD", "failures", "RMSE clear", "MAE clear", "MAD clear", "68 %", "95 %")
 
