@@ -1,4 +1,7 @@
-"""Gaussian processes on stellar labels (appendices A-C of UaRA-net): cleaning of libraries, and inputs by labels."""
+"""Gaussian processes of spectra on stellar labels (UaRA-net, appendices A-C).
+
+They select normal stars of a library, and predict spectra of stars from their labels.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from csstdask.core.optional import install_hint
 
 Float = npt.NDArray[np.float64]
 
-#: Principal components by which spectra are described.
+#: Number of principal components of the spectra.
 _COMPONENTS = 24
 
 
@@ -46,16 +49,16 @@ def fit_labels(labels: npt.ArrayLike, spectra: npt.ArrayLike, *, kernel: Any = N
     labels : array (n, 3)
         Teff [K], log g, [M/H].
     spectra : array (n, pixel)
-        Without NaN.
+        Spectra without NaN.
     kernel : optional
-        A fitted kernel (``process.kernel_`` of another fit), whose numbers are kept.
+        Kernel of another fit (``process.kernel_``), used with its parameters; by default they are fitted.
     seed : int
-        Of the search for the kernel's numbers.
+        Seed of the fit of the kernel.
 
     Raises
     ------
     ImportError
-        Without scikit-learn.
+        If scikit-learn is not installed.
     """
     try:
         from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415
@@ -68,15 +71,15 @@ def fit_labels(labels: npt.ArrayLike, spectra: npt.ArrayLike, *, kernel: Any = N
     mean = rows.mean(axis=0)
     _, _, vectors = np.linalg.svd(rows - mean, full_matrices=False)
     components = vectors[: min(_COMPONENTS, len(rows) - 1)]
-    amounts = (rows - mean) @ components.T
-    scale = np.sqrt((amounts**2).mean()) * np.ones(len(components))
+    coefficients = (rows - mean) @ components.T
+    scale = np.sqrt((coefficients**2).mean()) * np.ones(len(components))
     free = ConstantKernel(1.0, (1e-3, 1e4)) * RBF(2.0, (0.1, 50.0)) + WhiteKernel(1e-2, (1e-6, 10.0))
     process = GaussianProcessRegressor(
         free if kernel is None else kernel, optimizer="fmin_l_bfgs_b" if kernel is None else None, random_state=seed
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        process.fit((given - label_mean) / label_scatter, amounts / scale)
+        process.fit((given - label_mean) / label_scatter, coefficients / scale)
     return LabelProcess(process, label_mean, label_scatter, mean, components, scale)
 
 
@@ -89,18 +92,20 @@ def relative_rms(predicted: npt.ArrayLike, truth: npt.ArrayLike) -> Float:
 def clean_stars(
     labels: npt.ArrayLike, seds: npt.ArrayLike, *, limit: float = 0.05, folds: int = 5, seed: int = 1
 ) -> npt.NDArray[np.bool_]:
-    """Return which stars are normal (n,): those whose SED a Gaussian process of other stars predicts (appendix B).
+    """Return which stars are normal (n,): those whose SED a process fitted to other stars predicts (appendix B).
 
     Parameters
     ----------
     labels : array (n, 3)
+        Teff [K], log g, [M/H].
     seds : array (n, 574)
-        NaN where not observed; pixels that any star lacks are not used.
+        SEDs; NaN where not observed. Only pixels that all stars have are used.
     limit : float
-        Largest rms relative residual, 0.05 in the paper.
+        Largest rms relative residual of a normal star; 0.05 in the paper.
     folds : int
-        Each star is predicted by the process of the other folds.
+        Number of folds; each star is predicted from the other folds.
     seed : int
+        Seed of the folds and of the fit of the kernel.
     """
     given, rows = np.asarray(labels, dtype=float), np.asarray(seds, dtype=float)
     common = np.isfinite(rows).mean(axis=0) == 1

@@ -1,4 +1,4 @@
-"""Real stars with known spectra: libraries as arrays (.npz), and files of BOSZ, NGSL and LAMOST.
+"""Read libraries of stellar spectra: MILES and CALSPEC as arrays (.npz), and files of BOSZ, NGSL and LAMOST.
 
 Wavelengths are converted to vacuum, and to the rest frame where the radial velocity is known, when a file is read.
 """
@@ -36,14 +36,14 @@ Float32 = npt.NDArray[np.float32]
 
 #: Line-spread function of MILES, full width at half maximum [A].
 MILES_FWHM = 2.5
-#: CALSPEC stars with STIS data alone are models beyond this wavelength [A].
+#: CALSPEC spectra from STIS alone are models beyond this wavelength [A].
 _CALSPEC_END = 10_100.0
 #: Two pixels of the STIS gratings G230LB, G430L and G750L [A], and where they meet [A].
 _STIS_FWHM = (2.8, 5.4, 9.8)
 _STIS_BREAKS = (3060.0, 5650.0)
-#: Not single stars.
+#: Names that are not single stars.
 _COMPOSITES = ("SUN",)
-#: Decides which MILES stars are for testing.
+#: Seed of the split of MILES stars into training and test.
 STAR_SEED = 20261130
 
 
@@ -54,14 +54,17 @@ class RealStars:
     Attributes
     ----------
     name : array (n,) of str
+        Names of the stars.
     teff, logg, mh : array (n,)
+        Effective temperature [K], log g and [M/H].
     flux : float32 array (n, 2238)
-        Normalised spectra; NaN where a library cannot give them at R = 2000 (CALSPEC: everywhere).
+        Normalised spectra; NaN where a library has no resolution of R = 2000 (CALSPEC: everywhere).
     fwhm : float32 array (n, 2)
-        Of the line-spread function at 4000 and 7000 A [A].
+        FWHM of the line-spread function at 4000 and 7000 A [A].
     sed : float32 array (n, 574)
         At R = 200, scaled by the mean flux in 5526-5586 A; NaN where not observed.
     library : str
+        Name of the library.
     """
 
     name: npt.NDArray[np.str_]
@@ -77,7 +80,7 @@ class RealStars:
         return len(self.name)
 
     def take(self, which: npt.NDArray[Any]) -> RealStars:
-        """Return some of the stars, by index or mask."""
+        """Select stars by index or mask."""
         parts = {key: getattr(self, key)[which] for key in ("name", "teff", "logg", "mh", "flux", "fwhm", "sed")}
         return RealStars(**parts, library=self.library)
 
@@ -88,7 +91,7 @@ class RealStars:
 
 
 def load_miles(folder: Path) -> RealStars:
-    """Read the MILES stars with 5000-9750 K and all labels from ``miles.npz``.
+    """Read the MILES stars of 5000-9750 K that have all labels, from ``miles.npz``.
 
     MILES has a constant FWHM of 2.5 A, which is broader than R = 2000 below 5000 A: spectra are degraded to the larger
     of the two.
@@ -98,7 +101,7 @@ def load_miles(folder: Path) -> RealStars:
     keep &= (arrays["teff"] >= TEFF_RANGE[0]) & (arrays["teff"] <= TEFF_RANGE[1])
     air = float(arrays["wave0"]) + float(arrays["dwave"]) * np.arange(arrays["flux"].shape[1])
     wave = air_to_vacuum(air)
-    flux = _bridged(arrays["flux"][keep].astype(float))
+    flux = _fill_short_gaps(arrays["flux"][keep].astype(float))
     width = np.maximum(INPUT_WAVELENGTH / INPUT_RESOLUTION, MILES_FWHM)
     inputs = degrade(wave, flux, INPUT_WAVELENGTH, INPUT_WAVELENGTH / width, fwhm=MILES_FWHM)
     sed = normalise_sed(degrade(wave, flux, SED_WAVELENGTH, SED_RESOLUTION, fwhm=MILES_FWHM, min_coverage=0.98))
@@ -116,14 +119,14 @@ def load_miles(folder: Path) -> RealStars:
     )
 
 
-def _bridged(flux: Float) -> Float:
+def _fill_short_gaps(flux: Float) -> Float:
     """Interpolate across gaps of up to five pixels."""
     out = flux.copy()
     for row in out:
-        absent = ~np.isfinite(row)
-        if not absent.any():
+        missing = ~np.isfinite(row)
+        if not missing.any():
             continue
-        index = np.flatnonzero(absent)
+        index = np.flatnonzero(missing)
         for run in np.split(index, np.flatnonzero(np.diff(index) > 1) + 1):
             a, b = run[0] - 1, run[-1] + 1
             if len(run) <= 5 and a >= 0 and b < len(row):
@@ -163,6 +166,7 @@ def load_calspec(folder: Path) -> RealStars:
 
 
 def _calspec_sed(wave: Float, flux: Float) -> Float:
+    """Return the SED (574,) of an observed CALSPEC spectrum."""
     keep = np.isfinite(flux) & (flux > 0) & (wave <= _CALSPEC_END)
     order = np.flatnonzero(keep)[np.argsort(wave[keep], kind="stable")]
     order = order[np.concatenate([[True], np.diff(wave[order]) > 0])]
@@ -172,7 +176,7 @@ def _calspec_sed(wave: Float, flux: Float) -> Float:
 
 
 def star_key(name: str) -> str:
-    """Return a name by which the same star is recognised in MILES and CALSPEC.
+    """Return a name that identifies the same star in MILES and CALSPEC.
 
     Examples
     --------
@@ -188,7 +192,7 @@ def star_key(name: str) -> str:
 
 
 def split_by_star(stars: RealStars, test_share: float = 0.4, seed: int = STAR_SEED) -> npt.NDArray[np.bool_]:
-    """Return which stars are for testing (n,): a random choice of stars, by name."""
+    """Return which stars are test stars (n,), a random choice by name."""
     keys = np.array([star_key(str(name)) for name in stars.name])
     unique = np.unique(keys)
     chosen = np.random.default_rng(seed).permutation(unique)[: round(test_share * len(unique))]
@@ -205,7 +209,7 @@ def read_bosz(path: Path, wavelength_file: Path | None = None) -> Spectrum:
     """Read a spectrum of BOSZ 2024 (MAST), ``bosz2024_<atmosphere>_t..._r2000_resam.txt.gz``.
 
     Its two columns are flux and continuum; the flux is the Eddington flux H, and F = 4 pi H is returned. Wavelengths
-    (vacuum) are in a file apart, by default ``bosz2024_wave_r<resolution>.txt`` in the same folder.
+    (vacuum) are in a separate file, by default ``bosz2024_wave_r<resolution>.txt`` in the same folder.
 
     Raises
     ------
@@ -228,6 +232,7 @@ def read_bosz(path: Path, wavelength_file: Path | None = None) -> Spectrum:
 
 
 def _columns(path: Path) -> Float:
+    """Return the columns of a text file (row, column), which may be compressed."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         rows = [line.split() for line in raw.decode("ascii").splitlines() if line.strip() and not line.startswith("#")]

@@ -12,19 +12,19 @@ import numpy.typing as npt
 
 Float = npt.NDArray[np.float64]
 Split = Literal["train", "validation", "calibration", "test"]
-#: Effective temperatures of the stars, as published [K].
+#: Range of effective temperatures of the stars, as published [K].
 TEFF_RANGE = (5000.0, 9750.0)
-#: Nodes of the templates, by which cells are made: [K], [dex], [dex].
+#: Nodes of the templates, which are the centres of the cells: [K], [dex], [dex].
 _TEFF_NODES = np.array([5000, 5500, 6000, 6500, 7000, 7500, 8000, 9000, 10000], dtype=float)
 _LOGG_NODES = np.arange(6, dtype=float)
 _MH_NODES = np.array([-2.5, -2, -1.5, -1, -0.5, 0, 0.5])
-#: Share of the cells that each split has.
+#: Share of the cells in each split.
 SHARES: dict[Split, float] = {"train": 0.55, "validation": 0.09, "calibration": 0.18, "test": 0.18}
-#: Cells with a smaller share of the population always belong to training: at the edges nothing could replace them.
+#: Cells with a smaller share of the population always belong to training: at the edges they have no neighbours.
 _MIN_POPULATION_SHARE = 8e-4
-#: Folds of cells, of which each member of an ensemble leaves one out.
+#: Number of folds of cells; each member of an ensemble leaves out one.
 FOLDS = 5
-#: Scales of the distance between templates [K at 6000 K], [dex], [dex].
+#: Units of the distance between labels [K at 6000 K], [dex], [dex].
 _LABEL_SCALES = (330.0, 0.7, 0.35)
 
 
@@ -34,7 +34,7 @@ def scale_labels(teff: Float, logg: Float, mh: Float) -> Float:
 
 
 def cells_of(teff: Float, logg: Float, mh: Float) -> npt.NDArray[np.int64]:
-    """Return the (Teff, logg, [M/H]) cell of labels: the nearest of the templates' nodes, as one number (n,)."""
+    """Return the (Teff, logg, [M/H]) cell of labels as one number (n,): that of the nearest node of the templates."""
     near = [
         np.abs(np.asarray(values)[:, None] - nodes).argmin(axis=1)
         for values, nodes in ((teff, _TEFF_NODES), (logg, _LOGG_NODES), (mh, _MH_NODES))
@@ -45,7 +45,7 @@ def cells_of(teff: Float, logg: Float, mh: Float) -> npt.NDArray[np.int64]:
 def split_of_cells(cell: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.str_]:
     """Return the split of each template by its cell (n,): a fixed random order of populated cells, cut by `SHARES`.
 
-    Each temperature is cut on its own, so that all splits reach from the coolest to the hottest stars.
+    Each temperature is cut separately, so that all splits cover the coolest to the hottest stars.
     """
     found = np.full(len(cell), "train", dtype="U11")
     per_teff = len(_LOGG_NODES) * len(_MH_NODES)
@@ -71,8 +71,8 @@ def fold_of_cells(cell: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int6
 def population(n: int, rng: np.random.Generator) -> tuple[Float, Float, Float]:
     """Draw labels of a realistic population: (teff [K], logg, [M/H]), each (n,).
 
-    Teff is uniform over 5000-9750 K. Nine of ten stars have the gravity of their kind: dwarfs, below 5800 K also
-    giants, above 7000 K also evolved stars. One of ten has any, so that rare stars are known as well. Half of the
+    Teff is uniform over 5000-9750 K. Nine of ten stars have the gravity of a dwarf or, below 5800 K, of a giant
+    or, above 7000 K, of an evolved star. One of ten has any gravity, so that rare stars are represented. Half of the
     stars have the metallicity of the thin disc, a quarter that of the thick disc, a quarter that of the halo.
     """
     teff = rng.uniform(TEFF_RANGE[0] - 100, TEFF_RANGE[1] + 100, n)

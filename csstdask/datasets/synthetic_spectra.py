@@ -29,7 +29,7 @@ from csstdask.flux.spectral_grids import (
 
 Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
-#: Templates in a mixture, and the widest labels at which one still contributes.
+#: Number of templates in a mixture.
 _NEIGHBOURS = 8
 
 
@@ -40,16 +40,17 @@ class SyntheticStars:
     Attributes
     ----------
     flux : float32 array (n, 2238)
-        On the input grid, not normalised.
+        Spectra on the input grid, not normalised.
     sed : float32 array (n, 574)
-        Scaled by the mean flux in 5526-5586 A.
+        SEDs relative to the mean flux in 5526-5586 A.
     fwhm : float32 array (n, 2)
-        Of the line-spread function at 4000 and 7000 A [A].
+        FWHM of the line-spread function at 4000 and 7000 A [A].
     teff, logg, mh : array (n,)
+        Weighted means of the templates' labels.
     cell : int array (n,)
-        Of the template with the largest weight.
+        Cell of the template with the largest weight.
     shares : float32 array (n, 5)
-        Weight of the templates of each fold of cells.
+        Total weight of the templates of each fold of cells.
     """
 
     flux: Float32
@@ -65,12 +66,12 @@ class SyntheticStars:
         return len(self.flux)
 
     def take(self, which: npt.NDArray | slice) -> SyntheticStars:
-        """Return some of the stars."""
+        """Select stars by index, mask or slice."""
         return SyntheticStars(**{name: getattr(self, name)[which] for name in self.__dataclass_fields__})
 
 
 def mixtures(bank: TemplateBank, split: Split, n: int, rng: np.random.Generator) -> csr_array:
-    """Return weights of templates in n stars, a sparse array (n, templates) whose rows sum to one.
+    """Draw the weights of templates in n stars: a sparse array (n, template) whose rows sum to one.
 
     ``train``: a star of the population is a mean of its eight nearest training templates, weighted by distance and a
     random factor. Other splits: a template of a held-out cell has 60-100 % of the weight; templates
@@ -104,7 +105,7 @@ def mixtures(bank: TemplateBank, split: Split, n: int, rng: np.random.Generator)
 
 
 def _template_probability(bank: TemplateBank, own: npt.NDArray[np.int64], rng: np.random.Generator) -> Float:
-    """Return how often templates lead a held-out star: as often as stars of the population are near, but all."""
+    """Return the probability that a template leads a held-out star: that of the nearby population, and never 0."""
     stars = scale_labels(*population(20_000, rng))
     near = cKDTree(bank.scaled_labels[own]).query(stars)[1]
     count = np.bincount(near, minlength=len(own)).astype(float)
@@ -120,13 +121,16 @@ def synthetic_stars(
     Parameters
     ----------
     bank : TemplateBank
+        Templates.
     split : str
         ``train``, ``validation``, ``calibration`` or ``test``.
     n : int
+        Number of stars.
     rng : numpy.random.Generator
+        Random generator.
     augment : bool
-        Whether inputs have residual radial velocities, other line-spread functions, reddening and errors of the flux
-        calibration. The SEDs are always those of the unreddened star at rest.
+        Whether to add residual radial velocities, other line-spread functions, reddening and errors of the flux
+        calibration to the inputs. The SEDs are always those of the unreddened star at rest.
 
     Returns
     -------
@@ -151,12 +155,13 @@ def synthetic_stars(
 
 
 def _heaviest_template(weights: csr_array) -> npt.NDArray[np.int64]:
+    """Return the template with the largest weight in each star (n,)."""
     starts = weights.indptr
     return np.array([weights.indices[a:b][weights.data[a:b].argmax()] for a, b in pairwise(starts)])
 
 
 def _draw_line_widths(n: int, rng: np.random.Generator) -> Float:
-    """Draw FWHMs at 4000 and 7000 A: a constant R of 1600-2000, or a constant width where R = 2000 is finer."""
+    """Draw FWHMs at 4000 and 7000 A: a constant R of 1600-2000, or a constant width where R = 2000 is narrower."""
     resolution = rng.uniform(1600, 2000, n)
     by_resolution = np.array(INPUT_RANGE) / resolution[:, None]
     floor = rng.uniform(2.0, 2.9, n)[:, None]
@@ -184,7 +189,7 @@ def _spectra_at_width(bank: TemplateBank, weights: csr_array, fwhm: Float) -> Fl
 
 
 def _draw_velocities(n: int, rng: np.random.Generator) -> Float:
-    """Draw residual radial velocities [km/s]: 7 km/s, of one star in five 15 km/s."""
+    """Draw residual radial velocities [km/s]: a scatter of 7 km/s, and of 15 km/s for one star in five."""
     scatter = np.where(rng.random(n) < 0.2, 15.0, 7.0)
     return np.clip(rng.normal(0, scatter), -37, 37)
 
@@ -202,7 +207,7 @@ def _shift_spectra(fine: Float32, velocity: Float) -> Float32:
 
 
 def _draw_smooth_errors(n: int, rng: np.random.Generator) -> Float32:
-    """Draw what multiplies inputs smoothly: reddening, E(B-V) up to about 0.5, and errors of the flux calibration."""
+    """Draw smooth factors on inputs: reddening, E(B-V) up to about 0.5, and errors of the flux calibration."""
     curve = log_attenuation(INPUT_WAVELENGTH)
     reddening = rng.exponential(0.12, n)
     t = np.linspace(-1, 1, N_INPUT)
@@ -212,13 +217,13 @@ def _draw_smooth_errors(n: int, rng: np.random.Generator) -> Float32:
 
 
 def held_out_share(bank: TemplateBank, split: Split, seed: int = 1) -> float:
-    """Return the share of the population nearest to templates of a split, among those of it and of training."""
+    """Return the share of the population that is nearest to templates of a split rather than of training."""
     near = cKDTree(bank.scaled_labels).query(scale_labels(*population(20_000, np.random.default_rng(seed))))[1]
     number = {name: float((bank.split[near] == name).sum()) for name in ("train", split)}
     return number[split] / sum(number.values())
 
 
 def concatenate_stars(parts: Sequence[SyntheticStars]) -> SyntheticStars:
-    """Return several sets of stars as one."""
+    """Concatenate sets of stars."""
     names = SyntheticStars.__dataclass_fields__
     return SyntheticStars(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})

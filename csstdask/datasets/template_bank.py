@@ -26,7 +26,7 @@ from csstdask.flux.spectral_grids import (
 
 Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
-#: Templates beyond the range of the stars that mixtures at its ends may use [K].
+#: Range of the templates [K]: wider than that of the stars, so that mixtures at its ends have neighbours.
 _TEMPLATE_TEFF = (4800.0, 10200.0)
 #: Where ATLAS9 ends and DESI begins [A], and where the two are matched.
 _BLEND_RANGE = (3030.0, 3060.0)
@@ -48,12 +48,13 @@ class TemplateBank:
     sed : float32 array (n, 574)
         SED at R = 200, scaled by the mean flux in 5526-5586 A, as `fine` is.
     teff, logg, mh : array (n,)
-        Labels, which are bookkeeping: +-100 K, +-0.5 dex.
+        Labels, accurate to 100 K and 0.5 dex.
     split : array (n,) of str
-        Of the template's cell.
+        Split of the template's cell.
     cell : int array (n,)
+        Cell of the labels.
     fold : int array (n,)
-        One of five folds of cells: each member of an ensemble leaves out one.
+        Fold of the cell, one of five.
     """
 
     fine: Float32
@@ -70,7 +71,7 @@ class TemplateBank:
 
     @property
     def scaled_labels(self) -> Float:
-        """Return labels in units of the distance between templates that contribute to a mixture (n, 3)."""
+        """(n, 3) Labels in units of the distance between templates that contribute to the same mixture."""
         return scale_labels(self.teff, self.logg, self.mh)
 
 
@@ -98,7 +99,7 @@ def load_templates(folder: Path, *, seed: int = 20261130) -> TemplateBank:
     folder : Path
         With ``desi_templates.npz`` and ``ck04.npz``.
     seed : int
-        Of the split into cells.
+        Seed of the split into cells.
     """
     desi, atlas = load_npz(folder, "desi_templates"), load_npz(folder, "ck04")
     wave = float(desi["wave0"]) + float(desi["dwave"]) * np.arange(int(desi["nwave"]))
@@ -131,7 +132,7 @@ def load_templates(folder: Path, *, seed: int = 20261130) -> TemplateBank:
 
 @dataclass(frozen=True)
 class AtlasGrid:
-    """ATLAS9 models on a full grid of (Teff, logg, [M/H]); models that do not exist are those of the next log g."""
+    """ATLAS9 models on a full grid of (Teff, logg, [M/H]); missing models are replaced by those of the next log g."""
 
     teff: Float
     logg: Float
@@ -154,23 +155,23 @@ class AtlasGrid:
         return cls(axes[0], axes[1], axes[2], cube)
 
     def sed(self, teff: npt.ArrayLike, logg: npt.ArrayLike, mh: npt.ArrayLike) -> Float:
-        """Return SEDs (n, 574) at labels, linear in log flux between models; labels outside are moved to the edge."""
+        """Return SEDs (n, 574) at labels, linear in log flux between models; labels outside are clipped."""
         out: Float | float = 0.0
         axes = (self.teff, self.logg, self.mh)
-        place = []
+        positions = []
         for axis, values in zip(axes, (teff, logg, mh), strict=True):
             at = np.clip(np.atleast_1d(np.asarray(values, dtype=float)), axis[0], axis[-1])
             low = np.clip(np.searchsorted(axis, at, "right") - 1, 0, len(axis) - 2)
-            place.append((low, (at - axis[low]) / (axis[low + 1] - axis[low])))
+            positions.append((low, (at - axis[low]) / (axis[low + 1] - axis[low])))
         for corner in np.ndindex(2, 2, 2):
-            index = tuple(low + step for (low, _), step in zip(place, corner, strict=True))
-            weight = np.prod([s if step else 1 - s for (_, s), step in zip(place, corner, strict=True)], axis=0)
+            index = tuple(low + step for (low, _), step in zip(positions, corner, strict=True))
+            weight = np.prod([s if step else 1 - s for (_, s), step in zip(positions, corner, strict=True)], axis=0)
             out = out + weight[:, None] * self.log_flux[index]
         return np.exp(np.asarray(out))
 
 
 def _continue_blueward(sed: Float, atlas: AtlasGrid, teff: Float, logg: Float, mh: Float) -> Float:
-    """Continue SEDs to the blue with ATLAS9, matched in level above the splice, blended linearly across it."""
+    """Continue SEDs below 3030 A with ATLAS9, scaled to their level above and blended linearly."""
     model = atlas.sed(teff, logg, mh)
     match = (_MATCH_RANGE[0] <= SED_WAVELENGTH) & (_MATCH_RANGE[1] >= SED_WAVELENGTH)
     model *= sed[:, match].mean(axis=1, keepdims=True) / model[:, match].mean(axis=1, keepdims=True)

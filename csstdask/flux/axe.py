@@ -1,4 +1,4 @@
-"""Flat cubes as aXe (hstaxe) and slitlessutils exchange them.
+"""Read and write flat-field cubes in the format of aXe (hstaxe) and slitlessutils.
 
 A cube holds planes a_i(x, y): a_0 in the primary HDU, a_i in extension i. The flat is sum_i a_i t^i with
 t = (wavelength - WMIN) / (WMAX - WMIN) from the primary header, and pixels are divided by it. hstaxe clamps t to
@@ -28,14 +28,14 @@ Float = npt.NDArray[np.float64]
 
 _FITS_BLOCK = 2880
 """Bytes to whose multiple every part of a FITS file is padded."""
-_ROWS = 256
-"""Rows of a plane that are computed at a time."""
-_SAMPLES = 129
+_BLOCK_ROWS = 256
+"""Rows of a plane that are computed together."""
+_FIT_SAMPLES = 129
 """Rows and columns of a plane to which polynomials are fitted, evenly spread."""
-_GRID = 101
-"""Wavelengths at which a cube that was read is kept."""
-MISFIT = 1e-3
-"""Largest difference between a plane and its polynomial that is accepted when a cube is read."""
+_N_WAVELENGTHS = 101
+"""Wavelengths at which a cube is sampled when it is read."""
+MAX_MISFIT = 1e-3
+"""Largest accepted difference between a plane and its polynomial when a cube is read."""
 
 
 def write_axe(
@@ -46,18 +46,18 @@ def write_axe(
     Parameters
     ----------
     flat : Flat
-        Of one detector.
+        Flat of one detector.
     path : str or Path
-        FITS file; an existing one is replaced when the new one is complete.
+        Output FITS file; an existing one is replaced when the new one is complete.
     degree : int
-        Power of t up to which every coefficient of the flat is described.
+        Degree of the polynomial in t that is fitted to every coefficient of the flat.
     window : (int, int, int, int), optional
-        First column, first row, columns and rows of a part of the detector; by default all of it.
+        First column, first row, number of columns and of rows of a part of the detector.
 
     Returns
     -------
     float
-        Largest error of the flat that this description makes, also in the header as FLATERR.
+        Largest error of the flat by these polynomials, also in the header as FLATERR.
 
     Raises
     ------
@@ -74,9 +74,9 @@ def write_axe(
         raise InputError("window", f"{window}", f"columns and rows of the detector, {nx} x {ny}")
     powers, error = _powers_of_t(flat, degree)
     path = Path(path)
-    part = path.with_name(path.name + ".part")
+    partial_path = path.with_name(path.name + ".part")
     columns = np.arange(left, left + width)
-    with part.open("wb") as file:
+    with partial_path.open("wb") as file:
         for index, coefficients in enumerate(powers):
             header = fits.Header()
             if index == 0:
@@ -95,25 +95,25 @@ def write_axe(
                 header["EXTNAME"] = f"A{index}"
             header["LTV1"], header["LTV2"] = float(-left), float(-bottom)
             file.write(header.tostring().encode("ascii"))
-            for row in range(bottom, bottom + height, _ROWS):
-                rows = np.arange(row, min(row + _ROWS, bottom + height))
+            for row in range(bottom, bottom + height, _BLOCK_ROWS):
+                rows = np.arange(row, min(row + _BLOCK_ROWS, bottom + height))
                 plane = evaluate_on_grid(coefficients, columns, rows, flat.requested_degree, flat.shape)
                 file.write(plane.astype(">f4").tobytes())
             file.write(b"\0" * (-4 * width * height % _FITS_BLOCK))
-    part.replace(path)
+    partial_path.replace(path)
     return error
 
 
 def _powers_of_t(flat: Flat, degree: int) -> tuple[Float, float]:
-    """Return coefficients (power of t, term) of the flat, and the largest error that they make."""
+    """Return coefficients (power of t, term) of the flat, and their largest error."""
     known = flat.degree >= 0
     if not known.any():
         raise InputError("flat", "no wavelength with usable stars", "at least one")
     relative = flat.relative_coefficients
     span = flat.wavelength[-1] - flat.wavelength[0]
     t = (flat.wavelength - flat.wavelength[0]) / (span if span > 0 else 1.0)
-    least = min(degree, int(known.sum()) - 1)
-    basis = np.polynomial.legendre.legvander(2 * t - 1, least)
+    fit_degree = min(degree, int(known.sum()) - 1)
+    basis = np.polynomial.legendre.legvander(2 * t - 1, fit_degree)
     fitted = np.linalg.lstsq(basis[known], relative[known], rcond=None)[0]
     powers = np.zeros((degree + 1, relative.shape[1]))
     for term in range(relative.shape[1]):
@@ -127,12 +127,12 @@ def _powers_of_t(flat: Flat, degree: int) -> tuple[Float, float]:
 
 
 def read_axe(path: str | Path, *, degree: int = 2, shape: tuple[int, int] | None = None) -> Flat:
-    """Read an aXe cube and describe its planes by Legendre products.
+    """Read an aXe cube and fit Legendre products to its planes.
 
     Parameters
     ----------
     path : str or Path
-        FITS file.
+        FITS file of the cube.
     degree : int
         Total degree of the polynomials of the position.
     shape : (int, int), optional
@@ -147,7 +147,7 @@ def read_axe(path: str | Path, *, degree: int = 2, shape: tuple[int, int] | None
     Raises
     ------
     InputError
-        If the file is no cube, or belongs to another detector, or polynomials of this degree do not describe it.
+        If the file is no cube, belongs to another detector, or does not match polynomials of this degree.
     """
     from astropy.io import fits  # noqa: PLC0415
 
@@ -158,26 +158,37 @@ def read_axe(path: str | Path, *, degree: int = 2, shape: tuple[int, int] | None
             planes = _planes(file, source)
             size = planes[0].shape
             origin = -float(header.get("LTV1", 0.0)), -float(header.get("LTV2", 0.0))
-            whole = _detector_shape(source, size, origin, shape)
+            detector_shape = _detector_shape(source, size, origin, shape)
             limits = _limits(header, source)
-            coefficients = np.array([_describe(plane, degree, origin, whole, source) for plane in planes])
+            coefficients = np.array([_fit_plane(plane, degree, origin, detector_shape, source) for plane in planes])
             detector = header.get("DETECTOR")
     except OSError as error:
         raise InputError(source, f"no readable FITS file ({error})", "an aXe flat cube") from None
-    t = np.linspace(0, 1, _GRID if len(coefficients) > 1 else 2)
+    t = np.linspace(0, 1, _N_WAVELENGTHS if len(coefficients) > 1 else 2)
     values = np.vander(t, len(coefficients), increasing=True) @ coefficients
     n, p = values.shape
     flags = np.full(n, int(FlatFlag.NO_VARIANCE))
     zero = np.zeros(n, dtype=np.int64)
     nodes = covariance_nodes(n)
     return Flat(
-        limits[0] + t * (limits[1] - limits[0]), values, np.zeros((n, p, p)), whole, np.full(n, degree), flags, zero,
-        zero, np.ones(n), np.zeros(n), nodes, np.zeros((len(nodes), len(nodes), p, p)),
-        detector if isinstance(detector, int) else None,
-    )  # fmt: skip
+        wavelength=limits[0] + t * (limits[1] - limits[0]),
+        coefficients=values,
+        covariance=np.zeros((n, p, p)),
+        shape=detector_shape,
+        degree=np.full(n, degree),
+        flags=flags,
+        n_stars=zero,
+        n_kept=zero,
+        scale=np.ones(n),
+        common_variance=np.zeros(n),
+        nodes=nodes,
+        node_covariance=np.zeros((len(nodes), len(nodes), p, p)),
+        detector=detector if isinstance(detector, int) else None,
+    )
 
 
 def _planes(file: Any, source: Path) -> list[npt.NDArray[Any]]:
+    """Return the planes of a cube; raise InputError unless they are images of one shape."""
     planes = [hdu.data for hdu in file]
     if planes[0] is None or planes[0].ndim != 2:
         raise InputError(f"{source}[0]", "an empty primary HDU", "plane a_0 of the cube in it")
@@ -189,6 +200,7 @@ def _planes(file: Any, source: Path) -> list[npt.NDArray[Any]]:
 
 
 def _limits(header: fits.Header, source: Path) -> tuple[float, float]:
+    """Return the wavelengths of t = 0 and t = 1 [Angstrom]."""
     try:
         low, high = float(header["WMIN"]), float(header["WMAX"])
     except (KeyError, TypeError, ValueError):
@@ -201,6 +213,7 @@ def _limits(header: fits.Header, source: Path) -> tuple[float, float]:
 def _detector_shape(
     source: Path, size: tuple[int, int], origin: tuple[float, float], shape: tuple[int, int] | None
 ) -> tuple[int, int]:
+    """Return the shape of the detector of planes with a size and an origin; raise InputError if they do not fit."""
     if shape is None:
         if origin != (0.0, 0.0):
             raise InputError(source, f"a cube of a part of a detector, from {origin}", "shape=(y, x) of the detector")
@@ -212,13 +225,13 @@ def _detector_shape(
     return shape
 
 
-def _describe(
+def _fit_plane(
     plane: npt.NDArray[Any], degree: int, origin: tuple[float, float], shape: tuple[int, int], source: Path
 ) -> Float:
-    """Return the coefficients of a plane."""
+    """Return the coefficients (term,) of a plane; raise InputError if they do not match it."""
     ny, nx = plane.shape
-    rows = np.unique(np.linspace(0, ny - 1, min(_SAMPLES, ny)).round().astype(np.int64))
-    columns = np.unique(np.linspace(0, nx - 1, min(_SAMPLES, nx)).round().astype(np.int64))
+    rows = np.unique(np.linspace(0, ny - 1, min(_FIT_SAMPLES, ny)).round().astype(np.int64))
+    columns = np.unique(np.linspace(0, nx - 1, min(_FIT_SAMPLES, nx)).round().astype(np.int64))
     values = np.array([np.asarray(plane[row])[columns] for row in rows], dtype=np.float64)
     if not np.all(np.isfinite(values)):
         raise InputError(source, "planes with values that are not finite", "finite ones")
@@ -226,7 +239,7 @@ def _describe(
     design = terms.reshape(-1, n_terms(degree))
     found = np.linalg.lstsq(design, values.ravel(), rcond=None)[0]
     misfit = float(np.abs(design @ found - values.ravel()).max())
-    if misfit > MISFIT:
+    if misfit > MAX_MISFIT:
         raise InputError(
             source, f"planes that differ by {misfit:.2g} from polynomials of degree {degree}", "degree=..."
         )

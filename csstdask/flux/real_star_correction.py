@@ -1,4 +1,4 @@
-"""What sets real stars apart from synthetic ones: a correction of SEDs, its uncertainty, and which stars it applies to.
+"""Correct predicted SEDs of real stars, which differ systematically from synthetic ones.
 
 Synthetic SEDs are 16-35 % too bright in the near ultraviolet compared with HST. The correction is a linear function of
 a few coefficients of the predicted SED, log F_real = log F_synthetic + phi(c) W, with a Gaussian prior on W. It was
@@ -25,13 +25,13 @@ N_TERMS = N_DEPEND + 2
 
 @dataclass(frozen=True)
 class Correction:
-    """Offsets of log SEDs, and what they add to the covariance.
+    """Offsets of log SEDs, and their contribution to the covariance.
 
     Attributes
     ----------
     log_offset : tensor (n, 574)
     modes : tensor (n, 5, 574)
-        Scatter of real stars, and uncertainty of the correction itself.
+        Scatter of real stars about the correction, and uncertainty of the correction.
     noise : tensor (574,)
     """
 
@@ -46,7 +46,7 @@ class RealStarCorrection(nn.Module):
     Parameters
     ----------
     n_features : int
-        Features of a spectrum, for the logistic regression.
+        Number of features of a spectrum, for the logistic regression.
     """
 
     def __init__(self, n_features: int) -> None:
@@ -69,7 +69,7 @@ class RealStarCorrection(nn.Module):
         self.logistic: Tensor
 
     def terms(self, coefficients: Tensor) -> Tensor:
-        """Return phi (n, term) of coefficients of log SEDs (n, component)."""
+        """Return the terms phi (n, term) of coefficients (n, component) of log SEDs."""
         u = ((coefficients[:, :N_DEPEND] - self.centre) / self.scale).clamp(-3, 3)
         return torch.cat([torch.ones_like(u[:, :1]), u, u[:, :1].square()], dim=1)
 
@@ -80,7 +80,7 @@ class RealStarCorrection(nn.Module):
         return torch.sigmoid(found @ self.logistic)
 
     def forward(self, coefficients: Tensor) -> Correction:
-        """Return the correction of SEDs with these coefficients (n, component)."""
+        """Return the correction of log SEDs with coefficients (n, component)."""
         phi = self.terms(coefficients)
         variance = torch.einsum("ni,ij,nj->n", phi, self.weight_covariance, phi).clamp(min=0)
         own = variance.sqrt()[:, None, None] * self.amplitude

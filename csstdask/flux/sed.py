@@ -1,4 +1,4 @@
-"""SEDs of stars from their normalised spectra, with sigmas and the covariance between wavelengths."""
+"""Predict SEDs of stars from their normalised spectra, with errors and their covariance between wavelengths."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 Stars = Literal["auto", "real", "synthetic"]
 
-#: Spectra that are computed together.
-_BATCH = 2048
-#: A misfit counts from here: five standard deviations of chi2 over 2238 pixels.
-_SIGNIFICANT = 5 * (2 / 2238) ** 0.5
-#: Fields of a prediction that batches give, in their order.
-_ARRAYS = ("mean", "sigma", "modes", "out_of_domain", "chi2", "real", "dof")
-#: Share of a distribution below one sigma.
-_UPPER_SIGMA = 0.841345
-_REAL: dict[str, float | None] = {"auto": None, "real": 1.0, "synthetic": 0.0}
+#: Number of spectra in a batch.
+_BATCH_SIZE = 2048
+#: Excess of the reduced chi2 that is significant: five standard deviations over 2238 pixels.
+_SIGNIFICANT_MISFIT = 5 * (2 / 2238) ** 0.5
+#: Fields of a prediction in the order of the arrays that a batch returns.
+_ARRAY_FIELDS = ("mean", "sigma", "modes", "out_of_domain", "chi2", "real", "dof")
+#: Share of a normal distribution below +1 sigma.
+_UPPER_ONE_SIGMA = 0.841345
+_REAL_PROBABILITY: dict[str, float | None] = {"auto": None, "real": 1.0, "synthetic": 0.0}
 
 
 @dataclass(frozen=True, repr=False)
 class SedPrediction:
-    """SEDs of n stars, in units of their mean flux in 5526-5586 A.
+    """SEDs of n stars, relative to their mean flux in 5526-5586 A.
 
     Attributes
     ----------
@@ -49,19 +49,19 @@ class SedPrediction:
         2500-10500 A, vacuum, in the rest frame of the star.
     mean : float32 array (n, 574)
     sigma : float32 array (n, 574)
-        1 sigma of each pixel: noise of the spectrum, scatter of stars with such a spectrum, and the uncertainty of the
+        1 sigma of each pixel: noise of the spectrum, scatter of stars with similar spectra, and uncertainty of the
         network. Errors of neighbouring wavelengths are strongly correlated: use `covariance` for averages over a band.
     modes : float32 array (n, rank, 574)
         Correlated part of the errors: the covariance is ``modes.T @ modes`` off the diagonal, ``sigma**2`` on it.
     out_of_domain : bool array (n,)
-        Whether the spectrum is unlike those that the network learnt from. Do not use these SEDs.
+        Whether the spectrum is unlike those of the training. Do not use these SEDs.
     chi2 : float64 array (n,)
-        Mean square of (spectrum - its reconstruction) / error; NaN for ``uaranet``.
+        Mean squared (spectrum - reconstruction) / error; NaN for ``uaranet``.
     real : float64 array (n,)
         Probability with which the correction for real stars was applied; NaN for ``uaranet``.
     dof : float64 array (n,)
-        Degrees of freedom of the errors: they are distributed as Student's t, scaled so that the central 68.3 % are one
-        sigma. inf (a Gaussian) for ``uaranet``.
+        Degrees of freedom of the errors, which follow a Student distribution scaled so that one sigma contains the
+        central 68.3 %. inf (Gaussian) for ``uaranet``.
     model : ModelCard
     """
 
@@ -79,41 +79,41 @@ class SedPrediction:
         return len(self.mean)
 
     def __repr__(self) -> str:
-        """Return one line: how many stars, and how many are out of the domain."""
+        """Return a summary in one line."""
         return (
             f"SedPrediction({len(self)} stars, model {self.model.name}, {int(self.out_of_domain.sum())} out of domain)"
         )
 
     def interval(self, level: float = 0.95) -> tuple[Float, Float]:
-        """Return the lower and upper ends (n, 574) of the central interval that holds a share `level` of the truth."""
+        """Return lower and upper ends (n, 574) of the central interval with probability `level`."""
         if not 0 < level < 1:
-            raise ValueError(f"level: found {level}; wanted a share between 0 and 1")
-        width = student_t.ppf(0.5 + level / 2, self.dof) / student_t.ppf(_UPPER_SIGMA, self.dof)
+            raise ValueError(f"level: found {level}; wanted a probability between 0 and 1")
+        width = student_t.ppf(0.5 + level / 2, self.dof) / student_t.ppf(_UPPER_ONE_SIGMA, self.dof)
         half = width[:, None] * self.sigma
         return self.mean - half, self.mean + half
 
     def gaussian_pulls(self, truth: npt.ArrayLike) -> Float:
-        """Return residuals (n, 574) in sigmas, made Gaussian: unit normal where `sigma` and `dof` are right."""
-        scale = student_t.ppf(_UPPER_SIGMA, self.dof)[:, None]
+        """Return residuals over sigma (n, 574), mapped to a unit normal if `sigma` and `dof` are right."""
+        scale = student_t.ppf(_UPPER_ONE_SIGMA, self.dof)[:, None]
         pulls = (self.mean - np.asarray(truth)) / self.sigma
         return np.asarray(np.clip(ndtri(student_t.cdf(pulls * scale, self.dof[:, None])), -8, 8))
 
     def covariance(self, i: int) -> Float:
-        """Return the covariance of the i-th SED (574, 574)."""
+        """Return the covariance (574, 574) of the i-th SED."""
         modes = self.modes[i].astype(float)
         out = modes.T @ modes
         np.fill_diagonal(out, self.sigma[i].astype(float) ** 2)
         return np.asarray(out)
 
     def table(self, ids: list[str]) -> SedTable:
-        """Return the table that ``csstdask sed`` writes, with an id for each star."""
+        """Return the table that ``csstdask sed`` writes, with one id for each star."""
         return SedTable(
             np.array(ids, dtype=str), self.wavelength, self.mean, self.sigma, self.modes, self.out_of_domain
         )
 
 
 MIN_RESOLUTION = 1500.0
-"""Resolving power of an input below which nothing is predicted: networks have learnt from 1600 to 2000."""
+"""Smallest resolving power of an input; the networks were trained with 1600 to 2000."""
 
 
 def predict_sed(
@@ -131,30 +131,31 @@ def predict_sed(
 ) -> SedPrediction:
     """Predict the SED of stars, 2500-10500 A at R = 200, from spectra of 4000-7000 A at R of about 2000.
 
-    Only lines are looked at: the spectrum is divided by its moving average, so that its flux calibration and
-    reddening do not matter. The SED is that of the unreddened star, unless `ebv` is given.
+    Only lines are used: the spectrum is divided by its moving average, so that its flux calibration and reddening do
+    not matter. The SED is that of the unreddened star, unless `ebv` is given.
 
     Parameters
     ----------
     wavelength : array (pixel,) or (n, pixel)
-        In the rest frame of the star [A]; any grid that covers 4000-7000 A.
+        Wavelengths in the rest frame of the star [A]; any grid that covers 4000-7000 A.
     flux : array (pixel,) or (n, pixel)
-        Any unit per Angstrom; NaN where there is no datum.
+        Flux densities in any unit per Angstrom; NaN where data are missing.
     error : array like flux, optional
-        1 sigma; inf where a pixel is to be ignored. By default estimated from neighbouring pixels.
+        1 sigma; inf for pixels to ignore. By default estimated from neighbouring pixels.
     medium : str
-        Of the wavelengths: ``vacuum`` or ``air``.
+        Medium of the wavelengths, ``vacuum`` or ``air``.
     model : str
         ``default``, a name that ``csstdask models`` lists (``sed``, ``uaranet``), or the path of a card.
     device : optional
         ``cpu`` or ``cuda``.
     resolution : float, optional
-        Resolving power of the spectra, if it is not about 2000, and at least 1500. Spectra with a higher one are
-        degraded; a lower one is an input of the network, which was trained with 1600 to 2000.
+        Resolving power of the spectra, at least 1500; by default about 2000. Spectra of a higher one are degraded; a
+        lower one is an input of the network, which was trained with 1600 to 2000.
     stars : str
-        ``real``: corrected with CALSPEC and MILES stars; ``synthetic``: not; ``auto``: by each spectrum's lines.
+        ``real``: corrected by CALSPEC and MILES stars; ``synthetic``: not corrected; ``auto``: decided from each
+        spectrum's lines.
     ebv, ebv_error : float or array (n,)
-        Reddening E(B - V) that the star has and the SED shall have, and its error [mag]; R_V = 3.1.
+        Reddening E(B - V) of the star, which is applied to the SED, and its error [mag]; R_V = 3.1.
 
     Returns
     -------
@@ -165,7 +166,7 @@ def predict_sed(
     ValueError
         If shapes differ, or medium, stars, model or device are unknown.
     InputError
-        If spectra do not cover 4000-7000 A, too many pixels have no datum, or errors are NaN, zero or negative.
+        If spectra do not cover 4000-7000 A, too many pixels lack data, or errors are NaN, zero or negative.
 
     Examples
     --------
@@ -175,18 +176,21 @@ def predict_sed(
     >>> sed.mean.shape, sed.covariance(0).shape
     ((1, 574), (574, 574))
     """
-    if stars not in _REAL:
-        raise ValueError(f"stars: found {stars!r}; wanted one of {', '.join(_REAL)}")
+    if stars not in _REAL_PROBABILITY:
+        raise ValueError(f"stars: found {stars!r}; wanted one of {', '.join(_REAL_PROBABILITY)}")
     if resolution is not None and not resolution >= MIN_RESOLUTION:
         raise InputError("resolution", f"{resolution:g}", f"a resolving power of at least {MIN_RESOLUTION:g}")
     card = find_card("sed", model)
-    where = choose_device(device)
+    torch_device = choose_device(device)
     spectra = normalise_spectra(wavelength, flux, error, medium=medium, resolution=resolution)
-    found = predict_normalised(spectra, card, where, fwhm=_widths(len(spectra), resolution), real=_REAL[stars])
-    return _reddened(found, np.broadcast_to(ebv, len(found)), np.broadcast_to(ebv_error, len(found)))
+    found = predict_normalised(
+        spectra, card, torch_device, fwhm=_line_widths(len(spectra), resolution), real=_REAL_PROBABILITY[stars]
+    )
+    return _redden_prediction(found, np.broadcast_to(ebv, len(found)), np.broadcast_to(ebv_error, len(found)))
 
 
-def _widths(n: int, resolution: float | None) -> Float32:
+def _line_widths(n: int, resolution: float | None) -> Float32:
+    """Return the FWHM at 4000 and 7000 A (n, 2) of spectra on the input grid [A]."""
     power = INPUT_RESOLUTION if resolution is None else min(resolution, INPUT_RESOLUTION)
     return np.tile(np.array(INPUT_RANGE, dtype=np.float32) / np.float32(power), (n, 1))
 
@@ -194,38 +198,40 @@ def _widths(n: int, resolution: float | None) -> Float32:
 def predict_normalised(
     spectra: NormalisedSpectra, card: ModelCard, device: torch.device, *, fwhm: Float32, real: float | None = None
 ) -> SedPrediction:
-    """Predict SEDs of spectra that are on the input grid and normalised.
+    """Predict SEDs of normalised spectra.
 
     Parameters
     ----------
-    spectra : InputSpectra
+    spectra : NormalisedSpectra
+        Spectra on the input grid.
     card : ModelCard
-        Of an SED network.
+        Card of an SED network.
     device : torch.device
-    fwhm : array (n, 2)
-        Of the line-spread function at 4000 and 7000 A [A].
+        Device to compute on.
+    fwhm : float32 array (n, 2)
+        FWHM of the line-spread function at 4000 and 7000 A [A].
     real : float, optional
         Probability that the stars are real; by default inferred from each spectrum.
     """
     network = load_network(card, build_network, device)
     parts = []
     with torch.inference_mode():
-        for start in range(0, len(spectra), _BATCH):
-            some = slice(start, start + _BATCH)
+        for start in range(0, len(spectra), _BATCH_SIZE):
+            batch = slice(start, start + _BATCH_SIZE)
             flux, error, width = (
-                torch.from_numpy(np.ascontiguousarray(one[some])).to(device)
+                torch.from_numpy(np.ascontiguousarray(one[batch])).to(device)
                 for one in (spectra.flux, spectra.error, fwhm)
             )
             if isinstance(network, UaRANet):
-                parts.append(_published(network, flux, error))
+                parts.append(_predict_uaranet(network, flux, error))
             else:
-                parts.append(_ours(network, flux, error, width, real))
-    arrays = [np.concatenate(part) for part in zip(*parts, strict=True)] if parts else _nothing()
-    return SedPrediction(SED_WAVELENGTH.copy(), **dict(zip(_ARRAYS, arrays, strict=True)), model=card)
+                parts.append(_predict_sed_network(network, flux, error, width, real))
+    arrays = [np.concatenate(part) for part in zip(*parts, strict=True)] if parts else _empty_arrays()
+    return SedPrediction(SED_WAVELENGTH.copy(), **dict(zip(_ARRAY_FIELDS, arrays, strict=True)), model=card)
 
 
 def build_network(kind: str, **architecture: Any) -> nn.Module:
-    """Make the network of a card's architecture; InputError if its kind is unknown."""
+    """Build the network of a card's architecture; raise InputError if its kind is unknown."""
     if kind == "uaranet":
         return UaRANet(kind, **architecture)
     if kind == "sed":
@@ -233,13 +239,13 @@ def build_network(kind: str, **architecture: Any) -> nn.Module:
     raise InputError("architecture", f"kind = {kind!r}", "'sed' or 'uaranet'")
 
 
-def _nothing() -> list[npt.NDArray[Any]]:
+def _empty_arrays() -> list[npt.NDArray[Any]]:
     empty = np.zeros((0, N_SED), dtype=np.float32)
     return [empty, empty, np.zeros((0, 0, N_SED), dtype=np.float32), np.zeros(0, dtype=bool), *[np.zeros(0)] * 3]
 
 
-def _published(network: UaRANet, flux: torch.Tensor, error: torch.Tensor) -> tuple[npt.NDArray[Any], ...]:
-    """Return arrays of `SedPrediction`; errors are as published, relative to the mean, without a covariance."""
+def _predict_uaranet(network: UaRANet, flux: torch.Tensor, error: torch.Tensor) -> tuple[npt.NDArray[Any], ...]:
+    """Return the arrays of `SedPrediction` by UaRA-net; errors as published, without a covariance."""
     typical = torch.where(torch.isinf(error), 0.0, error).mean(dim=1, keepdim=True)
     mean, relative = network(flux, torch.where(torch.isinf(error), 3 * typical, error))
     level = mean[:, REFERENCE_PIXELS].mean(dim=1, keepdim=True)
@@ -251,14 +257,15 @@ def _published(network: UaRANet, flux: torch.Tensor, error: torch.Tensor) -> tup
     return sed, sigma, modes, np.zeros(n, dtype=bool), unknown, unknown, np.full(n, np.inf)
 
 
-def _ours(
+def _predict_sed_network(
     network: nn.Module, flux: torch.Tensor, error: torch.Tensor, fwhm: torch.Tensor, real: float | None
 ) -> tuple[npt.NDArray[Any], ...]:
+    """Return the arrays of `SedPrediction` by the network ``sed``."""
     found = network(flux, error, fwhm, real)
     mean = torch.exp(found.log_mean)
     modes = found.modes * mean[:, None]
     sigma = torch.sqrt((found.noise * mean).square() + modes.square().sum(dim=1))
-    excess = torch.sqrt((found.features.chi2 - 1 - _SIGNIFICANT).clamp(min=0)) / found.features.snr
+    excess = torch.sqrt((found.features.chi2 - 1 - _SIGNIFICANT_MISFIT).clamp(min=0)) / found.features.snr
     size = found.features.values.square().mean(dim=1)
     assert isinstance(network, SedNetwork)  # noqa: S101
     outside = (excess > network.domain_limits[0]) | (size > network.domain_limits[1])
@@ -268,8 +275,8 @@ def _ours(
     return tuple(one.cpu().numpy() for one in arrays)
 
 
-def _reddened(found: SedPrediction, ebv: npt.NDArray, ebv_error: npt.NDArray) -> SedPrediction:
-    """Redden SEDs, relative to the reference range; the error of E(B - V) becomes one more mode."""
+def _redden_prediction(found: SedPrediction, ebv: npt.NDArray, ebv_error: npt.NDArray) -> SedPrediction:
+    """Return reddened SEDs, relative to the reference range; the error of E(B - V) becomes one more mode."""
     if not (np.any(ebv) or np.any(ebv_error)):
         return found
     if not (np.isfinite(ebv).all() and np.isfinite(ebv_error).all() and (np.asarray(ebv_error) >= 0).all()):

@@ -1,4 +1,4 @@
-"""SEDs of spectra in files: what ``csstdask sed`` does."""
+"""Predict SEDs of spectra in files, for ``csstdask sed``."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def predict_files(
     Parameters
     ----------
     paths : sequence of Path
-        As `csstdask.flux.spectrum_files.read_spectrum` reads them.
+        Files in the formats of `csstdask.flux.spectrum_files.read_spectrum`.
     to : Path
-        Parquet file; ids are the OBSID or OBJECT of the headers, else the names of the files.
+        Output Parquet file. Ids are the OBSID or OBJECT of the headers, else the names of the files.
     medium, model, resolution, stars, device : optional
         As in `csstdask.flux.predict_sed`.
 
     Returns
     -------
     dict
-        Files that failed, and why; the others are in the table.
+        Files that failed, with the reason; all others are in the table.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def predict_files(
     failed: dict[str, str] = {}
     for path in paths:
         try:
-            with suppress_warnings():  # what is wrong with a file becomes its reason
+            with suppress_warnings():  # problems of a file become its reason
                 spectrum = read_spectrum(path, medium=medium)
             found = predict_sed(
                 spectrum.wavelength, spectrum.flux, spectrum.error,
@@ -74,7 +74,7 @@ def predict_files(
         except InputError as error:
             failed[str(path)] = f"found {error.found}; wanted {error.wanted}"
             continue
-        except (OSError, ValueError, TypeError) as error:  # of torn files and columns of text
+        except (OSError, ValueError, TypeError) as error:  # from truncated files and text columns
             failed[str(path)] = f"found no readable spectrum ({' '.join(str(error).split())}); wanted a whole file"
             continue
         parts.append(found.table([spectrum.name]))
@@ -84,11 +84,11 @@ def predict_files(
         raise InputError(first, reason.removeprefix("found "), "at least one usable spectrum")
     if repeated := {one for one in ids if ids.count(one) > 1}:
         raise InputError("spectra", f"several with the id {sorted(repeated)[0]}", "one for each star")
-    write_seds(to, _joined(ids, parts))
+    write_seds(to, _join_tables(ids, parts))
     return failed
 
 
-def _joined(ids: list[str], parts: list[SedTable]) -> SedTable:
+def _join_tables(ids: list[str], parts: list[SedTable]) -> SedTable:
     mean, sigma, modes, outside = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("mean", "sigma", "modes", "out_of_domain")
     )

@@ -48,22 +48,22 @@ CALIBRATION_SNR = (10.0, 20.0, 40.0, 80.0)
 CALIBRATION_TEFF = (5250.0, 5750.0, 6250.0, 7000.0, 8000.0, 9250.0)
 #: Other features than coefficients: log noise in eight ranges, two widths of the line-spread function.
 N_OTHER = 10
-#: Signal-to-noise ratios that the network has seen; others are moved to the nearest of them.
+#: Range of signal-to-noise ratios of the training; errors outside are clipped.
 SNR_RANGE = (8.0, 130.0)
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the members of the ensemble look at, and what else follows from the projection.
+    """Inputs of the ensemble, and other results of the projection.
 
     Attributes
     ----------
     values : tensor (n, feature)
-        About unit variance.
+        Features scaled to about unit variance.
     snr : tensor (n,)
-        Signal-to-noise ratio of a pixel: the inverse of the rms error.
+        Signal-to-noise ratio per pixel: the inverse of the rms error.
     chi2 : tensor (n,)
-        Mean square of (spectrum - its reconstruction) / error.
+        Mean squared (spectrum - reconstruction) / error.
     """
 
     values: Tensor
@@ -77,7 +77,7 @@ def interpolation_matrix(nodes: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 class SpectrumFeatures(nn.Module):
-    """Project normalised spectra onto principal components, and scale them by what is expected of them."""
+    """Project normalised spectra onto principal components, scaled by their expected scatter."""
 
     def __init__(self, n_components: int) -> None:
         super().__init__()
@@ -89,10 +89,10 @@ class SpectrumFeatures(nn.Module):
         self.scatter: Tensor
 
     def forward(self, flux: Tensor, error: Tensor, fwhm: Tensor) -> Features:
-        """Return features of spectra and errors (n, 2238; inf: no datum) with line widths (n, 2) [A]."""
-        absent = torch.isinf(error)
-        if absent.any():
-            flux, error = self._filled(flux, error, absent)
+        """Return features of spectra and errors (n, 2238; inf where data are missing) with line widths (n, 2) [A]."""
+        missing = torch.isinf(error)
+        if missing.any():
+            flux, error = self._filled(flux, error, missing)
         error = error.clamp(1 / SNR_RANGE[1] / 4, 1.0)
         residual = flux - self.mean
         coefficients = residual @ self.components.T
@@ -108,18 +108,18 @@ class SpectrumFeatures(nn.Module):
         misfit = (residual - shrunk @ self.components) / error
         return Features(values, mean_square.rsqrt(), misfit.square().mean(dim=1))
 
-    def _filled(self, flux: Tensor, error: Tensor, absent: Tensor) -> tuple[Tensor, Tensor]:
-        """Fill pixels without a datum from the components, by three steps of expectation-maximisation."""
-        level = torch.where(absent, 0.0, error).sum(dim=1, keepdim=True) / (~absent).sum(dim=1, keepdim=True).clamp(
+    def _filled(self, flux: Tensor, error: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+        """Fill missing pixels from the components, by three steps of expectation-maximisation."""
+        level = torch.where(missing, 0.0, error).sum(dim=1, keepdim=True) / (~missing).sum(dim=1, keepdim=True).clamp(
             min=1
         )
-        error = torch.where(absent, level, error)
-        flux = torch.where(absent, self.mean, flux)
+        error = torch.where(missing, level, error)
+        flux = torch.where(missing, self.mean, flux)
         for _ in range(3):
             coefficients = (flux - self.mean) @ self.components.T
             noise2 = error.square() @ self.components.square().T
             shrunk = coefficients * self.scatter.square() / (self.scatter.square() + noise2)
-            flux = torch.where(absent, self.mean + shrunk @ self.components, flux)
+            flux = torch.where(missing, self.mean + shrunk @ self.components, flux)
         return flux, error
 
 
@@ -198,7 +198,7 @@ class SedEstimate:
     noise : tensor (n, 574)
     features : Features
     teff : tensor (n,)
-        A temperature for the calibration, not a measurement [K].
+        Effective temperature for the calibration, not a measurement [K].
     coefficients : tensor (n, component)
         Of the logarithm of the SED, mean of the ensemble.
     real : tensor (n,)
@@ -218,18 +218,18 @@ class SedEstimate:
 
 
 class SedNetwork(nn.Module):
-    """All parts of ``sed``.
+    """The network ``sed``.
 
     Parameters
     ----------
     kind : str
         ``sed``.
     components, sed_components : int
-        Principal components of inputs and of log SEDs.
+        Numbers of principal components of inputs and of log SEDs.
     members, width, blocks : int
-        Of the ensemble.
+        Members of the ensemble, width of their hidden layers, and residual blocks.
     rank : int
-        Of the covariance.
+        Rank of the covariance.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""SEDs of stars as a Parquet table: what ``csstdask sed`` writes and ``csstdask run --spectra`` reads.
+"""Read and write SEDs of stars as a Parquet table, the output of ``csstdask sed`` and input of ``run --spectra``.
 
-One row a star: ``id``; ``mean`` and ``sigma`` relative to the mean flux density in 5526-5586 Angstrom; ``modes``, rank
-times as long, errors that are each fully correlated over wavelength, in the same unit; ``out_of_domain``. The
-wavelengths [Angstrom, vacuum] are JSON in the metadata of the schema, under ``wavelength``.
+Each star has one row: ``id``; ``mean`` and ``sigma`` relative to the mean flux density in 5526-5586 Angstrom;
+``modes``, rank times as long, errors that are each fully correlated over wavelength, in the same unit;
+``out_of_domain``. The wavelengths [Angstrom, vacuum] are JSON in the schema metadata, under ``wavelength``.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from csstdask.core.errors import InputError
 
 Single = npt.NDArray[np.float32]
 
-ROWS_TOGETHER = 64
-"""Stars in a group of rows: what is read at least to have one of them."""
-_WANTED = "a table that `csstdask sed` wrote (id, mean, sigma, modes, out_of_domain)"
+ROW_GROUP_SIZE = 64
+"""Stars in a row group, the smallest unit that is read."""
+_EXPECTED_TABLE = "a table that `csstdask sed` wrote (id, mean, sigma, modes, out_of_domain)"
 _LISTS = ("mean", "sigma")
 
 
@@ -34,19 +34,19 @@ _LISTS = ("mean", "sigma")
 class SedTable:
     """SEDs of n stars on one grid of m wavelengths.
 
-    The covariance of a star is diag(sigma^2 - sum of modes^2) + modes^T modes: `sigma` is the whole 1-sigma error.
+    The covariance of a star is diag(sigma^2 - sum of modes^2) + modes^T modes: `sigma` is the total 1-sigma error.
     """
 
     id: npt.NDArray[np.object_]
-    """(n,) Names, as in the catalogue."""
+    """(n,) Ids of the stars, as in the catalogue."""
     wavelength: npt.NDArray[np.float64]
-    """(m,) Vacuum [Angstrom]."""
+    """(m,) Vacuum wavelengths [Angstrom]."""
     mean: Single
-    """(n, m) Relative to the mean flux density in 5526-5586 Angstrom."""
+    """(n, m) SED relative to its mean flux density in 5526-5586 Angstrom."""
     sigma: Single
     """(n, m) 1 sigma, all errors included."""
     modes: Single
-    """(n, rank, m) Errors, each fully correlated over wavelength."""
+    """(n, rank, m) Errors that are each fully correlated over wavelength."""
     out_of_domain: npt.NDArray[np.bool_]
     """(n,) Spectra unlike those of the training: the errors may be too small."""
 
@@ -55,7 +55,7 @@ class SedTable:
 
     @property
     def usable(self) -> npt.NDArray[np.bool_]:
-        """(n,) Stars whose values are all finite and positive, and whose spectra are like those of the training."""
+        """(n,) Stars with finite and positive values that are not out of the domain."""
         finite = np.isfinite(self.mean).all(axis=1) & np.isfinite(self.sigma).all(axis=1)
         finite &= np.isfinite(self.modes).all(axis=(1, 2)) & (self.sigma >= 0).all(axis=1)
         return np.asarray(finite & (self.mean > 0).all(axis=1) & ~self.out_of_domain)
@@ -70,16 +70,16 @@ def _schema(path: Path) -> npt.NDArray[np.float64]:
     try:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(path, f"no readable Parquet table ({type(error).__name__})", _WANTED) from None
+        raise InputError(path, f"no readable Parquet table ({type(error).__name__})", _EXPECTED_TABLE) from None
     absent = [name for name in ("id", *_LISTS) if name not in schema.names]
     if absent:
-        raise InputError(path, f"no column {', '.join(absent)}", _WANTED)
+        raise InputError(path, f"no column {', '.join(absent)}", _EXPECTED_TABLE)
     try:
         wavelength = np.array(json.loads((schema.metadata or {})[b"wavelength"]), dtype=np.float64)
     except (KeyError, ValueError):
-        raise InputError(path, "no wavelengths in the metadata of its schema", _WANTED) from None
+        raise InputError(path, "no wavelengths in the metadata of its schema", _EXPECTED_TABLE) from None
     if wavelength.ndim != 1 or len(wavelength) < 4 or np.any(np.diff(wavelength) <= 0):
-        raise InputError(path, "wavelengths that do not ascend", _WANTED)
+        raise InputError(path, "wavelengths that do not ascend", _EXPECTED_TABLE)
     return wavelength
 
 
@@ -89,13 +89,14 @@ def read_seds(path: Path, ids: Collection[str] | None = None) -> SedTable:
     Parameters
     ----------
     path : Path
+        Parquet file.
     ids : collection of str, optional
-        Stars to read, where they are in the table; by default all.
+        Stars to read; ids that are not in the table are ignored. By default all stars.
 
     Raises
     ------
     InputError
-        If it is no table of SEDs, its lists are not as long as its grid, or an id occurs twice.
+        If the file is no table of SEDs, a list has another length than the grid, or an id occurs twice.
     """
     wavelength = _schema(path)
     m = len(wavelength)
@@ -130,7 +131,7 @@ def read_seds(path: Path, ids: Collection[str] | None = None) -> SedTable:
 
 
 def _rows_of(path: Path, ids: Collection[str]) -> pa.Table:
-    """Return the rows of some stars; only the groups of rows that hold them are read."""
+    """Return the rows of some stars; only their row groups are read."""
     with pq.ParquetFile(path) as file:
         names = file.read(columns=["id"])["id"].cast(pa.string())
         rows = pc.indices_nonzero(pc.is_in(names, value_set=pa.array(list(ids), type=pa.string()))).to_numpy()
@@ -140,14 +141,14 @@ def _rows_of(path: Path, ids: Collection[str]) -> pa.Table:
         groups = np.unique(group)
         if not len(groups):
             return file.schema_arrow.empty_table()
-        # Where the rows lie in what is read: groups that are left out move later ones up.
+        # Row numbers within the groups that are read: skipped groups shift later rows up.
         shift = np.cumsum(lengths[groups]) - lengths[groups] - first[groups]
         at = rows.astype(int) + shift[np.searchsorted(groups, group)]
         return file.read_row_groups(groups.tolist()).take(pa.array(at))
 
 
 def write_seds(path: Path, seds: SedTable) -> None:
-    """Write SEDs, atomically; equal content gives equal bytes."""
+    """Write SEDs atomically; equal content gives equal bytes."""
 
     def lists(values: npt.NDArray[Any]) -> pa.Array:
         n = len(values)
@@ -162,5 +163,5 @@ def write_seds(path: Path, seds: SedTable) -> None:
     }
     table = pa.table(columns).replace_schema_metadata({"wavelength": json.dumps([float(w) for w in seds.wavelength])})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_TOGETHER)
+    pq.write_table(table, sink, compression="zstd", row_group_size=ROW_GROUP_SIZE)
     write_atomic(path, sink.getvalue().to_pybytes())

@@ -1,4 +1,4 @@
-"""Spectra of stars in FITS files: LAMOST of both layouts, NGSL, and plain tables with WAVELENGTH and FLUX."""
+"""Read spectra of stars from FITS: LAMOST in both layouts, NGSL, and tables with WAVELENGTH and FLUX."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from csstdask.flux.spectral_grids import air_to_vacuum, to_vacuum
 
 Float = npt.NDArray[np.float64]
 
-#: Redshifts of stars; LAMOST writes -9999 where it has none.
-_REDSHIFTS = (-0.01, 0.01)
-#: Columns of errors in plain tables.
-_ERRORS = ("ERROR", "ERR", "SIGMA", "STATERR", "STATERROR")
+#: Range of plausible stellar redshifts; LAMOST writes -9999 where it has none.
+_STELLAR_REDSHIFTS = (-0.01, 0.01)
+#: Possible names of the error column in plain tables.
+_ERROR_COLUMNS = ("ERROR", "ERR", "SIGMA", "STATERR", "STATERROR")
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """One spectrum as a file has it.
+    """One spectrum of a file, in vacuum wavelengths.
 
     Attributes
     ----------
     name : str
+        Name of the star.
     wavelength : array (pixel,)
-        Vacuum [A].
+        Vacuum wavelengths [A].
     flux : array (pixel,)
-        Per Angstrom; NaN where there is no datum.
+        Flux densities per Angstrom; NaN where data are missing.
     error : array (pixel,) or None
-        1 sigma; inf where a pixel is to be ignored.
+        1 sigma; inf for pixels to ignore.
     labels : dict
-        What the file knows of the star: ``teff``, ``logg``, ``mh``, ``redshift`` ...
+        Labels of the star in the file: ``teff``, ``logg``, ``mh``, ``redshift`` ...
     resolution : float, optional
         Resolving power of the format; None where the format does not fix it.
     """
@@ -56,25 +57,25 @@ NGSL_RESOLUTION = 740.0
 
 
 def read_spectrum(path: Path, *, medium: str | None = None) -> Spectrum:
-    """Read a spectrum, in vacuum wavelengths.
+    """Read a spectrum from a FITS file.
 
-    Spectra of LAMOST are moved to the rest frame of the star by the redshift Z of the header; those of other formats
-    are taken to be at rest.
+    Wavelengths are converted to vacuum. LAMOST spectra are shifted to the rest frame of the star by the redshift Z of
+    the header; spectra of other formats are assumed to be at rest.
 
     Parameters
     ----------
     path : Path
         LAMOST (table ``COADD``, or an image whose rows are flux, inverse variance and wavelength; vacuum), NGSL
-        (``h_stis_ngsl_*``; air), or any table with columns WAVELENGTH and FLUX, perhaps with ERROR or IVAR.
+        (``h_stis_ngsl_*``; air), or any table with the columns WAVELENGTH and FLUX, and optionally an error.
     medium : str, optional
-        Of the file's wavelengths. By default as its format has them; plain tables: vacuum.
+        Medium of the file's wavelengths; by default that of its format, and vacuum for plain tables.
 
     Raises
     ------
     InputError
-        If the file is no such spectrum, or a LAMOST file has no usable Z.
+        If the file has none of these formats, or a LAMOST file has no usable Z.
     """
-    with opened(path) as hdus:
+    with open_fits(path) as hdus:
         image = hdus[0].data
         lamost = image is not None and image.ndim == 2 and len(image) >= 3
         columns = [set(_names(hdu)) for hdu in hdus]
@@ -90,23 +91,23 @@ def _names(hdu: Any) -> list[str]:
 
 
 def _read_table(path: Path, medium: str) -> Spectrum:
-    with opened(path) as hdus:
-        table = table_with(path, hdus, ("WAVELENGTH", "FLUX"))
+    with open_fits(path) as hdus:
+        table = find_table(path, hdus, ("WAVELENGTH", "FLUX"))
         names = {name.upper() for name in table.names}
-        wave, flux = (column(table, name) for name in ("WAVELENGTH", "FLUX"))
-        given = [name for name in _ERRORS if name in names]
-        error = column(table, given[0]) if given else None
+        wave, flux = (read_column(table, name) for name in ("WAVELENGTH", "FLUX"))
+        given = [name for name in _ERROR_COLUMNS if name in names]
+        error = read_column(table, given[0]) if given else None
         name = str(hdus[0].header.get("OBJECT", path.name.split(".")[0]))
     return Spectrum(name, to_vacuum(wave, medium), flux, error)
 
 
 def read_ngsl(path: Path, *, medium: str = "air") -> Spectrum:
-    """Read a spectrum of NGSL, ``h_stis_ngsl_<star>_v2.fits``: air wavelengths, statistical and systematic errors."""
-    with opened(path) as hdus:
-        table = table_with(path, hdus, ("WAVELENGTH", "FLUX"))
-        wave, flux = (column(table, name) for name in ("WAVELENGTH", "FLUX"))
+    """Read an NGSL spectrum, ``h_stis_ngsl_<star>_v2.fits``; statistical and systematic errors are combined."""
+    with open_fits(path) as hdus:
+        table = find_table(path, hdus, ("WAVELENGTH", "FLUX"))
+        wave, flux = (read_column(table, name) for name in ("WAVELENGTH", "FLUX"))
         present = [name for name in ("STATERR", "SYSERR") if name in {one.upper() for one in table.names}]
-        variance = sum((column(table, name) ** 2 for name in present), np.zeros(len(wave)))
+        variance = sum((read_column(table, name) ** 2 for name in present), np.zeros(len(wave)))
     good = flux > 0
     error = np.where(good & (variance > 0), np.sqrt(variance), np.inf) if present else None
     name = re.sub(r"^h_stis_ngsl_|_v\d+$", "", path.name.removesuffix(".gz").removesuffix(".fits"))
@@ -115,7 +116,7 @@ def read_ngsl(path: Path, *, medium: str = "air") -> Spectrum:
 
 
 def read_lamost(path: Path, *, medium: str = "vacuum", rest_frame: bool = True) -> Spectrum:
-    """Read a LAMOST low-resolution spectrum, of either layout.
+    """Read a LAMOST low-resolution spectrum in either layout.
 
     Since DR7 the table ``COADD`` has one row of arrays; before, the primary image has rows flux, inverse variance,
     wavelength, AND mask, OR mask. Wavelengths are vacuum, heliocentric; they are divided by 1 + z of the header
@@ -124,22 +125,22 @@ def read_lamost(path: Path, *, medium: str = "vacuum", rest_frame: bool = True) 
     Raises
     ------
     InputError
-        If the file is no such spectrum, or `rest_frame` is wanted and the header has no redshift of a star.
+        If the file is no such spectrum, or the header lacks a stellar redshift and `rest_frame` is True.
     """
-    with opened(path) as hdus:
+    with open_fits(path) as hdus:
         header, image = hdus[0].header, hdus[0].data
         if image is not None and image.ndim == 2 and len(image) >= 3:
             flux, inverse, wave = (np.asarray(image[k], dtype=float) for k in range(3))
             mask = np.asarray(image[3]) if len(image) > 3 else np.zeros(len(wave))
         else:
-            table = table_with(path, hdus, ("FLUX", "IVAR", "WAVELENGTH"))
-            flux, inverse, wave = (column(table, name) for name in ("FLUX", "IVAR", "WAVELENGTH"))
+            table = find_table(path, hdus, ("FLUX", "IVAR", "WAVELENGTH"))
+            flux, inverse, wave = (read_column(table, name) for name in ("FLUX", "IVAR", "WAVELENGTH"))
             has_mask = "ANDMASK" in {name.upper() for name in table.names}
-            mask = column(table, "ANDMASK") if has_mask else np.zeros(len(wave))
+            mask = read_column(table, "ANDMASK") if has_mask else np.zeros(len(wave))
         stated = header.get("Z")
         name = str(header.get("OBSID", path.name.split(".")[0]))
     redshift = float(stated) if isinstance(stated, int | float) else np.nan
-    if not _REDSHIFTS[0] < redshift < _REDSHIFTS[1]:
+    if not _STELLAR_REDSHIFTS[0] < redshift < _STELLAR_REDSHIFTS[1]:
         if rest_frame:
             raise InputError(path, f"no redshift of a star (Z = {stated})", "Z between -0.01 and 0.01 in its header")
         redshift = 0.0
@@ -156,22 +157,22 @@ def read_lamost(path: Path, *, medium: str = "vacuum", rest_frame: bool = True) 
     )
 
 
-def opened(path: Path) -> fits.HDUList:
-    """Open a FITS file; InputError if it is none."""
+def open_fits(path: Path) -> fits.HDUList:
+    """Open a FITS file; raise InputError if it is not readable."""
     try:
         return fits.open(path, memmap=False)
     except (OSError, ValueError) as error:
         raise InputError(path, f"no readable FITS ({error})", "a spectrum") from None
 
 
-def table_with(path: Path, hdus: fits.HDUList, names: tuple[str, ...]) -> Any:
-    """Return the data of the first table with these columns; InputError if there is none."""
+def find_table(path: Path, hdus: fits.HDUList, names: tuple[str, ...]) -> Any:
+    """Return the data of the first table with these columns; raise InputError without one."""
     for hdu in hdus:
         if set(names) <= set(_names(hdu)):
             return hdu.data
     raise InputError(path, "no table with these columns", ", ".join(names))
 
 
-def column(table: Any, name: str) -> Float:
-    """Return a column as one array, whether it has one row of arrays or a row a pixel."""
+def read_column(table: Any, name: str) -> Float:
+    """Return a column as one array, for tables with one row of arrays or one row for each pixel."""
     return np.asarray(table[name], dtype=float).ravel()

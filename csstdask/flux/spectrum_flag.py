@@ -6,20 +6,20 @@ from enum import IntFlag
 
 
 class SpectrumFlag(IntFlag):
-    """What is wrong with one column of an extracted spectrum."""
+    """Problems of one column of an extracted spectrum."""
 
     NO_DATA = 1
     """Off the frame, or without a usable pixel: counts NaN, sigma inf."""
     PARTIAL = 2
-    """Less than 80 % of the profile is in usable pixels."""
+    """Less than 80 % of the profile is on usable pixels."""
     REJECTED = 4
     """Pixels were rejected as outliers."""
     CONTAMINATED = 8
-    """Pixels were rejected because other spectra fall on them."""
+    """Pixels were rejected because light of other stars falls on them."""
     NEGATIVE = 16
     """Counts below -3 sigma."""
     UNRELIABLE = 32
-    """Outliers in most of the usable profile: they were not rejected, and sigma grows with the residuals."""
+    """Outliers in most of the usable profile: they were not rejected, and sigma is scaled by the residuals."""
     NO_BACKGROUND = 64
     """No rows beyond the half width: no background was subtracted."""
 

@@ -7,8 +7,8 @@ feature map ``M``, and three, each with a ReLU, that turn ``|M|`` into the atten
 by the threshold ``tau = A |M|`` (equations 4 to 6). The shortcut is padded with zeros where the number of
 channels grows.
 
-Two things that the paper leaves open: the last layer of the error branch is a softplus, as sigma must be positive, and
-its least value is 1e-4.
+Two choices that the paper leaves open: the last layer of the error branch is a softplus, so that sigma is positive,
+and the smallest relative error is 1e-4.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from csstdask.flux.spectral_grids import N_INPUT, N_SED
 
 #: (channels, stride) of the six sub-units.
 SUB_UNITS = ((4, 2), (4, 1), (8, 2), (8, 1), (16, 2), (16, 1))
-#: Least relative error.
-_LEAST_SIGMA = 1e-4
+#: Smallest relative error.
+_MIN_SIGMA = 1e-4
 
 
 class SubUnit(nn.Module):
-    """Residual sub-unit with a soft threshold that an attention map decides."""
+    """Residual sub-unit whose soft threshold follows from an attention map."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class SubUnit(nn.Module):
         self.conv = nn.Conv1d(before, after, 3, stride, padding=1)
         self.attention = nn.ModuleList(nn.Conv1d(after, after, 3, padding=1) for _ in range(3))
         self.stride = stride
-        self.grown = after - before
+        self.n_new_channels = after - before
 
     def forward(self, x: Tensor) -> Tensor:
         """Return feature maps (n, after, width / stride) of feature maps (n, before, width)."""
@@ -45,13 +45,13 @@ class SubUnit(nn.Module):
             attention = functional.relu(conv(attention))
         shrunk = feature.sign() * functional.relu(size - attention * size)
         shortcut = x[..., :: self.stride]
-        if self.grown:
-            shortcut = functional.pad(shortcut, (0, 0, 0, self.grown))
+        if self.n_new_channels:
+            shortcut = functional.pad(shortcut, (0, 0, 0, self.n_new_channels))
         return shrunk + shortcut
 
 
 class UaRANet(nn.Module):
-    """The published network.
+    """UaRA-net as published.
 
     Examples
     --------
@@ -83,16 +83,16 @@ class UaRANet(nn.Module):
                 nn.init.zeros_(part.bias)  # type: ignore[arg-type]
 
     def forward(self, flux: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the SED (n, 574), and its relative error (n, 574).
+        """Return the SED (n, 574) and its relative error (n, 574).
 
         Parameters
         ----------
         flux, error : tensor (n, 2238)
-            Normalised spectra and their errors.
+            Normalised spectra and their 1-sigma errors.
         """
         latent = self.norm(self.units(self.first(flux[:, None]))).mean(dim=-1)
         joined = torch.cat([latent, self.of_error(error)], dim=1)
-        return self.sed(latent), functional.softplus(self.sigma(joined)) + _LEAST_SIGMA
+        return self.sed(latent), functional.softplus(self.sigma(joined)) + _MIN_SIGMA
 
 
 def published_loss(mean: Tensor, sigma: Tensor, truth: Tensor) -> Tensor:

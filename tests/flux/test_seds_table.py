@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from csstdask.core.errors import InputError
-from csstdask.flux.sed_table import ROWS_TOGETHER, SedTable, check_seds, read_seds, write_seds
+from csstdask.flux.sed_table import ROW_GROUP_SIZE, SedTable, check_seds, read_seds, write_seds
 
 WAVELENGTH = np.geomspace(2500, 10500, 20)
 
@@ -103,13 +103,13 @@ def test_numbers_as_ids_and_unusable_rows(tmp_path):
 
 
 def test_only_the_groups_of_rows_that_hold_the_stars_are_read(tmp_path, monkeypatch):
-    n = 5 * ROWS_TOGETHER + 7
+    n = 5 * ROW_GROUP_SIZE + 7
     rng = np.random.default_rng(4)
     mean = rng.uniform(0.5, 2, (n, 20)).astype(np.float32)
     ids = np.array([f"s{i}" for i in range(n)], dtype=object)
     whole = SedTable(ids, WAVELENGTH, mean, 0.1 * mean, np.zeros((n, 0, 20), np.float32), np.zeros(n, bool))
     write_seds(tmp_path / "seds.parquet", whole)
-    chosen = [3, ROWS_TOGETHER + 1, 4 * ROWS_TOGETHER - 1, n - 1]
+    chosen = [3, ROW_GROUP_SIZE + 1, 4 * ROW_GROUP_SIZE - 1, n - 1]
     read = []
     original = pq.ParquetFile.read_row_groups
     monkeypatch.setattr(

@@ -27,7 +27,7 @@ def test_proper_motions_are_those_of_astropy(tmp_path):
     path = written(tmp_path, **COLUMNS, **FLUX, pmra=[2000.0, 500.0], pmdec=[-700.0, None])
     stars = read_catalogue(path)
     when = Time("2024-03-01T00:00:00")
-    ra, dec = stars.at(int(when.unix * 1e6))
+    ra, dec = stars.positions_at(int(when.unix * 1e6))
     expected = SkyCoord(
         [10.0, 359.9999] * u.deg,
         [-60.0, 80.0] * u.deg,
@@ -43,7 +43,7 @@ def test_proper_motions_are_those_of_astropy(tmp_path):
 
 def test_positions_stay_without_a_time(tmp_path):
     stars = read_catalogue(written(tmp_path, **COLUMNS, mag=[17.0, 18.0], mag_err=[0.01, 0.02], mag_band=["r", "r"]))
-    assert stars.at(None)[0] is stars.ra
+    assert stars.positions_at(None)[0] is stars.ra
     assert np.isnan(stars.flux_5556).all()
     assert stars.select(np.array([False, True])).id.tolist() == ["b"]
 

@@ -1,9 +1,9 @@
-"""Evaluate flat-field cubes against truth: from errors of SEDs alone, and end to end on mock exposures.
+"""Evaluate flat-field cubes against the truth: from errors of SEDs alone, and end to end on mock exposures.
 
-Section 5 of the UaRA-net paper fits 400 stars with polynomials of degree 2 and gives .005, .0003 and .0005 in GU, GV
-and GI, from errors of the predicted SEDs alone. `sed_errors_alone` repeats that. `end_to_end` runs the pipeline on a
-mock with photon noise, cosmic rays, and errors of normalisation and wavelength, and compares cubes with the truth and
-with the Cramer-Rao bound of the same stars.
+Section 5 of the UaRA-net paper fits polynomials of degree 2 to 400 stars and reports .005, .0003 and .0005 in GU, GV
+and GI, from errors of the predicted SEDs alone. `sed_errors_alone` repeats that experiment. `end_to_end` runs the
+pipeline on a mock with photon noise, cosmic rays, and errors of normalisation and wavelength, and compares cubes with
+the truth and with the Cramer-Rao bound of the same stars.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from csstdask.arrays.frame import ignored_pixels
 from csstdask.engine.progress import progress_listener
 from csstdask.engine.work_units import Unit
 from csstdask.flux.flat import Flat
+from csstdask.flux.flat_fit import flat_from_solution
 from csstdask.flux.ratios import StarRatios, uncorrelated_ratios
 from csstdask.flux.solve_flat import fit_ratios
 from csstdask.instrument.dispersion import dispersion_of, wavelength_grid
 from csstdask.mock import Recipe, load_recipe
-from csstdask.mock.slitless_camera import true_flat
+from csstdask.mock.slitless_camera import true_flat, true_sensitivity
 from csstdask.numerics.polynomials import legendre_products
 from csstdask.numerics.robust import mad_scale
 from csstdask.pipeline.calibrations import current_flat
@@ -38,24 +39,27 @@ from csstdask.store.shards import read_shard
 from csstdask.store.tables import unit_file_path
 
 Float = npt.NDArray[np.float64]
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 
 PUBLISHED = {"GU": 0.005, "GV": 0.0003, "GI": 0.0005}
 """Precision of the cubes in the paper, section 5."""
 PUBLISHED_SED = {"GU": 0.0425, "GV": 0.0025, "GI": 0.0029}
 """Error of the paper's SEDs at 6000 K and a signal-to-noise ratio of 20 (section 4.2)."""
 N_STARS = 400
+"""Stars of the experiment with errors of SEDs alone, as published."""
 REALISATIONS = 400
-BAD_SHARE = 0.05
-_GRID = 15
-"""Points along each axis at which cubes are compared."""
-_SKIP = 5
-"""Wavelengths left out at each end of a band, where hardly any light is."""
+"""Realisations of that experiment."""
+BAD_STAR_SHARE = 0.05
+"""Share of stars that are made wrong by 30 %."""
+_GRID_POINTS = 15
+"""Points along each axis at which cubes are compared with the truth."""
+_EDGE_WAVELENGTHS = 5
+"""Wavelengths left out at each end of a band, where the sensitivity is low."""
 
 
 @dataclass(frozen=True)
 class CubeScore:
-    """One detector of one mock, against truth."""
+    """Scores of the cube of one detector of a mock against the truth."""
 
     detector: int
     band: str
@@ -64,9 +68,9 @@ class CubeScore:
     error: float
     """Root mean square of flat - truth over detector and wavelength."""
     formal: float
-    """The same of the quoted errors."""
+    """Root mean square of the quoted errors."""
     bound: float
-    """The same of the Cramer-Rao bound."""
+    """Root mean square of the Cramer-Rao bound."""
     centre: float
     """Error at the centre, root mean square over wavelength."""
     corner: float
@@ -76,7 +80,7 @@ class CubeScore:
     sensitivity_error: float
     """Root mean square of sensitivity / truth - 1."""
     truth_spread: float
-    """Standard deviation of the true flat: what an uncalibrated spectrum is wrong by."""
+    """Standard deviation of the true flat: the error of an uncalibrated spectrum."""
 
 
 def sed_errors_alone(
@@ -89,6 +93,7 @@ def sed_errors_alone(
     sigma : float
         Relative 1-sigma error of an SED at one wavelength.
     n_stars, degree, realisations, seed : int
+        Number of stars, degree of the flat, number of realisations, and seed.
 
     Returns
     -------
@@ -106,11 +111,11 @@ def sed_errors_alone(
         solution = fit_ratios(
             [uncorrelated_ratios([5000.0], x, y, ratio, np.full(ratio.shape, sigma**2), shape)], degree=degree
         )
-        flat = _as_flat(solution, np.array([5000.0]), shape)
+        flat = flat_from_solution(solution, np.array([5000.0]), shape)
         squared += (flat.evaluate(*points, 5000.0) - 1) ** 2
         formal += flat.variance(*points, 5000.0)
     scatter, expected = np.sqrt(squared / realisations), np.sqrt(formal / realisations)
-    middle = _GRID // 2
+    middle = _GRID_POINTS // 2
     corners = [(0, 0), (0, -1), (-1, 0), (-1, -1)]
     return {
         "scatter": float(np.sqrt(np.mean(scatter**2))),
@@ -121,27 +126,21 @@ def sed_errors_alone(
     }
 
 
-def _as_flat(solution: Any, wavelength: Float, shape: tuple[int, int]) -> Flat:
-    from csstdask.flux.flat_fit import flat_from_solution  # noqa: PLC0415
-
-    return flat_from_solution(solution, wavelength, shape)
-
-
 def _points(shape: tuple[int, int]) -> tuple[Float, Float]:
     ny, nx = shape
-    x, y = np.meshgrid(np.linspace(-0.5, nx - 0.5, _GRID), np.linspace(-0.5, ny - 0.5, _GRID))
+    x, y = np.meshgrid(np.linspace(-0.5, nx - 0.5, _GRID_POINTS), np.linspace(-0.5, ny - 0.5, _GRID_POINTS))
     return x, y
 
 
 def end_to_end(recipe: Recipe, folder: Path, *, config: RunConfig | None = None) -> dict[str, Any]:
     """Render a mock, run the pipeline, and compare its cubes with the truth.
 
-    Both stores are kept in the folder; what is there already is not made again.
+    Both stores are kept in the folder; existing ones are resumed.
 
     Returns
     -------
     dict
-        ``detectors`` (a `CubeScore` each), ``bands`` (root mean squares of them), ``bad_stars``, ``traces``.
+        ``detectors`` (one `CubeScore` each), ``bands`` (their root mean squares), ``bad_stars`` and ``traces``.
     """
     campaign, product = folder / f"{recipe.name}.zarr", folder / f"{recipe.name}-run.zarr"
     rendered = mock(recipe, campaign, listeners=[progress_listener()])
@@ -165,7 +164,7 @@ def score_cube(recipe: Recipe, campaign: Path, product: Path, detector: int) -> 
     flat = current_flat(product, detector)
     if flat is None:
         raise RuntimeError(f"{product}: no cube of detector {detector}")
-    chosen = slice(_SKIP, -_SKIP)
+    chosen = slice(_EDGE_WAVELENGTHS, -_EDGE_WAVELENGTHS)
     wavelength = flat.wavelength[chosen]
     x, y = _points(shape)
     at = x[None], y[None], wavelength[:, None, None]
@@ -175,7 +174,7 @@ def score_cube(recipe: Recipe, campaign: Path, product: Path, detector: int) -> 
     ratios = _ratios(recipe, product, detector)
     bound = _bound(ratios, flat, chosen, at[:2], shape)
     corner = np.ix_(range(len(wavelength)), [0, -1], [0, -1])
-    middle = _GRID // 2
+    middle = _GRID_POINTS // 2
     sensitivity = _true_sensitivity(campaign, recipe, detector, wavelength)
     return CubeScore(
         detector=detector,
@@ -224,8 +223,6 @@ def _bound(ratios: StarRatios, flat: Flat, chosen: slice, points: tuple[Float, F
 
 
 def _true_sensitivity(campaign: Path, recipe: Recipe, detector: int, wavelength: Float) -> Float:
-    from csstdask.mock.slitless_camera import true_sensitivity  # noqa: PLC0415
-
     return np.asarray(true_sensitivity(recipe, Campaign(campaign).instrument, detector, wavelength))
 
 
@@ -253,9 +250,9 @@ def _by_band(scores: list[CubeScore]) -> dict[str, dict[str, float]]:
 
 
 def bad_stars(
-    recipe: Recipe, campaign: Path, product: Path, *, share: float = BAD_SHARE, seed: int = 5
+    recipe: Recipe, campaign: Path, product: Path, *, share: float = BAD_STAR_SHARE, seed: int = 5
 ) -> dict[str, float]:
-    """Return how much worse cubes become if some stars are wrong by 30 %: error over error without them, by band."""
+    """Return the error of cubes with some stars wrong by 30 % over the error without them, by band."""
     rng = np.random.default_rng(seed)
     instrument = Campaign(campaign).instrument
     found: dict[str, list[tuple[float, float]]] = {}
@@ -267,12 +264,12 @@ def bad_stars(
         factor = np.where(wrong, 1 + 0.3 * rng.choice([-1, 1], len(ratios)), 1.0)[:, None]
         corrupted = StarRatios(**{**ratios.__dict__, "ratio": ratios.ratio * factor})
         x, y = _points(shape)
-        wavelength = ratios.wavelength[_SKIP:-_SKIP]
+        wavelength = ratios.wavelength[_EDGE_WAVELENGTHS:-_EDGE_WAVELENGTHS]
         at = x[None], y[None], wavelength[:, None, None]
         truth = true_flat(recipe, instrument, detector, *at)
         errors = []
         for one in (ratios, corrupted):
-            flat = _as_flat(fit_ratios([one], degree=2), ratios.wavelength, shape)
+            flat = flat_from_solution(fit_ratios([one], degree=2), ratios.wavelength, shape)
             errors.append(_rms(flat.evaluate(*at) - truth))
         found.setdefault(str(instrument.detector(detector).band), []).append((errors[0], errors[1]))
     return {
@@ -282,7 +279,9 @@ def bad_stars(
 
 
 def flagged_traces(recipe: Recipe, campaign: Path, product: Path) -> dict[str, dict[str, float]]:
-    """Return the share of the pixels of spectra that are flagged without charge of a cosmic ray on or next to them.
+    """Return the false positive rate of the cosmic-ray mask on pixels of spectra, by band and order.
+
+    A false positive has no charge of a cosmic ray on or next to it.
 
     Pixels of a first order lie within 3 rows of a trace; those of a zeroth order within 4 pixels of its position. Only
     pixels where the star's light is above 3 sigma of the sky count.
@@ -299,15 +298,15 @@ def flagged_traces(recipe: Recipe, campaign: Path, product: Path) -> dict[str, d
             hit = read_shard(product, "cr_mask", row, column)
             ignore = ignored_pixels(read_shard(campaign, "flag", row, column), store.instrument.flags.ignore_mask)
             level = np.median(light)
-            noise = mad_scale(light, center=level)
+            noise = float(mad_scale(light, center=level))
             bright = (light > level + 3 * noise) & ~ignore
             near = maximum_filter(charge, 3) > 0
             for name, region in _regions(recipe, store, Unit(exposure, detector)).items():
                 pixels = region & bright & ~near
                 band = str(store.instrument.detector(detector).band)
-                tally = count.setdefault(band, {}).setdefault(name, [0, 0])
-                tally[0] += int((hit & pixels).sum())
-                tally[1] += int(pixels.sum())
+                counts = count.setdefault(band, {}).setdefault(name, [0, 0])
+                counts[0] += int((hit & pixels).sum())
+                counts[1] += int(pixels.sum())
     return {band: {name: a / max(b, 1) for name, (a, b) in orders.items()} for band, orders in count.items()}
 
 
@@ -344,20 +343,20 @@ def _rms(values: npt.ArrayLike) -> float:
 
 
 def evaluate_flat(
-    to: Path, *, recipe: str | Path = "slitless-400", scale: float | None = None, on_progress: Say = print
+    to: Path, *, recipe: str | Path = "slitless-400", scale: float | None = None, on_progress: Progress = print
 ) -> Path:
     """Evaluate flat-field cubes, and write ``flat.json`` and its figures.
 
     Parameters
     ----------
     to : Path
-        Folder; the mock and the run are kept in it.
+        Output folder; the mock and the run are kept in it.
     recipe : str or Path
         Name or path of a slitless recipe.
     scale : float, optional
-        Linear, on the recipe's shape.
+        Linear scale of the recipe's shape.
     announce : callable
-        Receives lines about the progress.
+        Receives progress messages.
 
     Returns
     -------
@@ -374,12 +373,12 @@ def evaluate_flat(
         str(n): sed_errors_alone(1.0e-2, n_stars=n, realisations=100) for n in (25, 50, 100, 200, 400, 800, 1600)
     }
     on_progress(f"end to end on {chosen.name}")
-    whole = end_to_end(chosen, to)
-    result = {"sed_errors_alone": alone, "number_of_stars": numbers, "end_to_end": whole}
+    mock_result = end_to_end(chosen, to)
+    result = {"sed_errors_alone": alone, "number_of_stars": numbers, "end_to_end": mock_result}
     path = to / "flat.json"
     path.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     draw_flat_figures(result, chosen, to)
-    for band, score in whole["bands"].items():
+    for band, score in mock_result["bands"].items():
         on_progress(
             f"{band}: error {score['error']:.5f}, quoted {score['formal']:.5f}, bound {score['bound']:.5f}, "
             f"pull {score['pull']:.2f}"

@@ -45,7 +45,7 @@ from csstdask.flux.spectral_grids import (
 from csstdask.flux.uaranet import UaRANet
 from csstdask.nn.card import ModelCard
 from csstdask.nn.weights import load_network
-from csstdask.training.sed.fit_real_stars import fit_correction, known_seds, scaled, scatter_of
+from csstdask.training.sed.fit_real_stars import fit_correction, known_seds, normalise_log_sed, scatter_of
 from csstdask.training.sed.real_stars import LABEL_SNR, MILES_SNR, RealTraining, real_predictions
 from csstdask.training.sed.uaranet import fine_tune
 
@@ -60,12 +60,16 @@ def _knn_corrected(basis: InputBasis, real: RealTraining, flux: npt.NDArray, snr
     method = nearest(basis)
     temperature = _nearest_teff(basis)
     x = real.calspec_flux
-    log_hst, teff_hst = scaled(method(x, LABEL_SNR)), temperature(x)
+    log_hst, teff_hst = normalise_log_sed(method(x, LABEL_SNR)), temperature(x)
     truth = known_seds(real.calspec)
     if hst:
-        return scaled(log_hst + empirical_correction(log_hst, teff_hst, truth, at=teff_hst, exclude_same=True))
-    found = scaled(method(flux, snr))
-    return scaled(found + empirical_correction(log_hst, teff_hst, truth, at=temperature(flux), exclude_same=False))
+        return normalise_log_sed(
+            log_hst + empirical_correction(log_hst, teff_hst, truth, at=teff_hst, exclude_same=True)
+        )
+    found = normalise_log_sed(method(flux, snr))
+    return normalise_log_sed(
+        found + empirical_correction(log_hst, teff_hst, truth, at=temperature(flux), exclude_same=False)
+    )
 
 
 def _nearest_teff(basis: InputBasis) -> Callable[[npt.NDArray], Float]:
@@ -198,7 +202,7 @@ def _leave_one_out_corrected(network: SedNetwork, real: RealTraining, synthetic:
         for j in others:
             without = fit_correction(stars.take((key != key[i]) & (key != key[j])))
             inner.append(stars.log_synthetic[j] + without.with_labels(stars.coefficients[j : j + 1])[0])
-        residual = scaled(np.array(inner)) - stars.log_truth[others]
+        residual = normalise_log_sed(np.array(inner)) - stars.log_truth[others]
         modes, noise = scatter_of(residual)
         own = stars.coefficients[i : i + 1]
         log_sed.append(stars.log_synthetic[i] + fit.with_labels(own)[0])
@@ -207,7 +211,7 @@ def _leave_one_out_corrected(network: SedNetwork, real: RealTraining, synthetic:
         epistemic = phi @ fit.weight_covariance @ phi * scatter
         relative = synthetic.sigma[i] / synthetic.mean[i]
         sigma.append(np.sqrt(relative**2 + scatter + epistemic))
-    return scaled(np.array(log_sed)), np.array(sigma)
+    return normalise_log_sed(np.array(log_sed)), np.array(sigma)
 
 
 def evaluate_lamost(data: Path, model: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from csstdask.flux.spectral_grids import (
     normalise_sed,
 )
 from csstdask.nn.card import ModelCard
-from csstdask.training.sed.fit_real_stars import scaled
+from csstdask.training.sed.fit_real_stars import normalise_log_sed
 
 #: Errors of the paper on its BOSZ set, by temperature and SNR: GU, GV, GI. Its set is not available here.
 PAPER_HELD_OUT = {
@@ -63,7 +63,7 @@ def evaluate_held_out(
             figures["sigma"][name, snr] = prediction.sigma / prediction.mean
             figures["residual"][name, snr] = prediction.mean / stars.sed - 1
             figures["mean"][name, snr] = prediction.mean[:: max(1, len(stars) // 6)]
-        found |= {name: np.exp(scaled(one(spectra.flux, snr))) for name, one in others.items()}
+        found |= {name: np.exp(normalise_log_sed(one(spectra.flux, snr))) for name, one in others.items()}
         out["errors"][str(snr)] = {name: band_errors(mean, stars.sed) for name, mean in found.items()}
         for teff, width in ((6000, 300), (8000, 500)):
             near = np.abs(stars.teff - teff) < width

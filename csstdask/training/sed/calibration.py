@@ -32,7 +32,7 @@ _SHRINKAGE_STARS = 200.0
 
 
 def calibrate(network: SedNetwork, bank: TemplateBank, config: SedConfig) -> None:
-    """Measure the factors on sigma with stars of the population.
+    """Measure factors on sigma and degrees of freedom with new stars of the population.
 
     New stars of the training cells, and stars of the calibration and validation cells, have the shares that training
     and test cells have in the population.

@@ -36,30 +36,30 @@ _MIN_FOLD_SHARE = 0.6
 
 
 class CovarianceLearner(nn.Module):
-    """The covariance head alone, on errors of members that do not know the cell; everything else is frozen."""
+    """The covariance head on out-of-fold errors; everything else is frozen."""
 
     def __init__(self, network: SedNetwork) -> None:
         super().__init__()
         self.head = network.covariance
-        self._network = [network]  # not a part: it is not learnt
+        self._network = [network]  # not a submodule: it is not trained
 
     def parts(self, batch: SedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return amounts of the modes (n, rank), the rest (n, 574), the Cholesky factors and the diagonal."""
+        """Return mode coefficients (n, rank), residuals (n, 574), Cholesky factors and diagonal."""
         network = self._network[0]
         with torch.no_grad():
             residual, values, outputs = out_of_fold(network, batch)
-            amounts = residual @ network.error_projection
-            rest = residual - amounts @ self.head.basis
+            coefficients = residual @ network.error_projection
+            rest = residual - coefficients @ self.head.basis
         lower, sigma = self.head(torch.cat([values, outputs], dim=1))
-        return amounts, rest, lower, sigma
+        return coefficients, rest, lower, sigma
 
     def loss(self, batch: SedBatch) -> Tensor:
         """Return the joint NLL of the modes, per mode, plus the beta-NLL of the diagonal."""
-        amounts, rest, lower, sigma = self.parts(batch)
+        coefficients, rest, lower, sigma = self.parts(batch)
         relative = sigma * torch.exp(-self.head.diagonal)
         nll = 0.5 * (rest / sigma).square() + torch.log(relative)
         weighted = relative.detach() ** (2 * _BETA) * nll
-        return mode_nll(amounts, lower).mean() / self.head.rank + weighted.mean()
+        return mode_nll(coefficients, lower).mean() / self.head.rank + weighted.mean()
 
 
 def _normalise_log_sed(log_sed: Tensor) -> Tensor:
@@ -67,10 +67,10 @@ def _normalise_log_sed(log_sed: Tensor) -> Tensor:
 
 
 def out_of_fold(network: SedNetwork, batch: SedBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return residuals of log SEDs (m, 574), features and mean coefficients of stars that one member does not know.
+    """Return out-of-fold residuals of log SEDs (m, 574), features and mean coefficients.
 
-    The residual is that of this member; stars of training cells without such a member are left out. For stars of
-    held-out cells, which no member knows, it is that of a member, too: the one of the fold with the largest weight.
+    The residual is that of the member trained without the star's fold; stars whose weight is spread over several folds
+    are left out. Stars of held-out cells, which no member was trained with, get the member of their heaviest fold.
     """
     share, fold = batch.shares[:, : network.ensemble.members].max(dim=1)
     known = batch.take(share > _MIN_FOLD_SHARE)
@@ -81,7 +81,7 @@ def out_of_fold(network: SedNetwork, batch: SedBatch) -> tuple[Tensor, Tensor, T
 
 
 def prepare_covariance(network: SedNetwork, batches: Iterable[SedBatch]) -> None:
-    """Fill the fixed basis of the errors from residuals of training stars."""
+    """Set the fixed basis of the errors from residuals of training stars."""
     with torch.no_grad():
         residuals = [out_of_fold(network, one)[0].numpy() for one in batches]
     residual = np.concatenate(residuals).astype(float)

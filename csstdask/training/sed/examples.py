@@ -1,4 +1,4 @@
-"""Noisy examples for the SED networks, made anew in every batch from noise-free spectra."""
+"""Generate noisy training examples for the SED networks from noise-free spectra."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class SedBatch:
     Attributes
     ----------
     flux, error : tensor (n, 2238)
-        Normalised spectra, and their 1 sigma.
+        Normalised spectra and their 1-sigma errors.
     fwhm : tensor (n, 2)
-        Of the line-spread function at 4000 and 7000 A [A].
+        FWHM of the line-spread function at 4000 and 7000 A [A].
     sed : tensor (n, 574)
     shares : tensor (n, 5)
         Weight of each fold of cells in the star.
@@ -38,7 +38,7 @@ class SedBatch:
     shares: Tensor
 
     def take(self, which: Tensor) -> SedBatch:
-        """Return some of the stars."""
+        """Select stars by index or mask."""
         return SedBatch(self.flux[which], self.error[which], self.fwhm[which], self.sed[which], self.shares[which])
 
 
@@ -49,20 +49,21 @@ def average(flux: Tensor) -> Tensor:
 
 
 def noisy(flux: Tensor, noise: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Add multiplicative noise, F' = F + r F, and normalise (equation 1).
+    """Add multiplicative noise, F' = F + r F, and normalise (UaRA-net, equation 1).
 
     Parameters
     ----------
     flux : tensor (n, 2238)
-        Noise-free.
+        Noise-free spectra.
     noise : tensor (n, 1) or (n, 2238)
         Standard deviation of r, 1 / SNR.
     generator : torch.Generator
+        Source of the noise.
 
     Returns
     -------
     flux, error : tensor (n, 2238)
-        Divided by the moving average of the noisy spectrum.
+        Noisy spectra and their errors, divided by the moving average of the noisy spectrum.
     """
     r = torch.randn(flux.shape, generator=generator) * noise
     observed = flux * (1 + r)
@@ -71,7 +72,7 @@ def noisy(flux: Tensor, noise: Tensor, generator: torch.Generator) -> tuple[Tens
 
 
 def as_tensors(stars: SyntheticStars) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return spectra, line widths, SEDs and shares of folds of stars as tensors that share their memory."""
+    """Return spectra, line widths, SEDs and fold shares of stars as tensors that share memory with them."""
     return tuple(torch.from_numpy(part) for part in (stars.flux, stars.fwhm, stars.sed, stars.shares))  # type: ignore[return-value]
 
 
@@ -81,14 +82,14 @@ def published_batches(stars: SyntheticStars, batch: int, seed: int) -> Iterator[
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(flux), generator=generator)
     choices = torch.tensor(PUBLISHED_SNR)
-    for some in order.split(batch):
-        snr = choices[torch.randint(len(choices), (len(some), 1), generator=generator)]
-        x, error = noisy(flux[some], 1 / snr, generator)
-        yield SedBatch(x, error, fwhm[some], sed[some], shares[some])
+    for batch_index in order.split(batch):
+        snr = choices[torch.randint(len(choices), (len(batch_index), 1), generator=generator)]
+        x, error = noisy(flux[batch_index], 1 / snr, generator)
+        yield SedBatch(x, error, fwhm[batch_index], sed[batch_index], shares[batch_index])
 
 
 def varied_noise(n: int, n_pixel: int, generator: torch.Generator) -> Tensor:
-    """Draw noise of spectra (n, n_pixel): SNR 8 to 125, log-uniform; of four in ten it varies along the spectrum.
+    """Draw noise of spectra (n, n_pixel): SNR 8 to 125, log-uniform; in 40 % of them it varies.
 
     Half of those have a smooth slope (noisier in the blue or in the red), half also a different noise on each side of
     5000 A, as spectrographs with two arms have.
@@ -107,6 +108,6 @@ def varied_batches(stars: SyntheticStars, batch: int, seed: int) -> Iterator[Sed
     flux, fwhm, sed, shares = as_tensors(stars)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(flux), generator=generator)
-    for some in order.split(batch):
-        x, error = noisy(flux[some], varied_noise(len(some), flux.shape[1], generator), generator)
-        yield SedBatch(x, error, fwhm[some], sed[some], shares[some])
+    for batch_index in order.split(batch):
+        x, error = noisy(flux[batch_index], varied_noise(len(batch_index), flux.shape[1], generator), generator)
+        yield SedBatch(x, error, fwhm[batch_index], sed[batch_index], shares[batch_index])

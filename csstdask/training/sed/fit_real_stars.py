@@ -1,4 +1,4 @@
-"""Fit of the correction for real stars: a Bayesian linear regression at each wavelength, on CALSPEC and MILES.
+"""Fit the correction for real stars by Bayesian linear regression at each wavelength, on CALSPEC and MILES.
 
 CALSPEC (HST) defines the truth. MILES has an offset at each wavelength, which is fitted
 along with a prior as wide as its known disagreement with HST (7 % at 3600 A). The
@@ -23,32 +23,32 @@ Float = npt.NDArray[np.float64]
 
 #: Standard deviation of the prior on each term of the correction, at 2500, 4000 and 10500 A.
 _PRIOR_WAVELENGTH = (2500.0, 3700.0, 4200.0, 10500.0)
-_PRIOR = (0.30, 0.15, 0.04, 0.04)
+_PRIOR_SIGMA = (0.30, 0.15, 0.04, 0.04)
 #: Disagreement of MILES and HST on the same stars [A], [relative].
 _MILES_WAVELENGTH = (3600.0, 4500.0, 5000.0, 6000.0, 7000.0)
 _MILES_ERROR = (0.073, 0.021, 0.018, 0.007, 0.015)
 #: Terms by which errors of labels bend the SEDs of CALSPEC stars, and their standard deviation.
 _N_LABEL = 2
 _LABEL_ERROR = 0.03
-#: Fits, each with the scatter of both libraries that the one before left, and the least scatter.
+#: Number of fits, each weighted by the residual scatter of the previous one, and the smallest scatter.
 _ITERATIONS = 3
-_LEAST_SCATTER = 0.005
-#: Scatter of stars about the correction, before it is measured, at the wavelengths of the prior.
-_SCATTER = (0.15, 0.05, 0.015, 0.015)
+_MIN_SCATTER = 0.005
+#: Scatter of stars about the correction in the first fit, at the wavelengths of the prior.
+_INITIAL_SCATTER = (0.15, 0.05, 0.015, 0.015)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Synthetic predictions for real stars, and what is known of their SEDs.
+    """Uncorrected predictions for real stars, and their observed SEDs.
 
     Attributes
     ----------
     coefficients : array (n, component)
-        Of the predicted log SED.
+        Coefficients of the predicted log SED.
     log_synthetic : array (n, 574)
-        Without the correction, scaled to the reference range.
+        Predicted log SED without the correction, normalised to the reference range.
     log_truth : array (n, 574)
-        NaN where not observed.
+        Observed log SED; NaN where not observed.
     is_miles : bool array (n,)
     """
 
@@ -58,7 +58,7 @@ class Predictions:
     is_miles: npt.NDArray[np.bool_]
 
     def take(self, which: npt.NDArray) -> Predictions:
-        """Return some of the stars."""
+        """Select stars by index or mask."""
         return Predictions(*(getattr(self, name)[which] for name in self.__dataclass_fields__))
 
 
@@ -71,7 +71,7 @@ class CorrectionFit:
     weights: Float
     weight_covariance: Float
     label_weights: Float
-    """(2, 574) Further terms of CALSPEC stars, whose inputs come from labels."""
+    """(2, 574) Additional terms of CALSPEC stars, whose inputs come from labels."""
 
     def terms(self, coefficients: Float) -> Float:
         """Return phi (n, term)."""
@@ -94,8 +94,9 @@ def fit_correction(stars: Predictions, *, centre: Float | None = None, scale: Fl
     Parameters
     ----------
     stars : Predictions
+        Real stars.
     centre, scale : array (4,), optional
-        Of the coefficients; by default mean and scatter of the stars.
+        Centre and scale of the coefficients; by default mean and scatter of the stars.
     """
     given = stars.coefficients[:, :N_DEPEND]
     centre = given.mean(axis=0) if centre is None else centre
@@ -105,43 +106,43 @@ def fit_correction(stars: Predictions, *, centre: Float | None = None, scale: Fl
     offset = stars.is_miles[:, None].astype(float)
     by_labels = phi[:, 1 : 1 + _N_LABEL] * ~stars.is_miles[:, None]
     design = np.concatenate([phi, offset, by_labels], axis=1)
-    prior = np.interp(SED_WAVELENGTH, _PRIOR_WAVELENGTH, _PRIOR)
+    prior = np.interp(SED_WAVELENGTH, _PRIOR_WAVELENGTH, _PRIOR_SIGMA)
     miles = np.interp(SED_WAVELENGTH, _MILES_WAVELENGTH, _MILES_ERROR)
-    start = np.interp(SED_WAVELENGTH, _PRIOR_WAVELENGTH, _SCATTER)
+    start = np.interp(SED_WAVELENGTH, _PRIOR_WAVELENGTH, _INITIAL_SCATTER)
     y = stars.log_truth - stars.log_synthetic
-    seen = np.isfinite(y)
-    y = np.where(seen, y, 0.0)
+    observed = np.isfinite(y)
+    y = np.where(observed, y, 0.0)
     labels = np.full((_N_LABEL, len(SED_WAVELENGTH)), _LABEL_ERROR**-2)
     precision = np.concatenate([np.tile(prior**-2, (N_TERMS, 1)), miles[None] ** -2, labels])
     precision[1:N_TERMS] *= 4  # terms beyond the constant are smaller
     variance = np.where(stars.is_miles[:, None], np.hypot(start, miles), start) ** 2
     for _ in range(_ITERATIONS):
-        weight = seen / variance
+        weight = observed / variance
         normal = np.einsum("ni,nk,nj->kij", design, weight, design, optimize=True)
         normal += np.eye(len(precision)) * precision.T[:, None]
         solved = np.linalg.solve(normal, np.einsum("ni,nk->ki", design, weight * y)[..., None])[..., 0]
-        residual = np.where(seen, y - design @ solved.T, np.nan)
+        residual = np.where(observed, y - design @ solved.T, np.nan)
         for library in (stars.is_miles, ~stars.is_miles):
             spread = robust_scatter(residual[library])
-            variance[library] = np.maximum(spread, _LEAST_SCATTER) ** 2 if np.isfinite(spread).any() else start**2
-    found = _extended(solved.T, seen.sum(axis=0))
+            variance[library] = np.maximum(spread, _MIN_SCATTER) ** 2 if np.isfinite(spread).any() else start**2
+    found = _extend_weights(solved.T, observed.sum(axis=0))
     hst = phi[~stars.is_miles]
     covariance = np.asarray(np.linalg.inv(hst.T @ hst + 0.1 * np.eye(N_TERMS)), dtype=float)
     return CorrectionFit(centre, scale, found[:N_TERMS], covariance, found[N_TERMS + 1 :])
 
 
 def robust_scatter(residual: Float) -> Float:
-    """Return 1.4826 x the median of |residual - median| at each wavelength (574,), interpolated where unknown."""
+    """Return the MAD scatter of residuals at each wavelength (574,), interpolated where unknown."""
     out = np.full(residual.shape[1], np.nan)
     known = np.isfinite(residual).sum(axis=0) >= 4
     if known.any():
         out[known] = mad_scale(residual[:, known], axis=0)
-        out = _filled(out)
+        out = _interpolate_missing(out)
     return out
 
 
-def _extended(weights: Float, count: npt.NDArray[np.int64]) -> Float:
-    """Keep the weights of the last wavelength that enough stars have, where fewer than four do."""
+def _extend_weights(weights: Float, count: npt.NDArray[np.int64]) -> Float:
+    """Use the weights of the nearest wavelength with at least four stars where there are fewer."""
     known = np.flatnonzero(count >= 4)
     nearest = known[np.abs(known[None] - np.arange(weights.shape[1])[:, None]).argmin(axis=1)]
     return weights[:, nearest]
@@ -153,6 +154,7 @@ def leave_one_out(stars: Predictions, groups: npt.NDArray | None = None) -> Floa
     Parameters
     ----------
     stars : Predictions
+        Real stars.
     groups : array (n,), optional
         Stars of the same group are left out together (the same star in MILES).
     """
@@ -161,28 +163,28 @@ def leave_one_out(stars: Predictions, groups: npt.NDArray | None = None) -> Floa
     for i in np.flatnonzero(~stars.is_miles):
         fit = fit_correction(stars.take(group != group[i]))
         out.append(stars.log_synthetic[i] + fit.with_labels(stars.coefficients[i : i + 1])[0])
-    return scaled(np.array(out))
+    return normalise_log_sed(np.array(out))
 
 
-def scaled(log_sed: Float) -> Float:
+def normalise_log_sed(log_sed: Float) -> Float:
     """Scale log SEDs (n, 574) to a mean flux of 1 in the reference range."""
     return np.asarray(log_sed - np.log(np.exp(log_sed[:, REFERENCE_PIXELS]).mean(axis=1, keepdims=True)))
 
 
 def scatter_of(residual: Float) -> tuple[Float, Float]:
-    """Return modes (4, 574) and noise (574,) of residuals (n, 574) with NaN, without the mean that they have in common.
+    """Return modes (4, 574) and noise (574,) that describe the scatter of residuals (n, 574), which may contain NaN.
 
     Outliers are limited to three robust standard deviations at each wavelength.
     """
-    seen = np.isfinite(residual)
-    values = np.where(seen, residual, 0.0)
+    observed = np.isfinite(residual)
+    values = np.where(observed, residual, 0.0)
     spread = np.full(residual.shape[1], np.nan)
-    known = seen.any(axis=0)
+    known = observed.any(axis=0)
     spread[known] = mad_scale(residual[:, known], axis=0, center=0.0)
-    spread = _filled(spread)
+    spread = _interpolate_missing(spread)
     values = np.clip(values, -3 * spread, 3 * spread)
-    count = np.maximum(seen.sum(axis=0), 1)
-    sd = _filled(np.where(count >= 4, np.sqrt((values**2).sum(axis=0) / count), np.nan))
+    count = np.maximum(observed.sum(axis=0), 1)
+    sd = _interpolate_missing(np.where(count >= 4, np.sqrt((values**2).sum(axis=0) / count), np.nan))
     unit = values / np.maximum(sd, 1e-6)
     _, size, vectors = np.linalg.svd(unit, full_matrices=False)
     modes = (size[:N_MODES, None] * vectors[:N_MODES]) / np.sqrt(len(unit)) * sd
@@ -191,12 +193,12 @@ def scatter_of(residual: Float) -> tuple[Float, Float]:
 
 
 def scatter_ratio(stars: Predictions, fit: CorrectionFit, hst_residual: Float) -> Float:
-    """Return by how much stars with real spectra scatter less than CALSPEC stars, whose inputs come from labels (574,).
+    """Return the scatter (574,) of stars with real spectra over that of CALSPEC stars, whose inputs come from labels.
 
     The ratio of MILES to CALSPEC where both have data, the nearest such value elsewhere; at most 1.
     """
     ground = stars.take(stars.is_miles)
-    residual = scaled(ground.log_synthetic + fit(ground.coefficients)) - ground.log_truth
+    residual = normalise_log_sed(ground.log_synthetic + fit(ground.coefficients)) - ground.log_truth
     common = np.isfinite(residual).mean(axis=0) > 0.5
     ratio = robust_scatter(residual) / np.maximum(robust_scatter(hst_residual), 1e-4)
     width = np.ones(41) / 41
@@ -206,13 +208,13 @@ def scatter_ratio(stars: Predictions, fit: CorrectionFit, hst_residual: Float) -
     return np.asarray(np.clip(np.interp(np.arange(len(ratio)), index, smooth), 0.3, 1.0))
 
 
-def _filled(values: Float) -> Float:
+def _interpolate_missing(values: Float) -> Float:
     known = np.isfinite(values)
     return np.interp(np.arange(len(values)), np.flatnonzero(known), values[known])
 
 
 def fill_module(module: RealStarCorrection, fit: CorrectionFit, modes: Float, noise: Float) -> None:
-    """Write a fit and its scatter into the network's module."""
+    """Copy a fit and its scatter into a module of the network."""
     amplitude = np.sqrt((modes**2).sum(axis=0) + noise**2)
     with torch.no_grad():
         for name, array in (
@@ -224,7 +226,7 @@ def fill_module(module: RealStarCorrection, fit: CorrectionFit, modes: Float, no
 
 
 def fit_logistic(synthetic: torch.Tensor, real: torch.Tensor, *, decay: float = 1e-3, steps: int = 100) -> torch.Tensor:
-    """Return the logistic regression (2 n + 1,) that tells real from synthetic spectra by their features (m, n).
+    """Fit the logistic regression (2 n + 1,) that separates real from synthetic spectra by their features (m, n).
 
     Both kinds have the same weight.
     """

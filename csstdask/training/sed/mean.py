@@ -37,12 +37,12 @@ log = logging.getLogger("csstdask")
 _UNWEIGHTED_SHARE = 0.2
 #: A member learns from stars with less weight of its fold of cells than this.
 _MAX_FOLD_SHARE = 0.25
-#: Stars that the principal components come from.
+#: Number of stars for the principal components.
 _PCA_STARS = 12_000
 
 
 class MeanLearner(nn.Module):
-    """The network with a temporary head for sigma, which only weights residuals."""
+    """The network with a temporary head for sigma, which only weights residuals in the loss."""
 
     def __init__(self, network: SedNetwork, typical: Tensor, *, leave_out: bool = False) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class MeanLearner(nn.Module):
         return self.network.log_sed(outputs) - torch.log(batch.sed), log_sigma
 
     def loss(self, batch: SedBatch, share: float) -> Tensor:
-        """Return the loss at a share of the training."""
+        """Return the loss of a batch after a share of the training."""
         residual, log_sigma = self.residuals(batch)
         square = (residual * torch.exp(-self.log_typical)).square()
         if share >= _UNWEIGHTED_SHARE:
@@ -78,16 +78,17 @@ class MeanLearner(nn.Module):
 
 
 def prepare(network: SedNetwork, stars: SyntheticStars, extra: np.ndarray | None = None) -> Tensor:
-    """Fill the fixed parts of the network from training stars; return typical errors at each wavelength (574,).
+    """Set the fixed parts of the network from training stars; return typical errors at each wavelength (574,).
 
     Parameters
     ----------
     network : SedNetwork
+        Network to fill.
     stars : SyntheticStars
         Augmented training stars.
     extra : array (n, 2238), optional
-        Normalised spectra of real training stars: what of them synthetic stars do not span gives the last quarter of
-        the components.
+        Normalised spectra of real training stars. The last quarter of the components comes from their residuals from
+        the space of synthetic stars.
     """
     flux, sed, teff = stars.flux[:_PCA_STARS], stars.sed[:_PCA_STARS], stars.teff[:_PCA_STARS]
     x = flux / moving_average(flux)
@@ -96,9 +97,9 @@ def prepare(network: SedNetwork, stars: SyntheticStars, extra: np.ndarray | None
     n_synthetic = n_components if extra is None else n_components - n_components // 4
     components = principal_components(x - mean, n_synthetic)
     if extra is not None:
-        rest = extra - mean
-        rest = rest - rest @ components.T @ components
-        components = np.concatenate([components, principal_components(rest - 0.0, n_components - n_synthetic)])
+        residual = extra - mean
+        residual = residual - residual @ components.T @ components
+        components = np.concatenate([components, principal_components(residual - 0.0, n_components - n_synthetic)])
     scatter = ((x - mean) @ components.T).std(axis=0)
     if extra is not None:
         scatter = np.maximum(scatter, 0.5 * ((extra - mean) @ components.T).std(axis=0))
@@ -150,7 +151,7 @@ def train_mean(
     *,
     leave_out: bool = False,
 ) -> list[dict[str, float]]:
-    """Train the ensemble, or the scout, whose members leave out cells; return the log."""
+    """Train the ensemble, or one whose members each leave out a fold of cells; return the log."""
     rng = np.random.default_rng(config.seed)
     stars = synthetic_stars(bank, "train", config.stars, rng, augment=True)
     typical = prepare(network, stars, extra)
@@ -178,7 +179,7 @@ def train_mean(
 
 
 def _validate_mean(model: Any, batches: list[SedBatch]) -> dict[str, float]:
-    """Return the validation loss: the mean square error in units of the typical one, and errors in the bands."""
+    """Return the validation loss (mean squared error in units of the typical one) and errors in the bands."""
     means, losses = [], []
     for one in batches:
         features = model.network.features(one.flux, one.error, one.fwhm)

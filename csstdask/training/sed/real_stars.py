@@ -27,7 +27,7 @@ from csstdask.training.sed.fit_real_stars import (
     fit_logistic,
     known_seds,
     leave_one_out,
-    scaled,
+    normalise_log_sed,
     scatter_of,
     scatter_ratio,
 )
@@ -42,13 +42,13 @@ MILES_SNR = 100.0
 def predict_synthetic(
     network: SedNetwork, flux: np.ndarray, fwhm: np.ndarray, snr: float
 ) -> tuple[np.ndarray, np.ndarray, Tensor]:
-    """Return coefficients, scaled log SEDs without the correction, and features of normalised spectra (n, 2238)."""
+    """Return coefficients, uncorrected log SEDs and features of normalised spectra (n, 2238)."""
     x = torch.from_numpy(np.ascontiguousarray(flux, dtype=np.float32))
     with torch.no_grad():
         features = network.features(x, torch.full_like(x, 1 / snr), torch.from_numpy(fwhm))
         coefficients = network.ensemble(features.values)[0].mean(dim=0)
         log_sed = network.log_sed(coefficients).double().numpy()
-    return coefficients.double().numpy(), scaled(log_sed), features.values
+    return coefficients.double().numpy(), normalise_log_sed(log_sed), features.values
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Training of SED networks: ``csstdask train sed``, whichever network its settings ask for."""
+"""Train SED networks, for ``csstdask train sed``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("csstdask")
 
 
 def load_sed_config(path: Path | None, **changes: object) -> SedConfig:
-    """Read the settings of a training from a TOML file; `changes` that are not None win.
+    """Read the settings of a training from a TOML file; `changes` that are not None override it.
 
     Raises
     ------
@@ -31,20 +31,21 @@ def train_sed(config: SedConfig, to: Path, *, on_progress: Callable[[str], None]
     Parameters
     ----------
     config : SedConfig
+        Settings.
     to : Path
-        Folder of the training: ``log.csv``, checkpoints, and in the end the card with its weights.
+        Folder of the training, with ``log.csv``, checkpoints, and finally the card and its weights.
     announce : callable
-        Receives a line an epoch.
+        Receives one line for each epoch.
 
     Returns
     -------
     Path
-        The card; the weights are in the same folder.
+        Path of the card; the weights are in the same folder.
 
     Raises
     ------
     InputError
-        If the data are absent, or the folder has a training with other settings.
+        If the data are missing, or the folder contains a training with other settings.
     """
     if config.kind == "uaranet":
         return train_uaranet(config, to, on_progress=on_progress)

@@ -1,7 +1,7 @@
-"""Training of UaRA-net as published, on the synthetic stars that are at hand.
+"""Train UaRA-net as published, on the synthetic stars that are available.
 
 Published (section 4.1): Adam at 1e-3, 41,219 stars with signal-to-noise ratios of 20 to 40, batches of 2048, 3000
-epochs on a GPU. Here every epoch draws its noise anew, and batches are smaller. The rate falls to a hundredth along a
+epochs on a GPU. Here every epoch draws new noise, and batches are smaller. The rate falls to a hundredth along a
 cosine, and in the last part batch normalisation is frozen: otherwise the means of a few batches make the validation
 loss jump by a percent. The training converges in about an hour on one core.
 """
@@ -39,9 +39,9 @@ def train_uaranet(config: SedConfig, to: Path, *, on_progress: Callable[[str], N
     config : SedConfig
         With ``kind = "uaranet"``.
     to : Path
-        Folder of the training, which is resumed if it is there.
+        Folder of the training; an existing training is resumed.
     announce : callable
-        Receives a line an epoch.
+        Receives one line for each epoch.
     """
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
@@ -106,7 +106,7 @@ def _write(network: UaRANet, config: SedConfig, history: list[dict[str, float]],
 
 
 def last_tenth_gain(history: list[dict[str, float]], key: str = "validation") -> float:
-    """Return by what share the best validation loss fell in the last tenth of the training."""
+    """Return the relative decrease of the best validation loss in the last tenth of the training."""
     losses = [one[key] for one in history]
     start = max(1, int(0.9 * len(losses)))
     before = min(losses[:start])
@@ -123,18 +123,20 @@ def fine_tune(
     learning_rate: float = 1e-3,
     seed: int = 1,
 ) -> UaRANet:
-    """Return a copy of the network that was fine-tuned on real stars: Adam at 1e-3, batches of 32, 200 epochs.
+    """Return a copy of the network that is fine-tuned on real stars: Adam at 1e-3, batches of 32, 200 epochs.
 
     Parameters
     ----------
     network : UaRANet
+        Trained network.
     flux : array (n, 2238)
         Normalised spectra; each epoch adds noise of a published signal-to-noise ratio.
     sed : array (n, 574)
-        NaN where not observed: such pixels do not count.
+        True SEDs; NaN where not observed.
     epochs, batch, learning_rate : optional
-        As published.
+        Settings of the fine-tuning, by default as published.
     seed : int
+        Seed of batches and noise.
     """
     tuned = copy.deepcopy(network).requires_grad_(requires_grad=True)
     optimiser = torch.optim.Adam(tuned.parameters(), lr=learning_rate)
@@ -145,12 +147,12 @@ def fine_tune(
     choices = torch.tensor(PUBLISHED_SNR)
     tuned.train()
     for _ in range(epochs):
-        for some in torch.randperm(len(x), generator=generator).split(batch):
-            snr = choices[torch.randint(len(choices), (len(some), 1), generator=generator)]
+        for index in torch.randperm(len(x), generator=generator).split(batch):
+            snr = choices[torch.randint(len(choices), (len(index), 1), generator=generator)]
             optimiser.zero_grad(set_to_none=True)
-            mean, sigma = tuned(*noisy(x[some], 1 / snr, generator))
-            residual = (mean - truth[some]) / truth[some]
-            loss = (0.5 * (residual / sigma) ** 2 + torch.log(sigma))[known[some]].mean()
+            mean, sigma = tuned(*noisy(x[index], 1 / snr, generator))
+            residual = (mean - truth[index]) / truth[index]
+            loss = (0.5 * (residual / sigma) ** 2 + torch.log(sigma))[known[index]].mean()
             loss.backward()
             nn.utils.clip_grad_norm_(tuned.parameters(), 1.0)
             optimiser.step()
