@@ -1,6 +1,6 @@
-"""Other ways to an SED from a normalised spectrum, for comparison.
+"""Baselines that predict SEDs from normalised spectra.
 
-All learn from the same synthetic training stars as the networks.
+All are fitted to the same synthetic training stars as the networks.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from scipy.spatial import cKDTree
 from csstdask.core.optional import install_hint
 from csstdask.datasets.synthetic_spectra import SyntheticStars
 from csstdask.flux.normalised_spectra import moving_average
+from csstdask.training.sed.mean import principal_components
 
 Float = npt.NDArray[np.float64]
 #: Maps normalised spectra (n, 2238) with a signal-to-noise ratio to log SEDs (n, 574).
 Predictor = Callable[[npt.NDArray, float], Float]
 
-#: Principal components of inputs that the baselines use.
+#: Number of principal components of inputs.
 _COMPONENTS = 48
-#: Neighbours of a star.
+#: Number of neighbours of a star.
 _NEIGHBOURS = 10
-#: Stars that the Gaussian process learns from.
+#: Number of training stars of the Gaussian process.
 _PROCESS_STARS = 1200
 #: Width of the kernel of the empirical correction, in ln Teff.
 CORRECTION_WIDTH = 0.1
@@ -36,30 +37,29 @@ class InputBasis:
     def __init__(self, stars: SyntheticStars) -> None:
         x = stars.flux / moving_average(stars.flux)
         self.mean = x.mean(axis=0)
-        values, vectors = np.linalg.eigh((x - self.mean).T.astype(float) @ (x - self.mean))
-        self.components = vectors[:, np.argsort(-values)[:_COMPONENTS]].T
-        self.amounts = (x - self.mean) @ self.components.T
+        self.components = principal_components(x - self.mean, _COMPONENTS)
+        self.coefficients = (x - self.mean) @ self.components.T
         self.log_sed = np.log(stars.sed.astype(float))
         self.log_teff = np.log(stars.teff)
 
     def project(self, flux: npt.NDArray) -> Float:
-        """Return amounts (n, component) of normalised spectra (n, 2238)."""
+        """Return coefficients (n, component) of normalised spectra (n, 2238)."""
         return np.asarray((flux - self.mean) @ self.components.T)
 
 
 def median_sed(basis: InputBasis) -> Predictor:
-    """Return the method that always gives the median SED."""
+    """Return the method that predicts the median SED for every star."""
     middle = np.median(basis.log_sed, axis=0)
     return lambda flux, _: np.broadcast_to(middle, (len(flux), len(middle))).copy()
 
 
 def nearest(basis: InputBasis) -> Predictor:
-    """Return the mean of the ten nearest training stars, in coefficients weighted as a Wiener filter does."""
-    size = basis.amounts.std(axis=0)
+    """Return the method that averages the ten nearest training stars, in Wiener-filtered coefficients."""
+    size = basis.coefficients.std(axis=0)
 
     def predict(flux: npt.NDArray, snr: float) -> Float:
         weight = size**2 / (size**2 + snr**-2)
-        tree = cKDTree(basis.amounts * np.sqrt(weight))
+        tree = cKDTree(basis.coefficients * np.sqrt(weight))
         _, index = tree.query(basis.project(flux) * np.sqrt(weight), k=_NEIGHBOURS)
         return np.asarray(basis.log_sed[index].mean(axis=1))
 
@@ -67,27 +67,27 @@ def nearest(basis: InputBasis) -> Predictor:
 
 
 def ridge(basis: InputBasis, like: SyntheticStars | None = None) -> Predictor:
-    """Return the linear estimator with the least mean square error for the noise: principal components and ridge.
+    """Return the linear method with the smallest mean squared error: principal components and ridge regression.
 
-    With `like`, its prior are those very stars, which is the floor of all linear methods: the Wiener bound.
+    With `like`, it is fitted to the test stars themselves, which bounds all linear methods (the Wiener bound).
     """
     if like is None:
-        amounts, log_sed = basis.amounts, basis.log_sed
+        coefficients, log_sed = basis.coefficients, basis.log_sed
     else:
-        amounts = basis.project(like.flux / moving_average(like.flux))
+        coefficients = basis.project(like.flux / moving_average(like.flux))
         log_sed = np.log(like.sed.astype(float))
-    centre, middle = amounts.mean(axis=0), log_sed.mean(axis=0)
-    moment, cross = (amounts - centre).T @ (amounts - centre), (amounts - centre).T @ (log_sed - middle)
+    centre, middle = coefficients.mean(axis=0), log_sed.mean(axis=0)
+    moment, cross = (coefficients - centre).T @ (coefficients - centre), (coefficients - centre).T @ (log_sed - middle)
 
     def predict(flux: npt.NDArray, snr: float) -> Float:
-        weights = np.linalg.solve(moment + len(amounts) / snr**2 * np.eye(len(moment)), cross)
+        weights = np.linalg.solve(moment + len(coefficients) / snr**2 * np.eye(len(moment)), cross)
         return np.asarray(middle + (basis.project(flux) - centre) @ weights)
 
     return predict
 
 
 def gaussian_process(basis: InputBasis, seed: int = 1) -> Predictor:
-    """Return a Gaussian process on Wiener-filtered coefficients, learnt from noisy spectra of each SNR."""
+    """Return a Gaussian process on Wiener-filtered coefficients, fitted to noisy spectra of each SNR."""
     try:
         from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415
         from sklearn.gaussian_process import GaussianProcessRegressor  # noqa: PLC0415
@@ -95,17 +95,17 @@ def gaussian_process(basis: InputBasis, seed: int = 1) -> Predictor:
     except ImportError:
         raise ImportError(f"the Gaussian process needs scikit-learn: {install_hint('peers')}") from None
     rng = np.random.default_rng(seed)
-    some = rng.permutation(len(basis.amounts))[:_PROCESS_STARS]
-    size, middle = basis.amounts.std(axis=0), basis.log_sed.mean(axis=0)
-    _, _, vectors = np.linalg.svd(basis.log_sed[some] - middle, full_matrices=False)
+    subset = rng.permutation(len(basis.coefficients))[:_PROCESS_STARS]
+    size, middle = basis.coefficients.std(axis=0), basis.log_sed.mean(axis=0)
+    _, _, vectors = np.linalg.svd(basis.log_sed[subset] - middle, full_matrices=False)
     vectors = vectors[:12]
-    target = (basis.log_sed[some] - middle) @ vectors.T
+    target = (basis.log_sed[subset] - middle) @ vectors.T
     unit = target.std()
 
     def predict(flux: npt.NDArray, snr: float) -> Float:
         noise = 1 / snr
         shrink = size / (size**2 + noise**2)
-        noisy = basis.amounts[some] + rng.normal(0, noise, basis.amounts[some].shape)
+        noisy = basis.coefficients[subset] + rng.normal(0, noise, basis.coefficients[subset].shape)
         kernel = ConstantKernel(1.0, (1e-3, 1e4)) * RBF(3.0, (0.1, 100.0)) + WhiteKernel(1e-2, (1e-6, 10.0))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -119,22 +119,23 @@ def gaussian_process(basis: InputBasis, seed: int = 1) -> Predictor:
 def empirical_correction(
     log_predicted: Float, log_teff: Float, log_truth: Float, *, at: Float, exclude_same: bool
 ) -> Float:
-    """Return offsets (m, 574): means of log truth - log prediction of real stars, weighted by a kernel in ln Teff.
+    """Return offsets (m, 574): means of log truth - log prediction of real stars with a Gaussian kernel in ln Teff.
 
     Parameters
     ----------
     log_predicted, log_truth : array (n, 574)
-        Of the real stars; truth NaN where not observed.
+        Log SEDs of the real stars; the truth is NaN where not observed.
     log_teff : array (n,)
+        ln Teff of the real stars.
     at : array (m,)
-        ln Teff of the stars that are corrected.
+        ln Teff of the stars to correct.
     exclude_same : bool
-        Whether `at` are the real stars themselves, each of which is then left out.
+        Whether `at` are the real stars themselves, each of which is then left out of its own correction.
     """
     offset = log_truth - log_predicted
-    seen = np.isfinite(offset)
+    observed = np.isfinite(offset)
     weight = np.exp(-0.5 * ((at[:, None] - log_teff) / CORRECTION_WIDTH) ** 2)
     if exclude_same:
         np.fill_diagonal(weight, 0.0)
-    total = weight @ seen
-    return np.asarray(np.where(total > 1e-3, weight @ np.where(seen, offset, 0.0) / np.maximum(total, 1e-3), 0.0))
+    total = weight @ observed
+    return np.asarray(np.where(total > 1e-3, weight @ np.where(observed, offset, 0.0) / np.maximum(total, 1e-3), 0.0))

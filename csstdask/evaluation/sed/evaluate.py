@@ -1,13 +1,13 @@
-"""Evaluation of SED networks: ``csstdask evaluate sed``.
+"""Evaluate SED networks, for ``csstdask evaluate sed``.
 
-Parts, all written to ``sed.json``:
+Parts of ``sed.json``:
 
 * ``held_out``: errors on synthetic stars of test cells of (Teff, log g, [M/H]), by band and signal-to-noise ratio;
-* ``calibration``: whether sigmas are right, on the same cells and on new stars of the training cells;
+* ``calibration``: coverage of the quoted errors, on the same cells and on new stars of the training cells;
 * ``miles``: MILES test stars (split by star);
-* ``calspec``: CALSPEC stars, each by a correction that does not know it (leave-one-out);
+* ``calspec``: CALSPEC stars, each with a correction that was fitted without it (leave-one-out);
 * ``kurucz``: the Kurucz standards of SDSS, between the nodes of the templates;
-* ``lamost``: LAMOST spectra: are they in the domain, and how large are the quoted errors.
+* ``lamost``: LAMOST spectra: how many are in the domain, and the size of the quoted errors.
 """
 
 from __future__ import annotations
@@ -18,12 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from csstdask.core.atomic_io import write_atomic
 from csstdask.core.errors import InputError
-from csstdask.datasets.spectra import RealStars
 from csstdask.datasets.template_bank import load_templates
 from csstdask.evaluation.sed.real import evaluate_calspec, evaluate_lamost, evaluate_miles
 from csstdask.evaluation.sed.settings import EvaluationSettings
@@ -34,7 +30,7 @@ from csstdask.flux.spectral_grids import (
 from csstdask.nn.models import find_card
 
 log = logging.getLogger("csstdask")
-Float = npt.NDArray[np.float64]
+
 PARTS = ("held_out", "calibration", "miles", "calspec", "kurucz", "lamost")
 
 
@@ -57,11 +53,11 @@ def evaluate_sed(
     to : Path, optional
         Folder for ``sed.json`` and figures.
     model : str
-        Name or card.
+        Name of the model, or path of its card.
     compare_with : sequence of str
-        Other models, evaluated on the same spectra.
+        Other models to evaluate on the same spectra.
     parts : sequence of str
-        Of `PARTS`.
+        Parts to evaluate, of `PARTS`.
     settings : Settings
     announce : callable
         Receives a line a part.
@@ -69,14 +65,14 @@ def evaluate_sed(
     Returns
     -------
     dict
-        What ``sed.json`` has.
+        Content of ``sed.json``.
 
     Raises
     ------
     ValueError
         If a part or model is unknown.
     InputError
-        If the data are absent.
+        If the data are missing.
     """
     if unknown := set(parts) - set(PARTS):
         raise ValueError(f"part: found {', '.join(sorted(unknown))}; wanted some of {', '.join(PARTS)}")
@@ -116,7 +112,7 @@ def evaluate_sed(
 
 
 def summary_lines(found: dict[str, Any]) -> list[str]:
-    """Return the lines that ``csstdask evaluate sed`` prints."""
+    """Format the results as the lines that ``csstdask evaluate sed`` prints."""
     lines = []
     for snr, methods in found.get("held_out", {}).get("errors", {}).items():
         for name, bands in methods.items():
@@ -134,6 +130,3 @@ def summary_lines(found: dict[str, Any]) -> list[str]:
     for name, bands in found.get("calspec", {}).get("errors", {}).items():
         lines.append(f"CALSPEC         {name:<24} " + "  ".join(f"{band} {bands[band]['rms']:.4f}" for band in BANDS))
     return lines
-
-
-__all__ = ["PARTS", "EvaluationSettings", "RealStars", "evaluate_sed", "summary_lines"]

@@ -1,4 +1,4 @@
-"""Figures of an evaluation of SED networks, after figures 2 to 11 of the UaRA-net paper, on the data at hand."""
+"""Draw the figures of an evaluation of SED networks, after figures 2 to 11 of the UaRA-net paper."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _WAVELENGTHS = (3205, 3429, 4252, 7206, 9207)
 
 
 def draw(figures: dict[str, Any], to: Path) -> list[Path]:
-    """Draw what an evaluation found; return the files.
+    """Draw the figures of an evaluation; return their files.
 
     Parameters
     ----------
     figures : dict
-        By part, as `csstdask.evaluation.sed.evaluate.evaluate_sed` collects it.
+        Data by part, as `csstdask.evaluation.sed.evaluate.evaluate_sed` collects them.
     to : Path
-        Folder.
+        Output folder.
     """
-    done: list[Path] = []
+    paths: list[Path] = []
     parts: tuple[tuple[str, Callable[[Any, Path], list[Path]]], ...] = (
-        ("calibration", _training), ("held_out", _held_out), ("calspec", _calspec), ("miles", _miles),
+        ("calibration", _pulls), ("held_out", _held_out), ("calspec", _calspec), ("miles", _miles),
     )  # fmt: skip
     for part, function in parts:
         if figures.get(part):
-            done += function(figures[part], to)
-    return done
+            paths += function(figures[part], to)
+    return paths
 
 
 def _saved(figure: Any, to: Path, name: str) -> list[Path]:
@@ -58,7 +58,7 @@ def _residuals_by_teff(axes: Any, teff: npt.NDArray, residual: npt.NDArray) -> N
     axes[1].set_yscale("log")
 
 
-def _training(found: dict[Any, npt.NDArray], to: Path) -> list[Path]:
+def _pulls(found: dict[Any, npt.NDArray], to: Path) -> list[Path]:
     """Figure 2: pulls on new stars of the training cells and of the test cells, by wavelength."""
     names = list(dict.fromkeys(name for _, name in found))
     figure, axes = pyplot().subplots(len(names), 2, figsize=(10, 2.6 * len(names)), squeeze=False, sharex=True)
@@ -174,10 +174,10 @@ def _miles(found: dict[str, Any], to: Path) -> list[Path]:
     figure, axes = pyplot().subplots(len(names), 1, figsize=(8, 2.2 * len(names)), sharex=True, squeeze=False)
     for axis, name in zip(axes[:, 0], names, strict=True):
         residual = found["residual"][name][found["clean"]]
-        seen = np.isfinite(residual).all(axis=0)
-        middle, spread = np.median(residual[:, seen], axis=0), _robust(residual[:, seen])
-        wave = SED_WAVELENGTH[seen]
-        axis.plot(wave, residual[:, seen].T, color="0.85", lw=0.3, zorder=0)
+        observed = np.isfinite(residual).all(axis=0)
+        middle, spread = np.median(residual[:, observed], axis=0), _robust(residual[:, observed])
+        wave = SED_WAVELENGTH[observed]
+        axis.plot(wave, residual[:, observed].T, color="0.85", lw=0.3, zorder=0)
         axis.plot(wave, middle, color="tab:blue", lw=1)
         axis.fill_between(wave, middle - spread, middle + spread, color="tab:blue", alpha=0.3)
         axis.errorbar(CHECKED, np.zeros(len(CHECKED)), MILES_AGAINST_HST, fmt="none", color="tab:red", capsize=3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.spatial import cKDTree
 
 from csstdask.core.errors import InputError
 from csstdask.datasets.gaussian_process import clean_stars
@@ -49,10 +49,14 @@ from csstdask.training.sed.fit_real_stars import fit_correction, known_seds, nor
 from csstdask.training.sed.real_stars import LABEL_SNR, MILES_SNR, RealTraining, real_predictions
 from csstdask.training.sed.uaranet import fine_tune
 
-log = logging.getLogger("csstdask")
 Float = npt.NDArray[np.float64]
+
 PAPER_MILES = (0.070, 0.022, 0.013, 0.010, 0.022)
+"""Errors of the UaRA-net paper on MILES at the checked wavelengths."""
 MILES_AGAINST_HST = (0.073, 0.021, 0.018, 0.007, 0.015)
+"""Differences between MILES and HST for the same stars, at the checked wavelengths."""
+_BASIS_STARS = 8000
+"""Training stars of the baselines."""
 
 
 def _knn_corrected(basis: InputBasis, real: RealTraining, flux: npt.NDArray, snr: float, *, hst: bool) -> Float:
@@ -73,16 +77,15 @@ def _knn_corrected(basis: InputBasis, real: RealTraining, flux: npt.NDArray, snr
 
 
 def _nearest_teff(basis: InputBasis) -> Callable[[npt.NDArray], Float]:
-    from scipy.spatial import cKDTree  # noqa: PLC0415
-
-    tree = cKDTree(basis.amounts)
+    """Return the function that gives the mean ln Teff of the ten nearest training stars."""
+    tree = cKDTree(basis.coefficients)
     return lambda flux: np.asarray(basis.log_teff[tree.query(basis.project(flux), k=10)[1]].mean(axis=1))
 
 
 def evaluate_miles(
     data: Path, bank: TemplateBank, cards: dict[str, ModelCard], settings: EvaluationSettings
 ) -> tuple[dict[str, Any], Any]:
-    """Return errors on MILES test stars, all and cleaned."""
+    """Return errors on MILES test stars, all and normal ones, and residuals for the figures."""
     stars = load_miles(data)
     test = stars.take(split_by_star(stars))
     clean = clean_stars(test.labels, test.sed)
@@ -96,7 +99,7 @@ def evaluate_miles(
         residual[f"{main}, without correction"] = (
             predict_spectra(cards[main], spectra, test.fwhm, 0.0).mean / test.sed - 1
         )
-    basis = InputBasis(synthetic_stars(bank, "train", 8000, np.random.default_rng(SEED + 1)))
+    basis = InputBasis(synthetic_stars(bank, "train", _BASIS_STARS, np.random.default_rng(SEED + 1)))
     real = RealTraining.of(data, 0.4)
     residual["kNN + correction"] = np.exp(_knn_corrected(basis, real, test.flux, MILES_SNR, hst=False)) / test.sed - 1
     out: dict[str, Any] = {
@@ -118,7 +121,10 @@ def evaluate_miles(
 def evaluate_calspec(
     data: Path, bank: TemplateBank, cards: dict[str, ModelCard], main: ModelCard, settings: EvaluationSettings
 ) -> tuple[dict[str, Any], Any]:
-    """Return errors on CALSPEC stars: the correction is fitted without the star, inputs are by appendix C."""
+    """Return errors on CALSPEC stars, and residuals for the figures.
+
+    The correction of each star is fitted without it; inputs come from labels (UaRA-net, appendix C).
+    """
     real = RealTraining.of(data, 0.4)
     truth = known_seds(real.calspec)
     n = len(real.calspec)
@@ -138,7 +144,7 @@ def evaluate_calspec(
         if card.architecture.get("kind") == "uaranet" and settings.fine_tuning:
             tuned = _fine_tuned_folds(card, real, spectra, settings)
             found[f"{name}, fine-tuned"] = np.log(np.maximum(tuned, 1e-6))
-    basis = InputBasis(synthetic_stars(bank, "train", 8000, np.random.default_rng(SEED + 1)))
+    basis = InputBasis(synthetic_stars(bank, "train", _BASIS_STARS, np.random.default_rng(SEED + 1)))
     floor = "kNN + correction"
     found[floor] = _knn_corrected(basis, real, real.calspec_flux, LABEL_SNR, hst=True)
     residual = {name: np.exp(one - truth) - 1 for name, one in found.items()}
@@ -165,7 +171,7 @@ def evaluate_calspec(
 def _fine_tuned_folds(
     card: ModelCard, real: RealTraining, spectra: NormalisedSpectra, settings: EvaluationSettings
 ) -> npt.NDArray[np.float32]:
-    """Return SEDs of CALSPEC stars by the published network, fine-tuned on MILES and the other CALSPEC folds."""
+    """Return SEDs of CALSPEC stars by UaRA-net, fine-tuned on MILES and the other CALSPEC folds."""
     network = load_network(card, build_network, torch.device("cpu"))
     assert isinstance(network, UaRANet)  # noqa: S101
     n = len(real.calspec)
@@ -183,13 +189,13 @@ def _fine_tuned_folds(
 
 
 def _count_twins(real: RealTraining) -> int:
-    """Return the number of MILES training stars that are CALSPEC stars; all of these are left out."""
+    """Return the number of MILES training stars that are also CALSPEC stars, and are therefore left out."""
     known = {star_key(str(name)) for name in real.calspec.name}
     return sum(star_key(str(name)) in known for name in real.miles.name)
 
 
 def _leave_one_out_corrected(network: SedNetwork, real: RealTraining, synthetic: SedPrediction) -> tuple[Float, Float]:
-    """Return corrected log SEDs of CALSPEC stars and relative sigmas, correction and scatter from the other stars."""
+    """Return corrected log SEDs and relative errors of CALSPEC stars, each from all other stars."""
     stars = real_predictions(network, real)
     key = np.array([star_key(str(one)) for one in (*real.calspec.name, *real.miles.name)])
     n = len(real.calspec)
@@ -215,7 +221,7 @@ def _leave_one_out_corrected(network: SedNetwork, real: RealTraining, synthetic:
 
 
 def evaluate_lamost(data: Path, model: str) -> dict[str, Any]:
-    """Return whether LAMOST spectra are in the domain, and their median relative sigmas."""
+    """Return how many LAMOST spectra are in the domain, and their median relative errors."""
     arrays = load_npz(data, "lamost_sample")
     wave = 10 ** (float(arrays["log10_wave0"]) + float(arrays["log10_dwave"]) * np.arange(arrays["flux"].shape[1]))
     keep = (arrays["teff"] >= 5000) & (arrays["teff"] <= 9750)

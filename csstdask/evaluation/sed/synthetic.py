@@ -43,10 +43,10 @@ PAPER_HELD_OUT = {
 def evaluate_held_out(
     bank: TemplateBank, cards: dict[str, ModelCard], settings: EvaluationSettings
 ) -> tuple[dict[str, Any], Any]:
-    """Return errors of all methods on the test cells, and residuals for the figures."""
+    """Return errors of all methods on stars of the test cells, and residuals for the figures."""
     stars = synthetic_stars(bank, "test", settings.stars, np.random.default_rng(SEED))
     basis = InputBasis(synthetic_stars(bank, "train", 8000, np.random.default_rng(SEED + 1)))
-    others: dict[str, Predictor] = {
+    baselines: dict[str, Predictor] = {
         "median SED": median_sed(basis), "kNN": nearest(basis), "PCA + ridge": ridge(basis),
         "Gaussian process": gaussian_process(basis), "Wiener bound": ridge(basis, stars),
     }  # fmt: skip
@@ -63,7 +63,7 @@ def evaluate_held_out(
             figures["sigma"][name, snr] = prediction.sigma / prediction.mean
             figures["residual"][name, snr] = prediction.mean / stars.sed - 1
             figures["mean"][name, snr] = prediction.mean[:: max(1, len(stars) // 6)]
-        found |= {name: np.exp(normalise_log_sed(one(spectra.flux, snr))) for name, one in others.items()}
+        found |= {name: np.exp(normalise_log_sed(one(spectra.flux, snr))) for name, one in baselines.items()}
         out["errors"][str(snr)] = {name: band_errors(mean, stars.sed) for name, mean in found.items()}
         for teff, width in ((6000, 300), (8000, 500)):
             near = np.abs(stars.teff - teff) < width
@@ -88,9 +88,9 @@ def evaluate_held_out(
 def evaluate_calibration(
     bank: TemplateBank, cards: dict[str, ModelCard], settings: EvaluationSettings
 ) -> tuple[dict[str, Any], Any]:
-    """Return whether sigmas are right: PIT, coverage, CRPS.
+    """Return coverage, PIT and CRPS of the quoted errors, and pulls for the figures.
 
-    ``population``: new stars of training cells and stars of test cells, with their shares in the population.
+    ``population`` are new stars of training cells and stars of test cells, with their shares in the population.
     """
     unseen = held_out_share(bank, "test")
     sets: dict[str, dict[Split, float]] = {
@@ -116,7 +116,7 @@ def evaluate_calibration(
 
 
 def evaluate_kurucz(data: Path, cards: dict[str, ModelCard]) -> dict[str, Any]:
-    """Return errors on the Kurucz standards of SDSS, which lie between the nodes of the templates (250 K steps)."""
+    """Return errors on the Kurucz standards of SDSS, half of which lie between the nodes of the templates."""
     arrays = load_npz(data, "sdss_kurucz_fstd")
     wave = 10 ** (float(arrays["log10_wave0"]) + float(arrays["log10_dwave"]) * np.arange(arrays["flux"].shape[1]))
     inputs = degrade(wave, arrays["flux"], INPUT_WAVELENGTH, 1850.0, fwhm=wave / 1850)
