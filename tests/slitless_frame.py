@@ -1,4 +1,4 @@
-"""A slitless frame by the plain equations: counts(X) = F S |dl/dx| exptime times the flat, spread across the trace."""
+"""Render a slitless frame: counts(X) = F S |dl/dx| exptime times the flat, spread across the trace."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sed_grid():
 
 
 def made_up_seds(n, rng, level=1e-16):
-    """Smooth continua with absorption lines, of fluxes around `level`."""
+    """Return smooth continua with absorption lines and fluxes around `level`."""
     grid = sed_grid()
     seds = np.empty((n, len(grid)))
     for i in range(n):

@@ -18,6 +18,7 @@ import numpy as np
 from numba import njit
 
 from csstdask.flux.spectrum_flag import MIN_PROFILE_FRACTION, PARTIAL_PROFILE_FRACTION, SpectrumFlag
+from csstdask.flux.window_kernels import smooth_columns
 from csstdask.numerics.robust import HUBER_CUTOFF, NORMAL_MAD
 
 NO_DATA = int(SpectrumFlag.NO_DATA)
@@ -44,8 +45,6 @@ _MIN_KEPT_SHARE = 0.5
 """Share of a column's usable profile that rejection must leave."""
 _PARTIAL_SIGMA = 6.0
 """Difference from the neighbouring columns that makes a partial column unreliable [sigma]."""
-_SMOOTHING_COLUMNS = 4
-"""Columns on each side over which counts are smoothed for their variance."""
 _SLOPE_PRIOR = 4.0
 """Variance added to the squared distances [pixel^2]: holds the slope where rows lie on one side only."""
 
@@ -154,7 +153,7 @@ def _fit_star(star: Any, fit: Any, expected: Any, poisson: float, reject: bool) 
         for j in range(m):
             fit.flag[j] &= ~(REJECTED | UNRELIABLE)
             _fit_column(star, fit, j, OUTLIER_SIGMA * scale, reject and step > 0)
-        _smooth_counts(fit.counts, fit.light)
+        smooth_columns(fit.counts, fit.light)
         for j in range(m):
             if np.isfinite(expected[j]):
                 fit.light[j] = max(expected[j], 0.0)
@@ -331,23 +330,6 @@ def _worst_pixel(star: Any, fit: Any, j: int, limit: float) -> int:  # pragma: n
             if z > worst:
                 worst, row = z, k
     return row
-
-
-@njit(cache=True, nogil=True)
-def _smooth_counts(counts: Any, out: Any) -> None:  # pragma: no cover
-    """Write the running mean of the running median of the finite counts, not negative."""
-    n = len(counts)
-    medians = np.empty(n)
-    buffer = np.empty(2 * _SMOOTHING_COLUMNS + 1)
-    for j in range(n):
-        m = 0
-        for i in range(max(0, j - _SMOOTHING_COLUMNS), min(n, j + _SMOOTHING_COLUMNS + 1)):
-            if np.isfinite(counts[i]):
-                buffer[m] = counts[i]
-                m += 1
-        medians[j] = np.median(buffer[:m]) if m else 0.0
-    for j in range(n):
-        out[j] = max(0.0, medians[max(0, j - 1) : min(n, j + 2)].mean())
 
 
 @njit(cache=True, nogil=True)

@@ -50,7 +50,7 @@ def measure_ratios(
         Extracted spectra of n stars.
     grid : array-like (wave,)
         Ascending wavelengths of the band [Angstrom].
-    predicted : PredictedLight
+    predicted : PredictedSpectra
         Predicted spectra of the same stars.
     star : array-like (n,)
         Ids of the stars, int or str.

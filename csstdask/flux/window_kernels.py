@@ -1,10 +1,14 @@
-"""Copy windows along the traces out of a frame, and add the light of stars to a frame."""
+"""Copy windows along traces out of a frame, add the light of stars to a frame, and smooth counts: compiled loops."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import njit
+
+_SMOOTHING_COLUMNS = 4
+"""Columns on each side over which counts are smoothed for their variance."""
 
 
 @njit(cache=True, nogil=True)
@@ -46,3 +50,20 @@ def copy_windows(frame: Any, first_column: Any, first_row: Any, fill: float, out
             for k in range(out.shape[2]):
                 y = first_row[i, j] + k
                 out[i, j, k] = frame[y, x] if 0 <= x < nx and 0 <= y < ny else fill
+
+
+@njit(cache=True, nogil=True)
+def smooth_columns(counts: Any, out: Any) -> None:  # pragma: no cover
+    """Write the running mean of the running median of the finite counts, not negative."""
+    n = len(counts)
+    medians = np.empty(n)
+    buffer = np.empty(2 * _SMOOTHING_COLUMNS + 1)
+    for j in range(n):
+        m = 0
+        for i in range(max(0, j - _SMOOTHING_COLUMNS), min(n, j + _SMOOTHING_COLUMNS + 1)):
+            if np.isfinite(counts[i]):
+                buffer[m] = counts[i]
+                m += 1
+        medians[j] = np.median(buffer[:m]) if m else 0.0
+    for j in range(n):
+        out[j] = max(0.0, medians[max(0, j - 1) : min(n, j + 2)].mean())

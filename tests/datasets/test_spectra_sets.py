@@ -41,7 +41,7 @@ def test_no_cell_is_in_two_splits(bank: TemplateBank) -> None:
     assert all(len(one) >= 10 for one in cells.values())
 
 
-def test_training_stars_use_training_templates_alone(bank: TemplateBank) -> None:
+def test_training_stars_use_only_training_templates(bank: TemplateBank) -> None:
     rng = np.random.default_rng(1)
     weights = mixtures(bank, "train", 500, rng)
     assert np.allclose(weights.sum(axis=1), 1)
@@ -99,7 +99,7 @@ def test_calspec_is_at_rest_and_ends_where_data_end(real_spectra: Path) -> None:
     assert ((stars.teff >= TEFF_RANGE[0]) & (stars.teff <= TEFF_RANGE[1])).all()
 
 
-def test_names_of_the_same_star() -> None:
+def test_star_keys_match_between_libraries() -> None:
     assert star_key("HD009051") == star_key("HD 9051")
     assert star_key("BD+541216") == star_key("BD54D1216")
     assert star_key("BD-122669") != star_key("BD+122669")
@@ -180,7 +180,7 @@ def test_lamost_files_of_both_layouts(tmp_path: Path, layout: str) -> None:
     assert np.allclose(read_lamost(path, rest_frame=False).wavelength, wave)
 
 
-def test_absent_libraries_are_named(tmp_path: Path) -> None:
+def test_missing_libraries_raise(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"desi_templates\.npz.*folder of spectra"):
         load_templates(tmp_path)
     (tmp_path / "x.fits").write_text("nothing")

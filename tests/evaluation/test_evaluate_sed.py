@@ -1,4 +1,4 @@
-"""Evaluation of SED networks: scores by hand, baselines, and a small evaluation."""
+"""Evaluation of SED networks: scores, baselines, and a small evaluation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_coverage_of_gaussian_pulls() -> None:
     assert coverage(2 * z)["robust_sd"] == pytest.approx(2, rel=0.01)
 
 
-def test_crps_is_that_of_an_integral() -> None:
+def test_crps_equals_numerical_integral() -> None:
     from scipy.stats import norm
 
     grid = np.linspace(-20, 20, 400_001)
@@ -37,7 +37,7 @@ def test_crps_is_that_of_an_integral() -> None:
     assert float(crps(np.array(residual), np.array(sigma))) == pytest.approx(integral, rel=1e-4)
 
 
-def test_correction_leaves_the_star_itself_out() -> None:
+def test_correction_excludes_the_star_itself() -> None:
     truth = np.zeros((5, 3))
     truth[2] = 1.0
     teff = np.linspace(8.6, 8.61, 5)
@@ -81,7 +81,7 @@ def test_small_evaluation(real_spectra: Path, tmp_path: Path) -> None:
     assert any("CALSPEC" in line for line in summary_lines(found))
 
 
-def test_absent_data_and_unknown_parts(tmp_path: Path) -> None:
+def test_missing_data_and_unknown_parts_raise(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="folder of spectral libraries"):
         evaluate_sed(tmp_path / "nothing")
     with pytest.raises(ValueError, match="part: found hair"):

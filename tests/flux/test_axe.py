@@ -1,4 +1,4 @@
-"""Flat cubes in files, read by two independent readers.
+"""Flat-field cubes in files, read by two independent readers.
 
 `hstaxe_value` follows hstaxe: the primary HDU is plane 0, t is clamped to [0, 1], and an empty primary is an error.
 `slitlessutils_value` follows slitlessutils: no clamp, row and column 0 zeroed, and a file without WMIN is a flat of 1.
@@ -60,13 +60,13 @@ def file(flat, tmp_path):
 
 
 @pytest.mark.parametrize("reader", [hstaxe_value, slitlessutils_value])
-def test_both_readers_find_the_flat(flat, file, reader):
+def test_both_readers_return_the_flat(flat, file, reader):
     for x, y, wavelength in ((1, 1, 4000.0), (89, 59, 6500.0), (30, 5, 5123.0), (5, 30, 4567.8)):
         assert reader(file, x, y, wavelength) == pytest.approx(flat.evaluate(x, y, wavelength), abs=3e-6)
 
 
 def test_planes_are_rows_by_columns(flat, file):
-    """A cube that is read with x and y exchanged would not have this."""
+    """Fails if x and y are exchanged."""
     with fits.open(file, checksum=True) as opened:
         opened.verify("exception")
         assert [hdu.data.shape for hdu in opened] == [SHAPE] * 3
@@ -76,13 +76,13 @@ def test_planes_are_rows_by_columns(flat, file):
         assert [hdu.name for hdu in opened[1:]] == ["A1", "A2"]
 
 
-def test_the_readers_differ_where_the_notes_say(flat, file, tmp_path):
+def test_readers_differ_out_of_range_as_documented(flat, file, tmp_path):
     beyond = 7000.0
     assert hstaxe_value(file, 5, 6, beyond) == pytest.approx(float(flat.evaluate(5, 6, GRID[-1])), abs=3e-6)
     assert abs(slitlessutils_value(file, 5, 6, beyond) - hstaxe_value(file, 5, 6, beyond)) > 1e-3
     assert slitlessutils_value(file, 0, 6, 5000.0) == 0
     assert hstaxe_value(file, 0, 6, 5000.0) > 0.9
-    # ours: 1 and a flag, in between the two
+    # csstdask: 1 with a flag
     assert flat.evaluate(5, 6, beyond) == 1
     assert flat.flag(5, 6, beyond) == FlatFlag.OUTSIDE_WAVELENGTH
     grey = tmp_path / "grey.fits"
@@ -92,7 +92,7 @@ def test_the_readers_differ_where_the_notes_say(flat, file, tmp_path):
         Flat.from_axe(grey)
 
 
-def test_an_empty_primary_is_refused(file, tmp_path):
+def test_empty_primary_hdu_is_refused(file, tmp_path):
     path = tmp_path / "empty.fits"
     with fits.open(file) as opened:
         moved = [fits.ImageHDU(hdu.data) for hdu in opened]
@@ -141,7 +141,7 @@ def test_a_part_of_a_detector_has_its_offset(flat, tmp_path):
         write_axe(flat, path, window=(50, 10, 50, 40))
 
 
-def test_cubes_that_do_not_fit_are_named(file, tmp_path):
+def test_unsuitable_cubes_raise(file, tmp_path):
     with pytest.raises(InputError, match="detector of shape"):
         Flat.from_axe(file, shape=(100, 100))
     with pytest.raises(InputError, match="polynomials of degree 1"):

@@ -22,7 +22,7 @@ def extract(*arguments, **options):
 
 
 def scene(tilt=0.0, level=30.0, flux=2000.0):
-    """Light, background, the row of the trace, and the light within 4.5 pixels of it."""
+    """Return pixels, background, the row of the trace, and the counts within 4.5 pixels of it."""
     center = 11.3 + tilt * np.linspace(-1, 1, WIDTH)
     profile = sum(
         share * 0.5 * (erf((ROWS + 0.5 - center) / width / 2**0.5) - erf((ROWS - 0.5 - center) / width / 2**0.5))
@@ -41,7 +41,7 @@ def observed(rng, light, background):
 
 @pytest.mark.parametrize("method", ["box", "optimal"])
 @pytest.mark.parametrize("tilt", [0.0, 1.5])
-def test_exact_pixels_give_the_light_within_the_half_width(method, tilt):
+def test_counts_within_half_width_are_exact_without_noise(method, tilt):
     light, background, center, within = scene(tilt)
     found = extract(light + background, np.sqrt(light + 55), center=center, method=method)
     np.testing.assert_allclose(found.counts, within, rtol=2e-3)
@@ -52,7 +52,7 @@ def test_exact_pixels_give_the_light_within_the_half_width(method, tilt):
     assert not alone.background.any()
 
 
-def test_a_box_has_fractional_edges():
+def test_box_has_fractional_edges():
     stamp = np.ones((11, 6))
     assert extract(stamp, stamp, center=5.0, method="box", half_width=1.2, background=False).counts[0] == pytest.approx(
         2.4
@@ -64,7 +64,7 @@ def test_a_box_has_fractional_edges():
 
 @pytest.mark.parametrize("method", ["box", "optimal"])
 @pytest.mark.parametrize("tilt", [0.0, 1.5])
-def test_errors_are_the_scatter(method, tilt):
+def test_errors_match_scatter(method, tilt):
     rng = np.random.default_rng(1)
     light, background, center, within = scene(tilt)
     for known in (True, False):
@@ -77,7 +77,7 @@ def test_errors_are_the_scatter(method, tilt):
         assert abs(np.mean(pulls)) < 0.1
 
 
-def test_optimal_weights_beat_the_box_on_faint_spectra():
+def test_optimal_is_more_precise_than_box_on_faint_spectra():
     rng = np.random.default_rng(2)
     light, background, center, within = scene(flux=150.0)
     scatter = {"box": [], "optimal": []}
@@ -90,7 +90,7 @@ def test_optimal_weights_beat_the_box_on_faint_spectra():
 
 
 @pytest.mark.parametrize("method", ["box", "optimal"])
-def test_cosmic_rays_and_masked_pixels_are_left_out(method):
+def test_cosmic_rays_and_masked_pixels_are_ignored(method):
     rng = np.random.default_rng(3)
     light, background, center, within = scene()
     hit = np.zeros(light.shape, dtype=bool)
@@ -110,7 +110,7 @@ def test_cosmic_rays_and_masked_pixels_are_left_out(method):
     assert np.mean(rejected[~hit.any(axis=0)]) < 0.03
 
 
-def test_columns_without_pixels_are_flagged():
+def test_columns_without_usable_pixels_are_flagged():
     light, background, center, _ = scene()
     masked = np.zeros(light.shape, dtype=bool)
     masked[:, 50] = True
@@ -124,14 +124,14 @@ def test_columns_without_pixels_are_flagged():
     assert np.all(covered.flag & SpectrumFlag.NO_BACKGROUND)
 
 
-def test_negative_light_is_kept_and_flagged():
+def test_negative_counts_are_kept_and_flagged():
     light, background, center, within = scene()
     found = extract(background - light, np.sqrt(light + 55), center=center, method="box")
     np.testing.assert_allclose(found.counts, -within, rtol=5e-3)
     assert np.all(found.flag & SpectrumFlag.NEGATIVE)
 
 
-def test_the_same_kind_of_array_comes_out():
+def test_result_has_the_kind_of_array_of_the_input():
     light, background, center, _ = scene()
     error = np.sqrt(light + 55)
     expected = extract(light + background, error, center=center)
@@ -147,7 +147,7 @@ def test_the_same_kind_of_array_comes_out():
     assert np.isnan(extract(masked, error, center=center).counts[4])
 
 
-def test_inputs_that_cannot_be_used_are_named():
+def test_unusable_inputs_raise():
     stamp = np.ones((9, 20))
     for options, name in (
         ({"center": 4.0, "method": "sum"}, "method"),
@@ -165,7 +165,7 @@ def test_inputs_that_cannot_be_used_are_named():
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason="needs the flux standard of ../shared/data/slitless")
-def test_a_flux_standard_agrees_with_axe(monkeypatch):
+def test_flux_standard_agrees_with_axe(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(Path(__file__).resolve().parents[2] / "benchmarks"), *sys.path])
     import flux as benchmark
 

@@ -1,4 +1,4 @@
-"""All spectra of a frame, compared with the frame's own plain equations (`slitless_frame`)."""
+"""Spectra of a frame, compared with the equations it was rendered with (`slitless_frame`)."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def field(rng, n=150, shape=(1600, 1600), level=(-16.8, -15.4), **options):
 
 @pytest.fixture(scope="module")
 def crowded():
-    """Noisy stars of all magnitudes, with traces that are moved, cosmic rays and bad pixels."""
+    """Noisy stars of all magnitudes with shifted traces, cosmic rays and bad pixels."""
     rng = np.random.default_rng(0)
     scene, counts = field(rng, dy=0.4, shift=0.3)
     mask = rng.random(scene.height.shape) < 2e-3
@@ -51,7 +51,7 @@ def crowded():
 @pytest.mark.parametrize("band", ["GU", "GV", "GI"])
 @pytest.mark.parametrize(("dy", "shift"), [(0.0, 0.0), (0.7, 0.4)])
 def test_isolated_stars_without_noise(band, dy, shift):
-    """Counts are F S dl/dx times the flat to 1e-4; offset, shift and profile are found."""
+    """Counts equal F S dl/dx times the flat to 1e-4; offset, shift and profile are recovered."""
     seds = made_up_seds(len(X), np.random.default_rng(1), 2e-16)
     scene, counts = render(X, Y, seds, band=band, shape=FRAME, flat=sloped_flat, dy=dy, shift=shift, zeroth=False)
     spectra = extract_frame(*scene.inputs()[:4], None, *scene.inputs()[5:], predicted=scene.predicted)
@@ -68,7 +68,7 @@ def test_isolated_stars_without_noise(band, dy, shift):
     np.testing.assert_allclose(spectra.wavelength[inside], nominal[inside], atol=0.05)
 
 
-def test_without_predictions_nothing_changes_but_the_shift():
+def test_without_predictions_only_the_shift_is_missing():
     seds = made_up_seds(len(X), np.random.default_rng(1), 2e-16)
     scene, counts = render(X, Y, seds, shape=FRAME, zeroth=False)
     spectra = extract_frame(*scene.inputs()[:4], None, *scene.inputs()[5:])
@@ -77,7 +77,7 @@ def test_without_predictions_nothing_changes_but_the_shift():
     assert np.all(spectra.shift_sigma == np.inf)
 
 
-def test_wavelengths_that_fall_along_x():
+def test_dispersion_of_opposite_sign():
     seds = made_up_seds(len(X), np.random.default_rng(1), 2e-16)
     scene, counts = render(X, Y, seds, shape=FRAME, flat=sloped_flat, shift=0.3, zeroth=False, mirrored=True)
     spectra = extract_frame(*scene.inputs()[:4], None, X, Y, predicted=scene.predicted)
@@ -91,7 +91,7 @@ def test_wavelengths_that_fall_along_x():
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_errors_are_the_scatter(crowded, known):
+def test_errors_match_scatter(crowded, known):
     scene, counts, arguments, _ = crowded
     spectra = extract_frame(*arguments, predicted=scene.predicted if known else None)
     pulls = (spectra.counts - truth_of(spectra, counts)) / spectra.sigma
@@ -106,7 +106,7 @@ def test_errors_are_the_scatter(crowded, known):
     np.testing.assert_allclose(spectra.y_offset, 0.4, atol=0.02)
 
 
-def test_shifts_have_honest_errors(crowded):
+def test_errors_of_shifts_match_scatter(crowded):
     scene, _, arguments, _ = crowded
     spectra = extract_frame(*arguments, predicted=scene.predicted)
     measured = np.isfinite(spectra.shift_measured) & (spectra.contaminated < 0.05)
@@ -118,7 +118,7 @@ def test_shifts_have_honest_errors(crowded):
     assert np.median(np.abs(spectra.shift - 0.3)) < 0.05
 
 
-def test_cosmic_rays_are_rejected_and_stars_are_not(crowded):
+def test_cosmic_rays_are_rejected_but_not_stars(crowded):
     scene, _, arguments, hits = crowded
     spectra = extract_frame(*arguments, predicted=scene.predicted)
     usable = np.isfinite(spectra.counts)
@@ -134,8 +134,8 @@ def test_cosmic_rays_are_rejected_and_stars_are_not(crowded):
     assert found.mean() > 0.9
 
 
-def test_bad_columns_lose_light_but_not_accuracy():
-    """Half of the profile masked: partial, with the right counts."""
+def test_partial_columns_have_unbiased_counts():
+    """With half of the profile masked, a column is partial and its counts are unbiased."""
     seds = made_up_seds(len(X), np.random.default_rng(1), 2e-16)
     scene, counts = render(X, Y, seds, shape=FRAME, zeroth=False)
     plain = extract_frame(*scene.inputs()[:4], None, *scene.inputs()[5:], predicted=scene.predicted)
@@ -152,7 +152,7 @@ def test_bad_columns_lose_light_but_not_accuracy():
 
 
 def test_contaminated_pixels_are_rejected():
-    """A neighbour 7 rows away and a zeroth order on the trace: the remaining columns are right, and flagged."""
+    """With a neighbour 7 rows away and a zeroth order on the trace, remaining columns are unbiased and flagged."""
     x = np.array([700.0, 720.0, 700.0, 700.0, 300])
     y = np.array([50.0, 57.0, 150.0, 250.0, 350])
     seds = made_up_seds(5, np.random.default_rng(2), np.array([1e-16, 1e-15, 3e-16, 3e-16, 3e-16]))
@@ -173,7 +173,7 @@ def test_contaminated_pixels_are_rejected():
     assert np.any(without.flag[2] & SpectrumFlag.CONTAMINATED)
 
 
-def test_stars_off_the_detector_and_traces_that_leave_it():
+def test_stars_off_the_detector_and_traces_leaving_it():
     x = np.array([30.0, 1390, -90, 700, 3000, np.nan, 700])
     y = np.array([100.0, 200, 300, 2, 100, 50, -300])
     seds = made_up_seds(len(x), np.random.default_rng(3), 2e-16)
@@ -198,7 +198,7 @@ def test_stars_off_the_detector_and_traces_that_leave_it():
     assert np.isnan(spectra.counts[off]).all()
 
 
-def test_negative_light_is_kept_and_flagged():
+def test_negative_counts_are_kept_and_flagged():
     seds = made_up_seds(len(X), np.random.default_rng(1), 2e-16)
     scene, counts = render(X, Y, seds, shape=FRAME, zeroth=False)
     spectra = extract_frame(-scene.height, scene.error, None, scene.dispersion, None, X, Y, predicted=scene.predicted)
@@ -207,7 +207,7 @@ def test_negative_light_is_kept_and_flagged():
     assert np.nanmedian(spectra.counts / truth_of(spectra, counts)) == pytest.approx(-1, abs=0.05)
 
 
-def test_an_empty_frame_and_no_stars():
+def test_empty_frame_and_no_stars():
     scene, _ = render(X[:0], Y[:0], made_up_seds(0, np.random.default_rng(0)), shape=FRAME)
     none = extract_frame(*scene.inputs(), predicted=scene.predicted)
     assert len(none) == 0
@@ -219,7 +219,7 @@ def test_an_empty_frame_and_no_stars():
     assert dark.n_profile_stars == 0
 
 
-def test_inputs_that_do_not_fit_are_named():
+def test_mismatched_inputs_raise():
     scene, _ = render(X, Y, made_up_seds(len(X), np.random.default_rng(0)), shape=FRAME)
     arguments = list(scene.inputs())
     with pytest.raises(InputError, match="error"):
@@ -240,8 +240,8 @@ def test_inputs_that_do_not_fit_are_named():
         measure_ratios(spectra, grid, scene.predicted, star=np.arange(len(X)), grey_error=np.zeros(2))
 
 
-def test_ratios_are_those_of_the_flat():
-    """Without noise, ratios are the flat where each wavelength fell."""
+def test_ratios_equal_the_flat():
+    """Without noise, ratios equal the flat at the position of each wavelength."""
     seds = made_up_seds(len(X), np.random.default_rng(1), 2e-16)
     scene, _ = render(X, Y, seds, shape=FRAME, flat=sloped_flat, zeroth=False, shift=0.2)
     spectra = extract_frame(*scene.inputs()[:4], None, X, Y, predicted=scene.predicted)
@@ -263,8 +263,8 @@ def test_ratios_are_those_of_the_flat():
     assert wide.shape == (9232, 9216)
 
 
-def test_from_frames_to_a_flat():
-    """Two noisy frames: the flat within its errors."""
+def test_flat_from_frames():
+    """The flat of two noisy frames agrees with the truth within its errors."""
     rng = np.random.default_rng(4)
     shape = (1600, 1600)
 

@@ -47,7 +47,7 @@ def plain(x, y, grid, ratio, variance, grey=0.0, modes=None):
     return StarRatios(grid, np.arange(n), *spread, ratio, variance, 0 * ratio, np.full(n, grey), modes, SHAPE)
 
 
-def test_exact_ratios_give_the_exact_flat_at_any_scale():
+def test_exact_ratios_give_exact_flat_at_any_scale():
     rng = np.random.default_rng(0)
     x, y, grid, ratio, weight = measured(rng, sigma=1e-9)
     sensitivity = 1e15 * (1 + 0.3 * np.sin(grid / 500))
@@ -58,7 +58,7 @@ def test_exact_ratios_give_the_exact_flat_at_any_scale():
     assert not flat.flags.any()
 
 
-def test_the_detector_mean_is_1():
+def test_detector_mean_is_1():
     flat = fit_flat(*measured(np.random.default_rng(1)), shape=SHAPE)
     node, weight = np.polynomial.legendre.leggauss(6)
     x, y = (node + 1) / 2 * SHAPE[1] - 0.5, (node + 1) / 2 * SHAPE[0] - 0.5
@@ -66,8 +66,8 @@ def test_the_detector_mean_is_1():
     np.testing.assert_allclose(np.einsum("wyx,y,x->w", values, weight / 2, weight / 2), 1, atol=1e-12)
 
 
-def test_all_wavelengths_at_once_are_those_of_least_squares_one_by_one():
-    """Without outliers Tukey's weights change little: the two agree to a fraction of their error."""
+def test_batched_fit_equals_least_squares_per_wavelength():
+    """Without outliers, robust and plain least squares agree to a fraction of their error."""
     x, y, grid, ratio, weight = measured(np.random.default_rng(2), wave=20)
     flat = fit_flat(x, y, grid, ratio, weight, shape=SHAPE)
     terms = legendre_products(x, y, 2, SHAPE)
@@ -78,8 +78,8 @@ def test_all_wavelengths_at_once_are_those_of_least_squares_one_by_one():
     np.testing.assert_allclose(np.median(sigma, axis=0), np.sqrt(np.diag(normal)), rtol=0.05)
 
 
-def test_formal_errors_are_the_scatter():
-    """400 uniform stars: pulls of SD 1, and the leverage of the notes at centre and corner."""
+def test_formal_errors_match_scatter():
+    """Pulls of 400 uniform stars have unit scatter; leverages at centre and corner are as expected."""
     rng = np.random.default_rng(3)
     points = {"centre": (599.5, 499.5), "corner": (1199.0, 999.0), "edge": (0.0, 499.5)}
     pulls = {name: [] for name in points}
@@ -100,7 +100,7 @@ def test_formal_errors_are_the_scatter():
     assert np.mean(leverage["edge"]) == pytest.approx(0.162, rel=0.07)
 
 
-def test_bad_stars_hardly_raise_the_scatter():
+def test_outliers_hardly_increase_scatter():
     rng = np.random.default_rng(4)
     x, y, grid, ratio, weight = measured(rng, wave=200)
     bad = rng.random(len(x)) < 0.05
@@ -123,7 +123,7 @@ def test_ignored_samples_change_nothing():
 
 
 @pytest.mark.parametrize(("n", "degree"), [(0, -1), (1, 0), (5, 0), (6, 1), (8, 1), (9, 2)])
-def test_few_stars_lower_the_degree_and_flag_it(n, degree):
+def test_few_stars_lower_the_degree_with_a_flag(n, degree):
     x, y, grid, ratio, weight = measured(np.random.default_rng(6), n=20, wave=3)
     weight[n:, 1] = 0
     flat = fit_flat(x, y, grid, ratio, weight, shape=SHAPE)
@@ -144,7 +144,7 @@ def test_stars_on_a_line_lower_the_degree():
 
 
 def test_robust_weights_cannot_collapse():
-    """Half of the stars agree exactly, the others do not: at least half, and p + 3, keep a weight."""
+    """Half of the stars agree exactly, the others do not; at least half, and p + 3, keep a weight."""
     rng = np.random.default_rng(8)
     for n in (9, 12, 40):
         x, y, grid, ratio, weight = measured(rng, n=n, wave=30, sigma=1e-6)
@@ -162,13 +162,13 @@ def test_underestimated_errors_are_scaled():
     assert 0.8 < np.std(pull) < 1.2
 
 
-def test_groups_are_added_and_give_the_same_flat():
+def test_sums_of_groups_give_the_same_flat():
     rng = np.random.default_rng(10)
     parts = [made_ratios(rng, start=60 * index) for index in range(4)]
     together = fit_ratios([StarRatios.concatenate(parts)])
     apart = fit_ratios(parts)
     np.testing.assert_allclose(apart.coefficients, together.coefficients, rtol=1e-12)
-    # Stars of several groups may be the same: what they have in common is estimated then.
+    # A star may occur in several groups; its shared errors are then estimated.
     diagonal = np.einsum("wkk->wk", apart.covariance) / np.einsum("wkk->wk", together.covariance)
     assert diagonal == pytest.approx(1, abs=0.25)
     variances = [np.einsum("iikk->ik", one.node_covariance) for one in (apart, together)]
@@ -182,8 +182,8 @@ def test_groups_are_added_and_give_the_same_flat():
 
 
 @pytest.mark.parametrize("dither", [0.0, 60.0])
-def test_errors_that_images_of_a_star_have_in_common_do_not_average_out(dither):
-    """Ten exposures of one field: the errors of fluxes and SEDs are as large as in one."""
+def test_errors_shared_by_images_of_a_star_do_not_average_out(dither):
+    """In ten exposures of one field, errors of fluxes and SEDs are as large as in one."""
     n, exposures, grid = 60, 10, np.array([4000.0, 5000.0, 6000.0])
     pulls, covariances = [], []
     for seed in range(60):
@@ -220,7 +220,7 @@ def test_errors_that_images_of_a_star_have_in_common_do_not_average_out(dither):
     assert correlation == pytest.approx(expected, abs=0.1)
 
 
-def test_fit_flat_is_the_same_algorithm():
+def test_fit_flat_equals_fit_ratios():
     x, y, grid, ratio, weight = measured(np.random.default_rng(11), wave=12)
     found = fit_flat(x, y, grid, ratio, weight, shape=SHAPE)
     np.testing.assert_allclose(
@@ -231,7 +231,7 @@ def test_fit_flat_is_the_same_algorithm():
     np.testing.assert_allclose(found.coefficients, scaled.coefficients * unit[:, None], rtol=1e-12)
 
 
-def test_errors_of_predictions_enter_with_their_covariance():
+def test_prediction_errors_propagate_with_covariance():
     """Grey errors and modes: pulls at a wavelength, and the covariance between wavelengths."""
     rng = np.random.default_rng(12)
     grey, size, n, wave = 0.02, 0.015, 200, 10
@@ -253,7 +253,7 @@ def test_errors_of_predictions_enter_with_their_covariance():
     assert correlation[0][0, -1] > 0.3
 
 
-def test_a_bias_common_to_all_stars_enters_the_sensitivity_only():
+def test_bias_common_to_all_stars_affects_only_sensitivity():
     x, y, grid, ratio, weight = measured(np.random.default_rng(13))
     bias = 1 + 0.1 * np.sin(grid / 300)
     plain, biased = (fit_flat(x, y, grid, ratio * b, weight / b**2, shape=SHAPE) for b in (np.ones(40), bias))
@@ -277,14 +277,14 @@ def test_out_of_range_is_1_and_flagged():
     assert flat.evaluate(np.nan, 5.0, wave[0]) == 1
 
 
-def test_wavelengths_in_between_are_interpolated():
+def test_intermediate_wavelengths_are_interpolated():
     flat = fit_flat(*measured(np.random.default_rng(16)), shape=SHAPE)
     low, high = flat.wavelength[3:5]
     values = flat.evaluate(100.0, 200.0, [low, high, 0.75 * low + 0.25 * high])
     assert values[2] == pytest.approx(0.75 * values[0] + 0.25 * values[1], abs=1e-12)
 
 
-def test_dividing_propagates_errors():
+def test_apply_propagates_errors():
     flat = fit_flat(*measured(np.random.default_rng(17)), shape=SHAPE)
     counts, variance = np.array([100.0, 100.0]), np.array([4.0, 4.0])
     wave = np.array([flat.wavelength[5], 1.0])
@@ -296,7 +296,7 @@ def test_dividing_propagates_errors():
     assert found.flag.tolist() == [0, FlatFlag.OUTSIDE_WAVELENGTH]
 
 
-def test_the_lazy_array_has_the_values_of_evaluate():
+def test_lazy_array_equals_evaluate():
     flat = fit_flat(*measured(np.random.default_rng(18)), shape=SHAPE)
     array = flat.to_dataarray(detector=7, chunks=(16, 256, 512))
     assert array.shape == (40, *SHAPE)
@@ -309,7 +309,7 @@ def test_the_lazy_array_has_the_values_of_evaluate():
     assert whole.nbytes > 1e10
 
 
-def test_flats_and_ratios_survive_files():
+def test_files_round_trip():
     rng = np.random.default_rng(19)
     ratios = made_ratios(rng)
     flat = flat_from_solution(fit_ratios([ratios]), ratios.wavelength, SHAPE, detector=2)
@@ -324,20 +324,20 @@ def test_flats_and_ratios_survive_files():
 @pytest.mark.parametrize(
     "spoil", [lambda b: b[: len(b) // 2], lambda b: b[:4], lambda _: b"no safetensors at all", lambda _: b""]
 )
-def test_torn_and_foreign_files_are_named(spoil):
+def test_damaged_files_raise(spoil):
     data = spoil(made_ratios(np.random.default_rng(20)).to_bytes())
     with pytest.raises(InputError, match=r"unit7\.safetensors.*incomplete or foreign.*run the units"):
         StarRatios.from_bytes(data, "unit7.safetensors")
 
 
-def test_a_file_of_another_kind_is_named():
+def test_file_of_another_kind_raises():
     rng = np.random.default_rng(21)
     sums = normal_equations(made_ratios(rng))
     with pytest.raises(InputError, match="found flat sums"):
         StarRatios.from_bytes(sums.to_bytes())
 
 
-def test_inputs_that_do_not_fit_are_named():
+def test_mismatched_inputs_raise():
     rng = np.random.default_rng(22)
     x, y, grid, ratio, weight = measured(rng, n=20, wave=5)
     for arguments, name in (
@@ -363,13 +363,13 @@ def test_inputs_that_do_not_fit_are_named():
     flat.check(detector=2, shape=SHAPE)
 
 
-def test_medians_of_histograms():
+def test_quantiles_of_histograms():
     values = np.abs(np.random.default_rng(23).normal(size=5000))
     counts = np.histogram(values, bin_edges())[0]
     assert histogram_quantile(counts, np.array(2500.0)) == pytest.approx(np.median(values), rel=0.01)
 
 
-def test_a_figure_is_drawn():
+def test_plot():
     figure = fit_flat(*measured(np.random.default_rng(24)), shape=SHAPE).plot()
     assert len(figure.axes) >= 6
     import matplotlib.pyplot as plt
@@ -377,5 +377,5 @@ def test_a_figure_is_drawn():
     plt.close(figure)
 
 
-def test_the_summary_is_one_line():
+def test_repr_is_one_line():
     assert "degree 2, 400 stars" in repr(fit_flat(*measured(np.random.default_rng(25)), shape=SHAPE))

@@ -67,7 +67,7 @@ def write_lamost(path: Path, redshift: object) -> None:
     fits.HDUList([primary, fits.BinTableHDU.from_columns(columns)]).writeto(path)
 
 
-def test_what_is_wrong_with_one_file_is_named_and_the_others_are_kept(small_card: str, tmp_path: Path) -> None:
+def test_failed_files_are_reported_and_others_kept(small_card: str, tmp_path: Path) -> None:
     write_star(tmp_path / "good.fits")
     write_lamost(tmp_path / "star.fits", 1e-4)
     for name, redshift in (("none", None), ("missing", -9999.0), ("text", "null")):

@@ -41,7 +41,7 @@ def test_prediction_has_a_valid_covariance(small_card: str) -> None:
     assert np.allclose((covariance - found.modes[1].T @ found.modes[1])[3, 40:50], 0, atol=1e-6)
 
 
-def test_intervals_have_the_tails_of_student() -> None:
+def test_intervals_have_student_tails() -> None:
     """The central 68.3 % are one sigma for any number of degrees of freedom; 95 % are 1.96 sigma for a Gaussian."""
     mean, sigma = np.ones((2, N_SED), np.float32), np.full((2, N_SED), 0.1, np.float32)
     nothing, outside = np.zeros((2, 0, N_SED), np.float32), np.zeros(2, dtype=bool)
@@ -73,7 +73,7 @@ def test_each_spectrum_may_have_its_own_grid(small_card: str) -> None:
     assert np.allclose(both.mean[1], one.mean[0], rtol=1e-5)
 
 
-def test_reddening_is_a_mode_of_its_own(small_card: str) -> None:
+def test_reddening_error_is_a_separate_mode(small_card: str) -> None:
     plain = predict_sed(WAVE, FLUX, 0.02 * FLUX, model=small_card)
     red = predict_sed(WAVE, FLUX, 0.02 * FLUX, model=small_card, ebv=0.1, ebv_error=0.02)
     ratio = red.mean[0] / plain.mean[0]
@@ -103,7 +103,7 @@ def test_calibration_is_interpolated() -> None:
     assert torch.allclose(beyond, network.log_factor[-1, -1])
 
 
-def test_mode_likelihood_is_that_of_torch() -> None:
+def test_mode_likelihood_equals_torch() -> None:
     torch.manual_seed(2)
     lower = torch.tril(torch.rand(3, 4, 4)) + torch.eye(4)
     x = torch.randn(3, 4)
@@ -120,7 +120,7 @@ def test_modes_and_noise_are_a_low_rank_normal() -> None:
 
 
 def test_pixels_without_data_are_filled_from_the_components() -> None:
-    """A spectrum in the span of the components is recovered where a few of its pixels are absent."""
+    """Missing pixels of a spectrum in the span of the components are recovered."""
     network = small_network()
     flux = network.features.mean + torch.randn(1, 12) @ network.features.components * 2
     error = torch.full((1, N_INPUT), 0.002)
@@ -132,7 +132,7 @@ def test_pixels_without_data_are_filled_from_the_components() -> None:
     assert torch.allclose(network.features(spoilt, error, width).values[:, :12], whole[:, :12], atol=0.02)
 
 
-def test_other_spectra_are_out_of_domain() -> None:
+def test_unlike_spectra_are_out_of_domain() -> None:
     network = small_network()
     network.domain_limits.copy_(torch.tensor([0.05, 50.0]))
     x, error, width = noisy_spectra(1, 50)

@@ -1,4 +1,4 @@
-"""Tables of SEDs: round trip, a choice of stars, and what is refused."""
+"""Tables of SEDs: round trip, selected stars, and invalid tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def seds():
     return SedTable(ids, WAVELENGTH, mean, 0.1 * mean, modes, np.array([False, True, False]))
 
 
-def test_a_table_comes_back(seds, tmp_path):
+def test_round_trip(seds, tmp_path):
     write_seds(tmp_path / "seds.parquet", seds)
     found = read_seds(tmp_path / "seds.parquet")
     for name in seds.__dataclass_fields__:
@@ -34,7 +34,7 @@ def test_a_table_comes_back(seds, tmp_path):
     assert (tmp_path / "seds.parquet").read_bytes() == first
 
 
-def test_some_stars(seds, tmp_path):
+def test_select_stars(seds, tmp_path):
     write_seds(tmp_path / "seds.parquet", seds)
     found = read_seds(tmp_path / "seds.parquet", ["c", "unknown"])
     assert found.id.tolist() == ["c"]
@@ -73,7 +73,7 @@ def test_some_stars(seds, tmp_path):
     ],
     ids=["columns", "wavelengths", "length", "order", "rank", "twice"],
 )
-def test_what_is_no_table_of_seds_is_refused(tmp_path, columns, metadata, message):
+def test_invalid_tables_raise(tmp_path, columns, metadata, message):
     path = tmp_path / "seds.parquet"
     pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
     with pytest.raises(InputError, match=message) as caught:
@@ -81,7 +81,7 @@ def test_what_is_no_table_of_seds_is_refused(tmp_path, columns, metadata, messag
     assert str(path) in str(caught.value)
 
 
-def test_another_file_is_refused(tmp_path):
+def test_other_formats_raise(tmp_path):
     (tmp_path / "seds.parquet").write_bytes(b"no table")
     with pytest.raises(InputError, match="no readable Parquet table"):
         check_seds(tmp_path / "seds.parquet")
@@ -102,7 +102,7 @@ def test_numbers_as_ids_and_unusable_rows(tmp_path):
     assert read_seds(tmp_path / "seds.parquet").usable.tolist() == [True, False, False, False]
 
 
-def test_only_the_groups_of_rows_that_hold_the_stars_are_read(tmp_path, monkeypatch):
+def test_only_needed_row_groups_are_read(tmp_path, monkeypatch):
     n = 5 * ROW_GROUP_SIZE + 7
     rng = np.random.default_rng(4)
     mean = rng.uniform(0.5, 2, (n, 20)).astype(np.float32)

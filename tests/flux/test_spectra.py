@@ -42,7 +42,7 @@ def test_air_and_vacuum() -> None:
 
 @pytest.mark.parametrize(("resolution", "own"), [(2000.0, 0.0), (2000.0, 1.5), (1000.0, 2.5)])
 def test_degrade_subtracts_the_instrument_in_quadrature(resolution: float, own: float) -> None:
-    """A line of the instrument's width leaves with FWHM = wavelength / R, and its area."""
+    """A line of the instrument's width gets FWHM = wavelength / R and keeps its area."""
     centre, sigma = 5000.0, max(own, 0.35) / FWHM_PER_SIGMA
     wave = np.arange(4800.0, 5200.0, 0.05)
     line = np.exp(-0.5 * ((wave - centre) / sigma) ** 2)
@@ -63,7 +63,7 @@ def test_degrade_never_extrapolates() -> None:
     assert np.nanmax(np.abs(out - 1)) < 1e-12
 
 
-def test_moving_average_is_the_mean_of_pixels_that_exist() -> None:
+def test_moving_average_ignores_missing_pixels() -> None:
     flux = np.random.default_rng(1).normal(1, 0.1, (2, 200))
     flux[0, 40:50] = np.nan
     found = moving_average(flux)
@@ -86,14 +86,14 @@ def test_normalised_spectra_do_not_depend_on_the_unit_or_the_slope() -> None:
     assert np.allclose(plain.error, tilted.error, rtol=1e-2)
 
 
-def test_air_moves_lines() -> None:
+def test_air_wavelengths_shift_lines() -> None:
     line = 1 - 0.5 * np.exp(-0.5 * ((WAVE - vacuum_to_air(4862.68)) / 3) ** 2)
     found = normalise_spectra(WAVE, line, medium="air").flux[0]
     assert INPUT_WAVELENGTH[found.argmin()] == pytest.approx(4862.68, abs=0.7)
 
 
 @pytest.mark.parametrize("step", [0.2, 1.15, 1.6])
-def test_noise_of_resampled_spectra_is_that_of_their_errors(step: float) -> None:
+def test_noise_of_resampled_spectra_matches_errors(step: float) -> None:
     wave = np.arange(3990.0, 7010.0, step)
     rng = np.random.default_rng(4)
     found = normalise_spectra(wave, 1 + rng.normal(0, 0.05, (60, len(wave))), np.full((60, len(wave)), 0.05))
@@ -107,7 +107,7 @@ def test_high_resolution_is_degraded() -> None:
     assert np.allclose(given.flux[0], found / moving_average(found), atol=1e-5)
 
 
-def test_pixels_to_ignore_do_not_matter() -> None:
+def test_ignored_pixels_have_no_effect() -> None:
     line = 1 - 0.5 * np.exp(-0.5 * ((WAVE - 5000) / 4) ** 2)
     error = np.full(len(WAVE), 0.01)
     spoilt = line.copy()
@@ -156,7 +156,7 @@ def test_bad_arguments() -> None:
         normalise_spectra(wave, np.ones((2, 3000)), np.ones(3000))
 
 
-def test_reddening_keeps_the_reference_and_adds_its_error_as_a_mode():
+def test_reddening_keeps_reference_and_adds_mode():
     mean = np.ones((2, len(SED_WAVELENGTH)), np.float32)
     modes = np.zeros((2, 0, len(SED_WAVELENGTH)), np.float32)
     found, sigma, own = redden(SED_WAVELENGTH, mean, 0.1 * mean, modes, [0.0, 0.2], [0.0, 0.05])

@@ -1,4 +1,4 @@
-"""Catalogues of stars: what is read, and what is refused in one line."""
+"""Catalogues of stars: valid and invalid tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def written(tmp_path, **columns):
     return path
 
 
-def test_proper_motions_are_those_of_astropy(tmp_path):
+def test_proper_motions_agree_with_astropy(tmp_path):
     path = written(tmp_path, **COLUMNS, **FLUX, pmra=[2000.0, 500.0], pmdec=[-700.0, None])
     stars = read_catalogue(path)
     when = Time("2024-03-01T00:00:00")
@@ -58,13 +58,13 @@ def test_positions_stay_without_a_time(tmp_path):
     ],
     ids=["no-flux", "no-dec", "twice", "position"],
 )
-def test_what_is_no_catalogue_is_refused_in_one_line(tmp_path, columns, message):
+def test_invalid_catalogues_raise_one_line(tmp_path, columns, message):
     with pytest.raises(InputError, match=message) as caught:
         read_catalogue(written(tmp_path, **columns))
     assert str(tmp_path / "stars.parquet") in str(caught.value)
 
 
-def test_a_file_of_another_format_is_refused(tmp_path):
+def test_catalogue_in_other_format_raises(tmp_path):
     path = tmp_path / "stars.parquet"
     path.write_text("id,ra,dec\n")
     with pytest.raises(
@@ -73,7 +73,7 @@ def test_a_file_of_another_format_is_refused(tmp_path):
         check_catalogue(path)
 
 
-def test_bands_that_the_camera_lacks_are_named(tmp_path):
+def test_bands_unknown_to_the_camera_raise(tmp_path):
     path = written(tmp_path, **COLUMNS, mag=[17.0, 18.0], mag_err=[0.01, 0.02], mag_band=["r", "G"])
     check_catalogue(path, {"r": None, "G": None})
     with pytest.raises(InputError, match="found mag_band G; wanted filters of the camera, or flux_5556"):

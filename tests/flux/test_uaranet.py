@@ -22,7 +22,7 @@ def test_shapes_are_those_of_table_1() -> None:
 
 
 def test_attention_is_a_soft_threshold() -> None:
-    """Equation 6 with attention 1 everywhere shrinks every feature to zero; with 0 it leaves them alone."""
+    """Equation 6 with attention 1 shrinks every feature to zero; with 0 it does not change them."""
     unit = SubUnit(4, 4, 1).eval()
     x = torch.rand(1, 4, 30)
     with torch.no_grad():
@@ -40,6 +40,6 @@ def test_loss_is_equation_17() -> None:
     assert float(published_loss(mean, sigma, truth)) == pytest.approx(0.5 * 4 - 2.9957, abs=1e-3)
 
 
-def test_only_its_own_kind() -> None:
+def test_other_kinds_raise() -> None:
     with pytest.raises(TypeError, match="kind"):
         UaRANet("sed")

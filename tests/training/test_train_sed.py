@@ -1,4 +1,4 @@
-"""Training of SED networks: small, resumed, and refused."""
+"""Training of SED networks: a small training, resuming, and invalid settings."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def test_published_network_is_trained(real_spectra: Path, tmp_path: Path) -> Non
     assert (tmp_path / "log.csv").is_file()
 
 
-def test_frozen_norms_gather_nothing(real_spectra: Path, tmp_path: Path) -> None:
+def test_frozen_norms_keep_their_statistics(real_spectra: Path, tmp_path: Path) -> None:
     changes = {"kind": "uaranet", "stars": 200, "validation": 64, "batch": 100, "epochs": 1, "freeze_norm": 0.0}
     path = train_sed(load_sed_config(None, data=str(real_spectra), **changes), tmp_path, on_progress=lambda _: None)
     assert not load_file(path.with_suffix(".safetensors"))["norm.running_mean"].any()
 
 
-def test_fine_tuning_ignores_what_was_not_observed() -> None:
+def test_fine_tuning_ignores_unobserved_pixels() -> None:
     rng = np.random.default_rng(3)
     flux = (1 + 0.01 * rng.normal(size=(8, 2238))).astype(np.float32)
     sed = np.ones((8, 574), dtype=np.float32)
@@ -81,8 +81,8 @@ def test_fine_tuning_ignores_what_was_not_observed() -> None:
     assert not torch.equal(start.sed[-1].weight, tuned.sed[-1].weight)
 
 
-def test_correction_finds_an_offset_and_leaves_miles_offsets_out() -> None:
-    """CALSPEC stars are 10 % fainter in the blue; MILES stars have 5 % on top, which is an offset of MILES."""
+def test_correction_excludes_miles_offsets() -> None:
+    """CALSPEC stars are 10 % fainter in the blue; MILES stars have an additional offset of 5 %."""
     rng = np.random.default_rng(5)
     n, n_hst = 120, 30
     is_miles = np.arange(n) >= n_hst

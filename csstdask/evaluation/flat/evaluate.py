@@ -355,7 +355,7 @@ def evaluate_flat(
         Name or path of a slitless recipe.
     scale : float, optional
         Linear scale of the recipe's shape.
-    announce : callable
+    on_progress : callable
         Receives progress messages.
 
     Returns

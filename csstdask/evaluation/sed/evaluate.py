@@ -58,9 +58,10 @@ def evaluate_sed(
         Other models to evaluate on the same spectra.
     parts : sequence of str
         Parts to evaluate, of `PARTS`.
-    settings : Settings
-    announce : callable
-        Receives a line a part.
+    settings : EvaluationSettings, optional
+        Size of the evaluation.
+    on_progress : callable
+        Receives one line for each part.
 
     Returns
     -------

@@ -54,8 +54,8 @@ def train_sed_network(config: SedConfig, to: Path, *, on_progress: Callable[[str
         With ``kind = "sed"``.
     to : Path
         Folder of the training.
-    announce : callable
-        Receives a line an epoch.
+    on_progress : callable
+        Receives one line for each epoch.
     """
     torch.set_num_threads(config.threads)
     folder = Path(config.data)

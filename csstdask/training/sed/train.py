@@ -34,7 +34,7 @@ def train_sed(config: SedConfig, to: Path, *, on_progress: Callable[[str], None]
         Settings.
     to : Path
         Folder of the training, with ``log.csv``, checkpoints, and finally the card and its weights.
-    announce : callable
+    on_progress : callable
         Receives one line for each epoch.
 
     Returns

@@ -40,7 +40,7 @@ def train_uaranet(config: SedConfig, to: Path, *, on_progress: Callable[[str], N
         With ``kind = "uaranet"``.
     to : Path
         Folder of the training; an existing training is resumed.
-    announce : callable
+    on_progress : callable
         Receives one line for each epoch.
     """
     torch.manual_seed(config.seed)
