@@ -83,10 +83,10 @@ def mixtures(bank: TemplateBank, split: Split, n: int, rng: np.random.Generator)
         allowed = np.flatnonzero(bank.split == "train")
         lead = None
     else:
-        own = np.flatnonzero(
+        leaders = np.flatnonzero(
             (bank.split == split) & (bank.teff >= TEFF_RANGE[0] - 50) & (bank.teff <= TEFF_RANGE[1] + 300)
         )
-        lead = rng.choice(own, n, p=_template_probability(bank, own, rng))
+        lead = rng.choice(leaders, n, p=_template_probability(bank, leaders, rng))
         centre = labels[lead]
         allowed = np.flatnonzero((bank.split == "train") | (bank.split == split))
     k = min(_NEIGHBOURS, len(allowed))

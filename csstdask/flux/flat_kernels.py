@@ -36,7 +36,7 @@ class StarSamples(NamedTuple):
 
 
 class PreviousFit(NamedTuple):
-    """What decides the robust weights."""
+    """Previous solution, which determines the robust weights."""
 
     coefficients: Any
     """(term, wave)"""

@@ -83,6 +83,6 @@ class RealStarCorrection(nn.Module):
         """Return the correction of log SEDs with coefficients (n, component)."""
         phi = self.terms(coefficients)
         variance = torch.einsum("ni,ij,nj->n", phi, self.weight_covariance, phi).clamp(min=0)
-        own = variance.sqrt()[:, None, None] * self.amplitude
-        modes = torch.cat([self.scatter_modes.expand(len(phi), -1, -1), own], dim=1)
+        uncertainty = variance.sqrt()[:, None, None] * self.amplitude
+        modes = torch.cat([self.scatter_modes.expand(len(phi), -1, -1), uncertainty], dim=1)
         return Correction(phi @ self.weights, modes, self.scatter_noise)

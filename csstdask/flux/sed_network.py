@@ -200,7 +200,7 @@ class SedEstimate:
     teff : tensor (n,)
         Effective temperature for the calibration, not a measurement [K].
     coefficients : tensor (n, component)
-        Of the logarithm of the SED, mean of the ensemble.
+        Coefficients of the logarithm of the SED, mean of the ensemble.
     real : tensor (n,)
         Probability with which the correction for real stars was applied.
     dof : tensor (n,)

@@ -47,7 +47,7 @@ def solve_sums(sums: FlatSums, previous: FlatSolution | None = None) -> FlatSolu
     Returns
     -------
     FlatSolution
-        Of a lower degree, and flagged, where stars are too few for the degree (fewer than terms + 3) or cannot
+        Has a lower degree and a flag where stars are too few for the degree (fewer than terms + 3) or cannot
         constrain its terms.
     """
     wave, p = sums.vector.shape

@@ -368,13 +368,15 @@ def evaluate_flat(
     to.mkdir(parents=True, exist_ok=True)
     chosen = load_recipe(recipe, scale=scale)
     on_progress("errors of SEDs alone")
-    alone = {band: sed_errors_alone(sigma) | {"published": PUBLISHED[band]} for band, sigma in PUBLISHED_SED.items()}
+    from_seds = {
+        band: sed_errors_alone(sigma) | {"published": PUBLISHED[band]} for band, sigma in PUBLISHED_SED.items()
+    }
     numbers = {
         str(n): sed_errors_alone(1.0e-2, n_stars=n, realisations=100) for n in (25, 50, 100, 200, 400, 800, 1600)
     }
     on_progress(f"end to end on {chosen.name}")
     mock_result = end_to_end(chosen, to)
-    result = {"sed_errors_alone": alone, "number_of_stars": numbers, "end_to_end": mock_result}
+    result = {"sed_errors_alone": from_seds, "number_of_stars": numbers, "end_to_end": mock_result}
     path = to / "flat.json"
     path.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     draw_flat_figures(result, chosen, to)

@@ -201,8 +201,7 @@ def _leave_one_out_corrected(network: SedNetwork, real: RealTraining, synthetic:
     n = len(real.calspec)
     log_sed, sigma = [], []
     for i in range(n):
-        rest = stars.take(key != key[i])
-        fit = fit_correction(rest)
+        fit = fit_correction(stars.take(key != key[i]))
         inner = []
         others = [j for j in range(n) if key[j] != key[i]]
         for j in others:
@@ -210,10 +209,10 @@ def _leave_one_out_corrected(network: SedNetwork, real: RealTraining, synthetic:
             inner.append(stars.log_synthetic[j] + without.with_labels(stars.coefficients[j : j + 1])[0])
         residual = normalise_log_sed(np.array(inner)) - stars.log_truth[others]
         modes, noise = scatter_of(residual)
-        own = stars.coefficients[i : i + 1]
-        log_sed.append(stars.log_synthetic[i] + fit.with_labels(own)[0])
+        coefficients = stars.coefficients[i : i + 1]
+        log_sed.append(stars.log_synthetic[i] + fit.with_labels(coefficients)[0])
         scatter = (modes**2).sum(axis=0) + noise**2
-        phi = fit.terms(own)[0]
+        phi = fit.terms(coefficients)[0]
         epistemic = phi @ fit.weight_covariance @ phi * scatter
         relative = synthetic.sigma[i] / synthetic.mean[i]
         sigma.append(np.sqrt(relative**2 + scatter + epistemic))

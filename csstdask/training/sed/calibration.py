@@ -52,12 +52,12 @@ def calibrate(network: SedNetwork, bank: TemplateBank, config: SedConfig) -> Non
         z, teff = [], []
         for stars in parts:
             for start in range(0, len(stars), 1024):
-                some = slice(start, start + 1024)
-                flux, error = noisy(torch.from_numpy(stars.flux[some]), torch.full((1, 1), 1 / snr), generator)
+                batch = slice(start, start + 1024)
+                flux, error = noisy(torch.from_numpy(stars.flux[batch]), torch.full((1, 1), 1 / snr), generator)
                 with torch.no_grad():
-                    found = network(flux, error, torch.from_numpy(stars.fwhm[some]), 0.0)
+                    found = network(flux, error, torch.from_numpy(stars.fwhm[batch]), 0.0)
                 sigma = torch.sqrt(found.noise.square() + found.modes.square().sum(dim=1))
-                z.append(((found.log_mean - torch.log(torch.from_numpy(stars.sed[some]))) / sigma).abs().numpy())
+                z.append(((found.log_mean - torch.log(torch.from_numpy(stars.sed[batch]))) / sigma).abs().numpy())
                 teff.append(found.teff.numpy())
         pulls, temperature = np.concatenate(z), np.concatenate(teff)
         table[index] = sigma_factors(pulls, temperature, near)
@@ -76,16 +76,16 @@ def _nearest_teff_node(teff: np.ndarray) -> np.ndarray:
 
 def _log_dof(z: np.ndarray, teff: np.ndarray) -> np.ndarray:
     """Return ln of the degrees of freedom (temperature,) whose 95 % interval holds 95 % of the pulls |z|."""
-    known = np.geomspace(2.5, 60.0, 60)
-    ratio = student_t.ppf(0.975, known) / student_t.ppf(0.841345, known)
+    dof = np.geomspace(2.5, 60.0, 60)
+    ratio = student_t.ppf(0.975, dof) / student_t.ppf(0.841345, dof)
     nearest = _nearest_teff_node(teff)
-    everything = np.quantile(z, 0.95)
+    overall = np.quantile(z, 0.95)
     out = np.zeros(len(CALIBRATION_TEFF))
     for k in range(len(out)):
-        mine = z[nearest == k]
-        share = len(mine) / (len(mine) + _SHRINKAGE_STARS)
-        own = np.quantile(mine, 0.95) if len(mine) else everything
-        out[k] = np.interp(share * own + (1 - share) * everything, ratio[::-1], np.log(known)[::-1])
+        members = z[nearest == k]
+        share = len(members) / (len(members) + _SHRINKAGE_STARS)
+        node_value = np.quantile(members, 0.95) if len(members) else overall
+        out[k] = np.interp(share * node_value + (1 - share) * overall, ratio[::-1], np.log(dof)[::-1])
     return out
 
 
@@ -102,10 +102,10 @@ def sigma_factors(z: np.ndarray, teff: np.ndarray, near: list[np.ndarray]) -> np
     node_of = _nearest_teff_node(teff)
     out = np.zeros((len(CALIBRATION_TEFF), len(near)))
     for k, pixels in enumerate(near):
-        everything = np.log(np.quantile(z[:, pixels], WITHIN_ONE_SIGMA))
+        overall = np.log(np.quantile(z[:, pixels], _ONE_SIGMA_SHARE))
         for t in range(len(out)):
-            mine = z[node_of == t][:, pixels]
-            own = np.log(np.quantile(mine, WITHIN_ONE_SIGMA)) if len(mine) else everything
-            share = len(mine) / (len(mine) + _SHRINKAGE_STARS)
-            out[t, k] = share * own + (1 - share) * everything
+            members = z[node_of == t][:, pixels]
+            node_value = np.log(np.quantile(members, _ONE_SIGMA_SHARE)) if len(members) else overall
+            share = len(members) / (len(members) + _SHRINKAGE_STARS)
+            out[t, k] = share * node_value + (1 - share) * overall
     return out

@@ -49,15 +49,15 @@ class CovarianceLearner(nn.Module):
         with torch.no_grad():
             residual, values, outputs = out_of_fold(network, batch)
             coefficients = residual @ network.error_projection
-            rest = residual - coefficients @ self.head.basis
+            remainder = residual - coefficients @ self.head.basis
         lower, sigma = self.head(torch.cat([values, outputs], dim=1))
-        return coefficients, rest, lower, sigma
+        return coefficients, remainder, lower, sigma
 
     def loss(self, batch: SedBatch) -> Tensor:
         """Return the joint NLL of the modes, per mode, plus the beta-NLL of the diagonal."""
-        coefficients, rest, lower, sigma = self.parts(batch)
+        coefficients, remainder, lower, sigma = self.parts(batch)
         relative = sigma * torch.exp(-self.head.diagonal)
-        nll = 0.5 * (rest / sigma).square() + torch.log(relative)
+        nll = 0.5 * (remainder / sigma).square() + torch.log(relative)
         weighted = relative.detach() ** (2 * _BETA) * nll
         return mode_nll(coefficients, lower).mean() / self.head.rank + weighted.mean()
 
@@ -76,8 +76,8 @@ def out_of_fold(network: SedNetwork, batch: SedBatch) -> tuple[Tensor, Tensor, T
     known = batch.take(share > _MIN_FOLD_SHARE)
     values = network.features(known.flux, known.error, known.fwhm).values
     outputs = network.ensemble(values)[0]
-    own = outputs[fold[share > _MIN_FOLD_SHARE], torch.arange(len(values))]
-    return _normalise_log_sed(network.log_sed(own)) - torch.log(known.sed), values, outputs.mean(dim=0)
+    out_of_fold_outputs = outputs[fold[share > _MIN_FOLD_SHARE], torch.arange(len(values))]
+    return _normalise_log_sed(network.log_sed(out_of_fold_outputs)) - torch.log(known.sed), values, outputs.mean(dim=0)
 
 
 def prepare_covariance(network: SedNetwork, batches: Iterable[SedBatch]) -> None:
@@ -90,11 +90,11 @@ def prepare_covariance(network: SedNetwork, batches: Iterable[SedBatch]) -> None
     vectors = principal_components(unit, network.covariance.rank)
     amount = np.sqrt(((unit @ vectors.T) ** 2).mean(axis=0))
     basis, projection = amount[:, None] * vectors * size, (vectors / amount[:, None]).T / size[:, None]
-    rest = residual - residual @ projection @ basis
+    remainder = residual - residual @ projection @ basis
     with torch.no_grad():
         network.covariance.basis.copy_(to_tensor(basis))
         network.error_projection.copy_(to_tensor(projection))
-        network.covariance.diagonal.copy_(to_tensor(np.log(np.maximum(np.sqrt((rest**2).mean(axis=0)), 1e-5))))
+        network.covariance.diagonal.copy_(to_tensor(np.log(np.maximum(np.sqrt((remainder**2).mean(axis=0)), 1e-5))))
 
 
 def train_covariance(

@@ -188,8 +188,8 @@ def scatter_of(residual: Float) -> tuple[Float, Float]:
     unit = values / np.maximum(sd, 1e-6)
     _, size, vectors = np.linalg.svd(unit, full_matrices=False)
     modes = (size[:N_MODES, None] * vectors[:N_MODES]) / np.sqrt(len(unit)) * sd
-    rest = np.sqrt(np.maximum(sd**2 - (modes**2).sum(axis=0), (0.2 * sd) ** 2))
-    return modes, rest
+    noise = np.sqrt(np.maximum(sd**2 - (modes**2).sum(axis=0), (0.2 * sd) ** 2))
+    return modes, noise
 
 
 def scatter_ratio(stars: Predictions, fit: CorrectionFit, hst_residual: Float) -> Float:
