@@ -89,7 +89,7 @@ def test_record_valued_cards_of_look_up_tables_are_left_out():
     ],
     ids=["singular", "table", "not celestial", "no number"],
 )
-def test_what_cannot_be_used_has_no_positions(keys):
+def test_unusable_headers_have_no_positions(keys):
     made = header(**keys)
     assert celestial_wcs(made) is None
     ra, dec = sky_positions(made.tostring(sep="\n"), [1.0], [2.0])

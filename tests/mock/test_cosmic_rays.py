@@ -109,7 +109,7 @@ def test_a_slab_gives_landaus_charges_and_chords_of_isotropic_flux(rng):
     assert np.median(paths.electrons[:4000]) > 800 * 2.0
 
 
-def test_aimed_events_lie_where_they_are_aimed():
+def test_aimed_events_hit_their_positions():
     recipe = Recipe(name="aim", seed=3, shape=(256, 256), cosmic_rays=CosmicRays(point_share=1.0))
     x, y = np.array([40.0, 120.0, 200.0]), np.array([50.0, 130.0, 60.0])
     charge, electrons = aimed_cosmic_rays(recipe, 0, 8, x, y)

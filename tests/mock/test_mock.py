@@ -66,7 +66,7 @@ def test_noise_and_weight_are_consistent(small_recipe):
     assert 1 / np.sqrt(np.median(unit.wht[quiet])) == pytest.approx(expected, rel=0.05)
 
 
-def test_neither_errors_nor_fractions_tell_a_cosmic_ray_from_light():
+def test_weights_and_rounding_do_not_reveal_cosmic_rays():
     """At equal counts a classifier on error and fractional part stays at chance, on pixels it has not seen."""
     from scipy.spatial import cKDTree
 
@@ -108,7 +108,7 @@ def test_neither_errors_nor_fractions_tell_a_cosmic_ray_from_light():
     assert accuracy(np.column_stack([features, clean / clean.std()])) > 0.9
 
 
-def test_a_cluster_lies_where_the_sky_has_it():
+def test_cluster_is_at_its_sky_position():
     """Its stars thin out from its centre as King's profile does, on a detector that does not hold the centre."""
     from csstdask.mock.unit_catalogue import field_wcs, unit_catalogue
 
@@ -120,7 +120,7 @@ def test_a_cluster_lies_where_the_sky_has_it():
     assert inner.sum() / (120**2 - 60**2) > 5 * outer.sum() / (420**2 - 300**2)
 
 
-def test_headers_say_where_rendered_stars_are():
+def test_header_wcs_matches_rendered_stars():
     """The brightest star of a field, measured in two dithered exposures, is at one place of the sky."""
     from astropy.wcs import WCS
 
@@ -145,7 +145,7 @@ def test_headers_say_where_rendered_stars_are():
     assert places[0][1].separation(places[1][1]).arcsec < 0.1
 
 
-def test_satellites_and_ghosts_are_seen_and_flagged(small_recipe):
+def test_satellites_and_ghosts_are_rendered_and_flagged(small_recipe):
     from csstdask.mock.artefacts import draw_ghosts
     from csstdask.mock.recipe_tables import Artefacts
 
@@ -182,7 +182,7 @@ def test_flags_know_most_defects_and_all_full_pixels(small_recipe):
         assert 0.75 < (marked & truth).sum() / truth.sum() < 0.99
 
 
-def test_exposures_shake_each_by_their_own(small_recipe):
+def test_each_exposure_has_a_separate_jitter(small_recipe):
     from csstdask.mock.expected_image import optical_state
 
     recipe = load_recipe(ROOT / "stores" / "cr-repeats.toml")
@@ -220,7 +220,7 @@ def test_bit_identical_for_any_workers(tmp_path, small_recipe, small_campaign, s
     )
 
 
-def test_fits_hold_what_the_campaign_holds(tmp_path, small_recipe, small_campaign):
+def test_fits_files_equal_the_campaign(tmp_path, small_recipe, small_campaign):
     mock(small_recipe, tmp_path, as_fits=True)
     level_1, truth = sorted(tmp_path.glob("*_L1_V01.fits")), sorted(tmp_path.glob("*_CRS_*.fits"))
     assert (len(level_1), len(truth)) == (4, 4)
@@ -334,7 +334,7 @@ def test_stamps_as_fits(tmp_path):
         assert len(hdus["STAMPS"].data) == 9
 
 
-def test_the_truth_of_exposures_is_told(tmp_path):
+def test_truth_table_of_exposures(tmp_path):
     recipe = load_recipe(ROOT / "stores" / "cr-detection.toml", scale=0.01).model_copy(update={"detectors": (8,)})
     mock(recipe, tmp_path / "c.zarr")
     table = pq.read_table(tmp_path / "c.zarr/tables/truth_exposures.parquet").to_pandas()

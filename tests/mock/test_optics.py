@@ -63,7 +63,7 @@ def test_adaptive_moments_are_those_of_galsim_hsm(rng):
     assert not adaptive_moments(np.zeros((1, 16, 16)) - 1.0).converged[0]
 
 
-def test_the_light_beyond_the_core_is_an_airy_patterns(rng):
+def test_light_outside_the_core_follows_the_airy_pattern(rng):
     """EE(r) of an open aperture is 1 - J0^2 - J1^2; without blur the core must hold as much."""
     from scipy.special import j0, j1
 

@@ -54,7 +54,7 @@ def test_energy_radii_and_widths_are_those_of_the_mission(model):
     assert radii["NUV"] < radii["r"] < radii["z"]  # diffraction
 
 
-def test_effective_psfs_are_centred_normalised_and_say_what_is_outside(model):
+def test_effective_psfs_are_centred_and_normalised_with_light_outside(model):
     psf = model.effective(8, [100.2, 5000.0], [100.7, 5000.0])
     assert psf.image.shape == (2, 64, 64)
     assert np.allclose(psf.image.sum(axis=(1, 2)), 1, atol=1e-5)
@@ -108,7 +108,7 @@ def test_red_stars_are_larger_and_time_changes_the_psf(model):
 
 
 @pytest.mark.parametrize("growth", [0.02, 0.05, 0.10])
-def test_enlarged_psfs_grow_by_what_is_asked(model, growth):
+def test_enlarged_psfs_grow_by_the_requested_fraction(model, growth):
     """R is that of adaptive moments, at the middle of the detector and of the filter."""
     plain, larger = (
         adaptive_moments(model.effective(9, [4608], [4616], state=OpticalState(enlarge=enlarge)).image).sigma[0]

@@ -53,7 +53,7 @@ def test_each_recipe_can_be_drawn_small(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_recipe_says_what_it_follows_and_costs(name):
+def test_each_recipe_states_its_source_and_cost(name):
     text = read(name)
     comments = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
     assert re.search(r"Size and time", comments)
@@ -61,7 +61,7 @@ def test_each_recipe_says_what_it_follows_and_costs(name):
     assert re.search(r"section|paper|foreign|[Aa]s cr-detection|high latitude", comments)
 
 
-def test_costs_in_the_recipes_are_what_is_estimated():
+def test_stated_costs_equal_the_estimate():
     """The bytes that a recipe's comment promises at scale 1, within a third."""
     for name in NAMES:
         found = re.search(r"scale 1 ([\d,]+) units.*?([\d.,]+) GB, ([\d.]+) (\w+)", read(name), re.DOTALL)
@@ -74,7 +74,7 @@ def test_costs_in_the_recipes_are_what_is_estimated():
             assert float(found[3]) == pytest.approx(cost.seconds / 2 / 60, rel=0.2), name
 
 
-def test_signal_to_noise_in_the_recipes_is_what_is_drawn():
+def test_stated_signal_to_noise_is_right():
     """ "S/N in <band>: <value> at <mag> mag": from the band's zero point, sky and read noise, in 49 pixels."""
     checked = 0
     for name in NAMES:
@@ -205,7 +205,7 @@ def test_recipes_that_cannot_be_drawn(changes, message):
         check_recipe(recipe, load_instrument(recipe.instrument))
 
 
-def test_what_takes_turns_has_equal_turns_in_an_order_of_its_own():
+def test_alternatives_are_assigned_equally_often_and_independently():
     recipe = recipe_of("cr-detection")
     fields = [recipe.field_index(index) for index in range(16)]
     assert np.bincount(fields).tolist() == [2] * 8

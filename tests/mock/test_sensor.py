@@ -93,7 +93,7 @@ def test_trails_lie_behind_and_conserve_charge(row, behind):
     assert np.array_equal(apply_cti(charge, 0.0), charge)
 
 
-def test_hot_pixels_are_where_they_were_and_grow_in_number():
+def test_hot_pixels_persist_and_grow_in_number():
     settings = PLAIN.model_copy(
         update={"hot_fraction": 1e-3, "hot_growth": 5e-4, "warm_fraction": 2e-3, "dark_growth": 0.1}
     )
@@ -110,7 +110,7 @@ def test_hot_pixels_are_where_they_were_and_grow_in_number():
     assert young.known.mean() == pytest.approx(0.9, abs=0.01)
 
 
-def test_sixteen_channels_have_gains_and_levels_of_their_own():
+def test_sixteen_channels_have_separate_gains_and_levels():
     ccd = ccd_of(Sensor(bias_structure=0.0))
     assert len(np.unique(ccd.gain)) == 16
     assert len(np.unique(ccd.bias)) == 16
@@ -132,7 +132,7 @@ def test_full_pixels_push_no_more_than_full_pixels_do():
     assert abs(moved / star - 1)[star > 1e6].max() < 0.05
 
 
-def test_bad_columns_end_where_their_half_of_the_read_out_does():
+def test_bad_columns_end_at_the_centre_of_the_detector():
     ccd = ccd_of(PLAIN.model_copy(update={"bad_columns": 8}), (200, 300))
     columns = np.flatnonzero(ccd.bad.any(axis=0))
     assert len(columns) == 8
@@ -142,7 +142,7 @@ def test_bad_columns_end_where_their_half_of_the_read_out_does():
         assert rows[-1] == 99 or rows[0] == 100
 
 
-def test_level_1_returns_what_fell_on_the_detector(rng):
+def test_level_1_recovers_the_light(rng):
     """With all effects but trails: rate and weight of a flat scene, to what calibration frames allow."""
     settings, shape = Sensor(bad_columns=0, bad_fraction=0.0), (512, 512)
     ccd = ccd_of(settings, shape, 2.0)

@@ -253,7 +253,7 @@ def test_given_fluxes_and_seds_are_off_as_stated():
     assert wrong[good].mean() < 0.01
 
 
-def test_a_unit_counts_what_its_stars_send():
+def test_counts_of_a_unit_equal_the_light_of_its_stars():
     """Through photon noise, read-out and calibration: isolated stars hold their expected electrons."""
     # Faint enough that no zeroth order saturates.
     recipe = recipe_of(stars=14, separation=24.0, flux_5556=(2e-15, 3e-15)).model_copy(
@@ -314,7 +314,7 @@ def test_identities_of_slitless_units_hold_all_that_decides_them(tmp_path):
     assert unit_digest(recipe, CSST, 0, 2, tmp_path) != known
 
 
-def test_a_recipe_that_cannot_be_drawn_says_why(tmp_path):
+def test_recipe_that_cannot_be_rendered_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"7 \(band i\) in a recipe with \[slitless\].*GI, GU, GV"):
         check_recipe(recipe_of().model_copy(update={"detectors": (1, 7)}), CSST)
     imaging = Recipe(name="im", seed=1, detectors=(2,))

@@ -44,7 +44,7 @@ def test_a_survey_fills_its_years():
     assert DAYS[0] > LAUNCH_DAYS
 
 
-def test_what_comes_first_does_not_depend_on_what_follows():
+def test_first_exposures_do_not_depend_on_later_ones():
     assert np.array_equal(survey_days(SETTINGS, "A", SEED, 50), DAYS[:50])
     whole, few = all_parts(DAYS[:700]), all_parts(DAYS[:43])
     for name, values in few.items():

@@ -49,7 +49,7 @@ def metadata(exposure, detector, digest="d"):
     return UnitMetadata(exposure, detector, "imaging", "g", 150.0, 0, 1.1, 5.0, digest)
 
 
-def test_growing_keeps_what_is_there_and_absent_units_have_no_shard(tmp_path):
+def test_growing_keeps_units_and_absent_units_have_no_shard(tmp_path):
     path = tmp_path / "c.zarr"
     create_campaign(path, load_instrument("csst"), (40, 30), "electron")
     campaign = Campaign(path, "r+")

@@ -63,7 +63,7 @@ def test_csst_level_1_as_three_files(tmp_path):
 
 @pytest.mark.parametrize(("kind", "code"), [("dark", "CLD"), ("bias", "CLB"), ("flat", "CLF"), ("cosmic_rays", "CRS")])
 @pytest.mark.parametrize("in_primary", [True, False])
-def test_raw_frames_are_kinds_of_their_own(tmp_path, kind, code, in_primary):
+def test_raw_frames_have_separate_kinds(tmp_path, kind, code, in_primary):
     raw = np.random.default_rng(0).integers(400, 65000, (40, 30)).astype(np.uint16)
     path = tmp_path / f"CSST_MSC_MS_{code}_20280301000000_20280301000230_10100000007_11_L0_V01.fits"
     header = primary(11, "10100000007", EXPTIME=0.0 if kind == "bias" else 300.0)

@@ -1,4 +1,4 @@
-"""Planes and chips of a FITS file: by name, then keyword, then position; what cannot be told is refused."""
+"""Planes and chips of a FITS file: by name, then keyword, then position; ambiguous files are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData, InverseVariance, StdDevUncertainty, VarianceUncertainty
-from make_fits import NAME, primary, science_header
+from make_fits import primary
+from plane_files import CHIPS, FLAG, MEF, SCI, SHAPE, csst_file
 
 from csstdask.core.errors import InputError
 from csstdask.instrument import load_instrument
@@ -19,44 +20,6 @@ from csstdask.store.fits_planes import read_flag, read_sci, read_weight
 from csstdask.store.fits_scan import scan_file
 
 CSST = load_instrument("csst")
-SHAPE = (6, 5)
-SCI = np.full(SHAPE, 3.0, np.float32)
-ERR = np.full(SHAPE, 0.5, np.float32)
-FLAG = np.full(SHAPE, 4, np.int32)
-VALUES = {"SCI": SCI, "ERR": ERR, "VAR": ERR**2, "WHT": ERR**-2.0, "FLG": FLAG}
-
-CHIPS = """
-name = "mef"
-units = "electron"
-[electronics]
-gain = 1.0
-read_noise = 3.0
-[flags]
-bits = { bad = 1, cosmic_ray = 2, inpainted = 4 }
-[keywords]
-detector = ["CCDNUM"]
-[[detectors]]
-ids = "1-4"
-[[layouts]]
-name = "planes"
-sci = { hdu = ["SCI"] }
-weight = { hdu = ["ERR"], kind = "error" }
-flag = { hdu = ["DQ"] }
-"""
-MEF = parse_instrument(CHIPS, "mef.toml")
-
-
-def csst_file(folder, *planes):
-    """Write a CSST file of HDUs given as (name, what they hold); no name: no EXTNAME."""
-    hdus = [fits.PrimaryHDU(header=primary())]
-    for name, what in planes:
-        hdu = fits.ImageHDU(VALUES[what], header=science_header() if what == "SCI" else None)
-        if name:
-            hdu.header["EXTNAME"] = name
-        hdus.append(hdu)
-    path = folder / NAME.format(obsid="10100000001", chip=8)
-    fits.HDUList(hdus).writeto(path)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -94,7 +57,7 @@ def test_planes_are_found_by_their_names(tmp_path, planes):
     ],
     ids=lambda planes: "-".join(name for name, _ in planes),
 )
-def test_planes_that_cannot_be_told_are_refused(tmp_path, planes):
+def test_ambiguous_planes_are_refused(tmp_path, planes):
     path = csst_file(tmp_path, *planes)
     try:
         found = scan_file(path, CSST)
@@ -108,7 +71,7 @@ def test_planes_that_cannot_be_told_are_refused(tmp_path, planes):
     assert path.name in str(problem)
 
 
-def test_images_without_a_name_beyond_the_layout_are_not_lost_silently(tmp_path):
+def test_unnamed_images_outside_the_layout_are_errors(tmp_path):
     planes = [("", "SCI"), ("", "WHT"), ("", "FLG")] * 2
     found = scan_file(csst_file(tmp_path, *planes), CSST)
     assert len(found.units) == 1
@@ -163,7 +126,7 @@ def mef(path, chips, *, order="chip", versions=True, detectors="science", tag=""
     ("versions", "detectors", "tag"),
     [(True, "science", ""), (False, "all", ""), (False, "science", ""), (False, "science", "_{}"), (True, "all", "{}")],
 )
-def test_each_chip_has_its_own_planes(tmp_path, order, versions, detectors, tag):
+def test_each_chip_gets_its_planes(tmp_path, order, versions, detectors, tag):
     path = mef(tmp_path / "m.fits", [3, 1, 4, 2], order=order, versions=versions, detectors=detectors, tag=tag)
     found = scan_file(path, MEF)
     assert found.problems == []
@@ -246,7 +209,7 @@ def decam(folder, science, weights, flags):
 
 
 @pytest.mark.parametrize("imsets", ["none", "detectors"])
-def test_all_chips_of_a_decam_triplet_with_their_own_planes(tmp_path, imsets):
+def test_all_chips_of_a_decam_triplet_get_their_planes(tmp_path, imsets):
     camera = load_instrument("decam")
     layout = camera.layouts[0].model_copy(update={"imsets": imsets})
     camera = camera.model_copy(update={"layouts": (layout,)})
@@ -298,28 +261,6 @@ def test_positions_of_further_chips_go_by_the_detector_keyword(tmp_path):
     fits.HDUList(hdus).writeto(tmp_path / "r.fits")
     found = scan_file(tmp_path / "r.fits", camera)
     assert [(unit.detector, float(read_sci(unit)[0, 0])) for unit in found.units] == [(2, 2), (1, 1), (4, 4)]
-
-
-@pytest.mark.parametrize("dtype", [np.int16, ">i2", np.int8])
-def test_the_highest_bit_of_short_flags_is_a_flag(tmp_path, dtype):
-    bits = np.dtype(dtype).itemsize * 8
-    flag = np.zeros(SHAPE, dtype)
-    flag[0, 0], flag[0, 1] = -(2 ** (bits - 1)), -(2 ** (bits - 1)) + 4
-    path = csst_file(tmp_path, ("SCI", "SCI"), ("WHT", "WHT"), ("FLG", "FLG"))
-    with fits.open(path, mode="update") as hdus:
-        hdus["FLG"].data = flag
-    (unit,) = scan_file(path, CSST).units
-    assert read_flag(unit, CSST)[0, :3].tolist() == [2 ** (bits - 1), 2 ** (bits - 1) + 4, 0]
-
-
-@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float32])
-def test_flags_with_a_sign_in_other_types_are_refused(tmp_path, dtype):
-    path = csst_file(tmp_path, ("SCI", "SCI"), ("WHT", "WHT"), ("FLG", "FLG"))
-    with fits.open(path, mode="update") as hdus:
-        hdus["FLG"].data = np.full(SHAPE, -4, dtype)
-    (unit,) = scan_file(path, CSST).units
-    with pytest.raises(InputError, match="flags from -4"):
-        read_flag(unit, CSST)
 
 
 def uvis(path, names, *, versions=None, chips=(2, 1)):
@@ -411,17 +352,3 @@ def test_a_constant_plane_without_pixels_is_refused(tmp_path):
         hdus[2] = empty
     found = scan_file(path, load_instrument("hst_wfc3_uvis"))
     assert "PIXVALUE" in str(found.problems[0])
-
-
-@pytest.mark.parametrize(("name", "value"), [("VAR", 1e-46), ("IVAR", 1e46), ("ERR", 1e-23)])
-def test_scaled_weights_beyond_float32(tmp_path, name, value):
-    """Fluxes in erg s-1 cm-2 A-1: pixels and weights become numbers that float32 holds, and are right."""
-    text = CHIPS + '[[scaled_units]]\nunit = "erg / (s cm2 Angstrom)"\nunits = "electron s-1"\nfactor = 1e20\n'
-    camera = parse_instrument(text, "flux.toml")
-    header = fits.Header({"EXPTIME": 10.0, "OBSID": "e1", "CCDNUM": 1, "BUNIT": "erg/(s cm2 Angstrom)"})
-    hdus = [fits.PrimaryHDU(header=header), fits.ImageHDU(np.full(SHAPE, 3e-20), name="SCI")]
-    hdus += [fits.ImageHDU(np.full(SHAPE, value), name=name), fits.ImageHDU(np.zeros(SHAPE, np.int16), name="DQ")]
-    fits.HDUList(hdus).writeto(tmp_path / "f.fits")
-    (unit,) = scan_file(tmp_path / "f.fits", camera).units
-    np.testing.assert_allclose(read_sci(unit), 3, rtol=1e-6)
-    np.testing.assert_allclose(read_weight(unit), 1e6, rtol=1e-5)

@@ -183,7 +183,7 @@ def multi_extension_files(draw):
 
 @QUICK
 @given(multi_extension_files())
-def test_each_chip_has_its_own_planes_or_is_refused(case):
+def test_each_chip_gets_its_planes_or_is_refused(case):
     chips, hdus, complete = case
     header = fits.Header({"EXPTIME": 10.0, "OBSID": "e1"})
     with tempfile.TemporaryDirectory() as folder:

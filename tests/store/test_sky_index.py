@@ -84,7 +84,7 @@ def test_selections_keep_the_index_and_compute_nothing(campaign, monkeypatch):
         lambda data: data.isel(exposure=1, detector=1, y=slice(10, 50)),
     ],
 )
-def test_a_position_is_found_where_it_is(campaign, select):
+def test_position_selects_the_pixel_that_contains_it(campaign, select):
     part = select(campaign.csst.with_sky())
     ra, dec = expected(campaign, "10100000001", 8, 21.2, 30.3)
     found = part.sel(ra=ra, dec=dec, method="nearest")
@@ -183,7 +183,7 @@ def test_a_cut_out_of_descending_pixels(campaign):
         assert sorted(cut["y"].values.tolist()) == list(range(37, 44))
 
 
-def test_what_cannot_be_combined_says_what_to_do(campaign):
+def test_combining_sky_coordinates_is_refused_with_a_cure(campaign):
     sky = campaign.csst.with_sky()
     for combine in (
         lambda: xr.concat([sky.isel(exposure=[0]), sky.isel(exposure=[1])], dim="exposure", join="outer"),

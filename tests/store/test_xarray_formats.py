@@ -201,7 +201,7 @@ def test_attributes_are_text_or_numbers(small_campaign, product):
         assert isinstance(validate_instrument(dataset.attrs["instrument"], "attributes"), Instrument)
 
 
-def test_sources_of_a_cut_are_where_they_were(small_campaign, product, tmp_path):
+def test_sources_of_a_cut_out_keep_their_positions(small_campaign, product, tmp_path):
     """A cut-out that is saved and processed gives the positions on the sky of the whole frame."""
     unit = {"exposure": [0], "detector": [0]}
     cut = csstdask.open_campaign(small_campaign).isel(unit | {"y": slice(20, None), "x": slice(10, 150)})

@@ -72,7 +72,7 @@ def test_itl_bands_share_no_footprint(real_images):
     assert min(counts) > 100
 
 
-def test_what_is_no_library_is_named(tmp_path):
+def test_invalid_libraries_are_refused(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"no")
     with pytest.raises(InputError, match=r"x\.npz: found no event library"):
         read_stis_events(tmp_path / "x.npz", ["a"])
