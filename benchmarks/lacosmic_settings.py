@@ -17,8 +17,8 @@ from environment import save
 from csstdask.instrument import load_instrument
 from csstdask.mock import MockUnit, render_unit
 from csstdask.mock.recipe import demo_recipe
-from csstdask.mock.render import unit_catalogue
 from csstdask.mock.scene import Catalogue
+from csstdask.mock.unit_catalogue import unit_catalogue
 from csstdask.nn.models import find_card
 
 SEED = 777
