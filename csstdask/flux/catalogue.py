@@ -12,15 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from csstdask.core.constants import DAYS_PER_YEAR, J2000, SECONDS_PER_DAY
 from csstdask.core.errors import InputError
 
 Float = npt.NDArray[np.float64]
 
 DEFAULT_EPOCH = 2016.0
-"""Epoch of the positions of a catalogue without the column ``ref_epoch``: that of Gaia DR3 [Julian year]."""
-J2000_MICROSECONDS = 946_728_000_000_000
-"""2000-01-01T12:00 in microseconds since 1970."""
-JULIAN_YEAR_MICROSECONDS = 365.25 * 86400e6
+"""Epoch of positions where a catalogue has no column ``ref_epoch``: that of Gaia DR3 [Julian year]."""
+J2000_MICROSECONDS = int(J2000.astype(np.int64))
+"""Epoch J2000.0 in microseconds since 1970."""
+JULIAN_YEAR_MICROSECONDS = DAYS_PER_YEAR * SECONDS_PER_DAY * 1e6
 _POSITION = ("id", "ra", "dec")
 _FLUX = ("flux_5556", "flux_5556_err")
 _MAGNITUDE = ("mag", "mag_err", "mag_band")

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
+from csstdask.core.constants import RAD_PER_ARCSEC
 from csstdask.mock.wavefront import Ripples
 from csstdask.optics.fourier import drift_transfer, gaussian_transfer, pixel_transfer, transform_pupil
-from csstdask.optics.pupil import ARCSEC, Pupil, cutoff_frequency, sample_pupil, sample_zernikes
+from csstdask.optics.pupil import Pupil, cutoff_frequency, sample_pupil, sample_zernikes
 
 Float = npt.NDArray[np.float64]
 
@@ -130,7 +131,9 @@ def wing_light(wavelength: float, diameter: float, obscuration: float, pixel_sca
     radius = np.linspace(*FADE, 257)
     along = (radius - FADE[0]) / (FADE[1] - FADE[0])
     fading = np.trapezoid((0.5 - 0.5 * np.cos(np.pi * along)) / radius**2, radius) + 1 / FADE[1]
-    return float(2 / np.pi**2 * wavelength * 1e-9 / (diameter * (1 - obscuration) * pixel_scale * ARCSEC) * fading)
+    return float(
+        2 / np.pi**2 * wavelength * 1e-9 / (diameter * (1 - obscuration) * pixel_scale * RAD_PER_ARCSEC) * fading
+    )
 
 
 def effective_psf(
@@ -154,8 +157,8 @@ def effective_psf(
         Noll indices of the coefficients.
     wavelength : float
         Wavelength [nm].
-    pupil : (float, float, float)
-        Diameter [m], obscuration, pixel scale [arcsec].
+    pupil : Pupil
+        Diameter, obscuration and pixel scale.
     blur : Blur
         Jitter, diffusion and pixel.
     fine : int

@@ -9,10 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.core.constants import RAD_PER_ARCSEC
 from csstdask.optics.zernike import zernike
-
-#: One arcsecond [rad].
-ARCSEC = np.pi / 180 / 3600
 
 
 class Pupil(NamedTuple):
@@ -58,7 +56,7 @@ def cutoff_frequency(wavelength: float, diameter: float, pixel_scale: float) -> 
     >>> round(cutoff_frequency(620.0, 2.0, 0.074), 3)
     1.157
     """
-    return diameter / (wavelength * 1e-9) * pixel_scale * ARCSEC
+    return diameter / (wavelength * 1e-9) * pixel_scale * RAD_PER_ARCSEC
 
 
 @lru_cache(maxsize=32)
@@ -80,7 +78,7 @@ def sample_pupil(wavelength: float, pupil: Pupil, image_pixels: int) -> PupilSam
     True
     """
     diameter, obscuration, pixel_scale = pupil
-    step = wavelength * 1e-9 / (image_pixels * pixel_scale * ARCSEC)  # in the pupil [m]
+    step = wavelength * 1e-9 / (image_pixels * pixel_scale * RAD_PER_ARCSEC)  # in the pupil [m]
     radius = diameter / 2 / step
     half = int(np.ceil(radius)) + 1
     axis = np.arange(-half, half + 1, dtype=np.float64)

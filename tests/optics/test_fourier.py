@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.special import j1
 
+from csstdask.core.constants import RAD_PER_ARCSEC
 from csstdask.optics.fourier import drift_transfer, gaussian_transfer, pixel_transfer, transform_pupil
-from csstdask.optics.pupil import ARCSEC, Pupil, cutoff_frequency, sample_pupil
+from csstdask.optics.pupil import Pupil, cutoff_frequency, sample_pupil
 
 
 def test_a_gaussian_transfer_is_the_transform_of_a_gaussian():
@@ -32,7 +33,7 @@ def test_an_open_aperture_has_an_airy_pattern():
     amplitude = transform_pupil(points.transmission[None].astype(np.complex64), points, pixels * oversampling)[0]
     image = np.abs(amplitude) ** 2
     radius = np.arange(1, 4 * oversampling) / oversampling  # [pixel]
-    v = np.pi * pupil.diameter / (wavelength * 1e-9) * radius * pupil.pixel_scale * ARCSEC
+    v = np.pi * pupil.diameter / (wavelength * 1e-9) * radius * pupil.pixel_scale * RAD_PER_ARCSEC
     assert image[0, 1 : len(radius) + 1] / image[0, 0] == pytest.approx((2 * j1(v) / v) ** 2, abs=0.01)
 
 

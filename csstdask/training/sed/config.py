@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from csstdask.nn.trainer import Schedule
-from csstdask.training.base import TrainingConfig
 
 #: Settings that determine the examples and the network, in addition to the schedule.
 _IDENTITY_FIELDS = {
