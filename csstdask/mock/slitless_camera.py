@@ -56,12 +56,12 @@ def flat_coefficients(recipe: Recipe, instrument: Instrument, detector: int, wav
     detector : int
         Detector id.
     wavelength : array-like (...)
-        [Angstrom]
+        Wavelength [Angstrom].
 
     Returns
     -------
     float64 array (..., term)
-        Of the terms of `flat_terms`; that of the constant is 1.
+        Coefficients of the terms of `flat_terms`; the constant is 1.
     """
     settings = require_slitless(recipe)
     t = _scaled_wavelength(instrument, detector, wavelength)
@@ -73,6 +73,7 @@ def flat_coefficients(recipe: Recipe, instrument: Instrument, detector: int, wav
 
 @lru_cache(maxsize=64)
 def _flat_draws(settings: Slitless, detector: int) -> Float:
+    """Draw mean, linear and quadratic part of each term of the flat (_MAX_TERMS, 3)."""
     rng = stream(settings.seed, Purpose.SLITLESS_FLAT, detector)
     drawn = rng.normal(size=(_MAX_TERMS, len(_FLAT_AMPLITUDES)))
     return np.asarray(settings.flat_amplitude * _FLAT_AMPLITUDES * drawn)
@@ -92,6 +93,7 @@ def require_slitless(recipe: Recipe) -> Slitless:
 
 
 def _scaled_wavelength(instrument: Instrument, detector: int, wavelength: npt.ArrayLike) -> Float:
+    """Return t, the wavelength scaled to 0..1 over the first order and clamped."""
     first, last = slitless_order(instrument, detector).wavelength
     return np.clip((np.asarray(wavelength, dtype=np.float64) - first) / (last - first), 0, 1)
 

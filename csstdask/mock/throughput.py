@@ -65,7 +65,7 @@ def explained_offset(settings: ZeroPoints, response: Response, conditions: Mappi
     Returns
     -------
     float64 array (n,)
-        [mag]
+        Offset of the zero point [mag].
     """
     nominal = settings.conditions
     t = conditions["detector_temperature"] - nominal.temperature

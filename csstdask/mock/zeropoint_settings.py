@@ -1,8 +1,8 @@
 """Settings of mock zero points: the table ``[zeropoint]`` of a recipe.
 
-The numbers are invented: no space telescope publishes telemetry and zero points of single exposures together. Their
-sizes follow what is known in general: HST repeats to a few mmag; Gaia and Euclid lost some per cent of their throughput
-to ice and regained it by decontamination; an orbit at 400 km takes some 94 minutes.
+The numbers are invented, because no space telescope publishes telemetry and zero points of single exposures together.
+Their sizes are typical: HST repeats to a few mmag; Gaia and Euclid lost some per cent of their throughput to ice and
+regained it by decontamination; an orbit at 400 km takes about 94 minutes.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from csstdask.core.settings import FrozenSettings
 
 
 class Response(FrozenSettings):
-    """How the zero point of a survey depends on true conditions.
+    """Dependence of the zero point of a survey on the true conditions.
 
-    See `csstdask.mock.throughput.explained_offset` for the formula. All amplitudes are in mag.
+    See `csstdask.mock.throughput.explained_offset` for the formula. Amplitudes are in mag.
     """
 
     contamination: float = Field(0.0018, description="Throughput loss per nm of ice [mag/nm].")
@@ -35,9 +35,9 @@ class Response(FrozenSettings):
 
 
 class Survey(FrozenSettings):
-    """One survey: when it observes, how deep and dense its fields are, and how its throughput responds."""
+    """A survey: schedule, fields, depth and response of the throughput."""
 
-    name: str
+    name: str = Field(description="Name of the survey.")
     nominal: float = Field(25.85, description="Nominal zero point of the camera [mag].")
     exposures: int = Field(
         8000, ge=1, description="Number of exposures made by `csstdask.datasets.zeropoint_surveys.mock_surveys`."
@@ -58,11 +58,11 @@ class Survey(FrozenSettings):
     )
     white: float = Field(0.003, ge=0, description="Independent scatter of each exposure, 1 sigma [mag].")
     walk: float = Field(0.002, ge=0, description="Step size of the random walk [mag / sqrt(day)].")
-    response: Response = Response()
+    response: Response = Field(Response(), description="Response of the throughput to conditions.")
 
 
 class Conditions(FrozenSettings):
-    """Telescope and camera, as they are in orbit."""
+    """True conditions of telescope and camera in orbit."""
 
     orbit: float = Field(94.0, gt=0, description="Period of the orbit [min].")
     temperature: float = Field(188.0, gt=0, description="Nominal detector temperature [K].")
@@ -96,7 +96,7 @@ class Conditions(FrozenSettings):
 
 
 class Reported(FrozenSettings):
-    """How telemetry reports conditions: noisy, late, with gaps. Noise is one sigma."""
+    """Properties of the telemetry: noise (1 sigma), delay and gaps."""
 
     lag: float = Field(2.0, ge=0, description="Age of the reported values [min].")
     detector_temperature: float = Field(0.03, ge=0, description="Noise of the detector temperature, 1 sigma [K].")
@@ -145,8 +145,8 @@ class ReferenceStars(FrozenSettings):
 def _survey_b() -> Survey:
     """Return the second survey: bluer, shallower, sparser, on another telescope.
 
-    Its coefficients differ from those of the first by up to a factor of 2, in both directions, and the background acts
-    the other way.
+    Its coefficients differ from those of the first by up to a factor of 2 in either direction, and the background has
+    the opposite sign.
     """
     response = Response(
         contamination=0.0025,
@@ -177,12 +177,12 @@ def _survey_b() -> Survey:
 
 
 class ZeroPoints(FrozenSettings):
-    """Zero points that follow the conditions of each exposure: a recipe with this table has telemetry."""
+    """Zero points that follow the conditions of each exposure. A recipe with this table has telemetry."""
 
-    conditions: Conditions = Conditions()
-    reported: Reported = Reported()
-    stars: ReferenceStars = ReferenceStars()
-    surveys: tuple[Survey, ...] = Field((Survey(name="A"), _survey_b()), min_length=1)
+    conditions: Conditions = Field(Conditions(), description="True conditions.")
+    reported: Reported = Field(Reported(), description="Telemetry.")
+    stars: ReferenceStars = Field(ReferenceStars(), description="Reference stars and their catalogue.")
+    surveys: tuple[Survey, ...] = Field((Survey(name="A"), _survey_b()), min_length=1, description="Surveys.")
     rendered: str = Field("A", description="Survey whose conditions apply to the rendered frames.")
     grey_sigma: float = Field(0.01, ge=0, description="Constant offset of each detector, 1 sigma [mag].")
     small_sigma: float = Field(0.002, ge=0, description="Independent offset of each unit, 1 sigma [mag].")
@@ -193,7 +193,7 @@ class ZeroPoints(FrozenSettings):
     sparse_share: float = Field(0.1, ge=0, le=1, description="Star density on these detectors, relative to the others.")
 
     @model_validator(mode="after")
-    def _names(self) -> ZeroPoints:
+    def _check_names(self) -> ZeroPoints:
         names = [survey.name for survey in self.surveys]
         if len(set(names)) != len(names):
             raise ValueError(f"surveys: found the names {names}; wanted each once")
@@ -202,9 +202,9 @@ class ZeroPoints(FrozenSettings):
         return self
 
     def survey(self, name: str) -> Survey:
-        """Return a survey by its name."""
+        """Return a survey by name."""
         return self.surveys[self.number(name)]
 
     def number(self, name: str) -> int:
-        """Return the position of a survey, which is part of the key of its random streams."""
+        """Return the index of a survey, which is part of the keys of its random streams."""
         return [survey.name for survey in self.surveys].index(name)
