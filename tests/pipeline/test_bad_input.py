@@ -89,7 +89,7 @@ def missing_value(folder):
 
 
 def exptime_is_text(folder):
-    return level_1(folder, 9, EXPTIME="long"), "a number"
+    return level_1(folder, 9, EXPTIME="long"), "a finite number"
 
 
 def zero_exptime(folder):
