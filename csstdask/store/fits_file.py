@@ -34,7 +34,7 @@ def open_fits(path: Path) -> Iterator[fits.HDUList]:
     except IsADirectoryError:
         raise InputError(path, "a directory", "a FITS file") from None
     except (OSError, EOFError, ValueError, TypeError, IndexError, KeyError) as error:
-        raise InputError(path, f"a file that cannot be read ({error})", "a whole FITS file") from None
+        raise InputError(path, f"a file that cannot be read ({error})", "an intact FITS file") from None
     with hdus:
         if path.suffix not in _COMPRESSED or path.suffix == ".fz":
             _check_length(path, hdus)
@@ -89,7 +89,7 @@ def plane_data(
     try:
         data = np.asarray(hdus[index].data if section is None else hdus[index].section[section])
     except (OSError, EOFError, ValueError, TypeError) as error:
-        raise InputError(f"{path}[{index}]", f"pixels that cannot be read ({error})", "a whole image") from None
+        raise InputError(f"{path}[{index}]", f"pixels that cannot be read ({error})", "an intact image") from None
     if blank is None or data.dtype.kind not in "iu":
         return data
     return np.where(data == blank, np.nan, data) if (data == blank).any() else data

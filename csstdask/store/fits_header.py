@@ -151,7 +151,7 @@ class HeaderLookup:
         if value is None:
             return None
         if isinstance(value, bool | np.bool_ | complex):
-            raise InputError(f"{self.path}: {'/'.join(names)}", repr(value), "text or a whole number")
+            raise InputError(f"{self.path}: {'/'.join(names)}", repr(value), "text or an integer")
         if isinstance(value, float) and value.is_integer():
             return str(int(value))
         return str(value)

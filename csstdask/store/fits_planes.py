@@ -197,7 +197,7 @@ def _saturation_flag(source: UnitSource, instrument: Instrument, window: Window)
 def _as_bits(raw: npt.NDArray[Any], header: fits.Header, instrument: Instrument, source: str) -> npt.NDArray[np.int32]:
     """Return a flag plane as bits of the camera."""
     if raw.dtype.kind not in "iu" and not (np.isfinite(raw).all() and (raw == np.floor(raw)).all()):
-        raise InputError(source, f"{raw.dtype} flags that are no whole numbers", "integer flags")
+        raise InputError(source, f"{raw.dtype} flags that are not integers", "integer flags")
     if instrument.flags.encoding == "bits" and raw.dtype.kind == "i" and raw.dtype.itemsize < 4:
         raw = raw.view(raw.dtype.str.replace("i", "u"))  # the highest bit is a flag, not a sign
     limits = np.iinfo(np.int32)

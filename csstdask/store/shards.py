@@ -82,7 +82,7 @@ def read_shard(root: Path, name: str, row: int, column: int, rows: slice = slice
     except DAMAGE_ERRORS as error:
         path = shard_path(root, name, row, column, array.ndim - 2)
         reason = str(error).partition(".")[0]
-        raise StoreError(f"{path}: found damaged pixels ({reason}); wanted those of {name}") from None
+        raise StoreError(f"{path}: found damaged pixels ({reason}); wanted intact pixels of {name}") from None
 
 
 def check_shard(array: zarr.Array[Any], root: Path, name: str, row: int, column: int) -> None:
