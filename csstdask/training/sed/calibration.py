@@ -101,10 +101,10 @@ def sigma_factors(z: np.ndarray, teff: np.ndarray, near: list[np.ndarray]) -> np
     node_of = _nearest_teff_node(teff)
     out = np.zeros((len(CALIBRATION_TEFF), len(near)))
     for k, pixels in enumerate(near):
-        overall = np.log(np.quantile(z[:, pixels], _ONE_SIGMA_SHARE))
+        overall = np.log(np.quantile(z[:, pixels], WITHIN_ONE_SIGMA))
         for t in range(len(out)):
             members = z[node_of == t][:, pixels]
-            node_value = np.log(np.quantile(members, _ONE_SIGMA_SHARE)) if len(members) else overall
+            node_value = np.log(np.quantile(members, WITHIN_ONE_SIGMA)) if len(members) else overall
             share = len(members) / (len(members) + _SHRINKAGE_STARS)
             out[t, k] = share * node_value + (1 - share) * overall
     return out

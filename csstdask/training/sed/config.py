@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from csstdask.nn.trainer import Schedule
+from csstdask.training.base import TrainingConfig
 
 #: Settings that determine the examples and the network, in addition to the schedule.
 _IDENTITY_FIELDS = {
@@ -16,15 +17,13 @@ _IDENTITY_FIELDS = {
 }  # fmt: skip
 
 
-class SedConfig(BaseModel):
+class SedConfig(TrainingConfig):
     """Settings for training an SED network."""
 
     task: ClassVar[str] = "sed"
 
     kind: Literal["sed", "uaranet"] = Field("sed", description="network: `sed` of csstdask, or `uaranet` as published")
     name: str = "sed"
-    version: str = "1"
-    licence: str = "BSD-3-Clause"
     data: str = Field(description="folder with spectral libraries (.npz)")
     stars: int = Field(41_219, ge=64, description="number of training stars")
     validation: int = Field(4096, ge=64, description="number of stars of validation cells")
@@ -47,7 +46,6 @@ class SedConfig(BaseModel):
     covariance_epochs: int = Field(16, ge=1)
     real_test_share: float = Field(0.4, gt=0, lt=1, description="share of the real stars that are reserved for tests")
     split_seed: int = Field(20261130, ge=0, description="seed of the split into cells")
-    threads: int = Field(1, ge=1)
     seed: int = Field(20261130, ge=0)
 
     @property
