@@ -1,4 +1,4 @@
-"""Results of evaluations: numbers for files that people compare, tables and figures for people."""
+"""Write the results of evaluations: numbers as JSON, tables as Markdown."""
 
 from __future__ import annotations
 
@@ -10,32 +10,66 @@ from typing import Any
 
 from csstdask.core.atomic_io import write_atomic
 
+#: Significant digits of the numbers in JSON files.
+_DIGITS = 5
+
 
 def round_floats(value: Any) -> Any:
-    """Return numbers to five significant figures, and None for what is no number: JSON knows no other."""
+    """Round all floats of nested lists and dictionaries to five significant digits, for JSON.
+
+    NaN and infinity, which JSON does not have, become None.
+
+    Examples
+    --------
+    >>> round_floats({"rms": [3.14159265, float("nan")], "n": 123456})
+    {'rms': [3.1416, None], 'n': 123456}
+    """
     if isinstance(value, dict):
         return {key: round_floats(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [round_floats(one) for one in value]
     if isinstance(value, float):
-        return float(f"{value:.5g}") if math.isfinite(value) else None
+        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
     return value
 
 
 def markdown_header(title: str, columns: Sequence[str]) -> tuple[str, str, str]:
-    """Return the lines that a table begins with, an empty one first."""
+    """Return the first lines of a Markdown table: an empty line, the column names, and a rule.
+
+    Examples
+    --------
+    >>> markdown_header("method", ["precision"])
+    ('', '| method | precision |', '| --- | --- |')
+    """
     return "", f"| {' | '.join((title, *columns))} |", "| --- " * (len(columns) + 1) + "|"
 
 
 def markdown_row(name: str, values: Sequence[float | None]) -> str:
-    """Return a line of a table; what is not a number is empty."""
+    """Return a row of a Markdown table; None and NaN become empty cells.
+
+    Examples
+    --------
+    >>> markdown_row("median", [0.98765, None])
+    '| median | 0.9877 |  |'
+    """
     cells = ["" if value is None or math.isnan(value) else f"{value:.4g}" for value in values]
     return f"| {' | '.join((name, *cells))} |"
 
 
-def write_results(stem: Path, results: dict[str, Any], lines: Iterable[str]) -> None:
-    """Write an evaluation as JSON and its tables as Markdown, each whole or not at all."""
+def write_results(stem: Path, results: dict[str, Any], lines: Iterable[str] | None = None) -> None:
+    """Write the numbers of an evaluation to a JSON file and its tables to a Markdown page.
+
+    Parameters
+    ----------
+    stem : Path
+        Path of both files without suffix. The folder is created.
+    results : dict
+        Floats are rounded as `round_floats` does.
+    lines : iterable of str, optional
+        Lines of the Markdown page; None: no page.
+    """
     stem.parent.mkdir(parents=True, exist_ok=True)
     numbers = json.dumps(round_floats(results), indent=1, allow_nan=False)
     write_atomic(stem.with_suffix(".json"), f"{numbers}\n".encode())
-    write_atomic(stem.with_suffix(".md"), ("\n".join(lines) + "\n").encode())
+    if lines is not None:
+        write_atomic(stem.with_suffix(".md"), ("\n".join(lines) + "\n").encode())

@@ -14,18 +14,18 @@ from csstdask.core.errors import InputError
 from csstdask.evaluation.cosmicray import methods
 from csstdask.evaluation.cosmicray.evaluate import (
     Survey,
-    _identity,
-    _kept,
-    _write,
+    describe_models,
     evaluate_cosmicray,
     field_part,
     gather_methods,
+    resumable_results,
     summary_lines,
 )
 from csstdask.evaluation.cosmicray.figures import draw_field, draw_gallery
 from csstdask.evaluation.cosmicray.frames import EvaluationRequest, evaluate_frame, render_truth_frame
 from csstdask.evaluation.cosmicray.methods import Method, network_method, tune_lacosmic
 from csstdask.evaluation.cosmicray.survey import AGEING, epochs_part, sources_part
+from csstdask.evaluation.io import round_floats
 from csstdask.mock.recipe import load_recipe
 
 STORES = Path(__file__).parents[2] / "stores"
@@ -102,7 +102,7 @@ def test_sources_and_epochs(tmp_path):
 
 
 def test_what_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"--part.*some of real, field"):
+    with pytest.raises(InputError, match=r"--only.*some of real, field"):
         evaluate_cosmicray(parts=["everything"])
     cards = [str(write_own_model(tmp_path / name)) for name in ("a", "b")]
     with pytest.raises(InputError, match="two networks called own; wanted cards of different names"):
@@ -127,11 +127,11 @@ def test_lacosmic_is_tuned_once_for_the_same_frames(recipe, monkeypatch):
 
 
 def test_what_is_kept_of_an_evaluation(tmp_path):
-    """With another network beside it, real frames stay; with another model, what L.A.Cosmic was tuned to alone."""
-    before = {"model": _identity("unet", ()), "seed": 1, "stis": {}, "field": {}, "tuned_lacosmic": {"a": {}}}
-    _write(tmp_path, before)
-    assert set(_kept(tmp_path, before["model"])) == set(before)
-    assert set(_kept(tmp_path, _identity("unet", ("deepcr",)))) == set(before)
-    beside = _identity("unet", (str(write_own_model(tmp_path / "own")),))
-    assert set(_kept(tmp_path, beside)) == {"model", "seed", "stis", "tuned_lacosmic"}
-    assert set(_kept(tmp_path, _identity("deepcr", ()))) == {"model", "tuned_lacosmic"}
+    """With another compared network, real frames are kept; with another model, only the tuning of L.A.Cosmic is."""
+    models = describe_models("unet", ())
+    stored = round_floats({"model": models, "seed": 1, "stis": {}, "field": {}, "tuned_lacosmic": {"a": {}}})
+    assert set(resumable_results(stored, models)) == set(stored)
+    assert set(resumable_results(stored, describe_models("unet", ("deepcr",)))) == set(stored)
+    compared = describe_models("unet", (str(write_own_model(tmp_path / "own")),))
+    assert set(resumable_results(stored, compared)) == {"model", "seed", "stis", "tuned_lacosmic"}
+    assert set(resumable_results(stored, describe_models("deepcr", ()))) == {"model", "tuned_lacosmic"}

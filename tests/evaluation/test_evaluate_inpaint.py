@@ -181,7 +181,7 @@ def test_what_was_evaluated_is_kept_beside_what_is_new(tmp_path, like_m51, monke
     lines = []
     evaluate_inpaint(**again, on_progress=lines.append)
     assert len(done) == 4
-    assert "science/cr-science/true is there already" in lines
+    assert "science/cr-science/true is up to date" in lines
     stored["measured"]["science/cr-science/detected"]["models"]["median"] = "another"
     path.write_text(json.dumps(stored))
     assert "science" in evaluate_inpaint(data=like_m51, to=tmp_path / "out")
@@ -324,9 +324,9 @@ def test_m51(real_images):
 
 
 def test_what_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"--part.*some of science, fields, m51"):
+    with pytest.raises(InputError, match=r"--only.*some of science, fields, m51"):
         evaluate_inpaint(parts=["everything"])
-    with pytest.raises(InputError, match="nothing to make science, fields, m51 of; wanted --recipes or --data"):
+    with pytest.raises(InputError, match=r"no input for science, fields, m51; wanted --recipes .* or --data"):
         evaluate_inpaint()
     with pytest.raises(InputError, match="--model"):
         evaluate_inpaint(["nobody"], recipes=tmp_path)

@@ -6,27 +6,28 @@ a test of hundreds of frames needs the memory of a few.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import sep
+from scipy.ndimage import binary_dilation, distance_transform_edt, label
+
+from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
 import torch
 from scipy.ndimage import binary_dilation, distance_transform_edt
 from threadpoolctl import threadpool_limits
-
 from csstdask.arrays.frame import poisson_variance, to_electrons
 from csstdask.arrays.morphology import dilate, label_components
 from csstdask.core.malloc import retain_freed_memory
 from csstdask.cosmicray.inpaint import inpaint
 from csstdask.evaluation.cosmicray.methods import Method
+from csstdask.evaluation.parallel import map_units
+from csstdask.evaluation.runner import ProgressCallback
 from csstdask.instrument import load_instrument
 from csstdask.metrics.detection import Bool, DetectionCase, Float
 from csstdask.metrics.detection_histograms import LEVELS, VISIBLE, regions_of, tally, truth_of
@@ -34,9 +35,6 @@ from csstdask.mock import Recipe, render_unit
 from csstdask.mock.catalogue import Catalogue
 from csstdask.nn.models import NO_PSF
 from csstdask.numerics.robust import mad_scale
-
-Result = TypeVar("Result")
-ProgressCallback = Callable[[str], None]
 
 #: Distances from a source [pixel], and charges of a pixel [e-], at which bins begin.
 DISTANCE_BINS = (0.0, 1.5, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0)
@@ -221,52 +219,6 @@ def _look(
     recipe: Recipe, index: int, detector: int, *, looks: Sequence[EvaluationRequest], data: Path | None
 ) -> FrameCounts:
     return evaluate_frame(recipe, index, detector, looks[index], data)
-
-
-def map_units(
-    recipe: Recipe,
-    work: Callable[[Recipe, int, int], Result],
-    *,
-    on_progress: ProgressCallback,
-    workers: int | None = None,
-) -> Iterator[Result]:
-    """Yield what a function makes of each unit of a recipe, in order.
-
-    Parameters
-    ----------
-    recipe : Recipe
-    work : callable
-        Of the recipe, the exposure's number and the detector; it must be known to other processes.
-    announce : callable
-        Told some five times how far it is, unless there is but this process.
-    workers : int, optional
-        Processes; 0 for none but this one.
-
-    Yields
-    ------
-    what the function returns
-        When all units are done; the first that fails ends the others.
-    """
-    units = [(index, detector) for index in range(recipe.exposures) for detector in recipe.detectors]
-    if workers == 0:
-        yield from (work(recipe, index, detector) for index, detector in units)
-        return
-    with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), _begin_worker) as pool:
-        jobs = [pool.submit(work, recipe, index, detector) for index, detector in units]
-        for number, job in enumerate(as_completed(jobs), start=1):
-            if job.exception() is not None:
-                pool.shutdown(wait=False, cancel_futures=True)
-                job.result()
-            if number % -(-len(jobs) // 5) == 0:
-                on_progress(f"{recipe.name}: {number} of {len(jobs)} frames")
-    yield from (job.result() for job in jobs)
-
-
-def _begin_worker() -> None:
-    """Begin a process that works on one core."""
-    retain_freed_memory()
-    torch.set_num_threads(1)
-    threadpool_limits(1)
 
 
 # --- what is counted -------------------------------------------------------------------------------------------

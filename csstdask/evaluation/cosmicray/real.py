@@ -25,7 +25,6 @@ from csstdask.arrays.morphology import dilate
 from csstdask.core.warnings import suppress_warnings
 from csstdask.datasets import stis_1999
 from csstdask.datasets.scenes import Scene, draw_mock_scene
-from csstdask.evaluation.cosmicray.frames import ProgressCallback
 from csstdask.evaluation.cosmicray.methods import (
     Tuned,
     best_threshold_against,
@@ -35,6 +34,7 @@ from csstdask.evaluation.cosmicray.methods import (
     parameters_at_limit,
     tune_lacosmic,
 )
+from csstdask.evaluation.runner import ProgressCallback
 from csstdask.instrument import electrons_per_unit, load_instrument
 from csstdask.metrics.detection import Bool, DetectionCase, Float, score
 from csstdask.mock.cosmic_rays import draw_cosmic_rays

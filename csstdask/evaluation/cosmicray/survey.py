@@ -22,12 +22,12 @@ from csstdask.evaluation.cosmicray.frames import (
     LENGTH_BINS,
     EvaluationRequest,
     FrameCounts,
-    ProgressCallback,
     evaluate_frames,
     region_levels,
     sum_counts,
 )
 from csstdask.evaluation.cosmicray.methods import Method
+from csstdask.evaluation.runner import ProgressCallback
 from csstdask.metrics import detection_histograms as histograms
 from csstdask.mock import Recipe
 

@@ -1,47 +1,64 @@
-"""Evaluation of repair: ``csstdask evaluate inpaint``.
+"""Evaluate the repair of pixels hit by cosmic rays: ``csstdask evaluate inpaint``.
 
-* ``science``: sources of 17, 19, 21 and 23 mag, each hit a hundred times, with the true mask and with the detected one;
-* ``fields``: whole frames, their photometry and catalogues, with the detected mask; of networks the first alone;
+* ``science``: sources of 17, 19, 21 and 23 mag, each hit a hundred times, with the true and with the detected mask;
+* ``fields``: photometry and catalogues of whole frames, with the detected mask and the first network only;
 * ``m51``: a real frame with cosmic rays added.
 
-Every method is given the same pixels and the same mask: our median, networks, and what people use instead, where it is
-installed (the extra ``bench``).
+All methods are given the same pixels and the same mask: the median, networks, and the tools that are commonly used
+instead, where they are installed (the extra ``bench``).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
 from csstdask.core.errors import InputError
 from csstdask.core.optional import install_hint
-from csstdask.core.plotting import check_figures
 from csstdask.evaluation.inpaint.figures import draw_fields, draw_science
 from csstdask.evaluation.inpaint.frames import fields_part
 from csstdask.evaluation.inpaint.m51 import m51_part, m51_paths
 from csstdask.evaluation.inpaint.methods import PEERS, absent_peers, method_name, repair_methods
-from csstdask.evaluation.inpaint.photometry import CLEAN, FLUX_BOUND, MASKS, ORACLE, ORACLE_POSITION, Mask, science_part
-from csstdask.evaluation.io import markdown_header, markdown_row, write_results
+from csstdask.evaluation.inpaint.photometry import (
+    CLEAN,
+    FLUX_BOUND,
+    MASKS,
+    ORACLE,
+    ORACLE_POSITION,
+    Mask,
+    science_part,
+)
+from csstdask.evaluation.io import markdown_header, markdown_row
+from csstdask.evaluation.runner import (
+    Measurement,
+    Output,
+    ProgressCallback,
+    Results,
+    Section,
+    recipe_digest,
+    recipe_with_twin,
+    run_evaluation,
+    select_parts,
+)
 from csstdask.mock import Recipe
-from csstdask.mock.recipe import load_recipe
 from csstdask.nn.models import find_card
 
 log = logging.getLogger("csstdask")
 
 PARTS = ("science", "fields", "m51")
-#: Parts that are made of recipes; of the fields so many exposures, one of each field.
+#: Test recipes of the parts that are rendered.
 RECIPES = {"science": "cr-science", "fields": "cr-detection-test"}
-_EXPOSURES = 5
-#: Of whole frames; the true mask is for the science test.
+#: Exposures of ``fields``: one of each of its fields.
+_FIELD_EXPOSURES = 5
+#: Masks of ``fields``; the true mask is evaluated in ``science``.
 FIELD_MASKS: tuple[Mask, ...] = ("detected",)
-#: Raised when results of the same models would have other contents.
+#: Version of the content of a section, part of its settings: raised when results of the same models would differ.
 _FORMAT = 4
-_FILE = "inpaint_evaluation"
+_NAME = "inpaint_evaluation"
 
 
 def evaluate_inpaint(
@@ -53,108 +70,122 @@ def evaluate_inpaint(
     parts: Sequence[str] = PARTS,
     scale: float | None = None,
     workers: int | None = None,
-    on_progress: Callable[[str], None] = log.info,
-) -> dict[str, Any]:
-    """Evaluate repair beside other methods.
+    on_progress: ProgressCallback = log.info,
+) -> Results:
+    """Evaluate the repair of hit pixels and compare it with other methods.
 
     Parameters
     ----------
     models : sequence of str
-        Networks, by name or card; the median is always there.
+        Networks, by name or card. The median is always evaluated.
     data : Path, optional
-        Folder of real images, for ``m51``; without it that part is left out.
+        Folder of real images, for ``m51``. Without it, that part is skipped.
     to : Path, optional
-        Folder for ``inpaint_evaluation.json``, its tables and figures. It says what each section was measured
-        with; mocks that were measured with the same are not measured again, others are kept until they are.
+        Folder for ``inpaint_evaluation.json``, its tables and figures. Stored sections that were measured with the
+        same models and recipes are kept.
     recipes : Path, optional
-        Folder of the test recipes, for ``science`` and ``fields``; without it they are left out.
+        Folder of the test recipes, for ``science`` and ``fields``. Without it, these parts are skipped.
     parts : sequence of str
         Some of `PARTS`.
     scale : float, optional
-        Of the recipe's frames, in place of its own.
+        Linear scale of the frames of the recipes, in place of their own.
     workers : int, optional
-        Processes; 0 for none but this one.
-    announce : callable
-        Told in a line what is done now.
+        Number of worker processes, by default one per CPU core; 0: no workers.
+    on_progress : callable
+        Receives a line per section.
 
     Returns
     -------
     dict
-        What is written there.
+        The content of the JSON file.
 
     Raises
     ------
     InputError
-        If a model or a part is unknown, or a folder holds nothing that is wanted.
+        If a model or a part is unknown, or a folder has none of the required files.
     """
-    if not parts or not set(parts) <= set(PARTS):
-        raise InputError("--part", ", ".join(parts) or "none", f"some of {', '.join(PARTS)}")
     folders = {"m51": data, **dict.fromkeys(RECIPES, recipes)}
-    wanted = [part for part in parts if folders[part] is not None]
-    if not wanted:
-        raise InputError(
-            "evaluate inpaint", f"nothing to make {', '.join(parts)} of", "--recipes or --data, as they want"
-        )
-    identity = _identity(models)  # now, and not when all else is done
-    if data is not None and "m51" in wanted:
+    asked = select_parts(parts, PARTS)
+    chosen = [part for part in asked if folders[part] is not None]
+    if not chosen:
+        wanted = "--recipes (science, fields) or --data (m51)"
+        raise InputError("evaluate inpaint", f"no input for {', '.join(asked)}", wanted)
+    describe_methods(models)  # an unknown model is reported before anything is measured
+    if data is not None and "m51" in chosen:
         m51_paths(data)
     if absent := absent_peers():
-        on_progress(f"not installed, left out: {', '.join(absent)} ({install_hint('bench')})")
-    results = _kept(to)
-    if to is not None and set(RECIPES) & {*wanted, *results}:
-        check_figures()
+        on_progress(f"not installed, not evaluated: {', '.join(absent)} ({install_hint('bench')})")
+    output = Output(to, _NAME, summary_lines, _draw)
+    stored = output.load()
+    results = stored if "measured" in stored else {"measured": {}}
+    sections = _sections(chosen, tuple(models), data, recipes, scale, workers, on_progress)
+    return run_evaluation(sections, output, results, on_progress=on_progress)
+
+
+def _sections(
+    parts: Sequence[str],
+    models: tuple[str, ...],
+    data: Path | None,
+    recipes: Path | None,
+    scale: float | None,
+    workers: int | None,
+    on_progress: ProgressCallback,
+) -> Iterator[Section]:
+    """Yield the sections of some parts; the parameters are those of `evaluate_inpaint`."""
     for part, name in RECIPES.items():
-        if recipes is None or part not in wanted:
+        if recipes is None or part not in parts:
             continue
-        for twin in (name, f"{name}-foreign"):
-            path = recipes / f"{twin}.toml"
-            if twin != name and not path.is_file():
-                continue
-            recipe = load_recipe(path, scale=scale)
-            digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:16]
-            given = identity if part == "science" else _identity(models[:1], peers=False)
-            for mask in MASKS if part == "science" else FIELD_MASKS:
-                section, measured_with = f"{part}/{twin}/{mask}", given | {"recipe": digest}
-                if results["measured"].get(section) == measured_with:
-                    on_progress(f"{section} is there already")
-                    continue
-                found = _science if part == "science" else _fields
-                result = found(recipe, mask, models, workers, on_progress)
-                results.setdefault(part, {}).setdefault(twin, {})[mask] = result
-                results["measured"][section] = measured_with
-                _write(to, results)
-    if data is not None and "m51" in wanted:
-        on_progress("m51")
-        results["m51"] = m51_part(data, models)
-        results["measured"]["m51"] = identity
-        _write(to, results)
-    return results
+        for original in recipe_with_twin(recipes, name, scale=scale):
+            recipe, methods, masks = original, describe_methods(models), MASKS
+            if part == "fields":
+                recipe = original.model_copy(update={"exposures": min(_FIELD_EXPOSURES, original.exposures)})
+                methods, masks = describe_methods(models[:1], peers=False), FIELD_MASKS
+            settings = methods | {"recipe": recipe_digest(original)}
+            for mask in masks:
+                title = f"{part}: {recipe.name}, {mask} mask, {recipe.exposures * len(recipe.detectors)} frames"
+                measure = partial(_measure, part, recipe, mask, models, workers, on_progress)
+                yield Section((part, original.name, mask), measure, settings, title=title)
+    if data is not None and "m51" in parts:
+        # Its settings do not identify the images, and its seconds are of this machine: it is measured every time.
+        yield Section(("m51",), lambda: Measurement(m51_part(data, models)), describe_methods(models), resume=False)
 
 
-def _science(
-    recipe: Recipe, mask: Mask, models: Sequence[str], workers: int | None, on_progress: Callable[[str], None]
-) -> dict[str, Any]:
-    on_progress(f"science: {recipe.name}, the {mask} mask, {recipe.exposures * len(recipe.detectors)} units")
-    part = science_part(recipe, models, on_progress, mask=mask, workers=workers)
-    return part | {"seed": recipe.seed, "shape": list(recipe.frame_shape)}
+def _measure(
+    part: str,
+    recipe: Recipe,
+    mask: Mask,
+    models: tuple[str, ...],
+    workers: int | None,
+    on_progress: ProgressCallback,
+) -> Measurement:
+    """Measure one part on one recipe with one mask."""
+    if part == "science":
+        result = science_part(recipe, models, on_progress, mask=mask, workers=workers)
+    else:
+        result = fields_part(recipe, models[:1], on_progress, workers=workers)
+    return Measurement(result | {"seed": recipe.seed, "shape": list(recipe.frame_shape)})
 
 
-def _fields(
-    recipe: Recipe, mask: Mask, models: Sequence[str], workers: int | None, on_progress: Callable[[str], None]
-) -> dict[str, Any]:
-    recipe = recipe.model_copy(update={"exposures": min(_EXPOSURES, recipe.exposures)})
-    on_progress(f"fields: {recipe.name}, the {mask} mask, {recipe.exposures * len(recipe.detectors)} frames")
-    part = fields_part(recipe, models[:1], on_progress, workers=workers)
-    return part | {"seed": recipe.seed, "shape": list(recipe.frame_shape)}
+def describe_methods(models: Sequence[str], *, peers: bool = True) -> dict[str, Any]:
+    """Return what decides a section apart from its frames: models, packages and the version of the content.
 
+    Parameters
+    ----------
+    models : sequence of str
+        Networks, by name or card.
+    peers : bool
+        Whether other tools are evaluated as well.
 
-def _identity(models: Sequence[str], *, peers: bool = True) -> dict[str, Any]:
-    """Return what decides a section besides its data: repairers, what finds the detected mask, and the peers."""
+    Raises
+    ------
+    InputError
+        If a model is unknown.
+    """
     try:
         repair_methods(models)
         cards = {method_name(model): find_card("inpaint", model).identity for model in ("median", *models)}
     except ValueError as error:
-        raise InputError("--model", str(error), "the name of a repairer, or its card") from None
+        raise InputError("--model", str(error), "the name of a model for repair, or its card") from None
     packages = {package for name, (package, _) in PEERS.items() if name not in absent_peers()} if peers else set()
     distributions = packages_distributions()
     versions = {name: version(distributions[name][0]) for name in sorted(packages)}
@@ -167,29 +198,17 @@ def _identity(models: Sequence[str], *, peers: bool = True) -> dict[str, Any]:
     }
 
 
-def _kept(to: Path | None) -> dict[str, Any]:
-    """Return what a folder holds of an evaluation, else the beginning of one."""
-    path = None if to is None else to / f"{_FILE}.json"
-    if path is not None and path.is_file():
-        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if "measured" in before:
-            return before
-    return {"measured": {}}
-
-
-def _write(to: Path | None, results: dict[str, Any]) -> None:
-    if to is None:
-        return
-    write_results(to / _FILE, results, summary_lines(results))
+def _draw(results: Results, folder: Path) -> None:
+    """Draw the figures of all recipes."""
     for recipe, masks in results.get("science", {}).items():
         if masks:
-            draw_science(masks, to / f"inpaint-{recipe}.png")
+            draw_science(masks, folder / f"inpaint-{recipe}.png")
     for recipe, masks in results.get("fields", {}).items():
-        draw_fields(masks["detected"], to / f"inpaint-{recipe}.png")
+        draw_fields(masks["detected"], folder / f"inpaint-{recipe}.png")
 
 
 def summary_lines(results: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines of an evaluation's tables, for people."""
+    """Yield the lines of the Markdown tables of an evaluation."""
     for recipe, masks in results.get("science", {}).items():
         for mask, part in masks.items():
             for kind in ("star", "galaxy"):

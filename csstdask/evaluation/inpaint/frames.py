@@ -35,9 +35,11 @@ from csstdask.arrays.background import estimate_background
 from csstdask.arrays.sources import measure_sources
 from csstdask.cosmicray.detect import detect
 from csstdask.cosmicray.inpaint import inpaint
-from csstdask.evaluation.cosmicray.frames import ProgressCallback, TruthFrame, map_units, render_truth_frame
+from csstdask.evaluation.cosmicray.frames import TruthFrame, render_truth_frame
 from csstdask.evaluation.inpaint.methods import own_methods
 from csstdask.evaluation.inpaint.photometry import CLEAN
+from csstdask.evaluation.parallel import map_units
+from csstdask.evaluation.runner import ProgressCallback
 from csstdask.metrics.detection import Bool, Float
 from csstdask.metrics.similarity import structural_similarity
 from csstdask.mock import Recipe
