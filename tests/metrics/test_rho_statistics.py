@@ -53,3 +53,25 @@ def test_stars_without_moments_and_empty_frames_count_for_nothing(rng):
     assert rho_statistics([one, empty])["pairs"].sum() <= 30 * 29 / 2
     assert np.isnan(rho_statistics([empty])["rho1"]).all()
     assert set(RHO) < set(rho_statistics([one]))
+
+
+def test_the_rho_statistics_agree_with_treecorr(rng):
+    """TreeCorr is an independent implementation; with bin_slop = 0 it bins every pair exactly."""
+    treecorr = pytest.importorskip("treecorr", reason="TreeCorr is not installed")
+    one = stars(rng, n=400, common=0.004, alone=0.01, growth=0.03)
+    found = rho_statistics([one], furthest=700)
+    e = one["e1"] + 1j * one["e2"]
+    error = e - (one["model_e1"] + 1j * one["model_e2"])
+    scaled = e * (1 - (one["model_size"] / one["size"]) ** 2)
+    e, error, scaled = (
+        treecorr.Catalog(x=one["x"], y=one["y"], g1=values.real, g2=values.imag) for values in (e, error, scaled)
+    )
+    pairs = {"rho1": (error,), "rho2": (e, error), "rho3": (scaled,), "rho4": (error, scaled), "rho5": (e, scaled)}
+    for name, catalogues in pairs.items():
+        reference = treecorr.GGCorrelation(
+            min_sep=700 / 30, max_sep=700, nbins=len(found["pairs"]), bin_slop=0, brute=True, num_threads=1
+        )
+        reference.process(*catalogues)
+        assert found[name] == pytest.approx(reference.xip, rel=1e-6, abs=1e-12)
+        assert found["separation"] == pytest.approx(reference.meanr, rel=1e-6)
+    assert found["pairs"] == pytest.approx(reference.npairs / 2)  # cross-correlations count both orders
