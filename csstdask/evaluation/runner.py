@@ -30,7 +30,7 @@ class Measurement:
 
     result: Any
     """Numbers for the JSON file: dictionaries, lists, numbers and strings."""
-    draw: Callable[[Path], None] | None = None
+    draw: Callable[[Path], object] | None = None
     """Writes the figures of the section into a folder."""
 
 

@@ -168,7 +168,7 @@ def test_stars_that_all_saturate_are_none(psf_recipe):
 
 
 def test_what_is_unknown_is_named(tmp_path):
-    with pytest.raises(InputError, match="--part: found nonsense"):
+    with pytest.raises(InputError, match="--only: found nonsense"):
         evaluate_psf(recipes=tmp_path, parts=("nonsense",))
     with pytest.raises(InputError, match="--model: found model"):
         evaluate_psf("nonsense", recipes=tmp_path)

@@ -84,5 +84,5 @@ def test_small_evaluation(real_spectra: Path, tmp_path: Path) -> None:
 def test_missing_data_and_unknown_parts_raise(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="folder of spectral libraries"):
         evaluate_sed(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="part: found hair"):
+    with pytest.raises(InputError, match="--only: found hair"):
         evaluate_sed(tmp_path, parts=("hair",))

@@ -100,5 +100,5 @@ def test_small_evaluation(tmp_path: Path) -> None:
 
 
 def test_unknown_part() -> None:
-    with pytest.raises(InputError, match="part: found hair"):
+    with pytest.raises(InputError, match="--only: found hair"):
         evaluate_zeropoint(parts=("hair",))

@@ -8,7 +8,6 @@ the truth and with the Cramer-Rao bound of the same stars.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from csstdask.arrays.frame import ignored_pixels
 from csstdask.engine.progress import progress_listener
 from csstdask.engine.work_units import Unit
+from csstdask.evaluation.runner import Measurement, Output, Results, Section, run_evaluation
 from csstdask.flux.flat import Flat
 from csstdask.flux.flat_fit import flat_from_solution
 from csstdask.flux.ratios import StarRatios, uncorrelated_ratios
@@ -367,22 +367,30 @@ def evaluate_flat(
 
     to.mkdir(parents=True, exist_ok=True)
     chosen = load_recipe(recipe, scale=scale)
-    on_progress("errors of SEDs alone")
-    from_seds = {
-        band: sed_errors_alone(sigma) | {"published": PUBLISHED[band]} for band, sigma in PUBLISHED_SED.items()
-    }
-    numbers = {
-        str(n): sed_errors_alone(1.0e-2, n_stars=n, realisations=100) for n in (25, 50, 100, 200, 400, 800, 1600)
-    }
-    on_progress(f"end to end on {chosen.name}")
-    mock_result = end_to_end(chosen, to)
-    result = {"sed_errors_alone": from_seds, "number_of_stars": numbers, "end_to_end": mock_result}
-    path = to / "flat.json"
-    path.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
-    draw_flat_figures(result, chosen, to)
-    for band, score in mock_result["bands"].items():
+    results: Results = {}
+
+    def alone() -> Measurement:
+        bands = {
+            band: sed_errors_alone(sigma) | {"published": PUBLISHED[band]} for band, sigma in PUBLISHED_SED.items()
+        }
+        return Measurement(bands)
+
+    def number_of_stars() -> Measurement:
+        counts = (25, 50, 100, 200, 400, 800, 1600)
+        return Measurement({str(n): sed_errors_alone(1.0e-2, n_stars=n, realisations=100) for n in counts})
+
+    def whole_pipeline() -> Measurement:
+        return Measurement(end_to_end(chosen, to), lambda folder: draw_flat_figures(results, chosen, folder))
+
+    sections = (
+        Section(("sed_errors_alone",), alone, title="errors of SEDs alone"),
+        Section(("number_of_stars",), number_of_stars, title="number of stars"),
+        Section(("end_to_end",), whole_pipeline, title=f"end to end on {chosen.name}"),
+    )
+    run_evaluation(sections, Output(to, "flat"), results, on_progress=on_progress)
+    for band, score in results["end_to_end"]["bands"].items():
         on_progress(
             f"{band}: error {score['error']:.5f}, quoted {score['formal']:.5f}, bound {score['bound']:.5f}, "
             f"pull {score['pull']:.2f}"
         )
-    return path
+    return to / "flat.json"

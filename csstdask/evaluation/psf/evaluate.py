@@ -22,10 +22,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +32,24 @@ from threadpoolctl import threadpool_limits
 
 from csstdask.core.errors import InputError
 from csstdask.core.optional import install_hint
-from csstdask.core.plotting import check_figures
 from csstdask.evaluation.baselines import piff as piff_runner
-from csstdask.evaluation.io import write_results
+from csstdask.evaluation.parallel import map_units
 from csstdask.evaluation.psf.bound import sample_at_cramer_rao_bound
 from csstdask.evaluation.psf.figures import ResidualView, draw_bands, draw_counts, draw_residuals
 from csstdask.evaluation.psf.tables import table
+from csstdask.evaluation.runner import (
+    Measurement,
+    Output,
+    ProgressCallback,
+    Results,
+    Section,
+    recipe_with_twin,
+    run_evaluation,
+    select_parts,
+)
 from csstdask.metrics.held_out_stars import held_out_stars
 from csstdask.metrics.psf import Images, Stars, draw_stars, psf_errors, psf_pulls
 from csstdask.mock import Recipe
-from csstdask.mock.recipe import load_recipe
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
 from csstdask.psf.basis import polynomials
@@ -96,7 +102,7 @@ def evaluate_psf(
     beside: Sequence[str] = (),
     detectors: Sequence[int] | None = None,
     workers: int = 2,
-    on_progress: Callable[[str], None] = log.info,
+    on_progress: ProgressCallback = log.info,
 ) -> dict[str, Any]:
     """Evaluate PSF reconstruction beside PSFEx.
 
@@ -135,11 +141,8 @@ def evaluate_psf(
     InputError
         If a part or the model is unknown.
     """
-    if not parts or not set(parts) <= set(PARTS):
-        raise InputError("--part", ", ".join(parts) or "none", f"some of {', '.join(PARTS)}")
+    chosen = select_parts(parts, PARTS)
     card, *others = (_card_of("--beside" if one in beside else "--model", one) for one in (model, *beside))
-    if to is not None:
-        check_figures()  # now, and not when all is measured
     if psfex and not is_installed():
         on_progress("PSFEx is not installed (Debian: apt-get install psfex), left out")
         psfex = False
@@ -148,34 +151,50 @@ def evaluate_psf(
         piff = False
     results: dict[str, Any] = {"model": card.name, "version": card.version, "identity": card.identity}
     results |= {"beside": {model_label(one): one.identity for one in others}, "recipes": {}}
-    for part in parts:
-        for name in (PARTS[part], f"{PARTS[part]}-foreign"):
-            path = recipes / f"{name}.toml"
-            if name.endswith("-foreign") and not (foreign and path.is_file()):
-                continue
-            whole = load_recipe(path)
-            known = [
-                one for one in whole.detectors if one in (detectors or whole.detectors) and supports_detector(card, one)
-            ]
-            if not known:
-                wanted = f"some of {path} that {card.name} knows"
-                raise InputError("detectors", ", ".join(map(str, detectors or whole.detectors)), wanted)
-            for title, recipe in vary_snr(whole.model_copy(update={"detectors": tuple(known)}), part):
-                look = partial(
-                    measure_unit, recipe, model=model, psfex=psfex, piff=piff, beside=tuple(beside),
-                    fewer=part in FEW_STAR_PARTS, bounded=part in BOUND_PARTS,
-                )  # fmt: skip
-                units = list(_over_units(recipe, look, workers, on_progress))
-                looks = {unit["band"]: unit.pop("looks") for unit in reversed(units)}
-                results["recipes"][title] = units
-                if to is not None:
-                    write_results(to / _FILE, results, table(results))
-                    picture = to / title.replace(", S/N ", "-")
-                    draw_residuals(dict(reversed(looks.items())), picture.with_name(f"{picture.name}.png"))
-                    draw_bands(units, picture.with_name(f"{picture.name}-bands.png"))
-            if part == "snr" and to is not None:
-                draw_counts(by_snr(results["recipes"], name), BOUND_OF, to / f"{name}-snr.png")
-    return results
+
+    def sections() -> Iterator[Section]:
+        for part in chosen:
+            for original in recipe_with_twin(recipes, PARTS[part], foreign=foreign):
+                wanted = detectors or original.detectors
+                known = tuple(one for one in original.detectors if one in wanted and supports_detector(card, one))
+                if not known:
+                    supported = f"some of recipe {original.name} that {card.name} supports"
+                    raise InputError("detectors", ", ".join(map(str, wanted)), supported)
+                for title, recipe in vary_snr(original.model_copy(update={"detectors": known}), part):
+                    function = partial(
+                        measure_unit, model=model, psfex=psfex, piff=piff, beside=tuple(beside),
+                        fewer=part in FEW_STAR_PARTS, bounded=part in BOUND_PARTS,
+                    )  # fmt: skip
+                    measure = partial(_measure, title, recipe, function, workers, on_progress)
+                    yield Section(("recipes", title), measure, title=title)
+
+    return run_evaluation(sections(), Output(to, _FILE, table, _draw), results, on_progress=on_progress)
+
+
+def _measure(
+    title: str,
+    recipe: Recipe,
+    function: Callable[[Recipe, int, int], dict[str, Any]],
+    workers: int,
+    on_progress: ProgressCallback,
+) -> Measurement:
+    """Measure all units of a recipe; residuals are drawn, and not stored."""
+    units = list(map_units(recipe, function, on_progress=on_progress, workers=workers))
+    residuals = {unit["band"]: unit.pop("looks") for unit in reversed(units)}
+
+    def draw(folder: Path) -> None:
+        stem = title.replace(", S/N ", "-")
+        draw_residuals(dict(reversed(residuals.items())), folder / f"{stem}.png")
+        draw_bands(units, folder / f"{stem}-bands.png")
+
+    return Measurement(units, draw)
+
+
+def _draw(results: Results, folder: Path) -> None:
+    """Draw errors against the number of stars, for each telescope of the part ``snr``."""
+    for name in (PARTS["snr"], f"{PARTS['snr']}-foreign"):
+        if units := by_snr(results["recipes"], name):
+            draw_counts(units, BOUND_OF, folder / f"{name}-snr.png")
 
 
 def by_snr(recipes: dict[str, list[dict[str, Any]]], name: str = PARTS["snr"]) -> dict[str, dict[str, Any]]:
@@ -204,19 +223,6 @@ def vary_snr(recipe: Recipe, part: str) -> Iterator[tuple[str, Recipe]]:
     for snr in SNRS if part == "snr" else (SNR,):
         title = f"{recipe.name}, S/N {snr:.0f}" if part == "snr" else recipe.name
         yield title, recipe.model_copy(update={"nodes": recipe.nodes.model_copy(update={"snr": (snr, snr)})})
-
-
-def _over_units(
-    recipe: Recipe, look: Callable[[int, int], dict[str, Any]], workers: int, on_progress: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
-    units = [(index, detector) for index in range(recipe.exposures) for detector in recipe.detectors]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(look, *unit): unit for unit in units}
-        done: dict[tuple[int, int], dict[str, Any]] = {}
-        for future in as_completed(waiting):
-            done[waiting[future]] = future.result()
-            on_progress(f"{recipe.name}: {len(done)} of {len(units)} units")
-    yield from (done[unit] for unit in units)
 
 
 def measure_unit(recipe: Recipe, index: int, detector: int, **asked: Any) -> dict[str, Any]:

@@ -12,15 +12,26 @@ Parts of ``sed.json``:
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from csstdask.core.atomic_io import write_atomic
 from csstdask.core.errors import InputError
 from csstdask.datasets.template_bank import load_templates
+from csstdask.evaluation.runner import (
+    Measurement,
+    Output,
+    ProgressCallback,
+    Section,
+    run_evaluation,
+    select_parts,
+)
 from csstdask.evaluation.sed.real import evaluate_calspec, evaluate_lamost, evaluate_miles
 from csstdask.evaluation.sed.settings import EvaluationSettings
 from csstdask.evaluation.sed.synthetic import evaluate_calibration, evaluate_held_out, evaluate_kurucz
@@ -42,7 +53,7 @@ def evaluate_sed(
     compare_with: Sequence[str] = ("uaranet",),
     parts: Sequence[str] = PARTS,
     settings: EvaluationSettings | None = None,
-    on_progress: Callable[[str], None] = log.info,
+    on_progress: ProgressCallback = log.info,
 ) -> dict[str, Any]:
     """Evaluate SED networks.
 
@@ -71,12 +82,11 @@ def evaluate_sed(
     Raises
     ------
     ValueError
-        If a part or model is unknown.
+        If a model is unknown.
     InputError
-        If the data are missing.
+        If a part is unknown, or the data are absent.
     """
-    if unknown := set(parts) - set(PARTS):
-        raise ValueError(f"part: found {', '.join(sorted(unknown))}; wanted some of {', '.join(PARTS)}")
+    chosen = select_parts(parts, PARTS)
     if not data.is_dir():
         raise InputError(data, "no such folder", "a folder of spectral libraries (--data)")
     cards = {card.name: card for card in (find_card("sed", one) for one in (model, *compare_with))}
@@ -88,24 +98,25 @@ def evaluate_sed(
         "models": {name: {"sha256": card.sha256, "metrics": card.metrics} for name, card in cards.items()},
     }
     figures: dict[str, Any] = {}
-    for part in parts:
-        on_progress(f"part {part}")
-        if part == "held_out":
-            out[part], figures[part] = evaluate_held_out(bank, cards, settings)
-        elif part == "calibration":
-            out[part], figures[part] = evaluate_calibration(bank, cards, settings)
+
+    def measure(part: str) -> Measurement:
+        if part == "kurucz":
+            return Measurement(evaluate_kurucz(data, cards))
+        if part == "lamost":
+            return Measurement(evaluate_lamost(data, model))
+        if part == "calspec":
+            result, figures[part] = evaluate_calspec(data, bank, cards, main, settings)
         elif part == "miles":
-            out[part], figures[part] = evaluate_miles(data, bank, cards, settings)
-        elif part == "calspec":
-            out[part], figures[part] = evaluate_calspec(data, bank, cards, main, settings)
-        elif part == "kurucz":
-            out[part] = evaluate_kurucz(data, cards)
+            result, figures[part] = evaluate_miles(data, bank, cards, settings)
         else:
-            out[part] = evaluate_lamost(data, model)
+            evaluate = evaluate_held_out if part == "held_out" else evaluate_calibration
+            result, figures[part] = evaluate(bank, cards, settings)
+        return Measurement(result)
+
+    sections = (Section((part,), partial(measure, part), title=f"part {part}") for part in chosen)
+    run_evaluation(sections, Output(to, "sed"), out, on_progress=on_progress)
     if to is not None:
-        to.mkdir(parents=True, exist_ok=True)
-        write_atomic(to / "sed.json", (json.dumps(out, indent=1) + "\n").encode())
-        from csstdask.evaluation.sed.figures import draw  # noqa: PLC0415  matplotlib is optional
+        from csstdask.evaluation.sed.figures import draw  # noqa: PLC0415  only figures need matplotlib
 
         for path in draw(figures, to):
             on_progress(f"figure {path}")

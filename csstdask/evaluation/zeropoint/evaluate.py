@@ -13,7 +13,6 @@ Parts, all written to ``zeropoint_evaluation.json``:
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from csstdask.core.atomic_io import write_atomic
 from csstdask.core.errors import InputError
-from csstdask.datasets.zeropoint_oracle import unexplained_floor
+from csstdask.datasets.zeropoint_surveys import unexplained_floor
+from csstdask.evaluation.runner import Measurement, Output, Section, run_evaluation, select_parts
 from csstdask.evaluation.io import round_floats
 from csstdask.evaluation.zeropoint.latency import latencies
 from csstdask.evaluation.zeropoint.methods import (
@@ -119,12 +118,11 @@ def evaluate_zeropoint(
     InputError
         If a part or model is unknown, or the recipe has no zero points.
     """
-    if unknown := set(parts) - set(PARTS):
-        raise InputError("part", ", ".join(sorted(unknown)), f"some of {', '.join(PARTS)}")
+    chosen = select_parts(parts, PARTS)
     networks = _Networks.of(model, beside)
     memory = networks.ours.memory
-    path = None if to is None else to / "zeropoint_evaluation.json"
-    out: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    output = Output(to, "zeropoint_evaluation")
+    out: dict[str, Any] = output.load()
     out |= {"data": f"mock surveys of recipe {Path(recipe).stem}, last 30 % of the days", "article": ARTICLE}
     out["models"] = networks.cards
     on_progress(f"exposures of recipe {recipe}")
@@ -133,28 +131,32 @@ def evaluate_zeropoint(
     out["test"] = {name: int((one.split == "test").sum()) for name, one in surveys.items()}
     predictions: dict[str, dict[str, Prediction]] = {}
     published: dict[str, PublishedNetwork] = {}
-    study = {"memory": memory, "on_progress": on_progress}
-    for part in parts:
-        on_progress(f"part {part}")
+    study = {"memory": memory, "announce": on_progress}
+
+    def measure(part: str) -> Any:
         if part in {"methods", "stars"} and not predictions:
-            predictions, published = _predict(surveys, networks, settings, on_progress)
+            found = _predict(surveys, networks, settings, on_progress)
+            predictions.update(found[0])
+            published.update(found[1])
         if part == "methods":
-            out[part] = _methods(surveys, predictions)
-        elif part == "stars":
-            out[part] = _stars(surveys, networks, predictions, published, settings, on_progress)
-        elif part == "ablations":
-            out[part] = ablations(surveys, networks.ours, settings.study, **study)  # type: ignore[arg-type]
-        elif part == "adaptation":
-            out[part] = adaptation(surveys, settings.study, **study)  # type: ignore[arg-type]
-        elif part == "importance":
-            out[part] = permutation_importance(surveys, networks.ours, memory=memory, seed=_SEED)
-        elif part == "row_split":
-            out[part] = row_split(surveys, settings.study, **study)  # type: ignore[arg-type]
-        else:
-            out[part] = latencies(surveys, networks.ours, networks.published.get("azprc"))
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, (json.dumps(round_floats(out), indent=1, allow_nan=False) + "\n").encode())
+            return _methods(surveys, predictions)
+        if part == "stars":
+            return _stars(surveys, networks, predictions, published, settings, on_progress)
+        if part == "ablations":
+            return ablations(surveys, networks.ours, settings.study, **study)  # type: ignore[arg-type]
+        if part == "adaptation":
+            return adaptation(surveys, settings.study, **study)  # type: ignore[arg-type]
+        if part == "importance":
+            return permutation_importance(surveys, networks.ours, memory=memory, seed=_SEED)
+        if part == "row_split":
+            return row_split(surveys, settings.study, **study)  # type: ignore[arg-type]
+        return latencies(surveys, networks.ours, networks.published.get("azprc"))
+
+    sections = (
+        Section((part,), lambda part=part: Measurement(measure(part)), title=f"part {part}")  # type: ignore[misc]
+        for part in chosen
+    )
+    run_evaluation(sections, output, out, on_progress=on_progress)
     if to is not None:
         from csstdask.evaluation.zeropoint.figures import draw  # noqa: PLC0415  matplotlib is optional
 
