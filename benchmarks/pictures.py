@@ -21,7 +21,7 @@ from csstdask.mock.recipe import demo_recipe
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.ingest import ingest
 from csstdask.pipeline.run import run
-from csstdask.report.cutouts import grey_levels, png
+from csstdask.report.images import grey_levels, png
 
 PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
 #: Files, unit, rows and columns: Pluto and trailed stars; the dark part of a spectrum between two hot columns.

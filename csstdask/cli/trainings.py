@@ -148,7 +148,7 @@ def evaluate(
     if run is not None:
         if any((data, recipes, part, beside, scale)) or model != "default":
             raise InputError("evaluate --run", "options of an evaluation with truth beside it", "--run and --to alone")
-        from csstdask.report.cosmic_rays import evaluate_run, summary_lines
+        from csstdask.evaluation.run_consistency import evaluate_run, summary_lines
 
         for line in summary_lines(evaluate_run(run, to, on_progress=say)):
             typer.echo(line)

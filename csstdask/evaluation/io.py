@@ -56,6 +56,19 @@ def markdown_row(name: str, values: Sequence[float | None]) -> str:
     return f"| {' | '.join((name, *cells))} |"
 
 
+def format_number(value: float) -> str:
+    """Return a number with four significant digits, or as an integer; a dash if it is not finite.
+
+    Examples
+    --------
+    >>> format_number(1234.0), format_number(0.123456), format_number(float("nan"))
+    ('1234', '0.1235', '–')
+    """
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:.0f}" if value == round(value) and abs(value) < 1e9 else f"{value:.4g}"
+
+
 def write_results(stem: Path, results: dict[str, Any], lines: Iterable[str] | None = None) -> None:
     """Write the numbers of an evaluation to a JSON file and its tables to a Markdown page.
 

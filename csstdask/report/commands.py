@@ -1,4 +1,4 @@
-"""The commands that a report gives: each can be pasted into a shell as it stands."""
+"""Compose the commands that a report shows: each can be pasted into a shell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from csstdask.pipeline.plan import Plan
 
 
 def run_commands(run: Path, plan: Plan, attributes: Mapping[str, Any]) -> list[str]:
-    """Return the commands that make or resume a run: one for each selection of units, with its steps and settings."""
+    """Return the commands that make or resume a run, one for each selection of units."""
     options = ["--steps", ",".join(step.name for step in plan.steps)]
     options += ["--config", str(run)] if plan.config != RunConfig() else []
     commands = []

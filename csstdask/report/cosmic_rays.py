@@ -1,378 +1,82 @@
-"""A run's cosmic rays, read for whoever watches them: rates, spectra, alarms, and checks that need no truth."""
+"""Show the cosmic rays of a run: rates, spectra, and the comparison with the flags of the input files."""
 
 from __future__ import annotations
 
-import json
-import logging
-import shlex
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import reduce
-from operator import add
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
-import pyarrow.parquet as pq
-from astropy.io.fits import Header
-from astropy.wcs import WCS
+import xarray as xr
+from markupsafe import Markup
 
-from csstdask.core.atomic_io import write_atomic
-from csstdask.core.errors import StoreError
 from csstdask.core.warnings import suppress_warnings
-from csstdask.cosmicray import ModelCard, detect
-from csstdask.engine.ledger import Ledger
-from csstdask.engine.work_units import Unit
-from csstdask.instrument import celestial_wcs
-from csstdask.metrics.consistency import (
-    CHARGE_BINS,
-    Recovery,
-    Recurrence,
-    detector_recurrence,
-    recovered,
-    sky_recurrence,
-)
-from csstdask.metrics.drift import (
-    EDGES,
-    Alarm,
-    UnitEvents,
-    count_events,
-    derive_expectations,
-    drift,
-    pixel_area_cm2,
-    rates,
-    spectra,
-    sum_by_exposure,
-)
-from csstdask.mock.cosmic_rays import draw_cosmic_rays
-from csstdask.mock.recipe_tables import CosmicRays
-from csstdask.nn.models import find_card
-from csstdask.pipeline.frame import Frame
-from csstdask.pipeline.plan import Plan
-from csstdask.pipeline.status import load_plan
-from csstdask.report.spectra import draw_spectrum
-from csstdask.store.campaign_pixels import read_unit_pixels
-from csstdask.store.shards import read_shard
-from csstdask.store.store_metadata import open_group
-from csstdask.store.tables import table_path
-from csstdask.store.unit_metadata import read_header
-from csstdask.store.zarr_arrays import array_names, get_array
+from csstdask.evaluation.io import format_number
+from csstdask.evaluation.run_consistency import CosmicRayReview
+from csstdask.evaluation.run_requirements import Expectation
+from csstdask.metrics.drift import EDGES, spectra, sum_by_exposure
+from csstdask.report.document import join, paragraphs, table
+from csstdask.report.plots import plot_rates, plot_spectrum
 
-log = logging.getLogger("csstdask")
-
-#: Units whose tables are read: of a larger run every n-th exposure.
-_MOST_UNITS = 3000
-#: Exposures of a detector that are compared with each other: pixel by pixel, and on the sky, where it is by pairs.
-_MOST_IN_PIXELS, _MOST_ON_SKY = 48, 8
-#: Units that known events are added to, and the share of their pixels that get charge.
-_INJECTED_UNITS, _INJECTED_SHARE = 3, 0.003
-_SEED = 1912
-#: Places that are listed for a detector.
-_LISTED = 100
-TABLE = "cosmic_rays"
-#: The step that writes it.
-_STEP = "repair"
-_TITLES = {"charge": "charge of an event [electron]", "length": "length of an event [pixel]"}
+_SPECTRUM_LABELS = {"charge": "charge of an event [electron]", "length": "length of an event [pixel]"}
+_COLUMNS = (
+    "detector", "events [s⁻¹ cm⁻²]", "pixels hit [%]", "hit [pixel]", "hit in the input flags [pixel]",
+    "hit in both [pixel]", "share of the input flags [%]",
+)  # fmt: skip
+_NOTE = "An event is a set of hit pixels that touch. Cosmic-ray flags of the input files are compared and never used."
 
 
-@dataclass(frozen=True)
-class CosmicRayReview:
-    """A run's cosmic rays and what is odd about them."""
-
-    units: list[UnitEvents]
-    alarms: tuple[Alarm, ...]
-    card: ModelCard
-    every: int
-    """Of the exposures, which one in so many was read."""
-
-
-def review_run(run: str | Path, campaign: str | Path | None = None) -> CosmicRayReview:
-    """Read the tables of cosmic rays of a run, and compare them with its model's card and with the run's beginning.
-
-    What a card expects counts where it was made for detectors that it names: a model for any camera saw mock surveys
-    in training; its rates and spectra hold for no other camera.
+def show_cosmic_rays(dataset: xr.Dataset, review: CosmicRayReview, expected: Expectation) -> Markup:
+    """Return spectra, rates over time, and a table by detector; empty without detected cosmic rays.
 
     Parameters
     ----------
-    run : path
-    campaign : path, optional
-        Its campaign, if that has moved.
+    dataset : xarray.Dataset
+        The run, with ``cr_rate`` where it is known.
+    review : CosmicRayReview
+    expected : Expectation
+        Expected rates of events.
     """
-    root = Path(run)
-    plan = load_plan(root, campaign)
-    every, chosen = _some_units(root, plan)
-    card = find_card("cosmicray", plan.config.detect.model)
-    units = [_read_unit(root, plan, *one) for one in chosen]
-    made_for_these = bool(card.valid.get("detectors"))  # other cards expect what their training surveys have
-    reference = card if made_for_these else replace(card, expects={})
-    return CosmicRayReview(units, drift(units, reference, advice=_advice(root, plan)), card, every)
+    if "n_cr_pixels" not in dataset or not np.isfinite(dataset["n_cr_pixels"].values).any():
+        return Markup()
+    parts = []
+    if review.every > 1:
+        parts.append(paragraphs(f"Spectra of every {review.every}th exposure."))
+    if review.units:
+        parts.append(draw_spectra(review))
+    if "cr_rate" in dataset and "time" in dataset.coords:
+        limits = (float(expected.low.min()), float(expected.high.max())) if expected.known else None
+        detectors = [int(detector) for detector in dataset["detector"].values]
+        parts.append(plot_rates(dataset["time"].values, dataset["cr_rate"].values, detectors, limits))
+    return join([*parts, _by_detector(dataset), paragraphs(_NOTE)])
 
 
-def _advice(root: Path, plan: Plan) -> str:
-    """Return what to do about an alarm: a command that can be run as it stands, but for the folder that it writes."""
-    campaign = plan.campaign.path
-    if (campaign / "truth" / "zarr.json").is_file():
-        return f"retrain with `{shlex.join(['csstdask', 'train', 'cosmicray', '--campaign', str(campaign)])} --to DIR`"
-    return f"check it with `{shlex.join(['csstdask', 'evaluate', 'cosmicray', '--run', str(root)])} --to DIR`"
-
-
-def _some_units(root: Path, plan: Plan) -> tuple[int, list[tuple[Unit, float]]]:
-    """Return units whose events are recorded, with their usable pixels; of a large run those of every n-th exposure."""
-    ignored = np.zeros((len(plan.campaign.exposures), len(plan.campaign.detectors)))
-    if "n_ignored_pixels" in array_names(root):
-        stored = np.asarray(get_array(open_group(root, "run"), "n_ignored_pixels")[...])
-        ignored[: len(stored)] = np.nan_to_num(stored)
-    ledger = Ledger(root)
-    every = max(1, -(-int(plan.campaign.present.sum()) // _MOST_UNITS))
-    chosen = [
-        (unit, float(plan.pixels - ignored[row, column]))
-        for unit, row, column in plan.units()
-        if row % every == 0 and _has_events(root, unit, ledger)
-    ]
-    return every, chosen
-
-
-def _has_events(root: Path, unit: Unit, ledger: Ledger) -> bool:
-    """Tell whether a unit's table of events is on record, and there as it was recorded."""
-    record = ledger.read(unit).steps.get(_STEP)
-    wanted = table_path(root, TABLE, unit.exposure, unit.detector).relative_to(root).as_posix()
-    return record is not None and any(one.path == wanted and one.is_intact(root) for one in record.objects)
-
-
-def _read_unit(root: Path, plan: Plan, unit: Unit, pixels: float) -> UnitEvents:
-    metadata = plan.campaign.metadata(unit.exposure, unit.detector)
-    area = pixels * pixel_area_cm2(plan.campaign.instrument)
-    charge, length = _columns(root, unit, "charge", "length")
-    events = count_events(charge, length, area * metadata.exptime if metadata.exptime > 0 else float("nan"))
-    return UnitEvents(unit.exposure, unit.detector, metadata.when, events)
-
-
-def _columns(root: Path, unit: Unit, *names: str) -> list[npt.NDArray[np.float64]]:
-    table = pq.read_table(table_path(root, TABLE, unit.exposure, unit.detector), columns=list(names))
-    return [table[name].to_numpy().astype(np.float64) for name in names]
-
-
-def draw_spectra(watched: CosmicRayReview) -> str:
-    """Return the spectra of a run as SVG, the first exposure that deviates drawn separately."""
-    exposures, total = sum_by_exposure(watched.units), spectra(watched.units)
+def draw_spectra(review: CosmicRayReview) -> Markup:
+    """Return the spectra of charge and length, the first deviating exposure drawn separately."""
+    exposures, total = sum_by_exposure(review.units), spectra(review.units)
     drawings = []
-    for name, title in _TITLES.items():
+    for name, label in _SPECTRUM_LABELS.items():
         curves = {"all": total[name]}
-        odd = next((alarm.exposure for alarm in watched.alarms if alarm.what == name), None)
-        if odd is not None:
-            curves[odd] = getattr(exposures[odd], name)
-        drawings.append(draw_spectrum(EDGES[name], curves, title))
-    return "".join(drawings)
+        deviating = next((alarm.exposure for alarm in review.alarms if alarm.what == name), None)
+        if deviating is not None:
+            curves[deviating] = getattr(exposures[deviating], name)
+        drawings.append(plot_spectrum(name, EDGES[name], curves, label))
+    return join(drawings)
 
 
-def evaluate_run(
-    run: str | Path,
-    to: Path | None = None,
-    campaign: str | Path | None = None,
-    *,
-    on_progress: Callable[[str], None] = log.info,
-) -> dict[str, Any]:
-    """Evaluate the cosmic rays of a run without truth.
-
-    Parameters
-    ----------
-    run : path
-        With the step ``repair``.
-    to : Path, optional
-        Folder for ``cosmicray_run.json``.
-    campaign : path, optional
-        Its campaign, if that has moved.
-    announce : callable
-        Told in a line what is being done.
-
-    Raises
-    ------
-    StoreError
-        If the run has no table of cosmic rays.
-    """
-    root = Path(run)
-    watched = review_run(root, campaign)
-    if not watched.units:
-        raise StoreError(f"{root}: found no table of cosmic rays; wanted a run with the step repair (run it again)")
-    plan = load_plan(root, campaign)
-    on_progress(f"{len(watched.units)} units read; comparing exposures with each other")
-    by_detector: dict[int, list[Unit]] = {}
-    for unit in watched.units:
-        by_detector.setdefault(unit.detector, []).append(Unit(unit.exposure, unit.detector))
-    in_pixels = {str(detector): _in_pixels(root, plan, units) for detector, units in sorted(by_detector.items())}
-    on_sky = {str(detector): _on_sky(root, plan, units) for detector, units in sorted(by_detector.items())}
-    recovery, units = _recovery(root, plan, on_progress)
-    exposures = sum_by_exposure(watched.units)
-    results = {
-        "run": root.name,
-        "model": {"name": watched.card.name, "version": watched.card.version, "sha256": watched.card.sha256},
-        "one_exposure_in": watched.every,
-        "rates": rates(watched.units),
-        "log10_edges": {name: edges.tolist() for name, edges in EDGES.items()},
-        "spectra": {name: counts.tolist() for name, counts in spectra(watched.units).items()},
-        "as_a_card_would_expect": derive_expectations(list(exposures.values())),
-        "alarms": [asdict(alarm) for alarm in watched.alarms],
-        "repeated_in_pixels": {"share": _pooled(in_pixels.values()), "detectors": in_pixels},
-        "repeated_on_sky": {"share": _pooled(on_sky.values()), "detectors": on_sky},
-        "recovered": _as_json(recovery, units),
+def _by_detector(dataset: xr.Dataset) -> Markup:
+    """Return rates and counts of hit pixels by detector, and how they compare with the flags of the input files."""
+    summed = {
+        name: dataset[name].sum("exposure", skipna=True).values
+        for name in ("n_cr_pixels", "n_cr_input_pixels", "n_cr_both_pixels")
     }
-    results = _without_nan(results)
-    if to is not None:
-        to.mkdir(parents=True, exist_ok=True)
-        write_atomic(to / "cosmicray_run.json", f"{json.dumps(results, indent=1)}\n".encode())
-    return results
-
-
-def _spread(units: list[Unit], most: int) -> list[Unit]:
-    return [units[i] for i in sorted({round(place) for place in np.linspace(0, len(units) - 1, most)})]
-
-
-def _in_pixels(root: Path, plan: Plan, units: list[Unit]) -> dict[str, Any] | None:
-    chosen = _spread(units, _MOST_IN_PIXELS)
-    if len(chosen) < 2:
-        return None
-    x_and_y = [_columns(root, unit, "x", "y") for unit in chosen]
-    return _recurrence(detector_recurrence([(x, y) for x, y in x_and_y], plan.campaign.shape))
-
-
-def _on_sky(root: Path, plan: Plan, units: list[Unit]) -> dict[str, Any] | None:
-    chosen = [(unit, wcs) for unit in _spread(units, _MOST_ON_SKY) if (wcs := _wcs(plan, unit)) is not None]
-    if len(chosen) < 2:
-        return None
-    x_and_y = [_columns(root, unit, "x", "y") for unit, _ in chosen]
-    found = sky_recurrence([(x, y) for x, y in x_and_y], [wcs for _, wcs in chosen])
-    return None if found is None else _recurrence(found)
-
-
-def _wcs(plan: Plan, unit: Unit) -> WCS | None:
-    text = read_header(plan.campaign.path, *plan.campaign.index(unit.exposure, unit.detector))
-    with suppress_warnings():
-        return celestial_wcs(Header.fromstring(text, sep="\n")) if text else None
-
-
-def _recurrence(found: Recurrence) -> dict[str, Any]:
-    return {
-        "least_exposures": found.least,
-        "n_events": found.n_events,
-        "n_shared": found.n_shared,
-        "by_chance": found.by_chance,
-        "share": found.share,
-        "share_err": found.share_err,
-        "n_places": len(found.table["n_exposures"]),
-        "places": {name: values[:_LISTED].tolist() for name, values in found.table.items()},
-    }
-
-
-def _pooled(parts: Any) -> dict[str, float | int] | None:
-    """Return the share of events of all detectors together; None where nothing could be compared."""
-    known = [part for part in parts if part is not None and part["n_events"]]
-    if not known:
-        return None
-    n = sum(part["n_events"] for part in known)
-    share = sum(part["n_shared"] - part["by_chance"] for part in known) / n
-    error = float(np.sqrt(sum((part["share_err"] * part["n_events"]) ** 2 for part in known))) / n
-    return {"share": share, "share_err": error, "n_places": sum(part["n_places"] for part in known)}
-
-
-def _recovery(root: Path, plan: Plan, on_progress: Callable[[str], None]) -> tuple[Recovery, list[list[Any]]]:
-    """Add known events to a handful of units of a run, and look for them as the run did."""
-    _, ready = _some_units(root, plan)
-    chosen = _spread([unit for unit, _ in ready], _INJECTED_UNITS)
-    on_progress(f"adding known cosmic rays to {len(chosen)} units")
-    parts = list(_recovered(root, plan, chosen))
-    return reduce(add, parts), [[unit.exposure, unit.detector] for unit in chosen]
-
-
-def _recovered(root: Path, plan: Plan, units: list[Unit]) -> Iterator[Recovery]:
-    path, settings = plan.campaign.path, plan.config.detect
-    for unit in units:
-        row, column = plan.campaign.index(unit.exposure, unit.detector)
-        frame = Frame(
-            plan.campaign.metadata(unit.exposure, unit.detector),
-            plan.campaign.instrument,
-            plan.campaign.units,
-            lambda name, row=row, column=column: read_unit_pixels(path, row, column, name),  # type: ignore[misc]
-            lambda name, row=row, column=column: read_shard(root, name, row, column),  # type: ignore[misc]
-        )
-
-        def find(
-            data: npt.NDArray[np.float32], error: npt.NDArray[np.float32], frame: Frame = frame
-        ) -> npt.NDArray[np.bool_]:
-            found = detect(
-                data,
-                error,
-                frame.ignore,
-                detector=frame.metadata.detector,
-                threshold=settings.threshold,
-                model=settings.model,
-                device=plan.config.engine.device,
-                rate=settings.rate,
-                precision=settings.precision,
-            )
-            return np.asarray(found.mask)
-
-        charge = draw_cosmic_rays(
-            np.random.default_rng([_SEED, row, column]),
-            CosmicRays(pixel_fraction=(_INJECTED_SHARE,)),
-            plan.campaign.shape,
-        )
-        flagged = frame.product("cr_mask")
-        yield recovered(frame.data, frame.error, frame.ignore, flagged, charge, find)
-
-
-def _as_json(recovery: Recovery, units: list[list[Any]]) -> dict[str, Any]:
-    return {
-        "units": units,
-        "recall_visible_pixels": recovery.recall,
-        "n_visible_pixels": recovery.n_visible,
-        "charge_edges": CHARGE_BINS.tolist(),
-        "n_events": recovery.n_events.tolist(),
-        "n_events_found": recovery.n_events_found.tolist(),
-        "n_flagged_before": recovery.n_flagged,
-        "n_lost": recovery.n_lost,
-        "n_gained": recovery.n_gained,
-    }
-
-
-def _without_nan(value: Any) -> Any:
-    """Return the same with None for NaN, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def summary_lines(results: dict[str, Any]) -> Iterator[str]:
-    """Yield the evaluation of a run for people."""
-    exposures = results["rates"]
-    for name, n, rate, error in zip(*exposures.values(), strict=True):
-        said = "rate not known" if rate is None else f"{rate:.3g} +- {error:.2g} events/cm^2/s"
-        yield f"{name}  {n} cosmic rays, {said}"
-    for key, word in (
-        ("repeated_in_pixels", "at one pixel of the detector"),
-        ("repeated_on_sky", "at one place of the sky"),
-    ):
-        pooled = results[key]["share"]
-        if pooled is None:
-            yield f"{word}: no exposures that could tell"
-        else:
-            yield (
-                f"{word}: {100 * pooled['share']:.2f} +- {100 * pooled['share_err']:.2f} % of the events above chance, "
-                f"{pooled['n_places']} places stand out"
-            )
-    known = results["recovered"]
-    if known["recall_visible_pixels"] is not None:
-        yield (
-            f"known cosmic rays: {100 * known['recall_visible_pixels']:.1f} % of {known['n_visible_pixels']} visible "
-            f"pixels found; of {known['n_flagged_before']} pixels flagged before {known['n_lost']} lost, "
-            f"{known['n_gained']} gained"
-        )
-    edges = known["charge_edges"]
-    for low, high, n, found in zip(edges, edges[1:], known["n_events"], known["n_events_found"], strict=False):
-        if n:
-            yield f"  {low:.0f} to {high:.0f} e-: {found} of {n} events"
-    yield from (alarm["sentence"] for alarm in results["alarms"])
-    if not results["alarms"]:
-        yield "no alarm"
+    with suppress_warnings():  # the mean of a detector without units is NaN
+        fraction = 100 * dataset["cr_fraction"].mean("exposure", skipna=True).values
+        rate = np.full_like(fraction, np.nan)
+        if "cr_rate" in dataset:
+            rate = dataset["cr_rate"].mean("exposure", skipna=True).values
+    rows = []
+    for column, detector in enumerate(dataset["detector"].values):
+        if not np.isfinite(fraction[column]):
+            continue
+        detected, flagged, both = (float(values[column]) for values in summed.values())
+        confirmed = 100 * both / flagged if flagged else np.nan
+        values = (rate[column], fraction[column], detected, flagged, both, confirmed)
+        rows.append([str(detector), *map(format_number, values)])
+    return table(_COLUMNS, rows)

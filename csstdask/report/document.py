@@ -1,4 +1,4 @@
-"""What all pages share: one self-contained HTML document, its style, its script, its tables and numbers."""
+"""Build a self-contained HTML page: its template, its tables, and names that can be linked to."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from csstdask.core.atomic_io import write_atomic
 
-_LARGEST_TABLE = 500
+#: Rows of a table that are shown unless a caller says otherwise.
+_MAX_ROWS = 500
 
 
 @cache
@@ -27,69 +28,94 @@ def _templates() -> Environment:
     )
 
 
-def render(template: str, **values: object) -> str:
-    """Return a template of the folder ``templates`` as HTML; values are escaped."""
-    return _templates().get_template(template).render(**values)
+def render(template: str, **values: object) -> Markup:
+    """Render a template of the folder ``templates``; plain strings are escaped, `Markup` is not."""
+    return Markup(_templates().get_template(template).render(**values))  # noqa: S704  templates escape their values
 
 
-def write_document(to: Path, title: str, sections: Iterable[tuple[str, str]]) -> Path:
-    """Write sections (heading, HTML) as a page; those without content are left out."""
+def join(parts: Iterable[Markup | str]) -> Markup:
+    """Concatenate parts of a page; plain strings are escaped."""
+    return Markup().join(parts)
+
+
+def paragraphs(*lines: str) -> Markup:
+    """Return lines of text as paragraphs."""
+    return render("paragraphs.html.jinja", lines=lines)
+
+
+def write_document(to: Path, title: str, sections: Iterable[tuple[str, Markup | str]]) -> Path:
+    """Write sections (heading, content) as a page; sections without content are omitted."""
     shown = [(heading, anchor(heading), content) for heading, content in sections if content]
     write_atomic(to, render("page.html.jinja", title=title, sections=shown).encode())
     return to
 
 
-class Cell(str):
-    """A cell that is HTML already; any other text is escaped."""
+@dataclass(frozen=True)
+class Cell:
+    """A table cell that is more than plain text."""
 
-    __slots__ = ()
+    text: object
+    link: str = ""
+    """Anchor on the page that the text links to."""
+    css: str = ""
+    """Classes of the style sheet."""
+    tooltip: str = ""
+    style: str = ""
+    """CSS declarations."""
+    is_code: bool = False
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table."""
+    """A table column."""
 
     name: str
-    """What a search may call it, as in ``detector=7``."""
+    """Name for searches, as in ``detector=7``."""
     label: str
     unit: str = ""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row that can be linked to."""
+    """A table row that can be linked to."""
 
     cells: Sequence[object]
+    """Each a `Cell`, or a value that is shown as text."""
     anchor: str = ""
 
 
 def table(
-    head: Sequence[str | Column],
+    columns: Sequence[str | Column],
     rows: Iterable[Sequence[object] | Row],
     total: int | None = None,
     *,
     name: str = "",
-    most: int = _LARGEST_TABLE,
-) -> str:
+    max_rows: int = _MAX_ROWS,
+) -> Markup:
     """Return an HTML table of the first rows.
 
     Parameters
     ----------
-    head : sequence of str or Column
+    columns : sequence of str or Column
     rows : iterable
-        Values are escaped, a `Cell` is not.
+        Rows, or sequences of cells.
     total : int, optional
-        How many rows there would be.
+        Number of rows that exist; the number of omitted rows is stated below the table.
     name : str
-        Of a table that can be sorted and searched.
-    most : int
-        Rows that are shown.
+        HTML id of a table that can be sorted and searched; empty for other tables.
+    max_rows : int
+        Number of rows that are shown.
+
+    Examples
+    --------
+    >>> "<td>a &lt; b</td>" in table(["reason"], [["a < b"]])
+    True
     """
-    columns = [one if isinstance(one, Column) else Column(one, one) for one in head]
-    lines = [row if isinstance(row, Row) else Row(row) for row in islice(rows, most)]
-    cells = [(row.anchor, [(cell, isinstance(cell, Cell)) for cell in row.cells]) for row in lines]
-    more = max(0, (total or 0) - len(lines))
-    return render("table.html.jinja", columns=columns, rows=cells, more=more, name=name)
+    heads = [one if isinstance(one, Column) else Column(one, one) for one in columns]
+    shown = [row if isinstance(row, Row) else Row(row) for row in islice(rows, max_rows)]
+    lines = [(row.anchor, [cell if isinstance(cell, Cell) else Cell(cell) for cell in row.cells]) for row in shown]
+    omitted = max(0, (total or 0) - len(shown))
+    return render("table.html.jinja", columns=heads, rows=lines, omitted=omitted, name=name)
 
 
 def anchor(*parts: object) -> str:
@@ -102,10 +128,3 @@ def anchor(*parts: object) -> str:
     """
     text = "-".join(str(part) for part in parts)
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in text)
-
-
-def format_number(value: float) -> str:
-    """Return a number for people."""
-    if not np.isfinite(value):
-        return "–"
-    return f"{value:.0f}" if value == round(value) and abs(value) < 1e9 else f"{value:.4g}"

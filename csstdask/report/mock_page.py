@@ -1,12 +1,11 @@
-"""One page about a mock store: what a sceptical instrument scientist would look at before believing it.
+"""Write one page about a mock store: what an instrument scientist checks before using it.
 
-The recipe's fields, the telescope's PSF over the focal plane and over one detector, a detector with a close look at
-each of its defects and artefacts, cosmic rays beside real ones, and for stamp sets the stamps beside their truth.
+It shows the fields of the recipe, the PSF over the focal plane and over one detector, a detector with cut-outs of each
+of its defects and artefacts, cosmic rays compared with real ones, and for stamp sets the stamps with their truth.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,50 +14,67 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 import xarray as xr
-from scipy.ndimage import find_objects
+from markupsafe import Markup
+from scipy.ndimage import find_objects, label
 
 from csstdask.arrays.moments import adaptive_moments
+from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
+from scipy.ndimage import find_objects
 from csstdask.arrays.morphology import label_components
 from csstdask.core.errors import InputError
+from csstdask.evaluation.io import format_number
 from csstdask.instrument import Instrument, validate_instrument
 from csstdask.mock.event_libraries import load_event_library
 from csstdask.mock.expected_image import exposure_optics
 from csstdask.mock.psf import SUB_BANDS, OpticalState, PsfModel, energy_radius
 from csstdask.mock.recipe import Recipe
-from csstdask.report.cutouts import four_decades, grey_levels, picture
-from csstdask.report.document import format_number, table, write_document
-from csstdask.report.focal_plane import draw_focal_plane, mosaic, on_focal_plane
+from csstdask.report.document import join, paragraphs, render, table, write_document
+from csstdask.report.focal_plane import draw_focal_plane
+from csstdask.report.images import (
+    GreyLevels,
+    difference_grey_levels,
+    focal_plane_mosaic,
+    grey_levels,
+    log_grey_levels,
+    mosaic,
+    picture,
+)
 from csstdask.store.campaign_dataset import open_campaign
 from csstdask.store.stamps import open_stamps
 from csstdask.store.store_metadata import store_kind
 
 Image = npt.NDArray[Any]
 
-#: Native pixels of a PSF that are shown, and the edge of a look at a frame.
-_PSF_SHOWN, _LOOK = 14, 128
-_ACROSS = 5
-#: Edge of a detector in a picture of the focal plane [picture element].
-_THUMB = 110
+#: Side of the part of a PSF that is shown [detector pixel].
+_PSF_SIZE = 14
+#: Side of a cut-out of a frame [pixel].
+_CUTOUT = 128
+#: PSFs along each side of a detector.
+_PSFS_PER_SIDE = 5
+#: Side of a detector in a picture of the focal plane [picture element].
+_THUMBNAIL = 110
+#: Cosmic rays in a gallery, and side of the box of each [pixel].
 _EVENTS, _EVENT_BOX = 40, 24
+#: Stamps that are shown of a unit.
 _STAMPS = 8
 
 
 def write_mock_report(store: str | Path, to: str | Path, data: str | Path | None = None) -> Path:
-    """Write the page.
+    """Write the page about a mock store.
 
     Parameters
     ----------
     store : path
         A mock campaign or a stamp set.
     to : path
-        The page.
+        File of the page.
     data : path, optional
-        Folder of real cosmic-ray events, to be shown beside the mock's.
+        Folder of real cosmic-ray events, which are compared with those of the mock.
 
     Raises
     ------
     InputError
-        If the store is no mock.
+        If the store is not a mock.
     """
     path = Path(store)
     dataset = open_stamps(path) if store_kind(path) == "stamps" else open_campaign(path)
@@ -79,19 +95,16 @@ def write_mock_report(store: str | Path, to: str | Path, data: str | Path | None
     return write_document(Path(to), path.name, sections)
 
 
-def _title(path: Path, dataset: xr.Dataset, recipe: Recipe) -> str:
+def _title(path: Path, dataset: xr.Dataset, recipe: Recipe) -> Markup:
     sizes = ", ".join(f"{size} {name}" for name, size in dataset.sizes.items() if name not in ("u", "v"))
-    settings = html.escape(recipe.model_dump_json(indent=1, exclude_defaults=True))
-    return (
-        f"<h1>{html.escape(path.name)}</h1><p>A mock made of the recipe <b>{html.escape(recipe.name)}</b>: {sizes}. "
-        f"Nothing on this page was observed.</p><details><summary>The recipe</summary><pre>{settings}</pre></details>"
-    )
+    settings = recipe.model_dump_json(indent=1, exclude_defaults=True)
+    return render("mock_title.html.jinja", name=path.name, recipe=recipe, sizes=sizes, settings=settings)
 
 
-def _exposures(path: Path) -> str:
+def _exposures(path: Path) -> Markup:
     source = path / "tables" / "truth_exposures.parquet"
     if not source.is_file():
-        return ""
+        return Markup()
     rows = pq.read_table(source).to_pylist()
     names = ("exposure", "field", "split", "epoch", "generator", "cr_pixel_fraction")
     shown = (
@@ -100,20 +113,20 @@ def _exposures(path: Path) -> str:
     return table(("exposure", "field", "split", "years", "cosmic rays", "share of pixels"), shown, len(rows))
 
 
-def _middle(core: Image, fine: int) -> Image:
+def _core(core: Image, fine: int) -> Image:
     """Return the middle of a PSF at half-pixel sampling, each sample as four points of a picture."""
     step = fine // 2
-    first = len(core) // 2 - _PSF_SHOWN * step
-    half_pixels = core[first : first + 2 * _PSF_SHOWN * step : step, first : first + 2 * _PSF_SHOWN * step : step]
+    first = len(core) // 2 - _PSF_SIZE * step
+    half_pixels = core[first : first + 2 * _PSF_SIZE * step : step, first : first + 2 * _PSF_SIZE * step : step]
     return np.repeat(np.repeat(half_pixels, 2, axis=0), 2, axis=1)[::-1]
 
 
 def _psf_tile(core: Image, fine: int) -> Image:
     """Return the middle of a PSF as grey levels over four decades."""
-    return four_decades(_middle(core, fine))
+    return log_grey_levels(_core(core, fine))
 
 
-def _telescope(model: PsfModel, instrument: Instrument, recipe: Recipe) -> str:
+def _telescope(model: PsfModel, instrument: Instrument, recipe: Recipe) -> Markup:
     """Draw the PSF at the middle of each detector, at its place in the focal plane, and its numbers."""
     ny, nx = instrument.shape or recipe.frame_shape
     cores, radius, size, e = {}, {}, {}, {}
@@ -128,38 +141,38 @@ def _telescope(model: PsfModel, instrument: Instrument, recipe: Recipe) -> str:
         radius[one.id] = energy_radius(core, fine) * scale
         size[one.id] = float(moments.sigma[0]) / fine
         e[one.id] = float(np.hypot(moments.e1[0], moments.e2[0]))
-    caption = f"effective PSF at each detector's middle, {_PSF_SHOWN} pixels, four decades (CSST-PSFNet, figure 1)"
+    caption = f"effective PSF at each detector's middle, {_PSF_SIZE} pixels, four decades (CSST-PSFNet, figure 1)"
     maps = (
         draw_focal_plane(instrument, radius, "radius of 80 % of the light [arcsec]")
         + draw_focal_plane(instrument, size, "R of adaptive moments [pixel]")
         + draw_focal_plane(instrument, e, "ellipticity |e|")
     )
-    return picture(on_focal_plane(instrument, cores), caption) + maps
+    return picture(focal_plane_mosaic(instrument, cores), caption) + maps
 
 
-def _across(model: PsfModel, instrument: Instrument, recipe: Recipe) -> str:
+def _across(model: PsfModel, instrument: Instrument, recipe: Recipe) -> Markup:
     """Draw PSFs over one detector, and what differs from their mean."""
     detector = recipe.detectors[len(recipe.detectors) // 2]
     ny, nx = instrument.shape or recipe.frame_shape
-    axis = np.linspace(0.02, 0.98, _ACROSS)
+    axis = np.linspace(0.02, 0.98, _PSFS_PER_SIDE)
     grid_y, grid_x = (part.ravel() for part in np.meshgrid(axis[::-1] * ny, axis * nx, indexing="ij"))
     cores = model.cores(detector, grid_x, grid_y, SUB_BANDS // 2, OpticalState(recipe.epoch))
     fine = model.sampling(detector).fine
     shown = [_psf_tile(core, fine) for core in cores]
-    part = np.stack([_middle(core, fine) for core in cores - cores.mean(axis=0)])
-    reach = np.percentile(abs(part), 99.9)
-    differences = np.asarray(255 * np.clip(part / reach / 2 + 0.5, 0, 1), dtype=np.uint8)
-    rows = [slice(i * _ACROSS, (i + 1) * _ACROSS) for i in range(_ACROSS)]
+    part = np.stack([_core(core, fine) for core in cores - cores.mean(axis=0)])
+    limit = np.percentile(abs(part), 99.9)
+    differences = difference_grey_levels(part, limit)
+    rows = [slice(i * _PSFS_PER_SIDE, (i + 1) * _PSFS_PER_SIDE) for i in range(_PSFS_PER_SIDE)]
     return picture(mosaic([shown[row] for row in rows]), f"detector {detector}: PSF, four decades") + picture(
         mosaic([list(differences[row]) for row in rows]), "minus their mean"
     )
 
 
-def _frame(path: Path, dataset: xr.Dataset, instrument: Instrument) -> str:
+def _frame(path: Path, dataset: xr.Dataset, instrument: Instrument) -> Markup:
     """Draw one unit whole, and the places of any unit where most pixels have a flag."""
     places = np.argwhere(dataset["present"].values)
     if not len(places):
-        return "<p>No unit is there yet.</p>"
+        return paragraphs("No unit has been rendered yet.")
     figures = [_first_exposure(dataset, instrument, int(places[0][0]))]
     row, column = (int(index) for index in places[0])
     sci = dataset["sci"].isel(exposure=row, detector=column).values
@@ -180,18 +193,18 @@ def _frame(path: Path, dataset: xr.Dataset, instrument: Instrument) -> str:
         figures.append(picture(grey_levels(look, *_levels(look)), f"{name}: {what.replace('_', ' ')}, {count} pixels"))
     if (path / "tables" / "truth_sources.parquet").is_file():  # slitless mocks have none
         figures.append(_sources(path, dataset))
-    return "".join(figures)
+    return join(figures)
 
 
-def _first_exposure(dataset: xr.Dataset, instrument: Instrument, row: int) -> str:
+def _first_exposure(dataset: xr.Dataset, instrument: Instrument, row: int) -> Markup:
     """Draw every detector of an exposure at its place in the focal plane, each with grey levels of its own."""
-    step = max(1, max(dataset.sizes["y"], dataset.sizes["x"]) // _THUMB)
+    step = max(1, max(dataset.sizes["y"], dataset.sizes["x"]) // _THUMBNAIL)
     tiles = {}
     for column in np.flatnonzero(dataset["present"].values[row]).tolist():
         look = dataset["sci"].isel(exposure=row, detector=column).values[::step, ::step]
         tiles[int(dataset["detector"].values[column])] = grey_levels(look, *_levels(look))
     name = f"{dataset['exposure'].values[row]}: the focal plane"
-    return picture(on_focal_plane(instrument, tiles), name)
+    return picture(focal_plane_mosaic(instrument, tiles), name)
 
 
 def _levels(image: Image) -> tuple[float, float]:
@@ -201,7 +214,7 @@ def _levels(image: Image) -> tuple[float, float]:
 
 def _fullest(mask: npt.NDArray[np.bool_]) -> tuple[int, slice, slice]:
     """Return the look with most pixels of a mask, on a coarse grid."""
-    side = min(_LOOK, *mask.shape)
+    side = min(_CUTOUT, *mask.shape)
     rows, columns = mask.shape[0] // side, mask.shape[1] // side
     blocks = mask[: rows * side, : columns * side].reshape(rows, side, columns, side).sum(axis=(1, 3))
     i, j = np.unravel_index(int(np.argmax(blocks)), blocks.shape)
@@ -212,11 +225,11 @@ def _fullest(mask: npt.NDArray[np.bool_]) -> tuple[int, slice, slice]:
     )
 
 
-def _sources(path: Path, dataset: xr.Dataset) -> str:
+def _sources(path: Path, dataset: xr.Dataset) -> Markup:
     """Draw the largest galaxy and the brightest star, if they are whole."""
     sources = pq.read_table(path / "tables" / "truth_sources.parquet").to_pandas()
     ny, nx = dataset.sizes["y"], dataset.sizes["x"]
-    half = min(_LOOK, ny, nx) // 2
+    half = min(_CUTOUT, ny, nx) // 2
     inside = sources[sources.x.between(half, nx - half - 1) & sources.y.between(half, ny - half - 1)]
     figures = []
     for what, part, key in (
@@ -230,12 +243,12 @@ def _sources(path: Path, dataset: xr.Dataset) -> str:
         window = {"y": slice(y - half, y + half), "x": slice(x - half, x + half)}
         look = dataset["sci"].sel(exposure=one.exposure, detector=one.detector).isel(window).values
         figures.append(picture(grey_levels(look, *_levels(look)), f"{what}: {one.mag:.1f} mag in its band"))
-    return "".join(figures)
+    return join(figures)
 
 
 def events_of(charge: Image, most: int) -> list[Image]:
     """Return cut-outs of isolated events that fit into a box, spread over their sizes."""
-    regions, _ = label_components(charge > 0)
+    regions, _ = label(charge > 0, EIGHT_NEIGHBOURS)
     found = []
     for number_, place in enumerate(find_objects(regions), start=1):
         one = charge[place] * (regions[place] == number_)
@@ -245,20 +258,20 @@ def events_of(charge: Image, most: int) -> list[Image]:
     return [found[i] for i in np.linspace(0, len(found) - 1, min(most, len(found))).astype(int)]
 
 
-def _gallery(events: Sequence[Image], caption: str) -> str:
-    tiles: list[Image | None] = []
+def _gallery(events: Sequence[Image], caption: str) -> Markup:
+    tiles: list[GreyLevels | None] = []
     for event in events:
         canvas = np.zeros((_EVENT_BOX, _EVENT_BOX))
         y, x = ((_EVENT_BOX - length) // 2 for length in event.shape)
         canvas[y : y + event.shape[0], x : x + event.shape[1]] = event
         tiles.append(grey_levels(canvas, 0, float(np.percentile(event[event > 0], 95))))
     if not tiles:
-        return ""
+        return Markup()
     tiles += [None] * (-len(tiles) % 8)
     return picture(mosaic([tiles[i : i + 8] for i in range(0, len(tiles), 8)]), caption)
 
 
-def _cosmic_rays(path: Path, dataset: xr.Dataset, data: Path | None) -> str:
+def _cosmic_rays(path: Path, dataset: xr.Dataset, data: Path | None) -> Markup:
     """Draw isolated events of one unit for each generator, and real ones beside them."""
     truth = xr.open_zarr(path, group="truth", chunks={})
     exposures = pq.read_table(path / "tables" / "truth_exposures.parquet").to_pylist()
@@ -270,7 +283,7 @@ def _cosmic_rays(path: Path, dataset: xr.Dataset, data: Path | None) -> str:
             continue
         seen.add(name)
         charge = truth["cr"].isel(exposure=row, detector=column).values
-        regions, n = label_components(charge > 0)
+        regions, n = label(charge > 0, EIGHT_NEIGHBOURS)
         if n == 0:
             continue
         each = np.bincount(regions.ravel(), charge.ravel())[1:]
@@ -285,15 +298,15 @@ def _cosmic_rays(path: Path, dataset: xr.Dataset, data: Path | None) -> str:
         charge = library.scatter(np.random.default_rng(1), (1500, 1500), 0.003)
         figures.append(_gallery(events_of(charge, _EVENTS), f"real: {library.name}"))
     head = ("", "events", "log charge [e-]: 16 %", "50 %", "84 %", "pixels: 16 %", "50 %", "84 %", "share of pixels")
-    note = "<p>Events of a mock are connected pixels, so that two that touch count as one.</p>"
-    return "".join(figures) + table(head, rows) + note
+    note = "An event of a mock is a set of connected pixels: two events that touch count as one."
+    return join([*figures, table(head, rows), paragraphs(note)])
 
 
 def _spread(values: npt.NDArray[Any]) -> list[str]:
     return [format_number(round(float(value), 2)) for value in np.percentile(values, [16, 50, 84])]
 
 
-def _stamps(dataset: xr.Dataset) -> str:
+def _stamps(dataset: xr.Dataset) -> Markup:
     """Draw some stamps of some units, beside their truth."""
     figures = []
     counts = dataset["n_stamps"].values
@@ -305,12 +318,12 @@ def _stamps(dataset: xr.Dataset) -> str:
         names = ["sci", "truth_sci", *(["truth_psf"] if "truth_psf" in one else ["truth_cr"])]
         planes = {name: one[name].values for name in names}
         for name in names:
-            tiles: list[Image | None] = [grey_levels(tile, *_stamp_levels(tile, name)) for tile in planes[name]]
+            tiles: list[GreyLevels | None] = [grey_levels(tile, *_stamp_levels(tile, name)) for tile in planes[name]]
             what = f"{dataset['exposure'].values[row]} / {dataset['detector'].values[column]}"
             tiles += [None] * (-len(tiles) % 4)
             rows = [tiles[i : i + 4] for i in range(0, len(tiles), 4)]
             figures.append(picture(mosaic(rows), f"{what}: {name.replace('_', ' ')}"))
-    return "".join(figures)
+    return join(figures)
 
 
 def _stamp_levels(tile: Image, name: str) -> tuple[float, float]:

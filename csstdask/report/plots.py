@@ -1,153 +1,107 @@
-"""Plots with matplotlib, as SVG inside the page: the optional extra ``plot``.
-
-Text and axes have the colour of the page's text, so that a plot is readable on a dark page.
-"""
+"""Draw the plots of the report: rates over time, spectra of events, rho statistics."""
 
 from __future__ import annotations
 
-import html
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
 
-from csstdask.core.optional import install_hint
+from csstdask.report.figures import COLOURS, plot, svg_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Float = npt.NDArray[np.float64]
 
-#: Stands for the colour of the page's text until the SVG is written; no plot uses it otherwise.
-_INK = "#010203"
-_WIDTH, _HEIGHT = 7.0, 3.2
-#: Readable on white and on black.
-_COLOURS = ("#3b82d6", "#d9622b", "#2a9d5c", "#b565c9", "#9a8a1c", "#d64570", "#1b9aaa", "#888888")
-#: Number of detectors that are drawn in separate colours.
-_MOST_CURVES = 8
-#: Exposures that are drawn: of a larger run every n-th.
-_MOST_EXPOSURES = 500
-
-
-def plot(draw: Callable[[Axes], None], caption: str, name: str) -> str:
-    """Return a figure of one pair of axes; a line that says what to install where matplotlib is missing.
-
-    Parameters
-    ----------
-    draw : callable
-        Given the axes.
-    caption : str
-    name : str
-        Of the figure; unlike those of other figures of the page.
-    """
-    label = html.escape(caption)
-    if find_spec("matplotlib") is None:
-        return f'<p class="note">{label}: not drawn, matplotlib is missing: {html.escape(install_hint("plot"))}.</p>'
-    import matplotlib as mpl  # noqa: PLC0415
-    from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    colours = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    style: dict[Any, Any] = {
-        **dict.fromkeys(colours, _INK),
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
-        "font.size": 9.0,
-    }
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
-        canvas = FigureCanvasSVG(figure)
-        axes = figure.subplots()
-        axes.patch.set_alpha(0)
-        figure.patch.set_alpha(0)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        axes.set_prop_cycle(color=_COLOURS)
-        draw(axes)
-        buffer = io.StringIO()
-        canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})
-    return f'<figure class="plot">{_inline(buffer.getvalue(), name, label)}<figcaption>{label}</figcaption></figure>'
-
-
-def _inline(svg: str, name: str, label: str) -> str:
-    """Return an SVG file as an element of a page: names that are the figure's own, the page's colour of text."""
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+#: Number of detectors that are drawn separately; of more, the median and the central 68 % are drawn.
+_MAX_CURVES = 8
+#: Exposures that are drawn; of more, every n-th.
+_MAX_EXPOSURES = 500
+#: Bins of a spectrum that are drawn as one: it is recorded in bins that are narrower than needed here.
+_REBIN = 5
+_SPECTRUM_SIZE = (4.7, 2.4)
 
 
 def plot_rates(
     times: npt.NDArray[Any], rates: Float, detectors: Sequence[int], limits: tuple[float, float] | None
-) -> str:
-    """Plot the rate of cosmic-ray events of each detector over time.
+) -> Markup:
+    """Plot the rate of cosmic-ray events of each detector over time; nothing with fewer than two exposures.
 
     Parameters
     ----------
     times : datetime64 array (exposure,)
-        NaT where unknown: then exposures stand in their order.
+        Start of each exposure. If one is NaT, the exposures are numbered instead.
     rates : float64 array (exposure, detector)
-        [s-1 cm-2]
+        Events per second and area [s-1 cm-2].
     detectors : sequence of int
-        Ids.
+        Ids of the detectors.
     limits : (float, float), optional
-        What is expected.
+        Expected range of the rates.
     """
-    known = np.flatnonzero(np.isfinite(rates).any(axis=1))
-    if len(known) < 2:
-        return ""
-    every = -(-len(known) // _MOST_EXPOSURES)
-    known = known[::every]
-    dated = not np.isnat(times[known]).any() and len(np.unique(times[known])) > 1
-    x = times[known] if dated else known
+    rows = np.flatnonzero(np.isfinite(rates).any(axis=1))
+    if len(rows) < 2:
+        return Markup()
+    step = -(-len(rows) // _MAX_EXPOSURES)
+    rows = rows[::step]
+    has_times = not np.isnat(times[rows]).any() and len(np.unique(times[rows])) > 1
+    x = times[rows] if has_times else rows
 
     def draw(axes: Axes) -> None:
         from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: PLC0415
 
-        columns = [column for column in range(len(detectors)) if np.isfinite(rates[known, column]).any()]
-        if len(columns) <= _MOST_CURVES:
+        columns = [column for column in range(len(detectors)) if np.isfinite(rates[rows, column]).any()]
+        if len(columns) <= _MAX_CURVES:
             for column in columns:
-                axes.plot(x, rates[known, column], "o", ms=3.5, label=f"detector {detectors[column]}")
+                axes.plot(x, rates[rows, column], "o", ms=3.5, label=f"detector {detectors[column]}")
         else:
-            low, middle, high = np.nanpercentile(rates[known], [16, 50, 84], axis=1)
-            axes.errorbar(x, middle, [middle - low, high - middle], fmt="o", ms=3.5, label="median, 68 % of detectors")
+            low, median, high = np.nanpercentile(rates[rows], [16, 50, 84], axis=1)
+            errors = [median - low, high - median]
+            axes.errorbar(x, median, errors, fmt="o", ms=3.5, label="median, 68 % of detectors")
         if limits is not None:
-            axes.axhspan(*limits, alpha=0.12, color=_COLOURS[2], lw=0, label="expected")
+            axes.axhspan(*limits, alpha=0.12, color=COLOURS[2], lw=0, label="expected")
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("time (UTC)" if dated else "number of the exposure")
-        if dated:
+        axes.set_xlabel("time (UTC)" if has_times else "number of the exposure")
+        if has_times:
             locator = AutoDateLocator()
             axes.xaxis.set_major_locator(locator)
             axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         axes.set_ylabel("cosmic-ray events [s⁻¹ cm⁻²]")
         axes.legend(frameon=False, ncols=4, loc="lower right", fontsize=8)
 
-    sampled = f", one exposure in {every}" if every > 1 else ""
+    sampled = f", one exposure in {step}" if step > 1 else ""
     return plot(draw, f"Rate of cosmic-ray events over time{sampled}", "plot-rates")
 
 
-def plot_rho(found: Mapping[str, Float], names: Sequence[str], separation: Float, unit: str) -> str:
-    """Plot the rho statistics of held-out stars over their separation; negative values are hollow."""
-    shown = {name: np.isfinite(found[name]) & (found[name] != 0) & (separation > 0) for name in names}
+def plot_rho(statistics: Mapping[str, Float], names: Sequence[str], separation: Float, unit: str) -> Markup:
+    """Plot the rho statistics of held-out stars over their separation; negative values are hollow.
+
+    Parameters
+    ----------
+    statistics : mapping
+        Values (bin,) by name, as `csstdask.metrics.rho_statistics.rho_statistics` returns them.
+    names : sequence of str
+        Statistics that are drawn.
+    separation : float64 array (bin,)
+        Mean separation of the pairs of each bin.
+    unit : str
+        Unit of the separations.
+    """
+    shown = {name: np.isfinite(statistics[name]) & (statistics[name] != 0) & (separation > 0) for name in names}
     if not any(use.any() for use in shown.values()):
-        return ""
+        return Markup()
 
     def draw(axes: Axes) -> None:
-        for place, name in enumerate(names):
-            colour, use = _COLOURS[place], shown[name]
+        for colour, (name, use) in zip(COLOURS, shown.items(), strict=False):
             if not use.any():
                 continue
-            size = np.abs(found[name][use])
-            filled = found[name][use] > 0
+            size, positive = np.abs(statistics[name][use]), statistics[name][use] > 0
             axes.plot(separation[use], size, "-", color=colour, lw=1, label=f"ρ{name.removeprefix('rho')}")
-            axes.plot(separation[use][filled], size[filled], "o", color=colour, ms=4)
-            axes.plot(separation[use][~filled], size[~filled], "o", color=colour, ms=4, mfc="none")
+            axes.plot(separation[use][positive], size[positive], "o", color=colour, ms=4)
+            axes.plot(separation[use][~positive], size[~positive], "o", color=colour, ms=4, mfc="none")
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel(f"separation [{unit}]")
@@ -155,3 +109,36 @@ def plot_rho(found: Mapping[str, Float], names: Sequence[str], separation: Float
         axes.legend(frameon=False, ncols=5, fontsize=8)
 
     return plot(draw, "Rho statistics of held-out stars; hollow: negative", "plot-rho")
+
+
+def plot_spectrum(name: str, edges: Float, curves: Mapping[str, npt.NDArray[np.int64]], label: str) -> Markup:
+    """Plot histograms, each as fractions of its own sum.
+
+    Parameters
+    ----------
+    name : str
+        Name of the quantity.
+    edges : float64 array (n + 1,)
+        Bin edges: log10 of the quantity.
+    curves : mapping
+        Counts (n,) of each curve.
+    label : str
+        Quantity and unit: label of the axis, and caption.
+    """
+    first = np.arange(0, len(edges) - 1, _REBIN)
+    wide_edges = 10.0 ** edges[[*first, len(edges) - 1]]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((0.16, 0.21, 0.81, 0.75))
+        axes.patch.set_alpha(0)
+        for colour, (curve, counts) in zip(COLOURS, curves.items(), strict=False):
+            fraction = np.add.reduceat(counts, first) / max(1, int(counts.sum()))
+            axes.stairs(fraction, wide_edges, color=colour, label=curve)
+        axes.set_xscale("log")
+        axes.set_xlabel(label)
+        axes.set_ylabel("fraction of events")
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+
+    return svg_figure(draw, label, f"spectrum-{name}", size=_SPECTRUM_SIZE, css="drawing")

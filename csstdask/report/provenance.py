@@ -1,4 +1,4 @@
-"""Where a run comes from: when, which camera, what command, which versions and models."""
+"""Show where a run comes from: dates, camera, commands, versions and models."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from csstdask.instrument import Instrument
 from csstdask.nn.models import find_card
@@ -19,19 +21,19 @@ from csstdask.report.document import render, table
 
 def show_provenance(
     root: Path, attributes: Mapping[str, Any], planes: Iterable[str], plan: Plan, instrument: Instrument
-) -> str:
-    """Return the block about the origin of a run.
+) -> Markup:
+    """Return the section about the origin of a run.
 
     Parameters
     ----------
     root : Path
-        The run's store.
+        Store of the run.
     attributes : mapping
-        Those of the store.
+        Attributes of the store.
     planes : iterable of str
-        For each unit which HDU each plane was read from, as JSON.
+        For each unit the HDU that each plane was read from, as JSON.
     plan : Plan
-        That the run remembers.
+        Plan of the run.
     instrument : Instrument
     """
     campaign = plan.campaign.path
@@ -41,7 +43,7 @@ def show_provenance(
         ("run", str(root.resolve())),
         ("campaign", str(campaign.resolve())),
         ("camera", camera),
-        ("planes read", _planes_read(planes)),
+        ("planes read", planes_read(planes)),
         ("units recorded", _dates(root)),
         ("steps", ", ".join(attributes.get("steps", []))),
         ("fingerprint", plan.fingerprint),
@@ -58,8 +60,8 @@ def show_provenance(
     )
 
 
-def _planes_read(planes: Iterable[str]) -> str:
-    """Count where the planes of all units were found, and what decided it."""
+def planes_read(planes: Iterable[str]) -> str:
+    """Return how many units each plane was read from which HDU, and how it was identified."""
     found: Counter[str] = Counter()
     for record in filter(None, planes):
         for role, plane in json.loads(record).items():
@@ -72,7 +74,7 @@ def _planes_read(planes: Iterable[str]) -> str:
 
 
 def _dates(root: Path) -> str:
-    """Return when the first and the last unit were recorded; times lie in no array and no attribute of a run."""
+    """Return when the first and the last unit were recorded: the times of the files of the ledger."""
     times = [path.stat().st_mtime for path in (root / "ledger").glob("*/*.json")]
     if not times:
         return "none"
@@ -81,7 +83,7 @@ def _dates(root: Path) -> str:
 
 
 def _models(plan: Plan) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the models of a run: step, name, version, SHA-256 of the weights or of a classical method's card."""
+    """Yield step, name, version and SHA-256 of the models of a run; of classical methods the SHA-256 of the card."""
     steps = {step.name for step in plan.steps}
     for (part, key), task in MODEL_SETTINGS.items():
         name = getattr(getattr(plan.config, part), key)

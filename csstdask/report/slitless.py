@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from markupsafe import Markup
 
 from csstdask.core.errors import StoreError
+from csstdask.evaluation.io import format_number
 from csstdask.flux.flat import Flat
 from csstdask.pipeline.calibrations import current_flat
 from csstdask.pipeline.export_spectra import calibrate
 from csstdask.pipeline.status import Summary, load_plan
-from csstdask.report.cutouts import picture
-from csstdask.report.document import format_number, table
-from csstdask.report.focal_plane import mosaic
-from csstdask.report.plots import plot
+from csstdask.report.document import join, table
+from csstdask.report.figures import plot
+from csstdask.report.images import difference_grey_levels, mosaic, picture
 from csstdask.store.tables import read_table, table_path
 
 if TYPE_CHECKING:
@@ -32,20 +33,20 @@ _SLICES = 5
 _SLICE_PIXELS = 96
 _EXAMPLES = 4
 """Stars whose calibrated spectra are shown."""
-_MOST_UNITS = 200
+_MAX_UNITS = 200
 """Units whose tables are read: of a larger run every n-th exposure."""
 
 
-def draw_slitless(dataset: xr.Dataset, run: str | Path, summary: Summary) -> str:
+def draw_slitless(dataset: xr.Dataset, run: str | Path, summary: Summary) -> Markup:
     """Return the state of the reductions, the cubes and the spectra; an empty text without slitless frames."""
     if "n_spectra" not in dataset or not (dataset["n_spectra"] > 0).any():
-        return ""
+        return Markup()
     flats = list(_flats(dataset, Path(run)))
     parts = [_states(summary, flats), *_cubes(flats)]
     units = list(_tables(dataset, Path(run)))
     if units:
         parts += [_shifts(units), _examples(units, dict(flats))]
-    return "".join(parts)
+    return join(parts)
 
 
 def _flats(dataset: xr.Dataset, root: Path) -> Iterator[tuple[int, Flat]]:
@@ -58,7 +59,7 @@ def _flats(dataset: xr.Dataset, root: Path) -> Iterator[tuple[int, Flat]]:
                 yield int(detector), flat
 
 
-def _states(summary: Summary, flats: Sequence[tuple[int, Flat]]) -> str:
+def _states(summary: Summary, flats: Sequence[tuple[int, Flat]]) -> Markup:
     """Return how the reductions stand, and the precision of each cube, as tables."""
     states = table(
         ("reduction", "state", "inputs", "left out (other settings)", "failed detectors"),
@@ -97,7 +98,7 @@ def _states(summary: Summary, flats: Sequence[tuple[int, Flat]]) -> str:
     return states + (table(head, rows) if rows else "")
 
 
-def _cubes(flats: Sequence[tuple[int, Flat]]) -> Iterator[str]:
+def _cubes(flats: Sequence[tuple[int, Flat]]) -> Iterator[Markup]:
     """Yield slices of the cubes, the sensitivities, and the errors of the flats."""
     if not flats:
         return
@@ -107,9 +108,8 @@ def _cubes(flats: Sequence[tuple[int, Flat]]) -> Iterator[str]:
         chosen = flat.wavelength[np.linspace(0, len(flat.wavelength) - 1, _SLICES + 2).round().astype(int)[1:-1]]
         rows = max(8, round(_SLICE_PIXELS * min(1.0, ny / nx)))
         planes = flat.planes(np.linspace(0, nx - 1, _SLICE_PIXELS), np.linspace(0, ny - 1, rows), chosen)
-        reach = max(float(np.abs(planes - 1).max()), 1e-6)
-        levels = np.asarray(255 * np.clip((planes - 1) / reach / 2 + 0.5, 0, 1), dtype=np.uint8)
-        lines.append([level[::-1] for level in levels])
+        limit = max(float(np.abs(planes - 1).max()), 1e-6)
+        lines.append([levels[::-1] for levels in difference_grey_levels(planes - 1, limit)])
     names = ", ".join(str(detector) for detector, _ in flats)
     yield picture(
         mosaic(lines),
@@ -146,7 +146,7 @@ def _cubes(flats: Sequence[tuple[int, Flat]]) -> Iterator[str]:
 def _tables(dataset: xr.Dataset, root: Path) -> Iterator[tuple[int, dict[str, npt.NDArray[Any]]]]:
     """Yield the tables of spectra of a run's units, with their detectors."""
     known = np.asarray(dataset["n_spectra"].values > 0)
-    every = max(1, -(-int(known.sum()) // _MOST_UNITS))
+    every = max(1, -(-int(known.sum()) // _MAX_UNITS))
     for row, column in np.argwhere(known):
         if row % every == 0:
             detector = int(dataset["detector"].values[column])
@@ -155,7 +155,7 @@ def _tables(dataset: xr.Dataset, root: Path) -> Iterator[tuple[int, dict[str, np
                 yield detector, read_table(path)
 
 
-def _shifts(units: Sequence[tuple[int, dict[str, npt.NDArray[Any]]]]) -> str:
+def _shifts(units: Sequence[tuple[int, dict[str, npt.NDArray[Any]]]]) -> Markup:
     """Plot the measured shifts along the dispersion over the field of each detector."""
     detectors = sorted({detector for detector, _ in units})
 
@@ -175,7 +175,7 @@ def _shifts(units: Sequence[tuple[int, dict[str, npt.NDArray[Any]]]]) -> str:
     return plot(draw, "wavelength shift of each star against the nominal solution", "wavelength-shift")
 
 
-def _examples(units: Sequence[tuple[int, dict[str, npt.NDArray[Any]]]], flats: dict[int, Flat]) -> str:
+def _examples(units: Sequence[tuple[int, dict[str, npt.NDArray[Any]]]], flats: dict[int, Flat]) -> Markup:
     """Plot calibrated spectra of the stars with the highest signal-to-noise ratio of some detectors."""
     chosen: list[tuple[int, str, Float, Float, Float]] = []
     for detector in sorted(flats)[:_EXAMPLES]:
@@ -192,7 +192,7 @@ def _examples(units: Sequence[tuple[int, dict[str, npt.NDArray[Any]]]], flats: d
             flux, error = calibrate(lists, flats[detector])
             chosen.append((detector, str(one["id"][index]), lists["wavelength"][0], flux[0], error[0]))
     if not chosen:
-        return ""
+        return Markup()
 
     def draw(axes: Axes) -> None:
         for detector, name, wavelength, flux, error in chosen:

@@ -1,4 +1,4 @@
-"""The tables of a run's units: what a person reads first, and all metrics."""
+"""List the units of a run: a table of the main metrics, and one of all metrics."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from markupsafe import Markup
 
 from csstdask.engine.work_units import Unit
+from csstdask.evaluation.io import format_number
+from csstdask.evaluation.run_requirements import OVERLAP_FRACTION
 from csstdask.pipeline.status import Summary
-from csstdask.report.document import Cell, Column, Row, anchor, format_number, render, table
-from csstdask.report.requirements import OVERLAP_FRACTION
+from csstdask.report.document import Cell, Column, Row, anchor, render, table
 
-#: Units that are listed.
-MOST_UNITS = 2000
+#: Units that are listed; deviating and failed units first.
+MAX_UNITS = 2000
 
 
 @dataclass(frozen=True)
 class _Metric:
-    """How one metric is shown."""
+    """Label, unit and scale of a metric."""
 
     label: str
     unit: str = ""
     factor: float = 1.0
 
 
-#: Metrics with their units; `{sci}` is that of the campaign's pixels. Those of the first table come first.
+#: Metrics of the first table; ``{sci}`` stands for the unit of the pixels of the campaign.
 _READABLE = {
     "cr_fraction": _Metric("pixels hit", "%", 100.0),
     "cr_rate": _Metric("cosmic rays", "s⁻¹ cm⁻²"),
@@ -56,7 +58,7 @@ _FURTHER = {
     "psf_wavefront_rms": _Metric("wavefront rms", "nm"),
     "zp": _Metric("zero point", "mag"),
     "zp_sigma": _Metric("1 σ of the zero point", "mmag", 1000.0),
-    "zp_solve": _Metric("zero point of its own stars", "mag"),
+    "zp_solve": _Metric("zero point from stars alone", "mag"),
     "zp_solve_sigma": _Metric("1 σ of that", "mmag", 1000.0),
     "zp_n_used": _Metric("stars of the zero point"),
     "zp_color_term": _Metric("colour term"),
@@ -66,30 +68,30 @@ _FURTHER = {
 
 @dataclass(frozen=True)
 class UnitStates:
-    """What `csstdask.report.requirements.outside` says of each unit."""
+    """What `csstdask.evaluation.run_requirements.outside` says of each unit."""
 
     hits: npt.NDArray[np.int8]
     rates: npt.NDArray[np.int8]
 
 
 def unit_anchor(unit: Unit) -> str:
-    """Return the name of a unit's row."""
+    """Return the anchor of the row of a unit."""
     return anchor("unit", unit.exposure, unit.detector)
 
 
-def show_units(dataset: xr.Dataset, summary: Summary, sci_units: str, lights: UnitStates | None) -> str:
-    """Return the two tables of a run's units.
+def show_units(dataset: xr.Dataset, summary: Summary, sci_units: str, states: UnitStates | None) -> Markup:
+    """Return two tables of the units: the main metrics, and all metrics.
 
     Parameters
     ----------
     dataset : xarray.Dataset
-        The run, with ``cr_rate`` where that is known.
+        The run, with ``cr_rate`` where it is known.
     summary : Summary
-        Whose failures have rows as well.
+        State of the run; failed units have rows as well.
     sci_units : str
-        Of the campaign's pixels.
-    lights : UnitLights, optional
-        By default cosmic rays are not judged.
+        Unit of the pixels of the campaign.
+    states : UnitStates, optional
+        How the cosmic rays of the units compare with the expectation; by default they are not compared.
     """
     names = [
         str(name)
@@ -97,13 +99,13 @@ def show_units(dataset: xr.Dataset, summary: Summary, sci_units: str, lights: Un
         if dataset[name].dims == ("exposure", "detector") and dataset[name].dtype == "f8"
     ]
     if not names:
-        return ""
+        return Markup()
     failed = {Unit(item["exposure"], item["detector"]): str(item["step"]) for item in summary.failures}
-    known, odd = _marked(dataset, names, failed, lights)
+    known, odd = _marked(dataset, names, failed, states)
     listed = np.argwhere(known)
     total = len(listed)
-    if total > MOST_UNITS:  # those that deserve a look are kept
-        kept = np.argsort(~odd[known], kind="stable")[:MOST_UNITS]
+    if total > MAX_UNITS:
+        kept = np.argsort(~odd[known], kind="stable")[:MAX_UNITS]
         listed = listed[np.sort(kept)]
     readable = [name for name in _READABLE if name in names]
     everything = [*readable, *(name for name in _FURTHER if name in names)]
@@ -116,27 +118,27 @@ def show_units(dataset: xr.Dataset, summary: Summary, sci_units: str, lights: Un
     ]
     main = table(
         [*base, *(_column(name, sci_units) for name in readable)],
-        _rows(dataset, listed, readable, failed, lights, all_done=summary.pending == 0, anchored=True),
+        _rows(dataset, listed, readable, failed, states, all_done=summary.pending == 0, anchored=True),
         total,
         name="units-main",
-        most=MOST_UNITS,
+        max_rows=MAX_UNITS,
     )
     full = table(
         [*base, *(_column(name, sci_units) for name in everything)],
-        _rows(dataset, listed, everything, failed, lights, all_done=summary.pending == 0, anchored=False),
+        _rows(dataset, listed, everything, failed, states, all_done=summary.pending == 0, anchored=False),
         total,
         name="units-all",
-        most=MOST_UNITS,
+        max_rows=MAX_UNITS,
     )
     return render("units.html.jinja", main=main, everything=full)
 
 
 def _marked(
-    dataset: xr.Dataset, names: list[str], failed: dict[Unit, str], lights: UnitStates | None
+    dataset: xr.Dataset, names: list[str], failed: dict[Unit, str], states: UnitStates | None
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Return which units have a metric or failed, and which of them failed or are not as expected."""
+    """Return which units are known (have a metric, or failed), and which of them deviate (or failed)."""
     known = np.any([np.isfinite(dataset[name].values) for name in names], axis=0)
-    odd = np.zeros_like(known) if lights is None else (lights.hits != 0) | (lights.rates != 0)
+    odd = np.zeros_like(known) if states is None else (states.hits != 0) | (states.rates != 0)
     exposures = {str(name): row for row, name in enumerate(dataset["exposure"].values)}
     detectors = {int(detector): column for column, detector in enumerate(dataset["detector"].values)}
     for unit in failed:
@@ -145,10 +147,10 @@ def _marked(
     return known | odd, odd
 
 
-def _state(dataset: xr.Dataset, place: tuple[int, int], *, all_done: bool) -> str:
-    """Return whether a unit that did not fail is done; nothing where the run does not say."""
+def _state(dataset: xr.Dataset, position: tuple[int, int], *, all_done: bool) -> str:
+    """Return the state of a unit that did not fail; a dash for runs that do not record it."""
     if "done" in dataset.coords:
-        return "done" if bool(dataset["done"].values[place]) else "pending"
+        return "done" if bool(dataset["done"].values[position]) else "pending"
     return "done" if all_done else "–"
 
 
@@ -166,7 +168,7 @@ def _rows(
     listed: npt.NDArray[np.int64],
     names: list[str],
     failed: dict[Unit, str],
-    lights: UnitStates | None,
+    states: UnitStates | None,
     *,
     all_done: bool,
     anchored: bool,
@@ -176,25 +178,26 @@ def _rows(
     fraction = dataset["cr_fraction"].values if "cr_fraction" in dataset else None
     for row, column in listed.tolist():
         unit = Unit(str(exposures[row]), int(detectors[column]))
-        place = row, column
-        state = Cell('<td class="fail">failed</td>') if unit in failed else _state(dataset, place, all_done=all_done)
-        cells: list[object] = [unit.exposure, unit.detector, bands[place], state]
-        overlap = fraction is not None and bool(fraction[place] > OVERLAP_FRACTION)
+        position = row, column
+        state = Cell("failed", css="fail") if unit in failed else _state(dataset, position, all_done=all_done)
+        cells: list[object] = [unit.exposure, unit.detector, bands[position], state]
+        overlap = fraction is not None and bool(fraction[position] > OVERLAP_FRACTION)
         for name in names:
-            value = float(values[name][place])
+            value = float(values[name][position])
             side = 0
-            if lights is not None and name == "cr_fraction":
-                side = int(lights.hits[place])
-            elif lights is not None and name == "cr_rate":
-                side = int(lights.rates[place])
+            if states is not None and name == "cr_fraction":
+                side = int(states.hits[position])
+            elif states is not None and name == "cr_rate":
+                side = int(states.rates[position])
             cells.append(_cell(value, side, overlap=name == "cr_rate" and overlap))
         yield Row(cells, unit_anchor(unit) if anchored else "")
 
 
-def _cell(value: float, side: int, *, overlap: bool) -> str:
+def _cell(value: float, side: int, *, overlap: bool) -> Cell:
+    """Return the cell of a metric: marked if it deviates, or if it is a lower limit."""
+    text = format_number(value)
     if side:
-        word = "above" if side > 0 else "below"
-        return Cell(f'<td class="fail" title="{word} what is expected">{format_number(value)}</td>')
+        return Cell(text, css="fail", tooltip=f"{'above' if side > 0 else 'below'} the expected range")
     if overlap:
-        return Cell(f'<td class="note" title="a lower limit: events overlap">{format_number(value)}</td>')
-    return format_number(value)
+        return Cell(text, css="note", tooltip="a lower limit: events overlap")
+    return Cell(text)

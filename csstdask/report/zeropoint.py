@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from markupsafe import Markup
 
 from csstdask.engine.work_units import Unit
+from csstdask.evaluation.io import format_number
 from csstdask.pipeline.calibrations import current_zero_points
 from csstdask.pipeline.reductions.zeropoints import METHOD_ARRAY, ZEROPOINTS
 from csstdask.pipeline.status import Summary, load_plan
 from csstdask.pipeline.steps.zeropoint import ZEROPOINT_STARS
-from csstdask.report.document import Cell, format_number, table
-from csstdask.report.plots import plot
+from csstdask.report.document import Cell, join, paragraphs, table
+from csstdask.report.figures import plot
 from csstdask.report.units import unit_anchor
 from csstdask.store.tables import unit_file_path
 from csstdask.zeropoint.alarms import Alarm, find_alarms
@@ -33,11 +34,11 @@ METHODS = {
     "solve": "#3b82d6", "joined": "#2a9d5c", "prior": "#b565c9", "borrowed": "#d9622b", "nominal": "#888888",
 }  # fmt: skip
 """Methods with the colours of their points."""
-_MOST_HISTORIES = 6
+_MAX_HISTORIES = 6
 """Detectors whose history is drawn: those with the most alarms, then the first."""
-_MOST_UNITS = 200
+_MAX_UNITS = 200
 """Units whose stars are read: of a larger run every n-th exposure."""
-_MOST_STARS = 20_000
+_MAX_STARS = 20_000
 """Stars that are drawn."""
 _BINS = 12
 
@@ -68,21 +69,21 @@ class _ZeroPoints:
         return np.asarray(self.dataset[name].values, dtype=np.float64)
 
 
-def draw_zero_points(dataset: xr.Dataset, run: str | Path, summary: Summary) -> str:
+def draw_zero_points(dataset: xr.Dataset, run: str | Path, summary: Summary) -> Markup:
     """Return history, alarms and residuals of a run's zero points; without those of its present units, their state."""
     root = Path(run)
     state = next((one for one in summary.reductions if one.name == ZEROPOINTS.name), None)
     if state is None or "zp_solve" not in dataset:
-        return ""
+        return Markup()
     done = state.state == "done"
     arrays = current_zero_points(root, load_plan(root, dataset.attrs["campaign_path"])) if done else None
     if arrays is None or arrays["zp"].shape != dataset["zp_solve"].shape:
-        return f"<p>{html.escape(state.line())}</p>"
+        return paragraphs(state.line())
     found = _ZeroPoints(dataset, arrays)
     alarms = alarms_of(found)
-    parts = [f"<p>{html.escape(state.line())}</p>", _methods(found), *_histories(found, alarms), _alarms(alarms)]
+    parts = [paragraphs(state.line()), _methods(found), *_histories(found, alarms), _alarms(alarms)]
     stars = list(_stars(found, root))
-    return "".join([*parts, *_residuals(stars)])
+    return join([*parts, *_residuals(stars)])
 
 
 def alarms_of(found: _ZeroPoints) -> list[tuple[Unit, Alarm]]:
@@ -96,7 +97,7 @@ def alarms_of(found: _ZeroPoints) -> list[tuple[Unit, Alarm]]:
     return alarms
 
 
-def _methods(found: _ZeroPoints) -> str:
+def _methods(found: _ZeroPoints) -> Markup:
     """Return how many units have which method, and their errors."""
     rows = []
     for name in METHODS:
@@ -112,18 +113,18 @@ def _methods(found: _ZeroPoints) -> str:
                 ]
             )
     note = (
-        "<p>solve: stars alone; joined: stars and prior; prior: network without stars; borrowed: earlier zero "
-        "points; nominal: the camera's description.</p>"
+        "solve: stars alone; joined: stars and prior; prior: network without stars; borrowed: earlier zero "
+        "points; nominal: the camera's description."
     )
-    return table(("method", "units", "median 1 σ [mmag]", "largest 1 σ [mmag]"), rows) + note
+    return table(("method", "units", "median 1 σ [mmag]", "largest 1 σ [mmag]"), rows) + paragraphs(note)
 
 
-def _histories(found: _ZeroPoints, alarms: list[tuple[Unit, Alarm]]) -> Iterator[str]:
+def _histories(found: _ZeroPoints, alarms: list[tuple[Unit, Alarm]]) -> Iterator[Markup]:
     """Yield the zero points of some detectors over time."""
     detectors = found.dataset["detector"].values.tolist()
     known = [column for column in range(len(detectors)) if np.isfinite(found.arrays["zp"][:, column]).any()]
     count = {detector: sum(unit.detector == detector for unit, _ in alarms) for detector in detectors}
-    chosen = sorted(sorted(known, key=lambda column: (-count[detectors[column]], column))[:_MOST_HISTORIES])
+    chosen = sorted(sorted(known, key=lambda column: (-count[detectors[column]], column))[:_MAX_HISTORIES])
     for column in chosen:
         yield plot(
             lambda axes, column=column: _history(axes, found, column),  # type: ignore[misc]
@@ -153,14 +154,14 @@ def _history(axes: Axes, found: _ZeroPoints, column: int) -> None:
     axes.legend(fontsize=7, ncols=len(METHODS), frameon=False)
 
 
-def _alarms(alarms: list[tuple[Unit, Alarm]]) -> str:
+def _alarms(alarms: list[tuple[Unit, Alarm]]) -> Markup:
     """Return a table of the units with alarms, the largest first."""
     if not alarms:
-        return "<p>No alarms: stars agree with what was expected, and no detector drifts or jumps.</p>"
+        return paragraphs("No alarms: stars agree with the expectation, and no detector drifts or jumps.")
     ordered = sorted(alarms, key=lambda item: -abs(item[1].sigma))
     rows = [
         [
-            Cell(f'<td><a href="#{unit_anchor(unit)}">{html.escape(str(unit))}</a></td>'),
+            Cell(unit, link=unit_anchor(unit)),
             alarm.kind,
             format_number(1000 * alarm.size),
             format_number(alarm.sigma),
@@ -174,7 +175,7 @@ def _alarms(alarms: list[tuple[Unit, Alarm]]) -> str:
 def _stars(found: _ZeroPoints, root: Path) -> Iterator[MatchedStars]:
     """Yield the stars of the run's units, of a larger run those of every n-th exposure."""
     known = found.metric("zp_n_used") > 0
-    every = max(1, -(-int(known.sum()) // _MOST_UNITS))
+    every = max(1, -(-int(known.sum()) // _MAX_UNITS))
     for row, column in np.argwhere(known):
         if row % every == 0:
             unit = str(found.dataset["exposure"].values[row]), int(found.dataset["detector"].values[column])
@@ -183,7 +184,7 @@ def _stars(found: _ZeroPoints, root: Path) -> Iterator[MatchedStars]:
                 yield MatchedStars.from_bytes(path.read_bytes(), path)
 
 
-def _residuals(units: list[MatchedStars]) -> Iterator[str]:
+def _residuals(units: list[MatchedStars]) -> Iterator[Markup]:
     """Yield residuals of used stars against distance from the centre, colour and magnitude."""
     if not units:
         return
@@ -196,7 +197,7 @@ def _residuals(units: list[MatchedStars]) -> Iterator[str]:
         columns["magnitude"].append(stars.ref_mag[used])
         columns["residual"].append(stars.residual[used])
     values = {name: np.concatenate(parts) for name, parts in columns.items()}
-    every = max(1, -(-len(values["residual"]) // _MOST_STARS))
+    every = max(1, -(-len(values["residual"]) // _MAX_STARS))
     labels = {
         "radius": "distance from the centre [pixel]",
         "color": "colour of the reference [mag]",

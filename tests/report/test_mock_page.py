@@ -11,7 +11,8 @@ from csstdask.core.errors import InputError
 from csstdask.mock import Recipe
 from csstdask.pipeline.mock_survey import mock
 from csstdask.report import write_mock_report
-from csstdask.report.mock_page import events_of, mosaic
+from csstdask.report.images import mosaic
+from csstdask.report.mock_page import events_of
 
 
 def test_the_page_of_a_campaign(small_campaign, tmp_path):

@@ -9,7 +9,6 @@ import shlex
 import shutil
 
 import numpy as np
-import pytest
 import xarray as xr
 from markupsafe import escape
 from typer.testing import CliRunner
@@ -20,11 +19,11 @@ from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig, load_config
 from csstdask.pipeline.status import Summary, status
 from csstdask.report import plots
+from csstdask.report.colours import colour, text_colour
 from csstdask.report.commands import changed_settings
-from csstdask.report.cutouts import stretch
-from csstdask.report.focal_plane import colour, ink
-from csstdask.report.provenance import _planes_read
-from csstdask.report.units import MOST_UNITS, show_units
+from csstdask.report.images import stretch
+from csstdask.report.provenance import planes_read
+from csstdask.report.units import MAX_UNITS, show_units
 
 
 def text_of(page, name):
@@ -52,7 +51,7 @@ def test_links_lead_somewhere(damaged):
 def test_a_failure_is_repeated_by_its_command(damaged, tmp_path):
     run, campaign, page = damaged
     command = re.search(r"<code>(csstdask run [^<]*--select[^<]*)</code>", page).group(1)
-    words = shlex.split(command.replace("&#x27;", "'"))
+    words = shlex.split(html.unescape(command))
     assert words[:5] == ["csstdask", "run", str(campaign), "--to", str(run)]
     assert words[5:] == ["--select", "exposure=10100000002,detector=7", "--steps", "background",
                          "--config", str(run)]  # fmt: skip
@@ -97,9 +96,9 @@ def test_where_planes_were_read_is_counted():
         json.dumps({"sci": plane, "not_used": ["HDU 4 SAMP (9, 9)"]}),
         "",
     ]
-    found = _planes_read(records)
+    found = planes_read(records)
     assert found == "not used: HDU 4 SAMP (9, 9) (1); sci from SCI by name (2); wht from HDU 2 by position (1)"
-    assert _planes_read([""]) == "not recorded"
+    assert planes_read([""]) == "not recorded"
 
 
 def test_columns_have_units_and_all_metrics_are_there(damaged):
@@ -115,14 +114,14 @@ def test_columns_have_units_and_all_metrics_are_there(damaged):
 
 
 def test_of_a_large_run_those_units_are_listed_that_failed():
-    n = MOST_UNITS + 10
+    n = MAX_UNITS + 10
     values = ("exposure", "detector"), np.ones((n, 1))
     coords = {"exposure": [f"<e{i}>" for i in range(n)], "detector": [1], "band": (values[0], np.full((n, 1), "r"))}
     dataset = xr.Dataset({"n_sources": values}, coords)
     failure = {"exposure": f"<e{n - 1}>", "detector": 1, "step": "detect", "reason": "x"}
     page = show_units(dataset, Summary(total=n, done=n - 1, failures=[failure]), "adu", None)
     main = page.split("All metrics")[0]
-    assert main.count("<tr id=") == MOST_UNITS
+    assert main.count("<tr id=") == MAX_UNITS
     assert str(escape(f"<e{n - 1}>")) in main
     assert str(escape(f"<e{n - 2}>")) not in main
     assert "and 10 more" in main
@@ -137,7 +136,7 @@ def test_digits_have_contrast_on_every_colour():
 
     for value in np.linspace(0, 1, 101):
         fill = colour(value, 0, 1)
-        light, dark = sorted((luminance(fill), 1.0 if ink(fill) == "#fff" else 0.0), reverse=True)
+        light, dark = sorted((luminance(fill), 1.0 if text_colour(fill) == "#fff" else 0.0), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
@@ -153,14 +152,7 @@ def test_a_saturated_core_does_not_set_the_stretch(rng):
     assert stretch(np.ones((4, 4)), np.ones((4, 4), bool))[0] == 1.0
 
 
-def test_without_matplotlib_a_line_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(plots, "find_spec", lambda name: None)
-    rates, times = np.ones((3, 1)), np.array(["NaT"] * 3, "datetime64[us]")
-    assert "pip install -e" in plots.plot_rates(times, rates, [1], None)
-
-
 def test_plots_are_the_same_each_time_and_have_the_colour_of_the_page():
-    pytest.importorskip("matplotlib")
     rates = np.array([[1.0], [2.0], [np.nan]])
     times = np.array(["2028-01-01T00:00", "2028-01-01T01:00", "NaT"], "datetime64[us]")
     first, second = (plots.plot_rates(times, rates, [7], (0.5, 3.0)) for _ in range(2))
@@ -176,7 +168,6 @@ def test_plots_are_the_same_each_time_and_have_the_colour_of_the_page():
 
 def test_rho_statistics_of_too_few_stars_are_no_plot():
     """A logarithmic axis needs a value: pairs without moments give none."""
-    pytest.importorskip("matplotlib")
     separation, nothing = np.array([1.0, 2.0]), np.array([np.nan, 0.0])
     assert plots.plot_rho({"rho1": nothing, "rho2": nothing}, ("rho1", "rho2"), separation, "pixel") == ""
     one = plots.plot_rho({"rho1": nothing, "rho2": -separation}, ("rho1", "rho2"), separation, "pixel")

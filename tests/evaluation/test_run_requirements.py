@@ -7,19 +7,19 @@ import pytest
 import xarray as xr
 
 from csstdask.core.errors import InputError
+from csstdask.evaluation.run_requirements import (
+    Expectation,
+    check_requirements,
+    compare_with_limits,
+    expectations_of,
+    expected_hits,
+    expected_rates,
+)
 from csstdask.instrument import builtin_names, load_instrument
 from csstdask.instrument.registry import parse_instrument
 from csstdask.metrics.drift import Alarm
 from csstdask.mock import Recipe
 from csstdask.pipeline.status import Summary
-from csstdask.report.requirements import (
-    Expectation,
-    compare_with_limits,
-    expectations_of,
-    expected_hits,
-    expected_rates,
-    requirements,
-)
 
 CAMERA = """
 name = "test"
@@ -48,7 +48,7 @@ def lights_of(dataset, camera, *, alarms=(), recipe=None, summary=None, folder):
     expectations = expectations_of(load_instrument(camera))
     hits, rates = expected_hits(dataset, expectations, recipe), expected_rates(dataset, expectations, recipe)
     done = summary or Summary(total=1, done=1)
-    found = requirements(dataset, done, alarms, hits, rates, folder / "r.zarr", ["csstdask run c --to r"])
+    found = check_requirements(dataset, done, alarms, hits, rates, folder / "r.zarr", ["csstdask run c --to r"])
     return {light.title.split(" [")[0]: light for light in found}
 
 

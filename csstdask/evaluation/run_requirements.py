@@ -20,12 +20,12 @@ import xarray as xr
 from pydantic import ValidationError
 
 from csstdask.engine.work_units import Unit
+from csstdask.evaluation.io import format_number
 from csstdask.instrument import Expectations, Instrument, builtin_names, load_instrument
-from csstdask.metrics.drift import Alarm
+from csstdask.metrics.drift import Alarm, pixel_area_cm2
 from csstdask.mock.cosmic_rays import pixel_fraction
 from csstdask.mock.recipe import Recipe
 from csstdask.pipeline.status import Summary
-from csstdask.report.document import format_number
 
 Float = npt.NDArray[np.float64]
 State = Literal["pass", "warn", "fail", "none"]
@@ -97,6 +97,16 @@ def expectations_of(instrument: Instrument) -> Expectations | None:
     return instrument.expectations
 
 
+def add_event_rates(dataset: xr.Dataset, instrument: Instrument) -> xr.Dataset:
+    """Add ``cr_rate`` [s-1 cm-2], the rate of cosmic-ray events, where exposure time and pixel size are known."""
+    if "n_cr_events" not in dataset or instrument.pixel_size is None:
+        return dataset
+    pixels = dataset.sizes["y"] * dataset.sizes["x"] - dataset["n_ignored_pixels"]
+    area = pixels.where(pixels > 0) * pixel_area_cm2(instrument)
+    exptime = dataset["exptime"].where(dataset["exptime"] > 0)
+    return dataset.assign(cr_rate=dataset["n_cr_events"] / (exptime * area))
+
+
 def expected_hits(dataset: xr.Dataset, camera: Expectations | None, recipe: Recipe | None) -> Expectation:
     """Return the expected share of pixels hit [%] of each unit."""
     low = np.full((dataset.sizes["exposure"], dataset.sizes["detector"]), np.nan)
@@ -146,7 +156,7 @@ def compare_with_limits(values: Float, counts: Float, expected: Expectation) -> 
     return above.astype(np.int8) - below.astype(np.int8)
 
 
-def requirements(
+def check_requirements(
     dataset: xr.Dataset,
     summary: Summary,
     alarms: Sequence[Alarm],

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 from csstdask.cli import app
 from csstdask.engine.work_units import parse_selection
+from csstdask.evaluation.run_consistency import evaluate_run, review_run
 from csstdask.mock import Recipe
 from csstdask.mock.recipe_tables import Pointing, Sensor, SkyField
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.mock_survey import mock
 from csstdask.report import write_report
-from csstdask.report.cosmic_rays import evaluate_run, review_run
 from csstdask.store.campaign_pixels import read_unit_pixels, write_unit_pixels
 
 CONFIG = RunConfig.model_validate({"detect": {"model": "lacosmic"}})
@@ -78,7 +78,7 @@ def test_an_undisturbed_run_raises_nothing(quiet):
     page = write_report(quiet / "r.zarr", quiet / "r.html").read_text()
     assert page.count('<span class="state pass">as expected</span>') == 2  # units, and pixels hit
     assert "not as expected" not in page
-    assert page.count("<polyline") == 2
+    assert page.count("spectrum-charge-axes") == page.count("spectrum-length-axes") == 1
     assert "charge of an event [electron]" in page
 
 
@@ -107,7 +107,7 @@ def test_a_card_out_of_date_is_told_in_the_shell(quiet, tmp_path, monkeypatch):
     from dataclasses import replace
 
     card = replace(find_card("cosmicray", "lacosmic"), valid={"detectors": [8], "until": "2020-01-01"})
-    monkeypatch.setattr("csstdask.report.cosmic_rays.find_card", lambda task, model: card)
+    monkeypatch.setattr("csstdask.evaluation.run_consistency.find_card", lambda task, model: card)
     result = CliRunner().invoke(app, ["evaluate", "cosmicray", "--run", str(quiet / "r.zarr"), "--to", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert "found detector 7, expected one of 8" in result.output
