@@ -17,6 +17,8 @@ from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS
 from scipy.spatial import KDTree
 
+from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
+from csstdask.metrics.detection import visible_pixels
 from csstdask.arrays.morphology import dilate, label_components
 from csstdask.numerics.probability import poisson_binomial
 
@@ -37,8 +39,6 @@ _SHIFTS = ((11.0, 7.0), (-7.0, 11.0), (-11.0, -7.0), (7.0, -11.0))
 CHARGE_BINS = 10.0 ** np.arange(2.0, 5.6, 0.5)
 #: Known events stay this far from what was flagged before [pixel]: further, and no long track would find a place.
 _CLEARANCE = 2
-#: Visible: above so many sigma of the pixel's own noise.
-_VISIBLE_SIGMA = 3.0
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def recovered(
     known = np.where(spoilt[parts], 0, charge).astype(np.float32)
     # Weights are made from what is measured: whoever wrote them would have seen the charge too.
     found = find(data + known, np.sqrt(error**2 + known))
-    visible = known > _VISIBLE_SIGMA * error
+    visible = visible_pixels(known, error, 0.0)
     event = parts[known > 0]
     total = np.bincount(event, known[known > 0], n + 1)[~spoilt]
     seen = np.bincount(event, (known * found)[known > 0], n + 1)[~spoilt]

@@ -25,6 +25,32 @@ _CLEAR_LOGIT = 7.0
 _DENSITIES = (1e-4, 0.5)
 
 
+#: Charge above which a pixel counts for recall [e-]: the read noise (CSST rejection paper, section 4.1).
+RECALL_CHARGE = 5.0
+#: Visible pixels stand this far above their noise [sigma].
+VISIBLE_SIGMA = 3.0
+
+
+def visible_pixels(charge: npt.NDArray[Any], noise: npt.NDArray[Any], min_charge: float = RECALL_CHARGE) -> Bool:
+    """Return the pixels whose charge is above three sigma of their noise, and above a smallest charge.
+
+    Parameters
+    ----------
+    charge : array (y, x)
+        Charge of cosmic rays [e-].
+    noise : array (y, x)
+        1 sigma of the pixel without cosmic rays [e-].
+    min_charge : float
+        Smallest charge [e-].
+
+    Examples
+    --------
+    >>> visible_pixels(np.array([4.0, 20.0, 40.0]), np.array([1.0, 10.0, 10.0])).tolist()
+    [False, False, True]
+    """
+    return np.asarray((charge > min_charge) & (charge > VISIBLE_SIGMA * noise))
+
+
 @dataclass(frozen=True)
 class DetectionCase:
     """One frame to detect on, and what is true of it."""

@@ -9,14 +9,10 @@ import numpy as np
 
 from csstdask.arrays.frame import ignored_pixels, poisson_variance, variance_from_weight
 from csstdask.engine.ledger import Ledger
+from csstdask.metrics.detection import RECALL_CHARGE, VISIBLE_SIGMA
 from csstdask.pipeline.status import load_plan
 from csstdask.store.run import campaign_path
 from csstdask.store.shards import read_shard
-
-#: The CSST rejection paper's definitions: any charge counts for precision, more than the read noise for recall.
-RECALL_ABOVE = 5.0
-#: Visible: above three sigma of the pixel's own noise.
-VISIBLE_SIGMA = 3.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Score:
     def lines(self) -> list[str]:
         """Return the score for people."""
         detection = (
-            f"detection: precision {self.precision:.3f}, recall {self.recall:.3f} above {RECALL_ABOVE:.0f} e-, "
+            f"detection: precision {self.precision:.3f}, recall {self.recall:.3f} above {RECALL_CHARGE:.0f} e-, "
             f"{self.recall_visible:.3f} above {VISIBLE_SIGMA:.0f} sigma"
         )
         return [detection, f"repair: pull {self.repair_bias:+.2f} +- {self.repair_pull:.2f}"]
@@ -81,8 +77,8 @@ def score_run(run: str | Path, campaign: str | Path | None = None) -> Score:
             read_shard(root, name, row, column)[use] for name in ("cr_mask", "repair", "repair_variance")
         )
         metadata = plan.campaign.metadata(unit.exposure, unit.detector)
-        sigma = np.sqrt(poisson_variance(truth * metadata.exptime, metadata.read_noise))
-        for_recall, for_visible = charge > RECALL_ABOVE, charge > VISIBLE_SIGMA * sigma
+        sigma = np.sqrt(np.maximum(truth * metadata.exptime, 0) + metadata.read_noise**2)
+        for_recall, for_visible = charge > RECALL_CHARGE, charge > VISIBLE_SIGMA * sigma
         flagged += int(hit.sum())
         right += int((hit & (charge > 0)).sum())
         strong += int(for_recall.sum())

@@ -251,7 +251,7 @@ def gather_methods(model: str, beside: Sequence[str], folder: Path, precision: P
         log.warning("deepCR is not installed, its published weights are not evaluated: %s", install_hint("bench"))
     else:
         methods.append(published)
-    return tuple(replace(method, threshold=histograms.snapped(method.threshold)) for method in methods)
+    return tuple(replace(method, threshold=histograms.quantise_threshold(method.threshold)) for method in methods)
 
 
 def _tuned_lacosmic(recipes: Path, tuned: dict[str, Any], on_progress: ProgressCallback) -> Method:

@@ -29,8 +29,8 @@ from csstdask.evaluation.cosmicray.methods import Method
 from csstdask.evaluation.parallel import map_units
 from csstdask.evaluation.runner import ProgressCallback
 from csstdask.instrument import load_instrument
-from csstdask.metrics.detection import Bool, DetectionCase, Float
-from csstdask.metrics.detection_histograms import LEVELS, VISIBLE, regions_of, tally, truth_of
+from csstdask.metrics.detection import RECALL_CHARGE, Bool, DetectionCase, Float, visible_pixels
+from csstdask.metrics.detection_histograms import LEVELS, VISIBLE, classify_pixels, count_pixels, label_regions
 from csstdask.mock import Recipe, render_unit
 from csstdask.mock.catalogue import Catalogue
 from csstdask.nn.models import NO_PSF
@@ -132,8 +132,8 @@ def render_truth_frame(recipe: Recipe, index: int, detector: int, data: Path | N
     clean_error = np.sqrt(poisson_variance(clean, read_noise))
     good = clean[~ignore]
     sky = float(np.median(good))
-    rms = float(mad_scale(good, center=sky))
-    hit = unit.truth_cr > 5
+    rms = float(1.4826 * np.median(np.abs(good - sky)))
+    hit = unit.truth_cr > RECALL_CHARGE
     case = DetectionCase(
         data=frame.data,
         error=frame.error,
@@ -141,7 +141,7 @@ def render_truth_frame(recipe: Recipe, index: int, detector: int, data: Path | N
         hit=hit,
         faint=(unit.truth_cr > 0) & ~hit,
         use=~ignore,
-        visible=hit & (unit.truth_cr > 3 * clean_error),
+        visible=visible_pixels(unit.truth_cr, clean_error),
         charge=unit.truth_cr,
     )
     bits = instrument.flags.bits
@@ -157,8 +157,8 @@ def evaluate_frame(
     """Render a unit, let every method look at it, and count."""
     known = render_truth_frame(recipe, index, detector, data)
     case = known.case
-    truth = truth_of(case.charge, known.clean_error)
-    region = regions_of(known.clean, known.sky, known.rms)
+    truth = classify_pixels(case.charge, known.clean_error)
+    region = label_regions(known.clean, known.sky, known.rms)
     distance = _distance_bins(known)
     events = _Events.of(case)
     seen = FrameCounts(index, detector, charges=_charges(case, events))
@@ -166,20 +166,20 @@ def evaluate_frame(
     for method in asked.methods:
         probability = method.probability(case)
         found = (probability >= method.threshold) & case.use
-        seen.counts[method.name] = tally(truth, region, case.use, probability)
+        seen.counts[method.name] = count_pixels(truth, region, case.use, probability)
         seen.by_charge[method.name] = _by_charge(case, found)
         seen.by_distance[method.name] = _by_distance(case, truth, found, distance)
         seen.by_length[method.name] = events.found(found, case)
         rescaled = method.rescaled(probability, case)
         if rescaled is not None:
-            seen.rescaled[method.name] = tally(truth, region, case.use, rescaled)
+            seen.rescaled[method.name] = count_pixels(truth, region, case.use, rescaled)
         if stars is not None:
             stars.measure(method.name, found, seen.gallery)
         if asked.clean:
             nothing = replace(case, data=known.clean, error=known.clean_error)
             empty = method.probability(nothing)
             blank = np.zeros_like(truth)
-            seen.clean_counts[method.name] = tally(blank, region, case.use, empty)
+            seen.clean_counts[method.name] = count_pixels(blank, region, case.use, empty)
             false = (empty >= method.threshold) & case.use
             seen.false_on[method.name] = {
                 name: np.array([place.sum(), (place & false).sum()]) for name, place in known.odd.items()

@@ -53,8 +53,8 @@ class Method:
     precision: Precision = "float32"
 
     @property
-    def hit_above(self) -> float:
-        """Return the charge above which a pixel is hit, for who gave the probabilities [e-]."""
+    def hit_threshold(self) -> float:
+        """Return the charge above which a pixel was a hit in the training of the network [e-]."""
         calibration = {} if self.card is None else find_card("cosmicray", self.card).calibration
         return calibration.get("hit_above", 1.0)
 

@@ -36,7 +36,7 @@ from csstdask.evaluation.cosmicray.methods import (
 )
 from csstdask.evaluation.runner import ProgressCallback
 from csstdask.instrument import electrons_per_unit, load_instrument
-from csstdask.metrics.detection import Bool, DetectionCase, Float, score
+from csstdask.metrics.detection import RECALL_CHARGE, Bool, DetectionCase, Float, score, visible_pixels
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
 from csstdask.mock.event_libraries import STIS_PAIRS, EventLibrary, pair_exposures
 from csstdask.mock.recipe_tables import CosmicRays, Split
@@ -203,7 +203,7 @@ def make_case(scene: Scene, made: ContaminatedFrame, faintest: float) -> Detecti
         hit=hit,
         faint=(made.charge > 0) & ~hit,
         use=~made.ignore,
-        visible=hit & (made.charge > 3 * own),
+        visible=visible_pixels(made.charge, own, faintest),
         charge=made.charge,
     )
 
@@ -233,7 +233,7 @@ def mock_cases(split: Split, library: EventLibrary | None) -> list[DetectionCase
     for index in range(_SKIES):
         scene = draw_mock_scene(rng, _SEED * 10 + number, index, _SIZE)
         made = add_cosmic_rays(scene, _draw_charge(rng, library, scene.data.shape), full_well=8e4)
-        cases.append(make_case(scene, made, 5.0 if library is None else 0.0))
+        cases.append(make_case(scene, made, RECALL_CHARGE if library is None else 0.0))
     return cases
 
 

@@ -65,7 +65,7 @@ def field_part(survey: Survey, on_progress: ProgressCallback) -> tuple[dict[str,
     result = {
         "frames": len(seen),
         "shape": list(survey.recipe.frame_shape),
-        "share_of_asked_pixels_that_are_visible": histograms.share_visible(next(iter(counts.values()))),
+        "share_of_asked_pixels_that_are_visible": histograms.visible_fraction(next(iter(counts.values()))),
         "pooled": {name: pooled_rates(values, thresholds[name]) for name, values in counts.items()},
         "per_image": per_image(seen, thresholds),
         "by_detector": by_detector(seen, thresholds),
@@ -87,7 +87,7 @@ def field_part(survey: Survey, on_progress: ProgressCallback) -> tuple[dict[str,
 
 def pooled_rates(counts: histograms.Counts, threshold: float) -> dict[str, float]:
     """Return precision and recall of all pixels of all frames, at a threshold."""
-    chosen = histograms.at(histograms.rates(counts), histograms.bin_of(threshold))
+    chosen = histograms.at_threshold(histograms.detection_rates(counts), threshold)
     return {"threshold": threshold} | {name: chosen[name] for name in _RATES}
 
 
@@ -101,7 +101,7 @@ def per_image(seen: Sequence[FrameCounts], thresholds: dict[str, float]) -> dict
         rows = [
             (
                 one.detector,
-                histograms.at(histograms.rates(one.counts[name]), histograms.bin_of(threshold)),
+                histograms.at_threshold(histograms.detection_rates(one.counts[name]), threshold),
             )
             for one in seen
         ]
@@ -121,7 +121,7 @@ def by_detector(seen: Sequence[FrameCounts], thresholds: dict[str, float]) -> di
         result[str(detector)] = {
             name: {
                 rate: np.nanpercentile(
-                    [histograms.at(histograms.rates(one.counts[name]), histograms.bin_of(cut))[rate] for one in own],
+                    [histograms.at_threshold(histograms.detection_rates(one.counts[name]), cut)[rate] for one in own],
                     [25, 50, 75],
                 ).tolist()
                 for rate in _RATES
@@ -133,27 +133,34 @@ def by_detector(seen: Sequence[FrameCounts], thresholds: dict[str, float]) -> di
 
 def against(counts: dict[str, histograms.Counts], methods: Sequence[Method]) -> dict[str, Any]:
     """Return how many fewer visible pixels the first method misses at each other's precision."""
-    ours = histograms.rates(counts[methods[0].name])
+    ours = histograms.detection_rates(counts[methods[0].name])
     result: dict[str, Any] = {}
     for other in methods[1:]:
-        theirs = histograms.at(histograms.rates(counts[other.name]), histograms.bin_of(other.threshold))
+        theirs = histograms.at_threshold(histograms.detection_rates(counts[other.name]), other.threshold)
         result[other.name] = at_equal_precision(ours, theirs)
     return result
 
 
 def at_equal_precision(ours: dict[str, npt.NDArray[np.float64]], theirs: dict[str, float]) -> dict[str, float | None]:
-    """Return the first method's rates at another's precision, and the share fewer missed visible pixels."""
-    index = histograms.bin_with_precision(ours, theirs["precision"])
-    if index is None:
+    """Return the rates of the first method at the precision of another, and the fraction fewer missed visible pixels.
+
+    Parameters
+    ----------
+    ours : dict
+        Rates of the first method at all thresholds, as `detection_rates` returns them.
+    theirs : dict
+        Rates of the other method at its threshold.
+    """
+    threshold = histograms.threshold_at_precision(ours, theirs["precision"])
+    if threshold is None:
         return {"precision": theirs["precision"], "threshold": None, "fewer_missed_visible": None}
-    chosen = histograms.at(ours, index)
-    fewer = 1 - chosen["missed_visible"] / max(1.0, theirs["missed_visible"])
+    chosen = histograms.at_threshold(ours, threshold)
     return {
         "precision": theirs["precision"],
-        "threshold": histograms.probability_of_bin(index),
+        "threshold": threshold,
         "recall_visible": chosen["recall_visible"],
         "recall_visible_theirs": theirs["recall_visible"],
-        "fewer_missed_visible": fewer,
+        "fewer_missed_visible": 1 - chosen["missed_visible"] / max(1.0, theirs["missed_visible"]),
     }
 
 
@@ -162,7 +169,7 @@ def by_region(counts: histograms.Counts, threshold: float, reweight: Sequence[fl
     rows: dict[str, Any] = {}
     for number, (name, level) in enumerate(region_levels()):
         weight = 1.0 if reweight is None else reweight[number]
-        chosen = histograms.at(histograms.rates(counts, level=level, reweight=weight), histograms.bin_of(threshold))
+        chosen = histograms.at_threshold(histograms.detection_rates(counts, level=level, reweight=weight), threshold)
         rows[name] = {rate: chosen[rate] for rate in _RATES} | {
             "visible": int(counts[histograms.VISIBLE, level:].sum())
         }
@@ -215,23 +222,23 @@ def charges(seen: Sequence[FrameCounts]) -> dict[str, Any]:
 def reliabilities(seen: Sequence[FrameCounts], methods: Sequence[Method]) -> dict[str, Any]:
     """Return how true the networks' probabilities are, as the card has them and rescaled, everywhere and on sources."""
     result: dict[str, Any] = {}
-    above = {method.name: method.hit_above for method in methods}
+    above = {method.name: method.hit_threshold for method in methods}
     for what in ("counts", "rescaled"):
         for name, counts in sum_counts(seen, what).items():
             if name in seen[0].rescaled:
                 rows = result.setdefault(name, {})
                 rows["as the card has it" if what == "counts" else "rescaled to the frame"] = {
-                    "everywhere": histograms.reliability(counts, hit_above=above[name]),
-                    "within sources": histograms.reliability(counts, hit_above=above[name], level=1),
+                    "everywhere": histograms.reliability(counts, hit_threshold=above[name]),
+                    "within sources": histograms.reliability(counts, hit_threshold=above[name], level=1),
                 }
     return result
 
 
 def curve(counts: histograms.Counts) -> dict[str, list[float]]:
     """Return precision and recalls against the threshold, thinned."""
-    curves = histograms.rates(counts)
+    curves = histograms.detection_rates(counts)
     places = range(20, 220, 5)
-    return {"threshold": [histograms.probability_of_bin(i) for i in places]} | {
+    return {"threshold": [histograms.bin_probability(i) for i in places]} | {
         rate: [round(float(curves[rate][i]), 5) for i in places] for rate in _RATES
     }
 
@@ -240,7 +247,7 @@ def false_pixels(seen: Sequence[FrameCounts], thresholds: dict[str, float]) -> d
     """Return how many pixels are called hit in a million where nothing is."""
     result: dict[str, float] = {}
     for name, counts in sum_counts(seen, "clean_counts").items():
-        false = counts[..., histograms.bin_of(thresholds[name]) :].sum()
+        false = counts[..., histograms.threshold_bin(thresholds[name]) :].sum()
         result[name] = float(false / counts.sum() * 1e6)
     return result
 
@@ -335,11 +342,9 @@ def sources_part(survey: Survey, field_density: float, on_progress: ProgressCall
     for other in survey.methods[1:]:
         rows = {}
         for (name, level), weight in zip(region_levels(), weights, strict=True):
-            theirs = histograms.at(
-                histograms.rates(counts[other.name], level=level, reweight=weight),
-                histograms.bin_of(other.threshold),
-            )
-            rows[name] = at_equal_precision(histograms.rates(counts[ours.name], level=level, reweight=weight), theirs)
+            rates = histograms.detection_rates(counts[other.name], level=level, reweight=weight)
+            own_rates = histograms.detection_rates(counts[ours.name], level=level, reweight=weight)
+            rows[name] = at_equal_precision(own_rates, histograms.at_threshold(rates, other.threshold))
         result["against"][other.name] = rows
     return result
 
@@ -347,7 +352,7 @@ def sources_part(survey: Survey, field_density: float, on_progress: ProgressCall
 def charged_fraction(counts: histograms.Counts, level: int) -> float:
     """Return the share of a region's pixels that hold charge."""
     inside = counts[:, level:]
-    return float(inside[histograms.TRACE :].sum() / max(1, inside.sum()))
+    return float(inside[histograms.FAINT :].sum() / max(1, inside.sum()))
 
 
 def crowded_part(survey: Survey, on_progress: ProgressCallback) -> dict[str, Any]:
@@ -456,7 +461,7 @@ def trend(recipe: Recipe, seen: Sequence[FrameCounts], method: Method) -> dict[s
         own = [one for one in seen if one.exposure == index]
         counts, epoch = sum_counts(own, "counts")[method.name], recipe.epoch_of(index)
         for key, level in (("f_score_on_sources", 1), ("f_score", 0)):
-            chosen = histograms.at(histograms.rates(counts, level=level), histograms.bin_of(method.threshold))
+            chosen = histograms.at_threshold(histograms.detection_rates(counts, level=level), method.threshold)
             precision, recall = chosen["precision"], chosen["recall_visible"]
             points[key].append((epoch, 2 * precision * recall / max(1e-9, precision + recall)))
         columns = {key: np.concatenate([one.stars[key] for one in own]) for key in own[0].stars}
