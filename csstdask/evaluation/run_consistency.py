@@ -30,7 +30,7 @@ from csstdask.metrics.consistency import (
     Recovery,
     Recurrence,
     detector_recurrence,
-    recovered,
+    injection_recovery,
     sky_recurrence,
 )
 from csstdask.metrics.drift import (
@@ -238,7 +238,7 @@ def _wcs(plan: Plan, unit: Unit) -> WCS | None:
 
 def _recurrence(found: Recurrence) -> dict[str, Any]:
     return {
-        "least_exposures": found.least,
+        "least_exposures": found.min_exposures,
         "n_events": found.n_events,
         "n_shared": found.n_shared,
         "by_chance": found.by_chance,
@@ -303,7 +303,7 @@ def _recovered(root: Path, plan: Plan, units: list[Unit]) -> Iterator[Recovery]:
             plan.campaign.shape,
         )
         flagged = frame.product("cr_mask")
-        yield recovered(frame.data, frame.error, frame.ignore, flagged, charge, find)
+        yield injection_recovery(frame.data, frame.error, frame.ignore, flagged, charge, find)
 
 
 def _as_json(recovery: Recovery, units: list[list[Any]]) -> dict[str, Any]:

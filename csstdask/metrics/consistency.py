@@ -1,8 +1,8 @@
-"""How good masks are where nobody knows the truth: three questions to real data.
+"""Measure the quality of cosmic-ray masks without truth.
 
-Cosmic rays come anywhere, once. What is found at one pixel of a detector in exposure after exposure is a hot pixel
-that nobody flagged; what is found at one place of the sky in exposures that were dithered is a star. And cosmic rays
-of known charge, added to a real frame, are found again or not.
+Cosmic rays hit random positions once. Events at the same pixel of a detector in several exposures are unflagged hot
+pixels; events at the same position on the sky in dithered exposures are stars. A third test adds cosmic rays of known
+charge to a real frame and counts how many are found.
 """
 
 from __future__ import annotations
@@ -27,85 +27,91 @@ Float = npt.NDArray[np.float64]
 Positions = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 Find = Callable[[npt.NDArray[np.float32], npt.NDArray[np.float32]], Bool]
 
-#: Places are listed from where fewer than this many are expected by chance.
-_FEW = 0.05
-#: How near is the same place [pixel]; exposures that are dithered by less say nothing about the sky.
-_SAME_PLACE, _LEAST_DITHER = 1.0, 3.0
-#: Exposures whose centres are further apart see other skies [deg].
-_SAME_FIELD = 1.0
-#: By how much positions are moved to see what coincides by chance [pixel].
+#: Positions are listed if fewer than this many of them are expected by chance.
+_MAX_EXPECTED_BY_CHANCE = 0.05
+#: Largest distance of two events at the same position [pixel].
+_MATCH_RADIUS = 1.0
+#: Smallest dither at which a star and a hot pixel can be told apart [pixel].
+_MIN_DITHER = 3.0
+#: Largest distance of the centres of two exposures of one field [deg].
+_FIELD_RADIUS = 1.0
+#: Shifts of the positions with which chance coincidences are counted [pixel].
 _SHIFTS = ((11.0, 7.0), (-7.0, 11.0), (-11.0, -7.0), (7.0, -11.0))
-#: Of known events [e-].
+#: Bin edges of the charge of injected events [e-].
 CHARGE_BINS = 10.0 ** np.arange(2.0, 5.6, 0.5)
-#: Known events stay this far from what was flagged before [pixel]: further, and no long track would find a place.
+#: Distance of injected events from pixels that are flagged already [pixel]; with more, long tracks would not fit.
 _CLEARANCE = 2
 
 
 @dataclass(frozen=True)
 class Recurrence:
-    """Events that share their place with events of other exposures."""
+    """Events that recur at the same position in several exposures."""
 
     table: dict[str, npt.NDArray[Any]]
-    """Places where more exposures have an event than chance allows."""
-    least: int | None
-    """Exposures from which a place is listed; None: too few exposures for any to stand out."""
+    """Positions with events in significantly many exposures."""
+    min_exposures: int | None
+    """Smallest significant number of exposures; None: there are too few exposures."""
     n_events: int
+    """Number of events."""
     n_shared: int
-    """Events at a place that another exposure has an event at too."""
+    """Number of events at a position with an event in another exposure."""
     by_chance: float
-    """How many of those are expected by chance."""
+    """Expected number of those by chance."""
 
     @property
     def share(self) -> float:
-        """Return the share of events that are at such a place, less what chance does; NaN without any."""
+        """Return the fraction of events that recur, in excess of chance; NaN without events."""
         return (self.n_shared - self.by_chance) / self.n_events if self.n_events else float("nan")
 
     @property
     def share_err(self) -> float:
-        """Return its 1 sigma: coincidences are counted, and each has two events."""
+        """Return the 1 sigma Poisson error of `share`; each coincidence consists of two events."""
         counted = max(1.0, 2.0 * max(float(self.n_shared), self.by_chance))
         return float(np.sqrt(counted)) / self.n_events if self.n_events else float("nan")
 
 
 def detector_recurrence(events: Sequence[Positions], shape: tuple[int, int]) -> Recurrence:
-    """Find pixels of one detector that have an event in more exposures than chance allows.
+    """Find pixels of one detector with events in significantly many exposures.
 
     Parameters
     ----------
     events : sequence of (x, y)
-        Centroids of the events of each exposure [pixel]; an event is at the pixel that its centroid is in.
+        Centroids of the events of each exposure [pixel]. The position of an event is the pixel of its centroid.
     shape : (int, int)
-        (y, x) of the frames.
+        Shape (y, x) of the frames.
 
     Returns
     -------
     Recurrence
-        Its table: ``x``, ``y``, ``n_exposures``, and ``by_chance``, how many such pixels chance has on the frame.
+        Its table has ``x``, ``y``, ``n_exposures``, and ``by_chance``, the number of such pixels expected by chance.
 
     Notes
     -----
-    By chance the number of exposures that have an event at a pixel is Poisson-binomial, with each exposure's
-    density. Hot pixels that a cosmic ray's skirt covers, or whose neighbours are warm, move their centroid: the share
-    is a lower limit.
+    By chance, the number of exposures with an event at a pixel has a Poisson-binomial distribution, whose
+    probabilities are the densities of events of the exposures. The result is a lower limit: the centroid of a hot
+    pixel moves where a cosmic ray touches it or its neighbours are warm.
     """
     pixels = shape[0] * shape[1]
     exposures = [np.unique(_pixel_of(x, y, shape)) for x, y in events]
-    place, count = np.unique(np.concatenate([np.empty(0, int), *exposures]), return_counts=True)
-    chance = poisson_binomial(len(one) / pixels for one in exposures)
-    at_least = pixels * chance[::-1].cumsum()[::-1]
-    rare = np.flatnonzero(at_least < _FEW)
-    least = max(2, int(rare[0])) if rare.size else None
-    listed = count >= (len(chance) if least is None else least)
-    row, column = np.divmod(place[listed], shape[1])
+    position, count = np.unique(np.concatenate([np.empty(0, int), *exposures]), return_counts=True)
+    probability = np.ones(1)  # of 0, 1, 2, ... exposures with an event at a given pixel
+    for pixels_hit in exposures:
+        density = len(pixels_hit) / pixels
+        probability = np.convolve(probability, [1 - density, density])
+    expected = pixels * probability[::-1].cumsum()[::-1]  # pixels with events in at least 0, 1, 2, ... exposures
+    rare = np.flatnonzero(expected < _MAX_EXPECTED_BY_CHANCE)
+    min_exposures = max(2, int(rare[0])) if rare.size else len(probability)
+    listed = count >= min_exposures
+    row, column = np.divmod(position[listed], shape[1])
     order = np.argsort(-count[listed], kind="stable")
-    table = {"x": column, "y": row, "n_exposures": count[listed], "by_chance": at_least[count[listed]]}
-    number = np.arange(len(chance))
+    table = {"x": column, "y": row, "n_exposures": count[listed], "by_chance": expected[count[listed]]}
+    number = np.arange(len(probability))
     return Recurrence(
         {name: values[order] for name, values in table.items()},
-        least if least is not None and least < len(chance) else None,
+        min_exposures if min_exposures < len(probability) else None,
         int(count.sum()),
         int(count[count > 1].sum()),
-        float(pixels * (number * chance)[2:].sum()),
+        float(pixels * (number * probability)[2:].sum()),
     )
 
 
@@ -115,24 +121,24 @@ def _pixel_of(x: npt.NDArray[Any], y: npt.NDArray[Any], shape: tuple[int, int]) 
 
 
 def sky_recurrence(events: Sequence[Positions], wcs: Sequence[WCS]) -> Recurrence | None:
-    """Find places of the sky that have an event in several exposures of one detector: stars, not cosmic rays.
+    """Find positions on the sky with events in several dithered exposures of one detector: stars.
 
     Parameters
     ----------
     events : sequence of (x, y)
         Centroids of the events of each exposure [pixel].
     wcs : sequence of WCS
-        Of each exposure, celestial; their frames and the order of their axes may be any.
+        Celestial WCS of each exposure, in any frame and with any order of the axes.
 
     Returns
     -------
     Recurrence or None
-        Its table: ``ra``, ``dec`` [deg, ICRS], ``n_exposures``. None if no two exposures are dithered against
-        each other by 3 pixels or more: there a hot pixel cannot be told from a star.
+        Its table has ``ra``, ``dec`` [deg, ICRS] and ``n_exposures``. None if no two exposures are dithered by at
+        least 3 pixels: a star cannot be distinguished from a hot pixel.
 
     Notes
     -----
-    Chance is measured: the same is counted with the positions moved by some pixels, four ways.
+    Chance coincidences are measured: the events are also matched with four shifts of some pixels.
     """
     trees = [KDTree(np.stack([x, y], axis=1)) if len(x) else None for x, y in events]
     shifts = ((0.0, 0.0), *_SHIFTS)
@@ -143,24 +149,24 @@ def sky_recurrence(events: Sequence[Positions], wcs: Sequence[WCS]) -> Recurrenc
         for j, tree in enumerate(trees):
             if i == j or tree is None or not len(x):
                 continue
-            there = _places_on(wcs[j], wcs[i].pixel_to_world(x, y))
+            there = _sky_to_pixel(wcs[j], wcs[i].pixel_to_world(x, y))
             if there is None:
                 continue
-            if float(np.median(np.hypot(there[:, 0] - x, there[:, 1] - y))) < _LEAST_DITHER:
+            if float(np.median(np.hypot(there[:, 0] - x, there[:, 1] - y))) < _MIN_DITHER:
                 continue
             compared = True
             for k, shift in enumerate(shifts):
-                distance, _ = tree.query(there + shift, distance_upper_bound=_SAME_PLACE)
+                distance, _ = tree.query(there + shift, distance_upper_bound=_MATCH_RADIUS)
                 shared[i][k] += np.isfinite(distance)
                 if k == 0 and j < i:
-                    first[i] &= ~np.isfinite(distance)  # it is listed with the earlier exposure
+                    first[i] &= ~np.isfinite(distance)  # listed with the earlier exposure
     return _on_sky(events, wcs, shared, first) if compared else None
 
 
-def _places_on(wcs: WCS, positions: SkyCoord) -> Float | None:
-    """Return where positions on the sky fall on an exposure [pixel]; None where it sees another field."""
+def _sky_to_pixel(wcs: WCS, positions: SkyCoord) -> Float | None:
+    """Return positions on the sky as pixels (n, 2) of an exposure; None if it shows another field."""
     centre = wcs.pixel_to_world(*(wcs.wcs.crpix - 1.0))
-    if float(np.median(positions.separation(centre).deg)) > _SAME_FIELD:
+    if float(np.median(positions.separation(centre).deg)) > _FIELD_RADIUS:
         return None
     return np.stack(wcs.world_to_pixel(positions), axis=1)
 
@@ -170,17 +176,17 @@ def _on_sky(
 ) -> Recurrence:
     counts = np.concatenate(shared, axis=1)
     by_chance = [(counts[1:] >= n).sum() / len(_SHIFTS) for n in range(1, len(events) + 1)]
-    least = 1 + next((n for n, expected in enumerate(by_chance, 1) if expected < 1), len(events))
+    min_exposures = 1 + next((n for n, expected in enumerate(by_chance, 1) if expected < 1), len(events))
     rows: list[Float] = []
     for (x, y), one, matched, is_first in zip(events, wcs, shared, first, strict=True):
-        listed = is_first & (matched[0] + 1 >= least)
+        listed = is_first & (matched[0] + 1 >= min_exposures)
         sky = one.pixel_to_world(x[listed], y[listed]).icrs
         rows.append(np.stack([sky.ra.wrap_at("360d").deg, sky.dec.deg, matched[0][listed] + 1], axis=1))
     ra, dec, n = np.concatenate(rows).T
     order = np.argsort(-n, kind="stable")
     return Recurrence(
         {"ra": ra[order], "dec": dec[order], "n_exposures": n[order].astype(np.int64)},
-        least if least <= len(events) else None,
+        min_exposures if min_exposures <= len(events) else None,
         counts.shape[1],
         int((counts[0] > 0).sum()),
         float(by_chance[0]),
@@ -189,32 +195,33 @@ def _on_sky(
 
 @dataclass(frozen=True)
 class Recovery:
-    """Known events in a real frame, looked for."""
+    """Counts of injected events, and how many of them are found."""
 
     n_visible: int
-    """Pixels of known events above 3 sigma of their noise."""
+    """Visible pixels of injected events."""
     n_visible_found: int
+    """Visible pixels of injected events that are found."""
     n_events: npt.NDArray[np.int64]
-    """Known events, by charge."""
+    """Injected events by charge, in `CHARGE_BINS`."""
     n_events_found: npt.NDArray[np.int64]
-    """Those of which at least half of the charge is found."""
+    """Injected events of which at least half of the charge is found."""
     n_flagged: int
-    """Pixels flagged before."""
+    """Pixels that were flagged before the injection."""
     n_lost: int
-    """Of those, not flagged now."""
+    """Those of them that are no longer flagged."""
     n_gained: int
-    """Flagged now, not before, and not beside a known event."""
+    """Pixels that are flagged only after the injection, not next to an injected event."""
 
     def __add__(self, other: Recovery) -> Recovery:
         return Recovery(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
     @property
     def recall(self) -> float:
-        """Return the share of visible pixels that are found; NaN without any."""
+        """Return the recall of visible pixels; NaN without visible pixels."""
         return self.n_visible_found / self.n_visible if self.n_visible else float("nan")
 
 
-def recovered(
+def injection_recovery(
     data: npt.NDArray[np.float32],
     error: npt.NDArray[np.float32],
     ignore: Bool,
@@ -222,38 +229,38 @@ def recovered(
     charge: npt.NDArray[Any],
     find: Find,
 ) -> Recovery:
-    """Add known events to a real frame and look for them.
+    """Add events of known charge to a real frame, and detect them.
 
     Parameters
     ----------
     data, error : float32 arrays (y, x)
-        [e-]; 1 sigma.
+        Pixels and their 1 sigma [e-].
     ignore, flagged : bool arrays (y, x)
-        Pixels that take no part; those where cosmic rays were found before.
+        Ignored pixels, and pixels that are flagged as cosmic rays in the original frame.
     charge : array (y, x)
-        Of events, few enough to leave the frame as it is [e-]. Those near ignored or flagged pixels are left out, and
-        so more of the long ones.
+        Charge of the injected events [e-]; they should cover a small part of the frame. Events near ignored or
+        flagged pixels are not injected, which affects long events more often.
     find : callable
-        Returns the mask of a frame, from data and error.
+        Takes data and error, and returns the mask of the cosmic rays.
     """
-    taken = dilate(flagged | ignore, _CLEARANCE)
-    parts, n = label_components(charge > 0)
-    spoilt = np.bincount(parts[taken], minlength=n + 1) > 0
-    spoilt[0] = True
-    known = np.where(spoilt[parts], 0, charge).astype(np.float32)
-    # Weights are made from what is measured: whoever wrote them would have seen the charge too.
-    found = find(data + known, np.sqrt(error**2 + known))
-    visible = visible_pixels(known, error, 0.0)
-    event = parts[known > 0]
-    total = np.bincount(event, known[known > 0], n + 1)[~spoilt]
-    seen = np.bincount(event, (known * found)[known > 0], n + 1)[~spoilt]
-    beside = dilate(known > 0)
+    excluded = binary_dilation(flagged | ignore, EIGHT_NEIGHBOURS, iterations=_CLEARANCE)
+    parts, n = label(charge > 0, EIGHT_NEIGHBOURS)
+    rejected = np.bincount(parts[excluded], minlength=n + 1) > 0
+    rejected[0] = True
+    injected = np.where(rejected[parts], 0, charge).astype(np.float32)
+    # Errors are derived from the measured pixels, so they include the Poisson noise of the added charge.
+    found = find(data + injected, np.sqrt(error**2 + injected))
+    visible = visible_pixels(injected, error, 0.0)
+    event = parts[injected > 0]
+    total = np.bincount(event, injected[injected > 0], n + 1)[~rejected]
+    found_charge = np.bincount(event, (injected * found)[injected > 0], n + 1)[~rejected]
+    near_injected = binary_dilation(injected > 0, EIGHT_NEIGHBOURS)
     return Recovery(
         int(visible.sum()),
         int((visible & found).sum()),
         np.histogram(total, CHARGE_BINS)[0].astype(np.int64),
-        np.histogram(total[seen >= 0.5 * total], CHARGE_BINS)[0].astype(np.int64),
+        np.histogram(total[found_charge >= 0.5 * total], CHARGE_BINS)[0].astype(np.int64),
         int(flagged.sum()),
         int((flagged & ~found).sum()),
-        int((found & ~flagged & ~beside & ~ignore).sum()),
+        int((found & ~flagged & ~near_injected & ~ignore).sum()),
     )

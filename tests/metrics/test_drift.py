@@ -11,7 +11,7 @@ from astropy.wcs import WCS
 from scipy.stats import ks_1samp, ks_2samp
 
 from csstdask.core.errors import InputError
-from csstdask.metrics.consistency import CHARGE_BINS, detector_recurrence, recovered, sky_recurrence
+from csstdask.metrics.consistency import CHARGE_BINS, detector_recurrence, injection_recovery, sky_recurrence
 from csstdask.metrics.drift import (
     EDGES,
     UnitEvents,
@@ -151,7 +151,7 @@ def test_a_hot_pixel_is_in_all_exposures_and_cosmic_rays_are_not(rng):
     events = [(rng.uniform(0, 219, n), rng.uniform(0, 199, n)) for _ in range(8)]
     clean = detector_recurrence(events, shape)
     # Of 44,000 pixels that three of eight exposures share one is no surprise: 44,000 * 56 * (200 / 44,000)^3 = 0.23.
-    assert clean.least == 4
+    assert clean.min_exposures == 4
     assert len(clean.table["x"]) == 0
     assert abs(clean.share) < 3 * clean.share_err
     assert clean.by_chance == pytest.approx(8 * n * (1 - (1 - n / 44_000) ** 7), rel=0.03)  # seven others to meet
@@ -161,7 +161,7 @@ def test_a_hot_pixel_is_in_all_exposures_and_cosmic_rays_are_not(rng):
     assert found.n_shared - clean.n_shared == pytest.approx(8, abs=2)
     assert found.share == pytest.approx(8 / (8 * n), abs=2 * found.share_err)
     few = detector_recurrence(hot[:2], shape)
-    assert few.least is None
+    assert few.min_exposures is None
     assert len(few.table["x"]) == 0
 
 
@@ -209,14 +209,14 @@ def test_known_events_are_found_by_a_perfect_method_and_missed_by_none(rng):
     def bright(frame, sigma):
         return frame > 100 + 3 * 10
 
-    found = recovered(data, error, ignore, flagged, charge, bright)
+    found = injection_recovery(data, error, ignore, flagged, charge, bright)
     assert found.recall > 0.9
     assert found.n_events_found.sum() > 0.9 * found.n_events.sum() > 10
     assert len(found.n_events) == len(CHARGE_BINS) - 1
     assert (found.n_flagged, found.n_lost) == (160, 0)
     chance = 0.00135 * data.size
     assert found.n_gained == pytest.approx(chance, abs=5 * np.sqrt(chance))
-    blind = recovered(data, error, ignore, flagged, charge, lambda frame, _: np.zeros(frame.shape, bool))
+    blind = injection_recovery(data, error, ignore, flagged, charge, lambda frame, _: np.zeros(frame.shape, bool))
     assert (blind.recall, blind.n_lost, blind.n_gained, blind.n_events_found.sum()) == (0.0, 160, 0, 0)
     both = found + blind
     assert both.n_visible == found.n_visible + blind.n_visible
