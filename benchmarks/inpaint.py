@@ -83,7 +83,7 @@ def repairs(models: list[str]) -> dict[str, Any]:
     damaged, hit, sources = frame()
     rows = []
     for name, fill in repair_methods(models, psf=True).items():
-        if name == "untouched":
+        if name == "no repair":
             continue
         took = seconds(lambda fill=fill: fill(damaged, hit))
         rows.append({"method": name, "seconds": round(took, 3), "mpix_per_s": round(SIDE**2 / 1e6 / took, 2)})

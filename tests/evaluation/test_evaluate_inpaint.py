@@ -49,11 +49,11 @@ def test_cosmic_rays_add_light_and_the_median_takes_it_away(unit):
     columns = unit.columns
     near = columns["distance"] < 4
     assert near.sum() > 10
-    added = columns["untouched"] - columns[CLEAN]
+    added = columns["no repair"] - columns[CLEAN]
     assert (added > -1).all()  # the same photons: a cosmic ray only adds
     assert np.median(added[near]) > 5 * np.median(np.abs(columns["median"] - columns[CLEAN])[~near])
     far = columns["distance"] > 8
-    assert columns["untouched"][far] == pytest.approx(columns[CLEAN][far], abs=5)  # trails are all that reaches it
+    assert columns["no repair"][far] == pytest.approx(columns[CLEAN][far], abs=5)  # trails are all that reaches it
 
 
 def test_distance_is_that_of_the_charge_whatever_the_mask(unit, recipe):
@@ -111,14 +111,14 @@ def test_bins_tell_shift_and_scatter(recipe, tmp_path):
     part = science_part(recipe, (), lambda _: None, workers=0)
     assert len(part["bins"]) == 4  # of each magnitude, all copies in one bin
     for one in part["bins"]:
-        clean, raw = one["methods"][CLEAN], one["methods"]["untouched"]
+        clean, raw = one["methods"][CLEAN], one["methods"]["no repair"]
         assert 0 < clean["scatter"] < 1
         assert raw["shift"] <= 0  # light was added
         if one["kind"] == "star":
             assert one[FLUX_BOUND] < one[ORACLE] <= one[ORACLE_POSITION]
             assert 0.8 * clean["scatter"] < one[ORACLE] < 10 * clean["scatter"]
     near = [one["methods"] for one in part["bins"] if one["distance"][0] < 1]
-    assert min(methods["untouched"]["shift_5"] for methods in near) < -0.05
+    assert min(methods["no repair"]["shift_5"] for methods in near) < -0.05
     assert min(methods["median"]["shift_5"] for methods in near) > -0.05
     json.dumps(round_floats(part), allow_nan=False)  # the last bin has no end
     draw_science({"true": part}, tmp_path / "science.png")
@@ -160,7 +160,7 @@ def like_m51(tmp_path, rng):
 def test_errors_on_m51_are_of_masked_pixels_in_counts(like_m51):
     found = m51_part(like_m51, ())
     for key in ("rms", "mean_absolute", "bias"):
-        assert found["untouched"][key] == pytest.approx(700, rel=1e-5)
+        assert found["no repair"][key] == pytest.approx(700, rel=1e-5)
     assert found["median"]["rms"] < 3
     assert found["median"]["pull"]["n"] == 12
     assert set(absent_peers()).isdisjoint(found)
@@ -195,11 +195,11 @@ EMPTY = {"mask": "true", "aperture": 5.0, "bins": [], "pulls": {}, "shapes": {}}
 
 def test_shapes_are_told_of_sources_that_a_mask_touches(unit):
     """Of the same sources for all methods; those that have none after a repair are counted, not left out."""
-    touched = np.isfinite(unit.shapes["untouched"]).all(axis=1)
+    touched = np.isfinite(unit.shapes["no repair"]).all(axis=1)
     assert 5 < touched.sum() < len(touched)
     assert (unit.columns["distance"][touched] < 7).all()
     assert (unit.shaped[touched] == 1).all()
-    raw, repaired = (science_module._shapes([unit], name) for name in ("untouched", "median"))
+    raw, repaired = (science_module._shapes([unit], name) for name in ("no repair", "median"))
     for kind in ("star", "galaxy"):
         assert raw[kind]["n"] == repaired[kind]["n"] > 5
         assert 0 <= repaired[kind]["lost"] < 0.5
@@ -230,7 +230,7 @@ def test_sources_that_were_hit_are_lost_without_repair(frame):
         CLEAN,
         fields.DIRECT,
         fields.MASKED,
-        fields.DROPPED,
+        fields.REJECTED,
         "median",
         "median, stars by PSF",
     ]
@@ -239,7 +239,7 @@ def test_sources_that_were_hit_are_lost_without_repair(frame):
     assert frame.hit.sum() > 8
     assert found[CLEAN] > 0.6
     assert found[fields.DIRECT] < found["median"] <= found[CLEAN] + 0.1
-    assert found[fields.DROPPED] < found[fields.MASKED]
+    assert found[fields.REJECTED] < found[fields.MASKED]
     assert purity[fields.DIRECT] < 0.1 < purity["median"]
 
 
@@ -313,14 +313,14 @@ def test_fields_are_told_in_tables_and_drawn(frame, tmp_path, monkeypatch):
     assert sum(false[fields.DIRECT]["counts"]) > 2 * sum(false[CLEAN]["counts"])  # cosmic rays taken for sources
     json.dumps(round_floats(part), allow_nan=False)
     lines = list(summary_lines({"fields": {"small": {"detected": part}}}))
-    assert any(line.startswith("| touched dropped |") for line in lines)
+    assert any(line.startswith("| affected sources rejected |") for line in lines)
     draw_fields(part, tmp_path / "fields.png")
     assert (tmp_path / "fields.png").stat().st_size > 20_000
 
 
 def test_m51(real_images):
     found = m51_part(real_images, ())
-    assert found["median"]["rms"] < 0.5 * found["untouched"]["rms"]
+    assert found["median"]["rms"] < 0.5 * found["no repair"]["rms"]
 
 
 def test_what_is_refused(tmp_path):

@@ -5,7 +5,7 @@ run. Cosmic rays are those that detection finds. The treatments:
 
 * ``direct``: cosmic rays are left in;
 * ``masked``: hit pixels take no part, neither in detection nor in sums (a sum is scaled to its whole ellipse);
-* ``touched dropped``: the same, and a source with a masked pixel in its ellipse is thrown away;
+* ``affected sources rejected``: the same, and a source with a masked pixel in its ellipse is thrown away;
 * ``median`` and networks: repaired;
 * ``clean twin``: the same photons without cosmic rays, what the best repair would come to.
 
@@ -61,7 +61,7 @@ _LEAST = 20
 WINDOW = 7
 #: Sources that can be found at all: their S/N in 49 pixels.
 _LEAST_SNR, _PIXELS = 5.0, 49
-DIRECT, MASKED, DROPPED = "direct", "masked", "touched dropped"
+DIRECT, MASKED, REJECTED = "direct", "masked", "affected sources rejected"
 
 
 @dataclass
@@ -131,7 +131,7 @@ def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[
         sky, found = _measured(frame)
         twin = found if twin is None else twin
         keep = np.ones(len(found["x"]), dtype=bool)
-        if name == DROPPED:
+        if name == REJECTED:
             keep = _ellipse_sum(frame.mask & ~known.case.ignore, found) == 0
         found = {key: values[keep] for key, values in found.items()}
         forced = _magnitudes(_forced(sky, frame, twin, place, zero), zero)
@@ -172,7 +172,7 @@ def _treatments(known: TruthFrame, models: Sequence[str], detector: int | None) 
         CLEAN: _Frame(known.clean, case.ignore, known.clean_error, nothing),
         DIRECT: _Frame(case.data, case.ignore, error, nothing),
         MASKED: _Frame(case.data, case.ignore | hit, error, nothing),
-        DROPPED: _Frame(case.data, case.ignore | hit, error, nothing),
+        REJECTED: _Frame(case.data, case.ignore | hit, error, nothing),
     }
     for name, (model, by_psf) in own_methods(models, psf=detector is not None).items():
         psf = None if by_psf else NO_PSF
@@ -303,7 +303,9 @@ def fields_part(
         "hit": {kind: int((some & hit).sum()) for kind, some in kinds.items()},
         "photometry": {
             how: {
-                kind: photometry({name: one[how] for name, one in columns.items() if name != DROPPED}, true, some & hit)
+                kind: photometry(
+                    {name: one[how] for name, one in columns.items() if name != REJECTED}, true, some & hit
+                )
                 for kind, some in kinds.items()
             }
             for how in ("magnitude", "forced")

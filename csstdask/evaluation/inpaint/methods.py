@@ -154,7 +154,7 @@ def repair_methods(models: Sequence[str], *, psf: bool = False, peers: bool = Tr
         raise InputError("--model", f"two called {', '.join(sorted(twice))}", "cards of different names or versions")
     absent = absent_peers()
     return {
-        "untouched": no_repair,
+        "no repair": no_repair,
         **{name: inpaint_method(model, by_psf=stars) for name, (model, stars) in own_methods(models, psf=psf).items()},
         **{name: fill for name, (_, fill) in PEERS.items() if peers and name not in absent},
     }
