@@ -39,7 +39,7 @@ from csstdask.metrics.drift import (
     UnitEvents,
     count_events,
     derive_expectations,
-    drift,
+    find_drift,
     pixel_area_cm2,
     rates,
     spectra,
@@ -104,7 +104,7 @@ def review_run(run: str | Path, campaign: str | Path | None = None) -> CosmicRay
     units = [_read_unit(root, plan, *one) for one in chosen]
     made_for_these = bool(card.valid.get("detectors"))  # other cards expect what their training surveys have
     reference = card if made_for_these else replace(card, expects={})
-    return CosmicRayReview(units, drift(units, reference, advice=_advice(root, plan)), card, every)
+    return CosmicRayReview(units, find_drift(units, reference, advice=_advice(root, plan)), card, every)
 
 
 def _advice(root: Path, plan: Plan) -> str:

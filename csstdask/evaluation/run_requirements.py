@@ -173,7 +173,7 @@ def check_requirements(
         The run, with ``cr_rate`` where that is known.
     summary : Summary
     alarms : sequence of Alarm
-        Of `csstdask.metrics.drift.drift`.
+        Of `csstdask.metrics.drift.find_drift`.
     hits, rates : Expectation
         See `expected_hits` and `expected_rates`.
     run : Path

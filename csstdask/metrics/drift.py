@@ -1,11 +1,11 @@
-"""In orbit: whether a run's cosmic rays are still those that its model was made for.
+"""Detect whether the cosmic rays of a run differ from those that its model was trained for.
 
-Rates and spectra of what was detected are compared, exposure by exposure, with what the model's card expects or, where
-the card says nothing, with the run's own beginning. What has drifted may be the sky's particles, the detectors or the
-model; an alarm says where to look, and what to do.
+The rates and spectra of the detected events are compared, exposure by exposure, with the expectation on the model card.
+Where the card has none, they are compared with the first exposures of the run. The cause of a drift may be the particle
+environment, the detectors or the model; an alarm names the exposure and what to do.
 
-Spectra are histograms in narrow logarithmic bins: a survey's worth is a few numbers an exposure, and a distance
-between distributions that is taken at the bins' edges is short of the true one by less than a bin's content.
+Spectra are histograms in narrow logarithmic bins, so an exposure is described by few numbers. A Kolmogorov-Smirnov
+distance that is evaluated at the bin edges is smaller than the exact one by less than the content of one bin.
 """
 
 from __future__ import annotations
@@ -24,29 +24,32 @@ from csstdask.nn.card import ModelCard
 Counts = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
 
-#: Of log10(charge [e-]) and log10(length [pixel]); what lies beyond counts in the outermost bins, as points do.
+#: Bin edges of log10(charge [e-]) and log10(length [pixel]); the outermost bins include all values beyond them.
 EDGES = {"charge": np.linspace(1.0, 6.5, 111), "length": np.linspace(-0.5, 3.0, 71)}
 _UNITS = {"charge": "e-", "length": "pixel"}
-#: What is significant: by how many sigma a rate is outside; of a distance the probability by chance, and the distance.
-_RATE_SIGMA, _LEAST_P, _LEAST_DISTANCE = 3.0, 1e-3, 0.1
-#: Rates may differ from those of a reference by this factor: orbits have quiet and busy parts.
+#: Significance at which a rate is outside its limits [sigma].
+_RATE_SIGMA = 3.0
+#: Largest chance probability, and smallest Kolmogorov-Smirnov distance, of a deviating spectrum.
+_MAX_P_VALUE, _MIN_DISTANCE = 1e-3, 0.1
+#: Factor by which rates may differ from the reference: the particle flux varies along the orbit.
 _RATE_FACTOR = 1.5
-#: The share of a run's exposures that is its own reference, where a card says nothing.
-_REFERENCE_SHARE = 0.25
-#: Quantiles that a card keeps of a spectrum, and how finely they are read.
-_QUANTILES, _FINE = 51, 5001
+#: Fraction of the exposures of a run that serve as reference where a card has no expectation.
+_REFERENCE_FRACTION = 0.25
+#: Number of quantiles of a spectrum on a card, and number of points at which they are interpolated.
+_QUANTILES, _INTERPOLATED = 51, 5001
 
 
 @dataclass(frozen=True)
 class Events:
-    """Cosmic rays of a unit, or of several together."""
+    """Number and spectra of the cosmic-ray events of one or several units."""
 
     n: int
     cm2_s: float
-    """Area times time that they were gathered in; NaN: not known."""
+    """Usable area times exposure time [cm2 s]; NaN where unknown."""
     charge: Counts
-    """Histogram over ``EDGES``, of the events whose charge is known."""
+    """Histogram of the charge in the bins ``EDGES["charge"]``; events of unknown charge are not counted."""
     length: Counts
+    """Histogram of the length in the bins ``EDGES["length"]``."""
 
     def __add__(self, other: Events) -> Events:
         return Events(
@@ -55,18 +58,18 @@ class Events:
 
     @property
     def rate(self) -> float:
-        """Return events/cm^2/s; NaN where area or time are not known."""
+        """Return the rate [events/cm^2/s]; NaN where area or time are unknown."""
         return self.n / self.cm2_s if self.cm2_s > 0 else float("nan")
 
     @property
     def rate_err(self) -> float:
-        """Return the rate's Poisson error; that of one event where there is none."""
+        """Return the Poisson error of the rate; without events, that of one event."""
         return float(np.sqrt(max(1, self.n))) / self.cm2_s if self.cm2_s > 0 else float("nan")
 
 
 @dataclass(frozen=True)
 class UnitEvents:
-    """Cosmic rays of one unit."""
+    """Cosmic-ray events of one unit."""
 
     exposure: str
     detector: int
@@ -76,32 +79,32 @@ class UnitEvents:
 
 @dataclass(frozen=True)
 class Alarm:
-    """One thing that is not as expected."""
+    """One deviation from the expectation."""
 
     exposure: str
-    """The first that it is about."""
+    """First exposure that deviates."""
     what: str
-    """``detector``, ``date``, ``rate``, ``charge`` or ``length``."""
+    """Quantity that deviates: ``detector``, ``date``, ``rate``, ``charge`` or ``length``."""
     finding: str
-    """What was found and what was expected."""
+    """Sentence with the measured and the expected value."""
     sentence: str
-    """The same with what to do."""
+    """The finding, followed by what to do."""
 
 
 def pixel_area_cm2(instrument: Instrument) -> float:
-    """Return the area of a pixel [cm^2]; NaN where the instrument does not say."""
+    """Return the area of a pixel [cm^2]; NaN if the instrument has no pixel size."""
     return float(np.prod(instrument.pixel_size)) * 1e-8 if instrument.pixel_size is not None else float("nan")
 
 
 def count_events(charge: npt.NDArray[Any], length: npt.NDArray[Any], cm2_s: float) -> Events:
-    """Count a table's events.
+    """Count the events of a table.
 
     Parameters
     ----------
     charge, length : float arrays (n,)
-        [e-], [pixel]; NaN: not known.
+        Charge [e-] and length [pixel] of the events; NaN where unknown.
     cm2_s : float
-        Usable area times exposure time.
+        Usable area times exposure time [cm2 s].
     """
     return Events(len(charge), cm2_s, _histogram(charge, EDGES["charge"]), _histogram(length, EDGES["length"]))
 
@@ -114,7 +117,7 @@ def _histogram(values: npt.NDArray[Any], edges: Float) -> Counts:
 
 
 def sum_by_exposure(units: Iterable[UnitEvents]) -> dict[str, Events]:
-    """Return the cosmic rays of each exposure, all detectors together, in order of time."""
+    """Return the events of each exposure, summed over its detectors, in order of time."""
     together: dict[str, Events] = {}
     for unit in sorted(units, key=_when):
         before = together.get(unit.exposure)
@@ -127,7 +130,7 @@ def _when(unit: UnitEvents) -> tuple[bool, Any, str]:
 
 
 def rates(units: Iterable[UnitEvents]) -> dict[str, list[Any]]:
-    """Return a table of the exposures, in order of time: ``n_events``, ``rate``, ``rate_err`` [events/cm^2/s]."""
+    """Return columns ``exposure``, ``n_events``, ``rate`` and ``rate_err`` [events/cm^2/s], in order of time."""
     exposures = sum_by_exposure(units)
     return {
         "exposure": list(exposures),
@@ -138,7 +141,19 @@ def rates(units: Iterable[UnitEvents]) -> dict[str, list[Any]]:
 
 
 def derive_expectations(exposures: Sequence[Events]) -> dict[str, Any]:
-    """Return what some exposures lead to expect of others: a model card's `expects`."""
+    """Derive the expectation for a model card from reference exposures.
+
+    Parameters
+    ----------
+    exposures : sequence of Events
+        Events of each reference exposure.
+
+    Returns
+    -------
+    dict
+        ``rate``, lower and upper limit [events/cm^2/s]; ``log_charge`` and ``log_length``, quantiles of the spectra at
+        51 equidistant probabilities. Quantities that are unknown are absent.
+    """
     expects: dict[str, Any] = {}
     known = [events.rate for events in exposures if np.isfinite(events.rate)]
     if known:
@@ -147,7 +162,7 @@ def derive_expectations(exposures: Sequence[Events]) -> dict[str, Any]:
         counts = np.sum([getattr(events, name) for events in exposures], axis=0)
         if counts.sum():
             reached = np.concatenate([[0.0], np.cumsum(counts) / counts.sum()])
-            # Where several edges have been reached by the same share, the last is where the next event lies.
+            # Of several edges with the same cumulative fraction, the last is the lower edge of the next event's bin.
             share, last = np.unique(reached[::-1], return_index=True)
             place = edges[::-1][last]
             place[-1] = edges[np.searchsorted(reached, 1.0)]
@@ -156,33 +171,34 @@ def derive_expectations(exposures: Sequence[Events]) -> dict[str, Any]:
     return expects
 
 
-def drift(
+def find_drift(
     units: Sequence[UnitEvents], card: ModelCard | None = None, *, advice: str = "look at its frames"
 ) -> tuple[Alarm, ...]:
-    """Return what is not as a model's card, or a run's own beginning, leads to expect.
+    """Return deviations from a model card, or from the first exposures of the run.
 
     Parameters
     ----------
     units : sequence of UnitEvents
     card : ModelCard, optional
-        Of the model that found them. Where its `valid` or `expects` lack something, so do the alarms; for rate and
-        spectra the first quarter of the exposures stands in.
+        Card of the model that detected the events. Detectors and dates are checked if its `valid` has them. Rates and
+        spectra that are not in its `expects` are compared with the first quarter of the exposures.
     advice : str
-        What to do, with a command; it ends each sentence.
+        What to do, with a command; appended to each finding.
 
     Notes
     -----
-    A rate is outside by 3 sigma beyond the card's limits, or beyond 1.5 times those of the run's beginning. A
-    spectrum differs by a Kolmogorov-Smirnov distance above 0.1 with a probability by chance below 0.001. Events
-    that cross count as one, so that a higher rate alone makes spectra a little harder.
+    A rate deviates if it is 3 sigma outside the limits of the card, or outside those of the reference exposures
+    extended by a factor of 1.5. A spectrum deviates if its Kolmogorov-Smirnov distance is above 0.1 and the chance
+    probability of that distance below 0.001. Events that overlap count as one, so a higher rate alone makes spectra
+    slightly harder.
     """
     alarms = [*_validity(units, card, advice)] if card is not None else []
     exposures = sum_by_exposure(units)
     names = list(exposures)
     expects = card.expects if card is not None else {}
-    first = names[: max(1, int(_REFERENCE_SHARE * len(names)))]
+    first = names[: max(1, int(_REFERENCE_FRACTION * len(names)))]
     own = derive_expectations([exposures[name] for name in first])
-    beginning = f"from the run's first {f'{len(first)} exposures' if len(first) > 1 else 'exposure'}"
+    source_of_run = f"from the run's first {f'{len(first)} exposures' if len(first) > 1 else 'exposure'}"
     title = "" if card is None else f"by the card of {card.name} {card.version}"
     for name, events in exposures.items():
         for key in ("rate", "log_charge", "log_length"):
@@ -190,7 +206,7 @@ def drift(
             if not of_card and (key not in own or name in first):
                 continue
             wanted = expects[key] if of_card else own[key]
-            source = title if of_card else beginning
+            source = title if of_card else source_of_run
             if key == "rate":
                 sentence = _rate_outside(events, wanted)
             else:
@@ -207,7 +223,7 @@ def _counts(events: Events, key: str) -> Counts:
 
 
 def _validity(units: Sequence[UnitEvents], card: ModelCard, advice: str) -> Iterable[Alarm]:
-    """Yield an alarm for each detector that a card is not for, and one for dates."""
+    """Yield an alarm for each detector that a card does not list, and one for dates outside its range."""
     ordered = sorted(units, key=_when)
     known = card.valid.get("detectors")
     if known is not None:
@@ -239,7 +255,7 @@ def _first_and_more(exposures: Iterable[str]) -> tuple[str, str]:
 
 
 def _rate_outside(events: Events, limits: Sequence[float]) -> str:
-    """Return what is found and expected, or nothing where a rate is within its limits."""
+    """Return a sentence about a rate outside its limits; empty if it is within them."""
     low, high = limits
     reach = _RATE_SIGMA * events.rate_err
     if not (events.rate - reach > high or events.rate + reach < low):
@@ -248,10 +264,10 @@ def _rate_outside(events: Events, limits: Sequence[float]) -> str:
 
 
 def _spectrum_differs(events: Events, name: str, quantiles: Sequence[float], reference: int | None) -> str:
-    """Return what is found and expected, or nothing; `reference` is how many events the quantiles are of."""
+    """Return a sentence about a deviating spectrum, else an empty one; `reference`: see `spectrum_distance`."""
     counts = _counts(events, name)
     distance, chance = spectrum_distance(counts, EDGES[name], quantiles, reference)
-    if not (distance > _LEAST_DISTANCE and chance < _LEAST_P):
+    if not (distance > _MIN_DISTANCE and chance < _MAX_P_VALUE):
         return ""
     median = 10 ** float(np.interp(0.5, np.cumsum(counts) / counts.sum(), EDGES[name][1:]))
     wanted = 10 ** float(np.interp(0.5, np.linspace(0, 1, len(quantiles)), quantiles))
@@ -265,30 +281,32 @@ def _spectrum_differs(events: Events, name: str, quantiles: Sequence[float], ref
 def spectrum_distance(
     counts: Counts, edges: Float, quantiles: Sequence[float], reference: int | None = None
 ) -> tuple[float, float]:
-    """Return the Kolmogorov-Smirnov distance of a histogram from a distribution, and its probability by chance.
+    """Return the Kolmogorov-Smirnov distance of a histogram from a distribution, and its p-value.
 
     Parameters
     ----------
     counts : int array (n,)
+        Histogram.
     edges : float array (n + 1,)
+        Bin edges of the histogram.
     quantiles : sequence of float
-        Of the distribution, at evenly spaced shares from 0 to 1.
+        Quantiles of the distribution at equidistant probabilities from 0 to 1.
     reference : int, optional
-        How many events the quantiles are of; by default they are known without error.
+        Number of events that the quantiles were derived from; by default they are exact.
     """
     n = int(counts.sum())
     if n == 0 or reference == 0:
         return 0.0, 1.0
-    fine = np.interp(np.linspace(0, 1, _FINE), np.linspace(0, 1, len(quantiles)), np.sort(quantiles))
+    fine = np.interp(np.linspace(0, 1, _INTERPOLATED), np.linspace(0, 1, len(quantiles)), np.sort(quantiles))
     fine = np.clip(fine, edges[0], edges[-1])
-    expected = np.histogram(fine, edges)[0].cumsum() / _FINE
+    expected = np.histogram(fine, edges)[0].cumsum() / _INTERPOLATED
     distance = float(np.abs(np.cumsum(counts) / n - expected).max())
     effective = n if reference is None else n * reference / (n + reference)
     return distance, float(kstwobign.sf(np.sqrt(effective) * distance))
 
 
 def spectra(units: Iterable[UnitEvents]) -> Mapping[str, Counts]:
-    """Return the histograms of charge and length of all units together, over ``EDGES``."""
+    """Return the histograms of charge and length, summed over all units, in the bins ``EDGES``."""
     total: dict[str, Counts] = {name: np.zeros(len(edges) - 1, np.int64) for name, edges in EDGES.items()}
     for unit in units:
         for name, counts in total.items():

@@ -1,6 +1,6 @@
-"""Structural similarity of two images, or of two curves.
+"""Measure the structural similarity of two images or curves.
 
-After Wang et al. (2004, IEEE Trans. Image Process. 13, 600), with uniform windows.
+The definition is that of Wang et al. (2004, IEEE Trans. Image Process. 13, 600), with uniform windows.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import uniform_filter
 
-#: Shares of the span below which a mean and a deviation count for nothing.
-_MEAN_SHARE, _DEVIATION_SHARE = 0.01, 0.03
+#: The constants K1 and K2 of the paper: fractions of the span that stabilise the ratios.
+_K1, _K2 = 0.01, 0.03
 
 
 def structural_similarity(
@@ -23,21 +23,27 @@ def structural_similarity(
     Parameters
     ----------
     first, second : float arrays of one shape
-        With any number of axes, each of at least `window`.
+        Arrays with any number of axes, each at least `window` long.
     span : float
-        Between the lowest and the highest value that is possible.
+        Difference of the highest and the lowest possible value.
     window : int
-        Odd; sides of the uniform window [element]. Only windows that lie inside count.
+        Side of the uniform window [element], odd. Only windows inside the arrays are averaged.
 
     Returns
     -------
     float
-        1 for equal arrays.
+        1 for equal arrays, smaller otherwise.
 
     Raises
     ------
     ValueError
-        If shapes differ, the window is even or larger than an axis, or the span is not positive.
+        If the shapes differ, the window is even or larger than an axis, or the span is not positive.
+
+    Examples
+    --------
+    >>> image = np.arange(64.0).reshape(8, 8)
+    >>> structural_similarity(image, image, span=64.0)
+    1.0
     """
     a, b = (np.asarray(one, dtype=np.float64) for one in (first, second))
     if a.shape != b.shape or not a.ndim:
@@ -55,6 +61,7 @@ def structural_similarity(
     mean_a, mean_b = mean(a), mean(b)
     variance_a, variance_b = unbiased * (mean(a * a) - mean_a**2), unbiased * (mean(b * b) - mean_b**2)
     covariance = unbiased * (mean(a * b) - mean_a * mean_b)
-    light, spread = (_MEAN_SHARE * span) ** 2, (_DEVIATION_SHARE * span) ** 2
-    alike = (2 * mean_a * mean_b + light) * (2 * covariance + spread)
-    return float(np.mean(alike / ((mean_a**2 + mean_b**2 + light) * (variance_a + variance_b + spread))))
+    c1, c2 = (_K1 * span) ** 2, (_K2 * span) ** 2
+    numerator = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    denominator = (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
+    return float(np.mean(numerator / denominator))

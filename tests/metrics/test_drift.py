@@ -17,7 +17,7 @@ from csstdask.metrics.drift import (
     UnitEvents,
     count_events,
     derive_expectations,
-    drift,
+    find_drift,
     rates,
     spectrum_distance,
     sum_by_exposure,
@@ -45,13 +45,13 @@ def night(rng, n_exposures=8, *, detectors=(7, 8), factor=(), charge=3.3):
 
 def test_an_undisturbed_night_raises_nothing(rng):
     units = night(rng, 24)
-    assert drift(units) == ()
+    assert find_drift(units) == ()
     card = replace(
         CARD,
         valid={"detectors": [7, 8], "from": "2028-01-01", "until": "2028-04-01"},
         expects=derive_expectations(list(sum_by_exposure(night(np.random.default_rng(1))).values())),
     )
-    assert drift(units, card) == ()
+    assert find_drift(units, card) == ()
 
 
 def test_rates_have_a_poisson_error(rng):
@@ -65,11 +65,11 @@ def test_rates_have_a_poisson_error(rng):
     np.testing.assert_allclose(table["rate_err"], np.sqrt(n) / (8 * CM2_S))
     unknown = [replace(unit, events=replace(unit.events, cm2_s=float("nan"))) for unit in units]
     assert np.isnan(rates(unknown)["rate"]).all()
-    assert drift(unknown) == ()
+    assert find_drift(unknown) == ()
 
 
 def test_a_doubled_rate_is_one_sentence_with_advice(rng):
-    alarms = drift(night(rng, factor=((5, 2.0),)), advice="look at it")
+    alarms = find_drift(night(rng, factor=((5, 2.0),)), advice="look at it")
     assert [(alarm.exposure, alarm.what) for alarm in alarms] == [("105", "rate")]
     sentence = alarms[0].sentence
     assert sentence.startswith("exposure 105: found ")
@@ -77,7 +77,7 @@ def test_a_doubled_rate_is_one_sentence_with_advice(rng):
     assert "from the run's first 2 exposures" in sentence
     assert sentence == f"{alarms[0].finding}: look at it"
     quiet = replace(CARD, expects={"rate": [0.8, 1.2]})
-    found = drift(night(rng, factor=((0, 0.3),)), quiet)
+    found = find_drift(night(rng, factor=((0, 0.3),)), quiet)
     assert [(alarm.exposure, alarm.what) for alarm in found] == [("100", "rate")]  # a card knows the first exposure too
     assert "expected 0.8 to 1.2 by the card of unet 3" in found[0].sentence
 
@@ -85,7 +85,7 @@ def test_a_doubled_rate_is_one_sentence_with_advice(rng):
 def test_another_spectrum_is_noticed(rng):
     before, after = night(rng, 4), night(rng, 1, charge=3.6)
     late = [replace(unit, exposure="200", time=np.datetime64("2030-01-01", "us")) for unit in after]
-    alarms = drift([*late, *before])
+    alarms = find_drift([*late, *before])
     assert [(alarm.exposure, alarm.what) for alarm in alarms] == [("200", "charge")]
     assert "Kolmogorov-Smirnov distance" in alarms[0].sentence
     found, expected = (
@@ -98,12 +98,12 @@ def test_another_spectrum_is_noticed(rng):
 def test_a_card_out_of_date_or_for_other_detectors(rng):
     units = night(rng)
     card = replace(CARD, valid={"detectors": [8, 9], "until": "2028-03-01"})
-    alarms = drift(units, card)
+    alarms = find_drift(units, card)
     assert [(alarm.exposure, alarm.what) for alarm in alarms] == [("100", "detector"), ("100", "date")]
     assert "found detector 7, expected one of 8, 9" in alarms[0].sentence
     assert "exposure 100 and 7 more: found the date 2028-03-01, expected a date before 2028-03-01" in alarms[1].sentence
-    assert drift(units, replace(CARD, valid={"from": "2028-03-01"})) == ()
-    assert [alarm.exposure for alarm in drift(units, replace(CARD, valid={"from": "2028-03-02"}))] == ["100"]
+    assert find_drift(units, replace(CARD, valid={"from": "2028-03-01"})) == ()
+    assert [alarm.exposure for alarm in find_drift(units, replace(CARD, valid={"from": "2028-03-02"}))] == ["100"]
 
 
 def test_distance_is_that_of_scipy(rng):
