@@ -1,4 +1,4 @@
-"""A run's cosmic rays, read for whoever watches them: rates, spectra, alarms, and checks that need no truth."""
+"""Review the cosmic rays of a run: rates, spectra, alarms, and checks that need no truth."""
 
 from __future__ import annotations
 
@@ -60,69 +60,70 @@ from csstdask.store.zarr_arrays import array_names, get_array
 
 log = logging.getLogger("csstdask")
 
-#: Units whose tables are read: of a larger run every n-th exposure.
-_MOST_UNITS = 3000
-#: Exposures of a detector that are compared with each other: pixel by pixel, and on the sky, where it is by pairs.
-_MOST_IN_PIXELS, _MOST_ON_SKY = 48, 8
-#: Units that known events are added to, and the share of their pixels that get charge.
-_INJECTED_UNITS, _INJECTED_SHARE = 3, 0.003
+#: Units whose tables are read; of a larger run, those of every n-th exposure.
+_MAX_UNITS = 3000
+#: Exposures of a detector that are compared pixel by pixel.
+_MAX_DETECTOR_EXPOSURES = 48
+#: Exposures of a detector that are compared on the sky; the time grows with the number of pairs.
+_MAX_SKY_EXPOSURES = 8
+#: Units that known events are added to, and fraction of their pixels that get charge.
+_INJECTED_UNITS, _INJECTED_FRACTION = 3, 0.003
 _SEED = 1912
-#: Places that are listed for a detector.
-_LISTED = 100
+#: Recurrent positions that are listed for a detector.
+_MAX_LISTED = 100
 TABLE = "cosmic_rays"
-#: The step that writes it.
+#: Step that writes the table.
 _STEP = "repair"
 
 
 @dataclass(frozen=True)
 class CosmicRayReview:
-    """A run's cosmic rays and what is odd about them."""
+    """Cosmic rays of a run, and how they deviate from the expectation."""
 
     units: list[UnitEvents]
     alarms: tuple[Alarm, ...]
     card: ModelCard
     every: int
-    """Of the exposures, which one in so many was read."""
+    """Every n-th exposure was read."""
 
 
 def review_run(run: str | Path, campaign: str | Path | None = None) -> CosmicRayReview:
-    """Read the tables of cosmic rays of a run, and compare them with its model's card and with the run's beginning.
+    """Read the tables of cosmic rays of a run, and compare them with the model card and the first exposures.
 
-    What a card expects counts where it was made for detectors that it names: a model for any camera saw mock surveys
-    in training; its rates and spectra hold for no other camera.
+    Expected rates and spectra of a card are used only if it names the detectors it was made for. A model for any camera
+    was trained on mock surveys, whose rates and spectra are not those of a real camera.
 
     Parameters
     ----------
     run : path
     campaign : path, optional
-        Its campaign, if that has moved.
+        Store of the campaign, if it has moved.
     """
     root = Path(run)
     plan = load_plan(root, campaign)
-    every, chosen = _some_units(root, plan)
+    every, chosen = _sampled_units(root, plan)
     card = find_card("cosmicray", plan.config.detect.model)
     units = [_read_unit(root, plan, *one) for one in chosen]
-    made_for_these = bool(card.valid.get("detectors"))  # other cards expect what their training surveys have
-    reference = card if made_for_these else replace(card, expects={})
+    reference = card if card.valid.get("detectors") else replace(card, expects={})
     return CosmicRayReview(units, find_drift(units, reference, advice=_advice(root, plan)), card, every)
 
 
 def _advice(root: Path, plan: Plan) -> str:
-    """Return what to do about an alarm: a command that can be run as it stands, but for the folder that it writes."""
+    """Return what to do about an alarm: a command, complete but for the output folder."""
     campaign = plan.campaign.path
     if (campaign / "truth" / "zarr.json").is_file():
         return f"retrain with `{shlex.join(['csstdask', 'train', 'cosmicray', '--campaign', str(campaign)])} --to DIR`"
     return f"check it with `{shlex.join(['csstdask', 'evaluate', 'cosmicray', '--run', str(root)])} --to DIR`"
 
 
-def _some_units(root: Path, plan: Plan) -> tuple[int, list[tuple[Unit, float]]]:
-    """Return units whose events are recorded, with their usable pixels; of a large run those of every n-th exposure."""
+def _sampled_units(root: Path, plan: Plan) -> tuple[int, list[tuple[Unit, float]]]:
+    """Return n, and the units of every n-th exposure that have recorded events, with their usable pixels."""
     ignored = np.zeros((len(plan.campaign.exposures), len(plan.campaign.detectors)))
     if "n_ignored_pixels" in array_names(root):
         stored = np.asarray(get_array(open_group(root, "run"), "n_ignored_pixels")[...])
         ignored[: len(stored)] = np.nan_to_num(stored)
     ledger = Ledger(root)
-    every = max(1, -(-int(plan.campaign.present.sum()) // _MOST_UNITS))
+    every = max(1, -(-int(plan.campaign.present.sum()) // _MAX_UNITS))
     chosen = [
         (unit, float(plan.pixels - ignored[row, column]))
         for unit, row, column in plan.units()
@@ -132,7 +133,7 @@ def _some_units(root: Path, plan: Plan) -> tuple[int, list[tuple[Unit, float]]]:
 
 
 def _has_events(root: Path, unit: Unit, ledger: Ledger) -> bool:
-    """Tell whether a unit's table of events is on record, and there as it was recorded."""
+    """Return whether the table of events of a unit is recorded in the ledger, and unchanged."""
     record = ledger.read(unit).steps.get(_STEP)
     wanted = table_path(root, TABLE, unit.exposure, unit.detector).relative_to(root).as_posix()
     return record is not None and any(one.path == wanted and one.is_intact(root) for one in record.objects)
@@ -158,18 +159,18 @@ def evaluate_run(
     *,
     on_progress: Callable[[str], None] = log.info,
 ) -> dict[str, Any]:
-    """Evaluate the cosmic rays of a run without truth.
+    """Evaluate the cosmic rays of a run, without truth.
 
     Parameters
     ----------
     run : path
-        With the step ``repair``.
+        Store of a run with the step ``repair``.
     to : Path, optional
         Folder for ``cosmicray_run.json``.
     campaign : path, optional
-        Its campaign, if that has moved.
-    announce : callable
-        Told in a line what is being done.
+        Store of the campaign, if it has moved.
+    on_progress : callable
+        Receives a line per step.
 
     Raises
     ------
@@ -177,27 +178,27 @@ def evaluate_run(
         If the run has no table of cosmic rays.
     """
     root = Path(run)
-    watched = review_run(root, campaign)
-    if not watched.units:
+    review = review_run(root, campaign)
+    if not review.units:
         raise StoreError(f"{root}: found no table of cosmic rays; wanted a run with the step repair (run it again)")
     plan = load_plan(root, campaign)
-    on_progress(f"{len(watched.units)} units read; comparing exposures with each other")
+    on_progress(f"{len(review.units)} units read; comparing exposures with each other")
     by_detector: dict[int, list[Unit]] = {}
-    for unit in watched.units:
+    for unit in review.units:
         by_detector.setdefault(unit.detector, []).append(Unit(unit.exposure, unit.detector))
     in_pixels = {str(detector): _in_pixels(root, plan, units) for detector, units in sorted(by_detector.items())}
     on_sky = {str(detector): _on_sky(root, plan, units) for detector, units in sorted(by_detector.items())}
     recovery, units = _recovery(root, plan, on_progress)
-    exposures = sum_by_exposure(watched.units)
+    exposures = sum_by_exposure(review.units)
     results = {
         "run": root.name,
-        "model": {"name": watched.card.name, "version": watched.card.version, "sha256": watched.card.sha256},
-        "one_exposure_in": watched.every,
-        "rates": rates(watched.units),
+        "model": {"name": review.card.name, "version": review.card.version, "sha256": review.card.sha256},
+        "one_exposure_in": review.every,
+        "rates": rates(review.units),
         "log10_edges": {name: edges.tolist() for name, edges in EDGES.items()},
-        "spectra": {name: counts.tolist() for name, counts in spectra(watched.units).items()},
+        "spectra": {name: counts.tolist() for name, counts in spectra(review.units).items()},
         "as_a_card_would_expect": derive_expectations(list(exposures.values())),
-        "alarms": [asdict(alarm) for alarm in watched.alarms],
+        "alarms": [asdict(alarm) for alarm in review.alarms],
         "repeated_in_pixels": {"share": _pooled(in_pixels.values()), "detectors": in_pixels},
         "repeated_on_sky": {"share": _pooled(on_sky.values()), "detectors": on_sky},
         "recovered": _as_json(recovery, units),
@@ -209,12 +210,12 @@ def evaluate_run(
     return results
 
 
-def _spread(units: list[Unit], most: int) -> list[Unit]:
-    return [units[i] for i in sorted({round(place) for place in np.linspace(0, len(units) - 1, most)})]
+def _evenly_spaced(units: list[Unit], count: int) -> list[Unit]:
+    return [units[i] for i in sorted({round(place) for place in np.linspace(0, len(units) - 1, count)})]
 
 
 def _in_pixels(root: Path, plan: Plan, units: list[Unit]) -> dict[str, Any] | None:
-    chosen = _spread(units, _MOST_IN_PIXELS)
+    chosen = _evenly_spaced(units, _MAX_DETECTOR_EXPOSURES)
     if len(chosen) < 2:
         return None
     x_and_y = [_columns(root, unit, "x", "y") for unit in chosen]
@@ -222,7 +223,9 @@ def _in_pixels(root: Path, plan: Plan, units: list[Unit]) -> dict[str, Any] | No
 
 
 def _on_sky(root: Path, plan: Plan, units: list[Unit]) -> dict[str, Any] | None:
-    chosen = [(unit, wcs) for unit in _spread(units, _MOST_ON_SKY) if (wcs := _wcs(plan, unit)) is not None]
+    chosen = [
+        (unit, wcs) for unit in _evenly_spaced(units, _MAX_SKY_EXPOSURES) if (wcs := _wcs(plan, unit)) is not None
+    ]
     if len(chosen) < 2:
         return None
     x_and_y = [_columns(root, unit, "x", "y") for unit, _ in chosen]
@@ -245,12 +248,12 @@ def _recurrence(found: Recurrence) -> dict[str, Any]:
         "share": found.share,
         "share_err": found.share_err,
         "n_places": len(found.table["n_exposures"]),
-        "places": {name: values[:_LISTED].tolist() for name, values in found.table.items()},
+        "places": {name: values[:_MAX_LISTED].tolist() for name, values in found.table.items()},
     }
 
 
 def _pooled(parts: Any) -> dict[str, float | int] | None:
-    """Return the share of events of all detectors together; None where nothing could be compared."""
+    """Return the fraction of recurrent events over all detectors; None if no exposures could be compared."""
     known = [part for part in parts if part is not None and part["n_events"]]
     if not known:
         return None
@@ -261,9 +264,9 @@ def _pooled(parts: Any) -> dict[str, float | int] | None:
 
 
 def _recovery(root: Path, plan: Plan, on_progress: Callable[[str], None]) -> tuple[Recovery, list[list[Any]]]:
-    """Add known events to a handful of units of a run, and look for them as the run did."""
-    _, ready = _some_units(root, plan)
-    chosen = _spread([unit for unit, _ in ready], _INJECTED_UNITS)
+    """Add known events to some units of a run, and detect them with the settings of the run."""
+    _, ready = _sampled_units(root, plan)
+    chosen = _evenly_spaced([unit for unit, _ in ready], _INJECTED_UNITS)
     on_progress(f"adding known cosmic rays to {len(chosen)} units")
     parts = list(_recovered(root, plan, chosen))
     return reduce(add, parts), [[unit.exposure, unit.detector] for unit in chosen]
@@ -299,7 +302,7 @@ def _recovered(root: Path, plan: Plan, units: list[Unit]) -> Iterator[Recovery]:
 
         charge = draw_cosmic_rays(
             np.random.default_rng([_SEED, row, column]),
-            CosmicRays(pixel_fraction=(_INJECTED_SHARE,)),
+            CosmicRays(pixel_fraction=(_INJECTED_FRACTION,)),
             plan.campaign.shape,
         )
         flagged = frame.product("cr_mask")
@@ -321,7 +324,7 @@ def _as_json(recovery: Recovery, units: list[list[Any]]) -> dict[str, Any]:
 
 
 def _without_nan(value: Any) -> Any:
-    """Return the same with None for NaN, which JSON does not know."""
+    """Replace NaN by None in nested lists and dictionaries, for JSON."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -330,22 +333,22 @@ def _without_nan(value: Any) -> Any:
 
 
 def summary_lines(results: dict[str, Any]) -> Iterator[str]:
-    """Yield the evaluation of a run for people."""
+    """Yield the evaluation of a run as lines of text."""
     exposures = results["rates"]
     for name, n, rate, error in zip(*exposures.values(), strict=True):
-        said = "rate not known" if rate is None else f"{rate:.3g} +- {error:.2g} events/cm^2/s"
-        yield f"{name}  {n} cosmic rays, {said}"
+        rate_text = "unknown rate" if rate is None else f"{rate:.3g} +- {error:.2g} events/cm^2/s"
+        yield f"{name}  {n} cosmic rays, {rate_text}"
     for key, word in (
         ("repeated_in_pixels", "at one pixel of the detector"),
         ("repeated_on_sky", "at one place of the sky"),
     ):
         pooled = results[key]["share"]
         if pooled is None:
-            yield f"{word}: no exposures that could tell"
+            yield f"{word}: no exposures that can be compared"
         else:
             yield (
                 f"{word}: {100 * pooled['share']:.2f} +- {100 * pooled['share_err']:.2f} % of the events above chance, "
-                f"{pooled['n_places']} places stand out"
+                f"{pooled['n_places']} positions stand out"
             )
     known = results["recovered"]
     if known["recall_visible_pixels"] is not None:

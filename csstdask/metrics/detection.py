@@ -1,4 +1,4 @@
-"""Scores of cosmic-ray masks: precision and recall by pixel and by event, curves, calibration."""
+"""Score cosmic-ray masks against truth: precision and recall by pixel and event, curves, calibration."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Bool = npt.NDArray[np.bool_]
 Float = npt.NDArray[np.float32]
 
 _SEED = 1999
-#: Size of the blocks that are resampled [pixel], and how often.
+#: Side of the blocks that are resampled for intervals [pixel], and number of bootstrap samples.
 _BLOCK, _RESAMPLES = 64, 400
-_BINS = 2000
-#: Logits beyond this are as good as certain.
-_LARGEST_LOGIT = 20.0
-_CLEAR_LOGIT = 7.0
-#: Of hit pixels, what a frame may have.
-_DENSITIES = (1e-4, 0.5)
+#: Bins of a precision-recall curve, and largest absolute logit.
+_BINS, _MAX_LOGIT = 2000, 20.0
+#: Pixels with a larger absolute logit are certain, and not used in the calibration.
+_MAX_UNCERTAIN_LOGIT = 7.0
+#: Limits of the fraction of hit pixels of a frame.
+_DENSITY_LIMITS = (1e-4, 0.5)
 
 
 #: Charge above which a pixel counts for recall [e-]: the read noise (CSST rejection paper, section 4.1).
@@ -53,27 +53,29 @@ def visible_pixels(charge: npt.NDArray[Any], noise: npt.NDArray[Any], min_charge
 
 @dataclass(frozen=True)
 class DetectionCase:
-    """One frame to detect on, and what is true of it."""
+    """A frame with known cosmic rays; all arrays have the shape (y, x)."""
 
     data: Float
-    """[e-]"""
+    """Pixels [e-]."""
     error: Float | None
+    """1 sigma of the pixels [e-]."""
     ignore: Bool
+    """Pixels that methods ignore."""
     hit: Bool
-    """What a method should find."""
+    """Pixels that a method should find."""
     faint: Bool
-    """Holds some charge, too little to be asked for: found, it counts as right."""
+    """Pixels with less charge: they count as true if they are found, and not as missed otherwise."""
     use: Bool
-    """Where it is scored."""
+    """Pixels that are scored."""
     visible: Bool
-    """Of `hit`: what stands above 3 sigma of its own noise."""
+    """Hit pixels above 3 sigma of their noise."""
     charge: Float
-    """Of cosmic rays [e-]."""
+    """Charge of cosmic rays [e-]."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Precision and recall over the pixels of several frames, with 68 % intervals."""
+    """Scores of the pixels of several frames, with 68 % bootstrap intervals."""
 
     precision: float
     recall: float
@@ -82,13 +84,23 @@ class Score:
     recall_interval: tuple[float, float]
     recall_visible: float
     precision_without_skirt: float
-    """Neighbours of a true pixel counted neither way."""
+    """Precision without the neighbours of hit pixels."""
     events_found: float
-    """Share of events (8-connected parts of the truth) of which at least half of the charge is found."""
+    """Fraction of events (8-connected hit pixels) of which at least half of the charge is found."""
 
 
 def score(cases: Sequence[DetectionCase], found: Sequence[Bool]) -> Score:
-    """Score masks against the truth of their frames, pixels pooled."""
+    """Score masks against the truth of their frames.
+
+    The intervals are bootstrapped over blocks of 64 x 64 pixels, because neighbouring pixels are not independent.
+
+    Parameters
+    ----------
+    cases : sequence of DetectionCase
+        Frames with known cosmic rays.
+    found : sequence of bool arrays (y, x)
+        Mask of each frame.
+    """
     counts = np.concatenate([_block_counts(case, mask) for case, mask in zip(cases, found, strict=True)])
     rng = np.random.default_rng(_SEED)
     draws = [counts[rng.integers(0, len(counts), len(counts))].sum(axis=0) for _ in range(_RESAMPLES)]
@@ -109,18 +121,18 @@ def score(cases: Sequence[DetectionCase], found: Sequence[Bool]) -> Score:
 
 
 def _block_counts(case: DetectionCase, mask: Bool) -> npt.NDArray[np.int64]:
-    """Count found, right, false, missed, visible, visible and found, false off the skirt, in blocks of pixels."""
-    skirt = dilate(case.hit) & ~case.hit
+    """Return counts (block, 7): hits found, true, false, missed, visible, visible found, false off the borders."""
+    border = binary_dilation(case.hit, EIGHT_NEIGHBOURS) & ~case.hit
     use = case.use
-    right = case.hit | case.faint
+    has_charge = case.hit | case.faint
     maps = (
         mask & case.hit & use,
-        mask & right & use,
-        mask & ~right & use,
+        mask & has_charge & use,
+        mask & ~has_charge & use,
         ~mask & case.hit & use,
         case.visible & use,
         mask & case.visible & use,
-        mask & ~right & ~skirt & use,
+        mask & ~has_charge & ~border & use,
     )
     rows, columns = (np.arange(0, length, _BLOCK) for length in mask.shape)
     summed = [np.add.reduceat(np.add.reduceat(part.astype(np.int64), rows, 0), columns, 1) for part in maps]
@@ -128,12 +140,12 @@ def _block_counts(case: DetectionCase, mask: Bool) -> npt.NDArray[np.int64]:
 
 
 def _rates(counts: npt.NDArray[np.int64]) -> tuple[float, float, float, float]:
-    found, right, false, missed, visible, seen, off_skirt = (float(value) for value in counts)
+    found, true, false, missed, visible, visible_found, off_border = (float(value) for value in counts)
     return (
-        right / max(1.0, right + false),
+        true / max(1.0, true + false),
         found / max(1.0, found + missed),
-        seen / max(1.0, visible),
-        right / max(1.0, right + off_skirt),
+        visible_found / max(1.0, visible),
+        true / max(1.0, true + off_border),
     )
 
 
@@ -146,14 +158,14 @@ def _events_found(case: DetectionCase, mask: Bool) -> tuple[int, int]:
 
 
 def precision_and_recall(cases: Sequence[DetectionCase], found: Iterable[Bool]) -> tuple[float, float]:
-    """Return precision and recall, pixels pooled."""
+    """Return precision and recall over the pixels of all frames."""
     counts = sum(_block_counts(case, mask).sum(axis=0) for case, mask in zip(cases, found, strict=True))
     precision, recall, _, _ = _rates(np.asarray(counts))
     return precision, recall
 
 
 def f1_score(cases: Sequence[DetectionCase], found: Iterable[Bool]) -> float:
-    """Return the harmonic mean of precision and recall, pixels pooled."""
+    """Return the F1 score, the harmonic mean of precision and recall, over the pixels of all frames."""
     precision, recall = precision_and_recall(cases, found)
     return 2 * precision * recall / max(1e-9, precision + recall)
 
@@ -161,9 +173,22 @@ def f1_score(cases: Sequence[DetectionCase], found: Iterable[Bool]) -> float:
 def precision_recall(
     logit: npt.NDArray[np.float32], hit: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return thresholds on the logit, falling, with precision and recall at each."""
-    edges = np.linspace(-_LARGEST_LOGIT, _LARGEST_LOGIT, _BINS + 1)
-    inside = np.clip(logit, -_LARGEST_LOGIT, _LARGEST_LOGIT)
+    """Return a precision-recall curve.
+
+    Parameters
+    ----------
+    logit : float32 array (n,)
+        Output of a network.
+    hit : bool array (n,)
+        Truth.
+
+    Returns
+    -------
+    thresholds, precision, recall : float64 arrays (bin,)
+        Thresholds on the logit in descending order, and the values at each.
+    """
+    edges = np.linspace(-_MAX_LOGIT, _MAX_LOGIT, _BINS + 1)
+    inside = np.clip(logit, -_MAX_LOGIT, _MAX_LOGIT)
     true = np.histogram(inside[hit], edges)[0][::-1].cumsum()
     false = np.histogram(inside[~hit], edges)[0][::-1].cumsum()
     precision = true / np.maximum(1, true + false)
@@ -171,7 +196,13 @@ def precision_recall(
 
 
 def average_precision(precision: npt.NDArray[np.float64], recall: npt.NDArray[np.float64]) -> float:
-    """Return the area under a precision-recall curve."""
+    """Return the area under a precision-recall curve.
+
+    Examples
+    --------
+    >>> average_precision(np.array([1.0, 0.5]), np.array([0.5, 1.0]))
+    0.75
+    """
     return float(np.sum(np.diff(recall, prepend=0.0) * precision))
 
 
@@ -181,33 +212,37 @@ def fit_calibration(
     density: npt.NDArray[np.float32] | None = None,
     steps: int = 50,
 ) -> dict[str, float]:
-    """Return what makes of a network's output the logit of a frequency of hits (Platt 1999).
+    """Fit the calibration of the logits of a network (Platt 1999).
 
-    ``scale * logit + offset + prior * (logit(density) - logit(reference))``: how much a frame's density of cosmic
-    rays moves a probability is fitted too, for a network that sees part of the frame knows part of it already. The
-    reference is the examples' mean density. Newton's method on the logistic likelihood of the pixels that are in
-    doubt; where all is clear there is nothing to fit.
+    The calibrated logit is ``scale * logit + offset + prior * (logit(density) - logit(reference))``. The reference is
+    the mean density of the examples. The weight of the density is fitted because a network that sees part of a frame
+    already knows part of its density. The parameters maximise the logistic likelihood of the uncertain pixels, by
+    Newton's method.
 
     Parameters
     ----------
     logit : float32 array (n,)
+        Output of the network.
     hit : bool array (n,)
+        Truth.
     density : float32 array (n,), optional
-        Share of hit pixels in the frame that each pixel is of.
+        Fraction of hit pixels in the frame of each pixel.
+    steps : int
+        Largest number of iterations.
 
     Returns
     -------
     dict
         ``scale`` and ``offset``; with `density` also ``prior`` and ``density``, the reference.
     """
-    doubtful = np.abs(logit) < _CLEAR_LOGIT
-    x, y = logit[doubtful].astype(np.float64), hit[doubtful].astype(np.float64)
+    uncertain = np.abs(logit) < _MAX_UNCERTAIN_LOGIT
+    x, y = logit[uncertain].astype(np.float64), hit[uncertain].astype(np.float64)
     columns = [x, np.ones_like(x)]
     reference = 0.0
     if density is not None:
-        inside = np.clip(density, *_DENSITIES)
+        inside = np.clip(density, *_DENSITY_LIMITS)
         reference = float(inside.mean())
-        columns.append(log_odds(inside[doubtful].astype(np.float64)) - float(log_odds(reference)))
+        columns.append(log_odds(inside[uncertain].astype(np.float64)) - float(log_odds(reference)))
     design = np.stack(columns, axis=1)
     parameters = np.eye(1, design.shape[1])[0]
     for _ in range(steps):
@@ -224,5 +259,5 @@ def fit_calibration(
 
 
 def log_odds(probability: Any) -> Any:
-    """Return log odds."""
+    """Return the log odds of a probability."""
     return np.log(probability / (1 - probability))
