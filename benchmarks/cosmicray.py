@@ -36,7 +36,7 @@ Mask = npt.NDArray[np.bool_]
 
 def frame() -> tuple[Any, Any, Mask, Any]:
     """Return counts, errors, ignored pixels and the true charge [e-] of a mock unit."""
-    from csstdask.evaluation.cosmicray.frames import render_truth_frame
+    from csstdask.evaluation.cosmicray.truth_frame import render_truth_frame
     from csstdask.mock.recipe import demo_recipe
 
     case = render_truth_frame(demo_recipe().model_copy(update={"seed": SEED, "shape": (SIDE, SIDE)}), 0, 7).case

@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from csstdask.arrays.median import adaptive_median
 from csstdask.cosmicray import detect
-from csstdask.evaluation.cosmicray.frames import render_truth_frame
+from csstdask.evaluation.cosmicray.truth_frame import render_truth_frame
 from csstdask.evaluation.inpaint.methods import MaskedImage, repair_methods
 from csstdask.mock.recipe import demo_recipe
 

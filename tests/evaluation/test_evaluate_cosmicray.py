@@ -22,9 +22,10 @@ from csstdask.evaluation.cosmicray.evaluate import (
     summary_lines,
 )
 from csstdask.evaluation.cosmicray.figures import draw_field, draw_gallery
-from csstdask.evaluation.cosmicray.frames import EvaluationRequest, evaluate_frame, render_truth_frame
+from csstdask.evaluation.cosmicray.frames import EvaluationRequest, evaluate_frame
 from csstdask.evaluation.cosmicray.methods import Method, network_method, tune_lacosmic
 from csstdask.evaluation.cosmicray.survey import AGEING, epochs_part, sources_part
+from csstdask.evaluation.cosmicray.truth_frame import render_truth_frame
 from csstdask.evaluation.io import round_floats
 from csstdask.mock.recipe import load_recipe
 

@@ -26,7 +26,6 @@ from typing import Any
 from csstdask.core.errors import InputError
 from csstdask.core.optional import install_hint
 from csstdask.evaluation.cosmicray.figures import draw_field, draw_gallery
-from csstdask.evaluation.cosmicray.frames import render_truth_frame
 from csstdask.evaluation.cosmicray.methods import (
     Method,
     card_threshold,
@@ -43,6 +42,7 @@ from csstdask.evaluation.cosmicray.survey import (
     field_part,
     sources_part,
 )
+from csstdask.evaluation.cosmicray.truth_frame import render_truth_frame
 from csstdask.evaluation.io import markdown_header, markdown_row, round_floats
 from csstdask.evaluation.runner import (
     Measurement,

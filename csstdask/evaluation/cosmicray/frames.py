@@ -1,21 +1,20 @@
-"""Frames of test recipes with all that is known of them, and what a method makes of one.
+"""Evaluate detection methods on frames of test recipes.
 
-A frame is rendered, looked at by every method, counted and forgotten, each in a task of its own on another process:
-a test of hundreds of frames needs the memory of a few.
+A frame is rendered, evaluated by all methods, counted and discarded, in a task of its own on a worker process: an
+evaluation of hundreds of frames needs the memory of a few.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import sep
-from scipy.ndimage import binary_dilation, distance_transform_edt, label
+from scipy.ndimage import distance_transform_edt, label
 
 from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
 import torch
@@ -26,365 +25,248 @@ from csstdask.arrays.morphology import dilate, label_components
 from csstdask.core.malloc import retain_freed_memory
 from csstdask.cosmicray.inpaint import inpaint
 from csstdask.evaluation.cosmicray.methods import Method
+from csstdask.evaluation.cosmicray.stars import StarPhotometry
+from csstdask.evaluation.cosmicray.truth_frame import SNR_PIXELS, TruthFrame, render_truth_frame
 from csstdask.evaluation.parallel import map_units
 from csstdask.evaluation.runner import ProgressCallback
-from csstdask.instrument import load_instrument
-from csstdask.metrics.detection import RECALL_CHARGE, Bool, DetectionCase, Float, visible_pixels
+from csstdask.metrics.detection import Bool, DetectionCase
 from csstdask.metrics.detection_histograms import LEVELS, VISIBLE, classify_pixels, count_pixels, label_regions
-from csstdask.mock import Recipe, render_unit
+from csstdask.mock import Recipe
+from csstdask.mock import render_unit
 from csstdask.mock.catalogue import Catalogue
 from csstdask.nn.models import NO_PSF
 from csstdask.numerics.robust import mad_scale
 
-#: Distances from a source [pixel], and charges of a pixel [e-], at which bins begin.
+Counts = npt.NDArray[np.int64]
+
+#: Lower edges of the bins of the distance from a source [pixel].
 DISTANCE_BINS = (0.0, 1.5, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0)
+#: Lower edges of the bins of the charge of a pixel [e-].
 CHARGE_BINS = tuple(float(value) for value in np.geomspace(1, 1e5, 41))
-#: Events longer than this are tracks [pixel]; and where classes of length begin.
-MIN_TRACK_LENGTH = 5
+#: Lower edges of the classes of the length of an event [pixel].
 LENGTH_BINS = (0, 3, 6, 15, 40)
-#: Flags of light that is no source's; how near to a saturated pixel lies beside it [pixel].
-_ARTEFACTS, _BESIDE = ("satellite_trail", "ghost"), 3
-#: A star that is looked at: its S/N in 49 pixels, its distance from the edge, its aperture [pixel].
-_LEAST_SNR, _EDGE, _APERTURE = 5.0, 16, 4.0
-#: Cut-outs of a gallery: half their side [pixel], and from which flux ratio on.
-_HALF, _ODD_RATIO = 20, 0.8
-
-
-@dataclass(frozen=True)
-class TruthFrame:
-    """A frame of a test recipe, and what is true of it."""
-
-    case: DetectionCase
-    clean: Float
-    """Without cosmic rays [e-]."""
-    clean_error: Float
-    sky: float
-    rms: float
-    """Of the sky [e-]."""
-    catalogue: Catalogue
-    exptime: float
-    odd: dict[str, Bool]
-    """Pixels, none of them ignored, of what is neither sky nor source, by its name."""
+#: Smallest length of a track [pixel].
+MIN_TRACK_LENGTH = 5
+#: Smallest charge of a pixel that belongs to an event [e-].
+_EVENT_CHARGE = 1
+#: Signal-to-noise ratio of the sources to which distances are measured.
+_BRIGHT_SNR = 20
 
 
 @dataclass
 class FrameCounts:
-    """What methods made of one frame."""
+    """Counts of one frame; dictionaries are by method unless they say otherwise."""
 
     exposure: int
+    """Index of the exposure."""
     detector: int
-    counts: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
-    """By method: (truth, region, bin of probability)."""
-    rescaled: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
-    """The same with probabilities rescaled to the frame's own density."""
-    by_charge: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    """Id of the detector."""
+    counts: dict[str, Counts] = field(default_factory=dict)
+    """Pixels by (class, region, bin of probability); see `csstdask.metrics.detection_histograms`."""
+    rescaled: dict[str, Counts] = field(default_factory=dict)
+    """The same, with probabilities rescaled to the density of cosmic rays of the frame."""
+    by_charge: dict[str, Counts] = field(default_factory=dict)
     """(pixels, found) in bins of charge."""
-    by_distance: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
-    """(visible, found of them, found at all, found wrongly) in bins of distance from a source."""
-    by_length: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    by_distance: dict[str, Counts] = field(default_factory=dict)
+    """(visible, visible and found, found, false) in bins of the distance from a source."""
+    by_length: dict[str, Counts] = field(default_factory=dict)
     """(events, found) in classes of length."""
-    charges: npt.NDArray[np.int64] | None = None
-    """(all pixels, those of tracks) in bins of charge."""
-    clean_counts: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
-    """Of the frame without cosmic rays."""
-    false_on: dict[str, dict[str, npt.NDArray[np.int64]]] = field(default_factory=dict)
-    """By method, of the same frame: (pixels, found) on satellite trails, on ghosts and beside saturated pixels."""
+    charges: Counts | None = None
+    """(all pixels, pixels of tracks) in bins of charge."""
+    clean_counts: dict[str, Counts] = field(default_factory=dict)
+    """As `counts`, of the frame without cosmic rays."""
+    false_on: dict[str, dict[str, Counts]] = field(default_factory=dict)
+    """By method and artefact: (pixels, found) in the frame without cosmic rays."""
     stars: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
-    """A row a star: photometry."""
+    """Columns of `csstdask.evaluation.cosmicray.stars.StarPhotometry`."""
     gallery: list[dict[str, Any]] = field(default_factory=list)
-    """Stars whose flux went wrong."""
+    """Cut-outs of stars whose repaired flux is wrong."""
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What is asked of each frame."""
+    """What is evaluated on a frame."""
 
     methods: tuple[Method, ...]
     clean: bool = False
-    """Whether methods see the frame without cosmic rays, too."""
+    """Whether the frame without cosmic rays is evaluated as well."""
     photometry: bool = False
+    """Whether stars are measured."""
 
 
-@lru_cache(maxsize=2)
-def _instrument(name: str) -> Any:
-    return load_instrument(name)
-
-
-def render_truth_frame(recipe: Recipe, index: int, detector: int, data: Path | None = None) -> TruthFrame:
-    """Render a unit of a recipe as a case.
+def evaluate_frame(
+    recipe: Recipe, index: int, detector: int, request: EvaluationRequest, data: Path | None = None
+) -> FrameCounts:
+    """Render a unit, apply all methods, and count.
 
     Parameters
     ----------
     recipe : Recipe
-    index : int
-        Of the exposure.
-    detector : int
+    index, detector : int
+        Index of the exposure and id of the detector.
+    request : EvaluationRequest
     data : Path, optional
-        Folder of real events.
+        Folder of real cosmic-ray events.
     """
-    instrument = _instrument(recipe.instrument)
-    unit = render_unit(recipe, instrument, index, detector, data)
-    exptime = np.float32(recipe.exptime)
-    read_noise = np.float32(instrument.values(detector).read_noise or 0)
-    frame = to_electrons(unit.sci, unit.wht, unit.flag, scale=recipe.exptime, ignore_bits=instrument.flags.ignore_mask)
-    ignore = frame.ignore
-    clean = unit.truth_sci * exptime
-    clean_error = np.sqrt(poisson_variance(clean, read_noise))
-    good = clean[~ignore]
-    sky = float(np.median(good))
-    rms = float(1.4826 * np.median(np.abs(good - sky)))
-    hit = unit.truth_cr > RECALL_CHARGE
-    case = DetectionCase(
-        data=frame.data,
-        error=frame.error,
-        ignore=ignore,
-        hit=hit,
-        faint=(unit.truth_cr > 0) & ~hit,
-        use=~ignore,
-        visible=visible_pixels(unit.truth_cr, clean_error),
-        charge=unit.truth_cr,
-    )
-    bits = instrument.flags.bits
-    odd = {name.replace("_", " "): ((unit.flag & bits.get(name, 0)) != 0) & ~ignore for name in _ARTEFACTS}
-    full = ((unit.flag & bits.get("saturated", 0)) != 0) & (unit.truth_cr == 0)  # full of its own light
-    odd["beside saturated pixels"] = dilate(full, _BESIDE) & ~ignore
-    return TruthFrame(case, clean, clean_error, sky, rms, unit.catalogue, recipe.exptime, odd)
-
-
-def evaluate_frame(
-    recipe: Recipe, index: int, detector: int, asked: EvaluationRequest, data: Path | None = None
-) -> FrameCounts:
-    """Render a unit, let every method look at it, and count."""
-    known = render_truth_frame(recipe, index, detector, data)
-    case = known.case
-    truth = classify_pixels(case.charge, known.clean_error)
-    region = label_regions(known.clean, known.sky, known.rms)
-    distance = _distance_bins(known)
+    truth = render_truth_frame(recipe, index, detector, data)
+    case = truth.case
+    classes = classify_pixels(case.charge, truth.clean_error)
+    levels = label_regions(truth.clean, truth.sky, truth.rms)
+    distance = _distance_bins(truth)
     events = _Events.of(case)
-    seen = FrameCounts(index, detector, charges=_charges(case, events))
-    stars = _Stars.of(known, region) if asked.photometry else None
-    for method in asked.methods:
+    result = FrameCounts(index, detector, charges=_charges(case, events))
+    stars = StarPhotometry.of(truth, levels) if request.photometry else None
+    for method in request.methods:
         probability = method.probability(case)
         found = (probability >= method.threshold) & case.use
-        seen.counts[method.name] = count_pixels(truth, region, case.use, probability)
-        seen.by_charge[method.name] = _by_charge(case, found)
-        seen.by_distance[method.name] = _by_distance(case, truth, found, distance)
-        seen.by_length[method.name] = events.found(found, case)
+        result.counts[method.name] = count_pixels(classes, levels, case.use, probability)
+        result.by_charge[method.name] = _by_charge(case, found)
+        result.by_distance[method.name] = _by_distance(case, classes, found, distance)
+        result.by_length[method.name] = events.found(found, case)
         rescaled = method.rescaled(probability, case)
         if rescaled is not None:
-            seen.rescaled[method.name] = count_pixels(truth, region, case.use, rescaled)
+            result.rescaled[method.name] = count_pixels(classes, levels, case.use, rescaled)
         if stars is not None:
-            stars.measure(method.name, found, seen.gallery)
-        if asked.clean:
-            nothing = replace(case, data=known.clean, error=known.clean_error)
-            empty = method.probability(nothing)
-            blank = np.zeros_like(truth)
-            seen.clean_counts[method.name] = count_pixels(blank, region, case.use, empty)
-            false = (empty >= method.threshold) & case.use
-            seen.false_on[method.name] = {
-                name: np.array([place.sum(), (place & false).sum()]) for name, place in known.odd.items()
-            }
-            if stars is not None:
-                stars.check(method.name, false)
+            stars.measure(method.name, found, result.gallery)
+        if request.clean:
+            _evaluate_clean(result, method, truth, levels, stars)
     if stars is not None:
-        seen.stars = stars.columns
-    return seen
+        result.stars = stars.columns
+    return result
+
+
+def _evaluate_clean(
+    result: FrameCounts,
+    method: Method,
+    truth: TruthFrame,
+    levels: npt.NDArray[np.int8],
+    stars: StarPhotometry | None,
+) -> None:
+    """Count the false pixels of a method in the frame without cosmic rays."""
+    case = truth.case
+    probability = method.probability(replace(case, data=truth.clean, error=truth.clean_error))
+    result.clean_counts[method.name] = count_pixels(np.zeros_like(levels), levels, case.use, probability)
+    false = (probability >= method.threshold) & case.use
+    result.false_on[method.name] = {
+        name: np.array([pixels.sum(), (pixels & false).sum()]) for name, pixels in truth.artefacts.items()
+    }
+    if stars is not None:
+        stars.check(method.name, false)
 
 
 def evaluate_frames(
     recipe: Recipe,
-    asked: Callable[[int], EvaluationRequest],
+    request: Callable[[int], EvaluationRequest],
     *,
     data: Path | None = None,
     on_progress: ProgressCallback,
     workers: int | None = None,
 ) -> Iterator[FrameCounts]:
-    """Yield what methods made of all units of a recipe, in order.
+    """Yield the counts of all units of a recipe, in order.
 
     Parameters
     ----------
     recipe : Recipe
-    asked : callable
-        Says what is asked of an exposure; it is called in this process.
+    request : callable
+        Takes the index of an exposure, and returns what is evaluated on its frames. It is called in this process.
     data : Path, optional
-        Folder of real events.
-    announce, workers
-        As `map_units` takes them.
+        Folder of real cosmic-ray events.
+    on_progress, workers
+        As for `csstdask.evaluation.parallel.map_units`.
     """
-    looks = tuple(asked(index) for index in range(recipe.exposures))
-    yield from map_units(recipe, partial(_look, looks=looks, data=data), on_progress=on_progress, workers=workers)
+    requests = tuple(request(index) for index in range(recipe.exposures))
+    function = partial(_evaluate_unit, requests=requests, data=data)
+    yield from map_units(recipe, function, on_progress=on_progress, workers=workers)
 
 
-def _look(
-    recipe: Recipe, index: int, detector: int, *, looks: Sequence[EvaluationRequest], data: Path | None
+def _evaluate_unit(
+    recipe: Recipe, index: int, detector: int, *, requests: Sequence[EvaluationRequest], data: Path | None
 ) -> FrameCounts:
-    return evaluate_frame(recipe, index, detector, looks[index], data)
+    return evaluate_frame(recipe, index, detector, requests[index], data)
 
 
-# --- what is counted -------------------------------------------------------------------------------------------
-
-
-def _distance_bins(known: TruthFrame) -> npt.NDArray[np.int64]:
-    """Return in which bin of distance from a source of S/N 20 each pixel is."""
-    catalogue = known.catalogue
-    bright = catalogue.flux * known.exptime > 20 * np.sqrt(49) * known.rms
-    ny, nx = known.clean.shape
+def _distance_bins(truth: TruthFrame) -> npt.NDArray[np.int64]:
+    """Return the bin of the distance of each pixel from a source with a signal-to-noise ratio above 20."""
+    catalogue = truth.catalogue
+    bright = catalogue.flux * truth.exptime > _BRIGHT_SNR * np.sqrt(SNR_PIXELS) * truth.rms
+    ny, nx = truth.clean.shape
     x, y = np.rint(catalogue.x[bright]).astype(int), np.rint(catalogue.y[bright]).astype(int)
     inside = (x >= 0) & (y >= 0) & (x < nx) & (y < ny)
-    nowhere = np.ones((ny, nx), dtype=bool)
-    nowhere[y[inside], x[inside]] = False
-    if nowhere.all():
+    no_source = np.ones((ny, nx), dtype=bool)
+    no_source[y[inside], x[inside]] = False
+    if no_source.all():
         return np.full((ny, nx), len(DISTANCE_BINS) - 1)
-    return np.searchsorted(DISTANCE_BINS, distance_transform_edt(nowhere), side="right") - 1
+    return np.searchsorted(DISTANCE_BINS, distance_transform_edt(no_source), side="right") - 1
 
 
-def _by_distance(
-    case: DetectionCase, truth: npt.NDArray[np.int8], found: Bool, distance: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    visible = (truth == VISIBLE) & case.use
+def _by_distance(case: DetectionCase, classes: npt.NDArray[np.int8], found: Bool, distance: Counts) -> Counts:
+    visible = (classes == VISIBLE) & case.use
     masks = (visible, visible & found, found, found & (case.charge == 0))
     return np.stack([np.bincount(distance[mask], minlength=len(DISTANCE_BINS)) for mask in masks])
 
 
-def _by_charge(case: DetectionCase, found: Bool) -> npt.NDArray[np.int64]:
-    held = (case.charge >= CHARGE_BINS[0]) & case.use
-    place = np.searchsorted(CHARGE_BINS, case.charge[held], side="right") - 1
+def _by_charge(case: DetectionCase, found: Bool) -> Counts:
+    charged = (case.charge >= CHARGE_BINS[0]) & case.use
+    bins = np.searchsorted(CHARGE_BINS, case.charge[charged], side="right") - 1
     return np.stack(
-        [np.bincount(place, minlength=len(CHARGE_BINS)), np.bincount(place[found[held]], minlength=len(CHARGE_BINS))]
+        [np.bincount(bins, minlength=len(CHARGE_BINS)), np.bincount(bins[found[charged]], minlength=len(CHARGE_BINS))]
     )
 
 
-def _charges(case: DetectionCase, events: _Events) -> npt.NDArray[np.int64]:
-    held = case.charge >= CHARGE_BINS[0]
-    place = np.searchsorted(CHARGE_BINS, case.charge[held], side="right") - 1
-    track = events.length[events.parts[held]] >= MIN_TRACK_LENGTH
+def _charges(case: DetectionCase, events: _Events) -> Counts:
+    charged = case.charge >= CHARGE_BINS[0]
+    bins = np.searchsorted(CHARGE_BINS, case.charge[charged], side="right") - 1
+    track = events.length[events.parts[charged]] >= MIN_TRACK_LENGTH
     return np.stack(
-        [np.bincount(place, minlength=len(CHARGE_BINS)), np.bincount(place[track], minlength=len(CHARGE_BINS))]
+        [np.bincount(bins, minlength=len(CHARGE_BINS)), np.bincount(bins[track], minlength=len(CHARGE_BINS))]
     )
 
 
 @dataclass(frozen=True)
 class _Events:
-    """Connected cosmic rays of a frame."""
+    """Connected cosmic-ray events of a frame."""
 
     parts: npt.NDArray[np.int32]
-    """Number of the event of each pixel; 0: none."""
+    """(y, x) Number of the event of each pixel; 0: none."""
     length: npt.NDArray[np.float64]
-    """Longer side of an event's box [pixel]."""
+    """(n,) Longer side of the bounding box of each event [pixel]."""
 
     @classmethod
     def of(cls, case: DetectionCase) -> _Events:
-        parts, n = label_components(case.charge > 1)
+        parts, n = label(case.charge > _EVENT_CHARGE, EIGHT_NEIGHBOURS)
         y, x = np.nonzero(parts)
         owner = parts[y, x]
         low = np.full((2, n + 1), 10**9)
         high = np.full((2, n + 1), -1)
-        for axis, place in enumerate((y, x)):
-            np.minimum.at(low[axis], owner, place)
-            np.maximum.at(high[axis], owner, place)
+        for axis, position in enumerate((y, x)):
+            np.minimum.at(low[axis], owner, position)
+            np.maximum.at(high[axis], owner, position)
         length = np.where(high[0] >= 0, (high - low).max(axis=0) + 1, 0)
         return cls(parts, length.astype(float))
 
-    def found(self, mask: Bool, case: DetectionCase) -> npt.NDArray[np.int64]:
-        """Count events, and those of which half of the charge is found, by length."""
+    def found(self, mask: Bool, case: DetectionCase) -> Counts:
+        """Return the numbers of events, and of events of which half of the charge is found, by length."""
         n = len(self.length)
         use = case.use & (self.parts > 0)
         charge = np.bincount(self.parts[use], case.charge[use], n)
-        seen = np.bincount(self.parts[use & mask], case.charge[use & mask], n)
-        there = charge > 0
+        found = np.bincount(self.parts[use & mask], case.charge[use & mask], n)
+        present = charge > 0
         kind = np.searchsorted(LENGTH_BINS, self.length, side="right") - 1
-        half = there & (seen >= 0.5 * charge)
+        half = present & (found >= 0.5 * charge)
         return np.stack(
-            [np.bincount(kind[there], minlength=len(LENGTH_BINS)), np.bincount(kind[half], minlength=len(LENGTH_BINS))]
+            [
+                np.bincount(kind[present], minlength=len(LENGTH_BINS)),
+                np.bincount(kind[half], minlength=len(LENGTH_BINS)),
+            ]
         )
 
 
-@dataclass
-class _Stars:
-    """Stars of a frame, measured at the same places in the same aperture, clean, hit and repaired."""
-
-    known: TruthFrame
-    core: npt.NDArray[np.int64]
-    """(n, 2) Pixel of each centre."""
-    area: npt.NDArray[np.int64]
-    """Pixel number of the connected region that each is in."""
-    parts: npt.NDArray[np.int32]
-    columns: dict[str, npt.NDArray[Any]]
-
-    @classmethod
-    def of(cls, known: TruthFrame, region: npt.NDArray[np.int8]) -> _Stars:
-        catalogue, (ny, nx) = known.catalogue, known.clean.shape
-        counts = catalogue.flux * known.exptime
-        snr = counts / np.sqrt(counts + 49 * known.rms**2)
-        inside = (catalogue.x > _EDGE) & (catalogue.y > _EDGE) & (catalogue.x < nx - _EDGE) & (catalogue.y < ny - _EDGE)
-        chosen = catalogue.is_star & inside & (snr > _LEAST_SNR)
-        x, y, snr = catalogue.x[chosen], catalogue.y[chosen], snr[chosen]
-        core = np.column_stack([np.rint(y), np.rint(x)]).astype(np.int64)
-        bad = binary_dilation(known.case.ignore, iterations=3)
-        good = ~bad[core[:, 0], core[:, 1]]
-        x, y, snr, core = x[good], y[good], snr[good], core[good]
-        parts, _ = label_components(region > 0)
-        size = np.bincount(parts.ravel())
-        size[0] = 0
-        part = parts[core[:, 0], core[:, 1]]
-        stars = cls(known, core, part, parts, {"x": x, "y": y, "snr": snr, "area": size[part]})
-        stars.columns["clean"] = stars._aperture(known.clean)
-        stars.columns["hit"] = stars._aperture(known.case.data)
-        variance = np.maximum(known.clean_error, 0) ** 2
-        stars.columns["sigma"] = np.sqrt(np.maximum(stars._aperture(variance, sky=0.0), 1e-6))
-        return stars
-
-    def _aperture(self, frame: Float, sky: float | None = None) -> npt.NDArray[np.float64]:
-        """Return the sum in an aperture, less the sky [e-]."""
-        above = np.ascontiguousarray(frame - np.float32(self.known.sky if sky is None else sky))
-        if not len(self.columns["x"]):
-            return np.empty(0)
-        return np.asarray(sep.sum_circle(above, self.columns["x"], self.columns["y"], _APERTURE, subpix=5)[0])
-
-    def measure(self, name: str, found: Bool, gallery: list[dict[str, Any]]) -> None:
-        """Measure on the frame that a method's mask was repaired on, and keep the oddest star for a gallery."""
-        case = self.known.case
-        fixed = np.asarray(inpaint(case.data, found, case.error, case.ignore, model="median", psf=NO_PSF).data)
-        flux = self._aperture(fixed)
-        self.columns[name] = flux
-        clean = self.columns["clean"]
-        solid = clean > 20 * self.columns["sigma"]
-        ratio = np.where(solid, flux / np.maximum(clean, 1), 1.0)
-        if not solid.any() or ratio.min() > _ODD_RATIO:
-            return
-        worst = int(np.argmin(ratio))
-        y, x = self.core[worst]
-        ny, nx = case.data.shape
-        window = (slice(max(0, y - _HALF), min(ny, y + _HALF)), slice(max(0, x - _HALF), min(nx, x + _HALF)))
-        planes = {
-            "clean": self.known.clean,
-            "hit": case.data,
-            "cosmic ray": case.charge,
-            "residual": fixed - self.known.clean,
-        }
-        cut = {key: plane[window].astype(np.float32) for key, plane in planes.items()}
-        gallery.append(
-            {"method": name, "ratio": float(ratio[worst]), "sky": self.known.sky, "rms": self.known.rms, **cut}
-        )
-
-    def check(self, name: str, found: Bool) -> None:
-        """Note which stars are flagged in a frame without cosmic rays: in their core, and mostly."""
-        n = len(self.core)
-        core = np.zeros(n, dtype=bool)
-        for dy in (-1, 0, 1):
-            for dx in (-1, 0, 1):
-                core |= found[self.core[:, 0] + dy, self.core[:, 1] + dx]
-        flagged = np.bincount(self.parts[found], minlength=int(self.parts.max()) + 1)[self.area]
-        self.columns[f"{name}: core flagged"] = core
-        self.columns[f"{name}: whole flagged"] = (self.area > 0) & (flagged >= 0.5 * self.columns["area"])
-
-
-def sum_counts(seen: Sequence[FrameCounts], what: str) -> dict[str, npt.NDArray[np.int64]]:
-    """Return counts of several frames added up, by method."""
-    names = list(getattr(seen[0], what))
-    return {name: np.sum([getattr(one, what)[name] for one in seen], axis=0) for name in names}
+def sum_counts(frames: Sequence[FrameCounts], name: str) -> dict[str, Counts]:
+    """Return the counts of one field of `FrameCounts`, summed over frames, by method."""
+    methods = list(getattr(frames[0], name))
+    return {method: np.sum([getattr(one, name)[method] for one in frames], axis=0) for method in methods}
 
 
 def region_levels() -> list[tuple[str, int]]:
-    """Return the names of regions and the number that each begins with."""
+    """Return the names of the regions, and the number of the lowest level of each."""
     return [("whole frame", 0), *((f"above {k} rms", number) for number, k in enumerate(LEVELS, start=1))]

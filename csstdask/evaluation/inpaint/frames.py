@@ -35,7 +35,7 @@ from csstdask.arrays.background import estimate_background
 from csstdask.arrays.sources import measure_sources
 from csstdask.cosmicray.detect import detect
 from csstdask.cosmicray.inpaint import inpaint
-from csstdask.evaluation.cosmicray.frames import TruthFrame, render_truth_frame
+from csstdask.evaluation.cosmicray.truth_frame import MIN_SNR, TruthFrame, render_truth_frame, source_snr
 from csstdask.evaluation.inpaint.methods import own_methods
 from csstdask.evaluation.inpaint.photometry import CLEAN
 from csstdask.evaluation.parallel import map_units
@@ -59,8 +59,6 @@ MAGNITUDE_BINS = tuple(float(edge) for edge in np.arange(15, 27.5, 0.5))
 _LEAST = 20
 #: Of number counts, the window of the structural similarity [bin].
 WINDOW = 7
-#: Sources that can be found at all: their S/N in 49 pixels.
-_LEAST_SNR, _PIXELS = 5.0, 49
 DIRECT, MASKED, REJECTED = "direct", "masked", "affected sources rejected"
 
 
@@ -119,9 +117,9 @@ def measure_unit(recipe: Recipe, index: int, detector: int, *, models: Sequence[
     place = _Place(catalogue.x, catalogue.y, catalogue.mag)
     elsewhere = _Place(np.mod(place.x + _MOVED, nx - 1), np.mod(place.y + _MOVED, ny - 1), place.magnitude)
     usable = ~_at(_near(known.case.ignore), place.x, place.y)
-    bright = counts / np.sqrt(counts + _PIXELS * known.rms**2) > _LEAST_SNR
-    hits = (bright & _at(near, one.x, one.y) for one in (place, elsewhere))
-    unit = Unit(catalogue.mag, catalogue.is_star, bright & usable, *hits)
+    bright = source_snr(counts, known.rms) > MIN_SNR
+    hit, hit_elsewhere = (bright & _at(near, one.x, one.y) for one in (place, elsewhere))
+    unit = Unit(catalogue.mag, catalogue.is_star, bright & usable, hit, hit_elsewhere)
     zero_point = catalogue.mag + 2.5 * np.log10(counts)  # of the whole light, the same for all
     zero = float(np.median(zero_point)) if len(zero_point) else 0.0
     twin: dict[str, npt.NDArray[Any]] | None = None

@@ -30,7 +30,7 @@ from csstdask.arrays.moments import adaptive_moments
 from csstdask.arrays.sources import shared_repair_error, sum_covariance
 from csstdask.arrays.stamps import centre_pixels, cut_stamps
 from csstdask.cosmicray.detect import detect
-from csstdask.evaluation.cosmicray.frames import TruthFrame, render_truth_frame
+from csstdask.evaluation.cosmicray.truth_frame import TruthFrame, render_truth_frame
 from csstdask.evaluation.inpaint.methods import MaskedImage, own_methods, repair_methods
 from csstdask.evaluation.parallel import map_units
 from csstdask.evaluation.runner import ProgressCallback
