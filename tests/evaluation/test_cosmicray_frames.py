@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from csstdask.evaluation.cosmicray.frames import EvaluationRequest, evaluate_frame
-from csstdask.evaluation.cosmicray.survey import false_pixels_on
+from csstdask.evaluation.cosmicray.summaries import false_pixels_on
 from csstdask.evaluation.cosmicray.truth_frame import render_truth_frame
 from csstdask.instrument import load_instrument
 from csstdask.mock.recipe import load_recipe

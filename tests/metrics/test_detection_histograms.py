@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from csstdask.evaluation.cosmicray.survey import at_equal_precision, by_region, charged_fraction, fit_line
+from csstdask.evaluation.cosmicray.summaries import at_equal_precision, by_region, charged_fraction, fit_line
 from csstdask.metrics import detection_histograms as histograms
 
 

@@ -34,8 +34,8 @@ class StarPhotometry:
     regions: npt.NDArray[np.int32]
     """(y, x) Number of the connected region of each pixel."""
     columns: dict[str, npt.NDArray[Any]]
-    """Measurements (n,) by name: ``x``, ``y``, ``snr``, ``area`` of the region [pixel]; fluxes [e-]: ``clean``, ``hit``,
-    ``sigma``, and by method that in the repaired frame."""
+    """Measurements (n,) by name: ``x``, ``y``, ``snr``, ``area`` of the region [pixel]; fluxes [e-] ``clean``,
+    ``hit``, their ``sigma``, and by method that in the repaired frame."""
 
     @classmethod
     def of(cls, truth: TruthFrame, levels: npt.NDArray[np.int8]) -> StarPhotometry:
