@@ -199,7 +199,7 @@ def test_shapes_are_told_of_sources_that_a_mask_touches(unit):
     assert 5 < touched.sum() < len(touched)
     assert (unit.columns["distance"][touched] < 7).all()
     assert (unit.shaped[touched] == 1).all()
-    raw, repaired = (science_module._shapes([unit], name) for name in ("no repair", "median"))
+    raw, repaired = (science_module.shape_statistics([unit], name) for name in ("no repair", "median"))
     for kind in ("star", "galaxy"):
         assert raw[kind]["n"] == repaired[kind]["n"] > 5
         assert 0 <= repaired[kind]["lost"] < 0.5
@@ -258,13 +258,13 @@ def test_a_forced_sum_without_some_pixels_is_that_of_the_whole_ellipse():
     flat = np.full((64, 64), 2.0, np.float32)
     twin = {"x": [30.0], "y": [30.0], "a": [2.0], "b": [2.0], "theta": [0.0], "kron_radius": [3.0], "flux": [226.0]}
     twin = {name: np.array(column) for name, column in twin.items()}
-    place = fields._Place(np.array([30.5]), np.array([30.0]), np.array([20.0]))
+    place = fields.SourcePositions(np.array([30.5]), np.array([30.0]), np.array([20.0]))
     zero, sums = 20 + 2.5 * np.log10(226.0), []
     for column in (0, 30, 64):
         mask = np.zeros(flat.shape, bool)
         mask[:, :column] = True
-        some = fields._Frame(flat, mask, np.ones_like(flat), mask)
-        sums.append(fields._forced(flat, some, twin, place, zero)[0])
+        some = fields.TreatedFrame(flat, mask, np.ones_like(flat), mask)
+        sums.append(fields.forced_fluxes(flat, some, twin, place, zero)[0])
     assert sums[0] == pytest.approx(2 * np.pi * 36, rel=0.01)
     assert sums[1] == pytest.approx(sums[0], rel=0.02)
     assert not np.isfinite(sums[2])

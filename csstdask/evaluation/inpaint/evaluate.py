@@ -213,11 +213,13 @@ def summary_lines(results: dict[str, Any]) -> Iterator[str]:
         for mask, part in masks.items():
             for kind in ("star", "galaxy"):
                 bins = [one for one in part["bins"] if one["kind"] == kind]
-                yield from _of_sources(f"{recipe}, {mask} mask: {kind}", bins)
-            yield from _of_pairs(f"{recipe}, {mask} mask: pulls, mean and deviation", _pulls_of(part))
-            yield from _of_pairs(f"{recipe}, {mask} mask: errors of shape, mean and deviation", _shapes_of(part))
+                yield from _source_tables(f"{recipe}, {mask} mask: {kind}", bins)
+            yield from _pair_table(f"{recipe}, {mask} mask: pulls, mean and standard deviation", _pull_pairs(part))
+            yield from _pair_table(
+                f"{recipe}, {mask} mask: shape errors, mean and standard deviation", _shape_pairs(part)
+            )
     for recipe, masks in results.get("fields", {}).items():
-        yield from _of_fields(recipe, masks["detected"])
+        yield from _field_tables(recipe, masks["detected"])
     if "m51" in results:
         columns = ("rms", "mean_absolute", "median_absolute", "bias", "seconds")
         yield from markdown_header("M51: error of masked pixels [count]", [name.replace("_", " ") for name in columns])
@@ -225,8 +227,8 @@ def summary_lines(results: dict[str, Any]) -> Iterator[str]:
             yield markdown_row(method, [facts[name] for name in columns])
 
 
-def _of_sources(title: str, bins: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield a table a quantity: methods down, magnitude and distance across."""
+def _source_tables(title: str, bins: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield a table per quantity, with a row per method and a column per magnitude and distance."""
     if not bins:
         return
     names = [f"{one['magnitude']:.0f} mag, from {one['distance'][0]:g} px" for one in bins]
@@ -235,24 +237,23 @@ def _of_sources(title: str, bins: list[dict[str, Any]]) -> Iterator[str]:
         for method in bins[0]["methods"]:
             yield markdown_row(method, [one["methods"][method][quantity] for one in bins])
         if quantity == "scatter" and ORACLE in bins[0]:
-            yield markdown_row("who knows the image, not the brightness", [one[ORACLE] for one in bins])
-            yield markdown_row(
-                "who knows the image, not brightness and place", [one.get(ORACLE_POSITION) for one in bins]
-            )
-            yield markdown_row("bound on the brightness", [one[FLUX_BOUND] for one in bins])
+            yield markdown_row("oracle: PSF and position known", [one[ORACLE] for one in bins])
+            yield markdown_row("oracle without position: PSF known", [one.get(ORACLE_POSITION) for one in bins])
+            yield markdown_row("Cramer-Rao bound on the flux", [one[FLUX_BOUND] for one in bins])
 
 
+#: Mean and standard deviation by method and kind.
 Pairs = dict[str, dict[str, tuple[float, float]]]
 
 
-def _pulls_of(part: dict[str, Any]) -> Pairs:
+def _pull_pairs(part: dict[str, Any]) -> Pairs:
     return {
         method: {kind: (one["mean"], one["sd"]) for kind, one in kinds.items()}
         for method, kinds in part["pulls"].items()
     }
 
 
-def _shapes_of(part: dict[str, Any]) -> Pairs:
+def _shape_pairs(part: dict[str, Any]) -> Pairs:
     return {
         method: {
             f"{kind}, {what}": (one[f"{what}_mean"], one[f"{what}_sd"])
@@ -263,8 +264,8 @@ def _shapes_of(part: dict[str, Any]) -> Pairs:
     }
 
 
-def _of_pairs(title: str, pairs: Pairs) -> Iterator[str]:
-    """Yield a table of means and deviations: methods down, kinds across."""
+def _pair_table(title: str, pairs: Pairs) -> Iterator[str]:
+    """Yield a table of means and standard deviations, with a row per method and a column per kind."""
     if not pairs:
         return
     kinds = list(next(iter(pairs.values())))
@@ -274,7 +275,7 @@ def _of_pairs(title: str, pairs: Pairs) -> Iterator[str]:
         yield f"| {' | '.join((method, *cells))} |"
 
 
-def _of_fields(recipe: str, part: dict[str, Any]) -> Iterator[str]:
+def _field_tables(recipe: str, part: dict[str, Any]) -> Iterator[str]:
     columns = ("found", "found_hit", "completeness", "by_chance", "purity", "purity_by_chance")
     yield from markdown_header(f"{recipe}, detected mask: catalogues", [name.replace("_", " ") for name in columns])
     for method, row in part["catalogue"].items():

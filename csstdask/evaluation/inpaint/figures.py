@@ -1,4 +1,4 @@
-"""Figures of an evaluation of repair: the CSST rejection paper's figures 5 to 7."""
+"""Draw the figures of an evaluation of repair, after figures 5 to 7 of the CSST rejection paper."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _ZERO_LINE = {"color": "k", "lw": 0.5}
 
 
 def draw_science(masks: dict[str, dict[str, Any]], path: Path) -> None:
-    """Draw shift and its 5th to 95th percentile against distance: a row a kind and mask, a column a magnitude.
+    """Draw shift and its 5th to 95th percentile over distance: a row per kind and mask, a column per magnitude.
 
     Parameters
     ----------
     masks : dict
-        Of `science_part`, by mask.
+        Results of `science_part`, by mask.
     path : Path
-        PNG
+        PNG file.
     """
     rows = [(mask, kind) for mask in masks for kind in ("star", "galaxy")]
     magnitudes = sorted({one["magnitude"] for part in masks.values() for one in part["bins"]})
@@ -59,14 +59,14 @@ def _against_distance(axis: Any, bins: list[dict[str, Any]]) -> None:
 
 
 def draw_fields(part: dict[str, Any], path: Path) -> None:
-    """Draw errors of magnitudes by magnitude, forced and re-detected, and number counts: a row a kind.
+    """Draw errors of magnitudes, forced and re-detected, and number counts: a row per kind.
 
     Parameters
     ----------
     part : dict
-        Of `fields_part`.
+        Results of `fields_part`.
     path : Path
-        PNG
+        PNG file.
     """
     plt = pyplot()
     figure, axes = plt.subplots(2, 3, figsize=(17, 8), layout="constrained")

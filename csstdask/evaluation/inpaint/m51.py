@@ -1,4 +1,4 @@
-"""M51 from Kitt Peak with cosmic rays added: real light under the mask is known (van Dokkum & Pasha 2024)."""
+"""Evaluate repair on an image of M51 from Kitt Peak with added cosmic rays (van Dokkum & Pasha 2024)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from csstdask.core.warnings import suppress_warnings
 from csstdask.evaluation.inpaint.methods import MaskedImage, repair_methods
 from csstdask.evaluation.inpaint.photometry import summarise_pulls
 
-#: Electrons of a count: the camera's documentation does not tell; a guess.
+#: Gain [e-/count]: an estimate, the documentation of the camera does not state it.
 _GAIN = np.float32(4.0)
 _REPEATS = 3
 _FILES = ("m51_org.fits", "m51_with_cosmicrays.fits", "m51_mask.fits")
 
 
 def m51_paths(folder: Path) -> list[Path]:
-    """Return the files: as it was, with cosmic rays, and their mask.
+    """Return the paths of the original image, the image with cosmic rays, and their mask.
 
     Raises
     ------
     InputError
-        If one is absent.
+        If a file does not exist.
     """
     paths = [folder / "m51_inpaint" / name for name in _FILES]
     for path in paths:
@@ -37,25 +37,25 @@ def m51_paths(folder: Path) -> list[Path]:
 
 
 def m51_part(folder: Path, models: Sequence[str]) -> dict[str, Any]:
-    """Return the errors of masked pixels [count] and the seconds that each method takes.
+    """Measure the errors of masked pixels [count] and the run time of each method.
 
     Parameters
     ----------
     folder : Path
-        With ``m51_inpaint/``.
+        Folder with ``m51_inpaint/``.
     models : sequence of str
         Networks, by name or card.
 
     Returns
     -------
     dict
-        Of each method ``rms``, ``mean_absolute``, ``median_absolute``, ``bias`` and ``seconds``; of those that tell a
-        variance the ``pull``, too.
+        By method ``rms``, ``mean_absolute``, ``median_absolute``, ``bias`` and ``seconds``; for methods that return a
+        variance also ``pull``.
 
     Raises
     ------
     InputError
-        If a file is absent.
+        If a file does not exist.
     """
     with suppress_warnings():
         truth, damaged, mask = (np.asarray(fits.getdata(path), dtype=np.float32) for path in m51_paths(folder))
@@ -78,7 +78,7 @@ def m51_part(folder: Path, models: Sequence[str]) -> dict[str, Any]:
             "seconds": float(np.median(seconds)),
         }
         if variance is not None:
-            told = hit & np.isfinite(variance) & (variance > 0)
-            pull = (fixed / _GAIN - truth)[told] / np.sqrt(variance[told]) * _GAIN
+            known = hit & np.isfinite(variance) & (variance > 0)
+            pull = (fixed / _GAIN - truth)[known] / np.sqrt(variance[known]) * _GAIN
             result[name]["pull"] = summarise_pulls(pull)
     return result

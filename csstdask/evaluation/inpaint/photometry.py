@@ -1,17 +1,20 @@
-"""The science test of repair: sources of known brightness, each hit a hundred times (CSST rejection paper, figure 5).
+"""Evaluate photometry of sources of known brightness, each hit a hundred times (CSST rejection paper, figure 5).
 
-Each cosmic ray falls on a copy of its source with photons and a place within the pixel of its own, and the same copy
-without it, photon by photon, is measured alike: what differs is the repair. Fluxes are sums in an aperture at the true
-place; sources with an ignored pixel in it (saturated, bad) are left out, for nobody repairs those. Told of each bin:
+Each cosmic ray falls on a separate copy of its source, with its own photon noise and position within the pixel. The
+same copy without the cosmic ray, its clean twin, is measured in the same way, so the difference is due to the repair.
+Fluxes are sums in an aperture at the true position. Sources with an ignored pixel in the aperture are excluded. Each
+bin has
 
 * the shift, the median of ``-2.5 log10(repaired / clean twin)``;
-* the scatter, half of the central 68 % of (repaired / what such a source has in the median), photon noise in it;
-  beside it that of the clean twins, and for stars three more: that of a repair which knows the star's image but for its
-  brightness, or but for brightness and place, and takes these from the pixels which are left; and the bound of Cramer
-  and Rao on the brightness itself for a known point spread function, which no sum in an aperture reaches.
+* the scatter, half the width of the central 68 % of (repaired / median flux of the copies), photon noise included, and
+  that of the clean twins; for stars also
 
-Of sources with a masked pixel in the aperture also what became of their shape: size and ellipticity by adaptive
-moments, less those of the clean twin.
+  * *oracle*: the PSF and the position are known exactly, only the flux is fitted to the unmasked pixels;
+  * *oracle without position*: the PSF is known exactly, flux and position are fitted;
+  * the Cramer-Rao bound on the flux for a known PSF, which no sum in an aperture reaches.
+
+For sources with a masked pixel in the aperture, errors of the shape are measured as well: size and ellipticity by
+adaptive moments, minus those of the clean twin.
 """
 
 from __future__ import annotations
@@ -46,72 +49,67 @@ Mask = Literal["true", "detected"]
 MASKS: tuple[Mask, ...] = get_args(Mask)
 Column = npt.NDArray[np.float64]
 
-#: Radius of the aperture [pixel], and half the side of what belongs to a source.
-APERTURE, _HALF = 5.0, 16
-#: Distances of the nearest pixel with charge from a source [pixel], at which bins begin.
+#: Radius of the aperture, and half the side of the window of a source [pixel].
+APERTURE, _HALF_WINDOW = 5.0, 16
+#: Lower edges of the bins of the distance of a source from the nearest pixel with charge [pixel].
 DISTANCES = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 15.0)
-#: Sigma of the sky above which a pixel is a source's.
-_SOURCE = 3.0
-#: Pulls beyond this count as this: a few misses must not be all that a deviation tells.
-_FURTHEST = 20.0
-_LEAST = 8
+#: Height above the sky from which a pixel belongs to a source [sigma].
+_SOURCE_SIGMA = 3.0
+#: Pulls are clipped to this value, so that few outliers do not dominate a standard deviation.
+_MAX_PULL = 20.0
+#: Smallest number of sources in a bin.
+_MIN_SOURCES = 8
 CLEAN, ORACLE, ORACLE_POSITION, FLUX_BOUND = "clean twin", "known_star_scatter", "unplaced_star_scatter", "bound"
-#: What is told of stars alone.
+#: Columns of stars only.
 STAR_COLUMNS = (ORACLE, ORACLE_POSITION, FLUX_BOUND)
-#: Moves of all stars, for slopes in their place [pixel].
+#: Shift of the stars for derivatives with respect to their position [pixel].
 _STEP = 0.1
 
-#: Columns that are no flux.
+#: Columns that are not fluxes.
 _FACTS = {"magnitude", "is_star", "distance", "masked", "usable", *STAR_COLUMNS}
 
 
 @dataclass
 class UnitMeasurements:
-    """What repair made of the sources of one unit."""
+    """Measurements of the sources of one unit, by column or method."""
 
     columns: dict[str, Column] = field(default_factory=dict)
-    """Of each source ``magnitude``, ``is_star``, ``distance`` of the nearest charge [pixel], the share ``masked`` of
-    the charge within 16 pixels, whether it is ``usable``; of stars the scatters of `oracle_scatter`; by method flux
-    [e-].
-    """
+    """For each source ``magnitude``, ``is_star``, ``distance`` from the nearest charge [pixel], the fraction ``masked``
+    of the charge within 16 pixels, whether it is ``usable``; for stars the scatters of `oracle_scatter`; by method
+    the flux [e-]."""
     pulls: dict[str, dict[str, Column]] = field(default_factory=dict)
-    """By method: (repaired - clean) / sigma of pixels of ``star``, ``galaxy`` and ``background``."""
+    """By method: (repaired - clean) / sigma of the pixels of ``star``, ``galaxy`` and ``background``."""
     flux_pulls: dict[str, Column] = field(default_factory=dict)
-    """By method: the same of aperture fluxes, correlated as a card says; NaN where nothing was repaired.
-    """
+    """By method: the same for aperture fluxes, with the correlation of the model card; NaN without repaired pixels."""
     shapes: dict[str, Column] = field(default_factory=dict)
-    """By method (n, 3): relative error of the size, errors of the two distortions; NaN where its moments did not
-    converge, and of sources that no mask touches or whose clean twin has none."""
+    """By method (n, 3): relative error of the size, errors of the two distortions. NaN where the moments do not
+    converge, and for sources without masked pixels or whose clean twin has no moments."""
     shaped: Column = field(default_factory=lambda: np.empty(0))
-    """1 of the sources that a mask touches and whose clean twin has moments, else 0."""
+    """(n,) 1 for sources with masked pixels whose clean twin has moments, else 0."""
 
 
 def measure_unit(
     recipe: Recipe, index: int, detector: int, *, models: Sequence[str], mask: Mask, peers: bool = True
 ) -> UnitMeasurements:
-    """Render a unit, repair it in every way, and measure its sources.
+    """Render a unit, repair it with all methods, and measure its sources.
 
     Parameters
     ----------
     recipe : Recipe
-        That aims cosmic rays at sources.
+        Recipe with cosmic rays on sources.
     index, detector : int
-        Of the unit.
+        Index of the exposure and id of the detector.
     models : sequence of str
         Networks, by name or card.
     mask : str
-        ``true``: all pixels with charge; ``detected``: those that detection finds.
+        ``true``: all pixels with charge; ``detected``: the pixels that detection finds.
     peers : bool
-        Whether what people use instead is measured as well.
-
-    Returns
-    -------
-    Measured
+        Whether other tools are evaluated as well.
 
     Raises
     ------
     ValueError
-        If the mask is neither.
+        If the mask is unknown.
     """
     if mask not in MASKS:
         raise ValueError(f"mask: found {mask!r}; wanted one of {', '.join(MASKS)}")
@@ -122,7 +120,7 @@ def measure_unit(
     psf = supports_band(recipe.instrument, detector)
     frame = MaskedImage(case.data, case.error, case.ignore, detector if psf else None)
     x, y, is_star = known.catalogue.x, known.catalogue.y, known.catalogue.is_star
-    light = _Light.of(recipe, index, detector, known)
+    light = _ExpectedLight.of(recipe, index, detector, known)
     columns = {"magnitude": known.catalogue.mag, "is_star": is_star.astype(float)}
     columns |= _hits(charged, hit, case.charge, x, y)
     columns["usable"] = (aperture_flux(case.ignore.astype(np.float32), x, y) == 0).astype(float)
@@ -146,12 +144,14 @@ def measure_unit(
         measured.shapes[name] = np.where(touched[:, None], change, np.nan)
         if variance is None:
             continue
-        told = hit & np.isfinite(variance) & (variance > 0)
+        repaired = hit & np.isfinite(variance) & (variance > 0)
         pull = np.zeros_like(known.clean)
-        pull[told] = (fixed - known.clean)[told] / np.sqrt(variance[told])
-        measured.pulls[name] = {kind: pull[told & (region == number)].astype(float) for kind, number in _KINDS.items()}
-        sigma = np.sqrt(np.where(told, variance, 0)).astype(np.float32)
-        together = shared_repair_error(fixed - np.float32(known.sky), sigma, np.float32(known.rms), told)
+        pull[repaired] = (fixed - known.clean)[repaired] / np.sqrt(variance[repaired])
+        measured.pulls[name] = {
+            kind: pull[repaired & (region == number)].astype(float) for kind, number in _KINDS.items()
+        }
+        sigma = np.sqrt(np.where(repaired, variance, 0)).astype(np.float32)
+        together = shared_repair_error(fixed - np.float32(known.sky), sigma, np.float32(known.rms), repaired)
         whole = aperture_flux(sigma**2, x, y)
         whole += sum_covariance(together, correlations.get(name, 0.0), partial(aperture_flux, x=x, y=y))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -160,13 +160,13 @@ def measure_unit(
 
 
 def aperture_flux(frame: Float, x: Column, y: Column) -> Column:
-    """Return the sum of a frame in a circle round each place [the frame's units]."""
+    """Return the sums of a frame in a circular aperture around positions, in the units of the frame."""
     return np.asarray(sep.sum_circle(np.ascontiguousarray(frame, dtype=np.float32), x, y, APERTURE, subpix=5)[0])
 
 
 def measure_shapes(frame: Float, x: Column, y: Column) -> Column:
-    """Return size [pixel] and the two distortions of sources, (n, 3), by adaptive moments; NaN where there are none."""
-    stamps = cut_stamps(frame, centre_pixels(y), centre_pixels(x), 2 * _HALF)
+    """Return sizes [pixel] and both distortions of sources (n, 3), by adaptive moments; NaN if they do not converge."""
+    stamps = cut_stamps(frame, centre_pixels(y), centre_pixels(x), 2 * _HALF_WINDOW)
     found = adaptive_moments(stamps)
     return np.column_stack([found.sigma, found.e1, found.e2])
 
@@ -175,37 +175,38 @@ _KINDS = {"background": 0, "star": 1, "galaxy": 2}
 
 
 @dataclass(frozen=True)
-class _Light:
-    """What is expected of a unit, before photons are counted [e-]."""
+class _ExpectedLight:
+    """Expected light of a unit, without noise [e-]."""
 
     sources: Float
-    """Of all sources."""
+    """(y, x) Light of all sources."""
     stars: Float
+    """(y, x) Light of stars."""
     slopes: tuple[Float, Float]
-    """By how much that of stars changes as they move along x and y [e-/pixel]."""
+    """Derivatives of the light of stars with respect to x and y [e-/pixel]."""
     variance: Float
-    """Of each pixel, as measured [e-^2]."""
+    """(y, x) Variance of the measured pixels [e-^2]."""
 
     @classmethod
-    def of(cls, recipe: Recipe, index: int, detector: int, known: TruthFrame) -> _Light:
+    def of(cls, recipe: Recipe, index: int, detector: int, known: TruthFrame) -> _ExpectedLight:
         instrument, catalogue = load_instrument(recipe.instrument), known.catalogue
 
-        def drawn(some: Catalogue) -> Float:
-            return expected_light(recipe, instrument, index, detector, some)[0] * np.float32(recipe.exptime)
+        def render(sources: Catalogue) -> Float:
+            return expected_light(recipe, instrument, index, detector, sources)[0] * np.float32(recipe.exptime)
 
         stars = catalogue.select(catalogue.is_star)
         moved = {
-            axis: [drawn(replace(stars, **{axis: getattr(stars, axis) + step})) for step in (-_STEP, _STEP)]
+            axis: [render(replace(stars, **{axis: getattr(stars, axis) + step})) for step in (-_STEP, _STEP)]
             for axis in ("x", "y")
         }
         in_x, in_y = ((ahead - behind) / np.float32(2 * _STEP) for behind, ahead in moved.values())
-        everything, sky = drawn(catalogue), drawn(catalogue.select(np.zeros(len(catalogue), dtype=bool)))
+        everything, sky = render(catalogue), render(catalogue.select(np.zeros(len(catalogue), dtype=bool)))
         read_noise = np.float32(instrument.values(detector).read_noise or 0.0)
-        return cls(everything - sky, drawn(stars) - sky, (in_x, in_y), everything + read_noise**2)
+        return cls(everything - sky, render(stars) - sky, (in_x, in_y), everything + read_noise**2)
 
     def regions(self, x: Column, y: Column, is_star: Bool) -> npt.NDArray[np.int8]:
-        """Return what each pixel is of: background, or a star or galaxy that is expected above 3 sigma there."""
-        bright = self.sources > _SOURCE * np.sqrt(self.variance - self.sources)
+        """Return the region of each pixel: background, or a star or galaxy that is 3 sigma above it."""
+        bright = self.sources > _SOURCE_SIGMA * np.sqrt(self.variance - self.sources)
         region = np.zeros(bright.shape, dtype=np.int8)
         for column, row, kind in zip(x, y, is_star, strict=True):
             window = _window(column, row)
@@ -213,7 +214,7 @@ class _Light:
         return region
 
     def scatters(self, lost: Bool, x: Column, y: Column, is_star: Bool) -> dict[str, Column]:
-        """Return the relative scatters of stars as `oracle_scatter` has them; NaN of galaxies."""
+        """Return the relative scatters of stars by `oracle_scatter`; NaN for galaxies."""
         columns = np.full((3, len(x)), np.nan)
         for star in np.flatnonzero(is_star):
             window = _window(x[star], y[star])
@@ -227,45 +228,49 @@ class _Light:
 
 
 def _window(x: float, y: float) -> tuple[slice, slice]:
-    return slice(max(0, int(y) - _HALF), int(y) + _HALF), slice(max(0, int(x) - _HALF), int(x) + _HALF)
+    return slice(max(0, int(y) - _HALF_WINDOW), int(y) + _HALF_WINDOW), slice(
+        max(0, int(x) - _HALF_WINDOW), int(x) + _HALF_WINDOW
+    )
 
 
-def oracle_scatter(unknown: Float, variance: Float, lost: Bool, inside: Bool) -> tuple[float, float]:
-    """Return the relative scatter of a star's flux in an aperture, and of its brightness, if its image is known.
+def oracle_scatter(derivatives: Float, variance: Float, lost: Bool, inside: Bool) -> tuple[float, float]:
+    """Return the relative scatter of the aperture flux of a star with a known PSF, and the bound on its flux.
+
+    The Fisher information of the unmasked pixels bounds the errors of the unknown parameters. These are propagated to
+    the sum in the aperture, whose masked pixels are predicted from the parameters.
 
     Parameters
     ----------
-    unknown : float array (k, y, x)
-        How the star's image changes with what is not known of it: first with its brightness, which is the light that
-        is expected of it [e-]; perhaps with its place along x and y.
+    derivatives : float array (k, y, x)
+        Derivatives of the image with respect to the unknown parameters: first the relative flux, whose derivative is
+        the expected light [e-]; optionally the position along x and y.
     variance : float array (y, x)
-        Of each pixel, as measured [e-^2].
+        Variance of the measured pixels [e-^2].
     lost, inside : bool arrays (y, x)
-        Pixels to be foretold; those of the aperture.
+        Masked pixels, and pixels of the aperture.
 
     Returns
     -------
-    float
-        Of the sum in the aperture, its lost pixels foretold by what all others tell of the unknown: the bound of Cramer
-        and Rao on these, carried over to the sum.
-    float
-        Of the brightness: the bound itself, ``1 / sqrt(sum(light^2 / variance))`` over pixels not lost where nothing
-        else is unknown.
+    aperture : float
+        Relative scatter of the sum in the aperture.
+    bound : float
+        Cramer-Rao bound on the relative flux: ``1 / sqrt(sum(light^2 / variance))`` over unmasked pixels if only the
+        flux is unknown.
     """
     kept = ~lost
-    planes = unknown.astype(float)
+    planes = derivatives.astype(float)
     information = (planes[:, kept] / variance[kept]) @ planes[:, kept].T
-    told = np.linalg.pinv(information, hermitian=True)
-    foretold, seen = planes[:, inside & lost].sum(axis=1), planes[:, inside & kept].sum(axis=1)
-    # What is foretold was learnt from pixels that are in the sum as well.
-    total = float(variance[inside & kept].sum()) + float(foretold @ told @ (foretold + 2 * seen))
+    covariance = np.linalg.pinv(information, hermitian=True)
+    predicted, measured = planes[:, inside & lost].sum(axis=1), planes[:, inside & kept].sum(axis=1)
+    # The second term is the covariance: the parameters are fitted to pixels that are also in the sum.
+    total = float(variance[inside & kept].sum()) + float(predicted @ covariance @ (predicted + 2 * measured))
     if not information[0, 0] > 0:
         return np.inf, np.inf
-    return float(np.sqrt(total)) / max(float(planes[0][inside].sum()), 1e-9), float(np.sqrt(told[0, 0]))
+    return float(np.sqrt(total)) / max(float(planes[0][inside].sum()), 1e-9), float(np.sqrt(covariance[0, 0]))
 
 
 def _hits(charged: Bool, hit: Bool, charge: Float, x: Column, y: Column) -> dict[str, Column]:
-    """Return how far the nearest pixel with charge is from each source, and what share of the charge is masked."""
+    """Return the distance of each source from the nearest pixel with charge, and the masked fraction of the charge."""
     distance, masked = np.full(len(x), np.inf), np.ones(len(x))
     for number, (column, row) in enumerate(zip(x, y, strict=True)):
         window = _window(column, row)
@@ -286,23 +291,26 @@ def science_part(
     peers: bool = True,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Return shifts, scatters and pulls of all methods over the units of a recipe.
+    """Evaluate shifts, scatters, pulls and shapes of all methods over the units of a recipe.
 
     Parameters
     ----------
     recipe : Recipe
+        Recipe with cosmic rays on sources.
     models : sequence of str
-    announce : callable
+        Networks, by name or card.
+    on_progress : callable
+        Receives lines about the progress.
     mask, peers
-        As `measure_unit` takes them.
+        As for `measure_unit`.
     workers : int, optional
-        Processes; 0 for none but this one.
+        Number of worker processes, by default one per CPU core; 0: none.
 
     Returns
     -------
     dict
-        ``bins``, each of a kind, a magnitude and a distance of the nearest pixel with charge, with a row a method;
-        ``pulls`` of the methods that tell a variance; ``shapes`` by method and kind.
+        ``bins`` by kind, magnitude and distance from the nearest pixel with charge, each with a row per method;
+        ``pulls`` of the methods that return a variance; ``shapes`` by method and kind.
     """
     look = partial(measure_unit, models=tuple(models), mask=mask, peers=peers)
     units = list(map_units(recipe, look, on_progress=on_progress, workers=workers))
@@ -316,7 +324,7 @@ def science_part(
                 chosen = (columns["usable"] > 0) & (columns["is_star"] == is_star)
                 chosen &= np.abs(columns["magnitude"] - magnitude) < 0.01
                 chosen &= (columns["distance"] >= near) & ((columns["distance"] < far) | (far == np.inf))
-                if chosen.sum() < _LEAST:
+                if chosen.sum() < _MIN_SOURCES:
                     continue
                 of_stars = {name: float(np.median(columns[name][chosen])) for name in STAR_COLUMNS} if is_star else {}
                 bins.append(
@@ -330,13 +338,13 @@ def science_part(
                         "methods": {name: _row(columns, relative, name, chosen) for name in names},
                     }
                 )
-    pulls = {name: _pulls(units, name) for name in units[0].pulls}
-    shapes = {name: _shapes(units, name) for name in units[0].shapes}
+    pulls = {name: pull_statistics(units, name) for name in units[0].pulls}
+    shapes = {name: shape_statistics(units, name) for name in units[0].shapes}
     return {"mask": mask, "aperture": APERTURE, "bins": bins, "pulls": pulls, "shapes": shapes}
 
 
 def _relative(units: Sequence[dict[str, Column]]) -> dict[str, Column]:
-    """Return fluxes over the median of the same source's clean twins: copies differ by photons and place alone."""
+    """Return fluxes relative to the median flux of the clean twins of the same source."""
     parts: list[dict[str, Column]] = []
     for columns in units:
         usual = np.empty(len(columns["magnitude"]))
@@ -363,7 +371,8 @@ def _row(columns: dict[str, Column], relative: dict[str, Column], name: str, cho
     }
 
 
-def _pulls(units: Sequence[UnitMeasurements], name: str) -> dict[str, dict[str, float]]:
+def pull_statistics(units: Sequence[UnitMeasurements], name: str) -> dict[str, dict[str, float]]:
+    """Return number, mean and standard deviation of the pulls of a method: of pixels and of fluxes, by kind."""
     parts = {kind: np.concatenate([unit.pulls[name][kind] for unit in units]) for kind in _KINDS}
     flux = np.concatenate([unit.flux_pulls[name] for unit in units])
     is_star, usable = (np.concatenate([unit.columns[key] for unit in units]) > 0 for key in ("is_star", "usable"))
@@ -372,24 +381,24 @@ def _pulls(units: Sequence[UnitMeasurements], name: str) -> dict[str, dict[str, 
     return {kind: summarise_pulls(pull) for kind, pull in parts.items() if len(pull)}
 
 
-def _shapes(units: Sequence[UnitMeasurements], name: str) -> dict[str, dict[str, float]]:
-    """Return mean and deviation of the errors of shapes, beyond 1 counted as 1, and the share without one, by kind."""
+def shape_statistics(units: Sequence[UnitMeasurements], name: str) -> dict[str, dict[str, float]]:
+    """Return mean and standard deviation of the shape errors, clipped to 1, and the fraction without shape, by kind."""
     change = np.clip(np.concatenate([unit.shapes[name] for unit in units]), -1, 1)
     is_star = np.concatenate([unit.columns["is_star"] for unit in units]) > 0
     asked = np.concatenate([unit.shaped for unit in units]) > 0
     known = np.isfinite(change).all(axis=1)
     rows: dict[str, dict[str, float]] = {}
-    for kind, some in (("star", known & is_star), ("galaxy", known & ~is_star)):
-        if some.any():
-            mean, deviation = change[some].mean(axis=0), change[some].std(axis=0)
+    for kind, chosen in (("star", known & is_star), ("galaxy", known & ~is_star)):
+        if chosen.any():
+            mean, deviation = change[chosen].mean(axis=0), change[chosen].std(axis=0)
             there = asked & (is_star if kind == "star" else ~is_star)
             rows[kind] = {"n": int(there.sum()), "lost": float(1 - known[there].mean())}
-            for place, column in enumerate(("size", "e1", "e2")):
-                rows[kind] |= {f"{column}_mean": float(mean[place]), f"{column}_sd": float(deviation[place])}
+            for index, column in enumerate(("size", "e1", "e2")):
+                rows[kind] |= {f"{column}_mean": float(mean[index]), f"{column}_sd": float(deviation[index])}
     return rows
 
 
 def summarise_pulls(pull: Column) -> dict[str, float]:
-    """Return number, mean and deviation of pulls; those beyond 20 count as 20."""
-    near = np.clip(pull, -_FURTHEST, _FURTHEST)
+    """Return number, mean and standard deviation of pulls, which are clipped to 20."""
+    near = np.clip(pull, -_MAX_PULL, _MAX_PULL)
     return {"n": len(pull), "mean": float(near.mean()), "sd": float(near.std())}
