@@ -1,9 +1,9 @@
-"""The requirements of a run as lights: is it done, and are its cosmic rays those that are expected.
+"""Check whether a run meets its requirements: it is complete, and its cosmic rays are as expected.
 
-The share of the pixels that is hit is judged first. Where it is large, events overlap and count as fewer, so that the
-worst frames have the lowest rates of events: those rates are shown and not judged. What is expected is said by the
-recipe of a mock survey or by the table ``expectations`` of a camera's TOML; where neither says anything, values have
-no light.
+The fraction of hit pixels is checked first. Where it is large, events overlap and fewer are counted, so the worst
+frames have the lowest rates: these rates are shown, but not checked. The expectation comes from the recipe of a mock
+survey, or from the table ``expectations`` in the TOML file of the camera. Without an expectation, values are only
+shown.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from csstdask.pipeline.status import Summary
 Float = npt.NDArray[np.float64]
 State = Literal["pass", "warn", "fail", "none"]
 
-#: Share of pixels hit from which the rate of events is not judged: more than half of the events touch another.
+#: Fraction of hit pixels above which rates are not checked: more than half of the events touch another.
 OVERLAP_FRACTION = 0.2
-#: Counting statistics that a unit may deviate by beyond the limits [sigma].
-_SIGMA = 3.0
+#: Deviation beyond the limits that is allowed for counting statistics [sigma].
+_MAX_SIGMA = 3.0
 #: Of a mock, the share of pixels that is detected as hit, divided by the share with charge: faint charge is not
 #: detected, and a mask may be wider than the charge.
 _MOCK_FACTORS = (0.5, 1.5)
-#: Units that a light links to.
-_LINKED = 12
+#: Units that are linked to a requirement.
+_MAX_LINKED = 12
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,19 @@ class Expectation:
     """Limits of one quantity for each unit."""
 
     low: Float
-    """(exposure, detector); NaN where nothing is expected."""
+    """(exposure, detector) Lower limit; NaN without expectation."""
     high: Float
+    """(exposure, detector) Upper limit."""
     source: str
-    """Where the limits come from, for people."""
+    """Origin of the limits, for the report."""
 
     @property
     def known(self) -> bool:
-        """Tell whether anything is expected of any unit."""
+        """Return whether any unit has an expectation."""
         return bool(np.isfinite(self.low).any())
 
     def sentence(self, values: Float) -> str:
-        """Return the limits of the units with a value, and their source, for people."""
+        """Return the limits of the units with a value, and their origin, as text."""
         use = np.isfinite(values) & np.isfinite(self.low)
         if not use.any():
             return self.source
@@ -67,16 +68,16 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Requirement:
-    """One requirement, and whether a run meets it."""
+    """One requirement, and whether the run meets it."""
 
     title: str
     state: State
     found: str
     expected: str = ""
     units: tuple[Unit, ...] = ()
-    """Units that do not meet it, the first few of them."""
+    """The first units that do not meet it."""
     advice: str = ""
-    """A command."""
+    """A command that helps to find the cause."""
     details: tuple[str, ...] = field(default=())
 
 
@@ -91,7 +92,7 @@ def recipe_of(attributes: Mapping[str, object]) -> Recipe | None:
 
 
 def expectations_of(instrument: Instrument) -> Expectations | None:
-    """Return what is expected of a camera; for campaigns older than a built-in camera's expectations, those."""
+    """Return the expectations of a camera; older campaigns of built-in cameras get the present ones."""
     if instrument.expectations is None and instrument.name in builtin_names():
         return load_instrument(instrument.name).expectations
     return instrument.expectations
@@ -136,22 +137,22 @@ def expected_rates(dataset: xr.Dataset, camera: Expectations | None, recipe: Rec
 
 
 def compare_with_limits(values: Float, counts: Float, expected: Expectation) -> npt.NDArray[np.int8]:
-    """Compare values that were counted with what is expected.
+    """Compare values with their expected limits.
 
     Parameters
     ----------
     values : float64 array (exposure, detector)
     counts : float64 array (exposure, detector)
-        Events that each value was made from: its error is ``value / sqrt(counts)``.
+        Number of events that each value is derived from; its error is ``value / sqrt(counts)``.
     expected : Expectation
 
     Returns
     -------
     int8 array (exposure, detector)
-        -1 below the limits, 1 above, 0 within them or unknown; three sigma of counting statistics are allowed.
+        -1: below the limits by more than three sigma of counting statistics; 1: above them; 0: neither, or unknown.
     """
     with np.errstate(invalid="ignore"):
-        slack = _SIGMA * values / np.sqrt(np.maximum(counts, 1.0))
+        slack = _MAX_SIGMA * values / np.sqrt(np.maximum(counts, 1.0))
         above, below = values - slack > expected.high, values + slack < expected.low
     return above.astype(np.int8) - below.astype(np.int8)
 
@@ -165,12 +166,12 @@ def check_requirements(
     run: Path,
     resume: Sequence[str],
 ) -> list[Requirement]:
-    """Return the lights of a run.
+    """Check the requirements of a run.
 
     Parameters
     ----------
     dataset : xarray.Dataset
-        The run, with ``cr_rate`` where that is known.
+        The run, with ``cr_rate`` where it is known.
     summary : Summary
     alarms : sequence of Alarm
         Of `csstdask.metrics.drift.find_drift`.
@@ -178,15 +179,15 @@ def check_requirements(
         See `expected_hits` and `expected_rates`.
     run : Path
     resume : sequence of str
-        The commands that resume it.
+        Commands that resume the run.
     """
-    lights = [_completeness(summary, "; ".join(resume))]
+    requirements = [_completeness(summary, "; ".join(resume))]
     if "cr_fraction" in dataset:
         check = shlex.join(["csstdask", "evaluate", "cosmicray", "--run", str(run), "--to", f"{run.stem}_check"])
-        lights.append(_hits(dataset, hits, check))
-        lights.append(_rates(dataset, rates, hits, check))
-        lights.extend(_changes(alarms, judged=hits.known or rates.known, advice=check))
-    return lights
+        requirements.append(_hits(dataset, hits, check))
+        requirements.append(_rates(dataset, rates, hits, check))
+        requirements.extend(_changes(alarms, checked=hits.known or rates.known, advice=check))
+    return requirements
 
 
 def _completeness(summary: Summary, resume: str) -> Requirement:
@@ -195,7 +196,7 @@ def _completeness(summary: Summary, resume: str) -> Requirement:
     if not summary.failed and not summary.pending:
         return Requirement("Units", "pass", found, "all done")
     state: State = "fail" if summary.failed else "warn"
-    return Requirement("Units", state, found, "all done", failed[:_LINKED], resume)
+    return Requirement("Units", state, found, "all done", failed[:_MAX_LINKED], resume)
 
 
 def _hits(dataset: xr.Dataset, expected: Expectation, check: str) -> Requirement:
@@ -203,7 +204,7 @@ def _hits(dataset: xr.Dataset, expected: Expectation, check: str) -> Requirement
     if not expected.known:
         return Requirement(title, "none", _span(values), "no expectation for this camera")
     side = compare_with_limits(values, dataset["n_cr_events"].values, expected)
-    return _judged(title, dataset, values, side, expected, check)
+    return _checked(title, dataset, values, side, expected, check)
 
 
 def _rates(dataset: xr.Dataset, expected: Expectation, hits: Expectation, check: str) -> Requirement:
@@ -216,21 +217,27 @@ def _rates(dataset: xr.Dataset, expected: Expectation, hits: Expectation, check:
     if overlap.any():
         sentence = (
             f"Units with more than {100 * OVERLAP_FRACTION:.0f} % of their pixels hit: {int(overlap.sum())}. Their "
-            "events overlap and count as fewer: the rate is a lower limit and is not judged."
+            "events overlap and count as fewer: the rate is a lower limit and is not checked."
         )
         details = (sentence,)
     if not expected.known:
-        reason = (
-            "judged by the pixels hit: the recipe states no rate" if hits.known else "no expectation for this camera"
-        )
+        reason = "see the pixels hit: the recipe states no rate" if hits.known else "no expectation for this camera"
         return Requirement(title, "none", _span(values), reason, details=details)
-    judged = np.where(overlap, np.nan, values)
-    side = compare_with_limits(judged, dataset["n_cr_events"].values, expected)
-    light = _judged(title, dataset, judged, side, expected, check)
-    return Requirement(light.title, light.state, _span(values), light.expected, light.units, light.advice, details)
+    checked = np.where(overlap, np.nan, values)
+    side = compare_with_limits(checked, dataset["n_cr_events"].values, expected)
+    requirement = _checked(title, dataset, checked, side, expected, check)
+    return Requirement(
+        requirement.title,
+        requirement.state,
+        _span(values),
+        requirement.expected,
+        requirement.units,
+        requirement.advice,
+        details,
+    )
 
 
-def _judged(
+def _checked(
     title: str, dataset: xr.Dataset, values: Float, side: npt.NDArray[np.int8], expected: Expectation, check: str
 ) -> Requirement:
     wanted = expected.sentence(values)
@@ -241,23 +248,23 @@ def _judged(
     exposures, detectors = dataset["exposure"].values, dataset["detector"].values
     units = tuple(Unit(str(exposures[row]), int(detectors[column])) for row, column in np.argwhere(side))
     found = f"{_span(values)}; units above: {int((side > 0).sum())}, below: {int((side < 0).sum())}"
-    return Requirement(title, "fail", found, wanted, units[:_LINKED], check)
+    return Requirement(title, "fail", found, wanted, units[:_MAX_LINKED], check)
 
 
-def _changes(alarms: Sequence[Alarm], *, judged: bool, advice: str) -> list[Requirement]:
-    """Return what differs within a run, or from the card of a model that was made for its detectors."""
+def _changes(alarms: Sequence[Alarm], *, checked: bool, advice: str) -> list[Requirement]:
+    """Return the deviations within a run, and from the card of a model made for its detectors."""
     card = tuple(alarm.finding for alarm in alarms if alarm.what in {"detector", "date"})
     changes = tuple(alarm for alarm in alarms if alarm.what not in {"detector", "date"})
-    lights = []
+    requirements = []
     if card:
-        lights.append(Requirement("Model made for these units", "fail", f"deviations: {len(card)}", details=card))
+        requirements.append(Requirement("Model made for these units", "fail", f"deviations: {len(card)}", details=card))
     if changes:
         found = f"deviations from the run's first exposures, or from a card made for these detectors: {len(changes)}"
-        # Rates differ from orbit to orbit: what a camera or a recipe expects of them has its own light.
-        state: State = "warn" if judged and any(alarm.what != "rate" for alarm in changes) else "none"
+        # Rates vary from orbit to orbit; their expectation is a requirement of its own.
+        state: State = "warn" if checked and any(alarm.what != "rate" for alarm in changes) else "none"
         details = tuple(alarm.finding for alarm in changes)
-        lights.append(Requirement("Rates and spectra within the run", state, found, "", (), advice, details))
-    return lights
+        requirements.append(Requirement("Rates and spectra within the run", state, found, "", (), advice, details))
+    return requirements
 
 
 def _span(values: Float) -> str:

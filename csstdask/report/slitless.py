@@ -1,4 +1,4 @@
-"""Slitless frames in the report: flat-field cubes, sensitivities, wavelength shifts and examples of spectra."""
+"""Show slitless frames: flat-field cubes, sensitivities, wavelength shifts and examples of spectra."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 Float = npt.NDArray[np.float64]
 
 _SLICES = 5
-"""Wavelengths at which a cube is shown."""
+"""Number of wavelengths at which a cube is shown."""
 _SLICE_PIXELS = 96
 _EXAMPLES = 4
-"""Stars whose calibrated spectra are shown."""
+"""Number of detectors of which a calibrated spectrum is shown."""
 _MAX_UNITS = 200
-"""Units whose tables are read: of a larger run every n-th exposure."""
+"""Units whose tables are read; of a larger run, those of every n-th exposure."""
 
 
 def draw_slitless(dataset: xr.Dataset, run: str | Path, summary: Summary) -> Markup:
-    """Return the state of the reductions, the cubes and the spectra; an empty text without slitless frames."""
+    """Return the state of the reductions, the cubes and the spectra; empty without slitless frames."""
     if "n_spectra" not in dataset or not (dataset["n_spectra"] > 0).any():
         return Markup()
     flats = list(_flats(dataset, Path(run)))
@@ -50,7 +50,7 @@ def draw_slitless(dataset: xr.Dataset, run: str | Path, summary: Summary) -> Mar
 
 
 def _flats(dataset: xr.Dataset, root: Path) -> Iterator[tuple[int, Flat]]:
-    """Yield the cubes of the present units of a run; what is damaged is left to the state of the reduction."""
+    """Yield the cubes of the present units of a run; damaged ones appear in the state of the reduction."""
     plan = load_plan(root, dataset.attrs["campaign_path"])
     for detector in dataset["detector"].values.tolist():
         with contextlib.suppress(StoreError):
@@ -60,7 +60,7 @@ def _flats(dataset: xr.Dataset, root: Path) -> Iterator[tuple[int, Flat]]:
 
 
 def _states(summary: Summary, flats: Sequence[tuple[int, Flat]]) -> Markup:
-    """Return how the reductions stand, and the precision of each cube, as tables."""
+    """Return tables of the states of the reductions and of the precision of each cube."""
     states = table(
         ("reduction", "state", "inputs", "left out (other settings)", "failed detectors"),
         [
@@ -144,7 +144,7 @@ def _cubes(flats: Sequence[tuple[int, Flat]]) -> Iterator[Markup]:
 
 
 def _tables(dataset: xr.Dataset, root: Path) -> Iterator[tuple[int, dict[str, npt.NDArray[Any]]]]:
-    """Yield the tables of spectra of a run's units, with their detectors."""
+    """Yield detector and table of the spectra of each unit."""
     known = np.asarray(dataset["n_spectra"].values > 0)
     every = max(1, -(-int(known.sum()) // _MAX_UNITS))
     for row, column in np.argwhere(known):

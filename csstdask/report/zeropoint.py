@@ -1,4 +1,4 @@
-"""Zero points in the report: their history, residuals of stars, and the units that are worth a look."""
+"""Show the zero points of a run: their history, residuals of stars, and units with alarms."""
 
 from __future__ import annotations
 
@@ -33,44 +33,45 @@ Float = npt.NDArray[np.float64]
 METHODS = {
     "solve": "#3b82d6", "joined": "#2a9d5c", "prior": "#b565c9", "borrowed": "#d9622b", "nominal": "#888888",
 }  # fmt: skip
-"""Methods with the colours of their points."""
+"""Methods, and the colours of their points."""
 _MAX_HISTORIES = 6
-"""Detectors whose history is drawn: those with the most alarms, then the first."""
+"""Detectors whose history is drawn: those with the most alarms, then the first ones."""
 _MAX_UNITS = 200
-"""Units whose stars are read: of a larger run every n-th exposure."""
+"""Units whose stars are read; of a larger run, those of every n-th exposure."""
 _MAX_STARS = 20_000
-"""Stars that are drawn."""
+"""Number of stars that are drawn."""
 _BINS = 12
+"""Number of bins of the medians of residuals."""
 
 
 @dataclass(frozen=True)
 class _ZeroPoints:
-    """The zero points of a run with what they were made of, all (exposure, detector)."""
+    """The zero points of a run, and the metrics they are derived from; all arrays are (exposure, detector)."""
 
     dataset: xr.Dataset
     arrays: dict[str, npt.NDArray[Any]]
 
     @property
     def timed(self) -> bool:
-        """Return whether the exposures have times that put them in order: known ones, no two equal."""
+        """Return whether all exposures have different, known times."""
         time = self.dataset["time"].values
         return not np.isnat(time).any() and len(np.unique(time)) == len(time)
 
     @property
     def days(self) -> Float:
-        """(exposure,) Begin of each exposure since the first [day]; numbers of exposures unless they are `timed`."""
+        """Return the start of each exposure (exposure,) since the first [day]; its index if times are unknown."""
         time = self.dataset["time"].values
         if not self.timed:
             return np.arange(len(time), dtype=np.float64)
         return np.asarray((time - time.min()) / np.timedelta64(1, "D"), dtype=np.float64)
 
     def metric(self, name: str) -> Float:
-        """Return a metric of the units."""
+        """Return a metric (exposure, detector)."""
         return np.asarray(self.dataset[name].values, dtype=np.float64)
 
 
 def draw_zero_points(dataset: xr.Dataset, run: str | Path, summary: Summary) -> Markup:
-    """Return history, alarms and residuals of a run's zero points; without those of its present units, their state."""
+    """Return history, alarms and residuals of the zero points; the state of the reduction if there are none."""
     root = Path(run)
     state = next((one for one in summary.reductions if one.name == ZEROPOINTS.name), None)
     if state is None or "zp_solve" not in dataset:
@@ -87,7 +88,7 @@ def draw_zero_points(dataset: xr.Dataset, run: str | Path, summary: Summary) -> 
 
 
 def alarms_of(found: _ZeroPoints) -> list[tuple[Unit, Alarm]]:
-    """Return the alarms of all detectors, with their units."""
+    """Return the alarms of all detectors with their units."""
     alarms = []
     for column, detector in enumerate(found.dataset["detector"].values.tolist()):
         series = (found.metric("zp_solve"), found.metric("zp_solve_sigma"))
@@ -98,7 +99,7 @@ def alarms_of(found: _ZeroPoints) -> list[tuple[Unit, Alarm]]:
 
 
 def _methods(found: _ZeroPoints) -> Markup:
-    """Return how many units have which method, and their errors."""
+    """Return a table of the number of units and their errors by method."""
     rows = []
     for name in METHODS:
         chosen = found.arrays[METHOD_ARRAY] == name
@@ -113,7 +114,7 @@ def _methods(found: _ZeroPoints) -> Markup:
                 ]
             )
     note = (
-        "solve: stars alone; joined: stars and prior; prior: network without stars; borrowed: earlier zero "
+        "solve: stars only; joined: stars and prior; prior: network without stars; borrowed: earlier zero "
         "points; nominal: the camera's description."
     )
     return table(("method", "units", "median 1 σ [mmag]", "largest 1 σ [mmag]"), rows) + paragraphs(note)
@@ -155,7 +156,7 @@ def _history(axes: Axes, found: _ZeroPoints, column: int) -> None:
 
 
 def _alarms(alarms: list[tuple[Unit, Alarm]]) -> Markup:
-    """Return a table of the units with alarms, the largest first."""
+    """Return a table of the alarms, the most significant first."""
     if not alarms:
         return paragraphs("No alarms: stars agree with the expectation, and no detector drifts or jumps.")
     ordered = sorted(alarms, key=lambda item: -abs(item[1].sigma))
@@ -173,7 +174,7 @@ def _alarms(alarms: list[tuple[Unit, Alarm]]) -> Markup:
 
 
 def _stars(found: _ZeroPoints, root: Path) -> Iterator[MatchedStars]:
-    """Yield the stars of the run's units, of a larger run those of every n-th exposure."""
+    """Yield the stars of the units; of a larger run, those of every n-th exposure."""
     known = found.metric("zp_n_used") > 0
     every = max(1, -(-int(known.sum()) // _MAX_UNITS))
     for row, column in np.argwhere(known):
@@ -185,7 +186,7 @@ def _stars(found: _ZeroPoints, root: Path) -> Iterator[MatchedStars]:
 
 
 def _residuals(units: list[MatchedStars]) -> Iterator[Markup]:
-    """Yield residuals of used stars against distance from the centre, colour and magnitude."""
+    """Yield plots of the residuals of used stars over distance from the centre, colour and magnitude."""
     if not units:
         return
     columns: dict[str, list[Float]] = {"radius": [], "color": [], "magnitude": [], "residual": []}
@@ -218,9 +219,9 @@ def _scatter(axes: Axes, x: Float, residual: Float, label: str, every: int) -> N
     axes.plot(x[::every], millimag[::every], ".", ms=1.5, alpha=0.4)
     edges = np.unique(np.quantile(x, np.linspace(0, 1, _BINS + 1)))
     if len(edges) > 1:
-        place = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, len(edges) - 2)
-        filled = [one for one in range(len(edges) - 1) if (place == one).any()]
-        middle = [float(np.median(millimag[place == one])) for one in filled]
+        bins = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, len(edges) - 2)
+        filled = [one for one in range(len(edges) - 1) if (bins == one).any()]
+        middle = [float(np.median(millimag[bins == one])) for one in filled]
         axes.plot([(edges[one] + edges[one + 1]) / 2 for one in filled], middle, "o-", ms=3.5, lw=0.8)
     axes.axhline(0, color="0.5", lw=0.5)
     axes.set(xlabel=label, ylabel="residual [mmag]")

@@ -115,7 +115,7 @@ def test_what_is_refused(tmp_path):
 def test_lacosmic_is_tuned_once_for_the_same_frames(recipe, monkeypatch):
     """What decides are the frames' pixels and truth, not who asks."""
     asked = []
-    monkeypatch.setattr(methods, "_tune", lambda cases: asked.append(len(cases)) or {"sigclip": 4.5})
+    monkeypatch.setattr(methods, "search_parameters", lambda cases: asked.append(len(cases)) or {"sigclip": 4.5})
     case, tuned = render_truth_frame(recipe, 0, 7).case, {}
     assert (
         tune_lacosmic([case], tuned)

@@ -1,4 +1,4 @@
-"""Figures of an evaluation: what people would rather look at than read."""
+"""Draw the figures of an evaluation of detection."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from csstdask.core.plotting import pyplot
 
 
 def draw_field(result: dict[str, Any], path: Path) -> None:
-    """Draw quartiles by detector, recall against charge, charges, precision and recall, distance, reliability.
+    """Draw quartiles by detector, recall by charge, charges, precision-recall curves, distance and reliability.
 
     Parameters
     ----------
     result : dict
-        Of `field_part`.
+        Results of `field_part`.
     path : Path
-        PNG
+        PNG file.
     """
     plt = pyplot()
     figure, axes = plt.subplots(2, 4, figsize=(20, 9), layout="constrained")
@@ -76,7 +76,7 @@ def draw_gallery(entries: Sequence[dict[str, Any]], path: Path, rows: int = 8) -
     entries : sequence of dict
         The worst first.
     path : Path
-        PNG
+        PNG file.
     rows : int
         At most, and of one method at most half of them.
     """

@@ -1,13 +1,12 @@
-"""Real frames, real events in other scenes, and scenes with nothing to find.
+"""Evaluate detection on real frames, on real events in other scenes, and on scenes without cosmic rays.
 
-* the STIS pair that nothing learnt from, against the truth of its stack;
-* events of held-out exposures and rows, and generated tracks, injected into scenes that no training saw;
-* the same scenes without any cosmic ray.
+* the pair of STIS frames that is not used in training, with the truth of its stack;
+* events of held-out exposures and rows, and simulated tracks, injected into scenes that are not used in training;
+* the same scenes without cosmic rays.
 
-The network has its card's threshold, and on real frames beside it the one that on the validation pair is most clearly
-better than L.A.Cosmic in precision and recall alike. L.A.Cosmic is tuned for each kind of input on frames of all pairs
-but the test's, by coordinate descent over sigclip, sigfrac, objlim and sepmed; parameters that end at the edge of their
-range are named. Intervals are bootstrapped over blocks of pixels, for neighbours are not independent.
+The network is evaluated at the threshold of its card; on real frames also at the threshold that on the validation pair
+leads L.A.Cosmic most in both precision and recall. L.A.Cosmic is tuned for each kind of input on frames of all pairs
+but that of the test. Parameters that end at a limit of their range are listed.
 """
 
 from __future__ import annotations
@@ -44,10 +43,11 @@ from csstdask.numerics.robust import mad_scale
 from csstdask.training.cosmicray.examples import ContaminatedFrame, add_cosmic_rays, load_material
 
 _SEED = 1999
-#: Frames of each kind of injection, and their size [pixel].
+#: Number and side of the mock skies of each kind of injection [pixel].
 _SKIES, _SIZE = 6, 512
+#: Fraction of pixels with injected charge.
 _PIXEL_FRACTION = 0.025
-#: What `evaluate_real` returns.
+#: Keys of the results of `evaluate_real`.
 REAL = ("seed", "stis", "injected", "false_pixels_per_mpix")
 _HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
@@ -55,7 +55,7 @@ _HELD_OUT: tuple[Split, ...] = ("validation", "test")
 def compare_methods(
     tests: Sequence[DetectionCase], model: str, parameters: dict[str, Any], tuned_cut: float | None = None
 ) -> dict[str, Any]:
-    """Score a network at its card's threshold and at a tuned one, and L.A.Cosmic, on the same frames."""
+    """Score a network at the threshold of its card and at a tuned one, and L.A.Cosmic, on the same frames."""
     probabilities = [network_probability(case, model) for case in tests]
     cuts = {"network": card_threshold(model)}
     if tuned_cut is not None:
@@ -71,7 +71,7 @@ def compare_methods(
 
 # --- real frames -----------------------------------------------------------------------------------------------
 
-#: What a detection is given of a STIS frame: (name, is the reference subtracted, are hot pixels flagged).
+#: Inputs of a detection on STIS frames: name, whether the reference is subtracted, whether hot pixels are flagged.
 INPUTS = (
     ("image", False, False),
     ("image, hot pixels flagged", False, True),
@@ -80,14 +80,14 @@ INPUTS = (
 )
 
 
-#: Frames that L.A.Cosmic is tuned on: of each known pair one half, of both kinds.
+#: Frames that L.A.Cosmic is tuned on: one of each development pair.
 _TUNED_ON = ("o56502020_1", "o56502030_2", "o56502040_1")
 
 
 def stis_case(
     frame: stis_1999.StisFrame, reference: stis_1999.StisReference, *, subtract: bool, flag: bool
 ) -> DetectionCase:
-    """Return a STIS frame as a pipeline would hand it over."""
+    """Return a STIS frame in the form in which a pipeline passes it to detection."""
     residual = frame.image - reference.expected(frame)
     variance = poisson_variance(frame.image, float(frame.sigma))
     if subtract:
@@ -107,7 +107,7 @@ def stis_case(
 
 
 def threshold_control(frame: stis_1999.StisFrame, reference: stis_1999.StisReference) -> Bool:
-    """Return 6 sigma on the residual, grown twice to 3 sigma: how the truth was made."""
+    """Return the residuals above 6 sigma, grown twice to 3 sigma: the definition of the truth."""
     expected = reference.rate * np.float32(frame.exptime)
     z = (frame.image - expected - frame.offset) / np.sqrt(poisson_variance(expected, frame.sigma))
     found: Bool = z > 6
@@ -119,8 +119,8 @@ def threshold_control(frame: stis_1999.StisFrame, reference: stis_1999.StisRefer
 def evaluate_stis(folder: Path, model: str, tuned: Tuned, on_progress: ProgressCallback) -> dict[str, Any]:
     """Score methods on the held-out pair, for each kind of input.
 
-    The reference of a frame is made of the known pairs but its own, so that methods are tuned on residuals as noisy
-    as those of the test.
+    The reference of a development frame is built from the other development pairs, so that methods are tuned on
+    residuals as noisy as those of the test.
     """
     known = [stis_1999.read_frame(folder, name) for name in pair_exposures(stis_1999.DEVELOPMENT_PAIRS)]
     tests = [stis_1999.read_frame(folder, name) for name in pair_exposures(STIS_PAIRS["test"])]
@@ -148,9 +148,9 @@ def evaluate_stis(folder: Path, model: str, tuned: Tuned, on_progress: ProgressC
 
 
 def real_scenes(data: Path) -> dict[str, Scene]:
-    """Return real frames without cosmic rays that no training saw [e-].
+    """Return real frames without cosmic rays that are not used in training [e-].
 
-    Their cameras' descriptions say what an electron is; of M51 the documentation's guess, 4 e-/adu.
+    Gains are those of the cameras; for M51 it is an estimate, 4 e-/adu.
     """
     scenes: dict[str, Scene] = {}
     path = data / "m51_inpaint" / "m51_org.fits"
@@ -179,7 +179,7 @@ def _image(path: Path, hdu: int) -> Float:
 
 
 def _scene(counts: Float, ignore: Bool, error: Float | None) -> Scene:
-    """Return a scene whose noise is its error plane's, or that of its sky."""
+    """Return a scene with the noise of its error plane, or of its sky."""
     ignore = ignore | ~np.isfinite(counts)
     counts = np.where(ignore, 0, counts).astype(np.float32)
     sky = float(np.median(counts[~ignore]))
@@ -193,8 +193,8 @@ def _scene(counts: Float, ignore: Bool, error: Float | None) -> Scene:
 
 
 def make_case(scene: Scene, made: ContaminatedFrame, faintest: float) -> DetectionCase:
-    """Return a contaminated scene as a case: to be found is what holds more than `faintest` electrons."""
-    own = np.sqrt(poisson_variance(scene.data + scene.unreported_variance, float(scene.read_noise)))
+    """Return a contaminated scene as a case whose hits are the pixels with more than `faintest` electrons."""
+    own = np.sqrt(np.maximum(scene.data + scene.unreported_variance, 0) + np.float32(scene.read_noise**2))
     hit = made.charge > faintest
     return DetectionCase(
         data=made.data,
@@ -209,7 +209,7 @@ def make_case(scene: Scene, made: ContaminatedFrame, faintest: float) -> Detecti
 
 
 def charge_scale(scene: Scene) -> float:
-    """Return a factor on events' charge with which they stand out of a scene's noise as of their own detector's."""
+    """Return a factor on the charge of events that keeps their contrast with the noise of the scene."""
     return max(1.0, scene.read_noise / 5)
 
 
@@ -223,9 +223,9 @@ def _draw_charge(
 
 
 def mock_cases(split: Split, library: EventLibrary | None) -> list[DetectionCase]:
-    """Return mock skies of a split with generated tracks (no library) or real events on them.
+    """Return mock skies of a split with simulated tracks (no library) or real events.
 
-    Of generated tracks the paper's recall is asked: pixels above 5 e-; of real events every pixel they have.
+    Recall includes pixels above 5 e- of simulated tracks, as in the paper, and all pixels of real events.
     """
     number = list(STIS_PAIRS).index(split)
     rng = np.random.default_rng([_SEED, number, 0 if library is None else 1 + len(library)])
@@ -268,7 +268,7 @@ def _libraries(split: Split, data: Path | None) -> tuple[EventLibrary, ...]:
 
 
 def evaluate_controls(data: Path | None, model: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Count what methods find where there is nothing to find [pixel / Mpix]."""
+    """Return the number of false pixels per million on scenes without cosmic rays."""
     scenes = {"mock skies": _empty_mock_cases()}
     if data is not None:
         for name, scene in real_scenes(data).items():
@@ -293,16 +293,18 @@ def _empty_mock_cases() -> list[DetectionCase]:
 
 
 def evaluate_real(data: Path | None, model: str, tuned: Tuned, on_progress: ProgressCallback) -> dict[str, Any]:
-    """Return scores on real frames, of injected events, and where there is nothing to find.
+    """Evaluate detection on real frames, on injected events, and on scenes without cosmic rays.
 
     Parameters
     ----------
     data : Path, optional
-        Folder of real events and frames; without it only mock skies with generated tracks are looked at.
+        Folder of real events and frames. Without it, only mock skies with simulated tracks are evaluated.
     model : str
+        Name or card of the network.
     tuned : dict
-        How L.A.Cosmic was tuned before, as `tune_lacosmic` takes it.
-    announce : callable
+        Stored parameters of L.A.Cosmic, as for `tune_lacosmic`.
+    on_progress : callable
+        Receives lines about the progress.
     """
     results: dict[str, Any] = {"seed": _SEED}
     if data is not None and (data / "hst_stis").is_dir():
