@@ -17,9 +17,8 @@ from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS
 from scipy.spatial import KDTree
 
-from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
-from csstdask.metrics.detection import visible_pixels
 from csstdask.arrays.morphology import dilate, label_components
+from csstdask.metrics.detection import visible_pixels
 from csstdask.numerics.probability import poisson_binomial
 
 Bool = npt.NDArray[np.bool_]
@@ -94,10 +93,7 @@ def detector_recurrence(events: Sequence[Positions], shape: tuple[int, int]) -> 
     pixels = shape[0] * shape[1]
     exposures = [np.unique(_pixel_of(x, y, shape)) for x, y in events]
     position, count = np.unique(np.concatenate([np.empty(0, int), *exposures]), return_counts=True)
-    probability = np.ones(1)  # of 0, 1, 2, ... exposures with an event at a given pixel
-    for pixels_hit in exposures:
-        density = len(pixels_hit) / pixels
-        probability = np.convolve(probability, [1 - density, density])
+    probability = poisson_binomial(len(pixels_hit) / pixels for pixels_hit in exposures)
     expected = pixels * probability[::-1].cumsum()[::-1]  # pixels with events in at least 0, 1, 2, ... exposures
     rare = np.flatnonzero(expected < _MAX_EXPECTED_BY_CHANCE)
     min_exposures = max(2, int(rare[0])) if rare.size else len(probability)
@@ -243,8 +239,8 @@ def injection_recovery(
     find : callable
         Takes data and error, and returns the mask of the cosmic rays.
     """
-    excluded = binary_dilation(flagged | ignore, EIGHT_NEIGHBOURS, iterations=_CLEARANCE)
-    parts, n = label(charge > 0, EIGHT_NEIGHBOURS)
+    excluded = dilate(flagged | ignore, _CLEARANCE)
+    parts, n = label_components(charge > 0)
     rejected = np.bincount(parts[excluded], minlength=n + 1) > 0
     rejected[0] = True
     injected = np.where(rejected[parts], 0, charge).astype(np.float32)
@@ -254,7 +250,7 @@ def injection_recovery(
     event = parts[injected > 0]
     total = np.bincount(event, injected[injected > 0], n + 1)[~rejected]
     found_charge = np.bincount(event, (injected * found)[injected > 0], n + 1)[~rejected]
-    near_injected = binary_dilation(injected > 0, EIGHT_NEIGHBOURS)
+    near_injected = dilate(injected > 0)
     return Recovery(
         int(visible.sum()),
         int((visible & found).sum()),

@@ -122,7 +122,7 @@ def score(cases: Sequence[DetectionCase], found: Sequence[Bool]) -> Score:
 
 def _block_counts(case: DetectionCase, mask: Bool) -> npt.NDArray[np.int64]:
     """Return counts (block, 7): hits found, true, false, missed, visible, visible found, false off the borders."""
-    border = binary_dilation(case.hit, EIGHT_NEIGHBOURS) & ~case.hit
+    border = dilate(case.hit) & ~case.hit
     use = case.use
     has_charge = case.hit | case.faint
     maps = (

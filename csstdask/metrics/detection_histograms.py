@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
-from csstdask.metrics.detection import RECALL_CHARGE, Bool, Float, visible_pixels
 from csstdask.arrays.morphology import dilate, label_components
+from csstdask.metrics.detection import RECALL_CHARGE, Bool, Float, visible_pixels
 
 #: Numbers of pixels: (class, region level, bin of the probability).
 Counts = npt.NDArray[np.int64]
@@ -57,7 +56,7 @@ def classify_pixels(charge: Float, noise: Float) -> npt.NDArray[np.int8]:
         1 sigma of the pixel without cosmic rays [e-].
     """
     has_charge = charge > 0
-    classes = np.where(binary_dilation(has_charge, EIGHT_NEIGHBOURS), BORDER, BACKGROUND).astype(np.int8)
+    classes = np.where(dilate(has_charge), BORDER, BACKGROUND).astype(np.int8)
     classes[has_charge] = FAINT
     classes[charge > _HIT_CHARGE] = WEAK
     classes[charge > RECALL_CHARGE] = HIDDEN

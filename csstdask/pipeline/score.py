@@ -77,7 +77,7 @@ def score_run(run: str | Path, campaign: str | Path | None = None) -> Score:
             read_shard(root, name, row, column)[use] for name in ("cr_mask", "repair", "repair_variance")
         )
         metadata = plan.campaign.metadata(unit.exposure, unit.detector)
-        sigma = np.sqrt(np.maximum(truth * metadata.exptime, 0) + metadata.read_noise**2)
+        sigma = np.sqrt(poisson_variance(truth * metadata.exptime, metadata.read_noise))
         for_recall, for_visible = charge > RECALL_CHARGE, charge > VISIBLE_SIGMA * sigma
         flagged += int(hit.sum())
         right += int((hit & (charge > 0)).sum())

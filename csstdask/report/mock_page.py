@@ -19,8 +19,6 @@ from scipy.ndimage import find_objects, label
 
 from csstdask.arrays.moments import adaptive_moments
 from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
-from scipy.ndimage import find_objects
-from csstdask.arrays.morphology import label_components
 from csstdask.core.errors import InputError
 from csstdask.evaluation.io import format_number
 from csstdask.instrument import Instrument, validate_instrument

@@ -14,16 +14,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import distance_transform_edt, label
+from scipy.ndimage import distance_transform_edt
 
-from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
-import torch
-from scipy.ndimage import binary_dilation, distance_transform_edt
-from threadpoolctl import threadpool_limits
-from csstdask.arrays.frame import poisson_variance, to_electrons
-from csstdask.arrays.morphology import dilate, label_components
-from csstdask.core.malloc import retain_freed_memory
-from csstdask.cosmicray.inpaint import inpaint
+from csstdask.arrays.morphology import label_components
 from csstdask.evaluation.cosmicray.methods import Method
 from csstdask.evaluation.cosmicray.stars import StarPhotometry
 from csstdask.evaluation.cosmicray.truth_frame import SNR_PIXELS, TruthFrame, render_truth_frame
@@ -32,10 +25,6 @@ from csstdask.evaluation.runner import ProgressCallback
 from csstdask.metrics.detection import Bool, DetectionCase
 from csstdask.metrics.detection_histograms import LEVELS, VISIBLE, classify_pixels, count_pixels, label_regions
 from csstdask.mock import Recipe
-from csstdask.mock import render_unit
-from csstdask.mock.catalogue import Catalogue
-from csstdask.nn.models import NO_PSF
-from csstdask.numerics.robust import mad_scale
 
 Counts = npt.NDArray[np.int64]
 
@@ -233,7 +222,7 @@ class _Events:
 
     @classmethod
     def of(cls, case: DetectionCase) -> _Events:
-        parts, n = label(case.charge > _EVENT_CHARGE, EIGHT_NEIGHBOURS)
+        parts, n = label_components(case.charge > _EVENT_CHARGE)
         y, x = np.nonzero(parts)
         owner = parts[y, x]
         low = np.full((2, n + 1), 10**9)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import sep
-from scipy.ndimage import binary_dilation, label
+from scipy.ndimage import binary_dilation
 
-from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
+from csstdask.arrays.morphology import label_components
 from csstdask.cosmicray.inpaint import inpaint
 from csstdask.evaluation.cosmicray.truth_frame import MIN_SNR, TruthFrame, source_snr
 from csstdask.metrics.detection import Bool, Float
@@ -62,7 +62,7 @@ class StarPhotometry:
         bad = binary_dilation(truth.case.ignore, iterations=3)
         good = ~bad[core[:, 0], core[:, 1]]
         x, y, snr, core = x[good], y[good], snr[good], core[good]
-        regions, _ = label(levels > 0, EIGHT_NEIGHBOURS)
+        regions, _ = label_components(levels > 0)
         size = np.bincount(regions.ravel())
         size[0] = 0
         region = regions[core[:, 0], core[:, 1]]

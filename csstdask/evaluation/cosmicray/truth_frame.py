@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_dilation
 
-from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
+from csstdask.arrays.frame import poisson_variance, to_electrons
+from csstdask.arrays.morphology import dilate
 from csstdask.instrument import Instrument, load_instrument
 from csstdask.metrics.detection import RECALL_CHARGE, Bool, DetectionCase, Float, visible_pixels
 from csstdask.mock import Recipe, render_unit
 from csstdask.mock.catalogue import Catalogue
+from csstdask.numerics.robust import mad_scale
 
 #: Flags of light that comes from neither the sky nor a source.
 _ARTEFACT_FLAGS = ("satellite_trail", "ghost")
@@ -74,17 +75,17 @@ def render_truth_frame(
     unit = render_unit(recipe, instrument, index, detector, data)
     exptime = np.float32(recipe.exptime)
     read_noise = np.float32(instrument.values(detector).read_noise or 0)
-    ignore = ((unit.flag & instrument.flags.ignore_mask) != 0) | ~(unit.wht > 0)
-    error = (exptime / np.sqrt(np.where(unit.wht > 0, unit.wht, 1))).astype(np.float32)
+    frame = to_electrons(unit.sci, unit.wht, unit.flag, scale=recipe.exptime, ignore_bits=instrument.flags.ignore_mask)
+    ignore = frame.ignore
     clean = unit.truth_sci * exptime
-    clean_error = np.sqrt(np.maximum(clean, 0) + read_noise**2)
+    clean_error = np.sqrt(poisson_variance(clean, read_noise))
     good = clean[~ignore]
     sky = float(np.median(good))
-    rms = float(1.4826 * np.median(np.abs(good - sky)))
+    rms = float(mad_scale(good, center=sky))
     hit = unit.truth_cr > RECALL_CHARGE
     case = DetectionCase(
-        data=unit.sci * exptime,
-        error=error,
+        data=frame.data,
+        error=frame.error,
         ignore=ignore,
         hit=hit,
         faint=(unit.truth_cr > 0) & ~hit,
@@ -95,7 +96,7 @@ def render_truth_frame(
     bits = instrument.flags.bits
     artefacts = {name.replace("_", " "): ((unit.flag & bits.get(name, 0)) != 0) & ~ignore for name in _ARTEFACT_FLAGS}
     saturated = ((unit.flag & bits.get("saturated", 0)) != 0) & (unit.truth_cr == 0)  # by light, not by a cosmic ray
-    artefacts["beside saturated pixels"] = binary_dilation(saturated, EIGHT_NEIGHBOURS, _SATURATION_RADIUS) & ~ignore
+    artefacts["beside saturated pixels"] = dilate(saturated, _SATURATION_RADIUS) & ~ignore
     return TruthFrame(case, clean, clean_error, sky, rms, unit.catalogue, recipe.exptime, artefacts)
 
 

@@ -18,10 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from csstdask.core.atomic_io import write_atomic
 from csstdask.core.errors import InputError
 from csstdask.datasets.template_bank import load_templates
 from csstdask.evaluation.runner import (

@@ -23,9 +23,8 @@ import numpy as np
 import torch
 
 from csstdask.core.errors import InputError
-from csstdask.datasets.zeropoint_surveys import unexplained_floor
+from csstdask.datasets.zeropoint_oracle import unexplained_floor
 from csstdask.evaluation.runner import Measurement, Output, Section, run_evaluation, select_parts
-from csstdask.evaluation.io import round_floats
 from csstdask.evaluation.zeropoint.latency import latencies
 from csstdask.evaluation.zeropoint.methods import (
     Prediction,
@@ -131,7 +130,7 @@ def evaluate_zeropoint(
     out["test"] = {name: int((one.split == "test").sum()) for name, one in surveys.items()}
     predictions: dict[str, dict[str, Prediction]] = {}
     published: dict[str, PublishedNetwork] = {}
-    study = {"memory": memory, "announce": on_progress}
+    study = {"memory": memory, "on_progress": on_progress}
 
     def measure(part: str) -> Any:
         if part in {"methods", "stars"} and not predictions:

@@ -21,6 +21,7 @@ from csstdask.flux.sed_network import (
     SedNetwork,
 )
 from csstdask.flux.spectral_grids import REFERENCE_PIXELS, SED_WAVELENGTH
+from csstdask.numerics.probability import WITHIN_ONE_SIGMA
 from csstdask.training.sed.config import SedConfig
 from csstdask.training.sed.examples import noisy
 from csstdask.training.sed.mean import to_tensor
