@@ -127,7 +127,7 @@ def read_wircam(path: Path) -> Scene:
     return Scene(counts, counts, sky, noise, ignore)
 
 
-def cut(rng: np.random.Generator, scene: Scene, size: int) -> Scene:
+def random_crop(rng: np.random.Generator, scene: Scene, size: int) -> Scene:
     """Return a random square of a scene, mirrored or turned at random."""
     y, x = (int(rng.integers(0, length - size + 1)) for length in scene.data.shape)
     turns, step = int(rng.integers(4)), int(rng.choice([-1, 1]))

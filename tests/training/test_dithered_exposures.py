@@ -17,8 +17,9 @@ from csstdask.mock import Recipe
 from csstdask.mock.recipe_tables import Pointing, Sky, SkyField
 from csstdask.pipeline.mock_survey import mock
 from csstdask.store.campaign import Campaign
-from csstdask.store.shards import read_shard
-from csstdask.training.cosmicray.examples import from_labelled_frame, load_material
+from csstdask.store.zarr_arrays import read_shard
+from csstdask.training.cosmicray.frames import from_labelled_frame
+from csstdask.training.cosmicray.material import load_material
 from csstdask.training.labels.dithered_exposures import Exposure, _same_field, label_exposures, label_repeats
 from csstdask.training.labels.registration import fit_pixel_map, register, resample, shifted
 from csstdask.training.labels.score import score_labels
@@ -238,10 +239,10 @@ def test_networks_can_learn_from_them(labelled):
     assert not frame.charge[frame.unknown].any()
     np.testing.assert_array_equal(from_labelled_frame(frame).unknown, frame.unknown)
     assert not select_units(labelled).read(0).unknown.any()
-    material = load_material("training", 1, 0, None, known=select_units(labelled, "training", truth="labels"))
+    material = load_material("training", 1, 0, None, campaign=select_units(labelled, "training", truth="labels"))
     assert material.has("rendered")
-    assert material.known is not None
-    assert material.known.truth == "labels"
+    assert material.campaign is not None
+    assert material.campaign.truth == "labels"
 
 
 def test_new_exposures_have_no_labels(labelled, tmp_path):

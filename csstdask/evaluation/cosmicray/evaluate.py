@@ -59,7 +59,7 @@ from csstdask.metrics import detection_histograms as histograms
 from csstdask.mock.recipe import Recipe, load_recipe
 from csstdask.nn.device import Precision
 from csstdask.nn.models import find_card
-from csstdask.training.cosmicray.examples import check_data_folder
+from csstdask.training.cosmicray.material import check_data_folder
 
 log = logging.getLogger("csstdask")
 

@@ -38,9 +38,9 @@ from csstdask.instrument import electrons_per_unit, load_instrument
 from csstdask.metrics.detection import RECALL_CHARGE, Bool, DetectionCase, Float, score, visible_pixels
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
 from csstdask.mock.event_libraries import STIS_PAIRS, EventLibrary, pair_exposures
-from csstdask.mock.recipe_tables import CosmicRays, Split
-from csstdask.numerics.robust import mad_scale
-from csstdask.training.cosmicray.examples import ContaminatedFrame, add_cosmic_rays, load_material
+from csstdask.mock.recipe import CosmicRays, Split
+from csstdask.training.cosmicray.frames import ContaminatedFrame, add_cosmic_rays
+from csstdask.training.cosmicray.material import load_material
 
 _SEED = 1999
 #: Number and side of the mock skies of each kind of injection [pixel].

@@ -1,12 +1,11 @@
-"""Batches of examples for a training of cosmic-ray detection: drawn by another process, fed to a network.
+"""Batches of training examples, drawn by a worker process while the network learns from those of the epoch before.
 
-An epoch's examples are a function of (seed, epoch), so that a training that was killed goes on as if it had not been.
+The examples of an epoch are a function of (seed, epoch): an interrupted training resumes as if it had not been.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from distributed import Client, Future
 from torch import Tensor, nn
 
 from csstdask.cosmicray.unet import CHANNELS
@@ -22,91 +22,125 @@ from csstdask.datasets.labelled_units import select_units
 from csstdask.mock.recipe_tables import Split
 from csstdask.nn.device import TrainingPrecision, autocast
 from csstdask.training.cosmicray.config import DetectionTrainingConfig
-from csstdask.training.cosmicray.examples import Examples, Kind, Material, draw_examples, joined, load_material
+from csstdask.training.cosmicray.examples import Examples, concatenate, draw_examples
+from csstdask.training.cosmicray.material import Kind, Material, load_material
 
+#: Channels (n, channel, y, x), truth and weights (n, 1, y, x) of some patches.
 Batch = tuple[Tensor, Tensor, Tensor]
+#: What examples are for: to learn from, to decide when to stop, to calibrate the trained network.
+Use = Literal["training", "validation", "calibration"]
 
-#: Which of each two detectors of a campaign's validation split serve which end; thresholds are compared on them all.
-_PARTS = {"training": (0, 1), "validation": (0, 2), "calibration": (1, 2), "comparison": (0, 1)}
-Use = Literal["training", "validation", "calibration", "comparison"]
+#: Part (i, n) of the detectors of a split for each use: of each two validation detectors one serves the validation
+#: and the other the calibration. The position of a use in this dictionary is part of the seed of its examples.
+PARTS: dict[Use, tuple[int, int]] = {"training": (0, 1), "validation": (0, 2), "calibration": (1, 2)}
+#: Distinguishes the seed of the order of patches from those of the examples.
+_ORDER_SEED = 2
 
 
 @cache
-def _material(use: Use, settings: str) -> Material:
+def _load_material(use: Use, settings: str) -> Material:
     config = DetectionTrainingConfig.model_validate_json(settings)
     split: Split = "training" if use == "training" else "validation"
-    known = None
+    campaign = None
     if config.campaign is not None:
-        known = select_units(
+        campaign = select_units(
             Path(config.campaign),
             split,
-            part=_PARTS[use],
+            part=PARTS[use],
             truth=config.truth,
             detectors=config.detectors,
             exposures=config.exposures,
         )
-    others = [select_units(Path(path), split, part=_PARTS[use]) for path in config.others]
-    skies = config.skies if use == "training" else min(config.skies, config.validation_frames)
-    data = None if config.data is None else Path(config.data)
-    events = [Path(path) for path in config.events]
-    return load_material(split, config.seed, skies, data, known=known, others=others, events=events)
+    return load_material(
+        split,
+        config.seed,
+        config.skies if use == "training" else min(config.skies, config.validation_frames),
+        None if config.data is None else Path(config.data),
+        campaign=campaign,
+        extra_campaigns=[select_units(Path(path), split, part=PARTS[use]) for path in config.extra_campaigns],
+        events=[Path(path) for path in config.events],
+    )
 
 
 def cached_material(config: DetectionTrainingConfig, use: Use) -> Material:
-    """Return what examples are made of; it is gathered once a process."""
-    return _material(use, config.model_dump_json())
+    """Return the material of the examples for a use. It is loaded once per process."""
+    return _load_material(use, config.model_dump_json())
 
 
-def draw_patches(config: DetectionTrainingConfig, use: Use, number: int, frames: int) -> Examples:
-    """Draw the examples of an epoch, of the validation or of the calibration: a function of its arguments.
+def draw_patches(config: DetectionTrainingConfig, use: Use, epoch: int, frames: int) -> Examples:
+    """Draw the examples of an epoch, or those of the validation or calibration.
 
     Parameters
     ----------
-    config : TrainingConfig
+    config : DetectionTrainingConfig
+        Settings of the training.
     use : str
         ``training``, ``validation`` or ``calibration``.
-    number : int
-        Of the epoch.
+    epoch : int
+        Number of the epoch.
     frames : int
-        How many to draw.
+        Number of frames to draw.
+
+    Returns
+    -------
+    patches : Examples
+        ``frames * config.patches`` patches, a function of the arguments.
     """
     material = cached_material(config, use)
-    seeds = ((config.seed, list(_PARTS).index(use), number, index) for index in range(frames))
-    # What the card says is of the campaign's own frames, where there is one: of what the network is for.
-    own = use == "calibration" and config.campaign is not None
-    shares: dict[Kind, float] = {"rendered": 1.0} if own else config.shares
-    size, cutting = config.frame_size, config.cutting
-    examples = joined([draw_examples(seed, material, shares, size, cutting) for seed in seeds])
-    seen = [CHANNELS.index(name) for name in config.inputs]
-    return replace(examples, channels=examples.channels[:, seen])
+    seeds = [(config.seed, list(PARTS).index(use), epoch, index) for index in range(frames)]
+    # The calibration is for frames of the campaign, if there is one: for those the model is made.
+    campaign_only = use == "calibration" and config.campaign is not None
+    shares: dict[Kind, float] = {"rendered": 1.0} if campaign_only else config.shares
+    settings = config.patch_settings
+    examples = concatenate([draw_examples(seed, material, shares, config.frame_size, settings) for seed in seeds])
+    inputs = [CHANNELS.index(name) for name in config.inputs]
+    return replace(examples, channels=examples.channels[:, inputs])
 
 
 class EpochLoader:
-    """Batches of examples, the next epoch's drawn while this one's are learnt from."""
+    """Yield the batches of an epoch while a worker draws the examples of the next one.
 
-    def __init__(self, config: DetectionTrainingConfig, pool: ProcessPoolExecutor) -> None:
-        self.config, self.pool = config, pool
-        self.drawn: dict[int, Future[Examples]] = {}
+    Parameters
+    ----------
+    config : DetectionTrainingConfig
+        Settings of the training.
+    client : distributed.Client
+        Client of a cluster with one worker process.
+    """
+
+    def __init__(self, config: DetectionTrainingConfig, client: Client) -> None:
+        self.config = config
+        self.client = client
+        self._pending: dict[int, Future] = {}
+
+    def draw(self, use: Use, epoch: int, frames: int) -> Future:
+        """Start drawing examples; see `draw_patches`."""
+        return self.client.submit(draw_patches, self.config, use, epoch, frames, pure=False)
+
+    def collect(self, future: Future) -> Examples:
+        """Return examples once they are drawn, directly from the worker."""
+        examples: Examples = self.client.gather(future, direct=True)
+        return examples
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch, and have the next one drawn."""
+        """Yield the batches of an epoch."""
         config = self.config
-        for wanted in (epoch, epoch + 1):
-            if wanted not in self.drawn and wanted < config.epochs:
-                self.drawn[wanted] = self.pool.submit(draw_patches, config, "training", wanted, config.frames)
-        examples = self.drawn.pop(epoch).result()
-        rng = np.random.default_rng([config.seed, 2, epoch])
-        for _ in range(config.passes):
+        for number in (epoch, epoch + 1):
+            if number not in self._pending and number < config.epochs:
+                self._pending[number] = self.draw("training", number, config.frames)
+        examples = self.collect(self._pending.pop(epoch))
+        rng = np.random.default_rng([config.seed, _ORDER_SEED, epoch])
+        for _ in range(config.passes_per_epoch):
             order = rng.permutation(len(examples.hit))
             mirror = bool(rng.integers(2))
             for first in range(0, len(order) - config.batch + 1, config.batch):
                 yield to_batch(examples, order[first : first + config.batch], mirror=mirror)
 
 
-def to_batch(examples: Examples, chosen: npt.NDArray[np.int64], *, mirror: bool = False) -> Batch:
-    """Return channels, truth and weights of some patches as tensors, on request mirrored in x."""
+def to_batch(examples: Examples, indices: npt.NDArray[np.int64], *, mirror: bool = False) -> Batch:
+    """Return channels, truth and weights of some patches as tensors, optionally reflected in x."""
     step = slice(None, None, -1 if mirror else 1)
-    planes = (examples.channels[chosen], examples.hit[chosen, None], examples.weight[chosen, None])
+    planes = (examples.channels[indices], examples.hit[indices, None], examples.weight[indices, None])
     channels, hit, weight = (
         torch.from_numpy(np.ascontiguousarray(plane[..., step]).astype(np.float32)) for plane in planes
     )
@@ -114,15 +148,15 @@ def to_batch(examples: Examples, chosen: npt.NDArray[np.int64], *, mirror: bool 
 
 
 def predict_logits(
-    network: nn.Module, examples: Examples, config: DetectionTrainingConfig, precision: TrainingPrecision
+    network: nn.Module, examples: Examples, batch: int, precision: TrainingPrecision
 ) -> npt.NDArray[np.float32]:
-    """Return a network's output for all pixels of some patches."""
+    """Return the output of a network for all pixels of some patches (n, y, x), computed `batch` patches at a time."""
     device = next(network.parameters()).device
     network.eval()
     parts = []
-    for first in range(0, len(examples.hit), config.batch):
-        chosen = np.arange(first, min(first + config.batch, len(examples.hit)))
+    for first in range(0, len(examples.hit), batch):
+        indices = np.arange(first, min(first + batch, len(examples.hit)))
         with torch.inference_mode(), autocast(device, precision):
-            logit = network(to_batch(examples, chosen)[0].to(device))
+            logit = network(to_batch(examples, indices)[0].to(device))
         parts.append(logit[:, 0].float().cpu().numpy())
     return np.concatenate(parts)

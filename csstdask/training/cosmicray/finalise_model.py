@@ -1,96 +1,135 @@
-"""What becomes of a trained network: calibrated, its threshold chosen, in eight bits as well, its card.
+"""Finalise a trained network: calibration, threshold, quantisation ranges, reference statistics, model card.
 
-All of it is decided on examples of the validation split that did not decide when the training stopped, but for a
-threshold that is compared with another network's (`csstdask.training.cosmicray.lead`): that takes the whole split.
+Everything is measured on examples of the validation split that did not decide when the training stopped.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from csstdask.core.errors import InputError
 from csstdask.cosmicray.unet import build_unet
+from csstdask.datasets.labelled_units import LabelledUnits
 from csstdask.metrics.detection import average_precision, fit_calibration, precision_recall
-from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard
+from csstdask.nn.card import read_card, write_card
 from csstdask.nn.int8 import Int8UNet, measure_ranges
-from csstdask.nn.models import find_card
-from csstdask.nn.weights import save_weights
+from csstdask.training.base import write_model
 from csstdask.training.cosmicray.batches import predict_logits, to_batch
 from csstdask.training.cosmicray.config import DetectionTrainingConfig
 from csstdask.training.cosmicray.examples import Examples
+from csstdask.training.cosmicray.reference_statistics import measure_reference_statistics, validity_of
 
-#: Logits that are neither clearly hit nor clearly not.
-_DOUBTFUL = 4.0
-
-
-def check_rival(config: DetectionTrainingConfig) -> None:
-    """Raise InputError if the network to be ahead of cannot be compared with: now, not at the end."""
-    if config.lead_over is None:
-        return
-    card = find_card("cosmicray", config.lead_over)
-    if card.weights is None:
-        raise InputError("lead_over", f"{card.name}, a method without weights", "a network")
-    if config.campaign is None:
-        raise InputError("lead_over", f"{card.name}, and no campaign", "one on whose frames the two are compared")
+#: Absolute logit below which a pixel is neither clearly hit nor clearly clean.
+AMBIGUOUS_LOGIT = 4.0
 
 
-def build_card(
+def finalise_model(
     config: DetectionTrainingConfig,
-    sources: list[str],
     network: nn.Module,
     examples: Examples,
-    history: list[dict[str, float]],
     to: Path,
-) -> ModelCard:
-    """Calibrate, choose the threshold, both on examples of their own; write the weights.
+    *,
+    sources: list[str],
+    epochs: int,
+) -> Path:
+    """Calibrate a trained network, choose its threshold (best F1), and write its weights and card.
 
-    The threshold is that of the best F1, unless `csstdask.training.cosmicray.lead` chooses another later. What the
-    card says is of the network as it will run: in float32, on places of a frame as they come.
+    The figures in the card are those of the network as it runs: in float32, on patches at random positions.
+
+    Parameters
+    ----------
+    config : DetectionTrainingConfig
+        Settings of the training.
+    network : torch.nn.Module
+        Trained network.
+    examples : Examples
+        Held-out examples.
+    to : Path
+        Folder of the training.
+    sources : list of str
+        What the network learnt from.
+    epochs : int
+        Epochs of the training.
+
+    Returns
+    -------
+    Path
+        Path of the card.
     """
-    sha256 = save_weights(network, to / f"{config.name}{WEIGHTS_SUFFIX}")
-    counted = (examples.weight > 0) & examples.uniform[:, None, None]
-    logit, truth = predict_logits(network, examples, config, "float32")[counted], examples.hit[counted]
-    density = np.broadcast_to(examples.density[:, None, None], counted.shape)[counted]
-    calibration = fit_calibration(logit, truth, density) | {"hit_above": config.hit_above}
-    ranges, int8_offset = _in_int8(network, examples, config)
-    threshold, precision, recall = precision_recall(calibration["scale"] * logit + calibration["offset"], truth)
-    best = int(np.argmax(2 * precision * recall / np.maximum(1e-9, precision + recall)))
-    card = ModelCard(
-        name=config.name,
-        task="cosmicray",
-        version=config.version,
+    calibrated = _calibrate(config, network, examples)
+    ranges, int8_offset = _measure_int8(config, network, examples)
+    return write_model(
+        config,
+        network,
+        to,
         method=config.method,
-        licence=config.licence,
         trained_on="; ".join(sources),
-        sha256=sha256,
-        threshold=float(1 / (1 + np.exp(-threshold[best]))),
+        threshold=calibrated.threshold,
         architecture=config.architecture,
         normalisation={"channels": list(config.inputs), "box": config.box},
-        calibration=calibration | int8_offset,
+        calibration=calibrated.calibration | int8_offset,
         ranges=ranges,
+        metrics=calibrated.metrics | {"epochs": epochs},
     )
+
+
+def add_reference_statistics(path: Path, held_out: LabelledUnits, validity: LabelledUnits | None) -> None:
+    """Add what the model detects in held-out units to its card, and the detectors it is valid for.
+
+    Parameters
+    ----------
+    path : Path
+        Path of the card.
+    held_out : LabelledUnits
+        Units that the network did not learn from.
+    validity : LabelledUnits or None
+        Units of the detectors and dates that the model is restricted to; None for no restriction.
+    """
+    card = replace(read_card(path), expects=measure_reference_statistics(path, held_out))
+    if validity is not None:
+        card = replace(card, valid=validity_of(validity))
+    write_card(path, card)
+
+
+@dataclass(frozen=True)
+class _Calibrated:
+    calibration: dict[str, float]
+    threshold: float
+    """Probability from which a pixel counts as hit."""
+    metrics: dict[str, Any]
+
+
+def _calibrate(config: DetectionTrainingConfig, network: nn.Module, examples: Examples) -> _Calibrated:
+    """Fit the calibration of the logits, and choose the threshold of the best F1."""
+    counted = (examples.weight > 0) & examples.uniform[:, None, None]
+    logit = predict_logits(network, examples, config.batch, "float32")[counted]
+    truth = examples.hit[counted]
+    density = np.broadcast_to(examples.density[:, None, None], counted.shape)[counted]
+    calibration = fit_calibration(logit, truth, density)
+    threshold, precision, recall = precision_recall(calibration["scale"] * logit + calibration["offset"], truth)
+    best = int(np.argmax(2 * precision * recall / np.maximum(1e-9, precision + recall)))
     metrics = {
-        "data": f"places of the validation split as they come, not those that decided when to stop; hit = charge above "
-        f"{config.hit_above:g} e-",
+        "data": "random positions of the validation split that did not decide when to stop; hit = charge above "
+        f"{config.hit_threshold:g} e-",
         "precision": round(float(precision[best]), 4),
         "recall": round(float(recall[best]), 4),
         "average_precision": round(average_precision(precision, recall), 4),
-        "epochs": len(history),
     }
-    return replace(card, metrics=metrics)
+    probability = float(1 / (1 + np.exp(-threshold[best])))
+    return _Calibrated(calibration | {"hit_above": config.hit_threshold}, probability, metrics)
 
 
-def _in_int8(
-    network: nn.Module, examples: Examples, config: DetectionTrainingConfig
+def _measure_int8(
+    config: DetectionTrainingConfig, network: nn.Module, examples: Examples
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Return how far the network's layers go on some patches, and what int8 adds to its output, to be taken off again.
+    """Return the output ranges of the layers, and the mean shift of ambiguous logits by int8, to be subtracted.
 
-    Nothing where the network cannot be in int8.
+    Both are empty for networks that have no int8 form.
     """
     if config.merge != "concatenate":
         return {}, {}
@@ -99,11 +138,11 @@ def _in_int8(
     fused.eval().to(memory_format=torch.channels_last).fuse()  # type: ignore[call-overload]
     patches = [to_batch(examples, np.asarray([index]))[0] for index in range(len(examples.hit))]
     ranges = measure_ranges(fused, patches)
-    quantised, added = Int8UNet(fused, ranges), []
+    quantised, shifts = Int8UNet(fused, ranges), []
     with torch.inference_mode():
         for patch in patches:
             logit = fused(patch)
-            doubtful = logit.abs() < _DOUBTFUL
-            added.append((quantised(patch) - logit)[doubtful])
-    shifts = torch.cat(added)
-    return ranges, {"int8_offset": -round(float(shifts.mean()), 4) if len(shifts) else 0.0}
+            ambiguous = logit.abs() < AMBIGUOUS_LOGIT
+            shifts.append((quantised(patch) - logit)[ambiguous])
+    shift = torch.cat(shifts)
+    return ranges, {"int8_offset": -round(float(shift.mean()), 4) if len(shift) else 0.0}

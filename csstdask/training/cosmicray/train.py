@@ -1,18 +1,15 @@
-"""Training of the cosmic-ray U-Net: ``csstdask train cosmicray``.
+"""Train the cosmic-ray U-Net: ``csstdask train cosmicray``.
 
-Examples are drawn by another process while the network learns from those of the epoch before; an epoch's
-examples are a function of (seed, epoch), so that a training that was killed goes on as if it had not been.
-At the end the network's output is calibrated and its threshold chosen, both on the validation split, and card
-and weights are written beside each other: ``detect(..., model="that/folder/unet.json")`` uses them.
+A worker process draws the examples of the next epoch while the network learns from those of this one. After the last
+epoch the output of the network is calibrated, and card and weights are written:
+``detect(..., model="folder/unet.json")`` uses them.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,148 +17,148 @@ import torch
 from torch import Tensor, nn
 
 from csstdask.core.errors import InputError
-from csstdask.core.malloc import retain_freed_memory
 from csstdask.cosmicray.unet import build_unet
+from csstdask.engine.cluster import open_cluster
 from csstdask.metrics.detection import average_precision, precision_recall
-from csstdask.nn.card import read_card, write_card
-from csstdask.nn.device import TrainingPrecision, autocast, choose_device
+from csstdask.nn.device import TrainingPrecision, autocast
 from csstdask.nn.models import find_card
 from csstdask.nn.trainer import Learner, train
 from csstdask.nn.weights import load_network
-from csstdask.training.cosmicray.batches import Batch, EpochLoader, cached_material, draw_patches, predict_logits
+from csstdask.training.base import load_initial_weights, start_training
+from csstdask.training.cosmicray.batches import Batch, EpochLoader, cached_material, predict_logits
 from csstdask.training.cosmicray.config import DetectionTrainingConfig
-from csstdask.training.cosmicray.examples import Material
-from csstdask.training.cosmicray.finalise_model import build_card, check_rival
-from csstdask.training.cosmicray.lead import ahead_of
-from csstdask.training.cosmicray.reference_statistics import measure_reference_statistics, validity_of
-from csstdask.training.cosmicray.warm_start import average_with, load_initial_weights
+from csstdask.training.cosmicray.examples import Examples
+from csstdask.training.cosmicray.finalise_model import add_reference_statistics, finalise_model
+from csstdask.training.cosmicray.material import Material
 
 log = logging.getLogger("csstdask")
-
-
-def weighted_loss(network: nn.Module, batch: Batch) -> Tensor:
-    """Return the binary cross-entropy, averaged with the pixels' weights."""
-    channels, hit, weight = (part.to(next(network.parameters()).device, non_blocking=True) for part in batch)
-    logit = network(channels).float()
-    each = nn.functional.binary_cross_entropy_with_logits(logit, hit, reduction="none")
-    return (each * weight).sum() / weight.sum().clamp(min=1)
-
-
-def distil_from(teacher: nn.Module, share: float, precision: TrainingPrecision) -> Callable[[Batch], Batch]:
-    """Return what mixes a teacher's probabilities into the truth of a batch.
-
-    Whether a pixel that noise hides was hit is chance, and costs a small network many examples to find out; a
-    teacher has found out (Hinton et al. 2015, arXiv:1503.02531).
-    """
-
-    def mixed(batch: Batch) -> Batch:
-        channels, hit, weight = batch
-        device = next(teacher.parameters()).device
-        with torch.inference_mode(), autocast(device, precision):
-            believed = torch.sigmoid(teacher(channels.to(device)).float()).cpu()
-        return channels, torch.lerp(hit, believed.clone(), share), weight
-
-    return mixed
 
 
 def train_cosmicray(
     config: DetectionTrainingConfig, to: Path, *, on_progress: Callable[[str], None] = log.info
 ) -> Path:
-    """Train a network, or go on with a training.
+    """Train a network that detects cosmic rays, or resume its training.
 
     Parameters
     ----------
-    config : TrainingConfig
+    config : DetectionTrainingConfig
+        Settings of the training.
     to : Path
         Folder of the training.
-    announce : callable
-        Told in a line how each epoch went.
+    on_progress : callable
+        Receives one line per epoch.
 
     Returns
     -------
     Path
-        The card; the weights lie beside it.
+        Path of the model card; the weights are in the same folder.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to learn from, if a model named in the settings does not fit, or if the folder holds a
+        training with other settings.
     """
-    torch.set_num_threads(config.threads)
-    device = choose_device(config.device)
-    to.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
+    device = start_training(config, to, device=config.device)
     material = cached_material(config, "training")
     check_material(config, material)
-    check_rival(config)
     network = build_unet(**config.architecture)
-    load_initial_weights(config, network)
-    beginning = {name: value.clone() for name, value in network.state_dict().items()} if config.remember else {}
-    with ProcessPoolExecutor(1, get_context("spawn"), retain_freed_memory) as pool:
-        feed = EpochLoader(config, pool)
-        validation = pool.submit(draw_patches, config, "validation", 0, config.validation_frames).result()
-        counted = validation.weight > 0
-        truth = validation.hit[counted]
-
-        def validate(network: nn.Module) -> dict[str, float]:
-            logit = predict_logits(network, validation, config, config.precision)[counted]
-            _, precision, recall = precision_recall(logit, truth)
-            f1 = 2 * precision * recall / np.maximum(1e-9, precision + recall)
-            loss = float(np.mean(np.logaddexp(0, np.where(truth, -logit, logit))))
-            return {"validation_loss": loss, "score": average_precision(precision, recall), "f1": float(f1.max())}
-
-        mixed = _teaching(config, device)
-        batches = config.passes * (config.frames * config.patches // config.batch)
+    identity = config.identity | {"material": material.identity}
+    if config.start_from is not None:
+        _check_inputs(config, config.start_from)
+        identity["weights of start_from"] = load_initial_weights("cosmicray", config.start_from, network)
+    if config.teacher is not None:
+        identity["weights of teacher"] = find_card("cosmicray", config.teacher).sha256
+    distil = _distillation(config, device)
+    with open_cluster("processes", 1) as cluster:
+        loader = EpochLoader(config, cluster.client)
+        validation = loader.collect(loader.draw("validation", 0, config.validation_frames))
         learner = Learner(
             network,
-            feed,
-            batches,
-            lambda network, batch: weighted_loss(network, mixed(batch)),
-            validate,
-            config.decisive | {"material": material.identity} | _origins(config),
+            loader,
+            config.steps,
+            lambda network, batch: weighted_loss(network, distil(batch)),
+            partial(validation_scores, examples=validation, batch=config.batch, precision=config.precision),
+            identity,
         )
         history = train(learner, config.schedule, to, device=device, on_progress=on_progress)
-        held_out = pool.submit(draw_patches, config, "calibration", 0, config.validation_frames).result()
-    if config.remember:
-        average_with(beginning, network, config.remember)
-    card = build_card(config, material.sources, network, held_out, history, to)
-    path = to / f"{config.name}.json"
-    write_card(path, card)
-    if (units := cached_material(config, "calibration").known) is not None:
-        on_progress("measuring what it finds in units that it did not learn from")
-        if config.lead_over is not None and (compared := cached_material(config, "comparison").known) is not None:
-            card = ahead_of(find_card("cosmicray", config.lead_over), read_card(path), compared)
-            write_card(path, card)
-        card = replace(card, expects=measure_reference_statistics(path, units))
-        if config.is_for_its_campaign and material.known is not None:
-            card = replace(card, valid=validity_of(material.known))
-        write_card(path, card)
+        held_out = loader.collect(loader.draw("calibration", 0, config.validation_frames))
+    path = finalise_model(config, network, held_out, to, sources=material.sources, epochs=len(history))
+    if (units := cached_material(config, "calibration").campaign) is not None:
+        on_progress("measuring detections in held-out units")
+        add_reference_statistics(path, units, material.campaign if config.is_campaign_specific else None)
     return path
 
 
-def _teaching(config: DetectionTrainingConfig, device: torch.device) -> Callable[[Batch], Batch]:
-    """Return what is done to each batch before it is learnt from."""
+def check_material(config: DetectionTrainingConfig, material: Material) -> None:
+    """Raise InputError if there is nothing to learn from, or if frames are smaller than patches."""
+    if not any(share > 0 and material.has(kind) for kind, share in config.shares.items()):
+        wanted = "--campaign, --data or mock skies, for at least one of these kinds of frames"
+        raise InputError("training", f"no material for {', '.join(config.shares)}", wanted)
+    if material.campaign is not None and min(material.campaign.shape) < config.patch:
+        ny, nx = material.campaign.shape
+        raise InputError(material.campaign.path, f"frames of {ny} x {nx} pixels", f"at least the patch, {config.patch}")
+
+
+def weighted_loss(network: nn.Module, batch: Batch) -> Tensor:
+    """Return the binary cross-entropy of a batch, averaged with the weights of its pixels."""
+    channels, hit, weight = (part.to(next(network.parameters()).device, non_blocking=True) for part in batch)
+    logit = network(channels).float()
+    entropy = nn.functional.binary_cross_entropy_with_logits(logit, hit, reduction="none")
+    return (entropy * weight).sum() / weight.sum().clamp(min=1)
+
+
+def validation_scores(
+    network: nn.Module, *, examples: Examples, batch: int, precision: TrainingPrecision
+) -> dict[str, float]:
+    """Return the loss, the average precision (``score``) and the best F1 of a network on some examples."""
+    counted = examples.weight > 0
+    truth = examples.hit[counted]
+    logit = predict_logits(network, examples, batch, precision)[counted]
+    _, precisions, recalls = precision_recall(logit, truth)
+    f1 = 2 * precisions * recalls / np.maximum(1e-9, precisions + recalls)
+    loss = float(np.mean(np.logaddexp(0, np.where(truth, -logit, logit))))
+    return {"validation_loss": loss, "score": average_precision(precisions, recalls), "f1": float(f1.max())}
+
+
+def distil_from(teacher: nn.Module, share: float, precision: TrainingPrecision) -> Callable[[Batch], Batch]:
+    """Return a function that mixes the probabilities of a teacher into the truth of a batch.
+
+    Whether a pixel whose charge is below the noise was hit is random: a small network needs many examples to learn its
+    probability, which a teacher has learnt already (Hinton et al. 2015, arXiv:1503.02531).
+
+    Parameters
+    ----------
+    teacher : torch.nn.Module
+        Trained network.
+    share : float
+        Weight of the teacher's probabilities, 0 to 1.
+    precision : str
+        Precision of the teacher.
+    """
+
+    def distil(batch: Batch) -> Batch:
+        channels, hit, weight = batch
+        device = next(teacher.parameters()).device
+        with torch.inference_mode(), autocast(device, precision):
+            probability = torch.sigmoid(teacher(channels.to(device)).float()).cpu()
+        return channels, torch.lerp(hit, probability.clone(), share), weight
+
+    return distil
+
+
+def _distillation(config: DetectionTrainingConfig, device: torch.device) -> Callable[[Batch], Batch]:
+    """Return the distillation from the teacher of the settings; without one, batches are left as they are."""
     if config.teacher is None:
         return lambda batch: batch
-    card = find_card("cosmicray", config.teacher)
-    if card.normalisation.get("channels") != list(config.inputs):
-        raise InputError(
-            card.name, f"a teacher that sees {card.normalisation.get('channels')}", f"{list(config.inputs)}"
-        )
-    teacher = load_network(card, build_unet, device)
+    _check_inputs(config, config.teacher)
+    teacher = load_network(find_card("cosmicray", config.teacher), build_unet, device)
     return distil_from(teacher, config.teacher_share, config.precision)
 
 
-def _origins(config: DetectionTrainingConfig) -> dict[str, str]:
-    """Return the SHA-256 of the networks that a training begins with and learns from."""
-    named = {
-        "weights of start_from": config.start_from,
-        "weights of close_from": config.close_from,
-        "weights of teacher": config.teacher,
-    }
-    return {key: find_card("cosmicray", model).sha256 for key, model in named.items() if model is not None}
-
-
-def check_material(config: DetectionTrainingConfig, material: Material) -> None:
-    """Raise InputError unless there is something to learn from, large enough to be cut into patches."""
-    if not any(share > 0 and material.has(kind) for kind, share in config.shares.items()):
-        wanted = "--campaign, --data or mock skies, for one of the frames that it wants"
-        raise InputError("training", f"no material for {', '.join(config.shares)}", wanted)
-    if material.known is not None and min(material.known.shape) < config.patch:
-        found = f"frames of {material.known.shape[0]} x {material.known.shape[1]} pixels"
-        raise InputError(material.known.path, found, f"at least the patch, {config.patch} pixels")
+def _check_inputs(config: DetectionTrainingConfig, model: str) -> None:
+    """Raise InputError if a model has other input channels than the settings."""
+    card = find_card("cosmicray", model)
+    inputs = card.normalisation.get("channels")
+    if card.weights is not None and inputs != list(config.inputs):
+        raise InputError(card.name, f"a model with the input channels {inputs}", f"{list(config.inputs)}")
