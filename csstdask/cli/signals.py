@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM: say so at once, and end within two seconds without losing finished work.
+"""Handle Ctrl-C and SIGTERM: end within two seconds without losing finished work.
 
 The first signal prints a message and raises an exception in the main thread, so that a run releases its lock and writes
-its metrics. Whatever has not ended by itself after a grace period is ended by force, workers included: records of units
-are written last and atomically, so that the next run resumes as after any crash. A second signal ends at once.
+its metrics. After a grace period the process and its workers are killed: records of units are written last and
+atomically, so the next run resumes as after any crash. A second signal kills at once.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import NoReturn
 
 import psutil
 
-#: Time that a command has to release locks and to write metrics.
+#: Time for a command to release locks and write metrics [s].
 GRACE_SECONDS = 1.2
-_OF_THE_CLUSTER = ("distributed", "tornado", "asyncio")
-"""Loggers that report callbacks which the end of a cluster has interrupted."""
+#: Loggers of the cluster, which report callbacks that are interrupted when it closes.
+_CLUSTER_LOGGERS = ("distributed", "tornado", "asyncio")
 _NAMES: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -37,7 +37,7 @@ def install_handlers() -> None:
 
 
 def end_now(code: int) -> NoReturn:
-    """End this process and its workers at once; nothing may keep it from ending."""
+    """Kill this process and its workers, whatever they are doing."""
     try:
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
@@ -54,11 +54,11 @@ def _stop(number: int, _frame: FrameType | None) -> NoReturn:
     for other in _NAMES:
         if signal.getsignal(other) is _stop:
             signal.signal(other, lambda *_: end_now(code))
-    for name in _OF_THE_CLUSTER:
+    for name in _CLUSTER_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     message = f"\ncsstdask: {_NAMES[number]}; finished units are kept, run the command again to resume\n"
-    # Written past Python's buffers: the signal may have arrived in the middle of another message. The stream may be
-    # closed, or a pipe without a reader.
+    # Written without Python's buffers: the signal may have interrupted another message. The stream may be closed, or a
+    # pipe without a reader.
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.write(sys.stderr.fileno(), message.encode())
     raise KeyboardInterrupt if number == signal.SIGINT else TerminatedError

@@ -1,4 +1,4 @@
-"""Verbs that make, reprocess and look at surveys."""
+"""Commands that make, reprocess, inspect and export surveys."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from csstdask.cli.options import CampaignOption, Json, Log, Scheduler, Select, Workers, app, say, say_all
-from csstdask.core.errors import InputError
+from csstdask.cli.options import (
+    CampaignOption,
+    Json,
+    Log,
+    Scheduler,
+    Select,
+    Workers,
+    app,
+    print_list,
+    print_message,
+)
 from csstdask.core.settings import validate_settings
 
 if TYPE_CHECKING:
@@ -18,18 +27,18 @@ if TYPE_CHECKING:
     from csstdask.pipeline.config import RunConfig
     from csstdask.pipeline.status import Summary
 
-#: Number of failures whose commands are printed at the end of a run; `status` prints all.
-_REPRODUCED = 20
+#: Failures whose commands are printed at the end of a run; `status` prints all.
+MAX_REPRODUCED = 20
 
 
 @app.command()
 def mock(
-    recipe: Annotated[Path, typer.Argument(help="A recipe (TOML), or a name that comes with csstdask, such as demo.")],
-    to: Annotated[Path, typer.Option(help="The campaign to make, or with --fits a folder.")],
-    fits: Annotated[bool, typer.Option("--fits", help="Write Level 1 FITS files with truth beside them.")] = False,
-    data: Annotated[Path | None, typer.Option(help="Folder of real events or of SEDs, if the recipe asks.")] = None,
-    scale: Annotated[float | None, typer.Option(help="Linear, on the recipe's shape; instead of its own.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it takes; write nothing.")] = False,
+    recipe: Annotated[Path, typer.Argument(help="Recipe: a TOML file, or the name of a built-in recipe such as demo.")],
+    to: Annotated[Path, typer.Option(help="Campaign to write; with --fits, a folder.")],
+    fits: Annotated[bool, typer.Option("--fits", help="Write Level 1 FITS files and their truth.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Folder of real events or SEDs, if the recipe needs one.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Linear scale of frames, instead of the recipe's own.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cost; write nothing.")] = False,
     scheduler: Scheduler = "threads",
     workers: Workers = None,
 ) -> None:
@@ -45,7 +54,7 @@ def mock(
         from csstdask.mock.recipe_checks import check_recipe
 
         check_recipe(wanted, load_instrument(wanted.instrument), data)
-        say(f"{wanted.name}: {estimate_cost(wanted).line(workers or default_workers())}")
+        print_message(f"{wanted.name}: {estimate_cost(wanted).line(workers or default_workers())}")
         return
     summary = render(
         wanted,
@@ -56,22 +65,22 @@ def mock(
         workers=workers,
         listeners=_listeners(None),
     )
-    say(f"{to}: {summary.rendered} units rendered, {summary.unchanged} already there, {summary.seconds:.1f} s")
-    _end(summary.failures, summary.stopped)
+    counts = f"{summary.rendered} units rendered, {summary.unchanged} already there"
+    print_message(f"{to}: {counts}, {summary.seconds:.1f} s")
+    _exit(summary.failures, summary.stopped)
 
 
 @app.command()
 def ingest(
     files: Annotated[
-        list[str], typer.Argument(metavar="FITS...", help="FITS files, directories, or @LIST: one path a line.")
+        list[str],
+        typer.Argument(metavar="FITS...", help="FITS files, folders, @LIST (a file with one path per line)."),
     ],
-    to: Annotated[Path, typer.Option(help="The campaign; added to if it is there.")],
+    to: Annotated[Path, typer.Option(help="Campaign. Units are added to an existing one.")],
     instrument: Annotated[
-        str | None, typer.Option(help="A built-in name or a TOML; default: recognised from the headers.")
+        str | None, typer.Option(help="Camera: a built-in name or a TOML file. Default: recognised from the headers.")
     ] = None,
-    supersede: Annotated[
-        bool, typer.Option("--supersede", help="Let other files replace units that are present.")
-    ] = False,
+    supersede: Annotated[bool, typer.Option("--supersede", help="Replace units that are present and differ.")] = False,
     scheduler: Scheduler = "threads",
     workers: Workers = None,
     as_json: Json = False,
@@ -92,29 +101,29 @@ def ingest(
     if as_json:
         typer.echo(json.dumps(summary.to_json()))
     dead = f", {len(summary.dead)} of dead detectors" if summary.dead else ""
-    say(
+    print_message(
         f"{to}: {summary.added} units added, {summary.unchanged} unchanged{dead}, "
         f"{len(summary.failures)} failed, {summary.seconds:.1f} s"
     )
-    say_all("note", summary.notes)
-    say_all("left out", summary.ignored)
-    say_all("failed", [item["reason"] for item in summary.failures])
-    _end(summary.failures, summary.stopped)
+    print_list("note", summary.notes)
+    print_list("left out", summary.ignored)
+    print_list("failed", [item["reason"] for item in summary.failures])
+    _exit(summary.failures, summary.stopped)
 
 
 @app.command()
 def clean(
-    source: Annotated[Path, typer.Argument(metavar="IN.fits", help="A FITS file, plain or compressed.")],
-    to: Annotated[Path, typer.Option("-o", "--to", metavar="OUT.fits", help="The file to write.")],
-    model: Annotated[str | None, typer.Option(help="Of detection: a name that `csstdask models` lists.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings of a run (TOML).")] = None,
+    source: Annotated[Path, typer.Argument(metavar="IN.fits", help="FITS file, plain or compressed.")],
+    to: Annotated[Path, typer.Option("-o", "--to", metavar="OUT.fits", help="FITS file to write.")],
+    model: Annotated[str | None, typer.Option(help="Detection model (see `csstdask models`).")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings of a run (TOML; see `csstdask config`).")] = None,
     instrument: Annotated[
-        str | None, typer.Option(help="A built-in name or a TOML; default: what the headers tell.")
+        str | None, typer.Option(help="Camera: a built-in name or a TOML file. Default: recognised from the headers.")
     ] = None,
     gain: Annotated[
-        float | None, typer.Option(help="[e-/adu] Clean the images of a camera that is not known; 1 for electrons.")
+        float | None, typer.Option(help="Gain [e-/adu] of an unknown camera; 1 for images in electrons.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file to write.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
 ) -> None:
     """Find and repair the cosmic rays of one FITS file."""
     from csstdask.pipeline.clean_file import clean_file
@@ -130,10 +139,10 @@ def clean(
         instrument=instrument,
         gain=gain,
         overwrite=overwrite,
-        on_chip=lambda chip: say(str(chip)),
+        on_chip=lambda chip: print_message(str(chip)),
     )
-    say_all("left as it was", summary.untouched)
-    say_all("failed", summary.problems)
+    print_list("left as it was", summary.untouched)
+    print_list("failed", summary.problems)
     if summary.problems:
         raise typer.Exit(1)
 
@@ -145,19 +154,20 @@ def _with_model(settings: RunConfig, model: str) -> dict[str, Any]:
 
 @app.command()
 def run(
-    campaign: Annotated[Path, typer.Argument(help="The campaign to process.")],
-    to: Annotated[Path, typer.Option(help="The run's store; an existing run is resumed.")],
+    campaign: Annotated[Path, typer.Argument(help="Campaign to process.")],
+    to: Annotated[Path, typer.Option(help="Output store. An existing run is resumed.")],
     steps: Annotated[
-        str | None, typer.Option(help="Comma-separated steps and reductions; steps they read from are added.")
+        str | None, typer.Option(help="Comma-separated steps and reductions. Steps that they depend on are added.")
     ] = None,
     select: Select = None,
     config: Annotated[
-        Path | None, typer.Option(help="Settings: a TOML (see `csstdask config`), or a run, whose settings are used.")
+        Path | None,
+        typer.Option(help="Settings: a TOML file (see `csstdask config`), or another run."),
     ] = None,
     catalogue: Annotated[
         Path | None, typer.Option(help="Stars of slitless frames: Parquet with id, ra, dec, pmra, pmdec and a flux.")
     ] = None,
-    spectra: Annotated[Path | None, typer.Option(help="Their SEDs: a table that `csstdask sed` wrote.")] = None,
+    spectra: Annotated[Path | None, typer.Option(help="SEDs of these stars, as `csstdask sed` writes them.")] = None,
     reference: Annotated[
         Path | None, typer.Option(help="Stars for zero points: Parquet with ra, dec and AB magnitudes mag_BAND.")
     ] = None,
@@ -166,18 +176,18 @@ def run(
     ] = None,
     scheduler: Scheduler = "threads",
     workers: Workers = None,
-    max_failures: Annotated[int | None, typer.Option(min=1, help="Stop after so many failed units.")] = None,
+    max_failures: Annotated[int | None, typer.Option(min=1, help="Stop after this number of failed units.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say units, bytes, memory and time; write nothing.")
+        bool, typer.Option("--dry-run", help="Print units, bytes, memory and time; write nothing.")
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare units that are done with their checksums; redo what differs.")
+        bool, typer.Option("--verify", help="Check finished units against their checksums; redo those that differ.")
     ] = False,
-    redo: Annotated[bool, typer.Option("--redo", help="Run the selected units again, even if they are done.")] = False,
+    redo: Annotated[bool, typer.Option("--redo", help="Process selected units again, even if done.")] = False,
     as_json: Json = False,
     log: Log = None,
 ) -> None:
-    """Run the pipeline over a campaign; an interrupted run resumes."""
+    """Run the pipeline on a campaign. An interrupted run is resumed."""
     from csstdask.engine.work_units import parse_selection
     from csstdask.pipeline.config import load_config, with_input_tables
     from csstdask.pipeline.prepare import estimate
@@ -186,7 +196,7 @@ def run(
     selection = parse_selection(select)
     settings = with_input_tables(load_config(config), catalogue, spectra, reference, telemetry)
     if dry_run:
-        facts = estimate(
+        projection = estimate(
             campaign,
             to,
             steps=names,
@@ -197,7 +207,7 @@ def run(
             verify=verify,
             redo=redo,
         )
-        typer.echo(json.dumps(facts) if as_json else _foreseen(facts))
+        typer.echo(json.dumps(projection) if as_json else _projection_text(projection))
         return
     from csstdask.pipeline.run import run as process
 
@@ -214,94 +224,101 @@ def run(
         verify=verify,
         redo=redo,
     )
-    _report_summary(summary, to, as_json=as_json)
-    _say_usage(summary)
-    for item in summary.failures[:_REPRODUCED]:
-        say(f"reproduce {item['exposure']}/{item['detector']}: {item['reproduce']}")
-    if len(summary.failures) > _REPRODUCED:
-        say(f"and {len(summary.failures) - _REPRODUCED} more failures: csstdask status {shlex.quote(str(to))}")
-    _say_reductions(summary)
-    _end([*summary.failures, *summary.failed_reductions], summary.stopped)
+    _print_summary(summary, to, as_json=as_json)
+    _print_usage(summary)
+    _print_commands(summary, to)
+    _print_reductions(summary)
+    _exit([*summary.failures, *summary.failed_reductions], summary.stopped)
 
 
-def _say_reductions(summary: Summary) -> None:
+def _print_commands(summary: Summary, run: Path) -> None:
+    """Print the commands that reproduce the first failures."""
+    for item in summary.failures[:MAX_REPRODUCED]:
+        print_message(f"reproduce {item['exposure']}/{item['detector']}: {item['reproduce']}")
+    if len(summary.failures) > MAX_REPRODUCED:
+        more = len(summary.failures) - MAX_REPRODUCED
+        print_message(f"and {more} more failures: csstdask status {shlex.quote(str(run))}")
+
+
+def _print_reductions(summary: Summary) -> None:
     for reduction in summary.reductions:
-        say(reduction.line())
+        print_message(reduction.line())
         for line in reduction.failure_lines():
-            say(line)
+            print_message(line)
 
 
-def _foreseen(facts: dict[str, Any]) -> str:
-    units, finished = facts["units"], facts["calibrated_on"]
+def _projection_text(projection: dict[str, Any]) -> str:
+    """Return the projected cost of a run as text."""
+    units, finished = projection["units"], projection["calibrated_on"]
     basis = f"from {finished} finished units" if finished else "of the reference machine; finished units calibrate it"
-    return "\n".join(
-        (
-            f"units     {units['total']} ({', '.join(facts['steps'])}), {units['skipped']} of them done before",
-            *(
-                f"reduction {one['name']}: {one['state']}, {one['n_inputs']} partials recorded before"
-                for one in facts["reductions"]
-            ),
-            f"read      {facts['bytes_read'] / 1e9:.2f} GB before compression",
-            f"written   at most {facts['bytes_written_at_most'] / 1e9:.2f} GB before compression",
-            f"memory    {facts['memory_bytes'] / 2**30:.2f} GiB with {facts['workers']} units at a time",
-            f"time      about {facts['seconds_estimated']:.0f} s ({basis})",
-        )
-    )
+    reductions = [
+        f"reduction {one['name']}: {one['state']}, {one['n_inputs']} partials recorded before"
+        for one in projection["reductions"]
+    ]
+    lines = [
+        f"units     {units['total']} ({', '.join(projection['steps'])}), {units['skipped']} of them done before",
+        *reductions,
+        f"read      {projection['bytes_read'] / 1e9:.2f} GB before compression",
+        f"written   at most {projection['bytes_written_at_most'] / 1e9:.2f} GB before compression",
+        f"memory    {projection['memory_bytes'] / 2**30:.2f} GiB with {projection['workers']} units at a time",
+        f"time      about {projection['seconds_estimated']:.0f} s ({basis})",
+    ]
+    return "\n".join(lines)
 
 
 @app.command()
 def status(
-    run: Annotated[Path, typer.Argument(help="The run's store.")],
-    verify: Annotated[bool, typer.Option("--verify", help="Compare checksums of everything recorded.")] = False,
+    run: Annotated[Path, typer.Argument(help="Run.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Check all recorded files against their checksums.")] = False,
     campaign: CampaignOption = None,
     as_json: Json = False,
 ) -> None:
-    """Say which units are done, failed and pending, and why they failed."""
-    from csstdask.pipeline.status import status as look
+    """Show which units are done, failed or pending, and why units failed."""
+    from csstdask.pipeline.status import status as read_status
 
-    summary = look(run, campaign=campaign, verify=verify)
-    _report_summary(summary, run, as_json=as_json)
-    _say_usage(summary)
+    summary = read_status(run, campaign=campaign, verify=verify)
+    _print_summary(summary, run, as_json=as_json)
+    _print_usage(summary)
     for item in summary.failures:
-        say(f"failed {item['exposure']}/{item['detector']} [{item['step']}]: {item['reason']}")
-        say(f"reproduce {item['exposure']}/{item['detector']}: {item['reproduce']}")
+        print_message(f"failed {item['exposure']}/{item['detector']} [{item['step']}]: {item['reason']}")
+        print_message(f"reproduce {item['exposure']}/{item['detector']}: {item['reproduce']}")
     for line in summary.damaged:
-        say(f"pending {line}")
-    _say_reductions(summary)
-    _end([*summary.failures, *summary.failed_reductions])
+        print_message(f"pending {line}")
+    _print_reductions(summary)
+    _exit([*summary.failures, *summary.failed_reductions])
 
 
 @app.command()
 def report(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="A run; or a mock campaign, or a stamp set.")],
-    to: Annotated[Path, typer.Option(help="The page to write.")],
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Run, mock campaign or set of star stamps.")],
+    to: Annotated[Path, typer.Option(help="HTML page to write.")],
     campaign: CampaignOption = None,
-    data: Annotated[Path | None, typer.Option(help="Real cosmic-ray events, to be shown beside a mock's.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of real events, to compare with a mock's.")] = None,
 ) -> None:
-    """Write an HTML page about a run, or about a mock."""
+    """Write an HTML report on a run or a mock campaign."""
     from csstdask.report import write_mock_report, write_report
     from csstdask.store.store_metadata import store_kind
 
     if store_kind(store) in ("campaign", "stamps"):
-        say(f"written {write_mock_report(store, to, data)}")
+        print_message(f"written {write_mock_report(store, to, data)}")
     else:
-        say(f"written {write_report(store, to, campaign)}")
+        print_message(f"written {write_report(store, to, campaign)}")
 
 
 @app.command()
 def export(
-    store: Annotated[Path, typer.Argument(help="A run or a campaign.")],
-    to: Annotated[Path, typer.Option(help="The folder for FITS files.")],
+    store: Annotated[Path, typer.Argument(help="Run or campaign.")],
+    to: Annotated[Path, typer.Option(help="Output folder.")],
     campaign: CampaignOption = None,
     select: Select = None,
     scheduler: Scheduler = "threads",
     workers: Workers = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     cubes: Annotated[
-        bool, typer.Option("--cubes", help="Flat-field cubes of slitless detectors too, as aXe reads them (large).")
+        bool, typer.Option("--cubes", help="Also write flat-field cubes of slitless detectors in aXe's format (large).")
     ] = False,
 ) -> None:
-    """Write units as FITS: <exposure>_<detector>.fits with SCI, WHT, FLG; of slitless units also spectra."""
+    """Write units as FITS files <exposure>_<detector>.fits (SCI, WHT, FLG), and spectra of slitless units."""
     from csstdask.engine.work_units import parse_selection
     from csstdask.pipeline.export import export as write
 
@@ -320,33 +337,33 @@ def export(
     left = f", {summary.pending} not done and left out" if summary.pending else ""
     spectra = f", spectra of {summary.spectra} units" if summary.spectra else ""
     calibrations = f", sensitivities of {summary.calibrations} detectors" if summary.calibrations else ""
-    say(
+    print_message(
         f"{to}: {summary.written} files{kept}{spectra}{calibrations}, {len(summary.failures)} failed{left}, "
         f"{summary.seconds:.1f} s"
     )
-    _end(summary.failures, summary.stopped)
+    _exit(summary.failures, summary.stopped)
 
 
 @app.command()
 def config(
     settings: Annotated[
-        Path | None, typer.Argument(metavar="[SETTINGS]", help="A TOML file, or a run, whose settings are printed.")
+        Path | None, typer.Argument(metavar="[SETTINGS]", help="TOML file or run whose settings are printed.")
     ] = None,
     defaults: Annotated[bool, typer.Option("--defaults", help="Print the default settings.")] = False,
 ) -> None:
-    """Print all settings of `csstdask run` as TOML, with a comment for each: a file for --config."""
+    """Print all settings of `csstdask run` as commented TOML, for --config."""
     from csstdask.pipeline.config import load_config, to_toml
 
     if defaults == (settings is not None):
-        raise InputError("config", "both or neither", "--defaults, or the path of a TOML file or a run")
+        raise typer.BadParameter("give a TOML file, a run or --defaults", param_hint="SETTINGS")
     typer.echo(to_toml(load_config(settings)), nl=False)
 
 
 @app.command()
 def demo(
-    to: Annotated[Path, typer.Option(help="Folder for the campaign, the run and the page.")] = Path("demo"),
+    to: Annotated[Path, typer.Option(help="Output folder for campaign, run and report.")] = Path("demo"),
 ) -> None:
-    """Render a small mock night, reprocess it and write a page: a few minutes on two cores."""
+    """Render a small mock night, reprocess it and write a report (a few minutes on two cores)."""
     from csstdask.mock.recipe import demo_recipe
     from csstdask.pipeline.mock_survey import mock as render
     from csstdask.pipeline.run import run as process
@@ -357,11 +374,11 @@ def demo(
     rendered = render(demo_recipe(), campaign, listeners=_listeners(None))
     summary = process(campaign, product, listeners=_listeners(None))
     page = write_report(product, to / "report.html")
-    _report_summary(summary, product, as_json=False)
+    _print_summary(summary, product, as_json=False)
     for line in score_run(product).lines():
-        say(line)
-    say(f"look at {page}")
-    _end([*rendered.failures, *summary.failures], rendered.stopped or summary.stopped)
+        print_message(line)
+    print_message(f"report {page}")
+    _exit([*rendered.failures, *summary.failures], rendered.stopped or summary.stopped)
 
 
 def _listeners(log: Path | None, *, show_failures: bool = True) -> list[Listener]:
@@ -370,24 +387,24 @@ def _listeners(log: Path | None, *, show_failures: bool = True) -> list[Listener
     return [progress_listener(show_failures=show_failures), *([JsonLog(log)] if log is not None else [])]
 
 
-def _report_summary(summary: Summary, store: Path, *, as_json: bool) -> None:
+def _print_summary(summary: Summary, store: Path, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(summary.to_json()))
     took = f", {summary.seconds:.1f} s" if summary.seconds else ""
-    say(
+    print_message(
         f"{store}: {summary.total} units, {summary.done} done, {summary.skipped} skipped, "
         f"{summary.failed} failed, {summary.pending} pending{took}"
     )
 
 
-def _say_usage(summary: Summary) -> None:
+def _print_usage(summary: Summary) -> None:
     from csstdask.pipeline.usage_report import usage_lines
 
     for line in usage_lines(summary.usage):
-        say(line)
+        print_message(line)
 
 
-def _end(failures: list[Any], stopped: str | None = None) -> NoReturn:
+def _exit(failures: list[Any], stopped: str | None = None) -> NoReturn:
     if stopped:
-        say(f"stopped: {stopped}")
+        print_message(f"stopped: {stopped}")
     raise typer.Exit(1 if failures or stopped else 0)
