@@ -24,10 +24,19 @@ from csstdask.mock.recipe_tables import CosmicRays, SkyField
 from csstdask.nn.models import find_card
 from csstdask.nn.weights import load_network
 from csstdask.pipeline.mock_survey import mock
-from csstdask.training.inpaint.examples import Examples, batches, gather, to_stamps
-from csstdask.training.inpaint.train import fit_correlation, load_inpaint_config, scores, train_inpaint
+from csstdask.training.inpaint.calibration import fit_correlation, validation_scores
+from csstdask.training.inpaint.config import load_inpaint_config
+from csstdask.training.inpaint.examples import Examples, collect_stamps, draw_batches, to_stamps
+from csstdask.training.inpaint.train import train_inpaint
 
-TINY = {"channels": (8, 12), "each": 30, "steps": 12, "batch": 16, "validation_batches": 3, "epochs": 3}
+TINY = {
+    "channels": (8, 12),
+    "sources_per_unit": 30,
+    "batches_per_epoch": 12,
+    "batch": 16,
+    "validation_batches": 3,
+    "epochs": 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +64,15 @@ def trained(campaign, tmp_path_factory, request):
 
 def test_examples_are_contaminated_where_they_are_hit(campaign):
     """A hit pixel's charge is hidden, an event's faint skirt stays; light is that of the clean frame."""
-    material = gather(select_units(campaign, "training"), 20, 1)
-    (examples,) = batches(material, 1, 40, (1,))
+    material = collect_stamps(select_units(campaign, "training"), 20, 1)
+    (examples,) = draw_batches(material, 1, 40, (1,))
     stamps = examples.stamps
     away = ~stamps.hit & ~stamps.unknown
     excess = stamps.height - examples.light
     assert stamps.hit.float().mean() > 0.005
     assert (excess[away] >= -1e-3).all()
     assert (excess[away] < 2.01 * stamps.noise[away]).all()
-    again = next(iter(batches(material, 1, 40, (1,))))
+    again = next(iter(draw_batches(material, 1, 40, (1,))))
     assert torch.equal(again.stamps.height, stamps.height)
 
 
@@ -127,12 +136,12 @@ def test_given_sources_alone_are_repaired_by_the_network(trained, campaign):
 
 def test_our_network_learns_how_uncertain_it_is(campaign, tmp_path):
     """So short a training learns no stars, but where the median errs: a constant for all pixels would not do."""
-    config = load_inpaint_config(None, **TINY | {"campaigns": (str(campaign),), "epochs": 8, "steps": 25})
+    config = load_inpaint_config(None, **TINY | {"campaigns": (str(campaign),), "epochs": 8, "batches_per_epoch": 25})
     card = find_card("inpaint", str(train_inpaint(config, tmp_path)))
     learnt = load_network(card, build_inpainting_network, torch.device("cpu"))
-    tested = list(batches(gather(select_units(campaign, "validation"), 30, 2), 6, 16, (9,)))
+    tested = list(draw_batches(collect_stamps(select_units(campaign, "validation"), 30, 2), 6, 16, (9,)))
     trained, untrained = (
-        scores(one, tested, "noise") for one in (learnt, build_inpainting_network(**config.architecture))
+        validation_scores(one, tested, "noise") for one in (learnt, build_inpainting_network(**config.architecture))
     )
     assert trained["score_source"] > untrained["score_source"] + 1
     assert trained["score"] > untrained["score"]
@@ -168,15 +177,17 @@ def test_frames_without_truth_teach_as_well(campaign, tmp_path):
     assert np.array_equal(frame.clean, frame.data)
     assert np.array_equal(frame.unknown, frame.charge > 0)
     assert (frame.unknown & (known.charge > 0)).sum() > 0.8 * (known.charge > 5).sum()
-    (examples,) = batches(gather(units, 20, 1), 1, 40, (1,))
+    (examples,) = draw_batches(collect_stamps(units, 20, 1), 1, 40, (1,))
     assert examples.stamps.hit.float().mean() > 0.003
     assert not (examples.stamps.hit & examples.stamps.unknown).any()
-    settings = TINY | {"campaigns": (str(campaign),), "truth": "detected", "epochs": 6, "steps": 25}
+    settings = TINY | {"campaigns": (str(campaign),), "truth": "detected", "epochs": 6, "batches_per_epoch": 25}
     card = find_card("inpaint", str(train_inpaint(load_inpaint_config(None, **settings), tmp_path)))
     learnt = load_network(card, build_inpainting_network, torch.device("cpu"))
-    tested = list(batches(gather(select_units(campaign, "validation"), 30, 2), 6, 16, (9,)))  # by the true light
+    tested = list(
+        draw_batches(collect_stamps(select_units(campaign, "validation"), 30, 2), 6, 16, (9,))
+    )  # by the true light
     untrained = build_inpainting_network(**card.architecture)
-    after, before = (scores(network, tested, "noise") for network in (learnt, untrained))
+    after, before = (validation_scores(network, tested, "noise") for network in (learnt, untrained))
     assert after["score_source"] > before["score_source"] + 0.5
 
 
@@ -190,7 +201,7 @@ def test_a_training_goes_on_from_a_card(trained, campaign, tmp_path):
     )
     assert all(torch.allclose(value, after[name], atol=0.05) for name, value in before.items() if "head" in name)
     for start, message in (
-        (str(trained), "a network of the same architecture"),
+        (str(trained), "weights of the same architecture"),
         ("median", "a method without weights"),
     ):
         wrong = load_inpaint_config(None, **settings | {"channels": (8, 16), "start_from": start})
