@@ -1,9 +1,11 @@
-"""Frames whose cosmic rays are known: units of a campaign that has truth.
+"""Units of a campaign whose cosmic rays are known, for trainings and evaluations.
 
-A mock campaign has it from its simulator; of a real one it comes from repeated exposures (`repeats`). Who wants to
-learn repair alone needs neither: what detection finds is hit, and everything else is as it was. Where the campaign
-knows what each unit may be used for (``tables/truth_exposures.parquet``), that is kept to: a field is in one split
-alone. The validation split is parted by detector, so that stopping and calibrating see different skies.
+In a mock campaign the truth is the simulator's; in a real one it comes from labels of repeated exposures
+(`csstdask.training.labels`). For trainings of repair the detections in the frames are enough.
+
+Where the campaign assigns its exposures to splits (``tables/truth_exposures.parquet``), the assignment is used: a field
+is in one split only. The validation split is divided by detector, so that early stopping and calibration see different
+skies.
 """
 
 from __future__ import annotations
@@ -33,81 +35,88 @@ from csstdask.store.shards import read_shard
 from csstdask.store.store_metadata import store_kind
 from csstdask.store.unit_metadata import UnitMetadata
 
-#: Of so many detectors of a campaign that says nothing of splits, one validates.
-_VALIDATES = 5
-#: Charge of a pixel that detection finds hit, and that stands no higher than its neighbours [e-].
-_TRACE = 1e-3
-#: Where truth lies in a campaign: what its simulator knows, or what `csstdask label repeats` believes.
+Image = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+#: Row and column of a unit in the arrays of its campaign.
+UnitIndex = tuple[int, int]
+#: Source of the truth of a campaign: its simulator, or `csstdask label repeats`.
 Truth = Literal["truth", "labels"]
-#: The same, or what detection finds in the frame itself: enough for repair, not for detection.
+#: The same, or the detections in the frame itself: enough for repair, not for detection.
 RepairTruth = Literal["truth", "labels", "detected"]
+
+#: Without assigned splits, one of this many detectors validates.
+VALIDATION_INTERVAL = 5
+#: Smallest charge of a detected pixel, also if it is not above its neighbours [e-].
+MIN_DETECTED_CHARGE = 1e-3
 
 
 @dataclass(frozen=True)
 class LabelledFrame:
-    """One unit in electrons, as its pipeline handed it over, and its cosmic rays."""
+    """One unit in electrons, with its cosmic rays. All arrays are (y, x)."""
 
-    data: npt.NDArray[np.float32]
-    """[e-], sky included."""
-    error: npt.NDArray[np.float32]
+    data: Image
+    """Counts, sky included [e-]."""
+    error: Image
     """1 sigma [e-]; inf where the weight is 0."""
-    ignore: npt.NDArray[np.bool_]
-    charge: npt.NDArray[np.float32]
-    """Of cosmic rays [e-]; 0 where it is unknown."""
-    unknown: npt.NDArray[np.bool_]
-    """Where nobody knows whether there is charge."""
-    clean: npt.NDArray[np.float32]
-    """The same photons and noise without cosmic rays [e-]; of a real frame what is believed of them."""
+    ignore: Mask
+    """Unusable pixels."""
+    charge: Image
+    """Charge of cosmic rays [e-]; 0 where it is unknown."""
+    unknown: Mask
+    """Pixels whose charge is unknown."""
+    clean: Image
+    """The same photons and noise without cosmic rays [e-]; an estimate in a real frame."""
     read_noise: float
-    """[e-]"""
+    """Read noise [e-]."""
 
 
 @dataclass(frozen=True)
 class LabelledUnits:
-    """Units of a campaign with truth."""
+    """Units of a campaign with their truth."""
 
     path: Path
-    places: tuple[tuple[int, int], ...]
-    """(row, column) of each in the campaign's arrays."""
+    """Path of the campaign."""
+    indices: tuple[UnitIndex, ...]
+    """Row and column of each unit in the arrays of the campaign."""
     truth: RepairTruth = "truth"
-    """Where it is from."""
+    """Source of the truth."""
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Return that of a frame (y, x)."""
-        return _campaign(self.path).shape
+        """Return the shape (y, x) of the frames."""
+        return _open(self.path).shape
+
+    @property
+    def instrument(self) -> Instrument:
+        """Return the instrument of the campaign."""
+        return _open(self.path).instrument
 
     @property
     def identity(self) -> str:
-        """Return the SHA-256 of what the units were made from, and their labels."""
+        """Return the SHA-256 of what the units and their labels were made from."""
         digests = [self.metadata(index).digest for index in range(len(self))]
         if self.truth == "labels":
-            digests += [label_identity(self.path, row, column) for row, column in self.places]
+            digests += [label_identity(self.path, row, column) for row, column in self.indices]
         if self.truth == "detected":
             digests.append(find_card("cosmicray", "default").identity)
         return sha256(" ".join(digests).encode()).hexdigest()
 
-    @property
-    def instrument(self) -> Instrument:
-        """Return the one that they are of."""
-        return _campaign(self.path).instrument
-
     def metadata(self, index: int) -> UnitMetadata:
-        """Return what the campaign knows of one of them."""
-        campaign = _campaign(self.path)
-        row, column = self.places[index]
+        """Return the metadata of a unit."""
+        campaign = _open(self.path)
+        row, column = self.indices[index]
         return campaign.metadata(campaign.exposures[row], campaign.detectors[column])
 
     def read(self, index: int) -> LabelledFrame:
-        """Read one of them."""
-        campaign, metadata = _campaign(self.path), self.metadata(index)
-        row, column = self.places[index]
+        """Read a unit and its truth."""
+        campaign, metadata = _open(self.path), self.metadata(index)
+        row, column = self.indices[index]
         unit = read_electrons(campaign, metadata)
         if self.truth == "detected":
-            charge = _detected(unit)
+            charge = _detected_charge(unit)
             return LabelledFrame(unit.data, unit.error, unit.ignore, charge, charge > 0, unit.data, metadata.read_noise)
         clean, charge = (read_shard(self.path, f"{self.truth}/{name}", row, column) for name in ("sci", "cr"))
         unknown = np.isnan(charge)
@@ -122,16 +131,16 @@ class LabelledUnits:
         )
 
 
-def _detected(unit: ElectronFrame) -> npt.NDArray[np.float32]:
-    """Return what hit pixels hold above their neighbours' median [e-], at least a trace; 0 of all others."""
+def _detected_charge(unit: ElectronFrame) -> Image:
+    """Return the height of detected pixels above the median of their neighbours [e-]; 0 elsewhere."""
     hit = np.asarray(detect(unit.data, unit.error, unit.ignore).mask)
-    below = np.asarray(inpaint(unit.data, hit, unit.error, unit.ignore, model="median", psf=NO_PSF).data)
-    above = np.maximum(unit.data - below, np.float32(_TRACE))
-    return np.where(hit, above, np.float32(0))
+    median = np.asarray(inpaint(unit.data, hit, unit.error, unit.ignore, model="median", psf=NO_PSF).data)
+    height = np.maximum(unit.data - median, np.float32(MIN_DETECTED_CHARGE))
+    return np.where(hit, height, np.float32(0))
 
 
 @lru_cache(maxsize=4)
-def _campaign(path: Path) -> Campaign:
+def _open(path: Path) -> Campaign:
     return Campaign(path)
 
 
@@ -148,30 +157,51 @@ def select_units(
 
     Parameters
     ----------
-    path : path
-        The campaign.
+    path : Path
+        Path of the campaign.
     split : str, optional
-        By default all units. Where the campaign does not say what its exposures are for, each fifth detector
-        validates, or of a single one each fifth exposure: exposures of one field share its sky.
+        ``training``, ``validation`` or ``test``; by default all units. If the campaign has no splits, every fifth
+        detector validates (or, of a single detector, every fifth exposure): exposures of one field share its sky.
     part : (int, int)
-        ``(i, n)``: of each n detectors in order, those in place i; of a single one of its exposures.
+        ``(i, n)``: of each n detectors in order, the i-th; of a single detector, its exposures.
     truth : str
-        ``truth``, ``labels`` for the units that have some, or ``detected`` for what detection finds in imaging units.
+        ``truth``; ``labels``, for the units that have labels; or ``detected``, for imaging units.
     detectors : sequence of int
-        Only these; by default all.
+        Detectors to select from; by default all.
     exposures : int, optional
-        Only the first so many that learn.
+        Number of training exposures, the first ones; by default all.
+
+    Returns
+    -------
+    LabelledUnits
 
     Raises
     ------
     InputError
-        If it is no campaign, has no truth, or nothing of that split.
+        If the path has no campaign, the campaign has no truth, or no unit belongs to the split.
     """
     if store_kind(path) != "campaign":
         raise InputError(path, "no campaign", "one with truth, as `csstdask mock` writes")
     if truth != "detected" and not all((path / truth / name / "zarr.json").is_file() for name in ("sci", "cr")):
         raise InputError(path, f"a campaign without {truth}", f"one with {truth}/sci and {truth}/cr")
-    campaign = _campaign(path)
+    units = _usable_units(path, truth, detectors)
+    if split is not None:
+        units = _units_of_split(path, units, split)
+    if exposures is not None and split == "training":
+        first = sorted({row for row, _ in units})[:exposures]
+        units = [unit for unit in units if unit[0] in first]
+    remainder, interval = part
+    if len(units) >= interval:
+        units = [unit for unit, rank in zip(units, _ranks(units), strict=True) if rank % interval == remainder]
+    if not units:
+        kind = "imaging exposures" if truth == "detected" else "exposures"
+        raise InputError(path, f"no unit for {split}", f"{kind} whose split is {split}")
+    return LabelledUnits(path, tuple(units), truth)
+
+
+def _usable_units(path: Path, truth: RepairTruth, detectors: Sequence[int]) -> list[UnitIndex]:
+    """Return the units that are present and have the truth."""
+    campaign = _open(path)
     columns = [column for column, one in enumerate(campaign.detectors) if not detectors or one in detectors]
     units = [
         (row, column)
@@ -179,39 +209,35 @@ def select_units(
         for column in columns
         if campaign.present[row, column] and (truth != "labels" or label_identity(path, row, column))
     ]
-    if truth == "detected":  # of darks and spectra nothing can be learnt about sources
-        metadata = (campaign.metadata(campaign.exposures[row], campaign.detectors[column]) for row, column in units)
-        units = [unit for unit, one in zip(units, metadata, strict=True) if one.kind == "imaging"]
-    use = _uses(path)
-    if split is not None and any(use.values()):
-        units = [unit for unit in units if use.get(campaign.exposures[unit[0]]) == split]
-    elif split is not None:
-        places = _places(units)
-        each = min(_VALIDATES, max(places, default=0) + 1)
-        held = [place % each == each - 1 for place in places]
-        units = [unit for unit, out in zip(units, held, strict=True) if out == (split != "training")]
-    if exposures is not None and split == "training":
-        first = sorted({row for row, _ in units})[:exposures]
-        units = [unit for unit in units if unit[0] in first]
-    first_of, each = part
-    if len(units) >= each:
-        units = [unit for unit, place in zip(units, _places(units), strict=True) if place % each == first_of]
-    if not units:
-        kind = "imaging exposures" if truth == "detected" else "exposures"
-        raise InputError(path, f"no unit for {split}", f"{kind} whose split is {split}")
-    return LabelledUnits(path, tuple(units), truth)
+    if truth != "detected":
+        return units
+    # Darks and spectra have no sources to repair.
+    metadata = (campaign.metadata(campaign.exposures[row], campaign.detectors[column]) for row, column in units)
+    return [unit for unit, one in zip(units, metadata, strict=True) if one.kind == "imaging"]
 
 
-def _places(units: Sequence[tuple[int, int]]) -> list[int]:
-    """Return which detector in order each unit is of; of a single detector, which exposure."""
+def _units_of_split(path: Path, units: list[UnitIndex], split: Split) -> list[UnitIndex]:
+    """Return the units of a split, by the assignment of the campaign or else by detector."""
+    assigned = _assigned_splits(path)
+    if any(assigned.values()):
+        exposures = _open(path).exposures
+        return [unit for unit in units if assigned.get(exposures[unit[0]]) == split]
+    ranks = _ranks(units)
+    interval = min(VALIDATION_INTERVAL, max(ranks, default=0) + 1)
+    validates = [rank % interval == interval - 1 for rank in ranks]
+    return [unit for unit, held_out in zip(units, validates, strict=True) if held_out == (split != "training")]
+
+
+def _ranks(units: Sequence[UnitIndex]) -> list[int]:
+    """Return the rank of each unit's detector; of a single detector, the rank of the unit."""
     columns = sorted({column for _, column in units})
     return [columns.index(column) for _, column in units] if len(columns) > 1 else list(range(len(units)))
 
 
-def _uses(path: Path) -> dict[str, str]:
-    """Return what a campaign says that its exposures may be used for."""
+def _assigned_splits(path: Path) -> dict[str, str]:
+    """Return the split of each exposure, as far as the campaign assigns one."""
     table = path / "tables" / "truth_exposures.parquet"
     if not table.is_file():
         return {}
-    known = pq.read_table(table, columns=["exposure", "split"]).to_pydict()
-    return dict(zip(known["exposure"], known["split"], strict=True))
+    columns = pq.read_table(table, columns=["exposure", "split"]).to_pydict()
+    return dict(zip(columns["exposure"], columns["split"], strict=True))

@@ -1,4 +1,4 @@
-"""Scenes without cosmic rays to put cosmic rays on: mock skies, real frames of cameras that see none, warm pixels."""
+"""Scenes without cosmic rays: mock skies, real frames of an infrared camera, darks with real warm pixels."""
 
 from __future__ import annotations
 
@@ -22,8 +22,16 @@ from csstdask.mock.sky import draw_sky
 from csstdask.numerics.robust import mad_scale
 from csstdask.optics.pupil import Pupil, cutoff_frequency
 
-#: Of the mock skies [e-/s/pixel].
-_SKY_RATE = 0.2
+#: Standard deviation of a Gaussian over its median absolute deviation.
+SIGMA_PER_MAD = 1.4826
+#: Sky of the mock skies [e-/s/pixel].
+SKY_RATE = 0.2
+#: Share of mock skies with the density of a star cluster.
+CROWDED_SHARE = 0.25
+#: Share of mock skies with a Gaussian PSF.
+GAUSSIAN_SHARE = 0.25
+#: Pupil of the telescopes, as `csstdask.mock.optics.effective_psf` takes it.
+PUPIL = (2.0, 0.0, 0.074)
 
 
 @dataclass(frozen=True)
@@ -31,29 +39,36 @@ class Scene:
     """A frame without cosmic rays."""
 
     data: npt.NDArray[np.float32]
-    """Counts with their noise [e-], sky included."""
+    """Counts, sky included [e-], (y, x)."""
     expected: npt.NDArray[np.float32]
-    """What the counts are drawn from; of a real frame the counts themselves [e-]."""
+    """Expected counts [e-]; in a real frame the counts themselves."""
     sky: float
-    """[e-]"""
+    """Sky [e-]."""
     read_noise: float
-    """[e-]"""
+    """Read noise [e-]."""
     ignore: npt.NDArray[np.bool_]
-    """Pixels that a pipeline would have flagged."""
+    """Pixels that a pipeline would flag, (y, x)."""
     unreported_variance: npt.NDArray[np.float32] | float = 0.0
-    """Noise that the counts do not tell of: of what was subtracted, and of what it was known from [e-^2]."""
+    """Variance of what was subtracted, with its noise [e-^2]: not contained in that of the counts."""
 
 
 @lru_cache(maxsize=256)
 def render_mock_sky(seed: int, index: int, size: int) -> npt.NDArray[np.float32]:
-    """Return the expected light of one of many mock skies, of unit sky [sky level].
+    """Return the expected light of a mock sky in units of its sky level, (size, size).
 
-    Skies differ in their density of stars and galaxies (one in four is a cluster's core), and in their telescope:
-    aberrations up to a fifth of a wave, jitter and charge diffusion from a quarter of a pixel to one and a half;
-    one in four has a Gaussian point spread function, without rings and wings.
+    Skies differ in the density of stars and galaxies (one in four is as dense as a cluster's core) and in the
+    telescope: aberrations up to a fifth of a wave, jitter and charge diffusion from a quarter of a pixel to one and a
+    half. One in four has a Gaussian PSF.
+
+    Parameters
+    ----------
+    seed, index : int
+        Seed of the skies, and number of the sky.
+    size : int
+        Side of the frame [pixel].
     """
     rng = np.random.default_rng([seed, index])
-    crowded = rng.random() < 0.25
+    crowded = rng.random() < CROWDED_SHARE
     stars = 10 ** (rng.uniform(3.5, 4.5) if crowded else rng.uniform(1.5, 3.5))
     sky = Sky(
         stars_per_mpix=stars,
@@ -64,32 +79,32 @@ def render_mock_sky(seed: int, index: int, size: int) -> npt.NDArray[np.float32]
         star_slope=rng.uniform(0.1, 0.3),
     )
     catalogue = draw_sky(rng, sky, (size, size))
-    light = draw_scene(catalogue, np.ones((len(catalogue), 1)), (size, size), _any_psf(rng))
-    return np.asarray(1 + light / np.float32(_SKY_RATE), dtype=np.float32)
+    light = draw_scene(catalogue, np.ones((len(catalogue), 1)), (size, size), _draw_psf(rng))
+    return np.asarray(1 + light / np.float32(SKY_RATE), dtype=np.float32)
 
 
-def _any_psf(rng: np.random.Generator) -> FixedPsf:
-    """Draw a point spread function of an optical camera in space."""
-    if rng.random() < 0.25:
+def _draw_psf(rng: np.random.Generator) -> FixedPsf:
+    """Draw the PSF of an optical camera in space."""
+    if rng.random() < GAUSSIAN_SHARE:
         return FixedPsf(_gaussian_core(10 ** rng.uniform(np.log10(0.45), np.log10(1.6))), Sampling(4, 4))
     orders = tuple(range(4, 16))
     aberrations = rng.normal(0, rng.uniform(5, 130) / len(orders) ** 0.5, (1, len(orders)))
     blur = Blur(np.diag(10 ** rng.uniform(-0.6, 0.18, 2)) ** 2, line=False, diffusion=rng.uniform(0.1, 0.35))
-    wavelength, pupil = rng.uniform(420, 950), Pupil(2.0, 0.0, 0.074)
-    sampling = sampling_for(cutoff_frequency(wavelength, pupil.diameter, pupil.pixel_scale), blur)
-    core = effective_psf(aberrations, orders, wavelength, pupil=pupil, blur=blur, fine=sampling.fine)
+    wavelength = rng.uniform(420, 950)
+    sampling = sampling_for(cutoff_frequency(wavelength, PUPIL[0], PUPIL[2]), blur)
+    core = effective_psf(aberrations, orders, wavelength, pupil=PUPIL, blur=blur, fine=sampling.fine)
     return FixedPsf(core[0], sampling)
 
 
 def _gaussian_core(sigma: float, fine: int = 4) -> npt.NDArray[np.float32]:
-    """Return a Gaussian's share of native pixels centred at each sample."""
+    """Return the share of a Gaussian in native pixels centred on each sample."""
     at = (np.arange(CORE * fine) - CORE * fine // 2) / fine
     share = np.diff(ndtr((at[:, None] + np.array([-0.5, 0.5])) / sigma), axis=1)[:, 0]
     return np.outer(share, share).astype(np.float32)
 
 
 def draw_mock_scene(rng: np.random.Generator, seed: int, index: int, size: int) -> Scene:
-    """Draw an exposure of one of the mock skies of a seed, with warm pixels and defects."""
+    """Draw an exposure of a mock sky, with warm pixels and defects."""
     light = render_mock_sky(seed, index, size)
     light = np.rot90(light, int(rng.integers(4)))[:: int(rng.choice([-1, 1]))]
     level, read_noise = 10 ** rng.uniform(0.5, 2.6), rng.uniform(2.5, 9.0)
@@ -105,12 +120,12 @@ def draw_mock_scene(rng: np.random.Generator, seed: int, index: int, size: int) 
 
 
 def read_wircam(path: Path) -> Scene:
-    """Read a WIRCam chip: an infrared array, on which cosmic rays leave next to nothing in ten seconds.
+    """Read a WIRCam chip: an infrared array with nearly no cosmic rays in ten seconds.
 
     Raises
     ------
     InputError
-        If the file has no image.
+        If the file has no readable image.
     """
     try:
         with suppress_warnings(), fits.open(path) as hdus:
@@ -122,13 +137,13 @@ def read_wircam(path: Path) -> Scene:
     counts = (raw - np.float32(electronics.bias_level or 0)) * np.float32(electronics.gain or 1)
     counts[ignore] = 0
     sky = float(np.median(counts[~ignore]))
-    # Its sky was subtracted: what noise is left of it is taken for read noise.
-    noise = float(mad_scale(counts[~ignore], center=sky))
+    # The sky was subtracted: the remaining noise counts as read noise.
+    noise = SIGMA_PER_MAD * float(np.median(np.abs(counts[~ignore] - sky)))
     return Scene(counts, counts, sky, noise, ignore)
 
 
 def random_crop(rng: np.random.Generator, scene: Scene, size: int) -> Scene:
-    """Return a random square of a scene, mirrored or turned at random."""
+    """Return a random square of a scene, randomly turned and reflected."""
     y, x = (int(rng.integers(0, length - size + 1)) for length in scene.data.shape)
     turns, step = int(rng.integers(4)), int(rng.choice([-1, 1]))
 
@@ -139,29 +154,30 @@ def random_crop(rng: np.random.Generator, scene: Scene, size: int) -> Scene:
     return Scene(part(scene.data), part(scene.expected), scene.sky, scene.read_noise, ignore)
 
 
-def draw_dark_scene(rng: np.random.Generator, warmth: npt.NDArray[np.float32], size: int) -> Scene:
-    """Draw a dark with the warm pixels of a real detector, each at a place of its own choosing.
+def draw_dark_scene(rng: np.random.Generator, warm_rates: npt.NDArray[np.float32], size: int) -> Scene:
+    """Draw a dark with the warm pixels of a real detector, at random positions.
 
     Parameters
     ----------
     rng : numpy.random.Generator
-    warmth : float32 array (n,)
-        Rates of real pixels above their neighbourhood [e-/s]: their places are not kept, so that no network
-        can learn a detector's map.
+        Generator of all random numbers.
+    warm_rates : float32 array (n,)
+        Dark rates of real pixels above their neighbourhood [e-/s]. Their positions are not kept: a network must not
+        learn the map of a detector.
     size : int
-        Of the frame [pixel].
+        Side of the frame [pixel].
     """
     exptime, read_noise = rng.uniform(300, 1500), rng.uniform(3.0, 6.5)
     level = rng.uniform(0, 15)
-    expected = level + np.maximum(rng.choice(warmth, (size, size)), 0) * exptime
+    expected = level + np.maximum(rng.choice(warm_rates, (size, size)), 0) * exptime
     counts = rng.poisson(expected) + rng.normal(0, read_noise, (size, size))
-    known = np.zeros((size, size), dtype=bool)
+    flagged = np.zeros((size, size), dtype=bool)
     if rng.random() < 0.5:
-        known = expected - level > rng.uniform(10, 60)
-    hidden: npt.NDArray[np.float32] | float = 0.0
-    if rng.random() < 0.5:  # a dark was subtracted: the median of a few, with noise of its own
-        of_dark = (expected + read_noise**2) * np.pi / 2 / rng.integers(2, 10)
-        counts = counts - expected - rng.normal(0, np.sqrt(of_dark))
-        hidden, expected = (expected + of_dark).astype(np.float32), np.zeros_like(expected)
+        flagged = expected - level > rng.uniform(10, 60)
+    unreported: npt.NDArray[np.float32] | float = 0.0
+    if rng.random() < 0.5:  # a dark was subtracted: the median of a few, with its own noise
+        dark_variance = (expected + read_noise**2) * np.pi / 2 / rng.integers(2, 10)
+        counts = counts - expected - rng.normal(0, np.sqrt(dark_variance))
+        unreported, expected = (expected + dark_variance).astype(np.float32), np.zeros_like(expected)
     sky = float(np.median(expected))
-    return Scene(counts.astype(np.float32), expected.astype(np.float32), sky, read_noise, known, hidden)
+    return Scene(counts.astype(np.float32), expected.astype(np.float32), sky, read_noise, flagged, unreported)

@@ -1,7 +1,7 @@
-"""The STIS night of 1999-10-02: real frames with a truth from a stack, split by CR-SPLIT pair.
+"""STIS exposures of 1999-10-02: real frames with a truth from their stack, split by CR-SPLIT pair.
 
-Eight exposures in four pairs; the two halves of a pair share a scene. What a method may know of a held-out pair
-is rebuilt from the other pairs alone: the reference rate (dark, hot pixels, spectrum) and the map of hot pixels.
+Eight exposures in four pairs; both exposures of a pair show the same scene. The references of a pair (rate of dark, hot
+pixels and spectrum; map of hot pixels) are built from the other pairs only.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from csstdask.arrays.frame import poisson_variance
 from csstdask.core.errors import InputError
 from csstdask.mock.event_libraries import STIS_PAIRS
 
-#: What a method may know when it meets the test pair.
+#: Pairs that methods may be developed with: all but the test pair.
 DEVELOPMENT_PAIRS = (*STIS_PAIRS["training"], *STIS_PAIRS["validation"])
 
-#: A pixel is hot if in this time [s] it gathers so many electrons more than the median of its neighbourhood.
-_HOT_TIME, _HOT_CHARGE, _HOT_BOX = 1350.0, 15.0, 15
+#: Exposure time in which the charge of a hot pixel is defined [s].
+HOT_EXPTIME = 1350.0
+#: Charge of a hot pixel above the median of its neighbourhood in that time [e-].
+HOT_CHARGE = 15.0
+#: Side of that neighbourhood [pixel].
+HOT_BOX = 15
 
 
 @dataclass(frozen=True)
@@ -30,26 +34,45 @@ class StisFrame:
     """One exposure with its truth."""
 
     name: str
+    """Exposure, `<pair>_<number>`."""
     image: npt.NDArray[np.float32]
-    """(1012, 506), overscan subtracted [e-]."""
+    """Counts, overscan subtracted [e-], (1012, 506)."""
     hit: npt.NDArray[np.bool_]
-    """Where a cosmic ray stands above 6 sigma of the stack's residual, grown twice to 3 sigma."""
+    """Pixels hit by cosmic rays: above 6 sigma of the residual from the stack, grown twice to 3 sigma."""
     valid: npt.NDArray[np.bool_]
-    """Where `hit` means something."""
+    """Pixels with a truth."""
     exptime: float
+    """Exposure time [s]."""
     sigma: float
-    """Noise that the truth was made with [e-]."""
+    """Noise used for the truth [e-]."""
     offset: float
     """Pedestal [e-]."""
 
     @property
     def pair(self) -> str:
-        """Return the CR-SPLIT pair it belongs to."""
+        """Return the CR-SPLIT pair of the exposure."""
         return self.name.rpartition("_")[0]
 
 
 def read_frame(folder: Path, exposure: str) -> StisFrame:
-    """Read one exposure with its truth from ``truth/`` of the set's folder."""
+    """Read one exposure with its truth.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder ``hst_stis``, with the exposures in ``truth``.
+    exposure : str
+        Name of the exposure.
+
+    Returns
+    -------
+    StisFrame
+
+    Raises
+    ------
+    InputError
+        If there is no such exposure, or its file lacks an array.
+    """
     path = folder / "truth" / f"{exposure}.npz"
     try:
         with np.load(path) as stored:
@@ -68,37 +91,38 @@ def read_frame(folder: Path, exposure: str) -> StisFrame:
 
 @dataclass(frozen=True)
 class StisReference:
-    """What other exposures tell about the detector and the scene."""
+    """Rate and hot pixels measured in other exposures."""
 
     rate: npt.NDArray[np.float32]
-    """[e-/s]"""
+    """Median rate of dark, hot pixels and spectrum [e-/s], (y, x)."""
     hot: npt.NDArray[np.bool_]
+    """Hot pixels, (y, x)."""
     exposures: int
-    """How many it was made from."""
+    """Number of exposures."""
 
     def expected(self, frame: StisFrame) -> npt.NDArray[np.float32]:
-        """Return what it foretells of an exposure, pedestal included [e-]."""
+        """Return the expected counts of an exposure, pedestal included [e-]."""
         return self.rate * np.float32(frame.exptime) + np.float32(frame.offset)
 
     def variance(self, frame: StisFrame) -> npt.NDArray[np.float32]:
-        """Return how far it may be off, as the variance of a median of exposures like this one [e-^2]."""
-        one = poisson_variance(self.expected(frame), float(frame.sigma))
-        return one * np.float32(np.pi / 2 / self.exposures)
+        """Return the variance of `expected`: that of a median of exposures like this one [e-^2]."""
+        single = np.maximum(self.expected(frame), 0) + np.float32(frame.sigma**2)
+        return single * np.float32(np.pi / 2 / self.exposures)
 
 
 def build_reference(frames: Sequence[StisFrame]) -> StisReference:
-    """Return the median rate of some exposures and the hot pixels in it.
+    """Return the median rate of some exposures, and its hot pixels.
 
-    The median leaves out the pixels that the truth calls hit, where at least one exposure remains.
+    Hit pixels are left out of the median, unless they are hit in all exposures.
     """
     stack = np.stack([(frame.image - frame.offset) / frame.exptime for frame in frames])
     hit = np.stack([frame.hit for frame in frames])
     usable = np.where(hit & ~hit.all(axis=0), np.nan, stack)
     rate = np.nanmedian(usable, axis=0)
-    hot = (rate - median_filter(rate, _HOT_BOX)) * _HOT_TIME > _HOT_CHARGE
+    hot = (rate - median_filter(rate, HOT_BOX)) * HOT_EXPTIME > HOT_CHARGE
     return StisReference(rate.astype(np.float32), hot, len(frames))
 
 
 def reference_without_pair(frame: StisFrame, frames: Sequence[StisFrame]) -> StisReference:
-    """Return the reference of all frames but those of the frame's own pair: a frame must not foretell itself."""
+    """Return the reference of a frame, from the frames of the other pairs."""
     return build_reference([other for other in frames if other.pair != frame.pair])

@@ -168,10 +168,10 @@ def test_units_of_a_campaign_are_split_by_field_and_by_detector(campaign):
     training, validation = select_units(campaign, "training"), select_units(campaign, "validation")
     assert len(every) == 12
     assert len(training) == len(validation) == 6
-    assert not set(training.places) & set(validation.places)
+    assert not set(training.indices) & set(validation.indices)
     first, second = (select_units(campaign, "validation", part=(i, 2)) for i in (0, 1))
-    assert {column for _, column in first.places} == {0, 2}
-    assert {column for _, column in second.places} == {1}
+    assert {column for _, column in first.indices} == {0, 2}
+    assert {column for _, column in second.indices} == {1}
     with pytest.raises(InputError, match="no unit for test"):
         select_units(campaign, "test")
     with pytest.raises(InputError, match="no campaign"):
@@ -184,12 +184,12 @@ def test_a_campaign_that_says_nothing_of_splits_is_split_by_detector(campaign, t
     shutil.copytree(campaign, silent)
     (silent / "tables" / "truth_exposures.parquet").unlink()
     training, validation = select_units(silent, "training"), select_units(silent, "validation")
-    assert {column for _, column in training.places} == {0, 1}
-    assert {column for _, column in validation.places} == {2}
+    assert {column for _, column in training.indices} == {0, 1}
+    assert {column for _, column in validation.indices} == {2}
     assert len(select_units(silent, "training", exposures=1)) == 2
     alone = [select_units(silent, split, detectors=(8,)) for split in ("training", "validation")]
     assert [len(units) for units in alone] == [3, 1]
-    assert {column for units in alone for _, column in units.places} == {1}
+    assert {column for units in alone for _, column in units.indices} == {1}
 
 
 def test_a_unit_is_in_electrons_with_its_truth(campaign):
