@@ -40,7 +40,7 @@ def repeats(
     ] = False,
 ) -> None:
     """Label what repeated exposures of a field do not share. Labels are written into the campaign."""
-    from csstdask.training.labels.dithered_exposures import label_repeats
+    from csstdask.training.labels.repeats import label_repeats
     from csstdask.training.labels.score import score_labels
 
     units = label_repeats(campaign, sigma=sigma, grow=grow, on_progress=print_message)

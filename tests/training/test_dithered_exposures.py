@@ -20,8 +20,9 @@ from csstdask.store.campaign import Campaign
 from csstdask.store.zarr_arrays import read_shard
 from csstdask.training.cosmicray.frames import from_labelled_frame
 from csstdask.training.cosmicray.material import load_material
-from csstdask.training.labels.dithered_exposures import Exposure, _same_field, label_exposures, label_repeats
-from csstdask.training.labels.registration import fit_pixel_map, register, resample, shifted
+from csstdask.training.labels.dithered_exposures import Exposure, label_exposures
+from csstdask.training.labels.registration import fit_pixel_map, register, resample, shift_wcs
+from csstdask.training.labels.repeats import is_same_field, label_repeats
 from csstdask.training.labels.score import score_labels
 
 SKY, NOISE, EXPTIME = 0.2, 5.0, 150.0
@@ -80,7 +81,7 @@ def test_shifts_are_found_to_a_twentyfifth_of_a_pixel(rng, turn):
         hits[tuple(rng.integers(0, 260, (2, 1500)))] = 300
         counts = stars_on(wcs, positions, fluxes, shape) * EXPTIME + hits + rng.normal(0, 8, shape)
         frames.append((counts / EXPTIME).astype(np.float32))
-    stated = [shifted(wcs, error) for wcs, error in zip(true, errors, strict=True)]
+    stated = [shift_wcs(wcs, error) for wcs, error in zip(true, errors, strict=True)]
     found = register(frames, stated, [8 / EXPTIME] * 3)
     middle = (130.0, 130.0)
     for index in (1, 2):
@@ -91,7 +92,7 @@ def test_shifts_are_found_to_a_twentyfifth_of_a_pixel(rng, turn):
 def test_a_mapping_is_the_headers(rng):
     """To a thousandth of a pixel, and a cubic spline through a cubic is exact."""
     of, to, shape = plate(), plate(3.3, 2.2, 30.0), (40, 60)
-    places = fit_pixel_map(of, to, shape).places()
+    places = fit_pixel_map(of, to, shape).positions()
     y, x = np.mgrid[:40, :60]
     x_to, y_to = to.all_world2pix(*of.all_pix2world(x.ravel(), y.ravel(), 0), 0)
     np.testing.assert_allclose(places.reshape(2, -1), [y_to, x_to], atol=1e-3)
@@ -112,8 +113,8 @@ def test_headers_in_another_frame_show_the_same_sky():
     to.wcs.crpix = [130.0, 130.0]
     to.wcs.cd = 0.074 / 3600 * np.eye(2)
     to.wcs.set()
-    assert _same_field(of, to, (260, 260))
-    places = fit_pixel_map(of, to, (40, 60)).places()
+    assert is_same_field(of, to, (260, 260))
+    places = fit_pixel_map(of, to, (40, 60)).positions()
     expected = to.world_to_pixel(of.pixel_to_world(7, 30))
     np.testing.assert_allclose(places[:, 30, 7][::-1], expected, atol=1e-3)
 

@@ -1,1 +1,1 @@
-"""Label cosmic rays in real frames: dithered exposures and darks."""
+"""Label cosmic rays in real frames, from repeated exposures or from darks."""

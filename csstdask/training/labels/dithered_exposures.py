@@ -1,112 +1,104 @@
-"""Labels from repeated exposures of one field: ``csstdask label repeats``.
+"""Find the cosmic rays of dithered exposures of one field.
 
-Cosmic rays do not come back; the sky does. Each exposure is foretold by the others: they are registered by their
-headers' positions, refined by shifts, resampled to its own pixels, and their median is made as sharp as the exposure
-is. What stands above the forecast by more than its noise, and more than a share of its slope (where stars are as sharp
-as a pixel, interpolation is not exact: the ``driz_cr`` of Fruchter & Hook 2002, PASP 114, 144), is a cosmic ray. Where
-nobody can tell, a label says so: it is NaN.
+Each exposure is predicted from the others: they are registered, resampled to its pixels, and combined by their median
+or, at steep gradients, by linear filters. A cosmic ray is what exceeds the prediction by more than its noise and more
+than a fraction of its gradient: where stars are undersampled, interpolation is inexact (``driz_cr``: Fruchter & Hook
+2002, PASP 114, 144). Pixels that cannot be decided are labelled NaN.
 
-The exposures of a field are in memory together, about five times over, one detector after another.
+All exposures of a field are in memory, about five times over.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from astropy.io.fits import Header
 from astropy.wcs import WCS
 from scipy.ndimage import find_objects, maximum_filter, minimum_filter, spline_filter
 
-from csstdask.arrays.background import estimate_background
-from csstdask.arrays.median import fill_masked
-from csstdask.arrays.morphology import dilate, hysteresis_threshold, label_components, min_recurrences
-from csstdask.core.errors import InputError
-from csstdask.instrument import celestial_wcs, pixel_of
-from csstdask.store.campaign import Campaign
-from csstdask.store.campaign_pixels import write_unit_pixels
-from csstdask.store.campaign_truth import add_truth, label_identity, record_label
-from csstdask.store.electrons import electrons_per_data_unit, read_electrons
-from csstdask.store.unit_metadata import read_header
-from csstdask.training.labels.registration import combine, fit_pixel_map, nan_median, register, resample
+from csstdask.arrays.morphology import EIGHT_NEIGHBOURS, hysteresis_threshold, min_recurrences
+from csstdask.training.labels.filter_prediction import predict_by_filters
+from csstdask.training.labels.registration import fit_pixel_map, register, resample
+from csstdask.training.labels.stack import MEDIAN_VARIANCE, nan_median
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
-#: Raised whenever the same exposures would give other labels.
-LABELS_VERSION = 1
-#: So many exposures, the labelled one among them, have to cover a pixel.
+#: Smallest number of exposures, the labelled one among them, that cover a labelled pixel.
 MIN_EXPOSURES = 3
-#: How far a forecast is off, as a share of its steepest step to a neighbour: where that cannot be told, and at least.
-_ROUGH_SLOPE_ERROR, _LEAST_SLOPE_ERROR = 0.2, 0.02
-#: It is measured where forecasts are alike, between such steepest steps [sigma], from so many pixels or more: this
-#: share of those that lie below their forecast does so by less than so many errors.
-_STEEPNESS, _LEAST_TELLING, _BELOW_SHARE, _BELOW_SIGMA = (3.0, 10.0, 30.0, 100.0), 50, 0.99, 3.0
-#: From so steep a step on [sigma] exposures are combined by filters, and not by their median, which is less noisy.
-_STEEP = 5.0
-#: Where the slope's share is more than this many times the noise, no cosmic ray is seen to begin.
-_BLIND = 0.5
-#: What moves on the sky and is no cosmic ray, where the flags know of it; a trail that they do not know is longer than
-#: any cosmic ray [pixel].
-_PASSING, _LONGEST = ("satellite_trail", "ghost", "scattered_light"), 150
-#: Of a median of many, beside a mean's.
-_MEDIAN_VARIANCE = np.pi / 2
+#: Error of a prediction as a fraction of its gradient, where it cannot be measured.
+DEFAULT_SLOPE_ERROR = 0.2
+#: Smallest error of a prediction as a fraction of its gradient.
+MIN_SLOPE_ERROR = 0.02
+#: Limits of the bins of gradients [sigma] in which this error is measured.
+GRADIENT_BINS = (3.0, 10.0, 30.0, 100.0)
+#: Smallest number of pixels below their prediction in a bin.
+MIN_PIXELS = 50
+#: With the measured error, this fraction of the pixels below their prediction deviates by less than `DEFICIT_SIGMA`.
+DEFICIT_QUANTILE = 0.99
+#: See `DEFICIT_QUANTILE` [sigma].
+DEFICIT_SIGMA = 3.0
+#: Gradient from which exposures are combined by filters and not by their median, which has less noise [sigma].
+STEEP_GRADIENT = 5.0
+#: Error from the gradient over noise, above which a cosmic ray may not start in a pixel.
+MAX_SLOPE_SHARE = 0.5
+#: Longest cosmic ray [pixel]: what is longer is a trail of a satellite.
+MAX_LENGTH = 150
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """One exposure of a field on one detector."""
+    """One exposure of a field on one detector. All arrays are (y, x)."""
 
     light: Image
-    """Sky subtracted, unusable pixels filled from their neighbours [e-/s]."""
+    """Rate, sky subtracted, unusable pixels filled from their neighbours [e-/s]."""
     sky: Image
-    """[e-/s]"""
+    """Sky [e-/s]."""
     noise: Image
-    """Of the sky [e-/s]."""
+    """Noise of the sky [e-/s]."""
     ignore: Mask
+    """Unusable pixels."""
     passing: Mask
-    """Where flags know of what is neither sky nor cosmic ray."""
-    position: WCS
+    """Pixels flagged as neither sky nor cosmic ray: trails, ghosts, scattered light."""
+    coordinates: WCS
+    """Celestial coordinates in the header."""
     exptime: float
-    """[s]"""
+    """Exposure time [s]."""
 
     def error(self, prediction: Image) -> Image:
-        """Return the noise of this exposure if it shows what is foretold [e-/s]."""
-        above = np.maximum(np.nan_to_num(prediction), 0) / np.float32(self.exptime)
-        return np.asarray(np.sqrt(self.noise**2 + above))
+        """Return the noise of this exposure if its light is as predicted [e-/s]."""
+        photon_variance = np.maximum(np.nan_to_num(prediction), 0) / np.float32(self.exptime)
+        return np.asarray(np.sqrt(self.noise**2 + photon_variance))
 
 
 @dataclass(frozen=True)
 class Label:
-    """What is believed of one exposure."""
+    """Labels of one exposure. All arrays are (y, x)."""
 
     clean: Image
-    """Without cosmic rays, sky included; where they were, the forecast [e-/s]."""
+    """Rate without cosmic rays, sky included; the prediction where they were [e-/s]."""
     error: Image
-    """Of a frame like it [e-/s]."""
+    """Noise of `clean` as that of an exposure [e-/s]."""
     charge: Image
-    """Of cosmic rays [e-], NaN where nobody can tell."""
+    """Charge of cosmic rays [e-]; NaN where it is undecided."""
     repaired: Mask
-    """Where `clean` is the forecast."""
+    """Pixels in which `clean` is the prediction."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the other exposures tell of one."""
+    """Prediction of one exposure from the others. All arrays are (y, x)."""
 
     light: Image
-    """[e-/s]; 0 where there is none."""
+    """Predicted rate [e-/s]; 0 where there is none."""
     exposures: npt.NDArray[np.int64]
-    """How many of them show a pixel."""
+    """Number of exposures behind it; 0 where there is no prediction."""
     error: Image
-    """Of the difference between exposure and forecast: photons, read noise, and the slope's share [e-/s]."""
+    """Error of exposure minus prediction: photons, read noise and gradient [e-/s]."""
     slope_dominated: Mask
-    """Where the slope's share hides what noise alone would show."""
+    """Pixels in which the error from the gradient would hide a cosmic ray."""
 
 
 def label_exposures(exposures: Sequence[Exposure], *, sigma: float = 5.0, grow: float = 3.0) -> Iterator[Label]:
@@ -115,142 +107,139 @@ def label_exposures(exposures: Sequence[Exposure], *, sigma: float = 5.0, grow: 
     Parameters
     ----------
     exposures : sequence of Exposure
-        Of one shape, three or more.
-    sigma, grow : float
-        A cosmic ray has a pixel above `sigma`; what hangs together with it above `grow` belongs to it.
+        Three or more exposures of one shape.
+    sigma : float
+        A cosmic ray has at least one pixel this far above its prediction [sigma].
+    grow : float
+        Connected pixels this far above their prediction belong to it [sigma].
 
     Yields
     ------
     Label
-        Of each exposure, in order.
+        Labels of each exposure, in order.
     """
     noise = [float(np.median(one.noise)) for one in exposures]
-    positions = register([one.light for one in exposures], [one.position for one in exposures], noise)
-    # A first look interpolates linearly: cosmic rays of one exposure then stay small in the forecast of another.
+    coordinates = register([one.light for one in exposures], [one.coordinates for one in exposures], noise)
+    # Linear interpolation first: cosmic rays of one exposure then stay small in the prediction of another.
     planes = [one.light for one in exposures]
-    rough = [_predict(index, exposures, positions, planes, order=1) for index in range(len(exposures))]
-    hits, repaired = _repair(exposures, rough, sigma, grow)
-    del rough
-    # With those repaired, cubic; what then stands out is repaired for a second round.
+    linear = [_predict(index, exposures, coordinates, planes, order=1) for index in range(len(exposures))]
+    hits, repaired = _repair(exposures, linear, sigma, grow)
+    del linear
+    # Cubic interpolation of the repaired exposures; once more after a second repair.
     predictions: list[Prediction] = []
     for _ in range(2):
         splines = [spline_filter(plane, order=3, output=np.float32) for plane in repaired]
         predictions = [
-            _predict(index, exposures, positions, splines, order=3, hits=hits) for index in range(len(exposures))
+            _predict(index, exposures, coordinates, splines, order=3, hits=hits) for index in range(len(exposures))
         ]
         hits, repaired = _repair(exposures, predictions, sigma, grow)
-    fixed = _fixed_pixels(exposures, predictions, grow)
-    high = [hit & ~fixed for hit in hits]
+    hot = _hot_pixels(exposures, predictions, grow)
+    high = [hit & ~hot for hit in hits]
     hits = [
-        _begun(one, prediction, plane, sigma)
+        _cosmic_rays(one, prediction, plane, sigma)
         for one, prediction, plane in zip(exposures, predictions, high, strict=True)
     ]
     for index, (one, prediction) in enumerate(zip(exposures, predictions, strict=True)):
-        hit = hits[index] & ~_variable(index, hits, positions)
-        yield _label(one, prediction, hit, high[index], fixed, grow)
-
-
-def _begun(one: Exposure, prediction: Prediction, high: Mask, sigma: float) -> Mask:
-    """Return what of the high pixels belongs to a cosmic ray.
-
-    It has to begin where forecasts are good: alone on a star's core it may be the star. Trails are left out.
-    """
-    seed = high & ~prediction.slope_dominated & (one.light - prediction.light > sigma * prediction.error)
-    return hysteresis_threshold(seed, high) & ~_long(high) & ~one.passing
-
-
-def _long(high: Mask) -> Mask:
-    """Return the parts that reach further than any cosmic ray does, over gaps of a few pixels."""
-    parts, _ = label_components(dilate(high, 2))
-    boxes = find_objects(parts)
-    reach = [max(side.stop - side.start for side in box) for box in boxes]
-    return high & np.isin(parts, 1 + np.flatnonzero(np.array(reach) > _LONGEST))
+        hit = hits[index] & ~_variable_sources(index, hits, coordinates)
+        yield _label(one, prediction, hit, high[index], hot, grow)
 
 
 def _predict(
     index: int,
     exposures: Sequence[Exposure],
-    positions: Sequence[WCS],
+    coordinates: Sequence[WCS],
     planes: Sequence[Image],
     *,
     order: int,
     hits: Sequence[Mask] | None = None,
 ) -> Prediction:
-    """Foretell an exposure from all others."""
-    one, shape = exposures[index], exposures[index].light.shape
-    stack = np.full((len(exposures) - 1, *shape), np.nan, dtype=np.float32)
-    shown = np.zeros(stack.shape, dtype=bool)
-    others = [other for other in range(len(exposures)) if other != index]
-    for slot, seen, other in zip(stack, shown, others, strict=True):
-        places = fit_pixel_map(positions[index], positions[other], (shape[0], shape[1])).places()
-        slot[:] = resample(planes[other], places, order=order)
-        unusable = exposures[other].ignore if hits is None else exposures[other].ignore | hits[other]
-        seen[:] = np.isfinite(slot) & ~(resample(unusable.astype(np.float32), places, order=0) > 0)
-    count = shown.sum(axis=0)
-    usable = (count >= MIN_EXPOSURES - 1) & ~one.ignore
-    light = np.nan_to_num(nan_median(np.where(shown, stack, np.float32(np.nan))))
-    error = one.error(light)
-    better = np.zeros(shape, dtype=bool)
+    """Predict an exposure from all others; with known hits, steep gradients by filters."""
+    target, shape = exposures[index], exposures[index].light.shape
+    stack, covered = _resample_others(index, exposures, coordinates, planes, order=order, hits=hits)
+    count = covered.sum(axis=0)
+    usable = (count >= MIN_EXPOSURES - 1) & ~target.ignore
+    light = np.nan_to_num(nan_median(np.where(covered, stack, np.float32(np.nan))))
+    error = target.error(light)
+    filtered = np.zeros(shape, dtype=bool)
     if hits is not None:
-        combined = combine(stack, one.light, error, usable & ~hits[index], _steepest(light) > _STEEP * error)
+        steep = _gradient(light) > STEEP_GRADIENT * error
+        combined = predict_by_filters(stack, target.light, error, usable & ~hits[index], steep)
         if combined is not None:
-            better = np.isfinite(combined) & usable
-            light = np.where(better, combined, light)
-            error = one.error(light)
+            filtered = np.isfinite(combined) & usable
+            light = np.where(filtered, combined, light)
+            error = target.error(light)
     del stack
-    noise = error * np.sqrt(1 + _MEDIAN_VARIANCE / np.maximum(count, 1)).astype(np.float32)
-    steepest = _steepest(light)
-    share = np.full(shape, _ROUGH_SLOPE_ERROR, dtype=np.float32)
-    for alike in (better, usable & ~better) if hits is not None else ():
-        share[alike] = _slope_errors((light - one.light)[alike], noise[alike], steepest[alike])
-    slope = share * steepest
-    return Prediction(light, np.where(usable, count, 0), noise + slope, slope > _BLIND * noise)
+    noise = error * np.sqrt(1 + MEDIAN_VARIANCE / np.maximum(count, 1)).astype(np.float32)
+    gradient = _gradient(light)
+    relative = np.full(shape, DEFAULT_SLOPE_ERROR, dtype=np.float32)
+    for pixels in (filtered, usable & ~filtered) if hits is not None else ():
+        relative[pixels] = _slope_errors((light - target.light)[pixels], noise[pixels], gradient[pixels])
+    slope = relative * gradient
+    return Prediction(light, np.where(usable, count, 0), noise + slope, slope > MAX_SLOPE_SHARE * noise)
 
 
-def _slope_errors(below: Image, noise: Image, steepest: Image) -> Image:
-    """Return how far forecasts are off, as a share of their steepest step, for each of some pixels.
+def _resample_others(
+    index: int,
+    exposures: Sequence[Exposure],
+    coordinates: Sequence[WCS],
+    planes: Sequence[Image],
+    *,
+    order: int,
+    hits: Sequence[Mask] | None,
+) -> tuple[Image, Mask]:
+    """Return the other exposures on the pixels of one, and where they are usable, both (exposure, y, x)."""
+    shape = exposures[index].light.shape
+    stack = np.full((len(exposures) - 1, *shape), np.nan, dtype=np.float32)
+    covered = np.zeros(stack.shape, dtype=bool)
+    others = [other for other in range(len(exposures)) if other != index]
+    for plane, mask, other in zip(stack, covered, others, strict=True):
+        positions = fit_pixel_map(coordinates[index], coordinates[other], (shape[0], shape[1])).positions()
+        plane[:] = resample(planes[other], positions, order=order)
+        unusable = exposures[other].ignore if hits is None else exposures[other].ignore | hits[other]
+        mask[:] = np.isfinite(plane) & ~(resample(unusable.astype(np.float32), positions, order=0) > 0)
+    return stack, covered
 
-    What lies below its forecast is no cosmic ray: by how much, beside its noise, tells how far forecasts as steep as
-    this one are off.
+
+def _slope_errors(deficit: Image, noise: Image, gradient: Image) -> Image:
+    """Return the errors of predictions as fractions of their gradients, for some pixels (pixel,).
+
+    A pixel below its prediction is not a cosmic ray: its deficit beyond the noise measures the error of predictions
+    with such a gradient.
     """
-    share = np.full(below.shape, _LEAST_SLOPE_ERROR, dtype=np.float32)
-    steepness = np.digitize(steepest / noise, _STEEPNESS)
-    for one in range(len(_STEEPNESS) + 1):
-        alike = steepness == one
-        told = alike & (below > 0)
-        if told.sum() >= _LEAST_TELLING:
-            off = (below[told] / _BELOW_SIGMA - noise[told]) / np.maximum(steepest[told], 1e-3 * noise[told])
-            share[alike] = max(_LEAST_SLOPE_ERROR, float(np.quantile(off, _BELOW_SHARE)))
-        elif one > 0:
-            share[alike] = _ROUGH_SLOPE_ERROR
-    return share
+    relative = np.full(deficit.shape, MIN_SLOPE_ERROR, dtype=np.float32)
+    bins = np.digitize(gradient / noise, GRADIENT_BINS)
+    for number in range(len(GRADIENT_BINS) + 1):
+        in_bin = bins == number
+        below = in_bin & (deficit > 0)
+        if below.sum() >= MIN_PIXELS:
+            excess = deficit[below] / DEFICIT_SIGMA - noise[below]
+            ratio = excess / np.maximum(gradient[below], 1e-3 * noise[below])
+            relative[in_bin] = max(MIN_SLOPE_ERROR, float(np.quantile(ratio, DEFICIT_QUANTILE)))
+        elif number > 0:
+            relative[in_bin] = DEFAULT_SLOPE_ERROR
+    return relative
 
 
-def _steepest(light: Image) -> Image:
-    """Return the greatest difference between each pixel and its neighbours."""
+def _gradient(light: Image) -> Image:
+    """Return the largest difference between each pixel and its neighbours."""
     return np.asarray(np.maximum(maximum_filter(light, 3) - light, light - minimum_filter(light, 3)))
 
 
 def _repair(
     exposures: Sequence[Exposure], predictions: Sequence[Prediction], sigma: float, grow: float
 ) -> tuple[list[Mask], list[Image]]:
-    """Return where exposures stand above what was foretold, and what they show with the forecast there."""
+    """Return where exposures exceed their predictions, and their light with the prediction there."""
     hits, repaired = [], []
     for one, prediction in zip(exposures, predictions, strict=True):
-        hits.append(_above(one, prediction, sigma, grow))
-        known = (hits[-1] | one.ignore) & (prediction.exposures > 0)
-        repaired.append(np.where(known, prediction.light, one.light))
+        height = np.where(prediction.exposures > 0, (one.light - prediction.light) / prediction.error, 0)
+        hits.append(hysteresis_threshold(height > sigma, height > grow))
+        replaced = (hits[-1] | one.ignore) & (prediction.exposures > 0)
+        repaired.append(np.where(replaced, prediction.light, one.light))
     return hits, repaired
 
 
-def _above(one: Exposure, prediction: Prediction, sigma: float, grow: float) -> Mask:
-    """Return where an exposure stands above what was foretold."""
-    height = np.where(prediction.exposures > 0, (one.light - prediction.light) / prediction.error, 0)
-    return hysteresis_threshold(height > sigma, height > grow)
-
-
-def _fixed_pixels(exposures: Sequence[Exposure], predictions: Sequence[Prediction], grow: float) -> Mask:
-    """Return the pixels of the detector that stand out in too many exposures: hot ones that no flag knows."""
+def _hot_pixels(exposures: Sequence[Exposure], predictions: Sequence[Prediction], grow: float) -> Mask:
+    """Return detector pixels that exceed their predictions in too many exposures."""
     high = [
         (one.light - prediction.light > grow * prediction.error) & (prediction.exposures > 0)
         for one, prediction in zip(exposures, predictions, strict=True)
@@ -258,163 +247,43 @@ def _fixed_pixels(exposures: Sequence[Exposure], predictions: Sequence[Predictio
     return np.sum(high, axis=0) >= min_recurrences([float(plane.mean()) for plane in high])
 
 
-def _variable(index: int, hits: Sequence[Mask], positions: Sequence[WCS]) -> Mask:
-    """Return what hangs together with a place of the sky that is hit in too many exposures: a star that varies."""
+def _cosmic_rays(one: Exposure, prediction: Prediction, high: Mask, sigma: float) -> Mask:
+    """Return the high pixels that belong to cosmic rays.
+
+    A cosmic ray needs a pixel with a good prediction: on the core of a star alone it may be the star. Trails are left
+    out.
+    """
+    seed = high & ~prediction.slope_dominated & (one.light - prediction.light > sigma * prediction.error)
+    return hysteresis_threshold(seed, high) & ~_trails(high) & ~one.passing
+
+
+def _trails(high: Mask) -> Mask:
+    """Return the parts that are longer than cosmic rays, across gaps of a few pixels."""
+    parts, _ = label(binary_dilation(high, EIGHT_NEIGHBOURS, iterations=2), EIGHT_NEIGHBOURS)
+    lengths = np.array([max(side.stop - side.start for side in box) for box in find_objects(parts)])
+    return high & np.isin(parts, 1 + np.flatnonzero(lengths > MAX_LENGTH))
+
+
+def _variable_sources(index: int, hits: Sequence[Mask], coordinates: Sequence[WCS]) -> Mask:
+    """Return the hits connected to positions on the sky that are hit in too many exposures."""
     shape = (hits[index].shape[0], hits[index].shape[1])
     count = hits[index].astype(np.int64)
     for other in range(len(hits)):
         if other != index:
-            places = fit_pixel_map(positions[index], positions[other], shape).places()
-            count += resample(hits[other].astype(np.float32), places, order=0) > 0
-    return hysteresis_threshold(count >= min_recurrences([float(plane.mean()) for plane in hits]), hits[index])
+            positions = fit_pixel_map(coordinates[index], coordinates[other], shape).positions()
+            count += resample(hits[other].astype(np.float32), positions, order=0) > 0
+    recurrent = count >= min_recurrences([float(plane.mean()) for plane in hits])
+    return hysteresis_threshold(recurrent, hits[index])
 
 
-def _label(one: Exposure, prediction: Prediction, hit: Mask, high: Mask, fixed: Mask, grow: float) -> Label:
-    """Say what is known of each pixel, and what is not."""
+def _label(one: Exposure, prediction: Prediction, hit: Mask, high: Mask, hot: Mask, grow: float) -> Label:
+    """Return the labels of an exposure, with NaN where a pixel cannot be decided."""
     height = one.light - prediction.light
-    skirt = dilate(high) & ~hit
-    undecided = (height > grow * prediction.error) & ~fixed
-    unknown = ~hit & (skirt | undecided | prediction.slope_dominated | one.passing) | (prediction.exposures == 0)
+    border = binary_dilation(high, EIGHT_NEIGHBOURS) & ~hit
+    undecided = (height > grow * prediction.error) & ~hot
+    unknown = ~hit & (border | undecided | prediction.slope_dominated | one.passing) | (prediction.exposures == 0)
     charge = np.where(hit, np.maximum(height, 0) * np.float32(one.exptime), 0).astype(np.float32)
     charge[unknown] = np.nan
     repaired = dilate(hit) & (prediction.exposures > 0)
     clean = np.where(repaired, prediction.light, one.light) + one.sky
     return Label(clean, one.error(prediction.light), charge, repaired)
-
-
-@dataclass(frozen=True)
-class Field:
-    """Exposures of one field on one detector."""
-
-    detector: int
-    column: int
-    exposures: tuple[str, ...]
-    rows: tuple[int, ...]
-    positions: tuple[WCS, ...]
-
-
-def find_fields(campaign: Campaign) -> list[Field]:
-    """Return the fields of a campaign that have exposures enough: those that lie on the first one's middle.
-
-    Raises
-    ------
-    InputError
-        If there is none.
-    """
-    fields = []
-    for column, detector in enumerate(campaign.detectors):
-        groups: dict[tuple[str, str], list[list[tuple[int, WCS]]]] = {}
-        for row in np.flatnonzero(campaign.present[:, column]):
-            metadata = campaign.metadata(campaign.exposures[row], detector)
-            position = _position(campaign.path, int(row), column)
-            if metadata.kind not in ("imaging", "slitless") or position is None:
-                continue
-            known = groups.setdefault((metadata.kind, metadata.band), [])
-            near = [group for group in known if _same_field(group[0][1], position, campaign.shape)]
-            (near[0] if near else known.append([]) or known[-1]).append((int(row), position))  # type: ignore[func-returns-value]
-        for group in (group for known in groups.values() for group in known if len(group) >= MIN_EXPOSURES):
-            rows = tuple(row for row, _ in group)
-            names = tuple(campaign.exposures[row] for row in rows)
-            fields.append(Field(detector, column, names, rows, tuple(position for _, position in group)))
-    if not fields:
-        wanted = f"{MIN_EXPOSURES} exposures of one field on one detector, with positions in their headers"
-        raise InputError(campaign.path, "no repeats", wanted)
-    return fields
-
-
-def _position(path: Path, row: int, column: int) -> WCS | None:
-    text = read_header(path, row, column)
-    return celestial_wcs(Header.fromstring(text, sep="\n")) if text else None
-
-
-def _same_field(first: WCS, other: WCS, shape: tuple[int, int]) -> bool:
-    """Tell whether the middle of one frame lies less than half a frame from another's."""
-    x_middle, y_middle = (shape[1] - 1) / 2, (shape[0] - 1) / 2
-    found = pixel_of(first, other.pixel_to_world(x_middle, y_middle), shape)
-    return found is not None and abs(found[0] - x_middle) < shape[1] / 2 and abs(found[1] - y_middle) < shape[0] / 2
-
-
-def read_exposure(campaign: Campaign, exposure: str, detector: int, position: WCS) -> Exposure:
-    """Read one exposure, and measure its sky."""
-    metadata = campaign.metadata(exposure, detector)
-    if not metadata.exptime > 0:
-        raise InputError(f"{campaign.path}: {exposure}/{detector}", f"exptime {metadata.exptime}", "seconds")
-    unit, flags = read_electrons(campaign, metadata), campaign.instrument.flags
-    data, ignore = unit.data / np.float32(metadata.exptime), unit.ignore
-    passing = (unit.flag & flags.mask(*(name for name in _PASSING if name in flags.bits))) != 0
-    mesh = estimate_background(data, ignore)
-    sky, noise = mesh.background_at(), mesh.noise_at()
-    if not np.isfinite(noise).all():
-        raise InputError(f"{campaign.path}: {exposure}/{detector}", "no usable pixel", "a frame")
-    light = fill_masked((data - sky).astype(np.float32), ignore, lambda: np.zeros_like(sky))
-    return Exposure(light, sky, noise, ignore, passing, position, metadata.exptime)
-
-
-def label_repeats(
-    path: Path, *, sigma: float = 5.0, grow: float = 3.0, on_progress: Callable[[str], None] | None = None
-) -> int:
-    """Write labels into a campaign: ``labels/sci`` and ``labels/cr``.
-
-    Labels that were made from the same exposures with the same thresholds are kept.
-
-    Parameters
-    ----------
-    path : Path
-        The campaign.
-    sigma, grow : float
-        See `label_exposures`.
-    announce : callable, optional
-        Told in a line how each field went.
-
-    Returns
-    -------
-    int
-        How many units have labels now.
-
-    Raises
-    ------
-    InputError
-        If it holds no field with three exposures.
-    """
-    if not sigma >= grow > 0:
-        raise InputError("sigma, grow", f"{sigma:g}, {grow:g}", "sigma at least grow, both above 0")
-    campaign = Campaign(path)
-    fields = find_fields(campaign)
-    add_truth(path, campaign.units, "labels")
-    for number, field in enumerate(fields):
-        metadata = [campaign.metadata(name, field.detector) for name in field.exposures]
-        settings = [LABELS_VERSION, sigma, grow, *[[one.exposure, one.digest] for one in metadata]]
-        identity = sha256(json.dumps(settings).encode()).hexdigest()
-        told = f"{number + 1} of {len(fields)}: detector {field.detector}, {len(metadata)} exposures"
-        if all(label_identity(path, row, field.column) == identity for row in field.rows):
-            told += ", already labelled"
-        else:
-            told += f", {_label_field(campaign, field, sigma, grow, identity):.2%} of the pixels hit"
-        if on_progress is not None:
-            on_progress(told)
-    return sum(len(field.rows) for field in fields)
-
-
-def _label_field(campaign: Campaign, field: Field, sigma: float, grow: float, identity: str) -> float:
-    """Label the exposures of a field; return the share of pixels that are hit."""
-    exposures = [
-        read_exposure(campaign, name, field.detector, position)
-        for name, position in zip(field.exposures, field.positions, strict=True)
-    ]
-    shares = []
-    for name, row, made in zip(
-        field.exposures, field.rows, label_exposures(exposures, sigma=sigma, grow=grow), strict=True
-    ):
-        metadata = campaign.metadata(name, field.detector)
-        # The forecast is smoother than a frame: it gets noise, or smoothness would tell where cosmic rays were.
-        # The draw is the exposure's own, whatever else its identity depends on.
-        seed = sha256(f"{LABELS_VERSION} {name} {field.detector}".encode()).digest()
-        noise = np.random.default_rng(list(seed)).standard_normal(made.clean.shape, dtype=np.float32)
-        clean = made.clean + np.where(made.repaired, noise * made.error, 0)
-        unit = np.float32(metadata.exptime) / electrons_per_data_unit(campaign, metadata)
-        record_label(campaign.path, row, field.column, "")  # a label is whole, or nobody counts it
-        write_unit_pixels(campaign.path, row, field.column, "labels/sci", clean * unit)
-        write_unit_pixels(campaign.path, row, field.column, "labels/cr", made.charge)
-        record_label(campaign.path, row, field.column, identity)
-        shares.append(float((made.charge > 0).mean()))
-    return float(np.mean(shares))
