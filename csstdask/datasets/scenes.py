@@ -30,7 +30,7 @@ SKY_RATE = 0.2
 CROWDED_SHARE = 0.25
 #: Share of mock skies with a Gaussian PSF.
 GAUSSIAN_SHARE = 0.25
-#: Pupil of the telescopes, as `csstdask.mock.optics.effective_psf` takes it.
+#: Pupil of the telescopes: diameter [m], obscuration, pixel scale [arcsec].
 PUPIL = (2.0, 0.0, 0.074)
 
 
