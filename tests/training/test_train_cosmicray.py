@@ -1,9 +1,8 @@
-"""Training from end to end, small: without real data it learns, and what it writes, detect can use."""
+"""Trainings of cosmic-ray detection, small ones: what they learn, how they resume, and what they refuse."""
 
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from csstdask.core.errors import InputError
 from csstdask.cosmicray import detect
 from csstdask.cosmicray.unet import CHANNELS, build_unet
 from csstdask.datasets import stis_1999
-from csstdask.datasets.labelled_units import select_units
 from csstdask.evaluation.cosmicray import methods, real
 from csstdask.evaluation.cosmicray.evaluate import evaluate_cosmicray, summary_lines
 from csstdask.mock.event_libraries import STIS_PAIRS, pair_exposures
@@ -37,7 +35,7 @@ TINY = {
 
 
 @pytest.mark.slow
-def test_it_learns_detect_uses_it_and_evaluate_scores_it(tmp_path, rng, monkeypatch):
+def test_a_trained_network_detects_and_is_evaluated(tmp_path, rng, monkeypatch):
     lines = []
     path = train_cosmicray(load_cosmicray_config(None, **TINY), tmp_path, on_progress=lines.append)
     assert [line.split(",")[0] for line in lines] == [f"epoch {number}" for number in range(4)]
@@ -62,37 +60,37 @@ def test_it_learns_detect_uses_it_and_evaluate_scores_it(tmp_path, rng, monkeypa
     assert sum("generated tracks" in line for line in summary_lines(results)) == 2
 
 
-class KilledError(Exception):
-    """As if by a signal."""
+class InterruptedTrainingError(Exception):
+    """Interrupts a training, as a signal would."""
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
-    """Weights and card are those of a training that was never killed; with other examples it is refused."""
+def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatch):
+    """Interrupted in an epoch, it ends with the weights and card of one that was not; other examples are refused."""
     config = load_cosmicray_config(None, **TINY | {"passes_per_epoch": 1, "epochs": 3})
-    whole = train_cosmicray(config, tmp_path / "whole")
+    complete = train_cosmicray(config, tmp_path / "complete")
     calls = []
 
-    def killed(network, batch):
+    def interrupt(network, batch):
         calls.append(1)
         if len(calls) == 5:  # the second of the second epoch's three batches
-            raise KilledError
+            raise InterruptedTrainingError
         return weighted_loss(network, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr("csstdask.training.cosmicray.train.weighted_loss", killed)
-        with pytest.raises(KilledError):
+        patch.setattr("csstdask.training.cosmicray.train.weighted_loss", interrupt)
+        with pytest.raises(InterruptedTrainingError):
             train_cosmicray(config, tmp_path / "broken")
     resumed = train_cosmicray(config, tmp_path / "broken")
-    assert resumed.read_text() == whole.read_text()  # the SHA-256 of the weights stands in it
+    assert resumed.read_text() == complete.read_text()  # it contains the SHA-256 of the weights
     for changed in ({"box": 32}, {"skies": 4}, {"patch": 64}):
         with pytest.raises(InputError, match="examples"):
             train_cosmicray(config.model_copy(update=changed), tmp_path / "broken")
 
 
 @pytest.mark.slow
-def test_both_methods_are_tuned_and_tested_on_the_same(real_images):
-    """No reference foretells its own pair, none knows the test pair, and residuals are as noisy in all."""
+def test_methods_are_tuned_and_tested_on_equal_frames(real_images):
+    """References are built without the frame's own pair and the test pair; residuals have the same noise in all."""
     folder = real_images / "hst_stis"
     known = [stis_1999.read_frame(folder, name) for name in pair_exposures(stis_1999.DEVELOPMENT_PAIRS)]
     test = stis_1999.read_frame(folder, pair_exposures(STIS_PAIRS["test"])[0])
@@ -112,7 +110,7 @@ def test_both_methods_are_tuned_and_tested_on_the_same(real_images):
 
 
 def test_scored_scenes_keep_their_cosmic_rays(real_images):
-    """Events on real scenes are not lost to saturation: what is ignored is not scored."""
+    """Few events on real scenes are lost to saturation: ignored pixels are not scored."""
     library = load_material("test", 1, 1, real_images).libraries[0]
     for scene in real.real_scenes(real_images).values():
         brightness = real.charge_scale(scene)
@@ -124,7 +122,7 @@ def test_scored_scenes_keep_their_cosmic_rays(real_images):
 
 
 @pytest.mark.slow
-def test_what_a_card_says_it_learnt_from(real_images, tmp_path):
+def test_the_sources_of_the_material_are_listed(real_images, tmp_path):
     assert load_material("training", 1, 7, None).sources == ["generated tracks", "7 mock skies"]
     sources = " ".join(load_material("training", 1, 7, real_images).sources)
     assert "HST/STIS 1999 (6469 events)" in sources
@@ -163,47 +161,7 @@ def campaign(tmp_path_factory):
     return path
 
 
-def test_units_of_a_campaign_are_split_by_field_and_by_detector(campaign):
-    every = select_units(campaign)
-    training, validation = select_units(campaign, "training"), select_units(campaign, "validation")
-    assert len(every) == 12
-    assert len(training) == len(validation) == 6
-    assert not set(training.indices) & set(validation.indices)
-    first, second = (select_units(campaign, "validation", part=(i, 2)) for i in (0, 1))
-    assert {column for _, column in first.indices} == {0, 2}
-    assert {column for _, column in second.indices} == {1}
-    with pytest.raises(InputError, match="no unit for test"):
-        select_units(campaign, "test")
-    with pytest.raises(InputError, match="no campaign"):
-        select_units(campaign / "sci")
-
-
-def test_a_campaign_that_says_nothing_of_splits_is_split_by_detector(campaign, tmp_path):
-    """Exposures of one field share its sky; a single detector is split by exposure."""
-    silent = tmp_path / "silent.zarr"
-    shutil.copytree(campaign, silent)
-    (silent / "tables" / "truth_exposures.parquet").unlink()
-    training, validation = select_units(silent, "training"), select_units(silent, "validation")
-    assert {column for _, column in training.indices} == {0, 1}
-    assert {column for _, column in validation.indices} == {2}
-    assert len(select_units(silent, "training", exposures=1)) == 2
-    alone = [select_units(silent, split, detectors=(8,)) for split in ("training", "validation")]
-    assert [len(units) for units in alone] == [3, 1]
-    assert {column for units in alone for _, column in units.indices} == {1}
-
-
-def test_a_unit_is_in_electrons_with_its_truth(campaign):
-    """What cosmic rays added is their charge, but for what saturated or was trailed; noise is that of the counts."""
-    frame = select_units(campaign).read(0)
-    use = ~frame.ignore
-    held = use & (frame.charge > 100) & (frame.data < 5e4)
-    assert np.median((frame.data - frame.clean)[held] / frame.charge[held]) == pytest.approx(1, abs=0.02)
-    assert np.median(np.abs(frame.data - frame.clean)[use & (frame.charge == 0)]) == 0
-    sky = use & (frame.charge == 0) & (frame.clean < np.median(frame.clean))
-    assert np.median(frame.error[sky]) == pytest.approx(np.sqrt(np.median(frame.clean[sky]) + 25), rel=0.05)
-
-
-def test_nothing_to_learn_from_is_said_at_once(campaign, tmp_path):
+def test_missing_material_is_refused_before_the_training(campaign, tmp_path):
     with pytest.raises(InputError, match=r"no material for rendered.*--campaign"):
         train_cosmicray(load_cosmicray_config(None, **TINY | {"shares": {"rendered": 1.0}}), tmp_path)
     settings = TINY | {"campaign": str(campaign), "patch": 192, "frame_size": 256}
@@ -212,15 +170,15 @@ def test_nothing_to_learn_from_is_said_at_once(campaign, tmp_path):
 
 
 @pytest.mark.slow
-def test_training_on_a_campaign_goes_on_from_a_model(campaign, tmp_path):
-    """Better than from nothing after as many epochs; calibrated for its densities; frozen norms stay as they were."""
+def test_a_training_on_a_campaign_is_fine_tuned(campaign, tmp_path):
+    """Better than after the first epochs; calibrated for the densities of the campaign; frozen norms do not change."""
     settings = TINY | {"campaign": str(campaign), "skies": 0, "frames": 6, "epochs": 3}
     first = train_cosmicray(load_cosmicray_config(None, **settings), tmp_path / "first")
     card = find_card("cosmicray", str(first))
     assert set(card.calibration) == {"scale", "offset", "prior", "density", "hit_above", "int8_offset"}
     assert "6 units of known.zarr" in card.trained_on
     assert set(card.expects) == {"rate", "log_charge", "log_length"}
-    assert not card.valid  # a mock's model is for all detectors, unless it was made for some
+    assert not card.valid  # a model of a mock is for all detectors, unless some were selected
     assert {"down.0.0", "rise.0", "up.0.1"} <= set(card.ranges)
     more = settings | {"start_from": str(first), "freeze_norm": 0.0}
     second = train_cosmicray(load_cosmicray_config(None, **more), tmp_path / "second")
@@ -236,8 +194,8 @@ def test_training_on_a_campaign_goes_on_from_a_model(campaign, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_teacher_is_learnt_from(campaign, tmp_path):
-    """Its probabilities take the place of the truth; a smaller network learns from them; one that is blind may not."""
+def test_a_network_learns_from_a_teacher(campaign, tmp_path):
+    """Probabilities replace the truth; a small network learns from them, but not one with other input channels."""
     settings = TINY | {"campaign": str(campaign), "skies": 0, "epochs": 3, "frames": 6}
     teacher = train_cosmicray(load_cosmicray_config(None, **settings), tmp_path / "teacher")
     network = load_network(find_card("cosmicray", str(teacher)), build_unet, torch.device("cpu"))
@@ -247,20 +205,20 @@ def test_a_teacher_is_learnt_from(campaign, tmp_path):
     assert torch.equal(distil_from(network, 0.0, "float32")(batch)[1], batch[1])
     assert ((target > 0) & (target < 1)).all()
     assert target[batch[1] > 0].mean() > 3 * target[batch[1] == 0].mean()
-    pupil = settings | {"teacher": str(teacher), "channels": (4, 8), "epochs": 2}
-    card = find_card("cosmicray", str(train_cosmicray(load_cosmicray_config(None, **pupil), tmp_path / "pupil")))
+    student = settings | {"teacher": str(teacher), "channels": (4, 8), "epochs": 2}
+    card = find_card("cosmicray", str(train_cosmicray(load_cosmicray_config(None, **student), tmp_path / "student")))
     assert card.metrics["average_precision"] > 0.2
-    blind = pupil | {"inputs": CHANNELS[:1]}
+    blind = student | {"inputs": CHANNELS[:1]}
     with pytest.raises(InputError, match="a model with the input channels"):
         train_cosmicray(load_cosmicray_config(None, **blind), tmp_path / "blind")
 
 
 @pytest.mark.slow
-def test_a_model_for_one_detector_says_so(campaign, tmp_path):
+def test_the_card_of_a_model_for_one_detector_names_it(campaign, tmp_path):
     settings = TINY | {"campaign": str(campaign), "skies": 0, "epochs": 1, "detectors": (8,)}
     card = find_card("cosmicray", str(train_cosmicray(load_cosmicray_config(None, **settings), tmp_path)))
     assert card.valid["detectors"] == [8]
-    assert "from" not in card.valid  # a mock's date is nobody's
+    assert "from" not in card.valid  # the dates of a mock mean nothing
 
 
 def test_wrong_settings_are_named(tmp_path):
@@ -283,26 +241,3 @@ def test_wrong_settings_are_named(tmp_path):
             load_cosmicray_config(None, **TINY | wrong)
     with pytest.raises(InputError, match="no such folder"):
         load_cosmicray_config(None, data=str(tmp_path / "nowhere"))
-
-
-def test_the_truth_of_the_stis_frames_is_its_definition(real_images):
-    """With the reference of all exposures, 6 sigma grown twice to 3 gives the stored masks, pixel for pixel."""
-    folder = real_images / "hst_stis"
-    with np.load(folder / "ref_rate_1999.npz") as stored:
-        reference = stis_1999.StisReference(stored["ref_rate"], stored["hot"], 8)
-    for name in pair_exposures(sum(STIS_PAIRS.values(), ())):
-        frame = stis_1999.read_frame(folder, name)
-        assert np.array_equal(real.threshold_control(frame, reference) & frame.valid, frame.hit & frame.valid)
-
-
-def test_a_rebuilt_reference_is_near_that_of_all(real_images):
-    """From three pairs: the same dark to a read noise in almost all pixels."""
-    folder = real_images / "hst_stis"
-    frames = [stis_1999.read_frame(folder, name) for name in pair_exposures(stis_1999.DEVELOPMENT_PAIRS)]
-    reference = stis_1999.build_reference(frames)
-    with np.load(folder / "ref_rate_1999.npz") as stored:
-        everything, hot = stored["ref_rate"], stored["hot"]
-    valid = frames[0].valid
-    difference = np.abs(reference.rate - everything)[valid] * frames[0].exptime
-    assert np.quantile(difference, 0.99) < 10
-    assert (reference.hot == hot)[valid].mean() > 0.95
