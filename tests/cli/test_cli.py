@@ -1,4 +1,4 @@
-"""The shell: the ten verbs of the contract, their exit codes and their JSON."""
+"""The command line: all commands, their exit codes and their JSON."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import pytest
 from make_fits import level_1
 from shell import csstdask_command
 
-VERBS = {"mock", "ingest", "run", "status", "report", "export", "train", "evaluate", "models", "demo", "sed"}
+COMMANDS = {"mock", "ingest", "run", "status", "report", "export", "train", "evaluate", "models", "demo", "sed"}
 
 
 def test_the_module_is_a_program():
-    """In a separate interpreter in which every warning is an error."""
+    """In a separate interpreter, with warnings as errors."""
     command = [sys.executable, "-W", "error", "-m", "csstdask", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "Usage" in done.stdout
 
 
-def test_help_names_all_verbs():
+def test_help_lists_all_commands():
     done = csstdask_command("--help")
     assert done.returncode == 0
-    assert {verb for verb in VERBS if re.search(rf"^\W*{verb}\b", done.stdout, re.MULTILINE)} == VERBS
+    assert {name for name in COMMANDS if re.search(rf"^\W*{name}\b", done.stdout, re.MULTILINE)} == COMMANDS
 
 
-def test_the_way_of_the_data(tmp_path, small_campaign):
-    """mock --fits, ingest, dry run, run, status, report, export, each with its exit code and plain output."""
+def test_a_survey_from_mock_to_export(tmp_path, small_campaign):
+    """mock --fits, ingest, run --dry-run, run, status, report, export: exit codes and output."""
     recipe = tmp_path / "r.toml"
     recipe.write_text('name = "r"\nseed = 3\nexposures = 1\ndetectors = [7, 8]\nshape = [128, 128]\n')
     assert csstdask_command("mock", recipe, "--to", tmp_path / "fits", "--fits").returncode == 0
@@ -83,7 +83,7 @@ def test_json_of_an_ingest_with_a_failure(tmp_path):
 
 
 def test_a_small_demo(tmp_path, monkeypatch):
-    """A fifth of its scale along each axis."""
+    """At a fifth of its scale."""
     from csstdask.mock import recipe
 
     small = recipe.demo_recipe().model_copy(update={"scale": 0.2})

@@ -1,4 +1,4 @@
-"""``csstdask label``: bad usage is one line and exit code 2."""
+"""``csstdask label``: wrong usage is one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from shell import csstdask_command
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("flats", "{campaign}"), "unknown target 'flats'; choose one of: darks, repeats"),
         (("darks", "{campaign}"), "Missing option '--to'"),
@@ -18,9 +18,9 @@ from shell import csstdask_command
         (("repeats", "{tmp}/nowhere.zarr"), "found nothing; wanted a csstdask campaign"),
     ],
 )
-def test_bad_usage_is_one_line(small_campaign, tmp_path, arguments, told):
+def test_wrong_usage_of_labels_is_one_line(small_campaign, tmp_path, arguments, message):
     done = csstdask_command("label", *(one.format(campaign=small_campaign, tmp=tmp_path) for one in arguments))
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""

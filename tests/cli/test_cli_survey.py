@@ -1,4 +1,4 @@
-"""The shell, continued: version, settings, models, and exports that keep what is there."""
+"""The command line: version, completion, settings, models, and exports to existing files."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_completion_is_offered():
     assert "--install-completion" in done.stdout
 
 
-def test_bash_can_complete():
-    """As the shell asks: the verbs that begin with `st`, without heavy imports."""
+def test_bash_completes_commands():
+    """As bash asks: the commands that start with `st`, without heavy imports."""
     environment = os.environ | {
         "_CSSTDASK_COMPLETE": "complete_bash",
         "COMP_WORDS": "csstdask st",
@@ -54,8 +54,8 @@ def test_bash_can_complete():
     assert "status" in done.stdout.split()
 
 
-def test_default_settings_as_toml_come_back(small_campaign, tmp_path):
-    """Each key has a comment; read back they are the defaults, and change no fingerprint."""
+def test_default_settings_survive_a_round_trip(small_campaign, tmp_path):
+    """Each key has a comment; read again, the settings and fingerprints are the defaults."""
     text = csstdask_command("config", "--defaults").stdout
     lines = text.splitlines()
     for part, settings in tomllib.loads(text).items():
@@ -87,7 +87,7 @@ def above(lines: list[str], number: int) -> str:
     return heads[-1][1:].partition("]")[0] if heads else ""
 
 
-def test_changed_settings_come_back():
+def test_changed_settings_survive_a_round_trip():
     config = RunConfig.model_validate(
         {
             "detect": {"threshold": 0.25, "rate": "frame", "precision": "bfloat16"},
@@ -119,7 +119,7 @@ def files(folder: Path) -> dict[str, int]:
 
 
 def test_an_export_keeps_what_it_has_written(small_campaign, product, tmp_path):
-    """Interrupted and started again it goes on; `--overwrite` writes all again."""
+    """A repeated export resumes; `--overwrite` writes all files again."""
     command = ["export", product, "--campaign", small_campaign, "--to", tmp_path / "out"]
     assert csstdask_command(*command, "--select", "detector=7").returncode == 0
     assert set(files(tmp_path / "out")) == {"10100000001_7.fits", "10100000002_7.fits"}
@@ -163,7 +163,7 @@ def test_an_export_of_a_campaign_keeps_what_it_has_written(small_campaign, tmp_p
 
 
 def test_exports_of_all_schedulers_are_the_same(small_campaign, product, tmp_path, monkeypatch):
-    """Relative paths are the driver's."""
+    """Relative paths are relative to the folder of the driver."""
     monkeypatch.chdir(tmp_path)
     relative = os.path.relpath(product)
     for scheduler in ("threads", "processes"):
@@ -187,7 +187,7 @@ def test_unusable_options_of_an_export(product, small_campaign, tmp_path, option
     assert not (tmp_path / "out").exists()
 
 
-def test_extras_are_advised_as_they_can_be_installed():
+def test_install_hints_name_existing_extras():
     clone = Path(csstdask.__file__).resolve().parent.parent
     assert install_hint("plot") == f"pip install -e '.[plot]' (in {clone})"
     package = Path(csstdask.__file__).parent
@@ -195,8 +195,8 @@ def test_extras_are_advised_as_they_can_be_installed():
     assert advised == []
 
 
-def test_verbs_that_look_start_light(product, small_campaign):
-    """Neither a network library nor Dask nor xarray for status, config and --version."""
+def test_light_commands_import_no_heavy_library(product, small_campaign):
+    """No PyTorch, Dask or xarray for status, config and --version."""
     code = (
         "import sys\nfrom csstdask.cli import app\n"
         "try:\n    app(sys.argv[1:], standalone_mode=False)\nexcept BaseException as e:\n    pass\n"
@@ -209,8 +209,8 @@ def test_verbs_that_look_start_light(product, small_campaign):
         assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_a_campaigns_export_does_not_keep_a_runs(small_campaign, product, tmp_path):
-    """Repaired files are no export of the campaign, although they come from the same pixels."""
+def test_an_export_of_a_campaign_replaces_no_files_of_a_run(small_campaign, product, tmp_path):
+    """Repaired files are not an export of the campaign, although they come from the same pixels."""
     one = parse_selection("exposure=10100000001,detector=7")
     assert export(product, tmp_path / "out", campaign=small_campaign, selection=one).written == 1
     again = export(small_campaign, tmp_path / "out", selection=one)

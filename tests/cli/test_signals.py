@@ -1,4 +1,4 @@
-"""Signals: a command says so at once, and ends, whatever its workers and streams do."""
+"""Signals: a command prints a message and ends, whatever its workers and streams do."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def start(**streams):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_what_does_not_end_by_itself_is_ended_with_its_children(number, code):
+def test_a_hanging_command_is_killed_with_its_children(number, code):
     program, child = start(stderr=subprocess.PIPE)
     program.send_signal(number)
     assert program.stderr.readline() == "\n"
@@ -45,7 +45,7 @@ def test_what_does_not_end_by_itself_is_ended_with_its_children(number, code):
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_second_signal_ends_at_once():
+def test_a_second_signal_kills_at_once():
     program, _ = start(stderr=subprocess.DEVNULL)
     program.send_signal(signal.SIGTERM)
     time.sleep(0.2)
@@ -53,7 +53,7 @@ def test_a_second_signal_ends_at_once():
     assert program.wait(timeout=30) == 143
 
 
-def test_a_closed_stream_does_not_keep_it_alive():
+def test_a_closed_stream_does_not_prevent_the_end():
     reader, writer = os.pipe()
     os.close(reader)
     program, _ = start(stderr=writer)

@@ -1,4 +1,4 @@
-"""Events from darks: of made darks whose hits are known, and of the STIS night beside its published library."""
+"""Events from darks: simulated darks with known hits, and the STIS frames compared with their published library."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BAD = 1
 
 
 def write_darks(path, frames, exptimes, *, kind="dark", detector=7, flag=None):
-    """Make a campaign of frames [e-] of one detector."""
+    """Write a campaign of frames [e-] of one detector."""
     create_campaign(path, load_instrument("csst"), frames[0].shape, "electron", [detector])
     campaign = Campaign(path, "r+")
     for number, (frame, exptime) in enumerate(zip(frames, exptimes, strict=True)):
@@ -61,60 +61,60 @@ def known(tmp_path_factory):
     return path, charges, hot, flickers, rate
 
 
-def picture(cut):
+def event_image(events):
     """Return the charge of a frame's events."""
     frame = np.zeros(SHAPE, np.float32)
-    size = np.diff(cut.offset)
-    frame[np.repeat(cut.y, size) + cut.dy, np.repeat(cut.x, size) + cut.dx] = cut.charge
+    size = np.diff(events.offset)
+    frame[np.repeat(events.y, size) + events.dy, np.repeat(events.x, size) + events.dx] = events.charge
     return frame
 
 
-def cuts_of(path, detector=7):
+def events_of(path, detector=7):
     campaign = Campaign(path)
     return list(extract_detector_events(campaign, [campaign.metadata(name, detector) for name in campaign.exposures]))
 
 
-def test_events_are_the_hits_and_no_hot_pixel_is_among_them(known):
+def test_events_are_hits_without_hot_pixels(known):
     path, charges, hot, flickers, _ = known
     strong = found = pixels = right = 0
     ratios = []
-    for (_, cut, _), charge in zip(cuts_of(path), charges, strict=True):
-        event = picture(cut)
-        assert not (event[hot | flickers] > 0).any()
-        pixels += np.count_nonzero(event)
-        right += np.count_nonzero(event[charge > 0])
-        # Above 5 sigma of read noise, dark current and reference (6.5 e-), and not beside what is excluded.
+    for (_, events, _), charge in zip(events_of(path), charges, strict=True):
+        image = event_image(events)
+        assert not (image[hot | flickers] > 0).any()
+        pixels += np.count_nonzero(image)
+        right += np.count_nonzero(image[charge > 0])
+        # Above 5 sigma of read noise, dark current and reference (6.5 e-), on no excluded pixel.
         visible = (charge > 33) & ~hot & ~flickers
         strong += np.count_nonzero(visible)
-        found += np.count_nonzero(event[visible])
-        ratios.append(event[(event > 0) & (charge > 100)].sum() / charge[(event > 0) & (charge > 100)].sum())
-    assert right / pixels > 0.985  # skirts down to 3 sigma hold a little noise
-    assert found / strong > 0.7  # the others are on events that hold a hot pixel, or one pixel alone
+        found += np.count_nonzero(image[visible])
+        ratios.append(image[(image > 0) & (charge > 100)].sum() / charge[(image > 0) & (charge > 100)].sum())
+    assert right / pixels > 0.985  # down to 3 sigma, some pixels are noise
+    assert found / strong > 0.7  # the others belong to events with a hot pixel, or are single pixels
     np.testing.assert_allclose(ratios, 1, atol=0.01)
 
 
-def test_lost_are_events_on_hot_pixels_and_single_ones_alone(known):
-    """Of the hits that are two pixels and more above 5 sigma with no excluded pixel near, nearly all are there."""
+def test_only_single_pixels_and_events_on_hot_pixels_are_lost(known):
+    """Nearly all hits of two or more pixels above 5 sigma without an excluded neighbour are found."""
     from scipy.ndimage import binary_dilation, label
 
     path, charges, hot, flickers, _ = known
-    whole = missed = 0
+    complete = missed = 0
     near = binary_dilation(hot | flickers, np.ones((3, 3)))
     near[99:102, 49:61] = near[[0, -1]] = near[:, [0, -1]] = True
-    for (_, cut, _), charge in zip(cuts_of(path), charges, strict=True):
+    for (_, events, _), charge in zip(events_of(path), charges, strict=True):
         parts, number = label(charge > 1, np.ones((3, 3)))
-        event = picture(cut)
+        image = event_image(events)
         for index in range(1, number + 1):
             inside = parts == index
             if not near[inside].any() and np.count_nonzero(charge[inside] > 40) >= 2:
-                whole += 1
-                missed += not (event[inside] > 0).any()
-    assert whole > 100
-    # Other pixels are refused that only noise, or two hits on one pixel, has made look hot.
-    assert missed / whole < 0.06
+                complete += 1
+                missed += not (image[inside] > 0).any()
+    assert complete > 100
+    # The rest touch pixels that look hot because of noise or two hits on one pixel.
+    assert missed / complete < 0.06
 
 
-def test_library_can_be_learnt_from_and_weighs_what_was_lost(known, tmp_path):
+def test_a_library_is_read_for_training_and_weighted_for_lost_events(known, tmp_path):
     path = known[0]
     library = label_darks(path, tmp_path / "events.npz")
     again = read_event_library(tmp_path / "events.npz")
@@ -133,7 +133,7 @@ def test_library_can_be_learnt_from_and_weighs_what_was_lost(known, tmp_path):
     assert 1.08 < weight[1] / weight[0] < 1.3
 
 
-def test_frames_that_tell_nothing_are_named(tmp_path, rng):
+def test_unusable_frames_are_named(tmp_path, rng):
     frames = [rng.normal(100, 5, (64, 64)) for _ in range(3)]
     write_darks(tmp_path / "two.zarr", frames[:2], (900.0, 900.0))
     with pytest.raises(InputError, match=r"detector 7: found 2 dark frames; wanted 3 or more"):
@@ -149,8 +149,8 @@ def test_frames_that_tell_nothing_are_named(tmp_path, rng):
     assert not (tmp_path / "e.npz").exists()
 
 
-def test_stis_night_beside_its_published_library(real_images, tmp_path):
-    """Six long-slit frames taken for darks: most of what was published of the same frames, and nothing else.
+def test_stis_frames_agree_with_their_published_library(real_images, tmp_path):
+    """Six long-slit frames used as darks: most of the published events of these frames, and no others.
 
     The library's authors had eight frames, and keep events that hold a hot pixel beside their peak; one pixel in
     fourteen is hot here, and its events are left out: a fifth of the charge.
@@ -158,7 +158,7 @@ def test_stis_night_beside_its_published_library(real_images, tmp_path):
     folder = real_images / "hst_stis"
     files = sorted((folder / "raw").glob("*_raw.fits"))
     ingest(files, tmp_path / "spectra.zarr")
-    with pytest.raises(InputError, match="no dark frame"):  # their headers say what they are
+    with pytest.raises(InputError, match="no dark frame"):  # their headers say that they are spectra
         label_darks(tmp_path / "spectra.zarr", tmp_path / "e.npz")
     camera = (Path(csstdask.instrument.__file__).parent / "hst_stis.toml").read_text()
     (tmp_path / "stis.toml").write_text(camera.replace('["DARK"]', '["DARK", "NGC1068-SEQ1"]'))
@@ -168,22 +168,22 @@ def test_stis_night_beside_its_published_library(real_images, tmp_path):
     names = [str(name) for name in published["exposure_name"]]
     size = np.diff(published["offset"])
     campaign = Campaign(tmp_path / "c.zarr")
-    several = [campaign.metadata(name, 1) for name in campaign.exposures]
-    for metadata, cut, _ in extract_detector_events(campaign, several):
+    units = [campaign.metadata(name, 1) for name in campaign.exposures]
+    for metadata, events, _ in extract_detector_events(campaign, units):
         if metadata.exposure not in names:
             continue
-        mine = np.zeros(campaign.shape, np.float32)
-        pixels = np.diff(cut.offset)
-        mine[np.repeat(cut.y, pixels) + cut.dy, np.repeat(cut.x, pixels) + cut.dx] = cut.charge
-        theirs = np.zeros(campaign.shape, np.float32)
+        ours = np.zeros(campaign.shape, np.float32)
+        pixels = np.diff(events.offset)
+        ours[np.repeat(events.y, pixels) + events.dy, np.repeat(events.x, pixels) + events.dx] = events.charge
+        reference = np.zeros(campaign.shape, np.float32)
         chosen = (published["exposure"] == names.index(metadata.exposure)) & (published["quality"] == 0) & (size >= 2)
         pixel = np.repeat(chosen, size)
         y = np.repeat(published["y0"], size)[pixel] + published["pix_dy"][pixel]
         x = np.repeat(published["x0"], size)[pixel] + published["pix_dx"][pixel]
-        theirs[y, x] = published["pix_value"][pixel]
-        both = (mine > 0) & (theirs > 0)
-        assert theirs[both].sum() / theirs.sum() > 0.75
-        assert mine[both].sum() / theirs[both].sum() == pytest.approx(1, abs=0.01)
+        reference[y, x] = published["pix_value"][pixel]
+        both = (ours > 0) & (reference > 0)
+        assert reference[both].sum() / reference.sum() > 0.75
+        assert ours[both].sum() / reference[both].sum() == pytest.approx(1, abs=0.01)
         truth = np.load(folder / "truth" / f"{metadata.exposure}.npz")
-        assert truth["crmask"][(mine > 0) & truth["valid"]].mean() > 0.99
+        assert truth["crmask"][(ours > 0) & truth["valid"]].mean() > 0.99
     assert not label_darks(tmp_path / "c.zarr", tmp_path / "e.npz").turns  # its pixels are 21 by 42 um

@@ -1,4 +1,4 @@
-"""Labels from repeats: of a small mock field beside its truth, and of made exposures with what could mislead."""
+"""Labels from repeated exposures: a small mock field with its truth, and simulated exposures with confusing sources."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def field_of_stars(rng, shape, number):
 
 
 def exposures_of(rng, light, positions, charges, passing=None):
-    """Count photons, read them, add charge."""
+    """Draw photon counts, add read noise and charge."""
     made = []
     for index, (expected, position, charge) in enumerate(zip(light, positions, charges, strict=True)):
         counts = rng.poisson((expected + SKY) * EXPTIME) + charge + rng.normal(0, NOISE, expected.shape)
@@ -69,8 +69,8 @@ def exposures_of(rng, light, positions, charges, passing=None):
 
 
 @pytest.mark.parametrize("turn", [0.0, 90.0])
-def test_shifts_are_found_to_a_twentyfifth_of_a_pixel(rng, turn):
-    """Of headers that are off by fractions of a pixel and by several, with a turn of the telescope between."""
+def test_shifts_are_measured_to_a_twentyfifth_of_a_pixel(rng, turn):
+    """Errors of the headers of a fraction of a pixel and of several, with and without a rotation between exposures."""
     shape = (260, 260)
     positions, fluxes = field_of_stars(rng, shape, 200)
     true = [plate(), plate(11.3, -7.8, turn), plate(-6.4, 4.1)]
@@ -89,8 +89,8 @@ def test_shifts_are_found_to_a_twentyfifth_of_a_pixel(rng, turn):
         np.testing.assert_allclose(at[0], at[1], atol=0.04)
 
 
-def test_a_mapping_is_the_headers(rng):
-    """To a thousandth of a pixel, and a cubic spline through a cubic is exact."""
+def test_a_pixel_map_agrees_with_the_headers(rng):
+    """To a thousandth of a pixel; interpolation of a linear frame is exact."""
     of, to, shape = plate(), plate(3.3, 2.2, 30.0), (40, 60)
     places = fit_pixel_map(of, to, shape).positions()
     y, x = np.mgrid[:40, :60]
@@ -103,8 +103,8 @@ def test_a_mapping_is_the_headers(rng):
     assert not inside.all()
 
 
-def test_headers_in_another_frame_show_the_same_sky():
-    """A Galactic header with swapped axes of the same pointing: pixels map onto themselves, and the field is one."""
+def test_headers_in_other_coordinate_systems_are_understood():
+    """Galactic coordinates with swapped axes, same pointing: pixels map onto themselves, and it is the same field."""
     of = plate()
     to = WCS(naxis=2)
     centre = SkyCoord(150.0, 2.0, unit="deg").galactic
@@ -119,8 +119,8 @@ def test_headers_in_another_frame_show_the_same_sky():
     np.testing.assert_allclose(places[:, 30, 7][::-1], expected, atol=1e-3)
 
 
-def test_what_could_mislead_is_no_cosmic_ray(rng):
-    """Hot pixels are known to be none; a trail, a star that varies and a flagged ghost are left open."""
+def test_hot_pixels_trails_and_variable_stars_are_not_labelled(rng):
+    """Hot pixels are labelled as clean; a trail, a variable star and a flagged ghost are undecided."""
     shape, number = (260, 260), 8
     positions = [plate(*rng.uniform(-8, 8, 2)) for _ in range(number)]
     sky_positions, fluxes = field_of_stars(rng, shape, 120)
@@ -159,7 +159,7 @@ def test_what_could_mislead_is_no_cosmic_ray(rng):
     assert np.median(charge[seen]) == pytest.approx(400, rel=0.02)
 
 
-def test_pixels_that_too_few_exposures_show_are_unknown(rng):
+def test_pixels_covered_by_too_few_exposures_are_unknown(rng):
     shape = (120, 120)
     positions = [plate(), plate(40.0), plate(80.0)]
     flat = [np.zeros(shape)] * 3
@@ -196,8 +196,8 @@ def test_labels_of_a_mock_agree_with_its_truth(labelled):
     assert "precision" in score["all"].line()
 
 
-def test_what_labels_believe_of_the_scene(labelled):
-    """Where a cosmic ray was, the scene and noise like its own; elsewhere the frame itself."""
+def test_the_clean_frame_has_the_scene_and_its_noise(labelled):
+    """Scene and noise where a cosmic ray was; the frame itself elsewhere."""
     pulls = []
     for row in range(5):
         sci, clean, truth = (read_shard(labelled, name, row, 0) for name in ("sci", "labels/sci", "truth/sci"))
@@ -213,7 +213,7 @@ def test_what_labels_believe_of_the_scene(labelled):
     assert abs(middle) < 0.3
 
 
-def test_labels_are_kept_and_made_anew_when_asked_differently(labelled, tmp_path):
+def test_labels_are_kept_unless_thresholds_change(labelled, tmp_path):
     lines = []
     label_repeats(labelled, on_progress=lines.append)
     assert "already labelled" in lines[0]
@@ -230,8 +230,8 @@ def test_labels_are_kept_and_made_anew_when_asked_differently(labelled, tmp_path
     np.testing.assert_array_equal(xr.open_zarr(labelled, group="labels")["cr"].values, first)
 
 
-def test_networks_can_learn_from_them(labelled):
-    """What is unknown weighs nothing, and is no charge."""
+def test_labels_are_read_for_training(labelled):
+    """Unknown pixels have no charge."""
     units = select_units(labelled, truth="labels")
     assert (len(units), units.truth) == (5, "labels")
     frame = units.read(0)
@@ -256,7 +256,7 @@ def test_new_exposures_have_no_labels(labelled, tmp_path):
     assert len(select_units(path, truth="labels")) == 5
 
 
-def test_what_has_no_repeats_says_so(small_campaign, tmp_path):
+def test_a_campaign_without_repeats_is_refused(small_campaign, tmp_path):
     """Two exposures of each detector, and of different fields."""
     with pytest.raises(InputError, match="no repeats; wanted 3 exposures of one field"):
         label_repeats(small_campaign)
