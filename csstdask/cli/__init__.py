@@ -1,7 +1,7 @@
 """The command line: one function per command, without logic.
 
-`survey` makes, reprocesses and exports surveys; `train`, `evaluate`, `label` and `models` are about models; `flux` and
-`zeropoint` calibrate single files.
+`survey` makes, reprocesses and exports surveys; `single_files` processes one file at a time; `train`, `evaluate`,
+`label` and `models` are about models.
 
 Exit codes: 0 all done; 1 finished, but some units or files failed, each of them named; 2 wrong usage or unusable input,
 in one line; 130 after Ctrl-C and 143 after SIGTERM, with finished work saved.
@@ -15,13 +15,13 @@ import sys
 
 import typer
 
-from csstdask.cli import evaluate, flux, label, models, survey, train, zeropoint
+from csstdask.cli import evaluate, label, models, single_files, survey, train
 from csstdask.cli.options import app, print_message
 from csstdask.cli.signals import TerminatedError, end_now, install_handlers
 from csstdask.core.errors import CsstdaskError
 from csstdask.core.malloc import retain_freed_memory
 
-__all__ = ["app", "evaluate", "flux", "label", "main", "models", "survey", "train", "zeropoint"]
+__all__ = ["app", "evaluate", "label", "main", "models", "single_files", "survey", "train"]
 
 
 def main() -> None:

@@ -20,11 +20,9 @@ from csstdask.cli.options import (
     print_list,
     print_message,
 )
-from csstdask.core.settings import validate_settings
 
 if TYPE_CHECKING:
     from csstdask.engine.events import Listener
-    from csstdask.pipeline.config import RunConfig
     from csstdask.pipeline.status import Summary
 
 #: Failures whose commands are printed at the end of a run; `status` prints all.
@@ -109,47 +107,6 @@ def ingest(
     print_list("left out", summary.ignored)
     print_list("failed", [item["reason"] for item in summary.failures])
     _exit(summary.failures, summary.stopped)
-
-
-@app.command()
-def clean(
-    source: Annotated[Path, typer.Argument(metavar="IN.fits", help="FITS file, plain or compressed.")],
-    to: Annotated[Path, typer.Option("-o", "--to", metavar="OUT.fits", help="FITS file to write.")],
-    model: Annotated[str | None, typer.Option(help="Detection model (see `csstdask models`).")] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings of a run (TOML; see `csstdask config`).")] = None,
-    instrument: Annotated[
-        str | None, typer.Option(help="Camera: a built-in name or a TOML file. Default: recognised from the headers.")
-    ] = None,
-    gain: Annotated[
-        float | None, typer.Option(help="Gain [e-/adu] of an unknown camera; 1 for images in electrons.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
-) -> None:
-    """Find and repair the cosmic rays of one FITS file."""
-    from csstdask.pipeline.clean_file import clean_file
-    from csstdask.pipeline.config import RunConfig, load_config
-
-    settings = load_config(config)
-    if model is not None:
-        settings = validate_settings(RunConfig, _with_model(settings, model), "--model", "a model of detection")
-    summary = clean_file(
-        source,
-        to,
-        config=settings,
-        instrument=instrument,
-        gain=gain,
-        overwrite=overwrite,
-        on_chip=lambda chip: print_message(str(chip)),
-    )
-    print_list("left as it was", summary.untouched)
-    print_list("failed", summary.problems)
-    if summary.problems:
-        raise typer.Exit(1)
-
-
-def _with_model(settings: RunConfig, model: str) -> dict[str, Any]:
-    values = settings.model_dump(mode="json")
-    return values | {"detect": values["detect"] | {"model": model}}
 
 
 @app.command()
