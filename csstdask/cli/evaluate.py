@@ -134,7 +134,7 @@ def sed(
         data,
         to,
         model=model,
-        beside=tuple(compare_with or ("uaranet",)),
+        compare_with=tuple(compare_with or ("uaranet",)),
         parts=only or PARTS,
         on_progress=print_message,
     )

@@ -31,7 +31,7 @@ CROWDED_SHARE = 0.25
 #: Share of mock skies with a Gaussian PSF.
 GAUSSIAN_SHARE = 0.25
 #: Pupil of the telescopes: diameter [m], obscuration, pixel scale [arcsec].
-PUPIL = (2.0, 0.0, 0.074)
+PUPIL = Pupil(2.0, 0.0, 0.074)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _draw_psf(rng: np.random.Generator) -> FixedPsf:
     aberrations = rng.normal(0, rng.uniform(5, 130) / len(orders) ** 0.5, (1, len(orders)))
     blur = Blur(np.diag(10 ** rng.uniform(-0.6, 0.18, 2)) ** 2, line=False, diffusion=rng.uniform(0.1, 0.35))
     wavelength = rng.uniform(420, 950)
-    sampling = sampling_for(cutoff_frequency(wavelength, PUPIL[0], PUPIL[2]), blur)
+    sampling = sampling_for(cutoff_frequency(wavelength, PUPIL.diameter, PUPIL.pixel_scale), blur)
     core = effective_psf(aberrations, orders, wavelength, pupil=PUPIL, blur=blur, fine=sampling.fine)
     return FixedPsf(core[0], sampling)
 

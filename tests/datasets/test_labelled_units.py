@@ -9,7 +9,8 @@ import pytest
 
 from csstdask.core.errors import InputError
 from csstdask.datasets.labelled_units import select_units
-from csstdask.mock.recipe import CosmicRays, Recipe, SkyField
+from csstdask.mock.recipe import Recipe
+from csstdask.mock.recipe_tables import CosmicRays, SkyField
 from csstdask.pipeline.mock_survey import mock
 
 

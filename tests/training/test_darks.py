@@ -14,7 +14,10 @@ from csstdask.mock.cosmic_rays import draw_cosmic_rays
 from csstdask.mock.event_libraries import read_event_library
 from csstdask.mock.recipe_tables import CosmicRays
 from csstdask.pipeline.ingest import ingest
-from csstdask.store.campaign import Campaign, UnitMetadata, create_campaign, write_unit_pixels
+from csstdask.store.campaign import Campaign
+from csstdask.store.campaign_creation import create_campaign
+from csstdask.store.campaign_pixels import write_unit_pixels
+from csstdask.store.unit_metadata import UnitMetadata
 from csstdask.training.cosmicray.material import load_material
 from csstdask.training.labels.darks import extract_detector_events, label_darks
 

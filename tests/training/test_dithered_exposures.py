@@ -17,7 +17,7 @@ from csstdask.mock import Recipe
 from csstdask.mock.recipe_tables import Pointing, Sky, SkyField
 from csstdask.pipeline.mock_survey import mock
 from csstdask.store.campaign import Campaign
-from csstdask.store.zarr_arrays import read_shard
+from csstdask.store.shards import read_shard
 from csstdask.training.cosmicray.frames import from_labelled_frame
 from csstdask.training.cosmicray.material import load_material
 from csstdask.training.labels.dithered_exposures import Exposure, label_exposures

@@ -38,7 +38,7 @@ from csstdask.instrument import electrons_per_unit, load_instrument
 from csstdask.metrics.detection import RECALL_CHARGE, Bool, DetectionCase, Float, score, visible_pixels
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
 from csstdask.mock.event_libraries import STIS_PAIRS, EventLibrary, pair_exposures
-from csstdask.mock.recipe import CosmicRays, Split
+from csstdask.mock.recipe_tables import CosmicRays, Split
 from csstdask.training.cosmicray.frames import ContaminatedFrame, add_cosmic_rays
 from csstdask.training.cosmicray.material import load_material
 

@@ -15,7 +15,7 @@ from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
 from csstdask.datasets.labelled_units import LabelledFrame
 from csstdask.datasets.scenes import Scene, draw_dark_scene, draw_mock_scene, random_crop
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
-from csstdask.mock.recipe import CosmicRays
+from csstdask.mock.recipe_tables import CosmicRays
 from csstdask.training.cosmicray.material import Kind, Material
 
 Image = npt.NDArray[np.float32]

@@ -22,7 +22,7 @@ from csstdask.mock.event_libraries import (
     pair_exposures,
     read_event_library,
 )
-from csstdask.mock.recipe import Split
+from csstdask.mock.recipe_tables import Split
 
 #: Folders of real events and frames. Those that are absent are not used.
 DATA_FOLDERS = ("hst_stis", "lsst_itl_darks", "cfht_wircam")

@@ -25,6 +25,7 @@ from csstdask.core.errors import InputError
 from csstdask.mock.event_libraries import EventLibrary, write_event_library
 from csstdask.store.campaign import Campaign
 from csstdask.store.electrons import read_electrons
+from csstdask.store.unit_metadata import UnitMetadata
 from csstdask.training.labels.stack import MEDIAN_VARIANCE, nan_median
 
 Image = npt.NDArray[np.float32]

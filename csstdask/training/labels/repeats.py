@@ -17,15 +17,11 @@ from csstdask.arrays.background import estimate_background
 from csstdask.arrays.median import fill_masked
 from csstdask.core.errors import InputError
 from csstdask.instrument import celestial_wcs, pixel_of
-from csstdask.store.campaign import (
-    Campaign,
-    add_truth,
-    label_identity,
-    read_header,
-    record_label,
-    write_unit_pixels,
-)
+from csstdask.store.campaign import Campaign
+from csstdask.store.campaign_pixels import write_unit_pixels
+from csstdask.store.campaign_truth import add_truth, label_identity, record_label
 from csstdask.store.electrons import electrons_per_data_unit, read_electrons
+from csstdask.store.unit_metadata import read_header
 from csstdask.training.labels.dithered_exposures import MIN_EXPOSURES, Exposure, Label, label_exposures
 
 #: Raised whenever the same exposures would get other labels.
