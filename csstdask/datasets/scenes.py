@@ -19,7 +19,6 @@ from csstdask.mock.recipe_tables import Sky
 from csstdask.mock.scene import draw_scene
 from csstdask.mock.scene_psf import FixedPsf
 from csstdask.mock.sky import draw_sky
-from csstdask.numerics.robust import mad_scale
 from csstdask.optics.pupil import Pupil, cutoff_frequency
 
 #: Standard deviation of a Gaussian over its median absolute deviation.

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import median_filter
 
-from csstdask.arrays.frame import poisson_variance
 from csstdask.core.errors import InputError
 from csstdask.mock.event_libraries import STIS_PAIRS
 

@@ -39,6 +39,7 @@ from csstdask.metrics.detection import RECALL_CHARGE, Bool, DetectionCase, Float
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
 from csstdask.mock.event_libraries import STIS_PAIRS, EventLibrary, pair_exposures
 from csstdask.mock.recipe_tables import CosmicRays, Split
+from csstdask.numerics.robust import mad_scale
 from csstdask.training.cosmicray.frames import ContaminatedFrame, add_cosmic_rays
 from csstdask.training.cosmicray.material import load_material
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_dilation
 
-from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
+from csstdask.arrays.morphology import dilate
 from csstdask.cosmicray.preprocess import prepare_frame
 from csstdask.cosmicray.unet import network_channels
 from csstdask.datasets.stis_1999 import StisFrame, StisReference
@@ -112,7 +111,7 @@ def cut_stis_patches(
     error = np.sqrt(variance) if rng.random() < STIS_OPTION_SHARE else None
     prepared = prepare_frame(data, error, ignore, box=settings.box)
     # The truth ends at 3 sigma: the neighbours of hit pixels may hold charge, too.
-    border = binary_dilation(frame.hit, EIGHT_NEIGHBOURS) & ~frame.hit
+    border = dilate(frame.hit) & ~frame.hit
     weight = (frame.valid & ~ignore & ~border).astype(np.uint8)
     channels = network_channels(prepared)
     x = slice(None, None, int(rng.choice([-1, 1])))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_dilation, gaussian_filter
+from scipy.ndimage import gaussian_filter
 
-from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
+from csstdask.arrays.morphology import dilate
 from csstdask.datasets.labelled_units import LabelledFrame
 from csstdask.datasets.scenes import Scene, draw_dark_scene, draw_mock_scene, random_crop
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
@@ -135,7 +135,7 @@ def draw_charge(rng: np.random.Generator, material: Material, shape: tuple[int, 
         faded = rng.random(N_BRIGHTNESS) >= 0.5
         brightness = 10 ** np.where(faded, rng.uniform(-1.0, 0.2, N_BRIGHTNESS), 0.0)
         events = library.scatter(rng, shape, fraction / 2 if both else fraction, brightness=brightness)
-        unknown = binary_dilation(events > 0, EIGHT_NEIGHBOURS) & (charge + events == 0)
+        unknown = dilate(events > 0) & (charge + events == 0)
         charge += events
     return charge, unknown
 

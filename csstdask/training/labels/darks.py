@@ -168,9 +168,9 @@ def extract_events(
     """
     charge = data - dark.level.background_at() - reference.rate * np.float32(dark.exptime)
     height = np.where(usable, charge / reference.error(dark), 0)
-    parts, number = label(hysteresis_threshold(height > sigma, height > grow), EIGHT_NEIGHBOURS)
+    parts, number = label_components(hysteresis_threshold(height > sigma, height > grow))
     interior = np.pad(usable[1:-1, 1:-1], 1)
-    refused = binary_dilation(~interior, EIGHT_NEIGHBOURS) | reference.excluded
+    refused = dilate(~interior) | reference.excluded
     y, x = np.nonzero(parts)
     event = parts[y, x] - 1
     count = np.bincount(event, minlength=number)
@@ -227,7 +227,7 @@ def extract_detector_events(
     for number, (unit, dark) in enumerate(zip(units, darks, strict=True)):
         data, usable = _read(campaign, unit)
         events = extract_events(data, usable, dark, reference, sigma=sigma, grow=grow)
-        refused = reference.excluded | binary_dilation(~usable, EIGHT_NEIGHBOURS)
+        refused = reference.excluded | dilate(~usable)
         rng = np.random.default_rng([unit.detector, number])
         yield unit, events, acceptance_probability(rng, events, refused)
 

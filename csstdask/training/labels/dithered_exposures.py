@@ -18,7 +18,7 @@ import numpy.typing as npt
 from astropy.wcs import WCS
 from scipy.ndimage import find_objects, maximum_filter, minimum_filter, spline_filter
 
-from csstdask.arrays.morphology import EIGHT_NEIGHBOURS, hysteresis_threshold, min_recurrences
+from csstdask.arrays.morphology import dilate, hysteresis_threshold, label_components, min_recurrences
 from csstdask.training.labels.filter_prediction import predict_by_filters
 from csstdask.training.labels.registration import fit_pixel_map, register, resample
 from csstdask.training.labels.stack import MEDIAN_VARIANCE, nan_median
@@ -259,7 +259,7 @@ def _cosmic_rays(one: Exposure, prediction: Prediction, high: Mask, sigma: float
 
 def _trails(high: Mask) -> Mask:
     """Return the parts that are longer than cosmic rays, across gaps of a few pixels."""
-    parts, _ = label(binary_dilation(high, EIGHT_NEIGHBOURS, iterations=2), EIGHT_NEIGHBOURS)
+    parts, _ = label_components(dilate(high, 2))
     lengths = np.array([max(side.stop - side.start for side in box) for box in find_objects(parts)])
     return high & np.isin(parts, 1 + np.flatnonzero(lengths > MAX_LENGTH))
 
@@ -279,7 +279,7 @@ def _variable_sources(index: int, hits: Sequence[Mask], coordinates: Sequence[WC
 def _label(one: Exposure, prediction: Prediction, hit: Mask, high: Mask, hot: Mask, grow: float) -> Label:
     """Return the labels of an exposure, with NaN where a pixel cannot be decided."""
     height = one.light - prediction.light
-    border = binary_dilation(high, EIGHT_NEIGHBOURS) & ~hit
+    border = dilate(high) & ~hit
     undecided = (height > grow * prediction.error) & ~hot
     unknown = ~hit & (border | undecided | prediction.slope_dominated | one.passing) | (prediction.exposures == 0)
     charge = np.where(hit, np.maximum(height, 0) * np.float32(one.exptime), 0).astype(np.float32)

@@ -17,8 +17,6 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from csstdask.training.labels.stack import nan_median
 
-from csstdask.numerics.robust import mad_scale
-
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Float = npt.NDArray[np.float64]

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.arrays.background import estimate_background
-from csstdask.arrays.frame import poisson_variance
 from csstdask.core.errors import InputError
 from csstdask.store.campaign import Campaign
 from csstdask.store.campaign_truth import label_identity
