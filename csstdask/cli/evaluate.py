@@ -51,7 +51,7 @@ def cosmicray(
     if run is not None:
         if any((recipes, data, compare_with, only, scale)) or model != "default":
             raise typer.BadParameter("cannot be combined with options other than --to", param_hint="--run")
-        from csstdask.report.cosmic_rays import evaluate_run, summary_lines
+        from csstdask.evaluation.run_consistency import evaluate_run, summary_lines
 
         _print_lines(summary_lines(evaluate_run(run, to, on_progress=print_message)))
         return
@@ -64,7 +64,7 @@ def cosmicray(
         to,
         recipes=recipes,
         parts=only or PARTS,
-        beside=compare_with or (),
+        compare_with=compare_with or (),
         scale=scale,
         precision=precision,
         on_progress=print_message,
@@ -183,7 +183,7 @@ def zeropoint(
     results = evaluate_zeropoint(
         to,
         model=model,
-        beside=compare_with or COMPARED_MODELS,
+        compare_with=compare_with or COMPARED_MODELS,
         recipe="zeropoint" if recipes is None else str(recipes),
         parts=only or PARTS,
         on_progress=print_message,

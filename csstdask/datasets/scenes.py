@@ -19,10 +19,9 @@ from csstdask.mock.recipe_tables import Sky
 from csstdask.mock.scene import draw_scene
 from csstdask.mock.scene_psf import FixedPsf
 from csstdask.mock.sky import draw_sky
+from csstdask.numerics.robust import mad_scale
 from csstdask.optics.pupil import Pupil, cutoff_frequency
 
-#: Standard deviation of a Gaussian over its median absolute deviation.
-SIGMA_PER_MAD = 1.4826
 #: Sky of the mock skies [e-/s/pixel].
 SKY_RATE = 0.2
 #: Share of mock skies with the density of a star cluster.
@@ -137,7 +136,7 @@ def read_wircam(path: Path) -> Scene:
     counts[ignore] = 0
     sky = float(np.median(counts[~ignore]))
     # The sky was subtracted: the remaining noise counts as read noise.
-    noise = SIGMA_PER_MAD * float(np.median(np.abs(counts[~ignore] - sky)))
+    noise = float(mad_scale(counts[~ignore], center=sky))
     return Scene(counts, counts, sky, noise, ignore)
 
 

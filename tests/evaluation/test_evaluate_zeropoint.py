@@ -79,7 +79,7 @@ def test_small_evaluation(tmp_path: Path) -> None:
     beside = train_zeropoint(load_zeropoint_config(None, **published), tmp_path / "az", on_progress=lambda _: None)
     settings = Settings(exposures=120, published=8, stars=6, study=FitSettings(epochs=1, batch=32))
     found = evaluate_zeropoint(
-        tmp_path / "out", model=str(card), beside=(str(beside),), settings=settings, on_progress=lambda _: None
+        tmp_path / "out", model=str(card), compare_with=(str(beside),), settings=settings, on_progress=lambda _: None
     )
     saved = json.loads((tmp_path / "out" / "zeropoint_evaluation.json").read_text())
     assert set(saved) >= {

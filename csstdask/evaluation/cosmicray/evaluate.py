@@ -94,7 +94,7 @@ def evaluate_cosmicray(
     *,
     recipes: Path | None = None,
     parts: Sequence[str] = PARTS,
-    beside: Sequence[str] = (),
+    compare_with: Sequence[str] = (),
     scale: float | None = None,
     precision: Precision = "bfloat16",
     on_progress: ProgressCallback = log.info,
@@ -133,7 +133,7 @@ def evaluate_cosmicray(
     InputError
         If a model is not a network, a part is unknown, or a folder has none of the required files.
     """
-    for name in (model, *beside):
+    for name in (model, *compare_with):
         card_threshold(name)
     chosen = select_parts(parts, PARTS)
     if data is not None:
@@ -141,8 +141,8 @@ def evaluate_cosmicray(
     if recipes is None and "real" not in chosen:
         raise InputError("--recipes", "none", f"the folder of the recipes of {', '.join(chosen)}")
     output = Output(to, _NAME, summary_lines, records="settings")
-    results = resumable_results(output.load(), describe_models(model, beside))
-    plan = _Plan(model, tuple(beside), data, recipes, scale, precision, on_progress)
+    results = resumable_results(output.load(), describe_models(model, compare_with))
+    plan = _Plan(model, tuple(compare_with), data, recipes, scale, precision, on_progress)
     with tempfile.TemporaryDirectory() as converted:
         sections = plan.sections(chosen, results.setdefault("tuned_lacosmic", {}), Path(converted))
         return run_evaluation(sections, output, results, on_progress=on_progress)
@@ -153,7 +153,7 @@ class _Plan:
     """What an evaluation was asked for; the fields are those of `evaluate_cosmicray`."""
 
     model: str
-    beside: tuple[str, ...]
+    compare_with: tuple[str, ...]
     data: Path | None
     recipes: Path | None
     scale: float | None
@@ -176,7 +176,7 @@ class _Plan:
         on_recipes = [part for part in parts if part in RECIPES]
         if self.recipes is None or not on_recipes:
             return
-        methods = gather_methods(self.model, self.beside, folder, self.precision)
+        methods = gather_methods(self.model, self.compare_with, folder, self.precision)
         methods += (_tuned_lacosmic(self.recipes, tuned, self.on_progress),)
         for part in on_recipes:
             name, usual_scale = RECIPES[part]
@@ -218,7 +218,7 @@ def _measure(part: str, survey: Survey, on_progress: ProgressCallback) -> Measur
     return Measurement((crowded_part if part == "crowded" else density_part)(survey, on_progress))
 
 
-def gather_methods(model: str, beside: Sequence[str], folder: Path, precision: Precision) -> tuple[Method, ...]:
+def gather_methods(model: str, compare_with: Sequence[str], folder: Path, precision: Precision) -> tuple[Method, ...]:
     """Return the networks to compare: first the one that is evaluated, second the retrained baseline.
 
     Parameters
@@ -239,7 +239,7 @@ def gather_methods(model: str, beside: Sequence[str], folder: Path, precision: P
     """
     baseline = [] if find_card("cosmicray", model).name == BASELINE else [BASELINE]
     methods = [network_method(model, "network", precision)]
-    methods += [network_method(other, precision=precision) for other in (*baseline, *beside)]
+    methods += [network_method(other, precision=precision) for other in (*baseline, *compare_with)]
     names = [method.name for method in methods]
     if duplicates := {name for name in names if names.count(name) > 1}:
         raise InputError(
@@ -268,11 +268,11 @@ def _tuning_units(recipes: Path) -> Iterator[tuple[Recipe, int, int]]:
         yield recipe, exposures[number % len(exposures)], recipe.detectors[(number * 7) % len(recipe.detectors)]
 
 
-def describe_models(model: str, beside: Sequence[str]) -> dict[str, Any]:
+def describe_models(model: str, compare_with: Sequence[str]) -> dict[str, Any]:
     """Return what decides the results apart from the data: the network, its threshold, and the compared networks."""
     card = find_card("cosmicray", model)
     facts = {"name": card.name, "version": card.version, "sha256": card.sha256, "threshold": card.threshold}
-    others = {name: find_card("cosmicray", name).identity for name in (BASELINE, *beside)}
+    others = {name: find_card("cosmicray", name).identity for name in (BASELINE, *compare_with)}
     return facts | {"identity": card.identity, "beside": others}
 
 

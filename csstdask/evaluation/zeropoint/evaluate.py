@@ -82,7 +82,7 @@ def evaluate_zeropoint(
     to: Path | None = None,
     *,
     model: str = "default",
-    beside: Sequence[str] = COMPARED_MODELS,
+    compare_with: Sequence[str] = COMPARED_MODELS,
     recipe: str = "zeropoint",
     parts: Sequence[str] = PARTS,
     settings: Settings = Settings(),
@@ -118,7 +118,7 @@ def evaluate_zeropoint(
         If a part or model is unknown, or the recipe has no zero points.
     """
     chosen = select_parts(parts, PARTS)
-    networks = _Networks.of(model, beside)
+    networks = _Networks.of(model, compare_with)
     memory = networks.ours.memory
     output = Output(to, "zeropoint_evaluation")
     out: dict[str, Any] = output.load()
@@ -176,7 +176,7 @@ class _Networks:
     """Checksum and metrics of each network, by name."""
 
     @classmethod
-    def of(cls, model: str, beside: Sequence[str]) -> _Networks:
+    def of(cls, model: str, compare_with: Sequence[str]) -> _Networks:
         """Load the networks.
 
         Raises
@@ -185,7 +185,7 @@ class _Networks:
             If a model is unknown, or ours is of another kind.
         """
         try:
-            cards = {card.name: card for card in (find_card("zeropoint", name) for name in (model, *beside))}
+            cards = {card.name: card for card in (find_card("zeropoint", name) for name in (model, *compare_with))}
         except ValueError as error:
             raise InputError(
                 "evaluate zeropoint", str(error).partition("found ")[2].partition(";")[0], "a known model"

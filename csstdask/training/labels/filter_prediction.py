@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import minimum_filter
 
-from csstdask.training.labels.registration import OUTLIER_SIGMA, SIGMA_PER_MAD
+from csstdask.numerics.robust import mad_scale
+from csstdask.training.labels.registration import OUTLIER_SIGMA
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -95,5 +96,5 @@ def _fit_filters(
         solution = np.linalg.lstsq(design.T @ design, design.T @ (target[keep] * weight[keep]), rcond=1e-9)[0]
         filters = np.asarray(solution, dtype=np.float64)
         residual = np.abs(target - basis @ filters) * weight
-        keep = residual < OUTLIER_SIGMA * SIGMA_PER_MAD * np.median(residual[keep])
+        keep = residual < OUTLIER_SIGMA * mad_scale(residual[keep], center=0.0)
     return filters

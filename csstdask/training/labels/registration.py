@@ -15,6 +15,7 @@ from astropy.wcs import WCS
 from astropy.wcs.utils import pixel_to_pixel
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from csstdask.numerics.robust import mad_scale
 from csstdask.training.labels.stack import nan_median
 
 Image = npt.NDArray[np.float32]
@@ -44,8 +45,6 @@ PSF_ERROR = 0.05
 CORRELATION_CLIP = 10.0
 #: Residual above which a pixel is left out, in units of the robust scatter [sigma].
 OUTLIER_SIGMA = 4.0
-#: Standard deviation of a Gaussian over its median absolute deviation.
-SIGMA_PER_MAD = 1.4826
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ def _correlate(reference: Image, image: Image, noise: float) -> Float:
     surface = np.fft.irfft2(np.conj(spectra[0]) * spectra[1], s=reference.shape)
     reach = [min(MAX_SHIFT, n // 4) for n in reference.shape]
     near = np.roll(surface, reach, axis=(0, 1))[: 2 * reach[0] + 1, : 2 * reach[1] + 1]
-    scatter = SIGMA_PER_MAD * np.median(np.abs(near - np.median(near)))
+    scatter = float(mad_scale(near))
     if near.max() - np.median(near) < MIN_PEAK * scatter:
         return np.zeros(2)
     peak = np.unravel_index(np.argmax(near), near.shape)
@@ -206,5 +205,5 @@ def _gauss_newton_step(reference: Image, image: Image, noise: float) -> Float:
         weighted = gradient * weight[use]
         shift = np.asarray(np.linalg.lstsq(weighted @ gradient.T, weighted @ difference[use], rcond=None)[0])
         residual = (difference - shift[0] * along_y - shift[1] * along_x) * np.sqrt(weight)
-        use &= np.abs(residual) < OUTLIER_SIGMA * SIGMA_PER_MAD * np.median(np.abs(residual[use]))
+        use &= np.abs(residual) < OUTLIER_SIGMA * mad_scale(residual[use], center=0.0)
     return np.asarray(np.clip(shift, -1, 1), dtype=np.float64)
