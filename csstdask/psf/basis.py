@@ -1,13 +1,14 @@
-"""Principal PSFs: what the PSFs of a band may look like, as a mean, a few dozen images, and how much of each to expect.
+"""A basis for the PSFs of a band: a mean image, principal images, and a prior for their coefficients.
 
-PSFs of one band form a smooth family: optics differ from telescope to telescope and drift with time, but some fifty
-principal images hold all of it to a few parts in 10^5 of the peak. Over a detector their amounts are low polynomials of
-position. What is expected of these, learnt from simulated telescopes, is the prior of a fit to stars
-(`csstdask.psf.fit_field`); so is how far a single star strays from the polynomial, by its colour.
+The PSFs of one band form a smooth family. Optics differ between telescopes and drift with time, but about fifty
+principal images represent the family to a few parts in 10^5 of the peak. Over a detector, the coefficients of these
+images are low-order polynomials of the position. The covariances of the polynomial terms, learnt from simulated
+telescopes, are the prior of a fit to stars (`csstdask.psf.fit_field`). So is the scatter of a single star about the
+polynomials, which is mostly due to its colour.
 
-Images are samples of the effective PSF (optics, jitter, diffusion, native pixel), four a native pixel. An aperture
-passes no frequency beyond ``D / lambda``, and blur takes most of what is left: fewer samples hold all of it, and files
-keep as few as do.
+Images are samples of the effective PSF (optics, jitter, charge diffusion and native pixel), four per native pixel. The
+aperture passes no frequency above ``D / lambda`` and blur removes most of the rest, so that files can store fewer
+samples without loss.
 """
 
 from __future__ import annotations
@@ -19,238 +20,204 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.polynomial import legendre
 from safetensors.numpy import load_file, save
 from scipy import fft
-from scipy.linalg import block_diag, solve_triangular
+from scipy.linalg import block_diag
 
 from csstdask.core.atomic_io import sha256_file
 from csstdask.core.errors import InputError
 from csstdask.nn.card import ModelCard
+from csstdask.numerics.gaussian import GaussianPrior
+from csstdask.numerics.polynomials import legendre_values, term_degrees
 
 Float = npt.NDArray[np.float64]
 
-#: Samples a native pixel, and native pixels along an image's edge: a stamp's, its star anywhere in a pixel, and what
-#: interpolation reaches beyond.
-OVERSAMPLING, BASIS_PIXELS = 4, 40
+#: Samples per native pixel.
+OVERSAMPLING = 4
+#: Width of an image [native pixel]: a stamp, its star anywhere in a pixel, and the reach of interpolation.
+BASIS_PIXELS = 40
+#: Width of an image [sample].
 BASIS_SIZE = OVERSAMPLING * BASIS_PIXELS
-#: Images that are kept in half precision; those that tell less are kept in eight bits.
-_STRONG = 16
-_LEVELS = 127
-#: Of the variance of what images cannot tell, what is left where optics tell it: of twelve telescopes in g 0.25, of
-#: eight in NUV 0.6, most of it of those with polishing ripples.
-_UNTOLD = np.float32(0.4)
-#: Polynomials that are multiplied with a star's colour at most: those of degree 0 and 1.
+#: Number of images that files store in half precision; the following, weaker ones are stored in eight bits.
+_HALF_PRECISION_IMAGES = 16
+#: Largest stored value of an image in eight bits.
+_INT8_MAX = 127
+#: Share of the truncation variance that remains once the wavefront has predicted what images cannot represent. Twelve
+#: telescopes in g have 0.25, eight in NUV 0.6, mostly those with polishing ripples.
+_UNPREDICTED_TRUNCATION = np.float32(0.4)
+#: Number of polynomial terms that are multiplied with the colour of a star: those of degree 0 and 1.
 COLOUR_TERMS = 3
-
-
-@dataclass(frozen=True)
-class Prior:
-    """What is expected of the amounts of a field, polynomial by polynomial: a Gaussian."""
-
-    mean: Float
-    """(p k,)"""
-    covariance: Float
-    """(p k, p k)"""
-
-    def given(self, normal: Float, right: Float) -> Posterior:
-        """Return what follows from this prior and the stars.
-
-        Parameters
-        ----------
-        normal : float64 array (p k, p k)
-            Curvature of the likelihood of the stars.
-        right : float64 array (p k,)
-            `normal` times the maximum-likelihood amounts of the stars.
-        """
-        return Posterior(self, normal, right)
-
-    @cached_property
-    def root(self) -> Float:
-        """(p k, p k) Cholesky factor of the covariance."""
-        return np.asarray(np.linalg.cholesky(self.covariance), dtype=np.float64)
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """A prior and the likelihood of stars; mean, covariance and evidence share one factorisation."""
-
-    prior: Prior
-    normal: Float
-    right: Float
-
-    @cached_property
-    def mean(self) -> Float:
-        """(p k,) The likeliest amounts."""
-        step = solve_triangular(self._triangle, self._half, lower=True, trans="T")
-        return np.asarray(self.prior.mean + self.prior.root @ step, dtype=np.float64)
-
-    @cached_property
-    def covariance(self) -> Float:
-        """(p k, p k) Of the amounts."""
-        half = solve_triangular(self._triangle, self.prior.root.T, lower=True)
-        return np.asarray(half.T @ half, dtype=np.float64)
-
-    @cached_property
-    def evidence(self) -> float:
-        """The natural logarithm of the probability of the stars by this prior, but for a constant of the stars."""
-        mean = self.prior.mean
-        at_mean = float(mean @ self.right - mean @ self.normal @ mean / 2)
-        return at_mean + float(self._half @ self._half) / 2 - float(np.log(np.diag(self._triangle)).sum())
-
-    @cached_property
-    def _triangle(self) -> Float:
-        """(p k, p k) Cholesky factor of ``1 + root' normal root``."""
-        root = self.prior.root
-        return np.asarray(np.linalg.cholesky(np.eye(len(root)) + root.T @ self.normal @ root), dtype=np.float64)
-
-    @cached_property
-    def _half(self) -> Float:
-        slope = self.prior.root.T @ (self.right - self.normal @ self.prior.mean)
-        return np.asarray(solve_triangular(self._triangle, slope, lower=True), dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)
 class PsfBasis:
-    """The PSFs of a band, and what is expected of them over a detector.
+    """Principal images of the PSFs of a band, with k images, and the prior of their coefficients.
 
-    The PSF of a star at a place is ``mean + sum over k of amount_k images_k``, and
-    ``amount_k = sum over p of field_pk polynomial_p(place) + own_k``. What is a star's own is for the most part due to
-    its colour; where that is known (`of_known_colour`), it goes into the field, as colour times the lowest polynomials.
+    The PSF of a star at a position is ``mean + sum_k c_k images_k`` with
+    ``c_k = sum_p field_pk polynomial_p(position) + deviation_k``. The deviation of a star is mostly due to its colour;
+    where the colour is known (`with_known_colour`), colour times the lowest polynomials become terms of the field.
     """
 
     mean: npt.NDArray[np.float32]
-    """(SIDE, SIDE), the source at ``[SIDE // 2, SIDE // 2]``; values of the effective PSF a native pixel."""
+    """(BASIS_SIZE, BASIS_SIZE) The source is at ``[BASIS_SIZE // 2, BASIS_SIZE // 2]``; light per native pixel."""
     images: npt.NDArray[np.float32]
-    """(k, SIDE, SIDE), scaled so that amounts are of the order of one."""
-    field: Float
-    """(p, k, k) Covariances of the amounts that belong to each polynomial."""
-    own: Float
-    """(k,) Variances of what is a star's own."""
-    colour_field: Float
-    """(q, k, k) Covariances of the amounts that belong to a star's colour times each of the q lowest polynomials."""
-    own_beside_colour: Float
-    """(k,) Variances of what is a star's own where its colour is known."""
+    """(k, BASIS_SIZE, BASIS_SIZE) Scaled so that coefficients are of the order of one."""
+    field_covariance: Float
+    """(p, k, k) Prior covariance of the coefficients of each polynomial term."""
+    intrinsic_scatter: Float
+    """(k,) Variance of the deviation of a star from the polynomials."""
+    colour_covariance: Float
+    """(q, k, k) Prior covariance of the coefficients of colour times each of the q lowest terms."""
+    intrinsic_scatter_given_colour: Float
+    """(k,) Variance of the deviation of a star of known colour."""
     degree: int
-    """Of the polynomials."""
-    beyond: npt.NDArray[np.float32]
-    """(SIDE, SIDE) Variance of what the images cannot tell, of telescopes that they were not learnt from."""
+    """Degree of the polynomials."""
+    truncation_variance: npt.NDArray[np.float32]
+    """(BASIS_SIZE, BASIS_SIZE) Variance of what the images cannot represent, from telescopes not used in training."""
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def of_known_colour(self) -> PsfBasis:
-        """Return what is expected of stars whose colour is known: fields have q terms more."""
+    def with_known_colour(self) -> PsfBasis:
+        """Return the basis for stars of known colour: the field has q more terms."""
         return self._with_colour
 
     @cached_property
     def _with_colour(self) -> PsfBasis:
-        return replace(self, field=np.concatenate([self.field, self.colour_field]), own=self.own_beside_colour)
+        return replace(
+            self,
+            field_covariance=np.concatenate([self.field_covariance, self.colour_covariance]),
+            intrinsic_scatter=self.intrinsic_scatter_given_colour,
+        )
 
     @cached_property
-    def prior(self) -> Prior:
-        """What is expected of a field by telescopes in the mean: the same for all frames of a band."""
-        covariance = block_diag(*self.field)
-        return Prior(np.zeros(len(covariance)), covariance)
+    def prior(self) -> GaussianPrior:
+        """Prior of the p k coefficients of a field, over all telescopes."""
+        covariance = block_diag(*self.field_covariance)
+        return GaussianPrior(np.zeros(len(covariance)), covariance)
 
     @cached_property
     def gram(self) -> Float:
-        """(k, k) Products of images: as they are stored, they are not quite orthogonal."""
+        """(k, k) Products of images: rounding in files makes them slightly non-orthogonal."""
         flat = self.images.reshape(len(self), -1).astype(np.float64)
         return np.asarray(flat @ flat.T)
 
-    def amounts_of(self, images: npt.NDArray[np.floating[Any]]) -> Float:
-        """Return how much of each principal image is in images (n, SIDE, SIDE), by least squares (n, k)."""
+    def project(self, images: npt.NDArray[np.floating[Any]]) -> Float:
+        """Return the least-squares coefficients (n, k) of images (n, BASIS_SIZE, BASIS_SIZE)."""
         products = images.reshape(len(images), -1).astype(np.float64) @ self.images.reshape(len(self), -1).T
         return np.asarray(np.linalg.solve(self.gram, products.T).T)
 
-    def told_by(self, image: npt.NDArray[np.floating[Any]]) -> PsfBasis:
-        """Return the same for the telescope that a PSF (SIDE, SIDE) is of: what no image can tell of it is the mean's.
-
-        What of that is still unknown is taken for `_UNTOLD` of the variance.
-        """
-        missed = image - self.at(self.amounts_of((image - self.mean)[None]))[0]
-        mean = self.mean + missed.astype(np.float32)
-        return replace(self, mean=mean, beyond=_UNTOLD * self.beyond)
-
-    def at(self, amounts: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
-        """Return PSFs (n, SIDE, SIDE) of some amounts (n, k)."""
-        flat = amounts.astype(np.float32) @ self.images.reshape(len(self), -1)
+    def compose(self, coefficients: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+        """Return the PSFs (n, BASIS_SIZE, BASIS_SIZE) of coefficients (n, k)."""
+        flat = coefficients.astype(np.float32) @ self.images.reshape(len(self), -1)
         return np.asarray(self.mean + flat.reshape(-1, BASIS_SIZE, BASIS_SIZE))
+
+    def conditioned_on(self, image: npt.NDArray[np.floating[Any]]) -> PsfBasis:
+        """Return the basis of one telescope, given a prediction (BASIS_SIZE, BASIS_SIZE) of its PSF.
+
+        What the images cannot represent of the prediction is added to the mean. `_UNPREDICTED_TRUNCATION` of the
+        truncation variance remains.
+        """
+        missed = image - self.compose(self.project((image - self.mean)[None]))[0]
+        mean = self.mean + missed.astype(np.float32)
+        return replace(self, mean=mean, truncation_variance=_UNPREDICTED_TRUNCATION * self.truncation_variance)
 
 
 def polynomial_degrees(degree: int) -> list[tuple[int, int]]:
-    """Return the degrees in x and y of each polynomial, of all whose sum is at most `degree`."""
-    return [(p, q) for total in range(degree + 1) for p in range(total, -1, -1) for q in (total - p,)]
+    """Return the degrees in x and y of each polynomial of total degree at most `degree`.
+
+    Examples
+    --------
+    >>> polynomial_degrees(1)
+    [(0, 0), (1, 0), (0, 1)]
+    """
+    return [(int(p), int(q)) for p, q in term_degrees(degree)]
 
 
 def polynomials(u: Float, v: Float, degree: int) -> Float:
-    """Return products of Legendre polynomials (n, p) at places u, v (n,) between -1 and 1."""
-    in_u, in_v = legendre.legvander(u, degree), legendre.legvander(v, degree)
-    return np.stack([in_u[:, p] * in_v[:, q] for p, q in polynomial_degrees(degree)], axis=1)
+    """Return products of Legendre polynomials (n, p) at positions u, v (n,) between -1 and 1.
+
+    Examples
+    --------
+    >>> polynomials(np.array([0.5]), np.array([-1.0]), 1).tolist()
+    [[1.0, 0.5, -1.0]]
+    """
+    degrees = term_degrees(degree)
+    return legendre_values(u, degree)[:, degrees[:, 0]] * legendre_values(v, degree)[:, degrees[:, 1]]
 
 
-def append_colour_terms(places: Float, colour: Float) -> Float:
-    """Return polynomials (n, p + q) of stars of known colour (n,), from those of their places (n, p)."""
-    return np.concatenate([places, colour[:, None] * places[:, :COLOUR_TERMS]], axis=1)
+def append_colour_terms(terms: Float, colour: Float) -> Float:
+    """Return polynomials (n, p + q) of stars of known colour (n,), from those of their positions (n, p)."""
+    return np.concatenate([terms, colour[:, None] * terms[:, :COLOUR_TERMS]], axis=1)
 
 
 def estimate_fwhm(image: npt.NDArray[np.float32]) -> float:
-    """Return a PSF's full width at half maximum [native pixel]: of the disk as large as what is above half its peak."""
+    """Return the full width at half maximum of a PSF [native pixel].
+
+    It is the diameter of the disk whose area is that of the samples above half the peak.
+    """
     return float(2 * np.sqrt((image > image.max() / 2).sum() / np.pi) / OVERSAMPLING)
 
 
 def resample(images: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
-    """Return band-limited images (n, y, x) with another even number of samples along their edges.
+    """Resample band-limited images (n, y, x) to another even number of samples per side.
 
-    The middle stays at ``side // 2``; frequencies that `side` samples cannot hold are lost.
+    The centre stays at ``side // 2``; frequencies that `side` samples cannot represent are lost.
     """
-    found = images.shape[-1]
-    if found == side:
+    old_side = images.shape[-1]
+    if old_side == side:
         return images
     spectrum = fft.rfft2(np.fft.ifftshift(images, axes=(-2, -1)))
-    half = min(found, side) // 2
+    half = min(old_side, side) // 2
     out = np.zeros((*images.shape[:-2], side, side // 2 + 1), dtype=spectrum.dtype)
     for rows in (slice(0, half), slice(-half + 1, None)):
         out[..., rows, :half] = spectrum[..., rows, :half]
-    image = fft.irfft2(out, s=(side, side)) * (side / found) ** 2
+    image = fft.irfft2(out, s=(side, side)) * (side / old_side) ** 2
     return np.fft.fftshift(image, axes=(-2, -1)).astype(np.float32)
 
 
 def write_basis(bands: dict[str, tuple[PsfBasis, int]]) -> bytes:
-    """Return the principal PSFs of bands as safetensors, images with so many samples a pixel, and in few bits."""
+    """Encode the bases of bands as safetensors.
+
+    Parameters
+    ----------
+    bands : dict
+        Basis of each band, and the number of samples per native pixel to store.
+    """
     tensors: dict[str, npt.NDArray[Any]] = {}
-    for band, (psfs, samples) in bands.items():
-        tensors[f"{band}.mean"] = resample(psfs.mean, BASIS_PIXELS * samples)
-        images = resample(psfs.images, BASIS_PIXELS * samples)
-        weak = images[_STRONG:]
-        step = np.abs(weak).max(axis=(1, 2), initial=0) / _LEVELS
-        tensors[f"{band}.images"] = images[:_STRONG].astype(np.float16)
+    for band, (basis, samples) in bands.items():
+        side = BASIS_PIXELS * samples
+        images = resample(basis.images, side)
+        weak = images[_HALF_PRECISION_IMAGES:]
+        step = np.abs(weak).max(axis=(1, 2), initial=0) / _INT8_MAX
+        scatter = np.stack([basis.intrinsic_scatter, basis.intrinsic_scatter_given_colour])
+        tensors[f"{band}.mean"] = resample(basis.mean, side)
+        tensors[f"{band}.images"] = images[:_HALF_PRECISION_IMAGES].astype(np.float16)
         tensors[f"{band}.weak_images"] = np.rint(weak / step[:, None, None]).astype(np.int8)
         tensors[f"{band}.weak_steps"] = step.astype(np.float32)
-        tensors[f"{band}.field_root"] = np.linalg.cholesky(psfs.field).astype(np.float16)
-        tensors[f"{band}.colour_root"] = np.linalg.cholesky(psfs.colour_field).astype(np.float16)
-        tensors[f"{band}.own"] = np.stack([psfs.own, psfs.own_beside_colour]).astype(np.float32)
-        tensors[f"{band}.beyond"] = resample(np.sqrt(psfs.beyond), BASIS_PIXELS * samples).astype(np.float16)
+        tensors[f"{band}.field_root"] = np.linalg.cholesky(basis.field_covariance).astype(np.float16)
+        tensors[f"{band}.colour_root"] = np.linalg.cholesky(basis.colour_covariance).astype(np.float16)
+        tensors[f"{band}.own"] = scatter.astype(np.float32)
+        tensors[f"{band}.beyond"] = resample(np.sqrt(basis.truncation_variance), side).astype(np.float16)
     return save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
 
 
 def load_basis(card: ModelCard, band: str) -> PsfBasis:
-    """Return a card's principal PSFs of a band, read once a process.
+    """Return the basis of a band from the weights of a card, read once per process.
 
     Raises
     ------
     InputError
-        If the weights are not those of the card, or know nothing of the band.
+        If the weights are not those of the card, or the card does not support the band.
     """
     if band not in card.architecture["bands"]:
         known = ", ".join(card.architecture["bands"])
-        raise InputError(card.name, f"band {band}", f"one that it learnt: {known}")
-    return _checked(Path(str(card.weights)), card.sha256, band, int(card.architecture["degree"]))
+        raise InputError(card.name, f"band {band}", f"one of the bands that it was trained on: {known}")
+    return _load_verified(Path(str(card.weights)), card.sha256, band, int(card.architecture["degree"]))
 
 
 @cache
-def _checked(path: Path, sha256: str, band: str, degree: int) -> PsfBasis:
+def _load_verified(path: Path, sha256: str, band: str, degree: int) -> PsfBasis:
     found = sha256_file(path)
     if found != sha256:
         raise InputError(path, f"SHA-256 {found[:12]}", f"{sha256[:12]}, as its card says")
@@ -261,19 +228,19 @@ def _checked(path: Path, sha256: str, band: str, degree: int) -> PsfBasis:
 
 
 def read_basis(path: Path, band: str, degree: int) -> PsfBasis:
-    """Return the principal PSFs of a band, as `write_basis` wrote them; KeyError if a tensor is absent."""
+    """Return the basis of a band from a file of `write_basis`; KeyError if a tensor is absent."""
     tensors = load_file(path)
     names = ("mean", "images", "weak_images", "weak_steps", "field_root", "colour_root", "own", "beyond")
-    mean, strong, weak, step, *roots, own, beyond = (tensors[f"{band}.{name}"] for name in names)
+    mean, strong, weak, step, *roots, scatter, truncation = (tensors[f"{band}.{name}"] for name in names)
     images = np.concatenate([strong.astype(np.float32), weak * step[:, None, None]])
-    field, colour_field = (root.astype(float) @ root.astype(float).transpose(0, 2, 1) for root in roots)
+    field, colour = (root.astype(float) @ root.astype(float).transpose(0, 2, 1) for root in roots)
     return PsfBasis(
         mean=resample(mean, BASIS_SIZE),
         images=resample(images, BASIS_SIZE),
-        field=field,
-        own=own[0].astype(float),
-        colour_field=colour_field,
-        own_beside_colour=own[1].astype(float),
+        field_covariance=field,
+        intrinsic_scatter=scatter[0].astype(float),
+        colour_covariance=colour,
+        intrinsic_scatter_given_colour=scatter[1].astype(float),
         degree=degree,
-        beyond=resample(beyond.astype(np.float32), BASIS_SIZE) ** 2,
+        truncation_variance=resample(truncation.astype(np.float32), BASIS_SIZE) ** 2,
     )

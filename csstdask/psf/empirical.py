@@ -86,7 +86,7 @@ def learn_from_stars(
     x: Float,
     y: Float,
     *,
-    place: float = POSITION_SIGMA,
+    position_sigma: float = POSITION_SIGMA,
 ) -> PsfBasis:
     """Return what to expect of the PSFs of stars, their own pixels having been looked at.
 
@@ -110,12 +110,12 @@ def learn_from_stars(
         return _about(_moffat(_FWHM[0]), believed, believed.images, (believed.common_width, *believed.field_widths[1:]))
     stars = pixels[bright], variance[bright], x[bright], y[bright]
     common = _about(_best_moffat(*stars), believed, believed.common_images, (believed.common_width,))
-    fit = fit_field(common, *stars, np.ones((len(bright), 1)), place, shared=False)
-    mean = _unit(np.maximum(common.at(fit.field)[0], 0))
+    fit = fit_field(common, *stars, np.ones((len(bright), 1)), position_sigma, shared=False)
+    mean = _unit(np.maximum(common.compose(fit.field)[0], 0))
     psfs = _about(mean, believed, believed.images, believed.field_widths)
     root = np.linalg.cholesky(fit.covariance).T.astype(np.float32)
     told = np.square(root @ common.images.reshape(len(common), -1)).sum(axis=0).reshape(mean.shape)
-    return replace(psfs, beyond=psfs.beyond + told)
+    return replace(psfs, truncation_variance=psfs.truncation_variance + told)
 
 
 def _about(mean: Pixels, believed: GaussianProcessPrior, count: int, widths: tuple[float, ...]) -> PsfBasis:
@@ -128,12 +128,12 @@ def _about(mean: Pixels, believed: GaussianProcessPrior, count: int, widths: tup
     return PsfBasis(
         mean=mean,
         images=images,
-        field=np.stack([unit * widths[p + q] ** 2 for p, q in polynomial_degrees(len(widths) - 1)]),
-        own=own,
-        colour_field=np.empty((0, count, count)),
-        own_beside_colour=own,
+        field_covariance=np.stack([unit * widths[p + q] ** 2 for p, q in polynomial_degrees(len(widths) - 1)]),
+        intrinsic_scatter=own,
+        colour_covariance=np.empty((0, count, count)),
+        intrinsic_scatter_given_colour=own,
         degree=len(widths) - 1,
-        beyond=(left * sum(width**2 for width in widths) + wing**2).astype(np.float32),
+        truncation_variance=(left * sum(width**2 for width in widths) + wing**2).astype(np.float32),
     )
 
 

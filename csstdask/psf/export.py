@@ -33,8 +33,8 @@ def write_psf(path: Path, field: PsfField) -> None:
     step = OVERSAMPLING // 2
     middle, half = BASIS_SIZE // 2, _PSFEX_SIDE // 2 * step
     window = slice(middle - half, middle + half + 1, step)
-    psfs = field.psfs
-    terms = np.einsum("pk,kyx->pyx", field.amounts, psfs.images[:, window, window])
+    psfs = field.basis
+    terms = np.einsum("pk,kyx->pyx", field.coefficients, psfs.images[:, window, window])
     terms[0] += psfs.mean[window, window]
     powers = [(p, q) for q in range(psfs.degree + 1) for p in range(psfs.degree + 1 - q)]  # PSFEx's order
     mask = np.einsum("ml,lyx->myx", _to_monomials(psfs.degree, powers), terms)
@@ -91,7 +91,7 @@ def write_stdpsf(path: Path, field: PsfField, *, nodes: int = 5) -> None:
     down, across = (part.ravel() for part in np.meshgrid(y, x, indexing="ij"))
     low = BASIS_SIZE // 2 - _STDPSF_SIDE // 2
     window = slice(low, low + _STDPSF_SIDE)
-    cube = field.fine(across, down)[:, window, window]
+    cube = field.oversampled_at(across, down)[:, window, window]
     header = fits.Header({"NXPSFS": nodes, "NYPSFS": nodes})
     for axis, places in (("IPSFX", x), ("JPSFY", y)):
         header.update({f"{axis}{number + 1:02d}": int(place) + 1 for number, place in enumerate(places)})

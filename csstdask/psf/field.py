@@ -27,9 +27,9 @@ class PsfField:
     detector: int
     shape: tuple[int, int]
     """Of the detector (y, x) [pixel]."""
-    psfs: PsfBasis
+    basis: PsfBasis
     """Of the band; what no image can tell of this telescope is in the mean, where a wavefront tells it."""
-    amounts: Float
+    coefficients: Float
     """(p, k) Of each polynomial and principal image."""
     covariance: Float
     """(p k, p k)"""
@@ -45,8 +45,12 @@ class PsfField:
     def widened(self, misfit: float) -> PsfField:
         """Return the field with sigmas multiplied by ``sqrt(max(1, misfit))``."""
         factor = max(1.0, misfit) if np.isfinite(misfit) else 1.0
-        psfs = replace(self.psfs, own=self.psfs.own * factor, beyond=self.psfs.beyond * np.float32(factor))
-        return replace(self, psfs=psfs, covariance=self.covariance * factor, misfit=misfit)
+        basis = replace(
+            self.basis,
+            intrinsic_scatter=self.basis.intrinsic_scatter * factor,
+            truncation_variance=self.basis.truncation_variance * np.float32(factor),
+        )
+        return replace(self, basis=basis, covariance=self.covariance * factor, misfit=misfit)
 
     def __call__(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Images, Images]:
         """Return the PSF at places, and its sigma.
@@ -61,31 +65,33 @@ class PsfField:
         image, sigma : float32 arrays (n, 64, 64)
             As those of `csstdask.psf.reconstruct`; sigma is that of a star's own PSF there, its colour unknown.
         """
-        return oversampled(self.psfs, *self.amounts_at(x, y))
+        return oversampled(self.basis, *self.coefficients_at(x, y))
 
-    def amounts_at(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Float, Float]:
+    def coefficients_at(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Float, Float]:
         """Return amounts (n, k) that are expected of stars at places, and their covariances (n, k, k)."""
         place = self._polynomials(x, y)
-        k, count = len(self.psfs), place.shape[1]
+        k, count = len(self.basis), place.shape[1]
         blocks = self.covariance.reshape(count, k, count, k)
-        spread = np.einsum("np,paqb,nq->nab", place, blocks, place, optimize=True) + np.diag(self.psfs.own)
-        return place @ self.amounts, spread
+        spread = np.einsum("np,paqb,nq->nab", place, blocks, place, optimize=True) + np.diag(
+            self.basis.intrinsic_scatter
+        )
+        return place @ self.coefficients, spread
 
-    def fine(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Images:
+    def oversampled_at(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Images:
         """Return the PSF at places, four samples a native pixel, float32 (n, SIDE, SIDE): light a native pixel."""
-        return self.psfs.at(self._polynomials(x, y) @ self.amounts)
+        return self.basis.compose(self._polynomials(x, y) @ self.coefficients)
 
     def profile(self) -> Float:
         """Return the light on a pixel so many pixels from a star, 0, 1, ..., for the mean of `psfs`."""
         steps = (np.arange(BASIS_SIZE) - BASIS_SIZE // 2) / OVERSAMPLING
         distance = np.hypot(steps[:, None], steps).ravel()
         rings = np.rint(distance).astype(int)
-        light = np.bincount(rings, self.psfs.mean.ravel()) / np.bincount(rings)
+        light = np.bincount(rings, self.basis.mean.ravel()) / np.bincount(rings)
         return np.asarray(light[: BASIS_SIZE // OVERSAMPLING // 2])
 
     def _polynomials(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Float:
         across, down = (np.atleast_1d(np.asarray(place, dtype=np.float64)) for place in (x, y))
-        return polynomials(*to_unit_square(across, down, self.shape), self.psfs.degree)
+        return polynomials(*to_unit_square(across, down, self.shape), self.basis.degree)
 
 
 def interpolate_nodes(images: npt.NDArray[Any], u: Float, v: Float) -> npt.NDArray[np.floating[Any]]:
@@ -144,6 +150,6 @@ def oversampled(psfs: PsfBasis, amounts: Float, spread: Float) -> tuple[Images, 
         share = flat.sum(axis=1)
         root = np.linalg.cholesky(spread[some] + 1e-12 * np.eye(len(flat))).transpose(0, 2, 1).astype(np.float32)
         change = root @ flat - (root @ share)[..., None] * image[some].reshape(len(root), 1, -1)
-        variance = (change**2).sum(axis=1) + psfs.beyond[window, window].ravel()
+        variance = (change**2).sum(axis=1) + psfs.truncation_variance[window, window].ravel()
         sigma[some] = (np.sqrt(variance) / total).reshape(-1, OVERSAMPLED_SIZE, OVERSAMPLED_SIZE)
     return image, sigma

@@ -50,11 +50,11 @@ def write_field(field: PsfField, card: ModelCard) -> bytes:
     bytes
         Some 0.25 MB with ``principal``, 2.5 MB with ``empirical``.
     """
-    psfs = field.psfs
+    psfs = field.basis
     empirical = model_kind(card) == EMPIRICAL
     mean = np.zeros_like(psfs.mean) if empirical else _known(card, field.detector).mean
-    tensors: Tensors = {"amounts": field.amounts}
-    tensors |= _halved("mean_change", psfs.mean - mean) | _halved("beyond_sigma", np.sqrt(psfs.beyond))
+    tensors: Tensors = {"amounts": field.coefficients}
+    tensors |= _halved("mean_change", psfs.mean - mean) | _halved("beyond_sigma", np.sqrt(psfs.truncation_variance))
     tensors |= _halved("covariance_factor", _factor(field))
     about: dict[str, Any] = {
         "format": FIELD_FORMAT,
@@ -72,7 +72,7 @@ def write_field(field: PsfField, card: ModelCard) -> bytes:
         for name in ("coefficients", "sigma", "blur"):
             tensors[f"wavefront.{name}"] = getattr(field.wavefront, name)
     if empirical:
-        own: Tensors = {"mean": psfs.mean, "field": psfs.field, "own": psfs.own}
+        own: Tensors = {"mean": psfs.mean, "field": psfs.field_covariance, "own": psfs.intrinsic_scatter}
         tensors |= own | _halved("images", psfs.images)
     contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
     return save(contiguous, metadata={"csstdask": json.dumps(about, sort_keys=True)})
@@ -144,8 +144,8 @@ def _factor(field: PsfField) -> Float:
     Amounts are scaled by the norms of their images first. The factor is a Cholesky factor with pivoting, which ends
     where no remaining variance exceeds the limit.
     """
-    psfs = field.psfs
-    size = np.tile(np.linalg.norm(psfs.images.reshape(len(psfs), -1).astype(float), axis=1), len(field.amounts))
+    psfs = field.basis
+    size = np.tile(np.linalg.norm(psfs.images.reshape(len(psfs), -1).astype(float), axis=1), len(field.coefficients))
     least = (_LEAST_SIGMA * np.linalg.norm(psfs.mean)) ** 2
     triangle, pivot, rank, _ = dpstrf(field.covariance * size * size[:, None], lower=1, tol=least)
     factor = np.zeros((len(size), rank))
@@ -180,8 +180,15 @@ def _psfs(about: dict[str, Any], tensors: Tensors, card: ModelCard) -> PsfBasis:
         images = _doubled("images", tensors)
         return PsfBasis(tensors["mean"], images, tensors["field"], own, no_colour, own, about["degree"], beyond)
     known = _known(card, about["detector"])
-    own = known.own * max(1.0, about.get("misfit", 1.0))  # as `PsfField.widened` has it
+    own = known.intrinsic_scatter * max(1.0, about.get("misfit", 1.0))  # as `PsfField.widened` has it
     mean = known.mean + _doubled("mean_change", tensors)
     return PsfBasis(
-        mean, known.images, known.field, own, known.colour_field, known.own_beside_colour, known.degree, beyond
+        mean,
+        known.images,
+        known.field_covariance,
+        own,
+        known.colour_covariance,
+        known.intrinsic_scatter_given_colour,
+        known.degree,
+        beyond,
     )

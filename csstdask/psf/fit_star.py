@@ -2,62 +2,63 @@
 
 Each star has its own flux, position and sky, and its image deviates from the field's PSF by its colour and by the error
 of the field. All of these are fitted to the unmasked pixels, with the uncertainty of the field as prior
-(`csstdask.psf.fit_field` has the model), so that predictions have a variance. The noise of a pixel is that of the light
-fitted to it (`csstdask.psf.noise`).
+(`csstdask.psf.fit_field` describes the model), so that predictions have a variance. The noise of a pixel is that of the
+light fitted to it (`csstdask.psf.noise`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import maximum_filter
 
 from csstdask.arrays.psf_grid import node_positions
-from csstdask.numerics.linear import invert_with_ridge
 from csstdask.psf.field import PsfField
 from csstdask.psf.noise import expected_variance
-from csstdask.psf.pixels import Renderer, render_with_slopes, subpixel_offset, to_render_layout
+from csstdask.psf.pixels import Renderer, subpixel_offset, to_render_layout
+from csstdask.psf.star_model import (
+    BATCH_SIZE,
+    FIT_BOX,
+    OUTLIER_SIGMA,
+    STAR_TERMS,
+    Linearisation,
+    NormalEquations,
+    StarModel,
+    StarParameters,
+    StarStamps,
+    find_outliers,
+    initial_flux,
+    truncation_sigma,
+)
 
 Float = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
 
-#: Edge of what is fitted of a stamp [pixel].
-FIT_BOX = 24
-#: Stars that are fitted together.
-_BATCH = 64
-#: A combination of principal images that is known to this share of the PSF is not fitted.
-_DECIDED = 3e-4
-#: Outliers deviate from the fit by more than this, in units of their noise...
-_OUTLIER_SIGMA = 5.0
-#: ...and of a share of the light within this many pixels, smaller in each round of linearisation.
-_OUTLIER_SHARES, _NEAR = (1.0, 0.1, 0.03, 0.01, 0.01), 3
-#: Largest step of a position in one round [pixel].
-_LARGEST_STEP = 0.5
-#: A star that has moved by more than this is rendered again; until then its image is extrapolated linearly, which is
-#: good to 1e-5 of the peak [pixel].
-_EXTRAPOLATED = 0.004
-#: Positions in a pixel, along each axis, at which derivatives with respect to the amounts are rendered. They steer the
-#: fit, and extrapolate images between renderings, so that stars can share them.
+#: Combinations of principal images whose uncertainty is below this share of the PSF are not fitted.
+_MIN_UNCERTAINTY = 3e-4
+#: Relative error of the model in each round of linearisation, for the rejection of outliers.
+_MODEL_ERRORS = (1.0, 0.1, 0.03, 0.01, 0.01)
+#: Share of a star's peak above which pixels enter the first estimate of its flux.
+_MIN_CORE_SHARE = 0.05
+#: Sub-pixel phases along each axis at which derivatives by the coefficients are rendered. They steer the fit and
+#: extrapolate images between renderings, so that stars can share them.
 _PHASES = 32
-#: Rendered positions that are kept at most: 100 MB.
-_MOST_VIEWS = 2048
+#: Largest number of phases whose images are kept: 100 MB.
+_MAX_CACHED_PHASES = 2048
 #: Radius of the pixels whose chi^2 decides whether a source is a star [pixel].
-_WITHIN = 5.0
+_CHI2_RADIUS = 5.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StarFit:
-    """What pixels of n stars are expected to hold."""
+    """Predicted pixels of n stars."""
 
     light: Pixels
-    """(n, FITTED, FITTED), in the unit of what was fitted, on the star's sky."""
+    """(n, FIT_BOX, FIT_BOX) Star and sky, in the unit of the fitted pixels."""
     variance: Pixels
-    """(n, FITTED, FITTED) Of the expectation; a pixel's own noise is not in it."""
+    """(n, FIT_BOX, FIT_BOX) Variance of the prediction, without the noise of the pixel itself."""
     flux: Float
     """(n,)"""
     sky: Float
@@ -66,9 +67,68 @@ class StarFit:
     """(n,) Fitted minus given position [pixel]."""
     y_offset: Float
     chi2: Float
-    """(n,) A degree of freedom, of the pixels near the star, those of others as well; inf where there are too few."""
+    """(n,) Chi^2 per degree of freedom of the pixels near the star, outliers included; inf without freedom."""
     degrees: Float
-    """(n,) Of freedom."""
+    """(n,) Degrees of freedom of `chi2`."""
+
+
+@dataclass(frozen=True, eq=False)
+class LinearFit:
+    """Result of `fit_model`."""
+
+    parameters: StarParameters
+    covariance: Float
+    """(n, k + 4, k + 4) Covariance of the parameters, in the order of `csstdask.psf.star_model`."""
+    lines: Linearisation
+    """Images and derivatives at the parameters."""
+    weight: npt.NDArray[Any]
+    """(n, size, size) Inverse variance of the pixels in the last round, of outliers as well."""
+
+
+def fit_model(
+    model: StarModel,
+    stamps: StarStamps,
+    start: StarParameters,
+    precision: Float,
+    *,
+    model_variance: npt.NDArray[Any] | float = 0.0,
+    model_errors: tuple[float | None, ...] = _MODEL_ERRORS,
+) -> LinearFit:
+    """Fit the parameters of stars to their pixels, by repeated linearisation.
+
+    Parameters
+    ----------
+    model : StarModel
+    stamps : StarStamps
+    start : StarParameters
+        First estimate. Coefficients and positions are also the mean of the prior.
+    precision : float64 array (n, k + 4, k + 4)
+        Inverse covariance of the prior.
+    model_variance : array (n, size, size) or float
+        Variance of the error of the model, added to that of the pixels.
+    model_errors : tuple of float or None
+        Relative error of the model in each round, for the rejection of outliers; None: no rejection.
+    """
+    parameters, lines = start, None
+    for model_error in model_errors:
+        lines = model.linearise(parameters, lines)
+        light = parameters.flux.astype(np.float32)[:, None, None] * lines.image
+        residual = stamps.pixels - light - parameters.sky.astype(np.float32)[:, None, None]
+        noise = expected_variance(stamps.variance, residual, stamps.pixels - residual)
+        weight = 1 / (noise + model_variance)
+        outliers = False if model_error is None else find_outliers(residual, weight, light, model_error)
+        equations = NormalEquations.of(lines.design(parameters.flux), residual, np.where(outliers, 0, weight))
+        step, covariance = equations.with_prior(precision, _deviation(parameters, start)).solve()
+        parameters = parameters.moved(step)
+    return LinearFit(parameters, covariance, model.linearise(parameters), weight)
+
+
+def _deviation(parameters: StarParameters, start: StarParameters) -> Float:
+    """Return parameters minus the mean of their prior; flux and sky have none."""
+    deviation = np.zeros((len(parameters.flux), parameters.coefficients.shape[1] + STAR_TERMS))
+    deviation[:, :-STAR_TERMS] = parameters.coefficients - start.coefficients
+    deviation[:, -2], deviation[:, -1] = parameters.x - start.x, parameters.y - start.y
+    return deviation
 
 
 def fit_stars(
@@ -82,7 +142,7 @@ def fit_stars(
     rigid: bool = False,
     tolerance: float = 0.0,
 ) -> StarFit:
-    """Fit stars of a field whose PSF is known.
+    """Fit stars whose PSF field is known.
 
     Parameters
     ----------
@@ -99,216 +159,133 @@ def fit_stars(
     tolerance : float
         Relative accuracy of any PSF, as a share of the light on a pixel: added to variances, and allowed for in chi^2.
     """
-    middle, half = pixels.shape[-1] // 2, FIT_BOX // 2
-    window = (slice(None), *2 * (slice(middle - half, middle + half),))
-    free = _Freedom.of(field, rigid=rigid)
+    offsets = subpixel_offset(x), subpixel_offset(y)
+    stamps = StarStamps.crop(pixels, variance, *offsets, position_sigma=position_sigma)
+    free = _FreeImages.of(field, rigid=rigid)
     parts = [
-        _fit(field, free, pixels[window][some], variance[window][some], x[some], y[some], position_sigma, tolerance)
-        for some in (slice(first, first + _BATCH) for first in range(0, len(pixels), _BATCH))
+        _fit_batch(field, free, stamps[batch], x[batch], y[batch], tolerance)
+        for batch in (slice(first, first + BATCH_SIZE) for first in range(0, len(pixels), BATCH_SIZE))
     ]
     if not parts:
         empty, none = np.empty((0, FIT_BOX, FIT_BOX), np.float32), np.empty(0)
         return StarFit(empty, empty, *6 * (none,))
-    return StarFit(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    names = StarFit.__dataclass_fields__
+    return StarFit(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
-class _SharedViews:
-    """Images rendered at the nearest of `_PHASES` positions in a pixel, each once, on demand."""
+def _fit_batch(field: PsfField, free: _FreeImages, stamps: StarStamps, x: Float, y: Float, tolerance: float) -> StarFit:
+    """Fit a batch of stars at positions x, y (n,) in the field."""
+    n = len(stamps)
+    expected, covariance = field.coefficients_at(x, y)
+    model = free.model(expected)
+    none = np.zeros(n)
+    unit = StarParameters(np.zeros((n, len(free.images))), none, none, stamps.x, stamps.y)
+    image = model.render(unit)
+    flux = initial_flux(image, stamps.pixels, stamps.usable, min_share=_MIN_CORE_SHARE)
+
+    def model_variance(parameters: StarParameters, image: Pixels) -> Pixels:
+        # No pixel is weighted beyond the accuracy of the basis, or of any PSF.
+        sigma = truncation_sigma(field.basis, parameters, FIT_BOX)
+        flux = parameters.flux[:, None, None].astype(np.float32)
+        return np.asarray(flux**2 * (sigma**2 + (np.float32(tolerance) * image) ** 2))
+
+    start = StarParameters(unit.coefficients, flux, none, stamps.x, stamps.y)
+    fit = fit_model(
+        model,
+        stamps,
+        start,
+        free.precision(covariance, stamps.position_sigma),
+        model_variance=model_variance(start, image),
+    )
+    found, image = fit.parameters, fit.lines.image
+    design = fit.lines.design(found.flux)
+    light = found.flux[:, None, None] * image
+    light_variance = ((fit.covariance @ design) * design).sum(axis=1).reshape(light.shape)
+    sigma = truncation_sigma(field.basis, found, FIT_BOX)
+    light_variance += (sigma**2 + (tolerance * image) ** 2) * found.flux[:, None, None] ** 2
+    sky = found.sky[:, None, None]
+    chi2, degrees = _core_chi2(stamps, stamps.pixels - light - sky, fit.weight)
+    with np.errstate(over="ignore"):  # of a star without a usable pixel
+        stored_variance = light_variance.astype(np.float32)
+    return StarFit(
+        light=(light + sky).astype(np.float32),
+        variance=stored_variance,
+        flux=found.flux,
+        sky=found.sky,
+        x_offset=found.x - stamps.x,
+        y_offset=found.y - stamps.y,
+        chi2=chi2,
+        degrees=degrees,
+    )
+
+
+class _PhaseCache:
+    """Images rendered at the nearest of `_PHASES` sub-pixel phases, each phase once, on demand."""
 
     def __init__(self, images: Pixels) -> None:
         self._render = Renderer(images, FIT_BOX)
-        self._known: dict[tuple[int, int], Pixels] = {}
+        self._rendered: dict[tuple[int, int], Pixels] = {}
 
     def __call__(self, y: Float, x: Float) -> Pixels:
-        """Return images (n, r, FITTED, FITTED) for stars at offsets y, x [pixel]."""
-        positions = np.rint(np.stack([y, x], axis=1) * _PHASES).astype(int)
-        keys = [(row, column) for row, column in positions.tolist()]
-        if len(self._known) > _MOST_VIEWS:
-            self._known.clear()
-        new = list(dict.fromkeys(key for key in keys if key not in self._known))
+        """Return images (n, r, FIT_BOX, FIT_BOX) for stars at offsets y, x [pixel]."""
+        phases = np.rint(np.stack([y, x], axis=1) * _PHASES).astype(int)
+        keys = [(row, column) for row, column in phases.tolist()]
+        if len(self._rendered) > _MAX_CACHED_PHASES:
+            self._rendered.clear()
+        new = list(dict.fromkeys(key for key in keys if key not in self._rendered))
         rendered = self._render(*(np.array(new, dtype=float).reshape(-1, 2).T / _PHASES))
-        self._known.update(zip(new, rendered, strict=True))
-        return np.stack([self._known[key] for key in keys])
+        self._rendered.update(zip(new, rendered, strict=True))
+        return np.stack([self._rendered[key] for key in keys])
 
 
-@dataclass(frozen=True)
-class _Freedom:
-    """The combinations of principal images that remain uncertain once the field is known."""
+@dataclass(frozen=True, eq=False)
+class _FreeImages:
+    """The r combinations of principal images that remain uncertain once the field is known."""
 
-    mean: Pixels
-    """(samples,) The mean PSF, laid out for `render_with_slopes`, as all images here are."""
-    all_images: Pixels
-    """(k, samples) All principal images."""
+    field_model: StarModel
+    """All k images of the basis."""
     images: Pixels
-    """(r, samples) The uncertain combinations."""
-    layout: tuple[int, ...]
-    """Shape of one image."""
-    seen: _SharedViews
-    """The uncertain combinations as stars see them."""
-    to_amounts: Float
-    """(r, k)"""
-    from_amounts: Float
-    """(k, r)"""
+    """(r, ...) The uncertain combinations, in the layout of `field_model`."""
+    render_images: _PhaseCache
+    from_coefficients: Float
+    """(k, r) Transforms coefficients of the basis to those of the combinations."""
 
     @classmethod
-    def of(cls, field: PsfField, *, rigid: bool) -> _Freedom:
-        """Choose them by the uncertainty at the field's nodes, the same for all of its stars."""
-        psfs = field.psfs
-        y, x = (
-            axis.ravel() for axis in np.meshgrid(*(node_positions(length) for length in field.shape), indexing="ij")
-        )
-        _, spread = field.amounts_at(x, y)
-        flat = psfs.images.reshape(len(psfs), -1)
-        size = np.sqrt((flat.astype(float) ** 2).sum(axis=1))
-        values, vectors = np.linalg.eigh(size[:, None] * spread.mean(axis=0) * size)
-        least = np.inf if rigid else (_DECIDED * np.linalg.norm(psfs.mean)) ** 2
-        kept = vectors[:, values > least]
-        to_amounts = kept.T / size
-        images = (to_amounts.astype(np.float32) @ flat).reshape(-1, *psfs.mean.shape)
-        layout = to_render_layout(psfs.mean[None], FIT_BOX).shape[1:]
-        mean, every, uncertain = (
-            to_render_layout(part, FIT_BOX).reshape(len(part), prod(layout))
-            for part in (psfs.mean[None], psfs.images, images)
-        )
-        return cls(mean[0], every, uncertain, layout, _SharedViews(images), to_amounts, size[:, None] * kept)
+    def of(cls, field: PsfField, *, rigid: bool) -> _FreeImages:
+        """Choose them by the uncertainty at the nodes of a field, the same for all of its stars."""
+        basis = field.basis
+        y, x = np.meshgrid(*(node_positions(length) for length in field.shape), indexing="ij")
+        _, covariance = field.coefficients_at(x.ravel(), y.ravel())
+        flat = basis.images.reshape(len(basis), -1)
+        norm = np.sqrt((flat.astype(float) ** 2).sum(axis=1))
+        values, vectors = np.linalg.eigh(norm[:, None] * covariance.mean(axis=0) * norm)
+        threshold = np.inf if rigid else (_MIN_UNCERTAINTY * np.linalg.norm(basis.mean)) ** 2
+        kept = vectors[:, values > threshold]
+        images = ((kept.T / norm).astype(np.float32) @ flat).reshape(-1, *basis.mean.shape)
+        field_model = StarModel.of_basis(basis, FIT_BOX)
+        return cls(field_model, to_render_layout(images, FIT_BOX), _PhaseCache(images), norm[:, None] * kept)
 
-    def prior(self, spread: Float, position_sigma: float) -> Float:
-        """Return inverse covariances (n, r + 4, r + 4) of amounts, flux, sky, x and y, from those of all amounts."""
+    def model(self, coefficients: Float) -> StarModel:
+        """Return the model of stars whose field has coefficients (n, k)."""
+        return StarModel(self.field_model.oversampled(coefficients), self.images, self.render_images, FIT_BOX)
+
+    def precision(self, covariance: Float, position_sigma: float) -> Float:
+        """Return the inverse covariances (n, r + 4, r + 4) of the prior, given those of all coefficients (n, k, k)."""
         r = len(self.images)
-        prior = np.zeros((len(spread), r + 4, r + 4))
+        precision = np.zeros((len(covariance), r + STAR_TERMS, r + STAR_TERMS))
         if r:
-            prior[:, :r, :r] = np.linalg.inv(self.from_amounts.T @ spread @ self.from_amounts)
-        prior[:, [r + 2, r + 3], [r + 2, r + 3]] = position_sigma**-2
-        return prior
+            precision[:, :r, :r] = np.linalg.inv(self.from_coefficients.T @ covariance @ self.from_coefficients)
+        precision[:, [r + 2, r + 3], [r + 2, r + 3]] = position_sigma**-2
+        return precision
 
 
-@dataclass
-class _State:
-    """Current estimates of each star."""
-
-    amounts: Float
-    """(n, r) Of the uncertain combinations."""
-    flux: Float
-    sky: Float
-    x: Float
-    y: Float
-
-    def move(self, step: Float) -> None:
-        self.amounts = self.amounts + step[:, :-4]
-        self.flux, self.sky = self.flux + step[:, -4], self.sky + step[:, -3]
-        self.x, self.y = (
-            old + np.clip(change, -_LARGEST_STEP, _LARGEST_STEP)
-            for old, change in ((self.x, step[:, -2]), (self.y, step[:, -1]))
-        )
-
-
-class _View:
-    """Images of stars, and how they change; rendered again only for stars that have moved."""
-
-    def __init__(self, expected: Float, free: _Freedom, state: _State) -> None:
-        n = len(state.flux)
-        self._expected, self._free = free.mean + expected.astype(np.float32) @ free.all_images, free
-        self._x, self._y, self._amounts = np.full(n, np.inf), np.full(n, np.inf), np.zeros_like(state.amounts)
-        #: (3, n, y, x) Images of unit flux, and their change with x and y [1/pixel].
-        self._rendered = np.empty((3, n, FIT_BOX, FIT_BOX), np.float32)
-        #: (n, r, y, x) Change with the amounts.
-        self._seen = np.empty((n, len(free.images), FIT_BOX, FIT_BOX), np.float32)
-
-    def image(self, state: _State, *, exact: bool = False) -> Pixels:
-        """Return images of unit flux (n, y, x); `exact`: without extrapolation."""
-        self._seen = self._free.seen(state.y, state.x)
-        moved = exact | (np.hypot(state.x - self._x, state.y - self._y) > _EXTRAPOLATED)
-        self._render(state, np.flatnonzero(moved))
-        dx, dy = ((now - then).astype(np.float32) for now, then in ((state.x, self._x), (state.y, self._y)))
-        change = (state.amounts - self._amounts).astype(np.float32)
-        image, slope_x, slope_y = self._rendered
-        moved_by = dx[:, None, None] * slope_x + dy[:, None, None] * slope_y
-        return np.asarray(image + moved_by + np.einsum("nr,nryx->nyx", change, self._seen))
-
-    def design(self, state: _State, image: Pixels) -> Pixels:
-        """Return how pixels follow amounts, flux, sky, x and y: (n, r + 4, y x)."""
-        flux = state.flux.astype(np.float32)[:, None, None, None]
-        own = image[:, None], np.ones_like(image)[:, None], flux * self._rendered[1:].transpose(1, 0, 2, 3)
-        return np.concatenate([flux * self._seen, *own], axis=1).reshape(len(image), -1, FIT_BOX * FIT_BOX)
-
-    def _render(self, state: _State, some: npt.NDArray[np.int64]) -> None:
-        """Render the images of some stars at their current positions."""
-        x, y, amounts = state.x[some], state.y[some], state.amounts[some]
-        self._x[some], self._y[some], self._amounts[some] = x, y, amounts
-        whole = self._expected[some] + amounts.astype(np.float32) @ self._free.images
-        whole = whole.reshape(-1, *self._free.layout)
-        self._rendered[:, some] = render_with_slopes(whole, y, x, FIT_BOX)
-
-
-def _fit(
-    field: PsfField,
-    free: _Freedom,
-    pixels: Pixels,
-    variance: Pixels,
-    x: Float,
-    y: Float,
-    position_sigma: float,
-    tolerance: float,
-) -> tuple[Any, ...]:
-    """Fit a batch of stars; return the attributes of `StarFit` in their order."""
-    n, r = len(pixels), len(free.images)
-    expected, spread = field.amounts_at(x, y)
-    prior = free.prior(spread, position_sigma)
-    at_x, at_y = subpixel_offset(x), subpixel_offset(y)
-    state = _State(np.zeros((n, r)), np.zeros(n), np.zeros(n), at_x.copy(), at_y.copy())
-    known = np.isfinite(variance) & (variance > 0)
-    given = np.where(known, variance, np.inf).astype(np.float32)
-    values = np.where(known, pixels, 0).astype(np.float32)
-    view = _View(expected, free, state)
-    image = view.image(state)
-    state.flux = _first_flux(image, values, known)
-    # No pixel is trusted beyond the accuracy of the principal images, or of any PSF.
-    beyond = Renderer(np.sqrt(field.psfs.beyond)[None], FIT_BOX)
-    flux = state.flux[:, None, None].astype(np.float32)
-    model_variance = flux**2 * (beyond(state.y, state.x)[:, 0] ** 2 + (np.float32(tolerance) * image) ** 2)
-    for share in _OUTLIER_SHARES:
-        image = view.image(state)
-        light = state.flux.astype(np.float32)[:, None, None] * image
-        residual = values - light - state.sky.astype(np.float32)[:, None, None]
-        trusted = 1 / (expected_variance(given, residual, values - residual) + model_variance)
-        near = maximum_filter(np.abs(light), (1, _NEAR, _NEAR))
-        outlying = residual**2 * trusted > _OUTLIER_SIGMA**2 * (1 + (share * near) ** 2 * trusted)
-        weight = np.where(outlying, 0, trusted)
-        design = view.design(state, image)
-        weighted = design * weight.reshape(n, 1, -1)
-        normal = (weighted @ design.transpose(0, 2, 1)).astype(float) + prior
-        away = np.zeros((n, r + 4))
-        away[:, :r], away[:, r + 2], away[:, r + 3] = state.amounts, state.x - at_x, state.y - at_y
-        right = (weighted @ residual.reshape(n, -1, 1))[..., 0] - np.einsum("nab,nb->na", prior, away)
-        covariance = invert_with_ridge(normal)
-        state.move(np.einsum("nab,nb->na", covariance, right))
-    image = view.image(state, exact=True)
-    design = view.design(state, image)
-    light = state.flux[:, None, None] * image
-    light_variance = ((covariance @ design) * design).sum(axis=1).reshape(light.shape)
-    model_variance = beyond(state.y, state.x)[:, 0] ** 2 + (tolerance * image) ** 2
-    light_variance += model_variance * state.flux[:, None, None] ** 2
-    chi2, degrees = _chi2(values - light - state.sky[:, None, None], trusted, at_x, at_y)
-    whole = (light + state.sky[:, None, None]).astype(np.float32)
-    with np.errstate(over="ignore"):  # of a star without a pixel
-        stored_variance = light_variance.astype(np.float32)
-    return whole, stored_variance, state.flux, state.sky, state.x - at_x, state.y - at_y, chi2, degrees
-
-
-def _first_flux(plain: Pixels, pixels: Pixels, known: Mask) -> Float:
-    """Return fluxes as medians over the pixels that hold most of a star's light."""
-    core = known & (plain > 0.05 * plain.max(axis=(1, 2), keepdims=True))
-    ratio = np.ma.masked_array(pixels / np.where(core, plain, 1), ~core)
-    found = np.ma.median(ratio.reshape(len(plain), -1), axis=1)
-    return np.maximum(np.asarray(np.ma.filled(found, 0), dtype=np.float64), 0)
-
-
-def _chi2(residual: Any, weight: Any, x: Float, y: Float) -> tuple[Float, Float]:
+def _core_chi2(stamps: StarStamps, residual: Float, weight: npt.NDArray[Any]) -> tuple[Float, Float]:
     """Return chi^2 per degree of freedom of the pixels near stars, and the degrees of freedom."""
     steps = np.arange(FIT_BOX) - FIT_BOX // 2
-    distance = np.hypot(steps[None, :, None] - y[:, None, None], steps[None, None, :] - x[:, None, None])
-    use = (weight > 0) & (distance < _WITHIN)
-    pull2 = np.minimum(residual**2 * weight, _OUTLIER_SIGMA**2)
-    degrees = use.sum(axis=(1, 2)) - 4.0
+    dy = steps[None, :, None] - stamps.y[:, None, None]
+    dx = steps[None, None, :] - stamps.x[:, None, None]
+    use = (weight > 0) & (np.hypot(dy, dx) < _CHI2_RADIUS)
+    pull2 = np.minimum(residual**2 * weight, OUTLIER_SIGMA**2)
+    degrees = use.sum(axis=(1, 2)) - float(STAR_TERMS)
     chi2 = np.where(degrees > 0, (pull2 * use).sum(axis=(1, 2)) / np.maximum(degrees, 1), np.inf)
     return chi2, degrees

@@ -17,10 +17,11 @@ from csstdask.instrument import load_instrument
 from csstdask.nn.models import EMPIRICAL, find_card
 from csstdask.psf.field import PsfField
 from csstdask.psf.fit_field import FieldFit
-from csstdask.psf.fit_star import FIT_BOX, fit_stars
+from csstdask.psf.fit_star import fit_stars
 from csstdask.psf.pixels import subpixel_offset
 from csstdask.psf.reconstruct import STAMP_SIZE, bands_of, check_detector, fit_with_fallback, model_kind
 from csstdask.psf.selection import Selection, select_stars
+from csstdask.psf.star_model import FIT_BOX
 
 Float = npt.NDArray[np.float64]
 Frame = npt.NDArray[np.float32]
@@ -31,9 +32,12 @@ MAX_STARS = 1200
 #: Stars from which a PSF is learnt without being asked for: of fewer it is uncertain that their sizes are those of
 #: stars (`csstdask.psf.selection`). In mock frames with 14 stars and more, repair by such a PSF always beat the median.
 MIN_STARS_EMPIRICAL = 10
-#: How well places are known of stars that are fitted together, and of one alone; and the width under which moments are
-#: taken, one sigma [pixel].
-_PLACES, _PLACE, _WEIGHT = 0.05, 0.1, 1.5
+#: 1 sigma of the positions of stars that a field is fitted to [pixel].
+_POSITION_SIGMA_FIELD = 0.05
+#: 1 sigma of the position of a star whose residuals are measured [pixel].
+_POSITION_SIGMA = 0.1
+#: 1 sigma of the round Gaussian under which moments are measured [pixel].
+_WEIGHT_SIGMA = 1.5
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,9 @@ def fit_frame(
     fitted = np.sort(stars[np.argsort(-flux[stars], kind="stable")[:MAX_STARS]])
     given = *cut_star_stamps(height, error, mask, x[fitted], y[fitted]), x[fitted], y[fitted]
     shape = height.shape[0], height.shape[1]
-    fit, field = fit_with_fallback(card, detector, *given, shape=shape, place=_PLACES, fall_back=model == "default")
+    fit, field = fit_with_fallback(
+        card, detector, *given, shape=shape, position_sigma=_POSITION_SIGMA_FIELD, fall_back=model == "default"
+    )
     if not fit.used.any():
         return None
     return FramePsf(field, fit, selection, fitted)
@@ -228,7 +234,7 @@ def measure_residuals(field: PsfField, pixels: Frame, variance: Frame, x: Float,
         Gaussian of 1.5 pixels: those that adapt to the image do not converge on all pixels of a star that is
         undersampled.
     """
-    fit = fit_stars(field, pixels, variance, x, y, position_sigma=_PLACE, rigid=True)
+    fit = fit_stars(field, pixels, variance, x, y, position_sigma=_POSITION_SIGMA, rigid=True)
     half, middle = FIT_BOX // 2, STAMP_SIZE // 2
     window = (slice(None), *2 * (slice(middle - half, middle + half),))
     sky = fit.sky[:, None, None]
@@ -248,7 +254,7 @@ def weighted_moments(images: npt.NDArray[np.floating[Any]], x: Float, y: Float) 
     """
     steps = np.arange(images.shape[-1]) - images.shape[-1] // 2
     dx, dy = steps[None, None, :] - x[:, None, None], steps[None, :, None] - y[:, None, None]
-    light = images * np.exp(-0.5 * (dx**2 + dy**2) / _WEIGHT**2)
+    light = images * np.exp(-0.5 * (dx**2 + dy**2) / _WEIGHT_SIGMA**2)
     total = light.sum(axis=(1, 2))
     xx, yy, xy = ((light * product).sum(axis=(1, 2)) for product in (dx**2, dy**2, dx * dy))
     good = (total > 0) & (xx + yy > 0)

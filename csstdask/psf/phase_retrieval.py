@@ -31,8 +31,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
+from csstdask.numerics.gaussian import GaussianPosterior, GaussianPrior
 from csstdask.optics.zernike import noll_to_zernike
-from csstdask.psf.basis import BASIS_SIZE, OVERSAMPLING, Posterior, Prior, PsfBasis, polynomial_degrees, polynomials
+from csstdask.psf.basis import BASIS_SIZE, OVERSAMPLING, PsfBasis, polynomial_degrees, polynomials
 from csstdask.psf.wavefront import DEGREE, FourierOptics, Wavefront, blur_transfer
 
 Float = npt.NDArray[np.float64]
@@ -66,7 +67,7 @@ class _Point(NamedTuple):
     """Unknowns, and what optics make of them."""
 
     unknowns: Float
-    amounts: Float
+    coefficients: Float
     """(a,)"""
     change: Float
     """(a, unknown)"""
@@ -86,15 +87,15 @@ class _Goal:
 
     def cost(self, point: _Point) -> float:
         strange = ((point.unknowns - self.mean) / self.sigma) ** 2
-        explained = self.weight @ point.amounts - 2 * self.pull
-        return float(point.amounts @ explained + strange.sum())
+        explained = self.weight @ point.coefficients - 2 * self.pull
+        return float(point.coefficients @ explained + strange.sum())
 
     def descend(self, model: Callable[[Float], _Point], point: _Point) -> tuple[_Point, float]:
         """Return unknowns that explain most, from a start, and their cost (Levenberg and Marquardt)."""
         cost, damping = self.cost(point), _DAMPING
         for _ in range(_STEPS):
             curved = point.change.T @ self.weight @ point.change + np.diag(self.sigma**-2)
-            slope = point.change.T @ (self.pull - self.weight @ point.amounts)
+            slope = point.change.T @ (self.pull - self.weight @ point.coefficients)
             slope -= (point.unknowns - self.mean) / self.sigma**2
             further = point.unknowns + np.linalg.solve(curved + damping * np.diag(np.diag(curved)), slope)
             there = model(_possible(further))
@@ -127,7 +128,7 @@ class PhaseRetrieval:
     """
 
     def __init__(self, optics: FourierOptics, psfs: PsfBasis) -> None:
-        self.optics, self.psfs, self.broad = optics, psfs, psfs.prior
+        self.optics, self.basis, self.broad = optics, psfs, psfs.prior
         self.project, self.at_mean = _projection(optics, psfs)
 
     def search(self, normal: Float, right: Float) -> Wavefront:
@@ -147,7 +148,9 @@ class PhaseRetrieval:
         """
         return _Orders(self, _LASTS[0], normal, right).search(None)
 
-    def prior(self, normal: Float, right: Float, stars: int, start: Wavefront) -> tuple[Posterior, Wavefront | None]:
+    def prior(
+        self, normal: Float, right: Float, stars: int, start: Wavefront
+    ) -> tuple[GaussianPosterior, Wavefront | None]:
         """Return what is expected of the amounts of a detector's field by the wavefront that its stars show.
 
         Parameters
@@ -161,7 +164,7 @@ class PhaseRetrieval:
 
         Returns
         -------
-        Posterior
+        GaussianPosterior
             By the likeliest prior, `prior`: without optics that of `psfs`.
         Wavefront or None
             What the stars show, None where `broad` is the likeliest.
@@ -179,7 +182,7 @@ class PhaseRetrieval:
         surest, shown = found[-1]
         if self.optics.certain:
             return surest.given(normal, right), shown
-        if stars >= _MANY and lower.left_by(shown) > _MUCH * len(self.psfs):
+        if stars >= _MANY and lower.left_by(shown) > _MUCH * len(self.basis):
             higher = _Orders(self, _LASTS[1], normal, right)
             found += higher.over_the_field(higher.search(start))
         candidates = [(prior.given(normal, right), shown) for prior, shown in [(self.broad, None), *found]]
@@ -191,8 +194,8 @@ class _Orders:
 
     def __init__(self, retrieval: PhaseRetrieval, last: int, normal: Float, right: Float) -> None:
         self.orders, self.normal, self.right = tuple(range(_FIRST, last + 1)), normal, right
-        self.optics, self.broad, self.k = retrieval.optics, retrieval.broad, len(retrieval.psfs)
-        self.degree, self.project, self.at_mean = retrieval.psfs.degree, retrieval.project, retrieval.at_mean
+        self.optics, self.broad, self.k = retrieval.optics, retrieval.broad, len(retrieval.basis)
+        self.degree, self.project, self.at_mean = retrieval.basis.degree, retrieval.project, retrieval.at_mean
         sigma = _WAVEFRONT / np.array([noll_to_zernike(order)[0] for order in self.orders])
         defocus = np.array(self.orders) == _FIRST
         shares = {0: np.ones(len(self.orders)), 1: np.where(defocus, _TIP, _SLOPE), 2: np.full(len(self.orders), _BEND)}
@@ -207,14 +210,14 @@ class _Orders:
         k = self.k
         unknown = self.broad.covariance.copy()
         unknown[:k, :k] *= 1e6
-        found = Prior(self.broad.mean, unknown).given(self.normal, self.right)
+        found = GaussianPrior(self.broad.mean, unknown).given(self.normal, self.right)
         missed = (_MISSED[0][0] ** 2) * np.diag(np.diag(self.broad.covariance)[:k])
         return found.mean[:k], np.asarray(np.linalg.inv(found.covariance[:k, :k] + missed), dtype=np.float64)
 
     def left_by(self, wavefront: Wavefront) -> float:
         """Return how much of the mean PSF a wavefront leaves: squares in units of its error."""
         wanted, weight = self.of_mean
-        left = wanted - self._at_once(np.append(wavefront.coefficients[0], wavefront.blur)).amounts
+        left = wanted - self._at_once(np.append(wavefront.coefficients[0], wavefront.blur)).coefficients
         return float(left @ weight @ left)
 
     def search(self, start: Wavefront | None) -> Wavefront:
@@ -237,7 +240,7 @@ class _Orders:
         coefficients[0] = best.unknowns[:-_BLURS]
         return Wavefront(self.orders, coefficients, self.sigma, best.unknowns[-_BLURS:])
 
-    def over_the_field(self, start: Wavefront) -> list[tuple[Prior, Wavefront]]:
+    def over_the_field(self, start: Wavefront) -> list[tuple[GaussianPrior, Wavefront]]:
         """Return priors with less and less error, each with the wavefront of the whole field, from that of its mean."""
         errors = [self._missed(*shares) for shares in (*_MISSED, *([(0.0, 0.0)] if self.optics.certain else []))]
         mean = np.append(np.zeros(self.sigma.size), _BLUR)
@@ -249,9 +252,9 @@ class _Orders:
             weight = blunted @ self.normal
             goals.append(_Goal((weight + weight.T) / 2, blunted @ self.right, mean, sigma))
             point, _ = goals[-1].descend(self._over_field, point)
-        expected = point.amounts + point.change @ (mean - point.unknowns)
+        expected = point.coefficients + point.change @ (mean - point.unknowns)
         of_optics = (point.change * sigma**2) @ point.change.T
-        priors = [Prior(expected, error + of_optics) for error in errors]
+        priors = [GaussianPrior(expected, error + of_optics) for error in errors]
         return list(zip(priors, [self._wavefront(point, goal) for goal in goals], strict=True))
 
     def _wavefront(self, point: _Point, goal: _Goal) -> Wavefront:
@@ -287,7 +290,7 @@ class _Orders:
         places = polynomials(u, v, DEGREE)
         coefficients = places @ unknowns[:-_BLURS].reshape(self.sigma.shape)
         here = [self._at_once(np.append(one, unknowns[-_BLURS:])) for one in coefficients]
-        amounts, slopes = np.stack([one.amounts for one in here]), np.stack([one.change for one in here])
+        amounts, slopes = np.stack([one.coefficients for one in here]), np.stack([one.change for one in here])
         of_zernikes = np.einsum("nt,nkz->nktz", places, slopes[..., :-_BLURS]).reshape(len(places), self.k, -1)
         slopes = np.concatenate([of_zernikes, slopes[..., -_BLURS:]], axis=2)
         root = np.sqrt(np.outer(weight, weight).ravel())
@@ -309,4 +312,4 @@ def _projection(optics: FourierOptics, psfs: PsfBasis) -> tuple[npt.NDArray[np.f
     # Parseval: a product of images is one of spectra, the half that is not kept the other's conjugate.
     spectrum = fft.rfft2(middle)[:, rows, columns] * np.where(columns > 0, 2, 1) / BASIS_SIZE**2 * OVERSAMPLING**2
     parts = np.stack([spectrum.real, spectrum.imag], axis=-1).reshape(k, -1)
-    return np.ascontiguousarray(parts.T.astype(np.float32)), psfs.amounts_of(psfs.mean[None])[0]
+    return np.ascontiguousarray(parts.T.astype(np.float32)), psfs.project(psfs.mean[None])[0]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from csstdask.psf.basis import BASIS_SIZE, OVERSAMPLING
 
+Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
 
 #: Samples on each side that interpolation looks at, and the parameter of Kaiser's window on them: with four samples a
@@ -134,6 +135,29 @@ def to_render_layout(images: Images, size: int) -> Images:
     )
 
 
+def render_each(images: Images, y: Float, x: Float, size: int) -> Images:
+    """Render the image of each star.
+
+    Parameters
+    ----------
+    images : float32 array (n, rows, OVERSAMPLING, columns)
+        One for each star, as `to_render_layout` returns them.
+    y, x : float64 arrays (n,)
+        Offsets from the centre of the stamp's pixel ``size // 2`` [pixel].
+    size : int
+        Width of a stamp [pixel].
+
+    Returns
+    -------
+    float32 array (n, size, size)
+    """
+    first_y, weight_y = _clipped_taps(y, size)
+    first_x, weight_x = _clipped_taps(x, size)
+    out = np.empty((len(images), size, size), np.float32)
+    _render_own(images, first_y, weight_y, first_x, weight_x, out)
+    return out
+
+
 def render_with_slopes(images: Images, y: npt.NDArray[np.float64], x: npt.NDArray[np.float64], size: int) -> Images:
     """Return the rendered image of each star, and its derivatives with respect to the position.
 
@@ -216,6 +240,23 @@ def _render_all(
         for image in range(out.shape[1]):
             _along_x(images[image], first_y[star], first_x[star], weight_x[star], rows)
             _along_y(rows, weight_y[star], out[star, image])
+
+
+@numba.njit(nogil=True, cache=True)
+def _render_own(
+    images: Images,
+    first_y: npt.NDArray[np.int64],
+    weight_y: Images,
+    first_x: npt.NDArray[np.int64],
+    weight_x: Images,
+    out: Images,
+) -> None:
+    """Render the image of each star: `out` is (n, size, size)."""
+    size = out.shape[1]
+    rows = np.empty((OVERSAMPLING * (size - 1) + _TAPS, size), np.float32)
+    for star in range(out.shape[0]):
+        _along_x(images[star], first_y[star], first_x[star], weight_x[star], rows)
+        _along_y(rows, weight_y[star], out[star])
 
 
 @numba.njit(nogil=True, cache=True)

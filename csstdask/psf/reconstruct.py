@@ -231,7 +231,7 @@ def _by_fields(
         fit, fitted = fit_with_fallback(
             card, one, *stars, shape=shape, temperature=heat, fall_back=fall_back, noise_known=noise_known
         )
-        image[some], sigma[some] = oversampled(fit.psfs, fit.amounts, fit.spread)
+        image[some], sigma[some] = oversampled(fit.basis, fit.coefficients, fit.coefficient_covariance)
         if fitted.misfit > 1 and fitted.model != EMPIRICAL:
             sigma[some] *= np.float32(np.sqrt(fitted.misfit))
         chi2[some], used[some] = fit.chi2, fit.used
@@ -250,7 +250,7 @@ def fit_detector(
     *,
     shape: tuple[int, int] | None = None,
     temperature: Float | None = None,
-    place: float = POSITION_SIGMA,
+    position_sigma: float = POSITION_SIGMA,
     optics: FourierOptics | None = None,
 ) -> tuple[FieldFit, PsfField]:
     """Fit the stars of one detector.
@@ -290,7 +290,7 @@ def fit_detector(
             raise InputError(card.name, "detectors of no known size", "their shape (y, x) [pixel]")
         check_positions(x, y, shape)
         optics = None
-        expected = psfs = learn_from_stars(GaussianProcessPrior.of(card), *stars, place=place)
+        expected = psfs = learn_from_stars(GaussianProcessPrior.of(card), *stars, position_sigma=position_sigma)
         places = polynomials(*to_unit_square(x, y, shape), psfs.degree)
     else:
         instrument, band = load_instrument(card.architecture["instrument"]), band_of(card, detector)
@@ -301,10 +301,12 @@ def fit_detector(
         places = polynomials(*to_unit_square(x, y, shape), psfs.degree)
         if temperature is not None:
             colour = colour_from_temperature(temperature, instrument.bands[band].wavelength)
-            expected, places = psfs.of_known_colour(), append_colour_terms(places, colour)
-    fit = fit_field(expected, *stars, places, place, optics, shared=not learnt_here)
-    psfs = replace(psfs, mean=fit.psfs.mean, beyond=fit.psfs.beyond)  # as the wavefront tells them
-    terms = len(psfs.field)  # those of the place alone
+            expected, places = psfs.with_known_colour(), append_colour_terms(places, colour)
+    fit = fit_field(expected, *stars, places, position_sigma, optics, shared=not learnt_here)
+    psfs = replace(
+        psfs, mean=fit.basis.mean, truncation_variance=fit.basis.truncation_variance
+    )  # as the wavefront tells them
+    terms = len(psfs.field_covariance)  # those of the place alone
     covariance = fit.covariance[: terms * len(psfs), : terms * len(psfs)]
     n_stars = int((fit.used & np.isfinite(variance).any(axis=(1, 2))).sum())
     if n_stars == 1:
@@ -327,7 +329,7 @@ def fit_with_fallback(
     fall_back: bool,
     shape: tuple[int, int] | None = None,
     temperature: Float | None = None,
-    place: float = POSITION_SIGMA,
+    position_sigma: float = POSITION_SIGMA,
     noise_known: bool = True,
 ) -> tuple[FieldFit, PsfField]:
     """Fit the stars of one detector, and see whether they look like the result (`csstdask.psf.misfit`).
@@ -347,7 +349,7 @@ def fit_with_fallback(
     stars = pixels, variance, x, y
 
     def judged(one: ModelCard, **more: Any) -> tuple[FieldFit, PsfField]:
-        fit, field = fit_detector(one, detector, *stars, place=place, **more)
+        fit, field = fit_detector(one, detector, *stars, position_sigma=position_sigma, **more)
         # If hardly any star looks like one, it is the model that is wrong.
         which = fit.used if fit.used.sum() * 2 > np.isfinite(fit.chi2).sum() else np.isfinite(fit.chi2)
         misfit = stacked_misfit(field, pixels[which], variance[which], x[which], y[which])

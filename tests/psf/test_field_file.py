@@ -23,9 +23,11 @@ X, Y = np.array([10.0, 500.0, 1000.0]), np.array([900.0, 512.0, 3.0])
 def field_of(psfs: PsfBasis, rng: np.random.Generator, wavefront: Wavefront | None = None) -> PsfField:
     """A field whose stars have narrowed the prior tenfold in most directions."""
     k = len(psfs)
-    count = len(psfs.field) * k
+    count = len(psfs.field_covariance) * k
     root = np.linalg.cholesky(psfs.prior.covariance) * np.where(rng.random(count) < 0.8, 0.1, 1.0)
-    return PsfField(DETECTOR, (1024, 1024), psfs, rng.normal(size=(len(psfs.field), k)) * 0.1, root @ root.T, wavefront)
+    return PsfField(
+        DETECTOR, (1024, 1024), psfs, rng.normal(size=(len(psfs.field_covariance), k)) * 0.1, root @ root.T, wavefront
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,9 @@ def psfs() -> PsfBasis:
 def test_a_field_predicts_the_same_after_its_file(psfs, rng):
     blur = np.array([0.25, 0.25, 0.0, 0.1, 0.0])
     wavefront = Wavefront((4, 5), rng.normal(size=(6, 2)), np.ones((6, 2)), blur)
-    own = replace(psfs, mean=psfs.mean * np.float32(1.001), beyond=psfs.beyond * np.float32(0.4))
+    own = replace(
+        psfs, mean=psfs.mean * np.float32(1.001), truncation_variance=psfs.truncation_variance * np.float32(0.4)
+    )
     field = field_of(own, rng, wavefront)
     data = write_field(field, CARD)
     found = read_field(data, CARD)
@@ -60,12 +64,17 @@ def test_writing_twice_changes_nothing_more(psfs, rng):
 def test_fields_without_weights_hold_their_images(rng):
     card = find_card("psf", "empirical")
     known = load_basis(CARD, band_of(CARD, DETECTOR))
-    few = replace(known, images=known.images[:8], field=known.field[:, :8, :8], own=known.own[:8])
+    few = replace(
+        known,
+        images=known.images[:8],
+        field_covariance=known.field_covariance[:, :8, :8],
+        intrinsic_scatter=known.intrinsic_scatter[:8],
+    )
     field = field_of(few, rng)
     found = read_field(write_field(field, card), card)
     image, _ = field(X, Y)
     assert np.abs(found(X, Y)[0] - image).max() < 1e-3 * image.max()
-    assert np.array_equal(found.psfs.mean, few.mean)
+    assert np.array_equal(found.basis.mean, few.mean)
 
 
 def test_foreign_and_damaged_files_are_refused(psfs, rng):

@@ -19,9 +19,12 @@ def test_many_stars_know_more_than_one(psfs):
     night = Night(200, 100)
     true = night.half(psfs)
     together = night.fit(psfs)
-    image, _ = oversampled(psfs, together.amounts, together.spread)
+    image, _ = oversampled(psfs, together.coefficients, together.coefficient_covariance)
     alone = np.concatenate(
-        [oversampled(psfs, one.amounts, one.spread)[0] for one in (night.fit(psfs, slice(i, i + 1)) for i in range(20))]
+        [
+            oversampled(psfs, one.coefficients, one.coefficient_covariance)[0]
+            for one in (night.fit(psfs, slice(i, i + 1)) for i in range(20))
+        ]
     )
     mean = np.repeat(true.mean(axis=0)[None], len(true), axis=0)
     of_all, of_one, by_mean = (decibels_of(*pair).mean() for pair in ((image, true), (alone, true[:20]), (mean, true)))
@@ -39,7 +42,7 @@ def test_sigmas_are_honest(psfs):
         for seed in range(12 if n < 100 else 4):
             night = Night(n, snr, seed=100 + seed)
             fit = night.fit(psfs)
-            image, sigma = oversampled(psfs, fit.amounts, fit.spread)
+            image, sigma = oversampled(psfs, fit.coefficients, fit.coefficient_covariance)
             true = night.half(psfs)
             counted = sigma > 3e-4 * sigma.max()
             counted &= true > 0.02 * true.max(axis=(1, 2), keepdims=True)
@@ -62,7 +65,7 @@ def test_a_field_answers_anywhere(psfs):
 @pytest.fixture(scope="module")
 def unsure(psfs):
     """The same, of which it is said that they miss 2e-3 of the peak, as wide as the PSF."""
-    return replace(psfs, beyond=(2e-3 * psfs.mean) ** 2)
+    return replace(psfs, truncation_variance=(2e-3 * psfs.mean) ** 2)
 
 
 def test_a_bright_star_is_no_worse_among_faint_ones(unsure):
@@ -70,9 +73,12 @@ def test_a_bright_star_is_no_worse_among_faint_ones(unsure):
     night = Night(200, [600.0, *[20.0] * 199])
     true = night.half(unsure)
     alone, among = (night.fit(unsure, some) for some in (slice(0, 1), slice(None)))
-    told = [decibels_of(oversampled(unsure, fit.amounts, fit.spread)[0][:1], true[:1])[0] for fit in (alone, among)]
+    told = [
+        decibels_of(oversampled(unsure, fit.coefficients, fit.coefficient_covariance)[0][:1], true[:1])[0]
+        for fit in (alone, among)
+    ]
     assert told[1] > told[0] - 0.5
-    assert among.spread[0].trace() < 1.05 * alone.spread[0].trace()
+    assert among.coefficient_covariance[0].trace() < 1.05 * alone.coefficient_covariance[0].trace()
 
 
 def test_bright_stars_share_what_images_cannot_tell(unsure):
@@ -82,7 +88,7 @@ def test_bright_stars_share_what_images_cannot_tell(unsure):
     shared, apart = (night.fit(unsure, shared=shared) for shared in (True, False))
     assert shared.covariance[0, 0] > 1.5 * apart.covariance[0, 0]
     true = night.half(unsure)
-    of_hit, of_next = decibels_of(oversampled(unsure, shared.amounts, shared.spread)[0], true)[:2]
+    of_hit, of_next = decibels_of(oversampled(unsure, shared.coefficients, shared.coefficient_covariance)[0], true)[:2]
     assert of_hit > of_next - 3
     assert np.median(shared.chi2) == pytest.approx(np.median(apart.chi2), rel=0.02)
 
@@ -94,8 +100,8 @@ def test_optics_that_explain_nothing_change_nothing(unsure):
         night.fit(unsure, optics=optics) for optics in (FourierOptics(Pupil(0.3, 0.0, 0.074), 800.0), None)
     )
     assert found.wavefront is None
-    assert found.psfs is unsure
-    assert np.abs(found.amounts - without.amounts).max() < 0.05 * np.abs(without.amounts).max()
+    assert found.basis is unsure
+    assert np.abs(found.coefficients - without.coefficients).max() < 0.05 * np.abs(without.coefficients).max()
 
 
 def test_places_that_were_told_wrongly_are_found(psfs):
@@ -118,7 +124,7 @@ def test_pixels_of_others_and_galaxies_are_left_out(psfs):
     night.pixels[5] = (night.flux[5] * wide + 20).astype(np.float32)
     fit = night.fit(psfs)
     true = night.half(psfs)
-    found, without = (oversampled(psfs, one.amounts, one.spread)[0] for one in (fit, clean))
+    found, without = (oversampled(psfs, one.coefficients, one.coefficient_covariance)[0] for one in (fit, clean))
     for star in (0, 1, 3, 4):
         assert decibels_of(found, true)[star] > decibels_of(without, true)[star] - 3
     assert fit.used[[0, 2, 3, 4, *range(6, 60)]].all()
@@ -134,7 +140,7 @@ def test_one_bad_star_leads_no_other_astray(psfs, charge):
     clean = night.fit(psfs)
     night.pixels[7, 14, 18] += charge
     fit = night.fit(psfs)
-    found, without = (oversampled(psfs, one.amounts, one.spread)[0] for one in (fit, clean))
+    found, without = (oversampled(psfs, one.coefficients, one.coefficient_covariance)[0] for one in (fit, clean))
     assert (decibels_of(found, true) > decibels_of(without, true) - 4).all()
     assert fit.used.sum() >= 59
 

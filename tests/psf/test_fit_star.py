@@ -8,7 +8,8 @@ from psf_night import Night
 
 from csstdask.psf.field import PsfField
 from csstdask.psf.fit_field import fit_field
-from csstdask.psf.fit_star import FIT_BOX, fit_stars
+from csstdask.psf.fit_star import fit_stars
+from csstdask.psf.star_model import FIT_BOX
 
 SHAPE = (2000, 2000)
 

@@ -11,7 +11,8 @@ from csstdask.metrics.psf import draw_stars, psf_errors
 from csstdask.mock.psf import AT_LAUNCH, PsfModel
 from csstdask.mock.recipe_tables import Nodes, Optics
 from csstdask.nn.card import read_card
-from csstdask.psf.basis import BASIS_PIXELS, BASIS_SIZE, Prior, load_basis, resample
+from csstdask.numerics.gaussian import GaussianPrior
+from csstdask.psf.basis import BASIS_PIXELS, BASIS_SIZE, load_basis, resample
 from csstdask.psf.field import to_unit_square
 from csstdask.psf.phase_retrieval import PhaseRetrieval, _Orders
 from csstdask.psf.reconstruct import reconstruct
@@ -30,7 +31,7 @@ def psfs(psf_model):
 
 @pytest.fixture(scope="module")
 def retrieval(psfs):
-    count = len(psfs.field) * len(psfs)
+    count = len(psfs.field_covariance) * len(psfs)
     optics = FourierOptics.of(load_instrument("csst"), "i")
     return _Orders(PhaseRetrieval(optics, psfs), ORDERS[-1], np.eye(count), np.zeros(count))
 
@@ -41,7 +42,7 @@ def test_evidence_and_posterior_are_those_of_gaussians(rng):
     covariance, noise = roots @ roots.transpose(0, 2, 1) + 0.1 * np.eye(size)
     mean, other, seen = rng.normal(size=(3, size))
     normal = np.linalg.inv(noise)
-    priors = [Prior(mean, covariance), Prior(other, 2 * covariance)]
+    priors = [GaussianPrior(mean, covariance), GaussianPrior(other, 2 * covariance)]
     wanted = [multivariate_normal(one.mean, one.covariance + noise).logpdf(seen) for one in priors]
     found = [one.given(normal, normal @ seen).evidence for one in priors]
     assert np.isclose(found[1] - found[0], wanted[1] - wanted[0])
@@ -70,7 +71,7 @@ def test_optics_are_those_of_the_mock(retrieval, psfs, of_mock):
     images, coefficients, blur = of_mock
     flat = (images - psfs.mean).reshape(2, -1)
     wanted = np.linalg.lstsq(psfs.images.reshape(len(psfs), -1).T, flat.T, rcond=None)[0].T
-    found = np.stack([retrieval._at_once(np.append(one, blur)).amounts for one in coefficients])
+    found = np.stack([retrieval._at_once(np.append(one, blur)).coefficients for one in coefficients])
     assert np.std(found - wanted) < 0.1 * np.std(wanted)
     assert np.std(np.diff(found - wanted, axis=0)) < 0.05 * np.std(np.diff(wanted, axis=0))
 
@@ -82,19 +83,19 @@ def test_optics_tell_what_images_cannot(psfs, of_mock):
         wavefront = Wavefront(
             ORDERS, np.concatenate([one[None], np.zeros((5, len(ORDERS)))]), np.zeros((6, len(ORDERS))), blur
         )
-        missed = psfs.told_by(image).mean - psfs.mean
-        left = missed - (psfs.told_by(optics.image(wavefront)).mean - psfs.mean)
+        missed = psfs.conditioned_on(image).mean - psfs.mean
+        left = missed - (psfs.conditioned_on(optics.image(wavefront)).mean - psfs.mean)
         middle = slice(BASIS_SIZE // 4, -BASIS_SIZE // 4)
         assert np.std(left[middle, middle]) < 0.5 * np.std(missed[middle, middle])
 
 
 def test_an_image_is_told_whole(psfs, rng):
     image = psfs.mean + np.tensordot(rng.normal(size=len(psfs)), psfs.images, 1) + 1e-3 * psfs.mean[::-1]
-    told = psfs.told_by(image)
-    amounts = psfs.amounts_of((image - told.mean)[None])
-    assert np.allclose(told.at(amounts)[0], image, atol=1e-6)
-    assert (told.beyond < psfs.beyond).all()
-    within = psfs.told_by(psfs.at(rng.normal(size=(1, len(psfs))))[0])
+    told = psfs.conditioned_on(image)
+    amounts = psfs.project((image - told.mean)[None])
+    assert np.allclose(told.compose(amounts)[0], image, atol=1e-6)
+    assert (told.truncation_variance < psfs.truncation_variance).all()
+    within = psfs.conditioned_on(psfs.compose(rng.normal(size=(1, len(psfs))))[0])
     assert np.allclose(within.mean, psfs.mean, atol=1e-6)
 
 
@@ -119,7 +120,7 @@ def test_slopes_are_those_of_differences(retrieval, rng):
     for number in range(len(unknowns)):
         step = np.zeros(len(unknowns))
         step[number] = 0.5 if number < 8 else 0.01
-        ahead, behind = (retrieval._at_once(unknowns + sign * step).amounts for sign in (1, -1))
+        ahead, behind = (retrieval._at_once(unknowns + sign * step).coefficients for sign in (1, -1))
         slope = (ahead - behind) / (2 * step[number])
         assert np.abs(slope - change[:, number]).max() < 0.02 * np.abs(change[:, number]).max()
     still = retrieval._at_once(np.array([*unknowns[:-2], 0, 0])).change
@@ -147,11 +148,11 @@ def test_stars_show_the_wavefront(psf_stars, psf_recipe):
 def test_more_orders_are_looked_for_where_many_stars_want_them(psfs, stars):
     """A mean PSF of 30 nm of a tetrafoil and the secondary trefoils, which the lower orders do not explain."""
     retrieval = PhaseRetrieval(FourierOptics.of(load_instrument("csst"), "i"), psfs)
-    count, k = len(psfs.field) * len(psfs), len(psfs)
+    count, k = len(psfs.field_covariance) * len(psfs), len(psfs)
     unknowns = np.zeros(19 + 5)
     unknowns[0], unknowns[[10, 14, 15]], unknowns[-5:] = 20, 30, [0.25, 0.25, 0, 0, 0]
     amounts = np.zeros(count)
-    amounts[:k] = _Orders(retrieval, 22, np.eye(count), amounts)._at_once(unknowns).amounts
+    amounts[:k] = _Orders(retrieval, 22, np.eye(count), amounts)._at_once(unknowns).coefficients
     said = 1e4 * np.eye(count), 1e4 * amounts
     start = retrieval.search(*said)
     assert start.orders == ORDERS

@@ -25,7 +25,7 @@ def field(psf_stars, psf_model):
 def test_psfex_files_hold_the_same_polynomial(field, tmp_path):
     write_psf(tmp_path / "a.psf", field)
     model = read_psf(tmp_path / "a.psf")
-    assert model.degree == field.psfs.degree
+    assert model.degree == field.basis.degree
     image, _ = field(*PLACES)
     assert np.abs(model(*PLACES) - image).max() < 1e-4 * image.max()
 

@@ -51,7 +51,10 @@ def sample_at_cramer_rao_bound(stars: Stars, card: ModelCard, rng: np.random.Gen
         card, stars.detector, stars.stamps, variance, stars.x, stars.y, shape=stars.shape,
         optics=replace(optics, certain=True),
     )  # fmt: skip
-    roots = np.linalg.cholesky(fit.spread + _RIDGE * np.eye(len(fit.psfs)))
-    change = np.einsum("nab,nb->na", roots, rng.normal(size=fit.amounts.shape))
-    image, drawn = (oversampled(fit.psfs, amounts, fit.spread)[0] for amounts in (fit.amounts, fit.amounts + change))
+    roots = np.linalg.cholesky(fit.coefficient_covariance + _RIDGE * np.eye(len(fit.basis)))
+    change = np.einsum("nab,nb->na", roots, rng.normal(size=fit.coefficients.shape))
+    image, drawn = (
+        oversampled(fit.basis, amounts, fit.coefficient_covariance)[0]
+        for amounts in (fit.coefficients, fit.coefficients + change)
+    )
     return replace(stars, truth=image), drawn

@@ -126,7 +126,7 @@ def train_principal(config: PrincipalConfig, to: Path, *, on_progress: Callable[
             seen = list(pool.map(look, range(config.telescopes)))
             known, apart = seen[config.held_out :], seen[: config.held_out]
             psfs = learn_basis(known, config.images, config.degree, instrument.bands[band].wavelength)
-            psfs = replace(psfs, beyond=truncation_variance(psfs, apart))
+            psfs = replace(psfs, truncation_variance=truncation_variance(psfs, apart))
             learnt[band], held_out[band] = (psfs, _samples_of(psfs)), apart
             on_progress(f"{band}: {len(psfs)} images of {len(known)} telescopes")
     weights = to / f"{config.name}{WEIGHTS_SUFFIX}"
@@ -214,12 +214,12 @@ def learn_basis(seen: list[PsfSamples], count: int, degree: int, limits: tuple[f
     return PsfBasis(
         mean=mean.reshape(BASIS_SIZE, BASIS_SIZE),
         images=images.reshape(-1, BASIS_SIZE, BASIS_SIZE),
-        field=blind.covariances(),
-        own=blind.left(),
-        colour_field=seeing.covariances()[len(blind.of_telescopes[0]) :],
-        own_beside_colour=seeing.left(),
+        field_covariance=blind.covariances(),
+        intrinsic_scatter=blind.left(),
+        colour_covariance=seeing.covariances()[len(blind.of_telescopes[0]) :],
+        intrinsic_scatter_given_colour=seeing.left(),
         degree=degree,
-        beyond=np.zeros((BASIS_SIZE, BASIS_SIZE), dtype=np.float32),
+        truncation_variance=np.zeros((BASIS_SIZE, BASIS_SIZE), dtype=np.float32),
     )
 
 
@@ -267,7 +267,7 @@ def _left(psfs: PsfBasis, seen: list[PsfSamples]) -> Iterator[npt.NDArray[np.flo
     images = psfs.images.reshape(len(psfs), -1).astype(np.float64)
     for one in seen:
         away = one.images.astype(np.float64) - psfs.mean
-        yield away.reshape(len(away), -1) - psfs.amounts_of(away) @ images
+        yield away.reshape(len(away), -1) - psfs.project(away) @ images
 
 
 def _samples_of(psfs: PsfBasis) -> int:
