@@ -1,23 +1,23 @@
-"""The wavefront that the stars of a detector show, and what it says of how their PSF changes over the detector.
+"""Retrieve the wavefront of a detector from its stars, and derive from it a prior of the PSF field.
 
-What is learnt of telescopes in the mean (`csstdask.psf.basis`) expects of each polynomial on its own how much of it
-there is. But the terms of one telescope belong together: a PSF is the squared transform of its pupil, and over a single
-detector the wavefront in that pupil changes by little more than a plane. So the stars' mean PSF tells the wavefront
-in its middle, by phase retrieval (Gonsalves 1982, Opt. Eng. 21, 829; Krist & Burrows 1995, Appl. Opt. 34,
-4951); and that tells the few directions in which the PSF can change from there. Ellipticity, a product of aberrations,
-cannot be told so by anything linear.
+The prior over all telescopes (`csstdask.psf.basis`) treats the terms of a field as independent. But those of one
+telescope belong together: a PSF is the squared Fourier transform of the pupil function, and over one detector the
+wavefront in the pupil changes by little more than a plane. The mean PSF of the stars therefore shows the wavefront at
+the centre of the detector, by phase retrieval (Gonsalves 1982, Opt. Eng. 21, 829; Krist & Burrows 1995, Appl. Opt. 34,
+4951), and the wavefront predicts the few directions in which the PSF can change from there. Ellipticity, a product of
+aberrations, cannot be predicted so by a linear model.
 
-The unknowns are Zernike coefficients as quadratic polynomials of the place, a Gaussian blur, and a drift.
-Levenberg's and Marquardt's way leads from a few random starts to the wavefront of the mean PSF, and from there to that
-of the whole field. Amounts of principal PSFs linearised about it, with an error of this model, are then a prior as good
-as any other, and the stars' pixels have the last word. Which error, and whether optics are believed at all, is what
-makes the data most likely (the evidence): of stars that no aperture explains, nothing changes.
+The unknowns are Zernike coefficients as quadratic polynomials of the position, a Gaussian blur, and a drift. A
+Levenberg-Marquardt descent leads from a few random starts to the wavefront of the mean PSF, and from there to that of
+the whole field. The coefficients of the basis, linearised about it, with an error of this model, are then the prior,
+and the pixels of the stars decide. Which model error, and whether optics are used at all, is chosen by the evidence:
+for stars that no aperture explains, nothing changes.
 
-Even orders might all have the other sign, as stars in focus do not tell it: the detector's mean defocus is said to be
-positive. Where that is nearly none, the sign is chance.
+Stars in focus do not determine the sign of even orders: the mean defocus of a detector is taken to be positive. Where
+it is nearly zero, the sign is arbitrary.
 
-How much wavefronts and blurs vary is set to what sixty mock telescopes have (`csstdask.mock.random_telescopes`),
-generously; what optics may miss, to what the fields of twelve that principal PSFs had not learnt from wanted.
+The prior of wavefronts and blurs is that of sixty mock telescopes (`csstdask.mock.random_telescopes`), widened; the
+errors of the model are those that the fields of twelve telescopes outside the training set required.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,278 +37,373 @@ from csstdask.psf.wavefront import DEGREE, FourierOptics, Wavefront, blur_transf
 
 Float = npt.NDArray[np.float64]
 
-#: Noll indices that are looked for: the lower ones, and where these leave much of the mean PSF, up to the last.
-_FIRST, _LASTS = 4, (11, 22)
-#: What they leave of it, squares in units of the error a principal image, where that is much; and how many stars tell
-#: whether that is a wavefront's.
-_MUCH, _MANY = 1.0, 10
-#: Places along each axis at which optics are computed: they tell cubics.
+#: Lowest Noll index of the wavefront: defocus.
+_FIRST_ORDER = 4
+#: Highest Noll index: first up to spherical aberration.
+_LAST_ORDER = 11
+#: Highest Noll index where the lower orders do not explain the mean PSF.
+_LAST_HIGHER_ORDER = 22
+#: Residual of the mean PSF above which higher orders are tried: chi^2 per principal image.
+_MAX_RESIDUAL = 1.0
+#: Smallest number of stars from which higher orders are retrieved.
+_MIN_STARS_HIGHER_ORDERS = 10
+#: Positions along each axis at which optics are computed: enough for cubic polynomials.
 _NODES = 4
-#: Expected of a coefficient of radial order one [nm]; of order n it is an n-th. Of what it changes by over half a
-#: detector, as a share: defocus (detectors are tipped), the others, and of their bending.
-_WAVEFRONT, _TIP, _SLOPE, _BEND = 75.0, 0.5, 0.2, 0.05
-#: Of a blur: a Gaussian's covariance x x, y y, x y [pixel^2], and how far a star drifts in x and y [pixel]: what is
-#: expected, one sigma of it, and the least variance.
-_BLUR, _BLUR_SIGMA, _LEAST_BLUR = (0.25, 0.25, 0.0, 0.0, 0.0), (0.15, 0.15, 0.05, 0.8, 0.8), 0.02
-_BLURS = len(_BLUR)
-#: The correlation of a blur's x and y at most.
-_ALIGNED = 0.9
-#: Share of what telescopes differ by that this model may miss, in the mean PSF and in how it changes, by choice: a
-#: descent begins with much, as with little there are more valleys than one.
-_MISSED, _FLOOR = ((0.5, 0.3), (0.5, 0.1), (0.5, 0.02), (0.15, 0.02)), 1e-8
-#: Random starts at most, how far they reach, and how alike two ends are that end the search.
-_STARTS, _REACH, _ALIKE = 8, 0.6, 0.01
-#: Steps of a descent at most, the gain that is worth no further one, and the first damping.
-_STEPS, _LITTLE, _DAMPING = 14, 0.5, 1e-2
+#: Prior 1 sigma of a coefficient of radial order one [nm]; divided by the radial order of others.
+_WAVEFRONT_SIGMA = 75.0
+#: Prior 1 sigma of linear terms of defocus over half a detector, as a share of its mean: detectors are tilted.
+_DEFOCUS_TILT = 0.5
+#: The same for linear terms of other orders.
+_SLOPE = 0.2
+#: The same for quadratic terms.
+_CURVATURE = 0.05
+#: Prior mean of the blur: covariance xx, yy, xy of a Gaussian [pixel^2], and drift in x and y [pixel].
+_BLUR_MEAN = (0.25, 0.25, 0.0, 0.0, 0.0)
+#: Prior 1 sigma of the blur.
+_BLUR_SIGMA = (0.15, 0.15, 0.05, 0.8, 0.8)
+#: Number of parameters of the blur, the last ones of the unknowns.
+_N_BLUR = len(_BLUR_MEAN)
+#: Smallest variance of the blur [pixel^2].
+_MIN_BLUR = 0.02
+#: Largest correlation of the blur between x and y.
+_MAX_BLUR_CORRELATION = 0.9
+#: Choices for the error of this model, as shares of the standard deviation between telescopes: in the mean PSF, and in
+#: its change over the detector. A descent begins with large errors, because small ones have several minima.
+_MODEL_ERRORS = ((0.5, 0.3), (0.5, 0.1), (0.5, 0.02), (0.15, 0.02))
+#: Variance added to the error of each coefficient, so that the prior is not singular.
+_MIN_VARIANCE = 1e-8
+#: Largest number of random starts.
+_MAX_STARTS = 8
+#: Scatter of random starts, in units of the prior sigma.
+_START_SCATTER = 0.6
+#: Largest difference of the two lowest costs that ends the search, per principal image.
+_SAME_MINIMUM = 0.01
+#: Largest number of steps of a descent.
+_MAX_STEPS = 14
+#: Decrease of the cost (a chi^2) below which a descent ends.
+_MIN_DECREASE = 0.5
+#: Initial damping of a descent.
+_DAMPING = 1e-2
 
 
-class _Point(NamedTuple):
-    """Unknowns, and what optics make of them."""
+@dataclass(frozen=True, eq=False)
+class Iterate:
+    """Unknowns of a descent, and the coefficients that optics predict from them."""
 
     unknowns: Float
+    """(u,) Zernike coefficients [nm] by polynomial and order, then the blur."""
     coefficients: Float
-    """(a,)"""
-    change: Float
-    """(a, unknown)"""
+    """(a,) Coefficients of the basis."""
+    jacobian: Float
+    """(a, u) Derivatives of `coefficients` by `unknowns`."""
 
 
-@dataclass(frozen=True)
-class _Goal:
-    """What unknowns are to explain: a quadratic of amounts, and what is expected of the unknowns themselves."""
+OpticalModel = Callable[[Float], Iterate]
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """A quadratic of coefficients to be minimised, and a Gaussian prior of the unknowns."""
 
     weight: Float
-    """(a, a)"""
+    """(a, a) Inverse covariance of the coefficients."""
     pull: Float
-    """(a,) `weight` times the amounts that are wanted."""
+    """(a,) `weight` times the measured coefficients."""
     mean: Float
-    """(unknown,)"""
+    """(u,) Prior mean of the unknowns."""
     sigma: Float
+    """(u,) Prior 1 sigma of the unknowns."""
 
-    def cost(self, point: _Point) -> float:
-        strange = ((point.unknowns - self.mean) / self.sigma) ** 2
-        explained = self.weight @ point.coefficients - 2 * self.pull
-        return float(point.coefficients @ explained + strange.sum())
+    def cost(self, at: Iterate) -> float:
+        """Return chi^2 of coefficients and prior, up to a constant."""
+        prior = ((at.unknowns - self.mean) / self.sigma) ** 2
+        gradient = self.weight @ at.coefficients - 2 * self.pull
+        return float(at.coefficients @ gradient + prior.sum())
 
-    def descend(self, model: Callable[[Float], _Point], point: _Point) -> tuple[_Point, float]:
-        """Return unknowns that explain most, from a start, and their cost (Levenberg and Marquardt)."""
-        cost, damping = self.cost(point), _DAMPING
-        for _ in range(_STEPS):
-            curved = point.change.T @ self.weight @ point.change + np.diag(self.sigma**-2)
-            slope = point.change.T @ (self.pull - self.weight @ point.coefficients)
-            slope -= (point.unknowns - self.mean) / self.sigma**2
-            further = point.unknowns + np.linalg.solve(curved + damping * np.diag(np.diag(curved)), slope)
-            there = model(_possible(further))
-            gain = cost - (cost_there := self.cost(there))
-            damping *= 0.1 if gain > 0 else 10
-            if gain > 0:
-                point, cost = there, cost_there
-                if gain < _LITTLE:
-                    break
-        return point, cost
+    def curvature(self, at: Iterate) -> Float:
+        """Return half the Gauss-Newton curvature of the cost (u, u), the inverse covariance of the unknowns."""
+        return np.asarray(at.jacobian.T @ self.weight @ at.jacobian + np.diag(self.sigma**-2))
+
+    def descend(self, model: OpticalModel, start: Iterate) -> tuple[Iterate, float]:
+        """Return a minimum and its cost, by the Levenberg-Marquardt method.
+
+        A descent ends where a step gains less than matters here. `scipy.optimize.least_squares` has no such criterion
+        for the absolute decrease: it needs 40 % more evaluations of the model.
+        """
+        current, cost, damping = start, self.cost(start), _DAMPING
+        for _ in range(_MAX_STEPS):
+            curvature = self.curvature(current)
+            slope = current.jacobian.T @ (self.pull - self.weight @ current.coefficients)
+            slope -= (current.unknowns - self.mean) / self.sigma**2
+            step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), slope)
+            trial = model(feasible(current.unknowns + step))
+            trial_cost = self.cost(trial)
+            decrease = cost - trial_cost
+            if decrease <= 0:
+                damping *= 10
+                continue
+            damping *= 0.1
+            current, cost = trial, trial_cost
+            if decrease < _MIN_DECREASE:
+                break
+        return current, cost
 
 
-def _possible(unknowns: Float) -> Float:
-    """Return unknowns with a blur that a Gaussian can have."""
-    xx, yy, xy = np.arange(3) - _BLURS
-    unknowns[[xx, yy]] = np.maximum(unknowns[[xx, yy]], _LEAST_BLUR)
-    most = _ALIGNED * np.sqrt(unknowns[xx] * unknowns[yy])
-    unknowns[xy] = np.clip(unknowns[xy], -most, most)
-    return unknowns
+def feasible(unknowns: Float) -> Float:
+    """Return unknowns whose blur is the covariance of a Gaussian.
+
+    Examples
+    --------
+    >>> feasible(np.array([0.25, -1.0, 0.5, 0.0, 0.0])).round(4).tolist()
+    [0.25, 0.02, 0.0636, 0.0, 0.0]
+    """
+    bounded = unknowns.copy()
+    xx, yy, xy = np.arange(3) - _N_BLUR
+    bounded[[xx, yy]] = np.maximum(unknowns[[xx, yy]], _MIN_BLUR)
+    limit = _MAX_BLUR_CORRELATION * np.sqrt(bounded[xx] * bounded[yy])
+    bounded[xy] = np.clip(unknowns[xy], -limit, limit)
+    return bounded
 
 
 class PhaseRetrieval:
-    """The wavefront of a detector's stars, and what is expected of their PSFs by it.
+    """Phase retrieval for the detectors of a band.
 
     Parameters
     ----------
     optics : FourierOptics
-    psfs : PrincipalPsfs
-        Of the band; their own prior is what is expected without optics.
+        Optics of the band.
+    basis : PsfBasis
+        Basis of the band.
     """
 
-    def __init__(self, optics: FourierOptics, psfs: PsfBasis) -> None:
-        self.optics, self.basis, self.broad = optics, psfs, psfs.prior
-        self.project, self.at_mean = _projection(optics, psfs)
+    def __init__(self, optics: FourierOptics, basis: PsfBasis) -> None:
+        self.optics, self.basis = optics, basis
 
     def search(self, normal: Float, right: Float) -> Wavefront:
-        """Return the wavefront of the lower orders that is behind a detector's mean PSF.
+        """Retrieve the wavefront, of the lower orders, of the mean PSF of a detector.
 
         Parameters
         ----------
         normal : float64 array (a, a)
-            Of the field's amounts, polynomial by polynomial, as stars alone tell them: their curvature.
+            Inverse covariance of the coefficients of the field, polynomial by polynomial, from the stars alone.
         right : float64 array (a,)
-            `normal` times the amounts.
+            `normal` times the coefficients.
 
         Returns
         -------
         Wavefront
-            It does not change over the detector yet; `sigma` is what was expected before.
+            Constant over the detector; `sigma` is that of the prior.
         """
-        return _Orders(self, _LASTS[0], normal, right).search(None)
+        return self.lower_orders(normal, right).search(None)
 
     def prior(
         self, normal: Float, right: Float, stars: int, start: Wavefront
     ) -> tuple[GaussianPosterior, Wavefront | None]:
-        """Return what is expected of the amounts of a detector's field by the wavefront that its stars show.
+        """Return the posterior of a field with the prior of the wavefront that its stars show.
 
         Parameters
         ----------
         normal, right
-            As `search` takes them, of stars that have settled.
+            As `search` takes them, from stars whose fit has converged.
         stars : int
-            How many they are.
+            Number of stars.
         start : Wavefront
-            What `search` found.
+            Result of `search`.
 
         Returns
         -------
         GaussianPosterior
-            By the likeliest prior, `prior`: without optics that of `psfs`.
+            With the prior of the largest evidence; without optics that is the prior of the basis.
         Wavefront or None
-            What the stars show, None where `broad` is the likeliest.
+            The retrieved wavefront; None where the prior of the basis has the largest evidence.
 
         Notes
         -----
-        More orders are looked for where the lower leave much of the mean PSF, and not before stars have settled: the
-        noise of faint ones that are fitted alone looks like them.
+        Higher orders are tried only where the lower ones do not explain the mean PSF, and for stars whose fit has
+        converged: the noise of faint stars that are fitted individually resembles them.
 
-        The prior is linearised about the likeliest wavefront, which these stars have shown: a fit with it is unsure as
-        if no other valley were possible.
+        The prior is linearised about the best wavefront, which these very stars have shown: its uncertainty does not
+        include other minima.
         """
-        lower = _Orders(self, _LASTS[0], normal, right)
-        found = lower.over_the_field(start)
-        surest, shown = found[-1]
+        lower = self.lower_orders(normal, right)
+        found = lower.retrieve_field(start)
+        narrowest, wavefront = found[-1]
         if self.optics.certain:
-            return surest.given(normal, right), shown
-        if stars >= _MANY and lower.left_by(shown) > _MUCH * len(self.basis):
-            higher = _Orders(self, _LASTS[1], normal, right)
-            found += higher.over_the_field(higher.search(start))
-        candidates = [(prior.given(normal, right), shown) for prior, shown in [(self.broad, None), *found]]
-        return max(candidates, key=lambda one: one[0].evidence)
+            return narrowest.given(normal, right), wavefront
+        unexplained = lower.residual_after(wavefront) > _MAX_RESIDUAL * len(self.basis)
+        if stars >= _MIN_STARS_HIGHER_ORDERS and unexplained:
+            higher = ZernikeModes(self.optics, self.basis, _LAST_HIGHER_ORDER, normal, right)
+            found += higher.retrieve_field(higher.search(start))
+        candidates = [(prior.given(normal, right), shown) for prior, shown in [(self.basis.prior, None), *found]]
+        return max(candidates, key=lambda candidate: candidate[0].evidence)
+
+    def lower_orders(self, normal: Float, right: Float) -> ZernikeModes:
+        """Return the retrieval with the lower orders only."""
+        return ZernikeModes(self.optics, self.basis, _LAST_ORDER, normal, right)
 
 
-class _Orders:
-    """A retrieval with the orders up to a `last` one; the other parameters are those of `PhaseRetrieval.search`."""
+class ZernikeModes:
+    """A retrieval with all Zernike modes up to a last Noll index.
 
-    def __init__(self, retrieval: PhaseRetrieval, last: int, normal: Float, right: Float) -> None:
-        self.orders, self.normal, self.right = tuple(range(_FIRST, last + 1)), normal, right
-        self.optics, self.broad, self.k = retrieval.optics, retrieval.broad, len(retrieval.basis)
-        self.degree, self.project, self.at_mean = retrieval.basis.degree, retrieval.project, retrieval.at_mean
-        sigma = _WAVEFRONT / np.array([noll_to_zernike(order)[0] for order in self.orders])
-        defocus = np.array(self.orders) == _FIRST
-        shares = {0: np.ones(len(self.orders)), 1: np.where(defocus, _TIP, _SLOPE), 2: np.full(len(self.orders), _BEND)}
-        self.sigma = np.stack([shares[sum(powers)] * sigma for powers in polynomial_degrees(DEGREE)])
+    Parameters
+    ----------
+    optics, basis
+        As for `PhaseRetrieval`.
+    last_order : int
+        Noll index.
+    normal, right
+        As for `PhaseRetrieval.search`.
+    """
+
+    def __init__(self, optics: FourierOptics, basis: PsfBasis, last_order: int, normal: Float, right: Float) -> None:
+        self.optics, self.basis, self.normal, self.right = optics, basis, normal, right
+        self.orders = tuple(range(_FIRST_ORDER, last_order + 1))
+        self.sigma = _prior_sigma(self.orders)
 
     @cached_property
-    def of_mean(self) -> tuple[Float, Float]:
-        """The mean PSF's amounts (k,) and how well they are known (k, k), the inverse of a covariance.
+    def mean_psf(self) -> tuple[Float, Float]:
+        """Coefficients of the mean PSF (k,), and their inverse covariance (k, k).
 
-        Nothing is expected of it but what optics say: the other polynomials are as they may be.
+        The prior of the mean PSF is flat; that of the other terms is the basis's.
         """
-        k = self.k
-        unknown = self.broad.covariance.copy()
-        unknown[:k, :k] *= 1e6
-        found = GaussianPrior(self.broad.mean, unknown).given(self.normal, self.right)
-        missed = (_MISSED[0][0] ** 2) * np.diag(np.diag(self.broad.covariance)[:k])
-        return found.mean[:k], np.asarray(np.linalg.inv(found.covariance[:k, :k] + missed), dtype=np.float64)
+        k = len(self.basis)
+        weak = self.basis.prior.covariance.copy()
+        weak[:k, :k] *= 1e6
+        posterior = GaussianPrior(self.basis.prior.mean, weak).given(self.normal, self.right)
+        error = (_MODEL_ERRORS[0][0] ** 2) * np.diag(np.diag(self.basis.prior.covariance)[:k])
+        weight = np.linalg.inv(posterior.covariance[:k, :k] + error)
+        return posterior.mean[:k], np.asarray(weight, dtype=np.float64)
 
-    def left_by(self, wavefront: Wavefront) -> float:
-        """Return how much of the mean PSF a wavefront leaves: squares in units of its error."""
-        wanted, weight = self.of_mean
-        left = wanted - self._at_once(np.append(wavefront.coefficients[0], wavefront.blur)).coefficients
-        return float(left @ weight @ left)
+    def residual_after(self, wavefront: Wavefront) -> float:
+        """Return chi^2 of the mean PSF, given a wavefront."""
+        measured, weight = self.mean_psf
+        predicted = self.predict_at_centre(np.append(wavefront.coefficients[0], wavefront.blur)).coefficients
+        residual = measured - predicted
+        return float(residual @ weight @ residual)
 
     def search(self, start: Wavefront | None) -> Wavefront:
-        """Return the wavefront of the mean PSF, from a start and from random ones."""
-        wanted, weight = self.of_mean
-        mean, sigma = np.append(0 * self.sigma[0], _BLUR), np.append(self.sigma[0], _BLUR_SIGMA)
-        goal = _Goal(weight, weight @ wanted, mean, sigma)
+        """Return the wavefront of the mean PSF, from a start, if given, and from random ones."""
+        measured, weight = self.mean_psf
+        mean, sigma = np.append(0 * self.sigma[0], _BLUR_MEAN), np.append(self.sigma[0], _BLUR_SIGMA)
+        objective = Objective(weight, weight @ measured, mean, sigma)
         rng = np.random.default_rng(0)
-        ends: list[tuple[_Point, float]] = []
-        for number in range(_STARTS):
-            begin = mean + _REACH * sigma * np.append(rng.normal(size=len(self.orders)), [0, 0, 0, *rng.normal(size=2)])
+        minima: list[tuple[Iterate, float]] = []
+        for number in range(_MAX_STARTS):
+            scatter = np.append(rng.normal(size=len(self.orders)), [0, 0, 0, *rng.normal(size=2)])
+            unknowns = mean + _START_SCATTER * sigma * scatter
             if number == 0 and start is not None:
-                begin[: len(start.orders)], begin[-_BLURS:] = start.coefficients[0], start.blur
-            ends.append(goal.descend(self._at_once, self._at_once(begin)))
-            costs = np.sort([cost for _, cost in ends])
-            if number and costs[1] - costs[0] < _ALIKE * self.k:
+                unknowns[: len(start.orders)], unknowns[-_N_BLUR:] = start.coefficients[0], start.blur
+            minima.append(objective.descend(self.predict_at_centre, self.predict_at_centre(unknowns)))
+            costs = np.sort([cost for _, cost in minima])
+            if number and costs[1] - costs[0] < _SAME_MINIMUM * len(self.basis):
                 break
-        best, _ = min(ends, key=lambda end: end[1])
+        best, _ = min(minima, key=lambda minimum: minimum[1])
         coefficients = np.zeros_like(self.sigma)
-        coefficients[0] = best.unknowns[:-_BLURS]
-        return Wavefront(self.orders, coefficients, self.sigma, best.unknowns[-_BLURS:])
+        coefficients[0] = best.unknowns[:-_N_BLUR]
+        return Wavefront(self.orders, coefficients, self.sigma, best.unknowns[-_N_BLUR:])
 
-    def over_the_field(self, start: Wavefront) -> list[tuple[GaussianPrior, Wavefront]]:
-        """Return priors with less and less error, each with the wavefront of the whole field, from that of its mean."""
-        errors = [self._missed(*shares) for shares in (*_MISSED, *([(0.0, 0.0)] if self.optics.certain else []))]
-        mean = np.append(np.zeros(self.sigma.size), _BLUR)
+    def retrieve_field(self, start: Wavefront) -> list[tuple[GaussianPrior, Wavefront]]:
+        """Return a prior and the wavefront of the whole field for each error of the model, from the largest.
+
+        Parameters
+        ----------
+        start : Wavefront
+            Wavefront of the mean PSF.
+        """
+        errors = [self._model_error(*shares) for shares in _MODEL_ERRORS]
+        if self.optics.certain:
+            errors.append(self._model_error(0.0, 0.0))
+        mean = np.append(np.zeros(self.sigma.size), _BLUR_MEAN)
         sigma = np.append(self.sigma.ravel(), _BLUR_SIGMA)
-        point = self._over_field(np.append(start.coefficients.ravel(), start.blur))
-        goals = []
+        current = self.predict_field(np.append(start.coefficients.ravel(), start.blur))
+        objectives = []
         for error in errors:
-            blunted = np.linalg.inv(np.eye(len(error)) + self.normal @ error)
-            weight = blunted @ self.normal
-            goals.append(_Goal((weight + weight.T) / 2, blunted @ self.right, mean, sigma))
-            point, _ = goals[-1].descend(self._over_field, point)
-        expected = point.coefficients + point.change @ (mean - point.unknowns)
-        of_optics = (point.change * sigma**2) @ point.change.T
+            share = np.linalg.inv(np.eye(len(error)) + self.normal @ error)
+            weight = share @ self.normal
+            objectives.append(Objective((weight + weight.T) / 2, share @ self.right, mean, sigma))
+            current, _ = objectives[-1].descend(self.predict_field, current)
+        expected = current.coefficients + current.jacobian @ (mean - current.unknowns)
+        of_optics = (current.jacobian * sigma**2) @ current.jacobian.T
         priors = [GaussianPrior(expected, error + of_optics) for error in errors]
-        return list(zip(priors, [self._wavefront(point, goal) for goal in goals], strict=True))
+        return list(zip(priors, [self._wavefront(current, one) for one in objectives], strict=True))
 
-    def _wavefront(self, point: _Point, goal: _Goal) -> Wavefront:
-        """Return the wavefront of some unknowns, as sure of it as what is to be explained allows."""
-        spread = np.linalg.inv(point.change.T @ goal.weight @ point.change + np.diag(goal.sigma**-2))
-        coefficients = point.unknowns[:-_BLURS].reshape(self.sigma.shape)
+    def predict_at_centre(self, unknowns: Float) -> Iterate:
+        """Predict the coefficients (k,) of the PSF of one wavefront: orders [nm], then the blur."""
+        _, _, fx, fy = self.optics.frequencies
+        spectra = self.optics.spectra(self.orders, unknowns[:-_N_BLUR])
+        transfer, by_blur = blur_transfer(fx, fy, unknowns[-_N_BLUR:])
+        blurred = np.concatenate([spectra * transfer, spectra[0] * by_blur])
+        projection, mean = _projection(self.optics, self.basis)
+        coefficients = (blurred.view(np.float32) @ projection).astype(float).T
+        return Iterate(unknowns, coefficients[:, 0] - mean, coefficients[:, 1:])
+
+    def predict_field(self, unknowns: Float) -> Iterate:
+        """Predict the coefficients of a field (a,): those at nodes, and polynomials through them."""
+        axis, weight = np.polynomial.legendre.leggauss(_NODES)
+        v, u = (part.ravel() for part in np.meshgrid(axis, axis, indexing="ij"))
+        terms = polynomials(u, v, DEGREE)
+        blur = unknowns[-_N_BLUR:]
+        wavefronts = terms @ unknowns[:-_N_BLUR].reshape(self.sigma.shape)
+        nodes = [self.predict_at_centre(np.append(one, blur)) for one in wavefronts]
+        at_nodes, jacobian = np.stack([one.coefficients for one in nodes]), np.stack([one.jacobian for one in nodes])
+        by_zernike = np.einsum("nt,nkz->nktz", terms, jacobian[..., :-_N_BLUR])
+        jacobian = np.concatenate(
+            [by_zernike.reshape(len(terms), len(self.basis), -1), jacobian[..., -_N_BLUR:]], axis=2
+        )
+        root = np.sqrt(np.outer(weight, weight).ravel())
+        design = polynomials(u, v, min(self.basis.degree, _NODES - 1))
+        to_terms = np.linalg.pinv(design * root[:, None]) * root
+        field, change = to_terms @ at_nodes, np.tensordot(to_terms, jacobian, 1)
+        # Terms of a higher degree, and those of the colour, are not predicted.
+        missing = [(0, len(self.normal) // len(self.basis) - len(to_terms)), (0, 0)]
+        return Iterate(
+            unknowns,
+            np.pad(field, missing).ravel(),
+            np.pad(change, [*missing, (0, 0)]).reshape(len(self.normal), -1),
+        )
+
+    def _model_error(self, of_mean: float, of_changes: float) -> Float:
+        """Return the covariance of the error of this model, for shares of the scatter between telescopes.
+
+        Colours are not in the model: the error of their terms is their prior.
+        """
+        k, terms = len(self.basis), len(polynomial_degrees(self.basis.degree))
+        shares = np.repeat([of_mean, *[of_changes] * (terms - 1)], k)
+        shares = np.append(shares, np.ones(len(self.normal) - len(shares)))
+        covariance = self.basis.prior.covariance * shares * shares[:, None]
+        return np.asarray(covariance + _MIN_VARIANCE * np.eye(len(shares)))
+
+    def _wavefront(self, at: Iterate, objective: Objective) -> Wavefront:
+        """Return the wavefront of unknowns, with the uncertainty that an objective leaves."""
+        covariance = np.linalg.inv(objective.curvature(at))
+        coefficients = at.unknowns[:-_N_BLUR].reshape(self.sigma.shape)
         even = np.array([noll_to_zernike(order)[0] % 2 == 0 for order in self.orders])
         if coefficients[0, 0] < 0:
             coefficients = np.where(even, -coefficients, coefficients)
-        unsure = np.sqrt(np.diag(spread)[:-_BLURS]).reshape(self.sigma.shape)
-        return Wavefront(self.orders, coefficients, unsure, point.unknowns[-_BLURS:])
+        sigma = np.sqrt(np.diag(covariance)[:-_N_BLUR]).reshape(self.sigma.shape)
+        return Wavefront(self.orders, coefficients, sigma, at.unknowns[-_N_BLUR:])
 
-    def _missed(self, of_mean: float, of_changes: float) -> Float:
-        """Return the covariance of what this model may miss: of stars' colours, which it does not know, everything."""
-        k, terms = self.k, len(polynomial_degrees(self.degree))
-        shares = np.repeat([of_mean, *[of_changes] * (terms - 1)], k)
-        shares = np.append(shares, np.ones(len(self.normal) - len(shares)))
-        return self.broad.covariance * shares * shares[:, None] + _FLOOR * np.eye(len(shares))
 
-    def _at_once(self, unknowns: Float) -> _Point:
-        """Return the amounts (k,) at one place, and how they change."""
-        _, _, fx, fy = self.optics.frequencies
-        spectra = self.optics.spectra(self.orders, unknowns[:-_BLURS])
-        transfer, change = blur_transfer(fx, fy, unknowns[-_BLURS:])
-        seen = np.concatenate([spectra * transfer, spectra[0] * change])
-        amounts = (seen.view(np.float32) @ self.project).astype(float).T
-        return _Point(unknowns, amounts[:, 0] - self.at_mean, amounts[:, 1:])
-
-    def _over_field(self, unknowns: Float) -> _Point:
-        """Return the amounts of polynomials, and how they change: of those at nodes, polynomials through them."""
-        axis, weight = np.polynomial.legendre.leggauss(_NODES)
-        v, u = (part.ravel() for part in np.meshgrid(axis, axis, indexing="ij"))
-        places = polynomials(u, v, DEGREE)
-        coefficients = places @ unknowns[:-_BLURS].reshape(self.sigma.shape)
-        here = [self._at_once(np.append(one, unknowns[-_BLURS:])) for one in coefficients]
-        amounts, slopes = np.stack([one.coefficients for one in here]), np.stack([one.change for one in here])
-        of_zernikes = np.einsum("nt,nkz->nktz", places, slopes[..., :-_BLURS]).reshape(len(places), self.k, -1)
-        slopes = np.concatenate([of_zernikes, slopes[..., -_BLURS:]], axis=2)
-        root = np.sqrt(np.outer(weight, weight).ravel())
-        to_terms = np.linalg.pinv(polynomials(u, v, min(self.degree, _NODES - 1)) * root[:, None]) * root
-        field, change = to_terms @ amounts, np.tensordot(to_terms, slopes, 1)
-        pad = [(0, len(self.normal) // self.k - len(to_terms)), (0, 0)]
-        return _Point(
-            unknowns, np.pad(field, pad).ravel(), np.pad(change, [*pad, (0, 0)]).reshape(len(self.normal), -1)
-        )
+def _prior_sigma(orders: tuple[int, ...]) -> Float:
+    """Return the prior 1 sigma (p, order) of Zernike coefficients by polynomial of the position [nm]."""
+    sigma = _WAVEFRONT_SIGMA / np.array([noll_to_zernike(order)[0] for order in orders])
+    linear = np.where(np.array(orders) == _FIRST_ORDER, _DEFOCUS_TILT, _SLOPE)
+    shares = {0: np.ones(len(orders)), 1: linear, 2: np.full(len(orders), _CURVATURE)}
+    return np.stack([shares[sum(degrees)] * sigma for degrees in polynomial_degrees(DEGREE)])
 
 
 @lru_cache(maxsize=16)
-def _projection(optics: FourierOptics, psfs: PsfBasis) -> tuple[npt.NDArray[np.float32], Float]:
-    """Return what takes spectra, real and imaginary parts in turn, to amounts (2 frequency, k), and the mean's (k,)."""
-    k = len(psfs)
-    flat = psfs.images.reshape(k, -1).astype(np.float64)
-    middle = np.fft.ifftshift(np.linalg.solve(psfs.gram, flat).reshape(k, BASIS_SIZE, BASIS_SIZE), axes=(-2, -1))
+def _projection(optics: FourierOptics, basis: PsfBasis) -> tuple[npt.NDArray[np.float32], Float]:
+    """Return the matrix (2 frequency, k) from spectra to coefficients, and the coefficients of the mean (k,).
+
+    Rows are real and imaginary parts in turn.
+    """
+    k = len(basis)
+    flat = basis.images.reshape(k, -1).astype(np.float64)
+    dual = np.linalg.solve(basis.gram, flat).reshape(k, BASIS_SIZE, BASIS_SIZE)
     rows, columns, _, _ = optics.frequencies
-    # Parseval: a product of images is one of spectra, the half that is not kept the other's conjugate.
-    spectrum = fft.rfft2(middle)[:, rows, columns] * np.where(columns > 0, 2, 1) / BASIS_SIZE**2 * OVERSAMPLING**2
+    # Parseval: a product of images is one of spectra, of which the other half is the complex conjugate.
+    spectrum = fft.rfft2(np.fft.ifftshift(dual, axes=(-2, -1)))[:, rows, columns]
+    spectrum = spectrum * np.where(columns > 0, 2, 1) / BASIS_SIZE**2 * OVERSAMPLING**2
     parts = np.stack([spectrum.real, spectrum.imag], axis=-1).reshape(k, -1)
-    return np.ascontiguousarray(parts.T.astype(np.float32)), psfs.project(psfs.mean[None])[0]
+    return np.ascontiguousarray(parts.T.astype(np.float32)), basis.project(basis.mean[None])[0]

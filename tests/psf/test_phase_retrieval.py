@@ -14,7 +14,7 @@ from csstdask.nn.card import read_card
 from csstdask.numerics.gaussian import GaussianPrior
 from csstdask.psf.basis import BASIS_PIXELS, BASIS_SIZE, load_basis, resample
 from csstdask.psf.field import to_unit_square
-from csstdask.psf.phase_retrieval import PhaseRetrieval, _Orders
+from csstdask.psf.phase_retrieval import PhaseRetrieval, ZernikeModes
 from csstdask.psf.reconstruct import reconstruct
 from csstdask.psf.wavefront import FourierOptics, Wavefront
 
@@ -33,7 +33,7 @@ def psfs(psf_model):
 def retrieval(psfs):
     count = len(psfs.field_covariance) * len(psfs)
     optics = FourierOptics.of(load_instrument("csst"), "i")
-    return _Orders(PhaseRetrieval(optics, psfs), ORDERS[-1], np.eye(count), np.zeros(count))
+    return ZernikeModes(optics, psfs, ORDERS[-1], np.eye(count), np.zeros(count))
 
 
 def test_evidence_and_posterior_are_those_of_gaussians(rng):
@@ -71,7 +71,7 @@ def test_optics_are_those_of_the_mock(retrieval, psfs, of_mock):
     images, coefficients, blur = of_mock
     flat = (images - psfs.mean).reshape(2, -1)
     wanted = np.linalg.lstsq(psfs.images.reshape(len(psfs), -1).T, flat.T, rcond=None)[0].T
-    found = np.stack([retrieval._at_once(np.append(one, blur)).coefficients for one in coefficients])
+    found = np.stack([retrieval.predict_at_centre(np.append(one, blur)).coefficients for one in coefficients])
     assert np.std(found - wanted) < 0.1 * np.std(wanted)
     assert np.std(np.diff(found - wanted, axis=0)) < 0.05 * np.std(np.diff(wanted, axis=0))
 
@@ -116,14 +116,14 @@ def test_bright_stars_tell_more(psf_recipe):
 
 def test_slopes_are_those_of_differences(retrieval, rng):
     unknowns = np.array([*rng.normal(0, 20, 8), 0.25, 0.2, 0.02, 0.5, 0.3])
-    change = retrieval._at_once(unknowns).change
+    change = retrieval.predict_at_centre(unknowns).jacobian
     for number in range(len(unknowns)):
         step = np.zeros(len(unknowns))
         step[number] = 0.5 if number < 8 else 0.01
-        ahead, behind = (retrieval._at_once(unknowns + sign * step).coefficients for sign in (1, -1))
+        ahead, behind = (retrieval.predict_at_centre(unknowns + sign * step).coefficients for sign in (1, -1))
         slope = (ahead - behind) / (2 * step[number])
         assert np.abs(slope - change[:, number]).max() < 0.02 * np.abs(change[:, number]).max()
-    still = retrieval._at_once(np.array([*unknowns[:-2], 0, 0])).change
+    still = retrieval.predict_at_centre(np.array([*unknowns[:-2], 0, 0])).jacobian
     assert np.isfinite(still).all()
 
 
@@ -152,7 +152,9 @@ def test_more_orders_are_looked_for_where_many_stars_want_them(psfs, stars):
     unknowns = np.zeros(19 + 5)
     unknowns[0], unknowns[[10, 14, 15]], unknowns[-5:] = 20, 30, [0.25, 0.25, 0, 0, 0]
     amounts = np.zeros(count)
-    amounts[:k] = _Orders(retrieval, 22, np.eye(count), amounts)._at_once(unknowns).coefficients
+    amounts[:k] = (
+        ZernikeModes(retrieval.optics, psfs, 22, np.eye(count), amounts).predict_at_centre(unknowns).coefficients
+    )
     said = 1e4 * np.eye(count), 1e4 * amounts
     start = retrieval.search(*said)
     assert start.orders == ORDERS
