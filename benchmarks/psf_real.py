@@ -63,9 +63,9 @@ def wircam(path: Path) -> tuple[Any, Any]:
     error = np.sqrt(noise**2 + np.maximum(height, 0)).astype(np.float32)
     sources = measure_sources(height, error, noise, mask)
     full = (FULL - bias) * gain
-    stars = select_stars(sources, height.shape, least_snr=LEAST_SNR, full=full)
+    stars = select_stars(sources, height.shape, min_snr=LEAST_SNR, saturation=full)
     parts = []
-    for chosen in (stars.fitted, stars.reserve):
+    for chosen in (stars.fitted, stars.held_out):
         x, y = (sources[name][chosen] for name in ("x", "y"))
         parts.append((*cut_star_stamps(height, error, mask, x, y), x, y))
     return parts[0], parts[1]

@@ -43,7 +43,7 @@ given = dict(np.load(sys.argv[1]))
 sources = {name: given[name] for name in ("x", "y", "flux", "flux_err", "half_light_radius", "ellipticity", "flag")}
 shape = tuple(given["shape"].tolist())
 chosen = csstdask.psf.select_stars(sources, shape)
-stars = chosen.fitted | chosen.reserve
+stars = chosen.fitted | chosen.held_out
 found = csstdask.psf.reconstruct(
     given["stamps"][stars], given["detector"][stars], sources["x"][stars], sources["y"][stars],
     error=given["error"][stars], model=sys.argv[3], shape=shape,

@@ -55,6 +55,52 @@ def cut_stamps(
     return stamps
 
 
+def border_mask(size: int, width: int) -> npt.NDArray[np.bool_]:
+    """Return the pixels of a stamp within a distance of its edges, which show the sky.
+
+    Parameters
+    ----------
+    size : int
+        Width of the stamp [pixel].
+    width : int
+        Width of the border [pixel].
+
+    Examples
+    --------
+    >>> int(border_mask(4, 1).sum())
+    12
+    """
+    border = np.ones((size, size), dtype=bool)
+    border[width:-width, width:-width] = False
+    return border
+
+
+def sky_from_border(stamps: npt.NDArray[Any], mask: npt.NDArray[np.bool_], width: int) -> npt.NDArray[np.float64]:
+    """Estimate the sky of each stamp by the median of its border.
+
+    Parameters
+    ----------
+    stamps : array (n, y, x)
+    mask : bool array (n, y, x)
+        True = ignore.
+    width : int
+        Width of the border [pixel].
+
+    Returns
+    -------
+    float64 array (n,)
+        0 for a stamp without a usable pixel on its border.
+
+    Examples
+    --------
+    >>> sky_from_border(np.full((1, 4, 4), 7.0), np.zeros((1, 4, 4), bool), 1).tolist()
+    [7.0]
+    """
+    border = border_mask(stamps.shape[-1], width)
+    median = np.ma.median(np.ma.masked_array(stamps[:, border], mask[:, border]), axis=1)
+    return np.asarray(np.ma.filled(median, 0.0), dtype=np.float64)
+
+
 def nearest_stamp(
     pixel_y: npt.NDArray[np.int64],
     pixel_x: npt.NDArray[np.int64],

@@ -355,7 +355,7 @@ def _repair_stars(
     masked = MaskedFrame.of(fixed, np.where(hit_pixels, variance, to_host(noise)), hit_pixels, unusable, mesh)
     sources = masked.measure_sources()
     number, fewest = (_ANY_DETECTOR, MIN_STARS_EMPIRICAL) if detector is None else (detector, 1)
-    found = fit_frame(masked.height, masked.error, masked.unobserved, sources, number, model=psf, fewest=fewest)
+    found = fit_frame(masked.height, masked.error, masked.unobserved, sources, number, model=psf, min_stars=fewest)
     return None if found is None else repair_stars(masked, sources, found.field, mesh), sources
 
 

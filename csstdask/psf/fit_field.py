@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.arrays.stamps import sky_from_border
 from csstdask.psf.basis import PsfBasis
 from csstdask.psf.noise import expected_variance
 from csstdask.psf.phase_retrieval import PhaseRetrieval
@@ -40,7 +41,6 @@ from csstdask.psf.star_model import (
     batches,
     find_outliers,
     initial_flux,
-    masked_median,
     truncation_sigma,
 )
 from csstdask.psf.wavefront import FourierOptics, Wavefront
@@ -257,9 +257,7 @@ def _first_estimate(basis: PsfBasis, stamps: StarStamps) -> tuple[StarParameters
     none = np.zeros((n, len(basis)))
     start = StarParameters(none, np.zeros(n), np.zeros(n), stamps.x, stamps.y)
     image = StarModel.of_basis(basis, size).render(start)
-    border = np.ones((size, size), dtype=bool)
-    border[_BORDER:-_BORDER, _BORDER:-_BORDER] = False
-    sky = masked_median(stamps.pixels, stamps.usable & border)
+    sky = sky_from_border(stamps.pixels, ~stamps.usable, _BORDER)
     flux = initial_flux(image, stamps.pixels - sky[:, None, None], stamps.usable, min_share=_MIN_CORE_SHARE)
     weights = _weigh(
         basis, stamps, StarParameters(none, flux, sky, stamps.x, stamps.y), _INITIAL_MODEL_ERROR, shared=False

@@ -1,4 +1,4 @@
-"""Which sources of a detector are stars that a PSF can be learnt from, and which of them are kept to judge it by."""
+"""Select the stars of a detector that a PSF can be fitted to, and those that are held out to test it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from scipy.spatial import cKDTree
 
 from csstdask.arrays.adapter import convert_column
 from csstdask.core.errors import InputError
-from csstdask.numerics.robust import mad_scale
 
 log = logging.getLogger("csstdask")
 
@@ -21,77 +20,90 @@ Float = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 _COLUMNS = ("x", "y", "flux", "flux_err", "half_light_radius", "ellipticity", "flag")
-#: SEP's flags of blends, of what an edge cuts off, and of pixels that are not what they were.
-_BLENDED, _CUT, _OVERFLOWN = 1, 2, 4
-#: The locus of stars: from radii of sources so bright, so many sigma wide, at least a share of their radius.
-_LOCUS_SNR, _LOCUS_SIGMA, _LEAST_LOCUS = 50.0, 4.0, 0.05
-_FEWEST = 10
-#: Cells along each axis of the detector, of which every fifth holds stars in reserve, none beside another.
-_CELLS, _EVERY = 10, 5
-#: Bins of a star's place within its pixel along each axis; how far below the mean of all a bin is worth a warning, as a
-#: share of it and in sigmas of its chance.
-_PHASES, _LEAST_SHARE, _CHANCE = 4, 0.25, 3.0
+#: Flags of SEP: blended, cut by an edge, with saturated or interpolated pixels.
+_BLENDED, _TRUNCATED, _SATURATED = 1, 2, 4
+#: S/N of the sources that define the stellar locus of half-light radii.
+_LOCUS_MIN_SNR = 50.0
+#: Half-width of the locus, in standard deviations.
+_LOCUS_SIGMA = 4.0
+#: Smallest half-width of the locus, as a share of its radius.
+_MIN_LOCUS_WIDTH = 0.05
+#: Distance from the mode within which the scatter of the locus is measured, as a share of its radius.
+_LOCUS_REACH = 0.2
+#: Smallest number of sources that define the locus.
+_MIN_LOCUS_SOURCES = 10
+#: Cells along each axis of the detector...
+_CELLS = 10
+#: ...of which every fifth holds stars that are held out; no two of these are adjacent.
+_HELD_OUT_EVERY = 5
+#: Bins of the sub-pixel position of stars along each axis.
+_PHASE_BINS = 4
+#: A warning is given where a bin has less than this share of the mean...
+_MIN_PHASE_SHARE = 0.25
+#: ...and is this many standard deviations of a Poisson number below it.
+_MIN_PHASE_SIGMA = 3.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
-    """Stars of one detector."""
+    """Stars of one detector, among n sources."""
 
     fitted: Mask
-    """(n,) Of all sources: those that a PSF is fitted to."""
-    reserve: Mask
-    """(n,) Stars as good, in cells of the detector of their own: a fit never sees them."""
-    left_out: dict[str, int]
-    """Why the others are not among them, and how many: the first reason counts."""
+    """(n,) Stars that a PSF is fitted to."""
+    held_out: Mask
+    """(n,) Stars of the same quality in separate cells of the detector, which the fit does not use."""
+    rejected: dict[str, int]
+    """Number of other sources by the first reason for their rejection."""
     radius: tuple[float, float]
-    """Half-light radii between which stars lie [pixel]."""
+    """Limits of the stellar locus of half-light radii [pixel]."""
     phases: npt.NDArray[np.int64]
-    """(4, 4) Fitted stars by their place within a pixel, y and x: an undersampled PSF wants them all."""
+    """(4, 4) Number of fitted stars by sub-pixel position, y and x: an undersampled PSF needs all of them."""
 
 
 def select_stars(
     sources: Mapping[str, Any],
     shape: tuple[int, int],
     *,
-    least_snr: float = 30.0,
+    min_snr: float = 30.0,
     separation: float = 12.0,
     neighbour: float = 0.01,
-    most_ellipticity: float = 0.3,
-    full: float | None = None,
+    max_ellipticity: float = 0.3,
+    saturation: float | None = None,
     stamp: int = 32,
 ) -> Selection:
-    """Select the stars of a detector by their looks.
+    """Select the stars of a detector by size, shape and isolation.
 
     Parameters
     ----------
     sources : mapping
         Columns (n,) of a source table: ``x, y`` [pixel], ``flux, flux_err`` (any unit), ``half_light_radius`` [pixel],
-        ``ellipticity``, ``flag`` (SEP's), perhaps ``peak``.
+        ``ellipticity``, ``flag`` (of SEP), and ``peak`` if `saturation` is given.
     shape : (int, int)
-        Of the detector (y, x) [pixel].
-    least_snr : float
-        Of ``flux / flux_err``.
+        Shape of the detector (y, x) [pixel].
+    min_snr : float
+        Smallest ``flux / flux_err``.
     separation : float
-        Within which no other source may lie [pixel]...
+        Radius within which no other source may lie [pixel]...
     neighbour : float
-        ...that has such a share of the star's flux.
-    most_ellipticity : float
-    full : float, optional
-        Stars whose ``peak`` reaches it are saturated, in its unit.
+        ...that has more than this share of the star's flux.
+    max_ellipticity : float
+        Largest ellipticity.
+    saturation : float, optional
+        Stars whose ``peak`` reaches this value, in its unit, are saturated.
     stamp : int
-        Edge of the stamps that will be cut, which must lie on the detector [pixel].
+        Width of the stamps that will be cut, which must lie on the detector [pixel].
 
     Returns
     -------
     Selection
-        A warning is given where places within a pixel are missing among the stars.
+        A warning is logged if the stars do not sample all sub-pixel positions.
 
     Raises
     ------
     InputError
         If a column is absent.
     """
-    wanted = (*_COLUMNS, *(("peak",) if full is not None else ()))
+    wanted = (*_COLUMNS, *(("peak",) if saturation is not None else ()))
     present = getattr(sources, "colnames", sources)  # an astropy table, or any mapping
     if absent := [name for name in wanted if name not in present]:
         raise InputError("sources", f"no column {', '.join(absent)}", f"a source table with {', '.join(wanted)}")
@@ -100,75 +112,91 @@ def select_stars(
         convert_column(sources[name], name, units.get(name)) for name in _COLUMNS[:-1]
     )
     flags = convert_column(sources["flag"], "flag")
-    flag = np.where(np.isfinite(flags), flags, _OVERFLOWN).astype(np.int64)  # unknown: not trusted
+    flag = np.where(np.isfinite(flags), flags, _SATURATED).astype(np.int64)  # unknown: rejected
     snr = np.divide(flux, error, out=np.zeros_like(flux), where=error > 0)
     half = stamp // 2
     inside = (x >= half) & (y >= half) & (x < shape[1] - half) & (y < shape[0] - half)
+    saturated = np.zeros(len(x), bool)
+    if saturation is not None:
+        saturated = ~(convert_column(sources["peak"], "peak") < saturation)
     reasons = {
-        "faint": ~(snr >= least_snr),
-        "beside the edge": ~inside,
-        "flagged": (flag & (_BLENDED | _CUT | _OVERFLOWN)) != 0,
-        "saturated": np.zeros(len(x), bool) if full is None else ~(convert_column(sources["peak"], "peak") < full),
-        "long": ~(ellipticity <= most_ellipticity),
-        "not alone": ~_alone(x, y, flux, separation, neighbour),
+        "faint": ~(snr >= min_snr),
+        "near edge": ~inside,
+        "flagged": (flag & (_BLENDED | _TRUNCATED | _SATURATED)) != 0,
+        "saturated": saturated,
+        "elongated": ~(ellipticity <= max_ellipticity),
+        "blended neighbour": ~_isolated(x, y, flux, separation, neighbour),
     }
-    good = ~np.logical_or.reduce(list(reasons.values()))
-    low, high = _locus(radius[good & np.isfinite(radius)], snr[good & np.isfinite(radius)])
-    reasons["not of a star's size"] = ~((radius >= low) & (radius <= high))
-    left_out, left = {}, np.ones(len(x), bool)
-    for reason, out in reasons.items():
-        left_out[reason] = int((left & out).sum())
-        left &= ~out
-    kept = in_held_out_cell(x, y, shape)
-    fitted, reserve = left & ~kept, left & kept
-    phases = _phases(x[fitted], y[fitted])
-    usual = phases.mean()
-    if phases.min() < min(_LEAST_SHARE * usual, usual - _CHANCE * usual**0.5):
+    good = ~np.logical_or.reduce(list(reasons.values())) & np.isfinite(radius)
+    low, high = _stellar_locus(radius[good], snr[good])
+    reasons["off the stellar locus"] = ~((radius >= low) & (radius <= high))
+    rejected, stars = {}, np.ones(len(x), bool)
+    for reason, failed in reasons.items():
+        rejected[reason] = int((stars & failed).sum())
+        stars &= ~failed
+    in_cell = in_held_out_cell(x, y, shape)
+    fitted = stars & ~in_cell
+    phases = _count_phases(x[fitted], y[fitted])
+    mean = phases.mean()
+    if phases.min() < min(_MIN_PHASE_SHARE * mean, mean - _MIN_PHASE_SIGMA * mean**0.5):
         log.warning(
-            "of %d stars only %d lie in one sixteenth of a pixel: the PSF between samples is poorly told",
-            phases.sum(), phases.min(),
-        )  # fmt: skip
-    return Selection(fitted, reserve, left_out, (low, high), phases)
+            "only %d of %d stars lie in one sixteenth of a pixel: the PSF between samples is poorly constrained",
+            phases.min(),
+            phases.sum(),
+        )
+    return Selection(fitted, stars & in_cell, rejected, (low, high), phases)
 
 
 def in_held_out_cell(x: Float, y: Float, shape: tuple[int, int]) -> Mask:
-    """Return whether places (n,) lie in the cells of a detector of a shape (y, x) whose stars are in reserve."""
+    """Return whether positions (n,) lie in cells of a detector of a shape (y, x) whose stars are held out.
+
+    Examples
+    --------
+    >>> in_held_out_cell(np.array([5.0, 15.0]), np.array([5.0, 5.0]), (100, 100)).tolist()
+    [True, False]
+    """
     column, row = (
-        np.clip(place / length * _CELLS, 0, _CELLS - 1).astype(int) for place, length in ((x, shape[1]), (y, shape[0]))
+        np.clip(position / length * _CELLS, 0, _CELLS - 1).astype(int)
+        for position, length in ((x, shape[1]), (y, shape[0]))
     )
-    return np.asarray((column + 2 * row) % _EVERY == 0)
+    return np.asarray((column + 2 * row) % _HELD_OUT_EVERY == 0)
 
 
-def _alone(x: Float, y: Float, flux: Float, separation: float, neighbour: float) -> Mask:
-    alone = np.ones(len(x), dtype=bool)
+def _isolated(x: Float, y: Float, flux: Float, separation: float, neighbour: float) -> Mask:
+    """Return which sources have no neighbour with a share of their flux within a separation."""
+    isolated = np.ones(len(x), dtype=bool)
     known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     if len(known) > 1:
         for a, b in cKDTree(np.column_stack([x[known], y[known]])).query_pairs(separation, output_type="ndarray"):
             i, j = known[a], known[b]
-            alone[i] &= flux[j] < neighbour * flux[i]
-            alone[j] &= flux[i] < neighbour * flux[j]
-    return alone
+            isolated[i] &= flux[j] < neighbour * flux[i]
+            isolated[j] &= flux[i] < neighbour * flux[j]
+    return isolated
 
 
-def _locus(radius: Float, snr: Float) -> tuple[float, float]:
-    """Return between which half-light radii stars lie: bright sources are mostly stars, and stars are all alike."""
-    bright = np.sort(radius[snr >= _LOCUS_SNR]) if (snr >= _LOCUS_SNR).sum() >= _FEWEST else np.sort(radius)
-    if not len(bright):
+def _stellar_locus(radius: Float, snr: Float) -> tuple[float, float]:
+    """Return limits of the half-light radii of stars: most bright sources are stars, all of about one size.
+
+    The locus is centred on the half-sample mode (Bickel & Fruehwirth 2006).
+    """
+    bright = snr >= _LOCUS_MIN_SNR
+    sample = np.sort(radius[bright] if bright.sum() >= _MIN_LOCUS_SOURCES else radius)
+    if not len(sample):
         return np.nan, np.nan
-    # The shortest interval with half of what is left, again and again: the half-sample mode (Bickel & Fruehwirth 2006).
-    core = bright
-    while len(core) > _FEWEST:
+    core = sample
+    while len(core) > _MIN_LOCUS_SOURCES:
         half = (len(core) + 1) // 2
         first = int(np.argmin(core[half - 1 :] - core[: len(core) - half + 1]))
         core = core[first : first + half]
-    middle = float(core[len(core) // 2])  # one of them: of two that are far apart, the mean is near neither
-    near = bright[np.abs(bright - middle) < 0.2 * middle]
-    sigma = float(mad_scale(near))
-    width = max(_LOCUS_SIGMA * sigma, _LEAST_LOCUS * middle)
-    return middle - width, middle + width
+    mode = float(core[len(core) // 2])  # one of them: the mean of two distant values is near neither
+    near = sample[np.abs(sample - mode) < _LOCUS_REACH * mode]
+    sigma = 1.4826 * float(np.median(np.abs(near - np.median(near))))
+    width = max(_LOCUS_SIGMA * sigma, _MIN_LOCUS_WIDTH * mode)
+    return mode - width, mode + width
 
 
-def _phases(x: Float, y: Float) -> npt.NDArray[np.int64]:
-    row, column = (np.minimum(((place + 0.5) % 1 * _PHASES).astype(int), _PHASES - 1) for place in (y, x))
-    counts = np.bincount(row * _PHASES + column, minlength=_PHASES**2)
-    return counts.reshape(_PHASES, _PHASES)
+def _count_phases(x: Float, y: Float) -> npt.NDArray[np.int64]:
+    """Return the number of stars (4, 4) in bins of their sub-pixel position, y and x."""
+    row, column = (np.minimum(((position + 0.5) % 1 * _PHASE_BINS).astype(int), _PHASE_BINS - 1) for position in (y, x))
+    counts = np.bincount(row * _PHASE_BINS + column, minlength=_PHASE_BINS**2)
+    return counts.reshape(_PHASE_BINS, _PHASE_BINS)

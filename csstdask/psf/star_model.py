@@ -159,7 +159,7 @@ class Linearisation:
         scale = flux.astype(np.float32)[:, None, None]
         own = np.stack([self.image, np.ones_like(self.image), scale * self.by_x, scale * self.by_y], axis=1)
         design = np.concatenate([scale[:, None] * self.by_coefficients, own], axis=1)
-        return design.reshape(*design.shape[:2], -1)
+        return design.reshape(*design.shape[:2], self.image.shape[1] * self.image.shape[2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,14 +295,9 @@ def initial_flux(image: Pixels, pixels: npt.NDArray[Any], usable: Mask, *, min_s
         Not negative; 0 without a pixel.
     """
     core = usable & (image > min_share * image.max(axis=(1, 2), keepdims=True))
-    return np.maximum(masked_median(pixels / np.where(core, image, 1), core), 0)
-
-
-def masked_median(values: npt.NDArray[Any], which: Mask) -> Float:
-    """Return the median of each plane (n, y, x) over selected pixels, 0 where there are none."""
-    n, rows, columns = values.shape
-    found = np.ma.median(np.ma.masked_array(values, ~which).reshape(n, rows * columns), axis=1)
-    return np.asarray(np.ma.filled(found, 0), dtype=np.float64)
+    ratio = np.ma.masked_array(pixels / np.where(core, image, 1), ~core)
+    median = np.ma.median(ratio.reshape(len(pixels), pixels.shape[1] * pixels.shape[2]), axis=1)
+    return np.maximum(np.asarray(np.ma.filled(median, 0), dtype=np.float64), 0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
-"""What an aperture makes of a wavefront: Fourier optics, seen as principal PSFs are sampled.
+"""The PSF of a wavefront: Fourier optics, sampled as the PSF basis is.
 
-A PSF is the squared transform of its pupil, blurred by charge, jitter and drift, and by the pixel. It is worked out as
-its spectrum, at the few frequencies that the aperture passes.
+A PSF is the squared Fourier transform of the pupil function, blurred by charge diffusion, jitter, drift and the native
+pixel. Its spectrum is computed at the few frequencies that the aperture passes.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from csstdask.psf.colour import REFERENCE_TEMPERATURE
 
 Float = npt.NDArray[np.float64]
 
-#: Of the polynomials of a place that Zernike coefficients are.
+#: Degree of the polynomials of the position that describe Zernike coefficients.
 DEGREE = 2
-#: Drifts a cycle below which the slope of a sinc is told by its first term.
-_SMALL = 1e-4
+#: Drift times frequency below which the derivative of a sinc is computed from its series [cycles].
+_SERIES_LIMIT = 1e-4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Wavefront:
-    """The wavefront over a detector, as its stars show it.
+    """The wavefront over a detector, retrieved from its stars.
 
     Attributes
     ----------
     orders : tuple of int
         Noll indices.
     coefficients, sigma : float64 arrays (p, order)
-        Of each polynomial of the place and Zernike polynomial, and one sigma [nm].
+        Zernike coefficients of each polynomial of the position, and 1 sigma [nm].
     blur : float64 array (5,)
-        What else widens the PSF, the pixel aside: a Gaussian's covariance x x, y y and x y [pixel^2], and how far a
-        star drifts evenly during an exposure, in x and y [pixel].
+        Blur besides the native pixel: covariance xx, yy and xy of a Gaussian [pixel^2], and uniform drift of a star
+        during the exposure, in x and y [pixel].
     """
 
     orders: tuple[int, ...]
@@ -49,26 +49,26 @@ class Wavefront:
     blur: Float
 
     def at(self, u: Float, v: Float) -> Float:
-        """Return Zernike coefficients (n, order) at places between -1 and 1 on the detector [nm]."""
+        """Return Zernike coefficients (n, order) at positions (n,) between -1 and 1 on the detector [nm]."""
         return polynomials(u, v, DEGREE) @ self.coefficients
 
     def rms(self, u: Float, v: Float) -> Float:
-        """Return the root mean square over the unit disk at places between -1 and 1 on the detector (n,) [nm]."""
+        """Return the root mean square over the pupil (n,) at positions between -1 and 1 on the detector [nm]."""
         return np.asarray(np.linalg.norm(self.at(u, v), axis=1))
 
 
 @dataclass(frozen=True)
 class FourierOptics:
-    """The optics of a band: an aperture, seen at one wavelength.
+    """The optics of a band: an aperture and one wavelength.
 
     Attributes
     ----------
-    pupil : (float, float, float)
-        Diameter [m], obscuration, pixel scale [arcsec].
+    pupil : Pupil
     wavelength : float
-        At which the band is seen [nm].
+        Effective wavelength of the band [nm].
     certain : bool
-        Whether this is all that there is, of lower orders: then evidence is not asked, and stars share no error.
+        Whether the true optics have no other errors than the lower Zernike orders. The prior of the wavefront is then
+        used whatever its evidence, and stars have no common truncation error.
     """
 
     pupil: Pupil
@@ -77,7 +77,7 @@ class FourierOptics:
 
     @classmethod
     def of(cls, instrument: Instrument, band: str) -> FourierOptics | None:
-        """Return the optics of a band, None if the instrument tells of none."""
+        """Return the optics of a band; None if the instrument has no telescope or geometry."""
         if instrument.telescope is None or instrument.geometry is None:
             return None
         telescope = instrument.telescope
@@ -85,55 +85,59 @@ class FourierOptics:
         wavelength = mean_wavelength(instrument.bands[band].wavelength, REFERENCE_TEMPERATURE)
         return cls(pupil, float(wavelength))
 
+    @property
+    def cutoff(self) -> float:
+        """Highest frequency that the aperture passes [cycles/pixel]."""
+        return cutoff_frequency(self.wavelength, self.pupil.diameter, self.pupil.pixel_scale)
+
     @cached_property
     def frequencies(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Float, Float]:
-        """Rows and columns (m,) of a half spectrum that light reaches, and frequencies x and y (m,) [cycles/pixel].
+        """Rows and columns (m,) of a half spectrum that the aperture passes, and their frequencies x and y (m,).
 
-        Images are sampled as principal PSFs are; what these samples cannot hold is left out.
+        Frequencies are in cycles per pixel. Those that the sampling of the basis cannot represent are left out.
         """
-        fy, fx = np.fft.fftfreq(BASIS_SIZE, 1 / OVERSAMPLING)[:, None], np.arange(BASIS_SIZE // 2) / BASIS_PIXELS
-        highest = cutoff_frequency(self.wavelength, self.pupil.diameter, self.pupil.pixel_scale)
-        rows, columns = np.nonzero((np.hypot(fx, fy) < highest) & (np.abs(fy) < OVERSAMPLING / 2))
+        fy = np.fft.fftfreq(BASIS_SIZE, 1 / OVERSAMPLING)[:, None]
+        fx = np.arange(BASIS_SIZE // 2) / BASIS_PIXELS
+        rows, columns = np.nonzero((np.hypot(fx, fy) < self.cutoff) & (np.abs(fy) < OVERSAMPLING / 2))
         return rows, columns, fx[columns], fy[rows, 0]
 
     def spectra(self, orders: tuple[int, ...], coefficients: Float) -> npt.NDArray[np.complex64]:
-        """Return the spectrum of the optical image, and how it changes with each coefficient.
+        """Return the spectrum of the optical image, and its derivatives by the Zernike coefficients.
 
         Parameters
         ----------
         orders : tuple of int
             Noll indices.
         coefficients : float64 array (order,)
-            [nm]
+            Zernike coefficients [nm].
 
         Returns
         -------
         complex64 array (1 + order, frequency)
-            At `frequencies`; the image's first, of unit light.
+            At `frequencies`: the spectrum of the image, of unit sum, then its derivatives [1/nm].
 
         Notes
         -----
         Image = |FT of the pupil function|^2 (Goodman, Introduction to Fourier Optics, ch. 6).
         """
-        highest = cutoff_frequency(self.wavelength, self.pupil.diameter, self.pupil.pixel_scale)
-        # As few samples as fold no frequency onto one that is wanted.
-        n = BASIS_PIXELS * int(np.ceil(min(2 * highest, highest + OVERSAMPLING / 2)))
+        # The smallest size at which no frequency is aliased onto one that is kept.
+        size = BASIS_PIXELS * int(np.ceil(min(2 * self.cutoff, self.cutoff + OVERSAMPLING / 2)))
         points = sample_pupil(self.wavelength, self.pupil, BASIS_PIXELS)
-        basis = sample_zernikes(orders, self.wavelength, self.pupil, BASIS_PIXELS)
+        modes = sample_zernikes(orders, self.wavelength, self.pupil, BASIS_PIXELS)
         wave = 2j * np.pi / self.wavelength
-        passed = (points.transmission * np.exp(wave * (coefficients @ basis))).astype(np.complex64)[None]
-        amplitude = transform_pupil(np.concatenate([passed, np.complex64(wave) * basis * passed]), points, n)
+        passed = (points.transmission * np.exp(wave * (coefficients @ modes))).astype(np.complex64)[None]
+        amplitude = transform_pupil(np.concatenate([passed, np.complex64(wave) * modes * passed]), points, size)
         intensity = amplitude[0].real * amplitude.real + amplitude[0].imag * amplitude.imag
         intensity[1:] *= 2
         spectrum = fft.rfft2(intensity)
-        kept_rows, kept_columns, _, _ = self.frequencies
-        kept_rows = np.where(kept_rows < BASIS_SIZE // 2, kept_rows, kept_rows + n - BASIS_SIZE)
-        return spectrum[:, kept_rows, kept_columns] / spectrum[0, 0, 0].real
+        rows, columns, _, _ = self.frequencies
+        rows = np.where(rows < BASIS_SIZE // 2, rows, rows + size - BASIS_SIZE)
+        return spectrum[:, rows, columns] / spectrum[0, 0, 0].real
 
     def image(self, wavefront: Wavefront) -> Float:
-        """Return the effective PSF that a wavefront makes in the middle of its detector (SIDE, SIDE).
+        """Return the effective PSF (BASIS_SIZE, BASIS_SIZE) of a wavefront at the centre of its detector.
 
-        Values are those of `PrincipalPsfs`: light a native pixel.
+        Values are light per native pixel, as in a `csstdask.psf.basis.PsfBasis`.
         """
         rows, columns, fx, fy = self.frequencies
         coefficients = wavefront.at(np.zeros(1), np.zeros(1))[0]
@@ -144,12 +148,26 @@ class FourierOptics:
 
 
 def blur_transfer(fx: Float, fy: Float, blur: Float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return the transfer of blur and pixel at frequencies (n,), and how it changes with the blur (5, n)."""
+    """Return the transfer function of blur and native pixel, and its derivatives by the blur.
+
+    Parameters
+    ----------
+    fx, fy : float64 arrays (n,)
+        Frequencies [cycles/pixel].
+    blur : float64 array (5,)
+        As in `Wavefront`.
+
+    Returns
+    -------
+    transfer : float32 array (n,)
+    derivatives : float32 array (5, n)
+    """
     quadratic = -2 * np.pi**2 * np.stack([fx**2, fy**2, 2 * fx * fy])
     drift = blur[3] * fx + blur[4] * fy
-    drifted = drift_transfer(fx, fy, blur[3], blur[4])
-    small = np.abs(drift) < _SMALL
-    slope = np.where(small, -(np.pi**2) / 3 * drift, (np.cos(np.pi * drift) - drifted) / np.where(small, 1, drift))
+    of_drift = drift_transfer(fx, fy, blur[3], blur[4])
+    small = np.abs(drift) < _SERIES_LIMIT
+    exact = (np.cos(np.pi * drift) - of_drift) / np.where(small, 1, drift)
+    slope = np.where(small, -(np.pi**2) / 3 * drift, exact)
     rest = gaussian_transfer(fx, fy, blur[0], blur[1], blur[2]) * pixel_transfer(fx, fy)
-    change = np.concatenate([quadratic * drifted, np.stack([fx * slope, fy * slope])]) * rest
-    return (drifted * rest).astype(np.float32), change.astype(np.float32)
+    derivatives = np.concatenate([quadratic * of_drift, np.stack([fx * slope, fy * slope])]) * rest
+    return (of_drift * rest).astype(np.float32), derivatives.astype(np.float32)

@@ -64,7 +64,7 @@ def test_it_wants_to_know_how_large_a_detector_is(given):
     args, options = given
     with pytest.raises(InputError, match="detectors of no known size"):
         csstdask.psf.reconstruct(*args, **options | {"shape": None})
-    with pytest.raises(ValueError, match="wanted a place on the detector, 0 to 99"):
+    with pytest.raises(ValueError, match="wanted a position on the detector, 0 to 99"):
         csstdask.psf.reconstruct(*args, **options | {"shape": (100, 100)})
     for wrong in ((2048,), 2048, (2048, 2048, 1), (0, 5), (5.5, 6)):
         with pytest.raises(ValueError, match="shape: found"):

@@ -184,7 +184,7 @@ def test_what_is_refused(trained, stamps, psf_stars, tmp_path):
     begun = load_psf_config(None, **SMALL, campaigns=(str(stamps),), start_from="principal")
     with pytest.raises(InputError, match=r"start_from: found principal, of kind principal; wanted a network"):
         train_psf(begun, tmp_path, on_progress=lambda _: None)
-    with pytest.raises(ValueError, match="x: found 20000; wanted a place on the detector"):
+    with pytest.raises(ValueError, match="x: found 20000; wanted a position on the detector"):
         csstdask.psf.reconstruct(few.stamps, [7, 7], few.x + 20_000 - few.x, few.y, model=str(trained))
     config = load_psf_config(None, **SMALL | {"width": 24}, campaigns=(str(stamps),))
     with pytest.raises(InputError, match="another schedule, network or examples"):

@@ -134,7 +134,7 @@ def test_a_psf_of_one_star_says_so(psf_stars, psf_model, caplog):
         ({"detector": np.array([7])}, r"detector: found shape \(1,\); wanted \(2,\)"),
         ({"detector": np.array([7, 99])}, "detector: found 99; wanted one of"),
         ({"detector": np.array([7, 7.5])}, "detector: found 7.5; wanted ids"),
-        ({"y": np.array([1.0, 9300.0])}, "y: found 9300; wanted a place on the detector, 0 to 9231"),
+        ({"y": np.array([1.0, 9300.0])}, "y: found 9300; wanted a position on the detector, 0 to 9231"),
         ({"stamps": np.zeros((32, 32))}, "data: found 2-D"),
         ({"x": np.array([1.0, np.nan])}, "x: found a value that is not finite"),
         ({"error": np.zeros((2, 3, 3))}, "error: found shape"),

@@ -38,22 +38,22 @@ def sources(rng):
 def test_stars_are_kept_and_galaxies_are_not(sources):
     table, n = sources
     found = select_stars(table, SHAPE)
-    chosen = found.fitted | found.reserve
+    chosen = found.fitted | found.held_out
     assert chosen[:n].mean() > 0.97
     assert not chosen[n:].any()
     assert found.radius[0] < 1.1 < found.radius[1] < 1.3
-    assert sum(found.left_out.values()) == (~chosen).sum()
-    assert found.left_out["not of a star's size"] > 20
+    assert sum(found.rejected.values()) == (~chosen).sum()
+    assert found.rejected["off the stellar locus"] > 20
 
 
 def test_reserve_stars_lie_in_cells_of_their_own(sources):
     table, _ = sources
     found = select_stars(table, SHAPE)
-    assert not (found.fitted & found.reserve).any()
-    assert 0.1 < found.reserve.sum() / (found.reserve | found.fitted).sum() < 0.3
+    assert not (found.fitted & found.held_out).any()
+    assert 0.1 < found.held_out.sum() / (found.held_out | found.fitted).sum() < 0.3
     cells = [
         set(zip((table["x"][some] // 500).astype(int), (table["y"][some] // 400).astype(int), strict=True))
-        for some in (found.fitted, found.reserve)
+        for some in (found.fitted, found.held_out)
     ]
     assert not cells[0] & cells[1]
     assert all((column + dx, row + dy) not in cells[1] for column, row in cells[1] for dx, dy in ((1, 0), (0, 1)))
@@ -63,27 +63,27 @@ def test_reserve_stars_lie_in_cells_of_their_own(sources):
     ("change", "reason"),
     [
         ({"flux": 10.0}, "faint"),
-        ({"x": 10.0}, "beside the edge"),
-        ({"y": 3990.0}, "beside the edge"),
+        ({"x": 10.0}, "near edge"),
+        ({"y": 3990.0}, "near edge"),
         ({"flag": 1}, "flagged"),
         ({"peak": 1e5}, "saturated"),
-        ({"ellipticity": 0.5}, "long"),
-        ({"ellipticity": np.nan}, "long"),
-        ({"half_light_radius": 1.5}, "not of a star's size"),
-        ({"half_light_radius": np.nan}, "not of a star's size"),
+        ({"ellipticity": 0.5}, "elongated"),
+        ({"ellipticity": np.nan}, "elongated"),
+        ({"half_light_radius": 1.5}, "off the stellar locus"),
+        ({"half_light_radius": np.nan}, "off the stellar locus"),
         ({"flux_err": 0.0}, "faint"),
     ],
 )
 def test_each_fault_is_a_reason(sources, change, reason):
     table, _ = sources
-    before = select_stars(table, SHAPE, full=6e4)
+    before = select_stars(table, SHAPE, saturation=6e4)
     star = int(np.flatnonzero(before.fitted)[0])
     for name, value in change.items():
         table[name] = table[name].copy()
         table[name][star] = value
-    after = select_stars(table, SHAPE, full=6e4)
-    assert not (after.fitted | after.reserve)[star]
-    assert after.left_out[reason] == before.left_out[reason] + 1
+    after = select_stars(table, SHAPE, saturation=6e4)
+    assert not (after.fitted | after.held_out)[star]
+    assert after.rejected[reason] == before.rejected[reason] + 1
 
 
 def test_neighbours_matter_by_their_light(sources):
@@ -94,8 +94,8 @@ def test_neighbours_matter_by_their_light(sources):
         more["x"][-1] += 6
         more["flux"][-1] *= share
         found = select_stars(more, SHAPE)
-        assert (found.fitted | found.reserve)[star] == alone
-        assert not (found.fitted | found.reserve)[-1]
+        assert (found.fitted | found.held_out)[star] == alone
+        assert not (found.fitted | found.held_out)[-1]
 
 
 def test_places_within_a_pixel_that_are_missing_are_told(sources, caplog):

@@ -40,7 +40,7 @@ def fit_psf(frame: Frame, config: RunConfig) -> Output:
     if model is None:
         return _without_psf(frame, detections)
     seen = masked.height, masked.error, masked.unobserved
-    psf = fit_frame(*seen, detections, frame.metadata.detector, model=model, least_snr=config.psf.least_snr)
+    psf = fit_frame(*seen, detections, frame.metadata.detector, model=model, min_snr=config.psf.least_snr)
     if psf is None:
         return _without_psf(frame, detections)
     card = find_card("psf", model if psf.field.model != EMPIRICAL else EMPIRICAL)
