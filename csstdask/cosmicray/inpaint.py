@@ -169,7 +169,7 @@ def select_psf_model(psf: str | None, detector: int | None) -> str:
     """
     chosen = psf if psf is not None else EMPIRICAL if detector is None else "default"
     if chosen != NO_PSF:
-        from csstdask.psf.reconstruct import check_detector  # noqa: PLC0415
+        from csstdask.psf.model_card import check_detector  # noqa: PLC0415
 
         if detector is None and chosen != EMPIRICAL:
             raise ValueError(f"detector: found none; wanted the id of one that the PSF model {chosen!r} knows")

@@ -16,10 +16,12 @@ from csstdask.arrays.stamps import centre_pixels, cut_stamps
 from csstdask.instrument import load_instrument
 from csstdask.nn.models import EMPIRICAL, find_card
 from csstdask.psf.field import PsfField
+from csstdask.psf.fit_detector import fit_with_fallback
 from csstdask.psf.fit_field import FieldFit
 from csstdask.psf.fit_star import fit_stars
+from csstdask.psf.model_card import bands_of, check_detector, model_kind
 from csstdask.psf.pixels import subpixel_offset
-from csstdask.psf.reconstruct import STAMP_SIZE, bands_of, check_detector, fit_with_fallback, model_kind
+from csstdask.psf.reconstruct import STAMP_SIZE
 from csstdask.psf.selection import Selection, select_stars
 from csstdask.psf.star_model import FIT_BOX, central_box
 

@@ -1,13 +1,12 @@
-"""CSST-PSFNet: a variational Transformer that turns a star's stamp into its PSF (CSST-PSFNet paper, section III.1).
+"""CSST-PSFNet: a variational Transformer from a star's stamp to its PSF (CSST-PSFNet paper, section III.1).
 
-The paper tells what the parts are and how they follow each other, and lost the numbers of its figure 3: widths, depths
-and the size of the latent code are ours.
+The paper describes the modules and their order, but not the numbers of its figure 3: widths, depths and the size of the
+latent code are our choice.
 
-A stamp goes through three residual modules of convolutions, which halve it twice, and attention over channels and
-space. Its 8 x 8 features, what is known of the place on the detector, and the detector itself are tokens of a
-Transformer's encoder; their mean tells a Gaussian in the latent space. A decoder's 8 x 8 tokens look at a draw from it,
-at the place and at the detector, and are laid out twice as fine three times. A sigmoid keeps light from being negative,
-and the image sums to one.
+A stamp passes three residual modules of convolutions, two of which halve it, and attention over channels and space. Its
+8 x 8 features, the position on the detector, and the detector are tokens of a Transformer encoder; their mean gives a
+Gaussian in the latent space. The 8 x 8 tokens of a decoder attend to a sample of it, to the position and to the
+detector, and are upsampled three times by a factor of two. A sigmoid makes the image positive; its sum is scaled to 1.
 """
 
 from __future__ import annotations
@@ -18,29 +17,35 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-#: Pixels of a stamp's edge, samples of a PSF's, and tokens along either.
-STAMP, PSF, _TOKENS = 32, 64, 8
-#: Groups of channels that are normalised together.
+#: Width of a stamp [pixel].
+STAMP = 32
+#: Width of a PSF [sample].
+PSF = 64
+#: Tokens along each axis.
+_TOKENS = 8
+#: Number of groups of channels in group normalisation.
 GROUPS = 8
-#: Logarithm of the variance of a latent number, at most and at least: beyond, its exponential means nothing.
-_LOG_LARGEST, _LOG_LEAST = 4.0, -16.0
-#: What the sigmoid says of dark sky before anything is learnt: a thousandth of the brightest.
-_DARK = -7.0
+#: Largest logarithm of the variance of a latent number: its exponential must not overflow.
+_MAX_LOG_VARIANCE = 4.0
+#: Smallest logarithm of the variance of a latent number.
+_MIN_LOG_VARIANCE = -16.0
+#: Initial bias of the output, before the sigmoid: dark sky at a thousandth of the brightest sample.
+_INITIAL_BIAS = -7.0
 
 
 class NetworkOutput(NamedTuple):
-    """What the network says of n stars."""
+    """Output of the network for n stars."""
 
     image: Tensor
-    """(n, 64, 64), of unit sum."""
+    """(n, 64, 64) PSFs of unit sum."""
     mean: Tensor
-    """(n, latent)"""
+    """(n, latent) Mean of the latent code."""
     log_variance: Tensor
-    """(n, latent)"""
+    """(n, latent) Logarithm of its variance."""
 
 
 class _Residual(nn.Module):
-    """Two convolutions beside a short cut, perhaps to half the size."""
+    """Two convolutions and a skip connection, with an optional stride."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -59,7 +64,7 @@ class _Residual(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Weights of channels, then of places, from their means and their highest."""
+    """Channel attention, then spatial attention, from means and maxima."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -67,27 +72,27 @@ class _Attention(nn.Module):
         self.places = nn.Conv2d(2, 1, 5, padding=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        of_channels = self.channels(x.mean(dim=(2, 3))) + self.channels(x.amax(dim=(2, 3)))
-        x = x * torch.sigmoid(of_channels)[:, :, None, None]
-        of_places = torch.stack([x.mean(dim=1), x.amax(dim=1)], dim=1)
-        return x * torch.sigmoid(self.places(of_places))
+        by_channel = self.channels(x.mean(dim=(2, 3))) + self.channels(x.amax(dim=(2, 3)))
+        x = x * torch.sigmoid(by_channel)[:, :, None, None]
+        by_position = torch.stack([x.mean(dim=1), x.amax(dim=1)], dim=1)
+        return x * torch.sigmoid(self.places(by_position))
 
 
 class PsfNet(nn.Module):
-    """The network.
+    """The network CSST-PSFNet.
 
     Parameters
     ----------
     detectors : int
-        How many there are, numbered from 0.
+        Number of detectors, numbered from 0.
     channels : sequence of int
-        Of the three residual modules.
+        Channels of the three residual modules.
     width : int
-        Of a token.
+        Width of a token.
     heads, layers : int
-        Of encoder and decoder.
+        Attention heads and layers of encoder and decoder.
     latent : int
-        Numbers of the latent code.
+        Size of the latent code.
     upward : sequence of int
         Channels at 16, 32 and 64 samples.
     """
@@ -128,30 +133,30 @@ class PsfNet(nn.Module):
         self.head = nn.Sequential(
             nn.Conv2d(upward[-1], upward[-1], 3, padding=1), nn.GELU(), nn.Conv2d(upward[-1], 1, 3, padding=1)
         )
-        nn.init.constant_(self.head[-1].bias, _DARK)  # type: ignore[arg-type]
+        nn.init.constant_(self.head[-1].bias, _INITIAL_BIAS)  # type: ignore[arg-type]
 
     def forward(self, stamp: Tensor, place: Tensor, detector: Tensor) -> NetworkOutput:
-        """Return PSFs.
+        """Return the PSFs of stars.
 
         Parameters
         ----------
         stamp : float32 (n, 32, 32)
-            Of the order of one.
+            Stamps, normalised to values of the order of one.
         place : float32 (n, 2)
-            x and y on the detector, 0 to 1.
+            Positions x and y on the detector, 0 to 1.
         detector : int64 (n,)
-            Its number, from 0.
+            Numbers of the detectors, from 0.
         """
         n = len(stamp)
-        known = torch.stack([self.place(place), self.detector(detector)], dim=1)
+        position = torch.stack([self.place(place), self.detector(detector)], dim=1)
         features = self.to_tokens(self.features(stamp[:, None])).flatten(2).transpose(1, 2)
-        encoded = self.encoder(torch.cat([features + self.where, known], dim=1))
+        encoded = self.encoder(torch.cat([features + self.where, position], dim=1))
         mean, log_variance = self.code(encoded.mean(dim=1)).chunk(2, dim=1)
-        log_variance = log_variance.clamp(_LOG_LEAST, _LOG_LARGEST)
+        log_variance = log_variance.clamp(_MIN_LOG_VARIANCE, _MAX_LOG_VARIANCE)
         code = mean
         if self.training:
             code = mean + torch.randn_like(mean) * torch.exp(0.5 * log_variance)
-        memory = torch.cat([self.from_code(code)[:, None], known], dim=1)
+        memory = torch.cat([self.from_code(code)[:, None], position], dim=1)
         tokens = self.decoder(self.queries.expand(n, -1, -1) + memory[:, :1], memory)
         laid_out = tokens.transpose(1, 2).reshape(n, -1, _TOKENS, _TOKENS)
         light = torch.sigmoid(self.head(self.upwards(laid_out))[:, 0].float())

@@ -1,4 +1,4 @@
-"""From a finely sampled PSF to the pixels of a star, wherever in its pixel the star lies."""
+"""Render oversampled images at the pixels of stars, at any sub-pixel position."""
 
 from __future__ import annotations
 
@@ -13,34 +13,42 @@ from csstdask.psf.basis import BASIS_SIZE, OVERSAMPLING
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
 
-#: Samples on each side that interpolation looks at, and the parameter of Kaiser's window on them: with four samples a
-#: pixel of what holds no more than 1.5 cycles a pixel the error is some 10^-5 of the peak (a test holds it there).
-_REACH, _KAISER = 8, 9.5
+#: Samples on each side of a position that enter the interpolation.
+_REACH = 8
+#: Parameter of their Kaiser window: for images with frequencies up to 1.5 cycles per pixel, the error of the
+#: interpolation is about 10^-5 of the peak (tested).
+_KAISER_BETA = 9.5
 _TAPS = 2 * _REACH
 #: Step of the numerical derivative of the weights [pixel].
 _STEP = 1e-3
-#: Intervals of the table of weights over one sample, interpolated linearly: good to some 1e-7 of the peak.
+#: Intervals of the table of weights over one sample, interpolated linearly: accurate to about 1e-7 of the peak.
 _INTERVALS = 2048
-#: Stars that are further from their stamp's middle are rendered there [pixel].
-_FURTHEST = 3
+#: Largest distance of a star from the centre of its stamp; farther ones are rendered there [pixel].
+_MAX_OFFSET = 3
 
 
-def subpixel_offset(place: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return how far places are from the middle of the pixel that they are in [pixel]."""
-    return np.asarray(place - np.floor(place + 0.5))
+def subpixel_offset(position: Float) -> Float:
+    """Return the offsets of positions from the centre of their pixel [pixel].
+
+    Examples
+    --------
+    >>> subpixel_offset(np.array([10.0, 10.25, 9.5])).tolist()
+    [0.0, 0.25, -0.5]
+    """
+    return np.asarray(position - np.floor(position + 0.5))
 
 
 def interpolation_matrix(offset: npt.NDArray[np.float64], size: int, *, slope: bool = False) -> npt.NDArray[np.float32]:
-    """Return what takes samples of a PSF along one axis to the pixels of stars.
+    """Return the matrices that interpolate samples of a PSF along one axis to the pixels of stars.
 
     Parameters
     ----------
     offset : float64 array (n,)
-        Of each star from the middle of its stamp's pixel ``size // 2`` [pixel].
+        Offset of each star from the centre of its stamp's pixel ``size // 2`` [pixel].
     size : int
-        Pixels of a stamp's edge.
+        Width of a stamp [pixel].
     slope : bool
-        Of the pixels instead: how they change when the star moves by a pixel.
+        Return the derivative by the offset instead [1/pixel].
 
     Returns
     -------
@@ -58,7 +66,7 @@ def interpolation_matrix(offset: npt.NDArray[np.float64], size: int, *, slope: b
 def _taps(
     offset: npt.NDArray[np.float64], size: int, *, slope: bool = False
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return the first sample that a star's first pixel looks at (n,), and weights (n, _TAPS), which all share."""
+    """Return the first sample of the first pixel of stars (n,), and the weights of all pixels (n, _TAPS)."""
     position = BASIS_SIZE // 2 - OVERSAMPLING * (size // 2 + np.asarray(offset, dtype=np.float64))
     sample = np.floor(position)
     step = (position - sample) * _INTERVALS
@@ -70,7 +78,7 @@ def _taps(
 
 @cache
 def _weight_table(*, slope: bool) -> npt.NDArray[np.float64]:
-    """Return weights (_INTERVALS + 1, _TAPS) of a position between two samples, or their change per pixel."""
+    """Return weights (_INTERVALS + 1, _TAPS) of positions between two samples, or their derivative [1/pixel]."""
     fraction = np.arange(_INTERVALS + 1) / _INTERVALS
     distance = (fraction + _REACH - 1)[:, None] - np.arange(_TAPS)
     if not slope:
@@ -81,7 +89,7 @@ def _weight_table(*, slope: bool) -> npt.NDArray[np.float64]:
 
 def _weights(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the Kaiser-windowed sinc at distances in samples."""
-    window = np.i0(_KAISER * np.sqrt(np.clip(1 - (distance / _REACH) ** 2, 0, 1))) / np.i0(_KAISER)
+    window = np.i0(_KAISER_BETA * np.sqrt(np.clip(1 - (distance / _REACH) ** 2, 0, 1))) / np.i0(_KAISER_BETA)
     return np.asarray(np.sinc(distance) * window)
 
 
@@ -92,7 +100,7 @@ class Renderer:
     ----------
     images : float32 array (k, SIDE, SIDE)
     size : int
-        Pixels of a stamp's edge.
+        Width of a stamp [pixel].
     """
 
     def __init__(self, images: Images, size: int) -> None:
@@ -100,7 +108,7 @@ class Renderer:
         self._images = to_render_layout(images, size)
 
     def __call__(self, y: npt.NDArray[np.float64], x: npt.NDArray[np.float64]) -> Images:
-        """Return images (n, k, size, size) for stars at offsets from the middle of pixel ``size // 2`` [pixel]."""
+        """Return images (n, k, size, size) for stars at offsets from the centre of pixel ``size // 2`` [pixel]."""
         first_y, weight_y = _clipped_taps(y, self.size)
         first_x, weight_x = _clipped_taps(x, self.size)
         out = np.empty((len(y), self.k, self.size, self.size), np.float32)
@@ -109,18 +117,18 @@ class Renderer:
 
 
 def to_render_layout(images: Images, size: int) -> Images:
-    """Return what stamps of a size need of images, in the order in which `render_with_slopes` reads it.
+    """Crop images to the reach of stamps, and store them in the layout of `render_each`.
 
     Parameters
     ----------
     images : float32 array (n, SIDE, SIDE)
     size : int
-        Pixels of a stamp's edge.
+        Width of a stamp [pixel].
 
     Returns
     -------
     float32 array (n, rows, FINE, columns)
-        Cropped to what stamps reach, or padded with zeros. Linear combinations may be formed in this layout.
+        Padded with zeros where stamps reach beyond the images. Linear combinations may be formed in this layout.
     """
     if size % 2:
         raise ValueError(f"size: found {size}; wanted an even number of pixels")
@@ -159,21 +167,21 @@ def render_each(images: Images, y: Float, x: Float, size: int) -> Images:
 
 
 def render_with_slopes(images: Images, y: npt.NDArray[np.float64], x: npt.NDArray[np.float64], size: int) -> Images:
-    """Return the rendered image of each star, and its derivatives with respect to the position.
+    """Render the image of each star, and its derivatives by the position.
 
     Parameters
     ----------
     images : float32 array (n, rows, FINE, columns)
         One for each star, as `to_render_layout` returns them.
     y, x : float64 arrays (n,)
-        Offsets from the middle of the stamp's pixel ``size // 2`` [pixel].
+        Offsets from the centre of the stamp's pixel ``size // 2`` [pixel].
     size : int
-        Pixels of a stamp's edge.
+        Width of a stamp [pixel].
 
     Returns
     -------
     float32 array (3, n, size, size)
-        The image, and its derivatives with x and y [1/pixel].
+        Image, and its derivatives by x and y [1/pixel].
     """
     first_y, weight_y = _clipped_taps(y, size)
     first_x, weight_x = _clipped_taps(x, size)
@@ -185,17 +193,17 @@ def render_with_slopes(images: Images, y: npt.NDArray[np.float64], x: npt.NDArra
 
 
 def _margin(size: int) -> int:
-    """Return the samples along each edge of an image that stamps of a size never reach; negative if they lack some."""
-    reach = OVERSAMPLING * (size // 2 + _FURTHEST) + _TAPS // 2
+    """Return the border of an image that stamps of a size do not reach [sample]; negative if they reach beyond."""
+    reach = OVERSAMPLING * (size // 2 + _MAX_OFFSET) + _TAPS // 2
     return (BASIS_SIZE // 2 - reach) // OVERSAMPLING * OVERSAMPLING
 
 
 def _clipped_taps(
     offset: npt.NDArray[np.float64], size: int, *, slope: bool = False
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return taps in images as `to_render_layout` has them, of stars no further from the middle than these reach."""
-    known = np.nan_to_num(offset, nan=0.0)  # of a source without a position, which has no pixels either
-    first, weight = _taps(np.clip(known, -_FURTHEST, _FURTHEST), size, slope=slope)
+    """Return taps in images in the layout of `to_render_layout`, with offsets clipped to their reach."""
+    known = np.nan_to_num(offset, nan=0.0)  # a source without a position has no pixels either
+    first, weight = _taps(np.clip(known, -_MAX_OFFSET, _MAX_OFFSET), size, slope=slope)
     return first - _margin(size), weight
 
 

@@ -89,7 +89,7 @@ def test_nothing_is_computed_twice_for_a_unit(night, tmp_path, monkeypatch):
     from csstdask.arrays.background import estimate_background
     from csstdask.arrays.sources import find_sources
     from csstdask.pipeline.steps import STEPS
-    from csstdask.psf.reconstruct import fit_detector
+    from csstdask.psf.fit_detector import fit_detector
 
     calls: Counter[str] = Counter()
 

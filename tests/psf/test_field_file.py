@@ -12,7 +12,7 @@ from csstdask.nn.models import find_card
 from csstdask.psf.basis import PsfBasis, load_basis
 from csstdask.psf.field import PsfField
 from csstdask.psf.field_file import read_field, write_field
-from csstdask.psf.reconstruct import band_of
+from csstdask.psf.model_card import band_of
 from csstdask.psf.wavefront import Wavefront
 
 DETECTOR = 8

@@ -165,7 +165,7 @@ def test_what_is_refused(trained, stamps, psf_stars, tmp_path):
     few = psf_stars.take(slice(0, 2))
     with pytest.raises(ValueError, match="detector: found 8; wanted one of 7"):
         csstdask.psf.reconstruct(few.stamps, [8, 8], few.x, few.y, model=str(trained))
-    with pytest.raises(InputError, match="knows fields: principal"):
+    with pytest.raises(InputError, match="which fits fields"):
         csstdask.psf.fit_frame(
             np.zeros((64, 64), np.float32), np.ones((64, 64), np.float32), np.zeros((64, 64), bool), {}, 7,
             model=str(trained),

@@ -53,7 +53,7 @@ def test_a_training_goes_on_where_it_was(trained):
 
 def test_bands_that_were_not_learnt_and_other_weights_are_refused(trained, tmp_path):
     card = find_card("psf", str(trained))
-    with pytest.raises(InputError, match="band g; wanted one that it learnt: i"):
+    with pytest.raises(InputError, match="band g; wanted one of the bands that it was trained on: i"):
         load_basis(card, "g")
     copy = tmp_path / trained.name
     copy.write_bytes(trained.read_bytes())

@@ -10,7 +10,8 @@ from csstdask.instrument import load_instrument
 from csstdask.metrics.psf import Images, Stars
 from csstdask.nn.card import ModelCard
 from csstdask.psf.field import oversampled
-from csstdask.psf.reconstruct import band_of, fit_detector
+from csstdask.psf.fit_detector import fit_detector
+from csstdask.psf.model_card import band_of
 from csstdask.psf.wavefront import FourierOptics
 
 _RIDGE = 1e-12

@@ -53,7 +53,8 @@ from csstdask.mock import Recipe
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
 from csstdask.psf.basis import polynomials
-from csstdask.psf.reconstruct import Reconstruction, model_kind, reconstruct, supports_detector
+from csstdask.psf.model_card import model_kind, supports_detector
+from csstdask.psf.reconstruct import Reconstruction, reconstruct
 from csstdask.training.psf.psfex import is_installed, psfex_at_stars, sky_of
 
 log = logging.getLogger("csstdask")

@@ -36,10 +36,10 @@ from csstdask.nn.device import TrainingPrecision, choose_device, validate_device
 from csstdask.nn.models import find_card
 from csstdask.nn.trainer import Learner, Schedule, train
 from csstdask.nn.weights import load_network, save_weights
+from csstdask.psf.model_card import model_kind
 from csstdask.psf.network import GROUPS, STAMP
 from csstdask.psf.pixels import subpixel_offset
 from csstdask.psf.psfnet import build_psfnet, detector_indices, normalise_positions, normalise_stamps, pixel_pulls
-from csstdask.psf.reconstruct import model_kind
 from csstdask.store.stamps import open_stamps
 from csstdask.training.psf.psfex import psfex_at_stars
 
