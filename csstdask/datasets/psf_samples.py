@@ -1,4 +1,4 @@
-"""What a band's PSFs are learnt from: telescopes that might be, each looked through at stars of all colours."""
+"""PSFs of random telescopes, for stars of all colours: the training set of a PSF basis."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ from csstdask.mock.psf import OpticalState, PsfModel
 from csstdask.mock.random_telescopes import draw_optics
 from csstdask.psf.basis import BASIS_PIXELS, BASIS_SIZE, resample
 
-#: Years after launch, and colours of stars [K].
-_YEARS, _TEMPERATURES = 10.0, (3200.0, 12000.0)
-#: How often a telescope's PSFs are larger than its parts explain, and by how much R grows at most.
-_ENLARGED, _LARGEST = 0.4, 0.12
+#: Largest time after launch [years].
+_MAX_EPOCH = 10.0
+#: Range of the effective temperatures of stars [K].
+_TEMPERATURES = (3200.0, 12000.0)
+#: Share of telescopes whose PSFs are larger than their optics explain.
+_ENLARGED_SHARE = 0.4
+#: Largest relative growth of R of these.
+_MAX_ENLARGEMENT = 0.12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PsfSamples:
-    """PSFs that one telescope shows on one detector."""
+    """PSFs of one telescope on one detector."""
 
     images: npt.NDArray[np.float32]
-    """(n, SIDE, SIDE), as those of `PrincipalPsfs`, a unit of light in all."""
+    """(n, BASIS_SIZE, BASIS_SIZE) Sampled as those of `csstdask.psf.basis.PsfBasis`, of unit light."""
     u: npt.NDArray[np.float64]
-    """(n,) Place on the detector, -1 to 1."""
+    """(n,) Position on the detector, -1 to 1."""
     v: npt.NDArray[np.float64]
     temperature: npt.NDArray[np.float64]
-    """(n,) Of each star [K]."""
+    """(n,) Effective temperature of each star [K]."""
 
 
 def draw_psf_samples(rng: np.random.Generator, instrument: Instrument, band: str, nodes: int) -> PsfSamples:
-    """Draw a telescope, and look through it at stars of all colours, on a grid of nodes of one of the band's detectors.
+    """Draw a telescope, and sample its PSFs over one detector of a band.
 
     Parameters
     ----------
@@ -40,11 +44,11 @@ def draw_psf_samples(rng: np.random.Generator, instrument: Instrument, band: str
     instrument : Instrument
     band : str
     nodes : int
-        Along each axis, Chebyshev's.
+        Number of Chebyshev nodes along each axis. Each has one star, of a random temperature.
     """
     optics = draw_optics(rng)
-    enlarge = float(rng.uniform(0, _LARGEST)) if rng.random() < _ENLARGED else 0.0
-    state = OpticalState(epoch=float(rng.uniform(0, _YEARS)), enlarge=enlarge)
+    enlarge = float(rng.uniform(0, _MAX_ENLARGEMENT)) if rng.random() < _ENLARGED_SHARE else 0.0
+    state = OpticalState(epoch=float(rng.uniform(0, _MAX_EPOCH)), enlarge=enlarge)
     model = PsfModel(optics, instrument)
     detectors = [one.id for one in instrument.detectors if one.band == band]
     detector = int(rng.choice(detectors))
@@ -52,8 +56,10 @@ def draw_psf_samples(rng: np.random.Generator, instrument: Instrument, band: str
     v, u = (part.ravel() for part in np.meshgrid(axis, axis, indexing="ij"))
     ny, nx = instrument.shape or (0, 0)
     x, y = (u + 1) / 2 * nx - 0.5, (v + 1) / 2 * ny - 0.5
-    coldest, hottest = np.log(_TEMPERATURES)
-    heat = np.exp(rng.uniform(coldest, hottest, len(u)))
+    coolest, hottest = np.log(_TEMPERATURES)
+    temperature = np.exp(rng.uniform(coolest, hottest, len(u)))
     fine = model.sampling(detector, state).fine
-    found = model.effective(detector, x, y, temperature=heat, state=state, sampling=fine, size=BASIS_PIXELS * fine)
-    return PsfSamples(resample(found.image * np.float32(fine**2), BASIS_SIZE), u, v, heat)
+    psfs = model.effective(
+        detector, x, y, temperature=temperature, state=state, sampling=fine, size=BASIS_PIXELS * fine
+    )
+    return PsfSamples(resample(psfs.image * np.float32(fine**2), BASIS_SIZE), u, v, temperature)

@@ -1,4 +1,4 @@
-"""Stars of test recipes, what is true of their PSFs, and how far a reconstruction is from it."""
+"""Stars of test recipes with their true PSFs, and the errors of reconstructed PSFs."""
 
 from __future__ import annotations
 
@@ -22,36 +22,37 @@ Images = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Stars:
-    """Stars of one unit."""
+    """Simulated stars of one unit."""
 
     detector: int
     band: str
     shape: tuple[int, int]
-    """Of the detector (y, x) [pixel]."""
+    """Shape of the detector (y, x) [pixel]."""
     stamps: Images
     """(n, 32, 32) [e-]"""
     error: Images
+    """(n, 32, 32) 1 sigma [e-]; 0 where masked."""
     mask: npt.NDArray[np.bool_]
     x: Float
-    """(n,) On the whole detector, zero-based [pixel]."""
+    """(n,) Zero-based position on the whole detector [pixel]."""
     y: Float
     snr: Float
     temperature: Float
-    """(n,) [K]"""
+    """(n,) Effective temperature [K]."""
     truth: Images
-    """(n, 64, 64) Effective PSFs at half-pixel sampling."""
+    """(n, 64, 64) True effective PSFs at half-pixel sampling."""
 
     def __len__(self) -> int:
         return len(self.stamps)
 
-    def take(self, some: Any) -> Stars:
-        """Return some of them."""
+    def take(self, which: Any) -> Stars:
+        """Return a subset of the stars."""
         names = ("stamps", "error", "mask", "x", "y", "snr", "temperature", "truth")
-        return replace(self, **{name: getattr(self, name)[some] for name in names})
+        return replace(self, **{name: getattr(self, name)[which] for name in names})
 
 
 def draw_stars(recipe: Recipe, index: int, detector: int) -> Stars:
-    """Render a unit of a recipe with stamps of isolated stars; InputError where there are none."""
+    """Render the isolated stars of a unit of a recipe; InputError if there are none."""
     instrument = load_instrument(recipe.instrument)
     unit = render_unit(recipe, instrument, index, detector)
     if unit.targets is None or not len(unit.targets.source):
@@ -80,19 +81,26 @@ def draw_stars(recipe: Recipe, index: int, detector: int) -> Stars:
 
 
 def psf_errors(image: Images, truth: Images) -> dict[str, Float]:
-    """Return how far reconstructions are from the truth, of each star.
+    """Return the errors of reconstructed PSFs.
 
     Parameters
     ----------
     image, truth : float32 arrays (n, 64, 64)
-        Half-pixel sampling, two of one centre.
+        Reconstructed and true PSFs at half-pixel sampling, with the same centre.
 
     Returns
     -------
     dict of arrays (n,)
-        ``rmse``, ``psnr`` [dB] and ``ssim`` of images each divided by its own peak; by adaptive moments ``size``,
+        ``rmse``, ``psnr`` [dB] and ``ssim`` of images divided by their own peak; from adaptive moments ``size``,
         (R - R_true) / R_true with R = sigma, ``e1`` and ``e2``, differences of the distortions, and ``x`` and ``y``,
         differences of the centroids [native pixel].
+
+    Examples
+    --------
+    >>> axis = np.arange(64) - 32
+    >>> image = np.exp(-0.5 * (axis[:, None] ** 2 + axis**2) / 9)[None]
+    >>> float(psf_errors(image, image)["ssim"][0])
+    1.0
     """
     found, true = (one.astype(float) / one.max(axis=(1, 2), keepdims=True) for one in (image, truth))
     rmse = np.sqrt(((found - true) ** 2).mean(axis=(1, 2)))
@@ -102,7 +110,7 @@ def psf_errors(image: Images, truth: Images) -> dict[str, Float]:
 
 
 def shape_errors(image: Images, truth: Images) -> dict[str, Float]:
-    """Return how far shapes and centroids of reconstructions are from the truth's, as `psf_errors` has them."""
+    """Return the errors of sizes, distortions and centroids, as `psf_errors` returns them."""
     shape, wanted = adaptive_moments(image, start=3.0), adaptive_moments(truth, start=3.0)
     return {
         "size": shape.sigma / wanted.sigma - 1,
@@ -113,7 +121,7 @@ def shape_errors(image: Images, truth: Images) -> dict[str, Float]:
     }
 
 
-def psf_pulls(image: Images, sigma: Images, truth: Images, *, least: float = 0.01) -> Float:
-    """Return (reconstruction - truth) / sigma of all pixels above a share of their PSF's peak."""
-    counted = truth > least * truth.max(axis=(1, 2), keepdims=True)
+def psf_pulls(image: Images, sigma: Images, truth: Images, *, min_share: float = 0.01) -> Float:
+    """Return (reconstruction - truth) / sigma of all samples above a share of the peak of their PSF."""
+    counted = truth > min_share * truth.max(axis=(1, 2), keepdims=True)
     return np.asarray((image - truth)[counted] / sigma[counted], dtype=np.float64)

@@ -38,7 +38,10 @@ def test_a_size_that_is_wrong_everywhere(rng):
 
 def test_pairs_are_of_one_frame_and_separations_lie_in_their_bins(rng):
     frames = [stars(rng, n=50), stars(rng, n=50)]
-    both, each = rho_statistics(frames, furthest=800), [rho_statistics([one], furthest=800) for one in frames]
+    both, each = (
+        rho_statistics(frames, max_separation=800),
+        [rho_statistics([one], max_separation=800) for one in frames],
+    )
     assert np.array_equal(both["pairs"], each[0]["pairs"] + each[1]["pairs"])
     edges = np.geomspace(800 / 30, 800, 9)
     known = both["pairs"] > 0

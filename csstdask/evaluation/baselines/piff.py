@@ -1,7 +1,7 @@
-"""Piff (Jarvis et al. 2021, MNRAS 501, 1282) on the very same stamps: a peer of PSF reconstruction.
+"""Run Piff (Jarvis et al. 2021, MNRAS 501, 1282) on stamps of stars.
 
-It is a package of its own (extra ``bench``): a grid of samples with an interpolating kernel, fitted
-to all stars at once, each sample a polynomial of the place.
+Piff is a separate package (extra ``bench``). Its model is a grid of samples with an interpolating kernel, fitted to all
+stars at once; each sample is a polynomial of the position.
 """
 
 from __future__ import annotations
@@ -21,26 +21,28 @@ from csstdask.core.warnings import suppress_warnings
 Float = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.float32]
 
-#: Samples a pixel, and along the edge of its grid.
-_SAMPLING, _SIDE = 0.5, 25
-#: Of rejection, rounds at most.
-_ROUNDS = 10
+#: Pixels per sample of the grid.
+_SAMPLING = 0.5
+#: Width of the grid [sample].
+_SIDE = 25
+#: Largest number of rounds of outlier rejection.
+_MAX_ROUNDS = 10
 
 
 @dataclass(frozen=True)
 class PiffModel:
-    """What Piff has fitted."""
+    """A model fitted by Piff."""
 
     fitted: Any
     """A ``piff.SimplePSF``."""
 
     def __call__(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Pixels:
-        """Return PSFs at zero-based places, float32 (n, 64, 64), the source at ``[32, 32]``; each sums to 1."""
+        """Return PSFs of unit sum at zero-based positions, float32 (n, 64, 64), the source at ``[32, 32]``."""
         import galsim  # noqa: PLC0415
 
         images = []
-        places = zip(np.atleast_1d(np.asarray(x)), np.atleast_1d(np.asarray(y)), strict=True)
-        for column, row in places:
+        positions = zip(np.atleast_1d(np.asarray(x)), np.atleast_1d(np.asarray(y)), strict=True)
+        for column, row in positions:
             profile, method = self.fitted.get_profile(float(column) + 1, float(row) + 1)
             image = galsim.Image(OVERSAMPLED_SIZE + 1, OVERSAMPLED_SIZE + 1, scale=_SAMPLING)
             profile.drawImage(image, method=method, center=image.true_center)
@@ -50,7 +52,7 @@ class PiffModel:
 
 
 def is_installed() -> bool:
-    """Tell whether this machine has Piff."""
+    """Return whether Piff is installed."""
     return importlib.util.find_spec("piff") is not None
 
 
@@ -63,20 +65,20 @@ def run_piff(
     side: int = _SIDE,
     degree: int = 2,
 ) -> PiffModel:
-    """Fit Piff's model to stamps.
+    """Fit a Piff model to stamps.
 
     Parameters
     ----------
     stamps : float32 array (n, y, x)
-        Background-subtracted; pixel ``[size // 2, size // 2]`` is that of the star's place.
+        Background-subtracted; pixel ``[size // 2, size // 2]`` contains the star.
     variance : float32 array (n, y, x)
-        Of each pixel, inf where nothing is known.
+        Pixel variance, inf where unknown.
     x, y : float64 arrays (n,)
-        Zero-based [pixel].
+        Zero-based positions [pixel].
     side : int
-        Samples along the edge of its grid, two a pixel.
+        Width of the grid, two samples per pixel [sample].
     degree : int
-        Of the polynomial over the detector.
+        Degree of the polynomial over the detector.
 
     Raises
     ------
@@ -90,20 +92,20 @@ def run_piff(
         import piff  # noqa: PLC0415
 
         stars = []
-        for stamp, doubt, column, row in zip(stamps, variance, x, y, strict=True):
-            known = np.isfinite(doubt) & (doubt > 0)
-            weight = np.where(known, 1 / np.where(known, doubt, 1), 0).astype(float)
+        for stamp, stamp_variance, column, row in zip(stamps, variance, x, y, strict=True):
+            known = np.isfinite(stamp_variance) & (stamp_variance > 0)
+            weight = np.where(known, 1 / np.where(known, stamp_variance, 1), 0).astype(float)
             corner = {
-                key: int(np.floor(place + 0.5)) - stamp.shape[0] // 2 + 1
-                for key, place in (("xmin", column), ("ymin", row))
+                key: int(np.floor(centre + 0.5)) - stamp.shape[0] // 2 + 1
+                for key, centre in (("xmin", column), ("ymin", row))
             }
             planes = np.where(known, stamp, 0.0).astype(float), weight
             image, inverse = (galsim.Image(plane, scale=1.0, **corner) for plane in planes)
-            place = galsim.PositionD(float(column) + 1, float(row) + 1)
-            data = piff.StarData(image, place, weight=inverse, properties={"chipnum": 0})
+            position = galsim.PositionD(float(column) + 1, float(row) + 1)
+            data = piff.StarData(image, position, weight=inverse, properties={"chipnum": 0})
             stars.append(piff.Star(data, None))
         grid = piff.PixelGrid(scale=_SAMPLING, size=side, centered=True)
-        fitted = piff.SimplePSF(grid, piff.BasisPolynomial(order=degree), max_iter=_ROUNDS)
+        fitted = piff.SimplePSF(grid, piff.BasisPolynomial(order=degree), max_iter=_MAX_ROUNDS)
         try:
             fitted.fit(stars, {0: galsim.PixelScale(1.0)}, None)
         except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:

@@ -129,7 +129,7 @@ def evaluate_psf(
         Only these; those of them that the model knows.
     workers : int
         Processes.
-    announce : callable
+    on_progress : callable
         Told in a line what is done now.
 
     Returns

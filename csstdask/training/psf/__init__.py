@@ -1,1 +1,1 @@
-"""Train PSF models."""
+"""Training of PSF models."""

@@ -1,8 +1,8 @@
-"""Training of principal PSFs: ``csstdask train psf`` with ``kind = "principal"``.
+"""Train a PSF basis: ``csstdask train psf`` with ``kind = "principal"``.
 
-Principal PSFs are learnt from telescopes that might be: their PSFs on a grid of places of a detector give, band by
-band, a mean, principal images, and the covariances of their amounts over places and telescopes. Each telescope's PSFs
-are a file of the training's folder: killed, it goes on where it was.
+The basis of each band is computed from the PSFs of random telescopes on a grid of positions of a detector: a mean,
+principal images, and the covariances of their coefficients over positions and telescopes. The PSFs of each telescope
+are stored in a file of the output folder, so that an interrupted training resumes without losing finished work.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ from csstdask.psf.colour import colour_from_temperature
 
 log = logging.getLogger("csstdask")
 
-#: Of the covariances between amounts, what is believed of the diagonal alone: few telescopes tell them.
+#: Shrinkage of covariances towards their diagonal: few telescopes constrain the other elements.
 _SHRINKAGE = 0.2
-#: Share of the images' spectrum below which frequencies are not kept: some 10^-6 of a PSF's peak.
-_NOTHING = 1e-3
-#: What is kept of a telescope.
-_KEPT = ("images", "u", "v", "temperature")
-#: Least variance of a star's own amount, beside that of all.
-_LEAST_OWN = 1e-8
+#: Share of the images' spectrum below which frequencies are not stored: about 10^-6 of a PSF's peak.
+_MIN_SPECTRUM = 1e-3
+#: Arrays in the file of a telescope.
+_STORED = ("images", "u", "v", "temperature")
+#: Smallest variance of the deviation of a star.
+_MIN_SCATTER = 1e-8
 
 
 class PrincipalConfig(BaseModel):
-    """All settings of a training of principal PSFs."""
+    """Settings of the training of a PSF basis."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,26 +65,26 @@ class PrincipalConfig(BaseModel):
         " in the mean and by the wavefront that the stars show (csstdask.psf.phase_retrieval)"
     )
     instrument: str = "csst"
-    bands: tuple[str, ...] = Field((), description="none: all of the instrument's imaging bands")
-    telescopes: int = Field(96, ge=4, description="drawn for each band")
-    held_out: int = Field(12, ge=2, description="of them, those that the card's figures are of")
-    nodes: int = Field(4, ge=2, description="places on a detector along each axis")
-    degree: int = Field(3, ge=0, description="of the polynomials over a detector; at most nodes - 1")
-    images: int = Field(48, ge=1, description="principal images")
-    workers: int = Field(1, ge=1)
-    seed: int = Field(20261125, ge=0)
+    bands: tuple[str, ...] = Field((), description="bands to train; by default all imaging bands of the instrument")
+    telescopes: int = Field(96, ge=4, description="number of random telescopes per band")
+    held_out: int = Field(12, ge=2, description="number of them that only test the result")
+    nodes: int = Field(4, ge=2, description="positions on a detector along each axis")
+    degree: int = Field(3, ge=0, description="degree of the polynomials over a detector; at most nodes - 1")
+    images: int = Field(48, ge=1, description="number of principal images")
+    workers: int = Field(1, ge=1, description="number of processes")
+    seed: int = Field(20261125, ge=0, description="seed of the random telescopes")
 
     @model_validator(mode="after")
-    def _enough_is_drawn(self) -> PrincipalConfig:
+    def _check_sizes(self) -> PrincipalConfig:
         known = self.telescopes - self.held_out
         if known < 2:
             raise ValueError(
-                f"held_out = {self.held_out} of {self.telescopes} telescopes: wanted two and more to learn from"
+                f"held_out = {self.held_out} of {self.telescopes} telescopes: wanted at least two for training"
             )
         terms = (self.degree + 1) * (self.degree + 2) // 2
         if self.nodes**2 <= terms + COLOUR_TERMS:
             found = f"nodes = {self.nodes} with degree = {self.degree}"
-            raise ValueError(f"{found}: wanted more places than the {terms + COLOUR_TERMS} terms that are fitted")
+            raise ValueError(f"{found}: wanted more positions than the {terms + COLOUR_TERMS} terms that are fitted")
         if self.images >= known * self.nodes**2:
             raise ValueError(
                 f"images = {self.images}: wanted fewer than the {known * self.nodes**2} PSFs that are drawn"
@@ -93,49 +93,49 @@ class PrincipalConfig(BaseModel):
 
 
 def train_principal(config: PrincipalConfig, to: Path, *, on_progress: Callable[[str], None] = log.info) -> Path:
-    """Learn the principal PSFs of an instrument's bands, or go on with a training.
+    """Train the PSF bases of an instrument's bands, or resume a training.
 
     Parameters
     ----------
     config : PrincipalConfig
     to : Path
-        Folder of the training.
-    announce : callable
-        Told in a line what was learnt of each band.
+        Output folder.
+    on_progress : callable
+        Called with one line for each band.
 
     Returns
     -------
     Path
-        The card; the weights lie beside it.
+        The card; the weights are in the same folder.
 
     Raises
     ------
     InputError
-        If the folder holds telescopes that were drawn by other settings, or the instrument has not the bands.
+        If the folder contains telescopes of other settings, or the instrument does not have the bands.
     """
     instrument = load_instrument(config.instrument)
     bands = config.bands or tuple(sorted(instrument.bands))
     if unknown := set(bands) - set(instrument.bands):
         raise InputError("bands", ", ".join(sorted(unknown)), f"some of {', '.join(sorted(instrument.bands))}")
-    _claim(config, to / "telescopes")
-    learnt: dict[str, tuple[PsfBasis, int]] = {}
+    _check_folder(config, to / "telescopes")
+    bases: dict[str, tuple[PsfBasis, int]] = {}
     held_out: dict[str, list[PsfSamples]] = {}
     with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool:
         for band in bands:
-            look = partial(_sights_of, config, to, band)
-            seen = list(pool.map(look, range(config.telescopes)))
-            known, apart = seen[config.held_out :], seen[: config.held_out]
-            psfs = learn_basis(known, config.images, config.degree, instrument.bands[band].wavelength)
-            psfs = replace(psfs, truncation_variance=truncation_variance(psfs, apart))
-            learnt[band], held_out[band] = (psfs, _samples_of(psfs)), apart
-            on_progress(f"{band}: {len(psfs)} images of {len(known)} telescopes")
+            draw = partial(_telescope_samples, config, to, band)
+            samples = list(pool.map(draw, range(config.telescopes)))
+            training, test = samples[config.held_out :], samples[: config.held_out]
+            basis = learn_basis(training, config.images, config.degree, instrument.bands[band].wavelength)
+            basis = replace(basis, truncation_variance=truncation_variance(basis, test))
+            bases[band], held_out[band] = (basis, _stored_sampling(basis)), test
+            on_progress(f"{band}: {len(basis)} images from {len(training)} telescopes")
     weights = to / f"{config.name}{WEIGHTS_SUFFIX}"
-    write_atomic(weights, write_basis(learnt))
+    write_atomic(weights, write_basis(bases))
     metrics: dict[str, float] = {}
-    for band, apart in held_out.items():  # as they are kept, in few bits
-        error = basis_psnr(read_basis(weights, band, config.degree), apart)
+    for band, test in held_out.items():  # as stored, in reduced precision
+        error = basis_psnr(read_basis(weights, band, config.degree), test)
         metrics[f"psnr_{band}"] = round(float(error.mean()), 2)
-        on_progress(f"{band}: PSFs of other telescopes, PSNR {error.mean():.1f} dB, least {error.min():.1f}")
+        on_progress(f"{band}: PSFs of held-out telescopes, PSNR {error.mean():.1f} dB, lowest {error.min():.1f}")
     card = ModelCard(
         name=config.name,
         task="psf",
@@ -158,10 +158,10 @@ def train_principal(config: PrincipalConfig, to: Path, *, on_progress: Callable[
     return path
 
 
-def _claim(config: PrincipalConfig, folder: Path) -> None:
-    """Make the folder of drawn telescopes, or make sure that it is of these settings."""
+def _check_folder(config: PrincipalConfig, folder: Path) -> None:
+    """Create the folder of telescopes, or check that it has these settings."""
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = config.model_dump(mode="json", include={"instrument", "nodes", "seed"}) | {"kept": list(_KEPT)}
+    wanted = config.model_dump(mode="json", include={"instrument", "nodes", "seed"}) | {"kept": list(_STORED)}
     path = folder / "settings.json"
     if not path.is_file():
         write_atomic(path, json.dumps(wanted).encode())
@@ -169,116 +169,120 @@ def _claim(config: PrincipalConfig, folder: Path) -> None:
         raise InputError(path, f"telescopes drawn by {found}", f"{wanted}, or another folder")
 
 
-def _sights_of(config: PrincipalConfig, to: Path, band: str, number: int) -> PsfSamples:
-    """Return a telescope's PSFs, drawn now or before."""
+def _telescope_samples(config: PrincipalConfig, to: Path, band: str, number: int) -> PsfSamples:
+    """Return the PSFs of a telescope, from its file if there is one."""
     path = to / "telescopes" / f"{band}-{number:04d}.npz"
     if path.is_file():
-        with np.load(path) as kept:
-            return PsfSamples(*(kept[name] for name in _KEPT))
+        with np.load(path) as stored:
+            return PsfSamples(*(stored[name] for name in _STORED))
     rng = np.random.default_rng([config.seed, number, *band.encode()])
-    sights = draw_psf_samples(rng, load_instrument(config.instrument), band, config.nodes)
+    samples = draw_psf_samples(rng, load_instrument(config.instrument), band, config.nodes)
     draft = path.with_suffix(".part.npz")
-    np.savez(draft, **{name: getattr(sights, name) for name in _KEPT})
+    np.savez(draft, **{name: getattr(samples, name) for name in _STORED})
     draft.rename(path)
-    return sights
+    return samples
 
 
-def learn_basis(seen: list[PsfSamples], count: int, degree: int, limits: tuple[float, float]) -> PsfBasis:
-    """Return the principal PSFs of telescopes, and what is to be expected of their amounts.
+def learn_basis(telescopes: list[PsfSamples], count: int, degree: int, limits: tuple[float, float]) -> PsfBasis:
+    """Compute the basis of the PSFs of telescopes, and the prior of its coefficients.
 
     Parameters
     ----------
-    seen : list of Sights
+    telescopes : list of PsfSamples
     count : int
-        Of principal images; no more than there are PSFs.
+        Number of principal images; no more than there are PSFs.
     degree : int
-        Of the polynomials over a detector.
+        Degree of the polynomials over a detector.
     limits : (float, float)
-        Of the band [nm].
+        Shortest and longest wavelength of the band [nm].
     """
-    flat = np.concatenate([one.images for one in seen]).reshape(-1, BASIS_SIZE * BASIS_SIZE)
+    flat = np.concatenate([one.images for one in telescopes]).reshape(-1, BASIS_SIZE * BASIS_SIZE)
     mean = flat.mean(axis=0)
     flat = flat - mean
     n, count = len(flat), min(count, len(flat) - 1)
     _, vectors = eigh((flat @ flat.T).astype(float), subset_by_index=(n - count, n - 1))
-    amounts = vectors[:, ::-1] * np.sqrt(n)
-    images = (amounts.T.astype(np.float32) @ flat) / np.float32(n)
-    blind, seeing = _Fields(), _Fields()
+    coefficients = vectors[:, ::-1] * np.sqrt(n)
+    images = (coefficients.T.astype(np.float32) @ flat) / np.float32(n)
+    of_position, of_colour = _FieldStatistics(), _FieldStatistics()
     first = 0
-    for one in seen:
-        place = polynomials(one.u, one.v, degree)
-        here = amounts[first : first + len(one.u)]
+    for one in telescopes:
+        terms = polynomials(one.u, one.v, degree)
+        stars = coefficients[first : first + len(one.u)]
         first += len(one.u)
-        blind.add(place, here)
-        seeing.add(append_colour_terms(place, colour_from_temperature(one.temperature, limits)), here)
+        of_position.add(terms, stars)
+        of_colour.add(append_colour_terms(terms, colour_from_temperature(one.temperature, limits)), stars)
     return PsfBasis(
         mean=mean.reshape(BASIS_SIZE, BASIS_SIZE),
         images=images.reshape(-1, BASIS_SIZE, BASIS_SIZE),
-        field_covariance=blind.covariances(),
-        intrinsic_scatter=blind.left(),
-        colour_covariance=seeing.covariances()[len(blind.of_telescopes[0]) :],
-        intrinsic_scatter_given_colour=seeing.left(),
+        field_covariance=of_position.covariances(),
+        intrinsic_scatter=of_position.scatter(),
+        colour_covariance=of_colour.covariances()[len(of_position.fields[0]) :],
+        intrinsic_scatter_given_colour=of_colour.scatter(),
         degree=degree,
         truncation_variance=np.zeros((BASIS_SIZE, BASIS_SIZE), dtype=np.float32),
     )
 
 
 @dataclass
-class _Fields:
-    """Amounts that belong to each polynomial, telescope by telescope, and the variance that they leave."""
+class _FieldStatistics:
+    """Fields of telescopes fitted to the coefficients of their stars, and the residual variances."""
 
-    of_telescopes: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    fields: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    """(p, k) of each telescope."""
     variances: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    """(k,) of each telescope."""
 
-    def add(self, places: npt.NDArray[np.float64], amounts: npt.NDArray[np.float64]) -> None:
-        fitted = np.asarray(np.linalg.lstsq(places, amounts, rcond=None)[0], dtype=np.float64)
-        freedom = len(places) - places.shape[1]
-        self.of_telescopes.append(fitted)
-        self.variances.append(((amounts - places @ fitted) ** 2).sum(axis=0) / max(freedom, 1))
+    def add(self, terms: npt.NDArray[np.float64], coefficients: npt.NDArray[np.float64]) -> None:
+        """Add a telescope with terms (n, p) and coefficients (n, k) of its stars."""
+        fitted = np.asarray(np.linalg.lstsq(terms, coefficients, rcond=None)[0], dtype=np.float64)
+        degrees = len(terms) - terms.shape[1]
+        self.fields.append(fitted)
+        self.variances.append(((coefficients - terms @ fitted) ** 2).sum(axis=0) / max(degrees, 1))
 
     def covariances(self) -> npt.NDArray[np.float64]:
-        """Return the second moments of the amounts by polynomial (p, k, k), shrunk towards the diagonal."""
-        fields = np.stack(self.of_telescopes)
+        """Return the second moments of the coefficients by polynomial (p, k, k), shrunk towards the diagonal."""
+        fields = np.stack(self.fields)
         moments = np.einsum("tpa,tpb->pab", fields, fields) / len(fields)
         diagonal = np.einsum("paa->pa", moments)[..., None] * np.eye(fields.shape[-1])
         return np.asarray((1 - _SHRINKAGE) * moments + _SHRINKAGE * diagonal)
 
-    def left(self) -> npt.NDArray[np.float64]:
-        return np.asarray(np.mean(self.variances, axis=0) + _LEAST_OWN)
+    def scatter(self) -> npt.NDArray[np.float64]:
+        """Return the mean residual variance of the coefficients (k,)."""
+        return np.asarray(np.mean(self.variances, axis=0) + _MIN_SCATTER)
 
 
-def basis_psnr(psfs: PsfBasis, seen: list[PsfSamples]) -> npt.NDArray[np.float64]:
-    """Return the PSNR of each PSF as principal images alone can tell it, peak 1 [dB]."""
+def basis_psnr(basis: PsfBasis, telescopes: list[PsfSamples]) -> npt.NDArray[np.float64]:
+    """Return the PSNR of each PSF as the basis represents it, relative to its peak [dB]."""
     parts = []
-    for one, left in zip(seen, _left(psfs, seen), strict=True):
+    for one, residual in zip(telescopes, _residuals(basis, telescopes), strict=True):
         peak = one.images.max(axis=(1, 2))
-        parts.append(-20 * np.log10(np.sqrt((left**2).mean(axis=1)) / peak))
+        parts.append(-20 * np.log10(np.sqrt((residual**2).mean(axis=1)) / peak))
     return np.concatenate(parts)
 
 
-def truncation_variance(psfs: PsfBasis, seen: list[PsfSamples]) -> npt.NDArray[np.float32]:
-    """Return the mean square of what principal images cannot tell of telescopes' PSFs, (SIDE, SIDE)."""
-    left = np.concatenate(list(_left(psfs, seen)))
-    return (left**2).mean(axis=0).reshape(BASIS_SIZE, BASIS_SIZE).astype(np.float32)
+def truncation_variance(basis: PsfBasis, telescopes: list[PsfSamples]) -> npt.NDArray[np.float32]:
+    """Return the mean square (BASIS_SIZE, BASIS_SIZE) of what the basis does not represent of telescopes' PSFs."""
+    residual = np.concatenate(list(_residuals(basis, telescopes)))
+    return (residual**2).mean(axis=0).reshape(BASIS_SIZE, BASIS_SIZE).astype(np.float32)
 
 
-def _left(psfs: PsfBasis, seen: list[PsfSamples]) -> Iterator[npt.NDArray[np.float64]]:
-    """Yield what principal images leave of each telescope's PSFs, (n, SIDE * SIDE)."""
-    images = psfs.images.reshape(len(psfs), -1).astype(np.float64)
-    for one in seen:
-        away = one.images.astype(np.float64) - psfs.mean
-        yield away.reshape(len(away), -1) - psfs.project(away) @ images
+def _residuals(basis: PsfBasis, telescopes: list[PsfSamples]) -> Iterator[npt.NDArray[np.float64]]:
+    """Yield the residuals (n, BASIS_SIZE^2) of each telescope's PSFs after a fit of the basis."""
+    images = basis.images.reshape(len(basis), -1).astype(np.float64)
+    for one in telescopes:
+        deviation = one.images.astype(np.float64) - basis.mean
+        yield deviation.reshape(len(deviation), -1) - basis.project(deviation) @ images
 
 
-def _samples_of(psfs: PsfBasis) -> int:
-    """Return the least samples a pixel that hold all of the mean and of the images."""
+def _stored_sampling(basis: PsfBasis) -> int:
+    """Return the smallest number of samples per pixel that represent all of the mean and the images."""
     frequency = np.abs(np.fft.fftfreq(BASIS_SIZE, 1 / OVERSAMPLING))
     spectra = [
         np.abs(np.fft.fft2(images, axes=(-2, -1))).reshape(-1, BASIS_SIZE, BASIS_SIZE)
-        for images in (psfs.mean, psfs.images)
+        for images in (basis.mean, basis.images)
     ]
     for samples in (2, 3):
-        left_out = (frequency[:, None] >= samples / 2) | (frequency[None, :] >= samples / 2)
-        if all(found.max(axis=0)[left_out].max() < _NOTHING * found.max() for found in spectra):
+        lost = (frequency[:, None] >= samples / 2) | (frequency[None, :] >= samples / 2)
+        if all(spectrum.max(axis=0)[lost].max() < _MIN_SPECTRUM * spectrum.max() for spectrum in spectra):
             return samples
     return OVERSAMPLING

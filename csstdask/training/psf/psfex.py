@@ -1,7 +1,7 @@
-"""PSFEx (Bertin 2011) on the very same stamps: the peer of PSF reconstruction, and its files.
+"""Run PSFEx (Bertin 2011) on stamps of stars, and read its models.
 
-PSFEx is a program of its own (Debian: ``apt-get install psfex``). It reads a catalogue in SExtractor's FITS_LDAC,
-which is written here from stamps, and writes a ``.psf`` file, which is read here.
+PSFEx is a separate program (Debian: ``apt-get install psfex``). It reads a catalogue in the format FITS_LDAC of
+SExtractor, which is written here from stamps, and writes a ``.psf`` file, which is read here.
 """
 
 from __future__ import annotations
@@ -19,16 +19,21 @@ import numpy.typing as npt
 from astropy.io import fits
 
 from csstdask.arrays.psf_grid import OVERSAMPLED_SIZE
+from csstdask.arrays.stamps import border_mask
 from csstdask.core.errors import InputError
 
 Float = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.float32]
 
 PROGRAM = "psfex"
-#: What PSFEx takes for a bad pixel.
+#: Value of bad pixels in PSFEx.
 _BAD = np.float32(-1e30)
-#: Edge of its model [sample], two samples a pixel: odd, for its centre is the middle sample.
-_SIDE, _SAMPLING = 65, 0.5
+#: Width of the model [sample]: odd, because its centre is a sample.
+_SIDE = 65
+#: Pixels per sample of the model.
+_SAMPLING = 0.5
+#: Width of the border of a stamp that shows its sky [pixel].
+_BORDER = 2
 _SETTINGS = {
     "BASIS_TYPE": "PIXEL", "PSF_SAMPLING": _SAMPLING, "PSF_SIZE": f"{_SIDE},{_SIDE}", "PSFVAR_KEYS": "X_IMAGE,Y_IMAGE",
     "PSFVAR_GROUPS": "1,1", "CENTER_KEYS": "X_IMAGE,Y_IMAGE", "SAMPLE_AUTOSELECT": "N", "SAMPLE_FWHMRANGE": "1.0,10.0",
@@ -39,17 +44,18 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class PsfexModel:
-    """What a ``.psf`` file holds."""
+    """Content of a ``.psf`` file."""
 
     basis: Float
-    """(p, y, x) Images of the polynomial's terms."""
+    """(p, y, x) Image of each term of the polynomial."""
     zero: tuple[float, float]
-    """Of x and y, one-based [pixel]."""
+    """Origin of x and y, one-based [pixel]."""
     scale: tuple[float, float]
+    """Unit of x and y [pixel]."""
     degree: int
 
     def __call__(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Pixels:
-        """Return PSFs at zero-based places, float32 (n, 64, 64), the source at ``[32, 32]``; each sums to 1."""
+        """Return PSFs of unit sum at zero-based positions, float32 (n, 64, 64), the source at ``[32, 32]``."""
         u, v = (
             (np.atleast_1d(np.asarray(place, dtype=float)) + 1 - zero) / scale
             for place, zero, scale in zip((x, y), self.zero, self.scale, strict=True)
@@ -62,26 +68,26 @@ class PsfexModel:
 
 
 def is_installed() -> bool:
-    """Tell whether this machine has PSFEx."""
+    """Return whether PSFEx is installed."""
     return shutil.which(PROGRAM) is not None
 
 
 def write_ldac(
     path: Path, stamps: Pixels, x: Float, y: Float, *, mask: npt.NDArray[np.bool_] | None = None, noise: float = 1.0
 ) -> None:
-    """Write stamps as the catalogue that PSFEx reads.
+    """Write stamps as a catalogue for PSFEx.
 
     Parameters
     ----------
     path : Path
     stamps : float32 array (n, y, x)
-        Background-subtracted [e-]; pixel ``[size // 2, size // 2]`` is that of the star's place.
+        Background-subtracted [e-]; pixel ``[size // 2, size // 2]`` contains the star.
     x, y : float64 arrays (n,)
-        Zero-based [pixel].
+        Zero-based positions [pixel].
     mask : bool array (n, y, x), optional
-        Bad pixels.
+        True = bad pixel.
     noise : float
-        Of the sky [e-].
+        1 sigma of the sky [e-].
     """
     size = stamps.shape[-1] - 1 + stamps.shape[-1] % 2  # odd: one row and column less
     low = stamps.shape[-1] // 2 - size // 2
@@ -110,9 +116,9 @@ def write_ldac(
 
 
 def _header_table(noise: float) -> fits.BinTableHDU:
-    """Return the image header that PSFEx looks for: one row of cards.
+    """Return the table of image header cards that PSFEx requires.
 
-    They must be padded with spaces, or PSFEx crashes; astropy pads the last one with NULs, which `write_ldac` mends.
+    Cards must be padded with spaces, or PSFEx crashes; astropy pads the last one with NULs, replaced by `write_ldac`.
     """
     size = {"NAXIS": 2, "NAXIS1": 1, "NAXIS2": 1}
     header = fits.Header({"SIMPLE": True, "BITPIX": -32, **size, "SEXBKDEV": noise, "SEXGAIN": 1.0})
@@ -124,10 +130,9 @@ def _header_table(noise: float) -> fits.BinTableHDU:
 
 
 def sky_of(stamps: Pixels, mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """Return the sky of stamps (n, y, x), and its noise, as medians along their edges have it."""
-    rim = np.ones(stamps.shape[1:], dtype=bool)
-    rim[2:-2, 2:-2] = False
-    edge = stamps[:, rim][~mask[:, rim]]
+    """Return the common sky of stamps (n, y, x) and its noise, from the medians of all their borders."""
+    border = border_mask(stamps.shape[-1], _BORDER)
+    edge = stamps[:, border][~mask[:, border]]
     if not edge.size:
         return 0.0, 1.0
     sky = float(np.median(edge))
@@ -135,23 +140,23 @@ def sky_of(stamps: Pixels, mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
 
 
 def psfex_at_stars(stamps: Pixels, mask: npt.NDArray[np.bool_], x: Float, y: Float, **settings: Any) -> Pixels:
-    """Return what PSFEx makes of stars at their own places, float32 (n, 64, 64).
+    """Fit PSFEx to stars, and return its PSFs at their positions, float32 (n, 64, 64).
 
     Parameters
     ----------
     stamps : float32 array (n, y, x)
-        On their sky [e-].
+        Stamps, sky included [e-].
     mask : bool array (n, y, x)
-        Bad pixels.
+        True = bad pixel.
     x, y : float64 arrays (n,)
-        Zero-based [pixel].
+        Zero-based positions [pixel].
     **settings
-        Of PSFEx, as `run_psfex` takes them.
+        Settings of PSFEx, as `run_psfex` takes them.
 
     Raises
     ------
     InputError
-        As `run_psfex` does.
+        If PSFEx is not installed, or fails.
     """
     sky, noise = sky_of(stamps, mask)
     with tempfile.TemporaryDirectory() as folder:
@@ -171,20 +176,20 @@ def run_psfex(
     accuracy: float = 0.01,
     degree: int = 3,
 ) -> PsfexModel:
-    """Fit PSFEx's model to stamps.
+    """Fit a PSFEx model to stamps.
 
     Parameters
     ----------
     folder : Path
-        For its files.
+        Folder for its files.
     stamps, x, y, mask, noise
         As `write_ldac` takes them.
     basis_number : int
-        Its square is how many of the brightest samples are super-resolved.
+        Square root of the number of super-resolved samples.
     accuracy : float
-        What PSFEx expects of pixels' values.
+        Relative accuracy of pixel values that PSFEx assumes.
     degree : int
-        Of the polynomial over the detector; PSFEx lowers it where stars are few.
+        Degree of the polynomial over the detector; PSFEx lowers it for few stars.
 
     Raises
     ------
@@ -202,18 +207,18 @@ def run_psfex(
     )
     result = catalogue.with_suffix(".psf")
     if done.returncode != 0 or not result.is_file():
-        said = " ".join((done.stderr or done.stdout).split())[-200:]
-        raise InputError(PROGRAM, f"exit code {done.returncode} ({said})", "a model of these stars")
+        message = " ".join((done.stderr or done.stdout).split())[-200:]
+        raise InputError(PROGRAM, f"exit code {done.returncode} ({message})", "a model of these stars")
     return read_psf(result)
 
 
 def read_psf(path: Path) -> PsfexModel:
-    """Read a ``.psf`` file of two samples a pixel.
+    """Read a ``.psf`` file with two samples per pixel.
 
     Raises
     ------
     InputError
-        If it is none, or of another sampling or a smaller image.
+        If it is not such a file, or has another sampling or a smaller image.
     """
     wanted = f"a PSFEx model of {_SAMPLING} pixels a sample, at least {_SIDE} x {_SIDE}"
     try:

@@ -179,7 +179,7 @@ def train_psfnet(config: PsfNetConfig, to: Path, *, on_progress: Callable[[str],
     config : PsfNetConfig
     to : Path
         Folder of the training.
-    announce : callable
+    on_progress : callable
         Told in a line how each epoch went.
 
     Returns

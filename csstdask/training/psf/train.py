@@ -1,4 +1,4 @@
-"""Training of PSF reconstruction: ``csstdask train psf``, whichever kind of model its settings ask for."""
+"""Train a PSF model of any kind: ``csstdask train psf``."""
 
 from __future__ import annotations
 
@@ -17,48 +17,48 @@ _WANTED = "settings of a training of PSFs"
 
 
 def load_psf_config(path: Path | None, **changes: object) -> PrincipalConfig | PsfNetConfig:
-    """Read the settings of a training from a TOML file; `changes` that are not None win.
+    """Read the settings of a training from a TOML file; `changes` that are not None take precedence.
 
-    ``kind`` says of which model: ``principal`` or ``psfnet``; without it, what learns from stamps is ``psfnet``.
+    ``kind`` is the kind of model, ``principal`` or ``psfnet``; by default ``psfnet`` if there are ``campaigns``.
 
     Raises
     ------
     InputError
-        Naming the file and every key that is unknown or wrong.
+        If a key is unknown or wrong: the error names the file and the keys.
     """
-    told = {key: value for key, value in changes.items() if value is not None}
+    given = {key: value for key, value in changes.items() if value is not None}
     of_file = {} if path is None else read_toml(path, _WANTED)
-    given = of_file | told
-    kind = str(given.get("kind", "psfnet" if "campaigns" in given else "principal"))
+    merged = of_file | given
+    kind = str(merged.get("kind", "psfnet" if "campaigns" in merged else "principal"))
     if kind == "principal":
-        return read_settings(PrincipalConfig, path, _WANTED, told)
+        return read_settings(PrincipalConfig, path, _WANTED, given)
     if kind == "psfnet":
-        return read_settings(PsfNetConfig, path, _WANTED, told)
+        return read_settings(PsfNetConfig, path, _WANTED, given)
     raise InputError(path or "settings", f"kind = {kind!r}", "principal or psfnet")
 
 
 def train_psf(
     config: PrincipalConfig | PsfNetConfig, to: Path, *, on_progress: Callable[[str], None] = log.info
 ) -> Path:
-    """Train a model of PSFs, or go on with a training.
+    """Train a model of PSFs, or resume a training.
 
     Parameters
     ----------
     config : PrincipalConfig or PsfNetConfig
     to : Path
-        Folder of the training.
-    announce : callable
-        Told in a line how it goes.
+        Output folder.
+    on_progress : callable
+        Called with one line per step of progress.
 
     Returns
     -------
     Path
-        The card; the weights lie beside it.
+        The card; the weights are in the same folder.
 
     Raises
     ------
     InputError
-        As the training of either does.
+        If settings or data cannot be used, as in `train_principal` and `train_psfnet`.
     """
     if isinstance(config, PsfNetConfig):
         return train_psfnet(config, to, on_progress=on_progress)
