@@ -1,1 +1,1 @@
-"""Evaluate PSF reconstruction."""
+"""Evaluation of PSF reconstruction."""

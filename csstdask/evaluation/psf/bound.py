@@ -1,4 +1,4 @@
-"""How well PSFs could be known at best, about: the bound that stars' photons set."""
+"""The best accuracy of PSFs that the photons of stars allow: the Cramer-Rao bound."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from csstdask.psf.fit_detector import fit_detector
 from csstdask.psf.model_card import band_of
 from csstdask.psf.wavefront import FourierOptics
 
-_RIDGE = 1e-12
+#: Variance added to coefficients, so that rounding does not make their covariance indefinite.
+_MIN_VARIANCE = 1e-12
 
 
 def sample_at_cramer_rao_bound(stars: Stars, card: ModelCard, rng: np.random.Generator) -> tuple[Stars, Images]:
-    """Return what an estimate at the bound might be.
+    """Draw a PSF estimate with the errors of the Cramer-Rao bound.
 
     Parameters
     ----------
     stars : Stars
-        Of one detector.
+        Stars of one detector.
     card : ModelCard
-        Of principal PSFs.
+        Model of kind ``principal``.
     rng : Generator
 
     Returns
     -------
     stars : Stars
-        The same, what they themselves show of their PSFs taken for the truth.
+        The same stars, with the PSFs fitted to them as the truth.
     image : float32 array (n, 64, 64)
-        As far from these as the bound has it.
+        PSFs with random errors of the size of the bound.
 
     Notes
     -----
-    Van Trees' form of Cramer and Rao's bound (van Trees 1968, Detection, Estimation and Modulation Theory, section
-    2.4.3): the inverse of what stars tell of the wavefront, the blur, their fluxes, places, skies and colours, and of
-    what is expected of these in the mean over telescopes, were Fourier optics of Noll orders 4 to 11 known to be all
-    that there is. It is taken about what these very stars show, with the pixels and stars that the fit trusts, and with
-    what neither principal images nor the wavefront tell as noise; one telescope may be luckier than telescopes in the
-    mean, so that a fit may come out above it.
+    The bound is that of van Trees (1968, Detection, Estimation and Modulation Theory, section 2.4.3): the inverse of
+    the information of the stars on the wavefront, the blur, their fluxes, positions, skies and colours, plus that of
+    the prior over telescopes, if Fourier optics with Noll orders 4 to 11 were exact. It is computed at the PSFs that
+    these stars show, with the pixels and stars that the fit accepts, and with the truncation error of the basis as
+    noise. The prior is that of the mean telescope, so that a fit to one telescope may be better than the bound.
     """
     optics = FourierOptics.of(load_instrument(card.architecture["instrument"]), band_of(card, stars.detector))
     if optics is None:
@@ -52,7 +52,7 @@ def sample_at_cramer_rao_bound(stars: Stars, card: ModelCard, rng: np.random.Gen
         card, stars.detector, stars.stamps, variance, stars.x, stars.y, shape=stars.shape,
         optics=replace(optics, certain=True),
     )  # fmt: skip
-    roots = np.linalg.cholesky(fit.coefficient_covariance + _RIDGE * np.eye(len(fit.basis)))
+    roots = np.linalg.cholesky(fit.coefficient_covariance + _MIN_VARIANCE * np.eye(len(fit.basis)))
     change = np.einsum("nab,nb->na", roots, rng.normal(size=fit.coefficients.shape))
     image, drawn = (
         oversampled(fit.basis, amounts, fit.coefficient_covariance)[0]

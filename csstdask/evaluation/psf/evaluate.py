@@ -1,20 +1,20 @@
-"""Evaluation of PSF reconstruction: ``csstdask evaluate psf``.
+"""Evaluate PSF reconstruction: ``csstdask evaluate psf``.
 
-Stars of test recipes, whose effective PSFs are known, at S/N 100 unless a recipe's point is another:
+The stars are those of test recipes with known effective PSFs, at S/N 100 unless a recipe varies it:
 
-* ``nodes``: all imaging detectors (DATASET 2 of the CSST-PSFNet paper), and the same blurred (DATASET 3);
-* ``epochs``: other optical states of that telescope; ``newoptics``: another telescope; ``snr``: the same at other S/N.
+* ``nodes``: all imaging detectors (DATASET 2 of the CSST-PSFNet paper), and the same blurred, ``blurred`` (DATASET 3);
+* ``epochs``: other optical states of that telescope; ``newoptics``: another telescope; ``snr``: that one at other S/N.
 
-Beside the model stand further models, each also with its stamps ``blank``, and PSFEx and Piff, where they are
-installed, given the very same stamps. In some parts (`FEW_STAR_PARTS`) also the same model with the colours of stars
-known; with
-no star, or one: ``without stars``, what it believes before it sees any, and ``one star``, each star alone; with few;
-and a ``polynomial``, the PSF of the place as half of the true ones tell it. What does not beat this one, or its own
-blank stamps, recalls a telescope instead of measuring it. On a telescope that nobody has learnt (`BOUND_PARTS`) stands
-beside, as ``bound``, what the same stars could tell at best.
+The model is compared with further models, each also with masked stamps (``blank``), and with PSFEx and Piff where they
+are installed, on the same stamps. In the parts `FEW_STAR_PARTS`, the model is also given the colours of the stars; no
+star (``without stars``, its prior) or one (``one star``); and few stars. There is also a ``polynomial`` over the
+detector, fitted to the true PSFs of half of the stars: a model that is not better than this one, or than its own result
+for blank stamps, has memorised a telescope instead of measuring it. On a telescope outside the training set
+(`BOUND_PARTS`), results are compared with the Cramer-Rao bound of the same stars, ``bound``.
 
-What can be told without the truth, as in orbit, stands beside in the parts `FEW_STAR_PARTS`: how a field fitted to
-four fifths of the stars suits the others, in cells of the detector of their own (``reserve``).
+In the parts `FEW_STAR_PARTS`, the quantities that can be measured without the truth, as in orbit, are measured as well:
+how well a field fitted to four fifths of the stars predicts the others, in separate cells of the detector
+(``reserve``).
 """
 
 from __future__ import annotations
@@ -59,36 +59,40 @@ from csstdask.training.psf.psfex import is_installed, psfex_at_stars, sky_of
 
 log = logging.getLogger("csstdask")
 
-#: Parts, and the recipe that each is made of.
+#: Recipe of each part of the evaluation.
 PARTS = {
     "nodes": "psf-dataset2", "blurred": "psf-dataset3", "epochs": "psf-epochs", "newoptics": "psf-newoptics",
     "snr": "psf-newoptics",
 }  # fmt: skip
-#: Parts in which the model is also given no star, one, and few; and told their colours.
+#: Parts in which the model is also given no star, one star, few stars, and their colours.
 FEW_STAR_PARTS = ("nodes", "newoptics", "snr")
-#: Parts in which what could be known at best stands beside.
+#: Parts in which results are compared with the Cramer-Rao bound.
 BOUND_PARTS = ("newoptics", "snr")
-#: S/N of stars where it is not the point, and where it is: from some 700 on they saturate the camera in 150 s.
-SNR, SNRS = 100.0, (30.0, 100.0, 300.0, 600.0)
-#: PSFEx's: those of the paper. Its best of a grid are 0.2 dB better, in more than three times the time
-#: (``benchmarks/psfex_settings.py``).
+#: S/N of stars in most parts.
+SNR = 100.0
+#: S/N of stars in the part ``snr``: from about 700 on they saturate in 150 s.
+SNRS = (30.0, 100.0, 300.0, 600.0)
+#: Settings of PSFEx in the paper. The best of a grid (``benchmarks/psfex_settings.py``) are 0.2 dB better, in more than
+#: three times the time.
 PSFEX_SETTINGS: dict[str, Any] = {"basis_number": 20, "accuracy": 0.01, "degree": 3}
-#: Its best.
+#: The best of that grid.
 PSFEX_BEST: dict[str, Any] = {"basis_number": 30, "accuracy": 0.001, "degree": 3}
-#: Degree of the polynomial that tells the PSF of a place.
+#: Degree of the polynomial over the detector that predicts PSFs from true ones.
 _DEGREE = 3
-#: Stars that are looked at one by one, and how many a fit is given in turn.
-_ALONE, _COUNTS = 40, (10, 100)
-#: Fewer stars tell nothing of how errors change with a star's colour.
-_FEWEST = 20
+#: Number of stars that are reconstructed one by one.
+_SINGLE_STARS = 40
+#: Numbers of stars in fits to few stars.
+_STAR_COUNTS = (10, 100)
+#: Smallest number of stars for the slope of size errors with colour.
+_MIN_STARS_COLOUR = 20
 _FILE = "psf_evaluation"
 ALL_STARS, COLOURS_KNOWN, ONE_STAR, NO_STARS = "all stars", "all stars, colours known", "one star", "without stars"
 POLYNOMIAL, PSFEX, PIFF = "polynomial", "PSFEx", "Piff"
-#: Goes before the name of a method: what it could be at best, given the same stars.
+#: Prefix of the bound of a method.
 BOUND = "bound, "
 _BOUND_SEED = 20261128
-#: By the number of stars: methods, and what each is at best.
-BOUND_OF = {name: BOUND + name for name in (ONE_STAR, *(f"{count} stars" for count in _COUNTS), ALL_STARS)}
+#: Methods by increasing number of stars, and the name of the bound of each.
+BOUND_OF = {name: BOUND + name for name in (ONE_STAR, *(f"{count} stars" for count in _STAR_COUNTS), ALL_STARS)}
 
 
 def evaluate_psf(
@@ -105,37 +109,37 @@ def evaluate_psf(
     workers: int = 2,
     on_progress: ProgressCallback = log.info,
 ) -> dict[str, Any]:
-    """Evaluate PSF reconstruction beside PSFEx.
+    """Evaluate PSF reconstruction, and compare it with other methods.
 
     Parameters
     ----------
     model : str
-        A name that ``csstdask models`` lists, or a card's path.
+        Name that ``csstdask models`` lists, or path of a card.
     to : Path, optional
-        Folder for ``psf_evaluation.json``, its tables and figures.
+        Output folder for ``psf_evaluation.json``, its tables and figures.
     recipes : Path
         Folder of the test recipes.
     parts : sequence of str
-        Some of `PARTS`.
+        Keys of `PARTS`.
     foreign : bool
-        Whether the recipes' foreign twins are looked at, too.
+        Whether to include the variants of the recipes named ``-foreign``.
     psfex : bool
-        Whether PSFEx is run, where it is installed: a minute or two a detector.
+        Whether to run PSFEx, if it is installed: one or two minutes per detector.
     piff : bool
-        Whether Piff is run, where it is installed: many minutes a detector.
+        Whether to run Piff, if it is installed: many minutes per detector.
     beside : sequence of str
-        Further models, by name or card; on detectors that they know.
+        Further models, by name or card, on the detectors that they support.
     detectors : sequence of int, optional
-        Only these; those of them that the model knows.
+        Ids of detectors; by default all that the model supports.
     workers : int
-        Processes.
+        Number of processes.
     on_progress : callable
-        Told in a line what is done now.
+        Called with one line per step of progress.
 
     Returns
     -------
     dict
-        What is written there.
+        Content of ``psf_evaluation.json``.
 
     Raises
     ------
@@ -145,10 +149,10 @@ def evaluate_psf(
     chosen = select_parts(parts, PARTS)
     card, *others = (_card_of("--beside" if one in beside else "--model", one) for one in (model, *beside))
     if psfex and not is_installed():
-        on_progress("PSFEx is not installed (Debian: apt-get install psfex), left out")
+        on_progress("PSFEx is not installed and will be skipped (Debian: apt-get install psfex)")
         psfex = False
     if piff and not piff_runner.is_installed():
-        on_progress(f"Piff is not installed, left out; to include it: {install_hint('bench')}")
+        on_progress(f"Piff is not installed and will be skipped; to include it: {install_hint('bench')}")
         piff = False
     results: dict[str, Any] = {"model": card.name, "version": card.version, "identity": card.identity}
     results |= {"beside": {model_label(one): one.identity for one in others}, "recipes": {}}
@@ -199,13 +203,13 @@ def _draw(results: Results, folder: Path) -> None:
 
 
 def by_snr(recipes: dict[str, list[dict[str, Any]]], name: str = PARTS["snr"]) -> dict[str, dict[str, Any]]:
-    """Return the first unit of each that the part ``snr`` made of a recipe, by the S/N of its stars."""
+    """Return the first unit of each variant of a recipe in the part ``snr``, by increasing S/N."""
     titles = {title.partition(", ")[2]: units[0] for title, units in recipes.items() if title.startswith(f"{name}, ")}
     return dict(sorted(titles.items(), key=lambda one: float(one[0].split()[-1])))
 
 
 def model_label(card: ModelCard) -> str:
-    """Return what tables call a model."""
+    """Return the name of a model in tables."""
     return f"{card.name} {card.version}"
 
 
@@ -217,7 +221,7 @@ def _card_of(option: str, model: str) -> ModelCard:
 
 
 def vary_snr(recipe: Recipe, part: str) -> Iterator[tuple[str, Recipe]]:
-    """Yield titles and recipes: stars as bright as the part wants them."""
+    """Yield titles and recipes with the S/N of stars that a part requires."""
     if part == "epochs" or recipe.nodes is None:
         yield recipe.name, recipe
         return
@@ -227,7 +231,7 @@ def vary_snr(recipe: Recipe, part: str) -> Iterator[tuple[str, Recipe]]:
 
 
 def measure_unit(recipe: Recipe, index: int, detector: int, **asked: Any) -> dict[str, Any]:
-    """Render a unit's stars, and return by method how far it is from their PSFs, as `measure_stars` is asked to."""
+    """Render the stars of a unit, and measure the errors of all methods; options are those of `measure_stars`."""
     with threadpool_limits(1):
         found = measure_stars(draw_stars(recipe, index, detector), **asked)
     return found | {"exposure": index, "epoch": recipe.epoch_of(index)}
@@ -243,15 +247,35 @@ def measure_stars(
     fewer: bool = True,
     bounded: bool = False,
 ) -> dict[str, Any]:
-    """Return by method how far it is from the PSFs of stars of one detector, and how some of them look."""
+    """Measure the errors of all methods on the stars of one detector.
+
+    Parameters
+    ----------
+    stars : Stars
+    model : str
+        Name or card of the model.
+    psfex, piff : bool
+        Whether to run these programs.
+    beside : sequence of str
+        Further models.
+    fewer : bool
+        Whether to fit few stars, held-out stars and colours as well.
+    bounded : bool
+        Whether to compute the Cramer-Rao bound.
+
+    Returns
+    -------
+    dict
+        ``methods`` with the statistics of errors by method, and ``looks`` with residual images.
+    """
     looks: dict[str, ResidualView] = {}
     start = time.perf_counter()
     found = _reconstructed(stars, model)
-    took = time.perf_counter() - start
-    rows: dict[str, Any] = {ALL_STARS: _row(stars, found.image, found.sigma, took)}
+    seconds = time.perf_counter() - start
+    rows: dict[str, Any] = {ALL_STARS: _row(stars, found.image, found.sigma, seconds)}
     looks[ALL_STARS] = ResidualView.of(stars, found.image)
     if fewer:
-        rows |= _of_less(stars, model)
+        rows |= _with_less_information(stars, model)
     if bounded:
         rows |= _at_bound(stars, model)
     for other in beside:
@@ -273,57 +297,58 @@ def measure_stars(
 
 
 @dataclass(frozen=True)
-class _Less:
-    """Fewer stars than there are: some, each of which is looked at alone, and few, looked at together."""
+class _FewerStars:
+    """Subsets of stars: some that are reconstructed one by one, and few that are fitted together."""
 
-    alone: Stars
+    single: Stars
     few: dict[str, Stars]
+    """Stars by the name of the method."""
 
     @classmethod
-    def of(cls, stars: Stars) -> _Less:
+    def of(cls, stars: Stars) -> _FewerStars:
         rng = np.random.default_rng(len(stars))
-        alone = stars.take(np.sort(rng.permutation(len(stars))[:_ALONE]))
-        counts = [count for count in _COUNTS if count < len(stars)]
+        single = stars.take(np.sort(rng.permutation(len(stars))[:_SINGLE_STARS]))
+        counts = [count for count in _STAR_COUNTS if count < len(stars)]
         few = {f"{count} stars": stars.take(np.sort(rng.permutation(len(stars))[:count])) for count in counts}
-        return cls(alone, few)
+        return cls(single, few)
 
     def singles(self) -> list[Stars]:
-        return [self.alone.take([one]) for one in range(len(self.alone))]
+        return [self.single.take([one]) for one in range(len(self.single))]
 
 
-def _of_less(stars: Stars, model: str) -> dict[str, Any]:
-    """Return how far PSFs are off of a model that is told of colours, or sees one star, few, or none; and of places."""
+def _with_less_information(stars: Stars, model: str) -> dict[str, Any]:
+    """Measure the errors of a model given colours, one star, few stars or none; and of a polynomial."""
     rows: dict[str, Any] = {}
     if model_kind(find_card("psf", model)) == "principal":
         coloured = _reconstructed(stars, model, temperature=stars.temperature)
         rows[COLOURS_KNOWN] = _row(stars, coloured.image, coloured.sigma)
-    less = _Less.of(stars)
-    found = [_reconstructed(one, model) for one in less.singles()]
+    subsets = _FewerStars.of(stars)
+    found = [_reconstructed(one, model) for one in subsets.singles()]
     images, sigmas = (np.concatenate([getattr(one, name) for one in found]) for name in ("image", "sigma"))
-    rows[ONE_STAR] = _row(less.alone, images, sigmas)
-    for name, few in less.few.items():
+    rows[ONE_STAR] = _row(subsets.single, images, sigmas)
+    for name, few in subsets.few.items():
         part = _reconstructed(few, model)
         rows[name] = _row(few, part.image, part.sigma)
     unseen = _reconstructed(stars, model, blank=True)
     rows[NO_STARS] = _row(stars, unseen.image, unseen.sigma)
     half = np.arange(len(stars)) % 2 == 0
-    rows[POLYNOMIAL] = _row(stars.take(~half), _by_place(stars.take(half), stars.take(~half)), None)
+    rows[POLYNOMIAL] = _row(stars.take(~half), _by_polynomial(stars.take(half), stars.take(~half)), None)
     return rows
 
 
 def _at_bound(stars: Stars, model: str) -> dict[str, Any]:
-    """Return how far PSFs would be off at best, by all stars, few, and one; of principal PSFs only."""
+    """Measure the errors of the Cramer-Rao bound for all stars, few and one; only for models of kind principal."""
     card = find_card("psf", model)
     if model_kind(card) != "principal":
         return {}
-    less, rng = _Less.of(stars), np.random.default_rng(_BOUND_SEED)
+    subsets, rng = _FewerStars.of(stars), np.random.default_rng(_BOUND_SEED)
     rows = {
         name: _row(*sample_at_cramer_rao_bound(some, card, rng), None)
-        for name, some in ({ALL_STARS: stars} | less.few).items()
+        for name, some in ({ALL_STARS: stars} | subsets.few).items()
     }
-    drawn = [sample_at_cramer_rao_bound(one, card, rng) for one in less.singles()]
+    drawn = [sample_at_cramer_rao_bound(one, card, rng) for one in subsets.singles()]
     shown, images = (np.concatenate(part) for part in zip(*((one.truth, image) for one, image in drawn), strict=True))
-    rows[ONE_STAR] = _row(replace(less.alone, truth=shown), images, None)
+    rows[ONE_STAR] = _row(replace(subsets.single, truth=shown), images, None)
     return {BOUND + name: row for name, row in rows.items()}
 
 
@@ -331,24 +356,24 @@ def _reconstructed(stars: Stars, model: str, *, blank: bool = False, temperature
     mask = np.ones_like(stars.mask) if blank else stars.mask
     detectors = np.full(len(stars), stars.detector)
     given = {"error": stars.error, "mask": mask, "temperature": temperature, "shape": stars.shape}
-    name = find_card("psf", model).name if model == "default" else model  # itself, whatever the stars look like
+    name = find_card("psf", model).name if model == "default" else model  # by name: no fallback to another model
     return reconstruct(stars.stamps, detectors, stars.x, stars.y, **given, model=name, empty="expected")
 
 
 def _of_other(stars: Stars, card: ModelCard, model: str) -> tuple[Images, dict[str, Any]]:
-    """Return PSFs of a further model, how far they are off, and how far they are without its stamps."""
+    """Return the PSFs of a further model, and their errors with stamps and with blank stamps."""
     start = time.perf_counter()
     found = _reconstructed(stars, model)
-    took = time.perf_counter() - start
+    seconds = time.perf_counter() - start
     blank = _reconstructed(stars, model, blank=True)
     return found.image, {
-        model_label(card): _row(stars, found.image, found.sigma, took),
+        model_label(card): _row(stars, found.image, found.sigma, seconds),
         f"{model_label(card)}, blank": _row(stars, blank.image, blank.sigma),
     }
 
 
-def _by_place(known: Stars, asked: Stars) -> Images:
-    """Return PSFs of places, a polynomial of true ones elsewhere: what recalls a telescope knows no more."""
+def _by_polynomial(known: Stars, asked: Stars) -> Images:
+    """Predict PSFs by a polynomial over the detector fitted to true PSFs: what a memorised telescope gives."""
     middle = [(one.max() + one.min()) / 2 for one in (known.x, known.y)]
     reach = [max(float(np.ptp(one)) / 2, 1.0) for one in (known.x, known.y)]
     terms = [
@@ -376,7 +401,7 @@ def _row(stars: Stars, image: Images, sigma: Images | None, seconds: float | Non
     row["psnr"]["least"] = float(errors["psnr"].min())
     heat = np.log10(stars.temperature)
     sized = np.isfinite(errors["size"])
-    if sized.sum() > _FEWEST and np.ptp(heat) > 0:
+    if sized.sum() > _MIN_STARS_COLOUR and np.ptp(heat) > 0:
         row["size"]["per_dex"] = float(np.polyfit(heat[sized], errors["size"][sized], 1)[0])
     if sigma is not None:
         pull = np.clip(psf_pulls(image, sigma, stars.truth), -20, 20)

@@ -1,6 +1,6 @@
 """Figures of an evaluation of PSFs, after those of the CSST-PSFNet paper.
 
-What is left of images, and where (its figures 4 to 9), and bands beside each other (its figure 10).
+Residual images and size errors over the detector (its figures 4 to 9), and a comparison of bands (its figure 10).
 """
 
 from __future__ import annotations
@@ -21,48 +21,52 @@ Float = npt.NDArray[np.float64]
 
 #: Bands in the order of their wavelengths.
 _BANDS = ("NUV", "u", "g", "r", "i", "z", "y")
-#: What bands are compared by: its label, whether its axis is logarithmic, and how units tell it of a method, by band.
+#: Quantities by which bands are compared: label, whether the axis is logarithmic, and values by band of a method.
 _COMPARED: tuple[tuple[str, bool, Callable[[Sequence[Mapping[str, Any]], str], dict[str, float]]], ...] = (
     ("PSNR [dB]", False, lambda units, method: by_band(units, method, "psnr", "mean")),
     ("SD of dR/R", True, lambda units, method: by_band(units, method, "size", "sd")),
     ("SD of de1", True, lambda units, method: by_band(units, method, "e1", "sd")),
     ("SD of de2", True, lambda units, method: by_band(units, method, "e2", "sd")),
 )
-#: Samples about the middle of a PSF that are shown, and what its colours span, as a share of the peak and of the size.
-_SHOWN, _OF_PEAK, _OF_SIZE = 32, 1e-3, 0.01
+#: Width of the part of a PSF that is shown [sample].
+_SHOWN = 32
+#: Range of the colours of residual images, as a share of the peak.
+_PEAK_RANGE = 1e-3
+#: Range of the colours of relative size errors.
+_SIZE_RANGE = 0.01
 
 
 @dataclass(frozen=True)
 class ResidualView:
-    """How a method's PSFs look on one detector."""
+    """Residuals of the PSFs of a method on one detector."""
 
-    left: Float
-    """(32, 32) Mean of (image - truth), peaks at 1, in half pixels about the middle."""
+    residual: Float
+    """(32, 32) Mean of (image - truth), peaks at 1, at half-pixel sampling about the centre."""
     x: Float
-    """(n,) Of the stars [pixel]."""
+    """(n,) Position of the stars [pixel]."""
     y: Float
     size: Float
     """(n,) (R - R_true) / R_true."""
 
     @classmethod
     def of(cls, stars: Stars, image: npt.NDArray[np.float32]) -> ResidualView:
-        """Return how reconstructions of stars look."""
+        """Return the residuals of reconstructed PSFs."""
         found, true = (one.astype(float) / one.max(axis=(1, 2), keepdims=True) for one in (image, stars.truth))
         low = (image.shape[-1] - _SHOWN) // 2
         window = slice(low, low + _SHOWN)
-        left = (found - true).mean(axis=0)[window, window]
-        return cls(left, stars.x, stars.y, shape_errors(image, stars.truth)["size"])
+        residual = (found - true).mean(axis=0)[window, window]
+        return cls(residual, stars.x, stars.y, shape_errors(image, stars.truth)["size"])
 
 
 def draw_residuals(looks: Mapping[str, Mapping[str, ResidualView]], path: Path) -> None:
-    """Draw what methods leave, a column a band: mean images of it, then sizes over the detector.
+    """Draw the residuals of methods, one column per band: mean images, then size errors over the detector.
 
     Parameters
     ----------
     looks : mapping
-        By band and method.
+        Residuals by band and method.
     path : Path
-        PNG
+        PNG file to write.
     """
     bands = list(looks)
     methods = list(dict.fromkeys(method for band in bands for method in looks[band]))
@@ -71,17 +75,17 @@ def draw_residuals(looks: Mapping[str, Mapping[str, ResidualView]], path: Path) 
     figure, axes = plt.subplots(*shape, figsize=(1.9 * shape[1], 1.9 * shape[0]), layout="constrained", squeeze=False)
     for row, method in enumerate(methods):
         for column, band in enumerate(bands):
-            image, place = axes[2 * row, column], axes[2 * row + 1, column]
-            for axis in (image, place):
+            image, position = axes[2 * row, column], axes[2 * row + 1, column]
+            for axis in (image, position):
                 axis.set_xticks([])
                 axis.set_yticks([])
-            look = looks[band].get(method)
-            if look is None:
+            view = looks[band].get(method)
+            if view is None:
                 continue
-            shown = image.imshow(look.left, origin="lower", cmap="RdBu_r", vmin=-_OF_PEAK, vmax=_OF_PEAK)
-            dots = _scatter(place, look)
+            shown = image.imshow(view.residual, origin="lower", cmap="RdBu_r", vmin=-_PEAK_RANGE, vmax=_PEAK_RANGE)
+            dots = _scatter(position, view)
             image.set_title(f"{band}, {method}", fontsize=7)
-        figure.colorbar(shown, ax=axes[2 * row, :], label="of the peak")
+        figure.colorbar(shown, ax=axes[2 * row, :], label="share of the peak")
         figure.colorbar(dots, ax=axes[2 * row + 1, :], label="dR/R")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
@@ -89,14 +93,14 @@ def draw_residuals(looks: Mapping[str, Mapping[str, ResidualView]], path: Path) 
 
 
 def draw_bands(units: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw how far methods are off in each band: PSNR, sizes and ellipticities.
+    """Draw the errors of methods in each band: PSNR, sizes and ellipticities.
 
     Parameters
     ----------
     units : sequence of mapping
-        Of an evaluation, each with its ``band`` and ``methods``; those of one band are averaged.
+        Units of an evaluation with ``band`` and ``methods``; those of one band are averaged.
     path : Path
-        PNG
+        PNG file to write.
     """
     found = {unit["band"] for unit in units}
     bands = [band for band in _BANDS if band in found] + sorted(found - set(_BANDS))
@@ -105,8 +109,8 @@ def draw_bands(units: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axis, (label, logarithmic, quantity) in zip(axes, _COMPARED, strict=True):
         for method in dict.fromkeys(method for unit in units for method in unit["methods"]):
             values = quantity(units, method)
-            places = [place for place, band in enumerate(bands) if band in values]
-            axis.plot(places, [values[bands[place]] for place in places], "o:", ms=4, lw=0.5, label=method)
+            columns = [column for column, band in enumerate(bands) if band in values]
+            axis.plot(columns, [values[bands[column]] for column in columns], "o:", ms=4, lw=0.5, label=method)
         axis.set_xticks(range(len(bands)), bands)
         axis.set_ylabel(label)
         if logarithmic:
@@ -117,16 +121,16 @@ def draw_bands(units: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def draw_counts(units: Mapping[str, Mapping[str, Any]], rows: Mapping[str, str], path: Path) -> None:
-    """Draw how far PSFs are off by the number of stars, for stars of several S/N, and at best.
+    """Draw the errors of PSFs by number of stars, for stars of several S/N, and the Cramer-Rao bound.
 
     Parameters
     ----------
     units : mapping
-        A unit by what its stars are called.
+        A unit for each label of its stars.
     rows : mapping
-        Of methods with one star, few, all: what each is called at best.
+        Name of the bound for each method, with one star, few and all.
     path : Path
-        PNG
+        PNG file to write.
     """
     plt = pyplot()
     quantities = (("PSNR [dB]", "psnr", "mean"), ("SD of dR/R", "size", "sd"))
@@ -134,10 +138,10 @@ def draw_counts(units: Mapping[str, Mapping[str, Any]], rows: Mapping[str, str],
     for axis, (label, quantity, what) in zip(axes, quantities, strict=True):
         for colour, (name, unit) in enumerate(units.items()):
             for style, methods in (("o-", rows.keys()), ("--", rows.values())):
-                told = [unit["methods"][method] for method in methods if method in unit["methods"]]
-                # Of single stars many are looked at, each alone.
-                counts = [1, *[row["n"] for row in told[1:]]]
-                values = [row[quantity][what] for row in told]
+                results = [unit["methods"][method] for method in methods if method in unit["methods"]]
+                # Single stars are reconstructed one by one: n is their number, not that of the stars in a fit.
+                counts = [1, *[row["n"] for row in results[1:]]]
+                values = [row[quantity][what] for row in results]
                 shown = f"{name}{'' if style == 'o-' else ', bound'}"
                 axis.plot(counts[: len(values)], values, style, ms=4, lw=1, color=f"C{colour}", label=shown)
         axis.set_xscale("log")
@@ -150,5 +154,7 @@ def draw_counts(units: Mapping[str, Mapping[str, Any]], rows: Mapping[str, str],
     plt.close(figure)
 
 
-def _scatter(axis: Any, look: ResidualView) -> Any:
-    return axis.scatter(look.x, look.y, c=look.size, s=3, marker="s", cmap="RdBu_r", vmin=-_OF_SIZE, vmax=_OF_SIZE)
+def _scatter(axis: Any, view: ResidualView) -> Any:
+    return axis.scatter(
+        view.x, view.y, c=view.size, s=3, marker="s", cmap="RdBu_r", vmin=-_SIZE_RANGE, vmax=_SIZE_RANGE
+    )

@@ -1,4 +1,4 @@
-"""Tables of an evaluation of PSF reconstruction."""
+"""Tables of an evaluation of PSF reconstruction, in Markdown."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from csstdask.evaluation.io import markdown_header, markdown_row
 _COLUMNS = (
     "PSNR [dB]", "least band", "SSIM", "dR/R, mean", "SD, largest band", "de, SD, largest band", "pulls, SD", "seconds",
 )  # fmt: skip
-#: Columns of the table of stars in reserve.
-_RESERVE = ("stars", "chi2", "dR/R, mean", "SD", "de1, SD", "de2, SD", "rho1, nearest", "rho2, nearest")
+#: Columns of the table of held-out stars.
+_HELD_OUT_COLUMNS = ("stars", "chi2", "dR/R, mean", "SD", "de1, SD", "de2, SD", "rho1, nearest", "rho2, nearest")
 
 
 def finite_values(values: Sequence[float | None]) -> list[float]:
-    """Return those of some values that are numbers."""
+    """Return the values that are finite numbers."""
     return [value for value in values if value is not None and np.isfinite(value)]
 
 
@@ -31,31 +31,33 @@ def by_band(units: Sequence[Mapping[str, Any]], method: str, quantity: str, what
 
 
 def table(results: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines of an evaluation's tables, for people."""
+    """Yield the lines of the tables of an evaluation."""
     for recipe, units in results["recipes"].items():
         yield from markdown_header(recipe, _COLUMNS)
         for method in dict.fromkeys(method for unit in units for method in unit["methods"]):
             psnr, ssim = (by_band(units, method, name, "mean") for name in ("psnr", "ssim"))
             size, spread = by_band(units, method, "size", "mean"), by_band(units, method, "size", "sd")
-            bent = [max(by_band(units, method, name, "sd").values()) for name in ("e1", "e2")]
+            distortion = [max(by_band(units, method, name, "sd").values()) for name in ("e1", "e2")]
             pulls = by_band(units, method, "pull", "sd")
-            took = [unit["methods"][method].get("seconds") for unit in units if method in unit["methods"]]
+            seconds = [unit["methods"][method].get("seconds") for unit in units if method in unit["methods"]]
             cells = [
                 f"{np.mean(list(psnr.values())):.1f}",
                 f"{min(psnr.values()):.1f} ({min(psnr, key=lambda band: psnr[band])})",
                 f"{np.mean(list(ssim.values())):.5f}",
                 f"{np.mean(list(size.values())):+.5f}",
                 f"{max(spread.values()):.5f}",
-                f"{max(bent):.5f}",
+                f"{max(distortion):.5f}",
                 f"{np.mean(list(pulls.values())):.2f}" if pulls else "",
-                "" if None in took else f"{np.mean([one for one in took if one is not None]):.1f}",
+                "" if None in seconds else f"{np.mean([one for one in seconds if one is not None]):.1f}",
             ]
             yield f"| {method} | {' | '.join(cells)} |"
-        kept = [unit for unit in units if unit.get("reserve")]
-        if kept:
-            yield from markdown_header(f"{recipe}, stars in reserve with their noise", _RESERVE)
-        for unit in kept:
+        held_out = [unit for unit in units if unit.get("reserve")]
+        if held_out:
+            yield from markdown_header(f"{recipe}, held-out stars with their noise", _HELD_OUT_COLUMNS)
+        for unit in held_out:
             found = unit["reserve"]
-            told = [found["size"]["mean"], *(found[name]["sd"] for name in ("size", "e1", "e2"))]
+            shape = [found["size"]["mean"], *(found[name]["sd"] for name in ("size", "e1", "e2"))]
             rho = [next(iter(finite_values(found["rho"][name])), None) for name in ("rho1", "rho2")]
-            yield markdown_row(f"{unit['band']}, detector {unit['detector']}", [found["n"], found["chi2"], *told, *rho])
+            yield markdown_row(
+                f"{unit['band']}, detector {unit['detector']}", [found["n"], found["chi2"], *shape, *rho]
+            )

@@ -1,15 +1,15 @@
-"""Training of CSST-PSFNet: ``csstdask train psf`` with ``kind = "psfnet"``.
+"""Train CSST-PSFNet: ``csstdask train psf`` with ``kind = "psfnet"``.
 
-It learns from stamp sets (``csstdask mock stores/psf-dataset1.toml``), and from one of three teachers:
+The training set are stamp sets (``csstdask mock stores/psf-dataset1.toml``) with one of three kinds of labels:
 
 * ``truth``: the PSFs of the simulator, as published;
-* ``psfex``: what PSFEx makes of the very stars, where the truth is not known (the paper's weak labels);
-* ``stars``: no PSF at all. What it says is looked at through each star's pixels, and ought to be what they hold, to
-  their noise. So it adapts in orbit.
+* ``psfex``: the PSFs of PSFEx for the same stars, for real data (the paper's weak labels);
+* ``stars``: no PSF. The predicted PSF is rendered at the pixels of each star and compared with them, with their noise.
+  This adapts a network in orbit.
 
-The loss is the square of the error, PSFs scaled so that their peaks are of the order of one, plus the divergence of the
-latent code from a unit Gaussian, whose weight rises from nought over the first epochs (equations 1 to 4). The paper
-lost learning rate, weight decay, size of the code and both weights; ours are those of `PsfNetConfig`.
+The loss is the squared error, with PSFs scaled so that their peaks are of the order of one, plus the divergence of the
+latent code from a unit Gaussian, whose weight rises from zero over the first epochs (equations 1 to 4). The paper does
+not give learning rate, weight decay, size of the code and both weights; our choices are those of `PsfNetConfig`.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ log = logging.getLogger("csstdask")
 Images = npt.NDArray[np.float32]
 Labels = Literal["truth", "psfex", "stars"]
 
-#: PSFs are multiplied with this: their peaks, some hundredths of their light, are then of the order of one.
+#: Factor on PSFs in the loss: their peaks, some hundredths of their light, are then of the order of one.
 _SCALE = 16.0
-#: Beyond this a residual of a star's pixel counts linearly [sigma]: neighbours and cosmic rays must not lead.
-_FURTHEST = 10.0
-#: Settings that do not decide what is learnt; sets and weights are known by what they hold.
-_NO_MATTER = {"name", "version", "licence", "method", "device", "threads", "campaigns", "start_from"}
+#: Residual of a pixel beyond which the loss is linear, because of neighbours and cosmic rays [sigma].
+_HUBER_DELTA = 10.0
+#: Settings that do not change the result; stamp sets and weights are identified by their content.
+_IRRELEVANT_SETTINGS = {"name", "version", "licence", "method", "device", "threads", "campaigns", "start_from"}
 #: Bins of light for the calibration of sigmas.
 _BINS = 24
 
 
 class PsfNetConfig(BaseModel):
-    """All settings of a training of CSST-PSFNet."""
+    """Settings of a training of CSST-PSFNet."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -69,18 +69,18 @@ class PsfNetConfig(BaseModel):
     licence: str = "BSD-3-Clause"
     method: str = "CSST-PSFNet (csstdask.psf.network)"
     campaigns: tuple[str, ...] = Field(min_length=1, description="stamp sets of isolated stars, of one instrument")
-    labels: Labels = Field("truth", description="a simulator's PSFs, PSFEx's, or the stars' own pixels")
-    start_from: str | None = Field(None, description="card of such a network to go on from")
-    stars: int | None = Field(None, ge=8, description="of a unit at most; all where it is not said")
-    validation: float = Field(0.21, gt=0, lt=1, description="share of each unit's stars; the paper's 3,728 of 17,968")
+    labels: Labels = Field("truth", description="PSFs of the simulator or of PSFEx, or the pixels of stars")
+    start_from: str | None = Field(None, description="name or card of a network to start from")
+    stars: int | None = Field(None, ge=8, description="largest number of stars per unit; by default all")
+    validation: float = Field(0.21, gt=0, lt=1, description="share of each unit's stars; 3,728 of 17,968 in the paper")
     channels: tuple[int, int, int] = (8, 16, 32)
     width: int = Field(64, ge=8)
     heads: int = Field(4, ge=1)
     layers: int = Field(2, ge=1)
     latent: int = Field(64, ge=1)
     upward: tuple[int, int, int] = (32, 16, 8)
-    divergence: float = Field(1e-6, ge=0, description="weight of the code's divergence, at the end of its rise")
-    rise: float = Field(5.0, ge=0, description="epochs in which that weight rises linearly")
+    divergence: float = Field(1e-6, ge=0, description="final weight of the divergence of the latent code")
+    rise: float = Field(5.0, ge=0, description="number of epochs over which that weight rises linearly")
     batch: int = Field(16, ge=1)
     epochs: int = Field(200, ge=1)
     warm_up: float = Field(5.0, gt=0)
@@ -99,98 +99,98 @@ class PsfNetConfig(BaseModel):
         if self.width % self.heads:
             raise ValueError(f"width = {self.width} with {self.heads} heads: wanted a multiple of them")
         if self.labels == "stars" and self.start_from is None:
-            raise ValueError("labels = stars: wanted a network to start from, whose sigmas are kept")
+            raise ValueError("labels = stars: wanted a network to start from, whose calibration of sigmas is kept")
         return self
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """Return the arguments of the network, but for what it looks at."""
+        """Return the sizes of the network, as `csstdask.psf.network.PsfNet` takes them."""
         found = {name: getattr(self, name) for name in ("channels", "width", "heads", "layers", "latent", "upward")}
         return {name: list(one) if isinstance(one, tuple) else one for name, one in found.items()}
 
     @property
     def schedule(self) -> Schedule:
-        """Return how long and how fast to learn (section III.2)."""
+        """Return the schedule of the training (section III.2)."""
         names = ("epochs", "learning_rate", "warm_up", "weight_decay", "patience", "precision", "seed")
         return Schedule(**{name: getattr(self, name) for name in names}, clip_norm=0.5, least_rate=0.01)
 
 
 @dataclass(frozen=True)
 class StarStamps:
-    """Stars of several units, and what is to be said of them."""
+    """Stars of several units, with their labels."""
 
     stamps: Images
     """(n, 32, 32) [e-]"""
     error: Images
-    """(n, 32, 32) inf where nothing is known."""
+    """(n, 32, 32) 1 sigma [e-]; inf where unknown."""
     detector: npt.NDArray[np.int64]
     x: npt.NDArray[np.float64]
-    """(n,) On the whole detector [pixel]."""
+    """(n,) Zero-based position on the whole detector [pixel]."""
     y: npt.NDArray[np.float64]
     unit: npt.NDArray[np.int64]
     psf: Images
-    """(n, 64, 64) The simulator's; empty where it does not teach."""
+    """(n, 64, 64) Labels; empty for training on the pixels of stars."""
     identities: tuple[str, ...] = ()
-    """Of the stamp sets."""
+    """Identities of the stamp sets."""
 
     def __len__(self) -> int:
         return len(self.stamps)
 
     @property
     def ignored(self) -> npt.NDArray[np.bool_]:
-        """Return which pixels nothing is known of."""
+        """(n, 32, 32) Pixels without a known error."""
         return ~np.isfinite(self.error)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some stars on a device."""
+    """A batch of stars on a device."""
 
     seen: tuple[Tensor, Tensor, Tensor]
-    """What the network looks at: stamps, places, detectors."""
+    """Input of the network: stamps, positions, detectors."""
     psf: Tensor
-    """(n, 64, 64), or empty where pixels teach."""
+    """(n, 64, 64) Labels, or empty for training on pixels."""
     pixels: Tensor
     """(n, 32, 32) [e-]"""
     weight: Tensor
     """(n, 32, 32) 1 / variance."""
     phase: tuple[Tensor, Tensor]
-    """x and y of each star in its pixel."""
+    """Offsets x and y of each star from the centre of its pixel."""
     divergence: float = 0.0
 
     def to(self, device: torch.device) -> Batch:
-        """Return them on a device."""
+        """Return the batch on a device."""
         stamps, places, detectors = (one.to(device) for one in self.seen)
         psf, pixels, weight, x, y = (one.to(device) for one in (self.psf, self.pixels, self.weight, *self.phase))
         return Batch((stamps, places, detectors), psf, pixels, weight, (x, y), self.divergence)
 
     def take(self, which: Tensor, divergence: float = 0.0) -> Batch:
-        """Return some of them, with a weight of the code's divergence."""
+        """Return a subset, with a weight of the divergence of the latent code."""
         stamps, places, detectors = (one[which] for one in self.seen)
         psf, pixels, weight, x, y = (one[which] for one in (self.psf, self.pixels, self.weight, *self.phase))
         return Batch((stamps, places, detectors), psf, pixels, weight, (x, y), divergence)
 
 
 def train_psfnet(config: PsfNetConfig, to: Path, *, on_progress: Callable[[str], None] = log.info) -> Path:
-    """Train CSST-PSFNet, or go on with a training.
+    """Train CSST-PSFNet, or resume a training.
 
     Parameters
     ----------
     config : PsfNetConfig
     to : Path
-        Folder of the training.
+        Output folder.
     on_progress : callable
-        Told in a line how each epoch went.
+        Called with one line for each epoch.
 
     Returns
     -------
     Path
-        The card; the weights lie beside it.
+        The card; the weights are in the same folder.
 
     Raises
     ------
     InputError
-        If a stamp set has not what is asked for, or `start_from` is another network.
+        If a stamp set lacks stars or labels, or `start_from` is a network of another kind, instrument or detectors.
     """
     torch.set_num_threads(config.threads)
     device = choose_device(config.device)
@@ -198,7 +198,7 @@ def train_psfnet(config: PsfNetConfig, to: Path, *, on_progress: Callable[[str],
     torch.manual_seed(config.seed)
     instrument, stars = read_stars(config, on_progress)
     if config.labels == "psfex":
-        on_progress(f"PSFEx looks at {len(np.unique(stars.unit))} units")
+        on_progress(f"running PSFEx on {len(np.unique(stars.unit))} units")
         stars = label_with_psfex(stars)
     seen = sorted(int(one) for one in np.unique(stars.detector))
     if config.start_from is None:
@@ -206,14 +206,14 @@ def train_psfnet(config: PsfNetConfig, to: Path, *, on_progress: Callable[[str],
         architecture = {"kind": "psfnet", "instrument": instrument.name, "detectors": seen, **config.sizes}
         network = build_psfnet(**architecture)
     else:
-        start = _card_to_begin_from(config.start_from, instrument, seen)
+        start = _starting_card(config.start_from, instrument, seen)
         architecture = start.architecture
         network = copy.deepcopy(load_network(start, build_psfnet, torch.device("cpu"))).requires_grad_()
     detectors = architecture["detectors"]
-    apart = _apart(stars, config)
-    learnt, held_out = (_prepared(stars, some, instrument, detectors, config) for some in (~apart, apart))
+    validation = _validation_stars(stars, config)
+    learnt, held_out = (_prepared(stars, some, instrument, detectors, config) for some in (~validation, validation))
     steps = -(-len(learnt.pixels) // config.batch)
-    identity = config.model_dump(mode="json", exclude=_NO_MATTER)
+    identity = config.model_dump(mode="json", exclude=_IRRELEVANT_SETTINGS)
     learner = Learner(
         network,
         partial(_batches, learnt, config, steps),
@@ -235,10 +235,10 @@ def train_psfnet(config: PsfNetConfig, to: Path, *, on_progress: Callable[[str],
         trained_on=f"{len(learnt.pixels)} stars of {sets}, {config.labels}",
         sha256=sha256,
         architecture=architecture,
-        # Where pixels teach, nothing tells how wrong PSFs are: what is said of them stays.
+        # Without labels, the error of PSFs is unknown: the calibration stays.
         calibration=start.calibration if start and config.labels == "stars" else calibrate_sigma(network, held_out),
         metrics={
-            "data": f"{int(apart.sum())} stars that were not learnt from, beside what taught ({config.labels})",
+            "data": f"{int(validation.sum())} stars not used in training, compared with their labels ({config.labels})",
             **{name: round(value, 4) for name, value in found.items()},
             "epochs": len(history),
         },
@@ -254,7 +254,7 @@ def read_stars(config: PsfNetConfig, on_progress: Callable[[str], None] = log.in
     Raises
     ------
     InputError
-        If a set is of another instrument than the first, has smaller stamps, or no PSFs where they are asked for.
+        If a set is of another instrument than the first, has too small stamps, or lacks PSFs that are needed.
     """
     parts: list[dict[str, npt.NDArray[Any]]] = []
     identities = []
@@ -272,9 +272,9 @@ def read_stars(config: PsfNetConfig, on_progress: Callable[[str], None] = log.in
         low = data.sizes["y"] // 2 - STAMP // 2
         window = {"y": slice(low, low + STAMP), "x": slice(low, low + STAMP)}
         for row, column in np.argwhere(data["n_stamps"].to_numpy() > 0):
-            whole = int(data["n_stamps"][row, column])
+            available = int(data["n_stamps"][row, column])
             rng = np.random.default_rng([config.seed, 2, len(parts)])
-            some = np.sort(rng.permutation(whole)[: config.stars])
+            some = np.sort(rng.permutation(available)[: config.stars])
             count = len(some)
             unit = data.isel(exposure=row, detector=column, stamp=some).isel(window)
             exptime = float(unit["exptime"])
@@ -300,7 +300,7 @@ def read_stars(config: PsfNetConfig, on_progress: Callable[[str], None] = log.in
 
 
 def label_with_psfex(stars: StarStamps) -> StarStamps:
-    """Return stars with what PSFEx makes of the stars of each unit in place of their PSFs.
+    """Return stars with the PSFs that PSFEx fits to the stars of each unit as labels.
 
     Raises
     ------
@@ -314,8 +314,8 @@ def label_with_psfex(stars: StarStamps) -> StarStamps:
     return replace(stars, psf=psf)
 
 
-def _card_to_begin_from(model: str, instrument: Instrument, detectors: list[int]) -> ModelCard:
-    """Return the card of a network to go on from; InputError if it is another kind, or has not what is seen."""
+def _starting_card(model: str, instrument: Instrument, detectors: list[int]) -> ModelCard:
+    """Return the card of a network to start from; InputError if it is of another kind, instrument or detectors."""
     try:
         card = find_card("psf", model)
     except ValueError as error:
@@ -329,14 +329,14 @@ def _card_to_begin_from(model: str, instrument: Instrument, detectors: list[int]
     return card
 
 
-def _apart(stars: StarStamps, config: PsfNetConfig) -> npt.NDArray[np.bool_]:
-    """Return which stars are not learnt from: a share of each unit."""
-    apart = np.zeros(len(stars), dtype=bool)
+def _validation_stars(stars: StarStamps, config: PsfNetConfig) -> npt.NDArray[np.bool_]:
+    """Return which stars are for validation: a share of each unit."""
+    chosen = np.zeros(len(stars), dtype=bool)
     for unit in np.unique(stars.unit):
         some = np.flatnonzero(stars.unit == unit)
         rng = np.random.default_rng([config.seed, int(unit)])
-        apart[rng.permutation(some)[: max(1, round(config.validation * len(some)))]] = True
-    return apart
+        chosen[rng.permutation(some)[: max(1, round(config.validation * len(some)))]] = True
+    return chosen
 
 
 def _prepared(
@@ -354,10 +354,10 @@ def _prepared(
     psf = stars.psf[some] if config.labels != "stars" else np.empty((len(pixels), 0, 0), np.float32)
     planes = psf, np.where(ignored, 0, pixels), (1 / stars.error[some] ** 2).astype(np.float32)
     phases = (subpixel_offset(place).astype(np.float32) for place in (x, y))
-    stamps, places, numbers, told, light, weight, in_x, in_y = (
+    stamps, positions, numbers, labels, light, weight, in_x, in_y = (
         torch.from_numpy(one) for one in (*seen, *planes, *phases)
     )
-    return Batch((stamps, places, numbers), told, light, weight, (in_x, in_y))
+    return Batch((stamps, positions, numbers), labels, light, weight, (in_x, in_y))
 
 
 def _batches(stars: Batch, config: PsfNetConfig, steps: int, epoch: int) -> Iterator[Batch]:
@@ -368,7 +368,7 @@ def _batches(stars: Batch, config: PsfNetConfig, steps: int, epoch: int) -> Iter
 
 
 def loss_of(network: nn.Module, batch: Batch, *, labels: Labels) -> Tensor:
-    """Return what is to be made small: squares of errors, and the divergence of the latent code (equations 1 to 3)."""
+    """Return the loss: squared errors plus the divergence of the latent code (equations 1 to 3)."""
     batch = batch.to(next(network.parameters()).device)
     image, mean, log_variance = network(*batch.seen)
     divergence = 0.5 * (mean**2 + torch.exp(log_variance) - 1 - log_variance).sum(dim=1).mean()
@@ -380,12 +380,12 @@ def loss_of(network: nn.Module, batch: Batch, *, labels: Labels) -> Tensor:
 
 
 def _costs(image: Tensor, stars: Batch) -> Tensor:
-    """Return squares of pulls of the stars' pixels (n, 32, 32), of far ones what is linear in them."""
+    """Return the Huber loss of the pulls of the stars' pixels (n, 32, 32)."""
     pulls = pixel_pulls(image, *stars.phase, stars.pixels, stars.weight)
-    return 2 * nn.functional.huber_loss(pulls, torch.zeros_like(pulls), reduction="none", delta=_FURTHEST)
+    return 2 * nn.functional.huber_loss(pulls, torch.zeros_like(pulls), reduction="none", delta=_HUBER_DELTA)
 
 
-def _told(network: nn.Module, stars: Batch) -> Iterator[tuple[Tensor, Batch]]:
+def _predictions(network: nn.Module, stars: Batch) -> Iterator[tuple[Tensor, Batch]]:
     device = next(network.parameters()).device
     for which in torch.arange(len(stars.pixels)).split(128):
         batch = stars.take(which).to(device)
@@ -394,9 +394,9 @@ def _told(network: nn.Module, stars: Batch) -> Iterator[tuple[Tensor, Batch]]:
 
 
 def scores(network: nn.Module, held_out: Batch, labels: Labels) -> dict[str, float]:
-    """Return how well stars that were not learnt from are told: PSNR [dB], or chi^2 of their pixels."""
+    """Return the score of validation stars: PSNR [dB] of their PSFs, or chi^2 of their pixels."""
     found = []
-    for image, batch in _told(network, held_out):
+    for image, batch in _predictions(network, held_out):
         if labels == "stars":
             found.append(_costs(image, batch).mean(dim=(1, 2)))
             continue
@@ -408,21 +408,21 @@ def scores(network: nn.Module, held_out: Batch, labels: Labels) -> dict[str, flo
 
 
 def calibrate_sigma(network: nn.Module, held_out: Batch) -> dict[str, float]:
-    """Return the two parts of sigmas as what taught tells them: a share of the peak, and one of a sample's own light.
+    """Calibrate the sigmas of PSFs on labels: a share of the peak, and a share of each sample.
 
     Parameters
     ----------
     network : Module
     held_out : Batch
-        That did not decide about its weights, with PSFs.
+        Stars with labels that were not used in training.
 
     Returns
     -------
     dict
-        ``floor`` and ``share``, as `csstdask.psf.psfnet.sigma_of` takes them.
+        ``floor`` and ``share``, as `csstdask.psf.psfnet.predict_sigma` takes them.
     """
     light, error = [], []
-    for image, batch in _told(network, held_out):
+    for image, batch in _predictions(network, held_out):
         peak = image.amax(dim=(1, 2), keepdim=True)
         light.append((image / peak).flatten().cpu())
         error.append(((image - batch.psf) / peak).flatten().square().cpu())
@@ -433,6 +433,6 @@ def calibrate_sigma(network: nn.Module, held_out: Batch) -> dict[str, float]:
     mean_light, mean_error = (
         np.bincount(number, one, _BINS + 1)[there] / counts[there] for one in (of_light**2, of_error)
     )
-    told = np.maximum(mean_error, 1e-14)
-    floor, share = nnls(np.column_stack([np.ones_like(told), mean_light]) / told[:, None], np.ones_like(told))[0]
+    scale = np.maximum(mean_error, 1e-14)
+    floor, share = nnls(np.column_stack([np.ones_like(scale), mean_light]) / scale[:, None], np.ones_like(scale))[0]
     return {"floor": float(np.sqrt(floor)), "share": float(np.sqrt(share))}
