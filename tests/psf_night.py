@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dense_interpolation import interpolation_matrix
 
 from csstdask.datasets.psf_samples import PsfSamples
 from csstdask.metrics.psf import draw_stars
@@ -14,7 +15,6 @@ from csstdask.mock import Recipe
 from csstdask.mock.recipe_tables import Nodes, Optics, Sensor, SkyField, Stamps
 from csstdask.psf.basis import BASIS_SIZE, OVERSAMPLING, polynomials
 from csstdask.psf.fit_field import fit_field
-from csstdask.psf.pixels import interpolation_matrix
 from csstdask.training.psf.basis import basis_psnr, learn_basis
 from csstdask.training.psf.train import load_psf_config, train_psf
 

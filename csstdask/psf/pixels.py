@@ -38,31 +38,6 @@ def subpixel_offset(position: Float) -> Float:
     return np.asarray(position - np.floor(position + 0.5))
 
 
-def interpolation_matrix(offset: npt.NDArray[np.float64], size: int, *, slope: bool = False) -> npt.NDArray[np.float32]:
-    """Return the matrices that interpolate samples of a PSF along one axis to the pixels of stars.
-
-    Parameters
-    ----------
-    offset : float64 array (n,)
-        Offset of each star from the centre of its stamp's pixel ``size // 2`` [pixel].
-    size : int
-        Width of a stamp [pixel].
-    slope : bool
-        Return the derivative by the offset instead [1/pixel].
-
-    Returns
-    -------
-    float32 array (n, size, SIDE)
-        A Kaiser-windowed sinc.
-    """
-    first, weight = _taps(offset, size, slope=slope)
-    sample = first[:, None, None] + OVERSAMPLING * np.arange(size)[:, None] + np.arange(_TAPS)
-    inside = (sample >= 0) & (sample < BASIS_SIZE)
-    out = np.zeros((len(first), size, BASIS_SIZE), dtype=np.float32)
-    np.put_along_axis(out, np.where(inside, sample, 0), np.where(inside, weight[:, None], 0), axis=2)
-    return out
-
-
 def _taps(
     offset: npt.NDArray[np.float64], size: int, *, slope: bool = False
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:

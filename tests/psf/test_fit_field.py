@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from dense_interpolation import interpolation_matrix
 from psf_night import Night, blob, decibels_of
 
 from csstdask.optics.pupil import Pupil
 from csstdask.psf.basis import BASIS_SIZE
 from csstdask.psf.field import PsfField, oversampled
-from csstdask.psf.pixels import interpolation_matrix
 from csstdask.psf.wavefront import FourierOptics
 
 

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from dense_interpolation import interpolation_matrix
 
 from csstdask.psf.basis import BASIS_PIXELS, BASIS_SIZE, OVERSAMPLING, polynomial_degrees, polynomials, resample
-from csstdask.psf.pixels import (
-    _REACH,
-    _TAPS,
-    Renderer,
-    _taps,
-    _weights,
-    interpolation_matrix,
-    render_with_slopes,
-    to_render_layout,
-)
+from csstdask.psf.pixels import Renderer, render_each, render_with_slopes, to_render_layout
 
 
 def image_of(offset_x, offset_y, *, size, step=1.0, limit=1.4):
@@ -41,12 +33,13 @@ def test_a_batch_of_images_is_each_of_them_interpolated(rng):
     assert np.abs(found - wanted).max() < 1e-4
 
 
-def test_the_table_of_weights_is_the_kernel(rng):
-    offset = rng.uniform(-0.5, 0.5, 200)
-    first, weight = _taps(offset, 24)
-    position = BASIS_SIZE // 2 - OVERSAMPLING * (12 + offset)
-    assert np.array_equal(first, np.floor(position).astype(int) - _REACH + 1)
-    assert np.abs(weight - _weights((position - first)[:, None] - np.arange(_TAPS))).max() < 5e-7
+def test_an_impulse_shows_the_kernel(rng):
+    impulse = np.zeros((1, BASIS_SIZE, BASIS_SIZE), np.float32)
+    impulse[0, BASIS_SIZE // 2, BASIS_SIZE // 2] = 1
+    y, x = rng.uniform(-0.5, 0.5, (2, 200))
+    found = Renderer(impulse, 24)(y, x)[:, 0]
+    wanted = interpolation_matrix(y, 24) @ impulse[0] @ interpolation_matrix(x, 24).transpose(0, 2, 1)
+    assert np.abs(found - wanted).max() < 5e-7
 
 
 def test_each_star_has_its_image_and_its_slopes(rng):
@@ -56,6 +49,7 @@ def test_each_star_has_its_image_and_its_slopes(rng):
     along_y, along_x = interpolation_matrix(y, 24), interpolation_matrix(x, 24).transpose(0, 2, 1)
     by_y, by_x = interpolation_matrix(y, 24, slope=True), interpolation_matrix(x, 24, slope=True).transpose(0, 2, 1)
     assert np.abs(image - along_y @ images @ along_x).max() < 1e-4
+    assert np.array_equal(render_each(to_render_layout(images, 24), y, x, 24), image)
     assert np.abs(slope_x - along_y @ images @ by_x).max() < 1e-3
     assert np.abs(slope_y - by_y @ images @ along_x).max() < 1e-3
 
@@ -63,7 +57,8 @@ def test_each_star_has_its_image_and_its_slopes(rng):
 def test_slopes_are_those_of_a_star_that_moves(rng):
     samples = image_of(0, 0, size=BASIS_SIZE, step=1 / OVERSAMPLING).astype(np.float32)
     x, y = rng.uniform(-0.5, 0.5, (2, 20))
-    slope = interpolation_matrix(y, 24) @ samples @ interpolation_matrix(x, 24, slope=True).transpose(0, 2, 1)
+    images = to_render_layout(np.repeat(samples[None], len(x), axis=0), 24)
+    slope = render_with_slopes(images, y, x, 24)[1]
     ahead, behind = (
         np.stack([image_of(a + step, b, size=24) for a, b in zip(x, y, strict=True)]) for step in (1e-4, -1e-4)
     )

@@ -80,9 +80,9 @@ PSFEX_BEST: dict[str, Any] = {"basis_number": 30, "accuracy": 0.001, "degree": 3
 #: Degree of the polynomial over the detector that predicts PSFs from true ones.
 _DEGREE = 3
 #: Number of stars that are reconstructed one by one.
-_SINGLE_STARS = 40
+SINGLE_STARS = 40
 #: Numbers of stars in fits to few stars.
-_STAR_COUNTS = (10, 100)
+STAR_COUNTS = (10, 100)
 #: Smallest number of stars for the slope of size errors with colour.
 _MIN_STARS_COLOUR = 20
 _FILE = "psf_evaluation"
@@ -92,7 +92,7 @@ POLYNOMIAL, PSFEX, PIFF = "polynomial", "PSFEx", "Piff"
 BOUND = "bound, "
 _BOUND_SEED = 20261128
 #: Methods by increasing number of stars, and the name of the bound of each.
-BOUND_OF = {name: BOUND + name for name in (ONE_STAR, *(f"{count} stars" for count in _STAR_COUNTS), ALL_STARS)}
+BOUND_OF = {name: BOUND + name for name in (ONE_STAR, *(f"{count} stars" for count in STAR_COUNTS), ALL_STARS)}
 
 
 def evaluate_psf(
@@ -307,8 +307,8 @@ class _FewerStars:
     @classmethod
     def of(cls, stars: Stars) -> _FewerStars:
         rng = np.random.default_rng(len(stars))
-        single = stars.take(np.sort(rng.permutation(len(stars))[:_SINGLE_STARS]))
-        counts = [count for count in _STAR_COUNTS if count < len(stars)]
+        single = stars.take(np.sort(rng.permutation(len(stars))[:SINGLE_STARS]))
+        counts = [count for count in STAR_COUNTS if count < len(stars)]
         few = {f"{count} stars": stars.take(np.sort(rng.permutation(len(stars))[:count])) for count in counts}
         return cls(single, few)
 
