@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.arrays.frame import poisson_variance
 from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.stamps import centre_pixels, nearest_stamp
 from csstdask.psf.field import PsfField
@@ -73,7 +74,7 @@ def repair_stars(masked: MaskedFrame, sources: Mapping[str, Any], field: PsfFiel
     owner = nearest_stamp(rows, columns, y, x, FIT_BOX)
     rows, columns, owner = (part[owner >= 0] for part in (rows, columns, owner))
     light = _expected_light(field.profile(), flux[owner], rows - y[owner], columns - x[owner])
-    chosen = light > _MIN_LIGHT * np.sqrt(masked.noise[rows, columns] ** 2 + np.maximum(light, 0))
+    chosen = light > _MIN_LIGHT * np.sqrt(poisson_variance(light, masked.noise[rows, columns]))
     rows, columns, owner = rows[chosen], columns[chosen], owner[chosen]
     stars, number = np.unique(owner, return_inverse=True)
     pixels, variance = cut_star_stamps(masked.height, masked.error, masked.unobserved, x[stars], y[stars])
@@ -88,7 +89,7 @@ def repair_stars(masked: MaskedFrame, sources: Mapping[str, Any], field: PsfFiel
     repaired = np.zeros(masked.hit.shape, dtype=bool)
     repaired[rows, columns] = True  # rows ascend, and columns within them, as in np.nonzero
     value = fit.light[inside]
-    noise = masked.noise[rows, columns] ** 2 + np.maximum(value, 0)
+    noise = poisson_variance(value, masked.noise[rows, columns])
     variance = (fit.variance[inside] + noise).astype(np.float32)
     return StarRepair(repaired, value + mesh.background_at()[rows, columns], variance)
 

@@ -13,6 +13,7 @@ from scipy.spatial import cKDTree
 
 from csstdask.arrays.adapter import convert_column
 from csstdask.core.errors import InputError
+from csstdask.numerics.robust import mad_scale
 
 log = logging.getLogger("csstdask")
 
@@ -190,7 +191,7 @@ def _stellar_locus(radius: Float, snr: Float) -> tuple[float, float]:
         core = core[first : first + half]
     mode = float(core[len(core) // 2])  # one of them: the mean of two distant values is near neither
     near = sample[np.abs(sample - mode) < _LOCUS_REACH * mode]
-    sigma = 1.4826 * float(np.median(np.abs(near - np.median(near))))
+    sigma = float(mad_scale(near))
     width = max(_LOCUS_SIGMA * sigma, _MIN_LOCUS_WIDTH * mode)
     return mode - width, mode + width
 

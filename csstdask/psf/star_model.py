@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import maximum_filter
 
+from csstdask.numerics.linear import invert_with_ridge, solve_with_ridge
 from csstdask.psf.basis import PsfBasis
 from csstdask.psf.pixels import Renderer, render_each, render_with_slopes, to_render_layout
 
@@ -39,8 +40,6 @@ MODEL_ERROR_BOX = 3
 MAX_POSITION_STEP = 0.5
 #: Distance up to which images are extrapolated with their derivatives, good to 1e-5 of the peak [pixel].
 MAX_EXTRAPOLATION = 0.004
-#: Ridge added to linear systems that are scaled to a unit diagonal.
-_RIDGE = 1e-12
 
 
 def batches(n: int) -> Iterator[slice]:
@@ -345,16 +344,15 @@ class NormalEquations:
         """Eliminate the last `count` parameters (Schur complement)."""
         kept, gone = slice(None, -count), slice(-count, None)
         block, cross = self.matrix[:, gone, gone], self.matrix[:, gone, kept]
-        gain = _solve_scaled(block, cross)
-        step = _solve_scaled(block, self.right[:, gone, None])
+        gain = solve_with_ridge(block, cross)
+        step = solve_with_ridge(block, self.right[:, gone, None])
         cross = cross.transpose(0, 2, 1)
         slope = self.right[:, kept] - (cross @ step)[..., 0]
         return ReducedEquations(self.matrix[:, kept, kept] - cross @ gain, slope, gain, step[..., 0])
 
     def solve(self) -> tuple[Float, Float]:
         """Return the step (n, a), and the covariance (n, a, a) of the parameters."""
-        scale, scaled = _scale(self.matrix)
-        covariance = np.asarray(scale[:, :, None] * np.linalg.inv(scaled) * scale[:, None, :])
+        covariance = invert_with_ridge(self.matrix)
         return np.einsum("nab,nb->na", covariance, self.right), covariance
 
 
@@ -374,15 +372,3 @@ class ReducedEquations:
     def full_step(self, change: Float) -> Float:
         """Return the step of all parameters (n, k + m) for a change of the coefficients (n, k)."""
         return np.concatenate([change, self.step - np.einsum("nmk,nk->nm", self.gain, change)], axis=1)
-
-
-def _scale(matrix: Float) -> tuple[Float, Float]:
-    """Return scales (n, a), and the matrices scaled by them to a unit diagonal plus a ridge."""
-    scale = 1 / np.sqrt(np.maximum(np.einsum("naa->na", matrix), 1e-30))
-    return scale, matrix * scale[:, :, None] * scale[:, None, :] + _RIDGE * np.eye(matrix.shape[-1])
-
-
-def _solve_scaled(matrix: Float, right: Float) -> Float:
-    """Solve small systems (n, a, a) of unknowns with different scales, some of them unconstrained."""
-    scale, scaled = _scale(matrix)
-    return np.asarray(scale[:, :, None] * np.linalg.solve(scaled, scale[:, :, None] * right))
