@@ -190,7 +190,7 @@ def test_the_command_line_refuses_what_it_does_not_take(arguments):
 
 
 def test_what_could_be_known_at_best(psf_stars, psf_model, monkeypatch, tmp_path):
-    monkeypatch.setattr("csstdask.evaluation.psf.evaluate._ALONE", 3)
+    monkeypatch.setattr("csstdask.evaluation.psf.evaluate.SINGLE_STARS", 3)
     unit = measure_stars(psf_stars, model=str(psf_model), psfex=False, bounded=True)
     methods = unit["methods"]
     bound = {name: methods[BOUND + name]["psnr"]["mean"] for name in (ALL_STARS, ONE_STAR, "10 stars")}
