@@ -21,7 +21,7 @@ def trained(tmp_path_factory):
     lines = []
     path = train_psf(load_psf_config(None, **TINY), tmp_path_factory.mktemp("psf"), on_progress=lines.append)
     assert lines[0] == "i: 8 images from 3 telescopes"
-    assert lines[1].startswith("i: PSFs of other telescopes, PSNR ")
+    assert lines[1].startswith("i: PSFs of held-out telescopes, PSNR ")
     return path
 
 
