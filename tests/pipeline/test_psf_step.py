@@ -109,7 +109,7 @@ def test_nothing_is_computed_twice_for_a_unit(night, tmp_path, monkeypatch):
     config = RunConfig.model_validate({"detect": {"model": "lacosmic"}})
     selection = parse_selection("detector=7")
     assert run(night / "c.zarr", tmp_path / "r.zarr", config=config, selection=selection, workers=1).done == 1
-    assert calls == {"measure": 1, "find_sources": 2, "fit_detector": 1}
+    assert calls == {"estimate_background": 1, "find_sources": 2, "fit_detector": 1}
 
 
 def test_a_field_of_a_killed_attempt_is_not_used(night, tmp_path):
