@@ -115,6 +115,17 @@ class DriverLock:
                 continue
 
 
+def sibling_lock_path(store: Path) -> Path:
+    """Return the lock file beside a store: one that can be held before the store exists.
+
+    Examples
+    --------
+    >>> sibling_lock_path(Path("night/campaign.zarr")).as_posix()
+    'night/.campaign.zarr.driver.json'
+    """
+    return store.with_name(f".{store.name}.driver.json")
+
+
 def read_owner(path: Path) -> dict[str, object] | None:
     """Return who holds a lock, or None."""
     try:
@@ -122,6 +133,23 @@ def read_owner(path: Path) -> dict[str, object] | None:
     except (OSError, ValueError):
         return None
     return owner if isinstance(owner, dict) and "token" in owner else None
+
+
+def check_owner(path: Path, token: str, subject: object) -> None:
+    """Raise LostDriverError unless a driver still holds a lock.
+
+    Parameters
+    ----------
+    path : Path
+        The lock file.
+    token : str
+        Token of the driver (`DriverLock.token`).
+    subject : object
+        What the driver was working on, for the message.
+    """
+    owner = read_owner(path)
+    if owner is None or owner["token"] != token:
+        raise LostDriverError(f"{subject}: its driver no longer holds the lock {path}")
 
 
 def _alive(owner: dict[str, object]) -> bool:
@@ -151,7 +179,7 @@ class Attempt:
     def __init__(self, claim: Path, lock: Path, driver: str) -> None:
         self.claim, self.lock, self.driver = claim, lock, driver
         self.token = uuid.uuid4().hex
-        self._check_driver()
+        check_owner(self.lock, self.driver, self.claim.stem)
         claim.parent.mkdir(parents=True, exist_ok=True)
         claim.write_text(self.token)
 
@@ -163,12 +191,7 @@ class Attempt:
             current = ""
         if current != self.token:
             raise LostOwnershipError(f"{self.claim.stem}: another attempt has taken over")
-        self._check_driver()
-
-    def _check_driver(self) -> None:
-        owner = read_owner(self.lock)
-        if owner is None or owner["token"] != self.driver:
-            raise LostDriverError(f"{self.claim.stem}: its driver no longer holds the run")
+        check_owner(self.lock, self.driver, self.claim.stem)
 
     def release(self) -> None:
         """Drop the claim, if it is still this attempt's."""

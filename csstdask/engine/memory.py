@@ -107,15 +107,28 @@ def check_projection(projection: Projection, budget: int | None = None) -> None:
         )
 
 
-def choose_workers(per_unit: int, libraries: int = LIBRARY_BYTES, *, processes: bool, wanted: int | None) -> int:
-    """Return how many units to work on at the same time: the wanted number, else what cores and memory allow.
+def choose_workers(scheduler: str, per_unit: int, libraries: int = LIBRARY_BYTES, *, wanted: int | None) -> int:
+    """Return the number of units to process at the same time.
+
+    Parameters
+    ----------
+    scheduler : str
+        Memory is checked for ``threads`` and ``processes``, which run on this machine.
+    per_unit : int
+        Peak memory of one unit [byte].
+    libraries : int
+        Memory of a process before its first unit [byte].
+    wanted : int or None
+        Requested number; None: as many as cores and memory allow.
 
     Raises
     ------
     MemoryProjectionError
         If that number, at least one, does not fit into memory.
     """
-    one = Projection(per_unit, 1, libraries, processes)
+    if scheduler not in {"threads", "processes"}:
+        return wanted or default_workers()
+    one = Projection(per_unit, 1, libraries, processes=scheduler == "processes")
     workers = wanted or max(1, min(default_workers(), one.fitting_slots(budget_bytes())))
     check_projection(replace(one, slots=workers))
     return workers

@@ -14,7 +14,6 @@ from csstdask.arrays.mesh import mesh_shape
 from csstdask.arrays.psf_grid import N_NODES, OVERSAMPLED_SIZE
 from csstdask.engine.fingerprint import fingerprint
 from csstdask.engine.memory import LIBRARY_BYTES, Projection, choose_workers
-from csstdask.engine.schedulers import default_workers
 from csstdask.engine.work_units import Selection, SelectionUnion, Unit
 from csstdask.pipeline.config import NO_PSF, RunConfig
 from csstdask.pipeline.reduction import Reduction
@@ -229,10 +228,7 @@ class Plan:
         MemoryProjectionError
             If the wanted number, or without one a single unit, does not fit into memory.
         """
-        if scheduler not in {"threads", "processes"}:
-            return workers or default_workers()
-        processes = scheduler == "processes"
-        return choose_workers(self.unit_bytes(), self.library_bytes, processes=processes, wanted=workers)
+        return choose_workers(scheduler, self.unit_bytes(), self.library_bytes, wanted=workers)
 
     def product_specs(self) -> list[tuple[ArraySpec, str | None]]:
         """Return the arrays of the run's store with their units."""

@@ -1,31 +1,21 @@
-"""A run: plan, lock, prepare the store, feed the window, gather, finish."""
+"""Run the pipeline over a campaign: plan, lock and prepare the store, process units, reduce."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from csstdask.core.errors import StoreError
-from csstdask.engine.cluster import open_cluster
-from csstdask.engine.events import (
-    Event,
-    Listener,
-    RunFinished,
-    RunStarted,
-    UnitDone,
-    UnitFailed,
-    UnitSkipped,
-    broadcast,
-)
-from csstdask.engine.ledger import Ledger
-from csstdask.engine.lock import DriverLock
+from csstdask.engine.collector import Counts
+from csstdask.engine.driver import Driver
+from csstdask.engine.events import Listener, UnitSkipped
+from csstdask.engine.ledger import Ledger, UnitRecord
 from csstdask.engine.usage import Usage
-from csstdask.engine.window import OWNERSHIP_LOST, WORKER_DIED, Task, run_window
+from csstdask.engine.window import OWNERSHIP_LOST, WORKER_DIED, Task
 from csstdask.engine.work_units import Selection, Unit
 from csstdask.pipeline.config import RunConfig, relative_model_paths
 from csstdask.pipeline.plan import Plan
@@ -42,7 +32,7 @@ from csstdask.store.store_metadata import read_attributes_copy, root_metadata
 
 log = logging.getLogger("csstdask")
 
-#: Failures after which no worker was left to record them.
+#: Failures after which no worker was left to record them: the driver does.
 _UNRECORDED = (WORKER_DIED, "worker", "claim", "record")
 
 
@@ -65,28 +55,28 @@ def run(
     Parameters
     ----------
     campaign : str or Path
-        The input store.
+        Input store.
     to : str or Path
-        The run's store; made if it is not there.
+        Output store; an existing run is resumed.
     steps : sequence of str, optional
-        Names of steps and reductions; by default all. Steps that they read from are added.
+        Names of steps and reductions; default: all. The steps they require are added.
     selection : Selection, optional
-        Units; by default all that are present.
+        Units to process; default: all that are present.
     config : RunConfig, optional
         Settings.
     scheduler : str
-        ``threads``, ``processes``, ``cuda``, ``slurm`` or an address.
+        ``threads``, ``processes``, ``cuda``, ``slurm`` or the address of a Dask scheduler.
     workers : int, optional
-        Units at the same time; by default as many as cores and memory allow.
+        Number of units processed at the same time; default: as many as cores and memory allow.
     max_failures : int, optional
-        Stop after so many failed units.
+        Number of failed units after which the run stops.
     listeners : sequence of callable
-        Told what happens (see ``engine/events.py``).
+        Receive the events of the run (``engine/events.py``).
     verify : bool
-        Compare the products of units that are done with their checksums, and do again what differs. Damaged metadata
-        and metrics of the run are restored.
+        Compare the products of finished units with their checksums, and redo what differs. Damaged metadata and metrics
+        of the run are restored.
     redo : bool
-        Run the steps of the selected units again even if they are done.
+        Run the steps of the selected units again even if they are finished.
 
     Returns
     -------
@@ -104,152 +94,158 @@ def run(
     root, chosen = Path(to), selection or Selection()
     plan, total, count = prepare(campaign, root, steps, chosen, config, scheduler, workers, repair=verify)
     ledger = Ledger(root)
-    threads = plan.config.engine.threads_per_unit
-    with open_cluster(scheduler, count, threads_per_unit=threads) as slots, DriverLock(ledger.lock_path) as lock:
+    with Driver(scheduler, count, threads_per_unit=plan.config.engine.threads_per_unit) as driver:
+        slots = driver.slots  # first: a scheduler that does not answer leaves no store behind
+        token = driver.lock(ledger.lock_path)
         plan = replace(plan, config=copy_user_models(root, plan.config))
-        attributes = _attributes(root, plan, chosen)
-        # Of all steps so far: where an earlier one no longer holds, its metrics go too.
-        metrics = [name for step in resolve(attributes["steps"]) for name in step.metrics]
-        lost = prepare_run(
-            root,
-            plan.campaign,
-            plan.product_specs(),
-            plan.sizes,
-            metrics,
-            attributes,
-            whole=chosen.selects_all,
-            repair=verify,
-        )
         summary = Summary(total=total, fingerprint=plan.fingerprint)
-        keeper = _Bookkeeper(plan, ledger, MetricsWriter(root, metrics), summary)
-        if lost:
-            keeper.restore_metrics()
-        emit = broadcast([keeper, *listeners])
-        start = time.perf_counter()
-        emit(RunStarted(f"run {root.name}", total, plan.pixels, slots.count, slots.dashboard))
-        try:
-            outcome = run_window(
-                slots,
-                _pending(
-                    plan,
-                    ledger,
-                    root,
-                    lock.token,
-                    emit,
-                    alone=scheduler == "processes" or slots.count == 1,
-                    verify=verify,
-                    redo=redo,
-                ),
-                process_unit,
-                emit,
-                key=f"unit-{plan.fingerprint[:12]}-{lock.token[:8]}",
-                max_failures=max_failures,
-            )
-            summary.stopped = outcome.stopped
-            if outcome.stopped is None:
-                summary.reductions = run_reductions(plan, ledger, slots, lock.token, emit, verify=verify, redo=redo)
-            summary.usage = keeper.tally.rows(plan)
-        finally:
-            keeper.flush()
-            summary.seconds = time.perf_counter() - start
-            emit(RunFinished(summary.done, summary.skipped, summary.failed, summary.seconds))
+        collector = _prepare_store(root, plan, chosen, ledger, summary, repair=verify)
+        exclusive = scheduler == "processes" or slots.count == 1
+        pending = _PendingUnits(plan, ledger, token, exclusive=exclusive, verify=verify, redo=redo)
+        with driver.job_loop(f"run {root.name}", total, plan.pixels, collector, listeners) as loop:
+            key = f"unit-{plan.fingerprint[:12]}-{token[:8]}"
+            loop.process(pending.tasks(loop.emit), process_unit, key=key, max_failures=max_failures)
+            if not loop.stopped:
+                summary.reductions = run_reductions(plan, ledger, slots, token, loop.emit, verify=verify, redo=redo)
+            summary.usage = collector.usage.rows(plan)
     return summary
 
 
+def _prepare_store(
+    root: Path, plan: Plan, chosen: Selection, ledger: Ledger, summary: Summary, *, repair: bool
+) -> ResultCollector:
+    """Create the store or bring it up to date; return the collector that writes its metrics."""
+    attributes = _attributes(root, plan, chosen)
+    # Metrics of all steps so far: where the result of an earlier step is outdated, its metrics are removed too.
+    metrics = [name for step in resolve(attributes["steps"]) for name in step.metrics]
+    lost = prepare_run(
+        root,
+        plan.campaign,
+        plan.product_specs(),
+        plan.sizes,
+        metrics,
+        attributes,
+        whole=chosen.selects_all,
+        repair=repair,
+    )
+    collector = ResultCollector(plan, ledger, MetricsWriter(root, metrics), summary)
+    if lost:
+        collector.restore_metrics()
+    return collector
+
+
 def _attributes(root: Path, plan: Plan, chosen: Selection) -> dict[str, Any]:
-    """Return what the store says of the run: this command's settings, and the steps and units of all so far."""
+    """Return the attributes of the store: settings of this command, and steps and units of all commands so far."""
     metadata = (root_metadata(root) if (root / "zarr.json").exists() else None) or {}
     before: dict[str, Any] = metadata.get("attributes", {}) or read_attributes_copy(root)
-    ours = {"exposures": list(chosen.exposures), "detectors": sorted(chosen.detectors)}
-    theirs = [item for item in before.get("selections", []) if item != ours]
+    current = {"exposures": list(chosen.exposures), "detectors": sorted(chosen.detectors)}
+    earlier = [item for item in before.get("selections", []) if item != current]
     names = set(Stages(plan.steps, plan.reductions).names)
     stages = resolve_stages(names | {*before.get("steps", []), *before.get("reductions", [])})
     return {
         "config": relative_model_paths(root, plan.config.model_dump(mode="json")),
         "steps": [step.name for step in stages.steps],
         "reductions": [reduction.name for reduction in stages.reductions],
-        "selections": [*theirs, ours],
+        "selections": [*earlier, current],
         "fingerprint": plan.fingerprint,
         "software": software_versions(),
     }
 
 
-def _pending(
-    plan: Plan, ledger: Ledger, root: Path, driver: str, emit: Listener, *, alone: bool, verify: bool, redo: bool
-) -> Iterator[Task]:
-    """Yield a task for each unit whose record does not prove it done, or that is to be verified or done again.
+@dataclass(frozen=True)
+class _PendingUnits:
+    """Units of a plan that are to be processed, or verified by a worker."""
 
-    Checksums are compared by the workers: there are many of them, and one driver.
-    """
-    for unit, row, column in plan.units():
-        metadata = plan.campaign.metadata(unit.exposure, unit.detector)
-        fingerprints = plan.fingerprints(metadata)
-        record = ledger.read(unit)
-        done = not redo and len(record.fresh(root, fingerprints)) == len(fingerprints)
-        if done and not verify:
-            metrics = {name: value for step in record.steps.values() for name, value in step.metrics.items()}
-            emit(UnitSkipped(unit, {"metrics": metrics}))
-            continue
-        job = UnitJob(
-            unit=unit,
-            row=row,
-            column=column,
-            campaign=str(plan.campaign.path.resolve()),
-            run=str(root.resolve()),
-            units=plan.campaign.units,
-            metadata=metadata,
-            instrument=plan.campaign.instrument,
-            config=plan.config,
-            fingerprints=fingerprints,
-            driver=driver,
-            alone=alone,
-            verify=done,
-            redo=redo,
-        )
-        yield Task(unit, job)
+    plan: Plan
+    ledger: Ledger
+    token: str
+    """Token of the driver's lock."""
+    exclusive: bool
+    """Whether a worker process has one unit at a time."""
+    verify: bool
+    redo: bool
+
+    def tasks(self, emit: Listener) -> Iterator[Task]:
+        """Yield a task for each unit whose record does not prove it finished, or that is to be verified or redone.
+
+        Workers compare the checksums: there are many workers, and one driver.
+        """
+        for unit, row, column in self.plan.units():
+            metadata = self.plan.campaign.metadata(unit.exposure, unit.detector)
+            fingerprints = self.plan.fingerprints(metadata)
+            record = self.ledger.read(unit)
+            done = not self.redo and len(record.fresh(self.ledger.root, fingerprints)) == len(fingerprints)
+            if done and not self.verify:
+                emit(UnitSkipped(unit, {"metrics": _recorded_metrics(record)}))
+                continue
+            job = UnitJob(
+                unit=unit,
+                row=row,
+                column=column,
+                campaign=str(self.plan.campaign.path.resolve()),
+                run=str(self.ledger.root.resolve()),
+                units=self.plan.campaign.units,
+                metadata=metadata,
+                instrument=self.plan.campaign.instrument,
+                config=self.plan.config,
+                fingerprints=fingerprints,
+                driver=self.token,
+                alone=self.exclusive,
+                verify=done,
+                redo=self.redo,
+            )
+            yield Task(unit, job)
 
 
-class _Bookkeeper:
-    """The listener that counts, and hands metrics on."""
+def _recorded_metrics(record: UnitRecord) -> dict[str, Any]:
+    return {name: value for step in record.steps.values() for name, value in step.metrics.items()}
+
+
+class ResultCollector:
+    """Counts the units of a run, and writes their metrics."""
 
     def __init__(self, plan: Plan, ledger: Ledger, metrics: MetricsWriter, summary: Summary) -> None:
-        self.tally = UsageTotals()
+        self.usage = UsageTotals()
+        self.summary = summary
         self._plan, self._campaign = plan, plan.campaign
-        self._ledger, self._metrics, self._summary = ledger, metrics, summary
+        self._ledger, self._metrics = ledger, metrics
 
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, UnitDone):
-            self._summary.done += 1
-            self.tally.add({name: Usage(**used) for name, used in event.result["usage"].items()})
-            self._summary.kernel_seconds += sum(event.result["kernel_seconds"].values())
-            self._put(event.unit, event.result["metrics"])
-        elif isinstance(event, UnitSkipped):
-            self._summary.skipped += 1
-            self._put(event.unit, event.record["metrics"])
-        elif isinstance(event, UnitFailed):
-            self._summary.failures.append(
-                failure_entry(self._plan, self._ledger.root, event.unit, step=event.step, reason=event.reason)
-            )
-            if event.step == OWNERSHIP_LOST:
-                self._metrics.discard()  # they are the other driver's to write
-                return
-            self._put_recorded(event.unit)
-            if event.step in _UNRECORDED:
-                why = {"step": event.step, "reason": event.reason}
-                with contextlib.suppress(OSError):
-                    self._ledger.write(replace(self._ledger.read(event.unit), failure=why))
+    def counts(self) -> Counts:
+        """Return the numbers of units so far."""
+        return Counts(self.summary.done, self.summary.skipped, self.summary.failed)
+
+    def add(self, unit: Unit, result: dict[str, Any]) -> None:
+        """Take the result of `process_unit`."""
+        self.summary.done += 1
+        self.usage.add({name: Usage(**used) for name, used in result["usage"].items()})
+        self.summary.kernel_seconds += sum(result["kernel_seconds"].values())
+        self._put(unit, result["metrics"])
+
+    def skip(self, unit: Unit, record: dict[str, Any]) -> None:
+        """Take the metrics of a unit that was finished before."""
+        self.summary.skipped += 1
+        self._put(unit, record["metrics"])
+
+    def fail(self, unit: Unit, step: str, reason: str) -> None:
+        """Take a failure; record it where no worker could."""
+        self.summary.failures.append(failure_entry(self._plan, self._ledger.root, unit, step=step, reason=reason))
+        if step == OWNERSHIP_LOST:
+            self._metrics.discard()  # the new owner writes them
+            return
+        self._put(unit, _recorded_metrics(self._ledger.read(unit)))
+        if step in _UNRECORDED:
+            failure = {"step": step, "reason": reason}
+            with contextlib.suppress(OSError):
+                self._ledger.write(replace(self._ledger.read(unit), failure=failure))
 
     def restore_metrics(self) -> None:
-        """Take the metrics of all units from their records, for arrays that were begun anew."""
+        """Write the metrics of all units from their records, into arrays that were created anew."""
         campaign = self._campaign
         for row, exposure in enumerate(campaign.exposures):
             for column in campaign.present[row].nonzero()[0].tolist():
-                self._put_recorded(Unit(exposure, campaign.detectors[column]))
+                unit = Unit(exposure, campaign.detectors[column])
+                self._put(unit, _recorded_metrics(self._ledger.read(unit)))
         self.flush()
-
-    def _put_recorded(self, unit: Unit) -> None:
-        steps = self._ledger.read(unit).steps.values()
-        self._put(unit, {name: value for step in steps for name, value in step.metrics.items()})
 
     def _put(self, unit: Unit, metrics: dict[str, Any]) -> None:
         self._metrics.put(*self._campaign.index(unit.exposure, unit.detector), metrics)
@@ -257,7 +253,7 @@ class _Bookkeeper:
             self.flush()
 
     def flush(self) -> None:
-        """Write metrics; if that fails they are not lost: the next run rebuilds them from the ledger."""
+        """Write metrics; the next run restores those that could not be written from the ledger."""
         try:
             self._metrics.flush()
         except OSError as error:

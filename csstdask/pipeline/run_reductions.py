@@ -16,7 +16,7 @@ from csstdask.core.errors import CsstdaskError, LostDriverError
 from csstdask.engine.cluster import Slots, limit_threads
 from csstdask.engine.events import Listener, ReductionDone, ReductionFailed, ReductionStarted
 from csstdask.engine.ledger import Ledger, OwnedObject
-from csstdask.engine.lock import read_owner
+from csstdask.engine.lock import check_owner
 from csstdask.engine.partials import Manifest, ReductionRecord
 from csstdask.engine.reduce import reduce_partials
 from csstdask.pipeline.plan import Plan
@@ -82,10 +82,10 @@ def _run_part(
         part.record_path.unlink(missing_ok=True)
         flush_folder(part.record_path.parent)
         for product in reduction.products:
-            _check_driver(part.ledger, token)
+            check_owner(part.ledger.lock_path, token, part.ledger.root)
             objects += [OwnedObject.of(root, path) for path in _write(part, product, reduced.arrays[product.name])]
         seconds = time.perf_counter() - start
-        _check_driver(part.ledger, token)
+        check_owner(part.ledger.lock_path, token, part.ledger.root)
         record = ReductionRecord(
             wanted, manifest.count, outdated, passes, tuple(objects), reduced.metrics, round(seconds, 3)
         )
@@ -114,10 +114,3 @@ def _fail(part: ReductionPart, emit: Listener, summary: ReductionSummary, record
     with contextlib.suppress(OSError):
         replace(record, failure=reason).write(part.record_path)
     emit(ReductionFailed(part.name, reason))
-
-
-def _check_driver(ledger: Ledger, token: str) -> None:
-    """Raise LostDriverError if another driver owns the run now: its results are not to be replaced."""
-    owner = read_owner(ledger.lock_path)
-    if owner is None or owner["token"] != token:
-        raise LostDriverError(f"{ledger.root}: this driver no longer holds the run")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from csstdask.core.errors import StoreError
+from csstdask.engine.collector import JobSummary
 from csstdask.engine.ledger import Ledger, UnitRecord
 from csstdask.engine.work_units import Selection, SelectionUnion, Unit
 from csstdask.pipeline.config import RunConfig, parse_run_settings
@@ -24,20 +25,19 @@ from csstdask.store.store_metadata import open_group
 
 
 @dataclass
-class Summary:
+class Summary(JobSummary):
     """Result of a run."""
 
     total: int = 0
+    """Number of selected units."""
     done: int = 0
+    """Number of units processed now; in a status, of all finished units."""
     skipped: int = 0
-    failures: list[dict[str, Any]] = field(default_factory=list)
+    """Number of units that were finished before."""
     fingerprint: str = ""
+    """SHA-256 of everything that the run does, without its input."""
     kernel_seconds: float = 0.0
-    """Of the steps' bodies, over all units done now."""
-    seconds: float = 0.0
-    """Wall time."""
-    stopped: str | None = None
-    """Why the run ended early, if it did."""
+    """Time of the bodies of steps, over all units processed now [s]."""
     usage: list[StepUsage] = field(default_factory=list)
     """Predicted and actual usage of each step."""
     reductions: list[ReductionSummary] = field(default_factory=list)

@@ -38,10 +38,10 @@ def test_each_process_has_its_libraries():
 
 
 def test_as_many_workers_as_fit_and_no_more_than_cores():
-    assert choose_workers(1, processes=False, wanted=None) >= 1
-    assert choose_workers(1, processes=False, wanted=1000) == 1000
+    assert choose_workers("threads", 1, wanted=None) >= 1
+    assert choose_workers("threads", 1, wanted=1000) == 1000
     with pytest.raises(MemoryProjectionError, match="not even one unit fits"):
-        choose_workers(available_bytes(), processes=False, wanted=None)
+        choose_workers("threads", available_bytes(), wanted=None)
 
 
 def test_this_machine_has_memory():
