@@ -1,13 +1,31 @@
-"""The settings of a run: one schema makes configuration file, validation and fingerprint."""
+"""Settings of a run: one schema for configuration files, validation, fingerprints and the reference of settings.
+
+Each field has a description with its unit; ``csstdask config --defaults`` prints them, and
+``RunConfig.model_json_schema()`` is the machine-readable reference.
+
+Fields that were renamed accept their first name too. Fingerprints keep that first name (``serialization_alias``), so
+that runs written before stay finished: `Section.decisive` returns the values that decide a result.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
 
 from csstdask.core.errors import StoreError
 from csstdask.core.settings import read_toml, validate_settings
@@ -15,38 +33,70 @@ from csstdask.nn.models import NO_MODEL, NO_PSF, find_card
 from csstdask.store.store_metadata import open_group, read_attributes_copy, root_metadata
 
 
-class _Settings(BaseModel):
+class Section(BaseModel):
+    """One section of the settings."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def decisive(self, include: Collection[str] | None = None, *, exclude: Collection[str] = ()) -> dict[str, Any]:
+        """Return values for a fingerprint, under the first names of their fields.
 
-class BackgroundSettings(_Settings):
-    """Sky and noise on a mesh."""
+        Parameters
+        ----------
+        include : collection of str, optional
+            Names of fields; default: all.
+        exclude : collection of str
+            Names of fields that do not decide the result.
+        """
+        chosen = None if include is None else set(include)
+        return self.model_dump(mode="json", by_alias=True, include=chosen, exclude=set(exclude))
 
-    box: int = Field(128, ge=8, description="size of a box [pixel]")
 
+@dataclass(frozen=True)
+class ModelName:
+    """Annotation of a field that names a model: checks it, and lets `MODEL_SETTINGS` list the field."""
 
-def _model_for(task: str, *, or_none: bool = False) -> AfterValidator:
-    def check(name: str) -> str:
-        if or_none and name == NO_MODEL:
+    task: str
+    """Task of the model, as in ``csstdask models``."""
+    optional: bool = False
+    """Whether ``none`` is allowed."""
+
+    def check(self, name: str) -> str:
+        """Return the name of an existing model; the path of a card becomes absolute, since workers run elsewhere."""
+        if self.optional and name == NO_MODEL:
             return name
-        find_card(task, name)
-        return str(Path(name).resolve()) if name.endswith(".json") else name  # workers have folders of their own
+        find_card(self.task, name)
+        return str(Path(name).resolve()) if name.endswith(".json") else name
 
-    return AfterValidator(check)
-
-
-_MODEL_HELP = "a name that `csstdask models` lists, or the path of a model card"
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
 
 
-class DetectSettings(_Settings):
-    """Cosmic-ray detection."""
+def _absolute(path: str) -> str:
+    return str(Path(path).resolve())  # workers run in other folders
 
-    model: Annotated[str, _model_for("cosmicray")] = Field("default", description=_MODEL_HELP)
+
+TablePath = Annotated[str, AfterValidator(_absolute)]
+_MODEL_HELP = "name of a model (`csstdask models` lists them), or path of a model card"
+
+
+class BackgroundSettings(Section):
+    """Sky level and noise on a mesh."""
+
+    box: int = Field(128, ge=8, description="size of a box of the mesh [pixel]")
+
+
+class DetectSettings(Section):
+    """Detection of cosmic rays."""
+
+    model: Annotated[str, ModelName("cosmicray")] = Field("default", description=_MODEL_HELP)
     threshold: float | None = Field(
-        None, ge=0, le=1, description="probability from which a pixel is hit; default: the model card's"
+        None, ge=0, le=1, description="probability above which a pixel counts as hit; default: that of the model card"
     )
     rate: Annotated[float, Field(gt=0, lt=1)] | Literal["frame"] | None = Field(
-        None, description="share of pixels hit, to rescale probabilities to; frame: each frame's own"
+        None,
+        description="expected fraction of hit pixels, to which probabilities are rescaled; frame: estimated for each "
+        "frame; default: that of the training data",
     )
     precision: Literal["float32", "bfloat16", "int8"] = Field("float32", description="arithmetic of a network")
 
@@ -54,132 +104,142 @@ class DetectSettings(_Settings):
     def _int8_needs_ranges(self) -> DetectSettings:
         card = find_card("cosmicray", self.model)
         if self.precision == "int8" and card.architecture and not card.ranges:
-            raise ValueError(f"precision = int8, but the card of {card.name} says nothing of its layers' ranges")
+            raise ValueError(f"precision = int8, but the card of {card.name} has no ranges of its layers")
         return self
 
     @model_validator(mode="after")
-    def _rate_needs_a_density(self) -> DetectSettings:
+    def _rate_needs_a_prior(self) -> DetectSettings:
         if self.rate is not None and "prior" not in find_card("cosmicray", self.model).calibration:
             raise ValueError(f"rate = {self.rate}, but {self.model} was calibrated without a density of cosmic rays")
         return self
 
 
-class RepairSettings(_Settings):
+class RepairSettings(Section):
     """Repair of hit pixels."""
 
-    model: Annotated[str, _model_for("inpaint")] = Field("default", description=_MODEL_HELP)
-    psf: bool = Field(True, description="repair stars by the PSF that the step psf has fitted, where it has one")
+    model: Annotated[str, ModelName("inpaint")] = Field("default", description=_MODEL_HELP)
+    psf: bool = Field(True, description="repair stars with the PSF fitted by the step psf, where there is one")
 
 
-class SourcesSettings(_Settings):
-    """Source detection and photometry."""
+class SourcesSettings(Section):
+    """Detection and photometry of sources."""
 
-    threshold: float = Field(2.5, gt=0, description="least significance of a pixel [sigma of the sky]")
-    least_area: int = Field(5, ge=1, description="least number of connected pixels")
+    threshold: float = Field(2.5, gt=0, description="minimum significance of a pixel [sigma of the sky]")
+    min_area: int = Field(
+        5,
+        ge=1,
+        validation_alias=AliasChoices("min_area", "least_area"),
+        serialization_alias="least_area",
+        description="minimum number of connected pixels of a source [pixel]",
+    )
     aperture_radius: float = Field(4.0, gt=0, description="radius of the aperture of `flux_aperture` [pixel]")
     deblend_contrast: float = Field(
-        0.005, ge=0, le=1, description="smallest share of a blend's flux that makes a separate source"
+        0.005, ge=0, le=1, description="minimum fraction of a blend's flux that makes a separate source"
     )
 
 
-def _with_fields(name: str) -> str:
-    """Refuse a model of single stars, which gives no field."""
+def _check_gives_field(name: str) -> str:
+    """Refuse a model that reconstructs single stars and gives no PSF field."""
     if name != NO_PSF and find_card("psf", name).architecture.get("kind") == "psfnet":
-        raise ValueError(f"{name} sees single stars and gives no PSF field; wanted principal or empirical")
+        raise ValueError(f"{name} reconstructs single stars and gives no PSF field; wanted principal or empirical")
     return name
 
 
-class PsfSettings(_Settings):
-    """The point spread function, from a frame's stars."""
+class PsfSettings(Section):
+    """Point spread function, fitted to the stars of a frame."""
 
-    model: Annotated[str, _model_for("psf", or_none=True), AfterValidator(_with_fields)] = Field(
-        "default", description=f"{_MODEL_HELP}; {NO_PSF}: no PSF is fitted, and stars are repaired as everything else"
+    model: Annotated[str, ModelName("psf", optional=True), AfterValidator(_check_gives_field)] = Field(
+        "default",
+        description=f"{_MODEL_HELP}; {NO_PSF}: no PSF is fitted, and stars are repaired like everything else",
     )
-    least_snr: float = Field(30.0, gt=0, description="least signal-to-noise ratio of a star that it is fitted to")
+    min_snr: float = Field(
+        30.0,
+        gt=0,
+        validation_alias=AliasChoices("min_snr", "least_snr"),
+        serialization_alias="least_snr",
+        description="minimum signal-to-noise ratio of a star that the PSF is fitted to",
+    )
 
 
-def _absolute(path: str) -> str:
-    return str(Path(path).resolve())  # workers run in other folders
-
-
-class ExtractSettings(_Settings):
+class ExtractSettings(Section):
     """Slitless spectra of catalogue stars."""
 
-    catalogue: Annotated[str, AfterValidator(_absolute)] | None = Field(
-        None, description="Parquet table of stars (--catalogue); default: that of the campaign, if it holds one"
+    catalogue: TablePath | None = Field(
+        None, description="Parquet table of stars (--catalogue); default: that of the campaign, if it has one"
     )
-    spectra: Annotated[str, AfterValidator(_absolute)] | None = Field(
-        None, description="Parquet table of their SEDs (--spectra); default: that of the campaign, if it holds one"
+    spectra: TablePath | None = Field(
+        None, description="Parquet table of the SEDs of these stars (--spectra); default: that of the campaign"
     )
-    catalogue_sha256: str | None = Field(None, repr=False, description="checksum of the catalogue that was used")
-    spectra_sha256: str | None = Field(None, repr=False, description="checksum of the SEDs that were used")
+    catalogue_sha256: str | None = Field(None, repr=False, description="SHA-256 of the catalogue, set by the run")
+    spectra_sha256: str | None = Field(None, repr=False, description="SHA-256 of the SEDs, set by the run")
 
 
-class FlatSettings(_Settings):
-    """The 3-D flat-field cube."""
+class FlatSettings(Section):
+    """3-D flat-field cube of slitless detectors."""
 
     degree: int = Field(2, ge=0, le=6, description="total degree of the polynomials over the detector")
     common_error: float = Field(
-        0.01, ge=0, description="relative error that all SEDs share: of the sensitivity alone, not of the flat"
+        0.01, ge=0, description="relative error common to all SEDs; affects the sensitivity, not the flat"
     )
 
 
-class ZeropointSettings(_Settings):
+class ZeropointSettings(Section):
     """Photometric zero points."""
 
-    reference: Annotated[str, AfterValidator(_absolute)] | None = Field(
+    reference: TablePath | None = Field(
         None, description="Parquet table of reference stars (--reference); default: that of the campaign, if it has one"
     )
-    telemetry: Annotated[str, AfterValidator(_absolute)] | None = Field(
+    telemetry: TablePath | None = Field(
         None, description="Parquet table of telemetry (--telemetry); default: that of the campaign, if it has one"
     )
-    match_radius: float = Field(1.0, gt=0, description="largest distance of a match [arcsec]")
+    match_radius: float = Field(1.0, gt=0, description="maximum distance of a match [arcsec]")
     color: tuple[str, str] | None = Field(
         None, description="two bands of the reference whose difference is the colour; default: the first known pair"
     )
     color_term: float = Field(0.0, description="expected colour term [mag / mag]")
     color_term_sigma: float = Field(0.1, gt=0, description="1 sigma of the expected colour term [mag / mag]")
     degree: int = Field(1, ge=0, le=4, description="total degree of the polynomials over the detector")
-    least_snr: float = Field(20.0, gt=0, description="least signal-to-noise ratio of a star")
+    min_snr: float = Field(
+        20.0,
+        gt=0,
+        validation_alias=AliasChoices("min_snr", "least_snr"),
+        serialization_alias="least_snr",
+        description="minimum signal-to-noise ratio of a star",
+    )
     overlap_stars: int = Field(
-        200, ge=0, description="brightest isolated stars without a reference that a unit adds to the joint solution"
+        200,
+        ge=0,
+        description="maximum number of bright isolated stars without a reference per unit, for the joint solution",
     )
     joint_stars: int = Field(
-        500, ge=1, description="best stars with a reference that a unit adds to the joint solution"
+        500, ge=1, description="maximum number of stars with a reference per unit, for the joint solution"
     )
     epoch_days: float = Field(30.0, gt=0, description="time over which the grey term of a detector is constant [day]")
     grey_sigma: float = Field(
-        0.02, gt=0, description="1 sigma of the term of a detector in an epoch, in the joint solution [mag]"
+        0.02, gt=0, description="1 sigma of the grey term of a detector in an epoch, in the joint solution [mag]"
     )
     small_sigma: float = Field(
-        0.002, gt=0, description="1 sigma of the term of a unit beyond exposure and detector [mag]"
+        0.002, gt=0, description="1 sigma of the term of a unit in addition to those of exposure and detector [mag]"
     )
-    model: Annotated[str, _model_for("zeropoint", or_none=True)] = Field(
-        "default", description=f"{_MODEL_HELP}; {NO_MODEL}: stars and recent zero points alone"
+    model: Annotated[str, ModelName("zeropoint", optional=True)] = Field(
+        "default", description=f"{_MODEL_HELP}; {NO_MODEL}: only stars and recent zero points are used"
     )
-    reference_sha256: str | None = Field(None, repr=False, description="checksum of the reference that was used")
-    telemetry_sha256: str | None = Field(None, repr=False, description="checksum of the telemetry that was used")
+    reference_sha256: str | None = Field(None, repr=False, description="SHA-256 of the reference, set by the run")
+    telemetry_sha256: str | None = Field(None, repr=False, description="SHA-256 of the telemetry, set by the run")
 
 
-class EngineSettings(_Settings):
-    """What the engine does; threads and device decide rounding and are fingerprinted."""
+class EngineSettings(Section):
+    """Execution of a unit; threads and device decide rounding, and are part of fingerprints."""
 
-    threads_per_unit: int = Field(1, ge=1, description="intra-op threads of one unit")
+    threads_per_unit: int = Field(1, ge=1, description="number of intra-op threads of one unit")
     device: str | None = Field(
         None,
         pattern=r"^(cpu|cuda(:\d+)?)$",
-        description="where networks run; default: cuda with --scheduler cuda, else the host",
+        description="device that networks run on: cpu, cuda or cuda:N; default: cuda with --scheduler cuda, else cpu",
     )
 
 
-#: Settings that name a model (part, key), and its task.
-MODEL_SETTINGS = {
-    ("detect", "model"): "cosmicray", ("repair", "model"): "inpaint", ("psf", "model"): "psf",
-    ("zeropoint", "model"): "zeropoint",
-}  # fmt: skip
-
-
-class RunConfig(_Settings):
+class RunConfig(Section):
     """All settings of a run."""
 
     background: BackgroundSettings = BackgroundSettings()
@@ -193,10 +253,26 @@ class RunConfig(_Settings):
     engine: EngineSettings = EngineSettings()
 
 
-INPUT_TABLES = {
-    "catalogue": "extract", "spectra": "extract", "reference": "zeropoint", "telemetry": "zeropoint",
-}  # fmt: skip
-"""Options that name a table, and the part of the settings that keeps it."""
+def _sections() -> dict[str, type[Section]]:
+    return {name: type(field.default) for name, field in RunConfig.model_fields.items()}
+
+
+MODEL_SETTINGS: dict[tuple[str, str], str] = {
+    (section, name): marker.task
+    for section, settings in _sections().items()
+    for name, field in settings.model_fields.items()
+    for marker in field.metadata
+    if isinstance(marker, ModelName)
+}
+"""Task of each setting that names a model, by (section, field)."""
+
+INPUT_TABLES: dict[str, str] = {
+    name: section
+    for section, settings in _sections().items()
+    for name in settings.model_fields
+    if f"{name}_sha256" in settings.model_fields
+}
+"""Section of each input table, by its field: the settings keep its path and, as ``<name>_sha256``, its checksum."""
 
 
 def with_input_tables(
@@ -206,7 +282,7 @@ def with_input_tables(
     reference: Path | None = None,
     telemetry: Path | None = None,
 ) -> RunConfig:
-    """Return settings with other tables of stars, SEDs, reference stars and telemetry, where these are given."""
+    """Return settings with other input tables (`INPUT_TABLES`), where these are given."""
     given = {"catalogue": catalogue, "spectra": spectra, "reference": reference, "telemetry": telemetry}
     for name, path in given.items():
         if path is not None:
@@ -216,7 +292,7 @@ def with_input_tables(
 
 
 def load_config(path: Path | None) -> RunConfig:
-    """Read settings from a TOML file, defaults where it says nothing; or return those of a run, given its store.
+    """Read settings from a TOML file, or from the store of a run; omitted settings have their defaults.
 
     Raises
     ------
@@ -244,7 +320,7 @@ def to_toml(config: RunConfig) -> str:
         about = (type(settings).__doc__ or "").strip().splitlines()[0].rstrip(".")
         lines += ["", f"[{part}]  # {about}"]
         for name, field in type(settings).model_fields.items():
-            if not field.repr:  # filled in by a run
+            if not field.repr:  # set by a run
                 continue
             value = getattr(settings, name)
             choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
@@ -255,14 +331,20 @@ def to_toml(config: RunConfig) -> str:
 
 
 def load_run_settings(root: Path) -> RunConfig:
-    """Return the settings that a run was last made with."""
-    kept = read_attributes_copy(root)
-    damaged = "config" in kept and ((root / "zarr.json").exists() is False or root_metadata(root) is None)
-    return parse_run_settings(root, kept if damaged else dict(open_group(root, "run").attrs))
+    """Return the settings of the last command of a run."""
+    copy = read_attributes_copy(root)
+    damaged = "config" in copy and ((root / "zarr.json").exists() is False or root_metadata(root) is None)
+    return parse_run_settings(root, copy if damaged else dict(open_group(root, "run").attrs))
 
 
 def parse_run_settings(root: Path, attributes: Mapping[str, Any]) -> RunConfig:
-    """Return the settings among the attributes of a run's store; StoreError if they are another version's."""
+    """Return the settings among the attributes of a run's store.
+
+    Raises
+    ------
+    StoreError
+        If there are none, or they are those of an incompatible version.
+    """
     if "config" not in attributes:
         raise StoreError(f"{root}: found a run that was stopped before it began; wanted one to look at (run it again)")
     try:
@@ -273,12 +355,15 @@ def parse_run_settings(root: Path, attributes: Mapping[str, Any]) -> RunConfig:
 
 
 def relative_model_paths(root: Path, config: dict[str, Any], *, back: bool = False) -> dict[str, Any]:
-    """Name the models that lie in a run relative to it, or, `back`, by their full path again."""
+    """Make the paths of models that lie in a run relative to it; with `back`, make them absolute again.
+
+    Sections and models that are missing, as in runs of an earlier version, get their defaults.
+    """
     folder = f"{root.resolve()}/"
-    for part, key in MODEL_SETTINGS:
-        known = RunConfig.model_fields[part].default.model_dump() | config.get(part, {})  # of before it had that key
-        model = known[key]
+    for section, key in MODEL_SETTINGS:
+        values = dict(config.get(section, {}))
+        model = values.get(key, getattr(RunConfig.model_fields[section].default, key))
         if back and model.startswith("models/"):
             model = folder + model
-        config[part] = known | {key: model if back else model.removeprefix(folder)}
+        config[section] = values | {key: model if back else model.removeprefix(folder)}
     return config

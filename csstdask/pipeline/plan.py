@@ -10,26 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from csstdask.arrays.mesh import mesh_shape
-from csstdask.arrays.psf_grid import N_NODES, OVERSAMPLED_SIZE
 from csstdask.engine.fingerprint import fingerprint
 from csstdask.engine.memory import LIBRARY_BYTES, Projection, choose_workers
 from csstdask.engine.work_units import Selection, SelectionUnion, Unit
-from csstdask.pipeline.config import NO_PSF, RunConfig
+from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.reduction import Reduction
-from csstdask.pipeline.step import Cost, Grid, Step
-from csstdask.store.campaign import Campaign
-from csstdask.store.schema import MESH_DIMS, PIXEL_DIMS, PSF_DIMS, ArraySpec
-from csstdask.store.unit_metadata import UnitMetadata
+from csstdask.pipeline.step import Cost, Step
+from csstdask.store.campaign import Campaign, UnitMetadata
+from csstdask.store.schema import UNIT_DIMS, ArraySpec
 
-#: Dimensions of products.
-GRIDS: dict[Grid, tuple[str, ...]] = {"pixels": PIXEL_DIMS, "mesh": MESH_DIMS, "psf": PSF_DIMS}
-
-
-#: Memory that torch adds to a process (`benchmarks/projections.py`).
-TORCH_BYTES = 45 << 20
-#: Memory that the fit of PSFs, with the libraries it imports, adds to a process.
-PSF_BYTES = 180 << 20
 #: Time until the first unit begins: imports, the cluster, the store [s].
 START_SECONDS = 3.5
 #: Factor on the time of a unit while other units run on the same machine.
@@ -62,16 +51,12 @@ class Plan:
         return self.campaign.shape[0] * self.campaign.shape[1]
 
     @property
-    def mesh_shape(self) -> tuple[int, int]:
-        """Return the boxes along y and x."""
-        return mesh_shape(self.campaign.shape, self.config.background.box)
-
-    @property
     def sizes(self) -> dict[str, int]:
-        """Return the lengths of a unit's dimensions."""
-        names = ("y", "x", "y_mesh", "x_mesh", "y_psf", "x_psf", "v", "u")
-        lengths = (*self.campaign.shape, *self.mesh_shape, N_NODES, N_NODES, OVERSAMPLED_SIZE, OVERSAMPLED_SIZE)
-        sizes = dict(zip(names, lengths, strict=True))
+        """Return the lengths of all dimensions of products."""
+        ny, nx = self.campaign.shape
+        sizes = {"y": ny, "x": nx}
+        for step in self.steps:
+            sizes |= step.sizes(self.config, self.campaign.shape)
         for reduction in self.active_reductions:
             sizes |= reduction.sizes(self.config, self.campaign)
         return sizes
@@ -191,9 +176,10 @@ class Plan:
     @property
     def library_bytes(self) -> int:
         """Return the memory of a process before its first unit: interpreter, libraries, compiled kernels."""
-        networks = any(step.uses_torch(self.config) for step in self.steps)
-        fits_psfs = self.config.psf.model != NO_PSF and "psf" in {step.name for step in self.active_steps}
-        return LIBRARY_BYTES + (TORCH_BYTES if networks else 0) + (PSF_BYTES if fits_psfs else 0)
+        libraries: dict[str, int] = {}
+        for step in self.active_steps:
+            libraries |= step.libraries(self.config)
+        return LIBRARY_BYTES + sum(libraries.values())
 
     def unit_bytes(self) -> int:
         """Return the predicted peak memory of one unit: that of its most expensive step."""
@@ -207,7 +193,7 @@ class Plan:
         """Return the bytes of a unit's products before compression: an upper bound on disk."""
         sizes = self.sizes
         return sum(
-            np.dtype(product.dtype).itemsize * prod(sizes[dim] for dim in GRIDS[product.grid][2:])
+            np.dtype(product.dtype).itemsize * prod(sizes[dim] for dim in product.dims)
             for step in self.steps
             for product in step.products
         )
@@ -235,7 +221,7 @@ class Plan:
         specs: list[tuple[ArraySpec, str | None]] = []
         for step in self.steps:
             for product in step.products:
-                dims = GRIDS[product.grid]
+                dims = (*UNIT_DIMS, *product.dims)
                 attributes: dict[str, object] = {"long_name": product.long_name}
                 units = {None: None, 1: self.campaign.units, 2: f"({self.campaign.units})^2"}[product.units_power]
                 specs.append(

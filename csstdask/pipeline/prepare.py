@@ -12,25 +12,18 @@ from csstdask.core.errors import InputError, StoreError
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.schedulers import check_scheduler
 from csstdask.engine.work_units import Selection
-from csstdask.flux.catalogue import check_catalogue
-from csstdask.flux.sed_table import check_seds
 from csstdask.nn.card import copy_model
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import INPUT_TABLES, MODEL_SETTINGS, RunConfig
 from csstdask.pipeline.plan import Plan, make_plan
 from csstdask.pipeline.reduction_status import reduction_status
+from csstdask.pipeline.reductions import REDUCTIONS
 from csstdask.pipeline.stages import resolve_stages
 from csstdask.pipeline.status import Summary
+from csstdask.pipeline.steps import STEPS
 from csstdask.pipeline.usage_report import UsageTotals, recorded_usage, total_usage
-from csstdask.pipeline.zeropoint_inputs import check_zeropoint_inputs
-from csstdask.store.store_metadata import open_group, refuse_inside_store, store_kind
+from csstdask.store.zarr_arrays import open_group, refuse_inside_store, store_kind
 
-#: Steps and reductions that need a catalogue of stars.
-NEED_CATALOGUE = ("extract", "flat")
-#: Reductions that need the SEDs of these stars as well.
-NEED_SPECTRA = ("flat",)
-#: Steps and reductions that need reference stars.
-NEED_REFERENCE = ("zeropoint", "zeropoints")
 #: What a run leaves in its folder before the store itself: a driver that was killed then may be followed by another.
 _BEFORE_STORE = ("driver.json", "models")
 
@@ -55,11 +48,8 @@ def prepare(
     if scheduler == "cuda" and settings.engine.device is None:
         engine = settings.engine.model_copy(update={"device": "cuda"})
         settings = settings.model_copy(update={"engine": engine})
-    device = settings.engine.device or "cpu"
-    if settings.detect.precision == "int8" and not device.startswith("cpu"):
-        raise InputError("[detect] precision", f"int8 on {device}", "float32 or bfloat16: int8 is for the host")
     settings = resolve_inputs(settings, Path(campaign))
-    stages = resolve_stages(steps if steps is not None else _possible(settings))
+    stages = resolve_stages(steps if steps is not None else default_stages(settings))
     plan = make_plan(Path(campaign), stages.steps, settings, chosen, stages.reductions)
     check_inputs(plan)
     check_target(root, plan, repair=repair)
@@ -147,33 +137,20 @@ def _checksum(path: str, _changed: int) -> str:
     return sha256_file(Path(path))
 
 
-def _possible(config: RunConfig) -> list[str]:
-    """Return all steps and reductions, without those that need a table where there is none."""
-    names = resolve_stages(None).names
-    absent = {name for name in NEED_CATALOGUE if config.extract.catalogue is None}
-    absent |= {name for name in NEED_SPECTRA if config.extract.spectra is None}
-    absent |= {name for name in NEED_REFERENCE if config.zeropoint.reference is None}
-    return [name for name in names if name not in absent]
+def default_stages(config: RunConfig) -> list[str]:
+    """Return the names of all steps and reductions whose input tables there are."""
+    given = {name for name, section in INPUT_TABLES.items() if getattr(getattr(config, section), name) is not None}
+    needs = {step.name: set(step.inputs) for step in STEPS.values()}
+    needs |= {one.name: set(one.inputs) | needs[one.step] for one in REDUCTIONS.values()}
+    return [name for name, wanted in needs.items() if wanted <= given]
 
 
 def check_inputs(plan: Plan) -> None:
-    """Raise InputError if a step for frames of the campaign lacks its tables, or a table cannot be used."""
-    steps = {step.name for step in plan.active_steps}
-    if steps.intersection(NEED_CATALOGUE):
-        _check_catalogue(plan)
-    if steps.intersection(NEED_REFERENCE):
-        check_zeropoint_inputs(plan)
-
-
-def _check_catalogue(plan: Plan) -> None:
-    settings = plan.config.extract
-    if settings.catalogue is None:
-        raise InputError("--steps extract", "no catalogue", "--catalogue STARS.parquet")
-    if settings.spectra is None and any(one.name in NEED_SPECTRA for one in plan.active_reductions):
-        raise InputError("--steps flat", "no SEDs", "--spectra SEDS.parquet, from csstdask sed")
-    check_catalogue(Path(settings.catalogue), plan.campaign.instrument.bands)
-    if settings.spectra is not None:
-        check_seds(Path(settings.spectra))
+    """Raise InputError if a step or reduction for frames of the campaign could not succeed."""
+    for step in plan.active_steps:
+        step.check(plan)
+    for reduction in plan.active_reductions:
+        reduction.check(plan)
 
 
 def copy_user_models(root: Path, config: RunConfig) -> RunConfig:

@@ -14,6 +14,7 @@ from csstdask.store.campaign import Campaign
 
 if TYPE_CHECKING:  # it imports Dask, which `status` and `--dry-run` do without
     from csstdask.engine.reduce import Algorithm
+    from csstdask.pipeline.plan import Plan
 
 
 Scope = Literal["detector", "campaign"]
@@ -75,6 +76,12 @@ class Reduction:
     """What is wrong, and what to do, if units are done and none has a partial."""
     products: tuple[ReductionProduct, ...]
     """Arrays it writes."""
+    inputs: tuple[str, ...] = ()
+    """Input tables, besides those of its step, without which it is left out of a default run."""
+    check: Callable[[Plan], None] = lambda _: None
+    """Raises InputError before a run whose reduction could not succeed."""
+    panel: str = ""
+    """Panel of the report that shows its results; empty: none."""
     scope: Scope = "detector"
     """Whether each detector has a result, from its own units, or there is one from all units."""
     remark: Callable[[Mapping[str, float | int | None]], str] = lambda _: ""

@@ -13,7 +13,7 @@ from csstdask.core.errors import StoreError
 from csstdask.engine.collector import Counts
 from csstdask.engine.driver import Driver
 from csstdask.engine.events import Listener, UnitSkipped
-from csstdask.engine.ledger import Ledger, UnitRecord
+from csstdask.engine.ledger import Ledger
 from csstdask.engine.usage import Usage
 from csstdask.engine.window import OWNERSHIP_LOST, WORKER_DIED, Task
 from csstdask.engine.work_units import Selection, Unit
@@ -25,7 +25,7 @@ from csstdask.pipeline.run_reductions import run_reductions
 from csstdask.pipeline.stages import Stages, resolve_stages
 from csstdask.pipeline.status import Summary, failure_entry
 from csstdask.pipeline.steps import resolve
-from csstdask.pipeline.unit import UnitJob, process_unit
+from csstdask.pipeline.unit import UnitJob, process_unit, recorded_metrics
 from csstdask.pipeline.usage_report import UsageTotals
 from csstdask.store.run import MetricsWriter, prepare_run
 from csstdask.store.store_metadata import read_attributes_copy, root_metadata
@@ -176,7 +176,7 @@ class _PendingUnits:
             record = self.ledger.read(unit)
             done = not self.redo and len(record.fresh(self.ledger.root, fingerprints)) == len(fingerprints)
             if done and not self.verify:
-                emit(UnitSkipped(unit, {"metrics": _recorded_metrics(record)}))
+                emit(UnitSkipped(unit, {"metrics": recorded_metrics(record.steps)}))
                 continue
             job = UnitJob(
                 unit=unit,
@@ -195,10 +195,6 @@ class _PendingUnits:
                 redo=self.redo,
             )
             yield Task(unit, job)
-
-
-def _recorded_metrics(record: UnitRecord) -> dict[str, Any]:
-    return {name: value for step in record.steps.values() for name, value in step.metrics.items()}
 
 
 class ResultCollector:
@@ -232,7 +228,7 @@ class ResultCollector:
         if step == OWNERSHIP_LOST:
             self._metrics.discard()  # the new owner writes them
             return
-        self._put(unit, _recorded_metrics(self._ledger.read(unit)))
+        self._put(unit, recorded_metrics(self._ledger.read(unit).steps))
         if step in _UNRECORDED:
             failure = {"step": step, "reason": reason}
             with contextlib.suppress(OSError):
@@ -244,7 +240,7 @@ class ResultCollector:
         for row, exposure in enumerate(campaign.exposures):
             for column in campaign.present[row].nonzero()[0].tolist():
                 unit = Unit(exposure, campaign.detectors[column])
-                self._put(unit, _recorded_metrics(self._ledger.read(unit)))
+                self._put(unit, recorded_metrics(self._ledger.read(unit).steps))
         self.flush()
 
     def _put(self, unit: Unit, metrics: dict[str, Any]) -> None:

@@ -1,10 +1,15 @@
-"""What a step is: a declaration of what it reads, writes and costs, round a plain function on a frame."""
+"""Declare a step: what it reads, writes, needs and costs, and the function that processes one frame.
+
+A step is one module in ``pipeline/steps``, one settings class in ``pipeline/config.py`` and one line in the registry
+(``pipeline/steps/__init__.py``). Plans, stores, units of tables, memory projections, checks of input tables, reductions
+and the report read everything else from the declaration.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
@@ -14,9 +19,13 @@ from csstdask.store.schema import Codec
 
 if TYPE_CHECKING:
     from csstdask.pipeline.frame import Frame
+    from csstdask.pipeline.plan import Plan
+
+TORCH = {"torch": 45 << 20}
+"""Memory that torch adds to a process (``benchmarks/projections.py``) [byte]."""
 
 Table = dict[str, npt.NDArray[Any]]
-Grid = Literal["pixels", "mesh", "psf"]
+"""Columns of a table, by name."""
 
 
 @dataclass(frozen=True)
@@ -24,19 +33,19 @@ class Product:
     """An array that a step writes for each unit."""
 
     name: str
-    """In the run's store."""
+    """Name of the array in the run's store."""
     dtype: str
-    """A NumPy type."""
+    """NumPy type."""
     fill: object
-    """What reads where no unit has written."""
+    """Value of elements that no unit has written."""
     units_power: int | None = None
-    """Its units are those of ``sci`` to this power; None: it has none."""
-    grid: Grid = "pixels"
-    """What it has a value for: each pixel, each box of the background's mesh, or half pixels of PSFs on their nodes."""
+    """Power of the units of ``sci`` that are its units; None: it has no units."""
+    dims: tuple[str, ...] = ("y", "x")
+    """Dimensions of one unit; the array has ``exposure`` and ``detector`` before them."""
     codec: Codec = "pixels"
-    """How it is compressed."""
+    """Compression."""
     long_name: str = ""
-    """For people."""
+    """Description."""
 
 
 @dataclass(frozen=True)
@@ -44,76 +53,91 @@ class Output:
     """What a step returns for one unit."""
 
     arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
-    """Its products, in the units they are stored in."""
+    """Products, in the units they are stored in."""
     tables: dict[str, Table] = field(default_factory=dict)
-    """Columns of its tables."""
+    """Columns of tables."""
     files: dict[str, bytes] = field(default_factory=dict)
-    """Contents of its files; a unit without content has no file."""
+    """Contents of files and partials; a unit without content has no file."""
     metrics: dict[str, float | int | None] = field(default_factory=dict)
-    """Numbers for (exposure, detector) arrays."""
+    """Values of the (exposure, detector) arrays; None where unknown."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step takes on one core of the reference machine, reading and writing included.
+    """Cost of a step on one core of the reference machine, reading and writing included.
 
-    Measured on frames of 0.04 to 85 Mpix (`benchmarks/projections.py`). The reference machine is named there.
+    Measured on frames of 0.04 to 85 Mpix by ``benchmarks/projections.py``, which names the reference machine.
     """
 
     seconds_per_mpix: float = 0.0
-    """Time that grows with the frame."""
+    """Time proportional to the size of the frame [s / Mpix]."""
     fixed_seconds: float = 0.0
-    """Time that a frame of any size takes."""
+    """Time independent of the size of the frame [s]."""
     bytes_per_pixel: float = 0.0
-    """Peak memory that grows with the frame: its planes and earlier products included."""
+    """Peak memory proportional to the size of the frame, planes and earlier products included [byte / pixel]."""
     fixed_bytes: int = 0
-    """Peak memory of buffers that do not depend on the frame's size."""
+    """Peak memory of buffers independent of the size of the frame [byte]."""
     buffer_bytes_per_pixel: float = 0.0
-    """Peak memory of buffers, per pixel that is computed at the same time."""
+    """Peak memory of buffers per pixel that is computed at the same time [byte / pixel]."""
     buffer_pixels: int = 0
     """Largest number of pixels that are computed at the same time."""
 
     def seconds(self, pixels: int) -> float:
-        """Return the time of a frame."""
+        """Return the time of a frame [s]."""
         return self.fixed_seconds + self.seconds_per_mpix * pixels / 1e6
 
     def peak_bytes(self, pixels: int) -> int:
-        """Return the peak memory of a frame, without libraries."""
+        """Return the peak memory of a frame, without libraries [byte]."""
         buffers = self.buffer_bytes_per_pixel * min(pixels, self.buffer_pixels)
         return round(self.fixed_bytes + self.bytes_per_pixel * pixels + buffers)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of the pipeline."""
+    """Declaration of one step of the pipeline."""
 
     name: str
-    """In ``--steps``, the ledger and fingerprints."""
+    """Name in ``--steps``, the ledger and fingerprints."""
     requires: tuple[str, ...]
-    """Steps whose products it reads, where these are for the same kind of frame."""
+    """Steps whose products it reads, where these process the same kind of frame."""
     kinds: frozenset[str]
-    """Kinds of frames it is for."""
+    """Kinds of frames that it processes."""
     numerics_version: int
     """Raised whenever the same input would give other numbers."""
     body: Callable[[Frame, RunConfig], Output]
-    """The work: a plain function of one frame."""
+    """Function that processes one frame."""
     settings: Callable[[RunConfig], dict[str, Any]]
-    """What of the configuration decides its result, resolved: a default and its value are the same."""
-    model: Callable[[RunConfig], str | None]
-    """Identity of its model: a SHA-256 of everything in it that decides a result."""
-    products: tuple[Product, ...] = ()
-    """Arrays it writes."""
-    tables: tuple[str, ...] = ()
-    """Tables it writes, under ``tables/``."""
-    files: tuple[str, ...] = ()
-    """Folders of the files it writes, one file a unit: what later steps read that is no array of a fixed shape."""
-    metrics: tuple[str, ...] = ()
-    """Names of its metrics."""
-    halo: int = 0
-    """Pixels beyond a pixel that decide its value; 0 where the whole frame does."""
-    cost: Callable[[RunConfig, Instrument], Cost] = lambda _config, _instrument: Cost()
-    """What it costs with a configuration, on frames of an instrument."""
+    """Resolved settings that decide the result; a default and its explicit value are equal."""
+    model: Callable[[RunConfig], str | None] = lambda _: None
+    """Identity of its model: a SHA-256 of everything in the model that decides the result."""
     camera: Callable[[Instrument], dict[str, Any]] = lambda _: {}
-    """What of the camera's description decides its result, beyond flag bits and units."""
-    uses_torch: Callable[[RunConfig], bool] = lambda _: False
-    """Whether it runs a network with a configuration."""
+    """Properties of the camera that decide the result, besides flag bits and units."""
+    products: tuple[Product, ...] = ()
+    """Arrays that it writes."""
+    sizes: Callable[[RunConfig, tuple[int, int]], Mapping[str, int]] = lambda _config, _shape: {}
+    """Lengths of the dimensions that it adds to ``y`` and ``x``, for frames of a shape (y, x)."""
+    coordinates: Callable[[tuple[int, int]], Mapping[str, npt.NDArray[Any]]] = lambda _shape: {}
+    """Coordinates of these dimensions, by name, for frames of a shape (y, x)."""
+    tables: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Units of the columns of the tables that it writes under ``tables/``, by table."""
+    files: tuple[str, ...] = ()
+    """Files that it writes for later steps, under ``files/``: results without a fixed shape."""
+    partials: tuple[str, ...] = ()
+    """Files that it writes for reductions, under ``files/``."""
+    metrics: tuple[str, ...] = ()
+    """Names of the (exposure, detector) arrays that it writes."""
+    inputs: tuple[str, ...] = ()
+    """Input tables (`csstdask.pipeline.config.INPUT_TABLES`) without which it is left out of a default run."""
+    check: Callable[[Plan], None] = lambda _: None
+    """Raises InputError before a run that could not succeed: absent or unusable tables, impossible settings."""
+    cost: Callable[[RunConfig, Instrument], Cost] = lambda _config, _instrument: Cost()
+    """Cost with a configuration, on frames of an instrument."""
+    libraries: Callable[[RunConfig], Mapping[str, int]] = lambda _: {}
+    """Memory of the libraries that it imports, by library [byte]."""
+    panel: str = ""
+    """Panel of the report that shows its results; empty: none."""
+
+    @property
+    def owned_files(self) -> tuple[str, ...]:
+        """Return the names of all files of a unit that are neither arrays nor tables."""
+        return self.files + self.partials

@@ -30,11 +30,10 @@ from csstdask.pipeline.frame import Frame, Table
 from csstdask.pipeline.provenance import software_versions
 from csstdask.pipeline.step import Output, Step
 from csstdask.pipeline.steps import STEPS
-from csstdask.pipeline.steps.detect import DETECT, uses_network
-from csstdask.store.campaign_pixels import read_unit_pixels
-from csstdask.store.shards import read_shard, shard_path, write_shard
-from csstdask.store.tables import column_units, read_table, table_path, unit_file_path, write_table
-from csstdask.store.unit_metadata import UnitMetadata, read_header
+from csstdask.store.campaign import UnitMetadata, read_header, read_unit_pixels
+from csstdask.store.schema import RENAMED_METRICS
+from csstdask.store.tables import read_table, table_path, unit_file_path, write_table
+from csstdask.store.zarr_arrays import read_shard, shard_path, write_shard
 
 log = logging.getLogger("csstdask")
 
@@ -73,8 +72,8 @@ def process_unit(job: UnitJob) -> dict[str, Any]:
         ``metrics``, and ``kernel_seconds`` and ``usage`` by step; ``unchanged``, with the metrics, for a unit that was
         to be verified and is done; or ``describe_failure`` (see ``engine/window.py``).
     """
-    if DETECT.name in job.fingerprints and uses_network(job.config):
-        import torch  # noqa: F401  its threads can only be limited once they are there
+    if any("torch" in STEPS[name].libraries(job.config) for name in job.fingerprints):
+        import torch  # noqa: F401  its threads can be limited only once it is imported
     limit_threads(job.config.engine.threads_per_unit)
     root, ledger = Path(job.run), Ledger(Path(job.run))
     step_name = "claim"
@@ -83,7 +82,7 @@ def process_unit(job: UnitJob) -> dict[str, Any]:
         # What is built on was made by an earlier run: its content is compared, not only its size.
         fresh = [] if job.redo else before.fresh(root, job.fingerprints, checksum=True)
         if job.verify and len(fresh) == len(job.fingerprints):
-            return {"unchanged": {"metrics": _metrics(before.steps)}}
+            return {"unchanged": {"metrics": recorded_metrics(before.steps)}}
         attempt = Attempt(ledger.claim_path(job.unit), ledger.lock_path, job.driver)
         stale = _stale(before, job.fingerprints, fresh)
         done = {name: step for name, step in before.steps.items() if name not in stale}
@@ -114,7 +113,7 @@ def process_unit(job: UnitJob) -> dict[str, Any]:
                     fresh.remove(name)
                 for item in done.pop(name).objects if name in done else ():
                     (root / item.path).unlink(missing_ok=True)
-            frame.add_results(output.arrays, output.tables, dict.fromkeys(step.files) | output.files)
+            frame.add_results(output.arrays, output.tables, dict.fromkeys(step.owned_files) | output.files)
         except Exception as error:
             log.debug("unit %s, step %s", job.unit, step_name, exc_info=True)
             problem = describe_failure(step_name, error)
@@ -148,8 +147,9 @@ def _outdated_by(name: str, before: UnitRecord, now: StepRecord) -> list[str]:
     return [other for other in STEPS if other in reached and other != name]
 
 
-def _metrics(steps: Mapping[str, StepRecord]) -> dict[str, Any]:
-    return {name: value for step in steps.values() for name, value in step.metrics.items()}
+def recorded_metrics(steps: Mapping[str, StepRecord]) -> dict[str, float | int | None]:
+    """Return the metrics of the steps of a unit, those of an earlier version under their present names."""
+    return {RENAMED_METRICS.get(name, name): value for step in steps.values() for name, value in step.metrics.items()}
 
 
 def _frame(job: UnitJob, count: Callable[[Path], None]) -> Frame:
@@ -192,12 +192,12 @@ def _write(
         attempt.check()
         path = write_shard(root, product.name, job.row, job.column, output.arrays[product.name])
         objects.append(OwnedObject.of(root, path))
-    for name in step.tables:
+    for name, units in step.tables.items():
         attempt.check()
         path = table_path(root, name, job.unit.exposure, job.unit.detector)
-        write_table(path, output.tables[name], column_units(name))
+        write_table(path, output.tables[name], units)
         objects.append(OwnedObject.of(root, path))
-    for name in step.files:
+    for name in step.owned_files:
         attempt.check()
         path = unit_file_path(root, name, job.unit.exposure, job.unit.detector)
         if (content := output.files.get(name)) is None:
@@ -228,7 +228,7 @@ def _record(
     if problem:
         return problem
     return {
-        "metrics": _metrics(done),
+        "metrics": recorded_metrics(done),
         "kernel_seconds": {name: done[name].kernel_seconds for name in written},
         "usage": {name: asdict(done[name].usage) for name in written},
     }

@@ -18,7 +18,6 @@ import xarray as xr
 
 from csstdask.arrays.frame import frame_variance
 from csstdask.arrays.mesh import Mesh
-from csstdask.arrays.psf_grid import node_positions
 from csstdask.engine.ledger import Ledger
 from csstdask.instrument import Instrument, electrons_per_unit, validate_instrument
 from csstdask.pipeline.completed_units import done_units
@@ -26,10 +25,10 @@ from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.reduction_status import current_fingerprints
 from csstdask.pipeline.reductions import REDUCTIONS
 from csstdask.pipeline.status import load_plan
-from csstdask.store.campaign_dataset import open_campaign
+from csstdask.pipeline.steps import STEPS
+from csstdask.store.campaign import FOOTPRINT, open_campaign
 from csstdask.store.run import campaign_path
-from csstdask.store.store_metadata import open_group
-from csstdask.store.unit_metadata import FOOTPRINT
+from csstdask.store.schema import RENAMED_METRICS
 from csstdask.store.xarray_formats import make_portable
 
 
@@ -64,7 +63,7 @@ def open_run(path: str | Path, campaign: str | Path | None = None, *, check: boo
     """
     root = Path(path)
     open_group(root, "run")
-    dataset = make_portable(xr.open_zarr(root, chunks={}))
+    dataset = _with_present_names(make_portable(xr.open_zarr(root, chunks={})))
     source_path = campaign_path(root, campaign)
     source = open_campaign(source_path)
     source = source.isel(exposure=slice(0, dataset.sizes["exposure"]))
@@ -72,10 +71,9 @@ def open_run(path: str | Path, campaign: str | Path | None = None, *, check: boo
     dataset = dataset.assign_coords(coordinates)
     dataset.attrs |= {"path": str(root), "campaign_path": str(source_path), "instrument": source.attrs["instrument"]}
     flags = validate_instrument(source.attrs["instrument"], str(root)).flags
-    if "psf" in dataset:
-        dataset = dataset.assign_coords(
-            x_psf=node_positions(source.sizes["x"]), y_psf=node_positions(source.sizes["y"])
-        )
+    for step in STEPS.values():
+        if any(product.name in dataset for product in step.products):
+            dataset = dataset.assign_coords(step.coordinates((source.sizes["y"], source.sizes["x"])))
     incoming = np.int32(flags.incoming_cosmic_ray_mask)
     for name in ("header", *FOOTPRINT, "planes", "file_units", "unit_scale"):
         if name in source:
@@ -97,6 +95,14 @@ def open_run(path: str | Path, campaign: str | Path | None = None, *, check: boo
     dataset["flag_out"] = (source["flag"] & ~incoming) | ours
     dataset["flag_out"].attrs = dict(source["flag"].attrs)
     return _only_done(dataset, source["flag"]) if check else dataset
+
+
+def _with_present_names(dataset: xr.Dataset) -> xr.Dataset:
+    """Return a run of an earlier version with its metrics under their present names."""
+    for old, new in RENAMED_METRICS.items():
+        if old in dataset:
+            dataset = dataset.drop_vars(old) if new in dataset else dataset.rename({old: new})
+    return dataset
 
 
 def _only_current(dataset: xr.Dataset, root: Path, plan: Plan) -> xr.Dataset:

@@ -99,7 +99,7 @@ def _core(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _rho(dataset: xr.Dataset, instrument: Instrument, root: Path) -> Markup:
     """Plot and list the rho statistics of held-out stars."""
-    frames = [{name: values[stars["reserve"]] for name, values in stars.items()} for stars in _stars(dataset, root)]
+    frames = [{name: values[stars["held_out"]] for name, values in stars.items()} for stars in _stars(dataset, root)]
     if sum(len(one["x"]) for one in frames) < 2:
         return Markup()
     found = rho_statistics(frames)

@@ -50,7 +50,7 @@ _FURTHER = {
     "n_tracks": _Metric("tracks"),
     "n_worms": _Metric("worms"),
     "cr_charge_median": _Metric("median charge of an event", "electron"),
-    "n_psf_reserve": _Metric("held-out stars"),
+    "n_psf_held_out": _Metric("held-out stars"),
     "psf_e1": _Metric("PSF e1"),
     "psf_e2": _Metric("PSF e2"),
     "psf_chi2": _Metric("χ² of held-out stars"),

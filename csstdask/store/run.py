@@ -21,8 +21,8 @@ import zarr
 from csstdask.core.atomic_io import write_atomic
 from csstdask.core.errors import StoreError
 from csstdask.store.campaign import Campaign
-from csstdask.store.schema import SCHEMA_VERSION, UNIT_DIMS, ArraySpec
-from csstdask.store.store_metadata import (
+from csstdask.store.schema import RENAMED_METRICS, SCHEMA_VERSION, UNIT_DIMS, ArraySpec
+from csstdask.store.zarr_arrays import (
     ATTRIBUTES_COPY,
     damaged_arrays,
     damaged_file_error,
@@ -106,6 +106,8 @@ def prepare_run(
     for name in metrics:
         if name not in known:
             create_array(group, ArraySpec(name, UNIT_DIMS, "float64", float("nan"), "table"), sizes)
+            for old in [old for old, new in RENAMED_METRICS.items() if new == name and old in known]:
+                get_array(group, name)[:] = get_array(group, old)[:]  # a run of an earlier version
     group.attrs.update(
         {
             "csstdask": "run",

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from csstdask.core.atomic_io import flush_file, write_atomic
 from csstdask.core.errors import StoreError
+from csstdask.store.schema import RENAMED_COLUMNS
 
 # Units of columns, written into the schema.
 COLUMN_UNITS = {
@@ -122,20 +123,16 @@ def read_table(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def read_arrow(path: Path) -> pa.Table:
-    """Read a table as an Arrow table, with the units of its columns.
-
-    Raises
-    ------
-    StoreError
-        If the table is damaged.
-    """
+    """Return a table with the units of its columns, renamed to present names; StoreError if it is damaged."""
     try:
-        return pq.read_table(path)
+        table = pq.read_table(path)
     except pa.ArrowInvalid as error:
         reason = str(error).partition(".")[0]
         raise StoreError(
             f"{path}: found a damaged table ({reason}); wanted Parquet (run again with --verify)"
         ) from None
+    renamed = RENAMED_COLUMNS.get(path.parts[-3], {}) if len(path.parts) > 2 else {}
+    return table.rename_columns([renamed.get(name, name) for name in table.column_names]) if renamed else table
 
 
 def is_complete_table(path: Path) -> bool:

@@ -10,13 +10,13 @@ from shell import csstdask_command
 
 from csstdask.engine.work_units import Selection, parse_selection
 from csstdask.pipeline.plan import START_SECONDS, make_plan
-from csstdask.pipeline.prepare import NEED_REFERENCE, estimate
+from csstdask.pipeline.prepare import estimate
 from csstdask.pipeline.status import status
 from csstdask.pipeline.steps import STEPS, resolve
 from csstdask.pipeline.usage_report import UsageTotals, total_usage, usage_lines
 from csstdask.store.shards import shard_path
 
-IMAGING = [name for name, step in STEPS.items() if "imaging" in step.kinds and name not in NEED_REFERENCE]
+IMAGING = [name for name, step in STEPS.items() if "imaging" in step.kinds and "reference" not in step.inputs]
 
 
 def test_usage_of_each_step_is_kept_and_shown(small_campaign, tmp_path):

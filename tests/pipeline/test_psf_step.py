@@ -63,8 +63,8 @@ def test_stars_and_what_the_psf_says_of_them(night):
     table = pq.read_table(night / "r.zarr/tables/psf_stars/10100000001/7.parquet")
     stars = table.to_pandas()
     assert table.schema.field("size").metadata == {b"unit": b"pixel"}
-    assert stars["reserve"].any()
-    assert not stars["reserve"].all()
+    assert stars["held_out"].any()
+    assert not stars["held_out"].all()
     detections = pq.read_table(night / "r.zarr/tables/detections/10100000001/7.parquet").to_pandas().set_index("id")
     assert np.array_equal(detections.loc[stars["id"], "x"], stars["x"])
     assert np.median(np.abs(stars["size"] / stars["model_size"] - 1)) < 0.1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from csstdask.core.errors import StoreError
+from csstdask.core.errors import InputError, StoreError
 from csstdask.engine.partials import ReductionRecord, reduction_record_path
 from csstdask.flux.flat_solution import MAX_NODES
 from csstdask.instrument.dispersion import N_WAVELENGTHS, nominal_sensitivity, slitless_order, wavelength_grid
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from csstdask.engine.partials import Partial
     from csstdask.engine.reduce import Pass
     from csstdask.flux.flat import Flat
-    from csstdask.flux.flat_solution import FlatSolution
-    from csstdask.flux.flat_sums import FlatSums
+    from csstdask.flux.flat_sums import FlatSolution, FlatSums
+    from csstdask.pipeline.plan import Plan
 
 SENSITIVITY_UNITS = "(electron s-1 Angstrom-1) / (erg s-1 cm-2 Angstrom-1)"
 
@@ -186,6 +186,12 @@ def sizes(config: RunConfig, _campaign: Campaign) -> Mapping[str, int]:
     }
 
 
+def _check_spectra(plan: Plan) -> None:
+    """Raise InputError without SEDs to compare spectra with."""
+    if plan.config.extract.spectra is None:
+        raise InputError("--steps flat", "no SEDs", "--spectra SEDS.parquet, from csstdask sed")
+
+
 _NAN = float("nan")
 _WAVE = ("flat_wave",)
 FLAT = Reduction(
@@ -194,7 +200,10 @@ FLAT = Reduction(
     partial=STAR_RATIOS,
     kinds=frozenset({"slitless"}),
     numerics_version=2,
-    settings=lambda config: config.flat.model_dump(),
+    settings=lambda config: config.flat.decisive(),
+    inputs=("spectra",),
+    check=_check_spectra,
+    panel="slitless",
     camera=slitless_description,
     algorithm=lambda config, _campaign, _detectors: FlatAlgorithm(config.flat.degree),
     result=products_of,

@@ -228,6 +228,7 @@ ZEROPOINTS = Reduction(
     sizes=lambda _config, _campaign: {},
     without_inputs=lambda _config: "found no unit with stars; wanted the files of the step zeropoint (run --verify)",
     scope="campaign",
+    panel="zero_points",
     remark=_remark,
     products=(
         _product("zp", "zero point: AB magnitude of 1 electron s-1 in the total light of a star"),

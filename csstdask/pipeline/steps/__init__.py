@@ -65,4 +65,4 @@ def apply_steps(
             continue
         with around(step):
             output = step.body(frame, config)
-        frame.add_results(output.arrays, output.tables, dict.fromkeys(step.files) | output.files)
+        frame.add_results(output.arrays, output.tables, dict.fromkeys(step.owned_files) | output.files)

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from csstdask.core.errors import InputError
 from csstdask.instrument import Instrument
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.step import Cost, Output, Product, Step
+from csstdask.pipeline.step import TORCH, Cost, Output, Product, Step
 
 if TYPE_CHECKING:
     from csstdask.pipeline.frame import Frame
+    from csstdask.pipeline.plan import Plan
 
 #: Time of the default network on one core, by precision (`benchmarks/cosmicray.py`), and the share of it that other
 #: networks take.
@@ -134,6 +136,19 @@ def fingerprint_settings(config: RunConfig) -> dict[str, Any]:
     return {"threshold": resolved_threshold(config), **chosen, **device}
 
 
+def libraries_of(config: RunConfig) -> dict[str, int]:
+    """Return the memory of the libraries that the step imports, by library [byte]."""
+    return TORCH if uses_network(config) else {}
+
+
+def check_precision(plan: Plan) -> None:
+    """Raise InputError for an arithmetic that the device does not have."""
+    config = plan.config
+    device = config.engine.device or "cpu"
+    if config.detect.precision == "int8" and not device.startswith("cpu"):
+        raise InputError("[detect] precision", f"int8 on {device}", "float32 or bfloat16: int8 is for the host")
+
+
 DETECT = Step(
     name="detect",
     requires=("background",),
@@ -152,5 +167,7 @@ DETECT = Step(
         "n_cr_both_pixels",
     ),
     cost=cost_of_detection,
-    uses_torch=uses_network,
+    libraries=libraries_of,
+    check=check_precision,
+    panel="cosmic_rays",
 )  # fmt: skip

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from csstdask.flux.predicted_spectra import PredictedSpectra
     from csstdask.flux.sed_table import SedTable
     from csstdask.pipeline.frame import Frame
+    from csstdask.pipeline.plan import Plan
 
 Float = npt.NDArray[np.float64]
 
@@ -38,6 +39,13 @@ Float = npt.NDArray[np.float64]
 STAR_RATIOS = "star_ratios"
 #: The pixels that were left out although no earlier step had flagged them.
 REJECTED = "extract_mask"
+SPECTRUM_UNITS = {
+    "x": "pixel", "y": "pixel", "ra": "deg", "dec": "deg", "flux_5556": "erg s-1 cm-2 Angstrom-1",
+    "flux_5556_err": "erg s-1 cm-2 Angstrom-1", "shift": "pixel", "shift_err": "pixel", "shift_measured": "pixel",
+    "shift_measured_err": "pixel", "y_offset": "pixel", "column": "pixel", "row": "pixel", "wavelength": "Angstrom",
+    "rate": "electron s-1 Angstrom-1", "rate_err": "electron s-1 Angstrom-1", "background": "electron pixel-1",
+}  # fmt: skip
+"""Units of the columns of ``tables/spectra``."""
 _MARGIN = 30.0
 """Distance from the edge of the frame within which light still falls on it [pixel]."""
 
@@ -305,7 +313,7 @@ def _table(frame: Frame, stars: StarsOnFrame, spectra: FrameSpectra | None) -> T
 
 def _settings(config: RunConfig) -> dict[str, Any]:
     """Return what decides the spectra: the content of the tables, not where they lie."""
-    return config.extract.model_dump(exclude={"catalogue", "spectra"})
+    return config.extract.decisive(exclude=("catalogue", "spectra"))
 
 
 def slitless_description(instrument: Instrument) -> dict[str, Any]:
@@ -319,6 +327,19 @@ def _cost(_config: RunConfig, _instrument: Instrument) -> Cost:
     return Cost(seconds_per_mpix=0.05, fixed_seconds=0.6, bytes_per_pixel=48.0, fixed_bytes=200 << 20)
 
 
+def _check_tables(plan: Plan) -> None:
+    """Raise InputError if there is no catalogue, or a table cannot be used."""
+    from csstdask.flux.catalogue import check_catalogue
+    from csstdask.flux.sed_table import check_seds
+
+    settings = plan.config.extract
+    if settings.catalogue is None:
+        raise InputError("--steps extract", "no catalogue", "--catalogue STARS.parquet")
+    check_catalogue(Path(settings.catalogue), plan.campaign.instrument.bands)
+    if settings.spectra is not None:
+        check_seds(Path(settings.spectra))
+
+
 EXTRACT = Step(
     name="extract",
     requires=("background", "detect"),
@@ -327,7 +348,6 @@ EXTRACT = Step(
     body=extract_stars,
     settings=_settings,
     camera=slitless_description,
-    model=lambda _: None,
     products=(
         Product(
             REJECTED,
@@ -337,8 +357,11 @@ EXTRACT = Step(
             long_name="rejected by the extraction: outliers, light of other stars",
         ),
     ),
-    tables=("spectra",),
-    files=(STAR_RATIOS,),
+    tables={"spectra": SPECTRUM_UNITS},
+    partials=(STAR_RATIOS,),
     metrics=("n_spectra", "n_unpredicted", "spectrum_snr", "spectrum_shift", "trace_offset", "contaminated_fraction"),
     cost=_cost,
+    inputs=("catalogue",),
+    check=_check_tables,
+    panel="slitless",
 )

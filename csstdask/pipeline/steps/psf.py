@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 
 #: The file that holds the fitted field of a unit.
 PSF_FIELD = "psf_field"
+PSF_GRID = ("y_psf", "x_psf", "v", "u")
+"""Dimensions of the PSFs of a frame: nodes of the field along y and x, half pixels along y and x."""
+PSF_SHAPE = (N_NODES, N_NODES, OVERSAMPLED_SIZE, OVERSAMPLED_SIZE)
+DETECTION_UNITS = {
+    "x": "pixel", "y": "pixel", "half_light_radius": "pixel", "flux": "electron", "flux_err": "electron",
+    "peak": "electron",
+}  # fmt: skip
+"""Units of the columns of ``tables/detections``."""
+STAR_UNITS = {"x": "pixel", "y": "pixel", "flux": "electron s-1", "size": "pixel", "model_size": "pixel"}
+"""Units of the columns of ``tables/psf_stars``."""
+PSF_BYTES = 180 << 20
+"""Memory that the fit of PSFs, with the libraries it imports, adds to a process [byte]."""
 _COLUMNS = ("flux", "chi2", "size", "e1", "e2", "model_size", "model_e1", "model_e2")
 #: Of the detections, what the choice of stars and the repair read; x and y in pixels, fluxes in electrons.
 _DETECTION_COLUMNS = ("x", "y", "flux", "flux_err", "peak", "half_light_radius", "ellipticity", "flag")
@@ -40,17 +52,16 @@ def fit_psf(frame: Frame, config: RunConfig) -> Output:
     if model is None:
         return _without_psf(frame, detections)
     seen = masked.height, masked.error, masked.unobserved
-    psf = fit_frame(*seen, detections, frame.metadata.detector, model=model, min_snr=config.psf.least_snr)
+    psf = fit_frame(*seen, detections, frame.metadata.detector, model=model, min_snr=config.psf.min_snr)
     if psf is None:
         return _without_psf(frame, detections)
     card = find_card("psf", model if psf.field.model != EMPIRICAL else EMPIRICAL)
     stored = write_field(psf.field, card)
     field = read_field(stored, card)  # what an interrupted run would read: rounded as the file is
     image, sigma = field(*nodes_of(frame.data.shape))
-    shape = (N_NODES, N_NODES, OVERSAMPLED_SIZE, OVERSAMPLED_SIZE)
     stars = compare_stars(field, psf.fitted, psf.selection, *seen, detections)
     return Output(
-        arrays={"psf": image.reshape(shape), "psf_sigma": sigma.reshape(shape)},
+        arrays={"psf": image.reshape(PSF_SHAPE), "psf_sigma": sigma.reshape(PSF_SHAPE)},
         tables={"detections": _detections(frame, detections), "psf_stars": _stars(frame, detections, stars)},
         files={PSF_FIELD: stored},
         metrics=_metrics(psf, image, stars),
@@ -96,17 +107,20 @@ def _metrics(psf: FramePsf, images: npt.NDArray[np.float32], stars: Table) -> di
     """Return numbers of a frame: the median shape of its PSF, and how far held-out stars deviate from it."""
     from csstdask.arrays.moments import adaptive_moments
 
-    reserve = stars["reserve"] & (stars["model_size"] > 0) & (stars["size"] > 0)
-    change = stars["size"][reserve] / stars["model_size"][reserve] - 1
-    found: dict[str, float | int | None] = {"n_psf_stars": int(psf.fit.used.sum()), "n_psf_reserve": int(reserve.sum())}
+    held_out = stars["reserve"] & (stars["model_size"] > 0) & (stars["size"] > 0)
+    change = stars["size"][held_out] / stars["model_size"][held_out] - 1
+    found: dict[str, float | int | None] = {
+        "n_psf_stars": int(psf.fit.used.sum()),
+        "n_psf_held_out": int(held_out.sum()),
+    }
     moments = adaptive_moments(images)
     for name, values in (("size", moments.sigma / 2), ("e1", moments.e1), ("e2", moments.e2)):
         found[f"psf_{name}"] = float(np.median(values[moments.converged])) if moments.converged.any() else None
     wavefront, middle = psf.fit.wavefront, np.zeros(1)
     found["psf_wavefront_rms"] = None if wavefront is None else float(wavefront.rms(middle, middle)[0])
     found["psf_misfit"] = psf.field.misfit if np.isfinite(psf.field.misfit) else None
-    found["psf_chi2"] = float(np.median(stars["chi2"][reserve])) if reserve.any() else None
-    found["psf_size_residual"] = float(np.median(change)) if reserve.any() else None
+    found["psf_chi2"] = float(np.median(stars["chi2"][held_out])) if held_out.any() else None
+    found["psf_size_residual"] = float(np.median(change)) if held_out.any() else None
     return found
 
 
@@ -131,7 +145,7 @@ def _stars(frame: Frame, detections: Table, stars: Table) -> Table:
     table: Table = {
         **_of_unit(frame, len(which)),
         **{name: np.asarray(detections[name])[which] for name in ("id", "x", "y")},
-        "reserve": stars["reserve"],
+        "held_out": stars["reserve"],
         **{name: np.asarray(stars[name], dtype=np.float64) for name in _COLUMNS},
     }
     table["flux"] = table["flux"] / exptime
@@ -147,14 +161,13 @@ def _of_unit(frame: Frame, n: int) -> Table:
 
 def _without_psf(frame: Frame, detections: Table | None) -> Output:
     """Return what a frame without a PSF has: its detections, if its sky is known."""
-    shape = (N_NODES, N_NODES, OVERSAMPLED_SIZE, OVERSAMPLED_SIZE)
     none = {name: np.empty(0) for name in ("x", "y", *_COLUMNS)}
     no_stars: Table = {"star": np.empty(0, np.int64), "reserve": np.empty(0, bool), "id": np.empty(0, np.int32), **none}
-    empty = np.full(shape, np.nan, np.float32)
+    empty = np.full(PSF_SHAPE, np.nan, np.float32)
     return Output(
         arrays={"psf": empty, "psf_sigma": empty},
         tables={"detections": _detections(frame, detections), "psf_stars": _stars(frame, no_stars, no_stars)},
-        metrics={"n_psf_stars": 0, "n_psf_reserve": 0},
+        metrics={"n_psf_stars": 0, "n_psf_held_out": 0},
     )
 
 
@@ -164,17 +177,23 @@ PSF = Step(
     kinds=frozenset({"imaging"}),
     numerics_version=8,
     body=fit_psf,
-    settings=lambda config: {"least_snr": config.psf.least_snr, "field_format": FIELD_FORMAT},
+    settings=lambda config: config.psf.decisive(exclude=["model"]) | {"field_format": FIELD_FORMAT},
     model=model_identity,
     products=(
-        Product("psf", "float32", float("nan"), grid="psf", long_name="effective PSF in half pixels, sums to 1"),
-        Product("psf_sigma", "float32", float("nan"), grid="psf", long_name="1 sigma of it, for a star of any colour"),
+        Product("psf", "float32", float("nan"), dims=PSF_GRID, long_name="effective PSF in half pixels, sums to 1"),
+        Product(
+            "psf_sigma", "float32", float("nan"), dims=PSF_GRID, long_name="1 sigma of it, for a star of any colour"
+        ),
     ),
-    tables=("detections", "psf_stars"),
+    sizes=lambda _config, _shape: dict(zip(PSF_GRID, PSF_SHAPE, strict=True)),
+    coordinates=lambda shape: {"y_psf": node_positions(shape[0]), "x_psf": node_positions(shape[1])},
+    tables={"detections": DETECTION_UNITS, "psf_stars": STAR_UNITS},
     files=(PSF_FIELD,),
     metrics=(
-        "n_psf_stars", "n_psf_reserve", "psf_size", "psf_e1", "psf_e2", "psf_chi2", "psf_size_residual",
+        "n_psf_stars", "n_psf_held_out", "psf_size", "psf_e1", "psf_e2", "psf_chi2", "psf_size_residual",
         "psf_wavefront_rms", "psf_misfit",
     ),
     cost=cost_of_psf,
+    libraries=lambda config: {} if config.psf.model == NO_PSF else {"psf": PSF_BYTES},
+    panel="psf",
 )  # fmt: skip

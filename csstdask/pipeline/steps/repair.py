@@ -10,13 +10,18 @@ import numpy.typing as npt
 from csstdask.instrument import Instrument
 from csstdask.nn.models import EMPIRICAL, find_card
 from csstdask.pipeline.config import NO_PSF, RunConfig
-from csstdask.pipeline.step import Cost, Output, Product, Step, Table
+from csstdask.pipeline.step import TORCH, Cost, Output, Product, Step, Table
 from csstdask.pipeline.steps.psf import PSF, PSF_FIELD, psf_model
 
 if TYPE_CHECKING:
     from csstdask.pipeline.frame import Frame
     from csstdask.psf.inpaint import StarRepair
 
+EVENT_UNITS = {
+    "x": "pixel", "y": "pixel", "area": "pixel", "charge": "electron", "charge_err": "electron", "peak": "electron",
+    "length": "pixel", "width": "pixel", "angle": "deg",
+}  # fmt: skip
+"""Units of the columns of ``tables/cosmic_rays``."""
 #: A source's pixels: the mean of each and its neighbours stands this above the sky [sigma of one pixel].
 _SOURCE_SIGMA = 3.0
 #: Metrics that count the events of each kind of the catalogue.
@@ -142,8 +147,9 @@ REPAIR = Step(
             long_name="variance of repair, inf without a donor",
         ),
     ),
-    tables=("cosmic_rays",),
+    tables={"cosmic_rays": EVENT_UNITS},
     metrics=("n_unrepaired_pixels", *_COUNTED.values(), "cr_charge_median"),
     cost=cost_of_repair,
-    uses_torch=uses_network,
+    libraries=lambda config: TORCH if uses_network(config) else {},
+    panel="cutouts",
 )

@@ -15,6 +15,12 @@ from csstdask.pipeline.step import Cost, Output, Step, Table
 if TYPE_CHECKING:
     from csstdask.pipeline.frame import Frame
 
+SOURCE_UNITS = {
+    "x": "pixel", "y": "pixel", "ra": "deg", "dec": "deg", "a": "pixel", "b": "pixel", "theta": "deg",
+    "half_light_radius": "pixel", "area": "pixel", "flux": "electron s-1", "flux_err": "electron s-1",
+    "flux_aperture": "electron s-1", "flux_aperture_err": "electron s-1", "peak": "electron s-1",
+}  # fmt: skip
+"""Units of the columns of ``tables/sources``."""
 #: Half the side of the box in which a source's hit pixels are counted, in semi-major axes.
 _REACH = 3.0
 
@@ -27,6 +33,7 @@ def find_sources(frame: Frame, config: RunConfig) -> Output:
     if seen is None:
         return Output(tables={"sources": _table(frame, None)}, metrics={"n_sources": 0})
     together = find_card("inpaint", config.repair.model).calibration.get("correlation", 0.0)
+    settings = config.sources
     found = measure_sources(
         seen.height,
         seen.error,
@@ -35,7 +42,10 @@ def find_sources(frame: Frame, config: RunConfig) -> Output:
         repaired=seen.repaired,
         repair_correlation=together,
         noise_excess=seen.noise_excess,
-        **config.sources.model_dump(),
+        threshold=settings.threshold,
+        least_area=settings.min_area,
+        aperture_radius=settings.aperture_radius,
+        deblend_contrast=settings.deblend_contrast,
     )
     table = _table(frame, found, frame.product("cr_mask"))
     return Output(tables={"sources": table}, metrics={"n_sources": len(table["id"])})
@@ -99,9 +109,8 @@ SOURCES = Step(
     kinds=frozenset({"imaging"}),
     numerics_version=7,
     body=find_sources,
-    settings=lambda config: config.sources.model_dump(),
-    model=lambda _: None,
-    tables=("sources",),
+    settings=lambda config: config.sources.decisive(),
+    tables={"sources": SOURCE_UNITS},
     metrics=("n_sources",),
     cost=lambda _config, _instrument: Cost(
         seconds_per_mpix=0.075, fixed_seconds=0.03, bytes_per_pixel=56.0, fixed_bytes=100 << 20

@@ -15,7 +15,7 @@ from csstdask.instrument import Instrument, sky_positions
 from csstdask.instrument.geometry import angle_between, unit_vectors
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.step import Cost, Output, Step, Table
-from csstdask.pipeline.zeropoint_inputs import check_unchanged
+from csstdask.pipeline.zeropoint_inputs import check_unchanged, check_zeropoint_inputs
 
 if TYPE_CHECKING:
     from csstdask.pipeline.frame import Frame
@@ -157,7 +157,7 @@ def select_stars(sources: Table, correction: float, config: RunConfig) -> UnitSt
     flux, error = columns["flux_aperture"], columns["flux_aperture_err"]
     with np.errstate(invalid="ignore"):
         good = (np.asarray(sources["flag"]) == 0) & (columns["repaired_fraction"] <= MAX_REPAIRED_FRACTION)
-        good &= (error > 0) & (flux >= config.zeropoint.least_snr * error)
+        good &= (error > 0) & (flux >= config.zeropoint.min_snr * error)
     good &= np.isfinite([columns[name] for name in ("x", "y", "ra", "dec")]).all(axis=0)
     row = np.flatnonzero(good)
     isolated = np.ones(len(row), dtype=bool)
@@ -285,10 +285,10 @@ def _metrics(fit: StarFit, match: Match, correction: float, correction_err: floa
 def _settings(config: RunConfig) -> dict[str, Any]:
     """Return what decides a unit's zero point: the content of the reference, not where it lies."""
     names = {
-        "match_radius", "color", "color_term", "color_term_sigma", "degree", "least_snr", "overlap_stars",
+        "match_radius", "color", "color_term", "color_term_sigma", "degree", "min_snr", "overlap_stars",
         "reference_sha256",
     }  # fmt: skip
-    return config.zeropoint.model_dump(mode="json", include=names) | {"aperture": config.sources.aperture_radius}
+    return config.zeropoint.decisive(names) | {"aperture": config.sources.aperture_radius}
 
 
 def _camera(instrument: Instrument) -> dict[str, Any]:
@@ -304,11 +304,12 @@ ZEROPOINT = Step(
     body=solve_unit,
     settings=_settings,
     camera=_camera,
-    model=lambda _: None,
-    files=(ZEROPOINT_STARS,),
+    partials=(ZEROPOINT_STARS,),
     metrics=(
         "zp_solve", "zp_solve_sigma", "zp_n_matched", "zp_n_used", "zp_chi2", "zp_color_term", "zp_color_term_err",
         "zp_scatter", "zp_aperture_correction", "zp_aperture_correction_err", "zp_wcs_shift",
     ),
     cost=lambda _config, _instrument: Cost(seconds_per_mpix=0.01, fixed_seconds=0.1, fixed_bytes=100 << 20),
+    inputs=("reference",),
+    check=check_zeropoint_inputs,
 )  # fmt: skip
