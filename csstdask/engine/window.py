@@ -56,7 +56,8 @@ OWNERSHIP_LOST = "ownership"
 
 #: The step of a unit whose worker died with it.
 WORKER_DIED = "worker died"
-_ALONE = -1
+_ISOLATED = -1
+"""Attempt number of a unit that runs alone, after workers have died with it."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class _Window:
         self._client, self._limit = slots.client, IN_FLIGHT_PER_SLOT * slots.count
         self._source, self._function, self._emit, self._key = source, function, emit, key
         self._retries, self._max_failures = retries, max_failures
-        self._suspects: list[Task] = []
+        self._quarantine: list[Task] = []
         self._finished: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.flying: dict[str, tuple[Task, Future, int]] = {}
         self.outcome = Outcome()
@@ -170,10 +171,10 @@ class _Window:
                 break
             self._submit(task, 0)
             self._emit(UnitSubmitted(task.unit))
-        if not self.flying and self._suspects and self.outcome.stopped is None:
+        if not self.flying and self._quarantine and self.outcome.stopped is None:
             # A worker that dies takes its neighbours' good name along: who was there at three deaths is
             # tried once more, alone, when all others are through.
-            self._submit(self._suspects.pop(), _ALONE)
+            self._submit(self._quarantine.pop(), _ISOLATED)
 
     def _submit(self, task: Task, attempt: int) -> None:
         name = f"{self._key}-{task.unit.exposure}-{task.unit.detector}-{attempt}"
@@ -197,9 +198,9 @@ class _Window:
         elif problem is None:
             self.outcome.done += 1
             self._emit(UnitDone(task.unit, result))
-        elif problem["step"] == WORKER_DIED and attempt != _ALONE:
+        elif problem["step"] == WORKER_DIED and attempt != _ISOLATED:
             self._emit(UnitRetried(task.unit, problem["reason"]))
-            self._suspects.append(task)
+            self._quarantine.append(task)
         elif problem["transient"] and 0 <= attempt < self._retries and self.outcome.stopped is None:
             self._emit(UnitRetried(task.unit, problem["reason"]))
             time.sleep(min(0.1 * 2**attempt, 5))

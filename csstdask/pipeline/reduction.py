@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 
+from csstdask.core.errors import StoreError
+from csstdask.engine.partials import ReductionRecord, reduction_record_path
 from csstdask.instrument import Instrument
 from csstdask.pipeline.config import RunConfig
 from csstdask.store.campaign import Campaign
+from csstdask.store.zarr_arrays import get_array, open_group
 
 if TYPE_CHECKING:  # it imports Dask, which `status` and `--dry-run` do without
     from csstdask.engine.reduce import Algorithm
@@ -90,3 +95,47 @@ class Reduction:
     def array_dims(self, product: ReductionProduct) -> tuple[str, ...]:
         """Return all dimensions of a product."""
         return ("detector", *product.dims) if self.scope == "detector" else product.dims
+
+
+def read_result(
+    root: Path, reduction: Reduction, detector: int | None, wanted: str | None
+) -> tuple[dict[str, npt.NDArray[Any]], ReductionRecord] | None:
+    """Read the arrays of a reduction from a run's store, and verify them.
+
+    Parameters
+    ----------
+    root : Path
+        Store of the run.
+    reduction : Reduction
+        Which reduction.
+    detector : int or None
+        Id of the detector; None for a reduction of the whole campaign.
+    wanted : str or None
+        Fingerprint of the result of the present partials (`csstdask.pipeline.reduction_status.current_fingerprints`);
+        None if there is none.
+
+    Returns
+    -------
+    arrays, record
+        Arrays by name, without the dimension ``detector``, and the record. None if the run has no result of its
+        present partials.
+
+    Raises
+    ------
+    StoreError
+        If an array is damaged.
+    """
+    record = ReductionRecord.read(reduction_record_path(root, reduction.name, detector))
+    if wanted is None or not record.objects or not record.holds(root, wanted):
+        return None
+    for item in record.objects:
+        if not item.is_intact(root, checksum=True):
+            raise StoreError(
+                f"{root / item.path}: found content that differs from its record; wanted that of the run (run --verify)"
+            )
+    group = open_group(root, "run")
+    where: Any = ...
+    if detector is not None:
+        where = np.asarray(get_array(group, "detector")[:]).tolist().index(detector)
+    arrays = {product.name: np.asarray(get_array(group, product.name)[where]) for product in reduction.products}
+    return arrays, record

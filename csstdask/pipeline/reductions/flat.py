@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from csstdask.core.errors import InputError, StoreError
-from csstdask.engine.partials import ReductionRecord, reduction_record_path
-from csstdask.flux.flat_solution import MAX_NODES
+from csstdask.core.errors import InputError
+from csstdask.flux.flat_sums import MAX_NODES
 from csstdask.instrument.dispersion import N_WAVELENGTHS, nominal_sensitivity, slitless_order, wavelength_grid
 from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.reduction import Reduced, Reduction, ReductionProduct
+from csstdask.pipeline.reduction import Reduced, Reduction, ReductionProduct, read_result
 from csstdask.pipeline.steps.extract import EXTRACT, STAR_RATIOS, slitless_description
 from csstdask.store.campaign import Campaign
-from csstdask.store.store_metadata import open_group
-from csstdask.store.zarr_arrays import get_array
 
 if TYPE_CHECKING:
     from csstdask.engine.partials import Partial
@@ -159,19 +156,12 @@ def read_cube(root: Path, detector: int, wanted: str | None) -> Flat | None:
     StoreError
         If an array is damaged.
     """
-    record = ReductionRecord.read(reduction_record_path(root, FLAT.name, detector))
-    if wanted is None or not record.objects or not record.holds(root, wanted):
+    found = read_result(root, FLAT, detector, wanted)
+    if found is None:
         return None
-    for item in record.objects:
-        if not item.is_intact(root, checksum=True):
-            raise StoreError(
-                f"{root / item.path}: found content that differs from its record; wanted that of the run (run --verify)"
-            )
-    group = open_group(root, "run")
-    column = np.asarray(get_array(group, "detector")[:]).tolist().index(detector)
-    values = {product.name: np.asarray(get_array(group, product.name)[column]) for product in FLAT.products}
+    arrays, record = found
     rows, columns = (int(record.metrics[name] or 0) for name in ("rows", "columns"))
-    return flat_of_detector(values, (rows, columns), detector)
+    return flat_of_detector(arrays, (rows, columns), detector)
 
 
 def sizes(config: RunConfig, _campaign: Campaign) -> Mapping[str, int]:

@@ -10,18 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from csstdask.core.errors import StoreError
-from csstdask.engine.partials import ReductionRecord, reduction_record_path
 from csstdask.instrument import Instrument
 from csstdask.nn.models import NO_MODEL, find_card
 from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.reduction import Reduced, Reduction, ReductionProduct
+from csstdask.pipeline.reduction import Reduced, Reduction, ReductionProduct, read_result
 from csstdask.pipeline.steps.zeropoint import ZEROPOINT, ZEROPOINT_STARS
 from csstdask.pipeline.zeropoint_inputs import check_unchanged, uses_network
 from csstdask.store.campaign import Campaign
 from csstdask.store.schema import UNIT_DIMS
-from csstdask.store.store_metadata import open_group
-from csstdask.store.zarr_arrays import get_array
 
 if TYPE_CHECKING:
     from csstdask.engine.partials import Partial
@@ -157,16 +153,8 @@ def read_zero_points(root: Path, wanted: str | None) -> dict[str, npt.NDArray[An
     StoreError
         If an array is damaged.
     """
-    record = ReductionRecord.read(reduction_record_path(root, ZEROPOINTS.name, None))
-    if wanted is None or not record.objects or not record.holds(root, wanted):
-        return None
-    for item in record.objects:
-        if not item.is_intact(root, checksum=True):
-            raise StoreError(
-                f"{root / item.path}: found content that differs from its record; wanted that of the run (run --verify)"
-            )
-    group = open_group(root, "run")
-    return {product.name: np.asarray(get_array(group, product.name)[...]) for product in ZEROPOINTS.products}
+    found = read_result(root, ZEROPOINTS, None, wanted)
+    return None if found is None else found[0]
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
