@@ -69,20 +69,20 @@ def reset_peak() -> bool:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return False
-    peak, resident = _status("VmHWM"), _status("VmRSS")
+    peak, resident = read_process_status("VmHWM"), read_process_status("VmRSS")
     return peak is not None and resident is not None and peak - resident < RESET_TOLERANCE
 
 
 def peak_bytes() -> int:
     """Return the largest resident memory of this process since it began, or since `reset_peak`."""
-    peak = _status("VmHWM")
+    peak = read_process_status("VmHWM")
     if peak is not None:
         return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak << 10
 
 
-def _status(key: str) -> int | None:
+def read_process_status(key: str) -> int | None:
     """Return a value of the process's status [bytes], None where the system has no such file."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -94,7 +94,7 @@ def open_run(path: str | Path, campaign: str | Path | None = None, *, check: boo
     ours = dataset["cr_mask"] * np.int32(flags.cosmic_ray_mask) | repaired * np.int32(flags.inpainted_mask)
     dataset["flag_out"] = (source["flag"] & ~incoming) | ours
     dataset["flag_out"].attrs = dict(source["flag"].attrs)
-    return _only_done(dataset, source["flag"]) if check else dataset
+    return mask_unfinished(dataset, source["flag"]) if check else dataset
 
 
 def _with_present_names(dataset: xr.Dataset) -> xr.Dataset:
@@ -124,7 +124,7 @@ def _only_current(dataset: xr.Dataset, root: Path, plan: Plan) -> xr.Dataset:
     return dataset.assign(replaced)
 
 
-def _only_done(dataset: xr.Dataset, flag: xr.DataArray) -> xr.Dataset:
+def mask_unfinished(dataset: xr.Dataset, flag: xr.DataArray) -> xr.Dataset:
     """Return a run's views without those of units that are not done: nothing is known of them.
 
     A block is of one unit, which is looked up in one block of all units: there are no tasks beyond those of the views.

@@ -67,7 +67,7 @@ def test_a_peak_is_that_of_the_stage():
 
 def test_a_system_that_ignores_the_reset_is_noticed(monkeypatch):
     status = {"VmHWM": 900 << 20, "VmRSS": 600 << 20}
-    monkeypatch.setattr(usage, "_status", status.get)
+    monkeypatch.setattr(usage, "read_process_status", status.get)
     assert not reset_peak()
     status["VmHWM"] = status["VmRSS"]
     assert reset_peak() == Path("/proc/self/clear_refs").exists()

@@ -11,75 +11,37 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
-import zarr
-from astropy.io import fits
 from quick import quick_settings
 from shell import csstdask_command
 from store_equality import differences
-from zeropoint_campaign import DETECTORS, make_campaign, true_stars, zero_points
+from zeropoint_campaign import DETECTORS, zero_points
 
 import csstdask
-from csstdask.core.errors import InputError
 from csstdask.engine.events import ReductionStarted
 from csstdask.engine.work_units import Selection
 from csstdask.mock import load_recipe
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import load_config
-from csstdask.pipeline.export import export
 from csstdask.pipeline.mock_survey import mock
 from csstdask.pipeline.reductions.zeropoints import ZEROPOINTS
 from csstdask.pipeline.run import run
-from csstdask.pipeline.source_tables import ZeroPointValue, add_magnitudes, read_sources
 from csstdask.pipeline.status import status
 from csstdask.report import write_report
 from csstdask.store.tables import write_table
-from csstdask.store.zarr_arrays import consolidate
 
 SETTINGS = quick_settings(zeropoint={"model": "none"})
+
+
 RECORD = Path("reductions") / "zeropoints" / "all.json"
+
+
 APERTURE_LOSS = {7: -0.07, 8: -0.045}
+
+
 """Zero points less nominal ones: without a PSF, light beyond 4 pixels is missing [mag]."""
-
-
-@pytest.fixture(scope="module")
-def grown(tmp_path_factory):
-    """A campaign of two exposures that was run, was given a third one, and was run again."""
-    folder = tmp_path_factory.mktemp("zeropoints")
-    campaign, path = make_campaign(folder / "campaign.zarr", exposures=2), folder / "run.zarr"
-    before = run(campaign, path, config=SETTINGS, workers=1)
-    assert [(one.name, one.state, one.n_inputs) for one in before.reductions] == [("zeropoints", "done", 4)]
-    arrays = zero_points(path)
-    make_campaign(campaign, exposures=3)
-    seen = []
-    after = run(campaign, path, config=SETTINGS, workers=1, listeners=[seen.append])
-    assert [(event.name, event.n_inputs) for event in seen if isinstance(event, ReductionStarted)] == [
-        ("zeropoints", 6)
-    ]
-    return campaign, path, arrays, after
-
-
-@pytest.fixture(scope="module")
-def finished(grown, tmp_path_factory):
-    """The same in one run, with two workers."""
-    path = tmp_path_factory.mktemp("zeropoints") / "run.zarr"
-    summary = run(grown[0], path, config=SETTINGS, workers=2)
-    assert [(one.name, one.state, one.n_inputs) for one in summary.reductions] == [("zeropoints", "done", 6)]
-    return path
-
-
-@pytest.fixture
-def copied(grown, finished, tmp_path):
-    """A copy of the finished run, to be damaged."""
-    path = tmp_path / "run.zarr"
-    shutil.copytree(finished, path)
-    group = zarr.open_group(path, mode="r+", use_consolidated=False)
-    group.attrs["campaign"] = os.path.relpath(grown[0].resolve(), path.resolve())
-    consolidate(path)
-    return path
 
 
 def assert_same(path, expected):
@@ -91,8 +53,8 @@ def assert_same(path, expected):
             assert values.tolist() == found[name].tolist(), name
 
 
-def test_every_unit_has_a_zero_point_with_an_error_and_a_method(finished):
-    found = zero_points(finished)
+def test_every_unit_has_a_zero_point_with_an_error_and_a_method(zeropoint_run):
+    found = zero_points(zeropoint_run)
     assert {product.name for product in ZEROPOINTS.products} <= set(found)
     assert found["zp"].shape == (3, len(DETECTORS))
     assert set(found["zp_method"][0].tolist()) == {"solve"}  # nothing came before
@@ -110,18 +72,18 @@ def test_every_unit_has_a_zero_point_with_an_error_and_a_method(finished):
     assert np.isfinite(found["zp_prior"][1:]).all()
 
 
-def test_added_exposures_and_any_number_of_workers_lead_to_the_same_bits(grown, finished):
+def test_added_exposures_and_any_number_of_workers_lead_to_the_same_bits(grown, zeropoint_run):
     _, path, before, summary = grown
     assert (summary.done, summary.skipped) == (2, 4)
     assert before["zp"].shape == (2, 2)
-    assert_same(path, finished)
-    assert differences(path, finished) == []
+    assert_same(path, zeropoint_run)
+    assert differences(path, zeropoint_run) == []
 
 
 @pytest.mark.slow
-def test_processes_give_the_same_bits(grown, finished, tmp_path):
+def test_processes_give_the_same_bits(grown, zeropoint_run, tmp_path):
     run(grown[0], tmp_path / "run.zarr", config=SETTINGS, scheduler="processes", workers=2)
-    assert_same(tmp_path / "run.zarr", finished)
+    assert_same(tmp_path / "run.zarr", zeropoint_run)
 
 
 KILLED = """
@@ -146,7 +108,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("moment", [pytest.param("mapping", marks=pytest.mark.slow), "replacing"])
-def test_a_kill_changes_no_bit(grown, finished, copied, tmp_path, moment):
+def test_a_kill_changes_no_bit(grown, zeropoint_run, copied, tmp_path, moment):
     """A run that is killed while it replaces zero points of other settings ends with those of the last settings."""
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
@@ -160,10 +122,10 @@ def test_a_kill_changes_no_bit(grown, finished, copied, tmp_path, moment):
     assert (copied / RECORD).exists() == (moment == "mapping")
     summary = run(grown[0], copied, config=SETTINGS, workers=1)
     assert (summary.skipped, summary.failed) == (6, 0)
-    assert_same(copied, finished)
+    assert_same(copied, zeropoint_run)
 
 
-def test_damaged_zero_points_are_noticed_and_mended(grown, finished, copied):
+def test_damaged_zero_points_are_noticed_and_mended(grown, zeropoint_run, copied):
     chunk = copied / "zp" / "c" / "0" / "0"
     content = bytearray(chunk.read_bytes())
     content[-1] ^= 255
@@ -173,14 +135,14 @@ def test_damaged_zero_points_are_noticed_and_mended(grown, finished, copied):
     assert csstdask_command("status", copied, "--verify").returncode != 0
     summary = run(grown[0], copied, config=SETTINGS, verify=True, workers=1)
     assert (summary.skipped + summary.done, summary.failed) == (6, 0)
-    assert_same(copied, finished)
+    assert_same(copied, zeropoint_run)
     (copied / "zp_method" / "c" / "0" / "0").unlink()
     assert [one.state for one in status(copied).reductions] == ["pending"]
     run(grown[0], copied, config=SETTINGS, workers=1)
-    assert_same(copied, finished)
+    assert_same(copied, zeropoint_run)
 
 
-def test_a_torn_partial_fails_the_reduction_by_name(grown, finished, copied):
+def test_a_torn_partial_fails_the_reduction_by_name(grown, zeropoint_run, copied):
     partial = sorted(copied.glob("files/zeropoint_stars/*/8.safetensors"))[1]
     content = bytearray(partial.read_bytes())
     content[-5] ^= 255
@@ -193,168 +155,17 @@ def test_a_torn_partial_fails_the_reduction_by_name(grown, finished, copied):
     assert str(partial) in reduction.failures[None]
     assert reduction.failure_lines()[0].startswith("failed reduction zeropoints: ")
     run(grown[0], copied, config=SETTINGS, workers=1, verify=True)
-    assert_same(copied, finished)
+    assert_same(copied, zeropoint_run)
 
 
-def test_a_part_of_the_campaign_does_not_change_the_rest(grown, finished, copied):
+def test_a_part_of_the_campaign_does_not_change_the_rest(grown, zeropoint_run, copied):
     """The reduction is of all recorded units, whatever --select says."""
     seen = []
     first = csstdask.open_campaign(grown[0])["exposure"].values.tolist()[0]
     summary = run(grown[0], copied, config=SETTINGS, selection=Selection((first,)), workers=1, listeners=[seen.append])
     assert [(one.state, one.n_inputs) for one in summary.reductions] == [("done", 6)]
     assert not [event for event in seen if isinstance(event, ReductionStarted)]
-    assert_same(copied, finished)
-
-
-def test_magnitudes_are_joined_when_tables_are_read(grown, finished):
-    campaign, truth = grown[0], true_stars(grown[0])
-    exposure, detector = csstdask.open_campaign(campaign)["exposure"].values.tolist()[1], 8
-    table = read_sources(finished, exposure, detector)
-    on_disk = pq.read_table(finished / "tables" / "sources" / exposure / f"{detector}.parquet")
-    assert "mag" not in on_disk.column_names
-    assert table.select(on_disk.column_names).equals(on_disk)
-    assert table.schema.field("mag").metadata == {b"unit": b"mag"}
-    found, arrays = table.to_pandas(), zero_points(finished)
-    zp, sigma = arrays["zp"][1, 1], arrays["zp_sigma"][1, 1]
-    bright = found[(found["flag"] == 0) & (found["flux_aperture"] > 50 * found["flux_aperture_err"])]
-    np.testing.assert_allclose(bright["mag"], zp - 2.5 * np.log10(bright["flux"]), atol=1e-9)
-    error = 2.5 / np.log(10) * bright["flux_aperture_err"] / bright["flux_aperture"]
-    np.testing.assert_allclose(bright["mag_aperture_err"], np.hypot(error, sigma), rtol=1e-9)
-    assert found["mag"].isna().sum() == (found["flux"] <= 0).sum()
-    offsets = []
-    for star in bright.itertuples():
-        near = np.hypot((truth["ra"] - star.ra) * np.cos(np.radians(star.dec)), truth["dec"] - star.dec) * 3600
-        if near.min() < 0.15:
-            offsets.append(star.mag_aperture - truth["mag_g"][near.argmin()])
-    assert len(offsets) > 5
-    assert abs(np.median(offsets)) < 0.015
-    whole = csstdask.open_run(finished).csst
-    assert len(whole.sources(exposure, detector)) == len(found)
-    assert len(whole.sources()) == sum(len(pq.read_table(path)) for path in finished.glob("tables/sources/*/*.parquet"))
-    assert len(csstdask.open_run(finished).isel(exposure=1).csst.sources(detector=8)) == len(found)
-    with pytest.raises(InputError, match="wanted a run"):
-        csstdask.open_campaign(campaign).csst.sources()
-    with pytest.raises(InputError, match="no source table of"):
-        read_sources(finished, "nothing")
-
-
-def test_without_zero_points_magnitudes_are_null_and_headers_as_they_were(grown, copied, tmp_path):
-    (copied / RECORD).unlink()
-    table = read_sources(copied)
-    assert table["mag"].null_count == table["mag_aperture_err"].null_count == len(table)
-    export(copied, tmp_path / "out", campaign=grown[0], workers=1)
-    header = fits.getheader(sorted((tmp_path / "out").glob("*.fits"))[0], "SCI")
-    assert not [keyword for keyword in header if keyword.startswith("MAGZ")]
-
-
-OTHER_APERTURE = quick_settings(zeropoint={"model": "none"}, sources={"aperture_radius": 2.0})
-
-
-class KilledError(BaseException):
-    """Ends a run as a kill does, in this process."""
-
-
-def assert_no_zero_points(path, campaign):
-    """No magnitude, array, header or page shows zero points, and status says that they are pending."""
-    assert [one.state for one in status(path, campaign=campaign).reductions] == ["pending"]
-    table = read_sources(path, campaign=campaign)
-    assert table["mag"].null_count == table["mag_aperture"].null_count == table["mag_err"].null_count == len(table) > 0
-    opened = csstdask.open_run(path, campaign)
-    assert np.isfinite(xr.open_zarr(path, chunks=None)["zp"]).all()  # on disk they are still there
-    for product in ZEROPOINTS.products:
-        values = opened[product.name]
-        assert (values.shape, values.dtype.kind) == ((3, 2), "O" if product.name == "zp_method" else "f")
-        assert (values == "").all() if product.name == "zp_method" else np.isnan(values).all()
-    assert opened["zp_method"].isel(exposure=0).compute().values.tolist() == ["", ""]
-    assert opened.csst.sources()["mag"].isna().all()
-
-
-def test_new_fluxes_get_no_old_zero_points(grown, copied, tmp_path):
-    """Sources of another aperture, without the step that measures its correction."""
-    before = read_sources(copied, campaign=grown[0])
-    run(grown[0], copied, config=OTHER_APERTURE, steps=["sources"], workers=1)
-    assert_no_zero_points(copied, grown[0])
-    after = read_sources(copied, campaign=grown[0])
-    assert len(after) == len(before)
-    assert after["flux_aperture"] != before["flux_aperture"]
-    # A run with the zero points of other fluxes is exported without them.
-    export(copied, tmp_path / "out", campaign=grown[0], workers=1)
-    header = fits.getheader(sorted((tmp_path / "out").glob("*.fits"))[0], "SCI")
-    assert not [keyword for keyword in header if keyword.startswith("MAGZ")]
-
-
-def test_a_run_that_is_killed_before_the_reduction_shows_no_old_zero_points(grown, copied):
-    def kill(event):
-        if isinstance(event, ReductionStarted):
-            raise KilledError
-
-    with pytest.raises(KilledError):
-        run(grown[0], copied, config=OTHER_APERTURE, workers=1, listeners=[kill])
-    assert_no_zero_points(copied, grown[0])
-    page = write_report(copied, copied.parent / "report.html", grown[0]).read_text()
-    assert "reduction zeropoints: pending, 6 inputs" in page
-    assert "zero point of detector" not in page
-    run(grown[0], copied, config=OTHER_APERTURE, workers=1)
-    opened = csstdask.open_run(copied, grown[0])
-    assert np.isfinite(opened["zp"]).all()
-    assert read_sources(copied, campaign=grown[0])["mag_aperture"].null_count < 50
-
-
-def test_tables_of_units_that_are_not_done_are_left_out(grown, copied):
-    first = csstdask.open_campaign(grown[0])["exposure"].values.tolist()[0]
-    everything = read_sources(copied, campaign=grown[0])
-    (copied / "ledger" / first / "7.json").unlink()
-    left = read_sources(copied, campaign=grown[0])
-    assert set(map(tuple, left.select(["exposure", "detector"]).to_pandas().drop_duplicates().to_numpy())) == {
-        unit
-        for unit in map(tuple, everything.select(["exposure", "detector"]).to_pandas().drop_duplicates().to_numpy())
-        if unit != (first, 7)
-    }
-    assert len(csstdask.open_run(copied, grown[0]).csst.sources()) == len(left)
-    with pytest.raises(InputError, match=f"no source table of {first}/7 that is done"):
-        read_sources(copied, first, 7, campaign=grown[0])
-
-
-def test_an_unknown_aperture_correction_gives_no_magnitude():
-    flux = pa.array([100.0])
-    table = pa.table({"flux": flux, "flux_err": flux, "flux_aperture": flux, "flux_aperture_err": flux})
-    known, unknown = ZeroPointValue(25.0, 0.01, "solve", -0.1), ZeroPointValue(25.0, 0.01, "solve")
-    assert add_magnitudes(table, known)["mag_aperture"].to_pylist() == pytest.approx([19.9])
-    for name in ("mag_aperture", "mag_aperture_err"):
-        assert add_magnitudes(table, unknown)[name].to_pylist() == [None]
-    assert add_magnitudes(table, unknown)["mag"].to_pylist() == pytest.approx([20.0])
-
-
-def test_an_export_with_zero_points_that_no_longer_hold_is_not_unchanged(grown, copied, tmp_path):
-    export(copied, tmp_path / "out", campaign=grown[0], workers=1)
-    (copied / RECORD).unlink()
-    again = export(copied, tmp_path / "out", campaign=grown[0], workers=1)
-    assert (again.written, again.unchanged, len(again.failures)) == (0, 0, 6)
-    wrong = (
-        "found an export with another zero point (MAGZERO, MAGZERR, MAGZMETH differ); wanted no file, or --overwrite"
-    )
-    assert wrong in again.failures[0]["reason"]
-    export(copied, tmp_path / "out", campaign=grown[0], workers=1, overwrite=True)
-    assert "MAGZERO" not in fits.getheader(sorted((tmp_path / "out").glob("*.fits"))[0], "SCI")
-    assert export(copied, tmp_path / "out", campaign=grown[0], workers=1).unchanged == 6
-
-
-def test_export_writes_zero_points_into_the_header_of_sci(grown, finished, tmp_path):
-    summary = export(finished, tmp_path, campaign=grown[0], workers=1)
-    assert (summary.written, summary.failures) == (6, [])
-    arrays, exposures = zero_points(finished), csstdask.open_run(finished)["exposure"].values.tolist()
-    for row, exposure in enumerate(exposures):
-        for column, detector in enumerate(DETECTORS):
-            path = tmp_path / f"{exposure}_{detector}.fits"
-            header = fits.getheader(path, "SCI")
-            assert header["MAGZERO"] == pytest.approx(arrays["zp"][row, column], abs=1e-6)
-            assert header["MAGZERR"] == pytest.approx(arrays["zp_sigma"][row, column], abs=1e-6)
-            assert header["MAGZMETH"] == arrays["zp_method"][row, column]
-    assert export(finished, tmp_path, campaign=grown[0], workers=1).unchanged == 6
-    with fits.open(path, mode="update") as hdus:
-        hdus["SCI"].header["MAGZERO"] = 20.0
-    (failure,) = export(finished, tmp_path, campaign=grown[0], workers=1).failures
-    assert "found an export with another zero point (MAGZERO differ)" in failure["reason"]
+    assert_same(copied, zeropoint_run)
 
 
 def test_a_unit_without_stars_is_done_and_has_a_zero_point(grown, copied):
@@ -474,8 +285,8 @@ def test_a_mock_survey_is_calibrated_to_its_truth(tmp_path):
     assert "zero point of detector 8" in page
 
 
-def test_status_and_dry_run_know_the_reduction(grown, finished):
-    told = csstdask_command("status", finished, "--campaign", grown[0], "--json")
+def test_status_and_dry_run_know_the_reduction(grown, zeropoint_run):
+    told = csstdask_command("status", zeropoint_run, "--campaign", grown[0], "--json")
     assert json.loads(told.stdout)["reductions"][0] == {
         "name": "zeropoints", "state": "done", "n_inputs": 6, "n_outdated": 0, "pending": [], "failures": [],
     }  # fmt: skip

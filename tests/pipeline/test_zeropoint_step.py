@@ -16,8 +16,14 @@ from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.prepare import check_inputs, prepare, resolve_inputs
-from csstdask.pipeline.steps.zeropoint import MAX_REPAIRED_FRACTION, ZEROPOINT, ZEROPOINT_STARS, _catalogue, solve_unit
-from csstdask.store.campaign import Campaign
+from csstdask.pipeline.steps.zeropoint import (
+    MAX_REPAIRED_FRACTION,
+    ZEROPOINT,
+    ZEROPOINT_STARS,
+    load_catalogue,
+    solve_unit,
+)
+from csstdask.store.campaign import Campaign, UnitMetadata
 from csstdask.store.schema import NO_TIME
 from csstdask.store.tables import write_table
 from csstdask.store.unit_metadata import UnitMetadata
@@ -304,7 +310,7 @@ def test_a_reference_that_is_replaced_during_a_run_is_refused(tmp_path):
     checksum = sha256_file(reference)
     unit.solve(reference, reference_sha256=checksum)
     unit.write(reference, mag_i=unit.mag + 1)
-    _catalogue.cache_clear()  # as another worker that starts later
+    load_catalogue.cache_clear()  # as another worker that starts later
     with pytest.raises(InputError, match=r"reference\.parquet: found a file that was replaced during the run"):
         unit.solve(reference, reference_sha256=checksum)
 

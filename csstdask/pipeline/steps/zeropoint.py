@@ -76,7 +76,7 @@ def solve_unit(frame: Frame, config: RunConfig) -> Output:
     settings, metadata = config.zeropoint, frame.metadata
     correction, correction_err = _aperture_correction(frame, config)
     stars = select_stars(frame.table("sources"), correction if np.isfinite(correction) else 0.0, config)
-    catalogue = _catalogue(str(settings.reference), settings.reference_sha256)
+    catalogue = load_catalogue(str(settings.reference), settings.reference_sha256)
     days = days_of(metadata.when)
     near, ref_ra, ref_dec = _near(frame, catalogue, days)
     match = match_sources(stars.ra, stars.dec, ref_ra, ref_dec, radius=settings.match_radius)
@@ -209,7 +209,7 @@ def _light_beyond(instrument: Instrument, band: str) -> float:
 
 
 @functools.lru_cache(maxsize=1)
-def _catalogue(path: str, checksum: str | None) -> ReferenceCatalogue:
+def load_catalogue(path: str, checksum: str | None) -> ReferenceCatalogue:
     """Return the reference, read once a process; InputError if it was replaced since the run began."""
     from csstdask.zeropoint.reference import read_reference
 

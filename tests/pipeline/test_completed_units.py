@@ -173,7 +173,7 @@ def test_a_cut_of_a_large_run_costs_a_cut():
     """60,000 units: the graph of all of them is never made for one that is asked for."""
     import time
 
-    from csstdask.pipeline.views import _only_done
+    from csstdask.pipeline.views import mask_unfinished
 
     sizes = (2000, 30, 8, 8)
     planes = {
@@ -185,7 +185,7 @@ def test_a_cut_of_a_large_run_costs_a_cut():
     done = np.ones(sizes[:2], dtype=bool)
     done[1000, 3] = False
     start = time.process_time()
-    views = _only_done(dataset.assign_coords(done=(("exposure", "detector"), done)), dataset["flag"])
+    views = mask_unfinished(dataset.assign_coords(done=(("exposure", "detector"), done)), dataset["flag"])
     cut = views["clean"].isel(exposure=1000, detector=slice(2, 5)).values
     assert time.process_time() - start < 2
     assert np.isnan(cut).all(axis=(1, 2)).tolist() == [False, True, False]
