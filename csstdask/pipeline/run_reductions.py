@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,71 +33,99 @@ def run_reductions(
     """Compute the reductions of a run that are not recorded for its present partials.
 
     A part that fails is recorded with its reason; the others are still computed.
+
+    Parameters
+    ----------
+    plan : Plan
+        The run.
+    ledger : Ledger
+        Of the run.
+    slots : Slots
+        Its cluster.
+    token : str
+        Token of the driver's lock.
+    emit : callable
+        Receives the events of reductions.
+    verify : bool
+        Compare the results with their checksums.
+    redo : bool
+        Compute reductions again even if they are finished.
     """
-    summaries = []
+    reducer, summaries = _Reducer(slots, token, emit, verify, redo), []
     for reduction in plan.active_reductions:
         summary = ReductionSummary(reduction.name)
         for part in split_reduction(plan, ledger, reduction):
-            _run_part(part, slots, token, emit, summary, verify=verify, redo=redo)
+            reducer.run(part, summary)
         summaries.append(summary.with_state())
     return summaries
 
 
-def _run_part(
-    part: ReductionPart,
-    slots: Slots,
-    token: str,
-    emit: Listener,
-    summary: ReductionSummary,
-    *,
-    verify: bool,
-    redo: bool,
-) -> None:
-    root, reduction, plan = part.ledger.root, part.reduction, part.plan
-    partials = CurrentPartials(part)
-    manifest = Manifest.write(part.manifest_path, partials)
-    outdated = partials.n_outdated
-    summary.n_inputs += manifest.count
-    summary.n_outdated += outdated
-    wanted, before = part.fingerprint(manifest.digest), ReductionRecord.read(part.record_path)
-    if not manifest.count:
-        if outdated or before.objects:
-            summary.pending.append(part.detector)
-        elif part.has_done_units():
-            _fail(part, emit, summary, ReductionRecord(wanted), reduction.without_inputs(plan.config))
-        return
-    if not redo and before.holds(root, wanted, checksum=verify):
-        summary.note(reduction, before)
-        return
-    start = time.perf_counter()
-    emit(ReductionStarted(part.name, manifest.count))
-    try:
+@dataclass(frozen=True)
+class _Reducer:
+    """Computes the parts of reductions one after another."""
+
+    slots: Slots
+    token: str
+    """Token of the driver's lock."""
+    emit: Listener
+    verify: bool
+    redo: bool
+
+    def run(self, part: ReductionPart, summary: ReductionSummary) -> None:
+        """Compute a part, unless its result is that of the present partials; add its state to the summary."""
+        partials = CurrentPartials(part)
+        manifest = Manifest.write(part.manifest_path, partials)
+        outdated = partials.n_outdated
+        summary.n_inputs += manifest.count
+        summary.n_outdated += outdated
+        wanted, before = part.fingerprint(manifest.digest), ReductionRecord.read(part.record_path)
+        if not manifest.count:
+            if outdated or before.objects:
+                summary.pending.append(part.detector)
+            elif part.has_done_units():
+                reason = part.reduction.without_inputs(part.plan.config)
+                _fail(part, self.emit, summary, ReductionRecord(wanted), reason)
+            return
+        if not self.redo and before.holds(part.ledger.root, wanted, checksum=self.verify):
+            summary.note(part.reduction, before)
+            return
+        self.emit(ReductionStarted(part.name, manifest.count))
+        started = ReductionRecord(wanted, manifest.count, outdated)
+        try:
+            record = self._compute(part, manifest, started)
+        except LostDriverError:
+            raise
+        except Exception as error:
+            log.debug("reduction %s", part.name, exc_info=True)
+            reason = str(error) if isinstance(error, CsstdaskError) else f"{type(error).__name__}: {error}"
+            _fail(part, self.emit, summary, started, " ".join(reason.split()))
+        else:
+            summary.note(part.reduction, record)
+
+    def _compute(self, part: ReductionPart, manifest: Manifest, started: ReductionRecord) -> ReductionRecord:
+        """Reduce the partials, write the products, and record them last."""
+        root, reduction, plan = part.ledger.root, part.reduction, part.plan
+        start = time.perf_counter()
         algorithm = reduction.algorithm(plan.config, plan.campaign, part.detectors)
-        key = f"{part.name.replace(' ', '-')}-{token[:8]}"
-        solution, passes = reduce_partials(slots, root, manifest, algorithm, emit, name=part.name, key=key)
-        limit_threads(plan.config.engine.threads_per_unit)  # the driver's bits are those of a worker
+        key = f"{part.name.replace(' ', '-')}-{self.token[:8]}"
+        solution, passes = reduce_partials(self.slots, root, manifest, algorithm, self.emit, name=part.name, key=key)
+        limit_threads(plan.config.engine.threads_per_unit)  # the driver rounds as a worker does
         reduced = reduction.result(solution, plan.config, plan.campaign, part.detectors)
         objects: list[OwnedObject] = []
-        # What is overwritten is no longer what its record says, even where sizes are the same.
+        # The old record is deleted before its arrays are overwritten: their sizes may be the same.
         part.record_path.unlink(missing_ok=True)
         flush_folder(part.record_path.parent)
         for product in reduction.products:
-            check_owner(part.ledger.lock_path, token, part.ledger.root)
+            check_owner(part.ledger.lock_path, self.token, root)
             objects += [OwnedObject.of(root, path) for path in _write(part, product, reduced.arrays[product.name])]
         seconds = time.perf_counter() - start
-        check_owner(part.ledger.lock_path, token, part.ledger.root)
-        record = ReductionRecord(
-            wanted, manifest.count, outdated, passes, tuple(objects), reduced.metrics, round(seconds, 3)
+        check_owner(part.ledger.lock_path, self.token, root)
+        record = replace(
+            started, passes=passes, objects=tuple(objects), metrics=reduced.metrics, seconds=round(seconds, 3)
         )
         record.write(part.record_path)
-        summary.note(reduction, record)
-        emit(ReductionDone(part.name, manifest.count, passes, seconds))
-    except LostDriverError:
-        raise
-    except Exception as error:
-        log.debug("reduction %s", part.name, exc_info=True)
-        reason = str(error) if isinstance(error, CsstdaskError) else f"{type(error).__name__}: {error}"
-        _fail(part, emit, summary, ReductionRecord(wanted, manifest.count, outdated), " ".join(reason.split()))
+        self.emit(ReductionDone(part.name, manifest.count, passes, seconds))
+        return record
 
 
 def _write(part: ReductionPart, product: ReductionProduct, values: npt.NDArray[Any]) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,13 +140,7 @@ def solve_table(
         "table": table.name,
         "reference": reference.name,
         "band": chosen,
-        "band_from": "--band"
-        if band
-        else "run"
-        if metadata.band
-        else "least spread"
-        if len(found) > 1
-        else "reference",
+        "band_from": _band_origin(band, metadata, found),
         "flux": sources.flux_column,
         "aperture_correction": aperture_correction,
         "n_sources": sources.n_sources,
@@ -160,7 +154,8 @@ def solve_table(
     on_progress(f"{to}: {chosen}: {zero_point}")
     if len(found) > 1:
         on_progress(
-            f"band {chosen}: stars spread least, of {', '.join(found)}, without a colour term; --band chooses another"
+            f"band {chosen} chosen: its stars scatter least without a colour term, of {', '.join(found)}; "
+            "--band chooses another"
         )
     if not zero_point.solved.solved:
         on_progress(
@@ -168,6 +163,15 @@ def solve_table(
             f"{len(catalogue)} reference stars"
         )
     return zero_point
+
+
+def _band_origin(band: str | None, metadata: TableMetadata, found: Mapping[str, ZeroPoint]) -> str:
+    """Return what has decided the band, for the file."""
+    if band:
+        return "--band"
+    if metadata.band:
+        return "run"
+    return "least spread" if len(found) > 1 else "reference"
 
 
 def solve_band(
