@@ -1,7 +1,7 @@
-"""Dask, always: in this process, as processes, one process a GPU, on a batch system, or at an address.
+"""Open a Dask cluster: in this process, as processes, one process per GPU, on a batch system, or at an address.
 
-There is one code path. What differs is only how the client comes about, and how many units it can work on
-at the same time (its slots).
+There is one code path for all of them; they differ only in how the client is created, and in the number of units that
+can be processed at the same time (slots).
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from csstdask.core.malloc import retain_freed_memory
 from csstdask.core.optional import install_hint
 from csstdask.engine.schedulers import check_scheduler
 
-#: Everything that listens does so on loopback, on a port that is free.
+#: Address of all servers of a local cluster: loopback, on any free port.
 _LOOPBACK = "127.0.0.1:0"
-#: Longest wait for a scheduler at an address.
+#: Maximum wait for a scheduler at an address [s].
 CONNECT_SECONDS = 15
-#: Longest wait for a batch system to start the first worker.
+#: Maximum wait for a batch system to start the first worker [s].
 _BATCH_QUEUE_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
 class Slots:
-    """A client and how many units its workers take at once."""
+    """A client, and the number of units that its workers process at the same time."""
 
     client: Client
-    """Connected."""
+    """Connected client."""
     count: int
-    """Units at the same time."""
+    """Number of units processed at the same time."""
 
     @property
     def dashboard(self) -> str | None:
-        """Return the address of Dask's dashboard; how to have one without bokeh, which draws it."""
+        """Return the address of Dask's dashboard, or how to install bokeh, which draws it."""
         if find_spec("bokeh") is None:
             return f"needs bokeh: {install_hint('dashboard')}"
         try:
@@ -57,21 +57,21 @@ class Slots:
 
 
 class ThreadLimitPlugin(WorkerPlugin):
-    """Hold every library on a worker to a number of intra-op threads.
+    """Limit the intra-op threads of all libraries on a worker.
 
-    In-process clusters inherit the interpreter's own settings, and the rounding of some kernels depends on
-    them: the number is part of what decides pixels, so it is set here and nowhere else.
+    The rounding of some kernels depends on the number of threads, so that it is part of what decides pixels. Workers in
+    this process would inherit the settings of the interpreter.
     """
 
-    name = "csstdask-worker-manners"
+    name = "csstdask-thread-limit"
 
     def __init__(self, threads: int, *, own: bool) -> None:
         self.threads = threads
         self.own = own
-        """Whether its process is of this run alone."""
+        """Whether the process belongs to this run alone."""
 
     def setup(self, worker: Any) -> None:  # noqa: ARG002
-        """Set the limits in the worker's process; leave Ctrl-C to the driver, who tells the workers."""
+        """Set the limits in the worker's process; ignore Ctrl-C, which the driver handles."""
         limit_threads(self.threads)
         if self.own:
             retain_freed_memory()
@@ -82,8 +82,8 @@ class ThreadLimitPlugin(WorkerPlugin):
 def limit_threads(threads: int) -> None:
     """Set intra-op threads of BLAS, OpenMP and torch in this process.
 
-    Every task calls it: a plug-in may reach a new worker later than its first task does, and a library that
-    a step has only just imported brings a pool of its own.
+    Every task calls it: a new worker may get its first task before the plug-in, and a library that a step has just
+    imported has a thread pool of its own.
     """
     threadpoolctl.threadpool_limits(limits=threads)
     if "torch" in sys.modules:
@@ -99,9 +99,9 @@ def open_cluster(scheduler: str, workers: int, *, threads_per_unit: int = 1) -> 
     scheduler : str
         ``threads``, ``processes``, ``cuda``, ``slurm`` or the address of a Dask scheduler.
     workers : int
-        Units at the same time; at an address the workers that are there decide.
+        Number of units processed at the same time; at an address, that of the existing workers is used.
     threads_per_unit : int
-        Intra-op threads of one unit.
+        Number of intra-op threads of one unit.
 
     Raises
     ------
@@ -123,8 +123,8 @@ def open_cluster(scheduler: str, workers: int, *, threads_per_unit: int = 1) -> 
     }
     check_scheduler(scheduler)
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        # A worker that is starting imports the script of its driver. Without a guard the script opens a cluster again:
-        # this process ends without a word, and the driver says why.
+        # A starting worker imports the script of its driver. Without a guard, the script opens a cluster again: this
+        # process ends silently, and the driver reports why.
         raise SystemExit(1)
     quiet = logging.getLogger("distributed")
     level = quiet.level
@@ -140,18 +140,18 @@ def open_cluster(scheduler: str, workers: int, *, threads_per_unit: int = 1) -> 
 
 @contextmanager
 def _client(scheduler: str, workers: int) -> Iterator[Slots]:
-    # Never the process's default client: that changes where everybody's arrays are computed, and has been seen to
-    # outlive the client.
+    # Never the default client of the process: it would change where other arrays are computed, and may outlive the
+    # cluster.
     if scheduler in {"threads", "processes"}:
-        apart = scheduler == "processes"
+        processes = scheduler == "processes"
         with (
-            threadpoolctl.threadpool_limits(),  # puts back what limit_threads changes in the caller's process
+            threadpoolctl.threadpool_limits(),  # restores what limit_threads changes in this process
             _started(
                 LocalCluster,
-                n_workers=workers if apart else 1,
-                threads_per_worker=1 if apart else workers,
-                processes=apart,
-                host="127.0.0.1" if apart else None,
+                n_workers=workers if processes else 1,
+                threads_per_worker=1 if processes else workers,
+                processes=processes,
+                host="127.0.0.1" if processes else None,
                 dashboard_address=_LOOPBACK,
                 worker_dashboard_address=_LOOPBACK,
                 memory_limit=0,
@@ -162,7 +162,7 @@ def _client(scheduler: str, workers: int) -> Iterator[Slots]:
             yield Slots(client, workers)
     elif scheduler == "cuda":
         cuda_cluster = _optional("dask_cuda", "LocalCUDACluster", "gpu")
-        # Three threads a GPU overlap reading, computing and writing; spilling watches task outputs only, ours are tiny.
+        # Three threads per GPU overlap reading, computing and writing. Task outputs are small: no spilling.
         with (
             _started(cuda_cluster, threads_per_worker=3, device_memory_limit=0, dashboard_address=_LOOPBACK) as cluster,
             Client(cluster, set_as_default=False) as client,
@@ -194,7 +194,7 @@ def _started(make: Callable[..., Any], **options: Any) -> Iterator[Any]:
     Raises
     ------
     ClusterError
-        If a worker ends while it starts: Dask raises whatever it meets first.
+        If a worker ends while it starts; Dask raises one of several exceptions.
     """
     try:
         cluster = make(**options)
@@ -208,7 +208,7 @@ def _started(make: Callable[..., Any], **options: Any) -> Iterator[Any]:
 
 
 def _start_cure() -> str:
-    """Return what to do about workers that do not start: a script without a guard is the usual reason."""
+    """Return advice for workers that do not start; the usual reason is a script without a main guard."""
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     try:
         guarded = script is None or "__name__" in Path(script).read_text(encoding="utf-8", errors="replace")
@@ -220,7 +220,7 @@ def _start_cure() -> str:
 
 
 def _slurm_cluster() -> Any:
-    """Return a cluster of Slurm jobs, as the user's configuration of dask-jobqueue describes them."""
+    """Return a cluster of Slurm jobs, from the user's configuration of dask-jobqueue."""
     slurm_cluster = _optional("dask_jobqueue", "SLURMCluster", "slurm")
     if shutil.which("sbatch") is None:
         raise InputError("--scheduler slurm", "no command sbatch", "a machine from which Slurm jobs can be submitted")

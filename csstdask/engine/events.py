@@ -1,7 +1,6 @@
-"""What happens in a run, as a stream of small frozen events.
+"""Events of a job loop: small frozen dataclasses.
 
-The runner emits them and does nothing else with them: the progress bar, log lines, the JSON log, the
-metrics writer and the tests are listeners.
+The driver emits them to listeners: the collector of results, the progress bar, log lines, the JSON log and the tests.
 """
 
 from __future__ import annotations
@@ -15,28 +14,28 @@ from csstdask.engine.work_units import Unit
 
 @dataclass(frozen=True)
 class RunStarted:
-    """The run begins; everything is known but the results."""
+    """The job loop begins."""
 
     title: str
-    """What is done, for people: a verb and its object."""
+    """What is done, for the display: a verb and its object."""
     total: int
-    """Units in the selection."""
+    """Number of selected units."""
     pixels_per_unit: int
-    """For rates in Mpix/s."""
+    """Number of pixels of one unit, for rates in Mpix/s."""
     slots: int
-    """Units that are worked on at the same time."""
+    """Number of units processed at the same time."""
     dashboard: str | None = None
-    """Address of Dask's dashboard, or how to have one."""
+    """Address of Dask's dashboard, or how to install it; None: not shown."""
 
 
 @dataclass(frozen=True)
 class UnitSkipped:
-    """A unit was done before, with the same fingerprint."""
+    """A unit was finished before, with the same fingerprint."""
 
     unit: Unit
-    """Which one."""
+    """The unit."""
     record: dict[str, Any]
-    """Its ledger record."""
+    """Small record of it, with its metrics."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class UnitSubmitted:
     """A unit entered the window."""
 
     unit: Unit
-    """Which one."""
+    """The unit."""
 
 
 @dataclass(frozen=True)
@@ -52,31 +51,31 @@ class UnitDone:
     """A unit is finished and recorded."""
 
     unit: Unit
-    """Which one."""
+    """The unit."""
     result: dict[str, Any]
-    """What its task returned: small."""
+    """Result of its task: small."""
 
 
 @dataclass(frozen=True)
 class UnitFailed:
-    """A unit failed; the run goes on."""
+    """A unit failed; the other units are still processed."""
 
     unit: Unit
-    """Which one."""
+    """The unit."""
     step: str
-    """In which step, or ``worker`` if the process died."""
+    """Step in which it failed, or ``worker`` if the cluster failed."""
     reason: str
-    """Why, in one line."""
+    """Reason, in one line."""
 
 
 @dataclass(frozen=True)
 class UnitRetried:
-    """A unit is submitted again after a failure of the machinery."""
+    """A unit is submitted again after a failure of the cluster."""
 
     unit: Unit
-    """Which one."""
+    """The unit."""
     reason: str
-    """What went wrong."""
+    """Reason, in one line."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +83,19 @@ class ReductionStarted:
     """A reduction begins to read its partials."""
 
     name: str
-    """Which one, and of which detector; that of a whole campaign has none."""
+    """Name of the reduction and, for that of one detector, its id."""
     n_inputs: int
     """Number of partials."""
 
 
 @dataclass(frozen=True)
 class ReductionPass:
-    """A reduction has read all its partials once, and solved."""
+    """A reduction has read all its partials once, and solved for its result."""
 
     name: str
-    """Which one, and of which detector; that of a whole campaign has none."""
+    """Name of the reduction and, for that of one detector, its id."""
     number: int
-    """Of the pass, from 1."""
+    """Number of the pass, from 1."""
     finished: bool
     """Whether it was the last."""
 
@@ -106,7 +105,7 @@ class ReductionDone:
     """A reduction is finished and recorded."""
 
     name: str
-    """Which one, and of which detector; that of a whole campaign has none."""
+    """Name of the reduction and, for that of one detector, its id."""
     n_inputs: int
     """Number of partials."""
     passes: int
@@ -116,24 +115,24 @@ class ReductionDone:
 
 @dataclass(frozen=True)
 class ReductionFailed:
-    """A reduction failed, for a detector or for the campaign; the others are still computed."""
+    """A reduction failed for a detector or for the campaign; the others are still computed."""
 
     name: str
-    """Which one, and of which detector; that of a whole campaign has none."""
+    """Name of the reduction and, for that of one detector, its id."""
     reason: str
-    """Why, in one line."""
+    """Reason, in one line."""
 
 
 @dataclass(frozen=True)
 class RunFinished:
-    """The run ends, whole or not."""
+    """The job loop ends, completely or not."""
 
     done: int
-    """Units finished in this run."""
+    """Number of units processed now."""
     skipped: int
-    """Units that were done before."""
+    """Number of units that were finished before."""
     failed: int
-    """Units that failed."""
+    """Number of units that failed."""
     seconds: float
     """Wall time."""
 

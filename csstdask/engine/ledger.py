@@ -1,18 +1,17 @@
-"""The ledger: what is done. One record a unit, written last.
+"""The ledger of a run: one record per unit lists what the unit has finished.
 
-*Precondition*: whoever writes a record owns the unit (see ``lock.py``).
+*Precondition*: the writer of a record owns the unit (see ``lock.py``).
 
-*Why the order survives a kill.* A unit's step writes its objects (shards, tables), flushes each to disk,
-computes its size and checksum, and only then does the record that lists them take its name in one atomic
-rename. Killed before the rename, the unit has no record, or its old one, whose sizes no longer match what
-lies on disk or whose fingerprint is another: it is pending. Killed after, it is done. Nothing in between
-can be seen.
+*Why the order survives a kill.* A step writes the objects of a unit (shards, tables, files), flushes each to disk and
+computes its size and checksum. Then the record that lists them is written, by an atomic rename. A unit that was killed
+before the rename has no record, or its old one, whose sizes do not match the files on disk or whose fingerprint
+differs: the unit is pending. After the rename it is finished. No other state can be observed.
 
-*Done means recorded, not present.* A unit is done for a step if its record holds the step's fingerprint and
-every object listed there is on disk with its size. Resuming checks sizes, which is cheap; `verify` checks
-checksums, which reads everything.
+*Finished means recorded.* A step of a unit is finished if the record has the step's fingerprint and every object listed
+there is on disk with its size. A resumed run compares sizes, which is cheap; ``--verify`` compares checksums, which
+reads everything.
 
-A record also keeps the last failure: the steps before it stay done, and the unit is pending.
+A record also keeps the last failure: the steps before it stay finished, and the unit is pending.
 """
 
 from __future__ import annotations
@@ -33,11 +32,14 @@ LEDGER_VERSION = 2
 
 @dataclass(frozen=True)
 class OwnedObject:
-    """A file that a unit owns, relative to the store."""
+    """A file that a unit owns."""
 
     path: str
+    """Path relative to the store."""
     bytes: int
+    """Size [byte]."""
     sha256: str
+    """SHA-256 of its content."""
 
     @classmethod
     def of(cls, root: Path, path: Path) -> OwnedObject:
@@ -46,32 +48,32 @@ class OwnedObject:
         return cls(path.relative_to(root).as_posix(), path.stat().st_size, sha256_file(path))
 
     def is_intact(self, root: Path, *, checksum: bool = False) -> bool:
-        """Return whether the file is on disk with its size and, if asked, its content."""
-        path = f"{root}/{self.path}"  # a Path takes longer to make than the file's size to read
+        """Return whether the file is on disk with its size and, with `checksum`, its content."""
+        path = f"{root}/{self.path}"  # creating a Path takes longer than reading the size
         try:
             if os.stat(path).st_size != self.bytes:  # noqa: PTH116
                 return False
             return not checksum or sha256_file(Path(path)) == self.sha256
-        except OSError:  # lost, or not to be read any more
+        except OSError:  # lost or unreadable
             return False
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """A step that a unit has been through."""
+    """Record of one finished step of a unit."""
 
     fingerprint: str
-    """Of everything that decides what it wrote."""
+    """Fingerprint of everything that decides its result."""
     objects: tuple[OwnedObject, ...] = ()
-    """What it wrote."""
+    """Files that it wrote."""
     metrics: dict[str, float | int | None] = field(default_factory=dict)
-    """Numbers for the run's metrics arrays."""
+    """Values of the run's (exposure, detector) arrays."""
     kernel_seconds: float = 0.0
-    """Wall time of its body, reading included and writing not."""
+    """Wall time of its body, including reading and excluding writing [s]."""
     usage: Usage = field(default_factory=Usage)
-    """Of the whole step, writing included."""
+    """Usage of the whole step, including writing."""
     software: dict[str, str] = field(default_factory=dict)
-    """Library versions it ran with: recorded, not fingerprinted."""
+    """Versions of libraries: recorded, not fingerprinted."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,12 @@ class UnitRecord:
     failure: dict[str, str] | None = None
     """``step`` and ``reason`` of the last failure, if the last attempt failed."""
     attempt: str = ""
-    """Token of the attempt that wrote this."""
+    """Token of the attempt that wrote the record."""
     torn: bool = False
-    """Whether there is a file that cannot be read as a record."""
+    """Whether the file of the record exists but cannot be read."""
 
     def recorded(self, fingerprints: Mapping[str, str]) -> list[str]:
-        """Return the steps, among those asked for, that the record says are done: their objects may be damaged."""
+        """Return those of some steps that the record lists as finished; their objects may be damaged."""
         return [
             name
             for name, fingerprint in fingerprints.items()
@@ -96,7 +98,7 @@ class UnitRecord:
         ]
 
     def fresh(self, root: Path, fingerprints: Mapping[str, str], *, checksum: bool = False) -> list[str]:
-        """Return the steps, among those asked for, that need no work."""
+        """Return those of some steps that need no work: recorded, with all objects on disk."""
         return [
             name
             for name in self.recorded(fingerprints)
@@ -106,7 +108,7 @@ class UnitRecord:
     def damaged(
         self, root: Path, fingerprints: Mapping[str, str], *, checksum: bool = False
     ) -> tuple[str, OwnedObject] | None:
-        """Return the first object that is not as recorded, with its step; None if there is none."""
+        """Return the first object that differs from its record, with its step; None if there is none."""
         for name in self.recorded(fingerprints):
             for item in self.steps[name].objects:
                 if not item.is_intact(root, checksum=checksum):
@@ -115,14 +117,14 @@ class UnitRecord:
 
 
 def _outdated(steps: Mapping[str, Any]) -> dict[str, StepRecord]:
-    """Return steps of another version's record: not done, but the objects they own are known, and can be deleted."""
+    """Return the steps in a record of another version: unfinished, with the objects that are to be deleted."""
     return {
         name: StepRecord("", tuple(OwnedObject(**item) for item in step["objects"])) for name, step in steps.items()
     }
 
 
 class Ledger:
-    """The folder of records inside a store.
+    """The folder of records in a run's store.
 
     Parameters
     ----------
@@ -148,7 +150,7 @@ class Ledger:
         return self.root / "driver.json"
 
     def read(self, unit: Unit) -> UnitRecord:
-        """Return a unit's record; an empty one if there is none, or none that can be read (`torn`)."""
+        """Return a unit's record; an empty one if there is none or it cannot be read (`torn`)."""
         try:
             data = json.loads(self.path(unit).read_text(encoding="utf-8"))
             if data["version"] != LEDGER_VERSION:

@@ -1,15 +1,13 @@
-"""One driver a store, and proof of ownership for every attempt at a unit.
+"""Locks: one driver per store, and proof of ownership for every attempt at a unit.
 
-**The driver's lock** is a file with host, process and heartbeat. Whoever reads it in order to change it does so
-under an advisory lock on its folder, so two drivers that start together cannot both have it. A lock whose
-process is gone on this host is taken over at once; one from another host only when its heartbeat is old, for
-nothing else can be known about it.
+**The driver's lock** is a file with host, process and heartbeat. It is read and changed under an advisory lock on its
+folder, so that two drivers that start together cannot both acquire it. A lock whose process has ended on this host is
+taken over at once. A lock of another host is taken over only when its heartbeat is old: nothing else is known about it.
 
-**The attempt token.** A worker that was given up (its driver was killed, its connection broke) may still be
-computing, and would write over what its successor wrote. So each attempt leaves its token in the unit's
-claim file and checks, before every write and before the record, that the claim is still its own and that
-the driver that sent it still holds the lock. What is left is the one write that a check has just allowed; the
-record's checksums make visible what could happen in it.
+**The attempt token.** A worker that was abandoned (its driver was killed, its connection broke) may still be computing,
+and would overwrite the results of its successor. Each attempt therefore writes its token into the unit's claim file and
+checks, before every write and before the record, that the claim is still its own and that its driver still holds the
+lock. Only a write that has just passed the check can still collide; the checksums of the record reveal it.
 """
 
 from __future__ import annotations
@@ -32,13 +30,14 @@ import psutil
 from csstdask.core.atomic_io import write_atomic
 from csstdask.core.errors import LostDriverError, LostOwnershipError, RunLockedError
 
+#: Time between two heartbeats [s].
 HEARTBEAT_SECONDS = 10.0
-#: A lock of another host is dead when its heart has not beaten for so long.
+#: Age of the last heartbeat from which a lock of another host may be taken over [s].
 STALE_AFTER_SECONDS = 120.0
 
 
 class DriverLock:
-    """Hold a store for one driver, as a context manager.
+    """Lock a store for one driver, as a context manager.
 
     Parameters
     ----------
@@ -48,43 +47,43 @@ class DriverLock:
     Raises
     ------
     RunLockedError
-        On entry, if a live driver holds it.
+        On entry, if a live driver holds the lock.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.token = uuid.uuid4().hex
         self._stop = threading.Event()
-        self._heart: threading.Thread | None = None
+        self._heartbeat: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._alone():
+        with self._exclusive():
             owner = read_owner(self.path)
-            if owner is not None and _alive(owner):
+            if owner is not None and _is_alive(owner):
                 raise RunLockedError(
                     f"{self.path.parent}: a live driver owns it "
                     f"(process {owner['pid']} on {owner['host']}, since {owner['since']})"
                 )
             write_atomic(self.path, json.dumps(self._owner()).encode())
-        self._heart = threading.Thread(target=self._beat, name="csstdask-heartbeat", daemon=True)
-        self._heart.start()
+        self._heartbeat = threading.Thread(target=self._renew, name="csstdask-heartbeat", daemon=True)
+        self._heartbeat.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        if self._heart is not None:
-            self._heart.join(timeout=1)
-        with self._alone():
+        if self._heartbeat is not None:
+            self._heartbeat.join(timeout=1)
+        with self._exclusive():
             owner = read_owner(self.path)
             if owner is not None and owner["token"] == self.token:
                 self.path.unlink(missing_ok=True)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Look at the lock and change it with nobody in between: under an advisory lock on its folder."""
+    def _exclusive(self) -> Iterator[None]:
+        """Exclude other processes while the lock file is read and changed, by an advisory lock on its folder."""
         descriptor = os.open(self.path.parent, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -103,15 +102,15 @@ class DriverLock:
             "heartbeat": time.time(),
         }
 
-    def _beat(self) -> None:
+    def _renew(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
-                with self._alone():
+                with self._exclusive():
                     owner = read_owner(self.path)
                     if owner is None or owner["token"] != self.token:
-                        return  # taken over: the workers see it too, and stop
+                        return  # taken over: the workers notice it too, and stop
                     write_atomic(self.path, json.dumps(owner | {"heartbeat": time.time()}).encode())
-            except OSError:  # a full disk must not kill the heart; the next beat may succeed
+            except OSError:  # a full disk must not end the thread: the next heartbeat may succeed
                 continue
 
 
@@ -127,7 +126,7 @@ def sibling_lock_path(store: Path) -> Path:
 
 
 def read_owner(path: Path) -> dict[str, object] | None:
-    """Return who holds a lock, or None."""
+    """Return the owner of a lock; None if there is none."""
     try:
         owner = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -152,12 +151,12 @@ def check_owner(path: Path, token: str, subject: object) -> None:
         raise LostDriverError(f"{subject}: its driver no longer holds the lock {path}")
 
 
-def _alive(owner: dict[str, object]) -> bool:
+def _is_alive(owner: dict[str, object]) -> bool:
     if owner.get("host") != socket.gethostname():
         return time.time() - float(str(owner.get("heartbeat", 0))) < STALE_AFTER_SECONDS
     try:
         process = psutil.Process(int(str(owner["pid"])))
-        same = abs(process.create_time() - float(str(owner["started"]))) < 2.0  # a pid can be given out again
+        same = abs(process.create_time() - float(str(owner["started"]))) < 2.0  # process ids are reused
         return bool(same and process.status() != psutil.STATUS_ZOMBIE)
     except (psutil.NoSuchProcess, KeyError, ValueError):
         return False
@@ -169,9 +168,9 @@ class Attempt:
     Parameters
     ----------
     claim : Path
-        The unit's claim file.
+        Claim file of the unit.
     lock : Path
-        The driver's lock file.
+        Lock file of the driver.
     driver : str
         Token of the driver that sent the unit.
     """
@@ -184,7 +183,7 @@ class Attempt:
         claim.write_text(self.token)
 
     def check(self) -> None:
-        """Raise LostOwnershipError if this attempt is no longer the unit's."""
+        """Raise LostOwnershipError if another attempt has claimed the unit."""
         try:
             current = self.claim.read_text()
         except FileNotFoundError:
@@ -194,7 +193,7 @@ class Attempt:
         check_owner(self.lock, self.driver, self.claim.stem)
 
     def release(self) -> None:
-        """Drop the claim, if it is still this attempt's."""
+        """Delete the claim, if it is still that of this attempt."""
         try:
             if self.claim.read_text() == self.token:
                 self.claim.unlink()

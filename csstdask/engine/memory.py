@@ -1,4 +1,4 @@
-"""Memory, projected before a run and compared with what there is."""
+"""Project the memory of a run before it starts, and refuse a run that cannot fit."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ import psutil
 from csstdask.core.errors import MemoryProjectionError
 from csstdask.engine.schedulers import default_workers
 
-#: Memory of a worker process before its first unit: interpreter, Dask, Zarr, numerical libraries, compiled kernels.
+#: Memory of a worker before its first unit: interpreter, Dask, Zarr, numerical libraries, compiled kernels [byte].
 LIBRARY_BYTES = 440 << 20
-#: Memory of a driver that has workers in other processes: interpreter, Dask, Zarr.
+#: Memory of a driver whose workers are other processes: interpreter, Dask, Zarr [byte].
 DRIVER_BYTES = 160 << 20
-#: Part of the free memory that a run may plan with: projections are good to a quarter.
+#: Fraction of the free memory that a run may use: projections are accurate to a quarter.
 MEMORY_FRACTION = 0.8
 
 
 @dataclass(frozen=True)
 class Projection:
-    """The memory a run will need."""
+    """Projected memory of a run."""
 
     per_unit: int
-    """Peak bytes of one unit in work."""
+    """Peak memory of one unit [byte]."""
     slots: int
-    """Units at the same time."""
+    """Number of units processed at the same time."""
     libraries: int
-    """Bytes that a process holds before its first unit."""
+    """Memory of a process before its first unit [byte]."""
     processes: bool
-    """Whether each unit has a process, besides the driver's."""
+    """Whether each slot is a process of its own, besides the driver."""
 
     @property
     def total(self) -> int:
-        """Return the peak bytes of the whole run on this machine."""
+        """Return the peak memory of the whole run on this machine [byte]."""
         if self.processes:
             return DRIVER_BYTES + (self.per_unit + self.libraries) * self.slots
         return self.libraries + self.per_unit * self.slots
 
     def fitting_slots(self, budget: int) -> int:
-        """Return how many units at the same time fit into a number of bytes; 0 if not even one does."""
+        """Return the number of units that fit into a memory [byte] at the same time; 0 if not even one does."""
         if self.processes:
             return max(0, (budget - DRIVER_BYTES) // max(self.per_unit + self.libraries, 1))
         return max(0, (budget - self.libraries) // max(self.per_unit, 1))
 
 
 def budget_bytes() -> int:
-    """Return the memory that a run may plan with."""
+    """Return the memory that a run may use [byte]."""
     return int(available_bytes() * MEMORY_FRACTION)
 
 
 def available_bytes() -> int:
-    """Return the memory this process may still take: of the machine and of its control groups."""
+    """Return the memory that this process may still allocate, on the machine and in its control groups [byte]."""
     free = int(psutil.virtual_memory().available)
     for folder in _control_groups():
         for limit_name, used_name in (
@@ -61,16 +61,16 @@ def available_bytes() -> int:
             try:
                 limit, used = (int((folder / name).read_text()) for name in (limit_name, used_name))
                 statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            except (OSError, ValueError):  # no such file, or "max": no limit
+            except (OSError, ValueError):  # no such file, or no limit ("max")
                 continue
-            # Pages of files that were read count as used, and give way when memory is wanted.
+            # Cached pages of files count as used, but are freed when memory is needed.
             cache = int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
             free = min(free, limit - used + cache)
     return max(free, 0)
 
 
 def _control_groups() -> list[Path]:
-    """Return the folders of this process's memory control groups, each with its parents."""
+    """Return the folders of the memory control groups of this process, and of their parents."""
     folders: list[Path] = []
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
@@ -87,12 +87,12 @@ def _control_groups() -> list[Path]:
 
 
 def check_projection(projection: Projection, budget: int | None = None) -> None:
-    """Refuse a run that cannot fit.
+    """Refuse a run that does not fit into memory.
 
     Raises
     ------
     MemoryProjectionError
-        With the sum, and with the number of workers that would fit.
+        Names the projected memory, and the number of workers that would fit.
     """
     budget = budget_bytes() if budget is None else budget
     if projection.total > budget:

@@ -1,4 +1,4 @@
-"""Partials of reductions: the list of them in a file, and the record of what was made of them. No Dask."""
+"""Partials of reductions: a file that lists them, and the record of the result. Nothing here imports Dask."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from csstdask.core.atomic_io import flush_file, write_atomic
 from csstdask.engine.ledger import OwnedObject
 
 GROUP_SIZE = 32
-"""Partials whose sum is one task. Part of what decides rounding: changing it changes bits."""
+"""Number of partials whose sum is one task. It decides rounding: changing it changes results."""
 RECORD_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Partial:
-    """A file that a unit contributes."""
+    """A file that a unit contributes to a reduction."""
 
     path: str
-    """Relative to the store."""
+    """Path relative to the store."""
     sha256: str
-    """Of its content."""
+    """SHA-256 of its content."""
 
     @property
     def line(self) -> bytes:
-        """Return its line in a manifest."""
+        """Return the line of the manifest that lists it."""
         return f"{self.sha256} {self.path}\n".encode()
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The sorted partials of a reduction, in a file of one line each: checksum and path."""
+    """The sorted partials of a reduction, in a text file with one line each: checksum and path."""
 
     path: Path
     count: int
@@ -42,7 +42,7 @@ class Manifest:
 
     @classmethod
     def write(cls, path: Path, partials: Iterable[Partial]) -> Manifest:
-        """Write a list of partials; it must be sorted already."""
+        """Write a list of partials, which must be sorted."""
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.partial")
         digest, count = hashlib.sha256(), 0
@@ -57,7 +57,7 @@ class Manifest:
 
     @staticmethod
     def identity(partials: Iterable[Partial]) -> tuple[int, str]:
-        """Return number and digest of a list of partials, as `write` would, without writing."""
+        """Return number and digest of a list of partials without writing it."""
         digest, count = hashlib.sha256(), 0
         for partial in partials:
             digest.update(partial.line)
@@ -85,30 +85,30 @@ def reduction_record_path(root: Path, name: str, detector: int | None) -> Path:
 
 @dataclass(frozen=True)
 class ReductionRecord:
-    """What is recorded of a reduction, written last."""
+    """Record of a reduction, written last."""
 
     fingerprint: str = ""
-    """Of its settings and all its inputs."""
+    """Fingerprint of its settings and all its inputs."""
     n_inputs: int = 0
     """Number of partials."""
     n_outdated: int = 0
-    """Partials of other settings, which were left out."""
+    """Number of partials of other settings, which were left out."""
     passes: int = 0
     objects: tuple[OwnedObject, ...] = ()
-    """What it wrote."""
+    """Files that it wrote."""
     metrics: dict[str, float | int | None] = field(default_factory=dict)
     seconds: float = 0.0
     failure: str | None = None
-    """Why there is no result, if the last attempt failed."""
+    """Reason why there is no result; None unless the last attempt failed."""
 
     def holds(self, root: Path, fingerprint: str, *, checksum: bool = False) -> bool:
-        """Return whether this is the result for a fingerprint, with its objects on disk."""
+        """Return whether the result of a fingerprint is recorded, with its objects on disk."""
         same = self.failure is None and self.fingerprint == fingerprint
         return same and all(item.is_intact(root, checksum=checksum) for item in self.objects)
 
     @classmethod
     def read(cls, path: Path) -> ReductionRecord:
-        """Return a record; an empty one if there is none, or none that can be read."""
+        """Return a record; an empty one if there is none or it cannot be read."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data.pop("version") != RECORD_VERSION:
@@ -119,6 +119,6 @@ class ReductionRecord:
             return cls()
 
     def write(self, path: Path) -> None:
-        """Write the record, atomically: the last act."""
+        """Write the record atomically, after everything else."""
         data = asdict(self) | {"version": RECORD_VERSION}
         write_atomic(path, json.dumps(data, indent=1, sort_keys=True).encode())

@@ -1,4 +1,4 @@
-"""Listeners that tell a person how a run is going: a bar on a terminal, plain lines elsewhere, or JSON."""
+"""Listeners that show progress: a bar on a terminal, log lines elsewhere, or a JSON log."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ log = logging.getLogger("csstdask")
 
 
 class ProgressBar:
-    """Units done, Mpix/s and the time that is left, on a terminal (standard error)."""
+    """Show finished units, Mpix/s and the remaining time on a terminal (standard error)."""
 
     def __init__(self, *, show_failures: bool = True) -> None:
         self.show_failures = show_failures
@@ -53,7 +53,7 @@ class ProgressBar:
         self._start = 0.0
 
     def __call__(self, event: Event) -> None:
-        """Take one event."""
+        """Handle one event."""
         if isinstance(event, RunStarted):
             self._pixels, self._start, self._done = event.pixels_per_unit, time.perf_counter(), 0
             self._task = self._progress.add_task(event.title, total=event.total, rate="")
@@ -86,19 +86,19 @@ class ProgressBar:
 
 
 class LogLines:
-    """Plain lines, at most one every few seconds, for logs of batch jobs."""
+    """Log plain lines, at most one every few seconds, for batch jobs."""
 
     def __init__(self, interval: float = 10.0, *, show_failures: bool = True) -> None:
         self.interval, self.show_failures = interval, show_failures
         self._last = 0.0
         self._start = 0.0
         self._count = {"done": 0, "skipped": 0, "failed": 0}
-        self._begun: RunStarted | None = None
+        self._started: RunStarted | None = None
 
     def __call__(self, event: Event) -> None:
-        """Take one event."""
+        """Handle one event."""
         if isinstance(event, RunStarted):
-            self._begun, self._start, self._last = event, time.perf_counter(), time.perf_counter()
+            self._started, self._start, self._last = event, time.perf_counter(), time.perf_counter()
             self._count = dict.fromkeys(self._count, 0)
             log.info("%s: %d units on %d slots", event.title, event.total, event.slots)
             if event.dashboard:
@@ -108,12 +108,14 @@ class LogLines:
             if self.show_failures:
                 log.warning("failed %s [%s]: %s", event.unit, event.step, event.reason)
         elif isinstance(event, UnitRetried):
-            log.warning("again %s: %s", event.unit, event.reason)
+            log.warning("retry %s: %s", event.unit, event.reason)
         elif isinstance(event, UnitSkipped):
             self._count["skipped"] += 1
-            if self._begun is not None and time.perf_counter() - self._last >= self.interval:  # units are verified
+            if (
+                self._started is not None and time.perf_counter() - self._last >= self.interval
+            ):  # verified units take time
                 self._last = time.perf_counter()
-                log.info("%d of %d units", sum(self._count.values()), self._begun.total)
+                log.info("%d of %d units", sum(self._count.values()), self._started.total)
         elif isinstance(event, UnitDone):
             self._count["done"] += 1
             if time.perf_counter() - self._last >= self.interval:
@@ -135,25 +137,25 @@ class LogLines:
             )
 
     def _line(self) -> None:
-        if self._begun is None:
+        if self._started is None:
             return
         self._last = time.perf_counter()
         elapsed = self._last - self._start
         finished = sum(self._count.values())
-        rate = self._count["done"] * self._begun.pixels_per_unit / 1e6 / elapsed
-        left = (self._begun.total - finished) * elapsed / max(self._count["done"] + self._count["failed"], 1)
-        log.info("%d of %d units, %.1f Mpix/s, %.0f s left", finished, self._begun.total, rate, left)
+        rate = self._count["done"] * self._started.pixels_per_unit / 1e6 / elapsed
+        remaining = (self._started.total - finished) * elapsed / max(self._count["done"] + self._count["failed"], 1)
+        log.info("%d of %d units, %.1f Mpix/s, %.0f s left", finished, self._started.total, rate, remaining)
 
 
 class JsonLog:
-    """One JSON object a line and event, with its time, appended to a file."""
+    """Append each event to a file, as one line of JSON with its time."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._stream = path.open("a", encoding="utf-8")
 
     def __call__(self, event: Event) -> None:
-        """Take one event."""
+        """Handle one event."""
         if isinstance(event, UnitSkipped | UnitSubmitted):
             return
         entry: dict[str, Any] = {"event": type(event).__name__, "time": time.time()}
@@ -171,9 +173,12 @@ class JsonLog:
 
 
 def progress_listener(*, show_failures: bool = True) -> Listener:
-    """Return a bar if standard error is a terminal, else plain log lines.
+    """Return a progress bar if standard error is a terminal, else log lines.
 
-    Failures are announced as they happen, unless whoever asks prints them all at the end.
+    Parameters
+    ----------
+    show_failures : bool
+        Show failures as they happen; False for commands that list them at the end.
     """
     kind = ProgressBar if sys.stderr.isatty() else LogLines
     return kind(show_failures=show_failures)

@@ -1,18 +1,18 @@
-"""Reductions: many partial files become one small result, on the run's cluster, with the same bits in any order.
+"""Reduce many partial files to one small result, on the run's cluster, with the same bits in any order.
 
 A unit leaves a *partial*, a file that it owns. A reduction maps groups of partials to small sums, adds the sums in a
-binary tree whose shape depends on nothing but the number of groups, and solves in the driver. It may take several
-passes: each sends the solution of the one before to the workers.
+binary tree whose shape depends only on the number of groups, and solves in the driver. It may need several passes:
+each of them sends the solution of the previous one to the workers.
 
 *Same bits.* Partials are sorted, groups have a fixed size, and the tree is fixed. The order in which groups are
-finished, the number of workers, and interruptions change nothing.
+finished, the number of workers, and interruptions do not change the result.
 
 *Bounded memory.* A worker holds one partial and one sum. The driver holds the sums of groups in flight and one node for
 each level of the tree: the list of partials lies in a file, the manifest, and is read group by group.
 
 *Why the order survives a kill.* The objects of the result are written and flushed first, and the record that lists
 them takes its name last, as for a unit (see ``ledger.py``). A reduction that was interrupted has no record of its
-inputs, and is computed again from its partials: no pixel is read for that.
+inputs, and is computed again from its partials, without reading pixels.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ Solution = TypeVar("Solution")
 
 @dataclass(frozen=True)
 class Pass(Generic[Solution]):
-    """What a pass has led to."""
+    """Result of one pass."""
 
     solution: Solution
-    """Sent to the workers for the next pass."""
+    """Solution, sent to the workers for the next pass."""
     finished: bool
     """Whether this is the last one."""
 
 
 class Algorithm(Protocol[Sums, Solution]):
-    """What a reduction computes. It travels to the workers, so it is small and can be pickled."""
+    """Computation of a reduction. It is sent to the workers: small and picklable."""
 
     def map(self, partials: Iterable[tuple[Partial, bytes]], solution: Solution | None) -> Sums:
-        """Return the sum of some partials, given the solution of the pass before; None in the first pass."""
+        """Return the sum of some partials, given the solution of the previous pass (None in the first)."""
 
     def combine(self, first: Sums, second: Sums) -> Sums:
         """Add two sums."""
@@ -58,9 +58,9 @@ class Algorithm(Protocol[Sums, Solution]):
 
 
 class TreeSum(Generic[Sums]):
-    """Add values in a binary tree over their positions, in whatever order they come.
+    """Add values in a binary tree over their positions, in any order of arrival.
 
-    Neighbours 2i and 2i + 1 are added as soon as both are there. A last value without a neighbour moves up a level.
+    Neighbours 2i and 2i + 1 are added as soon as both have arrived. A last value without a neighbour moves up a level.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class TreeSum(Generic[Sums]):
         return len(self._nodes)
 
     def add(self, position: int, value: Sums) -> None:
-        """Take the value of a position."""
+        """Add the value of a position."""
         level, length = 0, self._count
         while length > 1:
             neighbour = position ^ 1
@@ -115,11 +115,11 @@ class _GroupJob(Generic[Sums, Solution]):
 
 
 def map_group(job: _GroupJob[Any, Any]) -> dict[str, Any]:
-    """Return the sum of one group of partials: a worker's task."""
+    """Return the sum of one group of partials: the task of a worker."""
     limit_threads(1)
     try:
         return {"sums": job.algorithm.map(_contents(Path(job.root), job.group), job.solution)}
-    except Exception as error:  # noqa: BLE001  the driver names what went wrong
+    except Exception as error:  # noqa: BLE001  the driver reports it
         return describe_failure("map", error)
 
 
@@ -129,10 +129,10 @@ def _contents(root: Path, group: Sequence[Partial]) -> Iterator[tuple[Partial, b
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            raise ReductionError(f"{path}: found no file; the next run with --verify makes it again") from None
+            raise ReductionError(f"{path}: found no file; the next run with --verify writes it again") from None
         if hashlib.sha256(content).hexdigest() != partial.sha256:
             raise ReductionError(
-                f"{path}: found content that differs from its record; the next run with --verify makes it again"
+                f"{path}: found content that differs from its record; the next run with --verify writes it again"
             )
         yield partial, content
 
@@ -148,7 +148,7 @@ def reduce_partials(
     key: str,
     max_passes: int = 50,
 ) -> tuple[Solution, int]:
-    """Compute a reduction.
+    """Compute a reduction from its partials.
 
     Parameters
     ----------
@@ -162,16 +162,16 @@ def reduce_partials(
     emit : callable
         Receives a `ReductionPass` after each pass.
     name : str
-        For events and messages.
+        Name in events and messages.
     key : str
-        Prefix of task keys.
+        Prefix of the Dask keys.
     max_passes : int
-        Passes after which the last solution counts.
+        Maximum number of passes; the solution of the last one is returned.
 
     Returns
     -------
     solution, passes
-        The solution of the last pass, and how many there were.
+        Solution of the last pass, and number of passes.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Names of schedulers and the default number of workers, without importing Dask."""
+"""Names of schedulers, and the default number of workers. Nothing here imports Dask."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SCHEDULERS = ("threads", "processes", "cuda", "slurm")
 
 
 def default_workers() -> int:
-    """Return the number of cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""What a stage of a unit uses: wall time, CPU time, peak memory, bytes read and written."""
+"""Measure what a step uses: wall time, CPU time, peak memory, bytes read and written."""
 
 from __future__ import annotations
 
@@ -9,34 +9,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RESET_TOLERANCE = 16 << 20
-"""How far a peak may lie above the present memory just after it was reset [bytes]: the kernel counts pages late."""
+"""Excess of the peak over the present memory just after a reset that counts as none: the kernel counts late [byte]."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What one stage of one unit has used."""
+    """Usage of one step of one unit."""
 
     seconds: float = 0.0
-    """Wall time."""
+    """Wall time [s]."""
     cpu_seconds: float = 0.0
-    """CPU time: of the whole process where the unit has it for itself, else of the unit's own thread."""
+    """CPU time [s]: of the process if it has one unit at a time, else of the unit's thread."""
     peak_bytes: int = 0
-    """Largest resident memory of the process until the end of the stage, libraries and other units included. A process
-    that keeps freed memory shows the peaks of its stages only in its first unit."""
+    """Largest resident memory of the process until the end of the step, including libraries and other units [byte]. A
+    process that retains freed memory shows the peaks of its steps in its first unit only."""
     bytes_read: int = 0
-    """From stores, as they lie on disk."""
+    """Bytes read from stores, compressed."""
     bytes_written: int = 0
-    """To the store, as they lie on disk."""
+    """Bytes written to the store, compressed."""
 
 
 class Meter:
-    """Measures the usage from its creation on.
+    """Measure the usage from the creation of the object on.
 
     Parameters
     ----------
     alone : bool
-        Whether the process works on one unit at a time. Only then can its CPU time and its peak memory be attributed
-        to the unit.
+        Whether the process has one unit at a time. Only then can its CPU time and peak memory be attributed to it.
     """
 
     def __init__(self, *, alone: bool) -> None:
@@ -48,7 +47,7 @@ class Meter:
         self._start = time.perf_counter()
 
     def usage(self, bytes_written: int = 0) -> Usage:
-        """Return what has been used so far."""
+        """Return the usage so far."""
         seconds, cpu = time.perf_counter() - self._start, self._clock() - self._cpu
         return Usage(seconds, cpu, peak_bytes(), self.bytes_read, bytes_written)
 
@@ -62,8 +61,8 @@ def reset_peak() -> bool:
     Returns
     -------
     bool
-        Whether the peak now is that of the present memory. Systems other than Linux and some containers do not allow
-        it, or accept the request and ignore it; peaks are then those since the process began.
+        Whether the peak was reset. Systems other than Linux and some containers do not allow it, or ignore the request;
+        peaks are then those since the start of the process.
     """
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -74,7 +73,7 @@ def reset_peak() -> bool:
 
 
 def peak_bytes() -> int:
-    """Return the largest resident memory of this process since it began, or since `reset_peak`."""
+    """Return the largest resident memory of this process since its start, or since `reset_peak` [byte]."""
     peak = read_process_status("VmHWM")
     if peak is not None:
         return peak
@@ -83,7 +82,7 @@ def peak_bytes() -> int:
 
 
 def read_process_status(key: str) -> int | None:
-    """Return a value of the process's status [bytes], None where the system has no such file."""
+    """Return a value of the process's status [byte]; None where the system has no such file."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -1,12 +1,11 @@
-"""The sliding window: units flow from a generator to Dask, a few more than there are slots at any time.
+"""Submit tasks through a sliding window: a bounded number of units is in flight at any time.
 
-Dask's own queuing does not hold back tasks that carry resources, and a submitted task costs memory on the
-scheduler and the client, so back-pressure is the client's job: about two units a slot are in flight, and
-a finished one lets the next one in. Memory of driver and scheduler is then the same for ten units and for
-ten million.
+Dask does not queue tasks that carry resources, and each submitted task costs memory on the scheduler and the client.
+The client therefore limits them: about two units per slot are in flight, and a finished unit lets the next one in. The
+memory of driver and scheduler does not depend on the number of units.
 
-A task returns a small dict, also when the unit failed: exceptions that reach this side come from the
-machinery (a worker died, a connection broke), never from the science.
+A task returns a small dict, even if its unit failed. Exceptions that reach the driver come from the cluster (a worker
+died, a connection broke), never from a step.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from csstdask.engine.cluster import Slots
 from csstdask.engine.events import Listener, UnitDone, UnitFailed, UnitRetried, UnitSkipped, UnitSubmitted
 from csstdask.engine.work_units import Unit
 
-#: Units in flight for each slot: with one a slot workers idle while results travel (efficiency 0.83 at 50 ms
-#: a unit, 0.96 with two).
+#: Units in flight per slot. With one, workers idle while results travel: efficiency 0.83 at 50 ms per unit, 0.96 with
+#: two.
 IN_FLIGHT_PER_SLOT = 2
 
-#: System errors that are worth another try; all others are facts about the input or the disk.
+#: System errors that may be temporary; all others concern the input or the disk, and a retry would not help.
 TRANSIENT = {
     errno.EIO,
     errno.ESTALE,
@@ -45,16 +44,16 @@ TRANSIENT = {
 }
 
 
-#: The client can no longer reach its scheduler: nothing can be submitted or taken back.
+#: The client cannot reach its scheduler: nothing can be submitted or cancelled.
 _LOST = (ClosedClientError, CommClosedError)
 
-#: Exceptions of the machinery, not of the unit: worth another try.
-_MACHINERY = (CommClosedError, FutureCancelledError, TimeoutError)
+#: Exceptions of the cluster, not of the unit: the task is retried.
+_CLUSTER_ERRORS = (CommClosedError, FutureCancelledError, TimeoutError)
 
-#: The step of a unit that could not be recorded because the store has another driver now.
+#: Step in the failure of a unit that could not be recorded, because another driver owns the store now.
 OWNERSHIP_LOST = "ownership"
 
-#: The step of a unit whose worker died with it.
+#: Step in the failure of a unit whose worker died.
 WORKER_DIED = "worker died"
 _ISOLATED = -1
 """Attempt number of a unit that runs alone, after workers have died with it."""
@@ -62,34 +61,34 @@ _ISOLATED = -1
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be done for one unit."""
+    """Work on one unit."""
 
     unit: Unit
-    """Which one."""
+    """The unit; part of the Dask key."""
     argument: Any
-    """Handed to the task function: small, picklable, no arrays."""
+    """Argument of the task function: small and picklable, without arrays."""
 
 
 @dataclass
 class Outcome:
-    """Counts at the end of a window."""
+    """Numbers of tasks at the end of a window."""
 
     done: int = 0
     unchanged: int = 0
-    """Of tasks that found nothing to do."""
+    """Number of tasks that found nothing to do."""
     failed: int = 0
     stopped: str | None = None
-    """Why no further units were submitted, if that is so."""
+    """Reason why no more tasks were submitted; None if all were."""
 
 
 def describe_failure(step: str, error: BaseException) -> dict[str, Any]:
-    """Return what a task returns when its unit failed in ``step``."""
-    transient = isinstance(error, _MACHINERY) or (isinstance(error, OSError) and error.errno in TRANSIENT)
+    """Return the result of a task whose unit failed in ``step``."""
+    transient = isinstance(error, _CLUSTER_ERRORS) or (isinstance(error, OSError) and error.errno in TRANSIENT)
     reason = str(error) or type(error).__name__
     if not isinstance(error, CsstdaskError):
         reason = f"{type(error).__name__}: {reason}"
     fatal = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-    if isinstance(error, LostDriverError):  # another driver owns the store: nothing more is ours to write
+    if isinstance(error, LostDriverError):  # another driver owns the store: nothing more may be written
         step, fatal = OWNERSHIP_LOST, True
     return {"failure": {"step": step, "reason": " ".join(reason.split()), "transient": transient, "fatal": fatal}}
 
@@ -104,26 +103,26 @@ def run_window(
     retries: int = 2,
     max_failures: int | None = None,
 ) -> Outcome:
-    """Run a task for each unit, a bounded number at a time, in the order they are drawn.
+    """Run tasks, a bounded number at a time, in the order in which they are drawn.
 
     Parameters
     ----------
     slots : Slots
-        The client.
+        The cluster.
     tasks : iterable of Task
-        Drawn one by one, as room appears.
+        Drawn one at a time, as slots become free.
     function : callable
         Runs on a worker; takes ``Task.argument``, returns a small dict: with `describe_failure` if the unit failed,
         with `unchanged` if there was nothing to do.
     emit : callable
-        Told what happens, on this thread.
+        Receives the events, on the calling thread.
     key : str
-        Prefix of task keys. Keys are made of it and the unit, so that a second submission of a unit that is
-        in flight joins the first.
+        Prefix of the Dask keys. The rest is the unit: a second submission of a unit in flight joins the first.
     retries : int
-        Further tries after failures of the machinery. A unit that kills its workers three times is given up.
+        Number of retries after failures of the cluster. A unit that is present at three deaths of workers is isolated:
+        it is tried once more, alone, after all others.
     max_failures : int, optional
-        Stop submitting after so many failed units.
+        Number of failed units after which no more tasks are submitted.
 
     Returns
     -------
@@ -143,7 +142,7 @@ def run_window(
 
 
 class _Window:
-    """Units in flight, and what is decided when one comes back."""
+    """Units in flight, and the decision on each of them when it finishes."""
 
     def __init__(
         self,
@@ -164,7 +163,7 @@ class _Window:
         self.outcome = Outcome()
 
     def fill(self) -> None:
-        """Let units in while there is room."""
+        """Submit units until the window is full."""
         while len(self.flying) < self._limit and self.outcome.stopped is None:
             task = next(self._source, None)
             if task is None:
@@ -172,8 +171,8 @@ class _Window:
             self._submit(task, 0)
             self._emit(UnitSubmitted(task.unit))
         if not self.flying and self._quarantine and self.outcome.stopped is None:
-            # A worker that dies takes its neighbours' good name along: who was there at three deaths is
-            # tried once more, alone, when all others are through.
+            # Units that shared a worker with the one that killed it are suspected too: each is tried once more, alone,
+            # when all others are finished.
             self._submit(self._quarantine.pop(), _ISOLATED)
 
     def _submit(self, task: Task, attempt: int) -> None:
@@ -183,14 +182,14 @@ class _Window:
         future.add_done_callback(lambda _: self._finished.put(name))
 
     def next_finished(self) -> tuple[Task, int, dict[str, Any]]:
-        """Wait for a unit to come back; return it with its attempt and result."""
+        """Wait for a unit to finish; return its task, attempt and result."""
         task, future, attempt = self.flying.pop(self._finished.get())
         result = _result(future)
         future.release()
         return task, attempt, result
 
     def settle(self, task: Task, attempt: int, result: dict[str, Any]) -> None:
-        """Count a unit as done or failed, or give it another try."""
+        """Count a unit as done or failed, or submit it again."""
         problem = result.get("failure")
         if "unchanged" in result:
             self.outcome.unchanged += 1
@@ -214,18 +213,18 @@ class _Window:
                 self.outcome.stopped = f"{self.outcome.failed} failed units (--max-failures {self._max_failures})"
 
     def cancel(self) -> None:
-        """Take back what is still in flight."""
+        """Cancel what is still in flight."""
         with contextlib.suppress(*_LOST):
             self._client.cancel([future for _, future, _ in self.flying.values()], force=True)
 
 
 def _result(future: Future) -> dict[str, Any]:
-    """Return what the task returned, or a failure if the machinery broke."""
+    """Return the result of a task, or a failure if the cluster failed."""
     try:
         value = future.result()
     except KilledWorker as error:
         reason = f"its workers died {error.allowed_failures + 1} times (out of memory, or a crash in native code)"
         return {"failure": {"step": WORKER_DIED, "reason": reason, "transient": False, "fatal": False}}
-    except Exception as error:  # noqa: BLE001  whatever the machinery raises is a failed unit, not a failed run
+    except Exception as error:  # noqa: BLE001  any error of the cluster fails the unit, not the run
         return describe_failure("worker", error)
     return value if isinstance(value, dict) else {"value": value}

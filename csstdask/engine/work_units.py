@@ -1,4 +1,4 @@
-"""The unit: one ``(exposure, detector)``, and the selections a person writes on a command line."""
+"""Units of work, ``(exposure, detector)``, and their selection on the command line."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from csstdask.core.errors import InputError
 
 @dataclass(frozen=True, order=True)
 class Unit:
-    """One ``(exposure, detector)``: the unit of work, of ownership on disk, of retry, of provenance."""
+    """One ``(exposure, detector)``: the unit of work, ownership on disk, retry and provenance."""
 
     exposure: str
-    """The exposure's id."""
+    """Id of the exposure."""
     detector: int
-    """The detector's id."""
+    """Id of the detector."""
 
     def __str__(self) -> str:
         return f"{self.exposure}/{self.detector}"
@@ -24,7 +24,7 @@ class Unit:
 
 @dataclass(frozen=True, order=True)
 class PartialGroup(Unit):
-    """A group of partials of a reduction: what its tasks are, as units are those of a run."""
+    """A group of partials, the unit of work of a reduction; `exposure` is its name, `detector` the group's number."""
 
     def __str__(self) -> str:
         return f"{self.exposure}, group {self.detector}"
@@ -32,7 +32,7 @@ class PartialGroup(Unit):
 
 @dataclass(frozen=True)
 class Selection:
-    """Which units of a campaign a run is about; empty means all."""
+    """A selection of units; an empty one selects all."""
 
     exposures: tuple[str, ...] = ()
     """Ids, or patterns with ``*`` and ``?``."""
@@ -41,7 +41,7 @@ class Selection:
 
     @property
     def selects_all(self) -> bool:
-        """Return whether no unit is left out."""
+        """Return whether all units are selected."""
         return not self.exposures and not self.detectors
 
     def __contains__(self, unit: Unit) -> bool:
@@ -52,7 +52,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class SelectionUnion:
-    """Units in any of several selections."""
+    """Union of several selections."""
 
     selections: tuple[Selection, ...]
 
@@ -66,7 +66,7 @@ def parse_selection(text: str | None) -> Selection:
     Raises
     ------
     InputError
-        Naming the part that is no selection.
+        Names the part that is not a selection.
 
     Examples
     --------
