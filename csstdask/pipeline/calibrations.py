@@ -1,4 +1,4 @@
-"""Results of the reductions of a run that hold for its present units: zero points and flat-field cubes."""
+"""Read the results of reductions that belong to the present units of a run: zero points and flat-field cubes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from csstdask.pipeline.status import load_plan
 
 
 def current_zero_points(root: Path, plan: Plan) -> dict[str, npt.NDArray[Any]] | None:
-    """Return the zero points of a run (exposure, detector), by name; None where they are not those of its units.
+    """Return the zero points of a run (exposure, detector), by name; None if they are not those of its present units.
 
     Zero points of other settings, of other pixels or of units that are pending are not returned.
 
     Parameters
     ----------
     root : Path
-        The run's store.
+        Store of the run.
     plan : Plan
         As the run remembers it (`csstdask.pipeline.status.plan_of_run`).
 
@@ -37,16 +37,16 @@ def current_zero_points(root: Path, plan: Plan) -> dict[str, npt.NDArray[Any]] |
 
 
 def current_flat(root: Path, detector: int, plan: Plan | None = None) -> Flat | None:
-    """Return the flat-field cube of a detector from a run; None where it is not that of its present units.
+    """Return the flat-field cube of a detector from a run; None if it is not that of its present units.
 
     Parameters
     ----------
     root : Path
-        The run's store.
+        Store of the run.
     detector : int
         Its id.
     plan : Plan, optional
-        As the run remembers it; by default it is read.
+        Plan of the run; default: read from the store.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Which units of a run hold for the pixels that its campaign has now: one answer for views, export and status."""
+"""Determine which units of a run are finished for the present pixels of its campaign, for views and export."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from csstdask.engine.ledger import Ledger, UnitRecord
 from csstdask.pipeline.plan import Plan
 
-#: Steps whose products make a calibrated frame.
+#: Steps whose products a calibrated frame is made from.
 CALIBRATION = ("background", "detect", "repair")
 
 
@@ -29,23 +29,23 @@ def frame_fingerprints(plan: Plan, fingerprints: Mapping[str, str]) -> dict[str,
 
 
 def is_done(record: UnitRecord, root: Path, wanted: Mapping[str, str]) -> bool:
-    """Return whether a unit's record proves some steps done, and their objects have their sizes."""
+    """Return whether a record proves some steps finished, with their objects on disk."""
     return bool(wanted) and len(record.fresh(root, wanted)) == len(wanted)
 
 
 def done_units(root: Path, plan: Plan, exposures: int) -> npt.NDArray[np.bool_]:
-    """Return which units of a run are done for the campaign's present pixels.
+    """Return which units of a run are finished for the present pixels of its campaign.
 
-    Each unit costs its record and the sizes of what it wrote, some 0.2 ms.
+    For each unit the record and the sizes of its files are read: about 0.2 ms.
 
     Parameters
     ----------
     root : Path
         The run's store.
     plan : Plan
-        As the run remembers it (`plan_of_run`).
+        Plan of the run (`plan_of_run`).
     exposures : int
-        Number of rows; a campaign may have grown since.
+        Number of rows of the run; its campaign may have more by now.
 
     Returns
     -------

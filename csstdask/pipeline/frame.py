@@ -1,7 +1,7 @@
-"""One unit in work: its pixels in electrons, what may be used of them, and what the steps have made so far.
+"""The data of one unit as the steps see it: pixels in electrons, masks, and the results of earlier steps.
 
-A frame reads a plane when a step first asks for it and keeps it; products of steps that were done before
-are read from the run's store, so that a step never knows whether its predecessor ran today.
+A frame reads a plane when a step first uses it, and keeps it. Results of steps that were finished in an earlier run are
+read from the run's store: a step cannot tell the difference.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ class RepairedFrame:
     """A frame after repair, in electrons."""
 
     height: npt.NDArray[np.float32]
-    """(y, x) Above the sky; 0 where `mask`."""
+    """(y, x) Signal above the sky [e-]; 0 where `mask` is set."""
     error: npt.NDArray[np.float32]
-    """(y, x) 1 sigma, of repaired pixels that of the repair."""
+    """(y, x) 1 sigma of each pixel [e-]; that of the repair where repaired."""
     noise: npt.NDArray[np.float32]
-    """(y, x) 1 sigma of the sky."""
+    """(y, x) 1 sigma of the sky [e-]."""
     mask: npt.NDArray[np.bool_]
-    """(y, x) Pixels that take no part."""
+    """(y, x) Pixels to be ignored."""
     repaired: npt.NDArray[np.bool_]
-    """(y, x) Pixels whose value is an estimate."""
+    """(y, x) Pixels whose value was estimated."""
     noise_excess: float = 1.0
-    """Factor on `noise` for the detection of sources, where noise is correlated."""
+    """Factor on `noise` for the detection of sources, larger than 1 where noise is correlated."""
 
 
 class Frame:
-    """A unit's data as the steps see it.
+    """Give steps access to the data of one unit.
 
     Parameters
     ----------
     facts : UnitFacts
-        What the campaign knows of the unit.
+        Metadata of the unit.
     instrument : Instrument
-        Whose flag bits apply.
+        Camera, whose flag bits apply.
     units : str
-        Of the campaign's ``sci``.
+        Units of the campaign's ``sci``.
     read_plane, read_product : callable
         Return a plane of the campaign, or a product of the run, by name.
     read_header : callable
@@ -96,14 +96,14 @@ class Frame:
 
     @cached_property
     def data(self) -> npt.NDArray[np.float32]:
-        """Return the science plane [e-], sky included."""
+        """Return the science plane, including the sky [e-]."""
         sci = self._read_plane("sci")
         sci *= np.float32(self.scale)
         return sci
 
     @property
     def header(self) -> str:
-        """Return the FITS header of the science plane, a card a line; empty if there is none."""
+        """Return the FITS header of the science plane, one card per line; empty if there is none."""
         return self._read_header()
 
     @cached_property
@@ -113,21 +113,21 @@ class Frame:
 
     @cached_property
     def cr_mask_input(self) -> npt.NDArray[np.bool_]:
-        """Return where the file's own pipeline reports cosmic rays: compared with, never used."""
+        """Return the cosmic rays flagged in the input: compared with, never used."""
         return (self.flag & self.instrument.flags.incoming_cosmic_ray_mask) != 0
 
     @cached_property
     def _variance(self) -> npt.NDArray[np.float32]:
-        """Return the variance the weights state [e-^2]; inf where they are 0."""
+        """Return the variance given by the weights [e-^2]; inf where they are 0."""
         wht = self._read_plane("wht")
         return np.asarray(variance_from_weight(wht, self.scale, out=wht))
 
     @cached_property
     def unusable(self) -> npt.NDArray[np.bool_]:
-        """Return pixels whose values say nothing of the sky: by flag, weight or value.
+        """Return unusable pixels, by flag, weight or value.
 
-        A weight of 0 under an incoming cosmic-ray bit says what another pipeline believed about cosmic
-        rays, and nothing about the pixel: it does not count.
+        A weight of 0 under an incoming cosmic-ray bit does not count: another pipeline set it for a cosmic ray that it
+        detected, not for a property of the pixel.
         """
         return ignored_pixels(
             self.flag, self.instrument.flags.ignore_mask,
@@ -136,9 +136,9 @@ class Frame:
 
     @cached_property
     def saturated(self) -> npt.NDArray[np.bool_]:
-        """Return pixels that are unusable because they are saturated, and for no other reason by flag or value.
+        """Return pixels that are unusable only because they are saturated, by flag and value.
 
-        Their weight does not matter: many pipelines set it to 0 for saturation.
+        Their weight is not considered: many pipelines set it to 0 for saturation.
         """
         flags = self.instrument.flags
         bits = flags.mask(*(name for name in SATURATION_FLAGS if name in flags.ignore_flags))
@@ -149,9 +149,9 @@ class Frame:
 
     @property
     def ignore(self) -> npt.NDArray[np.bool_]:
-        """Return pixels that take no part in the steps after detection.
+        """Return pixels that the steps after detection ignore.
 
-        They are the unusable ones but for saturated pixels that a cosmic ray has hit: those are repaired.
+        These are the unusable ones, except saturated pixels hit by a cosmic ray, which are repaired.
         """
         if self._ignore is None:
             self._ignore = self.unusable & ~(self.saturated & self.product("cr_mask"))
@@ -168,18 +168,18 @@ class Frame:
 
     @cached_property
     def fill(self) -> NeighbourFill:
-        """Return estimates of the hit, usable pixels from their neighbours, by the model ``median`` [e-]."""
+        """Return estimates of hit, usable pixels from their neighbours, by the model ``median`` [e-]."""
         return self.fill_by(find_card("inpaint", "median"))
 
     def fill_by(self, card: ModelCard) -> NeighbourFill:
-        """Return estimates of the hit, usable pixels from their neighbours, by a model's parameters [e-]."""
+        """Return estimates of hit, usable pixels from their neighbours, with the parameters of a model [e-]."""
         hit = self.product("cr_mask")
         donor = ~(hit | self.ignore)
         return fill_from_neighbours(self.data, hit & ~self.ignore, donor, np.square(self.error), card)
 
     @cached_property
     def masked(self) -> MaskedFrame | None:
-        """Return the frame above its sky, hit pixels filled from their neighbours; None where the sky is unknown."""
+        """Return the sky-subtracted frame with hit pixels filled from neighbours; None where the sky is unknown."""
         mesh = self.mesh
         if not np.isfinite(mesh.background).all():
             return None
@@ -200,17 +200,17 @@ class Frame:
         return Mesh(background, noise, self.data.shape)
 
     def product(self, name: str) -> npt.NDArray[Any]:
-        """Return a product of an earlier step, as it lies in the store (units of ``sci``)."""
+        """Return a product of an earlier step, in the units of the store."""
         if name not in self._products:
             self._products[name] = self._read_product(name)
         return self._products[name]
 
     def has(self, name: str) -> bool:
-        """Return whether a step has made a product of the frame since it was opened."""
+        """Return whether a step has computed a product since the frame was opened."""
         return name in self._products
 
     def table(self, name: str) -> Table:
-        """Return the table of an earlier step, as it lies in the store."""
+        """Return a table of an earlier step, in the units of the store."""
         if name not in self._tables:
             self._tables[name] = self._read_table(name)
         return self._tables[name]
@@ -222,7 +222,7 @@ class Frame:
         return self._files[name]
 
     def repaired(self) -> RepairedFrame | None:
-        """Return the frame after repair; None where its sky is not known."""
+        """Return the frame after repair; None where its sky is unknown."""
         mesh = self.mesh
         if not np.isfinite(mesh.background).all():
             return None
@@ -244,7 +244,7 @@ class Frame:
         tables: Mapping[str, Table] | None = None,
         files: Mapping[str, bytes | None] | None = None,
     ) -> None:
-        """Keep what a step has made, for those after it; None marks a file that it has not made."""
+        """Add the results of a step for later steps; None marks a file that it has not written."""
         if "cr_mask" in products:
             self._ignore = None
         self._products.update(products)

@@ -1,4 +1,4 @@
-"""Before a run: which units, which steps, what fingerprints, how much memory, how long."""
+"""Plan a run: its units, steps, fingerprints, arrays, memory and time."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from csstdask.pipeline.step import Cost, Step
 from csstdask.store.campaign import Campaign, UnitMetadata
 from csstdask.store.schema import UNIT_DIMS, ArraySpec
 
-#: Time until the first unit begins: imports, the cluster, the store [s].
+#: Time before the first unit: imports, cluster, store [s].
 START_SECONDS = 3.5
-#: Factor on the time of a unit while other units run on the same machine.
+#: Ratio of the time of a unit while other units run on the same machine to that of a unit alone.
 CONCURRENCY_SLOWDOWN = 1.2
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a step of one unit is expected to take."""
+    """Predicted cost of a step for one unit."""
 
     seconds: float
-    """On one core of the reference machine."""
+    """Time on one core of the reference machine [s]."""
     peak_bytes: int
-    """Of a process with this unit alone, libraries included."""
+    """Peak memory of a process with this unit alone, including libraries [byte]."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run, resolved."""
+    """A run with all its choices resolved."""
 
     campaign: Campaign
     steps: tuple[Step, ...]
@@ -47,7 +47,7 @@ class Plan:
 
     @property
     def pixels(self) -> int:
-        """Return the pixels of one unit."""
+        """Return the number of pixels of one unit."""
         return self.campaign.shape[0] * self.campaign.shape[1]
 
     @property
@@ -63,14 +63,14 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Return the fingerprint of what the run does, without its input."""
+        """Return the fingerprint of the run, without its input."""
         parts: dict[str, object] = {"steps": self._parts, "instrument": self._instrument_parts()}
         if self.active_reductions:
             parts["reductions"] = {one.name: self.reduction_parts(one) for one in self.active_reductions}
         return fingerprint(parts)
 
     def reduction_parts(self, reduction: Reduction) -> dict[str, object]:
-        """Return what decides the result of a reduction, without its inputs."""
+        """Return everything that decides the result of a reduction, without its inputs."""
         return {
             "version": reduction.numerics_version,
             "settings": reduction.settings(self.config),
@@ -79,7 +79,7 @@ class Plan:
 
     @cached_property
     def _parts(self) -> dict[str, dict[str, object]]:
-        """Return what of the settings decides the products of each step."""
+        """Return the settings, versions and models that decide the result of each step."""
         return {
             step.name: {
                 "version": step.numerics_version,
@@ -111,24 +111,25 @@ class Plan:
 
     @property
     def active_steps(self) -> tuple[Step, ...]:
-        """Return the steps that are for some frame of the campaign."""
+        """Return the steps that process some frame of the campaign."""
         return tuple(step for step in self.steps if step.kinds & self.kinds)
 
     @property
     def active_reductions(self) -> tuple[Reduction, ...]:
-        """Return the reductions that are for some frame of the campaign."""
+        """Return the reductions of some frame of the campaign."""
         return tuple(one for one in self.reductions if one.kinds & self.kinds)
 
     def seconds(self, units: int, workers: int, unit_seconds: float | None = None) -> float:
-        """Return the predicted time of a run over some units.
+        """Return the predicted time of a run [s].
 
         Parameters
         ----------
         units : int
+            Number of units.
         workers : int
-            Units at the same time.
+            Number of units processed at the same time.
         unit_seconds : float, optional
-            Of one unit, if it has been measured: with the other units of its run.
+            Measured time of one unit while others run [s]; default: that of the reference machine.
         """
         each = unit_seconds
         if each is None:
@@ -137,11 +138,11 @@ class Plan:
         return (START_SECONDS if units else 0.0) + rounds * each
 
     def steps_of(self, kind: str) -> tuple[Step, ...]:
-        """Return the steps that are for frames of a kind."""
+        """Return the steps that process frames of a kind."""
         return tuple(step for step in self.steps if kind in step.kinds)
 
     def fingerprints(self, metadata: UnitMetadata) -> dict[str, str]:
-        """Return the fingerprints of a unit's steps, each chained to those it reads from."""
+        """Return the fingerprints of a unit's steps, each including those of the steps it requires."""
         known: dict[str, str] = {}
         for step in self.steps_of(metadata.kind):
             upstream: object = {name: known[name] for name in step.requires if name in known}
@@ -169,28 +170,28 @@ class Plan:
         return step.cost(self.config, self.campaign.instrument)
 
     def predict(self, step: Step) -> Prediction:
-        """Return what a step of one unit is expected to take."""
+        """Return the predicted cost of a step for one unit."""
         cost = self.cost(step)
         return Prediction(cost.seconds(self.pixels), self.library_bytes + cost.peak_bytes(self.pixels))
 
     @property
     def library_bytes(self) -> int:
-        """Return the memory of a process before its first unit: interpreter, libraries, compiled kernels."""
+        """Return the memory of a process before its first unit, with the libraries that steps import [byte]."""
         libraries: dict[str, int] = {}
         for step in self.active_steps:
             libraries |= step.libraries(self.config)
         return LIBRARY_BYTES + sum(libraries.values())
 
     def unit_bytes(self) -> int:
-        """Return the predicted peak memory of one unit: that of its most expensive step."""
+        """Return the predicted peak memory of one unit, that of its most expensive step [byte]."""
         return max((self.cost(step).peak_bytes(self.pixels) for step in self.active_steps), default=0)
 
     def unit_seconds(self) -> float:
-        """Return the predicted time of one unit on one core of the reference machine."""
+        """Return the predicted time of one unit on one core of the reference machine [s]."""
         return sum(self.cost(step).seconds(self.pixels) for step in self.active_steps)
 
     def stored_bytes(self) -> int:
-        """Return the bytes of a unit's products before compression: an upper bound on disk."""
+        """Return the size of a unit's products before compression, an upper limit on disk [byte]."""
         sizes = self.sizes
         return sum(
             np.dtype(product.dtype).itemsize * prod(sizes[dim] for dim in product.dims)
@@ -199,25 +200,25 @@ class Plan:
         )
 
     def projection(self, scheduler: str, slots: int) -> Projection:
-        """Return the memory that a run on this machine would need.
+        """Return the projected memory of a run on this machine.
 
-        With ``processes`` each worker has its libraries, and the driver holds Dask alone.
+        With ``processes`` each worker loads the libraries, and the driver only Dask.
         """
         processes = scheduler == "processes"
         return Projection(self.unit_bytes(), slots, self.library_bytes, processes=processes)
 
     def choose_workers(self, scheduler: str, workers: int | None) -> int:
-        """Return how many units to work on at once, and refuse what cannot fit.
+        """Return the number of units to process at the same time; refuse what does not fit into memory.
 
         Raises
         ------
         MemoryProjectionError
-            If the wanted number, or without one a single unit, does not fit into memory.
+            If the requested number of units, or a single unit, does not fit.
         """
         return choose_workers(scheduler, self.unit_bytes(), self.library_bytes, wanted=workers)
 
     def product_specs(self) -> list[tuple[ArraySpec, str | None]]:
-        """Return the arrays of the run's store with their units."""
+        """Return the arrays of the run's store, with their units."""
         specs: list[tuple[ArraySpec, str | None]] = []
         for step in self.steps:
             for product in step.products:
@@ -245,5 +246,5 @@ def make_plan(
     selection: Selection | SelectionUnion,
     reductions: Sequence[Reduction] = (),
 ) -> Plan:
-    """Open a campaign and resolve a run over it."""
+    """Open a campaign and plan a run over it."""
     return Plan(Campaign(campaign), tuple(steps), config, selection, tuple(reductions))

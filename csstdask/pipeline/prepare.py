@@ -1,4 +1,4 @@
-"""Before a run: check the request, resolve it into a plan, and predict its cost. Nothing here imports Dask."""
+"""Prepare a run: check the request, resolve it to a plan, estimate its cost. Nothing here imports Dask."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from csstdask.pipeline.steps import STEPS
 from csstdask.pipeline.usage_report import UsageTotals, recorded_usage, total_usage
 from csstdask.store.zarr_arrays import open_group, refuse_inside_store, store_kind
 
-#: What a run leaves in its folder before the store itself: a driver that was killed then may be followed by another.
+#: Files that a run writes before the store itself: a driver may be killed at that point, and the run resumed.
 _BEFORE_STORE = ("driver.json", "models")
 
 
@@ -39,9 +39,26 @@ def prepare(
     *,
     repair: bool = False,
 ) -> tuple[Plan, int, int]:
-    """Return plan, number of units and workers of a run that could begin; raise for one that could not.
+    """Check a request and resolve it.
 
-    With `repair` an existing run may have damaged metadata.
+    Parameters
+    ----------
+    campaign, root : path
+        Input and output store.
+    steps, chosen, config, scheduler, workers
+        As for `csstdask.pipeline.run.run`.
+    repair : bool
+        Accept an existing run with damaged metadata.
+
+    Returns
+    -------
+    plan, total, workers
+        The plan, and the numbers of units and workers.
+
+    Raises
+    ------
+    InputError, StoreError, MemoryProjectionError
+        If the run could not start.
     """
     check_scheduler(scheduler)
     settings = config or RunConfig()
@@ -71,7 +88,7 @@ def estimate(
     verify: bool = False,
     redo: bool = False,
 ) -> dict[str, Any]:
-    """Return what a run would do and cost, with the arguments of `run`; write nothing.
+    """Estimate what a run with these arguments would do and cost, without writing anything.
 
     Returns
     -------
@@ -109,14 +126,14 @@ def estimate(
 
 
 def resolve_inputs(config: RunConfig, campaign: Path) -> RunConfig:
-    """Return settings that name the tables of stars, SEDs and telemetry, with their checksums.
+    """Return settings with the paths and checksums of all input tables.
 
-    Tables that are not named are those that lie in the campaign, as a mock's do.
+    A table that the settings do not name is that of the campaign, if it has one, as mock campaigns do.
 
     Raises
     ------
     InputError
-        If a table that is named is not there.
+        If a table that the settings name does not exist.
     """
     for name, part in INPUT_TABLES.items():
         settings = getattr(config, part)
@@ -154,9 +171,9 @@ def check_inputs(plan: Plan) -> None:
 
 
 def copy_user_models(root: Path, config: RunConfig) -> RunConfig:
-    """Copy models that are not csstdask's own into the run, under their identity; return settings that name the copies.
+    """Copy the user's models into the run, under their identity; return settings that name the copies.
 
-    Later training in the same folder then changes no run that has begun, and a run can be read without the folder.
+    Later training in the same folder then does not affect the run, and the run can be read without the folder.
     """
     for (part, key), task in MODEL_SETTINGS.items():
         settings = getattr(config, part)
@@ -169,7 +186,7 @@ def copy_user_models(root: Path, config: RunConfig) -> RunConfig:
 
 
 def check_target(root: Path, plan: Plan, *, repair: bool = False) -> None:
-    """Refuse a target that is neither a run nor free to become one; with `repair`, a damaged run is one."""
+    """Raise unless a target is a run, or free to become one; with `repair`, a damaged run is accepted."""
     if root.resolve() == plan.campaign.path.resolve():
         raise InputError("--to", "the campaign itself", "another path for the run")
     if root.exists() and not root.is_dir():
@@ -180,7 +197,7 @@ def check_target(root: Path, plan: Plan, *, repair: bool = False) -> None:
         open_group(root, "run")
         return
     if (root / "ledger").is_dir():
-        raise StoreError(f"{root / 'zarr.json'}: found no file; wanted that of a run (--verify makes it again)")
+        raise StoreError(f"{root / 'zarr.json'}: found no file; wanted that of a run (--verify restores it)")
     refuse_inside_store(root)
     if root.is_dir() and any(not item.name.lstrip(".").startswith(_BEFORE_STORE) for item in root.iterdir()):
         raise StoreError(f"{root}: found a folder that is no run; wanted a csstdask run, or a new name")

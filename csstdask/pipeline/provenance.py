@@ -1,4 +1,4 @@
-"""Where pixels come from: versions of the software, and the header cards that name models and flag bits."""
+"""Provenance: versions of software, and header cards of models and flag bits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PACKAGES = ("csstdask", "numpy", "scipy", "numba", "zarr", "dask", "astropy", "
 
 @cache
 def software_versions() -> dict[str, str]:
-    """Return versions of what took part: recorded, not fingerprinted."""
+    """Return the versions of Python and libraries: recorded, not fingerprinted."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -30,7 +30,7 @@ def software_versions() -> dict[str, str]:
 
 
 def provenance_cards(config: RunConfig, camera: Instrument | None) -> Provenance:
-    """Return header cards of the version, the models and the flag bits; a SHA-256 fills its card."""
+    """Return header cards of version, models and flag bits; a SHA-256 leaves no room for a comment."""
     detect, repair = find_card("cosmicray", config.detect.model), find_card("inpaint", config.repair.model)
     cards: Provenance = (
         ("CSDVERS", software_versions().get("csstdask", ""), "csstdask version"),

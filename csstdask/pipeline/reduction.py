@@ -1,4 +1,4 @@
-"""What a reduction is: a declaration of the partials it reads and the arrays it writes, round an algorithm."""
+"""Declare a reduction: the partials it reads, the arrays it writes, its algorithm; and read its results."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from csstdask.pipeline.config import RunConfig
 from csstdask.store.campaign import Campaign
 from csstdask.store.zarr_arrays import get_array, open_group
 
-if TYPE_CHECKING:  # it imports Dask, which `status` and `--dry-run` do without
+if TYPE_CHECKING:  # engine.reduce imports Dask, which `status` and `--dry-run` do not need
     from csstdask.engine.reduce import Algorithm
     from csstdask.pipeline.plan import Plan
 
 
 Scope = Literal["detector", "campaign"]
-"""What one result of a reduction is for: each detector has its own, or there is one for the whole campaign."""
+"""Whether each detector has a result, or the whole campaign."""
 
 
 @dataclass(frozen=True)
@@ -31,56 +31,56 @@ class ReductionProduct:
     """An array that a reduction writes."""
 
     name: str
-    """In the run's store."""
+    """Name of the array in the run's store."""
     dims: tuple[str, ...]
-    """Its dimensions; for a reduction of each detector those after ``detector``."""
+    """Dimensions; of a reduction per detector, those after ``detector``."""
     dtype: str
-    """A NumPy type."""
+    """NumPy type."""
     fill: object
-    """What reads where nothing is written."""
+    """Value of elements that have not been written."""
     units: str | None = None
     long_name: str = ""
-    """For people."""
+    """Description."""
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """What a reduction returns for one detector, or for the campaign."""
+    """Result of a reduction for one detector, or for the campaign."""
 
     arrays: dict[str, npt.NDArray[Any]]
-    """Its products, without the dimension ``detector`` where they are for one."""
+    """Products, without the dimension ``detector``."""
     metrics: dict[str, float | int | None] = field(default_factory=dict)
-    """Numbers for its record."""
+    """Numbers for the record."""
 
 
 @dataclass(frozen=True)
 class Reduction:
-    """One product of many units: of each detector, or of the whole campaign."""
+    """Declaration of one reduction, of each detector or of the whole campaign."""
 
     name: str
-    """In ``--steps``, records and fingerprints."""
+    """Name in ``--steps``, records and fingerprints."""
     step: str
-    """The step whose partials it reads."""
+    """Step whose partials it reads."""
     partial: str
-    """Which of the files of that step."""
+    """Partial of that step."""
     kinds: frozenset[str]
-    """Kinds of frames it is for."""
+    """Kinds of frames that contribute."""
     numerics_version: int
     """Raised whenever the same partials would give other numbers."""
     settings: Callable[[RunConfig], dict[str, Any]]
-    """What of the configuration decides its result."""
+    """Settings that decide the result."""
     camera: Callable[[Instrument], dict[str, Any]]
-    """What of the camera's description decides its result."""
+    """Properties of the camera that decide the result."""
     algorithm: Callable[[RunConfig, Campaign, tuple[int, ...]], Algorithm[Any, Any]]
-    """What it computes for some detectors: one of them, or all."""
+    """Algorithm for some detectors: one, or all of the campaign."""
     result: Callable[[Any, RunConfig, Campaign, tuple[int, ...]], Reduced]
-    """Its products for these detectors, from the last solution."""
+    """Products for these detectors, from the last solution."""
     sizes: Callable[[RunConfig, Campaign], Mapping[str, int]]
-    """Lengths of the dimensions of its products."""
+    """Lengths of the dimensions of the products."""
     without_inputs: Callable[[RunConfig], str]
-    """What is wrong, and what to do, if units are done and none has a partial."""
+    """Error and cure if units are finished and none has a partial."""
     products: tuple[ReductionProduct, ...]
-    """Arrays it writes."""
+    """Arrays that it writes."""
     inputs: tuple[str, ...] = ()
     """Input tables, besides those of its step, without which it is left out of a default run."""
     check: Callable[[Plan], None] = lambda _: None
@@ -88,9 +88,9 @@ class Reduction:
     panel: str = ""
     """Panel of the report that shows its results; empty: none."""
     scope: Scope = "detector"
-    """Whether each detector has a result, from its own units, or there is one from all units."""
+    """Whether each detector has a result, from its own units, or the campaign has one, from all units."""
     remark: Callable[[Mapping[str, float | int | None]], str] = lambda _: ""
-    """What is added to its line of a summary, from the metrics of a record."""
+    """Remark for its line of a summary, from the metrics of a record."""
 
     def array_dims(self, product: ReductionProduct) -> tuple[str, ...]:
         """Return all dimensions of a product."""

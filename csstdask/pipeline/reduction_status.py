@@ -1,4 +1,4 @@
-"""Which reductions of a run hold for its present partials. Nothing here imports Dask."""
+"""Determine the state of reductions: finished for the present partials, pending or failed. No Dask is imported."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ State = Literal["done", "pending", "failed"]
 
 @dataclass
 class ReductionSummary:
-    """How a reduction of a run stands."""
+    """State of a reduction of a run."""
 
     name: str
     state: State = "done"
     n_inputs: int = 0
-    """Partials of all detectors."""
+    """Number of partials, of all detectors."""
     n_outdated: int = 0
-    """Partials of other settings, which take no part until their units are done again."""
+    """Number of partials of other settings, which are left out until their units are redone."""
     failures: dict[int | None, str] = field(default_factory=dict)
-    """Why it failed, by detector; None: of the whole campaign."""
+    """Reasons of failures, by detector; None: the whole campaign."""
     pending: list[int | None] = field(default_factory=list)
     """Detectors whose result is not that of the present partials; None: the campaign's is not."""
     remarks: list[str] = field(default_factory=list)
-    """What people should know of the results."""
+    """Remarks on the results, for the user."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``--json`` prints."""
@@ -50,12 +50,12 @@ class ReductionSummary:
         }
 
     def with_state(self) -> ReductionSummary:
-        """Set the state from what is known of the parts."""
+        """Set the state from the failures and pending parts."""
         self.state = "failed" if self.failures else "pending" if self.pending or not self.n_inputs else "done"
         return self
 
     def line(self) -> str:
-        """Return it for people."""
+        """Return the state as a line of text."""
         outdated = [f"{self.n_outdated} of other settings left out"] if self.n_outdated else []
         parts = [self.state, f"{self.n_inputs} inputs", *outdated, *self.remarks]
         return f"reduction {self.name}: {', '.join(parts)}"
@@ -68,14 +68,14 @@ class ReductionSummary:
         ]
 
     def note(self, reduction: Reduction, record: ReductionRecord) -> None:
-        """Keep what people should know of a result."""
+        """Add the remark on a result, if there is one."""
         if record.objects and (remark := reduction.remark(record.metrics)):
             self.remarks.append(remark)
 
 
 @dataclass(frozen=True)
 class ReductionPart:
-    """A reduction of one detector or of the whole campaign, and the partials it would read now."""
+    """A reduction of one detector or of the whole campaign, with its present partials."""
 
     plan: Plan
     ledger: Ledger
@@ -85,7 +85,7 @@ class ReductionPart:
 
     @property
     def name(self) -> str:
-        """Return what it is called in events."""
+        """Return its name in events."""
         return self.reduction.name if self.detector is None else f"{self.reduction.name} {self.detector}"
 
     @property
@@ -104,7 +104,7 @@ class ReductionPart:
         return self.record_path.with_suffix(".inputs")
 
     def steps(self) -> Iterator[tuple[Unit, StepRecord, bool]]:
-        """Yield the recorded steps that make partials, sorted by exposure and detector, and whether each is current."""
+        """Yield recorded steps that write partials, sorted by exposure and detector, and whether each is current."""
         campaign, exposures = self.plan.campaign, self.plan.campaign.exposures
         columns = [campaign.detectors.index(detector) for detector in self.detectors]
         kinds = np.asarray(campaign.read("kind"), dtype=object)[: len(exposures), columns].astype(str)
@@ -126,16 +126,16 @@ class ReductionPart:
                 yield Partial(found.path, found.sha256), current
 
     def has_done_units(self) -> bool:
-        """Return whether some unit has been through the step that makes partials, with the present settings."""
+        """Return whether a unit has finished the step that writes partials, with the present settings."""
         return any(current for _, _, current in self.steps())
 
     def wanted(self) -> str | None:
-        """Return the identity of the result of its present partials; None if there are none."""
+        """Return the fingerprint of the result of the present partials; None if there are none."""
         count, digest = Manifest.identity(CurrentPartials(self))
         return self.fingerprint(digest) if count else None
 
     def fingerprint(self, digest: str) -> str:
-        """Return the identity of its result: its settings and all its inputs."""
+        """Return the fingerprint of its result: settings and all inputs."""
         return fingerprint(
             {
                 "reduction": self.reduction.name,
@@ -158,17 +158,17 @@ def split_reduction(plan: Plan, ledger: Ledger, reduction: Reduction) -> list[Re
 def current_fingerprints(
     plan: Plan, ledger: Ledger, reduction: Reduction, detectors: Collection[int] | None = None
 ) -> dict[int | None, str]:
-    """Return the fingerprints of the parts of a reduction whose results hold for the present partials.
+    """Return the fingerprints of those parts of a reduction whose results are of the present partials.
 
     Parameters
     ----------
     plan : Plan
         As the run remembers it (`csstdask.pipeline.status.plan_of_run`).
     ledger : Ledger
-        Of the run: the records of all units with frames of the reduction are read, some 0.2 ms each.
+        Ledger of the run: the records of all units of the reduction are read, about 0.2 ms each.
     reduction : Reduction
     detectors : collection of int, optional
-        Whose parts are asked for; by default all. The part of a whole campaign is always among them.
+        Detectors of interest; default: all. The part of a whole campaign is always included.
 
     Returns
     -------
@@ -189,10 +189,7 @@ def current_fingerprints(
 
 
 def reduction_status(plan: Plan, ledger: Ledger, *, verify: bool = False) -> list[ReductionSummary]:
-    """Report the reductions of a run: done, pending for present partials, or failed.
-
-    With `verify` the checksums of their products are compared.
-    """
+    """Report the state of the reductions of a run; with `verify`, compare the checksums of their products."""
     summaries = []
     for reduction in plan.active_reductions:
         summary = ReductionSummary(reduction.name)
@@ -213,7 +210,7 @@ def reduction_status(plan: Plan, ledger: Ledger, *, verify: bool = False) -> lis
 
 
 class CurrentPartials:
-    """The partials of the present settings, in order; those of other settings are counted.
+    """Iterate over the partials of the present settings, in order; those of other settings are counted.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A run on a mock campaign, scored against the truth that its steps never read."""
+"""Score a run on a mock campaign against the truth, which its steps never read."""
 
 from __future__ import annotations
 
@@ -14,27 +14,33 @@ from csstdask.pipeline.status import load_plan
 from csstdask.store.run import campaign_path
 from csstdask.store.shards import read_shard
 
+#: Charge above which a pixel counts for recall, the read noise; any charge counts for precision [e-]. Definitions of
+#: the CSST paper on cosmic-ray rejection.
+RECALL_ABOVE = 5.0
+#: Significance above which a cosmic ray in a pixel is visible [sigma of the pixel].
+VISIBLE_SIGMA = 3.0
+
 
 @dataclass(frozen=True)
 class Score:
-    """Detection and repair against truth, pixels pooled over all units.
+    """Quality of detection and repair, over the pixels of all units.
 
-    Pixels that the steps ignored (saturated, bad, hot) are left out on both sides.
+    Pixels that the steps ignore (saturated, bad, hot) are excluded.
     """
 
     precision: float
-    """Share of flagged pixels that hold any charge of a cosmic ray."""
+    """Fraction of flagged pixels that contain any charge of a cosmic ray."""
     recall: float
-    """Share of pixels with more than 5 e- of a cosmic ray that are flagged."""
+    """Fraction of pixels with more than 5 e- of a cosmic ray that are flagged."""
     recall_visible: float
-    """The same for pixels with more than 3 sigma of their own noise."""
+    """Fraction of pixels with a cosmic ray above 3 sigma of their noise that are flagged."""
     repair_bias: float
     """Median of (repaired - truth) / sigma over repaired pixels."""
     repair_pull: float
-    """Half the width between the 16th and 84th percentile of the same: 1 if the variances are right."""
+    """Half the interval between the 16th and 84th percentile of the same; 1 if the variances are correct."""
 
     def lines(self) -> list[str]:
-        """Return the score for people."""
+        """Return the score as lines of text."""
         detection = (
             f"detection: precision {self.precision:.3f}, recall {self.recall:.3f} above {RECALL_CHARGE:.0f} e-, "
             f"{self.recall_visible:.3f} above {VISIBLE_SIGMA:.0f} sigma"
@@ -43,7 +49,7 @@ class Score:
 
 
 def has_truth(run: str | Path, campaign: str | Path | None = None) -> bool:
-    """Return whether a run can be scored: a mock campaign, and the steps that a score is about."""
+    """Return whether a run can be scored: a mock campaign, with detection and repair."""
     root = Path(run)
     wanted = [campaign_path(root, campaign) / "truth" / "cr", root / "cr_mask", root / "repair_variance"]
     return all((folder / "zarr.json").is_file() for folder in wanted)
@@ -57,7 +63,7 @@ def score_run(run: str | Path, campaign: str | Path | None = None) -> Score:
     run : path
         With ``cr_mask``, ``repair`` and ``repair_variance``.
     campaign : path, optional
-        Its campaign, if that has moved; with the child group ``truth``.
+        Campaign with the child group ``truth``, if it has moved.
     """
     root = Path(run)
     plan = load_plan(root, campaign)

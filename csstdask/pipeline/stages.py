@@ -1,4 +1,4 @@
-"""Which steps and reductions a run is about: names from a person, or those that a store remembers."""
+"""Resolve names of steps and reductions, from the command line or from a store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from csstdask.pipeline.steps import STEPS, resolve
 
 @dataclass(frozen=True)
 class Stages:
-    """Steps, in order, and the reductions after them."""
+    """Steps in order, and reductions."""
 
     steps: tuple[Step, ...]
     reductions: tuple[Reduction, ...] = ()
@@ -26,17 +26,17 @@ class Stages:
 
 
 def resolve_stages(names: Iterable[str] | None) -> Stages:
-    """Return the requested steps and reductions, and the steps that they read from.
+    """Return the requested steps and reductions, and the steps that they require.
 
     Parameters
     ----------
     names : iterable of str, optional
-        By default all.
+        Default: all.
 
     Raises
     ------
     InputError
-        If a name is neither a step nor a reduction, or there is no name.
+        If a name is neither a step nor a reduction, or no name is given.
     """
     if names is None:
         return Stages(resolve(None), tuple(REDUCTIONS.values()))

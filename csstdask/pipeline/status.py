@@ -1,4 +1,4 @@
-"""Report which units of a run are done, failed and pending. Nothing here imports Dask."""
+"""Report which units of a run are finished, failed and pending. Nothing here imports Dask."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Summary(JobSummary):
     usage: list[StepUsage] = field(default_factory=list)
     """Predicted and actual usage of each step."""
     reductions: list[ReductionSummary] = field(default_factory=list)
-    """How each reduction stands."""
+    """State of each reduction."""
     damaged: list[str] = field(default_factory=list)
-    """Lines that name files of pending units that are lost or have another size than recorded."""
+    """Lines that name lost files of pending units, and files whose size differs from the record."""
 
     @property
     def failed(self) -> int:
@@ -57,7 +57,7 @@ class Summary(JobSummary):
 
     @property
     def pending(self) -> int:
-        """Return the units that are neither done nor failed."""
+        """Return the number of units that are neither finished nor failed."""
         return self.total - self.done - self.skipped - self.failed
 
     def to_json(self) -> dict[str, Any]:
@@ -74,24 +74,24 @@ class Summary(JobSummary):
 
 
 def status(path: str | Path, *, campaign: str | Path | None = None, verify: bool = False) -> Summary:
-    """Report which units of a run are done, failed and pending.
+    """Report which units of a run are finished, failed and pending.
 
-    A unit whose products are damaged is pending: the next run does it again. Sizes show most damage; with `verify`,
-    which reads everything, every damaged unit is among the failures.
+    A unit with damaged products is pending: the next run redoes it. Sizes reveal most damage; with `verify`,
+    which reads everything, every damaged unit is listed among the failures.
 
     Parameters
     ----------
     path : str or Path
         The run's store.
     campaign : str or Path, optional
-        Where the campaign lies, if it has moved.
+        Path of the campaign, if it has moved.
     verify : bool
-        Compare checksums of everything that is recorded, not only sizes.
+        Compare the checksums of everything that is recorded, not only sizes.
 
     Raises
     ------
     StoreError
-        If there is no run, or its campaign is not there; with `verify`, if metadata or metrics of the run are damaged.
+        If there is no run, or its campaign does not exist; with `verify`, if metadata or metrics are damaged.
     """
     root = Path(path)
     plan = load_plan(root, campaign)
@@ -125,9 +125,9 @@ def status(path: str | Path, *, campaign: str | Path | None = None, verify: bool
 def describe_damage(
     record: UnitRecord, ledger: Ledger, fingerprints: Mapping[str, str], *, checksum: bool
 ) -> tuple[str, str] | None:
-    """Return the step and a line about the first damaged file of a unit; None if there is none."""
+    """Return step and description of the first damaged file of a unit; None if there is none."""
     if record.torn:
-        return "record", f"{ledger.path(record.unit)}: found a damaged record; the next run does the unit again"
+        return "record", f"{ledger.path(record.unit)}: found a damaged record; the next run redoes the unit"
     found = record.damaged(ledger.root, fingerprints, checksum=checksum)
     if found is None:
         return None
@@ -136,7 +136,7 @@ def describe_damage(
     what = "found content that differs from its record" if path.exists() else "found no file, which its record lists"
     return (
         step,
-        f"{path}: {what}; the next run{' with --verify' if item.is_intact(ledger.root) else ''} does the step again",
+        f"{path}: {what}; the next run{' with --verify' if item.is_intact(ledger.root) else ''} redoes the step",
     )
 
 
@@ -150,22 +150,22 @@ def reproduce_command(
     config: RunConfig | None = None,
     verify: bool = False,
 ) -> str:
-    """Return the command that does one unit again, quoted for a shell.
+    """Return the shell command that redoes one unit.
 
     Parameters
     ----------
     campaign, run : Path
         The stores.
     unit : Unit
-        One unit.
+        The unit.
     step : str
-        The step that failed; what is no step, such as a worker's death, stands for all `steps`.
+        The step that failed; anything else, such as the death of a worker, stands for all `steps`.
     steps : sequence of str
-        Of the run; by default all there are.
+        Steps of the run; default: all.
     config : RunConfig, optional
-        Settings of the run: where they are not the defaults, the command takes them from the run.
+        Settings of the run: unless they are the defaults, the command reads them from the run.
     verify : bool
-        Whether the unit is done as far as sizes tell, and its checksums are to be compared.
+        Whether the unit is finished judging by sizes, so that its checksums must be compared.
 
     Examples
     --------
@@ -184,7 +184,7 @@ def reproduce_command(
 
 
 def failure_entry(plan: Plan, run: Path, unit: Unit, *, step: str, reason: str, verify: bool = False) -> dict[str, Any]:
-    """Return a failure of a unit as summaries list it, with the command that reproduces it."""
+    """Return a failure of a unit for a summary, with the command that reproduces it."""
     names = [one.name for one in plan.steps]
     command = reproduce_command(plan.campaign.path, run, unit, step, steps=names, config=plan.config, verify=verify)
     return {
@@ -197,7 +197,7 @@ def failure_entry(plan: Plan, run: Path, unit: Unit, *, step: str, reason: str, 
 
 
 def load_plan(path: str | Path, campaign: str | Path | None = None) -> Plan:
-    """Return the plan that a run's store remembers: all steps and units so far, with the last settings."""
+    """Return the plan of an existing run: all steps and units so far, with the last settings."""
     root = Path(path)
     attributes = dict(open_group(root, "run").attrs)
     if "steps" not in attributes:

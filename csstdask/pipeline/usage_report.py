@@ -10,26 +10,26 @@ from csstdask.engine.ledger import UnitRecord
 from csstdask.engine.usage import Usage
 from csstdask.pipeline.plan import Plan
 
-#: Quantities whose means are reported.
+#: Quantities of which means are reported.
 _SUMMED = ("seconds", "cpu_seconds", "bytes_read", "bytes_written")
 
 
 @dataclass(frozen=True)
 class StepUsage:
-    """Usage of one step, per unit."""
+    """Predicted and actual usage of one step, per unit."""
 
     step: str
     units: int
-    """Number of units that it was measured on."""
+    """Number of measured units."""
     predicted_seconds: float
-    """On the reference machine."""
+    """Time on the reference machine [s]."""
     predicted_bytes: int
-    """Peak memory of a process with one unit."""
+    """Peak memory of a process with one unit [byte]."""
     actual: Usage
-    """Means. The peak is the smallest, which shows what this step alone needs: processes keep freed memory, so that
-    their later units show the peak of the most expensive step."""
+    """Means over units. The peak is the smallest one, which is that of this step alone: processes retain freed memory,
+    so that later units show the peak of the most expensive step."""
     largest_peak: int
-    """Largest peak memory of a process."""
+    """Largest peak memory of a process [byte]."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -37,11 +37,11 @@ class StepUsage:
 
 
 class UsageTotals:
-    """Sums the usage of steps over units, one unit at a time."""
+    """Sum the usage of steps over units."""
 
     def __init__(self) -> None:
         self.units = 0
-        """Units that have been added."""
+        """Number of units that have been added."""
         self._sums: dict[str, dict[str, float]] = {}
         self._peaks: dict[str, tuple[int, int]] = {}
         self._counts: dict[str, int] = {}
@@ -53,19 +53,23 @@ class UsageTotals:
             sums = self._sums.setdefault(name, dict.fromkeys(_SUMMED, 0.0))
             for quantity in _SUMMED:
                 sums[quantity] += getattr(usage, quantity)
-            least, largest = self._peaks.get(name, (usage.peak_bytes, usage.peak_bytes))
-            self._peaks[name] = min(least, usage.peak_bytes), max(largest, usage.peak_bytes)
+            smallest, largest = self._peaks.get(name, (usage.peak_bytes, usage.peak_bytes))
+            self._peaks[name] = min(smallest, usage.peak_bytes), max(largest, usage.peak_bytes)
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def rows(self, plan: Plan) -> list[StepUsage]:
-        """Return the usage of each step of a plan, in order; without steps that no unit has taken."""
+        """Return the usage of each measured step of a plan, in order."""
         rows = []
         for step in plan.steps:
             if count := self._counts.get(step.name):
                 mean = {quantity: total / count for quantity, total in self._sums[step.name].items()}
-                least, largest = self._peaks[step.name]
+                smallest, largest = self._peaks[step.name]
                 actual = Usage(
-                    mean["seconds"], mean["cpu_seconds"], least, round(mean["bytes_read"]), round(mean["bytes_written"])
+                    mean["seconds"],
+                    mean["cpu_seconds"],
+                    smallest,
+                    round(mean["bytes_read"]),
+                    round(mean["bytes_written"]),
                 )
                 predicted = plan.predict(step)
                 rows.append(StepUsage(step.name, count, predicted.seconds, predicted.peak_bytes, actual, largest))
@@ -73,7 +77,7 @@ class UsageTotals:
 
 
 def recorded_usage(record: UnitRecord, fresh: Sequence[str]) -> dict[str, Usage]:
-    """Return the usage of the steps of a record that hold."""
+    """Return the recorded usage of finished steps."""
     return {name: record.steps[name].usage for name in fresh}
 
 

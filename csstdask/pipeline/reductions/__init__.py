@@ -1,4 +1,4 @@
-"""The reductions in their order."""
+"""Registry of the reductions, in their order."""
 
 from __future__ import annotations
 

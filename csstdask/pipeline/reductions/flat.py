@@ -1,4 +1,4 @@
-"""Reduction `flat`: the 3-D flat-field cube and the sensitivity of each slitless detector, from ratios of its stars."""
+"""Reduction `flat`: fit the 3-D flat-field cube and the sensitivity of each slitless detector."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SENSITIVITY_UNITS = "(electron s-1 Angstrom-1) / (erg s-1 cm-2 Angstrom-1)"
 
 @dataclass(frozen=True)
 class FlatAlgorithm:
-    """The least-squares fit of polynomials to ratios, with robust weights that depend on the pass before."""
+    """Least-squares fit of polynomials to ratios of counts, with robust weights from the previous pass."""
 
     degree: int
 
@@ -60,8 +60,8 @@ class FlatAlgorithm:
 
 
 def products_of(solution: FlatSolution, config: RunConfig, campaign: Campaign, detectors: tuple[int, ...]) -> Reduced:
-    """Return the arrays of a detector from the last solution."""
-    from csstdask.flux.flat_fit import flat_from_solution
+    """Return the products of a detector from the last solution."""
+    from csstdask.flux.flat import flat_from_solution
 
     (detector,) = detectors
     wavelength = wavelength_grid(slitless_order(campaign.instrument, detector).wavelength)
@@ -139,7 +139,7 @@ def flat_of_detector(values: Mapping[str, Any], shape: tuple[int, int], detector
 
 
 def read_cube(root: Path, detector: int, wanted: str | None) -> Flat | None:
-    """Return the cube of a detector from a run's store; None if the run has none of its present units.
+    """Read the flat-field cube of a detector; None if the run has none of its present units.
 
     Parameters
     ----------

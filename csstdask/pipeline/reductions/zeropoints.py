@@ -1,4 +1,4 @@
-"""Reduction `zeropoints`: the zero point of every unit, from the stars of all units, telemetry and earlier ones."""
+"""Reduction `zeropoints`: calibrate all units, from stars, telemetry and recent zero points."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ METHOD_ARRAY = "zp_method"
 
 @dataclass(frozen=True)
 class ZeropointsAlgorithm:
-    """Stars of all units side by side, in the order of the partials; they are solved for once, in the driver."""
+    """Concatenation of the stars of all units, in the order of the partials; the driver solves once."""
 
-    most: int
-    """Stars of a unit with a reference that take part in the joint solution."""
+    max_stars: int
+    """Maximum number of stars with a reference per unit in the joint solution."""
 
     def map(self, partials: Iterable[tuple[Partial, bytes]], _solution: CampaignStars | None) -> CampaignStars:
         """Return the stars of some units."""
@@ -41,19 +41,19 @@ class ZeropointsAlgorithm:
         from csstdask.zeropoint.matched_stars import MatchedStars
 
         units = [
-            CampaignStars.from_unit(MatchedStars.from_bytes(content, partial.path), self.most)
+            CampaignStars.of(MatchedStars.from_bytes(content, partial.path), self.max_stars)
             for partial, content in partials
         ]
         return CampaignStars.concatenate(units)
 
     def combine(self, first: CampaignStars, second: CampaignStars) -> CampaignStars:
-        """Return the stars of two groups, the first's first."""
+        """Return the stars of two groups, in order."""
         from csstdask.zeropoint.campaign import CampaignStars
 
         return CampaignStars.concatenate([first, second])
 
     def solve(self, total: CampaignStars, _solution: CampaignStars | None) -> Pass[CampaignStars]:
-        """Return all stars: one pass over the partials is enough."""
+        """Return all stars: one pass over the partials suffices."""
         from csstdask.engine.reduce import Pass
 
         return Pass(total, finished=True)
@@ -138,7 +138,7 @@ def _without_values(telemetry: Mapping[str, npt.NDArray[np.float64]], n: int) ->
 
 
 def read_zero_points(root: Path, wanted: str | None) -> dict[str, npt.NDArray[Any]] | None:
-    """Return the zero points of a run's store (exposure, detector), by name; None if it has none of its present units.
+    """Read the zero points (exposure, detector) of a run, by name; None if it has none of its present units.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def read_zero_points(root: Path, wanted: str | None) -> dict[str, npt.NDArray[An
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """Return what decides the zero points of a campaign, beyond its partials: contents of tables and networks."""
+    """Return the settings that decide the zero points, besides the partials: contents of tables and networks."""
     settings = config.zeropoint
     names = {
         "match_radius",
@@ -176,7 +176,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _remark(metrics: Mapping[str, float | int | None]) -> str:
-    """Return what people should know of the zero points, in a line."""
+    """Return a line of remarks on the zero points."""
     counts = {name: metrics.get(name) or 0 for name in _REMARKS}
     parts = metrics.get("n_unanchored_components") or 0
     return ", ".join(text.format(count, parts=parts) for (name, text) in _REMARKS.items() if (count := counts[name]))
@@ -189,7 +189,7 @@ _REMARKS = {
     "n_strained": "{} units away from the joint solution",
     "n_disagreeing": "{} units whose stars disagree with the prior",
 }
-"""Metrics that are reported where they are positive."""
+"""Remarks on metrics, made where these are positive."""
 
 
 def _camera(_instrument: Instrument) -> dict[str, Any]:

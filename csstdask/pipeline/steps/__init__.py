@@ -1,4 +1,4 @@
-"""The steps in their order."""
+"""Registry of the steps, in their order."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ STEPS: dict[str, Step] = {step.name: step for step in (BACKGROUND, DETECT, PSF, 
 
 
 def resolve(names: Iterable[str] | None) -> tuple[Step, ...]:
-    """Return the steps to run, in order: the requested ones and those they read from.
+    """Return the steps to run, in order: the requested ones and those they require.
 
     Raises
     ------
     InputError
-        If a name is no step.
+        If a name is not that of a step.
     """
     wanted = list(STEPS) if names is None else [name.strip() for name in names if name.strip()]
     unknown = [name for name in wanted if name not in STEPS]
@@ -47,14 +47,14 @@ def apply_steps(
     config: RunConfig,
     around: Callable[[Step], AbstractContextManager[object]] = nullcontext,
 ) -> None:
-    """Take a frame through the steps that it needs for some, outside of a run.
+    """Apply steps, and those they require, to a frame outside of a run.
 
     Parameters
     ----------
     frame : Frame
-        It keeps the products; those of steps that are not for its kind are missing.
+        Receives the results; steps that do not process its kind are skipped.
     names : iterable of str
-        Steps; those that they read from come before them.
+        Names of steps.
     config : RunConfig
         Settings.
     around : callable

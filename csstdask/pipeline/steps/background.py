@@ -1,4 +1,4 @@
-"""Step 1: sky and noise on a mesh."""
+"""Step 1: estimate sky level and noise on a mesh."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MESH = ("y_mesh", "x_mesh")
 
 
 def measure_background(frame: Frame, config: RunConfig) -> Output:
-    """Measure the mesh of a frame."""
+    """Estimate sky level and noise of a frame, in the units of ``sci``."""
     from csstdask.arrays.background import estimate_background
     from csstdask.arrays.correlation import noise_correlation
 

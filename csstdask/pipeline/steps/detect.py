@@ -1,4 +1,4 @@
-"""Step 2: which pixels cosmic rays have hit."""
+"""Step 2: detect the pixels hit by cosmic rays."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from csstdask.pipeline.frame import Frame
     from csstdask.pipeline.plan import Plan
 
-#: Time of the default network on one core, by precision (`benchmarks/cosmicray.py`), and the share of it that other
-#: networks take.
+#: Time of the default network on one core, by precision (`benchmarks/cosmicray.py`) [s / Mpix], and the fraction of it
+#: that other networks need.
 _SECONDS_PER_MPIX = {"float32": 1.15, "bfloat16": 0.63, "int8": 0.36}
 _SHARE_OF_DEFAULT = {"unet-fast": 0.07, "deepcr": 0.52}
 
 
 def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
-    """Find cosmic rays, and compare with what the file's own pipeline reports."""
-    from csstdask.arrays.morphology import label_components
+    """Detect cosmic rays, and compare them with those flagged in the input."""
+    from scipy.ndimage import label
+
+    from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
     from csstdask.cosmicray import detect
 
     settings = config.detect
@@ -76,16 +78,16 @@ def _without_traces(frame: Frame, hit: npt.NDArray[np.bool_]) -> npt.NDArray[np.
 
 @dataclass(frozen=True)
 class Saturation:
-    """What is known of a frame's saturated pixels before and after detection."""
+    """Saturated pixels of a frame, before and after detection."""
 
     candidate: npt.NDArray[np.bool_]
-    """(y, x) Saturated pixels that no star's light surrounds: detection looks at them."""
+    """(y, x) Saturated pixels not surrounded by the light of a star: they take part in detection."""
     added_to: Callable[[npt.NDArray[np.bool_]], npt.NDArray[np.bool_]]
-    """Add the saturated pixels of cosmic rays to those that detection has flagged."""
+    """Adds the saturated pixels of cosmic rays to a detected mask (y, x)."""
 
     @classmethod
     def of(cls, frame: Frame) -> Saturation | None:
-        """Judge the saturated pixels of a frame; None if there are none, or its sky is unknown."""
+        """Classify the saturated pixels of a frame; None if there are none, or the sky is unknown."""
         from csstdask.cosmicray.saturation import find_candidates, join_enclosed
 
         saturated, mesh = frame.saturated, frame.mesh
@@ -95,7 +97,7 @@ class Saturation:
         candidate = find_candidates(frame.data - mesh.background_at(), mesh.noise_at(), saturated, unusable)
 
         def added_to(hit: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-            # Both planes are made anew: a network needs the memory in between.
+            # Both planes are computed again: the network needs the memory in between.
             height, noise = frame.data - mesh.background_at(), mesh.noise_at()
             return join_enclosed(height, noise, hit, saturated, candidate, unusable)
 
@@ -103,13 +105,13 @@ class Saturation:
 
 
 def resolved_threshold(config: RunConfig) -> float | None:
-    """Return the threshold that counts: the configuration's, else the model card's."""
+    """Return the detection threshold: that of the settings, else that of the model card."""
     card = find_card("cosmicray", config.detect.model)
     return card.threshold if config.detect.threshold is None else config.detect.threshold
 
 
 def cost_of_detection(config: RunConfig, _instrument: Instrument) -> Cost:
-    """Return the cost of the configured model; small networks take less than that of the default one."""
+    """Return the cost of the configured model."""
     if not uses_network(config):
         return Cost(seconds_per_mpix=1.6, bytes_per_pixel=86.0)
     card = find_card("cosmicray", config.detect.model)
@@ -129,7 +131,7 @@ def uses_network(config: RunConfig) -> bool:
 
 
 def fingerprint_settings(config: RunConfig) -> dict[str, Any]:
-    """Return what decides the mask: the threshold, and for a network the kind of device where it is not the host."""
+    """Return the settings that decide the mask; for a network also the kind of device, unless it is the CPU."""
     kind = (config.engine.device or "cpu").partition(":")[0]
     device = {"device": kind} if kind != "cpu" and uses_network(config) else {}
     chosen = config.detect.model_dump(include={"rate", "precision"}, exclude_defaults=True)

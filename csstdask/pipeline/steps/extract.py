@@ -1,4 +1,4 @@
-"""Step 6: spectra of catalogue stars on slitless frames, and what they contribute to the flat-field cube."""
+"""Step 6: extract the spectra of catalogue stars on slitless frames, and their partial for the flat-field cube."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 Float = npt.NDArray[np.float64]
 
-#: The file that a unit contributes to the flat-field cube.
+#: Partial of a unit for the flat-field cube.
 STAR_RATIOS = "star_ratios"
-#: The pixels that were left out although no earlier step had flagged them.
+#: Array of pixels rejected by the extraction that no earlier step had flagged.
 REJECTED = "extract_mask"
 SPECTRUM_UNITS = {
     "x": "pixel", "y": "pixel", "ra": "deg", "dec": "deg", "flux_5556": "erg s-1 cm-2 Angstrom-1",
@@ -47,40 +47,40 @@ SPECTRUM_UNITS = {
 }  # fmt: skip
 """Units of the columns of ``tables/spectra``."""
 _MARGIN = 30.0
-"""Distance from the edge of the frame within which light still falls on it [pixel]."""
+"""Distance outside the frame from which the light of a star still reaches it [pixel]."""
 
 
 @dataclass(frozen=True)
 class StarsOnFrame:
-    """Catalogue stars of one frame with what is known of their spectra."""
+    """Catalogue stars of one frame, with their fluxes and SEDs."""
 
     catalogue: StarCatalogue
     x: Float
-    """(n,) Without the grating, zero-based [pixel]."""
+    """(n,) Position without the grating, zero-based [pixel]."""
     y: Float
     flux_5556: Float
-    """(n,) [erg s-1 cm-2 A-1]; NaN where unknown."""
+    """(n,) Flux at 5556 Angstrom [erg s-1 cm-2 A-1]; NaN where unknown."""
     flux_5556_err: Float
-    """(n,) NaN where unknown."""
+    """(n,) 1 sigma of it; NaN where unknown."""
     seds: SedTable | None
     """Usable SEDs of the stars."""
     row: npt.NDArray[np.intp]
-    """(n,) In `seds`; -1 without an SED."""
+    """(n,) Row in `seds`; -1 without an SED."""
     band_modes: Float
-    """(n, rank) What the modes of the SED change the flux by where it was scaled to a magnitude, relative; else 0."""
+    """(n, rank) Relative change of the flux by each mode of the SED if scaled to a magnitude; else 0."""
 
     def __len__(self) -> int:
         return len(self.x)
 
     @property
     def predictable(self) -> npt.NDArray[np.bool_]:
-        """(n,) Stars with an SED, and a flux whose error is known."""
+        """Return which stars (n,) have an SED, and a flux with a known error."""
         known = (self.row >= 0) & np.isfinite(self.flux_5556)
         return np.asarray(known & np.isfinite(self.flux_5556_err) & (self.flux_5556_err > 0))
 
 
 def extract_stars(frame: Frame, config: RunConfig) -> Output:
-    """Extract the spectra of the catalogue's stars, and compare them with their predicted counts.
+    """Extract the spectra of catalogue stars, and compare them with predicted counts.
 
     Raises
     ------
@@ -96,8 +96,8 @@ def extract_stars(frame: Frame, config: RunConfig) -> Output:
         )
     stars = stars_on(frame, config)
     if not len(stars) or not np.isfinite(mesh.background).all():
-        nothing = np.zeros(frame.data.shape, dtype=bool)
-        return Output({REJECTED: nothing}, {"spectra": _table(frame, stars, None)}, metrics={"n_spectra": 0})
+        none = np.zeros(frame.data.shape, dtype=bool)
+        return Output({REJECTED: none}, {"spectra": _table(frame, stars, None)}, metrics={"n_spectra": 0})
     where = frame.instrument, metadata.detector, frame.data.shape
     predicted = predicted_light(frame, stars)
     spectra = extract_frame(
@@ -131,7 +131,7 @@ def _catalogue(path: str, _checksum: str) -> StarCatalogue:
 
 
 def stars_on(frame: Frame, config: RunConfig) -> StarsOnFrame:
-    """Return the stars whose light may fall on a frame, and their SEDs.
+    """Return the stars whose light may reach a frame, and their SEDs.
 
     Raises
     ------
@@ -152,24 +152,24 @@ def stars_on(frame: Frame, config: RunConfig) -> StarsOnFrame:
     flux, flux_err = stars.flux_5556.copy(), stars.flux_5556_err.copy()
     band_modes = np.zeros((len(stars), 0 if seds is None else seds.modes.shape[1]))
     for band in sorted({str(name) for name in stars.mag_band if str(name) in frame.instrument.bands}):
-        some = (stars.mag_band == band) & (row >= 0) & ~np.isfinite(flux)
-        if seds is None or not some.any():
+        selected = (stars.mag_band == band) & (row >= 0) & ~np.isfinite(flux)
+        if seds is None or not selected.any():
             continue
         first, last = frame.instrument.bands[band].wavelength
-        limits, grid, of_some = (10 * first, 10 * last), seds.wavelength, row[some]
-        flux[some], flux_err[some] = flux_from_magnitude(
-            stars.mag[some], stars.mag_err[some], limits, grid, seds.mean[of_some]
+        limits, grid, rows_of_band = (10 * first, 10 * last), seds.wavelength, row[selected]
+        flux[selected], flux_err[selected] = flux_from_magnitude(
+            stars.mag[selected], stars.mag_err[selected], limits, grid, seds.mean[rows_of_band]
         )
-        in_band = band_flux_density(limits, grid, seds.mean[of_some])
-        band_modes[some] = band_flux_density(limits, grid, seds.modes[of_some]) / in_band[:, None]
+        in_band = band_flux_density(limits, grid, seds.mean[rows_of_band])
+        band_modes[selected] = band_flux_density(limits, grid, seds.modes[rows_of_band]) / in_band[:, None]
     positive = flux > 0
     flux, flux_err = np.where(positive, flux, np.nan), np.where(positive, flux_err, np.nan)
     return StarsOnFrame(stars, x, y, flux, flux_err, seds, row, band_modes)
 
 
 def _reddened(seds: SedTable, stars: StarCatalogue, row: npt.NDArray[np.intp]) -> SedTable:
-    """Return the SEDs as the stars of the catalogue are reddened."""
-    from csstdask.flux.extinction import redden
+    """Return the SEDs, reddened as the catalogue states."""
+    from csstdask.flux.spectra import redden
 
     known = row >= 0
     if not (np.any(stars.ebv[known]) or np.any(stars.ebv_err[known])):
@@ -181,14 +181,14 @@ def _reddened(seds: SedTable, stars: StarCatalogue, row: npt.NDArray[np.intp]) -
 
 
 def _near(frame: Frame, positions: tuple[Float, Float], catalogue: StarCatalogue) -> tuple[StarCatalogue, Float, Float]:
-    """Return the stars whose first or zeroth order may fall on a frame, and their positions in it [pixel]."""
+    """Return the stars whose first or zeroth order may fall on a frame, and their positions [pixel]."""
     metadata, (ny, nx) = frame.metadata, frame.data.shape
     middle = sky_positions(frame.header, [(nx - 1) / 2, 0.0], [(ny - 1) / 2, 0.0])
     if not np.isfinite(middle).all():
         raise InputError(
             f"{metadata.exposure}/{metadata.detector}", "no usable WCS in the header", "one: stars are placed by it"
         )
-    # Sources lie where their orders fall, but for the offsets of the traces from their sources.
+    # A source is displaced from the frame by at most the offset of its trace.
     shifts_x, shifts_y = [0.0], [0.0]
     for order in slitless_orders(frame.instrument, metadata.detector):
         trace = dispersion_of(frame.instrument, metadata.detector, (ny, nx), order)
@@ -205,7 +205,7 @@ def _near(frame: Frame, positions: tuple[Float, Float], catalogue: StarCatalogue
 
 
 def predicted_light(frame: Frame, stars: StarsOnFrame) -> PredictedSpectra | None:
-    """Return the light that is expected of the stars; None without SEDs."""
+    """Return the predicted light of the stars; None without SEDs."""
     from csstdask.flux.predicted_spectra import PredictedSpectra
 
     if stars.seds is None or not (stars.row >= 0).any():
@@ -225,7 +225,7 @@ def predicted_light(frame: Frame, stars: StarsOnFrame) -> PredictedSpectra | Non
 
 
 def _ratios(frame: Frame, stars: StarsOnFrame, spectra: FrameSpectra, predicted: PredictedSpectra) -> bytes | None:
-    """Return the content of the unit's partial; None if no star has a spectrum and an SED."""
+    """Return the content of the partial; None if no star has both a spectrum and an SED."""
     from csstdask.flux.measure_ratios import measure_ratios
 
     seds = stars.seds
@@ -239,7 +239,7 @@ def _ratios(frame: Frame, stars: StarsOnFrame, spectra: FrameSpectra, predicted:
     )
     n = len(stars)
     relative, independent, grey = np.zeros((n, *modes.shape[1:])), np.zeros((n, len(grid))), np.zeros(n)
-    # A flux that was scaled to a magnitude carries the error of the SED in that band.
+    # The error of a flux that was scaled to a magnitude includes that of the SED in that band.
     relative[known] = modes / mean[:, None, :] - stars.band_modes[known, :, None]
     independent[known] = np.maximum((sigma / mean) ** 2 - ((modes / mean[:, None, :]) ** 2).sum(axis=1), 0.0)
     grey[known] = stars.flux_5556_err[known] / stars.flux_5556[known]
@@ -270,7 +270,7 @@ def _metrics(stars: StarsOnFrame, spectra: FrameSpectra) -> dict[str, float | in
 
 
 def _table(frame: Frame, stars: StarsOnFrame, spectra: FrameSpectra | None) -> Table:
-    """Return the columns of the table: the stars of which some column was measured, sorted by id."""
+    """Return the table of the stars with a measured spectrum, sorted by id."""
     chosen = np.flatnonzero(np.isfinite(spectra.snr)) if spectra is not None else np.zeros(0, dtype=np.intp)
     chosen = chosen[np.argsort(stars.catalogue.id[chosen].astype(str), kind="stable")]
     n = len(chosen)
@@ -312,12 +312,12 @@ def _table(frame: Frame, stars: StarsOnFrame, spectra: FrameSpectra | None) -> T
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """Return what decides the spectra: the content of the tables, not where they lie."""
+    """Return the settings that decide the spectra: contents of tables, not their paths."""
     return config.extract.decisive(exclude=("catalogue", "spectra"))
 
 
 def slitless_description(instrument: Instrument) -> dict[str, Any]:
-    """Return what of the camera decides spectra and predicted counts: gratings, pupil, shape of the detectors."""
+    """Return the properties of the camera that decide the spectra: gratings, telescope, shape of detectors."""
     gratings = {band: grating.model_dump(mode="json") for band, grating in instrument.slitless.items()}
     pupil = None if instrument.telescope is None else instrument.telescope.model_dump(mode="json")
     return {"slitless": gratings, "telescope": pupil, "shape": instrument.shape}

@@ -1,4 +1,4 @@
-"""Step 3: sources of the masked frame, and the point spread function from its stars, at any place of the frame."""
+"""Step 3: detect sources on the masked frame, and fit the point spread function (PSF) field to its stars."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from csstdask.pipeline.frame import Frame
     from csstdask.psf.frame import FramePsf
 
-#: The file that holds the fitted field of a unit.
+#: File of the fitted PSF field of a unit.
 PSF_FIELD = "psf_field"
 PSF_GRID = ("y_psf", "x_psf", "v", "u")
 """Dimensions of the PSFs of a frame: nodes of the field along y and x, half pixels along y and x."""
@@ -31,15 +31,15 @@ STAR_UNITS = {"x": "pixel", "y": "pixel", "flux": "electron s-1", "size": "pixel
 """Units of the columns of ``tables/psf_stars``."""
 PSF_BYTES = 180 << 20
 """Memory that the fit of PSFs, with the libraries it imports, adds to a process [byte]."""
-_COLUMNS = ("flux", "chi2", "size", "e1", "e2", "model_size", "model_e1", "model_e2")
-#: Of the detections, what the choice of stars and the repair read; x and y in pixels, fluxes in electrons.
+_STAR_COLUMNS = ("flux", "chi2", "size", "e1", "e2", "model_size", "model_e1", "model_e2")
+#: Columns of the detections that the selection of stars and the repair read; x and y in pixels, fluxes in electrons.
 _DETECTION_COLUMNS = ("x", "y", "flux", "flux_err", "peak", "half_light_radius", "ellipticity", "flag")
 
 
 def fit_psf(frame: Frame, config: RunConfig) -> Output:
-    """Find the sources of the masked frame and fit its PSF to the stars among them.
+    """Detect the sources of the masked frame, and fit its PSF field to the stars among them.
 
-    There is no PSF where the frame has no stars, or the requested model does not know the band.
+    There is no PSF if the frame has no stars, or the requested model does not support the band.
     """
     from csstdask.psf.field_file import read_field, write_field
     from csstdask.psf.frame import compare_stars, fit_frame
@@ -51,15 +51,15 @@ def fit_psf(frame: Frame, config: RunConfig) -> Output:
     detections = _in_order(masked.measure_sources())
     if model is None:
         return _without_psf(frame, detections)
-    seen = masked.height, masked.error, masked.unobserved
-    psf = fit_frame(*seen, detections, frame.metadata.detector, model=model, min_snr=config.psf.min_snr)
+    planes = masked.height, masked.error, masked.unobserved
+    psf = fit_frame(*planes, detections, frame.metadata.detector, model=model, least_snr=config.psf.min_snr)
     if psf is None:
         return _without_psf(frame, detections)
     card = find_card("psf", model if psf.field.model != EMPIRICAL else EMPIRICAL)
     stored = write_field(psf.field, card)
-    field = read_field(stored, card)  # what an interrupted run would read: rounded as the file is
+    field = read_field(stored, card)  # rounded like the file, as a resumed run reads it
     image, sigma = field(*nodes_of(frame.data.shape))
-    stars = compare_stars(field, psf.fitted, psf.selection, *seen, detections)
+    stars = compare_stars(field, psf.fitted, psf.selection, *planes, detections)
     return Output(
         arrays={"psf": image.reshape(PSF_SHAPE), "psf_sigma": sigma.reshape(PSF_SHAPE)},
         tables={"detections": _detections(frame, detections), "psf_stars": _stars(frame, detections, stars)},
@@ -69,7 +69,7 @@ def fit_psf(frame: Frame, config: RunConfig) -> Output:
 
 
 def psf_model(frame: Frame, config: RunConfig) -> str | None:
-    """Return the model that the PSF of a frame is fitted with; None if there is none."""
+    """Return the name of the model for the PSF of a frame; None if there is none."""
     if config.psf.model == NO_PSF:
         return None
     from csstdask.psf.frame import choose_model
@@ -78,7 +78,7 @@ def psf_model(frame: Frame, config: RunConfig) -> str | None:
 
 
 def model_identity(config: RunConfig) -> str:
-    """Return the identity of the requested model, and of the one that replaces the default one for other cameras."""
+    """Return the identities of the requested model, and of its fallback for other cameras."""
     if config.psf.model == NO_PSF:
         return NO_PSF
     models = [config.psf.model, *([EMPIRICAL] if config.psf.model == "default" else [])]
@@ -87,24 +87,24 @@ def model_identity(config: RunConfig) -> str:
 
 
 def cost_of_psf(config: RunConfig, instrument: Instrument) -> Cost:
-    """Return the cost of the model that frames of an instrument are fitted with."""
+    """Return the cost of the model for frames of an instrument."""
     memory: dict[str, Any] = {"bytes_per_pixel": 56.0, "fixed_bytes": 100 << 20}
     if config.psf.model == NO_PSF:
         return Cost()
     card = find_card("psf", config.psf.model)
-    if card.architecture.get("instrument") != instrument.name:  # learnt from the frame's own stars
+    if card.architecture.get("instrument") != instrument.name:  # learnt from the stars of the frame
         return Cost(seconds_per_mpix=0.4, fixed_seconds=1.6, **memory)
     return Cost(seconds_per_mpix=0.155, fixed_seconds=0.85, **memory)
 
 
 def nodes_of(shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return x and y of the nodes of a frame, row by row [pixel]."""
+    """Return x and y (node,) of the nodes of a frame, row by row [pixel]."""
     y, x = np.meshgrid(*(node_positions(length) for length in shape), indexing="ij")
     return x.ravel(), y.ravel()
 
 
 def _metrics(psf: FramePsf, images: npt.NDArray[np.float32], stars: Table) -> dict[str, float | int | None]:
-    """Return numbers of a frame: the median shape of its PSF, and how far held-out stars deviate from it."""
+    """Return the metrics of a frame: median shape of its PSF, and residuals of held-out stars."""
     from csstdask.arrays.moments import adaptive_moments
 
     held_out = stars["reserve"] & (stars["model_size"] > 0) & (stars["size"] > 0)
@@ -125,7 +125,7 @@ def _metrics(psf: FramePsf, images: npt.NDArray[np.float32], stars: Table) -> di
 
 
 def _in_order(found: Table) -> Table:
-    """Return the columns of detections that are kept, sorted down the frame, then along it."""
+    """Return the columns of the detections, sorted by y, then x."""
     order = np.lexsort((found["x"], found["y"]))
     return {"id": np.arange(len(order), dtype=np.int32)} | {name: found[name][order] for name in _DETECTION_COLUMNS}
 
@@ -146,7 +146,7 @@ def _stars(frame: Frame, detections: Table, stars: Table) -> Table:
         **_of_unit(frame, len(which)),
         **{name: np.asarray(detections[name])[which] for name in ("id", "x", "y")},
         "held_out": stars["reserve"],
-        **{name: np.asarray(stars[name], dtype=np.float64) for name in _COLUMNS},
+        **{name: np.asarray(stars[name], dtype=np.float64) for name in _STAR_COLUMNS},
     }
     table["flux"] = table["flux"] / exptime
     return table
@@ -160,8 +160,8 @@ def _of_unit(frame: Frame, n: int) -> Table:
 
 
 def _without_psf(frame: Frame, detections: Table | None) -> Output:
-    """Return what a frame without a PSF has: its detections, if its sky is known."""
-    none = {name: np.empty(0) for name in ("x", "y", *_COLUMNS)}
+    """Return the output for a frame without a PSF: its detections, if its sky is known."""
+    none = {name: np.empty(0) for name in ("x", "y", *_STAR_COLUMNS)}
     no_stars: Table = {"star": np.empty(0, np.int64), "reserve": np.empty(0, bool), "id": np.empty(0, np.int32), **none}
     empty = np.full(PSF_SHAPE, np.nan, np.float32)
     return Output(

@@ -1,4 +1,4 @@
-"""Step 4: repair hit pixels, and catalogue cosmic rays."""
+"""Step 4: repair hit pixels, and list the cosmic rays."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ EVENT_UNITS = {
     "length": "pixel", "width": "pixel", "angle": "deg",
 }  # fmt: skip
 """Units of the columns of ``tables/cosmic_rays``."""
-#: A source's pixels: the mean of each and its neighbours stands this above the sky [sigma of one pixel].
+#: Height above the sky, averaged over 3 x 3 pixels, from which a pixel belongs to a source [sigma of one pixel].
 _SOURCE_SIGMA = 3.0
-#: Metrics that count the events of each kind of the catalogue.
+#: Metric that counts the events of each kind.
 _COUNTED = {"point": "n_points", "track": "n_tracks", "worm": "n_worms"}
 
 
 def repair_pixels(frame: Frame, config: RunConfig) -> Output:
-    """Repair hit pixels, and list the cosmic rays; repairs are in the units of ``sci``, NaN elsewhere."""
+    """Repair hit pixels, in the units of ``sci`` (NaN elsewhere), and list the cosmic rays."""
     from csstdask.cosmicray.events import measure_events
     from csstdask.cosmicray.inpaint import combine_repairs
 
@@ -64,8 +64,8 @@ def repair_pixels(frame: Frame, config: RunConfig) -> Output:
 
 
 def _source_pixels(frame: Frame, clean: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
-    """Return where a repaired frame [e-] holds sources; None where its sky is unknown."""
-    from scipy.ndimage import uniform_filter
+    """Return the source pixels (y, x) of a repaired frame [e-]; None where its sky is unknown."""
+    from scipy.ndimage import binary_dilation, uniform_filter
 
     from csstdask.arrays.morphology import dilate
 
@@ -88,7 +88,7 @@ def _table(frame: Frame, events: Table) -> Table:
 
 
 def _repaired_stars(frame: Frame, config: RunConfig) -> StarRepair | None:
-    """Return the stars of a frame, repaired by the PSF of the step psf; None if the frame has no PSF."""
+    """Return the stars of a frame, repaired with the PSF of the step psf; None if the frame has no PSF."""
     from csstdask.psf.field_file import card_of, read_field
     from csstdask.psf.inpaint import repair_stars
 
@@ -99,13 +99,13 @@ def _repaired_stars(frame: Frame, config: RunConfig) -> StarRepair | None:
     names = [
         model,
         *([EMPIRICAL] if config.psf.model == "default" else []),
-    ]  # which the step psf may have fallen back to
+    ]  # the fallback of the step psf
     field = read_field(stored, card_of(stored, (find_card("psf", name) for name in names)))
     return repair_stars(frame.masked, frame.table("detections"), field, frame.mesh)
 
 
 def _has_detections(frame: Frame, config: RunConfig) -> bool:
-    """Return whether the step psf has looked for sources in a frame."""
+    """Return whether the step psf has detected sources in a frame."""
     return frame.metadata.kind in PSF.kinds and config.psf.model != NO_PSF
 
 
@@ -115,14 +115,14 @@ def uses_network(config: RunConfig) -> bool:
 
 
 def fingerprint_settings(config: RunConfig) -> dict[str, Any]:
-    """Return what decides the repair besides the model; the device counts where a network runs on another one."""
+    """Return the settings that decide the repair; for a network also the kind of device, unless it is the CPU."""
     kind = (config.engine.device or "cpu").partition(":")[0]
     device = {"device": kind} if kind != "cpu" and uses_network(config) else {}
     return {"psf": config.repair.psf, **device}
 
 
 def cost_of_repair(config: RunConfig, _instrument: Instrument) -> Cost:
-    """Return the cost of the configured model; that of a network is an estimate."""
+    """Return the cost of the configured model; that of networks is a rough estimate."""
     if uses_network(config):
         return Cost(seconds_per_mpix=2.0, bytes_per_pixel=110.0, fixed_bytes=330 << 20)
     return Cost(seconds_per_mpix=0.09, fixed_seconds=0.05, bytes_per_pixel=56.0, fixed_bytes=100 << 20)

@@ -1,4 +1,4 @@
-"""Step 5: sources and their photometry, on the repaired frame."""
+"""Step 5: detect sources on the repaired frame, and measure their photometry."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ SOURCE_UNITS = {
     "flux_aperture": "electron s-1", "flux_aperture_err": "electron s-1", "peak": "electron s-1",
 }  # fmt: skip
 """Units of the columns of ``tables/sources``."""
-#: Half the side of the box in which a source's hit pixels are counted, in semi-major axes.
-_REACH = 3.0
+#: Half the side of the box in which hit pixels of a source are counted [semi-major axis].
+_BOX_RADIUS = 3.0
 
 
 def find_sources(frame: Frame, config: RunConfig) -> Output:
-    """Find and measure sources; fluxes in electron s-1."""
+    """Detect and measure sources; fluxes in electron s-1."""
     from csstdask.arrays.sources import measure_sources
 
-    seen = frame.repaired()
-    if seen is None:
+    repaired = frame.repaired()
+    if repaired is None:
         return Output(tables={"sources": _table(frame, None)}, metrics={"n_sources": 0})
-    together = find_card("inpaint", config.repair.model).calibration.get("correlation", 0.0)
+    correlation = find_card("inpaint", config.repair.model).calibration.get("correlation", 0.0)
     settings = config.sources
     found = measure_sources(
-        seen.height,
-        seen.error,
-        seen.noise,
-        seen.mask,
-        repaired=seen.repaired,
-        repair_correlation=together,
-        noise_excess=seen.noise_excess,
+        repaired.height,
+        repaired.error,
+        repaired.noise,
+        repaired.mask,
+        repaired=repaired.repaired,
+        repair_correlation=correlation,
+        noise_excess=repaired.noise_excess,
         threshold=settings.threshold,
         least_area=settings.min_area,
         aperture_radius=settings.aperture_radius,
@@ -91,9 +91,9 @@ def _hits(
     y: npt.NDArray[np.float64],
     a: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.int32]:
-    """Count the hit pixels in a box of three semi-major axes round each source."""
+    """Count the hit pixels in a box of three semi-major axes around each source."""
     count = np.zeros(len(x), np.int32)
-    reach = np.ceil(_REACH * a).astype(int)
+    reach = np.ceil(_BOX_RADIUS * a).astype(int)
     for i, (column, row) in enumerate(zip(np.rint(x).astype(int), np.rint(y).astype(int), strict=True)):
         window = (
             slice(max(0, row - reach[i]), row + reach[i] + 1),

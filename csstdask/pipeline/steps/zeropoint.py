@@ -1,4 +1,4 @@
-"""Step 7: the zero point that a unit's own stars give, and the stars that it contributes to those of the campaign."""
+"""Step 7: solve for the zero point of a unit, and select the stars for the joint solution of the campaign."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 Float = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.intp]
 
-#: The file that a unit contributes to the zero points of the campaign.
+#: Partial of a unit for the zero points of the campaign.
 ZEROPOINT_STARS = "zeropoint_stars"
 MAX_REPAIRED_FRACTION = 0.1
-"""Largest share of a star's ellipse that may have been repaired: the repair of a core may be off by some percent."""
+"""Maximum fraction of repaired pixels in the ellipse of a star: the repair of a core has errors of some percent."""
 MARGIN = 10.0
-"""Distance beyond the frame within which reference stars are looked for: a wrong pointing [arcsec]."""
+"""Distance outside the frame up to which reference stars are matched, for errors of the pointing [arcsec]."""
 ISOLATION = 2.0
-"""Least distance of a star of the overlaps from other sources [aperture radius]: apertures do not touch."""
+"""Minimum distance of an overlap star from other sources [aperture radius]: apertures do not touch."""
 SIZE_TOLERANCE = 0.25
-"""Largest relative deviation of its half-light radius from that of stars: galaxies change with the PSF."""
+"""Maximum relative deviation of its half-light radius from that of stars: fluxes of galaxies depend on the PSF."""
 UNKNOWN_CORRECTION_ERROR = 0.1
-"""Error of magnitudes whose aperture correction is unknown [mag]: 10 % of a star's light is beyond the aperture."""
-LEAST_NODES = 3
-"""Nodes of a PSF whose scatter is an error of the aperture correction."""
+"""Error of magnitudes with an unknown aperture correction [mag]: about 10 % of the light is outside the aperture."""
+MIN_NODES = 3
+"""Minimum number of PSF nodes whose scatter measures the error of the aperture correction."""
 FEW_NODES_ERROR = 0.02
-"""Least error of an aperture correction from fewer nodes [mag]."""
-LEAST_FOR_SIZE = 5
-"""Stars with a reference whose median size is that of stars; with fewer there is no cut on size."""
+"""Minimum error of an aperture correction from fewer nodes [mag]."""
+MIN_STARS_FOR_SIZE = 5
+"""Minimum number of matched stars that define the size of stars; with fewer there is no cut on size."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class UnitStars:
     """Stars of one frame with instrumental magnitudes of their total light."""
 
     row: Rows
-    """(n,) In the source table."""
+    """(n,) Row in the source table."""
     x: Float
     y: Float
     ra: Float
@@ -67,7 +67,7 @@ class UnitStars:
 
 
 def solve_unit(frame: Frame, config: RunConfig) -> Output:
-    """Match the stars of a frame to the reference and fit its zero point."""
+    """Match the stars of a frame to the reference, and fit its zero point."""
     from csstdask.zeropoint.fit_stars import fit_stars
     from csstdask.zeropoint.matched_stars import MatchedStars
     from csstdask.zeropoint.matching import apply_shift, match_sources
@@ -134,17 +134,17 @@ def solve_unit(frame: Frame, config: RunConfig) -> Output:
 
 
 def nominal_zero_point(instrument: Instrument, band: str) -> float:
-    """Return the zero point that a camera's description expects in a band [mag]; NaN where it says nothing."""
+    """Return the nominal zero point of a camera in a band [mag]; NaN where unknown."""
     return instrument.bands[band].zero_point if band in instrument.bands else float("nan")
 
 
 def select_stars(sources: Table, correction: float, config: RunConfig) -> UnitStars:
-    """Return the sources that can be stars of a zero point: unflagged, hardly repaired, bright enough.
+    """Select the sources for a zero point: unflagged, hardly repaired, bright enough.
 
     Parameters
     ----------
     sources : mapping of str to array
-        The source table of a unit.
+        Source table of a unit.
     correction : float
         From the aperture to the total light of a star [mag].
     config : RunConfig
@@ -161,16 +161,21 @@ def select_stars(sources: Table, correction: float, config: RunConfig) -> UnitSt
     good &= np.isfinite([columns[name] for name in ("x", "y", "ra", "dec")]).all(axis=0)
     row = np.flatnonzero(good)
     isolated = np.ones(len(row), dtype=bool)
-    placed = np.isfinite(columns["x"]) & np.isfinite(columns["y"])
-    if len(row) and placed.sum() > 1:
+    located = np.isfinite(columns["x"]) & np.isfinite(columns["y"])
+    if len(row) and located.sum() > 1:
         positions = np.stack([columns["x"], columns["y"]], axis=1)
-        distance, _ = cKDTree(positions[placed]).query(positions[row], k=2)
+        distance, _ = cKDTree(positions[located]).query(positions[row], k=2)
         isolated = distance[:, 1] > ISOLATION * config.sources.aperture_radius
     magnitude, magnitude_error = instrumental_magnitude(flux[row], error[row])
-    some = {name: columns[name][row] for name in ("x", "y", "ra", "dec")}
+    positions_of = {name: columns[name][row] for name in ("x", "y", "ra", "dec")}
     size = columns["half_light_radius"][row]
     return UnitStars(
-        row=row, **some, inst_mag=magnitude + correction, inst_mag_err=magnitude_error, size=size, isolated=isolated
+        row=row,
+        **positions_of,
+        inst_mag=magnitude + correction,
+        inst_mag_err=magnitude_error,
+        size=size,
+        isolated=isolated,
     )
 
 
@@ -180,9 +185,9 @@ _COLUMNS = ("x", "y", "ra", "dec", "flux_aperture", "flux_aperture_err", "repair
 def _aperture_correction(frame: Frame, config: RunConfig) -> tuple[float, float]:
     """Return the correction to the total light and its error [mag]; NaN where there is no PSF.
 
-    It is the median over the nodes of the PSF; the error is their scatter, which is small over a frame with many stars
-    for its PSF, and large where there are few. The correction includes the light that diffraction sends beyond the box
-    of the PSF, where the optics of the camera are described.
+    The correction is the median over the nodes of the PSF, and its error their scatter: small for frames with many PSF
+    stars, large for those with few. It includes the diffracted light outside the box of the PSF, for cameras whose
+    optics are described.
     """
     from csstdask.numerics.robust import mad_scale
     from csstdask.zeropoint.photometry import aperture_correction
@@ -192,7 +197,7 @@ def _aperture_correction(frame: Frame, config: RunConfig) -> tuple[float, float]
     if not len(known):
         return np.nan, UNKNOWN_CORRECTION_ERROR
     beyond = 2.5 * np.log10(1 - _light_beyond(frame.instrument, frame.metadata.band))
-    floor = FEW_NODES_ERROR if len(known) < LEAST_NODES else 0.0
+    floor = FEW_NODES_ERROR if len(known) < MIN_NODES else 0.0
     return float(np.median(known)) + beyond, float(mad_scale(known, floor=floor))
 
 
@@ -210,11 +215,11 @@ def _light_beyond(instrument: Instrument, band: str) -> float:
 
 @functools.lru_cache(maxsize=1)
 def load_catalogue(path: str, checksum: str | None) -> ReferenceCatalogue:
-    """Return the reference, read once a process; InputError if it was replaced since the run began."""
+    """Return the reference, read once a process; InputError if it was relocated since the run began."""
     from csstdask.zeropoint.reference import read_reference
 
     catalogue = read_reference(Path(path))
-    check_unchanged(Path(path), checksum)  # afterwards: a replacement while it was read is noticed, too
+    check_unchanged(Path(path), checksum)  # last, so that a replacement during the reading is noticed too
     return catalogue
 
 
@@ -237,8 +242,8 @@ def _reference_columns(
     catalogue: ReferenceCatalogue, band: str, color: tuple[str, str] | None, reference: npt.NDArray[np.int64]
 ) -> dict[str, Float]:
     """Return magnitude, its error and the colour of matched stars; NaN without a match, or without magnitudes."""
-    nothing = np.full(len(reference), np.nan)
-    found = {"ref_mag": nothing.copy(), "ref_mag_err": nothing.copy(), "color": nothing.copy()}
+    unknown = np.full(len(reference), np.nan)
+    found = {"ref_mag": unknown.copy(), "ref_mag_err": unknown.copy(), "color": unknown.copy()}
     matched = reference >= 0
     if not matched.any():
         return found
@@ -252,14 +257,14 @@ def _reference_columns(
     return found
 
 
-def _contributed(stars: UnitStars, matched: npt.NDArray[np.bool_], most: int) -> Rows:
-    """Return all stars with a reference and the brightest isolated ones without, in the order of the table."""
+def _contributed(stars: UnitStars, matched: npt.NDArray[np.bool_], max_overlap: int) -> Rows:
+    """Return the rows of all matched stars and of the brightest isolated unmatched ones, in order."""
     free = ~matched & stars.isolated
-    if matched.sum() >= LEAST_FOR_SIZE:
+    if matched.sum() >= MIN_STARS_FOR_SIZE:
         typical = float(np.median(stars.size[matched]))
         free &= np.abs(stars.size / typical - 1) < SIZE_TOLERANCE
     others = np.flatnonzero(free)
-    brightest = others[np.lexsort((others, stars.inst_mag[others]))][:most]
+    brightest = others[np.lexsort((others, stars.inst_mag[others]))][:max_overlap]
     return np.sort(np.concatenate([np.flatnonzero(matched), brightest]))
 
 
@@ -283,7 +288,7 @@ def _metrics(fit: StarFit, match: Match, correction: float, correction_err: floa
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """Return what decides a unit's zero point: the content of the reference, not where it lies."""
+    """Return the settings that decide the zero point: the content of the reference, not its path."""
     names = {
         "match_radius", "color", "color_term", "color_term_sigma", "degree", "min_snr", "overlap_stars",
         "reference_sha256",
