@@ -1,7 +1,7 @@
-"""One FITS file: find its cosmic rays, repair them, write it again.
+"""Clean one FITS file: detect its cosmic rays, repair them, write a copy.
 
-Files of known cameras go through the steps of a run, each chip with its own weights and flags. Images of other
-cameras are cleaned as arrays of electrons, with a noise that is estimated from the image.
+Files of known cameras are processed by the steps of a run, each chip with its own weights and flags. Images of other
+cameras are cleaned as arrays of electrons, with a noise estimated from the image.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from csstdask.store.fits_scan import scan_file
 from csstdask.store.fits_unit import UnitSource
 
 MASK_NAME = "CR_MASK"
-"""EXTNAME of the mask that is added: 1 = hit by a cosmic ray."""
+"""EXTNAME of the added mask: 1 = hit by a cosmic ray."""
 VARIANCE_NAME = "CR_VAR"
-"""EXTNAME of the variance of repaired pixels, added where the file has no weights that could hold it."""
+"""EXTNAME of the variance of repaired pixels, added if the file has no weights for it."""
 
 
 @dataclass(frozen=True)
 class CleanedChip:
-    """What was found in one image of a file."""
+    """Result for one image of a file."""
 
     name: str
-    """The HDU it was read from, and the detector where it is known."""
+    """HDU of the image, and detector if known."""
     n_pixels: int
     n_hit: int
     n_repaired: int
@@ -54,18 +54,18 @@ class CleanedChip:
 
 @dataclass
 class CleanedFile:
-    """What came of cleaning a file."""
+    """Result of cleaning a file."""
 
     chips: list[CleanedChip] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    """Images of the file that could not be used, and were copied as they are."""
+    """Images that could not be used, and were copied unchanged."""
     untouched: list[str] = field(default_factory=list)
-    """Images of a camera that is not known whose names say that they are no science images."""
+    """Images of an unknown camera that are not science images judging by their names."""
 
 
 @dataclass(frozen=True)
 class _Result:
-    """The pixels of one image after cleaning, in the units of the file, where they lie in its HDU."""
+    """Cleaned pixels of one image, in the units of the file, and their position in its HDU."""
 
     source: UnitSource | None
     hdu: int
@@ -73,7 +73,7 @@ class _Result:
     hit: npt.NDArray[np.bool_]
     value: npt.NDArray[Any]
     variance: npt.NDArray[Any]
-    """NaN where not hit, inf where not repaired."""
+    """Variance; NaN where not hit, inf where not repaired."""
 
     @property
     def repaired(self) -> npt.NDArray[np.bool_]:
@@ -90,35 +90,35 @@ def clean_file(
     overwrite: bool = False,
     on_chip: Callable[[CleanedChip], None] = lambda _: None,
 ) -> CleanedFile:
-    """Find and repair the cosmic rays of every image in a FITS file.
+    """Detect and repair the cosmic rays in every image of a FITS file.
 
     Parameters
     ----------
     path : path
-        A FITS file, plain or compressed.
+        FITS file, plain or compressed.
     to : path
-        The file to write: that of `path` with repaired science images, the variance of repaired pixels in its weights
-        or errors, the bits of cosmic rays and repairs in its flags, and an HDU ``CR_MASK`` for each image.
+        Output file: a copy of `path` with repaired science images, the variance of repaired pixels in its weights or
+        errors, the bits of cosmic rays and repairs in its flags, and an HDU ``CR_MASK`` for each image.
     config : RunConfig, optional
-        Settings of a run; by default its own.
+        Settings; default: those of a run.
     instrument : str, path or Instrument, optional
-        A built-in name or a TOML; by default recognised from the headers.
+        Built-in name or TOML file; default: recognised from the headers.
     gain : float, optional
-        [e-/adu] Clean the images of a camera that is not known: 1 for pixels in electrons.
+        Gain of an unknown camera [e-/adu]; 1 for pixels in electrons.
     overwrite : bool
         Whether `to` may exist.
     on_chip : callable
-        Called with each image that is done.
+        Called with the result of each image.
 
     Returns
     -------
     CleanedFile
-        Chips that cannot be used are named in it, and are in the new file as they were.
+        Names the chips that could not be used, which are unchanged in the output file.
 
     Raises
     ------
     InputError
-        If the file cannot be used, its camera is not known, or the new one exists.
+        If the file cannot be used, its camera is unknown, or the output file exists.
     """
     source, target = Path(path), Path(to)
     if target.exists() and (not overwrite or target.samefile(source)):
@@ -153,7 +153,7 @@ def clean_file(
 
 
 def _camera(path: Path, given: str | Path | Instrument | None, gain: float | None) -> Instrument | None:
-    """Return the camera of a file; None if it is to be cleaned as an image of a given gain."""
+    """Return the camera of a file; None if it is cleaned as an image of a given gain."""
     if given is not None:
         return given if isinstance(given, Instrument) else load_instrument(given)
     if gain is not None:
@@ -168,7 +168,7 @@ def _camera(path: Path, given: str | Path | Instrument | None, gain: float | Non
 
 
 def _clean_unit(unit: UnitSource, camera: Instrument, config: RunConfig) -> _Result:
-    """Clean one chip by the steps of a run."""
+    """Clean one chip with the steps of a run."""
 
     def read_plane(name: str) -> npt.NDArray[Any]:
         if name == "flag":
@@ -192,12 +192,12 @@ def _no_product(name: str) -> npt.NDArray[Any]:
 
 
 def _plain_images(path: Path) -> tuple[list[int], list[str]]:
-    """Return the science images of a file of any camera, and a line for each other 2-D image.
+    """Return the science images of a file of any camera, and descriptions of its other 2-D images.
 
     Raises
     ------
     InputError
-        If there is no image, or there are several and their names do not say which are science images.
+        If there is no image, or the names of several images do not reveal the science images.
     """
     with open_fits(path) as hdus:
         images = [index for index, hdu in enumerate(hdus) if hdu.is_image and hdu.header.get("NAXIS", 0) == 2]
@@ -231,13 +231,13 @@ def _clean_image(path: Path, index: int, gain: float, config: RunConfig) -> _Res
 
 
 def _write(source: Path, target: Path, results: list[_Result], camera: Instrument | None, config: RunConfig) -> None:
-    """Write the file with the results in their places, whole or not at all."""
+    """Write the output file with the results in their HDUs, completely or not at all."""
     draft = target.with_name(f".{target.name}.partial{''.join(target.suffixes[-2:])}")
     try:
         with open_fits(source) as hdus:
             added: list[fits.ImageHDU] = []
             for result in results:
-                added += _place(hdus, source, result, camera)
+                added += _insert(hdus, source, result, camera)
             primary = hdus[0].header
             for keyword, value, comment in provenance_cards(config, camera):
                 primary[keyword] = (value, comment)
@@ -248,20 +248,20 @@ def _write(source: Path, target: Path, results: list[_Result], camera: Instrumen
         draft.unlink(missing_ok=True)
 
 
-def _place(hdus: fits.HDUList, path: Path, result: _Result, camera: Instrument | None) -> list[fits.ImageHDU]:
-    """Put a result into the HDUs of its file, and return those to add."""
+def _insert(hdus: fits.HDUList, path: Path, result: _Result, camera: Instrument | None) -> list[fits.ImageHDU]:
+    """Insert a result into the HDUs of its file, and return the HDUs to add."""
     version = hdus[result.hdu].ver
     repaired, where = result.repaired, result.where
     science = plane_data(path, hdus, result.hdu)
     science = science.astype(np.float32 if science.dtype.kind in "iub" else science.dtype.newbyteorder("="))
     science[where][repaired] = result.value[repaired]
     _replace(hdus, result.hdu, science)
-    kept = _place_weights(hdus, path, result) if result.source is not None else False
+    kept = _insert_weights(hdus, path, result) if result.source is not None else False
     if result.source is not None and camera is not None:
-        _place_flags(hdus, path, result, camera)
-    whole = np.zeros(science.shape, np.uint8)
-    whole[where] = result.hit
-    added = [fits.ImageHDU(whole, name=MASK_NAME, ver=version)]
+        _insert_flags(hdus, path, result, camera)
+    mask = np.zeros(science.shape, np.uint8)
+    mask[where] = result.hit
+    added = [fits.ImageHDU(mask, name=MASK_NAME, ver=version)]
     if not kept:
         variance = np.full(science.shape, np.nan, result.variance.dtype)
         variance[where] = result.variance
@@ -270,7 +270,7 @@ def _place(hdus: fits.HDUList, path: Path, result: _Result, camera: Instrument |
 
 
 def _replace(hdus: fits.HDUList, index: int, data: npt.NDArray[Any]) -> None:
-    """Give an HDU other pixels; a compressed one becomes plain, for compression of floats loses digits."""
+    """Replace the pixels of an HDU; a compressed HDU becomes plain, because compression of floats is lossy."""
     header = hdus[index].header.copy()
     for keyword in ("BZERO", "BSCALE", "BLANK", "CHECKSUM", "DATASUM"):
         header.remove(keyword, ignore_missing=True)
@@ -278,8 +278,8 @@ def _replace(hdus: fits.HDUList, index: int, data: npt.NDArray[Any]) -> None:
     hdus[index] = kind(data, header=header)
 
 
-def _place_weights(hdus: fits.HDUList, path: Path, result: _Result) -> bool:
-    """Put the variance of repaired pixels into the weights of the same file; False if it has none."""
+def _insert_weights(hdus: fits.HDUList, path: Path, result: _Result) -> bool:
+    """Insert the variance of repaired pixels into the weights of the file; return False if it has none."""
     unit = result.source
     if unit is None or unit.weight is None or Path(unit.weight.path) != path.absolute():
         return False
@@ -291,17 +291,17 @@ def _place_weights(hdus: fits.HDUList, path: Path, result: _Result) -> bool:
     return True
 
 
-def _place_flags(hdus: fits.HDUList, path: Path, result: _Result, camera: Instrument) -> None:
-    """Set the bits of hit and repaired pixels in the flags of the same file, in place of incoming cosmic-ray bits."""
+def _insert_flags(hdus: fits.HDUList, path: Path, result: _Result, camera: Instrument) -> None:
+    """Replace incoming cosmic-ray bits in the flags of the file by those of hit and repaired pixels."""
     unit, flags = result.source, camera.flags
     if unit is None or unit.flag is None or Path(unit.flag.path) != path.absolute():
         return
     if flags.encoding != "bits" or flags.plane_keyword is not None:
-        return  # flags of another kind stay as they are; the mask is in CR_MASK
+        return  # flags of another kind are kept; the mask is in CR_MASK
     bits = read_flag(unit, camera)
     bits &= ~np.int32(flags.incoming_cosmic_ray_mask)
     bits[result.hit] |= flags.cosmic_ray_mask
     bits[result.repaired] |= flags.inpainted_mask
-    whole = plane_data(path, hdus, unit.flag.hdu).astype(np.int32)
-    whole[result.where] = bits
-    _replace(hdus, unit.flag.hdu, whole)
+    flag_plane = plane_data(path, hdus, unit.flag.hdu).astype(np.int32)
+    flag_plane[result.where] = bits
+    _replace(hdus, unit.flag.hdu, flag_plane)

@@ -1,4 +1,4 @@
-"""Calibrated slitless spectra as FITS: one file a unit, and the sensitivity and flat-field cube of each detector."""
+"""Export calibrated slitless spectra as FITS, with the sensitivity and flat-field cube of each detector."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from csstdask.store.tables import read_table, table_path
 FLUX_UNITS = "erg s-1 cm-2 Angstrom-1"
 RATE_UNITS = "electron s-1 Angstrom-1"
 _TEXT = 40
-"""Bytes of an id."""
+"""Length of an id [byte]."""
 
 
 @dataclass(frozen=True)
 class SpectraJob:
-    """What a worker needs to export the spectra of one unit."""
+    """Everything a worker needs to export the spectra of one unit."""
 
     unit: Unit
     store: str
     path: str
     overwrite: bool
     fingerprint: str
-    """Of the step that extracted them."""
+    """Fingerprint of the step that extracted them."""
     flat: str | None
     """Fingerprint of the cube of the detector; None without one of the present units."""
 
 
 def spectra_jobs(root: Path, plan: Plan, target: Path, units: list[Unit], *, overwrite: bool) -> list[SpectraJob]:
-    """Return a job for each unit whose spectra are done."""
+    """Return a job for each unit whose spectra are finished."""
     if EXTRACT.name not in {step.name for step in plan.active_steps}:
         return []
     ledger, jobs = Ledger(root), []
@@ -60,7 +60,7 @@ def spectra_jobs(root: Path, plan: Plan, target: Path, units: list[Unit], *, ove
 
 
 def export_unit_spectra(job: SpectraJob) -> dict[str, Any]:
-    """Write the spectra of one unit: a worker's task."""
+    """Write the spectra of one unit: the task of a worker."""
     limit_threads(1)
     try:
         path, root = Path(job.path), Path(job.store)
@@ -70,7 +70,7 @@ def export_unit_spectra(job: SpectraJob) -> dict[str, Any]:
         table = _verified_table(root, job.unit)
         flat = read_cube(root, job.unit.detector, job.flat)
         write_spectra(path, table, flat, job)
-    except Exception as error:  # noqa: BLE001  a unit that cannot be written is named; the others are written
+    except Exception as error:  # noqa: BLE001  the failure is reported, and the other units are written
         return describe_failure("export", error)
     return {"spectra": True}
 
@@ -85,10 +85,10 @@ def _verified_table(root: Path, unit: Unit) -> dict[str, npt.NDArray[Any]]:
 
 
 def write_spectra(path: Path, table: dict[str, npt.NDArray[Any]], flat: Flat | None, job: SpectraJob) -> None:
-    """Write one unit's spectra: rates as extracted, and fluxes where the run has the cube of the detector.
+    """Write the spectra of one unit: rates, and fluxes if the run has the cube of the detector.
 
-    Fluxes are rate / (sensitivity flat). Their errors include those of rate, flat and fitted sensitivity; the error
-    that all SEDs share is the keyword ``COMMON``.
+    Fluxes are rate / (sensitivity * flat). Their errors include those of rate, flat and fitted sensitivity; the
+    relative error common to all SEDs is the keyword ``COMMON``.
     """
     n = len(table["id"])
     lists = {name: _matrix(table[name]) for name in ("wavelength", "column", "row", "rate", "rate_err", "flag")}
@@ -135,7 +135,7 @@ def calibrate(
     lists : dict
         ``wavelength, column, row, rate, rate_err`` (n, column).
     flat : Flat
-        Of the detector.
+        Flat-field cube and sensitivity of the detector.
     """
     wavelength = np.asarray(lists["wavelength"], dtype=np.float64)
     where = lists["column"], lists["row"], wavelength
@@ -152,14 +152,14 @@ def calibrate(
 def write_calibrations(
     root: Path, plan: Plan, target: Path, detectors: Collection[int], *, overwrite: bool, cubes: bool
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Write ``sensitivity_<detector>.fits``, and with `cubes` ``flat_<detector>.fits`` as aXe reads it.
+    """Write ``sensitivity_<detector>.fits`` and, with `cubes`, ``flat_<detector>.fits`` in the format of aXe.
 
-    Detectors without a cube of their present units are left out.
+    Detectors without a cube of their present units are skipped.
 
     Returns
     -------
     written, failures
-        Number of detectors, and why others failed. A file that is there is kept unless `overwrite` is set.
+        Number of detectors, and failures of others. An existing file is kept unless `overwrite` is set.
     """
     written, failures = 0, []
     flats = current_fingerprints(plan, Ledger(root), FLAT, detectors)

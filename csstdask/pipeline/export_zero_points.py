@@ -1,4 +1,4 @@
-"""Zero points in the headers of exported units: MAGZERO, MAGZERR and MAGZMETH of SCI."""
+"""Header cards of zero points in exported units: MAGZERO, MAGZERR and MAGZMETH of SCI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from csstdask.pipeline.source_tables import ZeroPointValue
 from csstdask.store.unit_metadata import UnitMetadata
 
 KEYWORDS = ("MAGZERO", "MAGZERR", "MAGZMETH")
-"""Cards of the zero point in the header of SCI."""
+"""Keywords of the zero point in the header of SCI."""
 
 
 def electron_rate(units: str, metadata: UnitMetadata, unit_scale: float = 1.0) -> float:
@@ -22,11 +22,11 @@ def electron_rate(units: str, metadata: UnitMetadata, unit_scale: float = 1.0) -
     Parameters
     ----------
     units : str
-        Of the campaign's ``sci``.
+        Units of the campaign's ``sci``.
     facts : UnitFacts
         Exposure time and gain.
     unit_scale : float
-        What pixels were multiplied by on ingest: the exported ones are divided by it.
+        Factor by which ingest multiplied the pixels; exported pixels are divided by it.
 
     Examples
     --------
@@ -41,15 +41,15 @@ def electron_rate(units: str, metadata: UnitMetadata, unit_scale: float = 1.0) -
 
 
 def zero_point_cards(zero_point: ZeroPointValue, rate: float = 1.0) -> Provenance:
-    """Return header cards of a unit's zero point; none where it is not known.
+    """Return the header cards of a unit's zero point; none if it is unknown.
 
     Parameters
     ----------
     zero_point : ZeroPointValue
-        Of 1 electron/s.
+        Zero point of 1 electron/s.
     rate : float
-        Of 1 unit of SCI [electron s-1]. MAGZERO is for sums of SCI as it is written: a star whose total light is S in
-        units of SCI has m = MAGZERO - 2.5 log10(S).
+        Rate of 1 unit of SCI [electron s-1]. MAGZERO refers to sums of SCI as written: a star whose total light is S,
+        in units of SCI, has m = MAGZERO - 2.5 log10(S).
 
     Examples
     --------
@@ -67,19 +67,19 @@ def zero_point_cards(zero_point: ZeroPointValue, rate: float = 1.0) -> Provenanc
 
 
 def differing_cards(science: fits.Header, zero_point: Provenance, original: Callable[[], str]) -> list[str]:
-    """Return the cards of the zero point that differ in an exported header from what is due.
+    """Return the keywords of the zero point that differ between an exported header and the present zero point.
 
-    A file that was exported before the zero points changed has other values, or cards where none are due now. Cards of
-    the same name in the original file stay where the run has none.
+    A file exported before the zero points changed has other values, or cards although there is no zero point now. Cards
+    of the same name in the original file are kept if the run has no zero point.
 
     Parameters
     ----------
     science : Header
-        Of SCI in the exported file.
+        Header of SCI in the exported file.
     zero_point : cards
-        That are due (`zero_point_cards`).
+        Cards of the present zero point (`zero_point_cards`).
     original : callable
-        Reads the header of SCI as it was ingested, a card a line.
+        Returns the header of SCI as it was ingested, one card per line.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Look at the files of an ingest: which camera they are of, which units they hold, which of these fit one campaign.
+"""Scan the files of an ingest: recognise their camera and their units, and select those that fit one campaign.
 
-A campaign holds one camera, one shape and one unit of pixels. The camera of most files and the shape of most units
-(or the instrument's own) decide; files that differ are named, and left out.
+A campaign has one camera, one shape and one unit of pixels: the camera of most files, and the shape of most units (or
+that of the instrument). Files that differ are reported and left out.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from csstdask.store.fits_unit import FileScan, UnitSource
 log = logging.getLogger("csstdask")
 
 SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fts.gz", ".fits.fz", ".fits.bz2", ".fits.xz")
-"""Names of FITS files, as found in folders; a file that is named itself may have any."""
+"""Suffixes of FITS files in folders; a file that is named explicitly may have any."""
 SKY_KINDS = {"imaging", "slitless"}
 """Kinds of frames that show the sky."""
 PROGRESS_SECONDS = 10.0
-"""Time between two lines of progress while headers are read."""
+"""Time between two log lines while headers are read [s]."""
 
 Report = Callable[[object, Exception], None]
-"""Records a file that cannot be used, and why."""
+"""Reports a file that cannot be used, and the error."""
 
 
 def find_files(names: Iterable[str | Path], report: Report) -> list[Path]:
-    """Return the files that were named, those of patterns, folders and lists (``@list``), each once.
+    """Return all files of the given names, patterns, folders and lists (``@list``), each once.
 
     Raises
     ------
     InputError
-        If there is none at all.
+        If there is no file.
     """
     paths: list[Path] = []
     for name in names:
@@ -78,12 +78,12 @@ def _listed(path: Path) -> list[Path]:
 
 
 def resolve_camera(given: str | Path | Instrument | None, existing: Campaign | None) -> Instrument | None:
-    """Return the camera that was named, or the campaign's; None if the files are to decide.
+    """Return the given camera, or that of the campaign; None if it is to be recognised from the files.
 
     Raises
     ------
     InputError
-        If the camera that was named is not that of the campaign.
+        If the given camera is not that of the campaign.
     """
     camera = given if given is None or isinstance(given, Instrument) else load_instrument(given)
     if existing is None:
@@ -108,7 +108,7 @@ def _updated(camera: Instrument, existing: Campaign) -> Instrument:
 
 @dataclass
 class ScannedFiles:
-    """The units of many files."""
+    """Units of all files."""
 
     camera: Instrument | None = None
     usable: list[UnitSource] = field(default_factory=list)
@@ -119,10 +119,10 @@ class ScannedFiles:
 
 
 def scan_files(paths: Sequence[Path], camera: Instrument | None, report: Report) -> ScannedFiles:
-    """Read the headers of all files; report those that cannot be used.
+    """Read the headers of all files; report files that cannot be used.
 
-    Without a camera each file is read as the camera it is recognised as; the camera of most files is then that of the
-    campaign, and the others are reported.
+    Without a camera, that of each file is recognised. The camera of most files becomes that of the campaign, and the
+    other files are reported.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def scan_files(paths: Sequence[Path], camera: Instrument | None, report: Report)
             log.info("read the headers of %d of %d files", number, len(paths))
         try:
             scanned = _scan_one(path, camera, given)
-        except Exception as error:  # noqa: BLE001  whatever a file does to its reader, the others are read
+        except Exception as error:  # noqa: BLE001  any error concerns this file only
             report(path, error)
             continue
         if scanned is not None:
@@ -160,7 +160,7 @@ def scan_files(paths: Sequence[Path], camera: Instrument | None, report: Report)
 
 
 def _scan_one(path: Path, camera: Instrument | None, given: set[Path]) -> tuple[Instrument, FileScan] | None:
-    """Return the camera and the units of a file; None if it is a plane of another file's units."""
+    """Return the camera and the units of a file; None if it contains a plane of another file's units."""
     if camera is not None and _is_companion(path, camera, given):
         return None
     with open_fits(path) as hdus:
@@ -178,7 +178,7 @@ def _scan_one(path: Path, camera: Instrument | None, given: set[Path]) -> tuple[
 
 
 def _is_companion(path: Path, camera: Instrument, given: set[Path]) -> bool:
-    """Return whether a file holds a plane of another file's units; InputError if that file is missing."""
+    """Return whether a file contains a plane of another file's units; InputError if that file is missing."""
     science = companion_of(path, camera)
     if science is None:
         return False
@@ -201,25 +201,25 @@ def _majority(scans: Mapping[Path, tuple[Instrument, FileScan]]) -> Instrument |
 
 @dataclass(frozen=True)
 class CampaignFormat:
-    """What all units of a campaign have in common."""
+    """Properties that all units of a campaign share."""
 
     shape: tuple[int, int]
     units: str
     detectors: tuple[int, ...]
     like: str
-    """What it is that they are like, for messages."""
+    """Source of these properties, for messages."""
 
 
 def campaign_format(campaign: Campaign) -> CampaignFormat:
-    """Return the form of a campaign that exists."""
+    """Return the format of an existing campaign."""
     return CampaignFormat(campaign.shape, campaign.units, tuple(campaign.detectors), str(campaign.path))
 
 
 def choose_format(sources: Sequence[UnitSource], camera: Instrument) -> CampaignFormat:
-    """Return the form of a new campaign.
+    """Choose the format of a new campaign.
 
-    Frames of the sky decide before calibration frames; the instrument's own shape, if any of them has it, before the
-    most common one.
+    Frames of the sky take precedence over calibration frames, and the shape of the instrument, if any of them has it,
+    over the most common one.
     """
     deciding = [source for source in sources if source.kind in SKY_KINDS] or sources
     shapes = Counter(source.shape for source in deciding)
@@ -231,7 +231,7 @@ def choose_format(sources: Sequence[UnitSource], camera: Instrument) -> Campaign
 
 
 def filter_by_format(sources: Sequence[UnitSource], form: CampaignFormat, report: Report) -> list[UnitSource]:
-    """Return the units that fit a campaign; report the others."""
+    """Return the units that fit the format of a campaign; report the others."""
     kept: list[UnitSource] = []
     own = "(it needs a campaign of its own)"
     for source in sources:
@@ -251,7 +251,7 @@ def filter_by_format(sources: Sequence[UnitSource], form: CampaignFormat, report
 
 
 def describe_mixture(sources: Sequence[UnitSource], form: CampaignFormat) -> list[str]:
-    """Return a line that counts units by shape and unit, if there is more than one kind."""
+    """Return a line that counts units by shape and pixel unit, if there are several kinds."""
     kinds = Counter((source.shape, source.units) for source in sources)
     if len(kinds) < 2:
         return []
@@ -260,7 +260,7 @@ def describe_mixture(sources: Sequence[UnitSource], form: CampaignFormat) -> lis
 
 
 def describe_error(source: object, error: Exception) -> str:
-    """Return an error as one line that names its source."""
+    """Return an error as one line, with its source."""
     reason = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, CsstdaskError | OSError):
         reason = f"found something that cannot be read ({type(error).__name__}: {reason}); wanted a FITS file"

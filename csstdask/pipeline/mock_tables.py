@@ -1,4 +1,4 @@
-"""Tables and small arrays of a mock survey: what a reduction is given, and what is true."""
+"""Write the tables and small arrays of a mock survey: inputs of reductions, and the truth."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ ZEROPOINT_TABLES = ("reference", "telemetry", "truth_zp")
 """Written for recipes with a table ``[zeropoint]``."""
 
 
-def _units_of(recipe: Recipe) -> Iterator[tuple[int, int]]:
+def _recipe_units(recipe: Recipe) -> Iterator[tuple[int, int]]:
     """Yield exposure number and detector of each unit."""
     return ((index, detector) for index in range(recipe.exposures) for detector in recipe.detectors)
 
 
 def _fields_of(recipe: Recipe) -> list[tuple[int, int]]:
-    """Return the first unit of each field and detector, in the order in which fields are last seen."""
+    """Return the first unit of each field and detector, in the order of the last visits of fields."""
     first = {}
-    for index, detector in reversed(list(_units_of(recipe))):
+    for index, detector in reversed(list(_recipe_units(recipe))):
         first[recipe.field_index(index), detector] = index, detector
     return list(reversed(first.values()))
 
 
 def exposure_truth(recipe: Recipe) -> dict[str, Any]:
-    """Return what is true of each exposure: its field and what it may be used for, its age, its cosmic rays."""
+    """Return the truth of each exposure: field, split (training or test), epoch, cosmic rays."""
     index = range(recipe.exposures)
     fields = [recipe.field_of(i) for i in index]
     return {
@@ -60,18 +60,18 @@ def exposure_truth(recipe: Recipe) -> dict[str, Any]:
 
 
 def _throughput_truth(recipe: Recipe) -> dict[str, Any]:
-    """Return the parts of each exposure's zero-point offset [mag]."""
+    """Return the components of the zero-point offset of each exposure [mag]."""
     parts = exposure_throughput(recipe, recipe.exposures)
     return {f"zp_{name}": getattr(parts, name) for name in ("explained", "walk", "jumps", "white")}
 
 
 def source_truth(recipe: Recipe, instrument: Instrument) -> Iterator[dict[str, Any]]:
-    """Yield the true sources of each unit, drawn again from its seeds; those beyond the frame's edge are left out."""
+    """Yield the true sources of each unit, drawn again from its seeds, without those outside the frame."""
     ny, nx = recipe.frame_shape
-    for index, detector in _units_of(recipe):
+    for index, detector in _recipe_units(recipe):
         drawn = unit_catalogue(recipe, instrument, index, detector)
-        seen = (drawn.x >= -0.5) & (drawn.y >= -0.5) & (drawn.x < nx - 0.5) & (drawn.y < ny - 0.5)
-        catalogue = drawn.select(seen)
+        inside = (drawn.x >= -0.5) & (drawn.y >= -0.5) & (drawn.x < nx - 0.5) & (drawn.y < ny - 0.5)
+        catalogue = drawn.select(inside)
         n = len(catalogue)
         yield {
             "exposure": np.full(n, recipe.exposure_ids[index], dtype=object),
@@ -82,16 +82,16 @@ def source_truth(recipe: Recipe, instrument: Instrument) -> Iterator[dict[str, A
 
 
 def write_slitless_tables(folder: Path, recipe: Recipe, instrument: Instrument, data: Path | None) -> None:
-    """Write what a reduction is given (catalogue and SEDs, a row for each star) and what is true in each unit."""
+    """Write the catalogue and SEDs of the stars, and the true spectra of each unit."""
     settings, library = require_slitless(recipe), recipe_library(recipe, data)
-    # The second key is that of tables which `csstdask sed` writes.
+    # The second key is that of tables written by `csstdask sed`.
     wavelength = dict.fromkeys(("wavelength", "csstdask.wavelength"), json.dumps(library.wavelength.tolist()))
     fields = [field_stars(recipe, instrument, index, detector, library) for index, detector in _fields_of(recipe)]
     parts = {
         "catalogue": ((catalogue_columns(settings, stars) for stars in fields), {"epoch": "J2016.0"}),
         "spectra": ((spectra_columns(settings, stars, library) for stars in fields), wavelength),
         "truth_spectra": (
-            (truth_columns(recipe, instrument, index, detector, library) for index, detector in _units_of(recipe)),
+            (truth_columns(recipe, instrument, index, detector, library) for index, detector in _recipe_units(recipe)),
             wavelength,
         ),
     }
@@ -100,7 +100,7 @@ def write_slitless_tables(folder: Path, recipe: Recipe, instrument: Instrument, 
 
 
 def write_zeropoint_tables(folder: Path, recipe: Recipe, instrument: Instrument) -> None:
-    """Write what a reduction is given (reference stars, telemetry) and the true zero point of each unit."""
+    """Write the reference stars and the telemetry, and the true zero point of each unit."""
     stars = (reference_columns(recipe, instrument, index, detector) for index, detector in _fields_of(recipe))
     zero_points = true_zero_points(recipe, instrument)
     truth = {
@@ -125,7 +125,7 @@ def _bands(recipe: Recipe) -> tuple[str, ...]:
 
 
 def write_true_zero_points(target: Path, recipe: Recipe, instrument: Instrument) -> None:
-    """Write ``truth/zp`` (exposure, detector); exposures that are not of this recipe keep theirs."""
+    """Write ``truth/zp`` (exposure, detector); exposures that are not in this recipe keep their values."""
     campaign = Campaign(target)
     values = np.full((len(campaign.exposures), len(campaign.detectors)), np.nan)
     if "zp" in array_names(target / "truth"):
@@ -142,7 +142,7 @@ def write_true_zero_points(target: Path, recipe: Recipe, instrument: Instrument)
 def slitless_truth(
     recipe: Recipe, instrument: Instrument, data: Path | None
 ) -> dict[str, tuple[ArraySpec, npt.NDArray[Any]]]:
-    """Return coefficients of the true flats and true sensitivities on the wavelengths of the SEDs."""
+    """Return the coefficients of true flats, and true sensitivities, on the wavelengths of the SEDs."""
     settings, wavelength = require_slitless(recipe), recipe_library(recipe, data).wavelength
     terms = np.array(flat_terms(settings.flat_degree), dtype=np.int32)
     sensitivity = np.stack([true_sensitivity(recipe, instrument, one, wavelength) for one in recipe.detectors])

@@ -1,8 +1,8 @@
-"""Source tables of a run with calibrated magnitudes, which are computed when the tables are read.
+"""Read the source tables of a run with calibrated magnitudes.
 
-The tables on disk hold fluxes. Zero points follow from the whole campaign and change when it grows: magnitudes are
-joined to the rows here, and no table is written again. Only what holds for the present settings and pixels is joined:
-tables and aperture corrections of units that are done, and zero points of the present units.
+The tables on disk contain fluxes. Zero points are derived from the whole campaign, and change when it grows: magnitudes
+are therefore computed when a table is read, and no table is rewritten. Only results of the present settings and pixels
+are used: tables and aperture corrections of finished units, and zero points of the present units.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class ZeroPointValue:
     value: float = float("nan")
     """[mag]; NaN where unknown."""
     sigma: float = float("inf")
-    """inf where unknown."""
+    """1 sigma of it [mag]; inf where unknown."""
     method: str = ""
-    """Empty where unknown."""
+    """Method (``solve``, ``joined``, ``prior``, ``borrowed``, ``nominal``); empty where unknown."""
     correction: float = float("nan")
-    """From the aperture to the total light of a star [mag]; NaN where unknown."""
+    """Aperture correction to the total light of a star [mag]; NaN where unknown."""
 
     @property
     def known(self) -> bool:
-        """Return whether there is a value with an error."""
+        """Return whether there is a value with a finite error."""
         return bool(np.isfinite(self.value) and np.isfinite(self.sigma))
 
 
@@ -53,7 +53,7 @@ class ZeroPointTable:
     Parameters
     ----------
     root : Path
-        The run's store. The records of all units are read, some 0.2 ms each.
+        Store of the run. The records of all units are read, about 0.2 ms each.
     plan : Plan
         As the run remembers it (`csstdask.pipeline.status.plan_of_run`).
     """
@@ -81,7 +81,7 @@ class ZeroPointTable:
 
 
 class SourceTables:
-    """The source tables of the units of a run that are done, with calibrated magnitudes.
+    """The source tables of the finished units of a run, with calibrated magnitudes.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class SourceTables:
         self._zero_points = ZeroPointTable(root, plan)
 
     def is_done(self, exposure: str, detector: int) -> bool:
-        """Return whether the source table of a unit is that of the present settings and pixels."""
+        """Return whether the source table of a unit belongs to the present settings and pixels."""
         campaign, unit = self._plan.campaign, Unit(exposure, detector)
         if not table_path(self._root, "sources", exposure, detector).is_file():
             return False
@@ -106,7 +106,7 @@ class SourceTables:
         return wanted is not None and bool(self._ledger.read(unit).fresh(self._root, {SOURCES.name: wanted}))
 
     def read(self, exposure: str, detector: int) -> pa.Table:
-        """Return the sources of a unit that is done; see `read_sources`."""
+        """Return the sources of a finished unit; see `read_sources`."""
         path = table_path(self._root, "sources", exposure, detector)
         return add_magnitudes(read_arrow(path), self._zero_points.of(exposure, detector))
 
@@ -125,30 +125,30 @@ def read_sources(
     run : str or Path
         The run's store.
     exposure : str, optional
-        One exposure; by default all.
+        Id of an exposure; default: all.
     detector : int, optional
-        One detector; by default all.
+        Id of a detector; default: all.
     campaign : str or Path, optional
-        Where the campaign lies, if it has moved.
+        Path of the campaign, if it has moved.
 
     Returns
     -------
     pyarrow.Table
         The columns of ``tables/sources``, fluxes in electron s-1, and
 
-        * ``mag``, ``mag_err``: of ``flux``, the light in the Kron ellipse, zp - 2.5 log10(flux);
-        * ``mag_aperture``, ``mag_aperture_err``: of ``flux_aperture``, corrected to the total light of a star by the
-          PSF of the unit: the magnitude of a point source.
+        * ``mag``, ``mag_err``: magnitude of ``flux``, the light in the Kron ellipse, zp - 2.5 log10(flux);
+        * ``mag_aperture``, ``mag_aperture_err``: magnitude of ``flux_aperture``, corrected to the total light of a star
+          with the PSF of the unit: the magnitude of a point source.
 
         AB magnitudes in the natural system of the camera: neither a colour term nor a correction over the field is
         applied. Errors include that of the zero point, ``zp_sigma``, which all sources of a unit share. Null where the
-        flux is not positive, and everywhere while the zero points of the run are not those of its present units.
-        Units that are not done for the present settings and pixels are left out. Units of columns are in the schema.
+        flux is not positive, and everywhere if the zero points of the run do not belong to its present units.
+        Units that are unfinished for the present settings and pixels are left out. Units of columns are in the schema.
 
     Raises
     ------
     InputError
-        If the run has no such exposure or detector, or no source table of it that is done.
+        If the run has no such exposure or detector, or no finished source table of it.
     StoreError
         If there is no run or no campaign, or a file of the run is damaged.
     """

@@ -1,8 +1,7 @@
-"""Calibrated frames as views: what a run says about a campaign's pixels, computed when somebody looks.
+"""Open a run with calibrated frames as lazy views.
 
-``clean`` is the science plane with repaired pixels in it, ``clean_wht`` its inverse variance, ``flag_out``
-the flags as they are exported, ``cr_mask_input`` what the files' own pipeline believed. Nothing of it is
-stored; export writes exactly these views.
+``clean`` is the science plane with repaired pixels, ``clean_wht`` its inverse variance, ``flag_out`` the flags as they
+are exported, ``cr_mask_input`` the cosmic rays flagged in the input. None of them is stored; export writes these views.
 """
 
 from __future__ import annotations
@@ -40,21 +39,21 @@ def open_run(path: str | Path, campaign: str | Path | None = None, *, check: boo
     path : str or Path
         The run's store.
     campaign : str or Path, optional
-        Where the campaign lies, if not where the run remembers it.
+        Path of the campaign, if it has moved.
     check : bool
-        Read the records of all units (some 0.2 ms each, and again for each reduction) to know which are done. Without
-        it ``done`` is absent, the views of a unit that is not done mean nothing, and results of reductions may be those
-        of other settings or pixels.
+        Read the records of all units (about 0.2 ms each, and again for each reduction) to determine which are finished.
+        Without it ``done`` is absent, the views of unfinished units are undefined, and results of reductions may be of
+        other settings or pixels.
 
     Returns
     -------
     xarray.Dataset
         The run's products and metrics, its campaign's coordinates, and the views ``clean``, ``clean_wht``,
-        ``flag_out`` and ``cr_mask_input``; of its ``.csst`` accessor, what needs no raw planes. The coordinate ``done``
-        (exposure, detector) says which units are done for the pixels that the campaign has now: of others, ``clean`` is
-        NaN, ``clean_wht`` 0, and ``flag_out`` the campaign's flags. Results of reductions (``zp``, ``zp_sigma``,
-        ``zp_method`` ..., ``flat`` ...) that are not those of the present units (``csstdask status`` says that they are
-        pending or failed) are replaced by their fill values: NaN, or an empty text.
+        ``flag_out`` and ``cr_mask_input``. Methods of the ``.csst`` accessor that need raw planes are not available.
+        The coordinate ``done`` (exposure, detector) marks the units that are finished for the present pixels of the
+        campaign: for others, ``clean`` is NaN, ``clean_wht`` 0, and ``flag_out`` the campaign's flags. Results of
+        reductions (``zp``, ``zp_sigma``, ``zp_method``, ``flat`` ...) that do not belong to the present units, which
+        ``csstdask status`` lists as pending or failed, are replaced by their fill values: NaN, or an empty string.
 
     Raises
     ------
@@ -106,7 +105,7 @@ def _with_present_names(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def _only_current(dataset: xr.Dataset, root: Path, plan: Plan) -> xr.Dataset:
-    """Return a run without the results of reductions that are not those of its present units."""
+    """Replace the results of reductions that do not belong to the present units by fill values."""
     ledger, replaced = Ledger(root), {}
     detectors = dataset["detector"].values.tolist()
     for reduction in REDUCTIONS.values():
@@ -125,11 +124,11 @@ def _only_current(dataset: xr.Dataset, root: Path, plan: Plan) -> xr.Dataset:
 
 
 def mask_unfinished(dataset: xr.Dataset, flag: xr.DataArray) -> xr.Dataset:
-    """Return a run's views without those of units that are not done: nothing is known of them.
+    """Replace the views of unfinished units by fill values.
 
-    A block is of one unit, which is looked up in one block of all units: there are no tasks beyond those of the views.
-    That block is itself the result of a task. Otherwise Dask (`fuse_roots`) would expand the graph of all blocks before
-    it drops those that are not asked for.
+    A block belongs to one unit, which is looked up in one block of all units, so that no tasks are added to those of
+    the views. That block is the result of a task of its own: otherwise Dask (`fuse_roots`) would expand the graph of
+    all blocks before it drops those that are not needed.
     """
     done = dataset["done"].values[:, :, None, None]
     table = da.from_delayed(dask.delayed(np.asarray)(done), shape=done.shape, dtype=bool)
@@ -149,19 +148,19 @@ def _shown(
     blank: np.float32 | None,
     block_id: tuple[int, ...],
 ) -> npt.NDArray[Any]:
-    """Return a block of a view, or what stands for it where its unit is not done."""
+    """Return a block of a view, or its replacement if the unit is unfinished."""
     if done[block_id[:2]].all():
         return block
     return otherwise[0] if otherwise else np.full_like(block, blank)
 
 
 def _restored_weight(source: xr.Dataset, run: xr.Dataset) -> xr.DataArray:
-    """Return the weights, re-estimated from counts and noise where another pipeline zeroed them for a cosmic ray."""
+    """Return the weights, re-estimated from counts and noise where they were set to 0 for a cosmic ray."""
     instrument = validate_instrument(source.attrs["instrument"], "campaign")
     units = str(source["sci"].attrs["units"])
     exptime = source["exptime"] if "exptime" in source.coords else xr.full_like(source["gain"], np.nan)
     frame_dims = [["y", "x"], ["y", "x"], ["y", "x"], ["y_mesh", "x_mesh"], ["y_mesh", "x_mesh"], [], []]
-    # Without coordinates, which chunk() would turn into Dask arrays that have to be computed to be compared.
+    # Coordinates are dropped: chunk() would make them Dask arrays, which are computed to be compared.
     planes = [source[name].reset_coords(drop=True).chunk({"y": -1, "x": -1}) for name in ("sci", "wht", "flag")]
     meshes = [run[name].reset_coords(drop=True).chunk({"y_mesh": -1, "x_mesh": -1}) for name in ("background", "noise")]
     restored = xr.apply_ufunc(
@@ -177,7 +176,7 @@ def _restored_weight(source: xr.Dataset, run: xr.Dataset) -> xr.DataArray:
         dask="parallelized",
         output_dtypes=[np.float32],
     )
-    # Back to the store's chunks, so that a cut-out of a view costs a cut-out of its planes.
+    # Chunked as in the store, so that a cut-out of a view reads only a cut-out of its planes.
     return restored.chunk(
         dict(zip(("y", "x"), (source["wht"].chunksizes["y"], source["wht"].chunksizes["x"]), strict=True))
     )
@@ -195,10 +194,10 @@ def restore_weight(
     units: str,
     instrument: Instrument,
 ) -> npt.NDArray[np.float32]:
-    """Return one frame's weights [units^-2], re-estimated under incoming cosmic-ray bits where they are 0."""
+    """Return the weights of a frame [units^-2], re-estimated where they are 0 under an incoming cosmic-ray bit."""
     flags = instrument.flags
     zeroed = (wht == 0) & ((flag & flags.incoming_cosmic_ray_mask) != 0) & np.isfinite(sci)
-    zeroed &= (flag & flags.ignore_mask) == 0  # what is bad for another reason stays unusable
+    zeroed &= (flag & flags.ignore_mask) == 0  # pixels that are bad for another reason stay unusable
     if not zeroed.any() or not np.isfinite(noise).all():
         return wht
     scale = electrons_per_unit(units, float(exptime), float(gain))

@@ -1,4 +1,4 @@
-"""``csstdask zeropoint``: the zero point of one table of sources."""
+"""Solve for the zero point of one table of sources (``csstdask zeropoint``)."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ FLUX_COLUMNS = (
     ("flux", "flux_err"),
     ("flux", "fluxerr"),
 )
-"""Columns of fluxes and errors that are looked for, in order."""
-FEWEST_OF_BAND = 5
-"""Stars that a band needs to be chosen by their scatter."""
-LEAST_SNR = 20.0
-"""Least signal-to-noise ratio of a source that is used."""
+"""Names of flux and error columns, in order of preference."""
+MIN_STARS_PER_BAND = 5
+"""Minimum number of stars for a band to be chosen by their scatter."""
+MIN_SNR = 20.0
+"""Minimum signal-to-noise ratio of a source."""
 _WANTED = "a table of sources (Parquet, FITS, ECSV or CSV) with ra, dec [deg] and flux, flux_err [electron s-1]"
 _APERTURE_FLUX = "flux_aperture"
-"""The flux that aperture corrections of a run are for."""
+"""Column that the aperture corrections of a run apply to."""
 _UNIT_TABLE = ("tables", "sources")
-"""Folders between a run and its tables of sources."""
+"""Folders of source tables in a run."""
 _UNIX_EPOCH = np.datetime64("1970-01-01T00:00:00", "us")
 
 
@@ -60,18 +60,18 @@ class Sources:
     inst_mag_err: Float
     flux_column: str
     n_sources: int
-    """Rows of the table, unusable ones included."""
+    """Number of rows of the table, including unusable ones."""
 
 
 @dataclass(frozen=True)
 class TableMetadata:
-    """What a run knows of the unit of a table."""
+    """Metadata of the unit of a table, from its run."""
 
     band: str | None = None
     days: float = np.nan
     shape: tuple[int, int] | None = None
     aperture_correction: float = 0.0
-    """From the aperture to the total light of a star [mag]; 0 where the run does not know it."""
+    """Aperture correction to the total light of a star [mag]; 0 if unknown."""
 
 
 def solve_table(
@@ -91,26 +91,26 @@ def solve_table(
     Parameters
     ----------
     table : Path
-        Sources, one a row: a unit's table of a run, or Parquet, FITS, ECSV or CSV with ``ra``, ``dec`` [deg], a flux
+        Sources, one per row: table of a unit of a run, or Parquet, FITS, ECSV or CSV with ``ra``, ``dec`` [deg], a flux
         and its error [electron s-1] and, where known, ``x``, ``y`` [pixel] and ``flag`` (0: good).
     reference : Path
-        Parquet, see `csstdask.zeropoint.reference.read_reference`.
+        Reference stars; Parquet, see `csstdask.zeropoint.reference.read_reference`.
     to : Path
-        The JSON file.
+        Output file (JSON).
     band : str, optional
-        Of the reference's magnitudes. By default that of the unit, for a table of a run; else the band in which stars
-        scatter least without a colour term, which the file names.
+        Band of the reference magnitudes. Default: that of the unit, for a table of a run; else the band in which stars
+        scatter least without a colour term, which the output names.
     flux : str, optional
-        Column of the flux; its error is in ``<flux>_err`` or ``<flux>err``.
+        Flux column; its error is ``<flux>_err`` or ``<flux>err``.
     time : str, optional
-        Begin of the exposure, for proper motions; default: that of the unit, for a table of a run.
+        Start of the exposure, for proper motions; default: that of the unit, for a table of a run.
     radius : float
-        Largest distance of a match [arcsec].
+        Maximum distance of a match [arcsec].
     aperture_correction : float, optional
-        Added to the instrumental magnitudes [mag]; default: that of the unit, for the aperture flux of a table of a run
-        that knows it, else 0.
+        Correction added to the instrumental magnitudes [mag]; default: that of the unit, for the aperture flux of a
+        table of a run, else 0.
     announce : callable
-        Receives lines for people.
+        Receives lines of text for the user.
 
     Returns
     -------
@@ -134,7 +134,7 @@ def solve_table(
         str(name): solve_band(sources, match, catalogue, str(name), metadata.shape, aperture_correction)
         for name in bands
     }
-    chosen = _likeliest(found)
+    chosen = _best_band(found)
     zero_point = found[chosen]
     about = {
         "table": table.name,
@@ -147,7 +147,7 @@ def solve_table(
         "wcs_shift_arcsec": list(match.shift),
     }
     others = {
-        name: {"value": one.value, "n_used": one.n_used, "spread": _spread(one), "color_term": one.color_term}
+        name: {"value": one.value, "n_used": one.n_used, "spread": _scatter(one), "color_term": one.color_term}
         for name, one in found.items()
     }
     write_atomic(to, _json({**zero_point.to_dict(), **about, "bands": others}))
@@ -201,7 +201,7 @@ def solve_band(
 
 
 def load_sources(path: Path, flux: str | None = None) -> Sources:
-    """Return the usable sources of a table: flag 0 where there are flags, positive fluxes, a position.
+    """Read the usable sources of a table: unflagged, with a position and a significant flux.
 
     Raises
     ------
@@ -227,7 +227,7 @@ def load_sources(path: Path, flux: str | None = None) -> Sources:
 
     ra, dec, rate, rate_err = (column(name) for name in ("ra", "dec", *pair))
     with np.errstate(invalid="ignore", divide="ignore"):
-        good = (rate > 0) & (rate > LEAST_SNR * rate_err) & np.isfinite(ra) & (np.abs(dec) <= 90)
+        good = (rate > 0) & (rate > MIN_SNR * rate_err) & np.isfinite(ra) & (np.abs(dec) <= 90)
     if "flag" in names:
         good &= column("flag") == 0
     if "repaired_fraction" in names:
@@ -238,19 +238,19 @@ def load_sources(path: Path, flux: str | None = None) -> Sources:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the columns of a table, of Parquet or of a format that astropy reads."""
+    """Return the columns of a Parquet table, or of one in a format that astropy reads."""
     try:
         if path.suffix == ".parquet":
             columns = pq.read_table(path)
             return {name: columns[name].to_numpy(zero_copy_only=False) for name in columns.column_names}
         table = Table.read(path)
-    except Exception as error:  # noqa: BLE001  each reader raises its own
+    except Exception as error:  # noqa: BLE001  each reader raises different errors
         raise InputError(path, f"no readable table ({type(error).__name__}: {error})", _WANTED) from None
     return {name: table[name] for name in table.colnames}
 
 
 def unit_metadata(table: Path) -> TableMetadata:
-    """Return band, time and frame of the unit whose table this is; nothing for a table outside of a run."""
+    """Return band, time and shape of the unit of a table; empty metadata for a table outside of a run."""
     path = table.resolve()
     run = path.parents[3] if len(path.parents) > 3 else path
     if path.parts[-4:-2] != _UNIT_TABLE or not (run / "zarr.json").is_file() or not path.stem.isdigit():
@@ -267,21 +267,21 @@ def unit_metadata(table: Path) -> TableMetadata:
 
 
 def _correction_of(run: Path, exposure: str, detector: int) -> float:
-    """Return the aperture correction that the step zeropoint has recorded for a unit [mag]; else 0."""
+    """Return the aperture correction recorded by the step zeropoint for a unit [mag]; 0 if there is none."""
     step = Ledger(run).read(Unit(exposure, detector)).steps.get(ZEROPOINT.name)
     found = None if step is None else step.metrics.get("zp_aperture_correction")
     return float(found) if found is not None else 0.0
 
 
-def _likeliest(found: dict[str, ZeroPoint]) -> str:
-    """Return the band in which stars scatter least without a colour term, of those with enough stars."""
+def _best_band(found: dict[str, ZeroPoint]) -> str:
+    """Return the band with enough stars in which they scatter least without a colour term."""
     most = max(one.n_used for one in found.values())
-    enough = [name for name, one in found.items() if one.n_used >= max(most / 2, min(most, FEWEST_OF_BAND))]
-    return min(enough, key=lambda name: _spread(found[name]))
+    enough = [name for name, one in found.items() if one.n_used >= max(most / 2, min(most, MIN_STARS_PER_BAND))]
+    return min(enough, key=lambda name: _scatter(found[name]))
 
 
-def _spread(zero_point: ZeroPoint) -> float:
-    """Return the scatter of a band's stars without a colour term: that of a filter unlike the reference's is large."""
+def _scatter(zero_point: ZeroPoint) -> float:
+    """Return the scatter of stars in a band without a colour term; large for a filter unlike that of the reference."""
     used = zero_point.fit.weights > 0
     if not used.any():
         return np.inf
@@ -292,9 +292,9 @@ def _spread(zero_point: ZeroPoint) -> float:
 
 
 def _json(values: dict[str, Any]) -> bytes:
-    def plain(value: Any) -> Any:
+    def to_json(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: plain(one) for key, one in value.items()}
+            return {key: to_json(one) for key, one in value.items()}
         return None if isinstance(value, float) and not np.isfinite(value) else value
 
-    return f"{json.dumps(plain(values), indent=1, allow_nan=False)}\n".encode()
+    return f"{json.dumps(to_json(values), indent=1, allow_nan=False)}\n".encode()

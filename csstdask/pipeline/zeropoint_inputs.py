@@ -1,4 +1,4 @@
-"""Checks of reference stars, telemetry and network before a run, so that it is refused before hours of work."""
+"""Check reference stars, telemetry and network before a run, so that it does not fail after hours of work."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ log = logging.getLogger("csstdask")
 
 _POSITIONS = ("ra", "dec", "pmra", "pmdec", "ref_epoch")
 _IMAGING = "imaging"
-"""Kind of the frames that have zero points."""
+"""Kind of frames that have zero points."""
 
 
 def check_zeropoint_inputs(plan: Plan) -> None:
-    """Check the tables and the network that the zero points of a plan need; warn of what is suspicious.
+    """Check the tables and the network for the zero points of a plan; warn of suspicious ones.
 
     Raises
     ------
@@ -47,25 +47,25 @@ def check_zeropoint_inputs(plan: Plan) -> None:
 
 
 def uses_network(config: RunConfig) -> bool:
-    """Return whether zero points may ask a network: without telemetry there is nothing for it to read."""
+    """Return whether zero points use a network, which needs telemetry."""
     return config.zeropoint.model != NO_MODEL and config.zeropoint.telemetry is not None
 
 
 def check_unchanged(path: Path, checksum: str | None) -> None:
-    """Raise InputError unless a table still has the content that it had when the run began.
+    """Raise InputError unless a table has the same content as at the start of the run.
 
     Parameters
     ----------
     path : Path
     checksum : str or None
-        SHA-256 of that content; None: not known, and nothing is checked.
+        SHA-256 of that content; None: not checked.
     """
     if checksum is not None and sha256_file(path) != checksum:
         raise InputError(path, "a file that was replaced during the run", "that of its beginning: run again")
 
 
 def _check_reference(path: Path, plan: Plan) -> None:
-    """Check columns and bands of a reference catalogue; of its content only the number of rows is read."""
+    """Check columns and bands of a reference catalogue, without reading its rows."""
     settings, known = plan.config.zeropoint, check_reference(path)
     magnitudes = [f"mag_{band}{suffix}" for band in known for suffix in ("", "_err")]
     _check_numbers(path, [*_POSITIONS, *magnitudes])
@@ -86,7 +86,7 @@ def _check_reference(path: Path, plan: Plan) -> None:
 
 
 def _check_telemetry(path: Path, plan: Plan) -> None:
-    """Check the whole table, a row an exposure."""
+    """Check a table of telemetry, which has one row per exposure."""
     table = read_telemetry(path)
     known = {str(name) for name in table.exposure}
     if not known.intersection(plan.campaign.exposures):
@@ -109,13 +109,13 @@ def _check_network(config: RunConfig) -> None:
     wanted = f'a model that can be loaded, or model = "{NO_MODEL}"'
     try:
         load_network(find_card("zeropoint", model), build_network, choose_device(config.engine.device))
-    except Exception as error:  # noqa: BLE001  whatever it is, the reduction would fail of it after all units
+    except Exception as error:  # noqa: BLE001  the reduction would fail of the same error, after all units
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError("[zeropoint] model", f"{model} ({reason})", wanted) from None
 
 
 def _check_numbers(path: Path, names: Iterable[str]) -> None:
-    """Raise InputError if a column of a table holds no numbers; its schema alone is read."""
+    """Raise InputError if a column of a table has no numbers; only its schema is read."""
     schema = pq.read_schema(path)
     for name in names:
         if name in schema.names and not _is_number(kind := schema.field(name).type):
