@@ -86,7 +86,7 @@ class UnitRecord:
     """``step`` and ``reason`` of the last failure, if the last attempt failed."""
     attempt: str = ""
     """Token of the attempt that wrote the record."""
-    torn: bool = False
+    unreadable: bool = False
     """Whether the file of the record exists but cannot be read."""
 
     def recorded(self, fingerprints: Mapping[str, str]) -> list[str]:
@@ -97,7 +97,7 @@ class UnitRecord:
             if (step := self.steps.get(name)) is not None and step.fingerprint == fingerprint
         ]
 
-    def fresh(self, root: Path, fingerprints: Mapping[str, str], *, checksum: bool = False) -> list[str]:
+    def up_to_date(self, root: Path, fingerprints: Mapping[str, str], *, checksum: bool = False) -> list[str]:
         """Return those of some steps that need no work: recorded, with all objects on disk."""
         return [
             name
@@ -150,7 +150,7 @@ class Ledger:
         return self.root / "driver.json"
 
     def read(self, unit: Unit) -> UnitRecord:
-        """Return a unit's record; an empty one if there is none or it cannot be read (`torn`)."""
+        """Return a unit's record; an empty one if there is none or it cannot be read (`unreadable`)."""
         try:
             data = json.loads(self.path(unit).read_text(encoding="utf-8"))
             if data["version"] != LEDGER_VERSION:
@@ -170,7 +170,7 @@ class Ledger:
         except FileNotFoundError:
             return UnitRecord(unit)
         except (ValueError, KeyError, TypeError, AttributeError):
-            return UnitRecord(unit, torn=True)
+            return UnitRecord(unit, unreadable=True)
 
     def write(self, record: UnitRecord) -> None:
         """Write a unit's record: the last act of an attempt."""
@@ -179,5 +179,5 @@ class Ledger:
             "exposure": record.unit.exposure,
             "detector": record.unit.detector,
         }
-        del data["unit"], data["torn"]
+        del data["unit"], data["unreadable"]
         write_atomic(self.path(record.unit), json.dumps(data, indent=1, sort_keys=True).encode())

@@ -101,7 +101,7 @@ class ReductionRecord:
     failure: str | None = None
     """Reason why there is no result; None unless the last attempt failed."""
 
-    def holds(self, root: Path, fingerprint: str, *, checksum: bool = False) -> bool:
+    def is_current(self, root: Path, fingerprint: str, *, checksum: bool = False) -> bool:
         """Return whether the result of a fingerprint is recorded, with its objects on disk."""
         same = self.failure is None and self.fingerprint == fingerprint
         return same and all(item.is_intact(root, checksum=checksum) for item in self.objects)

@@ -34,14 +34,14 @@ class Meter:
 
     Parameters
     ----------
-    alone : bool
+    exclusive : bool
         Whether the process has one unit at a time. Only then can its CPU time and peak memory be attributed to it.
     """
 
-    def __init__(self, *, alone: bool) -> None:
-        self.alone = alone
+    def __init__(self, *, exclusive: bool) -> None:
+        self.exclusive = exclusive
         self.bytes_read = 0
-        if alone:
+        if exclusive:
             reset_peak()
         self._cpu = self._clock()
         self._start = time.perf_counter()
@@ -52,7 +52,7 @@ class Meter:
         return Usage(seconds, cpu, peak_bytes(), self.bytes_read, bytes_written)
 
     def _clock(self) -> float:
-        return time.process_time() if self.alone else time.thread_time()
+        return time.process_time() if self.exclusive else time.thread_time()
 
 
 def reset_peak() -> bool:

@@ -30,7 +30,7 @@ def frame_fingerprints(plan: Plan, fingerprints: Mapping[str, str]) -> dict[str,
 
 def is_done(record: UnitRecord, root: Path, wanted: Mapping[str, str]) -> bool:
     """Return whether a record proves some steps finished, with their objects on disk."""
-    return bool(wanted) and len(record.fresh(root, wanted)) == len(wanted)
+    return bool(wanted) and len(record.up_to_date(root, wanted)) == len(wanted)
 
 
 def done_units(root: Path, plan: Plan, exposures: int) -> npt.NDArray[np.bool_]:

@@ -105,7 +105,7 @@ def estimate(
     for unit, _, _ in plan.units():
         wanted = plan.fingerprints(plan.campaign.metadata(unit.exposure, unit.detector))
         record = ledger.read(unit)
-        if not redo and len(fresh := record.fresh(root, wanted, checksum=verify)) == len(wanted):
+        if not redo and len(fresh := record.up_to_date(root, wanted, checksum=verify)) == len(wanted):
             tally.add(recorded_usage(record, fresh))
     done, measured = tally.units, tally.rows(plan)
     pending = total - done

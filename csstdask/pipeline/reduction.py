@@ -126,7 +126,7 @@ def read_result(
         If an array is damaged.
     """
     record = ReductionRecord.read(reduction_record_path(root, reduction.name, detector))
-    if wanted is None or not record.objects or not record.holds(root, wanted):
+    if wanted is None or not record.objects or not record.is_current(root, wanted):
         return None
     for item in record.objects:
         if not item.is_intact(root, checksum=True):

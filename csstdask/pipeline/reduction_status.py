@@ -183,7 +183,7 @@ def current_fingerprints(
             continue
         record = ReductionRecord.read(part.record_path)
         wanted = part.wanted() if record.objects else None
-        if wanted is not None and record.holds(ledger.root, wanted):
+        if wanted is not None and record.is_current(ledger.root, wanted):
             found[part.detector] = wanted
     return found
 
@@ -201,7 +201,7 @@ def reduction_status(plan: Plan, ledger: Ledger, *, verify: bool = False) -> lis
             wanted = part.fingerprint(digest)
             if record.failure is not None and record.fingerprint == wanted:
                 summary.failures[part.detector] = record.failure
-            elif count and record.holds(ledger.root, wanted, checksum=verify):
+            elif count and record.is_current(ledger.root, wanted, checksum=verify):
                 summary.note(reduction, record)
             elif count or partials.n_outdated or record.objects:
                 summary.pending.append(part.detector)

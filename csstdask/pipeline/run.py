@@ -174,7 +174,7 @@ class _PendingUnits:
             metadata = self.plan.campaign.metadata(unit.exposure, unit.detector)
             fingerprints = self.plan.fingerprints(metadata)
             record = self.ledger.read(unit)
-            done = not self.redo and len(record.fresh(self.ledger.root, fingerprints)) == len(fingerprints)
+            done = not self.redo and len(record.up_to_date(self.ledger.root, fingerprints)) == len(fingerprints)
             if done and not self.verify:
                 emit(UnitSkipped(unit, {"metrics": recorded_metrics(record.steps)}))
                 continue
@@ -190,7 +190,7 @@ class _PendingUnits:
                 config=self.plan.config,
                 fingerprints=fingerprints,
                 driver=self.token,
-                alone=self.exclusive,
+                exclusive=self.exclusive,
                 verify=done,
                 redo=self.redo,
             )

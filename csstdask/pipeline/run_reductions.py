@@ -86,7 +86,7 @@ class _Reducer:
                 reason = part.reduction.without_inputs(part.plan.config)
                 _fail(part, self.emit, summary, ReductionRecord(wanted), reason)
             return
-        if not self.redo and before.holds(part.ledger.root, wanted, checksum=self.verify):
+        if not self.redo and before.is_current(part.ledger.root, wanted, checksum=self.verify):
             summary.note(part.reduction, before)
             return
         self.emit(ReductionStarted(part.name, manifest.count))

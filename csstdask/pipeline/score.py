@@ -73,7 +73,7 @@ def score_run(run: str | Path, campaign: str | Path | None = None) -> Score:
     ignore_bits = plan.campaign.instrument.flags.ignore_mask
     for unit, row, column in plan.units():
         fingerprints = plan.fingerprints(plan.campaign.metadata(unit.exposure, unit.detector))
-        if len(ledger.read(unit).fresh(root, fingerprints)) < len(fingerprints):
+        if len(ledger.read(unit).up_to_date(root, fingerprints)) < len(fingerprints):
             continue
         flag, weight = (read_shard(source, name, row, column) for name in ("flag", "wht"))
         use = ~ignored_pixels(flag, ignore_bits, variance=variance_from_weight(weight))

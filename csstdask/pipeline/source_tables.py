@@ -103,7 +103,7 @@ class SourceTables:
         if not campaign.is_present(exposure, detector):
             return False
         wanted = self._plan.fingerprints(campaign.metadata(exposure, detector)).get(SOURCES.name)
-        return wanted is not None and bool(self._ledger.read(unit).fresh(self._root, {SOURCES.name: wanted}))
+        return wanted is not None and bool(self._ledger.read(unit).up_to_date(self._root, {SOURCES.name: wanted}))
 
     def read(self, exposure: str, detector: int) -> pa.Table:
         """Return the sources of a finished unit; see `read_sources`."""

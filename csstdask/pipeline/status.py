@@ -103,7 +103,7 @@ def status(path: str | Path, *, campaign: str | Path | None = None, verify: bool
         summary.total += 1
         record = ledger.read(unit)
         fingerprints = plan.fingerprints(plan.campaign.metadata(unit.exposure, unit.detector))
-        fresh = record.fresh(root, fingerprints, checksum=verify)
+        fresh = record.up_to_date(root, fingerprints, checksum=verify)
         tally.add(recorded_usage(record, fresh))
         if len(fresh) == len(fingerprints):
             summary.done += 1
@@ -126,7 +126,7 @@ def describe_damage(
     record: UnitRecord, ledger: Ledger, fingerprints: Mapping[str, str], *, checksum: bool
 ) -> tuple[str, str] | None:
     """Return step and description of the first damaged file of a unit; None if there is none."""
-    if record.torn:
+    if record.unreadable:
         return "record", f"{ledger.path(record.unit)}: found a damaged record; the next run redoes the unit"
     found = record.damaged(ledger.root, fingerprints, checksum=checksum)
     if found is None:

@@ -55,7 +55,7 @@ class UnitJob:
     """Fingerprints of the steps to run, in order."""
     driver: str
     """Token of the driver's lock."""
-    alone: bool = False
+    exclusive: bool = False
     """Whether its process has one unit at a time, so that memory and CPU time can be attributed to it."""
     verify: bool = False
     """Whether the record says that it is finished: its objects are compared with their checksums first."""
@@ -79,7 +79,7 @@ def process_unit(job: UnitJob) -> dict[str, Any]:
     try:
         before = ledger.read(job.unit)
         # Earlier products that steps read may be damaged: their contents are compared, not only their sizes.
-        fresh = [] if job.redo else before.fresh(ledger.root, job.fingerprints, checksum=True)
+        fresh = [] if job.redo else before.up_to_date(ledger.root, job.fingerprints, checksum=True)
         if job.verify and len(fresh) == len(job.fingerprints):
             return {"unchanged": {"metrics": recorded_metrics(before.steps)}}
         work = _UnitWork(job, ledger, before, fresh)
@@ -115,7 +115,7 @@ class _UnitWork:
         self._written: list[str] = []
         for old in stale.values():
             self._delete(old)
-        self._meter = Meter(alone=job.alone)
+        self._meter = Meter(exclusive=job.exclusive)
 
     def run(self) -> dict[str, Any]:
         """Run the steps that are not finished, and record the unit; return the result of `process_unit`."""
@@ -131,7 +131,7 @@ class _UnitWork:
         return self._record({})
 
     def _run_step(self, frame: Frame, step: Step, fingerprint: str) -> None:
-        self._meter = Meter(alone=self._job.alone)
+        self._meter = Meter(exclusive=self._job.exclusive)
         output = step.body(frame, self._job.config)
         self._done[step.name] = self._write(step, output, fingerprint)
         self._written.append(step.name)

@@ -34,20 +34,20 @@ def test_round_trip(store):
 def test_fresh_only_with_the_same_fingerprint_and_whole_objects(store):
     root, ledger = store
     record = ledger.read(UNIT)
-    assert record.fresh(root, {"one": "f1"}) == ["one"]
-    assert record.fresh(root, {"one": "f2"}) == []
+    assert record.up_to_date(root, {"one": "f1"}) == ["one"]
+    assert record.up_to_date(root, {"one": "f2"}) == []
     (root / "a.bin").write_bytes(b"01234")
-    assert record.fresh(root, {"one": "f1"}) == []
+    assert record.up_to_date(root, {"one": "f1"}) == []
     (root / "a.bin").unlink()
-    assert record.fresh(root, {"one": "f1"}) == []
+    assert record.up_to_date(root, {"one": "f1"}) == []
 
 
 def test_sizes_miss_what_checksums_see(store):
     root, ledger = store
     (root / "a.bin").write_bytes(b"0123456780")
     record = ledger.read(UNIT)
-    assert record.fresh(root, {"one": "f1"}) == ["one"]
-    assert record.fresh(root, {"one": "f1"}, checksum=True) == []
+    assert record.up_to_date(root, {"one": "f1"}) == ["one"]
+    assert record.up_to_date(root, {"one": "f1"}, checksum=True) == []
 
 
 @pytest.mark.parametrize(
@@ -70,5 +70,5 @@ def test_objects_of_another_versions_record_are_known(store):
     path = ledger.path(UNIT)
     path.write_text(path.read_text().replace('"version": 2', '"version": 1'))
     record = ledger.read(UNIT)
-    assert record.fresh(root, {"one": "f1"}) == []
+    assert record.up_to_date(root, {"one": "f1"}) == []
     assert [item.path for item in record.steps["one"].objects] == ["a.bin"]

@@ -148,10 +148,10 @@ def test_a_record_holds_while_its_objects_are_whole(tmp_path):
     record.write(tmp_path / "r.json")
     read = ReductionRecord.read(tmp_path / "r.json")
     assert read == record
-    assert read.holds(tmp_path, "f")
-    assert not read.holds(tmp_path, "g")
+    assert read.is_current(tmp_path, "f")
+    assert not read.is_current(tmp_path, "g")
     (tmp_path / "result").write_bytes(b"1234")
-    assert not read.holds(tmp_path, "f")
+    assert not read.is_current(tmp_path, "f")
     (tmp_path / "r.json").write_text(json.dumps({"version": 0}))
     assert ReductionRecord.read(tmp_path / "r.json") == ReductionRecord()
     (tmp_path / "r.json").write_text("{")

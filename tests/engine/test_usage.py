@@ -22,7 +22,7 @@ def work(seconds):
 
 
 def test_sleeping_is_wall_time_and_working_is_cpu_time():
-    meter = Meter(alone=True)
+    meter = Meter(exclusive=True)
     time.sleep(0.1)
     work(0.1)
     used = meter.usage(bytes_written=7)
@@ -31,13 +31,13 @@ def test_sleeping_is_wall_time_and_working_is_cpu_time():
     assert (used.bytes_read, used.bytes_written) == (0, 7)
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_work_of_other_threads_counts_in_a_process_of_ones_own(alone):
-    meter = Meter(alone=alone)
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_work_of_other_threads_counts_in_a_process_of_ones_own(exclusive):
+    meter = Meter(exclusive=exclusive)
     other = threading.Thread(target=work, args=(0.2,))
     other.start()
     other.join()
-    assert (meter.usage().cpu_seconds > 0.15) == alone
+    assert (meter.usage().cpu_seconds > 0.15) == exclusive
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def test_a_peak_is_that_of_the_stage():
         held = peak_bytes()
         assert held > 300 << 20
     resets = reset_peak()
-    meter = Meter(alone=True)
+    meter = Meter(exclusive=True)
     with resident(50):
         found = meter.usage().peak_bytes
     assert found > 50 << 20

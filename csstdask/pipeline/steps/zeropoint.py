@@ -196,13 +196,13 @@ def _aperture_correction(frame: Frame, config: RunConfig) -> tuple[float, float]
     known = corrections[np.isfinite(corrections)]
     if not len(known):
         return np.nan, UNKNOWN_CORRECTION_ERROR
-    beyond = 2.5 * np.log10(1 - _light_beyond(frame.instrument, frame.metadata.band))
+    outside = 2.5 * np.log10(1 - _light_outside_box(frame.instrument, frame.metadata.band))
     floor = FEW_NODES_ERROR if len(known) < MIN_NODES else 0.0
-    return float(np.median(known)) + beyond, float(mad_scale(known, floor=floor))
+    return float(np.median(known)) + outside, float(mad_scale(known, floor=floor))
 
 
-def _light_beyond(instrument: Instrument, band: str) -> float:
-    """Return the share of light beyond the box of the PSF; 0 for cameras whose optics are not described."""
+def _light_outside_box(instrument: Instrument, band: str) -> float:
+    """Return the fraction of light outside the box of the PSF; 0 for cameras whose optics are not described."""
     from csstdask.zeropoint.photometry import light_outside_box
 
     telescope, geometry = instrument.telescope, instrument.geometry
@@ -297,8 +297,8 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _camera(instrument: Instrument) -> dict[str, Any]:
-    beyond = {name: _light_beyond(instrument, name) for name in instrument.bands}
-    return {"zero_points": {name: band.zero_point for name, band in instrument.bands.items()}, "beyond_psf": beyond}
+    outside = {name: _light_outside_box(instrument, name) for name in instrument.bands}
+    return {"zero_points": {name: band.zero_point for name, band in instrument.bands.items()}, "beyond_psf": outside}
 
 
 ZEROPOINT = Step(
