@@ -29,8 +29,9 @@ from csstdask.pipeline.plan import Plan
 from csstdask.pipeline.provenance import Provenance, provenance_cards, software_versions
 from csstdask.pipeline.source_tables import ZeroPointTable
 from csstdask.pipeline.status import load_plan, reproduce_command
-from csstdask.store.campaign import Campaign, UnitMetadata
-from csstdask.store.zarr_arrays import open_group, refuse_inside_store, store_kind
+from csstdask.store.campaign import Campaign
+from csstdask.store.store_metadata import open_group, refuse_inside_store, store_kind
+from csstdask.store.unit_metadata import UnitMetadata
 
 #: Peak memory of a unit: three planes in their views, with scratch arrays, and as FITS [byte / pixel].
 EXPORT_BYTES_PER_PIXEL = 42

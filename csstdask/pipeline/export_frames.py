@@ -20,8 +20,10 @@ from csstdask.engine.work_units import Unit
 from csstdask.pipeline.export_zero_points import differing_cards
 from csstdask.pipeline.provenance import Provenance
 from csstdask.pipeline.views import open_run
-from csstdask.store.campaign import check_unit_pixels, open_campaign, read_header, read_unit_pixels
+from csstdask.store.campaign_dataset import open_campaign
+from csstdask.store.campaign_pixels import check_unit_pixels, read_unit_pixels
 from csstdask.store.fits_output import write_unit
+from csstdask.store.unit_metadata import read_header
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,10 @@ from csstdask.pipeline.ingest_files import (
     scan_files,
 )
 from csstdask.pipeline.ingest_jobs import JobPlanner, copy_unit
-from csstdask.store.campaign import Campaign, UnitMetadata, create_campaign
-from csstdask.store.fits_scan import UnitSource
+from csstdask.store.campaign import Campaign
+from csstdask.store.campaign_creation import create_campaign
+from csstdask.store.fits_unit import UnitSource
+from csstdask.store.unit_metadata import UnitMetadata
 
 #: Peak memory of a unit: a plane as it lies in the file, as float32, and encoded [byte / pixel].
 INGEST_BYTES_PER_PIXEL = 18

@@ -15,10 +15,11 @@ from csstdask.engine.window import Task, describe_failure
 from csstdask.engine.work_units import Unit
 from csstdask.instrument import Instrument
 from csstdask.pipeline.ingest_files import Report
-from csstdask.store.campaign import Campaign, read_unit_pixels, write_unit_pixels
+from csstdask.store.campaign import Campaign
+from csstdask.store.campaign_pixels import read_unit_pixels, write_unit_pixels
 from csstdask.store.fits_planes import read_flag, read_headers, read_sci, read_weight
-from csstdask.store.fits_scan import UnitSource
-from csstdask.store.zarr_arrays import shard_path
+from csstdask.store.fits_unit import UnitSource
+from csstdask.store.shards import shard_path
 
 log = logging.getLogger("csstdask")
 

@@ -14,10 +14,13 @@ from csstdask.engine.window import describe_failure
 from csstdask.engine.work_units import Unit
 from csstdask.instrument import Instrument
 from csstdask.mock import MockUnit, Recipe, render_unit
-from csstdask.mock.render import file_stem, unit_digest, unit_stamps
 from csstdask.mock.stamps import StampSet
-from csstdask.store.campaign import UnitMetadata, write_unit_pixels
+from csstdask.mock.unit_digest import unit_digest
+from csstdask.mock.unit_headers import file_stem
+from csstdask.mock.unit_stamps import unit_stamps
+from csstdask.store.campaign_pixels import write_unit_pixels
 from csstdask.store.stamps import write_unit_stamps
+from csstdask.store.unit_metadata import UnitMetadata
 
 Target = Literal["campaign", "stamps", "fits"]
 """What a mock survey is written to."""

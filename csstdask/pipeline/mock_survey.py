@@ -20,7 +20,8 @@ from csstdask.engine.work_units import Unit
 from csstdask.instrument import Instrument, load_instrument
 from csstdask.mock import Recipe
 from csstdask.mock.cost import estimate_cost
-from csstdask.mock.render import TRUTH_COLUMNS, check_recipe
+from csstdask.mock.recipe_checks import check_recipe
+from csstdask.mock.unit_stamps import TRUTH_COLUMNS
 from csstdask.pipeline.mock_jobs import MockJob, Target, job_digest, render_job
 from csstdask.pipeline.mock_tables import (
     SLITLESS_TABLES,
@@ -32,15 +33,12 @@ from csstdask.pipeline.mock_tables import (
     write_true_zero_points,
     write_zeropoint_tables,
 )
-from csstdask.store.campaign import (
-    Campaign,
-    UnitMetadata,
-    add_truth,
-    create_campaign,
-    write_recipe,
-    write_truth_arrays,
-)
+from csstdask.store.campaign import Campaign
+from csstdask.store.campaign_creation import create_campaign, write_recipe
+from csstdask.store.campaign_truth import add_truth, write_truth_arrays
+from csstdask.store.shards import shard_path
 from csstdask.store.stamps import check_stamps_identity, create_stamps, finished_units, record_stamps
+from csstdask.store.store_metadata import store_kind
 from csstdask.store.tables import is_complete_table, write_table, write_table_parts
 from csstdask.store.unit_metadata import UnitMetadata
 

@@ -16,8 +16,9 @@ from csstdask.engine.work_units import Selection, SelectionUnion, Unit
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.reduction import Reduction
 from csstdask.pipeline.step import Cost, Step
-from csstdask.store.campaign import Campaign, UnitMetadata
+from csstdask.store.campaign import Campaign
 from csstdask.store.schema import UNIT_DIMS, ArraySpec
+from csstdask.store.unit_metadata import UnitMetadata
 
 #: Time before the first unit: imports, cluster, store [s].
 START_SECONDS = 3.5

@@ -22,7 +22,7 @@ from csstdask.pipeline.stages import resolve_stages
 from csstdask.pipeline.status import Summary
 from csstdask.pipeline.steps import STEPS
 from csstdask.pipeline.usage_report import UsageTotals, recorded_usage, total_usage
-from csstdask.store.zarr_arrays import open_group, refuse_inside_store, store_kind
+from csstdask.store.store_metadata import open_group, refuse_inside_store, store_kind
 
 #: Files that a run writes before the store itself: a driver may be killed at that point, and the run resumed.
 _BEFORE_STORE = ("driver.json", "models")

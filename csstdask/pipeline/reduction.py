@@ -15,7 +15,8 @@ from csstdask.engine.partials import ReductionRecord, reduction_record_path
 from csstdask.instrument import Instrument
 from csstdask.pipeline.config import RunConfig
 from csstdask.store.campaign import Campaign
-from csstdask.store.zarr_arrays import get_array, open_group
+from csstdask.store.store_metadata import open_group
+from csstdask.store.zarr_arrays import get_array
 
 if TYPE_CHECKING:  # engine.reduce imports Dask, which `status` and `--dry-run` do not need
     from csstdask.engine.reduce import Algorithm

@@ -26,14 +26,15 @@ from csstdask.engine.window import describe_failure
 from csstdask.engine.work_units import Unit
 from csstdask.instrument import Instrument
 from csstdask.pipeline.config import RunConfig
-from csstdask.pipeline.frame import Frame, Table
+from csstdask.pipeline.frame import Frame
 from csstdask.pipeline.provenance import software_versions
-from csstdask.pipeline.step import Output, Step
+from csstdask.pipeline.step import Output, Step, Table
 from csstdask.pipeline.steps import STEPS
-from csstdask.store.campaign import UnitMetadata, read_header, read_unit_pixels
+from csstdask.store.campaign_pixels import read_unit_pixels
 from csstdask.store.schema import RENAMED_METRICS
+from csstdask.store.shards import read_shard, shard_path, write_shard
 from csstdask.store.tables import read_table, table_path, unit_file_path, write_table
-from csstdask.store.zarr_arrays import read_shard, shard_path, write_shard
+from csstdask.store.unit_metadata import UnitMetadata, read_header
 
 log = logging.getLogger("csstdask")
 

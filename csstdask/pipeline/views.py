@@ -25,9 +25,11 @@ from csstdask.pipeline.reduction_status import current_fingerprints
 from csstdask.pipeline.reductions import REDUCTIONS
 from csstdask.pipeline.status import load_plan
 from csstdask.pipeline.steps import STEPS
-from csstdask.store.campaign import FOOTPRINT, open_campaign
+from csstdask.store.campaign_dataset import open_campaign
 from csstdask.store.run import campaign_path
 from csstdask.store.schema import RENAMED_METRICS
+from csstdask.store.store_metadata import open_group
+from csstdask.store.unit_metadata import FOOTPRINT
 from csstdask.store.xarray_formats import make_portable
 
 

@@ -22,7 +22,7 @@ from csstdask.core.atomic_io import write_atomic
 from csstdask.core.errors import StoreError
 from csstdask.store.campaign import Campaign
 from csstdask.store.schema import RENAMED_METRICS, SCHEMA_VERSION, UNIT_DIMS, ArraySpec
-from csstdask.store.zarr_arrays import (
+from csstdask.store.store_metadata import (
     ATTRIBUTES_COPY,
     damaged_arrays,
     damaged_file_error,

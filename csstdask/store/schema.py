@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-#: Raised whenever something in a store is renamed, or means something else.
+#: Raised whenever something in a store is renamed, or gets another meaning.
 SCHEMA_VERSION = 2
 #: Versions that can be read: stores of version 1 under the new names of their columns and metrics.
 READABLE_VERSIONS = (1, 2)
@@ -15,6 +15,7 @@ READABLE_VERSIONS = (1, 2)
 RENAMED_COLUMNS = {"psf_stars": {"reserve": "held_out"}}
 #: Metrics that version 2 renamed.
 RENAMED_METRICS = {"n_psf_reserve": "n_psf_held_out"}
+"""Raised whenever older stores can no longer be read."""
 
 PIXEL_DIMS = ("exposure", "detector", "y", "x")
 MESH_DIMS = ("exposure", "detector", "y_mesh", "x_mesh")

@@ -11,7 +11,7 @@ import zarr
 
 from csstdask.core.atomic_io import write_atomic
 from csstdask.core.errors import StoreError
-from csstdask.store.schema import SCHEMA_VERSION
+from csstdask.store.schema import READABLE_VERSIONS, SCHEMA_VERSION
 
 DAMAGE_ERRORS = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError)
 """Exceptions that Zarr and its codecs raise for damaged metadata or chunks."""
@@ -50,7 +50,7 @@ def open_group(path: Path, kind: str, mode: str = "r") -> zarr.Group:
             f"{path}: found {f'a csstdask {found}' if found else 'a foreign Zarr group'}; wanted a csstdask {kind}"
         )
     version = group.attrs.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise StoreError(
             f"{path}: found schema version {version}; wanted {SCHEMA_VERSION} "
             f"(create the {kind} again with this version of csstdask, or read it with the version that wrote it)"

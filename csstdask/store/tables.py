@@ -123,7 +123,13 @@ def read_table(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def read_arrow(path: Path) -> pa.Table:
-    """Return a table with the units of its columns, renamed to present names; StoreError if it is damaged."""
+    """Read a table as an Arrow table, with the units of its columns; old columns get their present names.
+
+    Raises
+    ------
+    StoreError
+        If the table is damaged.
+    """
     try:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:

@@ -21,7 +21,7 @@ from csstdask.engine.work_units import Unit, parse_selection
 from csstdask.pipeline.config import load_config
 from csstdask.pipeline.export import export
 from csstdask.pipeline.status import status
-from csstdask.store.zarr_arrays import shard_path
+from csstdask.store.shards import shard_path
 
 
 def flip(path: Path, place: float = 0.5) -> None:

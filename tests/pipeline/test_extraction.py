@@ -15,8 +15,8 @@ from shell import csstdask_command
 
 from csstdask.core.errors import InputError
 from csstdask.engine.work_units import Selection
+from csstdask.flux.extinction import extinction_curve
 from csstdask.flux.ratios import StarRatios
-from csstdask.flux.spectra import extinction_curve
 from csstdask.pipeline.config import with_input_tables
 from csstdask.pipeline.run import run
 from csstdask.store.zarr_arrays import consolidate

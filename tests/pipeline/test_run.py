@@ -23,7 +23,7 @@ from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.run import run as full_run
 from csstdask.pipeline.score import score_run
 from csstdask.pipeline.status import status
-from csstdask.store.zarr_arrays import shard_path
+from csstdask.store.shards import shard_path
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from csstdask.engine.events import UnitDone, UnitSkipped
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.work_units import Unit
 from csstdask.pipeline.status import status
-from csstdask.store.campaign import write_unit_pixels
-from csstdask.store.zarr_arrays import shard_path
+from csstdask.store.campaign_pixels import write_unit_pixels
+from csstdask.store.shards import shard_path
 
 
 @pytest.mark.parametrize("damage", ["lost", "truncated", "table", "record", "record cut"])

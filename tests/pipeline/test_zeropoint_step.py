@@ -23,7 +23,7 @@ from csstdask.pipeline.steps.zeropoint import (
     load_catalogue,
     solve_unit,
 )
-from csstdask.store.campaign import Campaign, UnitMetadata
+from csstdask.store.campaign import Campaign
 from csstdask.store.schema import NO_TIME
 from csstdask.store.tables import write_table
 from csstdask.store.unit_metadata import UnitMetadata

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from csstdask.core.errors import InputError
-from csstdask.flux.flat_sums import MAX_NODES
+from csstdask.flux.flat_solution import MAX_NODES
 from csstdask.instrument.dispersion import N_WAVELENGTHS, nominal_sensitivity, slitless_order, wavelength_grid
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.reduction import Reduced, Reduction, ReductionProduct, read_result
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from csstdask.engine.partials import Partial
     from csstdask.engine.reduce import Pass
     from csstdask.flux.flat import Flat
-    from csstdask.flux.flat_sums import FlatSolution, FlatSums
+    from csstdask.flux.flat_solution import FlatSolution
+    from csstdask.flux.flat_sums import FlatSums
     from csstdask.pipeline.plan import Plan
 
 SENSITIVITY_UNITS = "(electron s-1 Angstrom-1) / (erg s-1 cm-2 Angstrom-1)"
@@ -61,7 +62,7 @@ class FlatAlgorithm:
 
 def products_of(solution: FlatSolution, config: RunConfig, campaign: Campaign, detectors: tuple[int, ...]) -> Reduced:
     """Return the products of a detector from the last solution."""
-    from csstdask.flux.flat import flat_from_solution
+    from csstdask.flux.flat_fit import flat_from_solution
 
     (detector,) = detectors
     wavelength = wavelength_grid(slitless_order(campaign.instrument, detector).wavelength)

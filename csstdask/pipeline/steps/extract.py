@@ -169,7 +169,7 @@ def stars_on(frame: Frame, config: RunConfig) -> StarsOnFrame:
 
 def _reddened(seds: SedTable, stars: StarCatalogue, row: npt.NDArray[np.intp]) -> SedTable:
     """Return the SEDs, reddened as the catalogue states."""
-    from csstdask.flux.spectra import redden
+    from csstdask.flux.extinction import redden
 
     known = row >= 0
     if not (np.any(stars.ebv[known]) or np.any(stars.ebv_err[known])):
