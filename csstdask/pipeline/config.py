@@ -311,8 +311,8 @@ def to_toml(config: RunConfig) -> str:
 
     Examples
     --------
-    >>> as_toml(RunConfig()).splitlines()[2:5]
-    ['[background]  # Sky and noise on a mesh', '# size of a box [pixel]', 'box = 128']
+    >>> to_toml(RunConfig()).splitlines()[2:5]
+    ['[background]  # Sky level and noise on a mesh', '# size of a box of the mesh [pixel]', 'box = 128']
     """
     lines = ["# Settings of csstdask run, for --config FILE.toml. Settings that are omitted keep their defaults."]
     for part in RunConfig.model_fields:

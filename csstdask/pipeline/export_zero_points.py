@@ -30,8 +30,8 @@ def electron_rate(units: str, metadata: UnitMetadata, unit_scale: float = 1.0) -
 
     Examples
     --------
-    >>> facts = UnitFacts("101", 7, "imaging", "i", 150.0, 0, 1.5, 5.0, "")
-    >>> [electron_rate(units, facts) for units in ("electron s-1", "electron", "adu", "adu s-1")]
+    >>> metadata = UnitMetadata("101", 7, "imaging", "i", 150.0, 0, 1.5, 5.0, "")
+    >>> [electron_rate(units, metadata) for units in ("electron s-1", "electron", "adu", "adu s-1")]
     [1.0, 0.006666666666666667, 0.01, 1.5]
     """
     per_second = unit_scale * electrons_per_unit(units, 1.0, metadata.gain)
