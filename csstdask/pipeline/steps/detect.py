@@ -27,9 +27,7 @@ _SHARE_OF_DEFAULT = {"unet-fast": 0.07, "deepcr": 0.52}
 
 def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
     """Detect cosmic rays, and compare them with those flagged in the input."""
-    from scipy.ndimage import label
-
-    from csstdask.arrays.morphology import EIGHT_NEIGHBOURS
+    from csstdask.arrays.morphology import label_components
     from csstdask.cosmicray import detect
 
     settings = config.detect

@@ -65,7 +65,7 @@ def repair_pixels(frame: Frame, config: RunConfig) -> Output:
 
 def _source_pixels(frame: Frame, clean: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
     """Return the source pixels (y, x) of a repaired frame [e-]; None where its sky is unknown."""
-    from scipy.ndimage import binary_dilation, uniform_filter
+    from scipy.ndimage import uniform_filter
 
     from csstdask.arrays.morphology import dilate
 
