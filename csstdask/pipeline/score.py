@@ -14,12 +14,6 @@ from csstdask.pipeline.status import load_plan
 from csstdask.store.run import campaign_path
 from csstdask.store.shards import read_shard
 
-#: Charge above which a pixel counts for recall, the read noise; any charge counts for precision [e-]. Definitions of
-#: the CSST paper on cosmic-ray rejection.
-RECALL_ABOVE = 5.0
-#: Significance above which a cosmic ray in a pixel is visible [sigma of the pixel].
-VISIBLE_SIGMA = 3.0
-
 
 @dataclass(frozen=True)
 class Score:

@@ -22,7 +22,7 @@ from csstdask.store.schema import UNIT_DIMS
 if TYPE_CHECKING:
     from csstdask.engine.partials import Partial
     from csstdask.engine.reduce import Pass
-    from csstdask.zeropoint.campaign_stars import CampaignStars
+    from csstdask.zeropoint.campaign import CampaignStars
 
 METHOD_ARRAY = "zp_method"
 """The array of texts; the others are numbers."""
@@ -37,7 +37,7 @@ class ZeropointsAlgorithm:
 
     def map(self, partials: Iterable[tuple[Partial, bytes]], _solution: CampaignStars | None) -> CampaignStars:
         """Return the stars of some units."""
-        from csstdask.zeropoint.campaign_stars import CampaignStars
+        from csstdask.zeropoint.campaign import CampaignStars
         from csstdask.zeropoint.matched_stars import MatchedStars
 
         units = [
@@ -48,7 +48,7 @@ class ZeropointsAlgorithm:
 
     def combine(self, first: CampaignStars, second: CampaignStars) -> CampaignStars:
         """Return the stars of two groups, in order."""
-        from csstdask.zeropoint.campaign_stars import CampaignStars
+        from csstdask.zeropoint.campaign import CampaignStars
 
         return CampaignStars.concatenate([first, second])
 
