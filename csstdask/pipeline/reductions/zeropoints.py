@@ -41,7 +41,7 @@ class ZeropointsAlgorithm:
         from csstdask.zeropoint.matched_stars import MatchedStars
 
         units = [
-            CampaignStars.of(MatchedStars.from_bytes(content, partial.path), self.max_stars)
+            CampaignStars.from_unit(MatchedStars.from_bytes(content, partial.path), self.max_stars)
             for partial, content in partials
         ]
         return CampaignStars.concatenate(units)
