@@ -52,7 +52,7 @@ def fit_psf(frame: Frame, config: RunConfig) -> Output:
     if model is None:
         return _without_psf(frame, detections)
     planes = masked.height, masked.error, masked.unobserved
-    psf = fit_frame(*planes, detections, frame.metadata.detector, model=model, least_snr=config.psf.min_snr)
+    psf = fit_frame(*planes, detections, frame.metadata.detector, model=model, min_snr=config.psf.min_snr)
     if psf is None:
         return _without_psf(frame, detections)
     card = find_card("psf", model if psf.field.model != EMPIRICAL else EMPIRICAL)
