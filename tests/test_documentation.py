@@ -1,4 +1,4 @@
-"""The blocks of README and docs/fits.md run as they stand."""
+"""The code blocks of the documentation run as they stand."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from astropy.io import fits
 from make_fits import science_header
 from shell import csstdask_command
 
 import csstdask
+from csstdask.cli import app
 from csstdask.instrument.registry import parse_instrument
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +32,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def night(tmp_path_factory):
-    """A folder with a small UVIS file of the name and position that the pages speak of, and its campaign."""
+    """Return a folder with a small UVIS file, named as on the pages, and its campaign and run."""
     folder = tmp_path_factory.mktemp("night")
     header = fits.Header({"TELESCOP": "HST", "INSTRUME": "WFC3", "DETECTOR": "UVIS"})
     header.update({"ROOTNAME": "ibo821kvq", "EXPTIME": 350.0, "FILTER": "F606W"})
@@ -53,21 +55,18 @@ def night(tmp_path_factory):
 
 
 def shell_commands(page: str) -> list[list[str]]:
-    """Return the commands of a page that are csstdask's, without its name."""
-    lines = [line for block in blocks(page, "") for line in block.splitlines()]
+    """Return the arguments of the csstdask commands of a page."""
+    lines = [line for language in ("", "bash") for block in blocks(page, language) for line in block.splitlines()]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("csstdask ")]
 
 
 def test_the_survey_of_the_readme(night):
     assert (night / "report.html").stat().st_size > 10_000
     assert {path.name for path in (night / "fits").iterdir()} == {"ibo821kvq_1.fits", "ibo821kvq_2.fits"}
-    line = re.search(r"`(csstdask clean [^`]*)`", (ROOT / "README.md").read_text())[1]
-    done = csstdask_command(*shlex.split(line)[1:], cwd=night)
-    assert done.returncode == 0, done.stderr
     assert (night / "out.fits").exists()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/fits.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/reference/fits.md", "docs/how-to/one-frame.md"])
 def test_python_blocks(night, page, monkeypatch):
     monkeypatch.chdir(night)
     frame = np.random.default_rng(1).normal(100, 5, (64, 64)).astype(np.float32)
@@ -78,22 +77,41 @@ def test_python_blocks(night, page, monkeypatch):
 
 def test_the_backend_brings_the_accessor(night):
     """In a fresh interpreter, without an import of csstdask."""
-    block = next(block for block in blocks("docs/fits.md", "python") if "open_dataset" in block)
+    block = next(block for block in blocks("docs/reference/fits.md", "python") if "open_dataset" in block)
     done = subprocess.run([sys.executable, "-c", block], cwd=night, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/explanation").glob("*.md")), ids=lambda page: page.stem)
+def test_examples_of_the_explanations(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(str(page.relative_to(ROOT)), "python"):
+        exec(compile(block, page.name, "exec"), {})
+
+
 def test_toml_blocks():
-    camera, *_ = blocks("docs/cameras.md", "toml")
-    for more in (*blocks("docs/cameras.md", "toml")[1:], *blocks("docs/fits.md", "toml")):
-        tomllib.loads(more)
-        assert parse_instrument(f"{camera}\n{more}", "page").name == "kpno_1987"
+    camera, *more = blocks("docs/how-to/add-a-camera.md", "toml")
+    for block in (*more, *blocks("docs/reference/fits.md", "toml")):
+        tomllib.loads(block)
+        assert parse_instrument(f"{camera}\n{block}", "page").name == "kpno_1987"
 
 
-def test_commands_of_other_pages_exist():
-    """Each command that the pages show has the options that they show."""
-    for page in ("docs/fits.md", "docs/cameras.md"):
-        for line in re.findall(r"^    (csstdask .*)$", (ROOT / page).read_text(), flags=re.MULTILINE):
-            verb, *words = shlex.split(line)[1:]
-            text = csstdask_command(verb, "--help").stdout
-            assert [word for word in words if word.startswith("--") and word not in text] == []
+def test_commands_and_options_of_all_pages_exist():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    lines = {
+        line.removeprefix("!").strip()
+        for page in pages
+        if "generated" not in page.parts
+        for line in re.findall(r"^ *!?csstdask [^|`\n]*$", page.read_text(), flags=re.MULTILINE)
+    }
+    commands = typer.main.get_command(app)
+    for line in sorted(lines):
+        words = shlex.split(line.rstrip("\\"), comments=True)[1:]
+        command, used = commands, []
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+            used.append(command.name)
+        assert used, line
+        known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)} | {"--help"}
+        assert [word for word in words if word.startswith("-") and word.partition("=")[0] not in known] == [], line
