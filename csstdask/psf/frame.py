@@ -237,13 +237,13 @@ def compare_stars(
     Returns
     -------
     dict of arrays (n,)
-        ``star``, row of the source; ``reserve``, whether the star was held out of the fit; and the columns of
+        ``star``, row of the source; ``held_out``, whether the star was held out of the fit; and the columns of
         `measure_residuals`.
     """
     which = np.sort(np.concatenate([fitted, np.flatnonzero(selection.held_out)]))
     x, y = (np.asarray(sources[name], dtype=np.float64)[which] for name in ("x", "y"))
     shapes = measure_residuals(field, *cut_star_stamps(height, error, mask, x, y), x, y)
-    return {"star": which, "reserve": selection.held_out[which], **shapes}
+    return {"star": which, "held_out": selection.held_out[which], **shapes}
 
 
 def measure_residuals(field: PsfField, pixels: Frame, variance: Frame, x: Float, y: Float) -> dict[str, Float]:

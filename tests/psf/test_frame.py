@@ -46,11 +46,11 @@ def test_a_field_is_fitted_and_stands_beside_stars_in_reserve(measured, psf_mode
     assert psf is not None
     assert psf.fit.used.sum() > 20
     found = compare_stars(psf.field, psf.fitted, psf.selection, *measured)
-    reserve = found["reserve"]
-    assert 3 < reserve.sum() < len(reserve) / 2
-    assert not set(found["star"][reserve]) & set(psf.fitted)
-    assert np.median(found["chi2"][reserve]) < 1.5
-    change = found["size"][reserve] / found["model_size"][reserve] - 1
+    held_out = found["held_out"]
+    assert 3 < held_out.sum() < len(held_out) / 2
+    assert not set(found["star"][held_out]) & set(psf.fitted)
+    assert np.median(found["chi2"][held_out]) < 1.5
+    change = found["size"][held_out] / found["model_size"][held_out] - 1
     assert abs(np.median(change)) < 0.02
     assert np.std(change) < 0.08
 

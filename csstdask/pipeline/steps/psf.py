@@ -107,7 +107,7 @@ def _metrics(psf: FramePsf, images: npt.NDArray[np.float32], stars: Table) -> di
     """Return the metrics of a frame: median shape of its PSF, and residuals of held-out stars."""
     from csstdask.arrays.moments import adaptive_moments
 
-    held_out = stars["reserve"] & (stars["model_size"] > 0) & (stars["size"] > 0)
+    held_out = stars["held_out"] & (stars["model_size"] > 0) & (stars["size"] > 0)
     change = stars["size"][held_out] / stars["model_size"][held_out] - 1
     found: dict[str, float | int | None] = {
         "n_psf_stars": int(psf.fit.used.sum()),
@@ -145,7 +145,7 @@ def _stars(frame: Frame, detections: Table, stars: Table) -> Table:
     table: Table = {
         **_of_unit(frame, len(which)),
         **{name: np.asarray(detections[name])[which] for name in ("id", "x", "y")},
-        "held_out": stars["reserve"],
+        "held_out": stars["held_out"],
         **{name: np.asarray(stars[name], dtype=np.float64) for name in _STAR_COLUMNS},
     }
     table["flux"] = table["flux"] / exptime
@@ -162,7 +162,7 @@ def _of_unit(frame: Frame, n: int) -> Table:
 def _without_psf(frame: Frame, detections: Table | None) -> Output:
     """Return the output for a frame without a PSF: its detections, if its sky is known."""
     none = {name: np.empty(0) for name in ("x", "y", *_STAR_COLUMNS)}
-    no_stars: Table = {"star": np.empty(0, np.int64), "reserve": np.empty(0, bool), "id": np.empty(0, np.int32), **none}
+    no_stars: Table = {"star": np.empty(0, np.int64), "held_out": np.empty(0, bool), "id": np.empty(0, np.int32), **none}
     empty = np.full(PSF_SHAPE, np.nan, np.float32)
     return Output(
         arrays={"psf": empty, "psf_sigma": empty},
