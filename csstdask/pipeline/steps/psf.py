@@ -162,7 +162,7 @@ def _of_unit(frame: Frame, n: int) -> Table:
 def _without_psf(frame: Frame, detections: Table | None) -> Output:
     """Return the output for a frame without a PSF: its detections, if its sky is known."""
     none = {name: np.empty(0) for name in ("x", "y", *_STAR_COLUMNS)}
-    no_stars: Table = {"star": np.empty(0, np.int64), "held_out": np.empty(0, bool), "id": np.empty(0, np.int32), **none}
+    no_stars: Table = {"star": np.empty(0, np.int64), "held_out": np.empty(0, bool), "id": np.empty(0, np.int32)} | none
     empty = np.full(PSF_SHAPE, np.nan, np.float32)
     return Output(
         arrays={"psf": empty, "psf_sigma": empty},
