@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from committed import load
 from environment import RESULTS, environment, processor, save
+from tables.committed import load
 
 from csstdask.evaluation.io import round_floats
 from csstdask.flux import extract_spectrum, fit_flat

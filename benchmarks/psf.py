@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from committed import load
 from environment import RESULTS, save
+from tables.committed import load
 
 from csstdask.evaluation.io import round_floats
 from csstdask.evaluation.psf.evaluate import BOUND_OF, PARTS, PSFEX, PSFEX_SETTINGS, by_snr, evaluate_psf

@@ -103,7 +103,8 @@ def test_commands_and_options_of_all_pages_exist():
         line.removeprefix("!").strip()
         for page in pages
         if "generated" not in page.parts
-        for line in re.findall(r"^ *!?csstdask [^|`\n]*$", page.read_text(), flags=re.MULTILINE)
+        for block in re.findall(r"^```.*?^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        for line in re.findall(r"^!?csstdask [^|`\n]*$", block, flags=re.MULTILINE)
     }
     commands = typer.main.get_command(app)
     for line in sorted(lines):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+from typing import Any
 
 import typer
 
@@ -50,7 +51,7 @@ def main() -> None:
         # A usage error. Its class is that of the copy of click inside typer, or of click itself.
         if not hasattr(error, "format_message"):
             raise
-        print_message(f"csstdask: {error.format_message()}")
+        print_message(f"csstdask: {_usage_error(error)}")
         code = 2
     if code in {130, 143}:
         with contextlib.suppress(OSError):
@@ -59,3 +60,11 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(code)
+
+
+def _usage_error(error: Any) -> str:
+    """Return the message of a usage error in one line, with the command whose help explains its options."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    hint = f" (see `{context.command_path} --help`)" if context is not None else ""
+    return f"{message[0].lower()}{message[1:]}{hint}"

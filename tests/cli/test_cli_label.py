@@ -10,10 +10,10 @@ from shell import csstdask_command
     ("arguments", "message"),
     [
         (("flats", "{campaign}"), "unknown target 'flats'; choose one of: darks, repeats"),
-        (("darks", "{campaign}"), "Missing option '--to'"),
-        (("darks", "{campaign}", "--to", "{tmp}/e.npz", "--against-truth"), "No such option: --against-truth"),
+        (("darks", "{campaign}"), "missing option '--to'"),
+        (("darks", "{campaign}", "--to", "{tmp}/e.npz", "--against-truth"), "no such option: --against-truth"),
         (("darks", "{campaign}", "--to", "{tmp}/e.npz"), "no dark frame"),
-        (("repeats", "{campaign}", "--to", "{tmp}/e.npz"), "No such option: --to"),
+        (("repeats", "{campaign}", "--to", "{tmp}/e.npz"), "no such option: --to"),
         (("repeats", "{campaign}"), "no repeats"),
         (("repeats", "{tmp}/nowhere.zarr"), "found nothing; wanted a csstdask campaign"),
     ],

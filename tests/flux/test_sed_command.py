@@ -42,7 +42,10 @@ def test_spectra_become_a_table(small_card: str, tmp_path: Path) -> None:
         (("sed", "x.fits", "--to", "y.parquet", "--resolution", "300"), "found 300; wanted at least 1500"),
         (("train", "sed", "--to", "t"), "data: Field required"),
         (("train", "sed", "--to", "t", "--data", "nowhere"), "desi_templates.npz"),
-        (("train", "sed", "--to", "t", "--campaign", "c.zarr"), "--config and --data"),
+        (
+            ("train", "sed", "--to", "t", "--campaign", "c.zarr"),
+            "no such option: --campaign (see `csstdask train sed --help`)",
+        ),
         (("evaluate", "sed"), "--data"),
         (("evaluate", "sed", "--data", "nowhere"), "no such folder"),
     ],

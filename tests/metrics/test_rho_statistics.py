@@ -62,7 +62,7 @@ def test_the_rho_statistics_agree_with_treecorr(rng):
     """TreeCorr is an independent implementation; with bin_slop = 0 it bins every pair exactly."""
     treecorr = pytest.importorskip("treecorr", reason="TreeCorr is not installed")
     one = stars(rng, n=400, common=0.004, alone=0.01, growth=0.03)
-    found = rho_statistics([one], furthest=700)
+    found = rho_statistics([one], max_separation=700)
     e = one["e1"] + 1j * one["e2"]
     error = e - (one["model_e1"] + 1j * one["model_e2"])
     scaled = e * (1 - (one["model_size"] / one["size"]) ** 2)

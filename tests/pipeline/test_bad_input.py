@@ -239,9 +239,9 @@ def test_nan_and_infinite_pixels_come_through(tmp_path):
         (["mock", "none.toml", "--to", "OUT"], "none.toml"),
         (["train", "cosmicray"], "--to"),
         (["train", "cosmicray", "--to", "t", "--data", "nowhere"], "nowhere"),
-        (["train", "weather"], "wanted one of: cosmicray"),
+        (["train", "weather"], "choose one of: cosmicray"),
         (["train", "zeropoint"], "--to"),
-        (["evaluate", "psf"], "psf"),
+        (["evaluate", "psf"], "missing option '--recipes' (see `csstdask evaluate psf --help`)"),
         (["fly"], "fly"),
     ],
 )

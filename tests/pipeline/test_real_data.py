@@ -146,7 +146,7 @@ def test_what_is_no_frame_of_a_known_camera_says_so(real_images, tmp_path):
 
 def test_a_camera_of_ones_own(real_images, tmp_path):
     """The TOML of the documentation takes an old Kitt Peak frame of M51 all the way."""
-    text = (ROOT / "docs" / "cameras.md").read_text()
+    text = (ROOT / "docs" / "how-to" / "add-a-camera.md").read_text()
     (tmp_path / "kpno.toml").write_text(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
     path = real_images / "m51_inpaint" / "m51_with_cosmicrays.fits"
     campaign, dataset = through([path], tmp_path, instrument=str(tmp_path / "kpno.toml"))
