@@ -175,7 +175,7 @@ PSF = Step(
     name="psf",
     requires=("background", "detect"),
     kinds=frozenset({"imaging"}),
-    numerics_version=8,
+    numerics_version=9,
     body=fit_psf,
     settings=lambda config: config.psf.decisive(exclude=["model"]) | {"field_format": FIELD_FORMAT},
     model=model_identity,
