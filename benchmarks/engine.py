@@ -185,7 +185,7 @@ def memory(folder: Path) -> list[dict[str, Any]]:
 
 
 def _stage(verb: str, arguments: list[str], projected: int, label: str = "") -> dict[str, Any]:
-    """Run one verb in a process of its own, and read its peak memory from the system."""
+    """Run one verb in a separate process, and read its peak memory from the system."""
     code = (
         "import json, resource, subprocess, sys, time; start = time.perf_counter();"
         "code = subprocess.run(sys.argv[1:], check=False).returncode;"

@@ -49,7 +49,7 @@ def environment() -> dict[str, Any]:
 
 
 def save(name: str, result: dict[str, Any]) -> Path:
-    """Write a result as JSON beside the others, and print it."""
+    """Write a result as JSON to the folder of results, and print it."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"environment": environment(), **result}, indent=1) + "\n")

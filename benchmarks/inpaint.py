@@ -1,6 +1,6 @@
-"""How fast are hit pixels repaired, beside what people use instead, on the same bytes in the same process?
+"""Time the repair of hit pixels and of common alternatives, on the same data in the same process.
 
-* the masked median beside scipy's median of a whole frame, 11 x 11 pixels, the largest window that ours grows to;
+* the masked median, compared with scipy's median of a whole frame, 11 x 11 pixels, the largest window of ours;
 * the whole repair of a 2048 x 2048 mock frame with 500 sources, finding them included, by every method of
   ``csstdask evaluate inpaint``, with the pixels that detection finds.
 

@@ -1,6 +1,6 @@
 """Which settings of L.A.Cosmic suit a survey whose stars are two pixels wide?
 
-A grid over sigclip, sigfrac and objlim on two frames of a mock night with a seed of its own; scored by the
+A grid over sigclip, sigfrac and objlim on two frames of a mock night with a separate seed; scored by the
 CSST paper's precision and recall and by the share of star centres without charge that are flagged.
 ``python benchmarks/lacosmic_settings.py`` writes ``results/lacosmic_settings.json`` (two minutes).
 """

@@ -1,11 +1,11 @@
-"""What does a mock detector cost, and what would GalSim take for the same objects?
+"""Measure the cost of a mock detector, and compare it with GalSim for the same objects.
 
-* One full detector, 9232 x 9216, some 20,000 objects and 2.5 % of the pixels hit, three years old: time and memory of
-  a process of its own with one thread, then of two at once on two cores; in g, and in the near ultraviolet, whose
-  PSFs need the finest sampling.
+* One full detector, 9232 x 9216, after three years in orbit, with about 20,000 objects and 2.5 % of the pixels hit:
+  time and memory of a separate process with one thread, then of two at once on two cores; in g, and in the near
+  ultraviolet, whose PSFs need the finest sampling.
 * The same bytes for one and two workers, threads and processes.
-* Stars and galaxies beside GalSim: the same catalogue under the same PSF image, its `drawImage` object by object.
-* Optics beside GalSim's `OpticalPSF`: effective PSFs at one place, an exact one each.
+* Stars and galaxies, compared with GalSim: the same catalogue and PSF image, drawn with `drawImage` object by object.
+* Optics, compared with GalSim's `OpticalPSF`: effective PSFs at one position, both computed exactly.
 
 ``python benchmarks/mock.py`` writes ``results/mock.json`` (some ten minutes). GalSim: ``pip install '.[peers]'``.
 """

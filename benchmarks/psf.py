@@ -1,11 +1,11 @@
-"""How well, and how fast, are PSFs reconstructed, beside PSFEx and CSST-PSFNet on the very same stamps?
+"""Measure accuracy and speed of the PSF reconstruction against PSFEx and CSST-PSFNet, on the same stamps.
 
-Some 900 stars of a detector at S/N 100 unless that is the point, two at a time, a thread each: of the paper's telescope
-in each band (`psf-dataset2`), and of the same blurred by 2, 5 and 10 % (`psf-dataset3`); in g of another
-(`psf-newoptics`), at S/N 30 to 600, and of eight optical states (`psf-epochs`). PSFEx stands beside them but for other
-S/N. ``python benchmarks/psf.py`` (two hours) writes ``results/psf.json`` and figures, and goes on where it was; what
-PSFEx made of the same stars by the same settings is not measured again when our model changes. ``--quick`` tries one
-detector of two without PSFEx. PSFEx: Debian, ``apt-get install psfex``.
+Each detector has about 900 stars, at S/N 100 by default; two detectors run at a time, with one thread each. The PSFs
+are those of the paper's telescope in each band (`psf-dataset2`); the same, blurred by 2, 5 and 10 % (`psf-dataset3`);
+another telescope in g (`psf-newoptics`), at S/N 30 to 600; and eight optical states (`psf-epochs`). PSFEx is compared
+at S/N 100 only. ``python benchmarks/psf.py`` (two hours) writes ``results/psf.json`` and figures; an interrupted
+benchmark resumes. Results of PSFEx for the same stars and settings are kept when our model changes. ``--quick`` runs
+one detector of two, without PSFEx. PSFEx: Debian, ``apt-get install psfex``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ASKED = (
 )
 WORKERS = 2
 QUICK = (("nodes", G, False, ()), ("newoptics", G, False, ()))
-#: Pictures of what is left that are kept, by part.
+#: Images of residuals to keep, by part.
 LOOKS = {"nodes": "psf-dataset2.png", "blurred": "psf-dataset3.png"}
 
 

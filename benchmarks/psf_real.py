@@ -1,7 +1,7 @@
-"""PSFs of cameras that csstdask has never simulated, beside PSFEx, and Piff, on the very same stars.
+"""Compare PSFs of cameras that csstdask has never simulated with PSFEx and Piff, on the same stars.
 
-* CFHT WIRCam, one field at three epochs in H2, and one in J: a fifth of the stars, in cells of the detector of their
-  own, is in reserve and judges. Nobody knows the truth.
+* CFHT WIRCam, one field at three epochs in H2, and one in J: a fifth of the stars, in separate cells of the
+  detector, is held out for the comparison. The truth is unknown.
 * WFC3/UVIS F606W: 900 stars at S/N 100, drawn with noise from STScI's grid of effective PSFs (Anderson 2016, WFC3 ISR
   2016-12), which is the truth.
 
@@ -43,7 +43,7 @@ from csstdask.training.psf.psfex import psfex_at_stars, run_psfex
 PSFEX = tuple({"basis_number": number, "degree": degree} for number, degree in ((10, 1), (10, 2), (10, 3), (20, 2)))
 OF_GRID = tuple({"basis_number": number, "degree": degree} for number, degree in ((10, 3), (20, 3), (20, 4)))
 PIFF = ({"side": 17, "degree": 1},)
-#: Stars of this S/N and more; a pixel above so many counts is not linear; boxes of the sky [pixel].
+#: Smallest S/N of stars; counts above which a pixel is not linear; side of the boxes of the sky [pixel].
 LEAST_SNR, FULL, BOX = 20.0, 25000.0, 64
 #: The stars of the grid: how many, their S/N, their sky and read-out [e-], and the first chip's rows.
 DRAWN, SNR, NOISE, ROWS = 900, 100.0, 6.0, 4
@@ -100,7 +100,7 @@ def methods(shape: tuple[int, int]) -> Iterator[tuple[str, dict[str, Any], Calla
 
 
 def judged(image: Any, asked: Any, bright: Any) -> dict[str, float]:
-    """Return how PSFs stand beside stars in reserve, and beside the bright ones among them."""
+    """Compare PSFs with held-out stars, and with the bright ones among them."""
     found = compare_with_stars(image, *asked)
     row = {"chi2": float(np.nanmedian(found["chi2"])), "chi2_bright": float(np.nanmedian(found["chi2"][bright]))}
     for name in ("size", "e1", "e2"):

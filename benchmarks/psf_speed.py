@@ -1,7 +1,7 @@
-"""How long does the PSF of a detector take, as a process of its own, and how long adaptive moments, beside their peers?
+"""Time the PSF of a detector, in a separate process, and adaptive moments, and compare them with other software.
 
 * One detector, some 900 stars at S/N 100 (`psf-newoptics`, g), one thread: from stamps and a source table on disk to a
-  ``.psf`` file, the choice of stars included. Beside it ``psfex``, from stamps to its ``.psf`` file, its own cuts
+  ``.psf`` file, including star selection. For comparison ``psfex``, from stamps to its ``.psf`` file, its own cuts
   included, at the paper's settings and at those that give its best figures; with ``--piff`` Piff's fit, and how far off
   its PSFs are.
 * Adaptive moments of a thousand PSFs beside `galsim.hsm`, stamp by stamp.

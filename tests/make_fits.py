@@ -45,7 +45,7 @@ def science_header() -> fits.Header:
     header["CRPIX1"], header["CRPIX2"] = 24.5, 32.5
     header["CD1_1"], header["CD2_2"] = -0.074 / 3600, 0.074 / 3600
     header["CD1_2"] = header["CD2_1"] = 0.0
-    header["MYKEY"] = ("kept", "a keyword of their own")
+    header["MYKEY"] = ("kept", "a user keyword")
     return header
 
 

@@ -56,7 +56,7 @@ def psfs():
 
 
 class Night:
-    """Stars on one detector of a telescope that nobody has learnt from."""
+    """Stars on one detector of a telescope that no model was trained on."""
 
     def __init__(self, n, snr, seed=2, noise=5.0):
         rng = np.random.default_rng(seed)

@@ -14,9 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Idioms that a reader has to read twice, with the plain words for them.
 BANNED = {
     r"\bforetell|\bforetold": "predict",
-    r"\bforesee|\bforeseen": "estimate, predict",
+    r"\bfore(?:see|sees|saw|seen)\b": "estimate, predict",
     r"\bgo(?:es|ne)? on (?:with|from|where)\b|\bwent on (?:with|from)\b": "resume, continue",
-    r"\bof (?:its|their|his) own\b": "separate, own",
+    # "Units of their own noise" is a plain possessive; "a process of its own" is not.
+    r"\bof (?:its|their|his) own\b(?! (?:error|noise|series|stars|sum|unit)\b)": "separate, own",
     r"\bso many\b": "N, as many",
     r"\bnobody\b": "no one; or the passive",
     r"\bbeside (?:the|a|an|it|them|ours|each|other|what|truth)\b": "next to, compared with",

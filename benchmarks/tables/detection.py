@@ -9,7 +9,7 @@ from committed import load, percent, table
 
 
 def of_version(make: Callable[[], str]) -> Callable[[], str]:
-    """Return what makes a table and tells which version of the network it is of."""
+    """Decorate a table with the version of the network that it describes."""
 
     def with_version() -> str:
         model = load("cosmicray_evaluation")["model"]

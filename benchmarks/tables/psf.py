@@ -153,7 +153,7 @@ def speed() -> str:
 
 
 def real() -> str:
-    """Tell how PSFs of other cameras stand beside stars, and beside the truth of drawn ones."""
+    """Compare PSFs of other cameras with stars, and with the truth of simulated ones."""
     result = load("psf_real")
     rows = [
         [

@@ -133,7 +133,7 @@ def catalogues() -> str:
 
 
 def bands() -> str:
-    """Tell how wide the 5 to 95 % band of magnitude errors is beside the clean twin's, over bins of magnitude."""
+    """Compare the 5 to 95 % band of magnitude errors with that of the frame without cosmic rays, by magnitude."""
     rows = []
     for recipe, _, part in _parts("fields"):
         for kind in ("star", "galaxy"):

@@ -14,7 +14,7 @@ TRACE_SIGMA = 2.0
 EXCESS_SIGMA = 3.0
 """Smallest height of a cosmic ray above that median [sigma of the pixel]."""
 CONTINUED = 0.5
-"""Smallest light at an end of a long run of flagged pixels that belongs to a spectrum, as a fraction of its own."""
+"""Smallest flux at an end of a long run of flagged pixels that belongs to a spectrum, relative to the run's flux."""
 
 Float = npt.NDArray[np.float64]
 

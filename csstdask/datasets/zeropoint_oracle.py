@@ -17,7 +17,7 @@ Float = npt.NDArray[np.float64]
 STAR_COUNT_BINS = (0, 1, 3, 10, 30, 100, 300)
 """Smallest number of stars of each class in tables over the number of stars."""
 MAX_AMBIGUOUS_STARS = 2
-"""Largest number of stars of which a fit cannot tell which one is an outlier."""
+"""Largest number of stars among which a fit cannot identify an outlier."""
 
 
 @dataclass(frozen=True)

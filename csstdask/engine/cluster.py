@@ -83,7 +83,7 @@ def limit_threads(threads: int) -> None:
     """Set intra-op threads of BLAS, OpenMP and torch in this process.
 
     Every task calls it: a new worker may get its first task before the plug-in, and a library that a step has just
-    imported has a thread pool of its own.
+    imported has its own thread pool.
     """
     threadpoolctl.threadpool_limits(limits=threads)
     if "torch" in sys.modules:

@@ -115,7 +115,7 @@ class DriverLock:
 
 
 def sibling_lock_path(store: Path) -> Path:
-    """Return the lock file beside a store: one that can be held before the store exists.
+    """Return the lock file next to a store, which can be held before the store exists.
 
     Examples
     --------

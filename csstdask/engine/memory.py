@@ -29,7 +29,7 @@ class Projection:
     libraries: int
     """Memory of a process before its first unit [byte]."""
     processes: bool
-    """Whether each slot is a process of its own, besides the driver."""
+    """Whether each slot is a process separate from the driver."""
 
     @property
     def total(self) -> int:

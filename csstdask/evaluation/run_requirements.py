@@ -260,7 +260,7 @@ def _changes(alarms: Sequence[Alarm], *, checked: bool, advice: str) -> list[Req
         requirements.append(Requirement("Model made for these units", "fail", f"deviations: {len(card)}", details=card))
     if changes:
         found = f"deviations from the run's first exposures, or from a card made for these detectors: {len(changes)}"
-        # Rates vary from orbit to orbit; their expectation is a requirement of its own.
+        # Rates vary from orbit to orbit; their expectation is a separate requirement.
         state: State = "warn" if checked and any(alarm.what != "rate" for alarm in changes) else "none"
         details = tuple(alarm.finding for alarm in changes)
         requirements.append(Requirement("Rates and spectra within the run", state, found, "", (), advice, details))

@@ -35,7 +35,7 @@ def find_card(task: str, model: str) -> ModelCard:
     task : str
         ``cosmicray``, ``inpaint``, ``psf``, ``sed`` or ``zeropoint``.
     model : str
-        ``default``, a name, or the path of a card (``.json``) with its weights beside it.
+        ``default``, a name, or the path of a card (``.json``) with its weights in the same folder.
 
     Raises
     ------

@@ -233,7 +233,7 @@ def choose_format(sources: Sequence[UnitSource], camera: Instrument) -> Campaign
 def filter_by_format(sources: Sequence[UnitSource], form: CampaignFormat, report: Report) -> list[UnitSource]:
     """Return the units that fit the format of a campaign; report the others."""
     kept: list[UnitSource] = []
-    own = "(it needs a campaign of its own)"
+    own = "(it needs a separate campaign)"
     for source in sources:
         if source.shape != form.shape:
             report(

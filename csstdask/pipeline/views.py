@@ -129,7 +129,7 @@ def mask_unfinished(dataset: xr.Dataset, flag: xr.DataArray) -> xr.Dataset:
     """Replace the views of unfinished units by fill values.
 
     A block belongs to one unit, which is looked up in one block of all units, so that no tasks are added to those of
-    the views. That block is the result of a task of its own: otherwise Dask (`fuse_roots`) would expand the graph of
+    the views. That block is the result of a separate task: otherwise Dask (`fuse_roots`) would expand the graph of
     all blocks before it drops those that are not needed.
     """
     done = dataset["done"].values[:, :, None, None]

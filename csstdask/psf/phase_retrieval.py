@@ -222,7 +222,7 @@ class PhaseRetrieval:
         Higher orders are tried only where the lower ones do not explain the mean PSF, and for stars whose fit has
         converged: the noise of faint stars that are fitted individually resembles them.
 
-        The prior is linearised about the best wavefront, which these very stars have shown: its uncertainty does not
+        The prior is linearised about the best wavefront of the same stars: its uncertainty does not
         include other minima.
         """
         lower = self.lower_orders(normal, right)

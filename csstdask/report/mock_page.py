@@ -195,7 +195,7 @@ def _frame(path: Path, dataset: xr.Dataset, instrument: Instrument) -> Markup:
 
 
 def _first_exposure(dataset: xr.Dataset, instrument: Instrument, row: int) -> Markup:
-    """Draw every detector of an exposure at its place in the focal plane, each with grey levels of its own."""
+    """Draw every detector of an exposure at its place in the focal plane, each with separate grey levels."""
     step = max(1, max(dataset.sizes["y"], dataset.sizes["x"]) // _THUMBNAIL)
     tiles = {}
     for column in np.flatnonzero(dataset["present"].values[row]).tolist():
@@ -270,7 +270,7 @@ def _gallery(events: Sequence[Image], caption: str) -> Markup:
 
 
 def _cosmic_rays(path: Path, dataset: xr.Dataset, data: Path | None) -> Markup:
-    """Draw isolated events of one unit for each generator, and real ones beside them."""
+    """Draw isolated events of one unit for each generator, next to real ones."""
     truth = xr.open_zarr(path, group="truth", chunks={})
     exposures = pq.read_table(path / "tables" / "truth_exposures.parquet").to_pylist()
     generator = {row["exposure"]: row["generator"] for row in exposures}

@@ -113,7 +113,7 @@ def _cubes(flats: Sequence[tuple[int, Flat]]) -> Iterator[Markup]:
     names = ", ".join(str(detector) for detector, _ in flats)
     yield picture(
         mosaic(lines),
-        f"flat-field cubes of detectors {names} (a row each) at {_SLICES} wavelengths; grey is 1, each row has a scale",
+        f"flat-field cubes of detectors {names} (one per row) at {_SLICES} wavelengths; grey is 1, scaled row by row",
     )
 
     def sensitivities(axes: Axes) -> None:

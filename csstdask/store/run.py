@@ -124,7 +124,7 @@ def prepare_run(
 def _repair(path: Path) -> list[str]:
     """Restore the metadata of a damaged run and remove unreadable metrics.
 
-    Shards, tables and the ledger are not touched; their checksums tell which of them are intact.
+    Shards, tables and the ledger are not touched; their checksums show which of them are intact.
 
     Returns
     -------

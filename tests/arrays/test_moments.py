@@ -1,4 +1,4 @@
-"""Adaptive moments: those of GalSim, many at a time; and what has none is told, not raised."""
+"""Adaptive moments agree with GalSim's; failures are reported per object instead of raised."""
 
 from __future__ import annotations
 

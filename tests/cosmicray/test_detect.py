@@ -52,7 +52,7 @@ def test_easy_hits_are_found(rng, model):
 
 
 def test_a_lone_bright_pixel_is_a_hit_and_a_lone_faint_one_is_rather_warm(rng):
-    """In one frame nobody can tell a faint hit of one pixel from a warm pixel without a flag: the network says no."""
+    """A faint hit of one pixel cannot be distinguished from an unflagged warm pixel: the network does not flag it."""
     share = {}
     for height in (8, 200):
         data = rng.normal(100, SIGMA, (256, 256)).astype(np.float32)

@@ -149,8 +149,8 @@ def test_our_network_learns_how_uncertain_it_is(campaign, tmp_path):
 
 
 @pytest.mark.parametrize("wanted", [0.0, 0.25, 1.0])
-def test_how_far_pixels_are_wrong_together_is_learnt(wanted):
-    """From errors that were drawn with such a correlation, beside the pixels' own, of a network that says zero."""
+def test_correlation_of_errors_is_recovered(wanted):
+    """Errors are drawn with a known correlation between pixels; the network predicts zero."""
     n, shape = 600, (SIZE, SIZE)
     numbers = torch.Generator().manual_seed(1)
     noise = torch.full((n, *shape), 2.0)
@@ -171,7 +171,7 @@ def test_how_far_pixels_are_wrong_together_is_learnt(wanted):
 
 @pytest.mark.slow
 def test_frames_without_truth_teach_as_well(campaign, tmp_path):
-    """What detection finds elsewhere is laid on good pixels; of pixels that it finds itself nobody says anything."""
+    """Detected cosmic rays are moved to good pixels; detected pixels themselves have no truth and are ignored."""
     units = select_units(campaign, "training", truth="detected")
     frame, known = units.read(0), select_units(campaign, "training").read(0)
     assert np.array_equal(frame.clean, frame.data)

@@ -153,7 +153,7 @@ def test_a_halo_that_the_edge_cuts_is_no_cosmic_ray(rng, rows):
 
 
 def test_a_frame_that_may_not_be_written_to(card_path, frame):
-    """Memory-mapped and broadcast frames are read-only: nobody is warned, nothing is changed."""
+    """Memory-mapped and broadcast frames are read-only: there is no warning, and they are not changed."""
     data, mask = frame
     data.flags.writeable = mask.flags.writeable = False
     assert detect(data, mask=mask, model=str(card_path)).mask.any()

@@ -329,6 +329,6 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no input for science, fields, m51; wanted --recipes .* or --data"):
         evaluate_inpaint()
     with pytest.raises(InputError, match="--model"):
-        evaluate_inpaint(["nobody"], recipes=tmp_path)
+        evaluate_inpaint(["unknown"], recipes=tmp_path)
     with pytest.raises(InputError, match=r"m51_org\.fits: found no file"):
         evaluate_inpaint(data=tmp_path, parts=["m51"])

@@ -1,4 +1,4 @@
-"""Piff beside ours, on the same stamps: its PSFs have our centre and sampling."""
+"""Comparison with Piff on the same stamps: its PSFs have our centre and sampling."""
 
 from __future__ import annotations
 

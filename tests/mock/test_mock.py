@@ -77,7 +77,7 @@ def test_weights_and_rounding_do_not_reveal_cosmic_rays():
     use = (unit.flag == 0) & (unit.wht > 0) & (counts > 60) & (counts < 3000)
     hit = np.flatnonzero((unit.truth_cr > 0.7 * counts) & use)
     light = np.flatnonzero((unit.truth_cr == 0) & use)
-    # Each pixel of a cosmic ray beside a pixel of light with the same counts.
+    # Each pixel of a cosmic ray is compared with a pixel of light with the same counts.
     near = cKDTree(np.log(counts.ravel()[light])[:, None]).query(np.log(counts.ravel()[hit])[:, None])[1]
     chosen, label = np.concatenate([hit, light[near]]), np.repeat([1.0, 0.0], len(hit))
     assert len(hit) > 3000

@@ -81,7 +81,7 @@ def test_rendered_stars_are_the_truth_psf_at_their_sub_pixel_places(model, kind,
     truth = model.effective(detector, [64 + window.x], [64 + window.y], sampling=4, size=128)
     interlaced = np.zeros((128, 128))
     for i in range(4):
-        for j in range(4):  # a star right of its pixel's middle shows the PSF left of its own
+        for j in range(4):  # a star right of its pixel's centre samples the PSF left of the PSF's centre
             star = sources([64 - j / 4], [64 - i / 4])
             weights = sub_band_weights(model.limits(detector), star.temperature)
             interlaced[i::4, j::4] = draw_scene(star, weights, (128, 128), psf)[48:80, 48:80]

@@ -66,7 +66,7 @@ def another_shape(folder):
 def other_units(folder):
     path = level_1(folder, 9)
     fits.setval(path, "BUNIT", value="electron", ext=1)
-    return path, "campaign of its own"
+    return path, "separate campaign"
 
 
 def unknown_units(folder):
@@ -266,10 +266,10 @@ def test_configurations_that_cannot_be_used(small_campaign, tmp_path, text, mess
 
 
 def test_settings_that_do_not_exist_are_named(small_campaign, tmp_path):
-    (tmp_path / "run.toml").write_text("[detect]\ntreshold = 0.5\n")
+    (tmp_path / "run.toml").write_text("[detect]\nthresh = 0.5\n")
     done = csstdask_command("run", small_campaign, "--to", tmp_path / "r.zarr", "--config", tmp_path / "run.toml")
     assert done.returncode == 2
-    assert "detect.treshold" in done.stderr
+    assert "detect.thresh" in done.stderr
 
 
 def test_an_older_schema(small_campaign, tmp_path):

@@ -142,9 +142,9 @@ def test_the_verb(frame, tmp_path):
     assert again.returncode == 2
     assert "a file that exists; wanted a new name, or --overwrite" in again.stderr
     assert csstdask_command("clean", frame, "-o", out, "--model", "lacosmic", "--overwrite").returncode == 0
-    wrong = csstdask_command("clean", frame, "-o", tmp_path / "b.fits", "--model", "nobody")
+    wrong = csstdask_command("clean", frame, "-o", tmp_path / "b.fits", "--model", "no-such-model")
     assert wrong.returncode == 2
-    assert "nobody" in wrong.stderr
+    assert "no-such-model" in wrong.stderr
     itself = csstdask_command("clean", frame, "-o", frame, "--overwrite")
     assert itself.returncode == 2
     assert "another name" in itself.stderr

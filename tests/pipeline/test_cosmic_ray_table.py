@@ -55,14 +55,14 @@ def test_the_table_sums_to_the_mask(finished):
 
 
 def test_charges_are_electrons_of_the_cosmic_rays(finished, small_campaign):
-    """Off sources, what is left of data less repair is what the mock put there: in e-, though sci is in e-/s."""
+    """Off sources, data minus repair equals the mock's charge: in e-, although sci is in e-/s."""
     pulls, total = [], 0.0
     for i, (unit, table) in enumerate(tables(finished)):
         truth = read_shard(small_campaign, "truth/cr", i // 2, i % 2)
         parts, n = label(unit["cr_mask"].values, np.ones((3, 3)))
         put = np.bincount(parts.ravel(), truth.ravel(), n + 1)
         event = parts[np.rint(np.array(table["y"])).astype(int), np.rint(np.array(table["x"])).astype(int)]
-        asked = (event > 0) & (put[event] > 0) & ~np.array(table["touches_source"])  # a worm's centroid is beside it
+        asked = (event > 0) & (put[event] > 0) & ~np.array(table["touches_source"])  # a worm's centroid lies outside it
         charge, error = (np.array(table[name])[asked] for name in ("charge", "charge_err"))
         pulls.append((charge - put[event[asked]]) / error)
         total += charge.sum() / put[event[asked]].sum() / 4

@@ -36,7 +36,7 @@ def test_a_campaign_comes_back_bit_for_bit(tmp_path):
             assert before[index].data.tobytes() == after[index].data.tobytes()
             assert after[index].data.dtype == before[index].data.dtype
         assert after[1].header["MYKEY"] == "kept"
-        assert after[1].header.comments["MYKEY"] == "a keyword of their own"
+        assert after[1].header.comments["MYKEY"] == "a user keyword"
         assert after[0].header["DETECTOR"] == "MSC_08"
         assert WCS(after[1].header).wcs.compare(WCS(before[1].header).wcs)
         after.verify("exception")

@@ -37,7 +37,7 @@ def run_here(campaign, path, scheduler="threads"):
 
 def launch(campaign, path, scheduler):
     command = command_of(campaign, path, scheduler, 2)
-    # A session of its own: the driver alone is killed, its workers see for themselves.
+    # A separate process session: only the driver is killed; the workers must notice it.
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
@@ -86,7 +86,7 @@ def test_sigkill_at_random_moments(campaign, reference, tmp_path, scheduler):
     assert done >= 3
     summary = run_here(campaign, path, scheduler)
     assert summary.failed == 0
-    # Workers in processes of their own may have recorded one more before they noticed.
+    # Workers in separate processes may have recorded one more before they noticed.
     assert summary.skipped == done if scheduler == "threads" else summary.skipped >= done
     assert summary.done + summary.skipped == 12
     assert differences(reference, path) == []

@@ -104,7 +104,7 @@ def test_wircam(real_images, tmp_path):
 
 
 def test_nicmos(real_images, tmp_path):
-    """SCI, ERR, DQ of five planes; rates; what the ramp fit has flagged is told apart from bad pixels."""
+    """SCI, ERR, DQ of five planes; rates; flags of the ramp fit are distinguished from bad pixels."""
     path = real_images / "nicmos" / "n8q624e8q_cal.fits"
     campaign, _ = through([path], tmp_path)
     assert campaign["sci"].attrs["units"] == "adu s-1"

@@ -100,7 +100,7 @@ def test_the_file_of_a_psf_is_verified(small_campaign, tmp_path):
 
 
 def test_only_the_damaged_step_runs_again(small_campaign, product):
-    """What was made from the mask has checksums of its own: it stays."""
+    """Products derived from the mask have separate checksums, so they stay."""
     before = shard_path(product, "repair", 0, 0).stat().st_mtime_ns
     table = owned_file(product, "tables/sources")
     flip(shard_path(product, "cr_mask", 0, 0))

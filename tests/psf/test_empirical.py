@@ -1,4 +1,4 @@
-"""PSFs of a camera that nobody has simulated: learnt from its stars alone."""
+"""PSFs of a camera that has not been simulated, learnt from its stars only."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_one_star_is_told_with_its_sigma(psf_stars):
 
 
 def test_wings_are_the_profiles_and_told_to_be(found, psf_stars):
-    """Beyond twelve pixels nothing was fitted: sigma is half of the light that is told."""
+    """Nothing is fitted beyond twelve pixels, where sigma is half of the predicted light."""
     rows, columns = np.indices((64, 64)) - 32
     far = np.hypot(rows, columns) > 2 * 13
     assert np.allclose(found.sigma[0][far], 0.5 * found.image[0][far], rtol=0.2)

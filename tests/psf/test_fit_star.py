@@ -1,4 +1,4 @@
-"""Stars of a field whose PSF is known: pixels that nobody saw follow, and how well is told."""
+"""Fits of stars with a known PSF field: masked pixels are predicted, with their uncertainty."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def test_a_lost_core_is_told_with_honest_sigmas(field, snr):
     assert abs(pull.mean()) < 0.25
     assert 0.85 < pull.std() < 1.2
     assert np.median(found.chi2) == pytest.approx(1, abs=0.15)
-    # Not as well as if the pixels had been seen, but nearly all of the light is told again.
-    told, true = (plane[lost].reshape(80, -1).sum(axis=1) for plane in (found.light, night.pixels[WINDOW]))
-    assert np.std(told / true - 1) < (0.02 if snr == 300 else 0.15)
+    # Less accurate than with the core unmasked, but nearly all of the light is recovered.
+    predicted, true = (plane[lost].reshape(80, -1).sum(axis=1) for plane in (found.light, night.pixels[WINDOW]))
+    assert np.std(predicted / true - 1) < (0.02 if snr == 300 else 0.15)
 
 
-def test_what_lies_on_a_star_does_not_lead_it_astray(field):
-    """A cosmic ray that nobody has flagged: its pixels are told for what they are."""
+def test_unflagged_cosmic_ray_does_not_bias_the_fit(field):
+    """Pixels of a cosmic ray without a flag are rejected as outliers."""
     night = Night(40, 200)
     clean = fit_of(field, night, night.variance)
     night.pixels[:, 18, 12:22] += 3000

@@ -76,7 +76,7 @@ def test_which_model_fits_a_frame():
 
 
 def test_stars_are_repaired_by_their_own_psf(frame, psf_model):
-    """Nearer to what they were, and as near as is told; what is not a star's is as the model of repair has it."""
+    """Errors are smaller and agree with the variance; other pixels equal those of the repair model."""
     unit, data, error, ignore, hit = frame
     clean = unit.truth_sci * np.float32(150.0)
     plain = inpaint(data, hit, error, ignore, model="median", psf="none")

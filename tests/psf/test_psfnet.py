@@ -104,7 +104,7 @@ def test_it_learns_and_its_card_says_what(trained, psf_stars):
 
 
 def test_stars_alone_teach_as_well(trained, stamps, tmp_path):
-    """No PSF is looked at: the pixels of stars that were not learnt from are foretold better than before."""
+    """Training needs no true PSF: it predicts the pixels of held-out stars better than before."""
     before = find_card("psf", str(trained))
     config = load_psf_config(
         None,

@@ -1,4 +1,4 @@
-"""Selection of stars: everything that is no star, or no good one, is left out for a reason that is told."""
+"""Selection of stars: each source that is not a usable star is rejected, with a reason."""
 
 from __future__ import annotations
 

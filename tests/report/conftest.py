@@ -1,4 +1,4 @@
-"""A run with a damaged unit and settings of its own, and its page."""
+"""A run with a damaged unit and non-default settings, and its page."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_stis_imsets_null_planes_and_overscan(tmp_path):
 
 
 def test_planes_that_a_header_numbers_move_to_our_bits(tmp_path):
-    """An LSST mask says itself which bit is which; planes that nobody knows are kept as ``other``."""
+    """The header of an LSST mask names its bits; unknown planes are kept as ``other``."""
     hsc = load_instrument("hsc")
     mask = np.zeros((20, 20), np.uint16)
     mask[0, :5] = [1 << 0, 1 << 5, 1 << 7, (1 << 5) | (1 << 0), 1 << 9]

@@ -48,7 +48,7 @@ sci = { hdu = [0] }
 )
 DEFAULTS = {"EXPTIME": "10.0", "GAIN": "1.5", "RDNOISE": "4.0", "CCDNUM": "3", "OBSID": "'e1      '"}
 ATTRIBUTE = {"EXPTIME": "exptime", "GAIN": "gain", "RDNOISE": "read_noise", "CCDNUM": "detector", "OBSID": "exposure"}
-"""What of a unit each keyword decides."""
+"""Each header keyword sets one property of a unit."""
 TOML = {"GAIN": 2.0, "RDNOISE": 3.0}
 """Values that stand for a keyword that is absent."""
 UNUSABLE = ["NaN", "Inf", "-Inf", "T", "'a lot   '", "'nan     '", "(1.0, 2.0)", "'1_5     '", "-1.0"]

@@ -234,7 +234,7 @@ def test_wrong_settings_are_named(tmp_path):
         ({"source_patch_fraction": 1.0}, "none of 6 patches"),
         ({"fine_unet": (8, 8)}, "requires full_resolution_channels"),
         ({"hit_threshold": 2.0}, "wanted 0, 1 or 5"),
-        ({"shares": {"rendring": 1.0}}, "shares"),
+        ({"shares": {"drawing": 1.0}}, "shares"),
         ({"device": "gpu"}, "device"),
     ):
         with pytest.raises(InputError, match=reason):

@@ -1,4 +1,4 @@
-"""Training of principal PSFs: it learns telescopes, goes on where it was, and its card is refused when it lies."""
+"""Training of principal PSFs: learning telescopes, resuming, and refusing cards that do not match the weights."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_bands_that_were_not_learnt_and_other_weights_are_refused(trained, tmp_p
         load_psf_config(None, telescope=3)
 
 
-def test_more_images_tell_more(trained):
-    """Of a telescope that was not learnt from; and a PSF that was learnt from is told better than one that was not."""
+def test_larger_basis_is_more_accurate(trained):
+    """More components fit an unseen telescope better; a training telescope is fitted better than an unseen one."""
     from csstdask.datasets.psf_samples import PsfSamples
     from csstdask.training.psf.basis import learn_basis
 

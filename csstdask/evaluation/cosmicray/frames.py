@@ -1,6 +1,6 @@
 """Evaluate detection methods on frames of test recipes.
 
-A frame is rendered, evaluated by all methods, counted and discarded, in a task of its own on a worker process: an
+A frame is rendered, evaluated by all methods, counted and discarded, in a separate task on a worker process: an
 evaluation of hundreds of frames needs the memory of a few.
 """
 

@@ -88,7 +88,7 @@ def evaluate_inpaint(
     parts : sequence of str
         Some of `PARTS`.
     scale : float, optional
-        Linear scale of the frames of the recipes, in place of their own.
+        Linear scale of the frames, which replaces that of the recipes.
     workers : int, optional
         Number of worker processes, by default one per CPU core; 0: no workers.
     on_progress : callable

@@ -130,7 +130,7 @@ def empirical_correction(
     at : array (m,)
         ln Teff of the stars to correct.
     exclude_same : bool
-        Whether `at` are the real stars themselves, each of which is then left out of its own correction.
+        Whether `at` are the real stars themselves; each is then excluded from the fit of its correction.
     """
     offset = log_truth - log_predicted
     observed = np.isfinite(offset)

@@ -60,7 +60,7 @@ _BASIS_STARS = 8000
 
 
 def _knn_corrected(basis: InputBasis, real: RealTraining, flux: npt.NDArray, snr: float, *, hst: bool) -> Float:
-    """Return log SEDs by kNN with the empirical correction; HST stars are left out of their own correction."""
+    """Return log SEDs by kNN with the empirical correction, leaving out each HST star from its correction."""
     method = nearest(basis)
     temperature = _nearest_teff(basis)
     x = real.calspec_flux

@@ -5,7 +5,7 @@ The first 60 % of the nights of each campaign are for training, the others for t
 
 * ``campaigns``: errors and coverage of all methods, paired comparisons by a bootstrap of nights, and ``row_split``, the
   same methods with exposures split at random, as in most published evaluations;
-* ``transfer``: a campaign with 0, 1, 3 and 10 nights of its own for training, in addition to those of the largest one;
+* ``transfer``: a campaign with 0, 1, 3 and 10 of its nights for training, in addition to those of the largest one;
 * ``targets``: requirements with the measured values;
 * ``reference`` and ``article``: baselines that were measured independently on the same data, and the table of the
   AZP-RC article, whose data are not public.
@@ -272,7 +272,7 @@ def _transfer(
     tables: dict[str, ExposureTable], train: dict[str, Bool], clear: dict[str, Bool], settings: TableSettings,
     report: ProgressCallback,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the scores of each campaign after a few nights of its own and all training nights of the largest one."""
+    """Return the scores of each campaign after a few of its nights and all training nights of the largest one."""
     largest = max(tables, key=lambda name: len(tables[name]))
     out: dict[str, Any] = {}
     for name, table in tables.items():

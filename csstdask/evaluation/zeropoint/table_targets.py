@@ -37,7 +37,7 @@ MIN_GAIN = 0.08
 MAX_COVERAGE_ERROR = {"coverage_68": 0.05, "coverage_95": 0.03, "quartile": 0.08}
 """Largest deviation from the nominal coverage, of all exposures and in each quartile of sigma."""
 MAX_TRANSFER_MAE = 0.036
-"""Largest mean absolute error of a campaign after three nights of its own [mag]."""
+"""Largest mean absolute error of a campaign after three of its nights [mag]."""
 
 
 def compare_with_targets(campaigns: dict[str, Any], transfer: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 CALSPEC (HST) defines the truth. MILES has an offset at each wavelength, which is fitted
 along with a prior as wide as its known disagreement with HST (7 % at 3600 A). The
-inputs of CALSPEC stars come from labels, whose errors vary with temperature: they have two terms of their own, with a
+inputs of CALSPEC stars come from labels, whose errors vary with temperature: they have two additional terms, with a
 prior of 3 %, which do not count for stars with real spectra. Both libraries contribute only where they have data.
 """
 

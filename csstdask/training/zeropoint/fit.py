@@ -30,7 +30,7 @@ from csstdask.zeropoint.prior.network import PriorNetwork, PriorOutput, PriorTen
 log = logging.getLogger("csstdask")
 
 _MIN_PRECISE = 100
-"""Number of exposures with small errors of their own from which the calibration uses these alone."""
+"""Smallest number of exposures with small errors for which the calibration uses only these."""
 _MIN_FOR_CALIBRATION = 30
 """Smallest number of exposures from which sigma is calibrated."""
 _MAX_Z2 = 25.0

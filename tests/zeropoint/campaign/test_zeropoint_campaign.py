@@ -111,7 +111,7 @@ def test_unanchored_parts_are_reported_and_get_no_number_of_the_joint_solution()
 def test_overlaps_anchor_exposures_without_a_reference():
     units = [unit_of(0, 0, NOMINAL["i"] - 0.1, known=30), beyond(unit_of(1, 0, NOMINAL["i"] + 0.2, known=0), 30)]
     found = calibrate_campaign(joined(units), settings=NO_NETWORK)
-    # Both exposures have 30 stars of 5 mmag in common; the second has no F of its own.
+    # Both exposures have 30 stars of 5 mmag in common; the second has no F stars.
     assert found.value[1] == pytest.approx(NOMINAL["i"] + 0.2, abs=0.008)
     assert found.method[1] == "solve"
 

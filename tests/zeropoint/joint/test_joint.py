@@ -15,7 +15,7 @@ LINEAR = JointSettings(n_steps=0, scatter=1e-9)
 def dense(one, grey_sigma=GREY, small_sigma=SMALL, unit_sigma=None):
     """Solve for magnitudes and terms at once by `numpy.linalg`: value and sigma of each unit.
 
-    An error common to the magnitudes of a unit is an unknown of its own, with the prior 0 +- `unit_sigma`.
+    An error common to the magnitudes of a unit is a separate unknown, with the prior 0 +- `unit_sigma`.
     """
     seen = one.seen
     n_stars, n_units = len(one.reference), len(one.exposure)
@@ -296,7 +296,7 @@ def test_missing_values_and_sentinels_are_ignored():
 
 
 def test_constant_offset_of_a_detector_is_recovered():
-    """Detector 1 is 0.3 mag off; with a constant of its own it is as well known as its stars allow."""
+    """Detector 1 is 0.3 mag off; a separate constant for it is recovered within the errors of its stars."""
     one = survey(np.random.default_rng(30), 8, 2, stars=8, per_epoch=2, known=0.3)
     off = np.where(one.detector == 1, 0.3, 0.0)
     seen = replace(one.seen, magnitude=one.seen.magnitude - off[one.seen.unit])
