@@ -103,7 +103,7 @@ def inpaint(
         PSF model, as for `csstdask.psf.reconstruct`. Hit stars are repaired by the PSF that is fitted to the stars of
         the frame (`csstdask.psf.inpaint`), on the host, with sources that are detected in the frame.
         By default ``default`` if a detector is given, else ``empirical`` if the frame has enough stars
-        (`csstdask.psf.frame.ENOUGH`). ``none``: stars are repaired like all other pixels.
+        (`csstdask.psf.frame.MIN_STARS_EMPIRICAL`). ``none``: stars are repaired like all other pixels.
 
     Returns
     -------

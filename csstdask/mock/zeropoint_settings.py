@@ -40,7 +40,7 @@ class Survey(FrozenSettings):
     name: str = Field(description="Name of the survey.")
     nominal: float = Field(25.85, description="Nominal zero point of the camera [mag].")
     exposures: int = Field(
-        8000, ge=1, description="Number of exposures made by `csstdask.datasets.zeropoint_surveys.mock_surveys`."
+        8000, ge=1, description="Number of exposures made by `csstdask.datasets.zeropoint_surveys.make_surveys`."
     )
     years: float = Field(3.0, gt=0, description="Length of the survey [yr].")
     start: float = Field(0.25, ge=0, description="Start of the survey after launch [yr].")

@@ -26,7 +26,7 @@ def current_zero_points(root: Path, plan: Plan) -> dict[str, npt.NDArray[Any]] |
     root : Path
         Store of the run.
     plan : Plan
-        As the run remembers it (`csstdask.pipeline.status.plan_of_run`).
+        As the run remembers it (`csstdask.pipeline.status.load_plan`).
 
     Raises
     ------

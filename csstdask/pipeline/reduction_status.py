@@ -163,7 +163,7 @@ def current_fingerprints(
     Parameters
     ----------
     plan : Plan
-        As the run remembers it (`csstdask.pipeline.status.plan_of_run`).
+        As the run remembers it (`csstdask.pipeline.status.load_plan`).
     ledger : Ledger
         Ledger of the run: the records of all units of the reduction are read, about 0.2 ms each.
     reduction : Reduction

@@ -55,7 +55,7 @@ class ZeroPointTable:
     root : Path
         Store of the run. The records of all units are read, about 0.2 ms each.
     plan : Plan
-        As the run remembers it (`csstdask.pipeline.status.plan_of_run`).
+        As the run remembers it (`csstdask.pipeline.status.load_plan`).
     """
 
     def __init__(self, root: Path, plan: Plan) -> None:
@@ -88,7 +88,7 @@ class SourceTables:
     root : Path
         The run's store.
     plan : Plan
-        As the run remembers it (`csstdask.pipeline.status.plan_of_run`).
+        As the run remembers it (`csstdask.pipeline.status.load_plan`).
     """
 
     def __init__(self, root: Path, plan: Plan) -> None:

@@ -68,7 +68,7 @@ _FURTHER = {
 
 @dataclass(frozen=True)
 class UnitStates:
-    """What `csstdask.evaluation.run_requirements.outside` says of each unit."""
+    """What `csstdask.evaluation.run_requirements.compare_with_limits` says of each unit."""
 
     hits: npt.NDArray[np.int8]
     rates: npt.NDArray[np.int8]

@@ -15,7 +15,7 @@
 Stars enter without their level: their offsets ``ref_mag - inst_mag`` are taken from the median of the exposure. A prior
 that had seen the level would count the stars twice when it is combined with their fit.
 
-The network is trained in place by `csstdask.training.zeropoint.fit_prior`, and evaluated by `predict_with_network`.
+The network is trained in place by `csstdask.training.zeropoint.fit.fit_prior`, and evaluated by `predict_with_network`.
 Names of modules and buffers are the keys of stored weights.
 """
 
