@@ -22,7 +22,6 @@ import numpy.typing as npt
 from csstdask.arrays.mesh import Mesh, mesh_shape
 from csstdask.arrays.namespace import namespace_of
 from csstdask.arrays.quantisation import ROUNDING_SIGMA, quantisation_step
-from csstdask.numerics.robust import mad_scale, nan_median
 
 #: Clipping limit about the median [standard deviation].
 CLIP_SIGMA = 3.0
@@ -212,44 +211,3 @@ def _median_of_nine(xp: Any, padded: Any) -> Any:
     """Return the median of each box and its eight neighbours, for a mesh padded by one box."""
     rows, columns = padded.shape[0] - 2, padded.shape[1] - 2
     return _nanmedian(xp, xp.stack([padded[dy : dy + rows, dx : dx + columns] for dy in range(3) for dx in range(3)]))
-
-
-def border_sky(
-    stamps: npt.ArrayLike, ignore: npt.ArrayLike | None = None, *, width: int = 2, pooled: bool = False
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Estimate the sky of stamps and its noise from their border pixels.
-
-    Parameters
-    ----------
-    stamps : array-like (..., y, x)
-        Stamps, in any unit; pixels that are not finite are ignored.
-    ignore : bool array-like (..., y, x), optional
-        Pixels to ignore.
-    width : int
-        Width of the border [pixel].
-    pooled : bool
-        Whether all stamps have the same sky: the result is then a scalar.
-
-    Returns
-    -------
-    sky : float64 array (...,)
-        Median of the border; NaN without a usable pixel.
-    sigma : float64 array (...,)
-        Standard deviation of the border, from the median absolute deviation; 0 without a usable pixel.
-
-    Examples
-    --------
-    >>> stamp = np.full((8, 8), 10.0)
-    >>> stamp[3:5, 3:5] = 1000
-    >>> sky, sigma = border_sky(stamp)
-    >>> float(sky), float(sigma)
-    (10.0, 0.0)
-    """
-    values = np.asarray(stamps, dtype=np.float64)
-    border = np.ones(values.shape[-2:], dtype=bool)
-    border[width:-width, width:-width] = False
-    values = np.where(np.isfinite(values), values, np.nan)
-    if ignore is not None:
-        values = np.where(np.asarray(ignore, dtype=bool), np.nan, values)
-    pixels = values[..., border].ravel() if pooled else values[..., border]
-    return nan_median(pixels, -1), mad_scale(pixels, -1)

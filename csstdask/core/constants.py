@@ -11,6 +11,8 @@ J2000_MJD = 51544.5
 """Epoch J2000.0 as a Modified Julian Date [d]."""
 J2016 = np.datetime64("2016-01-01T12:00:00", "us")
 """Epoch J2016.0 of Gaia DR3 and of csstdask's catalogues, taken as UTC."""
+CATALOGUE_EPOCH = 2016.0
+"""Epoch of positions in catalogues without a column ``ref_epoch``, that of Gaia DR3 [Julian year]."""
 SECONDS_PER_DAY = 86400.0
 DAYS_PER_YEAR = 365.25
 """Julian year [d]."""

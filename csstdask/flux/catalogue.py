@@ -12,13 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from csstdask.core.constants import DAYS_PER_YEAR, J2000, SECONDS_PER_DAY
+from csstdask.core.constants import CATALOGUE_EPOCH, DAYS_PER_YEAR, J2000, SECONDS_PER_DAY
 from csstdask.core.errors import InputError
 
 Float = npt.NDArray[np.float64]
 
-DEFAULT_EPOCH = 2016.0
-"""Epoch of positions where a catalogue has no column ``ref_epoch``: that of Gaia DR3 [Julian year]."""
 J2000_MICROSECONDS = int(J2000.astype(np.int64))
 """Epoch J2000.0 in microseconds since 1970."""
 JULIAN_YEAR_MICROSECONDS = DAYS_PER_YEAR * SECONDS_PER_DAY * 1e6
@@ -145,7 +143,7 @@ def read_catalogue(path: Path) -> StarCatalogue:
         dec=column("dec", np.nan),
         pmra=column("pmra", 0.0),
         pmdec=column("pmdec", 0.0),
-        epoch=column("ref_epoch", DEFAULT_EPOCH),
+        epoch=column("ref_epoch", CATALOGUE_EPOCH),
         flux_5556=column("flux_5556", np.nan),
         flux_5556_err=column("flux_5556_err", np.nan),
         mag=column("mag", np.nan),

@@ -14,6 +14,7 @@ from csstdask.arrays.psf_grid import OVERSAMPLED_SIZE
 from csstdask.arrays.stamps import border_mask
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import EMPIRICAL, find_card
+from csstdask.numerics.robust import mad_scale
 from csstdask.psf.field import PsfField, check_positions, oversampled
 from csstdask.psf.fit_detector import fit_with_fallback
 from csstdask.psf.model_card import detector_shape, model_kind
@@ -296,7 +297,7 @@ def _column(name: str, values: Any, n: int, unit: str | None = None) -> Float:
 def _border_error(pixels: Float) -> Float:
     """Return the error of stamps (n, 32, 32) from the scatter along their borders."""
     edge = np.ma.masked_invalid(pixels[:, border_mask(STAMP_SIZE, _BORDER)])
-    scatter = 1.4826 * np.ma.median(np.ma.abs(edge - np.ma.median(edge, axis=1, keepdims=True)), axis=1)
+    scatter = np.ma.masked_array(mad_scale(edge.filled(np.nan), axis=1), np.ma.getmaskarray(edge).all(axis=1))
     # For stamps without noise, a small share of the star.
     light = np.ma.masked_invalid(pixels).reshape(len(pixels), STAMP_SIZE**2)
     smallest = scatter

@@ -11,14 +11,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from csstdask.core.constants import DAYS_PER_YEAR
+from csstdask.core.constants import CATALOGUE_EPOCH, DAYS_PER_YEAR
 from csstdask.core.errors import InputError
 from csstdask.zeropoint.photometry import mask_bad_errors, mask_bad_magnitudes
 
 Float = npt.NDArray[np.float64]
 
-DEFAULT_EPOCH = 2016.0
-"""Epoch of positions in catalogues without a column ``ref_epoch``, that of Gaia DR3 [Julian year]."""
 MAX_PROPER_MOTION = 11_000.0
 """Larger proper motions are sentinels [mas/yr]: Barnard's star has 10,400."""
 _SENTINEL = -9999.0
@@ -181,7 +179,7 @@ def read_reference(path: Path) -> ReferenceCatalogue:
         dec=dec,
         pmra=_proper_motion(column("pmra", 0.0)),
         pmdec=_proper_motion(column("pmdec", 0.0)),
-        epoch=column("ref_epoch", DEFAULT_EPOCH),
+        epoch=column("ref_epoch", CATALOGUE_EPOCH),
         magnitudes={band: mask_bad_magnitudes(column(f"{_PREFIX}{band}", np.nan)) for band in bands},
         errors={band: mask_bad_errors(column(f"{_PREFIX}{band}{_ERROR}", np.nan)) for band in bands},
         source=str(path),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sep
 
-from csstdask.arrays.background import border_sky, estimate_background
+from csstdask.arrays.background import estimate_background
 from csstdask.arrays.mesh import interpolate, mesh_shape
 
 
@@ -91,20 +91,3 @@ def clipped_mode(values):
     median, mean, sigma = np.median(kept), kept.mean(), kept.std()
     mode = 2.5 * median - 1.5 * mean if abs(mean - median) < 0.3 * sigma else median
     return mode, sigma / 0.98658  # the standard deviation of a unit Gaussian that is cut at 3 sigma
-
-
-def test_border_sky_of_stamps(rng):
-    """Of each stamp its own sky, whatever lies in its middle and under its mask; pooled, the sky of all."""
-    sky = np.array([10.0, 20.0, 30.0])
-    stamps = rng.normal(sky[:, None, None], 2, (3, 64, 64))
-    stamps[:, 20:44, 20:44] = 1e4
-    ignore = np.zeros(stamps.shape, bool)
-    ignore[:, 0], stamps[:, 0] = True, 500
-    stamps[:, 1, 1] = np.nan
-    level, sigma = border_sky(stamps, ignore, width=8)
-    assert level == pytest.approx(sky, abs=0.3)
-    assert sigma == pytest.approx([2, 2, 2], rel=0.15)
-    assert border_sky(stamps, ignore, pooled=True)[0] == pytest.approx(20, abs=1)
-    level, sigma = border_sky(stamps[:1], np.ones((1, 64, 64), bool))
-    assert np.isnan(level).all()
-    assert (sigma == 0).all()

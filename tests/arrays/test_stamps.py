@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from csstdask.arrays.stamps import centre_pixels, cut_stamps, nearest_stamp
+from csstdask.arrays.stamps import centre_pixels, cut_stamps, nearest_stamp, sky_from_border
 
 
 def test_a_stamp_holds_its_middle_and_nothing_beyond_the_frame(rng):
@@ -36,3 +36,14 @@ def test_of_two_equally_near_the_first_decides(order):
     x = np.array([10.0, 14.0])[list(order)]
     assert list(nearest_stamp(np.array([5]), np.array([12]), np.array([5.0, 5.0]), x, 16)) == [0]
     assert list(nearest_stamp(np.array([5]), np.array([12]), np.empty(0), np.empty(0), 16)) == [-1]
+
+
+def test_sky_from_border_ignores_the_centre_and_masked_pixels(rng):
+    sky = np.array([10.0, 20.0, 30.0])
+    stamps = rng.normal(sky[:, None, None], 2, (3, 64, 64))
+    stamps[:, 20:44, 20:44] = 1e4
+    ignore = np.zeros(stamps.shape, bool)
+    ignore[:, 0], stamps[:, 0] = True, 500
+    stamps[:, 1, 1], ignore[:, 1, 1] = np.nan, True
+    assert sky_from_border(stamps, ignore, 8) == pytest.approx(sky, abs=0.3)
+    assert sky_from_border(stamps[:1], np.ones((1, 64, 64), bool), 2).tolist() == [0.0]

@@ -12,6 +12,7 @@ import torch
 import csstdask
 from csstdask.core.errors import InputError
 from csstdask.metrics.psf import psf_errors, psf_pulls
+from csstdask.psf.reconstruct import _border_error
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +193,17 @@ def test_a_fit_does_not_wait_for_torch():
     """It takes seconds to import, and only networks need it."""
     told = "import sys, csstdask; csstdask.psf.reconstruct; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", told], check=False).returncode == 0
+
+
+def test_error_from_the_border_is_the_scatter_of_its_usable_pixels(rng):
+    """A stamp without a usable pixel on its border has no known error; one without noise has a share of its light."""
+    stamps = rng.normal(5.0, 2.0, (4, 32, 32))
+    stamps[:, 10:22, 10:22] = 100.0
+    stamps[1, :2] = np.nan
+    stamps[2] = np.where(stamps[2] == 100.0, 100.0, np.nan)
+    stamps[3] = np.where(stamps[3] == 100.0, 100.0, 0.0)
+    error = _border_error(stamps)
+    assert error.shape == stamps.shape
+    assert error[:2, 0, 0] == pytest.approx([2.0, 2.0], rel=0.25)
+    assert error[2, 0, 0] == 0
+    assert 0 < error[3, 0, 0] < 1

@@ -9,7 +9,7 @@ from astropy.io import fits
 from csstdask.core.errors import InputError
 from csstdask.metrics.psf import psf_errors
 from csstdask.training.psf import psfex
-from csstdask.training.psf.psfex import PsfexModel, read_psf, run_psfex, write_ldac
+from csstdask.training.psf.psfex import PsfexModel, read_psf, run_psfex, sky_of, write_ldac
 
 
 def write_model(path, terms, degree):
@@ -79,3 +79,13 @@ def test_psfex_sees_the_very_same_stars(tmp_path, psf_stars):
     errors = psf_errors(model(stars.x, stars.y), stars.truth)
     assert errors["psnr"].mean() > 40
     assert abs(errors["size"].mean()) < 0.1
+
+
+def test_common_sky_is_that_of_all_borders(rng):
+    """The sky and its noise pool the borders of all stamps; masked pixels do not count."""
+    stamps = rng.normal(20.0, 2.0, (5, 32, 32)).astype(np.float32)
+    mask = np.zeros(stamps.shape, bool)
+    stamps[:, 8:24, 8:24] = 1e4
+    stamps[:, 0], mask[:, 0] = 500, True
+    assert sky_of(stamps, mask) == pytest.approx((20.0, 2.0), rel=0.1)
+    assert sky_of(stamps, np.ones_like(mask)) == (0.0, 1.0)

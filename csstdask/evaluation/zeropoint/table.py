@@ -37,7 +37,7 @@ from csstdask.evaluation.io import write_results
 from csstdask.evaluation.zeropoint.table_inputs import TableInputs, table_inputs
 from csstdask.evaluation.zeropoint.table_methods import METHODS, MethodSettings, Prediction, predict
 from csstdask.evaluation.zeropoint.table_report import draw_figures, report_lines
-from csstdask.evaluation.zeropoint.table_targets import ARTICLE, REFERENCE, compare_with_targets
+from csstdask.evaluation.zeropoint.table_targets import PUBLISHED, REFERENCE, compare_with_targets
 from csstdask.metrics.zeropoint import (
     correlations,
     coverage,
@@ -174,7 +174,7 @@ def _evaluate(tables: dict[str, ExposureTable], settings: TableSettings, report:
         "transfer": transfer,
         "targets": compare_with_targets(campaigns, transfer),
         "reference": REFERENCE,
-        "article": ARTICLE,
+        "article": PUBLISHED,
         "settings": {**asdict(settings), "train_share": TRAIN_FRACTION, "conditions": list(inputs.conditions)},
     }
 

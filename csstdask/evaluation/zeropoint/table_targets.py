@@ -25,7 +25,7 @@ REFERENCE = {
     },
 }
 """Baselines that were measured independently on the same data."""
-ARTICLE = {
+PUBLISHED = {
     "note": "AZP-RC article, table of section 5: rmse, mae [mag], pearson, failures; unrefereed, data not available",
     **{
         "cnn" if name == "image CNN" else name: {key: value for key, value in row.items() if key != "ms"}

@@ -21,6 +21,7 @@ from astropy.io import fits
 from csstdask.arrays.psf_grid import OVERSAMPLED_SIZE
 from csstdask.arrays.stamps import border_mask
 from csstdask.core.errors import InputError
+from csstdask.numerics.robust import mad_scale
 
 Float = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.float32]
@@ -136,7 +137,7 @@ def sky_of(stamps: Pixels, mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
     if not edge.size:
         return 0.0, 1.0
     sky = float(np.median(edge))
-    return sky, 1.4826 * float(np.median(np.abs(edge - sky)))
+    return sky, float(mad_scale(edge))
 
 
 def psfex_at_stars(stamps: Pixels, mask: npt.NDArray[np.bool_], x: Float, y: Float, **settings: Any) -> Pixels:
