@@ -38,15 +38,11 @@ from csstdask.pipeline.usage_report import total_usage
 from csstdask.pipeline.views import open_run
 from csstdask.report.colours import colour, colour_limits, text_colour
 from csstdask.report.commands import run_commands
-from csstdask.report.cosmic_rays import show_cosmic_rays
-from csstdask.report.cutouts import draw_cutouts
 from csstdask.report.document import Cell, join, paragraphs, render, table, write_document
 from csstdask.report.focal_plane import draw_focal_plane
+from csstdask.report.panels import ReportedRun, draw_panels
 from csstdask.report.provenance import show_provenance
-from csstdask.report.psf import draw_psfs
-from csstdask.report.slitless import draw_slitless
 from csstdask.report.units import UnitStates, show_units, unit_anchor
-from csstdask.report.zeropoint import draw_zero_points
 from csstdask.store.store_metadata import open_group
 
 #: Metrics of the overview with their labels; the first that is known is also listed unit by unit.
@@ -101,11 +97,7 @@ def write_report(run: str | Path, to: str | Path, campaign: str | Path | None = 
         ("Failures", _failures(summary)),
         ("The night at a glance", _overview(dataset, instrument)),
         ("Against truth", _truth(run, campaign) if summary.done else ""),
-        ("Cosmic rays", show_cosmic_rays(dataset, review, rates)),
-        ("Before, mask, after", draw_cutouts(dataset, instrument.flags.ignore_mask)),
-        ("Point spread functions", draw_psfs(dataset, instrument, run)),
-        ("Zero points", draw_zero_points(dataset, run, summary)),
-        ("Slitless spectra and flat fields", draw_slitless(dataset, run, summary)),
+        *draw_panels(ReportedRun(root, dataset, instrument, summary, review, rates)),
         ("Cost", _cost(dataset, summary)),
         ("Units", show_units(dataset, summary, plan.campaign.units, _unit_states(dataset, hits, rates))),
         ("Provenance", show_provenance(root, attributes, planes, plan, instrument)),
