@@ -28,7 +28,7 @@ STORES = Path(__file__).parent.parent / "stores"
 G = (8,)
 #: One of each band: those that `psfnet` has learnt.
 BANDS = (12, 8, 7, 6, 14, 9, 11)
-#: Part, detectors, whether PSFEx is run, and what else stands beside.
+#: Part, detectors, whether PSFEx is run, and the models compared with.
 ASKED = (
     ("nodes", BANDS, True, ("psfnet",)),
     ("newoptics", G, True, ("psfnet", "empirical")),
@@ -52,13 +52,13 @@ def main() -> None:
         kept = {}
     results, asked = kept.get("recipes", {}), kept.get("asked", [])
     with tempfile.TemporaryDirectory() as folder:
-        for part, detectors, psfex, beside in QUICK if quick else ASKED:
+        for part, detectors, psfex, others in QUICK if quick else ASKED:
             if [part, list(detectors)] in asked:
                 continue
             known = {detector for title, _, detector in peers if title == PARTS[part]} >= set(detectors)
             found = evaluate_psf(
-                to=Path(folder), recipes=STORES, parts=(part,), foreign=False, psfex=psfex and not known, beside=beside,
-                workers=WORKERS, on_progress=print, detectors=detectors,
+                to=Path(folder), recipes=STORES, parts=(part,), foreign=False, psfex=psfex and not known,
+                compare_with=others, workers=WORKERS, on_progress=print, detectors=detectors,
             )  # fmt: skip
             for title, units in found["recipes"].items():
                 for unit in units:

@@ -36,7 +36,7 @@ def main() -> None:
             )  # fmt: skip
             cards.append(str(train_psf(config, Path(folder) / labels, on_progress=print)))
         _, judges = next(vary_snr(load_recipe(STORES / "psf-newoptics.toml"), "newoptics"))
-        found = measure_unit(judges, 0, DETECTOR, model="default", psfex=True, beside=cards, fewer=False)
+        found = measure_unit(judges, 0, DETECTOR, model="default", psfex=True, compare_with=cards, fewer=False)
         default = find_card("psf", "default")
         save("psf_adaptation", {
             "settings": SETTINGS, "model": f"{default.name} {default.version}", "stars": found["n"],

@@ -113,7 +113,7 @@ def psf(
         recipes=recipes,
         parts=only or tuple(PARTS),
         piff="piff" in others,
-        beside=[name for name in others if name != "piff"],
+        compare_with=[name for name in others if name != "piff"],
         on_progress=print_message,
     )
     _print_lines(table(results))

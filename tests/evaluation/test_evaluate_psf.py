@@ -144,7 +144,8 @@ def test_tables_have_a_cell_for_each_column():
 
 
 def test_where_few_stars_are_not_the_point_only_all_are_fitted(psf_stars, psf_model):
-    methods = measure_stars(psf_stars, model=str(psf_model), psfex=False, beside=("empirical",), fewer=False)["methods"]
+    found = measure_stars(psf_stars, model=str(psf_model), psfex=False, compare_with=("empirical",), fewer=False)
+    methods = found["methods"]
     other = model_label(find_card("psf", "empirical"))
     assert list(methods) == [ALL_STARS, other, f"{other}, blank"]
     assert methods[other]["psnr"]["mean"] > methods[f"{other}, blank"]["psnr"]["mean"] + 20

@@ -104,7 +104,7 @@ def evaluate_psf(
     foreign: bool = True,
     psfex: bool = True,
     piff: bool = False,
-    beside: Sequence[str] = (),
+    compare_with: Sequence[str] = (),
     detectors: Sequence[int] | None = None,
     workers: int = 2,
     on_progress: ProgressCallback = log.info,
@@ -127,7 +127,7 @@ def evaluate_psf(
         Whether to run PSFEx, if it is installed: one or two minutes per detector.
     piff : bool
         Whether to run Piff, if it is installed: many minutes per detector.
-    beside : sequence of str
+    compare_with : sequence of str
         Further models, by name or card, on the detectors that they support.
     detectors : sequence of int, optional
         Ids of detectors; by default all that the model supports.
@@ -147,7 +147,8 @@ def evaluate_psf(
         If a part or the model is unknown.
     """
     chosen = select_parts(parts, PARTS)
-    card, *others = (_card_of("--beside" if one in beside else "--model", one) for one in (model, *beside))
+    card = _card_of("--model", model)
+    others = [_card_of("--compare-with", one) for one in compare_with]
     if psfex and not is_installed():
         on_progress("PSFEx is not installed and will be skipped (Debian: apt-get install psfex)")
         psfex = False
@@ -167,7 +168,7 @@ def evaluate_psf(
                     raise InputError("detectors", ", ".join(map(str, wanted)), supported)
                 for title, recipe in vary_snr(original.model_copy(update={"detectors": known}), part):
                     function = partial(
-                        measure_unit, model=model, psfex=psfex, piff=piff, beside=tuple(beside),
+                        measure_unit, model=model, psfex=psfex, piff=piff, compare_with=tuple(compare_with),
                         fewer=part in FEW_STAR_PARTS, bounded=part in BOUND_PARTS,
                     )  # fmt: skip
                     measure = partial(_measure, title, recipe, function, workers, on_progress)
@@ -243,7 +244,7 @@ def measure_stars(
     model: str,
     psfex: bool,
     piff: bool = False,
-    beside: Sequence[str] = (),
+    compare_with: Sequence[str] = (),
     fewer: bool = True,
     bounded: bool = False,
 ) -> dict[str, Any]:
@@ -256,7 +257,7 @@ def measure_stars(
         Name or card of the model.
     psfex, piff : bool
         Whether to run these programs.
-    beside : sequence of str
+    compare_with : sequence of str
         Further models.
     fewer : bool
         Whether to fit few stars, held-out stars and colours as well.
@@ -278,7 +279,7 @@ def measure_stars(
         rows |= _with_less_information(stars, model)
     if bounded:
         rows |= _at_bound(stars, model)
-    for other in beside:
+    for other in compare_with:
         card = find_card("psf", other)
         if supports_detector(card, stars.detector):
             image, of_other = _of_other(stars, card, other)
