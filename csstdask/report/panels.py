@@ -64,7 +64,8 @@ PANELS = {
 
 def panel_names() -> frozenset[str]:
     """Return the names of the panels of all steps and reductions."""
-    return frozenset(one.panel for one in (*STEPS.values(), *REDUCTIONS.values()) if one.panel)
+    named = [step.panel for step in STEPS.values()] + [reduction.panel for reduction in REDUCTIONS.values()]
+    return frozenset(named) - {""}
 
 
 def draw_panels(run: ReportedRun) -> Iterator[tuple[str, Markup]]:
