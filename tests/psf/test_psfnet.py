@@ -15,8 +15,9 @@ from csstdask.nn.models import find_card
 from csstdask.pipeline.mock_survey import mock
 from csstdask.psf.network import NetworkOutput, PsfNet
 from csstdask.psf.psfnet import normalise_stamps, pixel_pulls, render_at_stars
+from csstdask.training.psf.examples import Batch, label_with_psfex, read_stars
 from csstdask.training.psf.psfex import is_installed
-from csstdask.training.psf.psfnet import Batch, calibrate_sigma, label_with_psfex, read_stars
+from csstdask.training.psf.psfnet import calibrate_sigma
 from csstdask.training.psf.train import load_psf_config, train_psf
 
 SMALL = {

@@ -9,27 +9,28 @@ from __future__ import annotations
 
 import json
 import logging
+import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.linalg import eigh
 
-from csstdask.core.atomic_io import sha256_file, write_atomic
-from csstdask.core.errors import InputError
+from csstdask.core.atomic_io import write_atomic
+from csstdask.core.errors import ClusterError, InputError
 from csstdask.datasets.psf_samples import PsfSamples, draw_psf_samples
+from csstdask.engine.cluster import Slots, open_cluster
+from csstdask.engine.events import Event, UnitDone, UnitFailed
+from csstdask.engine.window import Task, run_window
+from csstdask.engine.work_units import Unit
 from csstdask.instrument import load_instrument
-from csstdask.nn.card import WEIGHTS_SUFFIX, ModelCard, write_card
+from csstdask.nn.card import WEIGHTS_SUFFIX
 from csstdask.psf.basis import (
     BASIS_SIZE,
-    COLOUR_TERMS,
     OVERSAMPLING,
     PsfBasis,
     append_colour_terms,
@@ -38,6 +39,8 @@ from csstdask.psf.basis import (
     write_basis,
 )
 from csstdask.psf.colour import colour_from_temperature
+from csstdask.training.base import start_training, write_model
+from csstdask.training.psf.config import PrincipalConfig
 
 log = logging.getLogger("csstdask")
 
@@ -49,47 +52,6 @@ _MIN_SPECTRUM = 1e-3
 _STORED = ("images", "u", "v", "temperature")
 #: Smallest variance of the deviation of a star.
 _MIN_SCATTER = 1e-8
-
-
-class PrincipalConfig(BaseModel):
-    """Settings of the training of a PSF basis."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["principal"] = "principal"
-    name: str = "principal"
-    version: str = "1"
-    licence: str = "BSD-3-Clause"
-    method: str = (
-        "principal PSFs over a detector (csstdask.psf.fit_field), with what is expected of their amounts by telescopes"
-        " in the mean and by the wavefront that the stars show (csstdask.psf.phase_retrieval)"
-    )
-    instrument: str = "csst"
-    bands: tuple[str, ...] = Field((), description="bands to train; by default all imaging bands of the instrument")
-    telescopes: int = Field(96, ge=4, description="number of random telescopes per band")
-    held_out: int = Field(12, ge=2, description="number of them that only test the result")
-    nodes: int = Field(4, ge=2, description="positions on a detector along each axis")
-    degree: int = Field(3, ge=0, description="degree of the polynomials over a detector; at most nodes - 1")
-    images: int = Field(48, ge=1, description="number of principal images")
-    workers: int = Field(1, ge=1, description="number of processes")
-    seed: int = Field(20261125, ge=0, description="seed of the random telescopes")
-
-    @model_validator(mode="after")
-    def _check_sizes(self) -> PrincipalConfig:
-        known = self.telescopes - self.held_out
-        if known < 2:
-            raise ValueError(
-                f"held_out = {self.held_out} of {self.telescopes} telescopes: wanted at least two for training"
-            )
-        terms = (self.degree + 1) * (self.degree + 2) // 2
-        if self.nodes**2 <= terms + COLOUR_TERMS:
-            found = f"nodes = {self.nodes} with degree = {self.degree}"
-            raise ValueError(f"{found}: wanted more positions than the {terms + COLOUR_TERMS} terms that are fitted")
-        if self.images >= known * self.nodes**2:
-            raise ValueError(
-                f"images = {self.images}: wanted fewer than the {known * self.nodes**2} PSFs that are drawn"
-            )
-        return self
 
 
 def train_principal(config: PrincipalConfig, to: Path, *, on_progress: Callable[[str], None] = log.info) -> Path:
@@ -117,33 +79,34 @@ def train_principal(config: PrincipalConfig, to: Path, *, on_progress: Callable[
     bands = config.bands or tuple(sorted(instrument.bands))
     if unknown := set(bands) - set(instrument.bands):
         raise InputError("bands", ", ".join(sorted(unknown)), f"some of {', '.join(sorted(instrument.bands))}")
-    _check_folder(config, to / "telescopes")
+    start_training(config, to)
+    folder = to / "telescopes"
+    _check_folder(config, folder)
     bases: dict[str, tuple[PsfBasis, int]] = {}
     held_out: dict[str, list[PsfSamples]] = {}
-    with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool:
+    with open_cluster("processes", config.workers) as slots:
         for band in bands:
-            draw = partial(_telescope_samples, config, to, band)
-            samples = list(pool.map(draw, range(config.telescopes)))
+            _draw_telescopes(config, folder, band, slots)
+            samples = [_read_telescope(_path(folder, band, number)) for number in range(config.telescopes)]
             training, test = samples[config.held_out :], samples[: config.held_out]
             basis = learn_basis(training, config.images, config.degree, instrument.bands[band].wavelength)
             basis = replace(basis, truncation_variance=truncation_variance(basis, test))
             bases[band], held_out[band] = (basis, _stored_sampling(basis)), test
             on_progress(f"{band}: {len(basis)} images from {len(training)} telescopes")
+    content = write_basis(bases)
     weights = to / f"{config.name}{WEIGHTS_SUFFIX}"
-    write_atomic(weights, write_basis(bases))
+    write_atomic(weights, content)
     metrics: dict[str, float] = {}
     for band, test in held_out.items():  # as stored, in reduced precision
         error = basis_psnr(read_basis(weights, band, config.degree), test)
         metrics[f"psnr_{band}"] = round(float(error.mean()), 2)
         on_progress(f"{band}: PSFs of held-out telescopes, PSNR {error.mean():.1f} dB, lowest {error.min():.1f}")
-    card = ModelCard(
-        name=config.name,
-        task="psf",
-        version=config.version,
+    return write_model(
+        config,
+        content,
+        to,
         method=config.method,
-        licence=config.licence,
         trained_on=f"{config.telescopes - config.held_out} mock telescopes a band",
-        sha256=sha256_file(weights),
         architecture={
             "kind": "principal",
             "instrument": config.instrument,
@@ -153,9 +116,6 @@ def train_principal(config: PrincipalConfig, to: Path, *, on_progress: Callable[
         },
         metrics={"data": "PSFs of telescopes that were not learnt from, by principal images alone [dB]", **metrics},
     )
-    path = to / f"{config.name}.json"
-    write_card(path, card)
-    return path
 
 
 def _check_folder(config: PrincipalConfig, folder: Path) -> None:
@@ -169,18 +129,52 @@ def _check_folder(config: PrincipalConfig, folder: Path) -> None:
         raise InputError(path, f"telescopes drawn by {found}", f"{wanted}, or another folder")
 
 
-def _telescope_samples(config: PrincipalConfig, to: Path, band: str, number: int) -> PsfSamples:
-    """Return the PSFs of a telescope, from its file if there is one."""
-    path = to / "telescopes" / f"{band}-{number:04d}.npz"
-    if path.is_file():
-        with np.load(path) as stored:
-            return PsfSamples(*(stored[name] for name in _STORED))
-    rng = np.random.default_rng([config.seed, number, *band.encode()])
-    samples = draw_psf_samples(rng, load_instrument(config.instrument), band, config.nodes)
+def _path(folder: Path, band: str, number: int) -> Path:
+    """Return the file of a telescope."""
+    return folder / f"{band}-{number:04d}.npz"
+
+
+def _draw_telescopes(config: PrincipalConfig, folder: Path, band: str, slots: Slots) -> None:
+    """Write the files of the telescopes of a band that do not exist yet, on the workers of a cluster.
+
+    Raises
+    ------
+    ClusterError
+        If a worker process dies, or the PSFs of a telescope cannot be computed.
+    """
+    missing = [number for number in range(config.telescopes) if not _path(folder, band, number).is_file()]
+
+    def check(event: Event) -> None:
+        if isinstance(event, UnitFailed):
+            raise ClusterError(f"band {band}, telescope {event.unit.detector}: {event.reason}")
+        if isinstance(event, UnitDone) and "error" in event.result:
+            raise event.result["error"]
+
+    tasks = [Task(Unit(band, number), number) for number in missing]
+    outcome = run_window(slots, tasks, partial(_draw_telescope, config, folder, band), check, key="telescope")
+    if outcome.stopped is not None:
+        raise ClusterError(f"band {band}: {outcome.stopped}")
+
+
+def _draw_telescope(config: PrincipalConfig, folder: Path, band: str, number: int) -> dict[str, Any]:
+    """Write the PSFs of a telescope to its file; an exception is returned, for the driver to raise."""
+    path = _path(folder, band, number)
     draft = path.with_suffix(".part.npz")
-    np.savez(draft, **{name: getattr(samples, name) for name in _STORED})
-    draft.rename(path)
-    return samples
+    try:
+        rng = np.random.default_rng([config.seed, number, *band.encode()])
+        samples = draw_psf_samples(rng, load_instrument(config.instrument), band, config.nodes)
+        np.savez(draft, **{name: getattr(samples, name) for name in _STORED})
+        draft.rename(path)
+    except Exception as error:  # noqa: BLE001  the driver raises it
+        error.add_note(traceback.format_exc())
+        return {"error": error}
+    return {}
+
+
+def _read_telescope(path: Path) -> PsfSamples:
+    """Return the PSFs of a telescope from its file."""
+    with np.load(path) as stored:
+        return PsfSamples(*(stored[name] for name in _STORED))
 
 
 def learn_basis(telescopes: list[PsfSamples], count: int, degree: int, limits: tuple[float, float]) -> PsfBasis:
