@@ -17,12 +17,9 @@ from typing import Any
 import torch
 
 from csstdask.datasets.template_bank import load_templates
-from csstdask.flux.sed_network import (
-    SedNetwork,
-)
+from csstdask.flux.sed_network import SedNetwork
 from csstdask.flux.spectral_grids import BANDS
-from csstdask.nn.card import ModelCard, write_card
-from csstdask.nn.weights import save_weights
+from csstdask.training.base import start_training, write_model
 from csstdask.training.sed.calibration import calibrate
 from csstdask.training.sed.config import SedConfig
 from csstdask.training.sed.covariance import train_covariance
@@ -57,7 +54,7 @@ def train_sed_network(config: SedConfig, to: Path, *, on_progress: Callable[[str
     on_progress : callable
         Receives one line for each epoch.
     """
-    torch.set_num_threads(config.threads)
+    start_training(config, to)
     folder = Path(config.data)
     bank = load_templates(folder, seed=config.split_seed)
     real = RealTraining.of(folder, config.real_test_share)
@@ -71,8 +68,6 @@ def train_sed_network(config: SedConfig, to: Path, *, on_progress: Callable[[str
     on_progress("calibration on held-out cells")
     calibrate(network, bank, config)
     learn_from_real_stars(network, bank, real, config.seed)
-    path = to / f"{config.name}.json"
-    sha256 = save_weights(network, path.with_suffix(".safetensors"))
     metrics = {
         "data": f"{config.validation} stars of held-out cells, SNR 8-125",
         "epochs": len(means),
@@ -84,11 +79,13 @@ def train_sed_network(config: SedConfig, to: Path, *, on_progress: Callable[[str
         f"{config.stars} stars of DESI templates + ATLAS9; corrected with {len(real.calspec)} CALSPEC "
         f"and {len(real.miles)} MILES stars"
     )
-    write_card(
-        path,
-        ModelCard(
-            config.name, "sed", config.version, "ensemble on principal components with covariance (csstdask.flux.sed)",
-            config.licence, trained_on, sha256, architecture=architecture(config), metrics=metrics,
-        ),
-    )  # fmt: skip
-    return path
+    method = "ensemble on principal components with covariance (csstdask.flux.sed)"
+    return write_model(
+        config,
+        network,
+        to,
+        method=method,
+        trained_on=trained_on,
+        architecture=architecture(config),
+        metrics=metrics,
+    )

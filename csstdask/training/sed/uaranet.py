@@ -22,9 +22,8 @@ from csstdask.datasets.synthetic_spectra import SyntheticStars, synthetic_stars
 from csstdask.datasets.template_bank import load_templates
 from csstdask.flux.spectral_grids import BANDS, in_band
 from csstdask.flux.uaranet import UaRANet, published_loss
-from csstdask.nn.card import ModelCard, write_card
 from csstdask.nn.trainer import Learner, train
-from csstdask.nn.weights import save_weights
+from csstdask.training.base import start_training, write_model
 from csstdask.training.sed.config import SedConfig
 from csstdask.training.sed.examples import PUBLISHED_SNR, SedBatch, noisy, published_batches
 
@@ -43,8 +42,7 @@ def train_uaranet(config: SedConfig, to: Path, *, on_progress: Callable[[str], N
     on_progress : callable
         Receives one line for each epoch.
     """
-    torch.manual_seed(config.seed)
-    torch.set_num_threads(config.threads)
+    device = start_training(config, to)
     bank = load_templates(Path(config.data), seed=config.split_seed)
     stars = synthetic_stars(bank, "train", config.stars, np.random.default_rng(config.seed))
     held_out = synthetic_stars(bank, "validation", config.validation, np.random.default_rng(config.seed + 1))
@@ -58,7 +56,7 @@ def train_uaranet(config: SedConfig, to: Path, *, on_progress: Callable[[str], N
         validate=lambda model: _validate(model, checked),
         identity=config.identity,
     )
-    history = train(learner, config.schedule, to, device=torch.device("cpu"), on_progress=on_progress)
+    history = train(learner, config.schedule, to, device=device, on_progress=on_progress)
     return _write(network, config, history, to)
 
 
@@ -86,23 +84,21 @@ def band_errors(mean: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
 
 
 def _write(network: UaRANet, config: SedConfig, history: list[dict[str, float]], to: Path) -> Path:
-    path = to / f"{config.name}.json"
-    sha256 = save_weights(network, path.with_suffix(".safetensors"))
     metrics = {
         "data": f"{config.validation} stars of held-out cells, SNR 20-40",
         "epochs": len(history),
         **{name: history[-1][name] for name in ("validation", *BANDS)},
         "last_tenth_gain": last_tenth_gain(history),
     }
-    write_card(
-        path,
-        ModelCard(
-            config.name, "sed", config.version, "UaRA-net as published (csstdask.flux.uaranet)", config.licence,
-            f"{config.stars} stars of DESI templates + ATLAS9", sha256, architecture={"kind": "uaranet"},
-            metrics=metrics,
-        ),
-    )  # fmt: skip
-    return path
+    return write_model(
+        config,
+        network,
+        to,
+        method="UaRA-net as published (csstdask.flux.uaranet)",
+        trained_on=f"{config.stars} stars of DESI templates + ATLAS9",
+        architecture={"kind": "uaranet"},
+        metrics=metrics,
+    )
 
 
 def last_tenth_gain(history: list[dict[str, float]], key: str = "validation") -> float:
