@@ -22,8 +22,6 @@ errors of the model are those that the fields of twelve telescopes outside the t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -34,6 +32,7 @@ from csstdask.numerics.gaussian import GaussianPosterior, GaussianPrior
 from csstdask.optics.zernike import noll_to_zernike
 from csstdask.psf.basis import BASIS_SIZE, OVERSAMPLING, PsfBasis, polynomial_degrees, polynomials
 from csstdask.psf.wavefront import DEGREE, FourierOptics, Wavefront, blur_transfer
+from csstdask.psf.wavefront_descent import N_BLUR, Iterate, Objective
 
 Float = npt.NDArray[np.float64]
 
@@ -61,12 +60,6 @@ _CURVATURE = 0.05
 _BLUR_MEAN = (0.25, 0.25, 0.0, 0.0, 0.0)
 #: Prior 1 sigma of the blur.
 _BLUR_SIGMA = (0.15, 0.15, 0.05, 0.8, 0.8)
-#: Number of parameters of the blur, the last ones of the unknowns.
-_N_BLUR = len(_BLUR_MEAN)
-#: Smallest variance of the blur [pixel^2].
-_MIN_BLUR = 0.02
-#: Largest correlation of the blur between x and y.
-_MAX_BLUR_CORRELATION = 0.9
 #: Choices for the error of this model, as shares of the standard deviation between telescopes: in the mean PSF, and in
 #: its change over the detector. A descent begins with large errors, because small ones have several minima.
 _MODEL_ERRORS = ((0.5, 0.3), (0.5, 0.1), (0.5, 0.02), (0.15, 0.02))
@@ -78,91 +71,6 @@ _MAX_STARTS = 8
 _START_SCATTER = 0.6
 #: Largest difference of the two lowest costs that ends the search, per principal image.
 _SAME_MINIMUM = 0.01
-#: Largest number of steps of a descent.
-_MAX_STEPS = 14
-#: Decrease of the cost (a chi^2) below which a descent ends.
-_MIN_DECREASE = 0.5
-#: Initial damping of a descent.
-_DAMPING = 1e-2
-
-
-@dataclass(frozen=True, eq=False)
-class Iterate:
-    """Unknowns of a descent, and the coefficients that optics predict from them."""
-
-    unknowns: Float
-    """(u,) Zernike coefficients [nm] by polynomial and order, then the blur."""
-    coefficients: Float
-    """(a,) Coefficients of the basis."""
-    jacobian: Float
-    """(a, u) Derivatives of `coefficients` by `unknowns`."""
-
-
-OpticalModel = Callable[[Float], Iterate]
-
-
-@dataclass(frozen=True, eq=False)
-class Objective:
-    """A quadratic of coefficients to be minimised, and a Gaussian prior of the unknowns."""
-
-    weight: Float
-    """(a, a) Inverse covariance of the coefficients."""
-    pull: Float
-    """(a,) `weight` times the measured coefficients."""
-    mean: Float
-    """(u,) Prior mean of the unknowns."""
-    sigma: Float
-    """(u,) Prior 1 sigma of the unknowns."""
-
-    def cost(self, at: Iterate) -> float:
-        """Return chi^2 of coefficients and prior, up to a constant."""
-        prior = ((at.unknowns - self.mean) / self.sigma) ** 2
-        gradient = self.weight @ at.coefficients - 2 * self.pull
-        return float(at.coefficients @ gradient + prior.sum())
-
-    def curvature(self, at: Iterate) -> Float:
-        """Return half the Gauss-Newton curvature of the cost (u, u), the inverse covariance of the unknowns."""
-        return np.asarray(at.jacobian.T @ self.weight @ at.jacobian + np.diag(self.sigma**-2))
-
-    def descend(self, model: OpticalModel, start: Iterate) -> tuple[Iterate, float]:
-        """Return a minimum and its cost, by the Levenberg-Marquardt method.
-
-        A descent ends where a step gains less than matters here. `scipy.optimize.least_squares` has no such criterion
-        for the absolute decrease: it needs 40 % more evaluations of the model.
-        """
-        current, cost, damping = start, self.cost(start), _DAMPING
-        for _ in range(_MAX_STEPS):
-            curvature = self.curvature(current)
-            slope = current.jacobian.T @ (self.pull - self.weight @ current.coefficients)
-            slope -= (current.unknowns - self.mean) / self.sigma**2
-            step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), slope)
-            trial = model(feasible(current.unknowns + step))
-            trial_cost = self.cost(trial)
-            decrease = cost - trial_cost
-            if decrease <= 0:
-                damping *= 10
-                continue
-            damping *= 0.1
-            current, cost = trial, trial_cost
-            if decrease < _MIN_DECREASE:
-                break
-        return current, cost
-
-
-def feasible(unknowns: Float) -> Float:
-    """Return unknowns whose blur is the covariance of a Gaussian.
-
-    Examples
-    --------
-    >>> feasible(np.array([0.25, -1.0, 0.5, 0.0, 0.0])).round(4).tolist()
-    [0.25, 0.02, 0.0636, 0.0, 0.0]
-    """
-    bounded = unknowns.copy()
-    xx, yy, xy = np.arange(3) - _N_BLUR
-    bounded[[xx, yy]] = np.maximum(unknowns[[xx, yy]], _MIN_BLUR)
-    limit = _MAX_BLUR_CORRELATION * np.sqrt(bounded[xx] * bounded[yy])
-    bounded[xy] = np.clip(unknowns[xy], -limit, limit)
-    return bounded
 
 
 class PhaseRetrieval:
@@ -292,15 +200,15 @@ class ZernikeModes:
             scatter = np.append(rng.normal(size=len(self.orders)), [0, 0, 0, *rng.normal(size=2)])
             unknowns = mean + _START_SCATTER * sigma * scatter
             if number == 0 and start is not None:
-                unknowns[: len(start.orders)], unknowns[-_N_BLUR:] = start.coefficients[0], start.blur
+                unknowns[: len(start.orders)], unknowns[-N_BLUR:] = start.coefficients[0], start.blur
             minima.append(objective.descend(self.predict_at_centre, self.predict_at_centre(unknowns)))
             costs = np.sort([cost for _, cost in minima])
             if number and costs[1] - costs[0] < _SAME_MINIMUM * len(self.basis):
                 break
         best, _ = min(minima, key=lambda minimum: minimum[1])
         coefficients = np.zeros_like(self.sigma)
-        coefficients[0] = best.unknowns[:-_N_BLUR]
-        return Wavefront(self.orders, coefficients, self.sigma, best.unknowns[-_N_BLUR:])
+        coefficients[0] = best.unknowns[:-N_BLUR]
+        return Wavefront(self.orders, coefficients, self.sigma, best.unknowns[-N_BLUR:])
 
     def retrieve_field(self, start: Wavefront) -> list[tuple[GaussianPrior, Wavefront]]:
         """Return a prior and the wavefront of the whole field for each error of the model, from the largest.
@@ -330,8 +238,8 @@ class ZernikeModes:
     def predict_at_centre(self, unknowns: Float) -> Iterate:
         """Predict the coefficients (k,) of the PSF of one wavefront: orders [nm], then the blur."""
         _, _, fx, fy = self.optics.frequencies
-        spectra = self.optics.spectra(self.orders, unknowns[:-_N_BLUR])
-        transfer, by_blur = blur_transfer(fx, fy, unknowns[-_N_BLUR:])
+        spectra = self.optics.spectra(self.orders, unknowns[:-N_BLUR])
+        transfer, by_blur = blur_transfer(fx, fy, unknowns[-N_BLUR:])
         blurred = np.concatenate([spectra * transfer, spectra[0] * by_blur])
         projection, mean = _projection(self.optics, self.basis)
         coefficients = (blurred.view(np.float32) @ projection).astype(float).T
@@ -342,13 +250,13 @@ class ZernikeModes:
         axis, weight = np.polynomial.legendre.leggauss(_NODES)
         v, u = (part.ravel() for part in np.meshgrid(axis, axis, indexing="ij"))
         terms = polynomials(u, v, DEGREE)
-        blur = unknowns[-_N_BLUR:]
-        wavefronts = terms @ unknowns[:-_N_BLUR].reshape(self.sigma.shape)
+        blur = unknowns[-N_BLUR:]
+        wavefronts = terms @ unknowns[:-N_BLUR].reshape(self.sigma.shape)
         nodes = [self.predict_at_centre(np.append(one, blur)) for one in wavefronts]
         at_nodes, jacobian = np.stack([one.coefficients for one in nodes]), np.stack([one.jacobian for one in nodes])
-        by_zernike = np.einsum("nt,nkz->nktz", terms, jacobian[..., :-_N_BLUR])
+        by_zernike = np.einsum("nt,nkz->nktz", terms, jacobian[..., :-N_BLUR])
         jacobian = np.concatenate(
-            [by_zernike.reshape(len(terms), len(self.basis), -1), jacobian[..., -_N_BLUR:]], axis=2
+            [by_zernike.reshape(len(terms), len(self.basis), -1), jacobian[..., -N_BLUR:]], axis=2
         )
         root = np.sqrt(np.outer(weight, weight).ravel())
         design = polynomials(u, v, min(self.basis.degree, _NODES - 1))
@@ -376,12 +284,12 @@ class ZernikeModes:
     def _wavefront(self, at: Iterate, objective: Objective) -> Wavefront:
         """Return the wavefront of unknowns, with the uncertainty that an objective leaves."""
         covariance = np.linalg.inv(objective.curvature(at))
-        coefficients = at.unknowns[:-_N_BLUR].reshape(self.sigma.shape)
+        coefficients = at.unknowns[:-N_BLUR].reshape(self.sigma.shape)
         even = np.array([noll_to_zernike(order)[0] % 2 == 0 for order in self.orders])
         if coefficients[0, 0] < 0:
             coefficients = np.where(even, -coefficients, coefficients)
-        sigma = np.sqrt(np.diag(covariance)[:-_N_BLUR]).reshape(self.sigma.shape)
-        return Wavefront(self.orders, coefficients, sigma, at.unknowns[-_N_BLUR:])
+        sigma = np.sqrt(np.diag(covariance)[:-N_BLUR]).reshape(self.sigma.shape)
+        return Wavefront(self.orders, coefficients, sigma, at.unknowns[-N_BLUR:])
 
 
 def _prior_sigma(orders: tuple[int, ...]) -> Float:
