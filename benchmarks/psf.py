@@ -20,8 +20,9 @@ from environment import RESULTS, save
 from tables.committed import load
 
 from csstdask.evaluation.io import round_floats
-from csstdask.evaluation.psf.evaluate import BOUND_OF, PARTS, PSFEX, PSFEX_SETTINGS, by_snr, evaluate_psf
+from csstdask.evaluation.psf.evaluate import PARTS, by_snr, evaluate_psf
 from csstdask.evaluation.psf.figures import draw_bands, draw_counts
+from csstdask.evaluation.psf.measure import BOUND_OF, PSFEX, PSFEX_SETTINGS
 from csstdask.nn.models import find_card
 
 STORES = Path(__file__).parent.parent / "stores"

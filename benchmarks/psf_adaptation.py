@@ -14,7 +14,8 @@ from pathlib import Path
 from environment import save
 
 from csstdask.evaluation.io import round_floats
-from csstdask.evaluation.psf.evaluate import measure_unit, vary_snr
+from csstdask.evaluation.psf.evaluate import vary_snr
+from csstdask.evaluation.psf.measure import measure_unit
 from csstdask.mock.recipe import load_recipe
 from csstdask.nn.models import find_card
 from csstdask.pipeline.mock_survey import mock

@@ -28,7 +28,8 @@ from threadpoolctl import threadpool_limits
 
 from csstdask.arrays.moments import adaptive_moments
 from csstdask.evaluation.io import round_floats
-from csstdask.evaluation.psf.evaluate import PIFF, PSFEX_BEST, PSFEX_SETTINGS, SNR, measure_stars, vary_snr
+from csstdask.evaluation.psf.evaluate import SNR, vary_snr
+from csstdask.evaluation.psf.measure import PIFF, PSFEX_BEST, PSFEX_SETTINGS, measure_stars
 from csstdask.metrics.psf import Stars, draw_stars
 from csstdask.mock.recipe import load_recipe
 from csstdask.training.psf.psfex import run_psfex, sky_of

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from committed import load, table
 
-from csstdask.evaluation.psf.evaluate import ALL_STARS, BOUND_OF, COLOURS_KNOWN, PSFEX, by_snr
+from csstdask.evaluation.psf.evaluate import by_snr
+from csstdask.evaluation.psf.measure import ALL_STARS, BOUND_OF, COLOURS_KNOWN, PSFEX
 from csstdask.evaluation.psf.tables import finite_values
 
 

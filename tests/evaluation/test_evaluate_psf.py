@@ -12,18 +12,17 @@ from typer.testing import CliRunner
 
 from csstdask.cli import app
 from csstdask.core.errors import InputError
-from csstdask.evaluation.psf.evaluate import (
+from csstdask.evaluation.psf.evaluate import by_snr, evaluate_psf
+from csstdask.evaluation.psf.figures import draw_bands, draw_counts
+from csstdask.evaluation.psf.measure import (
     ALL_STARS,
     BOUND,
     BOUND_OF,
     NO_STARS,
     ONE_STAR,
-    by_snr,
-    evaluate_psf,
     measure_stars,
     model_label,
 )
-from csstdask.evaluation.psf.figures import draw_bands, draw_counts
 from csstdask.evaluation.psf.tables import by_band, table
 from csstdask.metrics.held_out_stars import held_out_stars
 from csstdask.metrics.psf import draw_stars, psf_errors, psf_pulls
@@ -191,7 +190,7 @@ def test_the_command_line_refuses_what_it_does_not_take(arguments):
 
 
 def test_what_could_be_known_at_best(psf_stars, psf_model, monkeypatch, tmp_path):
-    monkeypatch.setattr("csstdask.evaluation.psf.evaluate.SINGLE_STARS", 3)
+    monkeypatch.setattr("csstdask.evaluation.psf.measure.SINGLE_STARS", 3)
     unit = measure_stars(psf_stars, model=str(psf_model), psfex=False, bounded=True)
     methods = unit["methods"]
     bound = {name: methods[BOUND + name]["psnr"]["mean"] for name in (ALL_STARS, ONE_STAR, "10 stars")}
