@@ -24,8 +24,8 @@ from csstdask.evaluation.inpaint.photometry import (
     ORACLE_POSITION,
     measure_unit,
     oracle_scatter,
-    science_part,
 )
+from csstdask.evaluation.inpaint.photometry_statistics import science_part
 from csstdask.evaluation.io import round_floats
 from csstdask.mock.recipe import load_recipe
 

@@ -30,8 +30,8 @@ from csstdask.evaluation.inpaint.photometry import (
     ORACLE,
     ORACLE_POSITION,
     Mask,
-    science_part,
 )
+from csstdask.evaluation.inpaint.photometry_statistics import science_part
 from csstdask.evaluation.io import markdown_header, markdown_row
 from csstdask.evaluation.runner import (
     Measurement,

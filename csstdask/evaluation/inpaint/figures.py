@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from csstdask.core.plotting import pyplot
 from csstdask.evaluation.inpaint.frames import MAGNITUDE_BINS
-from csstdask.evaluation.inpaint.photometry import DISTANCES
+from csstdask.evaluation.inpaint.photometry_statistics import DISTANCES
 
 _ZERO_LINE = {"color": "k", "lw": 0.5}
 

@@ -13,7 +13,7 @@ from astropy.io import fits
 from csstdask.core.errors import InputError
 from csstdask.core.warnings import suppress_warnings
 from csstdask.evaluation.inpaint.methods import MaskedImage, repair_methods
-from csstdask.evaluation.inpaint.photometry import summarise_pulls
+from csstdask.evaluation.inpaint.photometry_statistics import summarise_pulls
 
 #: Gain [e-/count]: an estimate, the documentation of the camera does not state it.
 _GAIN = np.float32(4.0)
