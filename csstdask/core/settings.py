@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,13 +37,23 @@ def parse_toml(text: str, source: str, wanted: str) -> dict[str, Any]:
         raise InputError(source, f"text that is not TOML ({error})", wanted) from None
 
 
+def _follows(item: Mapping[str, Any], wrong: Sequence[tuple[int | str, ...]]) -> bool:
+    """Return whether an array is too short only because its elements are wrong, which other errors say."""
+    length = len(item["loc"])
+    return item["type"] == "too_short" and any(len(loc) > length and loc[:length] == item["loc"] for loc in wrong)
+
+
 def validate_settings(model: type[Model], data: Mapping[str, object] | str, source: str, wanted: str) -> Model:
     """Return settings, a mapping or JSON text, as a model; InputError names missing and wrong keys."""
     try:
         return model.model_validate_json(data) if isinstance(data, str) else model.model_validate(data)
     except ValidationError as error:
+        items = error.errors()
+        wrong = [item["loc"] for item in items]
         found = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {item['msg']}" for item in error.errors()
+            f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {item['msg']}"
+            for item in items
+            if not _follows(item, wrong)
         )
         raise InputError(source, found, wanted) from None
 

@@ -132,3 +132,16 @@ def test_units_and_sections():
         "electron s-1", "electron", "adu s-1", "adu", None,
     ]  # fmt: skip
     assert section_slices("[14:519,11:1022]") == (slice(10, 1022), slice(13, 519))
+
+
+def test_a_wrong_layout_key_is_named_without_consequences(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'name = "mine"\ndescription = "two chips"\nunits = "adu"\n'
+        "[flags]\nbits = { bad = 1, saturated = 2, cosmic_ray = 4, inpainted = 8 }\n"
+        '[[layouts]]\nname = "mef"\nsci = { hdu = ["SCI"] }\nerr = { hdu = ["ERR"] }\n'
+        "[[detectors]]\nid = 1\n"
+    )
+    with pytest.raises(InputError, match=r"found layouts\.0\.err: [^;]*; wanted") as caught:
+        load_instrument(str(path))
+    assert "at least 1 item" not in str(caught.value)
