@@ -88,7 +88,7 @@ def test_a_frame_without_anything_to_repair(value):
     assert np.isnan(cleaned.variance).all()
 
 
-def test_what_is_wrong_is_named(frame):
+def test_invalid_arguments_are_named(frame):
     with pytest.raises(ValueError, match="model: found 'nonsense'"):
         csstdask.clean(frame, model="nonsense")
     with pytest.raises(ValueError, match="detector: found 99"):

@@ -70,7 +70,7 @@ def published_network(state: dict[str, torch.Tensor], x: torch.Tensor, *, normed
 
 
 @pytest.mark.parametrize("normed", [True, False])
-def test_it_computes_what_the_published_network_does(tmp_path, rng, normed):
+def test_converted_network_equals_the_published_one(tmp_path, rng, normed):
     state = published_state(normed=normed)
     torch.save(state, tmp_path / "mine.pth")
     card = convert(tmp_path / "mine.pth", tmp_path / "converted")

@@ -62,7 +62,7 @@ def test_a_lone_bright_pixel_is_a_hit_and_a_lone_faint_one_is_rather_warm(rng):
     assert share[8] < 0.5
 
 
-def test_without_error_the_frame_tells_its_noise(struck, model):
+def test_without_error_the_noise_is_estimated_from_the_frame(struck, model):
     data, hit = struck
     found = detect(data, model=model)
     assert found.mask[hit].mean() > 0.99
@@ -91,8 +91,8 @@ def test_star_cores_are_no_cosmic_rays(rng):
 
 @pytest.mark.parametrize("offset", [(0, 2), (2, 1), (-1, 0), (0, 3)])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_masked_and_non_finite_pixels_are_never_flagged_and_hide_nobody(struck, model, offset, value):
-    """A hit right beside NaN is still found (deepCR loses those), and the NaN itself is not one."""
+def test_masked_and_non_finite_pixels_are_never_flagged_and_hide_no_hits(struck, model, offset, value):
+    """A hit adjacent to NaN is still found (deepCR loses it), and the NaN itself is not flagged."""
     data, hit = struck
     corner = np.zeros(hit.shape, dtype=bool)
     corner[8::16, 8::16] = True
@@ -108,8 +108,8 @@ def test_masked_and_non_finite_pixels_are_never_flagged_and_hide_nobody(struck, 
     assert found.mask[hit & ~mask].mean() > 0.98
 
 
-def test_a_bad_column_hides_nobody(struck, model):
-    """Hits in the columns beside bad ones are found as well as any."""
+def test_bad_columns_hide_no_hits(struck, model):
+    """Hits in adjacent columns are found as well as any."""
     data, hit = struck
     bad = np.zeros(hit.shape, dtype=bool)
     bad[:, 10::16] = bad[:, 7::16] = True

@@ -83,7 +83,7 @@ def test_points_are_points_and_keep_their_charge(rng):
 
 
 @pytest.mark.parametrize(("share", "kind", "least"), [(0.02, "track", 0.97), (0.4, "worm", 0.95)])
-def test_what_bends_is_a_worm(rng, share, kind, least):
+def test_bent_tracks_are_worms(rng, share, kind, least):
     """Bends of 0.3 to 12 pixels: of a straight line nothing, of a worm more than its width."""
     length = rng.uniform(12, 30, 100)
     bend = share * length * rng.choice([-1, 1], 100)
@@ -168,8 +168,8 @@ def test_edges_are_marked(rows, columns):
     assert dict(zip(table["y"], table["touches_edge"], strict=True)) == {rows: True, 10: False}
 
 
-def test_simulated_kinds_are_told_apart(rng):
-    """The simulator's own mixture: points stay points, straight tracks do not turn into worms."""
+def test_simulated_kinds_are_distinguished(rng):
+    """With the simulator's mixture, points stay points, and straight tracks are not classified as worms."""
     n = 400
     length = rng.exponential(12.0, n).clip(4, 100)
     wanders = np.arange(n) % 2 == 0

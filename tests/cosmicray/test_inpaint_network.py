@@ -76,7 +76,7 @@ def test_examples_are_contaminated_where_they_are_hit(campaign):
     assert torch.equal(again.stamps.height, stamps.height)
 
 
-def test_an_untrained_network_says_the_median_with_the_scaling_of_noise(rng):
+def test_untrained_network_with_noise_scaling_returns_the_median(rng):
     height = rng.normal(0, 5, (3, 64, 64)).astype(np.float32)
     hit = rng.random(height.shape) < 0.02
     stamps = to_stamps(height, np.full(3, 5, np.float32), hit, np.zeros_like(hit))
@@ -87,7 +87,7 @@ def test_an_untrained_network_says_the_median_with_the_scaling_of_noise(rng):
     assert (variance > 25).all()
 
 
-def test_min_max_scaling_does_not_see_what_is_hit(rng):
+def test_min_max_scaling_ignores_hit_pixels(rng):
     height = torch.from_numpy(rng.normal(0, 5, (2, 64, 64)).astype(np.float32))
     hit = torch.zeros(2, 64, 64, dtype=torch.bool)
     hit[:, 30, 30] = True
@@ -134,8 +134,8 @@ def test_given_sources_alone_are_repaired_by_the_network(trained, campaign):
         inpaint(frame.data, hit, model=str(trained), sources=[1, 2, 3])
 
 
-def test_our_network_learns_how_uncertain_it_is(campaign, tmp_path):
-    """So short a training learns no stars, but where the median errs: a constant for all pixels would not do."""
+def test_network_learns_its_uncertainty(campaign, tmp_path):
+    """A short training does not learn stars, but where the median errs; a constant variance would fail."""
     config = load_inpaint_config(None, **TINY | {"campaigns": (str(campaign),), "epochs": 8, "batches_per_epoch": 25})
     card = find_card("inpaint", str(train_inpaint(config, tmp_path)))
     learnt = load_network(card, build_inpainting_network, torch.device("cpu"))
@@ -191,8 +191,8 @@ def test_frames_without_truth_teach_as_well(campaign, tmp_path):
     assert after["score_source"] > before["score_source"] + 0.5
 
 
-def test_a_training_goes_on_from_a_card(trained, campaign, tmp_path):
-    """At a rate of nearly nothing it stays what it was; a card of another architecture is refused."""
+def test_training_can_start_from_a_card(trained, campaign, tmp_path):
+    """With a tiny learning rate the network hardly changes; a card of another architecture is refused."""
     card = find_card("inpaint", str(trained))
     settings = TINY | {"campaigns": (str(campaign),), **card.architecture, "start_from": str(trained), "epochs": 1}
     on = find_card("inpaint", str(train_inpaint(load_inpaint_config(None, **settings, learning_rate=1e-9), tmp_path)))

@@ -103,7 +103,7 @@ def test_two_tracks_that_cross_may_be_hit(rng):
 
 
 def test_a_cosmic_ray_over_a_column_of_unusable_pixels(rng):
-    """Lines pass over what is unusable, of which nothing is known."""
+    """Lines continue across unusable pixels."""
     height = track((64, 64), 32, 20, 0.0, 24, 4e5) + rng.normal(0, NOISE, (64, 64))
     bad = np.zeros((64, 64), bool)
     bad[34:36] = True
@@ -112,8 +112,8 @@ def test_a_cosmic_ray_over_a_column_of_unusable_pixels(rng):
     assert np.array_equal(found, saturated & ~bad)
 
 
-def test_what_is_flagged_without_light_is_left():
-    """A flag at pixels that are not bright is another pipeline's, and says nothing of a cosmic ray."""
+def test_flags_without_light_are_left():
+    """Flags of faint pixels come from other pipelines and do not indicate a cosmic ray."""
     saturated = np.zeros((32, 32), bool)
     saturated[10, 10:13] = True
     height = np.zeros((32, 32))
@@ -133,7 +133,7 @@ def test_candidates_join_the_events_that_they_touch():
     assert np.array_equal(join_candidates(np.zeros_like(hit), candidate), np.zeros_like(hit))
 
 
-def test_what_events_surround_is_judged_again(rng):
+def test_surrounded_groups_are_classified_again(rng):
     """Tracks on all sides look like a star's light until detection has flagged them."""
     height = rng.normal(0, NOISE, (40, 40))
     height[20, 20] = 2 * FULL

@@ -37,7 +37,7 @@ def frame(rng):
 
 @pytest.mark.parametrize("tile", [64, 100, 256])
 def test_tiled_equals_whole(card_path, frame, tile):
-    """To rounding, with the network's own halo; without a halo, the control, it does not."""
+    """To rounding, with the network's halo; with halo 0, the control, it does not."""
     card = read_card(card_path)
     data, mask = frame
     view = prepare_frame(data, None, mask | ~np.isfinite(data), box=64)
@@ -53,7 +53,7 @@ def test_tiled_equals_whole(card_path, frame, tile):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_tiled_equals_whole_on_a_gpu(card_path, frame):
-    """To rounding there too: TF32 is kept away; and near what the host says."""
+    """To rounding as well, because TF32 is disabled; and close to the host's result."""
     card = read_card(card_path)
     data, mask = frame
     view = prepare_frame(data, None, mask | ~np.isfinite(data), box=64)
@@ -124,8 +124,8 @@ def test_a_network_made_for_other_channels_is_refused(card_path, frame, tmp_path
         detect(frame[0], model=str(tmp_path / "other.json"))
 
 
-def test_channels_are_what_they_say(frame):
-    """Heights over both noises, in a window that reaches beyond the frame."""
+def test_input_channels(frame):
+    """Heights divided by both noises, in a window that reaches beyond the frame."""
     data, mask = frame
     ignore = mask | ~np.isfinite(data)
     view = prepare_frame(data, np.full(data.shape, 7, np.float32), ignore, box=64)
@@ -183,7 +183,7 @@ def test_the_networks_that_come_with_it_run_in_eight_bits(frame, model):
     assert (hit != found).sum() < 0.06 * hit.sum()
 
 
-def test_int8_needs_a_card_that_knows_its_ranges(card_path, frame):
+def test_int8_requires_a_card_with_ranges(card_path, frame):
     data, mask = frame
     view = prepare_frame(data, None, mask | ~np.isfinite(data), box=64)
     with pytest.raises(InputError, match=r"int8: found no range of .*; wanted one for each layer"):

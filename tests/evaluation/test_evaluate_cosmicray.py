@@ -102,7 +102,7 @@ def test_sources_and_epochs(tmp_path):
     assert len(trends["none"]["network"]["flux_ratio"]["points"]) == 3
 
 
-def test_what_is_refused(tmp_path):
+def test_invalid_arguments_raise(tmp_path):
     with pytest.raises(InputError, match=r"--only.*some of real, field"):
         evaluate_cosmicray(parts=["everything"])
     cards = [str(write_own_model(tmp_path / name)) for name in ("a", "b")]
@@ -113,7 +113,7 @@ def test_what_is_refused(tmp_path):
 
 
 def test_lacosmic_is_tuned_once_for_the_same_frames(recipe, monkeypatch):
-    """What decides are the frames' pixels and truth, not who asks."""
+    """The tuning is keyed by the pixels and the truth of the frames."""
     asked = []
     monkeypatch.setattr(methods, "search_parameters", lambda cases: asked.append(len(cases)) or {"sigclip": 4.5})
     case, tuned = render_truth_frame(recipe, 0, 7).case, {}
@@ -127,7 +127,7 @@ def test_lacosmic_is_tuned_once_for_the_same_frames(recipe, monkeypatch):
     assert len(tuned) == 2
 
 
-def test_what_is_kept_of_an_evaluation(tmp_path):
+def test_sections_with_unchanged_settings_are_kept(tmp_path):
     """With another compared network, real frames are kept; with another model, only the tuning of L.A.Cosmic is."""
     models = describe_models("unet", ())
     stored = round_floats({"model": models, "seed": 1, "stis": {}, "field": {}, "tuned_lacosmic": {"a": {}}})

@@ -80,8 +80,8 @@ def test_pulls_are_of_repaired_pixels_alone(unit):
     assert unit.pulls["median"]["star"].std() > 1.5
 
 
-def test_what_a_repair_can_do_that_knows_the_star(rng):
-    """The closed forms against ten thousand trials; nothing lost, and it is the aperture's own noise."""
+def test_oracle_repair_agrees_with_simulation(rng):
+    """Closed forms against ten thousand trials; without lost pixels the error is the noise of the aperture."""
     y, x = np.mgrid[:17, :17] - 8.0
     shape = np.exp(-(x**2 + y**2) / 4)
     light, inside = 3000 * shape / shape.sum(), np.hypot(x, y) < 5
@@ -105,7 +105,7 @@ def test_what_a_repair_can_do_that_knows_the_star(rng):
     assert bounds[1] > 1.1 * bounds[0]  # the pixels that tell the place best are lost
 
 
-def test_bins_tell_shift_and_scatter(recipe, tmp_path):
+def test_bins_give_shift_and_scatter(recipe, tmp_path):
     stamps = recipe.stamps.model_copy(update={"offset": (0.0, 1.0)})  # all in the same bin
     recipe = recipe.model_copy(update={"stamps": stamps})
     part = science_part(recipe, (), lambda _: None, workers=0)
@@ -166,8 +166,8 @@ def test_errors_on_m51_are_of_masked_pixels_in_counts(like_m51):
     assert set(absent_peers()).isdisjoint(found)
 
 
-def test_what_was_evaluated_is_kept_beside_what_is_new(tmp_path, like_m51, monkeypatch):
-    """A section says what it was measured with: the same is not measured again, other things are."""
+def test_evaluated_sections_are_kept_and_new_ones_added(tmp_path, like_m51, monkeypatch):
+    """Sections store their settings; only those with other settings are measured again."""
     done = []
     monkeypatch.setattr(evaluate_inpaint_module, "science_part", lambda *_, mask, **__: done.append(mask) or EMPTY)
     again = {"recipes": STORES, "to": tmp_path / "out", "parts": ["science"]}
@@ -193,8 +193,8 @@ def test_what_was_evaluated_is_kept_beside_what_is_new(tmp_path, like_m51, monke
 EMPTY = {"mask": "true", "aperture": 5.0, "bins": [], "pulls": {}, "shapes": {}}
 
 
-def test_shapes_are_told_of_sources_that_a_mask_touches(unit):
-    """Of the same sources for all methods; those that have none after a repair are counted, not left out."""
+def test_shapes_are_measured_for_sources_that_a_mask_touches(unit):
+    """All methods use the same sources; sources without a shape after a repair are counted."""
     touched = np.isfinite(unit.shapes["no repair"]).all(axis=1)
     assert 5 < touched.sum() < len(touched)
     assert (unit.columns["distance"][touched] < 7).all()
@@ -270,8 +270,8 @@ def test_a_forced_sum_without_some_pixels_is_that_of_the_whole_ellipse():
     assert not np.isfinite(sums[2])
 
 
-def test_chance_is_told_by_a_catalogue_that_is_elsewhere(frame):
-    """As many of its sources are hit, and hardly any is found."""
+def test_chance_matches_are_measured_with_a_shifted_catalogue(frame):
+    """As many of its sources are hit, but hardly any are found."""
     assert 0.5 < frame.hit_elsewhere.sum() / frame.hit.sum() < 2
     assert frame.treated["median"].by_chance[frame.hit_elsewhere].mean() < 0.1
 
@@ -305,7 +305,7 @@ def test_percentiles_and_counts_are_those_of_known_errors(rng):
     assert half["chi2"] > 10
 
 
-def test_fields_are_told_in_tables_and_drawn(frame, tmp_path, monkeypatch):
+def test_fields_have_tables_and_figures(frame, tmp_path, monkeypatch):
     monkeypatch.setattr(fields, "map_units", lambda *_, **__: [frame] * 8)
     part = fields.fields_part(None, (), lambda _: None)
     assert part["hit"]["star"] + part["hit"]["galaxy"] == 8 * frame.hit.sum()
@@ -323,7 +323,7 @@ def test_m51(real_images):
     assert found["median"]["rms"] < 0.5 * found["no repair"]["rms"]
 
 
-def test_what_is_refused(tmp_path):
+def test_invalid_arguments_raise(tmp_path):
     with pytest.raises(InputError, match=r"--only.*some of science, fields, m51"):
         evaluate_inpaint(parts=["everything"])
     with pytest.raises(InputError, match=r"no input for science, fields, m51; wanted --recipes .* or --data"):

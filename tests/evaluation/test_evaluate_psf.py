@@ -33,8 +33,8 @@ from csstdask.psf.selection import in_held_out_cell
 RUNNER = CliRunner()
 
 
-def test_errors_are_what_they_say(psf_stars):
-    """Of a PSF that is a percent too large, and of one that is right."""
+def test_errors_of_known_psfs(psf_stars):
+    """A PSF that is 1 % too large, and a correct one."""
     truth = psf_stars.truth[:5]
     same = psf_errors(truth, truth)
     assert (same["psnr"] > 200).all()
@@ -49,7 +49,7 @@ def test_errors_are_what_they_say(psf_stars):
     assert (sheared["e1"] > 0).all()
 
 
-def test_pulls_are_of_what_is_bright(psf_stars):
+def test_pulls_use_bright_pixels_only(psf_stars):
     truth = psf_stars.truth[:3]
     sigma = np.full_like(truth, 1e-4)
     pull = psf_pulls(truth + sigma, sigma, truth)
@@ -68,8 +68,8 @@ def test_more_stars_are_better_and_none_is_worst(psf_stars, psf_model):
     assert found["reserve"]["n"] > 0
 
 
-def test_stars_in_reserve_judge_without_the_truth(psf_stars, psf_model):
-    """They look like the PSF of the others, as far as noise lets them; if they are wider, they say so."""
+def test_comparison_with_held_out_stars(psf_stars, psf_model):
+    """Held-out stars agree with the PSF within the noise; wider stars are detected."""
     kept = in_held_out_cell(psf_stars.x, psf_stars.y, psf_stars.shape)
     assert 5 < kept.sum() < len(psf_stars) - 5
     right = held_out_stars(psf_stars, str(psf_model))
@@ -142,9 +142,8 @@ def test_tables_have_a_cell_for_each_column():
     assert all(len(set(one)) == 1 and len(one) == 3 for one in widths)
 
 
-def test_where_few_stars_are_not_the_point_only_all_are_fitted(psf_stars, psf_model):
-    found = measure_stars(psf_stars, model=str(psf_model), psfex=False, compare_with=("empirical",), fewer=False)
-    methods = found["methods"]
+def test_fits_of_fewer_stars_are_optional(psf_stars, psf_model):
+    methods = measure_stars(psf_stars, model=str(psf_model), psfex=False, beside=("empirical",), fewer=False)["methods"]
     other = model_label(find_card("psf", "empirical"))
     assert list(methods) == [ALL_STARS, other, f"{other}, blank"]
     assert methods[other]["psnr"]["mean"] > methods[f"{other}, blank"]["psnr"]["mean"] + 20
@@ -161,13 +160,13 @@ def test_bands_are_drawn_from_all_of_their_units(tmp_path):
     assert (tmp_path / "bands.png").stat().st_size > 5_000
 
 
-def test_stars_that_all_saturate_are_none(psf_recipe):
+def test_saturated_stars_are_left_out(psf_recipe):
     bright = psf_recipe.model_copy(update={"nodes": Nodes(per_axis=3, snr=(3000.0, 3000.0))})
     with pytest.raises(InputError, match="no isolated star on detector 7; wanted stars that do not saturate"):
         draw_stars(bright, 0, 7)
 
 
-def test_what_is_unknown_is_named(tmp_path):
+def test_unknown_names_raise(tmp_path):
     with pytest.raises(InputError, match="--only: found nonsense"):
         evaluate_psf(recipes=tmp_path, parts=("nonsense",))
     with pytest.raises(InputError, match="--model: found model"):
@@ -189,8 +188,8 @@ def test_the_command_line_refuses_what_it_does_not_take(arguments):
     assert result.exit_code != 0
 
 
-def test_what_could_be_known_at_best(psf_stars, psf_model, monkeypatch, tmp_path):
-    monkeypatch.setattr("csstdask.evaluation.psf.measure.SINGLE_STARS", 3)
+def test_lower_bound_of_the_error(psf_stars, psf_model, monkeypatch, tmp_path):
+    monkeypatch.setattr("csstdask.evaluation.psf.evaluate.SINGLE_STARS", 3)
     unit = measure_stars(psf_stars, model=str(psf_model), psfex=False, bounded=True)
     methods = unit["methods"]
     bound = {name: methods[BOUND + name]["psnr"]["mean"] for name in (ALL_STARS, ONE_STAR, "10 stars")}

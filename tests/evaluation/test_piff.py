@@ -13,7 +13,7 @@ from csstdask.evaluation.baselines import piff
 from csstdask.evaluation.baselines.piff import run_piff
 
 
-def test_it_is_asked_for_by_name_where_it_is_absent(monkeypatch):
+def test_missing_piff_is_named(monkeypatch):
     monkeypatch.setattr(piff, "is_installed", lambda: False)
     with pytest.raises(InputError, match="Piff"):
         run_piff(*4 * (np.empty(0),))

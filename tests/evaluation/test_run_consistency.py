@@ -103,7 +103,7 @@ def test_a_hot_pixel_and_a_busy_exposure_are_found(quiet, disturbed, tmp_path):
     assert "look at it" not in page  # rates differ from orbit to orbit: the recipe's limits decide
 
 
-def test_a_card_out_of_date_is_told_in_the_shell(quiet, tmp_path, monkeypatch):
+def test_outdated_card_is_reported_in_the_shell(quiet, tmp_path, monkeypatch):
     from dataclasses import replace
 
     card = replace(find_card("cosmicray", "lacosmic"), valid={"detectors": [8], "until": "2020-01-01"})
@@ -124,8 +124,8 @@ def test_a_run_without_tables_says_so(quiet, tmp_path):
     assert "no table of cosmic rays" in str(result.exception)
 
 
-def test_a_table_that_is_lost_or_not_on_record_is_left_out(quiet, tmp_path):
-    """What the ledger says was written, and is there as it was written, is a run's; nothing else is."""
+def test_lost_and_unrecorded_tables_are_left_out(quiet, tmp_path):
+    """Only tables that the ledger records, with the recorded checksum, belong to a run."""
     copy = tmp_path / "r.zarr"
     shutil.copytree(quiet / "r.zarr", copy)
     tables = sorted((copy / "tables" / "cosmic_rays").glob("*/*.parquet"))

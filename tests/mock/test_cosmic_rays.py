@@ -74,7 +74,7 @@ def test_lengths_and_charges_follow_their_laws(rng):
 
 
 def test_rendered_events_have_the_lengths_of_their_paths(rng):
-    """What arrives in pixels is what was drawn: isolated tracks measured by their extent."""
+    """Isolated tracks, measured by their extent in pixels, have the lengths that were drawn."""
     settings = CosmicRays(point_share=0.0, mean_length=20.0, worm_share=0.0)
     paths = track_events(rng, settings, (1, 1), 300)
     measured, drawn = [], []

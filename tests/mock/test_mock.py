@@ -27,7 +27,7 @@ CSST = load_instrument("csst")
 
 
 def test_truth_differs_from_data_only_by_cosmic_rays(small_recipe):
-    """At launch, before there are trails: where nothing hit, science and truth are the same numbers."""
+    """At launch, without charge trails: pixels that are not hit are identical in science and truth."""
     recipe = small_recipe.model_copy(update={"sensor": Sensor(cti=0.0)})
     unit = render_unit(recipe, CSST, 0, 7)
     good = ((unit.flag & 9) == 0) & (unit.wht > 0)
@@ -55,7 +55,7 @@ def test_cosmic_rays_leave_trails_on_an_old_detector(small_recipe):
 
 
 def test_noise_and_weight_are_consistent(small_recipe):
-    """Sky pixels scatter as their weight says, and lie at the sky's level."""
+    """Sky pixels have the expected level, and the scatter that their weight gives."""
     unit = render_unit(small_recipe, CSST, 0, 7)
     sky = CSST.bands["i"].sky
     quiet = (np.abs(unit.truth_sci - sky) < 0.2) & (unit.truth_cr == 0) & (unit.wht > 0) & ((unit.flag & 6) == 0)
@@ -343,7 +343,7 @@ def test_truth_table_of_exposures(tmp_path):
     assert table.epoch.max() == pytest.approx(4.5)
 
 
-def test_a_mock_killed_before_its_truth_was_made_goes_on(tmp_path, small_recipe):
+def test_a_mock_killed_before_its_truth_is_written_resumes(tmp_path, small_recipe):
     import shutil
 
     path = tmp_path / "c.zarr"

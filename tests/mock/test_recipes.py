@@ -62,7 +62,7 @@ def test_each_recipe_states_its_source_and_cost(name):
 
 
 def test_stated_costs_equal_the_estimate():
-    """The bytes that a recipe's comment promises at scale 1, within a third."""
+    """The size that a recipe states for scale 1 is right to within a third."""
     for name in NAMES:
         found = re.search(r"scale 1 ([\d,]+) units.*?([\d.,]+) GB, ([\d.]+) (\w+)", read(name), re.DOTALL)
         if found is None:

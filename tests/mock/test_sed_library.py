@@ -32,7 +32,7 @@ def test_the_shipped_library_is_small_licensed_and_covers_the_bands():
 
 
 def test_seds_look_like_stars():
-    """Hotter stars are bluer; the Balmer lines are in vacuum and at rest; nothing jumps where two sources meet."""
+    """Hotter stars are bluer; Balmer lines are in vacuum and at rest; SEDs are continuous where two sources meet."""
     library = load_library(find_library(SHIPPED))
     wave = library.wavelength
 

@@ -122,8 +122,8 @@ def test_sixteen_channels_have_separate_gains_and_levels():
     assert 2e-4 < np.std(errors) < 4e-3
 
 
-def test_full_pixels_push_no_more_than_full_pixels_do():
-    """A star of 13 mag has twenty times full well in its middle: nothing may become negative before it bleeds."""
+def test_repulsion_saturates_at_full_well():
+    """The centre of a star of 13 mag has twenty times full well; no pixel may become negative before bleeding."""
     axis = np.arange(21) - 10
     star = (3e6 * np.exp(-(axis[:, None] ** 2 + axis[None, :] ** 2) / 1.5)).astype(np.float32) + 50
     moved = brighter_fatter(star, 1e-6, FULL_WELL)

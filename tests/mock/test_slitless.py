@@ -183,7 +183,7 @@ def test_recipes_with_one_seed_share_one_camera():
 
 
 def test_positions_follow_from_the_catalogue_and_the_header():
-    """As a reduction finds them: catalogue of J2016.0, proper motions, the WCS in the header."""
+    """As in a reduction: from the catalogue of J2016.0, proper motions, and the WCS in the header."""
     fields = (SkyField(pointing=(150.0, 60.0)),)
     recipe = recipe_of(proper_motion=300.0).model_copy(
         update={"fields": fields, "pointing": Pointing(dither=30.0), "span": 4.0, "epoch": 1.0}
@@ -272,7 +272,7 @@ def test_counts_of_a_unit_equal_the_light_of_its_stars():
     assert len(unit.catalogue) == 0
 
 
-def test_the_same_unit_whatever_else_is_drawn():
+def test_units_do_not_depend_on_other_units():
     recipe = recipe_of()
     first = render_unit(recipe, CSST, 1, 2)
     expected_spectra(recipe, CSST, 0, 3)

@@ -93,7 +93,7 @@ def test_decontaminations_raise_the_zero_point():
 
 
 def test_late_conditions_leave_the_range_of_training():
-    """Moderately: up to a fifth of the last 30 % is outside of what the first 60 % had."""
+    """Up to a fifth of the last 30 % lies outside the range of the first 60 %."""
     n = len(DAYS)
     outside = {}
     for name in ("detector_temperature", "background", "days_since_launch", "earth_limb_angle"):

@@ -72,7 +72,7 @@ def test_fusing_changes_nothing(stem, fine, close):
 
 
 @pytest.mark.parametrize("close", [(), (4, 6)])
-def test_untrained_fine_layers_and_close_looks_add_nothing(close):
+def test_untrained_full_resolution_layers_change_nothing(close):
     """A trained network can gain such blocks without losing what it has learnt."""
     torch.manual_seed(3)
     network = UNet(inputs=2, outputs=1, channels=(4, 6), stem=2, fine=4, close=close).eval()

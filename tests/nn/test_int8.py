@@ -45,7 +45,7 @@ def frame():
         {"fine": 6, "close": (8,)},
     ],
 )
-def test_it_is_near_the_network_in_float32(frame, architecture):
+def test_int8_is_close_to_float32(frame, architecture):
     network = lived(**architecture)
     ranges = measure_ranges(network, [frame])
     with torch.inference_mode():
@@ -57,8 +57,8 @@ def test_it_is_near_the_network_in_float32(frame, architecture):
 
 @pytest.mark.skipif(not is_native(), reason="a processor without integer dot products")
 @pytest.mark.parametrize("close", [(), (8, 10)])
-def test_without_the_processors_help_it_says_the_same(frame, monkeypatch, close):
-    """To a step of the last layers: the two round halves their own ways."""
+def test_result_does_not_depend_on_processor_instructions(frame, monkeypatch, close):
+    """The last layers agree to one quantisation step, as the two implementations round halves differently."""
     network = lived(fine=6, close=close)
     ranges = measure_ranges(network, [frame])
     with torch.inference_mode():
@@ -68,8 +68,8 @@ def test_without_the_processors_help_it_says_the_same(frame, monkeypatch, close)
     assert (native - emulated).abs().mean() < 0.002 * native.std()
 
 
-def test_what_lies_beyond_the_range_is_clipped(frame):
-    """A pixel a thousand times as bright as any example neither wraps round nor moves those far from it."""
+def test_values_out_of_range_are_clipped(frame):
+    """A pixel 1000 times brighter than all examples does not overflow, and does not affect distant pixels."""
     network = lived()
     quantised = Int8UNet(network, measure_ranges(network, [frame]))
     bright = frame.clone()
@@ -82,7 +82,7 @@ def test_what_lies_beyond_the_range_is_clipped(frame):
     assert not torch.equal(before[..., :4, :4], after[..., :4, :4])
 
 
-def test_what_cannot_be_is_said():
+def test_unsupported_networks_raise():
     with pytest.raises(InputError, match="merges by add; wanted concatenate"):
         Int8UNet(lived(merge="add"), {})
     with pytest.raises(InputError, match=r"no range of down\.0\.0, .*; wanted one for each layer"):

@@ -42,7 +42,7 @@ def learner(kill_at=None):
 SCHEDULE = Schedule(epochs=12, learning_rate=0.05, precision="float32")
 
 
-def test_it_learns(tmp_path):
+def test_training_reduces_the_loss(tmp_path):
     history = train(learner(), SCHEDULE, tmp_path, device=torch.device("cpu"))
     assert history[-1]["score"] > -0.05
     assert history[0]["loss"] > 10 * history[-1]["loss"]
@@ -66,15 +66,15 @@ def test_killed_and_resumed_is_the_same(tmp_path):
         train(learner(), Schedule(epochs=3), tmp_path / "broken", device=torch.device("cpu"))
 
 
-def test_it_stops_when_nothing_gets_better(tmp_path):
+def test_training_stops_without_improvement(tmp_path):
     stuck = learner()
     never = Learner(stuck.network, stuck.batches, 8, stuck.loss, lambda _: {"score": 0.0})
     history = train(never, Schedule(epochs=12, patience=3), tmp_path, device=torch.device("cpu"))
     assert len(history) == 4
 
 
-def test_the_last_epoch_may_be_kept(tmp_path):
-    """Whatever its score: here each is worse than the one before."""
+def test_the_last_epoch_can_be_kept(tmp_path):
+    """Each epoch here has a worse score than the one before."""
     one, scores = learner(), iter(range(0, -20, -1))
     worse = Learner(one.network, one.batches, 8, one.loss, lambda _: {"score": float(next(scores))})
     schedule = Schedule(epochs=8, learning_rate=0.05, precision="float32", patience=3, keep="last")

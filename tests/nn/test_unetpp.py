@@ -22,7 +22,7 @@ def test_every_depth_has_an_output(network):
     assert (len(network.down), len(network.nested)) == (4, 6)
 
 
-def test_cut_short_it_says_the_same(network):
+def test_pruned_network_gives_the_same_output(network):
     frame = torch.randn(1, 2, 32, 32)
     with torch.no_grad():
         every, short = network(frame), network(frame, depth=2)
@@ -40,7 +40,7 @@ def test_fusing_changes_nothing(network):
         assert torch.allclose(network(frame)[-1], before, atol=1e-5)
 
 
-def test_a_pruned_network_says_what_a_shallower_one_says_and_still_learns_at_every_depth(network):
+def test_pruned_network_equals_a_shallower_one_and_is_trainable(network):
     pruned = UNetPlusPlus(inputs=2, outputs=1, channels=(4, 6, 8, 10), pruned=2)
     pruned.load_state_dict(network.state_dict())
     frame = torch.randn(1, 2, 32, 32)

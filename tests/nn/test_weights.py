@@ -50,7 +50,7 @@ def test_another_architecture_is_refused(card):
         load_network(replace(card, architecture={"channels": [8, 4]}), build, torch.device("cpu"))
 
 
-def test_a_card_without_weights_or_sense(card, tmp_path):
+def test_missing_weights_and_invalid_cards_raise(card, tmp_path):
     card.weights.unlink()
     with pytest.raises(InputError, match=r"no such file; wanted the weights of small\.json"):
         read_card(tmp_path / "small.json")
@@ -94,7 +94,7 @@ def test_a_copy_is_named_by_its_identity(card, tmp_path):
     assert copy_model(card, tmp_path / "small.json", tmp_path / "kept") == copy
 
 
-def test_identity_is_of_numbers_not_of_words(card):
+def test_identity_depends_on_numbers_only(card):
     assert replace(card, metrics={"recall": 1.0}, trained_on="x").identity == card.identity
     assert replace(card, calibration={"scale": 2.0, "offset": 0.0}).identity != card.identity
     assert replace(card, sha256="0").identity != card.identity

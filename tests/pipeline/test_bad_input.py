@@ -125,7 +125,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("make", BAD, ids=lambda f: f.__name__)
-def test_a_bad_file_beside_a_good_one(tmp_path, make):
+def test_a_bad_file_among_good_ones(tmp_path, make):
     """The good file is ingested, the bad one named with what was found, exit code 1, no traceback."""
     bad, message = make(tmp_path)
     good = level_1(tmp_path, 8)

@@ -133,7 +133,7 @@ def test_any_camera_with_a_gain(tmp_path):
         assert np.array_equal(after[0].data[untouched], counts[untouched])
 
 
-def test_the_verb(frame, tmp_path):
+def test_clean_command(frame, tmp_path):
     out = tmp_path / "out.fits"
     done = csstdask_command("clean", frame, "-o", out, "--model", "lacosmic")
     assert done.returncode == 0, done.stderr

@@ -114,7 +114,7 @@ def test_frames_that_a_run_does_not_process_are_not_done(small_campaign, tmp_pat
     assert dataset["done"].values.tolist() == [[True, False], [True, True]]
 
 
-def test_a_run_without_repair_says_what_is_done(small_campaign, tmp_path):
+def test_a_run_without_repair_has_a_done_coordinate(small_campaign, tmp_path):
     run(small_campaign, tmp_path / "run.zarr", steps=["background"], selection=parse_selection("exposure=10100000002"))
     dataset = csstdask.open_run(tmp_path / "run.zarr")
     assert dataset["done"].values.tolist() == [[False, False], [True, True]]
@@ -129,7 +129,7 @@ def test_unchecked_views_read_no_records(small_campaign, product):
 
 
 def test_a_run_through_a_symbolic_link(small_recipe, tmp_path):
-    """The link leads to a folder elsewhere: `..` behind it is not the folder that the link lies in."""
+    """The link leads to another folder, so `..` after it is not the folder of the link."""
     from csstdask.pipeline.mock_survey import mock
 
     (tmp_path / "disk" / "deep" / "runs").mkdir(parents=True)

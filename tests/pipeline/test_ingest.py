@@ -106,7 +106,7 @@ def test_dead_detectors_are_recorded_not_copied(tmp_path):
 
 
 def test_sigkill_in_an_ingest(tmp_path):
-    """Whatever the moment: what is present is whole, and the next ingest completes it."""
+    """At any moment, units that are present are complete, and the next ingest adds the others."""
     files = [level_1(tmp_path, chip, arrays=planes((1024, 1024), chip)) for chip in range(6, 18) if chip != 10]
     target = tmp_path / "c.zarr"
     command = [sys.executable, "-m", "csstdask", "ingest", *map(str, files), "--to", str(target), "--workers", "2"]
@@ -235,8 +235,8 @@ def test_a_campaign_that_appears_meanwhile_is_respected(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", 0, -1.5, "much"])
-def test_a_gain_that_is_none_is_refused_by_key_and_file(tmp_path, value):
-    """The TOML's value stands for a keyword that is absent, never for one that is wrong."""
+def test_invalid_gain_is_refused_with_key_and_file(tmp_path, value):
+    """The TOML's value replaces a missing keyword, never a wrong one."""
     good, bad = level_1(tmp_path, 8), level_1(tmp_path, 9)
     fits.setval(bad, "GAIN1", value=value, ext=1)
     summary = ingest([good, bad], tmp_path / "c.zarr")

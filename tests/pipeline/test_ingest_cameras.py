@@ -18,7 +18,7 @@ from csstdask.pipeline.ingest import ingest
 from csstdask.store.campaign import Campaign
 
 
-def test_no_instrument_can_be_told(tmp_path):
+def test_unrecognised_instrument(tmp_path):
     path = tmp_path / "x.fits"
     fits.writeto(path, np.zeros((4, 4), np.float32))
     with pytest.raises(InputError, match="--instrument with one of cfht_wircam, csst"):
@@ -191,7 +191,7 @@ def test_a_unit_that_the_toml_scales_is_undone_on_export(tmp_path):
         np.testing.assert_allclose(hdus["WHT"].data, wht, rtol=1e-6)
 
 
-def test_frames_of_the_sky_decide_what_a_campaign_holds(tmp_path):
+def test_sky_frames_set_the_format_of_a_campaign(tmp_path):
     """A mock's folder holds as many frames of cosmic rays alone, in electrons, whose names come first."""
     night = tmp_path / "night"
     night.mkdir()

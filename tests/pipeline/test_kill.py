@@ -94,8 +94,8 @@ def test_sigkill_at_random_moments(campaign, reference, tmp_path, scheduler):
 
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_asked_to_stop_it_stops_and_says_so(campaign, reference, tmp_path, number, code, scheduler):
-    """Ctrl-C reaches the whole process group, as from a terminal; SIGTERM the driver, as from a batch system."""
+def test_signals_stop_a_run_with_a_message(campaign, reference, tmp_path, number, code, scheduler):
+    """Ctrl-C reaches the whole process group, as from a terminal; SIGTERM only the driver, as from a batch system."""
     path = tmp_path / "run.zarr"
     # Whoever runs the tests in the background has Ctrl-C ignored, and children inherit that: heed it again.
     heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"

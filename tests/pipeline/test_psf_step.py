@@ -59,7 +59,7 @@ def test_psfs_lie_at_their_nodes(night):
     assert ((found["psf_wavefront_rms"] > 5) & (found["psf_wavefront_rms"] < 150)).all()
 
 
-def test_stars_and_what_the_psf_says_of_them(night):
+def test_stars_and_their_residuals_from_the_psf(night):
     table = pq.read_table(night / "r.zarr/tables/psf_stars/10100000001/7.parquet")
     stars = table.to_pandas()
     assert table.schema.field("size").metadata == {b"unit": b"pixel"}
@@ -139,7 +139,7 @@ def test_the_report_shows_them(night, tmp_path):
     assert "rho1" in page
 
 
-def test_of_a_band_that_the_asked_model_does_not_know_there_is_nothing(night):
+def test_bands_that_the_model_does_not_support_have_no_psf(night):
     campaign = Campaign(night / "c.zarr")
     metadata = campaign.metadata("10100000001", 7)
     flat, none = np.ones((64, 64), np.float32), np.full((64, 64), np.nan, np.float32)
@@ -155,7 +155,7 @@ def test_of_a_band_that_the_asked_model_does_not_know_there_is_nothing(night):
     assert output.files == {}
 
 
-def test_stars_alone_tell_it_where_the_default_model_knows_nothing(night, tmp_path):
+def test_empirical_model_is_used_where_the_default_does_not_apply(night, tmp_path):
     """Both models make a run's identity; here the second is asked for, of frames that the first knows as well."""
     empirical = find_card("psf", "empirical").identity
     assert PSF.model(CONFIG).split()[-1] == empirical
@@ -170,8 +170,8 @@ def test_stars_alone_tell_it_where_the_default_model_knows_nothing(night, tmp_pa
     assert "wavefront in a detector" not in write_report(tmp_path / "r.zarr", tmp_path / "r.html").read_text("utf-8")
 
 
-def test_a_real_frame_of_a_camera_that_nobody_has_simulated(real_images, tmp_path):
-    """CFHT WIRCam, from its file to the PSF: what its stars in reserve say of the one that the others tell."""
+def test_real_frame_of_a_camera_without_a_simulator(real_images, tmp_path):
+    """CFHT WIRCam, from the file to the PSF, compared with held-out stars."""
     frame = real_images / "cfht_wircam/wircam_H2_1592961p.fits.fz"
     ingest([frame], tmp_path / "c.zarr")
     assert run(tmp_path / "c.zarr", tmp_path / "r.zarr", config=CONFIG, workers=1).failed == 0

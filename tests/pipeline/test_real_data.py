@@ -130,8 +130,8 @@ def test_hsc_masked_image(real_images, tmp_path):
     assert dataset["n_sources"].sel(exposure="0908120", detector=56) > 5
 
 
-def test_what_is_no_frame_of_a_known_camera_says_so(real_images, tmp_path):
-    """Tables, point spread functions, and frames that do not say whose they are: one line, the file named."""
+def test_files_without_a_frame_of_a_known_camera_are_named(real_images, tmp_path):
+    """Tables, point spread functions, and frames without a camera name: one line that names the file."""
     for name, reason in (
         ("banzai/cpt1m012-fa06-20200113-0102-matched-cat.fits", "no instrument that is known"),
         ("lsst_itl_darks/cosmic_rays_itl_2017.fits.gz", "no instrument that is known"),

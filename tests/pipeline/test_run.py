@@ -93,7 +93,7 @@ def test_score_against_truth(full_reference):
     assert 0.7 < score.repair_pull < 1.3
 
 
-def test_done_is_done_and_a_new_step_recomputes_nothing_upstream(small_campaign, reference, tmp_path):
+def test_finished_steps_are_skipped_and_a_new_step_recomputes_none_upstream(small_campaign, reference, tmp_path):
     path = tmp_path / "run.zarr"
     first = run(small_campaign, path, steps=["detect"])
     assert first.done == 4
@@ -126,7 +126,7 @@ def test_a_run_of_before_there_were_psfs_can_be_looked_at(small_campaign, refere
     assert summary.total == 4
 
 
-def test_a_setting_reopens_what_lies_below_it_and_nothing_else(small_campaign, tmp_path):
+def test_a_changed_setting_reopens_only_dependent_steps(small_campaign, tmp_path):
     path = tmp_path / "run.zarr"
     run(small_campaign, path)
     mask, repair = shard_path(path, "cr_mask", 0, 0), shard_path(path, "repair", 0, 0)
@@ -153,7 +153,7 @@ def test_new_exposures_are_picked_up(small_recipe, tmp_path):
     assert csstdask.open_run(path).sizes["exposure"] == 2
 
 
-def test_no_variable_tells_time_or_attempt(reference):
+def test_no_variable_contains_time_or_attempt(reference):
     names = set(xr.open_zarr(reference).data_vars)
     assert not {name for name in names if "time" in name or "host" in name or "attempt" in name}
     attributes = json.dumps(dict(zarr.open_group(reference).attrs))
@@ -172,7 +172,7 @@ def test_products_whose_input_changed_are_not_shown(small_campaign, reference, t
     assert (seen.total, seen.done, seen.pending) == (4, 0, 4)
 
 
-def test_status_knows_all_units_and_steps_so_far(small_campaign, tmp_path):
+def test_status_covers_all_units_and_steps_so_far(small_campaign, tmp_path):
     path = tmp_path / "run.zarr"
     run(small_campaign, path)
     run(small_campaign, path, selection=parse_selection("detector=7"), steps=["detect"])
@@ -192,7 +192,7 @@ def test_a_default_and_its_value_are_the_same(small_campaign, tmp_path):
     assert full_run(small_campaign, tmp_path / "run.zarr", config=named).skipped == 4
 
 
-def test_what_is_foreseen_is_what_is_left(small_campaign, reference, tmp_path):
+def test_dry_run_reports_the_pending_units(small_campaign, reference, tmp_path):
     from csstdask.pipeline.prepare import estimate
 
     path = tmp_path / "run.zarr"

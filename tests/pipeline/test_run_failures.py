@@ -47,7 +47,7 @@ def test_damage_makes_exactly_its_unit_pending(small_campaign, reference, tmp_pa
     assert differences(reference, path) == []
 
 
-def test_verify_sees_what_sizes_do_not(small_campaign, reference, tmp_path):
+def test_verify_detects_changes_that_keep_the_size(small_campaign, reference, tmp_path):
     path = tmp_path / "run.zarr"
     shutil.copytree(reference, path)
     shard = shard_path(path, "repair", 0, 1)

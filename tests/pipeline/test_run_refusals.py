@@ -74,7 +74,7 @@ def test_another_mesh_only_for_all_units(small_campaign, reference, tmp_path):
     assert differences(reference, path) == []
 
 
-def test_nothing_is_written_for_a_run_that_cannot_be(small_campaign, tmp_path):
+def test_refused_runs_write_nothing(small_campaign, tmp_path):
     with pytest.raises(InputError, match="--scheduler"):
         run(small_campaign, tmp_path / "r.zarr", scheduler="magic")
     with pytest.raises(InputError, match="--select"):

@@ -110,7 +110,7 @@ def test_only_the_damaged_step_runs_again(small_campaign, product):
     assert table.stat().st_mtime_ns == kept
 
 
-def test_a_lost_mask_does_not_cost_what_was_made_from_it(small_campaign, reference, product):
+def test_a_lost_mask_does_not_discard_later_products(small_campaign, reference, product):
     """A run of the first steps alone restores the mask; repairs and tables of the unit stay."""
     shard_path(product, "cr_mask", 0, 0).unlink()
     assert units_done(small_campaign, product, steps=["detect"]) == [FIRST]
@@ -128,7 +128,7 @@ def test_a_unit_in_work_never_builds_on_damage(small_campaign, reference, tmp_pa
     assert status(product, verify=True).done == 4
 
 
-def test_other_products_of_a_redone_step_take_what_was_made_from_them_along(small_campaign, product, monkeypatch):
+def test_changed_products_of_a_redone_step_reopen_dependent_steps(small_campaign, product, monkeypatch):
     """The same fingerprint, and other bits (a fault of the first computation): the repair is made again as well."""
     record = Ledger(product).read(FIRST)
     from dataclasses import replace

@@ -159,7 +159,7 @@ def test_a_torn_partial_fails_the_reduction_by_name(grown, zeropoint_run, copied
 
 
 def test_a_part_of_the_campaign_does_not_change_the_rest(grown, zeropoint_run, copied):
-    """The reduction is of all recorded units, whatever --select says."""
+    """The reduction uses all recorded units, regardless of --select."""
     seen = []
     first = csstdask.open_campaign(grown[0])["exposure"].values.tolist()[0]
     summary = run(grown[0], copied, config=SETTINGS, selection=Selection((first,)), workers=1, listeners=[seen.append])
@@ -169,7 +169,7 @@ def test_a_part_of_the_campaign_does_not_change_the_rest(grown, zeropoint_run, c
 
 
 def test_a_unit_without_stars_is_done_and_has_a_zero_point(grown, copied):
-    """Its partial has no star, and the stars of its exposure tell its zero point."""
+    """Its partial has no star; the other stars of the exposure determine its zero point."""
     selected = grown[0].parent / "bare.parquet"
     table = pq.read_table(grown[0] / "tables" / "reference.parquet")
     pq.write_table(table.slice(0, 0), selected)
@@ -184,8 +184,8 @@ def test_a_unit_without_stars_is_done_and_has_a_zero_point(grown, copied):
     assert np.isnan(found["zp_joint"]).all()
 
 
-def test_the_line_of_the_reduction_says_what_people_should_know():
-    """Counts that are positive, and nothing where all is well."""
+def test_reduction_summary_lists_unusual_counts():
+    """Only positive counts are listed; there is no text if nothing is unusual."""
     counts = {
         "n_units": 6, "n_without_magnitudes": 3, "n_without_telemetry": 4, "n_unanchored": 2,
         "n_unanchored_components": 1, "n_strained": 5, "n_disagreeing": 6,

@@ -11,7 +11,7 @@ from csstdask.optics.blackbody import photon_rate
 from csstdask.psf.colour import REFERENCE_TEMPERATURE, colour_from_temperature
 
 
-def test_it_is_the_mean_wavelength_of_photons():
+def test_colour_is_the_mean_photon_wavelength():
     limits = (400.0, 550.0)
     wavelength = np.linspace(*limits, 20_001)
     found = []
@@ -25,8 +25,8 @@ def test_it_is_the_mean_wavelength_of_photons():
     assert np.allclose(75 * np.array([cold, usual, hot]), np.array(found) - found[1], atol=0.1)
 
 
-def test_a_known_colour_may_be_told(psf_stars, psf_model):
-    """Stars are no worse for it; the field is that of a star of the usual colour."""
+def test_known_colours_can_be_passed(psf_stars, psf_model):
+    """Known colours do not make the fit worse; by default, the field is that of a star of typical colour."""
     stars = psf_stars
     ids = np.full(len(stars), stars.detector)
     blind, told = (

@@ -34,8 +34,8 @@ def found(given):
     return csstdask.psf.reconstruct(*args, **options)
 
 
-def test_stars_alone_tell_their_psf(found, psf_stars):
-    """Nothing was learnt of any telescope, and the PSF is undersampled: 49 stars lie anywhere within their pixels."""
+def test_psf_is_fitted_from_stars_only(found, psf_stars):
+    """Without training on any telescope, from an undersampled PSF: 49 stars, anywhere within their pixels."""
     errors = psf_errors(found.image, psf_stars.truth)
     assert errors["psnr"].mean() > 54
     assert errors["ssim"].mean() > 0.998
@@ -46,21 +46,21 @@ def test_stars_alone_tell_their_psf(found, psf_stars):
     assert 0.5 < psf_pulls(found.image, found.sigma, psf_stars.truth).std() < 2
 
 
-def test_the_field_answers_anywhere(found, psf_stars):
+def test_field_can_be_evaluated_anywhere(found, psf_stars):
     image, sigma = found.fields[0](psf_stars.x, psf_stars.y)
     assert image.shape == sigma.shape == found.image.shape
     assert psf_errors(image, psf_stars.truth)["psnr"].mean() > 54
     assert found.fields[0].shape == psf_stars.shape
 
 
-def test_it_says_the_same_again_and_of_tensors(found, given):
+def test_results_are_reproducible_and_equal_for_tensors(found, given):
     (stamps, *places), options = given
     again = csstdask.psf.reconstruct(torch.from_numpy(stamps), *places, **options)
     assert isinstance(again.image, torch.Tensor)
     assert np.array_equal(again.image.numpy(), found.image)
 
 
-def test_it_wants_to_know_how_large_a_detector_is(given):
+def test_detector_size_is_required(given):
     args, options = given
     with pytest.raises(InputError, match="detectors of no known size"):
         csstdask.psf.reconstruct(*args, **options | {"shape": None})
@@ -71,8 +71,8 @@ def test_it_wants_to_know_how_large_a_detector_is(given):
             csstdask.psf.reconstruct(*args, **options | {"shape": wrong})
 
 
-def test_what_was_not_seen_is_known_from_the_other_stars_alone(given, psf_stars):
-    """Most stars wholly masked: the field of the others gives their PSF. All of them: nothing does."""
+def test_masked_stars_take_the_psf_of_the_others(given, psf_stars):
+    """Most stars are fully masked: the others determine their PSF. If all are masked, there is no PSF."""
     (stamps, detector, x, y), options = given
     mask = options["mask"].copy()
     mask[10:] = True
@@ -89,7 +89,7 @@ def test_what_was_not_seen_is_known_from_the_other_stars_alone(given, psf_stars)
     assert blind.fields == {}
 
 
-def test_one_star_is_told_with_its_sigma(psf_stars):
+def test_single_star_has_a_sigma(psf_stars):
     stars = psf_stars.take([5])
     alone = csstdask.psf.reconstruct(
         stars.stamps, [0], stars.x, stars.y, error=stars.error, model="empirical", shape=stars.shape
@@ -97,14 +97,14 @@ def test_one_star_is_told_with_its_sigma(psf_stars):
     assert 0.3 < psf_pulls(alone.image, alone.sigma, stars.truth).std() < 2
 
 
-def test_wings_are_the_profiles_and_told_to_be(found, psf_stars):
+def test_wings_follow_the_profile_with_wide_sigma(found, psf_stars):
     """Nothing is fitted beyond twelve pixels, where sigma is half of the predicted light."""
     rows, columns = np.indices((64, 64)) - 32
     far = np.hypot(rows, columns) > 2 * 13
     assert np.allclose(found.sigma[0][far], 0.5 * found.image[0][far], rtol=0.2)
 
 
-def test_psfs_that_are_too_wide_are_warned_of(rng, caplog):
+def test_too_wide_psfs_raise_a_warning(rng, caplog):
     steps = np.arange(32) - 16
     star = np.exp(-(steps[:, None] ** 2 + steps**2) / 2 / 5.0**2)
     stamps = 1e4 * star + rng.normal(0, 3, (20, 32, 32))
@@ -121,7 +121,7 @@ def test_a_card_of_another_method_is_refused():
         GaussianProcessPrior.of(replace(find_card("psf", "empirical"), parameters={"length": 0.3}))
 
 
-def test_what_is_believed_is_centred_has_the_stars_width_and_no_light_of_its_own(psf_stars):
+def test_prior_is_centred_with_the_width_of_the_stars_and_zero_sum(psf_stars):
     stars = psf_stars
     variance = np.where(stars.mask, np.inf, stars.error.astype(float) ** 2).astype(np.float32)
     psfs = learn_from_stars(BELIEVED, stars.stamps, variance, subpixel_offset(stars.x), subpixel_offset(stars.y))
@@ -133,7 +133,7 @@ def test_what_is_believed_is_centred_has_the_stars_width_and_no_light_of_its_own
     assert len(psfs) == BELIEVED.images
 
 
-def test_true_psfs_suit_their_stars_and_others_do_not(psf_stars):
+def test_true_psfs_fit_their_stars_and_others_do_not(psf_stars):
     stars = psf_stars
     variance = np.where(stars.mask, np.inf, stars.error.astype(float) ** 2).astype(np.float32)
     given = stars.stamps, variance, stars.x, stars.y

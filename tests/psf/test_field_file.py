@@ -35,7 +35,7 @@ def psfs() -> PsfBasis:
     return load_basis(CARD, band_of(CARD, DETECTOR))
 
 
-def test_a_field_predicts_the_same_after_its_file(psfs, rng):
+def test_field_survives_a_round_trip(psfs, rng):
     blur = np.array([0.25, 0.25, 0.0, 0.1, 0.0])
     wavefront = Wavefront((4, 5), rng.normal(size=(6, 2)), np.ones((6, 2)), blur)
     own = replace(
@@ -54,8 +54,8 @@ def test_a_field_predicts_the_same_after_its_file(psfs, rng):
     assert len(data) < 1_500_000
 
 
-def test_writing_twice_changes_nothing_more(psfs, rng):
-    """So that an interrupted run and an uninterrupted one use the same field."""
+def test_second_round_trip_is_exact(psfs, rng):
+    """An interrupted run and an uninterrupted one then use the same field."""
     once = read_field(write_field(field_of(psfs, rng), CARD), CARD)
     for mine, theirs in zip(once(X, Y), read_field(write_field(once, CARD), CARD)(X, Y), strict=True):
         assert np.allclose(mine, theirs, rtol=1e-3)

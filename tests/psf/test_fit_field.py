@@ -15,7 +15,7 @@ from csstdask.psf.field import PsfField, oversampled
 from csstdask.psf.wavefront import FourierOptics
 
 
-def test_many_stars_know_more_than_one(psfs):
+def test_many_stars_reduce_the_error(psfs):
     night = Night(200, 100)
     true = night.half(psfs)
     together = night.fit(psfs)
@@ -35,8 +35,8 @@ def test_many_stars_know_more_than_one(psfs):
     assert abs(np.median(together.flux / night.flux) - 1) < 0.01
 
 
-def test_sigmas_are_honest(psfs):
-    """Of pixels that are known worse than a few 10^-5 of the peak; for one star, for a few, for many."""
+def test_sigmas_are_calibrated(psfs):
+    """For pixels with errors above a few 10^-5 of the peak; for one star, for a few, and for many."""
     for n, snr in ((1, 60), (10, 60), (100, 60)):
         pulls = []
         for seed in range(12 if n < 100 else 4):
@@ -51,7 +51,7 @@ def test_sigmas_are_honest(psfs):
         assert 0.6 < pull.std() < 1.5, (n, pull.std())
 
 
-def test_a_field_answers_anywhere(psfs):
+def test_field_can_be_evaluated_anywhere(psfs):
     night = Night(200, 100)
     fit = night.fit(psfs)
     field = PsfField(8, (2000, 1000), psfs, fit.field, fit.covariance)
@@ -69,7 +69,7 @@ def unsure(psfs):
 
 
 def test_a_bright_star_is_no_worse_among_faint_ones(unsure):
-    """What images cannot tell is shared by what stars know of it, not by how many they are."""
+    """The common model error is weighted by the information of each star, not by the number of stars."""
     night = Night(200, [600.0, *[20.0] * 199])
     true = night.half(unsure)
     alone, among = (night.fit(unsure, some) for some in (slice(0, 1), slice(None)))
@@ -81,8 +81,8 @@ def test_a_bright_star_is_no_worse_among_faint_ones(unsure):
     assert among.coefficient_covariance[0].trace() < 1.05 * alone.coefficient_covariance[0].trace()
 
 
-def test_bright_stars_share_what_images_cannot_tell(unsure):
-    """Many know the field less well than if that were noise of each; pixels of others are found as well as by one."""
+def test_bright_stars_share_the_truncation_error(unsure):
+    """Errors of many stars exceed those for independent noise; outliers are found as well as with one star."""
     night = Night(100, 400)
     night.pixels[0, 14, 18] += 0.02 * night.flux[0] * unsure.mean.max()
     shared, apart = (night.fit(unsure, shared=shared) for shared in (True, False))
@@ -93,8 +93,8 @@ def test_bright_stars_share_what_images_cannot_tell(unsure):
     assert np.median(shared.chi2) == pytest.approx(np.median(apart.chi2), rel=0.02)
 
 
-def test_optics_that_explain_nothing_change_nothing(unsure):
-    """An aperture that is too small for PSFs so narrow: what images cannot tell is as it was."""
+def test_optics_without_explanatory_power_change_nothing(unsure):
+    """The aperture is too small for such narrow PSFs: the truncation error stays unchanged."""
     night = Night(60, 200)
     found, without = (
         night.fit(unsure, optics=optics) for optics in (FourierOptics(Pupil(0.3, 0.0, 0.074), 800.0), None)
@@ -104,7 +104,7 @@ def test_optics_that_explain_nothing_change_nothing(unsure):
     assert np.abs(found.coefficients - without.coefficients).max() < 0.05 * np.abs(without.coefficients).max()
 
 
-def test_places_that_were_told_wrongly_are_found(psfs):
+def test_wrong_positions_are_corrected(psfs):
     night = Night(100, 200)
     night.x = night.x + 0.03
     fit = night.fit(psfs)
@@ -112,8 +112,8 @@ def test_places_that_were_told_wrongly_are_found(psfs):
     assert abs(np.median(fit.y_offset)) < 0.005
 
 
-def test_pixels_of_others_and_galaxies_are_left_out(psfs):
-    """A cosmic ray on one star, a companion beside another, ignored pixels that hold anything, a galaxy."""
+def test_contaminated_pixels_and_galaxies_are_rejected(psfs):
+    """A cosmic ray on one star, a companion of another, ignored pixels with arbitrary values, a galaxy."""
     night = Night(60, 150)
     clean = night.fit(psfs)
     night.pixels[0, 14, 18] += 5000
@@ -133,8 +133,8 @@ def test_pixels_of_others_and_galaxies_are_left_out(psfs):
 
 
 @pytest.mark.parametrize("charge", [1e5, 1e6, 1e8, 1e30])
-def test_one_bad_star_leads_no_other_astray(psfs, charge):
-    """A cosmic ray that is brighter than the star, with an error that does not know of it."""
+def test_one_bad_star_does_not_bias_the_others(psfs, charge):
+    """A cosmic ray is brighter than the star, and the given errors do not include it."""
     night = Night(60, 150)
     true = night.half(psfs)
     clean = night.fit(psfs)
@@ -145,7 +145,7 @@ def test_one_bad_star_leads_no_other_astray(psfs, charge):
     assert fit.used.sum() >= 59
 
 
-def test_stars_without_a_pixel_are_told_and_lead_nobody(psfs):
+def test_stars_without_usable_pixels_are_reported_and_ignored(psfs):
     night = Night(40, 150)
     clean = night.fit(psfs, slice(20, 40))
     night.variance[:20] = np.inf
@@ -156,8 +156,8 @@ def test_stars_without_a_pixel_are_told_and_lead_nobody(psfs):
     assert np.allclose(fit.field, clean.field, atol=1e-3)
 
 
-def test_variances_of_counts_are_not_believed(psfs):
-    """Weights that follow the noise would put fluxes of faint stars .0008 too high."""
+def test_variances_from_counts_do_not_bias_fluxes(psfs):
+    """Weights that follow the noise would overestimate fluxes of faint stars by 0.0008."""
     night = Night(200, 30)
     told, exact = night.with_variances_of_counts().fit(psfs), night.fit(psfs)
     assert abs(np.median(told.flux / exact.flux) - 1) < 3e-4

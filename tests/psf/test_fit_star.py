@@ -41,7 +41,7 @@ WINDOW = (slice(None), slice(16 - FIT_BOX // 2, 16 + FIT_BOX // 2), slice(16 - F
 
 
 @pytest.mark.parametrize("snr", [30, 300])
-def test_a_lost_core_is_told_with_honest_sigmas(field, snr):
+def test_masked_core_is_predicted_with_calibrated_sigmas(field, snr):
     night = Night(80, snr)
     found = fit_of(field, night, without_core(night))
     lost = np.isinf(without_core(night)[WINDOW])
@@ -66,7 +66,7 @@ def test_unflagged_cosmic_ray_does_not_bias_the_fit(field):
     assert np.abs(struck.x_offset - clean.x_offset).max() < 0.05
 
 
-def test_a_galaxy_is_no_star(field):
+def test_galaxies_have_a_large_chi2(field):
     night = Night(20, 150)
     wide = (night.pixels - 20 + np.roll(night.pixels - 20, 2, axis=1) + np.roll(night.pixels - 20, -2, axis=2)) / 3
     night.pixels = (wide + 20).astype(np.float32)
@@ -82,14 +82,14 @@ def test_rigid_stars_have_the_fields_psf(field):
     assert (found.variance[:, 12, 12] < 0.9 * free.variance[:, 12, 12]).mean() > 0.9
 
 
-def test_variances_of_counts_put_no_sky_too_low(field):
-    """Weights that follow the noise would, by an electron a pixel."""
+def test_variances_from_counts_do_not_bias_the_sky(field):
+    """Weights that follow the noise would bias it by one electron per pixel."""
     night = Night(200, 100)
     found = fit_of(field, night, night.with_variances_of_counts().variance)
     assert np.median(found.sky) == pytest.approx(20, abs=0.2)
 
 
-def test_nothing_to_fit_gives_nothing(field):
+def test_no_stars_give_empty_results(field):
     none = np.empty((0, 32, 32), np.float32)
     found = fit_stars(field, none, none, np.empty(0), np.empty(0))
     assert found.light.shape == (0, FIT_BOX, FIT_BOX)

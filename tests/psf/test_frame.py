@@ -41,7 +41,7 @@ def measured(frame):
     return height, error, ignore | hit, measure_sources(height, error, mesh.noise_at(), ignore)
 
 
-def test_a_field_is_fitted_and_stands_beside_stars_in_reserve(measured, psf_model):
+def test_field_is_fitted_and_compared_with_held_out_stars(measured, psf_model):
     psf = fit_frame(*measured, DETECTOR, model=str(psf_model))
     assert psf is not None
     assert psf.fit.used.sum() > 20
@@ -61,14 +61,14 @@ def test_a_frame_without_stars_has_no_psf(measured, psf_model):
     assert fit_frame(height, error, mask, none, DETECTOR, model=str(psf_model)) is None
 
 
-def test_what_a_model_knows():
+def test_detectors_and_bands_of_models():
     assert supports_band("csst", DETECTOR)
     assert not supports_band("hst_stis", DETECTOR)
     assert not supports_band("csst", 99)
     assert supports_band("hst_stis", 1, model="empirical")
 
 
-def test_which_model_fits_a_frame():
+def test_choice_of_the_model():
     assert choose_model("csst", DETECTOR, "i") == "default"
     assert choose_model("cfht_wircam", 52, None) == "empirical"
     assert choose_model("csst", DETECTOR, "i", "empirical") == "empirical"
@@ -95,7 +95,7 @@ def test_stars_are_repaired_by_their_own_psf(frame, psf_model):
     assert 0.8 < pull.std() < 1.3
 
 
-def test_stars_of_any_camera_are_repaired_by_what_they_alone_tell(frame):
+def test_stars_of_any_camera_are_repaired_by_an_empirical_psf(frame):
     unit, data, error, ignore, hit = frame
     clean = unit.truth_sci * np.float32(150.0)
     plain = inpaint(data, hit, error, ignore, model="median", psf="none")
@@ -108,7 +108,7 @@ def test_stars_of_any_camera_are_repaired_by_what_they_alone_tell(frame):
     assert 0.6 < pull.std() < 1.5
 
 
-def test_a_detector_that_no_psf_is_known_of(frame):
+def test_detector_without_a_psf_model(frame):
     _, data, error, ignore, hit = frame
     with pytest.raises(ValueError, match="detector: found 99"):
         inpaint(data, hit, error, ignore, detector=99)
@@ -116,8 +116,8 @@ def test_a_detector_that_no_psf_is_known_of(frame):
         inpaint(np.ones((64, 64), np.float32), np.zeros((64, 64), bool), detector=99)
 
 
-def test_tensors_and_what_hit_pixels_are_told_to_be(frame, psf_model):
-    """The same of a tensor; and whatever error the pixels have that a cosmic ray hit."""
+def test_tensors_and_errors_of_hit_pixels(frame, psf_model):
+    """Tensors give the same result, whatever the error of the hit pixels."""
     _, data, error, ignore, hit = frame
     known = {"detector": DETECTOR, "psf": str(psf_model)}
     plain = inpaint(data, hit, error, ignore, **known)

@@ -61,7 +61,7 @@ def test_noise_alone_is_no_misfit(psf_stars, psf_model, caplog):
 
 @pytest.mark.parametrize("noise_known", [True, False])
 def test_sigmas_are_widened_by_the_misfit(foreign, psf_model, caplog, noise_known):
-    """A model that is asked for by name stays; its sigmas are those of the fit times the root of the misfit."""
+    """A model selected by name is kept; its sigmas are multiplied by the square root of the misfit."""
     stamps, error, x, y, truth = foreign
     with caplog.at_level(logging.WARNING):
         found = csstdask.psf.reconstruct(
@@ -75,7 +75,7 @@ def test_sigmas_are_widened_by_the_misfit(foreign, psf_model, caplog, noise_know
     assert field.model == find_card("psf", str(psf_model)).name
 
 
-def test_default_gives_way_to_what_the_stars_look_like(foreign, caplog):
+def test_default_falls_back_to_the_empirical_model(foreign, caplog):
     stamps, error, x, y, truth = foreign
     given = stamps, np.full(40, DETECTOR), x, y
     with caplog.at_level(logging.WARNING):

@@ -24,7 +24,7 @@ def noise(light, rng):
 
 
 @pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
-def test_of_counts_it_is_that_of_the_light(light, noise, unit):
+def test_variance_from_counts_is_that_of_the_model(light, noise, unit):
     seen = READ + GAIN * (light + noise)
     assert np.allclose(
         expected_variance(np.float32(unit**2) * seen, unit * noise, unit * light) / unit**2,
@@ -34,27 +34,27 @@ def test_of_counts_it_is_that_of_the_light(light, noise, unit):
 
 
 @pytest.mark.parametrize("constant", [False, True])
-def test_of_an_expectation_it_stays_what_it_is(light, noise, constant):
+def test_variance_from_an_expectation_is_unchanged(light, noise, constant):
     variance = READ + GAIN * (light.mean() + 0 * light if constant else light)
     assert np.allclose(expected_variance(variance, noise, light), variance, rtol=1e-4)
 
 
-def test_whatever_is_fitted_first(light, noise):
-    """The slope is that of counts even where what is fitted is wrong by a tenth."""
+def test_slope_does_not_depend_on_the_first_fit(light, noise):
+    """The slope is found even if the first fit is wrong by 10 %."""
     seen, wrong = READ + GAIN * (light + noise), 0.9 * light
     found = expected_variance(seen, light + noise - wrong, wrong)
     assert np.allclose(found, np.maximum(READ + GAIN * wrong, seen.min((1, 2))[:, None, None]), rtol=1e-3)
 
 
-def test_a_cosmic_ray_lends_no_trust(light, noise):
-    """A pixel of another's light is as unsure as its own light makes it, and so stands out."""
+def test_cosmic_ray_does_not_hide_in_its_own_variance(light, noise):
+    """The variance of a contaminated pixel excludes the contaminating charge, so the pixel is an outlier."""
     left = noise.copy()
     left[1, 3, 3] = 5000
     found = expected_variance(READ + GAIN * (light + left), left, light)
     assert found[1, 3, 3] < 1.2 * (READ + GAIN * light[1, 3, 3])
 
 
-def test_pixels_nobody_knows_stay_unknown(light, noise):
+def test_infinite_variances_stay_infinite(light, noise):
     variance = READ + GAIN * (light + noise)
     variance[0] = variance[1, :5] = np.inf
     found = expected_variance(variance, noise, light)
@@ -72,12 +72,12 @@ def weighted(values, variance):
     return (values / variance).sum(axis=(1, 2)) / (1 / variance).sum(axis=(1, 2))
 
 
-def test_weights_of_counts_are_too_low(skies):
+def test_weights_from_counts_bias_the_sky(skies):
     values, plain = skies
     assert (weighted(values, values) - plain).mean() < -0.9
 
 
-def test_weights_of_what_was_expected_are_not(skies):
+def test_expected_variances_do_not_bias_the_sky(skies):
     values, plain = skies
     fitted = np.broadcast_to(plain[:, None, None], values.shape)
     assert abs((weighted(values, expected_variance(values, values - fitted, fitted)) - plain).mean()) < 0.1

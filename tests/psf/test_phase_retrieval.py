@@ -76,7 +76,7 @@ def test_optics_are_those_of_the_mock(retrieval, psfs, of_mock):
     assert np.std(np.diff(found - wanted, axis=0)) < 0.05 * np.std(np.diff(wanted, axis=0))
 
 
-def test_optics_tell_what_images_cannot(psfs, of_mock):
+def test_optics_predict_the_truncation_error(psfs, of_mock):
     images, coefficients, blur = of_mock
     optics = FourierOptics.of(load_instrument("csst"), "i")
     for image, one in zip(images, coefficients, strict=True):
@@ -89,7 +89,7 @@ def test_optics_tell_what_images_cannot(psfs, of_mock):
         assert np.std(left[middle, middle]) < 0.5 * np.std(missed[middle, middle])
 
 
-def test_an_image_is_told_whole(psfs, rng):
+def test_conditioned_basis_represents_the_image(psfs, rng):
     image = psfs.mean + np.tensordot(rng.normal(size=len(psfs)), psfs.images, 1) + 1e-3 * psfs.mean[::-1]
     told = psfs.conditioned_on(image)
     amounts = psfs.project((image - told.mean)[None])
@@ -99,8 +99,8 @@ def test_an_image_is_told_whole(psfs, rng):
     assert np.allclose(within.mean, psfs.mean, atol=1e-6)
 
 
-def test_bright_stars_tell_more(psf_recipe):
-    """What images cannot tell is not averaged away: PSFs of stars of 2.7 times the S/N err by half and less."""
+def test_bright_stars_reduce_the_error(psf_recipe):
+    """The truncation error is not averaged away; 2.7 times the S/N at least halves the error of the PSF."""
     errors = {}
     for snr in (150.0, 400.0):
         nodes = Nodes(per_axis=7, snr=(snr, snr))
@@ -114,7 +114,7 @@ def test_bright_stars_tell_more(psf_recipe):
         assert abs(errors[400.0][axis].mean()) < 0.004
 
 
-def test_slopes_are_those_of_differences(retrieval, rng):
+def test_derivatives_equal_finite_differences(retrieval, rng):
     unknowns = np.array([*rng.normal(0, 20, 8), 0.25, 0.2, 0.02, 0.5, 0.3])
     change = retrieval.predict_at_centre(unknowns).jacobian
     for number in range(len(unknowns)):
@@ -127,7 +127,7 @@ def test_slopes_are_those_of_differences(retrieval, rng):
     assert np.isfinite(still).all()
 
 
-def test_stars_show_the_wavefront(psf_stars, psf_recipe):
+def test_wavefront_is_recovered_from_stars(psf_stars, psf_recipe):
     stars = psf_stars
     detectors = np.full(len(stars), DETECTOR)
     found = reconstruct(stars.stamps, detectors, stars.x, stars.y, error=stars.error, mask=stars.mask)
@@ -145,8 +145,8 @@ def test_stars_show_the_wavefront(psf_stars, psf_recipe):
 
 
 @pytest.mark.parametrize("stars", [5, 100])
-def test_more_orders_are_looked_for_where_many_stars_want_them(psfs, stars):
-    """A mean PSF of 30 nm of a tetrafoil and the secondary trefoils, which the lower orders do not explain."""
+def test_higher_orders_are_fitted_where_needed(psfs, stars):
+    """The mean PSF has 30 nm of tetrafoil and secondary trefoils, which lower orders do not explain."""
     retrieval = PhaseRetrieval(FourierOptics.of(load_instrument("csst"), "i"), psfs)
     count, k = len(psfs.field_covariance) * len(psfs), len(psfs)
     unknowns = np.zeros(19 + 5)
@@ -162,8 +162,8 @@ def test_more_orders_are_looked_for_where_many_stars_want_them(psfs, stars):
     assert (wavefront is not None and wavefront.orders[-1] == 22) == (stars == 100)
 
 
-def test_what_no_aperture_explains_is_left_as_it_was(psfs, rng):
-    """Amounts at random, each polynomial's on its own, as no telescope has them."""
+def test_unphysical_coefficients_are_left_unchanged(psfs, rng):
+    """The coefficients of all polynomials are random and independent, unlike those of any telescope."""
     prior = psfs.prior
     count = len(prior.mean)
     amounts = rng.multivariate_normal(prior.mean, 4 * prior.covariance)

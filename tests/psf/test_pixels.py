@@ -25,7 +25,7 @@ def test_pixels_of_a_star_anywhere_follow_from_four_samples_a_pixel(rng):
     assert np.abs(found[:, 0] - wanted).max() < 3e-5  # of the peak
 
 
-def test_a_batch_of_images_is_each_of_them_interpolated(rng):
+def test_batch_equals_single_interpolations(rng):
     images = rng.normal(size=(3, BASIS_SIZE, BASIS_SIZE)).astype(np.float32)
     x, y = rng.uniform(-2.5, 2.5, (2, 40))
     found = Renderer(images, 24)(y, x)
@@ -54,7 +54,7 @@ def test_each_star_has_its_image_and_its_slopes(rng):
     assert np.abs(slope_y - by_y @ images @ along_x).max() < 1e-3
 
 
-def test_slopes_are_those_of_a_star_that_moves(rng):
+def test_derivatives_equal_differences_of_shifted_stars(rng):
     samples = image_of(0, 0, size=BASIS_SIZE, step=1 / OVERSAMPLING).astype(np.float32)
     x, y = rng.uniform(-0.5, 0.5, (2, 20))
     images = to_render_layout(np.repeat(samples[None], len(x), axis=0), 24)
@@ -65,7 +65,7 @@ def test_slopes_are_those_of_a_star_that_moves(rng):
     assert np.abs(slope - (ahead - behind) / 2e-4).max() < 1e-3
 
 
-def test_files_keep_as_few_samples_as_hold_all():
+def test_files_keep_the_fewest_sufficient_samples():
     fine = image_of(0, 0, size=BASIS_SIZE, step=1 / OVERSAMPLING).astype(np.float32)[None]
     few = resample(fine, 3 * BASIS_PIXELS)
     assert few.shape == (1, 3 * BASIS_PIXELS, 3 * BASIS_PIXELS)

@@ -39,7 +39,7 @@ def trained(stamps, tmp_path_factory) -> Path:
     return train_psf(config, tmp_path_factory.mktemp("psfnet"), on_progress=lambda _: None)
 
 
-def test_psfs_are_light_and_sum_to_one():
+def test_psfs_are_non_negative_and_sum_to_one():
     network = PsfNet(3, channels=(8, 8, 16), width=16, heads=2, layers=1, latent=8, upward=(16, 8, 8)).eval()
     told = network(torch.rand(5, 32, 32), torch.rand(5, 2), torch.tensor([0, 1, 2, 0, 1]))
     assert told.image.shape == (5, 64, 64)
@@ -50,7 +50,7 @@ def test_psfs_are_light_and_sum_to_one():
     assert not torch.equal(told.image, again.image)
 
 
-def test_the_code_is_drawn_in_training_alone():
+def test_code_is_sampled_only_in_training():
     network = PsfNet(1, channels=(8, 8, 16), width=16, heads=2, layers=1, latent=8, upward=(16, 8, 8))
     given = torch.rand(2, 32, 32), torch.rand(2, 2), torch.tensor([0, 0])
     images = [network(*given).image for _ in range(2)]
@@ -59,7 +59,7 @@ def test_the_code_is_drawn_in_training_alone():
     assert torch.equal(*(network(*given).image for _ in range(2)))
 
 
-def test_what_it_sees_of_a_star_is_its_light_whatever_flux_and_sky(rng):
+def test_inputs_do_not_depend_on_flux_and_sky(rng):
     star = rng.normal(0, 1, (2, 32, 32))
     star[:, 16, 16] += 100
     ignored = np.zeros(star.shape, dtype=bool)
@@ -72,8 +72,8 @@ def test_what_it_sees_of_a_star_is_its_light_whatever_flux_and_sky(rng):
     assert not normalise_stamps(star, np.ones_like(ignored)).any()
 
 
-def test_pixels_are_those_of_a_star_at_its_phase(psf_stars):
-    """The truth, seen through the stars' pixels, leaves their noise; seen from elsewhere it does not."""
+def test_predicted_pixels_use_the_phase_of_the_star(psf_stars):
+    """The true PSF at the star's phase leaves only noise as the residual; another phase does not."""
     stars = psf_stars
     places = [torch.from_numpy((one - np.floor(one + 0.5)).astype(np.float32)) for one in (stars.x, stars.y)]
     truth, pixels = torch.from_numpy(stars.truth), torch.from_numpy(stars.stamps)
@@ -86,8 +86,8 @@ def test_pixels_are_those_of_a_star_at_its_phase(psf_stars):
     assert torch.allclose(still[0], truth[0, ::2, ::2], atol=1e-6)
 
 
-def test_it_learns_and_its_card_says_what(trained, psf_stars):
-    """Two dozen epochs of forty stars, of one telescope: it knows that one, and says how wrong it is."""
+def test_training_reduces_the_error_and_writes_a_card(trained, psf_stars):
+    """24 epochs with 40 stars of one telescope: the network fits it, and gives calibrated errors."""
     card = find_card("psf", str(trained))
     assert card.architecture["detectors"] == [psf_stars.detector]
     assert card.metrics["psnr"] > 40
@@ -104,7 +104,7 @@ def test_it_learns_and_its_card_says_what(trained, psf_stars):
     assert (found.sigma > 0).all()
 
 
-def test_stars_alone_teach_as_well(trained, stamps, tmp_path):
+def test_training_from_stars_only(trained, stamps, tmp_path):
     """Training needs no true PSF: it predicts the pixels of held-out stars better than before."""
     before = find_card("psf", str(trained))
     config = load_psf_config(
@@ -124,14 +124,14 @@ def test_stars_alone_teach_as_well(trained, stamps, tmp_path):
 
 
 @pytest.mark.skipif(not is_installed(), reason="PSFEx is not installed")
-def test_psfex_may_teach(stamps, tmp_path):
+def test_training_with_psfex_labels(stamps, tmp_path):
     config = load_psf_config(None, **SMALL | {"epochs": 1}, campaigns=(str(stamps),), labels="psfex")
     card = find_card("psf", str(train_psf(config, tmp_path, on_progress=lambda _: None)))
     assert card.trained_on.endswith("psfex")
 
 
 @pytest.mark.skipif(not is_installed(), reason="PSFEx is not installed")
-def test_labels_of_psfex_are_of_stars_without_their_sky(stamps, psf_stars):
+def test_sky_is_subtracted_for_psfex_labels(stamps, psf_stars):
     config = load_psf_config(None, **SMALL, campaigns=(str(stamps),))
     _, stars = read_stars(config, lambda _: None)
     labelled = label_with_psfex(stars)
@@ -162,7 +162,7 @@ def test_sigmas_are_calibrated_where_there_is_light():
     assert found["share"] == pytest.approx(0.01, rel=0.05)
 
 
-def test_what_is_refused(trained, stamps, psf_stars, tmp_path):
+def test_invalid_arguments_raise(trained, stamps, psf_stars, tmp_path):
     few = psf_stars.take(slice(0, 2))
     with pytest.raises(ValueError, match="detector: found 8; wanted one of 7"):
         csstdask.psf.reconstruct(few.stamps, [8, 8], few.x, few.y, model=str(trained))

@@ -24,8 +24,8 @@ def found(psf_stars, psf_model):
     )
 
 
-def test_stars_of_a_telescope_that_nobody_has_seen(found, psf_stars):
-    """Twelve telescopes were learnt from: the stars must tell the rest."""
+def test_stars_of_a_telescope_outside_the_training_set(found, psf_stars):
+    """The basis is learnt from twelve telescopes; the stars determine the rest."""
     errors = psf_errors(found.image, psf_stars.truth)
     assert found.image.shape == found.sigma.shape == (len(psf_stars), 64, 64)
     assert np.allclose(found.image.sum(axis=(1, 2)), 1, atol=1e-4)
@@ -38,7 +38,7 @@ def test_stars_of_a_telescope_that_nobody_has_seen(found, psf_stars):
     assert 0.3 < psf_pulls(found.image, found.sigma, psf_stars.truth).std() < 4
 
 
-def test_flux_and_sky_do_not_matter_and_nothing_is_changed(found, psf_stars, psf_model):
+def test_flux_and_sky_do_not_matter_and_inputs_are_not_changed(found, psf_stars, psf_model):
     stars = psf_stars
     detectors = np.full(len(stars), stars.detector)
     stamps, error = 0.01 * (stars.stamps + 500), 0.01 * stars.error
@@ -65,7 +65,7 @@ def test_stars_are_kept_in_order_and_detectors_apart(psf_stars, psf_model):
     assert image.shape == sigma.shape == (3, 64, 64)
 
 
-def test_tensors_come_back_as_tensors_and_without_error_the_rim_tells(psf_stars, psf_model):
+def test_tensors_are_returned_and_noise_is_estimated_from_the_edge(psf_stars, psf_model):
     stars = psf_stars.take(slice(0, 10))
     found = csstdask.psf.reconstruct(
         torch.from_numpy(stars.stamps), torch.full((10,), 7), stars.x, stars.y, model=str(psf_model)
@@ -75,8 +75,8 @@ def test_tensors_come_back_as_tensors_and_without_error_the_rim_tells(psf_stars,
 
 
 @pytest.mark.parametrize("way", ["masked", "NaN", "no error"])
-def test_nothing_seen_is_nothing_known(psf_stars, psf_model, way):
-    """Stamps without a usable pixel: not used, sigma inf, no PSF from nothing; the field still answers there."""
+def test_stamps_without_usable_pixels(psf_stars, psf_model, way):
+    """They are not used, and their sigma is inf; the field can still be evaluated there."""
     stars = psf_stars.take(slice(0, 8))
     mask, stamps, error = stars.mask.copy(), stars.stamps.copy(), stars.error.copy()
     {"masked": mask, "NaN": stamps, "no error": error}[way][2:4] = {"masked": True, "NaN": np.nan, "no error": 0}[way]
@@ -98,7 +98,7 @@ def test_nothing_seen_is_nothing_known(psf_stars, psf_model, way):
 @pytest.mark.parametrize("model", ["empirical", "principal", "psfnet"])
 @pytest.mark.parametrize("value", [np.nan, 0.0])
 def test_only_empty_stamps(psf_model, model, value):
-    """No field either; stamps that are 0 everywhere have no noise, so no pixel of theirs is usable."""
+    """There is no field; stamps that are 0 everywhere have no noise, so none of their pixels is usable."""
     place = np.array([500.0, 700.0])
     card = str(psf_model) if model == "principal" else model
     found = csstdask.psf.reconstruct(np.full((2, 32, 32), value), [7, 7], place, place, model=card, shape=(1200, 1200))
@@ -108,7 +108,7 @@ def test_only_empty_stamps(psf_model, model, value):
     assert "inf" in repr(found)
 
 
-def test_a_psf_of_one_star_says_so(psf_stars, psf_model, caplog):
+def test_psf_of_a_single_star_raises_a_warning(psf_stars, psf_model, caplog):
     """Its sigma is wider than that of many stars, the result shows their number, and a warning is given."""
     args = {"error": psf_stars.error, "mask": psf_stars.mask}
     one = {name: plane[:1] for name, plane in args.items()}
@@ -142,13 +142,13 @@ def test_a_psf_of_one_star_says_so(psf_stars, psf_model, caplog):
         ({"mask": np.zeros((2, 3, 3), bool)}, "mask: found shape"),
     ],
 )
-def test_what_cannot_be_used_is_named(change, said, psf_model):
+def test_unusable_arguments_are_named(change, said, psf_model):
     given = {"stamps": np.zeros((2, 32, 32)), "detector": np.array([7, 7]), "x": np.ones(2), "y": np.ones(2)} | change
     with pytest.raises(ValueError, match=said):
         csstdask.psf.reconstruct(**given, model=str(psf_model))
 
 
-def test_models_that_are_none_are_named(tmp_path):
+def test_unknown_models_are_named(tmp_path):
     given = {"stamps": np.zeros((2, 32, 32)), "detector": np.array([7, 7]), "x": np.ones(2), "y": np.ones(2)}
     with pytest.raises(ValueError, match="model: found 'nonsense'"):
         csstdask.psf.reconstruct(**given, model="nonsense")
@@ -157,7 +157,7 @@ def test_models_that_are_none_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("unit", [1e-18, 1e18])
-def test_units_may_be_anything(psf_stars, psf_model, unit):
+def test_units_do_not_matter(psf_stars, psf_model, unit):
     stars = psf_stars.take(slice(0, 10))
     args = (np.full(10, 7), stars.x, stars.y)
     plain, other = (
@@ -189,7 +189,7 @@ def test_no_stars_are_no_error(psf_model):
     assert found.image.shape == (0, 64, 64)
 
 
-def test_a_fit_does_not_wait_for_torch():
+def test_fit_does_not_import_torch():
     """It takes seconds to import, and only networks need it."""
     told = "import sys, csstdask; csstdask.psf.reconstruct; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", told], check=False).returncode == 0

@@ -46,7 +46,7 @@ def test_stars_are_kept_and_galaxies_are_not(sources):
     assert found.rejected["off the stellar locus"] > 20
 
 
-def test_reserve_stars_lie_in_cells_of_their_own(sources):
+def test_held_out_stars_lie_in_separate_cells(sources):
     table, _ = sources
     found = select_stars(table, SHAPE)
     assert not (found.fitted & found.held_out).any()
@@ -98,7 +98,7 @@ def test_neighbours_matter_by_their_light(sources):
         assert not (found.fitted | found.held_out)[-1]
 
 
-def test_places_within_a_pixel_that_are_missing_are_told(sources, caplog):
+def test_missing_subpixel_phases_are_reported(sources, caplog):
     table, _ = sources
     with caplog.at_level(logging.WARNING, logger="csstdask"):
         assert (select_stars(table, SHAPE).phases > 0).all()
@@ -116,7 +116,7 @@ def test_two_sources_of_different_sizes_have_a_locus(sources):
     assert low < high
 
 
-def test_nothing_is_no_error_and_absent_columns_are_named(sources):
+def test_empty_tables_are_valid_and_missing_columns_are_named(sources):
     table, _ = sources
     none = select_stars({name: values[:0] for name, values in table.items()}, SHAPE)
     assert none.fitted.shape == (0,)

@@ -36,7 +36,7 @@ def pixels_of(model, parameters):
     return parameters.flux[:, None, None] * image + parameters.sky[:, None, None]
 
 
-def test_derivatives_are_those_of_differences(model, psfs, rng):
+def test_derivatives_equal_finite_differences(model, psfs, rng):
     about = draw(rng, psfs)
     lines = model.linearise(about)
     assert np.allclose(lines.image, model.render(about), atol=1e-7)

@@ -16,7 +16,7 @@ PUPILS = [Pupil(2.0, 0.0, 0.074), Pupil(2.4, 0.33, 0.06)]
 
 @pytest.mark.parametrize("wavelength", [480.0, 950.0])
 @pytest.mark.parametrize("pupil", PUPILS)
-def test_the_image_is_that_of_galsim(pupil, wavelength, rng):
+def test_image_agrees_with_galsim(pupil, wavelength, rng):
     diameter, obscuration, scale = pupil
     coefficients = rng.normal(0, 12, len(ORDERS))
     blur = np.array([0.2, 0.15, 0.05, 0.0, 0.0])
@@ -43,7 +43,7 @@ def test_the_image_is_that_of_galsim(pupil, wavelength, rng):
 
 
 @pytest.mark.parametrize("pupil", PUPILS)
-def test_slopes_are_those_of_differences(pupil, rng):
+def test_derivatives_equal_finite_differences(pupil, rng):
     optics = FourierOptics(pupil, 600.0)
     coefficients = rng.normal(0, 12, len(ORDERS))
     slopes = optics.spectra(ORDERS, coefficients)[1:]
@@ -54,7 +54,7 @@ def test_slopes_are_those_of_differences(pupil, rng):
         assert np.abs(ahead - behind - slopes[number]).max() < 0.01 * np.abs(slopes[number]).max()
 
 
-def test_blurs_change_as_they_say(rng):
+def test_blur_derivatives_equal_finite_differences(rng):
     fx, fy = rng.uniform(-1, 1, (2, 40))
     blur = np.array([0.25, 0.2, 0.02, 0.5, 0.3])
     _, change = blur_transfer(fx, fy, blur)

@@ -49,7 +49,7 @@ def browse(page: str, folder: Any, script: str, *, width: int = 1200, options: t
     return json.loads(html.unescape(seen.group(1))), console
 
 
-def test_an_error_of_a_script_is_seen(tmp_path):
+def test_script_errors_are_detected(tmp_path):
     """The control of the tests below."""
     page = "<!doctype html><html><body><script>missing();</script></body></html>"
     seen, console = browse(page, tmp_path, "return innerWidth;", width=390)
@@ -57,7 +57,7 @@ def test_an_error_of_a_script_is_seen(tmp_path):
     assert any("missing" in line for line in console)
 
 
-def test_it_opens_without_errors_and_sorts(damaged, tmp_path):
+def test_page_opens_without_errors_and_sorts(damaged, tmp_path):
     script = """
     const head = [...document.querySelectorAll("#units-main th")];
     const column = head.findIndex((one) => one.dataset.name === "cr_fraction");
@@ -79,7 +79,7 @@ def test_it_opens_without_errors_and_sorts(damaged, tmp_path):
     assert [float(value) for value in seen["down"][:-1]] == known[::-1]
 
 
-def test_it_searches_and_links_show_their_row(damaged, tmp_path):
+def test_search_and_links_to_rows(damaged, tmp_path):
     script = """
     const input = document.querySelector("input[data-search]");
     const find = (text) => {
@@ -105,7 +105,7 @@ def test_it_searches_and_links_show_their_row(damaged, tmp_path):
     assert (seen["plane"], seen["hidden"], seen["count"]) == (2, False, "4 of 4 rows")
 
 
-def test_it_fits_a_phone(damaged, tmp_path):
+def test_page_fits_a_phone(damaged, tmp_path):
     script = """
     for (const one of document.querySelectorAll("details")) one.open = true;
     const wide = [...document.querySelectorAll("body *")].filter((one) => one.getBoundingClientRect().right > innerWidth
@@ -116,7 +116,7 @@ def test_it_fits_a_phone(damaged, tmp_path):
     assert seen == {"page": 390, "window": 390, "wide": []}
 
 
-def test_it_is_dark_where_the_reader_wants_that(damaged, tmp_path):
+def test_dark_mode_follows_the_preference(damaged, tmp_path):
     script = """
     const style = getComputedStyle(document.body);
     const text = document.querySelector("figure.plot svg text, svg.drawing > text");

@@ -26,7 +26,7 @@ def test_the_page_of_a_campaign(small_campaign, tmp_path):
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
 
 
-def test_real_events_lie_beside_the_mocks(small_campaign, real_images, tmp_path):
+def test_real_events_are_shown_next_to_mock_events(small_campaign, real_images, tmp_path):
     page = write_mock_report(small_campaign, tmp_path / "m.html", real_images).read_text()
     assert "real: HST/STIS 1999" in page
     assert "real: LSST ITL darks" in page
@@ -50,7 +50,7 @@ def test_the_page_of_a_stamp_set(tmp_path):
     assert "10100000001 / 7: truth psf" in page
 
 
-def test_a_store_that_is_no_mock(tmp_path):
+def test_a_store_that_is_not_a_mock_raises(tmp_path):
     from csstdask.instrument import load_instrument
     from csstdask.store.campaign_creation import create_campaign
 

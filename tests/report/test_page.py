@@ -36,7 +36,7 @@ def decoded(page):
         yield np.array(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
-def test_the_page_tells_what_the_run_holds(finished):
+def test_page_lists_the_content_of_the_run(finished):
     path, page = finished
     dataset = csstdask.open_run(path)
     assert "4 done" in page
@@ -76,15 +76,15 @@ def test_focal_plane_has_each_detector_at_its_place():
     assert draw_focal_plane(load_instrument("hst_stis"), {1: 1.0}, "x") == ""
 
 
-def test_text_from_files_is_no_html():
-    """A failure's reason may hold anything."""
+def test_text_from_files_is_escaped():
+    """The reason of a failure may contain any text."""
     page = table(["reason"], [["<td><script>alert(1)</script>"]], 3)
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "and 2 more" in page
 
 
-def test_colours_run_from_dark_to_light_and_grey_is_nothing():
+def test_colours_run_from_dark_to_light_and_missing_is_grey():
     def light(text):
         return sum(int(text[i : i + 2], 16) for i in (1, 3, 5))
 

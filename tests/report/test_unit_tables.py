@@ -39,7 +39,7 @@ def test_the_head_of_the_page(damaged):
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
 
 
-def test_links_lead_somewhere(damaged):
+def test_links_have_targets(damaged):
     page = damaged[2]
     names = re.findall(r'\bid="([^"]+)"', page)
     assert len(names) == len(set(names))
@@ -113,7 +113,7 @@ def test_columns_have_units_and_all_metrics_are_there(damaged):
     assert f"<td>{100 * float(dataset['cr_fraction'][0, 0]):.4g}</td>" in page
 
 
-def test_of_a_large_run_those_units_are_listed_that_failed():
+def test_large_runs_list_only_failed_units():
     n = MAX_UNITS + 10
     values = ("exposure", "detector"), np.ones((n, 1))
     coords = {"exposure": [f"<e{i}>" for i in range(n)], "detector": [1], "band": (values[0], np.full((n, 1), "r"))}
@@ -166,7 +166,7 @@ def test_plots_are_the_same_each_time_and_have_the_colour_of_the_page():
     assert len(large) < 200_000
 
 
-def test_rho_statistics_of_too_few_stars_are_no_plot():
+def test_rho_statistics_of_too_few_stars_are_not_plotted():
     """A logarithmic axis needs a value: pairs without moments give none."""
     separation, nothing = np.array([1.0, 2.0]), np.array([np.nan, 0.0])
     assert plots.plot_rho({"rho1": nothing, "rho2": nothing}, ("rho1", "rho2"), separation, "pixel") == ""
