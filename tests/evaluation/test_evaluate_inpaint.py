@@ -25,7 +25,7 @@ from csstdask.evaluation.inpaint.photometry import (
     measure_unit,
     oracle_scatter,
 )
-from csstdask.evaluation.inpaint.photometry_statistics import science_part
+from csstdask.evaluation.inpaint.photometry_statistics import science_part, shape_statistics
 from csstdask.evaluation.io import round_floats
 from csstdask.mock.recipe import load_recipe
 
@@ -199,7 +199,7 @@ def test_shapes_are_measured_for_sources_that_a_mask_touches(unit):
     assert 5 < touched.sum() < len(touched)
     assert (unit.columns["distance"][touched] < 7).all()
     assert (unit.shaped[touched] == 1).all()
-    raw, repaired = (science_module.shape_statistics([unit], name) for name in ("no repair", "median"))
+    raw, repaired = (shape_statistics([unit], name) for name in ("no repair", "median"))
     for kind in ("star", "galaxy"):
         assert raw[kind]["n"] == repaired[kind]["n"] > 5
         assert 0 <= repaired[kind]["lost"] < 0.5
