@@ -1,13 +1,13 @@
-"""How long does `csstdask.clean` take, compared with ``astroscrappy.detect_cosmics`` on the same real frame?
+"""Time `csstdask.clean` and ``astroscrappy.detect_cosmics`` on the same real frame.
 
 ``python benchmarks/clean.py FOLDER_OF_REAL_IMAGES`` writes ``results/clean.json``. The frame is WFPC2 chip 3 of a
-cluster of galaxies (2400 s, 3 % of its pixels hit), repeated 2 x 2 so that fixed costs do not decide. All methods start
-from the same array in electrons, find its cosmic rays and repair them. astroscrappy runs with its default settings and
-the camera's read noise; it parallelises with OpenMP. Each number of threads runs in a separate process. Methods take
-turns, and the time of each is the least of a few calls, after one that loads and compiles.
+cluster of galaxies (2400 s, 3 % of its pixels hit), repeated 2 x 2 so that fixed costs do not dominate. All methods
+start from the same array in electrons, find its cosmic rays and repair them. astroscrappy runs with its default
+settings and the camera's read noise; it parallelises with OpenMP. Each number of threads runs in a separate process.
+The methods alternate; the time of each is the shortest of a few calls, after one that loads and compiles.
 
 Whole commands are timed as well, from the shell to the written file: ``csstdask clean``, which adds weights, flags and
-variances, and a script of six lines round ``detect_cosmics``, for astroscrappy has no command.
+variances, and a six-line script that calls ``detect_cosmics``, because astroscrappy has no command.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def frame_of(folder: Path) -> Any:
 
 
 def seconds(methods: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Return the least time of each method; they take turns, so that other load meets all of them."""
+    """Return the shortest time of each method; methods alternate, so that other load affects all of them."""
     took: dict[str, float] = {}
     for repeat in range(1 + REPEATS):
         for name, call in methods.items():

@@ -1,11 +1,12 @@
-"""How fast are cosmic rays found, and how well, beside deepCR, astroscrappy and lacosmic on the same bytes?
+"""Compare speed and accuracy of the cosmic-ray detection with deepCR, astroscrappy and lacosmic, on the same data.
 
-One detector of a mock night, 2048 x 2048, in electrons. All methods are given the same frame in one process, with one
-thread and in another process with two, and are timed in turn, `REPEATS` times. The first call of each is not counted:
-it loads and compiles. And the memory that a full detector takes. Precision and recall are the CSST rejection paper's,
-over the pixels that are not flagged, and no contest: deepCR has its published ACS-WFC weights, ours learnt from skies
-and tracks of this same generator (other seeds). What csstdask measures of sky and noise is in its time.
-``python benchmarks/cosmicray.py`` writes ``results/cosmicray.json`` (some five minutes); peers:
+One detector of a mock night, 2048 x 2048, in electrons. All methods process the same frame in one process with
+one thread, and in another process with two. They alternate, `REPEATS` times; the first call of each, which loads and
+compiles, is not counted. The memory that a full detector needs is measured as well. Precision and recall are defined as
+in the CSST rejection paper, over unflagged pixels. They are not a fair comparison: deepCR has its published ACS-WFC
+weights, and our network was trained on mocks of the same simulator (with other seeds). The time of csstdask includes
+its estimates of sky and noise.
+``python benchmarks/cosmicray.py`` writes ``results/cosmicray.json`` (about five minutes); peers:
 ``pip install '.[bench]'``.
 """
 
@@ -88,7 +89,7 @@ def methods(counts: Any, error: Any, ignore: Mask) -> dict[str, Callable[[], Mas
 
 
 def on_gpu(counts: Any, error: Any, ignore: Mask) -> dict[str, Callable[[], Mask]]:
-    """Return the networks on a GPU, where there is one; frames come from host memory, masks go back to it."""
+    """Return the networks on a GPU, if available; frames and masks are in host memory."""
     import torch
 
     if not torch.cuda.is_available():
@@ -181,7 +182,7 @@ def main() -> None:
 
 
 def in_a_process(what: str, threads: int) -> Any:
-    """Return what another process of this file measures with a number of threads: ``measure``, or one of `OURS`."""
+    """Run ``measure``, or one of `OURS`, in another process with a number of threads; return its result."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
     done = subprocess.run(
         [sys.executable, __file__, what],

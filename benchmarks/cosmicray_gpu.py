@@ -1,10 +1,10 @@
-"""How fast does the network run on a GPU, and how far is that from what the GPU can do?
+"""Measure the speed of the detection network on a GPU, and compare it with the limits of the GPU.
 
 A full detector, 9232 x 9216, from host to host (frame in host memory, mask back in it) and on the device alone (the
-network's passes over tiles that are already there). Beside it, measured in the same process: the bandwidth of copies
-and the rate of matrix products in the same precision. Probabilities are compared with the host's, float32 for float32,
-on a 2048 x 2048 part. ``python benchmarks/cosmicray_gpu.py`` writes ``results/cosmicray_gpu.json``; without a GPU it
-says so and writes nothing.
+network's passes over tiles that are already there). Measured in the same process for comparison: the bandwidth of
+copies and the rate of matrix products in the same precision. Probabilities are compared with the host's, float32 for
+float32, on a 2048 x 2048 part. ``python benchmarks/cosmicray_gpu.py`` writes ``results/cosmicray_gpu.json``; without a
+GPU it prints a message and writes nothing.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def multiplications(network: torch.nn.Module, window: torch.Tensor) -> float:
 
 def main() -> None:
     if not torch.cuda.is_available():
-        print("no GPU: nothing was measured")
+        print("no GPU found: nothing was measured")
         sys.exit(0)
     device, card, counts = torch.device("cuda"), find_card("cosmicray", "unet"), frame(SHAPE)
     gpix = SHAPE[0] * SHAPE[1] / 1e9

@@ -1,4 +1,4 @@
-"""What the engine costs: kernels against wall, overhead per unit, Mpix/s, memory against the projection.
+"""Measure the engine: kernel time over wall time, overhead per unit, Mpix/s, actual over projected memory.
 
 ``python benchmarks/engine.py`` writes ``results/engine.json`` (about ten minutes on two cores);
 ``python benchmarks/engine.py --part overhead`` runs one part and keeps the others' results.
@@ -70,7 +70,7 @@ def no_op(argument: float) -> dict[str, Any]:
 
 
 def overhead() -> list[dict[str, Any]]:
-    """Twenty thousand units of nothing: time a unit, and memory of driver and scheduler along the way."""
+    """Process 20,000 empty units; return the time per unit, and the memory of driver and scheduler over time."""
     rows = []
     for scheduler, slots, units, seconds in (
         ("threads", 2, 20_000, 0.0),
@@ -111,7 +111,7 @@ def overhead() -> list[dict[str, Any]]:
 
 
 def small_units(folder: Path) -> list[dict[str, Any]]:
-    """Time a thousand units of next to no pixels through a real run, and through one that finds them done."""
+    """Time a run of 1000 units with very few pixels, and a run that finds them done."""
     recipe = Recipe(name="tiny", seed=45, exposures=250, detectors=(6, 7, 8, 9), shape=(32, 32))
     mock(recipe, folder / "tiny.zarr", scheduler="processes")
     rows = []
@@ -123,7 +123,7 @@ def small_units(folder: Path) -> list[dict[str, Any]]:
 
 
 def median() -> list[dict[str, Any]]:
-    """Time the adaptive masked median beside scipy's plain one: same bytes, same process, one core."""
+    """Time the adaptive masked median and scipy's plain one: same data, same process, one core."""
     rng = np.random.default_rng(1)
     data = rng.normal(100, 5, (2048, 2048)).astype(np.float32)
     rows = []
@@ -185,7 +185,7 @@ def memory(folder: Path) -> list[dict[str, Any]]:
 
 
 def _stage(verb: str, arguments: list[str], projected: int, label: str = "") -> dict[str, Any]:
-    """Run one verb in a separate process, and read its peak memory from the system."""
+    """Run one command in a separate process, and read its peak memory from the system."""
     code = (
         "import json, resource, subprocess, sys, time; start = time.perf_counter();"
         "code = subprocess.run(sys.argv[1:], check=False).returncode;"

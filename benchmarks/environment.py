@@ -1,4 +1,4 @@
-"""What a figure was measured with: hardware and versions, kept beside every result."""
+"""Record the hardware and the versions with which a result was measured."""
 
 from __future__ import annotations
 

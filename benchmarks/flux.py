@@ -1,4 +1,4 @@
-"""How accurate, and how fast, are the extraction of slitless spectra and the fit of a flat?
+"""Measure accuracy and speed of the extraction of slitless spectra and of the flat-field fit.
 
 ``python benchmarks/flux.py`` measures speed on this machine: extracted spectra per second; 12 detectors x 195
 wavelengths x 400 stars fitted in one batched call, in a loop over wavelengths with NumPy and with `astropy.modeling`,

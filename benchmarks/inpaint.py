@@ -37,7 +37,7 @@ REPEATS = 3
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Return the least of a few, after one that loads and compiles."""
+    """Return the shortest time of a few calls, after one that loads and compiles."""
     call()
     took = []
     for _ in range(REPEATS):

@@ -1,8 +1,8 @@
-"""What does it cost that the C library gives freed memory back to the kernel?
+"""Measure the cost of the C library's returning freed memory to the kernel.
 
 Steps of a training of ``unet`` on eight patches of 256 x 256 pixels, and detection on a 2048 x 2048 frame, on one
-thread, in processes that keep freed memory and in such that do not, in turn. ``python benchmarks/kept_memory.py``
-writes ``results/kept_memory.json`` (three minutes).
+thread, alternately in processes that keep freed memory and in processes that do not. ``python
+benchmarks/kept_memory.py`` writes ``results/kept_memory.json`` (three minutes).
 """
 
 from __future__ import annotations

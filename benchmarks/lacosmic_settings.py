@@ -1,4 +1,4 @@
-"""Which settings of L.A.Cosmic suit a survey whose stars are two pixels wide?
+"""Tune the settings of L.A.Cosmic for a survey whose stars are two pixels wide.
 
 A grid over sigclip, sigfrac and objlim on two frames of a mock night with a separate seed; scored by the
 CSST paper's precision and recall and by the share of star centres without charge that are flagged.

@@ -41,7 +41,7 @@ def recipe() -> Any:
 
 
 def one_detector(detector: int) -> None:
-    """Render in this process, and print what it took as JSON."""
+    """Render in this process, and print time and memory as JSON."""
     from csstdask.instrument import load_instrument
     from csstdask.mock import Recipe, render_unit
 

@@ -1,4 +1,4 @@
-"""What does it look like? Real frames before and after, and a mock one, for the documentation.
+"""Draw real frames before and after cleaning, and a mock one, for the documentation.
 
 ``python benchmarks/pictures.py DATA`` takes the real frames of the folder DATA through ingest and run with the default
 models, and writes ``docs/pictures/<camera>.png``: three panels, the same grey levels in the first and the last.
@@ -33,7 +33,7 @@ GAP = 6
 
 
 def draw_mock() -> None:
-    """Draw a corner of a mock detector beside its truth, and the telescope's PSFs over a detector."""
+    """Draw a corner of a mock detector next to its truth, and the telescope's PSFs over a detector."""
     recipe = demo_recipe().model_copy(update={"seed": 8, "shape": (400, 400), "epoch": 6.0})
     instrument = load_instrument("csst")
     unit = render_unit(recipe, instrument, 0, 8)

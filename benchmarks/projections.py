@@ -1,9 +1,9 @@
-"""How right the projections of ``--dry-run`` are: memory and time, predicted and used.
+"""Compare the memory and time that ``--dry-run`` predicts with actual usage.
 
     python benchmarks/projections.py FOLDER_OF_REAL_IMAGES [--full]
 
 Each campaign is run in a separate process, with one and with two units at a time, and its peak resident memory, its
-CPU time and its wall time are compared with what the dry run has said. ``--full`` adds a mock detector of 9232 x 9216
+CPU time and its wall time are compared with the dry run. ``--full`` adds a mock detector of 9232 x 9216
 pixels with 100 stars and 150 galaxies per Mpix and 2.5 % of the pixels hit, which takes several minutes.
 """
 
@@ -52,7 +52,7 @@ def campaigns(folder: Path, images: Path | None, *, full: bool) -> dict[str, Pat
 
 
 def measure(campaign: Path, run: Path, workers: int) -> dict[str, Any]:
-    """Return what a run was to take, and what it has taken."""
+    """Return the predicted and actual usage of a run."""
     command = [sys.executable, "-m", "csstdask", "run", str(campaign), "--to", str(run), "--workers", str(workers)]
     said = json.loads(subprocess.run([*command, "--dry-run", "--json"], capture_output=True, check=True).stdout)
     done = subprocess.run(

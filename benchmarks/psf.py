@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def _of_psfex(kept: dict[str, Any]) -> dict[tuple[str, int, int], dict[str, Any]]:
-    """Return rows of PSFEx by recipe, exposure and detector, if they are of the settings that are asked for."""
+    """Return rows of PSFEx by recipe, exposure and detector that were made with the requested settings."""
     if kept.get("measured_with", {}).get("psfex") != PSFEX_SETTINGS:
         return {}
     return {

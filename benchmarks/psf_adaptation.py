@@ -1,9 +1,10 @@
-"""What does CSST-PSFNet make of a telescope that it has not learnt, and what do that telescope's own stars teach it?
+"""Adapt CSST-PSFNet to a telescope outside its training set, with stars of that telescope.
 
-One detector (g) of another telescope. Of 289 stars at S/N 100 of `psf-adaptation` four fifths teach and the others say
-when to stop; 900 of `psf-newoptics`, another sky, judge. Two teachers, neither of which knows a PSF: what PSFEx makes
-of the stars (the paper's weak labels), and their own pixels. Beside them PSFEx and principal PSFs, both fitted to the
-900 themselves. ``python benchmarks/psf_adaptation.py`` (ten minutes) writes ``results/psf_adaptation.json``.
+One detector (g) of another telescope. Of 289 stars at S/N 100 (`psf-adaptation`), four fifths are for training and the
+others decide when to stop; 900 stars of `psf-newoptics`, another sky, are the test set. Neither kind of label is a true
+PSF: PSFEx's fit to the stars (the paper's weak labels), and the pixels of the stars. For comparison, PSFEx and
+principal PSFs are fitted to the 900 stars. ``python benchmarks/psf_adaptation.py`` (ten minutes) writes
+``results/psf_adaptation.json``.
 """
 
 from __future__ import annotations

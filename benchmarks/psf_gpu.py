@@ -1,8 +1,8 @@
-"""How many stamps a second does CSST-PSFNet reconstruct on a GPU, and adaptive moments measure, beside this host?
+"""Measure stamps per second of CSST-PSFNet and of adaptive moments, on a GPU and on the host.
 
 PSFs and sizes are compared as well, float32 for float32. ``python benchmarks/psf_gpu.py`` writes
-``results/psf_gpu.json``; without a GPU it says so and writes nothing; ``--cpu`` tries it on the host against itself,
-and writes nothing.
+``results/psf_gpu.json``; without a GPU it prints a message and writes nothing. ``--cpu`` compares the host with itself
+as a trial, and writes nothing.
 """
 
 from __future__ import annotations

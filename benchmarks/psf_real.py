@@ -7,7 +7,7 @@
 
 ``python benchmarks/psf_real.py FOLDER`` writes ``results/psf_real.json``; FOLDER holds ``cfht_wircam`` and ``stdpsf``.
 Ours is ``empirical``, whose degree was chosen on that grid and whose other settings on mock stars and the first frame.
-Of PSFEx's settings those are shown that stars in reserve, or the truth, like best; Piff (frames alone) is run at one.
+PSFEx is shown with the settings that agree best with held-out stars or the truth; Piff (frames only) with one setting.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ BRIGHT = 50.0
 
 
 def wircam(path: Path) -> tuple[Any, Any]:
-    """Return the stars of a frame that teach, and those in reserve: stamps, variances, x, y."""
+    """Return the fitted and the held-out stars of a frame: stamps, variances, x, y."""
     camera = load_instrument("cfht_wircam")
     gain, bias = camera.electronics.gain, camera.electronics.bias_level
     counts = fits.getdata(path, 1).astype(np.float32)
@@ -72,14 +72,14 @@ def wircam(path: Path) -> tuple[Any, Any]:
 
 
 def by_ours(shape: tuple[int, int], given: Any, asked: Any) -> Any:
-    """Return PSFs at asked stars, from given ones."""
+    """Return PSFs at the requested stars, fitted to the given ones."""
     pixels, variance, x, y = given
     found = reconstruct(pixels, np.ones(len(x)), x, y, error=np.sqrt(variance), model="empirical", shape=shape)
     return found.fields[1](*asked[2:])[0]
 
 
 def by_psfex(settings: dict[str, Any], given: Any, asked: Any) -> Any:
-    """Return PSFEx's."""
+    """Return PSFs of PSFEx."""
     pixels, variance, x, y = given
     noise = float(np.sqrt(np.median(variance[np.isfinite(variance)])))
     with tempfile.TemporaryDirectory() as folder:
@@ -88,12 +88,12 @@ def by_psfex(settings: dict[str, Any], given: Any, asked: Any) -> Any:
 
 
 def by_piff(settings: dict[str, Any], given: Any, asked: Any) -> Any:
-    """Return Piff's."""
+    """Return PSFs of Piff."""
     return run_piff(*given, **settings)(*asked[2:])
 
 
 def methods(shape: tuple[int, int]) -> Iterator[tuple[str, dict[str, Any], Callable[[Any, Any], Any]]]:
-    """Yield what is compared: a name, its settings, and what makes PSFs."""
+    """Yield the methods: name, settings, and the function that returns PSFs."""
     yield "empirical", {}, partial(by_ours, shape)
     yield from (("PSFEx", settings, partial(by_psfex, settings)) for settings in PSFEX)
     yield from (("Piff", settings, partial(by_piff, settings)) for settings in PIFF)
@@ -162,7 +162,7 @@ def _flux_of(plain: Any) -> float:
 
 
 def best(rows: list[dict[str, Any]], key: Callable[[dict[str, Any]], float]) -> list[dict[str, Any]]:
-    """Return of each method the row with the least of something, and how many settings were tried."""
+    """Return the best row of each method by a metric, and the number of settings that were tried."""
     names = dict.fromkeys(row["method"] for row in rows)
     return [
         min(tried, key=key) | {"tried": len(tried)}
@@ -171,7 +171,7 @@ def best(rows: list[dict[str, Any]], key: Callable[[dict[str, Any]], float]) -> 
 
 
 def of_frame(path: Path) -> dict[str, Any]:
-    """Return how methods do on a frame."""
+    """Compare the methods on a frame."""
     given, asked = wircam(path)
     rows, bright = [], None
     for name, settings, make in methods(fits.getdata(path, 1).shape):
@@ -190,7 +190,7 @@ def of_frame(path: Path) -> dict[str, Any]:
 
 
 def of_grid(path: Path) -> dict[str, Any]:
-    """Return how methods do on stars of a grid."""
+    """Compare the methods on stars of a grid."""
     stars = grid(path)
     rows: list[dict[str, Any]] = []
     start = time.perf_counter()

@@ -2,9 +2,9 @@
 
 * One detector, some 900 stars at S/N 100 (`psf-newoptics`, g), one thread: from stamps and a source table on disk to a
   ``.psf`` file, including star selection. For comparison ``psfex``, from stamps to its ``.psf`` file, its own cuts
-  included, at the paper's settings and at those that give its best figures; with ``--piff`` Piff's fit, and how far off
-  its PSFs are.
-* Adaptive moments of a thousand PSFs beside `galsim.hsm`, stamp by stamp.
+  included, at the paper's settings and at those that give its best figures; with ``--piff`` Piff's fit, and the
+  errors of its PSFs.
+* Adaptive moments of a thousand PSFs, compared with `galsim.hsm`, stamp by stamp.
 
 ``python benchmarks/psf_speed.py --piff`` (a quarter of an hour) writes ``results/psf_speed.json``. PSFEx: Debian,
 ``apt-get install psfex``.
@@ -55,7 +55,7 @@ print(int(found.used.sum()))
 
 
 def source_table(stars: Stars) -> dict[str, Any]:
-    """Return what a source extractor says of isolated stars."""
+    """Return the columns that a source extractor measures for isolated stars."""
     sky, _ = sky_of(stars.stamps, stars.mask)
     seen = stars.stamps - np.float32(sky)
     shape = adaptive_moments(seen)
@@ -76,7 +76,7 @@ def seconds(call: Callable[[], Any], repeats: int = 1) -> float:
 
 
 def by_process(stars: Stars, folder: Path, *, piff: bool) -> list[dict[str, Any]]:
-    """Return seconds of whole processes, and how many stars took part."""
+    """Return the time of whole processes [s], and the number of stars used."""
     given = folder / "stars.npz"
     planes = {"stamps": stars.stamps, "error": stars.error, "detector": np.full(len(stars), DETECTOR)}
     np.savez(given, shape=stars.shape, **planes, **source_table(stars))
@@ -108,13 +108,13 @@ def by_process(stars: Stars, folder: Path, *, piff: bool) -> list[dict[str, Any]
 
 
 def by_piff(stars: Stars) -> dict[str, Any]:
-    """Return seconds of Piff's fit, at the settings that its runner has, and how far off its PSFs are."""
+    """Return the time of Piff's fit [s] with the settings of its runner, and the errors of its PSFs."""
     row = measure_stars(stars, model="default", psfex=False, piff=True, fewer=False)["methods"][PIFF]
     return {"method": PIFF, "stars": len(stars)} | row
 
 
 def moments(stars: Stars) -> dict[str, float]:
-    """Return stamps a second of adaptive moments, ours and GalSim's, and how far apart they are at most."""
+    """Return stamps per second of our and GalSim's adaptive moments, and their largest difference."""
     images = np.resize(stars.truth, (STAMPS, *stars.truth.shape[1:]))
     views = [galsim.Image(image, scale=1.0) for image in images.astype(np.float64)]
     theirs: list[Any] = []

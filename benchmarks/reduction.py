@@ -1,7 +1,7 @@
 """Memory and time of the reduction `flat` for 1,000 to 100,000 partials, each measured in a separate process.
 
-``python benchmarks/reduction.py`` writes ``results/reduction.json``. The partials are few files that are listed many
-times, with four stars each: what is measured is what grows with their number.
+``python benchmarks/reduction.py`` writes ``results/reduction.json``. A few files with four stars each are listed
+many times, so that only costs that grow with the number of partials are measured.
 """
 
 from __future__ import annotations

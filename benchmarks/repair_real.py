@@ -1,10 +1,10 @@
-"""Stars of real frames, repaired by their own PSF and by the median of their neighbours.
+"""Repair stars of real frames with the PSF of the frame, and with the median of neighbouring pixels.
 
     python benchmarks/repair_real.py FOLDER_OF_REAL_IMAGES
 
-Tracks as of cosmic rays are drawn at random over good pixels of four WIRCam frames, 2 % of them. The pixels are masked,
-the step psf fits the frame's PSF without them, and the step repair predicts them. Pixels that were repaired as a star's
-are compared with what they had measured.
+Random tracks like those of cosmic rays are drawn over good pixels of four WIRCam frames, 2 % of them. The pixels are
+masked, the step psf fits the frame's PSF without them, and the step repair predicts them. Pixels that were repaired as
+a star's are compared with what they had measured.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def tracks(shape: tuple[int, int], rng: np.random.Generator) -> npt.NDArray[np.b
 
 
 def compare(campaign: Path, plan: Plan) -> list[dict[str, Any]]:
-    """Return how far repaired pixels of stars are from what they had measured."""
+    """Return the differences of repaired pixels of stars from their measured values."""
     unit, row, column = next(plan.units())
     metadata = plan.campaign.metadata(unit.exposure, unit.detector)
 

@@ -1,4 +1,4 @@
-"""Killed at ten random moments, resumed each time: is the end bit-equal, and what was done twice?
+"""Kill a run at ten random moments and resume it: check that the result is bit-equal, and count repeated work.
 
 ``python benchmarks/resume.py`` writes ``results/resume.json`` (about five minutes on two cores).
 """

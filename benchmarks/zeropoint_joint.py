@@ -1,7 +1,7 @@
 """Time, memory and errors of the joint solve of zero points: 1,000 exposures of 18 detectors.
 
-``python benchmarks/zeropoint_joint.py`` writes ``results/zeropoint_joint.json``. Each figure comes from a process of
-its own that reads one simulated survey from disk: pointings that step by half of the focal plane in both directions,
+``python benchmarks/zeropoint_joint.py`` writes ``results/zeropoint_joint.json``. Each figure comes from a separate
+process that reads one simulated survey from disk: pointings that step by half of the focal plane in both directions,
 so that each detector shares 200 stars with each of four neighbouring exposures and 100 with four others, at 5 mmag of
 noise. One star in a hundred has a reference magnitude with an error of 10 mmag, one observation in a hundred is wrong
 by 0.5 mag, and ten exposures elsewhere have no reference star. `corner` has reference stars in 1 % of the area only;

@@ -1,6 +1,6 @@
 """Fill the tables of the README and the performance pages from the committed results.
 
-``python benchmarks/tables`` rewrites what stands between the markers; ``--check`` only compares.
+``python benchmarks/tables`` rewrites the text between the markers; ``--check`` only compares.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def controls() -> str:
 
 
 def part(name: str) -> list[tuple[str, Any]]:
-    """Return what was found of each recipe of a part of the evaluation."""
+    """Return the results of each recipe of a part of the evaluation."""
     return list(load("cosmicray_evaluation")[name].items())
 
 
@@ -125,7 +125,7 @@ def stars() -> str:
 
 
 def artefacts() -> str:
-    """Tell how many pixels are flagged on light that is neither sky nor source, without cosmic rays."""
+    """Return the number of pixels flagged on light that is neither sky nor source, without cosmic rays."""
     rows, names = [], []
     for recipe, result in part("field"):
         for place, row in result["false_pixels_on"].items():

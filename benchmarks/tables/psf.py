@@ -15,7 +15,7 @@ from csstdask.evaluation.psf.tables import finite_values
 
 
 def psf() -> str:
-    """Tell by recipe and method how far PSFs are off, over a detector of each band."""
+    """Return errors of PSFs by recipe and method, over a detector of each band."""
     result = load("psf")
     rows = []
     for recipe, units in result["recipes"].items():
@@ -51,7 +51,7 @@ PUBLISHED = {"NUV": 68.0, "u": 69.6, "g": 72.4, "r": 72.0, "i": 71.0, "z": 73.9,
 
 
 def bands() -> str:
-    """Tell band by band how far PSFs of a telescope not learnt from are off, beside PSFEx's and what was published."""
+    """Return errors of PSFs of an unseen telescope by band, with those of PSFEx and published ones."""
     result = load("psf")
     units = {unit["band"]: unit["methods"] for unit in result["recipes"]["psf-dataset2"]}
     rows = []
@@ -72,7 +72,7 @@ def bands() -> str:
 
 
 def centres() -> str:
-    """Tell band by band where centres of PSFs come to lie, and how sizes follow the colour of stars."""
+    """Return by band the offsets of PSF centres, and the dependence of sizes on the colour of stars."""
     rows = []
     for unit in load("psf")["recipes"]["psf-dataset2"]:
         ours, coloured = (unit["methods"][method] for method in (ALL_STARS, COLOURS_KNOWN))
@@ -86,7 +86,7 @@ def centres() -> str:
 
 
 def counts() -> str:
-    """Tell how far PSFs are off by S/N and number of stars, and what would be at best."""
+    """Return errors of PSFs by S/N and number of stars, with their lower bound."""
     rows = []
     for told, unit in by_snr(load("psf")["recipes"]).items():
         for method, at_best in BOUND_OF.items():
@@ -99,7 +99,7 @@ def counts() -> str:
 
 
 def reserve() -> str:
-    """Tell how fields suit stars that they have not seen, which needs no truth."""
+    """Return the agreement of fields with held-out stars, which needs no truth."""
     rows = []
     for recipe, units in load("psf")["recipes"].items():
         for unit in units:
@@ -118,7 +118,7 @@ def reserve() -> str:
 
 
 def adaptation() -> str:
-    """Tell what another telescope's stars teach a network that has learnt one."""
+    """Return the errors of a network before and after its adaptation to another telescope."""
     result = load("psf_adaptation")
     rows = [
         [
@@ -131,7 +131,7 @@ def adaptation() -> str:
 
 
 def speed() -> str:
-    """Tell how long a detector takes, process by process."""
+    """Return the time of a detector for each process."""
     result = load("psf_speed")
     rows = [
         [row["method"], row["stars"], f"{row['seconds']:.1f}", f"{row['times_ours']:.1f}"]

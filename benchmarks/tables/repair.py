@@ -17,7 +17,7 @@ _BRIGHT, _NEAR = 21.5, 3.0
 
 
 def _parts(name: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield recipe, mask and what was found of a part of the evaluation."""
+    """Yield recipe, mask and results of a part of the evaluation."""
     for recipe, masks in load("inpaint_evaluation")[name].items():
         for mask, part in masks.items():
             yield recipe, mask, part
@@ -30,7 +30,7 @@ def _largest(bins: list[dict[str, Any]], method: str) -> str:
 
 
 def _earlier(name: str) -> str:
-    """Return a line on sections of a part that were measured with other models than those of today."""
+    """Return a line on sections of a part that were measured with other models than the current ones."""
     measured = load("inpaint_evaluation")["measured"]
     today = {"detector": find_card("cosmicray", "default").identity, "psf": find_card("psf", "default").identity}
     what = {"detector": "detection", "psf": "PSFs"}

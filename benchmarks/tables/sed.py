@@ -57,7 +57,7 @@ def by_teff() -> str:
 
 
 def calibration() -> str:
-    """Whether sigmas are right on synthetic stars."""
+    """Calibration of sigmas on synthetic stars."""
     found = load("sed")["calibration"]
     rows = []
     for cells, what in _SETS.items():

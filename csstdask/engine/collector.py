@@ -44,13 +44,13 @@ class Collector(Protocol):
         """Return the numbers of units so far."""
 
     def add(self, unit: Unit, result: dict[str, Any]) -> None:
-        """Take the result of a unit that was processed."""
+        """Add the result of a unit that was processed."""
 
     def skip(self, unit: Unit, record: dict[str, Any]) -> None:
-        """Take the record of a unit that was finished before."""
+        """Add the record of a unit that was finished before."""
 
     def fail(self, unit: Unit, step: str, reason: str) -> None:
-        """Take the failure of a unit."""
+        """Add the failure of a unit."""
 
     def flush(self) -> None:
         """Write what has been gathered: called once at the end, also after an interruption."""

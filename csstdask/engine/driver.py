@@ -108,7 +108,7 @@ class Driver:
         Parameters
         ----------
         title : str
-            What is done, for the progress display.
+            Label of the progress display.
         total : int
             Number of units, finished ones included.
         pixels_per_unit : int

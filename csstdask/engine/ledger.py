@@ -90,7 +90,7 @@ class UnitRecord:
     """Whether the file of the record exists but cannot be read."""
 
     def recorded(self, fingerprints: Mapping[str, str]) -> list[str]:
-        """Return those of some steps that the record lists as finished; their objects may be damaged."""
+        """Return the steps that the record lists as finished; their objects may be damaged."""
         return [
             name
             for name, fingerprint in fingerprints.items()
@@ -98,7 +98,7 @@ class UnitRecord:
         ]
 
     def up_to_date(self, root: Path, fingerprints: Mapping[str, str], *, checksum: bool = False) -> list[str]:
-        """Return those of some steps that need no work: recorded, with all objects on disk."""
+        """Return the steps that need no work: recorded, with all objects on disk."""
         return [
             name
             for name in self.recorded(fingerprints)

@@ -144,7 +144,7 @@ def check_owner(path: Path, token: str, subject: object) -> None:
     token : str
         Token of the driver (`DriverLock.token`).
     subject : object
-        What the driver was working on, for the message.
+        The job of the driver, for the message.
     """
     owner = read_owner(path)
     if owner is None or owner["token"] != token:

@@ -43,7 +43,7 @@ def map_units(
     Yields
     ------
     object
-        What the function returns. With workers, results are yielded after all units are done.
+        Result of the function for each unit. With workers, results are yielded after all units are done.
 
     Raises
     ------

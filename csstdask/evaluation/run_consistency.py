@@ -109,7 +109,7 @@ def review_run(run: str | Path, campaign: str | Path | None = None) -> CosmicRay
 
 
 def _advice(root: Path, plan: Plan) -> str:
-    """Return what to do about an alarm: a command, complete but for the output folder."""
+    """Return the command that addresses an alarm, complete except for the output folder."""
     campaign = plan.campaign.path
     if (campaign / "truth" / "zarr.json").is_file():
         return f"retrain with `{shlex.join(['csstdask', 'train', 'cosmicray', '--campaign', str(campaign)])} --to DIR`"

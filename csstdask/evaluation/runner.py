@@ -26,7 +26,7 @@ ProgressCallback = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What measuring a section returns."""
+    """The result of a measured section."""
 
     result: Any
     """Numbers for the JSON file: dictionaries, lists, numbers and strings."""
@@ -58,7 +58,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Output:
-    """Where an evaluation is stored, and how it is presented."""
+    """Output folder and presentation of an evaluation."""
 
     folder: Path | None
     """None: nothing is written."""

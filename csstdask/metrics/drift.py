@@ -183,7 +183,7 @@ def find_drift(
         Card of the model that detected the events. Detectors and dates are checked if its `valid` has them. Rates and
         spectra that are not in its `expects` are compared with the first quarter of the exposures.
     advice : str
-        What to do, with a command; appended to each finding.
+        Advice with a command; appended to each finding.
 
     Notes
     -----

@@ -150,7 +150,7 @@ class InterpolatedPsf:
         self._spectra = spectra_of(self._images, self.sampling, xp=xp)
 
     def _image_coefficients(self, x: Float, y: Float, weights: Float) -> Any:
-        """Return how much of each principal image sources have (n, k)."""
+        """Return the coefficients of the principal images for each source (n, k)."""
         xp, (ny, nx) = self._xp, self._window.shape
         degree = self._coefficients.shape[1] - 1
         # A source beyond the edge has the PSF of the edge.

@@ -158,7 +158,7 @@ class ExportCollector:
             self.summary.unchanged += 1
 
     def fail(self, unit: Unit, step: str, reason: str) -> None:
-        """Take a failure."""
+        """Record a failure."""
         select = f"exposure={escape(unit.exposure)},detector={unit.detector}"
         moved = [] if self._campaign is None else ["--campaign", str(self._campaign)]
         command = ["csstdask", "export", str(self._root), "--to", str(self._target), "--select", select, *moved]

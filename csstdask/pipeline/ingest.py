@@ -198,7 +198,7 @@ class CampaignWriter:
         return Counts(self.summary.added, self.summary.unchanged, len(self.summary.failures))
 
     def add(self, unit: Unit, result: dict[str, Any]) -> None:  # noqa: ARG002  the metadata name it
-        """Take the metadata of a copied unit."""
+        """Record the metadata of a copied unit."""
         self._copied.append(UnitMetadata(**result["metadata"]))
         if len(self._copied) >= UNITS_PER_WRITE:
             self.flush()
@@ -207,7 +207,7 @@ class CampaignWriter:
         """Do nothing: unchanged units have no task."""
 
     def fail(self, unit: Unit, step: str, reason: str) -> None:  # noqa: ARG002  the reason names the plane
-        """Take a failure."""
+        """Record a failure."""
         self.summary.failures.append({"source": str(unit), "reason": reason})
 
     def flush(self) -> None:

@@ -87,7 +87,7 @@ def mock(
     Parameters
     ----------
     recipe : Recipe
-        What to render.
+        Recipe of the survey.
     to : path
         Campaign; for a recipe of stamps, stamp set; with `as_fits`, folder of FITS files: Level 1 files and, as truth,
         frames of cosmic rays alone, or one file of stamps per unit. Slitless mocks include the catalogue and the SEDs
@@ -157,7 +157,7 @@ class MockCollector:
         """Do nothing: units that were rendered before have no task."""
 
     def fail(self, unit: Unit, step: str, reason: str) -> None:
-        """Take a failure."""
+        """Record a failure."""
         failure = {"exposure": unit.exposure, "detector": unit.detector, "step": step, "reason": reason}
         self.summary.failures.append(failure)
 

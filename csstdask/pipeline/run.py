@@ -211,19 +211,19 @@ class ResultCollector:
         return Counts(self.summary.done, self.summary.skipped, self.summary.failed)
 
     def add(self, unit: Unit, result: dict[str, Any]) -> None:
-        """Take the result of `process_unit`."""
+        """Record the result of `process_unit`."""
         self.summary.done += 1
         self.usage.add({name: Usage(**used) for name, used in result["usage"].items()})
         self.summary.kernel_seconds += sum(result["kernel_seconds"].values())
         self._put(unit, result["metrics"])
 
     def skip(self, unit: Unit, record: dict[str, Any]) -> None:
-        """Take the metrics of a unit that was finished before."""
+        """Record the metrics of a unit that was finished before."""
         self.summary.skipped += 1
         self._put(unit, record["metrics"])
 
     def fail(self, unit: Unit, step: str, reason: str) -> None:
-        """Take a failure; record it where no worker could."""
+        """Record a failure, also in the ledger if no worker could."""
         self.summary.failures.append(failure_entry(self._plan, self._ledger.root, unit, step=step, reason=reason))
         if step == OWNERSHIP_LOST:
             self._metrics.discard()  # the new owner writes them

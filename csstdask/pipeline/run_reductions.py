@@ -39,9 +39,9 @@ def run_reductions(
     plan : Plan
         The run.
     ledger : Ledger
-        Of the run.
+        Ledger of the run.
     slots : Slots
-        Its cluster.
+        Cluster of the run.
     token : str
         Token of the driver's lock.
     emit : callable

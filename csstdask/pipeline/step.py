@@ -50,7 +50,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Output:
-    """What a step returns for one unit."""
+    """The results of a step for one unit."""
 
     arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     """Products, in the units they are stored in."""

@@ -65,7 +65,7 @@ class UnitJob:
 
 
 def process_unit(job: UnitJob) -> dict[str, Any]:
-    """Take one unit through its steps: the task of a worker.
+    """Process the steps of one unit: the task of a worker.
 
     Returns
     -------
@@ -96,7 +96,7 @@ class _UnitWork:
     ----------
     job : UnitJob
     ledger : Ledger
-        Of the run.
+        Ledger of the run.
     before : UnitRecord
         Record of the unit.
     fresh : list of str

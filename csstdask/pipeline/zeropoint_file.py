@@ -166,7 +166,7 @@ def solve_table(
 
 
 def _band_origin(band: str | None, metadata: TableMetadata, found: Mapping[str, ZeroPoint]) -> str:
-    """Return what has decided the band, for the file."""
+    """Describe how the band was chosen, for the output file."""
     if band:
         return "--band"
     if metadata.band:

@@ -115,8 +115,8 @@ class PsfBasis:
     def conditioned_on(self, image: npt.NDArray[np.floating[Any]]) -> PsfBasis:
         """Return the basis of one telescope, given a prediction (BASIS_SIZE, BASIS_SIZE) of its PSF.
 
-        What the images cannot represent of the prediction is added to the mean. `_UNPREDICTED_TRUNCATION` of the
-        truncation variance remains.
+        The part of the prediction that the images cannot represent is added to the mean. `_UNPREDICTED_TRUNCATION` of
+        the truncation variance remains.
         """
         missed = image - self.compose(self.project((image - self.mean)[None]))[0]
         mean = self.mean + missed.astype(np.float32)

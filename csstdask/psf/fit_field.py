@@ -110,7 +110,7 @@ class _Weights:
 
 @dataclass(frozen=True, eq=False)
 class _Round:
-    """A linearisation about current parameters: all that later steps of the same round need."""
+    """A linearisation about current parameters, as input of the later steps of the same iteration."""
 
     parameters: StarParameters
     reduced: ReducedEquations

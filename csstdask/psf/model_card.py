@@ -1,4 +1,4 @@
-"""What the card of a PSF model says: its kind, and the detectors and bands that it supports."""
+"""Read the card of a PSF model: its kind, and the detectors and bands that it supports."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def write_document(to: Path, title: str, sections: Iterable[tuple[str, Markup | 
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell that is more than plain text."""
+    """A table cell with a link, a colour or other formatting."""
 
     text: object
     link: str = ""

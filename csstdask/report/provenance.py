@@ -61,7 +61,7 @@ def show_provenance(
 
 
 def planes_read(planes: Iterable[str]) -> str:
-    """Return how many units each plane was read from which HDU, and how it was identified."""
+    """Count the units by the HDU that each plane was read from, and by how it was identified."""
     found: Counter[str] = Counter()
     for record in filter(None, planes):
         for role, plane in json.loads(record).items():

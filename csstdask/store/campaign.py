@@ -198,7 +198,7 @@ class Campaign:
         )
 
     def _reading(self, row: int, column: int) -> dict[str, Any]:
-        """Return how a unit was read from its file; empty for campaigns of an earlier version."""
+        """Return the record of how a unit was read; empty for campaigns of an earlier version."""
         if "unit_scale" not in self.group:
             return {}
         names = ("planes", "file_units", "exposure_id", "source_folder")

@@ -1,4 +1,4 @@
-"""What all trainings share: their settings, start, initial weights and results.
+"""Common parts of all trainings: settings, start, initial weights and results.
 
 A training is a folder with a log, checkpoints (`csstdask.nn.trainer`) and, at the end, a model card with its weights.
 Each science has
@@ -109,7 +109,7 @@ def load_config(model: type[Config], path: Path | None, what: str, changes: Mapp
     path : Path or None
         TOML file; None for the default settings.
     what : str
-        What is trained, for error messages: "cosmic-ray detection".
+        Name of the task, for error messages: "cosmic-ray detection".
     changes : mapping
         Settings that replace those of the file, unless they are None.
 

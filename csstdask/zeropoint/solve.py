@@ -197,7 +197,7 @@ def _prior_inputs(
     nominal: float | None,
     card: ModelCard | None,
 ) -> PriorInputs | None:
-    """Return what is known without the level of the exposure's stars; None if nothing is."""
+    """Return the prior zero point, without the level of the exposure's stars; None if there is none."""
     past = _read_history(history, time) if history is not None else {}
     n_past = len(past.get("value", ()))
     conditions = _read_telemetry(telemetry or {}, card)

@@ -150,7 +150,7 @@ def evaluate_cosmicray(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What an evaluation was asked for; the fields are those of `evaluate_cosmicray`."""
+    """The arguments of an evaluation; the fields are those of `evaluate_cosmicray`."""
 
     model: str
     compare_with: tuple[str, ...]
@@ -269,7 +269,7 @@ def _tuning_units(recipes: Path) -> Iterator[tuple[Recipe, int, int]]:
 
 
 def describe_models(model: str, compare_with: Sequence[str]) -> dict[str, Any]:
-    """Return what decides the results apart from the data: the network, its threshold, and the compared networks."""
+    """Return the settings that the results depend on: network, threshold, and compared networks."""
     card = find_card("cosmicray", model)
     facts = {"name": card.name, "version": card.version, "sha256": card.sha256, "threshold": card.threshold}
     others = {name: find_card("cosmicray", name).identity for name in (BASELINE, *compare_with)}

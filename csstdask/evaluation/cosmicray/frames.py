@@ -74,7 +74,7 @@ class FrameCounts:
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What is evaluated on a frame."""
+    """The evaluations of a frame."""
 
     methods: tuple[Method, ...]
     clean: bool = False

@@ -167,7 +167,7 @@ def _measure(
 
 
 def describe_methods(models: Sequence[str], *, peers: bool = True) -> dict[str, Any]:
-    """Return what decides a section apart from its frames: models, packages and the version of the content.
+    """Return the settings that a section depends on: models, packages and the version of the content.
 
     Parameters
     ----------

@@ -220,7 +220,7 @@ def _leave_one_out_corrected(network: SedNetwork, real: RealTraining, synthetic:
 
 
 def evaluate_lamost(data: Path, model: str) -> dict[str, Any]:
-    """Return how many LAMOST spectra are in the domain, and their median relative errors."""
+    """Return the number of LAMOST spectra in the domain, and their median relative errors."""
     arrays = load_npz(data, "lamost_sample")
     wave = 10 ** (float(arrays["log10_wave0"]) + float(arrays["log10_dwave"]) * np.arange(arrays["flux"].shape[1]))
     keep = (arrays["teff"] >= 5000) & (arrays["teff"] <= 9750)

@@ -130,7 +130,7 @@ def _without_magnitudes(stars: CampaignStars) -> npt.NDArray[np.bool_]:
 
 
 def _without_values(telemetry: Mapping[str, npt.NDArray[np.float64]], n: int) -> int:
-    """Return how many of n units have no value of any telemetry."""
+    """Return the number of n units without any telemetry value."""
     known = np.zeros(n, dtype=bool)
     for values in telemetry.values():
         known |= np.isfinite(values)

@@ -177,7 +177,7 @@ class DetectionTrainingConfig(TrainingConfig):
 
     @property
     def patch_settings(self) -> PatchSettings:
-        """Return how frames are cut into patches."""
+        """Return the settings by which frames are cut into patches."""
         names = ("patch", "source_patch_fraction", "source_weight", "box", "hit_threshold")
         return PatchSettings(count=self.patches, **{name: getattr(self, name) for name in names})
 

@@ -24,7 +24,7 @@ STIS_OPTION_SHARE = 0.5
 
 @dataclass(frozen=True)
 class PatchSettings:
-    """How frames are cut into patches, and the weights of pixels."""
+    """Settings by which frames are cut into patches, and the weights of pixels."""
 
     patch: int = 256
     """Side of a patch [pixel]."""
@@ -66,7 +66,7 @@ def draw_examples(
     seed : sequence of int
         Seed of the frame. Examples are a function of the seed and the material.
     material : Material
-        What frames are made of.
+        Source data of the frames.
     shares : mapping
         Relative frequency of each kind of frame. Kinds without material are left out.
     size : int

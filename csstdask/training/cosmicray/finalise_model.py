@@ -52,7 +52,7 @@ def finalise_model(
     to : Path
         Folder of the training.
     sources : list of str
-        What the network learnt from.
+        Training data of the network.
     epochs : int
         Epochs of the training.
 

@@ -46,7 +46,7 @@ StisExposure = tuple[stis_1999.StisFrame, stis_1999.StisReference]
 
 @dataclass(frozen=True)
 class Material:
-    """What examples of one split are made of."""
+    """Source data of the examples of one split."""
 
     seed: int
     """Seed of the mock skies."""

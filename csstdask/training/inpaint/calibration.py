@@ -61,7 +61,7 @@ class Pulls:
 
 
 def validation_scores(network: nn.Module, batches: Sequence[Examples], scaling: Scaling) -> dict[str, float]:
-    """Return how well a network predicts hit pixels, in units of their own noise.
+    """Return the errors of predicted hit pixels, in units of their noise.
 
     Parameters
     ----------

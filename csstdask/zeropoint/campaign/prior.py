@@ -1,4 +1,4 @@
-"""What is known of each unit of a campaign without its stars, with the errors it shares with them."""
+"""Prior zero points of the units of a campaign, without its stars, and errors common to several units."""
 
 from __future__ import annotations
 
