@@ -68,7 +68,7 @@ _FURTHER = {
 
 @dataclass(frozen=True)
 class UnitStates:
-    """Result of `csstdask.evaluation.run_requirements.outside` for each unit."""
+    """Result of `csstdask.evaluation.run_requirements.compare_with_limits` for each unit."""
 
     hits: npt.NDArray[np.int8]
     rates: npt.NDArray[np.int8]

@@ -143,7 +143,9 @@ def test_tables_have_a_cell_for_each_column():
 
 
 def test_fits_of_fewer_stars_are_optional(psf_stars, psf_model):
-    methods = measure_stars(psf_stars, model=str(psf_model), psfex=False, beside=("empirical",), fewer=False)["methods"]
+    methods = measure_stars(psf_stars, model=str(psf_model), psfex=False, compare_with=("empirical",), fewer=False)[
+        "methods"
+    ]
     other = model_label(find_card("psf", "empirical"))
     assert list(methods) == [ALL_STARS, other, f"{other}, blank"]
     assert methods[other]["psnr"]["mean"] > methods[f"{other}, blank"]["psnr"]["mean"] + 20
@@ -189,7 +191,7 @@ def test_the_command_line_refuses_what_it_does_not_take(arguments):
 
 
 def test_lower_bound_of_the_error(psf_stars, psf_model, monkeypatch, tmp_path):
-    monkeypatch.setattr("csstdask.evaluation.psf.evaluate.SINGLE_STARS", 3)
+    monkeypatch.setattr("csstdask.evaluation.psf.measure.SINGLE_STARS", 3)
     unit = measure_stars(psf_stars, model=str(psf_model), psfex=False, bounded=True)
     methods = unit["methods"]
     bound = {name: methods[BOUND + name]["psnr"]["mean"] for name in (ALL_STARS, ONE_STAR, "10 stars")}
