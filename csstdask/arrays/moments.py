@@ -73,14 +73,14 @@ def adaptive_moments(images: Any, *, start: float = 1.5, tolerance: float = 1e-6
     inputs = adapt(images, stamps=True)
     adapter, xp = inputs.adapter, namespace_of(inputs.data)
     images = xp.where(inputs.ignore, xp.nan, inputs.data.astype(np.float64))
-    solve = _on_host if xp is np else _on_device
+    solve = moments_on_host if xp is np else moments_on_device
     x, y, mxx, mxy, myy, done = solve(images, start**2, tolerance, iterations)
     sigma = xp.where(done, xp.maximum(mxx * myy - mxy**2, 0) ** 0.25, xp.nan)
     trace = xp.where(done, mxx + myy, xp.nan)
     return Moments(*(adapter.to_caller(one) for one in (x, y, sigma, (mxx - myy) / trace, 2 * mxy / trace, done)))
 
 
-def _on_host(images: Array, start: float, tolerance: float, iterations: int) -> tuple[Any, ...]:
+def moments_on_host(images: Array, start: float, tolerance: float, iterations: int) -> tuple[Any, ...]:
     """Return centres, second moments and convergence, on the CPU."""
     found = np.empty((6, len(images)))
     _solve(np.ascontiguousarray(images), start, tolerance, iterations, found)
@@ -147,7 +147,7 @@ def _solve(images: Array, start: float, tolerance: float, iterations: int, found
         found[5, i] = done
 
 
-def _on_device(images: Any, start: float, tolerance: float, iterations: int) -> tuple[Any, ...]:
+def moments_on_device(images: Any, start: float, tolerance: float, iterations: int) -> tuple[Any, ...]:
     """Return centres, second moments and convergence of all stamps at once, on the GPU."""
     xp = namespace_of(images)
     n, ny, nx = images.shape

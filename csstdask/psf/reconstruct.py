@@ -215,7 +215,7 @@ def _checked_stars(
     kelvins = None if temperature is None else _column("temperature", temperature, n, "K")
     if kelvins is not None and (kelvins <= 0).any():
         raise ValueError(f"temperature: found {kelvins[kelvins <= 0][0]:g}; wanted kelvins above 0")
-    sigma = _border_error(pixels) if error is None else error.astype(np.float64)
+    sigma = border_error(pixels) if error is None else error.astype(np.float64)
     ignored = ~np.isfinite(pixels) | ~np.isfinite(sigma) | (sigma <= 0)
     # Scaled to errors of the order of one: squares of others may not fit in single precision.
     unit = np.ma.filled(np.ma.median(np.ma.masked_array(sigma, ignored).reshape(n, STAMP_SIZE**2), axis=1), 1.0)
@@ -294,7 +294,7 @@ def _column(name: str, values: Any, n: int, unit: str | None = None) -> Float:
     return column
 
 
-def _border_error(pixels: Float) -> Float:
+def border_error(pixels: Float) -> Float:
     """Return the error of stamps (n, 32, 32) from the scatter along their borders."""
     edge = np.ma.masked_invalid(pixels[:, border_mask(STAMP_SIZE, _BORDER)])
     scatter = np.ma.masked_array(mad_scale(edge.filled(np.nan), axis=1), np.ma.getmaskarray(edge).all(axis=1))

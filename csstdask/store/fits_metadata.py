@@ -117,7 +117,9 @@ def find_detector(lookup: HeaderLookup, instrument: Instrument, source: str) -> 
         number = instrument.detector_ids[0]
     key = f"{source}: {'/'.join(keywords.detector)}"
     if number is None:
-        raise InputError(key, "no such keyword" if text is None else repr(text), f"a detector of {instrument.name}")
+        ids = _format_ids(instrument.detector_ids)
+        wanted = f"a detector of {instrument.name} ({ids}); keywords.detector_pattern in the TOML extracts it from text"
+        raise InputError(key, "no such keyword" if text is None else repr(text), wanted)
     if number not in instrument.detector_ids:
         raise InputError(
             key, f"detector {number}", f"one of {instrument.name}'s: {_format_ids(instrument.detector_ids)}"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from csstdask.arrays.moments import _on_device, _on_host, adaptive_moments
+from csstdask.arrays.moments import adaptive_moments, moments_on_device, moments_on_host
 
 SIDE = 48
 
@@ -85,7 +85,7 @@ def test_the_loop_and_the_arrays_say_the_same(rng):
     """On the CPU stamps are solved in a loop; what a GPU runs is compared with it, noise and failures included."""
     images, _ = gaussians(rng, 40, noise=20.0)
     images[3], images[7] = 0, rng.normal(0, 1, images[7].shape)
-    by_loop, by_arrays = (solve(images, 2.25, 1e-8, 300) for solve in (_on_host, _on_device))
+    by_loop, by_arrays = (solve(images, 2.25, 1e-8, 300) for solve in (moments_on_host, moments_on_device))
     done = by_loop[-1]
     assert np.array_equal(done, by_arrays[-1])
     assert 35 < done.sum() < 40

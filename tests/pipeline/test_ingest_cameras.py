@@ -204,3 +204,21 @@ def test_sky_frames_set_the_format_of_a_campaign(tmp_path):
     summary = ingest([night], tmp_path / "c.zarr")
     assert (summary.added, len(summary.failures)) == (2, 2)
     assert csstdask.open_campaign(tmp_path / "c.zarr")["sci"].attrs["units"] == "electron s-1"
+
+
+def test_a_detector_named_by_text_points_to_the_pattern(tmp_path):
+    camera = tmp_path / "mine.toml"
+    camera.write_text(
+        'name = "mine"\ndescription = "two chips"\nunits = "adu"\n'
+        "[electronics]\ngain = 2.0\nread_noise = 5.0\nsaturation = 1e5\n"
+        "[flags]\nbits = { bad = 1, saturated = 2, cosmic_ray = 4, inpainted = 8 }\n"
+        '[keywords]\nexposure = ["SHOTID"]\ndetector = ["CHIPNAM"]\n'
+        '[[layouts]]\nname = "mef"\nsci = { hdu = ["SCI"] }\n[[detectors]]\nids = "1-2"\n'
+    )
+    path = tmp_path / "s0.fits"
+    header = fits.Header({"CHIPNAM": "A", "SHOTID": "s0", "EXPTIME": 90.0})
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(np.ones((8, 8), np.float32), header, name="SCI")]).writeto(path)
+    with pytest.raises(
+        InputError, match=r"CHIPNAM: found 'A'; wanted a detector of mine \(.*detector_pattern in the TOML"
+    ):
+        ingest([path], tmp_path / "c.zarr", instrument=camera)

@@ -12,7 +12,7 @@ import torch
 import csstdask
 from csstdask.core.errors import InputError
 from csstdask.metrics.psf import psf_errors, psf_pulls
-from csstdask.psf.reconstruct import _border_error
+from csstdask.psf.reconstruct import border_error
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_error_from_the_border_is_the_scatter_of_its_usable_pixels(rng):
     stamps[1, :2] = np.nan
     stamps[2] = np.where(stamps[2] == 100.0, 100.0, np.nan)
     stamps[3] = np.where(stamps[3] == 100.0, 100.0, 0.0)
-    error = _border_error(stamps)
+    error = border_error(stamps)
     assert error.shape == stamps.shape
     assert error[:2, 0, 0] == pytest.approx([2.0, 2.0], rel=0.25)
     assert error[2, 0, 0] == 0

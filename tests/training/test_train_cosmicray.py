@@ -46,8 +46,8 @@ def test_a_trained_network_detects_and_is_evaluated(tmp_path, rng, monkeypatch):
     assert found.model.name == "unet"
     assert found.mask[40:43, 50].all()
     assert detect(sky, model=str(path)).mask.mean() < 0.01
-    monkeypatch.setattr(methods, "_RANGES", {"objlim": (3.0, 8.0, 12.0), "sepmed": (True,)})
-    monkeypatch.setattr(real, "_SKIES", 2)
+    monkeypatch.setattr(methods, "SEARCH_RANGES", {"objlim": (3.0, 8.0, 12.0), "sepmed": (True,)})
+    monkeypatch.setattr(real, "N_SKIES", 2)
     results = evaluate_cosmicray(str(path), to=tmp_path)
     kept = json.loads((tmp_path / "cosmicray_evaluation.json").read_text())
     (rows,) = results["injected"].values()

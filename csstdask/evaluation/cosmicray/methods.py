@@ -28,7 +28,7 @@ Detector = Callable[[DetectionCase], Bool]
 Tuned = dict[str, dict[str, Any]]
 
 #: Values of the parameters of L.A.Cosmic that tuning tries.
-_RANGES: dict[str, tuple[Any, ...]] = {
+SEARCH_RANGES: dict[str, tuple[Any, ...]] = {
     "sigclip": (3.0, 3.75, 4.5, 5.5, 6.5, 8.0, 10.0, 13.0),
     "sigfrac": (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8),
     "objlim": (0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0),
@@ -130,7 +130,7 @@ def tune_lacosmic(cases: Sequence[DetectionCase], tuned: Tuned) -> dict[str, Any
 
 def _digest(cases: Sequence[DetectionCase]) -> str:
     """Return a digest of everything that decides the result: frames, truth, tried values, and package version."""
-    whole = hashlib.sha256(repr((_NUMERICS_VERSION, _RANGES, _START, _FIXED, version("astroscrappy"))).encode())
+    whole = hashlib.sha256(repr((_NUMERICS_VERSION, SEARCH_RANGES, _START, _FIXED, version("astroscrappy"))).encode())
     for case in cases:
         for plane in (case.data, case.error, case.ignore, case.hit, case.faint, case.use):
             if plane is None:
@@ -154,14 +154,14 @@ def search_parameters(cases: Sequence[DetectionCase]) -> dict[str, Any]:
         best, before = dict(_START), None
         while best != before:
             before = dict(best)
-            for name, values in _RANGES.items():
+            for name, values in SEARCH_RANGES.items():
                 best = max((best | {name: value} for value in values), key=quality)
     return best
 
 
 def parameters_at_limit(parameters: dict[str, Any]) -> list[str]:
     """Return the parameters whose best value is at a limit of its range, beyond which there may be better ones."""
-    ranges = {name: values for name, values in _RANGES.items() if len(values) > 2}
+    ranges = {name: values for name, values in SEARCH_RANGES.items() if len(values) > 2}
     return [name for name, values in ranges.items() if parameters[name] in {values[0], values[-1]}]
 
 

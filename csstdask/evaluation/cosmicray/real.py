@@ -45,7 +45,7 @@ from csstdask.training.cosmicray.material import load_material
 
 _SEED = 1999
 #: Number and side of the mock skies of each kind of injection [pixel].
-_SKIES, _SIZE = 6, 512
+N_SKIES, _SIZE = 6, 512
 #: Fraction of pixels with injected charge.
 _PIXEL_FRACTION = 0.025
 #: Keys of the results of `evaluate_real`.
@@ -231,7 +231,7 @@ def mock_cases(split: Split, library: EventLibrary | None) -> list[DetectionCase
     number = list(STIS_PAIRS).index(split)
     rng = np.random.default_rng([_SEED, number, 0 if library is None else 1 + len(library)])
     cases = []
-    for index in range(_SKIES):
+    for index in range(N_SKIES):
         scene = draw_mock_scene(rng, _SEED * 10 + number, index, _SIZE)
         made = add_cosmic_rays(scene, _draw_charge(rng, library, scene.data.shape), full_well=8e4)
         cases.append(make_case(scene, made, RECALL_CHARGE if library is None else 0.0))
@@ -288,7 +288,7 @@ def evaluate_controls(data: Path | None, model: str, parameters: dict[str, Any])
 def _empty_mock_cases() -> list[DetectionCase]:
     number = list(STIS_PAIRS).index("test")
     rng = np.random.default_rng([_SEED, 9])
-    scenes = [draw_mock_scene(rng, _SEED * 10 + number, index, _SIZE) for index in range(_SKIES)]
+    scenes = [draw_mock_scene(rng, _SEED * 10 + number, index, _SIZE) for index in range(N_SKIES)]
     nothing = np.zeros((_SIZE, _SIZE), dtype=np.float32)
     return [make_case(scene, add_cosmic_rays(scene, nothing, full_well=8e4), 0.0) for scene in scenes]
 
