@@ -114,7 +114,7 @@ def evaluate_cosmicray(
         Folder of the test recipes. Without it, only ``real`` is evaluated.
     parts : sequence of str
         Some of `PARTS`.
-    beside : sequence of str
+    compare_with : sequence of str
         Further networks to compare with on mock surveys, by name or card.
     scale : float, optional
         Linear scale of the frames of all recipes, in place of the scale of each part.
@@ -225,7 +225,7 @@ def gather_methods(model: str, compare_with: Sequence[str], folder: Path, precis
     ----------
     model : str
         Name or card of the network that is evaluated.
-    beside : sequence of str
+    compare_with : sequence of str
         Names or cards of further networks.
     folder : Path
         Folder for converted weights.

@@ -96,7 +96,7 @@ def evaluate_zeropoint(
         Folder for ``zeropoint_evaluation.json`` and figures. Existing parts that are not requested are kept.
     model : str
         Name or card of our network.
-    beside : sequence of str
+    compare_with : sequence of str
         Names or cards of published networks (``azprc``, its variants).
     recipe : str
         Name or path of a recipe with zero points.
