@@ -91,7 +91,8 @@ def test_examples_of_the_explanations(page, tmp_path, monkeypatch):
 
 
 def test_toml_blocks():
-    camera, *more = blocks("docs/how-to/add-a-camera.md", "toml")
+    camera, two_chips, *more = blocks("docs/how-to/add-a-camera.md", "toml")
+    assert validate_instrument(tomllib.loads(two_chips), "page").detector_ids == (1, 2)
     for block in (*more, *blocks("docs/reference/fits.md", "toml")):
         changed = tomllib.loads(camera) | tomllib.loads(block)
         assert validate_instrument(changed, "page").name == changed["name"]
