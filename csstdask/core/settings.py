@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from csstdask.core.errors import InputError
 
@@ -51,11 +53,40 @@ def validate_settings(model: type[Model], data: Mapping[str, object] | str, sour
         items = error.errors()
         wrong = [item["loc"] for item in items]
         found = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {item['msg']}"
+            f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {_reason(item, model)}"
             for item in items
             if not _follows(item, wrong)
         )
         raise InputError(source, found, wanted) from None
+
+
+def _reason(item: ErrorDetails, model: type[BaseModel]) -> str:
+    """Return what is wrong with a value; for an unknown key the keys with similar names, else all valid keys."""
+    if item["type"] != "extra_forbidden":
+        return item["msg"]
+    *path, unknown = (str(part) for part in item["loc"])
+    valid = _keys_at(model, path)
+    similar = get_close_matches(unknown, valid, n=2)
+    if similar:
+        return f"unknown key (did you mean {' or '.join(similar)}?)"
+    return f"unknown key (valid: {', '.join(sorted(valid))})" if valid else "unknown key"
+
+
+def _keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Return the keys of the part of some settings at a path, of all alternatives where there are several."""
+    models = [model]
+    for part in path:
+        fields = [field for one in models for name, field in one.model_fields.items() if part in (name, field.alias)]
+        if fields:  # otherwise a part is the index of an array, the key of a table, or the tag of an alternative
+            models = [found for field in fields for found in _models_in(field.annotation)]
+    return [field.alias or name for one in models for name, field in one.model_fields.items()]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the settings in a type, such as those in a list or an alternative."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models_in(part)]
 
 
 def read_settings(model: type[Model], path: Path | None, wanted: str, changes: Mapping[str, object]) -> Model:
