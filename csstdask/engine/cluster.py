@@ -47,9 +47,9 @@ class Slots:
 
     @property
     def dashboard(self) -> str | None:
-        """Return the address of Dask's dashboard, or how to install bokeh, which draws it."""
+        """Return the address of Dask's dashboard; None if there is none, or bokeh, which draws it, is not installed."""
         if find_spec("bokeh") is None:
-            return f"needs bokeh: {install_hint('dashboard')}"
+            return None
         try:
             return self.client.dashboard_link or None
         except KeyError:  # a scheduler elsewhere that has none

@@ -25,7 +25,7 @@ class RunStarted:
     slots: int
     """Number of units processed at the same time."""
     dashboard: str | None = None
-    """Address of Dask's dashboard, or how to install it; None: not shown."""
+    """Address of Dask's dashboard; None: there is none."""
 
 
 @dataclass(frozen=True)

@@ -116,4 +116,7 @@ def test_on_the_command_line(small_campaign, tmp_path, scheduler, monkeypatch):
 def test_the_dashboard_needs_bokeh(monkeypatch):
     monkeypatch.setattr("csstdask.engine.cluster.find_spec", lambda name: None)
     with open_cluster("threads", 1) as slots:
-        assert slots.dashboard == f"needs bokeh: {install_hint('dashboard')}"
+        assert slots.dashboard is None
+    monkeypatch.setattr("csstdask.engine.cluster.find_spec", lambda name: object())
+    with open_cluster("threads", 1) as slots:
+        assert slots.dashboard == (slots.client.dashboard_link or None)
