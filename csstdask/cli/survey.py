@@ -206,6 +206,8 @@ def _print_reductions(summary: Summary) -> None:
 
 def _projection_text(projection: dict[str, Any]) -> str:
     """Return the projected cost of a run as text."""
+    from dask.utils import format_bytes
+
     units, finished = projection["units"], projection["calibrated_on"]
     basis = f"from {finished} finished units" if finished else "of the reference machine; finished units calibrate it"
     reductions = [
@@ -215,9 +217,9 @@ def _projection_text(projection: dict[str, Any]) -> str:
     lines = [
         f"units     {units['total']} ({', '.join(projection['steps'])}), {units['skipped']} of them done before",
         *reductions,
-        f"read      {projection['bytes_read'] / 1e9:.2f} GB before compression",
-        f"written   at most {projection['bytes_written_at_most'] / 1e9:.2f} GB before compression",
-        f"memory    {projection['memory_bytes'] / 2**30:.2f} GiB with {projection['workers']} units at a time",
+        f"read      {format_bytes(projection['bytes_read'])} before compression",
+        f"written   at most {format_bytes(projection['bytes_written_at_most'])} before compression",
+        f"memory    {format_bytes(projection['memory_bytes'])} with {projection['workers']} units at a time",
         f"time      about {projection['seconds_estimated']:.0f} s ({basis})",
     ]
     return "\n".join(lines)
