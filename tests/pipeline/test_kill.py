@@ -92,8 +92,15 @@ def test_sigkill_at_random_moments(campaign, reference, tmp_path, scheduler):
     assert differences(reference, path) == []
 
 
-@pytest.mark.parametrize("scheduler", ["threads", "processes"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code", "scheduler"),
+    [
+        (signal.SIGINT, 130, "processes"),
+        (signal.SIGTERM, 143, "threads"),
+        pytest.param(signal.SIGINT, 130, "threads", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, "processes", marks=pytest.mark.slow),
+    ],
+)
 def test_signals_stop_a_run_with_a_message(campaign, reference, tmp_path, number, code, scheduler):
     """Ctrl-C reaches the whole process group, as from a terminal; SIGTERM only the driver, as from a batch system."""
     path = tmp_path / "run.zarr"
