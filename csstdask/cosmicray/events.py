@@ -87,7 +87,7 @@ def measure_events(
     nothing = np.bincount(event, known, n) == 0
     peak = np.full(n, -np.inf)
     np.maximum.at(peak, event[known], above[known])
-    shape = _shapes(event, x, y, above, n)
+    shape = component_shapes(event, x, y, above, n)
     table: dict[str, npt.NDArray[Any]] = {
         "x": shape["x"],
         "y": shape["y"],
@@ -114,7 +114,7 @@ def _at_edge(y: npt.NDArray[Any], x: npt.NDArray[Any], shape: tuple[int, ...]) -
     return (y == 0) | (x == 0) | (y == shape[0] - 1) | (x == shape[1] - 1)
 
 
-def _shapes(
+def component_shapes(
     event: npt.NDArray[Any], x: npt.NDArray[Any], y: npt.NDArray[Any], above: Float, n: int
 ) -> dict[str, npt.NDArray[Any]]:
     """Return the centroid, the axes and the parabola along the major axis of each event."""
