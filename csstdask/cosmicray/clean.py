@@ -9,7 +9,7 @@ import numpy as np
 
 from csstdask.arrays.adapter import adapt
 from csstdask.arrays.namespace import namespace_of
-from csstdask.cosmicray.detect import detect_probability, select_threshold
+from csstdask.cosmicray.detect import detect_probability, select_threshold, without_straight_features
 from csstdask.cosmicray.inpaint import repair_frame, select_psf_model
 from csstdask.nn.models import find_card
 
@@ -100,6 +100,7 @@ def clean(
     xp, to_caller = namespace_of(inputs.data), inputs.adapter.to_caller
     probability, prepared = detect_probability(inputs, card, device=device)
     hit = (probability >= cut) & ~inputs.ignore
+    hit, _ = without_straight_features(hit, inputs, None if prepared is None else prepared.mesh)
     if prepared is None or not bool(hit.any()):
         variance = xp.full(inputs.data.shape, np.nan, dtype=np.float32)
         return Cleaned(to_caller(hit), to_caller(inputs.data.copy()), to_caller(variance))

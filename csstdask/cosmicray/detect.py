@@ -11,9 +11,10 @@ import numpy as np
 from csstdask.arrays.adapter import InputArrays, adapt
 from csstdask.arrays.correlation import noise_correlation
 from csstdask.arrays.mesh import Mesh
-from csstdask.arrays.namespace import namespace_of
+from csstdask.arrays.namespace import namespace_of, to_host
 from csstdask.cosmicray.lacosmic import lacosmic
 from csstdask.cosmicray.preprocess import BOX, PreparedFrame, prepare_frame
+from csstdask.cosmicray.straight_features import StraightFeatures, release_straight_features
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
 
@@ -39,7 +40,7 @@ class Detection:
     Attributes
     ----------
     mask : bool array (y, x)
-        Hit pixels: probability >= threshold.
+        Hit pixels: probability >= threshold, without those of satellite trails and trailed stars.
     probability : float32 array (y, x)
         Probability that a pixel is hit, calibrated on the validation split of the model; 0 where the input was masked
         or not finite. L.A.Cosmic makes a binary decision: 0 or 1.
@@ -47,12 +48,15 @@ class Detection:
         Threshold that was applied.
     model : ModelCard
         Card of the model that was used.
+    features : StraightFeatures or None
+        Satellite trails and trailed stars that were released from the mask; None if they were not searched.
     """
 
     mask: Any
     probability: Any
     threshold: float
     model: ModelCard
+    features: StraightFeatures | None = None
 
 
 def detect(
@@ -67,6 +71,7 @@ def detect(
     rate: float | Literal["frame"] | None = None,
     precision: Precision = "float32",
     mesh: Mesh | None = None,
+    release_straight: bool = True,
 ) -> Detection:
     """Detect the pixels of one frame that cosmic rays have hit.
 
@@ -100,6 +105,9 @@ def detect(
     mesh : Mesh, optional
         Background of the frame [e-] (`csstdask.arrays.background.estimate_background`); used if its boxes are those of
         the model, else estimated.
+    release_straight : bool
+        Search the frame for satellite trails and trailed stars, and release hits that do not stand out from them
+        (`csstdask.cosmicray.straight_features`; on the host). Switch it off for spectra without a slit.
 
     Returns
     -------
@@ -133,9 +141,21 @@ def detect(
     if rate is not None and "prior" not in card.calibration:
         raise ValueError(f"rate: {card.name} was calibrated without a density of cosmic rays; wanted a model that was")
     inputs = adapt(data, error, mask)
-    probability, _ = detect_probability(inputs, card, device=device, rate=rate, precision=precision, mesh=mesh)
+    probability, prepared = detect_probability(inputs, card, device=device, rate=rate, precision=precision, mesh=mesh)
+    hit, features = (probability >= cut) & ~inputs.ignore, None
+    if release_straight:
+        hit, features = without_straight_features(hit, inputs, None if prepared is None else prepared.mesh)
     to_caller = inputs.adapter.to_caller
-    return Detection(to_caller((probability >= cut) & ~inputs.ignore), to_caller(probability), cut, card)
+    return Detection(to_caller(hit), to_caller(probability), cut, card, features)
+
+
+def without_straight_features(hit: Any, inputs: InputArrays, mesh: Mesh | None) -> tuple[Any, StraightFeatures]:
+    """Return hits, bool (y, x), without those of satellites and trailed stars, and these; no mesh: no usable pixel."""
+    if mesh is None:
+        return hit, StraightFeatures(hit.shape)
+    on_host = Mesh(to_host(mesh.background), to_host(mesh.noise), mesh.shape)
+    remaining, features = release_straight_features(to_host(hit), to_host(inputs.data), to_host(inputs.ignore), on_host)
+    return namespace_of(hit).asarray(remaining), features
 
 
 def select_threshold(card: ModelCard, threshold: float | None = None) -> float:

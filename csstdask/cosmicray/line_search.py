@@ -1,9 +1,9 @@
 """Search for straight lines over a whole frame: a discrete Radon transform in strips of a binned frame.
 
 The frame is averaged in boxes, each average clipped, so that no star or cosmic ray weighs more than a few boxes. The
-transform adds the boxes along all lines that cross a strip of 64 or of 256 boxes, by doubling (Brady 1998, SIAM J. Comput.
-27, 107), in time proportional to the number of boxes. Lines within 45 degrees of either axis and of both signs of slope
-come from four orientations of the frame.
+transform adds the boxes along all lines that cross a strip of 64 or of 256 boxes, by doubling (Brady 1998, SIAM J.
+Comput. 27, 107), in time proportional to the number of boxes. Four orientations of the frame give the lines within 45
+degrees of either axis, with slopes of either sign.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ def find_segments(binned: BinnedFrame) -> npt.NDArray[np.float64]:
         for mirrored in (False, True):
             plane = boxes.T if transposed else boxes
             plane = plane[:, ::-1] if mirrored else plane
-            ends = np.concatenate([_brightest(sums, plane.shape[0]) for sums in transform_strips(np.ascontiguousarray(plane))])
+            strips = transform_strips(np.ascontiguousarray(plane))
+            ends = np.concatenate([_brightest(sums, plane.shape[0]) for sums in strips])
             if mirrored:
                 ends[:, [0, 2]] = plane.shape[1] - 1 - ends[:, [0, 2]]
             if transposed:

@@ -37,6 +37,8 @@ _LENGTHS = (0.4, 1.6)
 _MIN_WIDTH = 0.25
 #: Largest deviation of the direction of a trailed star: fixed, and of its ends across the drift [deg], [pixel].
 _MAX_DEVIATION, _MAX_SHIFT = 5.0, 1.0
+#: Smallest number of pixels of a blend of stars, relative to that of hits on one of them.
+_BLEND = 1.5
 #: Smallest excess over a trailed star of a cosmic ray on it [sigma].
 _KEEP_SIGMA = 5.0
 #: Error of the height of a trailed star, as a fraction: drifts are not uniform.
@@ -107,8 +109,8 @@ def find_drift(data: npt.NDArray[Any], ignore: Bool, mesh: Mesh) -> Drift | None
     rows, columns = (slice(max(0, (n - _WINDOW) // 2), max(0, (n - _WINDOW) // 2) + _WINDOW) for n in data.shape)
     height = data[rows, columns] - mesh.background_at(rows, columns)
     source = (height > _SOURCE_SIGMA * mesh.noise_at(rows, columns)) & ~ignore[rows, columns]
-    shape, n_pixels, *_ = _measure(source, height)
-    large = n_pixels >= _MIN_PIXELS
+    parts = _measure(source, height)
+    shape, large = parts.shape, parts.n_pixels >= _MIN_PIXELS
     if large.sum() < _MIN_SOURCES:
         return None
     length, width = shape["length"][large], np.maximum(shape["width"][large], 1.0)
@@ -118,16 +120,29 @@ def find_drift(data: npt.NDArray[Any], ignore: Bool, mesh: Mesh) -> Drift | None
     return Drift(float(np.degrees(np.angle(mean)) / 2 % 180 % 180), float(np.median(length)), float(np.median(width)))
 
 
-def _measure(source: Bool, height: npt.NDArray[Any]) -> tuple[dict[str, Float], npt.NDArray[Any], Any, Any, Any]:
-    """Return shapes and numbers of pixels of the components of a mask, and y, x and component of its pixels."""
+@dataclass(frozen=True)
+class _Components:
+    """Connected components of a mask."""
+
+    shape: dict[str, Float]
+    """Centroid, length, width and angle of each component."""
+    n_pixels: npt.NDArray[np.intp]
+    """Number of pixels of each component."""
+    y: npt.NDArray[np.intp]
+    """Row of each pixel."""
+    x: npt.NDArray[np.intp]
+    """Column of each pixel."""
+    component: npt.NDArray[np.int32]
+    """Component of each pixel."""
+
+
+def _measure(source: Bool, height: npt.NDArray[Any]) -> _Components:
+    """Measure the components of a mask, weighted with their light."""
     labels, n = label_components(source)
     y, x = np.nonzero(source)
     component = labels[y, x] - 1
-    if n == 0:
-        nothing = np.empty(0)
-        return {name: nothing for name in ("x", "y", "length", "width", "angle")}, np.empty(0, int), y, x, component
     shape = component_shapes(component, x, y, height[y, x].astype(np.float64), n)
-    return shape, np.bincount(component, minlength=n), y, x, component
+    return _Components(shape, np.bincount(component, minlength=n), y, x, component)
 
 
 def release_trailed_stars(
@@ -157,18 +172,33 @@ def release_trailed_stars(
     height = data - mesh.background_at()
     noise = mesh.noise_at()
     source = ((height > _SOURCE_SIGMA * noise) | hit) & ~ignore
-    shape, n_pixels, y, x, component = _measure(source, height)
-    trailed = _matches(shape, drift)
-    at = np.flatnonzero(trailed[component] & hit[y, x])
-    rows, columns = y[at], x[at]
+    remaining, found = hit.copy(), []
+    whole = _measure(source, height)
+    found.append(_release(remaining, whole, _matches(whole.shape, drift), source, height, noise, drift))
+    # Where stars overlap, the hits along each of them have its shape. Those that are most of their source are tracks.
+    parts = _measure(remaining, height)
+    size = np.zeros(hit.shape, dtype=np.int32)
+    size[whole.y, whole.x] = whole.n_pixels[whole.component]
+    blended = np.zeros(len(parts.n_pixels), dtype=bool)
+    blended[parts.component] = size[parts.y, parts.x] > _BLEND * parts.n_pixels[parts.component]
+    found.append(_release(remaining, parts, _matches(parts.shape, drift) & blended, source, height, noise, drift))
+    return remaining, TrailedStars(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+
+def _release(
+    remaining: Bool, parts: _Components, trailed: Bool, source: Bool, height: npt.NDArray[Any],
+    noise: npt.NDArray[Any], drift: Drift,
+) -> tuple[npt.NDArray[Any], ...]:  # fmt: skip
+    """Release the hits on trailed components, in place, and return the columns of those that lost any."""
+    at = np.flatnonzero(trailed[parts.component] & remaining[parts.y, parts.x])
+    rows, columns = parts.y[at], parts.x[at]
     light = _along(height, source, rows, columns, drift)
     sigma = np.sqrt(noise[rows, columns] ** 2 + light + (_STAR_ERROR * light) ** 2)
-    stays = height[rows, columns] - light > _KEEP_SIGMA * sigma
-    remaining = hit.copy()
-    remaining[rows[~stays], columns[~stays]] = False
-    one = np.unique(component[at[~stays]])
-    columns_of = {name: shape[name][one] for name in ("x", "y", "length", "width", "angle")}
-    return remaining, TrailedStars(**columns_of, n_pixels=n_pixels[one].astype(np.int32))
+    lost = height[rows, columns] - light <= _KEEP_SIGMA * sigma
+    remaining[rows[lost], columns[lost]] = False
+    one = np.unique(parts.component[at[lost]])
+    shape = (parts.shape[name][one] for name in ("x", "y", "length", "width", "angle"))
+    return *shape, parts.n_pixels[one].astype(np.int32)
 
 
 def _matches(shape: dict[str, Float], drift: Drift) -> Bool:

@@ -16,8 +16,10 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import map_coordinates
 
 from csstdask.arrays.mesh import Mesh
+from csstdask.arrays.morphology import hysteresis_threshold
 from csstdask.core.warnings import suppress_warnings
 from csstdask.cosmicray.line_search import BinnedFrame, bin_frame, find_segments
 from csstdask.numerics.robust import mad_scale
@@ -45,6 +47,12 @@ _WINDOW, _FINE_WINDOW = 20, 8
 _MAX_SCATTER = 1.5
 #: A line along an axis of the frame that is narrower than this is a row or a column of the detector [pixel].
 _MIN_AXIS_WIDTH = 1.8
+#: Smallest excess over the trail of a cosmic ray that crosses it [sigma].
+_KEEP_SIGMA = 3.5
+#: Excess from which connected hits are part of that cosmic ray [sigma].
+_GROW_SIGMA = 0.5
+#: Error of the height of a trail, as a fraction: its profiles are interpolated.
+_TRAIL_ERROR = 0.05
 #: Lines that are followed in one frame at most.
 _MAX_LINES = 60
 #: Distance of a line from another one, at both ends, within which it is the same [pixel].
@@ -81,6 +89,11 @@ class Trail:
         """Return the position angle, from +x towards +y, in [0, 180) [deg]."""
         return float(np.degrees(np.arctan2(self.y[1] - self.y[0], self.x[1] - self.x[0])) % 180 % 180)
 
+    def touches_edge(self, shape: tuple[int, int]) -> bool:
+        """Return whether an end lies at the edge of a frame of a shape (y, x)."""
+        limits = ((self.x, shape[1]), (self.y, shape[0]))
+        return any(not 1 <= at <= size - 2 for ends, size in limits for at in ends)
+
 
 @dataclass(frozen=True)
 class _Line:
@@ -97,7 +110,7 @@ class _Line:
         length = float(np.hypot(x1 - x0, y1 - y0))
         return cls(x0, y0, (x1 - x0) / length, (y1 - y0) / length, length)
 
-    def at(self, along: float, across: float = 0.0) -> tuple[float, float]:
+    def at(self, along: Any, across: Any = 0.0) -> tuple[Any, Any]:
         """Return x and y of a position along and across the line."""
         return self.x + along * self.cos - across * self.sin, self.y + along * self.sin + across * self.cos
 
@@ -156,7 +169,8 @@ def find_trails(data: npt.NDArray[Any], ignore: Bool, mesh: Mesh) -> list[Trail]
     dropped: list[_Line] = []
     for segment in segments:
         line = _Line.between(*segment[:4])
-        if any(_is_same(line, one, _NEAR) for one in dropped) or any(_is_same(line, _line_of(one), _SAME) for one in trails):
+        known = [_line_of(one) for one in trails]
+        if any(_is_same(line, one, _NEAR) for one in dropped) or any(_is_same(line, one, _SAME) for one in known):
             continue
         dropped.append(line)
         trail = _follow(line, data, ignore, binned, trails)
@@ -214,7 +228,7 @@ def _follow(
 
 def _noise_along(line: _Line, first: int, last: int, binned: BinnedFrame) -> Float:
     """Return the noise of the sky in the middle of the pieces of a line [e-]."""
-    x, y = line.at((np.arange(first, last) + 0.5) * PIECE)  # type: ignore[arg-type]
+    x, y = line.at((np.arange(first, last) + 0.5) * PIECE)
     ny, nx = binned.noise.shape
     row, column = (np.clip(np.rint(at) // binned.box, 0, n - 1).astype(int) for at, n in ((y, ny), (x, nx)))
     return np.asarray(binned.noise[row, column], dtype=np.float64)
@@ -277,7 +291,7 @@ def _centres(profiles: Float, window: int) -> Float:
     part = np.nan_to_num(profiles[:, HALF_WIDTH - window : HALF_WIDTH + window + 1])
     padded = np.pad(part, ((0, 0), (2, 2)))
     n = part.shape[1]
-    smooth = sum(weight * padded[:, shift : shift + n] for shift, weight in enumerate((1, 2, 3, 2, 1)))
+    smooth = np.sum([weight * padded[:, shift : shift + n] for shift, weight in enumerate((1, 2, 3, 2, 1))], axis=0)
     peak = np.clip(np.argmax(smooth, axis=1), 1, n - 2)
     rows = np.arange(len(part))
     below, at, above = (smooth[rows, peak + shift] for shift in (-1, 0, 1))
@@ -295,7 +309,7 @@ def _fitted(line: _Line, profiles: Float, window: int) -> _Line | None:
     bright = significance > 3 * float(mad_scale(profiles, center=0.0, floor=1e-3))
     if bright.sum() < 3:
         return None
-    along = (np.flatnonzero(bright) + 0.5) * PIECE
+    along = np.asarray((np.flatnonzero(bright) + 0.5) * PIECE, dtype=np.float64)
     start, slope = _robust_line(along, centre[bright], np.minimum(significance[bright], 10.0))
     return line.shifted(start, slope)
 
@@ -387,46 +401,70 @@ def _inside(trail: Trail, y: npt.NDArray[Any], x: npt.NDArray[Any]) -> _Inside:
     return _Inside(index, np.maximum(light, 0.0))
 
 
-#: Smallest excess over the trail of a cosmic ray that crosses it [sigma].
-KEEP_SIGMA = 3.5
-#: Excess from which neighbours of such pixels are part of the cosmic ray [sigma].
-GROW_SIGMA = 0.5
-#: Error of the height of a trail, as a fraction: its pieces are interpolated.
-TRAIL_ERROR = 0.05
-
-
-def release_trails(
-    hit: Bool, trails: Sequence[Trail], data: npt.NDArray[Any], ignore: Bool, mesh: Mesh,
-    *, keep: float = KEEP_SIGMA, grow: float = GROW_SIGMA, fraction: float = TRAIL_ERROR,
-) -> Bool:  # fmt: skip
-    """Return hits without the light of satellites."""
-    from csstdask.arrays.morphology import hysteresis_threshold
-
-    if not trails or not hit.any():
-        return hit
-    y, x = np.nonzero(hit)
-    inside = np.zeros(len(y), bool)
-    light = np.zeros(len(y))
+def trail_pixels(trails: Sequence[Trail], shape: tuple[int, int]) -> Bool:
+    """Return the pixels (y, x) of a frame in which there is light of a trail."""
+    mask = np.zeros(shape, dtype=bool)
     for trail in trails:
-        part = _inside(trail, y, x)
-        inside[part.index] = True
-        light[part.index] += part.light
-    at = np.flatnonzero(inside)
-    if len(at) == 0:
+        line = _line_of(trail)
+        along = np.arange(0.0, line.length, 0.5)[:, None]
+        across = np.arange(-trail.reach, trail.reach + 0.5, 0.5)[None, :]
+        x, y = (np.rint(at).astype(int) for at in line.at(along, across))
+        inside = (x >= 0) & (y >= 0) & (x < shape[1]) & (y < shape[0])
+        mask[y[inside], x[inside]] = True
+    return mask
+
+
+def release_trails(hit: Bool, trails: Sequence[Trail], data: npt.NDArray[Any], mesh: Mesh) -> Bool:
+    """Release the light of satellites from a mask of cosmic rays.
+
+    A cosmic ray that crosses a trail has a pixel that exceeds it by 3.5 sigma. It keeps that pixel, and the hits
+    connected with it that exceed the trail by half a sigma.
+
+    Parameters
+    ----------
+    hit : bool array (y, x)
+        Detected pixels.
+    trails : sequence of Trail
+    data : float array (y, x)
+        [e-], sky included.
+    mesh : Mesh
+        Background and noise [e-].
+
+    Returns
+    -------
+    bool array (y, x)
+        The remaining hits; `hit` itself if none lies on a trail.
+    """
+    y, x = np.nonzero(hit) if trails else (np.empty(0, int), np.empty(0, int))
+    inside, light = np.zeros(len(y), dtype=bool), np.zeros(len(y))
+    for trail in trails:
+        index, height = _light_of(trail, y, x)
+        inside[index] = True
+        light[index] += height
+    if not inside.any():
         return hit
-    # One value per pixel: the trail covers a small part of the frame.
-    rows, columns = y[at], x[at]
-    sky, noise = _sky_at(mesh, rows, columns)
-    light = light[at]
-    excess = data[rows, columns] - sky - light
-    sigma = np.sqrt(noise**2 + light + (fraction * light) ** 2)
+    y, x, light = y[inside], x[inside], light[inside]
+    sky, noise = _sky_at(mesh, y, x)
+    excess = data[y, x] - sky - light
+    sigma = np.sqrt(noise**2 + light + (_TRAIL_ERROR * light) ** 2)
     seed, candidate = np.zeros_like(hit), np.zeros_like(hit)
-    seed[rows, columns] = excess > keep * sigma
-    candidate[rows, columns] = excess > grow * sigma
-    released = hit.copy()
-    released[rows, columns] = False
-    released |= hysteresis_threshold(seed, candidate)
-    return released
+    seed[y, x] = excess > _KEEP_SIGMA * sigma
+    candidate[y, x] = excess > _GROW_SIGMA * sigma
+    remaining = hit.copy()
+    remaining[y, x] = False
+    return remaining | hysteresis_threshold(seed, candidate)
+
+
+def _light_of(trail: Trail, y: npt.NDArray[Any], x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], Float]:
+    """Return which of some pixels lie in a trail, and its height there [e-]."""
+    line = _line_of(trail)
+    along = (x - line.x) * line.cos + (y - line.y) * line.sin
+    across = (y - line.y) * line.cos - (x - line.x) * line.sin
+    index = np.flatnonzero((np.abs(across) <= trail.reach) & (along >= -PIECE) & (along <= line.length + PIECE))
+    piece = np.clip(along[index] / PIECE - 0.5, 0, len(trail.profile) - 1)
+    column = across[index] + HALF_WIDTH
+    light = map_coordinates(np.nan_to_num(trail.profile), [piece, column], order=1, mode="nearest")
+    return index, np.maximum(light, 0.0)
 
 
 def _sky_at(mesh: Mesh, rows: npt.NDArray[Any], columns: npt.NDArray[Any]) -> tuple[Float, Float]:

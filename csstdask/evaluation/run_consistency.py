@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from astropy.io.fits import Header
 from astropy.wcs import WCS
@@ -148,7 +149,10 @@ def _read_unit(root: Path, plan: Plan, unit: Unit, pixels: float) -> UnitEvents:
 
 
 def _columns(root: Path, unit: Unit, *names: str) -> list[npt.NDArray[np.float64]]:
-    table = pq.read_table(table_path(root, TABLE, unit.exposure, unit.detector), columns=list(names))
+    """Return columns of the cosmic rays of a unit, without the satellites and trailed stars in the table."""
+    table = pq.read_table(table_path(root, TABLE, unit.exposure, unit.detector))
+    if "origin" in table.column_names:  # not in runs of earlier versions
+        table = table.filter(pc.equal(table["origin"], "cosmic_ray"))
     return [table[name].to_numpy().astype(np.float64) for name in names]
 
 

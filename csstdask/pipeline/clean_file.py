@@ -74,6 +74,8 @@ class _Result:
     value: npt.NDArray[Any]
     variance: npt.NDArray[Any]
     """Variance; NaN where not hit, inf where not repaired."""
+    satellite: npt.NDArray[np.bool_] | None = None
+    """Pixels on the trail of a satellite; None without a camera, whose flags have a bit for them."""
 
     @property
     def repaired(self) -> npt.NDArray[np.bool_]:
@@ -184,7 +186,7 @@ def _clean_unit(unit: UnitSource, camera: Instrument, config: RunConfig) -> _Res
     hit, repair, variance = (frame.product(name) for name in names)
     where = section_slices(unit.trim) if unit.trim is not None else (slice(None), slice(None))
     value, width = repair.astype(np.float64) / unit.scale, variance.astype(np.float64) / unit.scale**2
-    return _Result(unit, unit.sci.hdu, where, hit, value, width)
+    return _Result(unit, unit.sci.hdu, where, hit, value, width, frame.product("satellite_mask"))
 
 
 def _no_product(name: str) -> npt.NDArray[Any]:
@@ -302,6 +304,8 @@ def _insert_flags(hdus: fits.HDUList, path: Path, result: _Result, camera: Instr
     bits &= ~np.int32(flags.incoming_cosmic_ray_mask)
     bits[result.hit] |= flags.cosmic_ray_mask
     bits[result.repaired] |= flags.inpainted_mask
+    if result.satellite is not None and "satellite_trail" in flags.bits:
+        bits[result.satellite] |= flags.mask("satellite_trail")
     flag_plane = plane_data(path, hdus, unit.flag.hdu).astype(np.int32)
     flag_plane[result.where] = bits
     _replace(hdus, unit.flag.hdu, flag_plane)

@@ -93,6 +93,8 @@ def open_run(path: str | Path, campaign: str | Path | None = None, *, check: boo
     dataset["clean_wht"] = xr.where(dataset["cr_mask"], 1 / dataset["repair_variance"], weight, keep_attrs=False)
     dataset["clean_wht"].attrs = dict(source["wht"].attrs)
     ours = dataset["cr_mask"] * np.int32(flags.cosmic_ray_mask) | repaired * np.int32(flags.inpainted_mask)
+    if "satellite_mask" in dataset and "satellite_trail" in flags.bits:
+        ours = ours | dataset["satellite_mask"] * np.int32(flags.mask("satellite_trail"))
     dataset["flag_out"] = (source["flag"] & ~incoming) | ours
     dataset["flag_out"].attrs = dict(source["flag"].attrs)
     return mask_unfinished(dataset, source["flag"]) if check else dataset

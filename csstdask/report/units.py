@@ -45,6 +45,8 @@ _FURTHER = {
     "n_cr_events": _Metric("events"),
     "n_cr_input_pixels": _Metric("hit in the input flags", "pixel"),
     "n_cr_both_pixels": _Metric("hit in both", "pixel"),
+    "n_satellite_trails": _Metric("satellite trails"),
+    "n_trailed_stars": _Metric("trailed stars with hits"),
     "n_unrepaired_pixels": _Metric("not repaired", "pixel"),
     "n_points": _Metric("points"),
     "n_tracks": _Metric("tracks"),

@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 
 #: Raised whenever something in a store is renamed, or gets another meaning.
-SCHEMA_VERSION = 2
-#: Versions that can be read: stores of version 1 under the new names of their columns and metrics.
-READABLE_VERSIONS = (1, 2)
+SCHEMA_VERSION = 3
+#: Versions that can be read: stores of version 1 under the new names of their columns and metrics. The table
+#: ``cosmic_rays`` has had the column ``origin``, and rows of satellites and trailed stars, since version 3.
+READABLE_VERSIONS = (1, 2, 3)
 #: Columns of tables that version 2 renamed, by table.
 RENAMED_COLUMNS = {"psf_stars": {"reserve": "held_out"}}
 #: Metrics that version 2 renamed.

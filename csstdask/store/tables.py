@@ -30,6 +30,7 @@ _TABLE_UNITS = {
         "charge": "electron", "charge_err": "electron", "peak": "electron", "length": "pixel", "width": "pixel",
         "angle": "deg",
     },
+    "straight_features": {"length": "pixel", "width": "pixel", "angle": "deg"},
     "psf_stars": {"size": "pixel", "model_size": "pixel"},
     "spectra": {
         "wavelength": "Angstrom", "rate": "electron s-1 Angstrom-1", "rate_err": "electron s-1 Angstrom-1",

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from csstdask.pipeline.frame import Frame
     from csstdask.pipeline.plan import Plan
 
+FEATURE_UNITS = {"x": "pixel", "y": "pixel", "length": "pixel", "width": "pixel", "angle": "deg"}
+"""Units of the columns of ``tables/straight_features``."""
 #: Time of the default network on one core, by precision (`benchmarks/cosmicray.py`) [s / Mpix], and the fraction of it
 #: that other networks need.
 _SECONDS_PER_MPIX = {"float32": 1.15, "bfloat16": 0.63, "int8": 0.36}
@@ -29,6 +31,7 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
     """Detect cosmic rays, and compare them with those flagged in the input."""
     from csstdask.arrays.morphology import label_components
     from csstdask.cosmicray import detect
+    from csstdask.cosmicray.straight_features import StraightFeatures
 
     settings = config.detect
     saturation = Saturation.of(frame)
@@ -43,7 +46,9 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
         rate=settings.rate,
         precision=settings.precision,
         mesh=frame.mesh,
+        release_straight=frame.metadata.kind == "imaging",
     )
+    features = found.features or StraightFeatures(found.mask.shape)
     hit = found.mask if saturation is None else saturation.added_to(found.mask)
     if frame.metadata.kind == "slitless":
         hit = _without_traces(frame, hit)
@@ -52,7 +57,8 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
     events = label_components(hit)[1]
     theirs = frame.cr_mask_input & ~frame.unusable
     return Output(
-        arrays={"cr_mask": hit},
+        arrays={"cr_mask": hit, "satellite_mask": features.satellite_mask()},
+        tables={"straight_features": features.table()},
         metrics={
             "n_cr_pixels": count,
             "n_cr_events": events,
@@ -60,6 +66,8 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
             "n_cr_saturated_pixels": int((hit & frame.saturated).sum()),
             "n_cr_input_pixels": int(theirs.sum()),
             "n_cr_both_pixels": int((hit & theirs).sum()),
+            "n_satellite_trails": len(features.trails),
+            "n_trailed_stars": 0 if features.stars is None else len(features.stars.x),
         },
     )
 
@@ -153,11 +161,14 @@ DETECT = Step(
     name="detect",
     requires=("background",),
     kinds=frozenset({"imaging", "slitless", "dark"}),
-    numerics_version=13,
+    numerics_version=14,
     body=detect_cosmic_rays,
     settings=fingerprint_settings,
     model=lambda config: find_card("cosmicray", config.detect.model).identity,
-    products=(Product("cr_mask", "bool", False, codec="mask", long_name="hit by a cosmic ray"),),
+    products=(
+        Product("cr_mask", "bool", False, codec="mask", long_name="hit by a cosmic ray"),
+        Product("satellite_mask", "bool", False, codec="mask", long_name="on the trail of a satellite"),
+    ),
     metrics=(
         "n_cr_pixels",
         "n_cr_events",
@@ -165,7 +176,10 @@ DETECT = Step(
         "n_cr_saturated_pixels",
         "n_cr_input_pixels",
         "n_cr_both_pixels",
+        "n_satellite_trails",
+        "n_trailed_stars",
     ),
+    tables={"straight_features": FEATURE_UNITS},
     cost=cost_of_detection,
     libraries=libraries_of,
     check=check_precision,

@@ -32,6 +32,7 @@ def repair_pixels(frame: Frame, config: RunConfig) -> Output:
     """Repair hit pixels, in the units of ``sci`` (NaN elsewhere), and list the cosmic rays."""
     from csstdask.cosmicray.events import measure_events
     from csstdask.cosmicray.inpaint import combine_repairs
+    from csstdask.cosmicray.straight_features import append_features
 
     hit, card = frame.product("cr_mask"), find_card("inpaint", config.repair.model)
     fixed, variance_electrons = combine_repairs(
@@ -54,7 +55,7 @@ def repair_pixels(frame: Frame, config: RunConfig) -> Output:
     charge = events["charge"][np.isfinite(events["charge"])]
     return Output(
         arrays={"repair": repaired, "repair_variance": variance},
-        tables={"cosmic_rays": _table(frame, events)},
+        tables={"cosmic_rays": _table(frame, append_features(events, frame.table("straight_features")))},
         metrics={
             "n_unrepaired_pixels": int(np.isinf(variance[hit]).sum()),
             **{name: int((events["kind"] == kind).sum()) for kind, name in _COUNTED.items()},
@@ -132,7 +133,7 @@ REPAIR = Step(
     name="repair",
     requires=("background", "detect", "psf"),
     kinds=frozenset({"imaging", "slitless", "dark"}),
-    numerics_version=11,
+    numerics_version=12,
     body=repair_pixels,
     settings=fingerprint_settings,
     model=lambda config: find_card("inpaint", config.repair.model).identity,
