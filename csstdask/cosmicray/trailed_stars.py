@@ -27,8 +27,11 @@ _SOURCE_SIGMA = 3.0
 _MIN_PIXELS = 30
 #: Smallest number of such sources.
 _MIN_SOURCES = 10
-#: Smallest mean resultant length of their doubled position angles; 0.8 of 10 random ones has a probability of 0.2 %.
-_MIN_ALIGNMENT = 0.8
+#: Smallest mean resultant length R of their n doubled position angles, and smallest n R^2: by chance, random angles
+#: exceed it with a probability of exp(-n R^2) (Rayleigh test).
+_MIN_ALIGNMENT, _MIN_RAYLEIGH = 0.6, 8.0
+#: Sources within this angle of the mean direction give the drift [deg].
+_ALIGNED = 15.0
 #: Smallest median ratio of length and width of these sources.
 _MIN_ELONGATION = 2.0
 #: Lengths of trailed stars relative to that of the drift: faint ones are shorter, bright ones longer.
@@ -90,8 +93,8 @@ def find_drift(data: npt.NDArray[Any], ignore: Bool, mesh: Mesh) -> Drift | None
     Returns
     -------
     Drift or None
-        None unless at least 10 sources of 30 pixels or more are mostly parallel and, in the median, twice as long as
-        wide.
+        None unless at least 10 sources of 30 pixels or more are mostly parallel, and those that are, in the median,
+        twice as long as wide.
 
     Examples
     --------
@@ -113,11 +116,24 @@ def find_drift(data: npt.NDArray[Any], ignore: Bool, mesh: Mesh) -> Drift | None
     shape, large = parts.shape, parts.n_pixels >= _MIN_PIXELS
     if large.sum() < _MIN_SOURCES:
         return None
-    length, width = shape["length"][large], np.maximum(shape["width"][large], 1.0)
-    mean = np.exp(2j * np.radians(shape["angle"][large])).mean()
-    if abs(mean) < _MIN_ALIGNMENT or np.median(length / width) < _MIN_ELONGATION:
+    length, width, angle = (shape[name][large] for name in ("length", "width", "angle"))
+    alignment, mean = _mean_direction(angle)
+    aligned = _deviation(angle, mean) < _ALIGNED
+    significant = alignment > _MIN_ALIGNMENT and len(angle) * alignment**2 > _MIN_RAYLEIGH
+    if not significant or np.median(length[aligned] / np.maximum(width[aligned], 1.0)) < _MIN_ELONGATION:
         return None
-    return Drift(float(np.degrees(np.angle(mean)) / 2 % 180 % 180), float(np.median(length)), float(np.median(width)))
+    return Drift(_mean_direction(angle[aligned])[1], float(np.median(length[aligned])), float(np.median(width[aligned])))
+
+
+def _mean_direction(angle: Float) -> tuple[float, float]:
+    """Return the mean resultant length of doubled position angles, and their mean in [0, 180) [deg]."""
+    mean = np.exp(2j * np.radians(angle)).mean()
+    return float(abs(mean)), float(np.degrees(np.angle(mean)) / 2 % 180 % 180)
+
+
+def _deviation(angle: Float, direction: float) -> Float:
+    """Return the angles between lines of position angles and a direction, in [0, 90] [deg]."""
+    return np.asarray(np.abs((angle - direction + 90) % 180 - 90))
 
 
 @dataclass(frozen=True)
@@ -203,7 +219,7 @@ def _release(
 
 def _matches(shape: dict[str, Float], drift: Drift) -> Bool:
     """Return which components have the direction, length and width of a trailed star."""
-    deviation = np.abs((shape["angle"] - drift.angle + 90) % 180 - 90)
+    deviation = _deviation(shape["angle"], drift.angle)
     allowed = _MAX_DEVIATION + np.degrees(_MAX_SHIFT / np.maximum(shape["length"] / 2, 1.0))
     relative = shape["length"] / drift.length
     matches = (deviation < allowed) & (relative > _LENGTHS[0]) & (relative < _LENGTHS[1])

@@ -17,6 +17,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import map_coordinates
+from scipy.special import bdtrc
 
 from csstdask.arrays.mesh import Mesh
 from csstdask.arrays.morphology import hysteresis_threshold
@@ -41,6 +42,8 @@ _DARK_WEIGHT = 0.5
 MIN_PIECES = 9
 #: Smallest number of lit pieces in the strip in which a line was found.
 _MIN_STRIP_PIECES = 4
+#: Largest probability that stars light as many pieces of a run by chance; many lines and runs are tried.
+_MAX_CHANCE = 1e-8
 #: Distances from the line in which its centre is measured: of the pieces of a strip, and of a whole line [pixel].
 _WINDOW, _FINE_WINDOW = 20, 8
 #: Largest scatter of the pieces of a trail about a straight line [pixel].
@@ -203,7 +206,7 @@ def _follow(
     nearest: _Line | None = _fitted(line, _profiles(line, data, ignore, binned), _WINDOW)
     if nearest is None or any(_is_same(nearest, _line_of(one), _SAME) for one in known):
         return None
-    if _lit(_profiles(nearest, data, ignore, binned)).sum() < _MIN_STRIP_PIECES:
+    if _lit(_profiles(nearest, data, ignore, binned))[0].sum() < _MIN_STRIP_PIECES:
         return None  # most lines end here, at the cost of a strip
     for window in (_FINE_WINDOW, _FINE_WINDOW):
         whole = None if nearest is None else nearest.within(data.shape)
@@ -212,9 +215,12 @@ def _follow(
     if whole is None:
         return None
     profiles = _profiles(whole, data, ignore, binned)
-    lit = _lit(profiles)
+    lit, chance = _lit(profiles)
     first, last = _longest_run(lit)
-    if lit[first:last].sum() < MIN_PIECES or _scatter(profiles[first:last], lit[first:last]) > _MAX_SCATTER:
+    n = int(lit[first:last].sum())
+    if n < MIN_PIECES or bdtrc(n - 1, last - first, chance) > _MAX_CHANCE:
+        return None
+    if _scatter(profiles[first:last], lit[first:last]) > _MAX_SCATTER:
         return None
     with suppress_warnings():
         mean = np.nan_to_num(np.nanmean(profiles[first:last][lit[first:last]], axis=0))
@@ -275,15 +281,20 @@ def _sample(
                 profiles[piece, column] = np.median(values[:n])
 
 
-def _lit(profiles: Float) -> Bool:
-    """Return which pieces are brighter in the middle than the scatter of the sky on both sides explains."""
+def _lit(profiles: Float) -> tuple[Bool, float]:
+    """Return which pieces are brighter in the middle than the scatter of the sky explains, and a chance.
+
+    The chance is the fraction of pieces of the sky on both sides that are as bright: in crowded fields, stars light
+    many.
+    """
     with suppress_warnings():
-        middle, left, right = (
+        middle, *sides = (
             np.nanmean(profiles[:, HALF_WIDTH + at - 1 : HALF_WIDTH + at + 2], axis=1)
             for at in (0, -_SKY_DISTANCE - 3, _SKY_DISTANCE + 3)
         )
-    scatter = float(mad_scale(np.concatenate([left, right]), center=0.0, floor=1e-3))
-    return np.asarray(np.nan_to_num(middle) > _LIT_SIGMA * scatter)
+    sky = np.nan_to_num(np.concatenate(sides))
+    limit = _LIT_SIGMA * float(mad_scale(sky, center=0.0, floor=1e-3))
+    return np.nan_to_num(middle) > limit, (1.0 + (sky > limit).sum()) / (2.0 + len(sky))
 
 
 def _centres(profiles: Float, window: int) -> Float:
