@@ -2,6 +2,7 @@
 
 ``python benchmarks/pictures.py DATA`` takes the real frames of the folder DATA through ingest and run with the default
 models, and writes ``docs/pictures/<camera>.png``: three panels, the same grey levels in the first and the last.
+``trail.png`` and ``trailed.png`` are a satellite and trailed stars with the mask before and after their release.
 ``docs/pictures/mock.png`` is a corner of a mock detector, its truth without cosmic rays, and PSFs of a focal plane.
 """
 
@@ -12,12 +13,15 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from astropy.io import fits
 
 import csstdask
+from csstdask.arrays.frame import to_electrons
 from csstdask.instrument import load_instrument
 from csstdask.mock import render_unit
 from csstdask.mock.psf import PsfModel
 from csstdask.mock.recipe import demo_recipe
+from csstdask.mock.recipe_tables import Artefacts
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.ingest import ingest
 from csstdask.pipeline.run import run
@@ -49,6 +53,30 @@ def draw_mock() -> None:
     write(panels, "mock")
 
 
+def draw_features(data: Path) -> None:
+    """Draw a satellite and trailed stars: the frame, the mask of the network, and the mask without them."""
+    recipe = demo_recipe().model_copy(
+        update={"seed": 12, "shape": (560, 560), "artefacts": Artefacts(satellites=3.0, ghosts_above=0.0)}
+    )
+    instrument = load_instrument("csst")
+    unit = render_unit(recipe, instrument, 0, 8)
+    frame = to_electrons(unit.sci, unit.wht, unit.flag, scale=recipe.exptime, ignore_bits=instrument.flags.ignore_mask)
+    with fits.open(data / VIEWS["uvis"][0]) as hdus:
+        planes = [hdus[index].data for index in (1, 2, 3)]
+    uvis = (planes[0].astype(np.float32), planes[1].astype(np.float32), (planes[2] & 0x1FC) != 0)
+    windows = {
+        "trail": ((frame.data, frame.error, frame.ignore), slice(150, 410), slice(150, 410)),
+        "trailed": (uvis, *VIEWS["uvis"][3:]),
+    }
+    for name, (arrays, rows, columns) in windows.items():
+        masks = [csstdask.cosmicray.detect(*arrays, release_straight=chosen).mask for chosen in (False, True)]
+        sky = np.median(arrays[0][~arrays[2]])
+        noise = 1.4826 * np.median(np.abs(arrays[0][~arrays[2]] - sky))
+        levels = (sky - 3 * noise, sky + 15 * noise)
+        images = [arrays[0], *(np.where(mask, levels[1], levels[0]) for mask in masks)]
+        write([grey_levels(image[rows, columns], *levels) for image in images], name)
+
+
 def write(panels: list[np.ndarray], name: str) -> None:
     gap = np.full((panels[0].shape[0], GAP), 255, np.uint8)
     joined = np.hstack([part for panel in panels for part in (panel, gap)][:-1])
@@ -63,6 +91,7 @@ def main() -> None:
     data, config = chosen.data, RunConfig.model_validate({"detect": {"model": chosen.model}})
     PICTURES.mkdir(exist_ok=True)
     draw_mock()
+    draw_features(data)
     for name, (file, exposure, detector, rows, columns) in VIEWS.items():
         with tempfile.TemporaryDirectory() as folder:
             campaign, product = Path(folder) / "c.zarr", Path(folder) / "r.zarr"

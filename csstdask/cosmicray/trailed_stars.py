@@ -122,7 +122,9 @@ def find_drift(data: npt.NDArray[Any], ignore: Bool, mesh: Mesh) -> Drift | None
     significant = alignment > _MIN_ALIGNMENT and len(angle) * alignment**2 > _MIN_RAYLEIGH
     if not significant or np.median(length[aligned] / np.maximum(width[aligned], 1.0)) < _MIN_ELONGATION:
         return None
-    return Drift(_mean_direction(angle[aligned])[1], float(np.median(length[aligned])), float(np.median(width[aligned])))
+    return Drift(
+        _mean_direction(angle[aligned])[1], float(np.median(length[aligned])), float(np.median(width[aligned]))
+    )
 
 
 def _mean_direction(angle: Float) -> tuple[float, float]:

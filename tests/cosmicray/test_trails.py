@@ -41,7 +41,9 @@ def stars(n, rng, shape=(SIDE, SIDE)):
     light = np.zeros(shape)
     for cy, cx, peak in zip(*rng.uniform(0, shape[0], (2, n)), 10 ** rng.uniform(1.5, 4, n), strict=True):
         rows, columns = (slice(max(0, int(c) - 8), int(c) + 9) for c in (cy, cx))
-        light[rows, columns] += peak * np.exp(-0.5 * ((y[rows, columns] - cy) ** 2 + (x[rows, columns] - cx) ** 2) / 1.7)
+        light[rows, columns] += peak * np.exp(
+            -0.5 * ((y[rows, columns] - cy) ** 2 + (x[rows, columns] - cx) ** 2) / 1.7
+        )
     return light
 
 
