@@ -9,6 +9,7 @@ from astropy.io import fits
 from quick import quick_run as run
 
 import csstdask
+from csstdask.arrays.morphology import dilate
 from csstdask.evaluation.run_consistency import review_run
 from csstdask.instrument import load_instrument
 from csstdask.mock.recipe import Recipe
@@ -38,7 +39,9 @@ def test_satellites_are_counted_and_their_pixels_marked(finished):
     found = dataset["satellite_mask"].values
     assert dataset["n_satellite_trails"].values.sum() >= 2
     assert (found & lit).sum() > 0.6 * lit.sum()  # short chords in corners are not found
-    assert (found & ~lit).sum() < 0.3 * found.sum()  # the mock flags what exceeds 8 electrons
+    # The mock flags what exceeds 8 electrons; the wings of a wide trail reach 8 pixels further.
+    near = np.stack([dilate(plane, 8) for plane in lit[0]])[None]
+    assert (found & ~near).sum() < 0.05 * found.sum()
     assert np.array_equal((dataset["flag_out"].values & bit) != 0, lit | found)
 
 
@@ -63,4 +66,4 @@ def test_export_has_the_bit_of_the_camera(finished):
     dataset = csstdask.open_run(finished / "r.zarr")
     for path, unit in zip(sorted((finished / "out").glob("*.fits")), dataset["flag_out"].values[0], strict=True):
         with fits.open(path) as hdus:
-            assert np.array_equal(hdus["FLAG"].data, unit)
+            assert np.array_equal(hdus["FLG"].data, unit)
