@@ -101,7 +101,8 @@ def find_drift(data: npt.NDArray[Any], ignore: Bool, mesh: Mesh) -> Drift | None
     >>> from csstdask.arrays.background import estimate_background
     >>> rng = np.random.default_rng(1)
     >>> frame = rng.normal(100, 5, (256, 256)).astype("float32")
-    >>> for y, x in rng.integers(20, 220, (15, 2)):
+    >>> for star in range(16):
+    ...     y, x = 20 + 60 * (star // 4), 20 + 55 * (star % 4)
     ...     frame[y : y + 3, x : x + 18] += 200
     >>> drift = find_drift(frame, np.zeros(frame.shape, bool), estimate_background(frame))
     >>> round(drift.angle) % 180, round(drift.length)
