@@ -23,7 +23,7 @@ def write_own_model(folder: Path, seed: int = 7) -> Path:
         weight.data *= 2
     sha256 = save_weights(network, folder / "own.safetensors")
     network.eval().fuse()
-    ranges = measure_ranges(network, [torch.randn(1, 3, 64, 64) * 1.5 + torch.rand(1, 3, 64, 64) ** 8 * 8])
+    ranges = measure_ranges(network, [(torch.randn(1, 3, 64, 64) * 1.5 + torch.rand(1, 3, 64, 64) ** 8 * 8,)])
     card = ModelCard(
         "own", "cosmicray", "1", "untrained", "BSD-3-Clause", "nothing", sha256, 0.5,
         architecture=ARCHITECTURE, normalisation={"channels": list(CHANNELS), "box": 64},

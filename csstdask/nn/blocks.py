@@ -18,6 +18,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 #: Number of convolutions at full resolution after the U-Net.
 _FINE_CONVOLUTIONS = 2
+#: Number of hidden values between the conditions of an image and the shifts of channels.
+_CONDITION_WIDTH = 16
 
 
 class ExactConv2d(nn.Conv2d):
@@ -61,11 +63,15 @@ class ConvStack(nn.Module):
             for index, (a, b) in enumerate(pairwise(widths))
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(outputs) for _ in range(convolutions))
+        self.activations = nn.ModuleList(nn.ReLU(inplace=True) for _ in range(convolutions))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (n, inputs, y, x) to (n, outputs, y, x)."""
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = torch.relu_(norm(convolution(x)))
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Map (n, inputs, y, x) to (n, outputs, y, x); `shift` (n, outputs) is added to the first convolution."""
+        for convolution, norm, activation in zip(self.convolutions, self.norms, self.activations, strict=True):
+            x = norm(convolution(x))
+            if shift is not None:
+                x, shift = x + shift[:, :, None, None].to(x.dtype), None
+            x = activation(x)
         return x
 
     def fuse(self) -> None:
@@ -84,6 +90,9 @@ class UNet(nn.Module):
     without a stem can run in parallel: the outputs are added, and its features also enter the layers at full
     resolution.
 
+    Numbers that describe the whole image (*conditions*, such as the width of its stars) can shift the channels of the
+    first convolution. This costs nothing per pixel.
+
     Parameters
     ----------
     inputs, outputs : int
@@ -101,6 +110,8 @@ class UNet(nn.Module):
         Number of channels of the layers at full resolution, 0 for none. Before training their output is 0.
     close : sequence of int
         Number of channels of each level of the second U-Net; empty for none. It needs `fine`.
+    conditions : int
+        Number of conditions of an image.
 
     Raises
     ------
@@ -120,6 +131,7 @@ class UNet(nn.Module):
         up: int = 2,
         fine: int = 0,
         close: Sequence[int] = (),
+        conditions: int = 0,
     ) -> None:
         super().__init__()
         if close and not fine:
@@ -133,8 +145,10 @@ class UNet(nn.Module):
         )
         pairs = list(pairwise(channels))
         self.rise = nn.ModuleList(nn.ConvTranspose2d(coarser, finer, 2, stride=2) for finer, coarser in pairs)
+        self.join = nn.ModuleList(Join(merge) for _ in pairs)
         self.up = nn.ModuleList(ConvStack(finer if merge == "add" else 2 * finer, finer, up) for finer, _ in pairs)
         self.head = nn.Conv2d(channels[0], outputs * stem**2, 1)
+        self.condition = ConditionLayers(conditions, channels[0]) if conditions else None
         self.close = UNet(inputs=inputs, outputs=outputs, channels=close) if close else None
         coarse_features = close[0] if close else 0
         self.fine = FineLayers(inputs, outputs, channels[0], fine, stem, close=coarse_features) if fine else None
@@ -148,9 +162,9 @@ class UNet(nn.Module):
         """Return the pixels on whose multiples tiles must begin and end."""
         return lcm(unet_grid(self.pools, self.stem), 1 if self.close is None else self.close.grid)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (n, inputs, y, x) to (n, outputs, y, x); y and x are multiples of `grid`."""
-        coarse_features = self.features(x)
+    def forward(self, x: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """Map (n, inputs, y, x) and (n, conditions) to (n, outputs, y, x); y and x are multiples of `grid`."""
+        coarse_features = self.features(x, conditions)
         coarse = nn.functional.pixel_shuffle(self.head(coarse_features), self.stem)
         if self.fine is None:
             return coarse
@@ -159,18 +173,24 @@ class UNet(nn.Module):
         close_features = self.close.features(x)
         return coarse + self.close.head(close_features) + self.fine(x, coarse_features, close_features)
 
-    def features(self, x: Tensor) -> Tensor:
-        """Map (n, inputs, y, x) to the features of folded pixels that enter the head."""
+    def features(self, x: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """Map (n, inputs, y, x) and (n, conditions) to the features of folded pixels that enter the head."""
         x = nn.functional.pixel_unshuffle(x, self.stem) if self._folds else x
         skips = []
         for level, block in enumerate(self.down):
-            x = block(x if level == 0 else nn.functional.max_pool2d(x, 2))
+            x = block(x, self.shift(conditions)) if level == 0 else block(nn.functional.max_pool2d(x, 2))
             skips.append(x)
         for level in reversed(range(self.pools)):
-            upsampled = self.rise[level](x)
-            both = upsampled.add_(skips[level]) if self.merge == "add" else torch.cat([skips[level], upsampled], dim=1)
-            x = self.up[level](both)
+            x = self.up[level](self.join[level](skips[level], self.rise[level](x)))
         return x
+
+    def shift(self, conditions: Tensor | None) -> Tensor | None:
+        """Return the shift of the channels of the first convolution (n, channels) for some conditions, None without."""
+        if self.condition is None:
+            return None
+        if conditions is None:
+            raise ValueError("conditions: found none; wanted those that the network was trained with")
+        return cast("Tensor", self.condition(conditions))
 
     @property
     def first(self) -> ExactConv2d:
@@ -187,12 +207,42 @@ class UNet(nn.Module):
             self._folds = False
 
     def lower(self, dtype: torch.dtype) -> None:
-        """Convert all layers to a shorter type, except the convolutions of the image itself."""
-        for part in self.modules():
+        """Convert all layers to a shorter type, except those of the image itself and of its conditions."""
+        exact = set() if self.condition is None else set(self.condition.modules())
+        for part in set(self.modules()) - exact:
             if not isinstance(part, ExactConv2d) and not any(True for _ in part.children()):
                 part.to(dtype)
             elif isinstance(part, ExactConv2d):
                 part.output_dtype = dtype
+
+
+class Join(nn.Module):
+    """Merge a skip connection with upsampled features: concatenate, or add."""
+
+    def __init__(self, merge: Literal["concatenate", "add"]) -> None:
+        super().__init__()
+        self.adds = merge == "add"
+
+    def forward(self, skip: Tensor, upsampled: Tensor) -> Tensor:
+        """Map twice (n, channels, y, x) to (n, channels or twice as many, y, x)."""
+        return upsampled.add_(skip) if self.adds else torch.cat([skip, upsampled], dim=1)
+
+
+class ConditionLayers(nn.Module):
+    """Layers that turn the conditions of an image into shifts of channels, in float32; before training these are 0."""
+
+    def __init__(self, conditions: int, outputs: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(conditions, _CONDITION_WIDTH)
+        self.output = nn.Linear(_CONDITION_WIDTH, outputs)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, conditions: Tensor) -> Tensor:
+        """Map (n, conditions) to (n, outputs)."""
+        with torch.autocast(conditions.device.type, enabled=False):
+            shift = self.output(torch.relu(self.hidden(conditions.float())))
+        return cast("Tensor", shift)
 
 
 class FineLayers(nn.Module):

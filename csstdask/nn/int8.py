@@ -70,11 +70,12 @@ class _First:
         self.stride, self.padding = convolution.stride, convolution.padding
         # Truncation with + 0.5 rounds; the clamp at the integer of zero is the ReLU.
         self.bias = cast("Tensor", convolution.bias) / target.step + target.zero + 0.5
-        self.zero = target.zero
+        self.step, self.zero = target.step, target.zero
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map float32 (n, inputs, y, x) to unsigned integers (n, outputs, y, x)."""
-        y = nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+    def __call__(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Map float32 (n, inputs, y, x) to unsigned integers (n, outputs, y, x); `shift` (1, outputs) is added."""
+        bias = self.bias if shift is None else self.bias + shift[0] / self.step
+        y = nn.functional.conv2d(x, self.weight, bias, self.stride, self.padding)
         return y.clamp_(self.zero, _LEVELS).to(torch.uint8)
 
 
@@ -118,7 +119,7 @@ class _Convolution:
 
 
 class Int8UNet(nn.Module):
-    """A fused `UNet` with concatenating skips, in eight bits, for inference on the host.
+    """A fused `UNet` in eight bits, for inference on the host.
 
     Parameters
     ----------
@@ -130,26 +131,25 @@ class Int8UNet(nn.Module):
     Raises
     ------
     InputError
-        If the network merges by adding, or the range of a layer is absent.
+        If the range of a layer is absent.
     """
 
     def __init__(self, network: UNet, ranges: Ranges) -> None:
         super().__init__()
-        if network.merge != "concatenate":
-            raise InputError("int8", f"a network that merges by {network.merge}", "concatenate")
         if absent := set(_outputs_of(network)) - set(ranges):
             raise InputError("int8", f"no range of {', '.join(sorted(absent))}", "one for each layer on the card")
         if not is_native():
             _warn_once()
         self.stem, self.radius, self.grid = network.stem, network.radius, network.grid
+        self.shift = network.shift
         self.trunk = _Trunk(network, ranges)
         self.head = _plain(network.head, self.trunk.scale, None)
         self.fine = None if network.fine is None else _Fine(network, network.fine, self.trunk.scale, ranges)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map float32 (n, inputs, y, x) to float32 (n, outputs, y, x); y and x are multiples of `grid`."""
+    def forward(self, x: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """Map float32 (n, inputs, y, x) and (1, conditions) to float32 (n, outputs, y, x)."""
         image = x.contiguous(memory_format=torch.channels_last)
-        seen = self.trunk(image)
+        seen = self.trunk(image, self.shift(conditions))
         coarse = nn.functional.pixel_shuffle(self.head(seen), self.stem)
         return coarse if self.fine is None else coarse.add_(self.fine(image, seen))
 
@@ -169,8 +169,9 @@ class _Trunk:
 
     def __init__(self, network: UNet, ranges: Ranges, prefix: str = "", last: _Scale | None = None) -> None:
         own = {name.removeprefix(prefix): one for name, one in ranges.items() if name.startswith(prefix)}
-        self.pools = network.pools
+        self.pools, self.adds = network.pools, network.merge == "add"
         joint = {level: _join(own, network, level) for level in range(self.pools)}
+        self.zeros = {level: scale.zero for level, scale in joint.items()}
         ends = joint if self.pools or last is None else {0: last}
         self.down: list[list[_Convolution]] = []
         self.rise: list[_Convolution] = []
@@ -192,9 +193,9 @@ class _Trunk:
             self.up.insert(0, layers)
         self.scale = scale
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Tensor, shift: Tensor | None = None) -> Tensor:
         """Map float32 (n, inputs, y, x) to unsigned integers (n, channels, y / stem, x / stem)."""
-        x = self.first(image)
+        x = self.first(image, shift)
         passed = []
         for level, layers in enumerate(self.down):
             x = x if level == 0 else _halved(x)
@@ -202,7 +203,8 @@ class _Trunk:
                 x = layer(x)
             passed.append(x)
         for level in reversed(range(self.pools)):
-            x = _concatenate(passed[level], self.rise[level](x), 2)
+            risen = self.rise[level](x)
+            x = _add(passed[level], risen, self.zeros[level]) if self.adds else _concatenate(passed[level], risen, 2)
             for layer in self.up[level]:
                 x = layer(x)
         return x
@@ -242,8 +244,8 @@ def _plain(convolution: nn.Conv2d, source: _Scale, target: _Scale | None) -> _Co
     return _Convolution(convolution.weight, cast("Tensor", convolution.bias), source, target, relu=False)
 
 
-def measure_ranges(network: UNet, examples: Iterable[Tensor]) -> dict[str, list[float]]:
-    """Return the range of the output of each layer of a fused network on examples (n, inputs, y, x), after ReLU."""
+def measure_ranges(network: UNet, examples: Iterable[Sequence[Tensor]]) -> dict[str, list[float]]:
+    """Return the range of the output of each layer of a fused network on some of its arguments, after ReLU."""
     ranges: dict[str, list[float]] = {}
 
     def observe(name: str, *, relu: bool) -> Any:
@@ -261,7 +263,7 @@ def measure_ranges(network: UNet, examples: Iterable[Tensor]) -> dict[str, list[
     try:
         with torch.inference_mode():
             for batch in examples:
-                network(batch)
+                network(*batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -271,14 +273,17 @@ def measure_ranges(network: UNet, examples: Iterable[Tensor]) -> dict[str, list[
 def _layers(network: UNet) -> Iterator[tuple[str, tuple[nn.Module, bool]]]:
     for kind in ("down", "up"):
         for level, block in enumerate(getattr(network, kind)):
-            for index, convolution in enumerate(block.convolutions):
-                yield f"{kind}.{level}.{index}", (convolution, True)
+            for index, activation in enumerate(block.activations):
+                yield f"{kind}.{level}.{index}", (activation, True)
     for level, rise in enumerate(network.rise):
         yield f"rise.{level}", (rise, False)
+    if network.merge == "add":
+        for level, join in enumerate(network.join):
+            yield f"join.{level}", (join, False)
     if network.fine is not None:
         for name, block in (("look", network.fine.look), ("settle", network.fine.settle)):
-            for index, convolution in enumerate(block.convolutions):
-                yield f"fine.{name}.{index}", (convolution, True)
+            for index, activation in enumerate(block.activations):
+                yield f"fine.{name}.{index}", (activation, True)
         yield "fine.spread", (network.fine.spread, False)
     if network.close is not None:
         yield from ((f"close.{name}", layer) for name, layer in _layers(network.close))
@@ -295,10 +300,10 @@ def _last_of(network: UNet) -> str:
 
 
 def _join(ranges: Ranges, network: UNet, level: int) -> _Scale:
-    """Return the common scale of a skip connection and the upsampled features that it is concatenated with."""
+    """Return the common scale of a skip connection, the upsampled features that it is merged with, and their sum."""
     last = len(cast("ConvStack", network.down[level]).convolutions) - 1
-    both = ranges[f"down.{level}.{last}"], ranges[f"rise.{level}"]
-    return _Scale(min(low for low, _ in both), max(high for _, high in both))
+    names = [f"down.{level}.{last}", f"rise.{level}", *([f"join.{level}"] if network.merge == "add" else [])]
+    return _Scale(min(ranges[name][0] for name in names), max(ranges[name][1] for name in names))
 
 
 def _stack(
@@ -321,6 +326,16 @@ def _halved(x: Tensor) -> Tensor:
     """Return the maximum of each 2 x 2 pixels."""
     two, one, none = [2, 2], [1, 1], [0, 0]
     return cast("Tensor", torch.ops.quantized.max_pool2d(x, two, two, none, one, False))
+
+
+def _add(passed: Tensor, risen: Tensor, zero: int) -> Tensor:
+    """Add a skip connection and upsampled features of the same scale; channels of the latter are sorted by corner."""
+    n, width, ny, nx = passed.shape
+    skip = passed.permute(0, 2, 3, 1).view(n, ny // 2, 2, nx // 2, 2, width)
+    corners = risen.permute(0, 2, 3, 1).view(n, ny // 2, nx // 2, 2, 2, width).transpose(2, 3)
+    total = skip.to(torch.int16) + corners
+    both = total.sub_(zero).clamp_(0, _LEVELS).to(torch.uint8)
+    return both.view(n, ny, nx, width).permute(0, 3, 1, 2)
 
 
 def _concatenate(passed: Tensor, risen: Tensor, times: int, *more: Tensor) -> Tensor:

@@ -22,7 +22,9 @@ def lived(stem=2, channels=(8, 12, 16), **more):
         torch.nn.init.normal_(network.fine.settle.convolutions[0].weight, std=0.1)
     with torch.no_grad():
         for _ in range(4):
-            network(torch.randn(4, 2, 64, 64) * 2 + 0.5)
+            network(
+                torch.randn(4, 2, 64, 64) * 2 + 0.5, torch.rand(4, more["conditions"]) if "conditions" in more else None
+            )
     network.eval().to(memory_format=torch.channels_last).fuse()
     return network
 
@@ -39,6 +41,7 @@ def frame():
         {},
         {"stem": 1, "channels": (8, 8)},
         {"up": 1},
+        {"up": 1, "merge": "add"},
         {"down": 1, "up": 1},
         {"fine": 6},
         {"fine": 6, "close": (8, 10)},
@@ -47,7 +50,7 @@ def frame():
 )
 def test_int8_is_close_to_float32(frame, architecture):
     network = lived(**architecture)
-    ranges = measure_ranges(network, [frame])
+    ranges = measure_ranges(network, [(frame,)])
     with torch.inference_mode():
         exact, rough = network(frame), Int8UNet(network, ranges)(frame)
     assert rough.shape == exact.shape
@@ -60,7 +63,7 @@ def test_int8_is_close_to_float32(frame, architecture):
 def test_result_does_not_depend_on_processor_instructions(frame, monkeypatch, close):
     """The last layers agree to one quantisation step, as the two implementations round halves differently."""
     network = lived(fine=6, close=close)
-    ranges = measure_ranges(network, [frame])
+    ranges = measure_ranges(network, [(frame,)])
     with torch.inference_mode():
         native = Int8UNet(network, ranges)(frame)
         monkeypatch.setattr(int8, "is_native", lambda: False)
@@ -71,7 +74,7 @@ def test_result_does_not_depend_on_processor_instructions(frame, monkeypatch, cl
 def test_values_out_of_range_are_clipped(frame):
     """A pixel 1000 times brighter than all examples does not overflow, and does not affect distant pixels."""
     network = lived()
-    quantised = Int8UNet(network, measure_ranges(network, [frame]))
+    quantised = Int8UNet(network, measure_ranges(network, [(frame,)]))
     bright = frame.clone()
     bright[0, :, 2, 2] = 5e3
     with torch.inference_mode():
@@ -82,9 +85,22 @@ def test_values_out_of_range_are_clipped(frame):
     assert not torch.equal(before[..., :4, :4], after[..., :4, :4])
 
 
-def test_unsupported_networks_raise():
-    with pytest.raises(InputError, match="merges by add; wanted concatenate"):
-        Int8UNet(lived(merge="add"), {})
+@pytest.mark.parametrize("merge", ["add", "concatenate"])
+def test_conditions_shift_the_first_convolution(frame, merge):
+    """The same conditions shift the eight-bit network as they shift the exact one."""
+    network = lived(merge=merge, conditions=2)
+    torch.nn.init.normal_(network.condition.output.weight, std=3)
+    one, other = torch.tensor([[0.1, 1.0]]), torch.tensor([[0.5, 2.0]])
+    ranges = measure_ranges(network, [(frame, one), (frame, other)])
+    quantised = Int8UNet(network, ranges)
+    with torch.inference_mode():
+        for conditions in (one, other):
+            exact, rough = network(frame, conditions), quantised(frame, conditions)
+            assert (rough - exact).abs().mean() < 0.03 * exact.std()
+        assert (network(frame, one) - network(frame, other)).abs().mean() > 0.1 * exact.std()
+
+
+def test_networks_without_ranges_raise():
     with pytest.raises(InputError, match=r"no range of down\.0\.0, .*; wanted one for each layer"):
         Int8UNet(lived(), {})
 
