@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
+from scipy.signal import fftconvolve
 from scipy.special import ndtr
 
 from csstdask.core.errors import InputError
@@ -26,8 +28,19 @@ from csstdask.optics.pupil import Pupil, cutoff_frequency
 SKY_RATE = 0.2
 #: Share of mock skies with the density of a star cluster.
 CROWDED_SHARE = 0.25
-#: Share of mock skies with a Gaussian PSF.
+#: Share of mock skies with a Gaussian PSF, and the range of its standard deviation [pixel].
 GAUSSIAN_SHARE = 0.25
+GAUSSIAN_SIGMAS = (0.35, 1.6)
+#: Share of mock skies whose telescope drifts, and the range of the length of the trailed stars [pixel].
+DRIFT_SHARE = 0.1
+DRIFT_LENGTHS = (3.0, 80.0)
+#: Mean number of satellites that cross a mock sky, the range of their width (1 sigma) [pixel], and of the logarithm of
+#: their peak in units of the noise.
+SATELLITES = 0.5
+SATELLITE_SIGMAS = (0.5, 3.0)
+SATELLITE_LOG_PEAK = (0.0, 2.0)
+#: Share of satellites that tumble.
+TUMBLING_SHARE = 0.5
 #: Pupil of the telescopes: diameter [m], obscuration, pixel scale [arcsec].
 PUPIL = Pupil(2.0, 0.0, 0.074)
 
@@ -56,7 +69,7 @@ def render_mock_sky(seed: int, index: int, size: int) -> npt.NDArray[np.float32]
 
     Skies differ in the density of stars and galaxies (one in four is as dense as a cluster's core) and in the
     telescope: aberrations up to a fifth of a wave, jitter and charge diffusion from a quarter of a pixel to one and a
-    half. One in four has a Gaussian PSF.
+    half. One in four has a Gaussian PSF; one in ten drifts, so that its stars are trailed.
 
     Parameters
     ----------
@@ -78,13 +91,15 @@ def render_mock_sky(seed: int, index: int, size: int) -> npt.NDArray[np.float32]
     )
     catalogue = draw_sky(rng, sky, (size, size))
     light = draw_scene(catalogue, np.ones((len(catalogue), 1)), (size, size), _draw_psf(rng))
+    if rng.random() < DRIFT_SHARE:
+        light = fftconvolve(light, _line(rng.uniform(*DRIFT_LENGTHS), rng.uniform(0, np.pi)), mode="same").clip(min=0)
     return np.asarray(1 + light / np.float32(SKY_RATE), dtype=np.float32)
 
 
 def _draw_psf(rng: np.random.Generator) -> FixedPsf:
     """Draw the PSF of an optical camera in space."""
     if rng.random() < GAUSSIAN_SHARE:
-        return FixedPsf(_gaussian_core(10 ** rng.uniform(np.log10(0.45), np.log10(1.6))), Sampling(4, 4))
+        return FixedPsf(_gaussian_core(10 ** rng.uniform(*np.log10(GAUSSIAN_SIGMAS))), Sampling(4, 4))
     orders = tuple(range(4, 16))
     aberrations = rng.normal(0, rng.uniform(5, 130) / len(orders) ** 0.5, (1, len(orders)))
     blur = Blur(np.diag(10 ** rng.uniform(-0.6, 0.18, 2)) ** 2, line=False, diffusion=rng.uniform(0.1, 0.35))
@@ -101,12 +116,68 @@ def _gaussian_core(sigma: float, fine: int = 4) -> npt.NDArray[np.float32]:
     return np.outer(share, share).astype(np.float32)
 
 
+def _line(length: float, angle: float) -> npt.NDArray[np.float64]:
+    """Return a line through the centre of an image, which sums to 1 (y, x)."""
+    half = int(np.ceil(length / 2)) + 1
+    kernel = np.zeros((2 * half + 1, 2 * half + 1))
+    along = np.linspace(-length / 2, length / 2, max(2, int(4 * length)))
+    y, x = half + along * np.sin(angle), half + along * np.cos(angle)
+    for step_y in (0, 1):
+        for step_x in (0, 1):
+            row, column = np.floor(y).astype(int) + step_y, np.floor(x).astype(int) + step_x
+            np.add.at(kernel, (row, column), np.maximum(0, 1 - np.abs(y - row)) * np.maximum(0, 1 - np.abs(x - column)))
+    return kernel / kernel.sum()
+
+
+def draw_satellites(rng: np.random.Generator, noise: float, size: int) -> npt.NDArray[np.float32]:
+    """Return the light of satellites that cross a frame [e-], (size, size).
+
+    Their number is Poisson distributed with the mean `SATELLITES`. Half of them tumble: their brightness oscillates.
+    """
+    light = np.zeros((size, size), dtype=np.float32)
+    y, x = np.mgrid[:size, :size].astype(np.float32)
+    for _ in range(int(rng.poisson(SATELLITES))):
+        angle, sigma = rng.uniform(0, np.pi), rng.uniform(*SATELLITE_SIGMAS)
+        peak = noise * 10 ** rng.uniform(*SATELLITE_LOG_PEAK)
+        x0, y0 = rng.uniform(0, size, 2)
+        across = (x - x0) * np.float32(np.sin(angle)) - (y - y0) * np.float32(np.cos(angle))
+        trail = np.float32(peak) * np.exp(-0.5 * (across / np.float32(sigma)) ** 2)
+        if rng.random() < TUMBLING_SHARE:
+            along = (x - x0) * np.float32(np.cos(angle)) + (y - y0) * np.float32(np.sin(angle))
+            phase = along / np.float32(rng.uniform(5, 300)) + np.float32(rng.uniform(0, 2 * np.pi))
+            trail *= np.float32(0.5) * (1 + np.sin(phase))
+        light += trail
+    return light
+
+
+def rebin(scene: Scene, factor: int) -> Scene:
+    """Return a scene as seen by a detector whose pixels are `factor` times as large: its stars are sharper."""
+    ny, nx = (length // factor for length in scene.data.shape)
+
+    def blocks(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return plane[: ny * factor, : nx * factor].reshape(ny, factor, nx, factor)
+
+    def total(plane: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return blocks(plane).sum(axis=(1, 3), dtype=np.float32)
+
+    unreported = scene.unreported_variance
+    return Scene(
+        total(scene.data),
+        total(scene.expected),
+        scene.sky * factor**2,
+        scene.read_noise * factor,
+        np.asarray(blocks(scene.ignore).any(axis=(1, 3))),
+        total(unreported) if isinstance(unreported, np.ndarray) else unreported * factor**2,
+    )
+
+
 def draw_mock_scene(rng: np.random.Generator, seed: int, index: int, size: int) -> Scene:
-    """Draw an exposure of a mock sky, with warm pixels and defects."""
+    """Draw an exposure of a mock sky, with satellites, warm pixels and defects."""
     light = render_mock_sky(seed, index, size)
     light = np.rot90(light, int(rng.integers(4)))[:: int(rng.choice([-1, 1]))]
     level, read_noise = 10 ** rng.uniform(0.5, 2.6), rng.uniform(2.5, 9.0)
     expected = light * level + rng.uniform(0, 10)
+    expected = expected + draw_satellites(rng, np.sqrt(level + read_noise**2), size)
     warm = rng.random(light.shape) < 10 ** rng.uniform(-5, -2.5)
     expected = expected + np.where(warm, rng.lognormal(4.5, 1.3, light.shape), 0)
     counts = rng.poisson(expected) + rng.normal(0, read_noise, light.shape)

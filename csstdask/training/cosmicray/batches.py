@@ -5,11 +5,11 @@ The examples of an epoch are a function of (seed, epoch): an interrupted trainin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,9 @@ from csstdask.datasets.labelled_units import select_units
 from csstdask.mock.recipe_tables import Split
 from csstdask.nn.device import TrainingPrecision, autocast
 from csstdask.training.cosmicray.config import DetectionTrainingConfig
-from csstdask.training.cosmicray.examples import Examples, concatenate, draw_examples
+from csstdask.training.cosmicray.examples import Examples, Image, concatenate, draw_examples
 from csstdask.training.cosmicray.material import Kind, Material, load_material
 
-#: Channels (n, channel, y, x), truth and weights (n, 1, y, x) of some patches.
-Batch = tuple[Tensor, Tensor, Tensor]
 #: What examples are for: to learn from, to decide when to stop, to calibrate the trained network.
 Use = Literal["training", "validation", "calibration"]
 
@@ -35,6 +33,19 @@ Use = Literal["training", "validation", "calibration"]
 PARTS: dict[Use, tuple[int, int]] = {"training": (0, 1), "validation": (0, 2), "calibration": (1, 2)}
 #: Distinguishes the seed of the order of patches from those of the examples.
 _ORDER_SEED = 2
+
+
+class Batch(NamedTuple):
+    """Some patches."""
+
+    channels: Tensor
+    """Input of the network (n, channel, y, x)."""
+    conditions: Tensor
+    """Conditions of the frames (n, condition)."""
+    target: Tensor
+    """Probability that a pixel is hit (n, 1, y, x): the truth, or its mixture with that of a teacher."""
+    weight: Tensor
+    """Weight in the loss (n, 1, y, x)."""
 
 
 @cache
@@ -106,11 +117,16 @@ class EpochLoader:
         Settings of the training.
     client : distributed.Client
         Client of a cluster with one worker process.
+    teach : callable, optional
+        Returns the target of each pixel of some examples, once per epoch; by default the truth.
     """
 
-    def __init__(self, config: DetectionTrainingConfig, client: Client) -> None:
+    def __init__(
+        self, config: DetectionTrainingConfig, client: Client, teach: Callable[[Examples], Image] | None = None
+    ) -> None:
         self.config = config
         self.client = client
+        self.teach = teach
         self._pending: dict[int, Future] = {}
 
     def draw(self, use: Use, epoch: int, frames: int) -> Future:
@@ -129,22 +145,31 @@ class EpochLoader:
             if number not in self._pending and number < config.epochs:
                 self._pending[number] = self.draw("training", number, config.frames)
         examples = self.collect(self._pending.pop(epoch))
+        target = examples.hit if self.teach is None else self.teach(examples)
         rng = np.random.default_rng([config.seed, _ORDER_SEED, epoch])
         for _ in range(config.passes_per_epoch):
             order = rng.permutation(len(examples.hit))
             mirror = bool(rng.integers(2))
             for first in range(0, len(order) - config.batch + 1, config.batch):
-                yield to_batch(examples, order[first : first + config.batch], mirror=mirror)
+                yield to_batch(examples, order[first : first + config.batch], target, mirror=mirror)
 
 
-def to_batch(examples: Examples, indices: npt.NDArray[np.int64], *, mirror: bool = False) -> Batch:
-    """Return channels, truth and weights of some patches as tensors, optionally reflected in x."""
+def to_batch(
+    examples: Examples,
+    indices: npt.NDArray[np.int64],
+    target: npt.NDArray[Any] | None = None,
+    *,
+    mirror: bool = False,
+) -> Batch:
+    """Return some patches as tensors, optionally reflected in x. By default the target is the truth."""
     step = slice(None, None, -1 if mirror else 1)
-    planes = (examples.channels[indices], examples.hit[indices, None], examples.weight[indices, None])
-    channels, hit, weight = (
+    target = examples.hit if target is None else target
+    planes = (examples.channels[indices], target[indices, None], examples.weight[indices, None])
+    channels, expected, weight = (
         torch.from_numpy(np.ascontiguousarray(plane[..., step]).astype(np.float32)) for plane in planes
     )
-    return channels.contiguous(memory_format=torch.channels_last), hit, weight
+    conditions = torch.from_numpy(examples.conditions[indices])
+    return Batch(channels.contiguous(memory_format=torch.channels_last), conditions, expected, weight)
 
 
 def predict_logits(
@@ -156,7 +181,8 @@ def predict_logits(
     parts = []
     for first in range(0, len(examples.hit), batch):
         indices = np.arange(first, min(first + batch, len(examples.hit)))
+        part = to_batch(examples, indices)
         with torch.inference_mode(), autocast(device, precision):
-            logit = network(to_batch(examples, indices)[0].to(device))
+            logit = network(part.channels.to(device), part.conditions.to(device))
         parts.append(logit[:, 0].float().cpu().numpy())
     return np.concatenate(parts)

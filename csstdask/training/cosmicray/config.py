@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from csstdask.cosmicray.preprocess import CONDITIONS
 from csstdask.cosmicray.unet import CHANNELS
 from csstdask.datasets.labelled_units import Truth
 from csstdask.nn.blocks import unet_grid
@@ -81,11 +82,13 @@ class DetectionTrainingConfig(TrainingConfig):
     # Examples
     hit_threshold: float = Field(1.0, ge=0, description="charge above which a pixel counts as hit: 0, 1 or 5 [e-]")
     inputs: tuple[str, ...] = Field(CHANNELS, description="input channels of the network")
+    conditions: tuple[str, ...] = Field((), description="conditions of the frame that the network is given")
     box: int = Field(128, ge=8, description="box of the background mesh [pixel]")
     frames: int = Field(48, ge=1, description="frames per epoch")
     frame_size: int = Field(768, ge=128, description="side of drawn frames [pixel]")
     patch: int = Field(256, ge=32, description="side of a patch [pixel]")
     patches: int = Field(12, ge=1, description="patches per frame")
+    resampled_fraction: float = Field(0.0, ge=0, le=1, description="fraction of the frames that are resampled")
     source_patch_fraction: float = Field(0.5, ge=0, le=1, description="fraction of the patches placed on sources")
     source_weight: int = Field(5, ge=1, le=255, description="weight of the pixels of sources in the loss")
     validation_frames: int = Field(24, ge=1, description="frames of the validation, and of the calibration")
@@ -120,6 +123,7 @@ class DetectionTrainingConfig(TrainingConfig):
         settings = {name: card.architecture[key] for name, key in ARCHITECTURE.items() if key in card.architecture}
         if "channels" in card.normalisation:
             settings |= {"inputs": card.normalisation["channels"], "box": card.normalisation["box"]}
+            settings["conditions"] = card.normalisation.get("conditions", [])
         return settings
 
     @field_validator("shares", mode="before")
@@ -142,6 +146,13 @@ class DetectionTrainingConfig(TrainingConfig):
         if not inputs or not set(inputs) <= set(CHANNELS):
             raise ValueError(f"found {list(inputs)}; wanted some of {list(CHANNELS)}")
         return inputs
+
+    @field_validator("conditions")
+    @classmethod
+    def _check_conditions(cls, conditions: tuple[str, ...]) -> tuple[str, ...]:
+        if not set(conditions) <= set(CONDITIONS):
+            raise ValueError(f"found {list(conditions)}; wanted some of {list(CONDITIONS)}")
+        return conditions
 
     @model_validator(mode="after")
     def _check_sizes(self) -> DetectionTrainingConfig:
@@ -168,7 +179,7 @@ class DetectionTrainingConfig(TrainingConfig):
         """Return the arguments of the network."""
         values = {key: getattr(self, name) for name, key in ARCHITECTURE.items()}
         lists = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-        return {"inputs": len(self.inputs), **lists}
+        return {"inputs": len(self.inputs), **lists, "conditions": len(self.conditions)}
 
     @property
     def is_campaign_specific(self) -> bool:
@@ -178,7 +189,15 @@ class DetectionTrainingConfig(TrainingConfig):
     @property
     def patch_settings(self) -> PatchSettings:
         """Return the settings by which frames are cut into patches."""
-        names = ("patch", "source_patch_fraction", "source_weight", "box", "hit_threshold")
+        names = (
+            "patch",
+            "source_patch_fraction",
+            "source_weight",
+            "box",
+            "hit_threshold",
+            "resampled_fraction",
+            "conditions",
+        )
         return PatchSettings(count=self.patches, **{name: getattr(self, name) for name in names})
 
     @property

@@ -9,15 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from csstdask.arrays.morphology import dilate
-from csstdask.cosmicray.preprocess import prepare_frame
+from csstdask.cosmicray.preprocess import NOISE_CORRELATION, PreparedFrame, prepare_frame
 from csstdask.cosmicray.unet import network_channels
 from csstdask.datasets.stis_1999 import StisFrame, StisReference
-from csstdask.training.cosmicray.frames import ContaminatedFrame, draw_frame
+from csstdask.training.cosmicray.frames import ContaminatedFrame, draw_frame, resample
 from csstdask.training.cosmicray.material import Kind, Material
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
+#: Share of frames whose conditions are withheld, so that the network also works without them.
+UNKNOWN_CONDITIONS_SHARE = 0.1
 #: Share of STIS frames whose dark is subtracted, whose hot pixels are flagged, and that come with errors.
 STIS_OPTION_SHARE = 0.5
 
@@ -38,6 +40,10 @@ class PatchSettings:
     """Box of the background mesh [pixel]."""
     hit_threshold: float = 1.0
     """Charge above which a pixel counts as hit [e-]."""
+    resampled_fraction: float = 0.0
+    """Fraction of the frames that are resampled."""
+    conditions: tuple[str, ...] = ()
+    """Conditions of the frame that the network is given."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +53,19 @@ class Examples:
     channels: Image
     """Input of the network (n, channel, y, x)."""
     hit: Mask
-    """Pixels hit by cosmic rays (n, y, x)."""
+    """Pixels with more charge of cosmic rays than the threshold of a hit (n, y, x)."""
+    charged: Mask
+    """Pixels with any charge of cosmic rays (n, y, x)."""
     weight: npt.NDArray[np.uint8]
     """Weight in the loss (n, y, x); 0 where the truth is unknown."""
     uniform: Mask
     """Whether the position of a patch is random, and not chosen on a source (n,)."""
     density: Image
     """Fraction of hit pixels in the frame of a patch (n,)."""
+    conditions: Image
+    """Conditions of the frame of a patch (n, condition)."""
+    in_domain: Mask
+    """Whether a teacher can be expected to know such frames (n,)."""
 
 
 def draw_examples(
@@ -86,7 +98,10 @@ def draw_examples(
     if kind == "labelled":
         frame, reference = material.labelled[rng.integers(len(material.labelled))]
         return cut_stis_patches(rng, frame, reference, settings)
-    return cut_patches(rng, draw_frame(rng, material, kind, size), settings)
+    drawn = draw_frame(rng, material, kind, size)
+    if rng.random() < settings.resampled_fraction:
+        drawn = resample(rng, drawn)
+    return cut_patches(rng, drawn, settings)
 
 
 def cut_patches(rng: np.random.Generator, frame: ContaminatedFrame, settings: PatchSettings) -> Examples:
@@ -95,7 +110,8 @@ def cut_patches(rng: np.random.Generator, frame: ContaminatedFrame, settings: Pa
     hit = frame.charge > settings.hit_threshold
     weight = np.where(frame.source, settings.source_weight, 1).astype(np.uint8)
     weight[frame.ignore | frame.unknown] = 0
-    return _cut(rng, network_channels(prepared), hit, weight, (frame.source, frame.bright), settings)
+    targets = (frame.source, frame.bright)
+    return _cut(rng, prepared, (hit, frame.charge > 0), weight, targets, settings, in_domain=frame.in_domain)
 
 
 def cut_stis_patches(
@@ -113,20 +129,31 @@ def cut_stis_patches(
     # The truth ends at 3 sigma: the neighbours of hit pixels may hold charge, too.
     border = dilate(frame.hit) & ~frame.hit
     weight = (frame.valid & ~ignore & ~border).astype(np.uint8)
-    channels = network_channels(prepared)
-    x = slice(None, None, int(rng.choice([-1, 1])))
-    return _cut(rng, channels[:, :, x], frame.hit[:, x], weight[:, x], (frame.valid[:, x],), settings)
+    step = int(rng.choice([-1, 1]))
+    return _cut(rng, prepared, (frame.hit, frame.hit), weight, (frame.valid,), settings, step=step)
 
 
 def _cut(
     rng: np.random.Generator,
-    channels: Image,
-    hit: Mask,
+    prepared: PreparedFrame,
+    truth: tuple[Mask, Mask],
     weight: npt.NDArray[np.uint8],
     targets: tuple[Mask, ...],
     settings: PatchSettings,
+    *,
+    step: int = 1,
+    in_domain: bool = True,
 ) -> Examples:
-    """Cut patches: the first ones at random positions, the others on pixels of the target masks in turn."""
+    """Cut patches: the first ones at random positions, the others on pixels of the target masks in turn.
+
+    The truth consists of `Examples.hit` and `Examples.charged`. With ``step = -1`` the frame is reflected in x.
+    """
+    channels = network_channels(prepared, lower=NOISE_CORRELATION not in settings.conditions)[..., ::step]
+    (hit, charged), weight = (plane[:, ::step] for plane in truth), weight[:, ::step]
+    targets = tuple(mask[:, ::step] for mask in targets)
+    conditions = np.array(prepared.conditions(settings.conditions), dtype=np.float32)
+    if rng.random() < UNKNOWN_CONDITIONS_SHARE:
+        conditions[:] = 0
     (ny, nx), patch, count = hit.shape, settings.patch, settings.count
     n_random = count - round(count * settings.source_patch_fraction)
     target_pixels = [pixels for pixels in (np.argwhere(mask) for mask in targets) if len(pixels)]
@@ -142,9 +169,12 @@ def _cut(
     return Examples(
         np.stack([channels[:, rows, columns] for rows, columns in windows]).astype(np.float32, copy=False),
         np.stack([hit[window] for window in windows]),
+        np.stack([charged[window] for window in windows]),
         np.stack([weight[window] for window in windows]),
         np.arange(count) < n_random,
         np.full(count, hit.mean(), dtype=np.float32),
+        np.tile(conditions, (count, 1)),
+        np.full(count, in_domain),
     )
 
 

@@ -5,11 +5,13 @@ Everything is measured on examples of the validation split that did not decide w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -22,7 +24,11 @@ from csstdask.training.base import write_model
 from csstdask.training.cosmicray.batches import predict_logits, to_batch
 from csstdask.training.cosmicray.config import DetectionTrainingConfig
 from csstdask.training.cosmicray.examples import Examples
-from csstdask.training.cosmicray.reference_statistics import measure_reference_statistics, validity_of
+from csstdask.training.cosmicray.reference_statistics import (
+    measure_disagreement,
+    measure_reference_statistics,
+    validity_of,
+)
 
 #: Absolute logit below which a pixel is neither clearly hit nor clearly clean.
 AMBIGUOUS_LOGIT = 4.0
@@ -34,6 +40,7 @@ def finalise_model(
     examples: Examples,
     to: Path,
     *,
+    conditions: dict[str, list[float]],
     sources: list[str],
     epochs: int,
 ) -> Path:
@@ -51,6 +58,8 @@ def finalise_model(
         Held-out examples.
     to : Path
         Folder of the training.
+    conditions : dict of str to [float, float]
+        Range of the conditions of the training frames (`trained_conditions`).
     sources : list of str
         Training data of the network.
     epochs : int
@@ -71,15 +80,16 @@ def finalise_model(
         trained_on="; ".join(sources),
         threshold=calibrated.threshold,
         architecture=config.architecture,
-        normalisation={"channels": list(config.inputs), "box": config.box},
+        normalisation={"channels": list(config.inputs), "box": config.box, "conditions": list(config.conditions)},
         calibration=calibrated.calibration | int8_offset,
         ranges=ranges,
+        valid={"conditions": conditions} if conditions else {},
         metrics=calibrated.metrics | {"epochs": epochs},
     )
 
 
 def add_reference_statistics(path: Path, held_out: LabelledUnits, validity: LabelledUnits | None) -> None:
-    """Add what the model detects in held-out units to its card, and the detectors it is valid for.
+    """Add what the model detects in held-out units to its card, with what precision, and the detectors it is valid for.
 
     Parameters
     ----------
@@ -90,10 +100,20 @@ def add_reference_statistics(path: Path, held_out: LabelledUnits, validity: Labe
     validity : LabelledUnits or None
         Units of the detectors and dates that the model is restricted to; None for no restriction.
     """
-    card = replace(read_card(path), expects=measure_reference_statistics(path, held_out))
-    if validity is not None:
-        card = replace(card, valid=validity_of(validity))
+    card = read_card(path)
+    card = replace(
+        card,
+        expects=measure_reference_statistics(path, held_out),
+        disagreement=measure_disagreement(path, held_out),
+        valid=card.valid | ({} if validity is None else validity_of(validity)),
+    )
     write_card(path, card)
+
+
+def trained_conditions(conditions: npt.NDArray[np.float32], names: Sequence[str]) -> dict[str, list[float]]:
+    """Return the range of the conditions (n, condition) of some frames, by name; 0 is unknown."""
+    known = {name: values[values != 0] for name, values in zip(names, conditions.T, strict=True)}
+    return {name: [round(float(end), 3) for end in (one.min(), one.max())] for name, one in known.items() if len(one)}
 
 
 @dataclass(frozen=True)
@@ -105,20 +125,25 @@ class _Calibrated:
 
 
 def _calibrate(config: DetectionTrainingConfig, network: nn.Module, examples: Examples) -> _Calibrated:
-    """Fit the calibration of the logits, and choose the threshold of the best F1."""
+    """Fit the calibration of the logits, and choose the threshold of the best F1.
+
+    As in the CSST rejection paper, precision counts every pixel with charge as correct, recall the hits alone.
+    """
     counted = (examples.weight > 0) & examples.uniform[:, None, None]
     logit = predict_logits(network, examples, config.batch, "float32")[counted]
     truth = examples.hit[counted]
     density = np.broadcast_to(examples.density[:, None, None], counted.shape)[counted]
     calibration = fit_calibration(logit, truth, density)
-    threshold, precision, recall = precision_recall(calibration["scale"] * logit + calibration["offset"], truth)
+    calibrated = calibration["scale"] * logit + calibration["offset"]
+    threshold, precision_of_hits, recall = precision_recall(calibrated, truth)
+    _, precision, _ = precision_recall(calibrated, examples.charged[counted])
     best = int(np.argmax(2 * precision * recall / np.maximum(1e-9, precision + recall)))
     metrics = {
-        "data": "random positions of the validation split that did not decide when to stop; hit = charge above "
-        f"{config.hit_threshold:g} e-",
+        "data": "random positions of the validation split, not those that decided when to stop; precision counts any "
+        f"charge, recall charge above {config.hit_threshold:g} e-",
         "precision": round(float(precision[best]), 4),
         "recall": round(float(recall[best]), 4),
-        "average_precision": round(average_precision(precision, recall), 4),
+        "average_precision": round(average_precision(precision_of_hits, recall), 4),
     }
     probability = float(1 / (1 + np.exp(-threshold[best])))
     return _Calibrated(calibration | {"hit_above": config.hit_threshold}, probability, metrics)
@@ -127,22 +152,17 @@ def _calibrate(config: DetectionTrainingConfig, network: nn.Module, examples: Ex
 def _measure_int8(
     config: DetectionTrainingConfig, network: nn.Module, examples: Examples
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Return the output ranges of the layers, and the mean shift of ambiguous logits by int8, to be subtracted.
-
-    Both are empty for networks that have no int8 form.
-    """
-    if config.merge != "concatenate":
-        return {}, {}
+    """Return the output ranges of the layers, and the mean shift of ambiguous logits by int8, to be subtracted."""
     fused = build_unet(**config.architecture)
     fused.load_state_dict(network.state_dict())
     fused.eval().to(memory_format=torch.channels_last).fuse()  # type: ignore[call-overload]
-    patches = [to_batch(examples, np.asarray([index]))[0] for index in range(len(examples.hit))]
+    patches = [to_batch(examples, np.asarray([index]))[:2] for index in range(len(examples.hit))]
     ranges = measure_ranges(fused, patches)
     quantised, shifts = Int8UNet(fused, ranges), []
     with torch.inference_mode():
         for patch in patches:
-            logit = fused(patch)
+            logit = fused(*patch)
             ambiguous = logit.abs() < AMBIGUOUS_LOGIT
-            shifts.append((quantised(patch) - logit)[ambiguous])
+            shifts.append((quantised(*patch) - logit)[ambiguous])
     shift = torch.cat(shifts)
     return ranges, {"int8_offset": -round(float(shift.mean()), 4) if len(shift) else 0.0}

@@ -5,15 +5,16 @@ Everything is drawn from a generator that the caller passes: a frame is a functi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import convolve1d, gaussian_filter
 
 from csstdask.arrays.morphology import dilate
 from csstdask.datasets.labelled_units import LabelledFrame
-from csstdask.datasets.scenes import Scene, draw_dark_scene, draw_mock_scene, random_crop
+from csstdask.datasets.scenes import Scene, draw_dark_scene, draw_mock_scene, random_crop, rebin
 from csstdask.mock.cosmic_rays import draw_cosmic_rays
 from csstdask.mock.recipe_tables import CosmicRays
 from csstdask.training.cosmicray.material import Kind, Material
@@ -41,6 +42,8 @@ FLAGGED_SATURATION_SHARE = 0.8
 ERROR_SHARE = 0.65
 #: Share of the units of other campaigns that keep their own cosmic rays.
 UNCHANGED_SHARE = 0.5
+#: Share of the other units of other campaigns whose pixels are binned 2 x 2, so that their stars are sharper.
+REBINNED_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -61,16 +64,21 @@ class ContaminatedFrame:
     """Pixels of bright sources."""
     unknown: Mask
     """Pixels whose charge is unknown."""
+    in_domain: bool = True
+    """Whether a teacher can be expected to know such frames: not those that were resampled or binned."""
 
 
 def draw_frame(rng: np.random.Generator, material: Material, kind: Kind, size: int) -> ContaminatedFrame:
     """Draw a scene of one kind and add cosmic rays to it."""
     unknown_of_unit: Mask | None = None
+    in_domain = True
     if kind in ("rendered", "reinjected", "extra_campaigns"):
         frame = _draw_unit(rng, material, kind)
         if kind == "rendered" or (kind == "extra_campaigns" and rng.random() < UNCHANGED_SHARE):
             return from_labelled_frame(frame)
         scene, unknown_of_unit = remove_cosmic_rays(frame), frame.unknown
+        if kind == "extra_campaigns" and rng.random() < REBINNED_SHARE:
+            scene, unknown_of_unit, in_domain = rebin(scene, 2), None, False
     elif kind == "frames":
         scene = random_crop(rng, material.frames[rng.integers(len(material.frames))], size)
     elif kind == "warm" and material.warm_rates is not None:
@@ -80,7 +88,7 @@ def draw_frame(rng: np.random.Generator, material: Material, kind: Kind, size: i
     charge, unknown = draw_charge(rng, material, scene.data.shape)
     if unknown_of_unit is not None:
         unknown |= unknown_of_unit
-    return add_cosmic_rays(
+    drawn = add_cosmic_rays(
         scene,
         charge,
         full_well=rng.uniform(*FULL_WELLS),
@@ -88,6 +96,50 @@ def draw_frame(rng: np.random.Generator, material: Material, kind: Kind, size: i
         with_error=bool(rng.random() < ERROR_SHARE),
         unknown=unknown,
     )
+    return replace(drawn, in_domain=in_domain)
+
+
+def resample(rng: np.random.Generator, frame: ContaminatedFrame) -> ContaminatedFrame:
+    """Return a frame as after resampling: its noise is correlated, and its cosmic rays are spread.
+
+    The kernel is that of a shift by a fraction of a pixel (linear or cubic interpolation), of a drizzle with large
+    drops, or of a smoothing.
+    """
+    kernels = [_draw_kernel(rng) for _ in range(2)]
+
+    def spread(plane: npt.NDArray[Any], power: int = 1) -> Image:
+        for axis, kernel in enumerate(kernels):
+            plane = convolve1d(plane, kernel**power, axis=axis, mode="nearest")
+        return plane.astype(np.float32)
+
+    error = frame.error if frame.error is None else np.sqrt(spread(frame.error.astype(np.float64) ** 2, 2))
+    return ContaminatedFrame(
+        data=spread(frame.data),
+        error=error,
+        ignore=spread(frame.ignore.astype(np.float32)) != 0,
+        charge=spread(frame.charge),
+        source=spread(frame.source.astype(np.float32)) > 0.5,
+        bright=spread(frame.bright.astype(np.float32)) > 0.5,
+        unknown=spread(frame.unknown.astype(np.float32)) != 0,
+        in_domain=False,
+    )
+
+
+def _draw_kernel(rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Return a kernel of resampling along one axis, which sums to 1."""
+    shift = rng.uniform(0, 1)
+    kind = rng.integers(3)
+    if kind == 0:  # linear interpolation
+        return np.array([1 - shift, shift, 0])
+    at = np.arange(-3, 4) - (shift - 0.5)
+    if kind == 1:  # cubic interpolation (Keys 1981)
+        far = np.abs(at)
+        inner = 1.5 * far**3 - 2.5 * far**2 + 1
+        outer = -0.5 * far**3 + 2.5 * far**2 - 4 * far + 2
+        kernel = np.where(far < 1, inner, np.where(far < 2, outer, 0.0))
+    else:
+        kernel = np.exp(-0.5 * (at / rng.uniform(0.3, 1.0)) ** 2)
+    return kernel / kernel.sum()
 
 
 def _draw_unit(rng: np.random.Generator, material: Material, kind: Kind) -> LabelledFrame:

@@ -25,13 +25,18 @@ from csstdask.nn.models import find_card
 from csstdask.nn.trainer import Learner, train
 from csstdask.nn.weights import load_network
 from csstdask.training.base import load_initial_weights, start_training
-from csstdask.training.cosmicray.batches import Batch, EpochLoader, cached_material, predict_logits
+from csstdask.training.cosmicray.batches import Batch, EpochLoader, cached_material, predict_logits, to_batch
 from csstdask.training.cosmicray.config import DetectionTrainingConfig
-from csstdask.training.cosmicray.examples import Examples
-from csstdask.training.cosmicray.finalise_model import add_reference_statistics, finalise_model
+from csstdask.training.cosmicray.examples import Examples, Image
+from csstdask.training.cosmicray.finalise_model import add_reference_statistics, finalise_model, trained_conditions
 from csstdask.training.cosmicray.material import Material
 
 log = logging.getLogger("csstdask")
+
+#: Number of epochs whose frames the range of conditions in a model card is measured on.
+CONDITION_EPOCHS = 4
+#: Probability from which a teacher is certain.
+CERTAIN = 0.9
 
 
 def train_cosmicray(
@@ -69,21 +74,32 @@ def train_cosmicray(
         identity["weights of start_from"] = load_initial_weights("cosmicray", config.start_from, network)
     if config.teacher is not None:
         identity["weights of teacher"] = find_card("cosmicray", config.teacher).sha256
-    distil = _distillation(config, device)
     with open_cluster("processes", 1) as cluster:
-        loader = EpochLoader(config, cluster.client)
+        loader = EpochLoader(config, cluster.client, _teaching(config, device))
         validation = loader.collect(loader.draw("validation", 0, config.validation_frames))
         learner = Learner(
             network,
             loader,
             config.steps,
-            lambda network, batch: weighted_loss(network, distil(batch)),
+            weighted_loss,
             partial(validation_scores, examples=validation, batch=config.batch, precision=config.precision),
             identity,
         )
         history = train(learner, config.schedule, to, device=device, on_progress=on_progress)
         held_out = loader.collect(loader.draw("calibration", 0, config.validation_frames))
-    path = finalise_model(config, network, held_out, to, sources=material.sources, epochs=len(history))
+        conditions = [
+            loader.collect(loader.draw("training", epoch, config.frames)).conditions
+            for epoch in range(min(CONDITION_EPOCHS, config.epochs))
+        ]
+    path = finalise_model(
+        config,
+        network,
+        held_out,
+        to,
+        conditions=trained_conditions(np.concatenate(conditions), config.conditions),
+        sources=material.sources,
+        epochs=len(history),
+    )
     if (units := cached_material(config, "calibration").campaign) is not None:
         on_progress("measuring detections in held-out units")
         add_reference_statistics(path, units, material.campaign if config.is_campaign_specific else None)
@@ -102,9 +118,10 @@ def check_material(config: DetectionTrainingConfig, material: Material) -> None:
 
 def weighted_loss(network: nn.Module, batch: Batch) -> Tensor:
     """Return the binary cross-entropy of a batch, averaged with the weights of its pixels."""
-    channels, hit, weight = (part.to(next(network.parameters()).device, non_blocking=True) for part in batch)
-    logit = network(channels).float()
-    entropy = nn.functional.binary_cross_entropy_with_logits(logit, hit, reduction="none")
+    device = next(network.parameters()).device
+    channels, conditions, target, weight = (part.to(device, non_blocking=True) for part in batch)
+    logit = network(channels, conditions).float()
+    entropy = nn.functional.binary_cross_entropy_with_logits(logit, target, reduction="none")
     return (entropy * weight).sum() / weight.sum().clamp(min=1)
 
 
@@ -121,39 +138,47 @@ def validation_scores(
     return {"validation_loss": loss, "score": average_precision(precisions, recalls), "f1": float(f1.max())}
 
 
-def distil_from(teacher: nn.Module, share: float, precision: TrainingPrecision) -> Callable[[Batch], Batch]:
-    """Return a function that mixes the probabilities of a teacher into the truth of a batch.
+def taught_target(examples: Examples, teacher: nn.Module, share: float, precision: TrainingPrecision) -> Image:
+    """Return the truth of some examples with the probabilities of a teacher mixed in.
 
     Whether a pixel whose charge is below the noise was hit is random: a small network needs many examples to learn its
-    probability, which a teacher has learnt already (Hinton et al. 2015, arXiv:1503.02531).
+    probability, which a teacher has learnt already (Hinton et al. 2015, arXiv:1503.02531). Where a teacher cannot be
+    expected to know such frames, or is certain of the opposite of the truth, the truth is the target.
 
     Parameters
     ----------
+    examples : Examples
+        Patches of an epoch.
     teacher : torch.nn.Module
         Trained network.
     share : float
         Weight of the teacher's probabilities, 0 to 1.
     precision : str
         Precision of the teacher.
+
+    Returns
+    -------
+    float32 array (n, y, x)
+        Probability that a pixel is hit.
     """
-
-    def distil(batch: Batch) -> Batch:
-        channels, hit, weight = batch
-        device = next(teacher.parameters()).device
+    target = examples.hit.astype(np.float32)
+    device = next(teacher.parameters()).device
+    for index in np.flatnonzero(examples.in_domain):
+        part = to_batch(examples, np.array([index]))
         with torch.inference_mode(), autocast(device, precision):
-            probability = torch.sigmoid(teacher(channels.to(device)).float()).cpu()
-        return channels, torch.lerp(hit, probability.clone(), share), weight
+            logit = teacher(part.channels.to(device), part.conditions.to(device))
+        difference = torch.sigmoid(logit[0, 0].float()).cpu().numpy() - target[index]
+        target[index] += np.float32(share) * np.where(np.abs(difference) > CERTAIN, 0, difference)
+    return target
 
-    return distil
 
-
-def _distillation(config: DetectionTrainingConfig, device: torch.device) -> Callable[[Batch], Batch]:
-    """Return the distillation from the teacher of the settings; without one, batches are left as they are."""
+def _teaching(config: DetectionTrainingConfig, device: torch.device) -> Callable[[Examples], Image] | None:
+    """Return a function that mixes in the teacher of the settings; None without one."""
     if config.teacher is None:
-        return lambda batch: batch
+        return None
     _check_inputs(config, config.teacher)
     teacher = load_network(find_card("cosmicray", config.teacher), build_unet, device)
-    return distil_from(teacher, config.teacher_share, config.precision)
+    return partial(taught_target, teacher=teacher, share=config.teacher_share, precision=config.precision)
 
 
 def _check_inputs(config: DetectionTrainingConfig, model: str) -> None:
