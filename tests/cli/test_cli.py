@@ -67,7 +67,7 @@ def test_models():
     models = json.loads(csstdask_command("models", "--json").stdout)["models"]
     assert {model["name"] for model in models} == {
         "azprc", "deepcr", "deepcr-inpaint", "empirical", "image-cnn", "lacosmic", "median", "principal", "psfnet",
-        "sed", "source-unet", "uaranet", "unet", "unet-fast", "unetpp", "zeropoint",
+        "sed", "source-unet", "uaranet", "unet", "unet-fast", "unet-medium", "unetpp", "zeropoint",
     }  # fmt: skip
     for model in models:
         assert set(model) == {"name", "task", "version", "sha256", "licence", "trained_on", "metrics"}
