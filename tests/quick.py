@@ -8,7 +8,7 @@ from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.run import run
 from csstdask.pipeline.status import Summary
 
-_QUICK: dict[str, dict[str, Any]] = {"detect": {"model": "unet-fast"}, "psf": {"model": "none"}}
+_QUICK: dict[str, dict[str, Any]] = {"detect": {"model": "unet-fast", "precision": "float32"}, "psf": {"model": "none"}}
 
 
 def quick_settings(**parts: dict[str, Any]) -> RunConfig:

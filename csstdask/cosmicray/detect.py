@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from csstdask.arrays.adapter import InputArrays, adapt
-from csstdask.arrays.correlation import noise_correlation
 from csstdask.arrays.mesh import Mesh
-from csstdask.arrays.namespace import namespace_of, to_host
+from csstdask.arrays.namespace import kind_of, namespace_of, to_host
 from csstdask.cosmicray.lacosmic import lacosmic
-from csstdask.cosmicray.preprocess import BOX, PreparedFrame, prepare_frame
+from csstdask.cosmicray.preprocess import BOX, CONDITIONS, NOISE_CORRELATION, PreparedFrame, prepare_frame
 from csstdask.cosmicray.straight_features import StraightFeatures, release_straight_features
 from csstdask.nn.card import ModelCard
 from csstdask.nn.models import find_card
+from csstdask.nn.precision import Precision, PrecisionSetting, resolve_precision
 
 log = logging.getLogger("csstdask")
 
@@ -28,9 +29,6 @@ _DENSITY_TOLERANCE = 1e-3
 _SAMPLE = 1_000_000
 #: Range of densities of the search.
 _MIN_DENSITY, _MAX_DENSITY = 1e-4, 0.5
-
-if TYPE_CHECKING:  # importing torch takes seconds, and L.A.Cosmic does not need it
-    from csstdask.nn.device import Precision
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,13 @@ class Detection:
         Threshold that was applied.
     model : ModelCard
         Card of the model that was used.
+    precision : str or None
+        Arithmetic of the network; None for other methods.
+    conditions : dict of str to float
+        Correlation of the noise and sharpness of the stars (`csstdask.cosmicray.preprocess.CONDITIONS`); empty if no
+        pixel is usable.
+    outside : tuple of str
+        Those of the conditions that lie outside the range of the training of the model.
     features : StraightFeatures or None
         Satellite trails and trailed stars that were released from the mask; None if they were not searched.
     """
@@ -56,6 +61,9 @@ class Detection:
     probability: Any
     threshold: float
     model: ModelCard
+    precision: Precision | None
+    conditions: dict[str, float]
+    outside: tuple[str, ...]
     features: StraightFeatures | None = None
 
 
@@ -69,7 +77,7 @@ def detect(
     model: str = "default",
     device: Any = None,
     rate: float | Literal["frame"] | None = None,
-    precision: Precision = "float32",
+    precision: PrecisionSetting = "auto",
     mesh: Mesh | None = None,
     release_straight: bool = True,
 ) -> Detection:
@@ -101,7 +109,8 @@ def detect(
     precision : str
         Arithmetic of a network: ``float32``; ``bfloat16``, about twice as fast on processors that support it; ``int8``,
         about three times as fast on hosts with integer dot products, and slow elsewhere, where it is emulated. Both
-        change probabilities by about 0.01.
+        change probabilities by about 0.01. ``auto`` is the fastest for which the machine has instructions and the card
+        states that the masks agree (`csstdask.nn.precision`); results then differ slightly between machines.
     mesh : Mesh, optional
         Background of the frame [e-] (`csstdask.arrays.background.estimate_background`); used if its boxes are those of
         the model, else estimated.
@@ -145,8 +154,24 @@ def detect(
     hit, features = (probability >= cut) & ~inputs.ignore, None
     if release_straight:
         hit, features = without_straight_features(hit, inputs, None if prepared is None else prepared.mesh)
+    conditions = {} if prepared is None else dict(zip(CONDITIONS, prepared.conditions(), strict=True))
+    outside = outside_training(card, conditions)
+    used = _resolve(precision, card, device, inputs) if card.architecture else None
     to_caller = inputs.adapter.to_caller
-    return Detection(to_caller(hit), to_caller(probability), cut, card, features)
+    return Detection(to_caller(hit), to_caller(probability), cut, card, used, conditions, outside, features)
+
+
+def _resolve(precision: PrecisionSetting, card: ModelCard, device: Any, inputs: InputArrays) -> Precision:
+    """Return the precision of a network on the requested device, by default that of the data."""
+    own = "cuda" if kind_of(inputs.data) == "cupy" else "cpu"
+    return resolve_precision(precision, card, own if device is None else str(device))
+
+
+def outside_training(card: ModelCard, conditions: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the conditions of a frame that lie outside the range in the training of a model; unknown ones do not."""
+    ranges = card.valid.get("conditions", {})
+    known = {name: value for name, value in conditions.items() if name in ranges and value != 0}
+    return tuple(name for name, value in known.items() if not ranges[name][0] <= value <= ranges[name][1])
 
 
 def without_straight_features(hit: Any, inputs: InputArrays, mesh: Mesh | None) -> tuple[Any, StraightFeatures]:
@@ -172,7 +197,7 @@ def detect_probability(
     *,
     device: Any = None,
     rate: float | Literal["frame"] | None = None,
-    precision: Precision = "float32",
+    precision: PrecisionSetting = "auto",
     mesh: Mesh | None = None,
 ) -> tuple[Any, PreparedFrame | None]:
     """Return the hit probability, float32 (y, x), and the prepared frame, None if no pixel is usable."""
@@ -183,24 +208,23 @@ def detect_probability(
         inputs.data, inputs.error, inputs.ignore, box=card.normalisation.get("box", BOX), mesh=mesh
     )
     if bool((prepared.mesh.noise > 0).any()):
-        prepared = replace(prepared, excess=_noise_excess(prepared))
-        probability = xp.asarray(_probability(prepared, card, device, precision), dtype=np.float32)
+        _warn_of_correlation(prepared, card)
+        exact = _resolve(precision, card, device, inputs)
+        probability = xp.asarray(_probability(prepared, card, device, exact), dtype=np.float32)
         probability[inputs.ignore] = 0
     else:  # a frame without noise has no significant pixel
         probability = xp.zeros(inputs.data.shape, dtype=np.float32)
     return probability if rate is None else rescale_to_rate(probability, card, inputs.ignore, rate), prepared
 
 
-def _noise_excess(prepared: PreparedFrame) -> float:
-    """Return the factor by which correlated noise lowers significance, and log a warning if there is one."""
-    correlation = noise_correlation(prepared.data, prepared.ignore, prepared.mesh)
-    if (excess := correlation.excess()) > 1:
+def _warn_of_correlation(prepared: PreparedFrame, card: ModelCard) -> None:
+    """Log a warning if the noise is correlated, unless the model was trained with such noise."""
+    if prepared.excess > 1 and NOISE_CORRELATION not in card.normalisation.get("conditions", ()):
         log.warning(
             "the noise of neighbouring pixels is correlated (%.2f): the frame was resampled. Significance is lowered by"
             " %.2f, but false detections and missed cosmic rays are to be expected; detect them before resampling",
-            correlation.mean, excess,
+            prepared.correlation.mean, prepared.excess,
         )  # fmt: skip
-    return excess
 
 
 def rescale_to_rate(probability: Any, card: ModelCard, ignore: Any, rate: float | Literal["frame"]) -> Any:

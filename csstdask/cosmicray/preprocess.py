@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from csstdask.arrays.background import estimate_background
+from csstdask.arrays.correlation import NoiseCorrelation, noise_correlation
 from csstdask.arrays.frame import frame_variance
 from csstdask.arrays.median import fill_masked
 from csstdask.arrays.mesh import Mesh, mesh_shape
 from csstdask.arrays.namespace import namespace_of
+from csstdask.arrays.sharpness import star_sharpness
 
 #: Approximate size of a box of the background mesh [pixel].
 BOX = 128
+#: Numbers that describe a frame as a whole, which a network can be given: the correlation of the noise of neighbouring
+#: pixels, and the sharpness of the stars [1/pixel] (0: unknown).
+NOISE_CORRELATION, STAR_SHARPNESS = "noise correlation", "star sharpness"
+CONDITIONS = (NOISE_CORRELATION, STAR_SHARPNESS)
 #: Number of rows for which missing errors are estimated at once, to bound memory.
 _ROWS = 256
 
@@ -31,8 +39,23 @@ class PreparedFrame:
     """float32 (y, x), 1 sigma of each pixel [e-]."""
     ignore: Any
     """bool (y, x)"""
-    excess: float = 1.0
-    """Factor by which significance is lowered because the noise is correlated (`csstdask.arrays.correlation`)."""
+    correlation: NoiseCorrelation = field(default_factory=NoiseCorrelation)
+    """Correlation of the noise of neighbouring pixels."""
+
+    @property
+    def excess(self) -> float:
+        """Return the factor by which significance is lowered because the noise is correlated."""
+        return self.correlation.excess()
+
+    @cached_property
+    def sharpness(self) -> float:
+        """Return the sharpness of the stars [1/pixel], 0 if unknown (`csstdask.arrays.sharpness`)."""
+        return star_sharpness(self.data, self.ignore, self.mesh)
+
+    def conditions(self, names: Sequence[str] = CONDITIONS) -> list[float]:
+        """Return some of the `CONDITIONS` of the frame."""
+        measured = {NOISE_CORRELATION: lambda: self.correlation.mean, STAR_SHARPNESS: lambda: self.sharpness}
+        return [measured[name]() for name in names]
 
 
 def prepare_frame(frame: Any, error: Any, ignore: Any, *, box: int = BOX, mesh: Mesh | None = None) -> PreparedFrame:
@@ -61,7 +84,8 @@ def prepare_frame(frame: Any, error: Any, ignore: Any, *, box: int = BOX, mesh: 
     if bool(ignore.any()):
         frame = fill_masked(frame, ignore, mesh.background_at)
     error = xp.sqrt(frame_variance(frame, ignore, mesh)) if error is None else _fill_errors(error, frame, ignore, mesh)
-    return PreparedFrame(frame, mesh, error, ignore)
+    correlation = noise_correlation(frame, ignore, mesh) if bool((mesh.noise > 0).any()) else NoiseCorrelation()
+    return PreparedFrame(frame, mesh, error, ignore, correlation)
 
 
 def _fill_errors(error: Any, frame: Any, ignore: Any, mesh: Mesh) -> Any:

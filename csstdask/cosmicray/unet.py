@@ -2,7 +2,8 @@
 
 The network has three input channels: the inverse hyperbolic sine of the height above the background in units of the
 sky noise, which shows shapes; the same in units of the noise of the pixel itself, which shows what is significant on a
-source; and the mask of ignored pixels, whose height is only the median of their neighbours.
+source; and the mask of ignored pixels, whose height is only the median of their neighbours. A network can also be given
+conditions of the frame: the correlation of its noise and the sharpness of its stars.
 
 Background and noise are estimated once on the whole frame, so that the channels do not depend on the tiling.
 """
@@ -20,10 +21,11 @@ from torch import Tensor
 from csstdask.arrays.namespace import kind_of, namespace_of
 from csstdask.arrays.tiles import Window, in_batches, plan_tiles
 from csstdask.core.errors import InputError
-from csstdask.cosmicray.preprocess import PreparedFrame
+from csstdask.cosmicray.preprocess import CONDITIONS, NOISE_CORRELATION, PreparedFrame
 from csstdask.nn.blocks import UNet
 from csstdask.nn.card import ModelCard
-from csstdask.nn.device import Precision, choose_device
+from csstdask.nn.device import choose_device
+from csstdask.nn.precision import Precision
 from csstdask.nn.weights import load_network
 
 #: Names of the input channels; the card of a network lists those it was trained on.
@@ -56,6 +58,8 @@ class ChannelReader:
     prepared: PreparedFrame
     names: tuple[str, ...] = CHANNELS
     """Names of the channels."""
+    lower: bool = True
+    """Whether correlated noise lowers significance; not for networks that know the correlation."""
 
     def __post_init__(self) -> None:
         known = {*CHANNELS, COUNTS, STANDARDISED}
@@ -96,14 +100,14 @@ class ChannelReader:
             return (prepared.data[rows, columns] - np.float32(mean)) / np.float32(deviation)
         height = prepared.data[rows, columns] - prepared.mesh.background_at(rows, columns)
         noise = prepared.mesh.noise_at(rows, columns) if name == CHANNELS[0] else prepared.error[rows, columns]
-        if prepared.excess != 1:
+        if self.lower and prepared.excess != 1:
             noise = noise * np.float32(prepared.excess)
         return xp.arcsinh(height / xp.maximum(noise, _MIN_NOISE))
 
 
-def network_channels(prepared: PreparedFrame) -> Any:
+def network_channels(prepared: PreparedFrame, *, lower: bool = True) -> Any:
     """Return all channels of a frame, float32 (3, y, x)."""
-    return ChannelReader(prepared).at()
+    return ChannelReader(prepared, lower=lower).at()
 
 
 def hit_probability(
@@ -145,7 +149,11 @@ def hit_probability(
     InputError
         If the weights of the card cannot be used, or are for other channels.
     """
-    seen = ChannelReader(prepared, tuple(card.normalisation["channels"]))
+    conditions = card.normalisation.get("conditions", [])
+    if not set(conditions) <= set(CONDITIONS):
+        raise InputError(card.name, f"the conditions {conditions}", f"some of {list(CONDITIONS)}")
+    lower = NOISE_CORRELATION not in conditions
+    seen = ChannelReader(prepared, tuple(card.normalisation["channels"]), lower=lower)
     inputs = card.architecture.get("inputs", len(CHANNELS))
     if len(seen.names) != inputs:
         raise InputError(card.name, f"{inputs} channels for {list(seen.names)}", "one for each that its card names")
@@ -157,11 +165,13 @@ def hit_probability(
     if precision == "int8":
         offset += scale * card.calibration.get("int8_offset", 0.0)
 
+    described = torch.tensor([prepared.conditions(conditions)], device=network_device) if conditions else None
+
     def compute(windows: list[Any]) -> Tensor:
         stack = torch.stack([torch.as_tensor(window).to(network_device) for window in windows])
         stack = stack.contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
-            logit = network(stack)[:, 0].float()
+            logit = network(stack, described)[:, 0].float()
         return torch.sigmoid(scale * logit + offset)
 
     result = torch.empty(prepared.data.shape, dtype=torch.float32, device=data_device)

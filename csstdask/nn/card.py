@@ -37,6 +37,9 @@ class Validity(BaseModel):
     detectors: list[StrictInt] = Field(default_factory=list, description="detector ids")
     since: Annotated[str, AfterValidator(_iso_date)] = Field("", alias="from", description="first date, ISO")
     until: Annotated[str, AfterValidator(_iso_date)] = Field("", description="first date that is excluded, ISO")
+    conditions: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="[lowest, highest] condition of a frame in the training, by name"
+    )
 
 
 class _Part(BaseModel):
@@ -126,10 +129,12 @@ class ModelCard:
     """
     ranges: dict[str, list[float]] = field(default_factory=dict)
     """[lowest, highest] output of each layer, for inference in eight bits."""
+    disagreement: dict[str, float] = field(default_factory=dict)
+    """Fraction of the detected pixels that ``bfloat16`` and ``int8`` change, as a ratio to those of float32."""
     metrics: dict[str, Any] = field(default_factory=dict)
     valid: dict[str, Any] = field(default_factory=dict)
-    """Data for which the model was made: ``detectors`` (ids), ``from`` and ``until`` (ISO dates, the last exclusive).
-    An absent key sets no limit."""
+    """Data for which the model was made: ``detectors`` (ids), ``from`` and ``until`` (ISO dates, the last exclusive),
+    and ``conditions`` of a frame ([lowest, highest], by name). An absent key sets no limit."""
     expects: dict[str, Any] = field(default_factory=dict)
     """Statistics of the training data, for `csstdask.metrics.drift`: ``rate`` ([lowest, highest] events/cm^2/s),
     ``log_charge`` and ``log_length`` (quantiles at evenly spaced probabilities from 0 to 1, of log10 of e- and
@@ -200,7 +205,7 @@ def write_card(path: Path, card: ModelCard) -> None:
     """Write the card of a network."""
     keys = (
         "name", "task", "version", "method", "licence", "trained_on", "sha256", "threshold", "architecture",
-        "normalisation", "calibration", "ranges", "metrics", "valid", "expects",
+        "normalisation", "calibration", "ranges", "disagreement", "metrics", "valid", "expects",
     )  # fmt: skip
     text = json.dumps({key: getattr(card, key) for key in keys}, indent=2)
     write_atomic(path, f"{text}\n".encode())

@@ -9,13 +9,14 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from csstdask.nn.precision import Precision
+
 log = logging.getLogger("csstdask")
 
 #: Names in PyTorch of processor instructions for bfloat16.
 _BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
-#: Arithmetic of a network in training, and in inference.
+#: Arithmetic of a network in training.
 TrainingPrecision = Literal["float32", "bfloat16"]
-Precision = Literal["float32", "bfloat16", "int8"]
 
 
 def choose_device(device: Any = None, *, like: torch.device | None = None) -> torch.device:

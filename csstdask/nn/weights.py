@@ -20,8 +20,9 @@ from csstdask.core.atomic_io import sha256_file, write_atomic
 from csstdask.core.errors import InputError
 from csstdask.nn.blocks import UNet
 from csstdask.nn.card import ModelCard
-from csstdask.nn.device import Precision, check_precision
+from csstdask.nn.device import check_precision
 from csstdask.nn.int8 import Int8UNet
+from csstdask.nn.precision import Precision
 
 Network = TypeVar("Network", bound=nn.Module)
 

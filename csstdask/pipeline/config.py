@@ -30,6 +30,7 @@ from pydantic_core import CoreSchema, core_schema
 from csstdask.core.errors import StoreError
 from csstdask.core.settings import read_toml, validate_settings
 from csstdask.nn.models import NO_MODEL, NO_PSF, find_card
+from csstdask.nn.precision import PrecisionSetting
 from csstdask.store.store_metadata import open_group, read_attributes_copy, root_metadata
 
 
@@ -98,7 +99,9 @@ class DetectSettings(Section):
         description="expected fraction of hit pixels, to which probabilities are rescaled; frame: estimated for each "
         "frame; default: that of the training data",
     )
-    precision: Literal["float32", "bfloat16", "int8"] = Field("float32", description="arithmetic of a network")
+    precision: PrecisionSetting = Field(
+        "auto", description="arithmetic of a network; auto: the fastest of the machine whose masks agree with float32"
+    )
 
     @model_validator(mode="after")
     def _int8_needs_ranges(self) -> DetectSettings:

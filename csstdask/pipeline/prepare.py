@@ -12,9 +12,10 @@ from csstdask.core.errors import InputError, StoreError
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.schedulers import check_scheduler
 from csstdask.engine.work_units import Selection
-from csstdask.nn.card import copy_model
+from csstdask.nn.card import ModelCard, copy_model
 from csstdask.nn.models import find_card
-from csstdask.pipeline.config import INPUT_TABLES, MODEL_SETTINGS, RunConfig
+from csstdask.nn.precision import Precision, fastest_precision
+from csstdask.pipeline.config import INPUT_TABLES, MODEL_SETTINGS, RunConfig, load_run_settings
 from csstdask.pipeline.plan import Plan, make_plan
 from csstdask.pipeline.reduction_status import reduction_status
 from csstdask.pipeline.reductions import REDUCTIONS
@@ -65,7 +66,7 @@ def prepare(
     if scheduler == "cuda" and settings.engine.device is None:
         engine = settings.engine.model_copy(update={"device": "cuda"})
         settings = settings.model_copy(update={"engine": engine})
-    settings = resolve_inputs(settings, Path(campaign))
+    settings = choose_precision(resolve_inputs(settings, Path(campaign)), root)
     stages = resolve_stages(steps if steps is not None else default_stages(settings))
     plan = make_plan(Path(campaign), stages.steps, settings, chosen, stages.reductions)
     check_inputs(plan)
@@ -123,6 +124,30 @@ def estimate(
         "fingerprint": plan.fingerprint,
         "reductions": [one.to_json() for one in reduction_status(plan, ledger)],
     }
+
+
+def choose_precision(config: RunConfig, root: Path) -> RunConfig:
+    """Return settings with the arithmetic of the detection network, if they leave the choice to the run.
+
+    A run is computed with one arithmetic, so that its results do not depend on where it is resumed: an existing run
+    keeps its own, and a new one takes the fastest of the machine of its driver. A worker whose processor lacks the
+    instructions emulates them.
+    """
+    if config.detect.precision != "auto":
+        return config
+    card = find_card("cosmicray", config.detect.model)
+    precision = recorded_precision(root, card) or fastest_precision(card, config.engine.device or "cpu")
+    return config.model_copy(update={"detect": config.detect.model_copy(update={"precision": precision})})
+
+
+def recorded_precision(root: Path, card: ModelCard) -> Precision | None:
+    """Return the arithmetic of an existing run; None if there is no run, or it used another model."""
+    try:
+        recorded = load_run_settings(root).detect
+    except (InputError, StoreError):
+        return None
+    same = find_card("cosmicray", recorded.model).identity == card.identity
+    return recorded.precision if same and recorded.precision != "auto" else None
 
 
 def resolve_inputs(config: RunConfig, campaign: Path) -> RunConfig:

@@ -44,7 +44,17 @@ def show_cosmic_rays(dataset: xr.Dataset, review: CosmicRayReview, expected: Exp
         limits = (float(expected.low.min()), float(expected.high.max())) if expected.known else None
         detectors = [int(detector) for detector in dataset["detector"].values]
         parts.append(plot_rates(dataset["time"].values, dataset["cr_rate"].values, detectors, limits))
-    return join([*parts, _by_detector(dataset), paragraphs(_NOTE)])
+    return join([*parts, _by_detector(dataset), _outside_training(dataset), paragraphs(_NOTE)])
+
+
+def _outside_training(dataset: xr.Dataset) -> Markup:
+    """Return how many units lie outside the range of the training of the detection model, if any does."""
+    if "n_outside_training" not in dataset or not (count := int((dataset["n_outside_training"] > 0).sum())):
+        return Markup("")
+    return paragraphs(
+        f"{count} units lie outside the range of the training of the detection model, in the correlation of their "
+        "noise or the sharpness of their stars (see the table of units): look at their masks before you use them."
+    )
 
 
 def draw_spectra(review: CosmicRayReview) -> Markup:

@@ -45,5 +45,5 @@ def test_unknown_keys(data, message):
 
 
 def test_unknown_keys_of_a_step():
-    with pytest.raises(InputError, match=r"detect.treshold: unknown key \(did you mean threshold\?\)"):
-        validate_settings(RunConfig, {"detect": {"treshold": 0.3}}, "run.toml", "valid settings")
+    with pytest.raises(InputError, match=r"detect.thresholds: unknown key \(did you mean threshold\?\)"):
+        validate_settings(RunConfig, {"detect": {"thresholds": 0.3}}, "run.toml", "valid settings")

@@ -285,5 +285,5 @@ def test_an_older_schema(small_campaign, tmp_path):
     ):
         done = csstdask_command(*arguments)
         assert done.returncode == 2
-        assert "schema version 0; wanted 2" in done.stderr
+        assert "schema version 0; wanted 3" in done.stderr
     assert not os.path.exists(tmp_path / "r.zarr")  # noqa: PTH110

@@ -25,7 +25,7 @@ from csstdask.store.unit_metadata import UnitMetadata
 GOLDEN = Path(__file__).with_name("golden.json")
 #: PSFs and zero points come of systems of equations, whose digits differ between processors: tests/psf and
 #: tests/zeropoint hold them.
-CONFIG = RunConfig.model_validate({"psf": {"model": "none"}})
+CONFIG = RunConfig.model_validate({"psf": {"model": "none"}, "detect": {"precision": "float32"}})
 SOLVED = {"psf", "zeropoint"}
 RECIPE = Recipe(name="golden", seed=7, exposures=1, detectors=(8,), shape=(256, 256))
 
@@ -57,7 +57,7 @@ def measure() -> dict[str, list[object]]:
         if name in SOLVED or metadata.kind not in step.kinds:
             continue
         output = step.body(frame, CONFIG)
-        frame.add_results(output.arrays)
+        frame.add_results(output.arrays, output.tables)
         parts = [output.arrays[product.name] for product in step.products]
         for table in output.tables.values():
             columns = ("x", "y", "flux_aperture", "flag", "n_cr_pixels", "charge", "length", "kind")

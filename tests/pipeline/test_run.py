@@ -19,7 +19,7 @@ from csstdask.core.errors import InputError
 from csstdask.engine.ledger import Ledger
 from csstdask.engine.work_units import Unit, parse_selection
 from csstdask.nn.models import find_card
-from csstdask.pipeline.config import RunConfig
+from csstdask.pipeline.config import RunConfig, load_run_settings
 from csstdask.pipeline.run import run as full_run
 from csstdask.pipeline.score import score_run
 from csstdask.pipeline.status import status
@@ -223,3 +223,21 @@ def test_a_run_keeps_the_model_it_was_made_with(small_campaign, tmp_path):
     assert status(tmp_path / "moved.zarr", campaign=small_campaign).done == 4
     with pytest.raises(InputError, match=r"own\.json"):
         RunConfig.model_validate({"detect": {"model": str(path)}})
+
+
+def test_a_run_keeps_the_arithmetic_it_began_with(small_campaign, tmp_path, monkeypatch):
+    """`auto` is decided once: a run that is resumed on another machine goes on as it began."""
+    automatic = quick_settings(detect={"precision": "auto"})
+    monkeypatch.setattr("csstdask.pipeline.prepare.fastest_precision", lambda card, device: "bfloat16")
+    path = tmp_path / "run.zarr"
+    first = run(
+        small_campaign, path, steps=["detect"], config=automatic, selection=parse_selection("exposure=10100000001")
+    )
+    assert first.done > 0
+    monkeypatch.setattr("csstdask.pipeline.prepare.fastest_precision", lambda card, device: "float32")
+    second = run(small_campaign, path, steps=["detect"], config=automatic)
+    assert second.skipped == first.done
+    assert load_run_settings(path).detect.precision == "bfloat16"
+    other = run(small_campaign, path, steps=["detect"], config=quick_settings())  # float32, explicitly
+    assert other.skipped == 0
+    assert load_run_settings(path).detect.precision == "float32"

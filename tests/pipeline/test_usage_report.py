@@ -26,7 +26,7 @@ def test_usage_of_each_step_is_kept_and_shown(small_campaign, tmp_path):
     assert {row.units for row in summary.usage} == {4}
     rows = {row.step: row for row in summary.usage}
     written = shard_path(path, "cr_mask", 0, 0).stat().st_size
-    assert 0.3 * written < rows["detect"].actual.bytes_written < 3 * written
+    assert 0.3 * written < rows["detect"].actual.bytes_written < 3 * written + 4096  # a mask and a table are empty
     assert rows["background"].actual.bytes_read >= shard_path(small_campaign, "sci", 0, 0).stat().st_size
     for row in summary.usage:
         assert 0 < row.actual.seconds < 60

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import csstdask
+from csstdask.cosmicray.straight_features import StraightFeatures
 from csstdask.instrument import load_instrument
 from csstdask.metrics.psf import psf_errors, psf_pulls
 from csstdask.nn.models import find_card
@@ -137,7 +138,7 @@ def test_the_step_falls_back_and_repair_follows(rng):
     frame = Frame(metadata, csst, "electron", lambda name: planes[name].copy(), lambda name: planes[name])
     config = RunConfig.model_validate({"detect": {"model": "unet-fast"}})
     frame.add_results(STEPS["background"].body(frame, config).arrays)
-    frame.add_results({"cr_mask": hit})
+    frame.add_results({"cr_mask": hit}, {"straight_features": StraightFeatures(hit.shape).table()})
     output = STEPS["psf"].body(frame, config)
     assert output.metrics["psf_misfit"] < 3
     assert card_of(output.files["psf_field"], [find_card("psf", "empirical")]).name == "empirical"
@@ -145,7 +146,8 @@ def test_the_step_falls_back_and_repair_follows(rng):
     by_psf = STEPS["repair"].body(frame, config).arrays["repair"]
     frame = Frame(metadata, csst, "electron", lambda name: planes[name].copy(), lambda name: planes[name])
     frame.add_results(STEPS["background"].body(frame, config).arrays)
-    frame.add_results({"cr_mask": hit} | output.arrays, output.tables, output.files)
+    features = {"straight_features": StraightFeatures(hit.shape).table()}
+    frame.add_results({"cr_mask": hit} | output.arrays, features | output.tables, output.files)
     without = RunConfig.model_validate({"detect": {"model": "unet-fast"}, "repair": {"psf": False}})
     plain = STEPS["repair"].body(frame, without)
     of_stars = hit & (by_psf != plain.arrays["repair"])

@@ -111,5 +111,5 @@ def test_an_older_schema_is_refused_by_name(tmp_path, small_campaign):
     old = tmp_path / "old.zarr"
     shutil.copytree(small_campaign, old)
     zarr.open_group(old, use_consolidated=False).attrs["schema_version"] = 0
-    with pytest.raises(StoreError, match="schema version 0; wanted 2"):
+    with pytest.raises(StoreError, match="schema version 0; wanted 3"):
         csstdask.open_campaign(old)

@@ -57,8 +57,8 @@ from csstdask.evaluation.runner import (
 )
 from csstdask.metrics import detection_histograms as histograms
 from csstdask.mock.recipe import Recipe, load_recipe
-from csstdask.nn.device import Precision
 from csstdask.nn.models import find_card
+from csstdask.nn.precision import Precision
 from csstdask.training.cosmicray.material import check_data_folder
 
 log = logging.getLogger("csstdask")

@@ -20,8 +20,8 @@ from csstdask.cosmicray.detect import detect, rescale_to_rate
 from csstdask.cosmicray.lacosmic import lacosmic
 from csstdask.cosmicray.preprocess import prepare_frame
 from csstdask.metrics.detection import Bool, DetectionCase, Float, f1_score, precision_and_recall
-from csstdask.nn.device import Precision
 from csstdask.nn.models import find_card
+from csstdask.nn.precision import Precision
 
 Detector = Callable[[DetectionCase], Bool]
 #: Tuned parameters of L.A.Cosmic, by the digest of the frames that they were tuned on.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from csstdask.core.errors import InputError
 from csstdask.instrument import Instrument
 from csstdask.nn.models import find_card
+from csstdask.nn.precision import Precision, resolve_precision
 from csstdask.pipeline.config import RunConfig
 from csstdask.pipeline.step import TORCH, Cost, Output, Product, Step
 
@@ -21,16 +23,22 @@ if TYPE_CHECKING:
 
 FEATURE_UNITS = {"x": "pixel", "y": "pixel", "length": "pixel", "width": "pixel", "angle": "deg"}
 """Units of the columns of ``tables/straight_features``."""
-#: Time of the default network on one core, by precision (`benchmarks/cosmicray.py`) [s / Mpix], and the fraction of it
-#: that other networks need.
-_SECONDS_PER_MPIX = {"float32": 1.15, "bfloat16": 0.63, "int8": 0.36}
-_SHARE_OF_DEFAULT = {"unet-fast": 0.07, "deepcr": 0.52}
+log = logging.getLogger("csstdask")
+
+#: Time of each network on one core, by precision (`benchmarks/cosmicray.py`) [s / Mpix]; others cost as much as `unet`.
+_SECONDS_PER_MPIX: dict[str, dict[Precision, float]] = {
+    "unet": {"float32": 1.15, "bfloat16": 0.67, "int8": 0.32},
+    "unet-medium": {"float32": 0.128, "bfloat16": 0.105, "int8": 0.092},
+    "unet-fast": {"float32": 0.103, "bfloat16": 0.088, "int8": 0.084},
+    "deepcr": {"float32": 0.555, "bfloat16": 0.315, "int8": 0.177},
+}
 
 
 def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
     """Detect cosmic rays, and compare them with those flagged in the input."""
     from csstdask.arrays.morphology import label_components
     from csstdask.cosmicray import detect
+    from csstdask.cosmicray.preprocess import STAR_SHARPNESS
     from csstdask.cosmicray.straight_features import StraightFeatures
 
     settings = config.detect
@@ -48,6 +56,8 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
         mesh=frame.mesh,
         release_straight=frame.metadata.kind == "imaging",
     )
+    if found.outside:
+        log.warning("outside the range of the training of %s: %s", found.model.name, ", ".join(found.outside))
     features = found.features or StraightFeatures(found.mask.shape)
     hit = found.mask if saturation is None else saturation.added_to(found.mask)
     if frame.metadata.kind == "slitless":
@@ -67,6 +77,8 @@ def detect_cosmic_rays(frame: Frame, config: RunConfig) -> Output:
             "n_cr_input_pixels": int(theirs.sum()),
             "n_cr_both_pixels": int((hit & theirs).sum()),
             "n_satellite_trails": len(features.trails),
+            "star_sharpness": found.conditions.get(STAR_SHARPNESS) or None,
+            "n_outside_training": len(found.outside),
             "n_trailed_stars": 0 if features.stars is None else len(features.stars.x),
         },
     )
@@ -121,9 +133,9 @@ def cost_of_detection(config: RunConfig, _instrument: Instrument) -> Cost:
     if not uses_network(config):
         return Cost(seconds_per_mpix=1.6, bytes_per_pixel=86.0)
     card = find_card("cosmicray", config.detect.model)
-    share = _SHARE_OF_DEFAULT.get(card.name, 1.0)
+    precision = resolve_precision(config.detect.precision, card, config.engine.device or "cpu")
     return Cost(
-        seconds_per_mpix=share * _SECONDS_PER_MPIX[config.detect.precision],
+        seconds_per_mpix=_SECONDS_PER_MPIX.get(card.name, _SECONDS_PER_MPIX["unet"])[precision],
         bytes_per_pixel=37.0,
         fixed_bytes=340 << 20,
         buffer_bytes_per_pixel=105.0,
@@ -137,11 +149,12 @@ def uses_network(config: RunConfig) -> bool:
 
 
 def fingerprint_settings(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that decide the mask; for a network also the kind of device, unless it is the CPU."""
-    kind = (config.engine.device or "cpu").partition(":")[0]
-    device = {"device": kind} if kind != "cpu" and uses_network(config) else {}
-    chosen = config.detect.model_dump(include={"rate", "precision"}, exclude_defaults=True)
-    return {"threshold": resolved_threshold(config), **chosen, **device}
+    """Return the settings that decide the mask; for a network its precision, and the device unless it is the CPU."""
+    chosen = config.detect.model_dump(include={"rate"}, exclude_defaults=True)
+    if uses_network(config):
+        kind = (config.engine.device or "cpu").partition(":")[0]
+        chosen |= {"precision": config.detect.precision} | ({"device": kind} if kind != "cpu" else {})
+    return {"threshold": resolved_threshold(config), **chosen}
 
 
 def libraries_of(config: RunConfig) -> dict[str, int]:
@@ -178,6 +191,8 @@ DETECT = Step(
         "n_cr_both_pixels",
         "n_satellite_trails",
         "n_trailed_stars",
+        "star_sharpness",
+        "n_outside_training",
     ),
     tables={"straight_features": FEATURE_UNITS},
     cost=cost_of_detection,
