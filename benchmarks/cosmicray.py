@@ -101,7 +101,7 @@ def on_gpu(counts: Any, error: Any, ignore: Mask) -> dict[str, Callable[[], Mask
     peer = deepCR(mask="ACS-WFC", device="GPU")
     calls: dict[str, Callable[[], Mask]] = {
         f"csstdask {model}, float32, GPU": lambda model=model: np.asarray(
-            detect(counts, error, ignore, model=model, device="cuda").mask
+            detect(counts, error, ignore, model=model, precision="float32", device="cuda").mask
         )
         for model in ("unet", "unet-fast")
     }

@@ -86,7 +86,7 @@ def main() -> None:
     device, card, counts = torch.device("cuda"), find_card("cosmicray", "unet"), frame(SHAPE)
     gpix = SHAPE[0] * SHAPE[1] / 1e9
     part = counts[:PART, :PART]
-    host, there = (np.asarray(detect(part, device=place).probability) for place in ("cpu", "cuda"))
+    host, there = (np.asarray(detect(part, device=place, precision="float32").probability) for place in ("cpu", "cuda"))
     rows = []
     for precision in ("float32", "bfloat16"):
         network = load_network(card, build_unet, device, precision)  # type: ignore[arg-type]

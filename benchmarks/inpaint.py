@@ -75,7 +75,7 @@ def frame() -> tuple[MaskedImage, Any, int]:
     recipe = recipe.model_copy(update={"seed": SEED, "shape": (SIDE, SIDE), "sky": sky})
     known = render_truth_frame(recipe, 0, DETECTOR)
     case = known.case
-    hit = np.asarray(detect(case.data, case.error, case.ignore).mask)
+    hit = np.asarray(detect(case.data, case.error, case.ignore, precision="float32").mask)
     return MaskedImage(case.data, case.error, case.ignore, DETECTOR), hit, len(known.catalogue)
 
 

@@ -36,6 +36,24 @@ def test_lazy_and_equal_to_the_run(small_campaign, products):
     assert clean.attrs["units"] == "electron s-1"
 
 
+def test_the_arithmetic_is_chosen_once_for_all_units(small_campaign, monkeypatch):
+    """Each worker choosing for itself could mix precisions in one array."""
+    chosen = []
+
+    def choose(card, device):
+        chosen.append(device)
+        return "bfloat16"
+
+    monkeypatch.setattr("csstdask.pipeline.prepare.fastest_precision", choose)
+    campaign = csstdask.open_campaign(small_campaign)
+    automatic, given = (
+        campaign.csst.detect_cosmic_rays({"detect": {"model": "unet-fast", "precision": precision}}).values
+        for precision in ("auto", "bfloat16")
+    )
+    assert chosen == ["cpu"]
+    assert np.array_equal(automatic, given)
+
+
 def test_a_cutout_costs_a_cutout(small_campaign):
     campaign = csstdask.open_campaign(small_campaign).isel(exposure=[0], detector=[1], y=slice(0, 64), x=slice(0, 80))
     assert campaign.csst.detect_cosmic_rays().values.shape == (1, 1, 64, 80)

@@ -20,7 +20,7 @@ from csstdask.arrays.namespace import to_host
 _PEAK_SIGMA, _NEIGHBOUR_SIGMA = 50.0, 3.0
 #: Largest relative difference of the sharpness along the axes, and along the diagonals.
 _MAX_ELONGATION = 0.25
-#: Smallest number of maxima: fewer do not tell the sharpness of the frame.
+#: Smallest number of maxima: fewer do not determine the sharpness of the frame.
 _MIN_MAXIMA = 8
 #: Largest relative width of the shortest interval with half of the values: stars agree, other things do not.
 _MAX_SPREAD = 0.25
@@ -98,7 +98,7 @@ def _sharpness_of_maxima(
     rising = 2 * peak - level[:, 0, 0] - level[:, 2, 2]
     falling = 2 * peak - level[:, 0, 2] - level[:, 2, 0]
     mean = 0.5 * (along_x + along_y)
-    round_ = (np.abs(along_x - along_y) < 2 * _MAX_ELONGATION * mean) & (
+    is_round = (np.abs(along_x - along_y) < 2 * _MAX_ELONGATION * mean) & (
         np.abs(rising - falling) < _MAX_ELONGATION * (rising + falling)
     )
-    return np.sqrt(np.minimum(mean[round_], MAX_SHARPNESS**2))
+    return np.sqrt(np.minimum(mean[is_round], MAX_SHARPNESS**2))

@@ -12,6 +12,7 @@ from csstdask.arrays.namespace import namespace_of
 from csstdask.cosmicray.detect import detect_probability, select_threshold, without_straight_features
 from csstdask.cosmicray.inpaint import repair_frame, select_psf_model
 from csstdask.nn.models import find_card
+from csstdask.nn.precision import PrecisionSetting
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def clean(
     detector: int | None = None,
     psf: str | None = None,
     device: Any = None,
+    precision: PrecisionSetting = "auto",
 ) -> Cleaned:
     """Detect the cosmic rays of one frame and repair the pixels that they have hit.
 
@@ -68,6 +70,8 @@ def clean(
         Model of the PSF for the repair of stars, as `csstdask.cosmicray.inpaint` takes it; ``none`` is the fastest.
     device : optional
         Torch device of the network, by default that of the data.
+    precision : str
+        Arithmetic of the detection network, as `csstdask.cosmicray.detect` takes it.
 
     Returns
     -------
@@ -98,7 +102,7 @@ def clean(
     psf_model = select_psf_model(psf, detector)
     inputs = adapt(data, error, mask)
     xp, to_caller = namespace_of(inputs.data), inputs.adapter.to_caller
-    probability, prepared = detect_probability(inputs, card, device=device)
+    probability, prepared = detect_probability(inputs, card, device=device, precision=precision)
     hit = (probability >= cut) & ~inputs.ignore
     hit, _ = without_straight_features(hit, inputs, None if prepared is None else prepared.mesh)
     if prepared is None or not bool(hit.any()):

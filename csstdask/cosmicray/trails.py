@@ -1,6 +1,6 @@
 """Trails of satellites: found over the whole frame, and released from the mask of cosmic rays.
 
-A detection network sees too little of a frame to tell a satellite from a long cosmic ray. Here the lines that
+A detection network sees too little of a frame to distinguish a satellite from a long cosmic ray. Here the lines that
 `csstdask.cosmicray.line_search` finds in a binned frame are followed in its pixels. Medians along 32 pixels of a line
 remove stars, galaxies and cosmic rays, so that what remains across the line is the profile of the trail. A line is a
 trail if it is lit over a length that no cosmic ray has. Its gaps may be as long as half of the lit parts: satellites

@@ -58,7 +58,7 @@ class ChannelReader:
     prepared: PreparedFrame
     names: tuple[str, ...] = CHANNELS
     """Names of the channels."""
-    lower: bool = True
+    lower_significance: bool = True
     """Whether correlated noise lowers significance; not for networks that know the correlation."""
 
     def __post_init__(self) -> None:
@@ -100,14 +100,14 @@ class ChannelReader:
             return (prepared.data[rows, columns] - np.float32(mean)) / np.float32(deviation)
         height = prepared.data[rows, columns] - prepared.mesh.background_at(rows, columns)
         noise = prepared.mesh.noise_at(rows, columns) if name == CHANNELS[0] else prepared.error[rows, columns]
-        if self.lower and prepared.excess != 1:
+        if self.lower_significance and prepared.excess != 1:
             noise = noise * np.float32(prepared.excess)
         return xp.arcsinh(height / xp.maximum(noise, _MIN_NOISE))
 
 
-def network_channels(prepared: PreparedFrame, *, lower: bool = True) -> Any:
+def network_channels(prepared: PreparedFrame, *, lower_significance: bool = True) -> Any:
     """Return all channels of a frame, float32 (3, y, x)."""
-    return ChannelReader(prepared, lower=lower).at()
+    return ChannelReader(prepared, lower_significance=lower_significance).at()
 
 
 def hit_probability(
@@ -152,8 +152,11 @@ def hit_probability(
     conditions = card.normalisation.get("conditions", [])
     if not set(conditions) <= set(CONDITIONS):
         raise InputError(card.name, f"the conditions {conditions}", f"some of {list(CONDITIONS)}")
-    lower = NOISE_CORRELATION not in conditions
-    seen = ChannelReader(prepared, tuple(card.normalisation["channels"]), lower=lower)
+    seen = ChannelReader(
+        prepared,
+        tuple(card.normalisation["channels"]),
+        lower_significance=NOISE_CORRELATION not in conditions,
+    )
     inputs = card.architecture.get("inputs", len(CHANNELS))
     if len(seen.names) != inputs:
         raise InputError(card.name, f"{inputs} channels for {list(seen.names)}", "one for each that its card names")

@@ -133,7 +133,7 @@ class LabelledUnits:
 
 def _detected_charge(unit: ElectronFrame) -> Image:
     """Return the height of detected pixels above the median of their neighbours [e-]; 0 elsewhere."""
-    hit = np.asarray(detect(unit.data, unit.error, unit.ignore).mask)
+    hit = np.asarray(detect(unit.data, unit.error, unit.ignore, precision="float32").mask)
     median = np.asarray(inpaint(unit.data, hit, unit.error, unit.ignore, model="median", psf=NO_PSF).data)
     height = np.maximum(unit.data - median, np.float32(MIN_DETECTED_CHARGE))
     return np.where(hit, height, np.float32(0))

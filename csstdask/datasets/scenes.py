@@ -16,6 +16,7 @@ from scipy.special import ndtr
 from csstdask.core.errors import InputError
 from csstdask.core.warnings import suppress_warnings
 from csstdask.instrument import load_instrument
+from csstdask.mock.artefacts import trail_profile
 from csstdask.mock.optics import CORE, Blur, Sampling, effective_psf, sampling_for
 from csstdask.mock.recipe_tables import Sky
 from csstdask.mock.scene import draw_scene
@@ -135,15 +136,15 @@ def draw_satellites(rng: np.random.Generator, noise: float, size: int) -> npt.ND
     Their number is Poisson distributed with the mean `SATELLITES`. Half of them tumble: their brightness oscillates.
     """
     light = np.zeros((size, size), dtype=np.float32)
-    y, x = np.mgrid[:size, :size].astype(np.float32)
+    y, x = np.ogrid[:size, :size]
+    y, x = y.astype(np.float32), x.astype(np.float32)
     for _ in range(int(rng.poisson(SATELLITES))):
         angle, sigma = rng.uniform(0, np.pi), rng.uniform(*SATELLITE_SIGMAS)
         peak = noise * 10 ** rng.uniform(*SATELLITE_LOG_PEAK)
         x0, y0 = rng.uniform(0, size, 2)
-        across = (x - x0) * np.float32(np.sin(angle)) - (y - y0) * np.float32(np.cos(angle))
-        trail = np.float32(peak) * np.exp(-0.5 * (across / np.float32(sigma)) ** 2)
+        trail = np.float32(peak) * trail_profile(x, y, x0, y0, angle, sigma)
         if rng.random() < TUMBLING_SHARE:
-            along = (x - x0) * np.float32(np.cos(angle)) + (y - y0) * np.float32(np.sin(angle))
+            along = (x - np.float32(x0)) * np.float32(np.cos(angle)) + (y - np.float32(y0)) * np.float32(np.sin(angle))
             phase = along / np.float32(rng.uniform(5, 300)) + np.float32(rng.uniform(0, 2 * np.pi))
             trail *= np.float32(0.5) * (1 + np.sin(phase))
         light += trail

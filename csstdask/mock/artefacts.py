@@ -48,11 +48,29 @@ def draw_trails(
         angle, sigma = rng.uniform(0, np.pi), rng.uniform(*_TRAIL_SIGMA)
         px, py = rng.uniform(0, nx), rng.uniform(0, ny)
         peak = 10 ** rng.uniform(*_TRAIL_LOG_PEAK)
-        distance = (x - np.float32(px)) * np.float32(np.sin(angle)) - (y - np.float32(py)) * np.float32(np.cos(angle))
-        counts = np.float32(peak) * np.exp(-0.5 * (distance / np.float32(sigma)) ** 2)
+        counts = np.float32(peak) * trail_profile(x, y, px, py, angle, sigma)
         light += counts / np.float32(exptime)
         flagged |= counts > _FLAG_THRESHOLD
     return light, flagged
+
+
+def trail_profile(x: Frame, y: Frame, px: float, py: float, angle: float, sigma: float) -> Frame:
+    """Return the light of a straight trail relative to its centre, a Gaussian across it, float32 (y, x).
+
+    Parameters
+    ----------
+    x, y : float32 arrays (1, x) and (y, 1)
+        Coordinates of the pixels.
+    px, py : float
+        A point on the trail [pixel].
+    angle : float
+        Position angle, from +x towards +y [rad].
+    sigma : float
+        Width, 1 sigma [pixel].
+    """
+    distance = (x - np.float32(px)) * np.float32(np.sin(angle)) - (y - np.float32(py)) * np.float32(np.cos(angle))
+    profile: Frame = np.exp(-0.5 * (distance / np.float32(sigma)) ** 2)
+    return profile
 
 
 def draw_ghosts(

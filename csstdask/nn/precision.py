@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,8 @@ MAX_DISAGREEMENT = 0.01
 #: Processor flags of dot products of eight-bit integers, and of bfloat16.
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+#: Oldest PyTorch (major, minor) that says whether it has eight-bit convolutions: with an older one they are emulated.
+_INT8_TORCH = (2, 9)
 
 
 @cache
@@ -34,6 +37,13 @@ def processor_flags() -> frozenset[str]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     flags = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")
     return frozenset(flags.split())
+
+
+@cache
+def torch_has_int8() -> bool:
+    """Return whether the installed PyTorch has eight-bit convolutions, by its version."""
+    major, minor = version("torch").split(".")[:2]
+    return (int(major), int(minor)) >= _INT8_TORCH
 
 
 def fastest_precision(card: ModelCard, device: str = "cpu", flags: frozenset[str] | None = None) -> Precision:
@@ -59,7 +69,7 @@ def fastest_precision(card: ModelCard, device: str = "cpu", flags: frozenset[str
     flags = processor_flags() if flags is None else flags
     on_gpu = not device.startswith("cpu")
     available: dict[Precision, bool] = {
-        "int8": not on_gpu and bool(flags & _INT8_FLAGS),
+        "int8": not on_gpu and bool(flags & _INT8_FLAGS) and torch_has_int8(),
         "bfloat16": on_gpu or bool(flags & _BFLOAT16_FLAGS),
     }
     agreeing = (name for name, has in available.items() if has and agrees(card, name))

@@ -21,6 +21,7 @@ from csstdask.core.settings import validate_settings
 from csstdask.instrument import Instrument
 from csstdask.pipeline.config import RunConfig, load_config
 from csstdask.pipeline.frame import Frame
+from csstdask.pipeline.prepare import choose_precision
 from csstdask.pipeline.step import Step
 from csstdask.pipeline.steps import apply_steps
 from csstdask.pipeline.steps.detect import DETECT
@@ -76,7 +77,7 @@ def lazy_product(dataset: xr.Dataset, instrument: Instrument, settings: RunSetti
             "words": words,
             "units": dataset["sci"].attrs["units"],
             "instrument": instrument,
-            "config": _run_config(settings),
+            "config": choose_precision(_run_config(settings)),
             "repair": repair,
         },
         input_core_dims=[["y", "x"]] * 3 + [[]] * 6,

@@ -126,28 +126,32 @@ def estimate(
     }
 
 
-def choose_precision(config: RunConfig, root: Path) -> RunConfig:
+def choose_precision(config: RunConfig, root: Path | None = None) -> RunConfig:
     """Return settings with the arithmetic of the detection network, if they leave the choice to the run.
 
-    A run is computed with one arithmetic, so that its results do not depend on where it is resumed: an existing run
-    keeps its own, and a new one takes the fastest of the machine of its driver. A worker whose processor lacks the
-    instructions emulates them.
+    All units are computed with one arithmetic. An existing run keeps its own, and a new one, or products without a
+    store, take the fastest of the machine that asks for them. A worker whose processor lacks the instructions emulates
+    them.
     """
     if config.detect.precision != "auto":
         return config
     card = find_card("cosmicray", config.detect.model)
-    precision = recorded_precision(root, card) or fastest_precision(card, config.engine.device or "cpu")
+    device = config.engine.device or "cpu"
+    precision = recorded_precision(root, card, device) if root is not None else None
+    precision = precision or fastest_precision(card, device)
     return config.model_copy(update={"detect": config.detect.model_copy(update={"precision": precision})})
 
 
-def recorded_precision(root: Path, card: ModelCard) -> Precision | None:
-    """Return the arithmetic of an existing run; None if there is no run, or it used another model."""
+def recorded_precision(root: Path, card: ModelCard, device: str) -> Precision | None:
+    """Return the arithmetic of an existing run; None if there is no run, or it used another model or kind of device."""
     try:
-        recorded = load_run_settings(root).detect
+        recorded = load_run_settings(root)
     except (InputError, StoreError):
         return None
-    same = find_card("cosmicray", recorded.model).identity == card.identity
-    return recorded.precision if same and recorded.precision != "auto" else None
+    same_model = find_card("cosmicray", recorded.detect.model).identity == card.identity
+    same_device = (recorded.engine.device or "cpu").partition(":")[0] == device.partition(":")[0]
+    precision = recorded.detect.precision
+    return precision if same_model and same_device and precision != "auto" else None
 
 
 def resolve_inputs(config: RunConfig, campaign: Path) -> RunConfig:

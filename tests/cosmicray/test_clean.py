@@ -29,6 +29,18 @@ def frame(rng):
     return data
 
 
+def test_the_precision_is_that_of_detection():
+    rng = np.random.default_rng(3)
+    frame = rng.normal(100, 5, (96, 96)).astype(np.float32)
+    frame[40, 40:60] += rng.uniform(5, 40, 20).astype(np.float32)
+    cleaned = csstdask.clean(frame, model="unet-fast", precision="bfloat16", psf="none")
+    found = csstdask.cosmicray.detect(frame, model="unet-fast", precision="bfloat16")
+    assert np.array_equal(cleaned.mask, found.mask)
+    assert found.precision == "bfloat16"
+    with pytest.raises(ValueError, match="precision: found 'float16'"):
+        csstdask.clean(frame, model="unet-fast", precision="float16", psf="none")
+
+
 def test_it_is_detection_and_then_repair(frame):
     error, mask = np.sqrt(frame), np.zeros(frame.shape, bool)
     mask[100:103] = True

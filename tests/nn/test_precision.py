@@ -7,7 +7,13 @@ from dataclasses import replace
 import pytest
 
 from csstdask.nn.models import find_card
-from csstdask.nn.precision import MAX_DISAGREEMENT, fastest_precision, processor_flags, resolve_precision
+from csstdask.nn.precision import (
+    MAX_DISAGREEMENT,
+    fastest_precision,
+    processor_flags,
+    resolve_precision,
+    torch_has_int8,
+)
 
 VNNI, AMX, PLAIN = (
     frozenset({"avx2", "avx512_vnni", "avx512_bf16"}),
@@ -32,6 +38,17 @@ GOOD, BAD = MAX_DISAGREEMENT, 1.01 * MAX_DISAGREEMENT
 def test_fastest(disagreement, device, flags, expected):
     card = replace(find_card("cosmicray", "unet-fast"), disagreement=disagreement)
     assert fastest_precision(card, device, flags) == expected
+
+
+@pytest.mark.parametrize(("version", "expected"), [("2.8.1+cpu", "float32"), ("2.9.0", "int8"), ("3.0", "int8")])
+def test_an_older_torch_would_emulate_int8(monkeypatch, version, expected):
+    card = replace(find_card("cosmicray", "unet-fast"), disagreement={"int8": GOOD})
+    monkeypatch.setattr("csstdask.nn.precision.version", lambda name: version)
+    torch_has_int8.cache_clear()
+    try:
+        assert fastest_precision(card, "cpu", VNNI) == expected
+    finally:
+        torch_has_int8.cache_clear()
 
 
 def test_a_given_precision_is_kept():

@@ -20,6 +20,7 @@ from csstdask.engine.ledger import Ledger
 from csstdask.engine.work_units import Unit, parse_selection
 from csstdask.nn.models import find_card
 from csstdask.pipeline.config import RunConfig, load_run_settings
+from csstdask.pipeline.prepare import recorded_precision
 from csstdask.pipeline.run import run as full_run
 from csstdask.pipeline.score import score_run
 from csstdask.pipeline.status import status
@@ -241,3 +242,14 @@ def test_a_run_keeps_the_arithmetic_it_began_with(small_campaign, tmp_path, monk
     other = run(small_campaign, path, steps=["detect"], config=quick_settings())  # float32, explicitly
     assert other.skipped == 0
     assert load_run_settings(path).detect.precision == "float32"
+
+
+def test_the_arithmetic_of_one_kind_of_device_is_not_used_on_another(small_campaign, tmp_path):
+    """A run that began with int8 on a host is resumed on a GPU in the precision of the GPU."""
+    path = tmp_path / "run.zarr"
+    run(small_campaign, path, steps=["detect"], config=quick_settings(detect={"precision": "int8"}))
+    card = find_card("cosmicray", "unet-fast")
+    assert recorded_precision(path, card, "cpu") == "int8"
+    assert recorded_precision(path, card, "cuda:0") is None
+    assert recorded_precision(path, find_card("cosmicray", "deepcr"), "cpu") is None
+    assert recorded_precision(tmp_path / "none.zarr", card, "cpu") is None

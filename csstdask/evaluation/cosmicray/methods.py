@@ -94,7 +94,7 @@ def published_deepcr_method(folder: Path, precision: Precision = "float32") -> M
 
 def network_probability(case: DetectionCase, model: str) -> Float:
     """Return the probabilities of a network for one frame."""
-    return np.asarray(detect(case.data, case.error, case.ignore, model=model).probability)
+    return np.asarray(detect(case.data, case.error, case.ignore, model=model, precision="float32").probability)
 
 
 def lacosmic_detector(parameters: dict[str, Any]) -> Detector:

@@ -175,7 +175,7 @@ def _treatments(known: TruthFrame, models: Sequence[str], detector: int | None) 
     """Return the frame after each treatment, the clean twin first; stars are repaired by PSF if `detector` is given."""
     case = known.case
     error = np.ones_like(case.data) if case.error is None else case.error
-    hit = np.asarray(detect(case.data, case.error, case.ignore).mask)
+    hit = np.asarray(detect(case.data, case.error, case.ignore, precision="float32").mask)
     nothing = np.zeros_like(hit)
     frames = {
         CLEAN: TreatedFrame(known.clean, case.ignore, known.clean_error, nothing),

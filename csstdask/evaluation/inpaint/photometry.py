@@ -104,7 +104,9 @@ def measure_unit(
     known = render_truth_frame(recipe, index, detector)
     case = known.case
     charged = (case.charge > 0) & ~case.ignore
-    hit = charged if mask == "true" else np.asarray(detect(case.data, case.error, case.ignore).mask)
+    hit = charged
+    if mask != "true":
+        hit = np.asarray(detect(case.data, case.error, case.ignore, precision="float32").mask)
     psf = supports_band(recipe.instrument, detector)
     frame = MaskedImage(case.data, case.error, case.ignore, detector if psf else None)
     x, y, is_star = known.catalogue.x, known.catalogue.y, known.catalogue.is_star

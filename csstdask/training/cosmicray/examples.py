@@ -148,7 +148,8 @@ def _cut(
 
     The truth consists of `Examples.hit` and `Examples.charged`. With ``step = -1`` the frame is reflected in x.
     """
-    channels = network_channels(prepared, lower=NOISE_CORRELATION not in settings.conditions)[..., ::step]
+    knows_correlation = NOISE_CORRELATION in settings.conditions
+    channels = network_channels(prepared, lower_significance=not knows_correlation)[..., ::step]
     (hit, charged), weight = (plane[:, ::step] for plane in truth), weight[:, ::step]
     targets = tuple(mask[:, ::step] for mask in targets)
     conditions = np.array(prepared.conditions(settings.conditions), dtype=np.float32)

@@ -89,7 +89,8 @@ def _detect_events(card: Path, units: LabelledUnits) -> Iterator[UnitEvents]:
     """Yield the events that a model detects in `N_UNITS` units."""
     for index in _sample(units):
         metadata, frame = units.metadata(index), units.read(index)
-        hit = np.asarray(detect(frame.data, frame.error, frame.ignore, model=str(card)).mask)
+        found = detect(frame.data, frame.error, frame.ignore, model=str(card), precision="float32")
+        hit = np.asarray(found.mask)
         events = measure_events(hit, frame.data - frame.clean, frame.error**2)
         cm2 = float((~frame.ignore).sum()) * pixel_area_cm2(units.instrument)
         cm2_s = cm2 * metadata.exptime if metadata.exptime > 0 else float("nan")
